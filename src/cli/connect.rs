@@ -1,0 +1,1 @@
+//! (placeholder) Which vault, with which key: the options every command shares.

@@ -1,0 +1,79 @@
+//! Exit codes: documented, stable, and the only way a command ends in failure.
+
+use std::process::ExitCode;
+
+use crate::vault::{self, ErrorKind};
+
+/// Why a command failed, as scripts see it (README, "Exit codes").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Anything without a code of its own.
+    Failed = 1,
+    /// The command line is wrong; clap uses the same.
+    Usage = 2,
+    /// The API key is missing or was refused.
+    Key = 3,
+    /// The vault cannot be reached, or what answers is not a vault.
+    Unreachable = 4,
+    /// No such object, version or mount.
+    NotFound = 5,
+    /// The rate limit is used up.
+    RateLimited = 6,
+    /// Writes are left that the vault does not have.
+    Unsaved = 7,
+}
+
+/// A failed command: a sentence with the next step, and a code.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The code.
+    pub exit: Exit,
+    /// The sentence.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with its sentence.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+
+    /// Says it on standard error and gives the code.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("vaultfs: {}", self.message);
+        ExitCode::from(self.exit as u8)
+    }
+}
+
+impl From<vault::Error> for Failure {
+    fn from(e: vault::Error) -> Self {
+        let exit = match e.kind {
+            ErrorKind::Unauthorized | ErrorKind::Forbidden => Exit::Key,
+            ErrorKind::NotFound => Exit::NotFound,
+            ErrorKind::RateLimited => Exit::RateLimited,
+            ErrorKind::Deadline | ErrorKind::Unreachable | ErrorKind::BadAnswer => Exit::Unreachable,
+            ErrorKind::AlreadyExists
+            | ErrorKind::VersionMismatch
+            | ErrorKind::Invalid
+            | ErrorKind::TooLarge
+            | ErrorKind::NameTooLong
+            | ErrorKind::Server
+            | ErrorKind::Unsupported => Exit::Failed,
+        };
+        Self::new(exit, e.to_string())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(e: anyhow::Error) -> Self {
+        match e.downcast::<Failure>() {
+            Ok(failure) => failure,
+            Err(e) => match e.downcast::<vault::Error>() {
+                Ok(e) => e.into(),
+                Err(e) => Self::new(Exit::Failed, format!("{e:#}")),
+            },
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The command line: one file a command. Builds the stack of layers; nobody imports it.
+
+pub mod connect;
+pub mod exit;
+pub mod mount;
+pub mod objects;
+pub mod serve;
+pub mod status;
+pub mod unmount;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Mount a secrets vault as a directory.
+#[derive(Debug, Parser)]
+#[command(name = "vaultfs", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(mount::MountArgs),
+    Unmount(unmount::UnmountArgs),
+    Status(status::StatusArgs),
+    Serve(serve::ServeArgs),
+    #[command(flatten)]
+    Objects(objects::ObjectCommand),
+}
+
+/// Parses the command line, runs it, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Mount(args) => mount::run(args),
+        Command::Unmount(args) => unmount::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Objects(command) => objects::run(command),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => exit::Failure::from(e).report(),
+    }
+}

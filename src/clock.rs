@@ -1,0 +1,62 @@
+//! Time, handed in from outside so that tests never wait for it.
+//!
+//! Production code asks a [`Clock`] and never the operating system; [`ManualClock`] stands still until a
+//! test moves it. Only freshness, deadlines and timestamps go through here: sleeping inside the runtime
+//! uses tokio's timer, which tests can pause.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A source of monotonic and of wall-clock time.
+pub trait Clock: Send + Sync + std::fmt::Debug + 'static {
+    /// Monotonic time: deadlines, freshness.
+    fn now(&self) -> Instant;
+    /// Wall-clock time: timestamps that a user sees.
+    fn wall(&self) -> SystemTime;
+}
+
+/// The machine's clocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+    fn wall(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// A clock that moves only when told to.
+#[derive(Debug, Clone)]
+pub struct ManualClock(Arc<Mutex<(Instant, SystemTime)>>);
+
+impl ManualClock {
+    /// Starts at the machine's present time and stands still.
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new((Instant::now(), SystemTime::now()))))
+    }
+
+    /// Moves both times on by `by`.
+    pub fn advance(&self, by: Duration) {
+        let mut t = self.0.lock().expect("no holder of this lock can panic");
+        t.0 += by;
+        t.1 += by;
+    }
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Instant {
+        self.0.lock().expect("no holder of this lock can panic").0
+    }
+    fn wall(&self) -> SystemTime {
+        self.0.lock().expect("no holder of this lock can panic").1
+    }
+}

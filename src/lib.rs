@@ -1,0 +1,13 @@
+//! vaultfs: a secrets vault as a directory.
+//!
+//! Layers, imports go down only: `cli` → `fuse` → `server` → `fs` → `vault` → `secret`, `clock`, `harden`.
+//! `tests/layering.rs` checks it.
+
+pub mod cli;
+pub mod clock;
+pub mod fs;
+pub mod fuse;
+pub mod harden;
+pub mod secret;
+pub mod server;
+pub mod vault;

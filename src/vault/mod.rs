@@ -1,0 +1,163 @@
+//! What a vault is, whoever keeps it: objects with names, versions and values.
+//!
+//! [`Vault`] is the one interface of everything above. The HTTP client, the memory and the faulty vault and
+//! the wrappers (prefix) implement it, and all of them pass `contract`. A value crosses it as *file
+//! bytes* ([`Content`]): what those bytes look like on the wire is decided by `codec` at the edge.
+//! Nothing in here knows of inodes, FUSE or the server.
+
+pub mod cache;
+pub mod codec;
+pub mod contract;
+pub mod error;
+pub mod faulty;
+pub mod http;
+pub mod memory;
+pub mod object;
+pub mod prefix;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+
+pub use error::{Error, ErrorKind, Result};
+pub use object::{
+    Content, Form, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Summary, VersionInfo, VersionTag,
+};
+
+/// Who a request is sent for; background work yields the request budget to the foreground.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// A program waits for the answer.
+    Foreground,
+    /// Refresh, prefetch, retries of failed writes.
+    Background,
+}
+
+/// What bounds one operation on the vault, retries included.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// The answer is worthless after this moment: the operation ends with [`ErrorKind::Deadline`].
+    pub deadline: Instant,
+    /// Whether somebody waits for it.
+    pub priority: Priority,
+}
+
+impl Call {
+    /// A foreground call.
+    pub fn foreground(deadline: Instant) -> Self {
+        Self { deadline, priority: Priority::Foreground }
+    }
+
+    /// A background call.
+    pub fn background(deadline: Instant) -> Self {
+        Self { deadline, priority: Priority::Background }
+    }
+}
+
+/// The two dialects of the service (VAULT-API.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `/vault/object/*`: numbered versions, old values readable.
+    Object,
+    /// `/vault/v1/kv*`: version ids, optimistic locking, search, changes since.
+    Kv,
+}
+
+/// What a vault can do beyond the common operations. The file system asks this, never the dialect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The dialect, for status output only.
+    pub dialect: Dialect,
+    /// Values of old versions can be read.
+    pub old_values: bool,
+    /// `update` and `delete` honour a version check.
+    pub version_check: bool,
+    /// `list` honours `search` and `updated_after`.
+    pub search: bool,
+    /// Longest name, in the dialect's own unit: see [`Dialect`]. Object: 1024 bytes; kv: 200 characters.
+    pub max_name: NameLimit,
+}
+
+/// How long a name may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameLimit {
+    /// At most so many bytes of UTF-8.
+    Bytes(usize),
+    /// At most so many Unicode scalar values.
+    Chars(usize),
+}
+
+impl NameLimit {
+    /// Whether `name` may be stored.
+    pub fn allows(self, name: &str) -> bool {
+        match self {
+            NameLimit::Bytes(max) => name.len() <= max,
+            NameLimit::Chars(max) => name.chars().count() <= max,
+        }
+    }
+}
+
+/// The request budget as last learnt from the vault's headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BudgetStatus {
+    /// Requests allowed in a window; 0 where there is no limit.
+    pub limit: u32,
+    /// Requests left in this window.
+    pub remaining: u32,
+    /// Seconds until the window ends.
+    pub reset_s: u64,
+}
+
+/// What `status` says about the connection to a vault.
+#[derive(Debug, Clone)]
+pub struct VaultStatus {
+    /// URL or socket path.
+    pub endpoint: String,
+    /// Requests sent since the start, retries included.
+    pub requests: u64,
+    /// The budget, where one is known.
+    pub budget: Option<BudgetStatus>,
+}
+
+/// A secrets vault. Errors are typed so that one table can turn them into errno values.
+///
+/// Names that are too long for the dialect are refused locally with [`ErrorKind::NameTooLong`].
+/// An error whose `maybe_applied` is set leaves open whether the change was made: the caller looks before
+/// it tries again.
+#[async_trait]
+pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
+    /// What this vault can do.
+    fn capabilities(&self) -> Capabilities;
+    /// Where it is and what was sent to it.
+    fn status(&self) -> VaultStatus;
+    /// Reads an object by its name.
+    async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object>;
+    /// Reads an object by its id.
+    async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object>;
+    /// Reads everything of an object but its value.
+    async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta>;
+    /// Makes a new object; [`ErrorKind::AlreadyExists`] if the name is taken.
+    async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta>;
+    /// Makes a new version. With `check`, only while that is the current version, else
+    /// [`ErrorKind::VersionMismatch`]; ignored where [`Capabilities::version_check`] is false.
+    async fn update(
+        &self,
+        call: &Call,
+        id: &ObjectId,
+        content: &Content,
+        check: Option<&VersionTag>,
+    ) -> Result<Meta>;
+    /// Deletes an object with its history. `check` as for `update`.
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()>;
+    /// One page of names, creation order ascending.
+    async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page>;
+    /// The versions of an object, oldest first, numbered from 1.
+    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>>;
+    /// Reads one version; [`ErrorKind::Unsupported`] where [`Capabilities::old_values`] is false and it is
+    /// not the current one.
+    async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object>;
+}
+
+/// A shared vault.
+pub type DynVault = Arc<dyn Vault>;
