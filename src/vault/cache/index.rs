@@ -1,0 +1,252 @@
+//! The name index: what we believe exists, as of when.
+//!
+//! Three sources feed it: listings (all names, no values), single reads, and our own changes. An answer
+//! that was asked for before one of our own changes to the same name is older than that change and is
+//! ignored, so a slow listing can never resurrect a deleted name or bring an old version back.
+//! Pure state without I/O, time comes in with each call.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::Bound;
+use std::time::{Duration, Instant, SystemTime};
+
+use lru::LruCache;
+
+use crate::vault::{Meta, ObjectId, ObjectName, Summary, VersionTag};
+
+/// Names whose absence is remembered beside a complete listing; the oldest are dropped.
+const ABSENT_NAMES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
+
+/// What we believe of a name that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its id.
+    pub id: ObjectId,
+    /// Its version, where the source said so.
+    pub version: Option<VersionTag>,
+    /// When it last changed, where the source said so.
+    pub updated_at: Option<SystemTime>,
+    /// The moment as of which this is true: when the request that told us was sent.
+    pub as_of: Instant,
+}
+
+/// What a look into the index says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Belief {
+    /// It exists; fresh if `as_of` is recent.
+    Exists(Known),
+    /// It did not exist at that moment.
+    Absent(Instant),
+    /// Nothing is known.
+    Unknown,
+}
+
+/// Whether any name starts with a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Implied {
+    /// At least one name does.
+    Yes,
+    /// None did at that moment.
+    No(Instant),
+    /// Not known.
+    Unknown,
+}
+
+/// The index.
+#[derive(Debug)]
+pub struct Index {
+    names: BTreeMap<ObjectName, Known>,
+    absent: LruCache<ObjectName, Instant>,
+    /// Since when all names are known, and of how many pages that listing was.
+    complete: Option<(Instant, usize)>,
+    /// Moves on whenever the set of names changes.
+    generation: u64,
+}
+
+impl Index {
+    /// Knows nothing.
+    pub fn new() -> Self {
+        Self { names: BTreeMap::new(), absent: LruCache::new(ABSENT_NAMES), complete: None, generation: 0 }
+    }
+
+    /// What is believed of `name`.
+    pub fn belief(&self, name: &ObjectName) -> Belief {
+        if let Some(known) = self.names.get(name) {
+            return Belief::Exists(known.clone());
+        }
+        let single = self.absent.peek(name).copied();
+        match (single, self.complete) {
+            (Some(at), Some((listed, _))) => Belief::Absent(at.max(listed)),
+            (Some(at), None) | (None, Some((at, _))) => Belief::Absent(at),
+            (None, None) => Belief::Unknown,
+        }
+    }
+
+    /// Whether some name starts with `prefix`.
+    pub fn implied(&self, prefix: &str) -> Implied {
+        match self.names_under(prefix).next() {
+            Some(_) => Implied::Yes,
+            None => match self.complete {
+                Some((at, _)) => Implied::No(at),
+                None => Implied::Unknown,
+            },
+        }
+    }
+
+    /// All names that start with `prefix`, in order.
+    pub fn names_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a ObjectName> {
+        self.names_from(prefix).take_while(move |n| n.as_str().starts_with(prefix))
+    }
+
+    /// All names from `start` on, in order.
+    pub fn names_from<'a>(&'a self, start: &'a str) -> impl Iterator<Item = &'a ObjectName> {
+        self.names.range::<str, _>((Bound::Included(start), Bound::Unbounded)).map(|(n, _)| n)
+    }
+
+    /// Number of names known to exist.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// When the last complete listing was begun, and its number of pages.
+    pub fn complete(&self) -> Option<(Instant, usize)> {
+        self.complete
+    }
+
+    /// Moves on whenever the set of names changes.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// A listing that was begun at `asked` says that this exists.
+    pub fn listed(&mut self, item: &Summary, asked: Instant) {
+        if self.is_older_than_ours(&item.name, asked) {
+            return;
+        }
+        let known = Known {
+            id: item.id.clone(),
+            version: item.version.clone(),
+            updated_at: item.updated_at,
+            as_of: asked,
+        };
+        self.insert(item.name.clone(), known);
+    }
+
+    /// A listing begun at `asked` has ended: what it did not name is gone.
+    pub fn listing_ended(&mut self, asked: Instant, pages: usize) {
+        let before = self.names.len();
+        self.names.retain(|_, known| known.as_of >= asked);
+        if self.names.len() != before {
+            self.generation += 1;
+        }
+        self.complete = Some((asked, pages));
+    }
+
+    /// A read that was sent at `asked`, or a change of ours that ended then, says that this is current.
+    pub fn found(&mut self, meta: &Meta, asked: Instant) -> bool {
+        if self.is_older_than_ours(&meta.name, asked) {
+            return false;
+        }
+        let known = Known {
+            id: meta.id.clone(),
+            version: Some(meta.version.clone()),
+            updated_at: Some(meta.updated_at),
+            as_of: asked,
+        };
+        self.insert(meta.name.clone(), known);
+        true
+    }
+
+    /// A read that was sent at `asked`, or a deletion of ours that ended then, says that it is absent.
+    pub fn missing(&mut self, name: &ObjectName, asked: Instant) {
+        if self.is_older_than_ours(name, asked) {
+            return;
+        }
+        if self.names.remove(name).is_some() {
+            self.generation += 1;
+        }
+        self.absent.put(name.clone(), asked);
+    }
+
+    /// Forgets that anything is known to be recent; names stay as hints.
+    pub fn expire(&mut self, long_ago: Duration) {
+        let back = |at: Instant| at.checked_sub(long_ago).unwrap_or(at);
+        for known in self.names.values_mut() {
+            known.as_of = back(known.as_of);
+        }
+        self.absent.clear();
+        self.complete = self.complete.map(|(at, pages)| (back(at), pages));
+    }
+
+    fn insert(&mut self, name: ObjectName, known: Known) {
+        self.absent.pop(&name);
+        if self.names.insert(name, known).is_none() {
+            self.generation += 1;
+        }
+    }
+
+    fn is_older_than_ours(&self, name: &ObjectName, asked: Instant) -> bool {
+        let told = self.names.get(name).map(|k| k.as_of).or_else(|| self.absent.peek(name).copied());
+        told.is_some_and(|at| at > asked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(s: &str) -> ObjectName {
+        ObjectName::new(s).unwrap()
+    }
+
+    fn meta(n: &str, version: &str) -> Meta {
+        Meta {
+            id: ObjectId::new("id"),
+            name: name(n),
+            version: VersionTag::new(version),
+            updated_at: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    fn summary(n: &str) -> Summary {
+        Summary { id: ObjectId::new("id"), name: name(n), updated_at: None, version: None }
+    }
+
+    #[test]
+    fn a_slow_listing_neither_resurrects_nor_removes_what_we_changed_meanwhile() {
+        let t0 = Instant::now();
+        let later = t0 + Duration::from_secs(1);
+        let mut index = Index::new();
+        index.found(&meta("gone", "1"), t0);
+        index.missing(&name("gone"), later);
+        index.found(&meta("new", "1"), later);
+        index.listed(&summary("gone"), t0);
+        index.listing_ended(t0, 1);
+        assert_eq!(index.belief(&name("gone")), Belief::Absent(later));
+        assert!(matches!(index.belief(&name("new")), Belief::Exists(_)));
+    }
+
+    #[test]
+    fn absence_is_known_only_from_a_complete_listing_or_a_read() {
+        let t0 = Instant::now();
+        let mut index = Index::new();
+        assert_eq!(index.belief(&name("a")), Belief::Unknown);
+        assert_eq!(index.implied("a/"), Implied::Unknown);
+        index.listed(&summary("a/b"), t0);
+        assert_eq!(index.implied("a/"), Implied::Yes);
+        assert_eq!(index.belief(&name("a")), Belief::Unknown);
+        index.listing_ended(t0, 1);
+        assert_eq!(index.belief(&name("a")), Belief::Absent(t0));
+        assert_eq!(index.implied("c/"), Implied::No(t0));
+    }
+
+    #[test]
+    fn an_old_read_does_not_undo_our_write() {
+        let t0 = Instant::now();
+        let mut index = Index::new();
+        index.found(&meta("a", "2"), t0 + Duration::from_secs(1));
+        assert!(!index.found(&meta("a", "1"), t0));
+        let Belief::Exists(known) = index.belief(&name("a")) else { panic!("it exists") };
+        assert_eq!(known.version, Some(VersionTag::new("2")));
+    }
+}

@@ -1,0 +1,557 @@
+//! What we know of the vault without asking, and how we ask only once.
+//!
+//! 1. **Freshness.** Every belief carries the moment as of which it is true. It is *fresh* for the refresh
+//!    time; after that it is asked for again; up to `max_stale` it may stand in while the vault is down.
+//! 2. **One request for all who wait.** Reads of one name share a flight, and there is one listing at a time.
+//!    A flight runs in a task of its own with the full timeout, so a waiter that gives up does not end it.
+//! 3. **Refusals are answers.** 401, 403 and 404 are never papered over with old values; a 401 drops all values.
+//! 4. **Our own changes win** over answers that were asked for earlier (see `index`).
+//!
+//! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
+
+mod index;
+mod values;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::oneshot;
+
+use super::{
+    Call, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Result,
+    VersionInfo, VersionTag,
+};
+use crate::clock::Clock;
+use index::Index;
+pub use index::{Belief, Implied, Known};
+use values::Values;
+
+/// With an older value at hand, nobody waits longer than this for a newer one.
+const STALE_WAIT: Duration = Duration::from_secs(2);
+
+/// Histories kept; each is a few dozen bytes a version.
+const HISTORIES: usize = 1024;
+
+/// The times and sizes of the cache.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheConfig {
+    /// For how long an answer is fresh.
+    pub refresh: Duration,
+    /// How old an answer may be while the vault is down.
+    pub max_stale: Duration,
+    /// How long one read or one page may take, retries included.
+    pub timeout: Duration,
+    /// Bytes of values kept.
+    pub capacity: u64,
+}
+
+/// A value, and how far it may be trusted.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The object.
+    pub object: Arc<Object>,
+    /// For how long it stays fresh.
+    pub ttl: Duration,
+    /// It is past its time and stands in for an answer the vault could not give.
+    pub stale: bool,
+}
+
+/// What is known of a name without asking the vault.
+#[derive(Debug, Clone)]
+pub enum Peek {
+    /// It exists and the fresh value is here.
+    Value(Found),
+    /// It exists, but a value has to be fetched.
+    Exists,
+    /// It freshly does not exist; for how long that holds.
+    Absent(Duration),
+    /// It was not there in the last complete listing, which is no longer fresh.
+    AbsentBefore,
+    /// Nothing is known.
+    Unknown,
+}
+
+type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
+
+struct State {
+    index: Index,
+    values: Values,
+    reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
+    listing: Option<Flight<()>>,
+    /// The last time the vault failed to answer, and why; `None` once it has answered.
+    outage: Option<(Instant, Error)>,
+    histories: lru::LruCache<(ObjectId, VersionTag), Arc<Vec<VersionInfo>>>,
+}
+
+/// The cache in front of a vault.
+pub struct Cache {
+    vault: DynVault,
+    clock: Arc<dyn Clock>,
+    config: CacheConfig,
+    state: Mutex<State>,
+    /// A value past its time was served since the vault last answered.
+    served_stale: AtomicBool,
+}
+
+/// What `status` says of the cache.
+#[derive(Debug, Clone)]
+pub struct CacheStatus {
+    /// Names known to exist.
+    pub names: usize,
+    /// Seconds since the last complete listing was begun.
+    pub listed_s: Option<u64>,
+    /// Values held.
+    pub values: usize,
+    /// Bytes they take, overhead included.
+    pub bytes: u64,
+    /// Bytes allowed.
+    pub capacity: u64,
+    /// Why the vault does not answer, and for how many seconds that has been known.
+    pub outage: Option<(String, u64)>,
+    /// Old values are being served because of it.
+    pub serving_stale: bool,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("vault", &self.vault).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// An empty cache in front of `vault`.
+    pub fn new(vault: DynVault, clock: Arc<dyn Clock>, config: CacheConfig) -> Arc<Self> {
+        let histories = std::num::NonZeroUsize::new(HISTORIES).expect("the constant is not zero");
+        Arc::new(Self {
+            vault,
+            clock,
+            config,
+            state: Mutex::new(State {
+                index: Index::new(),
+                values: Values::new(config.capacity),
+                reads: HashMap::new(),
+                listing: None,
+                outage: None,
+                histories: lru::LruCache::new(histories),
+            }),
+            served_stale: AtomicBool::new(false),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The vault behind the cache, for what is not cached: changes.
+    pub fn vault(&self) -> &DynVault {
+        &self.vault
+    }
+
+    /// Takes in the page that the start-up probe read anyway; `asked` is when it was asked for.
+    pub fn seed(&self, page: &Page, asked: Instant) {
+        let mut state = self.state();
+        page.items.iter().for_each(|item| state.index.listed(item, asked));
+        if page.next.is_none() {
+            state.index.listing_ended(asked, 1);
+        }
+    }
+
+    /// What is known of `name` without asking.
+    pub fn peek(&self, name: &ObjectName) -> Peek {
+        let now = self.clock.now();
+        let mut state = self.state();
+        match state.index.belief(name) {
+            Belief::Exists(known) => match self.value_of(&mut state, &known) {
+                Some(object) if self.ttl(known.as_of, now) > Duration::ZERO => {
+                    Peek::Value(Found { object, ttl: self.ttl(known.as_of, now), stale: false })
+                }
+                _ => Peek::Exists,
+            },
+            Belief::Absent(at) => match self.ttl(at, now) {
+                Duration::ZERO => Peek::AbsentBefore,
+                ttl => Peek::Absent(ttl),
+            },
+            Belief::Unknown => Peek::Unknown,
+        }
+    }
+
+    /// Whether some name starts with `prefix`; `No` only while that is fresh.
+    pub fn implied(&self, prefix: &str) -> Implied {
+        let now = self.clock.now();
+        match self.state().index.implied(prefix) {
+            Implied::No(at) if self.ttl(at, now) == Duration::ZERO => Implied::Unknown,
+            implied => implied,
+        }
+    }
+
+    /// Whether one page holds all names, so that listing costs no more than asking for one name.
+    pub fn listing_is_one_page(&self) -> bool {
+        self.state().index.complete().is_some_and(|(_, pages)| pages <= 1)
+    }
+
+    /// Whether all names are freshly known.
+    pub fn is_complete(&self) -> bool {
+        let now = self.clock.now();
+        self.state().index.complete().is_some_and(|(at, _)| self.ttl(at, now) > Duration::ZERO)
+    }
+
+    /// Moves on whenever the set of names changes.
+    pub fn generation(&self) -> u64 {
+        self.state().index.generation()
+    }
+
+    /// Calls `visit` with each name under `prefix`, in order; it answers where to go on: `None` for the next
+    /// name, or the first string not to skip.
+    pub fn visit_names(&self, prefix: &str, mut visit: impl FnMut(&ObjectName) -> Option<String>) {
+        let state = self.state();
+        let mut start = prefix.to_owned();
+        loop {
+            let mut jump = None;
+            for name in state.index.names_from(&start) {
+                if !name.as_str().starts_with(prefix) {
+                    return;
+                }
+                jump = visit(name);
+                if jump.is_some() {
+                    break;
+                }
+            }
+            match jump {
+                Some(next) if next > start => start = next,
+                _ => return,
+            }
+        }
+    }
+
+    /// Reads `name`, from memory while that is fresh; `None` if there is no such object.
+    pub async fn read(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
+        match self.peek(name) {
+            Peek::Value(found) => return Ok(Some(found)),
+            Peek::Absent(_) => return Ok(None),
+            Peek::Exists | Peek::AbsentBefore | Peek::Unknown => self.fetch(call, name).await,
+        }
+    }
+
+    /// Reads `name` from the vault, whatever is in memory; old values stand in while the vault is down.
+    pub async fn fetch(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
+        let old = self.stand_in(name);
+        if let Some(old) = &old
+            && self.outage_is_recent()
+        {
+            // The answer is not waited for; it will be in the cache for the next one who asks.
+            drop(self.read_flight(name));
+            return Ok(Some(self.serve_stale(old)));
+        }
+        let mut patience = call.deadline.saturating_duration_since(self.clock.now());
+        if old.is_some() {
+            patience = patience.min(STALE_WAIT);
+        }
+        let flight = self.read_flight(name);
+        let answer = match tokio::time::timeout(patience, flight).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                Err(Error::new(ErrorKind::Deadline, format!("the vault did not answer for {name:?} in time")))
+            }
+        };
+        match (answer, old) {
+            (Ok(None), _) => Ok(None),
+            (Ok(Some(object)), _) => match self.peek(name) {
+                Peek::Value(found) => Ok(Some(found)),
+                Peek::Absent(_) => Ok(None),
+                Peek::Exists | Peek::AbsentBefore | Peek::Unknown => {
+                    Ok(Some(Found { object, ttl: Duration::ZERO, stale: false }))
+                }
+            },
+            (Err(e), Some(old)) if is_outage(e.kind) => {
+                tracing::warn!(name = name.as_str(), error = %e, "the vault does not answer; an older value is served");
+                Ok(Some(self.serve_stale(&old)))
+            }
+            (Err(e), _) => Err(e),
+        }
+    }
+
+    /// Makes sure that all names are known, and freshly.
+    pub async fn list_all(self: &Arc<Self>, call: &Call) -> Result<()> {
+        if self.is_complete() {
+            return Ok(());
+        }
+        let patience = call.deadline.saturating_duration_since(self.clock.now());
+        let flight = self.listing_flight();
+        let answer = match tokio::time::timeout(patience, flight).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::new(ErrorKind::Deadline, "the vault did not list its names in time")),
+        };
+        match answer {
+            Err(e) if is_outage(e.kind) && self.listing_may_stand_in() => {
+                self.served_stale.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// The bytes of one version: from memory, or asked for by id while it is still the current one, or as an
+    /// old version. [`ErrorKind::NotFound`] where they cannot be had again.
+    pub async fn value(
+        self: &Arc<Self>,
+        call: &Call,
+        id: &ObjectId,
+        version: &VersionTag,
+    ) -> Result<Arc<Object>> {
+        if let Some(object) = self.value_in_memory(id, version) {
+            return Ok(object);
+        }
+        let asked = self.clock.now();
+        let current = self.vault.get(call, id).await?;
+        let current = self.settle(current, asked);
+        if current.meta.version == *version {
+            return Ok(current);
+        }
+        let history = self.history(call, id, &current.meta.version).await?;
+        match history.iter().find(|v| v.tag == *version) {
+            Some(info) => self.old_value(call, id, info).await,
+            None => Err(Error::new(ErrorKind::NotFound, "the vault no longer has this version")),
+        }
+    }
+
+    /// The bytes of one version, if they are in memory.
+    pub fn value_in_memory(&self, id: &ObjectId, version: &VersionTag) -> Option<Arc<Object>> {
+        self.state().values.get(id, version)
+    }
+
+    /// The history of an object whose current version is `current`; asked for once a version.
+    pub async fn history(
+        &self,
+        call: &Call,
+        id: &ObjectId,
+        current: &VersionTag,
+    ) -> Result<Arc<Vec<VersionInfo>>> {
+        let key = (id.clone(), current.clone());
+        if let Some(history) = self.state().histories.get(&key).cloned() {
+            return Ok(history);
+        }
+        let history = Arc::new(self.vault.versions(call, id).await?);
+        if history.iter().any(|v| v.current && v.tag == *current) {
+            self.state().histories.put(key, history.clone());
+        }
+        Ok(history)
+    }
+
+    /// The value of an old version, kept like any other: it never changes.
+    pub async fn old_value(&self, call: &Call, id: &ObjectId, info: &VersionInfo) -> Result<Arc<Object>> {
+        if let Some(object) = self.value_in_memory(id, &info.tag) {
+            return Ok(object);
+        }
+        let object = Arc::new(self.vault.version(call, id, info).await?);
+        self.state().values.put(object.clone());
+        Ok(object)
+    }
+
+    /// We stored this ourselves; it is the current version as of now.
+    pub fn stored(&self, meta: Meta, content: Content) -> Arc<Object> {
+        self.settle(Object { meta, content }, self.clock.now())
+    }
+
+    /// We deleted this ourselves, or know otherwise that it is gone as of now.
+    pub fn deleted(&self, name: &ObjectName) {
+        let now = self.clock.now();
+        self.state().index.missing(name, now);
+    }
+
+    /// The next read of anything asks the vault.
+    pub fn expire(&self) {
+        let beyond = self.config.refresh;
+        self.state().index.expire(beyond);
+    }
+
+    /// What `status` says.
+    pub fn status(&self) -> CacheStatus {
+        let now = self.clock.now();
+        let state = self.state();
+        let (values, bytes) = state.values.usage();
+        CacheStatus {
+            names: state.index.len(),
+            listed_s: state.index.complete().map(|(at, _)| now.saturating_duration_since(at).as_secs()),
+            values,
+            bytes,
+            capacity: self.config.capacity,
+            outage: state
+                .outage
+                .as_ref()
+                .map(|(at, e)| (e.to_string(), now.saturating_duration_since(*at).as_secs())),
+            serving_stale: self.served_stale.load(Ordering::Relaxed),
+        }
+    }
+
+    fn ttl(&self, as_of: Instant, now: Instant) -> Duration {
+        self.config.refresh.saturating_sub(now.saturating_duration_since(as_of))
+    }
+
+    fn value_of(&self, state: &mut State, known: &Known) -> Option<Arc<Object>> {
+        let version = known.version.as_ref()?;
+        state.values.get(&known.id, version)
+    }
+
+    /// The last value known of `name`, if it may still stand in for an answer.
+    fn stand_in(&self, name: &ObjectName) -> Option<Arc<Object>> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        match state.index.belief(name) {
+            Belief::Exists(known) if now.saturating_duration_since(known.as_of) <= self.config.max_stale => {
+                self.value_of(&mut state, &known)
+            }
+            Belief::Exists(_) | Belief::Absent(_) | Belief::Unknown => None,
+        }
+    }
+
+    fn listing_may_stand_in(&self) -> bool {
+        let now = self.clock.now();
+        let complete = self.state().index.complete();
+        complete.is_some_and(|(at, _)| now.saturating_duration_since(at) <= self.config.max_stale)
+    }
+
+    fn serve_stale(&self, object: &Arc<Object>) -> Found {
+        self.served_stale.store(true, Ordering::Relaxed);
+        Found { object: object.clone(), ttl: Duration::ZERO, stale: true }
+    }
+
+    fn outage_is_recent(&self) -> bool {
+        let now = self.clock.now();
+        let outage = self.state().outage.as_ref().map(|(at, _)| *at);
+        outage.is_some_and(|at| now.saturating_duration_since(at) < STALE_WAIT)
+    }
+
+    /// Takes an answer in, and remembers that the vault answers.
+    fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
+        let object = Arc::new(object);
+        let mut state = self.state();
+        state.index.found(&object.meta, asked);
+        state.values.put(object.clone());
+        object
+    }
+
+    /// Remembers whether the vault answers at all.
+    fn note<T>(&self, answer: &Result<T>) {
+        let mut state = self.state();
+        match answer {
+            Err(e) if is_outage(e.kind) => state.outage = Some((self.clock.now(), e.clone())),
+            Err(e) if e.kind == ErrorKind::Unauthorized => {
+                state.values.clear();
+                state.index.expire(self.config.max_stale + self.config.refresh);
+            }
+            Ok(_) | Err(_) => {
+                state.outage = None;
+                self.served_stale.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Joins the read of `name` that is out, or sends one.
+    fn read_flight(self: &Arc<Self>, name: &ObjectName) -> Flight<Option<Arc<Object>>> {
+        // The task cannot end before it is entered here: it needs this lock to leave.
+        let mut state = self.state();
+        if let Some(flight) = state.reads.get(name) {
+            return flight.clone();
+        }
+        let (cache, wanted) = (self.clone(), name.clone());
+        let flight = fly(async move {
+            let asked = cache.clock.now();
+            let call = Call::foreground(asked + cache.config.timeout);
+            let answer = cache.vault.get_by_name(&call, &wanted).await;
+            cache.note(&answer);
+            let answer = match answer {
+                Ok(object) => Ok(Some(cache.settle(object, asked))),
+                Err(e) if e.kind == ErrorKind::NotFound => {
+                    cache.state().index.missing(&wanted, asked);
+                    Ok(None)
+                }
+                Err(e) => Err(e),
+            };
+            cache.state().reads.remove(&wanted);
+            answer
+        });
+        state.reads.insert(name.clone(), flight.clone());
+        flight
+    }
+
+    /// Joins the listing that is out, or begins one.
+    fn listing_flight(self: &Arc<Self>) -> Flight<()> {
+        let mut state = self.state();
+        if let Some(flight) = &state.listing {
+            return flight.clone();
+        }
+        let cache = self.clone();
+        let flight = fly(async move {
+            let answer = cache.list_pages().await;
+            cache.note(&answer);
+            cache.state().listing = None;
+            answer
+        });
+        state.listing = Some(flight.clone());
+        flight
+    }
+
+    /// Each page has the full timeout; the names of a page count as soon as it is there.
+    async fn list_pages(&self) -> Result<()> {
+        let asked = self.clock.now();
+        let mut query = ListQuery::first();
+        let mut pages = 0;
+        loop {
+            let call = Call::foreground(self.clock.now() + self.config.timeout);
+            let page = self.vault.list(&call, &query).await?;
+            pages += 1;
+            let mut state = self.state();
+            page.items.iter().for_each(|item| state.index.listed(item, asked));
+            match page.next {
+                Some(cursor) => query = query.next(cursor),
+                None => {
+                    state.index.listing_ended(asked, pages);
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Runs `work` once, in a task of its own, for everybody who waits for it.
+fn fly<T: Clone + Send + Sync + 'static>(
+    work: impl std::future::Future<Output = Result<T>> + Send + 'static,
+) -> Flight<T> {
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(async move {
+        // Nobody may be left to hear it: the answer is in the cache all the same.
+        let _ = sender.send(work.await);
+    });
+    receiver
+        .map(|answer| {
+            answer.unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Server, "the request was given up at shutdown"))
+            })
+        })
+        .boxed()
+        .shared()
+}
+
+/// Whether an older answer may stand in for this failure.
+pub fn is_outage(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::RateLimited
+        | ErrorKind::Deadline
+        | ErrorKind::Unreachable
+        | ErrorKind::Server
+        | ErrorKind::BadAnswer => true,
+        ErrorKind::Unauthorized
+        | ErrorKind::Forbidden
+        | ErrorKind::NotFound
+        | ErrorKind::AlreadyExists
+        | ErrorKind::VersionMismatch
+        | ErrorKind::Invalid
+        | ErrorKind::TooLarge
+        | ErrorKind::NameTooLong
+        | ErrorKind::Unsupported => false,
+    }
+}
