@@ -1,2 +1,5 @@
 //! (placeholder)
 pub mod name;
+pub mod options;
+
+pub use options::Options;
