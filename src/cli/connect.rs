@@ -1,1 +1,308 @@
-//! (placeholder) Which vault, with which key: the options every command shares.
+//! Which vault, with which key: the options every command shares.
+//!
+//! Two steps, because `vaultfs mount` takes them in different processes. [`ConnectArgs::resolve`] runs where
+//! the command line and the environment are: it settles the URL or directory, checks the rules of the
+//! command line, reads the key, and makes every path absolute. Its results travel: [`ConnectSpec`] is
+//! serialisable and holds no secret, [`ApiKeyInput`] is the secret alone. [`connect`] runs where the vault
+//! is used: it starts or joins the embedded vault, asks which dialect answers, and returns a vault.
+//! Nothing in here keeps a key longer than it takes to hand it on.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::exit::{Exit, Failure};
+use crate::clock::Clock;
+use crate::secret::SecretString;
+use crate::vault::http::key::{self, ApiKey};
+use crate::vault::{DynVault, Page, http};
+
+/// Where the service is unless somebody says otherwise.
+const DEFAULT_URL: &str = "https://api.workos.com";
+
+/// The embedded vault in this process (`server::embedded` takes this place when it lands).
+#[derive(Debug)]
+pub enum Embedded {}
+
+/// Options that name a vault. Flattened by `mount` and by the object commands.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Which vault")]
+pub struct ConnectArgs {
+    /// Use the embedded vault in DIR (equals sign needed) instead of a service
+    ///
+    /// It is made on first use, with an API key of its own in DIR/api-key. Without DIR:
+    /// $XDG_DATA_HOME/vaultfs, or ~/.local/share/vaultfs.
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
+    pub embedded: Option<Option<PathBuf>>,
+
+    /// The service's address [env WORKOS_API_URL; default https://api.workos.com]
+    ///
+    /// Plain http is taken for loopback addresses only.
+    #[arg(long, value_name = "URL")]
+    pub api_url: Option<String>,
+
+    /// Which API the service speaks; auto asks it
+    #[arg(long, value_enum, default_value_t, value_name = "API")]
+    pub api: Api,
+
+    /// File with the API key, readable by its owner only
+    ///
+    /// Without it: $CREDENTIALS_DIRECTORY/workos-api-key, then the environment variable WORKOS_API_KEY. There is
+    /// no option for the key itself, because every user of the machine can read the arguments of a process.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Trust the certificates in FILE (PEM) besides the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+
+    /// Key context for new objects, kv API only (repeatable)
+    #[arg(long, value_name = "K=V", value_parser = key_value)]
+    pub key_context: Vec<(String, String)>,
+
+    /// Only names starting with P/, shown without it
+    #[arg(long, value_name = "P")]
+    pub prefix: Option<String>,
+
+    /// Longest wait for any one operation, retries included
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+
+    /// Largest value
+    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    pub max_size: ByteSize,
+}
+
+/// `--api`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Api {
+    /// Ask the service
+    #[default]
+    Auto,
+    /// /vault/object/*
+    Object,
+    /// /vault/v1/kv*
+    Kv,
+}
+
+/// Where the vault is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Endpoint {
+    /// The embedded vault of this directory (absolute).
+    Embedded(PathBuf),
+    /// A service. No trailing slash.
+    Url(String),
+}
+
+/// Everything that [`connect`] needs but the key. Holds no secret; paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectSpec {
+    /// Where the vault is.
+    pub endpoint: Endpoint,
+    /// Which dialect to speak.
+    pub api: Api,
+    /// Where the key was read from, to be read again after a 401 or SIGHUP. `None`: environment, or embedded.
+    pub key_file: Option<PathBuf>,
+    /// More certificates to trust.
+    pub ca_file: Option<PathBuf>,
+    /// For new objects in the kv dialect.
+    pub key_context: BTreeMap<String, String>,
+    /// Shown and written names start with this and a slash.
+    pub prefix: Option<String>,
+    /// Longest wait for any one operation.
+    pub timeout: Duration,
+    /// Largest value in bytes.
+    pub max_size: u64,
+}
+
+/// The API key on its way from [`ConnectArgs::resolve`] to [`connect`].
+#[derive(Debug, Clone, Default)]
+pub struct ApiKeyInput {
+    /// `None` for the embedded vault, whose key is in its directory.
+    pub secret: Option<SecretString>,
+}
+
+/// A vault that answered.
+#[derive(Debug)]
+pub struct Connected {
+    /// The vault, `--prefix` applied.
+    pub vault: DynVault,
+    /// The first page of the listing, if asking for the dialect brought one (with [`ListQuery::first`]).
+    ///
+    /// [`ListQuery::first`]: crate::vault::ListQuery::first
+    pub first_page: Option<Page>,
+    /// The embedded vault, if this process runs or joined it; to be shut down last.
+    pub embedded: Option<Embedded>,
+    /// The key in use; `reload` it on SIGHUP.
+    pub key: Arc<ApiKey>,
+}
+
+impl ConnectArgs {
+    /// Whether the command line or the environment says which vault is meant.
+    pub fn names_a_vault(&self) -> bool {
+        self.embedded.is_some()
+            || self.api_url.is_some()
+            || self.api_key_file.is_some()
+            || ["WORKOS_API_URL", "WORKOS_API_KEY"].iter().any(|name| env(name).is_some())
+            || credential().is_some()
+    }
+
+    /// Settles which vault and which key are meant. Starts and contacts nothing.
+    pub fn resolve(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
+        let endpoint = self.endpoint()?;
+        let mut spec = ConnectSpec {
+            endpoint,
+            api: self.api,
+            key_file: None,
+            ca_file: self.ca_file.as_deref().map(absolute).transpose()?,
+            key_context: self.key_context.iter().cloned().collect(),
+            prefix: self.prefix.as_deref().and_then(clean_prefix),
+            timeout: self.timeout,
+            max_size: self.max_size.as_u64(),
+        };
+        if spec.timeout.is_zero() {
+            return Err(usage("--timeout 0 leaves no time for any answer: give a longer one"));
+        }
+        if matches!(spec.endpoint, Endpoint::Embedded(_)) {
+            if self.api_key_file.is_some() {
+                return Err(usage("--embedded has a key of its own: leave --api-key-file away"));
+            }
+            return Ok((spec, ApiKeyInput::default()));
+        }
+        let (secret, file) = self.find_key()?;
+        if !secret.expose().starts_with("sk_") {
+            eprintln!("vaultfs: hint: API keys usually start with sk_, and this one does not");
+        }
+        spec.key_file = file;
+        Ok((spec, ApiKeyInput { secret: Some(secret) }))
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Failure> {
+        match (&self.embedded, &self.api_url) {
+            (Some(_), Some(_)) => Err(usage(
+                "--embedded and --api-url name two vaults: give one of them (--embedded ignores WORKOS_API_URL)",
+            )),
+            (Some(dir), None) => {
+                let dir = match dir {
+                    Some(dir) if dir.as_os_str().is_empty() => {
+                        return Err(usage("--embedded= needs a directory after the equals sign"));
+                    }
+                    Some(dir) => dir.clone(),
+                    None => default_dir()?,
+                };
+                Ok(Endpoint::Embedded(absolute(&dir)?))
+            }
+            (None, Some(url)) => Ok(Endpoint::Url(clean_url(url, "--api-url")?)),
+            (None, None) => match env("WORKOS_API_URL") {
+                Some(url) => Ok(Endpoint::Url(clean_url(&url, "WORKOS_API_URL")?)),
+                None => Ok(Endpoint::Url(DEFAULT_URL.to_owned())),
+            },
+        }
+    }
+
+    fn find_key(&self) -> Result<(SecretString, Option<PathBuf>), Failure> {
+        let refused = |e: key::KeyError| Failure::new(Exit::Key, e.to_string());
+        let file = match &self.api_key_file {
+            Some(path) => Some(absolute(path)?),
+            None => credential(),
+        };
+        if let Some(path) = file {
+            let secret = key::read_key_file(&path).map_err(|e| match e {
+                key::KeyError::Empty | key::KeyError::Malformed => {
+                    Failure::new(Exit::Key, format!("{}: {e}", path.display()))
+                }
+                e => refused(e),
+            })?;
+            return Ok((secret, Some(path)));
+        }
+        match env("WORKOS_API_KEY") {
+            Some(text) => key::clean_key(text).map(|k| (k, None)).map_err(refused),
+            None => Err(Failure::new(
+                Exit::Key,
+                "no API key: set WORKOS_API_KEY, or give --api-key-file FILE; or use --embedded for a vault \
+                 on this machine, which needs none",
+            )),
+        }
+    }
+}
+
+/// Connects to the vault that `spec` names, and makes sure that it is one and takes the key.
+pub async fn connect(
+    _spec: &ConnectSpec,
+    _key: ApiKeyInput,
+    _clock: Arc<dyn Clock>,
+) -> Result<Connected, Failure> {
+    Err(Failure::new(Exit::Unreachable, "not connected"))
+}
+
+fn usage(message: impl Into<String>) -> Failure {
+    Failure::new(Exit::Usage, message)
+}
+
+/// An environment variable that is set to something.
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The key that systemd's LoadCredential handed over, if it did.
+fn credential() -> Option<PathBuf> {
+    let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("workos-api-key");
+    path.exists().then_some(path)
+}
+
+fn default_dir() -> Result<PathBuf, Failure> {
+    let absolute_dir = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute_dir("XDG_DATA_HOME")
+        .or_else(|| absolute_dir("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("vaultfs"))
+        .ok_or_else(|| usage("--embedded needs a directory here, because HOME is not set: --embedded=DIR"))
+}
+
+/// The other processes of a mount have another working directory, and get paths as JSON.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    let path = std::path::absolute(path).map_err(|e| usage(format!("{}: {e}", path.display())))?;
+    match path.to_str() {
+        Some(_) => Ok(path),
+        None => Err(usage(format!("{}: only UTF-8 paths can be used here", path.display()))),
+    }
+}
+
+/// `--prefix a/` and `--prefix a` are the same; an empty one is none.
+fn clean_prefix(prefix: &str) -> Option<String> {
+    let prefix = prefix.trim_end_matches('/');
+    (!prefix.is_empty()).then(|| prefix.to_owned())
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+fn clean_url(text: &str, origin: &str) -> Result<String, Failure> {
+    let bad = |why: &str| usage(format!("{origin}: {why} (example: https://api.workos.com)"));
+    let url = reqwest::Url::parse(text).map_err(|_| bad("not a URL"))?;
+    let Some(host) = url.host_str() else { return Err(bad("the URL names no host")) };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(bad("no user or password belongs into the URL"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("the URL must end before any ? or #"));
+    }
+    match url.scheme() {
+        "https" => {}
+        "http" if http::is_loopback(host) => {}
+        "http" => {
+            return Err(bad("plain http would show key and values to the network, it is for loopback only"));
+        }
+        _ => return Err(bad("only https and http URLs can be used")),
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}

@@ -1,0 +1,187 @@
+//! The API key: held in one place, read again from its file when it may have changed.
+//!
+//! A key file that others can read is refused: a key in it must count as known to everyone on the machine.
+//! The group may read a file that root owns (a service's key, a systemd credential).
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::RwLock;
+
+use zeroize::Zeroize;
+
+use crate::secret::SecretString;
+
+/// A key is one line; whatever is longer than this is another file.
+const MAX_KEY_BYTES: u64 = 4096;
+
+/// Why a key cannot be used. Never holds any of it.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read.
+    #[error("cannot read the API key from {}: {source}", path.display())]
+    Unreadable {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others can read the file.
+    #[error("{} can be read by others (mode {mode:04o}): chmod 600 {}", path.display(), path.display())]
+    Exposed {
+        /// Its path.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// There is nothing in it.
+    #[error("the API key is empty")]
+    Empty,
+    /// It does not fit into an HTTP header.
+    #[error("what was given as API key is no key: keys are one line of printable ASCII characters")]
+    Malformed,
+}
+
+/// Checks a key and cuts the newline that editors and `echo` leave at its end.
+pub fn clean_key(mut text: String) -> Result<SecretString, KeyError> {
+    let len = text.trim_end_matches(['\n', '\r']).len();
+    text.truncate(len);
+    let problem = if text.is_empty() {
+        Some(KeyError::Empty)
+    } else if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        Some(KeyError::Malformed)
+    } else {
+        None
+    };
+    match problem {
+        None => Ok(SecretString::new(text)),
+        Some(e) => {
+            text.zeroize();
+            Err(e)
+        }
+    }
+}
+
+/// Reads a key from a file that only its owner can read.
+pub fn read_key_file(path: &Path) -> Result<SecretString, KeyError> {
+    let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let meta = file.metadata().map_err(unreadable)?;
+    if meta.is_dir() {
+        return Err(unreadable(io::ErrorKind::IsADirectory.into()));
+    }
+    let mode = meta.mode() & 0o7777;
+    let allowed = if meta.uid() == 0 { 0o740 } else { 0o700 };
+    if mode & 0o777 & !allowed != 0 {
+        return Err(KeyError::Exposed { path: path.to_owned(), mode });
+    }
+    let mut bytes = Vec::with_capacity(MAX_KEY_BYTES as usize + 1);
+    file.by_ref().take(MAX_KEY_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_KEY_BYTES {
+        bytes.zeroize();
+        return Err(KeyError::Malformed);
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => clean_key(text),
+        Err(e) => {
+            e.into_bytes().zeroize();
+            Err(KeyError::Malformed)
+        }
+    }
+}
+
+/// The key that requests carry, and where a newer one may be found.
+#[derive(Debug)]
+pub struct ApiKey {
+    current: RwLock<SecretString>,
+    file: Option<PathBuf>,
+}
+
+impl ApiKey {
+    /// A key, and the file it came from if it came from one.
+    pub fn new(key: SecretString, file: Option<PathBuf>) -> Self {
+        Self { current: RwLock::new(key), file }
+    }
+
+    /// The file that the key came from.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// The key of this moment.
+    pub fn current(&self) -> SecretString {
+        self.current.read().expect("no holder of this lock can panic").clone()
+    }
+
+    /// Reads the file again, on SIGHUP and after a 401. True if there is a file and the key is another now.
+    pub fn reload(&self) -> Result<bool, KeyError> {
+        let Some(path) = &self.file else { return Ok(false) };
+        let fresh = read_key_file(path)?;
+        let mut current = self.current.write().expect("no holder of this lock can panic");
+        let changed = *current != fresh;
+        *current = fresh;
+        Ok(changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn key_file(text: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn newline_is_cut_and_nothing_else() {
+        for text in ["sk_x\n", "sk_x\r\n", "sk_x"] {
+            let (_dir, path) = key_file(text.as_bytes(), 0o600);
+            assert_eq!(read_key_file(&path).unwrap().expose(), "sk_x");
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_refused_with_the_remedy() {
+        for mode in [0o604, 0o644, 0o602, 0o660] {
+            let (_dir, path) = key_file(b"sk_x", mode);
+            let e = read_key_file(&path).unwrap_err();
+            assert!(matches!(e, KeyError::Exposed { .. }), "{mode:o}: {e}");
+            assert!(e.to_string().contains("chmod 600"), "{e}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_and_not_repeated() {
+        let long = vec![b'x'; 5000];
+        for text in [&b""[..], b"\n", b"two\nlines", b"sp ace", b"\xff\xfe", &long] {
+            let (_dir, path) = key_file(text, 0o600);
+            let e = read_key_file(&path).unwrap_err();
+            assert!(matches!(e, KeyError::Empty | KeyError::Malformed), "{e}");
+            assert!(!e.to_string().contains("two"), "{e}");
+        }
+        assert!(matches!(read_key_file(Path::new("/")), Err(KeyError::Unreadable { .. })));
+        assert!(matches!(read_key_file(Path::new("/nonexistent/key")), Err(KeyError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn reload_tells_whether_the_key_changed() {
+        let (_dir, path) = key_file(b"sk_old\n", 0o600);
+        let key = ApiKey::new(read_key_file(&path).unwrap(), Some(path.clone()));
+        assert!(!key.reload().unwrap());
+        fs::write(&path, "sk_new\n").unwrap();
+        assert!(key.reload().unwrap());
+        assert_eq!(key.current().expose(), "sk_new");
+        fs::remove_file(&path).unwrap();
+        assert!(key.reload().is_err());
+        assert_eq!(key.current().expose(), "sk_new");
+        assert!(!ApiKey::new(SecretString::new("sk_env".into()), None).reload().unwrap());
+    }
+}
