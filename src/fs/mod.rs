@@ -1,5 +1,209 @@
-//! (placeholder)
-pub mod name;
-pub mod options;
+//! The file system's logic, without a kernel: names become inodes, inodes become bytes, bytes become versions.
+//!
+//! Operations return values, never hold a reply, and never block: what is known is answered at once
+//! ([`Step::Ready`]), everything that asks the vault is a future ([`Step::Pending`]) that the adapter runs on
+//! the runtime. No fuser, no HTTP in here; time comes from a [`Clock`].
+//!
+//! Where to look: `resolve` is the only place where names mean something; `inode` and `file` hold the state
+//! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
+//! into versions and remembers failure; `opener` decides which close stores; `errno` is the one table.
 
+pub mod attr;
+mod commit;
+mod control;
+mod dir;
+pub mod errno;
+mod file;
+mod inode;
+pub mod name;
+mod open;
+mod opener;
+mod options;
+mod read;
+mod remove;
+mod resolve;
+mod scratch;
+mod status;
+mod versions;
+mod write;
+mod xattr;
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
+use std::future::Future;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::BoxFuture;
+
+pub use attr::{Attr, Entry, FileKind, SetAttr};
+pub use dir::{DirEntry, Listing};
+pub use errno::{Errno, Result};
+pub use inode::ROOT;
+pub use open::Opened;
 pub use options::Options;
+pub use status::{Status, Unsaved};
+
+use crate::clock::Clock;
+use crate::vault::cache::{Cache, CacheConfig};
+use crate::vault::{Call, DynVault, Error, Page};
+use inode::{Node, Table};
+use open::Handle;
+
+/// An answer, or the work that will give one.
+pub enum Step<T> {
+    /// Known without asking anybody.
+    Ready(Result<T>),
+    /// Has to ask the vault.
+    Pending(BoxFuture<'static, Result<T>>),
+}
+
+impl<T> Step<T> {
+    fn later(work: impl Future<Output = Result<T>> + Send + 'static) -> Self {
+        Self::Pending(Box::pin(work))
+    }
+}
+
+impl<T> From<Result<T>> for Step<T> {
+    fn from(result: Result<T>) -> Self {
+        Self::Ready(result)
+    }
+}
+
+/// Who sent a request, as the kernel says.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    /// The calling thread in the mounter's pid namespace; 0 from outside it and for write-back.
+    pub pid: u32,
+}
+
+/// What the file system asks of the kernel. Implementations never block the caller.
+pub trait Kernel: Send + Sync {
+    /// Forget the entry `name` of directory `parent`, so that the next use of it is a lookup.
+    fn inval_entry(&self, parent: u64, name: &OsStr);
+    /// Forget attributes and pages of an inode.
+    fn inval_inode(&self, ino: u64);
+}
+
+/// Failures kept for `status`.
+const LAST_ERRORS: usize = 20;
+
+/// A mounted vault.
+pub struct FileSystem {
+    options: Options,
+    cache: Arc<Cache>,
+    clock: Arc<dyn Clock>,
+    scratch: scratch::Patterns,
+    table: Mutex<Table>,
+    handles: Mutex<HashMap<u64, Arc<Handle>>>,
+    next_handle: AtomicU64,
+    scratch_bytes: AtomicU64,
+    kernel: OnceLock<Arc<dyn Kernel>>,
+    errors: Mutex<VecDeque<status::LastError>>,
+    failures: AtomicU64,
+    started: SystemTime,
+}
+
+impl std::fmt::Debug for FileSystem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileSystem").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
+
+impl FileSystem {
+    /// A file system over `vault`. `first_page` is what the start-up check of the vault listed, if it did.
+    /// Futures it returns need a tokio runtime.
+    pub fn new(vault: DynVault, first_page: Option<Page>, options: Options, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let config = CacheConfig {
+            refresh: options.refresh,
+            max_stale: options.max_stale,
+            timeout: options.timeout,
+            capacity: options.cache_size,
+        };
+        let cache = Cache::new(vault, clock.clone(), config);
+        if let Some(page) = first_page {
+            cache.seed(&page, clock.now());
+        }
+        Arc::new(Self {
+            scratch: scratch::Patterns::new(&options.scratch),
+            table: Mutex::new(Table::new(random_base())),
+            handles: Mutex::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+            scratch_bytes: AtomicU64::new(0),
+            kernel: OnceLock::new(),
+            errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),
+            failures: AtomicU64::new(0),
+            started: clock.wall(),
+            options,
+            cache,
+            clock,
+        })
+    }
+
+    /// Tells the file system how to reach the kernel. Only the first call counts.
+    pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
+        // A second one would be a second mount of the same state: there is none.
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn handles(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
+        self.handles.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        self.handles().get(&fh).cloned().ok_or(Errno::EBADF)
+    }
+
+    fn node(&self, ino: u64) -> Result<Node> {
+        self.table().node(ino).ok_or(Errno::ESTALE)
+    }
+
+    /// The bound of one kernel request.
+    fn call(&self) -> Call {
+        Call::foreground(self.clock.now() + self.options.timeout)
+    }
+
+    /// Time left of a call.
+    fn left(&self, call: &Call) -> Duration {
+        call.deadline.saturating_duration_since(self.clock.now())
+    }
+
+    /// Logs a failure once, with the operation and the name, keeps it for `status`, and gives its errno.
+    fn failed(&self, operation: &'static str, name: &str, error: &Error) -> Errno {
+        let errno = Errno::from(error);
+        tracing::warn!(operation, name, ?errno, %error, "operation failed");
+        self.remember(operation, name, errno, error.to_string());
+        errno
+    }
+
+    /// The same for what is refused here: `why` tells what to do.
+    fn refused(&self, operation: &'static str, name: &str, errno: Errno, why: &str) -> Errno {
+        tracing::info!(operation, name, ?errno, "refused: {why}");
+        self.remember(operation, name, errno, why.to_owned());
+        errno
+    }
+
+    fn remember(&self, operation: &'static str, name: &str, errno: Errno, message: String) {
+        let mut errors = self.errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if errors.len() == LAST_ERRORS {
+            errors.pop_front();
+        }
+        errors.push_back(status::LastError::new(self.clock.wall(), operation, name, errno, message));
+    }
+}
+
+/// Inode numbers start somewhere in 2^40..2^52, so that two mounts hardly ever share one.
+fn random_base() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(std::process::id()) & ((1 << 52) - 1)) | (1 << 40)
+}

@@ -1,0 +1,181 @@
+//! Attributes: what stat(2) says, and the entries that lookups hand out.
+//!
+//! Sizes are true because an inode's bytes are known before its attributes are shown. Modes of new files are
+//! cut to the mount's ceiling; what chmod, chown and utimens set is kept for the life of the mount.
+
+use std::time::{Duration, SystemTime};
+
+use super::file::{File, FileState};
+use super::inode::{DirKind, Node};
+use super::{Errno, FileSystem, Result};
+
+/// What an inode is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A file.
+    Regular,
+}
+
+/// Attributes of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits.
+    pub perm: u16,
+    /// Access time.
+    pub atime: SystemTime,
+    /// Modification time.
+    pub mtime: SystemTime,
+    /// Change time.
+    pub ctime: SystemTime,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// An inode on its way to the kernel; its lookup is counted already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Its attributes.
+    pub attr: Attr,
+    /// For how long the kernel may use entry and attributes without asking.
+    pub ttl: Duration,
+}
+
+/// What SETATTR asks for beside a size.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SetAttr {
+    /// chmod
+    pub mode: Option<u32>,
+    /// chown
+    pub uid: Option<u32>,
+    /// chgrp
+    pub gid: Option<u32>,
+    /// utimens
+    pub atime: Option<SystemTime>,
+    /// utimens
+    pub mtime: Option<SystemTime>,
+    /// truncate, ftruncate, open with O_TRUNC
+    pub size: Option<u64>,
+}
+
+impl FileSystem {
+    /// GETATTR. Never asks the vault.
+    pub fn getattr(&self, ino: u64) -> Result<(Attr, Duration)> {
+        let node = self.node(ino)?;
+        Ok((self.attr(&node), self.options.refresh))
+    }
+
+    /// The attributes of an inode.
+    pub(super) fn attr(&self, node: &Node) -> Attr {
+        match node {
+            Node::Dir(dir) => {
+                let touched = self.table().touched(&dir.kind).unwrap_or(self.started);
+                let perm = match dir.kind {
+                    DirKind::Tree(_) => self.dir_perm(),
+                    DirKind::Histories(_) | DirKind::History(..) | DirKind::Control => {
+                        self.options.dir_mode & 0o555
+                    }
+                };
+                self.plain(dir.ino, FileKind::Directory, 0, perm, touched)
+            }
+            Node::File(file) => self.file_attr(file),
+            Node::Version(version) => {
+                let size = version.object.content.bytes.len() as u64;
+                let perm = self.options.file_mode & 0o444;
+                self.plain(version.ino, FileKind::Regular, size, perm, version.created_at)
+            }
+            Node::Control(ino, which) => {
+                let size = self.control_bytes(*which).len() as u64;
+                self.plain(*ino, FileKind::Regular, size, 0o400, self.clock.wall())
+            }
+        }
+    }
+
+    fn file_attr(&self, file: &File) -> Attr {
+        let state = file.state();
+        let mtime = state.mtime();
+        let perm = self.file_perm(&state);
+        let mut attr = self.plain(file.ino, FileKind::Regular, state.size(), perm, mtime);
+        attr.atime = state.local.atime.unwrap_or(mtime);
+        attr.ctime = state.local.ctime.map_or(mtime, |c| c.max(mtime));
+        attr
+    }
+
+    fn file_perm(&self, state: &FileState) -> u32 {
+        let perm = state.local.mode.unwrap_or(self.options.file_mode);
+        if self.options.read_only { perm & 0o555 } else { perm }
+    }
+
+    fn dir_perm(&self) -> u32 {
+        if self.options.read_only { self.options.dir_mode & 0o555 } else { self.options.dir_mode }
+    }
+
+    fn plain(&self, ino: u64, kind: FileKind, size: u64, perm: u32, mtime: SystemTime) -> Attr {
+        Attr {
+            ino,
+            size,
+            kind,
+            perm: perm as u16,
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+            uid: self.options.uid,
+            gid: self.options.gid,
+        }
+    }
+
+    /// Counts the lookup and makes the entry.
+    pub(super) fn entry(&self, node: &Node, ttl: Duration) -> Entry {
+        self.table().hold(node.ino());
+        Entry { attr: self.attr(node), ttl }
+    }
+
+    /// chmod, chown and utimens of a file or directory: kept in memory, owners only where they stay the same.
+    pub(super) fn set_local(&self, node: &Node, set: &SetAttr) -> Result<()> {
+        if set.uid.is_some_and(|uid| uid != self.options.uid) || set.gid.is_some_and(|gid| gid != self.options.gid) {
+            return Err(Errno::EPERM);
+        }
+        if self.options.read_only {
+            return Err(Errno::EROFS);
+        }
+        let now = self.clock.wall();
+        match node {
+            Node::File(file) => {
+                let (name, local) = {
+                    let mut state = file.state();
+                    let version = state.stored.as_ref().map(|s| s.version.clone());
+                    let local = &mut state.local;
+                    local.mode = set.mode.map(|m| m & 0o7777).or(local.mode);
+                    local.atime = set.atime.or(local.atime);
+                    if let Some(mtime) = set.mtime {
+                        local.mtime = Some((mtime, version));
+                    }
+                    local.ctime = Some(now);
+                    (state.name.clone(), local.clone())
+                };
+                *self.table().local(&name) = local;
+                Ok(())
+            }
+            // The mode of a directory is the mount's; setting what it is already succeeds, as cp -a and rsync need.
+            Node::Dir(_) => match set.mode {
+                Some(mode) if mode & 0o777 & !self.options.dir_mode != 0 => Err(Errno::EPERM),
+                _ => Ok(()),
+            },
+            Node::Version(_) | Node::Control(..) => Err(Errno::EPERM),
+        }
+    }
+
+    /// The mode of a new file: what was asked for, less the umask, cut to the ceiling.
+    pub(super) fn new_mode(&self, mode: u32, umask: u32) -> u32 {
+        mode & 0o777 & !umask & self.options.file_mode
+    }
+}

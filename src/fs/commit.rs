@@ -1,0 +1,306 @@
+//! Commits: a file's buffer becomes a version of its object.
+//!
+//! 1. **Acknowledged is stored.** A commit ends well only when the vault has the bytes. One that fails leaves
+//!    them in the buffer with the [`Failure`], readable, listed in `status`, and tried again.
+//! 2. **One save, one version.** Commits of a file take turns; a commit stores one generation of the buffer, and
+//!    who comes later for the same generation finds it stored. Bytes that the vault has already make no version.
+//! 3. **An effect in doubt is looked at before it is repeated** (an answer that was lost after the change).
+//! 4. **A save never ends in EEXIST or ENOENT**: a create that meets a name becomes an update, an update that
+//!    meets a deleted object looks the name up and updates or creates. Only O_EXCL wants EEXIST.
+//! 5. **A retry by itself never overwrites a newer version**: it is sent only while the vault still has the version
+//!    that the bytes were based on; else it is a conflict, and a person decides.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::errno::{Errno, Result};
+use super::file::{Failure, File, Link, Stored};
+use super::status::Unsaved;
+use super::FileSystem;
+use crate::secret::SecretBytes;
+use crate::vault::cache::{Peek, is_outage};
+use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectName, codec};
+
+/// A background retry waits this long first, then twice as long each time.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// And never longer than this.
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// Looks at the vault that one commit may need: each answers a change made elsewhere meanwhile.
+const ROUNDS: usize = 4;
+
+/// What made a commit necessary, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Close,
+    Fsync,
+    Release,
+    Truncate,
+    Retry,
+    Drain,
+}
+
+impl Cause {
+    fn name(self) -> &'static str {
+        match self {
+            Cause::Close => "close",
+            Cause::Fsync => "fsync",
+            Cause::Release => "last close",
+            Cause::Truncate => "truncate",
+            Cause::Retry => "retry of a failed write",
+            Cause::Drain => "unmount",
+        }
+    }
+}
+
+/// One generation of a buffer on its way to the vault.
+struct Job {
+    name: ObjectName,
+    bytes: SecretBytes,
+    generation: u64,
+    base: Option<Stored>,
+    exclusive: bool,
+}
+
+impl Job {
+    fn of(file: &File) -> Option<Self> {
+        let state = file.state();
+        if !state.is_dirty() {
+            return None;
+        }
+        let buffer = state.buffer.as_ref()?;
+        Some(Self {
+            name: state.name.clone(),
+            bytes: buffer.bytes.clone(),
+            generation: buffer.generation,
+            base: state.stored.clone(),
+            exclusive: state.exclusive,
+        })
+    }
+}
+
+/// What to send.
+enum Plan {
+    Create,
+    Update(crate::vault::ObjectId),
+}
+
+impl FileSystem {
+    /// Stores what the file's buffer holds now. Ends well if the vault has it, whoever stored it.
+    pub(super) async fn commit(self: &Arc<Self>, file: &Arc<File>, call: &Call, cause: Cause) -> Result<()> {
+        let goal = file.state().buffer.as_ref().map_or(0, |b| b.generation);
+        loop {
+            let Some(_turn) = self.turn(file, call).await else {
+                let name = file.state().name.clone();
+                let why = Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
+                return Err(self.failed(cause.name(), name.as_str(), &why));
+            };
+            let Some(job) = Job::of(file) else { return Ok(()) };
+            match self.store(&job, call).await {
+                Ok(object) => self.committed(file, &job, object),
+                Err(e) => return Err(self.commit_failed(file, &job, cause, e)),
+            }
+            if job.generation >= goal {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until no change of this file is out at the vault.
+    pub(super) async fn turn(&self, file: &File, call: &Call) -> Option<OwnedSemaphorePermit> {
+        let turn = file.turn.clone().acquire_owned();
+        tokio::time::timeout(self.left(call), turn).await.ok()?.ok()
+    }
+
+    async fn store(self: &Arc<Self>, job: &Job, call: &Call) -> Result<Arc<Object>, Error> {
+        let form = job.base.as_ref().map(|b| b.form);
+        let content = codec::to_content(self.options.format, form, job.bytes.expose())
+            .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))?;
+        if let Some(base) = &job.base
+            && let Some(object) = self.unchanged(job, base, &content, call).await?
+        {
+            return Ok(object);
+        }
+        let mut plan = match &job.base {
+            Some(base) => Plan::Update(base.id.clone()),
+            None => Plan::Create,
+        };
+        for _ in 0..ROUNDS {
+            let e = match self.send(&plan, job, &content, call).await {
+                Ok(meta) => return Ok(self.cache.stored(meta, content)),
+                Err(e) => e,
+            };
+            let moved = matches!(e.kind, ErrorKind::AlreadyExists | ErrorKind::NotFound);
+            if !e.maybe_applied && (!moved || (job.exclusive && e.kind == ErrorKind::AlreadyExists)) {
+                return Err(e);
+            }
+            plan = match self.cache.vault().get_by_name(call, &job.name).await {
+                Ok(object) if object.content == content => {
+                    return Ok(self.cache.stored(object.meta, object.content));
+                }
+                Ok(object) => Plan::Update(object.meta.id),
+                Err(gone) if gone.kind == ErrorKind::NotFound => Plan::Create,
+                Err(_) => return Err(e),
+            };
+        }
+        Err(Error::new(ErrorKind::Server, "the object kept changing elsewhere while it was being stored"))
+    }
+
+    async fn send(&self, plan: &Plan, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
+        let vault = self.cache.vault();
+        match plan {
+            Plan::Create => vault.create(call, &job.name, content).await,
+            Plan::Update(id) => vault.update(call, id, content, None).await,
+        }
+    }
+
+    /// The current object, if it has these bytes already and is the version that they were based on.
+    async fn unchanged(
+        self: &Arc<Self>,
+        job: &Job,
+        base: &Stored,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Option<Arc<Object>>, Error> {
+        let Some(before) = self.cache.value_in_memory(&base.id, &base.version) else { return Ok(None) };
+        if before.content != *content {
+            return Ok(None);
+        }
+        let current = match self.cache.peek(&job.name) {
+            Peek::Value(found) => Some(found),
+            Peek::Exists | Peek::Absent(_) | Peek::AbsentBefore | Peek::Unknown => {
+                self.cache.fetch(call, &job.name).await?
+            }
+        };
+        Ok(current.filter(|c| !c.stale && c.object.content == *content).map(|c| c.object))
+    }
+
+    fn committed(&self, file: &Arc<File>, job: &Job, object: Arc<Object>) {
+        let normalised = object.content.bytes.expose() != job.bytes.expose();
+        let mut table = self.table();
+        let other = table.file(&job.name).filter(|other| other.ino != file.ino);
+        let mut state = file.state();
+        let based_on = state.stored.as_ref().map(|s| s.version.clone());
+        if let Some((_, on)) = &mut state.local.mtime
+            && *on == based_on
+        {
+            *on = Some(object.meta.version.clone());
+            *table.local(&job.name) = state.local.clone();
+        }
+        state.stored = Some(Stored::of(&object));
+        state.pinned = (state.opens > 0).then_some(object);
+        state.failure = None;
+        state.exclusive = false;
+        if let Some(buffer) = &mut state.buffer {
+            buffer.committed = job.generation;
+            buffer.written &= buffer.generation != job.generation;
+        }
+        let moved = match state.link {
+            Link::Current if normalised && !state.is_dirty() => {
+                state.link = Link::Replaced;
+                table.unpoint(&job.name, file.ino);
+                tracing::info!(name = job.name.as_str(), "stored as JSON: the white space was normalised");
+                true
+            }
+            Link::Replaced => {
+                state.link = Link::Current;
+                table.point(&job.name, file.ino);
+                true
+            }
+            Link::Current | Link::Unlinked => false,
+        };
+        state.settle();
+        drop(state);
+        if let Some(other) = other.filter(|_| moved) {
+            other.state().link = Link::Replaced;
+            table.drop_unheld(other.ino);
+        }
+        drop(table);
+        if moved {
+            self.inval_name(&job.name);
+        }
+    }
+
+    fn commit_failed(self: &Arc<Self>, file: &Arc<File>, job: &Job, cause: Cause, e: Error) -> Errno {
+        let errno = self.failed(cause.name(), job.name.as_str(), &e);
+        let number = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut state = file.state();
+        state.failure = Some(Failure { errno, message: e.to_string(), conflict: false, number });
+        if is_outage(e.kind) && !state.retrying {
+            state.retrying = true;
+            tokio::spawn(self.clone().retry(file.clone()));
+        }
+        errno
+    }
+
+    /// Tries a failed commit again until it is stored, refused, or in conflict.
+    async fn retry(self: Arc<Self>, file: Arc<File>) {
+        let mut pause = FIRST_RETRY;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_RETRY);
+            let call = Call::background(self.clock.now() + self.options.timeout);
+            if self.is_superseded(&file, &call).await == Some(true) {
+                self.conflict(&file);
+                break;
+            }
+            let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
+            let again = file.state().failure.as_ref().is_some_and(|f| is_worth_retrying(f.errno));
+            if stored || !again {
+                break;
+            }
+        }
+        file.state().retrying = false;
+        self.table().drop_unheld(file.ino);
+    }
+
+    /// Whether the vault has moved on from the version that the unsaved bytes are based on; `None` if it does not
+    /// say.
+    async fn is_superseded(&self, file: &File, call: &Call) -> Option<bool> {
+        let (name, base) = {
+            let state = file.state();
+            (state.name.clone(), state.stored.clone())
+        };
+        match (self.cache.vault().get_by_name(call, &name).await, base) {
+            (Ok(now), Some(base)) => Some(now.meta.version != base.version || now.meta.id != base.id),
+            // A create whose answer was lost: the commit compares the bytes.
+            (Ok(now), None) => Some(!file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes)),
+            (Err(e), base) if e.kind == ErrorKind::NotFound => Some(base.is_some()),
+            (Err(_), _) => None,
+        }
+    }
+
+    fn conflict(&self, file: &File) {
+        let mut state = file.state();
+        let name = state.name.clone();
+        if let Some(failure) = &mut state.failure {
+            failure.conflict = true;
+            failure.message = "the object has changed in the vault since; the bytes are kept here".to_owned();
+            tracing::warn!(name = name.as_str(), "an unsaved write is in conflict with a newer version");
+        }
+    }
+
+    /// Stores everything that is unsaved, and names what could not be. For unmount: open files included.
+    pub async fn drain(self: &Arc<Self>, patience: Duration) -> Vec<Unsaved> {
+        let call = Call::foreground(self.clock.now() + patience);
+        let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|f| f.state().is_dirty()).collect();
+        let commits = unsaved.iter().map(|file| async {
+            let in_conflict = file.state().failure.as_ref().is_some_and(|f| f.conflict);
+            if !in_conflict {
+                // What fails is told by `unsaved` below.
+                let _ = self.commit(file, &call, Cause::Drain).await;
+            }
+        });
+        futures_util::future::join_all(commits).await;
+        self.unsaved()
+    }
+}
+
+/// Whether what failed so may go well later.
+fn is_worth_retrying(errno: Errno) -> bool {
+    matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY)
+}

@@ -1,0 +1,36 @@
+//! `/.vaultfs/`: what the mount says of itself, as files. Never asks the vault.
+
+use std::ffi::OsStr;
+
+use super::FileSystem;
+use super::inode::ControlFile;
+
+impl ControlFile {
+    /// All of them, for listings.
+    pub const ALL: [ControlFile; 1] = [ControlFile::Status];
+
+    /// Its file name.
+    pub fn name(self) -> &'static str {
+        match self {
+            ControlFile::Status => "status.json",
+        }
+    }
+
+    /// The control file of that name.
+    pub fn named(component: &OsStr) -> Option<Self> {
+        Self::ALL.into_iter().find(|which| component == which.name())
+    }
+}
+
+impl FileSystem {
+    /// What the file holds at this moment.
+    pub(super) fn control_bytes(&self, which: ControlFile) -> Vec<u8> {
+        match which {
+            ControlFile::Status => {
+                let mut text = serde_json::to_vec_pretty(&self.status()).unwrap_or_default();
+                text.push(b'\n');
+                text
+            }
+        }
+    }
+}

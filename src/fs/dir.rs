@@ -1,0 +1,284 @@
+//! Directories: listing, making, removing.
+//!
+//! A listing is taken whole when the directory is read from its beginning, and kept by the handle: names that
+//! come and go meanwhile are neither skipped nor doubled among those that stay. It needs all names and no
+//! values. Directories exist because names imply them; one that was made or emptied here stays until rmdir.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::attr::FileKind;
+use super::errno::{Errno, Result};
+use super::inode::{ControlFile, Dir, DirKind, Table};
+use super::name::{self, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
+use super::open::{Handle, Held};
+use super::resolve::Place;
+use super::{Caller, Entry, FileSystem, Opened, Step};
+use crate::vault::ObjectName;
+use crate::vault::cache::Implied;
+
+/// One entry of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Its file name.
+    pub name: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Its inode number, where the kernel has been told one.
+    pub ino: Option<u64>,
+}
+
+/// The entries of a directory, `.` and `..` included, in a fixed order.
+pub type Listing = Arc<Vec<DirEntry>>;
+
+impl FileSystem {
+    /// OPENDIR.
+    pub fn opendir(&self, ino: u64, caller: Caller) -> Result<Opened> {
+        let dir = self.directory(ino)?;
+        Ok(self.new_handle(Held::Dir { dir, listing: None.into() }, caller))
+    }
+
+    /// READDIR from the beginning (`again`: take the names as they are now) or onward.
+    pub fn readdir(self: &Arc<Self>, fh: u64, again: bool) -> Step<Listing> {
+        let handle = match self.handle(fh) {
+            Ok(handle) => handle,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let Held::Dir { dir, listing } = &handle.held else { return Step::Ready(Err(Errno::ENOTDIR)) };
+        if !again && let Some(listing) = listing.lock().unwrap_or_else(|p| p.into_inner()).clone() {
+            return Step::Ready(Ok(listing));
+        }
+        let known = match dir.kind {
+            DirKind::Control => true,
+            DirKind::Tree(_) | DirKind::Histories(_) => self.cache.is_complete(),
+            DirKind::History(..) => false,
+        };
+        if known {
+            return Step::Ready(Ok(self.keep_listing(&handle, self.entries_now(dir))));
+        }
+        let (fs, dir) = (self.clone(), dir.clone());
+        Step::later(async move {
+            let entries = fs.entries(&dir).await?;
+            Ok(fs.keep_listing(&handle, entries))
+        })
+    }
+
+    fn keep_listing(&self, handle: &Handle, entries: Vec<DirEntry>) -> Listing {
+        let entries = Arc::new(entries);
+        if let Held::Dir { listing, .. } = &handle.held {
+            *listing.lock().unwrap_or_else(|p| p.into_inner()) = Some(entries.clone());
+        }
+        entries
+    }
+
+    async fn entries(self: &Arc<Self>, dir: &Dir) -> Result<Vec<DirEntry>> {
+        let call = self.call();
+        match &dir.kind {
+            DirKind::History(name, id) => {
+                let history = self.versions_of(&call, name, id).await?;
+                let numbers = history.iter().map(|v| (v.number.to_string(), FileKind::Regular));
+                Ok(with_dots(dir.ino, numbers.map(|(name, kind)| DirEntry { name, kind, ino: None })))
+            }
+            DirKind::Tree(under) | DirKind::Histories(under) => {
+                let listed = self.cache.list_all(&call).await;
+                listed.map_err(|e| self.failed("readdir", under.as_str(), &e))?;
+                Ok(self.entries_now(dir))
+            }
+            DirKind::Control => Ok(self.entries_now(dir)),
+        }
+    }
+
+    /// The entries as far as they are known.
+    fn entries_now(&self, dir: &Dir) -> Vec<DirEntry> {
+        match &dir.kind {
+            DirKind::Tree(under) => {
+                let mut entries = self.names_in(under);
+                if under.is_root() && self.options.show_versions {
+                    entries.insert(VERSIONS.to_owned(), (FileKind::Directory, None));
+                }
+                let mut hasher = DefaultHasher::new();
+                entries.keys().for_each(|name| name.hash(&mut hasher));
+                self.table().seen_names(&dir.kind, hasher.finish() | 1, self.clock.wall());
+                with_dots(dir.ino, entries.into_iter().map(|(name, (kind, ino))| DirEntry { name, kind, ino }))
+            }
+            DirKind::Histories(under) => {
+                let names = self.names_in(under).into_keys();
+                with_dots(dir.ino, names.map(|name| DirEntry { name, kind: FileKind::Directory, ino: None }))
+            }
+            DirKind::Control => with_dots(
+                dir.ino,
+                ControlFile::ALL.into_iter().map(|which| DirEntry {
+                    name: which.name().to_owned(),
+                    kind: FileKind::Regular,
+                    ino: None,
+                }),
+            ),
+            DirKind::History(..) => Vec::new(),
+        }
+    }
+
+    /// What shows in the directory `under`: names of the vault, files that it has not yet, directories made here.
+    fn names_in(&self, under: &DirPrefix) -> BTreeMap<String, (FileKind, Option<u64>)> {
+        let mut entries = BTreeMap::new();
+        let mut table = self.table();
+        if let Some(own) = under.self_name()
+            && let Some(ino) = self.exists_now(&table, &own)
+        {
+            entries.insert(SELF.to_owned(), (FileKind::Regular, ino));
+        }
+        self.cache.visit_names(under.as_str(), |name| {
+            let (text, rest) = self.shown(&mut table, name, under)?;
+            add(&mut entries, &table, name, text, &rest);
+            match rest {
+                Rest::Dir(dir) => after(&dir),
+                Rest::File => None,
+            }
+        });
+        let local: Vec<ObjectName> = table
+            .file_names()
+            .filter(|(name, file)| name.as_str().starts_with(under.as_str()) && self.is_only_here(&file.state()))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in local {
+            if let Some((text, rest)) = self.shown(&mut table, &name, under) {
+                add(&mut entries, &table, &name, text, &rest);
+            }
+        }
+        let made: Vec<DirPrefix> =
+            table.made().iter().filter(|m| m.as_str().starts_with(under.as_str()) && *m != under).cloned().collect();
+        for dir in made {
+            if let Some((text, Rest::Dir(dir))) = name::split(dir.as_str(), under) {
+                let ino = table.dir_ino(&DirKind::Tree(dir));
+                entries.insert(text, (FileKind::Directory, ino));
+            }
+        }
+        entries
+    }
+
+    /// Whether a file is there although the vault may not have it.
+    fn is_only_here(&self, state: &super::file::FileState) -> bool {
+        state.scratch || state.is_dirty() || (state.stored.is_none() && state.opens > 0)
+    }
+
+    /// Whether `name` is known to exist, and its inode number.
+    fn exists_now(&self, table: &Table, name: &ObjectName) -> Option<Option<u64>> {
+        let file = table.file(name);
+        if let Some(file) = &file
+            && self.is_only_here(&file.state())
+        {
+            return Some(Some(file.ino));
+        }
+        match self.cache.peek(name) {
+            crate::vault::cache::Peek::Value(_) | crate::vault::cache::Peek::Exists => Some(file.map(|f| f.ino)),
+            _ => None,
+        }
+    }
+
+    /// MKDIR: in memory, until an object is in it.
+    pub fn mkdir(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<Entry> {
+        let under = match self.changeable(parent) {
+            Ok(under) => under,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let dir = match name::decode(component.as_bytes(), &under) {
+            Ok(Decoded::Entry { as_dir: Some(dir), .. }) if !dir.is_continuation() => dir,
+            Ok(Decoded::Entry { as_dir: None, .. }) | Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG).into(),
+            Ok(Decoded::Entry { .. } | Decoded::SelfFile(_) | Decoded::Beside { .. }) | Err(Refused::Spelling) => {
+                return Err(self.no_such_name("mkdir", component)).into();
+            }
+        };
+        let (fs, component) = (self.clone(), component.to_owned());
+        Step::later(async move {
+            match fs.find(&fs.call(), &under, &component).await? {
+                Place::Absent => {}
+                Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
+            }
+            let mut table = fs.table();
+            table.made().insert(dir.clone());
+            table.touch(&DirKind::Tree(dir.clone()), fs.clock.wall());
+            table.touch(&DirKind::Tree(under), fs.clock.wall());
+            drop(table);
+            Ok(fs.dir_entry(&DirKind::Tree(dir)))
+        })
+    }
+
+    /// RMDIR: only of what surely is empty.
+    pub fn rmdir(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<()> {
+        let under = match self.changeable(parent) {
+            Ok(under) => under,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let (fs, component) = (self.clone(), component.to_owned());
+        Step::later(async move {
+            let call = fs.call();
+            let dir = match fs.find(&call, &under, &component).await? {
+                Place::Dir(dir) => dir,
+                Place::Absent => return Err(Errno::ENOENT),
+                Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
+            };
+            fs.cache.list_all(&call).await.map_err(|e| fs.failed("rmdir", dir.as_str(), &e))?;
+            if dir.is_continuation()
+                || fs.cache.implied(dir.as_str()) == Implied::Yes
+                || !fs.names_in(&dir).is_empty()
+            {
+                return Err(Errno::ENOTEMPTY);
+            }
+            let mut table = fs.table();
+            table.made().remove(&dir);
+            if !under.is_root() {
+                table.made().insert(under.clone());
+            }
+            table.touch(&DirKind::Tree(under), fs.clock.wall());
+            Ok(())
+        })
+    }
+
+    /// EINVAL for a file name that is not how any object's name is spelt.
+    pub(super) fn no_such_name(&self, operation: &'static str, component: &OsStr) -> Errno {
+        self.refused(
+            operation,
+            &component.to_string_lossy(),
+            Errno::EINVAL,
+            "no object can have this file name: it is reserved, not UTF-8, or holds a % that reads as an escape \
+             (write %25 for it)",
+        )
+    }
+}
+
+fn add(
+    entries: &mut BTreeMap<String, (FileKind, Option<u64>)>,
+    table: &Table,
+    name: &ObjectName,
+    text: String,
+    rest: &Rest,
+) {
+    match rest {
+        Rest::Dir(dir) => {
+            let ino = table.dir_ino(&DirKind::Tree(dir.clone()));
+            entries.insert(text, (FileKind::Directory, ino));
+        }
+        Rest::File => {
+            let ino = table.file(name).map(|file| file.ino);
+            entries.entry(text).or_insert((FileKind::Regular, ino));
+        }
+    }
+}
+
+/// The first text after everything that begins with the prefix of `dir`; `None` for a continuation, whose
+/// prefix other entries may share.
+fn after(dir: &DirPrefix) -> Option<String> {
+    if dir.is_continuation() {
+        return None;
+    }
+    let parent = dir.as_str().strip_suffix('/')?;
+    // '0' is the character after '/'.
+    Some(format!("{parent}0"))
+}
+
+fn with_dots(ino: u64, entries: impl Iterator<Item = DirEntry>) -> Vec<DirEntry> {
+    let dot = |name: &str| DirEntry { name: name.to_owned(), kind: FileKind::Directory, ino: Some(ino) };
+    [dot("."), dot("..")].into_iter().chain(entries).collect()
+}

@@ -1,0 +1,240 @@
+//! A file's state: the version it is, the bytes being written, what was set locally.
+//!
+//! A file is *clean* (it shows `stored`), or it has a [`Buffer`] that readers and writers share. The buffer's
+//! generation counts changes; a commit stores one generation and remembers which, so that a write that comes
+//! while a commit is out is never taken for stored.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use tokio::sync::Semaphore;
+
+use super::errno::Errno;
+use crate::secret::SecretBytes;
+use crate::vault::{Form, Object, ObjectId, ObjectName, VersionTag};
+
+/// What was set by chmod, chown and utimens; lives as long as the mount.
+#[derive(Debug, Clone, Default)]
+pub struct LocalAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Access time.
+    pub atime: Option<SystemTime>,
+    /// Modification time, and the version it was set on: a newer version has its own.
+    pub mtime: Option<(SystemTime, Option<VersionTag>)>,
+    /// Change of the above.
+    pub ctime: Option<SystemTime>,
+}
+
+/// The version of the vault's object that a file is.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The object.
+    pub id: ObjectId,
+    /// The version.
+    pub version: VersionTag,
+    /// How the vault holds it.
+    pub form: Form,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was made.
+    pub updated_at: SystemTime,
+}
+
+impl Stored {
+    /// The stored state of an object as it was read or written.
+    pub fn of(object: &Object) -> Self {
+        Self {
+            id: object.meta.id.clone(),
+            version: object.meta.version.clone(),
+            form: object.content.form,
+            size: object.content.bytes.len() as u64,
+            updated_at: object.meta.updated_at,
+        }
+    }
+}
+
+/// How a file hangs on its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// The name shows this inode.
+    Current,
+    /// The name shows a newer version; this inode lives for those who have it open.
+    Replaced,
+    /// The name was unlinked here; nothing written is stored any more.
+    Unlinked,
+}
+
+/// Bytes being written.
+#[derive(Debug)]
+pub struct Buffer {
+    /// The bytes, shared by all handles of the file.
+    pub bytes: SecretBytes,
+    /// Counts changes.
+    pub generation: u64,
+    /// The generation the vault has.
+    pub committed: u64,
+    /// Something was written (or cut through a handle) since the last commit: a FLUSH has to store it. A file
+    /// that was only created or truncated by open is stored at the last close.
+    pub written: bool,
+    /// When it last changed.
+    pub changed_at: SystemTime,
+}
+
+/// Why the bytes are not in the vault.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// What writers were told.
+    pub errno: Errno,
+    /// The sentence for people.
+    pub message: String,
+    /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
+    pub conflict: bool,
+    /// Counts failures, so that each handle is told.
+    pub number: u64,
+}
+
+/// What changes about a file.
+#[derive(Debug)]
+pub struct FileState {
+    /// The object's name.
+    pub name: ObjectName,
+    /// How it hangs on its name.
+    pub link: Link,
+    /// Kept in memory and never stored.
+    pub scratch: bool,
+    /// The version that the clean file is, and the base of what is written; `None` until it is stored.
+    pub stored: Option<Stored>,
+    /// Its bytes, while somebody has it open and they are known.
+    pub pinned: Option<Arc<Object>>,
+    /// Bytes being written.
+    pub buffer: Option<Buffer>,
+    /// Open handles.
+    pub opens: usize,
+    /// Open handles that may write.
+    pub writers: usize,
+    /// What was set locally.
+    pub local: LocalAttr,
+    /// The last commit failed.
+    pub failure: Option<Failure>,
+    /// Created with O_EXCL: a name that turns out to exist is an error, not an update.
+    pub exclusive: bool,
+    /// A background retry is on its way.
+    pub retrying: bool,
+}
+
+impl FileState {
+    /// Whether there are bytes that the vault has not, and should have.
+    pub fn is_dirty(&self) -> bool {
+        let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);
+        changed && !self.scratch && self.link != Link::Unlinked
+    }
+
+    /// Whether the inode has to stay although the kernel has forgotten it.
+    pub fn is_needed(&self) -> bool {
+        self.opens > 0 || self.is_dirty() || (self.scratch && self.link == Link::Current)
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        match (&self.buffer, &self.stored) {
+            (Some(buffer), _) => buffer.bytes.len() as u64,
+            (None, Some(stored)) => stored.size,
+            (None, None) => 0,
+        }
+    }
+
+    /// When the content last changed.
+    pub fn mtime(&self) -> SystemTime {
+        let version = self.stored.as_ref().map(|s| &s.version);
+        if let Some((at, on)) = &self.local.mtime
+            && on.as_ref() == version
+        {
+            return *at;
+        }
+        match (&self.buffer, &self.stored) {
+            (Some(buffer), Some(stored)) if buffer.generation == 0 => stored.updated_at,
+            (Some(buffer), _) => buffer.changed_at,
+            (None, Some(stored)) => stored.updated_at,
+            (None, None) => SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    /// The buffer, made from `base` if there is none yet.
+    pub fn buffer(&mut self, base: &[u8], now: SystemTime) -> &mut Buffer {
+        self.buffer.get_or_insert_with(|| Buffer {
+            bytes: SecretBytes::from(base),
+            generation: 0,
+            committed: 0,
+            written: false,
+            changed_at: now,
+        })
+    }
+
+    /// Lets go of what is only needed while the file is open.
+    pub fn settle(&mut self) {
+        if self.writers == 0 && !self.scratch && !self.is_dirty() && self.link != Link::Unlinked {
+            self.buffer = None;
+        }
+        if self.opens == 0 {
+            self.pinned = None;
+            if self.link == Link::Unlinked {
+                self.buffer = None;
+            }
+        }
+    }
+}
+
+impl Buffer {
+    /// The bytes changed; a time set by utimens no longer holds for them.
+    pub fn changed(&mut self, written: bool, now: SystemTime) {
+        self.generation += 1;
+        self.written |= written;
+        self.changed_at = now;
+    }
+}
+
+/// A file: an identity that never changes, and its state.
+#[derive(Debug)]
+pub struct File {
+    /// Its number.
+    pub ino: u64,
+    state: Mutex<FileState>,
+    /// One change of the object at a time is out at the vault: whoever has the permit.
+    pub turn: Arc<Semaphore>,
+}
+
+impl File {
+    /// A file that is this version of an object.
+    pub fn of(ino: u64, object: &Arc<Object>, local: LocalAttr) -> Self {
+        Self::with(ino, object.meta.name.clone(), Some(Stored::of(object)), local)
+    }
+
+    /// A file that no vault has yet.
+    pub fn new(ino: u64, name: ObjectName, local: LocalAttr) -> Self {
+        Self::with(ino, name, None, local)
+    }
+
+    fn with(ino: u64, name: ObjectName, stored: Option<Stored>, local: LocalAttr) -> Self {
+        let state = FileState {
+            name,
+            link: Link::Current,
+            scratch: false,
+            stored,
+            pinned: None,
+            buffer: None,
+            opens: 0,
+            writers: 0,
+            local,
+            failure: None,
+            exclusive: false,
+            retrying: false,
+        };
+        Self { ino, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// The state, locked. Take the table's lock before it, never after.
+    pub fn state(&self) -> MutexGuard<'_, FileState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}

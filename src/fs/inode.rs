@@ -1,0 +1,340 @@
+//! Inodes: what the kernel holds by number.
+//!
+//! 1. An inode of a file is *one version of one object*; only a local writer changes its bytes. When the
+//!    object changes elsewhere the name gets a new inode and the old one is `Replaced`: whoever has it open
+//!    keeps the old bytes whole.
+//! 2. A directory keeps its inode for the life of the mount, because binds and volumes hold it.
+//! 3. A lookup count is raised before the reply that hands the inode out is sent, and lowered by FORGET; an
+//!    inode that nobody holds leaves the table, unless it has bytes that the vault has not.
+//!
+//! Lock order: `Table` before a file's `state`. Neither is held while something else is awaited or locked.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::file::{File, LocalAttr};
+use super::name::DirPrefix;
+use crate::vault::{Object, ObjectId, ObjectName};
+
+/// The root's inode number, fixed by the FUSE protocol.
+pub const ROOT: u64 = 1;
+
+/// What a directory shows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DirKind {
+    /// The objects whose names begin with the prefix.
+    Tree(DirPrefix),
+    /// `/.versions` and below: the same names, each a directory of its versions.
+    Histories(DirPrefix),
+    /// The versions of one object.
+    History(ObjectName, ObjectId),
+    /// `/.vaultfs`.
+    Control,
+}
+
+/// A directory.
+#[derive(Debug)]
+pub struct Dir {
+    /// Its number.
+    pub ino: u64,
+    /// What it shows.
+    pub kind: DirKind,
+}
+
+/// One old version of an object; immutable.
+#[derive(Debug)]
+pub struct VersionFile {
+    /// Its number.
+    pub ino: u64,
+    /// The version with its bytes.
+    pub object: Arc<Object>,
+    /// When the version was made.
+    pub created_at: SystemTime,
+}
+
+/// A file in `/.vaultfs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ControlFile {
+    /// `status.json`
+    Status,
+}
+
+/// An inode, cheap to clone.
+#[derive(Debug, Clone)]
+pub enum Node {
+    /// A directory.
+    Dir(Arc<Dir>),
+    /// An object, or a file that is not one yet.
+    File(Arc<File>),
+    /// An old version.
+    Version(Arc<VersionFile>),
+    /// A control file.
+    Control(u64, ControlFile),
+}
+
+impl Node {
+    /// The inode number.
+    pub fn ino(&self) -> u64 {
+        match self {
+            Node::Dir(dir) => dir.ino,
+            Node::File(file) => file.ino,
+            Node::Version(version) => version.ino,
+            Node::Control(ino, _) => *ino,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    node: Node,
+    lookups: u64,
+}
+
+/// All inodes, and what is known of names beyond the vault.
+#[derive(Debug)]
+pub struct Table {
+    slots: HashMap<u64, Slot>,
+    next: u64,
+    dirs: HashMap<DirKind, u64>,
+    versions: HashMap<(ObjectId, u64), u64>,
+    controls: HashMap<ControlFile, u64>,
+    /// The file that each name shows now.
+    files: HashMap<ObjectName, u64>,
+    /// Directories that exist although no object is in them: made here, or emptied here.
+    made: BTreeSet<DirPrefix>,
+    /// Names shown as files although other names begin with them: their kind was seen first.
+    beside: HashSet<ObjectName>,
+    /// Modes, owners and times set here, kept for the life of the mount.
+    local: HashMap<ObjectName, LocalAttr>,
+    /// When the set of names in a directory last changed, and a fingerprint of that set.
+    touched: HashMap<DirKind, (SystemTime, u64)>,
+}
+
+impl Table {
+    /// A table with the root in it. Numbers start at `base`: random and high, so that an inode number found
+    /// in another process's descriptors is surely ours (`opener`).
+    pub fn new(base: u64) -> Self {
+        let mut table = Self {
+            slots: HashMap::new(),
+            next: base.max(ROOT + 1),
+            dirs: HashMap::new(),
+            versions: HashMap::new(),
+            controls: HashMap::new(),
+            files: HashMap::new(),
+            made: BTreeSet::new(),
+            beside: HashSet::new(),
+            local: HashMap::new(),
+            touched: HashMap::new(),
+        };
+        let kind = DirKind::Tree(DirPrefix::root());
+        table.dirs.insert(kind.clone(), ROOT);
+        table.slots.insert(ROOT, Slot { node: Node::Dir(Arc::new(Dir { ino: ROOT, kind })), lookups: 1 });
+        table
+    }
+
+    /// The inode with this number.
+    pub fn node(&self, ino: u64) -> Option<Node> {
+        self.slots.get(&ino).map(|slot| slot.node.clone())
+    }
+
+    /// Counts one more lookup of an inode that is about to be handed to the kernel.
+    pub fn hold(&mut self, ino: u64) {
+        if let Some(slot) = self.slots.get_mut(&ino) {
+            slot.lookups += 1;
+        }
+    }
+
+    /// The kernel gave back `count` lookups.
+    pub fn forget(&mut self, ino: u64, count: u64) {
+        if let Some(slot) = self.slots.get_mut(&ino) {
+            slot.lookups = slot.lookups.saturating_sub(count);
+        }
+        self.drop_unheld(ino);
+    }
+
+    /// Lets an inode go if neither the kernel nor unsaved bytes hold it.
+    pub fn drop_unheld(&mut self, ino: u64) {
+        let Some(slot) = self.slots.get(&ino) else { return };
+        if slot.lookups > 0 {
+            return;
+        }
+        match &slot.node {
+            Node::Dir(_) => {}
+            Node::File(file) => {
+                let (name, needed) = {
+                    let state = file.state();
+                    (state.name.clone(), state.is_needed())
+                };
+                if !needed {
+                    if self.files.get(&name) == Some(&ino) {
+                        self.files.remove(&name);
+                    }
+                    self.slots.remove(&ino);
+                }
+            }
+            Node::Version(_) => {
+                self.versions.retain(|_, at| *at != ino);
+                self.slots.remove(&ino);
+            }
+            Node::Control(_, which) => {
+                self.controls.remove(which);
+                self.slots.remove(&ino);
+            }
+        }
+    }
+
+    /// The directory of that kind; made at its first mention.
+    pub fn dir(&mut self, kind: &DirKind) -> Arc<Dir> {
+        if let Some(ino) = self.dirs.get(kind)
+            && let Some(Slot { node: Node::Dir(dir), .. }) = self.slots.get(ino)
+        {
+            return dir.clone();
+        }
+        let dir = Arc::new(Dir { ino: self.fresh(), kind: kind.clone() });
+        self.dirs.insert(kind.clone(), dir.ino);
+        self.slots.insert(dir.ino, Slot { node: Node::Dir(dir.clone()), lookups: 0 });
+        dir
+    }
+
+    /// The number of the directory of that kind, if the kernel has ever been told of it.
+    pub fn dir_ino(&self, kind: &DirKind) -> Option<u64> {
+        self.dirs.get(kind).copied()
+    }
+
+    /// The inode of an old version.
+    pub fn version(&mut self, number: u64, object: &Arc<Object>, created_at: SystemTime) -> Arc<VersionFile> {
+        let key = (object.meta.id.clone(), number);
+        if let Some(ino) = self.versions.get(&key)
+            && let Some(Slot { node: Node::Version(version), .. }) = self.slots.get(ino)
+        {
+            return version.clone();
+        }
+        let version = Arc::new(VersionFile { ino: self.fresh(), object: object.clone(), created_at });
+        self.versions.insert(key, version.ino);
+        self.slots.insert(version.ino, Slot { node: Node::Version(version.clone()), lookups: 0 });
+        version
+    }
+
+    /// The inode of a control file.
+    pub fn control(&mut self, which: ControlFile) -> u64 {
+        if let Some(ino) = self.controls.get(&which) {
+            return *ino;
+        }
+        let ino = self.fresh();
+        self.controls.insert(which, ino);
+        self.slots.insert(ino, Slot { node: Node::Control(ino, which), lookups: 0 });
+        ino
+    }
+
+    /// The file that `name` shows now, if there is an inode for it.
+    pub fn file(&self, name: &ObjectName) -> Option<Arc<File>> {
+        match self.slots.get(self.files.get(name)?).map(|slot| &slot.node) {
+            Some(Node::File(file)) => Some(file.clone()),
+            _ => None,
+        }
+    }
+
+    /// From now on `name` shows a new inode, made by `make` from its number.
+    pub fn put_file(&mut self, name: &ObjectName, make: impl FnOnce(u64, LocalAttr) -> File) -> Arc<File> {
+        let local = self.local.get(name).cloned().unwrap_or_default();
+        let file = Arc::new(make(self.fresh(), local));
+        self.slots.insert(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
+        self.files.insert(name.clone(), file.ino);
+        file
+    }
+
+    /// `name` shows this inode, which is in the table already.
+    pub fn point(&mut self, name: &ObjectName, ino: u64) {
+        self.files.insert(name.clone(), ino);
+    }
+
+    /// `name` shows nothing any more, if it still showed `ino`.
+    pub fn unpoint(&mut self, name: &ObjectName, ino: u64) {
+        if self.files.get(name) == Some(&ino) {
+            self.files.remove(name);
+        }
+    }
+
+    /// All files that the table holds.
+    pub fn all_files(&self) -> impl Iterator<Item = Arc<File>> {
+        self.slots.values().filter_map(|slot| match &slot.node {
+            Node::File(file) => Some(file.clone()),
+            Node::Dir(_) | Node::Version(_) | Node::Control(..) => None,
+        })
+    }
+
+    /// The names that show a file inode and begin with `prefix`: for files the vault does not have yet.
+    pub fn file_names(&self) -> impl Iterator<Item = (&ObjectName, Arc<File>)> {
+        self.files.iter().filter_map(|(name, ino)| match self.slots.get(ino).map(|slot| &slot.node) {
+            Some(Node::File(file)) => Some((name, file.clone())),
+            _ => None,
+        })
+    }
+
+    /// Whether `name` was first seen as a file, so that it stays one while others begin with it.
+    pub fn is_kept_a_file(&self, name: &ObjectName) -> bool {
+        self.beside.contains(name) || self.files.contains_key(name)
+    }
+
+    /// `name` stays a file for the life of the mount. True the first time.
+    pub fn keep_a_file(&mut self, name: &ObjectName) -> bool {
+        self.beside.insert(name.clone())
+    }
+
+    /// Nothing is decided about the kind of `name` any more: it was unlinked here.
+    pub fn release_kind(&mut self, name: &ObjectName) {
+        self.beside.remove(name);
+        self.local.remove(name);
+    }
+
+    /// Directories that were made here.
+    pub fn made(&mut self) -> &mut BTreeSet<DirPrefix> {
+        &mut self.made
+    }
+
+    /// Whether `prefix` or something below it was made here.
+    pub fn is_made(&self, prefix: &DirPrefix) -> bool {
+        self.made.contains(prefix) || self.made.iter().any(|made| made.as_str().starts_with(prefix.as_str()))
+    }
+
+    /// What was set here for `name`.
+    pub fn local(&mut self, name: &ObjectName) -> &mut LocalAttr {
+        self.local.entry(name.clone()).or_default()
+    }
+
+    /// When the set of names in a directory last changed.
+    pub fn touched(&self, kind: &DirKind) -> Option<SystemTime> {
+        self.touched.get(kind).map(|(at, _)| *at)
+    }
+
+    /// The set of names in a directory changed here.
+    pub fn touch(&mut self, kind: &DirKind, now: SystemTime) {
+        self.touched.insert(kind.clone(), (now, 0));
+    }
+
+    /// A directory was listed and its names have this fingerprint: a change means that they changed elsewhere.
+    pub fn seen_names(&mut self, kind: &DirKind, fingerprint: u64, now: SystemTime) {
+        match self.touched.get_mut(kind) {
+            Some((_, 0)) | None => {
+                let at = self.touched(kind).unwrap_or(now);
+                self.touched.insert(kind.clone(), (at, fingerprint));
+            }
+            Some((at, old)) => {
+                if *old != fingerprint {
+                    (*at, *old) = (now, fingerprint);
+                }
+            }
+        }
+    }
+
+    /// Number of inodes.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}

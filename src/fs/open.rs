@@ -1,0 +1,293 @@
+//! Handles: what open(2) and opendir(2) hand out, and what their closing means.
+//!
+//! A handle pins the bytes of the version it opened, so that a rotation or a full cache never takes them away
+//! from a reader. The handle of a writer remembers who opened it: that decides which FLUSH stores (`opener`).
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::commit::Cause;
+use super::dir::Listing;
+use super::errno::{Errno, Result};
+use super::file::{File, Link};
+use super::inode::{Dir, DirKind, Node, VersionFile};
+use super::name::{self, Decoded, DirPrefix, Refused};
+use super::opener::Opener;
+use super::{Caller, Entry, FileSystem, Step};
+use crate::vault::ObjectName;
+
+/// What a handle is open on.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// A directory, and its names as of the last read from the beginning.
+    Dir { dir: Arc<Dir>, listing: Mutex<Option<Listing>> },
+    /// A file.
+    File { file: Arc<File>, writer: Option<Writer> },
+    /// An old version.
+    Version(Arc<VersionFile>),
+    /// A control file, as it was when opened.
+    Control(Vec<u8>),
+}
+
+/// The writing side of a handle.
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// Who opened it.
+    pub opener: Opener,
+    /// The last failure of the file that this handle's user has been told, or that is older than the handle.
+    pub told: AtomicU64,
+}
+
+/// An open file or directory.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub held: Held,
+}
+
+/// What OPEN, OPENDIR and CREATE answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// The handle.
+    pub fh: u64,
+    /// Pages the kernel has of this inode are still its bytes.
+    pub keep_cache: bool,
+    /// The kernel need not tell of each close.
+    pub no_flush: bool,
+    /// Reads bypass the page cache: the size is not known beforehand.
+    pub direct_io: bool,
+}
+
+/// What CREATE asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Create {
+    /// Permission bits asked for.
+    pub mode: u32,
+    /// The caller's umask.
+    pub umask: u32,
+    /// open(2)'s flags.
+    pub flags: i32,
+}
+
+impl FileSystem {
+    pub(super) fn new_handle(&self, held: Held, _caller: Caller) -> Opened {
+        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let (no_flush, direct_io) = match &held {
+            Held::File { writer, .. } => (writer.is_none(), false),
+            Held::Control(_) => (true, true),
+            Held::Version(_) => (true, false),
+            Held::Dir { .. } => (false, false),
+        };
+        self.handles().insert(fh, Arc::new(Handle { held }));
+        Opened { fh, keep_cache: !direct_io, no_flush, direct_io }
+    }
+
+    /// OPEN.
+    pub fn open(self: &Arc<Self>, ino: u64, flags: i32, caller: Caller) -> Step<Opened> {
+        let node = match self.node(ino) {
+            Ok(node) => node,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        match node {
+            Node::Dir(_) => Err(Errno::EISDIR).into(),
+            Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),
+            Node::Version(version) => Ok(self.new_handle(Held::Version(version), caller)).into(),
+            Node::Control(_, which) => {
+                Ok(self.new_handle(Held::Control(self.control_bytes(which)), caller)).into()
+            }
+            Node::File(_) if writes && self.options.read_only => Err(Errno::EROFS).into(),
+            Node::File(file) if self.pin(&file) => Ok(self.open_file(file, writes, caller)).into(),
+            Node::File(file) => {
+                let fs = self.clone();
+                Step::later(async move {
+                    fs.load(&fs.call(), &file).await?;
+                    Ok(fs.open_file(file, writes, caller))
+                })
+            }
+        }
+    }
+
+    /// Takes hold of the file's bytes if they are in memory.
+    fn pin(&self, file: &File) -> bool {
+        let mut state = file.state();
+        if state.buffer.is_some() || state.pinned.is_some() {
+            return true;
+        }
+        let Some(stored) = &state.stored else { return true };
+        let object = self.cache.value_in_memory(&stored.id, &stored.version);
+        state.pinned = object;
+        state.pinned.is_some()
+    }
+
+    fn open_file(&self, file: Arc<File>, writes: bool, caller: Caller) -> Opened {
+        let mut state = file.state();
+        state.opens += 1;
+        let writer = writes.then(|| {
+            state.writers += 1;
+            let told = state.failure.as_ref().map_or(0, |f| f.number);
+            Writer { opener: Opener::of(caller.pid), told: AtomicU64::new(told) }
+        });
+        drop(state);
+        self.new_handle(Held::File { file, writer }, caller)
+    }
+
+    /// CREATE: a new file, open for writing. It reaches the vault when it is closed.
+    pub fn create(
+        self: &Arc<Self>,
+        parent: u64,
+        component: &OsStr,
+        create: Create,
+        caller: Caller,
+    ) -> Step<(Entry, Opened)> {
+        let under = match self.changeable(parent) {
+            Ok(under) => under,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let name = match self.name_to_create("create", &under, component) {
+            Ok(name) => name,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        if let Some(file) = self.table().file(&name)
+            && file.state().link == Link::Current
+        {
+            return self.open_existing(file, create, caller);
+        }
+        let local_only = component.to_str().is_some_and(|c| self.scratch.matches(c));
+        let file = self.new_file(&under, &name, create, local_only);
+        let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
+        Ok((entry, self.open_file(file, true, caller))).into()
+    }
+
+    /// The kernel asked to create what has appeared since it looked.
+    fn open_existing(self: &Arc<Self>, file: Arc<File>, create: Create, caller: Caller) -> Step<(Entry, Opened)> {
+        if create.flags & libc::O_EXCL != 0 {
+            return Err(Errno::EEXIST).into();
+        }
+        let fs = self.clone();
+        Step::later(async move {
+            fs.load(&fs.call(), &file).await?;
+            let entry = fs.entry(&Node::File(file.clone()), fs.options.refresh);
+            Ok((entry, fs.open_file(file, true, caller)))
+        })
+    }
+
+    /// The object name that `component` in `under` stands for, for something new.
+    pub(super) fn name_to_create(
+        &self,
+        operation: &'static str,
+        under: &DirPrefix,
+        component: &OsStr,
+    ) -> Result<ObjectName> {
+        let name = match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::SelfFile(name)) => return Ok(name),
+            Ok(Decoded::Entry { as_file, .. } | Decoded::Beside { as_file, .. }) => as_file,
+            Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG),
+            Err(Refused::Spelling) => None,
+        };
+        let name = name.ok_or_else(|| self.no_such_name(operation, component))?;
+        if !self.is_allowed(&name) {
+            return Err(self.refused(operation, name.as_str(), Errno::ENAMETOOLONG, "the vault takes shorter names only"));
+        }
+        let shown = self.shown(&mut self.table(), &name, under);
+        if shown.is_none_or(|(text, _)| component != text.as_str()) {
+            return Err(self.no_such_name(operation, component));
+        }
+        Ok(name)
+    }
+
+    fn new_file(&self, under: &DirPrefix, name: &ObjectName, create: Create, scratch: bool) -> Arc<File> {
+        let now = self.clock.wall();
+        let mut table = self.table();
+        table.release_kind(name);
+        let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
+        {
+            let mut state = file.state();
+            state.local.mode = Some(self.new_mode(create.mode, create.umask));
+            state.scratch = scratch;
+            state.exclusive = create.flags & libc::O_EXCL != 0;
+            state.buffer(&[], now).changed(false, now);
+            *table.local(name) = state.local.clone();
+        }
+        if !under.is_root() && !under.is_continuation() {
+            table.made().insert(under.clone());
+        }
+        table.touch(&DirKind::Tree(under.clone()), now);
+        file
+    }
+
+    /// FLUSH: one close(2) of one descriptor. Stores what was written if this close decides.
+    pub fn flush(self: &Arc<Self>, fh: u64, caller: Caller) -> Step<()> {
+        let handle = match self.handle(fh) {
+            Ok(handle) => handle,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let Held::File { file, writer: Some(writer) } = &handle.held else { return Step::Ready(Ok(())) };
+        let only = {
+            let state = file.state();
+            if !state.is_dirty() || !state.buffer.as_ref().is_some_and(|b| b.written) {
+                return Step::Ready(Ok(()));
+            }
+            state.writers == 1
+        };
+        if !writer.opener.lets_store(caller.pid, file.ino, only) {
+            return Step::Ready(Ok(()));
+        }
+        self.store_for(handle.clone(), Cause::Close)
+    }
+
+    /// FSYNC: stores whatever there is to store.
+    pub fn fsync(self: &Arc<Self>, fh: u64) -> Step<()> {
+        match self.handle(fh) {
+            Ok(handle) => self.store_for(handle, Cause::Fsync),
+            Err(e) => Step::Ready(Err(e)),
+        }
+    }
+
+    fn store_for(self: &Arc<Self>, handle: Arc<Handle>, cause: Cause) -> Step<()> {
+        let Held::File { file, writer: Some(_) } = &handle.held else { return Step::Ready(Ok(())) };
+        if !file.state().is_dirty() {
+            return Step::Ready(Ok(()));
+        }
+        let (fs, file) = (self.clone(), file.clone());
+        Step::later(async move {
+            let result = fs.commit(&file, &fs.call(), cause).await;
+            if let Held::File { writer: Some(writer), file } = &handle.held {
+                let number = file.state().failure.as_ref().map_or(0, |f| f.number);
+                writer.told.store(number, Ordering::Relaxed);
+            }
+            result
+        })
+    }
+
+    /// RELEASE: the last close of a handle. What is unsaved is stored now, after close(2) has returned.
+    pub fn release(self: &Arc<Self>, fh: u64) -> Step<()> {
+        let handle = self.handles().remove(&fh);
+        let Some(Held::File { file, writer }) = handle.as_ref().map(|h| &h.held) else { return Step::Ready(Ok(())) };
+        let unsaved = {
+            let mut state = file.state();
+            state.opens -= 1;
+            state.writers -= usize::from(writer.is_some());
+            let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty();
+            state.settle();
+            unsaved
+        };
+        if !unsaved {
+            self.table().drop_unheld(file.ino);
+            return Step::Ready(Ok(()));
+        }
+        let (fs, file) = (self.clone(), file.clone());
+        Step::later(async move {
+            // The failure is kept on the file, logged, and in status: nobody waits for this answer.
+            let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
+            fs.table().drop_unheld(file.ino);
+            Ok(())
+        })
+    }
+
+    /// RELEASEDIR.
+    pub fn releasedir(&self, fh: u64) {
+        self.handles().remove(&fh);
+    }
+}

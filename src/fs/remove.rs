@@ -1,0 +1,95 @@
+//! unlink(2): deletes the object, history and all. A file that never reached the vault just goes.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::errno::{Errno, Result};
+use super::file::{File, Link};
+use super::inode::DirKind;
+use super::name::DirPrefix;
+use super::resolve::Place;
+use super::{FileSystem, Step};
+use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
+
+impl FileSystem {
+    /// UNLINK. Whoever has the file open keeps its bytes.
+    pub fn unlink(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<()> {
+        let under = match self.changeable(parent) {
+            Ok(under) => under,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let (fs, component) = (self.clone(), component.to_owned());
+        Step::later(async move {
+            let call = fs.call();
+            let file = match fs.find(&call, &under, &component).await? {
+                Place::Local(file) => file,
+                Place::Object(found) => fs.file_node(&found),
+                Place::Dir(_) => return Err(Errno::EISDIR),
+                Place::Absent => return Err(Errno::ENOENT),
+            };
+            fs.remove(&call, &under, &file).await
+        })
+    }
+
+    async fn remove(self: &Arc<Self>, call: &Call, under: &DirPrefix, file: &Arc<File>) -> Result<()> {
+        // A commit that is out has to end first: it would make the object anew.
+        let Some(_turn) = self.turn(file, call).await else { return Err(Errno::ETIMEDOUT) };
+        let (name, id) = {
+            let state = file.state();
+            (state.name.clone(), state.stored.as_ref().map(|s| s.id.clone()))
+        };
+        if let Some(id) = id {
+            if self.options.no_delete {
+                let why = "the mount was made with --no-delete";
+                return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
+            }
+            self.delete(call, &name, id).await?;
+        }
+        let mut table = self.table();
+        let scratch_bytes = {
+            let mut state = file.state();
+            state.link = Link::Unlinked;
+            let bytes = if state.scratch { state.size() } else { 0 };
+            state.settle();
+            bytes
+        };
+        table.unpoint(&name, file.ino);
+        table.release_kind(&name);
+        if !under.is_root() && !under.is_continuation() {
+            // The directory stays, as in any file system, until rmdir.
+            table.made().insert(under.clone());
+        }
+        table.touch(&DirKind::Tree(under.clone()), self.clock.wall());
+        table.drop_unheld(file.ino);
+        drop(table);
+        self.account_scratch(scratch_bytes, 0)
+    }
+
+    /// Deletes what the name means now: the object we know, or the one that took its name meanwhile.
+    async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
+        let vault = self.cache.vault();
+        let failed = |e| self.failed("unlink", name.as_str(), &e);
+        let mut id = known;
+        let mut in_doubt = false;
+        for _ in 0..2 {
+            match vault.delete(call, &id, None).await {
+                Ok(()) => {
+                    self.cache.deleted(name);
+                    return Ok(());
+                }
+                Err(e) if e.kind == ErrorKind::NotFound || e.maybe_applied => in_doubt |= e.maybe_applied,
+                Err(e) => return Err(failed(e)),
+            }
+            match vault.get_by_name(call, name).await {
+                Ok(object) => id = object.meta.id,
+                Err(e) if e.kind == ErrorKind::NotFound => {
+                    self.cache.deleted(name);
+                    return Ok(());
+                }
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        let why = if in_doubt { "no answer told whether it was deleted" } else { "it is replaced elsewhere all the time" };
+        Err(self.refused("unlink", name.as_str(), Errno::EIO, why))
+    }
+}

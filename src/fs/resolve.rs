@@ -1,0 +1,349 @@
+//! The only place where names mean something: from a directory and a file name to an inode.
+//!
+//! 1. What is known is answered at once. Otherwise [`FileSystem::locate`] says what it [`Need`]s, the caller
+//!    fetches that and asks again, with the answers at hand: an absence is never guessed.
+//! 2. A name can be an object, a directory that other names imply, or both. Both: it is a directory, and the
+//!    object is `.self` in it. But a name first seen as a file stays one for the life of the mount, and what
+//!    would be below it is shown beside it (`a%2Fb`).
+//! 3. A file that has bytes of ours is what the name shows, whatever the vault says: its commit decides.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::errno::{Errno, Result};
+use super::file::{File, Link};
+use super::inode::{ControlFile, Dir, DirKind, Node, Table};
+use super::name::{self, CONTROL, Decoded, DirPrefix, Refused, Rest, VERSIONS};
+use super::{Entry, FileSystem, Step};
+use crate::vault::cache::{Found, Implied, Peek};
+use crate::vault::{Call, ObjectName};
+
+/// What stands at a place in the tree.
+pub(super) enum Place {
+    /// A directory.
+    Dir(DirPrefix),
+    /// A file that has an inode of its own already, with bytes that may not be in the vault.
+    Local(Arc<File>),
+    /// An object.
+    Object(Found),
+    /// Nothing.
+    Absent,
+}
+
+/// What has to be asked before a place is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Need {
+    /// This object, by name.
+    Object(ObjectName),
+    /// All names.
+    Listing,
+}
+
+/// What was asked on behalf of this operation. It may be past its time (the vault is down), so it counts for
+/// this operation only.
+#[derive(Default)]
+pub(super) struct Answers {
+    object: Option<(ObjectName, Option<Found>)>,
+    listed: bool,
+}
+
+impl FileSystem {
+    /// LOOKUP.
+    pub fn lookup(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<Option<Entry>> {
+        let dir = match self.directory(parent) {
+            Ok(dir) => dir,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        match &dir.kind {
+            DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
+                Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root())))).into()
+            }
+            DirKind::Tree(under) if under.is_root() && component == CONTROL => {
+                Ok(Some(self.dir_entry(&DirKind::Control))).into()
+            }
+            DirKind::Tree(under) => self.lookup_in(under, component, Self::tree_entry),
+            DirKind::Histories(under) => self.lookup_in(under, component, Self::history_entry),
+            DirKind::History(name, id) => self.lookup_version(name.clone(), id.clone(), component),
+            DirKind::Control => Ok(ControlFile::named(component).map(|which| {
+                let ino = self.table().control(which);
+                self.entry(&Node::Control(ino, which), Duration::ZERO)
+            }))
+            .into(),
+        }
+    }
+
+    /// The directory with this number.
+    pub(super) fn directory(&self, ino: u64) -> Result<Arc<Dir>> {
+        match self.node(ino)? {
+            Node::Dir(dir) => Ok(dir),
+            Node::File(_) | Node::Version(_) | Node::Control(..) => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// The prefix of a directory in which objects can be changed.
+    pub(super) fn changeable(&self, parent: u64) -> Result<DirPrefix> {
+        let dir = self.directory(parent)?;
+        if self.options.read_only {
+            return Err(Errno::EROFS);
+        }
+        match &dir.kind {
+            DirKind::Tree(under) => Ok(under.clone()),
+            DirKind::Histories(_) | DirKind::History(..) | DirKind::Control => Err(Errno::EPERM),
+        }
+    }
+
+    fn lookup_in(
+        self: &Arc<Self>,
+        under: &DirPrefix,
+        component: &OsStr,
+        show: fn(&Self, Place) -> Option<Entry>,
+    ) -> Step<Option<Entry>> {
+        match self.locate(under, component, &Answers::default()) {
+            Err(e) => Step::Ready(Err(e)),
+            Ok(Ok(place)) => Step::Ready(Ok(show(self, place))),
+            Ok(Err(_)) => {
+                let (fs, under, component) = (self.clone(), under.clone(), component.to_owned());
+                Step::later(async move {
+                    let place = fs.find(&fs.call(), &under, &component).await?;
+                    Ok(show(&fs, place))
+                })
+            }
+        }
+    }
+
+    /// What stands at `component` in `under`, asking the vault as far as needed.
+    pub(super) async fn find(
+        self: &Arc<Self>,
+        call: &Call,
+        under: &DirPrefix,
+        component: &OsStr,
+    ) -> Result<Place> {
+        let mut answers = Answers::default();
+        loop {
+            match self.locate(under, component, &answers)? {
+                Ok(place) => return Ok(place),
+                Err(Need::Object(name)) => {
+                    let found = self.cache.read(call, &name).await;
+                    let found = found.map_err(|e| self.failed("lookup", name.as_str(), &e))?;
+                    answers.object = Some((name, found));
+                }
+                Err(Need::Listing) => {
+                    let listed = self.cache.list_all(call).await;
+                    listed.map_err(|e| self.failed("lookup", &component.to_string_lossy(), &e))?;
+                    answers.listed = true;
+                }
+            }
+        }
+    }
+
+    /// What stands at `component` in `under`, or what has to be asked first.
+    pub(super) fn locate(
+        &self,
+        under: &DirPrefix,
+        component: &OsStr,
+        answers: &Answers,
+    ) -> Result<Result<Place, Need>> {
+        let (as_file, as_dir) = match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::SelfFile(name)) => (Some(name), None),
+            Ok(Decoded::Entry { as_file, as_dir } | Decoded::Beside { as_file, as_dir }) => {
+                let shown = |name: &ObjectName| self.is_shown_as(name, under, component);
+                (as_file.filter(|name| self.is_allowed(name) && shown(name)), as_dir)
+            }
+            Err(Refused::Spelling) => return Ok(Ok(Place::Absent)),
+            Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG),
+        };
+        let implied = as_dir.as_ref().map(|dir| self.implied(under, component, dir, answers));
+        if let (Some(Implied::Yes), Some(dir)) = (implied, as_dir) {
+            return Ok(Ok(Place::Dir(dir)));
+        }
+        if let Some(name) = as_file {
+            if let Some(file) = self.local_file(&name) {
+                return Ok(Ok(Place::Local(file)));
+            }
+            match self.object_at(&name, answers) {
+                Ok(Some(found)) => return Ok(Ok(Place::Object(found))),
+                Ok(None) => {}
+                Err(need) => return Ok(Err(need)),
+            }
+        }
+        match implied {
+            Some(Implied::Unknown) => Ok(Err(Need::Listing)),
+            Some(Implied::Yes | Implied::No(_)) | None => Ok(Ok(Place::Absent)),
+        }
+    }
+
+    /// The object of that name, or what has to be asked first. Where one page lists all names, listing them
+    /// costs no more than asking for one, and tells about directories as well.
+    fn object_at(&self, name: &ObjectName, answers: &Answers) -> Result<Option<Found>, Need> {
+        if let Some((asked, found)) = &answers.object
+            && asked == name
+        {
+            return Ok(found.clone());
+        }
+        match self.cache.peek(name) {
+            Peek::Value(found) => Ok(Some(found)),
+            Peek::Absent(_) => Ok(None),
+            Peek::AbsentBefore if answers.listed => Ok(None),
+            Peek::AbsentBefore if self.cache.listing_is_one_page() => Err(Need::Listing),
+            Peek::Exists | Peek::AbsentBefore | Peek::Unknown => Err(Need::Object(name.clone())),
+        }
+    }
+
+    /// Whether `dir`, spelt `component` in `under`, is there: made here, or because a name is in it.
+    fn implied(&self, under: &DirPrefix, component: &OsStr, dir: &DirPrefix, answers: &Answers) -> Implied {
+        let mut table = self.table();
+        if let Some(owner) = dir.self_name()
+            && self.is_kept_a_file(&table, &owner, dir)
+        {
+            return Implied::No(self.clock.now());
+        }
+        if table.is_made(dir) {
+            return Implied::Yes;
+        }
+        let mut implied = self.cache.implied(dir.as_str());
+        if implied == Implied::Yes && dir.is_continuation() {
+            let mut seen = false;
+            self.cache.visit_names(dir.as_str(), |name| {
+                let shown = self.shown(&mut table, name, under);
+                seen = shown.is_some_and(|(text, rest)| component == text.as_str() && rest == Rest::Dir(dir.clone()));
+                seen.then(String::new)
+            });
+            implied = match (seen, self.cache.is_complete()) {
+                (true, _) => Implied::Yes,
+                (false, true) => Implied::No(self.clock.now()),
+                (false, false) => Implied::Unknown,
+            };
+        }
+        match implied {
+            Implied::Unknown if answers.listed => Implied::No(self.clock.now()),
+            other => other,
+        }
+    }
+
+    /// The entry under which `name` shows in `under`, now.
+    pub(super) fn shown(&self, table: &mut Table, name: &ObjectName, under: &DirPrefix) -> Option<(String, Rest)> {
+        let (text, rest) = name::split(name.as_str(), under)?;
+        if let Rest::Dir(dir) = &rest
+            && let Some(owner) = dir.self_name()
+            && self.is_kept_a_file(table, &owner, dir)
+        {
+            if table.keep_a_file(&owner) {
+                tracing::warn!(
+                    file = owner.as_str(),
+                    beside = name.as_str(),
+                    "a name begins with that of a file: it is shown beside it, with %2F for the slash"
+                );
+            }
+            return name::split_beside(name.as_str(), under);
+        }
+        Some((text, rest))
+    }
+
+    /// Whether `owner` is shown as a file rather than as the directory `dir` of the same name.
+    fn is_kept_a_file(&self, table: &Table, owner: &ObjectName, dir: &DirPrefix) -> bool {
+        table.is_kept_a_file(owner)
+            && table.dir_ino(&DirKind::Tree(dir.clone())).is_none()
+            && !table.is_made(dir)
+    }
+
+    fn is_shown_as(&self, name: &ObjectName, under: &DirPrefix, component: &OsStr) -> bool {
+        let shown = self.shown(&mut self.table(), name, under);
+        shown.is_some_and(|(text, rest)| rest == Rest::File && component == text.as_str())
+    }
+
+    /// Whether the vault could hold this name at all.
+    pub(super) fn is_allowed(&self, name: &ObjectName) -> bool {
+        self.cache.vault().capabilities().max_name.allows(name.as_str())
+    }
+
+    /// The file of that name, if it has bytes that may not be in the vault.
+    fn local_file(&self, name: &ObjectName) -> Option<Arc<File>> {
+        let file = self.table().file(name)?;
+        let state = file.state();
+        let local = state.scratch || state.is_dirty() || (state.stored.is_none() && state.opens > 0);
+        drop(state);
+        local.then_some(file)
+    }
+
+    /// The inode that shows this object: the one there is if it is this version, else a new one.
+    pub(super) fn file_node(&self, found: &Found) -> Arc<File> {
+        let object = &found.object;
+        let mut table = self.table();
+        let before = table.file(&object.meta.name);
+        if let Some(file) = &before {
+            let mut state = file.state();
+            let same = |s: &super::file::Stored| s.id == object.meta.id && s.version == object.meta.version;
+            if state.is_dirty() || state.scratch || state.stored.as_ref().is_some_and(same) {
+                drop(state);
+                return file.clone();
+            }
+            state.link = Link::Replaced;
+        }
+        let file = table.put_file(&object.meta.name, |ino, local| File::of(ino, object, local));
+        if let Some(before) = before {
+            table.drop_unheld(before.ino);
+        }
+        file
+    }
+
+    fn tree_entry(&self, place: Place) -> Option<Entry> {
+        match place {
+            Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Tree(prefix))),
+            Place::Local(file) => Some(self.entry(&Node::File(file), self.options.refresh)),
+            Place::Object(found) => {
+                let file = self.file_node(&found);
+                Some(self.entry(&Node::File(file), found.ttl))
+            }
+            Place::Absent => None,
+        }
+    }
+
+    fn history_entry(&self, place: Place) -> Option<Entry> {
+        match place {
+            Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
+            Place::Local(file) => {
+                let state = file.state();
+                let (name, stored) = (state.name.clone(), state.stored.clone());
+                drop(state);
+                Some(self.dir_entry(&DirKind::History(name, stored?.id)))
+            }
+            Place::Object(found) => {
+                let meta = &found.object.meta;
+                Some(self.dir_entry(&DirKind::History(meta.name.clone(), meta.id.clone())))
+            }
+            Place::Absent => None,
+        }
+    }
+
+    /// The entry of a directory.
+    pub(super) fn dir_entry(&self, kind: &DirKind) -> Entry {
+        let dir = self.table().dir(kind);
+        self.entry(&Node::Dir(dir), self.options.refresh)
+    }
+
+    /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name there.
+    pub(super) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
+        let mut table = self.table();
+        let mut under = DirPrefix::root();
+        loop {
+            match self.shown(&mut table, name, &under)? {
+                (text, Rest::File) => return Some((table.dir_ino(&DirKind::Tree(under))?, text)),
+                (_, Rest::Dir(dir)) => {
+                    if dir.self_name().as_ref() == Some(name) {
+                        return None;
+                    }
+                    under = dir;
+                }
+            }
+        }
+    }
+
+    /// Makes the kernel look `name` up again.
+    pub(super) fn inval_name(&self, name: &ObjectName) {
+        if let (Some(kernel), Some((parent, text))) = (self.kernel.get(), self.position(name)) {
+            kernel.inval_entry(parent, OsStr::new(&text));
+        }
+    }
+}

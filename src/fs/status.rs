@@ -1,0 +1,170 @@
+//! What the file system says of itself: to `vaultfs status`, to `/.vaultfs/status.json`. Never a value.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::FileSystem;
+use super::errno::Errno;
+
+/// The state of a mounted vault. Times in seconds, sizes in bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Seconds since the worker started.
+    pub uptime_s: u64,
+    /// The vault.
+    pub vault: Vault,
+    /// The cache.
+    pub cache: CacheUse,
+    /// Inodes held.
+    pub inodes: usize,
+    /// Open files and directories.
+    pub handles: usize,
+    /// Bytes in scratch files, which are never stored.
+    pub scratch_bytes: u64,
+    /// Writes that the vault does not have.
+    pub unsaved: Vec<Unsaved>,
+    /// The latest failures, oldest first.
+    pub last_errors: Vec<LastError>,
+}
+
+/// The connection to the vault.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Vault {
+    /// URL or socket.
+    pub endpoint: String,
+    /// `object` or `kv`.
+    pub dialect: String,
+    /// Requests sent, retries included.
+    pub requests: u64,
+    /// Requests left in this window, where a limit is known.
+    pub budget: Option<Budget>,
+    /// Why it does not answer, if it does not.
+    pub outage: Option<String>,
+    /// Seconds since that was last seen.
+    pub outage_s: Option<u64>,
+}
+
+/// The request budget.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Budget {
+    /// Requests allowed in a window.
+    pub limit: u32,
+    /// Requests left.
+    pub remaining: u32,
+    /// Seconds until the window ends.
+    pub reset_s: u64,
+}
+
+/// The cache.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CacheUse {
+    /// Names known.
+    pub names: usize,
+    /// Seconds since the last complete listing.
+    pub listed_s: Option<u64>,
+    /// Values held.
+    pub values: usize,
+    /// Bytes they take.
+    pub bytes: u64,
+    /// Bytes allowed.
+    pub capacity: u64,
+    /// For how many seconds an answer is fresh.
+    pub refresh_s: f64,
+    /// Values past their time are being served because the vault does not answer.
+    pub serving_stale: bool,
+}
+
+/// A write that the vault does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsaved {
+    /// The object's name.
+    pub name: String,
+    /// Bytes waiting.
+    pub size: u64,
+    /// Why it failed; absent while the file is merely open.
+    pub error: Option<String>,
+    /// The vault has a newer version: no retry is sent by itself.
+    pub conflict: bool,
+}
+
+/// A failure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastError {
+    /// RFC 3339.
+    pub at: String,
+    /// What was tried.
+    pub operation: String,
+    /// On which name.
+    pub name: String,
+    /// What the program saw.
+    pub errno: String,
+    /// The sentence.
+    pub message: String,
+}
+
+impl LastError {
+    pub(super) fn new(at: SystemTime, operation: &str, name: &str, errno: Errno, message: String) -> Self {
+        Self {
+            at: humantime::format_rfc3339_seconds(at).to_string(),
+            operation: operation.to_owned(),
+            name: name.to_owned(),
+            errno: format!("{errno:?}"),
+            message,
+        }
+    }
+}
+
+impl FileSystem {
+    /// How things are. Never asks the vault.
+    pub fn status(&self) -> Status {
+        let vault = self.cache.vault().status();
+        let cache = self.cache.status();
+        let (outage, outage_s) = cache.outage.unzip();
+        let (inodes, handles) = (self.table().len(), self.handles().len());
+        Status {
+            uptime_s: self.clock.wall().duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
+            vault: Vault {
+                endpoint: vault.endpoint,
+                dialect: format!("{:?}", self.cache.vault().capabilities().dialect).to_lowercase(),
+                requests: vault.requests,
+                budget: vault.budget.map(|b| Budget { limit: b.limit, remaining: b.remaining, reset_s: b.reset_s }),
+                outage,
+                outage_s,
+            },
+            cache: CacheUse {
+                names: cache.names,
+                listed_s: cache.listed_s,
+                values: cache.values,
+                bytes: cache.bytes,
+                capacity: cache.capacity,
+                refresh_s: self.options.refresh.as_secs_f64(),
+                serving_stale: cache.serving_stale,
+            },
+            inodes,
+            handles,
+            scratch_bytes: self.scratch_bytes.load(std::sync::atomic::Ordering::Relaxed),
+            unsaved: self.unsaved(),
+            last_errors: self.errors.lock().unwrap_or_else(|p| p.into_inner()).iter().cloned().collect(),
+        }
+    }
+
+    /// Writes that the vault does not have, open files included.
+    pub fn unsaved(&self) -> Vec<Unsaved> {
+        let table = self.table();
+        let mut unsaved: Vec<Unsaved> = table
+            .all_files()
+            .filter_map(|file| {
+                let state = file.state();
+                state.is_dirty().then(|| Unsaved {
+                    name: state.name.as_str().to_owned(),
+                    size: state.size(),
+                    error: state.failure.as_ref().map(|f| f.message.clone()),
+                    conflict: state.failure.as_ref().is_some_and(|f| f.conflict),
+                })
+            })
+            .collect();
+        unsaved.sort_by(|a, b| a.name.cmp(&b.name));
+        unsaved
+    }
+}

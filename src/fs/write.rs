@@ -1,0 +1,125 @@
+//! Writing and cutting: changes to a file's buffer, nothing else. `commit` brings them to the vault.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::attr::{Attr, SetAttr};
+use super::commit::Cause;
+use super::errno::{Errno, Result};
+use super::file::File;
+use super::inode::Node;
+use super::open::Held;
+use super::{FileSystem, Step};
+
+impl FileSystem {
+    /// WRITE. The bytes a writer's handle builds on are in memory since its open, so this never waits.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let handle = self.handle(fh)?;
+        let Held::File { file, writer: Some(writer) } = &handle.held else { return Err(Errno::EBADF) };
+        let mut state = file.state();
+        if let Some(failure) = &state.failure
+            && failure.number > writer.told.load(Ordering::Relaxed)
+        {
+            writer.told.store(failure.number, Ordering::Relaxed);
+            return Err(failure.errno);
+        }
+        let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
+        if end > self.options.max_size {
+            return Err(self.too_big(state.name.as_str()));
+        }
+        if state.scratch {
+            let from = state.size();
+            self.account_scratch(from, from.max(end))?;
+        }
+        let now = self.clock.wall();
+        let pinned = state.pinned.clone();
+        state.local.mtime = None;
+        let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
+        // Both fit: `end` is at most --max-size, which fits into memory.
+        buffer.bytes.write_at(offset as usize, data);
+        buffer.changed(true, now);
+        Ok(data.len() as u32)
+    }
+
+    /// SETATTR: local attributes at once; a new size in the buffer, stored before the answer if no writer has the
+    /// file open, who would store it otherwise.
+    pub fn setattr(self: &Arc<Self>, ino: u64, fh: Option<u64>, set: SetAttr) -> Step<(Attr, Duration)> {
+        let node = match self.node(ino) {
+            Ok(node) => node,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let (file, size) = match (&node, set.size) {
+            (_, None) => return self.attr_after(&node, self.set_local(&node, &set)),
+            (Node::File(_), Some(_)) if self.options.read_only => return Err(Errno::EROFS).into(),
+            (Node::File(file), Some(size)) => (file.clone(), size),
+            (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR).into(),
+            (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM).into(),
+        };
+        let through_handle = fh.is_some();
+        let commits = { file.state().writers == 0 };
+        if !commits
+            && let Some(result) = self.resize_now(&file, size, through_handle)
+        {
+            let set_too = result.and_then(|()| self.set_local_if_any(&node, &set));
+            return self.attr_after(&node, set_too);
+        }
+        let fs = self.clone();
+        Step::later(async move {
+            let call = fs.call();
+            if size > 0 {
+                fs.load(&call, &file).await?;
+            }
+            fs.resize_now(&file, size, through_handle || commits).unwrap_or(Err(Errno::EIO))?;
+            fs.set_local_if_any(&node, &set)?;
+            if commits {
+                fs.commit(&file, &call, Cause::Truncate).await?;
+            }
+            fs.table().drop_unheld(file.ino);
+            Ok((fs.attr(&node), fs.options.refresh))
+        })
+    }
+
+    fn attr_after(&self, node: &Node, result: Result<()>) -> Step<(Attr, Duration)> {
+        result.map(|()| (self.attr(node), self.options.refresh)).into()
+    }
+
+    fn set_local_if_any(&self, node: &Node, set: &SetAttr) -> Result<()> {
+        match set {
+            SetAttr { mode: None, uid: None, gid: None, atime: None, mtime: None, .. } => Ok(()),
+            _ => self.set_local(node, set),
+        }
+    }
+
+    /// Cuts or extends the buffer; `None` if the bytes to build on are not in memory.
+    fn resize_now(&self, file: &File, size: u64, written: bool) -> Option<Result<()>> {
+        let mut state = file.state();
+        if size > self.options.max_size {
+            return Some(Err(self.too_big(state.name.as_str())));
+        }
+        let before = state.size();
+        if size == before {
+            return Some(Ok(()));
+        }
+        if state.buffer.is_none() && state.pinned.is_none() && state.stored.is_some() && size > 0 {
+            return None;
+        }
+        if state.scratch
+            && let Err(e) = self.account_scratch(before, size)
+        {
+            return Some(Err(e));
+        }
+        let now = self.clock.wall();
+        let pinned = state.pinned.clone();
+        state.local.mtime = None;
+        let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
+        buffer.bytes.resize(size as usize);
+        buffer.changed(written, now);
+        Some(Ok(()))
+    }
+
+    fn too_big(&self, name: &str) -> Errno {
+        let limit = self.options.max_size;
+        self.refused("write", name, Errno::EFBIG, &format!("the file would be over --max-size ({limit} bytes)"))
+    }
+}

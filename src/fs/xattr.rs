@@ -1,0 +1,73 @@
+//! Extended attributes: what the vault knows of an object, read-only, as `user.vault.*`.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use super::FileSystem;
+use super::errno::{Errno, Result};
+use super::inode::Node;
+use crate::vault::cache::Peek;
+
+/// Attributes a file can have, in the order they are listed.
+const NAMES: [&str; 5] =
+    ["user.vault.id", "user.vault.version", "user.vault.updated_at", "user.vault.stale", "user.vault.error"];
+
+impl FileSystem {
+    /// GETXATTR.
+    pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
+        let node = self.node(ino)?;
+        let name = name.to_str().filter(|name| NAMES.contains(name)).ok_or(Errno::ENODATA)?;
+        self.xattr(&node, name).map(String::into_bytes).ok_or(Errno::ENODATA)
+    }
+
+    /// LISTXATTR: names, each ended by a NUL.
+    pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
+        let node = self.node(ino)?;
+        let present = NAMES.iter().filter(|name| self.xattr(&node, name).is_some());
+        Ok(present.flat_map(|name| name.bytes().chain([0])).collect())
+    }
+
+    /// SETXATTR and REMOVEXATTR.
+    pub fn refuse_xattr(&self, name: &OsStr) -> Errno {
+        if name.to_string_lossy().starts_with("user.vault.") { Errno::EPERM } else { Errno::EOPNOTSUPP }
+    }
+
+    fn xattr(&self, node: &Node, name: &str) -> Option<String> {
+        match node {
+            Node::File(file) => {
+                let state = file.state();
+                let stored = state.stored.as_ref();
+                match name {
+                    "user.vault.id" => stored.map(|s| s.id.to_string()),
+                    "user.vault.version" => stored.map(|s| s.version.to_string()),
+                    "user.vault.updated_at" => stored.map(|s| rfc3339(s.updated_at)),
+                    "user.vault.error" => state.failure.as_ref().map(|f| f.message.clone()),
+                    "user.vault.stale" => {
+                        let name = state.name.clone();
+                        let stored = stored.is_some();
+                        drop(state);
+                        stored.then(|| if self.is_stale(&name) { "1" } else { "0" }.to_owned())
+                    }
+                    _ => None,
+                }
+            }
+            Node::Version(version) => match name {
+                "user.vault.id" => Some(version.object.meta.id.to_string()),
+                "user.vault.version" => Some(version.object.meta.version.to_string()),
+                "user.vault.updated_at" => Some(rfc3339(version.created_at)),
+                _ => None,
+            },
+            Node::Dir(_) | Node::Control(..) => None,
+        }
+    }
+
+    /// Whether what is shown of `name` is past its time because the vault does not answer.
+    fn is_stale(&self, name: &crate::vault::ObjectName) -> bool {
+        let fresh = matches!(self.cache.peek(name), Peek::Value(found) if found.ttl > Duration::ZERO);
+        !fresh && self.cache.status().outage.is_some()
+    }
+}
+
+fn rfc3339(at: std::time::SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
