@@ -232,7 +232,7 @@ fn base() -> impl Strategy<Value = Option<Form>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn bytes_in_bytes_out(bytes in file_bytes(), base in base()) {
