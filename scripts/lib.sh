@@ -10,7 +10,7 @@ CONNECTIONS=/sys/fs/fuse/connections
 say() { printf '%s\n' "$*" >&2; }
 
 die() {
-    say "${0##*/}: $*"
+    say "scripts/${0##*/}: $*"
     exit 1
 }
 
