@@ -50,6 +50,30 @@ pub struct Entry {
     pub ttl: Duration,
 }
 
+/// What statfs(2) says. There is no real figure for a vault; programs that check for room find some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatFs {
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Blocks free.
+    pub free: u64,
+    /// Files in all.
+    pub files: u64,
+    /// Files free.
+    pub free_files: u64,
+    /// Bytes a block.
+    pub block_size: u32,
+    /// Longest file name, bytes.
+    pub name_max: u32,
+}
+
+const BLOCK_SIZE: u32 = 4096;
+
+/// 1 GiB.
+const NOMINAL_BLOCKS: u64 = 1 << 18;
+
+const NOMINAL_FILES: u64 = 1 << 20;
+
 /// What SETATTR asks for beside a size.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SetAttr {
@@ -141,7 +165,9 @@ impl FileSystem {
 
     /// chmod, chown and utimens of a file or directory: kept in memory, owners only where they stay the same.
     pub(super) fn set_local(&self, node: &Node, set: &SetAttr) -> Result<()> {
-        if set.uid.is_some_and(|uid| uid != self.options.uid) || set.gid.is_some_and(|gid| gid != self.options.gid) {
+        if set.uid.is_some_and(|uid| uid != self.options.uid)
+            || set.gid.is_some_and(|gid| gid != self.options.gid)
+        {
             return Err(Errno::EPERM);
         }
         if self.options.read_only {
@@ -152,6 +178,7 @@ impl FileSystem {
             Node::File(file) => {
                 let (name, local) = {
                     let mut state = file.state();
+                    let state = &mut *state;
                     let version = state.stored.as_ref().map(|s| s.version.clone());
                     let local = &mut state.local;
                     local.mode = set.mode.map(|m| m & 0o7777).or(local.mode);
@@ -172,6 +199,37 @@ impl FileSystem {
             },
             Node::Version(_) | Node::Control(..) => Err(Errno::EPERM),
         }
+    }
+
+    /// ACCESS, for a kernel that leaves it to us: the owner's bits decide, root may what modes cannot forbid.
+    pub fn access(&self, ino: u64, uid: u32, mask: i32) -> Result<()> {
+        let attr = self.getattr(ino)?.0;
+        let perm = i32::from(attr.perm);
+        let allowed = match uid {
+            0 => libc::R_OK | libc::W_OK | if attr.kind == FileKind::Directory { libc::X_OK } else { 0 },
+            uid if uid == attr.uid => perm >> 6 & 0o7,
+            _ => perm & 0o7,
+        };
+        if mask & !allowed & 0o7 == 0 { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// STATFS: the vault has no size to tell. Never asks it.
+    pub fn statfs(&self) -> StatFs {
+        let cache = self.cache.status();
+        StatFs {
+            blocks: NOMINAL_BLOCKS,
+            free: NOMINAL_BLOCKS.saturating_sub(cache.bytes.div_ceil(u64::from(BLOCK_SIZE))),
+            files: cache.names as u64 + NOMINAL_FILES,
+            free_files: NOMINAL_FILES,
+            block_size: BLOCK_SIZE,
+            name_max: 255,
+        }
+    }
+
+    /// mknod, symlink, link: a vault holds nothing of the kind.
+    pub fn refuse_special(&self, operation: &'static str, name: &std::ffi::OsStr) -> Errno {
+        let why = "a vault holds files only: no links, sockets, pipes or devices";
+        self.refused(operation, &name.to_string_lossy(), Errno::EPERM, why)
     }
 
     /// The mode of a new file: what was asked for, less the umask, cut to the ceiling.

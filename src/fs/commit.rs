@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::FileSystem;
 use super::errno::{Errno, Result};
 use super::file::{Failure, File, Link, Stored};
 use super::status::Unsaved;
-use super::FileSystem;
 use crate::secret::SecretBytes;
 use crate::vault::cache::{Peek, is_outage};
 use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectName, codec};
@@ -58,12 +58,13 @@ impl Cause {
 }
 
 /// One generation of a buffer on its way to the vault.
-struct Job {
-    name: ObjectName,
-    bytes: SecretBytes,
-    generation: u64,
-    base: Option<Stored>,
-    exclusive: bool,
+pub(super) struct Job {
+    pub name: ObjectName,
+    pub bytes: SecretBytes,
+    pub generation: u64,
+    /// What the bytes are a change of: an update of that object, or a new one.
+    pub base: Option<Stored>,
+    pub exclusive: bool,
 }
 
 impl Job {
@@ -96,7 +97,8 @@ impl FileSystem {
         loop {
             let Some(_turn) = self.turn(file, call).await else {
                 let name = file.state().name.clone();
-                let why = Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
+                let why =
+                    Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
                 return Err(self.failed(cause.name(), name.as_str(), &why));
             };
             let Some(job) = Job::of(file) else { return Ok(()) };
@@ -116,7 +118,8 @@ impl FileSystem {
         tokio::time::timeout(self.left(call), turn).await.ok()?.ok()
     }
 
-    async fn store(self: &Arc<Self>, job: &Job, call: &Call) -> Result<Arc<Object>, Error> {
+    /// Brings a job to the vault; the caller has the file's turn.
+    pub(super) async fn store(self: &Arc<Self>, job: &Job, call: &Call) -> Result<Arc<Object>, Error> {
         let form = job.base.as_ref().map(|b| b.form);
         let content = codec::to_content(self.options.format, form, job.bytes.expose())
             .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))?;
@@ -179,7 +182,8 @@ impl FileSystem {
         Ok(current.filter(|c| !c.stale && c.object.content == *content).map(|c| c.object))
     }
 
-    fn committed(&self, file: &Arc<File>, job: &Job, object: Arc<Object>) {
+    /// The file is what was stored, now.
+    pub(super) fn committed(&self, file: &Arc<File>, job: &Job, object: Arc<Object>) {
         let normalised = object.content.bytes.expose() != job.bytes.expose();
         let mut table = self.table();
         let other = table.file(&job.name).filter(|other| other.ino != file.ino);
@@ -268,7 +272,9 @@ impl FileSystem {
         match (self.cache.vault().get_by_name(call, &name).await, base) {
             (Ok(now), Some(base)) => Some(now.meta.version != base.version || now.meta.id != base.id),
             // A create whose answer was lost: the commit compares the bytes.
-            (Ok(now), None) => Some(!file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes)),
+            (Ok(now), None) => {
+                Some(!file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes))
+            }
             (Err(e), base) if e.kind == ErrorKind::NotFound => Some(base.is_some()),
             (Err(_), _) => None,
         }

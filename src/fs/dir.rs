@@ -102,7 +102,10 @@ impl FileSystem {
                 let mut hasher = DefaultHasher::new();
                 entries.keys().for_each(|name| name.hash(&mut hasher));
                 self.table().seen_names(&dir.kind, hasher.finish() | 1, self.clock.wall());
-                with_dots(dir.ino, entries.into_iter().map(|(name, (kind, ino))| DirEntry { name, kind, ino }))
+                with_dots(
+                    dir.ino,
+                    entries.into_iter().map(|(name, (kind, ino))| DirEntry { name, kind, ino }),
+                )
             }
             DirKind::Histories(under) => {
                 let names = self.names_in(under).into_keys();
@@ -139,7 +142,9 @@ impl FileSystem {
         });
         let local: Vec<ObjectName> = table
             .file_names()
-            .filter(|(name, file)| name.as_str().starts_with(under.as_str()) && self.is_only_here(&file.state()))
+            .filter(|(name, file)| {
+                name.as_str().starts_with(under.as_str()) && self.is_only_here(&file.state())
+            })
             .map(|(name, _)| name.clone())
             .collect();
         for name in local {
@@ -147,8 +152,12 @@ impl FileSystem {
                 add(&mut entries, &table, &name, text, &rest);
             }
         }
-        let made: Vec<DirPrefix> =
-            table.made().iter().filter(|m| m.as_str().starts_with(under.as_str()) && *m != under).cloned().collect();
+        let made: Vec<DirPrefix> = table
+            .made()
+            .iter()
+            .filter(|m| m.as_str().starts_with(under.as_str()) && *m != under)
+            .cloned()
+            .collect();
         for dir in made {
             if let Some((text, Rest::Dir(dir))) = name::split(dir.as_str(), under) {
                 let ino = table.dir_ino(&DirKind::Tree(dir));
@@ -172,7 +181,9 @@ impl FileSystem {
             return Some(Some(file.ino));
         }
         match self.cache.peek(name) {
-            crate::vault::cache::Peek::Value(_) | crate::vault::cache::Peek::Exists => Some(file.map(|f| f.ino)),
+            crate::vault::cache::Peek::Value(_) | crate::vault::cache::Peek::Exists => {
+                Some(file.map(|f| f.ino))
+            }
             _ => None,
         }
     }
@@ -185,8 +196,11 @@ impl FileSystem {
         };
         let dir = match name::decode(component.as_bytes(), &under) {
             Ok(Decoded::Entry { as_dir: Some(dir), .. }) if !dir.is_continuation() => dir,
-            Ok(Decoded::Entry { as_dir: None, .. }) | Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG).into(),
-            Ok(Decoded::Entry { .. } | Decoded::SelfFile(_) | Decoded::Beside { .. }) | Err(Refused::Spelling) => {
+            Ok(Decoded::Entry { as_dir: None, .. }) | Err(Refused::TooLong) => {
+                return Err(Errno::ENAMETOOLONG).into();
+            }
+            Ok(Decoded::Entry { .. } | Decoded::SelfFile(_) | Decoded::Beside { .. })
+            | Err(Refused::Spelling) => {
                 return Err(self.no_such_name("mkdir", component)).into();
             }
         };

@@ -25,8 +25,29 @@ macro_rules! errno {
 }
 
 errno!(
-    EACCES, EBADF, EBUSY, EEXIST, EFBIG, EINVAL, EIO, EISDIR, ENAMETOOLONG, ENODATA, ENOENT, ENOSPC, ENOTDIR,
-    ENOTEMPTY, EOPNOTSUPP, EPERM, ERANGE, EROFS, ESTALE, ETIMEDOUT, EXDEV, ENOTTY, ENXIO,
+    EACCES,
+    EBADF,
+    EBUSY,
+    EEXIST,
+    EFBIG,
+    EINVAL,
+    EIO,
+    EISDIR,
+    ENAMETOOLONG,
+    ENODATA,
+    ENOENT,
+    ENOSPC,
+    ENOTDIR,
+    ENOTEMPTY,
+    EOPNOTSUPP,
+    EPERM,
+    ERANGE,
+    EROFS,
+    ESTALE,
+    ETIMEDOUT,
+    EXDEV,
+    ENOTTY,
+    ENXIO,
 );
 
 /// What the caller of a failed vault operation sees (DESIGN.md, "Errno, one table").

@@ -21,6 +21,7 @@ mod opener;
 mod options;
 mod read;
 mod remove;
+mod rename;
 mod resolve;
 mod scratch;
 mod status;
@@ -41,7 +42,7 @@ pub use attr::{Attr, Entry, FileKind, SetAttr};
 pub use dir::{DirEntry, Listing};
 pub use errno::{Errno, Result};
 pub use inode::ROOT;
-pub use open::Opened;
+pub use open::{Create, Opened};
 pub use options::Options;
 pub use status::{Status, Unsaved};
 
@@ -114,7 +115,12 @@ impl std::fmt::Debug for FileSystem {
 impl FileSystem {
     /// A file system over `vault`. `first_page` is what the start-up check of the vault listed, if it did.
     /// Futures it returns need a tokio runtime.
-    pub fn new(vault: DynVault, first_page: Option<Page>, options: Options, clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub fn new(
+        vault: DynVault,
+        first_page: Option<Page>,
+        options: Options,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         let config = CacheConfig {
             refresh: options.refresh,
             max_stale: options.max_stale,
@@ -150,6 +156,16 @@ impl FileSystem {
     /// The options it was made with.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Wall-clock time, for attributes.
+    pub fn now(&self) -> SystemTime {
+        self.clock.wall()
+    }
+
+    /// FORGET: the kernel gave back `count` lookups of an inode.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.table().forget(ino, count);
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

@@ -161,7 +161,12 @@ impl FileSystem {
     }
 
     /// The kernel asked to create what has appeared since it looked.
-    fn open_existing(self: &Arc<Self>, file: Arc<File>, create: Create, caller: Caller) -> Step<(Entry, Opened)> {
+    fn open_existing(
+        self: &Arc<Self>,
+        file: Arc<File>,
+        create: Create,
+        caller: Caller,
+    ) -> Step<(Entry, Opened)> {
         if create.flags & libc::O_EXCL != 0 {
             return Err(Errno::EEXIST).into();
         }
@@ -188,7 +193,12 @@ impl FileSystem {
         };
         let name = name.ok_or_else(|| self.no_such_name(operation, component))?;
         if !self.is_allowed(&name) {
-            return Err(self.refused(operation, name.as_str(), Errno::ENAMETOOLONG, "the vault takes shorter names only"));
+            return Err(self.refused(
+                operation,
+                name.as_str(),
+                Errno::ENAMETOOLONG,
+                "the vault takes shorter names only",
+            ));
         }
         let shown = self.shown(&mut self.table(), &name, under);
         if shown.is_none_or(|(text, _)| component != text.as_str()) {
@@ -264,7 +274,9 @@ impl FileSystem {
     /// RELEASE: the last close of a handle. What is unsaved is stored now, after close(2) has returned.
     pub fn release(self: &Arc<Self>, fh: u64) -> Step<()> {
         let handle = self.handles().remove(&fh);
-        let Some(Held::File { file, writer }) = handle.as_ref().map(|h| &h.held) else { return Step::Ready(Ok(())) };
+        let Some(Held::File { file, writer }) = handle.as_ref().map(|h| &h.held) else {
+            return Step::Ready(Ok(()));
+        };
         let unsaved = {
             let mut state = file.state();
             state.opens -= 1;

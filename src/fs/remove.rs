@@ -66,7 +66,7 @@ impl FileSystem {
     }
 
     /// Deletes what the name means now: the object we know, or the one that took its name meanwhile.
-    async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
+    pub(super) async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
         let vault = self.cache.vault();
         let failed = |e| self.failed("unlink", name.as_str(), &e);
         let mut id = known;
@@ -89,7 +89,11 @@ impl FileSystem {
                 Err(e) => return Err(failed(e)),
             }
         }
-        let why = if in_doubt { "no answer told whether it was deleted" } else { "it is replaced elsewhere all the time" };
+        let why = if in_doubt {
+            "no answer told whether it was deleted"
+        } else {
+            "it is replaced elsewhere all the time"
+        };
         Err(self.refused("unlink", name.as_str(), Errno::EIO, why))
     }
 }

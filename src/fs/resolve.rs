@@ -207,7 +207,8 @@ impl FileSystem {
             let mut seen = false;
             self.cache.visit_names(dir.as_str(), |name| {
                 let shown = self.shown(&mut table, name, under);
-                seen = shown.is_some_and(|(text, rest)| component == text.as_str() && rest == Rest::Dir(dir.clone()));
+                seen = shown
+                    .is_some_and(|(text, rest)| component == text.as_str() && rest == Rest::Dir(dir.clone()));
                 seen.then(String::new)
             });
             implied = match (seen, self.cache.is_complete()) {
@@ -223,7 +224,12 @@ impl FileSystem {
     }
 
     /// The entry under which `name` shows in `under`, now.
-    pub(super) fn shown(&self, table: &mut Table, name: &ObjectName, under: &DirPrefix) -> Option<(String, Rest)> {
+    pub(super) fn shown(
+        &self,
+        table: &mut Table,
+        name: &ObjectName,
+        under: &DirPrefix,
+    ) -> Option<(String, Rest)> {
         let (text, rest) = name::split(name.as_str(), under)?;
         if let Rest::Dir(dir) = &rest
             && let Some(owner) = dir.self_name()

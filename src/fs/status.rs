@@ -128,7 +128,11 @@ impl FileSystem {
                 endpoint: vault.endpoint,
                 dialect: format!("{:?}", self.cache.vault().capabilities().dialect).to_lowercase(),
                 requests: vault.requests,
-                budget: vault.budget.map(|b| Budget { limit: b.limit, remaining: b.remaining, reset_s: b.reset_s }),
+                budget: vault.budget.map(|b| Budget {
+                    limit: b.limit,
+                    remaining: b.remaining,
+                    reset_s: b.reset_s,
+                }),
                 outage,
                 outage_s,
             },

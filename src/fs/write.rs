@@ -58,9 +58,7 @@ impl FileSystem {
         };
         let through_handle = fh.is_some();
         let commits = { file.state().writers == 0 };
-        if !commits
-            && let Some(result) = self.resize_now(&file, size, through_handle)
-        {
+        if !commits && let Some(result) = self.resize_now(&file, size, through_handle) {
             let set_too = result.and_then(|()| self.set_local_if_any(&node, &set));
             return self.attr_after(&node, set_too);
         }
@@ -120,6 +118,11 @@ impl FileSystem {
 
     fn too_big(&self, name: &str) -> Errno {
         let limit = self.options.max_size;
-        self.refused("write", name, Errno::EFBIG, &format!("the file would be over --max-size ({limit} bytes)"))
+        self.refused(
+            "write",
+            name,
+            Errno::EFBIG,
+            &format!("the file would be over --max-size ({limit} bytes)"),
+        )
     }
 }

@@ -1,0 +1,171 @@
+//! rename(2): the vault has none, so a file is stored under its new name, then its old name is deleted.
+//!
+//! The order never loses the value: until the new name is stored the old one stays, and a failure between the
+//! two leaves both. Onto an existing name it is an update, which keeps that object's history; the history of the
+//! old name ends with its object. The inode goes along, as the kernel expects: who has the file open has it open
+//! under its new name. Directories are EXDEV, so that mv(1) copies.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::commit::Job;
+use super::errno::{Errno, Result};
+use super::file::{File, Link};
+use super::inode::DirKind;
+use super::name::DirPrefix;
+use super::resolve::Place;
+use super::{FileSystem, Step};
+use crate::vault::{Call, Object, ObjectName};
+
+/// A place in the tree: a directory's inode number and a file name in it.
+type At<'a> = (u64, &'a OsStr);
+
+/// Where a file goes.
+struct Goal {
+    under: DirPrefix,
+    name: ObjectName,
+    /// What the name shows until then.
+    target: Option<Arc<File>>,
+    /// The new name is that of a scratch file.
+    scratch: bool,
+}
+
+impl FileSystem {
+    /// RENAME, with renameat2(2)'s flags.
+    pub fn rename(self: &Arc<Self>, from: At<'_>, to: At<'_>, flags: u32) -> Step<()> {
+        let places = self.changeable(from.0).and_then(|f| Ok((f, self.changeable(to.0)?)));
+        let (from_dir, to_dir) = match places {
+            Ok(dirs) => dirs,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        if flags & !libc::RENAME_NOREPLACE != 0 {
+            return Step::Ready(Err(Errno::EINVAL));
+        }
+        let (fs, from_name, to_name) = (self.clone(), from.1.to_owned(), to.1.to_owned());
+        Step::later(async move {
+            let call = fs.call();
+            let source = match fs.find(&call, &from_dir, &from_name).await? {
+                Place::Local(file) => file,
+                Place::Object(found) => fs.file_node(&found),
+                Place::Dir(_) => return Err(Errno::EXDEV),
+                Place::Absent => return Err(Errno::ENOENT),
+            };
+            let target = match fs.find(&call, &to_dir, &to_name).await? {
+                Place::Local(file) => Some(file),
+                Place::Object(found) => Some(fs.file_node(&found)),
+                Place::Dir(_) => return Err(Errno::EISDIR),
+                Place::Absent => None,
+            };
+            if target.as_ref().is_some_and(|t| t.ino == source.ino) {
+                return Ok(());
+            }
+            if target.is_some() && flags & libc::RENAME_NOREPLACE != 0 {
+                return Err(Errno::EEXIST);
+            }
+            let name = fs.name_to_create("rename", &to_dir, &to_name)?;
+            let scratch = target.is_none() && to_name.to_str().is_some_and(|c| fs.scratch.matches(c));
+            fs.move_file(&call, &from_dir, &source, Goal { under: to_dir, name, target, scratch }).await
+        })
+    }
+
+    async fn move_file(
+        self: &Arc<Self>,
+        call: &Call,
+        from_dir: &DirPrefix,
+        source: &Arc<File>,
+        goal: Goal,
+    ) -> Result<()> {
+        self.load(call, source).await?;
+        let Some(_turn) = self.turn(source, call).await else { return Err(Errno::ETIMEDOUT) };
+        let _target_turn = match &goal.target {
+            Some(target) => Some(self.turn(target, call).await.ok_or(Errno::ETIMEDOUT)?),
+            None => None,
+        };
+        let (old_name, old_id, only_here) = {
+            let state = source.state();
+            let id = state.stored.as_ref().map(|s| s.id.clone());
+            (state.name.clone(), id, state.stored.is_none())
+        };
+        if old_id.is_some() && self.options.no_delete {
+            let why = "renaming deletes the old name, and the mount was made with --no-delete";
+            return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
+        }
+        // An object is never turned into a scratch file: it would be gone at unmount.
+        if goal.scratch && only_here {
+            self.switch(from_dir, source, &old_name, &goal, None);
+            return Ok(());
+        }
+        let job = self.job_under(source, &goal);
+        let stored = self.store(&job, call).await;
+        let object = stored.map_err(|e| self.failed("rename", goal.name.as_str(), &e))?;
+        if let Some(id) = old_id {
+            self.delete(call, &old_name, id).await?;
+        }
+        self.switch(from_dir, source, &old_name, &goal, Some((&job, object)));
+        Ok(())
+    }
+
+    /// The bytes of `source` as they will be stored under the new name, based on what that shows now.
+    fn job_under(&self, source: &File, goal: &Goal) -> Job {
+        let base = goal.target.as_ref().and_then(|t| t.state().stored.clone());
+        let now = self.clock.wall();
+        let mut state = source.state();
+        let pinned = state.pinned.clone();
+        let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
+        Job {
+            name: goal.name.clone(),
+            bytes: buffer.bytes.clone(),
+            generation: buffer.generation,
+            base,
+            exclusive: false,
+        }
+    }
+
+    /// From now on the inode hangs on its new name, and what that showed hangs on none.
+    fn switch(
+        &self,
+        from_dir: &DirPrefix,
+        source: &Arc<File>,
+        old_name: &ObjectName,
+        goal: &Goal,
+        stored: Option<(&Job, Arc<Object>)>,
+    ) {
+        let now = self.clock.wall();
+        let mut table = self.table();
+        table.unpoint(old_name, source.ino);
+        table.release_kind(old_name);
+        if let Some(target) = &goal.target {
+            let mut state = target.state();
+            state.link = Link::Unlinked;
+            state.settle();
+        }
+        let scratch_bytes = {
+            let mut state = source.state();
+            let was = if state.scratch { state.size() } else { 0 };
+            let is = if goal.scratch { state.size() } else { 0 };
+            state.name = goal.name.clone();
+            state.scratch = goal.scratch;
+            state.link = Link::Current;
+            state.stored = stored.as_ref().and_then(|(job, _)| job.base.clone());
+            *table.local(&goal.name) = state.local.clone();
+            (was, is)
+        };
+        table.point(&goal.name, source.ino);
+        if let Some(target) = &goal.target {
+            table.drop_unheld(target.ino);
+        }
+        for dir in [from_dir, &goal.under] {
+            if !dir.is_root() && !dir.is_continuation() {
+                table.made().insert(dir.clone());
+            }
+            table.touch(&DirKind::Tree(dir.clone()), now);
+        }
+        drop(table);
+        // Moving bytes between names never needs more room than there was.
+        let _ = self.account_scratch(scratch_bytes.0, scratch_bytes.1);
+        if let Some((job, object)) = stored {
+            self.committed(source, job, object);
+        }
+        self.table().drop_unheld(source.ino);
+    }
+}

@@ -1,0 +1,420 @@
+//! Between fuser and the file system: decode, one call, one reply. No logic and no state of its own.
+//!
+//! What is known is answered on the kernel's own thread; what has to ask the vault moves with its reply into a
+//! task, so that no session thread ever waits for the network. Each request has one deadline: the vault's calls
+//! are bounded by it, and a task that overruns it all the same is answered ETIMEDOUT.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+
+use crate::fs::{Attr, Caller, Create, Entry, FileKind, FileSystem, Opened, SetAttr, Step};
+
+/// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
+const UNKNOWN_INO: u64 = 0xffff_ffff;
+
+/// Largest WRITE the kernel sends at once, bytes.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// What a task gets beyond its deadline before it is answered for: every vault call ends by itself in time.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The file system as fuser wants it.
+#[derive(Debug)]
+pub struct Adapter {
+    fs: Arc<FileSystem>,
+    runtime: Handle,
+}
+
+impl Adapter {
+    /// Answers requests from `fs`, and runs on `runtime` what takes time.
+    pub fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
+        Self { fs, runtime }
+    }
+
+    /// Gives `answer` the result, now or when the task has ended.
+    fn answer<T: Send + 'static>(
+        &self,
+        step: Step<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        match step {
+            Step::Ready(result) => answer(result.map_err(errno)),
+            Step::Pending(work) => {
+                let limit = self.fs.options().timeout + GRACE;
+                self.runtime.spawn(async move {
+                    let result = tokio::time::timeout(limit, work).await;
+                    answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)).map_err(errno));
+                });
+            }
+        }
+    }
+}
+
+fn errno(e: crate::fs::Errno) -> Errno {
+    Errno::from_i32(e.0)
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller { pid: req.pid() }
+}
+
+fn kind(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Directory => FileType::Directory,
+        FileKind::Regular => FileType::RegularFile,
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.size.div_ceil(512),
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: attr.mtime,
+        kind: kind(attr.kind),
+        perm: attr.perm,
+        nlink: 1,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn fopen_flags(opened: &Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags.set(FopenFlags::FOPEN_NOFLUSH, opened.no_flush);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
+    flags
+}
+
+fn entry(reply: ReplyEntry, entry: &Entry) {
+    reply.entry(&entry.ttl, &file_attr(&entry.attr), Generation(0));
+}
+
+fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) + Send {
+    move |result| match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn opened(reply: ReplyOpen) -> impl FnOnce(Result<Opened, Errno>) + Send {
+    move |result| match result {
+        Ok(opened) => reply.opened(FileHandle(opened.fh), fopen_flags(&opened)),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn xattr(result: crate::fs::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match result {
+        Ok(data) if size == 0 => reply.size(data.len() as u32),
+        Ok(data) if data.len() <= size as usize => reply.data(&data),
+        Ok(_) => reply.error(Errno::ERANGE),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_NO_EXPORT_SUPPORT,
+        ];
+        for flag in wanted {
+            // An older kernel does without; nothing depends on it for correctness.
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_write(MAX_WRITE);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.answer(self.fs.lookup(parent.0, name), move |found| match found {
+            Ok(Some(found)) => entry(reply, &found),
+            Ok(None) => reply.error(Errno::ENOENT),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.fs.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.fs.getattr(ino.0) {
+            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let time = |t: Option<TimeOrNow>| {
+            t.map(|t| match t {
+                TimeOrNow::SpecificTime(t) => t,
+                TimeOrNow::Now => self.fs.now(),
+            })
+        };
+        let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
+        self.answer(self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), move |result| match result {
+            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(errno(self.fs.refuse_special("mknod", name)));
+    }
+
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        name: &OsStr,
+        _target: &std::path::Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(errno(self.fs.refuse_special("symlink", name)));
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        reply.error(errno(self.fs.refuse_special("link", name)));
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.answer(self.fs.mkdir(parent.0, name), move |made| match made {
+            Ok(made) => entry(reply, &made),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answer(self.fs.unlink(parent.0, name), empty(reply));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answer(self.fs.rmdir(parent.0, name), empty(reply));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let to = (newparent.0, newname);
+        self.answer(self.fs.rename((parent.0, name), to, flags.bits()), empty(reply));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answer(self.fs.read(fh.0, offset, size), move |slice| match slice {
+            Ok(slice) => reply.data(slice.expose()),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.fs.write(fh.0, offset, data) {
+            Ok(written) => reply.written(written),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.answer(self.fs.flush(fh.0, caller(req)), empty(reply));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(self.fs.release(fh.0), empty(reply));
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.answer(self.fs.fsync(fh.0), empty(reply));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let create = Create { mode, umask, flags };
+        self.answer(self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
+            Ok((entry, opened)) => {
+                let flags = fopen_flags(&opened);
+                reply.created(
+                    &entry.ttl,
+                    &file_attr(&entry.attr),
+                    Generation(0),
+                    FileHandle(opened.fh),
+                    flags,
+                );
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.answer(self.fs.readdir(fh.0, offset == 0), move |listing| match listing {
+            Ok(listing) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                for (at, item) in listing.iter().enumerate().skip(from) {
+                    let ino = INodeNo(item.ino.unwrap_or(UNKNOWN_INO));
+                    if reply.add(ino, at as u64 + 1, kind(item.kind), &item.name) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.releasedir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // Changes of names are in the vault before they are answered.
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let s = self.fs.statfs();
+        reply.statfs(s.blocks, s.free, s.free, s.files, s.free_files, s.block_size, s.name_max, s.block_size);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(errno(self.fs.refuse_xattr(name)));
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        xattr(self.fs.getxattr(ino.0, name), size, reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        xattr(self.fs.listxattr(ino.0), size, reply);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno(self.fs.refuse_xattr(name)));
+    }
+
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        // Asked only without default_permissions, which every mount of ours has; answered all the same.
+        empty(reply)(self.fs.access(ino.0, req.uid(), mask.bits()).map_err(errno));
+    }
+}
