@@ -195,9 +195,18 @@ impl Service {
     }
 
     fn measure(&self, value: &Value) -> Result<u64> {
-        let len = value.content()?.bytes.len();
-        if len > self.max_value {
-            return Err(ServiceError::TooLarge { limit: self.max_value });
+        let limit = self.max_value;
+        let content = match value.form {
+            StoredForm::Object => codec::decode_data_within(value.text.expose(), limit),
+            StoredForm::Kv => Ok(codec::decode_value(value.text.expose())),
+        };
+        let len = match content {
+            Ok(content) => content.bytes.len(),
+            Err(CodecError::TooLarge { .. }) => return Err(ServiceError::TooLarge { limit }),
+            Err(e) => return Err(e.into()),
+        };
+        if len > limit {
+            return Err(ServiceError::TooLarge { limit });
         }
         Ok(len as u64)
     }

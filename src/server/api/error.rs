@@ -7,7 +7,6 @@ use serde::Serialize;
 use super::body::json;
 use crate::server::service::ServiceError;
 use crate::server::store::StoreError;
-use crate::vault::codec::CodecError;
 
 /// The kinds of errors a client sees (VAULT-API.md §1), and three of HTTP's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +105,7 @@ impl From<ServiceError> for ApiError {
             )
         };
         match e {
-            ServiceError::BadValue(e @ (CodecError::NotAnObject | CodecError::BadData(_))) => {
+            ServiceError::BadValue(e) => {
                 Self::new(ErrorType::UnprocessableEntity, format!("data cannot be stored: {e}"))
             }
             ServiceError::TooLarge { limit } => Self::new(

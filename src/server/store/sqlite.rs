@@ -30,8 +30,10 @@ type Result<T, E = StoreError> = std::result::Result<T, E>;
 #[derive(Debug)]
 pub struct SqliteStore {
     vault: VaultId,
-    writer: Arc<tokio::sync::Mutex<Connection>>,
+    // Closed before the writer: SQLite puts the log into the database when the last one closes, and only a
+    // writer can.
     readers: Arc<Readers>,
+    writer: Arc<tokio::sync::Mutex<Connection>>,
 }
 
 /// Idle reading connections; `turns` has one permit for each connection.
