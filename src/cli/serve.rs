@@ -1,12 +1,101 @@
-//! (placeholder) `vaultfs serve`.
+//! `vaultfs serve`: the embedded vault on its own.
+//!
+//! Standard output is one line, the URL, printed when connections are accepted: a script waits for it.
 
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Run the embedded vault on its own.
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::exit::{Exit, Failure};
+use crate::server::dir::DataDir;
+use crate::server::error::ServeError;
+use crate::server::owner::{Owner, ServeOptions};
+
+/// Run the embedded vault on its own
+///
+/// Serves the vault in DIR over HTTP, on a TCP address and on the Unix socket DIR/vault.sock. Prints the
+/// URL once connections are accepted. The first start makes DIR, a master key and, in DIR/api-key, an API
+/// key with all permissions. SIGTERM and SIGINT finish the requests under way and end it.
 #[derive(Debug, clap::Args)]
-pub struct ServeArgs {}
+pub struct ServeArgs {
+    /// Directory that holds the vault; made if it is missing, kept at mode 0700
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+
+    /// Loopback address and port to listen on; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8200")]
+    listen: SocketAddr,
+
+    /// File with the key that seals the vault (32 bytes in base64) [default: the systemd credential
+    /// vaultfs-master-key, else DIR/master-key]
+    #[arg(long, value_name = "FILE")]
+    master_key_file: Option<PathBuf>,
+
+    /// Longest value that is stored
+    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    max_size: bytesize::ByteSize,
+
+    /// Say more on standard error; twice: each request
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
 
 /// Runs the command.
-pub fn run(_args: ServeArgs) -> anyhow::Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    log_to_stderr(args.verbose);
+    if !args.listen.ip().is_loopback() {
+        let message = format!(
+            "--listen {} can be reached from other machines, and keys and secrets would travel unencrypted: \
+             listen on 127.0.0.1 or [::1]",
+            args.listen
+        );
+        return Err(Failure::new(Exit::Usage, message).into());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(serve(args));
+    // Requests that outlived the drain are cut off here, not waited for.
+    runtime.shutdown_background();
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    // Before anything is made: a signal from here on ends it in good order.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let max_value = usize::try_from(args.max_size.as_u64()).unwrap_or(usize::MAX / 64);
+    let options =
+        ServeOptions { max_value, master_key_file: args.master_key_file, ..ServeOptions::default() };
+    let dir = DataDir::prepare(&args.data)?;
+    let lock = dir.try_lock()?.ok_or_else(|| ServeError::AlreadyServed(dir.path().to_owned()))?;
+    let owner = Owner::open(dir, lock, options).await?;
+    let tcp = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}: choose another address with --listen", args.listen))?;
+    let address = tcp.local_addr()?;
+    let listening = owner.listen(Some(tcp))?;
+    writeln!(std::io::stdout(), "http://{address}")?;
+    std::io::stdout().flush()?;
+    listening
+        .run(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+        .await;
+    Ok(())
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = ["vaultfs=warn", "vaultfs=info", "vaultfs=debug"][usize::from(verbose.min(2))];
+    let ansi = std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi);
+    // Another subscriber in this process stays: it was there first.
+    let _ = subscriber.with_env_filter(EnvFilter::new(level)).try_init();
 }

@@ -1,1 +1,21 @@
-//! (placeholder)
+//! The embedded vault: a WorkOS-style vault over SQLite, served on a Unix socket and, if asked, on TCP.
+//!
+//! ```text
+//! embedded, cli::serve     who runs it: a mount, or a process of its own
+//!   owner, dir, listen     one directory, one lock, sockets, draining
+//!     api                  HTTP: routes, gate, envelope, dialects
+//!       service            the vault's operations on text; local: the same as `vault::Vault`
+//!         seal, store      ciphertext in, ciphertext out; SQLite
+//! ```
+//! Calls go down only. A value is plain text above `service` and ciphertext below it.
+
+pub mod api;
+pub mod dir;
+pub mod embedded;
+pub mod error;
+pub mod listen;
+pub mod local;
+pub mod owner;
+pub mod seal;
+pub mod service;
+pub mod store;

@@ -1,1 +1,350 @@
-//! (placeholder)
+//! A vault in memory: what a real one does, without network, for tests of everything above.
+//!
+//! It plays either dialect: what it offers is decided by the [`Capabilities`] it is made with, and the
+//! contract suite holds it to the same rules as the real ones. Share the `Arc` and write through it to
+//! play "a change made elsewhere"; every call is counted, so that tests can assert how many requests
+//! an operation costs. Time comes from the clock it is given, in whole milliseconds as a server sends it.
+//! It keeps values as [`Content`], so bytes and form come back as they went in.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+
+use super::op::{Op, OpCounts};
+use super::{
+    Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object, ObjectId,
+    ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+};
+use crate::clock::{Clock, SystemClock};
+
+/// What the object dialect offers (VAULT-API.md §1).
+pub const OBJECT_CAPABILITIES: Capabilities = Capabilities {
+    dialect: Dialect::Object,
+    old_values: true,
+    version_check: false,
+    search: false,
+    max_name: NameLimit::Bytes(1024),
+};
+
+/// What the kv dialect offers (VAULT-API.md §2).
+pub const KV_CAPABILITIES: Capabilities = Capabilities {
+    dialect: Dialect::Kv,
+    old_values: false,
+    version_check: true,
+    search: true,
+    max_name: NameLimit::Chars(200),
+};
+
+/// A vault in memory. Cheap to share: hold it in an `Arc`.
+#[derive(Debug)]
+pub struct MemoryVault {
+    capabilities: Capabilities,
+    clock: Arc<dyn Clock>,
+    counts: OpCounts,
+    state: Mutex<State>,
+}
+
+/// Rows by creation number, which is the order of listings and the cursor.
+#[derive(Debug, Default)]
+struct State {
+    rows: BTreeMap<u64, Row>,
+    by_name: HashMap<ObjectName, u64>,
+    by_id: HashMap<ObjectId, u64>,
+    /// The last number given out, to rows and to version tags alike.
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Row {
+    id: ObjectId,
+    name: ObjectName,
+    /// Oldest first, never empty.
+    versions: Vec<Version>,
+}
+
+#[derive(Debug)]
+struct Version {
+    tag: VersionTag,
+    created_at: SystemTime,
+    content: Content,
+}
+
+impl Row {
+    fn current(&self) -> &Version {
+        self.versions.last().expect("a row is made with its first version and never loses one")
+    }
+
+    fn meta_of(&self, version: &Version) -> Meta {
+        Meta {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            version: version.tag.clone(),
+            updated_at: version.created_at,
+        }
+    }
+
+    fn meta(&self) -> Meta {
+        self.meta_of(self.current())
+    }
+
+    fn object(&self) -> Object {
+        Object { meta: self.meta(), content: self.current().content.clone() }
+    }
+}
+
+impl State {
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    fn row(&self, id: &ObjectId) -> Result<&Row> {
+        self.by_id.get(id).and_then(|n| self.rows.get(n)).ok_or_else(|| no_such_id(id))
+    }
+
+    fn row_mut(&mut self, id: &ObjectId) -> Result<&mut Row> {
+        self.by_id.get(id).and_then(|n| self.rows.get_mut(n)).ok_or_else(|| no_such_id(id))
+    }
+}
+
+fn no_such_id(id: &ObjectId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("no object has the id {id}"))
+}
+
+fn check_version(row: &Row, check: Option<&VersionTag>) -> Result<()> {
+    match check {
+        Some(tag) if *tag != row.current().tag => Err(Error::new(
+            ErrorKind::VersionMismatch,
+            format!("{:?} was changed meanwhile: its version is not {tag}", row.name),
+        )),
+        _ => Ok(()),
+    }
+}
+
+impl MemoryVault {
+    /// An empty vault that plays the object dialect on the machine's clock.
+    pub fn object() -> Self {
+        Self::new(OBJECT_CAPABILITIES, Arc::new(SystemClock))
+    }
+
+    /// An empty vault that plays the kv dialect on the machine's clock.
+    pub fn kv() -> Self {
+        Self::new(KV_CAPABILITIES, Arc::new(SystemClock))
+    }
+
+    /// An empty vault.
+    pub fn new(capabilities: Capabilities, clock: Arc<dyn Clock>) -> Self {
+        Self { capabilities, clock, counts: OpCounts::default(), state: Mutex::default() }
+    }
+
+    /// How often `op` was called.
+    pub fn count(&self, op: Op) -> u64 {
+        self.counts.get(op)
+    }
+
+    /// How often anything was called.
+    pub fn total(&self) -> u64 {
+        self.counts.total()
+    }
+
+    fn begin(&self, call: &Call, op: Op) -> Result<MutexGuard<'_, State>> {
+        self.counts.add(op);
+        if call.deadline <= self.clock.now() {
+            return Err(Error::new(ErrorKind::Deadline, "no time was left to ask the vault"));
+        }
+        Ok(self.state.lock().expect("no holder of this lock can panic"))
+    }
+
+    fn now(&self) -> SystemTime {
+        let since = self.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+        UNIX_EPOCH + Duration::from_millis(since.as_millis() as u64)
+    }
+
+    fn tag(&self, number: u64, unique: u64) -> VersionTag {
+        match self.capabilities.dialect {
+            Dialect::Object => VersionTag::new(number.to_string()),
+            Dialect::Kv => VersionTag::new(format!("v-{unique}")),
+        }
+    }
+
+    fn page_size(&self, limit: u32) -> Result<usize> {
+        match self.capabilities.dialect {
+            Dialect::Object if !(1..=100).contains(&limit) => {
+                Err(Error::new(ErrorKind::Invalid, "limit must be from 1 to 100"))
+            }
+            Dialect::Object | Dialect::Kv => Ok(limit.clamp(1, 100) as usize),
+        }
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Vault for MemoryVault {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn status(&self) -> VaultStatus {
+        VaultStatus { endpoint: "memory".to_owned(), requests: self.counts.total(), budget: None }
+    }
+
+    async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
+        let state = self.begin(call, Op::GetByName)?;
+        let row = state.by_name.get(name).and_then(|n| state.rows.get(n));
+        row.map(Row::object)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no object is named {name:?}")))
+    }
+
+    async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
+        self.begin(call, Op::Get)?.row(id).map(Row::object)
+    }
+
+    async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
+        self.begin(call, Op::Metadata)?.row(id).map(Row::meta)
+    }
+
+    async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
+        let mut state = self.begin(call, Op::Create)?;
+        if !self.capabilities.max_name.allows(name.as_str()) {
+            return Err(Error::new(ErrorKind::NameTooLong, format!("the name {name:?} is too long")));
+        }
+        if state.by_name.contains_key(name) {
+            let sentence = format!("an object is named {name:?} already");
+            return Err(Error::new(ErrorKind::AlreadyExists, sentence));
+        }
+        let number = state.next();
+        let version = Version { tag: self.tag(1, number), created_at: self.now(), content: content.clone() };
+        let id = ObjectId::new(format!("memory_{number}"));
+        let row = Row { id: id.clone(), name: name.clone(), versions: vec![version] };
+        let meta = row.meta();
+        state.by_name.insert(name.clone(), number);
+        state.by_id.insert(id, number);
+        state.rows.insert(number, row);
+        Ok(meta)
+    }
+
+    async fn update(
+        &self,
+        call: &Call,
+        id: &ObjectId,
+        content: &Content,
+        check: Option<&VersionTag>,
+    ) -> Result<Meta> {
+        let mut state = self.begin(call, Op::Update)?;
+        let unique = state.next();
+        let row = state.row_mut(id)?;
+        if self.capabilities.version_check {
+            check_version(row, check)?;
+        }
+        let tag = self.tag(row.versions.len() as u64 + 1, unique);
+        row.versions.push(Version { tag, created_at: self.now(), content: content.clone() });
+        Ok(row.meta())
+    }
+
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+        let mut state = self.begin(call, Op::Delete)?;
+        let row = state.row(id)?;
+        if self.capabilities.version_check {
+            check_version(row, check)?;
+        }
+        let name = row.name.clone();
+        state.by_name.remove(&name);
+        if let Some(number) = state.by_id.remove(id) {
+            state.rows.remove(&number);
+        }
+        Ok(())
+    }
+
+    async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {
+        let state = self.begin(call, Op::List)?;
+        let size = self.page_size(query.limit)?;
+        let after = match &query.after {
+            None => 0,
+            Some(cursor) => cursor
+                .parse::<u64>()
+                .ok()
+                .filter(|n| *n <= state.last)
+                .ok_or_else(|| Error::new(ErrorKind::Invalid, "the cursor is unknown"))?,
+        };
+        let wanted = |row: &Row| {
+            !self.capabilities.search
+                || (query.search.as_ref().is_none_or(|s| row.name.as_str().contains(s))
+                    && query.updated_after.is_none_or(|t| row.current().created_at > t))
+        };
+        let mut found = state.rows.range(after + 1..).filter(|(_, row)| wanted(row));
+        let rows: Vec<_> = found.by_ref().take(size).collect();
+        let next = match (found.next(), rows.last()) {
+            (Some(_), Some((number, _))) => Some(number.to_string()),
+            _ => None,
+        };
+        let versions = self.capabilities.dialect == Dialect::Object;
+        let summary = |row: &Row| Summary {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            updated_at: Some(row.current().created_at),
+            version: versions.then(|| row.current().tag.clone()),
+        };
+        Ok(Page { items: rows.into_iter().map(|(_, row)| summary(row)).collect(), next })
+    }
+
+    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
+        let state = self.begin(call, Op::Versions)?;
+        let row = state.row(id)?;
+        let last = row.versions.len();
+        let info = |(i, version): (usize, &Version)| VersionInfo {
+            number: i as u64 + 1,
+            tag: version.tag.clone(),
+            created_at: version.created_at,
+            size: Some(version.content.bytes.len() as u64),
+            current: i + 1 == last,
+        };
+        Ok(row.versions.iter().enumerate().map(info).collect())
+    }
+
+    async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
+        let state = self.begin(call, Op::Version)?;
+        let row = state.row(id)?;
+        let found = row.versions.iter().find(|v| v.tag == version.tag).ok_or_else(|| {
+            let sentence = format!("{:?} has no version {}", row.name, version.number);
+            Error::new(ErrorKind::NotFound, sentence)
+        })?;
+        if !self.capabilities.old_values && found.tag != row.current().tag {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("the vault gives no values of old versions (version {})", version.number),
+            ));
+        }
+        Ok(Object { meta: row.meta_of(found), content: found.content.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::vault::contract;
+
+    #[tokio::test]
+    async fn passes_the_contract_in_both_dialects() {
+        contract::run(Arc::new(MemoryVault::object())).await;
+        contract::run(Arc::new(MemoryVault::kv())).await;
+    }
+
+    #[tokio::test]
+    async fn counts_calls_and_takes_its_time_from_the_clock() {
+        let clock = ManualClock::new();
+        let vault = MemoryVault::new(OBJECT_CAPABILITIES, Arc::new(clock.clone()));
+        let call = Call::foreground(clock.now() + Duration::from_secs(1));
+        let name = ObjectName::new("a").unwrap();
+        let made = vault.create(&call, &name, &Content::plain("1")).await.unwrap();
+        clock.advance(Duration::from_millis(500));
+        let changed = vault.update(&call, &made.id, &Content::plain("2"), None).await.unwrap();
+        assert_eq!(changed.updated_at.duration_since(made.updated_at).unwrap(), Duration::from_millis(500));
+        clock.advance(Duration::from_millis(500));
+        let late = vault.get(&call, &made.id).await.unwrap_err();
+        assert_eq!(late.kind, ErrorKind::Deadline);
+        assert_eq!((vault.count(Op::Get), vault.count(Op::List), vault.total()), (1, 0, 3));
+    }
+}

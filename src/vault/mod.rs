@@ -13,6 +13,7 @@ pub mod faulty;
 pub mod http;
 pub mod memory;
 pub mod object;
+pub mod op;
 pub mod prefix;
 
 use std::sync::Arc;

@@ -1,10 +1,207 @@
-//! A vault behind HTTP.
+//! A vault behind HTTP: TLS to a service, plain to loopback, a Unix socket to the embedded one.
+//!
+//! [`open`] asks which dialect answers and returns a vault that speaks it. A dialect is one file (`object`)
+//! that turns operations into requests; [`transport`] does for each request what does not depend on the
+//! dialect: key, budget, deadline, retries, limits, errors. Redirects are never followed, since they would
+//! carry the key elsewhere; loopback and sockets are never reached through a proxy.
 
+pub mod budget;
 pub mod key;
+pub mod object;
+pub mod retry;
+mod status;
+pub mod transport;
+mod wire;
+
+#[cfg(test)]
+mod canned;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::budget::{ASSUMED_LIMIT, Budget};
+use self::key::ApiKey;
+use self::object::ObjectVault;
+use self::retry::{Effect, Policy};
+use self::transport::{Answer, Parts, Request, Transport};
+use super::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result};
+use crate::clock::Clock;
+
+/// A connection that was idle for longer is not used again: servers and middleboxes close them silently.
+const IDLE: Duration = Duration::from_secs(50);
+
+/// Names and ids in sentences are cut after so many characters.
+const MAX_QUOTED: usize = 80;
+
+/// Where a vault listens.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// A service's address, without a trailing slash.
+    Url(String),
+    /// A Unix socket.
+    Socket(PathBuf),
+}
+
+/// How to reach a vault.
+#[derive(Debug)]
+pub struct HttpConfig {
+    /// Where it listens.
+    pub target: Target,
+    /// Certificates to trust besides the system's, as PEM.
+    pub more_roots: Option<Vec<u8>>,
+    /// The key.
+    pub key: Arc<ApiKey>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Largest value in bytes.
+    pub max_size: usize,
+    /// When to try again.
+    pub policy: Policy,
+}
+
+impl HttpConfig {
+    /// The transport of such a vault. Connects to nothing yet.
+    pub fn transport(self) -> Result<Transport> {
+        let client = client(&self.target, self.more_roots.as_deref())?;
+        let (base, endpoint, limit) = match self.target {
+            Target::Url(url) => (url.clone(), url, Some(ASSUMED_LIMIT)),
+            Target::Socket(path) => ("http://localhost".to_owned(), path.display().to_string(), None),
+        };
+        Ok(Transport::new(Parts {
+            client,
+            base,
+            endpoint,
+            key: self.key,
+            budget: Budget::new(limit, self.clock.clone()),
+            policy: self.policy,
+            clock: self.clock,
+            max_body: self.max_size.saturating_mul(8).saturating_add(64 * 1024),
+        }))
+    }
+}
+
+fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client> {
+    let broken =
+        |what: &str, e: &dyn std::fmt::Display| Error::new(ErrorKind::Invalid, format!("{what}: {e}"));
+    // The first of several vaults in a process has installed it; the result says nothing more.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("vaultfs/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .pool_idle_timeout(IDLE);
+    let (direct, tls) = match target {
+        Target::Socket(path) => {
+            builder = builder.unix_socket(path.as_path());
+            (true, false)
+        }
+        Target::Url(url) => {
+            let host = reqwest::Url::parse(url).ok().and_then(|u| u.host_str().map(is_loopback));
+            (host == Some(true), url.starts_with("https:"))
+        }
+    };
+    if direct {
+        builder = builder.no_proxy();
+    }
+    if !tls {
+        // Reading the system's certificates takes time and memory that nothing here needs.
+        builder = builder.tls_certs_only([]);
+    } else if let Some(pem) = more_roots {
+        let roots = reqwest::Certificate::from_pem_bundle(pem)
+            .map_err(|e| broken("the certificates of --ca-file cannot be used", &e.without_url()))?;
+        if roots.is_empty() {
+            return Err(Error::new(ErrorKind::Invalid, "the file of --ca-file holds no certificate"));
+        }
+        builder = builder.tls_certs_merge(roots);
+    }
+    builder.build().map_err(|e| broken("TLS cannot be set up", &e.without_url()))
+}
 
 /// Whether a URL's host is this machine: plain http is taken, and no proxy is asked.
 pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
-        || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+        || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// A vault that answered.
+#[derive(Debug)]
+pub struct Opened {
+    /// The vault.
+    pub vault: DynVault,
+    /// The page that came with the question, of [`ListQuery::first`].
+    pub first_page: Page,
+}
+
+/// Asks which dialect answers, `want` if given, and whether the key is taken. At most two requests.
+pub async fn open(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Opened> {
+    let max_size = config.max_size;
+    let transport = Arc::new(config.transport()?);
+    if want == Some(Dialect::Kv) {
+        return Err(kv_only(transport.endpoint()));
+    }
+    let query = ListQuery::first();
+    let request = object::list_request(&query);
+    let answer = transport.exchange(call, &request).await?;
+    if answer.status == reqwest::StatusCode::NOT_FOUND {
+        let speaks_kv = want.is_none() && answers_as_vault(&transport.exchange(call, &kv_request()).await?);
+        let endpoint = transport.endpoint();
+        return Err(if speaks_kv { kv_only(endpoint) } else { no_vault(endpoint, "status 404") });
+    }
+    let answer = transport.judge(answer, &request).map_err(|e| match e.kind {
+        ErrorKind::BadAnswer => no_vault(transport.endpoint(), &e.message),
+        _ => e,
+    })?;
+    let first_page =
+        object::page(&answer, &request, &query).map_err(|e| no_vault(transport.endpoint(), &e.message))?;
+    Ok(Opened { vault: Arc::new(ObjectVault::new(transport, max_size)), first_page })
+}
+
+fn kv_request() -> Request {
+    Request {
+        method: reqwest::Method::GET,
+        path: "/vault/v1/kv",
+        query: vec![("limit", "1".to_owned())],
+        body: None,
+        effect: Effect::Read,
+        conflict: ErrorKind::Invalid,
+        doing: "listing the vault".to_owned(),
+    }
+}
+
+fn answers_as_vault(answer: &Answer) -> bool {
+    matches!(answer.status.as_u16(), 200 | 401 | 403) && status::is_json_object(&answer.body)
+}
+
+fn kv_only(endpoint: &str) -> Error {
+    let sentence =
+        format!("{endpoint}: this version speaks the object API (/vault/object/*), not the kv API");
+    Error::new(ErrorKind::BadAnswer, sentence)
+}
+
+fn no_vault(endpoint: &str, why: &str) -> Error {
+    let sentence = format!("not a vault at {endpoint} ({why}): check --api-url or WORKOS_API_URL");
+    Error::new(ErrorKind::BadAnswer, sentence)
+}
+
+/// A name or id for a sentence: control characters escaped, cut if it is long.
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+    }
+}
+
+fn too_long(doing: &str) -> Error {
+    Error::new(ErrorKind::NameTooLong, format!("{doing}: the name is longer than the vault takes"))
+}
+
+fn too_large(doing: &str, max: usize) -> Error {
+    let sentence = format!("{doing}: the value is larger than {max} bytes, see --max-size");
+    Error::new(ErrorKind::TooLarge, sentence)
 }

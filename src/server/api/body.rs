@@ -1,0 +1,184 @@
+//! Request and response bodies: JSON taken apart without losing a byte of it, secrets wiped afterwards.
+//!
+//! A body is an object of fields; each field stays the text it was sent as until it is asked for. That is
+//! how `data` is kept verbatim, and how an error can name the field it is about.
+
+use std::fmt;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use futures_util::StreamExt;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::error::{ApiError, ErrorType};
+use crate::secret::SecretBytes;
+
+/// How much of a body that is too long is read and thrown away, in limits, so that a client that is still
+/// sending gets to see the answer.
+const DISCARD: usize = 8;
+
+/// Reads a request's body; 413 if it is longer than `limit` bytes.
+pub async fn read(body: Body, limit: usize) -> Result<SecretBytes, ApiError> {
+    let mut read = SecretBytes::default();
+    let mut len = 0usize;
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| ApiError::invalid("the body ended before it was complete"))?;
+        if len + chunk.len() <= limit {
+            read.write_at(len, &chunk);
+        }
+        len += chunk.len();
+        if len > limit.saturating_mul(DISCARD) {
+            break;
+        }
+    }
+    if len > limit {
+        let message = format!("the body is too large: at most {limit} bytes are read");
+        return Err(ApiError::new(ErrorType::PayloadTooLarge, message));
+    }
+    Ok(read)
+}
+
+/// The fields of a JSON object, in the order sent, unparsed.
+pub struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    /// Takes a body apart; 400 if it is not a JSON object.
+    pub fn parse(body: &'a SecretBytes) -> Result<Self, ApiError> {
+        // The body may hold a value: of serde's errors only the place is repeated, never the text.
+        serde_json::from_slice(body.expose()).map_err(|e| match e.classify() {
+            serde_json::error::Category::Data => {
+                ApiError::invalid("the body is not a JSON object: send the documented fields in {…}")
+            }
+            _ if body.is_empty() => ApiError::invalid("the body is missing: send a JSON object"),
+            _ => ApiError::invalid(format!(
+                "the body is not valid JSON: line {}, column {}",
+                e.line(),
+                e.column()
+            )),
+        })
+    }
+
+    /// The text of a field, which must be there exactly once.
+    pub fn raw(&self, name: &str) -> Result<&'a str, ApiError> {
+        let mut given = self.0.iter().filter(|(field, _)| field == name);
+        match (given.next(), given.next()) {
+            (None, _) => Err(ApiError::invalid(format!("the field {name} is missing"))),
+            (Some(_), Some(_)) => Err(ApiError::invalid(format!("the field {name} is given more than once"))),
+            (Some((_, text)), None) => Ok(text.get()),
+        }
+    }
+
+    /// A field that must be a string.
+    pub fn string(&self, name: &str) -> Result<String, ApiError> {
+        let text = self.raw(name)?;
+        serde_json::from_str(text).map_err(|_| {
+            let what = if text.starts_with('"') { "text without lone surrogates" } else { "a string" };
+            ApiError::invalid(format!("the field {name} must be {what}"))
+        })
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Vec<(String, &'de RawValue)>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Collect).map(Fields)
+    }
+}
+
+/// Bytes that are wiped when the connection has sent them.
+struct Wiped(SecretBytes);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        // On its way to the client who asked for it.
+        self.0.expose()
+    }
+}
+
+/// An answer of JSON text that may hold a value.
+pub fn secret_json(text: SecretBytes) -> Response {
+    respond(StatusCode::OK, Bytes::from_owner(Wiped(text)))
+}
+
+/// An answer that holds no value.
+pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    // Every body here is a plain struct of strings and numbers, which serde_json writes without fail.
+    respond(status, serde_json::to_vec(body).expect("plain structs serialise").into())
+}
+
+fn respond(status: StatusCode, bytes: Bytes) -> Response {
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(text: &str, check: impl FnOnce(Fields<'_>)) {
+        check(Fields::parse(&SecretBytes::from(text.as_bytes())).unwrap());
+    }
+
+    #[test]
+    fn a_field_stays_as_it_was_sent() {
+        fields(r#" {"data" : {"b": 1.0,  "a":-0, "e":1E400,"s":"\u0041\ud800"} , "name":"x\u0000y"}"#, |f| {
+            assert_eq!(f.raw("data").unwrap(), r#"{"b": 1.0,  "a":-0, "e":1E400,"s":"\u0041\ud800"}"#);
+            assert_eq!(f.string("name").unwrap(), "x\0y");
+        });
+    }
+
+    #[test]
+    fn errors_name_the_field_and_repeat_nothing() {
+        fields(r#"{"name":7,"twice":1,"twice":2,"half":"\ud800 hunter2"}"#, |f| {
+            for (field, result) in [
+                ("name", f.string("name")),
+                ("half", f.string("half")),
+                ("twice", f.string("twice")),
+                ("gone", f.string("gone")),
+            ] {
+                let message = result.unwrap_err().message;
+                assert!(message.contains(field) && !message.contains("hunter2"), "{message}");
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused() {
+        for bad in [
+            &b""[..],
+            b"[]",
+            b"7",
+            b"\"hunter2\"",
+            b"null",
+            b"{",
+            b"{\"a\":}",
+            b"{} x",
+            b"\xff",
+            b"{\"\\ud800\":1}",
+        ] {
+            let body = SecretBytes::from(bad);
+            let Err(e) = Fields::parse(&body) else { panic!("taken: {bad:?}") };
+            assert_eq!(e.kind, ErrorType::InvalidRequest);
+            assert!(!e.message.contains("hunter2"), "{}", e.message);
+        }
+    }
+}

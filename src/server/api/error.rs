@@ -1,0 +1,133 @@
+//! The one error a request ends in, and what it looks like on the wire.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::body::json;
+use crate::server::service::ServiceError;
+use crate::server::store::StoreError;
+
+/// The kinds of errors a client sees (VAULT-API.md §1), and three of HTTP's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorType {
+    /// 400: the request is not of the documented form.
+    InvalidRequest,
+    /// 401: key missing or unknown.
+    Unauthorized,
+    /// 403: the key lacks the permission.
+    Forbidden,
+    /// 404: no such id, name, version or route.
+    NotFound,
+    /// 405: the route does not take this method.
+    MethodNotAllowed,
+    /// 409: the name exists, or a version check failed.
+    Conflict,
+    /// 413: value or body over the limit.
+    PayloadTooLarge,
+    /// 422: well-formed, but not storable.
+    UnprocessableEntity,
+    /// 500: our fault.
+    Internal,
+}
+
+impl ErrorType {
+    /// Status, and the word in `error` and `code`.
+    pub fn wire(self) -> (StatusCode, &'static str) {
+        match self {
+            ErrorType::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request"),
+            ErrorType::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            ErrorType::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
+            ErrorType::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            ErrorType::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            ErrorType::Conflict => (StatusCode::CONFLICT, "conflict"),
+            ErrorType::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            ErrorType::UnprocessableEntity => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity"),
+            ErrorType::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_server_error"),
+        }
+    }
+}
+
+/// An error answer. The message is ours: it names fields, never repeats what the client sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// Its kind.
+    pub kind: ErrorType,
+    /// What is wrong and what to do, for the person who reads it.
+    pub message: String,
+}
+
+impl ApiError {
+    /// An error with its sentence.
+    pub fn new(kind: ErrorType, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// 400: the request does not have the documented form.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorType::InvalidRequest, message)
+    }
+
+    /// 404: what `field` names is not there.
+    pub fn not_found(field: &str) -> Self {
+        Self::new(
+            ErrorType::NotFound,
+            format!("there is no such object ({field}): list the objects and check the spelling"),
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Wire<'a> {
+    error: &'a str,
+    code: &'a str,
+    message: &'a str,
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, word) = self.kind.wire();
+        let mut response = json(status, &Wire { error: word, code: word, message: &self.message });
+        // For the log, and for a dialect that says the same in other words.
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<ServiceError> for ApiError {
+    fn from(e: ServiceError) -> Self {
+        let internal = |detail: String| {
+            tracing::error!(error = %detail, "the vault failed");
+            Self::new(
+                ErrorType::Internal,
+                "the vault failed: try again, and if that does not help look into its log for the request id",
+            )
+        };
+        match e {
+            ServiceError::BadValue(e) => {
+                Self::new(ErrorType::UnprocessableEntity, format!("data cannot be stored: {e}"))
+            }
+            ServiceError::TooLarge { limit } => Self::new(
+                ErrorType::PayloadTooLarge,
+                format!("data is too large: a value holds at most {limit} bytes"),
+            ),
+            ServiceError::Store(e) => match e {
+                StoreError::NotFound => Self::not_found("id, name or version"),
+                StoreError::NameTaken => Self::new(
+                    ErrorType::Conflict,
+                    "an object with this name exists already: update it instead, or choose another name",
+                ),
+                StoreError::VersionMismatch => Self::new(
+                    ErrorType::Conflict,
+                    "the object has changed since: read it again, then repeat with its current version",
+                ),
+                StoreError::UnknownCursor => Self::invalid(
+                    "after or before is not a cursor that this vault gave out: take it from list_metadata",
+                ),
+                StoreError::Seal(e) => internal(e.to_string()),
+                StoreError::Backend(detail) => internal(detail),
+            },
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! HTTP in front of the service: one route table, one gate for keys, one envelope around every answer.
+//!
+//! Each route names the permission it needs, and the gate checks key and permission before the handler
+//! sees the request. Whatever happens, the envelope gives the answer an id, forbids storing it, and turns a
+//! panic into a 500. An error always leaves as [`error::ApiError`]: no handler writes a status of its own.
+
+pub mod body;
+pub mod envelope;
+pub mod error;
+pub mod gate;
+pub mod object;
+pub mod query;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{MethodRouter, delete, get, post, put};
+
+use super::service::Service;
+use super::store::Permission::{self, Delete, Read, Write};
+use error::{ApiError, ErrorType};
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The vault.
+    pub service: Arc<Service>,
+}
+
+/// Everything the server answers.
+pub fn router(app: App) -> Router {
+    let needs = |permission: Permission, route: MethodRouter<App>| -> MethodRouter<App> {
+        gate::guard(&app, permission, route)
+    };
+    Router::new()
+        .route("/vault/object/create", needs(Write, post(object::create)))
+        .route("/vault/object/get", needs(Read, get(object::get)))
+        .route("/vault/object/get-by-name", needs(Read, get(object::get_by_name)))
+        .route("/vault/object/list", needs(Read, get(object::list)))
+        .route("/vault/object/update", needs(Write, put(object::update)))
+        .route("/vault/object/delete", needs(Delete, delete(object::delete)))
+        .route("/vault/object/metadata", needs(Read, get(object::metadata)))
+        .route("/vault/object/versions", needs(Read, get(object::versions)))
+        .route("/vault/object/version", needs(Read, get(object::version)))
+        .fallback(async || {
+            ApiError::new(ErrorType::NotFound, "no such route: compare the path with the API reference")
+        })
+        .method_not_allowed_fallback(async || {
+            ApiError::new(
+                ErrorType::MethodNotAllowed,
+                "this path does not take this method: the Allow header says which it takes",
+            )
+        })
+        .layer(axum::middleware::from_fn(envelope::wrap))
+        .with_state(app)
+}

@@ -1,0 +1,235 @@
+//! A vault's directory: ours alone, locked by the one process that serves it.
+//!
+//! ```text
+//! DIR/           0700
+//!   lock         held with flock(2) by the process that serves
+//!   vault.db     the database (and its -wal, -shm)
+//!   master-key   opens what the database holds, unless another file was named
+//!   api-key      an API key with all permissions, made at the first start
+//!   vault.sock   the Unix socket, while someone serves
+//! ```
+//! vault.sock is made, replaced and removed only by who holds the lock.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::geteuid;
+
+use super::error::ServeError;
+use crate::secret::SecretString;
+
+/// Longest path a Unix socket's address holds.
+const MAX_SOCKET_PATH: usize = 107;
+/// No key file is longer; what is longer was named by mistake.
+const MAX_KEY_FILE: u64 = 4096;
+
+/// A directory that is ours and that nobody else can enter.
+#[derive(Debug, Clone)]
+pub struct DataDir {
+    path: PathBuf,
+}
+
+/// The right to serve the directory; given up when dropped or when the process ends.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: Flock<File>,
+}
+
+impl DataDir {
+    /// Makes the directory, or takes an existing one and tightens its mode.
+    pub fn prepare(path: &Path) -> Result<Self, ServeError> {
+        let failed = |what| ServeError::io(what, path);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed("cannot make directory"))?;
+        let path = fs::canonicalize(path).map_err(failed("cannot open directory"))?;
+        // Through one descriptor, so that what was checked is what is tightened.
+        let dir = File::open(&path).map_err(ServeError::io("cannot open directory", &path))?;
+        let meta = dir.metadata().map_err(ServeError::io("cannot open directory", &path))?;
+        if meta.uid() != geteuid().as_raw() {
+            return Err(ServeError::ForeignDirectory { path, owner: meta.uid() });
+        }
+        if meta.mode() & 0o7777 != 0o700 {
+            dir.set_permissions(Permissions::from_mode(0o700))
+                .map_err(ServeError::io("cannot set the mode of directory", &path))?;
+        }
+        let dir = Self { path };
+        if dir.socket().as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(ServeError::PathTooLong(dir.socket()));
+        }
+        Ok(dir)
+    }
+
+    /// Takes the lock; `None` if another process has it.
+    pub fn try_lock(&self) -> Result<Option<DirLock>, ServeError> {
+        let path = self.path.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(ServeError::io("cannot open", &path))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Some(DirLock { _file: file })),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, e)) => Err(ServeError::io("cannot lock", path)(e.into())),
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The database.
+    pub fn database(&self) -> PathBuf {
+        self.path.join("vault.db")
+    }
+
+    /// The Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("vault.sock")
+    }
+
+    /// The API key made at the first start.
+    pub fn key_file(&self) -> PathBuf {
+        self.path.join("api-key")
+    }
+
+    /// The master key, unless another file was named.
+    pub fn master_key_file(&self) -> PathBuf {
+        self.path.join("master-key")
+    }
+
+    /// Puts a secret into a file of the directory: whole or not at all, 0600, on disk when this returns.
+    pub fn write_secret(&self, path: &Path, text: &SecretString) -> Result<(), ServeError> {
+        let failed = |what| ServeError::io(what, path);
+        let partial = path.with_extension("partial");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial)
+            .map_err(failed("cannot make"))?;
+        // A key belongs in its 0600 file and nowhere else.
+        file.write_all(text.expose().as_bytes()).map_err(failed("cannot write"))?;
+        file.sync_all().map_err(failed("cannot write"))?;
+        fs::rename(&partial, path).map_err(failed("cannot make"))?;
+        File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(failed("cannot write"))
+    }
+}
+
+/// Why a secret file was not read.
+#[derive(Debug)]
+pub enum SecretFileError {
+    /// There is none.
+    Missing,
+    /// Others can read it.
+    TooOpen,
+    /// Not a short text file.
+    NotText,
+    /// The operating system refused.
+    Io(io::Error),
+}
+
+/// Reads a short secret text from a file that only its owner can read.
+pub fn read_secret(path: &Path) -> Result<SecretString, SecretFileError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Err(SecretFileError::Missing),
+        Err(e) => return Err(SecretFileError::Io(e)),
+    };
+    let meta = file.metadata().map_err(SecretFileError::Io)?;
+    if meta.mode() & 0o077 != 0 {
+        return Err(SecretFileError::TooOpen);
+    }
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));
+    file.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes).map_err(SecretFileError::Io)?;
+    if bytes.len() as u64 > MAX_KEY_FILE {
+        return Err(SecretFileError::NotText);
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| SecretFileError::NotText)?;
+    Ok(SecretString::new(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_directory_is_made_or_tightened() {
+        let temp = tempfile::tempdir().unwrap();
+        let fresh = temp.path().join("a/b");
+        DataDir::prepare(&fresh).unwrap();
+        assert_eq!(mode(&fresh), 0o700);
+
+        let open = temp.path().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
+        DataDir::prepare(&open).unwrap();
+        assert_eq!(mode(&open), 0o700);
+    }
+
+    #[test]
+    fn what_cannot_be_a_vaults_directory_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(DataDir::prepare(&file), Err(ServeError::Io { .. })));
+        let long = temp.path().join("x".repeat(120));
+        assert!(matches!(DataDir::prepare(&long), Err(ServeError::PathTooLong(_))));
+        // Whoever runs the tests, one of these two is not theirs.
+        if geteuid().is_root() {
+            let other = temp.path().join("other");
+            fs::create_dir(&other).unwrap();
+            std::os::unix::fs::chown(&other, Some(12345), None).unwrap();
+            assert!(matches!(
+                DataDir::prepare(&other),
+                Err(ServeError::ForeignDirectory { owner: 12345, .. })
+            ));
+        } else {
+            assert!(matches!(
+                DataDir::prepare(Path::new("/usr")),
+                Err(ServeError::ForeignDirectory { owner: 0, .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn one_lock_at_a_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::prepare(temp.path()).unwrap();
+        let lock = dir.try_lock().unwrap().unwrap();
+        assert!(dir.try_lock().unwrap().is_none());
+        drop(lock);
+        assert!(dir.try_lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn secrets_are_private_whole_and_refused_when_open() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::prepare(temp.path()).unwrap();
+        let path = dir.key_file();
+        assert!(matches!(read_secret(&path), Err(SecretFileError::Missing)));
+        dir.write_secret(&path, &SecretString::new("sk_made_for_a_test\n".into())).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(read_secret(&path).unwrap().expose(), "sk_made_for_a_test\n");
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(read_secret(&path), Err(SecretFileError::TooOpen)));
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, [0xff]).unwrap();
+        assert!(matches!(read_secret(&path), Err(SecretFileError::NotText)));
+    }
+}

@@ -1,0 +1,71 @@
+//! Why a vault could not be opened or served: sentences for the person who started it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A vault that could not be opened, served or attached to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another process serves this directory.
+    #[error("{} is served by another process already: use that one, or stop it first", .0.display())]
+    AlreadyServed(PathBuf),
+    /// Another process holds the lock but does not answer on the socket.
+    #[error("{} is locked by another process that does not answer on its socket: see what it is doing, or stop it", .0.display())]
+    OwnerSilent(PathBuf),
+    /// The directory is someone else's.
+    #[error("{} belongs to user {owner}: a vault's directory must be your own", .path.display())]
+    ForeignDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// A Unix socket's address holds at most 107 bytes.
+    #[error("{} is too long a path for a Unix socket (at most 107 bytes): choose a shorter directory", .0.display())]
+    PathTooLong(PathBuf),
+    /// The master key cannot be used.
+    #[error("master key {}: {problem}", .path.display())]
+    MasterKey {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: &'static str,
+    },
+    /// A key file that cannot be used.
+    #[error("API key {}: {problem}", .path.display())]
+    ApiKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: &'static str,
+    },
+    /// The database cannot be used.
+    #[error("{}: {problem}", .path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The operating system refused.
+    #[error("{what} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The system's random numbers failed.
+    #[error("the system gives no random numbers")]
+    NoRandomness,
+}
+
+impl ServeError {
+    /// Names what was tried when the operating system refused.
+    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { what, path, source }
+    }
+}

@@ -1,0 +1,202 @@
+//! Opening a vault's directory and serving it: what `vaultfs serve` and the embedded vault have in common.
+//!
+//! Order matters and is the same every time: lock, master key, database, API key, socket. The lock comes
+//! first so that nothing is made twice, and is given up last so that the socket's file is never removed
+//! from under a successor. A crash between any two steps leaves a directory that opens again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, UnixListener};
+
+use super::api::{self, App};
+use super::dir::{DataDir, DirLock, SecretFileError, read_secret};
+use super::error::ServeError;
+use super::listen::{self, Listeners};
+use super::seal::{MasterKey, Sealer, random};
+use super::service::Service;
+use super::store::sqlite::SqliteStore;
+use super::store::{Permissions, StoreError, VaultId};
+use crate::clock::{Clock, SystemClock};
+use crate::secret::SecretString;
+
+/// Name of the systemd credential that may hold the master key.
+const MASTER_KEY_CREDENTIAL: &str = "vaultfs-master-key";
+
+/// How a vault is served.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Longest value, in bytes of the file view.
+    pub max_value: usize,
+    /// The master key's file, if not the one beside the database or systemd's credential.
+    pub master_key_file: Option<PathBuf>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self { max_value: 1024 * 1024, master_key_file: None, clock: Arc::new(SystemClock) }
+    }
+}
+
+/// A vault whose directory this process has locked.
+#[derive(Debug)]
+pub struct Owner {
+    dir: DataDir,
+    service: Arc<Service>,
+    // Declared last: dropped after everything that it protects.
+    lock: DirLock,
+}
+
+impl Owner {
+    /// Opens the vault in `dir`, making what a first start makes.
+    pub async fn open(dir: DataDir, lock: DirLock, options: ServeOptions) -> Result<Self, ServeError> {
+        let master = master_key(&dir, options.master_key_file)?;
+        let path = dir.database();
+        let failed = |e: StoreError| ServeError::Database { path: path.clone(), problem: e.to_string() };
+        let fresh = VaultId(random().map_err(|_| ServeError::NoRandomness)?);
+        let store = SqliteStore::open(&path, fresh).map_err(failed)?;
+        let sealer = Sealer::new(&master.key, store.vault_id());
+        if !store.recognise(sealer.check()).await.map_err(failed)? {
+            let problem =
+                "is not the one this vault was sealed with: give the right one with --master-key-file";
+            return Err(ServeError::MasterKey { path: master.path, problem });
+        }
+        let service = Service::new(Arc::new(store), Arc::new(sealer), options.clock, options.max_value);
+        let owner = Self { dir, service: Arc::new(service), lock };
+        owner.first_key().await?;
+        Ok(owner)
+    }
+
+    /// The vault itself, with no HTTP between.
+    pub fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// Makes the socket; connections wait there until [`Listening::run`].
+    pub fn listen(self, tcp: Option<TcpListener>) -> Result<Listening, ServeError> {
+        let path = self.dir.socket();
+        // The lock is ours: whatever lies there belongs to a server that is gone.
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ServeError::io("cannot remove", path)(e));
+            }
+            _ => {}
+        }
+        let unix = UnixListener::bind(&path).map_err(ServeError::io("cannot listen on", &path))?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, mode).map_err(ServeError::io("cannot set the mode of", &path))?;
+        Ok(Listening { owner: self, listeners: Listeners { unix, tcp } })
+    }
+
+    /// Makes the API key of a vault that has none.
+    async fn first_key(&self) -> Result<(), ServeError> {
+        let database = self.dir.database();
+        let failed = |problem: String| ServeError::Database { path: database.clone(), problem };
+        if !self.service.keys().await.map_err(|e| failed(e.to_string()))?.is_empty() {
+            return Ok(());
+        }
+        let path = self.dir.key_file();
+        // A file without a key in the database: the last start ended between the two.
+        let key = match read_secret(&path) {
+            Ok(text) => SecretString::new(text.expose().trim().to_owned()),
+            Err(SecretFileError::Missing) => {
+                let key = new_api_key()?;
+                let line = SecretString::new(format!("{}\n", key.expose()));
+                self.dir.write_secret(&path, &line)?;
+                key
+            }
+            Err(e) => return Err(api_key_problem(path, e)),
+        };
+        if !key.expose().starts_with("sk_") || key.expose().len() < 20 {
+            let problem = "does not hold an API key: remove the file, and the next start makes one";
+            return Err(ServeError::ApiKey { path, problem });
+        }
+        let added = self.service.add_key(&key, "first key", Permissions::ALL).await;
+        added.map(drop).map_err(|e| failed(e.to_string()))
+    }
+}
+
+/// A vault that is about to answer.
+#[derive(Debug)]
+pub struct Listening {
+    owner: Owner,
+    listeners: Listeners,
+}
+
+impl Listening {
+    /// Answers until `stop` is done, drains, removes the socket and gives up the lock.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Owner { dir, service, lock } = self.owner;
+        let router = api::router(App { service });
+        listen::serve(self.listeners, router, stop).await;
+        if let Err(e) = std::fs::remove_file(dir.socket()) {
+            tracing::warn!(error = %e, "the socket's file could not be removed");
+        }
+        drop(lock);
+    }
+}
+
+fn new_api_key() -> Result<SecretString, ServeError> {
+    let bytes = zeroize::Zeroizing::new(random::<32>().map_err(|_| ServeError::NoRandomness)?);
+    let mut text = String::with_capacity(3 + 2 * bytes.len());
+    text.push_str("sk_");
+    for byte in bytes.iter() {
+        text.push(char::from_digit(u32::from(byte >> 4), 16).unwrap_or_default());
+        text.push(char::from_digit(u32::from(byte & 15), 16).unwrap_or_default());
+    }
+    Ok(SecretString::new(text))
+}
+
+/// The master key and where it came from.
+struct Master {
+    path: PathBuf,
+    key: MasterKey,
+}
+
+/// `--master-key-file`, else systemd's credential, else the file beside the database, which is made for a
+/// vault that has no database yet, and never otherwise: a new key would open nothing.
+fn master_key(dir: &DataDir, named: Option<PathBuf>) -> Result<Master, ServeError> {
+    if let Some(path) = named.or_else(credential) {
+        return read_master(&path);
+    }
+    let path = dir.master_key_file();
+    let begun = std::fs::metadata(dir.database()).is_ok_and(|meta| meta.len() > 0);
+    if path.exists() || begun {
+        return read_master(&path);
+    }
+    let key = MasterKey::generate().map_err(|_| ServeError::NoRandomness)?;
+    dir.write_secret(&path, &key.to_text())?;
+    Ok(Master { path, key })
+}
+
+fn credential() -> Option<PathBuf> {
+    let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(MASTER_KEY_CREDENTIAL);
+    path.exists().then_some(path)
+}
+
+fn read_master(path: &Path) -> Result<Master, ServeError> {
+    let bad = |problem| ServeError::MasterKey { path: path.to_owned(), problem };
+    let text = read_secret(path).map_err(|e| match e {
+        SecretFileError::Missing => {
+            bad("is missing, and without it nothing in this vault can be opened: put it back")
+        }
+        SecretFileError::TooOpen => bad("can be read by others: make it 0600, and consider it known"),
+        SecretFileError::NotText => bad("is not a key file"),
+        SecretFileError::Io(e) => ServeError::io("cannot read", path)(e),
+    })?;
+    let key = MasterKey::parse(text.expose()).ok_or_else(|| bad("must hold 32 bytes in base64"))?;
+    Ok(Master { path: path.to_owned(), key })
+}
+
+fn api_key_problem(path: PathBuf, e: SecretFileError) -> ServeError {
+    match e {
+        SecretFileError::Missing => ServeError::ApiKey { path, problem: "is missing" },
+        SecretFileError::TooOpen => {
+            ServeError::ApiKey { path, problem: "can be read by others: make it 0600, and consider it known" }
+        }
+        SecretFileError::NotText => ServeError::ApiKey { path, problem: "does not hold an API key" },
+        SecretFileError::Io(e) => ServeError::io("cannot read", path)(e),
+    }
+}

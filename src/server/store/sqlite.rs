@@ -1,0 +1,364 @@
+//! The store over SQLite: one writer, a few readers, write-ahead log, every commit on disk before it returns.
+//!
+//! Writers queue for the one writing connection in the order they came; readers take one of a few reading
+//! connections and see the last commit. All of SQLite runs on tokio's blocking threads, and waiting for a
+//! connection happens before such a thread is taken, so that a load of requests never exhausts them.
+//! A request that is dropped while it waits does nothing; one that has begun is finished.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
+use tokio::sync::Semaphore;
+use ulid::Ulid;
+
+use super::schema::{self, MigrateError};
+use super::sqlite_rows::{OBJECT_COLUMNS, key_row, object_by_id, sealed_object, uid, version_row};
+use super::*;
+
+/// Two cores are served well by this; more only helps where there are more.
+const READERS: usize = 4;
+
+type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// A vault in one SQLite database.
+#[derive(Debug)]
+pub struct SqliteStore {
+    vault: VaultId,
+    // Closed before the writer: SQLite puts the log into the database when the last one closes, and only a
+    // writer can.
+    readers: Arc<Readers>,
+    writer: Arc<tokio::sync::Mutex<Connection>>,
+}
+
+/// Idle reading connections; `turns` has one permit for each connection.
+#[derive(Debug)]
+struct Readers {
+    turns: Arc<Semaphore>,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(e: rusqlite::Error) -> Self {
+        match e {
+            rusqlite::Error::QueryReturnedNoRows => StoreError::NotFound,
+            e => StoreError::Backend(e.to_string()),
+        }
+    }
+}
+
+impl SqliteStore {
+    /// Opens or makes the database at `path`; a new one gets `fresh` as its vault's id. Blocks.
+    pub fn open(path: &Path, fresh: VaultId) -> Result<Self> {
+        // SQLite gives the log and its index the database's own mode.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|e| StoreError::Backend(e.to_string()))?;
+        let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        schema::migrate(&mut writer).map_err(|e| match e {
+            MigrateError::Newer => StoreError::Backend(e.to_string()),
+            MigrateError::Sqlite(e) => e.into(),
+        })?;
+        writer.execute("INSERT OR IGNORE INTO vault (one, id) VALUES (1, ?1)", [fresh.0])?;
+        let vault = VaultId(writer.query_row("SELECT id FROM vault", [], |row| row.get(0))?);
+        let idle = (0..READERS)
+            .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            vault,
+            writer: Arc::new(tokio::sync::Mutex::new(writer)),
+            readers: Arc::new(Readers { turns: Arc::new(Semaphore::new(READERS)), idle: Mutex::new(idle) }),
+        })
+    }
+
+    /// The vault's id.
+    pub fn vault_id(&self) -> VaultId {
+        self.vault
+    }
+
+    /// Remembers what the master key is recognised by, or says whether it is the one remembered.
+    pub async fn recognise(&self, check: [u8; 32]) -> Result<bool> {
+        self.write(move |tx| {
+            tx.execute("UPDATE vault SET key_check = ?1 WHERE key_check IS NULL", [check])?;
+            let known: [u8; 32] = tx.query_row("SELECT key_check FROM vault", [], |row| row.get(0))?;
+            Ok(known == check)
+        })
+        .await
+    }
+
+    async fn write<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+    {
+        let mut writer = Arc::clone(&self.writer).lock_owned().await;
+        blocking(move || {
+            let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let out = work(&tx)?;
+            tx.commit()?;
+            Ok(out)
+        })
+        .await
+    }
+
+    async fn read<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+    {
+        let readers = Arc::clone(&self.readers);
+        let turn = Arc::clone(&readers.turns).acquire_owned().await.map_err(|e| gone(&e))?;
+        blocking(move || {
+            let _turn = turn;
+            let take = || readers.idle.lock().ok()?.pop();
+            let mut reader = take().ok_or_else(|| gone(&"a reading connection was lost"))?;
+            // One transaction: several statements see one state of the vault.
+            let out = reader.transaction().map_err(StoreError::from).and_then(|tx| work(&tx));
+            if let Ok(mut idle) = readers.idle.lock() {
+                idle.push(reader);
+            }
+            out
+        })
+        .await
+    }
+}
+
+fn gone(e: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Backend(e.to_string())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| gone(&e))?
+}
+
+fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
+    let conn = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(std::time::Duration::from_secs(5))?;
+    if access == OpenFlags::SQLITE_OPEN_READ_WRITE {
+        conn.pragma_update(None, "journal_mode", "WAL")?;
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        conn.pragma_update(None, "secure_delete", "ON")?;
+        conn.pragma_update(None, "foreign_keys", "ON")?;
+    }
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    conn.set_prepared_statement_cache_capacity(64);
+    Ok(conn)
+}
+
+/// The time of a change: the clock's, but never before a change that was made already.
+fn not_before_last(tx: &Transaction<'_>, at: Millis) -> Result<Millis> {
+    let last: Option<i64> =
+        tx.prepare_cached("SELECT max(updated_at) FROM objects")?.query_row([], |row| row.get(0))?;
+    // A clock set back: go on in steps, so that "changed after T" still finds each change.
+    Ok(last.map_or(at, |last| if at.0 >= last { at } else { Millis(last + 1) }))
+}
+
+fn insert_version(
+    tx: &Transaction<'_>,
+    seq: i64,
+    number: u64,
+    stamp: &Stamp,
+    value: &SealedValue,
+) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO versions (object, number, uid, created_at, created_by, form, size, etag, sealed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?
+    .execute(params![
+        seq,
+        number as i64,
+        stamp.uid.0,
+        stamp.at.0,
+        stamp.by,
+        value.form.code(),
+        value.size as i64,
+        value.etag.0,
+        value.sealed
+    ])?;
+    Ok(())
+}
+
+fn create(tx: &Transaction<'_>, new: &NewObject, mut stamp: Stamp) -> Result<ObjectRow> {
+    stamp.at = not_before_last(tx, stamp.at)?;
+    let inserted = tx
+        .prepare_cached(
+            "INSERT INTO objects (id, name, key_context, wrapped_key, version, version_uid,
+                                  created_at, updated_at, updated_by)
+             VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6, ?6, ?7)",
+        )?
+        .execute(params![
+            uid(new.id),
+            new.name.as_str(),
+            new.key_context,
+            new.wrapped_key,
+            stamp.uid.0,
+            stamp.at.0,
+            stamp.by
+        ]);
+    match inserted {
+        // The id is random: of the two unique columns only the name can meet itself again.
+        Err(rusqlite::Error::SqliteFailure(e, _)) if e.code == ErrorCode::ConstraintViolation => {
+            return Err(StoreError::NameTaken);
+        }
+        other => other?,
+    };
+    insert_version(tx, tx.last_insert_rowid(), 1, &stamp, &new.value)?;
+    Ok(object_by_id(tx, new.id)?.row)
+}
+
+fn update(
+    tx: &Transaction<'_>,
+    id: Ulid,
+    check: Option<VersionUid>,
+    mut stamp: Stamp,
+    seal: SealFn,
+) -> Result<ObjectRow> {
+    let found = object_by_id(tx, id)?;
+    if check.is_some_and(|check| check != found.row.version_uid) {
+        return Err(StoreError::VersionMismatch);
+    }
+    stamp.at = not_before_last(tx, stamp.at)?;
+    let number = found.row.version + 1;
+    let value = seal(id, number, &found.wrapped_key)?;
+    insert_version(tx, found.seq, number, &stamp, &value)?;
+    tx.prepare_cached(
+        "UPDATE objects SET version = ?2, version_uid = ?3, updated_at = ?4, updated_by = ?5 WHERE seq = ?1",
+    )?
+    .execute(params![found.seq, number as i64, stamp.uid.0, stamp.at.0, stamp.by])?;
+    let Stamp { by: updated_by, at: updated_at, uid: version_uid } = stamp;
+    Ok(ObjectRow { version: number, version_uid, updated_at, updated_by, ..found.row })
+}
+
+fn delete(tx: &Transaction<'_>, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow> {
+    let found = object_by_id(tx, id)?;
+    if check.is_some_and(|check| check != found.row.version_uid) {
+        return Err(StoreError::VersionMismatch);
+    }
+    tx.execute("INSERT INTO tombstones (id, seq) VALUES (?1, ?2)", params![uid(id), found.seq])?;
+    // The versions go with it: ON DELETE CASCADE.
+    tx.execute("DELETE FROM objects WHERE seq = ?1", [found.seq])?;
+    Ok(found.row)
+}
+
+fn get(tx: &Transaction<'_>, which: &Lookup) -> Result<SealedObject> {
+    let sql = |column: &str| {
+        format!(
+            "SELECT {OBJECT_COLUMNS}, o.wrapped_key, v.form, v.sealed
+             FROM objects o JOIN versions v ON v.object = o.seq AND v.number = o.version
+             WHERE o.{column} = ?1"
+        )
+    };
+    match which {
+        Lookup::Id(id) => Ok(tx.prepare_cached(&sql("id"))?.query_row([uid(*id)], sealed_object)?),
+        Lookup::Name(name) => Ok(tx.prepare_cached(&sql("name"))?.query_row([name], sealed_object)?),
+    }
+}
+
+fn version(tx: &Transaction<'_>, id: Ulid, number: u64) -> Result<SealedObject> {
+    let number = i64::try_from(number).map_err(|_| StoreError::NotFound)?;
+    let found = tx
+        .prepare_cached(
+            "SELECT o.id, o.name, o.key_context, v.number, v.uid, o.created_at, v.created_at, v.created_by,
+                    o.wrapped_key, v.form, v.sealed
+             FROM objects o JOIN versions v ON v.object = o.seq WHERE o.id = ?1 AND v.number = ?2",
+        )?
+        .query_row(params![uid(id), number], sealed_object)?;
+    Ok(found)
+}
+
+fn versions(tx: &Transaction<'_>, id: Ulid) -> Result<Vec<VersionRow>> {
+    let found = object_by_id(tx, id)?;
+    let current = found.row.version;
+    let mut statement = tx.prepare_cached(
+        "SELECT number, uid, created_at, size, etag FROM versions WHERE object = ?1 ORDER BY number DESC",
+    )?;
+    let rows = statement.query_map([found.seq], |row| version_row(row, current))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn create(&self, new: NewObject, stamp: Stamp) -> Result<ObjectRow> {
+        self.write(move |tx| create(tx, &new, stamp)).await
+    }
+
+    async fn get(&self, which: Lookup) -> Result<SealedObject> {
+        self.read(move |tx| get(tx, &which)).await
+    }
+
+    async fn metadata(&self, id: Ulid) -> Result<ObjectRow> {
+        self.read(move |tx| Ok(object_by_id(tx, id)?.row)).await
+    }
+
+    async fn list(&self, request: ListRequest) -> Result<ListPage> {
+        self.read(move |tx| super::sqlite_list::list(tx, &request)).await
+    }
+
+    async fn update(
+        &self,
+        id: Ulid,
+        check: Option<VersionUid>,
+        stamp: Stamp,
+        seal: SealFn,
+    ) -> Result<ObjectRow> {
+        self.write(move |tx| update(tx, id, check, stamp, seal)).await
+    }
+
+    async fn delete(&self, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow> {
+        self.write(move |tx| delete(tx, id, check)).await
+    }
+
+    async fn versions(&self, id: Ulid) -> Result<Vec<VersionRow>> {
+        self.read(move |tx| versions(tx, id)).await
+    }
+
+    async fn version(&self, id: Ulid, number: u64) -> Result<SealedObject> {
+        self.read(move |tx| version(tx, id, number)).await
+    }
+
+    async fn find_key(&self, hash: KeyHash) -> Result<Option<KeyRow>> {
+        self.read(move |tx| {
+            let sql = "SELECT id, name, permissions, created_at FROM api_keys WHERE hash = ?1";
+            Ok(tx.prepare_cached(sql)?.query_row([hash.0], key_row).optional()?)
+        })
+        .await
+    }
+
+    async fn add_key(&self, key: KeyRow, hash: KeyHash) -> Result<()> {
+        self.write(move |tx| {
+            tx.execute(
+                "INSERT INTO api_keys (id, hash, name, permissions, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![key.id, hash.0, key.name, key.permissions.0, key.created_at.0],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list_keys(&self) -> Result<Vec<KeyRow>> {
+        self.read(|tx| {
+            let mut statement =
+                tx.prepare("SELECT id, name, permissions, created_at FROM api_keys ORDER BY id")?;
+            let rows = statement.query_map([], key_row)?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+        .await
+    }
+
+    async fn revoke_key(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.write(move |tx| match tx.execute("DELETE FROM api_keys WHERE id = ?1", [id])? {
+            0 => Err(StoreError::NotFound),
+            _ => Ok(()),
+        })
+        .await
+    }
+}

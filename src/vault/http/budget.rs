@@ -1,0 +1,334 @@
+//! The request budget: never send what the vault would refuse, and let those who wait go first.
+//!
+//! The vault counts requests in fixed windows and says in each answer how many are left and when the window
+//! ends. [`Budget`] keeps that count: every request takes a token first, every answer corrects the count,
+//! less what is still on its way. Until the first header, 1000 requests a minute are assumed for a service,
+//! and no limit for the embedded vault. Background work leaves a quarter of the limit to the foreground.
+//! A caller waits for the next window only if that begins before its deadline; else it is told at once.
+//! The arithmetic is in [`Window`], which is told the time and never asks for it.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use reqwest::header::HeaderMap;
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+use crate::vault::{BudgetStatus, Call, Error, ErrorKind, Priority, Result};
+
+/// What is assumed of a service that sends no headers, a minute.
+pub const ASSUMED_LIMIT: u32 = 1000;
+
+/// The window of the service (VAULT-API.md §1).
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// No window is believed to be longer than this: a wrong clock must not stop us for years.
+const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
+
+/// A reset above this is Unix time, not a number of seconds.
+const UNIX_TIME_FROM: u64 = 1_000_000_000;
+
+/// What the headers of one answer say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// X-RateLimit-Limit.
+    pub limit: Option<u32>,
+    /// X-RateLimit-Remaining.
+    pub remaining: Option<u32>,
+    /// X-RateLimit-Reset as time from now.
+    pub reset: Option<Duration>,
+    /// Retry-After in seconds; dates are not understood and count as absent.
+    pub retry_after: Option<Duration>,
+}
+
+impl Headers {
+    /// Reads them leniently: what is missing or makes no sense is absent.
+    pub fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
+        let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
+        let small = |name: &str| number(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let reset = number("x-ratelimit-reset").map(|n| {
+            if n <= UNIX_TIME_FROM {
+                return Duration::from_secs(n);
+            }
+            let now = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+            Duration::from_secs(n).saturating_sub(now)
+        });
+        Self {
+            limit: small("x-ratelimit-limit").filter(|limit| *limit > 0),
+            remaining: small("x-ratelimit-remaining"),
+            reset: reset.map(|r| r.min(LONGEST_WINDOW)),
+            retry_after: number("retry-after").map(Duration::from_secs),
+        }
+    }
+}
+
+/// One window of the limit.
+#[derive(Debug)]
+struct Window {
+    /// `None`: no limit is known or assumed.
+    limit: Option<u32>,
+    remaining: u32,
+    /// `None` until the first request of a window.
+    ends: Option<Instant>,
+    /// Sent and not answered: the count of an answer does not know of them.
+    in_flight: u32,
+    /// Whether a header has told the limit.
+    learnt: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Take {
+    Go,
+    WaitUntil(Instant),
+}
+
+impl Window {
+    fn new(limit: Option<u32>) -> Self {
+        Self { limit, remaining: limit.unwrap_or(0), ends: None, in_flight: 0, learnt: false }
+    }
+
+    fn roll(&mut self, now: Instant) {
+        if self.ends.is_some_and(|ends| ends <= now) {
+            self.ends = None;
+            self.remaining = self.limit.unwrap_or(0);
+        }
+    }
+
+    fn take(&mut self, now: Instant, priority: Priority) -> Take {
+        self.roll(now);
+        if let Some(limit) = self.limit {
+            let reserve = match priority {
+                Priority::Foreground => 0,
+                Priority::Background => limit.div_ceil(4),
+            };
+            let ends = *self.ends.get_or_insert(now + WINDOW);
+            if self.remaining <= reserve {
+                return Take::WaitUntil(ends);
+            }
+            self.remaining -= 1;
+        }
+        self.in_flight += 1;
+        Take::Go
+    }
+
+    fn learn(&mut self, now: Instant, headers: &Headers, refused: bool) {
+        self.roll(now);
+        if let Some(limit) = headers.limit {
+            if self.limit != Some(limit) {
+                self.remaining = limit.saturating_sub(self.in_flight);
+            }
+            self.limit = Some(limit);
+            self.learnt = true;
+        }
+        if self.limit.is_none() {
+            return;
+        }
+        if let Some(remaining) = headers.remaining {
+            self.remaining = remaining.saturating_sub(self.in_flight);
+        }
+        if let Some(reset) = headers.reset {
+            self.ends = Some(now + reset);
+        }
+        if refused && let Some(wait) = headers.retry_after.or(headers.reset) {
+            self.remaining = 0;
+            self.ends = Some(now + wait.min(LONGEST_WINDOW));
+        }
+    }
+}
+
+/// Hands out the right to send a request.
+#[derive(Debug)]
+pub struct Budget {
+    clock: Arc<dyn Clock>,
+    window: Mutex<Window>,
+    changed: Notify,
+}
+
+/// The right to send one request; dropped when the answer is there or will not come.
+#[derive(Debug)]
+pub struct Ticket<'a>(&'a Budget);
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.0.lock().in_flight -= 1;
+    }
+}
+
+impl Budget {
+    /// A budget of `limit` requests a minute until headers say otherwise; `None` for no limit.
+    pub fn new(limit: Option<u32>, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, window: Mutex::new(Window::new(limit)), changed: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().expect("no holder of this lock can panic")
+    }
+
+    /// Waits for the right to send, to the call's deadline; [`ErrorKind::RateLimited`] if that is too early.
+    pub async fn acquire(&self, call: &Call) -> Result<Ticket<'_>> {
+        loop {
+            // Made before the look, so that no change between look and wait is missed.
+            let changed = self.changed.notified();
+            let now = self.clock.now();
+            let taken = self.lock().take(now, call.priority);
+            let Take::WaitUntil(until) = taken else { return Ok(Ticket(self)) };
+            if until >= call.deadline {
+                return Err(spent(until.saturating_duration_since(now)));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(until.saturating_duration_since(now)) => {}
+                () = changed => {}
+            }
+        }
+    }
+
+    /// Corrects the count by what an answer says and gives the ticket back. `refused`: it was a 429.
+    pub fn learn(&self, ticket: Ticket<'_>, headers: &Headers, refused: bool) {
+        drop(ticket);
+        let now = self.clock.now();
+        self.lock().learn(now, headers, refused);
+        self.changed.notify_waiters();
+    }
+
+    /// For `status`; `None` while no header has told a limit.
+    pub fn status(&self) -> Option<BudgetStatus> {
+        let now = self.clock.now();
+        let mut window = self.lock();
+        window.roll(now);
+        let limit = window.limit.filter(|_| window.learnt)?;
+        let left = window.ends.map_or(Duration::ZERO, |ends| ends.saturating_duration_since(now));
+        Some(BudgetStatus { limit, remaining: window.remaining, reset_s: left.as_secs_f64().ceil() as u64 })
+    }
+}
+
+fn spent(wait: Duration) -> Error {
+    let seconds = wait.as_secs_f64().ceil() as u64;
+    let sentence = format!("the request budget is used up: it is renewed in {seconds} s");
+    Error { attempts: 0, retry_after: Some(wait), ..Error::new(ErrorKind::RateLimited, sentence) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const FRONT: Priority = Priority::Foreground;
+    const BACK: Priority = Priority::Background;
+
+    fn headers(limit: u32, remaining: u32, reset_s: u64) -> Headers {
+        Headers {
+            limit: Some(limit),
+            remaining: Some(remaining),
+            reset: Some(Duration::from_secs(reset_s)),
+            retry_after: None,
+        }
+    }
+
+    #[test]
+    fn without_headers_a_thousand_a_minute() {
+        let now = Instant::now();
+        let mut window = Window::new(Some(ASSUMED_LIMIT));
+        for _ in 0..1000 {
+            assert_eq!(window.take(now, FRONT), Take::Go);
+        }
+        assert_eq!(window.take(now, FRONT), Take::WaitUntil(now + WINDOW));
+        assert_eq!(window.take(now + WINDOW, FRONT), Take::Go);
+    }
+
+    #[test]
+    fn background_leaves_a_quarter() {
+        let now = Instant::now();
+        let mut window = Window::new(Some(100));
+        let sent = (0..100).filter(|_| window.take(now, BACK) == Take::Go).count();
+        assert_eq!(sent, 75);
+        let sent = (0..100).filter(|_| window.take(now, FRONT) == Take::Go).count();
+        assert_eq!(sent, 25);
+    }
+
+    #[test]
+    fn answers_correct_the_count_less_what_is_on_its_way() {
+        let now = Instant::now();
+        let mut window = Window::new(Some(ASSUMED_LIMIT));
+        for _ in 0..5 {
+            window.take(now, FRONT);
+        }
+        window.in_flight -= 1;
+        window.learn(now, &headers(6000, 10, 20), false);
+        assert_eq!((window.limit, window.remaining), (Some(6000), 6));
+        assert_eq!(window.ends, Some(now + Duration::from_secs(20)));
+        let later = now + Duration::from_secs(20);
+        assert_eq!(window.take(later, FRONT), Take::Go);
+        assert_eq!(window.remaining, 5999);
+    }
+
+    #[test]
+    fn no_limit_until_headers_come_and_a_refusal_stops_all() {
+        let now = Instant::now();
+        let mut window = Window::new(None);
+        let nothing = Headers::default();
+        for _ in 0..5000 {
+            assert_eq!(window.take(now, BACK), Take::Go);
+            window.in_flight -= 1;
+            window.learn(now, &nothing, false);
+        }
+        window.learn(now, &headers(10, 9, 60), false);
+        let refusal = Headers { retry_after: Some(Duration::from_secs(7)), ..nothing };
+        window.learn(now, &refusal, true);
+        assert_eq!(window.take(now, FRONT), Take::WaitUntil(now + Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn headers_are_read_leniently() {
+        let wall = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let read = |pairs: &[(&'static str, &'static str)]| {
+            let map = pairs.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
+            Headers::read(&map, wall)
+        };
+        assert_eq!(read(&[]), Headers::default());
+        let garbage = [("x-ratelimit-limit", "0"), ("x-ratelimit-remaining", "-1"), ("retry-after", "soon")];
+        assert_eq!(read(&garbage), Headers::default());
+        assert_eq!(read(&[("x-ratelimit-reset", "30")]).reset, Some(Duration::from_secs(30)));
+        assert_eq!(read(&[("x-ratelimit-reset", "1700000042")]).reset, Some(Duration::from_secs(42)));
+        assert_eq!(read(&[("x-ratelimit-reset", "1600000000")]).reset, Some(Duration::ZERO));
+        assert_eq!(read(&[("x-ratelimit-reset", "1900000000")]).reset, Some(LONGEST_WINDOW));
+        assert_eq!(read(&[("x-ratelimit-limit", "99999999999")]).limit, Some(u32::MAX));
+        assert_eq!(read(&[("retry-after", " 5 ")]).retry_after, Some(Duration::from_secs(5)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_for_the_window_only_if_the_deadline_allows() {
+        let clock = ManualClock::new();
+        let budget = Budget::new(Some(1), Arc::new(clock.clone()));
+        let short = Call::foreground(clock.now() + Duration::from_secs(10));
+        let ticket = budget.acquire(&short).await.unwrap();
+        budget.learn(ticket, &headers(1, 0, 20), false);
+        let e = budget.acquire(&short).await.unwrap_err();
+        assert_eq!(e.kind, ErrorKind::RateLimited);
+        assert_eq!((e.attempts, e.retry_after), (0, Some(Duration::from_secs(20))));
+        let status = budget.status().unwrap();
+        assert_eq!((status.limit, status.remaining, status.reset_s), (1, 0, 20));
+
+        let long = Call::foreground(clock.now() + Duration::from_secs(30));
+        let wait = async {
+            tokio::task::yield_now().await;
+            clock.advance(Duration::from_secs(20));
+        };
+        let (ticket, ()) = tokio::join!(budget.acquire(&long), wait);
+        ticket.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_better_answer_wakes_those_who_wait() {
+        let clock = ManualClock::new();
+        let budget = Budget::new(Some(2), Arc::new(clock.clone()));
+        let call = Call::foreground(clock.now() + Duration::from_secs(600));
+        let first = budget.acquire(&call).await.unwrap();
+        let _second = budget.acquire(&call).await.unwrap();
+        let answer = async {
+            tokio::task::yield_now().await;
+            budget.learn(first, &headers(100, 98, 60), false);
+        };
+        let (third, ()) = tokio::join!(budget.acquire(&call), answer);
+        third.unwrap();
+    }
+}

@@ -1,0 +1,120 @@
+//! A server for tests that answers what it was told to, however wrong: bytes on a socket of 127.0.0.1.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What happens to one request.
+#[derive(Debug, Clone)]
+pub enum Canned {
+    /// These bytes, and the connection stays open.
+    Raw(String),
+    /// These bytes, and the connection is closed.
+    RawThenClose(String),
+    /// The connection is reset without an answer.
+    Reset,
+    /// No answer at all.
+    Hang,
+    /// An answer that never ends.
+    Endless,
+}
+
+impl Canned {
+    /// A whole answer with the right length.
+    pub fn answer(status: u16, headers: &[&str], body: &str) -> Self {
+        let headers: String = headers.iter().map(|h| format!("{h}\r\n")).collect();
+        Self::Raw(format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()))
+    }
+
+    /// A whole answer in JSON.
+    pub fn json(status: u16, body: &str) -> Self {
+        Self::answer(status, &["Content-Type: application/json", "X-Request-ID: req_1"], body)
+    }
+}
+
+/// Plays its answers in order, one a request; when they have run out, the last one again.
+#[derive(Debug)]
+pub struct CannedServer {
+    /// Its address.
+    pub url: String,
+    seen: Arc<Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for CannedServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl CannedServer {
+    /// Listens on a free port.
+    pub async fn start(answers: Vec<Canned>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let recorder = seen.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve(stream, recorder.clone(), answers.clone()));
+            }
+        });
+        Self { url, seen, task }
+    }
+
+    /// The requests so far, heads and bodies.
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<String>>>, answers: Vec<Canned>) {
+    while let Some(request) = read_request(&mut stream).await {
+        let index = {
+            let mut seen = seen.lock().unwrap();
+            seen.push(request);
+            seen.len() - 1
+        };
+        match answers[index.min(answers.len() - 1)].clone() {
+            Canned::Raw(text) => stream.write_all(text.as_bytes()).await.unwrap(),
+            Canned::RawThenClose(text) => {
+                stream.write_all(text.as_bytes()).await.unwrap();
+                return;
+            }
+            Canned::Reset => {
+                stream.set_zero_linger().unwrap();
+                return;
+            }
+            Canned::Hang => std::future::pending().await,
+            Canned::Endless => {
+                let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+                let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+                stream.write_all(head.as_bytes()).await.unwrap();
+                while stream.write_all(chunk.as_bytes()).await.is_ok() {}
+                return;
+            }
+        }
+    }
+}
+
+async fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            if body.len() >= length.unwrap_or(0) {
+                return Some(text);
+            }
+        }
+        let mut buffer = [0; 4096];
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return None,
+            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+        }
+    }
+}

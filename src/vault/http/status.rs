@@ -1,0 +1,130 @@
+//! From the status of an answer to an error that a caller can act on and a person can read.
+//!
+//! What the vault says itself is repeated only where nothing secret can be in it: in refusals of requests
+//! that carried no value. A refusal of the key is put in our own words, because services like to quote keys.
+
+use std::path::Path;
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+
+use super::retry::Effect;
+use super::transport::{Answer, Request};
+use crate::vault::{Error, ErrorKind, Result};
+
+/// Longest sentence of the vault's that is repeated.
+const MAX_QUOTE: usize = 200;
+
+/// The answer if it is a success, else its error. `key_file` is where the key came from.
+pub fn check(answer: Answer, request: &Request, key_file: Option<&Path>) -> Result<Answer> {
+    if answer.status.is_success() {
+        return Ok(answer);
+    }
+    let (kind, sentence) = refusal(&answer, request, key_file);
+    Err(error(kind, &sentence, &answer, request))
+}
+
+/// The error of an answer whose status says success and whose body says nothing that can be used.
+pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
+    error(ErrorKind::BadAnswer, &format!("the vault's answer cannot be used: {why}"), answer, request)
+}
+
+fn error(kind: ErrorKind, sentence: &str, answer: &Answer, request: &Request) -> Error {
+    // A server that failed, or that answered nonsense, may have done its work before.
+    let doubt = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) && request.effect == Effect::Write;
+    Error {
+        kind,
+        message: format!("{}: {sentence}", request.doing),
+        request_id: answer.request_id.clone(),
+        attempts: answer.attempts,
+        maybe_applied: doubt,
+        retry_after: answer.retry_after,
+    }
+}
+
+/// Whether a body is a JSON object, as all answers of a vault are.
+pub fn is_json_object(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
+}
+
+fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (ErrorKind, String) {
+    let status = answer.status.as_u16();
+    let is_vault = answer.body.is_empty() || is_json_object(&answer.body);
+    let no_vault = || {
+        let sentence = format!("the answer (status {status}) is not one of a vault: check the address");
+        (ErrorKind::BadAnswer, sentence)
+    };
+    match answer.status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::CONFLICT
+            if !is_vault =>
+        {
+            no_vault()
+        }
+        StatusCode::UNAUTHORIZED => {
+            let next = match key_file {
+                Some(path) => format!("check the key in {}", path.display()),
+                None => "check WORKOS_API_KEY or --api-key-file".to_owned(),
+            };
+            (ErrorKind::Unauthorized, format!("the vault refused the API key: {next}"))
+        }
+        StatusCode::FORBIDDEN => {
+            let sentence = "the API key may not do this: enable Vault for it in the dashboard, or use a key \
+                            with the permission";
+            (ErrorKind::Forbidden, sentence.to_owned())
+        }
+        StatusCode::NOT_FOUND => (ErrorKind::NotFound, "the vault has no such object or version".to_owned()),
+        StatusCode::CONFLICT if request.conflict == ErrorKind::AlreadyExists => {
+            (ErrorKind::AlreadyExists, "an object of this name exists already: update it".to_owned())
+        }
+        StatusCode::CONFLICT => {
+            let sentence = "the object was changed meanwhile: read it again".to_owned();
+            (request.conflict, sentence)
+        }
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+            let why = quote(answer, request).unwrap_or_else(|| format!("status {status}"));
+            (ErrorKind::Invalid, format!("the vault refused the request: {why}"))
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            (ErrorKind::TooLarge, "the value is larger than the vault takes".to_owned())
+        }
+        StatusCode::TOO_MANY_REQUESTS => (ErrorKind::RateLimited, rate_limited(answer)),
+        status if status.is_redirection() => {
+            let sentence = format!(
+                "the answer is a redirect (status {status}), which is never followed: check the address",
+                status = status.as_u16()
+            );
+            (ErrorKind::BadAnswer, sentence)
+        }
+        status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+            let sentence = format!("the vault failed (status {}): try again later", status.as_u16());
+            (ErrorKind::Server, sentence)
+        }
+        _ => no_vault(),
+    }
+}
+
+fn rate_limited(answer: &Answer) -> String {
+    match answer.retry_after {
+        Some(wait) => {
+            format!("the rate limit of the API key is used up: try again in {} s", wait.as_secs().max(1))
+        }
+        None => "the rate limit of the API key is used up: try again in a minute".to_owned(),
+    }
+}
+
+/// The vault's own sentence, if nothing secret can be in it.
+fn quote(answer: &Answer, request: &Request) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Said {
+        message: Option<String>,
+        code: Option<String>,
+    }
+    let said: Said = serde_json::from_slice(&answer.body).ok()?;
+    let text = match &request.body {
+        None => said.message?,
+        // The sentence might repeat what was sent; the code is a word of the API.
+        Some(_) => said.code.filter(|c| c.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))?,
+    };
+    let text: String = text.chars().take(MAX_QUOTE).flat_map(char::escape_debug).collect();
+    (!text.is_empty()).then_some(text)
+}

@@ -1,0 +1,344 @@
+//! One request to the vault and its answer: key, budget, deadline, retries, limits. Dialects only say what
+//! to ask and what the answer means.
+//!
+//! Whatever happens, a request ends at its deadline, an answer of any size takes a bounded amount of memory,
+//! and no text made here holds a byte of a body, of the key, or of what was sent. Request and response
+//! bodies are wiped when they are dropped.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
+use zeroize::Zeroizing;
+
+use super::budget::{Budget, Headers};
+use super::key::ApiKey;
+use super::retry::{Effect, Policy, Trouble};
+use super::status;
+use crate::clock::Clock;
+use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
+
+/// A request body that is wiped when the last attempt has dropped it.
+#[derive(Clone)]
+pub struct Body(Bytes);
+
+impl Body {
+    /// Takes over the text of a body.
+    pub fn new(text: Zeroizing<Vec<u8>>) -> Self {
+        struct Owner(Zeroizing<Vec<u8>>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        Self(Bytes::from_owner(Owner(text)))
+    }
+}
+
+/// What to ask, and how to speak of it.
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// Path and query are appended to the service's address.
+    pub path: &'static str,
+    /// Query parameters, not encoded yet.
+    pub query: Vec<(&'static str, String)>,
+    /// JSON.
+    pub body: Option<Body>,
+    /// Whether it may be repeated when its fate is unknown.
+    pub effect: Effect,
+    /// What 409 means for it.
+    pub conflict: ErrorKind,
+    /// For sentences: `reading "db/password"`.
+    pub doing: String,
+}
+
+/// An answer of the vault, whatever its status.
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The whole body.
+    pub body: Zeroizing<Vec<u8>>,
+    /// X-Request-ID.
+    pub request_id: Option<String>,
+    /// How long a 429 or 503 asks to wait.
+    pub retry_after: Option<Duration>,
+    /// Attempts made for it.
+    pub attempts: u32,
+}
+
+/// Why an attempt brought no answer.
+enum Failed {
+    /// No connection could be made; why.
+    NotSent(String),
+    /// No answer came; why.
+    Lost(String),
+    /// The answer was cut short; why.
+    Cut(String),
+    /// The deadline passed, after the request was sent or before.
+    Late { sent: bool },
+    /// The answer is longer than any vault's.
+    TooLong,
+}
+
+/// The parts that [`Transport::new`] puts together.
+pub struct Parts {
+    /// Makes the connections.
+    pub client: reqwest::Client,
+    /// The service's address without a trailing slash.
+    pub base: String,
+    /// What people know the vault by: the address, or the socket's path.
+    pub endpoint: String,
+    /// The key.
+    pub key: Arc<ApiKey>,
+    /// The budget.
+    pub budget: Budget,
+    /// When to try again.
+    pub policy: Policy,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Longest answer that is read, in bytes.
+    pub max_body: usize,
+}
+
+/// Sends requests to one vault.
+pub struct Transport {
+    parts: Parts,
+    requests: AtomicU64,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").field("endpoint", &self.parts.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    /// Nothing is sent yet.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, requests: AtomicU64::new(0) }
+    }
+
+    /// Where the vault is and what was sent to it.
+    pub fn status(&self) -> VaultStatus {
+        VaultStatus {
+            endpoint: self.parts.endpoint.clone(),
+            requests: self.requests.load(Ordering::Relaxed),
+            budget: self.parts.budget.status(),
+        }
+    }
+
+    /// URL or socket path.
+    pub fn endpoint(&self) -> &str {
+        &self.parts.endpoint
+    }
+
+    /// The answer to `request` if it is a success; else the error that its status stands for.
+    pub async fn send(&self, call: &Call, request: &Request) -> Result<Answer> {
+        let answer = self.exchange(call, request).await?;
+        self.judge(answer, request)
+    }
+
+    /// The answer if it is a success; else the error that its status stands for.
+    pub fn judge(&self, answer: Answer, request: &Request) -> Result<Answer> {
+        status::check(answer, request, self.parts.key.file())
+    }
+
+    /// The last answer to `request`, whatever its status, when no more attempts are to be made.
+    pub async fn exchange(&self, call: &Call, request: &Request) -> Result<Answer> {
+        let mut tries = 0;
+        let mut key_was_read = false;
+        loop {
+            let ticket =
+                self.parts.budget.acquire(call).await.map_err(|e| self.describe(e, request, tries))?;
+            tries += 1;
+            let attempt = self.attempt(call, request, ticket).await;
+            let trouble = match &attempt {
+                Ok(answer) if answer.status == StatusCode::UNAUTHORIZED && !key_was_read => {
+                    key_was_read = true;
+                    // A key that cannot be read now is no better than the one that was refused.
+                    if self.parts.key.reload().unwrap_or(false) {
+                        continue;
+                    }
+                    None
+                }
+                Ok(answer) => trouble_of(answer),
+                Err(Failed::NotSent(_)) => Some(Trouble::NotSent),
+                Err(Failed::Lost(_) | Failed::Cut(_)) => Some(Trouble::Lost),
+                Err(Failed::Late { .. } | Failed::TooLong) => None,
+            };
+            let left = call.deadline.saturating_duration_since(self.parts.clock.now());
+            let wait =
+                trouble.and_then(|t| self.parts.policy.wait(t, request.effect, call.priority, tries, left));
+            let Some(wait) = wait else {
+                return match attempt {
+                    Ok(answer) => Ok(Answer { attempts: tries, ..answer }),
+                    Err(failed) => Err(self.give_up(failed, request, tries)),
+                };
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        call: &Call,
+        request: &Request,
+        ticket: super::budget::Ticket<'_>,
+    ) -> Result<Answer, Failed> {
+        let left = call.deadline.saturating_duration_since(self.parts.clock.now());
+        if left.is_zero() {
+            return Err(Failed::Late { sent: false });
+        }
+        let built = self.build(request)?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let answer = async {
+            let response = self.parts.client.execute(built).await.map_err(|e| failed_by(&e))?;
+            let headers = Headers::read(response.headers(), self.parts.clock.wall());
+            let status = response.status();
+            self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
+            let request_id = request_id(response.headers());
+            let body = match self.read_body(response).await {
+                Ok(body) => body,
+                // The status alone says all there is to know.
+                Err(_) if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+                    Zeroizing::default()
+                }
+                Err(failed) => return Err(failed),
+            };
+            let retry_after = headers
+                .retry_after
+                .or_else(|| headers.reset.filter(|_| status == StatusCode::TOO_MANY_REQUESTS));
+            Ok(Answer { status, body, request_id, retry_after, attempts: 1 })
+        };
+        tokio::time::timeout(left, answer).await.unwrap_or(Err(Failed::Late { sent: true }))
+    }
+
+    fn build(&self, request: &Request) -> Result<reqwest::Request, Failed> {
+        let bad = |what: &str| Failed::NotSent(what.to_owned());
+        let mut url = Url::parse(&format!("{}{}", self.parts.base, request.path))
+            .map_err(|_| bad("the vault's address is not a URL"))?;
+        if !request.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&request.query);
+        }
+        let key = self.parts.key.current();
+        let bearer = Zeroizing::new(format!("Bearer {}", key.expose()));
+        let mut bearer = HeaderValue::from_str(&bearer).map_err(|_| bad("the API key fits no header"))?;
+        bearer.set_sensitive(true);
+        let mut built = reqwest::Request::new(request.method.clone(), url);
+        built.headers_mut().insert(AUTHORIZATION, bearer);
+        if let Some(Body(bytes)) = &request.body {
+            built.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            *built.body_mut() = Some(bytes.clone().into());
+        }
+        Ok(built)
+    }
+
+    async fn read_body(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Failed> {
+        let max = self.parts.max_body;
+        let announced = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let announced: Option<usize> = announced;
+        if announced.is_some_and(|len| len > max) {
+            return Err(Failed::TooLong);
+        }
+        let mut body = Zeroizing::new(Vec::with_capacity(announced.unwrap_or(1024)));
+        while let Some(chunk) = response.chunk().await.map_err(|e| Failed::Cut(root_cause(&e)))? {
+            if body.len() + chunk.len() > max {
+                return Err(Failed::TooLong);
+            }
+            append(&mut body, &chunk);
+        }
+        match announced {
+            Some(len) if len != body.len() => {
+                Err(Failed::Cut("its length is not what was announced".to_owned()))
+            }
+            _ => Ok(body),
+        }
+    }
+
+    fn give_up(&self, failed: Failed, request: &Request, tries: u32) -> Error {
+        let endpoint = &self.parts.endpoint;
+        let (kind, sent, sentence) = match failed {
+            Failed::NotSent(why) => {
+                let next = "check that it is running and that the address is right";
+                (
+                    ErrorKind::Unreachable,
+                    false,
+                    format!("no connection to the vault at {endpoint} ({why}): {next}"),
+                )
+            }
+            Failed::Lost(why) => {
+                let sentence =
+                    format!("the vault at {endpoint} ended the connection without an answer ({why})");
+                (ErrorKind::Unreachable, true, sentence)
+            }
+            Failed::Cut(why) => (
+                ErrorKind::BadAnswer,
+                true,
+                format!("the answer of the vault at {endpoint} was cut short ({why})"),
+            ),
+            Failed::Late { sent } => {
+                (ErrorKind::Deadline, sent, format!("the vault at {endpoint} did not answer in time"))
+            }
+            Failed::TooLong => {
+                let max = self.parts.max_body;
+                let sentence = format!("{endpoint} sent more than {max} bytes, which no vault does here");
+                (ErrorKind::BadAnswer, true, sentence)
+            }
+        };
+        let mut error = self.describe(Error::new(kind, sentence), request, tries);
+        error.maybe_applied = sent && request.effect == Effect::Write;
+        error
+    }
+
+    fn describe(&self, error: Error, request: &Request, tries: u32) -> Error {
+        Error { message: format!("{}: {}", request.doing, error.message), attempts: tries, ..error }
+    }
+}
+
+fn trouble_of(answer: &Answer) -> Option<Trouble> {
+    match answer.status {
+        StatusCode::TOO_MANY_REQUESTS => Some(Trouble::RateLimited(answer.retry_after)),
+        StatusCode::SERVICE_UNAVAILABLE => Some(Trouble::Unavailable(answer.retry_after)),
+        StatusCode::REQUEST_TIMEOUT => Some(Trouble::Server),
+        status if status.is_server_error() => Some(Trouble::Server),
+        _ => None,
+    }
+}
+
+/// Grows by hand: a `Vec` that grows by itself leaves an unwiped copy behind.
+fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    let need = body.len() + chunk.len();
+    if need > body.capacity() {
+        let mut grown = Zeroizing::new(Vec::with_capacity(need.next_power_of_two()));
+        grown.extend_from_slice(body);
+        *body = grown;
+    }
+    body.extend_from_slice(chunk);
+}
+
+fn failed_by(error: &reqwest::Error) -> Failed {
+    let why = root_cause(error);
+    if error.is_connect() || error.is_builder() { Failed::NotSent(why) } else { Failed::Lost(why) }
+}
+
+/// The innermost reason: the outer ones repeat the URL.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: Option<&dyn std::error::Error> = error.source();
+    let mut text = "the connection failed".to_owned();
+    while let Some(inner) = cause {
+        text = inner.to_string();
+        cause = inner.source();
+    }
+    text
+}
+
+/// The vault's id for a request, if it is one that can be shown.
+fn request_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get("x-request-id")?.to_str().ok()?;
+    (!id.is_empty() && id.len() <= 128).then(|| id.to_owned())
+}

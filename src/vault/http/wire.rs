@@ -1,0 +1,137 @@
+//! What both dialects send as JSON, read leniently: unknown fields are ignored, missing ones tolerated where
+//! the answer still makes sense. Nothing in here repeats what it read.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::vault::VersionTag;
+
+/// An object, with or without its data.
+#[derive(Deserialize)]
+pub struct WireObject<'a> {
+    pub id: Option<String>,
+    pub name: Option<String>,
+    #[serde(borrow)]
+    pub data: Option<&'a RawValue>,
+    pub version: Option<WireVersion>,
+    pub created_at: Option<String>,
+    pub updated_at: Option<String>,
+}
+
+impl WireObject<'_> {
+    /// When its version was made; the beginning of time if the answer does not say.
+    pub fn updated_at(&self) -> SystemTime {
+        let text = self.updated_at.as_deref().or(self.created_at.as_deref());
+        text.and_then(parse_time).unwrap_or(UNIX_EPOCH)
+    }
+}
+
+/// A version number, as number or as text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum WireVersion {
+    Number(u64),
+    Text(String),
+}
+
+impl WireVersion {
+    pub fn tag(&self) -> VersionTag {
+        match self {
+            WireVersion::Number(n) => VersionTag::new(n.to_string()),
+            WireVersion::Text(text) => VersionTag::new(text.as_str()),
+        }
+    }
+
+    pub fn number(&self) -> Option<u64> {
+        match self {
+            WireVersion::Number(n) => Some(*n),
+            WireVersion::Text(text) => text.parse().ok(),
+        }
+    }
+}
+
+/// One version in a history of the object dialect.
+#[derive(Deserialize)]
+pub struct WireVersionInfo {
+    pub version: Option<WireVersion>,
+    pub created_at: Option<String>,
+    pub size: Option<u64>,
+    pub current: Option<bool>,
+}
+
+/// A page of anything.
+#[derive(Deserialize)]
+#[serde(bound = "T: Deserialize<'de>")]
+pub struct WirePage<T> {
+    pub data: Vec<T>,
+    pub list_metadata: Option<WireCursors>,
+}
+
+/// The cursors of a page.
+#[derive(Deserialize)]
+pub struct WireCursors {
+    pub after: Option<String>,
+}
+
+impl<T> WirePage<T> {
+    /// Where the next page starts, by the rules of VAULT-API.md §1: the end is reached when the metadata is
+    /// empty, `after` is null or absent, `data` is empty, or the cursor does not advance.
+    pub fn next(&self, after: Option<&str>) -> Option<String> {
+        let next = self.list_metadata.as_ref()?.after.as_deref()?;
+        let advances = !next.is_empty() && Some(next) != after;
+        (advances && !self.data.is_empty()).then(|| next.to_owned())
+    }
+}
+
+/// RFC 3339, with `Z` or an offset.
+pub fn parse_time(text: &str) -> Option<SystemTime> {
+    if let Ok(time) = humantime::parse_rfc3339(text) {
+        return Some(time);
+    }
+    let (stamp, offset) = text.split_at_checked(text.len().checked_sub(6)?)?;
+    let (sign, offset) = offset.split_at_checked(1)?;
+    let (hours, minutes) = offset.split_once(':')?;
+    let minutes = hours.parse::<u64>().ok()? * 60 + minutes.parse::<u64>().ok()?;
+    let time = humantime::parse_rfc3339(&format!("{stamp}Z")).ok()?;
+    let offset = Duration::from_secs(minutes * 60);
+    match sign {
+        "+" => time.checked_sub(offset),
+        "-" => time.checked_add(offset),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_with_and_without_offset() {
+        let time = parse_time("2024-01-15T10:30:00.250Z").unwrap();
+        assert_eq!(time.duration_since(UNIX_EPOCH).unwrap(), Duration::from_millis(1_705_314_600_250));
+        assert_eq!(parse_time("2024-01-15T12:30:00.250+02:00"), Some(time));
+        assert_eq!(parse_time("2024-01-15T05:00:00.250-05:30"), Some(time));
+        for garbage in ["", "now", "2024-01-15", "2024-01-15T10:30:00", "ü2024+02:00", "é:00:0"] {
+            assert_eq!(parse_time(garbage), None, "{garbage}");
+        }
+    }
+
+    #[test]
+    fn paging_ends_where_the_interface_says() {
+        let next = |json: &str| serde_json::from_str::<WirePage<u8>>(json).unwrap().next(Some("c1"));
+        assert_eq!(next(r#"{"data":[1],"list_metadata":{"after":"c2","before":null}}"#), Some("c2".into()));
+        for end in [
+            r#"{"data":[1]}"#,
+            r#"{"data":[1],"list_metadata":null}"#,
+            r#"{"data":[1],"list_metadata":{}}"#,
+            r#"{"data":[1],"list_metadata":{"after":null}}"#,
+            r#"{"data":[1],"list_metadata":{"after":""}}"#,
+            r#"{"data":[],"list_metadata":{"after":"c2"}}"#,
+            r#"{"data":[1],"list_metadata":{"after":"c1"}}"#,
+        ] {
+            assert_eq!(next(end), None, "{end}");
+        }
+    }
+}
