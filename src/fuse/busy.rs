@@ -67,8 +67,9 @@ fn has_open(proc: &Path, mount_id: u64) -> bool {
 fn has_mapped(proc: &Path, mount: &Entry) -> bool {
     let (major, minor) = mount.dev.numbers();
     let device = format!("{major:02x}:{minor:02x}");
-    fs::read_to_string(proc.join("maps"))
-        .is_ok_and(|maps| maps.lines().any(|line| line.split_ascii_whitespace().nth(3) == Some(device.as_str())))
+    fs::read_to_string(proc.join("maps")).is_ok_and(|maps| {
+        maps.lines().any(|line| line.split_ascii_whitespace().nth(3) == Some(device.as_str()))
+    })
 }
 
 #[cfg(test)]
@@ -84,9 +85,10 @@ mod tests {
     fn an_open_file_is_found_by_its_mount() {
         let mut mount = root();
         mount.mountpoint = "/nowhere".into();
-        mount.dev = mounts::Dev::from_raw(0);
+        mount.dev = mounts::Dev::from_raw(libc::makedev(255, 255));
         let file = fs::File::open("/proc/self/stat").unwrap();
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
+        let info =
+            fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
         let id = info.unwrap().lines().find_map(|l| l.strip_prefix("mnt_id:")?.trim().parse().ok()).unwrap();
         mount.id = id;
         assert!(uses(std::process::id(), &mount));

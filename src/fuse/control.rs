@@ -23,10 +23,10 @@ use super::handover::Unsaved;
 pub enum Request {
     /// How the mount is doing.
     Status,
-    /// Store what is unsaved, within so many milliseconds.
+    /// Store what is unsaved.
     Drain {
-        /// The time for it.
-        timeout_ms: u64,
+        /// The time for it in milliseconds; `--drain` of the mount if there is none.
+        timeout_ms: Option<u64>,
     },
     /// Answer when the mount has ended.
     Watch,
@@ -54,7 +54,7 @@ pub trait Handler: Send + Sync + 'static {
     /// The whole status, as JSON.
     fn status(&self) -> serde_json::Value;
     /// Stores what is unsaved; returns what could not be stored in time.
-    async fn drain(&self, within: Duration) -> Vec<Unsaved>;
+    async fn drain(&self, within: Option<Duration>) -> Vec<Unsaved>;
 }
 
 /// How the worker's main loop and the socket's connections reach each other.
@@ -86,11 +86,19 @@ pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>
                 }
             },
             Some(_) = connections.join_next() => {}
-            _ = ended.wait_for(Option::is_some) => break,
+            _ = over(&mut ended) => break,
         }
     }
     let all_told = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(Duration::from_secs(1), all_told).await;
+}
+
+/// Waits for the end; a worker that goes away without a word has nothing unsaved to name.
+async fn over(ended: &mut watch::Receiver<Option<Vec<Unsaved>>>) -> Vec<Unsaved> {
+    match ended.wait_for(Option::is_some).await {
+        Ok(unsaved) => unsaved.clone().unwrap_or_default(),
+        Err(_) => Vec::new(),
+    }
 }
 
 async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, wires: Wires) {
@@ -104,21 +112,20 @@ async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, w
         let mut limited = (&mut read).take(MAX_LINE);
         tokio::select! {
             got = limited.read_line(&mut line) => if !matches!(got, Ok(n) if n > 0) { return },
-            _ = ended.wait_for(Option::is_some) => return,
+            _ = over(&mut ended) => return,
         }
         let answer = match serde_json::from_str::<Request>(&line) {
             _ if !allowed => Answer::Error("only the mount's owner and root may ask".into()),
             Err(e) => Answer::Error(format!("not a request: {e}")),
             Ok(Request::Status) => Answer::Status(handler.status()),
             Ok(Request::Drain { timeout_ms }) => {
-                Answer::Drained(handler.drain(Duration::from_millis(timeout_ms)).await)
+                Answer::Drained(handler.drain(timeout_ms.map(Duration::from_millis)).await)
             }
             Ok(request @ (Request::Watch | Request::End)) => {
                 if matches!(request, Request::End) {
                     let _ = wires.end.send(());
                 }
-                let Ok(unsaved) = ended.wait_for(Option::is_some).await else { return };
-                Answer::Ended(unsaved.clone().unwrap_or_default())
+                Answer::Ended(over(&mut ended).await)
             }
         };
         let Ok(mut text) = serde_json::to_vec(&answer) else { return };
@@ -174,7 +181,7 @@ mod tests {
         fn status(&self) -> serde_json::Value {
             serde_json::json!({"well": true})
         }
-        async fn drain(&self, _within: Duration) -> Vec<Unsaved> {
+        async fn drain(&self, _within: Option<Duration>) -> Vec<Unsaved> {
             vec![Unsaved { name: "a".into(), error: "b".into() }]
         }
     }
@@ -192,7 +199,7 @@ mod tests {
             let mut client = Client::connect(&path).expect("listening");
             let status = client.ask(&Request::Status, second).expect("answered");
             assert!(matches!(status, Answer::Status(v) if v["well"] == true));
-            let drained = client.ask(&Request::Drain { timeout_ms: 1 }, second).expect("answered");
+            let drained = client.ask(&Request::Drain { timeout_ms: None }, second).expect("answered");
             assert!(matches!(drained, Answer::Drained(left) if left[0].name == "a"));
             client.0.get_mut().write_all(b"nonsense\n").expect("open");
             assert!(matches!(client.receive(second).expect("answered"), Some(Answer::Error(_))));

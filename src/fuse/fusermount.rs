@@ -34,8 +34,7 @@ fn program() -> io::Result<PathBuf> {
 
 /// Mounts, and returns the /dev/fuse descriptor (close-on-exec).
 pub fn mount(mountpoint: &Path, options: &KernelOptions) -> io::Result<OwnedFd> {
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
     let mut command = Command::new(program()?);
     command.arg("-o").arg(option_text(options)).arg("--").arg(mountpoint);
     command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string());
@@ -124,7 +123,8 @@ mod tests {
 
     #[test]
     fn options_are_always_nosuid_and_nodev() {
-        let text = option_text(&KernelOptions { allow_other: true, noexec: true, ..KernelOptions::default() });
+        let text =
+            option_text(&KernelOptions { allow_other: true, noexec: true, ..KernelOptions::default() });
         assert_eq!(text, "rw,nosuid,nodev,fsname=vaultfs,subtype=vaultfs,allow_other,noexec");
     }
 

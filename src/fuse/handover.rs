@@ -235,7 +235,8 @@ impl Channel {
         let mut space = nix::cmsg_space!([RawFd; 4]);
         let mut parts = [IoSliceMut::new(&mut text)];
         let received = loop {
-            match recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            match recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+            {
                 Err(nix::errno::Errno::EINTR) => {}
                 // The other process died with messages of ours unread: an end like any other.
                 Err(nix::errno::Errno::ECONNRESET) => return Ok(None),

@@ -13,7 +13,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -190,7 +190,8 @@ impl<'a> Keeper<'a> {
                 mountpoint.display()
             )));
         }
-        let mounted = kernel::mount(mountpoint, &self.config.kernel).map_err(|e| mount_failed(mountpoint, &e))?;
+        let mounted =
+            kernel::mount(mountpoint, &self.config.kernel).map_err(|e| mount_failed(mountpoint, &e))?;
         tracing::info!(mountpoint = %mountpoint.display(), dev = %mounted.dev, "mounted");
         self.mounted = Some(mounted);
         Ok(())
@@ -211,7 +212,10 @@ impl<'a> Keeper<'a> {
         let listener = UnixListener::bind(self.directory.socket(dev))
             .map_err(|e| Failed::new(format!("the control socket cannot be made: {e}")))?;
         let serve = ToWorker::Serve { init: mounted.init.as_bytes().to_vec(), dev, facts };
-        self.worker.channel.send(&serve, &[mounted.device.as_fd(), listener.as_fd()]).map_err(|e| lost(&e))?;
+        self.worker
+            .channel
+            .send(&serve, &[mounted.device.as_fd(), listener.as_fd()])
+            .map_err(|e| lost(&e))?;
         match self.expect(front)? {
             ToKeeper::Init(reply) => {
                 let mounted = self.mounted.as_ref().expect("set by mount, looked at above");
@@ -247,7 +251,9 @@ impl<'a> Keeper<'a> {
                     let how = status.map_or("it is stuck".into(), |s| s.to_string());
                     return Err(Failed::new(format!("the worker process died ({how}); see the log")));
                 }
-                Event::Stop | Event::FrontGone => return Err(Failed::new("interrupted before it was mounted")),
+                Event::Stop | Event::FrontGone => {
+                    return Err(Failed::new("interrupted before it was mounted"));
+                }
                 Event::Reload | Event::Timeout => {}
             }
         }

@@ -96,7 +96,9 @@ pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
 pub fn unmount_or_detach(mountpoint: &Path, dev: Dev) -> io::Result<bool> {
     match unmount(mountpoint, dev, Mode::Plain) {
         Ok(_) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => unmount(mountpoint, dev, Mode::Lazy).map(|_| false),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            unmount(mountpoint, dev, Mode::Lazy).map(|_| false)
+        }
         Err(e) => Err(e),
     }
 }
@@ -127,8 +129,9 @@ impl Init {
         let mut device = device;
         let len = device.read(&mut buffer)?;
         buffer.truncate(len);
-        Self::from_bytes(buffer)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the kernel's first request is no INIT"))
+        Self::from_bytes(buffer).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the kernel's first request is no INIT")
+        })
     }
 
     /// Checks that `bytes` is an INIT request.

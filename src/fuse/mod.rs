@@ -15,6 +15,7 @@ pub mod fusermount;
 pub mod handover;
 pub mod keeper;
 pub mod kernel;
+pub mod locate;
 pub mod mountpoint;
 pub mod mounts;
 pub mod probe;

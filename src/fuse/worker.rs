@@ -218,8 +218,8 @@ impl Handler for Desk {
         })
     }
 
-    async fn drain(&self, within: Duration) -> Vec<Unsaved> {
-        self.service.drain(within).await
+    async fn drain(&self, within: Option<Duration>) -> Vec<Unsaved> {
+        self.service.drain(within.unwrap_or(self.config.drain)).await
     }
 }
 
