@@ -1,5 +1,7 @@
-//! The thin binary: parse, run, exit code.
+//! The thin binary: harden, parse, run, exit code.
 
 fn main() -> std::process::ExitCode {
+    // Before anything else: no thread runs yet, and no secret has been read.
+    vaultfs::harden::process();
     vaultfs::cli::main()
 }

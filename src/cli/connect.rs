@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exit::{Exit, Failure};
 use crate::clock::Clock;
+use crate::harden;
 use crate::secret::SecretString;
 use crate::vault::http::key::{self, ApiKey};
 use crate::vault::{DynVault, Page, http};
@@ -149,7 +150,8 @@ impl ConnectArgs {
         self.embedded.is_some()
             || self.api_url.is_some()
             || self.api_key_file.is_some()
-            || ["WORKOS_API_URL", "WORKOS_API_KEY"].iter().any(|name| env(name).is_some())
+            || env("WORKOS_API_URL").is_some()
+            || harden::has_env("WORKOS_API_KEY")
             || credential().is_some()
     }
 
@@ -221,8 +223,8 @@ impl ConnectArgs {
             })?;
             return Ok((secret, Some(path)));
         }
-        match env("WORKOS_API_KEY") {
-            Some(text) => key::clean_key(text).map(|k| (k, None)).map_err(refused),
+        match harden::take_env("WORKOS_API_KEY") {
+            Some(text) => key::clean_key(text.expose().to_owned()).map(|k| (k, None)).map_err(refused),
             None => Err(Failure::new(
                 Exit::Key,
                 "no API key: set WORKOS_API_KEY, or give --api-key-file FILE; or use --embedded for a vault \

@@ -40,6 +40,14 @@ impl Failure {
         Self { exit, message: message.into() }
     }
 
+    /// A failure that another process of ours reported with its exit code.
+    pub fn with_code(code: u8, message: impl Into<String>) -> Self {
+        let all =
+            [Exit::Usage, Exit::Key, Exit::Unreachable, Exit::NotFound, Exit::RateLimited, Exit::Unsaved];
+        let exit = all.into_iter().find(|e| *e as u8 == code).unwrap_or(Exit::Failed);
+        Self::new(exit, message)
+    }
+
     /// Says it on standard error and gives the code.
     pub fn report(&self) -> ExitCode {
         eprintln!("vaultfs: {}", self.message);

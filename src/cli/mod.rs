@@ -1,10 +1,13 @@
 //! The command line: one file a command. Builds the stack of layers; nobody imports it.
 
 pub mod connect;
+pub mod daemon;
 pub mod exit;
+pub mod log;
 pub mod mount;
 pub mod objects;
 pub mod serve;
+pub mod stack;
 pub mod status;
 pub mod unmount;
 
@@ -28,17 +31,20 @@ enum Command {
     Serve(serve::ServeArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
+    #[command(flatten)]
+    Daemon(daemon::DaemonCommand),
 }
 
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(mount::expand_options(std::env::args_os()));
     let result = match cli.command {
         Command::Mount(args) => mount::run(args),
         Command::Unmount(args) => unmount::run(args),
         Command::Status(args) => status::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Objects(command) => objects::run(command),
+        Command::Daemon(command) => daemon::run(command),
     };
     match result {
         Ok(code) => code,

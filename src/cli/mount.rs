@@ -1,12 +1,414 @@
-//! (placeholder) `vaultfs mount`.
+//! `vaultfs mount`: checks everything that can be checked, starts the keeper, waits for its word.
+//!
+//! The key and the configuration go to the keeper through a pipe. The command returns when the mount answers
+//! (it looks itself, from outside), or with the exit code and the sentence of whoever failed. `-o` options are
+//! the long ones by another name: they are rewritten before the command line is parsed.
 
-use std::process::ExitCode;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
 
-/// Mount a vault.
-#[derive(Debug, clap::Args)]
-pub struct MountArgs {}
+use bytesize::ByteSize;
+use clap::{Args, CommandFactory};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+
+use super::connect::ConnectArgs;
+use super::exit::{Exit, Failure};
+use super::log::LogConfig;
+use crate::fs::Options;
+use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config};
+use crate::fuse::mounts::Dev;
+use crate::fuse::{keeper, mountpoint, probe};
+use crate::vault::codec::Format;
+
+/// Mount a vault on a directory; returns when it can be used
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct MountArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+
+    /// An empty directory
+    mountpoint: PathBuf,
+
+    /// Refuse every change
+    #[arg(long)]
+    read_only: bool,
+
+    /// Refuse to delete; overwriting works
+    #[arg(long)]
+    no_delete: bool,
+
+    /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON, only bytes (raw)
+    #[arg(long, value_enum, default_value = "auto", value_name = "FORMAT")]
+    format: FormatArg,
+
+    /// How soon changes made elsewhere are seen
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    refresh: Duration,
+
+    /// How long known values are served while the vault does not answer
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    max_stale: Duration,
+
+    /// How long unsaved writes are tried when the mount ends
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    drain: Duration,
+
+    /// Values kept in memory
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    cache_size: ByteSize,
+
+    /// Names that are never stored, besides the usual editors' files (repeatable)
+    #[arg(long, value_name = "GLOB", value_parser = glob_pattern)]
+    scratch: Vec<String>,
+
+    /// Let other users in, as modes permit
+    #[arg(long)]
+    allow_other: bool,
+
+    /// Owner of everything [default: you]
+    #[arg(long, value_name = "UID")]
+    uid: Option<u32>,
+
+    /// Group of everything [default: yours]
+    #[arg(long, value_name = "GID")]
+    gid: Option<u32>,
+
+    /// Most that files permit
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    file_mode: u32,
+
+    /// Most that directories permit
+    #[arg(long, value_name = "MODE", default_value = "0700", value_parser = mode)]
+    dir_mode: u32,
+
+    /// List .versions in the root
+    #[arg(long)]
+    show_versions: bool,
+
+    /// Log to FILE instead of the journal or $XDG_STATE_HOME/vaultfs/NAME.log
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+
+    /// Options as mount(8) takes them: the long ones without dashes, and ro, rw, noexec, nonempty …
+    #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
+    options: Vec<String>,
+
+    /// Log more (repeatable)
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// Stay, log on standard error, end with the mount
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Mount over files
+    #[arg(long, hide = true)]
+    nonempty: bool,
+
+    /// Let the kernel check modes
+    #[arg(long, hide = true)]
+    default_permissions: bool,
+
+    /// Programs on the mount cannot be run
+    #[arg(long, hide = true)]
+    noexec: bool,
+
+    /// As mount(8) has it
+    #[arg(long, hide = true)]
+    sync: bool,
+}
+
+/// [`Format`] on the command line.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum FormatArg {
+    Auto,
+    Json,
+    Raw,
+}
+
+/// `-o` options of mount(8) that need nothing done: they are so anyway, or speak to mount(8) itself.
+const WITHOUT_EFFECT: [&str; 24] = [
+    "rw",
+    "nosuid",
+    "nodev",
+    "async",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "exec",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "diratime",
+    "nodiratime",
+];
+
+/// Rewrites `-o a,b=c` of `vaultfs mount` to `--a --b=c`.
+pub fn expand_options(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args = args.peekable();
+    let mut out: Vec<OsString> = args.by_ref().take(2).collect();
+    if out.get(1).is_none_or(|command| command != "mount") {
+        out.extend(args);
+        return out;
+    }
+    while let Some(arg) = args.next() {
+        let text = arg.to_str().unwrap_or_default();
+        match text.strip_prefix("-o") {
+            Some("") => match args.next() {
+                Some(list) => out.extend(expand_list(&list)),
+                None => out.push(arg),
+            },
+            Some(list) => out.extend(expand_list(&OsString::from(list))),
+            None if text == "--" => {
+                out.push(arg);
+                out.extend(args);
+                break;
+            }
+            None => out.push(arg),
+        }
+    }
+    out
+}
+
+fn expand_list(list: &OsString) -> Vec<OsString> {
+    let Some(list) = list.to_str() else { return vec!["-o".into(), list.clone()] };
+    list.split(',').filter(|o| !o.is_empty()).flat_map(expand_option).collect()
+}
+
+fn expand_option(option: &str) -> Vec<OsString> {
+    let (name, value) = option.split_once('=').map_or((option, None), |(n, v)| (n, Some(v)));
+    if WITHOUT_EFFECT.contains(&name) || name.starts_with("x-") || name == "comment" {
+        return Vec::new();
+    }
+    let long = if name == "ro" { "read-only".to_owned() } else { name.replace('_', "-") };
+    let command = super::Cli::command();
+    let known = command
+        .find_subcommand("mount")
+        .is_some_and(|mount| mount.get_arguments().any(|a| a.get_long() == Some(long.as_str())));
+    if !known {
+        // Kept as it is, so that `run` can say which one is meant.
+        return vec!["-o".into(), option.into()];
+    }
+    vec![match value {
+        Some(value) => format!("--{long}={value}").into(),
+        None => format!("--{long}").into(),
+    }]
+}
 
 /// Runs the command.
-pub fn run(_args: MountArgs) -> anyhow::Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
+    if let Some(option) = args.options.first() {
+        return Err(usage(format!(
+            "-o {option}: there is no such option; `vaultfs mount --help` lists them"
+        ))
+        .into());
+    }
+    let kernel = KernelOptions {
+        allow_other: args.allow_other,
+        // With others let in, it must be the kernel that checks modes: it knows who asks.
+        default_permissions: args.default_permissions || args.allow_other,
+        noexec: args.noexec,
+        sync: args.sync,
+    };
+    let (spec, key) = args.connect.resolve()?;
+    let options = args.file_system_options();
+    let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
+    mountpoint::check_machine(&kernel, options.uid, options.gid).map_err(|e| failed(&e))?;
+    let mountpoint = mountpoint::check(&args.mountpoint, args.nonempty).map_err(|e| failed(&e))?;
+    let log = LogConfig::choose(&mountpoint, args.log.as_deref(), args.foreground, args.verbose)
+        .map_err(|e| Failure::new(Exit::Failed, format!("the log cannot be written: {e}")))?;
+    let config = MountConfig {
+        mountpoint,
+        options,
+        kernel,
+        spec: serde_json::to_value(spec)?,
+        drain: args.drain,
+        log: serde_json::to_value(&log)?,
+        foreground: args.foreground,
+    };
+    let signals = args.foreground.then(hold_signals).transpose()?;
+    let (mut child, ready) = start_keeper(&config, key.secret.as_ref())?;
+    drop(key);
+    let dev = match ready {
+        Outcome::Ready { dev, .. } => dev,
+        Outcome::Failed(failed) => {
+            let _ = child.wait();
+            return Err(Failure::with_code(failed.exit, failed.message).into());
+        }
+    };
+    if let Err(failure) = look_from_outside(&config.mountpoint, dev) {
+        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        return Err(Failure {
+            message: format!("{}; the log is {}", failure.message, log.target),
+            ..failure
+        }
+        .into());
+    }
+    match signals {
+        Some(signals) => stay(child, &signals),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+impl MountArgs {
+    fn file_system_options(&self) -> Options {
+        let own = Options::default();
+        Options {
+            read_only: self.read_only,
+            no_delete: self.no_delete,
+            format: match self.format {
+                FormatArg::Auto => Format::Auto,
+                FormatArg::Json => Format::Json,
+                FormatArg::Raw => Format::Raw,
+            },
+            refresh: self.refresh,
+            max_stale: self.max_stale,
+            timeout: self.connect.timeout,
+            max_size: self.connect.max_size.as_u64(),
+            cache_size: self.cache_size.as_u64(),
+            scratch: self.scratch.clone(),
+            scratch_size: own.scratch_size,
+            uid: self.uid.unwrap_or(own.uid),
+            gid: self.gid.unwrap_or(own.gid),
+            file_mode: self.file_mode,
+            dir_mode: self.dir_mode,
+            show_versions: self.show_versions,
+        }
+    }
+}
+
+fn usage(message: impl Into<String>) -> Failure {
+    Failure::new(Exit::Usage, message)
+}
+
+/// Octal permission bits.
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected permissions in octal, like 0640".into()),
+    }
+}
+
+fn glob_pattern(text: &str) -> Result<String, String> {
+    glob::Pattern::new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
+/// Starts the keeper and waits for its one line.
+fn start_keeper(
+    config: &MountConfig,
+    key: Option<&crate::secret::SecretString>,
+) -> anyhow::Result<(Child, Outcome)> {
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("vaultfs")
+        .arg(keeper::COMMAND)
+        .arg(&config.mountpoint)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let (pipe, said) = (child.stdin.take(), child.stdout.take());
+    let (Some(pipe), Some(said)) = (pipe, said) else { anyhow::bail!("no pipes to the keeper") };
+    send_config(pipe, config, key)?;
+    let mut line = String::new();
+    BufReader::new(said).read_line(&mut line)?;
+    if line.is_empty() {
+        let status = child.wait()?;
+        anyhow::bail!("the keeper process ended without a word ({status})");
+    }
+    Ok((child, serde_json::from_str(&line)?))
+}
+
+/// The mount answers, and it is the one that was made.
+fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<(), Failure> {
+    let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.display()));
+    let seen = probe::look(mountpoint, Duration::from_secs(10))
+        .map_err(|e| failed(format!("mounted, but it cannot be used: {e}")))?;
+    match (seen.stat, seen.statfs) {
+        (Ok((true, seen)), Ok(())) if seen == dev => Ok(()),
+        (Ok((_, seen)), Ok(())) if seen != dev => Err(failed("mounted, but another mount covers it".into())),
+        (Err(errno), _) | (_, Err(errno)) => Err(failed(format!(
+            "mounted, but it cannot be used: {}",
+            std::io::Error::from_raw_os_error(errno)
+        ))),
+        _ => Err(failed("mounted, but it is no directory".into())),
+    }
+}
+
+/// With `-f`, signals are for the keeper; they wait until it can be told.
+fn hold_signals() -> nix::Result<SigSet> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    Ok(set)
+}
+
+/// Passes signals on until the keeper ends, then ends as it did.
+fn stay(mut keeper: Child, signals: &SigSet) -> anyhow::Result<ExitCode> {
+    let pid = Pid::from_raw(keeper.id() as i32);
+    loop {
+        if let Some(status) = keeper.try_wait()? {
+            let code = status.code().or(status.signal().map(|_| 1)).and_then(|c| u8::try_from(c).ok());
+            return Ok(ExitCode::from(code.unwrap_or(1)));
+        }
+        match signals.wait()? {
+            Signal::SIGCHLD => {}
+            signal => kill(pid, signal)?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(args: &[&str]) -> Vec<String> {
+        expand_options(args.iter().map(OsString::from))
+            .into_iter()
+            .map(|a| a.into_string().expect("UTF-8 in, UTF-8 out"))
+            .collect()
+    }
+
+    #[test]
+    fn dash_o_becomes_long_options() {
+        let args = ["vaultfs", "mount", "-o", "ro,allow_other,refresh=2s,noatime", "-onodev,noexec", "/mnt"];
+        let want = ["vaultfs", "mount", "--read-only", "--allow-other", "--refresh=2s", "--noexec", "/mnt"];
+        assert_eq!(expanded(&args), want);
+    }
+
+    #[test]
+    fn other_commands_and_unknown_options_are_left() {
+        let put = ["vaultfs", "put", "-o", "ro"];
+        assert_eq!(expanded(&put), put);
+        assert_eq!(
+            expanded(&["vaultfs", "mount", "-o", "suid", "/m"]),
+            ["vaultfs", "mount", "-o", "suid", "/m"]
+        );
+        let ends = ["vaultfs", "mount", "--", "-o", "x"];
+        assert_eq!(expanded(&ends), ends);
+    }
+
+    #[test]
+    fn modes_are_octal_permissions() {
+        assert_eq!(mode("0640"), Ok(0o640));
+        assert!(mode("1777").is_err());
+        assert!(mode("rw").is_err());
+    }
 }

@@ -1,12 +1,257 @@
-//! (placeholder) `vaultfs unmount`.
+//! `vaultfs unmount`: stores what is unsaved, unmounts, waits until everything has ended.
+//!
+//! Exit 0 means: the vault has every write, the mount is gone, and so are its processes. Otherwise the mount
+//! stays (exit 7: unsaved writes are left; exit 1: programs use it, and are named), unless `--lazy` or
+//! `--force` say to give that up.
 
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-/// Unmount.
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::exit::{Exit, Failure};
+use crate::fuse::control::{Answer, Client, Request};
+use crate::fuse::handover::Unsaved;
+use crate::fuse::kernel::{self, Mode};
+use crate::fuse::mounts::{self, Entry, LiveMount};
+use crate::fuse::{busy, locate, mountpoint, probe};
+
+/// Store what is unsaved, then unmount
 #[derive(Debug, clap::Args)]
-pub struct UnmountArgs {}
+pub struct UnmountArgs {
+    /// Where the vault is mounted
+    mountpoint: PathBuf,
+
+    /// Detach now, even if programs use it; it ends when the last of them lets go
+    #[arg(short, long)]
+    lazy: bool,
+
+    /// Give up what cannot be stored, and take the mount away from programs that use it
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// The time a worker gets beyond its own `--drain`, which this command does not know.
+const ANSWER: Duration = Duration::from_secs(3600);
+/// How long processes may take to end after the mount is gone.
+const END: Duration = Duration::from_secs(30);
+/// How long a mount may look busy without anybody to name.
+const TRANSIENT: Duration = Duration::from_secs(2);
 
 /// Runs the command.
-pub fn run(_args: UnmountArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
+    let entry =
+        locate::vaultfs_at(&args.mountpoint).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
+    let Some(mount) = mounts::of(&entry) else { return without_processes(&entry, &args) };
+    let keeper = Process::watch(mount.keeper_pid);
+    let unsaved = match drain(&mount) {
+        Ok(unsaved) => unsaved,
+        Err(_) if args.force => return kill_all(&mount, &keeper),
+        Err(e) => return Err(e.into()),
+    };
+    if args.force {
+        return force(&mount, &keeper);
+    }
+    if !unsaved.is_empty() {
+        let next = format!(
+            "{} stays mounted; repair the cause and try again, or give them up with --force",
+            entry.mountpoint.display()
+        );
+        return Err(not_stored(&unsaved, &next).into());
+    }
+    let mut watcher = Client::connect(&mount.socket)?;
+    watcher.send(&Request::Watch)?;
+    if !take_away(&entry, args.lazy)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    wait_for_end(&mount, watcher, &keeper)
+}
+
+/// Asks the worker to store everything.
+fn drain(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
+    let silent = |e: std::io::Error| {
+        Failure::new(
+            Exit::Failed,
+            format!(
+                "{} does not answer ({e}); --force takes it away, and what is unsaved with it",
+                mount.mountpoint.display()
+            ),
+        )
+    };
+    let mut client = Client::connect(&mount.socket).map_err(silent)?;
+    match client.ask(&Request::Drain { timeout_ms: None }, ANSWER).map_err(silent)? {
+        Answer::Drained(unsaved) => Ok(unsaved),
+        Answer::Error(e) => Err(Failure::new(Exit::Failed, e)),
+        Answer::Status(_) | Answer::Ended(_) => Err(silent(std::io::ErrorKind::InvalidData.into())),
+    }
+}
+
+/// Unmounts; `Ok(false)` if it was only detached, because programs use it.
+fn take_away(entry: &Entry, lazy: bool) -> Result<bool, Failure> {
+    let path = entry.mountpoint.display();
+    let failed = |e: std::io::Error| Failure::new(Exit::Failed, format!("{path} cannot be unmounted: {e}"));
+    let end = Instant::now() + TRANSIENT;
+    loop {
+        match kernel::unmount(&entry.mountpoint, entry.dev, Mode::Plain) {
+            Ok(true) => return Ok(true),
+            Ok(false) => {
+                return Err(Failure::new(Exit::Failed, format!("{path}: another mount covers it by now")));
+            }
+            Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(failed(e)),
+            Err(_) => {}
+        }
+        let users = busy::users(entry);
+        if lazy {
+            kernel::unmount(&entry.mountpoint, entry.dev, Mode::Lazy).map_err(failed)?;
+            eprintln!("vaultfs: {path} is detached; it ends when these let go: {}", names(&users));
+            return Ok(false);
+        }
+        // Somebody may just have looked: only who stays is named.
+        if !users.is_empty() || Instant::now() >= end {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("{path} is in use by {}: end them, or use --lazy", names(&users)),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn names(users: &[busy::User]) -> String {
+    match users {
+        [] => "processes that this user cannot see, or a mount inside it".into(),
+        users => users.iter().map(|u| format!("{} ({})", u.pid, u.name)).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn wait_for_end(mount: &LiveMount, mut watcher: Client, keeper: &Process) -> anyhow::Result<ExitCode> {
+    let path = mount.mountpoint.display();
+    let unsaved = match watcher.receive(ANSWER) {
+        Ok(Some(Answer::Ended(unsaved))) => unsaved,
+        Ok(_) => Vec::new(),
+        Err(e) => {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("{path} is unmounted, but its worker hangs: {e}"),
+            )
+            .into());
+        }
+    };
+    if !keeper.ended(END) {
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("{path} is unmounted, but process {} has not ended", mount.keeper_pid),
+        )
+        .into());
+    }
+    if unsaved.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(not_stored(&unsaved, "they were written while the mount ended, and are lost").into())
+}
+
+fn not_stored(unsaved: &[Unsaved], next: &str) -> Failure {
+    let mut message = String::from("not stored:");
+    for left in unsaved {
+        message.push_str(&format!("\n  {}: {}", left.name, left.error));
+    }
+    Failure::new(Exit::Unsaved, format!("{message}\n{next}"))
+}
+
+/// `--force`: the worker ends now, its keeper takes the mount away.
+fn force(mount: &LiveMount, keeper: &Process) -> anyhow::Result<ExitCode> {
+    let answer =
+        Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
+    let Ok(Answer::Ended(lost)) = answer else { return kill_all(mount, keeper) };
+    for left in &lost {
+        eprintln!("vaultfs: given up: {}: {}", left.name, left.error);
+    }
+    gone(mount, keeper)
+}
+
+/// A worker that does not even end when it is told to.
+fn kill_all(mount: &LiveMount, keeper: &Process) -> anyhow::Result<ExitCode> {
+    eprintln!("vaultfs: the worker does not answer: killing it; what was unsaved is lost");
+    for pid in children_of(mount.keeper_pid) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    gone(mount, keeper)
+}
+
+fn gone(mount: &LiveMount, keeper: &Process) -> anyhow::Result<ExitCode> {
+    if keeper.ended(END) && !mounts::is_mounted(&mount.mountpoint, mount.dev) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Failure::new(Exit::Failed, format!("{} is still there; see the log", mount.mountpoint.display()))
+        .into())
+}
+
+/// The parent's id is the fourth field of /proc/PID/stat, the second after the name in parentheses.
+fn children_of(parent: u32) -> Vec<i32> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        after_name.split(' ').nth(1).and_then(|p| p.parse().ok()) == Some(parent)
+    })
+    .collect()
+}
+
+/// A mount in the table that no process of this user's answers for.
+fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCode> {
+    let path: &Path = &entry.mountpoint;
+    let own = nix::unistd::geteuid().as_raw();
+    if own != 0 && entry.owner != Some(own) {
+        return Err(Failure::new(
+            Exit::NotFound,
+            format!("{} is the mount of another user: it is left alone", path.display()),
+        )
+        .into());
+    }
+    let dead = probe::look(path, Duration::from_secs(5)).is_ok_and(|seen| mountpoint::is_dead(entry, &seen));
+    if !dead && !args.force {
+        return Err(Failure::new(
+            Exit::Failed,
+            format!(
+                "{}: its processes cannot be found, but it is not dead; --force detaches it",
+                path.display()
+            ),
+        )
+        .into());
+    }
+    mountpoint::remove_dead(path, entry).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
+    eprintln!("vaultfs: {} was a dead mount; it is removed", path.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// A process that is not our child, and whose end we want to see.
+struct Process(Option<OwnedFd>);
+
+impl Process {
+    fn watch(pid: u32) -> Self {
+        // SAFETY: takes numbers only; the descriptor it returns is ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+        // SAFETY: as above.
+        Self((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Waits for its end; a process that could not be opened had ended already.
+    fn ended(&self, within: Duration) -> bool {
+        let Some(fd) = &self.0 else { return true };
+        let end = Instant::now() + within;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(n) => return n > 0,
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
 }

@@ -1,0 +1,106 @@
+//! The hidden commands: what the processes of a mount are started as.
+//!
+//! Each is this same binary, run again by another of our processes, with its configuration on standard input
+//! (`fuse::handover`). They are no interface: names and arguments may change with every version.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::exit::Failure;
+use super::{log, stack};
+use crate::fuse::handover::Failed;
+use crate::fuse::mounts::Dev;
+use crate::fuse::{keeper, kernel, probe, worker};
+use crate::harden;
+
+/// Internal commands.
+#[derive(Debug, Subcommand)]
+pub enum DaemonCommand {
+    /// Keep a mount.
+    #[command(name = keeper::COMMAND, hide = true)]
+    Keeper {
+        /// For `ps` only.
+        mountpoint: PathBuf,
+    },
+    /// Serve a mount.
+    #[command(name = keeper::WORKER_COMMAND, hide = true)]
+    Worker {
+        /// For `ps` only.
+        mountpoint: PathBuf,
+    },
+    /// Look at a path that may hang.
+    #[command(name = probe::COMMAND, hide = true)]
+    Probe {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Unmount for a worker without keeper.
+    #[command(name = worker::DETACH_COMMAND, hide = true)]
+    Detach {
+        /// The mount's device number.
+        #[arg(value_parser = |text: &str| text.parse::<Dev>().map_err(|()| "not a device number"))]
+        dev: Dev,
+        /// Where it was mounted.
+        mountpoint: PathBuf,
+    },
+}
+
+/// Runs the command.
+pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        DaemonCommand::Keeper { .. } => keep(),
+        DaemonCommand::Worker { .. } => work(),
+        DaemonCommand::Probe { path } => {
+            probe::child(&path)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        DaemonCommand::Detach { dev, mountpoint } => {
+            kernel::unmount(&mountpoint, dev, kernel::Mode::Lazy)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn keep() -> anyhow::Result<ExitCode> {
+    harden::name_process(c"vaultfs-keeper");
+    let (config, key, front) = keeper::begin()?;
+    let memory = harden::lock_memory();
+    log::start(&serde_json::from_value(config.log.clone())?);
+    Ok(ExitCode::from(keeper::run(config, key, front, memory)))
+}
+
+fn work() -> anyhow::Result<ExitCode> {
+    harden::name_process(c"vaultfs-worker");
+    let (config, key, link) = worker::begin()?;
+    let memory = harden::lock_memory();
+    log::start(&serde_json::from_value(config.log.clone())?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("vaultfs-async")
+        .enable_all()
+        .build()?;
+    let stack = match runtime.block_on(stack::build(&config, key)) {
+        Ok(stack) => stack,
+        Err(failure) => return Ok(give_up(&link, &failure)),
+    };
+    link.connected();
+    let (filesystem, parts, last) = stack.take_apart(runtime.handle(), memory);
+    let served = worker::serve(&link, &config, runtime.handle(), filesystem, parts);
+    runtime.block_on(last.stop());
+    match served {
+        Ok(code) => Ok(ExitCode::from(code)),
+        Err(failed) => {
+            tracing::error!("{failed}");
+            link.failed(&failed);
+            Ok(ExitCode::from(failed.exit))
+        }
+    }
+}
+
+fn give_up(link: &worker::Link, failure: &Failure) -> ExitCode {
+    tracing::error!("{failure}");
+    link.failed(&Failed { exit: failure.exit as u8, message: failure.message.clone() });
+    ExitCode::from(failure.exit as u8)
+}

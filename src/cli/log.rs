@@ -1,0 +1,277 @@
+//! Where the processes of a mount write what people should know.
+//!
+//! `-f` logs on standard error; else `--log FILE`; else the journal, when there is one; else
+//! `$XDG_STATE_HOME/vaultfs/NAME.log`. Files are 0600 and renamed to `.1` when they grow. Keeper and worker
+//! write to the same file, each line with one write, so both look for a rotation by the other. No line holds a
+//! value or a key: they have types that cannot be printed, and a panic's text, which could quote anything, is
+//! replaced by its place.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+use tracing::Level;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Where the system's journal listens.
+const JOURNAL: &str = "/run/systemd/journal/socket";
+/// A log file is renamed away beyond this size.
+const MAX_FILE: u64 = 4 << 20;
+
+/// Where to, and how much. Decided by the command, used by the processes it starts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogConfig {
+    /// Where to.
+    pub target: Target,
+    /// How often `-v` was given.
+    pub verbosity: u8,
+}
+
+/// Where lines go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// Standard error.
+    Stderr,
+    /// The system's journal.
+    Journal,
+    /// A file.
+    File(PathBuf),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Stderr => f.write_str("standard error"),
+            Target::Journal => f.write_str("the journal (journalctl -t vaultfs)"),
+            Target::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl LogConfig {
+    /// Chooses the target for a mount.
+    pub fn choose(
+        mountpoint: &Path,
+        file: Option<&Path>,
+        foreground: bool,
+        verbosity: u8,
+    ) -> io::Result<Self> {
+        let target = match file {
+            Some(file) => Target::File(std::path::absolute(file)?),
+            None if foreground => Target::Stderr,
+            None if Path::new(JOURNAL).exists() => Target::Journal,
+            None => Target::File(default_file(mountpoint)?),
+        };
+        if let Target::File(path) = &target {
+            // Now, where somebody reads the message; and never on the mount itself, which could not be served while
+            // it waits for its own log.
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            if fs::canonicalize(dir)?.starts_with(mountpoint) {
+                return Err(io::Error::other("it would be on the mount itself"));
+            }
+            open(path)?;
+        }
+        Ok(Self { target, verbosity })
+    }
+}
+
+/// `$XDG_STATE_HOME/vaultfs/mnt-v.log` for /mnt/v.
+fn default_file(mountpoint: &Path) -> io::Result<PathBuf> {
+    let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let state = named("XDG_STATE_HOME")
+        .or_else(|| named("HOME").map(|home| home.join(".local/state")))
+        .ok_or_else(|| io::Error::other("HOME is not set: use --log FILE"))?;
+    let dir = state.join("vaultfs");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    Ok(dir.join(format!("{}.log", file_name(mountpoint))))
+}
+
+/// A path as one file name: `/` becomes `-`, what is not plain is escaped.
+fn file_name(path: &Path) -> String {
+    let mut name = String::new();
+    for byte in path.as_os_str().as_encoded_bytes().iter().skip(1) {
+        match byte {
+            b'/' => name.push('-'),
+            b if b.is_ascii_alphanumeric() || b"._".contains(b) => name.push(char::from(*b)),
+            b => {
+                let _ = write!(name, "%{b:02X}");
+            }
+        }
+    }
+    // NAME_MAX is 255; a path that long is known by its end.
+    let cut = name.len().saturating_sub(200);
+    name.split_off(cut)
+}
+
+/// Starts logging in this process, and makes panics say no more than where they happened.
+pub fn start(config: &LogConfig) {
+    let filter = match config.verbosity {
+        0 => "warn,vaultfs=info",
+        1 => "info,vaultfs=debug,fuser=warn",
+        // Other crates may print what passes through them: never at their most verbose.
+        _ => "info,vaultfs=trace,fuser=warn",
+    };
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_ansi(false).with_target(false);
+    let started = match &config.target {
+        Target::Stderr => lines.with_writer(io::stderr).try_init(),
+        Target::Journal => lines.without_time().with_level(false).with_writer(Journal::new()).try_init(),
+        Target::File(path) => lines.with_writer(LogFile::new(path)).try_init(),
+    };
+    // Only a second call could fail, and then the first log is as good.
+    drop(started);
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(|| "somewhere".into(), ToString::to_string);
+        tracing::error!("a bug in vaultfs: panic at {place} (its text is kept back, it could hold a secret)");
+        // A session thread that is gone would leave half of the mount's requests waiting.
+        if std::thread::current().name().is_some_and(|n| n.starts_with("fuser-")) {
+            std::process::abort();
+        }
+    }));
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// A log file that two processes write and either may rotate.
+struct LogFile {
+    path: PathBuf,
+    file: Mutex<Option<File>>,
+}
+
+impl LogFile {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), file: Mutex::new(open(path).ok()) }
+    }
+
+    fn append(&self, line: &[u8]) -> io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        let current = file.as_ref().map(File::metadata).transpose()?;
+        let named = fs::metadata(&self.path).ok();
+        let same =
+            matches!((&current, &named), (Some(a), Some(b)) if a.ino() == b.ino() && a.dev() == b.dev());
+        if same && current.is_some_and(|m| m.len() > MAX_FILE) {
+            let mut old = self.path.clone().into_os_string();
+            old.push(".1");
+            fs::rename(&self.path, old)?;
+            *file = Some(open(&self.path)?);
+        } else if !same {
+            *file = Some(open(&self.path)?);
+        }
+        match file.as_mut() {
+            Some(file) => file.write_all(line),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Write for &LogFile {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A full disk must not stop the mount: the line is lost.
+        let _ = self.append(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogFile {
+    type Writer = &'a LogFile;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+/// The journal's own protocol: `KEY=value` lines in one datagram; a value with newlines has its length before it.
+struct Journal(Option<UnixDatagram>);
+
+impl Journal {
+    fn new() -> Self {
+        Self(UnixDatagram::unbound().and_then(|s| s.set_nonblocking(true).map(|()| s)).ok())
+    }
+}
+
+struct JournalLine<'a> {
+    journal: &'a Journal,
+    priority: u8,
+}
+
+impl Write for JournalLine<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let Some(socket) = &self.journal.0 else { return Ok(line.len()) };
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
+        let mut datagram =
+            format!("PRIORITY={}\nSYSLOG_IDENTIFIER=vaultfs\nMESSAGE\n", self.priority).into_bytes();
+        datagram.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        datagram.extend_from_slice(text);
+        datagram.push(b'\n');
+        // A journal that is stopped or slow must not stop the mount.
+        let _ = socket.send_to(&datagram, JOURNAL);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Journal {
+    type Writer = JournalLine<'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        JournalLine { journal: self, priority: 6 }
+    }
+
+    fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Self::Writer {
+        let priority = match *meta.level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        JournalLine { journal: self, priority }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_becomes_one_file_name() {
+        assert_eq!(file_name(Path::new("/mnt/my vault")), "mnt-my%20vault");
+        assert_eq!(file_name(Path::new(&format!("/{}end", "x".repeat(300)))).len(), 200);
+    }
+
+    #[test]
+    fn a_file_that_grew_is_renamed_and_two_writers_follow() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.log");
+        let (one, two) = (LogFile::new(&path), LogFile::new(&path));
+        one.append(&vec![b'x'; MAX_FILE as usize + 1]).expect("written");
+        one.append(b"one\n").expect("written");
+        two.append(b"two\n").expect("written");
+        assert_eq!(fs::read(&path).expect("there"), b"one\ntwo\n");
+        assert_eq!(fs::metadata(dir.path().join("a.log.1")).expect("there").len(), MAX_FILE + 1);
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_log_on_the_mount_itself_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mountpoint = fs::canonicalize(dir.path()).expect("there");
+        let file = mountpoint.join("log");
+        assert!(LogConfig::choose(&mountpoint, Some(&file), false, 0).is_err());
+    }
+}

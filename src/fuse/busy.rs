@@ -1,0 +1,107 @@
+//! Who keeps a mount from being unmounted, found without touching it.
+//!
+//! Following a link in /proc/PID/fd, or stat(2) on a path, may ask the mount's daemon. What is read here does
+//! not: `mnt_id` in /proc/PID/fdinfo, device numbers in /proc/PID/maps, and the *text* of the links cwd, root and
+//! exe. Processes of other users are seen by root only.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::mounts::Entry;
+
+/// A process that uses a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Its id.
+    pub pid: u32,
+    /// Its name (`comm`).
+    pub name: String,
+}
+
+/// The processes that use `mount`.
+pub fn users(mount: &Entry) -> Vec<User> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut found: Vec<User> = processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| uses(*pid, mount))
+        .map(|pid| User { pid, name: name(pid) })
+        .collect();
+    found.sort_by_key(|user| user.pid);
+    found
+}
+
+fn name(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |n| n.trim_end().to_owned())
+}
+
+fn uses(pid: u32, mount: &Entry) -> bool {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    stands_in(&proc, &mount.mountpoint) || has_open(&proc, mount.id) || has_mapped(&proc, mount)
+}
+
+/// Working directory, root directory and program.
+fn stands_in(proc: &Path, mountpoint: &Path) -> bool {
+    ["cwd", "root", "exe"].iter().any(|link| {
+        fs::read_link(proc.join(link)).is_ok_and(|target| {
+            // Of a deleted directory the kernel says "/path (deleted)".
+            let text = target.as_os_str().as_bytes();
+            let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
+            Path::new(std::ffi::OsStr::from_bytes(text)).starts_with(mountpoint)
+        })
+    })
+}
+
+fn has_open(proc: &Path, mount_id: u64) -> bool {
+    let Ok(descriptors) = fs::read_dir(proc.join("fdinfo")) else { return false };
+    descriptors.flatten().any(|entry| {
+        fs::read_to_string(entry.path()).is_ok_and(|info| {
+            info.lines()
+                .find_map(|line| line.strip_prefix("mnt_id:"))
+                .is_some_and(|id| id.trim().parse() == Ok(mount_id))
+        })
+    })
+}
+
+fn has_mapped(proc: &Path, mount: &Entry) -> bool {
+    let (major, minor) = mount.dev.numbers();
+    let device = format!("{major:02x}:{minor:02x}");
+    fs::read_to_string(proc.join("maps")).is_ok_and(|maps| {
+        maps.lines().any(|line| line.split_ascii_whitespace().nth(3) == Some(device.as_str()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::mounts;
+
+    fn root() -> Entry {
+        mounts::table().unwrap().into_iter().rfind(|e| e.mountpoint == Path::new("/")).unwrap()
+    }
+
+    #[test]
+    fn an_open_file_is_found_by_its_mount() {
+        let mut mount = root();
+        mount.mountpoint = "/nowhere".into();
+        mount.dev = mounts::Dev::from_raw(libc::makedev(255, 255));
+        let file = fs::File::open("/proc/self/stat").unwrap();
+        let info =
+            fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
+        let id = info.unwrap().lines().find_map(|l| l.strip_prefix("mnt_id:")?.trim().parse().ok()).unwrap();
+        mount.id = id;
+        assert!(uses(std::process::id(), &mount));
+        mount.id = u64::MAX;
+        assert!(!uses(std::process::id(), &mount));
+    }
+
+    #[test]
+    fn a_directory_of_the_same_beginning_is_another() {
+        let cwd = std::env::current_dir().unwrap();
+        let proc = PathBuf::from("/proc/self");
+        assert!(stands_in(&proc, &cwd));
+        let longer = PathBuf::from(format!("{}x", cwd.display()));
+        assert!(!stands_in(&proc, &longer));
+    }
+}

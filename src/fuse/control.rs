@@ -1,0 +1,216 @@
+//! The control socket of a mount: how commands ask the worker.
+//!
+//! One JSON request a line, one JSON answer a line. The keeper makes the listener, so that it outlives a
+//! worker; the worker serves it. Only the mount's owner and root are heard (SO_PEERCRED), whatever the
+//! permissions of the socket file say. No value and no key ever crosses it.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::handover::Unsaved;
+
+/// What can be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// How the mount is doing.
+    Status,
+    /// Store what is unsaved.
+    Drain {
+        /// The time for it in milliseconds; `--drain` of the mount if there is none.
+        timeout_ms: Option<u64>,
+    },
+    /// Answer when the mount has ended.
+    Watch,
+    /// End at once, without storing anything.
+    End,
+}
+
+/// The answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(serde_json::Value),
+    /// To [`Request::Drain`]: what is still unsaved.
+    Drained(Vec<Unsaved>),
+    /// To [`Request::Watch`] and [`Request::End`]: what the vault does not have, now that it is over.
+    Ended(Vec<Unsaved>),
+    /// The request was refused.
+    Error(String),
+}
+
+/// What stands behind the socket.
+#[async_trait::async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// The whole status, as JSON.
+    fn status(&self) -> serde_json::Value;
+    /// Stores what is unsaved; returns what could not be stored in time.
+    async fn drain(&self, within: Option<Duration>) -> Vec<Unsaved>;
+}
+
+/// How the worker's main loop and the socket's connections reach each other.
+#[derive(Debug, Clone)]
+pub struct Wires {
+    /// Somebody asked for the end.
+    pub end: mpsc::UnboundedSender<()>,
+    /// Set once, when it is over.
+    pub ended: watch::Receiver<Option<Vec<Unsaved>>>,
+}
+
+/// Longest request line.
+const MAX_LINE: u64 = 64 * 1024;
+
+/// Serves the socket until the mount has ended and everybody who watches has been told.
+pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>, wires: Wires) {
+    let mut connections = JoinSet::new();
+    let mut ended = wires.ended.clone();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, handler.clone(), wires.clone()));
+                }
+                Err(e) => {
+                    tracing::warn!("control socket: {e}");
+                    // Out of descriptors: others must go first.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            _ = over(&mut ended) => break,
+        }
+    }
+    let all_told = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(1), all_told).await;
+}
+
+/// Waits for the end; a worker that goes away without a word has nothing unsaved to name.
+async fn over(ended: &mut watch::Receiver<Option<Vec<Unsaved>>>) -> Vec<Unsaved> {
+    match ended.wait_for(Option::is_some).await {
+        Ok(unsaved) => unsaved.clone().unwrap_or_default(),
+        Err(_) => Vec::new(),
+    }
+}
+
+async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, wires: Wires) {
+    let own = nix::unistd::geteuid().as_raw();
+    let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0);
+    let (read, mut write) = stream.into_split();
+    let mut read = tokio::io::BufReader::new(read);
+    let mut ended = wires.ended.clone();
+    loop {
+        let mut line = String::new();
+        let mut limited = (&mut read).take(MAX_LINE);
+        tokio::select! {
+            got = limited.read_line(&mut line) => if !matches!(got, Ok(n) if n > 0) { return },
+            _ = over(&mut ended) => return,
+        }
+        let answer = match serde_json::from_str::<Request>(&line) {
+            _ if !allowed => Answer::Error("only the mount's owner and root may ask".into()),
+            Err(e) => Answer::Error(format!("not a request: {e}")),
+            Ok(Request::Status) => Answer::Status(handler.status()),
+            Ok(Request::Drain { timeout_ms }) => {
+                Answer::Drained(handler.drain(timeout_ms.map(Duration::from_millis)).await)
+            }
+            Ok(request @ (Request::Watch | Request::End)) => {
+                if matches!(request, Request::End) {
+                    let _ = wires.end.send(());
+                }
+                Answer::Ended(over(&mut ended).await)
+            }
+        };
+        let Ok(mut text) = serde_json::to_vec(&answer) else { return };
+        text.push(b'\n');
+        if write.write_all(&text).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A command's end of the socket.
+#[derive(Debug)]
+pub struct Client(BufReader<UnixStream>);
+
+impl Client {
+    /// Connects to a mount's socket.
+    pub fn connect(socket: &Path) -> io::Result<Self> {
+        Ok(Self(BufReader::new(UnixStream::connect(socket)?)))
+    }
+
+    /// Sends a request without waiting for the answer.
+    pub fn send(&mut self, request: &Request) -> io::Result<()> {
+        let mut text = serde_json::to_vec(request)?;
+        text.push(b'\n');
+        self.0.get_mut().write_all(&text)
+    }
+
+    /// Waits for the next answer; `None` if the worker ended without one.
+    pub fn receive(&mut self, within: Duration) -> io::Result<Option<Answer>> {
+        self.0.get_mut().set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
+        let mut line = String::new();
+        match self.0.read_line(&mut line)? {
+            0 => Ok(None),
+            _ => Ok(Some(serde_json::from_str(&line)?)),
+        }
+    }
+
+    /// Asks and waits.
+    pub fn ask(&mut self, request: &Request, within: Duration) -> io::Result<Answer> {
+        self.send(request)?;
+        self.receive(within)?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fake;
+
+    #[async_trait::async_trait]
+    impl Handler for Fake {
+        fn status(&self) -> serde_json::Value {
+            serde_json::json!({"well": true})
+        }
+        async fn drain(&self, _within: Option<Duration>) -> Vec<Unsaved> {
+            vec![Unsaved { name: "a".into(), error: "b".into() }]
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn requests_are_answered_and_watchers_hear_the_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&path).expect("own directory");
+        let (end, mut asked_to_end) = mpsc::unbounded_channel();
+        let (over, ended) = watch::channel(None);
+        let server = tokio::spawn(serve(listener, Arc::new(Fake), Wires { end, ended }));
+        let client = tokio::task::spawn_blocking(move || {
+            let second = Duration::from_secs(5);
+            let mut client = Client::connect(&path).expect("listening");
+            let status = client.ask(&Request::Status, second).expect("answered");
+            assert!(matches!(status, Answer::Status(v) if v["well"] == true));
+            let drained = client.ask(&Request::Drain { timeout_ms: None }, second).expect("answered");
+            assert!(matches!(drained, Answer::Drained(left) if left[0].name == "a"));
+            client.0.get_mut().write_all(b"nonsense\n").expect("open");
+            assert!(matches!(client.receive(second).expect("answered"), Some(Answer::Error(_))));
+            let ended = client.ask(&Request::End, second).expect("answered");
+            assert!(matches!(ended, Answer::Ended(left) if left.len() == 2));
+            assert!(client.receive(second).expect("closed").is_none());
+        });
+        asked_to_end.recv().await.expect("asked");
+        let left = |n: &str| Unsaved { name: n.into(), error: String::new() };
+        over.send(Some(vec![left("x"), left("y")])).expect("the server listens");
+        client.await.expect("no panic");
+        server.await.expect("no panic");
+    }
+}

@@ -1,0 +1,136 @@
+//! Mounting and unmounting for ordinary users, through the set-uid program `fusermount3`.
+//!
+//! The protocol: it is started with the number of a socket in `_FUSE_COMMFD`, mounts, sends the open
+//! /dev/fuse descriptor over that socket (one byte and SCM_RIGHTS) and exits. What it prints on standard error
+//! is written for people and is passed on.
+
+use std::ffi::OsString;
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
+};
+
+use super::handover::KernelOptions;
+
+/// Where `fusermount3` is, if it is installed.
+pub fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
+    let usual = ["/usr/bin", "/bin", "/usr/local/bin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .filter(|dir| dir.is_absolute())
+        .chain(usual)
+        .map(|dir| dir.join("fusermount3"))
+        .find(|program| program.is_file())
+}
+
+fn program() -> io::Result<PathBuf> {
+    find().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "fusermount3 is not installed"))
+}
+
+/// Mounts, and returns the /dev/fuse descriptor (close-on-exec).
+pub fn mount(mountpoint: &Path, options: &KernelOptions) -> io::Result<OwnedFd> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    let mut command = Command::new(program()?);
+    command.arg("-o").arg(option_text(options)).arg("--").arg(mountpoint);
+    command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let inherited = theirs.as_raw_fd();
+    // SAFETY: only fcntl(2) is called between fork and exec, on a descriptor that is open in the child.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(inherited, libc::F_SETFD, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let child = command.spawn()?;
+    drop(theirs);
+    let received = receive_device(&ours);
+    drop(ours);
+    let output = child.wait_with_output()?;
+    match received {
+        Ok(Some(device)) if output.status.success() => Ok(device),
+        Err(e) => Err(e),
+        _ => Err(io::Error::other(said(&output.stderr))),
+    }
+}
+
+/// Unmounts; `lazy` detaches a mount that is in use.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let mut command = Command::new(program()?);
+    command.arg("-u");
+    if lazy {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = said(&output.stderr);
+    Err(if text.contains("resource busy") {
+        io::Error::from_raw_os_error(libc::EBUSY)
+    } else {
+        io::Error::other(text)
+    })
+}
+
+fn option_text(options: &KernelOptions) -> String {
+    let mut text = String::from("rw,nosuid,nodev,fsname=vaultfs,subtype=vaultfs");
+    let switches = [
+        (options.allow_other, ",allow_other"),
+        (options.default_permissions, ",default_permissions"),
+        (options.noexec, ",noexec"),
+        (options.sync, ",sync"),
+    ];
+    text.extend(switches.iter().filter(|(on, _)| *on).map(|(_, name)| *name));
+    text
+}
+
+fn receive_device(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0u8];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(nix::errno::Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            // SAFETY: the kernel just made this descriptor for us.
+            return Ok(fds.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
+        }
+    }
+    Ok(None)
+}
+
+/// The program's own words, without its name.
+fn said(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let text = text.trim();
+    let text = text.rsplit_once("fusermount3: ").map_or(text, |(_, rest)| rest);
+    if text.is_empty() { "fusermount3 failed and did not say why".into() } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_always_nosuid_and_nodev() {
+        let text =
+            option_text(&KernelOptions { allow_other: true, noexec: true, ..KernelOptions::default() });
+        assert_eq!(text, "rw,nosuid,nodev,fsname=vaultfs,subtype=vaultfs,allow_other,noexec");
+    }
+
+    #[test]
+    fn its_own_words_are_passed_on() {
+        assert_eq!(said(b"fusermount3: user has no write access\n"), "user has no write access");
+        assert!(said(b"").contains("did not say"));
+    }
+}

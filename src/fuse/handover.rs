@@ -1,0 +1,350 @@
+//! What the processes of a mount hand to each other.
+//!
+//! - A new process gets its [`MountConfig`] and the API key on its standard input, a pipe: never in arguments,
+//!   environment or a file. The key travels beside the JSON, not in it.
+//! - The keeper tells the command that started it how it went, one JSON line on its standard output.
+//! - Keeper and worker talk over a [`Channel`]: datagrams of JSON that may carry descriptors. Either side sees
+//!   the end of the other as the end of the channel.
+//!
+//! The descriptors 0-2 carry everything that is inherited; [`close_inherited`] closes the rest, so that a
+//! mount never holds open what the shell that started it had open.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    socketpair,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::mounts::Dev;
+use crate::fs::Options;
+use crate::secret::SecretString;
+
+/// Everything a keeper and its workers need to know; no secret in it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MountConfig {
+    /// Absolute, without links.
+    pub mountpoint: PathBuf,
+    /// For the file system.
+    pub options: Options,
+    /// For the kernel.
+    pub kernel: KernelOptions,
+    /// Which vault: understood by the command line's layer only.
+    pub spec: serde_json::Value,
+    /// How long unsaved writes are tried when the mount ends.
+    pub drain: Duration,
+    /// Where log lines go: understood by the command line's layer only.
+    pub log: serde_json::Value,
+    /// `--foreground`: log on standard error, end with the parent.
+    pub foreground: bool,
+}
+
+/// What the kernel is told at mount(2). nosuid and nodev are not a choice.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelOptions {
+    /// Other users may enter; the kernel then checks modes.
+    pub allow_other: bool,
+    /// The kernel checks modes.
+    pub default_permissions: bool,
+    /// Programs on the mount cannot be run.
+    pub noexec: bool,
+    /// Every write waits for the vault (it does anyway; kept for `mount -o sync`).
+    pub sync: bool,
+}
+
+/// Why something ended: an exit code of the command line, and a sentence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failed {
+    /// The exit code.
+    pub exit: u8,
+    /// What happened and what to do.
+    pub message: String,
+}
+
+impl Failed {
+    /// Exit code 1, for what has no code of its own.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { exit: 1, message: message.into() }
+    }
+}
+
+/// The exit code of a mount that ended with writes the vault does not have.
+pub const EXIT_UNSAVED: u8 = 7;
+
+/// A write that the vault does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsaved {
+    /// The object's name.
+    pub name: String,
+    /// Why it could not be stored.
+    pub error: String,
+}
+
+/// What the starting command hears.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The mount is made and served.
+    Ready {
+        /// The new mount.
+        dev: Dev,
+        /// Its keeper.
+        keeper_pid: u32,
+    },
+    /// Nothing is mounted.
+    Failed(Failed),
+}
+
+/// From keeper to worker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToWorker {
+    /// Take over this mount. Carries the /dev/fuse descriptor and the control socket's listener.
+    Serve {
+        /// The INIT request as the kernel sent it.
+        init: Vec<u8>,
+        /// The mount.
+        dev: Dev,
+        /// For status.
+        facts: Facts,
+    },
+    /// The kernel has its answer to INIT (or had it all along): serve.
+    Go,
+    /// Store what is unsaved, and say what could not be.
+    Drain,
+    /// Exit now.
+    End,
+    /// Read the key file again.
+    ReloadKey,
+}
+
+/// From worker to keeper.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToKeeper {
+    /// The vault answered and took the key.
+    Connected,
+    /// It did not; the worker ends.
+    Failed(Failed),
+    /// The answer to INIT that this worker's session is built for.
+    Init(Vec<u8>),
+    /// Requests are being served.
+    Serving,
+    /// The answer to [`ToWorker::Drain`]: how many writes are left.
+    Drained(usize),
+    /// The session is over, and so many writes are left; the worker ends.
+    Ended(usize),
+}
+
+/// What the keeper knows and `status` shows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Facts {
+    /// The keeper.
+    pub keeper_pid: u32,
+    /// The FUSE protocol version the kernel speaks.
+    pub fuse_abi: (u32, u32),
+    /// Whether the kernel sends requests again that a dead worker left unanswered (Linux 6.9).
+    pub resend: bool,
+    /// Whether the keeper's memory is locked.
+    pub keeper_memory: crate::harden::LockState,
+    /// How many workers there were before this one.
+    pub restarts: u32,
+}
+
+/// Writes a configuration and a key for a new process to read.
+pub fn send_config(mut to: impl Write, config: &MountConfig, key: Option<&SecretString>) -> io::Result<()> {
+    write_part(&mut to, &serde_json::to_vec(config)?)?;
+    match key {
+        // Handing it on is what this is for.
+        Some(key) => {
+            to.write_all(&[1])?;
+            write_part(&mut to, key.expose().as_bytes())
+        }
+        None => to.write_all(&[0]),
+    }
+}
+
+/// Reads what [`send_config`] wrote.
+pub fn receive_config(mut from: impl Read) -> io::Result<(MountConfig, Option<SecretString>)> {
+    let config = serde_json::from_slice(&read_part(&mut from)?)?;
+    let mut has_key = [0];
+    from.read_exact(&mut has_key)?;
+    if has_key == [0] {
+        return Ok((config, None));
+    }
+    let mut bytes = read_part(&mut from)?;
+    let text = String::from_utf8(std::mem::take(&mut *bytes))
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the key is not text"))?;
+    Ok((config, Some(SecretString::new(text))))
+}
+
+/// Neither a configuration nor a key is longer.
+const MAX_PART: usize = 1 << 20;
+
+fn write_part(to: &mut impl Write, part: &[u8]) -> io::Result<()> {
+    to.write_all(&(part.len() as u32).to_le_bytes())?;
+    to.write_all(part)
+}
+
+fn read_part(from: &mut impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut len = [0; 4];
+    from.read_exact(&mut len)?;
+    let len = u32::from_le_bytes(len) as usize;
+    if len > MAX_PART {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too long"));
+    }
+    let mut part = Zeroizing::new(vec![0; len]);
+    from.read_exact(&mut part)?;
+    Ok(part)
+}
+
+/// One end of the line between keeper and worker.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+/// No message is longer: they hold an INIT request at most.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+impl Channel {
+    /// Two connected ends, both close-on-exec.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self(a), Self(b)))
+    }
+
+    /// Sends one message and descriptors with it.
+    pub fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let text = serde_json::to_vec(message)?;
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control: &[_] = if raw.is_empty() { &[] } else { &rights };
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&text)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+
+    /// Waits for one message; `None` when the other end is gone.
+    pub fn receive<M: DeserializeOwned>(&self) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+        let mut text = vec![0; MAX_MESSAGE];
+        let mut space = nix::cmsg_space!([RawFd; 4]);
+        let mut parts = [IoSliceMut::new(&mut text)];
+        let received = loop {
+            match recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+            {
+                Err(nix::errno::Errno::EINTR) => {}
+                // The other process died with messages of ours unread: an end like any other.
+                Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
+                other => break other?,
+            }
+        };
+        let mut fds = Vec::new();
+        for message in received.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                // SAFETY: the kernel just made these descriptors for us, nobody else owns them.
+                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        let len = received.bytes;
+        if len == 0 {
+            return Ok(None);
+        }
+        Ok(Some((serde_json::from_slice(&text[..len])?, fds)))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Channel {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl From<Channel> for OwnedFd {
+    fn from(channel: Channel) -> Self {
+        channel.0
+    }
+}
+
+/// Closes every descriptor above standard error. To be called first thing in a process of a mount, before
+/// anything is opened.
+pub fn close_inherited() {
+    // SAFETY: nothing in this process owns a descriptor above 2 yet.
+    if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } == 0 {
+        return;
+    }
+    // Before Linux 5.9.
+    for fd in 3..1024 {
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// Moves a standard descriptor to a close-on-exec one of its own and puts /dev/null in its place.
+pub fn take_standard(fd: RawFd) -> io::Result<OwnedFd> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    // SAFETY: descriptors 0-2 are open in every process that a mount command or a keeper starts; dup2 below
+    // replaces, it does not close what somebody owns.
+    let moved = unsafe {
+        let moved = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3);
+        if moved < 0 || libc::dup2(null.as_raw_fd(), fd) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(moved)
+    };
+    Ok(moved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> MountConfig {
+        MountConfig {
+            mountpoint: "/mnt/v".into(),
+            options: Options::default(),
+            kernel: KernelOptions::default(),
+            spec: serde_json::json!({"endpoint": "x"}),
+            drain: Duration::from_secs(60),
+            log: serde_json::Value::Null,
+            foreground: false,
+        }
+    }
+
+    #[test]
+    fn configuration_and_key_travel_apart() {
+        let key = SecretString::new("sk_test_handover".into());
+        let mut pipe = Vec::new();
+        send_config(&mut pipe, &config(), Some(&key)).expect("a vector takes everything");
+        let (back, came) = receive_config(&pipe[..]).expect("own output");
+        assert_eq!(back.mountpoint, config().mountpoint);
+        assert_eq!(came.expect("sent").expose(), key.expose());
+
+        let mut pipe = Vec::new();
+        send_config(&mut pipe, &config(), None).expect("a vector takes everything");
+        assert!(receive_config(&pipe[..]).expect("own output").1.is_none());
+        assert!(receive_config(&pipe[..pipe.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn messages_carry_descriptors_and_the_end_is_seen() {
+        let (a, b) = Channel::pair().expect("a socket pair");
+        let file = std::fs::File::open("/proc/self/stat").expect("proc");
+        a.send(&ToWorker::Drain, &[file.as_fd()]).expect("sent");
+        let (message, fds) = b.receive::<ToWorker>().expect("read").expect("not the end");
+        assert!(matches!(message, ToWorker::Drain));
+        assert_eq!(fds.len(), 1);
+        drop(a);
+        assert!(b.receive::<ToWorker>().expect("read").is_none());
+    }
+}

@@ -1,0 +1,197 @@
+//! Making and removing the mount, and the first words of the FUSE protocol.
+//!
+//! Only the keeper mounts. Unmounting is done by the keeper, by `vaultfs unmount`, or by a child process of a
+//! worker whose keeper died; each first checks in the mount table that what it would remove is the mount it
+//! means. Root uses the system calls, everybody else `fusermount3`.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::fusermount;
+use super::handover::KernelOptions;
+use super::mounts::{self, Dev};
+
+/// A mount that this process made: the device to serve it with, and its INIT request, not answered yet.
+#[derive(Debug)]
+pub struct Mounted {
+    /// /dev/fuse, connected to the mount.
+    pub device: File,
+    /// The mount's device number.
+    pub dev: Dev,
+    /// The kernel's INIT request, as it came.
+    pub init: Init,
+}
+
+/// Mounts at `mountpoint` and reads the kernel's INIT.
+pub fn mount(mountpoint: &Path, options: &KernelOptions) -> io::Result<Mounted> {
+    let root = nix::unistd::geteuid().is_root();
+    let device =
+        if root { mount_directly(mountpoint, options)? } else { fusermount::mount(mountpoint, options)? };
+    let device = File::from(device);
+    let entry = mounts::top_at(mountpoint)?.filter(mounts::Entry::is_vaultfs);
+    let dev = entry.ok_or_else(|| io::Error::other("the new mount is not in the mount table"))?.dev;
+    match Init::read(&device) {
+        Ok(init) => Ok(Mounted { device, dev, init }),
+        Err(e) => {
+            let _ = unmount(mountpoint, dev, Mode::Lazy);
+            Err(e)
+        }
+    }
+}
+
+fn mount_directly(mountpoint: &Path, options: &KernelOptions) -> io::Result<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={}",
+        device.as_raw_fd(),
+        nix::unistd::geteuid(),
+        nix::unistd::getegid()
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    if options.default_permissions {
+        data.push_str(",default_permissions");
+    }
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    flags.set(MsFlags::MS_NOEXEC, options.noexec);
+    flags.set(MsFlags::MS_SYNCHRONOUS, options.sync);
+    nix::mount::mount(Some("vaultfs"), mountpoint, Some(mounts::FS_TYPE), flags, Some(data.as_str()))?;
+    Ok(device.into())
+}
+
+/// How to unmount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Fails with EBUSY while something is open.
+    Plain,
+    /// Detaches now; ends when the last program lets go.
+    Lazy,
+}
+
+/// Unmounts the mount `dev` if that is what is visible at `mountpoint`; `Ok(false)` if it is not.
+pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
+    if !mounts::is_on_top(mountpoint, dev) {
+        return Ok(false);
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return fusermount::unmount(mountpoint, mode == Mode::Lazy).map(|()| true);
+    }
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    flags.set(MntFlags::MNT_DETACH, mode == Mode::Lazy);
+    let path = CString::new(mountpoint.as_os_str().as_bytes())?;
+    umount2(path.as_c_str(), flags)?;
+    Ok(true)
+}
+
+/// Unmounts, lazily if it is in use. `Ok(true)` if it is gone at once.
+pub fn unmount_or_detach(mountpoint: &Path, dev: Dev) -> io::Result<bool> {
+    match unmount(mountpoint, dev, Mode::Plain) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            unmount(mountpoint, dev, Mode::Lazy).map(|_| false)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The INIT request: `fuse_in_header` (40 bytes), then `fuse_init_in`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Init(Vec<u8>);
+
+const HEADER: usize = 40;
+const OPCODE_INIT: u32 = 26;
+/// FUSE_HAS_RESEND, bit 39: the seventh of `flags2`.
+const FLAG2_RESEND: u32 = 1 << 7;
+/// `flags2` is there.
+const FLAG_INIT_EXT: u32 = 1 << 30;
+
+impl Init {
+    /// Takes the kernel's first request from a fresh mount.
+    fn read(device: &File) -> io::Result<Self> {
+        // The kernel queued it during mount(2); a mount that somebody removed meanwhile answers ENODEV.
+        let mut ready = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(Duration::from_secs(5)).unwrap_or(PollTimeout::MAX);
+        while poll(&mut ready, timeout) == Err(nix::errno::Errno::EINTR) {}
+        if ready[0].any() != Some(true) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel sent no INIT"));
+        }
+        // FUSE_MIN_READ_BUFFER
+        let mut buffer = vec![0; 8192];
+        let mut device = device;
+        let len = device.read(&mut buffer)?;
+        buffer.truncate(len);
+        Self::from_bytes(buffer).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the kernel's first request is no INIT")
+        })
+    }
+
+    /// Checks that `bytes` is an INIT request.
+    pub fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
+        let init = Self(bytes);
+        let opcode = u32::from_ne_bytes(init.0.get(4..8)?.try_into().ok()?);
+        (opcode == OPCODE_INIT && init.0.len() >= HEADER + 16).then_some(init)
+    }
+
+    /// The request as it came.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn word(&self, index: usize) -> u32 {
+        let at = HEADER + 4 * index;
+        self.0.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
+    }
+
+    /// The protocol version the kernel speaks.
+    pub fn abi(&self) -> (u32, u32) {
+        (self.word(0), self.word(1))
+    }
+
+    /// Whether the kernel can send unanswered requests again.
+    pub fn resend(&self) -> bool {
+        self.word(3) & FLAG_INIT_EXT != 0 && self.word(4) & FLAG2_RESEND != 0
+    }
+}
+
+/// Writes an answer to the kernel.
+pub fn answer(mut device: &File, reply: &[u8]) -> io::Result<()> {
+    // One write, one answer: the kernel takes all of it or refuses.
+    device.write(reply).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(opcode: u32, flags: u32, flags2: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for word in [104, opcode, 1, 0, 0, 0, 0, 0, 0, 0, 7, 45, 131072, flags, flags2] {
+            bytes.extend_from_slice(&u32::to_ne_bytes(word));
+        }
+        bytes.resize(104, 0);
+        bytes
+    }
+
+    #[test]
+    fn the_kernels_offer_is_read() {
+        let init = Init::from_bytes(request(26, FLAG_INIT_EXT, FLAG2_RESEND)).expect("an INIT");
+        assert_eq!((init.abi(), init.resend()), ((7, 45), true));
+        let old = Init::from_bytes(request(26, 0, FLAG2_RESEND)).expect("an INIT");
+        assert!(!old.resend());
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        assert_eq!(Init::from_bytes(request(1, 0, 0)), None);
+        assert_eq!(Init::from_bytes(vec![26; 10]), None);
+    }
+}

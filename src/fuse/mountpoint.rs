@@ -1,0 +1,209 @@
+//! Whether a directory can be mounted on, decided before anything is started.
+//!
+//! What is there already decides: nothing, and it is checked like any directory; a *dead* mount of ours (our
+//! type in the mount table, ENOTCONN from the kernel) is removed and replaced; anything else, live, hanging or
+//! foreign, is left alone. Looking may hang, so a child process looks ([`probe`]). Each refusal is one sentence
+//! with the next step in it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::fusermount;
+use super::handover::KernelOptions;
+use super::kernel::{self, Mode};
+use super::mounts::{self, Entry};
+use super::probe::{self, ProbeError, Seen};
+
+/// How long a file system may take to answer before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a directory cannot be mounted on.
+#[derive(Debug, thiserror::Error)]
+pub enum MountpointError {
+    /// ENOENT.
+    #[error("{0} does not exist: make it with `mkdir {0}`")]
+    Missing(PathBuf),
+    /// Something else is there.
+    #[error("{0} is not a directory: choose or make another")]
+    NotADirectory(PathBuf),
+    /// Files would be hidden.
+    #[error(
+        "{0} is not empty, and a mount would hide what is in it: choose an empty directory, or use -o nonempty"
+    )]
+    NotEmpty(PathBuf),
+    /// A live mount of ours.
+    #[error("{0} has a vault mounted already: unmount it with `vaultfs unmount {0}` first")]
+    Mounted(PathBuf),
+    /// Somebody else's mount.
+    #[error("{0} is the mount point of another file system ({1}): choose another directory")]
+    Foreign(PathBuf, String),
+    /// No answer.
+    #[error(
+        "{0} does not answer: something mounted there hangs; it is left alone (`umount -l {0}` removes it)"
+    )]
+    Hangs(PathBuf),
+    /// A dead mount that cannot be removed.
+    #[error("{0} has a dead mount that cannot be removed: {1}")]
+    Stuck(PathBuf, io::Error),
+    /// Paths travel as JSON.
+    #[error("{0}: only UTF-8 paths can be mounted on")]
+    NotUtf8(PathBuf),
+    /// Anything else.
+    #[error("{0} cannot be used: {1}")]
+    Other(PathBuf, io::Error),
+}
+
+/// Checks that `path` can be mounted on and returns it without links. Removes a dead mount of ours.
+pub fn check(path: &Path, nonempty: bool) -> Result<PathBuf, MountpointError> {
+    // Dead mounts may be stacked; each turn removes one.
+    for _ in 0..16 {
+        let seen = look(path)?;
+        let canonical = match &seen.canonical {
+            Ok(canonical) => canonical.clone(),
+            Err(errno) => return Err(refusal(path, *errno)),
+        };
+        if canonical.to_str().is_none() {
+            return Err(MountpointError::NotUtf8(canonical));
+        }
+        let top = mounts::top_at(&canonical).map_err(|e| MountpointError::Other(canonical.clone(), e))?;
+        match top {
+            Some(top) if is_dead(&top, &seen) => remove_dead(&canonical, &top)?,
+            Some(top) if top.is_vaultfs() => return Err(MountpointError::Mounted(canonical)),
+            Some(top) if !nonempty => return Err(MountpointError::Foreign(canonical, top.fs_type)),
+            _ => return plain_directory(canonical, &seen, nonempty),
+        }
+    }
+    Err(MountpointError::Stuck(path.into(), io::Error::other("too many of them")))
+}
+
+fn look(path: &Path) -> Result<Seen, MountpointError> {
+    probe::look(path, PATIENCE).map_err(|e| match e {
+        ProbeError::Hangs => MountpointError::Hangs(path.into()),
+        ProbeError::Failed(e) => MountpointError::Other(path.into(), e),
+    })
+}
+
+/// Ours, and its daemon is gone for good.
+pub fn is_dead(top: &Entry, seen: &Seen) -> bool {
+    top.is_vaultfs() && seen.statfs == Err(libc::ENOTCONN)
+}
+
+/// Detaches a dead mount.
+pub fn remove_dead(canonical: &Path, top: &Entry) -> Result<(), MountpointError> {
+    match kernel::unmount(canonical, top.dev, Mode::Lazy) {
+        Ok(true) => {
+            if let Some((dir, _)) = top.owner.and_then(|uid| super::runtime::find(uid, top.dev)) {
+                dir.clear(top.dev);
+            }
+            Ok(())
+        }
+        Ok(false) => Ok(()),
+        Err(e) => Err(MountpointError::Stuck(canonical.into(), e)),
+    }
+}
+
+fn plain_directory(canonical: PathBuf, seen: &Seen, nonempty: bool) -> Result<PathBuf, MountpointError> {
+    match seen.stat {
+        Ok((true, _)) => {}
+        Ok((false, _)) => return Err(MountpointError::NotADirectory(canonical)),
+        Err(errno) => return Err(refusal(&canonical, errno)),
+    }
+    match seen.empty {
+        Ok(false) if !nonempty => Err(MountpointError::NotEmpty(canonical)),
+        Err(errno) if !nonempty => Err(refusal(&canonical, errno)),
+        _ => Ok(canonical),
+    }
+}
+
+fn refusal(path: &Path, errno: i32) -> MountpointError {
+    let path = path.to_owned();
+    match errno {
+        libc::ENOENT => MountpointError::Missing(path),
+        libc::ENOTDIR => MountpointError::NotADirectory(path),
+        errno => MountpointError::Other(path, io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// What the machine lacks for a mount.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// No device.
+    #[error(
+        "/dev/fuse is missing: load the kernel's module with `modprobe fuse` (in a container: --device /dev/fuse)"
+    )]
+    NoDevice,
+    /// The device is closed to this user.
+    #[error("/dev/fuse cannot be opened: {0}; an administrator opens it with `chmod 666 /dev/fuse`")]
+    DeviceClosed(io::Error),
+    /// Ordinary users need it.
+    #[error("fusermount3 is not installed, and only root can mount without it: install the package fuse3")]
+    NoFusermount,
+    /// /etc/fuse.conf
+    #[error(
+        "--allow-other is for root only here: an administrator permits it with the line user_allow_other in /etc/fuse.conf"
+    )]
+    AllowOther,
+    /// Files of others.
+    #[error("--uid and --gid of others are for root only: leave them away")]
+    OthersIds,
+}
+
+/// Checks that this user can mount with these options on this machine.
+pub fn check_machine(options: &KernelOptions, uid: u32, gid: u32) -> Result<(), MachineError> {
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => {}
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => {
+            return Err(MachineError::NoDevice);
+        }
+        Err(e) => return Err(MachineError::DeviceClosed(e)),
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    if fusermount::find().is_none() {
+        return Err(MachineError::NoFusermount);
+    }
+    if options.allow_other
+        && !permits_allow_other(&std::fs::read_to_string("/etc/fuse.conf").unwrap_or_default())
+    {
+        return Err(MachineError::AllowOther);
+    }
+    let groups = nix::unistd::getgroups().unwrap_or_default();
+    let own_gid = gid == nix::unistd::getegid().as_raw() || groups.iter().any(|g| g.as_raw() == gid);
+    if uid != nix::unistd::geteuid().as_raw() || !own_gid {
+        return Err(MachineError::OthersIds);
+    }
+    Ok(())
+}
+
+fn permits_allow_other(conf: &str) -> bool {
+    conf.lines().any(|line| line.split('#').next().is_some_and(|l| l.trim() == "user_allow_other"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comment_permits_nothing() {
+        assert!(!permits_allow_other("#user_allow_other\nmount_max = 10\n"));
+        assert!(permits_allow_other("mount_max = 10\n user_allow_other # for backups\n"));
+    }
+
+    #[test]
+    fn only_our_own_type_with_enotconn_is_dead() {
+        let mut entry = mounts::table().unwrap().remove(0);
+        let mut seen = Seen {
+            canonical: Ok("/x".into()),
+            stat: Err(libc::ENOTCONN),
+            statfs: Err(libc::ENOTCONN),
+            empty: Err(libc::ENOTCONN),
+        };
+        assert!(!is_dead(&entry, &seen), "a foreign mount");
+        entry.fs_type = mounts::FS_TYPE.into();
+        assert!(is_dead(&entry, &seen));
+        seen.statfs = Err(libc::EACCES);
+        assert!(!is_dead(&entry, &seen), "somebody else's, alive");
+    }
+}

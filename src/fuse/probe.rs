@@ -1,0 +1,116 @@
+//! Looking at a path that may hang, without hanging.
+//!
+//! stat(2) on a mount whose daemon is stuck cannot be interrupted, and a process that waits in it cannot even
+//! be killed. So a child process looks, and reports on its standard output; if it says nothing within the
+//! deadline it is killed and *not waited for*: should it be stuck, it stays so until the mount is
+//! gone, and init collects it.
+
+use std::ffi::CString;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+
+use super::mounts::Dev;
+
+/// The hidden command that looks.
+pub const COMMAND: &str = "probe";
+
+/// What the child saw. Errors are errno values.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Seen {
+    /// The path without links. Where the last component cannot be looked at (a dead mount), the directory it
+    /// is in was resolved and the name appended.
+    pub canonical: Result<PathBuf, i32>,
+    /// stat(2): whether it is a directory, and its device.
+    pub stat: Result<(bool, Dev), i32>,
+    /// statfs(2), which asks a mount's daemon even where stat is answered from the kernel's memory.
+    pub statfs: Result<(), i32>,
+    /// Whether the directory is empty.
+    pub empty: Result<bool, i32>,
+}
+
+/// Why nothing was seen.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The file system did not answer.
+    #[error("no answer")]
+    Hangs,
+    /// The child could not be started or died.
+    #[error("{0}")]
+    Failed(#[from] io::Error),
+}
+
+/// Looks at `path` in a child process, for at most `within`.
+pub fn look(path: &Path, within: Duration) -> Result<Seen, ProbeError> {
+    let end = Instant::now() + within;
+    let mut child = Command::new("/proc/self/exe")
+        .arg(COMMAND)
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut output = child.stdout.take().expect("asked for above");
+    let mut text = Vec::new();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(output.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => {
+                // It may be unkillable: not waited for.
+                let _ = child.kill();
+                return Err(ProbeError::Hangs);
+            }
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(e) => return Err(ProbeError::Failed(e.into())),
+        }
+        let mut part = [0; 4096];
+        match output.read(&mut part)? {
+            0 => break,
+            n => text.extend_from_slice(&part[..n]),
+        }
+    }
+    // It closed its output as its last act: it is not stuck.
+    let _ = child.wait();
+    serde_json::from_slice(&text).map_err(|_| ProbeError::Failed(io::Error::other("the probe died")))
+}
+
+/// The child: looks and prints.
+pub fn child(path: &Path) -> io::Result<()> {
+    let errno = |e: io::Error| e.raw_os_error().unwrap_or(libc::EIO);
+    let stat = std::fs::metadata(path).map(|m| (m.is_dir(), Dev::from_raw(m.dev()))).map_err(errno);
+    let empty = std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno);
+    let seen =
+        Seen { canonical: canonical(path).map_err(errno), stat, statfs: statfs(path).map_err(errno), empty };
+    println!("{}", serde_json::to_string(&seen)?);
+    Ok(())
+}
+
+fn canonical(path: &Path) -> io::Result<PathBuf> {
+    std::fs::canonicalize(path).or_else(|e| match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if e.raw_os_error() != Some(libc::ENOENT) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            Ok(std::fs::canonicalize(parent)?.join(name))
+        }
+        _ => Err(e),
+    })
+}
+
+/// statfs(2) through libc: only whether it answers counts.
+fn statfs(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut buffer = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path is NUL-terminated, the buffer has the right size and is not read.
+    match unsafe { libc::statfs(path.as_ptr(), buffer.as_mut_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

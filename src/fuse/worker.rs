@@ -1,0 +1,317 @@
+//! The worker's life between "the vault answered" and its exit.
+//!
+//! It takes over the mount ([`session`]), serves until the session ends, and then stores what is unsaved. It
+//! ends for one of four reasons, each with a defined end:
+//!
+//! | Reason | What it does |
+//! |---|---|
+//! | the mount is gone (umount from anywhere) | drains for `--drain`, names what is left, exits 0 or 7 |
+//! | the keeper asks ([`ToWorker::Drain`], after SIGTERM) | drains, answers; then the keeper unmounts: as above |
+//! | the keeper died | drains, has a child process unmount what is still ours, exits |
+//! | [`ToWorker::End`], or `unmount --force` | names what is left and exits |
+//!
+//! Signals are the keeper's business: the worker ignores them, because a service manager sends SIGTERM to
+//! every process of a service. It makes no call on its own mount; what must, is done by a child process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{Filesystem, Notifier};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+
+use super::control::{self, Handler, Wires};
+use super::handover::{
+    Channel, EXIT_UNSAVED, Facts, Failed, MountConfig, ToKeeper, ToWorker, Unsaved, close_inherited,
+    receive_config, take_standard,
+};
+use super::kernel::Init;
+use super::mounts::Dev;
+use super::session;
+use crate::harden::LockState;
+use crate::secret::SecretString;
+
+/// What the worker serves.
+#[async_trait::async_trait]
+pub trait Service: Send + Sync + 'static {
+    /// File system, cache and vault, as JSON for `status`.
+    fn status(&self) -> serde_json::Value;
+    /// Stores what is unsaved; returns what could not be stored in time.
+    async fn drain(&self, within: Duration) -> Vec<Unsaved>;
+    /// Reads the key file again.
+    async fn reload_key(&self);
+}
+
+/// The hidden command that unmounts for a worker whose keeper died.
+pub const DETACH_COMMAND: &str = "detach";
+
+/// The worker's line to its keeper.
+#[derive(Debug, Clone)]
+pub struct Link(Arc<Channel>);
+
+/// The first steps of a worker process: descriptors, signals, configuration.
+pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, Link)> {
+    close_inherited();
+    for ignored in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        // SAFETY: ignoring installs no handler.
+        unsafe { signal(ignored, SigHandler::SigIgn)? };
+    }
+    std::env::set_current_dir("/")?;
+    let (config, key) = receive_config(std::fs::File::from(take_standard(0)?))?;
+    Ok((config, key, Link(Arc::new(Channel::from(take_standard(1)?)))))
+}
+
+impl Link {
+    /// Tells the keeper that there is no vault; the worker then ends with the failure's code.
+    pub fn failed(&self, failed: &Failed) {
+        self.say(&ToKeeper::Failed(failed.clone()));
+    }
+
+    /// Tells the keeper that the vault answered.
+    pub fn connected(&self) {
+        self.say(&ToKeeper::Connected);
+    }
+
+    /// A keeper that is gone is noticed where the channel is read.
+    fn say(&self, message: &ToKeeper) {
+        if let Err(e) = self.0.send(message, &[]) {
+            tracing::debug!("the keeper did not hear {message:?}: {e}");
+        }
+    }
+
+    fn expect_serve(&self) -> Result<Assignment, Failed> {
+        let (message, fds) = self.0.receive().map_err(lost)?.ok_or_else(|| lost("it ended"))?;
+        let ToWorker::Serve { init, dev, facts } = message else {
+            return Err(lost("it asked for something else first"));
+        };
+        let init = Init::from_bytes(init).ok_or_else(|| lost("it sent no INIT"))?;
+        match <[OwnedFd; 2]>::try_from(fds) {
+            Ok([device, listener]) => {
+                Ok(Assignment { init, dev, facts, device, listener: UnixListener::from(listener) })
+            }
+            Err(_) => Err(lost("it sent no descriptors")),
+        }
+    }
+
+    fn expect_go(&self) -> Result<(), Failed> {
+        match self.0.receive().map_err(lost)? {
+            Some((ToWorker::Go, _)) => Ok(()),
+            _ => Err(lost("it did not say go")),
+        }
+    }
+
+    /// Reads the channel in a thread of its own; the receiver ends when the keeper does.
+    fn listen(&self) -> io::Result<mpsc::UnboundedReceiver<ToWorker>> {
+        let (to, from) = mpsc::unbounded_channel();
+        let channel = self.0.clone();
+        std::thread::Builder::new().name("keeper-link".into()).spawn(move || {
+            while let Ok(Some((message, _))) = channel.receive() {
+                if to.send(message).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(from)
+    }
+}
+
+fn lost(why: impl std::fmt::Display) -> Failed {
+    Failed::new(format!("the keeper cannot be followed: {why}"))
+}
+
+/// What the keeper hands over.
+struct Assignment {
+    init: Init,
+    dev: Dev,
+    facts: Facts,
+    device: OwnedFd,
+    listener: UnixListener,
+}
+
+/// What the worker is made of, besides the file system that fuser calls.
+pub struct Parts<A> {
+    /// The logic behind it.
+    pub service: Arc<dyn Service>,
+    /// Called once with the line for notifications to the kernel.
+    pub attach: A,
+    /// Whether this process' memory is locked.
+    pub memory: LockState,
+}
+
+/// Takes over the mount that the keeper hands over and serves it to its end. Returns the exit code.
+pub fn serve<F, A>(
+    link: &Link,
+    config: &MountConfig,
+    runtime: &tokio::runtime::Handle,
+    filesystem: F,
+    parts: Parts<A>,
+) -> Result<u8, Failed>
+where
+    F: Filesystem,
+    A: FnOnce(Notifier),
+{
+    let io_failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
+    let Assignment { init, dev, facts, device, listener } = link.expect_serve()?;
+    let (session, reply) =
+        session::shake_hands(filesystem, &init).map_err(io_failed("the FUSE handshake failed"))?;
+    session::attach(&session, device).map_err(io_failed("the FUSE device cannot be used"))?;
+    (parts.attach)(session.notifier());
+    link.say(&ToKeeper::Init(reply));
+    link.expect_go()?;
+
+    let (over, session_end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuser-main".into())
+        .spawn(move || {
+            let _ = over.send(session.run());
+        })
+        .map_err(io_failed("no thread for the session"))?;
+    let from_keeper = link.listen().map_err(io_failed("no thread for the keeper's line"))?;
+    link.say(&ToKeeper::Serving);
+    tracing::info!(mountpoint = %config.mountpoint.display(), %dev, "serving");
+
+    let desk = Arc::new(Desk {
+        service: parts.service,
+        config: config.clone(),
+        dev,
+        facts,
+        memory: parts.memory,
+        started: Instant::now(),
+    });
+    let unsaved = runtime.block_on(supervise(desk, link.clone(), listener, from_keeper, session_end));
+    for left in &unsaved {
+        tracing::error!(name = left.name, "not stored when the mount ended: {}", left.error);
+    }
+    Ok(if unsaved.is_empty() { 0 } else { EXIT_UNSAVED })
+}
+
+/// What answers the control socket.
+struct Desk {
+    service: Arc<dyn Service>,
+    config: MountConfig,
+    dev: Dev,
+    facts: Facts,
+    memory: LockState,
+    started: Instant,
+}
+
+#[async_trait::async_trait]
+impl Handler for Desk {
+    fn status(&self) -> serde_json::Value {
+        json!({
+            "mountpoint": self.config.mountpoint,
+            "dev": self.dev,
+            "keeper_pid": self.facts.keeper_pid,
+            "worker_pid": std::process::id(),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "restarts": self.facts.restarts,
+            "kernel": { "fuse_abi": format!("{}.{}", self.facts.fuse_abi.0, self.facts.fuse_abi.1), "resend": self.facts.resend },
+            "memory": { "keeper": self.facts.keeper_memory, "worker": self.memory },
+            "options": self.config.options,
+            "spec": self.config.spec,
+            "fs": self.service.status(),
+        })
+    }
+
+    async fn drain(&self, within: Option<Duration>) -> Vec<Unsaved> {
+        self.service.drain(within.unwrap_or(self.config.drain)).await
+    }
+}
+
+/// Why the main loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The connection to the kernel is gone.
+    SessionOver,
+    /// The keeper died.
+    Orphaned,
+    /// The keeper or a person wants it over now.
+    Told,
+}
+
+type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
+
+async fn supervise(
+    desk: Arc<Desk>,
+    link: Link,
+    listener: UnixListener,
+    mut from_keeper: mpsc::UnboundedReceiver<ToWorker>,
+    mut session_end: SessionEnd,
+) -> Vec<Unsaved> {
+    let (end, mut asked_to_end) = mpsc::unbounded_channel();
+    let (over, ended) = watch::channel(None);
+    let socket = listener
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::UnixListener::from_std(listener))
+        .map(|listener| tokio::spawn(control::serve(listener, desk.clone(), Wires { end, ended })));
+    let cause = loop {
+        tokio::select! {
+            message = from_keeper.recv() => match message {
+                Some(ToWorker::Drain) => drain_and_answer(desk.clone(), link.clone()),
+                Some(ToWorker::ReloadKey) => {
+                    let desk = desk.clone();
+                    tokio::spawn(async move { desk.service.reload_key().await });
+                }
+                Some(ToWorker::End) => break Cause::Told,
+                Some(ToWorker::Serve { .. } | ToWorker::Go) => {}
+                None => break Cause::Orphaned,
+            },
+            result = &mut session_end => {
+                if let Ok(Err(e)) = result {
+                    tracing::error!("the FUSE session failed: {e}");
+                }
+                break Cause::SessionOver;
+            }
+            Some(()) = asked_to_end.recv() => break Cause::Told,
+        }
+    };
+    tracing::info!(?cause, "ending");
+    let patience = if cause == Cause::Told { Duration::ZERO } else { desk.config.drain };
+    let mut unsaved = desk.service.drain(patience).await;
+    if cause == Cause::Orphaned {
+        detach(&desk).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), &mut session_end).await;
+        unsaved = desk.service.drain(desk.config.drain).await;
+    }
+    link.say(&ToKeeper::Ended(unsaved.len()));
+    let _ = over.send(Some(unsaved.clone()));
+    match socket {
+        Ok(serving) => drop(serving.await),
+        Err(e) => tracing::warn!("there was no control socket: {e}"),
+    }
+    unsaved
+}
+
+fn drain_and_answer(desk: Arc<Desk>, link: Link) {
+    tokio::spawn(async move {
+        let unsaved = desk.service.drain(desk.config.drain).await;
+        for left in &unsaved {
+            tracing::warn!(name = left.name, "not stored yet: {}", left.error);
+        }
+        link.say(&ToKeeper::Drained(unsaved.len()));
+    });
+}
+
+/// Unmounts in the keeper's place. A child does it: unmounting may wait for requests that this process serves.
+async fn detach(desk: &Desk) {
+    tracing::error!("the keeper is gone: unmounting");
+    let (mountpoint, dev) = (desk.config.mountpoint.clone(), desk.dev);
+    let child = tokio::task::spawn_blocking(move || {
+        Command::new("/proc/self/exe")
+            .arg(DETACH_COMMAND)
+            .arg(dev.to_string())
+            .arg(mountpoint)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+    });
+    match tokio::time::timeout(Duration::from_secs(10), child).await {
+        Ok(Ok(Ok(status))) if status.success() => {}
+        other => tracing::error!("the mount could not be removed: {other:?}"),
+    }
+}
