@@ -10,6 +10,8 @@ pub mod schema;
 pub mod sqlite;
 mod sqlite_list;
 mod sqlite_rows;
+#[cfg(test)]
+mod tests;
 
 use async_trait::async_trait;
 use ulid::Ulid;

@@ -1,0 +1,188 @@
+//! The store by itself, on ciphertext that is none: paging with conditions, time, cursors, keys.
+
+use super::sqlite::SqliteStore;
+use super::*;
+
+struct Vault {
+    store: SqliteStore,
+    _dir: tempfile::TempDir,
+}
+
+fn vault() -> Vault {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("vault.db"), VaultId([7; 16])).unwrap();
+    Vault { store, _dir: dir }
+}
+
+fn value() -> SealedValue {
+    SealedValue { form: StoredForm::Kv, size: 3, etag: Etag([1; 16]), sealed: b"xyz".to_vec() }
+}
+
+fn stamp(at: i64) -> Stamp {
+    Stamp { by: "key_test".into(), at: Millis(at), uid: VersionUid(Ulid::new().to_bytes()) }
+}
+
+impl Vault {
+    async fn create(&self, name: &str, at: i64) -> Result<ObjectRow, StoreError> {
+        let new = NewObject {
+            id: Ulid::new(),
+            name: ObjectName::new(name).unwrap(),
+            key_context: "{}".into(),
+            wrapped_key: vec![1, 2],
+            value: value(),
+        };
+        self.store.create(new, stamp(at)).await
+    }
+
+    async fn update(&self, id: Ulid, check: Option<VersionUid>, at: i64) -> Result<ObjectRow, StoreError> {
+        self.store.update(id, check, stamp(at), Box::new(|_, _, _| Ok(value()))).await
+    }
+
+    async fn names(&self, request: ListRequest) -> Vec<String> {
+        self.store.list(request).await.unwrap().objects.into_iter().map(|o| o.name).collect()
+    }
+}
+
+fn all() -> ListRequest {
+    ListRequest { from: PageFrom::Start, limit: 100, search: None, updated_after: None }
+}
+
+#[tokio::test]
+async fn pages_with_conditions() {
+    let v = vault();
+    let mut ids = Vec::new();
+    for (n, name) in ["app/a", "b\0app", "100%", "c", "APP", "app/z"].into_iter().enumerate() {
+        ids.push(v.create(name, 100 + n as i64).await.unwrap().id);
+    }
+    let search = |part: &str| ListRequest { search: Some(part.into()), ..all() };
+    assert_eq!(v.names(search("app")).await, ["app/a", "b\0app", "app/z"]);
+    assert_eq!(v.names(search("%")).await, ["100%"]);
+    assert_eq!(v.names(search("_")).await, [""; 0]);
+
+    v.update(ids[0], None, 200).await.unwrap();
+    let since = |at| ListRequest { updated_after: Some(Millis(at)), ..all() };
+    assert_eq!(v.names(since(103)).await, ["app/a", "APP", "app/z"]);
+    assert_eq!(v.names(ListRequest { search: Some("app".into()), ..since(103) }).await, ["app/a", "app/z"]);
+    let page = v.store.list(ListRequest { limit: 1, ..since(103) }).await.unwrap();
+    assert_eq!((page.before, page.after), (None, Some(ids[0])));
+    let page =
+        v.store.list(ListRequest { from: PageFrom::After(ids[0]), limit: 1, ..since(103) }).await.unwrap();
+    assert_eq!((page.before, page.after), (Some(ids[4]), Some(ids[4])));
+}
+
+#[tokio::test]
+async fn many_changes_are_listed_like_few() {
+    let v = vault();
+    for n in 0..1200 {
+        v.create(&format!("n{n:04}"), n).await.unwrap();
+    }
+    // One side of the limit and the other: the same rows in the same order.
+    for after in [100, 300, 1190] {
+        let page = v.names(ListRequest { updated_after: Some(Millis(after)), limit: 5, ..all() }).await;
+        let expected: Vec<_> = (after + 1..after + 6).map(|n| format!("n{n:04}")).collect();
+        assert_eq!(page, expected);
+    }
+}
+
+#[tokio::test]
+async fn time_does_not_run_backwards() {
+    let v = vault();
+    let a = v.create("a", 1000).await.unwrap();
+    let b = v.create("b", 400).await.unwrap();
+    assert_eq!((b.created_at, b.updated_at), (Millis(1001), Millis(1001)));
+    let a = v.update(a.id, None, 500).await.unwrap();
+    assert_eq!((a.created_at, a.updated_at, a.version), (Millis(1000), Millis(1002), 2));
+    assert_eq!(v.create("c", 2000).await.unwrap().updated_at, Millis(2000));
+    let history = v.store.versions(a.id).await.unwrap();
+    assert_eq!(
+        history.iter().map(|row| (row.number, row.current)).collect::<Vec<_>>(),
+        [(2, true), (1, false)]
+    );
+    assert_eq!(history[0].created_at, Millis(1002));
+}
+
+#[tokio::test]
+async fn version_checks_hold() {
+    let v = vault();
+    let first = v.create("a", 1).await.unwrap();
+    let second = v.update(first.id, Some(first.version_uid), 2).await.unwrap();
+    let late = v.update(first.id, Some(first.version_uid), 3).await;
+    assert!(matches!(late, Err(StoreError::VersionMismatch)));
+    let late = v.store.delete(first.id, Some(first.version_uid)).await;
+    assert!(matches!(late, Err(StoreError::VersionMismatch)));
+    assert_eq!(v.store.metadata(first.id).await.unwrap(), second);
+    v.store.delete(first.id, Some(second.version_uid)).await.unwrap();
+    assert!(matches!(v.store.metadata(first.id).await, Err(StoreError::NotFound)));
+    assert!(matches!(v.store.version(first.id, 1).await, Err(StoreError::NotFound)));
+    assert!(matches!(v.create("a", 4).await, Ok(row) if row.version == 1));
+    assert!(matches!(v.create("a", 4).await, Err(StoreError::NameTaken)));
+}
+
+#[tokio::test]
+async fn a_failed_seal_changes_nothing() {
+    let v = vault();
+    let made = v.create("a", 1).await.unwrap();
+    let failing: SealFn = Box::new(|_, number, wrapped| {
+        assert_eq!((number, wrapped), (2, &[1, 2][..]));
+        Err(SealError::NotAuthentic)
+    });
+    assert!(matches!(v.store.update(made.id, None, stamp(2), failing).await, Err(StoreError::Seal(_))));
+    assert_eq!(v.store.metadata(made.id).await.unwrap(), made);
+    // A panic in there is an error here, and the store goes on.
+    let panicking: SealFn = Box::new(|_, _, _| panic!("made for a test"));
+    assert!(matches!(v.store.update(made.id, None, stamp(2), panicking).await, Err(StoreError::Backend(_))));
+    assert_eq!(v.update(made.id, None, 3).await.unwrap().version, 2);
+}
+
+#[tokio::test]
+async fn cursors_are_known_or_refused() {
+    let v = vault();
+    let made = v.create("a", 1).await.unwrap();
+    let from = |id| ListRequest { from: PageFrom::After(id), ..all() };
+    assert!(matches!(v.store.list(from(Ulid::new())).await, Err(StoreError::UnknownCursor)));
+    v.store.delete(made.id, None).await.unwrap();
+    let next = v.create("a", 1).await.unwrap();
+    // The place of what was deleted is not given away again.
+    assert_eq!(v.store.list(from(made.id)).await.unwrap().objects, [next]);
+}
+
+#[tokio::test]
+async fn keys_come_and_go() {
+    let v = vault();
+    let row = |id: &str, permissions| KeyRow {
+        id: id.into(),
+        name: "n".into(),
+        permissions,
+        created_at: Millis(1),
+    };
+    let (a, b) = (row("key_1", Permissions::ALL), row("key_2", Permissions::of(&[Permission::Read])));
+    v.store.add_key(a.clone(), KeyHash([1; 32])).await.unwrap();
+    v.store.add_key(b.clone(), KeyHash([2; 32])).await.unwrap();
+    assert_eq!(v.store.list_keys().await.unwrap(), [a.clone(), b.clone()]);
+    assert_eq!(v.store.find_key(KeyHash([2; 32])).await.unwrap(), Some(b));
+    v.store.revoke_key("key_2").await.unwrap();
+    assert_eq!(v.store.find_key(KeyHash([2; 32])).await.unwrap(), None);
+    assert!(matches!(v.store.revoke_key("key_2").await, Err(StoreError::NotFound)));
+    assert_eq!(v.store.list_keys().await.unwrap(), [a]);
+}
+
+#[tokio::test]
+async fn a_database_knows_its_vault_and_its_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vault.db");
+    let store = SqliteStore::open(&path, VaultId([1; 16])).unwrap();
+    assert!(store.recognise([5; 32]).await.unwrap());
+    assert!(!store.recognise([6; 32]).await.unwrap());
+    drop(store);
+    let store = SqliteStore::open(&path, VaultId([2; 16])).unwrap();
+    assert_eq!(store.vault_id(), VaultId([1; 16]));
+    assert!(store.recognise([5; 32]).await.unwrap());
+    drop(store);
+    let newer = rusqlite::Connection::open(&path).unwrap();
+    newer.pragma_update(None, "user_version", 1000).unwrap();
+    drop(newer);
+    let refused = SqliteStore::open(&path, VaultId([2; 16])).map(drop);
+    assert!(matches!(refused, Err(StoreError::Backend(e)) if e.contains("newer")));
+    std::fs::write(&path, "this is no database at all, and long enough to be taken for one").unwrap();
+    assert!(matches!(SqliteStore::open(&path, VaultId([2; 16])).map(drop), Err(StoreError::Backend(_))));
+}
