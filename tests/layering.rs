@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] =
     &[&["cli"], &["volume"], &["fuse"], &["server"], &["fs"], &["vault"], &["harden"], &["secret", "clock"]];
 
-/// Crates and the only layers that may name them.
+/// Crates and the only layers that may name them. (Of reqwest, `cli` uses the URL parser.)
 const CRATES: &[(&str, &[&str])] = &[
     ("fuser", &["fuse"]),
-    ("reqwest", &["vault"]),
+    ("reqwest", &["vault", "cli"]),
     ("axum", &["server"]),
     ("rusqlite", &["server"]),
     ("clap", &["cli"]),
