@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn only_what_is_certain_is_scratch() {
         let patterns = Patterns::new(&["*.part".into()]);
-        for name in [".a.swp", ".a.swx", ".a.swpx", ".#a", "#a#", "._x", ".DS_Store", "x.part"] {
+        for name in [".a.swp", ".a.swo", ".a.swpx", ".#a", "#a#", "._x", ".DS_Store", "x.part"] {
             assert!(patterns.matches(name), "{name}");
         }
         for name in ["a.swp", ".env.docker", "4913", "a~", "sedAbCdEf", "password", ".swp"] {
