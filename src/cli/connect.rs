@@ -19,15 +19,18 @@ use super::exit::{Exit, Failure};
 use crate::clock::Clock;
 use crate::harden;
 use crate::secret::SecretString;
+use crate::server::embedded::Embedded;
+use crate::server::error::ServeError;
 use crate::vault::http::key::{self, ApiKey};
-use crate::vault::{DynVault, Page, http};
+use crate::vault::http::{self, HttpConfig, Opened, Target};
+use crate::vault::prefix::PrefixVault;
+use crate::vault::{Call, Dialect, DynVault, Page};
 
 /// Where the service is unless somebody says otherwise.
 const DEFAULT_URL: &str = "https://api.workos.com";
 
-/// The embedded vault in this process (`server::embedded` takes this place when it lands).
-#[derive(Debug)]
-pub enum Embedded {}
+const NO_KEY: &str = "no API key: set WORKOS_API_KEY, or give --api-key-file FILE, or use --embedded for a vault on \
+                      this machine, which needs none";
 
 /// Options that name a vault. Flattened by `mount` and by the object commands.
 #[derive(Debug, Clone, clap::Args)]
@@ -209,38 +212,123 @@ impl ConnectArgs {
     }
 
     fn find_key(&self) -> Result<(SecretString, Option<PathBuf>), Failure> {
-        let refused = |e: key::KeyError| Failure::new(Exit::Key, e.to_string());
         let file = match &self.api_key_file {
             Some(path) => Some(absolute(path)?),
             None => credential(),
         };
         if let Some(path) = file {
-            let secret = key::read_key_file(&path).map_err(|e| match e {
-                key::KeyError::Empty | key::KeyError::Malformed => {
-                    Failure::new(Exit::Key, format!("{}: {e}", path.display()))
-                }
-                e => refused(e),
-            })?;
+            let secret = key::read_key_file(&path).map_err(|e| bad_key(&path, e))?;
             return Ok((secret, Some(path)));
         }
         match harden::take_env("WORKOS_API_KEY") {
-            Some(text) => key::clean_key(text.expose().to_owned()).map(|k| (k, None)).map_err(refused),
-            None => Err(Failure::new(
-                Exit::Key,
-                "no API key: set WORKOS_API_KEY, or give --api-key-file FILE; or use --embedded for a vault \
-                 on this machine, which needs none",
-            )),
+            Some(text) => key::clean_key(text.expose().to_owned())
+                .map(|secret| (secret, None))
+                .map_err(|e| Failure::new(Exit::Key, format!("WORKOS_API_KEY: {e}"))),
+            None => Err(Failure::new(Exit::Key, NO_KEY)),
         }
     }
 }
 
 /// Connects to the vault that `spec` names, and makes sure that it is one and takes the key.
 pub async fn connect(
-    _spec: &ConnectSpec,
-    _key: ApiKeyInput,
-    _clock: Arc<dyn Clock>,
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
 ) -> Result<Connected, Failure> {
-    Err(Failure::new(Exit::Unreachable, "not connected"))
+    let (target, embedded) = match &spec.endpoint {
+        Endpoint::Url(url) => (Target::Url(url.clone()), None),
+        Endpoint::Embedded(dir) => {
+            let embedded = Embedded::start(dir).await.map_err(not_served)?;
+            (Target::Socket(embedded.socket().to_owned()), Some(embedded))
+        }
+    };
+    let opened = match usable_key(spec, key, embedded.as_ref()) {
+        Ok(key) => open(spec, target, key.clone(), clock).await.map(|opened| (opened, key)),
+        Err(e) => Err(e),
+    };
+    match opened {
+        Ok((Opened { vault, first_page }, key)) => {
+            let (vault, first_page) = match &spec.prefix {
+                None => (vault, first_page),
+                Some(prefix) => {
+                    let part = PrefixVault::new(vault, prefix);
+                    let page = part.page(first_page);
+                    (Arc::new(part) as DynVault, page)
+                }
+            };
+            Ok(Connected { vault, first_page: Some(first_page), embedded, key })
+        }
+        Err(e) => {
+            if let Some(embedded) = embedded {
+                embedded.shutdown().await;
+            }
+            Err(e)
+        }
+    }
+}
+
+/// The key that was handed over, or that of the embedded vault.
+fn usable_key(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    embedded: Option<&Embedded>,
+) -> Result<Arc<ApiKey>, Failure> {
+    let (secret, file) = match (embedded, key.secret) {
+        (Some(embedded), _) => {
+            let path = embedded.key_file();
+            (key::read_key_file(path).map_err(|e| bad_key(path, e))?, Some(path.to_owned()))
+        }
+        (None, Some(secret)) => (secret, spec.key_file.clone()),
+        (None, None) => return Err(Failure::new(Exit::Key, NO_KEY)),
+    };
+    Ok(Arc::new(ApiKey::new(secret, file)))
+}
+
+async fn open(
+    spec: &ConnectSpec,
+    target: Target,
+    key: Arc<ApiKey>,
+    clock: Arc<dyn Clock>,
+) -> Result<Opened, Failure> {
+    let more_roots = match &spec.ca_file {
+        None => None,
+        Some(path) => {
+            Some(std::fs::read(path).map_err(|e| usage(format!("--ca-file {}: {e}", path.display())))?)
+        }
+    };
+    let call = Call::foreground(clock.now() + spec.timeout);
+    let config = HttpConfig {
+        target,
+        more_roots,
+        key,
+        clock,
+        max_size: usize::try_from(spec.max_size).unwrap_or(usize::MAX),
+        policy: http::retry::Policy::default(),
+    };
+    let want = match spec.api {
+        Api::Auto => None,
+        Api::Object => Some(Dialect::Object),
+        Api::Kv => Some(Dialect::Kv),
+    };
+    Ok(http::open(config, &call, want).await?)
+}
+
+fn not_served(e: ServeError) -> Failure {
+    let exit = match e {
+        ServeError::OwnerSilent(_) => Exit::Unreachable,
+        ServeError::ApiKey { .. } => Exit::Key,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, format!("the embedded vault cannot be used: {e}"))
+}
+
+/// A key's problem with the file it is in; some say it themselves.
+fn bad_key(path: &Path, e: key::KeyError) -> Failure {
+    let sentence = match &e {
+        key::KeyError::Empty | key::KeyError::Malformed => format!("{}: {e}", path.display()),
+        key::KeyError::Unreadable { .. } | key::KeyError::Exposed { .. } => e.to_string(),
+    };
+    Failure::new(Exit::Key, sentence)
 }
 
 fn usage(message: impl Into<String>) -> Failure {
@@ -289,22 +377,5 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 fn clean_url(text: &str, origin: &str) -> Result<String, Failure> {
-    let bad = |why: &str| usage(format!("{origin}: {why} (example: https://api.workos.com)"));
-    let url = reqwest::Url::parse(text).map_err(|_| bad("not a URL"))?;
-    let Some(host) = url.host_str() else { return Err(bad("the URL names no host")) };
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(bad("no user or password belongs into the URL"));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(bad("the URL must end before any ? or #"));
-    }
-    match url.scheme() {
-        "https" => {}
-        "http" if http::is_loopback(host) => {}
-        "http" => {
-            return Err(bad("plain http would show key and values to the network, it is for loopback only"));
-        }
-        _ => return Err(bad("only https and http URLs can be used")),
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    http::check_url(text).map_err(|why| usage(format!("{origin}: {why} (example: {DEFAULT_URL})")))
 }

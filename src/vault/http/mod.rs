@@ -129,6 +129,25 @@ pub fn is_loopback(host: &str) -> bool {
         || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
+/// A service's address as it is used, without a trailing slash; or why it cannot be used.
+pub fn check_url(text: &str) -> Result<String, &'static str> {
+    let url = reqwest::Url::parse(text).map_err(|_| "this is not a URL")?;
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or("the URL names no host")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("no user or password belongs into the URL");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("the URL must end before any ? or #");
+    }
+    match url.scheme() {
+        "https" => {}
+        "http" if is_loopback(host) => {}
+        "http" => return Err("plain http would show key and values to the network, it is for loopback only"),
+        _ => return Err("only https and http can be used"),
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
 /// A vault that answered.
 #[derive(Debug)]
 pub struct Opened {
