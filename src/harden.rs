@@ -117,18 +117,15 @@ pub enum LockState {
 
 /// Locks this process' memory if that can be done without making later allocations fail.
 pub fn lock_memory() -> LockState {
-    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK) else {
-        return LockState::NotLocked("the limit of locked memory cannot be read".into());
-    };
     let unlimited = nix::sys::resource::RLIM_INFINITY;
     // Root may raise the hard limit; anybody may raise the soft one to it.
-    if hard != unlimited && setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited).is_err() {
+    let raised = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited).is_ok();
+    if !raised && !has_cap_ipc_lock() {
+        let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft / 1024);
         return LockState::NotLocked(format!(
-            "the limit of locked memory is {} KiB; `ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity) lets it be locked",
-            hard / 1024
+            "the limit of locked memory is {limit} KiB; `ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity) lets it be locked",
         ));
     }
-    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
     // ONFAULT: only pages in use are locked, not the 16 MiB that each session thread reserves.
     // SAFETY: takes no pointers.
     let rc = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
@@ -137,6 +134,16 @@ pub fn lock_memory() -> LockState {
     } else {
         LockState::NotLocked(format!("mlockall: {}", std::io::Error::last_os_error()))
     }
+}
+
+/// CAP_IPC_LOCK: the limit does not apply.
+fn has_cap_ipc_lock() -> bool {
+    const CAP_IPC_LOCK: u64 = 1 << 14;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|caps| caps & CAP_IPC_LOCK != 0)
 }
 
 #[cfg(test)]

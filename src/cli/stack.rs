@@ -1,94 +1,92 @@
-//! (placeholder) The worker's stack of layers: vault, file system, adapter.
+//! The worker's stack of layers: vault, file system, adapter. Built before anything is mounted.
 
-use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use fuser::{
-    Errno, FileAttr, FileType, INodeNo, ReplyAttr, ReplyDirectory, ReplyEntry, ReplyStatfs, Request,
-};
+use fuser::Notifier;
 
-use super::connect::{self, ConnectSpec, Endpoint};
+use super::connect::{self, ApiKeyInput, ConnectSpec};
 use super::exit::Failure;
-use crate::clock::SystemClock;
-use crate::fuse::handover::{MountConfig, Unsaved};
+use crate::clock::{Clock, SystemClock};
+use crate::fs::{FileSystem, Unsaved};
+use crate::fuse::adapter::Adapter;
+use crate::fuse::handover::MountConfig;
+use crate::fuse::notify;
 use crate::fuse::worker::{Parts, Service};
 use crate::harden::LockState;
 use crate::secret::SecretString;
+use crate::server::embedded::Embedded;
+use crate::vault::http::key::ApiKey;
 
-pub struct Stack {}
-pub struct Last {}
+/// A vault that answered, and a file system over it.
+pub struct Stack {
+    fs: Arc<FileSystem>,
+    key: Arc<ApiKey>,
+    last: Last,
+}
 
+/// Connects to the vault. Fails with the exit code that the command ends with.
 pub async fn build(config: &MountConfig, key: Option<SecretString>) -> Result<Stack, Failure> {
     let spec: ConnectSpec = serde_json::from_value(config.spec.clone()).map_err(anyhow::Error::from)?;
-    if !matches!(spec.endpoint, Endpoint::Embedded(_)) {
-        connect::connect(&spec, connect::ApiKeyInput { secret: key }, Arc::new(SystemClock)).await?;
-    }
-    Ok(Stack {})
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone()).await?;
+    let fs = FileSystem::new(connected.vault, connected.first_page, config.options.clone(), clock);
+    Ok(Stack { fs, key: connected.key, last: Last(connected.embedded) })
 }
 
 impl Stack {
+    /// What fuser calls, what the worker calls, and what is to be stopped when both are done.
     pub fn take_apart(
         self,
-        _runtime: &tokio::runtime::Handle,
+        runtime: &tokio::runtime::Handle,
         memory: LockState,
-    ) -> (Nothing, Parts<fn(fuser::Notifier)>, Last) {
-        (Nothing, Parts { service: Arc::new(NothingService), attach: |_| (), memory }, Last {})
+    ) -> (Adapter, Parts<impl FnOnce(Notifier)>, Last) {
+        let fs = self.fs;
+        let adapter = Adapter::new(fs.clone(), runtime.clone());
+        let service = Arc::new(Mounted { fs: fs.clone(), key: self.key });
+        let attach = move |notifier| match notify::spawn(notifier) {
+            Ok(kernel) => fs.attach_kernel(kernel),
+            Err(e) => {
+                tracing::error!("changes made elsewhere will be seen late: no thread to tell them: {e}")
+            }
+        };
+        (adapter, Parts { service, attach, memory }, self.last)
     }
 }
+
+/// What must outlive the file system: the embedded vault, if this process serves it.
+pub struct Last(Option<Embedded>);
 
 impl Last {
-    pub async fn stop(self) {}
+    /// Stops serving, once what was asked is answered.
+    pub async fn stop(self) {
+        if let Some(embedded) = self.0 {
+            embedded.shutdown().await;
+        }
+    }
 }
 
-struct NothingService;
+/// The file system and its key, as the worker sees them.
+struct Mounted {
+    fs: Arc<FileSystem>,
+    key: Arc<ApiKey>,
+}
 
 #[async_trait::async_trait]
-impl Service for NothingService {
+impl Service for Mounted {
     fn status(&self) -> serde_json::Value {
-        serde_json::Value::Null
+        serde_json::to_value(self.fs.status()).unwrap_or_default()
     }
-    async fn drain(&self, _within: Duration) -> Vec<Unsaved> {
-        Vec::new()
-    }
-    async fn reload_key(&self) {}
-}
 
-#[derive(Debug)]
-pub struct Nothing;
+    async fn drain(&self, within: Duration) -> Vec<Unsaved> {
+        self.fs.drain(within).await
+    }
 
-fn root() -> FileAttr {
-    let t = SystemTime::UNIX_EPOCH;
-    FileAttr {
-        ino: INodeNo(1),
-        size: 0,
-        blocks: 0,
-        atime: t,
-        mtime: t,
-        ctime: t,
-        crtime: t,
-        kind: FileType::Directory,
-        perm: 0o700,
-        nlink: 1,
-        uid: nix::unistd::geteuid().as_raw(),
-        gid: nix::unistd::getegid().as_raw(),
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-impl fuser::Filesystem for Nothing {
-    fn lookup(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::ENOENT);
-    }
-    fn getattr(&self, _req: &Request, _ino: INodeNo, _fh: Option<fuser::FileHandle>, reply: ReplyAttr) {
-        reply.attr(&Duration::ZERO, &root());
-    }
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
-    }
-    fn readdir(&self, _r: &Request, _i: INodeNo, _fh: fuser::FileHandle, _o: u64, reply: ReplyDirectory) {
-        reply.ok();
+    async fn reload_key(&self) {
+        match self.key.reload() {
+            Ok(true) => tracing::info!("the key file has another key: using it"),
+            Ok(false) => tracing::info!("the key is the same as before"),
+            Err(e) => tracing::error!("the key file cannot be used, the old key stays: {e}"),
+        }
     }
 }

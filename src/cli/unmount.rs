@@ -14,10 +14,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::exit::{Exit, Failure};
+use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
-use crate::fuse::handover::Unsaved;
 use crate::fuse::kernel::{self, Mode};
 use crate::fuse::mounts::{self, Entry, LiveMount};
+use crate::fuse::worker::reason;
 use crate::fuse::{busy, locate, mountpoint, probe};
 
 /// Store what is unsaved, then unmount
@@ -48,6 +49,10 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         locate::vaultfs_at(&args.mountpoint).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
     let Some(mount) = mounts::of(&entry) else { return without_processes(&entry, &args) };
     let keeper = Process::watch(mount.keeper_pid);
+    if !args.lazy && !args.force {
+        // Before draining: a file that somebody is still writing must not be stored half-written for nothing.
+        refuse_if_busy(&entry)?;
+    }
     let unsaved = match drain(&mount) {
         Ok(unsaved) => unsaved,
         Err(_) if args.force => return kill_all(&mount, &keeper),
@@ -110,15 +115,26 @@ fn take_away(entry: &Entry, lazy: bool) -> Result<bool, Failure> {
             eprintln!("vaultfs: {path} is detached; it ends when these let go: {}", names(&users));
             return Ok(false);
         }
-        // Somebody may just have looked: only who stays is named.
         if !users.is_empty() || Instant::now() >= end {
-            return Err(Failure::new(
-                Exit::Failed,
-                format!("{path} is in use by {}: end them, or use --lazy", names(&users)),
-            ));
+            return Err(in_use(entry, &users));
         }
+        // It looked busy, but nobody can be named: somebody just looked.
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn refuse_if_busy(entry: &Entry) -> Result<(), Failure> {
+    match busy::users(entry) {
+        users if users.is_empty() => Ok(()),
+        users => Err(in_use(entry, &users)),
+    }
+}
+
+fn in_use(entry: &Entry, users: &[busy::User]) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        format!("{} is in use by {}: end them, or use --lazy", entry.mountpoint.display(), names(users)),
+    )
 }
 
 fn names(users: &[busy::User]) -> String {
@@ -157,7 +173,7 @@ fn wait_for_end(mount: &LiveMount, mut watcher: Client, keeper: &Process) -> any
 fn not_stored(unsaved: &[Unsaved], next: &str) -> Failure {
     let mut message = String::from("not stored:");
     for left in unsaved {
-        message.push_str(&format!("\n  {}: {}", left.name, left.error));
+        message.push_str(&format!("\n  {}: {}", left.name, reason(left)));
     }
     Failure::new(Exit::Unsaved, format!("{message}\n{next}"))
 }
@@ -168,7 +184,7 @@ fn force(mount: &LiveMount, keeper: &Process) -> anyhow::Result<ExitCode> {
         Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
     let Ok(Answer::Ended(lost)) = answer else { return kill_all(mount, keeper) };
     for left in &lost {
-        eprintln!("vaultfs: given up: {}: {}", left.name, left.error);
+        eprintln!("vaultfs: given up: {}: {}", left.name, reason(left));
     }
     gone(mount, keeper)
 }

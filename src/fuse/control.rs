@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::handover::Unsaved;
+use crate::fs::Unsaved;
 
 /// What can be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -176,13 +176,17 @@ mod tests {
 
     struct Fake;
 
+    fn unsaved(name: &str) -> Unsaved {
+        Unsaved { name: name.into(), size: 1, error: Some("e".into()), conflict: false }
+    }
+
     #[async_trait::async_trait]
     impl Handler for Fake {
         fn status(&self) -> serde_json::Value {
             serde_json::json!({"well": true})
         }
         async fn drain(&self, _within: Option<Duration>) -> Vec<Unsaved> {
-            vec![Unsaved { name: "a".into(), error: "b".into() }]
+            vec![unsaved("a")]
         }
     }
 
@@ -208,8 +212,7 @@ mod tests {
             assert!(client.receive(second).expect("closed").is_none());
         });
         asked_to_end.recv().await.expect("asked");
-        let left = |n: &str| Unsaved { name: n.into(), error: String::new() };
-        over.send(Some(vec![left("x"), left("y")])).expect("the server listens");
+        over.send(Some(vec![unsaved("x"), unsaved("y")])).expect("the server listens");
         client.await.expect("no panic");
         server.await.expect("no panic");
     }

@@ -78,15 +78,6 @@ impl Failed {
 /// The exit code of a mount that ended with writes the vault does not have.
 pub const EXIT_UNSAVED: u8 = 7;
 
-/// A write that the vault does not have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unsaved {
-    /// The object's name.
-    pub name: String,
-    /// Why it could not be stored.
-    pub error: String,
-}
-
 /// What the starting command hears.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -27,12 +27,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::control::{self, Handler, Wires};
 use super::handover::{
-    Channel, EXIT_UNSAVED, Facts, Failed, MountConfig, ToKeeper, ToWorker, Unsaved, close_inherited,
-    receive_config, take_standard,
+    Channel, EXIT_UNSAVED, Facts, Failed, MountConfig, ToKeeper, ToWorker, close_inherited, receive_config,
+    take_standard,
 };
 use super::kernel::Init;
 use super::mounts::Dev;
 use super::session;
+use crate::fs::Unsaved;
 use crate::harden::LockState;
 use crate::secret::SecretString;
 
@@ -185,9 +186,14 @@ where
     });
     let unsaved = runtime.block_on(supervise(desk, link.clone(), listener, from_keeper, session_end));
     for left in &unsaved {
-        tracing::error!(name = left.name, "not stored when the mount ended: {}", left.error);
+        tracing::error!(name = left.name, "not stored when the mount ended: {}", reason(left));
     }
     Ok(if unsaved.is_empty() { 0 } else { EXIT_UNSAVED })
+}
+
+/// Why a write is unsaved, for people.
+pub fn reason(unsaved: &Unsaved) -> &str {
+    unsaved.error.as_deref().unwrap_or("the file is still open")
 }
 
 /// What answers the control socket.
@@ -291,7 +297,7 @@ fn drain_and_answer(desk: Arc<Desk>, link: Link) {
     tokio::spawn(async move {
         let unsaved = desk.service.drain(desk.config.drain).await;
         for left in &unsaved {
-            tracing::warn!(name = left.name, "not stored yet: {}", left.error);
+            tracing::warn!(name = left.name, "not stored yet: {}", reason(left));
         }
         link.say(&ToKeeper::Drained(unsaved.len()));
     });
