@@ -111,7 +111,7 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     nonempty: bool,
 
-    /// Let the kernel check modes
+    /// For fstab lines that have it: the kernel always checks modes
     #[arg(long, hide = true)]
     default_permissions: bool,
 
@@ -220,13 +220,7 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         ))
         .into());
     }
-    let kernel = KernelOptions {
-        allow_other: args.allow_other,
-        // With others let in, it must be the kernel that checks modes: it knows who asks.
-        default_permissions: args.default_permissions || args.allow_other,
-        noexec: args.noexec,
-        sync: args.sync,
-    };
+    let kernel = KernelOptions { allow_other: args.allow_other, noexec: args.noexec, sync: args.sync };
     let (spec, key) = args.connect.resolve()?;
     let options = args.file_system_options();
     let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());

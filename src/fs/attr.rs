@@ -201,18 +201,6 @@ impl FileSystem {
         }
     }
 
-    /// ACCESS, for a kernel that leaves it to us: the owner's bits decide, root may what modes cannot forbid.
-    pub fn access(&self, ino: u64, uid: u32, mask: i32) -> Result<()> {
-        let attr = self.getattr(ino)?.0;
-        let perm = i32::from(attr.perm);
-        let allowed = match uid {
-            0 => libc::R_OK | libc::W_OK | if attr.kind == FileKind::Directory { libc::X_OK } else { 0 },
-            uid if uid == attr.uid => perm >> 6 & 0o7,
-            _ => perm & 0o7,
-        };
-        if mask & !allowed & 0o7 == 0 { Ok(()) } else { Err(Errno::EACCES) }
-    }
-
     /// STATFS: the vault has no size to tell. Never asks it.
     pub fn statfs(&self) -> StatFs {
         let cache = self.cache.status();

@@ -79,13 +79,9 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
 }
 
 fn option_text(options: &KernelOptions) -> String {
-    let mut text = String::from("rw,nosuid,nodev,fsname=vaultfs,subtype=vaultfs");
-    let switches = [
-        (options.allow_other, ",allow_other"),
-        (options.default_permissions, ",default_permissions"),
-        (options.noexec, ",noexec"),
-        (options.sync, ",sync"),
-    ];
+    let mut text = String::from("rw,nosuid,nodev,default_permissions,fsname=vaultfs,subtype=vaultfs");
+    let switches =
+        [(options.allow_other, ",allow_other"), (options.noexec, ",noexec"), (options.sync, ",sync")];
     text.extend(switches.iter().filter(|(on, _)| *on).map(|(_, name)| *name));
     text
 }

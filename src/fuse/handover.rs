@@ -50,8 +50,6 @@ pub struct MountConfig {
 pub struct KernelOptions {
     /// Other users may enter; the kernel then checks modes.
     pub allow_other: bool,
-    /// The kernel checks modes.
-    pub default_permissions: bool,
     /// Programs on the mount cannot be run.
     pub noexec: bool,
     /// Every write waits for the vault (it does anyway; kept for `mount -o sync`).

@@ -50,16 +50,13 @@ pub fn mount(mountpoint: &Path, options: &KernelOptions) -> io::Result<Mounted> 
 fn mount_directly(mountpoint: &Path, options: &KernelOptions) -> io::Result<OwnedFd> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
     let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={}",
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
         device.as_raw_fd(),
         nix::unistd::geteuid(),
         nix::unistd::getegid()
     );
     if options.allow_other {
         data.push_str(",allow_other");
-    }
-    if options.default_permissions {
-        data.push_str(",default_permissions");
     }
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_NOEXEC, options.noexec);
