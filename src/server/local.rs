@@ -80,8 +80,11 @@ fn value(content: &Content) -> Value {
     Value::data(codec::encode_data(content).expose())
 }
 
-/// Runs `work` until the call's deadline.
+/// Runs `work` until the call's deadline; a call without time left does not begin.
 async fn within<T>(call: &Call, work: impl Future<Output = Result<T, ServiceError>>) -> Result<T> {
+    if call.deadline <= std::time::Instant::now() {
+        return Err(Error::new(ErrorKind::Deadline, "no time was left to ask the vault"));
+    }
     match tokio::time::timeout_at(call.deadline.into(), work).await {
         Ok(done) => Ok(done?),
         Err(_) => Err(Error::new(ErrorKind::Deadline, "the vault did not answer in time").maybe_applied()),

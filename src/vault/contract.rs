@@ -149,7 +149,6 @@ pub async fn expired_deadline_changes_nothing(vault: &DynVault) {
 
 /// By name, by id, its metadata, its listing and its only version all tell the same.
 pub async fn create_then_read_each_way(vault: &DynVault) {
-    let before = vault.status().requests;
     let made = create(vault, "dir/one", "value one").await;
     assert_eq!(made.name, name("dir/one"));
     let by_name = vault.get_by_name(&call(), &name("dir/one")).await.expect("get_by_name");
@@ -166,7 +165,6 @@ pub async fn create_then_read_each_way(vault: &DynVault) {
         ErrorKind::NotFound,
         "a directory is no object",
     );
-    assert!(vault.status().requests >= before + 6, "requests are counted");
     assert!(!vault.status().endpoint.is_empty());
     remove(vault, &made.id).await;
     assert_empty(vault).await;

@@ -1,0 +1,86 @@
+//! The contract suite on what needs more than the vault layer: SQLite without a wire, and the client over
+//! TCP and over the Unix socket against the embedded server.
+
+mod vault_server;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vault_server::Server;
+use vaultfs::clock::SystemClock;
+use vaultfs::secret::SecretString;
+use vaultfs::server::embedded::Embedded;
+use vaultfs::server::local::LocalVault;
+use vaultfs::vault::http::key::{ApiKey, read_key_file};
+use vaultfs::vault::http::retry::Policy;
+use vaultfs::vault::http::{self, HttpConfig, Opened, Target};
+use vaultfs::vault::prefix::PrefixVault;
+use vaultfs::vault::{Call, Content, DynVault, ErrorKind, ListQuery, ObjectName, contract};
+
+const MAX_SIZE: usize = 1024 * 1024;
+
+fn call() -> Call {
+    Call::foreground(Instant::now() + Duration::from_secs(10))
+}
+
+async fn open(target: Target, key: SecretString) -> vaultfs::vault::Result<Opened> {
+    let config = HttpConfig {
+        target,
+        more_roots: None,
+        key: Arc::new(ApiKey::new(key, None)),
+        clock: Arc::new(SystemClock),
+        max_size: MAX_SIZE,
+        policy: Policy::default(),
+    };
+    http::open(config, &call(), None).await
+}
+
+async fn server() -> Server {
+    Server::start_in(tempfile::tempdir().unwrap(), MAX_SIZE).await
+}
+
+#[tokio::test]
+async fn sqlite_without_a_wire() {
+    let server = server().await;
+    contract::run(Arc::new(LocalVault::new(server.service.clone()))).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn http_over_tcp() {
+    let server = server().await;
+    let opened = open(Target::Url(server.url.clone()), SecretString::new(server.key.clone())).await.unwrap();
+    assert_eq!(opened.first_page.items, []);
+    let before = opened.vault.status().requests;
+    contract::create_then_read_each_way(&opened.vault).await;
+    assert_eq!(opened.vault.status().requests - before, 8, "each operation is one request");
+    contract::run(opened.vault).await;
+    // A client of its own, because each assumes 1000 requests a minute while no header says otherwise.
+    let opened = open(Target::Url(server.url.clone()), SecretString::new(server.key.clone())).await.unwrap();
+    contract::run(Arc::new(PrefixVault::new(opened.vault, "app"))).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn http_over_the_socket_of_the_embedded_vault() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Embedded::start(dir.path()).await.unwrap();
+    let key = || read_key_file(first.key_file()).unwrap();
+    let target = || Target::Socket(first.socket().to_owned());
+    let vault: DynVault = open(target(), key()).await.unwrap().vault;
+    contract::run(vault.clone()).await;
+
+    let name = ObjectName::new("dir/kept").unwrap();
+    vault.create(&call(), &name, &Content::plain("x")).await.unwrap();
+    let opened = open(target(), key()).await.unwrap();
+    let names: Vec<_> = opened.first_page.items.iter().map(|s| s.name.clone()).collect();
+    assert_eq!(names, [name], "the first page comes with the question");
+
+    let wrong = open(target(), SecretString::new("sk_of_somebody_else".into())).await.unwrap_err();
+    assert_eq!(wrong.kind, ErrorKind::Unauthorized);
+    assert!(!wrong.to_string().contains("sk_of_somebody_else"), "{wrong}");
+
+    first.shutdown().await;
+    let e = vault.list(&call(), &ListQuery::first()).await.unwrap_err();
+    assert_eq!(e.kind, ErrorKind::Unreachable);
+}
