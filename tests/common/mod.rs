@@ -1,0 +1,367 @@
+//! Real mounts for tests: started, watched, unmounted, and checked to leave nothing.
+//!
+//! A test that waits for a mount whose worker is stuck cannot be killed, so each [`Mount`] has a watchdog that
+//! aborts the FUSE connection when its time is up; what waited then fails with ENOTCONN and the test with it.
+//! Dropping a [`Mount`] unmounts it, and fails the test if a process or a mount is left.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The built program.
+pub const VAULTFS: &str = env!("CARGO_BIN_EXE_vaultfs");
+/// How long a mounted test may take before its connection is aborted.
+pub const TEST_TIME: Duration = Duration::from_secs(60);
+/// How long any one command may take.
+pub const COMMAND_TIME: Duration = Duration::from_secs(45);
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    /// The output of a command that must have succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "stdout: {}\nstderr: {}", self.out, self.err);
+        self.out
+    }
+
+    /// Standard error of a command that must have ended with `code`.
+    #[track_caller]
+    pub fn fails(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.out, self.err);
+        self.err
+    }
+}
+
+/// Runs a command to its end, or kills it after [`COMMAND_TIME`].
+pub fn run(command: &mut Command) -> Ran {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    // Read beside the wait: a full pipe would stop the child.
+    let out = drain(child.stdout.take());
+    let err = drain(child.stderr.take());
+    let code = match wait(|| child.try_wait().unwrap(), COMMAND_TIME) {
+        Some(status) => status.code(),
+        None => {
+            let _ = child.kill();
+            panic!("{command:?} did not end in {COMMAND_TIME:?}");
+        }
+    };
+    Ran { code, out: out.join().unwrap(), err: err.join().unwrap() }
+}
+
+fn drain(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        pipe.unwrap().read_to_end(&mut text).unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    })
+}
+
+/// Asks until there is an answer or the time is up.
+pub fn wait<T>(mut ask: impl FnMut() -> Option<T>, within: Duration) -> Option<T> {
+    let end = Instant::now() + within;
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until `is` is true; fails with `what` after 20 s.
+#[track_caller]
+pub fn until(what: &str, mut is: impl FnMut() -> bool) {
+    assert!(wait(|| is().then_some(()), Duration::from_secs(20)).is_some(), "not within 20 s: {what}");
+}
+
+/// Directories of a test: a home, a vault's data, an empty directory to mount on.
+pub struct Place {
+    pub dir: TempDir,
+    pub data: PathBuf,
+    pub mnt: PathBuf,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        assert!(
+            Path::new("/dev/fuse").exists(),
+            "these tests mount, and there is no /dev/fuse here: modprobe fuse, or --device /dev/fuse"
+        );
+        let dir = tempfile::Builder::new().prefix("vaultfs-test-").tempdir().unwrap();
+        // The kernel shows paths without links.
+        let root = fs::canonicalize(dir.path()).unwrap();
+        let (data, mnt) = (root.join("data"), root.join("mnt"));
+        fs::create_dir(&mnt).unwrap();
+        Self { dir, data, mnt }
+    }
+
+    /// `vaultfs` with an environment of its own.
+    pub fn vaultfs<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(VAULTFS);
+        self.isolate(&mut command);
+        command.args(args);
+        command
+    }
+
+    /// Gives a command this test's directories, and nothing of the vaults that the developer uses.
+    pub fn isolate(&self, command: &mut Command) {
+        for name in ["WORKOS_API_KEY", "WORKOS_API_URL", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR"] {
+            command.env_remove(name);
+        }
+        let home = self.dir.path();
+        command.env("HOME", home).env("XDG_STATE_HOME", home.join("state"));
+        command.env("XDG_DATA_HOME", home.join("share"));
+    }
+
+    /// `--embedded=DATA`, as a test's own vault.
+    pub fn embedded(&self) -> String {
+        format!("--embedded={}", self.data.display())
+    }
+
+    /// `vaultfs mount --embedded=DATA ARGS MNT`, not run yet.
+    pub fn mount_command(&self, args: &[&str]) -> Command {
+        let mut command = self.vaultfs(["mount", &self.embedded()]);
+        command.args(args).arg(&self.mnt);
+        command
+    }
+
+    /// What the mount logged.
+    pub fn log(&self) -> String {
+        let dir = self.dir.path().join("state/vaultfs");
+        let files = fs::read_dir(dir).into_iter().flatten().flatten();
+        files.map(|f| fs::read_to_string(f.path()).unwrap_or_default()).collect()
+    }
+}
+
+/// A mounted vault.
+pub struct Mount {
+    place: Option<Place>,
+    watchdog: Watchdog,
+}
+
+impl Mount {
+    /// Mounts an empty embedded vault.
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// The same with more options.
+    pub fn with(args: &[&str]) -> Self {
+        Self::at(Place::new(), args)
+    }
+
+    /// Mounts at a place that is already there (with the vault that is in it).
+    pub fn at(place: Place, args: &[&str]) -> Self {
+        run(&mut place.mount_command(args)).ok();
+        Self::adopt(place)
+    }
+
+    /// Watches over a mount that the test made itself.
+    pub fn adopt(place: Place) -> Self {
+        let line = mount_lines(&place.mnt).pop().expect("just mounted");
+        let minor = line.split([' ', ':']).nth(3).unwrap().parse().unwrap();
+        Self { watchdog: Watchdog::start(minor, TEST_TIME), place: Some(place) }
+    }
+
+    /// A path on the mount.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.mnt().join(name)
+    }
+
+    /// The mount point.
+    pub fn mnt(&self) -> &Path {
+        &self.place().mnt
+    }
+
+    /// `vaultfs ARGS…`
+    pub fn vaultfs<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        self.place().vaultfs(args)
+    }
+
+    /// `vaultfs status --json MNT`.
+    pub fn status(&self) -> serde_json::Value {
+        let out = run(self.vaultfs(["status", "--json"]).arg(self.mnt())).ok();
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()[0].take()
+    }
+
+    /// The keeper's and the worker's process ids.
+    pub fn pids(&self) -> (i32, i32) {
+        let status = self.status();
+        let pid = |name: &str| status[name].as_i64().unwrap() as i32;
+        (pid("keeper_pid"), pid("worker_pid"))
+    }
+
+    /// What the mount logged.
+    pub fn log(&self) -> String {
+        self.place().log()
+    }
+
+    /// Unmounts as a user would, which must succeed, and gives the place back for another mount.
+    pub fn unmount(mut self) -> Place {
+        run(self.vaultfs(["unmount"]).arg(self.mnt())).ok();
+        let place = self.place.take().expect("taken only here");
+        assert_nothing_left(&place.mnt);
+        place
+    }
+
+    fn place(&self) -> &Place {
+        self.place.as_ref().expect("there until `unmount`")
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let Some(place) = &self.place else { return };
+        let mnt = place.mnt.clone();
+        if is_mounted(&mnt) {
+            let unmount = std::panic::AssertUnwindSafe(|| {
+                run(place.vaultfs(["unmount", "--force"]).arg(&mnt));
+            });
+            let ended = std::panic::catch_unwind(unmount);
+            if ended.is_err() || is_mounted(&mnt) {
+                self.watchdog.abort_now();
+                let _ = Command::new("umount").arg("-l").arg(&mnt).status();
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("the mount's log:\n{}", place.log());
+        } else {
+            assert_nothing_left(&mnt);
+        }
+    }
+}
+
+/// No mount, and no process that knows of it.
+#[track_caller]
+pub fn assert_nothing_left(mnt: &Path) {
+    until("the mount is gone", || !is_mounted(mnt));
+    until("its processes are gone", || processes_of(mnt).is_empty());
+}
+
+/// The mount table's lines for a mount point (whose path holds nothing that is escaped there).
+pub fn mount_lines(mnt: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let is_at = |line: &&str| line.split(' ').nth(4) == mnt.to_str();
+    table.lines().filter(is_at).map(str::to_owned).collect()
+}
+
+pub fn is_mounted(mnt: &Path) -> bool {
+    !mount_lines(mnt).is_empty()
+}
+
+/// Live processes (no zombies) that have the mount point in their arguments, without this one.
+pub fn processes_of(mnt: &Path) -> Vec<i32> {
+    let needle = mnt.to_str().unwrap();
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| *pid != std::process::id() as i32)
+        .filter(|pid| {
+            // A zombie's is empty.
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&arguments).contains(needle)
+        })
+        .collect()
+}
+
+/// Sends a signal.
+pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Aborts a FUSE connection when the time is up.
+struct Watchdog {
+    minor: u32,
+    disarm: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    fn start(minor: u32, after: Duration) -> Self {
+        if is_root() && fs::read_dir("/sys/fs/fuse/connections").is_ok_and(|mut d| d.next().is_none()) {
+            let kind = ["-t", "fusectl", "none", "/sys/fs/fuse/connections"];
+            let _ = Command::new("mount").args(kind).stderr(Stdio::null()).status();
+        }
+        let (disarm, armed) = channel();
+        let thread = std::thread::spawn(move || {
+            if armed.recv_timeout(after) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the test took more than {after:?}: aborting the mount");
+                abort(minor);
+            }
+        });
+        Self { minor, disarm: Some(disarm), thread: Some(thread) }
+    }
+
+    fn abort_now(&self) {
+        abort(self.minor);
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.disarm.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn abort(minor: u32) {
+    if let Err(e) = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1") {
+        eprintln!("the connection cannot be aborted: {e}");
+    }
+}
+
+/// A command that goes on beside the test; killed when dropped.
+pub struct Beside(pub std::process::Child);
+
+impl Beside {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")))
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn ends(&mut self) -> ExitStatus {
+        wait(|| self.0.try_wait().unwrap(), COMMAND_TIME).expect("it ends")
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Opens a path to everybody.
+pub fn open_to_all(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
