@@ -11,24 +11,24 @@ const SHELLS: [&str; 3] = ["bash", "dash", "zsh"];
 
 #[test]
 fn echo_is_one_version_and_one_request_once_the_name_is_known() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     for shell in SHELLS {
         let before = mount.requests();
-        mount.shell(shell, &format!("echo one > {shell}"));
+        mount.script(shell, &format!("echo one > {shell}")).ok();
         assert_eq!(mount.requests() - before, 1, "{shell}, a new name");
         let before = mount.requests();
-        mount.shell(shell, &format!("echo two > {shell}"));
+        mount.script(shell, &format!("echo two > {shell}")).ok();
         assert_eq!(mount.requests() - before, 1, "{shell}, a name that is there");
         assert_eq!(mount.versions(shell), [1, 2], "{shell}");
-        assert_eq!(fs::read(mount.at(shell)).unwrap(), b"two\n");
+        assert_eq!(fs::read(mount.path(shell)).unwrap(), b"two\n");
     }
 }
 
 #[test]
 fn a_save_from_cold_is_two_requests() {
-    let mut mount = Mount::with(&["--refresh", "1ms"]);
+    let mount = Mount::with(&["--refresh", "1ms"]);
     mount.sh("echo one > old");
-    mount.remount();
+    let mount = Mount::at(mount.unmount(), &["--refresh", "1ms"]);
     let before = mount.requests();
     mount.sh("echo two > old");
     assert_eq!(mount.requests() - before, 2, "the read and the update");
@@ -39,7 +39,7 @@ fn a_save_from_cold_is_two_requests() {
 
 #[test]
 fn grouped_redirections_are_one_version() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     mount.sh("echo base > base");
     for shell in SHELLS {
         let scripts = [
@@ -53,8 +53,8 @@ fn grouped_redirections_are_one_version() {
         ];
         for (what, script, content) in scripts {
             let name = format!("{shell}-{what}");
-            mount.shell(shell, &script.replace('F', &name));
-            assert_eq!(fs::read_to_string(mount.at(&name)).unwrap(), content, "{name}");
+            mount.script(shell, &script.replace('F', &name)).ok();
+            assert_eq!(fs::read_to_string(mount.path(name)).unwrap(), content, "{name}");
             assert_eq!(mount.versions(&name), [1], "{name}");
         }
     }
@@ -62,7 +62,7 @@ fn grouped_redirections_are_one_version() {
 
 #[test]
 fn a_program_that_forks_half_way_stores_once() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     let program = r#"
 import os, subprocess
 f = open("f", "w"); f.write("half"); f.flush()
@@ -74,13 +74,13 @@ os.waitpid(pid, 0)
 f.write(" whole"); f.close()
 "#;
     mount.sh(&format!("python3 -c '{program}'"));
-    assert_eq!(fs::read_to_string(mount.at("f")).unwrap(), "half whole");
+    assert_eq!(fs::read_to_string(mount.path("f")).unwrap(), "half whole");
     assert_eq!(mount.versions("f"), [1]);
 }
 
 #[test]
 fn a_child_that_outlives_its_parent_stores_what_it_wrote() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     let program = r#"
 import os, time
 parent = os.getpid()
@@ -91,41 +91,39 @@ if os.fork() == 0:
 os._exit(0)
 "#;
     mount.sh(&format!("python3 -c '{program}'"));
-    common::eventually("the child's bytes are stored", || mount.versions("f") == [1]);
-    assert_eq!(fs::read(mount.at("f")).unwrap(), b"late");
+    common::until("the child's bytes are stored", || mount.versions("f") == [1]);
+    assert_eq!(fs::read(mount.path("f")).unwrap(), b"late");
 }
 
 #[test]
 fn empty_files_are_stored_at_the_last_close() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     mount.sh(": > colon; touch touched; echo x > full");
-    common::eventually("both are stored", || {
-        mount.versions("colon") == [1] && mount.versions("touched") == [1]
-    });
+    common::until("both are stored", || mount.versions("colon") == [1] && mount.versions("touched") == [1]);
     mount.sh(": > full");
-    common::eventually("the truncation is stored", || mount.versions("full") == [1, 2]);
-    assert_eq!(fs::metadata(mount.at("full")).unwrap().size(), 0);
+    common::until("the truncation is stored", || mount.versions("full") == [1, 2]);
+    assert_eq!(fs::metadata(mount.path("full")).unwrap().size(), 0);
     mount.sh(": > full; touch full touched");
     assert_eq!((mount.versions("full").len(), mount.versions("touched").len()), (2, 1), "nothing changed");
 }
 
 #[test]
 fn truncation_is_one_version() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     mount.sh("printf 123456 > f; truncate -s 4 f");
     assert_eq!(mount.versions("f"), [1, 2], "truncate(1)");
     mount.sh("python3 -c 'import os; os.truncate(\"f\", 2)'");
     assert_eq!(mount.versions("f"), [1, 2, 3], "truncate(2) stores before it answers");
     mount.sh("truncate -s 5 f");
-    assert_eq!(fs::read(mount.at("f")).unwrap(), b"12\0\0\0");
-    assert_eq!(fs::read(mount.at(".versions/f/2")).unwrap(), b"1234");
+    assert_eq!(fs::read(mount.path("f")).unwrap(), b"12\0\0\0");
+    assert_eq!(fs::read(mount.path(".versions/f/2")).unwrap(), b"1234");
 }
 
 #[test]
 fn appends_and_random_writes_keep_the_rest() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     mount.sh("printf abcdef > f; printf gh >> f; printf XY | dd of=f bs=1 seek=2 conv=notrunc status=none");
-    assert_eq!(fs::read(mount.at("f")).unwrap(), b"abXYefgh");
+    assert_eq!(fs::read(mount.path("f")).unwrap(), b"abXYefgh");
     assert_eq!(mount.versions("f"), [1, 2, 3]);
     mount.sh("dd if=/dev/urandom of=r bs=777 count=300 status=none; cp r s; cmp r s");
     assert_eq!(mount.versions("r"), [1]);
@@ -133,7 +131,7 @@ fn appends_and_random_writes_keep_the_rest() {
 
 #[test]
 fn shared_mappings_are_stored() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     let program = r#"
 import mmap
 open("m", "wb").write(b"a" * 9000)
@@ -144,15 +142,15 @@ m[8999:9000] = b"z"; m[0:3] = b"xyz"; m.flush(); m.close(); f.close()
     let mut content = vec![b'a'; 9000];
     content[..3].copy_from_slice(b"xyz");
     content[8999] = b'z';
-    assert_eq!(fs::read(mount.at("m")).unwrap(), content);
-    common::eventually("the mapping's bytes are in the vault", || {
-        fs::read(mount.at(".versions/m/2")).is_ok_and(|stored| stored == content)
+    assert_eq!(fs::read(mount.path("m")).unwrap(), content);
+    common::until("the mapping's bytes are in the vault", || {
+        fs::read(mount.path(".versions/m/2")).is_ok_and(|stored| stored == content)
     });
 }
 
 #[test]
 fn several_handles_see_one_file() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     let program = r#"
 import os
 a = os.open("f", os.O_RDWR | os.O_CREAT, 0o600); b = os.open("f", os.O_RDWR); c = os.open("f", os.O_RDONLY)
@@ -162,7 +160,7 @@ assert os.fstat(c).st_size == 6
 os.close(a); os.pwrite(b, b"!", 6); os.close(b); os.close(c)
 "#;
     mount.sh(&format!("python3 -c '{program}'"));
-    assert_eq!(fs::read(mount.at("f")).unwrap(), b"from B!");
+    assert_eq!(fs::read(mount.path("f")).unwrap(), b"from B!");
     assert_eq!(mount.versions("f").len(), 2, "one for each close that had something to store");
 }
 
@@ -170,7 +168,7 @@ os.close(a); os.pwrite(b, b"!", 6); os.close(b); os.close(c)
 fn what_is_saved_unchanged_makes_no_version() {
     let mount = Mount::with(&["--refresh", "1ms"]);
     mount.sh("for i in 1 2 3; do echo same > f; done; cp f g; cp g f; printf 'same\n' > f");
-    assert_eq!(fs::read(mount.at("f")).unwrap(), b"same\n");
+    assert_eq!(fs::read(mount.path("f")).unwrap(), b"same\n");
     assert_eq!(mount.versions("f"), [1]);
     let before = mount.versions("g");
     mount.sh("cp f g");
@@ -181,17 +179,17 @@ fn what_is_saved_unchanged_makes_no_version() {
 fn bytes_over_the_limit_are_refused_at_the_write() {
     let mount = Mount::with(&["--max-size", "1KiB"]);
     mount.sh("head -c 1024 /dev/zero > fits");
-    assert_eq!(fs::metadata(mount.at("fits")).unwrap().size(), 1024);
-    let output = mount.run("bash", "head -c 1025 /dev/zero > over");
-    assert!(!output.status.success());
-    assert!(common::errors(&output).contains("File too large"), "{}", common::errors(&output));
+    assert_eq!(fs::metadata(mount.path("fits")).unwrap().size(), 1024);
+    let ran = mount.script("bash", "head -c 1025 /dev/zero > over");
+    assert!(ran.code != Some(0));
+    assert!(ran.err.contains("File too large"), "{}", ran.err);
 }
 
 #[test]
 fn copies_keep_bytes_and_times() {
-    let mount = Mount::new();
+    let mount = Mount::start();
     mount.sh("cp -p /bin/ls ls; cmp /bin/ls ls");
-    let (ours, theirs) = (fs::metadata(mount.at("ls")).unwrap(), fs::metadata("/bin/ls").unwrap());
+    let (ours, theirs) = (fs::metadata(mount.path("ls")).unwrap(), fs::metadata("/bin/ls").unwrap());
     assert_eq!((ours.size(), ours.mtime()), (theirs.size(), theirs.mtime()));
     assert_eq!(mount.versions("ls"), [1]);
 }

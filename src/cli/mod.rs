@@ -25,7 +25,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Mount(mount::MountArgs),
+    Mount(Box<mount::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
     Serve(serve::ServeArgs),
@@ -39,7 +39,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse_from(mount::expand_options(std::env::args_os()));
     let result = match cli.command {
-        Command::Mount(args) => mount::run(args),
+        Command::Mount(args) => mount::run(*args),
         Command::Unmount(args) => unmount::run(args),
         Command::Status(args) => status::run(args),
         Command::Serve(args) => serve::run(args),

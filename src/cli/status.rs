@@ -8,12 +8,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
+use crate::fs::Status;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate;
 use crate::fuse::mounts::{self, Entry};
+use crate::fuse::worker::reason;
 
 /// Say how mounts are doing
 #[derive(Debug, clap::Args)]
@@ -82,29 +85,30 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
     if let Some(problem) = mount["problem"].as_str() {
         return writeln!(out, "  {problem}");
     }
-    let mut line = |name: &str, text: String| writeln!(out, "  {name:<12}{text}");
+    let mut line = |name: &str, text: String| writeln!(out, "  {name:<11}{text}");
     line("vault", vault(&mount["spec"]))?;
-    line("processes", format!("keeper {}, worker {}", mount["keeper_pid"], mount["worker_pid"]))?;
+    if let Ok(fs) = serde_json::from_value::<Status>(mount["fs"].clone()) {
+        line("state", state(&fs))?;
+        line("budget", budget(&fs))?;
+        line("cache", cache(&fs))?;
+        line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() })?;
+        for left in &fs.unsaved {
+            line("", format!("{}: {} bytes, {}", left.name, left.size, reason(left)))?;
+        }
+        for error in &fs.last_errors {
+            line("failed", format!("{} {} {}: {}", error.at, error.operation, error.name, error.message))?;
+        }
+    }
     line("kernel", kernel(&mount["kernel"]))?;
     line("memory", memory(&mount["memory"]))?;
-    line(
-        "up",
-        humantime::format_duration(Duration::from_secs(mount["uptime_s"].as_u64().unwrap_or(0))).to_string(),
-    )?;
-    let mut rest = Vec::new();
-    flatten("", &mount["fs"], &mut rest);
-    for (name, value) in rest {
-        line(&name, value)?;
-    }
-    Ok(())
+    line("processes", format!("keeper {}, worker {}", mount["keeper_pid"], mount["worker_pid"]))?;
+    line("up", seconds(mount["uptime_s"].as_u64().unwrap_or(0)))
 }
 
 fn vault(spec: &Value) -> String {
     let endpoint = &spec["endpoint"];
-    let place = endpoint["url"]
-        .as_str()
-        .map(str::to_owned)
-        .or_else(|| endpoint["embedded"].as_str().map(|dir| format!("embedded, in {dir}")));
+    let embedded = || endpoint["embedded"].as_str().map(|dir| format!("embedded, in {dir}"));
+    let place = endpoint["url"].as_str().map(str::to_owned).or_else(embedded);
     let place = place.unwrap_or_else(|| endpoint.to_string());
     match spec["prefix"].as_str() {
         Some(prefix) => format!("{place}, names below {prefix}/"),
@@ -112,9 +116,49 @@ fn vault(spec: &Value) -> String {
     }
 }
 
+fn state(fs: &Status) -> String {
+    let vault = &fs.vault;
+    match (&vault.outage, vault.outage_s) {
+        (Some(why), since) => {
+            let served = if fs.cache.serving_stale { ", serving what is known" } else { "" };
+            format!("DOES NOT ANSWER for {}{served}: {why}", seconds(since.unwrap_or(0)))
+        }
+        (None, _) => format!("answers, {} dialect, {} requests sent", vault.dialect, vault.requests),
+    }
+}
+
+fn budget(fs: &Status) -> String {
+    match &fs.vault.budget {
+        Some(b) if b.limit > 0 => {
+            format!("{} of {} requests left for {}", b.remaining, b.limit, seconds(b.reset_s))
+        }
+        _ => "no limit".into(),
+    }
+}
+
+fn cache(fs: &Status) -> String {
+    let cache = &fs.cache;
+    let listed = match cache.listed_s {
+        Some(ago) => format!("listed {} ago", seconds(ago)),
+        None => "not listed yet".into(),
+    };
+    format!(
+        "{} names, {listed}; {} values in {} of {}; fresh for {}",
+        cache.names,
+        cache.values,
+        ByteSize(cache.bytes),
+        ByteSize(cache.capacity),
+        humantime::format_duration(Duration::from_secs_f64(cache.refresh_s.clamp(0.0, 1e9)))
+    )
+}
+
+fn seconds(count: u64) -> String {
+    humantime::format_duration(Duration::from_secs(count)).to_string()
+}
+
 fn kernel(kernel: &Value) -> String {
     let after_crash = if kernel["resend"] == true {
-        "requests in flight survive a crash of the worker"
+        "it can send requests again that a crash left unanswered"
     } else {
         "too old to send requests again (Linux 6.9): those in flight fail when the worker crashes"
     };
@@ -126,21 +170,5 @@ fn memory(memory: &Value) -> String {
     match (why("worker"), why("keeper")) {
         (None, None) => "locked: secrets do not reach the swap".into(),
         (Some(why), _) | (None, Some(why)) => format!("NOT locked, secrets may reach the swap: {why}"),
-    }
-}
-
-/// Nested values as `outer.inner`; empty ones are left out.
-fn flatten(prefix: &str, value: &Value, out: &mut Vec<(String, String)>) {
-    match value {
-        Value::Null => {}
-        Value::Object(map) => {
-            for (key, inner) in map {
-                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&name, inner, out);
-            }
-        }
-        Value::Array(items) if items.is_empty() => {}
-        Value::String(text) => out.push((prefix.to_owned(), text.clone())),
-        other => out.push((prefix.to_owned(), other.to_string())),
     }
 }

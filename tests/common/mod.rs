@@ -1,231 +1,401 @@
-//! A real mount for tests: made, watched, unmounted, and nothing left behind.
+//! Real mounts for tests: started, watched, unmounted, and checked to leave nothing.
 //!
-//! A test that hangs on a mount cannot be killed, so each mount has a watchdog: past its time it aborts the FUSE
-//! connection through fusectl, which frees whoever waits. Commands run under a time limit of their own.
+//! A test that waits for a mount whose worker is stuck cannot be killed, so each [`Mount`] has a watchdog that
+//! aborts the FUSE connection when its time is up; what waited then fails with ENOTCONN and the test with it.
+//! Dropping a [`Mount`] unmounts it, and fails the test if a process or a mount is left.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Past this the connection is aborted, whatever is going on.
-const WATCHDOG: Duration = Duration::from_secs(120);
-
-/// The built binary.
+/// The built program.
 pub const VAULTFS: &str = env!("CARGO_BIN_EXE_vaultfs");
+/// How long a mounted test may take before its connection is aborted.
+pub const TEST_TIME: Duration = Duration::from_secs(60);
+/// How long any one command may take.
+pub const COMMAND_TIME: Duration = Duration::from_secs(45);
 
-/// Runs the built binary with `args`, at most 60 s.
-pub fn vaultfs(args: &[&str]) -> Output {
-    let mut command = Command::new("timeout");
-    command.args(["-k", "5", "60", VAULTFS]).args(args);
-    command.env_remove("WORKOS_API_KEY").env_remove("WORKOS_API_URL").env_remove("CREDENTIALS_DIRECTORY");
-    command.stdin(Stdio::null()).output().expect("timeout(1) is there")
+/// What a command did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
-/// Standard output as text.
-pub fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+impl Ran {
+    /// The output of a command that must have succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "stdout: {}\nstderr: {}", self.out, self.err);
+        self.out
+    }
 
-/// Standard error as text.
-pub fn errors(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Waits until `condition` holds, at most 20 s.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < end, "still not so after 20 s: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+    /// Standard error of a command that must have ended with `code`.
+    #[track_caller]
+    pub fn fails(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.out, self.err);
+        self.err
     }
 }
 
-/// A mount of an embedded vault in a directory of its own; unmounted when dropped.
+/// Runs a command to its end, or kills it after [`COMMAND_TIME`].
+pub fn run(command: &mut Command) -> Ran {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    // Read beside the wait: a full pipe would stop the child.
+    let out = drain(child.stdout.take());
+    let err = drain(child.stderr.take());
+    let code = match wait(|| child.try_wait().unwrap(), COMMAND_TIME) {
+        Some(status) => status.code(),
+        None => {
+            let _ = child.kill();
+            panic!("{command:?} did not end in {COMMAND_TIME:?}");
+        }
+    };
+    Ran { code, out: out.join().unwrap(), err: err.join().unwrap() }
+}
+
+fn drain(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        pipe.unwrap().read_to_end(&mut text).unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    })
+}
+
+/// Asks until there is an answer or the time is up.
+pub fn wait<T>(mut ask: impl FnMut() -> Option<T>, within: Duration) -> Option<T> {
+    let end = Instant::now() + within;
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until `is` is true; fails with `what` after 20 s.
+#[track_caller]
+pub fn until(what: &str, mut is: impl FnMut() -> bool) {
+    assert!(wait(|| is().then_some(()), Duration::from_secs(20)).is_some(), "not within 20 s: {what}");
+}
+
+/// Directories of a test: a home, a vault's data, an empty directory to mount on.
+pub struct Place {
+    pub dir: TempDir,
+    pub data: PathBuf,
+    pub mnt: PathBuf,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        assert!(
+            Path::new("/dev/fuse").exists(),
+            "these tests mount, and there is no /dev/fuse here: modprobe fuse, or --device /dev/fuse"
+        );
+        let dir = tempfile::Builder::new().prefix("vaultfs-test-").tempdir().unwrap();
+        // The kernel shows paths without links.
+        let root = fs::canonicalize(dir.path()).unwrap();
+        let (data, mnt) = (root.join("data"), root.join("mnt"));
+        fs::create_dir(&mnt).unwrap();
+        Self { dir, data, mnt }
+    }
+
+    /// `vaultfs` with an environment of its own.
+    pub fn vaultfs<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(VAULTFS);
+        self.isolate(&mut command);
+        command.args(args);
+        command
+    }
+
+    /// Gives a command this test's directories, and nothing of the vaults that the developer uses.
+    pub fn isolate(&self, command: &mut Command) {
+        for name in ["WORKOS_API_KEY", "WORKOS_API_URL", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR"] {
+            command.env_remove(name);
+        }
+        let home = self.dir.path();
+        command.env("HOME", home).env("XDG_STATE_HOME", home.join("state"));
+        command.env("XDG_DATA_HOME", home.join("share"));
+    }
+
+    /// `--embedded=DATA`, as a test's own vault.
+    pub fn embedded(&self) -> String {
+        format!("--embedded={}", self.data.display())
+    }
+
+    /// `vaultfs mount --embedded=DATA ARGS MNT`, not run yet.
+    pub fn mount_command(&self, args: &[&str]) -> Command {
+        let mut command = self.vaultfs(["mount", &self.embedded()]);
+        command.args(args).arg(&self.mnt);
+        command
+    }
+
+    /// What the mount logged.
+    pub fn log(&self) -> String {
+        let dir = self.dir.path().join("state/vaultfs");
+        let files = fs::read_dir(dir).into_iter().flatten().flatten();
+        files.map(|f| fs::read_to_string(f.path()).unwrap_or_default()).collect()
+    }
+}
+
+/// A mounted vault.
 pub struct Mount {
-    dir: TempDir,
-    options: Vec<String>,
-    watchdog: Option<Sender<()>>,
+    place: Option<Place>,
+    watchdog: Watchdog,
 }
 
 impl Mount {
-    /// With default options.
-    pub fn new() -> Self {
+    /// Mounts an empty embedded vault.
+    pub fn start() -> Self {
         Self::with(&[])
     }
 
-    /// With more options of `vaultfs mount`.
-    pub fn with(options: &[&str]) -> Self {
-        Self::in_dir(TempDir::new().expect("a temporary directory"), options)
+    /// The same with more options.
+    pub fn with(args: &[&str]) -> Self {
+        Self::at(Place::new(), args)
     }
 
-    /// In this directory, which may hold a vault from an earlier mount.
-    pub fn in_dir(dir: TempDir, options: &[&str]) -> Self {
-        // A second user has to get as far as the mount point.
-        let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-        fs::set_permissions(dir.path(), mode).expect("our own directory");
-        let mut mount =
-            Self { dir, options: options.iter().map(|o| (*o).to_owned()).collect(), watchdog: None };
-        fs::create_dir_all(mount.path()).expect("the mount point");
-        mount.mount();
-        mount
+    /// Mounts at a place that is already there (with the vault that is in it).
+    pub fn at(place: Place, args: &[&str]) -> Self {
+        run(&mut place.mount_command(args)).ok();
+        Self::adopt(place)
     }
 
-    fn mount(&mut self) {
-        let embedded = format!("--embedded={}", self.data().display());
-        let mountpoint = self.path();
-        let mut args = vec!["mount", &embedded];
-        args.extend(self.options.iter().map(String::as_str));
-        let mountpoint = mountpoint.to_str().expect("temporary directories are UTF-8").to_owned();
-        args.push(&mountpoint);
-        let output = vaultfs(&args);
-        assert!(output.status.success(), "vaultfs mount: {}", errors(&output));
-        let (sender, receiver) = channel();
-        let dev = self.dev().expect("a mount that is ready is in the mount table");
-        std::thread::spawn(move || {
-            if receiver.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("watchdog: aborting the FUSE connection of {dev}");
-                abort(&dev);
-            }
-        });
-        self.watchdog = Some(sender);
+    /// Watches over a mount that the test made itself.
+    pub fn adopt(place: Place) -> Self {
+        let line = mount_lines(&place.mnt).pop().expect("just mounted");
+        let minor = line.split([' ', ':']).nth(3).unwrap().parse().unwrap();
+        Self { watchdog: Watchdog::start(minor, TEST_TIME), place: Some(place) }
+    }
+
+    /// A path on the mount.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.mnt().join(name)
     }
 
     /// The mount point.
-    pub fn path(&self) -> PathBuf {
-        self.dir.path().join("mnt")
+    pub fn mnt(&self) -> &Path {
+        &self.place().mnt
     }
 
-    /// A path in the mount.
-    pub fn at(&self, name: &str) -> PathBuf {
-        self.path().join(name)
+    /// `vaultfs ARGS…`
+    pub fn vaultfs<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        self.place().vaultfs(args)
     }
 
-    /// The embedded vault's directory.
-    pub fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    /// The option that names the same vault to other commands.
+    /// `--embedded=DATA`: the same vault, for commands.
     pub fn embedded(&self) -> String {
-        format!("--embedded={}", self.data().display())
+        self.place().embedded()
     }
 
-    /// The mount's device number as the mount table has it, if it is mounted.
-    pub fn dev(&self) -> Option<String> {
-        dev_of(&self.path())
-    }
-
-    /// Unmounts, and gives back the directory with the vault in it.
-    pub fn unmount(mut self) -> TempDir {
-        let output = self.try_unmount();
-        assert!(output.status.success(), "vaultfs unmount: {}", errors(&output));
-        std::mem::replace(&mut self.dir, TempDir::new().expect("a temporary directory"))
-    }
-
-    /// Unmounts and mounts again with the same options.
-    pub fn remount(&mut self) {
-        let output = self.try_unmount();
-        assert!(output.status.success(), "vaultfs unmount: {}", errors(&output));
-        self.mount();
-    }
-
-    /// Runs `vaultfs unmount`.
-    pub fn try_unmount(&mut self) -> Output {
-        let path = self.path();
-        let output = vaultfs(&["unmount", path.to_str().expect("temporary directories are UTF-8")]);
-        if output.status.success() {
-            self.watchdog = None;
-        }
-        output
-    }
-
-    /// Runs a script in the mount, at most 60 s; its standard output, and its exit code must be 0.
+    /// Runs a script in the mount with bash; it must succeed. Its standard output.
+    #[track_caller]
     pub fn sh(&self, script: &str) -> String {
-        self.shell("bash", script)
+        self.script("bash", script).ok()
     }
 
-    /// The same in this shell.
-    pub fn shell(&self, shell: &str, script: &str) -> String {
-        let output = self.run(shell, script);
-        assert!(output.status.success(), "{shell} -c {script:?}: {}\n{}", output.status, errors(&output));
-        text(&output)
+    /// Runs a script in the mount with this shell.
+    pub fn script(&self, shell: &str, script: &str) -> Ran {
+        let mut command = Command::new(shell);
+        self.place().isolate(&mut command);
+        run(command.arg("-c").arg(script).current_dir(self.mnt()))
     }
 
-    /// The same, whatever its exit code.
-    pub fn run(&self, shell: &str, script: &str) -> Output {
-        Command::new("timeout")
-            .args(["-k", "5", "60", shell, "-c", script])
-            .current_dir(self.path())
-            .stdin(Stdio::null())
-            .output()
-            .expect("timeout(1) is there")
-    }
-
-    /// The numbers in `.versions/NAME`; none if there is no such object.
+    /// The numbers in `.versions/NAME`, ascending; none if there is no such object.
     pub fn versions(&self, name: &str) -> Vec<u64> {
-        let Ok(dir) = fs::read_dir(self.path().join(".versions").join(name)) else { return Vec::new() };
-        let mut numbers: Vec<u64> = dir
-            .map(|entry| entry.expect("a readable directory").file_name())
-            .map(|name| name.to_string_lossy().parse().expect("versions are numbers"))
-            .collect();
+        let Ok(dir) = fs::read_dir(self.path(".versions").join(name)) else { return Vec::new() };
+        let names = dir.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut numbers: Vec<u64> = names.map(|name| name.parse().unwrap()).collect();
         numbers.sort_unstable();
         numbers
     }
 
-    /// `/.vaultfs/status.json`.
-    pub fn status(&self) -> serde_json::Value {
-        let text = fs::read(self.at(".vaultfs/status.json")).expect("a readable control file");
-        serde_json::from_slice(&text).expect("JSON")
+    /// Requests sent to the vault so far, as the mount itself says.
+    pub fn requests(&self) -> u64 {
+        let text = fs::read(self.path(".vaultfs/status.json")).unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        status["vault"]["requests"].as_u64().unwrap()
     }
 
-    /// Requests sent to the vault so far.
-    pub fn requests(&self) -> u64 {
-        self.status()["vault"]["requests"].as_u64().expect("a number")
+    /// `vaultfs status --json MNT`.
+    pub fn status(&self) -> serde_json::Value {
+        let out = run(self.vaultfs(["status", "--json"]).arg(self.mnt())).ok();
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()[0].take()
+    }
+
+    /// The keeper's and the worker's process ids.
+    pub fn pids(&self) -> (i32, i32) {
+        let status = self.status();
+        let pid = |name: &str| status[name].as_i64().unwrap() as i32;
+        (pid("keeper_pid"), pid("worker_pid"))
+    }
+
+    /// What the mount logged.
+    pub fn log(&self) -> String {
+        self.place().log()
+    }
+
+    /// Unmounts as a user would, which must succeed, and gives the place back for another mount.
+    pub fn unmount(mut self) -> Place {
+        run(self.vaultfs(["unmount"]).arg(self.mnt())).ok();
+        let place = self.place.take().expect("taken only here");
+        assert_nothing_left(&place.mnt);
+        place
+    }
+
+    fn place(&self) -> &Place {
+        self.place.as_ref().expect("there until `unmount`")
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.watchdog.is_none() {
-            return;
-        }
-        let dev = self.dev();
-        let output = self.try_unmount();
-        if !output.status.success() {
-            eprintln!("vaultfs unmount: {}", errors(&output));
-            if let Some(dev) = dev {
-                abort(&dev);
+        let Some(place) = &self.place else { return };
+        let mnt = place.mnt.clone();
+        if is_mounted(&mnt) {
+            let unmount = std::panic::AssertUnwindSafe(|| {
+                run(place.vaultfs(["unmount", "--force"]).arg(&mnt));
+            });
+            let ended = std::panic::catch_unwind(unmount);
+            if ended.is_err() || is_mounted(&mnt) {
+                self.watchdog.abort_now();
+                let _ = Command::new("umount").arg("-l").arg(&mnt).status();
             }
-            let lazily = Command::new("umount").arg("-l").arg(self.path()).status();
-            assert!(std::thread::panicking(), "a mount was left: {lazily:?}");
+        }
+        if std::thread::panicking() {
+            eprintln!("the mount's log:\n{}", place.log());
+        } else {
+            assert_nothing_left(&mnt);
         }
     }
 }
 
-/// The device number of what is mounted at `path`, from the mount table: never asks the file system.
-pub fn dev_of(path: &Path) -> Option<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
-    let line = table.lines().rev().find(|line| line.split(' ').nth(4) == path.to_str())?;
-    line.contains(" - fuse.vaultfs ").then(|| line.split(' ').nth(2).expect("field 3").to_owned())
+/// No mount, and no process that knows of it.
+#[track_caller]
+pub fn assert_nothing_left(mnt: &Path) {
+    until("the mount is gone", || !is_mounted(mnt));
+    until("its processes are gone", || processes_of(mnt).is_empty());
 }
 
-/// Aborts the FUSE connection of this device.
-pub fn abort(dev: &str) {
-    let control = Path::new("/sys/fs/fuse/connections");
-    if fs::read_dir(control).map(|mut d| d.next().is_none()).unwrap_or(true) {
-        // It may be mounted already; then this fails and the next step works.
-        let _ = Command::new("mount").args(["-t", "fusectl", "fusectl"]).arg(control).status();
+/// The mount table's lines for a mount point (whose path holds nothing that is escaped there).
+pub fn mount_lines(mnt: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let is_at = |line: &&str| line.split(' ').nth(4) == mnt.to_str();
+    table.lines().filter(is_at).map(str::to_owned).collect()
+}
+
+pub fn is_mounted(mnt: &Path) -> bool {
+    !mount_lines(mnt).is_empty()
+}
+
+/// Live processes (no zombies) that have the mount point in their arguments, without this one.
+pub fn processes_of(mnt: &Path) -> Vec<i32> {
+    let needle = mnt.to_str().unwrap();
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| *pid != std::process::id() as i32)
+        .filter(|pid| {
+            // A zombie's is empty.
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&arguments).contains(needle)
+        })
+        .collect()
+}
+
+/// Sends a signal.
+pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Aborts a FUSE connection when the time is up.
+struct Watchdog {
+    minor: u32,
+    disarm: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    fn start(minor: u32, after: Duration) -> Self {
+        if is_root() && fs::read_dir("/sys/fs/fuse/connections").is_ok_and(|mut d| d.next().is_none()) {
+            let kind = ["-t", "fusectl", "none", "/sys/fs/fuse/connections"];
+            let _ = Command::new("mount").args(kind).stderr(Stdio::null()).status();
+        }
+        let (disarm, armed) = channel();
+        let thread = std::thread::spawn(move || {
+            if armed.recv_timeout(after) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the test took more than {after:?}: aborting the mount");
+                abort(minor);
+            }
+        });
+        Self { minor, disarm: Some(disarm), thread: Some(thread) }
     }
-    let minor = dev.rsplit(':').next().expect("major:minor");
-    if let Ok(mut file) = fs::OpenOptions::new().write(true).open(control.join(minor).join("abort")) {
-        // A connection that is gone needs no abort.
-        let _ = file.write_all(b"1");
+
+    fn abort_now(&self) {
+        abort(self.minor);
     }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.disarm.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn abort(minor: u32) {
+    if let Err(e) = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1") {
+        eprintln!("the connection cannot be aborted: {e}");
+    }
+}
+
+/// A command that goes on beside the test; killed when dropped.
+pub struct Beside(pub std::process::Child);
+
+impl Beside {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")))
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn ends(&mut self) -> ExitStatus {
+        wait(|| self.0.try_wait().unwrap(), COMMAND_TIME).expect("it ends")
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Opens a path to everybody.
+pub fn open_to_all(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
