@@ -20,11 +20,15 @@ struct Served {
 
 impl Served {
     fn start(dir: &Path) -> Self {
+        Self::start_logging(dir, Stdio::null())
+    }
+
+    fn start_logging(dir: &Path, log: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_vaultfs"))
-            .args(["serve", "--listen", "127.0.0.1:0", "-vv", "--data"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--rate-limit", "0", "-vv", "--data"])
             .arg(dir)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut url = String::new();
@@ -212,7 +216,8 @@ fn holder(dir: &Path, needle: &[u8]) -> Option<String> {
 async fn the_disk_holds_no_value_and_no_key() {
     const VALUES: [&str; 3] = ["canary-first-9f27c1", "canary-second-b81d4e", "canary-third-77aa02"];
     let dir = tempfile::tempdir().unwrap();
-    let mut served = Served::start(dir.path());
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut served = Served::start_logging(dir.path(), log.reopen().unwrap().into());
     let client = client();
     let send = async |method: reqwest::Method, path: &str, body: Value| -> Value {
         let request = client.request(method, format!("{}/vault/object/{path}", served.url));
@@ -234,12 +239,27 @@ async fn the_disk_holds_no_value_and_no_key() {
         }
     };
     clean("while it runs");
+    // Refusals too, with a value in the wrong place, and with a key that is nearly right.
+    for body in [format!("{{\"name\":[\"{}\"]", VALUES[0]), format!("{{\"name\":[\"{}\"]}}", VALUES[0])] {
+        let request = client.post(format!("{}/vault/object/create", served.url)).body(body);
+        let answer = request.bearer_auth(&served.key).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+        assert!(!answer.text().await.unwrap().contains(VALUES[0]));
+    }
+    let request =
+        client.get(format!("{}/vault/object/list", served.url)).bearer_auth(format!("{}x", served.key));
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
     send(reqwest::Method::DELETE, "delete", json!({"id": id})).await;
     clean("after a delete");
     served.signal(libc::SIGTERM);
     assert_eq!(served.wait().code(), Some(0));
     for needle in VALUES {
         assert_eq!(holder(dir.path(), needle.as_bytes()), None, "after its end: {needle}");
+    }
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    assert!(log.contains("answered") && log.contains("status=401"), "the log is at its most verbose: {log}");
+    for needle in VALUES.into_iter().chain([served.key.as_str(), &served.key[3..]]) {
+        assert!(!log.contains(needle), "the log holds {needle}");
     }
     assert!(!dir.path().join("vault.db-wal").exists(), "a clean end leaves one file");
 }

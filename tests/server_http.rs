@@ -3,9 +3,15 @@
 
 mod vault_server;
 
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vault_server::{MAX_VALUE, Server, id};
+use vaultfs::clock::ManualClock;
+use vaultfs::server::owner::ServeOptions;
 use vaultfs::server::store::Permission;
 
 const GHOST: &str = "vault_obj_01H1EXAMP1E000000000000000";
@@ -347,6 +353,36 @@ async fn many_writers_make_one_history() {
 }
 
 #[tokio::test]
+async fn the_rate_limit_is_hit_announced_and_recovered_from() {
+    let clock = ManualClock::new();
+    let options = ServeOptions {
+        rate_limit: NonZeroU32::new(3),
+        clock: Arc::new(clock.clone()),
+        ..ServeOptions::default()
+    };
+    let s = Server::start_with(tempfile::tempdir().unwrap(), options).await;
+    for left in [2, 1, 0] {
+        let answer = s.get("/vault/object/get-by-name?name=a").await;
+        assert_eq!(answer.limits, [Some(3), Some(left), Some(60), None]);
+        answer.is_error(404, "not_found", "name");
+    }
+    clock.advance(Duration::from_secs(17));
+    let answer = s.create("a", "{}").await;
+    assert_eq!(answer.limits, [Some(3), Some(0), Some(43), Some(43)]);
+    answer.is_error(429, "rate_limit_exceeded", "wait 43 s");
+    // What is refused for its permission counts; what has no key has no limit, and another key its own.
+    let reader = s.key_with(&[Permission::Read]).await;
+    let answer = s.send_as(Some(&reader), "POST", "/vault/object/create", vec![]).await;
+    assert_eq!(answer.limits, [Some(3), Some(2), Some(60), None]);
+    answer.is_error(403, "forbidden", "write");
+    assert_eq!(s.send_as(None, "GET", "/vault/object/list", vec![]).await.limits, [None; 4]);
+    clock.advance(Duration::from_secs(43));
+    let made = s.create("a", "{}").await;
+    assert_eq!(made.limits, [Some(3), Some(2), Some(60), None]);
+    made.ok();
+}
+
+#[tokio::test]
 async fn a_restart_changes_nothing() {
     let s = Server::start().await;
     let key = s.key.clone();
@@ -355,4 +391,16 @@ async fn a_restart_changes_nothing() {
     let s = Server::start_in(s.stop().await, MAX_VALUE).await;
     assert_eq!(s.key, key);
     assert_eq!(s.get("/vault/object/get-by-name?name=a").await.ok(), before);
+}
+
+#[tokio::test]
+async fn a_client_that_is_still_sending_hears_the_refusal() {
+    let s = Server::start().await;
+    let big = || vec![b'x'; 8 << 20];
+    for _ in 0..5 {
+        let unknown = s.send_as(Some("sk_unknown"), "POST", "/vault/object/create", big()).await;
+        unknown.is_error(401, "unauthorized", "sk_");
+        s.send("POST", "/nowhere", big()).await.is_error(404, "not_found", "route");
+        s.send("POST", "/vault/object/list", big()).await.is_error(405, "method_not_allowed", "Allow");
+    }
 }

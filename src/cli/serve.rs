@@ -4,6 +4,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -41,6 +42,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", default_value = "1MiB")]
     max_size: bytesize::ByteSize,
 
+    /// Requests that each API key may make in a minute; 0: as many as it likes
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    rate_limit: u32,
+
     /// Say more on standard error; twice: each request
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -69,8 +74,12 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let max_value = usize::try_from(args.max_size.as_u64()).unwrap_or(usize::MAX / 64);
-    let options =
-        ServeOptions { max_value, master_key_file: args.master_key_file, ..ServeOptions::default() };
+    let options = ServeOptions {
+        max_value,
+        master_key_file: args.master_key_file,
+        rate_limit: NonZeroU32::new(args.rate_limit),
+        ..ServeOptions::default()
+    };
     let dir = DataDir::prepare(&args.data)?;
     let lock = dir.try_lock()?.ok_or_else(|| ServeError::AlreadyServed(dir.path().to_owned()))?;
     let owner = Owner::open(dir, lock, options).await?;

@@ -1,7 +1,8 @@
 //! The vault with no HTTP between: [`Service`] as a [`Vault`], so that the contract suite runs on SQLite.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
@@ -17,15 +18,16 @@ use crate::vault::{
 const BY: &str = "local";
 
 /// A vault in this process, speaking the object dialect without a wire.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct LocalVault {
     service: Arc<Service>,
+    requests: AtomicU64,
 }
 
 impl LocalVault {
     /// Over this service.
     pub fn new(service: Arc<Service>) -> Self {
-        Self { service }
+        Self { service, requests: AtomicU64::new(0) }
     }
 }
 
@@ -80,14 +82,31 @@ fn value(content: &Content) -> Value {
     Value::data(codec::encode_data(content).expose())
 }
 
-/// Runs `work` until the call's deadline; a call without time left does not begin.
-async fn within<T>(call: &Call, work: impl Future<Output = Result<T, ServiceError>>) -> Result<T> {
-    if call.deadline <= std::time::Instant::now() {
-        return Err(Error::new(ErrorKind::Deadline, "no time was left to ask the vault"));
+impl LocalVault {
+    /// Reads until the call's deadline.
+    async fn read<T>(&self, call: &Call, work: impl Future<Output = Result<T, ServiceError>>) -> Result<T> {
+        self.bounded(call, work).await
     }
-    match tokio::time::timeout_at(call.deadline.into(), work).await {
-        Ok(done) => Ok(done?),
-        Err(_) => Err(Error::new(ErrorKind::Deadline, "the vault did not answer in time").maybe_applied()),
+
+    /// Changes something until the call's deadline; what is cut off may have been done.
+    async fn change<T>(&self, call: &Call, work: impl Future<Output = Result<T, ServiceError>>) -> Result<T> {
+        let begun = call.deadline > Instant::now();
+        let done = self.bounded(call, work).await;
+        done.map_err(|e| if begun && e.kind == ErrorKind::Deadline { e.maybe_applied() } else { e })
+    }
+
+    async fn bounded<T>(
+        &self,
+        call: &Call,
+        work: impl Future<Output = Result<T, ServiceError>>,
+    ) -> Result<T> {
+        let late = || Error::new(ErrorKind::Deadline, "the vault did not answer in time");
+        if call.deadline <= Instant::now() {
+            return Err(late());
+        }
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let done = tokio::time::timeout_at(call.deadline.into(), work).await;
+        done.map_err(|_| late())?.map_err(Error::from)
     }
 }
 
@@ -104,27 +123,28 @@ impl Vault for LocalVault {
     }
 
     fn status(&self) -> VaultStatus {
-        VaultStatus { endpoint: "in this process".to_owned(), requests: 0, budget: None }
+        let requests = self.requests.load(Ordering::Relaxed);
+        VaultStatus { endpoint: "in this process".to_owned(), requests, budget: None }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
         let which = Lookup::Name(name.as_str().to_owned());
-        let (row, value) = within(call, self.service.get(which)).await?;
+        let (row, value) = self.read(call, self.service.get(which)).await?;
         object(&row, &value)
     }
 
     async fn get(&self, call: &Call, which: &ObjectId) -> Result<Object> {
-        let (row, value) = within(call, self.service.get(Lookup::Id(id(which)?))).await?;
+        let (row, value) = self.read(call, self.service.get(Lookup::Id(id(which)?))).await?;
         object(&row, &value)
     }
 
     async fn metadata(&self, call: &Call, which: &ObjectId) -> Result<Meta> {
-        meta(&within(call, self.service.metadata(id(which)?)).await?)
+        meta(&self.read(call, self.service.metadata(id(which)?)).await?)
     }
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
         let value = value(content);
-        meta(&within(call, self.service.create(BY, name.clone(), &value)).await?)
+        meta(&self.change(call, self.service.create(BY, name.clone(), &value)).await?)
     }
 
     async fn update(
@@ -134,11 +154,11 @@ impl Vault for LocalVault {
         content: &Content,
         _check: Option<&VersionTag>,
     ) -> Result<Meta> {
-        meta(&within(call, self.service.update(BY, id(which)?, None, value(content))).await?)
+        meta(&self.change(call, self.service.update(BY, id(which)?, None, value(content))).await?)
     }
 
     async fn delete(&self, call: &Call, which: &ObjectId, _check: Option<&VersionTag>) -> Result<()> {
-        within(call, self.service.delete(id(which)?, None)).await.map(drop)
+        self.change(call, self.service.delete(id(which)?, None)).await.map(drop)
     }
 
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {
@@ -149,7 +169,7 @@ impl Vault for LocalVault {
         };
         let request =
             ListRequest { from, limit: query.limit.clamp(1, 100), search: None, updated_after: None };
-        let page = within(call, self.service.list(request)).await?;
+        let page = self.read(call, self.service.list(request)).await?;
         let items = page.objects.iter().map(|row| {
             Ok(Summary {
                 id: ObjectId::new(id_text(row.id)),
@@ -162,7 +182,7 @@ impl Vault for LocalVault {
     }
 
     async fn versions(&self, call: &Call, which: &ObjectId) -> Result<Vec<VersionInfo>> {
-        let rows = within(call, self.service.versions(id(which)?)).await?;
+        let rows = self.read(call, self.service.versions(id(which)?)).await?;
         let infos = rows.into_iter().rev().map(|row| VersionInfo {
             number: row.number,
             tag: tag(row.number),
@@ -174,7 +194,24 @@ impl Vault for LocalVault {
     }
 
     async fn version(&self, call: &Call, which: &ObjectId, version: &VersionInfo) -> Result<Object> {
-        let (row, value) = within(call, self.service.version(id(which)?, version.number)).await?;
+        let (row, value) = self.read(call, self.service.version(id(which)?, version.number)).await?;
         object(&row, &value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::dir::DataDir;
+    use crate::server::owner::{Owner, ServeOptions};
+    use crate::vault::contract;
+
+    #[tokio::test]
+    async fn sqlite_passes_the_contract() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::prepare(temp.path()).unwrap();
+        let lock = dir.try_lock().unwrap().unwrap();
+        let owner = Owner::open(dir, lock, ServeOptions::default()).await.unwrap();
+        contract::run(Arc::new(LocalVault::new(Arc::clone(owner.service())))).await;
     }
 }

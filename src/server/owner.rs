@@ -4,11 +4,13 @@
 //! first so that nothing is made twice, and is given up last so that the socket's file is never removed
 //! from under a successor. A crash between any two steps leaves a directory that opens again.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, UnixListener};
 
+use super::api::limit::RateLimit;
 use super::api::{self, App};
 use super::dir::{DataDir, DirLock, SecretFileError, read_secret};
 use super::error::ServeError;
@@ -30,13 +32,15 @@ pub struct ServeOptions {
     pub max_value: usize,
     /// The master key's file, if not the one beside the database or systemd's credential.
     pub master_key_file: Option<PathBuf>,
+    /// Requests a key may make in a minute; as many as it likes if `None`.
+    pub rate_limit: Option<NonZeroU32>,
     /// Where time comes from.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { max_value: 1024 * 1024, master_key_file: None, clock: Arc::new(SystemClock) }
+        Self { max_value: 1024 * 1024, master_key_file: None, rate_limit: None, clock: Arc::new(SystemClock) }
     }
 }
 
@@ -45,6 +49,7 @@ impl Default for ServeOptions {
 pub struct Owner {
     dir: DataDir,
     service: Arc<Service>,
+    limit: Option<Arc<RateLimit>>,
     // Declared last: dropped after everything that it protects.
     lock: DirLock,
 }
@@ -63,8 +68,10 @@ impl Owner {
                 "is not the one this vault was sealed with: give the right one with --master-key-file";
             return Err(ServeError::MasterKey { path: master.path, problem });
         }
-        let service = Service::new(Arc::new(store), Arc::new(sealer), options.clock, options.max_value);
-        let owner = Self { dir, service: Arc::new(service), lock };
+        let clock = options.clock;
+        let limit = options.rate_limit.map(|n| Arc::new(RateLimit::new(n, Arc::clone(&clock))));
+        let service = Service::new(Arc::new(store), Arc::new(sealer), clock, options.max_value);
+        let owner = Self { dir, service: Arc::new(service), limit, lock };
         owner.first_key().await?;
         Ok(owner)
     }
@@ -128,8 +135,8 @@ pub struct Listening {
 impl Listening {
     /// Answers until `stop` is done, drains, removes the socket and gives up the lock.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Owner { dir, service, lock } = self.owner;
-        let router = api::router(App { service });
+        let Owner { dir, service, limit, lock } = self.owner;
+        let router = api::router(App { service, limit });
         listen::serve(self.listeners, router, stop).await;
         if let Err(e) = std::fs::remove_file(dir.socket()) {
             tracing::warn!(error = %e, "the socket's file could not be removed");

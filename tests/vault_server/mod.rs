@@ -36,6 +36,8 @@ pub struct Answer {
     pub json: Value,
     pub text: String,
     pub request_id: String,
+    /// X-RateLimit-Limit, -Remaining, -Reset and Retry-After.
+    pub limits: [Option<u64>; 4],
 }
 
 impl Answer {
@@ -66,10 +68,13 @@ impl Server {
     }
 
     pub async fn start_in(dir: TempDir, max_value: usize) -> Self {
+        Self::start_with(dir, ServeOptions { max_value, ..ServeOptions::default() }).await
+    }
+
+    pub async fn start_with(dir: TempDir, options: ServeOptions) -> Self {
         let data = DataDir::prepare(dir.path()).unwrap();
         let lock = data.try_lock().unwrap().unwrap();
         let key_file = data.key_file();
-        let options = ServeOptions { max_value, ..ServeOptions::default() };
         let owner = Owner::open(data, lock, options).await.unwrap();
         let service = Arc::clone(owner.service());
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -115,8 +120,10 @@ impl Server {
         assert_eq!(header("content-type"), "application/json");
         assert_eq!(header("cache-control"), "no-store");
         let request_id = header("x-request-id");
+        let limits = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "retry-after"]
+            .map(|name| header(name).parse().ok());
         let text = response.text().await.unwrap();
-        Answer { status, json: serde_json::from_str(&text).unwrap_or_default(), text, request_id }
+        Answer { status, json: serde_json::from_str(&text).unwrap_or_default(), text, request_id, limits }
     }
 
     pub async fn send(&self, method: &str, path: &str, body: impl Into<Vec<u8>>) -> Answer {

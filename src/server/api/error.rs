@@ -27,6 +27,8 @@ pub enum ErrorType {
     PayloadTooLarge,
     /// 422: well-formed, but not storable.
     UnprocessableEntity,
+    /// 429: over the rate limit.
+    RateLimitExceeded,
     /// 500: our fault.
     Internal,
 }
@@ -43,6 +45,7 @@ impl ErrorType {
             ErrorType::Conflict => (StatusCode::CONFLICT, "conflict"),
             ErrorType::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             ErrorType::UnprocessableEntity => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity"),
+            ErrorType::RateLimitExceeded => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             ErrorType::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_server_error"),
         }
     }

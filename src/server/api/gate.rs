@@ -26,17 +26,25 @@ async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let admitted = match bearer(request.headers()) {
-        Ok(key) => admit(&app, permission, &key).await,
-        Err(e) => Err(e),
+    let row = match identify(&app, request.headers()).await {
+        Ok(row) => row,
+        Err(e) => return e.into_response(),
     };
-    match admitted {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        Err(e) => e.into_response(),
+    let allowance = app.limit.as_ref().map(|limit| limit.take(&row.id));
+    let mut response = match allowance {
+        Some(allowance) if !allowance.granted => allowance.exceeded().into_response(),
+        _ => match permit(&row, permission) {
+            Ok(()) => {
+                request.extensions_mut().insert(Caller(row));
+                next.run(request).await
+            }
+            Err(e) => e.into_response(),
+        },
+    };
+    if let Some(allowance) = allowance {
+        allowance.announce(&mut response);
     }
+    response
 }
 
 fn unauthorized(what: &str) -> ApiError {
@@ -53,17 +61,26 @@ fn bearer(headers: &HeaderMap) -> Result<SecretString, ApiError> {
         .ok_or_else(|| unauthorized("no API key was sent as a bearer token"))
 }
 
-async fn admit(app: &App, permission: Permission, key: &SecretString) -> Result<Caller, ApiError> {
-    let known = app.service.authenticate(key).await?;
-    let row = known.ok_or_else(|| unauthorized("the API key is not known"))?;
-    if !row.permissions.allow(permission) {
-        let message = format!(
-            "this API key lacks the permission {}: enable Vault for this key in the dashboard, \
-             or use a key that has it (vaultfs serve … key add --permissions {})",
-            permission.name(),
-            permission.name()
-        );
-        return Err(ApiError::new(ErrorType::Forbidden, message));
+/// Whose request this is. The headers are done with before the look-up begins: a request is not `Sync`.
+fn identify<'a>(
+    app: &'a App,
+    headers: &HeaderMap,
+) -> impl Future<Output = Result<KeyRow, ApiError>> + Send + use<'a> {
+    let key = bearer(headers);
+    async move {
+        let known = app.service.authenticate(&key?).await?;
+        known.ok_or_else(|| unauthorized("the API key is not known"))
     }
-    Ok(Caller(row))
+}
+
+fn permit(row: &KeyRow, permission: Permission) -> Result<(), ApiError> {
+    if row.permissions.allow(permission) {
+        return Ok(());
+    }
+    let message = format!(
+        "this API key lacks the permission {}: enable Vault for this key in the dashboard, \
+         or use a key that has it",
+        permission.name()
+    );
+    Err(ApiError::new(ErrorType::Forbidden, message))
 }

@@ -8,6 +8,7 @@ pub mod body;
 pub mod envelope;
 pub mod error;
 pub mod gate;
+pub mod limit;
 pub mod object;
 pub mod query;
 
@@ -19,12 +20,15 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use super::service::Service;
 use super::store::Permission::{self, Delete, Read, Write};
 use error::{ApiError, ErrorType};
+use limit::RateLimit;
 
 /// What handlers share.
 #[derive(Debug, Clone)]
 pub struct App {
     /// The vault.
     pub service: Arc<Service>,
+    /// The rate limit, if there is one.
+    pub limit: Option<Arc<RateLimit>>,
 }
 
 /// Everything the server answers.
