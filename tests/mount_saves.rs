@@ -54,7 +54,7 @@ fn grouped_redirections_are_one_version() {
         for (what, script, content) in scripts {
             let name = format!("{shell}-{what}");
             mount.script(shell, &script.replace('F', &name)).ok();
-            assert_eq!(fs::read_to_string(mount.path(name)).unwrap(), content, "{name}");
+            assert_eq!(fs::read_to_string(mount.path(&name)).unwrap(), content, "{name}");
             assert_eq!(mount.versions(&name), [1], "{name}");
         }
     }

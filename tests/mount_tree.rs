@@ -118,7 +118,7 @@ fn an_object_beside_objects_below_its_name() {
 #[test]
 fn what_no_name_is_spelt_like_is_refused() {
     let mount = Mount::start();
-    for spelling in ["%2E", "%41x%2F", "%00%2f%2F", "a%2Fb"] {
+    for spelling in ["%2E%2E", "%2541", "x%2Ey", "a%2Fb", "%2F", "a%_"] {
         assert_eq!(fs::read(mount.path(spelling)).unwrap_err().kind(), ErrorKind::NotFound, "{spelling}");
         let refused = fs::write(mount.path(spelling), "x").unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{spelling}");
@@ -169,7 +169,7 @@ fn directories_live_until_rmdir_and_keep_their_inode() {
 
 #[test]
 fn everything_is_still_there_after_a_remount() {
-    let mut mount = Mount::start();
+    let mount = Mount::start();
     mount
         .sh("mkdir -p d/e; echo 1 > d/e/f; printf 'no newline' > g; head -c 3000 /dev/urandom > h; cp h d/h");
     let mount = Mount::at(mount.unmount(), &[]);
