@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::file::{File, FileState};
+use super::file::{File, FileState, LocalAttr};
 use super::inode::{DirKind, Node};
 use super::{Errno, FileSystem, Result};
 
@@ -102,9 +102,14 @@ impl FileSystem {
     pub(super) fn attr(&self, node: &Node) -> Attr {
         match node {
             Node::Dir(dir) => {
-                let touched = self.table().touched(&dir.kind).unwrap_or(self.started);
+                let mut table = self.table();
+                let touched = table.touched(&dir.kind).unwrap_or(self.started);
                 let perm = match dir.kind {
-                    DirKind::Tree(_) => self.dir_perm(),
+                    DirKind::Tree(_) => {
+                        let local = table.dir_local(&dir.kind).clone();
+                        drop(table);
+                        return self.tree_dir_attr(dir.ino, touched, &local);
+                    }
                     DirKind::Histories(_) | DirKind::History(..) | DirKind::Control => {
                         self.options.dir_mode & 0o555
                     }
@@ -139,8 +144,15 @@ impl FileSystem {
         if self.options.read_only { perm & 0o555 } else { perm }
     }
 
-    fn dir_perm(&self) -> u32 {
-        if self.options.read_only { self.options.dir_mode & 0o555 } else { self.options.dir_mode }
+    /// A directory's time of change is what utimens set, until its names change.
+    fn tree_dir_attr(&self, ino: u64, touched: SystemTime, local: &LocalAttr) -> Attr {
+        let perm = local.mode.unwrap_or(self.options.dir_mode);
+        let perm = if self.options.read_only { perm & 0o555 } else { perm };
+        let set = local.mtime.as_ref().filter(|_| local.ctime.is_some_and(|set| set >= touched));
+        let mut attr = self.plain(ino, FileKind::Directory, 0, perm, set.map_or(touched, |(at, _)| *at));
+        attr.atime = local.atime.unwrap_or(attr.mtime);
+        attr.ctime = local.ctime.map_or(touched, |c| c.max(touched));
+        attr
     }
 
     fn plain(&self, ino: u64, kind: FileKind, size: u64, perm: u32, mtime: SystemTime) -> Attr {
@@ -192,11 +204,16 @@ impl FileSystem {
                 *self.table().local(&name) = local;
                 Ok(())
             }
-            // The mode of a directory is the mount's; setting what it is already succeeds, as cp -a and rsync need.
-            Node::Dir(_) => match set.mode {
-                Some(mode) if mode & 0o777 & !self.options.dir_mode != 0 => Err(Errno::EPERM),
-                _ => Ok(()),
-            },
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => {
+                let mut table = self.table();
+                let local = table.dir_local(&dir.kind);
+                local.mode = set.mode.map(|m| m & 0o7777).or(local.mode);
+                local.atime = set.atime.or(local.atime);
+                local.mtime = set.mtime.map(|at| (at, None)).or(local.mtime.take());
+                local.ctime = Some(now);
+                Ok(())
+            }
+            Node::Dir(_) => Err(Errno::EPERM),
             Node::Version(_) | Node::Control(..) => Err(Errno::EPERM),
         }
     }

@@ -189,7 +189,7 @@ impl FileSystem {
     }
 
     /// MKDIR: in memory, until an object is in it.
-    pub fn mkdir(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<Entry> {
+    pub fn mkdir(self: &Arc<Self>, parent: u64, component: &OsStr, mode: u32) -> Step<Entry> {
         let under = match self.changeable(parent) {
             Ok(under) => under,
             Err(e) => return Step::Ready(Err(e)),
@@ -212,6 +212,8 @@ impl FileSystem {
             }
             let mut table = fs.table();
             table.made().insert(dir.clone());
+            let ceiling = fs.options.dir_mode;
+            table.dir_local(&DirKind::Tree(dir.clone())).mode = Some(mode & 0o777 & ceiling);
             table.touch(&DirKind::Tree(dir.clone()), fs.clock.wall());
             table.touch(&DirKind::Tree(under), fs.clock.wall());
             drop(table);

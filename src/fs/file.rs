@@ -26,6 +26,14 @@ pub struct LocalAttr {
     pub ctime: Option<SystemTime>,
 }
 
+impl LocalAttr {
+    /// The content changed: a time set before no longer holds, and set-id bits go, as for any write.
+    pub fn written(&mut self) {
+        self.mtime = None;
+        self.mode = self.mode.map(|mode| mode & !0o6000);
+    }
+}
+
 /// The version of the vault's object that a file is.
 #[derive(Debug, Clone)]
 pub struct Stored {

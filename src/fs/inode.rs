@@ -107,6 +107,8 @@ pub struct Table {
     beside: HashSet<ObjectName>,
     /// Modes, owners and times set here, kept for the life of the mount.
     local: HashMap<ObjectName, LocalAttr>,
+    /// The same for directories.
+    dir_local: HashMap<DirKind, LocalAttr>,
     /// When the set of names in a directory last changed, and a fingerprint of that set.
     touched: HashMap<DirKind, (SystemTime, u64)>,
 }
@@ -125,6 +127,7 @@ impl Table {
             made: BTreeSet::new(),
             beside: HashSet::new(),
             local: HashMap::new(),
+            dir_local: HashMap::new(),
             touched: HashMap::new(),
         };
         let kind = DirKind::Tree(DirPrefix::root());
@@ -301,6 +304,11 @@ impl Table {
     /// What was set here for `name`.
     pub fn local(&mut self, name: &ObjectName) -> &mut LocalAttr {
         self.local.entry(name.clone()).or_default()
+    }
+
+    /// What was set here for a directory.
+    pub fn dir_local(&mut self, kind: &DirKind) -> &mut LocalAttr {
+        self.dir_local.entry(kind.clone()).or_default()
     }
 
     /// When the set of names in a directory last changed.

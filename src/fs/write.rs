@@ -34,7 +34,7 @@ impl FileSystem {
         }
         let now = self.clock.wall();
         let pinned = state.pinned.clone();
-        state.local.mtime = None;
+        state.local.written();
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
         // Both fit: `end` is at most --max-size, which fits into memory.
         buffer.bytes.write_at(offset as usize, data);
@@ -109,7 +109,7 @@ impl FileSystem {
         }
         let now = self.clock.wall();
         let pinned = state.pinned.clone();
-        state.local.mtime = None;
+        state.local.written();
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
         buffer.bytes.resize(size as usize);
         buffer.changed(written, now);
