@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exit::{Exit, Failure};
 use crate::clock::Clock;
+use crate::fuse::mounts;
 use crate::harden;
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
@@ -31,6 +32,11 @@ const DEFAULT_URL: &str = "https://api.workos.com";
 
 const NO_KEY: &str = "no API key: set WORKOS_API_KEY, or give --api-key-file FILE, or use --embedded for a vault on \
                       this machine, which needs none";
+
+const NO_VAULT: &str = "which vault? Give --embedded for one on this machine, or set WORKOS_API_KEY (or give \
+                        --api-key-file FILE) for the service, or mount one first";
+
+const WAYS: &str = "give --embedded=DIR, or --api-url URL, or set WORKOS_API_URL and WORKOS_API_KEY";
 
 /// Options that name a vault. Flattened by `mount` and by the object commands.
 #[derive(Debug, Clone, clap::Args)]
@@ -188,6 +194,20 @@ impl ConnectArgs {
         Ok((spec, ApiKeyInput { secret: Some(secret) }))
     }
 
+    /// As [`ConnectArgs::resolve`]; but if nothing names a vault and exactly one mount lives, that mount's.
+    pub fn resolve_or_mounted(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
+        if self.names_a_vault() {
+            return self.resolve();
+        }
+        let mounts = mounts::live().into_iter().map(|m| (m.mountpoint, m.spec)).collect();
+        let (mut spec, key) = of_the_one_mount(mounts)?;
+        if let Some(prefix) = &self.prefix {
+            spec.prefix = clean_prefix(prefix);
+        }
+        spec.timeout = self.timeout;
+        Ok((spec, key))
+    }
+
     fn endpoint(&self) -> Result<Endpoint, Failure> {
         match (&self.embedded, &self.api_url) {
             (Some(_), Some(_)) => Err(usage(
@@ -195,9 +215,6 @@ impl ConnectArgs {
             )),
             (Some(dir), None) => {
                 let dir = match dir {
-                    Some(dir) if dir.as_os_str().is_empty() => {
-                        return Err(usage("--embedded= needs a directory after the equals sign"));
-                    }
                     Some(dir) => dir.clone(),
                     None => default_dir()?,
                 };
@@ -227,6 +244,38 @@ impl ConnectArgs {
             None => Err(Failure::new(Exit::Key, NO_KEY)),
         }
     }
+}
+
+/// The vault of the only mount there is, said on standard error.
+fn of_the_one_mount(
+    mounts: Vec<(PathBuf, serde_json::Value)>,
+) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
+    let [(mountpoint, spec)] = <[_; 1]>::try_from(mounts).map_err(|mounts| match mounts.as_slice() {
+        [] => Failure::new(Exit::Key, NO_VAULT),
+        several => {
+            let names: Vec<_> = several.iter().map(|(path, _)| path.display().to_string()).collect();
+            usage(format!("which vault? There are several mounts ({}): {WAYS}", names.join(", ")))
+        }
+    })?;
+    let at = mountpoint.display();
+    let spec: ConnectSpec = serde_json::from_value(spec).map_err(|_| {
+        usage(format!(
+            "the mount at {at} is of another version and does not say which vault it shows: {WAYS}"
+        ))
+    })?;
+    let secret = match (&spec.endpoint, &spec.key_file) {
+        (Endpoint::Embedded(_), _) => None,
+        (Endpoint::Url(_), Some(path)) => Some(key::read_key_file(path).map_err(|e| bad_key(path, e))?),
+        (Endpoint::Url(url), None) => {
+            let sentence = format!(
+                "the mount at {at} shows {url} with a key that only it knows: set WORKOS_API_KEY, or give \
+                 --api-key-file FILE"
+            );
+            return Err(Failure::new(Exit::Key, sentence));
+        }
+    };
+    eprintln!("vaultfs: using the vault mounted at {at}");
+    Ok((spec, ApiKeyInput { secret }))
 }
 
 /// Connects to the vault that `spec` names, and makes sure that it is one and takes the key.
@@ -378,4 +427,121 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 fn clean_url(text: &str, origin: &str) -> Result<String, Failure> {
     http::check_url(text).map_err(|why| usage(format!("{origin}: {why} (example: {DEFAULT_URL})")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        connect: ConnectArgs,
+    }
+
+    fn args(words: &[&str]) -> ConnectArgs {
+        Line::try_parse_from(["vaultfs"].iter().chain(words)).unwrap().connect
+    }
+
+    #[test]
+    fn the_whole_command_line_is_consistent() {
+        use clap::CommandFactory;
+        crate::cli::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn embedded_takes_its_directory_behind_an_equals_sign() {
+        let (spec, key) = args(&["--embedded=/v/../w", "--prefix", "a/b/"]).resolve().unwrap();
+        assert_eq!(spec.endpoint, Endpoint::Embedded("/v/../w".into()));
+        assert_eq!((spec.prefix.as_deref(), spec.timeout), (Some("a/b"), Duration::from_secs(10)));
+        assert_eq!((spec.max_size, spec.api), (1024 * 1024, Api::Auto));
+        assert!(key.secret.is_none());
+        assert!(Line::try_parse_from(["vaultfs", "--embedded", "/dir"]).is_err());
+        let (spec, _) = args(&["--embedded=rel"]).resolve().unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(spec.endpoint, Endpoint::Embedded(here.join("rel")), "paths are made absolute");
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for words in [
+            &["--embedded", "--api-url", "https://example.com"][..],
+            &["--embedded", "--api-key-file", "/k"],
+            &["--embedded", "--timeout", "0s"],
+            &["--api-url", "http://example.com"],
+            &["--api-url", "http://10.0.0.1:8200"],
+            &["--api-url", "https://user:pw@example.com"],
+            &["--api-url", "https://example.com/?key=sk_x"],
+            &["--api-url", "ftp://example.com"],
+            &["--api-url", "example.com"],
+            &["--api-url", ""],
+        ] {
+            let e = args(words).resolve().unwrap_err();
+            assert_eq!(e.exit, Exit::Usage, "{words:?}: {e}");
+            assert!(!e.message.contains("pw") && !e.message.contains("sk_x"), "{e}");
+        }
+        for words in [
+            &["--embedded="][..],
+            &["--timeout", "soon"],
+            &["--max-size", "big"],
+            &["--key-context", "novalue"],
+        ] {
+            assert!(Line::try_parse_from(["vaultfs"].iter().chain(words)).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_cleaned() {
+        for (given, used) in [
+            ("https://api.workos.com/", "https://api.workos.com"),
+            ("https://EXAMPLE.com/base/", "https://example.com/base"),
+            ("http://127.0.0.1:8200", "http://127.0.0.1:8200"),
+            ("http://[::1]:8200/", "http://[::1]:8200"),
+            ("http://localhost", "http://localhost"),
+        ] {
+            assert_eq!(clean_url(given, "--api-url").unwrap(), used);
+        }
+    }
+
+    #[test]
+    fn the_spec_travels_and_holds_no_secret() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "sk_canary\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let file = path.to_str().unwrap();
+        let context = ["--key-context", "a=b=c", "--key-context", "d="];
+        let words = [&["--api-url", "https://example.com", "--api-key-file", file], &context[..]].concat();
+        let (spec, key) = args(&words).resolve().unwrap();
+        assert_eq!(key.secret.as_ref().unwrap().expose(), "sk_canary");
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<ConnectSpec>(&json).unwrap(), spec);
+        assert_eq!(spec.key_context["a"], "b=c");
+        for text in [json, format!("{spec:?}"), format!("{key:?}")] {
+            assert!(!text.contains("canary"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_one_mount_lends_its_vault() {
+        let spec = |words: &[&str]| serde_json::to_value(args(words).resolve().unwrap().0).unwrap();
+        let here = || (PathBuf::from("/mnt/a"), spec(&["--embedded=/v"]));
+        let (found, key) = of_the_one_mount(vec![here()]).unwrap();
+        assert_eq!(found.endpoint, Endpoint::Embedded("/v".into()));
+        assert!(key.secret.is_none());
+        assert_eq!(of_the_one_mount(vec![]).unwrap_err().exit, Exit::Key);
+        let e =
+            of_the_one_mount(vec![here(), (PathBuf::from("/mnt/b"), spec(&["--embedded=/v"]))]).unwrap_err();
+        assert_eq!(e.exit, Exit::Usage);
+        assert!(e.message.contains("/mnt/a, /mnt/b"), "{e}");
+        let mut remote = found;
+        remote.endpoint = Endpoint::Url("https://example.com".into());
+        let e = of_the_one_mount(vec![("/mnt/a".into(), serde_json::to_value(remote).unwrap())]).unwrap_err();
+        assert_eq!(e.exit, Exit::Key);
+        let e = of_the_one_mount(vec![("/mnt/a".into(), serde_json::json!({"old": 1}))]).unwrap_err();
+        assert_eq!(e.exit, Exit::Usage);
+    }
 }

@@ -1,0 +1,139 @@
+//! Standard output of the object commands: names, listings, values.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::cli::exit::{Exit, Failure};
+use crate::vault::{ObjectName, Summary, VersionInfo, VersionTag};
+
+/// One line of `ls`.
+pub fn ls_line(item: &Summary, json: bool, long: bool, terminal: bool) -> String {
+    let version = item.version.as_ref().map(|v| v.as_str());
+    let time = item.updated_at.map(|t| timestamp(t).to_string());
+    if json {
+        return json_line(&LsJson {
+            name: item.name.as_str(),
+            id: item.id.as_str(),
+            version: item.version.as_ref().map(json_version),
+            updated_at: time,
+        });
+    }
+    let name = shown(&item.name, terminal);
+    match long {
+        true => format!("{:>4}  {:24}  {name}", version.unwrap_or("-"), time.as_deref().unwrap_or("-")),
+        false => name,
+    }
+}
+
+/// One line of `log`.
+pub fn log_line(info: &VersionInfo, json: bool) -> String {
+    let time = timestamp(info.created_at);
+    if json {
+        return json_line(&LogJson {
+            version: info.number,
+            created_at: time.to_string(),
+            size: info.size,
+            current: info.current,
+        });
+    }
+    let size = info.size.map_or_else(|| "-".to_owned(), |size| size.to_string());
+    format!("{:>4}  {time}  {size:>8}{}", info.number, if info.current { "  current" } else { "" })
+}
+
+#[derive(Serialize)]
+struct LsJson<'a> {
+    name: &'a str,
+    id: &'a str,
+    version: Option<serde_json::Value>,
+    updated_at: Option<String>,
+}
+
+#[derive(Serialize)]
+struct LogJson {
+    version: u64,
+    created_at: String,
+    size: Option<u64>,
+    current: bool,
+}
+
+fn json_line(line: &impl Serialize) -> String {
+    serde_json::to_string(line).expect("text, numbers and null always serialise")
+}
+
+/// A number where the dialect counts versions, so that it is the same as in `log`.
+fn json_version(tag: &VersionTag) -> serde_json::Value {
+    tag.as_str().parse::<u64>().map_or_else(|_| tag.as_str().into(), Into::into)
+}
+
+/// A name for a line of output: as it is for a pipe, control characters escaped for a terminal.
+fn shown(name: &ObjectName, terminal: bool) -> String {
+    let escape =
+        |c: char| -> String { if c.is_control() { c.escape_default().collect() } else { c.to_string() } };
+    match terminal {
+        true => name.as_str().chars().map(escape).collect(),
+        false => name.as_str().to_owned(),
+    }
+}
+
+fn timestamp(time: SystemTime) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_millis(time)
+}
+
+/// Standard output. A reader that goes away (`| head`) ends the command without a complaint.
+pub struct Output {
+    out: io::BufWriter<io::StdoutLock<'static>>,
+    /// Whether a person reads it.
+    pub terminal: bool,
+}
+
+impl Output {
+    /// Nothing is written yet.
+    pub fn new() -> Self {
+        let out = io::stdout().lock();
+        let terminal = out.is_terminal();
+        Self { out: io::BufWriter::new(out), terminal }
+    }
+
+    /// False if nobody reads any more.
+    pub fn line(&mut self, line: &str) -> Result<bool, Failure> {
+        self.bytes(format!("{line}\n").as_bytes())
+    }
+
+    /// False if nobody reads any more.
+    pub fn bytes(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
+        heard(self.out.write_all(bytes))
+    }
+
+    /// What is there goes out now; false if nobody reads any more.
+    pub fn flush(&mut self) -> Result<bool, Failure> {
+        heard(self.out.flush())
+    }
+
+    /// The end of the output, and of the command.
+    pub fn finish(mut self) -> Result<ExitCode, Failure> {
+        heard(self.out.flush()).map(|_| ExitCode::SUCCESS)
+    }
+}
+
+fn heard(result: io::Result<()>) -> Result<bool, Failure> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Failure::new(Exit::Failed, format!("cannot write to standard output: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_escaped_for_terminals_only() {
+        let name = ObjectName::new("a\n\u{1b}[31m\u{9b}é").unwrap();
+        assert_eq!(shown(&name, true), "a\\n\\u{1b}[31m\\u{9b}é");
+        assert_eq!(shown(&name, false), name.as_str());
+    }
+}

@@ -1,0 +1,265 @@
+//! The object commands as scripts see them: exact output, exit codes, and no secret anywhere else.
+
+mod vault_server;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+use vault_server::Server;
+
+const CANARY: &str = "canary-value-7c211433f02071597741e6ff5a8ea34789abbf43";
+const CANARY_KEY: &str = "sk_canary_key_f02071597741e6ff5a8ea347";
+
+/// A directory for a vault, and commands that know nothing of the machine they run on.
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn vault(&self) -> PathBuf {
+        self.0.path().join("vault")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
+        command.env_clear().env("HOME", self.0.path()).env("RUST_LOG", "trace").args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a command on the embedded vault.
+    fn run(&self, args: &[&str], input: &[u8]) -> Output {
+        let embedded = format!("--embedded={}", self.vault().display());
+        feed(self.command(args).arg(embedded), input)
+    }
+
+    /// Runs a command that must succeed; its standard output.
+    #[track_caller]
+    fn ok(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
+        let output = self.run(args, input);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        output.stdout
+    }
+
+    #[track_caller]
+    fn text(&self, args: &[&str]) -> String {
+        String::from_utf8(self.ok(args, b"")).unwrap()
+    }
+}
+
+fn feed(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    // A command that fails early does not read all of it.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+#[track_caller]
+fn assert_fails(output: &Output, code: i32, word: &str) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    assert!(error.starts_with("vaultfs: ") && error.contains(word), "{error}");
+    assert!(output.stdout.is_empty(), "standard output is data");
+}
+
+#[test]
+fn put_get_and_history() {
+    let home = Home::new();
+    let every_byte: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    for value in [&b"one"[..], b"", b"one\n", &every_byte] {
+        assert_eq!(home.ok(&["put", "dir/name"], value), b"");
+        assert_eq!(home.ok(&["get", "dir/name"], b""), value);
+        home.ok(&["put", "dir/name"], value);
+    }
+    let log = home.text(&["log", "dir/name"]);
+    let lines: Vec<_> = log.lines().collect();
+    assert_eq!(lines.len(), 4, "equal bytes make no version: {log}");
+    assert!(lines[0].starts_with("   1  20") && lines[0].ends_with("Z         3"), "{log}");
+    assert!(lines[3].ends_with("    100000  current"), "{log}");
+    assert_eq!(home.ok(&["get", "dir/name", "--version", "3"], b""), b"one\n");
+
+    home.ok(&["restore", "dir/name", "--version", "1"], b"");
+    assert_eq!(home.ok(&["get", "dir/name"], b""), b"one");
+    let again = home.run(&["restore", "dir/name", "--version", "1"], b"");
+    assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).contains("nothing to do"));
+    let log = home.text(&["log", "dir/name", "--json"]);
+    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["version"], &last["size"], &last["current"]), (&5.into(), &3.into(), &true.into()));
+
+    home.ok(&["rm", "dir/name"], b"");
+    assert_fails(&home.run(&["get", "dir/name"], b""), 5, "\"dir/name\"");
+    home.ok(&["put", "dir/name"], b"anew");
+    assert_eq!(home.text(&["log", "dir/name"]).lines().count(), 1, "rm ends the history");
+}
+
+#[test]
+fn listings() {
+    let home = Home::new();
+    assert_eq!(home.text(&["ls"]), "");
+    for name in ["db/user", "db/password", "dbx", "odd\nname"] {
+        home.ok(&["put", name], b"x");
+    }
+    home.ok(&["put", "db/user"], b"y");
+    assert_eq!(home.text(&["ls"]), "db/user\ndb/password\ndbx\nodd\nname\n");
+    assert_eq!(home.text(&["ls", "db/"]), "db/user\ndb/password\n");
+    assert_eq!(home.text(&["ls", "--prefix", "db"]), "user\npassword\n");
+    assert_eq!(home.text(&["get", "user", "--prefix", "db"]), "y");
+    let long = home.text(&["ls", "-l", "db/user"]);
+    assert!(long.starts_with("   2  20") && long.ends_with("Z  db/user\n"), "{long}");
+    let json = home.text(&["ls", "--json"]);
+    let lines: Vec<serde_json::Value> = json.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    assert_eq!((&lines[3]["name"], &lines[0]["version"]), (&"odd\nname".into(), &2.into()));
+
+    let mut child = home.command(&["ls", &format!("--embedded={}", home.vault().display())]).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success(), "a reader that goes away is no failure");
+}
+
+#[test]
+fn formats() {
+    let home = Home::new();
+    home.ok(&["put", "s", "--format", "json"], b"{\"b\":1.0,\"a\":{}}");
+    assert_eq!(home.text(&["get", "s"]), "{\n  \"b\": 1.0,\n  \"a\": {}\n}\n");
+    home.ok(&["put", "s"], b"{\"b\":2}");
+    assert_eq!(home.text(&["get", "s"]), "{\n  \"b\": 2\n}\n", "structured stays structured");
+    home.ok(&["put", "s", "--format", "raw"], b"{\"b\":2}");
+    assert_eq!(home.text(&["get", "s"]), "{\"b\":2}");
+    assert_fails(&home.run(&["put", "s", "--format", "json"], b"no json"), 1, "JSON object");
+    assert_eq!(home.text(&["log", "s"]).lines().count(), 3);
+}
+
+#[test]
+fn failures_have_codes_and_sentences() {
+    let home = Home::new();
+    home.ok(&["put", "there"], b"x");
+    let two = home.run(&["rm", "absent one", "there", "absent two"], b"");
+    assert_fails(&two, 5, "absent one");
+    assert!(String::from_utf8_lossy(&two.stderr).contains("absent two"), "each failure is named");
+    assert_eq!(home.text(&["ls"]), "", "what could be deleted is deleted");
+    home.ok(&["put", "there"], b"x");
+    assert_fails(&home.run(&["get", "there", "--version", "2"], b""), 5, "there are 1 to 1");
+    assert_fails(&home.run(&["put", ""], b"x"), 2, "1 to 1024 bytes");
+    assert_fails(&home.run(&["put", &"x".repeat(1025)], b"x"), 2, "1 to 1024 bytes");
+    assert_fails(&home.run(&["put", "big", "--max-size", "10"], &[b'x'; 11]), 1, "--max-size");
+    assert_fails(&home.run(&["ls", "--api", "kv"], b""), 4, "kv API");
+    assert_fails(&home.run(&["ls", "--api-url", "http://127.0.0.1:1"], b""), 2, "--embedded");
+    assert_eq!(home.run(&["get"], b"").status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn keys_are_found_in_their_order() {
+    let server = Server::start().await;
+    let (url, key, home) = (server.url.clone(), server.key.clone(), Home::new());
+    let dir = home.0.path().to_owned();
+    let file = |name: &str, text: &str, mode: u32| {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = file("good", &format!("{key}\n"), 0o600);
+    let wrong = file("wrong", CANARY_KEY, 0o600);
+    let open = file("open", &key, 0o644);
+    file("credentials/workos-api-key", &key, 0o400);
+    let credentials = dir.join("credentials");
+    let task = tokio::task::spawn_blocking(move || {
+        let ls = |args: &[&str], env: &[(&str, &str)]| {
+            let all = [&["ls", "--api-url", &url], args].concat();
+            home.command(&all).envs(env.iter().copied()).output().unwrap()
+        };
+        let credentials = credentials.to_str().unwrap();
+        assert!(ls(&["--api-key-file", &good], &[("WORKOS_API_KEY", CANARY_KEY)]).status.success());
+        assert!(ls(&[], &[("WORKOS_API_KEY", &key)]).status.success());
+        let both = [("CREDENTIALS_DIRECTORY", credentials), ("WORKOS_API_KEY", CANARY_KEY)];
+        assert!(ls(&[], &both).status.success());
+        assert_fails(&ls(&["--api-key-file", &wrong], &both), 3, &wrong);
+        assert_fails(&ls(&["--api-key-file", &open], &both), 3, "chmod 600");
+        assert_fails(&ls(&["--api-key-file", "/nonexistent"], &both), 3, "/nonexistent");
+        assert_fails(&ls(&[], &[("WORKOS_API_KEY", CANARY_KEY)]), 3, "WORKOS_API_KEY");
+        assert_fails(&ls(&[], &[]), 3, "no API key");
+        let by_env =
+            home.command(&["ls"]).envs([("WORKOS_API_URL", &url), ("WORKOS_API_KEY", &key)]).output();
+        assert!(by_env.unwrap().status.success());
+    });
+    task.await.unwrap();
+    server.stop().await;
+}
+
+#[test]
+fn what_is_no_vault_is_said() {
+    let home = Home::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let page = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 4096];
+        let n = std::io::Read::read(&mut stream, &mut request).unwrap();
+        assert!(n > 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>").unwrap();
+        drop(listener);
+    });
+    let ls =
+        |url: &str| home.command(&["ls", "--api-url", url]).env("WORKOS_API_KEY", "sk_x").output().unwrap();
+    assert_fails(&ls(&url), 4, "not a vault at http://127.0.0.1:");
+    page.join().unwrap();
+    assert_fails(&ls(&url), 4, "no connection to the vault");
+}
+
+/// Neither value nor key shows in any output but `get`'s, or in any file but DIR/api-key.
+#[test]
+fn the_canary_is_heard_nowhere() {
+    let home = Home::new();
+    let value = CANARY.as_bytes();
+    let json = format!("{{\"secret\":\"{CANARY}\"}}");
+    home.ok(&["put", "c"], value);
+    assert_eq!(home.ok(&["get", "c"], b""), value);
+    let key = fs::read_to_string(home.vault().join("api-key")).unwrap().trim().to_owned();
+    let runs: &[(&[&str], &[u8])] = &[
+        (&["put", "c"], value),
+        (&["put", "j", "--format", "json"], json.as_bytes()),
+        (&["put", "c", "--format", "json"], value),
+        (&["put", "c", "--max-size", "5"], value),
+        (&["put", ""], value),
+        (&["ls", "-l"], b""),
+        (&["ls", "--json"], b""),
+        (&["log", "c", "--json"], b""),
+        (&["restore", "c", "--version", "1"], b""),
+        (&["restore", "c", "--version", "7"], b""),
+        (&["rm", "absent", "j"], b""),
+        (&["ls", "--api", "kv"], b""),
+    ];
+    for (args, input) in runs {
+        let output = home.run(args, input);
+        for text in [&output.stdout, &output.stderr] {
+            let text = String::from_utf8_lossy(text);
+            assert!(!text.contains(CANARY) && !text.contains(&key), "{args:?}: {text}");
+        }
+    }
+    let lost =
+        home.command(&["ls", "--api-url", "http://127.0.0.1:1"]).env("WORKOS_API_KEY", CANARY_KEY).output();
+    assert!(!format!("{:?}", lost.unwrap()).contains(CANARY_KEY));
+    assert_no_file_holds(home.0.path(), &[CANARY, CANARY_KEY, &key], &home.vault().join("api-key"));
+}
+
+fn assert_no_file_holds(dir: &Path, secrets: &[&str], but: &Path) {
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            assert_no_file_holds(&entry.path(), secrets, but);
+        } else if kind.is_file() && entry.path() != but {
+            let bytes = fs::read(entry.path()).unwrap();
+            for secret in secrets {
+                let found = bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
+                assert!(!found, "{} holds a secret", entry.path().display());
+            }
+        }
+    }
+}
