@@ -2,7 +2,7 @@
 //! And what lies on its disk holds no value and no usable key.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -186,6 +186,37 @@ async fn a_terminated_server_drains_ends_well_and_lets_the_next_one_in() {
     let mut next = Served::start(dir.path());
     next.signal(libc::SIGINT);
     assert_eq!(next.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_request_under_way_is_answered_before_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut served = Served::start(dir.path());
+    let body = r#"{"name":"late","data":{}}"#;
+    let mut stream = std::net::TcpStream::connect(served.url.strip_prefix("http://").unwrap()).unwrap();
+    let head = format!(
+        "POST /vault/object/create HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        served.key,
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // The server asks for the body: the request is under way.
+    let mut lines = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert_eq!(line, "HTTP/1.1 100 Continue\r\n");
+    served.signal(libc::SIGTERM);
+    // No new connections: it has heard.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while std::net::TcpStream::connect(served.url.strip_prefix("http://").unwrap()).is_ok() {
+        assert!(Instant::now() < deadline, "it goes on taking connections");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    stream.write_all(body.as_bytes()).unwrap();
+    let mut answer = String::new();
+    lines.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("HTTP/1.1 200 OK") && answer.contains("\"name\":\"late\""), "{answer}");
+    assert_eq!(served.wait().code(), Some(0));
 }
 
 #[test]

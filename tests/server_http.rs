@@ -11,8 +11,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vault_server::{MAX_VALUE, Server, id};
 use vaultfs::clock::ManualClock;
+use vaultfs::secret::SecretString;
 use vaultfs::server::owner::ServeOptions;
-use vaultfs::server::store::Permission;
+use vaultfs::server::service::Value as Stored;
+use vaultfs::server::store::{Permission, StoredForm};
+use vaultfs::vault::ObjectName;
 
 const GHOST: &str = "vault_obj_01H1EXAMP1E000000000000000";
 
@@ -300,6 +303,26 @@ async fn hostile_names_are_names() {
     let listed = s.get("/vault/object/list?limit=100").await.ok();
     let listed: Vec<_> = listed["data"].as_array().unwrap().iter().map(|o| o["name"].clone()).collect();
     assert_eq!(listed, names.map(Value::from));
+}
+
+#[tokio::test]
+async fn what_the_other_dialect_wrote_is_shown_as_data() {
+    let s = Server::start().await;
+    for (name, value, data) in [
+        ("text", "{\"a\": 1}", json!({"value": "{\"a\": 1}"})),
+        (
+            "bytes",
+            "data:application/octet-stream;base64,AP8=",
+            json!({"value": "AP8=", "encoding": "base64"}),
+        ),
+    ] {
+        let value = Stored { form: StoredForm::Kv, text: SecretString::new(value.to_owned()) };
+        s.service.create("test", ObjectName::new(name).unwrap(), &value).await.unwrap();
+        let object = s.get(&format!("/vault/object/get-by-name?name={name}")).await.ok();
+        assert_eq!(object["data"], data);
+    }
+    let id = id(&s.get("/vault/object/get-by-name?name=bytes").await.ok());
+    assert_eq!(s.get(&format!("/vault/object/versions?id={id}")).await.ok()["data"][0]["size"], 2);
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ use nix::unistd::geteuid;
 use super::error::ServeError;
 use crate::secret::SecretString;
 
+/// What a start opens or trusts, if it is there.
+const FILES: [&str; 6] = ["lock", "vault.db", "vault.db-wal", "vault.db-shm", "master-key", "api-key"];
 /// Longest path a Unix socket's address holds.
 const MAX_SOCKET_PATH: usize = 107;
 /// No key file is longer; what is longer was named by mistake.
@@ -58,6 +60,13 @@ impl DataDir {
         if meta.mode() & 0o7777 != 0o700 {
             dir.set_permissions(Permissions::from_mode(0o700))
                 .map_err(ServeError::io("cannot set the mode of directory", &path))?;
+        }
+        // It may have been open to others until now: a key or a database that they left is not ours.
+        for file in FILES.map(|name| path.join(name)) {
+            let owner = fs::symlink_metadata(&file).map_or(meta.uid(), |file| file.uid());
+            if owner != meta.uid() {
+                return Err(ServeError::ForeignDirectory { path: file, owner });
+            }
         }
         let dir = Self { path };
         if dir.socket().as_os_str().len() > MAX_SOCKET_PATH {
@@ -196,6 +205,14 @@ mod tests {
             std::os::unix::fs::chown(&other, Some(12345), None).unwrap();
             assert!(matches!(
                 DataDir::prepare(&other),
+                Err(ServeError::ForeignDirectory { owner: 12345, .. })
+            ));
+            let planted = temp.path().join("planted");
+            fs::create_dir(&planted).unwrap();
+            fs::write(planted.join("master-key"), "x").unwrap();
+            std::os::unix::fs::chown(planted.join("master-key"), Some(12345), None).unwrap();
+            assert!(matches!(
+                DataDir::prepare(&planted),
                 Err(ServeError::ForeignDirectory { owner: 12345, .. })
             ));
         } else {

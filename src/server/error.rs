@@ -12,10 +12,10 @@ pub enum ServeError {
     /// Another process holds the lock but does not answer on the socket.
     #[error("{} is locked by another process that does not answer on its socket: see what it is doing, or stop it", .0.display())]
     OwnerSilent(PathBuf),
-    /// The directory is someone else's.
-    #[error("{} belongs to user {owner}: a vault's directory must be your own", .path.display())]
+    /// The directory, or a file in it, is someone else's.
+    #[error("{} belongs to user {owner}: a vault's directory and its files must be your own", .path.display())]
     ForeignDirectory {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// Its owner.
         owner: u32,

@@ -15,8 +15,9 @@ use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-/// How long a connection may stay without a complete request head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection may stay without a complete request head. Longer than clients keep idle connections
+/// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just going.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long requests under way may take once the server is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of file descriptors, most likely.

@@ -1,5 +1,6 @@
 //! Request and response bodies: JSON taken apart without losing a byte of it, secrets wiped afterwards.
 //!
+//! What this module holds is wiped; the copies that the HTTP library makes while it reads and writes are not.
 //! A body is an object of fields; each field stays the text it was sent as until it is asked for. That is
 //! how `data` is kept verbatim, and how an error can name the field it is about.
 
