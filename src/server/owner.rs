@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::api::limit::RateLimit;
 use super::api::{self, App};
-use super::dir::{DataDir, DirLock, SecretFileError, read_secret};
+use super::dir::{DataDir, DirLock, SecretFileError, read_credential, read_secret};
 use super::error::ServeError;
 use super::listen::{self, Listeners};
 use super::seal::{MasterKey, Sealer, random};
@@ -165,13 +165,16 @@ struct Master {
 /// `--master-key-file`, else systemd's credential, else the file beside the database, which is made for a
 /// vault that has no database yet, and never otherwise: a new key would open nothing.
 fn master_key(dir: &DataDir, named: Option<PathBuf>) -> Result<Master, ServeError> {
-    if let Some(path) = named.or_else(credential) {
-        return read_master(&path);
+    if let Some(path) = named {
+        return master_in(&path, read_secret(&path));
+    }
+    if let Some(path) = credential() {
+        return master_in(&path, read_credential(&path));
     }
     let path = dir.master_key_file();
     let begun = std::fs::metadata(dir.database()).is_ok_and(|meta| meta.len() > 0);
     if path.exists() || begun {
-        return read_master(&path);
+        return master_in(&path, read_secret(&path));
     }
     let key = MasterKey::generate().map_err(|_| ServeError::NoRandomness)?;
     dir.write_secret(&path, &key.to_text())?;
@@ -183,9 +186,9 @@ fn credential() -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-fn read_master(path: &Path) -> Result<Master, ServeError> {
+fn master_in(path: &Path, text: Result<SecretString, SecretFileError>) -> Result<Master, ServeError> {
     let bad = |problem| ServeError::MasterKey { path: path.to_owned(), problem };
-    let text = read_secret(path).map_err(|e| match e {
+    let text = text.map_err(|e| match e {
         SecretFileError::Missing => {
             bad("is missing, and without it nothing in this vault can be opened: put it back")
         }
