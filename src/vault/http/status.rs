@@ -8,7 +8,6 @@ use std::path::Path;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::retry::Effect;
 use super::transport::{Answer, Request};
 use crate::vault::{Error, ErrorKind, Result};
 
@@ -31,13 +30,13 @@ pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
 
 fn error(kind: ErrorKind, sentence: &str, answer: &Answer, request: &Request) -> Error {
     // A server that failed, or that answered nonsense, may have done its work before.
-    let doubt = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) && request.effect == Effect::Write;
+    let doubt = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) || answer.doubt;
     Error {
         kind,
         message: format!("{}: {sentence}", request.doing),
         request_id: answer.request_id.clone(),
         attempts: answer.attempts,
-        maybe_applied: doubt,
+        maybe_applied: doubt && request.effect.changes(),
         retry_after: answer.retry_after,
     }
 }
@@ -117,11 +116,12 @@ fn quote(answer: &Answer, request: &Request) -> Option<String> {
     #[derive(Deserialize)]
     struct Said {
         message: Option<String>,
+        error: Option<String>,
         code: Option<String>,
     }
     let said: Said = serde_json::from_slice(&answer.body).ok()?;
     let text = match &request.body {
-        None => said.message?,
+        None => said.message.or(said.error)?,
         // The sentence might repeat what was sent; the code is a word of the API.
         Some(_) => said.code.filter(|c| c.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))?,
     };
