@@ -107,11 +107,16 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
+        Self::below(std::env::temp_dir())
+    }
+
+    /// Elsewhere than in the directory for temporary files.
+    pub fn below(parent: impl AsRef<Path>) -> Self {
         assert!(
             Path::new("/dev/fuse").exists(),
             "these tests mount, and there is no /dev/fuse here: modprobe fuse, or --device /dev/fuse"
         );
-        let dir = tempfile::Builder::new().prefix("vaultfs-test-").tempdir().unwrap();
+        let dir = tempfile::Builder::new().prefix("vaultfs-test-").tempdir_in(parent).unwrap();
         // The kernel shows paths without links.
         let root = fs::canonicalize(dir.path()).unwrap();
         let (data, mnt) = (root.join("data"), root.join("mnt"));
