@@ -237,7 +237,6 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         log: serde_json::to_value(&log)?,
         foreground: args.foreground,
     };
-    let signals = args.foreground.then(hold_signals).transpose()?;
     let (mut child, ready) = start_keeper(&config, key.secret.as_ref())?;
     drop(key);
     let dev = match ready {
@@ -255,10 +254,13 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         }
         .into());
     }
-    match signals {
-        Some(signals) => stay(child, &signals),
-        None => Ok(ExitCode::SUCCESS),
+    if !args.foreground {
+        return Ok(ExitCode::SUCCESS);
     }
+    // Until here a signal just ended this process, and with it, unmounted, what it had started.
+    let signals = hold_signals()?;
+    eprintln!("vaultfs: {} is mounted", config.mountpoint.display());
+    stay(child, &signals)
 }
 
 impl MountArgs {
@@ -344,7 +346,7 @@ fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<(), Failure> {
     }
 }
 
-/// With `-f`, signals are for the keeper; they wait until it can be told.
+/// With `-f`, signals are for the keeper: they are taken one by one and passed on.
 fn hold_signals() -> nix::Result<SigSet> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
