@@ -276,6 +276,8 @@ fn usage_errors() {
     assert!(fails(&["--embedded", "-o", "ro,suid"]).contains("suid"));
     assert!(fails(&["--embedded", "--file-mode", "4755"]).contains("--file-mode"));
     assert!(fails(&["--embedded", "--scratch", "[a"]).contains("--scratch"));
+    let inside = format!("--embedded={}", place.mnt.join("data").display());
+    assert!(fails(&[&inside]).contains("hidden by the mount"));
     assert_nothing_left(&place.mnt);
 }
 

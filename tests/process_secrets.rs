@@ -7,6 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nix::fcntl::{Flock, FlockArg};
+
 use common::{
     Beside, Mount, Place, assert_nothing_left, in_foreground, is_mounted, is_root, open_to_all, run, until,
 };
@@ -47,6 +49,8 @@ struct Nobody {
     place: Place,
     program: std::path::PathBuf,
     device_mode: u32,
+    /// Two runs of these tests would change the mode of /dev/fuse under each other.
+    _turn: Flock<fs::File>,
 }
 
 const NOBODY: u32 = 65534;
@@ -63,10 +67,12 @@ impl Nobody {
             let _ = fs::create_dir(&dir);
             std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
         }
+        let device = fs::File::open("/dev/fuse").unwrap();
+        let turn = Flock::lock(device, FlockArg::LockExclusive).unwrap();
         // Distributions let everybody open it; some containers do not.
         let device_mode = fs::metadata("/dev/fuse").unwrap().mode() & 0o777;
         fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
-        Self { place, program, device_mode }
+        Self { place, program, device_mode, _turn: turn }
     }
 
     fn run_as(&self, program: &Path) -> Command {

@@ -69,6 +69,24 @@ fn a_mapped_file_keeps_it_busy() {
 }
 
 #[test]
+fn a_second_place_that_shows_it_is_named() {
+    if !common::is_root() {
+        eprintln!("SKIPPED: only root can bind a directory");
+        return;
+    }
+    let mount = Mount::start();
+    let second = mount.mnt().with_file_name("second");
+    fs::create_dir(&second).unwrap();
+    run(Command::new("mount").arg("--bind").arg(mount.mnt()).arg(&second)).ok();
+    let said = run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(1);
+    assert!(said.contains(second.to_str().unwrap()), "{said}");
+    fs::write(second.join("f"), "1").unwrap();
+    run(mount.vaultfs(["unmount"]).arg(&second)).ok();
+    assert!(!is_mounted(&second));
+    assert_nothing_left(mount.mnt());
+}
+
+#[test]
 fn a_refused_unmount_stores_nothing_half_written() {
     use std::io::Write;
     let mount = Mount::start();
