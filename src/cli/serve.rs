@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
+use crate::harden::{self, LockState};
 use crate::server::dir::DataDir;
 use crate::server::error::ServeError;
 use crate::server::owner::{Owner, ServeOptions};
@@ -54,6 +55,9 @@ pub struct ServeArgs {
 /// Runs the command.
 pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.verbose);
+    if let LockState::NotLocked(why) = harden::lock_memory() {
+        tracing::warn!("memory is not locked, secrets may reach the swap: {why}");
+    }
     if !args.listen.ip().is_loopback() {
         let message = format!(
             "--listen {} can be reached from other machines, and keys and secrets would travel unencrypted: \
