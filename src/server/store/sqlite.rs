@@ -137,7 +137,9 @@ fn gone(e: &dyn std::fmt::Display) -> StoreError {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     // Not the error's own text: of a panic it says what the panic said, which could be anything.
-    tokio::task::spawn_blocking(work).await.map_err(|_| gone(&"a task of the store ended without a result"))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| gone(&"a task of the store ended without a result"))?
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
