@@ -185,6 +185,9 @@ async fn keys_are_found_in_their_order() {
         assert_fails(&ls(&["--api-key-file", "/nonexistent"], &both), 3, "/nonexistent");
         assert_fails(&ls(&[], &[("WORKOS_API_KEY", CANARY_KEY)]), 3, "WORKOS_API_KEY");
         assert_fails(&ls(&[], &[]), 3, "no API key");
+        let proxy = ["http_proxy", "HTTP_PROXY", "ALL_PROXY"].map(|name| (name, "http://127.0.0.1:1"));
+        let direct = ls(&["--api-key-file", &good], &proxy);
+        assert!(direct.status.success(), "loopback is never reached through a proxy: {direct:?}");
         let by_env =
             home.command(&["ls"]).envs([("WORKOS_API_URL", &url), ("WORKOS_API_KEY", &key)]).output();
         assert!(by_env.unwrap().status.success());

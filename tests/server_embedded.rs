@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, StatusCode};
 use vaultfs::server::embedded::Embedded;
 use vaultfs::server::error::ServeError;
+use vaultfs::server::owner::ServeOptions;
 
 fn client(socket: &Path) -> Client {
     // Another test of this process may have been first.
@@ -136,6 +137,51 @@ async fn a_vault_without_its_master_key_says_so() {
     assert!(problem.contains("0600"));
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     Embedded::start(dir.path()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_master_key_may_live_elsewhere() {
+    // "0123456789abcdef", twice
+    const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("vault");
+    let file = temp.path().join("vaultfs-master-key");
+    std::fs::write(&file, KEY).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o440)).unwrap();
+
+    // As a named file it must be private.
+    let options = ServeOptions { master_key_file: Some(file.clone()), ..ServeOptions::default() };
+    let Err(ServeError::MasterKey { .. }) = Embedded::start_with(&dir, options.clone()).await else {
+        panic!()
+    };
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o400)).unwrap();
+    let embedded = Embedded::start_with(&dir, options).await.unwrap();
+    let made = status(&embedded, "create", Some(r#"{"name":"a","data":{}}"#)).await.unwrap();
+    assert_eq!(made, StatusCode::OK);
+    embedded.shutdown().await;
+    assert!(!dir.join("master-key").exists());
+
+    // As a credential of systemd's its group bits are the access list's.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o440)).unwrap();
+    let serve = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&dir).stdout(Stdio::piped());
+        command
+    };
+    let mut server = serve().env("CREDENTIALS_DIRECTORY", temp.path()).spawn().unwrap();
+    let mut url = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    assert!(url.starts_with("http://127.0.0.1:"));
+    let attached = Embedded::start(&dir).await.unwrap();
+    assert_eq!(status(&attached, "get-by-name?name=a", None).await.unwrap(), StatusCode::OK);
+    attached.shutdown().await;
+    server.kill().unwrap();
+    server.wait().unwrap();
+
+    // Without either there is no key, and none is made that would open nothing.
+    let refused = serve().env_remove("CREDENTIALS_DIRECTORY").stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("master-key is missing"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

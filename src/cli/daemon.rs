@@ -64,7 +64,7 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
 }
 
 fn keep() -> anyhow::Result<ExitCode> {
-    harden::name_process(c"vaultfs-keeper");
+    harden::name_process(keeper::NAME);
     let (config, key, front) = keeper::begin()?;
     let memory = harden::lock_memory();
     log::start(&serde_json::from_value(config.log.clone())?);

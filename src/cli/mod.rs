@@ -7,6 +7,7 @@ pub mod log;
 pub mod mount;
 pub mod objects;
 pub mod serve;
+pub mod serve_key;
 pub mod stack;
 pub mod status;
 pub mod unmount;

@@ -14,10 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
+use super::serve_key::{self, ServeCommand};
 use crate::harden::{self, LockState};
 use crate::server::dir::DataDir;
 use crate::server::error::ServeError;
 use crate::server::owner::{Owner, ServeOptions};
+
+/// The database takes a text of a gigabyte, which may be eight times its file.
+const MAX_MAX_SIZE: bytesize::ByteSize = bytesize::ByteSize::mib(64);
 
 /// Run the embedded vault on its own
 ///
@@ -50,6 +54,9 @@ pub struct ServeArgs {
     /// Say more on standard error; twice: each request
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
+
+    #[command(subcommand)]
+    command: Option<ServeCommand>,
 }
 
 /// Runs the command.
@@ -57,6 +64,14 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.verbose);
     if let LockState::NotLocked(why) = harden::lock_memory() {
         tracing::warn!("memory is not locked, secrets may reach the swap: {why}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    if let Some(command) = args.command {
+        let done = runtime.block_on(serve_key::run(&args.data, args.master_key_file, command));
+        return done.map(|()| ExitCode::SUCCESS);
+    }
+    if args.max_size > MAX_MAX_SIZE {
+        return Err(Failure::new(Exit::Usage, format!("--max-size can be at most {MAX_MAX_SIZE}")).into());
     }
     if !args.listen.ip().is_loopback() {
         let message = format!(
@@ -66,7 +81,6 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         );
         return Err(Failure::new(Exit::Usage, message).into());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let served = runtime.block_on(serve(args));
     // Requests that outlived the drain are cut off here, not waited for.
     runtime.shutdown_background();
@@ -77,7 +91,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     // Before anything is made: a signal from here on ends it in good order.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let max_value = usize::try_from(args.max_size.as_u64()).unwrap_or(usize::MAX / 64);
+    let max_value = usize::try_from(args.max_size.as_u64())?;
     let options = ServeOptions {
         max_value,
         master_key_file: args.master_key_file,

@@ -4,12 +4,10 @@
 //! stays (exit 7: unsaved writes are left; exit 1: programs use it, and are named), unless `--lazy` or
 //! `--force` say to give that up.
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -18,6 +16,7 @@ use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::kernel::{self, Mode};
 use crate::fuse::mounts::{self, Entry, LiveMount};
+use crate::fuse::process::{self, Watched};
 use crate::fuse::worker::reason;
 use crate::fuse::{busy, locate, mountpoint, probe};
 
@@ -36,8 +35,12 @@ pub struct UnmountArgs {
     force: bool,
 }
 
-/// The time a worker gets beyond its own `--drain`, which this command does not know.
-const ANSWER: Duration = Duration::from_secs(3600);
+/// A worker that has not answered a question about its state by then hangs.
+const ANSWER: Duration = Duration::from_secs(5);
+/// The time a worker gets beyond its own `--drain`.
+const DRAIN_MARGIN: Duration = Duration::from_secs(10);
+/// With `--force` nobody wants to wait for a whole `--drain`.
+const FORCED_DRAIN: Duration = Duration::from_secs(10);
 /// How long processes may take to end after the mount is gone.
 const END: Duration = Duration::from_secs(30);
 /// How long a mount may look busy without anybody to name.
@@ -48,13 +51,13 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     let entry =
         locate::vaultfs_at(&args.mountpoint).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
     let Some(mount) = mounts::of(&entry) else { return without_processes(&entry, &args) };
-    let keeper = Process::watch(mount.keeper_pid);
+    let keeper = Watched::new(mount.keeper_pid);
     if !args.lazy && !args.force {
         // Before draining: a file that somebody is still writing must not be stored half-written for nothing.
         refuse_if_busy(&entry)?;
     }
-    let unsaved = match drain(&mount) {
-        Ok(unsaved) => unsaved,
+    let (unsaved, patience) = match drain(&mount, args.force) {
+        Ok(drained) => drained,
         Err(_) if args.force => return kill_all(&mount, &keeper),
         Err(e) => return Err(e.into()),
     };
@@ -73,11 +76,11 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     if !take_away(&entry, args.lazy)? {
         return Ok(ExitCode::SUCCESS);
     }
-    wait_for_end(&mount, watcher, &keeper)
+    wait_for_end(&mount, watcher, patience, &keeper)
 }
 
-/// Asks the worker to store everything.
-fn drain(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
+/// Asks the worker to store everything. Also says how long it may take for that, now and at its end.
+fn drain(mount: &LiveMount, force: bool) -> Result<(Vec<Unsaved>, Duration), Failure> {
     let silent = |e: std::io::Error| {
         Failure::new(
             Exit::Failed,
@@ -87,11 +90,19 @@ fn drain(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
             ),
         )
     };
+    let odd = || silent(std::io::ErrorKind::InvalidData.into());
     let mut client = Client::connect(&mount.socket).map_err(silent)?;
-    match client.ask(&Request::Drain { timeout_ms: None }, ANSWER).map_err(silent)? {
-        Answer::Drained(unsaved) => Ok(unsaved),
+    let own = match client.ask(&Request::Status, ANSWER).map_err(silent)? {
+        Answer::Status(status) => Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60)),
+        Answer::Error(e) => return Err(Failure::new(Exit::Failed, e)),
+        Answer::Drained(_) | Answer::Ended(_) => return Err(odd()),
+    };
+    let time = if force { own.min(FORCED_DRAIN) } else { own };
+    let request = Request::Drain { timeout_ms: Some(time.as_millis() as u64) };
+    match client.ask(&request, time + DRAIN_MARGIN).map_err(silent)? {
+        Answer::Drained(unsaved) => Ok((unsaved, own + DRAIN_MARGIN)),
         Answer::Error(e) => Err(Failure::new(Exit::Failed, e)),
-        Answer::Status(_) | Answer::Ended(_) => Err(silent(std::io::ErrorKind::InvalidData.into())),
+        Answer::Status(_) | Answer::Ended(_) => Err(odd()),
     }
 }
 
@@ -144,9 +155,14 @@ fn names(users: &[busy::User]) -> String {
     }
 }
 
-fn wait_for_end(mount: &LiveMount, mut watcher: Client, keeper: &Process) -> anyhow::Result<ExitCode> {
+fn wait_for_end(
+    mount: &LiveMount,
+    mut watcher: Client,
+    patience: Duration,
+    keeper: &Watched,
+) -> anyhow::Result<ExitCode> {
     let path = mount.mountpoint.display();
-    let unsaved = match watcher.receive(ANSWER) {
+    let unsaved = match watcher.receive(patience) {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
         Ok(_) => Vec::new(),
         Err(e) => {
@@ -179,7 +195,7 @@ fn not_stored(unsaved: &[Unsaved], next: &str) -> Failure {
 }
 
 /// `--force`: the worker ends now, its keeper takes the mount away.
-fn force(mount: &LiveMount, keeper: &Process) -> anyhow::Result<ExitCode> {
+fn force(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
     let answer =
         Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
     let Ok(Answer::Ended(lost)) = answer else { return kill_all(mount, keeper) };
@@ -190,32 +206,20 @@ fn force(mount: &LiveMount, keeper: &Process) -> anyhow::Result<ExitCode> {
 }
 
 /// A worker that does not even end when it is told to.
-fn kill_all(mount: &LiveMount, keeper: &Process) -> anyhow::Result<ExitCode> {
+fn kill_all(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
     eprintln!("vaultfs: the worker does not answer: killing it; what was unsaved is lost");
-    for pid in children_of(mount.keeper_pid) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    for pid in process::children_of(mount.keeper_pid) {
+        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
     }
     gone(mount, keeper)
 }
 
-fn gone(mount: &LiveMount, keeper: &Process) -> anyhow::Result<ExitCode> {
+fn gone(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
     if keeper.ended(END) && !mounts::is_mounted(&mount.mountpoint, mount.dev) {
         return Ok(ExitCode::SUCCESS);
     }
     Err(Failure::new(Exit::Failed, format!("{} is still there; see the log", mount.mountpoint.display()))
         .into())
-}
-
-/// The parent's id is the fourth field of /proc/PID/stat, the second after the name in parentheses.
-fn children_of(parent: u32) -> Vec<i32> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let pids = processes.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        after_name.split(' ').nth(1).and_then(|p| p.parse().ok()) == Some(parent)
-    })
-    .collect()
 }
 
 /// A mount in the table that no process of this user's answers for.
@@ -243,31 +247,4 @@ fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCo
     mountpoint::remove_dead(path, entry).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
     eprintln!("vaultfs: {} was a dead mount; it is removed", path.display());
     Ok(ExitCode::SUCCESS)
-}
-
-/// A process that is not our child, and whose end we want to see.
-struct Process(Option<OwnedFd>);
-
-impl Process {
-    fn watch(pid: u32) -> Self {
-        // SAFETY: takes numbers only; the descriptor it returns is ours.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
-        // SAFETY: as above.
-        Self((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) }))
-    }
-
-    /// Waits for its end; a process that could not be opened had ended already.
-    fn ended(&self, within: Duration) -> bool {
-        let Some(fd) = &self.0 else { return true };
-        let end = Instant::now() + within;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(n) => return n > 0,
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(_) => return false,
-            }
-        }
-    }
 }

@@ -40,6 +40,7 @@ pub(super) enum Cause {
     Fsync,
     Release,
     Truncate,
+    Settle,
     Retry,
     Drain,
 }
@@ -51,6 +52,7 @@ impl Cause {
             Cause::Fsync => "fsync",
             Cause::Release => "last close",
             Cause::Truncate => "truncate",
+            Cause::Settle => "end of a provisional file",
             Cause::Retry => "retry of a failed write",
             Cause::Drain => "unmount",
         }
@@ -199,6 +201,7 @@ impl FileSystem {
         state.pinned = (state.opens > 0).then_some(object);
         state.failure = None;
         state.exclusive = false;
+        table.reveal(&job.name);
         if let Some(buffer) = &mut state.buffer {
             buffer.committed = job.generation;
             buffer.written &= buffer.generation != job.generation;
@@ -293,6 +296,7 @@ impl FileSystem {
     /// Stores everything that is unsaved, and names what could not be. For unmount: open files included.
     pub async fn drain(self: &Arc<Self>, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
+        self.settle_all(&call).await;
         let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|f| f.state().is_dirty()).collect();
         let commits = unsaved.iter().map(|file| async {
             let in_conflict = file.state().failure.as_ref().is_some_and(|f| f.conflict);

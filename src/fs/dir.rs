@@ -134,6 +134,9 @@ impl FileSystem {
         }
         self.cache.visit_names(under.as_str(), |name| {
             let (text, rest) = self.shown(&mut table, name, under)?;
+            if rest == Rest::File && table.is_hidden(name) {
+                return None;
+            }
             add(&mut entries, &table, name, text, &rest);
             match rest {
                 Rest::Dir(dir) => after(&dir),
@@ -169,7 +172,7 @@ impl FileSystem {
 
     /// Whether a file is there although the vault may not have it.
     fn is_only_here(&self, state: &super::file::FileState) -> bool {
-        state.scratch || state.is_dirty() || (state.stored.is_none() && state.opens > 0)
+        state.is_only_here() || state.is_dirty() || (state.stored.is_none() && state.opens > 0)
     }
 
     /// Whether `name` is known to exist, and its inode number.
@@ -179,6 +182,9 @@ impl FileSystem {
             && self.is_only_here(&file.state())
         {
             return Some(Some(file.ino));
+        }
+        if table.is_hidden(name) {
+            return None;
         }
         match self.cache.peek(name) {
             crate::vault::cache::Peek::Value(_) | crate::vault::cache::Peek::Exists => {

@@ -5,7 +5,7 @@
 //! while a commit is out is never taken for stored.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::Semaphore;
 
@@ -73,6 +73,17 @@ pub enum Link {
     Unlinked,
 }
 
+/// Whether a file's bytes go to the vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// They do.
+    Store,
+    /// Not yet: it may be an editor's temporary (`provisional`).
+    Provisional,
+    /// Never: it surely is one (`scratch`).
+    Scratch,
+}
+
 /// Bytes being written.
 #[derive(Debug)]
 pub struct Buffer {
@@ -109,8 +120,10 @@ pub struct FileState {
     pub name: ObjectName,
     /// How it hangs on its name.
     pub link: Link,
-    /// Kept in memory and never stored.
-    pub scratch: bool,
+    /// Whether it is stored.
+    pub keep: Keep,
+    /// The name whose object this file is, hidden since the file was moved away from it (`provisional`).
+    pub origin: Option<ObjectName>,
     /// The version that the clean file is, and the base of what is written; `None` until it is stored.
     pub stored: Option<Stored>,
     /// Its bytes, while somebody has it open and they are known.
@@ -129,18 +142,30 @@ pub struct FileState {
     pub exclusive: bool,
     /// A background retry is on its way.
     pub retrying: bool,
+    /// Since when nobody has a provisional file open.
+    pub idle: Option<Instant>,
 }
 
 impl FileState {
     /// Whether there are bytes that the vault has not, and should have.
     pub fn is_dirty(&self) -> bool {
         let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);
-        changed && !self.scratch && self.link != Link::Unlinked
+        changed && self.keep == Keep::Store && self.link != Link::Unlinked
+    }
+
+    /// Whether the file is held back from the vault.
+    pub fn is_only_here(&self) -> bool {
+        self.keep != Keep::Store
+    }
+
+    /// Nobody has the file open from now on; what is noted.
+    pub fn idle_since(&mut self, now: Instant) -> Instant {
+        *self.idle.insert(now)
     }
 
     /// Whether the inode has to stay although the kernel has forgotten it.
     pub fn is_needed(&self) -> bool {
-        self.opens > 0 || self.is_dirty() || (self.scratch && self.link == Link::Current)
+        self.opens > 0 || self.is_dirty() || (self.is_only_here() && self.link == Link::Current)
     }
 
     /// Size in bytes.
@@ -181,7 +206,7 @@ impl FileState {
 
     /// Lets go of what is only needed while the file is open.
     pub fn settle(&mut self) {
-        if self.writers == 0 && !self.scratch && !self.is_dirty() && self.link != Link::Unlinked {
+        if self.writers == 0 && !self.is_only_here() && !self.is_dirty() && self.link != Link::Unlinked {
             self.buffer = None;
         }
         if self.opens == 0 {
@@ -227,7 +252,8 @@ impl File {
         let state = FileState {
             name,
             link: Link::Current,
-            scratch: false,
+            keep: Keep::Store,
+            origin: None,
             stored,
             pinned: None,
             buffer: None,
@@ -237,6 +263,7 @@ impl File {
             failure: None,
             exclusive: false,
             retrying: false,
+            idle: None,
         };
         Self { ino, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
     }

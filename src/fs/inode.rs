@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::file::{File, LocalAttr};
+use super::file::{File, LocalAttr, Stored};
 use super::name::DirPrefix;
 use crate::vault::{Object, ObjectId, ObjectName};
 
@@ -91,6 +91,17 @@ struct Slot {
     lookups: u64,
 }
 
+/// An object whose name shows nothing, or something new, while its file has a provisional name.
+#[derive(Debug, Clone)]
+pub(super) struct Hidden {
+    /// The object.
+    pub stored: Stored,
+    /// The file that has its bytes.
+    pub backup: u64,
+    /// The name was made anew, and that is not stored yet.
+    pub claimed: bool,
+}
+
 /// All inodes, and what is known of names beyond the vault.
 #[derive(Debug)]
 pub struct Table {
@@ -103,6 +114,8 @@ pub struct Table {
     files: HashMap<ObjectName, u64>,
     /// Directories that exist although no object is in them: made here, or emptied here.
     made: BTreeSet<DirPrefix>,
+    /// Objects that were moved away from their names and may come back (`provisional`).
+    pub(super) hidden: HashMap<ObjectName, Hidden>,
     /// Names shown as files although other names begin with them: their kind was seen first.
     beside: HashSet<ObjectName>,
     /// Modes, owners and times set here, kept for the life of the mount.
@@ -125,6 +138,7 @@ impl Table {
             controls: HashMap::new(),
             files: HashMap::new(),
             made: BTreeSet::new(),
+            hidden: HashMap::new(),
             beside: HashSet::new(),
             local: HashMap::new(),
             dir_local: HashMap::new(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use super::commit::Cause;
 use super::dir::Listing;
 use super::errno::{Errno, Result};
-use super::file::{File, Link};
+use super::file::{File, Keep, Link};
 use super::inode::{Dir, DirKind, Node, VersionFile};
 use super::name::{self, Decoded, DirPrefix, Refused};
 use super::opener::Opener;
@@ -154,8 +154,8 @@ impl FileSystem {
         {
             return self.open_existing(file, create, caller);
         }
-        let local_only = component.to_str().is_some_and(|c| self.scratch.matches(c));
-        let file = self.new_file(&under, &name, create, local_only);
+        let keep = self.keep_of_new(component, create.flags);
+        let file = self.new_file(&under, &name, create, keep);
         let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
         Ok((entry, self.open_file(file, true, caller))).into()
     }
@@ -207,15 +207,18 @@ impl FileSystem {
         Ok(name)
     }
 
-    fn new_file(&self, under: &DirPrefix, name: &ObjectName, create: Create, scratch: bool) -> Arc<File> {
+    fn new_file(&self, under: &DirPrefix, name: &ObjectName, create: Create, keep: Keep) -> Arc<File> {
         let now = self.clock.wall();
         let mut table = self.table();
         table.release_kind(name);
+        // Where an object is hidden, the new file is a change of it.
+        let base = table.claim(name);
         let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
         {
             let mut state = file.state();
             state.local.mode = Some(self.new_mode(create.mode, create.umask));
-            state.scratch = scratch;
+            state.keep = keep;
+            state.stored = base;
             state.exclusive = create.flags & libc::O_EXCL != 0;
             state.buffer(&[], now).changed(false, now);
             *table.local(name) = state.local.clone();
@@ -286,6 +289,7 @@ impl FileSystem {
             unsaved
         };
         if !unsaved {
+            self.settle_later(file);
             self.table().drop_unheld(file.ino);
             return Step::Ready(Ok(()));
         }

@@ -34,27 +34,25 @@ impl FileSystem {
     async fn remove(self: &Arc<Self>, call: &Call, under: &DirPrefix, file: &Arc<File>) -> Result<()> {
         // A commit that is out has to end first: it would make the object anew.
         let Some(_turn) = self.turn(file, call).await else { return Err(Errno::ETIMEDOUT) };
-        let (name, id) = {
-            let state = file.state();
-            (state.name.clone(), state.stored.as_ref().map(|s| s.id.clone()))
-        };
-        if let Some(id) = id {
-            if self.options.no_delete {
-                let why = "the mount was made with --no-delete";
-                return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
-            }
-            self.delete(call, &name, id).await?;
+        let (name, doomed) = self.objects_behind(file);
+        if self.options.no_delete && !doomed.is_empty() {
+            let why = "the mount was made with --no-delete";
+            return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
+        }
+        for (object, id) in doomed {
+            self.delete(call, &object, id).await?;
         }
         let mut table = self.table();
         let scratch_bytes = {
             let mut state = file.state();
             state.link = Link::Unlinked;
-            let bytes = if state.scratch { state.size() } else { 0 };
+            let bytes = if state.is_only_here() { state.size() } else { 0 };
             state.settle();
             bytes
         };
         table.unpoint(&name, file.ino);
         table.release_kind(&name);
+        table.let_go_of(&name, file);
         if !under.is_root() && !under.is_continuation() {
             // The directory stays, as in any file system, until rmdir.
             table.made().insert(under.clone());

@@ -3,14 +3,15 @@
 //! The order never loses the value: until the new name is stored the old one stays, and a failure between the
 //! two leaves both. Onto an existing name it is an update, which keeps that object's history; the history of the
 //! old name ends with its object. The inode goes along, as the kernel expects: who has the file open has it open
-//! under its new name. Directories are EXDEV, so that mv(1) copies.
+//! under its new name. Directories are EXDEV, so that mv(1) copies. Nothing is sent where a file only changes
+//! from one temporary name to another, or becomes a backup (`provisional`).
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::commit::Job;
 use super::errno::{Errno, Result};
-use super::file::{File, Link};
+use super::file::{File, Keep, Link};
 use super::inode::DirKind;
 use super::name::DirPrefix;
 use super::resolve::Place;
@@ -26,8 +27,8 @@ struct Goal {
     name: ObjectName,
     /// What the name shows until then.
     target: Option<Arc<File>>,
-    /// The new name is that of a scratch file.
-    scratch: bool,
+    /// Whether it is stored under that name.
+    keep: Keep,
 }
 
 impl FileSystem {
@@ -63,8 +64,8 @@ impl FileSystem {
                 return Err(Errno::EEXIST);
             }
             let name = fs.name_to_create("rename", &to_dir, &to_name)?;
-            let scratch = target.is_none() && to_name.to_str().is_some_and(|c| fs.scratch.matches(c));
-            fs.move_file(&call, &from_dir, &source, Goal { under: to_dir, name, target, scratch }).await
+            let keep = fs.keep_of_moved(&to_name, &source, target.as_deref());
+            fs.move_file(&call, &from_dir, &source, Goal { under: to_dir, name, target, keep }).await
         })
     }
 
@@ -81,25 +82,22 @@ impl FileSystem {
             Some(target) => Some(self.turn(target, call).await.ok_or(Errno::ETIMEDOUT)?),
             None => None,
         };
-        let (old_name, old_id, only_here) = {
-            let state = source.state();
-            let id = state.stored.as_ref().map(|s| s.id.clone());
-            (state.name.clone(), id, state.stored.is_none())
-        };
-        if old_id.is_some() && self.options.no_delete {
+        let (old_name, mut doomed) = self.objects_behind(source);
+        let job = self.job_under(source, &goal);
+        if goal.keep != Keep::Store {
+            self.switch(from_dir, source, &old_name, &goal, None);
+            self.settle_later(source);
+            return Ok(());
+        }
+        doomed.retain(|(name, _)| *name != goal.name);
+        if !doomed.is_empty() && self.options.no_delete {
             let why = "renaming deletes the old name, and the mount was made with --no-delete";
             return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
         }
-        // An object is never turned into a scratch file: it would be gone at unmount.
-        if goal.scratch && only_here {
-            self.switch(from_dir, source, &old_name, &goal, None);
-            return Ok(());
-        }
-        let job = self.job_under(source, &goal);
         let stored = self.store(&job, call).await;
         let object = stored.map_err(|e| self.failed("rename", goal.name.as_str(), &e))?;
-        if let Some(id) = old_id {
-            self.delete(call, &old_name, id).await?;
+        for (name, id) in doomed {
+            self.delete(call, &name, id).await?;
         }
         self.switch(from_dir, source, &old_name, &goal, Some((&job, object)));
         Ok(())
@@ -107,7 +105,9 @@ impl FileSystem {
 
     /// The bytes of `source` as they will be stored under the new name, based on what that shows now.
     fn job_under(&self, source: &File, goal: &Goal) -> Job {
-        let base = goal.target.as_ref().and_then(|t| t.state().stored.clone());
+        let target = goal.target.as_ref().and_then(|t| t.state().stored.clone());
+        // Over a hidden object the bytes are its next version, or what it was.
+        let base = target.or_else(|| self.table().hidden.get(&goal.name).map(|hidden| hidden.stored.clone()));
         let now = self.clock.wall();
         let mut state = source.state();
         let pinned = state.pinned.clone();
@@ -139,17 +139,28 @@ impl FileSystem {
             state.link = Link::Unlinked;
             state.settle();
         }
-        let scratch_bytes = {
+        let claimed = table.hidden.contains_key(old_name);
+        let (before, hides, room) = {
             let mut state = source.state();
-            let was = if state.scratch { state.size() } else { 0 };
-            let is = if goal.scratch { state.size() } else { 0 };
+            let room = |held: bool| if held { state.size() } else { 0 };
+            let room = (room(state.is_only_here()), room(goal.keep != Keep::Store));
+            let hides = goal.keep == Keep::Provisional && !state.is_only_here() && !claimed;
+            let before = state.stored.take();
             state.name = goal.name.clone();
-            state.scratch = goal.scratch;
+            state.keep = goal.keep;
             state.link = Link::Current;
-            state.stored = stored.as_ref().and_then(|(job, _)| job.base.clone());
+            state.stored = match &stored {
+                Some((job, _)) => job.base.clone(),
+                None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),
+            };
             *table.local(&goal.name) = state.local.clone();
-            (was, is)
+            (before, hides, room)
         };
+        match before {
+            Some(before) if hides => self.hide(&mut table, old_name, before, source),
+            _ if goal.keep == Keep::Store => table.let_go_of(old_name, source),
+            _ => {}
+        }
         table.point(&goal.name, source.ino);
         if let Some(target) = &goal.target {
             table.drop_unheld(target.ino);
@@ -162,7 +173,7 @@ impl FileSystem {
         }
         drop(table);
         // Moving bytes between names never needs more room than there was.
-        let _ = self.account_scratch(scratch_bytes.0, scratch_bytes.1);
+        let _ = self.account_scratch(room.0, room.1);
         if let Some((job, object)) = stored {
             self.committed(source, job, object);
         }

@@ -162,7 +162,8 @@ impl FileSystem {
             if let Some(file) = self.local_file(&name) {
                 return Ok(Ok(Place::Local(file)));
             }
-            match self.object_at(&name, answers) {
+            let hidden = self.table().is_hidden(&name);
+            match if hidden { Ok(None) } else { self.object_at(&name, answers) } {
                 Ok(Some(found)) => return Ok(Ok(Place::Object(found))),
                 Ok(None) => {}
                 Err(need) => return Ok(Err(need)),
@@ -268,7 +269,7 @@ impl FileSystem {
     fn local_file(&self, name: &ObjectName) -> Option<Arc<File>> {
         let file = self.table().file(name)?;
         let state = file.state();
-        let local = state.scratch || state.is_dirty() || (state.stored.is_none() && state.opens > 0);
+        let local = state.is_only_here() || state.is_dirty() || (state.stored.is_none() && state.opens > 0);
         drop(state);
         local.then_some(file)
     }
@@ -281,7 +282,7 @@ impl FileSystem {
         if let Some(file) = &before {
             let mut state = file.state();
             let same = |s: &super::file::Stored| s.id == object.meta.id && s.version == object.meta.version;
-            if state.is_dirty() || state.scratch || state.stored.as_ref().is_some_and(same) {
+            if state.is_dirty() || state.is_only_here() || state.stored.as_ref().is_some_and(same) {
                 drop(state);
                 return file.clone();
             }

@@ -24,20 +24,34 @@ const BUILT_IN: &[&str] = &[
     ".goutputstream-*",
 ];
 
+/// Names that are often, but not always, an editor's temporary: `provisional`.
+const OFTEN: &[&str] =
+    &["*~", "4913", "sed??????", ".*.??????", "tmp????????", "*.tmp", "*.lock", "*.new", "*.orig"];
+
 /// The patterns of a mount.
 #[derive(Debug)]
-pub struct Patterns(Vec<Pattern>);
+pub struct Patterns {
+    certain: Vec<Pattern>,
+    often: Vec<Pattern>,
+}
 
 impl Patterns {
     /// The built-in ones and those of `--scratch`, which the command line has checked.
     pub fn new(more: &[String]) -> Self {
         let all = BUILT_IN.iter().copied().chain(more.iter().map(String::as_str));
-        Self(all.filter_map(|p| Pattern::new(p).ok()).collect())
+        let patterns =
+            |all: &mut dyn Iterator<Item = &str>| all.filter_map(|p| Pattern::new(p).ok()).collect();
+        Self { certain: patterns(&mut { all }), often: patterns(&mut OFTEN.iter().copied()) }
     }
 
     /// Whether a file of this name is scratch, if the vault has no such object.
     pub fn matches(&self, component: &str) -> bool {
-        self.0.iter().any(|p| p.matches(component))
+        self.certain.iter().any(|p| p.matches(component))
+    }
+
+    /// Whether a file of this name is held back for a while, if the vault has no such object.
+    pub fn is_provisional(&self, component: &str) -> bool {
+        self.often.iter().any(|p| p.matches(component))
     }
 }
 
@@ -73,6 +87,22 @@ mod tests {
         }
         for name in ["a.swp", ".env.docker", "4913", "a~", "sedAbCdEf", "password", ".swp"] {
             assert!(!patterns.matches(name), "{name}");
+        }
+        for name in [
+            "a~",
+            "4913",
+            "sedAbCdEf",
+            ".env.docker",
+            "tmp12345678",
+            "a.tmp",
+            "index.lock",
+            "a.new",
+            "a.orig",
+        ] {
+            assert!(patterns.is_provisional(name), "{name}");
+        }
+        for name in ["a", "sedAbC", ".env", "tmp", "template", "4914", "lock"] {
+            assert!(!patterns.is_provisional(name), "{name}");
         }
     }
 }

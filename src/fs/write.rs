@@ -28,7 +28,7 @@ impl FileSystem {
         if end > self.options.max_size {
             return Err(self.too_big(state.name.as_str()));
         }
-        if state.scratch {
+        if state.is_only_here() {
             let from = state.size();
             self.account_scratch(from, from.max(end))?;
         }
@@ -102,7 +102,7 @@ impl FileSystem {
         if state.buffer.is_none() && state.pinned.is_none() && state.stored.is_some() && size > 0 {
             return None;
         }
-        if state.scratch
+        if state.is_only_here()
             && let Err(e) = self.account_scratch(before, size)
         {
             return Some(Err(e));

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,7 +26,7 @@ pub fn find() -> Option<PathBuf> {
         .filter(|dir| dir.is_absolute())
         .chain(usual)
         .map(|dir| dir.join("fusermount3"))
-        .find(|program| program.is_file())
+        .find(|program| program.metadata().is_ok_and(|m| m.is_file() && m.mode() & 0o111 != 0))
 }
 
 fn program() -> io::Result<PathBuf> {

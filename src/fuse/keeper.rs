@@ -31,6 +31,7 @@ use super::handover::{
 };
 use super::kernel::{self, Mode, Mounted};
 use super::mounts;
+use super::process;
 use super::runtime::{Record, RuntimeDir};
 use crate::harden::LockState;
 use crate::secret::SecretString;
@@ -39,6 +40,8 @@ use crate::secret::SecretString;
 pub const COMMAND: &str = "keeper";
 /// See [`COMMAND`].
 pub const WORKER_COMMAND: &str = "worker";
+/// How the keeper is called in `ps`; it is recognised by it.
+pub const NAME: &std::ffi::CStr = c"vaultfs-keeper";
 
 /// How long a worker may take, beyond `--drain`, to say that it has drained.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
@@ -360,7 +363,8 @@ impl<'a> Keeper<'a> {
                 match self.worker.child.try_wait() {
                     Ok(Some(status)) => return Event::WorkerGone(Some(status)),
                     // It may still be exiting; a thread that is stuck in the kernel keeps its leader a zombie.
-                    Ok(None) if since.elapsed() < END_PATIENCE || !is_zombie(self.worker.child.id()) => {}
+                    Ok(None)
+                        if since.elapsed() < END_PATIENCE || !process::is_zombie(self.worker.child.id()) => {}
                     _ => return Event::WorkerGone(None),
                 }
             }
@@ -453,12 +457,6 @@ fn take_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// State Z in /proc/PID/stat: the leader is dead, whatever its other threads wait for.
-fn is_zombie(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
-}
-
 fn mount_failed(mountpoint: &Path, e: &io::Error) -> Failed {
     let what = format!("{} cannot be mounted: {e}", mountpoint.display());
     Failed::new(match e.raw_os_error() {
@@ -476,21 +474,4 @@ fn unexpected(message: &ToKeeper) -> Failed {
 
 fn lost(e: &io::Error) -> Failed {
     Failed::new(format!("the worker cannot be reached: {e}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dead_leader_is_seen() {
-        let mut child = Command::new("true").spawn().expect("true is everywhere");
-        let end = Instant::now() + Duration::from_secs(10);
-        while !is_zombie(child.id()) {
-            assert!(Instant::now() < end, "never seen dead");
-            std::thread::yield_now();
-        }
-        child.wait().expect("our child");
-        assert!(!is_zombie(std::process::id()));
-    }
 }

@@ -21,6 +21,7 @@ pub mod mountpoint;
 pub mod mounts;
 pub mod notify;
 pub mod probe;
+pub mod process;
 pub mod runtime;
 pub mod session;
 pub mod worker;

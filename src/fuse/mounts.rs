@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::runtime;
+use super::{process, runtime};
 
 /// The type of our mounts in the mount table.
 pub const FS_TYPE: &str = "fuse.vaultfs";
@@ -145,7 +145,7 @@ pub fn live() -> Vec<LiveMount> {
 /// The running processes of one mount, if there are any that this user may ask.
 pub fn of(entry: &Entry) -> Option<LiveMount> {
     let (dir, record) = runtime::find(entry.owner?, entry.dev)?;
-    if !Path::new(&format!("/proc/{}", record.keeper_pid)).exists() {
+    if !process::is_keeper(record.keeper_pid) {
         return None;
     }
     Some(LiveMount {

@@ -215,6 +215,7 @@ impl Handler for Desk {
             "keeper_pid": self.facts.keeper_pid,
             "worker_pid": std::process::id(),
             "uptime_s": self.started.elapsed().as_secs(),
+            "drain_s": self.config.drain.as_secs(),
             "restarts": self.facts.restarts,
             "kernel": { "fuse_abi": format!("{}.{}", self.facts.fuse_abi.0, self.facts.fuse_abi.1), "resend": self.facts.resend },
             "memory": { "keeper": self.facts.keeper_memory, "worker": self.memory },

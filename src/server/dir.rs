@@ -150,13 +150,22 @@ pub enum SecretFileError {
 
 /// Reads a short secret text from a file that only its owner can read.
 pub fn read_secret(path: &Path) -> Result<SecretString, SecretFileError> {
+    read(path, 0o077)
+}
+
+/// Reads a credential of systemd's, which lets its service in by an access list: that shows in the group's bits.
+pub fn read_credential(path: &Path) -> Result<SecretString, SecretFileError> {
+    read(path, 0o037)
+}
+
+fn read(path: &Path, forbidden: u32) -> Result<SecretString, SecretFileError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Err(SecretFileError::Missing),
         Err(e) => return Err(SecretFileError::Io(e)),
     };
     let meta = file.metadata().map_err(SecretFileError::Io)?;
-    if meta.mode() & 0o077 != 0 {
+    if meta.mode() & forbidden != 0 {
         return Err(SecretFileError::TooOpen);
     }
     let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));

@@ -35,15 +35,20 @@ impl Embedded {
     /// Makes `dir` if needed; attaches to a running server's `dir/vault.sock`, or serves it in this process.
     /// While attached, takes over serving as soon as the other process goes away.
     pub async fn start(dir: &Path) -> Result<Self, ServeError> {
+        Self::start_with(dir, ServeOptions::default()).await
+    }
+
+    /// [`Embedded::start`] with options, which hold whenever it is this process that serves.
+    pub async fn start_with(dir: &Path, options: ServeOptions) -> Result<Self, ServeError> {
         let dir = DataDir::prepare(dir)?;
         let (socket, key_file) = (dir.socket(), dir.key_file());
         let (stop, stopped) = watch::channel(false);
         let task = match own_or_attach(&dir).await? {
             Role::Owner(lock) => {
-                let listening = open(dir.clone(), lock).await?;
+                let listening = open(dir.clone(), lock, options).await?;
                 tokio::spawn(listening.run(told(stopped)))
             }
-            Role::Attached(stream) => tokio::spawn(succeed(dir.clone(), stream, stopped)),
+            Role::Attached(stream) => tokio::spawn(succeed(dir, options, stream, stopped)),
         };
         Ok(Self { socket, key_file, stop, task })
     }
@@ -79,8 +84,8 @@ enum Role {
     Attached(UnixStream),
 }
 
-async fn open(dir: DataDir, lock: DirLock) -> Result<Listening, ServeError> {
-    Owner::open(dir, lock, ServeOptions::default()).await?.listen(None)
+async fn open(dir: DataDir, lock: DirLock, options: ServeOptions) -> Result<Listening, ServeError> {
+    Owner::open(dir, lock, options).await?.listen(None)
 }
 
 async fn told(mut stop: watch::Receiver<bool>) {
@@ -106,7 +111,7 @@ async fn own_or_attach(dir: &DataDir) -> Result<Role, ServeError> {
 }
 
 /// Waits for the other process to go away, then serves in its place.
-async fn succeed(dir: DataDir, first: UnixStream, stop: watch::Receiver<bool>) {
+async fn succeed(dir: DataDir, options: ServeOptions, first: UnixStream, stop: watch::Receiver<bool>) {
     let mut stream = first;
     loop {
         let role = tokio::select! {
@@ -118,7 +123,7 @@ async fn succeed(dir: DataDir, first: UnixStream, stop: watch::Receiver<bool>) {
                 stream = other;
                 continue;
             }
-            Ok(Role::Owner(lock)) => open(dir.clone(), lock).await,
+            Ok(Role::Owner(lock)) => open(dir.clone(), lock, options.clone()).await,
             Err(e) => Err(e),
         };
         return match served {

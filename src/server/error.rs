@@ -24,7 +24,7 @@ pub enum ServeError {
     #[error("{} is too long a path for a Unix socket (at most 107 bytes): choose a shorter directory", .0.display())]
     PathTooLong(PathBuf),
     /// The master key cannot be used.
-    #[error("master key {}: {problem}", .path.display())]
+    #[error("master key {} {problem}", .path.display())]
     MasterKey {
         /// Where it was looked for.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum ServeError {
         problem: &'static str,
     },
     /// A key file that cannot be used.
-    #[error("API key {}: {problem}", .path.display())]
+    #[error("API key {} {problem}", .path.display())]
     ApiKey {
         /// The file.
         path: PathBuf,
@@ -48,14 +48,14 @@ pub enum ServeError {
         problem: String,
     },
     /// The operating system refused.
-    #[error("{what} {}: {source}", .path.display())]
+    #[error("{what} {}: {cause}", .path.display())]
     Io {
         /// What was tried.
         what: &'static str,
         /// With what.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The system's random numbers failed.
     #[error("the system gives no random numbers")]
@@ -66,6 +66,6 @@ impl ServeError {
     /// Names what was tried when the operating system refused.
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { what, path, source }
+        move |cause| Self::Io { what, path, cause }
     }
 }

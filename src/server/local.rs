@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use async_trait::async_trait;
 
 use super::service::{Service, ServiceError, Value, id_text, parse_id};
-use super::store::{ListRequest, Lookup, Millis, ObjectRow, PageFrom, StoreError};
+use super::store::{ListRequest, Lookup, ObjectRow, PageFrom, StoreError};
 use crate::vault::codec;
 use crate::vault::{
     Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object, ObjectId,
@@ -48,10 +48,6 @@ impl From<ServiceError> for Error {
     }
 }
 
-fn time(at: Millis) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(at.0.max(0).unsigned_abs())
-}
-
 fn tag(version: u64) -> VersionTag {
     VersionTag::new(version.to_string())
 }
@@ -65,7 +61,7 @@ fn meta(row: &ObjectRow) -> Result<Meta> {
         id: ObjectId::new(id_text(row.id)),
         name: name(row)?,
         version: tag(row.version),
-        updated_at: time(row.updated_at),
+        updated_at: row.updated_at.into(),
     })
 }
 
@@ -174,7 +170,7 @@ impl Vault for LocalVault {
             Ok(Summary {
                 id: ObjectId::new(id_text(row.id)),
                 name: name(row)?,
-                updated_at: Some(time(row.updated_at)),
+                updated_at: Some(row.updated_at.into()),
                 version: Some(tag(row.version)),
             })
         });
@@ -186,7 +182,7 @@ impl Vault for LocalVault {
         let infos = rows.into_iter().rev().map(|row| VersionInfo {
             number: row.number,
             tag: tag(row.number),
-            created_at: time(row.created_at),
+            created_at: row.created_at.into(),
             size: Some(row.size),
             current: row.current,
         });

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::api::limit::RateLimit;
 use super::api::{self, App};
-use super::dir::{DataDir, DirLock, SecretFileError, read_secret};
+use super::dir::{DataDir, DirLock, SecretFileError, read_credential, read_secret};
 use super::error::ServeError;
 use super::listen::{self, Listeners};
 use super::seal::{MasterKey, Sealer, random};
@@ -57,20 +57,8 @@ pub struct Owner {
 impl Owner {
     /// Opens the vault in `dir`, making what a first start makes.
     pub async fn open(dir: DataDir, lock: DirLock, options: ServeOptions) -> Result<Self, ServeError> {
-        let master = master_key(&dir, options.master_key_file)?;
-        let path = dir.database();
-        let failed = |e: StoreError| ServeError::Database { path: path.clone(), problem: e.to_string() };
-        let fresh = VaultId(random().map_err(|_| ServeError::NoRandomness)?);
-        let store = SqliteStore::open(&path, fresh).map_err(failed)?;
-        let sealer = Sealer::new(&master.key, store.vault_id());
-        if !store.recognise(sealer.check()).await.map_err(failed)? {
-            let problem =
-                "is not the one this vault was sealed with: give the right one with --master-key-file";
-            return Err(ServeError::MasterKey { path: master.path, problem });
-        }
-        let clock = options.clock;
-        let limit = options.rate_limit.map(|n| Arc::new(RateLimit::new(n, Arc::clone(&clock))));
-        let service = Service::new(Arc::new(store), Arc::new(sealer), clock, options.max_value);
+        let limit = options.rate_limit.map(|n| Arc::new(RateLimit::new(n, Arc::clone(&options.clock))));
+        let service = open_service(&dir, options).await?;
         let owner = Self { dir, service: Arc::new(service), limit, lock };
         owner.first_key().await?;
         Ok(owner)
@@ -145,7 +133,33 @@ impl Listening {
     }
 }
 
-fn new_api_key() -> Result<SecretString, ServeError> {
+/// The vault in `data` for a command beside the server, if there is one: without the lock, and only if the
+/// vault exists already, because making one is for who holds the lock.
+pub async fn open_beside(data: &Path, options: ServeOptions) -> Result<Service, ServeError> {
+    let dir = data.join("vault.db");
+    if !std::fs::metadata(&dir).is_ok_and(|meta| meta.len() > 0) {
+        let problem = "there is no vault here: start vaultfs serve once, or check --data".to_owned();
+        return Err(ServeError::Database { path: dir, problem });
+    }
+    open_service(&DataDir::prepare(data)?, options).await
+}
+
+async fn open_service(dir: &DataDir, options: ServeOptions) -> Result<Service, ServeError> {
+    let master = master_key(dir, options.master_key_file)?;
+    let path = dir.database();
+    let failed = |e: StoreError| ServeError::Database { path: path.clone(), problem: e.to_string() };
+    let fresh = VaultId(random().map_err(|_| ServeError::NoRandomness)?);
+    let store = SqliteStore::open(&path, fresh).map_err(failed)?;
+    let sealer = Sealer::new(&master.key, store.vault_id());
+    if !store.recognise(sealer.check()).await.map_err(failed)? {
+        let problem = "is not the one this vault was sealed with: give the right one with --master-key-file";
+        return Err(ServeError::MasterKey { path: master.path, problem });
+    }
+    Ok(Service::new(Arc::new(store), Arc::new(sealer), options.clock, options.max_value))
+}
+
+/// A new API key: 32 random bytes behind `sk_`.
+pub fn new_api_key() -> Result<SecretString, ServeError> {
     let bytes = zeroize::Zeroizing::new(random::<32>().map_err(|_| ServeError::NoRandomness)?);
     let mut text = String::with_capacity(3 + 2 * bytes.len());
     text.push_str("sk_");
@@ -165,13 +179,16 @@ struct Master {
 /// `--master-key-file`, else systemd's credential, else the file beside the database, which is made for a
 /// vault that has no database yet, and never otherwise: a new key would open nothing.
 fn master_key(dir: &DataDir, named: Option<PathBuf>) -> Result<Master, ServeError> {
-    if let Some(path) = named.or_else(credential) {
-        return read_master(&path);
+    if let Some(path) = named {
+        return master_in(&path, read_secret(&path));
+    }
+    if let Some(path) = credential() {
+        return master_in(&path, read_credential(&path));
     }
     let path = dir.master_key_file();
     let begun = std::fs::metadata(dir.database()).is_ok_and(|meta| meta.len() > 0);
     if path.exists() || begun {
-        return read_master(&path);
+        return master_in(&path, read_secret(&path));
     }
     let key = MasterKey::generate().map_err(|_| ServeError::NoRandomness)?;
     dir.write_secret(&path, &key.to_text())?;
@@ -183,9 +200,9 @@ fn credential() -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-fn read_master(path: &Path) -> Result<Master, ServeError> {
+fn master_in(path: &Path, text: Result<SecretString, SecretFileError>) -> Result<Master, ServeError> {
     let bad = |problem| ServeError::MasterKey { path: path.to_owned(), problem };
-    let text = read_secret(path).map_err(|e| match e {
+    let text = text.map_err(|e| match e {
         SecretFileError::Missing => {
             bad("is missing, and without it nothing in this vault can be opened: put it back")
         }

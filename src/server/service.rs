@@ -194,6 +194,11 @@ impl Service {
         Ok(key)
     }
 
+    /// Refuses the API key with this id from now on.
+    pub async fn revoke_key(&self, id: &str) -> Result<()> {
+        Ok(self.store.revoke_key(id).await?)
+    }
+
     fn measure(&self, value: &Value) -> Result<u64> {
         let limit = self.max_value;
         let content = match value.form {

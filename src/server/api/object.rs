@@ -1,7 +1,5 @@
 //! The object dialect's nine operations on objects (VAULT-API.md §1).
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use axum::body::Body;
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::StatusCode;
@@ -16,7 +14,7 @@ use super::gate::Caller;
 use super::query::{Query, number};
 use crate::secret::SecretBytes;
 use crate::server::service::{Value, id_text, parse_id};
-use crate::server::store::{ListRequest, Lookup, Millis, ObjectRow, PageFrom};
+use crate::server::store::{ListRequest, Lookup, ObjectRow, PageFrom};
 use crate::vault::ObjectName;
 use crate::vault::object::MAX_NAME_BYTES;
 
@@ -54,8 +52,8 @@ impl<'a> Shown<'a> {
         Self {
             which: Which { id: id_text(row.id), name: &row.name },
             as_of: AsOf {
-                created_at: timestamp(row.created_at),
-                updated_at: timestamp(row.updated_at),
+                created_at: row.created_at.to_string(),
+                updated_at: row.updated_at.to_string(),
                 version: row.version,
             },
         }
@@ -96,12 +94,6 @@ struct ShownVersion {
     created_at: String,
     size: u64,
     current: bool,
-}
-
-/// RFC 3339 with milliseconds, UTC.
-fn timestamp(at: Millis) -> String {
-    let time = UNIX_EPOCH + Duration::from_millis(at.0.max(0).unsigned_abs());
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 fn shown(row: &ObjectRow) -> Answer {
@@ -227,7 +219,7 @@ pub async fn versions(State(app): State<App>, RawQuery(query): RawQuery) -> Answ
     let rows = app.service.versions(id).await?.into_iter();
     let data = rows.map(|row| ShownVersion {
         version: row.number,
-        created_at: timestamp(row.created_at),
+        created_at: row.created_at.to_string(),
         size: row.size,
         current: row.current,
     });

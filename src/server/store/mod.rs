@@ -13,6 +13,9 @@ mod sqlite_rows;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use async_trait::async_trait;
 use ulid::Ulid;
 
@@ -22,6 +25,19 @@ use crate::vault::ObjectName;
 /// Milliseconds since 1970, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(pub i64);
+
+impl From<Millis> for SystemTime {
+    fn from(at: Millis) -> Self {
+        UNIX_EPOCH + Duration::from_millis(at.0.max(0).unsigned_abs())
+    }
+}
+
+/// RFC 3339 with milliseconds, UTC.
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_millis((*self).into()).fmt(f)
+    }
+}
 
 /// A vault's own random id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,6 +227,9 @@ pub enum Permission {
 }
 
 impl Permission {
+    /// Each there is.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Delete, Self::Keys];
+
     /// Its word on the command line and in messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -238,6 +257,15 @@ impl Permissions {
     /// Whether `p` is among them.
     pub fn allow(self, p: Permission) -> bool {
         self.0 & p as u8 != 0
+    }
+}
+
+/// As on the command line: `read,write`.
+impl fmt::Display for Permissions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> =
+            Permission::ALL.into_iter().filter(|&p| self.allow(p)).map(Permission::name).collect();
+        f.write_str(&names.join(","))
     }
 }
 

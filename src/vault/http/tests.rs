@@ -200,6 +200,16 @@ async fn cut_answers_are_read_again_and_then_told() {
 }
 
 #[tokio::test]
+async fn a_wrong_length_spoils_one_answer_and_not_the_next() {
+    let short = Canned::Raw(format!("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{OBJECT}"));
+    let (_server, vault) = setup(vec![short, Canned::json(200, OBJECT)]).await;
+    let e = vault.get(&call(), &id()).await.unwrap_err();
+    assert_eq!(e.kind, ErrorKind::BadAnswer, "{e}");
+    assert_clean(&e);
+    assert_eq!(vault.get(&call(), &id()).await.unwrap().content, secret(), "what was left over is not read");
+}
+
+#[tokio::test]
 async fn a_huge_answer_is_not_swallowed() {
     let announced = Canned::Raw("HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n".into());
     for huge in [announced, Canned::Endless] {

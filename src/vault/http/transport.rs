@@ -166,8 +166,7 @@ impl Transport {
             let trouble = match &attempt {
                 Ok(answer) if answer.status == StatusCode::UNAUTHORIZED && !key_was_read => {
                     key_was_read = true;
-                    // A key that cannot be read now is no better than the one that was refused.
-                    if self.parts.key.reload().unwrap_or(false) {
+                    if self.another_key() {
                         continue;
                     }
                     None
@@ -186,7 +185,20 @@ impl Transport {
                     Err(failed) => Err(self.give_up(failed, request, tries)),
                 };
             };
+            tracing::debug!(doing = request.doing, tries, ?trouble, ?wait, "trying again");
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Reads the key's file again; true if it holds another key than the one that was refused.
+    fn another_key(&self) -> bool {
+        match self.parts.key.reload() {
+            Ok(changed) => changed,
+            Err(e) => {
+                // A key that cannot be read now is no better than the one that was refused.
+                tracing::warn!(error = %e, "the API key was refused and cannot be read again");
+                false
+            }
         }
     }
 

@@ -1,0 +1,176 @@
+//! Provisional files: names that are often an editor's temporary, and sometimes not.
+//!
+//! 1. Created with O_EXCL or by rename under such a name, a file is held back. Renamed to another name it is
+//!    stored under that; left alone it becomes an object of its own after [`SETTLE`], and at unmount.
+//! 2. An object that is renamed to such a name (vim's backup, `s` to `s~`) is only *hidden*: nothing is sent. When
+//!    `s` is made anew, that is the next version of the same object, history and all. When the backup is
+//!    unlinked while `s` is still absent, the object is deleted; when it comes back, nothing has happened; when it
+//!    is left alone, the rename is carried out.
+//! 3. An object that exists in the vault is never provisional. Cut off at any step, the vault still has it.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::FileSystem;
+use super::commit::Cause;
+use super::file::{File, Keep, Link, Stored};
+use super::inode::{Hidden, Table};
+use crate::vault::{Call, ObjectId, ObjectName};
+
+/// A provisional file that nobody has open becomes an object after this.
+const SETTLE: Duration = Duration::from_secs(5);
+
+impl Table {
+    /// Whether the object of that name is hidden, and nothing new took its place.
+    pub(super) fn is_hidden(&self, name: &ObjectName) -> bool {
+        self.hidden.get(name).is_some_and(|hidden| !hidden.claimed)
+    }
+
+    /// The name is made anew: what the new file is a change of.
+    pub(super) fn claim(&mut self, name: &ObjectName) -> Option<Stored> {
+        let hidden = self.hidden.get_mut(name)?;
+        hidden.claimed = true;
+        Some(hidden.stored.clone())
+    }
+
+    /// The name has been stored anew: its backup is a file like any other.
+    pub(super) fn reveal(&mut self, name: &ObjectName) {
+        self.hidden.remove(name);
+    }
+
+    /// `file` was unlinked from `name`. A new file over a hidden object uncovers that the object is hidden; a
+    /// backup takes the hidden object along, which has been deleted.
+    pub(super) fn let_go_of(&mut self, name: &ObjectName, file: &File) {
+        if let Some(hidden) = self.hidden.get_mut(name) {
+            hidden.claimed = false;
+        }
+        if let Some(origin) = file.state().origin.take() {
+            self.hidden.remove(&origin);
+        }
+    }
+}
+
+impl FileSystem {
+    /// Whether a new file of this name is stored.
+    pub(super) fn keep_of_new(&self, component: &OsStr, flags: i32) -> Keep {
+        let Some(component) = component.to_str() else { return Keep::Store };
+        if self.scratch.matches(component) {
+            Keep::Scratch
+        } else if flags & libc::O_EXCL != 0 && self.scratch.is_provisional(component) {
+            Keep::Provisional
+        } else {
+            Keep::Store
+        }
+    }
+
+    /// Whether a file that gets this name by a rename is stored. What has been in the vault is never turned into a
+    /// scratch file: it would be gone at unmount.
+    pub(super) fn keep_of_moved(&self, component: &OsStr, source: &File, target: Option<&File>) -> Keep {
+        let Some(component) = component.to_str() else { return Keep::Store };
+        let (is_object, is_backup) = {
+            let state = source.state();
+            (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
+        };
+        let free = target.is_none_or(|target| target.state().is_only_here());
+        if self.scratch.matches(component) && target.is_none() && !is_object && !is_backup {
+            Keep::Scratch
+        } else if self.scratch.is_provisional(component) && (free || is_object) {
+            Keep::Provisional
+        } else {
+            Keep::Store
+        }
+    }
+
+    /// The objects that go when this file loses its name, with the names they have in the vault; and the file's
+    /// own name.
+    pub(super) fn objects_behind(&self, file: &File) -> (ObjectName, Vec<(ObjectName, ObjectId)>) {
+        let table = self.table();
+        let state = file.state();
+        let name = state.name.clone();
+        let mut doomed = Vec::new();
+        if let Some(origin) = &state.origin
+            && let Some(hidden) = table.hidden.get(origin).filter(|hidden| !hidden.claimed)
+        {
+            // A backup takes its object along if the name is still absent.
+            doomed.push((origin.clone(), hidden.stored.id.clone()));
+        }
+        if let Some(stored) = &state.stored
+            && !table.hidden.contains_key(&name)
+        {
+            doomed.push((name.clone(), stored.id.clone()));
+        }
+        (name, doomed)
+    }
+
+    /// The object is moved to a provisional name: its own shows nothing from now on.
+    pub(super) fn hide(&self, table: &mut Table, name: &ObjectName, stored: Stored, backup: &File) {
+        table.hidden.insert(name.clone(), Hidden { stored, backup: backup.ino, claimed: false });
+        backup.state().origin = Some(name.clone());
+    }
+
+    /// Makes an object of the file when it has been left alone for long enough.
+    pub(super) fn settle_later(self: &Arc<Self>, file: &Arc<File>) {
+        let is_idle = |file: &File| {
+            let state = file.state();
+            state.keep == Keep::Provisional && state.link == Link::Current && state.opens == 0
+        };
+        if !is_idle(file) {
+            return;
+        }
+        let (fs, file) = (self.clone(), file.clone());
+        let seen = file.state().idle_since(self.clock.now());
+        tokio::spawn(async move {
+            tokio::time::sleep(SETTLE).await;
+            if is_idle(&file) && file.state().idle == Some(seen) {
+                let call = Call::background(fs.clock.now() + fs.options.timeout);
+                fs.settle_provisional(&file, &call).await;
+            }
+        });
+    }
+
+    /// Makes objects of all provisional files: the mount ends.
+    pub(super) async fn settle_all(self: &Arc<Self>, call: &Call) {
+        let is_provisional = |file: &Arc<File>| {
+            let state = file.state();
+            state.keep == Keep::Provisional && state.link == Link::Current
+        };
+        let files: Vec<Arc<File>> = self.table().all_files().filter(is_provisional).collect();
+        futures_util::future::join_all(files.iter().map(|file| self.settle_provisional(file, call))).await;
+    }
+
+    async fn settle_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
+        let size = {
+            let mut state = file.state();
+            state.keep = Keep::Store;
+            if let Some(buffer) = &mut state.buffer {
+                buffer.changed(true, buffer.changed_at);
+            }
+            state.size()
+        };
+        // Giving room back never fails.
+        let _ = self.account_scratch(size, 0);
+        // A failure is kept on the file, logged and listed like that of any other write.
+        if self.commit(file, call, Cause::Settle).await.is_ok() {
+            self.finish_move(file, call).await;
+        }
+        self.table().drop_unheld(file.ino);
+    }
+
+    /// The bytes of a hidden object are stored under another name: the object goes, as after any rename.
+    async fn finish_move(&self, file: &File, call: &Call) {
+        let Some(origin) = file.state().origin.take() else { return };
+        let hidden = self.table().hidden.get(&origin).filter(|h| h.backup == file.ino).cloned();
+        if let Some(hidden) = hidden
+            && !hidden.claimed
+        {
+            if self.options.no_delete {
+                tracing::warn!(name = origin.as_str(), "moved, but the old name stays: --no-delete");
+            } else {
+                // What could not be deleted shows again; the failure is logged.
+                let _ = self.delete(call, &origin, hidden.stored.id).await;
+            }
+        }
+        self.table().hidden.remove(&origin);
+    }
+}

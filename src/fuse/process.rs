@@ -1,0 +1,87 @@
+//! What /proc and pidfds tell about processes that are not our children.
+
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// The process id and state of /proc/PID/stat, and its parent's id.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything; the state and the parent's id follow it.
+    let (_, rest) = text.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// State Z: the leader is dead, whatever its other threads wait for.
+pub fn is_zombie(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state == 'Z')
+}
+
+/// Whether `pid` is a live keeper, and not a zombie or whoever got its number later.
+pub fn is_keeper(pid: u32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name.trim_end().as_bytes() == super::keeper::NAME.to_bytes()) && !is_zombie(pid)
+}
+
+/// The processes that `parent` started.
+pub fn children_of(parent: u32) -> Vec<u32> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// A process whose end we want to see, whatever happens to its number.
+#[derive(Debug)]
+pub struct Watched(Option<OwnedFd>);
+
+impl Watched {
+    /// Starts watching.
+    pub fn new(pid: u32) -> Self {
+        // SAFETY: takes numbers only; the descriptor it returns is ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+        // SAFETY: as above.
+        Self((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Waits for its end; a process that could not be opened had ended already.
+    pub fn ended(&self, within: Duration) -> bool {
+        let Some(fd) = &self.0 else { return true };
+        let end = Instant::now() + within;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(n) => return n > 0,
+                Err(Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_dead_leader_is_seen() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let watched = Watched::new(child.id());
+        assert!(watched.ended(Duration::from_secs(10)));
+        assert!(is_zombie(child.id()), "not waited for yet");
+        assert_eq!(children_of(std::process::id()).iter().filter(|pid| **pid == child.id()).count(), 1);
+        child.wait().unwrap();
+        assert!(!is_zombie(std::process::id()));
+        assert!(!is_keeper(std::process::id()));
+    }
+
+    #[test]
+    fn a_live_one_is_waited_for_in_vain() {
+        assert!(!Watched::new(std::process::id()).ended(Duration::from_millis(1)));
+    }
+}
