@@ -267,7 +267,8 @@ impl Mount {
         place
     }
 
-    fn place(&self) -> &Place {
+    /// Where it is.
+    pub fn place(&self) -> &Place {
         self.place.as_ref().expect("there until `unmount`")
     }
 }
