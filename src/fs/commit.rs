@@ -190,13 +190,11 @@ impl FileSystem {
         let mut table = self.table();
         let other = table.file(&job.name).filter(|other| other.ino != file.ino);
         let mut state = file.state();
-        let based_on = state.stored.as_ref().map(|s| s.version.clone());
-        if let Some((_, on)) = &mut state.local.mtime
-            && *on == based_on
-        {
-            *on = Some(object.meta.version.clone());
-            *table.local(&job.name) = state.local.clone();
-        }
+        // The time of the write stays the file's time: were it the vault's from now on, an editor would take its
+        // own save for a change made elsewhere.
+        let changed_at = state.mtime();
+        state.local.mtime = Some((changed_at, Some(object.meta.version.clone())));
+        *table.local(&job.name) = state.local.clone();
         state.stored = Some(Stored::of(&object));
         state.pinned = (state.opens > 0).then_some(object);
         state.failure = None;
@@ -239,7 +237,7 @@ impl FileSystem {
         state.failure = Some(Failure { errno, message: e.to_string(), conflict: false, number });
         if is_outage(e.kind) && !state.retrying {
             state.retrying = true;
-            tokio::spawn(self.clone().retry(file.clone()));
+            self.runtime.spawn(self.clone().retry(file.clone()));
         }
         errno
     }

@@ -305,8 +305,6 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        // It may start a task that stores the file later, and this thread is not the runtime's.
-        let _in_runtime = self.runtime.enter();
         self.answer(self.fs.release(fh.0), empty(reply));
     }
 
