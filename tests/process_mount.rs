@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    Beside, Mount, Place, assert_nothing_left, is_mounted, is_root, mount_lines, processes_of, run, signal,
-    until,
+    Beside, Mount, Place, assert_nothing_left, in_foreground, is_mounted, is_root, mount_lines, processes_of,
+    run, signal, until,
 };
 use nix::sys::signal::Signal;
 
@@ -247,15 +247,13 @@ fn what_covers_our_mount_is_not_unmounted() {
 #[test]
 fn in_the_foreground_it_stays_and_passes_signals_and_codes_on() {
     let place = Place::new();
-    let mut command = place.mount_command(&["-f"]);
-    let mut front = Beside::start(command.stdout(Stdio::null()).stderr(Stdio::piped()));
-    until("it is mounted", || is_mounted(&place.mnt) && fs::write(place.mnt.join("a"), "1").is_ok());
+    let (mut front, mut said) = in_foreground(&mut place.mount_command(&["-f"]));
     let mount = Mount::adopt(place);
     let pid = front.0.id() as i32;
     signal(pid, Signal::SIGINT);
     assert_eq!(front.ends().code(), Some(0));
     let mut log = String::new();
-    front.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    said.read_to_string(&mut log).unwrap();
     assert!(log.contains("asked to stop"), "{log}");
     assert_nothing_left(mount.mnt());
 }
@@ -263,8 +261,7 @@ fn in_the_foreground_it_stays_and_passes_signals_and_codes_on() {
 #[test]
 fn when_the_foreground_command_is_killed_the_mount_goes_too() {
     let place = Place::new();
-    let mut front = Beside::start(place.mount_command(&["-f"]).stdout(Stdio::null()).stderr(Stdio::null()));
-    until("it is mounted", || is_mounted(&place.mnt) && fs::write(place.mnt.join("a"), "1").is_ok());
+    let (mut front, _said) = in_foreground(&mut place.mount_command(&["-f"]));
     let mount = Mount::adopt(place);
     front.0.kill().unwrap();
     front.ends();
@@ -279,6 +276,8 @@ fn usage_errors() {
     assert!(fails(&["--embedded", "-o", "ro,suid"]).contains("suid"));
     assert!(fails(&["--embedded", "--file-mode", "4755"]).contains("--file-mode"));
     assert!(fails(&["--embedded", "--scratch", "[a"]).contains("--scratch"));
+    let inside = format!("--embedded={}", place.mnt.join("data").display());
+    assert!(fails(&[&inside]).contains("hidden by the mount"));
     assert_nothing_left(&place.mnt);
 }
 
@@ -315,6 +314,52 @@ fn no_vault_no_mount() {
     let no_key = run(place.vaultfs(["mount", "--api-url", &url]).arg(&place.mnt));
     assert!(no_key.fails(3).contains("WORKOS_API_KEY"));
     assert_nothing_left(&place.mnt);
+}
+
+#[test]
+fn an_interrupted_mount_leaves_nothing() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let place = Place::new();
+    for options in [&[][..], &["-f"]] {
+        let mut command = place.vaultfs(["mount", "--api-url", &url, "--timeout", "60s"]);
+        command.args(options).arg(&place.mnt).env("WORKOS_API_KEY", "sk_test_x");
+        let mut front = Beside::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        // The worker has connected, and waits for an answer that never comes.
+        let asked = silent.accept().unwrap();
+        signal(front.0.id() as i32, Signal::SIGINT);
+        assert_eq!(front.ends().code(), None, "ended by the signal");
+        assert_nothing_left(&place.mnt);
+        drop(asked);
+    }
+}
+
+#[test]
+fn other_users_come_in_as_far_as_modes_let_them() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can become another user");
+        return;
+    }
+    let place = Place::new();
+    common::open_to_all(place.dir.path());
+    let mount = Mount::at(place, &["--allow-other", "--file-mode", "0644", "--dir-mode", "0755"]);
+    assert!(mount_lines(mount.mnt())[0].contains("default_permissions,allow_other"));
+    fs::write(mount.path("open"), "1").unwrap();
+    fs::write(mount.path("closed"), "2").unwrap();
+    let mode = |mode| <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(mode);
+    fs::set_permissions(mount.path("open"), mode(0o644)).unwrap();
+    fs::set_permissions(mount.path("closed"), mode(0o600)).unwrap();
+    let as_nobody = |script: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script, "sh"]);
+        run(command.arg(mount.mnt()).current_dir("/"))
+    };
+    assert_eq!(as_nobody("cat \"$1/open\"").ok(), "1");
+    assert_ne!(as_nobody("cat \"$1/closed\"").code, Some(0));
+    assert_ne!(as_nobody("echo 3 > \"$1/open\"").code, Some(0));
+    assert_ne!(as_nobody("echo 3 > \"$1/new\"").code, Some(0));
+    assert_ne!(as_nobody("rm -f \"$1/open\"").code, Some(0));
+    assert_eq!(fs::read_to_string(mount.path("open")).unwrap(), "1");
 }
 
 /// An HTTP server that answers everything alike, for as long as the test runs.

@@ -7,7 +7,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Beside, Mount, Place, assert_nothing_left, is_mounted, is_root, open_to_all, run, until};
+use nix::fcntl::{Flock, FlockArg};
+
+use common::{
+    Beside, Mount, Place, assert_nothing_left, in_foreground, is_mounted, is_root, open_to_all, run, until,
+};
 
 /// Made for this test.
 const KEY: &str = "sk_test_canary_8c1f0e7d";
@@ -23,9 +27,7 @@ fn shown(pid: i32) -> String {
 fn no_process_shows_the_key_or_leaves_a_core() {
     let place = Place::new();
     let mut command = place.mount_command(&["-f", "-vv"]);
-    command.env("WORKOS_API_KEY", KEY).stdout(Stdio::null()).stderr(Stdio::null());
-    let front = Beside::start(&mut command);
-    until("it is mounted", || is_mounted(&place.mnt) && fs::write(place.mnt.join("a"), "1").is_ok());
+    let (front, _said) = in_foreground(command.env("WORKOS_API_KEY", KEY));
     let mount = Mount::adopt(place);
     let (keeper, worker) = mount.pids();
     for pid in [front.0.id() as i32, keeper, worker] {
@@ -47,6 +49,8 @@ struct Nobody {
     place: Place,
     program: std::path::PathBuf,
     device_mode: u32,
+    /// Two runs of these tests would change the mode of /dev/fuse under each other.
+    _turn: Flock<fs::File>,
 }
 
 const NOBODY: u32 = 65534;
@@ -63,10 +67,12 @@ impl Nobody {
             let _ = fs::create_dir(&dir);
             std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
         }
+        let device = fs::File::open("/dev/fuse").unwrap();
+        let turn = Flock::lock(device, FlockArg::LockExclusive).unwrap();
         // Distributions let everybody open it; some containers do not.
         let device_mode = fs::metadata("/dev/fuse").unwrap().mode() & 0o777;
         fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
-        Self { place, program, device_mode }
+        Self { place, program, device_mode, _turn: turn }
     }
 
     fn run_as(&self, program: &Path) -> Command {
@@ -164,6 +170,11 @@ fn refusals(nobody: &Nobody) {
     nobody.place.isolate(&mut hidden);
     hidden.env("HOME", nobody.place.dir.path().join("home"));
     assert!(run(&mut hidden).fails(1).contains("fuse3"));
+    let inner = nobody.mount(&[]);
+    let mut bound = Command::new("setpriv");
+    bound.arg("--no-new-privs").arg(inner.get_program()).args(inner.get_args());
+    nobody.place.isolate(&mut bound);
+    assert!(run(&mut bound).fails(1).contains("NoNewPrivileges"));
     fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o600)).unwrap();
     let closed = run(&mut nobody.mount(&[]));
     fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();

@@ -69,6 +69,24 @@ fn a_mapped_file_keeps_it_busy() {
 }
 
 #[test]
+fn a_second_place_that_shows_it_is_named() {
+    if !common::is_root() {
+        eprintln!("SKIPPED: only root can bind a directory");
+        return;
+    }
+    let mount = Mount::start();
+    let second = mount.mnt().with_file_name("second");
+    fs::create_dir(&second).unwrap();
+    run(Command::new("mount").arg("--bind").arg(mount.mnt()).arg(&second)).ok();
+    let said = run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(1);
+    assert!(said.contains(second.to_str().unwrap()), "{said}");
+    fs::write(second.join("f"), "1").unwrap();
+    run(mount.vaultfs(["unmount"]).arg(&second)).ok();
+    assert!(!is_mounted(&second));
+    assert_nothing_left(mount.mnt());
+}
+
+#[test]
 fn a_refused_unmount_stores_nothing_half_written() {
     use std::io::Write;
     let mount = Mount::start();
@@ -150,14 +168,15 @@ fn status_says_that_a_worker_hangs() {
 #[test]
 fn the_control_socket_and_record_are_gone_afterwards() {
     let mount = Mount::start();
-    let dev = mount.status()["dev"].as_str().unwrap().to_owned();
+    let status = mount.status();
+    let own = format!("{}.{}.", status["dev"].as_str().unwrap(), status["keeper_pid"]);
     let uid = nix::unistd::geteuid();
     let dirs = ["/run/vaultfs".into(), format!("/run/user/{uid}/vaultfs"), format!("/tmp/vaultfs-{uid}")];
-    let files = |dev: &str| -> Vec<String> {
-        let names = dirs.iter().flat_map(|d| ["sock", "json"].map(|kind| format!("{d}/{dev}.{kind}")));
-        names.filter(|path| Path::new(path).exists()).collect()
+    let files = || {
+        let all = dirs.iter().flat_map(|d| fs::read_dir(d).into_iter().flatten().flatten());
+        all.filter(|f| f.file_name().to_str().unwrap().starts_with(&own)).count()
     };
-    assert_eq!(files(&dev).len(), 2);
+    assert_eq!(files(), 2);
     mount.unmount();
-    assert_eq!(files(&dev), Vec::<String>::new());
+    assert_eq!(files(), 0);
 }

@@ -86,8 +86,8 @@ fn work() -> anyhow::Result<ExitCode> {
         Err(failure) => return Ok(give_up(&link, &failure)),
     };
     link.connected();
-    let (filesystem, parts, last) = stack.take_apart(runtime.handle(), memory);
-    let served = worker::serve(&link, &config, runtime.handle(), filesystem, parts);
+    let (filesystem, service, last) = stack.take_apart(runtime.handle());
+    let served = worker::serve(&link, &config, runtime.handle(), filesystem, service, memory);
     runtime.block_on(last.stop());
     match served {
         Ok(code) => Ok(ExitCode::from(code)),

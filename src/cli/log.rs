@@ -113,10 +113,10 @@ fn file_name(path: &Path) -> String {
 /// Starts logging in this process, and makes panics say no more than where they happened.
 pub fn start(config: &LogConfig) {
     let filter = match config.verbosity {
-        0 => "warn,vaultfs=info",
-        1 => "info,vaultfs=debug,fuser=warn",
+        0 => "warn,vaultfs=info,fuser=error",
+        1 => "info,vaultfs=debug,fuser=error",
         // Other crates may print what passes through them: never at their most verbose.
-        _ => "info,vaultfs=trace,fuser=warn",
+        _ => "info,vaultfs=trace,fuser=error",
     };
     let lines =
         tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_ansi(false).with_target(false);
@@ -128,13 +128,26 @@ pub fn start(config: &LogConfig) {
     // Only a second call could fail, and then the first log is as good.
     drop(started);
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(|| "somewhere".into(), ToString::to_string);
-        tracing::error!("a bug in vaultfs: panic at {place} (its text is kept back, it could hold a secret)");
+        tracing::error!("{}", bug(panic));
         // A session thread that is gone would leave half of the mount's requests waiting.
         if std::thread::current().name().is_some_and(|n| n.starts_with("fuser-")) {
             std::process::abort();
         }
     }));
+}
+
+/// Makes panics say no more than where they happened, on standard error: for every process, until it has a log.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        // Nobody may read it any more, and a panic in here would abort.
+        let _ = writeln!(io::stderr(), "vaultfs: {}", bug(panic));
+    }));
+}
+
+/// A panic's place; its text could quote anything.
+fn bug(panic: &std::panic::PanicHookInfo<'_>) -> String {
+    let place = panic.location().map_or_else(|| "somewhere".into(), ToString::to_string);
+    format!("a bug in vaultfs: panic at {place} (its text is kept back, it could hold a secret)")
 }
 
 fn open(path: &Path) -> io::Result<File> {

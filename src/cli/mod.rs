@@ -39,6 +39,7 @@ enum Command {
 
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
+    log::quiet_panics();
     let cli = Cli::parse_from(mount::expand_options(std::env::args_os()));
     let result = match cli.command {
         Command::Mount(args) => mount::run(*args),

@@ -16,7 +16,7 @@ use clap::{Args, CommandFactory};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
-use super::connect::ConnectArgs;
+use super::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
 use super::exit::{Exit, Failure};
 use super::log::LogConfig;
 use crate::fs::Options;
@@ -42,6 +42,13 @@ pub struct MountArgs {
     /// Refuse to delete; overwriting works
     #[arg(long)]
     no_delete: bool,
+
+    /// Fail a save with ESTALE when the object was changed elsewhere since it was opened
+    ///
+    /// What was written stays in the mount, readable and listed by `vaultfs status`. Without it the last writer
+    /// wins, and what the other wrote is in .versions.
+    #[arg(long)]
+    strict: bool,
 
     /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON, only bytes (raw)
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
@@ -111,10 +118,6 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     nonempty: bool,
 
-    /// For fstab lines that have it: the kernel always checks modes
-    #[arg(long, hide = true)]
-    default_permissions: bool,
-
     /// Programs on the mount cannot be run
     #[arg(long, hide = true)]
     noexec: bool,
@@ -125,10 +128,11 @@ pub struct MountArgs {
 }
 
 /// `-o` options of mount(8) that need nothing done: they are so anyway, or speak to mount(8) itself.
-const WITHOUT_EFFECT: [&str; 24] = [
+const WITHOUT_EFFECT: [&str; 25] = [
     "rw",
     "nosuid",
     "nodev",
+    "default_permissions",
     "async",
     "defaults",
     "auto",
@@ -204,20 +208,18 @@ fn expand_option(option: &str) -> Vec<OsString> {
     }]
 }
 
-/// Runs the command.
-pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
-    if let Some(option) = args.options.first() {
-        return Err(usage(format!(
-            "-o {option}: there is no such option; `vaultfs mount --help` lists them"
-        ))
-        .into());
-    }
+/// Checks everything that can be checked before a process is started.
+fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
     let kernel = KernelOptions { allow_other: args.allow_other, noexec: args.noexec, sync: args.sync };
     let (spec, key) = args.connect.resolve()?;
     let options = args.file_system_options();
     let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
     mountpoint::check_machine(&kernel, options.uid, options.gid).map_err(|e| failed(&e))?;
     let mountpoint = mountpoint::check(&args.mountpoint, args.nonempty).map_err(|e| failed(&e))?;
+    keep_off(&mountpoint, &spec)?;
+    if !args.allow_other && options.uid != nix::unistd::geteuid().as_raw() {
+        eprintln!("vaultfs: hint: without --allow-other nobody but you can enter, whoever --uid names");
+    }
     let log = LogConfig::choose(&mountpoint, args.log.as_deref(), args.foreground, args.verbose)
         .map_err(|e| Failure::new(Exit::Failed, format!("the log cannot be written: {e}")))?;
     let config = MountConfig {
@@ -229,7 +231,38 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         log: serde_json::to_value(&log)?,
         foreground: args.foreground,
     };
-    let signals = args.foreground.then(hold_signals).transpose()?;
+    Ok((config, key))
+}
+
+/// What the worker needs must not be on the mount: it would wait for an answer of its own, for ever.
+fn keep_off(mountpoint: &Path, spec: &ConnectSpec) -> Result<(), Failure> {
+    let data = match &spec.endpoint {
+        Endpoint::Embedded(dir) => Some(dir),
+        Endpoint::Url(_) => None,
+    };
+    let needed = [data, spec.key_file.as_ref(), spec.ca_file.as_ref()];
+    for path in needed.into_iter().flatten() {
+        // Of a path that is not there yet, the part that is.
+        let real = path.ancestors().find_map(|part| part.canonicalize().ok());
+        if real.is_some_and(|real| real.starts_with(mountpoint)) {
+            let (path, mountpoint) = (path.display(), mountpoint.display());
+            return Err(usage(format!(
+                "{path} would be hidden by the mount on {mountpoint}: choose another place"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the command.
+pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
+    if let Some(option) = args.options.first() {
+        return Err(usage(format!(
+            "-o {option}: there is no such option; `vaultfs mount --help` lists them"
+        ))
+        .into());
+    }
+    let (config, key) = prepare(&args)?;
     let (mut child, ready) = start_keeper(&config, key.secret.as_ref())?;
     drop(key);
     let dev = match ready {
@@ -241,16 +274,15 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     };
     if let Err(failure) = look_from_outside(&config.mountpoint, dev) {
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
-        return Err(Failure {
-            message: format!("{}; the log is {}", failure.message, log.target),
-            ..failure
-        }
-        .into());
+        return Err(failure.into());
     }
-    match signals {
-        Some(signals) => stay(child, &signals),
-        None => Ok(ExitCode::SUCCESS),
+    if !args.foreground {
+        return Ok(ExitCode::SUCCESS);
     }
+    // Until here a signal just ended this process, and with it, unmounted, what it had started.
+    let signals = hold_signals()?;
+    eprintln!("vaultfs: {} is mounted", config.mountpoint.display());
+    stay(child, &signals)
 }
 
 impl MountArgs {
@@ -259,6 +291,7 @@ impl MountArgs {
         Options {
             read_only: self.read_only,
             no_delete: self.no_delete,
+            strict: self.strict,
             format: self.format,
             refresh: self.refresh,
             max_stale: self.max_stale,
@@ -332,7 +365,7 @@ fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<(), Failure> {
     }
 }
 
-/// With `-f`, signals are for the keeper; they wait until it can be told.
+/// With `-f`, signals are for the keeper: they are taken one by one and passed on.
 fn hold_signals() -> nix::Result<SigSet> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {

@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
 use super::serve_key::{self, ServeCommand};
+use crate::harden::{self, LockState};
 use crate::server::dir::DataDir;
 use crate::server::error::ServeError;
 use crate::server::owner::{Owner, ServeOptions};
@@ -61,6 +62,7 @@ pub struct ServeArgs {
 /// Runs the command.
 pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.verbose);
+    let memory = harden::lock_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if let Some(command) = args.command {
         let done = runtime.block_on(serve_key::run(&args.data, args.master_key_file, command));
@@ -76,6 +78,9 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
             args.listen
         );
         return Err(Failure::new(Exit::Usage, message).into());
+    }
+    if let LockState::NotLocked(why) = memory {
+        tracing::warn!("memory is not locked, secrets may reach the swap: {why}");
     }
     let served = runtime.block_on(serve(args));
     // Requests that outlived the drain are cut off here, not waited for.

@@ -3,17 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::Notifier;
-
 use super::connect::{self, ApiKeyInput, ConnectSpec};
 use super::exit::Failure;
 use crate::clock::{Clock, SystemClock};
-use crate::fs::{FileSystem, Unsaved};
+use crate::fs::{FileSystem, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
-use crate::fuse::notify;
-use crate::fuse::worker::{Parts, Service};
-use crate::harden::LockState;
+use crate::fuse::worker::Service;
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
 use crate::vault::http::key::ApiKey;
@@ -36,21 +32,9 @@ pub async fn build(config: &MountConfig, key: Option<SecretString>) -> Result<St
 
 impl Stack {
     /// What fuser calls, what the worker calls, and what is to be stopped when both are done.
-    pub fn take_apart(
-        self,
-        runtime: &tokio::runtime::Handle,
-        memory: LockState,
-    ) -> (Adapter, Parts<impl FnOnce(Notifier)>, Last) {
-        let fs = self.fs;
-        let adapter = Adapter::new(fs.clone(), runtime.clone());
-        let service = Arc::new(Mounted { fs: fs.clone(), key: self.key });
-        let attach = move |notifier| match notify::spawn(notifier) {
-            Ok(kernel) => fs.attach_kernel(kernel),
-            Err(e) => {
-                tracing::error!("changes made elsewhere will be seen late: no thread to tell them: {e}")
-            }
-        };
-        (adapter, Parts { service, attach, memory }, self.last)
+    pub fn take_apart(self, runtime: &tokio::runtime::Handle) -> (Adapter, Arc<dyn Service>, Last) {
+        let adapter = Adapter::new(self.fs.clone(), runtime.clone());
+        (adapter, Arc::new(Mounted { fs: self.fs, key: self.key }), self.last)
     }
 }
 
@@ -74,6 +58,10 @@ struct Mounted {
 
 #[async_trait::async_trait]
 impl Service for Mounted {
+    fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
+        self.fs.attach_kernel(kernel);
+    }
+
     fn status(&self) -> serde_json::Value {
         serde_json::to_value(self.fs.status()).unwrap_or_default()
     }

@@ -55,11 +55,13 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
 }
 
-/// Each vaultfs file system once, also where it is bound to several places.
+/// Each vaultfs file system once, also where it is bound to several places. Those of others are root's to see.
 fn all() -> std::io::Result<Vec<Entry>> {
+    let own = nix::unistd::geteuid().as_raw();
     let mut found: Vec<Entry> = Vec::new();
     for entry in mounts::table()? {
-        if entry.is_vaultfs() && !found.iter().any(|f| f.dev == entry.dev) {
+        let ours = entry.is_vaultfs() && (own == 0 || entry.owner == Some(own));
+        if ours && !found.iter().any(|f| f.dev == entry.dev) {
             found.push(entry);
         }
     }

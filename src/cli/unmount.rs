@@ -76,6 +76,11 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     if !take_away(&entry, args.lazy)? {
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(other) = mounts::table()?.into_iter().rfind(|e| e.dev == entry.dev) {
+        let (here, there) = (entry.mountpoint.display(), other.mountpoint.display());
+        let message = format!("{here} is unmounted, but {there} shows the same vault: unmount that, too");
+        return Err(Failure::new(Exit::Failed, message).into());
+    }
     wait_for_end(&mount, watcher, patience, &keeper)
 }
 
@@ -168,7 +173,10 @@ fn wait_for_end(
         Err(e) => {
             return Err(Failure::new(
                 Exit::Failed,
-                format!("{path} is unmounted, but its worker hangs: {e}"),
+                format!(
+                    "{path} is unmounted, but its worker goes on ({e}): another mount namespace (a container?) \
+                     has it still, or it hangs"
+                ),
             )
             .into());
         }

@@ -102,6 +102,8 @@ pub struct FileSystem {
     next_handle: AtomicU64,
     scratch_bytes: AtomicU64,
     kernel: OnceLock<Arc<dyn Kernel>>,
+    /// For work that nobody waits for; operations are called from threads that are not the runtime's.
+    runtime: tokio::runtime::Handle,
     errors: Mutex<VecDeque<status::LastError>>,
     failures: AtomicU64,
     started: SystemTime,
@@ -115,7 +117,7 @@ impl std::fmt::Debug for FileSystem {
 
 impl FileSystem {
     /// A file system over `vault`. `first_page` is what the start-up check of the vault listed, if it did.
-    /// Futures it returns need a tokio runtime.
+    /// Call it on the tokio runtime that will run the futures it returns.
     pub fn new(
         vault: DynVault,
         first_page: Option<Page>,
@@ -139,6 +141,7 @@ impl FileSystem {
             next_handle: AtomicU64::new(1),
             scratch_bytes: AtomicU64::new(0),
             kernel: OnceLock::new(),
+            runtime: tokio::runtime::Handle::current(),
             errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),
             failures: AtomicU64::new(0),
             started: clock.wall(),

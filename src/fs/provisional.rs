@@ -120,7 +120,7 @@ impl FileSystem {
         }
         let (fs, file) = (self.clone(), file.clone());
         let seen = file.state().idle_since(self.clock.now());
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             tokio::time::sleep(SETTLE).await;
             if is_idle(&file) && file.state().idle == Some(seen) {
                 let call = Call::background(fs.clock.now() + fs.options.timeout);

@@ -122,7 +122,10 @@ mod tests {
     fn options_are_always_nosuid_and_nodev() {
         let text =
             option_text(&KernelOptions { allow_other: true, noexec: true, ..KernelOptions::default() });
-        assert_eq!(text, "rw,nosuid,nodev,fsname=vaultfs,subtype=vaultfs,allow_other,noexec");
+        assert_eq!(
+            text,
+            "rw,nosuid,nodev,default_permissions,fsname=vaultfs,subtype=vaultfs,allow_other,noexec"
+        );
     }
 
     #[test]

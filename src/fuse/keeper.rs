@@ -211,8 +211,8 @@ impl<'a> Keeper<'a> {
             keeper_memory: memory,
             restarts: 0,
         };
-        self.directory.clear(dev);
-        let listener = UnixListener::bind(self.directory.socket(dev))
+        self.directory.clear_stale();
+        let listener = UnixListener::bind(self.directory.socket(dev, std::process::id()))
             .map_err(|e| Failed::new(format!("the control socket cannot be made: {e}")))?;
         let serve = ToWorker::Serve { init: mounted.init.as_bytes().to_vec(), dev, facts };
         self.worker
@@ -286,6 +286,10 @@ impl<'a> Keeper<'a> {
                     let _ = self.worker.child.kill();
                     self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
                 }
+                (Event::Worker(ToKeeper::Ended(left)), _) => {
+                    tracing::debug!(left, "the session is over");
+                    self.withdraw();
+                }
                 (Event::WorkerGone(status), _) => return self.finish(status),
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),
             }
@@ -344,7 +348,14 @@ impl<'a> Keeper<'a> {
             Ok(false) => {}
             Err(e) => tracing::error!("{} cannot be unmounted: {e}", mountpoint.display()),
         }
-        self.directory.clear(dev);
+        self.directory.clear(dev, std::process::id());
+    }
+
+    /// Nobody shall find this mount any more; who is connected already stays so.
+    fn withdraw(&self) {
+        if let Some(mounted) = &self.mounted {
+            self.directory.clear(mounted.dev, std::process::id());
+        }
     }
 
     fn tell(&self, message: &ToWorker) {

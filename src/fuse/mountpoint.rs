@@ -92,13 +92,7 @@ pub fn is_dead(top: &Entry, seen: &Seen) -> bool {
 /// Detaches a dead mount.
 pub fn remove_dead(canonical: &Path, top: &Entry) -> Result<(), MountpointError> {
     match kernel::unmount(canonical, top.dev, Mode::Lazy) {
-        Ok(true) => {
-            if let Some((dir, _)) = top.owner.and_then(|uid| super::runtime::find(uid, top.dev)) {
-                dir.clear(top.dev);
-            }
-            Ok(())
-        }
-        Ok(false) => Ok(()),
+        Ok(_) => Ok(()),
         Err(e) => Err(MountpointError::Stuck(canonical.into(), e)),
     }
 }
@@ -139,6 +133,11 @@ pub enum MachineError {
     /// Ordinary users need it.
     #[error("fusermount3 is not installed, and only root can mount without it: install the package fuse3")]
     NoFusermount,
+    /// fusermount3 is set-uid.
+    #[error(
+        "programs started here may not gain privileges, so fusermount3 cannot mount: unset NoNewPrivileges, or mount as root"
+    )]
+    NoNewPrivileges,
     /// /etc/fuse.conf
     #[error(
         "--allow-other is for root only here: an administrator permits it with the line user_allow_other in /etc/fuse.conf"
@@ -163,6 +162,10 @@ pub fn check_machine(options: &KernelOptions, uid: u32, gid: u32) -> Result<(), 
     }
     if fusermount::find().is_none() {
         return Err(MachineError::NoFusermount);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if status.lines().any(|line| line == "NoNewPrivs:\t1") {
+        return Err(MachineError::NoNewPrivileges);
     }
     if options.allow_other
         && !permits_allow_other(&std::fs::read_to_string("/etc/fuse.conf").unwrap_or_default())

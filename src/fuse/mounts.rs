@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{process, runtime};
+use super::runtime;
 
 /// The type of our mounts in the mount table.
 pub const FS_TYPE: &str = "fuse.vaultfs";
@@ -145,15 +145,12 @@ pub fn live() -> Vec<LiveMount> {
 /// The running processes of one mount, if there are any that this user may ask.
 pub fn of(entry: &Entry) -> Option<LiveMount> {
     let (dir, record) = runtime::find(entry.owner?, entry.dev)?;
-    if !process::is_keeper(record.keeper_pid) {
-        return None;
-    }
     Some(LiveMount {
         mountpoint: entry.mountpoint.clone(),
         dev: entry.dev,
         keeper_pid: record.keeper_pid,
         spec: record.spec,
-        socket: dir.socket(entry.dev),
+        socket: dir.socket(entry.dev, record.keeper_pid),
     })
 }
 

@@ -2,17 +2,20 @@
 //!
 //! `/run/vaultfs` for root, else `$XDG_RUNTIME_DIR/vaultfs`, else `/tmp/vaultfs-UID`. It is 0700 and its
 //! ownership is checked each time, because anybody may make a directory in /tmp. Files are named by the
-//! mount's device number. A record holds no secret; it may be stale after a crash, so whoever reads one
-//! checks the mount table and the process first.
+//! mount's device number, and by the keeper: the kernel uses the number again as soon as a mount is gone, when
+//! its keeper may still be busy ending, and each keeper removes only what is its own. A record holds no secret;
+//! it may be stale after a crash, so only those of live keepers are read.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::mounts::Dev;
+use super::process;
 
 /// What a keeper writes down about its mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,38 +50,63 @@ impl RuntimeDir {
         Err(last)
     }
 
-    /// The control socket of a mount.
-    pub fn socket(&self, dev: Dev) -> PathBuf {
-        self.0.join(format!("{dev}.sock"))
+    /// The control socket that `keeper` makes for a mount.
+    pub fn socket(&self, dev: Dev, keeper: u32) -> PathBuf {
+        self.0.join(format!("{dev}.{keeper}.sock"))
     }
 
-    fn record(&self, dev: Dev) -> PathBuf {
-        self.0.join(format!("{dev}.json"))
+    fn record(&self, dev: Dev, keeper: u32) -> PathBuf {
+        self.0.join(format!("{dev}.{keeper}.json"))
     }
 
     /// Writes a mount's record, whole or not at all.
     pub fn write(&self, dev: Dev, record: &Record) -> io::Result<()> {
-        let temporary = self.0.join(format!("{dev}.json.new"));
+        let temporary = self.0.join(format!("{dev}.{}.new", record.keeper_pid));
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&serde_json::to_vec(record)?)?;
-        fs::rename(temporary, self.record(dev))
+        fs::rename(temporary, self.record(dev, record.keeper_pid))
     }
 
-    /// Removes what a mount left. Device numbers are used again, so a new mount does this first.
-    pub fn clear(&self, dev: Dev) {
-        let _ = fs::remove_file(self.socket(dev));
-        let _ = fs::remove_file(self.record(dev));
+    /// Removes what a keeper made for a mount.
+    pub fn clear(&self, dev: Dev, keeper: u32) {
+        let _ = fs::remove_file(self.record(dev, keeper));
+        let _ = fs::remove_file(self.socket(dev, keeper));
+    }
+
+    /// Removes what keepers left that died.
+    pub fn clear_stale(&self) {
+        for (dev, keeper, _) in self.keepers() {
+            if !process::is_keeper(keeper) {
+                self.clear(dev, keeper);
+            }
+        }
+    }
+
+    /// What the names in the directory say, and when each was made.
+    fn keepers(&self) -> Vec<(Dev, u32, SystemTime)> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let mut parts = name.to_str()?.split('.');
+                let (dev, keeper) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+                Some((dev, keeper, entry.metadata().ok()?.modified().ok()?))
+            })
+            .collect()
     }
 }
 
-/// The record of mount `dev` made by user `uid`, and where it is.
+/// The record of mount `dev` made by user `uid`, and where it is. Of a live keeper, the latest.
 pub fn find(uid: u32, dev: Dev) -> Option<(RuntimeDir, Record)> {
     candidates(uid).into_iter().find_map(|path| {
         check(&path, uid).ok()?;
         let dir = RuntimeDir(path);
-        let record = serde_json::from_slice(&fs::read(dir.record(dev)).ok()?).ok()?;
-        Some((dir, record))
+        let mut keepers = dir.keepers();
+        keepers.retain(|(of, keeper, _)| *of == dev && process::is_keeper(*keeper));
+        keepers.sort_by_key(|(_, _, made)| *made);
+        let text = keepers.iter().rev().find_map(|(_, keeper, _)| fs::read(dir.record(dev, *keeper)).ok())?;
+        Some((dir, serde_json::from_slice(&text).ok()?))
     })
 }
 
@@ -131,11 +159,13 @@ mod tests {
         let dev = Dev::from_raw(0x2d);
         let record = Record { mountpoint: "/mnt/v".into(), keeper_pid: 7, spec: serde_json::json!({"a": 1}) };
         dir.write(dev, &record).expect("own directory");
-        let text = fs::read(dir.record(dev)).expect("written");
+        assert_eq!(dir.keepers().iter().map(|k| (k.0, k.1)).collect::<Vec<_>>(), [(dev, 7)]);
+        let text = fs::read(dir.record(dev, 7)).expect("written");
         let back: Record = serde_json::from_slice(&text).expect("own output");
         assert_eq!((back.mountpoint, back.keeper_pid), (record.mountpoint, 7));
-        dir.clear(dev);
-        assert!(!dir.record(dev).exists());
+        dir.clear(dev, 8);
+        assert!(dir.record(dev, 7).exists(), "another keeper's");
+        dir.clear_stale();
         fs::remove_dir(dir.0).expect("empty");
     }
 }

@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuser::{Filesystem, Notifier};
+use fuser::Filesystem;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -32,14 +32,16 @@ use super::handover::{
 };
 use super::kernel::Init;
 use super::mounts::Dev;
-use super::session;
-use crate::fs::Unsaved;
+use super::{notify, session};
+use crate::fs::{Kernel, Unsaved};
 use crate::harden::LockState;
 use crate::secret::SecretString;
 
 /// What the worker serves.
 #[async_trait::async_trait]
 pub trait Service: Send + Sync + 'static {
+    /// Called once, before the first request, with the way to send notifications.
+    fn attach_kernel(&self, kernel: Arc<dyn Kernel>);
     /// File system, cache and vault, as JSON for `status`.
     fn status(&self) -> serde_json::Value;
     /// Stores what is unsaved; returns what could not be stored in time.
@@ -134,34 +136,22 @@ struct Assignment {
     listener: UnixListener,
 }
 
-/// What the worker is made of, besides the file system that fuser calls.
-pub struct Parts<A> {
-    /// The logic behind it.
-    pub service: Arc<dyn Service>,
-    /// Called once with the line for notifications to the kernel.
-    pub attach: A,
-    /// Whether this process' memory is locked.
-    pub memory: LockState,
-}
-
 /// Takes over the mount that the keeper hands over and serves it to its end. Returns the exit code.
-pub fn serve<F, A>(
+pub fn serve(
     link: &Link,
     config: &MountConfig,
     runtime: &tokio::runtime::Handle,
-    filesystem: F,
-    parts: Parts<A>,
-) -> Result<u8, Failed>
-where
-    F: Filesystem,
-    A: FnOnce(Notifier),
-{
+    filesystem: impl Filesystem,
+    service: Arc<dyn Service>,
+    memory: LockState,
+) -> Result<u8, Failed> {
     let io_failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
     let Assignment { init, dev, facts, device, listener } = link.expect_serve()?;
     let (session, reply) =
         session::shake_hands(filesystem, &init).map_err(io_failed("the FUSE handshake failed"))?;
     session::attach(&session, device).map_err(io_failed("the FUSE device cannot be used"))?;
-    (parts.attach)(session.notifier());
+    let kernel = notify::spawn(session.notifier()).map_err(io_failed("no thread for notifications"))?;
+    service.attach_kernel(kernel);
     link.say(&ToKeeper::Init(reply));
     link.expect_go()?;
 
@@ -176,14 +166,8 @@ where
     link.say(&ToKeeper::Serving);
     tracing::info!(mountpoint = %config.mountpoint.display(), %dev, "serving");
 
-    let desk = Arc::new(Desk {
-        service: parts.service,
-        config: config.clone(),
-        dev,
-        facts,
-        memory: parts.memory,
-        started: Instant::now(),
-    });
+    let desk =
+        Arc::new(Desk { service, config: config.clone(), dev, facts, memory, started: Instant::now() });
     let unsaved = runtime.block_on(supervise(desk, link.clone(), listener, from_keeper, session_end));
     for left in &unsaved {
         tracing::error!(name = left.name, "not stored when the mount ended: {}", reason(left));

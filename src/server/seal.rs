@@ -64,7 +64,11 @@ impl MasterKey {
 
     /// The text of a key file.
     pub fn to_text(&self) -> SecretString {
-        SecretString::new(BASE64.encode(self.0.expose()) + "\n")
+        // Room for all of it: a buffer that grew would leave an unwiped copy behind.
+        let mut text = String::with_capacity(KEY_LEN * 2);
+        BASE64.encode_string(self.0.expose(), &mut text);
+        text.push('\n');
+        SecretString::new(text)
     }
 }
 

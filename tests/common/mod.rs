@@ -8,10 +8,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -107,11 +107,16 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
+        Self::below(std::env::temp_dir())
+    }
+
+    /// Elsewhere than in the directory for temporary files.
+    pub fn below(parent: impl AsRef<Path>) -> Self {
         assert!(
             Path::new("/dev/fuse").exists(),
             "these tests mount, and there is no /dev/fuse here: modprobe fuse, or --device /dev/fuse"
         );
-        let dir = tempfile::Builder::new().prefix("vaultfs-test-").tempdir().unwrap();
+        let dir = tempfile::Builder::new().prefix("vaultfs-test-").tempdir_in(parent).unwrap();
         // The kernel shows paths without links.
         let root = fs::canonicalize(dir.path()).unwrap();
         let (data, mnt) = (root.join("data"), root.join("mnt"));
@@ -262,7 +267,8 @@ impl Mount {
         place
     }
 
-    fn place(&self) -> &Place {
+    /// Where it is.
+    pub fn place(&self) -> &Place {
         self.place.as_ref().expect("there until `unmount`")
     }
 }
@@ -393,6 +399,18 @@ impl Drop for Beside {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// `vaultfs mount -f …`: returns when it says on standard error that it is mounted, with the rest of that.
+pub fn in_foreground(command: &mut Command) -> (Beside, BufReader<ChildStderr>) {
+    let mut front = Beside::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()));
+    let mut said = BufReader::new(front.0.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.ends_with("is mounted\n") {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).unwrap(), 0, "it ended without having mounted");
+    }
+    (front, said)
 }
 
 /// Opens a path to everybody.

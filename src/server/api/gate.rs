@@ -35,6 +35,8 @@ async fn check(
         Some(allowance) if !allowance.granted => allowance.exceeded().into_response(),
         _ => match permit(&row, permission) {
             Ok(()) => {
+                // Nothing behind the gate needs the key.
+                request.headers_mut().remove(AUTHORIZATION);
                 request.extensions_mut().insert(Caller(row));
                 next.run(request).await
             }

@@ -136,7 +136,10 @@ fn gone(e: &dyn std::fmt::Display) -> StoreError {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| gone(&e))?
+    // Not the error's own text: of a panic it says what the panic said, which could be anything.
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| gone(&"a task of the store ended without a result"))?
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {

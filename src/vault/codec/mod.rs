@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
 
 use self::json::Flaw;
 use super::object::{Content, Form};
@@ -144,8 +145,8 @@ pub fn encode_data(content: &Content) -> SecretString {
 
 /// kv dialect: `value` to file bytes.
 pub fn decode_value(value: &str) -> Content {
-    let binary = value.strip_prefix(VALUE_PREFIX).and_then(|encoded| STANDARD.decode(encoded).ok());
-    Content::plain(binary.unwrap_or_else(|| value.as_bytes().to_vec()))
+    let binary = value.strip_prefix(VALUE_PREFIX).and_then(|encoded| from_base64(encoded.as_bytes()));
+    plain_content(binary.unwrap_or_else(|| SecretBytes::from(value.as_bytes())))
 }
 
 /// kv dialect: file bytes to `value`.
@@ -222,10 +223,17 @@ fn plain_view(canonical: &[u8]) -> Option<SecretBytes> {
                 return None;
             };
             let encoded = json::unescape(string_of_value(value)?)?;
-            STANDARD.decode(encoded.expose()).ok().map(SecretBytes::new)
+            from_base64(encoded.expose())
         }
         _ => None,
     }
+}
+
+/// What canonical base64 stands for. What was decoded before a mistake was found is wiped, too.
+fn from_base64(encoded: &[u8]) -> Option<SecretBytes> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    STANDARD.decode_vec(encoded, &mut bytes).ok()?;
+    Some(SecretBytes::new(std::mem::take(&mut *bytes)))
 }
 
 /// What stands between the quotes in the line of a member `value` that holds a string.

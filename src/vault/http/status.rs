@@ -1,7 +1,8 @@
 //! From the status of an answer to an error that a caller can act on and a person can read.
 //!
-//! What the vault says itself is repeated only where nothing secret can be in it: in refusals of requests
-//! that carried no value. A refusal of the key is put in our own words, because services like to quote keys.
+//! Of what the vault says itself only the code is repeated, a word of the API: services like to quote keys and
+//! what they were sent or hold, and a sentence of theirs would carry that into logs. The request id in each
+//! error leads to the sentence.
 
 use std::path::Path;
 
@@ -11,8 +12,8 @@ use serde::Deserialize;
 use super::transport::{Answer, Request};
 use crate::vault::{Error, ErrorKind, Result};
 
-/// Longest sentence of the vault's that is repeated.
-const MAX_QUOTE: usize = 200;
+/// No word of the API is longer.
+const MAX_CODE: usize = 64;
 
 /// The answer if it is a success, else its error. `key_file` is where the key came from.
 pub fn check(answer: Answer, request: &Request, key_file: Option<&Path>) -> Result<Answer> {
@@ -80,7 +81,7 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
             (request.conflict, sentence)
         }
         StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
-            let why = quote(answer, request).unwrap_or_else(|| format!("status {status}"));
+            let why = code(answer, request).unwrap_or_else(|| format!("status {status}"));
             (ErrorKind::Invalid, format!("the vault refused the request: {why}"))
         }
         StatusCode::PAYLOAD_TOO_LARGE => {
@@ -111,20 +112,15 @@ fn rate_limited(answer: &Answer) -> String {
     }
 }
 
-/// The vault's own sentence, if nothing secret can be in it.
-fn quote(answer: &Answer, request: &Request) -> Option<String> {
+/// The vault's own word for a refusal.
+fn code(answer: &Answer, request: &Request) -> Option<String> {
     #[derive(Deserialize)]
     struct Said {
-        message: Option<String>,
-        error: Option<String>,
         code: Option<String>,
     }
-    let said: Said = serde_json::from_slice(&answer.body).ok()?;
-    let text = match &request.body {
-        None => said.message.or(said.error)?,
-        // The sentence might repeat what was sent; the code is a word of the API.
-        Some(_) => said.code.filter(|c| c.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))?,
-    };
-    let text: String = text.chars().take(MAX_QUOTE).flat_map(char::escape_debug).collect();
-    (!text.is_empty()).then_some(text)
+    let code = serde_json::from_slice::<Said>(&answer.body).ok()?.code?;
+    let is_word = (1..=MAX_CODE).contains(&code.len())
+        && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        && !request.body.as_ref().is_some_and(|body| body.holds(&code));
+    is_word.then_some(code)
 }

@@ -172,7 +172,8 @@ async fn statuses_become_kinds_and_sentences() {
         let (_server, vault) = setup(vec![Canned::json(status, said)]).await;
         let e = vault.get(&call(), &id()).await.unwrap_err();
         assert!(!e.maybe_applied, "{status}: {e}");
-        assert_eq!(e.message.contains("said canary"), kind == ErrorKind::Invalid, "{status}: {e}");
+        assert_eq!(e.message.contains("some_code"), kind == ErrorKind::Invalid, "{status}: {e}");
+        assert_clean(&e);
     }
     let (_server, vault) = setup(vec![Canned::json(409, "{}")]).await;
     let e = vault.update(&call(), &id(), &secret(), None).await.unwrap_err();

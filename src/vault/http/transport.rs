@@ -23,12 +23,12 @@ use super::status;
 use crate::clock::Clock;
 use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
 
-/// A request body that is wiped when the last attempt has dropped it.
+/// A request body (or a header) that is wiped when the last attempt has dropped it.
 #[derive(Clone)]
 pub struct Body(Bytes);
 
 impl Body {
-    /// Takes over the text of a body.
+    /// Takes over the text.
     pub fn new(text: Zeroizing<Vec<u8>>) -> Self {
         struct Owner(Zeroizing<Vec<u8>>);
         impl AsRef<[u8]> for Owner {
@@ -37,6 +37,12 @@ impl Body {
             }
         }
         Self(Bytes::from_owner(Owner(text)))
+    }
+
+    /// Whether `word` is somewhere in it.
+    pub fn holds(&self, word: &str) -> bool {
+        // Bodies are made as text; what were not, would hold no word.
+        std::str::from_utf8(&self.0).is_ok_and(|text| text.contains(word))
     }
 }
 
@@ -251,7 +257,7 @@ impl Transport {
             let headers = Headers::read(response.headers(), self.parts.clock.wall());
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
-            let request_id = request_id(response.headers());
+            let request_id = request_id(response.headers()).filter(|id| self.may_show(id, request));
             let body = match self.read_body(response).await {
                 Ok(body) => body,
                 // The status alone says all there is to know.
@@ -268,6 +274,12 @@ impl Transport {
         tokio::time::timeout(left, answer).await.unwrap_or(Err(Failed::Late { sent: true }))
     }
 
+    /// Whether a word that the vault chose is none that it was sent: services and proxies like to repeat things.
+    fn may_show(&self, word: &str, request: &Request) -> bool {
+        let key = self.parts.key.current();
+        !word.contains(key.expose()) && !request.body.as_ref().is_some_and(|body| body.holds(word))
+    }
+
     fn build(&self, request: &Request) -> Result<reqwest::Request, Failed> {
         let bad = |what: &str| Failed::NotSent(what.to_owned());
         let mut url = Url::parse(&format!("{}{}", self.parts.base, request.path))
@@ -276,8 +288,9 @@ impl Transport {
             url.query_pairs_mut().extend_pairs(&request.query);
         }
         let key = self.parts.key.current();
-        let bearer = Zeroizing::new(format!("Bearer {}", key.expose()));
-        let mut bearer = HeaderValue::from_str(&bearer).map_err(|_| bad("the API key fits no header"))?;
+        let bearer = Body::new(Zeroizing::new(["Bearer ", key.expose()].concat().into_bytes()));
+        let bearer = HeaderValue::from_maybe_shared(bearer.0);
+        let mut bearer = bearer.map_err(|_| bad("the API key fits no header"))?;
         bearer.set_sensitive(true);
         let mut built = reqwest::Request::new(request.method.clone(), url);
         built.headers_mut().insert(AUTHORIZATION, bearer);

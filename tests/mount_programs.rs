@@ -1,0 +1,122 @@
+//! The programs people save with, on a real mount: one save is one version of the same object, and nothing of the
+//! program's own is left in the vault.
+
+mod common;
+
+use std::fs;
+
+use common::{Mount, Place, run};
+
+/// Editors make no backups below /tmp, so these mounts are elsewhere.
+fn mount() -> Mount {
+    Mount::at(Place::below("/var/tmp"), &[])
+}
+
+/// Names in the vault.
+fn names(mount: &Mount) -> Vec<String> {
+    let listed = run(&mut mount.vaultfs(["ls", &mount.embedded()])).ok();
+    let mut names: Vec<String> = listed.lines().map(str::to_owned).collect();
+    names.sort_unstable();
+    names
+}
+
+fn id(mount: &Mount, name: &str) -> String {
+    mount.sh(&format!("getfattr --only-values -n user.vault.id {name}"))
+}
+
+/// Each script changes `s` from `before` to `after`, as one version of the same object, and leaves nothing.
+fn saves_once(scripts: &[(&str, &str)]) {
+    let mount = mount();
+    mount.sh("echo before > s; echo after > /var/tmp/vaultfs-test-after");
+    let id_before = id(&mount, "s");
+    for (program, script) in scripts {
+        mount.sh("echo before > s");
+        let versions = mount.versions("s").len();
+        mount.sh(script);
+        assert_eq!(fs::read_to_string(mount.path("s")).unwrap(), "after\n", "{program}");
+        assert_eq!(mount.versions("s").len(), versions + 1, "{program}: one version");
+        assert_eq!(id(&mount, "s"), id_before, "{program}: the same object");
+        assert_eq!(names(&mount), ["s"], "{program}: nothing left");
+    }
+}
+
+#[test]
+fn vim() {
+    saves_once(&[
+        ("plain", "vim -u NONE -es -c s/before/after/ -c wq s"),
+        ("as installed", "vim -es -c s/before/after/ -c wq s"),
+        ("backupcopy=yes", "vim -u NONE -es -c 'set backupcopy=yes' -c s/before/after/ -c wq s"),
+        ("backupcopy=no", "vim -u NONE -es -c 'set backupcopy=no writebackup' -c s/before/after/ -c wq s"),
+    ]);
+}
+
+#[test]
+fn stream_editors() {
+    saves_once(&[
+        ("sed", "sed -i s/before/after/ s"),
+        ("perl", "perl -pi -e s/before/after/ s"),
+        ("ed", "printf '%s\\n' s/before/after/ w q | ed -s s"),
+    ]);
+}
+
+#[test]
+fn copying_programs() {
+    saves_once(&[
+        ("cp", "cp /var/tmp/vaultfs-test-after s"),
+        ("cp -a", "cp -a /var/tmp/vaultfs-test-after s"),
+        ("dd", "dd if=/var/tmp/vaultfs-test-after of=s status=none"),
+        ("tee", "echo after | tee s > /dev/null"),
+        ("rsync", "rsync --ignore-times /var/tmp/vaultfs-test-after s"),
+        ("rsync -a", "rsync -a --ignore-times /var/tmp/vaultfs-test-after s"),
+        ("rsync --inplace", "rsync --inplace --ignore-times /var/tmp/vaultfs-test-after s"),
+        ("temporary and mv", "echo after > s.tmp && mv s.tmp s"),
+    ]);
+}
+
+#[test]
+fn programming_languages() {
+    let replace = "import os, tempfile
+f, path = tempfile.mkstemp(dir='.')
+os.write(f, b'after\\n'); os.fsync(f); os.close(f); os.replace(path, 's')";
+    saves_once(&[
+        ("python open", "python3 -c 'open(\"s\", \"w\").write(\"after\\n\")'"),
+        ("python mkstemp, fsync, replace", &format!("python3 -c \"{replace}\"")),
+        ("perl", "perl -e 'open F, \">\", \"s\"; print F \"after\\n\"; close F or die'"),
+    ]);
+}
+
+#[test]
+fn vim_keeps_its_backup_beside_and_the_history_with_the_file() {
+    let mount = mount();
+    mount.sh("echo 1 > s");
+    let before = id(&mount, "s");
+    for n in 2..5 {
+        mount.sh(&format!("vim -u NONE -es -c 'set backup' -c s/.*/{n}/ -c wq s"));
+        assert_eq!(fs::read_to_string(mount.path("s~")).unwrap(), format!("{}\n", n - 1));
+    }
+    assert_eq!((id(&mount, "s"), mount.versions("s").len()), (before, 4));
+    common::until("a backup that is left alone becomes an object", || names(&mount) == ["s", "s~"]);
+    assert_eq!(mount.versions("s").len(), 4);
+}
+
+#[test]
+fn a_repository() {
+    let mount = mount();
+    mount.sh(
+        "git init -q r && cd r && git config user.email a@b && git config user.name n && echo 1 > f && git add f \
+         && git commit -qm one && echo 2 > f && git commit -qam two && git fsck --strict && git log --oneline",
+    );
+    let mount = Mount::at(mount.unmount(), &[]);
+    assert_eq!(mount.sh("cd r && git status --porcelain && git show HEAD:f HEAD~:f"), "2\n1\n");
+    let left: Vec<String> =
+        names(&mount).into_iter().filter(|n| n.contains(".lock") || n.contains("tmp_")).collect();
+    assert_eq!(left, [""; 0], "no lock and no temporary is left");
+}
+
+#[test]
+fn what_only_looks_like_a_temporary_is_kept() {
+    let mount = mount();
+    mount.sh("echo 1 > .env.docker; set -C; echo 2 > notes.new; echo 3 > list~");
+    let mount = Mount::at(mount.unmount(), &[]);
+    assert_eq!(mount.sh("cat .env.docker notes.new list~"), "1\n2\n3\n");
+}

@@ -1,0 +1,127 @@
+//! How a mount ends that has writes the vault does not have. Real mounts of a server that stops answering.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use common::{Beside, Mount, Place, assert_nothing_left, in_foreground, is_root, run, signal, until};
+use nix::sys::signal::Signal;
+
+/// `vaultfs serve`, which can be made to stop answering.
+struct Server {
+    process: Beside,
+    url: String,
+    key_file: String,
+}
+
+impl Server {
+    fn start(place: &Place) -> Self {
+        let mut command = place.vaultfs(["serve", "--listen", "127.0.0.1:0", "--data"]);
+        command.arg(&place.data).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = Beside::start(&mut command);
+        let mut url = String::new();
+        BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        let key_file = place.data.join("api-key").to_str().unwrap().to_owned();
+        Self { process, url: url.trim().to_owned(), key_file }
+    }
+
+    fn silence(&self) {
+        let pid = self.process.0.id();
+        signal(pid as i32, Signal::SIGSTOP);
+        // Each thread stops for itself, and until then may answer.
+        until("it has stopped", || {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+            tasks.map(|t| fs::read_to_string(t.path().join("stat")).unwrap()).all(|s| s.contains(") T "))
+        });
+    }
+
+    fn resume(&self) {
+        signal(self.process.0.id() as i32, Signal::SIGCONT);
+    }
+
+    fn mount_command(&self, place: &Place, more: &[&str]) -> Command {
+        let mut command = place.vaultfs(["mount", "--timeout", "1s", "--drain", "1s"]);
+        command.args(["--api-url", &self.url, "--api-key-file", &self.key_file]).args(more).arg(&place.mnt);
+        command
+    }
+}
+
+/// A mount with one write that could not be stored; closing the file said so.
+fn with_an_unsaved_write(server: &Server, place: Place) -> Mount {
+    run(&mut server.mount_command(&place, &[])).ok();
+    let mount = Mount::adopt(place);
+    spoil(server, &mount);
+    mount
+}
+
+fn spoil(server: &Server, mount: &Mount) {
+    fs::write(mount.path("stored"), "1").unwrap();
+    server.silence();
+    let mut file = fs::File::create(mount.path("lost")).unwrap();
+    file.write_all(b"precious").unwrap();
+    let error = file.sync_all().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+}
+
+#[test]
+fn unmount_names_what_is_left_and_keeps_the_mount_until_it_is_stored() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let mount = with_an_unsaved_write(&server, place);
+    let said = run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(7);
+    assert!(said.contains("lost: ") && !said.contains("stored: /"), "{said}");
+    assert!(!said.contains("precious"));
+    assert_eq!(fs::read_to_string(mount.path("lost")).unwrap(), "precious", "kept, and readable");
+    let status = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    assert!(status.contains("lost: 8 bytes"), "{status}");
+
+    server.resume();
+    let place = mount.unmount();
+    run(&mut server.mount_command(&place, &[])).ok();
+    let mount = Mount::adopt(place);
+    assert_eq!(fs::read_to_string(mount.path("lost")).unwrap(), "precious");
+    assert_eq!(fs::read_dir(mount.path(".versions/lost")).unwrap().count(), 1);
+}
+
+#[test]
+fn force_gives_up_aloud() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let mount = with_an_unsaved_write(&server, place);
+    let ran = run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt()));
+    assert!(ran.err.contains("given up: lost"), "{}", ran.err);
+    ran.ok();
+    assert_nothing_left(mount.mnt());
+    assert!(mount.log().contains("lost"));
+    server.resume();
+}
+
+#[test]
+fn a_foreground_mount_that_ends_with_unsaved_writes_exits_7() {
+    for end in ["SIGTERM", "umount"] {
+        if end == "umount" && !is_root() {
+            eprintln!("SKIPPED: only root can run umount");
+            continue;
+        }
+        let place = Place::new();
+        let server = Server::start(&place);
+        let log = place.dir.path().join("log");
+        let mut command = server.mount_command(&place, &["-f", "--log", log.to_str().unwrap()]);
+        let (mut front, _said) = in_foreground(&mut command);
+        let mount = Mount::adopt(place);
+        spoil(&server, &mount);
+        match end {
+            "SIGTERM" => signal(front.0.id() as i32, Signal::SIGTERM),
+            _ => {
+                run(Command::new("umount").arg(mount.mnt())).ok();
+            }
+        }
+        assert_eq!(front.ends().code(), Some(7), "{end}");
+        assert_nothing_left(mount.mnt());
+        let log = fs::read_to_string(&log).unwrap();
+        assert!(log.contains("name=\"lost\"") && !log.contains("precious"), "{log}");
+        server.resume();
+    }
+}
