@@ -312,6 +312,9 @@ impl Cache {
         if current.meta.version == *version {
             return Ok(current);
         }
+        if !self.vault.capabilities().old_values {
+            return Err(Error::new(ErrorKind::NotFound, "the vault gives no values of old versions"));
+        }
         let history = self.history(call, id, &current.meta.version).await?;
         match history.iter().find(|v| v.tag == *version) {
             Some(info) => self.old_value(call, id, info).await,
