@@ -249,14 +249,21 @@ async fn nonsense_is_a_bad_answer() {
 #[tokio::test]
 async fn error_bodies_of_either_shape_are_understood() {
     for body in [
-        r#"{"error":"bad limit","message":"bad limit","code":"invalid"}"#,
-        r#"{"message":"bad limit","code":"invalid"}"#,
-        r#"{"error":"bad limit"}"#,
+        r#"{"error":"canary","message":"canary","code":"bad_limit"}"#,
+        r#"{"message":"canary","code":"bad_limit"}"#,
     ] {
         let (_server, vault) = setup(vec![Canned::json(400, body)]).await;
         let e = vault.list(&call(), &ListQuery::first()).await.unwrap_err();
         assert_eq!(e.kind, ErrorKind::Invalid);
-        assert!(e.message.contains("bad limit"), "{e}");
+        assert!(e.message.contains("bad_limit"), "{e}");
+        assert_clean(&e);
+    }
+    for body in [r#"{"error":"canary"}"#, "[]", ""] {
+        let (_server, vault) = setup(vec![Canned::json(422, body)]).await;
+        let e = vault.list(&call(), &ListQuery::first()).await.unwrap_err();
+        assert_eq!(e.kind, ErrorKind::Invalid);
+        assert!(e.message.contains("status 422"), "{e}");
+        assert_clean(&e);
     }
     for (status, kind) in
         [(403, ErrorKind::Forbidden), (500, ErrorKind::Server), (429, ErrorKind::RateLimited)]
