@@ -93,6 +93,13 @@ impl FileSystem {
         match node {
             Node::Dir(_) => Err(Errno::EISDIR).into(),
             Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),
+            Node::Version(version) if version.object.is_none() => Err(self.refused(
+                "open of a version",
+                version.name.as_str(),
+                Errno::EOPNOTSUPP,
+                "the kv API gives no bytes of old versions, and this mount has not read this one itself",
+            ))
+            .into(),
             Node::Version(version) => Ok(self.new_handle(Held::Version(version), caller)).into(),
             Node::Control(_, which) => {
                 Ok(self.new_handle(Held::Control(self.control_bytes(which)), caller)).into()

@@ -12,7 +12,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use zeroize::Zeroizing;
 
 use self::output::{Output, log_line, ls_line};
@@ -22,6 +21,7 @@ use super::exit::{Exit, Failure};
 use crate::clock::SystemClock;
 use crate::secret::SecretBytes;
 use crate::vault::codec::{self, Format};
+use crate::vault::object::Cursors;
 use crate::vault::{Call, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo};
 
 /// Objects without a mount.
@@ -88,8 +88,7 @@ pub struct PutArgs {
     /// The object
     name: String,
     /// How to store it: auto keeps JSON objects structured, json takes nothing else, raw stores bytes
-    #[arg(long, value_name = "FORMAT", default_value = "auto",
-          value_parser = PossibleValuesParser::new(["auto", "json", "raw"]).map(|s| format_named(&s)))]
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
     #[command(flatten)]
     connect: ConnectArgs,
@@ -143,14 +142,6 @@ pub fn run(command: ObjectCommand) -> anyhow::Result<ExitCode> {
         }
     })?;
     Ok(code)
-}
-
-fn format_named(name: &str) -> Format {
-    match name {
-        "json" => Format::Json,
-        "raw" => Format::Raw,
-        _ => Format::Auto,
-    }
 }
 
 /// What one command works with.
@@ -218,6 +209,7 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
             Some(page) => page,
             None => session.vault.list(&session.call(), &query).await?,
         };
+        let mut cursors = Cursors::default();
         loop {
             let Page { items, next } = page;
             let prefix = args.start.as_deref().unwrap_or("");
@@ -226,7 +218,7 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
                     return Ok(ExitCode::SUCCESS);
                 }
             }
-            let Some(cursor) = next else { break };
+            let Some(cursor) = cursors.advance(next)? else { break };
             // What is there is shown before the next page is asked for.
             if !out.flush()? {
                 return Ok(ExitCode::SUCCESS);

@@ -21,6 +21,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::oneshot;
 
+use super::object::Cursors;
 use super::{
     Call, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Result,
     VersionInfo, VersionTag,
@@ -311,6 +312,9 @@ impl Cache {
         if current.meta.version == *version {
             return Ok(current);
         }
+        if !self.vault.capabilities().old_values {
+            return Err(Error::new(ErrorKind::NotFound, "the vault gives no values of old versions"));
+        }
         let history = self.history(call, id, &current.meta.version).await?;
         match history.iter().find(|v| v.tag == *version) {
             Some(info) => self.old_value(call, id, info).await,
@@ -499,14 +503,16 @@ impl Cache {
     async fn list_pages(&self) -> Result<()> {
         let asked = self.clock.now();
         let mut query = ListQuery::first();
+        let mut cursors = Cursors::default();
         let mut pages = 0;
         loop {
             let call = Call::foreground(self.clock.now() + self.config.timeout);
             let page = self.vault.list(&call, &query).await?;
             pages += 1;
+            let next = cursors.advance(page.next)?;
             let mut state = self.state();
             page.items.iter().for_each(|item| state.index.listed(item, asked));
-            match page.next {
+            match next {
                 Some(cursor) => query = query.next(cursor),
                 None => {
                     state.index.listing_ended(asked, pages);
