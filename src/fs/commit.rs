@@ -59,6 +59,22 @@ impl Cause {
     }
 }
 
+/// What a drain stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// What nobody is writing any more: the mount may stay.
+    Closed,
+    /// Everything: the mount is gone, and who wrote will not come back.
+    All,
+}
+
+impl Drain {
+    fn covers(self, file: &File) -> bool {
+        let state = file.state();
+        state.is_dirty() && (self == Drain::All || state.writers == 0)
+    }
+}
+
 /// One generation of a buffer on its way to the vault.
 pub(super) struct Job {
     pub name: ObjectName,
@@ -323,11 +339,11 @@ impl FileSystem {
         }
     }
 
-    /// Stores everything that is unsaved, and names what could not be. For unmount: open files included.
-    pub async fn drain(self: &Arc<Self>, patience: Duration) -> Vec<Unsaved> {
+    /// Stores what is unsaved, and names what the vault does not have afterwards.
+    pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
-        self.settle_all(&call).await;
-        let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|f| f.state().is_dirty()).collect();
+        self.settle_all(what, &call).await;
+        let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
         let commits = unsaved.iter().map(|file| async {
             let in_conflict = file.state().failure.as_ref().is_some_and(|f| f.conflict);
             if !in_conflict {
