@@ -4,6 +4,7 @@ pub mod connect;
 pub mod daemon;
 pub mod exit;
 pub mod format;
+pub mod key;
 pub mod log;
 pub mod mount;
 pub mod objects;
@@ -31,6 +32,7 @@ enum Command {
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
     Serve(serve::ServeArgs),
+    Key(key::KeyArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
     #[command(flatten)]
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Unmount(args) => unmount::run(args),
         Command::Status(args) => status::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Key(args) => key::run(args),
         Command::Objects(command) => objects::run(command),
         Command::Daemon(command) => daemon::run(command),
     };
