@@ -109,6 +109,8 @@ pub struct Failure {
     pub message: String,
     /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
     pub conflict: bool,
+    /// The object may have been made all the same, although no answer said so.
+    pub in_doubt: bool,
     /// Counts failures, so that each handle is told.
     pub number: u64,
 }
@@ -186,7 +188,7 @@ impl FileState {
             return *at;
         }
         match (&self.buffer, &self.stored) {
-            (Some(buffer), Some(stored)) if buffer.generation == 0 => stored.updated_at,
+            (Some(buffer), Some(stored)) if buffer.generation == buffer.committed => stored.updated_at,
             (Some(buffer), _) => buffer.changed_at,
             (None, Some(stored)) => stored.updated_at,
             (None, None) => SystemTime::UNIX_EPOCH,
@@ -206,14 +208,13 @@ impl FileState {
 
     /// Lets go of what is only needed while the file is open.
     pub fn settle(&mut self) {
-        if self.writers == 0 && !self.is_only_here() && !self.is_dirty() && self.link != Link::Unlinked {
-            self.buffer = None;
+        if self.opens > 0 {
+            // A buffer stays with whoever reads it: what was stored may be spelt differently.
+            return;
         }
-        if self.opens == 0 {
-            self.pinned = None;
-            if self.link == Link::Unlinked {
-                self.buffer = None;
-            }
+        self.pinned = None;
+        if self.link == Link::Unlinked || (!self.is_only_here() && !self.is_dirty()) {
+            self.buffer = None;
         }
     }
 }

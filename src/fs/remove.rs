@@ -34,6 +34,7 @@ impl FileSystem {
     async fn remove(self: &Arc<Self>, call: &Call, under: &DirPrefix, file: &Arc<File>) -> Result<()> {
         // A commit that is out has to end first: it would make the object anew.
         let Some(_turn) = self.turn(file, call).await else { return Err(Errno::ETIMEDOUT) };
+        self.clear_doubt(file, call).await?;
         let (name, doomed) = self.objects_behind(file);
         if self.options.no_delete && !doomed.is_empty() {
             let why = "the mount was made with --no-delete";

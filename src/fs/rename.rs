@@ -82,6 +82,7 @@ impl FileSystem {
             Some(target) => Some(self.turn(target, call).await.ok_or(Errno::ETIMEDOUT)?),
             None => None,
         };
+        self.clear_doubt(source, call).await?;
         let (old_name, mut doomed) = self.objects_behind(source);
         let job = self.job_under(source, &goal);
         if goal.keep != Keep::Store {

@@ -112,6 +112,9 @@ impl FileSystem {
         state.local.written();
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
         buffer.bytes.resize(size as usize);
+        // What an earlier save left unsaved is cut off by O_TRUNC: the flush of a copied descriptor that follows must
+        // not store an empty version.
+        buffer.written &= written || size > 0;
         buffer.changed(written, now);
         Some(Ok(()))
     }
