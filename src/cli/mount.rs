@@ -43,6 +43,13 @@ pub struct MountArgs {
     #[arg(long)]
     no_delete: bool,
 
+    /// Fail a save with ESTALE when the object was changed elsewhere since it was opened
+    ///
+    /// What was written stays in the mount, readable and listed by `vaultfs status`. Without it the last writer
+    /// wins, and what the other wrote is in .versions.
+    #[arg(long)]
+    strict: bool,
+
     /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON, only bytes (raw)
     #[arg(long, value_enum, default_value = "auto", value_name = "FORMAT")]
     format: FormatArg,
@@ -292,6 +299,7 @@ impl MountArgs {
         Options {
             read_only: self.read_only,
             no_delete: self.no_delete,
+            strict: self.strict,
             format: match self.format {
                 FormatArg::Auto => Format::Auto,
                 FormatArg::Json => Format::Json,

@@ -284,7 +284,8 @@ impl FileSystem {
             let mut state = file.state();
             state.opens -= 1;
             state.writers -= usize::from(writer.is_some());
-            let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty();
+            // What failed at close(2) is tried again by itself.
+            let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty() && !state.retrying;
             state.settle();
             unsaved
         };

@@ -118,6 +118,7 @@ impl FileSystem {
             generation: buffer.generation,
             base,
             exclusive: false,
+            guarded: false,
         }
     }
 

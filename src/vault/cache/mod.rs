@@ -230,8 +230,8 @@ impl Cache {
     /// Reads `name`, from memory while that is fresh; `None` if there is no such object.
     pub async fn read(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
         match self.peek(name) {
-            Peek::Value(found) => return Ok(Some(found)),
-            Peek::Absent(_) => return Ok(None),
+            Peek::Value(found) => Ok(Some(found)),
+            Peek::Absent(_) => Ok(None),
             Peek::Exists | Peek::AbsentBefore | Peek::Unknown => self.fetch(call, name).await,
         }
     }
