@@ -87,8 +87,7 @@ fn is_word(c: char) -> bool {
 fn has_word(text: &str, word: &str) -> bool {
     text.match_indices(word).any(|(at, _)| {
         let after = &text[at + word.len()..];
-        let goes_on = word.ends_with(is_word) && after.starts_with(is_word);
-        !goes_on && !text[..at].ends_with(is_word)
+        !(text[..at].ends_with(is_word) || word.ends_with(is_word) && after.starts_with(is_word))
     })
 }
 
