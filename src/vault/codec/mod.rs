@@ -194,6 +194,19 @@ pub fn encode_value_json(bytes: &[u8]) -> SecretString {
     json::document("", encode_value(bytes).expose(), "")
 }
 
+/// The text of a JSON string, quotes and all; `None` if it is none, or holds a lone surrogate.
+pub fn parse_json_text(json: &str) -> Option<SecretString> {
+    let bytes = json::string(json)?;
+    // Of what was UTF-8, only whole characters were taken.
+    std::str::from_utf8(bytes.expose()).ok().map(|text| SecretString::new(text.to_owned()))
+}
+
+/// `before`, then `text` as a JSON string, then `after`: how a secret text gets into a JSON document with no
+/// copy of it left behind.
+pub fn json_with_text(before: &str, text: &SecretString, after: &str) -> SecretString {
+    json::document(before, text.expose(), after)
+}
+
 fn structured(canonical: SecretBytes) -> Content {
     Content { bytes: Arc::new(canonical), form: Form::Structured }
 }
