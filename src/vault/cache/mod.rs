@@ -2,7 +2,8 @@
 //!
 //! 1. **Freshness.** Every belief carries the moment as of which it is true. It is *fresh* for the refresh
 //!    time; after that it is asked for again; up to `max_stale` it may stand in while the vault is down.
-//! 2. **One request for all who wait.** Reads of one name share a flight, and there is one listing at a time.
+//! 2. **One request for all who wait.** Reads of one name share a flight, searches for one prefix too, and there
+//!    is one listing at a time.
 //!    A flight runs in a task of its own with the full timeout, so a waiter that gives up does not end it.
 //! 3. **Refusals are answers.** 401, 403 and 404 are never papered over with old values; a 401 drops all values.
 //! 4. **Our own changes win** over answers that were asked for earlier (see `index`).
@@ -10,6 +11,7 @@
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
 mod index;
+mod search;
 mod values;
 
 use std::collections::HashMap;
@@ -83,6 +85,7 @@ struct State {
     values: Values,
     reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
     listing: Option<Flight<()>>,
+    searches: HashMap<String, Flight<()>>,
     /// The last time the vault failed to answer, and why; `None` once it has answered.
     outage: Option<(Instant, Error)>,
     histories: lru::LruCache<(ObjectId, VersionTag), Arc<Vec<VersionInfo>>>,
@@ -136,6 +139,7 @@ impl Cache {
                 values: Values::new(config.capacity),
                 reads: HashMap::new(),
                 listing: None,
+                searches: HashMap::new(),
                 outage: None,
                 histories: lru::LruCache::new(histories),
             }),
