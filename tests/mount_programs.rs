@@ -70,6 +70,13 @@ fn copying_programs() {
         ("rsync -a", "rsync -a --ignore-times /var/tmp/vaultfs-test-after s"),
         ("rsync --inplace", "rsync --inplace --ignore-times /var/tmp/vaultfs-test-after s"),
         ("temporary and mv", "echo after > s.tmp && mv s.tmp s"),
+        ("install", "install -m 600 /var/tmp/vaultfs-test-after s"),
+        ("cp --remove-destination", "cp --remove-destination /var/tmp/vaultfs-test-after s"),
+        (
+            "mv from elsewhere",
+            "cp /var/tmp/vaultfs-test-after /dev/shm/vaultfs-test-after; mv /dev/shm/vaultfs-test-after s",
+        ),
+        ("tar", "echo after > /dev/shm/s; tar -C /dev/shm -cf - s | tar -xf -; rm /dev/shm/s"),
     ]);
 }
 
@@ -111,6 +118,16 @@ fn a_repository() {
     let left: Vec<String> =
         names(&mount).into_iter().filter(|n| n.contains(".lock") || n.contains("tmp_")).collect();
     assert_eq!(left, [""; 0], "no lock and no temporary is left");
+}
+
+#[test]
+fn a_file_that_is_unlinked_and_not_replaced_is_deleted() {
+    let mount = mount();
+    mount.sh("echo 1 > s; echo 2 > moved; rm s");
+    assert_eq!(names(&mount), ["moved"], "rm has deleted it when it ends");
+    // mv(1) to another file system copies, then unlinks.
+    mount.sh("mv moved /dev/shm/vaultfs-test-moved; rm /dev/shm/vaultfs-test-moved; ! test -e moved");
+    common::until("it is deleted a moment later", || names(&mount).is_empty());
 }
 
 #[test]

@@ -384,6 +384,7 @@ impl FileSystem {
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         self.settle_all(what, &call).await;
+        self.delete_unreplaced(&call).await;
         let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
         let commits = unsaved.iter().map(|file| async {
             let failed = file.state().failure.as_ref().map(|f| f.conflict);

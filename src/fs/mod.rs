@@ -23,6 +23,7 @@ mod provisional;
 mod read;
 mod remove;
 mod rename;
+mod replace;
 mod resolve;
 mod scratch;
 mod status;

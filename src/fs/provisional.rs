@@ -105,7 +105,7 @@ impl FileSystem {
 
     /// The object is moved to a provisional name: its own shows nothing from now on.
     pub(super) fn hide(&self, table: &mut Table, name: &ObjectName, stored: Stored, backup: &File) {
-        table.hidden.insert(name.clone(), Hidden { stored, backup: backup.ino, claimed: false });
+        table.hidden.insert(name.clone(), Hidden { stored, backup: Some(backup.ino), claimed: false });
         backup.state().origin = Some(name.clone());
     }
 
@@ -161,7 +161,7 @@ impl FileSystem {
     /// The bytes of a hidden object are stored under another name: the object goes, as after any rename.
     async fn finish_move(&self, file: &File, call: &Call) {
         let Some(origin) = file.state().origin.take() else { return };
-        let hidden = self.table().hidden.get(&origin).filter(|h| h.backup == file.ino).cloned();
+        let hidden = self.table().hidden.get(&origin).filter(|h| h.backup == Some(file.ino)).cloned();
         if let Some(hidden) = hidden
             && !hidden.claimed
         {
