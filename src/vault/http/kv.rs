@@ -91,7 +91,7 @@ impl KvVault {
     fn creation(&self, name: &ObjectName, content: &Content, doing: String) -> Request {
         let context = serde_json::to_string(&self.key_context).expect("text always serialises");
         let name = serde_json::Value::from(name.as_str()).to_string();
-        let value = codec::encode_value_json(content.bytes.expose());
+        let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let body = body(&[("name", &name), ("key_context", &context), ("value", value.expose())]);
         let mut request = Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, doing);
         request.idempotency = idempotency_key();
@@ -296,7 +296,7 @@ impl Vault for KvVault {
         let doing = format!("updating the object {}", quoted(id.as_str()));
         self.check_size(content, &doing)?;
         let path = path(id, "", &doing)?;
-        let value = codec::encode_value_json(content.bytes.expose());
+        let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let check = checkable(check).map(|tag| serde_json::Value::from(tag).to_string());
         let mut members = vec![("value", value.expose())];
         members.extend(check.as_deref().map(|check| ("version_check", check)));
