@@ -87,6 +87,12 @@ impl SecretString {
     }
 }
 
+impl From<SecretString> for SecretBytes {
+    fn from(mut text: SecretString) -> Self {
+        Self(std::mem::take(&mut text.0).into_bytes())
+    }
+}
+
 impl fmt::Debug for SecretString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[redacted]")

@@ -31,6 +31,7 @@ async fn open(target: Target, key: SecretString) -> vaultfs::vault::Result<Opene
         clock: Arc::new(SystemClock),
         max_size: MAX_SIZE,
         policy: Policy::default(),
+        key_context: Default::default(),
     };
     http::open(config, &call(), None).await
 }

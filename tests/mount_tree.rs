@@ -79,7 +79,7 @@ fn hostile_names_are_all_reachable_and_escape_nowhere() {
     let mut found = Vec::new();
     common::until("every object is reachable", || {
         found.clear();
-        walk(&mount.mnt(), &mut found);
+        walk(mount.mnt(), &mut found);
         found.len() == all.len()
     });
     let mut contents: Vec<&str> = found.iter().map(|(_, content)| content.as_str()).collect();

@@ -327,7 +327,7 @@ fn an_interrupted_mount_leaves_nothing() {
         let mut front = Beside::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
         // The worker has connected, and waits for an answer that never comes.
         let asked = silent.accept().unwrap();
-        signal(front.0.id() as i32, Signal::SIGINT);
+        signal(front.0.id() as i32, Signal::SIGTERM);
         assert_eq!(front.ends().code(), None, "ended by the signal");
         assert_nothing_left(&place.mnt);
         drop(asked);

@@ -13,7 +13,7 @@ use vault_server::{MAX_VALUE, Server, id};
 use vaultfs::clock::ManualClock;
 use vaultfs::secret::SecretString;
 use vaultfs::server::owner::ServeOptions;
-use vaultfs::server::service::Value as Stored;
+use vaultfs::server::service::{Create, Value as Stored};
 use vaultfs::server::store::{Permission, StoredForm};
 use vaultfs::vault::ObjectName;
 
@@ -317,7 +317,7 @@ async fn what_the_other_dialect_wrote_is_shown_as_data() {
         ),
     ] {
         let value = Stored { form: StoredForm::Kv, text: SecretString::new(value.to_owned()) };
-        s.service.create("test", ObjectName::new(name).unwrap(), &value).await.unwrap();
+        s.service.create("test", Create::new(ObjectName::new(name).unwrap(), &value)).await.unwrap();
         let object = s.get(&format!("/vault/object/get-by-name?name={name}")).await.ok();
         assert_eq!(object["data"], data);
     }

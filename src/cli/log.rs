@@ -113,10 +113,10 @@ fn file_name(path: &Path) -> String {
 /// Starts logging in this process, and makes panics say no more than where they happened.
 pub fn start(config: &LogConfig) {
     let filter = match config.verbosity {
-        0 => "warn,vaultfs=info",
-        1 => "info,vaultfs=debug,fuser=warn",
+        0 => "warn,vaultfs=info,fuser=error",
+        1 => "info,vaultfs=debug,fuser=error",
         // Other crates may print what passes through them: never at their most verbose.
-        _ => "info,vaultfs=trace,fuser=warn",
+        _ => "info,vaultfs=trace,fuser=error",
     };
     let lines =
         tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_ansi(false).with_target(false);

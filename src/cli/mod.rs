@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod daemon;
 pub mod exit;
+pub mod format;
 pub mod log;
 pub mod mount;
 pub mod objects;

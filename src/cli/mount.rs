@@ -43,9 +43,16 @@ pub struct MountArgs {
     #[arg(long)]
     no_delete: bool,
 
+    /// Fail a save with ESTALE when the object was changed elsewhere since it was opened
+    ///
+    /// What was written stays in the mount, readable and listed by `vaultfs status`. Without it the last writer
+    /// wins, and what the other wrote is in .versions.
+    #[arg(long)]
+    strict: bool,
+
     /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON, only bytes (raw)
-    #[arg(long, value_enum, default_value = "auto", value_name = "FORMAT")]
-    format: FormatArg,
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
 
     /// How soon changes made elsewhere are seen
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
@@ -118,14 +125,6 @@ pub struct MountArgs {
     /// As mount(8) has it
     #[arg(long, hide = true)]
     sync: bool,
-}
-
-/// [`Format`] on the command line.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum FormatArg {
-    Auto,
-    Json,
-    Raw,
 }
 
 /// `-o` options of mount(8) that need nothing done: they are so anyway, or speak to mount(8) itself.
@@ -292,11 +291,8 @@ impl MountArgs {
         Options {
             read_only: self.read_only,
             no_delete: self.no_delete,
-            format: match self.format {
-                FormatArg::Auto => Format::Auto,
-                FormatArg::Json => Format::Json,
-                FormatArg::Raw => Format::Raw,
-            },
+            strict: self.strict,
+            format: self.format,
             refresh: self.refresh,
             max_stale: self.max_stale,
             timeout: self.connect.timeout,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::connect::{self, ApiKeyInput, ConnectSpec};
 use super::exit::Failure;
 use crate::clock::{Clock, SystemClock};
-use crate::fs::{FileSystem, Kernel, Unsaved};
+use crate::fs::{Drain, FileSystem, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
 use crate::fuse::worker::Service;
@@ -66,8 +66,8 @@ impl Service for Mounted {
         serde_json::to_value(self.fs.status()).unwrap_or_default()
     }
 
-    async fn drain(&self, within: Duration) -> Vec<Unsaved> {
-        self.fs.drain(within).await
+    async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {
+        self.fs.drain(what, within).await
     }
 
     async fn reload_key(&self) {

@@ -118,9 +118,8 @@ impl FileSystem {
             }
             Node::File(file) => self.file_attr(file),
             Node::Version(version) => {
-                let size = version.object.content.bytes.len() as u64;
                 let perm = self.options.file_mode & 0o444;
-                self.plain(version.ino, FileKind::Regular, size, perm, version.created_at)
+                self.plain(version.ino, FileKind::Regular, version.size(), perm, version.info.created_at)
             }
             Node::Control(ino, which) => {
                 let size = self.control_bytes(*which).len() as u64;

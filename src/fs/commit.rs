@@ -59,6 +59,22 @@ impl Cause {
     }
 }
 
+/// What a drain stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// What nobody is writing any more: the mount may stay.
+    Closed,
+    /// Everything: the mount is gone, and who wrote will not come back.
+    All,
+}
+
+impl Drain {
+    fn covers(self, file: &File) -> bool {
+        let state = file.state();
+        state.is_dirty() && (self == Drain::All || state.writers == 0)
+    }
+}
+
 /// One generation of a buffer on its way to the vault.
 pub(super) struct Job {
     pub name: ObjectName,
@@ -67,10 +83,12 @@ pub(super) struct Job {
     /// What the bytes are a change of: an update of that object, or a new one.
     pub base: Option<Stored>,
     pub exclusive: bool,
+    /// Only while the vault still has the base: `--strict`, and retries by themselves.
+    pub guarded: bool,
 }
 
 impl Job {
-    fn of(file: &File) -> Option<Self> {
+    fn of(file: &File, guarded: bool) -> Option<Self> {
         let state = file.state();
         if !state.is_dirty() {
             return None;
@@ -82,8 +100,22 @@ impl Job {
             generation: buffer.generation,
             base: state.stored.clone(),
             exclusive: state.exclusive,
+            guarded,
         })
     }
+
+    /// Whether the bytes are a change of just this version.
+    fn is_based_on(&self, now: &Meta) -> bool {
+        self.base.as_ref().is_some_and(|base| base.version == now.version && base.id == now.id)
+    }
+}
+
+/// The vault has moved on from what the bytes are a change of.
+fn superseded() -> Error {
+    Error::new(
+        ErrorKind::VersionMismatch,
+        "the object was changed elsewhere since it was opened; the bytes written here are kept (vaultfs status)",
+    )
 }
 
 /// What to send.
@@ -103,7 +135,8 @@ impl FileSystem {
                     Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
                 return Err(self.failed(cause.name(), name.as_str(), &why));
             };
-            let Some(job) = Job::of(file) else { return Ok(()) };
+            let guarded = self.options.strict || cause == Cause::Retry;
+            let Some(job) = Job::of(file, guarded) else { return Ok(()) };
             match self.store(&job, call).await {
                 Ok(object) => self.committed(file, &job, object),
                 Err(e) => return Err(self.commit_failed(file, &job, cause, e)),
@@ -140,6 +173,9 @@ impl FileSystem {
                 Err(e) => e,
             };
             let moved = matches!(e.kind, ErrorKind::AlreadyExists | ErrorKind::NotFound);
+            if !e.maybe_applied && moved && job.guarded {
+                return Err(superseded());
+            }
             if !e.maybe_applied && (!moved || (job.exclusive && e.kind == ErrorKind::AlreadyExists)) {
                 return Err(e);
             }
@@ -150,6 +186,7 @@ impl FileSystem {
                 Ok(_) if job.exclusive => {
                     return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
                 }
+                Ok(object) if job.guarded && !job.is_based_on(&object.meta) => return Err(superseded()),
                 Ok(object) => Plan::Update(object.meta.id),
                 Err(gone) if gone.kind == ErrorKind::NotFound => Plan::Create,
                 Err(unknown) => return Err(if moved { unknown } else { e }),
@@ -160,9 +197,19 @@ impl FileSystem {
 
     async fn send(&self, plan: &Plan, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
         let vault = self.cache.vault();
+        let check = job.base.as_ref().filter(|_| job.guarded).map(|base| &base.version);
         match plan {
             Plan::Create => vault.create(call, &job.name, content).await,
-            Plan::Update(id) => vault.update(call, id, content, None).await,
+            Plan::Update(id) => {
+                if check.is_some() && !vault.capabilities().version_check {
+                    // The dialect cannot check: look just before, which leaves a moment for somebody else.
+                    let now = vault.metadata(call, id).await?;
+                    if !job.is_based_on(&now) {
+                        return Err(superseded());
+                    }
+                }
+                vault.update(call, id, content, check).await
+            }
         }
     }
 
@@ -244,7 +291,8 @@ impl FileSystem {
         let mut state = file.state();
         let doubted = state.failure.as_ref().is_some_and(|f| f.in_doubt);
         let in_doubt = job.base.is_none() && (e.maybe_applied || doubted);
-        state.failure = Some(Failure { errno, message: e.to_string(), conflict: false, in_doubt, number });
+        let conflict = e.kind == ErrorKind::VersionMismatch;
+        state.failure = Some(Failure { errno, message: e.to_string(), conflict, in_doubt, number });
         if is_outage(e.kind) && !state.retrying {
             state.retrying = true;
             self.runtime.spawn(self.clone().retry(file.clone()));
@@ -332,11 +380,11 @@ impl FileSystem {
         }
     }
 
-    /// Stores everything that is unsaved, and names what could not be. For unmount: open files included.
-    pub async fn drain(self: &Arc<Self>, patience: Duration) -> Vec<Unsaved> {
+    /// Stores what is unsaved, and names what the vault does not have afterwards.
+    pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
-        self.settle_all(&call).await;
-        let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|f| f.state().is_dirty()).collect();
+        self.settle_all(what, &call).await;
+        let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
         let commits = unsaved.iter().map(|file| async {
             let failed = file.state().failure.as_ref().map(|f| f.conflict);
             // What fails is told by `unsaved` below.

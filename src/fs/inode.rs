@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use super::file::{File, LocalAttr, Stored};
 use super::name::DirPrefix;
-use crate::vault::{Object, ObjectId, ObjectName};
+use crate::vault::{Object, ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.
 pub const ROOT: u64 = 1;
@@ -47,10 +47,22 @@ pub struct Dir {
 pub struct VersionFile {
     /// Its number.
     pub ino: u64,
-    /// The version with its bytes.
-    pub object: Arc<Object>,
-    /// When the version was made.
-    pub created_at: SystemTime,
+    /// The object's name when it was looked up.
+    pub name: ObjectName,
+    /// The object.
+    pub id: ObjectId,
+    /// The version.
+    pub info: VersionInfo,
+    /// The version with its bytes; `None` where the vault gives no bytes of old versions.
+    pub object: Option<Arc<Object>>,
+}
+
+impl VersionFile {
+    /// Bytes: as many as there are, or as the vault lists.
+    pub fn size(&self) -> u64 {
+        let listed = self.info.size.unwrap_or(0);
+        self.object.as_ref().map_or(listed, |object| object.content.bytes.len() as u64)
+    }
 }
 
 /// A file in `/.vaultfs`.
@@ -219,15 +231,22 @@ impl Table {
         self.dirs.get(kind).copied()
     }
 
-    /// The inode of an old version.
-    pub fn version(&mut self, number: u64, object: &Arc<Object>, created_at: SystemTime) -> Arc<VersionFile> {
-        let key = (object.meta.id.clone(), number);
+    /// The inode of an old version; made by `make` from its number. One that was made while the bytes were not
+    /// to be had gives way to one that has them.
+    pub fn version(
+        &mut self,
+        (id, number): (&ObjectId, u64),
+        has_bytes: bool,
+        make: impl FnOnce(u64) -> VersionFile,
+    ) -> Arc<VersionFile> {
+        let key = (id.clone(), number);
         if let Some(ino) = self.versions.get(&key)
             && let Some(Slot { node: Node::Version(version), .. }) = self.slots.get(ino)
+            && (version.object.is_some() || !has_bytes)
         {
             return version.clone();
         }
-        let version = Arc::new(VersionFile { ino: self.fresh(), object: object.clone(), created_at });
+        let version = Arc::new(make(self.fresh()));
         self.versions.insert(key, version.ino);
         self.slots.insert(version.ino, Slot { node: Node::Version(version.clone()), lookups: 0 });
         version

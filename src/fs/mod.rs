@@ -40,6 +40,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 
 pub use attr::{Attr, Entry, FileKind, SetAttr};
+pub use commit::Drain;
 pub use dir::{DirEntry, Listing};
 pub use errno::{Errno, Result};
 pub use inode::ROOT;

@@ -93,6 +93,13 @@ impl FileSystem {
         match node {
             Node::Dir(_) => Err(Errno::EISDIR).into(),
             Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),
+            Node::Version(version) if version.object.is_none() => Err(self.refused(
+                "open of a version",
+                version.name.as_str(),
+                Errno::EOPNOTSUPP,
+                "the kv API gives no bytes of old versions, and this mount has not read this one itself",
+            ))
+            .into(),
             Node::Version(version) => Ok(self.new_handle(Held::Version(version), caller)).into(),
             Node::Control(_, which) => {
                 Ok(self.new_handle(Held::Control(self.control_bytes(which)), caller)).into()
@@ -289,7 +296,8 @@ impl FileSystem {
             let mut state = file.state();
             state.opens -= 1;
             state.writers -= usize::from(writer.is_some());
-            let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty();
+            // What failed at close(2) is tried again by itself.
+            let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty() && !state.retrying;
             state.settle();
             unsaved
         };

@@ -17,6 +17,8 @@ pub struct Options {
     pub read_only: bool,
     /// Refuse to delete objects (EPERM); overwriting works.
     pub no_delete: bool,
+    /// A save fails with ESTALE when the object changed elsewhere since it was opened.
+    pub strict: bool,
     /// How written bytes become an object.
     #[serde(with = "FormatName")]
     pub format: Format,
@@ -51,6 +53,7 @@ impl Default for Options {
         Self {
             read_only: false,
             no_delete: false,
+            strict: false,
             format: Format::Auto,
             refresh: Duration::from_secs(5),
             max_stale: Duration::from_secs(3600),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::FileSystem;
-use super::commit::Cause;
+use super::commit::{Cause, Drain};
 use super::file::{File, Keep, Link, Stored};
 use super::inode::{Hidden, Table};
 use crate::vault::{Call, ObjectId, ObjectName};
@@ -129,11 +129,12 @@ impl FileSystem {
         });
     }
 
-    /// Makes objects of all provisional files: the mount ends.
-    pub(super) async fn settle_all(self: &Arc<Self>, call: &Call) {
+    /// Makes objects of provisional files: the mount ends.
+    pub(super) async fn settle_all(self: &Arc<Self>, what: Drain, call: &Call) {
         let is_provisional = |file: &Arc<File>| {
             let state = file.state();
-            state.keep == Keep::Provisional && state.link == Link::Current
+            let closed = what == Drain::All || state.opens == 0;
+            state.keep == Keep::Provisional && state.link == Link::Current && closed
         };
         let files: Vec<Arc<File>> = self.table().all_files().filter(is_provisional).collect();
         futures_util::future::join_all(files.iter().map(|file| self.settle_provisional(file, call))).await;

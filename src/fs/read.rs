@@ -24,7 +24,10 @@ impl FileSystem {
         };
         match &handle.held {
             Held::Dir { .. } => Err(Errno::EISDIR).into(),
-            Held::Version(version) => Ok(cut(version.object.content.bytes.expose(), offset, size)).into(),
+            Held::Version(version) => match &version.object {
+                Some(object) => Ok(cut(object.content.bytes.expose(), offset, size)).into(),
+                None => Err(Errno::EOPNOTSUPP).into(),
+            },
             Held::Control(text) => Ok(cut(text, offset, size)).into(),
             Held::File { file, .. } => match self.read_now(file, offset, size) {
                 Some(slice) => Ok(slice).into(),

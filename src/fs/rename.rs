@@ -119,6 +119,7 @@ impl FileSystem {
             generation: buffer.generation,
             base,
             exclusive: false,
+            guarded: false,
         }
     }
 

@@ -39,6 +39,8 @@ pub(super) enum Need {
     Object(ObjectName),
     /// All names.
     Listing,
+    /// Whether any name begins so, of a vault that can search.
+    Prefix(DirPrefix),
 }
 
 /// What was asked on behalf of this operation. It may be past its time (the vault is down), so it counts for
@@ -47,6 +49,7 @@ pub(super) enum Need {
 pub(super) struct Answers {
     object: Option<(ObjectName, Option<Found>)>,
     listed: bool,
+    searched: Option<DirPrefix>,
 }
 
 impl FileSystem {
@@ -134,6 +137,11 @@ impl FileSystem {
                     listed.map_err(|e| self.failed("lookup", &component.to_string_lossy(), &e))?;
                     answers.listed = true;
                 }
+                Err(Need::Prefix(dir)) => {
+                    let searched = self.cache.search_prefix(call, dir.as_str()).await;
+                    searched.map_err(|e| self.failed("lookup", &component.to_string_lossy(), &e))?;
+                    answers.searched = Some(dir);
+                }
             }
         }
     }
@@ -155,8 +163,8 @@ impl FileSystem {
             Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG),
         };
         let implied = as_dir.as_ref().map(|dir| self.implied(under, component, dir, answers));
-        if let (Some(Implied::Yes), Some(dir)) = (implied, as_dir) {
-            return Ok(Ok(Place::Dir(dir)));
+        if let (Some(Implied::Yes), Some(dir)) = (implied, &as_dir) {
+            return Ok(Ok(Place::Dir(dir.clone())));
         }
         if let Some(name) = as_file {
             if let Some(file) = self.local_file(&name) {
@@ -169,10 +177,18 @@ impl FileSystem {
                 Err(need) => return Ok(Err(need)),
             }
         }
-        match implied {
-            Some(Implied::Unknown) => Ok(Err(Need::Listing)),
-            Some(Implied::Yes | Implied::No(_)) | None => Ok(Ok(Place::Absent)),
+        match (implied, as_dir) {
+            (Some(Implied::Unknown), Some(dir)) if self.is_searched(&dir) => Ok(Err(Need::Prefix(dir))),
+            (Some(Implied::Unknown), _) => Ok(Err(Need::Listing)),
+            (Some(Implied::Yes | Implied::No(_)) | None, _) => Ok(Ok(Place::Absent)),
         }
+    }
+
+    /// Whether to search for the directory: where all names are one page, listing them tells more for the same,
+    /// and of a piece of a long component one hit does not tell whether it shows so.
+    fn is_searched(&self, dir: &DirPrefix) -> bool {
+        let searches = self.cache.vault().capabilities().search;
+        searches && !dir.is_continuation() && !self.cache.listing_is_one_page()
     }
 
     /// The object of that name, or what has to be asked first. Where one page lists all names, listing them
@@ -219,7 +235,9 @@ impl FileSystem {
             };
         }
         match implied {
-            Implied::Unknown if answers.listed => Implied::No(self.clock.now()),
+            Implied::Unknown if answers.listed || answers.searched.as_ref() == Some(dir) => {
+                Implied::No(self.clock.now())
+            }
             other => other,
         }
     }

@@ -2,14 +2,16 @@
 //!
 //! A version's bytes are fetched when it is looked up, because its size has to be true and only the bytes tell;
 //! listing the numbers fetches nothing. A version never changes, so its inode is shared by all who open it.
+//! Where the vault gives no bytes of old versions (kv), those that this mount has not seen itself are shown with
+//! the size that the vault lists, and cannot be opened: EOPNOTSUPP, never other bytes.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::errno::{Errno, Result};
-use super::inode::Node;
+use super::inode::{Node, VersionFile};
 use super::{Entry, FileSystem, Step};
-use crate::vault::{Call, ObjectId, ObjectName, VersionInfo};
+use crate::vault::{Call, ErrorKind, ObjectId, ObjectName, VersionInfo};
 
 impl FileSystem {
     /// LOOKUP of a version by its number.
@@ -25,9 +27,18 @@ impl FileSystem {
             let call = fs.call();
             let history = fs.versions_of(&call, &name, &id).await?;
             let Some(info) = history.iter().find(|v| v.number == number) else { return Ok(None) };
-            let object = fs.cache.old_value(&call, &id, info).await;
-            let object = object.map_err(|e| fs.failed("lookup of a version", name.as_str(), &e))?;
-            let version = fs.table().version(number, &object, info.created_at);
+            let object = match fs.cache.old_value(&call, &id, info).await {
+                Ok(object) => Some(object),
+                Err(e) if e.kind == ErrorKind::Unsupported => None,
+                Err(e) => return Err(fs.failed("lookup of a version", name.as_str(), &e)),
+            };
+            let version = fs.table().version((&id, number), object.is_some(), |ino| VersionFile {
+                ino,
+                name: name.clone(),
+                id: id.clone(),
+                info: info.clone(),
+                object,
+            });
             Ok(Some(fs.entry(&Node::Version(version), fs.options.refresh)))
         })
     }

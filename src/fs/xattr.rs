@@ -52,9 +52,9 @@ impl FileSystem {
                 }
             }
             Node::Version(version) => match name {
-                "user.vault.id" => Some(version.object.meta.id.to_string()),
-                "user.vault.version" => Some(version.object.meta.version.to_string()),
-                "user.vault.updated_at" => Some(rfc3339(version.created_at)),
+                "user.vault.id" => Some(version.id.to_string()),
+                "user.vault.version" => Some(version.info.tag.to_string()),
+                "user.vault.updated_at" => Some(rfc3339(version.info.created_at)),
                 _ => None,
             },
             Node::Dir(_) | Node::Control(..) => None,

@@ -33,7 +33,7 @@ use super::handover::{
 use super::kernel::Init;
 use super::mounts::Dev;
 use super::{notify, session};
-use crate::fs::{Kernel, Unsaved};
+use crate::fs::{Drain, Kernel, Unsaved};
 use crate::harden::LockState;
 use crate::secret::SecretString;
 
@@ -45,7 +45,7 @@ pub trait Service: Send + Sync + 'static {
     /// File system, cache and vault, as JSON for `status`.
     fn status(&self) -> serde_json::Value;
     /// Stores what is unsaved; returns what could not be stored in time.
-    async fn drain(&self, within: Duration) -> Vec<Unsaved>;
+    async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved>;
     /// Reads the key file again.
     async fn reload_key(&self);
 }
@@ -210,7 +210,7 @@ impl Handler for Desk {
     }
 
     async fn drain(&self, within: Option<Duration>) -> Vec<Unsaved> {
-        self.service.drain(within.unwrap_or(self.config.drain)).await
+        self.service.drain(Drain::Closed, within.unwrap_or(self.config.drain)).await
     }
 }
 
@@ -263,11 +263,13 @@ async fn supervise(
     };
     tracing::info!(?cause, "ending");
     let patience = if cause == Cause::Told { Duration::ZERO } else { desk.config.drain };
-    let mut unsaved = desk.service.drain(patience).await;
+    // An orphan is still mounted: what is being written may yet be closed.
+    let what = if cause == Cause::Orphaned { Drain::Closed } else { Drain::All };
+    let mut unsaved = desk.service.drain(what, patience).await;
     if cause == Cause::Orphaned {
         detach(&desk).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), &mut session_end).await;
-        unsaved = desk.service.drain(desk.config.drain).await;
+        unsaved = desk.service.drain(Drain::All, desk.config.drain).await;
     }
     link.say(&ToKeeper::Ended(unsaved.len()));
     let _ = over.send(Some(unsaved.clone()));
@@ -280,7 +282,7 @@ async fn supervise(
 
 fn drain_and_answer(desk: Arc<Desk>, link: Link) {
     tokio::spawn(async move {
-        let unsaved = desk.service.drain(desk.config.drain).await;
+        let unsaved = desk.service.drain(Drain::Closed, desk.config.drain).await;
         for left in &unsaved {
             tracing::warn!(name = left.name, "not stored yet: {}", reason(left));
         }

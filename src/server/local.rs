@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use super::service::{Service, ServiceError, Value, id_text, parse_id};
-use super::store::{ListRequest, Lookup, ObjectRow, PageFrom, StoreError};
+use super::service::{Create, Service, ServiceError, Value, id_text, parse_id};
+use super::store::{ListRequest, Lookup, ObjectRow, Order, PageFrom, StoreError};
 use crate::vault::codec;
 use crate::vault::{
     Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object, ObjectId,
@@ -36,11 +36,14 @@ impl From<ServiceError> for Error {
         let kind = match &e {
             ServiceError::BadValue(_) => ErrorKind::Invalid,
             ServiceError::TooLarge { .. } => ErrorKind::TooLarge,
+            ServiceError::BadKey(_) => ErrorKind::Invalid,
             ServiceError::Store(e) => match e {
                 StoreError::NotFound => ErrorKind::NotFound,
                 StoreError::NameTaken => ErrorKind::AlreadyExists,
                 StoreError::VersionMismatch => ErrorKind::VersionMismatch,
-                StoreError::UnknownCursor => ErrorKind::Invalid,
+                StoreError::UnknownCursor | StoreError::OnceDiffers | StoreError::OnceGone => {
+                    ErrorKind::Invalid
+                }
                 StoreError::Seal(_) | StoreError::Backend(_) => ErrorKind::Server,
             },
         };
@@ -140,7 +143,7 @@ impl Vault for LocalVault {
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
         let value = value(content);
-        meta(&self.change(call, self.service.create(BY, name.clone(), &value)).await?)
+        meta(&self.change(call, self.service.create(BY, Create::new(name.clone(), &value))).await?)
     }
 
     async fn update(
@@ -163,8 +166,13 @@ impl Vault for LocalVault {
             Some(cursor) => PageFrom::After(parse_id(cursor).ok_or_else(unknown)?),
             None => PageFrom::Start,
         };
-        let request =
-            ListRequest { from, limit: query.limit.clamp(1, 100), search: None, updated_after: None };
+        let request = ListRequest {
+            from,
+            order: Order::Ascending,
+            limit: query.limit.clamp(1, 100),
+            search: None,
+            updated_after: None,
+        };
         let page = self.read(call, self.service.list(request)).await?;
         let items = page.objects.iter().map(|row| {
             Ok(Summary {

@@ -10,6 +10,8 @@
 //! Calls go down only. A value is plain text above `service` and ciphertext below it.
 
 pub mod api;
+pub mod context;
+pub mod data_keys;
 pub mod dir;
 pub mod embedded;
 pub mod error;

@@ -98,7 +98,7 @@ impl Owner {
             Ok(text) => SecretString::new(text.expose().trim().to_owned()),
             Err(SecretFileError::Missing) => {
                 let key = new_api_key()?;
-                let line = SecretString::new(format!("{}\n", key.expose()));
+                let line = SecretString::new([key.expose(), "\n"].concat());
                 self.dir.write_secret(&path, &line)?;
                 key
             }

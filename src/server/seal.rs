@@ -5,7 +5,7 @@
 //! random data key, stored wrapped; every version is sealed under it with AES-256-GCM. The associated data
 //! names vault, object, version and form, so that no sealed value opens anywhere but where it was put.
 //!
-//! Hashes kept in the database (etags, API keys) are HMACs: a plain hash of a secret is an oracle for guesses.
+//! Hashes kept in the database (etags, API keys, requests) are HMACs: a plain hash of a secret is an oracle for guesses.
 //! Key bytes and opened values are wiped on drop; ring's expanded key schedules are not, which only matters
 //! to someone who reads this process's memory.
 
@@ -17,10 +17,12 @@ use ring::{hkdf, hmac};
 use ulid::Ulid;
 use zeroize::Zeroizing;
 
-use super::store::{Etag, KeyHash, StoredForm, VaultId};
+use super::data_keys::DataKeys;
+use super::store::{Etag, KeyHash, Once, StoredForm, VaultId};
 use crate::secret::{SecretBytes, SecretString};
 
-const KEY_LEN: usize = 32;
+/// Bytes of every key here.
+pub(super) const KEY_LEN: usize = 32;
 const TAG_LEN: usize = 16;
 /// First byte of everything sealed here; another scheme gets another number.
 const SCHEME: u8 = 1;
@@ -64,7 +66,11 @@ impl MasterKey {
 
     /// The text of a key file.
     pub fn to_text(&self) -> SecretString {
-        SecretString::new(BASE64.encode(self.0.expose()) + "\n")
+        // Room for all of it: a buffer that grew would leave an unwiped copy behind.
+        let mut text = String::with_capacity(KEY_LEN * 2);
+        BASE64.encode_string(self.0.expose(), &mut text);
+        text.push('\n');
+        SecretString::new(text)
     }
 }
 
@@ -88,6 +94,8 @@ pub struct Sealer {
     wrap: LessSafeKey,
     etag: hmac::Key,
     api_key: hmac::Key,
+    once: hmac::Key,
+    data_keys: DataKeys,
     check: [u8; KEY_LEN],
 }
 
@@ -97,7 +105,8 @@ impl std::fmt::Debug for Sealer {
     }
 }
 
-fn aead_key(bytes: &[u8]) -> LessSafeKey {
+/// A key of [`KEY_LEN`] bytes, ready for use.
+pub(super) fn aead_key(bytes: &[u8]) -> LessSafeKey {
     // Every caller passes KEY_LEN bytes, which is what AES-256 takes.
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).expect("AES-256-GCM takes 32 bytes"))
 }
@@ -119,6 +128,8 @@ impl Sealer {
             wrap: aead_key(&*derive("vaultfs wrap v1")),
             etag: hmac::Key::new(hmac::HMAC_SHA256, &*derive("vaultfs etag v1")),
             api_key: hmac::Key::new(hmac::HMAC_SHA256, &*derive("vaultfs api key v1")),
+            once: hmac::Key::new(hmac::HMAC_SHA256, &*derive("vaultfs request v1")),
+            data_keys: DataKeys::new(&derive("vaultfs data keys v1"), vault),
             check: *derive("vaultfs check v1"),
         }
     }
@@ -171,6 +182,37 @@ impl Sealer {
         hash
     }
 
+    /// What a request with an idempotency key is recognised by: `scope` says who sent it, where to and with
+    /// which key, each part on its own.
+    pub fn once(&self, scope: [&[u8]; 3], body: &[u8]) -> Once {
+        let mut context = hmac::Context::with_key(&self.once);
+        for part in scope {
+            // With its length in front, so that no two scopes are one text.
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        let hash = |tag: hmac::Tag| {
+            let mut hash = [0; 32];
+            hash.copy_from_slice(tag.as_ref());
+            hash
+        };
+        let scope = hash(context.sign());
+        let mut context = hmac::Context::with_key(&self.once);
+        context.update(&scope);
+        context.update(body);
+        Once { scope, request: hash(context.sign()) }
+    }
+
+    /// The keys that the vault makes for others.
+    pub fn data_keys(&self) -> &DataKeys {
+        &self.data_keys
+    }
+
+    /// The vault's id.
+    pub fn vault(&self) -> VaultId {
+        self.vault
+    }
+
     fn key_aad(&self, object: Ulid) -> Vec<u8> {
         [b"vaultfs data key\0".as_slice(), &self.vault.0, &object.to_bytes()].concat()
     }
@@ -183,7 +225,7 @@ impl Sealer {
 }
 
 /// Scheme ‖ nonce ‖ ciphertext ‖ tag. The plaintext's copy is overwritten in place by the ciphertext.
-fn seal_with(key: &LessSafeKey, aad: &[u8], text: &[u8]) -> Result<Vec<u8>, SealError> {
+pub(super) fn seal_with(key: &LessSafeKey, aad: &[u8], text: &[u8]) -> Result<Vec<u8>, SealError> {
     let nonce = random::<NONCE_LEN>()?;
     let mut out = Vec::with_capacity(1 + NONCE_LEN + text.len() + TAG_LEN);
     out.push(SCHEME);
@@ -200,7 +242,8 @@ fn seal_with(key: &LessSafeKey, aad: &[u8], text: &[u8]) -> Result<Vec<u8>, Seal
     Ok(out)
 }
 
-fn open_with(key: &LessSafeKey, aad: &[u8], sealed: &[u8]) -> Result<SecretBytes, SealError> {
+/// Opens what [`seal_with`] sealed.
+pub(super) fn open_with(key: &LessSafeKey, aad: &[u8], sealed: &[u8]) -> Result<SecretBytes, SealError> {
     let (nonce, body) = match sealed.split_first() {
         Some((&SCHEME, rest)) => rest.split_at_checked(NONCE_LEN).ok_or(SealError::NotAuthentic)?,
         _ => return Err(SealError::NotAuthentic),

@@ -8,10 +8,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use ulid::Ulid;
 
+use super::context::KeyContext;
+use super::data_keys::{self, DataKeys, KeyError, as_uuid};
 use super::seal::{Place, SealError, Sealer, random};
 use super::store::*;
 use crate::clock::Clock;
-use crate::secret::SecretString;
+use crate::secret::{SecretBytes, SecretString};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::{Content, ObjectName};
 
@@ -45,6 +47,11 @@ impl Value {
         Self { form: StoredForm::Object, text: SecretString::new(text.to_owned()) }
     }
 
+    /// `value` of the kv dialect, kept verbatim.
+    pub fn kv(text: SecretString) -> Self {
+        Self { form: StoredForm::Kv, text }
+    }
+
     /// The bytes that a file shows.
     pub fn content(&self) -> Result<Content, CodecError> {
         match self.form {
@@ -60,6 +67,34 @@ impl Value {
             StoredForm::Kv => codec::encode_data(&codec::decode_value(self.text.expose())),
         }
     }
+
+    /// What the kv dialect shows.
+    pub fn as_kv(&self) -> Result<SecretString, CodecError> {
+        match self.form {
+            StoredForm::Object => Ok(codec::encode_value(self.content()?.bytes.expose())),
+            StoredForm::Kv => Ok(self.text.clone()),
+        }
+    }
+}
+
+/// An object to be made.
+#[derive(Debug)]
+pub struct Create<'a> {
+    /// Its name.
+    pub name: ObjectName,
+    /// Its first value.
+    pub value: &'a Value,
+    /// Its key context (kv dialect; empty elsewhere).
+    pub context: KeyContext,
+    /// See [`Service::once`].
+    pub once: Option<Once>,
+}
+
+impl<'a> Create<'a> {
+    /// With the empty context, and made as often as it is asked for.
+    pub fn new(name: ObjectName, value: &'a Value) -> Self {
+        Self { name, value, context: KeyContext::default(), once: None }
+    }
 }
 
 /// Why the vault did not do what it was asked for.
@@ -74,6 +109,9 @@ pub enum ServiceError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// A data key, or what was encrypted with one, is of no use.
+    #[error(transparent)]
+    BadKey(#[from] KeyError),
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -107,8 +145,9 @@ impl Service {
         8 * self.max_value + 64 * 1024
     }
 
-    /// Makes an object.
-    pub async fn create(&self, by: &str, name: ObjectName, value: &Value) -> Result<ObjectRow> {
+    /// Makes an object; or finds the one that the same request made before, as it was then.
+    pub async fn create(&self, by: &str, create: Create<'_>) -> Result<ObjectRow> {
+        let Create { name, value, context, once } = create;
         let size = self.measure(value)?;
         let stamp = self.stamp(by)?;
         let id = self.new_ulid()?;
@@ -121,7 +160,7 @@ impl Service {
             etag: self.sealer.etag(id, text),
             sealed: self.sealer.seal(&key, place, text)?,
         };
-        let new = NewObject { id, name, key_context: "{}".to_owned(), wrapped_key, value };
+        let new = NewObject { id, name, key_context: context.text(), wrapped_key, value, once };
         Ok(self.store.create(new, stamp).await?)
     }
 
@@ -176,6 +215,36 @@ impl Service {
         Ok(self.store.delete(id, check).await?)
     }
 
+    /// What makes a request with this `Idempotency-Key`, from this API key to this route, one that is done once.
+    pub fn once(&self, by: &str, route: &str, header: &[u8], body: &SecretBytes) -> Once {
+        // Only a keyed hash of it is kept.
+        self.sealer.once([by.as_bytes(), route.as_bytes(), header], body.expose())
+    }
+
+    /// The vault's id.
+    pub fn vault(&self) -> VaultId {
+        self.sealer.vault()
+    }
+
+    /// The keys that the vault makes for its clients.
+    pub fn data_keys(&self) -> &DataKeys {
+        self.sealer.data_keys()
+    }
+
+    /// Encrypts a text under a client's own data key.
+    pub fn encrypt(&self, data_key: &SecretString, text: &SecretString) -> Result<String> {
+        if text.expose().len() > self.max_value {
+            return Err(ServiceError::TooLarge { limit: self.max_value });
+        }
+        // On its way into the ciphertext.
+        Ok(data_keys::encrypt(data_key, text.expose())?)
+    }
+
+    /// Decrypts what [`Service::encrypt`] made.
+    pub fn decrypt(&self, data_key: &SecretString, ciphertext: &str) -> Result<SecretString> {
+        Ok(data_keys::decrypt(data_key, ciphertext)?)
+    }
+
     /// The API key that `text` is, if it is one.
     pub async fn authenticate(&self, text: &SecretString) -> Result<Option<KeyRow>> {
         Ok(self.store.find_key(self.sealer.hash_api_key(text.expose())).await?)
@@ -227,11 +296,7 @@ impl Service {
     }
 
     fn stamp(&self, by: &str) -> Result<Stamp> {
-        let mut uid = random::<16>()?;
-        // A UUID of version 4, as kv shows it.
-        uid[6] = uid[6] & 0x0f | 0x40;
-        uid[8] = uid[8] & 0x3f | 0x80;
-        Ok(Stamp { by: by.to_owned(), at: self.now(), uid: VersionUid(uid) })
+        Ok(Stamp { by: by.to_owned(), at: self.now(), uid: VersionUid(as_uuid(random()?)) })
     }
 
     fn now(&self) -> Millis {

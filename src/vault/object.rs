@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::{Error, ErrorKind, Result};
 use crate::secret::SecretBytes;
 
 /// Longest name any dialect takes, in bytes (object dialect, VAULT-API.md; 200 characters of kv are at most 800).
@@ -184,4 +185,63 @@ pub struct Page {
     pub items: Vec<Summary>,
     /// Where the next page starts; `None` at the end.
     pub next: Option<String>,
+}
+
+/// Follows the cursors of one listing and notices when they go in circles, in constant memory: one cursor is
+/// kept, replaced after 1, 2, 4 … steps, and a circle comes back to it (Brent).
+#[derive(Debug, Default)]
+pub struct Cursors {
+    kept: Option<String>,
+    steps: u64,
+    until: u64,
+}
+
+impl Cursors {
+    /// The cursor to go on with after a page, `None` at the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BadAnswer`] if the listing would never end.
+    pub fn advance(&mut self, next: Option<String>) -> Result<Option<String>> {
+        let Some(next) = next else { return Ok(None) };
+        if self.kept.as_ref() == Some(&next) {
+            let sentence = "listing the vault: its pages go in circles";
+            return Err(Error::new(ErrorKind::BadAnswer, sentence));
+        }
+        if self.steps >= self.until {
+            self.until = (self.until * 2).max(1);
+            self.steps = 0;
+            self.kept = Some(next.clone());
+        }
+        self.steps += 1;
+        Ok(Some(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn circles_of_cursors_end() {
+        for (lead, circle) in [(0, 1), (0, 2), (1, 3), (100, 1), (5, 64), (1000, 777)] {
+            let mut cursors = Cursors::default();
+            let at = |step: usize| if step < lead { step } else { lead + (step - lead) % circle };
+            let ended =
+                (0..10 * (lead + circle + 1)).find(|n| cursors.advance(Some(at(*n).to_string())).is_err());
+            assert!(
+                ended.is_some_and(|n| n <= 4 * (lead + circle) && n >= circle),
+                "{lead} {circle} {ended:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_listing_of_any_length_is_followed() {
+        let mut cursors = Cursors::default();
+        for n in 0..10_000 {
+            let next = cursors.advance(Some(n.to_string())).unwrap();
+            assert_eq!(next, Some(n.to_string()));
+        }
+        assert_eq!(cursors.advance(None).unwrap(), None);
+    }
 }

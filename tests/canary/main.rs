@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use common::{Beside, Place, is_mounted, processes_of, run, signal, until};
+use common::{Beside, Place, is_mounted, is_root, processes_of, run, signal, until};
 use hunt::{Hunt, canary};
 use play::{Secret, Vault};
 
@@ -133,10 +133,12 @@ fn a_served_vault_and_its_key_leave_no_trace_even_when_it_dies() {
     let (mut hunt, secret, place) = (Hunt::default(), Secret::new(), Place::new());
     secret.guard(&mut hunt);
     let (mut served, url) = serve(&place);
-    let key = guard_key(&mut hunt, &place);
+    guard_key(&mut hunt, &place);
     refused_keys(&place, &url, &mut hunt);
+    // A key that is in no file at all.
+    let (key, _) = made_key(&place, "read,write,delete", &mut hunt);
     let mut front = mount_in_front(&place, &url, &key);
-    let vault = Vault::new(place, Some((url, key))).watched();
+    let vault = Vault::new(place, Some((url.clone(), key))).watched();
     hardened(vault.place(), served.0.id() as i32);
 
     let open = play::files(&vault, &secret, &mut hunt);
@@ -145,16 +147,15 @@ fn a_served_vault_and_its_key_leave_no_trace_even_when_it_dies() {
     play::commands(&vault, &secret, &mut hunt);
     nothing_shows("mounted", &hunt, vault.place());
 
+    forbidden(&vault, &url, &secret, &mut hunt);
+
     // The vault dies, as it would from a bug: no core, and the mount has what it could not store.
     signal(served.0.id() as i32, Signal::SIGABRT);
     let end = served.ends();
     assert_eq!(end.signal(), Some(libc::SIGABRT));
     assert!(!end.core_dumped(), "a core file would hold what it served");
-    let mut lost = fs::File::create(vault.path("text")).unwrap();
-    let stored = lost.write_all(secret.text().repeat(2).as_bytes()).and_then(|()| lost.sync_all());
-    let failed = stored.unwrap_err().raw_os_error();
-    assert!(matches!(failed, Some(libc::EIO | libc::ETIMEDOUT)), "{failed:?}");
-    drop(lost);
+    let failed = refused(&vault, &secret);
+    assert!(matches!(failed, libc::EIO | libc::ETIMEDOUT), "{failed}");
     let status = play::say(&mut vault.command_with_mount(&["status", "--json"]), &mut hunt).ok();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status[0]["fs"]["unsaved"][0]["name"], "text", "{status}");
@@ -167,6 +168,45 @@ fn a_served_vault_and_its_key_leave_no_trace_even_when_it_dies() {
     play::say(&mut vault.command_with_mount(&["unmount", "--force"]), &mut hunt).ok();
     front.ends();
     nothing_shows("afterwards", &hunt, vault.place());
+}
+
+/// The errno of a save that fails.
+fn refused(vault: &Vault, secret: &Secret) -> i32 {
+    let open = fs::OpenOptions::new().append(true).open(vault.path("text"));
+    let stored = open.and_then(|mut file| {
+        file.write_all(secret.text().as_bytes())?;
+        file.sync_all()
+    });
+    stored.unwrap_err().raw_os_error().unwrap()
+}
+
+/// A new key of the served vault, and its id. It is printed once, and from then on it is looked for.
+fn made_key(place: &Place, permissions: &str, hunt: &mut Hunt) -> (String, String) {
+    let data = place.data.to_str().unwrap();
+    let add = ["serve", "-vvv", "--data", data, "key", "add", "--permissions", permissions];
+    let made = play::say_errors(&mut place.vaultfs(add), hunt);
+    let id = made.err.split_once("made ").unwrap().1.split(' ').next().unwrap().to_owned();
+    let key = made.ok().trim().to_owned();
+    hunt.guard("a made key", key.strip_prefix("sk_").unwrap());
+    let list = play::say(&mut place.vaultfs(["serve", "--data", data, "key", "list"]), hunt).ok();
+    assert!(list.contains(&id));
+    (key, id)
+}
+
+/// A key that may only read, and then nothing.
+fn forbidden(vault: &Vault, url: &str, secret: &Secret, hunt: &mut Hunt) {
+    let (key, id) = made_key(vault.place(), "read", hunt);
+    let command = |words: &[&str]| {
+        let mut command = vault.place().vaultfs(words);
+        command.args(["--api-url", url]).env("WORKOS_API_KEY", &key);
+        command
+    };
+    assert_eq!(play::feed(&mut command(&["put", "text"]), secret.text().repeat(2).as_bytes(), hunt), Some(3));
+    play::say(&mut command(&["rm", "text"]), hunt).fails(3);
+    play::say(&mut command(&["ls"]), hunt).ok();
+    let revoke = ["serve", "--data", vault.place().data.to_str().unwrap(), "key", "revoke", &id];
+    play::say(&mut vault.place().vaultfs(revoke), hunt).ok();
+    play::say(&mut command(&["ls"]), hunt).fails(3);
 }
 
 /// Keys that are not taken: none of them is repeated.
@@ -210,6 +250,8 @@ fn hardened(place: &Place, served: i32) {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
         let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
         assert_eq!(core.split_whitespace().filter(|w| *w == "0").count(), 2, "{core}");
+        // Its own user cannot look in; root always can.
+        assert_eq!(fs::read(format!("/proc/{pid}/environ")).is_ok(), is_root(), "process {pid}");
     }
     let locked = |pid: i32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vaultfs::fs::{Errno, FileSystem};
+use vaultfs::fs::{Drain, Errno, FileSystem};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::faulty::Fault;
 use vaultfs::vault::op::Op;
@@ -69,7 +69,7 @@ async fn a_save_never_ends_in_eexist_or_enoent() {
     sh.vault.fail_always(Op::GetByName, Fault::Before(ErrorKind::Unreachable));
     assert_eq!(sh.close(fd).await, Err(Errno::ETIMEDOUT));
     sh.vault.clear();
-    assert_eq!(sh.fs.drain(PATIENCE).await.len(), 2);
+    assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await.len(), 2);
     assert_eq!(sh.history("new").await, ["theirs"], "what is tried again later overwrites nothing");
     assert_eq!(unsaved(&sh.fs), ["new", "old"].map(|name| (name.to_owned(), true)));
 }
@@ -130,9 +130,9 @@ async fn each_refusal_has_its_errno_and_the_bytes_are_kept_until_the_vault_takes
             assert_eq!(sh.cat("f").await, "precious", "forgotten by the kernel, kept by us");
             assert_eq!(unsaved(&sh.fs), [("f".to_owned(), false)]);
             assert!(sh.fs.unsaved()[0].error.is_some());
-            assert_eq!(sh.fs.drain(PATIENCE).await.len(), 1, "what cannot be stored is named");
+            assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await.len(), 1, "what cannot be stored is named");
             sh.vault.clear();
-            assert!(sh.fs.drain(PATIENCE).await.is_empty());
+            assert!(sh.fs.drain(Drain::All, PATIENCE).await.is_empty());
             assert_eq!(sh.history("f").await.last().unwrap(), "precious");
             assert_eq!(sh.history("f").await.len(), 1 + usize::from(old));
         }
@@ -177,7 +177,7 @@ async fn a_retry_by_itself_never_overwrites_a_newer_version() {
     assert!(sh.meta("g").await.is_none());
     let conflicts = ["f", "g", "new"].map(|name| (name.to_owned(), true));
     assert_eq!(unsaved(&sh.fs), conflicts);
-    assert_eq!(sh.fs.drain(PATIENCE).await.len(), 3, "unmount does not overwrite either");
+    assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await.len(), 3, "unmount does not overwrite either");
     assert_eq!(sh.history("f").await.len(), 2);
     assert_eq!(sh.cat("f").await, "ours", "a person decides: the bytes are here");
     sh.write_file("f", "decided").await.unwrap();

@@ -38,6 +38,7 @@ pub struct Answer {
     pub request_id: String,
     /// X-RateLimit-Limit, -Remaining, -Reset and Retry-After.
     pub limits: [Option<u64>; 4],
+    pub allow: String,
 }
 
 impl Answer {
@@ -51,6 +52,30 @@ impl Answer {
         assert!(message.contains(word), "{message:?} does not name {word:?}");
         assert_eq!(self.json.as_object().unwrap().len(), 3);
         assert!(self.request_id.starts_with("req_"));
+    }
+
+    /// The answer is this error as the kv dialect says it.
+    #[track_caller]
+    pub fn is_kv_error(&self, status: u16, code: &str, word: &str) {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        assert_eq!(self.json["code"], code, "{self:?}");
+        let message = self.json["message"].as_str().unwrap();
+        assert!(message.contains(word), "{message:?} does not name {word:?}");
+        if status == 403 || status >= 500 {
+            assert_eq!(self.json.as_object().unwrap().len(), 2, "{self:?}");
+        } else {
+            assert_eq!(self.json["error"], message, "{self:?}");
+            assert_eq!(self.json.as_object().unwrap().len(), 3, "{self:?}");
+        }
+        assert!(self.request_id.starts_with("req_"));
+    }
+
+    /// The answer is 201; its JSON.
+    #[track_caller]
+    pub fn made(self) -> Value {
+        assert_eq!(self.status, StatusCode::CREATED, "{self:?}");
+        assert!(self.request_id.starts_with("req_"));
+        self.json
     }
 
     /// The answer is 200; its JSON.
@@ -106,10 +131,29 @@ impl Server {
     }
 
     pub async fn send_as(&self, key: Option<&str>, method: &str, path: &str, body: Vec<u8>) -> Answer {
+        self.send_with(key, method, path, body, None).await
+    }
+
+    /// A POST of the key of the server's own with an `Idempotency-Key`.
+    pub async fn post_once(&self, once: &str, path: &str, body: &str) -> Answer {
+        self.send_with(Some(&self.key), "POST", path, body.into(), Some(once)).await
+    }
+
+    pub async fn send_with(
+        &self,
+        key: Option<&str>,
+        method: &str,
+        path: &str,
+        body: Vec<u8>,
+        once: Option<&str>,
+    ) -> Answer {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = self.client.request(method, format!("{}{path}", self.url)).body(body);
         if let Some(key) = key {
             request = request.header("Authorization", format!("Bearer {key}"));
+        }
+        if let Some(once) = once {
+            request = request.header("Idempotency-Key", once);
         }
         let response = request.send().await.unwrap();
         let status = response.status();
@@ -122,8 +166,10 @@ impl Server {
         let request_id = header("x-request-id");
         let limits = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "retry-after"]
             .map(|name| header(name).parse().ok());
+        let allow = header("allow");
         let text = response.text().await.unwrap();
-        Answer { status, json: serde_json::from_str(&text).unwrap_or_default(), text, request_id, limits }
+        let json = serde_json::from_str(&text).unwrap_or_default();
+        Answer { status, json, text, request_id, limits, allow }
     }
 
     pub async fn send(&self, method: &str, path: &str, body: impl Into<Vec<u8>>) -> Answer {
@@ -137,6 +183,20 @@ impl Server {
     pub async fn create(&self, name: &str, data: &str) -> Answer {
         let name = serde_json::to_string(name).unwrap();
         self.send("POST", "/vault/object/create", format!(r#"{{"name":{name},"data":{data}}}"#)).await
+    }
+
+    pub async fn kv_create(&self, name: &str, value: &str) -> Answer {
+        let body = serde_json::json!({"name": name, "value": value, "key_context": {}});
+        self.send("POST", "/vault/v1/kv", body.to_string()).await
+    }
+
+    pub async fn kv_update(&self, id: &str, value: &str) -> Answer {
+        let body = serde_json::json!({"value": value});
+        self.send("PUT", &format!("/vault/v1/kv/{id}"), body.to_string()).await
+    }
+
+    pub async fn kv_get(&self, id: &str) -> Answer {
+        self.get(&format!("/vault/v1/kv/{id}")).await
     }
 
     pub async fn update(&self, id: &str, data: &str) -> Answer {

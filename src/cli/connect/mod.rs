@@ -22,6 +22,7 @@ use crate::harden;
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
 use crate::server::error::ServeError;
+use crate::server::owner::ServeOptions;
 use crate::vault::http::key::{self, ApiKey};
 use crate::vault::http::{self, HttpConfig, Opened, Target};
 use crate::vault::prefix::PrefixVault;
@@ -131,6 +132,17 @@ pub struct ConnectSpec {
     pub max_size: u64,
 }
 
+impl ConnectSpec {
+    /// The dialect to speak; `None` to ask the service. The embedded vault speaks both, and is not asked.
+    pub fn dialect(&self) -> Option<Dialect> {
+        match (self.api, &self.endpoint) {
+            (Api::Auto, Endpoint::Url(_)) => None,
+            (Api::Object, _) | (Api::Auto, Endpoint::Embedded(_)) => Some(Dialect::Object),
+            (Api::Kv, _) => Some(Dialect::Kv),
+        }
+    }
+}
+
 /// The API key on its way from [`ConnectArgs::resolve`] to [`connect`].
 #[derive(Debug, Clone, Default)]
 pub struct ApiKeyInput {
@@ -203,6 +215,12 @@ impl ConnectArgs {
         let (mut spec, key) = of_the_one_mount(mounts)?;
         if let Some(prefix) = &self.prefix {
             spec.prefix = clean_prefix(prefix);
+        }
+        if self.api != Api::Auto {
+            spec.api = self.api;
+        }
+        if !self.key_context.is_empty() {
+            spec.key_context = self.key_context.iter().cloned().collect();
         }
         spec.timeout = self.timeout;
         Ok((spec, key))
@@ -287,7 +305,9 @@ pub async fn connect(
     let (target, embedded) = match &spec.endpoint {
         Endpoint::Url(url) => (Target::Url(url.clone()), None),
         Endpoint::Embedded(dir) => {
-            let embedded = Embedded::start(dir).await.map_err(not_served)?;
+            let max_value = usize::try_from(spec.max_size).unwrap_or(usize::MAX);
+            let options = ServeOptions { max_value, ..ServeOptions::default() };
+            let embedded = Embedded::start_with(dir, options).await.map_err(not_served)?;
             (Target::Socket(embedded.socket().to_owned()), Some(embedded))
         }
     };
@@ -353,13 +373,9 @@ async fn open(
         clock,
         max_size: usize::try_from(spec.max_size).unwrap_or(usize::MAX),
         policy: http::retry::Policy::default(),
+        key_context: spec.key_context.clone(),
     };
-    let want = match spec.api {
-        Api::Auto => None,
-        Api::Object => Some(Dialect::Object),
-        Api::Kv => Some(Dialect::Kv),
-    };
-    Ok(http::open(config, &call, want).await?)
+    Ok(http::open(config, &call, spec.dialect()).await?)
 }
 
 fn not_served(e: ServeError) -> Failure {

@@ -34,6 +34,17 @@ fn embedded_takes_its_directory_behind_an_equals_sign() {
 }
 
 #[test]
+fn the_embedded_vault_is_not_asked_which_api_it_speaks() {
+    for (words, dialect) in [
+        (&["--embedded"][..], Some(Dialect::Object)),
+        (&["--embedded", "--api", "object"], Some(Dialect::Object)),
+        (&["--embedded", "--api", "kv"], Some(Dialect::Kv)),
+    ] {
+        assert_eq!(args(words).resolve().unwrap().0.dialect(), dialect, "{words:?}");
+    }
+}
+
+#[test]
 fn contradictions_are_usage_errors() {
     for words in [
         &["--embedded", "--api-url", "https://example.com"][..],

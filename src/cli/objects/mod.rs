@@ -12,7 +12,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use zeroize::Zeroizing;
 
 use self::output::{Output, log_line, ls_line};
@@ -20,8 +19,10 @@ use self::save::{Saved, delete, save};
 use super::connect::{ConnectArgs, connect};
 use super::exit::{Exit, Failure};
 use crate::clock::SystemClock;
+use crate::harden;
 use crate::secret::SecretBytes;
 use crate::vault::codec::{self, Format};
+use crate::vault::object::Cursors;
 use crate::vault::{Call, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo};
 
 /// Objects without a mount.
@@ -88,8 +89,7 @@ pub struct PutArgs {
     /// The object
     name: String,
     /// How to store it: auto keeps JSON objects structured, json takes nothing else, raw stores bytes
-    #[arg(long, value_name = "FORMAT", default_value = "auto",
-          value_parser = PossibleValuesParser::new(["auto", "json", "raw"]).map(|s| format_named(&s)))]
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
     #[command(flatten)]
     connect: ConnectArgs,
@@ -131,6 +131,8 @@ pub struct RestoreArgs {
 
 /// Runs the command.
 pub fn run(command: ObjectCommand) -> anyhow::Result<ExitCode> {
+    // Where the limit forbids it nothing is said: the value is here for moments, and on its way to a pipe.
+    let _ = harden::lock_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
         match command {
@@ -143,14 +145,6 @@ pub fn run(command: ObjectCommand) -> anyhow::Result<ExitCode> {
         }
     })?;
     Ok(code)
-}
-
-fn format_named(name: &str) -> Format {
-    match name {
-        "json" => Format::Json,
-        "raw" => Format::Raw,
-        _ => Format::Auto,
-    }
 }
 
 /// What one command works with.
@@ -218,6 +212,7 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
             Some(page) => page,
             None => session.vault.list(&session.call(), &query).await?,
         };
+        let mut cursors = Cursors::default();
         loop {
             let Page { items, next } = page;
             let prefix = args.start.as_deref().unwrap_or("");
@@ -226,7 +221,7 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
                     return Ok(ExitCode::SUCCESS);
                 }
             }
-            let Some(cursor) = next else { break };
+            let Some(cursor) = cursors.advance(next)? else { break };
             // What is there is shown before the next page is asked for.
             if !out.flush()? {
                 return Ok(ExitCode::SUCCESS);

@@ -4,6 +4,7 @@
 //! A body is an object of fields; each field stays the text it was sent as until it is asked for. That is
 //! how `data` is kept verbatim, and how an error can name the field it is about.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use axum::body::{Body, Bytes};
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::error::{ApiError, ErrorType};
-use crate::secret::SecretBytes;
+use crate::secret::{SecretBytes, SecretString};
+use crate::server::context::{KeyContext, MAX_PAIRS, MAX_VALUE_CHARS};
+use crate::vault::codec::parse_json_text;
 
 /// How much of a body that is too long is read and thrown away, in limits, so that a client that is still
 /// sending gets to see the answer.
@@ -63,22 +66,53 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// The text of a field, which must be there exactly once.
-    pub fn raw(&self, name: &str) -> Result<&'a str, ApiError> {
+    /// The text of a field that need not be there; 400 if it is there twice.
+    pub fn optional(&self, name: &str) -> Result<Option<&'a str>, ApiError> {
         let mut given = self.0.iter().filter(|(field, _)| field == name);
         match (given.next(), given.next()) {
-            (None, _) => Err(ApiError::invalid(format!("the field {name} is missing"))),
-            (Some(_), Some(_)) => Err(ApiError::invalid(format!("the field {name} is given more than once"))),
-            (Some((_, text)), None) => Ok(text.get()),
+            (_, Some(_)) => Err(ApiError::invalid(format!("the field {name} is given more than once"))),
+            (first, None) => Ok(first.map(|(_, text)| text.get())),
         }
+    }
+
+    /// The text of a field, which must be there exactly once.
+    pub fn raw(&self, name: &str) -> Result<&'a str, ApiError> {
+        let missing = || ApiError::invalid(format!("the field {name} is missing"));
+        self.optional(name)?.ok_or_else(missing)
     }
 
     /// A field that must be a string.
     pub fn string(&self, name: &str) -> Result<String, ApiError> {
+        // What is asked for here is a name or an id.
+        Ok(self.secret(name)?.expose().to_owned())
+    }
+
+    /// A field that must be a string, and may be a secret.
+    pub fn secret(&self, name: &str) -> Result<SecretString, ApiError> {
         let text = self.raw(name)?;
-        serde_json::from_str(text).map_err(|_| {
-            let what = if text.starts_with('"') { "text without lone surrogates" } else { "a string" };
-            ApiError::invalid(format!("the field {name} must be {what}"))
+        parse_json_text(text).ok_or_else(|| not_a_string(name, text))
+    }
+
+    /// A field that may be a string, null or missing.
+    pub fn optional_string(&self, name: &str) -> Result<Option<String>, ApiError> {
+        match self.optional(name)? {
+            None | Some("null") => Ok(None),
+            Some(_) => self.string(name).map(Some),
+        }
+    }
+
+    /// The key context in a field, which must be there; 400 if it is not pairs of text, 422 if it is over
+    /// the limits.
+    pub fn context(&self, name: &str) -> Result<KeyContext, ApiError> {
+        let pairs: Pairs = serde_json::from_str(self.raw(name)?).map_err(|_| {
+            let message = format!("the field {name} must be a JSON object of strings, each name once");
+            ApiError::invalid(message)
+        })?;
+        KeyContext::new(pairs.0).ok_or_else(|| {
+            let message = format!(
+                "{name} is over its limits: at most {MAX_PAIRS} pairs, values of at most {MAX_VALUE_CHARS} characters"
+            );
+            ApiError::new(ErrorType::UnprocessableEntity, message)
         })
     }
 }
@@ -103,6 +137,36 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
+fn not_a_string(name: &str, text: &str) -> ApiError {
+    let what = if text.starts_with('"') { "text without lone surrogates" } else { "a string" };
+    ApiError::invalid(format!("the field {name} must be {what}"))
+}
+
+/// A JSON object of strings in which no name occurs twice.
+struct Pairs(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = BTreeMap<String, String>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry()? {
+                    if pairs.insert(name, value).is_some() {
+                        return Err(serde::de::Error::custom("a name occurs twice"));
+                    }
+                }
+                Ok(pairs)
+            }
+        }
+        deserializer.deserialize_map(Collect).map(Pairs)
+    }
+}
+
 /// Bytes that are wiped when the connection has sent them.
 struct Wiped(SecretBytes);
 
@@ -114,8 +178,8 @@ impl AsRef<[u8]> for Wiped {
 }
 
 /// An answer of JSON text that may hold a value.
-pub fn secret_json(text: SecretBytes) -> Response {
-    respond(StatusCode::OK, Bytes::from_owner(Wiped(text)))
+pub fn secret_json(text: impl Into<SecretBytes>) -> Response {
+    respond(StatusCode::OK, Bytes::from_owner(Wiped(text.into())))
 }
 
 /// An answer that holds no value.

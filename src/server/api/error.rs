@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::body::json;
+use crate::server::data_keys::KeyError;
 use crate::server::service::ServiceError;
 use crate::server::store::StoreError;
 
@@ -81,11 +82,34 @@ impl ApiError {
     }
 }
 
+/// The object dialect's body.
 #[derive(Serialize)]
 struct Wire<'a> {
     error: &'a str,
     code: &'a str,
     message: &'a str,
+}
+
+/// The kv dialect's body.
+#[derive(Serialize)]
+struct KvWire<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    message: &'a str,
+    code: &'a str,
+}
+
+impl ApiError {
+    /// What the kv dialect answers. The Node SDK takes any body with `error` for an OAuth error, but for the
+    /// statuses it knows: 403 and 5xx do without it.
+    pub fn kv_body(&self) -> Vec<u8> {
+        let (status, code) = self.kind.wire();
+        let plain = status == StatusCode::FORBIDDEN || status.is_server_error();
+        let message = self.message.as_str();
+        let wire = KvWire { error: (!plain).then_some(message), message, code };
+        // A plain struct of strings, which serde_json writes without fail.
+        serde_json::to_vec(&wire).expect("plain structs serialise")
+    }
 }
 
 impl IntoResponse for ApiError {
@@ -113,8 +137,10 @@ impl From<ServiceError> for ApiError {
             }
             ServiceError::TooLarge { limit } => Self::new(
                 ErrorType::PayloadTooLarge,
-                format!("data is too large: a value holds at most {limit} bytes"),
+                format!("the data is too large: a value holds at most {limit} bytes"),
             ),
+            ServiceError::BadKey(KeyError::Seal(e)) => internal(e.to_string()),
+            ServiceError::BadKey(e) => Self::new(ErrorType::UnprocessableEntity, e.to_string()),
             ServiceError::Store(e) => match e {
                 StoreError::NotFound => Self::not_found("id, name or version"),
                 StoreError::NameTaken => Self::new(
@@ -124,6 +150,14 @@ impl From<ServiceError> for ApiError {
                 StoreError::VersionMismatch => Self::new(
                     ErrorType::Conflict,
                     "the object has changed since: read it again, then repeat with its current version",
+                ),
+                StoreError::OnceDiffers => Self::new(
+                    ErrorType::UnprocessableEntity,
+                    "another request came with this Idempotency-Key: send a new key with a new request",
+                ),
+                StoreError::OnceGone => Self::new(
+                    ErrorType::Conflict,
+                    "the object that this Idempotency-Key made has been deleted: send a new key to make another",
                 ),
                 StoreError::UnknownCursor => Self::invalid(
                     "after or before is not a cursor that this vault gave out: take it from list_metadata",

@@ -1,20 +1,34 @@
 //! Who may do what: the API key of a request and the permission a route needs.
 
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderName};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 
 use super::App;
 use super::error::{ApiError, ErrorType};
-use crate::secret::SecretString;
-use crate::server::store::{KeyRow, Permission};
+use crate::secret::{SecretBytes, SecretString};
+use crate::server::store::{KeyRow, Once, Permission};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// The API key a request came with; in the request's extensions behind the gate.
 #[derive(Debug, Clone)]
 pub struct Caller(pub KeyRow);
+
+/// What makes this request one that is done once: its `Idempotency-Key`, if it has one.
+pub fn once(
+    app: &App,
+    caller: &Caller,
+    headers: &HeaderMap,
+    route: &str,
+    body: &SecretBytes,
+) -> Option<Once> {
+    let key = headers.get(IDEMPOTENCY_KEY).filter(|key| !key.is_empty())?;
+    Some(app.service.once(&caller.0.id, route, key.as_bytes(), body))
+}
 
 /// Puts the gate before a route's methods. Methods the route does not take stay outside: 405 needs no key.
 pub fn guard(app: &App, permission: Permission, route: MethodRouter<App>) -> MethodRouter<App> {
@@ -35,6 +49,8 @@ async fn check(
         Some(allowance) if !allowance.granted => allowance.exceeded().into_response(),
         _ => match permit(&row, permission) {
             Ok(()) => {
+                // Nothing behind the gate needs the key.
+                request.headers_mut().remove(AUTHORIZATION);
                 request.extensions_mut().insert(Caller(row));
                 next.run(request).await
             }

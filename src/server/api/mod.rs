@@ -8,9 +8,12 @@ pub mod body;
 pub mod envelope;
 pub mod error;
 pub mod gate;
+pub mod key;
+pub mod kv;
 pub mod limit;
 pub mod object;
 pub mod query;
+pub mod time;
 
 use std::sync::Arc;
 
@@ -18,7 +21,7 @@ use axum::Router;
 use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::service::Service;
-use super::store::Permission::{self, Delete, Read, Write};
+use super::store::Permission::{self, Delete, Keys, Read, Write};
 use error::{ApiError, ErrorType};
 use limit::RateLimit;
 
@@ -36,7 +39,7 @@ pub fn router(app: App) -> Router {
     let needs = |permission: Permission, route: MethodRouter<App>| -> MethodRouter<App> {
         gate::guard(&app, permission, route)
     };
-    Router::new()
+    let routes = Router::new()
         .route("/vault/object/create", needs(Write, post(object::create)))
         .route("/vault/object/get", needs(Read, get(object::get)))
         .route("/vault/object/get-by-name", needs(Read, get(object::get_by_name)))
@@ -46,6 +49,23 @@ pub fn router(app: App) -> Router {
         .route("/vault/object/metadata", needs(Read, get(object::metadata)))
         .route("/vault/object/versions", needs(Read, get(object::versions)))
         .route("/vault/object/version", needs(Read, get(object::version)))
+        .route("/vault/key/create-data-key", needs(Keys, post(key::create_data_key)))
+        .route("/vault/key/encrypt-data", needs(Keys, post(key::encrypt_data)))
+        .route("/vault/key/decrypt-data", needs(Keys, post(key::decrypt_data)))
+        .route("/vault/key/decrypt-data-key", needs(Keys, post(key::decrypt_data_key)))
+        .route("/vault/v1/kv", needs(Read, get(kv::list)).merge(needs(Write, post(kv::create))))
+        .route("/vault/v1/kv/name/{*name}", needs(Read, get(kv::get_by_name)))
+        .route(
+            "/vault/v1/kv/{id}",
+            needs(Read, get(kv::get))
+                .merge(needs(Write, put(kv::update)))
+                .merge(needs(Delete, delete(kv::delete))),
+        )
+        .route("/vault/v1/kv/{id}/metadata", needs(Read, get(kv::metadata)))
+        .route("/vault/v1/kv/{id}/versions", needs(Read, get(kv::versions)))
+        .route("/vault/v1/keys/data-key", needs(Keys, post(key::kv_data_key)))
+        .route("/vault/v1/keys/decrypt", needs(Keys, post(key::kv_decrypt)))
+        .route("/vault/v1/keys/rekey", needs(Keys, post(key::kv_rekey)))
         .fallback(async || {
             ApiError::new(ErrorType::NotFound, "no such route: compare the path with the API reference")
         })
@@ -55,6 +75,7 @@ pub fn router(app: App) -> Router {
                 "this path does not take this method: the Allow header says which it takes",
             )
         })
-        .layer(axum::middleware::from_fn(envelope::wrap))
-        .with_state(app)
+        .with_state(app);
+    // Outside of the routing, so that the envelope sees a request before its method is looked at.
+    Router::new().fallback_service(routes).layer(axum::middleware::from_fn(envelope::wrap))
 }

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::{Extension, RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use ulid::Ulid;
@@ -10,11 +10,11 @@ use ulid::Ulid;
 use super::App;
 use super::body::{self, Fields, json, secret_json};
 use super::error::{ApiError, ErrorType};
-use super::gate::Caller;
+use super::gate::{Caller, once};
 use super::query::{Query, number};
 use crate::secret::SecretBytes;
-use crate::server::service::{Value, id_text, parse_id};
-use crate::server::store::{ListRequest, Lookup, ObjectRow, PageFrom};
+use crate::server::service::{Create, Value, id_text, parse_id};
+use crate::server::store::{ListPage, ListRequest, Lookup, ObjectRow, Order, PageFrom};
 use crate::vault::ObjectName;
 use crate::vault::object::MAX_NAME_BYTES;
 
@@ -66,17 +66,31 @@ struct Deleted {
     deleted: bool,
 }
 
+/// A page.
 #[derive(Serialize)]
-struct List<T> {
-    data: Vec<T>,
-    list_metadata: Ends,
+pub(super) struct List<T> {
+    /// What is on it.
+    pub data: Vec<T>,
+    /// How to go on.
+    pub list_metadata: Ends,
 }
 
 /// Where the pages before and after begin.
 #[derive(Serialize)]
-struct Ends {
+pub(super) struct Ends {
     before: Option<String>,
     after: Option<String>,
+}
+
+impl Ends {
+    pub(super) fn of(page: &ListPage) -> Self {
+        Self { before: page.before.map(id_text), after: page.after.map(id_text) }
+    }
+
+    /// Of a list that is whole.
+    pub(super) fn none() -> Self {
+        Self { before: None, after: None }
+    }
 }
 
 #[derive(Serialize)]
@@ -134,13 +148,19 @@ fn data(fields: &Fields<'_>) -> Result<Value, ApiError> {
 }
 
 /// POST /vault/object/create
-pub async fn create(State(app): State<App>, Extension(caller): Extension<Caller>, body: Body) -> Answer {
+pub async fn create(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
     let body = body::read(body, app.service.max_body()).await?;
     let fields = Fields::parse(&body)?;
     let name = ObjectName::new(&fields.string("name")?)
         .ok_or_else(|| ApiError::invalid(format!("name must be 1 to {MAX_NAME_BYTES} bytes long")))?;
     let value = data(&fields)?;
-    shown(&app.service.create(&caller.0.id, name, &value).await?)
+    let once = once(&app, &caller, &headers, "object", &body);
+    shown(&app.service.create(&caller.0.id, Create { once, ..Create::new(name, &value) }).await?)
 }
 
 /// GET /vault/object/get?id=
@@ -170,6 +190,17 @@ pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
                 ApiError::invalid(format!("limit must be a whole number from 1 to {MAX_LIMIT}"))
             })?,
     };
+    let from = page_from(&query)?;
+    let order = Order::Ascending;
+    let page =
+        app.service.list(ListRequest { from, order, limit, search: None, updated_after: None }).await?;
+    let ends = Ends::of(&page);
+    let list = List { data: page.objects.iter().map(Shown::new).collect(), list_metadata: ends };
+    Ok(json(StatusCode::OK, &list))
+}
+
+/// Where the page lies that `after` or `before` ask for.
+pub(super) fn page_from(query: &Query) -> Result<PageFrom, ApiError> {
     let cursor = |name: &str, text: &str| {
         let unknown = || {
             ApiError::invalid(format!(
@@ -178,16 +209,12 @@ pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
         };
         parse_id(text).ok_or_else(unknown)
     };
-    let from = match (query.optional("after")?, query.optional("before")?) {
+    Ok(match (query.optional("after")?, query.optional("before")?) {
         (None, None) => PageFrom::Start,
         (Some(after), None) => PageFrom::After(cursor("after", after)?),
         (None, Some(before)) => PageFrom::Before(cursor("before", before)?),
         (Some(_), Some(_)) => return Err(ApiError::invalid("give after or before, not both")),
-    };
-    let page = app.service.list(ListRequest { from, limit, search: None, updated_after: None }).await?;
-    let ends = Ends { before: page.before.map(id_text), after: page.after.map(id_text) };
-    let list = List { data: page.objects.iter().map(Shown::new).collect(), list_metadata: ends };
-    Ok(json(StatusCode::OK, &list))
+    })
 }
 
 /// PUT /vault/object/update

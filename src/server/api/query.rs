@@ -36,6 +36,11 @@ impl Query {
         }
     }
 
+    /// Each value given for the parameter.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
     /// The parameter; 400 if it is missing.
     pub fn required(&self, name: &str) -> Result<&str, ApiError> {
         let missing = || ApiError::invalid(format!("the query parameter {name} is missing"));
@@ -45,11 +50,20 @@ impl Query {
 
 /// `application/x-www-form-urlencoded`: `+` is a space, `%` must be followed by two hexadecimal digits.
 fn decode(text: &str) -> Option<String> {
+    decode_with(text, b' ')
+}
+
+/// A part of a URL's path: `%` must be followed by two hexadecimal digits.
+pub fn decode_path(text: &str) -> Option<String> {
+    decode_with(text, b'+')
+}
+
+fn decode_with(text: &str, plus: u8) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(b) = rest.next() {
         bytes.push(match b {
-            b'+' => b' ',
+            b'+' => plus,
             b'%' => hex(rest.next()?)? << 4 | hex(rest.next()?)?,
             b => b,
         });

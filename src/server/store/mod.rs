@@ -9,6 +9,7 @@
 pub mod schema;
 pub mod sqlite;
 mod sqlite_list;
+mod sqlite_once;
 mod sqlite_rows;
 #[cfg(test)]
 mod tests;
@@ -103,6 +104,15 @@ pub struct Stamp {
     pub uid: VersionUid,
 }
 
+/// A request that is done once however often it is sent: what an `Idempotency-Key` comes down to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Once {
+    /// Keyed hash of who sent it, where to, and the header.
+    pub scope: [u8; 32],
+    /// Keyed hash of the body.
+    pub request: [u8; 32],
+}
+
 /// An object to be made.
 #[derive(Debug, Clone)]
 pub struct NewObject {
@@ -116,6 +126,17 @@ pub struct NewObject {
     pub wrapped_key: Vec<u8>,
     /// Version 1, sealed.
     pub value: SealedValue,
+    /// Makes a repeated request find the object that the first one made.
+    pub once: Option<Once>,
+}
+
+/// Who wrote a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// Id of the API key.
+    pub id: String,
+    /// What a person calls the key; `None` once it is revoked.
+    pub name: Option<String>,
 }
 
 /// Everything of an object but its value.
@@ -135,8 +156,8 @@ pub struct ObjectRow {
     pub created_at: Millis,
     /// When the current version was made.
     pub updated_at: Millis,
-    /// Id of the API key that wrote the current version.
-    pub updated_by: String,
+    /// Who wrote the current version.
+    pub updated_by: Actor,
 }
 
 /// An object at one of its versions, value sealed: `object.version`, `updated_at` and so on are that version's.
@@ -181,7 +202,7 @@ pub enum Lookup {
 /// Where a page of a listing lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageFrom {
-    /// At the oldest object.
+    /// At the first object.
     Start,
     /// Right after this one, which may have been deleted since.
     After(Ulid),
@@ -189,11 +210,22 @@ pub enum PageFrom {
     Before(Ulid),
 }
 
-/// What to list, creation order ascending.
+/// Which way a listing runs along creation order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Oldest first.
+    Ascending,
+    /// Newest first.
+    Descending,
+}
+
+/// What to list.
 #[derive(Debug, Clone)]
 pub struct ListRequest {
     /// Where the page lies.
     pub from: PageFrom,
+    /// Which way the listing runs.
+    pub order: Order,
     /// Objects a page at most.
     pub limit: u32,
     /// Only names that contain this.
@@ -297,6 +329,12 @@ pub enum StoreError {
     /// The version check failed.
     #[error("the current version is another one")]
     VersionMismatch,
+    /// [`Once`]: another request was sent with the same key.
+    #[error("another request came with the same idempotency key")]
+    OnceDiffers,
+    /// [`Once`]: what the first request made is deleted.
+    #[error("what was made with this idempotency key is deleted")]
+    OnceGone,
     /// A cursor that names no object there ever was.
     #[error("unknown cursor")]
     UnknownCursor,
@@ -311,7 +349,7 @@ pub enum StoreError {
 /// The vault's transactions.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
-    /// Makes an object with version 1.
+    /// Makes an object with version 1, or finds the one that the same [`Once`] made, as it was then.
     async fn create(&self, new: NewObject, stamp: Stamp) -> Result<ObjectRow, StoreError>;
     /// The object with its current value.
     async fn get(&self, which: Lookup) -> Result<SealedObject, StoreError>;

@@ -6,7 +6,8 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 /// The steps, oldest first.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
 CREATE TABLE vault (
     one        INTEGER PRIMARY KEY CHECK (one = 1),
     id         BLOB NOT NULL,
@@ -55,7 +56,18 @@ CREATE TABLE api_keys (
     permissions INTEGER NOT NULL,
     created_at  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+-- What requests with an Idempotency-Key made: keyed hashes and an id, nothing of the request itself.
+CREATE TABLE idempotency (
+    scope    BLOB PRIMARY KEY,
+    request  BLOB NOT NULL,
+    object   BLOB NOT NULL,
+    made_at  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_by_time ON idempotency (made_at);
+",
+];
 
 /// Brings the database up to date, all steps or none.
 pub fn migrate(conn: &mut Connection) -> Result<(), MigrateError> {

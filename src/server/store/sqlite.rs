@@ -19,7 +19,7 @@ use ulid::Ulid;
 
 use super::schema::{self, MigrateError};
 use super::sqlite_rows::{OBJECT_COLUMNS, key_row, object_by_id, sealed_object, uid, version_row};
-use super::*;
+use super::{sqlite_once, *};
 
 /// Two cores are served well by this; more only helps where there are more.
 const READERS: usize = 4;
@@ -190,6 +190,12 @@ fn insert_version(
 }
 
 fn create(tx: &Transaction<'_>, new: &NewObject, mut stamp: Stamp) -> Result<ObjectRow> {
+    let now = stamp.at;
+    if let Some(once) = &new.once
+        && let Some(made) = sqlite_once::made_by(tx, once, now)?
+    {
+        return Ok(version(tx, made, 1).map_err(sqlite_once::gone)?.object);
+    }
     stamp.at = not_before_last(tx, stamp.at)?;
     let inserted = tx
         .prepare_cached(
@@ -214,6 +220,9 @@ fn create(tx: &Transaction<'_>, new: &NewObject, mut stamp: Stamp) -> Result<Obj
         other => other?,
     };
     insert_version(tx, tx.last_insert_rowid(), 1, &stamp, &new.value)?;
+    if let Some(once) = &new.once {
+        sqlite_once::remember(tx, once, new.id, now)?;
+    }
     Ok(object_by_id(tx, new.id)?.row)
 }
 
@@ -236,8 +245,7 @@ fn update(
         "UPDATE objects SET version = ?2, version_uid = ?3, updated_at = ?4, updated_by = ?5 WHERE seq = ?1",
     )?
     .execute(params![found.seq, number as i64, stamp.uid.0, stamp.at.0, stamp.by])?;
-    let Stamp { by: updated_by, at: updated_at, uid: version_uid } = stamp;
-    Ok(ObjectRow { version: number, version_uid, updated_at, updated_by, ..found.row })
+    Ok(object_by_id(tx, id)?.row)
 }
 
 fn delete(tx: &Transaction<'_>, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow> {
@@ -270,7 +278,7 @@ fn version(tx: &Transaction<'_>, id: Ulid, number: u64) -> Result<SealedObject> 
     let found = tx
         .prepare_cached(
             "SELECT o.id, o.name, o.key_context, v.number, v.uid, o.created_at, v.created_at, v.created_by,
-                    o.wrapped_key, v.form, v.sealed
+                    (SELECT k.name FROM api_keys k WHERE k.id = v.created_by), o.wrapped_key, v.form, v.sealed
              FROM objects o JOIN versions v ON v.object = o.seq WHERE o.id = ?1 AND v.number = ?2",
         )?
         .query_row(params![uid(id), number], sealed_object)?;

@@ -8,8 +8,8 @@ use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Transaction, params_from_iter};
 use ulid::Ulid;
 
-use super::sqlite_rows::{OBJECT_COLUMNS, object_row, uid};
-use super::{ListPage, ListRequest, ObjectRow, PageFrom, StoreError};
+use super::sqlite_rows::{NEXT_COLUMN, OBJECT_COLUMNS, object_row, uid};
+use super::{ListPage, ListRequest, ObjectRow, Order, PageFrom, StoreError};
 
 /// Up to so many changes are sorted; more are found by walking along creation order.
 const FEW_CHANGES: i64 = 1000;
@@ -20,29 +20,55 @@ enum Way {
     Backward,
 }
 
+impl Way {
+    fn of(order: Order) -> Self {
+        match order {
+            Order::Ascending => Way::Forward,
+            Order::Descending => Way::Backward,
+        }
+    }
+
+    fn back(self) -> Self {
+        match self {
+            Way::Forward => Way::Backward,
+            Way::Backward => Way::Forward,
+        }
+    }
+
+    /// A place before all objects.
+    fn start(self) -> i64 {
+        match self {
+            Way::Forward => 0,
+            Way::Backward => i64::MAX,
+        }
+    }
+}
+
 /// One page.
 pub fn list(tx: &Transaction<'_>, request: &ListRequest) -> Result<ListPage, StoreError> {
     let filter = Filter::new(tx, request)?;
     let limit = request.limit as usize;
+    let along = Way::of(request.order);
     let (from, way) = match request.from {
-        PageFrom::Start => (0, Way::Forward),
-        PageFrom::After(id) => (place(tx, id)?, Way::Forward),
-        PageFrom::Before(id) => (place(tx, id)?, Way::Backward),
+        PageFrom::Start => (along.start(), along),
+        PageFrom::After(id) => (place(tx, id)?, along),
+        PageFrom::Before(id) => (place(tx, id)?, along.back()),
     };
     let mut rows = filter.rows(tx, from, way, limit + 1)?;
     let more = rows.len() > limit;
     rows.truncate(limit);
-    if matches!(way, Way::Backward) {
+    if matches!(request.from, PageFrom::Before(_)) {
         rows.reverse();
     }
     let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
         return Ok(ListPage { objects: Vec::new(), before: None, after: None });
     };
     // One end is known from the row too many; the other is asked for, unless nothing can lie there.
-    let (more_before, more_after) = match (request.from, way) {
-        (PageFrom::Start, _) => (false, more),
-        (_, Way::Forward) => (!filter.rows(tx, first.0, Way::Backward, 1)?.is_empty(), more),
-        (_, Way::Backward) => (more, !filter.rows(tx, last.0, Way::Forward, 1)?.is_empty()),
+    let beyond = |end: i64, way: Way| filter.rows(tx, end, way, 1).map(|rows| !rows.is_empty());
+    let (more_before, more_after) = match request.from {
+        PageFrom::Start => (false, more),
+        PageFrom::After(_) => (beyond(first.0, along.back())?, more),
+        PageFrom::Before(_) => (more, beyond(last.0, along)?),
     };
     Ok(ListPage {
         before: more_before.then_some(first.1.id),
@@ -113,8 +139,8 @@ impl Filter {
         );
         let values = std::iter::once(Value::Integer(from)).chain(self.values.iter().cloned());
         let mut statement = tx.prepare_cached(&sql)?;
-        let rows =
-            statement.query_map(params_from_iter(values), |row| Ok((row.get(8)?, object_row(row)?)))?;
+        let rows = statement
+            .query_map(params_from_iter(values), |row| Ok((row.get(NEXT_COLUMN)?, object_row(row)?)))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 }

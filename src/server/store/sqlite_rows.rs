@@ -7,7 +7,10 @@ use super::*;
 
 /// Columns of `objects o`, in the order [`object_row`] reads them.
 pub const OBJECT_COLUMNS: &str =
-    "o.id, o.name, o.key_context, o.version, o.version_uid, o.created_at, o.updated_at, o.updated_by";
+    "o.id, o.name, o.key_context, o.version, o.version_uid, o.created_at, o.updated_at, o.updated_by,
+     (SELECT k.name FROM api_keys k WHERE k.id = o.updated_by)";
+/// The first column behind [`OBJECT_COLUMNS`].
+pub const NEXT_COLUMN: usize = 9;
 
 /// An object with what only the store needs of it.
 pub struct Found {
@@ -34,18 +37,19 @@ pub fn object_row(row: &Row<'_>) -> rusqlite::Result<ObjectRow> {
         version_uid: VersionUid(row.get(4)?),
         created_at: Millis(row.get(5)?),
         updated_at: Millis(row.get(6)?),
-        updated_by: row.get(7)?,
+        updated_by: Actor { id: row.get(7)?, name: row.get(8)? },
     })
 }
 
 /// Reads [`OBJECT_COLUMNS`] and wrapped key, form, sealed text after them.
 pub fn sealed_object(row: &Row<'_>) -> rusqlite::Result<SealedObject> {
-    let form: i64 = row.get(9)?;
+    let form: i64 = row.get(NEXT_COLUMN + 1)?;
     Ok(SealedObject {
         object: object_row(row)?,
-        wrapped_key: row.get(8)?,
-        form: StoredForm::from_code(form).ok_or(rusqlite::Error::IntegralValueOutOfRange(9, form))?,
-        sealed: row.get(10)?,
+        wrapped_key: row.get(NEXT_COLUMN)?,
+        form: StoredForm::from_code(form)
+            .ok_or(rusqlite::Error::IntegralValueOutOfRange(NEXT_COLUMN + 1, form))?,
+        sealed: row.get(NEXT_COLUMN + 2)?,
     })
 }
 
@@ -75,8 +79,13 @@ pub fn key_row(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
 /// The object with this id; no row is [`StoreError::NotFound`].
 pub fn object_by_id(tx: &Transaction<'_>, id: Ulid) -> Result<Found, StoreError> {
     let sql = format!("SELECT {OBJECT_COLUMNS}, o.seq, o.wrapped_key FROM objects o WHERE o.id = ?1");
-    let read =
-        |row: &Row<'_>| Ok(Found { row: object_row(row)?, seq: row.get(8)?, wrapped_key: row.get(9)? });
+    let read = |row: &Row<'_>| {
+        Ok(Found {
+            row: object_row(row)?,
+            seq: row.get(NEXT_COLUMN)?,
+            wrapped_key: row.get(NEXT_COLUMN + 1)?,
+        })
+    };
     Ok(tx.prepare_cached(&sql)?.query_row([uid(id)], read)?)
 }
 

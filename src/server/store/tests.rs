@@ -30,6 +30,7 @@ impl Vault {
             key_context: "{}".into(),
             wrapped_key: vec![1, 2],
             value: value(),
+            once: None,
         };
         self.store.create(new, stamp(at)).await
     }
@@ -44,7 +45,13 @@ impl Vault {
 }
 
 fn all() -> ListRequest {
-    ListRequest { from: PageFrom::Start, limit: 100, search: None, updated_after: None }
+    ListRequest {
+        from: PageFrom::Start,
+        order: Order::Ascending,
+        limit: 100,
+        search: None,
+        updated_after: None,
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use lru::LruCache;
 
 use crate::vault::{Meta, ObjectId, ObjectName, Summary, VersionTag};
 
-/// Names whose absence is remembered beside a complete listing; the oldest are dropped.
+/// Names (and prefixes) whose absence is remembered beside a complete listing; the oldest are dropped.
 const ABSENT_NAMES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// What we believe of a name that exists.
@@ -57,6 +57,8 @@ pub enum Implied {
 pub struct Index {
     names: BTreeMap<ObjectName, Known>,
     absent: LruCache<ObjectName, Instant>,
+    /// Prefixes with which no name began at that moment.
+    searched: LruCache<String, Instant>,
     /// Since when all names are known, and of how many pages that listing was.
     complete: Option<(Instant, usize)>,
     /// Moves on whenever the set of names changes.
@@ -66,7 +68,13 @@ pub struct Index {
 impl Index {
     /// Knows nothing.
     pub fn new() -> Self {
-        Self { names: BTreeMap::new(), absent: LruCache::new(ABSENT_NAMES), complete: None, generation: 0 }
+        Self {
+            names: BTreeMap::new(),
+            absent: LruCache::new(ABSENT_NAMES),
+            searched: LruCache::new(ABSENT_NAMES),
+            complete: None,
+            generation: 0,
+        }
     }
 
     /// What is believed of `name`.
@@ -86,10 +94,10 @@ impl Index {
     pub fn implied(&self, prefix: &str) -> Implied {
         match self.names_under(prefix).next() {
             Some(_) => Implied::Yes,
-            None => match self.complete {
-                Some((at, _)) => Implied::No(at),
-                None => Implied::Unknown,
-            },
+            None => {
+                let listed = self.complete.map(|(at, _)| at);
+                listed.max(self.searched.peek(prefix).copied()).map_or(Implied::Unknown, Implied::No)
+            }
         }
     }
 
@@ -142,6 +150,11 @@ impl Index {
         self.complete = Some((asked, pages));
     }
 
+    /// A search that was begun at `asked` found no name that starts with `prefix`.
+    pub fn searched(&mut self, prefix: &str, asked: Instant) {
+        self.searched.put(prefix.to_owned(), asked);
+    }
+
     /// A read that was sent at `asked`, or a change of ours that ended then, says that this is current.
     pub fn found(&mut self, meta: &Meta, asked: Instant) -> bool {
         if self.is_older_than_ours(&meta.name, asked) {
@@ -175,6 +188,7 @@ impl Index {
             known.as_of = back(known.as_of);
         }
         self.absent.clear();
+        self.searched.clear();
         self.complete = self.complete.map(|(at, pages)| (back(at), pages));
     }
 
@@ -245,6 +259,11 @@ mod tests {
         index.listing_ended(t0, 1);
         assert_eq!(index.belief(&name("a")), Belief::Absent(t0));
         assert_eq!(index.implied("c/"), Implied::No(t0));
+        let later = t0 + Duration::from_secs(1);
+        index.searched("c/", later);
+        index.searched("a/", later);
+        assert_eq!(index.implied("c/"), Implied::No(later));
+        assert_eq!(index.implied("a/"), Implied::Yes, "what we know of outlives a search that missed it");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! 1. **Freshness.** Every belief carries the moment as of which it is true. It is *fresh* for the refresh
 //!    time; after that it is asked for again; up to `max_stale` it may stand in while the vault is down.
-//! 2. **One request for all who wait.** Reads of one name share a flight, and there is one listing at a time.
+//! 2. **One request for all who wait.** Reads of one name share a flight, searches for one prefix too, and there
+//!    is one listing at a time.
 //!    A flight runs in a task of its own with the full timeout, so a waiter that gives up does not end it.
 //! 3. **Refusals are answers.** 401, 403 and 404 are never papered over with old values; a 401 drops all values.
 //! 4. **Our own changes win** over answers that were asked for earlier (see `index`).
@@ -10,6 +11,7 @@
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
 mod index;
+mod search;
 mod values;
 
 use std::collections::HashMap;
@@ -21,6 +23,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::oneshot;
 
+use super::object::Cursors;
 use super::{
     Call, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Result,
     VersionInfo, VersionTag,
@@ -82,6 +85,7 @@ struct State {
     values: Values,
     reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
     listing: Option<Flight<()>>,
+    searches: HashMap<String, Flight<()>>,
     /// The last time the vault failed to answer, and why; `None` once it has answered.
     outage: Option<(Instant, Error)>,
     histories: lru::LruCache<(ObjectId, VersionTag), Arc<Vec<VersionInfo>>>,
@@ -135,6 +139,7 @@ impl Cache {
                 values: Values::new(config.capacity),
                 reads: HashMap::new(),
                 listing: None,
+                searches: HashMap::new(),
                 outage: None,
                 histories: lru::LruCache::new(histories),
             }),
@@ -230,8 +235,8 @@ impl Cache {
     /// Reads `name`, from memory while that is fresh; `None` if there is no such object.
     pub async fn read(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
         match self.peek(name) {
-            Peek::Value(found) => return Ok(Some(found)),
-            Peek::Absent(_) => return Ok(None),
+            Peek::Value(found) => Ok(Some(found)),
+            Peek::Absent(_) => Ok(None),
             Peek::Exists | Peek::AbsentBefore | Peek::Unknown => self.fetch(call, name).await,
         }
     }
@@ -310,6 +315,9 @@ impl Cache {
         let current = self.settle(current, asked);
         if current.meta.version == *version {
             return Ok(current);
+        }
+        if !self.vault.capabilities().old_values {
+            return Err(Error::new(ErrorKind::NotFound, "the vault gives no values of old versions"));
         }
         let history = self.history(call, id, &current.meta.version).await?;
         match history.iter().find(|v| v.tag == *version) {
@@ -499,14 +507,16 @@ impl Cache {
     async fn list_pages(&self) -> Result<()> {
         let asked = self.clock.now();
         let mut query = ListQuery::first();
+        let mut cursors = Cursors::default();
         let mut pages = 0;
         loop {
             let call = Call::foreground(self.clock.now() + self.config.timeout);
             let page = self.vault.list(&call, &query).await?;
             pages += 1;
+            let next = cursors.advance(page.next)?;
             let mut state = self.state();
             page.items.iter().for_each(|item| state.index.listed(item, asked));
-            match page.next {
+            match next {
                 Some(cursor) => query = query.next(cursor),
                 None => {
                     state.index.listing_ended(asked, pages);

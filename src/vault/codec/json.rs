@@ -68,6 +68,22 @@ pub(super) fn document(before: &str, text: &str, after: &str) -> SecretString {
     SecretString::new(String::from_utf8(sink.out).unwrap_or_default())
 }
 
+/// The bytes of a JSON string; `None` if it is not one, or if there is a lone surrogate in it.
+pub(super) fn string(text: &str) -> Option<SecretBytes> {
+    let text = text.as_bytes();
+    if text.first() != Some(&b'"') {
+        return None;
+    }
+    // Canonical escapes are the shortest there are: no growing, no unwiped copy.
+    let sink = Write { out: Vec::with_capacity(text.len()), keys: Vec::new() };
+    let mut write = Scanner { text, at: 0, depth: 0, sink };
+    let result = write.string();
+    let whole = write.at == text.len();
+    let out = SecretBytes::new(write.sink.out);
+    result.ok()?;
+    unescape(out.expose().get(1..out.len() - 1)?).filter(|_| whole)
+}
+
 /// The bytes of a string in canonical form, without its quotes; `None` if there is a lone surrogate in it.
 pub(super) fn unescape(inner: &[u8]) -> Option<SecretBytes> {
     let mut out = SecretBytes::new(Vec::new());

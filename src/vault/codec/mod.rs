@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
 
 use self::json::Flaw;
 use super::object::{Content, Form};
@@ -144,8 +145,8 @@ pub fn encode_data(content: &Content) -> SecretString {
 
 /// kv dialect: `value` to file bytes.
 pub fn decode_value(value: &str) -> Content {
-    let binary = value.strip_prefix(VALUE_PREFIX).and_then(|encoded| STANDARD.decode(encoded).ok());
-    Content::plain(binary.unwrap_or_else(|| value.as_bytes().to_vec()))
+    let binary = value.strip_prefix(VALUE_PREFIX).and_then(|encoded| from_base64(encoded.as_bytes()));
+    plain_content(binary.unwrap_or_else(|| SecretBytes::from(value.as_bytes())))
 }
 
 /// kv dialect: file bytes to `value`.
@@ -162,6 +163,48 @@ pub fn encode_value(bytes: &[u8]) -> SecretString {
             SecretString::new(value)
         }
     }
+}
+
+/// [`decode_value`] from the JSON text of `value`, for a file of at most `max` bytes.
+///
+/// # Errors
+/// [`CodecError::BadData`] for what is no string of Unicode characters, and [`CodecError::TooLarge`].
+pub fn decode_value_within(json: &str, max: usize) -> Result<Content, CodecError> {
+    let too_large = || CodecError::TooLarge { max };
+    let no_text = || CodecError::BadData("value is not a string of Unicode characters");
+    // The longest text stands for `max` control characters, or is `max` bytes in base64.
+    let room = max.saturating_mul(6).saturating_add(200);
+    let mut member = SecretBytes::default();
+    member.resize(json.len() + 10);
+    member.write_at(0, b"{\"value\":");
+    member.write_at(9, json.as_bytes());
+    member.write_at(9 + json.len(), b"}");
+    let canonical = json::canonical_within(member.expose(), room).map_err(|flaw| match flaw {
+        Flaw::TooLong => too_large(),
+        _ => no_text(),
+    })?;
+    let one_member = canonical.expose().iter().filter(|&&b| b == b'\n').count() == 3;
+    let text = plain_view(canonical.expose()).filter(|_| one_member).ok_or_else(no_text)?;
+    let content = decode_value(std::str::from_utf8(text.expose()).map_err(|_| no_text())?);
+    if content.bytes.len() > max { Err(too_large()) } else { Ok(content) }
+}
+
+/// kv dialect: file bytes to the JSON text of `value`.
+pub fn encode_value_json(bytes: &[u8]) -> SecretString {
+    json::document("", encode_value(bytes).expose(), "")
+}
+
+/// The text of a JSON string, quotes and all; `None` if it is none, or holds a lone surrogate.
+pub fn parse_json_text(json: &str) -> Option<SecretString> {
+    let bytes = json::string(json)?;
+    // Of what was UTF-8, only whole characters were taken.
+    std::str::from_utf8(bytes.expose()).ok().map(|text| SecretString::new(text.to_owned()))
+}
+
+/// `before`, then `text` as a JSON string, then `after`: how a secret text gets into a JSON document with no
+/// copy of it left behind.
+pub fn json_with_text(before: &str, text: &SecretString, after: &str) -> SecretString {
+    json::document(before, text.expose(), after)
 }
 
 fn structured(canonical: SecretBytes) -> Content {
@@ -193,10 +236,17 @@ fn plain_view(canonical: &[u8]) -> Option<SecretBytes> {
                 return None;
             };
             let encoded = json::unescape(string_of_value(value)?)?;
-            STANDARD.decode(encoded.expose()).ok().map(SecretBytes::new)
+            from_base64(encoded.expose())
         }
         _ => None,
     }
+}
+
+/// What canonical base64 stands for. What was decoded before a mistake was found is wiped, too.
+fn from_base64(encoded: &[u8]) -> Option<SecretBytes> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    STANDARD.decode_vec(encoded, &mut bytes).ok()?;
+    Some(SecretBytes::new(std::mem::take(&mut *bytes)))
 }
 
 /// What stands between the quotes in the line of a member `value` that holds a string.

@@ -1,12 +1,13 @@
 //! A vault behind HTTP: TLS to a service, plain to loopback, a Unix socket to the embedded one.
 //!
-//! [`open`] asks which dialect answers and returns a vault that speaks it. A dialect is one file (`object`)
+//! [`open`] asks which dialect answers and returns a vault that speaks it. A dialect is one file (`object`, `kv`)
 //! that turns operations into requests; [`transport`] does for each request what does not depend on the
 //! dialect: key, budget, deadline, retries, limits, errors. Redirects are never followed, since they would
 //! carry the key elsewhere; loopback and sockets are never reached through a proxy.
 
 pub mod budget;
 pub mod key;
+pub mod kv;
 pub mod object;
 pub mod retry;
 mod status;
@@ -16,8 +17,11 @@ mod wire;
 #[cfg(test)]
 mod canned;
 #[cfg(test)]
+mod kv_tests;
+#[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,8 +29,9 @@ use std::time::Duration;
 
 use self::budget::{ASSUMED_LIMIT, Budget};
 use self::key::ApiKey;
+use self::kv::KvVault;
 use self::object::ObjectVault;
-use self::retry::{Effect, Policy};
+use self::retry::Policy;
 use self::transport::{Answer, Parts, Request, Transport};
 use super::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result};
 use crate::clock::Clock;
@@ -36,6 +41,9 @@ const IDLE: Duration = Duration::from_secs(50);
 
 /// Names and ids in sentences are cut after so many characters.
 const MAX_QUOTED: usize = 80;
+
+/// A history longer than this many pages is not followed to its end: cursors may go in circles.
+const MAX_PAGES: usize = 1000;
 
 /// Where a vault listens.
 #[derive(Debug, Clone)]
@@ -61,6 +69,8 @@ pub struct HttpConfig {
     pub max_size: usize,
     /// When to try again.
     pub policy: Policy,
+    /// The key context of new objects, kv dialect only.
+    pub key_context: BTreeMap<String, String>,
 }
 
 impl HttpConfig {
@@ -158,49 +168,71 @@ pub struct Opened {
 }
 
 /// Asks which dialect answers, `want` if given, and whether the key is taken. At most two requests.
-pub async fn open(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Opened> {
+pub async fn open(mut config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Opened> {
     let max_size = config.max_size;
+    let key_context = std::mem::take(&mut config.key_context);
     let transport = Arc::new(config.transport()?);
-    if want == Some(Dialect::Kv) {
-        return Err(kv_only(transport.endpoint()));
-    }
     let query = ListQuery::first();
-    let request = object::list_request(&query);
-    let answer = transport.exchange(call, &request).await?;
-    if answer.status == reqwest::StatusCode::NOT_FOUND {
-        let speaks_kv = want.is_none() && answers_as_vault(&transport.exchange(call, &kv_request()).await?);
-        let endpoint = transport.endpoint();
-        return Err(if speaks_kv { kv_only(endpoint) } else { no_vault(endpoint, "status 404") });
-    }
-    let answer = transport.judge(answer, &request).map_err(|e| match e.kind {
-        ErrorKind::BadAnswer => no_vault(transport.endpoint(), &e.message),
+    let (dialect, request, answer) = probe(&transport, call, want, &query).await?;
+    let no_vault = |e: Error| match e.kind {
+        ErrorKind::BadAnswer | ErrorKind::NotFound => no_vault(transport.endpoint(), &e.message),
         _ => e,
-    })?;
-    let first_page =
-        object::page(&answer, &request, &query).map_err(|e| no_vault(transport.endpoint(), &e.message))?;
-    Ok(Opened { vault: Arc::new(ObjectVault::new(transport, max_size)), first_page })
+    };
+    let answer = transport.judge(answer, &request).map_err(no_vault)?;
+    let first_page = match dialect {
+        Dialect::Object => object::page(&answer, &request, &query),
+        Dialect::Kv => kv::page(&answer, &request, &query),
+    };
+    let first_page = first_page.map_err(no_vault)?;
+    let vault: DynVault = match dialect {
+        Dialect::Object => Arc::new(ObjectVault::new(transport, max_size)),
+        Dialect::Kv => Arc::new(KvVault::new(transport, max_size, key_context)),
+    };
+    Ok(Opened { vault, first_page })
 }
 
-fn kv_request() -> Request {
-    Request {
-        method: reqwest::Method::GET,
-        path: "/vault/v1/kv",
-        query: vec![("limit", "1".to_owned())],
-        body: None,
-        effect: Effect::Read,
-        conflict: ErrorKind::Invalid,
-        doing: "listing the vault".to_owned(),
+/// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the answer to that
+/// is 404. What it says is for the caller to judge.
+async fn probe(
+    transport: &Transport,
+    call: &Call,
+    want: Option<Dialect>,
+    query: &ListQuery,
+) -> Result<(Dialect, Request, Answer)> {
+    if want != Some(Dialect::Kv) {
+        let request = object::list_request(query);
+        let answer = transport.exchange(call, &request).await?;
+        if answer.status != reqwest::StatusCode::NOT_FOUND || want.is_some() {
+            return Ok((Dialect::Object, request, answer));
+        }
     }
+    let request = kv::list_request(query);
+    let answer = transport.exchange(call, &request).await?;
+    Ok((Dialect::Kv, request, answer))
 }
 
-fn answers_as_vault(answer: &Answer) -> bool {
-    matches!(answer.status.as_u16(), 200 | 401 | 403) && status::is_json_object(&answer.body)
+/// A text as one segment of a path; `None` for what URL libraries would fold away.
+fn segment(text: &str) -> Option<String> {
+    if matches!(text, "" | "." | "..") {
+        return None;
+    }
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte));
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    Some(encoded)
 }
 
-fn kv_only(endpoint: &str) -> Error {
-    let sentence =
-        format!("{endpoint}: this version speaks the object API (/vault/object/*), not the kv API");
-    Error::new(ErrorKind::BadAnswer, sentence)
+/// A new Idempotency-Key; `None` should the system have no randomness to give.
+fn idempotency_key() -> Option<String> {
+    let mut bytes = [0; 16];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).ok()?;
+    Some(format!("vaultfs-{:032x}", u128::from_ne_bytes(bytes)))
 }
 
 fn no_vault(endpoint: &str, why: &str) -> Error {

@@ -6,23 +6,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use reqwest::Method;
-use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::retry::Effect;
 use super::status::bad_answer;
 use super::transport::{Answer, Body, Request, Transport};
-use super::wire::{WireObject, WirePage, WireVersionInfo, parse_time};
-use super::{quoted, too_large, too_long};
+use super::wire::{WireObject, WirePage, WireVersionInfo, parse, parse_time};
+use super::{MAX_PAGES, quoted, too_large, too_long};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::memory::OBJECT_CAPABILITIES;
 use crate::vault::{
     Call, Capabilities, Content, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Result,
     Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
-
-/// A history longer than this many pages is not followed to its end: cursors may go in circles.
-const MAX_HISTORY_PAGES: usize = 1000;
 
 /// A vault that speaks the object dialect.
 #[derive(Debug)]
@@ -65,22 +60,6 @@ impl ObjectVault {
     }
 }
 
-fn get(path: &'static str, query: Vec<(&'static str, String)>, doing: String) -> Request {
-    Request {
-        method: Method::GET,
-        path,
-        query,
-        body: None,
-        effect: Effect::Read,
-        conflict: ErrorKind::Invalid,
-        doing,
-    }
-}
-
-fn write(method: Method, path: &'static str, body: Body, conflict: ErrorKind, doing: String) -> Request {
-    Request { method, path, query: Vec::new(), body: Some(body), effect: Effect::Write, conflict, doing }
-}
-
 /// `{"<field>":"<text>"}`, or with the object's data after it.
 fn body(field: &str, text: &str, content: Option<&Content>) -> Body {
     let text = serde_json::Value::from(text).to_string();
@@ -98,17 +77,6 @@ fn body(field: &str, text: &str, content: Option<&Content>) -> Body {
     }
     push("}");
     Body::new(body)
-}
-
-/// A sentence of serde's may repeat what it read, so none is passed on.
-fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer, request: &Request) -> Result<T> {
-    serde_json::from_slice(&answer.body).map_err(|_| {
-        let why = match serde_json::from_slice::<serde::de::IgnoredAny>(&answer.body) {
-            Ok(_) => "a field is missing or of another type",
-            Err(_) => "it is not JSON",
-        };
-        bad_answer(why, answer, request)
-    })
 }
 
 /// `asked` stands in for a name that the answer leaves out.
@@ -150,7 +118,7 @@ pub(super) fn page(answer: &Answer, request: &Request, query: &ListQuery) -> Res
 pub(super) fn list_request(query: &ListQuery) -> Request {
     let mut pairs = vec![("limit", query.limit.to_string())];
     pairs.extend(query.after.iter().map(|cursor| ("after", cursor.clone())));
-    get("/vault/object/list", pairs, "listing the vault".to_owned())
+    Request::get("/vault/object/list", pairs, "listing the vault".to_owned())
 }
 
 fn history(mut wire: Vec<WireVersionInfo>) -> Vec<VersionInfo> {
@@ -192,18 +160,19 @@ impl Vault for ObjectVault {
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
         let query = vec![("name", name.as_str().to_owned())];
-        let request = get("/vault/object/get-by-name", query, format!("reading {}", quoted(name.as_str())));
+        let request =
+            Request::get("/vault/object/get-by-name", query, format!("reading {}", quoted(name.as_str())));
         self.read(call, &request, Some(name)).await
     }
 
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
         let doing = format!("reading the object {}", quoted(id.as_str()));
-        self.read(call, &get("/vault/object/get", vec![("id", id.to_string())], doing), None).await
+        self.read(call, &Request::get("/vault/object/get", vec![("id", id.to_string())], doing), None).await
     }
 
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
         let doing = format!("looking at the object {}", quoted(id.as_str()));
-        let request = get("/vault/object/metadata", vec![("id", id.to_string())], doing);
+        let request = Request::get("/vault/object/metadata", vec![("id", id.to_string())], doing);
         let answer = self.transport.send(call, &request).await?;
         meta(&parse(&answer, &request)?, None, &answer, &request)
     }
@@ -215,7 +184,8 @@ impl Vault for ObjectVault {
         }
         self.check_size(content, &doing)?;
         let body = body("name", name.as_str(), Some(content));
-        let request = write(Method::POST, "/vault/object/create", body, ErrorKind::AlreadyExists, doing);
+        let request =
+            Request::write(Method::POST, "/vault/object/create", Some(body), ErrorKind::AlreadyExists, doing);
         self.write(call, &request, Some(name)).await
     }
 
@@ -229,14 +199,26 @@ impl Vault for ObjectVault {
         let doing = format!("updating the object {}", quoted(id.as_str()));
         self.check_size(content, &doing)?;
         let body = body("id", id.as_str(), Some(content));
-        let request = write(Method::PUT, "/vault/object/update", body, ErrorKind::VersionMismatch, doing);
+        let request = Request::write(
+            Method::PUT,
+            "/vault/object/update",
+            Some(body),
+            ErrorKind::VersionMismatch,
+            doing,
+        );
         self.write(call, &request, None).await
     }
 
     async fn delete(&self, call: &Call, id: &ObjectId, _check: Option<&VersionTag>) -> Result<()> {
         let doing = format!("deleting the object {}", quoted(id.as_str()));
         let body = body("id", id.as_str(), None);
-        let request = write(Method::DELETE, "/vault/object/delete", body, ErrorKind::VersionMismatch, doing);
+        let request = Request::write(
+            Method::DELETE,
+            "/vault/object/delete",
+            Some(body),
+            ErrorKind::VersionMismatch,
+            doing,
+        );
         self.transport.send(call, &request).await.map(drop)
     }
 
@@ -247,10 +229,10 @@ impl Vault for ObjectVault {
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
         let doing = format!("listing the versions of the object {}", quoted(id.as_str()));
-        let mut request = get("/vault/object/versions", vec![("id", id.to_string())], doing);
+        let mut request = Request::get("/vault/object/versions", vec![("id", id.to_string())], doing);
         let mut found: Vec<WireVersionInfo> = Vec::new();
         let mut after: Option<String> = None;
-        for _ in 0..MAX_HISTORY_PAGES {
+        for _ in 0..MAX_PAGES {
             let answer = self.transport.send(call, &request).await?;
             let wire: WirePage<WireVersionInfo> = parse(&answer, &request)?;
             after = wire.next(after.as_deref());
@@ -264,6 +246,6 @@ impl Vault for ObjectVault {
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
         let doing = format!("reading version {} of the object {}", version.number, quoted(id.as_str()));
         let query = vec![("id", id.to_string()), ("version", version.tag.to_string())];
-        self.read(call, &get("/vault/object/version", query, doing), None).await
+        self.read(call, &Request::get("/vault/object/version", query, doing), None).await
     }
 }

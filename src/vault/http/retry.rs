@@ -1,7 +1,8 @@
 //! When to try again, and after how long. Decisions only: nothing here sends or sleeps.
 //!
 //! A read may be repeated freely. A write is repeated only when the vault surely did not do it: no
-//! connection, 429, or 503 with Retry-After. Every other failure of a write leaves its effect in doubt and
+//! connection, 429, or 503 with Retry-After. A write that carries an Idempotency-Key is repeated like a read,
+//! because the vault knows it again; what comes of it is in doubt all the same. Every other failure of a write leaves its effect in doubt and
 //! goes to the caller, who looks before it tries again. Tries are bounded by number and by the deadline.
 //! The wait is exponential with full jitter, or what the vault asks for if that fits the deadline.
 //! Background calls follow the service's advice for 429: 60, 120, 240 seconds.
@@ -19,6 +20,18 @@ pub enum Effect {
     Read,
     /// It changes something each time it arrives.
     Write,
+    /// It changes something once, however often it arrives, if the vault knows idempotency keys.
+    Keyed,
+}
+
+impl Effect {
+    /// Whether it changes anything.
+    pub fn changes(self) -> bool {
+        match self {
+            Effect::Read => false,
+            Effect::Write | Effect::Keyed => true,
+        }
+    }
 }
 
 /// How one attempt failed.
@@ -34,6 +47,16 @@ pub enum Trouble {
     Unavailable(Option<Duration>),
     /// Any other 5xx, and 408.
     Server,
+}
+
+impl Trouble {
+    /// Whether the vault may have done what was asked.
+    pub fn leaves_doubt(self) -> bool {
+        match self {
+            Trouble::NotSent | Trouble::RateLimited(_) | Trouble::Unavailable(Some(_)) => false,
+            Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server => true,
+        }
+    }
 }
 
 /// How often, and how long in between.
@@ -96,9 +119,11 @@ impl Policy {
             (Trouble::RateLimited(Some(after)) | Trouble::Unavailable(Some(after)), _, _) => after,
             (Trouble::RateLimited(None), _, Priority::Background) => *ADVICE.get(tries as usize - 1)?,
             (Trouble::RateLimited(None) | Trouble::NotSent, _, _) => self.backoff(tries),
-            (Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server, Effect::Read, _) => {
-                self.backoff(tries)
-            }
+            (
+                Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server,
+                Effect::Read | Effect::Keyed,
+                _,
+            ) => self.backoff(tries),
             (Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server, Effect::Write, _) => return None,
         };
         (wait < left).then_some(wait)
@@ -139,6 +164,8 @@ mod tests {
         for trouble in [Trouble::Lost, Trouble::Unavailable(None), Trouble::Server] {
             assert_eq!(front(trouble, Effect::Write, 1, LONG), None, "{trouble:?}");
             assert!(front(trouble, Effect::Read, 1, LONG).is_some(), "{trouble:?}");
+            assert!(front(trouble, Effect::Keyed, 1, LONG).is_some(), "{trouble:?}");
+            assert!(trouble.leaves_doubt());
         }
     }
 

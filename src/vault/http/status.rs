@@ -9,7 +9,6 @@ use std::path::Path;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::retry::Effect;
 use super::transport::{Answer, Request};
 use crate::vault::{Error, ErrorKind, Result};
 
@@ -32,13 +31,13 @@ pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
 
 fn error(kind: ErrorKind, sentence: &str, answer: &Answer, request: &Request) -> Error {
     // A server that failed, or that answered nonsense, may have done its work before.
-    let doubt = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) && request.effect == Effect::Write;
+    let doubt = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) || answer.doubt;
     Error {
         kind,
         message: format!("{}: {sentence}", request.doing),
         request_id: answer.request_id.clone(),
         attempts: answer.attempts,
-        maybe_applied: doubt,
+        maybe_applied: doubt && request.effect.changes(),
         retry_after: answer.retry_after,
     }
 }

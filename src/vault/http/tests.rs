@@ -15,7 +15,7 @@ const OBJECT: &str = r#"{"id":"vault_obj_1","name":"a/b","data":{"value":"canary
     "created_at":"2024-01-15T10:30:00.000Z","updated_at":"2024-01-20T14:00:00.000Z","version":2,"new":[1]}"#;
 const META: &str = r#"{"id":"vault_obj_1","name":"a/b","updated_at":"2024-01-20T14:00:00.000Z","version":2}"#;
 
-fn config(url: &str) -> HttpConfig {
+pub(super) fn config(url: &str) -> HttpConfig {
     HttpConfig {
         target: Target::Url(url.to_owned()),
         more_roots: None,
@@ -23,6 +23,7 @@ fn config(url: &str) -> HttpConfig {
         clock: Arc::new(SystemClock),
         max_size: 64 * 1024,
         policy: Policy { base: Duration::from_millis(1), ..Policy::default() },
+        key_context: BTreeMap::new(),
     }
 }
 
@@ -37,7 +38,7 @@ async fn setup(answers: Vec<Canned>) -> (CannedServer, ObjectVault) {
     (server, vault)
 }
 
-fn call() -> Call {
+pub(super) fn call() -> Call {
     Call::foreground(Instant::now() + Duration::from_secs(20))
 }
 
@@ -55,7 +56,7 @@ fn secret() -> Content {
 
 /// The text of an error, in every way it can be shown, holds neither value nor key.
 #[track_caller]
-fn assert_clean(error: &Error) {
+pub(super) fn assert_clean(error: &Error) {
     for text in [error.to_string(), format!("{error:?}")] {
         assert!(!text.contains("canary"), "{text}");
     }
@@ -356,15 +357,27 @@ async fn the_dialect_is_found_in_at_most_two_requests() {
         assert_eq!((opened.unwrap_err().kind, server.seen().len()), (kind, 1));
     }
 
-    let kv = vec![Canned::json(404, "{}"), Canned::json(200, r#"{"data":[]}"#)];
-    let (server, opened) = open_at(kv, None).await;
-    let e = opened.unwrap_err();
-    assert_eq!((e.kind, server.seen().len()), (ErrorKind::BadAnswer, 2));
-    assert!(e.message.contains("kv API"), "{e}");
-    assert!(server.seen()[1].starts_with("GET /vault/v1/kv?limit=1 "));
+    for not_found in [Canned::json(404, "{}"), Canned::answer(404, &[], "<html>")] {
+        let (server, opened) = open_at(vec![not_found.clone(), Canned::json(200, page)], None).await;
+        let Opened { vault, first_page } = opened.unwrap();
+        assert_eq!((first_page.items.len(), first_page.next.as_deref()), (1, Some("c")));
+        assert_eq!((vault.capabilities().dialect, server.seen().len()), (Dialect::Kv, 2));
+        assert!(server.seen()[1].starts_with("GET /vault/v1/kv?limit=100&order=asc "));
+        for (status, kind) in [(401, ErrorKind::Unauthorized), (403, ErrorKind::Forbidden)] {
+            let (server, opened) = open_at(vec![not_found.clone(), Canned::json(status, "{}")], None).await;
+            assert_eq!((opened.unwrap_err().kind, server.seen().len()), (kind, 2));
+        }
+    }
+    let (server, opened) = open_at(vec![Canned::json(200, page)], Some(Dialect::Kv)).await;
+    assert_eq!((opened.unwrap().first_page.items.len(), server.seen().len()), (1, 1));
+    let (server, opened) = open_at(vec![Canned::json(404, "{}")], Some(Dialect::Object)).await;
+    assert!(opened.unwrap_err().message.starts_with("not a vault at "));
+    assert_eq!(server.seen().len(), 1, "nothing else was asked for");
 
     for answers in [
         vec![Canned::answer(404, &[], "<html>"), Canned::answer(404, &[], "<html>")],
+        vec![Canned::json(404, "{}")],
+        vec![Canned::json(404, "{}"), Canned::answer(401, &[], "<html>")],
         vec![Canned::answer(404, &[], "<html>"), Canned::answer(200, &[], "<html>canary")],
         vec![Canned::answer(200, &[], "<html>canary")],
         vec![Canned::json(200, r#"{"hello":"canary"}"#)],

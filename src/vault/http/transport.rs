@@ -5,6 +5,7 @@
 //! and no text made here holds a byte of a body, of the key, or of what was sent. Request and response
 //! bodies are wiped when they are dropped.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,18 +50,45 @@ impl Body {
 pub struct Request {
     /// The method.
     pub method: Method,
-    /// Path and query are appended to the service's address.
-    pub path: &'static str,
+    /// Path and query are appended to the service's address; the path is encoded already.
+    pub path: Cow<'static, str>,
     /// Query parameters, not encoded yet.
     pub query: Vec<(&'static str, String)>,
     /// JSON.
     pub body: Option<Body>,
     /// Whether it may be repeated when its fate is unknown.
     pub effect: Effect,
+    /// Idempotency-Key: by it the vault knows a request that comes again.
+    pub idempotency: Option<String>,
     /// What 409 means for it.
     pub conflict: ErrorKind,
     /// For sentences: `reading "db/password"`.
     pub doing: String,
+}
+
+impl Request {
+    /// A request that changes nothing.
+    pub fn get(
+        path: impl Into<Cow<'static, str>>,
+        query: Vec<(&'static str, String)>,
+        doing: String,
+    ) -> Self {
+        let path = path.into();
+        let (method, effect, conflict) = (Method::GET, Effect::Read, ErrorKind::Invalid);
+        Self { method, path, query, body: None, effect, idempotency: None, conflict, doing }
+    }
+
+    /// A request that changes something; `conflict` is what 409 means.
+    pub fn write(
+        method: Method,
+        path: impl Into<Cow<'static, str>>,
+        body: Option<Body>,
+        conflict: ErrorKind,
+        doing: String,
+    ) -> Self {
+        let (path, effect, query) = (path.into(), Effect::Write, Vec::new());
+        Self { method, path, query, body, effect, idempotency: None, conflict, doing }
+    }
 }
 
 /// An answer of the vault, whatever its status.
@@ -75,6 +103,8 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// Attempts made for it.
     pub attempts: u32,
+    /// An earlier attempt may have made the change.
+    pub doubt: bool,
 }
 
 /// Why an attempt brought no answer.
@@ -158,9 +188,12 @@ impl Transport {
     pub async fn exchange(&self, call: &Call, request: &Request) -> Result<Answer> {
         let mut tries = 0;
         let mut key_was_read = false;
+        let mut doubt = false;
         loop {
-            let ticket =
-                self.parts.budget.acquire(call).await.map_err(|e| self.describe(e, request, tries))?;
+            let ticket = self.parts.budget.acquire(call).await.map_err(|e| {
+                let e = self.describe(e, request, tries);
+                if doubt { e.maybe_applied() } else { e }
+            })?;
             tries += 1;
             let attempt = self.attempt(call, request, ticket).await;
             let trouble = match &attempt {
@@ -181,10 +214,15 @@ impl Transport {
                 trouble.and_then(|t| self.parts.policy.wait(t, request.effect, call.priority, tries, left));
             let Some(wait) = wait else {
                 return match attempt {
-                    Ok(answer) => Ok(Answer { attempts: tries, ..answer }),
-                    Err(failed) => Err(self.give_up(failed, request, tries)),
+                    Ok(answer) => Ok(Answer { attempts: tries, doubt, ..answer }),
+                    Err(failed) => {
+                        let mut error = self.give_up(failed, request, tries);
+                        error.maybe_applied |= doubt;
+                        Err(error)
+                    }
                 };
             };
+            doubt |= request.effect.changes() && trouble.is_some_and(Trouble::leaves_doubt);
             tracing::debug!(doing = request.doing, tries, ?trouble, ?wait, "trying again");
             tokio::time::sleep(wait).await;
         }
@@ -231,7 +269,7 @@ impl Transport {
             let retry_after = headers
                 .retry_after
                 .or_else(|| headers.reset.filter(|_| status == StatusCode::TOO_MANY_REQUESTS));
-            Ok(Answer { status, body, request_id, retry_after, attempts: 1 })
+            Ok(Answer { status, body, request_id, retry_after, attempts: 1, doubt: false })
         };
         tokio::time::timeout(left, answer).await.unwrap_or(Err(Failed::Late { sent: true }))
     }
@@ -256,6 +294,10 @@ impl Transport {
         bearer.set_sensitive(true);
         let mut built = reqwest::Request::new(request.method.clone(), url);
         built.headers_mut().insert(AUTHORIZATION, bearer);
+        if let Some(key) = &request.idempotency {
+            let key = HeaderValue::from_str(key).map_err(|_| bad("the idempotency key fits no header"))?;
+            built.headers_mut().insert("idempotency-key", key);
+        }
         if let Some(Body(bytes)) = &request.body {
             built.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *built.body_mut() = Some(bytes.clone().into());
@@ -316,7 +358,7 @@ impl Transport {
             }
         };
         let mut error = self.describe(Error::new(kind, sentence), request, tries);
-        error.maybe_applied = sent && request.effect == Effect::Write;
+        error.maybe_applied = sent && request.effect.changes();
         error
     }
 

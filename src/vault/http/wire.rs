@@ -1,4 +1,4 @@
-//! What both dialects send as JSON, read leniently: unknown fields are ignored, missing ones tolerated where
+//! What the vault sends as JSON, read leniently: unknown fields are ignored, missing ones tolerated where
 //! the answer still makes sense. Nothing in here repeats what it read.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,7 +6,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::vault::VersionTag;
+use super::status::bad_answer;
+use super::transport::{Answer, Request};
+use crate::vault::{Result, VersionTag};
+
+/// The last second that RFC 3339 can write, in seconds since 1970.
+pub const LAST_SECOND: u64 = 253_402_300_799;
+
+/// Reads an answer. A sentence of serde's may repeat what it read, so none is passed on.
+pub fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer, request: &Request) -> Result<T> {
+    serde_json::from_slice(&answer.body).map_err(|_| {
+        let why = match serde_json::from_slice::<serde::de::IgnoredAny>(&answer.body) {
+            Ok(_) => "a field is missing or of another type",
+            Err(_) => "it is not JSON",
+        };
+        bad_answer(why, answer, request)
+    })
+}
 
 /// An object, with or without its data.
 #[derive(Deserialize)]
@@ -61,6 +77,35 @@ pub struct WireVersionInfo {
     pub current: Option<bool>,
 }
 
+/// An object of the kv dialect: whole, without its value, or as a line of a listing.
+#[derive(Deserialize)]
+pub struct WireKvObject<'a> {
+    pub id: Option<String>,
+    pub name: Option<String>,
+    #[serde(borrow)]
+    pub value: Option<&'a RawValue>,
+    pub metadata: Option<WireKvMetadata>,
+    /// In listings alone; elsewhere it is in the metadata.
+    pub updated_at: Option<String>,
+}
+
+/// What the kv dialect says of an object beside its name and value.
+#[derive(Deserialize)]
+pub struct WireKvMetadata {
+    pub id: Option<String>,
+    pub version_id: Option<String>,
+    pub updated_at: Option<String>,
+}
+
+/// One version in a history of the kv dialect.
+#[derive(Deserialize)]
+pub struct WireKvVersion {
+    pub id: Option<String>,
+    pub created_at: Option<String>,
+    pub current_version: Option<bool>,
+    pub size: Option<u64>,
+}
+
 /// A page of anything.
 #[derive(Deserialize)]
 #[serde(bound = "T: Deserialize<'de>")]
@@ -85,8 +130,12 @@ impl<T> WirePage<T> {
     }
 }
 
-/// RFC 3339, with `Z` or an offset.
+/// RFC 3339, with `Z` or an offset, from 1970 to 9999: what can be written again.
 pub fn parse_time(text: &str) -> Option<SystemTime> {
+    parse_any_time(text).filter(|t| t.duration_since(UNIX_EPOCH).is_ok_and(|d| d.as_secs() <= LAST_SECOND))
+}
+
+fn parse_any_time(text: &str) -> Option<SystemTime> {
     if let Ok(time) = humantime::parse_rfc3339(text) {
         return Some(time);
     }
@@ -113,7 +162,16 @@ mod tests {
         assert_eq!(time.duration_since(UNIX_EPOCH).unwrap(), Duration::from_millis(1_705_314_600_250));
         assert_eq!(parse_time("2024-01-15T12:30:00.250+02:00"), Some(time));
         assert_eq!(parse_time("2024-01-15T05:00:00.250-05:30"), Some(time));
-        for garbage in ["", "now", "2024-01-15", "2024-01-15T10:30:00", "ü2024+02:00", "é:00:0"] {
+        for garbage in [
+            "",
+            "now",
+            "2024-01-15",
+            "2024-01-15T10:30:00",
+            "ü2024+02:00",
+            "é:00:0",
+            "9999-12-31T23:59:59-00:01",
+            "1970-01-01T00:00:00+00:01",
+        ] {
             assert_eq!(parse_time(garbage), None, "{garbage}");
         }
     }

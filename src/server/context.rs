@@ -1,0 +1,50 @@
+//! Key contexts of the kv dialect: a few pairs of text that say which key something is encrypted under.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// Most pairs in a context.
+pub const MAX_PAIRS: usize = 10;
+/// Longest value of a pair, in characters.
+pub const MAX_VALUE_CHARS: usize = 500;
+
+/// A context within the limits. Equal contexts have equal texts: the pairs are sorted by their names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct KeyContext(BTreeMap<String, String>);
+
+impl KeyContext {
+    /// `None` if these are too many pairs, or a value is too long.
+    pub fn new(pairs: BTreeMap<String, String>) -> Option<Self> {
+        let short = |value: &String| value.chars().count() <= MAX_VALUE_CHARS;
+        (pairs.len() <= MAX_PAIRS && pairs.values().all(short)).then_some(Self(pairs))
+    }
+
+    /// From [`KeyContext::text`].
+    pub fn from_text(text: &str) -> Option<Self> {
+        Self::new(serde_json::from_str(text).ok()?)
+    }
+
+    /// As JSON.
+    pub fn text(&self) -> String {
+        // A map from text to text, which serde_json writes without fail.
+        serde_json::to_string(&self.0).expect("a map of strings serialises")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn has_limits_and_one_text() {
+        let context = |n: usize, len: usize| {
+            KeyContext::new((0..n).rev().map(|n| (format!("k{n}"), "é".repeat(len))).collect())
+        };
+        assert_eq!(context(2, 1).unwrap().text(), r#"{"k0":"é","k1":"é"}"#);
+        assert_eq!(KeyContext::from_text(&context(10, 500).unwrap().text()), context(10, 500));
+        assert_eq!(KeyContext::default().text(), "{}");
+        assert!(context(11, 1).is_none() && context(1, 501).is_none());
+    }
+}
