@@ -179,7 +179,12 @@ impl FileSystem {
         }
         let fs = self.clone();
         Step::later(async move {
-            fs.load(&fs.call(), &file).await?;
+            if create.flags & libc::O_TRUNC != 0 {
+                // The kernel takes what CREATE opened for empty.
+                fs.resize_now(&file, 0, false).unwrap_or(Err(Errno::EIO))?;
+            } else {
+                fs.load(&fs.call(), &file).await?;
+            }
             let entry = fs.entry(&Node::File(file.clone()), fs.options.refresh);
             Ok((entry, fs.open_file(file, true, caller)))
         })

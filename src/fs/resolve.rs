@@ -173,7 +173,7 @@ impl FileSystem {
             let hidden = self.table().is_hidden(&name);
             match if hidden { Ok(None) } else { self.object_at(&name, answers) } {
                 Ok(Some(found)) => return Ok(Ok(Place::Object(found))),
-                Ok(None) => {}
+                Ok(None) => self.vanished(&name),
                 Err(need) => return Ok(Err(need)),
             }
         }
@@ -290,6 +290,21 @@ impl FileSystem {
         let local = state.is_only_here() || state.is_dirty() || (state.stored.is_none() && state.opens > 0);
         drop(state);
         local.then_some(file)
+    }
+
+    /// The object was deleted elsewhere: who has it open keeps it, but its name shows nothing, so that it can be
+    /// made anew.
+    fn vanished(&self, name: &ObjectName) {
+        let mut table = self.table();
+        let Some(file) = table.file(name) else { return };
+        let mut state = file.state();
+        let ours = state.is_only_here() || state.is_dirty() || state.stored.is_none();
+        if ours || matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists) {
+            return;
+        }
+        state.link = Link::Replaced;
+        drop(state);
+        table.unpoint(name, file.ino);
     }
 
     /// The inode that shows this object: the one there is if it is this version, else a new one.

@@ -90,7 +90,7 @@ impl FileSystem {
     }
 
     /// Cuts or extends the buffer; `None` if the bytes to build on are not in memory.
-    fn resize_now(&self, file: &File, size: u64, written: bool) -> Option<Result<()>> {
+    pub(super) fn resize_now(&self, file: &File, size: u64, written: bool) -> Option<Result<()>> {
         let mut state = file.state();
         if size > self.options.max_size {
             return Some(Err(self.too_big(state.name.as_str())));
