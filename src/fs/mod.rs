@@ -25,6 +25,7 @@ mod remove;
 mod rename;
 mod resolve;
 mod scratch;
+mod special;
 mod status;
 mod versions;
 mod write;
