@@ -16,6 +16,10 @@ pub enum FileKind {
     Directory,
     /// A file.
     Regular,
+    /// A pipe with a name (`special`).
+    Fifo,
+    /// A socket with a name (`special`).
+    Socket,
 }
 
 /// Attributes of an inode.
@@ -132,7 +136,7 @@ impl FileSystem {
         let state = file.state();
         let mtime = state.mtime();
         let perm = self.file_perm(&state);
-        let mut attr = self.plain(file.ino, FileKind::Regular, state.size(), perm, mtime);
+        let mut attr = self.plain(file.ino, file.kind, state.size(), perm, mtime);
         attr.atime = state.local.atime.unwrap_or(mtime);
         attr.ctime = state.local.ctime.map_or(mtime, |c| c.max(mtime));
         attr
@@ -230,9 +234,9 @@ impl FileSystem {
         }
     }
 
-    /// mknod, symlink, link: a vault holds nothing of the kind.
+    /// mknod of a device, symlink, link: a vault holds nothing of the kind.
     pub fn refuse_special(&self, operation: &'static str, name: &std::ffi::OsStr) -> Errno {
-        let why = "a vault holds files only: no links, sockets, pipes or devices";
+        let why = "a vault holds files only: no links and no devices";
         self.refused(operation, &name.to_string_lossy(), Errno::EPERM, why)
     }
 

@@ -26,6 +26,7 @@ mod rename;
 mod replace;
 mod resolve;
 mod scratch;
+mod special;
 mod status;
 mod versions;
 mod write;

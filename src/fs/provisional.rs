@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::FileSystem;
+use super::attr::FileKind;
 use super::commit::{Cause, Drain};
 use super::file::{File, Keep, Link, Stored};
 use super::inode::{Hidden, Table};
@@ -68,6 +69,9 @@ impl FileSystem {
     /// scratch file: it would be gone at unmount.
     pub(super) fn keep_of_moved(&self, component: &OsStr, source: &File, target: Option<&File>) -> Keep {
         let Some(component) = component.to_str() else { return Keep::Store };
+        if source.kind != FileKind::Regular {
+            return Keep::Scratch;
+        }
         let (is_object, is_backup) = {
             let state = source.state();
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())

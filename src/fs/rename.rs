@@ -63,6 +63,7 @@ impl FileSystem {
             if target.is_some() && flags & libc::RENAME_NOREPLACE != 0 {
                 return Err(Errno::EEXIST);
             }
+            fs.may_replace(&source, target.as_deref())?;
             let name = fs.name_to_create("rename", &to_dir, &to_name)?;
             let keep = fs.keep_of_moved(&to_name, &source, target.as_deref());
             fs.move_file(&call, &from_dir, &source, Goal { under: to_dir, name, target, keep }).await

@@ -340,8 +340,9 @@ impl FileSystem {
         }
     }
 
+    /// Asked for at each use: a name that was unlinked and made anew has another history.
     fn history_entry(&self, place: Place) -> Option<Entry> {
-        match place {
+        let entry = match place {
             Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
             Place::Local(file) => {
                 let state = file.state();
@@ -354,7 +355,8 @@ impl FileSystem {
                 Some(self.dir_entry(&DirKind::History(meta.name.clone(), meta.id.clone())))
             }
             Place::Absent => None,
-        }
+        };
+        entry.map(|entry| Entry { ttl: Duration::ZERO, ..entry })
     }
 
     /// The entry of a directory.

@@ -71,6 +71,8 @@ fn kind(kind: FileKind) -> FileType {
     match kind {
         FileKind::Directory => FileType::Directory,
         FileKind::Regular => FileType::RegularFile,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
     }
 }
 
@@ -198,14 +200,17 @@ impl Filesystem for Adapter {
     fn mknod(
         &self,
         _req: &Request,
-        _parent: INodeNo,
+        parent: INodeNo,
         name: &OsStr,
-        _mode: u32,
-        _umask: u32,
+        mode: u32,
+        umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(errno(self.fs.refuse_special("mknod", name)));
+        self.answer(self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
+            Ok(made) => entry(reply, &made),
+            Err(e) => reply.error(e),
+        });
     }
 
     fn symlink(
