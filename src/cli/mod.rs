@@ -7,6 +7,7 @@ pub mod format;
 pub mod log;
 pub mod mount;
 pub mod objects;
+pub mod pending;
 pub mod serve;
 pub mod serve_key;
 pub mod stack;
@@ -30,6 +31,7 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    Pending(pending::PendingArgs),
     Serve(serve::ServeArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(*args),
         Command::Unmount(args) => unmount::run(args),
         Command::Status(args) => status::run(args),
+        Command::Pending(args) => pending::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Objects(command) => objects::run(command),
         Command::Daemon(command) => daemon::run(command),

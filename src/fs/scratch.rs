@@ -80,7 +80,7 @@ impl FileSystem {
                 "write",
                 "a scratch file",
                 Errno::ENOSPC,
-                "all scratch files together are limited to 16 MiB",
+                &format!("files that are not stored may take {bound} bytes together (--scratch-size)"),
             )),
         }
     }
