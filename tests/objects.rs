@@ -1,5 +1,6 @@
 //! The object commands as scripts see them: exact output, exit codes, and no secret anywhere else.
 
+mod home;
 mod vault_server;
 
 use std::fs;
@@ -8,65 +9,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use tempfile::TempDir;
+use home::{Home, assert_fails, feed};
 use vault_server::Server;
 
 const CANARY: &str = "canary-value-7c211433f02071597741e6ff5a8ea34789abbf43";
 const CANARY_KEY: &str = "sk_canary_key_f02071597741e6ff5a8ea347";
-
-/// A directory for a vault, and commands that know nothing of the machine they run on.
-struct Home(TempDir);
-
-impl Home {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn vault(&self) -> PathBuf {
-        self.0.path().join("vault")
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
-        command.env_clear().env("HOME", self.0.path()).env("RUST_LOG", "trace").args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// Runs a command on the embedded vault.
-    fn run(&self, args: &[&str], input: &[u8]) -> Output {
-        let embedded = format!("--embedded={}", self.vault().display());
-        feed(self.command(args).arg(embedded), input)
-    }
-
-    /// Runs a command that must succeed; its standard output.
-    #[track_caller]
-    fn ok(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
-        let output = self.run(args, input);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        output.stdout
-    }
-
-    #[track_caller]
-    fn text(&self, args: &[&str]) -> String {
-        String::from_utf8(self.ok(args, b"")).unwrap()
-    }
-}
-
-fn feed(command: &mut Command, input: &[u8]) -> Output {
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    // A command that fails early does not read all of it.
-    let _ = child.stdin.take().unwrap().write_all(input);
-    child.wait_with_output().unwrap()
-}
-
-#[track_caller]
-fn assert_fails(output: &Output, code: i32, word: &str) {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{output:?}");
-    assert!(error.starts_with("vaultfs: ") && error.contains(word), "{error}");
-    assert!(output.stdout.is_empty(), "standard output is data");
-}
 
 #[test]
 fn put_get_and_history() {

@@ -4,6 +4,7 @@ pub mod connect;
 pub mod daemon;
 pub mod exit;
 pub mod format;
+pub mod key;
 pub mod log;
 pub mod mount;
 pub mod objects;
@@ -33,6 +34,7 @@ enum Command {
     Status(status::StatusArgs),
     Pending(pending::PendingArgs),
     Serve(serve::ServeArgs),
+    Key(key::KeyArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
     #[command(flatten)]
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Pending(args) => pending::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Key(args) => key::run(args),
         Command::Objects(command) => objects::run(command),
         Command::Daemon(command) => daemon::run(command),
     };

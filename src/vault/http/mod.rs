@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod key;
+pub mod keys;
 pub mod kv;
 pub mod object;
 pub mod retry;
