@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::file::{File, FileState, LocalAttr};
+use super::file::{File, FileState, Link, LocalAttr};
 use super::inode::{DirKind, Node};
 use super::{Errno, FileSystem, Result};
 
@@ -31,6 +31,8 @@ pub struct Attr {
     pub size: u64,
     /// What it is.
     pub kind: FileKind,
+    /// Names it has: one, or none once it is unlinked.
+    pub nlink: u32,
     /// Permission bits.
     pub perm: u16,
     /// Access time.
@@ -139,6 +141,7 @@ impl FileSystem {
         let mut attr = self.plain(file.ino, file.kind, state.size(), perm, mtime);
         attr.atime = state.local.atime.unwrap_or(mtime);
         attr.ctime = state.local.ctime.map_or(mtime, |c| c.max(mtime));
+        attr.nlink = u32::from(state.link != Link::Unlinked);
         attr
     }
 
@@ -163,6 +166,7 @@ impl FileSystem {
             ino,
             size,
             kind,
+            nlink: 1,
             perm: perm as u16,
             atime: mtime,
             mtime,

@@ -152,6 +152,7 @@ impl FileSystem {
             state.name = goal.name.clone();
             state.keep = goal.keep;
             state.link = Link::Current;
+            state.local.ctime = Some(now);
             state.stored = match &stored {
                 Some((job, _)) => job.base.clone(),
                 None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),

@@ -87,7 +87,7 @@ fn file_attr(attr: &Attr) -> FileAttr {
         crtime: attr.mtime,
         kind: kind(attr.kind),
         perm: attr.perm,
-        nlink: 1,
+        nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
         rdev: 0,
