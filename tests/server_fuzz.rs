@@ -177,7 +177,7 @@ fn no_input_is_a_server_error() {
     let kv = id(&runtime.block_on(server.kv_create("known too", "v")).made());
     let request = prop_oneof![object_request(object), kv_request(kv.clone())];
     let config = Config { cases: 2000, failure_persistence: None, ..Config::default() };
-    let mut check = |(method, path, body): Request| {
+    let check = |(method, path, body): Request| {
         let answer = runtime.block_on(server.send(method, &path, body));
         prop_assert!(STATUSES.contains(&answer.status.as_u16()), "{answer:?}");
         if !answer.status.is_success() {
@@ -189,7 +189,7 @@ fn no_input_is_a_server_error() {
     let all = std::env::var_os("VAULTFS_TEST_ALL").is_some();
     let until = Instant::now() + Duration::from_secs(if all { 600 } else { 0 });
     loop {
-        TestRunner::new(config.clone()).run(&request, &mut check).unwrap();
+        TestRunner::new(config.clone()).run(&request, check).unwrap();
         if Instant::now() >= until {
             break;
         }
