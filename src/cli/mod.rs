@@ -8,6 +8,7 @@ pub mod key;
 pub mod log;
 pub mod mount;
 pub mod objects;
+pub mod pending;
 pub mod serve;
 pub mod serve_key;
 pub mod stack;
@@ -31,6 +32,7 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    Pending(pending::PendingArgs),
     Serve(serve::ServeArgs),
     Key(key::KeyArgs),
     #[command(flatten)]
@@ -47,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(*args),
         Command::Unmount(args) => unmount::run(args),
         Command::Status(args) => status::run(args),
+        Command::Pending(args) => pending::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Key(args) => key::run(args),
         Command::Objects(command) => objects::run(command),

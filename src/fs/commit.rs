@@ -21,7 +21,7 @@ use super::errno::{Errno, Result};
 use super::file::{Failure, File, Link, Stored};
 use super::status::Unsaved;
 use crate::secret::SecretBytes;
-use crate::vault::cache::{Peek, is_outage};
+use crate::vault::cache::is_outage;
 use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectName, codec};
 
 /// A background retry waits this long first, then twice as long each time.
@@ -43,6 +43,7 @@ pub(super) enum Cause {
     Settle,
     Retry,
     Drain,
+    Asked,
 }
 
 impl Cause {
@@ -55,6 +56,7 @@ impl Cause {
             Cause::Settle => "end of a provisional file",
             Cause::Retry => "retry of a failed write",
             Cause::Drain => "unmount",
+            Cause::Asked => "retry that was asked for",
         }
     }
 }
@@ -135,7 +137,12 @@ impl FileSystem {
                     Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
                 return Err(self.failed(cause.name(), name.as_str(), &why));
             };
-            let guarded = self.options.strict || cause == Cause::Retry;
+            let guarded = match cause {
+                Cause::Retry => true,
+                // A person has seen the conflict and wants these bytes.
+                Cause::Asked => false,
+                _ => self.options.strict,
+            };
             let Some(job) = Job::of(file, guarded) else { return Ok(()) };
             match self.store(&job, call).await {
                 Ok(object) => self.committed(file, &job, object),
@@ -183,10 +190,13 @@ impl FileSystem {
                 Ok(object) if object.content == content => {
                     return Ok(self.cache.stored(object.meta, object.content));
                 }
+                Ok(_) if job.exclusive => {
+                    return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
+                }
                 Ok(object) if job.guarded && !job.is_based_on(&object.meta) => return Err(superseded()),
                 Ok(object) => Plan::Update(object.meta.id),
                 Err(gone) if gone.kind == ErrorKind::NotFound => Plan::Create,
-                Err(_) => return Err(e),
+                Err(unknown) => return Err(if moved { unknown } else { e }),
             };
         }
         Err(Error::new(ErrorKind::Server, "the object kept changing elsewhere while it was being stored"))
@@ -222,12 +232,8 @@ impl FileSystem {
         if before.content != *content {
             return Ok(None);
         }
-        let current = match self.cache.peek(&job.name) {
-            Peek::Value(found) => Some(found),
-            Peek::Exists | Peek::Absent(_) | Peek::AbsentBefore | Peek::Unknown => {
-                self.cache.fetch(call, &job.name).await?
-            }
-        };
+        // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a save.
+        let current = self.cache.fetch(call, &job.name).await?;
         Ok(current.filter(|c| !c.stale && c.object.content == *content).map(|c| c.object))
     }
 
@@ -252,7 +258,7 @@ impl FileSystem {
             buffer.written &= buffer.generation != job.generation;
         }
         let moved = match state.link {
-            Link::Current if normalised && !state.is_dirty() => {
+            Link::Current | Link::Replaced if normalised && !state.is_dirty() => {
                 state.link = Link::Replaced;
                 table.unpoint(&job.name, file.ino);
                 tracing::info!(name = job.name.as_str(), "stored as JSON: the white space was normalised");
@@ -269,6 +275,7 @@ impl FileSystem {
         drop(state);
         if let Some(other) = other.filter(|_| moved) {
             other.state().link = Link::Replaced;
+            table.unpoint(&job.name, other.ino);
             table.drop_unheld(other.ino);
         }
         drop(table);
@@ -278,11 +285,21 @@ impl FileSystem {
     }
 
     fn commit_failed(self: &Arc<Self>, file: &Arc<File>, job: &Job, cause: Cause, e: Error) -> Errno {
-        let errno = self.failed(cause.name(), job.name.as_str(), &e);
-        let number = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let before = file.state().failure.as_ref().map(|f| (f.errno, f.number));
+        let errno = Errno::from(&e);
+        let number = match before {
+            // Known, logged and told already: a retry by itself is news only if it fails in another way.
+            Some((known, number)) if cause == Cause::Retry && known == errno => number,
+            _ => {
+                self.failed(cause.name(), job.name.as_str(), &e);
+                self.failures.fetch_add(1, Ordering::Relaxed) + 1
+            }
+        };
         let mut state = file.state();
+        let doubted = state.failure.as_ref().is_some_and(|f| f.in_doubt);
+        let in_doubt = job.base.is_none() && (e.maybe_applied || doubted);
         let conflict = e.kind == ErrorKind::VersionMismatch;
-        state.failure = Some(Failure { errno, message: e.to_string(), conflict, number });
+        state.failure = Some(Failure { errno, message: e.to_string(), conflict, in_doubt, number });
         if is_outage(e.kind) && !state.retrying {
             state.retrying = true;
             self.runtime.spawn(self.clone().retry(file.clone()));
@@ -297,18 +314,27 @@ impl FileSystem {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_RETRY);
             let call = Call::background(self.clock.now() + self.options.timeout);
-            if self.is_superseded(&file, &call).await == Some(true) {
-                self.conflict(&file);
-                break;
-            }
-            let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
-            let again = file.state().failure.as_ref().is_some_and(|f| is_worth_retrying(f.errno));
+            let stored = self.commit_again(&file, &call, Cause::Retry).await.is_ok();
+            let again =
+                file.state().failure.as_ref().is_some_and(|f| !f.conflict && is_worth_retrying(f.errno));
             if stored || !again {
                 break;
             }
         }
         file.state().retrying = false;
         self.table().drop_unheld(file.ino);
+    }
+
+    /// A commit that no program waits for: sent only while the vault has the version that the bytes are based on.
+    async fn commit_again(self: &Arc<Self>, file: &Arc<File>, call: &Call, cause: Cause) -> Result<()> {
+        if !file.state().is_dirty() {
+            return Ok(());
+        }
+        if self.is_superseded(file, call).await == Some(true) {
+            self.conflict(file);
+            return Err(Errno::ESTALE);
+        }
+        self.commit(file, call, cause).await
     }
 
     /// Whether the vault has moved on from the version that the unsaved bytes are based on; `None` if it does not
@@ -329,6 +355,28 @@ impl FileSystem {
         }
     }
 
+    /// Before a file loses its name: if its creation is in doubt, finds out whether there is an object to delete.
+    pub(super) async fn clear_doubt(&self, file: &File, call: &Call) -> Result<()> {
+        let name = {
+            let state = file.state();
+            if state.stored.is_some() || !state.failure.as_ref().is_some_and(|f| f.in_doubt) {
+                return Ok(());
+            }
+            state.name.clone()
+        };
+        match self.cache.vault().get_by_name(call, &name).await {
+            Ok(object) => {
+                let mut state = file.state();
+                if state.buffer.as_ref().is_some_and(|b| b.bytes == *object.content.bytes) {
+                    state.stored = Some(Stored::of(&object));
+                }
+                Ok(())
+            }
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(self.failed("unlink", name.as_str(), &e)),
+        }
+    }
+
     fn conflict(&self, file: &File) {
         let mut state = file.state();
         let name = state.name.clone();
@@ -343,13 +391,16 @@ impl FileSystem {
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         self.settle_all(what, &call).await;
+        self.delete_unreplaced(&call).await;
         let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
         let commits = unsaved.iter().map(|file| async {
-            let in_conflict = file.state().failure.as_ref().is_some_and(|f| f.conflict);
-            if !in_conflict {
-                // What fails is told by `unsaved` below.
-                let _ = self.commit(file, &call, Cause::Drain).await;
-            }
+            let failed = file.state().failure.as_ref().map(|f| f.conflict);
+            // What fails is told by `unsaved` below.
+            let _ = match failed {
+                Some(true) => Err(Errno::ESTALE),
+                Some(false) => self.commit_again(file, &call, Cause::Drain).await,
+                None => self.commit(file, &call, Cause::Drain).await,
+            };
         });
         futures_util::future::join_all(commits).await;
         self.unsaved()

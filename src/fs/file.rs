@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::Semaphore;
 
+use super::attr::FileKind;
 use super::errno::Errno;
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Object, ObjectId, ObjectName, VersionTag};
@@ -109,6 +110,8 @@ pub struct Failure {
     pub message: String,
     /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
     pub conflict: bool,
+    /// The object may have been made all the same, although no answer said so.
+    pub in_doubt: bool,
     /// Counts failures, so that each handle is told.
     pub number: u64,
 }
@@ -186,7 +189,7 @@ impl FileState {
             return *at;
         }
         match (&self.buffer, &self.stored) {
-            (Some(buffer), Some(stored)) if buffer.generation == 0 => stored.updated_at,
+            (Some(buffer), Some(stored)) if buffer.generation == buffer.committed => stored.updated_at,
             (Some(buffer), _) => buffer.changed_at,
             (None, Some(stored)) => stored.updated_at,
             (None, None) => SystemTime::UNIX_EPOCH,
@@ -206,14 +209,13 @@ impl FileState {
 
     /// Lets go of what is only needed while the file is open.
     pub fn settle(&mut self) {
-        if self.writers == 0 && !self.is_only_here() && !self.is_dirty() && self.link != Link::Unlinked {
-            self.buffer = None;
+        if self.opens > 0 {
+            // A buffer stays with whoever reads it: what was stored may be spelt differently.
+            return;
         }
-        if self.opens == 0 {
-            self.pinned = None;
-            if self.link == Link::Unlinked {
-                self.buffer = None;
-            }
+        self.pinned = None;
+        if self.link == Link::Unlinked || (!self.is_only_here() && !self.is_dirty()) {
+            self.buffer = None;
         }
     }
 }
@@ -232,6 +234,8 @@ impl Buffer {
 pub struct File {
     /// Its number.
     pub ino: u64,
+    /// A regular file, or a name of something the kernel does by itself (`special`).
+    pub kind: FileKind,
     state: Mutex<FileState>,
     /// One change of the object at a time is out at the vault: whoever has the permit.
     pub turn: Arc<Semaphore>,
@@ -246,6 +250,11 @@ impl File {
     /// A file that no vault has yet.
     pub fn new(ino: u64, name: ObjectName, local: LocalAttr) -> Self {
         Self::with(ino, name, None, local)
+    }
+
+    /// A pipe or a socket, which no vault ever has.
+    pub fn special(ino: u64, name: ObjectName, local: LocalAttr, kind: FileKind) -> Self {
+        Self { kind, ..Self::with(ino, name, None, local) }
     }
 
     fn with(ino: u64, name: ObjectName, stored: Option<Stored>, local: LocalAttr) -> Self {
@@ -265,7 +274,7 @@ impl File {
             retrying: false,
             idle: None,
         };
-        Self { ino, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
+        Self { ino, kind: FileKind::Regular, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
     }
 
     /// The state, locked. Take the table's lock before it, never after.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::FileSystem;
+use super::attr::FileKind;
 use super::commit::{Cause, Drain};
 use super::file::{File, Keep, Link, Stored};
 use super::inode::{Hidden, Table};
@@ -68,6 +69,9 @@ impl FileSystem {
     /// scratch file: it would be gone at unmount.
     pub(super) fn keep_of_moved(&self, component: &OsStr, source: &File, target: Option<&File>) -> Keep {
         let Some(component) = component.to_str() else { return Keep::Store };
+        if source.kind != FileKind::Regular {
+            return Keep::Scratch;
+        }
         let (is_object, is_backup) = {
             let state = source.state();
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
@@ -105,7 +109,7 @@ impl FileSystem {
 
     /// The object is moved to a provisional name: its own shows nothing from now on.
     pub(super) fn hide(&self, table: &mut Table, name: &ObjectName, stored: Stored, backup: &File) {
-        table.hidden.insert(name.clone(), Hidden { stored, backup: backup.ino, claimed: false });
+        table.hidden.insert(name.clone(), Hidden { stored, backup: Some(backup.ino), claimed: false });
         backup.state().origin = Some(name.clone());
     }
 
@@ -161,7 +165,7 @@ impl FileSystem {
     /// The bytes of a hidden object are stored under another name: the object goes, as after any rename.
     async fn finish_move(&self, file: &File, call: &Call) {
         let Some(origin) = file.state().origin.take() else { return };
-        let hidden = self.table().hidden.get(&origin).filter(|h| h.backup == file.ino).cloned();
+        let hidden = self.table().hidden.get(&origin).filter(|h| h.backup == Some(file.ino)).cloned();
         if let Some(hidden) = hidden
             && !hidden.claimed
         {

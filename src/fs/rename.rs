@@ -63,6 +63,7 @@ impl FileSystem {
             if target.is_some() && flags & libc::RENAME_NOREPLACE != 0 {
                 return Err(Errno::EEXIST);
             }
+            fs.may_replace(&source, target.as_deref())?;
             let name = fs.name_to_create("rename", &to_dir, &to_name)?;
             let keep = fs.keep_of_moved(&to_name, &source, target.as_deref());
             fs.move_file(&call, &from_dir, &source, Goal { under: to_dir, name, target, keep }).await
@@ -82,6 +83,7 @@ impl FileSystem {
             Some(target) => Some(self.turn(target, call).await.ok_or(Errno::ETIMEDOUT)?),
             None => None,
         };
+        self.clear_doubt(source, call).await?;
         let (old_name, mut doomed) = self.objects_behind(source);
         let job = self.job_under(source, &goal);
         if goal.keep != Keep::Store {
@@ -150,6 +152,7 @@ impl FileSystem {
             state.name = goal.name.clone();
             state.keep = goal.keep;
             state.link = Link::Current;
+            state.local.ctime = Some(now);
             state.stored = match &stored {
                 Some((job, _)) => job.base.clone(),
                 None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),

@@ -173,7 +173,7 @@ impl FileSystem {
             let hidden = self.table().is_hidden(&name);
             match if hidden { Ok(None) } else { self.object_at(&name, answers) } {
                 Ok(Some(found)) => return Ok(Ok(Place::Object(found))),
-                Ok(None) => {}
+                Ok(None) => self.vanished(&name),
                 Err(need) => return Ok(Err(need)),
             }
         }
@@ -292,6 +292,21 @@ impl FileSystem {
         local.then_some(file)
     }
 
+    /// The object was deleted elsewhere: who has it open keeps it, but its name shows nothing, so that it can be
+    /// made anew.
+    fn vanished(&self, name: &ObjectName) {
+        let mut table = self.table();
+        let Some(file) = table.file(name) else { return };
+        let mut state = file.state();
+        let ours = state.is_only_here() || state.is_dirty() || state.stored.is_none();
+        if ours || matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists) {
+            return;
+        }
+        state.link = Link::Replaced;
+        drop(state);
+        table.unpoint(name, file.ino);
+    }
+
     /// The inode that shows this object: the one there is if it is this version, else a new one.
     pub(super) fn file_node(&self, found: &Found) -> Arc<File> {
         let object = &found.object;
@@ -325,8 +340,9 @@ impl FileSystem {
         }
     }
 
+    /// Asked for at each use: a name that was unlinked and made anew has another history.
     fn history_entry(&self, place: Place) -> Option<Entry> {
-        match place {
+        let entry = match place {
             Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
             Place::Local(file) => {
                 let state = file.state();
@@ -339,7 +355,8 @@ impl FileSystem {
                 Some(self.dir_entry(&DirKind::History(meta.name.clone(), meta.id.clone())))
             }
             Place::Absent => None,
-        }
+        };
+        entry.map(|entry| Entry { ttl: Duration::ZERO, ..entry })
     }
 
     /// The entry of a directory.
@@ -363,6 +380,24 @@ impl FileSystem {
                 }
             }
         }
+    }
+
+    /// The path, below the mount point, under which `name` shows now.
+    pub(super) fn path_of(&self, name: &str) -> String {
+        let Some(name) = ObjectName::new(name) else { return String::new() };
+        let mut table = self.table();
+        let (mut path, mut under) = (String::new(), DirPrefix::root());
+        while let Some((text, rest)) = self.shown(&mut table, &name, &under) {
+            path.push_str(&text);
+            match rest {
+                Rest::File => break,
+                Rest::Dir(dir) => {
+                    path.push('/');
+                    under = dir;
+                }
+            }
+        }
+        path
     }
 
     /// Makes the kernel look `name` up again.

@@ -25,8 +25,19 @@ const BUILT_IN: &[&str] = &[
 ];
 
 /// Names that are often, but not always, an editor's temporary: `provisional`.
-const OFTEN: &[&str] =
-    &["*~", "4913", "sed??????", ".*.??????", "tmp????????", "*.tmp", "*.lock", "*.new", "*.orig"];
+const OFTEN: &[&str] = &[
+    "*~",
+    "4913",
+    "sed??????",
+    ".*.??????",
+    "tmp????????",
+    "*.tmp",
+    "*.lock",
+    "*.new",
+    "*.orig",
+    "*.bak",
+    "*.old",
+];
 
 /// The patterns of a mount.
 #[derive(Debug)]
@@ -69,7 +80,7 @@ impl FileSystem {
                 "write",
                 "a scratch file",
                 Errno::ENOSPC,
-                "all scratch files together are limited to 16 MiB",
+                &format!("files that are not stored may take {bound} bytes together (--scratch-size)"),
             )),
         }
     }

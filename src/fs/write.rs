@@ -90,7 +90,7 @@ impl FileSystem {
     }
 
     /// Cuts or extends the buffer; `None` if the bytes to build on are not in memory.
-    fn resize_now(&self, file: &File, size: u64, written: bool) -> Option<Result<()>> {
+    pub(super) fn resize_now(&self, file: &File, size: u64, written: bool) -> Option<Result<()>> {
         let mut state = file.state();
         if size > self.options.max_size {
             return Some(Err(self.too_big(state.name.as_str())));
@@ -112,6 +112,9 @@ impl FileSystem {
         state.local.written();
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
         buffer.bytes.resize(size as usize);
+        // What an earlier save left unsaved is cut off by O_TRUNC: the flush of a copied descriptor that follows must
+        // not store an empty version.
+        buffer.written &= written || size > 0;
         buffer.changed(written, now);
         Some(Ok(()))
     }

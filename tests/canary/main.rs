@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use common::{Beside, Place, is_mounted, processes_of, run, signal, until};
+use common::{Beside, Place, is_mounted, is_root, processes_of, run, signal, until};
 use hunt::{Hunt, canary};
 use play::{Secret, Vault};
 
@@ -250,6 +250,8 @@ fn hardened(place: &Place, served: i32) {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
         let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
         assert_eq!(core.split_whitespace().filter(|w| *w == "0").count(), 2, "{core}");
+        // Its own user cannot look in; root always can.
+        assert_eq!(fs::read(format!("/proc/{pid}/environ")).is_ok(), is_root(), "process {pid}");
     }
     let locked = |pid: i32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

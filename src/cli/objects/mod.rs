@@ -19,6 +19,7 @@ use self::save::{Saved, delete, save};
 use super::connect::{ConnectArgs, connect};
 use super::exit::{Exit, Failure};
 use crate::clock::SystemClock;
+use crate::harden;
 use crate::secret::SecretBytes;
 use crate::vault::codec::{self, Format};
 use crate::vault::object::Cursors;
@@ -130,6 +131,8 @@ pub struct RestoreArgs {
 
 /// Runs the command.
 pub fn run(command: ObjectCommand) -> anyhow::Result<ExitCode> {
+    // Where the limit forbids it nothing is said: the value is here for moments, and on its way to a pipe.
+    let _ = harden::lock_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
         match command {

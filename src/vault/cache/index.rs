@@ -133,7 +133,7 @@ impl Index {
         }
         let known = Known {
             id: item.id.clone(),
-            version: item.version.clone(),
+            version: item.version.clone().or_else(|| self.unchanged_version(item)),
             updated_at: item.updated_at,
             as_of: asked,
         };
@@ -189,7 +189,7 @@ impl Index {
         }
         self.absent.clear();
         self.searched.clear();
-        self.complete = self.complete.map(|(at, pages)| (back(at), pages));
+        self.complete = None;
     }
 
     fn insert(&mut self, name: ObjectName, known: Known) {
@@ -197,6 +197,13 @@ impl Index {
         if self.names.insert(name, known).is_none() {
             self.generation += 1;
         }
+    }
+
+    /// Listings of kv name no version: one that has not changed since is the one we know.
+    fn unchanged_version(&self, item: &Summary) -> Option<VersionTag> {
+        let known = self.names.get(&item.name).filter(|known| known.id == item.id)?;
+        let same = item.updated_at.is_some() && known.updated_at == item.updated_at;
+        known.version.clone().filter(|_| same)
     }
 
     fn is_older_than_ours(&self, name: &ObjectName, asked: Instant) -> bool {

@@ -1,0 +1,287 @@
+//! Failed saves: a true errno, the bytes kept, nothing overwritten that the writer did not know of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vaultfs::fs::{Drain, Errno, FileSystem};
+use vaultfs::vault::ErrorKind;
+use vaultfs::vault::faulty::Fault;
+use vaultfs::vault::op::Op;
+
+use crate::shell::{CREATE, EXCL, Shell, WRITE};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn unsaved(fs: &FileSystem) -> Vec<(String, bool)> {
+    fs.unsaved().into_iter().map(|u| (u.name, u.conflict)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_answer_is_lost_is_one_version() {
+    for kind in [ErrorKind::Deadline, ErrorKind::Server, ErrorKind::BadAnswer] {
+        let sh = Shell::new();
+        sh.vault.fail_next(Op::Create, Fault::After(kind));
+        sh.write_file("f", "one").await.unwrap();
+        assert_eq!(sh.history("f").await, ["one"]);
+        sh.vault.fail_next(Op::Update, Fault::After(kind));
+        sh.write_file("f", "two").await.unwrap();
+        assert_eq!(sh.history("f").await, ["one", "two"]);
+        assert!(sh.fs.unsaved().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_of_what_was_deleted_elsewhere_makes_it_anew() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let fd = sh.open("f", WRITE).await.unwrap();
+    sh.delete("f").await;
+    sh.pwrite(&fd, 0, "new").unwrap();
+    sh.close(fd).await.unwrap();
+    assert_eq!(sh.history("f").await, ["new"]);
+    assert_eq!(sh.cat("f").await, "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_of_what_appeared_elsewhere_is_an_update() {
+    let sh = Shell::new();
+    let fd = sh.open("f", CREATE).await.unwrap();
+    sh.put("f", "theirs").await;
+    sh.pwrite(&fd, 0, "ours").unwrap();
+    sh.close(fd).await.unwrap();
+    assert_eq!(sh.history("f").await, ["theirs", "ours"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_never_ends_in_eexist_or_enoent() {
+    let sh = Shell::new();
+    let fd = sh.open("new", CREATE).await.unwrap();
+    sh.put("new", "theirs").await;
+    sh.pwrite(&fd, 0, "ours").unwrap();
+    sh.vault.fail_always(Op::GetByName, Fault::Before(ErrorKind::Server));
+    assert_eq!(sh.close(fd).await, Err(Errno::EIO));
+    sh.vault.clear();
+    sh.put("old", "x").await;
+    sh.refresh().await;
+    let fd = sh.open("old", WRITE).await.unwrap();
+    sh.delete("old").await;
+    sh.pwrite(&fd, 0, "y").unwrap();
+    sh.vault.fail_always(Op::GetByName, Fault::Before(ErrorKind::Unreachable));
+    assert_eq!(sh.close(fd).await, Err(Errno::ETIMEDOUT));
+    sh.vault.clear();
+    assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await.len(), 2);
+    assert_eq!(sh.history("new").await, ["theirs"], "what is tried again later overwrites nothing");
+    assert_eq!(unsaved(&sh.fs), ["new", "old"].map(|name| (name.to_owned(), true)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn exclusive_creation_of_what_appeared_elsewhere_is_eexist() {
+    let sh = Shell::new();
+    let fd = sh.open("f", EXCL).await.unwrap();
+    sh.put("f", "theirs").await;
+    sh.pwrite(&fd, 0, "ours").unwrap();
+    assert_eq!(sh.close(fd).await, Err(Errno::EEXIST));
+    assert_eq!(sh.history("f").await, ["theirs"]);
+    assert_eq!(sh.open("f", EXCL).await.unwrap_err(), Errno::EEXIST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn exclusive_creation_in_doubt_never_overwrites() {
+    let sh = Arc::new(Shell::new());
+    let fd = sh.open("f", EXCL).await.unwrap();
+    sh.pwrite(&fd, 0, "ours").unwrap();
+    sh.vault.fail_next(Op::Create, Fault::After(ErrorKind::Deadline));
+    let mut gate = sh.vault.gate(Op::GetByName);
+    let closing = tokio::spawn({
+        let sh = sh.clone();
+        async move { sh.close(fd).await }
+    });
+    gate.arrived(1).await;
+    sh.put("f", "theirs").await;
+    gate.release();
+    assert_eq!(closing.await.unwrap(), Err(Errno::EEXIST));
+    assert_eq!(sh.history("f").await, ["ours", "theirs"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_refusal_has_its_errno_and_the_bytes_are_kept_until_the_vault_takes_them() {
+    let table = [
+        (ErrorKind::Unauthorized, Errno::EACCES),
+        (ErrorKind::Forbidden, Errno::EACCES),
+        (ErrorKind::Invalid, Errno::EINVAL),
+        (ErrorKind::TooLarge, Errno::EFBIG),
+        (ErrorKind::RateLimited, Errno::EBUSY),
+        (ErrorKind::Unreachable, Errno::ETIMEDOUT),
+        (ErrorKind::Server, Errno::EIO),
+    ];
+    for (kind, errno) in table {
+        for old in [false, true] {
+            let sh = Shell::new();
+            if old {
+                sh.put("f", "old").await;
+            }
+            let op = if old { Op::Update } else { Op::Create };
+            sh.vault.fail_always(op, Fault::Before(kind));
+            assert_eq!(sh.write_file("f", "precious").await, Err(errno), "{kind:?}");
+            assert_eq!(sh.cat("f").await, "precious");
+            assert_eq!(sh.ls("").await.unwrap(), ["f"]);
+            sh.forget_all();
+            sh.refresh().await;
+            assert_eq!(sh.cat("f").await, "precious", "forgotten by the kernel, kept by us");
+            assert_eq!(unsaved(&sh.fs), [("f".to_owned(), false)]);
+            assert!(sh.fs.unsaved()[0].error.is_some());
+            assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await.len(), 1, "what cannot be stored is named");
+            sh.vault.clear();
+            assert!(sh.fs.drain(Drain::All, PATIENCE).await.is_empty());
+            assert_eq!(sh.history("f").await.last().unwrap(), "precious");
+            assert_eq!(sh.history("f").await.len(), 1 + usize::from(old));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_save_is_stored_by_itself_once_the_vault_is_back() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    sh.cat("f").await;
+    sh.vault.outage();
+    assert_eq!(sh.write_file("f", "new").await, Err(Errno::ETIMEDOUT));
+    sh.pass(Duration::from_secs(300)).await;
+    assert_eq!(unsaved(&sh.fs), [("f".to_owned(), false)]);
+    sh.vault.clear();
+    sh.pass(Duration::from_secs(61)).await;
+    assert_eq!(sh.history("f").await, ["old", "new"]);
+    assert!(sh.fs.unsaved().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_by_itself_never_overwrites_a_newer_version() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    sh.put("g", "old").await;
+    for name in ["f", "g", "new"] {
+        let fd = sh.open(name, CREATE).await.unwrap();
+        sh.pwrite(&fd, 0, "ours").unwrap();
+        sh.vault.outage();
+        assert_eq!(sh.close(fd).await, Err(Errno::ETIMEDOUT));
+        sh.vault.clear();
+    }
+    sh.put("f", "theirs").await;
+    sh.put("new", "theirs").await;
+    sh.delete("g").await;
+    sh.pass(Duration::from_secs(300)).await;
+    assert_eq!(
+        (sh.history("f").await, sh.history("new").await),
+        (vec!["old".into(), "theirs".into()], vec!["theirs".into()])
+    );
+    assert!(sh.meta("g").await.is_none());
+    let conflicts = ["f", "g", "new"].map(|name| (name.to_owned(), true));
+    assert_eq!(unsaved(&sh.fs), conflicts);
+    assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await.len(), 3, "unmount does not overwrite either");
+    assert_eq!(sh.history("f").await.len(), 2);
+    assert_eq!(sh.cat("f").await, "ours", "a person decides: the bytes are here");
+    sh.write_file("f", "decided").await.unwrap();
+    assert_eq!(sh.history("f").await, ["old", "theirs", "decided"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_is_told_once_to_the_next_write_and_again_only_by_another_attempt() {
+    let sh = Shell::new();
+    let (one, two) = (sh.open("f", CREATE).await.unwrap(), sh.open("f", WRITE).await.unwrap());
+    sh.pwrite(&one, 0, "x").unwrap();
+    sh.vault.outage();
+    assert_eq!(sh.fsync(&one).await, Err(Errno::ETIMEDOUT));
+    sh.pwrite(&one, 0, "who was told by fsync goes on").unwrap();
+    assert_eq!(sh.pwrite(&two, 0, "y"), Err(Errno::ETIMEDOUT), "the other writer is told by its next write");
+    sh.pwrite(&two, 0, "y").unwrap();
+    sh.pass(Duration::from_secs(200)).await;
+    sh.pwrite(&one, 0, "a retry by itself that failed is no news").unwrap();
+    assert_eq!(sh.close(two).await, Err(Errno::ETIMEDOUT));
+    sh.vault.clear();
+    sh.fsync(&one).await.unwrap();
+    sh.close(one).await.unwrap();
+    assert_eq!(sh.history("f").await, ["a retry by itself that failed is no news"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_never_told_to_readers() {
+    let sh = Shell::new();
+    sh.vault.fail_always(Op::Create, Fault::Before(ErrorKind::Forbidden));
+    assert_eq!(sh.write_file("f", "x").await, Err(Errno::EACCES));
+    assert_eq!(sh.cat("f").await, "x");
+    let ino = sh.stat("f").await.unwrap().ino;
+    let error = sh.fs.getxattr(ino, "user.vault.error".as_ref()).unwrap();
+    assert!(String::from_utf8(error).unwrap().contains("Forbidden"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_over_unsaved_bytes_is_one_version() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    sh.cat("f").await;
+    sh.vault.outage();
+    assert!(sh.write_file("f", "lost on the way").await.is_err());
+    sh.vault.clear();
+    sh.write_file("f", "new").await.unwrap();
+    assert_eq!(sh.history("f").await, ["old", "new"]);
+    assert!(sh.fs.unsaved().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_unlinked_after_a_creation_in_doubt_does_not_come_back() {
+    let sh = Shell::new();
+    let fd = sh.open("f", CREATE).await.unwrap();
+    sh.pwrite(&fd, 0, "x").unwrap();
+    sh.vault.fail_next(Op::Create, Fault::After(ErrorKind::Deadline));
+    sh.vault.fail_always(Op::GetByName, Fault::Before(ErrorKind::Unreachable));
+    assert!(sh.close(fd).await.is_err());
+    sh.vault.clear();
+    assert_eq!(sh.history("f").await, ["x"], "it was made, although no answer said so");
+    sh.rm("f").await.unwrap();
+    assert!(sh.names().await.is_empty());
+    sh.refresh().await;
+    assert_eq!(sh.stat("f").await, Err(Errno::ENOENT));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unlinking_gives_up_what_is_unsaved() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    sh.cat("f").await;
+    sh.vault.outage();
+    assert!(sh.write_file("f", "new").await.is_err());
+    assert_eq!(sh.rm("f").await, Err(Errno::ETIMEDOUT));
+    assert_eq!(sh.cat("f").await, "new", "an unlink that failed gives up nothing");
+    sh.vault.clear();
+    sh.rm("f").await.unwrap();
+    sh.pass(Duration::from_secs(300)).await;
+    assert!(sh.names().await.is_empty() && sh.fs.unsaved().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleting_with_the_answer_lost_is_deleting() {
+    let sh = Shell::new();
+    sh.put("f", "x").await;
+    sh.vault.fail_next(Op::Delete, Fault::After(ErrorKind::Deadline));
+    sh.rm("f").await.unwrap();
+    assert_eq!(sh.stat("f").await, Err(Errno::ENOENT));
+    sh.put("g", "x").await;
+    sh.refresh().await;
+    sh.cat("g").await;
+    sh.delete("g").await;
+    sh.put("g", "made anew elsewhere").await;
+    sh.rm("g").await.unwrap();
+    assert!(sh.names().await.is_empty(), "the name goes, whichever object has it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unlink_that_the_vault_refuses_leaves_the_file() {
+    for (kind, errno) in [(ErrorKind::Forbidden, Errno::EACCES), (ErrorKind::Server, Errno::EIO)] {
+        let sh = Shell::new();
+        sh.put("f", "x").await;
+        sh.vault.fail_next(Op::Delete, Fault::Before(kind));
+        assert_eq!(sh.rm("f").await, Err(errno));
+        assert_eq!(sh.cat("f").await, "x");
+        sh.rm("f").await.unwrap();
+    }
+}

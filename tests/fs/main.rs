@@ -1,0 +1,15 @@
+//! The file system's promises, without a kernel: a pretend program sends what a kernel would, to a vault in
+//! memory that fails where a test says so. One module a promise; `model` compares random sessions with a map.
+
+mod dirs;
+mod editors;
+mod failures;
+mod held;
+mod model;
+mod names;
+mod outage;
+mod renames;
+mod replaced;
+mod requests;
+mod saves;
+mod shell;

@@ -1,0 +1,468 @@
+//! A pretend program on a pretend kernel: each call sends the requests that Linux sends for the system call.
+//!
+//! Nothing is cached here, so every walk is one LOOKUP a component: the dearest case. Sizes are asserted on every
+//! read, lookups are counted as the kernel counts them. Time is tokio's paused time, for vault and file system
+//! alike; each look at the clock is a nanosecond later than the one before, as on a machine.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use vaultfs::clock::Clock;
+use vaultfs::fs::{
+    Attr, Caller, Create, Entry, Errno, FileKind, FileSystem, Kernel, Options, ROOT, Result, SetAttr, Step,
+};
+use vaultfs::vault::faulty::FaultyVault;
+use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
+use vaultfs::vault::{Call, Capabilities, Content, ListQuery, Meta, ObjectName, Vault};
+
+/// O_WRONLY | O_CREAT | O_TRUNC, as a shell's `>` opens.
+pub const CREATE: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
+/// A new file that must not exist yet.
+pub const EXCL: i32 = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+pub const READ: i32 = libc::O_RDONLY;
+pub const WRITE: i32 = libc::O_WRONLY;
+
+/// Tokio's time, which tests move; no two looks at it are alike.
+#[derive(Debug)]
+struct PausedClock {
+    start: tokio::time::Instant,
+    wall: SystemTime,
+    looks: AtomicU64,
+}
+
+impl Clock for PausedClock {
+    fn now(&self) -> Instant {
+        let look = Duration::from_nanos(self.looks.fetch_add(1, Ordering::Relaxed));
+        tokio::time::Instant::now().into_std() + look
+    }
+    fn wall(&self) -> SystemTime {
+        let look = Duration::from_nanos(self.looks.fetch_add(1, Ordering::Relaxed));
+        self.wall + self.start.elapsed() + look
+    }
+}
+
+/// Entries that the file system told the kernel to forget.
+#[derive(Default)]
+pub struct Told(Mutex<Vec<(u64, String)>>);
+
+impl Kernel for Told {
+    fn inval_entry(&self, parent: u64, name: &OsStr) {
+        self.0.lock().unwrap().push((parent, name.to_string_lossy().into_owned()));
+    }
+    fn inval_inode(&self, _ino: u64) {}
+}
+
+/// A mounted file system, and the program that uses it.
+pub struct Shell {
+    pub fs: Arc<FileSystem>,
+    /// Everything the file system asks goes through here.
+    pub vault: Arc<FaultyVault>,
+    /// The vault itself: what is done to it here is done elsewhere.
+    pub memory: Arc<MemoryVault>,
+    pub clock: Arc<dyn Clock>,
+    pub told: Arc<Told>,
+    /// Who sends the requests; 0 is a process that cannot be seen.
+    pub pid: u32,
+    lookups: Mutex<HashMap<u64, u64>>,
+}
+
+/// An open file.
+#[derive(Debug, Clone, Copy)]
+pub struct Fd {
+    pub ino: u64,
+    pub fh: u64,
+    no_flush: bool,
+}
+
+impl Shell {
+    /// A cold mount of an empty vault in the object dialect.
+    pub fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub fn with(options: Options) -> Self {
+        Self::of(OBJECT_CAPABILITIES, options)
+    }
+
+    pub fn kv() -> Self {
+        Self::of(KV_CAPABILITIES, Options::default())
+    }
+
+    pub fn of(capabilities: Capabilities, options: Options) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(PausedClock {
+            start: tokio::time::Instant::now(),
+            wall: SystemTime::now(),
+            looks: AtomicU64::new(0),
+        });
+        let memory = Arc::new(MemoryVault::new(capabilities, clock.clone()));
+        Self::mounted(memory, clock, options)
+    }
+
+    /// Another mount of the same vault, cold.
+    pub fn remount(&self) -> Self {
+        self.remount_with(self.fs.options().clone())
+    }
+
+    pub fn remount_with(&self, options: Options) -> Self {
+        Self::mounted(self.memory.clone(), self.clock.clone(), options)
+    }
+
+    fn mounted(memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
+        let vault = Arc::new(FaultyVault::with_clock(memory.clone(), clock.clone()));
+        let fs = FileSystem::new(vault.clone(), None, options, clock.clone());
+        let told = Arc::new(Told::default());
+        fs.attach_kernel(told.clone());
+        Self { fs, vault, memory, clock, told, pid: 0, lookups: Mutex::default() }
+    }
+
+    pub fn caller(&self) -> Caller {
+        Caller { pid: self.pid }
+    }
+
+    /// Time goes by, and with it timers.
+    pub async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    /// Everything that is cached is past its time.
+    pub async fn refresh(&self) {
+        self.pass(self.fs.options().refresh + Duration::from_millis(1)).await;
+    }
+
+    /// What `work` gives, and how many requests it cost.
+    pub async fn cost<T>(&self, work: impl Future<Output = T>) -> (T, u64) {
+        let before = self.vault.total();
+        let result = work.await;
+        (result, self.vault.total() - before)
+    }
+
+    // Requests.
+
+    pub async fn step<T>(&self, step: Step<T>) -> Result<T> {
+        match step {
+            Step::Ready(result) => result,
+            Step::Pending(work) => work.await,
+        }
+    }
+
+    fn hold(&self, entry: Entry) -> Entry {
+        *self.lookups.lock().unwrap().entry(entry.attr.ino).or_default() += 1;
+        entry
+    }
+
+    pub async fn lookup(&self, parent: u64, name: &str) -> Result<Option<Entry>> {
+        let found = self.step(self.fs.lookup(parent, OsStr::new(name))).await?;
+        Ok(found.map(|entry| self.hold(entry)))
+    }
+
+    /// The kernel drops what it holds, as under memory pressure.
+    pub fn forget_all(&self) {
+        let held = std::mem::take(&mut *self.lookups.lock().unwrap());
+        held.into_iter().for_each(|(ino, count)| self.fs.forget(ino, count));
+    }
+
+    /// Entries that the kernel was told to forget since the last call.
+    pub fn invalidated(&self) -> Vec<(u64, String)> {
+        std::mem::take(&mut *self.told.0.lock().unwrap())
+    }
+
+    /// The directory of the last component, and that component.
+    async fn parent<'p>(&self, path: &'p str) -> Result<(u64, &'p str)> {
+        match path.rsplit_once('/') {
+            None => Ok((ROOT, path)),
+            Some((dir, name)) => Ok((self.stat(dir).await?.ino, name)),
+        }
+    }
+
+    async fn find(&self, path: &str) -> Result<Option<Attr>> {
+        let mut attr = self.fs.getattr(ROOT)?.0;
+        for component in path.split('/').filter(|c| !c.is_empty()) {
+            if attr.kind != FileKind::Directory {
+                return Err(Errno::ENOTDIR);
+            }
+            match self.lookup(attr.ino, component).await? {
+                Some(entry) => attr = entry.attr,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(attr))
+    }
+
+    // System calls.
+
+    pub async fn stat(&self, path: &str) -> Result<Attr> {
+        self.find(path).await?.ok_or(Errno::ENOENT)
+    }
+
+    pub fn fstat(&self, fd: &Fd) -> Attr {
+        self.fs.getattr(fd.ino).unwrap().0
+    }
+
+    pub async fn open(&self, path: &str, flags: i32) -> Result<Fd> {
+        self.open_mode(path, flags, 0o666).await
+    }
+
+    pub async fn open_mode(&self, path: &str, flags: i32, mode: u32) -> Result<Fd> {
+        let (dir, name) = self.parent(path).await?;
+        let Some(entry) = self.lookup(dir, name).await? else {
+            if flags & libc::O_CREAT == 0 {
+                return Err(Errno::ENOENT);
+            }
+            return self.create(dir, name, flags, mode).await;
+        };
+        if flags & libc::O_CREAT != 0 && flags & libc::O_EXCL != 0 {
+            return Err(Errno::EEXIST);
+        }
+        let ino = entry.attr.ino;
+        let sent = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
+        let opened = self.step(self.fs.open(ino, sent, self.caller())).await?;
+        let fd = Fd { ino, fh: opened.fh, no_flush: opened.no_flush };
+        if flags & libc::O_TRUNC != 0 {
+            let set = SetAttr { size: Some(0), ..SetAttr::default() };
+            if let Err(e) = self.step(self.fs.setattr(ino, None, set)).await {
+                self.close(fd).await?;
+                return Err(e);
+            }
+        }
+        Ok(fd)
+    }
+
+    /// CREATE, whatever a lookup would say.
+    pub async fn create(&self, dir: u64, name: &str, flags: i32, mode: u32) -> Result<Fd> {
+        let create = Create { mode, umask: 0o022, flags };
+        let made = self.step(self.fs.create(dir, OsStr::new(name), create, self.caller())).await?;
+        let ino = self.hold(made.0).attr.ino;
+        Ok(Fd { ino, fh: made.1.fh, no_flush: made.1.no_flush })
+    }
+
+    pub fn pwrite(&self, fd: &Fd, offset: u64, bytes: impl AsRef<[u8]>) -> Result<()> {
+        let bytes = bytes.as_ref();
+        let written = self.fs.write(fd.fh, offset, bytes)?;
+        assert_eq!(written as usize, bytes.len());
+        Ok(())
+    }
+
+    /// All bytes; their number is what stat says.
+    pub async fn read_all(&self, fd: &Fd) -> Result<Vec<u8>> {
+        let size = self.fs.getattr(fd.ino)?.0.size;
+        let slice = self.step(self.fs.read(fd.fh, 0, 1 << 21)).await?;
+        assert_eq!(slice.len() as u64, size, "stat and read differ");
+        Ok(slice.expose().to_vec())
+    }
+
+    /// One FLUSH: a descriptor of several is closed.
+    pub async fn flush(&self, fd: &Fd) -> Result<()> {
+        self.step(self.fs.flush(fd.fh, self.caller())).await
+    }
+
+    pub async fn flush_from(&self, fd: &Fd, pid: u32) -> Result<()> {
+        self.step(self.fs.flush(fd.fh, Caller { pid })).await
+    }
+
+    pub async fn fsync(&self, fd: &Fd) -> Result<()> {
+        self.step(self.fs.fsync(fd.fh)).await
+    }
+
+    /// The last close of a file: what close(2) says is what FLUSH says.
+    pub async fn close(&self, fd: Fd) -> Result<()> {
+        let flushed = if fd.no_flush { Ok(()) } else { self.flush(&fd).await };
+        self.release(fd).await;
+        flushed
+    }
+
+    pub async fn release(&self, fd: Fd) {
+        self.step(self.fs.release(fd.fh)).await.unwrap();
+    }
+
+    pub async fn ftruncate(&self, fd: &Fd, size: u64) -> Result<()> {
+        let set = SetAttr { size: Some(size), ..SetAttr::default() };
+        let (attr, _) = self.step(self.fs.setattr(fd.ino, Some(fd.fh), set)).await?;
+        assert_eq!(attr.size, size);
+        Ok(())
+    }
+
+    /// truncate(2): the kernel sends the time as well.
+    pub async fn truncate(&self, path: &str, size: u64) -> Result<()> {
+        let ino = self.stat(path).await?.ino;
+        let set = SetAttr { size: Some(size), mtime: Some(self.fs.now()), ..SetAttr::default() };
+        let (attr, _) = self.step(self.fs.setattr(ino, None, set)).await?;
+        assert_eq!(attr.size, size);
+        Ok(())
+    }
+
+    pub async fn set(&self, path: &str, set: SetAttr) -> Result<Attr> {
+        let ino = self.stat(path).await?.ino;
+        Ok(self.step(self.fs.setattr(ino, None, set)).await?.0)
+    }
+
+    pub async fn chmod(&self, path: &str, mode: u32) -> Result<Attr> {
+        self.set(path, SetAttr { mode: Some(mode), ..SetAttr::default() }).await
+    }
+
+    pub async fn utimens(&self, path: &str, mtime: SystemTime) -> Result<Attr> {
+        self.set(path, SetAttr { mtime: Some(mtime), ..SetAttr::default() }).await
+    }
+
+    pub async fn rm(&self, path: &str) -> Result<()> {
+        let (dir, name) = self.parent(path).await?;
+        self.lookup(dir, name).await?.ok_or(Errno::ENOENT)?;
+        self.step(self.fs.unlink(dir, OsStr::new(name), self.caller())).await
+    }
+
+    pub async fn mkdir(&self, path: &str) -> Result<Attr> {
+        let (dir, name) = self.parent(path).await?;
+        if self.lookup(dir, name).await?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let made = self.step(self.fs.mkdir(dir, OsStr::new(name), 0o755)).await?;
+        Ok(self.hold(made).attr)
+    }
+
+    pub async fn rmdir(&self, path: &str) -> Result<()> {
+        let (dir, name) = self.parent(path).await?;
+        let entry = self.lookup(dir, name).await?.ok_or(Errno::ENOENT)?;
+        if entry.attr.kind != FileKind::Directory {
+            return Err(Errno::ENOTDIR);
+        }
+        self.step(self.fs.rmdir(dir, OsStr::new(name))).await
+    }
+
+    pub async fn mv(&self, from: &str, to: &str) -> Result<()> {
+        self.mv_flags(from, to, 0).await
+    }
+
+    pub async fn mv_flags(&self, from: &str, to: &str, flags: u32) -> Result<()> {
+        let (from_dir, from_name) = self.parent(from).await?;
+        self.lookup(from_dir, from_name).await?.ok_or(Errno::ENOENT)?;
+        let (to_dir, to_name) = self.parent(to).await?;
+        self.lookup(to_dir, to_name).await?;
+        let (from, to) = ((from_dir, OsStr::new(from_name)), (to_dir, OsStr::new(to_name)));
+        self.step(self.fs.rename(from, to, flags)).await
+    }
+
+    /// Names in a directory, directories with a slash behind.
+    pub async fn ls(&self, path: &str) -> Result<Vec<String>> {
+        let ino = self.stat(path).await?.ino;
+        let dir = self.fs.opendir(ino, self.caller())?;
+        let listing = self.step(self.fs.readdir(dir.fh, true)).await;
+        self.fs.releasedir(dir.fh);
+        let listing = listing?;
+        let mut names = Vec::new();
+        for entry in listing.iter().filter(|e| e.name != "." && e.name != "..") {
+            let slash = if entry.kind == FileKind::Directory { "/" } else { "" };
+            names.push(format!("{}{slash}", entry.name));
+        }
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count, "a name is listed twice in {path:?}: {names:?}");
+        Ok(names)
+    }
+
+    // Programs.
+
+    /// `printf … > path` of a shell: the descriptor is copied and the first one closed before anything is written.
+    pub async fn write_file(&self, path: &str, bytes: impl AsRef<[u8]>) -> Result<()> {
+        let fd = self.open(path, CREATE).await?;
+        self.flush(&fd).await?;
+        if let Err(e) = self.pwrite(&fd, 0, bytes) {
+            // The error of the write is what the program sees.
+            let _ = self.close(fd).await;
+            return Err(e);
+        }
+        self.close(fd).await
+    }
+
+    /// `cat path`.
+    pub async fn read_file(&self, path: &str) -> Result<Vec<u8>> {
+        let size = self.stat(path).await?.size;
+        let fd = self.open(path, READ).await?;
+        let bytes = self.read_all(&fd).await;
+        self.close(fd).await?;
+        let bytes = bytes?;
+        assert_eq!(bytes.len() as u64, size, "lookup and read of {path:?} differ");
+        Ok(bytes)
+    }
+
+    /// `cat path` as text.
+    pub async fn cat(&self, path: &str) -> String {
+        let bytes = self.read_file(path).await.unwrap_or_else(|e| panic!("cat {path:?}: {e:?}"));
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// The files below `path` with their bytes, found by listing.
+    pub async fn walk(&self, path: &str) -> Result<std::collections::BTreeMap<String, Vec<u8>>> {
+        let mut files = std::collections::BTreeMap::new();
+        let mut dirs = vec![path.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for name in self.ls(&dir).await? {
+                let at = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+                match at.strip_suffix('/') {
+                    Some(below) => dirs.push(below.to_owned()),
+                    None => drop(files.insert(at.clone(), self.read_file(&at).await?)),
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    // The vault, seen from elsewhere.
+
+    pub fn elsewhere(&self) -> Call {
+        Call::foreground(self.clock.now() + Duration::from_secs(60))
+    }
+
+    /// Makes or changes an object from elsewhere.
+    pub async fn put(&self, name: &str, bytes: impl Into<Vec<u8>>) -> Meta {
+        self.put_content(name, Content::plain(bytes)).await
+    }
+
+    pub async fn put_content(&self, name: &str, content: Content) -> Meta {
+        let (call, object_name) = (self.elsewhere(), ObjectName::new(name).unwrap());
+        match self.memory.get_by_name(&call, &object_name).await {
+            Ok(object) => self.memory.update(&call, &object.meta.id, &content, None).await.unwrap(),
+            Err(_) => self.memory.create(&call, &object_name, &content).await.unwrap(),
+        }
+    }
+
+    /// Deletes an object from elsewhere.
+    pub async fn delete(&self, name: &str) {
+        let id = self.meta(name).await.unwrap_or_else(|| panic!("no object {name:?}")).id;
+        self.memory.delete(&self.elsewhere(), &id, None).await.unwrap();
+    }
+
+    pub async fn meta(&self, name: &str) -> Option<Meta> {
+        let name = ObjectName::new(name).unwrap();
+        self.memory.get_by_name(&self.elsewhere(), &name).await.ok().map(|object| object.meta)
+    }
+
+    /// All versions of an object's bytes, oldest first; empty if there is none. Object dialect only.
+    pub async fn history(&self, name: &str) -> Vec<String> {
+        let Some(meta) = self.meta(name).await else { return Vec::new() };
+        let mut all = Vec::new();
+        for info in self.memory.versions(&self.elsewhere(), &meta.id).await.unwrap() {
+            let object = self.memory.version(&self.elsewhere(), &meta.id, &info).await.unwrap();
+            all.push(String::from_utf8(object.content.bytes.expose().to_vec()).unwrap());
+        }
+        all
+    }
+
+    /// All names in the vault, sorted.
+    pub async fn names(&self) -> Vec<String> {
+        let (mut names, mut query) = (Vec::new(), ListQuery::first());
+        loop {
+            let page = self.memory.list(&self.elsewhere(), &query).await.unwrap();
+            names.extend(page.items.iter().map(|item| item.name.as_str().to_owned()));
+            match page.next {
+                Some(cursor) => query = query.next(cursor),
+                None => break,
+            }
+        }
+        names.sort();
+        names
+    }
+}
