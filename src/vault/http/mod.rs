@@ -18,6 +18,8 @@ mod wire;
 #[cfg(test)]
 mod canned;
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod kv_tests;
 #[cfg(test)]
 mod tests;
