@@ -145,7 +145,10 @@ impl FileSystem {
             };
             let Some(job) = Job::of(file, guarded) else { return Ok(()) };
             match self.store(&job, call).await {
-                Ok(object) => self.committed(file, &job, object),
+                Ok(object) => {
+                    self.committed(file, &job, object);
+                    self.finish_move(file, call).await;
+                }
                 Err(e) => return Err(self.commit_failed(file, &job, cause, e)),
             }
             if job.generation >= goal {

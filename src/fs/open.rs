@@ -331,6 +331,7 @@ impl FileSystem {
             // What failed at close(2) is tried again by itself.
             let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty() && !state.retrying;
             state.settle();
+            self.account_room(&mut state);
             unsaved
         };
         if !unsaved {
