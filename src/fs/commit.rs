@@ -43,6 +43,7 @@ pub(super) enum Cause {
     Settle,
     Retry,
     Drain,
+    Asked,
 }
 
 impl Cause {
@@ -55,6 +56,7 @@ impl Cause {
             Cause::Settle => "end of a provisional file",
             Cause::Retry => "retry of a failed write",
             Cause::Drain => "unmount",
+            Cause::Asked => "retry that was asked for",
         }
     }
 }
@@ -135,10 +137,18 @@ impl FileSystem {
                     Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
                 return Err(self.failed(cause.name(), name.as_str(), &why));
             };
-            let guarded = self.options.strict || cause == Cause::Retry;
+            let guarded = match cause {
+                Cause::Retry => true,
+                // A person has seen the conflict and wants these bytes.
+                Cause::Asked => false,
+                _ => self.options.strict,
+            };
             let Some(job) = Job::of(file, guarded) else { return Ok(()) };
             match self.store(&job, call).await {
-                Ok(object) => self.committed(file, &job, object),
+                Ok(object) => {
+                    self.committed(file, &job, object);
+                    self.finish_move(file, call).await;
+                }
                 Err(e) => return Err(self.commit_failed(file, &job, cause, e)),
             }
             if job.generation >= goal {

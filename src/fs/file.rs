@@ -147,6 +147,8 @@ pub struct FileState {
     pub retrying: bool,
     /// Since when nobody has a provisional file open.
     pub idle: Option<Instant>,
+    /// Bytes accounted for as held back from the vault (`scratch`).
+    pub room: u64,
 }
 
 impl FileState {
@@ -273,6 +275,7 @@ impl File {
             exclusive: false,
             retrying: false,
             idle: None,
+            room: 0,
         };
         Self { ino, kind: FileKind::Regular, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
     }

@@ -19,6 +19,7 @@ pub mod name;
 mod open;
 mod opener;
 mod options;
+mod pending;
 mod provisional;
 mod read;
 mod remove;

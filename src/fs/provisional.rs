@@ -40,14 +40,56 @@ impl Table {
         self.hidden.remove(name);
     }
 
-    /// `file` was unlinked from `name`. A new file over a hidden object uncovers that the object is hidden; a
-    /// backup takes the hidden object along, which has been deleted.
+    /// `file` lost the name `name`. A new file over a hidden object uncovers that the object is hidden; a backup
+    /// takes the hidden object along, which has been deleted.
     pub(super) fn let_go_of(&mut self, name: &ObjectName, file: &File) {
         if let Some(hidden) = self.hidden.get_mut(name) {
             hidden.claimed = false;
         }
-        if let Some(origin) = file.state().origin.take() {
+        self.forget_backup(file);
+    }
+
+    /// `file` is a backup no more: its bytes are stored or gone.
+    pub(super) fn forget_backup(&mut self, file: &File) {
+        if let Some((origin, _)) = self.hidden_by(file) {
             self.hidden.remove(&origin);
+        }
+        file.state().origin = None;
+    }
+
+    /// The object that is hidden because this file, its backup, was moved away from it.
+    fn hidden_by(&self, file: &File) -> Option<(ObjectName, Hidden)> {
+        let origin = file.state().origin.clone()?;
+        // Another backup may have hidden the name since.
+        let hidden = self.hidden.get(&origin).filter(|hidden| hidden.backup == Some(file.ino))?.clone();
+        Some((origin, hidden))
+    }
+
+    /// The object that goes with this backup, as its name is still absent.
+    pub(super) fn doomed_with(&self, file: &File) -> Option<(ObjectName, ObjectId)> {
+        let (origin, hidden) = self.hidden_by(file)?;
+        (!hidden.claimed).then_some((origin, hidden.stored.id))
+    }
+
+    /// `file` is moved from `name` to a provisional name, over `target`. If it was the object of that name, that is
+    /// hidden from now on; if it was made over a hidden one, that is hidden again, behind the backup it has.
+    pub(super) fn hide(
+        &mut self,
+        name: &ObjectName,
+        object: Option<Stored>,
+        file: &File,
+        target: Option<&File>,
+    ) {
+        let over = target.map(|target| target.ino);
+        if let Some(hidden) = self.hidden.get_mut(name) {
+            hidden.claimed = false;
+            if over.is_some() && hidden.backup == over {
+                hidden.backup = Some(file.ino);
+                file.state().origin = Some(name.clone());
+            }
+        } else if let Some(stored) = object {
+            self.hidden.insert(name.clone(), Hidden { stored, backup: Some(file.ino), claimed: false });
+            file.state().origin = Some(name.clone());
         }
     }
 }
@@ -68,10 +110,10 @@ impl FileSystem {
     /// Whether a file that gets this name by a rename is stored. What has been in the vault is never turned into a
     /// scratch file: it would be gone at unmount.
     pub(super) fn keep_of_moved(&self, component: &OsStr, source: &File, target: Option<&File>) -> Keep {
-        let Some(component) = component.to_str() else { return Keep::Store };
         if source.kind != FileKind::Regular {
             return Keep::Scratch;
         }
+        let Some(component) = component.to_str() else { return Keep::Store };
         let (is_object, is_backup) = {
             let state = source.state();
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
@@ -90,27 +132,15 @@ impl FileSystem {
     /// own name.
     pub(super) fn objects_behind(&self, file: &File) -> (ObjectName, Vec<(ObjectName, ObjectId)>) {
         let table = self.table();
+        let mut doomed: Vec<_> = table.doomed_with(file).into_iter().collect();
         let state = file.state();
         let name = state.name.clone();
-        let mut doomed = Vec::new();
-        if let Some(origin) = &state.origin
-            && let Some(hidden) = table.hidden.get(origin).filter(|hidden| !hidden.claimed)
-        {
-            // A backup takes its object along if the name is still absent.
-            doomed.push((origin.clone(), hidden.stored.id.clone()));
-        }
         if let Some(stored) = &state.stored
             && !table.hidden.contains_key(&name)
         {
             doomed.push((name.clone(), stored.id.clone()));
         }
         (name, doomed)
-    }
-
-    /// The object is moved to a provisional name: its own shows nothing from now on.
-    pub(super) fn hide(&self, table: &mut Table, name: &ObjectName, stored: Stored, backup: &File) {
-        table.hidden.insert(name.clone(), Hidden { stored, backup: Some(backup.ino), claimed: false });
-        backup.state().origin = Some(name.clone());
     }
 
     /// Makes an object of the file when it has been left alone for long enough.
@@ -145,37 +175,30 @@ impl FileSystem {
     }
 
     async fn settle_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
-        let size = {
+        {
             let mut state = file.state();
             state.keep = Keep::Store;
             if let Some(buffer) = &mut state.buffer {
                 buffer.changed(true, buffer.changed_at);
             }
-            state.size()
-        };
-        // Giving room back never fails.
-        let _ = self.account_scratch(size, 0);
-        // A failure is kept on the file, logged and listed like that of any other write.
-        if self.commit(file, call, Cause::Settle).await.is_ok() {
-            self.finish_move(file, call).await;
+            self.account_room(&mut state);
         }
+        // A failure is kept on the file, logged, listed and tried again like that of any other write.
+        let _ = self.commit(file, call, Cause::Settle).await;
         self.table().drop_unheld(file.ino);
     }
 
     /// The bytes of a hidden object are stored under another name: the object goes, as after any rename.
-    async fn finish_move(&self, file: &File, call: &Call) {
-        let Some(origin) = file.state().origin.take() else { return };
-        let hidden = self.table().hidden.get(&origin).filter(|h| h.backup == Some(file.ino)).cloned();
-        if let Some(hidden) = hidden
-            && !hidden.claimed
-        {
+    pub(super) async fn finish_move(&self, file: &File, call: &Call) {
+        let doomed = self.table().doomed_with(file);
+        if let Some((name, id)) = doomed {
             if self.options.no_delete {
-                tracing::warn!(name = origin.as_str(), "moved, but the old name stays: --no-delete");
+                tracing::warn!(name = name.as_str(), "moved, but the old name stays: --no-delete");
             } else {
                 // What could not be deleted shows again; the failure is logged.
-                let _ = self.delete(call, &origin, hidden.stored.id).await;
+                let _ = self.delete(call, &name, id).await;
             }
         }
-        self.table().hidden.remove(&origin);
+        self.table().forget_backup(file);
     }
 }

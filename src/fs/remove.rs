@@ -55,13 +55,12 @@ impl FileSystem {
             }
         }
         let mut table = self.table();
-        let scratch_bytes = {
+        {
             let mut state = file.state();
             state.link = Link::Unlinked;
-            let bytes = if state.is_only_here() { state.size() } else { 0 };
             state.settle();
-            bytes
-        };
+            self.account_room(&mut state);
+        }
         table.unpoint(&name, file.ino);
         table.release_kind(&name);
         table.let_go_of(&name, file);
@@ -71,8 +70,7 @@ impl FileSystem {
         }
         table.touch(&DirKind::Tree(under.clone()), self.clock.wall());
         table.drop_unheld(file.ino);
-        drop(table);
-        self.account_scratch(scratch_bytes, 0)
+        Ok(())
     }
 
     /// Deletes what the name means now: the object we know, or the one that took its name meanwhile.

@@ -84,24 +84,26 @@ impl FileSystem {
             None => None,
         };
         self.clear_doubt(source, call).await?;
-        let (old_name, mut doomed) = self.objects_behind(source);
+        let (old_name, own) = self.objects_behind(source);
         let job = self.job_under(source, &goal);
-        if goal.keep != Keep::Store {
-            self.switch(from_dir, source, &old_name, &goal, None);
-            self.settle_later(source);
-            return Ok(());
+        let stores = goal.keep == Keep::Store;
+        let mut doomed = if stores { own } else { Vec::new() };
+        if let Some(target) = &goal.target {
+            // What is overwritten is gone, as after an unlink.
+            doomed.extend(self.table().doomed_with(target));
         }
         doomed.retain(|(name, _)| *name != goal.name);
         if !doomed.is_empty() && self.options.no_delete {
             let why = "renaming deletes the old name, and the mount was made with --no-delete";
             return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
         }
-        let stored = self.store(&job, call).await;
-        let object = stored.map_err(|e| self.failed("rename", goal.name.as_str(), &e))?;
+        let stored = if stores { Some(self.store(&job, call).await) } else { None };
+        let stored = stored.transpose().map_err(|e| self.failed("rename", goal.name.as_str(), &e))?;
         for (name, id) in doomed {
             self.delete(call, &name, id).await?;
         }
-        self.switch(from_dir, source, &old_name, &goal, Some((&job, object)));
+        self.switch(from_dir, source, &old_name, &goal, stored.map(|object| (&job, object)));
+        self.settle_later(source);
         Ok(())
     }
 
@@ -141,29 +143,34 @@ impl FileSystem {
             let mut state = target.state();
             state.link = Link::Unlinked;
             state.settle();
+            self.account_room(&mut state);
         }
-        let claimed = table.hidden.contains_key(old_name);
-        let (before, hides, room) = {
+        let base = match &stored {
+            Some((job, _)) => job.base.clone(),
+            None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),
+        };
+        let object = {
             let mut state = source.state();
-            let room = |held: bool| if held { state.size() } else { 0 };
-            let room = (room(state.is_only_here()), room(goal.keep != Keep::Store));
-            let hides = goal.keep == Keep::Provisional && !state.is_only_here() && !claimed;
-            let before = state.stored.take();
+            // A new name is no new content.
+            let mtime = state.mtime();
+            let was_object = !state.is_only_here();
+            let before = std::mem::replace(&mut state.stored, base);
+            state.local.mtime = Some((mtime, state.stored.as_ref().map(|s| s.version.clone())));
             state.name = goal.name.clone();
             state.keep = goal.keep;
             state.link = Link::Current;
             state.local.ctime = Some(now);
-            state.stored = match &stored {
-                Some((job, _)) => job.base.clone(),
-                None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),
-            };
+            self.account_room(&mut state);
             *table.local(&goal.name) = state.local.clone();
-            (before, hides, room)
+            before.filter(|_| was_object)
         };
-        match before {
-            Some(before) if hides => self.hide(&mut table, old_name, before, source),
-            _ if goal.keep == Keep::Store => table.let_go_of(old_name, source),
-            _ => {}
+        match goal.keep {
+            Keep::Store => table.let_go_of(old_name, source),
+            Keep::Provisional => table.hide(old_name, object, source, goal.target.as_deref()),
+            Keep::Scratch => {}
+        }
+        if let Some(target) = &goal.target {
+            table.forget_backup(target);
         }
         table.point(&goal.name, source.ino);
         if let Some(target) = &goal.target {
@@ -176,8 +183,6 @@ impl FileSystem {
             table.touch(&DirKind::Tree(dir.clone()), now);
         }
         drop(table);
-        // Moving bytes between names never needs more room than there was.
-        let _ = self.account_scratch(room.0, room.1);
         if let Some((job, object)) = stored {
             self.committed(source, job, object);
         }

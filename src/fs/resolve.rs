@@ -382,6 +382,24 @@ impl FileSystem {
         }
     }
 
+    /// The path, below the mount point, under which `name` shows now.
+    pub(super) fn path_of(&self, name: &str) -> String {
+        let Some(name) = ObjectName::new(name) else { return String::new() };
+        let mut table = self.table();
+        let (mut path, mut under) = (String::new(), DirPrefix::root());
+        while let Some((text, rest)) = self.shown(&mut table, &name, &under) {
+            path.push_str(&text);
+            match rest {
+                Rest::File => break,
+                Rest::Dir(dir) => {
+                    path.push('/');
+                    under = dir;
+                }
+            }
+        }
+        path
+    }
+
     /// Makes the kernel look `name` up again.
     pub(super) fn inval_name(&self, name: &ObjectName) {
         if let (Some(kernel), Some((parent, text))) = (self.kernel.get(), self.position(name)) {

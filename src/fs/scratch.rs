@@ -9,6 +9,7 @@ use glob::Pattern;
 
 use super::FileSystem;
 use super::errno::{Errno, Result};
+use super::file::FileState;
 
 /// Swap files of vim, locks and autosaves of emacs, droppings of desktops, NFS and FUSE.
 const BUILT_IN: &[&str] = &[
@@ -25,19 +26,8 @@ const BUILT_IN: &[&str] = &[
 ];
 
 /// Names that are often, but not always, an editor's temporary: `provisional`.
-const OFTEN: &[&str] = &[
-    "*~",
-    "4913",
-    "sed??????",
-    ".*.??????",
-    "tmp????????",
-    "*.tmp",
-    "*.lock",
-    "*.new",
-    "*.orig",
-    "*.bak",
-    "*.old",
-];
+const OFTEN: &[&str] =
+    &["*~", "4913", "sed??????", ".*.??????", "tmp????????", "*.tmp", "*.lock", "*.new", "*.orig"];
 
 /// The patterns of a mount.
 #[derive(Debug)]
@@ -67,22 +57,34 @@ impl Patterns {
 }
 
 impl FileSystem {
-    /// Accounts for a scratch file that changes from `from` to `to` bytes; ENOSPC beyond the bound.
-    pub(super) fn account_scratch(&self, from: u64, to: u64) -> Result<()> {
-        let bound = self.options.scratch_size;
-        let update = |used: u64| {
-            let next = used.saturating_sub(from).saturating_add(to);
-            (to <= from || next <= bound).then_some(next)
-        };
-        match self.scratch_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(self.refused(
-                "write",
-                "a scratch file",
-                Errno::ENOSPC,
-                "all scratch files together are limited to 16 MiB",
-            )),
+    /// Makes room for a file that is held back to have `size` bytes; ENOSPC beyond the bound. Others need none.
+    pub(super) fn reserve_room(&self, state: &mut FileState, size: u64) -> Result<()> {
+        if !state.is_only_here() {
+            return Ok(());
         }
+        let (room, bound) = (state.room, self.options.scratch_size);
+        let update = |used: u64| {
+            let next = used.saturating_sub(room).saturating_add(size);
+            (size <= room || next <= bound).then_some(next)
+        };
+        if self.scratch_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).is_err() {
+            let why = format!(
+                "files that are held back from the vault are limited to {bound} bytes together (--scratch-size)"
+            );
+            return Err(self.refused("write", state.name.as_str(), Errno::ENOSPC, &why));
+        }
+        state.room = size;
+        Ok(())
+    }
+
+    /// Accounts for a file that was moved, closed, unlinked or stored: what it holds back now, whatever the bound.
+    pub(super) fn account_room(&self, state: &mut FileState) {
+        let held = if state.is_only_here() { state.buffer.as_ref().map_or(0, |b| b.bytes.len()) } else { 0 };
+        let (before, now) = (state.room, held as u64);
+        let update = |used: u64| Some(used.saturating_sub(before).saturating_add(now));
+        // The closure always gives a value, so this never fails.
+        let _ = self.scratch_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        state.room = now;
     }
 }
 

@@ -28,10 +28,8 @@ impl FileSystem {
         if end > self.options.max_size {
             return Err(self.too_big(state.name.as_str()));
         }
-        if state.is_only_here() {
-            let from = state.size();
-            self.account_scratch(from, from.max(end))?;
-        }
+        let grown = state.size().max(end);
+        self.reserve_room(&mut state, grown)?;
         let now = self.clock.wall();
         let pinned = state.pinned.clone();
         state.local.written();
@@ -102,9 +100,7 @@ impl FileSystem {
         if state.buffer.is_none() && state.pinned.is_none() && state.stored.is_some() && size > 0 {
             return None;
         }
-        if state.is_only_here()
-            && let Err(e) = self.account_scratch(before, size)
-        {
+        if let Err(e) = self.reserve_room(&mut state, size) {
             return Some(Err(e));
         }
         let now = self.clock.wall();
