@@ -141,6 +141,9 @@ pub struct FileState {
     pub local: LocalAttr,
     /// The last commit failed.
     pub failure: Option<Failure>,
+    /// A write was refused for want of room: the buffer is not what its writer meant, and is not stored. Forgotten
+    /// at the next cut, or with the buffer when the last writer lets go.
+    pub cut_short: Option<Errno>,
     /// Created with O_EXCL: a name that turns out to exist is an error, not an update.
     pub exclusive: bool,
     /// A background retry is on its way.
@@ -272,6 +275,7 @@ impl File {
             writers: 0,
             local,
             failure: None,
+            cut_short: None,
             exclusive: false,
             retrying: false,
             idle: None,

@@ -162,6 +162,11 @@ impl FileSystem {
 
     fn open_file(&self, file: Arc<File>, writes: bool, caller: Caller) -> Opened {
         let mut state = file.state();
+        if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
+            // Who opens the file now has seen that the name is taken, and means to change what it shows.
+            state.exclusive = false;
+            state.failure = None;
+        }
         state.opens += 1;
         let writer = writes.then(|| {
             state.writers += 1;
@@ -330,6 +335,12 @@ impl FileSystem {
             state.writers -= usize::from(writer.is_some());
             // What failed at close(2) is tried again by itself.
             let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty() && !state.retrying;
+            let cut_short = state.writers == 0 && state.cut_short.take().is_some() && state.buffer.is_some();
+            if cut_short {
+                drop(state);
+                self.take_back(file);
+                return Step::Ready(Ok(()));
+            }
             state.settle();
             self.account_room(&mut state);
             unsaved
@@ -346,6 +357,13 @@ impl FileSystem {
             fs.table().drop_unheld(file.ino);
             Ok(())
         })
+    }
+
+    /// What was written is only a part, and its writer was told so: the name shows again what the vault has.
+    fn take_back(&self, file: &Arc<File>) {
+        let name = self.give_up(file);
+        tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");
+        self.inval_name(&name);
     }
 
     /// RELEASEDIR.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::attr::{Attr, SetAttr};
 use super::commit::Cause;
 use super::errno::{Errno, Result};
-use super::file::File;
+use super::file::{File, Keep};
 use super::inode::Node;
 use super::open::Held;
 use super::{FileSystem, Step};
@@ -26,10 +26,14 @@ impl FileSystem {
         }
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
         if end > self.options.max_size {
+            state.cut_short = Some(Errno::EFBIG);
             return Err(self.too_big(state.name.as_str()));
         }
         let grown = state.size().max(end);
-        self.reserve_room(&mut state, grown)?;
+        if let Err(full) = self.reserve_room(&mut state, grown) {
+            state.cut_short = Some(full).filter(|_| state.keep != Keep::Scratch);
+            return Err(full);
+        }
         let now = self.clock.wall();
         let pinned = state.pinned.clone();
         state.local.written();
@@ -93,6 +97,7 @@ impl FileSystem {
         if size > self.options.max_size {
             return Some(Err(self.too_big(state.name.as_str())));
         }
+        state.cut_short = None;
         let before = state.size();
         if size == before {
             return Some(Ok(()));
