@@ -15,7 +15,8 @@ use std::time::Duration;
 use super::FileSystem;
 use super::commit::{Cause, Drain};
 use super::file::{File, Keep, Link, Stored};
-use super::inode::{Hidden, Table};
+use super::inode::{Hidden, Node, Table};
+use super::name::DirPrefix;
 use crate::vault::{Call, ObjectId, ObjectName};
 
 /// A provisional file that nobody has open becomes an object after this.
@@ -112,6 +113,10 @@ impl FileSystem {
         let Some(component) = component.to_str() else { return Keep::Store };
         let (is_object, is_backup) = {
             let state = source.state();
+            if state.is_only_here() && state.stored.is_some() {
+                // It was moved over an object, which has to go now.
+                return Keep::Store;
+            }
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
         };
         let free = target.is_none_or(|target| target.state().is_only_here());
@@ -168,6 +173,23 @@ impl FileSystem {
         };
         let files: Vec<Arc<File>> = self.table().all_files().filter(is_provisional).collect();
         futures_util::future::join_all(files.iter().map(|file| self.settle_provisional(file, call))).await;
+    }
+
+    /// Carries out the moves of what is hidden in `dir`: it is to be removed.
+    pub(super) async fn settle_moved_from(self: &Arc<Self>, dir: &DirPrefix, call: &Call) {
+        let backups: Vec<Arc<File>> = {
+            let table = self.table();
+            let moved = |(name, hidden): (&ObjectName, &Hidden)| {
+                let within = name.as_str().starts_with(dir.as_str()) && !hidden.claimed;
+                within.then(|| table.node(hidden.backup)).flatten()
+            };
+            let files = table.hidden.iter().filter_map(moved).filter_map(|node| match node {
+                Node::File(file) => Some(file),
+                Node::Dir(_) | Node::Version(_) | Node::Control(..) => None,
+            });
+            files.collect()
+        };
+        futures_util::future::join_all(backups.iter().map(|file| self.settle_provisional(file, call))).await;
     }
 
     async fn settle_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
