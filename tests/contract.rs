@@ -15,7 +15,7 @@ use vaultfs::vault::http::key::{ApiKey, read_key_file};
 use vaultfs::vault::http::retry::Policy;
 use vaultfs::vault::http::{self, HttpConfig, Opened, Target};
 use vaultfs::vault::prefix::PrefixVault;
-use vaultfs::vault::{Call, Content, DynVault, ErrorKind, ListQuery, ObjectName, contract};
+use vaultfs::vault::{Call, Content, Dialect, DynVault, ErrorKind, ListQuery, ObjectName, contract};
 
 const MAX_SIZE: usize = 1024 * 1024;
 
@@ -24,6 +24,14 @@ fn call() -> Call {
 }
 
 async fn open(target: Target, key: SecretString) -> vaultfs::vault::Result<Opened> {
+    open_as(target, key, None).await
+}
+
+async fn open_as(
+    target: Target,
+    key: SecretString,
+    dialect: Option<Dialect>,
+) -> vaultfs::vault::Result<Opened> {
     let config = HttpConfig {
         target,
         more_roots: None,
@@ -33,7 +41,7 @@ async fn open(target: Target, key: SecretString) -> vaultfs::vault::Result<Opene
         policy: Policy::default(),
         key_context: Default::default(),
     };
-    http::open(config, &call(), None).await
+    http::open(config, &call(), dialect).await
 }
 
 async fn server() -> Server {
@@ -60,6 +68,48 @@ async fn http_over_tcp() {
     let opened = open(Target::Url(server.url.clone()), SecretString::new(server.key.clone())).await.unwrap();
     contract::run(Arc::new(PrefixVault::new(opened.vault, "app"))).await;
     server.stop().await;
+}
+
+#[tokio::test]
+async fn kv_over_tcp() {
+    let server = server().await;
+    let open = || {
+        let key = SecretString::new(server.key.clone());
+        open_as(Target::Url(server.url.clone()), key, Some(Dialect::Kv))
+    };
+    let opened = open().await.unwrap();
+    assert_eq!((opened.first_page.items, opened.vault.status().requests), (vec![], 1));
+    let before = opened.vault.status().requests;
+    contract::create_then_read_each_way(&opened.vault).await;
+    assert_eq!(opened.vault.status().requests - before, 8, "each operation is one request");
+    contract::run(opened.vault).await;
+    contract::run(Arc::new(PrefixVault::new(open().await.unwrap().vault, "app"))).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn kv_over_the_socket_of_the_embedded_vault() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Embedded::start(dir.path()).await.unwrap();
+    let key = || read_key_file(first.key_file()).unwrap();
+    let target = || Target::Socket(first.socket().to_owned());
+    let kv: DynVault = open_as(target(), key(), Some(Dialect::Kv)).await.unwrap().vault;
+    contract::run(kv.clone()).await;
+
+    // Either dialect reads the bytes that the other wrote.
+    let object: DynVault = open(target(), key()).await.unwrap().vault;
+    for (n, bytes) in [&b"text\n"[..], b"\0\xff", b"{\n  \"a\": 1\n}\n", b""].into_iter().enumerate() {
+        for (writer, reader) in [(&kv, &object), (&object, &kv)] {
+            let name = ObjectName::new(&format!("both/{n}")).unwrap();
+            let made = writer.create(&call(), &name, &Content::plain(bytes)).await.unwrap();
+            let read = reader.get_by_name(&call(), &name).await.unwrap();
+            assert_eq!(read.content.bytes.expose(), bytes);
+            let history = reader.versions(&call(), &made.id).await.unwrap();
+            assert_eq!(history[0].size, Some(bytes.len() as u64));
+            writer.delete(&call(), &made.id, None).await.unwrap();
+        }
+    }
+    first.shutdown().await;
 }
 
 #[tokio::test]

@@ -27,7 +27,8 @@ fn id(mount: &Mount, name: &str) -> String {
 /// Each script changes `s` from `before` to `after`, as one version of the same object, and leaves nothing.
 fn saves_once(scripts: &[(&str, &str)]) {
     let mount = mount();
-    mount.sh("echo before > s; echo after > /var/tmp/vaultfs-test-after");
+    // Outside the mount, beside it: what programs copy from.
+    mount.sh("echo before > s; echo after > ../after");
     let id_before = id(&mount, "s");
     for (program, script) in scripts {
         mount.sh("echo before > s");
@@ -59,17 +60,72 @@ fn stream_editors() {
     ]);
 }
 
+/// What these write beside the file under a name of their choice is a backup that was asked for.
+#[test]
+fn stream_editors_with_a_backup() {
+    saves_once(&[
+        ("sed -i.bak", "sed -i.bak s/before/after/ s && test \"$(cat s.bak)\" = before && rm s.bak"),
+        ("sed -i~", "sed -i~ s/before/after/ s && test \"$(cat s~)\" = before && rm s~"),
+        ("perl -i.old", "perl -i.old -pe s/before/after/ s && test \"$(cat s.old)\" = before && rm s.old"),
+        ("patch -b", &format!("{DIFF} | patch -bs s && test \"$(cat s.orig)\" = before && rm s.orig")),
+        ("cp -b", "cp -b ../after s && test \"$(cat s~)\" = before && rm s~"),
+    ]);
+}
+
+const DIFF: &str = "printf '%s\\n' '--- s' '+++ s' '@@ -1 +1 @@' -before +after";
+
+#[test]
+fn programs_that_change_a_file() {
+    saves_once(&[
+        ("patch", &format!("{DIFF} | patch -s s")),
+        ("jq and mv", "echo '\"after\"' | jq -r . > s.tmp && mv s.tmp s"),
+        ("openssl -out", "echo YWZ0ZXIK | openssl enc -d -base64 -out s"),
+        ("sort -o", "sort -o s - < ../after"),
+    ]);
+}
+
+#[test]
+fn emacs() {
+    let save = "--eval '(progn (find-file \"s\") (erase-buffer) (insert \"after\\n\") (save-buffer))'";
+    let kept = "test \"$(cat s~)\" = before && rm s~";
+    saves_once(&[
+        ("plain", &format!("emacs -Q --batch {save} && {kept}")),
+        ("by copying", &format!("emacs -Q --batch --eval '(setq backup-by-copying t)' {save} && {kept}")),
+        ("no backup", &format!("emacs -Q --batch --eval '(setq make-backup-files nil)' {save}")),
+        ("precious", &format!("emacs -Q --batch --eval '(setq file-precious-flag t)' {save} && {kept}")),
+    ]);
+}
+
+/// nano has no batch mode: it gets a terminal, and keys.
+#[test]
+fn nano() {
+    let keys = r"\x0b"; // ^K cuts the line
+    let nano = |options: &str| {
+        format!(
+            "export TERM=xterm; {{ sleep 0.3; printf '{keys}after\\r'; sleep 0.3; printf '\\x0f\\r'; sleep 0.3; \
+             printf '\\x18'; sleep 0.2; }} | script -qec 'nano --ignorercfiles -L {options} s' /dev/null > /dev/null"
+        )
+    };
+    saves_once(&[("nano", &nano("")), ("nano -B", &format!("{}; rm s~", nano("-B")))]);
+}
+
 #[test]
 fn copying_programs() {
     saves_once(&[
-        ("cp", "cp /var/tmp/vaultfs-test-after s"),
-        ("cp -a", "cp -a /var/tmp/vaultfs-test-after s"),
-        ("dd", "dd if=/var/tmp/vaultfs-test-after of=s status=none"),
+        ("cp", "cp ../after s"),
+        ("cp -a", "cp -a ../after s"),
+        ("dd", "dd if=../after of=s status=none"),
         ("tee", "echo after | tee s > /dev/null"),
-        ("rsync", "rsync --ignore-times /var/tmp/vaultfs-test-after s"),
-        ("rsync -a", "rsync -a --ignore-times /var/tmp/vaultfs-test-after s"),
-        ("rsync --inplace", "rsync --inplace --ignore-times /var/tmp/vaultfs-test-after s"),
+        ("rsync", "rsync --ignore-times ../after s"),
+        ("rsync -a", "rsync -a --ignore-times ../after s"),
+        ("rsync --inplace", "rsync --inplace --ignore-times ../after s"),
         ("temporary and mv", "echo after > s.tmp && mv s.tmp s"),
+        ("cp -f", "cp -f ../after s"),
+        ("cp -p", "cp -p ../after s"),
+        ("install", "install -m 600 ../after s"),
+        ("cp --remove-destination", "cp --remove-destination ../after s"),
+        ("mv from elsewhere", "cp ../after /dev/shm/vaultfs-test-after; mv /dev/shm/vaultfs-test-after s"),
+        ("tar", "echo after > /dev/shm/s; tar -C /dev/shm -cf - s | tar -xf -; rm /dev/shm/s"),
     ]);
 }
 
@@ -81,6 +137,13 @@ os.write(f, b'after\\n'); os.fsync(f); os.close(f); os.replace(path, 's')";
     saves_once(&[
         ("python open", "python3 -c 'open(\"s\", \"w\").write(\"after\\n\")'"),
         ("python mkstemp, fsync, replace", &format!("python3 -c \"{replace}\"")),
+        ("python r+", "python3 -c 'f = open(\"s\", \"r+\"); f.write(\"after\\n\"); f.truncate(); f.close()'"),
+        ("node writeFile", "node -e 'fs.writeFileSync(\"s\", \"after\\n\")'"),
+        (
+            "node writeFile and rename",
+            "node -e 'fs.writeFileSync(\"s.tmp\", \"after\\n\"); fs.renameSync(\"s.tmp\", \"s\")'",
+        ),
+        ("node copyFile", "node -e 'fs.copyFileSync(\"../after\", \"s\")'"),
         ("perl", "perl -e 'open F, \">\", \"s\"; print F \"after\\n\"; close F or die'"),
     ]);
 }
@@ -100,6 +163,24 @@ fn vim_keeps_its_backup_beside_and_the_history_with_the_file() {
 }
 
 #[test]
+fn the_passphrase_of_a_key() {
+    let mount = mount();
+    mount.sh("ssh-keygen -q -t ed25519 -N '' -f k");
+    let before = id(&mount, "k");
+    mount.sh("ssh-keygen -q -p -P '' -N secret -f k > /dev/null; ssh-keygen -y -P secret -f k > /dev/null");
+    assert_eq!((id(&mount, "k"), mount.versions("k")), (before, vec![1, 2]));
+    assert_eq!(names(&mount), ["k", "k.pub"]);
+}
+
+/// It renames the file over and over before it unlinks it.
+#[test]
+fn shred_leaves_nothing() {
+    let mount = mount();
+    mount.sh("echo 1 > s; echo 2 > t; shred -u s");
+    assert_eq!(names(&mount), ["t"], "nothing under the names it tries");
+}
+
+#[test]
 fn a_repository() {
     let mount = mount();
     mount.sh(
@@ -111,6 +192,16 @@ fn a_repository() {
     let left: Vec<String> =
         names(&mount).into_iter().filter(|n| n.contains(".lock") || n.contains("tmp_")).collect();
     assert_eq!(left, [""; 0], "no lock and no temporary is left");
+}
+
+#[test]
+fn a_file_that_is_unlinked_and_not_replaced_is_deleted() {
+    let mount = mount();
+    mount.sh("echo 1 > s; echo 2 > moved; rm s");
+    assert_eq!(names(&mount), ["moved"], "rm has deleted it when it ends");
+    // mv(1) to another file system copies, then unlinks.
+    mount.sh("mv moved /dev/shm/vaultfs-test-moved; rm /dev/shm/vaultfs-test-moved; ! test -e moved");
+    common::until("it is deleted a moment later", || names(&mount).is_empty());
 }
 
 #[test]

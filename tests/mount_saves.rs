@@ -193,3 +193,14 @@ fn copies_keep_bytes_and_times() {
     assert_eq!((ours.size(), ours.mtime()), (theirs.size(), theirs.mtime()));
     assert_eq!(mount.versions("ls"), [1]);
 }
+
+#[test]
+fn direct_opens_ask_the_vault() {
+    let mount = Mount::with(&["--refresh", "1h"]);
+    mount.sh("echo old > f; cat f");
+    let put = format!("echo new | {} put '{}' f", common::VAULTFS, mount.embedded());
+    common::run(std::process::Command::new("sh").args(["-c", &put])).ok();
+    assert_eq!(mount.sh("cat f"), "old\n", "within the refresh time the cache answers");
+    assert_eq!(mount.sh("dd if=f iflag=direct status=none"), "new\n");
+    assert_eq!(mount.sh("cat f; stat -c %s f"), "new\n4\n");
+}

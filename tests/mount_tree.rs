@@ -70,8 +70,10 @@ fn hostile_names_are_all_reachable_and_escape_nowhere() {
         "é/ü/\u{1F600}",
         "dir/../up",
     ];
+    let longest = if common::KV { 200 } else { 1024 };
     let long = ["é".repeat(200), "x".repeat(1024), format!("{}/end", "y".repeat(600)), "z%2F".repeat(100)];
-    let all: Vec<&str> = names.into_iter().chain(long.iter().map(String::as_str)).collect();
+    let long = long.iter().map(String::as_str).filter(|name| name.chars().count() <= longest);
+    let all: Vec<&str> = names.into_iter().chain(long).collect();
     for name in &all {
         put(&mount, name, name);
     }
@@ -274,7 +276,8 @@ fn links_and_devices_are_refused() {
 fn extended_attributes_tell_what_the_vault_knows() {
     let mount = Mount::start();
     mount.sh("echo x > f; echo y > f");
-    assert_eq!(mount.sh("getfattr --only-values -n user.vault.version f"), "2");
+    let version = mount.sh("getfattr --only-values -n user.vault.version f");
+    assert!(if common::KV { version.len() == 36 } else { version == "2" }, "{version}");
     assert!(mount.sh("getfattr --only-values -n user.vault.id f").starts_with("vault_obj_"));
     assert_eq!(mount.sh("getfattr --only-values -n user.vault.stale f"), "0");
     assert!(mount.script("bash", "setfattr -n user.vault.id -v x f").code != Some(0));

@@ -1,72 +1,18 @@
 //! The object commands as scripts see them: exact output, exit codes, and no secret anywhere else.
 
+mod home;
 mod vault_server;
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 
-use tempfile::TempDir;
+use home::{Home, assert_fails};
 use vault_server::Server;
 
 const CANARY: &str = "canary-value-7c211433f02071597741e6ff5a8ea34789abbf43";
 const CANARY_KEY: &str = "sk_canary_key_f02071597741e6ff5a8ea347";
-
-/// A directory for a vault, and commands that know nothing of the machine they run on.
-struct Home(TempDir);
-
-impl Home {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn vault(&self) -> PathBuf {
-        self.0.path().join("vault")
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
-        command.env_clear().env("HOME", self.0.path()).env("RUST_LOG", "trace").args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// Runs a command on the embedded vault.
-    fn run(&self, args: &[&str], input: &[u8]) -> Output {
-        let embedded = format!("--embedded={}", self.vault().display());
-        feed(self.command(args).arg(embedded), input)
-    }
-
-    /// Runs a command that must succeed; its standard output.
-    #[track_caller]
-    fn ok(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
-        let output = self.run(args, input);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        output.stdout
-    }
-
-    #[track_caller]
-    fn text(&self, args: &[&str]) -> String {
-        String::from_utf8(self.ok(args, b"")).unwrap()
-    }
-}
-
-fn feed(command: &mut Command, input: &[u8]) -> Output {
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    // A command that fails early does not read all of it.
-    let _ = child.stdin.take().unwrap().write_all(input);
-    child.wait_with_output().unwrap()
-}
-
-#[track_caller]
-fn assert_fails(output: &Output, code: i32, word: &str) {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{output:?}");
-    assert!(error.starts_with("vaultfs: ") && error.contains(word), "{error}");
-    assert!(output.stdout.is_empty(), "standard output is data");
-}
 
 #[test]
 fn put_get_and_history() {
@@ -136,6 +82,31 @@ fn formats() {
 }
 
 #[test]
+fn either_api_of_the_embedded_vault_will_do() {
+    let home = Home::new();
+    let kv = |args: &[&str], input: &[u8]| home.ok(&[args, &["--api", "kv"]].concat(), input);
+    let every_byte: Vec<u8> = (0..=255).collect();
+    for name in ["dir/a b#1?ü", ".", "..", "../x"] {
+        for value in [&b"text\n"[..], &every_byte] {
+            kv(&["put", name], value);
+            assert_eq!(kv(&["get", name], b""), value);
+            assert_eq!(home.ok(&["get", name], b""), value, "{name}");
+        }
+        let log = kv(&["log", name], b"");
+        assert_eq!(log, home.ok(&["log", name], b""), "{name}");
+        let old = home.run(&["get", "--version", "1", "--api", "kv", name], b"");
+        assert_fails(&old, 1, "no values of old versions");
+        let old = home.run(&["restore", "--version", "1", "--api", "kv", name], b"");
+        assert_fails(&old, 1, "no values of old versions");
+    }
+    assert_eq!(kv(&["ls"], b""), home.ok(&["ls"], b""));
+    let long = home.run(&["put", &"é".repeat(201), "--api", "kv"], b"x");
+    assert_fails(&long, 1, "longer than the vault takes");
+    kv(&["rm", ".", "..", "../x", "dir/a b#1?ü"], b"");
+    assert_eq!(home.text(&["ls"]), "");
+}
+
+#[test]
 fn failures_have_codes_and_sentences() {
     let home = Home::new();
     home.ok(&["put", "there"], b"x");
@@ -148,7 +119,6 @@ fn failures_have_codes_and_sentences() {
     assert_fails(&home.run(&["put", ""], b"x"), 2, "1 to 1024 bytes");
     assert_fails(&home.run(&["put", &"x".repeat(1025)], b"x"), 2, "1 to 1024 bytes");
     assert_fails(&home.run(&["put", "big", "--max-size", "10"], &[b'x'; 11]), 1, "--max-size");
-    assert_fails(&home.run(&["ls", "--api", "kv"], b""), 4, "kv API");
     assert_fails(&home.run(&["ls", "--api-url", "http://127.0.0.1:1"], b""), 2, "--embedded");
     assert_eq!(home.run(&["get"], b"").status.code(), Some(2));
 }

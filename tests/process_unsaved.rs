@@ -125,3 +125,52 @@ fn a_foreground_mount_that_ends_with_unsaved_writes_exits_7() {
         server.resume();
     }
 }
+
+#[test]
+fn a_conflict_is_kept_and_decided_by_a_person() {
+    let mount = Mount::with(&["--strict"]);
+    let pending = |args: &[&str]| {
+        let mut command = mount.vaultfs(["pending"]);
+        run(command.arg(mount.mnt()).args(args))
+    };
+    let elsewhere = |value: &str| {
+        let put = format!("printf %s {value} | {} put '{}' -- f", common::VAULTFS, mount.embedded());
+        run(Command::new("sh").args(["-c", &put])).ok();
+    };
+    mount.sh("echo base > f");
+    // Opened before the change elsewhere, stored after it.
+    let conflicting = |text: &str, value: &str| {
+        let mut file = fs::OpenOptions::new().append(true).open(mount.path("f")).unwrap();
+        elsewhere(value);
+        file.write_all(text.as_bytes()).unwrap();
+        let told = file.sync_all().unwrap_err();
+        assert_eq!(told.raw_os_error(), Some(libc::ESTALE));
+    };
+    conflicting("mine\n", "theirs");
+    assert_eq!(
+        fs::read_to_string(mount.path("f")).unwrap(),
+        "base\nmine\n",
+        "what was written stays readable"
+    );
+    let listed: serde_json::Value = serde_json::from_str(&{
+        let ran = pending(&["--json"]);
+        assert_eq!(ran.code, Some(7));
+        ran.out
+    })
+    .unwrap();
+    assert_eq!((listed[0]["name"].as_str(), listed[0]["conflict"].as_bool()), (Some("f"), Some(true)));
+    assert_eq!(pending(&["--save", "f"]).ok(), "base\nmine\n");
+    pending(&["--save", "g"]).fails(5);
+
+    pending(&["--retry"]).ok();
+    assert_eq!(fs::read_to_string(mount.path("f")).unwrap(), "base\nmine\n");
+    assert_eq!(fs::read_to_string(mount.path(".versions/f/2")).unwrap(), "theirs");
+    assert_eq!(mount.versions("f"), [1, 2, 3]);
+
+    conflicting("again\n", "theirs-again");
+    pending(&["--discard", "f"]).ok();
+    common::until("it shows what the vault has", || {
+        fs::read_to_string(mount.path("f")).is_ok_and(|text| text == "theirs-again")
+    });
+    pending(&["--discard", "f"]).fails(5);
+}

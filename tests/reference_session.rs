@@ -1,4 +1,5 @@
-//! The object part of the API reference's shell session, with curl and jq, against the built server.
+//! The API reference's shell session, with curl and jq, against the built server: lifecycle, key flow, paging,
+//! each row of the error table, the rate limit.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -75,6 +76,73 @@ DELETED=$(curl -s -X DELETE "$API/vault/object/delete" \
 expect "$(jq -r .deleted <<<"$DELETED")" true "delete"
 expect "$(curl -s -o /dev/null -w '%{http_code}' "$API/vault/object/get?id=$OBJECT_ID" \
   -H "Authorization: Bearer ${WORKOS_API_KEY}")" 404 "get after delete"
+
+# Test key management flow: 1. Create data key
+KEY_RESPONSE=$(curl -s -X POST "$API/vault/key/create-data-key" \
+  -H "Authorization: Bearer ${WORKOS_API_KEY}" \
+  -H "Content-Type: application/json")
+PLAINTEXT_KEY=$(echo $KEY_RESPONSE | jq -r '.plaintext_key')
+ENCRYPTED_KEY=$(echo $KEY_RESPONSE | jq -r '.encrypted_key')
+expect "$(base64 -d <<<"$PLAINTEXT_KEY" | wc -c)" 32 "data key"
+
+# 2. Encrypt data
+CIPHERTEXT=$(curl -s -X POST "$API/vault/key/encrypt-data" \
+  -H "Authorization: Bearer ${WORKOS_API_KEY}" \
+  -H "Content-Type: application/json" \
+  -d '{ "plaintext": "secret data", "data_key": "'$PLAINTEXT_KEY'" }' | jq -r '.ciphertext')
+case $(base64 -d <<<"$CIPHERTEXT" | tr -d '\0') in *"secret data"*) exit 1 ;; esac
+
+# Envelope encryption pattern: the stored encrypted_key gives the plaintext_key back
+PLAINTEXT_KEY=$(curl -s -X POST "$API/vault/key/decrypt-data-key" \
+  -H "Authorization: Bearer ${WORKOS_API_KEY}" \
+  -d '{ "encrypted_key": "'$ENCRYPTED_KEY'" }' | jq -r '.plaintext_key')
+
+# 3. Decrypt data
+expect "$(curl -s -X POST "$API/vault/key/decrypt-data" \
+  -H "Authorization: Bearer ${WORKOS_API_KEY}" \
+  -H "Content-Type: application/json" \
+  -d '{ "ciphertext": "'$CIPHERTEXT'", "data_key": "'$PLAINTEXT_KEY'" }')" '{"plaintext":"secret data"}' "decrypt"
+
+# Error code mapping: each row but 500, which nothing provokes
+row() { # STATUS TYPE KEY METHOD PATH [BODY]
+  local got
+  got=$(curl -s -w '%{http_code}' -X "$4" "$API$5" ${3:+-H "Authorization: Bearer $3"} ${6:+-d "$6"})
+  expect "${got: -3}" "$1" "$got"
+  expect "$(jq -r .error <<<"${got%???}")" "$2" "$got"
+  expect "$(jq -r '.message | length > 20' <<<"${got%???}")" true "$got"
+}
+curl -sf -o /dev/null -X POST "$API/vault/object/create" -H "Authorization: Bearer ${WORKOS_API_KEY}" \
+  -d '{"name":"taken","data":{}}'
+READER=$("$VAULTFS" serve --data "$DIR" key add --permissions read --name reader 2>/dev/null)
+row 400 invalid_request "$WORKOS_API_KEY" POST /vault/object/create '{"name":"x"}'
+row 401 unauthorized '' GET /vault/object/list
+row 401 unauthorized sk_unknown GET /vault/object/list
+row 403 forbidden "$READER" POST /vault/object/create '{"name":"x","data":{}}'
+row 403 forbidden "$READER" POST /vault/key/create-data-key
+row 404 not_found "$WORKOS_API_KEY" PUT /vault/object/update '{"id":"'$OBJECT_ID'","data":{}}'
+row 409 conflict "$WORKOS_API_KEY" POST /vault/object/create '{"name":"taken","data":{}}'
+row 422 unprocessable_entity "$WORKOS_API_KEY" POST /vault/object/create '{"name":"x","data":"text"}'
+row 422 unprocessable_entity "$WORKOS_API_KEY" POST /vault/key/encrypt-data '{"plaintext":"x","data_key":"corrupt"}'
+
+# Rate limit guidance: 1000 requests a minute, and the headers that say so
+HURRIED=$("$VAULTFS" serve --data "$DIR" key add --permissions read --name hurried 2>/dev/null)
+headers() { curl -s -o /dev/null -D - "$API/vault/object/list" -H "Authorization: Bearer $HURRIED" | tr -d '\r'; }
+header() { sed -n "s/^$2: //Ip" <<<"$1"; }
+FIRST=$(headers)
+expect "$(header "$FIRST" X-RateLimit-Limit) $(header "$FIRST" X-RateLimit-Remaining)" "1000 999" "headers"
+curl -sf -o /dev/null "$API/vault/object/list?limit=1&n=[1-999]" -H "Authorization: Bearer $HURRIED"
+row 429 rate_limit_exceeded "$HURRIED" GET /vault/object/list
+LAST=$(headers)
+expect "$(header "$LAST" X-RateLimit-Remaining)" 0 "remaining"
+WAIT=$(header "$LAST" Retry-After)
+expect "$(header "$LAST" X-RateLimit-Reset)" "$WAIT" "reset"
+[ "$WAIT" -ge 1 ] && [ "$WAIT" -le 60 ]
+# Another key is not slowed down.
+curl -sf -o /dev/null "$API/vault/object/list" -H "Authorization: Bearer ${WORKOS_API_KEY}"
+if [ -n "${VAULTFS_TEST_ALL:-}" ]; then
+  sleep "$WAIT"
+  expect "$(header "$(headers)" X-RateLimit-Remaining)" 999 "recovered"
+fi
 say done
 "##;
 
@@ -93,6 +161,7 @@ fn the_references_session_passes() {
     let session = Command::new("bash")
         .args(["-c", SESSION])
         .env("API", url.trim_end())
+        .env("VAULTFS", env!("CARGO_BIN_EXE_vaultfs"))
         .env("DIR", dir.path())
         .output()
         .unwrap();

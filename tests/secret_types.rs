@@ -34,6 +34,8 @@ const SECRET_TYPES: &[&str] = &["SecretBytes", "SecretString", "Content", "ApiKe
 const HARMLESS: &[(&str, &str)] = &[
     // Sealed: opened only with the master key.
     ("server/store/mod.rs", "wrapped_key"),
+    // Wrapped: opened only by the vault that made it.
+    ("server/api/key.rs", "encrypted_key"),
 ];
 
 /// Formatting of what was exposed. One place: a new key is printed once, because it was asked for.

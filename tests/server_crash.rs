@@ -1,65 +1,18 @@
 //! The built server, killed at random moments under a writing load: what it acknowledged is there afterwards.
 //! And what lies on its disk holds no value and no usable key.
 
+mod vault_server;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-
-/// The built binary serving `dir`; killed when dropped.
-struct Served {
-    child: Child,
-    url: String,
-    key: String,
-}
-
-impl Served {
-    fn start(dir: &Path) -> Self {
-        Self::start_logging(dir, Stdio::null())
-    }
-
-    fn start_logging(dir: &Path, log: Stdio) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vaultfs"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--rate-limit", "0", "-vv", "--data"])
-            .arg(dir)
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut url = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
-        let key = std::fs::read_to_string(dir.join("api-key")).unwrap();
-        Self { child, url: url.trim().to_owned(), key: key.trim().to_owned() }
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: kill(2) takes no pointers, and the pid is that of a child that was not waited for.
-        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
-    }
-
-    fn wait(&mut self) -> std::process::ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(15);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the server does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use vault_server::served::Served;
 
 fn client() -> Client {
     // Another test of this process may have been first.

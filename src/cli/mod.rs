@@ -4,9 +4,11 @@ pub mod connect;
 pub mod daemon;
 pub mod exit;
 pub mod format;
+pub mod key;
 pub mod log;
 pub mod mount;
 pub mod objects;
+pub mod pending;
 pub mod serve;
 pub mod serve_key;
 pub mod stack;
@@ -30,7 +32,9 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    Pending(pending::PendingArgs),
     Serve(serve::ServeArgs),
+    Key(key::KeyArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
     #[command(flatten)]
@@ -45,7 +49,9 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(*args),
         Command::Unmount(args) => unmount::run(args),
         Command::Status(args) => status::run(args),
+        Command::Pending(args) => pending::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Key(args) => key::run(args),
         Command::Objects(command) => objects::run(command),
         Command::Daemon(command) => daemon::run(command),
     };

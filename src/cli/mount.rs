@@ -74,6 +74,10 @@ pub struct MountArgs {
     #[arg(long, value_name = "GLOB", value_parser = glob_pattern)]
     scratch: Vec<String>,
 
+    /// Memory for files that are not stored
+    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
+    scratch_size: ByteSize,
+
     /// Let other users in, as modes permit
     #[arg(long)]
     allow_other: bool,
@@ -299,7 +303,7 @@ impl MountArgs {
             max_size: self.connect.max_size.as_u64(),
             cache_size: self.cache_size.as_u64(),
             scratch: self.scratch.clone(),
-            scratch_size: own.scratch_size,
+            scratch_size: self.scratch_size.as_u64(),
             uid: self.uid.unwrap_or(own.uid),
             gid: self.gid.unwrap_or(own.gid),
             file_mode: self.file_mode,

@@ -18,7 +18,9 @@ use super::serve_key::{self, ServeCommand};
 use crate::harden::{self, LockState};
 use crate::server::dir::DataDir;
 use crate::server::error::ServeError;
+use crate::server::listen::Tcp;
 use crate::server::owner::{Owner, ServeOptions};
+use crate::server::tls;
 
 /// The database takes a text of a gigabyte, which may be eight times its file.
 const MAX_MAX_SIZE: bytesize::ByteSize = bytesize::ByteSize::mib(64);
@@ -34,9 +36,17 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
 
-    /// Loopback address and port to listen on; port 0 picks a free one
+    /// Address and port to listen on; port 0 picks a free one. Other than loopback only with --tls-cert
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8200")]
     listen: SocketAddr,
+
+    /// Speak TLS, with this certificate and what it was signed with (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM), closed to others
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 
     /// File with the key that seals the vault (32 bytes in base64) [default: the systemd credential
     /// vaultfs-master-key, else DIR/master-key]
@@ -71,10 +81,10 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if args.max_size > MAX_MAX_SIZE {
         return Err(Failure::new(Exit::Usage, format!("--max-size can be at most {MAX_MAX_SIZE}")).into());
     }
-    if !args.listen.ip().is_loopback() {
+    if !args.listen.ip().is_loopback() && args.tls_cert.is_none() {
         let message = format!(
             "--listen {} can be reached from other machines, and keys and secrets would travel unencrypted: \
-             listen on 127.0.0.1 or [::1]",
+             give --tls-cert and --tls-key, or listen on 127.0.0.1 or [::1]",
             args.listen
         );
         return Err(Failure::new(Exit::Usage, message).into());
@@ -99,15 +109,21 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         rate_limit: NonZeroU32::new(args.rate_limit),
         ..ServeOptions::default()
     };
+    // Both or neither: clap sees to it.
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Some(tls::acceptor(cert, key)?),
+        _ => None,
+    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let dir = DataDir::prepare(&args.data)?;
     let lock = dir.try_lock()?.ok_or_else(|| ServeError::AlreadyServed(dir.path().to_owned()))?;
     let owner = Owner::open(dir, lock, options).await?;
-    let tcp = TcpListener::bind(args.listen)
+    let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}: choose another address with --listen", args.listen))?;
-    let address = tcp.local_addr()?;
-    let listening = owner.listen(Some(tcp))?;
-    writeln!(std::io::stdout(), "http://{address}")?;
+    let address = listener.local_addr()?;
+    let listening = owner.listen(Some(Tcp { listener, tls }))?;
+    writeln!(std::io::stdout(), "{scheme}://{address}")?;
     std::io::stdout().flush()?;
     listening
         .run(async {

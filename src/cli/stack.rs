@@ -70,6 +70,14 @@ impl Service for Mounted {
         self.fs.drain(what, within).await
     }
 
+    async fn retry(&self, name: Option<&str>) -> Vec<Unsaved> {
+        self.fs.retry_unsaved(name, self.fs.options().timeout).await
+    }
+
+    fn discard(&self, name: &str) -> bool {
+        self.fs.discard_unsaved(name)
+    }
+
     async fn reload_key(&self) {
         match self.key.reload() {
             Ok(true) => tracing::info!("the key file has another key: using it"),

@@ -100,14 +100,14 @@ fn drain(mount: &LiveMount, force: bool) -> Result<(Vec<Unsaved>, Duration), Fai
     let own = match client.ask(&Request::Status, ANSWER).map_err(silent)? {
         Answer::Status(status) => Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60)),
         Answer::Error(e) => return Err(Failure::new(Exit::Failed, e)),
-        Answer::Drained(_) | Answer::Ended(_) => return Err(odd()),
+        Answer::Drained(_) | Answer::Discarded(_) | Answer::Ended(_) => return Err(odd()),
     };
     let time = if force { own.min(FORCED_DRAIN) } else { own };
     let request = Request::Drain { timeout_ms: Some(time.as_millis() as u64) };
     match client.ask(&request, time + DRAIN_MARGIN).map_err(silent)? {
         Answer::Drained(unsaved) => Ok((unsaved, own + DRAIN_MARGIN)),
         Answer::Error(e) => Err(Failure::new(Exit::Failed, e)),
-        Answer::Status(_) | Answer::Ended(_) => Err(odd()),
+        Answer::Status(_) | Answer::Discarded(_) | Answer::Ended(_) => Err(odd()),
     }
 }
 

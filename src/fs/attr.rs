@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::file::{File, FileState, LocalAttr};
+use super::file::{File, FileState, Link, LocalAttr};
 use super::inode::{DirKind, Node};
 use super::{Errno, FileSystem, Result};
 
@@ -16,6 +16,10 @@ pub enum FileKind {
     Directory,
     /// A file.
     Regular,
+    /// A pipe with a name (`special`).
+    Fifo,
+    /// A socket with a name (`special`).
+    Socket,
 }
 
 /// Attributes of an inode.
@@ -27,6 +31,8 @@ pub struct Attr {
     pub size: u64,
     /// What it is.
     pub kind: FileKind,
+    /// Names it has: one, or none once it is unlinked.
+    pub nlink: u32,
     /// Permission bits.
     pub perm: u16,
     /// Access time.
@@ -132,9 +138,10 @@ impl FileSystem {
         let state = file.state();
         let mtime = state.mtime();
         let perm = self.file_perm(&state);
-        let mut attr = self.plain(file.ino, FileKind::Regular, state.size(), perm, mtime);
+        let mut attr = self.plain(file.ino, file.kind, state.size(), perm, mtime);
         attr.atime = state.local.atime.unwrap_or(mtime);
         attr.ctime = state.local.ctime.map_or(mtime, |c| c.max(mtime));
+        attr.nlink = u32::from(state.link != Link::Unlinked);
         attr
     }
 
@@ -159,6 +166,7 @@ impl FileSystem {
             ino,
             size,
             kind,
+            nlink: 1,
             perm: perm as u16,
             atime: mtime,
             mtime,
@@ -230,9 +238,9 @@ impl FileSystem {
         }
     }
 
-    /// mknod, symlink, link: a vault holds nothing of the kind.
+    /// mknod of a device, symlink, link: a vault holds nothing of the kind.
     pub fn refuse_special(&self, operation: &'static str, name: &std::ffi::OsStr) -> Errno {
-        let why = "a vault holds files only: no links, sockets, pipes or devices";
+        let why = "a vault holds files only: no links and no devices";
         self.refused(operation, &name.to_string_lossy(), Errno::EPERM, why)
     }
 

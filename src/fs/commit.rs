@@ -43,6 +43,7 @@ pub(super) enum Cause {
     Settle,
     Retry,
     Drain,
+    Asked,
 }
 
 impl Cause {
@@ -55,6 +56,7 @@ impl Cause {
             Cause::Settle => "end of a provisional file",
             Cause::Retry => "retry of a failed write",
             Cause::Drain => "unmount",
+            Cause::Asked => "retry that was asked for",
         }
     }
 }
@@ -135,7 +137,12 @@ impl FileSystem {
                     Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
                 return Err(self.failed(cause.name(), name.as_str(), &why));
             };
-            let guarded = self.options.strict || cause == Cause::Retry;
+            let guarded = match cause {
+                Cause::Retry => true,
+                // A person has seen the conflict and wants these bytes.
+                Cause::Asked => false,
+                _ => self.options.strict,
+            };
             let Some(job) = Job::of(file, guarded) else { return Ok(()) };
             match self.store(&job, call).await {
                 Ok(object) => {
@@ -387,6 +394,7 @@ impl FileSystem {
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         self.settle_all(what, &call).await;
+        self.delete_unreplaced(&call).await;
         let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
         let commits = unsaved.iter().map(|file| async {
             let failed = file.state().failure.as_ref().map(|f| f.conflict);

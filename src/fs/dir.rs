@@ -281,8 +281,9 @@ fn add(
             entries.insert(text, (FileKind::Directory, ino));
         }
         Rest::File => {
-            let ino = table.file(name).map(|file| file.ino);
-            entries.entry(text).or_insert((FileKind::Regular, ino));
+            let file = table.file(name);
+            let kind = file.as_ref().map_or(FileKind::Regular, |file| file.kind);
+            entries.entry(text).or_insert((kind, file.map(|file| file.ino)));
         }
     }
 }

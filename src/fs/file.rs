@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::Semaphore;
 
+use super::attr::FileKind;
 use super::errno::Errno;
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Object, ObjectId, ObjectName, VersionTag};
@@ -240,6 +241,8 @@ impl Buffer {
 pub struct File {
     /// Its number.
     pub ino: u64,
+    /// A regular file, or a name of something the kernel does by itself (`special`).
+    pub kind: FileKind,
     state: Mutex<FileState>,
     /// One change of the object at a time is out at the vault: whoever has the permit.
     pub turn: Arc<Semaphore>,
@@ -254,6 +257,11 @@ impl File {
     /// A file that no vault has yet.
     pub fn new(ino: u64, name: ObjectName, local: LocalAttr) -> Self {
         Self::with(ino, name, None, local)
+    }
+
+    /// A pipe or a socket, which no vault ever has.
+    pub fn special(ino: u64, name: ObjectName, local: LocalAttr, kind: FileKind) -> Self {
+        Self { kind, ..Self::with(ino, name, None, local) }
     }
 
     fn with(ino: u64, name: ObjectName, stored: Option<Stored>, local: LocalAttr) -> Self {
@@ -274,7 +282,7 @@ impl File {
             idle: None,
             room: 0,
         };
-        Self { ino, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
+        Self { ino, kind: FileKind::Regular, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
     }
 
     /// The state, locked. Take the table's lock before it, never after.

@@ -105,6 +105,14 @@ impl FileSystem {
                 Ok(self.new_handle(Held::Control(self.control_bytes(which)), caller)).into()
             }
             Node::File(_) if writes && self.options.read_only => Err(Errno::EROFS).into(),
+            Node::File(file) if flags & libc::O_DIRECT != 0 => {
+                let fs = self.clone();
+                Step::later(async move {
+                    fs.is_still_current(&file).await?;
+                    fs.load(&fs.call(), &file).await?;
+                    Ok(fs.open_file(file, writes, caller))
+                })
+            }
             Node::File(file) if self.pin(&file) => Ok(self.open_file(file, writes, caller)).into(),
             Node::File(file) => {
                 let fs = self.clone();
@@ -113,6 +121,30 @@ impl FileSystem {
                     Ok(fs.open_file(file, writes, caller))
                 })
             }
+        }
+    }
+
+    /// O_DIRECT asks the vault, whatever is cached. ESTALE makes the kernel look the name up again and open what it
+    /// finds then.
+    async fn is_still_current(self: &Arc<Self>, file: &File) -> Result<()> {
+        let (name, stored) = {
+            let state = file.state();
+            match &state.stored {
+                Some(stored) if !state.is_dirty() && !state.is_only_here() => {
+                    (state.name.clone(), stored.clone())
+                }
+                _ => return Ok(()),
+            }
+        };
+        let found = self
+            .cache
+            .fetch(&self.call(), &name)
+            .await
+            .map_err(|e| self.failed("open", name.as_str(), &e))?;
+        match found {
+            Some(found) if found.stale => Err(Errno::ETIMEDOUT),
+            Some(found) if found.object.meta.version == stored.version => Ok(()),
+            Some(_) | None => Err(Errno::ESTALE),
         }
     }
 

@@ -63,6 +63,12 @@ impl Opener {
     }
 }
 
+/// The name of the program that the thread `pid` runs, as `comm` has it (at most 15 bytes).
+pub fn program_of(pid: u32) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end_matches('\n').to_owned())
+}
+
 /// Whether proc(5) `fdinfo` text is of a descriptor for writing on inode `ino`. The `ino` line is there since
 /// Linux 5.14; without it the answer is no, and each close of the opener stores.
 fn is_writable_descriptor_of(info: &str, ino: u64) -> bool {

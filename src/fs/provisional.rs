@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::FileSystem;
+use super::attr::FileKind;
 use super::commit::{Cause, Drain};
 use super::file::{File, Keep, Link, Stored};
 use super::inode::{Hidden, Node, Table};
@@ -61,7 +62,7 @@ impl Table {
     fn hidden_by(&self, file: &File) -> Option<(ObjectName, Hidden)> {
         let origin = file.state().origin.clone()?;
         // Another backup may have hidden the name since.
-        let hidden = self.hidden.get(&origin).filter(|hidden| hidden.backup == file.ino)?.clone();
+        let hidden = self.hidden.get(&origin).filter(|hidden| hidden.backup == Some(file.ino))?.clone();
         Some((origin, hidden))
     }
 
@@ -83,12 +84,12 @@ impl Table {
         let over = target.map(|target| target.ino);
         if let Some(hidden) = self.hidden.get_mut(name) {
             hidden.claimed = false;
-            if Some(hidden.backup) == over {
-                hidden.backup = file.ino;
+            if over.is_some() && hidden.backup == over {
+                hidden.backup = Some(file.ino);
                 file.state().origin = Some(name.clone());
             }
         } else if let Some(stored) = object {
-            self.hidden.insert(name.clone(), Hidden { stored, backup: file.ino, claimed: false });
+            self.hidden.insert(name.clone(), Hidden { stored, backup: Some(file.ino), claimed: false });
             file.state().origin = Some(name.clone());
         }
     }
@@ -110,6 +111,9 @@ impl FileSystem {
     /// Whether a file that gets this name by a rename is stored. What has been in the vault is never turned into a
     /// scratch file: it would be gone at unmount.
     pub(super) fn keep_of_moved(&self, component: &OsStr, source: &File, target: Option<&File>) -> Keep {
+        if source.kind != FileKind::Regular {
+            return Keep::Scratch;
+        }
         let Some(component) = component.to_str() else { return Keep::Store };
         let (is_object, is_backup) = {
             let state = source.state();

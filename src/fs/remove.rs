@@ -8,12 +8,12 @@ use super::file::{File, Link};
 use super::inode::DirKind;
 use super::name::DirPrefix;
 use super::resolve::Place;
-use super::{FileSystem, Step};
+use super::{Caller, FileSystem, Step, replace};
 use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
 
 impl FileSystem {
     /// UNLINK. Whoever has the file open keeps its bytes.
-    pub fn unlink(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<()> {
+    pub fn unlink(self: &Arc<Self>, parent: u64, component: &OsStr, caller: Caller) -> Step<()> {
         let under = match self.changeable(parent) {
             Ok(under) => under,
             Err(e) => return Step::Ready(Err(e)),
@@ -27,21 +27,32 @@ impl FileSystem {
                 Place::Dir(_) => return Err(Errno::EISDIR),
                 Place::Absent => return Err(Errno::ENOENT),
             };
-            fs.remove(&call, &under, &file).await
+            let replaces = replace::is_about_to_replace(caller.pid);
+            fs.remove(&call, &under, &file, replaces).await
         })
     }
 
-    async fn remove(self: &Arc<Self>, call: &Call, under: &DirPrefix, file: &Arc<File>) -> Result<()> {
+    /// Takes `file` from its name. With `replaces` its object only goes if the name is not made anew at once.
+    async fn remove(
+        self: &Arc<Self>,
+        call: &Call,
+        under: &DirPrefix,
+        file: &Arc<File>,
+        replaces: bool,
+    ) -> Result<()> {
         // A commit that is out has to end first: it would make the object anew.
         let Some(_turn) = self.turn(file, call).await else { return Err(Errno::ETIMEDOUT) };
         self.clear_doubt(file, call).await?;
         let (name, doomed) = self.objects_behind(file);
-        if self.options.no_delete && !doomed.is_empty() {
-            let why = "the mount was made with --no-delete";
-            return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
-        }
-        for (object, id) in doomed {
-            self.delete(call, &object, id).await?;
+        let hides = replaces && self.hide_for_replacement(file);
+        if !hides {
+            if self.options.no_delete && !doomed.is_empty() {
+                let why = "the mount was made with --no-delete";
+                return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
+            }
+            for (object, id) in doomed {
+                self.delete(call, &object, id).await?;
+            }
         }
         let mut table = self.table();
         {

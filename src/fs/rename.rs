@@ -63,6 +63,7 @@ impl FileSystem {
             if target.is_some() && flags & libc::RENAME_NOREPLACE != 0 {
                 return Err(Errno::EEXIST);
             }
+            fs.may_replace(&source, target.as_deref())?;
             let name = fs.name_to_create("rename", &to_dir, &to_name)?;
             let keep = fs.keep_of_moved(&to_name, &source, target.as_deref());
             fs.move_file(&call, &from_dir, &source, Goal { under: to_dir, name, target, keep }).await
@@ -158,6 +159,7 @@ impl FileSystem {
             state.name = goal.name.clone();
             state.keep = goal.keep;
             state.link = Link::Current;
+            state.local.ctime = Some(now);
             self.account_room(&mut state);
             *table.local(&goal.name) = state.local.clone();
             before.filter(|_| was_object)

@@ -365,8 +365,9 @@ impl FileSystem {
         }
     }
 
+    /// Asked for at each use: a name that was unlinked and made anew has another history.
     fn history_entry(&self, place: Place) -> Option<Entry> {
-        match place {
+        let entry = match place {
             Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
             Place::Local(file) => {
                 let state = file.state();
@@ -379,7 +380,8 @@ impl FileSystem {
                 Some(self.dir_entry(&DirKind::History(meta.name.clone(), meta.id.clone())))
             }
             Place::Absent => None,
-        }
+        };
+        entry.map(|entry| Entry { ttl: Duration::ZERO, ..entry })
     }
 
     /// The entry of a directory.
@@ -403,6 +405,24 @@ impl FileSystem {
                 }
             }
         }
+    }
+
+    /// The path, below the mount point, under which `name` shows now.
+    pub(super) fn path_of(&self, name: &str) -> String {
+        let Some(name) = ObjectName::new(name) else { return String::new() };
+        let mut table = self.table();
+        let (mut path, mut under) = (String::new(), DirPrefix::root());
+        while let Some((text, rest)) = self.shown(&mut table, &name, &under) {
+            path.push_str(&text);
+            match rest {
+                Rest::File => break,
+                Rest::Dir(dir) => {
+                    path.push('/');
+                    under = dir;
+                }
+            }
+        }
+        path
     }
 
     /// Makes the kernel look `name` up again.

@@ -80,6 +80,8 @@ pub struct CacheUse {
 pub struct Unsaved {
     /// The object's name.
     pub name: String,
+    /// Where the bytes can be read, below the mount point.
+    pub path: String,
     /// Bytes waiting.
     pub size: u64,
     /// Why it failed; absent while the file is merely open.
@@ -155,19 +157,23 @@ impl FileSystem {
 
     /// Writes that the vault does not have, open files included.
     pub fn unsaved(&self) -> Vec<Unsaved> {
-        let table = self.table();
-        let mut unsaved: Vec<Unsaved> = table
-            .all_files()
+        let files: Vec<_> = self.table().all_files().collect();
+        let mut unsaved: Vec<Unsaved> = files
+            .iter()
             .filter_map(|file| {
                 let state = file.state();
                 state.is_dirty().then(|| Unsaved {
                     name: state.name.as_str().to_owned(),
+                    path: String::new(),
                     size: state.size(),
                     error: state.failure.as_ref().map(|f| f.message.clone()),
                     conflict: state.failure.as_ref().is_some_and(|f| f.conflict),
                 })
             })
             .collect();
+        for write in &mut unsaved {
+            write.path = self.path_of(&write.name);
+        }
         unsaved.sort_by(|a, b| a.name.cmp(&b.name));
         unsaved
     }

@@ -71,6 +71,8 @@ fn kind(kind: FileKind) -> FileType {
     match kind {
         FileKind::Directory => FileType::Directory,
         FileKind::Regular => FileType::RegularFile,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
     }
 }
 
@@ -85,7 +87,7 @@ fn file_attr(attr: &Attr) -> FileAttr {
         crtime: attr.mtime,
         kind: kind(attr.kind),
         perm: attr.perm,
-        nlink: 1,
+        nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
         rdev: 0,
@@ -198,14 +200,17 @@ impl Filesystem for Adapter {
     fn mknod(
         &self,
         _req: &Request,
-        _parent: INodeNo,
+        parent: INodeNo,
         name: &OsStr,
-        _mode: u32,
-        _umask: u32,
+        mode: u32,
+        umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(errno(self.fs.refuse_special("mknod", name)));
+        self.answer(self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
+            Ok(made) => entry(reply, &made),
+            Err(e) => reply.error(e),
+        });
     }
 
     fn symlink(
@@ -230,8 +235,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answer(self.fs.unlink(parent.0, name), empty(reply));
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answer(self.fs.unlink(parent.0, name, caller(req)), empty(reply));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

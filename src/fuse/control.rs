@@ -28,6 +28,16 @@ pub enum Request {
         /// The time for it in milliseconds; `--drain` of the mount if there is none.
         timeout_ms: Option<u64>,
     },
+    /// Store unsaved writes again, also over newer versions; answered by [`Answer::Drained`].
+    Retry {
+        /// Only this one.
+        name: Option<String>,
+    },
+    /// Give an unsaved write up; answered by [`Answer::Discarded`].
+    Discard {
+        /// The object's name.
+        name: String,
+    },
     /// Answer when the mount has ended.
     Watch,
     /// End at once, without storing anything.
@@ -42,6 +52,8 @@ pub enum Answer {
     Status(serde_json::Value),
     /// To [`Request::Drain`]: what is still unsaved.
     Drained(Vec<Unsaved>),
+    /// To [`Request::Discard`]: whether there was such a write.
+    Discarded(bool),
     /// To [`Request::Watch`] and [`Request::End`]: what the vault does not have, now that it is over.
     Ended(Vec<Unsaved>),
     /// The request was refused.
@@ -55,6 +67,10 @@ pub trait Handler: Send + Sync + 'static {
     fn status(&self) -> serde_json::Value;
     /// Stores what is unsaved; returns what could not be stored in time.
     async fn drain(&self, within: Option<Duration>) -> Vec<Unsaved>;
+    /// Stores unsaved writes after all; returns what is unsaved afterwards.
+    async fn retry(&self, name: Option<&str>) -> Vec<Unsaved>;
+    /// Gives an unsaved write up.
+    fn discard(&self, name: &str) -> bool;
 }
 
 /// How the worker's main loop and the socket's connections reach each other.
@@ -121,6 +137,8 @@ async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, w
             Ok(Request::Drain { timeout_ms }) => {
                 Answer::Drained(handler.drain(timeout_ms.map(Duration::from_millis)).await)
             }
+            Ok(Request::Retry { name }) => Answer::Drained(handler.retry(name.as_deref()).await),
+            Ok(Request::Discard { name }) => Answer::Discarded(handler.discard(&name)),
             Ok(request @ (Request::Watch | Request::End)) => {
                 if matches!(request, Request::End) {
                     let _ = wires.end.send(());
@@ -177,13 +195,19 @@ mod tests {
     struct Fake;
 
     fn unsaved(name: &str) -> Unsaved {
-        Unsaved { name: name.into(), size: 1, error: Some("e".into()), conflict: false }
+        Unsaved { name: name.into(), path: name.into(), size: 1, error: Some("e".into()), conflict: false }
     }
 
     #[async_trait::async_trait]
     impl Handler for Fake {
         fn status(&self) -> serde_json::Value {
             serde_json::json!({"well": true})
+        }
+        async fn retry(&self, name: Option<&str>) -> Vec<Unsaved> {
+            name.map(unsaved).into_iter().collect()
+        }
+        fn discard(&self, name: &str) -> bool {
+            name == "left"
         }
         async fn drain(&self, _within: Option<Duration>) -> Vec<Unsaved> {
             vec![unsaved("a")]

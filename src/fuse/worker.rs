@@ -46,6 +46,10 @@ pub trait Service: Send + Sync + 'static {
     fn status(&self) -> serde_json::Value;
     /// Stores what is unsaved; returns what could not be stored in time.
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved>;
+    /// Stores unsaved writes after all, also over newer versions.
+    async fn retry(&self, name: Option<&str>) -> Vec<Unsaved>;
+    /// Gives an unsaved write up. False if there is none of that name.
+    fn discard(&self, name: &str) -> bool;
     /// Reads the key file again.
     async fn reload_key(&self);
 }
@@ -211,6 +215,14 @@ impl Handler for Desk {
 
     async fn drain(&self, within: Option<Duration>) -> Vec<Unsaved> {
         self.service.drain(Drain::Closed, within.unwrap_or(self.config.drain)).await
+    }
+
+    async fn retry(&self, name: Option<&str>) -> Vec<Unsaved> {
+        self.service.retry(name).await
+    }
+
+    fn discard(&self, name: &str) -> bool {
+        self.service.discard(name)
     }
 }
 

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 /// Most pairs in a context.
 pub const MAX_PAIRS: usize = 10;
-/// Longest value of a pair, in characters.
-pub const MAX_VALUE_CHARS: usize = 500;
+/// Longest value of a pair, in characters. The API sets no limit to names; without one a page of a listing
+/// could take any amount of memory, so here it is the same.
+pub const MAX_CHARS: usize = 500;
 
 /// A context within the limits. Equal contexts have equal texts: the pairs are sorted by their names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -15,10 +16,11 @@ pub const MAX_VALUE_CHARS: usize = 500;
 pub struct KeyContext(BTreeMap<String, String>);
 
 impl KeyContext {
-    /// `None` if these are too many pairs, or a value is too long.
+    /// `None` if these are too many pairs, or a name or a value is too long.
     pub fn new(pairs: BTreeMap<String, String>) -> Option<Self> {
-        let short = |value: &String| value.chars().count() <= MAX_VALUE_CHARS;
-        (pairs.len() <= MAX_PAIRS && pairs.values().all(short)).then_some(Self(pairs))
+        let short = |text: &String| text.chars().count() <= MAX_CHARS;
+        let fits = pairs.len() <= MAX_PAIRS && pairs.keys().all(short) && pairs.values().all(short);
+        fits.then_some(Self(pairs))
     }
 
     /// From [`KeyContext::text`].
@@ -46,5 +48,7 @@ mod tests {
         assert_eq!(KeyContext::from_text(&context(10, 500).unwrap().text()), context(10, 500));
         assert_eq!(KeyContext::default().text(), "{}");
         assert!(context(11, 1).is_none() && context(1, 501).is_none());
+        let named = |len: usize| KeyContext::new([("n".repeat(len), String::new())].into());
+        assert!(named(500).is_some() && named(501).is_none());
     }
 }

@@ -156,9 +156,10 @@ pub fn decrypt(data_key: &SecretString, ciphertext: &str) -> Result<SecretString
 }
 
 fn key_bytes(data_key: &SecretString) -> Result<SecretBytes, KeyError> {
-    // Turned into a key at once; the bytes are wiped.
-    let bytes = BASE64.decode(data_key.expose()).map(SecretBytes::new).map_err(|_| KeyError::NotAKey)?;
-    if bytes.len() == KEY_LEN { Ok(bytes) } else { Err(KeyError::NotAKey) }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(data_key.expose().len()));
+    // Turned into a key at once; what was decoded before a mistake was found is wiped, too.
+    BASE64.decode_vec(data_key.expose(), &mut bytes).map_err(|_| KeyError::NotAKey)?;
+    if bytes.len() == KEY_LEN { Ok(SecretBytes::from(&**bytes)) } else { Err(KeyError::NotAKey) }
 }
 
 /// Marks 16 bytes as a UUID of version 4, as kv shows ids.

@@ -28,6 +28,8 @@ const FILES: [&str; 6] = ["lock", "vault.db", "vault.db-wal", "vault.db-shm", "m
 const MAX_SOCKET_PATH: usize = 107;
 /// No key file is longer; what is longer was named by mistake.
 const MAX_KEY_FILE: u64 = 4096;
+/// The largest RSA keys in use take a fifth of this.
+const MAX_TLS_KEY_FILE: u64 = 65536;
 
 /// A directory that is ours and that nobody else can enter.
 #[derive(Debug, Clone)]
@@ -150,27 +152,36 @@ pub enum SecretFileError {
 
 /// Reads a short secret text from a file that only its owner can read.
 pub fn read_secret(path: &Path) -> Result<SecretString, SecretFileError> {
-    read(path, 0o077)
+    read(path, MAX_KEY_FILE, |_| 0o077)
 }
 
 /// Reads a credential of systemd's, which lets its service in by an access list: that shows in the group's bits.
 pub fn read_credential(path: &Path) -> Result<SecretString, SecretFileError> {
-    read(path, 0o037)
+    read(path, MAX_KEY_FILE, |_| 0o037)
 }
 
-fn read(path: &Path, forbidden: u32) -> Result<SecretString, SecretFileError> {
+/// Reads the private key of a certificate. The group may read one that root owns, as distributions keep them.
+pub fn read_tls_key(path: &Path) -> Result<SecretString, SecretFileError> {
+    read(path, MAX_TLS_KEY_FILE, |meta| if meta.uid() == 0 { 0o037 } else { 0o077 })
+}
+
+fn read(
+    path: &Path,
+    max: u64,
+    forbidden: impl Fn(&fs::Metadata) -> u32,
+) -> Result<SecretString, SecretFileError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Err(SecretFileError::Missing),
         Err(e) => return Err(SecretFileError::Io(e)),
     };
     let meta = file.metadata().map_err(SecretFileError::Io)?;
-    if meta.mode() & forbidden != 0 {
+    if meta.mode() & forbidden(&meta) != 0 {
         return Err(SecretFileError::TooOpen);
     }
-    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));
-    file.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes).map_err(SecretFileError::Io)?;
-    if bytes.len() as u64 > MAX_KEY_FILE {
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(max as usize + 1));
+    file.take(max + 1).read_to_end(&mut bytes).map_err(SecretFileError::Io)?;
+    if bytes.len() as u64 > max {
         return Err(SecretFileError::NotText);
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| SecretFileError::NotText)?;

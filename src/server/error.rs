@@ -31,6 +31,14 @@ pub enum ServeError {
         /// What is wrong, and what to do.
         problem: &'static str,
     },
+    /// The certificate or its key cannot be used.
+    #[error("{} {problem}", .path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A key file that cannot be used.
     #[error("API key {} {problem}", .path.display())]
     ApiKey {

@@ -1,5 +1,6 @@
 //! Connections: accepted from a Unix socket and from TCP, answered by one router, drained at the end.
 //!
+//! TCP is plain on loopback, or TLS. A handshake has its own time limit and holds up no other connection.
 //! On the Unix socket only processes of our own user (or root) are let in, whatever the file's mode says.
 //! A client that sends no request gets a limited time; draining gets a limited time as well.
 
@@ -9,15 +10,19 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 /// How long a connection may stay without a complete request head. Longer than clients keep idle connections
 /// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just going.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the server is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of file descriptors, most likely.
@@ -29,39 +34,65 @@ pub struct Listeners {
     /// The vault's socket.
     pub unix: UnixListener,
     /// TCP, if asked for.
-    pub tcp: Option<TcpListener>,
+    pub tcp: Option<Tcp>,
+}
+
+/// A TCP port, and how it is spoken on.
+pub struct Tcp {
+    /// The port.
+    pub listener: TcpListener,
+    /// The server's certificate and key; without, HTTP travels as it is.
+    pub tls: Option<TlsAcceptor>,
+}
+
+impl From<TcpListener> for Tcp {
+    fn from(listener: TcpListener) -> Self {
+        Self { listener, tls: None }
+    }
+}
+
+impl std::fmt::Debug for Tcp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tcp").field("listener", &self.listener).field("tls", &self.tls.is_some()).finish()
+    }
 }
 
 /// Answers with `router` until `stop` is done; then takes no more connections and finishes those it has.
 pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Output = ()>) {
     let Listeners { unix, tcp } = listeners;
     let connections = GracefulShutdown::new();
+    // Dropped at the end of taking connections: a handshake that is not done by then has no request to lose.
+    let (taking, stopped) = watch::channel(());
     tokio::pin!(stop);
     loop {
         tokio::select! {
             () = &mut stop => break,
             accepted = unix.accept() => match accepted.and_then(|(stream, _)| own_user(stream)) {
-                Ok(stream) => answer(&connections, router.clone(), stream),
+                Ok(stream) => answer(connections.watcher(), router.clone(), stream),
                 Err(e) => refused(&e).await,
             },
             accepted = accept_tcp(tcp.as_ref()) => match accepted {
-                Ok(stream) => answer(&connections, router.clone(), stream),
+                Ok((stream, None)) => answer(connections.watcher(), router.clone(), stream),
+                Ok((stream, Some(tls))) => {
+                    let handshake = Handshake { stream, tls, stopped: stopped.clone() };
+                    answer_tls(connections.watcher(), router.clone(), handshake);
+                }
                 Err(e) => refused(&e).await,
             },
         }
     }
-    drop((unix, tcp));
+    drop((unix, tcp, taking));
     if tokio::time::timeout(DRAIN, connections.shutdown()).await.is_err() {
         tracing::warn!("stopped with requests under way that did not end in {DRAIN:?}");
     }
 }
 
-async fn accept_tcp(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
-    match listener {
-        Some(listener) => {
+async fn accept_tcp(tcp: Option<&Tcp>) -> io::Result<(TcpStream, Option<TlsAcceptor>)> {
+    match tcp {
+        Some(Tcp { listener, tls }) => {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Ok(stream)
+            Ok((stream, tls.clone()))
         }
         None => std::future::pending().await,
     }
@@ -82,7 +113,29 @@ async fn refused(e: &io::Error) {
     }
 }
 
-fn answer<S>(connections: &GracefulShutdown, router: Router, stream: S)
+/// A connection on which nothing was said yet.
+struct Handshake {
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    stopped: watch::Receiver<()>,
+}
+
+fn answer_tls(connections: Watcher, router: Router, handshake: Handshake) {
+    let Handshake { stream, tls, mut stopped } = handshake;
+    tokio::spawn(async move {
+        let accepted = tokio::select! {
+            accepted = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => accepted,
+            _ = stopped.changed() => return,
+        };
+        match accepted {
+            Ok(Ok(stream)) => answer(connections, router, stream),
+            Ok(Err(e)) => tracing::debug!(error = %e, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    });
+}
+
+fn answer<S>(connections: Watcher, router: Router, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

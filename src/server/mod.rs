@@ -21,3 +21,4 @@ pub mod owner;
 pub mod seal;
 pub mod service;
 pub mod store;
+pub mod tls;

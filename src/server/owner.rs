@@ -8,13 +8,13 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 
 use super::api::limit::RateLimit;
 use super::api::{self, App};
 use super::dir::{DataDir, DirLock, SecretFileError, read_credential, read_secret};
 use super::error::ServeError;
-use super::listen::{self, Listeners};
+use super::listen::{self, Listeners, Tcp};
 use super::seal::{MasterKey, Sealer, random};
 use super::service::Service;
 use super::store::sqlite::SqliteStore;
@@ -70,7 +70,7 @@ impl Owner {
     }
 
     /// Makes the socket; connections wait there until [`Listening::run`].
-    pub fn listen(self, tcp: Option<TcpListener>) -> Result<Listening, ServeError> {
+    pub fn listen(self, tcp: Option<Tcp>) -> Result<Listening, ServeError> {
         let path = self.dir.socket();
         // The lock is ours: whatever lies there belongs to a server that is gone.
         match std::fs::remove_file(&path) {

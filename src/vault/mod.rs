@@ -8,6 +8,7 @@
 pub mod cache;
 pub mod codec;
 pub mod contract;
+pub mod envelope;
 pub mod error;
 pub mod faulty;
 pub mod http;

@@ -20,6 +20,8 @@ use tempfile::TempDir;
 
 /// The built program.
 pub const VAULTFS: &str = env!("CARGO_BIN_EXE_vaultfs");
+/// Whether this binary mounts over the kv dialect: `mount_kv` runs the bodies of others so.
+pub const KV: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"mount_kv");
 /// How long a mounted test may take before its connection is aborted.
 pub const TEST_TIME: Duration = Duration::from_secs(60);
 /// How long any one command may take.
@@ -150,6 +152,9 @@ impl Place {
     /// `vaultfs mount --embedded=DATA ARGS MNT`, not run yet.
     pub fn mount_command(&self, args: &[&str]) -> Command {
         let mut command = self.vaultfs(["mount", &self.embedded()]);
+        if KV {
+            command.args(["--api", "kv"]);
+        }
         command.args(args).arg(&self.mnt);
         command
     }

@@ -310,7 +310,7 @@ impl Shell {
     pub async fn rm(&self, path: &str) -> Result<()> {
         let (dir, name) = self.parent(path).await?;
         self.lookup(dir, name).await?.ok_or(Errno::ENOENT)?;
-        self.step(self.fs.unlink(dir, OsStr::new(name))).await
+        self.step(self.fs.unlink(dir, OsStr::new(name), self.caller())).await
     }
 
     pub async fn mkdir(&self, path: &str) -> Result<Attr> {

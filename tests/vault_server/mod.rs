@@ -1,6 +1,8 @@
 //! A vault served in this process over TCP and its socket, and a client that says what it got.
 #![allow(dead_code)] // each test file uses some of it
 
+pub mod served;
+
 use std::sync::Arc;
 
 use reqwest::{Client, Method, StatusCode};
@@ -105,7 +107,7 @@ impl Server {
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", tcp.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(owner.listen(Some(tcp)).unwrap().run(async {
+        let task = tokio::spawn(owner.listen(Some(tcp.into())).unwrap().run(async {
             let _ = stopped.await;
         }));
         let key = std::fs::read_to_string(key_file).unwrap().trim().to_owned();

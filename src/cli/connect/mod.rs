@@ -24,6 +24,7 @@ use crate::server::embedded::Embedded;
 use crate::server::error::ServeError;
 use crate::server::owner::ServeOptions;
 use crate::vault::http::key::{self, ApiKey};
+use crate::vault::http::keys::KeyService;
 use crate::vault::http::{self, HttpConfig, Opened, Target};
 use crate::vault::prefix::PrefixVault;
 use crate::vault::{Call, Dialect, DynVault, Page};
@@ -296,44 +297,96 @@ fn of_the_one_mount(
     Ok((spec, ApiKeyInput { secret }))
 }
 
+/// What there is before the vault is asked anything.
+struct Reached {
+    config: HttpConfig,
+    key: Arc<ApiKey>,
+    embedded: Option<Embedded>,
+}
+
 /// Connects to the vault that `spec` names, and makes sure that it is one and takes the key.
 pub async fn connect(
     spec: &ConnectSpec,
     key: ApiKeyInput,
     clock: Arc<dyn Clock>,
 ) -> Result<Connected, Failure> {
+    let Reached { config, key, embedded } = reach(spec, key, clock).await?;
+    let call = Call::foreground(config.clock.now() + spec.timeout);
+    let opened = http::open(config, &call, spec.dialect()).await;
+    let (Opened { vault, first_page }, embedded) = keep(opened, embedded).await?;
+    let (vault, first_page) = match &spec.prefix {
+        None => (vault, first_page),
+        Some(prefix) => {
+            let part = PrefixVault::new(vault, prefix);
+            let page = part.page(first_page);
+            (Arc::new(part) as DynVault, page)
+        }
+    };
+    Ok(Connected { vault, first_page: Some(first_page), embedded, key })
+}
+
+/// Connects to the key endpoints of the vault that `spec` names. The embedded vault is to be shut down last.
+pub async fn connect_keys(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
+) -> Result<(KeyService, Option<Embedded>), Failure> {
+    let Reached { config, embedded, .. } = reach(spec, key, clock).await?;
+    let call = Call::foreground(config.clock.now() + spec.timeout);
+    keep(KeyService::open(config, &call, spec.dialect()).await, embedded).await
+}
+
+/// Lets the embedded vault go if there is nothing to do with it.
+async fn keep<T>(
+    opened: crate::vault::Result<T>,
+    embedded: Option<Embedded>,
+) -> Result<(T, Option<Embedded>), Failure> {
+    match (opened, embedded) {
+        (Ok(opened), embedded) => Ok((opened, embedded)),
+        (Err(e), None) => Err(e.into()),
+        (Err(e), Some(embedded)) => {
+            embedded.shutdown().await;
+            Err(e.into())
+        }
+    }
+}
+
+/// Starts or joins the embedded vault, if it is that, and makes ready to ask.
+async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> Result<Reached, Failure> {
+    let more_roots = match &spec.ca_file {
+        None => None,
+        Some(path) => {
+            Some(std::fs::read(path).map_err(|e| usage(format!("--ca-file {}: {e}", path.display())))?)
+        }
+    };
+    let max_size = usize::try_from(spec.max_size).unwrap_or(usize::MAX);
     let (target, embedded) = match &spec.endpoint {
         Endpoint::Url(url) => (Target::Url(url.clone()), None),
         Endpoint::Embedded(dir) => {
-            let max_value = usize::try_from(spec.max_size).unwrap_or(usize::MAX);
-            let options = ServeOptions { max_value, ..ServeOptions::default() };
+            let options = ServeOptions { max_value: max_size, ..ServeOptions::default() };
             let embedded = Embedded::start_with(dir, options).await.map_err(not_served)?;
             (Target::Socket(embedded.socket().to_owned()), Some(embedded))
         }
     };
-    let opened = match usable_key(spec, key, embedded.as_ref()) {
-        Ok(key) => open(spec, target, key.clone(), clock).await.map(|opened| (opened, key)),
-        Err(e) => Err(e),
-    };
-    match opened {
-        Ok((Opened { vault, first_page }, key)) => {
-            let (vault, first_page) = match &spec.prefix {
-                None => (vault, first_page),
-                Some(prefix) => {
-                    let part = PrefixVault::new(vault, prefix);
-                    let page = part.page(first_page);
-                    (Arc::new(part) as DynVault, page)
-                }
-            };
-            Ok(Connected { vault, first_page: Some(first_page), embedded, key })
-        }
+    let key = match usable_key(spec, key, embedded.as_ref()) {
+        Ok(key) => key,
         Err(e) => {
             if let Some(embedded) = embedded {
                 embedded.shutdown().await;
             }
-            Err(e)
+            return Err(e);
         }
-    }
+    };
+    let config = HttpConfig {
+        target,
+        more_roots,
+        key: key.clone(),
+        clock,
+        max_size,
+        policy: http::retry::Policy::default(),
+        key_context: spec.key_context.clone(),
+    };
+    Ok(Reached { config, key, embedded })
 }
 
 /// The key that was handed over, or that of the embedded vault.
@@ -351,31 +404,6 @@ fn usable_key(
         (None, None) => return Err(Failure::new(Exit::Key, NO_KEY)),
     };
     Ok(Arc::new(ApiKey::new(secret, file)))
-}
-
-async fn open(
-    spec: &ConnectSpec,
-    target: Target,
-    key: Arc<ApiKey>,
-    clock: Arc<dyn Clock>,
-) -> Result<Opened, Failure> {
-    let more_roots = match &spec.ca_file {
-        None => None,
-        Some(path) => {
-            Some(std::fs::read(path).map_err(|e| usage(format!("--ca-file {}: {e}", path.display())))?)
-        }
-    };
-    let call = Call::foreground(clock.now() + spec.timeout);
-    let config = HttpConfig {
-        target,
-        more_roots,
-        key,
-        clock,
-        max_size: usize::try_from(spec.max_size).unwrap_or(usize::MAX),
-        policy: http::retry::Policy::default(),
-        key_context: spec.key_context.clone(),
-    };
-    Ok(http::open(config, &call, spec.dialect()).await?)
 }
 
 fn not_served(e: ServeError) -> Failure {
@@ -434,7 +462,7 @@ fn clean_prefix(prefix: &str) -> Option<String> {
     (!prefix.is_empty()).then(|| prefix.to_owned())
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
+pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE".to_owned()),

@@ -4,7 +4,7 @@
 //! work with a few requests and leaves. A save here keeps the promises of a save through a mount: one
 //! version, none for equal bytes, an answer only when the vault has it.
 
-mod output;
+pub(super) mod output;
 mod save;
 
 use std::io::{self, IsTerminal, Read};
@@ -316,7 +316,7 @@ async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
 }
 
 /// All of standard input, at most `max` bytes.
-fn read_stdin(max: u64) -> Result<SecretBytes, Failure> {
+pub(super) fn read_stdin(max: u64) -> Result<SecretBytes, Failure> {
     let mut input = io::stdin().lock();
     if input.is_terminal() {
         eprintln!("vaultfs: reading the value from the terminal, end it with Ctrl-D");

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 
 use super::error::{ApiError, ErrorType};
 use crate::secret::{SecretBytes, SecretString};
-use crate::server::context::{KeyContext, MAX_PAIRS, MAX_VALUE_CHARS};
+use crate::server::context::{KeyContext, MAX_CHARS, MAX_PAIRS};
 use crate::vault::codec::parse_json_text;
 
 /// How much of a body that is too long is read and thrown away, in limits, so that a client that is still
@@ -110,7 +110,7 @@ impl<'a> Fields<'a> {
         })?;
         KeyContext::new(pairs.0).ok_or_else(|| {
             let message = format!(
-                "{name} is over its limits: at most {MAX_PAIRS} pairs, values of at most {MAX_VALUE_CHARS} characters"
+                "{name} is over its limits: at most {MAX_PAIRS} pairs, names and values of at most {MAX_CHARS} characters"
             );
             ApiError::new(ErrorType::UnprocessableEntity, message)
         })

@@ -78,3 +78,29 @@ fn without_head(allow: &str) -> Option<HeaderValue> {
     let methods: Vec<_> = allow.split(',').map(str::trim).filter(|method| *method != "HEAD").collect();
     HeaderValue::from_str(&methods.join(", ")).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_names_no_object() {
+        for (path, shown) in [
+            ("/vault/v1/kv", "/vault/v1/kv"),
+            ("/vault/v1/kv/name/db%2Fpassword", "/vault/v1/kv/name/…"),
+            ("/vault/v1/kv/name/db/password/versions", "/vault/v1/kv/name/…"),
+            ("/vault/v1/kv/vault_obj_1", "/vault/v1/kv/…"),
+            ("/vault/v1/kv/vault_obj_1/versions", "/vault/v1/kv/…/versions"),
+            ("/vault/v1/keys/rekey", "/vault/v1/keys/rekey"),
+            ("/vault/object/get", "/vault/object/get"),
+        ] {
+            assert_eq!(without_names(path), shown);
+        }
+    }
+
+    #[test]
+    fn allow_names_no_head() {
+        assert_eq!(without_head("GET,HEAD,POST").unwrap(), "GET, POST");
+        assert_eq!(without_head("PUT").unwrap(), "PUT");
+    }
+}

@@ -373,3 +373,7 @@ impl Store for SqliteStore {
         .await
     }
 }
+
+#[cfg(test)]
+#[path = "sqlite_work.rs"]
+mod work;

@@ -189,7 +189,7 @@ impl Index {
         }
         self.absent.clear();
         self.searched.clear();
-        self.complete = self.complete.map(|(at, pages)| (back(at), pages));
+        self.complete = None;
     }
 
     fn insert(&mut self, name: ObjectName, known: Known) {

@@ -170,28 +170,9 @@ pub fn encode_value(bytes: &[u8]) -> SecretString {
 /// # Errors
 /// [`CodecError::BadData`] for what is no string of Unicode characters, and [`CodecError::TooLarge`].
 pub fn decode_value_within(json: &str, max: usize) -> Result<Content, CodecError> {
-    let too_large = || CodecError::TooLarge { max };
-    let no_text = || CodecError::BadData("value is not a string of Unicode characters");
-    // The longest text stands for `max` control characters, or is `max` bytes in base64.
-    let room = max.saturating_mul(6).saturating_add(200);
-    let mut member = SecretBytes::default();
-    member.resize(json.len() + 10);
-    member.write_at(0, b"{\"value\":");
-    member.write_at(9, json.as_bytes());
-    member.write_at(9 + json.len(), b"}");
-    let canonical = json::canonical_within(member.expose(), room).map_err(|flaw| match flaw {
-        Flaw::TooLong => too_large(),
-        _ => no_text(),
-    })?;
-    let one_member = canonical.expose().iter().filter(|&&b| b == b'\n').count() == 3;
-    let text = plain_view(canonical.expose()).filter(|_| one_member).ok_or_else(no_text)?;
-    let content = decode_value(std::str::from_utf8(text.expose()).map_err(|_| no_text())?);
-    if content.bytes.len() > max { Err(too_large()) } else { Ok(content) }
-}
-
-/// kv dialect: file bytes to the JSON text of `value`.
-pub fn encode_value_json(bytes: &[u8]) -> SecretString {
-    json::document("", encode_value(bytes).expose(), "")
+    let no_text = CodecError::BadData("value is not a string of Unicode characters");
+    let content = decode_value(parse_json_text(json).ok_or(no_text)?.expose());
+    if content.bytes.len() > max { Err(CodecError::TooLarge { max }) } else { Ok(content) }
 }
 
 /// The text of a JSON string, quotes and all; `None` if it is none, or holds a lone surrogate.

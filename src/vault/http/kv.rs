@@ -50,16 +50,7 @@ impl KvVault {
 
     async fn read(&self, call: &Call, request: &Request, name: Option<&ObjectName>) -> Result<Object> {
         let answer = self.transport.send(call, request).await?;
-        let wire: WireKvObject = parse(&answer, request)?;
-        let meta = meta_of(&wire, name, &answer, request)?;
-        let Some(value) = wire.value else {
-            return Err(bad_answer("it holds no value", &answer, request));
-        };
-        let content = codec::decode_value_within(value.get(), self.max_size).map_err(|e| match e {
-            CodecError::TooLarge { max } => too_large(&request.doing, max),
-            e => bad_answer(&e.to_string(), &answer, request),
-        })?;
-        Ok(Object { meta, content })
+        object(&answer, request, name, self.max_size)
     }
 
     /// Reads an object whose name cannot be a path segment.
@@ -91,7 +82,7 @@ impl KvVault {
     fn creation(&self, name: &ObjectName, content: &Content, doing: String) -> Request {
         let context = serde_json::to_string(&self.key_context).expect("text always serialises");
         let name = serde_json::Value::from(name.as_str()).to_string();
-        let value = codec::encode_value_json(content.bytes.expose());
+        let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let body = body(&[("name", &name), ("key_context", &context), ("value", value.expose())]);
         let mut request = Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, doing);
         request.idempotency = idempotency_key();
@@ -129,6 +120,30 @@ fn body(members: &[(&str, &str)]) -> Body {
 /// The version to check for, if the tag is one that the vault gave.
 fn checkable(check: Option<&VersionTag>) -> Option<&str> {
     check.map(VersionTag::as_str).filter(|tag| !tag.starts_with(TIME_TAG))
+}
+
+/// An object with its value; `asked` as in [`meta_of`].
+fn object(answer: &Answer, request: &Request, asked: Option<&ObjectName>, max_size: usize) -> Result<Object> {
+    let wire: WireKvObject = parse(answer, request)?;
+    let meta = meta_of(&wire, asked, answer, request)?;
+    let Some(value) = wire.value else {
+        return Err(bad_answer("it holds no value", answer, request));
+    };
+    let content = codec::decode_value_within(value.get(), max_size).map_err(|e| match e {
+        CodecError::TooLarge { max } => too_large(&request.doing, max),
+        e => bad_answer(&e.to_string(), answer, request),
+    })?;
+    Ok(Object { meta, content })
+}
+
+/// What an answer to a create says.
+fn created(answer: &Answer, request: &Request, name: &ObjectName) -> Result<Meta> {
+    let wire: WireKvObject = parse(answer, request)?;
+    if wire.metadata.is_some() {
+        return meta_of(&wire, Some(name), answer, request);
+    }
+    // Creating answers with the metadata alone.
+    meta(&parse(answer, request)?, None, name.clone(), answer, request)
 }
 
 /// `asked` stands in for a name that the answer leaves out.
@@ -278,12 +293,7 @@ impl Vault for KvVault {
             }
             e
         })?;
-        let wire: WireKvObject = parse(&answer, &request)?;
-        if wire.metadata.is_some() {
-            return meta_of(&wire, Some(name), &answer, &request);
-        }
-        // Creating answers with the metadata alone.
-        meta(&parse(&answer, &request)?, None, name.clone(), &answer, &request)
+        created(&answer, &request, name)
     }
 
     async fn update(
@@ -296,7 +306,7 @@ impl Vault for KvVault {
         let doing = format!("updating the object {}", quoted(id.as_str()));
         self.check_size(content, &doing)?;
         let path = path(id, "", &doing)?;
-        let value = codec::encode_value_json(content.bytes.expose());
+        let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let check = checkable(check).map(|tag| serde_json::Value::from(tag).to_string());
         let mut members = vec![("value", value.expose())];
         members.extend(check.as_deref().map(|check| ("version_check", check)));
@@ -365,5 +375,20 @@ impl Vault for KvVault {
                 Error::new(ErrorKind::NotFound, sentence)
             }
         })
+    }
+}
+
+/// Understands an answer in each way that it can be meant.
+#[cfg(test)]
+pub(super) fn fuzz(answer: &Answer, request: &Request) {
+    let name = ObjectName::new("asked").unwrap();
+    if let Ok(object) = object(answer, request, Some(&name), 100) {
+        assert!(object.content.bytes.len() <= 100 && !object.meta.id.as_str().is_empty());
+    }
+    let _ = created(answer, request, &name);
+    if let Ok(page) = parse::<WirePage<WireKvVersion>>(answer, request) {
+        let history = history(page.data);
+        assert!(history.iter().enumerate().all(|(i, v)| v.number == i as u64 + 1));
+        assert_eq!(history.iter().filter(|v| v.current).count(), history.len().min(1));
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod key;
+pub mod keys;
 pub mod kv;
 pub mod object;
 pub mod retry;
@@ -16,6 +17,8 @@ mod wire;
 
 #[cfg(test)]
 mod canned;
+#[cfg(test)]
+mod fuzz_tests;
 #[cfg(test)]
 mod kv_tests;
 #[cfg(test)]

@@ -34,16 +34,7 @@ impl ObjectVault {
 
     async fn read(&self, call: &Call, request: &Request, name: Option<&ObjectName>) -> Result<Object> {
         let answer = self.transport.send(call, request).await?;
-        let wire: WireObject = parse(&answer, request)?;
-        let meta = meta(&wire, name, &answer, request)?;
-        let Some(data) = wire.data else {
-            return Err(bad_answer("it holds no data", &answer, request));
-        };
-        let content = codec::decode_data_within(data.get(), self.max_size).map_err(|e| match e {
-            CodecError::TooLarge { max } => too_large(&request.doing, max),
-            e => bad_answer(&e.to_string(), &answer, request),
-        })?;
-        Ok(Object { meta, content })
+        object(&answer, request, name, self.max_size)
     }
 
     /// A write that answers with the object's metadata.
@@ -77,6 +68,20 @@ fn body(field: &str, text: &str, content: Option<&Content>) -> Body {
     }
     push("}");
     Body::new(body)
+}
+
+/// An object with its data; `asked` as in [`meta`].
+fn object(answer: &Answer, request: &Request, asked: Option<&ObjectName>, max_size: usize) -> Result<Object> {
+    let wire: WireObject = parse(answer, request)?;
+    let meta = meta(&wire, asked, answer, request)?;
+    let Some(data) = wire.data else {
+        return Err(bad_answer("it holds no data", answer, request));
+    };
+    let content = codec::decode_data_within(data.get(), max_size).map_err(|e| match e {
+        CodecError::TooLarge { max } => too_large(&request.doing, max),
+        e => bad_answer(&e.to_string(), answer, request),
+    })?;
+    Ok(Object { meta, content })
 }
 
 /// `asked` stands in for a name that the answer leaves out.
@@ -247,5 +252,19 @@ impl Vault for ObjectVault {
         let doing = format!("reading version {} of the object {}", version.number, quoted(id.as_str()));
         let query = vec![("id", id.to_string()), ("version", version.tag.to_string())];
         self.read(call, &Request::get("/vault/object/version", query, doing), None).await
+    }
+}
+
+/// Understands an answer in each way that it can be meant.
+#[cfg(test)]
+pub(super) fn fuzz(answer: &Answer, request: &Request) {
+    let name = ObjectName::new("asked").unwrap();
+    if let Ok(object) = object(answer, request, Some(&name), 100) {
+        assert!(object.content.bytes.len() <= 100 && !object.meta.id.as_str().is_empty());
+    }
+    if let Ok(page) = parse::<WirePage<WireVersionInfo>>(answer, request) {
+        let history = history(page.data);
+        assert!(history.is_sorted_by(|a, b| a.number < b.number));
+        assert_eq!(history.iter().filter(|v| v.current).count(), history.len().min(1));
     }
 }

@@ -1,0 +1,137 @@
+//! `vaultfs pending`: writes that the vault does not have, and what becomes of them.
+//!
+//! The list and the decisions go over the control socket; bytes never do: `--save` reads the file in the mount,
+//! which shows what was written.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::exit::{Exit, Failure};
+use crate::fs::Unsaved;
+use crate::fuse::control::{Answer, Client, Request};
+use crate::fuse::locate;
+use crate::fuse::mounts::{self, LiveMount};
+use crate::fuse::worker::reason;
+
+/// List writes that the vault does not have, and store or drop them
+///
+/// A save that failed stays in the mount and is tried again by itself, unless the object has changed in the vault
+/// since (a conflict): then it is yours to decide. Exit code 7 while writes are left.
+#[derive(Debug, clap::Args)]
+pub struct PendingArgs {
+    /// Where the vault is mounted; not needed while there is only one mount
+    mountpoint: Option<PathBuf>,
+
+    /// Store them now, also over a newer version (which stays in .versions)
+    #[arg(long)]
+    retry: bool,
+
+    /// Write the unsaved bytes of this object to standard output
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["retry", "discard", "json"])]
+    save: Option<String>,
+
+    /// Drop the unsaved bytes of this object: its file shows again what the vault has
+    #[arg(long, value_name = "NAME", conflicts_with = "retry")]
+    discard: Option<String>,
+
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A retry is bounded by the mount's --timeout, which is not known here.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Runs the command.
+pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
+    let mount = the_mount(args.mountpoint.as_ref())?;
+    if let Some(name) = &args.save {
+        return save(&mount, name);
+    }
+    let mut left = match &args.discard {
+        Some(name) => match ask(&mount, &Request::Discard { name: name.clone() })? {
+            Answer::Discarded(true) => list(&mount)?,
+            Answer::Discarded(false) => return Err(not_pending(name).into()),
+            _ => return Err(odd(&mount).into()),
+        },
+        None => list(&mount)?,
+    };
+    if args.retry && !left.is_empty() {
+        left = match ask(&mount, &Request::Retry { name: None })? {
+            Answer::Drained(left) => left,
+            _ => return Err(odd(&mount).into()),
+        };
+    }
+    show(&left, args.json)?;
+    Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(Exit::Unsaved as u8) })
+}
+
+fn the_mount(path: Option<&PathBuf>) -> Result<LiveMount, Failure> {
+    if let Some(path) = path {
+        let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
+        let none = || Failure::new(Exit::Failed, format!("{}: its processes are gone", path.display()));
+        return mounts::of(&entry).ok_or_else(none);
+    }
+    let mut live = mounts::live();
+    match (live.pop(), live.len()) {
+        (Some(mount), 0) => Ok(mount),
+        (None, _) => Err(Failure::new(Exit::NotFound, "no vault is mounted")),
+        (Some(_), _) => Err(Failure::new(Exit::Usage, "several vaults are mounted: name the mount point")),
+    }
+}
+
+fn ask(mount: &LiveMount, request: &Request) -> Result<Answer, Failure> {
+    let silent = |e: std::io::Error| {
+        Failure::new(Exit::Failed, format!("{} does not answer: {e}", mount.mountpoint.display()))
+    };
+    match Client::connect(&mount.socket).and_then(|mut client| client.ask(request, ANSWER)) {
+        Ok(Answer::Error(e)) => Err(Failure::new(Exit::Failed, e)),
+        Ok(answer) => Ok(answer),
+        Err(e) => Err(silent(e)),
+    }
+}
+
+fn list(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
+    let Answer::Status(mut status) = ask(mount, &Request::Status)? else { return Err(odd(mount)) };
+    serde_json::from_value(status["fs"]["unsaved"].take()).map_err(|_| odd(mount))
+}
+
+fn odd(mount: &LiveMount) -> Failure {
+    let path = mount.mountpoint.display();
+    Failure::new(Exit::Failed, format!("{path} is served by another version of vaultfs: mount it anew"))
+}
+
+fn not_pending(name: &str) -> Failure {
+    Failure::new(
+        Exit::NotFound,
+        format!("{name:?} has no unsaved write; `vaultfs pending` lists those there are"),
+    )
+}
+
+fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
+    let write = list(mount)?.into_iter().find(|write| write.name == name).ok_or_else(|| not_pending(name))?;
+    let mut file = File::open(mount.mountpoint.join(&write.path))?;
+    std::io::copy(&mut file, &mut std::io::stdout().lock())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(left: &[Unsaved], as_json: bool) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if as_json {
+        let list: Vec<Value> = left.iter().map(|write| json!(write)).collect();
+        return writeln!(out, "{}", serde_json::to_string_pretty(&list)?);
+    }
+    for write in left {
+        let what = if write.conflict { "conflict" } else { "unsaved" };
+        writeln!(out, "{what}  {:>8}  {}  {}", write.size, write.name.escape_debug(), reason(write))?;
+    }
+    if left.is_empty() {
+        eprintln!("vaultfs: the vault has everything");
+    }
+    Ok(())
+}

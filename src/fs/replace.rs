@@ -1,0 +1,87 @@
+//! Programs that replace a file by unlinking it first.
+//!
+//! `install`, and `mv` and `cp` in some cases, unlink the old file and create the new one a moment later. Taken
+//! literally that ends the object and its history. So when one of these programs unlinks a file, its object is
+//! only hidden; made anew, the name is the next version of the same object. If nothing comes within [`GRACE`],
+//! or at unmount, the object is deleted. From every other program, `rm` first of all, unlink(2) answers when the
+//! object is deleted, and with the vault's error if it is not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::FileSystem;
+use super::file::File;
+use super::inode::Hidden;
+use super::opener::program_of;
+use crate::vault::{Call, ObjectName};
+
+/// How long a name may stay empty between the unlink and the creation.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The programs that do so, as the kernel names them.
+const PROGRAMS: [&str; 7] = ["install", "mv", "cp", "tar", "bsdtar", "unzip", "cpio"];
+
+/// Whether a file that this thread unlinks is likely to be made anew by it.
+pub(super) fn is_about_to_replace(pid: u32) -> bool {
+    pid != 0 && program_of(pid).is_some_and(|name| PROGRAMS.contains(&name.as_str()))
+}
+
+impl FileSystem {
+    /// Hides the object that `file` shows, if it is one, and sees to its end.
+    pub(super) fn hide_for_replacement(self: &Arc<Self>, file: &File) -> bool {
+        let name = {
+            let mut table = self.table();
+            let state = file.state();
+            let Some(stored) = state.stored.clone() else { return false };
+            if state.is_only_here() || state.origin.is_some() || table.hidden.contains_key(&state.name) {
+                return false;
+            }
+            table.hidden.insert(state.name.clone(), Hidden { stored, backup: None, claimed: false });
+            state.name.clone()
+        };
+        let fs = self.clone();
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(GRACE).await;
+                let call = Call::background(fs.clock.now() + fs.options.timeout);
+                if fs.delete_if_unreplaced(&name, &call).await {
+                    return;
+                }
+            }
+        });
+        true
+    }
+
+    /// Deletes what was unlinked and not replaced: the mount ends.
+    pub(super) async fn delete_unreplaced(&self, call: &Call) {
+        let names: Vec<ObjectName> = {
+            let table = self.table();
+            let unlinked = table.hidden.iter().filter(|(_, hidden)| hidden.backup.is_none());
+            unlinked.map(|(name, _)| name.clone()).collect()
+        };
+        for name in names {
+            self.delete_if_unreplaced(&name, call).await;
+        }
+    }
+
+    /// False while the name has been made anew and is not stored yet.
+    async fn delete_if_unreplaced(&self, name: &ObjectName, call: &Call) -> bool {
+        let hidden = self.table().hidden.get(name).filter(|h| h.backup.is_none()).cloned();
+        match hidden {
+            None => return true,
+            Some(hidden) if hidden.claimed => return false,
+            Some(_) if self.options.no_delete => {
+                tracing::warn!(
+                    name = name.as_str(),
+                    "unlinked and not replaced: it stays, because of --no-delete"
+                );
+            }
+            // What could not be deleted shows again; the failure is logged.
+            Some(hidden) => {
+                let _ = self.delete(call, name, hidden.stored.id).await;
+            }
+        }
+        self.table().hidden.remove(name);
+        true
+    }
+}

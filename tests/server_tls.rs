@@ -1,0 +1,127 @@
+//! TLS on the served vault: a round trip with the certificate trusted, none without, and key files that are
+//! refused.
+
+mod vault_server;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vault_server::served::Served;
+
+/// A certificate for the loopback names, its key, and a directory to serve.
+struct Files {
+    dir: TempDir,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+fn mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn files() -> Files {
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+        .args(["-days", "2", "-subj", "/CN=vaultfs test"])
+        .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    mode(&key, 0o600);
+    Files { dir, cert, key }
+}
+
+impl Files {
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("vault")
+    }
+
+    fn options(&self, listen: &str) -> [String; 6] {
+        let (cert, key) = (self.cert.to_str().unwrap(), self.key.to_str().unwrap());
+        ["--listen", listen, "--tls-cert", cert, "--tls-key", key].map(str::to_owned)
+    }
+
+    fn refused(&self, options: &[String]) -> (Option<i32>, String) {
+        let refused = Command::new(env!("CARGO_BIN_EXE_vaultfs"))
+            .args(["serve", "--data"])
+            .arg(self.data())
+            .args(options)
+            .output()
+            .unwrap();
+        assert!(refused.stdout.is_empty());
+        assert!(!self.data().exists(), "refused before anything is made");
+        (refused.status.code(), String::from_utf8(refused.stderr).unwrap())
+    }
+
+    fn vaultfs(&self, url: &str, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
+        command.args(args).args(["--api-url", url, "--timeout", "5s", "--api-key-file"]);
+        command.arg(self.data().join("api-key")).stdin(Stdio::null()).output().unwrap()
+    }
+}
+
+#[test]
+fn a_vault_is_served_to_other_machines_over_tls() {
+    let files = files();
+    let mut served = Served::start_with(&files.data(), Stdio::null(), &files.options("0.0.0.0:0"));
+    let port = served.url.strip_prefix("https://0.0.0.0:").unwrap().to_owned();
+    let url = format!("https://localhost:{port}");
+    let cert = files.cert.to_str().unwrap();
+    let listed = files.vaultfs(&url, &["ls", "--ca-file", cert]);
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    // Not trusted, not spoken to; and nothing is answered without TLS.
+    assert_eq!(files.vaultfs(&url, &["ls"]).status.code(), Some(4));
+    assert_eq!(files.vaultfs(&format!("http://127.0.0.1:{port}"), &["ls"]).status.code(), Some(4));
+    let curl = Command::new("curl")
+        .args(["-sS", "--noproxy", "*", "--cacert", cert, "-w", "%{http_code} %{http_version}"])
+        .args(["-o", "/dev/null", "-H"])
+        .arg(format!("Authorization: Bearer {}", served.key))
+        .arg(format!("{url}/vault/v1/kv"))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&curl.stdout), "200 1.1", "{}", String::from_utf8_lossy(&curl.stderr));
+    // A connection on which no handshake comes does not hold up the end.
+    let idle = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    let begun = Instant::now();
+    served.signal(libc::SIGTERM);
+    assert_eq!(served.wait().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(8), "it waited for a connection that says nothing");
+    drop(idle);
+}
+
+#[test]
+fn what_cannot_be_a_certificate_and_its_key_is_refused() {
+    let (files, other) = (files(), files());
+    let options = files.options("127.0.0.1:0");
+    assert_eq!(files.refused(&options[..4]).0, Some(2), "a certificate without a key is a usage error");
+    mode(&files.key, 0o644);
+    let (code, sentence) = files.refused(&options);
+    assert!(code == Some(1) && sentence.contains("can be read by others"), "{sentence}");
+    mode(&files.key, 0o600);
+    for (cert, key, word) in [
+        (&files.cert, &other.key, "together"),
+        (&files.key, &files.key, "no certificate"),
+        (&files.cert, &files.cert, "no private key"),
+        (&files.cert, &files.dir.path().join("gone"), "missing"),
+        (&files.dir.path().join("gone"), &files.key, "certificate"),
+    ] {
+        if key == &files.cert {
+            mode(&files.cert, 0o600);
+        }
+        let options = ["--listen", "127.0.0.1:0", "--tls-cert"].map(str::to_owned).into_iter();
+        let paths = [cert.to_str().unwrap().to_owned(), "--tls-key".into(), key.to_str().unwrap().to_owned()];
+        let (code, sentence) = files.refused(&options.chain(paths).collect::<Vec<_>>());
+        assert_eq!(code, Some(1), "{sentence}");
+        assert!(sentence.contains(word), "{sentence:?} does not say {word:?}");
+        assert!(!sentence.contains("PRIVATE KEY"), "{sentence}");
+    }
+}
