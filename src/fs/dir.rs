@@ -237,7 +237,7 @@ impl FileSystem {
             };
             fs.cache.list_all(&call).await.map_err(|e| fs.failed("rmdir", dir.as_str(), &e))?;
             if fs.names_in(&dir).is_empty() {
-                fs.settle_moved_from(&dir, &call).await;
+                fs.settle_hidden_in(&dir, &call).await;
             }
             if dir.is_continuation()
                 || fs.cache.implied(dir.as_str()) == Implied::Yes

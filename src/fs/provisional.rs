@@ -179,21 +179,24 @@ impl FileSystem {
         futures_util::future::join_all(files.iter().map(|file| self.settle_provisional(file, call))).await;
     }
 
-    /// Carries out the moves of what is hidden in `dir`: it is to be removed.
-    pub(super) async fn settle_moved_from(self: &Arc<Self>, dir: &DirPrefix, call: &Call) {
-        let backups: Vec<Arc<File>> = {
+    /// Ends what is hidden in `dir`, which is to be removed: moves are carried out, unlinked objects deleted.
+    pub(super) async fn settle_hidden_in(self: &Arc<Self>, dir: &DirPrefix, call: &Call) {
+        let hidden: Vec<(ObjectName, Option<Node>)> = {
             let table = self.table();
-            let moved = |(name, hidden): (&ObjectName, &Hidden)| {
-                let within = name.as_str().starts_with(dir.as_str()) && !hidden.claimed;
-                within.then(|| table.node(hidden.backup)).flatten()
-            };
-            let files = table.hidden.iter().filter_map(moved).filter_map(|node| match node {
-                Node::File(file) => Some(file),
-                Node::Dir(_) | Node::Version(_) | Node::Control(..) => None,
-            });
-            files.collect()
+            let within = table
+                .hidden
+                .iter()
+                .filter(|(name, hidden)| name.as_str().starts_with(dir.as_str()) && !hidden.claimed);
+            within
+                .map(|(name, hidden)| (name.clone(), hidden.backup.and_then(|ino| table.node(ino))))
+                .collect()
         };
-        futures_util::future::join_all(backups.iter().map(|file| self.settle_provisional(file, call))).await;
+        for (name, backup) in hidden {
+            match backup {
+                Some(Node::File(backup)) => self.settle_provisional(&backup, call).await,
+                _ => drop(self.delete_if_unreplaced(&name, call).await),
+            }
+        }
     }
 
     async fn settle_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {

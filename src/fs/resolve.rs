@@ -418,6 +418,10 @@ impl FileSystem {
                 Rest::File => break,
                 Rest::Dir(dir) => {
                     path.push('/');
+                    if dir.self_name().as_ref() == Some(&name) {
+                        path.push_str(SELF);
+                        break;
+                    }
                     under = dir;
                 }
             }
