@@ -134,20 +134,19 @@ impl FileSystem {
         }
         self.cache.visit_names(under.as_str(), |name| {
             let (text, rest) = self.shown(&mut table, name, under)?;
-            if rest == Rest::File && table.is_hidden(name) {
+            let is_own = matches!(&rest, Rest::Dir(dir) if !name.as_str().starts_with(dir.as_str()));
+            if (is_own || rest == Rest::File) && table.is_hidden(name) {
                 return None;
             }
             add(&mut entries, &table, name, text, &rest);
             match rest {
-                Rest::Dir(dir) => after(&dir),
-                Rest::File => None,
+                Rest::Dir(dir) if name.as_str().starts_with(dir.as_str()) => after(&dir),
+                Rest::Dir(_) | Rest::File => None,
             }
         });
         let local: Vec<ObjectName> = table
-            .file_names()
-            .filter(|(name, file)| {
-                name.as_str().starts_with(under.as_str()) && self.is_only_here(&file.state())
-            })
+            .files_under(under.as_str())
+            .filter(|(_, file)| file.state().is_beyond_vault())
             .map(|(name, _)| name.clone())
             .collect();
         for name in local {
@@ -170,16 +169,11 @@ impl FileSystem {
         entries
     }
 
-    /// Whether a file is there although the vault may not have it.
-    fn is_only_here(&self, state: &super::file::FileState) -> bool {
-        state.is_only_here() || state.is_dirty() || (state.stored.is_none() && state.opens > 0)
-    }
-
     /// Whether `name` is known to exist, and its inode number.
     fn exists_now(&self, table: &Table, name: &ObjectName) -> Option<Option<u64>> {
         let file = table.file(name);
         if let Some(file) = &file
-            && self.is_only_here(&file.state())
+            && file.state().is_beyond_vault()
         {
             return Some(Some(file.ino));
         }
@@ -242,6 +236,9 @@ impl FileSystem {
                 Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
             };
             fs.cache.list_all(&call).await.map_err(|e| fs.failed("rmdir", dir.as_str(), &e))?;
+            if fs.names_in(&dir).is_empty() {
+                fs.settle_hidden_in(&dir, &call).await;
+            }
             if dir.is_continuation()
                 || fs.cache.implied(dir.as_str()) == Implied::Yes
                 || !fs.names_in(&dir).is_empty()
@@ -250,6 +247,7 @@ impl FileSystem {
             }
             let mut table = fs.table();
             table.made().remove(&dir);
+            table.take_place_of(&dir);
             if !under.is_root() {
                 table.made().insert(under.clone());
             }

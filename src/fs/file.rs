@@ -166,6 +166,11 @@ impl FileState {
         self.keep != Keep::Store
     }
 
+    /// Whether the file is there although the vault may not have it.
+    pub fn is_beyond_vault(&self) -> bool {
+        self.is_only_here() || self.is_dirty() || (self.stored.is_none() && self.opens > 0)
+    }
+
     /// Nobody has the file open from now on; what is noted.
     pub fn idle_since(&mut self, now: Instant) -> Instant {
         *self.idle.insert(now)

@@ -9,7 +9,8 @@
 //!
 //! Lock order: `Table` before a file's `state`. Neither is held while something else is awaited or locked.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -124,13 +125,15 @@ pub struct Table {
     versions: HashMap<(ObjectId, u64), u64>,
     controls: HashMap<ControlFile, u64>,
     /// The file that each name shows now.
-    files: HashMap<ObjectName, u64>,
+    files: BTreeMap<ObjectName, u64>,
     /// Directories that exist although no object is in them: made here, or emptied here.
     made: BTreeSet<DirPrefix>,
     /// Objects that were moved away from their names and may come back (`provisional`).
     pub(super) hidden: HashMap<ObjectName, Hidden>,
     /// Names shown as files although other names begin with them: their kind was seen first.
     beside: HashSet<ObjectName>,
+    /// Directories that were there once, and whose place is free again, or a file has it.
+    taken: HashSet<DirPrefix>,
     /// Modes, owners and times set here, kept for the life of the mount.
     local: HashMap<ObjectName, LocalAttr>,
     /// The same for directories.
@@ -149,10 +152,11 @@ impl Table {
             dirs: HashMap::new(),
             versions: HashMap::new(),
             controls: HashMap::new(),
-            files: HashMap::new(),
+            files: BTreeMap::new(),
             made: BTreeSet::new(),
             hidden: HashMap::new(),
             beside: HashSet::new(),
+            taken: HashSet::new(),
             local: HashMap::new(),
             dir_local: HashMap::new(),
             touched: HashMap::new(),
@@ -216,6 +220,9 @@ impl Table {
 
     /// The directory of that kind; made at its first mention.
     pub fn dir(&mut self, kind: &DirKind) -> Arc<Dir> {
+        if let DirKind::Tree(prefix) = kind {
+            self.taken.remove(prefix);
+        }
         if let Some(ino) = self.dirs.get(kind)
             && let Some(Slot { node: Node::Dir(dir), .. }) = self.slots.get(ino)
         {
@@ -301,12 +308,36 @@ impl Table {
         })
     }
 
-    /// The names that show a file inode and begin with `prefix`: for files the vault does not have yet.
-    pub fn file_names(&self) -> impl Iterator<Item = (&ObjectName, Arc<File>)> {
-        self.files.iter().filter_map(|(name, ino)| match self.slots.get(ino).map(|slot| &slot.node) {
+    /// The names that begin with `prefix` and show a file inode: for files the vault does not have yet.
+    pub fn files_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a ObjectName, Arc<File>)> {
+        let from = self.files.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let within = from.take_while(move |(name, _)| name.as_str().starts_with(prefix));
+        within.filter_map(|(name, ino)| match self.slots.get(ino).map(|slot| &slot.node) {
             Some(Node::File(file)) => Some((name, file.clone())),
             _ => None,
         })
+    }
+
+    /// A file may show where `dir` was.
+    pub fn take_place_of(&mut self, dir: &DirPrefix) {
+        if self.dirs.contains_key(&DirKind::Tree(dir.clone())) {
+            self.taken.insert(dir.clone());
+        }
+    }
+
+    /// A file was made in `under` or moved there.
+    pub fn file_made(&mut self, under: &DirPrefix, name: &ObjectName) {
+        // As `.self` it is in the directory of its name, and takes nobody's place.
+        if under.self_name().as_ref() != Some(name)
+            && let Some(dir) = DirPrefix::new(&format!("{}/", name.as_str()))
+        {
+            self.take_place_of(&dir);
+        }
+    }
+
+    /// Whether `dir` is a directory that has been seen, and no file has its place.
+    pub fn is_seen_dir(&self, dir: &DirPrefix) -> bool {
+        self.dirs.contains_key(&DirKind::Tree(dir.clone())) && !self.taken.contains(dir)
     }
 
     /// Whether `name` was first seen as a file, so that it stays one while others begin with it.

@@ -260,6 +260,7 @@ impl FileSystem {
         let now = self.clock.wall();
         let mut table = self.table();
         table.release_kind(name);
+        table.file_made(under, name);
         // Where an object is hidden, the new file is a change of it.
         let base = table.claim(name);
         let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));

@@ -16,7 +16,8 @@ use super::FileSystem;
 use super::attr::FileKind;
 use super::commit::{Cause, Drain};
 use super::file::{File, Keep, Link, Stored};
-use super::inode::{Hidden, Table};
+use super::inode::{Hidden, Node, Table};
+use super::name::DirPrefix;
 use crate::vault::{Call, ObjectId, ObjectName};
 
 /// A provisional file that nobody has open becomes an object after this.
@@ -116,6 +117,10 @@ impl FileSystem {
         let Some(component) = component.to_str() else { return Keep::Store };
         let (is_object, is_backup) = {
             let state = source.state();
+            if state.is_only_here() && state.stored.is_some() {
+                // It was moved over an object, which has to go now.
+                return Keep::Store;
+            }
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
         };
         let free = target.is_none_or(|target| target.state().is_only_here());
@@ -172,6 +177,26 @@ impl FileSystem {
         };
         let files: Vec<Arc<File>> = self.table().all_files().filter(is_provisional).collect();
         futures_util::future::join_all(files.iter().map(|file| self.settle_provisional(file, call))).await;
+    }
+
+    /// Ends what is hidden in `dir`, which is to be removed: moves are carried out, unlinked objects deleted.
+    pub(super) async fn settle_hidden_in(self: &Arc<Self>, dir: &DirPrefix, call: &Call) {
+        let hidden: Vec<(ObjectName, Option<Node>)> = {
+            let table = self.table();
+            let within = table
+                .hidden
+                .iter()
+                .filter(|(name, hidden)| name.as_str().starts_with(dir.as_str()) && !hidden.claimed);
+            within
+                .map(|(name, hidden)| (name.clone(), hidden.backup.and_then(|ino| table.node(ino))))
+                .collect()
+        };
+        for (name, backup) in hidden {
+            match backup {
+                Some(Node::File(backup)) => self.settle_provisional(&backup, call).await,
+                _ => drop(self.delete_if_unreplaced(&name, call).await),
+            }
+        }
     }
 
     async fn settle_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {

@@ -173,6 +173,7 @@ impl FileSystem {
             table.forget_backup(target);
         }
         table.point(&goal.name, source.ino);
+        table.file_made(&goal.under, &goal.name);
         if let Some(target) = &goal.target {
             table.drop_unheld(target.ino);
         }

@@ -65,7 +65,7 @@ impl FileSystem {
     }
 
     /// False while the name has been made anew and is not stored yet.
-    async fn delete_if_unreplaced(&self, name: &ObjectName, call: &Call) -> bool {
+    pub(super) async fn delete_if_unreplaced(&self, name: &ObjectName, call: &Call) -> bool {
         let hidden = self.table().hidden.get(name).filter(|h| h.backup.is_none()).cloned();
         match hidden {
             None => return true,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::errno::{Errno, Result};
 use super::file::{File, Link};
 use super::inode::{ControlFile, Dir, DirKind, Node, Table};
-use super::name::{self, CONTROL, Decoded, DirPrefix, Refused, Rest, VERSIONS};
+use super::name::{self, CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
 use super::{Entry, FileSystem, Step};
 use crate::vault::cache::{Found, Implied, Peek};
 use crate::vault::{Call, ObjectName};
@@ -167,13 +167,16 @@ impl FileSystem {
             return Ok(Ok(Place::Dir(dir.clone())));
         }
         if let Some(name) = as_file {
-            if let Some(file) = self.local_file(&name) {
-                return Ok(Ok(Place::Local(file)));
+            match self.file_at(&name, answers) {
+                Ok(Place::Absent) => self.vanished(&name),
+                known => return Ok(known),
             }
-            let hidden = self.table().is_hidden(&name);
-            match if hidden { Ok(None) } else { self.object_at(&name, answers) } {
-                Ok(Some(found)) => return Ok(Ok(Place::Object(found))),
-                Ok(None) => self.vanished(&name),
+        } else if let Some(dir) = &as_dir
+            && let Some(own) = self.object_of_seen(dir)
+        {
+            match self.file_at(&own, answers) {
+                Ok(Place::Absent) => {}
+                Ok(_) => return Ok(Ok(Place::Dir(dir.clone()))),
                 Err(need) => return Ok(Err(need)),
             }
         }
@@ -189,6 +192,23 @@ impl FileSystem {
     fn is_searched(&self, dir: &DirPrefix) -> bool {
         let searches = self.cache.vault().capabilities().search;
         searches && !dir.is_continuation() && !self.cache.listing_is_one_page()
+    }
+
+    /// The file of that name, wherever it shows.
+    fn file_at(&self, name: &ObjectName, answers: &Answers) -> Result<Place, Need> {
+        if let Some(file) = self.local_file(name) {
+            return Ok(Place::Local(file));
+        }
+        if self.table().is_hidden(name) {
+            return Ok(Place::Absent);
+        }
+        Ok(self.object_at(name, answers)?.map_or(Place::Absent, Place::Object))
+    }
+
+    /// The object that keeps a directory there although nothing else is in it: its `.self`.
+    fn object_of_seen(&self, dir: &DirPrefix) -> Option<ObjectName> {
+        let own = dir.self_name()?;
+        self.table().is_seen_dir(dir).then_some(own)
     }
 
     /// The object of that name, or what has to be asked first. Where one page lists all names, listing them
@@ -216,7 +236,9 @@ impl FileSystem {
         {
             return Implied::No(self.clock.now());
         }
-        if table.is_made(dir) {
+        let beyond_vault = |(_, file): (&ObjectName, Arc<File>)| file.state().is_beyond_vault();
+        if table.is_made(dir) || (!dir.is_continuation() && table.files_under(dir.as_str()).any(beyond_vault))
+        {
             return Implied::Yes;
         }
         let mut implied = self.cache.implied(dir.as_str());
@@ -263,14 +285,19 @@ impl FileSystem {
             }
             return name::split_beside(name.as_str(), under);
         }
+        if rest == Rest::File
+            && let Some(dir) = DirPrefix::new(&format!("{}/", name.as_str()))
+            && table.is_seen_dir(&dir)
+        {
+            // Once a directory, it stays one: the object is in it.
+            return Some((text, Rest::Dir(dir)));
+        }
         Some((text, rest))
     }
 
     /// Whether `owner` is shown as a file rather than as the directory `dir` of the same name.
     fn is_kept_a_file(&self, table: &Table, owner: &ObjectName, dir: &DirPrefix) -> bool {
-        table.is_kept_a_file(owner)
-            && table.dir_ino(&DirKind::Tree(dir.clone())).is_none()
-            && !table.is_made(dir)
+        table.is_kept_a_file(owner) && !table.is_seen_dir(dir) && !table.is_made(dir)
     }
 
     fn is_shown_as(&self, name: &ObjectName, under: &DirPrefix, component: &OsStr) -> bool {
@@ -286,9 +313,7 @@ impl FileSystem {
     /// The file of that name, if it has bytes that may not be in the vault.
     fn local_file(&self, name: &ObjectName) -> Option<Arc<File>> {
         let file = self.table().file(name)?;
-        let state = file.state();
-        let local = state.is_only_here() || state.is_dirty() || (state.stored.is_none() && state.opens > 0);
-        drop(state);
+        let local = file.state().is_beyond_vault();
         local.then_some(file)
     }
 
@@ -376,7 +401,7 @@ impl FileSystem {
                 (text, Rest::File) => return Some((table.dir_ino(&DirKind::Tree(under))?, text)),
                 (_, Rest::Dir(dir)) => {
                     if dir.self_name().as_ref() == Some(name) {
-                        return None;
+                        return Some((table.dir_ino(&DirKind::Tree(dir))?, SELF.to_owned()));
                     }
                     under = dir;
                 }
@@ -395,6 +420,10 @@ impl FileSystem {
                 Rest::File => break,
                 Rest::Dir(dir) => {
                     path.push('/');
+                    if dir.self_name().as_ref() == Some(&name) {
+                        path.push_str(SELF);
+                        break;
+                    }
                     under = dir;
                 }
             }

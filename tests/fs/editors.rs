@@ -359,3 +359,16 @@ async fn a_big_object_moved_to_a_backup_takes_no_room_from_others() {
     assert_eq!(sh.fs.status().scratch_bytes, 50);
     assert_eq!(sh.history("big").await.len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_from_which_all_was_moved_to_backups_can_be_removed() {
+    let sh = Shell::new();
+    sh.put("d/s", "kept").await;
+    sh.mv("d/s", "s.orig").await.unwrap();
+    sh.rmdir("d").await.unwrap();
+    assert_eq!(
+        (sh.ls("").await.unwrap(), sh.names().await),
+        (vec!["s.orig".to_owned()], vec!["s.orig".to_owned()])
+    );
+    assert_eq!(sh.cat("s.orig").await, "kept");
+}

@@ -440,13 +440,14 @@ impl Shell {
         self.memory.get_by_name(&self.elsewhere(), &name).await.ok().map(|object| object.meta)
     }
 
-    /// All versions of an object's bytes, oldest first; empty if there is none. Object dialect only.
+    /// All versions of an object's bytes, oldest first; empty if there is none. Of kv's old versions, empty bytes.
     pub async fn history(&self, name: &str) -> Vec<String> {
         let Some(meta) = self.meta(name).await else { return Vec::new() };
         let mut all = Vec::new();
         for info in self.memory.versions(&self.elsewhere(), &meta.id).await.unwrap() {
-            let object = self.memory.version(&self.elsewhere(), &meta.id, &info).await.unwrap();
-            all.push(String::from_utf8(object.content.bytes.expose().to_vec()).unwrap());
+            let object = self.memory.version(&self.elsewhere(), &meta.id, &info).await;
+            let bytes = object.map(|object| object.content.bytes.expose().to_vec()).unwrap_or_default();
+            all.push(String::from_utf8(bytes).unwrap());
         }
         all
     }
