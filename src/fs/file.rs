@@ -206,6 +206,16 @@ impl FileState {
         }
     }
 
+    /// The buffer, made from the stored bytes if there is none yet; `None` if those are not in memory. Nothing is
+    /// ever written over bytes that are not known.
+    pub fn buffer_of_stored(&mut self, now: SystemTime) -> Option<&mut Buffer> {
+        if self.buffer.is_none() && self.pinned.is_none() && self.stored.is_some() {
+            return None;
+        }
+        let pinned = self.pinned.clone();
+        Some(self.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now))
+    }
+
     /// The buffer, made from `base` if there is none yet.
     pub fn buffer(&mut self, base: &[u8], now: SystemTime) -> &mut Buffer {
         self.buffer.get_or_insert_with(|| Buffer {
@@ -289,8 +299,26 @@ impl File {
         Self { ino, kind: FileKind::Regular, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
     }
 
+    /// Keeps the bytes in memory for an operation that takes time.
+    pub fn in_use(self: &Arc<Self>) -> InUse {
+        self.state().opens += 1;
+        InUse(self.clone())
+    }
+
     /// The state, locked. Take the table's lock before it, never after.
     pub fn state(&self) -> MutexGuard<'_, FileState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// An operation works with the file's bytes: they stay in memory, as for an open handle.
+#[derive(Debug)]
+pub struct InUse(Arc<File>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.opens -= 1;
+        state.settle();
     }
 }

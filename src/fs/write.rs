@@ -35,9 +35,8 @@ impl FileSystem {
             return Err(full);
         }
         let now = self.clock.wall();
-        let pinned = state.pinned.clone();
         state.local.written();
-        let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
+        let buffer = state.buffer_of_stored(now).ok_or(Errno::EIO)?;
         // Both fit: `end` is at most --max-size, which fits into memory.
         buffer.bytes.write_at(offset as usize, data);
         buffer.changed(true, now);
@@ -67,10 +66,12 @@ impl FileSystem {
         let fs = self.clone();
         Step::later(async move {
             let call = fs.call();
+            let in_use = file.in_use();
             if size > 0 {
                 fs.load(&call, &file).await?;
             }
             fs.resize_now(&file, size, through_handle || commits).unwrap_or(Err(Errno::EIO))?;
+            drop(in_use);
             fs.set_local_if_any(&node, &set)?;
             if commits {
                 fs.commit(&file, &call, Cause::Truncate).await?;
