@@ -106,7 +106,11 @@ need_fuse() {
         die "there is no /dev/fuse. In a container, start it with --device /dev/fuse --cap-add SYS_ADMIN."
 }
 
-# The mounts of vaultfs: one line each, the connection's number and the mount point as mountinfo writes it.
+# The mounts that tests make, all in directories of this name: a line each, the connection's number and the mount
+# point as mountinfo writes it. Nobody else's mount is ever aborted.
+test_mounts() { vaultfs_mounts | grep -F '/vaultfs-test-' || true; }
+
+# The mounts of vaultfs, in the same form.
 vaultfs_mounts() { awk '/ - fuse\.vaultfs / { split($3, dev, ":"); print dev[2], $5 }' /proc/self/mountinfo; }
 
 # as_in_mountinfo PATH: as mountinfo writes it: blanks and backslashes in octal.

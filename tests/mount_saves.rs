@@ -183,6 +183,12 @@ fn bytes_over_the_limit_are_refused_at_the_write() {
     let ran = mount.script("bash", "head -c 1025 /dev/zero > over");
     assert!(ran.code != Some(0));
     assert!(ran.err.contains("File too large"), "{}", ran.err);
+    assert!(!mount.path("over").exists(), "a part is not stored");
+    mount.sh("echo good > keep; head -c 1025 /dev/zero > ../big");
+    let ran = mount.script("bash", "cp ../big keep");
+    assert!(ran.err.contains("File too large"), "{}", ran.err);
+    assert_eq!(fs::read_to_string(mount.path("keep")).unwrap(), "good\n");
+    assert_eq!(mount.versions("keep"), [1]);
 }
 
 #[test]

@@ -6,8 +6,9 @@
 use std::time::{Duration, SystemTime};
 
 use super::file::{File, FileState, Link, LocalAttr};
-use super::inode::{DirKind, Node};
+use super::inode::{DirKind, Node, Table};
 use super::{Errno, FileSystem, Result};
+use crate::vault::ObjectName;
 
 /// What an inode is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +102,17 @@ impl FileSystem {
     /// GETATTR. Never asks the vault.
     pub fn getattr(&self, ino: u64) -> Result<(Attr, Duration)> {
         let node = self.node(ino)?;
-        Ok((self.attr(&node), self.options.refresh))
+        Ok((self.attr(&node), self.attr_ttl(&node)))
+    }
+
+    /// For how long the kernel may keep attributes. A chmod of a file changes who may read its history, which the
+    /// kernel does not know to belong to it: that is asked for each time.
+    pub(super) fn attr_ttl(&self, node: &Node) -> Duration {
+        match node {
+            Node::File(_) => self.options.refresh,
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.options.refresh,
+            Node::Dir(_) | Node::Version(_) | Node::Control(..) => Duration::ZERO,
+        }
     }
 
     /// The attributes of an inode.
@@ -110,21 +121,27 @@ impl FileSystem {
             Node::Dir(dir) => {
                 let mut table = self.table();
                 let touched = table.touched(&dir.kind).unwrap_or(self.started);
-                let perm = match dir.kind {
+                let perm = match &dir.kind {
                     DirKind::Tree(_) => {
                         let local = table.dir_local(&dir.kind).clone();
                         drop(table);
                         return self.tree_dir_attr(dir.ino, touched, &local);
                     }
-                    DirKind::Histories(_) | DirKind::History(..) | DirKind::Control => {
-                        self.options.dir_mode & 0o555
+                    DirKind::Histories(prefix) => {
+                        let tree = DirKind::Tree(prefix.clone());
+                        table.dir_local(&tree).mode.unwrap_or(self.options.dir_mode) & 0o555
                     }
+                    DirKind::History(name, _) => {
+                        let read = self.history_perm(&table, name);
+                        read | read >> 2
+                    }
+                    DirKind::Control => self.options.dir_mode & 0o500,
                 };
                 self.plain(dir.ino, FileKind::Directory, 0, perm, touched)
             }
             Node::File(file) => self.file_attr(file),
             Node::Version(version) => {
-                let perm = self.options.file_mode & 0o444;
+                let perm = self.history_perm(&self.table(), &version.name);
                 self.plain(version.ino, FileKind::Regular, version.size(), perm, version.info.created_at)
             }
             Node::Control(ino, which) => {
@@ -159,6 +176,11 @@ impl FileSystem {
         attr.atime = local.atime.unwrap_or(attr.mtime);
         attr.ctime = local.ctime.map_or(touched, |c| c.max(touched));
         attr
+    }
+
+    /// Who may read the versions of an object: who may read its file.
+    fn history_perm(&self, table: &Table, name: &ObjectName) -> u32 {
+        table.mode_of(name).unwrap_or(self.options.file_mode) & 0o444
     }
 
     fn plain(&self, ino: u64, kind: FileKind, size: u64, perm: u32, mtime: SystemTime) -> Attr {

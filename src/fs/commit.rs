@@ -129,7 +129,14 @@ enum Plan {
 impl FileSystem {
     /// Stores what the file's buffer holds now. Ends well if the vault has it, whoever stored it.
     pub(super) async fn commit(self: &Arc<Self>, file: &Arc<File>, call: &Call, cause: Cause) -> Result<()> {
-        let goal = file.state().buffer.as_ref().map_or(0, |b| b.generation);
+        let goal = {
+            let state = file.state();
+            if let Some(refused) = state.cut_short.filter(|_| state.is_dirty()) {
+                // Told and logged at the write.
+                return Err(refused);
+            }
+            state.buffer.as_ref().map_or(0, |b| b.generation)
+        };
         loop {
             let Some(_turn) = self.turn(file, call).await else {
                 let name = file.state().name.clone();
@@ -177,6 +184,7 @@ impl FileSystem {
             Some(base) => Plan::Update(base.id.clone()),
             None => Plan::Create,
         };
+        let mut last = None;
         for _ in 0..ROUNDS {
             let e = match self.send(&plan, job, &content, call).await {
                 Ok(meta) => return Ok(self.cache.stored(meta, content)),
@@ -201,8 +209,10 @@ impl FileSystem {
                 Err(gone) if gone.kind == ErrorKind::NotFound => Plan::Create,
                 Err(unknown) => return Err(if moved { unknown } else { e }),
             };
+            last = Some(e);
         }
-        Err(Error::new(ErrorKind::Server, "the object kept changing elsewhere while it was being stored"))
+        // As often as it was tried something came in between: what came last is told.
+        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
     }
 
     async fn send(&self, plan: &Plan, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {

@@ -141,6 +141,9 @@ pub struct FileState {
     pub local: LocalAttr,
     /// The last commit failed.
     pub failure: Option<Failure>,
+    /// A write was refused for want of room: the buffer is not what its writer meant, and is not stored. Forgotten
+    /// at the next cut, or with the buffer when the last writer lets go.
+    pub cut_short: Option<Errno>,
     /// Created with O_EXCL: a name that turns out to exist is an error, not an update.
     pub exclusive: bool,
     /// A background retry is on its way.
@@ -201,6 +204,16 @@ impl FileState {
             (None, Some(stored)) => stored.updated_at,
             (None, None) => SystemTime::UNIX_EPOCH,
         }
+    }
+
+    /// The buffer, made from the stored bytes if there is none yet; `None` if those are not in memory. Nothing is
+    /// ever written over bytes that are not known.
+    pub fn buffer_of_stored(&mut self, now: SystemTime) -> Option<&mut Buffer> {
+        if self.buffer.is_none() && self.pinned.is_none() && self.stored.is_some() {
+            return None;
+        }
+        let pinned = self.pinned.clone();
+        Some(self.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now))
     }
 
     /// The buffer, made from `base` if there is none yet.
@@ -277,6 +290,7 @@ impl File {
             writers: 0,
             local,
             failure: None,
+            cut_short: None,
             exclusive: false,
             retrying: false,
             idle: None,
@@ -285,8 +299,26 @@ impl File {
         Self { ino, kind: FileKind::Regular, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
     }
 
+    /// Keeps the bytes in memory for an operation that takes time.
+    pub fn in_use(self: &Arc<Self>) -> InUse {
+        self.state().opens += 1;
+        InUse(self.clone())
+    }
+
     /// The state, locked. Take the table's lock before it, never after.
     pub fn state(&self) -> MutexGuard<'_, FileState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// An operation works with the file's bytes: they stay in memory, as for an open handle.
+#[derive(Debug)]
+pub struct InUse(Arc<File>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.opens -= 1;
+        state.settle();
     }
 }

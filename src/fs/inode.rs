@@ -371,6 +371,11 @@ impl Table {
         self.local.entry(name.clone()).or_default()
     }
 
+    /// The permission bits that were set here for `name`.
+    pub fn mode_of(&self, name: &ObjectName) -> Option<u32> {
+        self.local.get(name).and_then(|local| local.mode)
+    }
+
     /// What was set here for a directory.
     pub fn dir_local(&mut self, kind: &DirKind) -> &mut LocalAttr {
         self.dir_local.entry(kind.clone()).or_default()

@@ -104,7 +104,7 @@ pub struct FileSystem {
     table: Mutex<Table>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
-    scratch_bytes: AtomicU64,
+    scratch_bytes: Mutex<u64>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
@@ -143,7 +143,7 @@ impl FileSystem {
             table: Mutex::new(Table::new(random_base())),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
-            scratch_bytes: AtomicU64::new(0),
+            scratch_bytes: Mutex::new(0),
             kernel: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
             errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),

@@ -109,18 +109,16 @@ impl FileSystem {
                 let fs = self.clone();
                 Step::later(async move {
                     fs.is_still_current(&file).await?;
-                    fs.load(&fs.call(), &file).await?;
-                    Ok(fs.open_file(file, writes, caller))
+                    fs.open_loaded(&file, writes, caller).await
                 })
             }
-            Node::File(file) if self.pin(&file) => Ok(self.open_file(file, writes, caller)).into(),
-            Node::File(file) => {
-                let fs = self.clone();
-                Step::later(async move {
-                    fs.load(&fs.call(), &file).await?;
-                    Ok(fs.open_file(file, writes, caller))
-                })
-            }
+            Node::File(file) => match self.open_now(&file, writes, caller) {
+                Some(opened) => Ok(opened).into(),
+                None => {
+                    let fs = self.clone();
+                    Step::later(async move { fs.open_loaded(&file, writes, caller).await })
+                }
+            },
         }
     }
 
@@ -148,20 +146,21 @@ impl FileSystem {
         }
     }
 
-    /// Takes hold of the file's bytes if they are in memory.
-    fn pin(&self, file: &File) -> bool {
+    /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one step: the
+    /// RELEASE of another handle comes at any time, and lets go of bytes that nobody has open.
+    fn open_now(&self, file: &Arc<File>, writes: bool, caller: Caller) -> Option<Opened> {
         let mut state = file.state();
-        if state.buffer.is_some() || state.pinned.is_some() {
-            return true;
+        if state.buffer.is_none()
+            && state.pinned.is_none()
+            && let Some(stored) = &state.stored
+        {
+            state.pinned = Some(self.cache.value_in_memory(&stored.id, &stored.version)?);
         }
-        let Some(stored) = &state.stored else { return true };
-        let object = self.cache.value_in_memory(&stored.id, &stored.version);
-        state.pinned = object;
-        state.pinned.is_some()
-    }
-
-    fn open_file(&self, file: Arc<File>, writes: bool, caller: Caller) -> Opened {
-        let mut state = file.state();
+        if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
+            // Who opens the file now has seen that the name is taken, and means to change what it shows.
+            state.exclusive = false;
+            state.failure = None;
+        }
         state.opens += 1;
         let writer = writes.then(|| {
             state.writers += 1;
@@ -169,7 +168,17 @@ impl FileSystem {
             Writer { opener: Opener::of(caller.pid), told: AtomicU64::new(told) }
         });
         drop(state);
-        self.new_handle(Held::File { file, writer }, caller)
+        Some(self.new_handle(Held::File { file: file.clone(), writer }, caller))
+    }
+
+    /// The same, fetching the bytes if need be.
+    async fn open_loaded(self: &Arc<Self>, file: &Arc<File>, writes: bool, caller: Caller) -> Result<Opened> {
+        if let Some(opened) = self.open_now(file, writes, caller) {
+            return Ok(opened);
+        }
+        let _in_use = file.in_use();
+        self.load(&self.call(), file).await?;
+        self.open_now(file, writes, caller).ok_or(Errno::EIO)
     }
 
     /// CREATE: a new file, open for writing. It reaches the vault when it is closed.
@@ -196,7 +205,8 @@ impl FileSystem {
         let keep = self.keep_of_new(component, create.flags);
         let file = self.new_file(&under, &name, create, keep);
         let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
-        Ok((entry, self.open_file(file, true, caller))).into()
+        let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
+        opened.map(|opened| (entry, opened)).into()
     }
 
     /// The kernel asked to create what has appeared since it looked.
@@ -214,11 +224,9 @@ impl FileSystem {
             if create.flags & libc::O_TRUNC != 0 {
                 // The kernel takes what CREATE opened for empty.
                 fs.resize_now(&file, 0, false).unwrap_or(Err(Errno::EIO))?;
-            } else {
-                fs.load(&fs.call(), &file).await?;
             }
-            let entry = fs.entry(&Node::File(file.clone()), fs.options.refresh);
-            Ok((entry, fs.open_file(file, true, caller)))
+            let opened = fs.open_loaded(&file, true, caller).await?;
+            Ok((fs.entry(&Node::File(file.clone()), fs.options.refresh), opened))
         })
     }
 
@@ -331,6 +339,12 @@ impl FileSystem {
             state.writers -= usize::from(writer.is_some());
             // What failed at close(2) is tried again by itself.
             let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty() && !state.retrying;
+            let cut_short = state.writers == 0 && state.cut_short.take().is_some() && state.buffer.is_some();
+            if cut_short {
+                drop(state);
+                self.take_back(file);
+                return Step::Ready(Ok(()));
+            }
             state.settle();
             self.account_room(&mut state);
             unsaved
@@ -347,6 +361,13 @@ impl FileSystem {
             fs.table().drop_unheld(file.ino);
             Ok(())
         })
+    }
+
+    /// What was written is only a part, and its writer was told so: the name shows again what the vault has.
+    fn take_back(&self, file: &Arc<File>) {
+        let name = self.give_up(file);
+        tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");
+        self.inval_name(&name);
     }
 
     /// RELEASEDIR.

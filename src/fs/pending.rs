@@ -39,14 +39,15 @@ impl FileSystem {
         self.table().all_files().filter(wanted).collect()
     }
 
-    fn give_up(&self, file: &File) -> ObjectName {
+    /// Lets go of a buffer and its inode: the next look at the name finds what the vault has.
+    pub(super) fn give_up(&self, file: &File) -> ObjectName {
         let mut table = self.table();
         let mut state = file.state();
         let name = state.name.clone();
-        // The next look at the name finds the object in the vault, or none.
         state.link = Link::Unlinked;
         state.failure = None;
         state.settle();
+        self.account_room(&mut state);
         drop(state);
         table.unpoint(&name, file.ino);
         table.let_go_of(&name, file);

@@ -77,6 +77,7 @@ impl FileSystem {
         source: &Arc<File>,
         goal: Goal,
     ) -> Result<()> {
+        let in_use = source.in_use();
         self.load(call, source).await?;
         let Some(_turn) = self.turn(source, call).await else { return Err(Errno::ETIMEDOUT) };
         let _target_turn = match &goal.target {
@@ -85,7 +86,7 @@ impl FileSystem {
         };
         self.clear_doubt(source, call).await?;
         let (old_name, own) = self.objects_behind(source);
-        let job = self.job_under(source, &goal);
+        let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
         let stores = goal.keep == Keep::Store;
         let mut doomed = if stores { own } else { Vec::new() };
         if let Some(target) = &goal.target {
@@ -103,27 +104,27 @@ impl FileSystem {
             self.delete(call, &name, id).await?;
         }
         self.switch(from_dir, source, &old_name, &goal, stored.map(|object| (&job, object)));
+        drop(in_use);
         self.settle_later(source);
         Ok(())
     }
 
     /// The bytes of `source` as they will be stored under the new name, based on what that shows now.
-    fn job_under(&self, source: &File, goal: &Goal) -> Job {
+    fn job_under(&self, source: &File, goal: &Goal) -> Option<Job> {
         let target = goal.target.as_ref().and_then(|t| t.state().stored.clone());
         // Over a hidden object the bytes are its next version, or what it was.
         let base = target.or_else(|| self.table().hidden.get(&goal.name).map(|hidden| hidden.stored.clone()));
         let now = self.clock.wall();
         let mut state = source.state();
-        let pinned = state.pinned.clone();
-        let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
-        Job {
+        let buffer = state.buffer_of_stored(now)?;
+        Some(Job {
             name: goal.name.clone(),
             bytes: buffer.bytes.clone(),
             generation: buffer.generation,
             base,
             exclusive: false,
             guarded: false,
-        }
+        })
     }
 
     /// From now on the inode hangs on its new name, and what that showed hangs on none.

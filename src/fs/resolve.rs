@@ -387,7 +387,9 @@ impl FileSystem {
     /// The entry of a directory.
     pub(super) fn dir_entry(&self, kind: &DirKind) -> Entry {
         let dir = self.table().dir(kind);
-        self.entry(&Node::Dir(dir), self.options.refresh)
+        let node = Node::Dir(dir);
+        let ttl = self.attr_ttl(&node);
+        self.entry(&node, ttl)
     }
 
     /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name there.

@@ -3,7 +3,7 @@
 //! Only names that are certain are in here (FIELD-NOTES: what programs leave beside a file); a name that
 //! exists in the vault is never scratch. They live in memory, bounded, and are gone at unmount.
 
-use std::sync::atomic::Ordering;
+use std::sync::MutexGuard;
 
 use glob::Pattern;
 
@@ -68,22 +68,27 @@ impl Patterns {
 }
 
 impl FileSystem {
+    /// Bytes held back in all. A leaf: nothing else is locked while this is.
+    pub(super) fn scratch_used(&self) -> MutexGuard<'_, u64> {
+        self.scratch_bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// Makes room for a file that is held back to have `size` bytes; ENOSPC beyond the bound. Others need none.
     pub(super) fn reserve_room(&self, state: &mut FileState, size: u64) -> Result<()> {
         if !state.is_only_here() {
             return Ok(());
         }
-        let (room, bound) = (state.room, self.options.scratch_size);
-        let update = |used: u64| {
-            let next = used.saturating_sub(room).saturating_add(size);
-            (size <= room || next <= bound).then_some(next)
-        };
-        if self.scratch_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).is_err() {
+        let bound = self.options.scratch_size;
+        let mut used = self.scratch_used();
+        let next = used.saturating_sub(state.room).saturating_add(size);
+        if size > state.room && next > bound {
+            drop(used);
             let why = format!(
                 "files that are held back from the vault are limited to {bound} bytes together (--scratch-size)"
             );
             return Err(self.refused("write", state.name.as_str(), Errno::ENOSPC, &why));
         }
+        *used = next;
         state.room = size;
         Ok(())
     }
@@ -91,10 +96,9 @@ impl FileSystem {
     /// Accounts for a file that was moved, closed, unlinked or stored: what it holds back now, whatever the bound.
     pub(super) fn account_room(&self, state: &mut FileState) {
         let held = if state.is_only_here() { state.buffer.as_ref().map_or(0, |b| b.bytes.len()) } else { 0 };
-        let (before, now) = (state.room, held as u64);
-        let update = |used: u64| Some(used.saturating_sub(before).saturating_add(now));
-        // The closure always gives a value, so this never fails.
-        let _ = self.scratch_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        let now = held as u64;
+        let mut used = self.scratch_used();
+        *used = used.saturating_sub(state.room).saturating_add(now);
         state.room = now;
     }
 }

@@ -149,7 +149,7 @@ impl FileSystem {
             },
             inodes,
             handles,
-            scratch_bytes: self.scratch_bytes.load(std::sync::atomic::Ordering::Relaxed),
+            scratch_bytes: *self.scratch_used(),
             unsaved: self.unsaved(),
             last_errors: self.errors.lock().unwrap_or_else(|p| p.into_inner()).iter().cloned().collect(),
         }

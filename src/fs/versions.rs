@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::errno::{Errno, Result};
 use super::inode::{Node, VersionFile};
@@ -39,7 +40,7 @@ impl FileSystem {
                 info: info.clone(),
                 object,
             });
-            Ok(Some(fs.entry(&Node::Version(version), fs.options.refresh)))
+            Ok(Some(fs.entry(&Node::Version(version), Duration::ZERO)))
         })
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::attr::{Attr, SetAttr};
 use super::commit::Cause;
 use super::errno::{Errno, Result};
-use super::file::File;
+use super::file::{File, Keep};
 use super::inode::Node;
 use super::open::Held;
 use super::{FileSystem, Step};
@@ -26,14 +26,17 @@ impl FileSystem {
         }
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
         if end > self.options.max_size {
+            state.cut_short = Some(Errno::EFBIG);
             return Err(self.too_big(state.name.as_str()));
         }
         let grown = state.size().max(end);
-        self.reserve_room(&mut state, grown)?;
+        if let Err(full) = self.reserve_room(&mut state, grown) {
+            state.cut_short = Some(full).filter(|_| state.keep != Keep::Scratch);
+            return Err(full);
+        }
         let now = self.clock.wall();
-        let pinned = state.pinned.clone();
         state.local.written();
-        let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
+        let buffer = state.buffer_of_stored(now).ok_or(Errno::EIO)?;
         // Both fit: `end` is at most --max-size, which fits into memory.
         buffer.bytes.write_at(offset as usize, data);
         buffer.changed(true, now);
@@ -63,10 +66,12 @@ impl FileSystem {
         let fs = self.clone();
         Step::later(async move {
             let call = fs.call();
+            let in_use = file.in_use();
             if size > 0 {
                 fs.load(&call, &file).await?;
             }
             fs.resize_now(&file, size, through_handle || commits).unwrap_or(Err(Errno::EIO))?;
+            drop(in_use);
             fs.set_local_if_any(&node, &set)?;
             if commits {
                 fs.commit(&file, &call, Cause::Truncate).await?;
@@ -93,6 +98,7 @@ impl FileSystem {
         if size > self.options.max_size {
             return Some(Err(self.too_big(state.name.as_str())));
         }
+        state.cut_short = None;
         let before = state.size();
         if size == before {
             return Some(Ok(()));

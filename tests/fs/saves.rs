@@ -275,6 +275,23 @@ async fn a_file_over_the_largest_size_is_efbig_and_stays_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_did_not_fit_is_not_stored_and_the_old_value_stays() {
+    let sh = Shell::with(Options { max_size: 10, ..Options::default() });
+    sh.put("f", "value").await;
+    for name in ["f", "new"] {
+        // As cp(1) does it: cut, write until it fails, close.
+        let fd = sh.open(name, WRITE | libc::O_CREAT | libc::O_TRUNC).await.unwrap();
+        sh.pwrite(&fd, 0, "0123456789").unwrap();
+        assert_eq!(sh.pwrite(&fd, 10, "a"), Err(Errno::EFBIG));
+        assert_eq!(sh.close(fd).await, Err(Errno::EFBIG), "{name}");
+    }
+    assert_eq!(sh.cat("f").await, "value");
+    assert_eq!(sh.history("f").await, ["value"]);
+    assert_eq!(sh.names().await, ["f"]);
+    assert!(sh.fs.unsaved().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_format_json_anything_else_is_einval_at_close() {
     let sh = Shell::with(Options { format: Format::Json, ..Options::default() });
     assert_eq!(sh.write_file("f", "no json").await, Err(Errno::EINVAL));

@@ -86,9 +86,19 @@ struct State {
     reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
     listing: Option<Flight<()>>,
     searches: HashMap<String, Flight<()>>,
-    /// The last time the vault failed to answer, and why; `None` once it has answered.
-    outage: Option<(Instant, Error)>,
+    /// `None` once the vault has answered.
+    outage: Option<Outage>,
     histories: lru::LruCache<(ObjectId, VersionTag), Arc<Vec<VersionInfo>>>,
+}
+
+/// The vault does not answer.
+struct Outage {
+    /// Since when.
+    since: Instant,
+    /// The last time it failed to.
+    last: Instant,
+    /// Why, that last time.
+    error: Error,
 }
 
 /// The cache in front of a vault.
@@ -390,7 +400,7 @@ impl Cache {
             outage: state
                 .outage
                 .as_ref()
-                .map(|(at, e)| (e.to_string(), now.saturating_duration_since(*at).as_secs())),
+                .map(|o| (o.error.to_string(), now.saturating_duration_since(o.since).as_secs())),
             serving_stale: self.served_stale.load(Ordering::Relaxed),
         }
     }
@@ -429,8 +439,8 @@ impl Cache {
 
     fn outage_is_recent(&self) -> bool {
         let now = self.clock.now();
-        let outage = self.state().outage.as_ref().map(|(at, _)| *at);
-        outage.is_some_and(|at| now.saturating_duration_since(at) < STALE_WAIT)
+        let last = self.state().outage.as_ref().map(|outage| outage.last);
+        last.is_some_and(|last| now.saturating_duration_since(last) < STALE_WAIT)
     }
 
     /// Takes an answer in, and remembers that the vault answers.
@@ -446,7 +456,11 @@ impl Cache {
     fn note<T>(&self, answer: &Result<T>) {
         let mut state = self.state();
         match answer {
-            Err(e) if is_outage(e.kind) => state.outage = Some((self.clock.now(), e.clone())),
+            Err(e) if is_outage(e.kind) => {
+                let now = self.clock.now();
+                let since = state.outage.as_ref().map_or(now, |outage| outage.since);
+                state.outage = Some(Outage { since, last: now, error: e.clone() });
+            }
             Err(e) if e.kind == ErrorKind::Unauthorized => {
                 state.values.clear();
                 state.index.expire(self.config.max_stale + self.config.refresh);
