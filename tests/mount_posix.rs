@@ -128,8 +128,13 @@ fn sizes() {
     file.set_len(2).unwrap();
     file.write_all_at(b"z", 5).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"01\0\0\0z");
-    assert_eq!(errno(file.write_at(b"zz", 9999)), libc::EFBIG);
     assert_eq!(errno(file.set_len(10_001)), libc::EFBIG);
+    file.sync_all().unwrap();
+    file.write_all_at(b"y", 5).unwrap();
+    assert_eq!(errno(file.write_at(b"zz", 9999)), libc::EFBIG);
+    assert_eq!(errno(file.sync_all()), libc::EFBIG, "a part of what was meant is not stored");
+    file.set_len(5).unwrap();
+    file.write_all_at(b"z", 5).unwrap();
     assert_eq!(errno(call(unsafe { libc::ftruncate(file.as_raw_fd(), -1) })), libc::EINVAL);
     file.sync_all().unwrap();
     assert_eq!(file.metadata().unwrap().len(), 6);
