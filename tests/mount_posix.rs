@@ -271,6 +271,8 @@ fn pipes_and_sockets_live_in_memory() {
     let mut text = String::new();
     listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello");
+    mount.sh("ln socket other && rm socket && test -S other && ln other socket && rm other");
+    drop(UnixStream::connect(&path).unwrap());
     let kind = |name: &str| fs::symlink_metadata(mount.path(name)).unwrap().file_type();
     assert!(kind("d/pipe").is_fifo() && kind("socket").is_socket());
     mount.sh("mv d/pipe p; ls -l p | grep -q ^p; echo value > object; ! mv -T p object 2> /dev/null");

@@ -27,6 +27,9 @@ impl FileSystem {
                 Place::Dir(_) => return Err(Errno::EISDIR),
                 Place::Absent => return Err(Errno::ENOENT),
             };
+            if fs.unlink_one_name(&under, &component, &file)? {
+                return Ok(());
+            }
             let replaces = replace::is_about_to_replace(caller.pid);
             fs.remove(&call, &under, &file, replaces).await
         })

@@ -1,6 +1,6 @@
 //! FIFOs and sockets: names in memory, like scratch files, for what keeps them beside its secrets (gpg's home,
 //! ssh's ControlPath). The kernel itself carries what goes through them; this never sees a byte of it, and no
-//! vault ever hears of the name. Device nodes and links are refused.
+//! vault ever hears of the name. Device nodes, and links of anything else, are refused.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::attr::FileKind;
 use super::errno::{Errno, Result};
 use super::file::{File, Keep};
-use super::inode::{DirKind, Node};
+use super::inode::{DirKind, Node, Table};
 use super::name::DirPrefix;
 use super::resolve::Place;
 use super::{Entry, FileSystem, Step};
@@ -22,11 +22,7 @@ impl FileSystem {
             libc::S_IFSOCK => FileKind::Socket,
             _ => return Err(self.refuse_special("mknod", component)).into(),
         };
-        let place = self.changeable(parent).and_then(|under| {
-            let name = self.name_to_create("mknod", &under, component)?;
-            Ok((under, name))
-        });
-        let (under, name) = match place {
+        let (under, name) = match self.place_to_create("mknod", parent, component) {
             Ok(place) => place,
             Err(e) => return Err(e).into(),
         };
@@ -52,12 +48,71 @@ impl FileSystem {
             state.buffer(&[], now);
             *table.local(name) = state.local.clone();
         }
+        table.file_made(under, name);
+        self.note_change(&mut table, under);
+        drop(table);
+        self.entry(&Node::File(file), self.options.refresh)
+    }
+
+    /// LINK: a FIFO or socket may have several names, which is how ssh puts its ControlPath in place. An object has
+    /// one.
+    pub fn link(self: &Arc<Self>, ino: u64, parent: u64, component: &OsStr) -> Step<Entry> {
+        let file = match self.node(ino) {
+            Ok(Node::File(file)) if file.kind != FileKind::Regular => file,
+            Ok(_) => return Err(self.refuse_special("link", component)).into(),
+            Err(e) => return Err(e).into(),
+        };
+        let (under, name) = match self.place_to_create("link", parent, component) {
+            Ok(place) => place,
+            Err(e) => return Err(e).into(),
+        };
+        let (fs, component) = (self.clone(), component.to_owned());
+        Step::later(async move {
+            let Place::Absent = fs.find(&fs.call(), &under, &component).await? else {
+                return Err(Errno::EEXIST);
+            };
+            let mut table = fs.table();
+            table.release_kind(&name);
+            table.point(&name, file.ino);
+            table.file_made(&under, &name);
+            fs.note_change(&mut table, &under);
+            drop(table);
+            Ok(fs.entry(&Node::File(file), fs.options.refresh))
+        })
+    }
+
+    /// Takes one of several names from a FIFO or socket; false if `component` is its only one.
+    pub(super) fn unlink_one_name(&self, under: &DirPrefix, component: &OsStr, file: &File) -> Result<bool> {
+        if file.kind == FileKind::Regular {
+            return Ok(false);
+        }
+        let name = self.name_to_create("unlink", under, component)?;
+        let mut table = self.table();
+        let others = table.files_under("").filter(|(other, at)| at.ino == file.ino && **other != name);
+        let Some(other) = others.map(|(other, _)| other.clone()).next() else { return Ok(false) };
+        file.state().name = other;
+        table.unpoint(&name, file.ino);
+        self.note_change(&mut table, under);
+        Ok(true)
+    }
+
+    fn place_to_create(
+        &self,
+        operation: &'static str,
+        parent: u64,
+        component: &OsStr,
+    ) -> Result<(DirPrefix, ObjectName)> {
+        let under = self.changeable(parent)?;
+        let name = self.name_to_create(operation, &under, component)?;
+        Ok((under, name))
+    }
+
+    /// The names in `under` changed; it stays, as in any file system, until rmdir.
+    fn note_change(&self, table: &mut Table, under: &DirPrefix) {
         if !under.is_root() && !under.is_continuation() {
             table.made().insert(under.clone());
         }
-        table.touch(&DirKind::Tree(under.clone()), now);
-        drop(table);
-        self.entry(&Node::File(file), self.options.refresh)
+        table.touch(&DirKind::Tree(under.clone()), self.clock.wall());
     }
 
     /// A FIFO or socket may take any name but an object's: the object would be gone, and history with it.

@@ -224,8 +224,11 @@ impl Filesystem for Adapter {
         reply.error(errno(self.fs.refuse_special("symlink", name)));
     }
 
-    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply.error(errno(self.fs.refuse_special("link", name)));
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.answer(self.fs.link(ino.0, newparent.0, name), move |made| match made {
+            Ok(made) => entry(reply, &made),
+            Err(e) => reply.error(e),
+        });
     }
 
     fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
