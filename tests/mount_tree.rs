@@ -316,3 +316,22 @@ fn scratch_files_never_reach_the_vault() {
     assert_eq!(names, "f\ndone\n", "in the order they were made");
     mount.sh("rm .f.swp; ! test -e .f.swp");
 }
+
+#[test]
+fn a_directory_that_is_in_memory_alone_is_renamed_and_any_other_copied() {
+    let mount = Mount::start();
+    mount.sh("mkdir -p a/b/c; chmod 0710 a/b");
+    let ino = fs::metadata(mount.path("a/b")).unwrap().ino();
+    fs::rename(mount.path("a"), mount.path("z")).unwrap();
+    let moved = fs::metadata(mount.path("z/b")).unwrap();
+    assert_eq!((moved.ino(), moved.permissions().mode() & 0o777), (ino, 0o710));
+    assert_eq!(mount.sh("find . -type d | sort; ! test -e a"), ".\n./z\n./z/b\n./z/b/c\n");
+    mount.sh("echo x > z/b/f; cat z/b/f; mkdir e");
+    assert_eq!(get(&mount, "z/b/f"), "x\n");
+    let refused = fs::rename(mount.path("z"), mount.path("y")).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EXDEV), "an object is in it");
+    fs::rename(mount.path("z/b/c"), mount.path("e")).unwrap();
+    assert!(fs::rename(mount.path("e"), mount.path("z")).is_err(), "the place is taken");
+    mount.sh("mv z y; cat y/b/f; ! test -e z; rmdir e; mkdir a; rmdir a");
+    assert_eq!(get(&mount, "y/b/f"), "x\n");
+}

@@ -124,7 +124,7 @@ impl FileSystem {
     }
 
     /// What shows in the directory `under`: names of the vault, files that it has not yet, directories made here.
-    fn names_in(&self, under: &DirPrefix) -> BTreeMap<String, (FileKind, Option<u64>)> {
+    pub(super) fn names_in(&self, under: &DirPrefix) -> BTreeMap<String, (FileKind, Option<u64>)> {
         let mut entries = BTreeMap::new();
         let mut table = self.table();
         if let Some(own) = under.self_name()
@@ -194,15 +194,9 @@ impl FileSystem {
             Ok(under) => under,
             Err(e) => return Step::Ready(Err(e)),
         };
-        let dir = match name::decode(component.as_bytes(), &under) {
-            Ok(Decoded::Entry { as_dir: Some(dir), .. }) if !dir.is_continuation() => dir,
-            Ok(Decoded::Entry { as_dir: None, .. }) | Err(Refused::TooLong) => {
-                return Err(Errno::ENAMETOOLONG).into();
-            }
-            Ok(Decoded::Entry { .. } | Decoded::SelfFile(_) | Decoded::Beside { .. })
-            | Err(Refused::Spelling) => {
-                return Err(self.no_such_name("mkdir", component)).into();
-            }
+        let dir = match self.dir_to_make("mkdir", &under, component) {
+            Ok(dir) => dir,
+            Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
         Step::later(async move {
@@ -219,6 +213,21 @@ impl FileSystem {
             drop(table);
             Ok(fs.dir_entry(&DirKind::Tree(dir)))
         })
+    }
+
+    /// The directory that `component` in `under` stands for, for something new.
+    pub(super) fn dir_to_make(
+        &self,
+        operation: &'static str,
+        under: &DirPrefix,
+        component: &OsStr,
+    ) -> Result<DirPrefix> {
+        match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::Entry { as_dir: Some(dir), .. }) if !dir.is_continuation() => Ok(dir),
+            Ok(Decoded::Entry { as_dir: None, .. }) | Err(Refused::TooLong) => Err(Errno::ENAMETOOLONG),
+            Ok(Decoded::Entry { .. } | Decoded::SelfFile(_) | Decoded::Beside { .. })
+            | Err(Refused::Spelling) => Err(self.no_such_name(operation, component)),
+        }
     }
 
     /// RMDIR: only of what surely is empty.

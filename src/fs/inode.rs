@@ -256,6 +256,34 @@ impl Table {
         dir
     }
 
+    /// All directories of the tree that have inodes.
+    pub(super) fn dirs_of_the_tree(&self) -> Vec<(DirKind, Arc<Dir>)> {
+        let dirs = self.slots.values().filter_map(|slot| match &slot.node {
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => Some((dir.kind.clone(), dir.clone())),
+            _ => None,
+        });
+        dirs.collect()
+    }
+
+    /// The inode of the directory `old` shows another one from now on, which is told by `node`.
+    pub(super) fn rename_dir(&mut self, old: &DirKind, node: Node) {
+        let Node::Dir(dir) = &node else { return };
+        let new = dir.kind.clone();
+        if self.dirs.get(old) == Some(&dir.ino) {
+            self.dirs.remove(old);
+        }
+        self.dirs.insert(new.clone(), dir.ino);
+        if let Some(local) = self.dir_local.remove(old) {
+            self.dir_local.insert(new.clone(), local);
+        }
+        if let Some(touched) = self.touched.remove(old) {
+            self.touched.insert(new, touched);
+        }
+        if let Some(slot) = self.slots.get_mut(&dir.ino) {
+            slot.node = node;
+        }
+    }
+
     /// The number of the directory of that kind, if the kernel has ever been told of it.
     pub fn dir_ino(&self, kind: &DirKind) -> Option<u64> {
         self.dirs.get(kind).copied()

@@ -15,6 +15,7 @@ mod dir;
 pub mod errno;
 mod file;
 mod inode;
+mod move_dir;
 pub mod name;
 mod open;
 mod opener;

@@ -3,7 +3,7 @@
 //! The order never loses the value: until the new name is stored the old one stays, and a failure between the
 //! two leaves both. Onto an existing name it is an update, which keeps that object's history; the history of the
 //! old name ends with its object. The inode goes along, as the kernel expects: who has the file open has it open
-//! under its new name. Directories are EXDEV, so that mv(1) copies. Nothing is sent where a file only changes
+//! under its new name. Directories: `move_dir`. Nothing is sent where a file only changes
 //! from one temporary name to another, or becomes a backup (`provisional`).
 
 use std::ffi::OsStr;
@@ -48,7 +48,10 @@ impl FileSystem {
             let source = match fs.find(&call, &from_dir, &from_name).await? {
                 Place::Local(file) => file,
                 Place::Object(found) => fs.file_node(&found),
-                Place::Dir(_) => return Err(Errno::EXDEV),
+                Place::Dir(dir) => {
+                    let replace = flags & libc::RENAME_NOREPLACE == 0;
+                    return fs.move_dir(&call, &dir, &from_dir, (&to_dir, &to_name), replace).await;
+                }
                 Place::Absent => return Err(Errno::ENOENT),
             };
             let target = match fs.find(&call, &to_dir, &to_name).await? {
