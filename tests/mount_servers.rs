@@ -95,7 +95,9 @@ fn a_home_of_gpg() {
     ));
     common::until("its agent is gone", || !mount.path("home/S.gpg-agent").exists());
     let mount = Mount::at(mount.unmount(), &[]);
-    mount.sh(&format!("{gpg} --verify t.sig t 2> /dev/null && gpg --list-secret-keys | grep -q a@example.com"));
+    mount.sh(&format!(
+        "{gpg} --verify t.sig t 2> /dev/null && gpg --list-secret-keys | grep -q a@example.com"
+    ));
     mount.sh("GNUPGHOME=$PWD/home gpgconf --kill all");
 }
 
