@@ -105,6 +105,22 @@ fn step(random: &mut Random) -> Step {
     }
 }
 
+/// Something to work on: else most steps would only find that nothing is there.
+fn beginning() -> Vec<Step> {
+    let open = |handle, name| Step::Open { handle, name, flags: libc::O_RDWR | libc::O_CREAT, mode: 0o644 };
+    let save = |name| Step::Save(name, vec![b'.'; 3000]);
+    vec![
+        Step::Mkdir("d"),
+        Step::Mkdir("f"),
+        save("a"),
+        save("b"),
+        save("d/a"),
+        open(0, "a"),
+        open(1, "d/e"),
+        open(2, "f/.a.swp"),
+    ]
+}
+
 /// What a step did: an error number, or what it said.
 type Outcome = Result<String, i32>;
 
@@ -243,8 +259,8 @@ fn play(mount: &Mount, local: &Path, seed: u64) {
     let name = format!("{seed}");
     let (mut ours, mut theirs) = (Side::new(mount.path(&name)), Side::new(local.join(&name)));
     let mut played = Vec::new();
-    for _ in 0..STEPS {
-        let step = step(&mut random);
+    let steps = beginning().into_iter().chain((0..STEPS).map(|_| step(&mut random)));
+    for step in steps {
         let outcome = ours.run(&step);
         played.push(format!("{step:?}"));
         if allowed(&step, &outcome, &theirs) {
