@@ -200,7 +200,7 @@ impl FileSystem {
 
     /// Counts the lookup and makes the entry.
     pub(super) fn entry(&self, node: &Node, ttl: Duration) -> Entry {
-        self.table().hold(node.ino());
+        self.table().hold(node);
         Entry { attr: self.attr(node), ttl }
     }
 
@@ -217,7 +217,7 @@ impl FileSystem {
         let now = self.clock.wall();
         match node {
             Node::File(file) => {
-                let (name, local) = {
+                let (name, local, shows) = {
                     let mut state = file.state();
                     let state = &mut *state;
                     let version = state.stored.as_ref().map(|s| s.version.clone());
@@ -228,9 +228,12 @@ impl FileSystem {
                         local.mtime = Some((mtime, version));
                     }
                     local.ctime = Some(now);
-                    (state.name.clone(), local.clone())
+                    (state.name.clone(), local.clone(), state.link == Link::Current)
                 };
-                *self.table().local(&name) = local;
+                if shows {
+                    // Of an inode that was replaced or unlinked the name keeps nothing.
+                    *self.table().local(&name) = local;
+                }
                 Ok(())
             }
             Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => {

@@ -14,7 +14,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::file::{File, LocalAttr, Stored};
+use super::file::{File, Link, LocalAttr, Stored};
 use super::name::DirPrefix;
 use crate::vault::{Object, ObjectId, ObjectName, VersionInfo};
 
@@ -172,11 +172,33 @@ impl Table {
         self.slots.get(&ino).map(|slot| slot.node.clone())
     }
 
-    /// Counts one more lookup of an inode that is about to be handed to the kernel.
-    pub fn hold(&mut self, ino: u64) {
+    /// Counts one more lookup of an inode that is about to be handed to the kernel. A FORGET of the lookups before
+    /// may have come since it was found: then it enters again.
+    pub fn hold(&mut self, node: &Node) {
+        let ino = node.ino();
         if let Some(slot) = self.slots.get_mut(&ino) {
             slot.lookups += 1;
+            return;
         }
+        match node {
+            Node::Dir(_) => {}
+            Node::File(file) => {
+                let (name, shows) = {
+                    let state = file.state();
+                    (state.name.clone(), state.link == Link::Current)
+                };
+                if shows {
+                    self.files.entry(name).or_insert(ino);
+                }
+            }
+            Node::Version(version) => {
+                self.versions.insert((version.id.clone(), version.info.number), ino);
+            }
+            Node::Control(_, which) => {
+                self.controls.insert(*which, ino);
+            }
+        }
+        self.slots.insert(ino, Slot { node: node.clone(), lookups: 1 });
     }
 
     /// The kernel gave back `count` lookups.
@@ -414,5 +436,27 @@ impl Table {
     fn fresh(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inode_that_is_forgotten_while_it_is_looked_up_enters_again() {
+        let mut table = Table::new(100);
+        let name = ObjectName::new("f").unwrap();
+        let file = table.put_file(&name, |ino, local| File::new(ino, name.clone(), local));
+        let node = Node::File(file.clone());
+        table.hold(&node);
+        // The next lookup has found it and not counted yet when this comes.
+        table.forget(file.ino, 1);
+        assert!(table.node(file.ino).is_none());
+        table.hold(&node);
+        assert!(table.node(file.ino).is_some());
+        assert_eq!(table.file(&name).map(|f| f.ino), Some(file.ino));
+        table.forget(file.ino, 1);
+        assert_eq!(table.len(), 1, "the root");
     }
 }

@@ -55,8 +55,8 @@ impl FileSystem {
         state.pinned.as_ref().map(|object| cut(object.content.bytes.expose(), offset, size))
     }
 
-    /// Makes sure that the file's bytes are in memory and stay there while it is open; `None` if it has none in
-    /// the vault.
+    /// Makes sure that the file's bytes are in memory and stay there while it is open; `None` if they are in its
+    /// buffer.
     pub(super) async fn load(self: &Arc<Self>, call: &Call, file: &File) -> Result<Option<Arc<Object>>> {
         let (stored, name) = {
             let state = file.state();
@@ -64,6 +64,7 @@ impl FileSystem {
                 return Ok(Some(object.clone()));
             }
             match &state.stored {
+                _ if state.buffer.is_some() => return Ok(None),
                 Some(stored) => (stored.clone(), state.name.clone()),
                 None => return Ok(None),
             }

@@ -26,8 +26,19 @@ const BUILT_IN: &[&str] = &[
 ];
 
 /// Names that are often, but not always, an editor's temporary: `provisional`.
-const OFTEN: &[&str] =
-    &["*~", "4913", "sed??????", ".*.??????", "tmp????????", "*.tmp", "*.lock", "*.new", "*.orig"];
+const OFTEN: &[&str] = &[
+    "*~",
+    "4913",
+    "sed??????",
+    ".*.??????",
+    "tmp????????",
+    "*.tmp",
+    "*.lock",
+    "*.new",
+    "*.orig",
+    "*.bak",
+    "*.old",
+];
 
 /// The patterns of a mount.
 #[derive(Debug)]
@@ -115,6 +126,8 @@ mod tests {
             "index.lock",
             "a.new",
             "a.orig",
+            "a.bak",
+            "a.old",
         ] {
             assert!(patterns.is_provisional(name), "{name}");
         }

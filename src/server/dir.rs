@@ -10,6 +10,7 @@
 //! ```
 //! vault.sock is made, replaced and removed only by who holds the lock.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -20,10 +21,15 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
 use super::error::ServeError;
+use super::store::schema::APPLICATION_ID;
 use crate::secret::SecretString;
 
 /// What a start opens or trusts, if it is there.
 const FILES: [&str; 6] = ["lock", "vault.db", "vault.db-wal", "vault.db-shm", "master-key", "api-key"];
+/// What else a start may leave.
+const LEFT: [&str; 4] = ["vault.sock", "vault.db-journal", "master-key.partial", "api-key.partial"];
+/// Where SQLite's header has the application id, big endian (sqlite.org/fileformat2.html).
+const APPLICATION_ID_AT: usize = 68;
 /// Longest path a Unix socket's address holds.
 const MAX_SOCKET_PATH: usize = 107;
 /// No key file is longer; what is longer was named by mistake.
@@ -44,7 +50,8 @@ pub struct DirLock {
 }
 
 impl DataDir {
-    /// Makes the directory, or takes an existing one and tightens its mode.
+    /// Makes the directory, or takes an existing one that is empty or a vault's, and tightens its mode. Anything
+    /// else that is there is somebody's, and stays as it is.
     pub fn prepare(path: &Path) -> Result<Self, ServeError> {
         let failed = |what| ServeError::io(what, path);
         DirBuilder::new()
@@ -58,6 +65,9 @@ impl DataDir {
         let meta = dir.metadata().map_err(ServeError::io("cannot open directory", &path))?;
         if meta.uid() != geteuid().as_raw() {
             return Err(ServeError::ForeignDirectory { path, owner: meta.uid() });
+        }
+        if !is_for_a_vault(&path).map_err(ServeError::io("cannot read directory", &path))? {
+            return Err(ServeError::NotAVault(path));
         }
         if meta.mode() & 0o7777 != 0o700 {
             dir.set_permissions(Permissions::from_mode(0o700))
@@ -135,6 +145,29 @@ impl DataDir {
         fs::rename(&partial, path).map_err(failed("cannot make"))?;
         File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(failed("cannot write"))
     }
+}
+
+/// Whether a directory is empty, is a vault's already, or holds nothing but what a start that did not get far
+/// leaves: what else there is must not be closed to others, nor get a vault's files.
+fn is_for_a_vault(dir: &Path) -> io::Result<bool> {
+    // The database first: who makes one at this moment has made the lock before it.
+    let database = fs::metadata(dir.join("vault.db")).is_ok_and(|meta| meta.len() > 0);
+    let names =
+        fs::read_dir(dir)?.map(|entry| entry.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>()?;
+    let has = |name: &str| names.iter().any(|n| n == name);
+    if has("lock") && (database || has("master-key")) || is_our_database(&dir.join("vault.db")) {
+        return Ok(true);
+    }
+    let own = |name: &OsString| name.to_str().is_some_and(|n| FILES.contains(&n) || LEFT.contains(&n));
+    Ok(!database && names.iter().all(own))
+}
+
+/// Whether the file is a database that says in its header that it is a vault's.
+fn is_our_database(path: &Path) -> bool {
+    let mut header = [0; APPLICATION_ID_AT + 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    let id = header.last_chunk().map(|id| i32::from_be_bytes(*id));
+    read.is_ok() && header.starts_with(b"SQLite format 3\0") && id == Some(APPLICATION_ID)
 }
 
 /// Why a secret file was not read.
@@ -240,6 +273,55 @@ mod tests {
                 DataDir::prepare(Path::new("/usr")),
                 Err(ServeError::ForeignDirectory { owner: 0, .. })
             ));
+        }
+    }
+
+    #[test]
+    fn a_directory_with_other_things_in_it_is_refused_and_left_as_it_is() {
+        let temp = tempfile::tempdir().unwrap();
+        for files in [
+            &["letter"][..],
+            &["lock", "letter"],
+            &["master-key", "letter"],
+            &["vault.db"],
+            &["vault.db", "master-key"],
+        ] {
+            let dir = temp.path().join(files.join("-"));
+            fs::create_dir(&dir).unwrap();
+            for file in files {
+                fs::write(dir.join(file), "SQLite format 3\0 of somebody else").unwrap();
+            }
+            fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+            let refused = DataDir::prepare(&dir).unwrap_err();
+            assert!(matches!(&refused, ServeError::NotAVault(path) if path.ends_with(files.join("-"))));
+            assert_eq!(mode(&dir), 0o755);
+            assert_eq!(fs::read_dir(&dir).unwrap().count(), files.len());
+        }
+    }
+
+    #[test]
+    fn a_vaults_directory_is_known_by_its_files() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut database = vec![0; 4096];
+        database[..16].copy_from_slice(b"SQLite format 3\0");
+        database[APPLICATION_ID_AT..][..4].copy_from_slice(&APPLICATION_ID.to_be_bytes());
+        for files in [
+            &["lock", "master-key", "notes"][..],
+            &["lock", "vault.db", "notes"],
+            // A backup that was put back.
+            &["vault.db", "notes"],
+            // A start that was interrupted.
+            &["lock"],
+            &["lock", "master-key.partial"],
+            &["vault.sock"],
+        ] {
+            let dir = temp.path().join(files.join("-"));
+            fs::create_dir(&dir).unwrap();
+            for file in files {
+                fs::write(dir.join(file), &database).unwrap();
+            }
+            DataDir::prepare(&dir).unwrap();
+            assert_eq!(mode(&dir), 0o700);
         }
     }
 

@@ -20,6 +20,11 @@ pub enum ServeError {
         /// Its owner.
         owner: u32,
     },
+    /// The directory is used for something else.
+    #[error(
+        "{} holds other things and no vault: choose an empty directory, or one that does not exist yet", .0.display()
+    )]
+    NotAVault(PathBuf),
     /// A Unix socket's address holds at most 107 bytes.
     #[error("{} is too long a path for a Unix socket (at most 107 bytes): choose a shorter directory", .0.display())]
     PathTooLong(PathBuf),

@@ -233,6 +233,12 @@ async fn a_temporary_renamed_over_the_name_is_one_version() {
 #[tokio::test(start_paused = true)]
 async fn sed_with_a_backup_keeps_both() {
     let sh = Shell::new();
+    sh.put("g", "old").await;
+    create_excl(&sh, "sedAbCdEf", "new").await;
+    sh.mv("g", "g.bak").await.unwrap();
+    sh.mv("sedAbCdEf", "g").await.unwrap();
+    assert_eq!(sh.history("g").await, ["old", "new"]);
+    let sh = Shell::new();
     sh.put("f", "old").await;
     create_excl(&sh, "sedAbCdEf", "new").await;
     sh.mv("f", "f.orig").await.unwrap();

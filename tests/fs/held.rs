@@ -101,3 +101,18 @@ async fn failed_operations_leave_nothing_behind() {
     sh.forget_all();
     assert_eq!(sh.fs.status().inodes, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_set_on_an_unlinked_file_does_not_stick_to_its_name() {
+    let sh = Shell::new();
+    sh.put("f", "x").await;
+    let fd = sh.open("f", READ).await.unwrap();
+    sh.rm("f").await.unwrap();
+    let set = vaultfs::fs::SetAttr { mode: Some(0o400), ..Default::default() };
+    sh.step(sh.fs.setattr(fd.ino, Some(fd.fh), set)).await.unwrap();
+    assert_eq!(sh.fstat(&fd).perm, 0o400);
+    sh.close(fd).await.unwrap();
+    sh.put("f", "made anew elsewhere").await;
+    sh.refresh().await;
+    assert_eq!(sh.stat("f").await.unwrap().perm, 0o600);
+}

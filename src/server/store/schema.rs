@@ -5,6 +5,9 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+/// `PRAGMA application_id` of a vault: "vltf".
+pub const APPLICATION_ID: i32 = 0x766c_7466;
+
 /// The steps, oldest first.
 const STEPS: &[&str] = &[
     "
@@ -72,6 +75,12 @@ CREATE INDEX idempotency_by_time ON idempotency (made_at);
 /// Brings the database up to date, all steps or none.
 pub fn migrate(conn: &mut Connection) -> Result<(), MigrateError> {
     let tx = Transaction::new(conn, TransactionBehavior::Immediate)?;
+    let id: i32 = tx.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    // The first vaults had no id: they are known by their table.
+    let empty_or_vault = "SELECT count(*) = 0 OR total(name = 'vault') > 0 FROM sqlite_master";
+    if id != APPLICATION_ID && (id != 0 || !tx.query_row(empty_or_vault, [], |row| row.get::<_, bool>(0))?) {
+        return Err(MigrateError::NotAVault);
+    }
     let done: i64 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let done = usize::try_from(done).map_err(|_| MigrateError::Newer)?;
     if done > STEPS.len() {
@@ -81,6 +90,7 @@ pub fn migrate(conn: &mut Connection) -> Result<(), MigrateError> {
         tx.execute_batch(step)?;
     }
     tx.pragma_update(None, "user_version", STEPS.len() as i64)?;
+    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
     tx.commit()?;
     Ok(())
 }
@@ -88,6 +98,9 @@ pub fn migrate(conn: &mut Connection) -> Result<(), MigrateError> {
 /// Why a database cannot be brought up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
+    /// Some other program's.
+    #[error("this database is not a vault: choose another directory")]
+    NotAVault,
     /// It has steps that this program does not know.
     #[error("made by a newer vaultfs: use that one")]
     Newer,

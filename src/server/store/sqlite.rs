@@ -64,7 +64,7 @@ impl SqliteStore {
             .map_err(|e| StoreError::Backend(e.to_string()))?;
         let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         schema::migrate(&mut writer).map_err(|e| match e {
-            MigrateError::Newer => StoreError::Backend(e.to_string()),
+            MigrateError::Newer | MigrateError::NotAVault => StoreError::Backend(e.to_string()),
             MigrateError::Sqlite(e) => e.into(),
         })?;
         writer.execute("INSERT OR IGNORE INTO vault (one, id) VALUES (1, ?1)", [fresh.0])?;

@@ -190,6 +190,10 @@ async fn a_database_knows_its_vault_and_its_program() {
     drop(newer);
     let refused = SqliteStore::open(&path, VaultId([2; 16])).map(drop);
     assert!(matches!(refused, Err(StoreError::Backend(e)) if e.contains("newer")));
+    let other = dir.path().join("other.db");
+    rusqlite::Connection::open(&other).unwrap().execute_batch("CREATE TABLE letters (text TEXT)").unwrap();
+    let refused = SqliteStore::open(&other, VaultId([2; 16])).map(drop);
+    assert!(matches!(refused, Err(StoreError::Backend(e)) if e.contains("not a vault")));
     std::fs::write(&path, "this is no database at all, and long enough to be taken for one").unwrap();
     assert!(matches!(SqliteStore::open(&path, VaultId([2; 16])).map(drop), Err(StoreError::Backend(_))));
 }

@@ -3,13 +3,13 @@
 //! 1. **Freshness.** Every belief carries the moment as of which it is true. It is *fresh* for the refresh
 //!    time; after that it is asked for again; up to `max_stale` it may stand in while the vault is down.
 //! 2. **One request for all who wait.** Reads of one name share a flight, searches for one prefix too, and there
-//!    is one listing at a time.
-//!    A flight runs in a task of its own with the full timeout, so a waiter that gives up does not end it.
+//!    is one listing at a time (`flights`, `search`).
 //! 3. **Refusals are answers.** 401, 403 and 404 are never papered over with old values; a 401 drops all values.
 //! 4. **Our own changes win** over answers that were asked for earlier (see `index`).
 //!
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
+mod flights;
 mod index;
 mod search;
 mod values;
@@ -19,22 +19,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
-use tokio::sync::oneshot;
-
-use super::object::Cursors;
 use super::{
-    Call, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Result,
-    VersionInfo, VersionTag,
+    Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Result, VersionInfo,
+    VersionTag,
 };
 use crate::clock::Clock;
+use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
 use values::Values;
-
-/// With an older value at hand, nobody waits longer than this for a newer one.
-const STALE_WAIT: Duration = Duration::from_secs(2);
 
 /// Histories kept; each is a few dozen bytes a version.
 const HISTORIES: usize = 1024;
@@ -77,8 +70,6 @@ pub enum Peek {
     /// Nothing is known.
     Unknown,
 }
-
-type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
 
 struct State {
     index: Index,
@@ -251,64 +242,6 @@ impl Cache {
         }
     }
 
-    /// Reads `name` from the vault, whatever is in memory; old values stand in while the vault is down.
-    pub async fn fetch(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
-        let old = self.stand_in(name);
-        if let Some(old) = &old
-            && self.outage_is_recent()
-        {
-            // The answer is not waited for; it will be in the cache for the next one who asks.
-            drop(self.read_flight(name));
-            return Ok(Some(self.serve_stale(old)));
-        }
-        let mut patience = call.deadline.saturating_duration_since(self.clock.now());
-        if old.is_some() {
-            patience = patience.min(STALE_WAIT);
-        }
-        let flight = self.read_flight(name);
-        let answer = match tokio::time::timeout(patience, flight).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                Err(Error::new(ErrorKind::Deadline, format!("the vault did not answer for {name:?} in time")))
-            }
-        };
-        match (answer, old) {
-            (Ok(None), _) => Ok(None),
-            (Ok(Some(object)), _) => match self.peek(name) {
-                Peek::Value(found) => Ok(Some(found)),
-                Peek::Absent(_) => Ok(None),
-                Peek::Exists | Peek::AbsentBefore | Peek::Unknown => {
-                    Ok(Some(Found { object, ttl: Duration::ZERO, stale: false }))
-                }
-            },
-            (Err(e), Some(old)) if is_outage(e.kind) => {
-                tracing::warn!(name = name.as_str(), error = %e, "the vault does not answer; an older value is served");
-                Ok(Some(self.serve_stale(&old)))
-            }
-            (Err(e), _) => Err(e),
-        }
-    }
-
-    /// Makes sure that all names are known, and freshly.
-    pub async fn list_all(self: &Arc<Self>, call: &Call) -> Result<()> {
-        if self.is_complete() {
-            return Ok(());
-        }
-        let patience = call.deadline.saturating_duration_since(self.clock.now());
-        let flight = self.listing_flight();
-        let answer = match tokio::time::timeout(patience, flight).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Error::new(ErrorKind::Deadline, "the vault did not list its names in time")),
-        };
-        match answer {
-            Err(e) if is_outage(e.kind) && self.listing_may_stand_in() => {
-                self.served_stale.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
     /// The bytes of one version: from memory, or asked for by id while it is still the current one, or as an
     /// old version. [`ErrorKind::NotFound`] where they cannot be had again.
     pub async fn value(
@@ -414,35 +347,6 @@ impl Cache {
         state.values.get(&known.id, version)
     }
 
-    /// The last value known of `name`, if it may still stand in for an answer.
-    fn stand_in(&self, name: &ObjectName) -> Option<Arc<Object>> {
-        let now = self.clock.now();
-        let mut state = self.state();
-        match state.index.belief(name) {
-            Belief::Exists(known) if now.saturating_duration_since(known.as_of) <= self.config.max_stale => {
-                self.value_of(&mut state, &known)
-            }
-            Belief::Exists(_) | Belief::Absent(_) | Belief::Unknown => None,
-        }
-    }
-
-    fn listing_may_stand_in(&self) -> bool {
-        let now = self.clock.now();
-        let complete = self.state().index.complete();
-        complete.is_some_and(|(at, _)| now.saturating_duration_since(at) <= self.config.max_stale)
-    }
-
-    fn serve_stale(&self, object: &Arc<Object>) -> Found {
-        self.served_stale.store(true, Ordering::Relaxed);
-        Found { object: object.clone(), ttl: Duration::ZERO, stale: true }
-    }
-
-    fn outage_is_recent(&self) -> bool {
-        let now = self.clock.now();
-        let last = self.state().outage.as_ref().map(|outage| outage.last);
-        last.is_some_and(|last| now.saturating_duration_since(last) < STALE_WAIT)
-    }
-
     /// Takes an answer in, and remembers that the vault answers.
     fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
         let object = Arc::new(object);
@@ -471,93 +375,6 @@ impl Cache {
             }
         }
     }
-
-    /// Joins the read of `name` that is out, or sends one.
-    fn read_flight(self: &Arc<Self>, name: &ObjectName) -> Flight<Option<Arc<Object>>> {
-        // The task cannot end before it is entered here: it needs this lock to leave.
-        let mut state = self.state();
-        if let Some(flight) = state.reads.get(name) {
-            return flight.clone();
-        }
-        let (cache, wanted) = (self.clone(), name.clone());
-        let flight = fly(async move {
-            let asked = cache.clock.now();
-            let call = Call::foreground(asked + cache.config.timeout);
-            let answer = cache.vault.get_by_name(&call, &wanted).await;
-            cache.note(&answer);
-            let answer = match answer {
-                Ok(object) => Ok(Some(cache.settle(object, asked))),
-                Err(e) if e.kind == ErrorKind::NotFound => {
-                    cache.state().index.missing(&wanted, asked);
-                    Ok(None)
-                }
-                Err(e) => Err(e),
-            };
-            cache.state().reads.remove(&wanted);
-            answer
-        });
-        state.reads.insert(name.clone(), flight.clone());
-        flight
-    }
-
-    /// Joins the listing that is out, or begins one.
-    fn listing_flight(self: &Arc<Self>) -> Flight<()> {
-        let mut state = self.state();
-        if let Some(flight) = &state.listing {
-            return flight.clone();
-        }
-        let cache = self.clone();
-        let flight = fly(async move {
-            let answer = cache.list_pages().await;
-            cache.note(&answer);
-            cache.state().listing = None;
-            answer
-        });
-        state.listing = Some(flight.clone());
-        flight
-    }
-
-    /// Each page has the full timeout; the names of a page count as soon as it is there.
-    async fn list_pages(&self) -> Result<()> {
-        let asked = self.clock.now();
-        let mut query = ListQuery::first();
-        let mut cursors = Cursors::default();
-        let mut pages = 0;
-        loop {
-            let call = Call::foreground(self.clock.now() + self.config.timeout);
-            let page = self.vault.list(&call, &query).await?;
-            pages += 1;
-            let next = cursors.advance(page.next)?;
-            let mut state = self.state();
-            page.items.iter().for_each(|item| state.index.listed(item, asked));
-            match next {
-                Some(cursor) => query = query.next(cursor),
-                None => {
-                    state.index.listing_ended(asked, pages);
-                    return Ok(());
-                }
-            }
-        }
-    }
-}
-
-/// Runs `work` once, in a task of its own, for everybody who waits for it.
-fn fly<T: Clone + Send + Sync + 'static>(
-    work: impl std::future::Future<Output = Result<T>> + Send + 'static,
-) -> Flight<T> {
-    let (sender, receiver) = oneshot::channel();
-    tokio::spawn(async move {
-        // Nobody may be left to hear it: the answer is in the cache all the same.
-        let _ = sender.send(work.await);
-    });
-    receiver
-        .map(|answer| {
-            answer.unwrap_or_else(|_| {
-                Err(Error::new(ErrorKind::Server, "the request was given up at shutdown"))
-            })
-        })
-        .boxed()
-        .shared()
 }
 
 /// Whether an older answer may stand in for this failure.

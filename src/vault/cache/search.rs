@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::super::object::Cursors;
-use super::{Cache, Flight, fly, is_outage};
+use super::flights::{Flight, fly};
+use super::{Cache, is_outage};
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Result};
 
 impl Cache {
