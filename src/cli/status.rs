@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use super::exit::{Exit, Failure};
 use crate::fs::Status;
 use crate::fuse::control::{Answer, Client, Request};
-use crate::fuse::locate;
 use crate::fuse::mounts::{self, Entry};
 use crate::fuse::worker::reason;
+use crate::fuse::{locate, mountpoint, probe};
 
 /// Say how mounts are doing
 #[derive(Debug, clap::Args)]
@@ -71,7 +71,7 @@ fn all() -> std::io::Result<Vec<Entry>> {
 fn ask(entry: &Entry) -> Value {
     let problem = |text: String| json!({ "mountpoint": entry.mountpoint, "dev": entry.dev, "problem": text });
     let Some(mount) = mounts::of(entry) else {
-        return problem("no process of this user's answers for it: it is dead, or somebody else's".into());
+        return problem(without_processes(entry));
     };
     let answer = Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::Status, ANSWER));
     match answer {
@@ -79,6 +79,19 @@ fn ask(entry: &Entry) -> Value {
         Ok(Answer::Error(e)) => problem(e),
         Ok(_) => problem("its worker gave another answer".into()),
         Err(e) => problem(format!("its worker does not answer: {e}")),
+    }
+}
+
+fn without_processes(entry: &Entry) -> String {
+    let path = entry.mountpoint.display();
+    match probe::look(&entry.mountpoint, ANSWER) {
+        Ok(seen) if mountpoint::is_dead(entry, &seen) => format!(
+            "DEAD: its processes died, nothing can be read or written there; `vaultfs mount` with the same options \
+             replaces it, `vaultfs unmount {path}` removes it; the log says what happened"
+        ),
+        _ => {
+            "no process of this user's answers for it: it is somebody else's, or of another namespace".into()
+        }
     }
 }
 

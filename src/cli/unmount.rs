@@ -219,6 +219,13 @@ fn kill_all(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
     for pid in process::children_of(mount.keeper_pid) {
         let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
     }
+    // The keeper leaves a mount whose worker died to whoever knows what is to become of it: that is us.
+    if keeper.ended(END)
+        && let Err(e) = kernel::unmount(&mount.mountpoint, mount.dev, Mode::Lazy)
+    {
+        let message = format!("{} cannot be unmounted: {e}", mount.mountpoint.display());
+        return Err(Failure::new(Exit::Failed, message).into());
+    }
     gone(mount, keeper)
 }
 
