@@ -114,7 +114,8 @@ pub struct CacheStatus {
     pub bytes: u64,
     /// Bytes allowed.
     pub capacity: u64,
-    /// Why the vault does not answer, and for how many seconds that has been known.
+    /// Why the vault is not asked or does not answer, and for how many seconds that has been known. Starts with
+    /// [`RATE_LIMITED`] if that is all.
     pub outage: Option<(String, u64)>,
     /// Old values are being served because of it.
     pub serving_stale: bool,
@@ -272,7 +273,7 @@ impl Cache {
                 }
             },
             (Err(e), Some(old)) if is_outage(e.kind) => {
-                tracing::warn!(name = name.as_str(), error = %e, "the vault does not answer; an older value is served");
+                tracing::warn!(name = name.as_str(), error = %e, "no answer from the vault: an older value is served");
                 Ok(Some(self.serve_stale(&old)))
             }
             (Err(e), _) => Err(e),
@@ -390,7 +391,7 @@ impl Cache {
             outage: state
                 .outage
                 .as_ref()
-                .map(|(at, e)| (e.to_string(), now.saturating_duration_since(*at).as_secs())),
+                .map(|(at, e)| (why(e), now.saturating_duration_since(*at).as_secs())),
             serving_stale: self.served_stale.load(Ordering::Relaxed),
         }
     }
@@ -544,6 +545,16 @@ fn fly<T: Clone + Send + Sync + 'static>(
         })
         .boxed()
         .shared()
+}
+
+/// How an outage begins that is none: the vault answers, but may not be asked now.
+pub const RATE_LIMITED: &str = "rate limit used up";
+
+fn why(e: &Error) -> String {
+    match e.kind {
+        ErrorKind::RateLimited => format!("{RATE_LIMITED}: {e}"),
+        _ => e.to_string(),
+    }
 }
 
 /// Whether an older answer may stand in for this failure.
