@@ -77,7 +77,17 @@ impl Service for Mounted {
     }
 
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {
-        self.fs.drain(what, within).await
+        let known = if within.is_zero() { self.fs.unsaved() } else { Vec::new() };
+        let mut left = self.fs.drain(what, within).await;
+        // Without any time each try ends at its deadline: that is no reason, what was known before is.
+        for write in &mut left {
+            if let Some(before) =
+                known.iter().find(|before| before.name == write.name && before.error.is_some())
+            {
+                write.clone_from(before);
+            }
+        }
+        left
     }
 
     async fn retry(&self, name: Option<&str>) -> Vec<Unsaved> {
