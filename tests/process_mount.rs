@@ -174,12 +174,28 @@ fn a_dead_mount_can_be_unmounted() {
 }
 
 #[test]
-fn when_the_worker_dies_the_keeper_unmounts() {
-    let mount = Mount::start();
+fn when_the_worker_dies_the_mount_stays_dead_and_shows_nothing_below() {
+    let place = Place::new();
+    fs::write(place.mnt.join("below"), "1").unwrap();
+    let mount = Mount::at(place, &["-o", "nonempty"]);
+    fs::write(mount.path("a"), "1").unwrap();
     let (_, worker) = mount.pids();
     signal(worker, Signal::SIGKILL);
-    assert_nothing_left(mount.mnt());
-    assert!(mount.log().contains("worker was killed"));
+    until("its keeper has ended", || processes_of(mount.mnt()).is_empty());
+    let refused = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+    refused(fs::read_dir(mount.mnt()).unwrap_err());
+    refused(fs::read(mount.path("below")).unwrap_err());
+    refused(fs::write(mount.path("x"), "secret").unwrap_err());
+    let log = mount.log();
+    assert!(log.contains("worker was killed") && log.contains("vaultfs unmount"), "{log}");
+    let status = run(mount.vaultfs(["status"]).arg(mount.mnt()));
+    assert_eq!(status.code, Some(1));
+    assert!(status.out.contains("DEAD") && status.out.contains("vaultfs mount"), "{}", status.out);
+
+    let place = mount.unmount();
+    assert!(!place.mnt.join("x").exists());
+    let mount = Mount::at(place, &["-o", "nonempty"]);
+    assert_eq!(fs::read_to_string(mount.path("a")).unwrap(), "1");
 }
 
 #[test]

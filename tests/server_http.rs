@@ -406,6 +406,12 @@ async fn the_rate_limit_is_hit_announced_and_recovered_from() {
 }
 
 #[tokio::test]
+async fn a_server_without_a_rate_limit_says_so() {
+    let s = Server::start().await;
+    assert_eq!(s.get("/vault/object/list").await.limits, [Some(0), None, None, None]);
+}
+
+#[tokio::test]
 async fn a_restart_changes_nothing() {
     let s = Server::start().await;
     let key = s.key.clone();

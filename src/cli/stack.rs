@@ -12,11 +12,13 @@ use crate::fuse::handover::MountConfig;
 use crate::fuse::worker::Service;
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
+use crate::vault::DynVault;
 use crate::vault::http::key::ApiKey;
 
 /// A vault that answered, and a file system over it.
 pub struct Stack {
     fs: Arc<FileSystem>,
+    vault: DynVault,
     key: Arc<ApiKey>,
     last: Last,
 }
@@ -26,15 +28,16 @@ pub async fn build(config: &MountConfig, key: Option<SecretString>) -> Result<St
     let spec: ConnectSpec = serde_json::from_value(config.spec.clone()).map_err(anyhow::Error::from)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone()).await?;
+    let vault = connected.vault.clone();
     let fs = FileSystem::new(connected.vault, connected.first_page, config.options.clone(), clock);
-    Ok(Stack { fs, key: connected.key, last: Last(connected.embedded) })
+    Ok(Stack { fs, vault, key: connected.key, last: Last(connected.embedded) })
 }
 
 impl Stack {
     /// What fuser calls, what the worker calls, and what is to be stopped when both are done.
     pub fn take_apart(self, runtime: &tokio::runtime::Handle) -> (Adapter, Arc<dyn Service>, Last) {
         let adapter = Adapter::new(self.fs.clone(), runtime.clone());
-        (adapter, Arc::new(Mounted { fs: self.fs, key: self.key }), self.last)
+        (adapter, Arc::new(Mounted { fs: self.fs, vault: self.vault, key: self.key }), self.last)
     }
 }
 
@@ -53,6 +56,7 @@ impl Last {
 /// The file system and its key, as the worker sees them.
 struct Mounted {
     fs: Arc<FileSystem>,
+    vault: DynVault,
     key: Arc<ApiKey>,
 }
 
@@ -63,11 +67,27 @@ impl Service for Mounted {
     }
 
     fn status(&self) -> serde_json::Value {
-        serde_json::to_value(self.fs.status()).unwrap_or_default()
+        let mut status = serde_json::to_value(self.fs.status()).unwrap_or_default();
+        if let (Some(budget), Some(known)) =
+            (self.vault.status().budget, status["vault"]["budget"].as_object_mut())
+        {
+            known.insert("assumed".to_owned(), budget.assumed.into());
+        }
+        status
     }
 
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {
-        self.fs.drain(what, within).await
+        let known = if within.is_zero() { self.fs.unsaved() } else { Vec::new() };
+        let mut left = self.fs.drain(what, within).await;
+        // Without any time each try ends at its deadline: that is no reason, what was known before is.
+        for write in &mut left {
+            if let Some(before) =
+                known.iter().find(|before| before.name == write.name && before.error.is_some())
+            {
+                write.clone_from(before);
+            }
+        }
+        left
     }
 
     async fn retry(&self, name: Option<&str>) -> Vec<Unsaved> {

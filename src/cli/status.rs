@@ -14,9 +14,10 @@ use serde_json::{Value, json};
 use super::exit::{Exit, Failure};
 use crate::fs::Status;
 use crate::fuse::control::{Answer, Client, Request};
-use crate::fuse::locate;
 use crate::fuse::mounts::{self, Entry};
 use crate::fuse::worker::reason;
+use crate::fuse::{locate, mountpoint, probe};
+use crate::vault::cache::RATE_LIMITED;
 
 /// Say how mounts are doing
 #[derive(Debug, clap::Args)]
@@ -71,7 +72,7 @@ fn all() -> std::io::Result<Vec<Entry>> {
 fn ask(entry: &Entry) -> Value {
     let problem = |text: String| json!({ "mountpoint": entry.mountpoint, "dev": entry.dev, "problem": text });
     let Some(mount) = mounts::of(entry) else {
-        return problem("no process of this user's answers for it: it is dead, or somebody else's".into());
+        return problem(without_processes(entry));
     };
     let answer = Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::Status, ANSWER));
     match answer {
@@ -79,6 +80,19 @@ fn ask(entry: &Entry) -> Value {
         Ok(Answer::Error(e)) => problem(e),
         Ok(_) => problem("its worker gave another answer".into()),
         Err(e) => problem(format!("its worker does not answer: {e}")),
+    }
+}
+
+fn without_processes(entry: &Entry) -> String {
+    let path = entry.mountpoint.display();
+    match probe::look(&entry.mountpoint, ANSWER) {
+        Ok(seen) if mountpoint::is_dead(entry, &seen) => format!(
+            "DEAD: its processes died, nothing can be read or written there; `vaultfs mount` with the same options \
+             replaces it, `vaultfs unmount {path}` removes it; the log says what happened"
+        ),
+        _ => {
+            "no process of this user's answers for it: it is somebody else's, or of another namespace".into()
+        }
     }
 }
 
@@ -91,7 +105,7 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
     line("vault", vault(&mount["spec"]))?;
     if let Ok(fs) = serde_json::from_value::<Status>(mount["fs"].clone()) {
         line("state", state(&fs))?;
-        line("budget", budget(&fs))?;
+        line("budget", budget(&fs, &mount["fs"]["vault"]["budget"]["assumed"]))?;
         line("cache", cache(&fs))?;
         line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() })?;
         for left in &fs.unsaved {
@@ -120,22 +134,27 @@ fn vault(spec: &Value) -> String {
 
 fn state(fs: &Status) -> String {
     let vault = &fs.vault;
+    let served = if fs.cache.serving_stale { ", serving what is known" } else { "" };
     match (&vault.outage, vault.outage_s) {
+        (Some(why), _) if why.starts_with(RATE_LIMITED) => match &vault.budget {
+            Some(b) if b.reset_s > 0 => format!("{RATE_LIMITED}, renewed in {}{served}", seconds(b.reset_s)),
+            _ => format!("{why}{served}"),
+        },
         (Some(why), since) => {
-            let served = if fs.cache.serving_stale { ", serving what is known" } else { "" };
             format!("DOES NOT ANSWER for {}{served}: {why}", seconds(since.unwrap_or(0)))
         }
         (None, _) => format!("answers, {} dialect, {} requests sent", vault.dialect, vault.requests),
     }
 }
 
-fn budget(fs: &Status) -> String {
-    match &fs.vault.budget {
-        Some(b) if b.limit > 0 => {
-            format!("{} of {} requests left for {}", b.remaining, b.limit, seconds(b.reset_s))
-        }
-        _ => "no limit".into(),
-    }
+fn budget(fs: &Status, assumed: &Value) -> String {
+    let Some(b) = &fs.vault.budget else { return "no limit".into() };
+    let time = match b.reset_s {
+        0 => "this minute".into(),
+        left => format!("for {}", seconds(left)),
+    };
+    let why = if *assumed == true { "; assumed, because the service does not tell its limit" } else { "" };
+    format!("{} of {} requests left {time}{why}", b.remaining, b.limit)
 }
 
 fn cache(fs: &Status) -> String {
@@ -172,5 +191,46 @@ fn memory(memory: &Value) -> String {
     match (why("worker"), why("keeper")) {
         (None, None) => "locked: secrets do not reach the swap".into(),
         (Some(why), _) | (None, Some(why)) => format!("NOT locked, secrets may reach the swap: {why}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(budget: Value, outage: Option<&str>) -> (Status, Value) {
+        let status = json!({
+            "uptime_s": 1, "inodes": 1, "handles": 0, "scratch_bytes": 0, "unsaved": [], "last_errors": [],
+            "vault": {
+                "endpoint": "x", "dialect": "kv", "requests": 7, "budget": budget, "outage": outage, "outage_s": 3
+            },
+            "cache": {
+                "names": 0, "listed_s": null, "values": 0, "bytes": 0, "capacity": 1, "refresh_s": 5.0,
+                "serving_stale": true
+            },
+        });
+        (serde_json::from_value(status.clone()).unwrap(), status["vault"]["budget"]["assumed"].clone())
+    }
+
+    #[test]
+    fn an_assumed_limit_is_called_so() {
+        let (fs, assumed) =
+            status(json!({"limit": 1000, "remaining": 998, "reset_s": 50, "assumed": true}), None);
+        let said = budget(&fs, &assumed);
+        assert!(said.starts_with("998 of 1000 requests left for 50s; assumed"), "{said}");
+        let (fs, assumed) =
+            status(json!({"limit": 60, "remaining": 60, "reset_s": 0, "assumed": false}), None);
+        assert_eq!(budget(&fs, &assumed), "60 of 60 requests left this minute");
+        let (fs, assumed) = status(Value::Null, None);
+        assert_eq!(budget(&fs, &assumed), "no limit");
+    }
+
+    #[test]
+    fn a_spent_budget_is_no_outage() {
+        let spent = format!("{RATE_LIMITED}: it is renewed in 50 s");
+        let (fs, _) = status(json!({"limit": 3, "remaining": 0, "reset_s": 42}), Some(&spent));
+        assert_eq!(state(&fs), "rate limit used up, renewed in 42s, serving what is known");
+        let (fs, _) = status(Value::Null, Some("no connection"));
+        assert!(state(&fs).starts_with("DOES NOT ANSWER for 3s"));
     }
 }

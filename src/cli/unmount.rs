@@ -2,7 +2,7 @@
 //!
 //! Exit 0 means: the vault has every write, the mount is gone, and so are its processes. Otherwise the mount
 //! stays (exit 7: unsaved writes are left; exit 1: programs use it, and are named), unless `--lazy` or
-//! `--force` say to give that up.
+//! `--force` say to give that up. Exit 7 also when `--force` gave writes up.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -207,10 +207,11 @@ fn force(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
     let answer =
         Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
     let Ok(Answer::Ended(lost)) = answer else { return kill_all(mount, keeper) };
-    for left in &lost {
-        eprintln!("vaultfs: given up: {}: {}", left.name, reason(left));
+    let ended = gone(mount, keeper)?;
+    if lost.is_empty() {
+        return Ok(ended);
     }
-    gone(mount, keeper)
+    Err(not_stored(&lost, "they were given up, as --force says, and are lost").into())
 }
 
 /// A worker that does not even end when it is told to.
@@ -218,6 +219,13 @@ fn kill_all(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
     eprintln!("vaultfs: the worker does not answer: killing it; what was unsaved is lost");
     for pid in process::children_of(mount.keeper_pid) {
         let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+    }
+    // The keeper leaves a mount whose worker died to whoever knows what is to become of it: that is us.
+    if keeper.ended(END)
+        && let Err(e) = kernel::unmount(&mount.mountpoint, mount.dev, Mode::Lazy)
+    {
+        let message = format!("{} cannot be unmounted: {e}", mount.mountpoint.display());
+        return Err(Failure::new(Exit::Failed, message).into());
     }
     gone(mount, keeper)
 }

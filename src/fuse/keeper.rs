@@ -3,8 +3,9 @@
 //! 1. It must survive what the worker may die of. So it is one thread, no runtime, and does little: wait for
 //!    signals and for the worker's messages, with a deadline where it waits for something to happen.
 //! 2. While it holds /dev/fuse the connection lives, whatever happens to the worker. It therefore never opens a
-//!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts
-//!    what a dead worker left.
+//!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts.
+//!    A mount whose worker died in the middle of its work is not unmounted but left dead (ENOTCONN): below it is a
+//!    plain directory, where what programs go on writing would be on disk, readable.
 //! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount.
 //! 4. waitpid(2) is not enough to see a worker's death: a thread stuck in a call on the own mount keeps the
 //!    process a zombie whose parent is not told. The closed channel and the state in /proc are looked at too.
@@ -30,7 +31,7 @@ use super::handover::{
     send_config, take_standard,
 };
 use super::kernel::{self, Mode, Mounted};
-use super::mounts;
+use super::mounts::{self, Dev};
 use super::process;
 use super::runtime::{Record, RuntimeDir};
 use crate::harden::LockState;
@@ -152,6 +153,8 @@ struct Keeper<'a> {
     mounted: Option<Mounted>,
     directory: RuntimeDir,
     phase: Phase,
+    /// The worker has said that its session is over.
+    session_over: bool,
 }
 
 impl<'a> Keeper<'a> {
@@ -166,7 +169,9 @@ impl<'a> Keeper<'a> {
         let signals = take_signals().map_err(|e| Failed::new(format!("signals: {e}")))?;
         let worker = spawn_worker(config, key)
             .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
-        let mut keeper = Self { config, signals, worker, mounted: None, directory, phase: Phase::Serving };
+        let phase = Phase::Serving;
+        let mut keeper =
+            Self { config, signals, worker, mounted: None, directory, phase, session_over: false };
         match keeper.expect(front)? {
             ToKeeper::Connected => {}
             ToKeeper::Failed(failed) => return Err(failed),
@@ -288,6 +293,7 @@ impl<'a> Keeper<'a> {
                 }
                 (Event::Worker(ToKeeper::Ended(left)), _) => {
                     tracing::debug!(left, "the session is over");
+                    self.session_over = true;
                     self.withdraw();
                 }
                 (Event::WorkerGone(status), _) => return self.finish(status),
@@ -301,7 +307,7 @@ impl<'a> Keeper<'a> {
         let Some(mounted) = &self.mounted else { return self.end_worker() };
         let mountpoint = &self.config.mountpoint;
         match kernel::unmount_or_detach(mountpoint, mounted.dev) {
-            Ok(_) if mounts::is_mounted(mountpoint, mounted.dev) => {
+            Ok(_) if self.is_mounted(mounted.dev) => {
                 tracing::error!("another mount covers {}: it is left in place", mountpoint.display());
                 self.end_worker();
             }
@@ -322,16 +328,43 @@ impl<'a> Keeper<'a> {
         self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
     }
 
-    /// The worker is gone: nothing may be left of the mount.
+    /// The worker is gone. If that was to be, nothing may be left of the mount; else all of it must stay.
     fn finish(mut self, status: Option<ExitStatus>) -> u8 {
         let code = status.and_then(|s| s.code());
         match (code, status.and_then(|s| s.signal())) {
             (Some(code), _) => tracing::info!(code, "the worker ended"),
-            (None, Some(signal)) => tracing::error!(signal, "the worker was killed: unmounting"),
-            (None, None) => tracing::error!("the worker is stuck: unmounting"),
+            (None, Some(signal)) => tracing::error!(signal, "the worker was killed"),
+            (None, None) => tracing::error!("the worker is stuck"),
         }
-        self.abandon();
+        let dev = self.mounted.as_ref().map(|mounted| mounted.dev);
+        match (self.phase, dev) {
+            (Phase::Serving, Some(dev)) if !self.session_over && self.is_mounted(dev) => {
+                self.leave_dead(dev);
+                return 1;
+            }
+            _ => self.abandon(),
+        }
         code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
+    }
+
+    fn is_mounted(&self, dev: Dev) -> bool {
+        mounts::is_mounted(&self.config.mountpoint, dev)
+    }
+
+    /// Closes the connection and leaves the mount, where every operation fails from now on.
+    fn leave_dead(&mut self, dev: Dev) {
+        self.mounted = None;
+        if let Err(e) = kernel::abort(dev) {
+            // Of use only where a stuck thread of the worker holds the device still.
+            tracing::debug!("the connection was not aborted: {e}");
+        }
+        self.directory.clear(dev, std::process::id());
+        let path = self.config.mountpoint.display();
+        tracing::error!(
+            "{path} stays mounted, dead: nothing can be read or written there (ENOTCONN), and nothing gets into the \
+             directory below it. Writes that the vault had not acknowledged are lost; those that failed before are \
+             named above. `vaultfs mount` with the same options replaces it, `vaultfs unmount {path}` removes it"
+        );
     }
 
     /// Lets go of the connection and removes the mount, if it is still there and still ours.

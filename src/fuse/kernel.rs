@@ -100,6 +100,12 @@ pub fn unmount_or_detach(mountpoint: &Path, dev: Dev) -> io::Result<bool> {
     }
 }
 
+/// Ends a connection, whoever holds its device. Works where fusectl is mounted, as systemd does.
+pub fn abort(dev: Dev) -> io::Result<()> {
+    let (_, connection) = dev.numbers();
+    std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1")
+}
+
 /// The INIT request: `fuse_in_header` (40 bytes), then `fuse_init_in`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Init(Vec<u8>);

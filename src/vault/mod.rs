@@ -100,15 +100,17 @@ impl NameLimit {
     }
 }
 
-/// The request budget as last learnt from the vault's headers.
+/// The request budget, as last learnt from the vault's headers or as assumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetStatus {
-    /// Requests allowed in a window; 0 where there is no limit.
+    /// Requests allowed in a window.
     pub limit: u32,
     /// Requests left in this window.
     pub remaining: u32,
-    /// Seconds until the window ends.
+    /// Seconds until the window ends; 0 while none has begun.
     pub reset_s: u64,
+    /// The vault has not told a limit: this one is ours.
+    pub assumed: bool,
 }
 
 /// What `status` says about the connection to a vault.
@@ -118,7 +120,7 @@ pub struct VaultStatus {
     pub endpoint: String,
     /// Requests sent since the start, retries included.
     pub requests: u64,
-    /// The budget, where one is known.
+    /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
 }
 

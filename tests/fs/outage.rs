@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vaultfs::fs::{Errno, Options};
 use vaultfs::vault::ErrorKind;
+use vaultfs::vault::cache::RATE_LIMITED;
 use vaultfs::vault::faulty::Fault;
 use vaultfs::vault::op::Op;
 
@@ -40,6 +41,19 @@ async fn what_is_cached_is_served_up_to_max_stale_and_no_longer() {
         assert!(!status.cache.serving_stale && status.vault.outage.is_none());
         assert_eq!(stale(&sh, sh.stat("f").await.unwrap().ino), b"0");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spent_rate_limit_is_told_from_an_outage() {
+    let sh = Shell::new();
+    sh.put("f", "cached").await;
+    sh.cat("f").await;
+    sh.vault.plan_any().always().fail(Fault::Before(ErrorKind::RateLimited));
+    sh.refresh().await;
+    assert_eq!(sh.cat("f").await, "cached");
+    let status = sh.fs.status();
+    assert!(status.cache.serving_stale);
+    assert!(status.vault.outage.is_some_and(|why| why.starts_with(RATE_LIMITED)));
 }
 
 #[tokio::test(start_paused = true)]

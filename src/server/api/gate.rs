@@ -7,8 +7,8 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 
-use super::App;
 use super::error::{ApiError, ErrorType};
+use super::{App, limit};
 use crate::secret::{SecretBytes, SecretString};
 use crate::server::store::{KeyRow, Once, Permission};
 
@@ -57,8 +57,9 @@ async fn check(
             Err(e) => e.into_response(),
         },
     };
-    if let Some(allowance) = allowance {
-        allowance.announce(&mut response);
+    match allowance {
+        Some(allowance) => allowance.announce(&mut response),
+        None => limit::announce_none(&mut response),
     }
     response
 }

@@ -3,6 +3,10 @@
 //! A key's window begins with its first request and ends a minute later, whatever happened in between.
 //! Requests beyond the limit are counted by nobody: waiting for the end of the window is always enough.
 
+//!
+//! A server without a limit says `X-RateLimit-Limit: 0` and nothing else. The API has no word for that, and
+//! vaultfs, like any careful client, would assume a limit where none is told.
+
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +70,11 @@ impl RateLimit {
         let reset_s = left.as_secs() + u64::from(left.subsec_nanos() > 0);
         Allowance { granted, limit: self.limit, remaining: self.limit - window.used, reset_s }
     }
+}
+
+/// Says in the headers that there is no limit.
+pub fn announce_none(response: &mut Response) {
+    response.headers_mut().insert(LIMIT, HeaderValue::from(0));
 }
 
 impl Allowance {

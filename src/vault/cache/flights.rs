@@ -53,7 +53,7 @@ impl Cache {
                 }
             },
             (Err(e), Some(old)) if is_outage(e.kind) => {
-                tracing::warn!(name = name.as_str(), error = %e, "the vault does not answer; an older value is served");
+                tracing::warn!(name = name.as_str(), error = %e, "no answer from the vault: an older value is served");
                 Ok(Some(self.serve_stale(&old)))
             }
             (Err(e), _) => Err(e),

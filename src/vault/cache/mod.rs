@@ -115,7 +115,8 @@ pub struct CacheStatus {
     pub bytes: u64,
     /// Bytes allowed.
     pub capacity: u64,
-    /// Why the vault does not answer, and for how many seconds that has been known.
+    /// Why the vault is not asked or does not answer, and for how many seconds that has been known. Starts with
+    /// [`RATE_LIMITED`] if that is all.
     pub outage: Option<(String, u64)>,
     /// Old values are being served because of it.
     pub serving_stale: bool,
@@ -333,7 +334,7 @@ impl Cache {
             outage: state
                 .outage
                 .as_ref()
-                .map(|o| (o.error.to_string(), now.saturating_duration_since(o.since).as_secs())),
+                .map(|o| (why(&o.error), now.saturating_duration_since(o.since).as_secs())),
             serving_stale: self.served_stale.load(Ordering::Relaxed),
         }
     }
@@ -374,6 +375,16 @@ impl Cache {
                 self.served_stale.store(false, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// How an outage begins that is none: the vault answers, but may not be asked now.
+pub const RATE_LIMITED: &str = "rate limit used up";
+
+fn why(e: &Error) -> String {
+    match e.kind {
+        ErrorKind::RateLimited => format!("{RATE_LIMITED}: {e}"),
+        _ => e.to_string(),
     }
 }
 

@@ -31,7 +31,7 @@ const UNIX_TIME_FROM: u64 = 1_000_000_000;
 /// What the headers of one answer say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Headers {
-    /// X-RateLimit-Limit.
+    /// X-RateLimit-Limit; 0, and no count of what is left, means that there is none (vaultfs serve says so).
     pub limit: Option<u32>,
     /// X-RateLimit-Remaining.
     pub remaining: Option<u32>,
@@ -53,9 +53,10 @@ impl Headers {
             let now = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
             Duration::from_secs(n).saturating_sub(now)
         });
+        let (limit, remaining) = (small("x-ratelimit-limit"), small("x-ratelimit-remaining"));
         Self {
-            limit: small("x-ratelimit-limit").filter(|limit| *limit > 0),
-            remaining: small("x-ratelimit-remaining"),
+            limit: limit.filter(|limit| *limit > 0 || remaining.is_none()),
+            remaining,
             reset: reset.map(|r| r.min(LONGEST_WINDOW)),
             retry_after: number("retry-after").map(Duration::from_secs),
         }
@@ -113,7 +114,9 @@ impl Window {
 
     fn learn(&mut self, now: Instant, headers: &Headers, refused: bool) {
         self.roll(now);
-        if let Some(limit) = headers.limit {
+        if headers.limit == Some(0) {
+            self.limit = None;
+        } else if let Some(limit) = headers.limit {
             if self.limit != Some(limit) {
                 self.remaining = limit.saturating_sub(self.in_flight);
             }
@@ -190,14 +193,15 @@ impl Budget {
         self.changed.notify_waiters();
     }
 
-    /// For `status`; `None` while no header has told a limit.
+    /// For `status`; `None` where there is no limit.
     pub fn status(&self) -> Option<BudgetStatus> {
         let now = self.clock.now();
         let mut window = self.lock();
         window.roll(now);
-        let limit = window.limit.filter(|_| window.learnt)?;
+        let (limit, assumed) = (window.limit?, !window.learnt);
         let left = window.ends.map_or(Duration::ZERO, |ends| ends.saturating_duration_since(now));
-        Some(BudgetStatus { limit, remaining: window.remaining, reset_s: left.as_secs_f64().ceil() as u64 })
+        let reset_s = left.as_secs_f64().ceil() as u64;
+        Some(BudgetStatus { limit, remaining: window.remaining, reset_s, assumed })
     }
 }
 
@@ -278,6 +282,19 @@ mod tests {
     }
 
     #[test]
+    fn a_vault_without_a_limit_says_so() {
+        let now = Instant::now();
+        let mut window = Window::new(Some(ASSUMED_LIMIT));
+        window.take(now, FRONT);
+        window.learn(now, &Headers { limit: Some(0), ..Headers::default() }, false);
+        for _ in 0..5000 {
+            assert_eq!(window.take(now, BACK), Take::Go);
+        }
+        window.learn(now, &headers(10, 10, 60), false);
+        assert_eq!(window.limit, Some(10), "it has one again");
+    }
+
+    #[test]
     fn headers_are_read_leniently() {
         let wall = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let read = |pairs: &[(&'static str, &'static str)]| {
@@ -285,8 +302,11 @@ mod tests {
             Headers::read(&map, wall)
         };
         assert_eq!(read(&[]), Headers::default());
-        let garbage = [("x-ratelimit-limit", "0"), ("x-ratelimit-remaining", "-1"), ("retry-after", "soon")];
+        let garbage = [("x-ratelimit-limit", "-5"), ("x-ratelimit-remaining", "-1"), ("retry-after", "soon")];
         assert_eq!(read(&garbage), Headers::default());
+        assert_eq!(read(&[("x-ratelimit-limit", "0")]).limit, Some(0), "no limit");
+        let none_left = [("x-ratelimit-limit", "0"), ("x-ratelimit-remaining", "0")];
+        assert_eq!(read(&none_left).limit, None);
         assert_eq!(read(&[("x-ratelimit-reset", "30")]).reset, Some(Duration::from_secs(30)));
         assert_eq!(read(&[("x-ratelimit-reset", "1700000042")]).reset, Some(Duration::from_secs(42)));
         assert_eq!(read(&[("x-ratelimit-reset", "1600000000")]).reset, Some(Duration::ZERO));

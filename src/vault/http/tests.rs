@@ -74,7 +74,8 @@ async fn a_good_answer_is_read_and_the_request_is_right() {
     assert!(seen.starts_with(head), "{seen}");
     assert!(seen.contains("authorization: Bearer sk_test_canary_key\r\n"), "{seen}");
     assert_eq!(vault.status().requests, 1);
-    assert_eq!(vault.status().budget, None);
+    let budget = vault.status().budget.unwrap();
+    assert_eq!((budget.limit, budget.remaining, budget.assumed), (1000, 999, true), "it tells no limit");
 }
 
 #[tokio::test]
@@ -253,8 +254,15 @@ async fn headers_teach_the_budget() {
     let (_server, vault) = setup(vec![Canned::answer(200, &headers, META)]).await;
     vault.metadata(&call(), &id()).await.unwrap();
     let budget = vault.status().budget.unwrap();
-    assert_eq!((budget.limit, budget.remaining), (6000, 17));
+    assert_eq!((budget.limit, budget.remaining, budget.assumed), (6000, 17, false));
     assert!((29..=30).contains(&budget.reset_s));
+}
+
+#[tokio::test]
+async fn a_limit_of_nothing_is_no_limit() {
+    let (_server, vault) = setup(vec![Canned::answer(200, &["X-RateLimit-Limit: 0"], META)]).await;
+    vault.metadata(&call(), &id()).await.unwrap();
+    assert_eq!(vault.status().budget, None);
 }
 
 #[tokio::test]
