@@ -357,6 +357,47 @@ async fn any_content_type_or_none_is_taken() {
     }
 }
 
+/// The head of the next answer on this connection, its body read and forgotten.
+async fn head_of_answer(stream: &mut tokio::net::TcpStream) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        let byte = stream.read_u8().await.unwrap_or_else(|e| panic!("{e} after {head:?}"));
+        head.push(byte.into());
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    stream.read_exact(&mut body).await.unwrap();
+    head
+}
+
+#[tokio::test]
+async fn a_request_that_is_refused_is_read_to_its_end() {
+    let s = Server::start().await;
+    let mut stream = tokio::net::TcpStream::connect(s.url.strip_prefix("http://").unwrap()).await.unwrap();
+    // "Go on" is what a server says that is going to read the body, which is sent only then.
+    for (path, key, status) in [
+        ("/vault/object/create", "unknown", "401"),
+        ("/vault/v1/keys/rekey", "unknown", "401"),
+        ("/nowhere", s.key.as_str(), "404"),
+        ("/vault/object/list", s.key.as_str(), "405"),
+    ] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let go_on = head_of_answer(&mut stream).await;
+        assert!(go_on.starts_with("HTTP/1.1 100 "), "{path}: {go_on}");
+        stream.write_all(b"{}").await.unwrap();
+        let answer = head_of_answer(&mut stream).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
+    }
+    // The connection is still good.
+    let next =
+        format!("GET /vault/object/list HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", s.key);
+    stream.write_all(next.as_bytes()).await.unwrap();
+    assert!(head_of_answer(&mut stream).await.starts_with("HTTP/1.1 200 "));
+}
+
 #[tokio::test]
 async fn many_writers_make_one_history() {
     let s = Server::start().await;

@@ -344,6 +344,13 @@ async fn listings_are_searched_and_narrowed_to_changes() {
     assert_eq!(names("updatedAfter=2000-01-01T00:00:00%2B02:00").await.len(), 4);
     assert_eq!(names("updatedAfter=2000-01-01T00:00:00.123456+02:00").await.len(), 4);
     assert_eq!(names("updatedAfter=9999-01-01T00:00:00Z").await.len(), 0);
+    // As the official Node SDK puts it.
+    assert_eq!(names(&since.replacen("updatedAfter", "updated_after", 1)).await, ["app/b"]);
+    let date = "Fri+Jan+01+9999+00%3A00%3A00+GMT%2B0000+%28Coordinated+Universal+Time%29";
+    for name in ["updatedAfter", "updated_after"] {
+        assert_eq!(names(&format!("{name}={date}")).await.len(), 0);
+        s.get(&format!("{KV}?{name}=yesterday")).await.is_kv_error(400, "invalid_request", "updatedAfter");
+    }
 }
 
 #[tokio::test]

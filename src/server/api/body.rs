@@ -20,28 +20,18 @@ use crate::secret::{SecretBytes, SecretString};
 use crate::server::context::{KeyContext, MAX_CHARS, MAX_PAIRS};
 use crate::vault::codec::parse_json_text;
 
-/// How much of a body that is too long is read and thrown away, in limits, so that a client that is still
-/// sending gets to see the answer.
-const DISCARD: usize = 8;
-
-/// Reads a request's body; 413 if it is longer than `limit` bytes.
+/// Reads a request's body; 413 if it is longer than `limit` bytes. The envelope reads on, so that a client
+/// that is still sending gets to see the answer.
 pub async fn read(body: Body, limit: usize) -> Result<SecretBytes, ApiError> {
     let mut read = SecretBytes::default();
-    let mut len = 0usize;
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| ApiError::invalid("the body ended before it was complete"))?;
-        if len + chunk.len() <= limit {
-            read.write_at(len, &chunk);
+        if read.len() + chunk.len() > limit {
+            let message = format!("the body is too large: at most {limit} bytes are read");
+            return Err(ApiError::new(ErrorType::PayloadTooLarge, message));
         }
-        len += chunk.len();
-        if len > limit.saturating_mul(DISCARD) {
-            break;
-        }
-    }
-    if len > limit {
-        let message = format!("the body is too large: at most {limit} bytes are read");
-        return Err(ApiError::new(ErrorType::PayloadTooLarge, message));
+        read.write_at(read.len(), &chunk);
     }
     Ok(read)
 }

@@ -1,17 +1,19 @@
 //! Around every answer: a request id, no caching, a log line, and 500 in place of a panic.
 //!
-//! Also what the routes do not have to know: that no path takes HEAD, and that errors of the kv dialect have
-//! a body of their own.
+//! Also what the routes do not have to know: that no path takes HEAD, that errors of the kv dialect have a body
+//! of their own, and that a request is read to its end before it is answered, whoever refused it. Without that
+//! the connection would be closed with an answer that does not say so, and the client's next request be lost.
 
 use std::panic::AssertUnwindSafe;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tracing::Instrument;
 use ulid::Ulid;
 
@@ -21,6 +23,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Where the kv dialect lives.
 const KV: &str = "/vault/v1/";
+
+/// How much of a body that nobody wanted is read, in bytes, and for how long; then the connection is closed.
+const DISCARD: usize = 64 * 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// The outermost layer.
 pub async fn wrap(mut request: Request, next: Next) -> Response {
@@ -33,11 +39,14 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         // axum answers HEAD wherever there is a GET; OPTIONS is a method that no path takes.
         *request.method_mut() = Method::OPTIONS;
     }
+    let rest = lend_body(&mut request);
     let answer = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
     let mut response = answer.unwrap_or_else(|_| {
         ApiError::new(ErrorType::Internal, "the vault failed: this is a bug, please report it")
             .into_response()
     });
+    // Out of time, too, there is an answer.
+    let _ = tokio::time::timeout(DISCARD_TIME, discard(rest)).await;
     if kv {
         speak_kv(&mut response);
     }
@@ -53,6 +62,30 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
     let error = response.extensions().get::<ApiError>().map(|e| e.message.as_str());
     tracing::debug!(status = response.status().as_u16(), elapsed = ?begun.elapsed(), error, "answered");
     response
+}
+
+/// Puts a body in place of the request's that leaves what is not read of it in what this returns.
+fn lend_body(request: &mut Request) -> impl Stream<Item = Result<Bytes, axum::Error>> + Unpin + use<> {
+    let body = std::mem::take(request.body_mut()).into_data_stream().fuse();
+    // Held for one poll; there is never more than one reader.
+    let body = Arc::new(Mutex::new(body));
+    let read = || {
+        let body = Arc::clone(&body);
+        stream::poll_fn(move |cx| body.lock().unwrap_or_else(PoisonError::into_inner).poll_next_unpin(cx))
+    };
+    *request.body_mut() = Body::from_stream(read());
+    read()
+}
+
+/// Reads and throws away.
+async fn discard(mut rest: impl Stream<Item = Result<Bytes, axum::Error>> + Unpin) {
+    let mut left = DISCARD;
+    while let Some(Ok(chunk)) = rest.next().await {
+        left = left.saturating_sub(chunk.len());
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 /// The path for the log: what the kv dialect has of names and ids in it is left out, as the query is.

@@ -16,7 +16,7 @@ use super::error::{ApiError, ErrorType};
 use super::gate::{Caller, once};
 use super::object::{Ends, List, page_from};
 use super::query::{Query, decode_path};
-use super::time::parse_rfc3339;
+use super::time::parse_moment;
 use crate::server::context::KeyContext;
 use crate::server::service::{Create, Service, ServiceError, Value, id_text, parse_id};
 use crate::server::store::{Actor, ListRequest, Lookup, ObjectRow, Order, StoreError, VersionUid};
@@ -259,8 +259,10 @@ fn list_request(query: &Query) -> Result<ListRequest, ApiError> {
     };
     let bad_date =
         || ApiError::invalid("updatedAfter must be a date and time like 2024-01-01T00:00:00Z (RFC 3339)");
-    let after = query.optional("updatedAfter")?;
-    let updated_after = after.map(|text| parse_rfc3339(text).ok_or_else(bad_date)).transpose()?;
+    // The official Node SDK spells it the second way for the first page and the first way for those after it:
+    // a filter that is not seen would be a listing of everything.
+    let after = query.optional("updatedAfter")?.or(query.optional("updated_after")?);
+    let updated_after = after.map(|text| parse_moment(text).ok_or_else(bad_date)).transpose()?;
     let search = query.optional("search")?.map(str::to_owned);
     Ok(ListRequest { from: page_from(query)?, order, limit, search, updated_after })
 }

@@ -1,11 +1,37 @@
-//! RFC 3339 as clients write it: any offset, any number of fraction digits.
+//! Moments as clients write them: RFC 3339 with any offset and any number of fraction digits, and what
+//! JavaScript makes of a `Date` that is put into a query, which is what the official Node SDK does.
 
 use crate::server::store::Millis;
+
+const WEEKDAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+/// The moment that `text` names, in either form.
+pub fn parse_moment(text: &str) -> Option<Millis> {
+    parse_rfc3339(text).or_else(|| parse_javascript(text))
+}
+
+/// `Sat Jun 15 2024 10:30:00 GMT+0000 (Coordinated Universal Time)`, where the name of the zone may be in any
+/// language or missing.
+fn parse_javascript(text: &str) -> Option<Millis> {
+    let mut words = text.splitn(7, ' ');
+    let mut word = || words.next();
+    let (weekday, month, day, year) = (word()?, word()?, word()?, word()?);
+    let (time, zone, name) = (word()?, word()?.strip_prefix("GMT")?, word());
+    let named = name.is_none_or(|name| name.starts_with('(') && name.ends_with(')'));
+    if !named || !WEEKDAYS.contains(&weekday) {
+        return None;
+    }
+    let month = 1 + MONTHS.iter().position(|known| *known == month)?;
+    let (hours, minutes) = zone.split_at_checked(3)?;
+    parse_rfc3339(&format!("{year}-{month:02}-{day}T{time}{hours}:{minutes}"))
+}
 
 /// The moment that `text` names, cut to milliseconds; `None` if it is not of RFC 3339's form or no real date.
 ///
 /// A space is taken for the `+` of the offset: that is what a query makes of a `+` that was not encoded.
-pub fn parse_rfc3339(text: &str) -> Option<Millis> {
+fn parse_rfc3339(text: &str) -> Option<Millis> {
     // Nothing but ASCII from here on: cutting anywhere is safe.
     let text = Some(text).filter(|text| text.is_ascii())?;
     let (date, rest) = text.split_at_checked(10)?;
@@ -104,6 +130,33 @@ mod tests {
         assert!(parse_rfc3339("0000-01-01T00:00:00Z").unwrap().0 < 0);
         assert_eq!(parse_rfc3339("1969-12-31T23:59:59.500Z"), Some(Millis(-500)));
         assert!(parse_rfc3339("9999-12-31T23:59:59Z").is_some());
+    }
+
+    #[test]
+    fn reads_a_date_of_javascript() {
+        for (text, same) in [
+            ("Sat Jun 15 2024 10:30:59 GMT+0000 (Coordinated Universal Time)", "2024-06-15T10:30:59.000Z"),
+            ("Sat Jun 15 2024 00:30:00 GMT+0200 (Mitteleuropäische Sommerzeit)", "2024-06-14T22:30:00.000Z"),
+            ("Thu Feb 29 2024 22:00:00 GMT-0330", "2024-03-01T01:30:00.000Z"),
+        ] {
+            assert_eq!(parse_moment(text).unwrap_or_else(|| panic!("{text}")).to_string(), same);
+        }
+        assert_eq!(parse_moment("2024-01-01T00:00:00Z"), parse_rfc3339("2024-01-01T00:00:00Z"));
+        for bad in [
+            "Sat Jun 15 2024 10:30:59",
+            "Sat Jun 15 2024 10:30:59 GMT",
+            "Sat Jun 15 2024 10:30:59 GMT+0",
+            "Sat Jun 15 2024 10:30:59 GMT+ü",
+            "Sat Jun 15 2024 10:30:59 GMT+000000",
+            "Sat Jun 15 2024 10:30:59 GMT+0000 and more",
+            "Sat Jun 31 2024 10:30:59 GMT+0000",
+            "Sat Jun 5 2024 10:30:59 GMT+0000",
+            "Sat Juni 15 2024 10:30:59 GMT+0000",
+            "Samstag Jun 15 2024 10:30:59 GMT+0000",
+            "Invalid Date",
+        ] {
+            assert_eq!(parse_moment(bad), None, "{bad}");
+        }
     }
 
     #[test]
