@@ -50,6 +50,21 @@ fn who_uses_it_is_named_and_it_stays() {
 }
 
 #[test]
+fn a_shell_inside_it_is_told_to_leave_and_the_command_does_not_count() {
+    let mount = Mount::start();
+    fs::write(mount.path("f"), "1").unwrap();
+    let inside = format!("{} unmount . 3<f; echo $? $$", common::VAULTFS);
+    let ran = mount.script("sh", &inside);
+    let (code, shell) = ran.out.trim().split_once(' ').unwrap();
+    assert_eq!(code, "1");
+    assert!(ran.err.contains(&format!("in use by {shell} (sh): cd out of it")), "{}", ran.err);
+
+    let mut unmount = mount.vaultfs(["unmount", "."]);
+    run(unmount.current_dir(mount.mnt())).ok();
+    assert_nothing_left(mount.mnt());
+}
+
+#[test]
 fn a_mapped_file_keeps_it_busy() {
     let mount = Mount::start();
     fs::write(mount.path("f"), "1").unwrap();

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use super::exit::{Exit, Failure};
 use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
+use crate::fuse::handover;
 use crate::fuse::kernel::{self, Mode};
 use crate::fuse::mounts::{self, Entry, LiveMount};
 use crate::fuse::process::{self, Watched};
@@ -48,8 +49,11 @@ const TRANSIENT: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
+    handover::close_inherited();
     let entry =
         locate::vaultfs_at(&args.mountpoint).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
+    // What this process got from the shell must not keep the mount busy.
+    std::env::set_current_dir("/")?;
     let Some(mount) = mounts::of(&entry) else { return without_processes(&entry, &args) };
     let keeper = Watched::new(mount.keeper_pid);
     if !args.lazy && !args.force {
@@ -147,9 +151,17 @@ fn refuse_if_busy(entry: &Entry) -> Result<(), Failure> {
 }
 
 fn in_use(entry: &Entry, users: &[busy::User]) -> Failure {
+    let shell = nix::unistd::getppid().as_raw();
+    let next = match users {
+        [one] if i64::from(one.pid) == i64::from(shell) => "cd out of it, or use --lazy",
+        users if users.iter().any(|u| i64::from(u.pid) == i64::from(shell)) => {
+            "cd out of it in this shell, and end the others, or use --lazy"
+        }
+        _ => "end them, or use --lazy",
+    };
     Failure::new(
         Exit::Failed,
-        format!("{} is in use by {}: end them, or use --lazy", entry.mountpoint.display(), names(users)),
+        format!("{} is in use by {}: {next}", entry.mountpoint.display(), names(users)),
     )
 }
 
@@ -170,6 +182,8 @@ fn wait_for_end(
     let unsaved = match watcher.receive(patience) {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
         Ok(_) => Vec::new(),
+        // It had ended before it read the question.
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Vec::new(),
         Err(e) => {
             return Err(Failure::new(
                 Exit::Failed,

@@ -19,13 +19,13 @@ pub struct User {
     pub name: String,
 }
 
-/// The processes that use `mount`.
+/// The processes that use `mount`, but for this one: who asks is about to let go.
 pub fn users(mount: &Entry) -> Vec<User> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<User> = processes
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| uses(*pid, mount))
+        .filter(|pid| *pid != std::process::id() && uses(*pid, mount))
         .map(|pid| User { pid, name: name(pid) })
         .collect();
     found.sort_by_key(|user| user.pid);

@@ -90,7 +90,9 @@ pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>
     let mut connections = JoinSet::new();
     let mut ended = wires.ended.clone();
     loop {
+        // The end last: who has asked before it is answered.
         tokio::select! {
+            biased;
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, handler.clone(), wires.clone()));
@@ -127,6 +129,7 @@ async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, w
         let mut line = String::new();
         let mut limited = (&mut read).take(MAX_LINE);
         tokio::select! {
+            biased;
             got = limited.read_line(&mut line) => if !matches!(got, Ok(n) if n > 0) { return },
             _ = over(&mut ended) => return,
         }

@@ -193,6 +193,15 @@ impl Budget {
         self.changed.notify_waiters();
     }
 
+    /// Gives a ticket back that was not used: the vault never saw the request.
+    pub fn unused(&self, ticket: Ticket<'_>) {
+        drop(ticket);
+        let mut window = self.lock();
+        window.remaining = (window.remaining + 1).min(window.limit.unwrap_or(0));
+        drop(window);
+        self.changed.notify_waiters();
+    }
+
     /// For `status`; `None` where there is no limit.
     pub fn status(&self) -> Option<BudgetStatus> {
         let now = self.clock.now();

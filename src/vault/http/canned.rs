@@ -51,7 +51,11 @@ impl Drop for CannedServer {
 impl CannedServer {
     /// Listens on a free port.
     pub async fn start(answers: Vec<Canned>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), answers)
+    }
+
+    /// Listens here.
+    pub fn on(listener: TcpListener, answers: Vec<Canned>) -> Self {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let recorder = seen.clone();
@@ -62,6 +66,12 @@ impl CannedServer {
             }
         });
         Self { url, seen, task }
+    }
+
+    /// Takes no more connections when this returns.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 
     /// The requests so far, heads and bodies.

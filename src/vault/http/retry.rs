@@ -4,6 +4,8 @@
 //! connection, 429, or 503 with Retry-After. A write that carries an Idempotency-Key is repeated like a read,
 //! because the vault knows it again; what comes of it is in doubt all the same. Every other failure of a write leaves its effect in doubt and
 //! goes to the caller, who looks before it tries again. Tries are bounded by number and by the deadline.
+//! A vault that has answered before and takes no connections now is being restarted: it is waited for to the
+//! deadline. One that has never answered is not there, and a few tries are enough.
 //! The wait is exponential with full jitter, or what the vault asks for if that fits the deadline.
 //! Background calls follow the service's advice for 429: 60, 120, 240 seconds.
 
@@ -39,6 +41,8 @@ impl Effect {
 pub enum Trouble {
     /// No connection: it was never sent.
     NotSent,
+    /// The same, of a vault that has answered before.
+    Gone,
     /// Sent, and no whole answer came back.
     Lost,
     /// 429, and how long the vault asks to wait.
@@ -53,7 +57,9 @@ impl Trouble {
     /// Whether the vault may have done what was asked.
     pub fn leaves_doubt(self) -> bool {
         match self {
-            Trouble::NotSent | Trouble::RateLimited(_) | Trouble::Unavailable(Some(_)) => false,
+            Trouble::NotSent | Trouble::Gone | Trouble::RateLimited(_) | Trouble::Unavailable(Some(_)) => {
+                false
+            }
             Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server => true,
         }
     }
@@ -64,6 +70,8 @@ impl Trouble {
 pub struct Policy {
     /// Attempts of one operation, the first included.
     pub max_tries: u32,
+    /// The same, while no connection can be made to a vault that has answered before.
+    pub max_connects: u32,
     /// The first wait is at most this, each further one at most twice as long.
     pub base: Duration,
     /// No wait of our own choosing is longer.
@@ -82,6 +90,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             max_tries: 4,
+            max_connects: 40,
             base: Duration::from_millis(100),
             cap: Duration::from_secs(2),
             jitter: Arc::new(random_part),
@@ -101,6 +110,9 @@ fn random_part(max: Duration) -> Duration {
 /// The service's advice after a 429, by the number of tries made (VAULT-API.md §1).
 const ADVICE: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(120), Duration::from_secs(240)];
 
+/// A vault that is back shall not be waited for much longer.
+const CONNECT_CAP: Duration = Duration::from_secs(1);
+
 impl Policy {
     /// How long to wait before the next attempt after `tries`; `None` to give up. `left` is the time to the
     /// deadline: a wait that would use it up is not begun.
@@ -112,13 +124,15 @@ impl Policy {
         tries: u32,
         left: Duration,
     ) -> Option<Duration> {
-        if tries >= self.max_tries {
+        let max = if trouble == Trouble::Gone { self.max_connects } else { self.max_tries };
+        if tries >= max {
             return None;
         }
         let wait = match (trouble, effect, priority) {
             (Trouble::RateLimited(Some(after)) | Trouble::Unavailable(Some(after)), _, _) => after,
             (Trouble::RateLimited(None), _, Priority::Background) => *ADVICE.get(tries as usize - 1)?,
             (Trouble::RateLimited(None) | Trouble::NotSent, _, _) => self.backoff(tries),
+            (Trouble::Gone, _, _) => self.backoff(tries).min(CONNECT_CAP),
             (
                 Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server,
                 Effect::Read | Effect::Keyed,
@@ -154,6 +168,7 @@ mod tests {
     fn writes_are_repeated_only_when_surely_not_applied() {
         for trouble in [
             Trouble::NotSent,
+            Trouble::Gone,
             Trouble::RateLimited(None),
             Trouble::RateLimited(Some(SECOND)),
             Trouble::Unavailable(Some(SECOND)),
@@ -177,6 +192,16 @@ mod tests {
         let eager = Policy { max_tries: 100, ..policy() };
         let late = eager.wait(Trouble::Lost, Effect::Read, Priority::Foreground, 90, LONG);
         assert_eq!(late, Some(eager.cap));
+    }
+
+    #[test]
+    fn a_vault_that_was_there_is_waited_for() {
+        let wait = |tries| front(Trouble::Gone, Effect::Write, tries, LONG);
+        let all: Duration = (1..40).map(|tries| wait(tries).unwrap()).sum();
+        assert!(all > 30 * SECOND && (1..40).all(|tries| wait(tries) <= Some(SECOND)));
+        assert_eq!(wait(40), None);
+        assert_eq!(front(Trouble::Gone, Effect::Write, 20, SECOND), None);
+        assert_eq!(front(Trouble::NotSent, Effect::Write, 4, LONG), None, "one that never was is not");
     }
 
     #[test]

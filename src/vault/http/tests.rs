@@ -54,6 +54,10 @@ fn secret() -> Content {
     Content::plain(SECRET)
 }
 
+/// And no connection is left over that a request could be lost on.
+const META_CLOSED: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 81\r\n\r\n\
+    {\"id\":\"vault_obj_1\",\"name\":\"a/b\",\"updated_at\":\"2024-01-20T14:00:00Z\",\"version\":2}";
+
 /// The text of an error, in every way it can be shown, holds neither value nor key.
 #[track_caller]
 pub(super) fn assert_clean(error: &Error) {
@@ -256,6 +260,26 @@ async fn headers_teach_the_budget() {
     let budget = vault.status().budget.unwrap();
     assert_eq!((budget.limit, budget.remaining, budget.assumed), (6000, 17, false));
     assert!((29..=30).contains(&budget.reset_s));
+}
+
+#[tokio::test]
+async fn a_vault_that_is_restarted_is_waited_for() {
+    let server = CannedServer::start(vec![Canned::RawThenClose(META_CLOSED.into())]).await;
+    let vault = vault_with(config(&server.url));
+    vault.metadata(&call(), &id()).await.unwrap();
+    let address = server.url.trim_start_matches("http://").to_owned();
+    server.stop().await;
+    let back = async {
+        while vault.status().requests < 8 {
+            tokio::task::yield_now().await;
+        }
+        CannedServer::on(tokio::net::TcpListener::bind(address).await.unwrap(), vec![Canned::json(200, META)])
+    };
+    let write = async { vault.update(&call(), &id(), &secret(), None).await };
+    let (written, server) = tokio::join!(write, back);
+    written.unwrap();
+    assert_eq!(server.seen().len(), 1);
+    assert_eq!(vault.status().budget.unwrap().remaining, 998, "what was never sent costs nothing");
 }
 
 #[tokio::test]

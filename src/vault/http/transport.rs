@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::error::Error as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -145,6 +145,8 @@ pub struct Parts {
 pub struct Transport {
     parts: Parts,
     requests: AtomicU64,
+    /// An answer has come, whatever its status.
+    answered: AtomicBool,
 }
 
 impl std::fmt::Debug for Transport {
@@ -156,7 +158,7 @@ impl std::fmt::Debug for Transport {
 impl Transport {
     /// Nothing is sent yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, requests: AtomicU64::new(0) }
+        Self { parts, requests: AtomicU64::new(0), answered: AtomicBool::new(false) }
     }
 
     /// Where the vault is and what was sent to it.
@@ -205,6 +207,7 @@ impl Transport {
                     None
                 }
                 Ok(answer) => trouble_of(answer),
+                Err(Failed::NotSent(_)) if self.answered.load(Ordering::Relaxed) => Some(Trouble::Gone),
                 Err(Failed::NotSent(_)) => Some(Trouble::NotSent),
                 Err(Failed::Lost(_) | Failed::Cut(_)) => Some(Trouble::Lost),
                 Err(Failed::Late { .. } | Failed::TooLong) => None,
@@ -253,7 +256,16 @@ impl Transport {
         let built = self.build(request)?;
         self.requests.fetch_add(1, Ordering::Relaxed);
         let answer = async {
-            let response = self.parts.client.execute(built).await.map_err(|e| failed_by(&e))?;
+            let response = match self.parts.client.execute(built).await.map_err(|e| failed_by(&e)) {
+                Ok(response) => response,
+                Err(failed) => {
+                    if matches!(failed, Failed::NotSent(_)) {
+                        self.parts.budget.unused(ticket);
+                    }
+                    return Err(failed);
+                }
+            };
+            self.answered.store(true, Ordering::Relaxed);
             let headers = Headers::read(response.headers(), self.parts.clock.wall());
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
