@@ -113,6 +113,9 @@ const ADVICE: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(120)
 /// A vault that is back shall not be waited for much longer.
 const CONNECT_CAP: Duration = Duration::from_secs(1);
 
+/// What a connection may need.
+const CONNECT_TIME: Duration = Duration::from_millis(100);
+
 impl Policy {
     /// How long to wait before the next attempt after `tries`; `None` to give up. `left` is the time to the
     /// deadline: a wait that would use it up is not begun.
@@ -140,7 +143,9 @@ impl Policy {
             ) => self.backoff(tries),
             (Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server, Effect::Write, _) => return None,
         };
-        (wait < left).then_some(wait)
+        // A connection that the deadline cuts off says less than the refusal before it.
+        let needed = if trouble == Trouble::Gone { wait + CONNECT_TIME } else { wait };
+        (needed < left).then_some(wait)
     }
 
     fn backoff(&self, tries: u32) -> Duration {
