@@ -45,6 +45,7 @@ impl FileSystem {
         let now = self.clock.wall();
         let mut table = self.table();
         table.move_dirs(dir, &goal);
+        table.dir_local(&DirKind::Tree(goal)).ctime = Some(now);
         for parent in [from, to.0] {
             if !parent.is_root() {
                 table.made().insert(parent.clone());
