@@ -90,7 +90,7 @@ fn only_json(place: Place, secret: &Secret, hunt: &mut Hunt) {
     nothing_shows("refused as no JSON", hunt, vault.place());
     let left = play::say(&mut vault.command_with_mount(&["unmount"]), hunt);
     assert_eq!(left.code, Some(7), "{}", left.err);
-    play::say(&mut vault.command_with_mount(&["unmount", "--force"]), hunt).ok();
+    play::say(&mut vault.command_with_mount(&["unmount", "--force"]), hunt).fails(7);
     nothing_shows("afterwards", hunt, vault.place());
 }
 
