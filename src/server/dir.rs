@@ -54,6 +54,9 @@ impl DataDir {
     /// else that is there is somebody's, and stays as it is.
     pub fn prepare(path: &Path) -> Result<Self, ServeError> {
         let failed = |what| ServeError::io(what, path);
+        if fs::metadata(path).is_ok_and(|meta| !meta.is_dir()) {
+            return Err(ServeError::NotADirectory(path.to_owned()));
+        }
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -248,7 +251,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(matches!(DataDir::prepare(&file), Err(ServeError::Io { .. })));
+        assert!(matches!(DataDir::prepare(&file), Err(ServeError::NotADirectory(_))));
         let long = temp.path().join("x".repeat(120));
         assert!(matches!(DataDir::prepare(&long), Err(ServeError::PathTooLong(_))));
         // Whoever runs the tests, one of these two is not theirs.

@@ -20,6 +20,9 @@ pub enum ServeError {
         /// Its owner.
         owner: u32,
     },
+    /// Something else is in the place.
+    #[error("{} is not a directory: name one for the vault, it is made if it does not exist", .0.display())]
+    NotADirectory(PathBuf),
     /// The directory is used for something else.
     #[error(
         "{} holds other things and no vault: choose an empty directory, or one that does not exist yet", .0.display()
