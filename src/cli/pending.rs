@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
+use super::objects::output::unless_unread;
 use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate;
@@ -67,7 +68,7 @@ pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
             _ => return Err(odd(&mount).into()),
         };
     }
-    show(&left, args.json)?;
+    show(&left, args.json).or_else(unless_unread)?;
     Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(Exit::Unsaved as u8) })
 }
 
@@ -116,7 +117,7 @@ fn not_pending(name: &str) -> Failure {
 fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
     let write = list(mount)?.into_iter().find(|write| write.name == name).ok_or_else(|| not_pending(name))?;
     let mut file = File::open(mount.mountpoint.join(&write.path))?;
-    std::io::copy(&mut file, &mut std::io::stdout().lock())?;
+    std::io::copy(&mut file, &mut std::io::stdout().lock()).map(drop).or_else(unless_unread)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -12,6 +12,7 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
+use super::objects::output::unless_unread;
 use crate::fs::Status;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::mounts::{self, Entry};
@@ -42,18 +43,20 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         None => all()?,
     };
     let found: Vec<Value> = entries.iter().map(ask).collect();
-    let mut out = std::io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?;
-    } else if found.is_empty() {
-        eprintln!("vaultfs: no vault is mounted");
-    } else {
-        for mount in &found {
-            show(&mut out, mount)?;
-        }
-    }
+    print(&found, args.json).or_else(unless_unread)?;
     let all_answer = found.iter().all(|mount| mount.get("problem").is_none());
     Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
+}
+
+fn print(found: &[Value], as_json: bool) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if as_json {
+        return writeln!(out, "{}", serde_json::to_string_pretty(&found)?);
+    }
+    if found.is_empty() {
+        eprintln!("vaultfs: no vault is mounted");
+    }
+    found.iter().try_for_each(|mount| show(&mut out, mount))
 }
 
 /// Each vaultfs file system once, also where it is bound to several places. Those of others are root's to see.

@@ -178,7 +178,13 @@ impl Client {
     pub fn receive(&mut self, within: Duration) -> io::Result<Option<Answer>> {
         self.0.get_mut().set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
         let mut line = String::new();
-        match self.0.read_line(&mut line)? {
+        let read = self.0.read_line(&mut line).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()))
+            }
+            _ => e,
+        });
+        match read? {
             0 => Ok(None),
             _ => Ok(Some(serde_json::from_str(&line)?)),
         }

@@ -118,6 +118,11 @@ impl Output {
     }
 }
 
+/// A reader that has gone (`| head -1`) has all that it wanted.
+pub fn unless_unread(e: io::Error) -> io::Result<()> {
+    if e.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) }
+}
+
 fn heard(result: io::Result<()>) -> Result<bool, Failure> {
     match result {
         Ok(()) => Ok(true),
