@@ -292,6 +292,17 @@ fn usage_errors() {
     assert!(fails(&["--embedded", "-o", "ro,suid"]).contains("suid"));
     assert!(fails(&["--embedded", "--file-mode", "4755"]).contains("--file-mode"));
     assert!(fails(&["--embedded", "--scratch", "[a"]).contains("--scratch"));
+    assert!(fails(&["--embedded", "--timeout", "xx"]).contains("10s"));
+    assert!(fails(&["--embedded", "--uid", "no-such-user"]).contains("a name or a number"));
+    assert!(fails(&["--embedded", "--cache-size", "0"]).contains("--cache-size"));
+    assert!(fails(&["--embedded", "--max-size", "2GiB"]).contains("--max-size"));
+    assert!(fails(&["--embedded", "--prefix", "/"]).contains("--prefix"));
+    let file = run(place.vaultfs(["mount", "--embedded=/etc/passwd"]).arg(&place.mnt)).fails(1);
+    assert!(file.contains("/etc/passwd is not a directory"), "{file}");
+    for typo in ["worke", "keepe", "probes"] {
+        let said = run(&mut place.vaultfs([typo])).fails(2);
+        assert!(said.contains("unrecognized") && !said.contains("similar"), "{said}");
+    }
     let inside = format!("--embedded={}", place.mnt.join("data").display());
     assert!(fails(&[&inside]).contains("hidden by the mount"));
     assert_nothing_left(&place.mnt);

@@ -14,6 +14,7 @@ pub mod serve_key;
 pub mod stack;
 pub mod status;
 pub mod unmount;
+pub mod values;
 
 use std::process::ExitCode;
 
@@ -37,13 +38,23 @@ enum Command {
     Key(key::KeyArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
-    #[command(flatten)]
-    Daemon(daemon::DaemonCommand),
+}
+
+/// The commands that our own processes are started with. Apart, so that no hint of the parser's names them.
+#[derive(Debug, Parser)]
+#[command(name = "vaultfs")]
+struct Internal {
+    #[command(subcommand)]
+    command: daemon::DaemonCommand,
 }
 
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
     log::quiet_panics();
+    let internal = std::env::args().nth(1).is_some_and(|name| daemon::DaemonCommand::has_subcommand(&name));
+    if internal {
+        return end(daemon::run(Internal::parse().command));
+    }
     let cli = Cli::parse_from(mount::expand_options(std::env::args_os()));
     let result = match cli.command {
         Command::Mount(args) => mount::run(*args),
@@ -53,8 +64,11 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Key(args) => key::run(args),
         Command::Objects(command) => objects::run(command),
-        Command::Daemon(command) => daemon::run(command),
     };
+    end(result)
+}
+
+fn end(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(e) => exit::Failure::from(e).report(),

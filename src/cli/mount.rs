@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use super::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
 use super::exit::{Exit, Failure};
 use super::log::LogConfig;
+use super::values;
 use crate::fs::Options;
 use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config};
 use crate::fuse::mounts::Dev;
@@ -55,19 +56,19 @@ pub struct MountArgs {
     format: Format,
 
     /// How soon changes made elsewhere are seen
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
     refresh: Duration,
 
     /// How long known values are served while the vault does not answer
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
     max_stale: Duration,
 
     /// How long unsaved writes are tried when the mount ends
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
     drain: Duration,
 
     /// Values kept in memory
-    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
     cache_size: ByteSize,
 
     /// Names that are never stored, besides the usual editors' files (repeatable)
@@ -75,7 +76,7 @@ pub struct MountArgs {
     scratch: Vec<String>,
 
     /// Memory for files that are not stored
-    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = values::size)]
     scratch_size: ByteSize,
 
     /// Let other users in, as modes permit
@@ -83,11 +84,11 @@ pub struct MountArgs {
     allow_other: bool,
 
     /// Owner of everything [default: you]
-    #[arg(long, value_name = "UID")]
+    #[arg(long, value_name = "USER", value_parser = values::user)]
     uid: Option<u32>,
 
     /// Group of everything [default: yours]
-    #[arg(long, value_name = "GID")]
+    #[arg(long, value_name = "GROUP", value_parser = values::group)]
     gid: Option<u32>,
 
     /// Most that files permit

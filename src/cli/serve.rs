@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
 use super::serve_key::{self, ServeCommand};
+use super::values;
 use crate::harden::{self, LockState};
 use crate::server::dir::DataDir;
 use crate::server::error::ServeError;
@@ -54,7 +55,7 @@ pub struct ServeArgs {
     master_key_file: Option<PathBuf>,
 
     /// Longest value that is stored
-    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = values::some_size)]
     max_size: bytesize::ByteSize,
 
     /// Requests that each API key may make in a minute; 0: as many as it likes

@@ -16,6 +16,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::values;
 use crate::clock::Clock;
 use crate::fuse::mounts;
 use crate::harden;
@@ -81,11 +82,11 @@ pub struct ConnectArgs {
     pub prefix: Option<String>,
 
     /// Longest wait for any one operation, retries included
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::time)]
     pub timeout: Duration,
 
     /// Largest value
-    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = values::value_size)]
     pub max_size: ByteSize,
 }
 
@@ -186,7 +187,7 @@ impl ConnectArgs {
             key_file: None,
             ca_file: self.ca_file.as_deref().map(absolute).transpose()?,
             key_context: self.key_context.iter().cloned().collect(),
-            prefix: self.prefix.as_deref().and_then(clean_prefix),
+            prefix: self.prefix.as_deref().map(clean_prefix).transpose()?.flatten(),
             timeout: self.timeout,
             max_size: self.max_size.as_u64(),
         };
@@ -215,7 +216,7 @@ impl ConnectArgs {
         let mounts = mounts::live().into_iter().map(|m| (m.mountpoint, m.spec)).collect();
         let (mut spec, key) = of_the_one_mount(mounts)?;
         if let Some(prefix) = &self.prefix {
-            spec.prefix = clean_prefix(prefix);
+            spec.prefix = clean_prefix(prefix)?;
         }
         if self.api != Api::Auto {
             spec.api = self.api;
@@ -265,6 +266,22 @@ impl ConnectArgs {
     }
 }
 
+/// What to type for the vault of a mount, on a line of its own.
+fn way_to(mountpoint: &Path, spec: &serde_json::Value) -> String {
+    let way = match serde_json::from_value::<ConnectSpec>(spec.clone()) {
+        Err(_) => return String::new(),
+        Ok(ConnectSpec { endpoint: Endpoint::Embedded(dir), prefix, .. }) => {
+            (format!("--embedded={}", dir.display()), prefix)
+        }
+        Ok(ConnectSpec { endpoint: Endpoint::Url(url), key_file, prefix, .. }) => {
+            let key = key_file.map_or_else(|| "FILE".to_owned(), |file| file.display().to_string());
+            (format!("--api-url {url} --api-key-file {key}"), prefix)
+        }
+    };
+    let prefix = way.1.map_or_else(String::new, |prefix| format!(" --prefix {prefix}"));
+    format!("\n  for {} give {}{prefix}", mountpoint.display(), way.0)
+}
+
 /// The vault of the only mount there is, said on standard error.
 fn of_the_one_mount(
     mounts: Vec<(PathBuf, serde_json::Value)>,
@@ -273,7 +290,8 @@ fn of_the_one_mount(
         [] => Failure::new(Exit::Key, NO_VAULT),
         several => {
             let names: Vec<_> = several.iter().map(|(path, _)| path.display().to_string()).collect();
-            usage(format!("which vault? There are several mounts ({}): {WAYS}", names.join(", ")))
+            let ways: Vec<_> = several.iter().map(|(path, spec)| way_to(path, spec)).collect();
+            usage(format!("which vault? There are several mounts ({}): {}", names.join(", "), ways.join("")))
         }
     })?;
     let at = mountpoint.display();
@@ -417,11 +435,22 @@ fn not_served(e: ServeError) -> Failure {
 
 /// A key's problem with the file it is in; some say it themselves.
 fn bad_key(path: &Path, e: key::KeyError) -> Failure {
+    let (mut exit, mut next) = (Exit::Key, "");
+    if let key::KeyError::Unreadable { source, .. } = &e {
+        match source.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {
+                (exit, next) =
+                    (Exit::Failed, "; the limit of this process or machine is reached, see ulimit -a");
+            }
+            Some(libc::ENOENT) => next = "; put the key there, readable by you alone, or name its file",
+            _ => next = "; it must be a file that you can read, and nobody else",
+        }
+    }
     let sentence = match &e {
         key::KeyError::Empty | key::KeyError::Malformed => format!("{}: {e}", path.display()),
         key::KeyError::Unreadable { .. } | key::KeyError::Exposed { .. } => e.to_string(),
     };
-    Failure::new(Exit::Key, sentence)
+    Failure::new(exit, sentence + next)
 }
 
 fn usage(message: impl Into<String>) -> Failure {
@@ -457,9 +486,15 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// `--prefix a/` and `--prefix a` are the same; an empty one is none.
-fn clean_prefix(prefix: &str) -> Option<String> {
-    let prefix = prefix.trim_end_matches('/');
-    (!prefix.is_empty()).then(|| prefix.to_owned())
+fn clean_prefix(prefix: &str) -> Result<Option<String>, Failure> {
+    let clean = prefix.trim_end_matches('/');
+    if clean.is_empty() && !prefix.is_empty() {
+        return Err(usage(format!(
+            "--prefix {prefix}: names do not start with a slash; for all names leave --prefix away, for those below \
+             a/ give --prefix a"
+        )));
+    }
+    Ok((!clean.is_empty()).then(|| clean.to_owned()))
 }
 
 pub(super) fn key_value(text: &str) -> Result<(String, String), String> {

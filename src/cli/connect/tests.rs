@@ -50,6 +50,7 @@ fn contradictions_are_usage_errors() {
         &["--embedded", "--api-url", "https://example.com"][..],
         &["--embedded", "--api-key-file", "/k"],
         &["--embedded", "--timeout", "0s"],
+        &["--embedded", "--prefix", "/"],
         &["--api-url", "http://example.com"],
         &["--api-url", "http://10.0.0.1:8200"],
         &["--api-url", "https://user:pw@example.com"],
@@ -103,6 +104,18 @@ fn the_spec_travels_and_holds_no_secret() {
 }
 
 #[test]
+fn a_key_file_that_is_not_there_is_told_from_a_machine_that_is_full() {
+    let e =
+        args(&["--api-url", "https://example.com", "--api-key-file", "/nonexistent"]).resolve().unwrap_err();
+    assert_eq!(e.exit, Exit::Key);
+    assert!(e.message.contains("put the key there"), "{e}");
+    let full = std::io::Error::from_raw_os_error(libc::EMFILE);
+    let e = bad_key(Path::new("/k"), key::KeyError::Unreadable { path: "/k".into(), source: full });
+    assert_eq!(e.exit, Exit::Failed);
+    assert!(e.message.contains("ulimit"), "{e}");
+}
+
+#[test]
 fn the_one_mount_lends_its_vault() {
     let spec = |words: &[&str]| serde_json::to_value(args(words).resolve().unwrap().0).unwrap();
     let here = || (PathBuf::from("/mnt/a"), spec(&["--embedded=/v"]));
@@ -113,6 +126,7 @@ fn the_one_mount_lends_its_vault() {
     let e = of_the_one_mount(vec![here(), (PathBuf::from("/mnt/b"), spec(&["--embedded=/v"]))]).unwrap_err();
     assert_eq!(e.exit, Exit::Usage);
     assert!(e.message.contains("/mnt/a, /mnt/b"), "{e}");
+    assert!(e.message.contains("\n  for /mnt/b give --embedded=/v"), "{e}");
     let mut remote = found;
     remote.endpoint = Endpoint::Url("https://example.com".into());
     let e = of_the_one_mount(vec![("/mnt/a".into(), serde_json::to_value(remote).unwrap())]).unwrap_err();
