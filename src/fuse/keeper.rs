@@ -15,7 +15,6 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -91,6 +90,9 @@ pub fn run(config: MountConfig, key: Option<SecretString>, mut front: Front, mem
         Ok(keeper) => keeper.serve(),
         Err(failed) => {
             tracing::error!("not mounted: {failed}");
+            if let Ok(directory) = RuntimeDir::own() {
+                directory.tidy();
+            }
             front.tell(&Outcome::Failed(failed.clone()));
             failed.exit
         }
@@ -216,8 +218,8 @@ impl<'a> Keeper<'a> {
             keeper_memory: memory,
             restarts: 0,
         };
-        self.directory.clear_stale();
-        let listener = UnixListener::bind(self.directory.socket(dev, std::process::id()))
+        let listener;
+        (self.directory, listener) = RuntimeDir::listen(dev, std::process::id())
             .map_err(|e| Failed::new(format!("the control socket cannot be made: {e}")))?;
         let serve = ToWorker::Serve { init: mounted.init.as_bytes().to_vec(), dev, facts };
         self.worker
@@ -358,7 +360,7 @@ impl<'a> Keeper<'a> {
             // Of use only where a stuck thread of the worker holds the device still.
             tracing::debug!("the connection was not aborted: {e}");
         }
-        self.directory.clear(dev, std::process::id());
+        self.directory.leave(dev, std::process::id());
         let path = self.config.mountpoint.display();
         tracing::error!(
             "{path} stays mounted, dead: nothing can be read or written there (ENOTCONN), and nothing gets into the \
@@ -381,13 +383,13 @@ impl<'a> Keeper<'a> {
             Ok(false) => {}
             Err(e) => tracing::error!("{} cannot be unmounted: {e}", mountpoint.display()),
         }
-        self.directory.clear(dev, std::process::id());
+        self.directory.leave(dev, std::process::id());
     }
 
     /// Nobody shall find this mount any more; who is connected already stays so.
     fn withdraw(&self) {
         if let Some(mounted) = &self.mounted {
-            self.directory.clear(mounted.dev, std::process::id());
+            self.directory.leave(mounted.dev, std::process::id());
         }
     }
 

@@ -9,6 +9,7 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -50,6 +51,21 @@ impl RuntimeDir {
         Err(last)
     }
 
+    /// Makes the control socket of a mount, in this user's directory.
+    pub fn listen(dev: Dev, keeper: u32) -> io::Result<(Self, UnixListener)> {
+        let mut tries = 0;
+        loop {
+            let dir = Self::own()?;
+            dir.clear_stale();
+            match UnixListener::bind(dir.socket(dev, keeper)) {
+                Ok(listener) => return Ok((dir, listener)),
+                // The last mount that ended has just removed the directory.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && tries < 10 => tries += 1,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
     /// The control socket that `keeper` makes for a mount.
     pub fn socket(&self, dev: Dev, keeper: u32) -> PathBuf {
         self.0.join(format!("{dev}.{keeper}.sock"))
@@ -72,6 +88,17 @@ impl RuntimeDir {
     pub fn clear(&self, dev: Dev, keeper: u32) {
         let _ = fs::remove_file(self.record(dev, keeper));
         let _ = fs::remove_file(self.socket(dev, keeper));
+    }
+
+    /// The same, and the directory if that was all: no mount of this user's is left.
+    pub fn leave(&self, dev: Dev, keeper: u32) {
+        self.clear(dev, keeper);
+        self.tidy();
+    }
+
+    /// Removes the directory if nothing is in it.
+    pub fn tidy(&self) {
+        let _ = fs::remove_dir(&self.0);
     }
 
     /// Removes what keepers left that died.
@@ -165,7 +192,9 @@ mod tests {
         assert_eq!((back.mountpoint, back.keeper_pid), (record.mountpoint, 7));
         dir.clear(dev, 8);
         assert!(dir.record(dev, 7).exists(), "another keeper's");
-        dir.clear_stale();
-        fs::remove_dir(dir.0).expect("empty");
+        dir.leave(dev, 8);
+        assert!(dir.record(dev, 7).exists(), "another keeper's");
+        dir.leave(dev, 7);
+        assert!(!dir.0.exists(), "the last one tidies up");
     }
 }
