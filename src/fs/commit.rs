@@ -172,6 +172,9 @@ impl FileSystem {
 
     /// Brings a job to the vault; the caller has the file's turn.
     pub(super) async fn store(self: &Arc<Self>, job: &Job, call: &Call) -> Result<Arc<Object>, Error> {
+        let Some(_permit) = self.among_stores(call).await else {
+            return Err(Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first"));
+        };
         let form = job.base.as_ref().map(|b| b.form);
         let content = codec::to_content(self.options.format, form, job.bytes.expose())
             .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))?;

@@ -106,6 +106,8 @@ pub struct FileSystem {
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     scratch_bytes: Mutex<u64>,
+    /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
+    changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
@@ -145,6 +147,7 @@ impl FileSystem {
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             scratch_bytes: Mutex::new(0),
+            changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
             errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),

@@ -6,19 +6,29 @@
 //!    `s` is made anew, that is the next version of the same object, history and all. When the backup is
 //!    unlinked while `s` is still absent, the object is deleted; when it comes back, nothing has happened; when it
 //!    is left alone, the rename is carried out.
-//! 3. An object that exists in the vault is never provisional. Cut off at any step, the vault still has it.
+//! 3. A name whose object is hidden can be given to another file, backup or not. Storing that is a change of the
+//!    hidden object, which is *claimed* by it, never a second object of the name; and what is claimed is not deleted.
+//!    A hidden object is deleted while no store is on its way, by its id and nothing else, so that the two cannot
+//!    cross at the vault.
+//! 4. An object that exists in the vault is never provisional. Cut off at any step, the vault still has it.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::FileSystem;
 use super::attr::FileKind;
 use super::commit::{Cause, Drain};
+use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link, Stored};
 use super::inode::{Hidden, Node, Table};
 use super::name::DirPrefix;
-use crate::vault::{Call, ObjectId, ObjectName};
+use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
+
+/// Stores that may be on their way at once.
+pub(super) const CHANGES: u32 = 1024;
 
 /// A provisional file that nobody has open becomes an object after this.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -36,6 +46,18 @@ impl Table {
         Some(hidden.stored.clone())
     }
 
+    /// The name was not stored after all.
+    pub(super) fn unclaim(&mut self, name: &ObjectName) {
+        if let Some(hidden) = self.hidden.get_mut(name) {
+            hidden.claimed = false;
+        }
+    }
+
+    /// Whether this is still the object that is hidden under `name`, with nothing new in its place.
+    fn is_hidden_object(&self, name: &ObjectName, id: &ObjectId) -> bool {
+        self.hidden.get(name).is_some_and(|hidden| !hidden.claimed && hidden.stored.id == *id)
+    }
+
     /// The name has been stored anew: its backup is a file like any other.
     pub(super) fn reveal(&mut self, name: &ObjectName) {
         self.hidden.remove(name);
@@ -44,9 +66,7 @@ impl Table {
     /// `file` lost the name `name`. A new file over a hidden object uncovers that the object is hidden; a backup
     /// takes the hidden object along, which has been deleted.
     pub(super) fn let_go_of(&mut self, name: &ObjectName, file: &File) {
-        if let Some(hidden) = self.hidden.get_mut(name) {
-            hidden.claimed = false;
-        }
+        self.unclaim(name);
         self.forget_backup(file);
     }
 
@@ -201,8 +221,12 @@ impl FileSystem {
 
     async fn settle_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
         {
+            let mut table = self.table();
             let mut state = file.state();
             state.keep = Keep::Store;
+            if state.stored.is_none() {
+                state.stored = table.claim(&state.name);
+            }
             if let Some(buffer) = &mut state.buffer {
                 buffer.changed(true, buffer.changed_at);
             }
@@ -221,9 +245,45 @@ impl FileSystem {
                 tracing::warn!(name = name.as_str(), "moved, but the old name stays: --no-delete");
             } else {
                 // What could not be deleted shows again; the failure is logged.
-                let _ = self.delete(call, &name, id).await;
+                let _ = self.delete_hidden(call, &name, &id).await;
             }
         }
         self.table().forget_backup(file);
+    }
+
+    /// Deletes an object that is hidden, unless its name has been claimed meanwhile.
+    pub(super) async fn delete_hidden(&self, call: &Call, name: &ObjectName, id: &ObjectId) -> Result<()> {
+        let alone = self.changes.clone().acquire_many_owned(CHANGES);
+        let Ok(Ok(_alone)) = tokio::time::timeout(self.left(call), alone).await else {
+            let why = "saves were on their way all the time";
+            return Err(self.refused("deletion of what was moved", name.as_str(), Errno::ETIMEDOUT, why));
+        };
+        for _ in 0..2 {
+            if !self.table().is_hidden_object(name, id) {
+                return Ok(());
+            }
+            match self.cache.vault().delete(call, id, None).await {
+                Err(e) if e.maybe_applied => {}
+                Err(e) if e.kind != ErrorKind::NotFound => {
+                    return Err(self.failed("unlink", name.as_str(), &e));
+                }
+                Ok(()) | Err(_) => {
+                    self.cache.deleted_object(name, id);
+                    let mut table = self.table();
+                    if table.is_hidden_object(name, id) {
+                        table.hidden.remove(name);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        let why = "no answer told whether it was deleted";
+        Err(self.refused("deletion of what was moved", name.as_str(), Errno::EIO, why))
+    }
+
+    /// A store's permit: no hidden object is deleted meanwhile.
+    pub(super) async fn among_stores(&self, call: &Call) -> Option<OwnedSemaphorePermit> {
+        let permit = self.changes.clone().acquire_owned();
+        tokio::time::timeout(self.left(call), permit).await.ok()?.ok()
     }
 }

@@ -54,7 +54,7 @@ impl FileSystem {
                 return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
             }
             for (object, id) in doomed {
-                self.delete(call, &object, id).await?;
+                self.delete_doomed(call, &name, &object, id).await?;
             }
         }
         let mut table = self.table();
@@ -74,6 +74,21 @@ impl FileSystem {
         table.touch(&DirKind::Tree(under.clone()), self.clock.wall());
         table.drop_unheld(file.ino);
         Ok(())
+    }
+
+    /// Deletes what goes with a file that had the name `own`: its own object, or one that is hidden behind it.
+    pub(super) async fn delete_doomed(
+        &self,
+        call: &Call,
+        own: &ObjectName,
+        object: &ObjectName,
+        id: ObjectId,
+    ) -> Result<()> {
+        if object == own {
+            self.delete(call, object, id).await
+        } else {
+            self.delete_hidden(call, object, &id).await
+        }
     }
 
     /// Deletes what the name means now: the object we know, or the one that took its name meanwhile.

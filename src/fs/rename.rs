@@ -91,6 +91,7 @@ impl FileSystem {
         let (old_name, own) = self.objects_behind(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
         let stores = goal.keep == Keep::Store;
+        let claims = stores && self.table().is_hidden(&goal.name);
         let mut doomed = if stores { own } else { Vec::new() };
         if let Some(target) = &goal.target {
             // What is overwritten is gone, as after an unlink.
@@ -101,10 +102,18 @@ impl FileSystem {
             let why = "renaming deletes the old name, and the mount was made with --no-delete";
             return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
         }
+        if claims {
+            self.table().claim(&goal.name);
+        }
         let stored = if stores { Some(self.store(&job, call).await) } else { None };
-        let stored = stored.transpose().map_err(|e| self.failed("rename", goal.name.as_str(), &e))?;
+        let stored = stored.transpose().map_err(|e| {
+            if claims {
+                self.table().unclaim(&goal.name);
+            }
+            self.failed("rename", goal.name.as_str(), &e)
+        })?;
         for (name, id) in doomed {
-            self.delete(call, &name, id).await?;
+            self.delete_doomed(call, &old_name, &name, id).await?;
         }
         self.switch(from_dir, source, &old_name, &goal, stored.map(|object| (&job, object)));
         drop(in_use);

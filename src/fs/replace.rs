@@ -19,7 +19,7 @@ use crate::vault::{Call, ObjectName};
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The programs that do so, as the kernel names them.
-const PROGRAMS: [&str; 7] = ["install", "mv", "cp", "tar", "bsdtar", "unzip", "cpio"];
+const PROGRAMS: [&str; 8] = ["install", "mv", "cp", "rsync", "tar", "bsdtar", "unzip", "cpio"];
 
 /// Whether a file that this thread unlinks is likely to be made anew by it.
 pub(super) fn is_about_to_replace(pid: u32) -> bool {
@@ -78,7 +78,10 @@ impl FileSystem {
             }
             // What could not be deleted shows again; the failure is logged.
             Some(hidden) => {
-                let _ = self.delete(call, name, hidden.stored.id).await;
+                let _ = self.delete_hidden(call, name, &hidden.stored.id).await;
+                if self.table().hidden.get(name).is_some_and(|hidden| hidden.claimed) {
+                    return false;
+                }
             }
         }
         self.table().hidden.remove(name);

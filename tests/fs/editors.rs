@@ -378,3 +378,46 @@ async fn a_directory_from_which_all_was_moved_to_backups_can_be_removed() {
     );
     assert_eq!(sh.cat("s.orig").await, "kept");
 }
+
+#[tokio::test(start_paused = true)]
+async fn backups_that_take_each_others_names_lose_nothing() {
+    // Objects are put first; then these renames, and a new value for a name that has become free.
+    type Case =
+        (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str)], &'static str);
+    let cases: [Case; 5] = [
+        (&[("a~", "1"), ("b~", "2")], &[("a~", "t.tmp"), ("b~", "a~"), ("t.tmp", "b~")], ""),
+        (&[("f", "3"), ("f~", "2")], &[("f~", "f~~"), ("f", "f~")], "f"),
+        (&[("f", "2"), ("f~", "1")], &[("f~", "f.orig"), ("f", "f~")], ""),
+        (&[("f", "2"), ("f.~1~", "1")], &[("f.~1~", "f.~2~"), ("f", "f.~1~")], "f"),
+        (&[("x.lock", "1"), ("b", "2")], &[("x.lock", "tmpabcdefgh"), ("b", "x.lock")], "b"),
+    ];
+    for kv in [false, true] {
+        for (objects, renames, anew) in cases {
+            for ends_at_once in [false, true] {
+                let sh = if kv { Shell::kv() } else { Shell::new() };
+                let mut expected = std::collections::BTreeMap::new();
+                for (name, value) in objects {
+                    sh.write_file(name, value).await.unwrap();
+                    expected.insert((*name).to_owned(), value.as_bytes().to_vec());
+                }
+                for (from, to) in renames {
+                    sh.mv(from, to).await.unwrap();
+                    let value = expected.remove(*from).unwrap();
+                    expected.insert((*to).to_owned(), value);
+                }
+                if !anew.is_empty() {
+                    sh.write_file(anew, "new").await.unwrap();
+                    expected.insert(anew.to_owned(), b"new".to_vec());
+                }
+                if ends_at_once {
+                    assert!(sh.fs.drain(Drain::All, Duration::from_secs(10)).await.is_empty());
+                } else {
+                    sh.pass(Duration::from_secs(20)).await;
+                }
+                assert_eq!(sh.walk("").await.unwrap(), expected, "{renames:?} {kv}");
+                let left = sh.remount();
+                assert_eq!(left.walk("").await.unwrap(), expected, "{renames:?} {kv}, mounted anew");
+            }
+        }
+    }
+}

@@ -314,6 +314,15 @@ impl Cache {
         self.state().index.missing(name, now);
     }
 
+    /// We deleted this object, which may not be the one that has the name by now.
+    pub fn deleted_object(&self, name: &ObjectName, id: &ObjectId) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        if matches!(state.index.belief(name), Belief::Exists(known) if known.id == *id) {
+            state.index.missing(name, now);
+        }
+    }
+
     /// The next read of anything asks the vault.
     pub fn expire(&self) {
         let beyond = self.config.refresh;
