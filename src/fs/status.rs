@@ -124,6 +124,9 @@ impl FileSystem {
         let cache = self.cache.status();
         let (outage, outage_s) = cache.outage.unzip();
         let (inodes, handles) = (self.table().len(), self.handles().len());
+        // Each lock is let go of before the next is taken: within one expression they would all be held.
+        let scratch_bytes = *self.scratch_used();
+        let last_errors = self.errors.lock().unwrap_or_else(|p| p.into_inner()).iter().cloned().collect();
         Status {
             uptime_s: self.clock.wall().duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
             vault: Vault {
@@ -149,9 +152,9 @@ impl FileSystem {
             },
             inodes,
             handles,
-            scratch_bytes: *self.scratch_used(),
+            scratch_bytes,
             unsaved: self.unsaved(),
-            last_errors: self.errors.lock().unwrap_or_else(|p| p.into_inner()).iter().cloned().collect(),
+            last_errors,
         }
     }
 
