@@ -303,13 +303,13 @@ fn session(kv: bool, steps: &[Step], checks_each: bool) {
     });
 }
 
-/// PROPTEST_CASES asks for more.
+/// `scripts/test --all` runs the long form; PROPTEST_CASES says how many by itself.
 fn config() -> ProptestConfig {
     let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    if std::env::var_os("PROPTEST_CASES").is_some() {
-        default
-    } else {
-        ProptestConfig { cases: 300, ..default }
+    match (std::env::var_os("VAULTFS_TEST_ALL"), std::env::var_os("PROPTEST_CASES")) {
+        (Some(_), _) => ProptestConfig { cases: 100_000, ..default },
+        (None, Some(_)) => default,
+        (None, None) => ProptestConfig { cases: 2_000, ..default },
     }
 }
 
