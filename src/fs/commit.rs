@@ -201,7 +201,7 @@ impl FileSystem {
                 return Err(e);
             }
             plan = match self.cache.vault().get_by_name(call, &job.name).await {
-                Ok(object) if object.content == content => {
+                Ok(object) if object.content.bytes == content.bytes => {
                     return Ok(self.cache.stored(object.meta, object.content));
                 }
                 Ok(_) if job.exclusive => {
@@ -245,12 +245,12 @@ impl FileSystem {
         call: &Call,
     ) -> Result<Option<Arc<Object>>, Error> {
         let Some(before) = self.cache.value_in_memory(&base.id, &base.version) else { return Ok(None) };
-        if before.content != *content {
+        if before.content.bytes != content.bytes {
             return Ok(None);
         }
         // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a save.
         let current = self.cache.fetch(call, &job.name).await?;
-        Ok(current.filter(|c| !c.stale && c.object.content == *content).map(|c| c.object))
+        Ok(current.filter(|c| !c.stale && c.object.content.bytes == content.bytes).map(|c| c.object))
     }
 
     /// The file is what was stored, now.
