@@ -383,7 +383,7 @@ impl<S: Sink> Scanner<'_, S> {
         Ok(())
     }
 
-    /// The code unit of the `\uXXXX` that is next, if there is one; it is not consumed.
+    /// The code unit of the `\uHHHH` that is next, if there is one; it is not consumed.
     fn unit(&self) -> Option<u16> {
         hex4(self.text[self.at..].get(..6)?.strip_prefix(b"\\u")?)
     }
