@@ -5,13 +5,15 @@
 
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use super::file::{File, FileState, Link, LocalAttr};
 use super::inode::{DirKind, Node, Table};
 use super::{Errno, FileSystem, Result};
 use crate::vault::ObjectName;
 
 /// What an inode is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
     /// A directory.
     Directory,
@@ -119,17 +121,18 @@ impl FileSystem {
     pub(super) fn attr(&self, node: &Node) -> Attr {
         match node {
             Node::Dir(dir) => {
-                let mut table = self.table();
+                let table = self.table();
                 let touched = table.touched(&dir.kind).unwrap_or(self.started);
                 let perm = match &dir.kind {
                     DirKind::Tree(_) => {
-                        let local = table.dir_local(&dir.kind).clone();
+                        let local = table.dir_local_of(&dir.kind).cloned().unwrap_or_default();
                         drop(table);
                         return self.tree_dir_attr(dir.ino, touched, &local);
                     }
                     DirKind::Histories(prefix) => {
                         let tree = DirKind::Tree(prefix.clone());
-                        table.dir_local(&tree).mode.unwrap_or(self.options.dir_mode) & 0o555
+                        table.dir_local_of(&tree).and_then(|l| l.mode).unwrap_or(self.options.dir_mode)
+                            & 0o555
                     }
                     DirKind::History(name, _) => {
                         let read = self.history_perm(&table, name);

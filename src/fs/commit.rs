@@ -87,6 +87,8 @@ pub(super) struct Job {
     pub exclusive: bool,
     /// Only while the vault still has the base: `--strict`, and retries by themselves.
     pub guarded: bool,
+    /// An earlier try may have reached the vault, and no answer told.
+    pub doubtful: bool,
 }
 
 impl Job {
@@ -103,6 +105,7 @@ impl Job {
             base: state.stored.clone(),
             exclusive: state.exclusive,
             guarded,
+            doubtful: state.sending,
         })
     }
 
@@ -151,6 +154,7 @@ impl FileSystem {
                 _ => self.options.strict,
             };
             let Some(job) = Job::of(file, guarded) else { return Ok(()) };
+            file.state().sending = true;
             match self.store(&job, call).await {
                 Ok(object) => {
                     self.committed(file, &job, object);
@@ -180,6 +184,11 @@ impl FileSystem {
             .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))?;
         if let Some(base) = &job.base
             && let Some(object) = self.unchanged(job, base, &content, call).await?
+        {
+            return Ok(object);
+        }
+        if job.doubtful
+            && let Some(object) = self.stored_before(job, &content, call).await?
         {
             return Ok(object);
         }
@@ -216,6 +225,23 @@ impl FileSystem {
         }
         // As often as it was tried something came in between: what came last is told.
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
+    }
+
+    /// What is in the vault, if it is what an earlier try brought there.
+    async fn stored_before(
+        &self,
+        job: &Job,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Option<Arc<Object>>, Error> {
+        match self.cache.vault().get_by_name(call, &job.name).await {
+            Ok(now) if now.content.bytes == content.bytes => {
+                Ok(Some(self.cache.stored(now.meta, now.content)))
+            }
+            Ok(_) => Ok(None),
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error { maybe_applied: true, ..e }),
+        }
     }
 
     async fn send(&self, plan: &Plan, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
@@ -268,6 +294,7 @@ impl FileSystem {
         state.pinned = (state.opens > 0).then_some(object);
         state.failure = None;
         state.exclusive = false;
+        state.sending = false;
         table.reveal(&job.name);
         if let Some(buffer) = &mut state.buffer {
             buffer.committed = job.generation;
@@ -315,6 +342,7 @@ impl FileSystem {
         let doubted = state.failure.as_ref().is_some_and(|f| f.in_doubt);
         let in_doubt = job.base.is_none() && (e.maybe_applied || doubted);
         let conflict = e.kind == ErrorKind::VersionMismatch;
+        state.sending = e.maybe_applied;
         state.failure = Some(Failure { errno, message: e.to_string(), conflict, in_doubt, number });
         if is_outage(e.kind) && !state.retrying {
             state.retrying = true;
@@ -324,15 +352,14 @@ impl FileSystem {
     }
 
     /// Tries a failed commit again until it is stored, refused, or in conflict.
-    async fn retry(self: Arc<Self>, file: Arc<File>) {
+    pub(super) async fn retry(self: Arc<Self>, file: Arc<File>) {
         let mut pause = FIRST_RETRY;
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_RETRY);
             let call = Call::background(self.clock.now() + self.options.timeout);
             let stored = self.commit_again(&file, &call, Cause::Retry).await.is_ok();
-            let again =
-                file.state().failure.as_ref().is_some_and(|f| !f.conflict && is_worth_retrying(f.errno));
+            let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
             if stored || !again {
                 break;
             }
@@ -356,16 +383,18 @@ impl FileSystem {
     /// Whether the vault has moved on from the version that the unsaved bytes are based on; `None` if it does not
     /// say.
     async fn is_superseded(&self, file: &File, call: &Call) -> Option<bool> {
-        let (name, base) = {
+        let (name, base, sending) = {
             let state = file.state();
-            (state.name.clone(), state.stored.clone())
+            (state.name.clone(), state.stored.clone(), state.sending)
         };
+        let is_ours =
+            |now: &Object| file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes);
         match (self.cache.vault().get_by_name(call, &name).await, base) {
+            // What was sent before a crash is compared by the commit.
+            (Ok(now), _) if sending && is_ours(&now) => Some(false),
             (Ok(now), Some(base)) => Some(now.meta.version != base.version || now.meta.id != base.id),
             // A create whose answer was lost: the commit compares the bytes.
-            (Ok(now), None) => {
-                Some(!file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes))
-            }
+            (Ok(now), None) => Some(!is_ours(&now)),
             (Err(e), base) if e.kind == ErrorKind::NotFound => Some(base.is_some()),
             (Err(_), _) => None,
         }
@@ -375,7 +404,8 @@ impl FileSystem {
     pub(super) async fn clear_doubt(&self, file: &File, call: &Call) -> Result<()> {
         let name = {
             let state = file.state();
-            if state.stored.is_some() || !state.failure.as_ref().is_some_and(|f| f.in_doubt) {
+            let in_doubt = state.sending || state.failure.as_ref().is_some_and(|f| f.in_doubt);
+            if state.stored.is_some() || !in_doubt {
                 return Ok(());
             }
             state.name.clone()
@@ -421,9 +451,4 @@ impl FileSystem {
         futures_util::future::join_all(commits).await;
         self.unsaved()
     }
-}
-
-/// Whether what failed so may go well later.
-fn is_worth_retrying(errno: Errno) -> bool {
-    matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY)
 }

@@ -10,18 +10,22 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::attr::FileKind;
 use super::errno::{Errno, Result};
 use super::inode::{ControlFile, Dir, DirKind, Table};
+use super::journal::Key;
 use super::name::{self, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
 use super::open::{Handle, Held};
+use super::request::{self, Doing};
 use super::resolve::Place;
 use super::{Caller, Entry, FileSystem, Opened, Step};
 use crate::vault::ObjectName;
 use crate::vault::cache::Implied;
 
 /// One entry of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirEntry {
     /// Its file name.
     pub name: String,
@@ -37,6 +41,9 @@ pub type Listing = Arc<Vec<DirEntry>>;
 impl FileSystem {
     /// OPENDIR.
     pub fn opendir(&self, ino: u64, caller: Caller) -> Result<Opened> {
+        if let Some(handle) = self.opened_before() {
+            return Ok(handle.opened());
+        }
         let dir = self.directory(ino)?;
         Ok(self.new_handle(Held::Dir { dir, listing: None.into() }, caller))
     }
@@ -69,6 +76,9 @@ impl FileSystem {
     fn keep_listing(&self, handle: &Handle, entries: Vec<DirEntry>) -> Listing {
         let entries = Arc::new(entries);
         if let Held::Dir { listing, .. } = &handle.held {
+            if self.pen.writes() {
+                self.pen.put(&Key::Listing(handle.fh), &*entries);
+            }
             *listing.lock().unwrap_or_else(|p| p.into_inner()) = Some(entries.clone());
         }
         entries
@@ -202,8 +212,10 @@ impl FileSystem {
         Step::later(async move {
             match fs.find(&fs.call(), &under, &component).await? {
                 Place::Absent => {}
+                Place::Dir(_) if matches!(request::before(), Some(Doing::Make)) => {}
                 Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
             }
+            fs.doing(Doing::Make);
             let mut table = fs.table();
             table.made().insert(dir.clone());
             let ceiling = fs.options.dir_mode;
@@ -241,6 +253,7 @@ impl FileSystem {
             let call = fs.call();
             let dir = match fs.find(&call, &under, &component).await? {
                 Place::Dir(dir) => dir,
+                Place::Absent if matches!(request::before(), Some(Doing::Rmdir)) => return Ok(()),
                 Place::Absent => return Err(Errno::ENOENT),
                 Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
             };
@@ -254,6 +267,7 @@ impl FileSystem {
             {
                 return Err(Errno::ENOTEMPTY);
             }
+            fs.doing(Doing::Rmdir);
             let mut table = fs.table();
             table.made().remove(&dir);
             table.take_place_of(&dir);

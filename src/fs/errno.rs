@@ -4,7 +4,7 @@
 use crate::vault::{Error, ErrorKind};
 
 /// An errno value of Linux.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Errno(pub i32);
 
 macro_rules! errno {

@@ -3,19 +3,26 @@
 //! A file is *clean* (it shows `stored`), or it has a [`Buffer`] that readers and writers share. The buffer's
 //! generation counts changes; a commit stores one generation and remembers which, so that a write that comes
 //! while a commit is out is never taken for stored.
+//!
+//! The state is reached through a [`StateGuard`], which writes down what was changed when it is let go of
+//! (`record`).
 
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::attr::FileKind;
 use super::errno::Errno;
+use super::journal::Pen;
+use super::record::Written;
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Object, ObjectId, ObjectName, VersionTag};
 
 /// What was set by chmod, chown and utimens; lives as long as the mount.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LocalAttr {
     /// Permission bits.
     pub mode: Option<u32>,
@@ -36,7 +43,7 @@ impl LocalAttr {
 }
 
 /// The version of the vault's object that a file is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Stored {
     /// The object.
     pub id: ObjectId,
@@ -64,7 +71,7 @@ impl Stored {
 }
 
 /// How a file hangs on its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Link {
     /// The name shows this inode.
     Current,
@@ -75,7 +82,7 @@ pub enum Link {
 }
 
 /// Whether a file's bytes go to the vault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Keep {
     /// They do.
     Store,
@@ -99,10 +106,12 @@ pub struct Buffer {
     pub written: bool,
     /// When it last changed.
     pub changed_at: SystemTime,
+    /// The part of the bytes that is not written down yet.
+    pub fresh: Range<usize>,
 }
 
 /// Why the bytes are not in the vault.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Failure {
     /// What writers were told.
     pub errno: Errno,
@@ -114,6 +123,13 @@ pub struct Failure {
     pub in_doubt: bool,
     /// Counts failures, so that each handle is told.
     pub number: u64,
+}
+
+impl Failure {
+    /// Whether it may go well later, and no person has to decide.
+    pub fn is_retried(&self) -> bool {
+        !self.conflict && matches!(self.errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY)
+    }
 }
 
 /// What changes about a file.
@@ -152,6 +168,10 @@ pub struct FileState {
     pub idle: Option<Instant>,
     /// Bytes accounted for as held back from the vault (`scratch`).
     pub room: u64,
+    /// The bytes are on their way to the vault; after a crash: they may be there already.
+    pub sending: bool,
+    /// What is written down of this file, if it is in the table (`record`).
+    pub written: Written,
 }
 
 impl FileState {
@@ -224,6 +244,7 @@ impl FileState {
             committed: 0,
             written: false,
             changed_at: now,
+            fresh: 0..base.len(),
         })
     }
 
@@ -241,6 +262,26 @@ impl FileState {
 }
 
 impl Buffer {
+    /// Writes `data` at `offset`; a gap is filled with zeros.
+    pub fn write_at(&mut self, offset: usize, data: &[u8]) {
+        let from = offset.min(self.bytes.len());
+        self.bytes.write_at(offset, data);
+        self.freshen(from..offset + data.len());
+    }
+
+    /// Cuts or extends with zeros.
+    pub fn resize(&mut self, len: usize) {
+        let from = len.min(self.bytes.len());
+        self.bytes.resize(len);
+        self.freshen(from..len);
+    }
+
+    /// This part has to be written down.
+    fn freshen(&mut self, part: Range<usize>) {
+        let old = std::mem::take(&mut self.fresh);
+        self.fresh = if old.is_empty() { part } else { old.start.min(part.start)..old.end.max(part.end) };
+    }
+
     /// The bytes changed; a time set by utimens no longer holds for them.
     pub fn changed(&mut self, written: bool, now: SystemTime) {
         self.generation += 1;
@@ -257,6 +298,8 @@ pub struct File {
     /// A regular file, or a name of something the kernel does by itself (`special`).
     pub kind: FileKind,
     state: Mutex<FileState>,
+    /// Writes the state down.
+    pub(super) pen: Pen,
     /// One change of the object at a time is out at the vault: whoever has the permit.
     pub turn: Arc<Semaphore>,
 }
@@ -295,8 +338,16 @@ impl File {
             retrying: false,
             idle: None,
             room: 0,
+            sending: false,
+            written: Written::default(),
         };
-        Self { ino, kind: FileKind::Regular, state: Mutex::new(state), turn: Arc::new(Semaphore::new(1)) }
+        Self::from_state(ino, FileKind::Regular, state)
+    }
+
+    /// A file in just this state.
+    pub(super) fn from_state(ino: u64, kind: FileKind, state: FileState) -> Self {
+        let turn = Arc::new(Semaphore::new(1));
+        Self { ino, kind, state: Mutex::new(state), pen: Pen::default(), turn }
     }
 
     /// Keeps the bytes in memory for an operation that takes time.
@@ -306,8 +357,40 @@ impl File {
     }
 
     /// The state, locked. Take the table's lock before it, never after.
-    pub fn state(&self) -> MutexGuard<'_, FileState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    pub fn state(&self) -> StateGuard<'_> {
+        let state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        StateGuard { file: self, state, changed: false }
+    }
+}
+
+/// A file's state, locked. What was changed through it is written down before the lock is let go of.
+#[derive(Debug)]
+pub struct StateGuard<'a> {
+    file: &'a File,
+    state: MutexGuard<'a, FileState>,
+    changed: bool,
+}
+
+impl Deref for StateGuard<'_> {
+    type Target = FileState;
+
+    fn deref(&self) -> &FileState {
+        &self.state
+    }
+}
+
+impl DerefMut for StateGuard<'_> {
+    fn deref_mut(&mut self) -> &mut FileState {
+        self.changed = true;
+        &mut self.state
+    }
+}
+
+impl Drop for StateGuard<'_> {
+    fn drop(&mut self) {
+        if self.changed && self.file.pen.writes() {
+            self.file.write_down(&mut self.state);
+        }
     }
 }
 

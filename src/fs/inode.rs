@@ -7,22 +7,28 @@
 //! 3. A lookup count is raised before the reply that hands the inode out is sent, and lowered by FORGET; an
 //!    inode that nobody holds leaves the table, unless it has bytes that the vault has not.
 //!
-//! Lock order: `Table` before a file's `state`. Neither is held while something else is awaited or locked.
+//! Lock order: `Table` before a file's `state`. Neither is held while something else is awaited or locked, but the
+//! journal, to which a [`TableGuard`] writes what was changed when it is let go of.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ops::Bound;
-use std::sync::Arc;
+use std::ops::{Bound, Deref, DerefMut};
+use std::sync::{Arc, MutexGuard};
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::file::{File, Link, LocalAttr, Stored};
+use super::journal::{Batch, Key, Pen};
+use super::kept::Kept;
 use super::name::DirPrefix;
-use crate::vault::{Object, ObjectId, ObjectName, VersionInfo};
+use super::record::put_pieces;
+use crate::vault::{Form, Object, ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.
 pub const ROOT: u64 = 1;
 
 /// What a directory shows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DirKind {
     /// The objects whose names begin with the prefix.
     Tree(DirPrefix),
@@ -67,7 +73,7 @@ impl VersionFile {
 }
 
 /// A file in `/.vaultfs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ControlFile {
     /// `status.json`
     Status,
@@ -98,6 +104,35 @@ impl Node {
     }
 }
 
+/// An inode as it is written down; a file's state has a record of its own.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum NodeRecord {
+    /// A directory.
+    Dir(DirKind),
+    /// A file.
+    File,
+    /// An old version; its form, and how many bytes it has, where there are bytes.
+    Version { name: ObjectName, id: ObjectId, info: VersionInfo, bytes: Option<(Form, usize)> },
+    /// A control file.
+    Control(ControlFile),
+}
+
+impl NodeRecord {
+    fn of(node: &Node) -> Self {
+        match node {
+            Node::Dir(dir) => Self::Dir(dir.kind.clone()),
+            Node::File(_) => Self::File,
+            Node::Version(version) => Self::Version {
+                name: version.name.clone(),
+                id: version.id.clone(),
+                info: version.info.clone(),
+                bytes: version.object.as_ref().map(|o| (o.content.form, o.content.bytes.len())),
+            },
+            Node::Control(_, which) => Self::Control(*which),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     node: Node,
@@ -105,7 +140,7 @@ struct Slot {
 }
 
 /// An object whose name shows nothing, or something new, while its file has a provisional name.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Hidden {
     /// The object.
     pub stored: Stored,
@@ -119,27 +154,34 @@ pub(super) struct Hidden {
 /// All inodes, and what is known of names beyond the vault.
 #[derive(Debug)]
 pub struct Table {
+    pen: Pen,
     slots: HashMap<u64, Slot>,
+    /// Inodes that are new, gone, or something else than before.
+    changed_nodes: Vec<u64>,
+    /// Inodes with another number of lookups.
+    changed_lookups: Vec<u64>,
     next: u64,
-    dirs: HashMap<DirKind, u64>,
+    /// Numbers below this are written down as in use.
+    reserved: u64,
+    dirs: Kept<HashMap<DirKind, u64>>,
     versions: HashMap<(ObjectId, u64), u64>,
     controls: HashMap<ControlFile, u64>,
     /// The file that each name shows now.
-    files: BTreeMap<ObjectName, u64>,
+    files: Kept<BTreeMap<ObjectName, u64>>,
     /// Directories that exist although no object is in them: made here, or emptied here.
-    made: BTreeSet<DirPrefix>,
+    made: Kept<BTreeSet<DirPrefix>>,
     /// Objects that were moved away from their names and may come back (`provisional`).
-    pub(super) hidden: HashMap<ObjectName, Hidden>,
+    pub(super) hidden: Kept<HashMap<ObjectName, Hidden>>,
     /// Names shown as files although other names begin with them: their kind was seen first.
-    beside: HashSet<ObjectName>,
+    beside: Kept<HashSet<ObjectName>>,
     /// Directories that were there once, and whose place is free again, or a file has it.
-    taken: HashSet<DirPrefix>,
+    taken: Kept<HashSet<DirPrefix>>,
     /// Modes, owners and times set here, kept for the life of the mount.
-    local: HashMap<ObjectName, LocalAttr>,
+    local: Kept<HashMap<ObjectName, LocalAttr>>,
     /// The same for directories.
-    dir_local: HashMap<DirKind, LocalAttr>,
+    dir_local: Kept<HashMap<DirKind, LocalAttr>>,
     /// When the set of names in a directory last changed, and a fingerprint of that set.
-    touched: HashMap<DirKind, (SystemTime, u64)>,
+    touched: Kept<HashMap<DirKind, (SystemTime, u64)>>,
 }
 
 impl Table {
@@ -147,24 +189,132 @@ impl Table {
     /// in another process's descriptors is surely ours (`opener`).
     pub fn new(base: u64) -> Self {
         let mut table = Self {
+            pen: Pen::default(),
             slots: HashMap::new(),
+            changed_nodes: Vec::new(),
+            changed_lookups: Vec::new(),
             next: base.max(ROOT + 1),
-            dirs: HashMap::new(),
+            reserved: 0,
+            dirs: Kept::default(),
             versions: HashMap::new(),
             controls: HashMap::new(),
-            files: BTreeMap::new(),
-            made: BTreeSet::new(),
-            hidden: HashMap::new(),
-            beside: HashSet::new(),
-            taken: HashSet::new(),
-            local: HashMap::new(),
-            dir_local: HashMap::new(),
-            touched: HashMap::new(),
+            files: Kept::default(),
+            made: Kept::default(),
+            hidden: Kept::default(),
+            beside: Kept::default(),
+            taken: Kept::default(),
+            local: Kept::default(),
+            dir_local: Kept::default(),
+            touched: Kept::default(),
         };
         let kind = DirKind::Tree(DirPrefix::root());
-        table.dirs.insert(kind.clone(), ROOT);
+        table.dirs.restore(kind.clone(), ROOT);
         table.slots.insert(ROOT, Slot { node: Node::Dir(Arc::new(Dir { ino: ROOT, kind })), lookups: 1 });
         table
+    }
+
+    /// From now on what changes is written down.
+    pub(super) fn write_with(&mut self, pen: Pen) {
+        self.pen = pen;
+    }
+
+    /// Writes down what was changed since the last time.
+    fn write_down(&mut self) {
+        let pen = self.pen.clone();
+        if self.next >= self.reserved && pen.writes() {
+            self.reserved = self.next + NUMBERS;
+            pen.put(&Key::NextIno, &self.reserved);
+        }
+        for ino in std::mem::take(&mut self.changed_nodes) {
+            match self.slots.get(&ino) {
+                Some(slot) => {
+                    pen.put(&Key::Node(ino), &NodeRecord::of(&slot.node));
+                    if let Node::Version(version) = &slot.node
+                        && let Some(object) = &version.object
+                    {
+                        put_pieces(&pen, ino, object.content.bytes.expose());
+                    }
+                }
+                None => {
+                    pen.delete(&Key::Node(ino));
+                    pen.delete(&Key::Lookups(ino));
+                }
+            }
+        }
+        for ino in std::mem::take(&mut self.changed_lookups) {
+            if let Some(slot) = self.slots.get(&ino) {
+                pen.put(&Key::Lookups(ino), &slot.lookups);
+            }
+        }
+        self.dirs.write_down(&pen, Key::Dir);
+        self.files.write_down(&pen, Key::Name);
+        self.made.write_down(&pen, Key::Made);
+        self.hidden.write_down(&pen, Key::Hidden);
+        self.beside.write_down(&pen, Key::Beside);
+        self.taken.write_down(&pen, Key::Taken);
+        self.local.write_down(&pen, Key::Local);
+        self.dir_local.write_down(&pen, Key::DirLocal);
+        self.touched.write_down(&pen, Key::Touched);
+    }
+
+    fn insert_slot(&mut self, ino: u64, slot: Slot) {
+        if let Node::File(file) = &slot.node {
+            file.list();
+        }
+        self.slots.insert(ino, slot);
+        self.changed_nodes.push(ino);
+        self.changed_lookups.push(ino);
+    }
+
+    fn remove_slot(&mut self, ino: u64) {
+        match self.slots.remove(&ino).map(|slot| slot.node) {
+            Some(Node::File(file)) => file.unlist(),
+            Some(Node::Version(version)) => {
+                let len = version.object.as_ref().map_or(0, |object| object.content.bytes.len());
+                (0..len.div_ceil(super::journal::PIECE))
+                    .for_each(|piece| self.pen.delete(&Key::Pinned(ino, piece as u32)));
+            }
+            _ => {}
+        }
+        self.changed_nodes.push(ino);
+    }
+
+    /// Puts back an inode that is written down. Nothing refers to it yet.
+    pub(super) fn restore_node(&mut self, node: Node, lookups: u64) {
+        let ino = node.ino();
+        match &node {
+            Node::Version(version) => {
+                let latest = self.versions.entry((version.id.clone(), version.info.number)).or_insert(ino);
+                *latest = ino.max(*latest);
+            }
+            Node::Control(_, which) => {
+                self.controls.insert(*which, ino);
+            }
+            Node::Dir(_) | Node::File(_) => {}
+        }
+        self.slots.insert(ino, Slot { node, lookups });
+    }
+
+    /// Puts back what else is written down. False for what is not the table's.
+    pub(super) fn restore(&mut self, key: Key, value: &[u8]) -> Option<()> {
+        use postcard::from_bytes as read;
+        match key {
+            Key::NextIno => {
+                self.next = read(value).ok()?;
+                self.reserved = self.next;
+            }
+            Key::Dir(kind) => self.dirs.restore(kind, read(value).ok()?),
+            Key::Name(name) => self.files.restore(name, read(value).ok()?),
+            Key::Made(dir) => self.made.restore(dir, ()),
+            Key::Hidden(name) => self.hidden.restore(name, read(value).ok()?),
+            Key::Beside(name) => self.beside.restore(name, ()),
+            Key::Taken(dir) => self.taken.restore(dir, ()),
+            Key::Local(name) => self.local.restore(name, read(value).ok()?),
+            Key::DirLocal(kind) => self.dir_local.restore(kind, read(value).ok()?),
+            Key::Touched(kind) => self.touched.restore(kind, read(value).ok()?),
+            _ => return None,
+        }
+        Some(())
     }
 
     /// The inode with this number.
@@ -178,6 +328,7 @@ impl Table {
         let ino = node.ino();
         if let Some(slot) = self.slots.get_mut(&ino) {
             slot.lookups += 1;
+            self.changed_lookups.push(ino);
             return;
         }
         match node {
@@ -187,8 +338,8 @@ impl Table {
                     let state = file.state();
                     (state.name.clone(), state.link == Link::Current)
                 };
-                if shows {
-                    self.files.entry(name).or_insert(ino);
+                if shows && !self.files.contains_key(&name) {
+                    self.files.insert(name, ino);
                 }
             }
             Node::Version(version) => {
@@ -198,13 +349,14 @@ impl Table {
                 self.controls.insert(*which, ino);
             }
         }
-        self.slots.insert(ino, Slot { node: node.clone(), lookups: 1 });
+        self.insert_slot(ino, Slot { node: node.clone(), lookups: 1 });
     }
 
     /// The kernel gave back `count` lookups.
     pub fn forget(&mut self, ino: u64, count: u64) {
         if let Some(slot) = self.slots.get_mut(&ino) {
             slot.lookups = slot.lookups.saturating_sub(count);
+            self.changed_lookups.push(ino);
         }
         self.drop_unheld(ino);
     }
@@ -226,16 +378,16 @@ impl Table {
                     if self.files.get(&name) == Some(&ino) {
                         self.files.remove(&name);
                     }
-                    self.slots.remove(&ino);
+                    self.remove_slot(ino);
                 }
             }
             Node::Version(_) => {
                 self.versions.retain(|_, at| *at != ino);
-                self.slots.remove(&ino);
+                self.remove_slot(ino);
             }
             Node::Control(_, which) => {
                 self.controls.remove(which);
-                self.slots.remove(&ino);
+                self.remove_slot(ino);
             }
         }
     }
@@ -252,7 +404,7 @@ impl Table {
         }
         let dir = Arc::new(Dir { ino: self.fresh(), kind: kind.clone() });
         self.dirs.insert(kind.clone(), dir.ino);
-        self.slots.insert(dir.ino, Slot { node: Node::Dir(dir.clone()), lookups: 0 });
+        self.insert_slot(dir.ino, Slot { node: Node::Dir(dir.clone()), lookups: 0 });
         dir
     }
 
@@ -279,8 +431,10 @@ impl Table {
         if let Some(touched) = self.touched.remove(old) {
             self.touched.insert(new, touched);
         }
-        if let Some(slot) = self.slots.get_mut(&dir.ino) {
+        let ino = dir.ino;
+        if let Some(slot) = self.slots.get_mut(&ino) {
             slot.node = node;
+            self.changed_nodes.push(ino);
         }
     }
 
@@ -306,7 +460,7 @@ impl Table {
         }
         let version = Arc::new(make(self.fresh()));
         self.versions.insert(key, version.ino);
-        self.slots.insert(version.ino, Slot { node: Node::Version(version.clone()), lookups: 0 });
+        self.insert_slot(version.ino, Slot { node: Node::Version(version.clone()), lookups: 0 });
         version
     }
 
@@ -317,7 +471,7 @@ impl Table {
         }
         let ino = self.fresh();
         self.controls.insert(which, ino);
-        self.slots.insert(ino, Slot { node: Node::Control(ino, which), lookups: 0 });
+        self.insert_slot(ino, Slot { node: Node::Control(ino, which), lookups: 0 });
         ino
     }
 
@@ -332,8 +486,10 @@ impl Table {
     /// From now on `name` shows a new inode, made by `make` from its number.
     pub fn put_file(&mut self, name: &ObjectName, make: impl FnOnce(u64, LocalAttr) -> File) -> Arc<File> {
         let local = self.local.get(name).cloned().unwrap_or_default();
-        let file = Arc::new(make(self.fresh(), local));
-        self.slots.insert(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
+        let mut file = make(self.fresh(), local);
+        file.pen = self.pen.clone();
+        let file = Arc::new(file);
+        self.insert_slot(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
         self.files.insert(name.clone(), file.ino);
         file
     }
@@ -407,7 +563,7 @@ impl Table {
     }
 
     /// Directories that were made here.
-    pub fn made(&mut self) -> &mut BTreeSet<DirPrefix> {
+    pub fn made(&mut self) -> &mut Kept<BTreeSet<DirPrefix>> {
         &mut self.made
     }
 
@@ -418,7 +574,7 @@ impl Table {
 
     /// What was set here for `name`.
     pub fn local(&mut self, name: &ObjectName) -> &mut LocalAttr {
-        self.local.entry(name.clone()).or_default()
+        self.local.or_default(name)
     }
 
     /// The permission bits that were set here for `name`.
@@ -428,7 +584,12 @@ impl Table {
 
     /// What was set here for a directory.
     pub fn dir_local(&mut self, kind: &DirKind) -> &mut LocalAttr {
-        self.dir_local.entry(kind.clone()).or_default()
+        self.dir_local.or_default(kind)
+    }
+
+    /// The same, to look at.
+    pub fn dir_local_of(&self, kind: &DirKind) -> Option<&LocalAttr> {
+        self.dir_local.get(kind)
     }
 
     /// When the set of names in a directory last changed.
@@ -443,17 +604,12 @@ impl Table {
 
     /// A directory was listed and its names have this fingerprint: a change means that they changed elsewhere.
     pub fn seen_names(&mut self, kind: &DirKind, fingerprint: u64, now: SystemTime) {
-        match self.touched.get_mut(kind) {
-            Some((_, 0)) | None => {
-                let at = self.touched(kind).unwrap_or(now);
-                self.touched.insert(kind.clone(), (at, fingerprint));
-            }
-            Some((at, old)) => {
-                if *old != fingerprint {
-                    (*at, *old) = (now, fingerprint);
-                }
-            }
-        }
+        let at = match self.touched.get(kind) {
+            Some((_, old)) if *old == fingerprint => return,
+            Some((at, 0)) => *at,
+            Some(_) | None => now,
+        };
+        self.touched.insert(kind.clone(), (at, fingerprint));
     }
 
     /// Number of inodes.
@@ -464,6 +620,47 @@ impl Table {
     fn fresh(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+}
+
+/// So many numbers are written down as in use ahead of their use.
+const NUMBERS: u64 = 4096;
+
+/// The table, locked. What was changed in it, and in files meanwhile, is written down together when it is let go of.
+#[derive(Debug)]
+pub struct TableGuard<'a> {
+    changed: bool,
+    // Before the lock: it ends first.
+    _batch: Batch,
+    table: MutexGuard<'a, Table>,
+}
+
+impl<'a> TableGuard<'a> {
+    pub(super) fn new(table: MutexGuard<'a, Table>) -> Self {
+        Self { changed: false, _batch: table.pen.batch(), table }
+    }
+}
+
+impl Deref for TableGuard<'_> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl DerefMut for TableGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Table {
+        self.changed = true;
+        &mut self.table
+    }
+}
+
+impl Drop for TableGuard<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            self.table.write_down();
+        }
     }
 }
 

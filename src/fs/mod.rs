@@ -6,7 +6,8 @@
 //!
 //! Where to look: `resolve` is the only place where names mean something; `inode` and `file` hold the state
 //! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
-//! into versions and remembers failure; `opener` decides which close stores; `errno` is the one table.
+//! into versions and remembers failure; `opener` decides which close stores; `errno` is the one table; `journal`,
+//! `record` and `restore` carry the state over to a successor.
 
 pub mod attr;
 mod commit;
@@ -15,6 +16,8 @@ mod dir;
 pub mod errno;
 mod file;
 mod inode;
+mod journal;
+mod kept;
 mod move_dir;
 pub mod name;
 mod open;
@@ -23,10 +26,13 @@ mod options;
 mod pending;
 mod provisional;
 mod read;
+mod record;
 mod remove;
 mod rename;
 mod replace;
+mod request;
 mod resolve;
+mod restore;
 mod scratch;
 mod special;
 mod status;
@@ -48,6 +54,7 @@ pub use commit::Drain;
 pub use dir::{DirEntry, Listing};
 pub use errno::{Errno, Result};
 pub use inode::ROOT;
+pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 pub use open::{Create, Opened};
 pub use options::Options;
 pub use status::{Status, Unsaved};
@@ -55,7 +62,8 @@ pub use status::{Status, Unsaved};
 use crate::clock::Clock;
 use crate::vault::cache::{Cache, CacheConfig};
 use crate::vault::{Call, DynVault, Error, Page};
-use inode::{Node, Table};
+use inode::{Node, Table, TableGuard};
+use journal::Pen;
 use open::Handle;
 
 /// An answer, or the work that will give one.
@@ -101,10 +109,18 @@ pub struct FileSystem {
     options: Options,
     cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
+    /// Writes down what a successor needs.
+    pen: Pen,
     scratch: scratch::Patterns,
     table: Mutex<Table>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
+    /// Handles whose OPEN may not have been answered, by the request's number (`request`).
+    opened_by: Mutex<HashMap<u64, u64>>,
+    /// What requests have begun to do (`request`).
+    doings: Mutex<HashMap<u64, request::Doing>>,
+    /// Deaths of workers that requests have seen.
+    sights: Mutex<HashMap<u64, u32>>,
     scratch_bytes: Mutex<u64>,
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
@@ -131,6 +147,16 @@ impl FileSystem {
         options: Options,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
+        let cache = Self::cache_over(vault, first_page, &options, &clock);
+        Self::over(cache, options, clock, Pen::default())
+    }
+
+    fn cache_over(
+        vault: DynVault,
+        first_page: Option<Page>,
+        options: &Options,
+        clock: &Arc<dyn Clock>,
+    ) -> Arc<Cache> {
         let config = CacheConfig {
             refresh: options.refresh,
             max_stale: options.max_stale,
@@ -141,11 +167,19 @@ impl FileSystem {
         if let Some(page) = first_page {
             cache.seed(&page, clock.now());
         }
+        cache
+    }
+
+    fn over(cache: Arc<Cache>, options: Options, clock: Arc<dyn Clock>, pen: Pen) -> Arc<Self> {
         Arc::new(Self {
+            pen,
             scratch: scratch::Patterns::new(&options.scratch),
             table: Mutex::new(Table::new(random_base())),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
+            opened_by: Mutex::default(),
+            doings: Mutex::default(),
+            sights: Mutex::default(),
             scratch_bytes: Mutex::new(0),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
@@ -180,12 +214,16 @@ impl FileSystem {
         self.table().forget(ino, count);
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn table(&self) -> TableGuard<'_> {
+        TableGuard::new(self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
         self.handles.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn doings(&self) -> MutexGuard<'_, HashMap<u64, request::Doing>> {
+        self.doings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn handle(&self, fh: u64) -> Result<Arc<Handle>> {

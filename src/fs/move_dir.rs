@@ -10,6 +10,7 @@ use super::FileSystem;
 use super::errno::{Errno, Result};
 use super::inode::{Dir, DirKind, Node, Table};
 use super::name::{DirPrefix, SELF};
+use super::request::Doing;
 use super::resolve::Place;
 use crate::vault::Call;
 use crate::vault::cache::Implied;
@@ -43,6 +44,7 @@ impl FileSystem {
             return Err(Errno::EXDEV);
         }
         let now = self.clock.wall();
+        self.doing(Doing::RenameDir);
         let mut table = self.table();
         table.move_dirs(dir, &goal);
         table.dir_local(&DirKind::Tree(goal)).ctime = Some(now);

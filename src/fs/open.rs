@@ -8,14 +8,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
+
 use super::commit::Cause;
 use super::dir::Listing;
 use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link};
 use super::inode::{Dir, DirKind, Node, VersionFile};
+use super::journal::Key;
 use super::name::{self, Decoded, DirPrefix, Refused};
 use super::opener::Opener;
-use super::{Caller, Entry, FileSystem, Step};
+use super::request::Doing;
+use super::{Caller, Entry, FileSystem, Step, request};
 use crate::vault::ObjectName;
 
 /// What a handle is open on.
@@ -43,8 +47,45 @@ pub(super) struct Writer {
 /// An open file or directory.
 #[derive(Debug)]
 pub(super) struct Handle {
+    pub fh: u64,
     pub held: Held,
+    /// The request that opened it, where that is known.
+    pub by: Option<u64>,
 }
+
+/// A handle as it is written down.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct HandleRecord {
+    pub held: HeldRecord,
+    pub by: Option<u64>,
+}
+
+/// See [`Held`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum HeldRecord {
+    Dir(u64),
+    File(u64, Option<(Opener, u64)>),
+    Version(u64),
+    Control(Vec<u8>),
+}
+
+impl HandleRecord {
+    fn of(handle: &Handle) -> Self {
+        let held = match &handle.held {
+            Held::Dir { dir, .. } => HeldRecord::Dir(dir.ino),
+            Held::File { file, writer } => {
+                let writer = writer.as_ref().map(|w| (w.opener, w.told.load(Ordering::Relaxed)));
+                HeldRecord::File(file.ino, writer)
+            }
+            Held::Version(version) => HeldRecord::Version(version.ino),
+            Held::Control(text) => HeldRecord::Control(text.clone()),
+        };
+        Self { held, by: handle.by }
+    }
+}
+
+/// So many handle numbers are written down as in use ahead of their use.
+const NUMBERS: u64 = 4096;
 
 /// What OPEN, OPENDIR and CREATE answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,21 +111,56 @@ pub struct Create {
     pub flags: i32,
 }
 
-impl FileSystem {
-    pub(super) fn new_handle(&self, held: Held, _caller: Caller) -> Opened {
-        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let (no_flush, direct_io) = match &held {
+impl Handle {
+    /// What the kernel is told of it.
+    pub fn opened(&self) -> Opened {
+        let (no_flush, direct_io) = match &self.held {
             Held::File { writer, .. } => (writer.is_none(), false),
             Held::Control(_) => (true, true),
             Held::Version(_) => (true, false),
             Held::Dir { .. } => (false, false),
         };
-        self.handles().insert(fh, Arc::new(Handle { held }));
-        Opened { fh, keep_cache: !direct_io, no_flush, direct_io }
+        Opened { fh: self.fh, keep_cache: !direct_io, no_flush, direct_io }
+    }
+}
+
+impl FileSystem {
+    pub(super) fn new_handle(&self, held: Held, _caller: Caller) -> Opened {
+        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        if fh % NUMBERS == 1 {
+            self.pen.put(&Key::NextHandle, &(fh + NUMBERS));
+        }
+        let handle = Handle { fh, held, by: request::current() };
+        let opened = handle.opened();
+        self.note_handle(&handle);
+        self.handles().insert(fh, Arc::new(handle));
+        opened
+    }
+
+    /// Writes a handle down.
+    pub(super) fn note_handle(&self, handle: &Handle) {
+        if self.pen.writes() {
+            self.pen.put(&Key::Handle(handle.fh), &HandleRecord::of(handle));
+        }
+    }
+
+    /// The handle is closed: nothing is left of it.
+    pub(super) fn drop_handle(&self, fh: u64) -> Option<Arc<Handle>> {
+        let handle = self.handles().remove(&fh)?;
+        self.pen.delete(&Key::Handle(fh));
+        if let Held::Dir { listing, .. } = &handle.held
+            && listing.lock().unwrap_or_else(|p| p.into_inner()).is_some()
+        {
+            self.pen.delete(&Key::Listing(fh));
+        }
+        Some(handle)
     }
 
     /// OPEN.
     pub fn open(self: &Arc<Self>, ino: u64, flags: i32, caller: Caller) -> Step<Opened> {
+        if let Some(handle) = self.opened_before() {
+            return Ok(handle.opened()).into();
+        }
         let node = match self.node(ino) {
             Ok(node) => node,
             Err(e) => return Step::Ready(Err(e)),
@@ -197,12 +273,26 @@ impl FileSystem {
             Ok(name) => name,
             Err(e) => return Step::Ready(Err(e)),
         };
-        if let Some(file) = self.table().file(&name)
+        if let Some(handle) = self.opened_before()
+            && let Held::File { file, .. } = &handle.held
+        {
+            let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
+            return Ok((entry, handle.opened())).into();
+        }
+        let shown = self.table().file(&name);
+        if let Some(file) = shown
             && file.state().link == Link::Current
         {
+            if matches!(request::before(), Some(Doing::Make)) {
+                // Made before a crash, by this request.
+                let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
+                let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
+                return opened.map(|opened| (entry, opened)).into();
+            }
             return self.open_existing(file, create, caller);
         }
         let keep = self.keep_of_new(component, create.flags);
+        self.doing(Doing::Make);
         let file = self.new_file(&under, &name, create, keep);
         let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
         let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
@@ -322,6 +412,7 @@ impl FileSystem {
             if let Held::File { writer: Some(writer), file } = &handle.held {
                 let number = file.state().failure.as_ref().map_or(0, |f| f.number);
                 writer.told.store(number, Ordering::Relaxed);
+                fs.note_handle(&handle);
             }
             result
         })
@@ -329,7 +420,7 @@ impl FileSystem {
 
     /// RELEASE: the last close of a handle. What is unsaved is stored now, after close(2) has returned.
     pub fn release(self: &Arc<Self>, fh: u64) -> Step<()> {
-        let handle = self.handles().remove(&fh);
+        let handle = self.drop_handle(fh);
         let Some(Held::File { file, writer }) = handle.as_ref().map(|h| &h.held) else {
             return Step::Ready(Ok(()));
         };
@@ -364,7 +455,7 @@ impl FileSystem {
     }
 
     /// What was written is only a part, and its writer was told so: the name shows again what the vault has.
-    fn take_back(&self, file: &Arc<File>) {
+    pub(super) fn take_back(&self, file: &Arc<File>) {
         let name = self.give_up(file);
         tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");
         self.inval_name(&name);
@@ -372,6 +463,6 @@ impl FileSystem {
 
     /// RELEASEDIR.
     pub fn releasedir(&self, fh: u64) {
-        self.handles().remove(&fh);
+        self.drop_handle(fh);
     }
 }

@@ -10,11 +10,13 @@
 
 use std::fs;
 
+use serde::{Deserialize, Serialize};
+
 /// More descriptors than this are not searched: the close then stores.
 const MAX_DESCRIPTORS: usize = 4096;
 
 /// The process that opened a handle. `start` tells it from a later one with the same number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opener {
     tgid: u32,
     start: u64,

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::errno::{Errno, Result};
 use super::file::{File, Link};
 use super::inode::DirKind;
+use super::inode::Node;
 use super::name::DirPrefix;
+use super::request::{self, Doing};
 use super::resolve::Place;
 use super::{Caller, FileSystem, Step, replace};
 use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
@@ -21,11 +23,17 @@ impl FileSystem {
         let (fs, component) = (self.clone(), component.to_owned());
         Step::later(async move {
             let call = fs.call();
-            let file = match fs.find(&call, &under, &component).await? {
-                Place::Local(file) => file,
-                Place::Object(found) => fs.file_node(&found),
-                Place::Dir(_) => return Err(Errno::EISDIR),
-                Place::Absent => return Err(Errno::ENOENT),
+            let file = match request::before() {
+                Some(Doing::Unlink { ino }) => match fs.still_to_unlink(ino) {
+                    Some(file) => file,
+                    None => return Ok(()),
+                },
+                _ => match fs.find(&call, &under, &component).await? {
+                    Place::Local(file) => file,
+                    Place::Object(found) => fs.file_node(&found),
+                    Place::Dir(_) => return Err(Errno::EISDIR),
+                    Place::Absent => return Err(Errno::ENOENT),
+                },
             };
             if fs.unlink_one_name(&under, &component, &file)? {
                 return Ok(());
@@ -33,6 +41,14 @@ impl FileSystem {
             let replaces = replace::is_about_to_replace(caller.pid);
             fs.remove(&call, &under, &file, replaces).await
         })
+    }
+
+    /// The file that was being unlinked when the last worker died, if that is not done.
+    fn still_to_unlink(&self, ino: u64) -> Option<Arc<File>> {
+        match self.node(ino) {
+            Ok(Node::File(file)) if file.state().link != Link::Unlinked => Some(file),
+            _ => None,
+        }
     }
 
     /// Takes `file` from its name. With `replaces` its object only goes if the name is not made anew at once.
@@ -47,7 +63,8 @@ impl FileSystem {
         let Some(_turn) = self.turn(file, call).await else { return Err(Errno::ETIMEDOUT) };
         self.clear_doubt(file, call).await?;
         let (name, doomed) = self.objects_behind(file);
-        let hides = replaces && self.hide_for_replacement(file);
+        self.doing(Doing::Unlink { ino: file.ino });
+        let hides = replaces && (self.hide_for_replacement(file) || self.is_being_replaced(&name));
         if !hides {
             if self.options.no_delete && !doomed.is_empty() {
                 let why = "the mount was made with --no-delete";
@@ -95,12 +112,18 @@ impl FileSystem {
     pub(super) async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
         let vault = self.cache.vault();
         let failed = |e| self.failed("unlink", name.as_str(), &e);
+        let again = request::before().is_some();
         let mut id = known;
         let mut in_doubt = false;
         for _ in 0..2 {
             match vault.delete(call, &id, None).await {
                 Ok(()) => {
                     self.cache.deleted(name);
+                    return Ok(());
+                }
+                // Deleted before a crash; what has the name now is somebody else's.
+                Err(e) if e.kind == ErrorKind::NotFound && again => {
+                    self.cache.deleted_object(name, &id);
                     return Ok(());
                 }
                 Err(e) if e.kind == ErrorKind::NotFound || e.maybe_applied => in_doubt |= e.maybe_applied,

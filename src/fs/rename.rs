@@ -12,8 +12,9 @@ use std::sync::Arc;
 use super::commit::Job;
 use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link};
-use super::inode::DirKind;
+use super::inode::{DirKind, Node};
 use super::name::DirPrefix;
+use super::request::{self, Doing};
 use super::resolve::Place;
 use super::{FileSystem, Step};
 use crate::vault::{Call, Object, ObjectName};
@@ -45,6 +46,9 @@ impl FileSystem {
         let (fs, from_name, to_name) = (self.clone(), from.1.to_owned(), to.1.to_owned());
         Step::later(async move {
             let call = fs.call();
+            if let Some(Doing::Rename { ino, name, over }) = request::before() {
+                return fs.move_on(&call, &from_dir, (to_dir, &to_name, name), ino, over).await;
+            }
             let source = match fs.find(&call, &from_dir, &from_name).await? {
                 Place::Local(file) => file,
                 Place::Object(found) => fs.file_node(&found),
@@ -52,6 +56,7 @@ impl FileSystem {
                     let replace = flags & libc::RENAME_NOREPLACE == 0;
                     return fs.move_dir(&call, &dir, &from_dir, (&to_dir, &to_name), replace).await;
                 }
+                Place::Absent if matches!(request::before(), Some(Doing::RenameDir)) => return Ok(()),
                 Place::Absent => return Err(Errno::ENOENT),
             };
             let target = match fs.find(&call, &to_dir, &to_name).await? {
@@ -73,6 +78,29 @@ impl FileSystem {
         })
     }
 
+    /// Goes on with a move that a worker's death cut off. Nothing here has changed before it is done; what the vault
+    /// has already is found there.
+    async fn move_on(
+        self: &Arc<Self>,
+        call: &Call,
+        from_dir: &DirPrefix,
+        (under, component, name): (DirPrefix, &OsStr, ObjectName),
+        ino: u64,
+        over: Option<u64>,
+    ) -> Result<()> {
+        // Without its inode, or with its new name, it is done.
+        let Ok(Node::File(source)) = self.node(ino) else { return Ok(()) };
+        if source.state().name == name {
+            return Ok(());
+        }
+        let target = match over.and_then(|ino| self.node(ino).ok()) {
+            Some(Node::File(target)) => Some(target),
+            _ => None,
+        };
+        let keep = self.keep_of_moved(component, &source, target.as_deref());
+        self.move_file(call, from_dir, &source, Goal { under, name, target, keep }).await
+    }
+
     async fn move_file(
         self: &Arc<Self>,
         call: &Call,
@@ -91,7 +119,7 @@ impl FileSystem {
         let (old_name, own) = self.objects_behind(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
         let stores = goal.keep == Keep::Store;
-        let claims = stores && self.table().is_hidden(&goal.name);
+        let claims = stores && self.is_free_to_claim(&goal.name);
         let mut doomed = if stores { own } else { Vec::new() };
         if let Some(target) = &goal.target {
             // What is overwritten is gone, as after an unlink.
@@ -102,6 +130,8 @@ impl FileSystem {
             let why = "renaming deletes the old name, and the mount was made with --no-delete";
             return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
         }
+        let over = goal.target.as_ref().map(|target| target.ino);
+        self.doing(Doing::Rename { ino: source.ino, name: goal.name.clone(), over });
         if claims {
             self.table().claim(&goal.name);
         }
@@ -121,6 +151,12 @@ impl FileSystem {
         Ok(())
     }
 
+    /// Whether an object is hidden under that name that a move may claim; it may have done so before a crash.
+    fn is_free_to_claim(&self, name: &ObjectName) -> bool {
+        let table = self.table();
+        table.is_hidden(name) || (request::before().is_some() && table.hidden.contains_key(name))
+    }
+
     /// The bytes of `source` as they will be stored under the new name, based on what that shows now.
     fn job_under(&self, source: &File, goal: &Goal) -> Option<Job> {
         let target = goal.target.as_ref().and_then(|t| t.state().stored.clone());
@@ -136,6 +172,7 @@ impl FileSystem {
             base,
             exclusive: false,
             guarded: false,
+            doubtful: request::before().is_some(),
         })
     }
 
@@ -149,6 +186,8 @@ impl FileSystem {
         stored: Option<(&Job, Arc<Object>)>,
     ) {
         let now = self.clock.wall();
+        // All of it, or nothing, is there after a crash.
+        let _batch = self.pen.batch();
         let mut table = self.table();
         table.unpoint(old_name, source.ino);
         table.release_kind(old_name);

@@ -13,6 +13,7 @@ use super::FileSystem;
 use super::file::File;
 use super::inode::Hidden;
 use super::opener::program_of;
+use super::request;
 use crate::vault::{Call, ObjectName};
 
 /// How long a name may stay empty between the unlink and the creation.
@@ -39,6 +40,18 @@ impl FileSystem {
             table.hidden.insert(state.name.clone(), Hidden { stored, backup: None, claimed: false });
             state.name.clone()
         };
+        self.delete_later(name);
+        true
+    }
+
+    /// Whether the object of that name was hidden so before a crash, by the request that is being done again.
+    pub(super) fn is_being_replaced(&self, name: &ObjectName) -> bool {
+        request::before().is_some()
+            && self.table().hidden.get(name).is_some_and(|h| h.backup.is_none() && !h.claimed)
+    }
+
+    /// Deletes the object unless its name is made anew.
+    fn delete_later(self: &Arc<Self>, name: ObjectName) {
         let fs = self.clone();
         self.runtime.spawn(async move {
             loop {
@@ -49,17 +62,22 @@ impl FileSystem {
                 }
             }
         });
-        true
+    }
+
+    /// Sees to the end of all that were hidden so, after a worker's death.
+    pub(super) fn watch_unreplaced(self: &Arc<Self>) {
+        self.unreplaced().into_iter().for_each(|name| self.delete_later(name));
+    }
+
+    fn unreplaced(&self) -> Vec<ObjectName> {
+        let table = self.table();
+        let unlinked = table.hidden.iter().filter(|(_, hidden)| hidden.backup.is_none());
+        unlinked.map(|(name, _)| name.clone()).collect()
     }
 
     /// Deletes what was unlinked and not replaced: the mount ends.
     pub(super) async fn delete_unreplaced(&self, call: &Call) {
-        let names: Vec<ObjectName> = {
-            let table = self.table();
-            let unlinked = table.hidden.iter().filter(|(_, hidden)| hidden.backup.is_none());
-            unlinked.map(|(name, _)| name.clone()).collect()
-        };
-        for name in names {
+        for name in self.unreplaced() {
             self.delete_if_unreplaced(&name, call).await;
         }
     }

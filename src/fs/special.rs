@@ -10,6 +10,7 @@ use super::errno::{Errno, Result};
 use super::file::{File, Keep};
 use super::inode::{DirKind, Node, Table};
 use super::name::DirPrefix;
+use super::request::{self, Doing};
 use super::resolve::Place;
 use super::{Entry, FileSystem, Step};
 use crate::vault::ObjectName;
@@ -29,6 +30,9 @@ impl FileSystem {
         let (fs, component) = (self.clone(), component.to_owned());
         Step::later(async move {
             match fs.find(&fs.call(), &under, &component).await? {
+                Place::Local(file) if matches!(request::before(), Some(Doing::Make)) => {
+                    Ok(fs.entry(&Node::File(file), fs.options.refresh))
+                }
                 Place::Absent => Ok(fs.put_special(&under, &name, kind, fs.new_mode(mode, umask))),
                 Place::Dir(_) | Place::Local(_) | Place::Object(_) => Err(Errno::EEXIST),
             }
@@ -37,6 +41,7 @@ impl FileSystem {
 
     fn put_special(&self, under: &DirPrefix, name: &ObjectName, kind: FileKind, mode: u32) -> Entry {
         let now = self.clock.wall();
+        self.doing(Doing::Make);
         let mut table = self.table();
         table.release_kind(name);
         let file = table.put_file(name, |ino, local| File::special(ino, name.clone(), local, kind));
@@ -68,9 +73,12 @@ impl FileSystem {
         };
         let (fs, component) = (self.clone(), component.to_owned());
         Step::later(async move {
-            let Place::Absent = fs.find(&fs.call(), &under, &component).await? else {
-                return Err(Errno::EEXIST);
-            };
+            match fs.find(&fs.call(), &under, &component).await? {
+                Place::Absent => {}
+                Place::Local(at) if at.ino == file.ino && request::before().is_some() => {}
+                Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
+            }
+            fs.doing(Doing::Make);
             let mut table = fs.table();
             table.release_kind(&name);
             table.point(&name, file.ino);
@@ -90,6 +98,11 @@ impl FileSystem {
         let mut table = self.table();
         let others = table.files_under("").filter(|(other, at)| at.ino == file.ino && **other != name);
         let Some(other) = others.map(|(other, _)| other.clone()).next() else { return Ok(false) };
+        self.doing(Doing::Unlink { ino: file.ino });
+        if table.file(&name).is_none_or(|at| at.ino != file.ino) {
+            // Done before a crash.
+            return Ok(true);
+        }
         file.state().name = other;
         table.unpoint(&name, file.ino);
         self.note_change(&mut table, under);

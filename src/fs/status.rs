@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FileSystem;
 use super::errno::Errno;
+use super::journal::JournalStatus;
 
 /// The state of a mounted vault. Times in seconds, sizes in bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct Status {
     pub unsaved: Vec<Unsaved>,
     /// The latest failures, oldest first.
     pub last_errors: Vec<LastError>,
+    /// What a successor of this worker would find.
+    pub journal: Option<JournalStatus>,
 }
 
 /// The connection to the vault.
@@ -155,6 +158,7 @@ impl FileSystem {
             scratch_bytes,
             unsaved: self.unsaved(),
             last_errors,
+            journal: self.pen.status(),
         }
     }
 

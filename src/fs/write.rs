@@ -22,6 +22,7 @@ impl FileSystem {
             && failure.number > writer.told.load(Ordering::Relaxed)
         {
             writer.told.store(failure.number, Ordering::Relaxed);
+            self.note_handle(&handle);
             return Err(failure.errno);
         }
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
@@ -38,7 +39,7 @@ impl FileSystem {
         state.local.written();
         let buffer = state.buffer_of_stored(now).ok_or(Errno::EIO)?;
         // Both fit: `end` is at most --max-size, which fits into memory.
-        buffer.bytes.write_at(offset as usize, data);
+        buffer.write_at(offset as usize, data);
         buffer.changed(true, now);
         Ok(data.len() as u32)
     }
@@ -113,7 +114,7 @@ impl FileSystem {
         let pinned = state.pinned.clone();
         state.local.written();
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
-        buffer.bytes.resize(size as usize);
+        buffer.resize(size as usize);
         // What an earlier save left unsaved is cut off by O_TRUNC: the flush of a copied descriptor that follows must
         // not store an empty version.
         buffer.written &= written || size > 0;

@@ -24,4 +24,5 @@ pub mod probe;
 pub mod process;
 pub mod runtime;
 pub mod session;
+pub mod state;
 pub mod worker;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Error, ErrorKind, Result};
 use crate::secret::SecretBytes;
 
@@ -11,7 +13,7 @@ use crate::secret::SecretBytes;
 pub const MAX_NAME_BYTES: usize = 1024;
 
 /// An object's name: 1 to 1024 bytes of any UTF-8, control characters and slashes included.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectName(Arc<str>);
 
 impl ObjectName {
@@ -41,7 +43,7 @@ impl fmt::Debug for ObjectName {
 macro_rules! opaque_text {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub struct $name(Arc<str>);
 
         impl $name {
@@ -79,7 +81,7 @@ opaque_text! {
 }
 
 /// How the vault holds a value: as plain bytes, or as a JSON object of its own (kind 3 of VAULT-API.md §3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
     /// Bytes, as text or base64.
     Plain,
@@ -126,7 +128,7 @@ pub struct Object {
 }
 
 /// One version in an object's history.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionInfo {
     /// 1 is the oldest.
     pub number: u64,

@@ -36,6 +36,8 @@ enum Step {
     PutElsewhere(usize),
     DeleteElsewhere(usize),
     Remount,
+    /// The worker dies after so many more records.
+    Die(u64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -58,6 +60,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => name.clone().prop_map(Step::PutElsewhere),
         2 => name.prop_map(Step::DeleteElsewhere),
         1 => Just(Step::Remount),
+        4 => (0..24u64).prop_map(Step::Die),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -251,6 +254,7 @@ impl Session {
             }
             Step::Forget => self.sh.forget_all(),
             Step::Pass => self.settle().await,
+            Step::Die(records) => self.sh.die_after(records),
             Step::PutElsewhere(_) | Step::DeleteElsewhere(_) => self.elsewhere(step).await,
             Step::Remount => {
                 for open in self.open.drain(..) {

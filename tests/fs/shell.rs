@@ -2,7 +2,8 @@
 //!
 //! Nothing is cached here, so every walk is one LOOKUP a component: the dearest case. Sizes are asserted on every
 //! read, lookups are counted as the kernel counts them. Time is tokio's paused time, for vault and file system
-//! alike; each look at the clock is a nanosecond later than the one before, as on a machine.
+//! alike; each look at the clock is a nanosecond later than the one before, as on a machine. A worker that dies
+//! ([`Shell::die_after`]) has a successor at once, which gets the request in flight again.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -11,9 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::dying::{Gate, Live};
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
-    Attr, Caller, Create, Entry, Errno, FileKind, FileSystem, Kernel, Options, ROOT, Result, SetAttr, Step,
+    Attr, Caller, Create, Entry, Errno, FileKind, FileSystem, Kernel, MemoryJournal, Options, ROOT, Result,
+    SetAttr, Step,
 };
 use vaultfs::vault::faulty::FaultyVault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
@@ -58,7 +61,7 @@ impl Kernel for Told {
 
 /// A mounted file system, and the program that uses it.
 pub struct Shell {
-    pub fs: Arc<FileSystem>,
+    pub fs: Live,
     /// Everything the file system asks goes through here.
     pub vault: Arc<FaultyVault>,
     /// The vault itself: what is done to it here is done elsewhere.
@@ -67,6 +70,11 @@ pub struct Shell {
     pub told: Arc<Told>,
     /// Who sends the requests; 0 is a process that cannot be seen.
     pub pid: u32,
+    /// What the worker writes down.
+    journal: Mutex<Arc<MemoryJournal>>,
+    /// The number of the next request.
+    unique: AtomicU64,
+    pub deaths: AtomicU64,
     lookups: Mutex<HashMap<u64, u64>>,
 }
 
@@ -113,10 +121,60 @@ impl Shell {
 
     fn mounted(memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
         let vault = Arc::new(FaultyVault::with_clock(memory.clone(), clock.clone()));
-        let fs = FileSystem::new(vault.clone(), None, options, clock.clone());
+        let journal = Arc::new(MemoryJournal::default());
+        let gate = Arc::new(Gate { vault: vault.clone(), journal: journal.clone() });
+        let fs = FileSystem::restore(gate, None, options, clock.clone(), journal.clone());
         let told = Arc::new(Told::default());
         fs.attach_kernel(told.clone());
-        Self { fs, vault, memory, clock, told, pid: 0, lookups: Mutex::default() }
+        Self {
+            fs: Live::new(fs),
+            vault,
+            memory,
+            clock,
+            told,
+            pid: 0,
+            journal: Mutex::new(journal),
+            unique: AtomicU64::new(2),
+            deaths: AtomicU64::new(0),
+            lookups: Mutex::default(),
+        }
+    }
+
+    /// The worker dies after so many more records.
+    pub fn die_after(&self, records: u64) {
+        self.journal.lock().unwrap().stop_after(records);
+    }
+
+    /// Another worker goes on, if this one has died.
+    fn bury(&self) -> bool {
+        let mut journal = self.journal.lock().unwrap();
+        if !journal.has_stopped() {
+            return false;
+        }
+        self.deaths.fetch_add(1, Ordering::Relaxed);
+        let successor = Arc::new(journal.successor());
+        let gate = Arc::new(Gate { vault: self.vault.clone(), journal: successor.clone() });
+        let options = self.fs.options().clone();
+        let fs = FileSystem::restore(gate, None, options, self.clock.clone(), successor.clone());
+        fs.attach_kernel(self.told.clone());
+        self.fs.succeed(fs);
+        *journal = successor;
+        true
+    }
+
+    /// Sends a request, and again to the successor if the worker dies of it.
+    async fn request<T: Send + 'static>(&self, work: impl Fn(&Arc<FileSystem>) -> Step<T>) -> Result<T> {
+        // Number and all, as the kernel does.
+        let mut unique = self.unique.fetch_add(2, Ordering::Relaxed);
+        loop {
+            let fs = self.fs.clone();
+            let result = self.step(fs.serve(unique, &work)).await;
+            if !self.bury() {
+                fs.answered(unique);
+                return result;
+            }
+            unique |= 1 << 63;
+        }
     }
 
     pub fn caller(&self) -> Caller {
@@ -126,6 +184,10 @@ impl Shell {
     /// Time goes by, and with it timers.
     pub async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
+        while self.bury() {
+            // The successor's timers begin anew.
+            tokio::time::sleep(time).await;
+        }
     }
 
     /// Everything that is cached is past its time.
@@ -155,7 +217,7 @@ impl Shell {
     }
 
     pub async fn lookup(&self, parent: u64, name: &str) -> Result<Option<Entry>> {
-        let found = self.step(self.fs.lookup(parent, OsStr::new(name))).await?;
+        let found = self.request(|fs| fs.lookup(parent, OsStr::new(name))).await?;
         Ok(found.map(|entry| self.hold(entry)))
     }
 
@@ -163,6 +225,7 @@ impl Shell {
     pub fn forget_all(&self) {
         let held = std::mem::take(&mut *self.lookups.lock().unwrap());
         held.into_iter().for_each(|(ino, count)| self.fs.forget(ino, count));
+        self.bury();
     }
 
     /// Entries that the kernel was told to forget since the last call.
@@ -219,11 +282,11 @@ impl Shell {
         }
         let ino = entry.attr.ino;
         let sent = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
-        let opened = self.step(self.fs.open(ino, sent, self.caller())).await?;
+        let opened = self.request(|fs| fs.open(ino, sent, self.caller())).await?;
         let fd = Fd { ino, fh: opened.fh, no_flush: opened.no_flush };
         if flags & libc::O_TRUNC != 0 {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
-            if let Err(e) = self.step(self.fs.setattr(ino, None, set)).await {
+            if let Err(e) = self.request(|fs| fs.setattr(ino, None, set)).await {
                 self.close(fd).await?;
                 return Err(e);
             }
@@ -234,14 +297,19 @@ impl Shell {
     /// CREATE, whatever a lookup would say.
     pub async fn create(&self, dir: u64, name: &str, flags: i32, mode: u32) -> Result<Fd> {
         let create = Create { mode, umask: 0o022, flags };
-        let made = self.step(self.fs.create(dir, OsStr::new(name), create, self.caller())).await?;
+        let made = self.request(|fs| fs.create(dir, OsStr::new(name), create, self.caller())).await?;
         let ino = self.hold(made.0).attr.ino;
         Ok(Fd { ino, fh: made.1.fh, no_flush: made.1.no_flush })
     }
 
     pub fn pwrite(&self, fd: &Fd, offset: u64, bytes: impl AsRef<[u8]>) -> Result<()> {
         let bytes = bytes.as_ref();
-        let written = self.fs.write(fd.fh, offset, bytes)?;
+        // Sent again, it writes the same bytes at the same place.
+        let mut written = self.fs.write(fd.fh, offset, bytes);
+        while self.bury() {
+            written = self.fs.write(fd.fh, offset, bytes);
+        }
+        let written = written?;
         assert_eq!(written as usize, bytes.len());
         Ok(())
     }
@@ -249,22 +317,22 @@ impl Shell {
     /// All bytes; their number is what stat says.
     pub async fn read_all(&self, fd: &Fd) -> Result<Vec<u8>> {
         let size = self.fs.getattr(fd.ino)?.0.size;
-        let slice = self.step(self.fs.read(fd.fh, 0, 1 << 21)).await?;
+        let slice = self.request(|fs| fs.read(fd.fh, 0, 1 << 21)).await?;
         assert_eq!(slice.len() as u64, size, "stat and read differ");
         Ok(slice.expose().to_vec())
     }
 
     /// One FLUSH: a descriptor of several is closed.
     pub async fn flush(&self, fd: &Fd) -> Result<()> {
-        self.step(self.fs.flush(fd.fh, self.caller())).await
+        self.request(|fs| fs.flush(fd.fh, self.caller())).await
     }
 
     pub async fn flush_from(&self, fd: &Fd, pid: u32) -> Result<()> {
-        self.step(self.fs.flush(fd.fh, Caller { pid })).await
+        self.request(|fs| fs.flush(fd.fh, Caller { pid })).await
     }
 
     pub async fn fsync(&self, fd: &Fd) -> Result<()> {
-        self.step(self.fs.fsync(fd.fh)).await
+        self.request(|fs| fs.fsync(fd.fh)).await
     }
 
     /// The last close of a file: what close(2) says is what FLUSH says.
@@ -275,12 +343,12 @@ impl Shell {
     }
 
     pub async fn release(&self, fd: Fd) {
-        self.step(self.fs.release(fd.fh)).await.unwrap();
+        self.request(|fs| fs.release(fd.fh)).await.unwrap();
     }
 
     pub async fn ftruncate(&self, fd: &Fd, size: u64) -> Result<()> {
         let set = SetAttr { size: Some(size), ..SetAttr::default() };
-        let (attr, _) = self.step(self.fs.setattr(fd.ino, Some(fd.fh), set)).await?;
+        let (attr, _) = self.request(|fs| fs.setattr(fd.ino, Some(fd.fh), set)).await?;
         assert_eq!(attr.size, size);
         Ok(())
     }
@@ -289,14 +357,14 @@ impl Shell {
     pub async fn truncate(&self, path: &str, size: u64) -> Result<()> {
         let ino = self.stat(path).await?.ino;
         let set = SetAttr { size: Some(size), mtime: Some(self.fs.now()), ..SetAttr::default() };
-        let (attr, _) = self.step(self.fs.setattr(ino, None, set)).await?;
+        let (attr, _) = self.request(|fs| fs.setattr(ino, None, set)).await?;
         assert_eq!(attr.size, size);
         Ok(())
     }
 
     pub async fn set(&self, path: &str, set: SetAttr) -> Result<Attr> {
         let ino = self.stat(path).await?.ino;
-        Ok(self.step(self.fs.setattr(ino, None, set)).await?.0)
+        Ok(self.request(|fs| fs.setattr(ino, None, set)).await?.0)
     }
 
     pub async fn chmod(&self, path: &str, mode: u32) -> Result<Attr> {
@@ -310,7 +378,7 @@ impl Shell {
     pub async fn rm(&self, path: &str) -> Result<()> {
         let (dir, name) = self.parent(path).await?;
         self.lookup(dir, name).await?.ok_or(Errno::ENOENT)?;
-        self.step(self.fs.unlink(dir, OsStr::new(name), self.caller())).await
+        self.request(|fs| fs.unlink(dir, OsStr::new(name), self.caller())).await
     }
 
     pub async fn mkdir(&self, path: &str) -> Result<Attr> {
@@ -318,7 +386,7 @@ impl Shell {
         if self.lookup(dir, name).await?.is_some() {
             return Err(Errno::EEXIST);
         }
-        let made = self.step(self.fs.mkdir(dir, OsStr::new(name), 0o755)).await?;
+        let made = self.request(|fs| fs.mkdir(dir, OsStr::new(name), 0o755)).await?;
         Ok(self.hold(made).attr)
     }
 
@@ -328,7 +396,7 @@ impl Shell {
         if entry.attr.kind != FileKind::Directory {
             return Err(Errno::ENOTDIR);
         }
-        self.step(self.fs.rmdir(dir, OsStr::new(name))).await
+        self.request(|fs| fs.rmdir(dir, OsStr::new(name))).await
     }
 
     pub async fn mv(&self, from: &str, to: &str) -> Result<()> {
@@ -341,15 +409,16 @@ impl Shell {
         let (to_dir, to_name) = self.parent(to).await?;
         self.lookup(to_dir, to_name).await?;
         let (from, to) = ((from_dir, OsStr::new(from_name)), (to_dir, OsStr::new(to_name)));
-        self.step(self.fs.rename(from, to, flags)).await
+        self.request(|fs| fs.rename(from, to, flags)).await
     }
 
     /// Names in a directory, directories with a slash behind.
     pub async fn ls(&self, path: &str) -> Result<Vec<String>> {
         let ino = self.stat(path).await?.ino;
-        let dir = self.fs.opendir(ino, self.caller())?;
-        let listing = self.step(self.fs.readdir(dir.fh, true)).await;
+        let dir = self.request(|fs| fs.opendir(ino, self.caller()).into()).await?;
+        let listing = self.request(|fs| fs.readdir(dir.fh, true)).await;
         self.fs.releasedir(dir.fh);
+        self.bury();
         let listing = listing?;
         let mut names = Vec::new();
         for entry in listing.iter().filter(|e| e.name != "." && e.name != "..") {

@@ -27,6 +27,8 @@ mod spelling;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use self::spelling::Piece;
 use crate::vault::ObjectName;
 use crate::vault::object::MAX_NAME_BYTES;
@@ -44,7 +46,7 @@ pub const CONTROL: &str = ".vaultfs";
 ///
 /// `""` is the root and `"a/b/"` the directory `a/b`. A directory that continues an over-long component is
 /// the text so far, and where in it that component begins.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DirPrefix {
     prefix: Arc<str>,
     /// Where the component begins that the directory's entries belong to: at the end of `prefix`, or before

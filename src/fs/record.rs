@@ -1,0 +1,288 @@
+//! A file's state as records, and back.
+//!
+//! One record tells all of a file but its bytes; those go in sealed pieces, and only the pieces that changed. A
+//! record that would say what the last one said is not written: most guards change nothing that lasts. What is
+//! only of this process is left out: open handles are counted again from the handles, timers and retries are
+//! started again by whoever restores ([`restore`](super::restore)).
+//!
+//! The bytes of a version that somebody has open are written down too, as the vault may not have them any more
+//! when they are asked for again.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::attr::FileKind;
+use super::errno::Errno;
+use super::file::{Buffer, Failure, File, FileState, Keep, Link, LocalAttr, Stored};
+use super::journal::{Key, PIECE, Pen};
+use crate::secret::SecretBytes;
+use crate::vault::{Content, Meta, Object, ObjectId, ObjectName, VersionTag};
+
+/// What is written down of a file.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Whether the file is in the table: only then there are records of it.
+    pub listed: bool,
+    /// Of the last record.
+    fingerprint: Option<u64>,
+    /// Pieces of the buffer.
+    buffer: u32,
+    /// The version whose bytes are written down, and their pieces.
+    pinned: Option<(ObjectId, VersionTag, u32)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct BufferRecord {
+    len: usize,
+    generation: u64,
+    committed: u64,
+    written: bool,
+    changed_at: SystemTime,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct FileRecord {
+    kind: FileKind,
+    name: ObjectName,
+    link: Link,
+    keep: Keep,
+    origin: Option<ObjectName>,
+    stored: Option<Stored>,
+    buffer: Option<BufferRecord>,
+    /// Length of the pinned bytes.
+    pinned: Option<usize>,
+    local: LocalAttr,
+    failure: Option<Failure>,
+    cut_short: Option<Errno>,
+    exclusive: bool,
+    sending: bool,
+}
+
+/// Pieces that so many bytes take.
+fn pieces(len: usize) -> u32 {
+    len.div_ceil(PIECE) as u32
+}
+
+impl File {
+    /// Writes down what is new. Called with the state locked.
+    pub(super) fn write_down(&self, state: &mut FileState) {
+        if !state.written.listed {
+            return;
+        }
+        let _batch = self.pen.batch();
+        self.write_buffer(state);
+        self.write_pinned(state);
+        let record = FileRecord::of(self.kind, state);
+        let bytes = postcard::to_allocvec(&record).expect("plain data in memory can be written down");
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        let fingerprint = Some(hasher.finish());
+        if state.written.fingerprint != fingerprint {
+            state.written.fingerprint = fingerprint;
+            self.pen.put_encoded(&Key::File(self.ino), bytes);
+        }
+    }
+
+    fn write_buffer(&self, state: &mut FileState) {
+        let before = state.written.buffer;
+        let mut now = 0;
+        if let Some(buffer) = &mut state.buffer {
+            now = pieces(buffer.bytes.len());
+            let mut fresh = std::mem::take(&mut buffer.fresh);
+            if before == 0 {
+                fresh = 0..buffer.bytes.len();
+            }
+            // The piece that was the last one may have been cut.
+            let first = fresh.start / PIECE;
+            let last = pieces(fresh.end.min(buffer.bytes.len())) as usize;
+            for piece in first..last {
+                let end = buffer.bytes.len().min((piece + 1) * PIECE);
+                let part = &buffer.bytes.expose()[piece * PIECE..end];
+                self.pen.put_secret(&Key::Buffer(self.ino, piece as u32), part);
+            }
+        }
+        (now..before).for_each(|piece| self.pen.delete(&Key::Buffer(self.ino, piece)));
+        state.written.buffer = now;
+    }
+
+    fn write_pinned(&self, state: &mut FileState) {
+        let wanted = if state.opens > 0 && state.buffer.is_none() { pinned_of(state) } else { None };
+        let same = match (&state.written.pinned, &wanted) {
+            (None, None) => true,
+            (Some((id, version, _)), Some(object)) => {
+                *id == object.meta.id && *version == object.meta.version
+            }
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        let before = state.written.pinned.take().map_or(0, |(_, _, pieces)| pieces);
+        let mut now = 0;
+        if let Some(object) = wanted {
+            now = put_pieces(&self.pen, self.ino, object.content.bytes.expose());
+            state.written.pinned = Some((object.meta.id.clone(), object.meta.version.clone(), now));
+        }
+        (now..before).for_each(|piece| self.pen.delete(&Key::Pinned(self.ino, piece)));
+    }
+
+    /// The file is in the table from now on: it is written down.
+    pub(super) fn list(&self) {
+        let mut state = self.state();
+        state.written.listed = true;
+    }
+
+    /// The file has left the table: nothing is left of it.
+    pub(super) fn unlist(&self) {
+        if !self.pen.writes() {
+            return;
+        }
+        let mut state = self.state();
+        let Written { buffer, pinned, .. } = std::mem::take(&mut state.written);
+        let _batch = self.pen.batch();
+        self.pen.delete(&Key::File(self.ino));
+        (0..buffer).for_each(|piece| self.pen.delete(&Key::Buffer(self.ino, piece)));
+        let pinned = pinned.map_or(0, |(_, _, pieces)| pieces);
+        (0..pinned).for_each(|piece| self.pen.delete(&Key::Pinned(self.ino, piece)));
+        if let Some(buffer) = &mut state.buffer {
+            // Should it enter again.
+            buffer.fresh = 0..buffer.bytes.len();
+        }
+    }
+}
+
+/// Writes bytes down as the version that an inode is; returns in how many pieces.
+pub(super) fn put_pieces(pen: &Pen, ino: u64, bytes: &[u8]) -> u32 {
+    for (piece, part) in bytes.chunks(PIECE).enumerate() {
+        pen.put_secret(&Key::Pinned(ino, piece as u32), part);
+    }
+    pieces(bytes.len())
+}
+
+/// The pinned object, if it is the version that the file is.
+fn pinned_of(state: &FileState) -> Option<Arc<Object>> {
+    let stored = state.stored.as_ref()?;
+    let object = state.pinned.as_ref()?;
+    (object.meta.id == stored.id && object.meta.version == stored.version).then(|| object.clone())
+}
+
+impl FileRecord {
+    fn of(kind: FileKind, state: &FileState) -> Self {
+        // Whoever adds to the state decides here whether it has to outlive the process.
+        let FileState {
+            name,
+            link,
+            keep,
+            origin,
+            stored,
+            pinned: _,
+            buffer,
+            opens: _,
+            writers: _,
+            local,
+            failure,
+            cut_short,
+            exclusive,
+            retrying: _,
+            idle: _,
+            room: _,
+            sending,
+            written,
+        } = state;
+        let buffer = buffer.as_ref().map(|buffer| BufferRecord {
+            len: buffer.bytes.len(),
+            generation: buffer.generation,
+            committed: buffer.committed,
+            written: buffer.written,
+            changed_at: buffer.changed_at,
+        });
+        let pinned = written.pinned.as_ref().and(state.pinned.as_ref());
+        Self {
+            kind,
+            name: name.clone(),
+            link: *link,
+            keep: *keep,
+            origin: origin.clone(),
+            stored: stored.clone(),
+            buffer,
+            pinned: pinned.map(|object| object.content.bytes.len()),
+            local: local.clone(),
+            failure: failure.clone(),
+            cut_short: *cut_short,
+            exclusive: *exclusive,
+            sending: *sending,
+        }
+    }
+
+    /// The file again; nobody has it open yet. `piece` gives the pieces that were written down.
+    pub(super) fn restore(self, ino: u64, piece: &mut dyn FnMut(Key) -> Option<SecretBytes>) -> File {
+        let mut written = Written { listed: true, ..Written::default() };
+        let buffer = self.buffer.map(|record| {
+            written.buffer = pieces(record.len);
+            let mut bytes = join(written.buffer, |at| piece(Key::Buffer(ino, at)));
+            bytes.resize(record.len);
+            Buffer {
+                bytes,
+                generation: record.generation,
+                committed: record.committed,
+                written: record.written,
+                changed_at: record.changed_at,
+                fresh: 0..0,
+            }
+        });
+        let pinned = self.pinned.zip(self.stored.as_ref()).map(|(len, stored)| {
+            let count = pieces(len);
+            written.pinned = Some((stored.id.clone(), stored.version.clone(), count));
+            let bytes = join(count, |at| piece(Key::Pinned(ino, at)));
+            Arc::new(object(&self.name, stored, bytes))
+        });
+        let state = FileState {
+            name: self.name,
+            link: self.link,
+            keep: self.keep,
+            origin: self.origin,
+            stored: self.stored,
+            pinned,
+            buffer,
+            opens: 0,
+            writers: 0,
+            local: self.local,
+            failure: self.failure,
+            cut_short: self.cut_short,
+            exclusive: self.exclusive,
+            retrying: false,
+            idle: None,
+            room: 0,
+            sending: self.sending,
+            written,
+        };
+        File::from_state(ino, self.kind, state)
+    }
+}
+
+/// The version that a file is, with its bytes.
+fn object(name: &ObjectName, stored: &Stored, bytes: SecretBytes) -> Object {
+    Object {
+        meta: Meta {
+            id: stored.id.clone(),
+            name: name.clone(),
+            version: stored.version.clone(),
+            updated_at: stored.updated_at,
+        },
+        content: Content { bytes: Arc::new(bytes), form: stored.form },
+    }
+}
+
+/// Bytes from their pieces.
+pub(super) fn join(count: u32, mut piece: impl FnMut(u32) -> Option<SecretBytes>) -> SecretBytes {
+    let mut bytes = SecretBytes::default();
+    for at in 0..count {
+        if let Some(part) = piece(at) {
+            bytes.write_at(at as usize * PIECE, part.expose());
+        }
+    }
+    bytes
+}

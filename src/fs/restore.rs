@@ -1,0 +1,254 @@
+//! From what a dead worker wrote down to a file system that goes on where it was.
+//!
+//! First everything is put back as it was, without asking the vault, so that requests can be answered at once. Then
+//! what was only of that process is started again: commits of what nobody will close any more, retries, the timers
+//! of provisional files and of names that are to be replaced, moves that were cut off half-way.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::commit::Cause;
+use super::dir::DirEntry;
+use super::file::{File, Keep};
+use super::inode::{Dir, Node, NodeRecord, VersionFile};
+use super::journal::{Journal, Key, Pen, Value};
+use super::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
+use super::record::{FileRecord, join};
+use super::request::Doing;
+use super::{FileSystem, Options};
+use crate::clock::Clock;
+use crate::secret::SecretBytes;
+use crate::vault::{Call, Content, DynVault, Meta, Object, Page};
+
+/// What requests of the dead worker have left is kept for this long: those that are sent again come at once.
+const REQUESTS: Duration = Duration::from_secs(60);
+
+/// Everything that was written down, sorted by what it is.
+#[derive(Default)]
+struct Found {
+    plain: HashMap<Key, Vec<u8>>,
+    secret: HashMap<Key, SecretBytes>,
+    /// Records of another version of this program.
+    strange: usize,
+}
+
+impl Found {
+    fn in_journal(journal: &dyn Journal) -> Self {
+        let mut found = Self::default();
+        for (key, value) in journal.load() {
+            match (Key::decode(&key), value) {
+                (Some(key), Value::Plain(bytes)) => drop(found.plain.insert(key, bytes)),
+                (Some(key), Value::Secret(bytes)) => drop(found.secret.insert(key, bytes)),
+                (None, _) => found.strange += 1,
+            }
+        }
+        found
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, key: &Key) -> Option<T> {
+        postcard::from_bytes(self.plain.get(key)?).ok()
+    }
+
+    /// All of a kind, by number.
+    fn numbered(&self, number: impl Fn(&Key) -> Option<u64>) -> Vec<u64> {
+        let mut all: Vec<u64> = self.plain.keys().filter_map(number).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+impl FileSystem {
+    /// As [`FileSystem::new`], going on from what `journal` has, and writing down there what changes. Call it on the
+    /// tokio runtime that will run the futures it returns.
+    pub fn restore(
+        vault: DynVault,
+        first_page: Option<Page>,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        journal: Arc<dyn Journal>,
+    ) -> Arc<Self> {
+        let mut found = Found::in_journal(&*journal);
+        let pen = Pen::new(journal);
+        let cache = Self::cache_over(vault, first_page, &options, &clock);
+        let fs = Self::over(cache, options, clock, pen.clone());
+        if found.strange > 0 {
+            tracing::error!(records = found.strange, "what the last worker wrote down is not all understood");
+        }
+        fs.restore_nodes(&mut found, &pen);
+        fs.restore_handles(&found);
+        fs.restore_requests(&found);
+        if found.plain.keys().any(|key| matches!(key, Key::Node(_))) {
+            let (inodes, handles) = (fs.table().len(), fs.handles().len());
+            tracing::info!(inodes, handles, "going on where the last worker was");
+        }
+        fs.go_on();
+        fs
+    }
+
+    fn restore_nodes(&self, found: &mut Found, pen: &Pen) {
+        let mut table = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let numbers = found.numbered(|key| match key {
+            Key::Node(ino) => Some(*ino),
+            _ => None,
+        });
+        for ino in numbers {
+            let Some(record) = found.read::<NodeRecord>(&Key::Node(ino)) else { continue };
+            let lookups = found.read(&Key::Lookups(ino)).unwrap_or(0);
+            let node = match record {
+                NodeRecord::Dir(kind) => Node::Dir(Arc::new(Dir { ino, kind })),
+                NodeRecord::Control(which) => Node::Control(ino, which),
+                NodeRecord::File => {
+                    let Some(record) = found.read::<FileRecord>(&Key::File(ino)) else { continue };
+                    let mut file = record.restore(ino, &mut |key| found.secret.remove(&key));
+                    file.pen = pen.clone();
+                    Node::File(Arc::new(file))
+                }
+                NodeRecord::Version { name, id, info, bytes } => {
+                    let object = bytes.map(|(form, len)| {
+                        let pieces = len.div_ceil(super::journal::PIECE) as u32;
+                        let bytes = join(pieces, |at| found.secret.remove(&Key::Pinned(ino, at)));
+                        let (version, updated_at) = (info.tag.clone(), info.created_at);
+                        let meta = Meta { id: id.clone(), name: name.clone(), version, updated_at };
+                        Arc::new(Object { meta, content: Content { bytes: Arc::new(bytes), form } })
+                    });
+                    Node::Version(Arc::new(VersionFile { ino, name, id, info, object }))
+                }
+            };
+            table.restore_node(node, lookups);
+        }
+        for (key, value) in &found.plain {
+            table.restore(key.clone(), value);
+        }
+        table.write_with(pen.clone());
+    }
+
+    fn restore_handles(&self, found: &Found) {
+        if let Some(next) = found.read(&Key::NextHandle) {
+            // One before: the next number is written down as in use, too.
+            self.next_handle.store(next, Ordering::Relaxed);
+        }
+        let numbers = found.numbered(|key| match key {
+            Key::Handle(fh) => Some(*fh),
+            _ => None,
+        });
+        for fh in numbers {
+            let Some(record) = found.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
+            let Some(held) = self.restore_held(fh, record.held, found) else {
+                tracing::warn!(fh, "an open file is not known any more");
+                self.pen.delete(&Key::Handle(fh));
+                continue;
+            };
+            if let Some(by) = record.by {
+                self.opened_by.lock().unwrap_or_else(|p| p.into_inner()).insert(by, fh);
+            }
+            self.handles().insert(fh, Arc::new(Handle { fh, held, by: record.by }));
+        }
+    }
+
+    fn restore_held(&self, fh: u64, record: HeldRecord, found: &Found) -> Option<Held> {
+        let node = |ino| self.table().node(ino);
+        match record {
+            HeldRecord::Control(text) => Some(Held::Control(text)),
+            HeldRecord::Dir(ino) => match node(ino)? {
+                Node::Dir(dir) => {
+                    let listing = found.read::<Vec<DirEntry>>(&Key::Listing(fh)).map(Arc::new);
+                    Some(Held::Dir { dir, listing: listing.into() })
+                }
+                _ => None,
+            },
+            HeldRecord::Version(ino) => match node(ino)? {
+                Node::Version(version) => Some(Held::Version(version)),
+                _ => None,
+            },
+            HeldRecord::File(ino, writer) => match node(ino)? {
+                Node::File(file) => {
+                    let mut state = file.state();
+                    state.opens += 1;
+                    state.writers += usize::from(writer.is_some());
+                    drop(state);
+                    let writer = writer.map(|(opener, told)| Writer { opener, told: told.into() });
+                    Some(Held::File { file, writer })
+                }
+                _ => None,
+            },
+        }
+    }
+
+    fn restore_requests(self: &Arc<Self>, found: &Found) {
+        let mut old = Vec::new();
+        for key in found.plain.keys() {
+            match key {
+                Key::Doing(id) => {
+                    let Some(doing) = found.read::<Doing>(key) else { continue };
+                    self.doings().insert(*id, doing);
+                    old.push(*id);
+                }
+                Key::Sights(id) => {
+                    let deaths = found.read(key).unwrap_or(0);
+                    self.sights.lock().unwrap_or_else(|p| p.into_inner()).insert(*id, deaths);
+                    old.push(*id);
+                }
+                _ => {}
+            }
+        }
+        if old.is_empty() {
+            return;
+        }
+        let fs = self.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(REQUESTS).await;
+            for id in old {
+                fs.answered(id);
+                if fs.sights.lock().unwrap_or_else(|p| p.into_inner()).remove(&id).is_some() {
+                    fs.pen.delete(&Key::Sights(id));
+                }
+            }
+        });
+    }
+
+    /// Starts again what went on by itself.
+    fn go_on(self: &Arc<Self>) {
+        let files: Vec<Arc<File>> = self.table().all_files().collect();
+        let mut failures = 0;
+        for file in files {
+            let mut state = file.state();
+            failures = failures.max(state.failure.as_ref().map_or(0, |failure| failure.number));
+            let left_alone = state.writers == 0;
+            let cut_short = left_alone && state.cut_short.is_some() && state.buffer.is_some();
+            let moved = state.origin.is_some() && state.keep == Keep::Store && !state.is_dirty();
+            let unsaved = left_alone && state.is_dirty() && !cut_short;
+            let failed = state.failure.is_some();
+            let again = state.failure.as_ref().is_some_and(|failure| failure.is_retried());
+            if again {
+                state.retrying = true;
+            }
+            state.settle();
+            self.account_room(&mut state);
+            drop(state);
+            if cut_short {
+                self.take_back(&file);
+            } else if again {
+                self.runtime.spawn(self.clone().retry(file.clone()));
+            } else if unsaved && !failed {
+                // Its last close was answered, or will not be: nobody else stores it.
+                let (fs, file) = (self.clone(), file.clone());
+                self.runtime.spawn(async move {
+                    let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
+                    fs.table().drop_unheld(file.ino);
+                });
+            } else if moved {
+                let (fs, file) = (self.clone(), file.clone());
+                self.runtime.spawn(async move {
+                    let call = Call::background(fs.clock.now() + fs.options.timeout);
+                    fs.finish_move(&file, &call).await;
+                });
+            }
+            self.settle_later(&file);
+            self.table().drop_unheld(file.ino);
+        }
+        self.failures.store(failures, Ordering::Relaxed);
+        self.watch_unreplaced();
+    }
+}

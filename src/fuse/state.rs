@@ -1,0 +1,622 @@
+//! The journal that outlives a worker: records in a memfd that the keeper holds.
+//!
+//! 1. A log in memory: two regions of which one is active. Records are appended whole and then counted in by one
+//!    store of the region's length, so that after a death at any moment there is all of a commit, or nothing of it.
+//! 2. What is live is known by key to the one worker that writes. When most of a region is dead, the live records are
+//!    copied to the other one, which one store makes the active one; the old one's pages are given back.
+//! 3. Pages of a memfd can be swapped. So what is secret is sealed (AES-256-GCM) with a key that the keeper makes for
+//!    the mount and that is in locked memory only. A nonce is never used twice: each worker counts an epoch up in the
+//!    header and then its own records.
+//! 4. Room is asked for before it is touched, so that a machine out of memory is an error here and not a signal. Then
+//!    the mount goes on, and status says that a crash would lose what came after.
+//! 5. The header says which version of the format, and of the records, it is. A worker that does not know it has to
+//!    leave it alone ([`check`]).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::fs::{Journal, JournalStatus, Record, Value};
+use crate::secret::SecretBytes;
+
+/// How the memory is laid out.
+const FORMAT: u64 = 1;
+/// The version of what the records say: counted up with each change of them that an older or newer worker would not
+/// understand.
+pub const STATE_VERSION: u64 = 1;
+const MAGIC: u64 = u64::from_le_bytes(*b"vaultfs\x01");
+const HEADER: usize = 4096;
+/// The most that one region can hold. Only what is used takes memory.
+const REGION: usize = 512 << 20;
+/// Room is asked for in steps of this.
+const STEP: usize = 1 << 20;
+/// A region is not cleaned up before it has this much.
+const SMALL: usize = 4 << 20;
+/// Before each record: its length, the key's length, what it is.
+const PREFIX: usize = 9;
+/// What sealing adds: a nonce and a tag.
+const NONCE: usize = 12;
+
+const DELETED: u8 = 0;
+const PLAIN: u8 = 1;
+const SEALED: u8 = 2;
+
+/// The key that seals what is secret. Made by the keeper, in its locked memory; handed over a pipe.
+#[derive(Clone, zeroize::ZeroizeOnDrop)]
+pub struct SealKey([u8; 32]);
+
+impl std::fmt::Debug for SealKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl SealKey {
+    /// A fresh key.
+    pub fn random() -> io::Result<Self> {
+        let mut key = [0; 32];
+        let random = ring::rand::SystemRandom::new();
+        ring::rand::SecureRandom::fill(&random, &mut key).map_err(|_| io::Error::other("no randomness"))?;
+        Ok(Self(key))
+    }
+
+    /// The key's bytes: to hand it on is what they are for.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// What [`SealKey::expose`] gave.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self(bytes.try_into().ok()?))
+    }
+}
+
+/// The first words of the memory.
+#[repr(C)]
+struct Header {
+    magic: AtomicU64,
+    format: AtomicU64,
+    state: AtomicU64,
+    /// Workers there have been: the first part of every nonce.
+    epoch: AtomicU64,
+    /// The active region, 0 or 1.
+    active: AtomicU64,
+    /// Bytes of each region that count.
+    len: [AtomicU64; 2],
+}
+
+/// Why a state cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another version's.
+    #[error("the mount's state has version {found}, and this program knows version {known}")]
+    Version { found: u64, known: u64 },
+    /// The memory.
+    #[error("the mount's state cannot be used: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Makes an empty state. The keeper does, and keeps the descriptor for as long as the mount lives.
+pub fn create() -> io::Result<OwnedFd> {
+    let name = c"vaultfs-state";
+    // MFD_NOEXEC_SEAL is there since Linux 6.3.
+    let wanted = [libc::MFD_CLOEXEC | 0x8, libc::MFD_CLOEXEC];
+    let mut last = io::Error::other("unreachable");
+    for flags in wanted {
+        // SAFETY: the name is NUL-terminated; the descriptor is ours.
+        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+        if fd < 0 {
+            last = io::Error::last_os_error();
+            continue;
+        }
+        // SAFETY: as above.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        file.set_len((HEADER + 2 * REGION) as u64)?;
+        let map = Map::of(&file)?;
+        map.grow(&file, 0, HEADER)?;
+        let header = map.header();
+        header.format.store(FORMAT, Ordering::Relaxed);
+        header.state.store(STATE_VERSION, Ordering::Relaxed);
+        header.magic.store(MAGIC, Ordering::Release);
+        return Ok(file.into());
+    }
+    Err(last)
+}
+
+/// Whether this program can take the state over. Changes nothing.
+pub fn check(state: impl AsFd) -> Result<(), StateError> {
+    let file = File::from(state.as_fd().try_clone_to_owned()?);
+    if file.metadata()?.len() < HEADER as u64 {
+        return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+    }
+    let map = Map::of(&file)?;
+    let header = map.header();
+    if header.magic.load(Ordering::Acquire) != MAGIC || header.format.load(Ordering::Relaxed) != FORMAT {
+        let found = header.format.load(Ordering::Relaxed);
+        return Err(StateError::Version { found, known: FORMAT });
+    }
+    match header.state.load(Ordering::Relaxed) {
+        known if known == known_version() => Ok(()),
+        found => Err(StateError::Version { found, known: known_version() }),
+    }
+}
+
+/// [`STATE_VERSION`], but where a test pretends to be another version.
+fn known_version() -> u64 {
+    #[cfg(debug_assertions)]
+    if let Some(version) = std::env::var("VAULTFS_TEST_STATE_VERSION").ok().and_then(|v| v.parse().ok()) {
+        return version;
+    }
+    STATE_VERSION
+}
+
+/// The whole memory, mapped.
+#[derive(Debug)]
+struct Map {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the memory is reached under `State`'s lock, the header through atomics.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Map {
+    fn of(file: &File) -> io::Result<Self> {
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        // SAFETY: a new mapping of a file that never shrinks.
+        let at = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the mapping just made. Of no use in a dump, and not to be in one.
+        unsafe { libc::madvise(at, len, libc::MADV_DONTDUMP) };
+        Ok(Self { at: NonNull::new(at.cast()).expect("a mapping is somewhere"), len })
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: the mapping begins at a page and has at least a header; all of it are atomics.
+        unsafe { self.at.cast().as_ref() }
+    }
+
+    /// Where a region begins.
+    fn start(region: usize) -> usize {
+        HEADER + region * REGION
+    }
+
+    /// Gets memory for a range, so that touching it cannot fail.
+    fn grow(&self, file: &File, from: usize, len: usize) -> io::Result<()> {
+        loop {
+            // SAFETY: takes numbers only.
+            match unsafe { libc::fallocate(file.as_raw_fd(), 0, from as i64, len as i64) } {
+                0 => return Ok(()),
+                _ => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => {}
+                    e => return Err(e),
+                },
+            }
+        }
+    }
+
+    fn give_back(&self, file: &File, from: usize, len: usize) {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: takes numbers only. Nothing in the range counts any more.
+        unsafe { libc::fallocate(file.as_raw_fd(), mode, from as i64, len as i64) };
+    }
+
+    fn read(&self, at: usize, len: usize) -> &[u8] {
+        assert!(at + len <= self.len);
+        // SAFETY: within the mapping; written before its length was counted in, and not changed afterwards.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr().add(at), len) }
+    }
+
+    fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.len);
+        // SAFETY: within the mapping, beyond what counts, under the lock of the only writer.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.as_ptr().add(at), bytes.len()) };
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a reference into it any more.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Where a live record is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    at: usize,
+    len: usize,
+    order: u64,
+}
+
+struct Writer {
+    region: usize,
+    /// Bytes of the region that count.
+    used: usize,
+    /// Bytes of it that there is memory for.
+    room: usize,
+    live: HashMap<Box<[u8]>, Place>,
+    live_bytes: usize,
+    /// The latest deletions, so that a record that comes late does not undo one.
+    deleted: HashMap<Box<[u8]>, u64>,
+    sealed: u64,
+    problem: Option<String>,
+}
+
+/// The state of a mount, as its worker writes it.
+pub struct State {
+    file: File,
+    map: Map,
+    key: LessSafeKey,
+    epoch: u32,
+    writer: Mutex<Writer>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Takes the state over. Whoever wrote before is dead.
+    pub fn open(state: OwnedFd, key: &SealKey) -> Result<Self, StateError> {
+        check(&state)?;
+        let file = File::from(state);
+        let map = Map::of(&file)?;
+        let header = map.header();
+        let epoch = header.epoch.fetch_add(1, Ordering::SeqCst) as u32;
+        let region = (header.active.load(Ordering::Acquire) as usize) & 1;
+        let used = (header.len[region].load(Ordering::Acquire) as usize).min(REGION);
+        let key = UnboundKey::new(&AES_256_GCM, key.expose()).map_err(|_| io::Error::other("a bad key"))?;
+        let mut writer = Writer {
+            region,
+            used,
+            room: used,
+            live: HashMap::new(),
+            live_bytes: 0,
+            deleted: HashMap::new(),
+            sealed: 0,
+            problem: None,
+        };
+        writer.scan(&map);
+        Ok(Self { file, map, key: LessSafeKey::new(key), epoch, writer: Mutex::new(writer) })
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn seal(&self, writer: &mut Writer, key: &[u8], bytes: &SecretBytes, out: &mut Vec<u8>) {
+        writer.sealed += 1;
+        let mut nonce = [0; NONCE];
+        nonce[..4].copy_from_slice(&self.epoch.to_le_bytes());
+        nonce[4..].copy_from_slice(&writer.sealed.to_le_bytes());
+        out.extend_from_slice(&nonce);
+        let start = out.len();
+        // Sealed in place; where `out` grows it leaves no copy, as room is made first.
+        out.extend_from_slice(bytes.expose());
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        match self.key.seal_in_place_separate_tag(nonce, Aad::from(key), &mut out[start..]) {
+            Ok(tag) => out.extend_from_slice(tag.as_ref()),
+            // Only of far more bytes than a piece has.
+            Err(_) => {
+                out[start..].zeroize();
+                writer.problem = Some("a value could not be sealed".to_owned());
+            }
+        }
+    }
+
+    fn unseal(&self, key: &[u8], sealed: &[u8]) -> Option<SecretBytes> {
+        let (nonce, sealed) = sealed.split_at_checked(NONCE)?;
+        let mut bytes = Zeroizing::new(sealed.to_vec());
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let plain = self.key.open_in_place(nonce, Aad::from(key), &mut bytes).ok()?;
+        Some(SecretBytes::from(&*plain))
+    }
+
+    /// Puts records where they do not count yet.
+    fn encode(&self, writer: &mut Writer, records: &[Record]) -> (Vec<u8>, Vec<(usize, usize)>) {
+        let room: usize = records
+            .iter()
+            .map(|record| {
+                let value = match &record.value {
+                    None => 0,
+                    Some(Value::Plain(bytes)) => bytes.len(),
+                    Some(Value::Secret(bytes)) => bytes.len() + NONCE + 16,
+                };
+                PREFIX + record.key.len() + value
+            })
+            .sum();
+        let mut out = Vec::with_capacity(room);
+        let mut places = Vec::with_capacity(records.len());
+        for record in records {
+            let start = out.len();
+            out.extend_from_slice(&[0; PREFIX]);
+            out.extend_from_slice(&record.key);
+            let kind = match &record.value {
+                None => DELETED,
+                Some(Value::Plain(bytes)) => {
+                    out.extend_from_slice(bytes);
+                    PLAIN
+                }
+                Some(Value::Secret(bytes)) => {
+                    self.seal(writer, &record.key, bytes, &mut out);
+                    SEALED
+                }
+            };
+            let len = out.len() - start;
+            out[start..start + 4].copy_from_slice(&(len as u32).to_le_bytes());
+            out[start + 4..start + 8].copy_from_slice(&(record.key.len() as u32).to_le_bytes());
+            out[start + 8] = kind;
+            places.push((start, len));
+        }
+        (out, places)
+    }
+
+    /// Makes room for so many bytes more in the active region.
+    fn make_room(&self, writer: &mut Writer, more: usize) -> io::Result<()> {
+        let dead = writer.used - writer.live_bytes;
+        if (writer.used > SMALL && dead > 2 * writer.live_bytes) || writer.used + more > REGION {
+            let cleaned = self.clean_up(writer);
+            if writer.used + more > REGION {
+                cleaned?;
+            }
+        }
+        if writer.used + more > REGION {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        if writer.used + more > writer.room {
+            let step = more.next_multiple_of(STEP).min(REGION - writer.used);
+            self.map.grow(&self.file, Map::start(writer.region) + writer.used, step)?;
+            writer.room = writer.used + step;
+        }
+        Ok(())
+    }
+
+    /// Copies what is live to the other region and makes that the active one.
+    fn clean_up(&self, writer: &mut Writer) -> io::Result<()> {
+        let (from, to) = (writer.region, 1 - writer.region);
+        let start = Map::start(to);
+        let room = writer.live_bytes.next_multiple_of(STEP).max(STEP);
+        self.map.grow(&self.file, start, room)?;
+        let mut used = 0;
+        for place in writer.live.values_mut() {
+            self.map.write(start + used, self.map.read(place.at, place.len));
+            place.at = start + used;
+            used += place.len;
+        }
+        let header = self.map.header();
+        header.len[to].store(used as u64, Ordering::Release);
+        header.active.store(to as u64, Ordering::Release);
+        self.map.give_back(&self.file, Map::start(from), writer.room.max(writer.used));
+        (writer.region, writer.used, writer.room, writer.live_bytes) = (to, used, room, used);
+        writer.deleted.clear();
+        Ok(())
+    }
+}
+
+impl Writer {
+    /// Finds what is live in the active region.
+    fn scan(&mut self, map: &Map) {
+        let start = Map::start(self.region);
+        let mut at = 0;
+        while at + PREFIX <= self.used {
+            let prefix = map.read(start + at, PREFIX);
+            let number = |part: &[u8]| u32::from_le_bytes(part.try_into().expect("four bytes")) as usize;
+            let (len, key) = (number(&prefix[..4]), number(&prefix[4..8]));
+            if len < PREFIX + key || at + len > self.used {
+                self.problem = Some("the last worker's records are damaged".to_owned());
+                break;
+            }
+            let kind = prefix[8];
+            let key: Box<[u8]> = map.read(start + at + PREFIX, key).into();
+            let place = Place { at: start + at, len, order: 0 };
+            self.take_in(key, (kind != DELETED).then_some(place), 0);
+            at += len;
+        }
+        self.deleted.clear();
+    }
+
+    fn take_in(&mut self, key: Box<[u8]>, place: Option<Place>, order: u64) {
+        let before = match place {
+            Some(place) => {
+                self.live_bytes += place.len;
+                self.live.insert(key, place)
+            }
+            None => {
+                let before = self.live.remove(&key);
+                if order > 0 {
+                    self.deleted.insert(key, order);
+                }
+                before
+            }
+        };
+        self.live_bytes -= before.map_or(0, |before| before.len);
+    }
+
+    fn is_late(&self, record: &Record) -> bool {
+        self.live.get(&*record.key).is_some_and(|place| place.order > record.order)
+            || self.deleted.get(&*record.key).is_some_and(|order| *order > record.order)
+    }
+}
+
+/// More deletions than this are not remembered: nothing comes that late.
+const DELETIONS: usize = 4096;
+
+impl Journal for State {
+    fn commit(&self, mut records: Vec<Record>) {
+        let mut writer = self.writer();
+        let writer = &mut *writer;
+        records.retain(|record| !writer.is_late(record));
+        // What is not there need not be taken away.
+        records.retain(|record| record.value.is_some() || writer.live.contains_key(&*record.key));
+        if records.is_empty() {
+            return;
+        }
+        let (bytes, places) = self.encode(writer, &records);
+        if let Err(e) = self.make_room(writer, bytes.len()) {
+            if writer.problem.is_none() {
+                tracing::error!(
+                    "no memory for the mount's state: a crash would lose what is open or unsaved: {e}"
+                );
+            }
+            writer.problem = Some(format!("no memory for it: {e}"));
+            return;
+        }
+        let start = Map::start(writer.region) + writer.used;
+        self.map.write(start, &bytes);
+        writer.used += bytes.len();
+        self.map.header().len[writer.region].store(writer.used as u64, Ordering::Release);
+        for (record, (at, len)) in records.into_iter().zip(places) {
+            let place = Place { at: start + at, len, order: record.order };
+            let place = record.value.is_some().then_some(place);
+            writer.take_in(record.key.into(), place, record.order);
+        }
+        if writer.deleted.len() > DELETIONS {
+            writer.deleted.clear();
+        }
+    }
+
+    fn load(&self) -> Vec<(Vec<u8>, Value)> {
+        let mut writer = self.writer();
+        let mut all = Vec::with_capacity(writer.live.len());
+        let mut lost = 0;
+        for (key, place) in &writer.live {
+            let record = self.map.read(place.at, place.len);
+            let value = &record[PREFIX + key.len()..];
+            let value = match record[8] {
+                SEALED => self.unseal(key, value).map(Value::Secret),
+                _ => Some(Value::Plain(value.to_vec())),
+            };
+            match value {
+                Some(value) => all.push((key.to_vec(), value)),
+                None => lost += 1,
+            }
+        }
+        if lost > 0 {
+            writer.problem = Some(format!("{lost} records could not be unsealed"));
+        }
+        all
+    }
+
+    fn status(&self) -> JournalStatus {
+        let writer = self.writer();
+        JournalStatus {
+            complete: writer.problem.is_none(),
+            bytes: writer.used as u64,
+            records: writer.live.len(),
+            problem: writer.problem.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str, order: u64, value: &str) -> Record {
+        Record { key: key.into(), order, value: Some(Value::Plain(value.into())) }
+    }
+
+    fn secret(key: &str, order: u64, value: &[u8]) -> Record {
+        Record { key: key.into(), order, value: Some(Value::Secret(SecretBytes::from(value))) }
+    }
+
+    fn gone(key: &str, order: u64) -> Record {
+        Record { key: key.into(), order, value: None }
+    }
+
+    fn shown(state: &State) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut all: Vec<_> = state
+            .load()
+            .iter()
+            .map(|(key, value)| match value {
+                Value::Plain(bytes) => (text(key), text(bytes)),
+                Value::Secret(bytes) => (text(key), text(bytes.expose())),
+            })
+            .collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn a_successor_finds_what_is_live_and_secrets_are_sealed() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        let first = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        first.commit(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
+        first.commit(vec![put("a", 4, "three"), gone("b", 5)]);
+        // Later in coming, earlier in order.
+        first.commit(vec![put("a", 3, "late"), put("b", 2, "late")]);
+        let memory = first.map.read(0, HEADER + STEP);
+        assert!(!memory.windows(7).any(|part| part == b"correct"));
+        drop(first);
+        let second = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        let expected = [("a", "three"), ("s", "correct horse")];
+        let expected = expected.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(shown(&second), expected);
+        assert!(second.status().complete);
+        second.commit(vec![gone("a", 1)]);
+        drop(second);
+        let wrong = State::open(fd, &SealKey::random().unwrap()).unwrap();
+        assert_eq!(shown(&wrong), []);
+        assert!(!wrong.status().complete);
+    }
+
+    #[test]
+    fn what_was_not_counted_in_is_not_there() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        let first = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        first.commit(vec![put("a", 1, "one")]);
+        let counted = first.map.header().len[0].load(Ordering::Acquire);
+        first.commit(vec![put("a", 2, "two"), put("b", 3, "two")]);
+        first.map.header().len[0].store(counted, Ordering::Release);
+        drop(first);
+        assert_eq!(shown(&State::open(fd, &key).unwrap()), [("a".to_owned(), "one".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_dead_takes_no_room() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        let state = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        state.commit(vec![put("kept", 1, "kept")]);
+        let large = vec![b'x'; 100_000];
+        for round in 0..500 {
+            state.commit(vec![secret("s", 2 + round, &large)]);
+        }
+        assert!(state.status().bytes < 8 << 20, "{:?}", state.status());
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&state.file.metadata().unwrap());
+        assert!(blocks * 512 < 16 << 20, "{blocks}");
+        drop(state);
+        let state = State::open(fd, &key).unwrap();
+        assert_eq!(shown(&state).len(), 2);
+        assert_eq!(shown(&state)[0].1, "kept");
+    }
+
+    #[test]
+    fn another_versions_state_is_left_alone() {
+        let fd = create().unwrap();
+        let map = Map::of(&File::from(fd.try_clone().unwrap())).unwrap();
+        map.header().state.store(STATE_VERSION + 1, Ordering::Relaxed);
+        assert!(matches!(check(&fd), Err(StateError::Version { .. })));
+        assert!(State::open(fd, &SealKey::random().unwrap()).is_err());
+    }
+}
