@@ -372,10 +372,10 @@ impl Table {
                 if free.contains(&((block * BLOCK + at) as u32)) {
                     continue;
                 }
-                let mut again = |text: Text| self.pool.put(old.text(text)).expect("less than there was");
-                entry.name = again(entry.name);
-                entry.id.move_text(&mut again);
-                entry.version.move_text(&mut again);
+                let pool = &mut self.pool;
+                entry.name = pool.copy(&old, entry.name);
+                entry.id.move_text(&mut |text| pool.copy(&old, text));
+                entry.version.move_text(&mut |text| pool.copy(&old, text));
             }
         }
     }

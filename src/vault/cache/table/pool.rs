@@ -44,6 +44,11 @@ impl Pool {
         Some(at)
     }
 
+    /// Keeps what is at `at` in another pool, of which this is to be a part.
+    pub fn copy(&mut self, other: &Self, at: Text) -> Text {
+        self.put(other.text(at)).expect("less than there was")
+    }
+
     /// The text at `at`, as bytes: they order and compare as the text does.
     pub fn bytes(&self, at: Text) -> &[u8] {
         let piece = &self.pieces[(at.0 / UNITS) as usize];
