@@ -1,13 +1,17 @@
 //! vaultfs: a secrets vault as a directory.
 //!
-//! Layers, imports go down only: `cli` → `fuse` → `server` → `fs` → `vault` → `secret`, `clock`, `harden`.
+//! Layers, imports go down only: `cli` → `fuse` → `server` → `fs` → `vault` → `harden` → `secret`, `clock`, `crash`.
 //! `tests/layering.rs` checks it.
 
 pub mod cli;
 pub mod clock;
+pub mod crash;
 pub mod fs;
 pub mod fuse;
 pub mod harden;
 pub mod secret;
 pub mod server;
 pub mod vault;
+
+/// This program and its version, as `status` says it.
+pub const VERSION: &str = concat!("vaultfs ", env!("CARGO_PKG_VERSION"));

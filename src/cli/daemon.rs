@@ -73,7 +73,7 @@ fn keep() -> anyhow::Result<ExitCode> {
 
 fn work() -> anyhow::Result<ExitCode> {
     harden::name_process(c"vaultfs-worker");
-    let (config, key, link) = worker::begin()?;
+    let (config, key, seal, link) = worker::begin()?;
     let memory = harden::lock_memory();
     log::start(&serde_json::from_value(config.log.clone())?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -81,11 +81,19 @@ fn work() -> anyhow::Result<ExitCode> {
         .thread_name("vaultfs-async")
         .enable_all()
         .build()?;
-    let stack = match runtime.block_on(stack::build(&config, key)) {
+    let inheritance = match link.inherit(&seal) {
+        Ok(inheritance) => inheritance,
+        Err(failed) => {
+            tracing::error!("{failed}");
+            return Ok(ExitCode::from(failed.exit));
+        }
+    };
+    drop(seal);
+    let stack = match runtime.block_on(stack::build(&config, key, inheritance)) {
         Ok(stack) => stack,
         Err(failure) => return Ok(give_up(&link, &failure)),
     };
-    link.connected();
+    link.connected(stack.spec());
     let (filesystem, service, last) = stack.take_apart(runtime.handle());
     let served = worker::serve(&link, &config, runtime.handle(), filesystem, service, memory);
     runtime.block_on(last.stop());

@@ -3,20 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connect::{self, ApiKeyInput, ConnectSpec};
+use super::connect::{self, Api, ApiKeyInput, ConnectSpec};
 use super::exit::Failure;
 use crate::clock::{Clock, SystemClock};
 use crate::fs::{Drain, FileSystem, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
-use crate::fuse::worker::Service;
+use crate::fuse::worker::{Inheritance, Service};
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
-use crate::vault::DynVault;
 use crate::vault::http::key::ApiKey;
+use crate::vault::http::lazy::Start;
+use crate::vault::{Dialect, DynVault};
 
 /// A vault that answered, and a file system over it.
 pub struct Stack {
+    spec: ConnectSpec,
     fs: Arc<FileSystem>,
     vault: DynVault,
     key: Arc<ApiKey>,
@@ -24,16 +26,35 @@ pub struct Stack {
 }
 
 /// Connects to the vault. Fails with the exit code that the command ends with.
-pub async fn build(config: &MountConfig, key: Option<SecretString>) -> Result<Stack, Failure> {
-    let spec: ConnectSpec = serde_json::from_value(config.spec.clone()).map_err(anyhow::Error::from)?;
+pub async fn build(
+    config: &MountConfig,
+    key: Option<SecretString>,
+    inheritance: Inheritance,
+) -> Result<Stack, Failure> {
+    let mut spec: ConnectSpec = serde_json::from_value(config.spec.clone()).map_err(anyhow::Error::from)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone()).await?;
+    let Inheritance { state, takeover, anew } = inheritance;
+    let start = if takeover { Start::Lazy } else { config.start };
+    let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), start).await?;
+    if connected.first_page.is_some() && spec.api == Api::Auto {
+        // A successor need not ask: it may have to start while the vault is away.
+        spec.api = match connected.vault.capabilities().dialect {
+            Dialect::Object => Api::Object,
+            Dialect::Kv => Api::Kv,
+        };
+    }
     let vault = connected.vault.clone();
-    let fs = FileSystem::new(connected.vault, connected.first_page, config.options.clone(), clock);
-    Ok(Stack { fs, vault, key: connected.key, last: Last(connected.embedded) })
+    let (page, options) = (connected.first_page, config.options.clone());
+    let fs = FileSystem::restore(connected.vault, page, options, clock, state, anew);
+    Ok(Stack { spec, fs, vault, key: connected.key, last: Last(connected.embedded) })
 }
 
 impl Stack {
+    /// The vault's description, as far as it is known now.
+    pub fn spec(&self) -> serde_json::Value {
+        serde_json::to_value(&self.spec).unwrap_or_default()
+    }
+
     /// What fuser calls, what the worker calls, and what is to be stopped when both are done.
     pub fn take_apart(self, runtime: &tokio::runtime::Handle) -> (Adapter, Arc<dyn Service>, Last) {
         let adapter = Adapter::new(self.fs.clone(), runtime.clone());

@@ -20,6 +20,7 @@ use super::FileSystem;
 use super::errno::{Errno, Result};
 use super::file::{Failure, File, Link, Stored};
 use super::status::Unsaved;
+use crate::crash;
 use crate::secret::SecretBytes;
 use crate::vault::cache::is_outage;
 use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectName, codec};
@@ -155,8 +156,10 @@ impl FileSystem {
             };
             let Some(job) = Job::of(file, guarded) else { return Ok(()) };
             file.state().sending = true;
+            crash::point("commit");
             match self.store(&job, call).await {
                 Ok(object) => {
+                    crash::point("stored");
                     self.committed(file, &job, object);
                     self.finish_move(file, call).await;
                 }

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{Bound, Deref, DerefMut};
 use std::sync::{Arc, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -149,6 +149,9 @@ pub(super) struct Hidden {
     pub backup: Option<u64>,
     /// The name was made anew, and that is not stored yet.
     pub claimed: bool,
+    /// When it was hidden.
+    #[serde(skip, default = "Instant::now")]
+    pub since: Instant,
 }
 
 /// All inodes, and what is known of names beyond the vault.
@@ -390,6 +393,12 @@ impl Table {
                 self.remove_slot(ino);
             }
         }
+    }
+
+    /// Lets all go that nobody holds.
+    pub(super) fn drop_all_unheld(&mut self) {
+        let all: Vec<u64> = self.slots.keys().copied().collect();
+        all.into_iter().for_each(|ino| self.drop_unheld(ino));
     }
 
     /// The directory of that kind; made at its first mention.

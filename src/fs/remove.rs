@@ -11,6 +11,7 @@ use super::name::DirPrefix;
 use super::request::{self, Doing};
 use super::resolve::Place;
 use super::{Caller, FileSystem, Step, replace};
+use crate::crash;
 use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
 
 impl FileSystem {
@@ -74,6 +75,7 @@ impl FileSystem {
                 self.delete_doomed(call, &name, &object, id).await?;
             }
         }
+        crash::point("deleted");
         let mut table = self.table();
         {
             let mut state = file.state();

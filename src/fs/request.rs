@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::errno::{Errno, Result};
 use super::journal::Key;
 use super::{FileSystem, Step};
+use crate::crash;
 use crate::vault::ObjectName;
 
 /// Set in the number of a request that is sent again.
@@ -119,8 +120,15 @@ impl FileSystem {
         let Some(id) = current() else { return };
         if self.pen.writes() {
             self.pen.put(&Key::Doing(id), &doing);
-            self.doings().insert(id, doing);
+            self.doings().insert(id, doing.clone());
         }
+        crash::point(match doing {
+            Doing::Make => "make",
+            Doing::Rmdir => "rmdir",
+            Doing::Unlink { .. } => "unlink",
+            Doing::Rename { .. } => "rename",
+            Doing::RenameDir => "rename dir",
+        });
     }
 
     /// The handle that the current request opened before the last worker died.

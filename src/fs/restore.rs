@@ -47,6 +47,16 @@ impl Found {
         found
     }
 
+    /// Takes out what only the kernel refers to.
+    fn forget_kernel(&mut self) -> Vec<Key> {
+        let is_its = |key: &Key| {
+            matches!(key, Key::Lookups(_) | Key::Handle(_) | Key::Listing(_) | Key::Doing(_) | Key::Sights(_))
+        };
+        let keys: Vec<Key> = self.plain.keys().filter(|key| is_its(key)).cloned().collect();
+        keys.iter().for_each(|key| drop(self.plain.remove(key)));
+        keys
+    }
+
     fn read<T: serde::de::DeserializeOwned>(&self, key: &Key) -> Option<T> {
         postcard::from_bytes(self.plain.get(key)?).ok()
     }
@@ -60,17 +70,21 @@ impl Found {
 }
 
 impl FileSystem {
-    /// As [`FileSystem::new`], going on from what `journal` has, and writing down there what changes. Call it on the
-    /// tokio runtime that will run the futures it returns.
+    /// As [`FileSystem::new`], going on from what `journal` has, and writing down there what changes. With `anew` the
+    /// kernel knows nothing of the inodes and handles in it. Call it on the tokio runtime that will run the futures it
+    /// returns.
     pub fn restore(
         vault: DynVault,
         first_page: Option<Page>,
         options: Options,
         clock: Arc<dyn Clock>,
         journal: Arc<dyn Journal>,
+        anew: bool,
     ) -> Arc<Self> {
         let mut found = Found::in_journal(&*journal);
+        let forgotten = if anew { found.forget_kernel() } else { Vec::new() };
         let pen = Pen::new(journal);
+        forgotten.iter().for_each(|key| pen.delete(key));
         let cache = Self::cache_over(vault, first_page, &options, &clock);
         let fs = Self::over(cache, options, clock, pen.clone());
         if found.strange > 0 {
@@ -84,6 +98,9 @@ impl FileSystem {
             tracing::info!(inodes, handles, "going on where the last worker was");
         }
         fs.go_on();
+        if anew {
+            fs.table().drop_all_unheld();
+        }
         fs
     }
 

@@ -16,6 +16,7 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
+use crate::crash;
 use crate::fs::{Attr, Caller, Create, Entry, FileKind, FileSystem, Opened, SetAttr, Step};
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
@@ -38,6 +39,43 @@ impl Adapter {
     /// Answers requests from `fs`, and runs on `runtime` what takes time.
     pub fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
         Self { fs, runtime }
+    }
+
+    /// Does `work` for a request that changes something, and answers it.
+    fn serve<T: Send + 'static>(
+        &self,
+        req: &Request,
+        work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let (fs, unique) = (self.fs.clone(), req.unique().0);
+        self.answer(self.fs.serve(unique, work), move |result| {
+            crash::point("answer");
+            answer(result);
+            crash::point("answered");
+            fs.answered(unique);
+        });
+    }
+
+    /// The same for one that changes nothing.
+    fn look<T: Send + 'static>(
+        &self,
+        req: &Request,
+        work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let unique = req.unique().0;
+        match self.fs.seen(unique) {
+            Ok(()) if unique >> 63 == 0 => self.answer(work(&self.fs), answer),
+            Ok(()) => {
+                let fs = self.fs.clone();
+                self.answer(work(&self.fs), move |result| {
+                    answer(result);
+                    fs.answered(unique);
+                });
+            }
+            Err(poison) => answer(Err(errno(poison))),
+        }
     }
 
     /// Gives `answer` the result, now or when the task has ended.
@@ -147,12 +185,16 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.answer(self.fs.lookup(parent.0, name), move |found| match found {
-            Ok(Some(found)) => entry(reply, &found),
-            Ok(None) => reply.error(Errno::ENOENT),
-            Err(e) => reply.error(e),
-        });
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.look(
+            req,
+            |fs| fs.lookup(parent.0, name),
+            move |found| match found {
+                Ok(Some(found)) => entry(reply, &found),
+                Ok(None) => reply.error(Errno::ENOENT),
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -168,7 +210,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -191,15 +233,19 @@ impl Filesystem for Adapter {
             })
         };
         let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
-        self.answer(self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), move |result| match result {
-            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
-            Err(e) => reply.error(e),
-        });
+        self.serve(
+            req,
+            |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set),
+            move |result| match result {
+                Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -207,10 +253,14 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.answer(self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
-            Ok(made) => entry(reply, &made),
-            Err(e) => reply.error(e),
-        });
+        self.serve(
+            req,
+            |fs| fs.mknod(parent.0, name, mode, umask),
+            move |made| match made {
+                Ok(made) => entry(reply, &made),
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
     fn symlink(
@@ -224,31 +274,39 @@ impl Filesystem for Adapter {
         reply.error(errno(self.fs.refuse_special("symlink", name)));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.answer(self.fs.link(ino.0, newparent.0, name), move |made| match made {
-            Ok(made) => entry(reply, &made),
-            Err(e) => reply.error(e),
-        });
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.serve(
+            req,
+            |fs| fs.link(ino.0, newparent.0, name),
+            move |made| match made {
+                Ok(made) => entry(reply, &made),
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.answer(self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
-            Ok(made) => entry(reply, &made),
-            Err(e) => reply.error(e),
-        });
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.serve(
+            req,
+            |fs| fs.mkdir(parent.0, name, mode & !umask),
+            move |made| match made {
+                Ok(made) => entry(reply, &made),
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answer(self.fs.unlink(parent.0, name, caller(req)), empty(reply));
+        self.serve(req, |fs| fs.unlink(parent.0, name, caller(req)), empty(reply));
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answer(self.fs.rmdir(parent.0, name), empty(reply));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.serve(req, |fs| fs.rmdir(parent.0, name), empty(reply));
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -257,16 +315,16 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let to = (newparent.0, newname);
-        self.answer(self.fs.rename((parent.0, name), to, flags.bits()), empty(reply));
+        self.serve(req, |fs| fs.rename((parent.0, name), to, flags.bits()), empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.answer(self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
+        self.serve(req, |fs| fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -275,15 +333,19 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.answer(self.fs.read(fh.0, offset, size), move |slice| match slice {
-            Ok(slice) => reply.data(slice.expose()),
-            Err(e) => reply.error(e),
-        });
+        self.look(
+            req,
+            |fs| fs.read(fh.0, offset, size),
+            move |slice| match slice {
+                Ok(slice) => reply.data(slice.expose()),
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -293,19 +355,23 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.fs.write(fh.0, offset, data) {
-            Ok(written) => reply.written(written),
-            Err(e) => reply.error(errno(e)),
-        }
+        self.serve(
+            req,
+            |fs| fs.write(fh.0, offset, data).into(),
+            move |written| match written {
+                Ok(written) => reply.written(written),
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        self.answer(self.fs.flush(fh.0, caller(req)), empty(reply));
+        self.serve(req, |fs| fs.flush(fh.0, caller(req)), empty(reply));
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -313,11 +379,11 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.answer(self.fs.release(fh.0), empty(reply));
+        self.serve(req, |fs| fs.release(fh.0), empty(reply));
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.answer(self.fs.fsync(fh.0), empty(reply));
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.serve(req, |fs| fs.fsync(fh.0), empty(reply));
     }
 
     fn create(
@@ -331,51 +397,51 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let create = Create { mode, umask, flags };
-        self.answer(self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
-            Ok((entry, opened)) => {
-                let flags = fopen_flags(&opened);
-                reply.created(
-                    &entry.ttl,
-                    &file_attr(&entry.attr),
-                    Generation(0),
-                    FileHandle(opened.fh),
-                    flags,
-                );
-            }
-            Err(e) => reply.error(e),
-        });
+        self.serve(
+            req,
+            |fs| fs.create(parent.0, name, create, caller(req)),
+            move |made| match made {
+                Ok((entry, opened)) => {
+                    let flags = fopen_flags(&opened);
+                    reply.created(
+                        &entry.ttl,
+                        &file_attr(&entry.attr),
+                        Generation(0),
+                        FileHandle(opened.fh),
+                        flags,
+                    );
+                }
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.answer(self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
+        self.serve(req, |fs| fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.answer(self.fs.readdir(fh.0, offset == 0), move |listing| match listing {
-            Ok(listing) => {
-                let from = usize::try_from(offset).unwrap_or(usize::MAX);
-                for (at, item) in listing.iter().enumerate().skip(from) {
-                    let ino = INodeNo(item.ino.unwrap_or(UNKNOWN_INO));
-                    if reply.add(ino, at as u64 + 1, kind(item.kind), &item.name) {
-                        break;
+    fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.look(
+            req,
+            |fs| fs.readdir(fh.0, offset == 0),
+            move |listing| match listing {
+                Ok(listing) => {
+                    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                    for (at, item) in listing.iter().enumerate().skip(from) {
+                        let ino = INodeNo(item.ino.unwrap_or(UNKNOWN_INO));
+                        if reply.add(ino, at as u64 + 1, kind(item.kind), &item.name) {
+                            break;
+                        }
                     }
+                    reply.ok();
                 }
-                reply.ok();
-            }
-            Err(e) => reply.error(e),
-        });
+                Err(e) => reply.error(e),
+            },
+        );
     }
 
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.fs.releasedir(fh.0);
-        reply.ok();
+    fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.serve(req, |fs| Step::Ready(Ok(fs.releasedir(fh.0))), empty(reply));
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

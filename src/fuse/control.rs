@@ -6,7 +6,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +37,11 @@ pub enum Request {
     Discard {
         /// The object's name.
         name: String,
+    },
+    /// Let this program take over; answered only if that is refused.
+    Upgrade {
+        /// The program, absolute.
+        program: PathBuf,
     },
     /// Answer when the mount has ended.
     Watch,
@@ -73,11 +78,20 @@ pub trait Handler: Send + Sync + 'static {
     fn discard(&self, name: &str) -> bool;
 }
 
+/// Hands the mount to another program.
+#[async_trait::async_trait]
+pub trait Upgrade: Send + Sync {
+    /// Comes back only if it is refused: with the reason.
+    async fn to(&self, program: &Path) -> String;
+}
+
 /// How the worker's main loop and the socket's connections reach each other.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Wires {
     /// Somebody asked for the end.
     pub end: mpsc::UnboundedSender<()>,
+    /// The way to another program.
+    pub upgrade: Arc<dyn Upgrade>,
     /// Set once, when it is over.
     pub ended: watch::Receiver<Option<Vec<Unsaved>>>,
 }
@@ -141,6 +155,7 @@ async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, w
                 Answer::Drained(handler.drain(timeout_ms.map(Duration::from_millis)).await)
             }
             Ok(Request::Retry { name }) => Answer::Drained(handler.retry(name.as_deref()).await),
+            Ok(Request::Upgrade { program }) => Answer::Error(wires.upgrade.to(&program).await),
             Ok(Request::Discard { name }) => Answer::Discarded(handler.discard(&name)),
             Ok(request @ (Request::Watch | Request::End)) => {
                 if matches!(request, Request::End) {
@@ -223,6 +238,13 @@ mod tests {
         }
     }
 
+    #[async_trait::async_trait]
+    impl Upgrade for Fake {
+        async fn to(&self, program: &Path) -> String {
+            format!("not to {}", program.display())
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn requests_are_answered_and_watchers_hear_the_end() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -230,7 +252,8 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(&path).expect("own directory");
         let (end, mut asked_to_end) = mpsc::unbounded_channel();
         let (over, ended) = watch::channel(None);
-        let server = tokio::spawn(serve(listener, Arc::new(Fake), Wires { end, ended }));
+        let server =
+            tokio::spawn(serve(listener, Arc::new(Fake), Wires { end, ended, upgrade: Arc::new(Fake) }));
         let client = tokio::task::spawn_blocking(move || {
             let second = Duration::from_secs(5);
             let mut client = Client::connect(&path).expect("listening");

@@ -23,8 +23,10 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::mounts::Dev;
+use super::state::SealKey;
 use crate::fs::Options;
 use crate::secret::SecretString;
+use crate::vault::http::lazy::Start;
 
 /// Everything a keeper and its workers need to know; no secret in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,6 +39,8 @@ pub struct MountConfig {
     pub kernel: KernelOptions,
     /// Which vault: understood by the command line's layer only.
     pub spec: serde_json::Value,
+    /// What to do when the vault does not answer at the start.
+    pub start: Start,
     /// How long unsaved writes are tried when the mount ends.
     pub drain: Duration,
     /// Where log lines go: understood by the command line's layer only.
@@ -95,6 +99,17 @@ pub enum Outcome {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
+    /// The first message: carries the state of the mount. The worker says whether it can read it.
+    State {
+        /// There was a worker before: what it knew is in the state, and the vault need not answer now.
+        takeover: bool,
+        /// The mount is a new one that knows nothing of the inodes and handles in the state.
+        anew: bool,
+    },
+    /// Connect to the vault.
+    Connect,
+    /// An upgrade that was asked for does not take place.
+    NotUpgraded(String),
     /// Take over this mount. Carries the /dev/fuse descriptor and the control socket's listener.
     Serve {
         /// The INIT request as the kernel sent it.
@@ -103,6 +118,8 @@ pub enum ToWorker {
         dev: Dev,
         /// For status.
         facts: Facts,
+        /// A dead worker may have left requests unanswered.
+        resend: bool,
     },
     /// The kernel has its answer to INIT (or had it all along): serve.
     Go,
@@ -118,14 +135,18 @@ pub enum ToWorker {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToKeeper {
-    /// The vault answered and took the key.
-    Connected,
+    /// The state can be read.
+    Readable,
+    /// The vault answered and took the key (or need not answer yet); its description, as far as it is known now.
+    Connected(serde_json::Value),
     /// It did not; the worker ends.
     Failed(Failed),
     /// The answer to INIT that this worker's session is built for.
     Init(Vec<u8>),
     /// Requests are being served.
     Serving,
+    /// Somebody wants this program to take over.
+    Upgrade(PathBuf),
     /// The answer to [`ToWorker::Drain`]: how many writes are left.
     Drained(usize),
     /// The session is over, and so many writes are left; the worker ends.
@@ -145,6 +166,8 @@ pub struct Facts {
     pub keeper_memory: crate::harden::LockState,
     /// How many workers there were before this one.
     pub restarts: u32,
+    /// How the last one ended.
+    pub last_end: Option<String>,
 }
 
 /// Writes a configuration and a key for a new process to read.
@@ -172,6 +195,18 @@ pub fn receive_config(mut from: impl Read) -> io::Result<(MountConfig, Option<Se
     let text = String::from_utf8(std::mem::take(&mut *bytes))
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the key is not text"))?;
     Ok((config, Some(SecretString::new(text))))
+}
+
+/// Writes the key that seals the mount's state, after [`send_config`].
+pub fn send_seal(mut to: impl Write, seal: &SealKey) -> io::Result<()> {
+    // Handing it on is what this is for.
+    write_part(&mut to, seal.expose())
+}
+
+/// Reads what [`send_seal`] wrote.
+pub fn receive_seal(mut from: impl Read) -> io::Result<SealKey> {
+    let bytes = read_part(&mut from)?;
+    SealKey::from_bytes(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Neither a configuration nor a key is longer.
@@ -304,6 +339,7 @@ mod tests {
             options: Options::default(),
             kernel: KernelOptions::default(),
             spec: serde_json::json!({"endpoint": "x"}),
+            start: Start::Wait(Duration::from_secs(1)),
             drain: Duration::from_secs(60),
             log: serde_json::Value::Null,
             foreground: false,

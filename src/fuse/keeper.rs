@@ -1,23 +1,27 @@
-//! The keeper: mounts, holds the /dev/fuse descriptor, watches the worker, unmounts.
+//! The keeper: mounts, holds the /dev/fuse descriptor and the mount's state, keeps a worker alive, unmounts.
 //!
 //! 1. It must survive what the worker may die of. So it is one thread, no runtime, and does little: wait for
 //!    signals and for the worker's messages, with a deadline where it waits for something to happen.
 //! 2. While it holds /dev/fuse the connection lives, whatever happens to the worker. It therefore never opens a
 //!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts.
-//!    A mount whose worker died in the middle of its work is not unmounted but left dead (ENOTCONN): below it is a
-//!    plain directory, where what programs go on writing would be on disk, readable.
 //! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount.
-//! 4. waitpid(2) is not enough to see a worker's death: a thread stuck in a call on the own mount keeps the
+//! 4. When the worker dies, a successor takes over at once: same device, same state, same control socket. Programs only
+//!    wait. Where they keep dying (`crew`) there are pauses, and at last everything on the mount is EIO (`refuse`): it
+//!    is not unmounted, because below it is a plain directory, where what programs go on writing would be on disk.
+//! 5. A kernel that cannot send again what a dead worker had read (before Linux 6.9) gets a new mount in the old one's
+//!    place: what was in flight fails, and what was open; what is unsaved goes on.
+//! 6. waitpid(2) is not enough to see a worker's death: a thread stuck in a call on the own mount keeps the
 //!    process a zombie whose parent is not told. The closed channel and the state in /proc are looked at too.
-//! 5. SIGTERM and SIGINT act here only: drain, unmount (detached, if it is in use), exit 0 or 7. SIGHUP makes
+//! 7. SIGTERM and SIGINT act here only: drain, unmount (detached, if it is in use), exit 0 or 7. SIGHUP makes
 //!    the worker read its key file again.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -25,14 +29,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::crew::{Deaths, Equipment, Worker, ending};
 use super::handover::{
-    Channel, Facts, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config,
-    send_config, take_standard,
+    Facts, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config, take_standard,
 };
 use super::kernel::{self, Mode, Mounted};
 use super::mounts::{self, Dev};
-use super::process;
+use super::refuse;
 use super::runtime::{Record, RuntimeDir};
+use super::state::{self, SealKey};
 use crate::harden::LockState;
 use crate::secret::SecretString;
 
@@ -49,6 +54,10 @@ const DRAIN_MARGIN: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a worker that was told to end may take.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a successor may take from its start to serving.
+const TAKEOVER: Duration = Duration::from_secs(30);
+/// Between looks at whether the worker's leader is a zombie, which nothing else tells.
+const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// The first steps of a keeper process: descriptors, session, configuration, the line to its starter.
 pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, Front)> {
@@ -86,7 +95,7 @@ impl Front {
 
 /// Runs a mount from start to end. Returns the exit code.
 pub fn run(config: MountConfig, key: Option<SecretString>, mut front: Front, memory: LockState) -> u8 {
-    match Keeper::start(&config, key.as_ref(), &mut front, memory) {
+    match Keeper::start(config, key, &mut front, memory) {
         Ok(keeper) => keeper.serve(),
         Err(failed) => {
             tracing::error!("not mounted: {failed}");
@@ -95,22 +104,6 @@ pub fn run(config: MountConfig, key: Option<SecretString>, mut front: Front, mem
             }
             front.tell(&Outcome::Failed(failed.clone()));
             failed.exit
-        }
-    }
-}
-
-struct Worker {
-    child: Child,
-    channel: Channel,
-    /// The channel ended; only the exit status is missing.
-    silent: bool,
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
         }
     }
 }
@@ -127,6 +120,8 @@ enum Event {
     WorkerGone(Option<ExitStatus>),
     /// The starting command went away before it heard anything.
     FrontGone,
+    /// There is a request to refuse, or the connection is gone.
+    Request,
     Timeout,
 }
 
@@ -134,6 +129,10 @@ enum Event {
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Serving,
+    /// To start another worker.
+    Pausing(Instant),
+    /// For nothing: every request is refused.
+    Broken,
     Draining(Instant),
     Leaving(Instant),
     Ending(Instant),
@@ -142,57 +141,90 @@ enum Phase {
 impl Phase {
     fn until(self) -> Option<Instant> {
         match self {
-            Phase::Serving => None,
-            Phase::Draining(t) | Phase::Leaving(t) | Phase::Ending(t) => Some(t),
+            Phase::Serving | Phase::Broken => None,
+            Phase::Pausing(t) | Phase::Draining(t) | Phase::Leaving(t) | Phase::Ending(t) => Some(t),
         }
     }
 }
 
-struct Keeper<'a> {
-    config: &'a MountConfig,
+struct Keeper {
+    equipment: Equipment,
+    memory: LockState,
     signals: SignalFd,
-    worker: Worker,
+    /// The mount's state, in a memfd.
+    state: OwnedFd,
+    worker: Option<Worker>,
     mounted: Option<Mounted>,
+    /// The answer to INIT, which each worker has to give alike.
+    init_reply: Vec<u8>,
+    listener: Option<UnixListener>,
     directory: RuntimeDir,
     phase: Phase,
+    deaths: Deaths,
+    restarts: u32,
+    last_end: Option<String>,
+    /// Signals that came while a worker was being started.
+    later: VecDeque<Event>,
     /// The worker has said that its session is over.
     session_over: bool,
 }
 
-impl<'a> Keeper<'a> {
+impl Keeper {
     fn start(
-        config: &'a MountConfig,
-        key: Option<&SecretString>,
+        config: MountConfig,
+        key: Option<SecretString>,
         front: &mut Front,
         memory: LockState,
     ) -> Result<Self, Failed> {
-        let directory = RuntimeDir::own()
-            .map_err(|e| Failed::new(format!("there is no place for the control socket: {e}")))?;
+        let failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
+        let directory = RuntimeDir::own().map_err(failed("there is no place for the control socket"))?;
         let signals = take_signals().map_err(|e| Failed::new(format!("signals: {e}")))?;
-        let worker = spawn_worker(config, key)
-            .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
-        let phase = Phase::Serving;
-        let mut keeper =
-            Self { config, signals, worker, mounted: None, directory, phase, session_over: false };
-        match keeper.expect(front)? {
-            ToKeeper::Connected => {}
-            ToKeeper::Failed(failed) => return Err(failed),
-            other => return Err(unexpected(&other)),
-        }
+        let seal = SealKey::random().map_err(failed("no key for the mount's state"))?;
+        let state = state::create().map_err(failed("no memory for the mount's state"))?;
+        let mut keeper = Self {
+            equipment: Equipment { config, key, seal, program: None },
+            memory,
+            signals,
+            state,
+            worker: None,
+            mounted: None,
+            init_reply: Vec::new(),
+            listener: None,
+            directory,
+            phase: Phase::Serving,
+            deaths: Deaths::default(),
+            restarts: 0,
+            last_end: None,
+            later: VecDeque::new(),
+            session_over: false,
+        };
+        let first = ToWorker::State { takeover: false, anew: false };
+        keeper.worker = Some(keeper.introduce(None, &first, Some(front))?);
+        keeper.connect(Some(front))?;
         keeper.mount()?;
-        if let Err(failed) = keeper.assign(front, memory) {
+        if let Err(failed) = keeper.assign(Some(front)) {
             keeper.abandon();
             return Err(failed);
         }
-        if !config.foreground {
+        let dev = keeper.dev().expect("just mounted");
+        front.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() });
+        if !keeper.equipment.config.foreground {
             // From here on nobody reads what is written there.
             drop(take_standard(2));
         }
         Ok(keeper)
     }
 
+    fn dev(&self) -> Option<Dev> {
+        self.mounted.as_ref().map(|mounted| mounted.dev)
+    }
+
+    fn mountpoint(&self) -> &Path {
+        &self.equipment.config.mountpoint
+    }
+
     fn mount(&mut self) -> Result<(), Failed> {
-        let mountpoint = &self.config.mountpoint;
+        let mountpoint = self.mountpoint();
         let taken = mounts::top_at(mountpoint).ok().flatten().is_some_and(|e| e.is_vaultfs());
         if taken {
             return Err(Failed::new(format!(
@@ -200,85 +232,166 @@ impl<'a> Keeper<'a> {
                 mountpoint.display()
             )));
         }
-        let mounted =
-            kernel::mount(mountpoint, &self.config.kernel).map_err(|e| mount_failed(mountpoint, &e))?;
+        let mounted = kernel::mount(mountpoint, &self.equipment.config.kernel)
+            .map_err(|e| mount_failed(mountpoint, &e))?;
         tracing::info!(mountpoint = %mountpoint.display(), dev = %mounted.dev, "mounted");
+        let failed = |e| Failed::new(format!("the control socket cannot be made: {e}"));
+        let made = RuntimeDir::listen(mounted.dev, std::process::id()).map_err(failed);
         self.mounted = Some(mounted);
+        let (directory, listener) = made.inspect_err(|_| self.abandon())?;
+        (self.directory, self.listener) = (directory, Some(listener));
+        self.init_reply.clear();
         Ok(())
     }
 
-    /// Hands the mount to the worker, answers INIT, and tells everybody.
-    fn assign(&mut self, front: &mut Front, memory: LockState) -> Result<(), Failed> {
-        let Some(mounted) = &self.mounted else { return Err(Failed::new("nothing is mounted")) };
-        let (dev, mountpoint) = (mounted.dev, &self.config.mountpoint);
+    /// Starts a worker that says that it can read the state.
+    fn introduce(
+        &mut self,
+        program: Option<&File>,
+        state: &ToWorker,
+        front: Option<&Front>,
+    ) -> Result<Worker, Failed> {
+        let worker = Worker::start(&self.equipment, program)
+            .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
+        worker.channel.send(state, &[self.state.as_fd()]).map_err(|e| lost(&e))?;
+        let before = self.worker.replace(worker);
+        let said = self.expect(front);
+        let worker = std::mem::replace(&mut self.worker, before);
+        match (said?, worker) {
+            (ToKeeper::Readable, Some(worker)) => Ok(worker),
+            (ToKeeper::Failed(failed), _) => Err(failed),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    fn connect(&mut self, front: Option<&Front>) -> Result<(), Failed> {
+        self.send(&ToWorker::Connect, &[]).map_err(|e| lost(&e))?;
+        match self.expect(front)? {
+            ToKeeper::Connected(spec) => {
+                self.equipment.config.spec = spec;
+                Ok(())
+            }
+            ToKeeper::Failed(failed) => Err(failed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn send(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        match &self.worker {
+            Some(worker) => worker.channel.send(message, fds),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Hands the mount to the worker, answers INIT if that is still to be done, and writes down where to find it.
+    fn assign(&mut self, front: Option<&Front>) -> Result<(), Failed> {
+        let (Some(mounted), Some(listener)) = (&self.mounted, &self.listener) else {
+            return Err(Failed::new("nothing is mounted"));
+        };
+        let dev = mounted.dev;
         let facts = Facts {
             keeper_pid: std::process::id(),
             fuse_abi: mounted.init.abi(),
-            resend: mounted.init.resend(),
-            keeper_memory: memory,
-            restarts: 0,
+            resend: can_resend(mounted),
+            keeper_memory: self.memory.clone(),
+            restarts: self.restarts,
+            last_end: self.last_end.clone(),
         };
-        let listener;
-        (self.directory, listener) = RuntimeDir::listen(dev, std::process::id())
-            .map_err(|e| Failed::new(format!("the control socket cannot be made: {e}")))?;
-        let serve = ToWorker::Serve { init: mounted.init.as_bytes().to_vec(), dev, facts };
-        self.worker
-            .channel
-            .send(&serve, &[mounted.device.as_fd(), listener.as_fd()])
-            .map_err(|e| lost(&e))?;
-        match self.expect(front)? {
-            ToKeeper::Init(reply) => {
-                let mounted = self.mounted.as_ref().expect("set by mount, looked at above");
-                kernel::answer(&mounted.device, &reply)
-                    .map_err(|e| Failed::new(format!("the kernel did not take the answer to INIT: {e}")))?;
-            }
+        let is_new = self.init_reply.is_empty();
+        let serve = ToWorker::Serve {
+            init: mounted.init.as_bytes().to_vec(),
+            dev,
+            resend: !is_new && facts.resend,
+            facts,
+        };
+        self.send(&serve, &[mounted.device.as_fd(), listener.as_fd()]).map_err(|e| lost(&e))?;
+        let reply = match self.expect(front)? {
+            ToKeeper::Init(reply) => reply,
             ToKeeper::Failed(failed) => return Err(failed),
             other => return Err(unexpected(&other)),
+        };
+        if is_new {
+            let mounted = self.mounted.as_ref().expect("looked at above");
+            kernel::answer(&mounted.device, &reply)
+                .map_err(|e| Failed::new(format!("the kernel did not take the answer to INIT: {e}")))?;
+            self.init_reply = reply;
+        } else if reply != self.init_reply {
+            return Err(Failed::new("it does not speak with the kernel as the worker before it did"));
         }
-        self.worker.channel.send(&ToWorker::Go, &[]).map_err(|e| lost(&e))?;
+        self.send(&ToWorker::Go, &[]).map_err(|e| lost(&e))?;
         match self.expect(front)? {
             ToKeeper::Serving => {}
             other => return Err(unexpected(&other)),
         }
-        let record = Record {
-            mountpoint: mountpoint.clone(),
-            keeper_pid: std::process::id(),
-            spec: self.config.spec.clone(),
-        };
-        self.directory
-            .write(dev, &record)
-            .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))?;
-        front.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() });
-        Ok(())
+        if let Some(worker) = &mut self.worker {
+            worker.serving_since = Some(Instant::now());
+        }
+        self.write_record(dev, None)
+            .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
     }
 
-    /// The worker's next message while the mount is being made.
-    fn expect(&mut self, front: &Front) -> Result<ToKeeper, Failed> {
+    fn write_record(&self, dev: Dev, broken: Option<String>) -> io::Result<()> {
+        let config = &self.equipment.config;
+        let record = Record {
+            mountpoint: config.mountpoint.clone(),
+            keeper_pid: std::process::id(),
+            spec: config.spec.clone(),
+            broken,
+        };
+        self.directory.write(dev, &record)
+    }
+
+    /// The worker's next message while it is being started.
+    fn expect(&mut self, front: Option<&Front>) -> Result<ToKeeper, Failed> {
+        let until = front.is_none().then(|| Instant::now() + TAKEOVER);
         loop {
-            match self.next_event(Some(front), None) {
+            match self.next_event(front, until) {
                 Event::Worker(message) => return Ok(message),
                 Event::WorkerGone(status) => {
-                    let how = status.map_or("it is stuck".into(), |s| s.to_string());
+                    let how = ending(status);
                     return Err(Failed::new(format!("the worker process died ({how}); see the log")));
                 }
-                Event::Stop | Event::FrontGone => {
+                Event::Stop | Event::FrontGone if front.is_some() => {
                     return Err(Failed::new("interrupted before it was mounted"));
                 }
-                Event::Reload | Event::Timeout => {}
+                event @ (Event::Stop | Event::Reload) => self.later.push_back(event),
+                Event::Timeout if until.is_some() => {
+                    return Err(Failed::new("the worker process took too long to start"));
+                }
+                Event::FrontGone | Event::Request | Event::Timeout => {}
             }
         }
     }
 
     fn serve(mut self) -> u8 {
         loop {
-            let until = self.phase.until();
-            match (self.next_event(None, until), self.phase) {
+            let event = match self.later.pop_front() {
+                Some(event) => event,
+                None => self.next_event(None, self.phase.until()),
+            };
+            match (event, self.phase) {
                 (Event::Stop, Phase::Serving) => {
                     tracing::info!("asked to stop: storing what is unsaved");
-                    self.tell(&ToWorker::Drain);
-                    self.phase = Phase::Draining(Instant::now() + self.config.drain + DRAIN_MARGIN);
+                    self.drain();
+                }
+                // There has to be a worker to store what is unsaved.
+                (Event::Stop, Phase::Pausing(_)) => {
+                    self.later.push_back(Event::Stop);
+                    self.succeed();
+                }
+                (Event::Stop, Phase::Broken) => {
+                    self.abandon();
+                    return 1;
+                }
+                (Event::Timeout, Phase::Pausing(_)) => self.succeed(),
+                (Event::Request, Phase::Broken) => {
+                    if !self.refuse() {
+                        self.abandon();
+                        return 1;
+                    }
                 }
                 (Event::Reload, _) => self.tell(&ToWorker::ReloadKey),
+                (Event::Worker(ToKeeper::Upgrade(path)), Phase::Serving) => self.upgrade(&path),
                 (Event::Worker(ToKeeper::Drained(left)), Phase::Draining(_)) => {
                     tracing::info!(left, "drained");
                     self.leave();
@@ -290,7 +403,9 @@ impl<'a> Keeper<'a> {
                 (Event::Timeout, Phase::Leaving(_)) => self.end_worker(),
                 (Event::Timeout, Phase::Ending(_)) => {
                     tracing::error!("the worker does not end: killing it");
-                    let _ = self.worker.child.kill();
+                    if let Some(worker) = &mut self.worker {
+                        let _ = worker.child.kill();
+                    }
                     self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
                 }
                 (Event::Worker(ToKeeper::Ended(left)), _) => {
@@ -298,22 +413,176 @@ impl<'a> Keeper<'a> {
                     self.session_over = true;
                     self.withdraw();
                 }
-                (Event::WorkerGone(status), _) => return self.finish(status),
+                (Event::WorkerGone(status), phase) => {
+                    if self.session_over || matches!(phase, Phase::Ending(_)) {
+                        return self.finish(status);
+                    }
+                    self.worker_died(status);
+                }
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),
             }
         }
     }
 
+    /// Nobody asked it to: another one goes on, now or in a while.
+    fn worker_died(&mut self, status: Option<ExitStatus>) {
+        let how = ending(status);
+        let served = self.worker.take().and_then(|worker| worker.serving_since);
+        self.restarts += 1;
+        self.last_end = Some(how.clone());
+        match self.deaths.count(Instant::now(), served) {
+            Some(Duration::ZERO) => {
+                tracing::error!("the worker died ({how}): starting another one");
+                self.succeed();
+            }
+            Some(pause) => {
+                tracing::error!(
+                    "the worker died again ({how}): starting another one in {} s",
+                    pause.as_secs()
+                );
+                self.phase = Phase::Pausing(Instant::now() + pause);
+            }
+            None => self.give_up(&how),
+        }
+    }
+
+    /// Starts a worker that takes over. Where it fails it counts as one that died.
+    fn succeed(&mut self) {
+        let (drains, leaves) =
+            (matches!(self.phase, Phase::Draining(_)), matches!(self.phase, Phase::Leaving(_)));
+        let phase = self.phase;
+        self.phase = Phase::Serving;
+        if let Err(failed) = self.take_over(None) {
+            tracing::error!("a worker could not take over: {failed}");
+            if let Some(worker) = &mut self.worker {
+                worker.kill();
+            }
+            if drains || leaves {
+                self.later.push_back(Event::Stop);
+            }
+            return self.worker_died(None);
+        }
+        tracing::info!(restarts = self.restarts, "another worker serves the mount");
+        if drains {
+            self.drain();
+        } else if leaves {
+            self.phase = phase;
+        }
+    }
+
+    fn take_over(&mut self, worker: Option<Worker>) -> Result<(), Failed> {
+        let anew = worker.is_none() && self.mounted.as_ref().is_some_and(|mounted| !can_resend(mounted));
+        let worker = match worker {
+            Some(worker) => worker,
+            None => self.introduce(None, &ToWorker::State { takeover: true, anew }, None)?,
+        };
+        self.worker = Some(worker);
+        self.connect(None)?;
+        if anew && self.dev().is_some_and(|dev| self.is_mounted(dev)) {
+            self.mount_anew()?;
+        }
+        self.assign(None)
+    }
+
+    /// For kernels that cannot send requests again: what is in flight fails, and a new mount takes the old one's place.
+    fn mount_anew(&mut self) -> Result<(), Failed> {
+        if let Some(dev) = self.dev() {
+            // Of use only where a stuck thread of the worker holds the device still.
+            let _ = kernel::abort(dev);
+        }
+        self.abandon();
+        self.mount()
+    }
+
+    /// A new program is to take over. It has to be able to read the state before the old one ends.
+    fn upgrade(&mut self, path: &Path) {
+        let ready = File::open(path).map_err(|e| Failed::new(format!("{}: {e}", path.display()))).and_then(
+            |program| {
+                let state = ToWorker::State { takeover: true, anew: false };
+                let worker = self.introduce(Some(&program), &state, None)?;
+                Ok((program, worker))
+            },
+        );
+        if !self.mounted.as_ref().is_some_and(can_resend) {
+            let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
+            return self.tell(&ToWorker::NotUpgraded(why.to_owned()));
+        }
+        let (program, successor) = match ready {
+            Ok(ready) => ready,
+            Err(failed) => {
+                tracing::error!("no upgrade to {}: {failed}", path.display());
+                return self.tell(&ToWorker::NotUpgraded(failed.message));
+            }
+        };
+        tracing::info!("{} takes over", path.display());
+        // What it had read and not answered the successor gets again.
+        if let Some(old) = &mut self.worker {
+            old.kill();
+        }
+        self.restarts += 1;
+        self.last_end = Some("it was upgraded".to_owned());
+        match self.take_over(Some(successor)) {
+            Ok(()) => self.equipment.program = Some(program),
+            Err(failed) => {
+                tracing::error!("the new program could not take over, the old one goes on: {failed}");
+                if let Some(worker) = &mut self.worker {
+                    worker.kill();
+                }
+                self.worker = None;
+                self.succeed();
+            }
+        }
+    }
+
+    /// Workers keep dying: from now on everything is refused.
+    fn give_up(&mut self, how: &str) {
+        let path = self.mountpoint().display().to_string();
+        let why = format!(
+            "its worker keeps dying ({how}; see the log): everything on it fails with EIO; `vaultfs unmount --force \
+             {path}` removes it, and what was not stored is lost then"
+        );
+        tracing::error!("{path}: {why}");
+        // Nobody listens any more: who asks finds the record.
+        self.listener = None;
+        if let Some(mounted) = &self.mounted {
+            if let Err(e) = self.write_record(mounted.dev, Some(why)) {
+                tracing::error!("the record cannot be written: {e}");
+            }
+            if can_resend(mounted) {
+                let _ = kernel::resend(&mounted.device);
+            }
+        }
+        self.phase = Phase::Broken;
+    }
+
+    /// Refuses one request. False when the connection is gone.
+    fn refuse(&self) -> bool {
+        let Some(mounted) = &self.mounted else { return false };
+        match refuse::one(&mounted.device) {
+            Ok(connected) => connected,
+            Err(e) => {
+                tracing::error!("the FUSE device cannot be used: {e}");
+                false
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        self.tell(&ToWorker::Drain);
+        self.phase = Phase::Draining(Instant::now() + self.equipment.config.drain + DRAIN_MARGIN);
+    }
+
     /// Unmounts on request; the worker then sees the end of its session.
     fn leave(&mut self) {
         let Some(mounted) = &self.mounted else { return self.end_worker() };
-        let mountpoint = &self.config.mountpoint;
+        let config = &self.equipment.config;
+        let mountpoint = &config.mountpoint;
         match kernel::unmount_or_detach(mountpoint, mounted.dev) {
             Ok(_) if self.is_mounted(mounted.dev) => {
                 tracing::error!("another mount covers {}: it is left in place", mountpoint.display());
                 self.end_worker();
             }
-            Ok(true) => self.phase = Phase::Leaving(Instant::now() + self.config.drain + DRAIN_MARGIN),
+            Ok(true) => self.phase = Phase::Leaving(Instant::now() + config.drain + DRAIN_MARGIN),
             Ok(false) => {
                 tracing::warn!("{} was in use: detached", mountpoint.display());
                 self.phase = Phase::Leaving(Instant::now() + GRACE);
@@ -330,43 +599,16 @@ impl<'a> Keeper<'a> {
         self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
     }
 
-    /// The worker is gone. If that was to be, nothing may be left of the mount; else all of it must stay.
+    /// The worker is gone, as it was to be: nothing may be left of the mount.
     fn finish(mut self, status: Option<ExitStatus>) -> u8 {
         let code = status.and_then(|s| s.code());
-        match (code, status.and_then(|s| s.signal())) {
-            (Some(code), _) => tracing::info!(code, "the worker ended"),
-            (None, Some(signal)) => tracing::error!(signal, "the worker was killed"),
-            (None, None) => tracing::error!("the worker is stuck"),
-        }
-        let dev = self.mounted.as_ref().map(|mounted| mounted.dev);
-        match (self.phase, dev) {
-            (Phase::Serving, Some(dev)) if !self.session_over && self.is_mounted(dev) => {
-                self.leave_dead(dev);
-                return 1;
-            }
-            _ => self.abandon(),
-        }
+        tracing::info!("the worker ended: {}", ending(status));
+        self.abandon();
         code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
     }
 
     fn is_mounted(&self, dev: Dev) -> bool {
-        mounts::is_mounted(&self.config.mountpoint, dev)
-    }
-
-    /// Closes the connection and leaves the mount, where every operation fails from now on.
-    fn leave_dead(&mut self, dev: Dev) {
-        self.mounted = None;
-        if let Err(e) = kernel::abort(dev) {
-            // Of use only where a stuck thread of the worker holds the device still.
-            tracing::debug!("the connection was not aborted: {e}");
-        }
-        self.directory.leave(dev, std::process::id());
-        let path = self.config.mountpoint.display();
-        tracing::error!(
-            "{path} stays mounted, dead: nothing can be read or written there (ENOTCONN), and nothing gets into the \
-             directory below it. Writes that the vault had not acknowledged are lost; those that failed before are \
-             named above. `vaultfs mount` with the same options replaces it, `vaultfs unmount {path}` removes it"
-        );
+        mounts::is_mounted(self.mountpoint(), dev)
     }
 
     /// Lets go of the connection and removes the mount, if it is still there and still ours.
@@ -374,7 +616,7 @@ impl<'a> Keeper<'a> {
         // The descriptor first: from here on every request fails at once, so that unmounting cannot wait for one.
         let Some(Mounted { device, dev, .. }) = self.mounted.take() else { return };
         drop(device);
-        let mountpoint = &self.config.mountpoint;
+        let mountpoint = self.mountpoint();
         match kernel::unmount(mountpoint, dev, Mode::Lazy) {
             Ok(true) => tracing::info!("unmounted"),
             Ok(false) if mounts::is_mounted(mountpoint, dev) => {
@@ -394,7 +636,7 @@ impl<'a> Keeper<'a> {
     }
 
     fn tell(&self, message: &ToWorker) {
-        if let Err(e) = self.worker.channel.send(message, &[]) {
+        if let Err(e) = self.send(message, &[]) {
             // Its end is the next event.
             tracing::debug!("the worker does not hear: {e}");
         }
@@ -402,17 +644,11 @@ impl<'a> Keeper<'a> {
 
     /// Waits for the next thing to react to, until `until` at the latest.
     fn next_event(&mut self, front: Option<&Front>, until: Option<Instant>) -> Event {
-        let mut silent_since = None;
         loop {
-            if self.worker.silent {
-                let since = *silent_since.get_or_insert_with(Instant::now);
-                match self.worker.child.try_wait() {
-                    Ok(Some(status)) => return Event::WorkerGone(Some(status)),
-                    // It may still be exiting; a thread that is stuck in the kernel keeps its leader a zombie.
-                    Ok(None)
-                        if since.elapsed() < END_PATIENCE || !process::is_zombie(self.worker.child.id()) => {}
-                    _ => return Event::WorkerGone(None),
-                }
+            if let Some(worker) = self.worker.as_mut().filter(|worker| worker.silent_since.is_some())
+                && let Some(status) = worker.is_gone()
+            {
+                return worker.last_words().map_or(Event::WorkerGone(status), Event::Worker);
             }
             let ready = match self.wait(front, until) {
                 Ok(ready) => ready,
@@ -422,12 +658,14 @@ impl<'a> Keeper<'a> {
                     continue;
                 }
             };
-            if ready.worker {
-                match self.worker.channel.receive() {
+            if let Some(worker) = self.worker.as_mut().filter(|_| ready.worker) {
+                match worker.channel.receive() {
                     Ok(Some((message, _))) => return Event::Worker(message),
-                    Ok(None) => self.worker.silent = true,
+                    Ok(None) => worker.silent_since = Some(Instant::now()),
                     Err(e) => tracing::error!("a message of the worker's cannot be read: {e}"),
                 }
+            } else if let Some(worker) = &mut self.worker {
+                worker.feel_pulse();
             }
             if ready.signal {
                 match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {
@@ -435,6 +673,9 @@ impl<'a> Keeper<'a> {
                     Some(libc::SIGHUP) => return Event::Reload,
                     _ => {}
                 }
+            }
+            if ready.request {
+                return Event::Request;
             }
             if ready.front_gone {
                 return Event::FrontGone;
@@ -446,8 +687,13 @@ impl<'a> Keeper<'a> {
     }
 
     fn wait(&self, front: Option<&Front>, until: Option<Instant>) -> nix::Result<Ready> {
+        let heard = self.worker.as_ref().filter(|worker| worker.silent_since.is_none());
         // A silent worker's exit is looked for now and then, the signal for it may come first.
-        let pause = self.worker.silent.then(|| Duration::from_millis(50));
+        let pause = match (&self.worker, heard) {
+            (Some(_), None) => Some(Duration::from_millis(20)),
+            (Some(_), Some(_)) => Some(HEARTBEAT),
+            (None, _) => None,
+        };
         let left = until.map(|t| t.saturating_duration_since(Instant::now()));
         let timeout = [pause, left].into_iter().flatten().min();
         // Rounded up: a wait that ends just before its time would spin.
@@ -455,20 +701,29 @@ impl<'a> Keeper<'a> {
             PollTimeout::try_from(t + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let front_at = front.and_then(Front::fd).map(|fd| {
-            fds.push(PollFd::new(fd, PollFlags::empty()));
-            fds.len() - 1
-        });
-        let worker_at = (!self.worker.silent).then(|| {
-            fds.push(PollFd::new(self.worker.channel.as_fd(), PollFlags::POLLIN));
-            fds.len() - 1
-        });
+        let mut add = |fd: Option<BorrowedFd<'_>>, flags| {
+            fd.map(|fd| {
+                // SAFETY: each is a descriptor of this keeper's, which outlives the poll below.
+                fds.push(PollFd::new(unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }, flags));
+                fds.len() - 1
+            })
+        };
+        let front_at = add(front.and_then(Front::fd), PollFlags::empty());
+        let worker_at = add(heard.map(|worker| worker.channel.as_fd()), PollFlags::POLLIN);
+        let refuses = matches!(self.phase, Phase::Broken);
+        let device = self.mounted.as_ref().filter(|_| refuses).map(|mounted| mounted.device.as_fd());
+        let request_at = add(device, PollFlags::POLLIN);
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
         }
         let is = |at: Option<usize>| at.is_some_and(|i| fds[i].any() == Some(true));
-        Ok(Ready { signal: is(Some(0)), front_gone: is(front_at), worker: is(worker_at) })
+        Ok(Ready {
+            signal: is(Some(0)),
+            front_gone: is(front_at),
+            worker: is(worker_at),
+            request: is(request_at),
+        })
     }
 }
 
@@ -476,22 +731,16 @@ struct Ready {
     signal: bool,
     front_gone: bool,
     worker: bool,
+    request: bool,
 }
 
-fn spawn_worker(config: &MountConfig, key: Option<&SecretString>) -> io::Result<Worker> {
-    let (ours, theirs) = Channel::pair()?;
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("vaultfs")
-        .arg(WORKER_COMMAND)
-        .arg(&config.mountpoint)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::from(OwnedFd::from(theirs)))
-        .stderr(if config.foreground { Stdio::inherit() } else { Stdio::null() })
-        .spawn()?;
-    let pipe = child.stdin.take().expect("asked for above");
-    let worker = Worker { child, channel: ours, silent: false };
-    send_config(pipe, config, key)?;
-    Ok(worker)
+/// Whether the kernel sends again what a dead worker had read; a test may pretend that it does not.
+fn can_resend(mounted: &Mounted) -> bool {
+    #[cfg(debug_assertions)]
+    if std::env::var_os("VAULTFS_TEST_NO_RESEND").is_some() {
+        return false;
+    }
+    mounted.init.resend()
 }
 
 fn take_signals() -> nix::Result<SignalFd> {

@@ -165,6 +165,15 @@ impl Init {
     }
 }
 
+/// Makes the kernel send again what was read and not answered: by a worker that died.
+pub fn resend(device: &File) -> io::Result<()> {
+    // fuse_out_header: len, error (FUSE_NOTIFY_RESEND), unique
+    let mut notice = [0; 16];
+    notice[..4].copy_from_slice(&16u32.to_ne_bytes());
+    notice[4..8].copy_from_slice(&7i32.to_ne_bytes());
+    answer(device, &notice)
+}
+
 /// Writes an answer to the kernel.
 pub fn answer(mut device: &File, reply: &[u8]) -> io::Result<()> {
     // One write, one answer: the kernel takes all of it or refuses.

@@ -12,6 +12,7 @@
 pub mod adapter;
 pub mod busy;
 pub mod control;
+pub mod crew;
 pub mod fusermount;
 pub mod handover;
 pub mod keeper;
@@ -22,6 +23,7 @@ pub mod mounts;
 pub mod notify;
 pub mod probe;
 pub mod process;
+pub mod refuse;
 pub mod runtime;
 pub mod session;
 pub mod state;

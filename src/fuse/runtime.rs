@@ -27,6 +27,9 @@ pub struct Record {
     pub keeper_pid: u32,
     /// Which vault: the connection's description, without any secret.
     pub spec: serde_json::Value,
+    /// Why everything on the mount fails, if it does: the keeper has given up.
+    #[serde(default)]
+    pub broken: Option<String>,
 }
 
 /// A checked runtime directory.
@@ -184,7 +187,12 @@ mod tests {
     fn records_come_back() {
         let dir = RuntimeDir(tempfile::tempdir().expect("a directory").keep());
         let dev = Dev::from_raw(0x2d);
-        let record = Record { mountpoint: "/mnt/v".into(), keeper_pid: 7, spec: serde_json::json!({"a": 1}) };
+        let record = Record {
+            mountpoint: "/mnt/v".into(),
+            keeper_pid: 7,
+            spec: serde_json::json!({"a": 1}),
+            broken: None,
+        };
         dir.write(dev, &record).expect("own directory");
         assert_eq!(dir.keepers().iter().map(|k| (k.0, k.1)).collect::<Vec<_>>(), [(dev, 7)]);
         let text = fs::read(dir.record(dev, 7)).expect("written");

@@ -16,6 +16,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,16 +24,18 @@ use std::time::{Duration, Instant};
 use fuser::Filesystem;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::control::{self, Handler, Wires};
 use super::handover::{
     Channel, EXIT_UNSAVED, Facts, Failed, MountConfig, ToKeeper, ToWorker, close_inherited, receive_config,
-    take_standard,
+    receive_seal, take_standard,
 };
-use super::kernel::Init;
+use super::kernel::{self, Init};
 use super::mounts::Dev;
+use super::state::{self, SealKey, State, StateError};
 use super::{notify, session};
+use crate::crash;
 use crate::fs::{Drain, Kernel, Unsaved};
 use crate::harden::LockState;
 use crate::secret::SecretString;
@@ -54,6 +57,17 @@ pub trait Service: Send + Sync + 'static {
     async fn reload_key(&self);
 }
 
+/// What a worker goes on from.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// Where to write down what changes; what the last worker wrote is in it.
+    pub state: Arc<State>,
+    /// There was a worker before: the vault need not answer now.
+    pub takeover: bool,
+    /// The kernel knows nothing of the inodes and handles in the state.
+    pub anew: bool,
+}
+
 /// The hidden command that unmounts for a worker whose keeper died.
 pub const DETACH_COMMAND: &str = "detach";
 
@@ -62,15 +76,17 @@ pub const DETACH_COMMAND: &str = "detach";
 pub struct Link(Arc<Channel>);
 
 /// The first steps of a worker process: descriptors, signals, configuration.
-pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, Link)> {
+pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, SealKey, Link)> {
     close_inherited();
     for ignored in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         // SAFETY: ignoring installs no handler.
         unsafe { signal(ignored, SigHandler::SigIgn)? };
     }
     std::env::set_current_dir("/")?;
-    let (config, key) = receive_config(std::fs::File::from(take_standard(0)?))?;
-    Ok((config, key, Link(Arc::new(Channel::from(take_standard(1)?)))))
+    let mut pipe = std::fs::File::from(take_standard(0)?);
+    let (config, key) = receive_config(&mut pipe)?;
+    let seal = receive_seal(&mut pipe)?;
+    Ok((config, key, seal, Link(Arc::new(Channel::from(take_standard(1)?)))))
 }
 
 impl Link {
@@ -79,9 +95,9 @@ impl Link {
         self.say(&ToKeeper::Failed(failed.clone()));
     }
 
-    /// Tells the keeper that the vault answered.
-    pub fn connected(&self) {
-        self.say(&ToKeeper::Connected);
+    /// Tells the keeper that the vault answered, and which it is: for the workers after this one.
+    pub fn connected(&self, spec: serde_json::Value) {
+        self.say(&ToKeeper::Connected(spec));
     }
 
     /// A keeper that is gone is noticed where the channel is read.
@@ -91,15 +107,37 @@ impl Link {
         }
     }
 
+    /// Takes the state over, if this program can read it and once the worker before is gone.
+    pub fn inherit(&self, seal: &SealKey) -> Result<Inheritance, Failed> {
+        let (message, mut fds) = self.0.receive().map_err(lost)?.ok_or_else(|| lost("it ended"))?;
+        let (ToWorker::State { takeover, anew }, Some(fd)) = (message, fds.pop()) else {
+            return Err(lost("it sent no state"));
+        };
+        let unreadable = |e: StateError| Failed::new(e.to_string());
+        if let Err(e) = state::check(&fd).map_err(unreadable) {
+            self.failed(&e);
+            return Err(e);
+        }
+        self.say(&ToKeeper::Readable);
+        match self.0.receive().map_err(lost)? {
+            Some((ToWorker::Connect, _)) => {}
+            _ => return Err(lost("it did not say connect")),
+        }
+        crash::point("inherit");
+        let state = Arc::new(State::open(fd, seal).map_err(unreadable)?);
+        Ok(Inheritance { state, takeover, anew })
+    }
+
     fn expect_serve(&self) -> Result<Assignment, Failed> {
         let (message, fds) = self.0.receive().map_err(lost)?.ok_or_else(|| lost("it ended"))?;
-        let ToWorker::Serve { init, dev, facts } = message else {
+        let ToWorker::Serve { init, dev, facts, resend } = message else {
             return Err(lost("it asked for something else first"));
         };
         let init = Init::from_bytes(init).ok_or_else(|| lost("it sent no INIT"))?;
         match <[OwnedFd; 2]>::try_from(fds) {
             Ok([device, listener]) => {
-                Ok(Assignment { init, dev, facts, device, listener: UnixListener::from(listener) })
+                let listener = UnixListener::from(listener);
+                Ok(Assignment { init, dev, facts, resend, device, listener })
             }
             Err(_) => Err(lost("it sent no descriptors")),
         }
@@ -136,6 +174,7 @@ struct Assignment {
     init: Init,
     dev: Dev,
     facts: Facts,
+    resend: bool,
     device: OwnedFd,
     listener: UnixListener,
 }
@@ -150,7 +189,8 @@ pub fn serve(
     memory: LockState,
 ) -> Result<u8, Failed> {
     let io_failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
-    let Assignment { init, dev, facts, device, listener } = link.expect_serve()?;
+    let Assignment { init, dev, facts, resend, device, listener } = link.expect_serve()?;
+    let again = resend.then(|| device.try_clone()).transpose().map_err(io_failed("no descriptor"))?;
     let (session, reply) =
         session::shake_hands(filesystem, &init).map_err(io_failed("the FUSE handshake failed"))?;
     session::attach(&session, device).map_err(io_failed("the FUSE device cannot be used"))?;
@@ -158,6 +198,10 @@ pub fn serve(
     service.attach_kernel(kernel);
     link.say(&ToKeeper::Init(reply));
     link.expect_go()?;
+    if let Some(device) = again {
+        // Before this session reads anything: what it had read would be sent again, too.
+        kernel::resend(&device.into()).unwrap_or_else(|e| tracing::error!("nothing is sent again: {e}"));
+    }
 
     let (over, session_end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
@@ -205,6 +249,8 @@ impl Handler for Desk {
             "uptime_s": self.started.elapsed().as_secs(),
             "drain_s": self.config.drain.as_secs(),
             "restarts": self.facts.restarts,
+            "last_end": self.facts.last_end,
+            "version": crate::VERSION,
             "kernel": { "fuse_abi": format!("{}.{}", self.facts.fuse_abi.0, self.facts.fuse_abi.1), "resend": self.facts.resend },
             "memory": { "keeper": self.facts.keeper_memory, "worker": self.memory },
             "options": self.config.options,
@@ -223,6 +269,22 @@ impl Handler for Desk {
 
     fn discard(&self, name: &str) -> bool {
         self.service.discard(name)
+    }
+}
+
+/// Asks the keeper for an upgrade.
+struct Upgrade {
+    link: Link,
+    refused: broadcast::Sender<String>,
+}
+
+#[async_trait::async_trait]
+impl control::Upgrade for Upgrade {
+    async fn to(&self, program: &Path) -> String {
+        let mut refused = self.refused.subscribe();
+        self.link.say(&ToKeeper::Upgrade(program.to_owned()));
+        // Granted, it ends this process.
+        refused.recv().await.unwrap_or_default()
     }
 }
 
@@ -247,11 +309,19 @@ async fn supervise(
     mut session_end: SessionEnd,
 ) -> Vec<Unsaved> {
     let (end, mut asked_to_end) = mpsc::unbounded_channel();
+    let (refused, _) = broadcast::channel(1);
+    let upgrade = Upgrade { link: link.clone(), refused: refused.clone() };
     let (over, ended) = watch::channel(None);
     let socket = listener
         .set_nonblocking(true)
         .and_then(|()| tokio::net::UnixListener::from_std(listener))
-        .map(|listener| tokio::spawn(control::serve(listener, desk.clone(), Wires { end, ended })));
+        .map(|listener| {
+            tokio::spawn(control::serve(
+                listener,
+                desk.clone(),
+                Wires { end, ended, upgrade: Arc::new(upgrade) },
+            ))
+        });
     let cause = loop {
         tokio::select! {
             message = from_keeper.recv() => match message {
@@ -261,7 +331,10 @@ async fn supervise(
                     tokio::spawn(async move { desk.service.reload_key().await });
                 }
                 Some(ToWorker::End) => break Cause::Told,
-                Some(ToWorker::Serve { .. } | ToWorker::Go) => {}
+                Some(ToWorker::NotUpgraded(why)) => drop(refused.send(why)),
+                Some(
+                    ToWorker::State { .. } | ToWorker::Connect | ToWorker::Serve { .. } | ToWorker::Go,
+                ) => {}
                 None => break Cause::Orphaned,
             },
             result = &mut session_end => {

@@ -123,7 +123,7 @@ impl Shell {
         let vault = Arc::new(FaultyVault::with_clock(memory.clone(), clock.clone()));
         let journal = Arc::new(MemoryJournal::default());
         let gate = Arc::new(Gate { vault: vault.clone(), journal: journal.clone() });
-        let fs = FileSystem::restore(gate, None, options, clock.clone(), journal.clone());
+        let fs = FileSystem::restore(gate, None, options, clock.clone(), journal.clone(), false);
         let told = Arc::new(Told::default());
         fs.attach_kernel(told.clone());
         Self {
@@ -155,7 +155,7 @@ impl Shell {
         let successor = Arc::new(journal.successor());
         let gate = Arc::new(Gate { vault: self.vault.clone(), journal: successor.clone() });
         let options = self.fs.options().clone();
-        let fs = FileSystem::restore(gate, None, options, self.clock.clone(), successor.clone());
+        let fs = FileSystem::restore(gate, None, options, self.clock.clone(), successor.clone(), false);
         fs.attach_kernel(self.told.clone());
         self.fs.succeed(fs);
         *journal = successor;

@@ -1,0 +1,22 @@
+//! Where a test makes a process die: nowhere, but in debug builds that are told so.
+//!
+//! `VAULTFS_TEST_CRASH=FILE` names a file with the name of a point in it. The process that comes by takes the file away
+//! and kills itself, so that each file is one death.
+
+/// The process may die here.
+#[cfg(debug_assertions)]
+pub fn point(name: &str) {
+    use std::sync::OnceLock;
+    static FILE: OnceLock<Option<std::path::PathBuf>> = OnceLock::new();
+    let Some(file) = FILE.get_or_init(|| std::env::var_os("VAULTFS_TEST_CRASH").map(Into::into)) else {
+        return;
+    };
+    let wanted = std::fs::read_to_string(file).unwrap_or_default();
+    if wanted.trim() == name && std::fs::remove_file(file).is_ok() {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// The process may die here.
+#[cfg(not(debug_assertions))]
+pub fn point(_name: &str) {}

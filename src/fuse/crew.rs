@@ -1,0 +1,201 @@
+//! The keeper's workers: how one is started, how its death is seen, and how many deaths are too many.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::handover::{Channel, MountConfig, ToKeeper, send_config, send_seal};
+use super::keeper::WORKER_COMMAND;
+use super::process;
+use super::state::SealKey;
+use crate::secret::SecretString;
+
+/// What a worker is started with; the same for each.
+#[derive(Debug)]
+pub struct Equipment {
+    /// No secret in it.
+    pub config: MountConfig,
+    /// The API key, where it did not come from a file.
+    pub key: Option<SecretString>,
+    /// Seals the state.
+    pub seal: SealKey,
+    /// The program, where it is another one than the keeper's own (`vaultfs upgrade`).
+    pub program: Option<File>,
+}
+
+/// A worker process.
+#[derive(Debug)]
+pub struct Worker {
+    /// The process.
+    pub child: Child,
+    /// The line to it.
+    pub channel: Channel,
+    /// The channel has ended; only the exit status is missing.
+    pub silent_since: Option<Instant>,
+    /// When it began to serve.
+    pub serving_since: Option<Instant>,
+}
+
+/// How long a dead worker's threads may take to go, before it is taken for stuck.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// How long a worker that is killed may take to go.
+const DEATH: Duration = Duration::from_secs(2);
+
+impl Worker {
+    /// Starts one, from `program` if that is given.
+    pub fn start(equipment: &Equipment, program: Option<&File>) -> io::Result<Self> {
+        let (ours, theirs) = Channel::pair()?;
+        let exe = match program.or(equipment.program.as_ref()) {
+            Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
+            None => "/proc/self/exe".to_owned(),
+        };
+        let config = &equipment.config;
+        let mut child = Command::new(exe)
+            .arg0("vaultfs")
+            .arg(WORKER_COMMAND)
+            .arg(&config.mountpoint)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::from(OwnedFd::from(theirs)))
+            .stderr(if config.foreground { Stdio::inherit() } else { Stdio::null() })
+            .spawn()?;
+        let mut pipe = child.stdin.take().expect("asked for above");
+        let worker = Self { child, channel: ours, silent_since: None, serving_since: None };
+        send_config(&mut pipe, config, equipment.key.as_ref())?;
+        send_seal(&mut pipe, &equipment.seal)?;
+        Ok(worker)
+    }
+
+    /// Whether it is dead, and how it ended where the kernel says so. A thread that is stuck in a call on the own
+    /// mount keeps a dead process from being waited for: its leader is a zombie then.
+    pub fn is_gone(&mut self) -> Option<Option<ExitStatus>> {
+        match self.child.try_wait() {
+            Ok(Some(status)) => return Some(Some(status)),
+            Ok(None) if !process::is_zombie(self.child.id()) => return None,
+            Ok(None) | Err(_) => {}
+        }
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= LINGER).then_some(None)
+    }
+
+    /// A dead worker whose leader is a zombie while a thread of it holds the channel open is silent, too.
+    pub fn feel_pulse(&mut self) {
+        if self.silent_since.is_none() && process::is_zombie(self.child.id()) {
+            self.silent_since = Some(Instant::now());
+        }
+    }
+
+    /// What it said before it died and nobody has heard yet.
+    pub fn last_words(&self) -> Option<ToKeeper> {
+        let mut ready = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, PollTimeout::ZERO) {
+            Ok(1..) => self.channel.receive().ok().flatten().map(|(message, _)| message),
+            _ => None,
+        }
+    }
+
+    /// Kills it and waits until it is gone, or stuck.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let end = Instant::now() + DEATH;
+        while self.is_gone().is_none() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.kill();
+        }
+    }
+}
+
+/// How a worker ended, for people.
+pub fn ending(status: Option<ExitStatus>) -> String {
+    match status.map(|status| (status.code(), status.signal())) {
+        Some((Some(code), _)) => format!("it exited with code {code}"),
+        Some((None, Some(signal))) => format!("it was killed by signal {signal}"),
+        _ => "it is stuck".to_owned(),
+    }
+}
+
+/// The deaths of workers that nobody asked for.
+#[derive(Debug, Default)]
+pub struct Deaths {
+    recent: Vec<Instant>,
+    in_a_row: u32,
+}
+
+/// So many in a minute are followed by a new worker at once.
+const AT_ONCE: usize = 3;
+/// So many in a row, and it is given up. A worker that served for a minute begins a new row.
+const TOO_MANY: u32 = 10;
+const MINUTE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(32);
+
+impl Deaths {
+    /// Counts one; how long to wait before the next worker, or `None` to give up.
+    pub fn count(&mut self, now: Instant, served: Option<Instant>) -> Option<Duration> {
+        if served.is_some_and(|since| now.duration_since(since) >= MINUTE) {
+            self.in_a_row = 0;
+        }
+        self.in_a_row += 1;
+        self.recent.retain(|at| now.duration_since(*at) < MINUTE);
+        self.recent.push(now);
+        let (at_once, too_many) = limits();
+        if self.in_a_row > too_many {
+            return None;
+        }
+        let more = self.recent.len().saturating_sub(at_once);
+        if more == 0 {
+            return Some(Duration::ZERO);
+        }
+        Some(Duration::from_secs(1 << (more - 1).min(5)).min(LONGEST_PAUSE))
+    }
+}
+
+/// [`AT_ONCE`] and [`TOO_MANY`], but where a test wants others (`VAULTFS_TEST_DEATHS=AT_ONCE,TOO_MANY`).
+fn limits() -> (usize, u32) {
+    #[cfg(debug_assertions)]
+    if let Ok(text) = std::env::var("VAULTFS_TEST_DEATHS")
+        && let Some((at_once, too_many)) = text.split_once(',')
+        && let (Ok(at_once), Ok(too_many)) = (at_once.parse(), too_many.parse())
+    {
+        return (at_once, too_many);
+    }
+    (AT_ONCE, TOO_MANY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_in_a_minute_are_free_then_pauses_grow_and_then_it_is_over() {
+        let mut deaths = Deaths::default();
+        let start = Instant::now();
+        let pauses: Vec<_> = (0..11).map(|n| deaths.count(start + Duration::from_secs(n), None)).collect();
+        let seconds = |s| Some(Duration::from_secs(s));
+        let expected = [0, 0, 0, 1, 2, 4, 8, 16, 32, 32].map(seconds);
+        assert_eq!(pauses[..10], expected);
+        assert_eq!(pauses[10], None);
+    }
+
+    #[test]
+    fn who_served_for_long_begins_anew() {
+        let mut deaths = Deaths::default();
+        let mut now = Instant::now();
+        for _ in 0..50 {
+            let served = now;
+            now += Duration::from_secs(61);
+            assert_eq!(deaths.count(now, Some(served)), Some(Duration::ZERO));
+        }
+    }
+}
