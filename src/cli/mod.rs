@@ -14,6 +14,7 @@ pub mod serve_key;
 pub mod stack;
 pub mod status;
 pub mod unmount;
+pub mod upgrade;
 pub mod values;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ enum Command {
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
     Pending(pending::PendingArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Serve(serve::ServeArgs),
     Key(key::KeyArgs),
     #[command(flatten)]
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Unmount(args) => unmount::run(args),
         Command::Status(args) => status::run(args),
         Command::Pending(args) => pending::run(args),
+        Command::Upgrade(args) => upgrade::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Key(args) => key::run(args),
         Command::Objects(command) => objects::run(command),

@@ -77,6 +77,9 @@ fn ask(entry: &Entry) -> Value {
     let Some(mount) = mounts::of(entry) else {
         return problem(without_processes(entry));
     };
+    if let Some(why) = &mount.broken {
+        return problem(format!("BROKEN: {why}"));
+    }
     let answer = Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::Status, ANSWER));
     match answer {
         Ok(Answer::Status(status)) => status,
@@ -120,8 +123,22 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
     }
     line("kernel", kernel(&mount["kernel"]))?;
     line("memory", memory(&mount["memory"], &mount["fs"]["cache"]))?;
-    line("processes", format!("keeper {}, worker {}", mount["keeper_pid"], mount["worker_pid"]))?;
+    line("processes", processes(mount))?;
+    if let Some(problem) = mount["fs"]["journal"]["problem"].as_str() {
+        line("a crash", format!("WOULD LOSE what is open or unsaved: {problem}"))?;
+    }
     line("up", seconds(mount["uptime_s"].as_u64().unwrap_or(0)))
+}
+
+fn processes(mount: &Value) -> String {
+    let pids = format!("keeper {}, worker {}", mount["keeper_pid"], mount["worker_pid"]);
+    match mount["restarts"].as_u64().unwrap_or(0) {
+        0 => pids,
+        n => {
+            let why = mount["last_end"].as_str().unwrap_or("?");
+            format!("{pids}; the worker was replaced {n} times, the last time because {why}")
+        }
+    }
 }
 
 fn vault(spec: &Value) -> String {

@@ -18,6 +18,7 @@ use crate::fuse::handover;
 use crate::fuse::kernel::{self, Mode};
 use crate::fuse::mounts::{self, Entry, LiveMount};
 use crate::fuse::process::{self, Watched};
+use crate::fuse::runtime::RuntimeDir;
 use crate::fuse::worker::reason;
 use crate::fuse::{busy, locate, mountpoint, probe};
 
@@ -231,10 +232,14 @@ fn force(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
 /// A worker that does not even end when it is told to.
 fn kill_all(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
     eprintln!("vaultfs: the worker does not answer: killing it; what was unsaved is lost");
-    for pid in process::children_of(mount.keeper_pid) {
+    // The keeper would start another worker: it goes first, and cannot clean up, which is for us to do then.
+    let workers = process::children_of(mount.keeper_pid);
+    for pid in [mount.keeper_pid].into_iter().chain(workers) {
         let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
     }
-    // The keeper leaves a mount whose worker died to whoever knows what is to become of it: that is us.
+    if let Ok(directory) = RuntimeDir::own() {
+        directory.leave(mount.dev, mount.keeper_pid);
+    }
     if keeper.ended(END)
         && let Err(e) = kernel::unmount(&mount.mountpoint, mount.dev, Mode::Lazy)
     {

@@ -28,6 +28,7 @@ pub struct Status {
     /// The latest failures, oldest first.
     pub last_errors: Vec<LastError>,
     /// What a successor of this worker would find.
+    #[serde(default)]
     pub journal: Option<JournalStatus>,
 }
 

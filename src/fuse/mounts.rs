@@ -124,6 +124,8 @@ pub struct LiveMount {
     pub spec: serde_json::Value,
     /// The control socket.
     pub socket: PathBuf,
+    /// Why everything on it fails, if it does.
+    pub broken: Option<String>,
 }
 
 /// The mounts of this machine that have a running keeper and that this user may ask.
@@ -150,6 +152,7 @@ pub fn of(entry: &Entry) -> Option<LiveMount> {
         dev: entry.dev,
         keeper_pid: record.keeper_pid,
         spec: record.spec,
+        broken: record.broken,
         socket: dir.socket(entry.dev, record.keeper_pid),
     })
 }

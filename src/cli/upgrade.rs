@@ -1,0 +1,93 @@
+//! `vaultfs upgrade`: the program that is called takes a mount over from the one that serves it.
+//!
+//! The keeper starts it as the next worker; where it cannot read the mount's state, the old one goes on. Programs
+//! that use the mount only wait. The keeper itself stays what it was until the mount ends.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::exit::{Exit, Failure};
+use crate::VERSION;
+use crate::fuse::control::{Answer, Client, Request};
+use crate::fuse::locate;
+use crate::fuse::mounts::{self, LiveMount};
+
+/// Let this version of vaultfs take a mount over, while programs use it
+///
+/// Open files, unsaved writes and everything else goes on. Needs Linux 6.9.
+#[derive(Debug, clap::Args)]
+pub struct UpgradeArgs {
+    /// Where the vault is mounted; without it, all mounts of this user
+    mountpoint: Option<PathBuf>,
+}
+
+/// Status never waits for the network.
+const ANSWER: Duration = Duration::from_secs(5);
+/// For the new worker to serve, or for the refusal.
+const TAKEOVER: Duration = Duration::from_secs(60);
+
+/// Runs the command.
+pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
+    let program = std::fs::read_link("/proc/self/exe")?;
+    let mounts = match &args.mountpoint {
+        None => mounts::live(),
+        Some(path) => {
+            let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
+            let none = || format!("{}: no process of this user's serves it", path.display());
+            vec![mounts::of(&entry).ok_or_else(|| Failure::new(Exit::NotFound, none()))?]
+        }
+    };
+    if mounts.is_empty() {
+        return Err(Failure::new(Exit::NotFound, "no vault is mounted").into());
+    }
+    for mount in &mounts {
+        upgrade(mount, &program)?;
+        eprintln!("vaultfs: {} is served by {VERSION} now", mount.mountpoint.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> {
+    let path = mount.mountpoint.display();
+    let silent = |e: std::io::Error| Failure::new(Exit::Failed, format!("{path} does not answer: {e}"));
+    let before = worker(mount).map_err(silent)?;
+    let mut client = Client::connect(&mount.socket).map_err(silent)?;
+    client.send(&Request::Upgrade { program: program.to_owned() }).map_err(silent)?;
+    // The old worker says why not; one that is relieved says nothing more.
+    match client.receive(TAKEOVER) {
+        Ok(Some(Answer::Error(why))) => {
+            return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
+        }
+        Ok(Some(_)) => return Err(Failure::new(Exit::Failed, format!("{path}: an odd answer"))),
+        Ok(None) | Err(_) => {}
+    }
+    let end = Instant::now() + TAKEOVER;
+    loop {
+        match worker(mount) {
+            Ok(now) if now.0 != before.0 && now.1 == VERSION => return Ok(()),
+            Ok(now) if now.0 != before.0 => {
+                let why = "the new version could not take over, and the old one goes on; see the log";
+                return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
+            }
+            Ok(_) | Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+            Ok(_) => {
+                return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded; see the log")));
+            }
+            Err(e) => return Err(silent(e)),
+        }
+    }
+}
+
+/// The worker's process and program.
+fn worker(mount: &LiveMount) -> std::io::Result<(u64, String)> {
+    match Client::connect(&mount.socket)?.ask(&Request::Status, ANSWER)? {
+        Answer::Status(Value::Object(status)) => {
+            let text = |name: &str| status.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+            Ok((status.get("worker_pid").and_then(Value::as_u64).unwrap_or(0), text("version")))
+        }
+        _ => Err(std::io::ErrorKind::InvalidData.into()),
+    }
+}
