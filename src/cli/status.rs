@@ -119,7 +119,7 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
         }
     }
     line("kernel", kernel(&mount["kernel"]))?;
-    line("memory", memory(&mount["memory"]))?;
+    line("memory", memory(&mount["memory"], &mount["fs"]["cache"]))?;
     line("processes", format!("keeper {}, worker {}", mount["keeper_pid"], mount["worker_pid"]))?;
     line("up", seconds(mount["uptime_s"].as_u64().unwrap_or(0)))
 }
@@ -189,11 +189,17 @@ fn kernel(kernel: &Value) -> String {
     format!("FUSE {}; {after_crash}", kernel["fuse_abi"].as_str().unwrap_or("?"))
 }
 
-fn memory(memory: &Value) -> String {
+fn memory(memory: &Value, cache: &Value) -> String {
     let why = |process: &str| memory[process]["not_locked"].as_str().map(str::to_owned);
     match (why("worker"), why("keeper")) {
         (None, None) => "locked: secrets do not reach the swap".into(),
-        (Some(why), _) | (None, Some(why)) => format!("NOT locked, secrets may reach the swap: {why}"),
+        (Some(why), _) | (None, Some(why)) => {
+            let bytes = |of: &str| ByteSize(cache[of].as_u64().unwrap_or(0));
+            let (locked, all) = (bytes("value_memory_locked"), bytes("value_memory"));
+            format!(
+                "NOT locked, secrets may reach the swap (of the cache's {all} for small values {locked} are locked): {why}"
+            )
+        }
     }
 }
 

@@ -69,6 +69,12 @@ pub struct CacheUse {
     pub bytes: u64,
     /// Bytes allowed.
     pub capacity: u64,
+    /// Memory that values of up to 4 KiB are kept in.
+    #[serde(default)]
+    pub value_memory: u64,
+    /// How much of it cannot be swapped out.
+    #[serde(default)]
+    pub value_memory_locked: u64,
     /// For how many seconds an answer is fresh.
     pub refresh_s: f64,
     /// Values past their time are being served because the vault does not answer.
@@ -147,6 +153,8 @@ impl FileSystem {
                 values: cache.values,
                 bytes: cache.bytes,
                 capacity: cache.capacity,
+                value_memory: cache.arena.mapped,
+                value_memory_locked: cache.arena.locked,
                 refresh_s: self.options.refresh.as_secs_f64(),
                 serving_stale: cache.serving_stale,
             },

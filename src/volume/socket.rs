@@ -166,7 +166,11 @@ fn answer(answer: Result<Answer, Refusal>) -> Response {
 }
 
 fn refused(e: Refusal) -> Response {
-    tracing::warn!("{e}");
+    match &e {
+        // Engines ask so before they create one.
+        Refusal::Unknown(_) => tracing::debug!("{e}"),
+        e => tracing::warn!("{e}"),
+    }
     json(StatusCode::INTERNAL_SERVER_ERROR, &Refused { err: e.to_string() })
 }
 

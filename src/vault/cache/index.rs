@@ -5,14 +5,14 @@
 //! ignored, so a slow listing can never resurrect a deleted name or bring an old version back.
 //! Pure state without I/O, time comes in with each call.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::ops::Bound;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 
-use crate::vault::{Meta, ObjectId, ObjectName, Summary, VersionTag};
+use super::table::{Table, Usage};
+use crate::vault::{Meta, Object, ObjectId, ObjectName, Summary, VersionTag};
 
 /// Names (and prefixes) whose absence is remembered beside a complete listing; the oldest are dropped.
 const ABSENT_NAMES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
@@ -55,7 +55,7 @@ pub enum Implied {
 /// The index.
 #[derive(Debug)]
 pub struct Index {
-    names: BTreeMap<ObjectName, Known>,
+    names: Table,
     absent: LruCache<ObjectName, Instant>,
     /// Prefixes with which no name began at that moment.
     searched: LruCache<String, Instant>,
@@ -66,10 +66,10 @@ pub struct Index {
 }
 
 impl Index {
-    /// Knows nothing.
-    pub fn new() -> Self {
+    /// Knows nothing. `now` is any moment of the clock in use; `capacity` bounds the values, in bytes.
+    pub fn new(now: Instant, capacity: u64) -> Self {
         Self {
-            names: BTreeMap::new(),
+            names: Table::new(now, capacity),
             absent: LruCache::new(ABSENT_NAMES),
             searched: LruCache::new(ABSENT_NAMES),
             complete: None,
@@ -79,8 +79,8 @@ impl Index {
 
     /// What is believed of `name`.
     pub fn belief(&self, name: &ObjectName) -> Belief {
-        if let Some(known) = self.names.get(name) {
-            return Belief::Exists(known.clone());
+        if let Some(known) = self.names.get(name.as_str()) {
+            return Belief::Exists(known);
         }
         let single = self.absent.peek(name).copied();
         match (single, self.complete) {
@@ -92,23 +92,16 @@ impl Index {
 
     /// Whether some name starts with `prefix`.
     pub fn implied(&self, prefix: &str) -> Implied {
-        match self.names_under(prefix).next() {
-            Some(_) => Implied::Yes,
-            None => {
-                let listed = self.complete.map(|(at, _)| at);
-                listed.max(self.searched.peek(prefix).copied()).map_or(Implied::Unknown, Implied::No)
-            }
+        if self.names.has_under(prefix) {
+            return Implied::Yes;
         }
-    }
-
-    /// All names that start with `prefix`, in order.
-    pub fn names_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a ObjectName> {
-        self.names_from(prefix).take_while(move |n| n.as_str().starts_with(prefix))
+        let listed = self.complete.map(|(at, _)| at);
+        listed.max(self.searched.peek(prefix).copied()).map_or(Implied::Unknown, Implied::No)
     }
 
     /// All names from `start` on, in order.
-    pub fn names_from<'a>(&'a self, start: &'a str) -> impl Iterator<Item = &'a ObjectName> {
-        self.names.range::<str, _>((Bound::Included(start), Bound::Unbounded)).map(|(n, _)| n)
+    pub fn names_from(&self, start: &str) -> impl Iterator<Item = ObjectName> + '_ {
+        self.names.names_from(start)
     }
 
     /// Number of names known to exist.
@@ -137,14 +130,12 @@ impl Index {
             updated_at: item.updated_at,
             as_of: asked,
         };
-        self.insert(item.name.clone(), known);
+        self.insert(&item.name, &known);
     }
 
     /// A listing begun at `asked` has ended: what it did not name is gone.
     pub fn listing_ended(&mut self, asked: Instant, pages: usize) {
-        let before = self.names.len();
-        self.names.retain(|_, known| known.as_of >= asked);
-        if self.names.len() != before {
+        if !self.names.retain(asked) {
             self.generation += 1;
         }
         self.complete = Some((asked, pages));
@@ -166,7 +157,7 @@ impl Index {
             updated_at: Some(meta.updated_at),
             as_of: asked,
         };
-        self.insert(meta.name.clone(), known);
+        self.insert(&meta.name, &known);
         true
     }
 
@@ -175,7 +166,7 @@ impl Index {
         if self.is_older_than_ours(name, asked) {
             return;
         }
-        if self.names.remove(name).is_some() {
+        if self.names.remove(name.as_str()) {
             self.generation += 1;
         }
         self.absent.put(name.clone(), asked);
@@ -183,31 +174,53 @@ impl Index {
 
     /// Forgets that anything is known to be recent; names stay as hints.
     pub fn expire(&mut self, long_ago: Duration) {
-        let back = |at: Instant| at.checked_sub(long_ago).unwrap_or(at);
-        for known in self.names.values_mut() {
-            known.as_of = back(known.as_of);
-        }
+        self.names.put_back(long_ago);
         self.absent.clear();
         self.searched.clear();
         self.complete = None;
     }
 
-    fn insert(&mut self, name: ObjectName, known: Known) {
-        self.absent.pop(&name);
-        if self.names.insert(name, known).is_none() {
+    /// The value of a version, if it is in memory; counts as a use.
+    pub fn value(&mut self, id: &ObjectId, version: &VersionTag) -> Option<Arc<Object>> {
+        self.names.value(id, version)
+    }
+
+    /// Keeps a value, and lets the least recently used go beyond the capacity.
+    pub fn put_value(&mut self, object: &Arc<Object>) {
+        self.names.put_value(object);
+    }
+
+    /// Lets all values go.
+    pub fn clear_values(&mut self) {
+        self.names.clear_values();
+    }
+
+    /// Number of values, and the bytes that they take, overhead included.
+    pub fn usage(&self) -> (usize, u64) {
+        self.names.usage()
+    }
+
+    /// Memory of small values: how much of it there is, and how much is locked.
+    pub fn arena(&self) -> Usage {
+        self.names.arena()
+    }
+
+    fn insert(&mut self, name: &ObjectName, known: &Known) {
+        self.absent.pop(name);
+        if self.names.insert(name, known) {
             self.generation += 1;
         }
     }
 
     /// Listings of kv name no version: one that has not changed since is the one we know.
     fn unchanged_version(&self, item: &Summary) -> Option<VersionTag> {
-        let known = self.names.get(&item.name).filter(|known| known.id == item.id)?;
+        let known = self.names.get(item.name.as_str()).filter(|known| known.id == item.id)?;
         let same = item.updated_at.is_some() && known.updated_at == item.updated_at;
         known.version.clone().filter(|_| same)
     }
 
     fn is_older_than_ours(&self, name: &ObjectName, asked: Instant) -> bool {
-        let told = self.names.get(name).map(|k| k.as_of).or_else(|| self.absent.peek(name).copied());
+        let told = self.names.as_of(name.as_str()).or_else(|| self.absent.peek(name).copied());
         told.is_some_and(|at| at > asked)
     }
 }
@@ -237,7 +250,7 @@ mod tests {
     fn a_slow_listing_neither_resurrects_nor_removes_what_we_changed_meanwhile() {
         let t0 = Instant::now();
         let later = t0 + Duration::from_secs(1);
-        let mut index = Index::new();
+        let mut index = Index::new(t0, 1 << 20);
         index.found(&meta("gone", "1"), t0);
         index.missing(&name("gone"), later);
         index.found(&meta("new", "1"), later);
@@ -250,7 +263,7 @@ mod tests {
     #[test]
     fn absence_is_known_only_from_a_complete_listing_or_a_read() {
         let t0 = Instant::now();
-        let mut index = Index::new();
+        let mut index = Index::new(t0, 1 << 20);
         assert_eq!(index.belief(&name("a")), Belief::Unknown);
         assert_eq!(index.implied("a/"), Implied::Unknown);
         index.listed(&summary("a/b"), t0);
@@ -269,7 +282,7 @@ mod tests {
     #[test]
     fn an_old_read_does_not_undo_our_write() {
         let t0 = Instant::now();
-        let mut index = Index::new();
+        let mut index = Index::new(t0, 1 << 20);
         index.found(&meta("a", "2"), t0 + Duration::from_secs(1));
         assert!(!index.found(&meta("a", "1"), t0));
         let Belief::Exists(known) = index.belief(&name("a")) else { panic!("it exists") };

@@ -12,7 +12,7 @@
 mod flights;
 mod index;
 mod search;
-mod values;
+mod table;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
-use values::Values;
+pub use table::Usage;
 
 /// Histories kept; each is a few dozen bytes a version.
 const HISTORIES: usize = 1024;
@@ -73,7 +73,6 @@ pub enum Peek {
 
 struct State {
     index: Index,
-    values: Values,
     reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
     listing: Option<Flight<()>>,
     searches: HashMap<String, Flight<()>>,
@@ -115,6 +114,8 @@ pub struct CacheStatus {
     pub bytes: u64,
     /// Bytes allowed.
     pub capacity: u64,
+    /// Memory mapped for values of up to 4 KiB, and how much of it cannot be swapped out.
+    pub arena: Usage,
     /// Why the vault is not asked or does not answer, and for how many seconds that has been known. Starts with
     /// [`RATE_LIMITED`] if that is all.
     pub outage: Option<(String, u64)>,
@@ -132,13 +133,13 @@ impl Cache {
     /// An empty cache in front of `vault`.
     pub fn new(vault: DynVault, clock: Arc<dyn Clock>, config: CacheConfig) -> Arc<Self> {
         let histories = std::num::NonZeroUsize::new(HISTORIES).expect("the constant is not zero");
+        let now = clock.now();
         Arc::new(Self {
             vault,
             clock,
             config,
             state: Mutex::new(State {
-                index: Index::new(),
-                values: Values::new(config.capacity),
+                index: Index::new(now, config.capacity),
                 reads: HashMap::new(),
                 listing: None,
                 searches: HashMap::new(),
@@ -222,7 +223,7 @@ impl Cache {
                 if !name.as_str().starts_with(prefix) {
                     return;
                 }
-                jump = visit(name);
+                jump = visit(&name);
                 if jump.is_some() {
                     break;
                 }
@@ -272,7 +273,7 @@ impl Cache {
 
     /// The bytes of one version, if they are in memory.
     pub fn value_in_memory(&self, id: &ObjectId, version: &VersionTag) -> Option<Arc<Object>> {
-        self.state().values.get(id, version)
+        self.state().index.value(id, version)
     }
 
     /// The history of an object whose current version is `current`; asked for once a version.
@@ -299,7 +300,7 @@ impl Cache {
             return Ok(object);
         }
         let object = Arc::new(self.vault.version(call, id, info).await?);
-        self.state().values.put(object.clone());
+        self.state().index.put_value(&object);
         Ok(object)
     }
 
@@ -333,13 +334,14 @@ impl Cache {
     pub fn status(&self) -> CacheStatus {
         let now = self.clock.now();
         let state = self.state();
-        let (values, bytes) = state.values.usage();
+        let (values, bytes) = state.index.usage();
         CacheStatus {
             names: state.index.len(),
             listed_s: state.index.complete().map(|(at, _)| now.saturating_duration_since(at).as_secs()),
             values,
             bytes,
             capacity: self.config.capacity,
+            arena: state.index.arena(),
             outage: state
                 .outage
                 .as_ref()
@@ -354,7 +356,7 @@ impl Cache {
 
     fn value_of(&self, state: &mut State, known: &Known) -> Option<Arc<Object>> {
         let version = known.version.as_ref()?;
-        state.values.get(&known.id, version)
+        state.index.value(&known.id, version)
     }
 
     /// Takes an answer in, and remembers that the vault answers.
@@ -362,7 +364,7 @@ impl Cache {
         let object = Arc::new(object);
         let mut state = self.state();
         state.index.found(&object.meta, asked);
-        state.values.put(object.clone());
+        state.index.put_value(&object);
         object
     }
 
@@ -376,7 +378,7 @@ impl Cache {
                 state.outage = Some(Outage { since, last: now, error: e.clone() });
             }
             Err(e) if e.kind == ErrorKind::Unauthorized => {
-                state.values.clear();
+                state.index.clear_values();
                 state.index.expire(self.config.max_stale + self.config.refresh);
             }
             Ok(_) | Err(_) => {

@@ -175,6 +175,11 @@ impl Transport {
         &self.parts.endpoint
     }
 
+    /// The time that deadlines are told by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.parts.clock
+    }
+
     /// The answer to `request` if it is a success; else the error that its status stands for.
     pub async fn send(&self, call: &Call, request: &Request) -> Result<Answer> {
         let answer = self.exchange(call, request).await?;
