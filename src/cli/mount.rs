@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, CommandFactory};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
@@ -25,6 +28,7 @@ use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config};
 use crate::fuse::mounts::Dev;
 use crate::fuse::{keeper, mountpoint, probe};
 use crate::vault::codec::Format;
+use crate::vault::http::lazy::Start;
 
 /// Mount a vault on a directory; returns when it can be used
 #[derive(Debug, Args)]
@@ -66,6 +70,17 @@ pub struct MountArgs {
     /// How long unsaved writes are tried when the mount ends
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
     drain: Duration,
+
+    /// Wait for a vault that does not answer yet [60s unless said]
+    ///
+    /// Without it, and without --lazy, such a mount fails at once with exit code 4.
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s",
+          value_parser = values::time, conflicts_with = "lazy")]
+    wait: Option<Duration>,
+
+    /// Mount without a vault that does not answer yet: what needs it fails with ETIMEDOUT until it does
+    #[arg(long)]
+    lazy: bool,
 
     /// Values kept in memory
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
@@ -123,6 +138,10 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     nonempty: bool,
 
+    /// Show .vaultfs in an empty root
+    #[arg(long, hide = true)]
+    never_empty: bool,
+
     /// Programs on the mount cannot be run
     #[arg(long, hide = true)]
     noexec: bool,
@@ -131,6 +150,9 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     sync: bool,
 }
+
+/// A wait that takes longer than this is told.
+const BEFORE_TOLD: Duration = Duration::from_secs(1);
 
 /// `-o` options of mount(8) that need nothing done: they are so anyway, or speak to mount(8) itself.
 const WITHOUT_EFFECT: [&str; 25] = [
@@ -232,6 +254,11 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
         options,
         kernel,
         spec: serde_json::to_value(spec)?,
+        start: match args.wait {
+            Some(patience) => Start::Wait(patience),
+            None if args.lazy => Start::Lazy,
+            None => Start::AtOnce,
+        },
         drain: args.drain,
         log: serde_json::to_value(&log)?,
         foreground: args.foreground,
@@ -310,6 +337,7 @@ impl MountArgs {
             file_mode: self.file_mode,
             dir_mode: self.dir_mode,
             show_versions: self.show_versions,
+            never_empty: self.never_empty,
         }
     }
 }
@@ -345,6 +373,9 @@ fn start_keeper(
     let (pipe, said) = (child.stdin.take(), child.stdout.take());
     let (Some(pipe), Some(said)) = (pipe, said) else { anyhow::bail!("no pipes to the keeper") };
     send_config(pipe, config, key)?;
+    if matches!(config.start, Start::Wait(_)) && !speaks_within(&said, BEFORE_TOLD)? {
+        eprintln!("vaultfs: waiting for the vault; the log says why it is not there yet");
+    }
     let mut line = String::new();
     BufReader::new(said).read_line(&mut line)?;
     if line.is_empty() {
@@ -352,6 +383,16 @@ fn start_keeper(
         anyhow::bail!("the keeper process ended without a word ({status})");
     }
     Ok((child, serde_json::from_str(&line)?))
+}
+
+/// Whether something can be read, or the end of it, before the time is up.
+fn speaks_within(said: &impl AsFd, time: Duration) -> nix::Result<bool> {
+    let mut fds = [PollFd::new(said.as_fd(), PollFlags::POLLIN)];
+    let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+    match poll(&mut fds, time) {
+        Err(Errno::EINTR) => Ok(false),
+        ready => ready.map(|n| n > 0),
+    }
 }
 
 /// The mount answers, and it is the one that was made.
@@ -408,8 +449,8 @@ mod tests {
 
     #[test]
     fn dash_o_becomes_long_options() {
-        let args = ["vaultfs", "mount", "-o", "ro,allow_other,refresh=2s,noatime", "-onodev,noexec", "/mnt"];
-        let want = ["vaultfs", "mount", "--read-only", "--allow-other", "--refresh=2s", "--noexec", "/mnt"];
+        let args = ["vaultfs", "mount", "-o", "ro,allow_other,refresh=2s,noatime", "-onodev,wait", "/mnt"];
+        let want = ["vaultfs", "mount", "--read-only", "--allow-other", "--refresh=2s", "--wait", "/mnt"];
         assert_eq!(expanded(&args), want);
     }
 

@@ -27,7 +27,7 @@ pub struct Stack {
 pub async fn build(config: &MountConfig, key: Option<SecretString>) -> Result<Stack, Failure> {
     let spec: ConnectSpec = serde_json::from_value(config.spec.clone()).map_err(anyhow::Error::from)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone()).await?;
+    let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), config.start).await?;
     let vault = connected.vault.clone();
     let fs = FileSystem::new(connected.vault, connected.first_page, config.options.clone(), clock);
     Ok(Stack { fs, vault, key: connected.key, last: Last(connected.embedded) })

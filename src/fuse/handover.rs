@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 use super::mounts::Dev;
 use crate::fs::Options;
 use crate::secret::SecretString;
+use crate::vault::http::lazy::Start;
 
 /// Everything a keeper and its workers need to know; no secret in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub struct MountConfig {
     pub kernel: KernelOptions,
     /// Which vault: understood by the command line's layer only.
     pub spec: serde_json::Value,
+    /// What to do when the vault does not answer at the start.
+    pub start: Start,
     /// How long unsaved writes are tried when the mount ends.
     pub drain: Duration,
     /// Where log lines go: understood by the command line's layer only.
@@ -304,6 +307,7 @@ mod tests {
             options: Options::default(),
             kernel: KernelOptions::default(),
             spec: serde_json::json!({"endpoint": "x"}),
+            start: Start::Wait(Duration::from_secs(1)),
             drain: Duration::from_secs(60),
             log: serde_json::Value::Null,
             foreground: false,

@@ -26,7 +26,8 @@ use crate::server::error::ServeError;
 use crate::server::owner::ServeOptions;
 use crate::vault::http::key::{self, ApiKey};
 use crate::vault::http::keys::KeyService;
-use crate::vault::http::{self, HttpConfig, Opened, Target};
+use crate::vault::http::lazy::{self, Start};
+use crate::vault::http::{self, Connector, HttpConfig, Target};
 use crate::vault::prefix::PrefixVault;
 use crate::vault::{Call, Dialect, DynVault, Page};
 
@@ -322,25 +323,26 @@ struct Reached {
     embedded: Option<Embedded>,
 }
 
-/// Connects to the vault that `spec` names, and makes sure that it is one and takes the key.
+/// Connects to the vault that `spec` names, and makes sure that it is one and takes the key; `start` says what to do
+/// while it does not answer.
 pub async fn connect(
     spec: &ConnectSpec,
     key: ApiKeyInput,
     clock: Arc<dyn Clock>,
+    start: Start,
 ) -> Result<Connected, Failure> {
     let Reached { config, key, embedded } = reach(spec, key, clock).await?;
-    let call = Call::foreground(config.clock.now() + spec.timeout);
-    let opened = http::open(config, &call, spec.dialect()).await;
-    let (Opened { vault, first_page }, embedded) = keep(opened, embedded).await?;
+    let opened = async { lazy::start(Connector::new(config, spec.dialect())?, start, spec.timeout).await };
+    let ((vault, first_page), embedded) = keep(opened.await, embedded).await?;
     let (vault, first_page) = match &spec.prefix {
         None => (vault, first_page),
         Some(prefix) => {
             let part = PrefixVault::new(vault, prefix);
-            let page = part.page(first_page);
+            let page = first_page.map(|page| part.page(page));
             (Arc::new(part) as DynVault, page)
         }
     };
-    Ok(Connected { vault, first_page: Some(first_page), embedded, key })
+    Ok(Connected { vault, first_page, embedded, key })
 }
 
 /// Connects to the key endpoints of the vault that `spec` names. The embedded vault is to be shut down last.

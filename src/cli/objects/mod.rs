@@ -22,6 +22,7 @@ use crate::clock::SystemClock;
 use crate::harden;
 use crate::secret::SecretBytes;
 use crate::vault::codec::{self, Format};
+use crate::vault::http::lazy::Start;
 use crate::vault::object::Cursors;
 use crate::vault::{Call, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo};
 
@@ -163,7 +164,7 @@ impl Session {
         work: impl AsyncFnOnce(&mut Session) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let (spec, key) = args.resolve_or_mounted()?;
-        let connected = connect(&spec, key, Arc::new(SystemClock)).await?;
+        let connected = connect(&spec, key, Arc::new(SystemClock), Start::AtOnce).await?;
         let mut session = Session {
             vault: connected.vault,
             first_page: connected.first_page,

@@ -5,10 +5,12 @@
 //! dialect: key, budget, deadline, retries, limits, errors. Redirects are never followed, since they would
 //! carry the key elsewhere; loopback and sockets are never reached through a proxy.
 
+mod advice;
 pub mod budget;
 pub mod key;
 pub mod keys;
 pub mod kv;
+pub mod lazy;
 pub mod object;
 pub mod retry;
 mod status;
@@ -36,7 +38,7 @@ use self::kv::KvVault;
 use self::object::ObjectVault;
 use self::retry::Policy;
 use self::transport::{Answer, Parts, Request, Transport};
-use super::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result};
+use super::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result, VaultStatus};
 use crate::clock::Clock;
 
 /// A connection that was idle for longer is not used again: servers and middleboxes close them silently.
@@ -170,28 +172,63 @@ pub struct Opened {
     pub first_page: Page,
 }
 
+/// What it takes to ask a vault who it is, as often as needed. Connects to nothing yet.
+#[derive(Debug)]
+pub struct Connector {
+    transport: Arc<Transport>,
+    max_size: usize,
+    key_context: BTreeMap<String, String>,
+    want: Option<Dialect>,
+}
+
+impl Connector {
+    /// `want`: the dialect to speak, if it is not to be asked for.
+    pub fn new(mut config: HttpConfig, want: Option<Dialect>) -> Result<Self> {
+        let (max_size, key_context) = (config.max_size, std::mem::take(&mut config.key_context));
+        Ok(Self { transport: Arc::new(config.transport()?), max_size, key_context, want })
+    }
+
+    /// Asks which dialect answers, and whether the key is taken. At most two requests.
+    pub async fn open(&self, call: &Call) -> Result<Opened> {
+        let transport = &self.transport;
+        let query = ListQuery::first();
+        let (dialect, request, answer) = probe(transport, call, self.want, &query).await?;
+        let no_vault = |e: Error| match e.kind {
+            ErrorKind::BadAnswer | ErrorKind::NotFound => no_vault(transport.endpoint(), &e.message),
+            _ => e,
+        };
+        let answer = transport.judge(answer, &request).map_err(no_vault)?;
+        let first_page = match dialect {
+            Dialect::Object => object::page(&answer, &request, &query),
+            Dialect::Kv => kv::page(&answer, &request, &query),
+        };
+        let first_page = first_page.map_err(no_vault)?;
+        let vault: DynVault = match dialect {
+            Dialect::Object => Arc::new(ObjectVault::new(transport.clone(), self.max_size)),
+            Dialect::Kv => Arc::new(KvVault::new(transport.clone(), self.max_size, self.key_context.clone())),
+        };
+        Ok(Opened { vault, first_page })
+    }
+
+    /// The dialect that is to be spoken, if it is not asked for.
+    pub fn dialect(&self) -> Option<Dialect> {
+        self.want
+    }
+
+    /// Where the vault is and what was sent to it.
+    pub fn status(&self) -> VaultStatus {
+        self.transport.status()
+    }
+
+    /// The time that deadlines are told by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        self.transport.clock()
+    }
+}
+
 /// Asks which dialect answers, `want` if given, and whether the key is taken. At most two requests.
-pub async fn open(mut config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Opened> {
-    let max_size = config.max_size;
-    let key_context = std::mem::take(&mut config.key_context);
-    let transport = Arc::new(config.transport()?);
-    let query = ListQuery::first();
-    let (dialect, request, answer) = probe(&transport, call, want, &query).await?;
-    let no_vault = |e: Error| match e.kind {
-        ErrorKind::BadAnswer | ErrorKind::NotFound => no_vault(transport.endpoint(), &e.message),
-        _ => e,
-    };
-    let answer = transport.judge(answer, &request).map_err(no_vault)?;
-    let first_page = match dialect {
-        Dialect::Object => object::page(&answer, &request, &query),
-        Dialect::Kv => kv::page(&answer, &request, &query),
-    };
-    let first_page = first_page.map_err(no_vault)?;
-    let vault: DynVault = match dialect {
-        Dialect::Object => Arc::new(ObjectVault::new(transport, max_size)),
-        Dialect::Kv => Arc::new(KvVault::new(transport, max_size, key_context)),
-    };
-    Ok(Opened { vault, first_page })
+pub async fn open(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Opened> {
+    Connector::new(config, want)?.open(call).await
 }
 
 /// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the answer to that

@@ -16,6 +16,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, He
 use reqwest::{Method, StatusCode, Url};
 use zeroize::Zeroizing;
 
+use super::advice::next_step;
 use super::budget::{Budget, Headers};
 use super::key::ApiKey;
 use super::retry::{Effect, Policy, Trouble};
@@ -173,6 +174,11 @@ impl Transport {
     /// URL or socket path.
     pub fn endpoint(&self) -> &str {
         &self.parts.endpoint
+    }
+
+    /// The time that deadlines are told by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.parts.clock
     }
 
     /// The answer to `request` if it is a success; else the error that its status stands for.
@@ -343,7 +349,7 @@ impl Transport {
         let endpoint = &self.parts.endpoint;
         let (kind, sent, sentence) = match failed {
             Failed::NotSent(why) => {
-                let next = "check that it is running and that the address is right";
+                let next = next_step(&why);
                 (
                     ErrorKind::Unreachable,
                     false,
