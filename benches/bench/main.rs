@@ -111,5 +111,5 @@ fn main() -> std::process::ExitCode {
             eprintln!("written: {}", out.display());
         }
     }
-    report.is_whole().then_some(std::process::ExitCode::SUCCESS).unwrap_or(1.into())
+    if report.is_whole() { std::process::ExitCode::SUCCESS } else { 1.into() }
 }
