@@ -16,6 +16,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, He
 use reqwest::{Method, StatusCode, Url};
 use zeroize::Zeroizing;
 
+use super::advice::next_step;
 use super::budget::{Budget, Headers};
 use super::key::ApiKey;
 use super::retry::{Effect, Policy, Trouble};
@@ -350,7 +351,7 @@ impl Transport {
         let endpoint = &self.parts.endpoint;
         let (kind, sent, sentence) = match failed {
             Failed::NotSent(why) => {
-                let next = "check that it is running and that the address is right";
+                let next = next_step(&why);
                 (
                     ErrorKind::Unreachable,
                     false,
