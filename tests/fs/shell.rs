@@ -112,6 +112,7 @@ impl Shell {
     }
 
     /// A mount of a vault that is not in memory: `memory` stays empty.
+    #[allow(dead_code, reason = "of the test binaries with this module, `faults` uses it")]
     pub fn over(vault: DynVault, clock: Arc<dyn Clock>, options: Options) -> Self {
         let memory = Arc::new(MemoryVault::new(vault.capabilities(), clock.clone()));
         Self::of_vault(vault, memory, clock, options)
