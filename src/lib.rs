@@ -1,6 +1,6 @@
 //! vaultfs: a secrets vault as a directory.
 //!
-//! Layers, imports go down only: `cli` → `fuse` → `server` → `fs` → `vault` → `harden` → `secret`, `clock`, `crash`.
+//! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `harden` → `secret`, `clock`, `crash`.
 //! `tests/layering.rs` checks it.
 
 pub mod cli;
@@ -12,6 +12,7 @@ pub mod harden;
 pub mod secret;
 pub mod server;
 pub mod vault;
+pub mod volume;
 
 /// This program and its version, as `status` says it.
 pub const VERSION: &str = concat!("vaultfs ", env!("CARGO_PKG_VERSION"));

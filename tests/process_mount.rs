@@ -174,31 +174,6 @@ fn a_dead_mount_can_be_unmounted() {
 }
 
 #[test]
-fn when_the_worker_dies_the_mount_stays_dead_and_shows_nothing_below() {
-    let place = Place::new();
-    fs::write(place.mnt.join("below"), "1").unwrap();
-    let mount = Mount::at(place, &["-o", "nonempty"]);
-    fs::write(mount.path("a"), "1").unwrap();
-    let (_, worker) = mount.pids();
-    signal(worker, Signal::SIGKILL);
-    until("its keeper has ended", || processes_of(mount.mnt()).is_empty());
-    let refused = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
-    refused(fs::read_dir(mount.mnt()).unwrap_err());
-    refused(fs::read(mount.path("below")).unwrap_err());
-    refused(fs::write(mount.path("x"), "secret").unwrap_err());
-    let log = mount.log();
-    assert!(log.contains("worker was killed") && log.contains("vaultfs unmount"), "{log}");
-    let status = run(mount.vaultfs(["status"]).arg(mount.mnt()));
-    assert_eq!(status.code, Some(1));
-    assert!(status.out.contains("DEAD") && status.out.contains("vaultfs mount"), "{}", status.out);
-
-    let place = mount.unmount();
-    assert!(!place.mnt.join("x").exists());
-    let mount = Mount::at(place, &["-o", "nonempty"]);
-    assert_eq!(fs::read_to_string(mount.path("a")).unwrap(), "1");
-}
-
-#[test]
 fn when_the_keeper_dies_the_worker_stores_and_unmounts() {
     let mount = Mount::start();
     fs::write(mount.path("a"), "1").unwrap();
@@ -289,7 +264,8 @@ fn usage_errors() {
     let place = Place::new();
     let fails = |args: &[&str]| run(place.vaultfs(["mount"]).args(args).arg(&place.mnt)).fails(2);
     assert!(fails(&["--embedded", "--api-url", "http://127.0.0.1:1"]).contains("--api-url"));
-    assert!(fails(&["--embedded", "-o", "ro,suid"]).contains("suid"));
+    assert!(fails(&["--embedded", "-o", "ro,sulky"]).contains("sulky"));
+    assert!(fails(&["--embedded", "-o", "remount"]).contains("unmount it"));
     assert!(fails(&["--embedded", "--file-mode", "4755"]).contains("--file-mode"));
     assert!(fails(&["--embedded", "--scratch", "[a"]).contains("--scratch"));
     assert!(fails(&["--embedded", "--timeout", "xx"]).contains("10s"));

@@ -33,6 +33,9 @@ pub enum DaemonCommand {
     /// Look at a path that may hang.
     #[command(name = probe::COMMAND, hide = true)]
     Probe {
+        /// Read it, instead of looking at it.
+        #[arg(long)]
+        read: bool,
         /// The path.
         path: PathBuf,
     },
@@ -52,8 +55,12 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
     match command {
         DaemonCommand::Keeper { .. } => keep(),
         DaemonCommand::Worker { .. } => work(),
-        DaemonCommand::Probe { path } => {
-            probe::child(&path)?;
+        DaemonCommand::Probe { path, read } => {
+            if read {
+                probe::read_child(&path)?
+            } else {
+                probe::child(&path)?
+            }
             Ok(ExitCode::SUCCESS)
         }
         DaemonCommand::Detach { dev, mountpoint } => {

@@ -88,8 +88,8 @@ pub(super) struct Job {
     pub exclusive: bool,
     /// Only while the vault still has the base: `--strict`, and retries by themselves.
     pub guarded: bool,
-    /// An earlier try may have reached the vault, and no answer told.
-    pub doubtful: bool,
+    /// These bytes may be stored already: an answer was lost.
+    pub doubted: bool,
 }
 
 impl Job {
@@ -106,7 +106,7 @@ impl Job {
             base: state.stored.clone(),
             exclusive: state.exclusive,
             guarded,
-            doubtful: state.sending,
+            doubted: state.sending || state.failure.as_ref().is_some_and(|failure| failure.in_doubt),
         })
     }
 
@@ -190,8 +190,8 @@ impl FileSystem {
         {
             return Ok(object);
         }
-        if job.doubtful
-            && let Some(object) = self.stored_before(job, &content, call).await?
+        if job.doubted
+            && let Some(object) = self.stored_unheard(job, &content, call).await?
         {
             return Ok(object);
         }
@@ -230,20 +230,20 @@ impl FileSystem {
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
     }
 
-    /// What is in the vault, if it is what an earlier try brought there.
-    async fn stored_before(
+    /// The current object, if it has these bytes: an attempt whose answer was lost has stored them.
+    async fn stored_unheard(
         &self,
         job: &Job,
         content: &Content,
         call: &Call,
     ) -> Result<Option<Arc<Object>>, Error> {
         match self.cache.vault().get_by_name(call, &job.name).await {
-            Ok(now) if now.content.bytes == content.bytes => {
-                Ok(Some(self.cache.stored(now.meta, now.content)))
+            Ok(object) if object.content.bytes == content.bytes => {
+                Ok(Some(self.cache.stored(object.meta, object.content)))
             }
             Ok(_) => Ok(None),
             Err(e) if e.kind == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error { maybe_applied: true, ..e }),
+            Err(e) => Err(e),
         }
     }
 
@@ -343,10 +343,12 @@ impl FileSystem {
         };
         let mut state = file.state();
         let doubted = state.failure.as_ref().is_some_and(|f| f.in_doubt);
-        let in_doubt = job.base.is_none() && (e.maybe_applied || doubted);
+        let in_doubt = e.maybe_applied || doubted;
+        let generation = job.generation;
         let conflict = e.kind == ErrorKind::VersionMismatch;
         state.sending = e.maybe_applied;
-        state.failure = Some(Failure { errno, message: e.to_string(), conflict, in_doubt, number });
+        state.failure =
+            Some(Failure { errno, message: e.to_string(), conflict, in_doubt, generation, number });
         if is_outage(e.kind) && !state.retrying {
             state.retrying = true;
             self.runtime.spawn(self.clone().retry(file.clone()));
@@ -386,18 +388,18 @@ impl FileSystem {
     /// Whether the vault has moved on from the version that the unsaved bytes are based on; `None` if it does not
     /// say.
     async fn is_superseded(&self, file: &File, call: &Call) -> Option<bool> {
-        let (name, base, sending) = {
+        let (name, base, doubted) = {
             let state = file.state();
-            (state.name.clone(), state.stored.clone(), state.sending)
+            let doubted = state.sending || state.failure.as_ref().is_some_and(|failure| failure.in_doubt);
+            (state.name.clone(), state.stored.clone(), doubted)
         };
         let is_ours =
             |now: &Object| file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes);
         match (self.cache.vault().get_by_name(call, &name).await, base) {
-            // What was sent before a crash is compared by the commit.
-            (Ok(now), _) if sending && is_ours(&now) => Some(false),
-            (Ok(now), Some(base)) => Some(now.meta.version != base.version || now.meta.id != base.id),
-            // A create whose answer was lost: the commit compares the bytes.
+            // A change whose answer was lost: the commit compares the bytes.
+            (Ok(now), Some(_)) if doubted && is_ours(&now) => Some(false),
             (Ok(now), None) => Some(!is_ours(&now)),
+            (Ok(now), Some(base)) => Some(now.meta.version != base.version || now.meta.id != base.id),
             (Err(e), base) if e.kind == ErrorKind::NotFound => Some(base.is_some()),
             (Err(_), _) => None,
         }

@@ -46,6 +46,9 @@ pub struct Options {
     pub dir_mode: u32,
     /// List `.versions` in the root.
     pub show_versions: bool,
+    /// List `.vaultfs` in the root while nothing else is there: container engines copy an image's files into a volume
+    /// that looks empty.
+    pub never_empty: bool,
 }
 
 impl Default for Options {
@@ -67,6 +70,7 @@ impl Default for Options {
             file_mode: 0o600,
             dir_mode: 0o700,
             show_versions: false,
+            never_empty: false,
         }
     }
 }

@@ -190,7 +190,7 @@ impl FileSystem {
             base,
             exclusive: false,
             guarded: false,
-            doubtful: request::before().is_some(),
+            doubted: request::before().is_some(),
         })
     }
 

@@ -1,0 +1,519 @@
+//! The worker dies, and nobody notices: kills at random moments under load, at chosen points of each operation, in
+//! loops; and another program that takes over. Real mounts, with the vault in the worker that is killed.
+
+mod common;
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::{Mount, Place, VAULTFS, assert_nothing_left, run, signal, until};
+use nix::sys::signal::Signal;
+
+/// Mounts with debug switches in the environment of the mount's processes.
+fn mount_with(switches: &[(&str, &str)]) -> Mount {
+    let place = Place::new();
+    let mut command = place.mount_command(&[]);
+    command.envs(switches.iter().copied());
+    run(&mut command).ok();
+    Mount::adopt(place)
+}
+
+/// Any number of deaths, each followed by another worker at once.
+const IMMORTAL: (&str, &str) = ("VAULTFS_TEST_DEATHS", "1000000,1000000");
+
+/// The worker that lives now, found without asking it.
+fn worker_of(keeper: i32) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
+    let is_worker = |pid: &i32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        name.trim() == "vaultfs-worker" && !stat.contains(") Z ")
+    };
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_worker)
+}
+
+fn kill_worker(keeper: i32) {
+    let worker = common::wait(|| worker_of(keeper), Duration::from_secs(20)).expect("there is a worker");
+    signal(worker, Signal::SIGKILL);
+}
+
+/// close(2) with its answer.
+fn close(file: File) -> std::io::Result<()> {
+    // SAFETY: the descriptor was the file's, and nobody else's.
+    match unsafe { libc::close(file.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// A value that tells whether it is whole.
+fn value(number: u64) -> Vec<u8> {
+    let mut bytes = format!("{number:08} ").into_bytes();
+    let len = 20 + (number * 397) % 5000;
+    bytes.extend((0..len).map(|at| b'a' + ((number + at) % 26) as u8));
+    bytes
+}
+
+fn is_whole(bytes: &[u8]) -> bool {
+    let number = bytes.get(..8).and_then(|b| std::str::from_utf8(b).ok()).and_then(|t| t.parse().ok());
+    number.is_some_and(|number| value(number) == bytes)
+}
+
+/// What the programs of a load have done.
+#[derive(Default)]
+struct Load {
+    over: AtomicBool,
+    done: Mutex<HashMap<String, u64>>,
+    wrong: Mutex<Vec<String>>,
+    slowest_read: AtomicU64,
+}
+
+impl Load {
+    /// Runs `work` again and again, as a program of this name.
+    fn program(
+        self: &Arc<Self>,
+        name: &str,
+        mut work: impl FnMut(u64) -> Result<(), String> + Send + 'static,
+    ) -> std::thread::JoinHandle<u64> {
+        let (load, name) = (self.clone(), name.to_owned());
+        load.done.lock().unwrap().insert(name.clone(), 0);
+        std::thread::spawn(move || {
+            let mut turn = 0;
+            while !load.over.load(Ordering::SeqCst) {
+                turn += 1;
+                if let Err(e) = work(turn) {
+                    load.wrong.lock().unwrap().push(format!("{name}, turn {turn}: {e}"));
+                    break;
+                }
+                load.done.lock().unwrap().insert(name.clone(), turn);
+            }
+            turn
+        })
+    }
+
+    fn is_well(&self) -> bool {
+        self.wrong.lock().unwrap().is_empty()
+    }
+
+    /// Waits until each program has done something more.
+    fn progress(&self) {
+        let before = self.done.lock().unwrap().clone();
+        until("each program goes on", || {
+            !self.is_well() || self.done.lock().unwrap().iter().all(|(name, turn)| *turn > before[name])
+        });
+    }
+
+    fn read(&self, path: &Path) -> Result<(), String> {
+        let start = Instant::now();
+        let bytes = fs::read(path).map_err(|e| format!("read: {e}"))?;
+        self.slowest_read.fetch_max(start.elapsed().as_millis() as u64, Ordering::SeqCst);
+        if is_whole(&bytes) { Ok(()) } else { Err(format!("torn: {} bytes", bytes.len())) }
+    }
+}
+
+fn write_with(path: &Path, bytes: &[u8], options: &OpenOptions, sync: bool) -> std::io::Result<()> {
+    let mut file = options.open(path)?;
+    file.write_all(bytes)?;
+    if sync {
+        file.sync_all()?;
+    }
+    close(file)
+}
+
+fn said<T>(what: &'static str, result: std::io::Result<T>) -> Result<T, String> {
+    result.map_err(|e| format!("{what}: {e}"))
+}
+
+/// Eight readers and four writers. Each writer saves in another way, one version a turn.
+fn start_load(load: &Arc<Load>, mnt: &Path) -> Vec<(&'static str, std::thread::JoinHandle<u64>)> {
+    let mut new = OpenOptions::new();
+    new.write(true).create(true).truncate(true);
+    // Shared with readers: only what is saved by a rename is never seen half-written.
+    for name in ["moved", "vim"] {
+        write_with(&mnt.join(name), &value(0), &new, false).unwrap();
+    }
+    for reader in 0..6 {
+        let (by, path) = (load.clone(), mnt.join(["moved", "quiet"][reader % 2]));
+        if reader == 1 {
+            write_with(&path, &value(7), &new, false).unwrap();
+        }
+        load.program(&format!("reader {reader}"), move |_| by.read(&path));
+    }
+    let mut held = File::open(mnt.join("quiet")).unwrap();
+    load.program("reader of an open file", move |_| {
+        let mut bytes = Vec::new();
+        said("seek", held.seek(SeekFrom::Start(0)))?;
+        said("read", held.read_to_end(&mut bytes))?;
+        if bytes == value(7) { Ok(()) } else { Err("other bytes".to_owned()) }
+    });
+    let dir = mnt.to_owned();
+    load.program("lister", move |_| {
+        let names: Vec<_> = said("ls", fs::read_dir(&dir))?.map(|e| e.map(|e| e.file_name())).collect();
+        match names.iter().filter(|n| n.as_ref().is_ok_and(|n| n == "quiet")).count() {
+            1 => Ok(()),
+            n => Err(format!("a name is listed {n} times")),
+        }
+    });
+    let (plain, moved, vim, synced) =
+        (mnt.join("plain"), mnt.join("moved"), mnt.join("vim"), mnt.join("synced"));
+    let options = new.clone();
+    let plain =
+        load.program("plain", move |turn| said("save", write_with(&plain, &value(turn), &options, false)));
+    let options = new.clone();
+    let moved = load.program("moved", move |turn| {
+        let temporary = moved.with_extension("tmp");
+        let mut excl = OpenOptions::new();
+        excl.write(true).create_new(true);
+        said("write", write_with(&temporary, &value(turn), &excl, false))?;
+        said("rename", fs::rename(&temporary, &moved))?;
+        let _ = &options;
+        Ok(())
+    });
+    let options = new.clone();
+    let vim = load.program("vim", move |turn| {
+        let (backup, swap) = (vim.with_file_name("vim~"), vim.with_file_name(".vim.swp"));
+        said("swap", write_with(&swap, b"swap", &options, true))?;
+        said("backup", fs::rename(&vim, &backup))?;
+        said("write", write_with(&vim, &value(turn), &options, true))?;
+        said("unlink backup", fs::remove_file(&backup))?;
+        said("unlink swap", fs::remove_file(&swap))
+    });
+    let synced = load.program("synced", move |turn| {
+        said("save", write_with(&synced, &value(turn), &new, true))?;
+        // Names that come and go.
+        let dir = synced.with_file_name(format!("dir{}", turn % 3));
+        said("mkdir", fs::create_dir(&dir))?;
+        said("make", fs::write(dir.join("x"), "1"))?;
+        said("unlink", fs::remove_file(dir.join("x")))?;
+        said("rmdir", fs::remove_dir(&dir))
+    });
+    vec![("plain", plain), ("moved", moved), ("vim", vim), ("synced", synced)]
+}
+
+fn end_load(load: &Load, mount: &Mount, writers: Vec<(&'static str, std::thread::JoinHandle<u64>)>) {
+    load.over.store(true, Ordering::SeqCst);
+    let turns: Vec<_> = writers.into_iter().map(|(name, writer)| (name, writer.join().unwrap())).collect();
+    assert_eq!(*load.wrong.lock().unwrap(), Vec::<String>::new());
+    for (name, turn) in &turns {
+        assert_eq!(fs::read(mount.path(name)).unwrap(), value(*turn), "{name}: the last save");
+        // What was there before the first turn is a version, too.
+        let before = u64::from(["moved", "vim"].contains(name));
+        assert_eq!(mount.versions(name).len() as u64, turn + before, "{name}: one save, one version");
+    }
+    let slowest = load.slowest_read.load(Ordering::SeqCst);
+    eprintln!("{turns:?} saves; the slowest read took {slowest} ms");
+    assert!(slowest < 15_000, "a reader waited {slowest} ms");
+}
+
+/// How many kills: VAULTFS_TEST_KILLS for the long form.
+fn kills() -> u64 {
+    std::env::var("VAULTFS_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(30)
+}
+
+#[test]
+fn kills_at_random_moments_under_load_fail_nothing() {
+    let mount = mount_with(&[IMMORTAL]);
+    let (keeper, _) = mount.pids();
+    let load = Arc::new(Load::default());
+    let writers = start_load(&load, mount.mnt());
+    let mut random = u64::from(std::process::id());
+    for _ in 0..kills() {
+        if !load.is_well() {
+            break;
+        }
+        // So that no request is in flight at two deaths: that one would be taken for their cause.
+        load.progress();
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        std::thread::sleep(Duration::from_micros((random >> 33) % 60_000));
+        kill_worker(keeper);
+    }
+    end_load(&load, &mount, writers);
+    let restarts = mount.status()["restarts"].as_u64().unwrap();
+    assert_eq!(restarts, kills());
+    mount.unmount();
+}
+
+/// A mount whose worker dies at points of the test's choice.
+struct Fragile {
+    mount: Mount,
+    point: PathBuf,
+}
+
+impl Fragile {
+    fn new() -> Self {
+        let place = Place::new();
+        let point = place.dir.path().join("point");
+        let mut command = place.mount_command(&[]);
+        command.env("VAULTFS_TEST_CRASH", &point).env(IMMORTAL.0, IMMORTAL.1);
+        run(&mut command).ok();
+        Self { mount: Mount::adopt(place), point }
+    }
+
+    /// Does something during which the worker dies at `point`, once.
+    #[track_caller]
+    fn at<T>(&self, point: &str, what: impl FnOnce() -> T) -> T {
+        let next = self.point.with_extension("next");
+        fs::write(&next, point).unwrap();
+        fs::rename(&next, &self.point).unwrap();
+        let result = what();
+        until(point, || !self.point.exists());
+        result
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.mount.path(name)
+    }
+}
+
+#[test]
+fn killed_between_intent_and_outcome_each_operation_happens_once() {
+    let fragile = Fragile::new();
+    let path = |name: &str| fragile.path(name);
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(fragile.mount.mnt())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    for point in ["make", "answer", "answered"] {
+        fragile.at(point, || fs::create_dir(path("dir"))).unwrap();
+        fragile.at(if point == "make" { "rmdir" } else { point }, || fs::remove_dir(path("dir"))).unwrap();
+        let mut excl = OpenOptions::new();
+        excl.write(true).create_new(true);
+        let file = fragile.at(point, || excl.open(path("new"))).unwrap();
+        close(file).unwrap();
+        until("it is stored", || fragile.mount.versions("new").len() == 1);
+        fs::remove_file(path("new")).unwrap();
+        let fifo = path("fifo");
+        fragile.at(point, || nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)).unwrap();
+        fs::remove_file(&fifo).unwrap();
+        assert_eq!(names(), Vec::<String>::new(), "{point}");
+    }
+    for point in ["commit", "stored", "answer", "answered"] {
+        fragile.at(point, || fragile.mount.sh("printf %s first > f")).to_owned();
+        fragile.at(point, || fragile.mount.sh("printf %s second > f")).to_owned();
+        assert_eq!(fs::read_to_string(path("f")).unwrap(), "second");
+        assert_eq!(fragile.mount.versions("f"), [1, 2], "{point}");
+        fragile.at(point, || fragile.mount.sh("truncate -s 3 f")).to_owned();
+        assert_eq!(fragile.mount.versions("f"), [1, 2, 3], "{point}");
+        fs::remove_file(path("f")).unwrap();
+    }
+    for point in ["unlink", "deleted", "answer", "answered"] {
+        fs::write(path("f"), "1").unwrap();
+        let held = File::open(path("f")).unwrap();
+        fragile.at(point, || fs::remove_file(path("f"))).unwrap();
+        assert_eq!(names(), Vec::<String>::new(), "{point}");
+        let mut byte = [0];
+        held.read_exact_at(&mut byte, 0).unwrap();
+        assert_eq!((byte, held.metadata().unwrap().nlink()), (*b"1", 0), "{point}");
+    }
+    for point in ["rename", "rename stored", "rename deleted", "answer", "answered"] {
+        fs::write(path("from"), point).unwrap();
+        fragile.at(point, || fs::rename(path("from"), path("to"))).unwrap();
+        assert_eq!(names(), ["to"], "{point}");
+        assert_eq!(fragile.mount.versions("to"), [1], "{point}");
+        fs::write(path("from"), "over").unwrap();
+        fragile.at(point, || fs::rename(path("from"), path("to"))).unwrap();
+        assert_eq!(names(), ["to"], "{point}");
+        assert_eq!(fs::read_to_string(path("to")).unwrap(), "over");
+        assert_eq!(fragile.mount.versions("to"), [1, 2], "{point}");
+        fs::remove_file(path("to")).unwrap();
+    }
+    for point in ["rename dir", "answer", "answered"] {
+        fs::create_dir(path("from")).unwrap();
+        fragile.at(point, || fs::rename(path("from"), path("to"))).unwrap();
+        assert_eq!(names(), ["to"], "{point}");
+        fs::remove_dir(path("to")).unwrap();
+    }
+}
+
+#[test]
+fn what_is_open_unsaved_and_held_back_goes_on() {
+    let mount = mount_with(&[IMMORTAL]);
+    let (keeper, _) = mount.pids();
+    fs::write(mount.path("f"), "0123456789").unwrap();
+    fs::write(mount.path("replaced"), "old").unwrap();
+    let mut reader = File::open(mount.path("f")).unwrap();
+    reader.read_exact(&mut [0; 4]).unwrap();
+    let old = File::open(mount.path("replaced")).unwrap();
+    fs::write(mount.path("replaced.new"), "new").unwrap();
+    fs::rename(mount.path("replaced.new"), mount.path("replaced")).unwrap();
+    let mut unsaved = File::create(mount.path("unsaved")).unwrap();
+    unsaved.write_all(&value(5000)).unwrap();
+    fs::write(mount.path(".f.swp"), "scratch").unwrap();
+    fs::write(mount.path("kept.bak"), "not provisional: not made with O_EXCL").unwrap();
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(mount.path("held~"))
+        .unwrap()
+        .write_all(b"held")
+        .unwrap();
+    let lock = OpenOptions::new().read(true).write(true).open(mount.path("f")).unwrap();
+    let locked =
+        nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();
+    // SAFETY: a mapping of a file that stays as it is.
+    let map = unsafe {
+        let protection = libc::PROT_READ;
+        libc::mmap(std::ptr::null_mut(), 10, protection, libc::MAP_SHARED, reader.as_raw_fd(), 0)
+    };
+    assert_ne!(map, libc::MAP_FAILED);
+    std::os::unix::fs::chown(mount.path("f"), None, None).unwrap();
+    let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o440);
+    fs::set_permissions(mount.path("f"), mode).unwrap();
+    fs::create_dir(mount.path("empty")).unwrap();
+    let inode = fs::metadata(mount.path("f")).unwrap().ino();
+
+    for _ in 0..2 {
+        kill_worker(keeper);
+        assert_eq!(fs::read(mount.path("unsaved")).unwrap(), value(5000));
+    }
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "456789", "the offset stays");
+    let mut three = [0; 3];
+    old.read_exact_at(&mut three, 0).unwrap();
+    assert_eq!(&three, b"old", "who has the old version open keeps it");
+    // SAFETY: mapped above, ten bytes long.
+    assert_eq!(unsafe { std::slice::from_raw_parts(map.cast::<u8>(), 10) }, b"0123456789");
+    // SAFETY: the mapping made above.
+    unsafe { libc::munmap(map, 10) };
+    let other = File::open(mount.path("f")).unwrap();
+    let refused = nix::fcntl::Flock::lock(other, nix::fcntl::FlockArg::LockExclusiveNonblock);
+    assert!(refused.is_err(), "the lock is held");
+    drop(locked);
+    assert_eq!(fs::read_to_string(mount.path(".f.swp")).unwrap(), "scratch");
+    assert_eq!(fs::read_to_string(mount.path("held~")).unwrap(), "held");
+    let meta = fs::metadata(mount.path("f")).unwrap();
+    assert_eq!((meta.mode() & 0o777, meta.ino()), (0o440, inode));
+    assert!(mount.path("empty").is_dir());
+    unsaved.write_all(b"!").unwrap();
+    close(unsaved).unwrap();
+    assert_eq!(mount.versions("unsaved"), [1]);
+    let stored = run(mount.vaultfs(["get", &mount.embedded(), "unsaved"])).ok();
+    assert_eq!(stored.into_bytes(), [value(5000), b"!".to_vec()].concat());
+    until("what only looks like a temporary is stored", || mount.versions("held~") == [1]);
+}
+
+#[test]
+fn a_request_that_kills_workers_is_given_up() {
+    let fragile = Fragile::new();
+    fs::create_dir(fragile.path("from")).unwrap();
+    fs::write(&fragile.point, "always rename dir").unwrap();
+    let refused = fs::rename(fragile.path("from"), fragile.path("to")).unwrap_err();
+    fs::remove_file(&fragile.point).unwrap();
+    assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+    assert_eq!(fragile.mount.status()["restarts"], 2);
+    fs::write(fragile.path("f"), "everything else goes on").unwrap();
+}
+
+#[test]
+fn when_workers_keep_dying_everything_is_refused_and_nothing_shows_below() {
+    let place = Place::new();
+    fs::write(place.mnt.join("below"), "1").unwrap();
+    let point = place.dir.path().join("point");
+    let mut command = place.mount_command(&["-o", "nonempty"]);
+    command.env("VAULTFS_TEST_CRASH", &point).env("VAULTFS_TEST_DEATHS", "9,4");
+    run(&mut command).ok();
+    let mount = Mount::adopt(place);
+    let (keeper, _) = mount.pids();
+    fs::write(mount.path("a"), "1").unwrap();
+    fs::write(&point, "always inherit").unwrap();
+    kill_worker(keeper);
+    let refused = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    refused(fs::read_dir(mount.mnt()).unwrap_err());
+    refused(fs::read(mount.path("below")).unwrap_err());
+    refused(fs::write(mount.path("x"), "secret").unwrap_err());
+    let status = run(mount.vaultfs(["status"]).arg(mount.mnt()));
+    assert_eq!(status.code, Some(1));
+    assert!(status.out.contains("BROKEN") && status.out.contains("vaultfs unmount"), "{}", status.out);
+    assert!(mount.log().contains("keeps dying"));
+    run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(1);
+    run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).ok();
+    assert_nothing_left(mount.mnt());
+    assert!(!mount.mnt().join("x").exists());
+}
+
+#[test]
+fn a_kernel_that_cannot_send_again_gets_a_new_mount() {
+    let mount = mount_with(&[IMMORTAL, ("VAULTFS_TEST_NO_RESEND", "1")]);
+    let (keeper, _) = mount.pids();
+    fs::write(mount.path("f"), "1").unwrap();
+    let mut unsaved = File::create(mount.path("unsaved")).unwrap();
+    unsaved.write_all(b"unsaved").unwrap();
+    kill_worker(keeper);
+    until("new operations work", || fs::read_to_string(mount.path("f")).is_ok_and(|text| text == "1"));
+    assert!(unsaved.write_all(b"x").is_err(), "what was open is lost");
+    until("what was unsaved is stored", || mount.versions("unsaved") == [1]);
+    assert_eq!(mount.status()["kernel"]["resend"], false);
+    assert!(run(mount.vaultfs(["upgrade"]).arg(mount.mnt())).fails(1).contains("6.9"));
+    drop(unsaved);
+    run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();
+    assert_nothing_left(mount.mnt());
+}
+
+/// A copy of the program in which a text is another one of the same length: another program.
+fn another_program(dir: &Path, name: &str, from: &str, to: &str) -> PathBuf {
+    let mut bytes = fs::read(VAULTFS).unwrap();
+    let places: Vec<usize> = memchr_all(&bytes, from.as_bytes());
+    assert!(!places.is_empty(), "{from:?} is in the program");
+    for at in places {
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+    }
+    let path = dir.join(name);
+    fs::write(&path, bytes).unwrap();
+    let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    fs::set_permissions(&path, mode).unwrap();
+    path
+}
+
+fn memchr_all(bytes: &[u8], text: &[u8]) -> Vec<usize> {
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == text[0]).map(|(at, _)| at);
+    starts.filter(|at| bytes[*at..].starts_with(text)).collect()
+}
+
+#[test]
+fn another_version_takes_over_under_load_and_one_that_cannot_does_not() {
+    let mount = mount_with(&[IMMORTAL]);
+    let (keeper, first) = mount.pids();
+    let dir = mount.place().dir.path().to_owned();
+    let version = format!("vaultfs {}", env!("CARGO_PKG_VERSION"));
+    let newer = format!("{}9", &version[..version.len() - 1]);
+    assert_eq!(mount.status()["version"], version);
+    let upgrade = |program: &Path| {
+        let mut command = Command::new(program);
+        mount.place().isolate(&mut command);
+        run(command.arg("upgrade").arg(mount.mnt()))
+    };
+
+    let stranger = another_program(&dir, "stranger", "vaultfs state 1", "vaultfs state 9");
+    let said = upgrade(&stranger).fails(1);
+    assert!(said.contains("version 1") && said.contains("version 9"), "{said}");
+    assert_eq!(worker_of(keeper), Some(first), "the old one stays");
+
+    let program = another_program(&dir, "newer", &version, &newer);
+    let load = Arc::new(Load::default());
+    let writers = start_load(&load, mount.mnt());
+    load.progress();
+    upgrade(&program).ok();
+    load.progress();
+    let worker = worker_of(keeper).unwrap();
+    assert_eq!(fs::read_link(format!("/proc/{worker}/exe")).unwrap(), fs::canonicalize(&program).unwrap());
+    assert_eq!(mount.status()["version"], newer);
+    // Its successors are of that version, too.
+    kill_worker(keeper);
+    load.progress();
+    assert_eq!(mount.status()["version"], newer);
+    end_load(&load, &mount, writers);
+    mount.unmount();
+}
