@@ -42,6 +42,16 @@ pub(super) enum Doing {
     RenameDir,
 }
 
+impl Doing {
+    /// The file whose bytes are needed to go on.
+    pub fn moves(&self) -> Option<u64> {
+        match self {
+            Doing::Rename { ino, .. } => Some(*ino),
+            Doing::Make | Doing::Rmdir | Doing::Unlink { .. } | Doing::RenameDir => None,
+        }
+    }
+}
+
 /// The request that a task works for.
 #[derive(Debug)]
 struct Current {

@@ -229,6 +229,7 @@ impl FileSystem {
     fn go_on(self: &Arc<Self>) {
         let files: Vec<Arc<File>> = self.table().all_files().collect();
         let mut failures = 0;
+        let moving: Vec<u64> = self.doings().values().filter_map(Doing::moves).collect();
         for file in files {
             let mut state = file.state();
             failures = failures.max(state.failure.as_ref().map_or(0, |failure| failure.number));
@@ -241,7 +242,9 @@ impl FileSystem {
             if again {
                 state.retrying = true;
             }
-            state.settle();
+            if !moving.contains(&file.ino) {
+                state.settle();
+            }
             self.account_room(&mut state);
             drop(state);
             if cut_short {
