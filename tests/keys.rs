@@ -54,14 +54,42 @@ fn a_data_key_is_made_and_opened() {
 }
 
 #[test]
-fn what_is_encrypted_comes_back_byte_for_byte() {
-    let every_byte: Vec<u8> = (0..=255).cycle().take(50_000).collect();
+fn a_key_whose_encrypted_form_nobody_got_is_not_written_down() {
     for api in BOTH {
         let home = Home::new();
-        for plain in [&b"secret\n"[..], b"", "ünïcödé".as_bytes(), &every_byte] {
+        let out = home.0.path().join("plain");
+        let embedded = format!("--embedded={}", home.vault().display());
+        let args = ["key", "create", &embedded, "--api", api, "--out", out.to_str().unwrap()];
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let refused = home.command(&args).stdout(full).output().unwrap();
+        assert_fails(&refused, 1, "standard output");
+        assert!(!out.exists(), "{api}");
+        let (_, unread) = std::io::pipe().unwrap();
+        let refused = home.command(&args).stdout(unread).output().unwrap();
+        assert_fails(&refused, 1, "nobody reads");
+        assert!(!out.exists(), "{api}");
+        // A key that cannot be opened leaves no empty file either.
+        let foreign = STANDARD.encode([7; 90]);
+        let args = ["key", "unwrap", "--api", api, "--out", out.to_str().unwrap()];
+        assert_fails(&home.run(&args, foreign.as_bytes()), 1, "refused");
+        assert!(!out.exists(), "{api}");
+        line(home.ok(&["key", "create", "--api", api, "--out", out.to_str().unwrap()], b""));
+        assert!(out.exists());
+    }
+}
+
+#[test]
+fn what_is_encrypted_comes_back_byte_for_byte() {
+    let every_byte: Vec<u8> = (0..=255).cycle().take(50_000).collect();
+    let as_much_as_may_be: Vec<u8> = (0..=255).rev().cycle().take(1 << 20).collect();
+    for api in BOTH {
+        let home = Home::new();
+        for plain in [&b"secret\n"[..], b"", "ünïcödé".as_bytes(), &every_byte, &as_much_as_may_be] {
             let sealed = home.ok(&["key", "encrypt", "--api", api], plain);
             assert_eq!(home.ok(&["key", "decrypt", "--api", api], &sealed), plain, "{api}");
         }
+        let over = home.run(&["key", "encrypt", "--api", api], &[&as_much_as_may_be[..], b"x"].concat());
+        assert_fails(&over, 1, "larger than 1048576 bytes");
         let sealed = line(home.ok(&["key", "encrypt", "--api", api], b"secret"));
         let damaged = sealed.replacen(|c: char| c.is_ascii_digit(), "A", 3);
         let refused = home.run(&["key", "decrypt", "--api", api], damaged.as_bytes());

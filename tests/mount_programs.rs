@@ -41,12 +41,24 @@ fn saves_once(scripts: &[(&str, &str)]) {
     }
 }
 
+/// vim saves `s` with these settings.
+fn vim_with(settings: &str) -> String {
+    format!("vim -u NONE -es -c '{settings}' -c s/before/after/ -c wq s")
+}
+
 #[test]
 fn vim() {
+    let vim = vim_with;
     saves_once(&[
         ("plain", "vim -u NONE -es -c s/before/after/ -c wq s"),
         ("as installed", "vim -es -c s/before/after/ -c wq s"),
         ("backupcopy=yes", "vim -u NONE -es -c 'set backupcopy=yes' -c s/before/after/ -c wq s"),
+        ("undofile", "vim -u NONE -es -c 'set undofile' -c s/before/after/ -c wq s && rm .s.un~"),
+        ("backup, another ending", &format!("{} && rm s.was", vim("set backup backupext=.was"))),
+        ("backup, renamed", &format!("{} && rm s~", vim("set backup backupcopy=no"))),
+        ("backup, copied", &format!("{} && rm s~", vim("set backup backupcopy=yes"))),
+        ("backup in a directory", &format!("mkdir b && {} && rm -r b", vim("set backup backupdir=./b"))),
+        ("no swap file", &vim("set noswapfile")),
         ("backupcopy=no", "vim -u NONE -es -c 'set backupcopy=no writebackup' -c s/before/after/ -c wq s"),
     ]);
 }
@@ -67,6 +79,18 @@ fn stream_editors_with_a_backup() {
         ("sed -i.bak", "sed -i.bak s/before/after/ s && test \"$(cat s.bak)\" = before && rm s.bak"),
         ("sed -i~", "sed -i~ s/before/after/ s && test \"$(cat s~)\" = before && rm s~"),
         ("perl -i.old", "perl -i.old -pe s/before/after/ s && test \"$(cat s.old)\" = before && rm s.old"),
+        (
+            "sed -i.any",
+            "sed -i.2024-01 s/before/after/ s && test \"$(cat s.2024-01)\" = before && rm s.2024-01",
+        ),
+        ("sed -i'any_*'", "sed -i'any_*' s/before/after/ s && test \"$(cat any_s)\" = before && rm any_s"),
+        ("perl -i.any", "perl -i.any -pe s/before/after/ s && test \"$(cat s.any)\" = before && rm s.any"),
+        ("cp -b -S .any", "cp -b -S .any ../after s && test \"$(cat s.any)\" = before && rm s.any"),
+        ("install -b", "install -m 600 -b -S .any ../after s && test \"$(cat s.any)\" = before && rm s.any"),
+        ("mv -b", "echo after > t.tmp; mv -b -S .any t.tmp s && test \"$(cat s.any)\" = before && rm s.any"),
+        ("rsync -b", "rsync -Ib --suffix=.any ../after s && test \"$(cat s.any)\" = before && rm s.any"),
+        ("rsync -b, its own suffix", "rsync -Ib ../after s && test \"$(cat s~)\" = before && rm s~"),
+        ("a script", "mv s s-before && cp ../after s && rm s-before"),
         ("patch -b", &format!("{DIFF} | patch -bs s && test \"$(cat s.orig)\" = before && rm s.orig")),
         ("cp -b", "cp -b ../after s && test \"$(cat s~)\" = before && rm s~"),
     ]);

@@ -23,13 +23,17 @@ fn mode(path: &Path, mode: u32) {
 }
 
 fn files() -> Files {
+    files_with("critical,CA:FALSE", "DNS:localhost,IP:127.0.0.1")
+}
+
+fn files_with(constraints: &str, names: &str) -> Files {
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
         .args(["-days", "2", "-subj", "/CN=vaultfs test"])
-        .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .args(["-addext", &format!("subjectAltName={names}")])
+        .args(["-addext", &format!("basicConstraints={constraints}"), "-keyout"])
         .arg(&key)
         .arg("-out")
         .arg(&cert)
@@ -96,6 +100,26 @@ fn a_vault_is_served_to_other_machines_over_tls() {
     assert_eq!(served.wait().code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(8), "it waited for a connection that says nothing");
     drop(idle);
+}
+
+#[test]
+fn a_certificate_that_is_not_trusted_is_named_with_what_to_do() {
+    let (own, names) = ("critical,CA:FALSE", "DNS:localhost,IP:127.0.0.1");
+    for (constraints, names, trusted, words) in [
+        ("critical,CA:TRUE", names, true, ["CA:TRUE", "basicConstraints=CA:FALSE"]),
+        (own, names, false, ["UnknownIssuer", "--ca-file"]),
+        (own, "DNS:elsewhere.example", true, ["elsewhere.example", "for other names"]),
+    ] {
+        let files = files_with(constraints, names);
+        let served = Served::start_with(&files.data(), Stdio::null(), &files.options("127.0.0.1:0"));
+        let trust = ["--ca-file", files.cert.to_str().unwrap()];
+        let args = [&["ls"][..], if trusted { &trust } else { &[] }].concat();
+        let refused = files.vaultfs(&served.url, &args);
+        let sentence = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(4), "{sentence}");
+        assert!(words.iter().all(|word| sentence.contains(word)), "{sentence}");
+        assert!(!sentence.contains("is running"), "{sentence}");
+    }
 }
 
 #[test]

@@ -33,6 +33,9 @@ pub enum DaemonCommand {
     /// Look at a path that may hang.
     #[command(name = probe::COMMAND, hide = true)]
     Probe {
+        /// Read it, too.
+        #[arg(long)]
+        read: bool,
         /// The path.
         path: PathBuf,
     },
@@ -52,8 +55,8 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
     match command {
         DaemonCommand::Keeper { .. } => keep(),
         DaemonCommand::Worker { .. } => work(),
-        DaemonCommand::Probe { path } => {
-            probe::child(&path)?;
+        DaemonCommand::Probe { read, path } => {
+            probe::child(&path, read)?;
             Ok(ExitCode::SUCCESS)
         }
         DaemonCommand::Detach { dev, mountpoint } => {

@@ -5,7 +5,7 @@
 //! stores it (VAULT-API.md §3). A plaintext key goes to a file of its own or is asked for by name, never else.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -211,12 +211,16 @@ impl Session {
 }
 
 async fn create(args: CreateArgs) -> Result<ExitCode, Failure> {
+    let file = args.output.file()?;
     Session::with(&args.connect, async |session| {
         let context = session.context(&args.context)?;
         let key = session.keys.create(&session.call(), &context).await?;
         let mut out = Output::new();
-        out.line(&key.wrapped)?;
-        args.output.put(&key.plain, &mut out)?;
+        // Without the encrypted key the other one is of no use: what nobody has got is not written down.
+        if !out.line(&key.wrapped)? || !out.flush()? {
+            return Err(Failure::new(Exit::Failed, "nobody reads the encrypted key"));
+        }
+        args.output.put(&key.plain, file, &mut out)?;
         out.finish()
     })
     .await
@@ -226,11 +230,12 @@ async fn unwrap(args: UnwrapArgs) -> Result<ExitCode, Failure> {
     if args.output.out.is_none() && !args.output.show_key {
         return Err(usage("where to? --out FILE writes the plaintext key to a file, --show-key prints it"));
     }
+    let file = args.output.file()?;
     Session::with(&args.connect, async |session| {
         let wrapped = session.encrypted_input()?;
         let key = session.keys.unwrap(&session.call(), &wrapped).await?;
         let mut out = Output::new();
-        args.output.put(&key, &mut out)?;
+        args.output.put(&key, file, &mut out)?;
         out.finish()
     })
     .await
@@ -331,14 +336,19 @@ async fn decrypt_there(
 }
 
 impl KeyOutput {
+    /// The file of `--out`, still empty: made before the vault is asked for a key.
+    fn file(&self) -> Result<Option<NewFile>, Failure> {
+        let Some(path) = &self.out else { return Ok(None) };
+        NewFile::create(path).map(Some).map_err(|e| out_failed(path, &e))
+    }
+
     /// Hands a plaintext key out as asked for, if it was.
-    fn put(&self, key: &SecretString, out: &mut Output) -> Result<(), Failure> {
+    fn put(&self, key: &SecretString, file: Option<NewFile>, out: &mut Output) -> Result<(), Failure> {
         let mut line = Zeroizing::new(Vec::with_capacity(key.expose().len() + 1));
         line.extend_from_slice(key.expose().as_bytes());
         line.push(b'\n');
-        if let Some(path) = &self.out {
-            write_new(path, &line)
-                .map_err(|e| Failure::new(Exit::Failed, format!("--out {}: {e}", path.display())))?;
+        if let Some(mut file) = file {
+            file.keep(&line).map_err(|e| out_failed(&file.path, &e))?;
         }
         if self.show_key {
             out.bytes(&line)?;
@@ -347,10 +357,38 @@ impl KeyOutput {
     }
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+fn out_failed(path: &Path, e: &std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("--out {}: {e}", path.display()))
+}
+
+/// A new file, which goes again unless all of it was written.
+struct NewFile {
+    path: PathBuf,
+    file: File,
+    kept: bool,
+}
+
+impl NewFile {
+    fn create(path: &Path) -> std::io::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { path: path.to_owned(), file, kept: false })
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.file.sync_all()?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.kept {
+            // The command has failed and says why.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Tells a plaintext key, which is 32 bytes, from an encrypted one, which is longer. A plaintext key that
@@ -358,7 +396,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 fn read_data_key(path: &Path) -> Result<KeyFile, Failure> {
     let failed = |why: String| usage(format!("--data-key-file {}: {why}", path.display()));
     let mut text = Zeroizing::new(String::new());
-    let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+    let file = File::open(path).map_err(|e| failed(e.to_string()))?;
     file.take(MAX_KEY_FILE).read_to_string(&mut text).map_err(|e| failed(e.to_string()))?;
     let mut bytes = Zeroizing::new(Vec::new());
     STANDARD

@@ -15,6 +15,7 @@ pub mod stack;
 pub mod status;
 pub mod unmount;
 pub mod values;
+pub mod volume_plugin;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ enum Command {
     Status(status::StatusArgs),
     Pending(pending::PendingArgs),
     Serve(serve::ServeArgs),
+    VolumePlugin(volume_plugin::VolumePluginArgs),
     Key(key::KeyArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Pending(args) => pending::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::VolumePlugin(args) => volume_plugin::run(args),
         Command::Key(args) => key::run(args),
         Command::Objects(command) => objects::run(command),
     };

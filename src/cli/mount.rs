@@ -138,6 +138,10 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     nonempty: bool,
 
+    /// Show .vaultfs in an empty root
+    #[arg(long, hide = true)]
+    never_empty: bool,
+
     /// Programs on the mount cannot be run
     #[arg(long, hide = true)]
     noexec: bool,
@@ -334,6 +338,7 @@ impl MountArgs {
             dir_mode: self.dir_mode,
             show_versions: self.show_versions,
             audit: None,
+            never_empty: self.never_empty,
         }
     }
 }

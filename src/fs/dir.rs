@@ -13,7 +13,7 @@ use super::attr::FileKind;
 use super::errno::{Errno, Result};
 use super::inode::{ControlFile, Dir, DirKind, Table};
 use super::listing::DirEntry;
-use super::name::{self, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
+use super::name::{self, CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
 use super::readdir::with_dots;
 use super::resolve::Place;
 use super::{Entry, FileSystem, Step};
@@ -28,6 +28,9 @@ impl FileSystem {
                 let mut entries = self.names_in(under);
                 if under.is_root() && self.options.show_versions {
                     entries.insert(VERSIONS.to_owned(), (FileKind::Directory, None));
+                }
+                if under.is_root() && self.options.never_empty && entries.is_empty() {
+                    entries.insert(CONTROL.to_owned(), (FileKind::Directory, None));
                 }
                 let mut hasher = DefaultHasher::new();
                 entries.keys().for_each(|name| name.hash(&mut hasher));

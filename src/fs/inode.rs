@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::file::{File, Link, LocalAttr, Stored};
 use super::name::DirPrefix;
@@ -126,6 +126,8 @@ pub(super) struct Hidden {
     pub backup: Option<u64>,
     /// The name was made anew, and that is not stored yet.
     pub claimed: bool,
+    /// When it was hidden.
+    pub since: Instant,
 }
 
 /// All inodes, and what is known of names beyond the vault.

@@ -47,6 +47,9 @@ pub struct Options {
     pub dir_mode: u32,
     /// List `.versions` in the root.
     pub show_versions: bool,
+    /// List `.vaultfs` in the root while nothing else is there: container engines copy an image's files into a volume
+    /// that looks empty.
+    pub never_empty: bool,
     /// Write down who opens what (`audit`).
     pub audit: Option<PathBuf>,
 }
@@ -79,6 +82,7 @@ impl Default for Options {
             dir_mode: 0o700,
             show_versions: false,
             audit: None,
+            never_empty: false,
         }
     }
 }

@@ -10,11 +10,13 @@
 //!    hidden object, which is *claimed* by it, never a second object of the name; and what is claimed is not deleted.
 //!    A hidden object is deleted while no store is on its way, by its id and nothing else, so that the two cannot
 //!    cross at the vault.
-//! 4. An object that exists in the vault is never provisional. Cut off at any step, the vault still has it.
+//! 4. What is hidden is deleted later than a program asked for it: if the object was changed elsewhere meanwhile, it
+//!    stays, and shows again.
+//! 5. An object that exists in the vault is never provisional. Cut off at any step, the vault still has it.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -25,13 +27,13 @@ use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link, Stored};
 use super::inode::{Hidden, Node, Table};
 use super::name::DirPrefix;
-use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
+use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName};
 
 /// Stores that may be on their way at once.
 pub(super) const CHANGES: u32 = 1024;
 
 /// A provisional file that nobody has open becomes an object after this.
-const SETTLE: Duration = Duration::from_secs(5);
+pub(super) const SETTLE: Duration = Duration::from_secs(5);
 
 impl Table {
     /// Whether the object of that name is hidden, and nothing new took its place.
@@ -103,6 +105,7 @@ impl Table {
         object: Option<Stored>,
         file: &File,
         target: Option<&File>,
+        since: Instant,
     ) {
         let over = target.map(|target| target.ino);
         self.names_changed();
@@ -113,7 +116,8 @@ impl Table {
                 file.state().origin = Some(name.clone());
             }
         } else if let Some(stored) = object {
-            self.hidden.insert(name.clone(), Hidden { stored, backup: Some(file.ino), claimed: false });
+            let hidden = Hidden { stored, backup: Some(file.ino), claimed: false, since };
+            self.hidden.insert(name.clone(), hidden);
             file.state().origin = Some(name.clone());
         }
     }
@@ -255,7 +259,8 @@ impl FileSystem {
         self.table().forget_backup(file);
     }
 
-    /// Deletes an object that is hidden, unless its name has been claimed meanwhile.
+    /// Deletes an object that is hidden, unless its name has been claimed meanwhile. One that was changed elsewhere
+    /// since shows again.
     pub(super) async fn delete_hidden(&self, call: &Call, name: &ObjectName, id: &ObjectId) -> Result<()> {
         let alone = self.changes.clone().acquire_many_owned(CHANGES);
         let Ok(Ok(_alone)) = tokio::time::timeout(self.left(call), alone).await else {
@@ -263,11 +268,22 @@ impl FileSystem {
             return Err(self.refused("deletion of what was moved", name.as_str(), Errno::ETIMEDOUT, why));
         };
         for _ in 0..2 {
-            if !self.table().is_hidden_object(name, id) {
-                return Ok(());
-            }
-            match self.cache.vault().delete(call, id, None).await {
+            let hidden = {
+                let table = self.table();
+                table.hidden.get(name).filter(|_| table.is_hidden_object(name, id)).cloned()
+            };
+            let Some(hidden) = hidden else { return Ok(()) };
+            match self.delete_version(call, &hidden.stored).await {
                 Err(e) if e.maybe_applied => {}
+                Err(e) if e.kind == ErrorKind::VersionMismatch => {
+                    tracing::warn!(
+                        name = name.as_str(),
+                        "was to be deleted and is not: it was changed elsewhere meanwhile"
+                    );
+                    self.table().hidden.remove(name);
+                    self.inval_name(name);
+                    return Ok(());
+                }
                 Err(e) if e.kind != ErrorKind::NotFound => {
                     return Err(self.failed("unlink", name.as_str(), &e));
                 }
@@ -283,6 +299,18 @@ impl FileSystem {
         }
         let why = "no answer told whether it was deleted";
         Err(self.refused("deletion of what was moved", name.as_str(), Errno::EIO, why))
+    }
+
+    /// Deletes the object if this is its current version; where the dialect cannot check, that is looked at just
+    /// before, which leaves a moment for somebody else.
+    async fn delete_version(&self, call: &Call, stored: &Stored) -> Result<(), Error> {
+        let vault = self.cache.vault();
+        if !vault.capabilities().version_check
+            && vault.metadata(call, &stored.id).await?.version != stored.version
+        {
+            return Err(Error::new(ErrorKind::VersionMismatch, "it was changed elsewhere"));
+        }
+        vault.delete(call, &stored.id, Some(&stored.version)).await
     }
 
     /// A store's permit: no hidden object is deleted meanwhile.

@@ -4,16 +4,20 @@
 //! two leaves both. Onto an existing name it is an update, which keeps that object's history; the history of the
 //! old name ends with its object. The inode goes along, as the kernel expects: who has the file open has it open
 //! under its new name. Directories: `move_dir`. Nothing is sent where a file only changes
-//! from one temporary name to another, or becomes a backup (`provisional`).
+//! from one temporary name to another, or becomes a backup (`provisional`). What is likely a backup by its name alone
+//! is stored like any other, and its old object deleted a little later (`replace`).
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::commit::Job;
 use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link};
-use super::inode::DirKind;
+use super::inode::{DirKind, Hidden};
 use super::name::DirPrefix;
+use super::provisional::SETTLE;
+use super::replace::is_backup_of;
 use super::resolve::Place;
 use super::{FileSystem, Step};
 use crate::vault::{Call, Object, ObjectName};
@@ -29,6 +33,8 @@ struct Goal {
     target: Option<Arc<File>>,
     /// Whether it is stored under that name.
     keep: Keep,
+    /// The old name is likely to be made anew: since when its object is hidden, rather than deleted (`replace`).
+    hides: Option<Instant>,
 }
 
 impl FileSystem {
@@ -69,7 +75,10 @@ impl FileSystem {
             fs.may_replace(&source, target.as_deref())?;
             let name = fs.name_to_create("rename", &to_dir, &to_name)?;
             let keep = fs.keep_of_moved(&to_name, &source, target.as_deref());
-            fs.move_file(&call, &from_dir, &source, Goal { under: to_dir, name, target, keep }).await
+            let is_backup = from_dir == to_dir && is_backup_of(&from_name, &to_name);
+            let hides = is_backup.then(|| fs.clock.now());
+            let goal = Goal { under: to_dir, name, target, keep, hides };
+            fs.move_file(&call, &from_dir, &source, goal).await
         })
     }
 
@@ -78,7 +87,7 @@ impl FileSystem {
         call: &Call,
         from_dir: &DirPrefix,
         source: &Arc<File>,
-        goal: Goal,
+        mut goal: Goal,
     ) -> Result<()> {
         let in_use = source.in_use();
         self.load(call, source).await?;
@@ -102,6 +111,8 @@ impl FileSystem {
             let why = "renaming deletes the old name, and the mount was made with --no-delete";
             return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
         }
+        goal.hides = goal.hides.filter(|_| doomed.iter().any(|(name, _)| *name == old_name));
+        doomed.retain(|(name, _)| goal.hides.is_none() || *name != old_name);
         if claims {
             self.table().claim(&goal.name);
         }
@@ -116,6 +127,9 @@ impl FileSystem {
             self.delete_doomed(call, &old_name, &name, id).await?;
         }
         self.switch(from_dir, source, &old_name, &goal, stored.map(|object| (&job, object)));
+        if let Some(since) = goal.hides {
+            self.delete_later(old_name, since, SETTLE);
+        }
         drop(in_use);
         self.settle_later(source);
         Ok(())
@@ -136,6 +150,7 @@ impl FileSystem {
             base,
             exclusive: false,
             guarded: false,
+            doubted: false,
         })
     }
 
@@ -178,8 +193,16 @@ impl FileSystem {
             before.filter(|_| was_object)
         };
         match goal.keep {
-            Keep::Store => table.let_go_of(old_name, source),
-            Keep::Provisional => table.hide(old_name, object, source, goal.target.as_deref()),
+            Keep::Store => {
+                table.let_go_of(old_name, source);
+                if let (Some(since), Some(stored)) = (goal.hides, object) {
+                    let hidden = Hidden { stored, backup: None, claimed: false, since };
+                    table.hidden.insert(old_name.clone(), hidden);
+                }
+            }
+            Keep::Provisional => {
+                table.hide(old_name, object, source, goal.target.as_deref(), self.clock.now());
+            }
             Keep::Scratch => {}
         }
         if let Some(target) = &goal.target {

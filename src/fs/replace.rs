@@ -1,4 +1,4 @@
-//! Programs that replace a file by unlinking it first.
+//! Programs that replace a file by unlinking it first, or by renaming it to a backup.
 //!
 //! `install`, and `mv` and `cp` in some cases, unlink the old file and create the new one a moment later. Taken
 //! literally that ends the object and its history. So when one of these programs unlinks a file, its object is
@@ -6,8 +6,10 @@
 //! or at unmount, the object is deleted. From every other program, `rm` first of all, unlink(2) answers when the
 //! object is deleted, and with the vault's error if it is not.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::FileSystem;
 use super::file::File;
@@ -21,6 +23,12 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The programs that do so, as the kernel names them.
 const PROGRAMS: [&str; 8] = ["install", "mv", "cp", "rsync", "tar", "bsdtar", "unzip", "cpio"];
 
+/// Whether a file that is renamed so, in one directory, is likely to be made anew: it becomes a backup of itself.
+pub(super) fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
+    let (name, new) = (name.as_bytes(), new.as_bytes());
+    new.len() > name.len() && (new.starts_with(name) || new.ends_with(name))
+}
+
 /// Whether a file that this thread unlinks is likely to be made anew by it.
 pub(super) fn is_about_to_replace(pid: u32) -> bool {
     pid != 0 && program_of(pid).is_some_and(|name| PROGRAMS.contains(&name.as_str()))
@@ -29,6 +37,7 @@ pub(super) fn is_about_to_replace(pid: u32) -> bool {
 impl FileSystem {
     /// Hides the object that `file` shows, if it is one, and sees to its end.
     pub(super) fn hide_for_replacement(self: &Arc<Self>, file: &File) -> bool {
+        let since = self.clock.now();
         let name = {
             let mut table = self.table();
             let state = file.state();
@@ -36,20 +45,30 @@ impl FileSystem {
             if state.is_only_here() || state.origin.is_some() || table.hidden.contains_key(&state.name) {
                 return false;
             }
-            table.hidden.insert(state.name.clone(), Hidden { stored, backup: None, claimed: false });
+            let hidden = Hidden { stored, backup: None, claimed: false, since };
+            table.hidden.insert(state.name.clone(), hidden);
             state.name.clone()
         };
+        self.delete_later(name, since, GRACE);
+        true
+    }
+
+    /// Deletes what has been hidden under `name` since that moment, unless it is made anew within `grace`.
+    pub(super) fn delete_later(self: &Arc<Self>, name: ObjectName, since: Instant, grace: Duration) {
         let fs = self.clone();
         self.runtime.spawn(async move {
             loop {
-                tokio::time::sleep(GRACE).await;
+                tokio::time::sleep(grace).await;
+                // Stored and hidden again meanwhile, it has another grace.
+                if fs.table().hidden.get(&name).is_none_or(|hidden| hidden.since != since) {
+                    return;
+                }
                 let call = Call::background(fs.clock.now() + fs.options.timeout);
                 if fs.delete_if_unreplaced(&name, &call).await {
                     return;
                 }
             }
         });
-        true
     }
 
     /// Deletes what was unlinked and not replaced: the mount ends.

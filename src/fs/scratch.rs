@@ -11,10 +11,11 @@ use super::FileSystem;
 use super::errno::{Errno, Result};
 use super::file::FileState;
 
-/// Swap files of vim, locks and autosaves of emacs, droppings of desktops, NFS and FUSE.
+/// Swap and undo files of vim, locks and autosaves of emacs, droppings of desktops, NFS and FUSE.
 const BUILT_IN: &[&str] = &[
     ".*.sw[a-p]",
     ".*.sw[a-p]x",
+    ".*.un~",
     ".#*",
     "#*#",
     "._*",
@@ -110,10 +111,10 @@ mod tests {
     #[test]
     fn only_what_is_certain_is_scratch() {
         let patterns = Patterns::new(&["*.part".into()]);
-        for name in [".a.swp", ".a.swo", ".a.swpx", ".#a", "#a#", "._x", ".DS_Store", "x.part"] {
+        for name in [".a.swp", ".a.swo", ".a.swpx", ".a.un~", ".#a", "#a#", "._x", ".DS_Store", "x.part"] {
             assert!(patterns.matches(name), "{name}");
         }
-        for name in ["a.swp", ".env.docker", "4913", "a~", "sedAbCdEf", "password", ".swp"] {
+        for name in ["a.swp", ".env.docker", "4913", "a~", "sedAbCdEf", "password", ".swp", "a.un~", ".un~"] {
             assert!(!patterns.matches(name), "{name}");
         }
         for name in [

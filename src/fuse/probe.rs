@@ -5,7 +5,7 @@
 //! deadline it is killed and *not waited for*: should it be stuck, it stays so until the mount is
 //! gone, and init collects it.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -49,10 +49,21 @@ pub enum ProbeError {
 
 /// Looks at `path` in a child process, for at most `within`.
 pub fn look(path: &Path, within: Duration) -> Result<Seen, ProbeError> {
+    ask(&[COMMAND.as_ref(), path.as_os_str()], within)
+}
+
+/// Reads the file `path` in a child process, for at most `within`: its length, or an errno.
+pub fn read(path: &Path, within: Duration) -> Result<Result<u64, i32>, ProbeError> {
+    ask(&[COMMAND.as_ref(), READ.as_ref(), path.as_os_str()], within)
+}
+
+/// The argument that makes the hidden command read.
+const READ: &str = "--read";
+
+fn ask<T: serde::de::DeserializeOwned>(arguments: &[&OsStr], within: Duration) -> Result<T, ProbeError> {
     let end = Instant::now() + within;
     let mut child = Command::new("/proc/self/exe")
-        .arg(COMMAND)
-        .arg(path)
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -83,8 +94,14 @@ pub fn look(path: &Path, within: Duration) -> Result<Seen, ProbeError> {
     serde_json::from_slice(&text).map_err(|_| ProbeError::Failed(io::Error::other("the probe died")))
 }
 
-/// The child: looks and prints.
-pub fn child(path: &Path) -> io::Result<()> {
+/// The child: looks, or reads, and prints.
+pub fn child(path: &Path, read: bool) -> io::Result<()> {
+    if read {
+        // To the end, and thrown away: that it can be had is what counts.
+        let read = std::fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
+        println!("{}", serde_json::to_string(&read.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO)))?);
+        return Ok(());
+    }
     let errno = |e: io::Error| e.raw_os_error().unwrap_or(libc::EIO);
     let stat = std::fs::metadata(path).map(|m| (m.is_dir(), Dev::from_raw(m.dev()))).map_err(errno);
     let empty = std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno);

@@ -231,9 +231,10 @@ impl Service {
         self.sealer.data_keys()
     }
 
-    /// Encrypts a text under a client's own data key.
+    /// Encrypts a text under a client's own data key. Bytes that are no text come in as kv stores them, which is
+    /// longer: the limit is on what they stand for, as for values.
     pub fn encrypt(&self, data_key: &SecretString, text: &SecretString) -> Result<String> {
-        if text.expose().len() > self.max_value {
+        if codec::decode_value(text.expose()).bytes.len() > self.max_value {
             return Err(ServiceError::TooLarge { limit: self.max_value });
         }
         // On its way into the ciphertext.

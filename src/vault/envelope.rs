@@ -238,4 +238,49 @@ mod tests {
             prop_assert_eq!(read.open(&key(3), &aad).unwrap(), plain(&bytes));
         }
     }
+    /// Envelopes with a piece of them changed, cut off or doubled, and texts that are none.
+    fn bent() -> impl Strategy<Value = String> {
+        let bytes = |n| prop::collection::vec(any::<u8>(), 0..n);
+        let length = prop_oneof![(0u32..300).boxed(), any::<u32>().boxed()];
+        let whole = (bytes(40), length, bytes(300)).prop_map(|(head, len, tail)| {
+            let mut envelope = head;
+            write_length(len, &mut envelope);
+            envelope.extend(tail);
+            STANDARD.encode(envelope)
+        });
+        let sealed = (bytes(200), bytes(100))
+            .prop_map(|(blob, text)| Envelope::seal(&key(1), &blob, b"", &plain(&text)).unwrap().to_text());
+        let text = prop_oneof![
+            whole.boxed(),
+            sealed.boxed(),
+            any::<String>().boxed(),
+            "[A-Za-z0-9+/=]{0,99}".boxed()
+        ];
+        (text, any::<prop::sample::Index>(), any::<Option<char>>(), any::<bool>()).prop_map(
+            |(text, at, other, cut)| {
+                let at = at.index(text.chars().count() + 1);
+                let (mut bent, rest): (String, String) =
+                    (text.chars().take(at).collect(), text.chars().skip(at).collect());
+                bent.extend(other);
+                if !cut {
+                    bent.push_str(&rest);
+                }
+                bent
+            },
+        )
+    }
+
+    #[test]
+    #[ignore = "ten minutes of made-up envelopes: run by scripts/test --all"]
+    fn envelopes_for_ten_minutes() {
+        crate::vault::fuzz::for_ten_minutes("envelope", &bent(), |text| {
+            let _ = DataKey::new(&SecretString::new(text.clone()));
+            if let Ok(envelope) = Envelope::parse(&text) {
+                prop_assert_eq!(Envelope::parse(&envelope.to_text()), Ok(envelope.clone()));
+                prop_assert_eq!(envelope.clone().open(&key(2), b""), Err(EnvelopeError::Refused));
+                let _ = envelope.open(&key(1), b"");
+            }
+            Ok(())
+        });
+    }
 }

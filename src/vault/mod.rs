@@ -11,6 +11,8 @@ pub mod contract;
 pub mod envelope;
 pub mod error;
 pub mod faulty;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub mod http;
 pub mod memory;
 pub mod object;

@@ -15,7 +15,8 @@ use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 
 use crate::shell::{CREATE, EXCL, Fd, Shell};
 
-const NAMES: [&str; 9] = ["a", "a/b", "a/b/c", "a~", "a/b~", "a/.self", "b.tmp", "d/x", "a//b"];
+const NAMES: [&str; 11] =
+    ["a", "a/b", "a/b/c", "a~", "a/b~", "a/.self", "b.tmp", "d/x", "a//b", "a.x", "a/b.x"];
 const DIRS: [&str; 4] = ["a", "a/b", "d", "e"];
 
 #[derive(Debug, Clone, Copy)]

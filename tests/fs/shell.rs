@@ -18,7 +18,7 @@ use vaultfs::fs::{
 };
 use vaultfs::vault::faulty::FaultyVault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
-use vaultfs::vault::{Call, Capabilities, Content, ListQuery, Meta, ObjectName, Vault};
+use vaultfs::vault::{Call, Capabilities, Content, DynVault, ListQuery, Meta, ObjectName, Vault};
 
 /// O_WRONLY | O_CREAT | O_TRUNC, as a shell's `>` opens.
 pub const CREATE: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
@@ -112,8 +112,19 @@ impl Shell {
         Self::mounted(self.memory.clone(), self.clock.clone(), options)
     }
 
+    /// A mount of a vault that is not in memory: `memory` stays empty.
+    #[allow(dead_code, reason = "of the test binaries with this module, `faults` uses it")]
+    pub fn over(vault: DynVault, clock: Arc<dyn Clock>, options: Options) -> Self {
+        let memory = Arc::new(MemoryVault::new(vault.capabilities(), clock.clone()));
+        Self::of_vault(vault, memory, clock, options)
+    }
+
     fn mounted(memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
-        let vault = Arc::new(FaultyVault::with_clock(memory.clone(), clock.clone()));
+        Self::of_vault(memory.clone(), memory, clock, options)
+    }
+
+    fn of_vault(vault: DynVault, memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
+        let vault = Arc::new(FaultyVault::with_clock(vault, clock.clone()));
         let fs = FileSystem::new(vault.clone(), None, options, clock.clone());
         let told = Arc::new(Told::default());
         fs.attach_kernel(told.clone());

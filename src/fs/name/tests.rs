@@ -336,3 +336,23 @@ proptest! {
         }
     }
 }
+
+/// Names that a vault lists, as paths and back; and paths that nobody made.
+#[test]
+#[ignore = "ten minutes of made-up names: run by scripts/test --all"]
+fn names_for_ten_minutes() {
+    let made = (name(), prop_oneof![name(), any::<String>()], prop::collection::vec(any::<u8>(), 0..300));
+    crate::vault::fuzz::for_ten_minutes("names", &made, |(name, spelling, bytes)| {
+        let steps = walk(&name);
+        for (under, component) in &steps {
+            assert_file_name(component);
+            let _ = decode(&bytes, under);
+            let _ = split_beside(&name, under);
+        }
+        prop_assert_eq!(resolve(&path(&name)).ok(), ObjectName::new(&name));
+        if let Ok(name) = resolve(&spelling) {
+            prop_assert_eq!(path(name.as_str()), spelling);
+        }
+        Ok(())
+    });
+}

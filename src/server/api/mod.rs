@@ -7,6 +7,8 @@
 pub mod body;
 pub mod envelope;
 pub mod error;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod gate;
 pub mod key;
 pub mod kv;

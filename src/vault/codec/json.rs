@@ -199,7 +199,9 @@ fn put_char(sink: &mut impl Sink, c: char) {
 }
 
 fn put_unit(sink: &mut impl Sink, unit: u16) {
-    sink.put(format!("\\u{unit:04x}").as_bytes());
+    // By hand: `format!` would leave a copy of it on the heap, and takes its time a million times.
+    let digit = |shift: u16| b"0123456789abcdef"[usize::from(unit >> shift & 0xf)];
+    sink.put(&[b'\\', b'u', digit(12), digit(8), digit(4), digit(0)]);
 }
 
 fn hex4(digits: &[u8]) -> Option<u16> {

@@ -1,5 +1,7 @@
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 
 use super::*;
@@ -333,4 +335,39 @@ fn values_as_json_are_strings_and_nothing_else() {
         let e = decode_value_within(json_text(&over).expose(), max).unwrap_err();
         assert_eq!(e, CodecError::TooLarge { max });
     }
+}
+
+/// Values as a vault could send them: right, nearly right, and not at all.
+fn sent() -> impl Strategy<Value = String> {
+    let base64 = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| STANDARD.encode(bytes)),
+        "[A-Za-z0-9+/]{0,40}={0,3}",
+        "[A-Za-z0-9+/=_ \n\\-é]{0,40}",
+    ];
+    prop_oneof![
+        base64.clone().prop_map(|b| format!(r#"{{"value":"{b}","encoding":"base64"}}"#)),
+        base64.clone().prop_map(|b| format!(r#"{{"encoding":"base64","value":"{b}"}}"#)),
+        base64.prop_map(|b| format!("\"{VALUE_PREFIX}{b}\"")),
+        json_text(),
+        json_text().prop_map(|text| format!(r#"{{"value":{text},"encoding":"base64"}}"#)),
+        file_bytes().prop_map(|bytes| encode_value(&bytes).expose().to_owned()),
+        any::<String>(),
+    ]
+}
+
+#[test]
+#[ignore = "ten minutes of made-up values: run by scripts/test --all"]
+fn base64_and_json_of_values_for_ten_minutes() {
+    crate::vault::fuzz::for_ten_minutes("base64 and JSON of values", &(sent(), 0usize..60), |(text, max)| {
+        for content in [decode_value_within(&text, max), decode_data_within(&text, max)].into_iter().flatten()
+        {
+            prop_assert!(content.bytes.len() <= max);
+        }
+        if let Ok(content) = decode_data(&text) {
+            prop_assert_eq!(decode_data(encode_data(&content).expose()).unwrap(), content);
+        }
+        let content = decode_value(&text);
+        prop_assert_eq!(decode_value(encode_value(content.bytes.expose()).expose()), content);
+        Ok(())
+    });
 }

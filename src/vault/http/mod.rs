@@ -5,6 +5,7 @@
 //! dialect: key, budget, deadline, retries, limits, errors. Redirects are never followed, since they would
 //! carry the key elsewhere; loopback and sockets are never reached through a proxy.
 
+mod advice;
 pub mod budget;
 pub mod key;
 pub mod keys;
