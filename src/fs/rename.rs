@@ -150,6 +150,7 @@ impl FileSystem {
             base,
             exclusive: false,
             guarded: false,
+            doubted: false,
         })
     }
 
