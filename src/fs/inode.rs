@@ -79,6 +79,18 @@ pub enum ControlFile {
     Status,
 }
 
+/// A control file as it was when it was looked up: its size has to be true, and where the kernel opens files by
+/// itself there is no open at which to take the text.
+#[derive(Debug)]
+pub struct ControlText {
+    /// Its number.
+    pub ino: u64,
+    /// When it was taken.
+    pub taken: SystemTime,
+    /// What it holds.
+    pub text: Vec<u8>,
+}
+
 /// An inode, cheap to clone.
 #[derive(Debug, Clone)]
 pub enum Node {
@@ -89,7 +101,7 @@ pub enum Node {
     /// An old version.
     Version(Arc<VersionFile>),
     /// A control file.
-    Control(u64, ControlFile),
+    Control(Arc<ControlText>),
 }
 
 impl Node {
@@ -99,7 +111,7 @@ impl Node {
             Node::Dir(dir) => dir.ino,
             Node::File(file) => file.ino,
             Node::Version(version) => version.ino,
-            Node::Control(ino, _) => *ino,
+            Node::Control(control) => control.ino,
         }
     }
 }
@@ -113,8 +125,8 @@ pub(super) enum NodeRecord {
     File,
     /// An old version; its form, and how many bytes it has, where there are bytes.
     Version { name: ObjectName, id: ObjectId, info: VersionInfo, bytes: Option<(Form, usize)> },
-    /// A control file.
-    Control(ControlFile),
+    /// A control file's text, and when it was taken.
+    Control(SystemTime, Vec<u8>),
 }
 
 impl NodeRecord {
@@ -128,7 +140,7 @@ impl NodeRecord {
                 info: version.info.clone(),
                 bytes: version.object.as_ref().map(|o| (o.content.form, o.content.bytes.len())),
             },
-            Node::Control(_, which) => Self::Control(*which),
+            Node::Control(control) => Self::Control(control.taken, control.text.clone()),
         }
     }
 }
@@ -168,7 +180,6 @@ pub struct Table {
     reserved: u64,
     dirs: Kept<HashMap<DirKind, u64>>,
     versions: HashMap<(ObjectId, u64), u64>,
-    controls: HashMap<ControlFile, u64>,
     /// The file that each name shows now.
     files: Kept<BTreeMap<ObjectName, u64>>,
     /// Directories that exist although no object is in them: made here, or emptied here.
@@ -185,6 +196,8 @@ pub struct Table {
     dir_local: Kept<HashMap<DirKind, LocalAttr>>,
     /// When the set of names in a directory last changed, and a fingerprint of that set.
     touched: Kept<HashMap<DirKind, (SystemTime, u64)>>,
+    /// Moves on whenever names change here.
+    changes: u64,
 }
 
 impl Table {
@@ -200,7 +213,6 @@ impl Table {
             reserved: 0,
             dirs: Kept::default(),
             versions: HashMap::new(),
-            controls: HashMap::new(),
             files: Kept::default(),
             made: Kept::default(),
             hidden: Kept::default(),
@@ -209,6 +221,7 @@ impl Table {
             local: Kept::default(),
             dir_local: Kept::default(),
             touched: Kept::default(),
+            changes: 0,
         };
         let kind = DirKind::Tree(DirPrefix::root());
         table.dirs.restore(kind.clone(), ROOT);
@@ -290,10 +303,7 @@ impl Table {
                 let latest = self.versions.entry((version.id.clone(), version.info.number)).or_insert(ino);
                 *latest = ino.max(*latest);
             }
-            Node::Control(_, which) => {
-                self.controls.insert(*which, ino);
-            }
-            Node::Dir(_) | Node::File(_) => {}
+            Node::Dir(_) | Node::File(_) | Node::Control(_) => {}
         }
         self.slots.insert(ino, Slot { node, lookups });
     }
@@ -335,7 +345,7 @@ impl Table {
             return;
         }
         match node {
-            Node::Dir(_) => {}
+            Node::Dir(_) | Node::Control(_) => {}
             Node::File(file) => {
                 let (name, shows) = {
                     let state = file.state();
@@ -347,9 +357,6 @@ impl Table {
             }
             Node::Version(version) => {
                 self.versions.insert((version.id.clone(), version.info.number), ino);
-            }
-            Node::Control(_, which) => {
-                self.controls.insert(*which, ino);
             }
         }
         self.insert_slot(ino, Slot { node: node.clone(), lookups: 1 });
@@ -388,8 +395,7 @@ impl Table {
                 self.versions.retain(|_, at| *at != ino);
                 self.remove_slot(ino);
             }
-            Node::Control(_, which) => {
-                self.controls.remove(which);
+            Node::Control(_) => {
                 self.remove_slot(ino);
             }
         }
@@ -415,6 +421,11 @@ impl Table {
         self.dirs.insert(kind.clone(), dir.ino);
         self.insert_slot(dir.ino, Slot { node: Node::Dir(dir.clone()), lookups: 0 });
         dir
+    }
+
+    /// The numbers of all directories.
+    pub fn all_dirs(&self) -> Vec<u64> {
+        self.dirs.values().copied().collect()
     }
 
     /// All directories of the tree that have inodes.
@@ -473,15 +484,12 @@ impl Table {
         version
     }
 
-    /// The inode of a control file.
-    pub fn control(&mut self, which: ControlFile) -> u64 {
-        if let Some(ino) = self.controls.get(&which) {
-            return *ino;
-        }
-        let ino = self.fresh();
-        self.controls.insert(which, ino);
-        self.insert_slot(ino, Slot { node: Node::Control(ino, which), lookups: 0 });
-        ino
+    /// An inode for a control file's text as it is now.
+    pub fn control(&mut self, text: Vec<u8>, taken: SystemTime) -> Node {
+        let control = Arc::new(ControlText { ino: self.fresh(), taken, text });
+        let node = Node::Control(control.clone());
+        self.insert_slot(control.ino, Slot { node: node.clone(), lookups: 0 });
+        node
     }
 
     /// The file that `name` shows now, if there is an inode for it.
@@ -608,15 +616,29 @@ impl Table {
 
     /// The set of names in a directory changed here.
     pub fn touch(&mut self, kind: &DirKind, now: SystemTime) {
+        self.changes += 1;
         self.touched.insert(kind.clone(), (now, 0));
     }
 
-    /// A directory was listed and its names have this fingerprint: a change means that they changed elsewhere.
-    pub fn seen_names(&mut self, kind: &DirKind, fingerprint: u64, now: SystemTime) {
+    /// Moves on whenever names change here.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Names that are shown may have changed in some directory.
+    pub fn names_changed(&mut self) {
+        self.changes += 1;
+    }
+
+    /// A directory was listed and its names have this fingerprint: a change means that they changed elsewhere. The
+    /// first time shows no change, and the time stays what it was shown as, `since`: a newer one would make the
+    /// kernel drop the names.
+    pub fn seen_names(&mut self, kind: &DirKind, fingerprint: u64, now: SystemTime, since: SystemTime) {
         let at = match self.touched.get(kind) {
             Some((_, old)) if *old == fingerprint => return,
             Some((at, 0)) => *at,
-            Some(_) | None => now,
+            Some(_) => now,
+            None => since,
         };
         self.touched.insert(kind.clone(), (at, fingerprint));
     }

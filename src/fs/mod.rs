@@ -18,6 +18,7 @@ mod file;
 mod inode;
 mod journal;
 mod kept;
+mod listing;
 mod move_dir;
 pub mod name;
 mod open;
@@ -26,6 +27,7 @@ mod options;
 mod pending;
 mod provisional;
 mod read;
+mod readdir;
 mod record;
 mod remove;
 mod rename;
@@ -51,10 +53,10 @@ use futures_util::future::BoxFuture;
 
 pub use attr::{Attr, Entry, FileKind, SetAttr};
 pub use commit::Drain;
-pub use dir::{DirEntry, Listing};
 pub use errno::{Errno, Result};
 pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
+pub use listing::{DirEntry, Listing};
 pub use open::{Create, Opened};
 pub use options::Options;
 pub use status::{Status, Unsaved};
@@ -122,6 +124,9 @@ pub struct FileSystem {
     /// Deaths of workers that requests have seen.
     sights: Mutex<HashMap<u64, u32>>,
     scratch_bytes: Mutex<u64>,
+    /// Bytes that inodes keep beside the cache (`read`).
+    kept_bytes: Arc<AtomicU64>,
+    listings: Mutex<listing::Listings>,
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
@@ -181,6 +186,8 @@ impl FileSystem {
             doings: Mutex::default(),
             sights: Mutex::default(),
             scratch_bytes: Mutex::new(0),
+            kept_bytes: Arc::default(),
+            listings: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
@@ -197,6 +204,7 @@ impl FileSystem {
     pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         // A second one would be a second mount of the same state: there is none.
         let _ = self.kernel.set(kernel);
+        self.forget_kernel_listings();
     }
 
     /// The options it was made with.

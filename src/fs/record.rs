@@ -109,7 +109,11 @@ impl File {
     }
 
     fn write_pinned(&self, state: &mut FileState) {
-        let wanted = if state.opens > 0 && state.buffer.is_none() { pinned_of(state) } else { None };
+        let wanted = match &state.kept {
+            _ if state.buffer.is_some() => None,
+            Some(kept) => Some(kept.object().clone()),
+            None => pinned_of(state).filter(|_| state.opens > 0),
+        };
         let same = match (&state.written.pinned, &wanted) {
             (None, None) => true,
             (Some((id, version, _)), Some(object)) => {
@@ -179,6 +183,7 @@ impl FileRecord {
             origin,
             stored,
             pinned: _,
+            kept: _,
             buffer,
             opens: _,
             writers: _,
@@ -199,7 +204,8 @@ impl FileRecord {
             written: buffer.written,
             changed_at: buffer.changed_at,
         });
-        let pinned = written.pinned.as_ref().and(state.pinned.as_ref());
+        let kept = state.kept.as_ref().map(|kept| kept.object());
+        let pinned = written.pinned.as_ref().and(kept.or(state.pinned.as_ref()));
         Self {
             kind,
             name: name.clone(),
@@ -246,6 +252,7 @@ impl FileRecord {
             origin: self.origin,
             stored: self.stored,
             pinned,
+            kept: None,
             buffer,
             opens: 0,
             writers: 0,

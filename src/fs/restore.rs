@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::commit::Cause;
-use super::dir::DirEntry;
 use super::file::{File, Keep};
-use super::inode::{Dir, Node, NodeRecord, VersionFile};
+use super::inode::{ControlText, Dir, Node, NodeRecord, VersionFile};
 use super::journal::{Journal, Key, Pen, Value};
+use super::listing::{DirEntry, Listing};
 use super::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
 use super::record::{FileRecord, join};
 use super::request::Doing;
@@ -92,6 +92,7 @@ impl FileSystem {
         }
         fs.restore_nodes(&mut found, &pen);
         fs.restore_handles(&found);
+        fs.restore_listings(&found);
         fs.restore_requests(&found);
         if found.plain.keys().any(|key| matches!(key, Key::Node(_))) {
             let (inodes, handles) = (fs.table().len(), fs.handles().len());
@@ -115,7 +116,7 @@ impl FileSystem {
             let lookups = found.read(&Key::Lookups(ino)).unwrap_or(0);
             let node = match record {
                 NodeRecord::Dir(kind) => Node::Dir(Arc::new(Dir { ino, kind })),
-                NodeRecord::Control(which) => Node::Control(ino, which),
+                NodeRecord::Control(taken, text) => Node::Control(Arc::new(ControlText { ino, taken, text })),
                 NodeRecord::File => {
                     let Some(record) = found.read::<FileRecord>(&Key::File(ino)) else { continue };
                     let mut file = record.restore(ino, &mut |key| found.secret.remove(&key));
@@ -141,6 +142,21 @@ impl FileSystem {
         table.write_with(pen.clone());
     }
 
+    /// Readers come back with positions in them.
+    fn restore_listings(&self, found: &Found) {
+        let numbers = found.numbered(|key| match key {
+            Key::Listing(ino) => Some(*ino),
+            _ => None,
+        });
+        let now = self.clock.now();
+        for ino in numbers {
+            if let Some((entries, last, whole)) = found.read::<(Vec<DirEntry>, u64, bool)>(&Key::Listing(ino))
+            {
+                self.listings().put(ino, Listing::restored(entries, last, whole), now);
+            }
+        }
+    }
+
     fn restore_handles(&self, found: &Found) {
         if let Some(next) = found.read(&Key::NextHandle) {
             // One before: the next number is written down as in use, too.
@@ -152,7 +168,7 @@ impl FileSystem {
         });
         for fh in numbers {
             let Some(record) = found.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
-            let Some(held) = self.restore_held(fh, record.held, found) else {
+            let Some(held) = self.restore_held(record.held) else {
                 tracing::warn!(fh, "an open file is not known any more");
                 self.pen.delete(&Key::Handle(fh));
                 continue;
@@ -164,14 +180,16 @@ impl FileSystem {
         }
     }
 
-    fn restore_held(&self, fh: u64, record: HeldRecord, found: &Found) -> Option<Held> {
+    fn restore_held(&self, record: HeldRecord) -> Option<Held> {
         let node = |ino| self.table().node(ino);
         match record {
-            HeldRecord::Control(text) => Some(Held::Control(text)),
+            HeldRecord::Control(ino, taken, text) => {
+                Some(Held::Control(Arc::new(ControlText { ino, taken, text })))
+            }
             HeldRecord::Dir(ino) => match node(ino)? {
                 Node::Dir(dir) => {
-                    let listing = found.read::<Vec<DirEntry>>(&Key::Listing(fh)).map(Arc::new);
-                    Some(Held::Dir { dir, listing: listing.into() })
+                    *self.listings().opens.entry(ino).or_default() += 1;
+                    Some(Held::Dir { dir, listing: None.into(), cached: false })
                 }
                 _ => None,
             },
@@ -242,6 +260,7 @@ impl FileSystem {
             if again {
                 state.retrying = true;
             }
+            self.keep_restored(&mut state);
             if !moving.contains(&file.ino) {
                 state.settle();
             }

@@ -24,6 +24,7 @@ pub mod notify;
 pub mod probe;
 pub mod process;
 pub mod refuse;
+pub mod requests;
 pub mod runtime;
 pub mod session;
 pub mod state;

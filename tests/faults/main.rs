@@ -5,6 +5,8 @@
 //! vault's own history shows every write once.
 
 mod cells;
+#[path = "../fs/dying.rs"]
+mod dying;
 #[path = "../proxy/mod.rs"]
 mod proxy;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
