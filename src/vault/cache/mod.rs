@@ -9,8 +9,10 @@
 //!
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
+mod changes;
 mod flights;
 mod index;
+mod refresh;
 mod search;
 mod table;
 
@@ -24,9 +26,11 @@ use super::{
     VersionTag,
 };
 use crate::clock::Clock;
+pub use changes::{Change, ChangeKind};
 use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
+pub use refresh::RefreshStatus;
 pub use table::Usage;
 
 /// Histories kept; each is a few dozen bytes a version.
@@ -79,6 +83,8 @@ struct State {
     /// `None` once the vault has answered.
     outage: Option<Outage>,
     histories: lru::LruCache<(ObjectId, VersionTag), Arc<Vec<VersionInfo>>>,
+    /// Changes made elsewhere that nobody has taken yet; `None` while nobody wants them.
+    changes: Option<Vec<Change>>,
 }
 
 /// The vault does not answer.
@@ -97,6 +103,10 @@ pub struct Cache {
     clock: Arc<dyn Clock>,
     config: CacheConfig,
     state: Mutex<State>,
+    /// A leaf as well.
+    refresh: Mutex<refresh::Refresh>,
+    /// The refresher may have to get up.
+    woken: tokio::sync::Notify,
     /// A value past its time was served since the vault last answered.
     served_stale: AtomicBool,
 }
@@ -145,7 +155,10 @@ impl Cache {
                 searches: HashMap::new(),
                 outage: None,
                 histories: lru::LruCache::new(histories),
+                changes: None,
             }),
+            refresh: Mutex::default(),
+            woken: tokio::sync::Notify::new(),
             served_stale: AtomicBool::new(false),
         })
     }
@@ -162,9 +175,9 @@ impl Cache {
     /// Takes in the page that the start-up probe read anyway; `asked` is when it was asked for.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
-        page.items.iter().for_each(|item| state.index.listed(item, asked));
+        state.take_in(&page.items, asked);
         if page.next.is_none() {
-            state.index.listing_ended(asked, 1);
+            state.end_listing(asked, 1);
         }
     }
 
@@ -306,7 +319,11 @@ impl Cache {
 
     /// We stored this ourselves; it is the current version as of now.
     pub fn stored(&self, meta: Meta, content: Content) -> Arc<Object> {
-        self.settle(Object { meta, content }, self.clock.now())
+        let (object, now) = (Arc::new(Object { meta, content }), self.clock.now());
+        let mut state = self.state();
+        state.index.found(&object.meta, now);
+        state.index.put_value(&object);
+        object
     }
 
     /// We deleted this ourselves, or know otherwise that it is gone as of now.
@@ -363,7 +380,7 @@ impl Cache {
     fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
         let object = Arc::new(object);
         let mut state = self.state();
-        state.index.found(&object.meta, asked);
+        state.take_in_read(&object.meta, asked);
         state.index.put_value(&object);
         object
     }
