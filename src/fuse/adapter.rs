@@ -59,6 +59,15 @@ impl Adapter {
     }
 }
 
+/// What the helper asks beyond what is registered is EPERM.
+macro_rules! refuse_helper {
+    ($adapter:ident, $req:ident, $reply:ident) => {
+        if $adapter.fs.is_helper($req.pid()) {
+            return $reply.error(Errno::EPERM);
+        }
+    };
+}
+
 fn errno(e: crate::fs::Errno) -> Errno {
     Errno::from_i32(e.0)
 }
@@ -147,8 +156,10 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.answer(self.fs.lookup(parent.0, name), move |found| match found {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let registered = self.fs.helper_lookup(req.pid(), parent.0, name);
+        let found = registered.map_or_else(|| self.fs.lookup(parent.0, name), Step::Ready);
+        self.answer(found, move |found| match found {
             Ok(Some(found)) => entry(reply, &found),
             Ok(None) => reply.error(Errno::ENOENT),
             Err(e) => reply.error(e),
@@ -168,7 +179,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -191,7 +202,9 @@ impl Filesystem for Adapter {
             })
         };
         let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
-        self.answer(self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), move |result| match result {
+        let registered = self.fs.helper_setattr(req.pid(), ino.0);
+        let done = registered.map_or_else(|| self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), Step::Ready);
+        self.answer(done, move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(e),
         });
@@ -199,7 +212,7 @@ impl Filesystem for Adapter {
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -207,6 +220,7 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -224,14 +238,16 @@ impl Filesystem for Adapter {
         reply.error(errno(self.fs.refuse_special("symlink", name)));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.link(ino.0, newparent.0, name), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -239,16 +255,19 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answer(self.fs.unlink(parent.0, name, caller(req)), empty(reply));
+        let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
+        let done = registered.map_or_else(|| self.fs.unlink(parent.0, name, caller(req)), Step::Ready);
+        self.answer(done, empty(reply));
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.rmdir(parent.0, name), empty(reply));
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -256,11 +275,14 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let to = (newparent.0, newname);
-        self.answer(self.fs.rename((parent.0, name), to, flags.bits()), empty(reply));
+        let (from, to) = ((parent.0, name), (newparent.0, newname));
+        let registered = self.fs.helper_rename(req.pid(), from, to);
+        let done = registered.map_or_else(|| self.fs.rename(from, to, flags.bits()), Step::Ready);
+        self.answer(done, empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
@@ -330,6 +352,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
         self.answer(self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
             Ok((entry, opened)) => {
@@ -347,6 +370,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 
