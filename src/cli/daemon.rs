@@ -45,7 +45,7 @@ pub enum DaemonCommand {
     /// Look at a path that may hang.
     #[command(name = probe::COMMAND, hide = true)]
     Probe {
-        /// Read it, too.
+        /// Read it, instead of looking at it.
         #[arg(long)]
         read: bool,
         /// The path.
@@ -76,8 +76,12 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
             helper::run(&mountpoint, dev, Duration::from_millis(pause))?;
             Ok(ExitCode::SUCCESS)
         }
-        DaemonCommand::Probe { read, path } => {
-            probe::child(&path, read)?;
+        DaemonCommand::Probe { path, read } => {
+            if read {
+                probe::read_child(&path)?
+            } else {
+                probe::child(&path)?
+            }
             Ok(ExitCode::SUCCESS)
         }
         DaemonCommand::Detach { dev, mountpoint } => {

@@ -110,8 +110,10 @@ pub struct Failure {
     pub message: String,
     /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
     pub conflict: bool,
-    /// The object may have been made all the same, although no answer said so.
+    /// The change may have been made all the same, although no answer said so.
     pub in_doubt: bool,
+    /// The buffer's generation that was not stored.
+    pub generation: u64,
     /// Counts failures, so that each handle is told.
     pub number: u64,
 }
@@ -161,6 +163,12 @@ impl FileState {
     pub fn is_dirty(&self) -> bool {
         let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);
         changed && self.keep == Keep::Store && self.link != Link::Unlinked
+    }
+
+    /// Whether just these bytes have failed to be stored: whoever wrote them knows.
+    pub fn has_failed(&self) -> bool {
+        let failed = self.failure.as_ref().map(|failure| failure.generation);
+        failed.is_some() && failed == self.buffer.as_ref().map(|buffer| buffer.generation)
     }
 
     /// Whether the file is held back from the vault.

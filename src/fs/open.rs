@@ -141,7 +141,12 @@ impl FileSystem {
             .await
             .map_err(|e| self.failed("open", name.as_str(), &e))?;
         match found {
-            Some(found) if found.stale => Err(Errno::ETIMEDOUT),
+            Some(found) if found.stale => Err(self.refused(
+                "open",
+                name.as_str(),
+                Errno::ETIMEDOUT,
+                "the vault does not answer, and O_DIRECT asks for what it has now",
+            )),
             Some(found) if found.object.meta.version == stored.version => Ok(()),
             Some(_) | None => Err(Errno::ESTALE),
         }
@@ -338,8 +343,12 @@ impl FileSystem {
             let mut state = file.state();
             state.opens -= 1;
             state.writers -= usize::from(writer.is_some());
-            // What failed at close(2) is tried again by itself.
-            let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty() && !state.retrying;
+            // What failed at close(2) was told there; what may go well later is tried again by itself.
+            let unsaved = writer.is_some()
+                && state.writers == 0
+                && state.is_dirty()
+                && !state.retrying
+                && !state.has_failed();
             let cut_short = state.writers == 0 && state.cut_short.take().is_some() && state.buffer.is_some();
             if cut_short {
                 drop(state);

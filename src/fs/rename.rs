@@ -151,6 +151,7 @@ impl FileSystem {
             base,
             exclusive: false,
             guarded: false,
+            doubted: false,
         })
     }
 

@@ -1,13 +1,15 @@
 //! The helper process and the kernel between it and the file system: a call becomes the requests that Linux sends
 //! for it, answered at once.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, Weak};
 
 use vaultfs::fs::{Entry, Errno, FileSystem, HelperCall, HelperReport, ROOT, Result};
 
-use crate::shell::Shell;
+use super::Shell;
 
 /// Its process id.
 pub const PID: u32 = 7777;

@@ -2,11 +2,11 @@
 //! memory that fails where a test says so. One module a promise; `model` compares random sessions with a map.
 
 mod backups;
+mod deadlines;
 mod dirs;
 mod editors;
 mod failures;
 mod held;
-mod helper;
 mod model;
 mod names;
 mod outage;

@@ -8,7 +8,7 @@ use vaultfs::vault::cache::ChangeKind;
 use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 use vaultfs::vault::op::Op;
 
-use crate::helper::{Helper, PID};
+use crate::shell::helper::{Helper, PID};
 use crate::shell::{READ, Shell};
 
 /// A mount with a helper, that has seen all names once, a while after they were made.

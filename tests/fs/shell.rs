@@ -4,6 +4,9 @@
 //! read, lookups are counted as the kernel counts them. Time is tokio's paused time, for vault and file system
 //! alike; each look at the clock is a nanosecond later than the one before, as on a machine.
 
+#[path = "helper.rs"]
+pub mod helper;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
@@ -11,7 +14,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::helper::Helper;
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
     Attr, Caller, Create, Entry, Errno, FileKind, FileSystem, HelperCall, Kernel, Options, ROOT, Result,
@@ -19,7 +21,9 @@ use vaultfs::fs::{
 };
 use vaultfs::vault::faulty::FaultyVault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
-use vaultfs::vault::{Call, Capabilities, Content, ListQuery, Meta, ObjectName, Vault};
+use vaultfs::vault::{Call, Capabilities, Content, DynVault, ListQuery, Meta, ObjectName, Vault};
+
+use helper::Helper;
 
 /// O_WRONLY | O_CREAT | O_TRUNC, as a shell's `>` opens.
 pub const CREATE: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
@@ -124,8 +128,19 @@ impl Shell {
         Self::mounted(self.memory.clone(), self.clock.clone(), options)
     }
 
+    /// A mount of a vault that is not in memory: `memory` stays empty.
+    #[allow(dead_code, reason = "of the test binaries with this module, `faults` uses it")]
+    pub fn over(vault: DynVault, clock: Arc<dyn Clock>, options: Options) -> Self {
+        let memory = Arc::new(MemoryVault::new(vault.capabilities(), clock.clone()));
+        Self::of_vault(vault, memory, clock, options)
+    }
+
     fn mounted(memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
-        let vault = Arc::new(FaultyVault::with_clock(memory.clone(), clock.clone()));
+        Self::of_vault(memory.clone(), memory, clock, options)
+    }
+
+    fn of_vault(vault: DynVault, memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
+        let vault = Arc::new(FaultyVault::with_clock(vault, clock.clone()));
         let fs = FileSystem::new(vault.clone(), None, options, clock.clone());
         let told = Arc::new(Told::default());
         fs.attach_kernel(told.clone());

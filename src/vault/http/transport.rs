@@ -116,6 +116,8 @@ enum Failed {
     Lost(String),
     /// The answer was cut short; why.
     Cut(String),
+    /// What answers does not speak HTTP; why.
+    NoHttp(String),
     /// The deadline passed, after the request was sent or before.
     Late { sent: bool },
     /// The answer is longer than any vault's.
@@ -235,7 +237,7 @@ impl Transport {
                 Ok(answer) => trouble_of(answer),
                 Err(Failed::NotSent(_)) if self.answered.load(Ordering::Relaxed) => Some(Trouble::Gone),
                 Err(Failed::NotSent(_)) => Some(Trouble::NotSent),
-                Err(Failed::Lost(_) | Failed::Cut(_)) => Some(Trouble::Lost),
+                Err(Failed::Lost(_) | Failed::Cut(_) | Failed::NoHttp(_)) => Some(Trouble::Lost),
                 Err(Failed::Late { .. } | Failed::TooLong) => None,
             };
             let left = call.deadline.saturating_duration_since(self.parts.clock.now());
@@ -387,6 +389,11 @@ impl Transport {
                 true,
                 format!("the answer of the vault at {endpoint} was cut short ({why})"),
             ),
+            Failed::NoHttp(why) => (
+                ErrorKind::BadAnswer,
+                true,
+                format!("what answers at {endpoint} does not speak HTTP ({why}): check the address"),
+            ),
             Failed::Late { sent } => {
                 (ErrorKind::Deadline, sent, format!("the vault at {endpoint} did not answer in time"))
             }
@@ -429,7 +436,23 @@ fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
 
 fn failed_by(error: &reqwest::Error) -> Failed {
     let why = root_cause(error);
-    if error.is_connect() || error.is_builder() { Failed::NotSent(why) } else { Failed::Lost(why) }
+    match error {
+        _ if error.is_connect() || error.is_builder() => Failed::NotSent(why),
+        _ if is_unreadable(error) => Failed::NoHttp(why),
+        _ => Failed::Lost(why),
+    }
+}
+
+/// Whether an answer came that is none in HTTP.
+fn is_unreadable(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = error.source();
+    while let Some(inner) = cause {
+        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// The innermost reason: the outer ones repeat the URL.
