@@ -278,6 +278,7 @@ impl MountArgs {
             file_mode: self.file_mode,
             dir_mode: self.dir_mode,
             show_versions: self.show_versions,
+            audit: None,
             never_empty: self.never_empty,
         }
     }

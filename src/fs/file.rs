@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::attr::FileKind;
 use super::errno::Errno;
+use super::read::Kept;
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Object, ObjectId, ObjectName, VersionTag};
 
@@ -135,6 +136,8 @@ pub struct FileState {
     pub unannounced: Option<VersionTag>,
     /// Its bytes, while somebody has it open and they are known.
     pub pinned: Option<Arc<Object>>,
+    /// Its bytes, once its name shows another version, where nobody says that the file is open (`read`).
+    pub kept: Option<Kept>,
     /// Bytes being written.
     pub buffer: Option<Buffer>,
     /// Open handles.
@@ -296,6 +299,7 @@ impl File {
             stored,
             unannounced: None,
             pinned: None,
+            kept: None,
             buffer: None,
             opens: 0,
             writers: 0,

@@ -65,7 +65,8 @@ struct Spot {
     path: String,
     /// The file name.
     text: String,
-    /// The kernel does not know the directory: `parent` is the nearest above it that it knows.
+    /// The kernel does not know the directory: `parent` is the nearest above it that it knows, and `text` what is in
+    /// that.
     is_below: bool,
 }
 
@@ -288,6 +289,8 @@ impl FileSystem {
         let Some(spot) = self.spot(name) else { return Outcome::Done };
         if spot.is_below {
             if let Some(kernel) = self.kernel.get() {
+                // It may have been told that there is no such directory.
+                kernel.inval_entry(spot.parent, OsStr::new(&spot.text));
                 kernel.inval_inode(spot.parent);
             }
             return Outcome::Done;
@@ -460,7 +463,7 @@ impl FileSystem {
         }
         let old = shown.filter(|file| file.ino != fresh.ino);
         if let Some(old) = &old {
-            replace(old)?;
+            self.replace(old)?;
         }
         fresh.state().link = Link::Current;
         table.point(&name, fresh.ino);
@@ -477,12 +480,23 @@ impl FileSystem {
         let mut table = self.table();
         match table.file(&name) {
             Some(shown) if shown.ino != file.ino => return Err(Errno::EBUSY),
-            Some(shown) => replace(&shown)?,
+            Some(shown) => self.replace(&shown)?,
             None => {}
         }
         table.unpoint(&name, file.ino);
         table.drop_unheld(file.ino);
         self.names_changed(&mut table, &name);
+        Ok(())
+    }
+
+    /// Nobody finds this file under its name any more.
+    fn replace(&self, old: &File) -> Result<()> {
+        let mut state = old.state();
+        if state.is_dirty() || state.is_only_here() || old.turn.available_permits() == 0 {
+            return Err(Errno::EBUSY);
+        }
+        self.keep_bytes(&mut state);
+        state.link = Link::Replaced;
         Ok(())
     }
 
@@ -529,7 +543,7 @@ impl FileSystem {
             };
             let kind = DirKind::Tree(dir.clone());
             let Some(ino) = table.dir_ino(&kind).filter(|ino| table.is_held(*ino)) else {
-                spot.is_below = true;
+                (spot.text, spot.is_below) = (text, true);
                 return Some(spot);
             };
             spot.path.push_str(&text);
@@ -567,16 +581,6 @@ impl FileSystem {
 
 /// How many refresh times the kernel goes without asking while changes are brought to it.
 const TTL_TICKS: u32 = 12;
-
-/// Nobody finds this file under its name any more.
-fn replace(old: &File) -> Result<()> {
-    let mut state = old.state();
-    if state.is_dirty() || state.is_only_here() || old.turn.available_permits() == 0 {
-        return Err(Errno::EBUSY);
-    }
-    state.link = Link::Replaced;
-    Ok(())
-}
 
 fn is_version(stored: &Stored, object: &Object) -> bool {
     stored.id == object.meta.id && stored.version == object.meta.version
