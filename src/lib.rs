@@ -1,6 +1,7 @@
 //! vaultfs: a secrets vault as a directory.
 //!
-//! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `harden` → `secret`, `clock`, `crash`.
+//! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`,
+//! `clock`, `crash`.
 //! `tests/layering.rs` checks it.
 
 pub mod cli;
@@ -9,6 +10,7 @@ pub mod crash;
 pub mod fs;
 pub mod fuse;
 pub mod harden;
+pub mod heap;
 pub mod secret;
 pub mod server;
 pub mod vault;

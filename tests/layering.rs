@@ -1,4 +1,4 @@
-//! Imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `harden` → `secret`, `clock`, `crash`.
+//! Imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`, `clock`, `crash`.
 //!
 //! Reads the sources as text: every `crate::…` path, in `use` or in code, must lead to the same layer or to a
 //! lower one, and crates that stand for a layer's job are named in that layer only.
@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["server"],
     &["fs"],
     &["vault"],
+    &["heap"],
     &["harden"],
     &["secret", "clock", "crash"],
 ];

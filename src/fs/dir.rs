@@ -132,7 +132,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             match fs.find(&fs.call(), &under, &component).await? {
                 Place::Absent => {}
                 Place::Dir(_) if matches!(request::before(), Some(Doing::Make)) => {}
@@ -147,7 +147,8 @@ impl FileSystem {
             table.touch(&DirKind::Tree(under), fs.clock.wall());
             drop(table);
             Ok(fs.dir_entry(&DirKind::Tree(dir)))
-        })
+        });
+        self.within(parent, work)
     }
 
     /// The directory that `component` in `under` stands for, for something new.
@@ -172,7 +173,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             let call = fs.call();
             let dir = match fs.find(&call, &under, &component).await? {
                 Place::Dir(dir) => dir,
@@ -199,7 +200,8 @@ impl FileSystem {
             }
             table.touch(&DirKind::Tree(under), fs.clock.wall());
             Ok(())
-        })
+        });
+        self.within(parent, work)
     }
 
     /// EINVAL for a file name that is not how any object's name is spelt.

@@ -33,6 +33,7 @@ const TIDY: Duration = Duration::from_secs(10);
 impl FileSystem {
     /// OPENDIR.
     pub fn opendir(&self, ino: u64, _caller: Caller) -> Result<Opened> {
+        self.cache.used(self.longest_ttl());
         if let Some(handle) = self.opened_before() {
             return Ok(handle.opened());
         }
@@ -64,6 +65,7 @@ impl FileSystem {
     /// READDIR behind a position; from the beginning (0) with the names as they are now. Without a handle (`fh` 0) it
     /// is the directory that is read.
     pub fn readdir(self: &Arc<Self>, ino: u64, fh: u64, after: u64) -> Step<Arc<Listing>> {
+        self.cache.used(self.longest_ttl());
         match self.listing_to_read(ino, fh, after) {
             Err(e) => Err(e).into(),
             Ok((dir, Some(listing))) if listing.is_cut_off() => {

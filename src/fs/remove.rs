@@ -22,7 +22,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             let call = fs.call();
             let file = match request::before() {
                 Some(Doing::Unlink { ino }) => match fs.still_to_unlink(ino) {
@@ -41,7 +41,8 @@ impl FileSystem {
             }
             let replaces = replace::is_about_to_replace(caller.pid);
             fs.remove(&call, &under, &file, replaces).await
-        })
+        });
+        self.within(parent, work)
     }
 
     /// The file that was being unlinked when the last worker died, if that is not done.

@@ -51,7 +51,7 @@ impl FileSystem {
             return Step::Ready(Err(Errno::EINVAL));
         }
         let (fs, from_name, to_name) = (self.clone(), from.1.to_owned(), to.1.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             let call = fs.call();
             if let Some(Doing::Rename { ino, name, over }) = request::before() {
                 let is_backup = from_dir == to_dir && is_backup_of(&from_name, &to_name);
@@ -87,7 +87,8 @@ impl FileSystem {
             let hides = is_backup.then(|| fs.clock.now());
             let goal = Goal { under: to_dir, name, target, keep, hides };
             fs.move_file(&call, &from_dir, &source, goal).await
-        })
+        });
+        self.within(from.0, self.within(to.0, work))
     }
 
     /// Goes on with a move that a worker's death cut off. Nothing here has changed before it is done; what the vault

@@ -65,8 +65,18 @@ impl Adapter {
         work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
+        self.end(req, self.fs.serve(req.unique().0, work), answer);
+    }
+
+    /// Answers such a request.
+    fn end<T: Send + 'static>(
+        &self,
+        req: &Request,
+        step: Step<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
         let (fs, unique) = (self.fs.clone(), req.unique().0);
-        self.answer(self.fs.serve(unique, work), move |result| {
+        self.answer(step, move |result| {
             crash::point("answer");
             answer(result);
             crash::point("answered");
@@ -112,6 +122,15 @@ impl Adapter {
             }
         }
     }
+}
+
+/// What the helper asks beyond what is registered is EPERM.
+macro_rules! refuse_helper {
+    ($adapter:ident, $req:ident, $reply:ident) => {
+        if $adapter.fs.is_helper($req.pid()) {
+            return $reply.error(Errno::EPERM);
+        }
+    };
 }
 
 fn errno(e: crate::fs::Errno) -> Errno {
@@ -235,6 +254,13 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Lookup);
+        if let Some(found) = self.fs.helper_lookup(req.pid(), parent.0, name) {
+            return self.answer(Step::Ready(found), move |found| match found {
+                Ok(Some(found)) => entry(reply, &found),
+                Ok(None) => reply.error(Errno::ENOENT),
+                Err(e) => reply.error(e),
+            });
+        }
         let (of, fs) = (name.to_owned(), self.fs.clone());
         self.look(
             req,
@@ -279,9 +305,6 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         self.requests.count(Operation::Setattr);
-        if let Some(e) = self.refused() {
-            return reply.error(e);
-        }
         let time = |t: Option<TimeOrNow>| {
             t.map(|t| match t {
                 TimeOrNow::SpecificTime(t) => t,
@@ -289,14 +312,15 @@ impl Filesystem for Adapter {
             })
         };
         let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
-        self.serve(
-            req,
-            |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set),
-            move |result| match result {
-                Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
-                Err(e) => reply.error(e),
-            },
-        );
+        let done = match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
+            (Some(registered), _) => Step::Ready(registered),
+            (None, Some(e)) => return reply.error(e),
+            (None, None) => self.fs.serve(req.unique().0, |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set)),
+        };
+        self.end(req, done, move |result| match result {
+            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
+            Err(e) => reply.error(e),
+        });
     }
 
     fn mknod(
@@ -313,6 +337,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.serve(
             req,
             |fs| fs.mknod(parent.0, name, mode, umask),
@@ -343,6 +368,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.serve(
             req,
             |fs| fs.link(ino.0, newparent.0, name),
@@ -358,6 +384,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.serve(
             req,
             |fs| fs.mkdir(parent.0, name, mode & !umask),
@@ -370,11 +397,14 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Unlink);
-        self.serve(req, |fs| fs.unlink(parent.0, name, caller(req)), empty(reply));
+        let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
+        let fs = |fs: &Arc<FileSystem>| fs.unlink(parent.0, name, caller(req));
+        self.serve(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Rmdir);
+        refuse_helper!(self, req, reply);
         self.serve(req, |fs| fs.rmdir(parent.0, name), empty(reply));
     }
 
@@ -389,8 +419,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Rename);
-        let to = (newparent.0, newname);
-        self.serve(req, |fs| fs.rename((parent.0, name), to, flags.bits()), empty(reply));
+        let (from, to) = ((parent.0, name), (newparent.0, newname));
+        let registered = self.fs.helper_rename(req.pid(), from, to);
+        let fs = |fs: &Arc<FileSystem>| fs.rename(from, to, flags.bits());
+        self.serve(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -398,6 +430,7 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
+        refuse_helper!(self, req, reply);
         self.serve(req, |fs| fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
@@ -492,6 +525,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
         self.serve(
             req,
@@ -517,6 +551,7 @@ impl Filesystem for Adapter {
         if self.no_opendir {
             return reply.error(Errno::ENOSYS);
         }
+        refuse_helper!(self, req, reply);
         self.serve(req, |fs| fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 

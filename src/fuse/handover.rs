@@ -119,7 +119,7 @@ pub enum ToWorker {
     Connect,
     /// An upgrade that was asked for does not take place.
     NotUpgraded(String),
-    /// Take over this mount. Carries the /dev/fuse descriptor and the control socket's listener.
+    /// Take over this mount. Carries the /dev/fuse descriptor, the control socket's listener and the line to the helper.
     Serve {
         /// The INIT request as the kernel sent it.
         init: Vec<u8>,
@@ -177,6 +177,8 @@ pub struct Facts {
     pub restarts: u32,
     /// How the last one ended.
     pub last_end: Option<String>,
+    /// The helper that is there already, 0 if none: what it asks is never taken for a program's request.
+    pub helper_pid: u32,
 }
 
 /// Writes a configuration and a key for a new process to read.

@@ -33,6 +33,7 @@ use super::crew::{Deaths, Equipment, Worker, ending};
 use super::handover::{
     Facts, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config, take_standard,
 };
+use super::helper::Minder;
 use super::kernel::{self, Mode, Mounted};
 use super::mounts::{self, Dev};
 use super::refuse;
@@ -154,6 +155,7 @@ struct Keeper {
     /// The mount's state, in a memfd.
     state: OwnedFd,
     worker: Option<Worker>,
+    helper: Option<Minder>,
     mounted: Option<Mounted>,
     /// The answer to INIT, which each worker has to give alike.
     init_reply: Vec<u8>,
@@ -187,6 +189,7 @@ impl Keeper {
             signals,
             state,
             worker: None,
+            helper: None,
             mounted: None,
             init_reply: Vec::new(),
             listener: None,
@@ -240,6 +243,12 @@ impl Keeper {
         self.mounted = Some(mounted);
         let (directory, listener) = made.inspect_err(|_| self.abandon())?;
         (self.directory, self.listener) = (directory, Some(listener));
+        let dev = self.dev().expect("mounted above");
+        let helper = Minder::new(self.mountpoint(), dev);
+        self.helper = Some(helper.map_err(|e| {
+            self.abandon();
+            Failed::new(format!("there is no line to the helper process: {e}"))
+        })?);
         self.init_reply.clear();
         Ok(())
     }
@@ -285,7 +294,8 @@ impl Keeper {
 
     /// Hands the mount to the worker, answers INIT if that is still to be done, and writes down where to find it.
     fn assign(&mut self, front: Option<&Front>) -> Result<(), Failed> {
-        let (Some(mounted), Some(listener)) = (&self.mounted, &self.listener) else {
+        let (Some(mounted), Some(listener), Some(helper)) = (&self.mounted, &self.listener, &self.helper)
+        else {
             return Err(Failed::new("nothing is mounted"));
         };
         let dev = mounted.dev;
@@ -296,6 +306,7 @@ impl Keeper {
             keeper_memory: self.memory.clone(),
             restarts: self.restarts,
             last_end: self.last_end.clone(),
+            helper_pid: helper.pid(),
         };
         let is_new = self.init_reply.is_empty();
         let serve = ToWorker::Serve {
@@ -304,7 +315,8 @@ impl Keeper {
             resend: !is_new && facts.resend,
             facts,
         };
-        self.send(&serve, &[mounted.device.as_fd(), listener.as_fd()]).map_err(|e| lost(&e))?;
+        self.send(&serve, &[mounted.device.as_fd(), listener.as_fd(), helper.workers_end()])
+            .map_err(|e| lost(&e))?;
         let reply = match self.expect(front)? {
             ToKeeper::Init(reply) => reply,
             ToKeeper::Failed(failed) => return Err(failed),
@@ -326,6 +338,7 @@ impl Keeper {
         if let Some(worker) = &mut self.worker {
             worker.serving_since = Some(Instant::now());
         }
+        self.look_after_helper();
         self.write_record(dev, None)
             .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
     }
@@ -607,6 +620,12 @@ impl Keeper {
         code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
     }
 
+    fn look_after_helper(&mut self) {
+        if let Some(helper) = &mut self.helper {
+            helper.look_after();
+        }
+    }
+
     fn is_mounted(&self, dev: Dev) -> bool {
         mounts::is_mounted(self.mountpoint(), dev)
     }
@@ -616,6 +635,7 @@ impl Keeper {
         // The descriptor first: from here on every request fails at once, so that unmounting cannot wait for one.
         let Some(Mounted { device, dev, .. }) = self.mounted.take() else { return };
         drop(device);
+        self.helper = None;
         let mountpoint = self.mountpoint();
         match kernel::unmount(mountpoint, dev, Mode::Lazy) {
             Ok(true) => tracing::info!("unmounted"),
@@ -671,6 +691,7 @@ impl Keeper {
                 match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {
                     Some(libc::SIGTERM | libc::SIGINT) => return Event::Stop,
                     Some(libc::SIGHUP) => return Event::Reload,
+                    Some(libc::SIGCHLD) => self.look_after_helper(),
                     _ => {}
                 }
             }

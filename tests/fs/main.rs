@@ -14,5 +14,6 @@ mod outage;
 mod renames;
 mod replaced;
 mod requests;
+mod rotations;
 mod saves;
 mod shell;
