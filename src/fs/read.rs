@@ -4,13 +4,14 @@
 //! fetched again they are fetched by id and version, or the read fails with ESTALE.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::errno::{Errno, Result};
 use super::file::File;
 use super::open::Held;
 use super::{FileSystem, Step};
 use crate::secret::SecretBytes;
-use crate::vault::{Call, ErrorKind, Object};
+use crate::vault::{Call, ErrorKind, Object, ObjectName};
 
 /// Bytes to answer a READ with; wiped when dropped.
 pub type Slice = SecretBytes;
@@ -24,6 +25,14 @@ impl FileSystem {
         };
         match &handle.held {
             Held::Dir { .. } => Err(Errno::EISDIR).into(),
+            Held::Version(version) if version.refused.load(Ordering::Acquire) => {
+                let (fs, version) = (self.clone(), version.clone());
+                Step::later(async move {
+                    let object = fs.cache.old_value(&fs.call(), &version.id, &version.info).await;
+                    let object = object.map_err(|e| fs.failed("read", version.name.as_str(), &e))?;
+                    Ok(cut(object.content.bytes.expose(), offset, size))
+                })
+            }
             Held::Version(version) => match &version.object {
                 Some(object) => Ok(cut(object.content.bytes.expose(), offset, size)).into(),
                 None => Err(Errno::EOPNOTSUPP).into(),
@@ -50,7 +59,8 @@ impl FileSystem {
         }
         if state.pinned.is_none() {
             let Some(stored) = &state.stored else { return Some(Slice::default()) };
-            state.pinned = self.cache.value_in_memory(&stored.id, &stored.version);
+            let object = self.cache.value_in_memory(&stored.id, &stored.version);
+            state.pinned = object.filter(|object| stored.is(&object.meta));
         }
         state.pinned.as_ref().map(|object| cut(object.content.bytes.expose(), offset, size))
     }
@@ -70,14 +80,10 @@ impl FileSystem {
             }
         };
         let object = match self.cache.value(call, &stored.id, &stored.version).await {
-            Ok(object) => object,
+            Ok(object) if stored.is(&object.meta) => object,
+            Ok(_) => return Err(self.lost_version(&name)),
             Err(e) if e.kind == ErrorKind::NotFound => {
-                return Err(self.refused(
-                    "read",
-                    name.as_str(),
-                    Errno::ESTALE,
-                    "the vault no longer has the version that was opened; open it again",
-                ));
+                return Err(self.lost_version(&name));
             }
             Err(e) => return Err(self.failed("read", name.as_str(), &e)),
         };
@@ -86,6 +92,13 @@ impl FileSystem {
             state.pinned = Some(object.clone());
         }
         Ok(Some(object))
+    }
+}
+
+impl FileSystem {
+    fn lost_version(&self, name: &ObjectName) -> Errno {
+        let why = "the vault no longer has the version that was opened; open it again";
+        self.refused("read", name.as_str(), Errno::ESTALE, why)
     }
 }
 

@@ -47,13 +47,15 @@ impl Clock for PausedClock {
 
 /// Entries that the file system told the kernel to forget.
 #[derive(Default)]
-pub struct Told(Mutex<Vec<(u64, String)>>);
+pub struct Told(Mutex<Vec<(u64, String)>>, pub Mutex<Vec<u64>>);
 
 impl Kernel for Told {
     fn inval_entry(&self, parent: u64, name: &OsStr) {
         self.0.lock().unwrap().push((parent, name.to_string_lossy().into_owned()));
     }
-    fn inval_inode(&self, _ino: u64) {}
+    fn inval_inode(&self, ino: u64) {
+        self.1.lock().unwrap().push(ino);
+    }
 }
 
 /// A mounted file system, and the program that uses it.

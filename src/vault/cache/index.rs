@@ -172,6 +172,15 @@ impl Index {
         self.absent.put(name.clone(), asked);
     }
 
+    /// It exists, as far as anybody knows, and that is all that may be said of it.
+    pub fn unknown(&mut self, name: &ObjectName, asked: Instant) {
+        let Some(known) = self.names.get(name.as_str()) else { return };
+        if let Some(version) = &known.version {
+            self.names.drop_version(&known.id, version);
+        }
+        self.names.insert(name, &Known { version: None, updated_at: None, as_of: asked, ..known });
+    }
+
     /// Forgets that anything is known to be recent; names stay as hints.
     pub fn expire(&mut self, long_ago: Duration) {
         self.names.put_back(long_ago);
