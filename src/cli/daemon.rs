@@ -33,7 +33,7 @@ pub enum DaemonCommand {
     /// Look at a path that may hang.
     #[command(name = probe::COMMAND, hide = true)]
     Probe {
-        /// Read it, too.
+        /// Read it, instead of looking at it.
         #[arg(long)]
         read: bool,
         /// The path.
@@ -55,8 +55,12 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
     match command {
         DaemonCommand::Keeper { .. } => keep(),
         DaemonCommand::Worker { .. } => work(),
-        DaemonCommand::Probe { read, path } => {
-            probe::child(&path, read)?;
+        DaemonCommand::Probe { path, read } => {
+            if read {
+                probe::read_child(&path)?
+            } else {
+                probe::child(&path)?
+            }
             Ok(ExitCode::SUCCESS)
         }
         DaemonCommand::Detach { dev, mountpoint } => {

@@ -269,8 +269,8 @@ impl FileSystem {
         content: &Content,
         call: &Call,
     ) -> Result<Option<Arc<Object>>, Error> {
-        let Some(before) = self.cache.value_in_memory(&base.id, &base.version) else { return Ok(None) };
-        if !base.is(&before.meta) || before.content.bytes != content.bytes {
+        let Some(before) = self.bytes_in_memory(base) else { return Ok(None) };
+        if before.content.bytes != content.bytes {
             return Ok(None);
         }
         // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a save.

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::attr::FileKind;
 use super::errno::Errno;
+use super::read::Kept;
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 
@@ -139,6 +140,8 @@ pub struct FileState {
     pub stored: Option<Stored>,
     /// Its bytes, while somebody has it open and they are known.
     pub pinned: Option<Arc<Object>>,
+    /// Its bytes, once its name shows another version, where nobody says that the file is open (`read`).
+    pub kept: Option<Kept>,
     /// Bytes being written.
     pub buffer: Option<Buffer>,
     /// Open handles.
@@ -299,6 +302,7 @@ impl File {
             origin: None,
             stored,
             pinned: None,
+            kept: None,
             buffer: None,
             opens: 0,
             writers: 0,

@@ -15,6 +15,7 @@ mod dir;
 pub mod errno;
 mod file;
 mod inode;
+mod listing;
 mod move_dir;
 pub mod name;
 mod open;
@@ -23,6 +24,7 @@ mod options;
 mod pending;
 mod provisional;
 mod read;
+mod readdir;
 mod remove;
 mod rename;
 mod replace;
@@ -46,9 +48,9 @@ use futures_util::future::BoxFuture;
 
 pub use attr::{Attr, Entry, FileKind, SetAttr};
 pub use commit::Drain;
-pub use dir::{DirEntry, Listing};
 pub use errno::{Errno, Result};
 pub use inode::ROOT;
+pub use listing::{DirEntry, Listing};
 pub use open::{Create, Opened};
 pub use options::Options;
 pub use status::{Status, Unsaved};
@@ -107,6 +109,9 @@ pub struct FileSystem {
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     scratch_bytes: Mutex<u64>,
+    /// Bytes that inodes keep beside the cache (`read`).
+    kept_bytes: Arc<AtomicU64>,
+    listings: Mutex<listing::Listings>,
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
@@ -148,6 +153,8 @@ impl FileSystem {
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             scratch_bytes: Mutex::new(0),
+            kept_bytes: Arc::default(),
+            listings: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
@@ -167,6 +174,7 @@ impl FileSystem {
     pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         // A second one would be a second mount of the same state: there is none.
         let _ = self.kernel.set(kernel);
+        self.forget_kernel_listings();
     }
 
     /// The options it was made with.

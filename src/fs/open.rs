@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::commit::Cause;
-use super::dir::Listing;
 use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link};
-use super::inode::{Dir, DirKind, Node, VersionFile};
+use super::inode::{ControlText, Dir, DirKind, Node, VersionFile};
+use super::listing::Listing;
 use super::name::{self, Decoded, DirPrefix, Refused};
 use super::opener::Opener;
 use super::{Caller, Entry, FileSystem, Step};
@@ -21,14 +21,14 @@ use crate::vault::ObjectName;
 /// What a handle is open on.
 #[derive(Debug)]
 pub(super) enum Held {
-    /// A directory, and its names as of the last read from the beginning.
-    Dir { dir: Arc<Dir>, listing: Mutex<Option<Listing>> },
+    /// A directory, its names as of the last read from the beginning, and whether the kernel keeps them.
+    Dir { dir: Arc<Dir>, listing: Mutex<Option<Arc<Listing>>>, cached: bool },
     /// A file.
     File { file: Arc<File>, writer: Option<Writer> },
     /// An old version.
     Version(Arc<VersionFile>),
-    /// A control file, as it was when opened.
-    Control(Vec<u8>),
+    /// A control file, as it was when looked up.
+    Control(Arc<ControlText>),
 }
 
 /// The writing side of a handle.
@@ -55,8 +55,8 @@ pub struct Opened {
     pub keep_cache: bool,
     /// The kernel need not tell of each close.
     pub no_flush: bool,
-    /// Reads bypass the page cache: the size is not known beforehand.
-    pub direct_io: bool,
+    /// The kernel may keep the names that it reads.
+    pub cache_dir: bool,
 }
 
 /// What CREATE asks for.
@@ -71,16 +71,15 @@ pub struct Create {
 }
 
 impl FileSystem {
-    pub(super) fn new_handle(&self, held: Held, _caller: Caller) -> Opened {
+    pub(super) fn new_handle(&self, held: Held) -> Opened {
         let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let (no_flush, direct_io) = match &held {
-            Held::File { writer, .. } => (writer.is_none(), false),
-            Held::Control(_) => (true, true),
-            Held::Version(_) => (true, false),
-            Held::Dir { .. } => (false, false),
+        let no_flush = match &held {
+            Held::File { writer, .. } => writer.is_none(),
+            Held::Control(_) | Held::Version(_) => true,
+            Held::Dir { .. } => false,
         };
         self.handles().insert(fh, Arc::new(Handle { held }));
-        Opened { fh, keep_cache: !direct_io, no_flush, direct_io }
+        Opened { fh, keep_cache: true, no_flush, cache_dir: false }
     }
 
     /// OPEN.
@@ -100,10 +99,8 @@ impl FileSystem {
                 "the kv API gives no bytes of old versions, and this mount has not read this one itself",
             ))
             .into(),
-            Node::Version(version) => Ok(self.new_handle(Held::Version(version), caller)).into(),
-            Node::Control(_, which) => {
-                Ok(self.new_handle(Held::Control(self.control_bytes(which)), caller)).into()
-            }
+            Node::Version(version) => Ok(self.new_handle(Held::Version(version))).into(),
+            Node::Control(control) => Ok(self.new_handle(Held::Control(control))).into(),
             Node::File(_) if writes && self.options.read_only => Err(Errno::EROFS).into(),
             Node::File(file) if flags & libc::O_DIRECT != 0 => {
                 let fs = self.clone();
@@ -159,9 +156,7 @@ impl FileSystem {
             && state.pinned.is_none()
             && let Some(stored) = &state.stored
         {
-            let object = self.cache.value_in_memory(&stored.id, &stored.version)?;
-            state.pinned = Some(object).filter(|object| stored.is(&object.meta));
-            state.pinned.as_ref()?;
+            state.pinned = Some(self.bytes_in_memory(stored)?);
         }
         if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
             // Who opens the file now has seen that the name is taken, and means to change what it shows.
@@ -175,7 +170,7 @@ impl FileSystem {
             Writer { opener: Opener::of(caller.pid), told: AtomicU64::new(told) }
         });
         drop(state);
-        Some(self.new_handle(Held::File { file: file.clone(), writer }, caller))
+        Some(self.new_handle(Held::File { file: file.clone(), writer }))
     }
 
     /// The same, fetching the bytes if need be.
@@ -379,10 +374,5 @@ impl FileSystem {
         let name = self.give_up(file);
         tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");
         self.inval_name(&name);
-    }
-
-    /// RELEASEDIR.
-    pub fn releasedir(&self, fh: u64) {
-        self.handles().remove(&fh);
     }
 }

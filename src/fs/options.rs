@@ -4,6 +4,7 @@
 //! no secret and no address: where the vault is and with which key is the connection's business. Defaults are
 //! those of the command line (README, "Options").
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,16 @@ pub struct Options {
     /// List `.vaultfs` in the root while nothing else is there: container engines copy an image's files into a volume
     /// that looks empty.
     pub never_empty: bool,
+    /// Write down who opens what (`audit`).
+    pub audit: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether the kernel opens files and directories without asking: on a read-only mount there is nothing that an
+    /// open could decide, unless it is to be written down.
+    pub fn reads_unopened(&self) -> bool {
+        self.read_only && self.audit.is_none()
+    }
 }
 
 impl Default for Options {
@@ -70,6 +81,7 @@ impl Default for Options {
             file_mode: 0o600,
             dir_mode: 0o700,
             show_versions: false,
+            audit: None,
             never_empty: false,
         }
     }

@@ -39,8 +39,7 @@ impl FileSystem {
             if state.is_dirty() || state.is_only_here() || state.stored.is_none() {
                 return;
             }
-            state.pinned = None;
-            state.buffer = None;
+            (state.pinned, state.kept, state.buffer) = (None, None, None);
             (state.link == Link::Current).then(|| state.name.clone())
         };
         if let Some(kernel) = self.kernel.get() {

@@ -57,6 +57,15 @@ pub struct KernelOptions {
     pub noexec: bool,
     /// Every write waits for the vault (it does anyway; kept for `mount -o sync`).
     pub sync: bool,
+    /// What the mount table calls the mounted thing; `mount -a` and systemd compare it with /etc/fstab.
+    pub source: Option<String>,
+}
+
+impl KernelOptions {
+    /// The source column of the mount table.
+    pub fn source(&self) -> &str {
+        self.source.as_deref().unwrap_or("vaultfs")
+    }
 }
 
 /// Why something ended: an exit code of the command line, and a sentence.

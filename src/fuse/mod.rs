@@ -22,6 +22,7 @@ pub mod mounts;
 pub mod notify;
 pub mod probe;
 pub mod process;
+pub mod requests;
 pub mod runtime;
 pub mod session;
 pub mod worker;

@@ -6,10 +6,11 @@
 //! gone, and init collects it.
 
 use std::ffi::{CString, OsStr};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -49,21 +50,31 @@ pub enum ProbeError {
 
 /// Looks at `path` in a child process, for at most `within`.
 pub fn look(path: &Path, within: Duration) -> Result<Seen, ProbeError> {
-    ask(&[COMMAND.as_ref(), path.as_os_str()], within)
+    let text = ask(&[path.as_os_str()], within)?;
+    serde_json::from_slice(&text).map_err(|_| ProbeError::Failed(io::Error::other("the probe died")))
 }
 
-/// Reads the file `path` in a child process, for at most `within`: its length, or an errno.
-pub fn read(path: &Path, within: Duration) -> Result<Result<u64, i32>, ProbeError> {
-    ask(&[COMMAND.as_ref(), READ.as_ref(), path.as_os_str()], within)
+/// Reads the file `path` in a child process, for at most `within`.
+pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, ProbeError> {
+    let text = ask(&[OsStr::new(READ), path.as_os_str()], within)?;
+    // The child's last word says whether that is all.
+    match text.split_last() {
+        Some((0, bytes)) => Ok(bytes.to_owned()),
+        Some((&errno, _)) => Err(ProbeError::Failed(io::Error::from_raw_os_error(errno.into()))),
+        None => Err(ProbeError::Failed(io::Error::other("the probe died"))),
+    }
 }
 
-/// The argument that makes the hidden command read.
+/// The option of [`COMMAND`] that reads.
 const READ: &str = "--read";
 
-fn ask<T: serde::de::DeserializeOwned>(arguments: &[&OsStr], within: Duration) -> Result<T, ProbeError> {
+/// What the child prints.
+fn ask(args: &[&OsStr], within: Duration) -> Result<Vec<u8>, ProbeError> {
     let end = Instant::now() + within;
     let mut child = Command::new("/proc/self/exe")
-        .args(arguments)
+        .arg0("vaultfs")
+        .arg(COMMAND)
+        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -91,17 +102,24 @@ fn ask<T: serde::de::DeserializeOwned>(arguments: &[&OsStr], within: Duration) -
     }
     // It closed its output as its last act: it is not stuck.
     let _ = child.wait();
-    serde_json::from_slice(&text).map_err(|_| ProbeError::Failed(io::Error::other("the probe died")))
+    Ok(text)
 }
 
-/// The child: looks, or reads, and prints.
-pub fn child(path: &Path, read: bool) -> io::Result<()> {
-    if read {
-        // To the end, and thrown away: that it can be had is what counts.
-        let read = std::fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
-        println!("{}", serde_json::to_string(&read.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO)))?);
-        return Ok(());
-    }
+/// The child: reads, prints the bytes and then one with the errno, 0 if all went well.
+pub fn read_child(path: &Path) -> io::Result<()> {
+    let (mut bytes, errno) = match std::fs::read(path) {
+        Ok(bytes) => (bytes, 0),
+        Err(e) => {
+            (Vec::new(), e.raw_os_error().and_then(|n| u8::try_from(n).ok()).unwrap_or(libc::EIO as u8))
+        }
+    };
+    bytes.push(errno);
+    io::stdout().write_all(&bytes)?;
+    io::stdout().flush()
+}
+
+/// The child: looks and prints.
+pub fn child(path: &Path) -> io::Result<()> {
     let errno = |e: io::Error| e.raw_os_error().unwrap_or(libc::EIO);
     let stat = std::fs::metadata(path).map(|m| (m.is_dir(), Dev::from_raw(m.dev()))).map_err(errno);
     let empty = std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno);

@@ -44,6 +44,8 @@ pub trait Service: Send + Sync + 'static {
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>);
     /// File system, cache and vault, as JSON for `status`.
     fn status(&self) -> serde_json::Value;
+    /// How often the kernel asked for what, as JSON for `status`.
+    fn requests(&self) -> serde_json::Value;
     /// Stores what is unsaved; returns what could not be stored in time.
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved>;
     /// Stores unsaved writes after all, also over newer versions.
@@ -205,7 +207,11 @@ impl Handler for Desk {
             "uptime_s": self.started.elapsed().as_secs(),
             "drain_s": self.config.drain.as_secs(),
             "restarts": self.facts.restarts,
-            "kernel": { "fuse_abi": format!("{}.{}", self.facts.fuse_abi.0, self.facts.fuse_abi.1), "resend": self.facts.resend },
+            "kernel": {
+                "fuse_abi": format!("{}.{}", self.facts.fuse_abi.0, self.facts.fuse_abi.1),
+                "resend": self.facts.resend,
+                "requests": self.service.requests(),
+            },
             "memory": { "keeper": self.facts.keeper_memory, "worker": self.memory },
             "options": self.config.options,
             "spec": self.config.spec,

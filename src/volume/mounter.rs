@@ -165,10 +165,11 @@ async fn read_control_file(at: &Path) -> Result<(), Unread> {
     let file = at.join(CONTROL_FILE);
     let read = tokio::task::spawn_blocking(move || probe::read(&file, ANSWER)).await;
     match read {
-        Ok(Ok(Ok(_))) => Ok(()),
-        Ok(Ok(Err(errno))) => Err(Unread::Errno(errno)),
+        Ok(Ok(_)) => Ok(()),
         Ok(Err(ProbeError::Hangs)) => Err(Unread::Hangs),
-        Ok(Err(ProbeError::Failed(e))) => Err(Unread::Failed(e.to_string())),
+        Ok(Err(ProbeError::Failed(e))) => {
+            Err(e.raw_os_error().map_or_else(|| Unread::Failed(e.to_string()), Unread::Errno))
+        }
         Err(e) => Err(Unread::Failed(e.to_string())),
     }
 }

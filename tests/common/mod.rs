@@ -9,13 +9,14 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
 /// The built program.
@@ -421,4 +422,27 @@ pub fn in_foreground(command: &mut Command) -> (Beside, BufReader<ChildStderr>) 
 /// Opens a path to everybody.
 pub fn open_to_all(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// /dev/fuse open to everybody, as distributions have it and some containers do not; one test at a time.
+pub struct DeviceForAll {
+    mode: u32,
+    /// Two tests would change the mode under each other.
+    _turn: Flock<fs::File>,
+}
+
+impl DeviceForAll {
+    pub fn open() -> Self {
+        let device = fs::File::open("/dev/fuse").unwrap();
+        let turn = Flock::lock(device, FlockArg::LockExclusive).unwrap();
+        let mode = fs::metadata("/dev/fuse").unwrap().mode() & 0o777;
+        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+        Self { mode, _turn: turn }
+    }
+}
+
+impl Drop for DeviceForAll {
+    fn drop(&mut self) {
+        let _ = fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(self.mode));
+    }
 }

@@ -116,7 +116,7 @@ async fn what_needs_no_vault_never_waits_for_it() {
     assert_eq!(sh.ls(".vaultfs").await.unwrap(), ["status.json"]);
     let status = sh.lookup(control.ino, "status.json").await.unwrap().unwrap();
     let opened = sh.step(sh.fs.open(status.attr.ino, READ, sh.caller())).await.unwrap();
-    assert!(!sh.step(sh.fs.read(opened.fh, 0, 1 << 20)).await.unwrap().is_empty());
+    assert!(!sh.step(sh.fs.read(status.attr.ino, opened.fh, 0, 1 << 20)).await.unwrap().is_empty());
     sh.fs.status();
     sh.fs.getxattr(held.ino, "user.vault.id".as_ref()).unwrap();
     sh.chmod("f", 0o400).await.unwrap();

@@ -50,7 +50,11 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
         if op != Op::Update {
             assert_eq!(sh.read_all(&held).await, Err(Errno::EACCES), "{op:?}");
         }
-        assert_eq!(sh.step(sh.fs.read(version.fh, 0, 100)).await.map(drop), Err(Errno::EACCES), "{op:?}");
+        assert_eq!(
+            sh.step(sh.fs.read(version.ino, version.fh, 0, 100)).await.map(drop),
+            Err(Errno::EACCES),
+            "{op:?}"
+        );
         assert_eq!(sh.read_file("g").await, Err(Errno::EACCES), "{op:?}");
         let told = sh.told.1.lock().unwrap().clone();
         assert!(told.contains(&inode) && told.contains(&version.ino), "pages go: {op:?} {told:?}");
@@ -62,7 +66,7 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
         sh.pass(Duration::from_secs(61)).await;
         let again = if op == Op::Update { &b"x"[..] } else { b"one" };
         assert_eq!(sh.read_all(&held).await.unwrap(), again, "taken again, the key shows it again: {op:?}");
-        assert_eq!(sh.step(sh.fs.read(version.fh, 0, 100)).await.unwrap().expose(), b"two");
+        assert_eq!(sh.step(sh.fs.read(version.ino, version.fh, 0, 100)).await.unwrap().expose(), b"two");
         assert_eq!(sh.cat("g").await, "two");
     }
 }

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
-    Attr, Caller, Create, Entry, Errno, FileKind, FileSystem, Kernel, Options, ROOT, Result, SetAttr, Step,
+    Attr, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, Kernel, Options, ROOT, Result,
+    SetAttr, Step,
 };
 use vaultfs::vault::faulty::FaultyVault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
@@ -262,7 +263,7 @@ impl Shell {
     /// All bytes; their number is what stat says.
     pub async fn read_all(&self, fd: &Fd) -> Result<Vec<u8>> {
         let size = self.fs.getattr(fd.ino)?.0.size;
-        let slice = self.step(self.fs.read(fd.fh, 0, 1 << 21)).await?;
+        let slice = self.step(self.fs.read(fd.ino, fd.fh, 0, 1 << 21)).await?;
         assert_eq!(slice.len() as u64, size, "stat and read differ");
         Ok(slice.expose().to_vec())
     }
@@ -357,15 +358,27 @@ impl Shell {
         self.step(self.fs.rename(from, to, flags)).await
     }
 
+    /// The entries of a directory from its beginning; `fh` 0 where there is no handle.
+    pub async fn getdents(&self, ino: u64, fh: u64) -> Result<Vec<DirEntry>> {
+        let mut entries: Vec<DirEntry> = Vec::new();
+        loop {
+            let after = entries.last().map_or(0, |last| last.cookie);
+            let more = self.step(self.fs.readdir(ino, fh, after)).await?.after(after);
+            if more.is_empty() {
+                return Ok(entries);
+            }
+            entries.extend(more);
+        }
+    }
+
     /// Names in a directory, directories with a slash behind.
     pub async fn ls(&self, path: &str) -> Result<Vec<String>> {
         let ino = self.stat(path).await?.ino;
         let dir = self.fs.opendir(ino, self.caller())?;
-        let listing = self.step(self.fs.readdir(dir.fh, true)).await;
+        let listed = self.getdents(ino, dir.fh).await;
         self.fs.releasedir(dir.fh);
-        let listing = listing?;
         let mut names = Vec::new();
-        for entry in listing.iter().filter(|e| e.name != "." && e.name != "..") {
+        for entry in listed?.iter().filter(|e| e.name != "." && e.name != "..") {
             let slash = if entry.kind == FileKind::Directory { "/" } else { "" };
             names.push(format!("{}{slash}", entry.name));
         }

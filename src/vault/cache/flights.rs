@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
-use super::{Belief, Cache, Found, Peek, is_outage};
+use super::{Belief, Cache, Found, Peek, State, is_outage};
 use crate::vault::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Result};
 
@@ -20,6 +20,29 @@ const STALE_WAIT: Duration = Duration::from_secs(2);
 
 /// An answer that is on its way.
 pub(super) type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
+
+/// The names under a prefix, as the pages of a listing come in.
+#[derive(Debug)]
+pub struct Feed {
+    told: Vec<ObjectName>,
+    pages: mpsc::UnboundedReceiver<Vec<ObjectName>>,
+    flight: Flight<()>,
+}
+
+impl Feed {
+    /// The next names; `None` when there are no more.
+    pub async fn names(&mut self) -> Option<Vec<ObjectName>> {
+        match std::mem::take(&mut self.told) {
+            told if told.is_empty() => self.pages.recv().await,
+            told => Some(told),
+        }
+    }
+
+    /// How the listing ended.
+    pub async fn ended(self) -> Result<()> {
+        self.flight.await
+    }
+}
 
 impl Cache {
     /// Reads `name` from the vault, whatever is in memory; old values stand in while the vault is down.
@@ -72,10 +95,7 @@ impl Cache {
             Err(_) => Err(Error::new(ErrorKind::Deadline, "the vault did not list its names in time")),
         };
         match answer {
-            Err(e) if is_outage(e.kind) && self.listing_may_stand_in() => {
-                self.served_stale.store(true, Ordering::Relaxed);
-                Ok(())
-            }
+            Err(e) if self.names_may_stand_in(&e) => Ok(()),
             other => other,
         }
     }
@@ -140,23 +160,50 @@ impl Cache {
     /// Joins the listing that is out, or begins one.
     fn listing_flight(self: &Arc<Self>) -> Flight<()> {
         let mut state = self.state();
-        if let Some(flight) = &state.listing {
+        self.join_listing(&mut state)
+    }
+
+    fn join_listing(self: &Arc<Self>, state: &mut State) -> Flight<()> {
+        if let Some((flight, _)) = &state.listing {
             return flight.clone();
         }
-        let cache = self.clone();
+        let (cache, asked) = (self.clone(), self.clock.now());
         let flight = fly(async move {
-            let answer = cache.list_pages().await;
+            let answer = cache.list_pages(asked).await;
             cache.note(&answer);
-            cache.state().listing = None;
+            let mut state = cache.state();
+            state.listing = None;
+            state.feeds = Vec::new();
+            drop(state);
             answer
         });
-        state.listing = Some(flight.clone());
+        state.listing = Some((flight.clone(), asked));
         flight
     }
 
+    /// The names under `prefix` as they come in: joins the listing that is out, or begins one.
+    pub fn feed(self: &Arc<Self>, prefix: &str) -> Feed {
+        let mut state = self.state();
+        let flight = self.join_listing(&mut state);
+        // What was told before, and what has been found or made since.
+        let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked)| *asked);
+        let told = state.index.names_since(prefix, since);
+        let (sender, pages) = mpsc::unbounded_channel();
+        state.feeds.push((prefix.to_owned(), sender));
+        Feed { told, pages, flight }
+    }
+
+    /// Whether names that were known before may stand in for a listing that failed so.
+    pub fn names_may_stand_in(&self, e: &Error) -> bool {
+        let may = is_outage(e.kind) && self.listing_may_stand_in();
+        if may {
+            self.served_stale.store(true, Ordering::Relaxed);
+        }
+        may
+    }
+
     /// Each page has the full timeout; the names of a page count as soon as it is there.
-    async fn list_pages(&self) -> Result<()> {
-        let asked = self.clock.now();
+    async fn list_pages(&self, asked: Instant) -> Result<()> {
         let mut query = ListQuery::first();
         let mut cursors = Cursors::default();
         let mut pages = 0;
@@ -167,6 +214,11 @@ impl Cache {
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
             page.items.iter().for_each(|item| state.index.listed(item, asked));
+            state.feeds.retain(|(prefix, feed)| {
+                let names = page.items.iter().map(|item| &item.name);
+                let names: Vec<_> = names.filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+                names.is_empty() || feed.send(names).is_ok()
+            });
             match next {
                 Some(cursor) => query = query.next(cursor),
                 None => {

@@ -104,6 +104,12 @@ impl Index {
         self.names.names_from(start)
     }
 
+    /// The names that start with `prefix` of which something was heard at `since` or later.
+    pub fn names_since(&self, prefix: &str, since: Instant) -> Vec<ObjectName> {
+        let names = self.names_from(prefix).take_while(|name| name.as_str().starts_with(prefix));
+        names.filter(|name| self.names.as_of(name.as_str()).is_some_and(|at| at >= since)).collect()
+    }
+
     /// Number of names known to exist.
     pub fn len(&self) -> usize {
         self.names.len()

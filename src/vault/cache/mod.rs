@@ -21,11 +21,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::mpsc;
+
 use super::{
     Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Result, VersionInfo,
     VersionTag,
 };
 use crate::clock::Clock;
+pub use flights::Feed;
 use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
@@ -77,7 +80,10 @@ pub enum Peek {
 struct State {
     index: Index,
     reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
-    listing: Option<Flight<()>>,
+    /// The listing that is out, and when it was begun.
+    listing: Option<(Flight<()>, Instant)>,
+    /// Who wants to hear of its names, by prefix.
+    feeds: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
     searches: HashMap<String, Flight<()>>,
     /// `None` once the vault has answered.
     outage: Option<Outage>,
@@ -150,6 +156,7 @@ impl Cache {
                 index: Index::new(now, config.capacity),
                 reads: HashMap::new(),
                 listing: None,
+                feeds: Vec::new(),
                 searches: HashMap::new(),
                 outage: None,
                 histories: lru::LruCache::new(histories),
@@ -207,6 +214,15 @@ impl Cache {
         }
     }
 
+    /// For how long it stays freshly known that no name starts with `prefix`.
+    pub fn not_implied_for(&self, prefix: &str) -> Duration {
+        let now = self.clock.now();
+        match self.state().index.implied(prefix) {
+            Implied::No(at) => self.ttl(at, now),
+            Implied::Yes | Implied::Unknown => Duration::ZERO,
+        }
+    }
+
     /// Whether one page holds all names, so that listing costs no more than asking for one name.
     pub fn listing_is_one_page(&self) -> bool {
         self.state().index.complete().is_some_and(|(_, pages)| pages <= 1)
@@ -214,8 +230,13 @@ impl Cache {
 
     /// Whether all names are freshly known.
     pub fn is_complete(&self) -> bool {
+        self.complete_for() > Duration::ZERO
+    }
+
+    /// For how long all names stay freshly known.
+    pub fn complete_for(&self) -> Duration {
         let now = self.clock.now();
-        self.state().index.complete().is_some_and(|(at, _)| self.ttl(at, now) > Duration::ZERO)
+        self.state().index.complete().map_or(Duration::ZERO, |(at, _)| self.ttl(at, now))
     }
 
     /// Moves on whenever the set of names changes.
