@@ -14,5 +14,6 @@ mod renames;
 mod replaced;
 mod requests;
 mod revoked;
+mod rotations;
 mod saves;
 mod shell;

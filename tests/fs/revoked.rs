@@ -34,7 +34,7 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
         assert_eq!(sh.read_all(&held).await.unwrap(), b"one");
         let version = sh.open(".versions/g/1", READ).await.unwrap();
         let inode = sh.stat("g").await.unwrap().ino;
-        sh.told.1.lock().unwrap().clear();
+        sh.told.inodes.lock().unwrap().clear();
 
         sh.vault.fail_next(op, Fault::Before(kind));
         let refused = match op {
@@ -56,7 +56,7 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
             "{op:?}"
         );
         assert_eq!(sh.read_file("g").await, Err(Errno::EACCES), "{op:?}");
-        let told = sh.told.1.lock().unwrap().clone();
+        let told = sh.told.inodes.lock().unwrap().clone();
         assert!(told.contains(&inode) && told.contains(&version.ino), "pages go: {op:?} {told:?}");
 
         sh.vault.clear();

@@ -10,8 +10,10 @@
 //!
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
+mod changes;
 mod flights;
 mod index;
+mod refresh;
 mod search;
 mod table;
 mod watch;
@@ -28,10 +30,12 @@ use super::{
     VersionTag,
 };
 use crate::clock::Clock;
+pub use changes::{Change, ChangeKind};
 pub use flights::Feed;
 use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
+pub use refresh::RefreshStatus;
 pub use table::Usage;
 pub use watch::Audience;
 
@@ -90,6 +94,8 @@ struct State {
     histories: lru::LruCache<(ObjectId, VersionTag, SystemTime), Arc<Vec<VersionInfo>>>,
     /// What was asked for before that moment is not kept.
     revoked: Option<Instant>,
+    /// Changes made elsewhere that nobody has taken yet; `None` while nobody wants them.
+    changes: Option<Vec<Change>>,
 }
 
 /// The vault does not answer.
@@ -108,6 +114,10 @@ pub struct Cache {
     clock: Arc<dyn Clock>,
     config: CacheConfig,
     state: Mutex<State>,
+    /// A leaf as well.
+    refresh: Mutex<refresh::Refresh>,
+    /// The refresher may have to get up.
+    woken: tokio::sync::Notify,
     /// A value past its time was served since the vault last answered.
     served_stale: AtomicBool,
     /// Values were taken in since the last revocation.
@@ -161,7 +171,10 @@ impl Cache {
                 outage: None,
                 histories: lru::LruCache::new(histories),
                 revoked: None,
+                changes: None,
             }),
+            refresh: Mutex::default(),
+            woken: tokio::sync::Notify::new(),
             served_stale: AtomicBool::new(false),
             shown: AtomicBool::new(false),
             audience: OnceLock::new(),
@@ -180,9 +193,9 @@ impl Cache {
     /// Takes in the page that the start-up probe read anyway; `asked` is when it was asked for.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
-        page.items.iter().for_each(|item| state.index.listed(item, asked));
+        state.take_in(&page.items, asked);
         if page.next.is_none() {
-            state.index.listing_ended(asked, 1);
+            state.end_listing(asked, 1);
         }
     }
 
@@ -341,8 +354,12 @@ impl Cache {
 
     /// We stored this ourselves; it is the current version as of now.
     pub fn stored(&self, meta: Meta, content: Content) -> Arc<Object> {
+        let (object, now) = (Arc::new(Object { meta, content }), self.clock.now());
         self.shown.store(true, Ordering::Release);
-        self.settle(Object { meta, content }, self.clock.now())
+        let mut state = self.state();
+        state.index.found(&object.meta, now);
+        state.index.put_value(&object);
+        object
     }
 
     /// We deleted this ourselves, or know otherwise that it is gone as of now.
@@ -405,7 +422,7 @@ impl Cache {
             return object;
         }
         self.shown.store(true, Ordering::Release);
-        state.index.found(&object.meta, asked);
+        state.take_in_read(&object.meta, asked);
         state.index.put_value(&object);
         object
     }
