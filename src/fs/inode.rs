@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{Bound, Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Instant, SystemTime};
 
@@ -65,6 +66,8 @@ pub struct VersionFile {
     pub info: VersionInfo,
     /// The version with its bytes; `None` where the vault gives no bytes of old versions.
     pub object: Option<Arc<Object>>,
+    /// The vault refused later what it had given: the bytes are asked for again at each use.
+    pub refused: AtomicBool,
 }
 
 impl VersionFile {
@@ -127,7 +130,7 @@ pub(super) enum NodeRecord {
     /// A file.
     File,
     /// An old version; its form, and how many bytes it has, where there are bytes.
-    Version { name: ObjectName, id: ObjectId, info: VersionInfo, bytes: Option<(Form, usize)> },
+    Version { name: ObjectName, id: ObjectId, info: VersionInfo, bytes: Option<(Form, usize)>, refused: bool },
     /// A control file's text, and when it was taken.
     Control(SystemTime, Vec<u8>),
 }
@@ -142,6 +145,7 @@ impl NodeRecord {
                 id: version.id.clone(),
                 info: version.info.clone(),
                 bytes: version.object.as_ref().map(|o| (o.content.form, o.content.bytes.len())),
+                refused: version.refused.load(Ordering::Acquire),
             },
             Node::Control(control) => Self::Control(control.taken, control.text.clone()),
         }
@@ -474,14 +478,15 @@ impl Table {
     /// to be had gives way to one that has them.
     pub fn version(
         &mut self,
-        (id, number): (&ObjectId, u64),
+        (id, info): (&ObjectId, &VersionInfo),
         has_bytes: bool,
         make: impl FnOnce(u64) -> VersionFile,
     ) -> Arc<VersionFile> {
-        let key = (id.clone(), number);
+        let key = (id.clone(), info.number);
         if let Some(ino) = self.versions.get(&key)
             && let Some(Slot { node: Node::Version(version), .. }) = self.slots.get(ino)
             && (version.object.is_some() || !has_bytes)
+            && version.info.created_at == info.created_at
         {
             return version.clone();
         }
@@ -556,6 +561,20 @@ impl Table {
             Node::File(file) => Some(file.clone()),
             Node::Dir(_) | Node::Version(_) | Node::Control(..) => None,
         })
+    }
+
+    /// The inode is to be written down again.
+    pub(super) fn note_node(&mut self, ino: u64) {
+        self.changed_nodes.push(ino);
+    }
+
+    /// All old versions that the table holds.
+    pub fn all_versions(&self) -> Vec<Arc<VersionFile>> {
+        let versions = self.slots.values().filter_map(|slot| match &slot.node {
+            Node::Version(version) => Some(version.clone()),
+            Node::File(_) | Node::Dir(_) | Node::Control(..) => None,
+        });
+        versions.collect()
     }
 
     /// The names that begin with `prefix` and show a file inode: for files the vault does not have yet.

@@ -37,6 +37,7 @@ mod replace;
 mod request;
 mod resolve;
 mod restore;
+mod revoke;
 mod rotate;
 mod scratch;
 mod special;
@@ -186,7 +187,7 @@ impl FileSystem {
     }
 
     fn over(cache: Arc<Cache>, options: Options, clock: Arc<dyn Clock>, pen: Pen) -> Arc<Self> {
-        Arc::new(Self {
+        let fs = Arc::new(Self {
             pen,
             scratch: scratch::Patterns::new(&options.scratch),
             table: Mutex::new(Table::new(random_base())),
@@ -209,7 +210,10 @@ impl FileSystem {
             options,
             cache,
             clock,
-        })
+        });
+        let audience = Arc::downgrade(&fs);
+        fs.cache.set_audience(audience);
+        fs
     }
 
     /// Tells the file system how to reach the kernel. Only the first call counts.

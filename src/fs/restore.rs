@@ -123,7 +123,7 @@ impl FileSystem {
                     file.pen = pen.clone();
                     Node::File(Arc::new(file))
                 }
-                NodeRecord::Version { name, id, info, bytes } => {
+                NodeRecord::Version { name, id, info, bytes, refused } => {
                     let object = bytes.map(|(form, len)| {
                         let pieces = len.div_ceil(super::journal::PIECE) as u32;
                         let bytes = join(pieces, |at| found.secret.remove(&Key::Pinned(ino, at)));
@@ -131,7 +131,8 @@ impl FileSystem {
                         let meta = Meta { id: id.clone(), name: name.clone(), version, updated_at };
                         Arc::new(Object { meta, content: Content { bytes: Arc::new(bytes), form } })
                     });
-                    Node::Version(Arc::new(VersionFile { ino, name, id, info, object }))
+                    let refused = refused.into();
+                    Node::Version(Arc::new(VersionFile { ino, name, id, info, object, refused }))
                 }
             };
             table.restore_node(node, lookups);

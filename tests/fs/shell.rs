@@ -173,7 +173,7 @@ impl Shell {
     }
 
     /// Another worker goes on, if this one has died.
-    fn bury(&self) -> bool {
+    pub fn bury(&self) -> bool {
         let mut journal = self.journal.lock().unwrap();
         if !journal.has_stopped() {
             return false;
