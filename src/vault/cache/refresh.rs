@@ -10,7 +10,8 @@
 //!    the chain: one field in the index, not a million entries.
 //! 4. **Frugal.** A tick takes at most a tenth of the budget, its pages are spread over time, it has background
 //!    priority, and its moment varies. A mount that nobody uses is asleep and sends nothing; a use is a lookup, and
-//!    keeps it awake for as long as the kernel may go without another one.
+//!    keeps it awake for as long as the kernel may go without another one; so does
+//!    whoever watches it (inotify) or subscribes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -38,6 +39,9 @@ const UNTOLD: Duration = Duration::from_secs(600);
 
 /// For how long a tick that tells no deletions lets a name be believed to exist.
 pub(super) const EXISTS: Duration = Duration::from_secs(300);
+
+/// How often it is found out whether somebody still watches a mount that is not used otherwise.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// Never more often than this are all names listed only to find deletions.
 const DELETIONS: Duration = Duration::from_secs(60);
@@ -117,23 +121,36 @@ impl Cache {
         refresh.runs && recent && refresh.failed.is_none()
     }
 
-    /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up.
-    pub async fn keep_fresh(self: Arc<Self>, wanted: impl Fn() -> bool, told: impl Fn()) {
+    /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up;
+    /// `watched`, which is dear, whether somebody does without having told. `told` is called after each tick.
+    pub async fn keep_fresh(
+        self: Arc<Self>,
+        wanted: impl Fn() -> bool,
+        watched: impl Fn() -> bool,
+        told: impl Fn(),
+    ) {
         if self.config.refresh.is_zero() {
             return;
         }
         self.refresh_state().runs = true;
+        let mut looked: Option<(Instant, bool)> = None;
         loop {
-            while !self.is_used() && !wanted() {
+            let now = self.clock.now();
+            looked = match looked {
+                _ if self.is_used() => None,
+                // Who begins to watch looks names up first.
+                Some((at, watches)) if !watches || now.saturating_duration_since(at) < LOOK => looked,
+                _ => Some((now, watched())),
+            };
+            let is_watched = looked.is_some_and(|(_, watches)| watches);
+            if !self.is_used() && !is_watched && !wanted() {
                 // Looked at now and then, because nobody says that he has begun to want to know.
-                let _ = tokio::time::timeout(
-                    self.config.refresh.max(Duration::from_secs(1)),
-                    self.woken.notified(),
-                )
-                .await;
+                let while_asleep = self.config.refresh.max(Duration::from_secs(1));
+                let _ = tokio::time::timeout(while_asleep, self.woken.notified()).await;
+                continue;
             }
             tokio::time::sleep(self.pause()).await;
-            if self.is_used() || wanted() {
+            if self.is_used() || is_watched || wanted() {
                 self.tick().await;
                 told();
             }
