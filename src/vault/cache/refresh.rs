@@ -57,6 +57,8 @@ pub(super) struct Refresh {
     since: Option<Instant>,
     /// By the vault's clock: all changes before that are known.
     covered: Option<SystemTime>,
+    /// There are more names than a page holds.
+    many: bool,
     /// When the last tick that went well began.
     last: Option<Instant>,
     ticks: u64,
@@ -86,6 +88,8 @@ pub struct RefreshStatus {
 enum Ask {
     Since(SystemTime),
     All,
+    /// One page, which may be all.
+    First,
 }
 
 impl Cache {
@@ -186,7 +190,7 @@ impl Cache {
     /// From one tick to the next, without variation.
     fn period(&self) -> Duration {
         let pages = match self.ask() {
-            Ask::Since(_) => 1,
+            Ask::Since(_) | Ask::First => 1,
             Ask::All => self.state().index.complete().map_or(1, |(_, pages)| pages),
         };
         self.config
@@ -204,9 +208,9 @@ impl Cache {
     }
 
     fn ask(&self) -> Ask {
-        let (covered, last) = {
+        let (covered, last, many) = {
             let refresh = self.refresh_state();
-            (refresh.covered, refresh.last)
+            (refresh.covered, refresh.last, refresh.many)
         };
         let listed = self.state().index.complete_as_listed();
         let Some(covered) = covered.filter(|_| self.vault.capabilities().search) else { return Ask::All };
@@ -217,6 +221,7 @@ impl Cache {
                 let due = self.clock.now().saturating_duration_since(at) >= DELETIONS.max(dear);
                 if due && last.is_some() { Ask::All } else { Ask::Since(covered - OVERLAP) }
             }
+            None if !many => Ask::First,
             None => Ask::Since(covered - OVERLAP),
         }
     }
@@ -233,8 +238,12 @@ impl Cache {
             }
             refresh.since
         };
-        let ask = self.ask();
-        let answer = self.ask_pages(ask, asked).await;
+        let mut ask = self.ask();
+        let mut answer = self.ask_pages(ask, asked).await;
+        if ask == Ask::First && self.refresh_state().many && answer.is_ok() {
+            ask = self.ask();
+            answer = self.ask_pages(ask, asked).await;
+        }
         self.note(&answer);
         match answer {
             Ok(latest) => {
@@ -282,13 +291,18 @@ impl Cache {
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
             state.take_in(&page.items, asked);
-            match next {
-                Some(cursor) => query = query.next(cursor),
-                None if ask == Ask::All => {
+            match (next, ask) {
+                (Some(_), Ask::First) => {
+                    drop(state);
+                    self.refresh_state().many = true;
+                    return Ok(None);
+                }
+                (Some(cursor), _) => query = query.next(cursor),
+                (None, Ask::All | Ask::First) => {
                     state.end_listing(asked, pages);
                     return Ok(latest);
                 }
-                None => return Ok(latest),
+                (None, Ask::Since(_)) => return Ok(latest),
             }
         }
     }
