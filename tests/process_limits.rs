@@ -1,7 +1,6 @@
 //! Real mounts on bad days: a vault that hangs, limits of the machine, floods, a key that is revoked.
 
 mod common;
-#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod proxy;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 #[path = "vault_server/served.rs"]
