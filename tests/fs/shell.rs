@@ -61,6 +61,8 @@ pub struct Told {
     /// Inodes whose pages and attributes it was told to forget.
     pub inodes: Mutex<Vec<u64>>,
     pub helper: Helper,
+    /// Somebody watches something.
+    pub watched: std::sync::atomic::AtomicBool,
 }
 
 impl Kernel for Told {
@@ -72,6 +74,9 @@ impl Kernel for Told {
     }
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
         self.helper.order(number, to, call)
+    }
+    fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
     }
 }
 
