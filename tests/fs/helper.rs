@@ -41,6 +41,13 @@ impl Helper {
         sh.fs.helper_says(HelperReport::Started { pid: PID });
     }
 
+    /// The worker is another one: it is told of the helper that is there, as the keeper does.
+    pub fn goes_on(sh: &Shell) {
+        if sh.told.helper.fs.lock().unwrap().is_some() {
+            Self::start(sh);
+        }
+    }
+
     /// What it did since the last call.
     pub fn deeds(&self) -> Vec<Deed> {
         std::mem::take(&mut *self.deeds.lock().unwrap())

@@ -191,6 +191,8 @@ impl Shell {
         fs.attach_kernel(self.told.clone());
         self.fs.succeed(fs);
         *journal = successor;
+        drop(journal);
+        Helper::goes_on(self);
         true
     }
 
