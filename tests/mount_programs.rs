@@ -136,6 +136,9 @@ fn nano() {
 #[test]
 fn copying_programs() {
     saves_once(&[
+        ("echo", "echo after > s"),
+        ("printf", "printf 'after\\n' > s"),
+        ("echo of coreutils", "env echo after > s"),
         ("cp", "cp ../after s"),
         ("cp -a", "cp -a ../after s"),
         ("dd", "dd if=../after of=s status=none"),
