@@ -1,6 +1,6 @@
 //! vaultfs: a secrets vault as a directory.
 //!
-//! Layers, imports go down only: `cli` → `fuse` → `server` → `fs` → `vault` → `secret`, `clock`, `harden`.
+//! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `secret`, `clock`, `harden`.
 //! `tests/layering.rs` checks it.
 
 pub mod cli;
@@ -11,3 +11,4 @@ pub mod harden;
 pub mod secret;
 pub mod server;
 pub mod vault;
+pub mod volume;

@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] =
 const CRATES: &[(&str, &[&str])] = &[
     ("fuser", &["fuse"]),
     ("reqwest", &["vault", "cli"]),
-    ("axum", &["server"]),
+    ("axum", &["server", "volume"]),
     ("rusqlite", &["server"]),
     ("clap", &["cli"]),
     ("anyhow", &["cli"]),

@@ -289,7 +289,8 @@ fn usage_errors() {
     let place = Place::new();
     let fails = |args: &[&str]| run(place.vaultfs(["mount"]).args(args).arg(&place.mnt)).fails(2);
     assert!(fails(&["--embedded", "--api-url", "http://127.0.0.1:1"]).contains("--api-url"));
-    assert!(fails(&["--embedded", "-o", "ro,suid"]).contains("suid"));
+    assert!(fails(&["--embedded", "-o", "ro,sulky"]).contains("sulky"));
+    assert!(fails(&["--embedded", "-o", "remount"]).contains("unmount it"));
     assert!(fails(&["--embedded", "--file-mode", "4755"]).contains("--file-mode"));
     assert!(fails(&["--embedded", "--scratch", "[a"]).contains("--scratch"));
     assert!(fails(&["--embedded", "--timeout", "xx"]).contains("10s"));

@@ -7,10 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nix::fcntl::{Flock, FlockArg};
-
 use common::{
-    Beside, Mount, Place, assert_nothing_left, in_foreground, is_mounted, is_root, open_to_all, run, until,
+    Beside, DeviceForAll, Mount, Place, assert_nothing_left, in_foreground, is_mounted, is_root, open_to_all,
+    run, until,
 };
 
 /// Made for this test.
@@ -48,9 +47,7 @@ fn no_process_shows_the_key_or_leaves_a_core() {
 struct Nobody {
     place: Place,
     program: std::path::PathBuf,
-    device_mode: u32,
-    /// Two runs of these tests would change the mode of /dev/fuse under each other.
-    _turn: Flock<fs::File>,
+    _device: DeviceForAll,
 }
 
 const NOBODY: u32 = 65534;
@@ -67,12 +64,7 @@ impl Nobody {
             let _ = fs::create_dir(&dir);
             std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
         }
-        let device = fs::File::open("/dev/fuse").unwrap();
-        let turn = Flock::lock(device, FlockArg::LockExclusive).unwrap();
-        // Distributions let everybody open it; some containers do not.
-        let device_mode = fs::metadata("/dev/fuse").unwrap().mode() & 0o777;
-        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
-        Self { place, program, device_mode, _turn: turn }
+        Self { place, program, _device: DeviceForAll::open() }
     }
 
     fn run_as(&self, program: &Path) -> Command {
@@ -103,8 +95,6 @@ impl Drop for Nobody {
         if is_mounted(&self.place.mnt) {
             let _ = Command::new("umount").arg("-l").arg(&self.place.mnt).status();
         }
-        let mode = fs::Permissions::from_mode(self.device_mode);
-        let _ = fs::set_permissions("/dev/fuse", mode);
     }
 }
 
@@ -184,8 +174,8 @@ fn refusals(nobody: &Nobody) {
 
 /// A process that is not dumpable belongs, in /proc, to root.
 fn closed_to_others(nobody: &Nobody) {
+    common::until("keeper, worker and helper", || common::processes_of(&nobody.place.mnt).len() == 3);
     let pids = common::processes_of(&nobody.place.mnt);
-    assert_eq!(pids.len(), 2, "keeper and worker");
     for pid in pids {
         assert_eq!(fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid(), 0);
         let proc = format!("/proc/{pid}");

@@ -9,6 +9,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,7 @@ impl LogConfig {
     ) -> io::Result<Self> {
         let target = match file {
             Some(file) => Target::File(std::path::absolute(file)?),
-            None if foreground => Target::Stderr,
+            None if foreground && !(stderr_is_journal() && Path::new(JOURNAL).exists()) => Target::Stderr,
             None if Path::new(JOURNAL).exists() => Target::Journal,
             None => Target::File(default_file(mountpoint)?),
         };
@@ -82,11 +83,24 @@ impl LogConfig {
     }
 }
 
+/// Whether systemd connected standard error to the journal (systemd.exec(5), `JOURNAL_STREAM`).
+fn stderr_is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let own = File::from(match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(fd) => fd,
+        Err(_) => return false,
+    });
+    own.metadata().is_ok_and(|meta| stream.to_str() == Some(&format!("{}:{}", meta.dev(), meta.ino())))
+}
+
 /// `$XDG_STATE_HOME/vaultfs/mnt-v.log` for /mnt/v.
 fn default_file(mountpoint: &Path) -> io::Result<PathBuf> {
     let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    // At boot root has no home.
+    let system = || nix::unistd::geteuid().is_root().then(|| PathBuf::from("/var/log"));
     let state = named("XDG_STATE_HOME")
         .or_else(|| named("HOME").map(|home| home.join(".local/state")))
+        .or_else(system)
         .ok_or_else(|| io::Error::other("HOME is not set: use --log FILE"))?;
     let dir = state.join("vaultfs");
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;

@@ -7,14 +7,18 @@ pub mod format;
 pub mod key;
 pub mod log;
 pub mod mount;
+pub mod mount8;
+pub mod mount_options;
 pub mod objects;
 pub mod pending;
 pub mod serve;
 pub mod serve_key;
+pub mod service;
 pub mod stack;
 pub mod status;
 pub mod unmount;
 pub mod values;
+pub mod volume_plugin;
 
 use std::process::ExitCode;
 
@@ -35,6 +39,7 @@ enum Command {
     Status(status::StatusArgs),
     Pending(pending::PendingArgs),
     Serve(serve::ServeArgs),
+    VolumePlugin(volume_plugin::VolumePluginArgs),
     Key(key::KeyArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
@@ -51,17 +56,21 @@ struct Internal {
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
     log::quiet_panics();
+    if let Some(code) = mount8::called_as(std::env::args_os().next().as_deref()) {
+        return code;
+    }
     let internal = std::env::args().nth(1).is_some_and(|name| daemon::DaemonCommand::has_subcommand(&name));
     if internal {
         return end(daemon::run(Internal::parse().command));
     }
-    let cli = Cli::parse_from(mount::expand_options(std::env::args_os()));
+    let cli = Cli::parse_from(mount_options::expand_options(std::env::args_os()));
     let result = match cli.command {
         Command::Mount(args) => mount::run(*args),
         Command::Unmount(args) => unmount::run(args),
         Command::Status(args) => status::run(args),
         Command::Pending(args) => pending::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::VolumePlugin(args) => volume_plugin::run(args),
         Command::Key(args) => key::run(args),
         Command::Objects(command) => objects::run(command),
     };

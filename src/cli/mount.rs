@@ -2,27 +2,26 @@
 //!
 //! The key and the configuration go to the keeper through a pipe. The command returns when the mount answers
 //! (it looks itself, from outside), or with the exit code and the sentence of whoever failed. `-o` options are
-//! the long ones by another name: they are rewritten before the command line is parsed.
+//! the long ones by another name ([`mount_options`]).
 
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{Args, CommandFactory};
+use clap::Args;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
 use super::exit::{Exit, Failure};
 use super::log::LogConfig;
-use super::values;
+use super::{mount_options, service, values};
 use crate::fs::Options;
 use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config};
 use crate::fuse::mounts::Dev;
@@ -62,6 +61,13 @@ pub struct MountArgs {
     /// How soon changes made elsewhere are seen
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
     refresh: Duration,
+
+    /// Change a file's bytes under those who have it open, for a single file bound into a container
+    ///
+    /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. Whoever reads at that moment
+    /// may see a part of each version. Without it a change looks like an atomic rename, and nobody sees a mix.
+    #[arg(long)]
+    in_place: bool,
 
     /// How long known values are served while the vault does not answer
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
@@ -138,6 +144,10 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     nonempty: bool,
 
+    /// Show .vaultfs in an empty root
+    #[arg(long, hide = true)]
+    never_empty: bool,
+
     /// Programs on the mount cannot be run
     #[arg(long, hide = true)]
     noexec: bool,
@@ -145,95 +155,26 @@ pub struct MountArgs {
     /// As mount(8) has it
     #[arg(long, hide = true)]
     sync: bool,
+
+    /// What the mount table calls it
+    #[arg(long, hide = true, value_name = "NAME")]
+    fsname: Option<String>,
 }
 
 /// A wait that takes longer than this is told.
 const BEFORE_TOLD: Duration = Duration::from_secs(1);
 
-/// `-o` options of mount(8) that need nothing done: they are so anyway, or speak to mount(8) itself.
-const WITHOUT_EFFECT: [&str; 25] = [
-    "rw",
-    "nosuid",
-    "nodev",
-    "default_permissions",
-    "async",
-    "defaults",
-    "auto",
-    "noauto",
-    "user",
-    "nouser",
-    "users",
-    "owner",
-    "group",
-    "nofail",
-    "_netdev",
-    "exec",
-    "atime",
-    "noatime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
-    "lazytime",
-    "diratime",
-    "nodiratime",
-];
-
-/// Rewrites `-o a,b=c` of `vaultfs mount` to `--a --b=c`.
-pub fn expand_options(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut args = args.peekable();
-    let mut out: Vec<OsString> = args.by_ref().take(2).collect();
-    if out.get(1).is_none_or(|command| command != "mount") {
-        out.extend(args);
-        return out;
-    }
-    while let Some(arg) = args.next() {
-        let text = arg.to_str().unwrap_or_default();
-        match text.strip_prefix("-o") {
-            Some("") => match args.next() {
-                Some(list) => out.extend(expand_list(&list)),
-                None => out.push(arg),
-            },
-            Some(list) => out.extend(expand_list(&OsString::from(list))),
-            None if text == "--" => {
-                out.push(arg);
-                out.extend(args);
-                break;
-            }
-            None => out.push(arg),
-        }
-    }
-    out
-}
-
-fn expand_list(list: &OsString) -> Vec<OsString> {
-    let Some(list) = list.to_str() else { return vec!["-o".into(), list.clone()] };
-    list.split(',').filter(|o| !o.is_empty()).flat_map(expand_option).collect()
-}
-
-fn expand_option(option: &str) -> Vec<OsString> {
-    let (name, value) = option.split_once('=').map_or((option, None), |(n, v)| (n, Some(v)));
-    if WITHOUT_EFFECT.contains(&name) || name.starts_with("x-") || name == "comment" {
-        return Vec::new();
-    }
-    let long = if name == "ro" { "read-only".to_owned() } else { name.replace('_', "-") };
-    let command = super::Cli::command();
-    let known = command
-        .find_subcommand("mount")
-        .is_some_and(|mount| mount.get_arguments().any(|a| a.get_long() == Some(long.as_str())));
-    if !known {
-        // Kept as it is, so that `run` can say which one is meant.
-        return vec!["-o".into(), option.into()];
-    }
-    vec![match value {
-        Some(value) => format!("--{long}={value}").into(),
-        None => format!("--{long}").into(),
-    }]
-}
-
 /// Checks everything that can be checked before a process is started.
 fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
-    let kernel = KernelOptions { allow_other: args.allow_other, noexec: args.noexec, sync: args.sync };
+    if let Some(option) = args.options.first() {
+        return Err(usage(mount_options::refusal(option)).into());
+    }
+    let kernel = KernelOptions {
+        allow_other: args.allow_other,
+        noexec: args.noexec,
+        sync: args.sync,
+        source: args.fsname.clone(),
+    };
     let (spec, key) = args.connect.resolve()?;
     let options = args.file_system_options();
     let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
@@ -284,12 +225,6 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec) -> Result<(), Failure> {
 
 /// Runs the command.
 pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
-    if let Some(option) = args.options.first() {
-        return Err(usage(format!(
-            "-o {option}: there is no such option; `vaultfs mount --help` lists them"
-        ))
-        .into());
-    }
     let (config, key) = prepare(&args)?;
     let (mut child, ready) = start_keeper(&config, key.secret.as_ref())?;
     drop(key);
@@ -307,13 +242,22 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     if !args.foreground {
         return Ok(ExitCode::SUCCESS);
     }
-    // Until here a signal just ended this process, and with it, unmounted, what it had started.
-    let signals = hold_signals()?;
-    eprintln!("vaultfs: {} is mounted", config.mountpoint.display());
-    stay(child, &signals)
+    service::stay(child, &config.mountpoint)
+}
+
+/// `mount -f`: everything but the mount.
+pub fn check(args: &MountArgs) -> anyhow::Result<ExitCode> {
+    prepare(args).map(|_| ExitCode::SUCCESS)
 }
 
 impl MountArgs {
+    /// `mount -s`: what is not understood is passed over.
+    pub fn forget_unknown_options(&mut self) {
+        for option in self.options.drain(..) {
+            eprintln!("vaultfs: hint: -o {option} is not known and was ignored");
+        }
+    }
+
     fn file_system_options(&self) -> Options {
         let own = Options::default();
         Options {
@@ -322,6 +266,7 @@ impl MountArgs {
             strict: self.strict,
             format: self.format,
             refresh: self.refresh,
+            in_place: self.in_place,
             max_stale: self.max_stale,
             timeout: self.connect.timeout,
             max_size: self.connect.max_size.as_u64(),
@@ -333,6 +278,8 @@ impl MountArgs {
             file_mode: self.file_mode,
             dir_mode: self.dir_mode,
             show_versions: self.show_versions,
+            audit: None,
+            never_empty: self.never_empty,
         }
     }
 }
@@ -358,13 +305,17 @@ fn start_keeper(
     config: &MountConfig,
     key: Option<&crate::secret::SecretString>,
 ) -> anyhow::Result<(Child, Outcome)> {
-    let mut child = Command::new("/proc/self/exe")
+    let mut keeper = Command::new("/proc/self/exe");
+    keeper
         .arg0("vaultfs")
         .arg(keeper::COMMAND)
         .arg(&config.mountpoint)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
+        .stdout(Stdio::piped());
+    for variable in service::VARIABLES {
+        keeper.env_remove(variable);
+    }
+    let mut child = keeper.spawn()?;
     let (pipe, said) = (child.stdin.take(), child.stdout.take());
     let (Some(pipe), Some(said)) = (pipe, said) else { anyhow::bail!("no pipes to the keeper") };
     send_config(pipe, config, key)?;
@@ -390,13 +341,18 @@ fn speaks_within(said: &impl AsFd, time: Duration) -> nix::Result<bool> {
     }
 }
 
-/// The mount answers, and it is the one that was made.
+/// How long a fresh mount may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The mount answers, a file in it can be read, and it is the one that was made.
 fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<(), Failure> {
     let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.display()));
-    let seen = probe::look(mountpoint, Duration::from_secs(10))
+    let seen = probe::look(mountpoint, ANSWER)
         .map_err(|e| failed(format!("mounted, but it cannot be used: {e}")))?;
     match (seen.stat, seen.statfs) {
-        (Ok((true, seen)), Ok(())) if seen == dev => Ok(()),
+        (Ok((true, seen)), Ok(())) if seen == dev => service::read_through(mountpoint, ANSWER)
+            .map(drop)
+            .map_err(|e| failed(format!("mounted, but nothing can be read: {e}"))),
         (Ok((_, seen)), Ok(())) if seen != dev => Err(failed("mounted, but another mount covers it".into())),
         (Err(errno), _) | (_, Err(errno)) => Err(failed(format!(
             "mounted, but it cannot be used: {}",
@@ -406,60 +362,9 @@ fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<(), Failure> {
     }
 }
 
-/// With `-f`, signals are for the keeper: they are taken one by one and passed on.
-fn hold_signals() -> nix::Result<SigSet> {
-    let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
-        set.add(signal);
-    }
-    set.thread_block()?;
-    Ok(set)
-}
-
-/// Passes signals on until the keeper ends, then ends as it did.
-fn stay(mut keeper: Child, signals: &SigSet) -> anyhow::Result<ExitCode> {
-    let pid = Pid::from_raw(keeper.id() as i32);
-    loop {
-        if let Some(status) = keeper.try_wait()? {
-            let code = status.code().or(status.signal().map(|_| 1)).and_then(|c| u8::try_from(c).ok());
-            return Ok(ExitCode::from(code.unwrap_or(1)));
-        }
-        match signals.wait()? {
-            Signal::SIGCHLD => {}
-            signal => kill(pid, signal)?,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn expanded(args: &[&str]) -> Vec<String> {
-        expand_options(args.iter().map(OsString::from))
-            .into_iter()
-            .map(|a| a.into_string().expect("UTF-8 in, UTF-8 out"))
-            .collect()
-    }
-
-    #[test]
-    fn dash_o_becomes_long_options() {
-        let args = ["vaultfs", "mount", "-o", "ro,allow_other,refresh=2s,noatime", "-onodev,wait", "/mnt"];
-        let want = ["vaultfs", "mount", "--read-only", "--allow-other", "--refresh=2s", "--wait", "/mnt"];
-        assert_eq!(expanded(&args), want);
-    }
-
-    #[test]
-    fn other_commands_and_unknown_options_are_left() {
-        let put = ["vaultfs", "put", "-o", "ro"];
-        assert_eq!(expanded(&put), put);
-        assert_eq!(
-            expanded(&["vaultfs", "mount", "-o", "suid", "/m"]),
-            ["vaultfs", "mount", "-o", "suid", "/m"]
-        );
-        let ends = ["vaultfs", "mount", "--", "-o", "x"];
-        assert_eq!(expanded(&ends), ends);
-    }
 
     #[test]
     fn modes_are_octal_permissions() {

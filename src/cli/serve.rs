@@ -137,7 +137,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn log_to_stderr(verbose: u8) {
+/// Logs warnings, and more with each `-v`, on standard error.
+pub fn log_to_stderr(verbose: u8) {
     let level = ["vaultfs=warn", "vaultfs=info", "vaultfs=debug"][usize::from(verbose.min(2))];
     let ansi = std::io::stderr().is_terminal();
     let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi);

@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::connect::{self, ApiKeyInput, ConnectSpec};
 use super::exit::Failure;
 use crate::clock::{Clock, SystemClock};
-use crate::fs::{Drain, FileSystem, Kernel, Unsaved};
+use crate::fs::{Drain, FileSystem, HelperReport, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
+use crate::fuse::requests::Requests;
 use crate::fuse::worker::Service;
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
@@ -37,7 +38,8 @@ impl Stack {
     /// What fuser calls, what the worker calls, and what is to be stopped when both are done.
     pub fn take_apart(self, runtime: &tokio::runtime::Handle) -> (Adapter, Arc<dyn Service>, Last) {
         let adapter = Adapter::new(self.fs.clone(), runtime.clone());
-        (adapter, Arc::new(Mounted { fs: self.fs, vault: self.vault, key: self.key }), self.last)
+        let requests = adapter.requests();
+        (adapter, Arc::new(Mounted { fs: self.fs, vault: self.vault, key: self.key, requests }), self.last)
     }
 }
 
@@ -58,12 +60,18 @@ struct Mounted {
     fs: Arc<FileSystem>,
     vault: DynVault,
     key: Arc<ApiKey>,
+    requests: Arc<Requests>,
 }
 
 #[async_trait::async_trait]
 impl Service for Mounted {
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         self.fs.attach_kernel(kernel);
+        self.fs.follow_changes();
+    }
+
+    fn helper_says(&self, report: HelperReport) {
+        self.fs.helper_says(report);
     }
 
     fn status(&self) -> serde_json::Value {
@@ -74,6 +82,10 @@ impl Service for Mounted {
             known.insert("assumed".to_owned(), budget.assumed.into());
         }
         status
+    }
+
+    fn requests(&self) -> serde_json::Value {
+        self.requests.to_json()
     }
 
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {

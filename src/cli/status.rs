@@ -135,7 +135,8 @@ fn vault(spec: &Value) -> String {
     }
 }
 
-fn state(fs: &Status) -> String {
+/// Whether the vault answers, in words.
+pub(super) fn state(fs: &Status) -> String {
     let vault = &fs.vault;
     let served = if fs.cache.serving_stale { ", serving what is known" } else { "" };
     match (&vault.outage, vault.outage_s) {

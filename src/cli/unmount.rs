@@ -36,6 +36,13 @@ pub struct UnmountArgs {
     force: bool,
 }
 
+impl UnmountArgs {
+    /// For umount(8)'s helper.
+    pub fn new(mountpoint: PathBuf, lazy: bool, force: bool) -> Self {
+        Self { mountpoint, lazy, force }
+    }
+}
+
 /// A worker that has not answered a question about its state by then hangs.
 const ANSWER: Duration = Duration::from_secs(5);
 /// The time a worker gets beyond its own `--drain`.

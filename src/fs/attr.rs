@@ -106,12 +106,14 @@ impl FileSystem {
     }
 
     /// For how long the kernel may keep attributes. A chmod of a file changes who may read its history, which the
-    /// kernel does not know to belong to it: that is asked for each time.
+    /// kernel does not know to belong to it: that is asked for each time, where there is a chmod.
     pub(super) fn attr_ttl(&self, node: &Node) -> Duration {
         match node {
-            Node::File(_) => self.options.refresh,
-            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.options.refresh,
-            Node::Dir(_) | Node::Version(_) | Node::Control(..) => Duration::ZERO,
+            Node::File(_) => self.ttl(self.options.refresh),
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.ttl(self.options.refresh),
+            Node::Control(_) => self.options.refresh,
+            Node::Dir(_) | Node::Version(_) if self.options.read_only => self.options.refresh,
+            Node::Dir(_) | Node::Version(_) => Duration::ZERO,
         }
     }
 
@@ -144,9 +146,9 @@ impl FileSystem {
                 let perm = self.history_perm(&self.table(), &version.name);
                 self.plain(version.ino, FileKind::Regular, version.size(), perm, version.info.created_at)
             }
-            Node::Control(ino, which) => {
-                let size = self.control_bytes(*which).len() as u64;
-                self.plain(*ino, FileKind::Regular, size, 0o400, self.clock.wall())
+            Node::Control(control) => {
+                let size = control.text.len() as u64;
+                self.plain(control.ino, FileKind::Regular, size, 0o400, control.taken)
             }
         }
     }

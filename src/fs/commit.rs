@@ -87,6 +87,8 @@ pub(super) struct Job {
     pub exclusive: bool,
     /// Only while the vault still has the base: `--strict`, and retries by themselves.
     pub guarded: bool,
+    /// These bytes may be stored already: an answer was lost.
+    pub doubted: bool,
 }
 
 impl Job {
@@ -103,6 +105,7 @@ impl Job {
             base: state.stored.clone(),
             exclusive: state.exclusive,
             guarded,
+            doubted: state.failure.as_ref().is_some_and(|failure| failure.in_doubt),
         })
     }
 
@@ -183,6 +186,11 @@ impl FileSystem {
         {
             return Ok(object);
         }
+        if job.doubted
+            && let Some(object) = self.stored_unheard(job, &content, call).await?
+        {
+            return Ok(object);
+        }
         let mut plan = match &job.base {
             Some(base) => Plan::Update(base.id.clone()),
             None => Plan::Create,
@@ -216,6 +224,23 @@ impl FileSystem {
         }
         // As often as it was tried something came in between: what came last is told.
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
+    }
+
+    /// The current object, if it has these bytes: an attempt whose answer was lost has stored them.
+    async fn stored_unheard(
+        &self,
+        job: &Job,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Option<Arc<Object>>, Error> {
+        match self.cache.vault().get_by_name(call, &job.name).await {
+            Ok(object) if object.content.bytes == content.bytes => {
+                Ok(Some(self.cache.stored(object.meta, object.content)))
+            }
+            Ok(_) => Ok(None),
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     async fn send(&self, plan: &Plan, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
@@ -296,7 +321,7 @@ impl FileSystem {
         }
         drop(table);
         if moved {
-            self.inval_name(&job.name);
+            self.reshow(&job.name);
         }
     }
 
@@ -313,9 +338,11 @@ impl FileSystem {
         };
         let mut state = file.state();
         let doubted = state.failure.as_ref().is_some_and(|f| f.in_doubt);
-        let in_doubt = job.base.is_none() && (e.maybe_applied || doubted);
+        let in_doubt = e.maybe_applied || doubted;
+        let generation = job.generation;
         let conflict = e.kind == ErrorKind::VersionMismatch;
-        state.failure = Some(Failure { errno, message: e.to_string(), conflict, in_doubt, number });
+        state.failure =
+            Some(Failure { errno, message: e.to_string(), conflict, in_doubt, generation, number });
         if is_outage(e.kind) && !state.retrying {
             state.retrying = true;
             self.runtime.spawn(self.clone().retry(file.clone()));
@@ -356,16 +383,18 @@ impl FileSystem {
     /// Whether the vault has moved on from the version that the unsaved bytes are based on; `None` if it does not
     /// say.
     async fn is_superseded(&self, file: &File, call: &Call) -> Option<bool> {
-        let (name, base) = {
+        let (name, base, doubted) = {
             let state = file.state();
-            (state.name.clone(), state.stored.clone())
+            let doubted = state.failure.as_ref().is_some_and(|failure| failure.in_doubt);
+            (state.name.clone(), state.stored.clone(), doubted)
         };
+        let is_ours =
+            |now: &Object| file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes);
         match (self.cache.vault().get_by_name(call, &name).await, base) {
+            // A change whose answer was lost: the commit compares the bytes.
+            (Ok(now), Some(_)) if doubted && is_ours(&now) => Some(false),
+            (Ok(now), None) => Some(!is_ours(&now)),
             (Ok(now), Some(base)) => Some(now.meta.version != base.version || now.meta.id != base.id),
-            // A create whose answer was lost: the commit compares the bytes.
-            (Ok(now), None) => {
-                Some(!file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes))
-            }
             (Err(e), base) if e.kind == ErrorKind::NotFound => Some(base.is_some()),
             (Err(_), _) => None,
         }

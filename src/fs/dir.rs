@@ -1,8 +1,7 @@
-//! Directories: listing, making, removing.
+//! Directories: what is in them, making, removing. How they are read is in `readdir`.
 //!
-//! A listing is taken whole when the directory is read from its beginning, and kept by the handle: names that
-//! come and go meanwhile are neither skipped nor doubled among those that stay. It needs all names and no
-//! values. Directories exist because names imply them; one that was made or emptied here stays until rmdir.
+//! A listing needs all names and no values. Directories exist because names imply them; one that was made or
+//! emptied here stays until rmdir.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,111 +12,44 @@ use std::sync::Arc;
 use super::attr::FileKind;
 use super::errno::{Errno, Result};
 use super::inode::{ControlFile, Dir, DirKind, Table};
-use super::name::{self, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
-use super::open::{Handle, Held};
+use super::listing::DirEntry;
+use super::name::{self, CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
+use super::readdir::with_dots;
 use super::resolve::Place;
-use super::{Caller, Entry, FileSystem, Opened, Step};
+use super::{Entry, FileSystem, Step};
 use crate::vault::ObjectName;
 use crate::vault::cache::Implied;
 
-/// One entry of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirEntry {
-    /// Its file name.
-    pub name: String,
-    /// What it is.
-    pub kind: FileKind,
-    /// Its inode number, where the kernel has been told one.
-    pub ino: Option<u64>,
-}
-
-/// The entries of a directory, `.` and `..` included, in a fixed order.
-pub type Listing = Arc<Vec<DirEntry>>;
-
 impl FileSystem {
-    /// OPENDIR.
-    pub fn opendir(&self, ino: u64, caller: Caller) -> Result<Opened> {
-        let dir = self.directory(ino)?;
-        Ok(self.new_handle(Held::Dir { dir, listing: None.into() }, caller))
-    }
-
-    /// READDIR from the beginning (`again`: take the names as they are now) or onward.
-    pub fn readdir(self: &Arc<Self>, fh: u64, again: bool) -> Step<Listing> {
-        let handle = match self.handle(fh) {
-            Ok(handle) => handle,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let Held::Dir { dir, listing } = &handle.held else { return Step::Ready(Err(Errno::ENOTDIR)) };
-        if !again && let Some(listing) = listing.lock().unwrap_or_else(|p| p.into_inner()).clone() {
-            return Step::Ready(Ok(listing));
-        }
-        let known = match dir.kind {
-            DirKind::Control => true,
-            DirKind::Tree(_) | DirKind::Histories(_) => self.cache.is_complete(),
-            DirKind::History(..) => false,
-        };
-        if known {
-            return Step::Ready(Ok(self.keep_listing(&handle, self.entries_now(dir))));
-        }
-        let (fs, dir) = (self.clone(), dir.clone());
-        Step::later(async move {
-            let entries = fs.entries(&dir).await?;
-            Ok(fs.keep_listing(&handle, entries))
-        })
-    }
-
-    fn keep_listing(&self, handle: &Handle, entries: Vec<DirEntry>) -> Listing {
-        let entries = Arc::new(entries);
-        if let Held::Dir { listing, .. } = &handle.held {
-            *listing.lock().unwrap_or_else(|p| p.into_inner()) = Some(entries.clone());
-        }
-        entries
-    }
-
-    async fn entries(self: &Arc<Self>, dir: &Dir) -> Result<Vec<DirEntry>> {
-        let call = self.call();
-        match &dir.kind {
-            DirKind::History(name, id) => {
-                let history = self.versions_of(&call, name, id).await?;
-                let numbers = history.iter().map(|v| (v.number.to_string(), FileKind::Regular));
-                Ok(with_dots(dir.ino, numbers.map(|(name, kind)| DirEntry { name, kind, ino: None })))
-            }
-            DirKind::Tree(under) | DirKind::Histories(under) => {
-                let listed = self.cache.list_all(&call).await;
-                listed.map_err(|e| self.failed("readdir", under.as_str(), &e))?;
-                Ok(self.entries_now(dir))
-            }
-            DirKind::Control => Ok(self.entries_now(dir)),
-        }
-    }
-
     /// The entries as far as they are known.
-    fn entries_now(&self, dir: &Dir) -> Vec<DirEntry> {
+    pub(super) fn entries_now(&self, dir: &Dir) -> Vec<DirEntry> {
         match &dir.kind {
             DirKind::Tree(under) => {
                 let mut entries = self.names_in(under);
                 if under.is_root() && self.options.show_versions {
                     entries.insert(VERSIONS.to_owned(), (FileKind::Directory, None));
                 }
+                if under.is_root() && self.options.never_empty && entries.is_empty() {
+                    entries.insert(CONTROL.to_owned(), (FileKind::Directory, None));
+                }
                 let mut hasher = DefaultHasher::new();
                 entries.keys().for_each(|name| name.hash(&mut hasher));
-                self.table().seen_names(&dir.kind, hasher.finish() | 1, self.clock.wall());
+                let (now, since) = (self.clock.wall(), self.started);
+                self.table().seen_names(&dir.kind, hasher.finish() | 1, now, since);
                 with_dots(
                     dir.ino,
-                    entries.into_iter().map(|(name, (kind, ino))| DirEntry { name, kind, ino }),
+                    entries.into_iter().map(|(name, (kind, ino))| DirEntry::new(name, kind, ino)),
                 )
             }
             DirKind::Histories(under) => {
                 let names = self.names_in(under).into_keys();
-                with_dots(dir.ino, names.map(|name| DirEntry { name, kind: FileKind::Directory, ino: None }))
+                with_dots(dir.ino, names.map(|name| DirEntry::new(name, FileKind::Directory, None)))
             }
             DirKind::Control => with_dots(
                 dir.ino,
-                ControlFile::ALL.into_iter().map(|which| DirEntry {
-                    name: which.name().to_owned(),
-                    kind: FileKind::Regular,
-                    ino: None,
-                }),
+                ControlFile::ALL
+                    .into_iter()
+                    .map(|which| DirEntry::new(which.name(), FileKind::Regular, None)),
             ),
             DirKind::History(..) => Vec::new(),
         }
@@ -199,7 +131,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             match fs.find(&fs.call(), &under, &component).await? {
                 Place::Absent => {}
                 Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
@@ -212,7 +144,8 @@ impl FileSystem {
             table.touch(&DirKind::Tree(under), fs.clock.wall());
             drop(table);
             Ok(fs.dir_entry(&DirKind::Tree(dir)))
-        })
+        });
+        self.within(parent, work)
     }
 
     /// The directory that `component` in `under` stands for, for something new.
@@ -237,7 +170,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             let call = fs.call();
             let dir = match fs.find(&call, &under, &component).await? {
                 Place::Dir(dir) => dir,
@@ -262,7 +195,8 @@ impl FileSystem {
             }
             table.touch(&DirKind::Tree(under), fs.clock.wall());
             Ok(())
-        })
+        });
+        self.within(parent, work)
     }
 
     /// EINVAL for a file name that is not how any object's name is spelt.
@@ -306,9 +240,4 @@ fn after(dir: &DirPrefix) -> Option<String> {
     let parent = dir.as_str().strip_suffix('/')?;
     // '0' is the character after '/'.
     Some(format!("{parent}0"))
-}
-
-fn with_dots(ino: u64, entries: impl Iterator<Item = DirEntry>) -> Vec<DirEntry> {
-    let dot = |name: &str| DirEntry { name: name.to_owned(), kind: FileKind::Directory, ino: Some(ino) };
-    [dot("."), dot("..")].into_iter().chain(entries).collect()
 }

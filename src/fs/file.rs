@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::attr::FileKind;
 use super::errno::Errno;
+use super::read::Kept;
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Object, ObjectId, ObjectName, VersionTag};
 
@@ -110,8 +111,10 @@ pub struct Failure {
     pub message: String,
     /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
     pub conflict: bool,
-    /// The object may have been made all the same, although no answer said so.
+    /// The change may have been made all the same, although no answer said so.
     pub in_doubt: bool,
+    /// The buffer's generation that was not stored.
+    pub generation: u64,
     /// Counts failures, so that each handle is told.
     pub number: u64,
 }
@@ -129,8 +132,12 @@ pub struct FileState {
     pub origin: Option<ObjectName>,
     /// The version that the clean file is, and the base of what is written; `None` until it is stored.
     pub stored: Option<Stored>,
+    /// The version that a lookup found before the change was brought to the kernel: who watches has seen nothing yet.
+    pub unannounced: Option<VersionTag>,
     /// Its bytes, while somebody has it open and they are known.
     pub pinned: Option<Arc<Object>>,
+    /// Its bytes, once its name shows another version, where nobody says that the file is open (`read`).
+    pub kept: Option<Kept>,
     /// Bytes being written.
     pub buffer: Option<Buffer>,
     /// Open handles.
@@ -159,6 +166,12 @@ impl FileState {
     pub fn is_dirty(&self) -> bool {
         let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);
         changed && self.keep == Keep::Store && self.link != Link::Unlinked
+    }
+
+    /// Whether just these bytes have failed to be stored: whoever wrote them knows.
+    pub fn has_failed(&self) -> bool {
+        let failed = self.failure.as_ref().map(|failure| failure.generation);
+        failed.is_some() && failed == self.buffer.as_ref().map(|buffer| buffer.generation)
     }
 
     /// Whether the file is held back from the vault.
@@ -284,7 +297,9 @@ impl File {
             keep: Keep::Store,
             origin: None,
             stored,
+            unannounced: None,
             pinned: None,
+            kept: None,
             buffer: None,
             opens: 0,
             writers: 0,

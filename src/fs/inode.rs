@@ -73,6 +73,18 @@ pub enum ControlFile {
     Status,
 }
 
+/// A control file as it was when it was looked up: its size has to be true, and where the kernel opens files by
+/// itself there is no open at which to take the text.
+#[derive(Debug)]
+pub struct ControlText {
+    /// Its number.
+    pub ino: u64,
+    /// When it was taken.
+    pub taken: SystemTime,
+    /// What it holds.
+    pub text: Vec<u8>,
+}
+
 /// An inode, cheap to clone.
 #[derive(Debug, Clone)]
 pub enum Node {
@@ -83,7 +95,7 @@ pub enum Node {
     /// An old version.
     Version(Arc<VersionFile>),
     /// A control file.
-    Control(u64, ControlFile),
+    Control(Arc<ControlText>),
 }
 
 impl Node {
@@ -93,7 +105,7 @@ impl Node {
             Node::Dir(dir) => dir.ino,
             Node::File(file) => file.ino,
             Node::Version(version) => version.ino,
-            Node::Control(ino, _) => *ino,
+            Node::Control(control) => control.ino,
         }
     }
 }
@@ -125,7 +137,6 @@ pub struct Table {
     next: u64,
     dirs: HashMap<DirKind, u64>,
     versions: HashMap<(ObjectId, u64), u64>,
-    controls: HashMap<ControlFile, u64>,
     /// The file that each name shows now.
     files: BTreeMap<ObjectName, u64>,
     /// Directories that exist although no object is in them: made here, or emptied here.
@@ -142,6 +153,8 @@ pub struct Table {
     dir_local: HashMap<DirKind, LocalAttr>,
     /// When the set of names in a directory last changed, and a fingerprint of that set.
     touched: HashMap<DirKind, (SystemTime, u64)>,
+    /// Moves on whenever names change here.
+    changes: u64,
 }
 
 impl Table {
@@ -153,7 +166,6 @@ impl Table {
             next: base.max(ROOT + 1),
             dirs: HashMap::new(),
             versions: HashMap::new(),
-            controls: HashMap::new(),
             files: BTreeMap::new(),
             made: BTreeSet::new(),
             hidden: HashMap::new(),
@@ -162,6 +174,7 @@ impl Table {
             local: HashMap::new(),
             dir_local: HashMap::new(),
             touched: HashMap::new(),
+            changes: 0,
         };
         let kind = DirKind::Tree(DirPrefix::root());
         table.dirs.insert(kind.clone(), ROOT);
@@ -183,7 +196,7 @@ impl Table {
             return;
         }
         match node {
-            Node::Dir(_) => {}
+            Node::Dir(_) | Node::Control(_) => {}
             Node::File(file) => {
                 let (name, shows) = {
                     let state = file.state();
@@ -195,9 +208,6 @@ impl Table {
             }
             Node::Version(version) => {
                 self.versions.insert((version.id.clone(), version.info.number), ino);
-            }
-            Node::Control(_, which) => {
-                self.controls.insert(*which, ino);
             }
         }
         self.slots.insert(ino, Slot { node: node.clone(), lookups: 1 });
@@ -235,8 +245,7 @@ impl Table {
                 self.versions.retain(|_, at| *at != ino);
                 self.slots.remove(&ino);
             }
-            Node::Control(_, which) => {
-                self.controls.remove(which);
+            Node::Control(_) => {
                 self.slots.remove(&ino);
             }
         }
@@ -256,6 +265,11 @@ impl Table {
         self.dirs.insert(kind.clone(), dir.ino);
         self.slots.insert(dir.ino, Slot { node: Node::Dir(dir.clone()), lookups: 0 });
         dir
+    }
+
+    /// The numbers of all directories.
+    pub fn all_dirs(&self) -> Vec<u64> {
+        self.dirs.values().copied().collect()
     }
 
     /// All directories of the tree that have inodes.
@@ -312,15 +326,12 @@ impl Table {
         version
     }
 
-    /// The inode of a control file.
-    pub fn control(&mut self, which: ControlFile) -> u64 {
-        if let Some(ino) = self.controls.get(&which) {
-            return *ino;
-        }
-        let ino = self.fresh();
-        self.controls.insert(which, ino);
-        self.slots.insert(ino, Slot { node: Node::Control(ino, which), lookups: 0 });
-        ino
+    /// An inode for a control file's text as it is now.
+    pub fn control(&mut self, text: Vec<u8>, taken: SystemTime) -> Node {
+        let control = Arc::new(ControlText { ino: self.fresh(), taken, text });
+        let node = Node::Control(control.clone());
+        self.slots.insert(control.ino, Slot { node: node.clone(), lookups: 0 });
+        node
     }
 
     /// The file that `name` shows now, if there is an inode for it.
@@ -338,6 +349,24 @@ impl Table {
         self.slots.insert(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
         self.files.insert(name.clone(), file.ino);
         file
+    }
+
+    /// A file that no name shows yet, made by `make` from its number.
+    pub fn add_nameless(
+        &mut self,
+        name: &ObjectName,
+        make: impl FnOnce(u64, LocalAttr) -> File,
+    ) -> Arc<File> {
+        let local = self.local.get(name).cloned().unwrap_or_default();
+        let file = Arc::new(make(self.fresh(), local));
+        file.state().link = Link::Replaced;
+        self.slots.insert(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
+        file
+    }
+
+    /// Whether the kernel holds the inode.
+    pub fn is_held(&self, ino: u64) -> bool {
+        self.slots.get(&ino).is_some_and(|slot| slot.lookups > 0)
     }
 
     /// `name` shows this inode, which is in the table already.
@@ -440,14 +469,27 @@ impl Table {
 
     /// The set of names in a directory changed here.
     pub fn touch(&mut self, kind: &DirKind, now: SystemTime) {
+        self.changes += 1;
         self.touched.insert(kind.clone(), (now, 0));
     }
 
-    /// A directory was listed and its names have this fingerprint: a change means that they changed elsewhere.
-    pub fn seen_names(&mut self, kind: &DirKind, fingerprint: u64, now: SystemTime) {
+    /// Moves on whenever names change here.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Names that are shown may have changed in some directory.
+    pub fn names_changed(&mut self) {
+        self.changes += 1;
+    }
+
+    /// A directory was listed and its names have this fingerprint: a change means that they changed elsewhere. The
+    /// first time shows no change, and the time stays what it was shown as, `since`: a newer one would make the
+    /// kernel drop the names.
+    pub fn seen_names(&mut self, kind: &DirKind, fingerprint: u64, now: SystemTime, since: SystemTime) {
         match self.touched.get_mut(kind) {
             Some((_, 0)) | None => {
-                let at = self.touched(kind).unwrap_or(now);
+                let at = self.touched(kind).unwrap_or(since);
                 self.touched.insert(kind.clone(), (at, fingerprint));
             }
             Some((at, old)) => {

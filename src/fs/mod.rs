@@ -6,7 +6,7 @@
 //!
 //! Where to look: `resolve` is the only place where names mean something; `inode` and `file` hold the state
 //! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
-//! into versions and remembers failure; `opener` decides which close stores; `errno` is the one table.
+//! into versions and remembers failure; `rotate` and `helper` bring to the kernel what changed elsewhere; `opener` decides which close stores; `errno` is the one table.
 
 pub mod attr;
 mod commit;
@@ -14,7 +14,9 @@ mod control;
 mod dir;
 pub mod errno;
 mod file;
+mod helper;
 mod inode;
+mod listing;
 mod move_dir;
 pub mod name;
 mod open;
@@ -23,10 +25,12 @@ mod options;
 mod pending;
 mod provisional;
 mod read;
+mod readdir;
 mod remove;
 mod rename;
 mod replace;
 mod resolve;
+mod rotate;
 mod scratch;
 mod special;
 mod status;
@@ -45,11 +49,13 @@ use futures_util::future::BoxFuture;
 
 pub use attr::{Attr, Entry, FileKind, SetAttr};
 pub use commit::Drain;
-pub use dir::{DirEntry, Listing};
 pub use errno::{Errno, Result};
+pub use helper::{HelperCall, HelperReport, HelperStatus};
 pub use inode::ROOT;
+pub use listing::{DirEntry, Listing};
 pub use open::{Create, Opened};
 pub use options::Options;
+pub use rotate::RotationStatus;
 pub use status::{Status, Unsaved};
 
 use crate::clock::Clock;
@@ -91,6 +97,9 @@ pub trait Kernel: Send + Sync {
     fn inval_entry(&self, parent: u64, name: &OsStr);
     /// Forget attributes and pages of an inode.
     fn inval_inode(&self, ino: u64);
+    /// Has the helper make a call; `to` is the process that is meant, 0 for any. The answer comes with
+    /// [`FileSystem::helper_says`]. False if there is no way to it.
+    fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
 }
 
 /// Failures kept for `status`.
@@ -106,9 +115,14 @@ pub struct FileSystem {
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     scratch_bytes: Mutex<u64>,
+    /// Bytes that inodes keep beside the cache (`read`).
+    kept_bytes: Arc<AtomicU64>,
+    listings: Mutex<listing::Listings>,
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
+    helper: helper::Register,
+    rotor: rotate::Rotor,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
     errors: Mutex<VecDeque<status::LastError>>,
@@ -147,8 +161,12 @@ impl FileSystem {
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             scratch_bytes: Mutex::new(0),
+            kept_bytes: Arc::default(),
+            listings: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
+            helper: helper::Register::new(),
+            rotor: rotate::Rotor::new(),
             runtime: tokio::runtime::Handle::current(),
             errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),
             failures: AtomicU64::new(0),
@@ -163,6 +181,7 @@ impl FileSystem {
     pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         // A second one would be a second mount of the same state: there is none.
         let _ = self.kernel.set(kernel);
+        self.forget_kernel_listings();
     }
 
     /// The options it was made with.

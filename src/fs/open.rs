@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::commit::Cause;
-use super::dir::Listing;
 use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link};
-use super::inode::{Dir, DirKind, Node, VersionFile};
+use super::inode::{ControlText, Dir, DirKind, Node, VersionFile};
+use super::listing::Listing;
 use super::name::{self, Decoded, DirPrefix, Refused};
 use super::opener::Opener;
 use super::{Caller, Entry, FileSystem, Step};
@@ -21,14 +21,14 @@ use crate::vault::ObjectName;
 /// What a handle is open on.
 #[derive(Debug)]
 pub(super) enum Held {
-    /// A directory, and its names as of the last read from the beginning.
-    Dir { dir: Arc<Dir>, listing: Mutex<Option<Listing>> },
+    /// A directory, its names as of the last read from the beginning, and whether the kernel keeps them.
+    Dir { dir: Arc<Dir>, listing: Mutex<Option<Arc<Listing>>>, cached: bool },
     /// A file.
     File { file: Arc<File>, writer: Option<Writer> },
     /// An old version.
     Version(Arc<VersionFile>),
-    /// A control file, as it was when opened.
-    Control(Vec<u8>),
+    /// A control file, as it was when looked up.
+    Control(Arc<ControlText>),
 }
 
 /// The writing side of a handle.
@@ -55,8 +55,8 @@ pub struct Opened {
     pub keep_cache: bool,
     /// The kernel need not tell of each close.
     pub no_flush: bool,
-    /// Reads bypass the page cache: the size is not known beforehand.
-    pub direct_io: bool,
+    /// The kernel may keep the names that it reads.
+    pub cache_dir: bool,
 }
 
 /// What CREATE asks for.
@@ -71,16 +71,15 @@ pub struct Create {
 }
 
 impl FileSystem {
-    pub(super) fn new_handle(&self, held: Held, _caller: Caller) -> Opened {
+    pub(super) fn new_handle(&self, held: Held) -> Opened {
         let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let (no_flush, direct_io) = match &held {
-            Held::File { writer, .. } => (writer.is_none(), false),
-            Held::Control(_) => (true, true),
-            Held::Version(_) => (true, false),
-            Held::Dir { .. } => (false, false),
+        let no_flush = match &held {
+            Held::File { writer, .. } => writer.is_none(),
+            Held::Control(_) | Held::Version(_) => true,
+            Held::Dir { .. } => false,
         };
         self.handles().insert(fh, Arc::new(Handle { held }));
-        Opened { fh, keep_cache: !direct_io, no_flush, direct_io }
+        Opened { fh, keep_cache: true, no_flush, cache_dir: false }
     }
 
     /// OPEN.
@@ -90,6 +89,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        self.cache.used(self.longest_ttl());
         match node {
             Node::Dir(_) => Err(Errno::EISDIR).into(),
             Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),
@@ -100,10 +100,8 @@ impl FileSystem {
                 "the kv API gives no bytes of old versions, and this mount has not read this one itself",
             ))
             .into(),
-            Node::Version(version) => Ok(self.new_handle(Held::Version(version), caller)).into(),
-            Node::Control(_, which) => {
-                Ok(self.new_handle(Held::Control(self.control_bytes(which)), caller)).into()
-            }
+            Node::Version(version) => Ok(self.new_handle(Held::Version(version))).into(),
+            Node::Control(control) => Ok(self.new_handle(Held::Control(control))).into(),
             Node::File(_) if writes && self.options.read_only => Err(Errno::EROFS).into(),
             Node::File(file) if flags & libc::O_DIRECT != 0 => {
                 let fs = self.clone();
@@ -140,7 +138,12 @@ impl FileSystem {
             .await
             .map_err(|e| self.failed("open", name.as_str(), &e))?;
         match found {
-            Some(found) if found.stale => Err(Errno::ETIMEDOUT),
+            Some(found) if found.stale => Err(self.refused(
+                "open",
+                name.as_str(),
+                Errno::ETIMEDOUT,
+                "the vault does not answer, and O_DIRECT asks for what it has now",
+            )),
             Some(found) if found.object.meta.version == stored.version => Ok(()),
             Some(_) | None => Err(Errno::ESTALE),
         }
@@ -168,7 +171,7 @@ impl FileSystem {
             Writer { opener: Opener::of(caller.pid), told: AtomicU64::new(told) }
         });
         drop(state);
-        Some(self.new_handle(Held::File { file: file.clone(), writer }, caller))
+        Some(self.new_handle(Held::File { file: file.clone(), writer }))
     }
 
     /// The same, fetching the bytes if need be.
@@ -337,8 +340,12 @@ impl FileSystem {
             let mut state = file.state();
             state.opens -= 1;
             state.writers -= usize::from(writer.is_some());
-            // What failed at close(2) is tried again by itself.
-            let unsaved = writer.is_some() && state.writers == 0 && state.is_dirty() && !state.retrying;
+            // What failed at close(2) was told there; what may go well later is tried again by itself.
+            let unsaved = writer.is_some()
+                && state.writers == 0
+                && state.is_dirty()
+                && !state.retrying
+                && !state.has_failed();
             let cut_short = state.writers == 0 && state.cut_short.take().is_some() && state.buffer.is_some();
             if cut_short {
                 drop(state);
@@ -368,10 +375,5 @@ impl FileSystem {
         let name = self.give_up(file);
         tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");
         self.inval_name(&name);
-    }
-
-    /// RELEASEDIR.
-    pub fn releasedir(&self, fh: u64) {
-        self.handles().remove(&fh);
     }
 }

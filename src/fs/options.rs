@@ -4,6 +4,7 @@
 //! no secret and no address: where the vault is and with which key is the connection's business. Defaults are
 //! those of the command line (README, "Options").
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub struct Options {
     pub format: Format,
     /// How old an answer may be before the vault is asked again.
     pub refresh: Duration,
+    /// A change made elsewhere changes the bytes of the same inode, instead of a new one taking its name.
+    #[serde(default)]
+    pub in_place: bool,
     /// How long what is cached is served while the vault does not answer.
     pub max_stale: Duration,
     /// The deadline of one kernel request, retries included.
@@ -46,6 +50,19 @@ pub struct Options {
     pub dir_mode: u32,
     /// List `.versions` in the root.
     pub show_versions: bool,
+    /// List `.vaultfs` in the root while nothing else is there: container engines copy an image's files into a volume
+    /// that looks empty.
+    pub never_empty: bool,
+    /// Write down who opens what (`audit`).
+    pub audit: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether the kernel opens files and directories without asking: on a read-only mount there is nothing that an
+    /// open could decide, unless it is to be written down.
+    pub fn reads_unopened(&self) -> bool {
+        self.read_only && self.audit.is_none()
+    }
 }
 
 impl Default for Options {
@@ -56,6 +73,7 @@ impl Default for Options {
             strict: false,
             format: Format::Auto,
             refresh: Duration::from_secs(5),
+            in_place: false,
             max_stale: Duration::from_secs(3600),
             timeout: Duration::from_secs(10),
             max_size: 1 << 20,
@@ -67,6 +85,8 @@ impl Default for Options {
             file_mode: 0o600,
             dir_mode: 0o700,
             show_versions: false,
+            audit: None,
+            never_empty: false,
         }
     }
 }

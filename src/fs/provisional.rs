@@ -52,6 +52,7 @@ impl Table {
     pub(super) fn unclaim(&mut self, name: &ObjectName) {
         if let Some(hidden) = self.hidden.get_mut(name) {
             hidden.claimed = false;
+            self.names_changed();
         }
     }
 
@@ -63,6 +64,7 @@ impl Table {
     /// The name has been stored anew: its backup is a file like any other.
     pub(super) fn reveal(&mut self, name: &ObjectName) {
         self.hidden.remove(name);
+        self.names_changed();
     }
 
     /// `file` lost the name `name`. A new file over a hidden object uncovers that the object is hidden; a backup
@@ -76,6 +78,7 @@ impl Table {
     pub(super) fn forget_backup(&mut self, file: &File) {
         if let Some((origin, _)) = self.hidden_by(file) {
             self.hidden.remove(&origin);
+            self.names_changed();
         }
         file.state().origin = None;
     }
@@ -105,6 +108,7 @@ impl Table {
         since: Instant,
     ) {
         let over = target.map(|target| target.ino);
+        self.names_changed();
         if let Some(hidden) = self.hidden.get_mut(name) {
             hidden.claimed = false;
             if over.is_some() && hidden.backup == over {

@@ -2,57 +2,193 @@
 //!
 //! A reader never sees a mix: without a local writer an inode's bytes never change, and where they have to be
 //! fetched again they are fetched by id and version, or the read fails with ESTALE.
+//!
+//! Where the kernel opens files by itself ([`super::Options::reads_unopened`]) no handle pins the bytes. Those of
+//! the version that the name shows are in the cache or can be had again. Those of a replaced or deleted version
+//! may be lost to the vault: the inode keeps them until it is forgotten, up to `--cache-size` in all.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::errno::{Errno, Result};
-use super::file::File;
+use super::file::{File, FileState, Stored};
+use super::inode::{ControlText, Node, VersionFile};
 use super::open::Held;
 use super::{FileSystem, Step};
 use crate::secret::SecretBytes;
-use crate::vault::{Call, ErrorKind, Object};
+use crate::vault::{Call, ErrorKind, Object, ObjectName};
 
-/// Bytes to answer a READ with; wiped when dropped.
-pub type Slice = SecretBytes;
+/// Bytes to answer a READ with: of a value that stays as it is, not a copy of it.
+#[derive(Debug, Clone)]
+pub struct Slice {
+    of: Source,
+    range: Range<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Value(Arc<SecretBytes>),
+    Control(Arc<ControlText>),
+}
+
+impl Slice {
+    fn cut(of: Source, offset: u64, size: u32) -> Self {
+        let range = range(of.expose().len(), offset, size);
+        Self { of, range }
+    }
+
+    fn of_object(object: &Object, offset: u64, size: u32) -> Self {
+        Self::cut(Source::Value(object.content.bytes.clone()), offset, size)
+    }
+
+    /// A copy, of bytes that may change.
+    fn copied(bytes: &[u8], offset: u64, size: u32) -> Self {
+        let part = &bytes[range(bytes.len(), offset, size)];
+        Self { range: 0..part.len(), of: Source::Value(Arc::new(SecretBytes::from(part))) }
+    }
+
+    /// The bytes.
+    pub fn expose(&self) -> &[u8] {
+        &self.of.expose()[self.range.clone()]
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+impl Source {
+    fn expose(&self) -> &[u8] {
+        match self {
+            Source::Value(bytes) => bytes.expose(),
+            Source::Control(control) => &control.text,
+        }
+    }
+}
+
+fn range(len: usize, offset: u64, size: u32) -> Range<usize> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(len);
+    start..start.saturating_add(size as usize).min(len)
+}
+
+/// The bytes of a version that its name no longer shows, kept for who has it open.
+#[derive(Debug)]
+pub struct Kept {
+    object: Arc<Object>,
+    total: Arc<AtomicU64>,
+}
+
+impl Kept {
+    fn size(&self) -> u64 {
+        self.object.content.bytes.len() as u64
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.size(), Ordering::Relaxed);
+    }
+}
 
 impl FileSystem {
-    /// READ.
-    pub fn read(self: &Arc<Self>, fh: u64, offset: u64, size: u32) -> Step<Slice> {
+    /// READ. Without a handle (`fh` 0) it is the inode that is read.
+    pub fn read(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
+        if fh == 0 {
+            return self.read_unopened(ino, offset, size);
+        }
         let handle = match self.handle(fh) {
             Ok(handle) => handle,
             Err(e) => return Step::Ready(Err(e)),
         };
         match &handle.held {
             Held::Dir { .. } => Err(Errno::EISDIR).into(),
-            Held::Version(version) => match &version.object {
-                Some(object) => Ok(cut(object.content.bytes.expose(), offset, size)).into(),
-                None => Err(Errno::EOPNOTSUPP).into(),
-            },
-            Held::Control(text) => Ok(cut(text, offset, size)).into(),
+            Held::Version(version) => slice_of_version(version, offset, size).into(),
+            Held::Control(text) => Ok(Slice::cut(Source::Control(text.clone()), offset, size)).into(),
             Held::File { file, .. } => match self.read_now(file, offset, size) {
                 Some(slice) => Ok(slice).into(),
                 None => {
                     let (fs, file) = (self.clone(), file.clone());
                     Step::later(async move {
                         let object = fs.load(&fs.call(), &file).await?;
-                        let bytes = object.as_ref().map_or(&[][..], |o| o.content.bytes.expose());
-                        Ok(fs.read_now(&file, offset, size).unwrap_or_else(|| cut(bytes, offset, size)))
+                        let now = fs.read_now(&file, offset, size);
+                        Ok(now.unwrap_or_else(|| match &object {
+                            Some(object) => Slice::of_object(object, offset, size),
+                            None => Slice::copied(&[], offset, size),
+                        }))
                     })
                 }
             },
         }
     }
 
+    fn read_unopened(self: &Arc<Self>, ino: u64, offset: u64, size: u32) -> Step<Slice> {
+        match self.node(ino) {
+            Err(e) => Err(e).into(),
+            Ok(Node::Dir(_)) => Err(Errno::EISDIR).into(),
+            Ok(Node::Version(version)) => slice_of_version(&version, offset, size).into(),
+            Ok(Node::Control(text)) => Ok(Slice::cut(Source::Control(text), offset, size)).into(),
+            Ok(Node::File(file)) => match self.unopened_now(&file, offset, size) {
+                Ok(slice) => Ok(slice).into(),
+                Err((stored, name)) => {
+                    let fs = self.clone();
+                    Step::later(async move {
+                        let object = fs.version_again(&fs.call(), &name, &stored).await?;
+                        Ok(Slice::of_object(&object, offset, size))
+                    })
+                }
+            },
+        }
+    }
+
+    /// What the inode is, if its bytes are in memory, else what to ask for.
+    fn unopened_now(&self, file: &File, offset: u64, size: u32) -> Result<Slice, (Stored, ObjectName)> {
+        let state = file.state();
+        if let Some(buffer) = &state.buffer {
+            return Ok(Slice::copied(buffer.bytes.expose(), offset, size));
+        }
+        if let Some(kept) = &state.kept {
+            return Ok(Slice::of_object(&kept.object, offset, size));
+        }
+        let Some(stored) = &state.stored else { return Ok(Slice::copied(&[], offset, size)) };
+        match self.cache.value_in_memory(&stored.id, &stored.version) {
+            Some(object) => Ok(Slice::of_object(&object, offset, size)),
+            None => Err((stored.clone(), state.name.clone())),
+        }
+    }
+
+    /// The name of this inode shows another version from now on: where no handle pins the bytes, they stay with the
+    /// inode, as long as there is room.
+    pub(super) fn keep_bytes(&self, state: &mut FileState) {
+        if !self.options.reads_unopened() || state.kept.is_some() {
+            return;
+        }
+        let Some(stored) = &state.stored else { return };
+        let Some(object) = self.cache.value_in_memory(&stored.id, &stored.version) else { return };
+        let size = object.content.bytes.len() as u64;
+        if self.kept_bytes.fetch_add(size, Ordering::Relaxed) + size > self.options.cache_size {
+            self.kept_bytes.fetch_sub(size, Ordering::Relaxed);
+            return;
+        }
+        state.kept = Some(Kept { object, total: self.kept_bytes.clone() });
+    }
+
     fn read_now(&self, file: &File, offset: u64, size: u32) -> Option<Slice> {
         let mut state = file.state();
         if let Some(buffer) = &state.buffer {
-            return Some(cut(buffer.bytes.expose(), offset, size));
+            return Some(Slice::copied(buffer.bytes.expose(), offset, size));
         }
         if state.pinned.is_none() {
-            let Some(stored) = &state.stored else { return Some(Slice::default()) };
+            let Some(stored) = &state.stored else { return Some(Slice::copied(&[], offset, size)) };
             state.pinned = self.cache.value_in_memory(&stored.id, &stored.version);
         }
-        state.pinned.as_ref().map(|object| cut(object.content.bytes.expose(), offset, size))
+        state.pinned.as_ref().map(|object| Slice::of_object(object, offset, size))
     }
 
     /// Makes sure that the file's bytes are in memory and stay there while it is open; `None` if they are in its
@@ -69,28 +205,32 @@ impl FileSystem {
                 None => return Ok(None),
             }
         };
-        let object = match self.cache.value(call, &stored.id, &stored.version).await {
-            Ok(object) => object,
-            Err(e) if e.kind == ErrorKind::NotFound => {
-                return Err(self.refused(
-                    "read",
-                    name.as_str(),
-                    Errno::ESTALE,
-                    "the vault no longer has the version that was opened; open it again",
-                ));
-            }
-            Err(e) => return Err(self.failed("read", name.as_str(), &e)),
-        };
+        let object = self.version_again(call, &name, &stored).await?;
         let mut state = file.state();
         if state.stored.as_ref().is_some_and(|s| s.version == stored.version && s.id == stored.id) {
             state.pinned = Some(object.clone());
         }
         Ok(Some(object))
     }
+
+    /// The bytes of this version and of no other; ESTALE where they are not to be had.
+    async fn version_again(&self, call: &Call, name: &ObjectName, stored: &Stored) -> Result<Arc<Object>> {
+        match self.cache.value(call, &stored.id, &stored.version).await {
+            Ok(object) => Ok(object),
+            Err(e) if e.kind == ErrorKind::NotFound => Err(self.refused(
+                "read",
+                name.as_str(),
+                Errno::ESTALE,
+                "the vault no longer has the version that was opened; open it again",
+            )),
+            Err(e) => Err(self.failed("read", name.as_str(), &e)),
+        }
+    }
 }
 
-fn cut(bytes: &[u8], offset: u64, size: u32) -> Slice {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-    let end = start.saturating_add(size as usize).min(bytes.len());
-    Slice::from(&bytes[start..end])
+fn slice_of_version(version: &VersionFile, offset: u64, size: u32) -> Result<Slice> {
+    match &version.object {
+        Some(object) => Ok(Slice::of_object(object, offset, size)),
+        None => Err(Errno::EOPNOTSUPP),
+    }
 }

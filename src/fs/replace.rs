@@ -103,7 +103,9 @@ impl FileSystem {
                 }
             }
         }
-        self.table().hidden.remove(name);
+        let mut table = self.table();
+        table.hidden.remove(name);
+        table.names_changed();
         true
     }
 }

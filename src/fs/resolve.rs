@@ -59,6 +59,7 @@ impl FileSystem {
             Ok(dir) => dir,
             Err(e) => return Step::Ready(Err(e)),
         };
+        self.cache.used(self.longest_ttl());
         match &dir.kind {
             DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
                 Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root())))).into()
@@ -66,14 +67,43 @@ impl FileSystem {
             DirKind::Tree(under) if under.is_root() && component == CONTROL => {
                 Ok(Some(self.dir_entry(&DirKind::Control))).into()
             }
-            DirKind::Tree(under) => self.lookup_in(under, component, Self::tree_entry),
+            DirKind::Tree(under) => self.within(parent, self.lookup_in(under, component, Self::tree_entry)),
             DirKind::Histories(under) => self.lookup_in(under, component, Self::history_entry),
             DirKind::History(name, id) => self.lookup_version(name.clone(), id.clone(), component),
             DirKind::Control => Ok(ControlFile::named(component).map(|which| {
-                let ino = self.table().control(which);
-                self.entry(&Node::Control(ino, which), Duration::ZERO)
+                let text = self.control_bytes(which);
+                let node = self.table().control(text, self.clock.wall());
+                self.entry(&node, Duration::ZERO)
             }))
             .into(),
+        }
+    }
+
+    /// For how long the kernel may take it for true that a lookup found nothing: as long as the vault's answer is
+    /// fresh. Nothing but a look in here brings such a name about: what is made here is made through the kernel, and
+    /// what shows by itself again (`inval_name`) is told.
+    pub fn absent_for(&self, parent: u64, component: &OsStr) -> Duration {
+        let Ok(dir) = self.directory(parent) else { return Duration::ZERO };
+        let DirKind::Tree(under) = &dir.kind else { return Duration::ZERO };
+        let (as_file, as_dir) = match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::Entry { as_file, as_dir }) => (as_file, as_dir),
+            Ok(Decoded::SelfFile(_) | Decoded::Beside { .. }) | Err(_) => return Duration::ZERO,
+        };
+        let mut absent = Duration::MAX;
+        if let Some(name) = as_file.filter(|name| self.is_allowed(name)) {
+            let table = self.table();
+            if table.hidden.contains_key(&name) || table.file(&name).is_some() {
+                return Duration::ZERO;
+            }
+            drop(table);
+            match self.cache.peek(&name) {
+                Peek::Absent(ttl) => absent = ttl,
+                Peek::Value(_) | Peek::Exists | Peek::AbsentBefore | Peek::Unknown => return Duration::ZERO,
+            }
+        }
+        match as_dir {
+            Some(dir) => absent.min(self.cache.not_implied_for(dir.as_str())),
+            None => absent.min(self.options.refresh),
         }
     }
 
@@ -276,13 +306,7 @@ impl FileSystem {
             && let Some(owner) = dir.self_name()
             && self.is_kept_a_file(table, &owner, dir)
         {
-            if table.keep_a_file(&owner) {
-                tracing::warn!(
-                    file = owner.as_str(),
-                    beside = name.as_str(),
-                    "a name begins with that of a file: it is shown beside it, with %2F for the slash"
-                );
-            }
+            self.keep_a_file(table, &owner, name);
             return name::split_beside(name.as_str(), under);
         }
         if rest == Rest::File
@@ -293,6 +317,17 @@ impl FileSystem {
             return Some((text, Rest::Dir(dir)));
         }
         Some((text, rest))
+    }
+
+    /// `owner` stays a file, although `name` begins with it.
+    pub(super) fn keep_a_file(&self, table: &mut Table, owner: &ObjectName, name: &ObjectName) {
+        if table.keep_a_file(owner) {
+            tracing::warn!(
+                file = owner.as_str(),
+                beside = name.as_str(),
+                "a name begins with that of a file: it is shown beside it, with %2F for the slash"
+            );
+        }
     }
 
     /// Whether `owner` is shown as a file rather than as the directory `dir` of the same name.
@@ -327,6 +362,7 @@ impl FileSystem {
         if ours || matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists) {
             return;
         }
+        self.keep_bytes(&mut state);
         state.link = Link::Replaced;
         drop(state);
         table.unpoint(name, file.ino);
@@ -344,9 +380,18 @@ impl FileSystem {
                 drop(state);
                 return file.clone();
             }
+            if self.options.in_place {
+                drop(state);
+                if self.become_version(file, object) {
+                    file.state().unannounced = Some(object.meta.version.clone());
+                }
+                return file.clone();
+            }
+            self.keep_bytes(&mut state);
             state.link = Link::Replaced;
         }
         let file = table.put_file(&object.meta.name, |ino, local| File::of(ino, object, local));
+        file.state().unannounced = Some(object.meta.version.clone());
         if let Some(before) = before {
             table.drop_unheld(before.ino);
         }
@@ -359,13 +404,13 @@ impl FileSystem {
             Place::Local(file) => Some(self.entry(&Node::File(file), self.options.refresh)),
             Place::Object(found) => {
                 let file = self.file_node(&found);
-                Some(self.entry(&Node::File(file), found.ttl))
+                Some(self.entry(&Node::File(file), self.ttl(found.ttl)))
             }
             Place::Absent => None,
         }
     }
 
-    /// Asked for at each use: a name that was unlinked and made anew has another history.
+    /// Asked for at each use, where names are unlinked and made anew: they have another history then.
     fn history_entry(&self, place: Place) -> Option<Entry> {
         let entry = match place {
             Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
@@ -381,6 +426,9 @@ impl FileSystem {
             }
             Place::Absent => None,
         };
+        if self.options.read_only {
+            return entry;
+        }
         entry.map(|entry| Entry { ttl: Duration::ZERO, ..entry })
     }
 
@@ -433,8 +481,16 @@ impl FileSystem {
 
     /// Makes the kernel look `name` up again.
     pub(super) fn inval_name(&self, name: &ObjectName) {
+        self.table().names_changed();
         if let (Some(kernel), Some((parent, text))) = (self.kernel.get(), self.position(name)) {
             kernel.inval_entry(parent, OsStr::new(&text));
+        }
+    }
+
+    /// Makes the kernel read an inode anew.
+    pub fn inval_pages(&self, ino: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(ino);
         }
     }
 }

@@ -7,7 +7,6 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::errno::{Errno, Result};
 use super::inode::{Node, VersionFile};
@@ -40,7 +39,9 @@ impl FileSystem {
                 info: info.clone(),
                 object,
             });
-            Ok(Some(fs.entry(&Node::Version(version), Duration::ZERO)))
+            let node = Node::Version(version);
+            let ttl = fs.attr_ttl(&node);
+            Ok(Some(fs.entry(&node, ttl)))
         })
     }
 

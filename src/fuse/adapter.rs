@@ -16,6 +16,7 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
+use super::requests::{Operation, Requests};
 use crate::fs::{Attr, Caller, Create, Entry, FileKind, FileSystem, Opened, SetAttr, Step};
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
@@ -32,12 +33,28 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Adapter {
     fs: Arc<FileSystem>,
     runtime: Handle,
+    requests: Arc<Requests>,
+    /// OPEN and FLUSH are answered ENOSYS, for good: the kernel then opens, reads and closes by itself.
+    no_open: bool,
+    /// The same for OPENDIR.
+    no_opendir: bool,
 }
 
 impl Adapter {
     /// Answers requests from `fs`, and runs on `runtime` what takes time.
     pub fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
-        Self { fs, runtime }
+        Self { fs, runtime, requests: Arc::default(), no_open: false, no_opendir: false }
+    }
+
+    /// The counts of requests.
+    pub fn requests(&self) -> Arc<Requests> {
+        self.requests.clone()
+    }
+
+    /// On a read-only mount, EROFS for what would change something. Not for names: ours are changed in such a mount,
+    /// too, and the file system refuses those of others.
+    fn refused(&self) -> Option<Errno> {
+        self.fs.options().read_only.then_some(Errno::EROFS)
     }
 
     /// Gives `answer` the result, now or when the task has ended.
@@ -57,6 +74,15 @@ impl Adapter {
             }
         }
     }
+}
+
+/// What the helper asks beyond what is registered is EPERM.
+macro_rules! refuse_helper {
+    ($adapter:ident, $req:ident, $reply:ident) => {
+        if $adapter.fs.is_helper($req.pid()) {
+            return $reply.error(Errno::EPERM);
+        }
+    };
 }
 
 fn errno(e: crate::fs::Errno) -> Errno {
@@ -100,12 +126,37 @@ fn fopen_flags(opened: &Opened) -> FopenFlags {
     let mut flags = FopenFlags::empty();
     flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
     flags.set(FopenFlags::FOPEN_NOFLUSH, opened.no_flush);
-    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
+    flags.set(FopenFlags::FOPEN_CACHE_DIR, opened.cache_dir);
     flags
 }
 
 fn entry(reply: ReplyEntry, entry: &Entry) {
     reply.entry(&entry.ttl, &file_attr(&entry.attr), Generation(0));
+}
+
+/// There is nothing of that name; the kernel need not ask again for so long. An entry with inode number 0 says so.
+fn absent(reply: ReplyEntry, ttl: Duration) {
+    if ttl.is_zero() {
+        return reply.error(Errno::ENOENT);
+    }
+    let nothing = FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    };
+    reply.entry(&ttl, &nothing, Generation(0));
 }
 
 fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) + Send {
@@ -144,22 +195,40 @@ impl Filesystem for Adapter {
             let _ = config.add_capabilities(flag);
         }
         let _ = config.set_max_write(MAX_WRITE);
+        // Every kernel since 5.1 has both; without them there are opens to answer.
+        let offered = config.capabilities();
+        if self.fs.options().reads_unopened() {
+            self.no_open = offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+            self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        }
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.answer(self.fs.lookup(parent.0, name), move |found| match found {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.requests.count(Operation::Lookup);
+        if let Some(found) = self.fs.helper_lookup(req.pid(), parent.0, name) {
+            return self.answer(Step::Ready(found), move |found| match found {
+                Ok(Some(found)) => entry(reply, &found),
+                Ok(None) => reply.error(Errno::ENOENT),
+                Err(e) => reply.error(e),
+            });
+        }
+        let step = self.fs.lookup(parent.0, name);
+        let (fs, name) = (self.fs.clone(), name.to_owned());
+        self.answer(step, move |found| match found {
             Ok(Some(found)) => entry(reply, &found),
-            Ok(None) => reply.error(Errno::ENOENT),
+            Ok(None) => absent(reply, fs.absent_for(parent.0, &name)),
             Err(e) => reply.error(e),
         });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.requests.count(Operation::Forget);
         self.fs.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.requests.count(Operation::Getattr);
         match self.fs.getattr(ino.0) {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(errno(e)),
@@ -168,7 +237,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -184,6 +253,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.requests.count(Operation::Setattr);
         let time = |t: Option<TimeOrNow>| {
             t.map(|t| match t {
                 TimeOrNow::SpecificTime(t) => t,
@@ -191,7 +261,12 @@ impl Filesystem for Adapter {
             })
         };
         let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
-        self.answer(self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), move |result| match result {
+        let done = match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
+            (Some(registered), _) => Step::Ready(registered),
+            (None, Some(e)) => return reply.error(e),
+            (None, None) => self.fs.setattr(ino.0, fh.map(|fh| fh.0), set),
+        };
+        self.answer(done, move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(e),
         });
@@ -199,7 +274,7 @@ impl Filesystem for Adapter {
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -207,6 +282,11 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
+        self.requests.count(Operation::Mknod);
+        if let Some(e) = self.refused() {
+            return reply.error(e);
+        }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -221,17 +301,31 @@ impl Filesystem for Adapter {
         _target: &std::path::Path,
         reply: ReplyEntry,
     ) {
+        self.requests.count(Operation::Symlink);
+        if let Some(e) = self.refused() {
+            return reply.error(e);
+        }
         reply.error(errno(self.fs.refuse_special("symlink", name)));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.requests.count(Operation::Link);
+        if let Some(e) = self.refused() {
+            return reply.error(e);
+        }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.link(ino.0, newparent.0, name), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.requests.count(Operation::Mkdir);
+        if let Some(e) = self.refused() {
+            return reply.error(e);
+        }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -239,16 +333,21 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answer(self.fs.unlink(parent.0, name, caller(req)), empty(reply));
+        self.requests.count(Operation::Unlink);
+        let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
+        let done = registered.map_or_else(|| self.fs.unlink(parent.0, name, caller(req)), Step::Ready);
+        self.answer(done, empty(reply));
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.requests.count(Operation::Rmdir);
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.rmdir(parent.0, name), empty(reply));
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -256,18 +355,26 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let to = (newparent.0, newname);
-        self.answer(self.fs.rename((parent.0, name), to, flags.bits()), empty(reply));
+        self.requests.count(Operation::Rename);
+        let (from, to) = ((parent.0, name), (newparent.0, newname));
+        let registered = self.fs.helper_rename(req.pid(), from, to);
+        let done = registered.map_or_else(|| self.fs.rename(from, to, flags.bits()), Step::Ready);
+        self.answer(done, empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.requests.count(Operation::Open);
+        if self.no_open {
+            return reply.error(Errno::ENOSYS);
+        }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -275,7 +382,8 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.answer(self.fs.read(fh.0, offset, size), move |slice| match slice {
+        self.requests.count(Operation::Read);
+        self.answer(self.fs.read(ino.0, fh.0, offset, size), move |slice| match slice {
             Ok(slice) => reply.data(slice.expose()),
             Err(e) => reply.error(e),
         });
@@ -284,7 +392,7 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -293,6 +401,12 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.requests.count(Operation::Write);
+        if let Some(e) = self.refused() {
+            // What was written through a mapping is in the kernel's pages, for all to read.
+            self.fs.inval_pages(ino.0);
+            return reply.error(e);
+        }
         match self.fs.write(fh.0, offset, data) {
             Ok(written) => reply.written(written),
             Err(e) => reply.error(errno(e)),
@@ -300,6 +414,10 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.requests.count(Operation::Flush);
+        if self.no_open {
+            return reply.error(Errno::ENOSYS);
+        }
         self.answer(self.fs.flush(fh.0, caller(req)), empty(reply));
     }
 
@@ -313,10 +431,12 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.requests.count(Operation::Release);
         self.answer(self.fs.release(fh.0), empty(reply));
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.requests.count(Operation::Fsync);
         self.answer(self.fs.fsync(fh.0), empty(reply));
     }
 
@@ -330,6 +450,11 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.requests.count(Operation::Create);
+        if let Some(e) = self.refused() {
+            return reply.error(e);
+        }
+        refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
         self.answer(self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
             Ok((entry, opened)) => {
@@ -347,19 +472,22 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.requests.count(Operation::Opendir);
+        if self.no_opendir {
+            return reply.error(Errno::ENOSYS);
+        }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.answer(self.fs.readdir(fh.0, offset == 0), move |listing| match listing {
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.requests.count(Operation::Readdir);
+        self.answer(self.fs.readdir(ino.0, fh.0, offset), move |listing| match listing {
             Ok(listing) => {
-                let from = usize::try_from(offset).unwrap_or(usize::MAX);
-                for (at, item) in listing.iter().enumerate().skip(from) {
+                listing.visit(offset, |item| {
                     let ino = INodeNo(item.ino.unwrap_or(UNKNOWN_INO));
-                    if reply.add(ino, at as u64 + 1, kind(item.kind), &item.name) {
-                        break;
-                    }
-                }
+                    reply.add(ino, item.cookie, kind(item.kind), &item.name)
+                });
                 reply.ok();
             }
             Err(e) => reply.error(e),
@@ -374,16 +502,19 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        self.requests.count(Operation::Releasedir);
         self.fs.releasedir(fh.0);
         reply.ok();
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.requests.count(Operation::Fsyncdir);
         // Changes of names are in the vault before they are answered.
         reply.ok();
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.requests.count(Operation::Statfs);
         let s = self.fs.statfs();
         reply.statfs(s.blocks, s.free, s.free, s.files, s.free_files, s.block_size, s.name_max, s.block_size);
     }
@@ -398,18 +529,28 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        self.requests.count(Operation::Setxattr);
+        if let Some(e) = self.refused() {
+            return reply.error(e);
+        }
         reply.error(errno(self.fs.refuse_xattr(name)));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.requests.count(Operation::Getxattr);
         xattr(self.fs.getxattr(ino.0, name), size, reply);
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.requests.count(Operation::Listxattr);
         xattr(self.fs.listxattr(ino.0), size, reply);
     }
 
     fn removexattr(&self, _req: &Request, _ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.requests.count(Operation::Removexattr);
+        if let Some(e) = self.refused() {
+            return reply.error(e);
+        }
         reply.error(errno(self.fs.refuse_xattr(name)));
     }
 }

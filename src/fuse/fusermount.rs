@@ -80,7 +80,9 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
 }
 
 fn option_text(options: &KernelOptions) -> String {
-    let mut text = String::from("rw,nosuid,nodev,default_permissions,fsname=vaultfs,subtype=vaultfs");
+    // A comma ends an option there unless a backslash is before it.
+    let source = options.source().replace('\\', "\\\\").replace(',', "\\,");
+    let mut text = format!("rw,nosuid,nodev,default_permissions,fsname={source},subtype=vaultfs");
     let switches =
         [(options.allow_other, ",allow_other"), (options.noexec, ",noexec"), (options.sync, ",sync")];
     text.extend(switches.iter().filter(|(on, _)| *on).map(|(_, name)| *name));
@@ -126,6 +128,8 @@ mod tests {
             text,
             "rw,nosuid,nodev,default_permissions,fsname=vaultfs,subtype=vaultfs,allow_other,noexec"
         );
+        let named = KernelOptions { source: Some("embedded=/a,b".into()), ..KernelOptions::default() };
+        assert!(option_text(&named).ends_with(r"fsname=embedded=/a\,b,subtype=vaultfs"));
     }
 
     #[test]

@@ -57,6 +57,15 @@ pub struct KernelOptions {
     pub noexec: bool,
     /// Every write waits for the vault (it does anyway; kept for `mount -o sync`).
     pub sync: bool,
+    /// What the mount table calls the mounted thing; `mount -a` and systemd compare it with /etc/fstab.
+    pub source: Option<String>,
+}
+
+impl KernelOptions {
+    /// The source column of the mount table.
+    pub fn source(&self) -> &str {
+        self.source.as_deref().unwrap_or("vaultfs")
+    }
 }
 
 /// Why something ended: an exit code of the command line, and a sentence.
@@ -98,7 +107,7 @@ pub enum Outcome {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
-    /// Take over this mount. Carries the /dev/fuse descriptor and the control socket's listener.
+    /// Take over this mount. Carries the /dev/fuse descriptor, the control socket's listener and the line to the helper.
     Serve {
         /// The INIT request as the kernel sent it.
         init: Vec<u8>,
@@ -148,6 +157,8 @@ pub struct Facts {
     pub keeper_memory: crate::harden::LockState,
     /// How many workers there were before this one.
     pub restarts: u32,
+    /// The helper that is there already, 0 if none: what it asks is never taken for a program's request.
+    pub helper_pid: u32,
 }
 
 /// Writes a configuration and a key for a new process to read.

@@ -61,7 +61,7 @@ fn mount_directly(mountpoint: &Path, options: &KernelOptions) -> io::Result<Owne
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_NOEXEC, options.noexec);
     flags.set(MsFlags::MS_SYNCHRONOUS, options.sync);
-    nix::mount::mount(Some("vaultfs"), mountpoint, Some(mounts::FS_TYPE), flags, Some(data.as_str()))?;
+    nix::mount::mount(Some(options.source()), mountpoint, Some(mounts::FS_TYPE), flags, Some(data.as_str()))?;
     Ok(device.into())
 }
 

@@ -5,11 +5,12 @@
 //! deadline it is killed and *not waited for*: should it be stuck, it stays so until the mount is
 //! gone, and init collects it.
 
-use std::ffi::CString;
-use std::io::{self, Read};
+use std::ffi::{CString, OsStr};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -49,10 +50,31 @@ pub enum ProbeError {
 
 /// Looks at `path` in a child process, for at most `within`.
 pub fn look(path: &Path, within: Duration) -> Result<Seen, ProbeError> {
+    let text = ask(&[path.as_os_str()], within)?;
+    serde_json::from_slice(&text).map_err(|_| ProbeError::Failed(io::Error::other("the probe died")))
+}
+
+/// Reads the file `path` in a child process, for at most `within`.
+pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, ProbeError> {
+    let text = ask(&[OsStr::new(READ), path.as_os_str()], within)?;
+    // The child's last word says whether that is all.
+    match text.split_last() {
+        Some((0, bytes)) => Ok(bytes.to_owned()),
+        Some((&errno, _)) => Err(ProbeError::Failed(io::Error::from_raw_os_error(errno.into()))),
+        None => Err(ProbeError::Failed(io::Error::other("the probe died"))),
+    }
+}
+
+/// The option of [`COMMAND`] that reads.
+const READ: &str = "--read";
+
+/// What the child prints.
+fn ask(args: &[&OsStr], within: Duration) -> Result<Vec<u8>, ProbeError> {
     let end = Instant::now() + within;
     let mut child = Command::new("/proc/self/exe")
+        .arg0("vaultfs")
         .arg(COMMAND)
-        .arg(path)
+        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -80,7 +102,20 @@ pub fn look(path: &Path, within: Duration) -> Result<Seen, ProbeError> {
     }
     // It closed its output as its last act: it is not stuck.
     let _ = child.wait();
-    serde_json::from_slice(&text).map_err(|_| ProbeError::Failed(io::Error::other("the probe died")))
+    Ok(text)
+}
+
+/// The child: reads, prints the bytes and then one with the errno, 0 if all went well.
+pub fn read_child(path: &Path) -> io::Result<()> {
+    let (mut bytes, errno) = match std::fs::read(path) {
+        Ok(bytes) => (bytes, 0),
+        Err(e) => {
+            (Vec::new(), e.raw_os_error().and_then(|n| u8::try_from(n).ok()).unwrap_or(libc::EIO as u8))
+        }
+    };
+    bytes.push(errno);
+    io::stdout().write_all(&bytes)?;
+    io::stdout().flush()
 }
 
 /// The child: looks and prints.

@@ -9,13 +9,14 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
 /// The built program.
@@ -239,11 +240,12 @@ impl Mount {
         numbers
     }
 
-    /// Requests sent to the vault so far, as the mount itself says.
+    /// Requests sent to the vault so far, as the mount itself says, but for those that follow changes made elsewhere.
     pub fn requests(&self) -> u64 {
         let text = fs::read(self.path(".vaultfs/status.json")).unwrap();
         let status: serde_json::Value = serde_json::from_slice(&text).unwrap();
         status["vault"]["requests"].as_u64().unwrap()
+            - status["changes"]["refresh"]["requests"].as_u64().unwrap()
     }
 
     /// `vaultfs status --json MNT`.
@@ -268,6 +270,13 @@ impl Mount {
     pub fn unmount(mut self) -> Place {
         run(self.vaultfs(["unmount"]).arg(self.mnt())).ok();
         let place = self.place.take().expect("taken only here");
+        assert_nothing_left(&place.mnt);
+        place
+    }
+
+    /// The place of a mount that has ended already, for another one.
+    pub fn unmount_done(mut self) -> Place {
+        let place = self.place.take().expect("taken only here and above");
         assert_nothing_left(&place.mnt);
         place
     }
@@ -421,4 +430,27 @@ pub fn in_foreground(command: &mut Command) -> (Beside, BufReader<ChildStderr>) 
 /// Opens a path to everybody.
 pub fn open_to_all(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// /dev/fuse open to everybody, as distributions have it and some containers do not; one test at a time.
+pub struct DeviceForAll {
+    mode: u32,
+    /// Two tests would change the mode under each other.
+    _turn: Flock<fs::File>,
+}
+
+impl DeviceForAll {
+    pub fn open() -> Self {
+        let device = fs::File::open("/dev/fuse").unwrap();
+        let turn = Flock::lock(device, FlockArg::LockExclusive).unwrap();
+        let mode = fs::metadata("/dev/fuse").unwrap().mode() & 0o777;
+        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+        Self { mode, _turn: turn }
+    }
+}
+
+impl Drop for DeviceForAll {
+    fn drop(&mut self) {
+        let _ = fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(self.mode));
+    }
 }

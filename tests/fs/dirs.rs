@@ -75,15 +75,26 @@ async fn a_listing_taken_in_parts_neither_skips_nor_doubles_what_stays() {
         sh.put(&format!("n{n:02}"), "x").await;
     }
     let dir = sh.fs.opendir(vaultfs::fs::ROOT, sh.caller()).unwrap();
-    let first = sh.step(sh.fs.readdir(dir.fh, true)).await.unwrap();
+    let root = vaultfs::fs::ROOT;
+    let first = sh.step(sh.fs.readdir(root, dir.fh, 0)).await.unwrap();
+    let all = first.after(0);
+    let half = all[20].cookie;
     for n in (0..25).step_by(3) {
         sh.rm(&format!("n{n:02}")).await.unwrap();
         sh.write_file(&format!("m{n:02}"), "x").await.unwrap();
     }
-    let onward = sh.step(sh.fs.readdir(dir.fh, false)).await.unwrap();
-    assert_eq!(first, onward, "the names as they were at the beginning");
-    let again = sh.step(sh.fs.readdir(dir.fh, true)).await.unwrap();
+    let onward = sh.step(sh.fs.readdir(root, dir.fh, half)).await.unwrap();
+    assert_eq!(onward.after(half), all[21..], "the names as they were at the beginning");
+    let again = sh.getdents(root, dir.fh).await.unwrap();
     assert!(again.iter().any(|e| e.name == "m00") && !again.iter().any(|e| e.name == "n00"));
+    let late = sh.step(sh.fs.readdir(root, 0, half)).await.unwrap().after(half);
+    let stays = |e: &&vaultfs::fs::DirEntry| all[21..].iter().any(|old| old.name == e.name);
+    let stayed = all[21..].iter().filter(|e| again.iter().any(|new| new.name == e.name)).count();
+    assert_eq!(
+        late.iter().filter(stays).count(),
+        stayed,
+        "who has no handle finds the place in the newer names"
+    );
     sh.fs.releasedir(dir.fh);
     assert_eq!(sh.fs.status().handles, 0);
 }
@@ -95,7 +106,7 @@ async fn a_listing_tells_true_inode_numbers_where_there_are_any() {
     sh.put("g", "x").await;
     let (d, g) = (sh.stat("d").await.unwrap().ino, sh.stat("g").await.unwrap().ino);
     let dir = sh.fs.opendir(vaultfs::fs::ROOT, sh.caller()).unwrap();
-    let listing = sh.step(sh.fs.readdir(dir.fh, true)).await.unwrap();
+    let listing = sh.getdents(vaultfs::fs::ROOT, dir.fh).await.unwrap();
     let ino = |name| listing.iter().find(|e| e.name == name).and_then(|e| e.ino);
     assert_eq!((ino("d"), ino("g")), (Some(d), Some(g)));
     sh.fs.releasedir(dir.fh);

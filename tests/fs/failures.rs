@@ -31,6 +31,36 @@ async fn a_change_whose_answer_is_lost_is_one_version() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_update_whose_answer_is_lost_is_one_version_at_any_later_try() {
+    for again in ["fsync", "retry", "drain"] {
+        let sh = Shell::new();
+        sh.put("f", "old").await;
+        let fd = sh.open("f", WRITE).await.unwrap();
+        sh.pwrite(&fd, 0, "new").unwrap();
+        sh.vault.fail_next(Op::Update, Fault::After(ErrorKind::Deadline));
+        sh.vault.fail_always(Op::GetByName, Fault::Before(ErrorKind::Unreachable));
+        assert_eq!(sh.fsync(&fd).await, Err(Errno::ETIMEDOUT));
+        sh.vault.clear();
+        match again {
+            "fsync" => sh.fsync(&fd).await.unwrap(),
+            "retry" => sh.pass(Duration::from_secs(61)).await,
+            _ => assert!(sh.fs.drain(Drain::All, PATIENCE).await.is_empty()),
+        }
+        assert!(sh.fs.unsaved().is_empty(), "{again}");
+        sh.close(fd).await.unwrap();
+        assert_eq!(sh.history("f").await, ["old", "new"], "{again}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_save_is_sent_and_told_once() {
+    let sh = Shell::new();
+    sh.vault.fail_always(Op::Create, Fault::Before(ErrorKind::Forbidden));
+    assert_eq!(sh.write_file("f", "x").await, Err(Errno::EACCES));
+    assert_eq!((sh.vault.count(Op::Create), sh.fs.status().last_errors.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_update_of_what_was_deleted_elsewhere_makes_it_anew() {
     let sh = Shell::new();
     sh.put("f", "old").await;

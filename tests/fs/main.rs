@@ -2,6 +2,7 @@
 //! memory that fails where a test says so. One module a promise; `model` compares random sessions with a map.
 
 mod backups;
+mod deadlines;
 mod dirs;
 mod editors;
 mod failures;
@@ -13,5 +14,6 @@ mod outage;
 mod renames;
 mod replaced;
 mod requests;
+mod rotations;
 mod saves;
 mod shell;

@@ -4,6 +4,9 @@
 //! read, lookups are counted as the kernel counts them. Time is tokio's paused time, for vault and file system
 //! alike; each look at the clock is a nanosecond later than the one before, as on a machine.
 
+#[path = "helper.rs"]
+pub mod helper;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
@@ -13,11 +16,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
-    Attr, Caller, Create, Entry, Errno, FileKind, FileSystem, Kernel, Options, ROOT, Result, SetAttr, Step,
+    Attr, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, HelperCall, Kernel, Options, ROOT,
+    Result, SetAttr, Step,
 };
 use vaultfs::vault::faulty::FaultyVault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
-use vaultfs::vault::{Call, Capabilities, Content, ListQuery, Meta, ObjectName, Vault};
+use vaultfs::vault::{Call, Capabilities, Content, DynVault, ListQuery, Meta, ObjectName, Vault};
+
+use helper::Helper;
 
 /// O_WRONLY | O_CREAT | O_TRUNC, as a shell's `>` opens.
 pub const CREATE: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
@@ -45,15 +51,26 @@ impl Clock for PausedClock {
     }
 }
 
-/// Entries that the file system told the kernel to forget.
+/// The kernel as far as the file system asks something of it.
 #[derive(Default)]
-pub struct Told(Mutex<Vec<(u64, String)>>);
+pub struct Told {
+    /// Entries that it was told to forget.
+    entries: Mutex<Vec<(u64, String)>>,
+    /// Inodes whose pages and attributes it was told to forget.
+    pub inodes: Mutex<Vec<u64>>,
+    pub helper: Helper,
+}
 
 impl Kernel for Told {
     fn inval_entry(&self, parent: u64, name: &OsStr) {
-        self.0.lock().unwrap().push((parent, name.to_string_lossy().into_owned()));
+        self.entries.lock().unwrap().push((parent, name.to_string_lossy().into_owned()));
     }
-    fn inval_inode(&self, _ino: u64) {}
+    fn inval_inode(&self, ino: u64) {
+        self.inodes.lock().unwrap().push(ino);
+    }
+    fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
+        self.helper.order(number, to, call)
+    }
 }
 
 /// A mounted file system, and the program that uses it.
@@ -111,8 +128,19 @@ impl Shell {
         Self::mounted(self.memory.clone(), self.clock.clone(), options)
     }
 
+    /// A mount of a vault that is not in memory: `memory` stays empty.
+    #[allow(dead_code, reason = "of the test binaries with this module, `faults` uses it")]
+    pub fn over(vault: DynVault, clock: Arc<dyn Clock>, options: Options) -> Self {
+        let memory = Arc::new(MemoryVault::new(vault.capabilities(), clock.clone()));
+        Self::of_vault(vault, memory, clock, options)
+    }
+
     fn mounted(memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
-        let vault = Arc::new(FaultyVault::with_clock(memory.clone(), clock.clone()));
+        Self::of_vault(memory.clone(), memory, clock, options)
+    }
+
+    fn of_vault(vault: DynVault, memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
+        let vault = Arc::new(FaultyVault::with_clock(vault, clock.clone()));
         let fs = FileSystem::new(vault.clone(), None, options, clock.clone());
         let told = Arc::new(Told::default());
         fs.attach_kernel(told.clone());
@@ -161,13 +189,16 @@ impl Shell {
 
     /// The kernel drops what it holds, as under memory pressure.
     pub fn forget_all(&self) {
-        let held = std::mem::take(&mut *self.lookups.lock().unwrap());
+        let mut held = std::mem::take(&mut *self.lookups.lock().unwrap());
+        for (ino, count) in self.told.helper.let_go() {
+            *held.entry(ino).or_default() += count;
+        }
         held.into_iter().for_each(|(ino, count)| self.fs.forget(ino, count));
     }
 
     /// Entries that the kernel was told to forget since the last call.
     pub fn invalidated(&self) -> Vec<(u64, String)> {
-        std::mem::take(&mut *self.told.0.lock().unwrap())
+        std::mem::take(&mut *self.told.entries.lock().unwrap())
     }
 
     /// The directory of the last component, and that component.
@@ -249,7 +280,7 @@ impl Shell {
     /// All bytes; their number is what stat says.
     pub async fn read_all(&self, fd: &Fd) -> Result<Vec<u8>> {
         let size = self.fs.getattr(fd.ino)?.0.size;
-        let slice = self.step(self.fs.read(fd.fh, 0, 1 << 21)).await?;
+        let slice = self.step(self.fs.read(fd.ino, fd.fh, 0, 1 << 21)).await?;
         assert_eq!(slice.len() as u64, size, "stat and read differ");
         Ok(slice.expose().to_vec())
     }
@@ -344,15 +375,27 @@ impl Shell {
         self.step(self.fs.rename(from, to, flags)).await
     }
 
+    /// The entries of a directory from its beginning; `fh` 0 where there is no handle.
+    pub async fn getdents(&self, ino: u64, fh: u64) -> Result<Vec<DirEntry>> {
+        let mut entries: Vec<DirEntry> = Vec::new();
+        loop {
+            let after = entries.last().map_or(0, |last| last.cookie);
+            let more = self.step(self.fs.readdir(ino, fh, after)).await?.after(after);
+            if more.is_empty() {
+                return Ok(entries);
+            }
+            entries.extend(more);
+        }
+    }
+
     /// Names in a directory, directories with a slash behind.
     pub async fn ls(&self, path: &str) -> Result<Vec<String>> {
         let ino = self.stat(path).await?.ino;
         let dir = self.fs.opendir(ino, self.caller())?;
-        let listing = self.step(self.fs.readdir(dir.fh, true)).await;
+        let listed = self.getdents(ino, dir.fh).await;
         self.fs.releasedir(dir.fh);
-        let listing = listing?;
         let mut names = Vec::new();
-        for entry in listing.iter().filter(|e| e.name != "." && e.name != "..") {
+        for entry in listed?.iter().filter(|e| e.name != "." && e.name != "..") {
             let slash = if entry.kind == FileKind::Directory { "/" } else { "" };
             names.push(format!("{}{slash}", entry.name));
         }

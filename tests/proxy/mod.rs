@@ -414,7 +414,9 @@ impl Connection<'_> {
 
     fn page(&self, status: &str, kind: &str, text: &str) -> io::Result<()> {
         let len = text.len();
-        let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\n\r\n");
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n"
+        );
         self.send(format!("{head}{text}").as_bytes())?;
         Self::pause();
         Ok(())

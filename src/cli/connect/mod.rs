@@ -467,7 +467,8 @@ fn env(name: &str) -> Option<String> {
 /// The key that systemd's LoadCredential handed over, if it did.
 fn credential() -> Option<PathBuf> {
     let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("workos-api-key");
-    path.exists().then_some(path)
+    // A unit that is also for vaults without a key hands over an empty one.
+    path.metadata().is_ok_and(|meta| meta.len() > 1).then_some(path)
 }
 
 fn default_dir() -> Result<PathBuf, Failure> {

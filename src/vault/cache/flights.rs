@@ -5,21 +5,44 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
-use super::{Belief, Cache, Found, Peek, is_outage};
+use super::{Belief, Cache, Found, Peek, State, is_outage};
 use crate::vault::object::Cursors;
-use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Result};
+use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Priority, Result};
 
 /// With an older value at hand, nobody waits longer than this for a newer one.
 const STALE_WAIT: Duration = Duration::from_secs(2);
 
 /// An answer that is on its way.
 pub(super) type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
+
+/// The names under a prefix, as the pages of a listing come in.
+#[derive(Debug)]
+pub struct Feed {
+    told: Vec<ObjectName>,
+    pages: mpsc::UnboundedReceiver<Vec<ObjectName>>,
+    flight: Flight<()>,
+}
+
+impl Feed {
+    /// The next names; `None` when there are no more.
+    pub async fn names(&mut self) -> Option<Vec<ObjectName>> {
+        match std::mem::take(&mut self.told) {
+            told if told.is_empty() => self.pages.recv().await,
+            told => Some(told),
+        }
+    }
+
+    /// How the listing ended.
+    pub async fn ended(self) -> Result<()> {
+        self.flight.await
+    }
+}
 
 impl Cache {
     /// Reads `name` from the vault, whatever is in memory; old values stand in while the vault is down.
@@ -72,10 +95,7 @@ impl Cache {
             Err(_) => Err(Error::new(ErrorKind::Deadline, "the vault did not list its names in time")),
         };
         match answer {
-            Err(e) if is_outage(e.kind) && self.listing_may_stand_in() => {
-                self.served_stale.store(true, Ordering::Relaxed);
-                Ok(())
-            }
+            Err(e) if self.names_may_stand_in(&e) => Ok(()),
             other => other,
         }
     }
@@ -109,8 +129,18 @@ impl Cache {
         last.is_some_and(|last| now.saturating_duration_since(last) < STALE_WAIT)
     }
 
-    /// Joins the read of `name` that is out, or sends one.
+    /// Reads `name` from the vault for the mount itself: nobody waits for it.
+    pub async fn fetch_in_background(self: &Arc<Self>, name: &ObjectName) -> Result<Option<Arc<Object>>> {
+        self.count_request();
+        self.flight_with(name, Priority::Background).await
+    }
+
     fn read_flight(self: &Arc<Self>, name: &ObjectName) -> Flight<Option<Arc<Object>>> {
+        self.flight_with(name, Priority::Foreground)
+    }
+
+    /// Joins the read of `name` that is out, or sends one.
+    fn flight_with(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Flight<Option<Arc<Object>>> {
         // The task cannot end before it is entered here: it needs this lock to leave.
         let mut state = self.state();
         if let Some(flight) = state.reads.get(name) {
@@ -119,13 +149,13 @@ impl Cache {
         let (cache, wanted) = (self.clone(), name.clone());
         let flight = fly(async move {
             let asked = cache.clock.now();
-            let call = Call::foreground(asked + cache.config.timeout);
+            let call = Call { deadline: asked + cache.config.timeout, priority };
             let answer = cache.vault.get_by_name(&call, &wanted).await;
             cache.note(&answer);
             let answer = match answer {
                 Ok(object) => Ok(Some(cache.settle(object, asked))),
                 Err(e) if e.kind == ErrorKind::NotFound => {
-                    cache.state().index.missing(&wanted, asked);
+                    cache.state().take_in_absence(&wanted, asked);
                     Ok(None)
                 }
                 Err(e) => Err(e),
@@ -140,23 +170,50 @@ impl Cache {
     /// Joins the listing that is out, or begins one.
     fn listing_flight(self: &Arc<Self>) -> Flight<()> {
         let mut state = self.state();
-        if let Some(flight) = &state.listing {
+        self.join_listing(&mut state)
+    }
+
+    fn join_listing(self: &Arc<Self>, state: &mut State) -> Flight<()> {
+        if let Some((flight, _)) = &state.listing {
             return flight.clone();
         }
-        let cache = self.clone();
+        let (cache, asked) = (self.clone(), self.clock.now());
         let flight = fly(async move {
-            let answer = cache.list_pages().await;
+            let answer = cache.list_pages(asked).await;
             cache.note(&answer);
-            cache.state().listing = None;
+            let mut state = cache.state();
+            state.listing = None;
+            state.feeds = Vec::new();
+            drop(state);
             answer
         });
-        state.listing = Some(flight.clone());
+        state.listing = Some((flight.clone(), asked));
         flight
     }
 
+    /// The names under `prefix` as they come in: joins the listing that is out, or begins one.
+    pub fn feed(self: &Arc<Self>, prefix: &str) -> Feed {
+        let mut state = self.state();
+        let flight = self.join_listing(&mut state);
+        // What was told before, and what has been found or made since.
+        let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked)| *asked);
+        let told = state.index.names_since(prefix, since);
+        let (sender, pages) = mpsc::unbounded_channel();
+        state.feeds.push((prefix.to_owned(), sender));
+        Feed { told, pages, flight }
+    }
+
+    /// Whether names that were known before may stand in for a listing that failed so.
+    pub fn names_may_stand_in(&self, e: &Error) -> bool {
+        let may = is_outage(e.kind) && self.listing_may_stand_in();
+        if may {
+            self.served_stale.store(true, Ordering::Relaxed);
+        }
+        may
+    }
+
     /// Each page has the full timeout; the names of a page count as soon as it is there.
-    async fn list_pages(&self) -> Result<()> {
-        let asked = self.clock.now();
+    async fn list_pages(&self, asked: Instant) -> Result<()> {
         let mut query = ListQuery::first();
         let mut cursors = Cursors::default();
         let mut pages = 0;
@@ -166,11 +223,16 @@ impl Cache {
             pages += 1;
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
-            page.items.iter().for_each(|item| state.index.listed(item, asked));
+            state.take_in(&page.items, asked);
+            state.feeds.retain(|(prefix, feed)| {
+                let names = page.items.iter().map(|item| &item.name);
+                let names: Vec<_> = names.filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+                names.is_empty() || feed.send(names).is_ok()
+            });
             match next {
                 Some(cursor) => query = query.next(cursor),
                 None => {
-                    state.index.listing_ended(asked, pages);
+                    state.end_listing(asked, pages);
                     return Ok(());
                 }
             }

@@ -9,8 +9,10 @@
 //!
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
+mod changes;
 mod flights;
 mod index;
+mod refresh;
 mod search;
 mod table;
 
@@ -19,14 +21,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
+
 use super::{
     Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Result, VersionInfo,
     VersionTag,
 };
 use crate::clock::Clock;
+pub use changes::{Change, ChangeKind};
+pub use flights::Feed;
 use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
+pub use refresh::RefreshStatus;
 pub use table::Usage;
 
 /// Histories kept; each is a few dozen bytes a version.
@@ -74,11 +81,16 @@ pub enum Peek {
 struct State {
     index: Index,
     reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
-    listing: Option<Flight<()>>,
+    /// The listing that is out, and when it was begun.
+    listing: Option<(Flight<()>, Instant)>,
+    /// Who wants to hear of its names, by prefix.
+    feeds: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
     searches: HashMap<String, Flight<()>>,
     /// `None` once the vault has answered.
     outage: Option<Outage>,
     histories: lru::LruCache<(ObjectId, VersionTag), Arc<Vec<VersionInfo>>>,
+    /// Changes made elsewhere that nobody has taken yet; `None` while nobody wants them.
+    changes: Option<Vec<Change>>,
 }
 
 /// The vault does not answer.
@@ -97,6 +109,10 @@ pub struct Cache {
     clock: Arc<dyn Clock>,
     config: CacheConfig,
     state: Mutex<State>,
+    /// A leaf as well.
+    refresh: Mutex<refresh::Refresh>,
+    /// The refresher may have to get up.
+    woken: tokio::sync::Notify,
     /// A value past its time was served since the vault last answered.
     served_stale: AtomicBool,
 }
@@ -142,10 +158,14 @@ impl Cache {
                 index: Index::new(now, config.capacity),
                 reads: HashMap::new(),
                 listing: None,
+                feeds: Vec::new(),
                 searches: HashMap::new(),
                 outage: None,
                 histories: lru::LruCache::new(histories),
+                changes: None,
             }),
+            refresh: Mutex::default(),
+            woken: tokio::sync::Notify::new(),
             served_stale: AtomicBool::new(false),
         })
     }
@@ -162,9 +182,9 @@ impl Cache {
     /// Takes in the page that the start-up probe read anyway; `asked` is when it was asked for.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
-        page.items.iter().for_each(|item| state.index.listed(item, asked));
+        state.take_in(&page.items, asked);
         if page.next.is_none() {
-            state.index.listing_ended(asked, 1);
+            state.end_listing(asked, 1);
         }
     }
 
@@ -196,6 +216,15 @@ impl Cache {
         }
     }
 
+    /// For how long it stays freshly known that no name starts with `prefix`.
+    pub fn not_implied_for(&self, prefix: &str) -> Duration {
+        let now = self.clock.now();
+        match self.state().index.implied(prefix) {
+            Implied::No(at) => self.ttl(at, now),
+            Implied::Yes | Implied::Unknown => Duration::ZERO,
+        }
+    }
+
     /// Whether one page holds all names, so that listing costs no more than asking for one name.
     pub fn listing_is_one_page(&self) -> bool {
         self.state().index.complete().is_some_and(|(_, pages)| pages <= 1)
@@ -203,8 +232,13 @@ impl Cache {
 
     /// Whether all names are freshly known.
     pub fn is_complete(&self) -> bool {
+        self.complete_for() > Duration::ZERO
+    }
+
+    /// For how long all names stay freshly known.
+    pub fn complete_for(&self) -> Duration {
         let now = self.clock.now();
-        self.state().index.complete().is_some_and(|(at, _)| self.ttl(at, now) > Duration::ZERO)
+        self.state().index.complete().map_or(Duration::ZERO, |(at, _)| self.ttl(at, now))
     }
 
     /// Moves on whenever the set of names changes.
@@ -306,7 +340,11 @@ impl Cache {
 
     /// We stored this ourselves; it is the current version as of now.
     pub fn stored(&self, meta: Meta, content: Content) -> Arc<Object> {
-        self.settle(Object { meta, content }, self.clock.now())
+        let (object, now) = (Arc::new(Object { meta, content }), self.clock.now());
+        let mut state = self.state();
+        state.index.found(&object.meta, now);
+        state.index.put_value(&object);
+        object
     }
 
     /// We deleted this ourselves, or know otherwise that it is gone as of now.
@@ -363,7 +401,7 @@ impl Cache {
     fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
         let object = Arc::new(object);
         let mut state = self.state();
-        state.index.found(&object.meta, asked);
+        state.take_in_read(&object.meta, asked);
         state.index.put_value(&object);
         object
     }

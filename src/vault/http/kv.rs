@@ -16,7 +16,7 @@ use reqwest::Method;
 use zeroize::Zeroizing;
 
 use super::retry::Effect;
-use super::status::bad_answer;
+use super::status::{bad_answer, confirmed};
 use super::transport::{Answer, Body, Request, Transport};
 use super::wire::{WireKvMetadata, WireKvObject, WireKvVersion, WirePage, parse, parse_time};
 use super::{MAX_PAGES, idempotency_key, quoted, segment, too_large, too_long};
@@ -321,7 +321,7 @@ impl Vault for KvVault {
         let path = path(id, "", &doing)?;
         let mut request = Request::write(Method::DELETE, path, None, ErrorKind::VersionMismatch, doing);
         request.query.extend(checkable(check).map(|tag| ("version_check", tag.to_owned())));
-        self.transport.send(call, &request).await.map(drop)
+        confirmed(&self.transport.send(call, &request).await?, &request)
     }
 
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {

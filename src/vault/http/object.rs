@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use reqwest::Method;
 use zeroize::Zeroizing;
 
-use super::status::bad_answer;
+use super::status::{bad_answer, confirmed};
 use super::transport::{Answer, Body, Request, Transport};
 use super::wire::{WireObject, WirePage, WireVersionInfo, parse, parse_time};
 use super::{MAX_PAGES, quoted, too_large, too_long};
@@ -224,7 +224,7 @@ impl Vault for ObjectVault {
             ErrorKind::VersionMismatch,
             doing,
         );
-        self.transport.send(call, &request).await.map(drop)
+        confirmed(&self.transport.send(call, &request).await?, &request)
     }
 
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {

@@ -29,6 +29,14 @@ pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
     error(ErrorKind::BadAnswer, &format!("the vault's answer cannot be used: {why}"), answer, request)
 }
 
+/// For an answer that need not say anything: whether it is one of a vault at all, and not some page's.
+pub fn confirmed(answer: &Answer, request: &Request) -> Result<()> {
+    match answer.body.trim_ascii().is_empty() || is_json_object(&answer.body) {
+        true => Ok(()),
+        false => Err(bad_answer("it is not JSON", answer, request)),
+    }
+}
+
 fn error(kind: ErrorKind, sentence: &str, answer: &Answer, request: &Request) -> Error {
     // A server that failed, or that answered nonsense, may have done its work before.
     let doubt = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) || answer.doubt;

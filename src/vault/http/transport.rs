@@ -7,12 +7,12 @@
 
 use std::borrow::Cow;
 use std::error::Error as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use zeroize::Zeroizing;
 
@@ -116,6 +116,8 @@ enum Failed {
     Lost(String),
     /// The answer was cut short; why.
     Cut(String),
+    /// What answers does not speak HTTP; why.
+    NoHttp(String),
     /// The deadline passed, after the request was sent or before.
     Late { sent: bool },
     /// The answer is longer than any vault's.
@@ -148,6 +150,8 @@ pub struct Transport {
     requests: AtomicU64,
     /// An answer has come, whatever its status.
     answered: AtomicBool,
+    /// By how much the vault's clock is ahead of ours, once it has told its time.
+    ahead_ms: Mutex<Option<i64>>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -159,7 +163,12 @@ impl std::fmt::Debug for Transport {
 impl Transport {
     /// Nothing is sent yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, requests: AtomicU64::new(0), answered: AtomicBool::new(false) }
+        Self {
+            parts,
+            requests: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
+            ahead_ms: Mutex::new(None),
+        }
     }
 
     /// Where the vault is and what was sent to it.
@@ -168,7 +177,20 @@ impl Transport {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
             budget: self.parts.budget.status(),
+            ahead_ms: *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
+    }
+
+    /// Takes in the vault's idea of the time.
+    fn compare_clocks(&self, headers: &HeaderMap) {
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let Some(theirs) = date else { return };
+        let ours = self.parts.clock.wall();
+        let ahead = match theirs.duration_since(ours) {
+            Ok(ahead) => i64::try_from(ahead.as_millis()),
+            Err(behind) => i64::try_from(behind.duration().as_millis()).map(|ms| -ms),
+        };
+        *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ahead.ok();
     }
 
     /// URL or socket path.
@@ -215,7 +237,7 @@ impl Transport {
                 Ok(answer) => trouble_of(answer),
                 Err(Failed::NotSent(_)) if self.answered.load(Ordering::Relaxed) => Some(Trouble::Gone),
                 Err(Failed::NotSent(_)) => Some(Trouble::NotSent),
-                Err(Failed::Lost(_) | Failed::Cut(_)) => Some(Trouble::Lost),
+                Err(Failed::Lost(_) | Failed::Cut(_) | Failed::NoHttp(_)) => Some(Trouble::Lost),
                 Err(Failed::Late { .. } | Failed::TooLong) => None,
             };
             let left = call.deadline.saturating_duration_since(self.parts.clock.now());
@@ -272,6 +294,7 @@ impl Transport {
                 }
             };
             self.answered.store(true, Ordering::Relaxed);
+            self.compare_clocks(response.headers());
             let headers = Headers::read(response.headers(), self.parts.clock.wall());
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
@@ -366,6 +389,11 @@ impl Transport {
                 true,
                 format!("the answer of the vault at {endpoint} was cut short ({why})"),
             ),
+            Failed::NoHttp(why) => (
+                ErrorKind::BadAnswer,
+                true,
+                format!("what answers at {endpoint} does not speak HTTP ({why}): check the address"),
+            ),
             Failed::Late { sent } => {
                 (ErrorKind::Deadline, sent, format!("the vault at {endpoint} did not answer in time"))
             }
@@ -408,7 +436,23 @@ fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
 
 fn failed_by(error: &reqwest::Error) -> Failed {
     let why = root_cause(error);
-    if error.is_connect() || error.is_builder() { Failed::NotSent(why) } else { Failed::Lost(why) }
+    match error {
+        _ if error.is_connect() || error.is_builder() => Failed::NotSent(why),
+        _ if is_unreadable(error) => Failed::NoHttp(why),
+        _ => Failed::Lost(why),
+    }
+}
+
+/// Whether an answer came that is none in HTTP.
+fn is_unreadable(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = error.source();
+    while let Some(inner) = cause {
+        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// The innermost reason: the outer ones repeat the URL.

@@ -1,0 +1,163 @@
+//! Does anything grow with the number of objects? Lookups, reads and the refresher's tick, at three sizes side by side.
+
+use std::time::{Duration, Instant};
+
+use super::hundred;
+use crate::Plan;
+use crate::measure::{Spread, c_path, cat, list, quantile, stat};
+use crate::mount::{Mount, Place};
+use crate::report::Report;
+use crate::vault::Vault;
+
+struct Side<'a> {
+    vault: &'a Vault,
+    mount: Mount<'a>,
+    /// Names that were asked for already.
+    used: u32,
+}
+
+const REFRESH: Duration = Duration::from_millis(500);
+
+pub fn all(plan: &Plan, report: &mut Report) -> Result<(), String> {
+    let sizes: [usize; 3] = [100, 10_000, if plan.quick { 100_000 } else { 1_000_000 }];
+    let names = |size: usize| (0..size).map(|n| format!("key-{n:07}")).collect();
+    let vaults: Vec<Vault> =
+        sizes.iter().map(|size| Vault::start(names(*size), hundred)).collect::<Result<_, _>>()?;
+    let place = Place::new()?;
+    let mut sides = Vec::new();
+    for (size, vault) in sizes.iter().zip(&vaults) {
+        let refresh = format!("--refresh={}ms", REFRESH.as_millis());
+        let mount = place.mount(&format!("mnt-{size}"), &vault.url, &["--read-only", &refresh])?;
+        if *size == sizes[2] {
+            let took = mount.took.as_secs_f64();
+            report.row(
+                "mount-time",
+                format!("mount with {size} objects"),
+                "≤ 1 s",
+                (format!("{took:.2} s"), "once".into()),
+                took <= 1.0,
+            );
+        }
+        let begun = Instant::now();
+        let seen = list(&c_path(&mount.mnt), false)?;
+        if seen != *size {
+            return Err(format!("{seen} names where there are {size}"));
+        }
+        report.told(
+            format!("first listing of {size} names"),
+            (
+                format!("{:.2} s", begun.elapsed().as_secs_f64()),
+                format!("{} requests", vault.requests().all()),
+            ),
+        );
+        sides.push(Side { vault, mount, used: 0 });
+    }
+    let large = format!("{} objects against {}", sizes[2], sizes[0]);
+    let rounds = plan.rounds.max(5);
+    let lookups = ratios(&mut sides, rounds, |side| side.absent(300))?;
+    report.at_most(
+        "scale-lookup",
+        format!("lookup answered from the names that are known, {large}"),
+        2.0,
+        &lookups,
+    );
+    let reads = ratios(&mut sides, rounds, |side| side.read(100 / rounds as u32))?;
+    report.at_most("scale-read", format!("cold read, {large}"), 2.0, &reads);
+    ticks(plan, report, &sides, &large)
+}
+
+/// The last side's time over the first's, round by round; the sides take turns.
+fn ratios(
+    sides: &mut [Side<'_>],
+    rounds: usize,
+    mut work: impl FnMut(&mut Side<'_>) -> Result<f64, String>,
+) -> Result<Spread, String> {
+    let mut ratios = Vec::new();
+    for _ in 0..rounds {
+        let took = sides.iter_mut().map(&mut work).collect::<Result<Vec<_>, _>>()?;
+        ratios.push(took[took.len() - 1] / took[0]);
+    }
+    Ok(Spread::of(ratios))
+}
+
+impl Side<'_> {
+    /// Looks up names that nobody has and that were never asked for; the median time.
+    fn absent(&mut self, count: u32) -> Result<f64, String> {
+        let mut took = Vec::new();
+        for _ in 0..count {
+            self.used += 1;
+            let path = c_path(&self.mount.path(&format!("nobody-{:07}", self.used)));
+            let begun = Instant::now();
+            if stat(&path).is_ok() {
+                return Err("a name that nobody has is there".into());
+            }
+            took.push(begun.elapsed().as_secs_f64());
+        }
+        Ok(quantile(&mut took, 0.5))
+    }
+
+    /// Reads names for the first time; the median time.
+    fn read(&mut self, count: u32) -> Result<f64, String> {
+        // From here on `used` counts these.
+        let mut took = Vec::new();
+        for _ in 0..count {
+            self.used += 1;
+            // A step that visits all of them before it comes back.
+            let n = (u64::from(self.used) * 61 % self.vault_size()) as u32;
+            let path = c_path(&self.mount.path(self.vault.name(n)));
+            let begun = Instant::now();
+            cat(&path, &mut [0; 4096])?;
+            took.push(begun.elapsed().as_secs_f64());
+        }
+        Ok(quantile(&mut took, 0.5))
+    }
+
+    fn vault_size(&self) -> u64 {
+        self.vault.len() as u64
+    }
+}
+
+/// Lets the refreshers tick and counts what that takes.
+fn ticks(plan: &Plan, report: &mut Report, sides: &[Side<'_>], large: &str) -> Result<(), String> {
+    let length = Duration::from_secs(if plan.quick { 8 } else { 20 });
+    let before: Vec<_> = sides.iter().map(|side| (side.vault.requests(), side.mount.cpu())).collect();
+    let begun = Instant::now();
+    let mut n = 0;
+    while begun.elapsed() < length {
+        // In use, or the refresher goes to sleep.
+        for side in sides {
+            n += 1;
+            let _ = stat(&c_path(&side.mount.path(&format!("somebody-{n}"))));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let expected = length.as_secs_f64() / REFRESH.as_secs_f64();
+    let mut each = Vec::new();
+    for (side, (requests, cpu)) in sides.iter().zip(before) {
+        let used = side.vault.requests() - requests;
+        let cpu = (side.mount.cpu() - cpu).as_secs_f64() / expected;
+        each.push(cpu);
+        report.row(
+            "tick-requests",
+            format!(
+                "requests in {} s of ticks of {} ms, {} objects",
+                length.as_secs(),
+                REFRESH.as_millis(),
+                side.vault.len()
+            ),
+            format!("≤ {:.0}: one a tick", expected + 1.0),
+            (used.all().to_string(), format!("{:.0} µs of CPU a tick", cpu * 1e6)),
+            used.all() as f64 <= expected + 1.0,
+        );
+    }
+    let ratio = each[each.len() - 1] / each[0];
+    let spread = ("once".to_owned(), ratio <= 2.0);
+    report.row(
+        "scale-tick",
+        format!("CPU of a tick, {large}"),
+        "≤ 2 ×",
+        (format!("{ratio:.2} ×"), spread.0),
+        spread.1,
+    );
+    Ok(())
+}

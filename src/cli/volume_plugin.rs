@@ -1,0 +1,205 @@
+//! `vaultfs volume-plugin`: volumes for Docker and Podman.
+//!
+//! Stays in the foreground, for a service manager, and logs on standard error. SIGTERM and SIGINT end it: requests
+//! under way are answered, volumes in use stay mounted, and the next start finds them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::{ArgAction, CommandFactory, Parser};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::exit::{Exit, Failure};
+use super::serve;
+use crate::clock::SystemClock;
+use crate::harden;
+use crate::server::listen::{self, Listeners};
+use crate::volume::driver::{Driver, Parts};
+use crate::volume::mounter::Commands;
+use crate::volume::options::{self, Grammar, Takes};
+use crate::volume::socket;
+use crate::volume::store::Store;
+
+/// Serve volumes to Docker and Podman
+///
+/// Each volume is a mount of its own with the options that `docker volume create -o …` gave it, made when the first
+/// container needs it and removed after the last. docs/CONTAINERS.md tells it step by step.
+#[derive(Debug, clap::Args)]
+pub struct VolumePluginArgs {
+    /// Where the engine asks, for example /run/docker/plugins/vaultfs.sock
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+
+    /// Where volumes are remembered and mounted [default: /var/lib/vaultfs; not as root: $XDG_STATE_HOME/vaultfs]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+
+    /// Options of every volume that does not say otherwise, such as api-url=URL,api-key-file=FILE
+    #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
+    options: Vec<String>,
+
+    /// Log more (repeatable)
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+/// Runs the command.
+pub fn run(args: VolumePluginArgs) -> anyhow::Result<ExitCode> {
+    serve::log_to_stderr(args.verbose.saturating_add(1));
+    if harden::has_env("WORKOS_API_KEY") {
+        return Err(Failure::new(
+            Exit::Usage,
+            "volumes are mounted by processes of their own, which read the key from a file: give \
+             -o api-key-file=FILE instead of WORKOS_API_KEY",
+        )
+        .into());
+    }
+    let defaults = defaults(&args.options);
+    options::arguments(&defaults, &BTreeMap::new(), &MountGrammar)
+        .map_err(|e| Failure::new(Exit::Usage, e))?;
+    let state = match &args.state {
+        Some(dir) => std::path::absolute(dir)?,
+        None => default_state()?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(&args.socket, &state, defaults))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) -> anyhow::Result<()> {
+    // Before anything is made: a signal from here on ends it in good order.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("which boot this is")?;
+    let (store, volumes) = Store::open(state, boot.trim())?;
+    let driver = Arc::new(Driver::new(Parts {
+        store,
+        volumes,
+        mounter: Arc::new(Commands::new()),
+        grammar: Arc::new(MountGrammar),
+        defaults,
+        clock: Arc::new(SystemClock),
+    }));
+    let unix = socket::listen(path).await?;
+    tracing::info!(socket = %path.display(), state = %state.display(), "volumes are served");
+    let settling = tokio::spawn({
+        let driver = driver.clone();
+        async move { driver.settle().await }
+    });
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // Nobody may find a socket that nobody answers.
+        let _ = std::fs::remove_file(path);
+    };
+    listen::serve(Listeners { unix, tcp: None }, socket::router(driver.clone()), stop).await;
+    settling.abort();
+    driver.end().await;
+    Ok(())
+}
+
+fn default_state() -> anyhow::Result<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok("/var/lib/vaultfs".into());
+    }
+    let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = named("XDG_STATE_HOME").or_else(|| named("HOME").map(|home| home.join(".local/state")));
+    Ok(state.context("HOME is not set: give --state DIR")?.join("vaultfs"))
+}
+
+/// `-o a=1,b` as a map; `-o a=1 -o b` is the same.
+fn defaults(lists: &[String]) -> BTreeMap<String, String> {
+    let options = lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty());
+    options
+        .map(|option| {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            (name.to_owned(), value.to_owned())
+        })
+        .collect()
+}
+
+/// The command line of `vaultfs mount`, as clap knows it.
+struct MountGrammar;
+
+impl Grammar for MountGrammar {
+    fn takes(&self, name: &str) -> Option<Takes> {
+        let command = super::Cli::command();
+        let mount = command.find_subcommand("mount")?;
+        let arg = mount.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+        Some(match arg.get_action() {
+            ArgAction::Set | ArgAction::Append => match arg.get_num_args() {
+                Some(range) if range.min_values() == 0 => Takes::Either,
+                _ => Takes::Value,
+            },
+            _ => Takes::Nothing,
+        })
+    }
+
+    fn check(&self, arguments: &[String]) -> Result<(), String> {
+        let line = ["vaultfs", "mount"].into_iter().chain(arguments.iter().map(String::as_str)).chain(["/"]);
+        match super::Cli::try_parse_from(line) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::DisplayHelp => Err("an option is wrong".into()),
+            Err(e) => Err(one_sentence(&e.render().to_string())),
+        }
+    }
+}
+
+/// What clap says, without its usage lines and dashes.
+fn one_sentence(said: &str) -> String {
+    let lines = said.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    text.split(" For more information").next().unwrap_or(text).replace("'--", "'-o ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(options: &[(&str, &str)]) -> Result<Vec<String>, String> {
+        let map = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        options::arguments(&BTreeMap::new(), &map, &MountGrammar)
+    }
+
+    #[test]
+    fn options_of_mount_are_options_of_volumes() {
+        let all = [
+            ("embedded", "/data"),
+            ("prefix", "app"),
+            ("read-only", ""),
+            ("mode", "0640"),
+            ("uid", "1000"),
+            ("gid", "1000"),
+            ("refresh", "2s"),
+        ];
+        assert_eq!(of(&all).expect("all known").len(), 8);
+        assert!(of(&[("api-url", "https://x"), ("api-key-file", "/k"), ("api", "kv")]).is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_sentence() {
+        let refresh = of(&[("refresh", "soon")]).unwrap_err();
+        assert!(refresh.contains("-o refresh") && refresh.contains("10s"), "{refresh}");
+        assert!(!refresh.contains('\n') && !refresh.contains("Usage"), "{refresh}");
+        for unknown in ["never-empty", "foreground", "o", "colour", "mountpoint"] {
+            assert!(of(&[(unknown, "x")]).unwrap_err().contains("no such option"), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_a_list_or_several() {
+        let given = ["api-url=https://x,read-only".to_owned(), "uid=5".to_owned()];
+        let map = defaults(&given);
+        assert_eq!(
+            (map["api-url"].as_str(), map["read-only"].as_str(), map["uid"].as_str()),
+            ("https://x", "", "5")
+        );
+    }
+}

@@ -1,0 +1,337 @@
+//! The names in a directory as readers see them: each name once, in an order that lasts.
+//!
+//! 1. A reader comes back with the position (`cookie`) of the last name it got. So a name keeps its position as
+//!    long as somebody may come back: a newer listing takes positions over from the one before and puts new names
+//!    at the end. Nothing that stays is skipped or doubled, whoever reads beside, and also where the kernel
+//!    tells of no handle.
+//! 2. A listing of many pages is shown while it grows: names come in the order in which the vault tells them.
+//! 3. Listings are large. They are let go [`KEPT`] after their last use; a reader that comes back later still finds
+//!    its place as long as no name has changed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::attr::FileKind;
+use super::errno::{Errno, Result};
+
+/// For how long a listing is kept for readers that come back.
+pub const KEPT: Duration = Duration::from_secs(30);
+
+/// One entry of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Its file name.
+    pub name: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Its inode number, where the kernel has been told one.
+    pub ino: Option<u64>,
+    /// Its position, from 1 on.
+    pub cookie: u64,
+}
+
+impl DirEntry {
+    /// An entry that has no position yet.
+    pub fn new(name: impl Into<String>, kind: FileKind, ino: Option<u64>) -> Self {
+        Self { name: name.into(), kind, ino, cookie: 0 }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Progress {
+    Growing,
+    Done,
+    Failed(Errno),
+}
+
+#[derive(Debug)]
+struct State {
+    /// Ascending by cookie.
+    entries: Vec<DirEntry>,
+    last: u64,
+    progress: Progress,
+    /// The last position that a reader was given.
+    shown: u64,
+}
+
+/// The entries of a directory, `.` and `..` included. The lock is a leaf.
+#[derive(Debug)]
+pub struct Listing {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl Listing {
+    fn with(entries: Vec<DirEntry>, last: u64, progress: Progress) -> Arc<Self> {
+        let state = State { entries, last, progress, shown: 0 };
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    /// A whole listing.
+    pub fn whole(entries: Vec<DirEntry>) -> Arc<Self> {
+        let (entries, last) = renew(&[], 0, entries);
+        Self::with(entries, last, Progress::Done)
+    }
+
+    /// One that begins with these and grows.
+    pub fn growing(entries: Vec<DirEntry>) -> Arc<Self> {
+        let (entries, last) = renew(&[], 0, entries);
+        Self::with(entries, last, Progress::Growing)
+    }
+
+    /// A newer one of the same directory.
+    pub fn succeeded_by(&self, entries: Vec<DirEntry>) -> Arc<Self> {
+        let state = self.state();
+        let (entries, last) = renew(&state.entries, state.last, entries);
+        drop(state);
+        Self::with(entries, last, Progress::Done)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether more is to come.
+    pub fn is_growing(&self) -> bool {
+        matches!(self.state().progress, Progress::Growing)
+    }
+
+    /// Whether a reader at this position can be answered, and how; `None` while nothing is known yet.
+    pub fn ready(&self, after: u64) -> Option<Result<()>> {
+        let state = self.state();
+        let first = state.first_after(after);
+        // The dots alone are no answer to who has just begun.
+        let more = state.entries.len() > first && (after > 0 || state.entries.len() > 2);
+        match state.progress {
+            Progress::Failed(errno) if !more => Some(Err(errno)),
+            Progress::Growing if !more => None,
+            Progress::Growing | Progress::Done | Progress::Failed(_) => Some(Ok(())),
+        }
+    }
+
+    /// Waits until [`Listing::ready`].
+    pub async fn wait(&self, after: u64) -> Result<()> {
+        loop {
+            // Made before the look, so that no change between look and wait is missed.
+            let changed = self.changed.notified();
+            if let Some(ready) = self.ready(after) {
+                return ready;
+            }
+            changed.await;
+        }
+    }
+
+    /// Gives the entries behind a position to `take`, until it says that it has no room for one.
+    pub fn visit(&self, after: u64, mut take: impl FnMut(&DirEntry) -> bool) {
+        let mut state = self.state();
+        let mut shown = state.shown;
+        for entry in &state.entries[state.first_after(after)..] {
+            if take(entry) {
+                break;
+            }
+            shown = shown.max(entry.cookie);
+        }
+        state.shown = shown;
+    }
+
+    /// The entries behind a position.
+    pub fn after(&self, after: u64) -> Vec<DirEntry> {
+        let mut entries = Vec::new();
+        self.visit(after, |entry| {
+            entries.push(entry.clone());
+            false
+        });
+        entries
+    }
+
+    /// Names have come, some for the second time, as something else. `positions`: where each name is.
+    pub fn grow(&self, found: Vec<DirEntry>, positions: &mut HashMap<String, usize>) {
+        let mut state = self.state();
+        for mut entry in found {
+            match positions.get(&entry.name) {
+                Some(at) => state.entries[*at].kind = entry.kind,
+                None => {
+                    state.last += 1;
+                    entry.cookie = state.last;
+                    positions.insert(entry.name.clone(), state.entries.len());
+                    state.entries.push(entry);
+                }
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether a reader has been given this entry, by its index, as a file.
+    pub fn is_shown_file(&self, at: usize) -> bool {
+        let state = self.state();
+        let entry = state.entries.get(at);
+        entry.is_some_and(|entry| entry.cookie <= state.shown && entry.kind != FileKind::Directory)
+    }
+
+    /// All names are known. Returns whether one that a reader was given is not among them.
+    pub fn finish(&self, entries: Vec<DirEntry>) -> bool {
+        let mut state = self.state();
+        let before = state.shown_count();
+        (state.entries, state.last) = renew(&state.entries, state.last, entries);
+        state.progress = Progress::Done;
+        let after = state.shown_count();
+        drop(state);
+        self.changed.notify_waiters();
+        after < before
+    }
+
+    /// No more names will come.
+    pub fn fail(&self, errno: Errno) {
+        self.state().progress = Progress::Failed(errno);
+        self.changed.notify_waiters();
+    }
+}
+
+impl State {
+    fn first_after(&self, after: u64) -> usize {
+        self.entries.partition_point(|entry| entry.cookie <= after)
+    }
+
+    fn shown_count(&self) -> usize {
+        self.first_after(self.shown)
+    }
+}
+
+/// Gives `entries` their positions: those of before where they were there, the others behind `last`.
+fn renew(before: &[DirEntry], last: u64, mut entries: Vec<DirEntry>) -> (Vec<DirEntry>, u64) {
+    let known: HashMap<&str, u64> = before.iter().map(|entry| (entry.name.as_str(), entry.cookie)).collect();
+    let mut last = last;
+    for entry in &mut entries {
+        entry.cookie = known.get(entry.name.as_str()).copied().unwrap_or_else(|| {
+            last += 1;
+            last
+        });
+    }
+    entries.sort_unstable_by_key(|entry| entry.cookie);
+    (entries, last)
+}
+
+/// What the vault's names and the names made here were when a listing was handed out: while neither has moved on it
+/// is still true.
+pub type Stamp = (u64, u64);
+
+/// A listing that the kernel keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Handed {
+    /// True as long as this is; `None` where that is not known.
+    pub stamp: Option<Stamp>,
+    /// And as long as this.
+    pub until: Option<Instant>,
+}
+
+/// The listings that are in use, by directory.
+#[derive(Debug, Default)]
+pub struct Listings {
+    recent: HashMap<u64, (Arc<Listing>, Instant)>,
+    /// What the kernel may have.
+    pub handed: HashMap<u64, Handed>,
+    /// Open handles.
+    pub opens: HashMap<u64, usize>,
+    /// Somebody looks after them.
+    pub watched: bool,
+}
+
+impl Listings {
+    /// The last listing of a directory, if it is still here.
+    pub fn recent(&mut self, ino: u64, now: Instant) -> Option<Arc<Listing>> {
+        let (listing, used) = self.recent.get_mut(&ino)?;
+        *used = now;
+        Some(listing.clone())
+    }
+
+    /// The listing from now on.
+    pub fn put(&mut self, ino: u64, listing: Arc<Listing>, now: Instant) {
+        self.recent.insert(ino, (listing, now));
+    }
+
+    /// It was no listing after all.
+    pub fn drop_listing(&mut self, ino: u64, listing: &Arc<Listing>) {
+        if self.recent.get(&ino).is_some_and(|(recent, _)| Arc::ptr_eq(recent, listing)) {
+            self.recent.remove(&ino);
+        }
+    }
+
+    /// A handle was closed.
+    pub fn closed(&mut self, ino: u64) {
+        if let Some(count) = self.opens.get_mut(&ino) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.opens.remove(&ino);
+            }
+        }
+    }
+
+    /// The directories whose listings grow.
+    pub fn growing(&self) -> Vec<u64> {
+        let growing = self.recent.iter().filter(|(_, (listing, _))| listing.is_growing());
+        growing.map(|(ino, _)| *ino).collect()
+    }
+
+    /// Lets go of what has not been used lately. Whether nothing is left to look after.
+    pub fn tidy(&mut self, now: Instant) -> bool {
+        self.recent
+            .retain(|_, (listing, used)| listing.is_growing() || now.saturating_duration_since(*used) < KEPT);
+        if self.recent.is_empty() {
+            self.recent.shrink_to_fit();
+        }
+        self.recent.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(names: &[&str]) -> Vec<DirEntry> {
+        names.iter().map(|name| DirEntry::new(*name, FileKind::Regular, None)).collect()
+    }
+
+    fn names(entries: &[DirEntry]) -> Vec<&str> {
+        entries.iter().map(|entry| entry.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_name_keeps_its_position_while_others_come_and_go() {
+        let first = Listing::whole(entries(&["a", "b", "c", "d"]));
+        let place = first.after(0)[1].cookie;
+        let second = first.succeeded_by(entries(&["aa", "b", "d", "e"]));
+        assert_eq!(names(&second.after(place)), ["d", "aa", "e"]);
+        let third = second.succeeded_by(entries(&["a", "d"]));
+        assert_eq!(names(&third.after(place)), ["d", "a"], "what was read last is gone");
+    }
+
+    #[tokio::test]
+    async fn readers_wait_for_what_is_to_come() {
+        let listing = Listing::growing(entries(&[".", ".."]));
+        let mut positions = HashMap::new();
+        assert_eq!(listing.ready(0), None, "dots only");
+        listing.grow(entries(&["b"]), &mut positions);
+        assert_eq!(listing.wait(0).await, Ok(()));
+        let last = listing.after(0).last().unwrap().cookie;
+        assert_eq!(listing.ready(last), None);
+        let wait = listing.wait(last);
+        let done = async { listing.finish(entries(&[".", "..", "a", "b"])) };
+        let (waited, lost) = tokio::join!(wait, done);
+        assert_eq!((waited, lost), (Ok(()), false));
+        assert_eq!(names(&listing.after(last)), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_listing_that_breaks_off_gives_what_it_has_and_then_the_error() {
+        let listing = Listing::growing(entries(&[".", ".."]));
+        listing.grow(entries(&["b"]), &mut HashMap::new());
+        listing.fail(Errno::EBUSY);
+        assert_eq!(listing.wait(0).await, Ok(()));
+        let last = listing.after(0).last().unwrap().cookie;
+        assert_eq!(listing.wait(last).await, Err(Errno::EBUSY));
+    }
+}

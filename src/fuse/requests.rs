@@ -1,0 +1,86 @@
+//! How often the kernel asked for what: the price of each operation, for `vaultfs status`, tests and benchmarks.
+//!
+//! A warm operation is meant to cost no request, or one that somebody waits for: these counters are how that is
+//! seen. FORGET and RELEASE are counted, too, but nobody waits for them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! operations {
+    ($($name:ident = $text:literal),* $(,)?) => {
+        /// What the kernel can ask for.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "named as in fuse.h")]
+        pub enum Operation { $($name),* }
+
+        impl Operation {
+            const NAMES: &'static [&'static str] = &[$($text),*];
+        }
+    };
+}
+
+operations! {
+    Lookup = "lookup",
+    Forget = "forget",
+    Getattr = "getattr",
+    Setattr = "setattr",
+    Mknod = "mknod",
+    Symlink = "symlink",
+    Link = "link",
+    Mkdir = "mkdir",
+    Unlink = "unlink",
+    Rmdir = "rmdir",
+    Rename = "rename",
+    Open = "open",
+    Read = "read",
+    Write = "write",
+    Flush = "flush",
+    Release = "release",
+    Fsync = "fsync",
+    Create = "create",
+    Opendir = "opendir",
+    Readdir = "readdir",
+    Releasedir = "releasedir",
+    Fsyncdir = "fsyncdir",
+    Statfs = "statfs",
+    Setxattr = "setxattr",
+    Getxattr = "getxattr",
+    Listxattr = "listxattr",
+    Removexattr = "removexattr",
+}
+
+/// Counts since the worker started.
+#[derive(Debug)]
+pub struct Requests(Vec<AtomicU64>);
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self(Operation::NAMES.iter().map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Requests {
+    /// One more.
+    pub fn count(&self, operation: Operation) {
+        self.0[operation as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was asked at all, by name.
+    pub fn to_json(&self) -> serde_json::Value {
+        let counts = Operation::NAMES.iter().zip(&self.0).map(|(name, n)| (*name, n.load(Ordering::Relaxed)));
+        counts.filter(|(_, n)| *n > 0).collect::<std::collections::BTreeMap<_, _>>().into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_operation_has_its_own_count() {
+        let requests = Requests::default();
+        requests.count(Operation::Lookup);
+        requests.count(Operation::Removexattr);
+        requests.count(Operation::Removexattr);
+        assert_eq!(requests.to_json(), serde_json::json!({ "lookup": 1, "removexattr": 2 }));
+    }
+}

@@ -1,0 +1,205 @@
+//! The mounts of volumes: each one `vaultfs mount`, with processes of its own that outlive the plugin.
+//!
+//! The plugin never calls into a mount: whether one is there is read in the mount table, whether it answers is looked
+//! at by a child process that may hang. "Mounted" is said only after a file was really read through the mount.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use crate::fuse::handover::KernelOptions;
+use crate::fuse::probe::{self, ProbeError};
+use crate::fuse::{mountpoint, mounts};
+
+/// How long `vaultfs mount` and `vaultfs unmount` may take; both have shorter limits of their own inside.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// How long a mount may take to answer a read that asks no vault.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often the mount table is looked at while something is being unmounted.
+const LOOK: Duration = Duration::from_millis(20);
+/// More than any sentence of ours.
+const SENTENCE: u64 = 4096;
+/// A file that every mount has, and answers itself.
+const CONTROL_FILE: &str = ".vaultfs/status.json";
+
+/// What makes and removes mounts. Errors are sentences for the user of the container engine.
+#[async_trait]
+pub trait Mounter: Send + Sync {
+    /// Mounts at `at`, made if it is missing, unless that is done; returns when it answers.
+    async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String>;
+    /// Stores what is unsaved and unmounts, if anything of ours is mounted there.
+    async fn unmount(&self, at: &Path) -> Result<(), String>;
+    /// Whether a vaultfs is mounted there. Touches no mount.
+    fn is_mounted(&self, at: &Path) -> bool;
+    /// Removes the empty directory of a mount that is no more.
+    fn tidy(&self, at: &Path);
+}
+
+/// [`Mounter`] by this program's own commands.
+#[derive(Debug)]
+pub struct Commands {
+    /// Whether `--allow-other` is possible: for root always, for others where fuse.conf permits it.
+    allow_other: bool,
+}
+
+impl Commands {
+    /// Looks at what this machine permits.
+    pub fn new() -> Self {
+        let kernel = KernelOptions { allow_other: true, ..KernelOptions::default() };
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        Self { allow_other: mountpoint::check_machine(&kernel, uid, gid).is_ok() }
+    }
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Mounter for Commands {
+    async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String> {
+        if let Some(top) = mounts::top_at(at).map_err(|e| format!("the mount table cannot be read: {e}"))? {
+            if !top.is_vaultfs() {
+                return Err(format!("something else ({}) is mounted on {}", top.fs_type, at.display()));
+            }
+            match read_control_file(at).await {
+                Ok(()) => return Ok(()),
+                // Dead: `vaultfs mount` puts a live one in its place.
+                Err(Unread::Errno(libc::ENOTCONN)) => {
+                    tracing::warn!(at = %at.display(), "a dead mount: replacing it")
+                }
+                Err(e) => return Err(format!("its mount is there but cannot be used: {e}")),
+            }
+        }
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .create(at)
+            .map_err(|e| format!("{} cannot be made: {e}", at.display()))?;
+        let mut command = vaultfs("mount");
+        // An engine takes an empty volume as an invitation to copy the image's files into it.
+        command.arg("--never-empty").args(self.allow_other.then_some("--allow-other"));
+        run(command.args(arguments).arg("--").arg(at)).await?;
+        read_control_file(at).await.map_err(|e| format!("mounted, but it cannot be used: {e}"))
+    }
+
+    async fn unmount(&self, at: &Path) -> Result<(), String> {
+        if !self.is_mounted(at) {
+            return Ok(());
+        }
+        // Lazy: nobody who counts uses it; who looks at it from the host's side does not hold up the engine.
+        let mut command = vaultfs("unmount");
+        command.arg("--lazy").arg("--").arg(at);
+        let mut ended = tokio::spawn(async move { run(&mut command).await });
+        loop {
+            tokio::select! {
+                ended = &mut ended => return ended.unwrap_or_else(|e| Err(e.to_string())),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            // The command goes on until the mount's processes have ended, which the mount namespace of a container
+            // that is just ending may delay; the next mount need not wait for them.
+            if !self.is_mounted(at) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_mounted(&self, at: &Path) -> bool {
+        matches!(mounts::top_at(at), Ok(Some(top)) if top.is_vaultfs())
+    }
+
+    fn tidy(&self, at: &Path) {
+        if let Err(e) = std::fs::remove_dir(at)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::error!("{} stays: {e}; what is in it is on this disk and in no vault", at.display());
+        }
+    }
+}
+
+fn vaultfs(command: &str) -> Command {
+    let mut vaultfs = Command::new("/proc/self/exe");
+    vaultfs.arg0("vaultfs").arg(command).kill_on_drop(true);
+    vaultfs.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    vaultfs
+}
+
+/// Runs a command of ours; its failure is what it said.
+async fn run(command: &mut Command) -> Result<(), String> {
+    let mut child = command.spawn().map_err(|e| format!("vaultfs cannot be started: {e}"))?;
+    let said = child.stderr.take();
+    let finished = tokio::time::timeout(PATIENCE, async {
+        let mut text = Vec::new();
+        if let Some(said) = said {
+            let _ = said.take(SENTENCE).read_to_end(&mut text).await;
+        }
+        (child.wait().await, text)
+    })
+    .await;
+    match finished {
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        Ok((Err(e), _)) => Err(format!("vaultfs cannot be waited for: {e}")),
+        Ok((Ok(status), _)) if status.success() => Ok(()),
+        Ok((Ok(status), text)) => Err(sentence(&String::from_utf8_lossy(&text), &status)),
+    }
+}
+
+/// What a command said on standard error, as one sentence without its name and hints.
+fn sentence(said: &str, status: &std::process::ExitStatus) -> String {
+    let lines = said.lines().map(|line| line.strip_prefix("vaultfs: ").unwrap_or(line).trim());
+    let lines: Vec<_> = lines.filter(|line| !line.is_empty() && !line.starts_with("hint:")).collect();
+    if lines.is_empty() { format!("vaultfs ended without a word ({status})") } else { lines.join("; ") }
+}
+
+/// Why a file of the mount was not read.
+enum Unread {
+    Hangs,
+    Errno(i32),
+    Failed(String),
+}
+
+impl std::fmt::Display for Unread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unread::Hangs => {
+                f.write_str("it does not answer (`vaultfs unmount --force` on its path ends it)")
+            }
+            Unread::Errno(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
+            Unread::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// A real read through the mount, of what it answers without asking the vault.
+async fn read_control_file(at: &Path) -> Result<(), Unread> {
+    let file = at.join(CONTROL_FILE);
+    let read = tokio::task::spawn_blocking(move || probe::read(&file, ANSWER)).await;
+    match read {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(ProbeError::Hangs)) => Err(Unread::Hangs),
+        Ok(Err(ProbeError::Failed(e))) => {
+            Err(e.raw_os_error().map_or_else(|| Unread::Failed(e.to_string()), Unread::Errno))
+        }
+        Err(e) => Err(Unread::Failed(e.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn what_a_command_says_becomes_a_sentence() {
+        let status = std::process::ExitStatus::from_raw(3 << 8);
+        let said = "vaultfs: hint: keys start with sk_\nvaultfs: not stored:\n  a: the vault is away\n";
+        assert_eq!(sentence(said, &status), "not stored:; a: the vault is away");
+        assert!(sentence("", &status).contains("exit status: 3"));
+    }
+}

@@ -1,0 +1,166 @@
+//! What `-o` of `docker volume create` and `podman volume create` means: the long options of `vaultfs mount`.
+//!
+//! Which options there are is the command line's business ([`Grammar`]); which of them a volume may have, the few that
+//! mean something of their own, and the sentences for what is wrong are in here.
+
+use std::collections::BTreeMap;
+
+/// What an option of `vaultfs mount` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// Nothing: it is there or not.
+    Nothing,
+    /// A value.
+    Value,
+    /// A value or nothing.
+    Either,
+}
+
+/// The command line of `vaultfs mount`.
+pub trait Grammar: Send + Sync {
+    /// What the long option `name` takes; `None` if there is none.
+    fn takes(&self, name: &str) -> Option<Takes>;
+    /// Whether these arguments parse; else what is wrong, as one sentence.
+    fn check(&self, arguments: &[String]) -> Result<(), String>;
+}
+
+/// Options of `vaultfs mount` that say how a person runs it; a volume is not run by one.
+const NOT_FOR_VOLUMES: [&str; 6] = ["foreground", "nonempty", "verbose", "help", "version", "never-empty"];
+
+/// Options that the engines themselves understand, and pass on.
+const OF_THE_ENGINES: [&str; 4] = ["nocopy", "rw", "nosuid", "nodev"];
+
+/// The arguments of `vaultfs mount` for a volume with these options, `defaults` where it says nothing. Checked.
+pub fn arguments(
+    defaults: &BTreeMap<String, String>,
+    options: &BTreeMap<String, String>,
+    grammar: &dyn Grammar,
+) -> Result<Vec<String>, String> {
+    let mut all: BTreeMap<String, &str> = BTreeMap::new();
+    for (name, value) in defaults {
+        all.insert(spelt(name), value);
+    }
+    // A volume with a vault of its own does not want the default one.
+    let own = |name: &str| options.keys().any(|given| spelt(given) == name);
+    if own("embedded") || own("api-url") {
+        for name in ["embedded", "api-url", "api-key-file", "ca-file", "api"] {
+            all.remove(name);
+        }
+    }
+    for (name, value) in options {
+        if all.insert(spelt(name), value).is_some() && !defaults.keys().any(|d| spelt(d) == spelt(name)) {
+            return Err(format!("-o {name} is given twice, in two spellings: leave one away"));
+        }
+    }
+    let mut arguments = Vec::new();
+    for (name, value) in &all {
+        match name.as_str() {
+            _ if OF_THE_ENGINES.contains(&name.as_str()) => {}
+            "mode" => arguments.extend(modes(value)?),
+            _ => arguments.extend(argument(name, value, grammar)?),
+        }
+    }
+    grammar.check(&arguments)?;
+    Ok(arguments)
+}
+
+/// mount(8) spells options with underscores, the command line with hyphens.
+fn spelt(name: &str) -> String {
+    match name {
+        "ro" | "readonly" => "read-only".to_owned(),
+        name => name.replace('_', "-"),
+    }
+}
+
+fn argument(name: &str, value: &str, grammar: &dyn Grammar) -> Result<Option<String>, String> {
+    let takes = if NOT_FOR_VOLUMES.contains(&name) { None } else { grammar.takes(name) };
+    match (takes, value) {
+        (None, _) => Err(format!(
+            "-o {name}: there is no such option for a volume; it takes mode, and the options of `vaultfs mount` like \
+             prefix, read-only, uid, api-url or api-key-file"
+        )),
+        (Some(Takes::Nothing), "" | "true" | "1" | "yes") => Ok(Some(format!("--{name}"))),
+        (Some(Takes::Nothing), "false" | "0" | "no") => Ok(None),
+        (Some(Takes::Nothing), _) => Err(format!("-o {name}={value}: {name} is true or false")),
+        (Some(Takes::Value), "") => Err(format!("-o {name} needs a value: give -o {name}=VALUE")),
+        (Some(Takes::Either), "" | "true") => Ok(Some(format!("--{name}"))),
+        (Some(Takes::Value | Takes::Either), value) => Ok(Some(format!("--{name}={value}"))),
+    }
+}
+
+/// `mode=0640`: files so, and directories that whoever may read may also enter.
+fn modes(value: &str) -> Result<[String; 2], String> {
+    let mode = u32::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o777);
+    let mode = mode.ok_or_else(|| format!("-o mode={value}: give permissions in octal, like 0640"))?;
+    Ok([format!("--file-mode={mode:04o}"), format!("--dir-mode={:04o}", mode | (mode & 0o444) >> 2)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Known;
+
+    impl Grammar for Known {
+        fn takes(&self, name: &str) -> Option<Takes> {
+            match name {
+                "read-only" | "foreground" => Some(Takes::Nothing),
+                "prefix" | "api-url" | "api-key-file" => Some(Takes::Value),
+                "embedded" => Some(Takes::Either),
+                _ => None,
+            }
+        }
+
+        fn check(&self, arguments: &[String]) -> Result<(), String> {
+            if arguments.iter().any(|a| a.contains("bad")) { Err("bad".into()) } else { Ok(()) }
+        }
+    }
+
+    fn of(options: &[(&str, &str)]) -> Result<Vec<String>, String> {
+        arguments(
+            &map(&[("api-url", "http://x"), ("api-key-file", "/k"), ("refresh", "")][..2]),
+            &map(options),
+            &Known,
+        )
+    }
+
+    fn map(options: &[(&str, &str)]) -> BTreeMap<String, String> {
+        options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn options_become_arguments_over_the_defaults() {
+        assert_eq!(of(&[]).unwrap(), ["--api-key-file=/k", "--api-url=http://x"]);
+        assert_eq!(
+            of(&[("prefix", "app"), ("ro", ""), ("nocopy", "")]).unwrap(),
+            ["--api-key-file=/k", "--api-url=http://x", "--prefix=app", "--read-only"]
+        );
+        assert_eq!(of(&[("read_only", "false")]).unwrap().len(), 2);
+        assert_eq!(
+            of(&[("embedded", "/data")]).unwrap(),
+            ["--embedded=/data"],
+            "not the default vault's key"
+        );
+        assert_eq!(
+            of(&[("api_url", "http://y"), ("api-key-file", "/l")]).unwrap(),
+            ["--api-key-file=/l", "--api-url=http://y"]
+        );
+        assert_eq!(of(&[("mode", "640")]).unwrap()[2..], ["--file-mode=0640", "--dir-mode=0750"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_a_sentence() {
+        for (options, says) in [
+            (&[("colour", "red")][..], "no such option"),
+            (&[("foreground", "")], "no such option"),
+            (&[("prefix", "")], "needs a value"),
+            (&[("read-only", "perhaps")], "true or false"),
+            (&[("mode", "rw")], "octal"),
+            (&[("read_only", ""), ("ro", "")], "twice"),
+            (&[("prefix", "bad")], "bad"),
+        ] {
+            let said = of(options).unwrap_err();
+            assert!(said.contains(says), "{said}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The plugin's socket: HTTP requests of the container engine, each handed to the driver.
+//!
+//! Only root and the plugin's own user are heard. A change runs to its end even if the engine hangs up (podman does so
+//! after 5 s): what is half done would be worse. Errors are HTTP 500 with the sentence in `Err`, which both engines show.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+
+use super::driver::Driver;
+use super::protocol::{Answer, Ask, CONTENT_TYPE, Refused, Scope};
+use super::state::Refusal;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody listens already.
+    #[error("{0} is answered by another process: end it, or choose another --socket")]
+    Taken(PathBuf),
+    /// Something that is no socket.
+    #[error("{0} is there and is no socket: choose another --socket")]
+    NotASocket(PathBuf),
+    /// Anything else.
+    #[error("{0}: {1}")]
+    Io(PathBuf, std::io::Error),
+}
+
+/// Listens at `path`, 0600; what an ended plugin left there is replaced.
+pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    let failed = |e| SocketError::Io(path.to_owned(), e);
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
+        Ok(_) if UnixStream::connect(path).await.is_ok() => return Err(SocketError::Taken(path.to_owned())),
+        Ok(_) => std::fs::remove_file(path).map_err(failed)?,
+        Err(_) => {
+            if let Some(dir) = path.parent() {
+                std::fs::create_dir_all(dir).map_err(failed)?;
+            }
+        }
+    }
+    // The umask of every process of ours closes it from the start.
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// What answers each request.
+pub fn router(driver: Arc<Driver>) -> Router {
+    Router::new()
+        .route(
+            "/Plugin.Activate",
+            post(async || answer(Ok(Answer::Activate { implements: ["VolumeDriver"] }))),
+        )
+        .route(
+            "/VolumeDriver.Capabilities",
+            post(async || answer(Ok(Answer::Capabilities { capabilities: Scope { scope: "local" } }))),
+        )
+        .route("/VolumeDriver.Create", post(create))
+        .route("/VolumeDriver.Mount", post(mount))
+        .route("/VolumeDriver.Unmount", post(unmount))
+        .route("/VolumeDriver.Remove", post(remove))
+        .route("/VolumeDriver.Path", post(path))
+        .route("/VolumeDriver.Get", post(get))
+        .route("/VolumeDriver.List", post(list))
+        .fallback(async || {
+            refused(Refusal::Said("this socket speaks the volume plugin protocol only".into()))
+        })
+        .with_state(driver)
+}
+
+type Shared = State<Arc<Driver>>;
+
+async fn create(State(driver): Shared, body: Bytes) -> Response {
+    let ask = match ask(&body) {
+        Ok(ask) => ask,
+        Err(e) => return refused(e),
+    };
+    let options = ask.opts.clone().unwrap_or_default();
+    to_the_end(named(&ask), move |name| async move { driver.create(&name, &options).await }).await
+}
+
+async fn unmount(State(driver): Shared, body: Bytes) -> Response {
+    let (name, id) = match ask(&body).and_then(|ask| user(&ask)) {
+        Ok(user) => user,
+        Err(e) => return refused(e),
+    };
+    let (tell, hear) = oneshot::channel();
+    tokio::spawn(async move { driver.unmount(&name, &id, |answer| tell.send(answer).is_ok()).await });
+    answer(heard(hear.await).map(|()| Answer::Done {}))
+}
+
+async fn remove(State(driver): Shared, body: Bytes) -> Response {
+    let name = ask(&body).and_then(|ask| named(&ask));
+    to_the_end(name, move |name| async move { driver.remove(&name).await }).await
+}
+
+async fn mount(State(driver): Shared, body: Bytes) -> Response {
+    let (name, id) = match ask(&body).and_then(|ask| user(&ask)) {
+        Ok(user) => user,
+        Err(e) => return refused(e),
+    };
+    let (tell, hear) = oneshot::channel();
+    tokio::spawn(async move { driver.mount(&name, &id, |answer| tell.send(answer).is_ok()).await });
+    answer(heard(hear.await).map(|mountpoint| Answer::Mountpoint { mountpoint }))
+}
+
+async fn path(State(driver): Shared, body: Bytes) -> Response {
+    let path = ask(&body).and_then(|ask| driver.path(&named(&ask)?));
+    answer(path.map(|mountpoint| Answer::Mountpoint { mountpoint }))
+}
+
+async fn get(State(driver): Shared, body: Bytes) -> Response {
+    let volume = ask(&body).and_then(|ask| driver.get(&named(&ask)?));
+    answer(volume.map(|volume| Answer::Volume { volume }))
+}
+
+async fn list(State(driver): Shared) -> Response {
+    answer(Ok(Answer::Volumes { volumes: driver.list() }))
+}
+
+/// Runs a change in a task of its own, which goes on when the engine hangs up.
+async fn to_the_end<F>(name: Result<String, Refusal>, change: impl FnOnce(String) -> F) -> Response
+where
+    F: Future<Output = Result<(), Refusal>> + Send + 'static,
+{
+    let done = match name {
+        Ok(name) => heard(tokio::spawn(change(name)).await),
+        Err(e) => Err(e),
+    };
+    answer(done.map(|()| Answer::Done {}))
+}
+
+/// A task that was to answer and died did so because of a bug, which the log names.
+fn heard<T, E>(answer: Result<Result<T, Refusal>, E>) -> Result<T, Refusal> {
+    answer.unwrap_or_else(|_| Err(Refusal::Said("vaultfs failed; its log says where".into())))
+}
+
+/// The body; engines leave it out where there is nothing to say.
+fn ask(body: &Bytes) -> Result<Ask, Refusal> {
+    if body.trim_ascii().is_empty() {
+        return Ok(Ask::default());
+    }
+    serde_json::from_slice(body).map_err(|e| Refusal::Said(format!("the request cannot be read: {e}")))
+}
+
+fn named(ask: &Ask) -> Result<String, Refusal> {
+    ask.name.clone().filter(|name| !name.is_empty()).ok_or(Refusal::Missing("volume"))
+}
+
+fn user(ask: &Ask) -> Result<(String, String), Refusal> {
+    Ok((named(ask)?, ask.id.clone().filter(|id| !id.is_empty()).ok_or(Refusal::Missing("ID"))?))
+}
+
+fn answer(answer: Result<Answer, Refusal>) -> Response {
+    match answer {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(e) => refused(e),
+    }
+}
+
+fn refused(e: Refusal) -> Response {
+    match &e {
+        // Engines ask so before they create one.
+        Refusal::Unknown(_) => tracing::debug!("{e}"),
+        e => tracing::warn!("{e}"),
+    }
+    json(StatusCode::INTERNAL_SERVER_ERROR, &Refused { err: e.to_string() })
+}
+
+fn json(status: StatusCode, body: &impl serde::Serialize) -> Response {
+    // Plain data: it always is JSON.
+    let text = serde_json::to_string(body).unwrap_or_default();
+    (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+}

@@ -1,0 +1,172 @@
+//! Which volumes there are, and who uses them. Pure: each change is a function from state to state.
+//!
+//! Users are counted by the ID that comes with Mount and Unmount, as a set: dockerd gives each mounting an ID of its
+//! own (and mounts twice to start one container), podman counts itself and always gives the same one. A Mount or
+//! Unmount that is repeated after a lost answer therefore changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+/// Why something cannot be done; the sentence is shown to whoever ran `docker` or `podman`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not there.
+    #[error("there is no vaultfs volume named {0}")]
+    Unknown(String),
+    /// A name that cannot be a directory's.
+    #[error("{0:?} cannot name a volume: use letters, digits, and _ . - after the first, 128 at most")]
+    BadName(String),
+    /// The request lacks something.
+    #[error("the request names no {0}")]
+    Missing(&'static str),
+    /// Created before, differently.
+    #[error("the vaultfs volume {0} exists with other options: remove it first, or choose another name")]
+    Differs(String),
+    /// Remove, while it is mounted for somebody.
+    #[error("the vaultfs volume {name} is in use by {users}: stop what uses it first")]
+    InUse {
+        /// The volume.
+        name: String,
+        /// How many, in words.
+        users: String,
+    },
+    /// Anything that a layer below says, a sentence already.
+    #[error("{0}")]
+    Said(String),
+}
+
+/// One volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The options it was created with. They name files, never hold a secret.
+    pub options: BTreeMap<String, String>,
+    /// When, in seconds since 1970.
+    pub created: u64,
+    /// The IDs it is mounted for.
+    #[serde(default)]
+    pub users: BTreeSet<String>,
+}
+
+/// All volumes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volumes(BTreeMap<String, Volume>);
+
+impl Volumes {
+    /// One volume.
+    pub fn get(&self, name: &str) -> Result<&Volume, Refusal> {
+        self.0.get(name).ok_or_else(|| Refusal::Unknown(name.to_owned()))
+    }
+
+    /// All, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Volume)> {
+        self.0.iter().map(|(name, volume)| (name.as_str(), volume))
+    }
+
+    /// Adds a volume. False if it was there already, just so.
+    pub fn create(
+        &mut self,
+        name: &str,
+        options: &BTreeMap<String, String>,
+        now: u64,
+    ) -> Result<bool, Refusal> {
+        check_name(name)?;
+        match self.0.get(name) {
+            Some(old) if old.options == *options => Ok(false),
+            Some(_) => Err(Refusal::Differs(name.to_owned())),
+            None => {
+                let volume = Volume { options: options.clone(), created: now, users: BTreeSet::new() };
+                self.0.insert(name.to_owned(), volume);
+                Ok(true)
+            }
+        }
+    }
+
+    /// Somebody uses it. False if that was known.
+    pub fn acquire(&mut self, name: &str, id: &str) -> Result<bool, Refusal> {
+        let volume = self.0.get_mut(name).ok_or_else(|| Refusal::Unknown(name.to_owned()))?;
+        Ok(volume.users.insert(id.to_owned()))
+    }
+
+    /// Somebody uses it no more. True if nobody is left.
+    pub fn release(&mut self, name: &str, id: &str) -> Result<bool, Refusal> {
+        let volume = self.0.get_mut(name).ok_or_else(|| Refusal::Unknown(name.to_owned()))?;
+        volume.users.remove(id);
+        Ok(volume.users.is_empty())
+    }
+
+    /// Whether it may be removed: nobody uses it.
+    pub fn check_unused(&self, name: &str) -> Result<(), Refusal> {
+        let users = match self.get(name)?.users.len() {
+            0 => return Ok(()),
+            1 => "a container".to_owned(),
+            n => format!("{n} containers"),
+        };
+        Err(Refusal::InUse { name: name.to_owned(), users })
+    }
+
+    /// Takes a volume away that nobody uses.
+    pub fn remove(&mut self, name: &str) -> Result<(), Refusal> {
+        self.check_unused(name)?;
+        self.0.remove(name);
+        Ok(())
+    }
+
+    /// After a restart of the machine nobody uses anything.
+    pub fn forget_users(&mut self) {
+        self.0.values_mut().for_each(|volume| volume.users.clear());
+    }
+}
+
+/// A volume's name is a directory's name on the host: nothing in it may lead elsewhere.
+fn check_name(name: &str) -> Result<(), Refusal> {
+    let mut bytes = name.bytes();
+    let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if first && name.len() <= 128 && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
+        return Ok(());
+    }
+    Err(Refusal::BadName(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(prefix: &str) -> BTreeMap<String, String> {
+        [("prefix".to_owned(), prefix.to_owned())].into()
+    }
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        for bad in ["", ".", "..", "a/b", ".hidden", "a b", "-v", "ä", "a\n", &"x".repeat(129)] {
+            assert!(Volumes::default().create(bad, &options(""), 0).is_err(), "{bad:?}");
+        }
+        for good in ["a", "app_1.x-y", "0", &"x".repeat(128)] {
+            assert_eq!(Volumes::default().create(good, &options(""), 0), Ok(true), "{good}");
+        }
+    }
+
+    #[test]
+    fn creating_twice_is_once_unless_it_differs() {
+        let mut volumes = Volumes::default();
+        assert_eq!(volumes.create("v", &options("a"), 1), Ok(true));
+        assert_eq!(volumes.create("v", &options("a"), 2), Ok(false));
+        assert_eq!(volumes.create("v", &options("b"), 3), Err(Refusal::Differs("v".into())));
+        assert_eq!(volumes.get("v").expect("created").created, 1);
+    }
+
+    #[test]
+    fn users_are_counted_by_their_id() {
+        let mut volumes = Volumes::default();
+        volumes.create("v", &options(""), 0).expect("new");
+        assert_eq!(volumes.acquire("v", "one"), Ok(true));
+        assert_eq!(volumes.acquire("v", "one"), Ok(false), "a repeated request");
+        assert_eq!(volumes.acquire("v", "two"), Ok(true));
+        assert_eq!(volumes.remove("v").unwrap_err().to_string().matches("2 containers").count(), 1);
+        assert_eq!(volumes.release("v", "one"), Ok(false));
+        assert_eq!(volumes.release("v", "one"), Ok(false), "a repeated request");
+        assert_eq!(volumes.release("v", "two"), Ok(true));
+        assert_eq!(volumes.remove("v"), Ok(()));
+        assert_eq!(volumes.acquire("v", "one"), Err(Refusal::Unknown("v".into())));
+    }
+}

@@ -1,0 +1,183 @@
+//! `vaultfs mount --foreground` under a service manager: what it is told, and the units that are installed.
+
+mod common;
+
+use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Beside, Mount, Place, VAULTFS, run, signal, wait};
+use nix::sys::signal::Signal;
+
+/// A service manager's ear.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn at(address: &SocketAddr) -> Self {
+        let socket = UnixDatagram::bind_addr(address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        Self(socket)
+    }
+
+    /// The next message, if one comes in time.
+    fn next(&self) -> Option<String> {
+        let mut text = [0; 4096];
+        let len = self.0.recv(&mut text).ok()?;
+        Some(String::from_utf8(text[..len].to_vec()).unwrap())
+    }
+
+    /// Waits for a message with this line.
+    #[track_caller]
+    fn hears(&self, line: &str) {
+        let heard = || self.next().filter(|text| text.lines().any(|l| l.starts_with(line)));
+        assert!(wait(heard, Duration::from_secs(30)).is_some(), "not heard: {line}");
+    }
+}
+
+fn start(place: &Place, socket: &str, watchdog: Option<&str>) -> Beside {
+    let mut command = place.mount_command(&["--foreground"]);
+    command.env("NOTIFY_SOCKET", socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if let Some(usec) = watchdog {
+        command.env("WATCHDOG_USEC", usec);
+    }
+    Beside::start(&mut command)
+}
+
+#[test]
+fn the_manager_hears_when_it_is_ready_and_when_it_ends() {
+    let place = Place::new();
+    let path = place.dir.path().join("notify");
+    let manager = Manager::at(&SocketAddr::from_pathname(&path).unwrap());
+    let mut front = start(&place, path.to_str().unwrap(), None);
+    manager.hears("READY=1");
+    let mount = Mount::adopt(place);
+    fs::write(mount.path("a"), "1").unwrap();
+    manager.hears("STATUS=the vault answers");
+    let (keeper, _) = mount.pids();
+    let environment = fs::read(format!("/proc/{keeper}/environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"), "it is for the main process");
+    signal(front.0.id() as i32, Signal::SIGTERM);
+    manager.hears("STOPPING=1");
+    assert_eq!(front.ends().code(), Some(0));
+}
+
+#[test]
+fn the_watchdog_is_fed_only_while_the_mount_answers() {
+    let place = Place::new();
+    let name = format!("vaultfs-test-{}", std::process::id());
+    let manager = Manager::at(&SocketAddr::from_abstract_name(&name).unwrap());
+    let mut front = start(&place, &format!("@{name}"), Some("400000"));
+    manager.hears("READY=1");
+    let mount = Mount::adopt(place);
+    manager.hears("WATCHDOG=1");
+    manager.hears("WATCHDOG=1");
+    let (_, worker) = mount.pids();
+    signal(worker, Signal::SIGSTOP);
+    // Said by the first look that got no answer; what was on its way before it is heard before it.
+    manager.hears("STATUS=THE MOUNT DOES NOT ANSWER");
+    let fed = (0..10).filter_map(|_| manager.next()).any(|text| text.contains("WATCHDOG=1"));
+    signal(worker, Signal::SIGCONT);
+    assert!(!fed, "nothing could be read");
+    manager.hears("WATCHDOG=1");
+    signal(front.0.id() as i32, Signal::SIGTERM);
+    assert_eq!(front.ends().code(), Some(0));
+}
+
+#[test]
+fn an_empty_credential_is_no_key() {
+    let place = Place::new();
+    fs::write(place.dir.path().join("workos-api-key"), "\n").unwrap();
+    let mut command = place.mount_command(&[]);
+    run(command.env("CREDENTIALS_DIRECTORY", place.dir.path())).ok();
+    let mount = Mount::adopt(place);
+    let mut ask = mount.vaultfs(["ls", "--api-url", "http://127.0.0.1:1"]);
+    assert!(run(ask.env("CREDENTIALS_DIRECTORY", mount.place().dir.path())).fails(3).contains("no API key"));
+}
+
+fn units() -> [(&'static str, PathBuf); 2] {
+    let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd");
+    ["system", "user"].map(|kind| (kind, below.join(kind).join("vaultfs@.service")))
+}
+
+/// FIELD-NOTES: a mount namespace of the service's own would hide the mount from the host.
+#[test]
+fn no_option_of_the_units_hides_the_mount() {
+    let own_namespace = [
+        "PrivateTmp",
+        "PrivateDevices",
+        "PrivateMounts",
+        "PrivateIPC",
+        "PrivateUsers",
+        "PrivatePIDs",
+        "ProtectSystem",
+        "ProtectHome",
+        "ProtectKernelTunables",
+        "ProtectKernelModules",
+        "ProtectKernelLogs",
+        "ProtectControlGroups",
+        "ProtectProc",
+        "ProtectClock",
+        "ProtectHostname",
+        "ProcSubset",
+        "ReadOnlyPaths",
+        "ReadWritePaths",
+        "InaccessiblePaths",
+        "NoExecPaths",
+        "ExecPaths",
+        "BindPaths",
+        "BindReadOnlyPaths",
+        "TemporaryFileSystem",
+        "MountFlags",
+        "MountImages",
+        "MountAPIVFS",
+        "ExtensionImages",
+        "RootDirectory",
+        "RootImage",
+        "DynamicUser",
+        "NetworkNamespacePath",
+        "IPCNamespacePath",
+        // Of a user's service they keep fusermount3 from mounting.
+        "NoNewPrivileges",
+    ];
+    for (_, unit) in units() {
+        let text = fs::read_to_string(&unit).unwrap();
+        for line in text.lines() {
+            let name = line.split('=').next().unwrap();
+            assert!(!own_namespace.contains(&name), "{}: {line}", unit.display());
+        }
+        for needed in [
+            "Type=notify",
+            "KillMode=mixed",
+            "MemorySwapMax=0",
+            "LoadCredential=workos-api-key:",
+            "WatchdogSec=",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(needed)), "{}: {needed}", unit.display());
+        }
+    }
+    // What implies it for a manager that is not root.
+    let implied = ["SystemCall", "Restrict", "LockPersonality", "MemoryDeny", "Private", "Protect"];
+    let user = fs::read_to_string(&units()[1].1).unwrap();
+    assert!(
+        !user.lines().any(|line| implied.iter().any(|name| line.starts_with(name) && line.contains('='))
+            && !line.starts_with("RestartPrevent"))
+    );
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    let place = Place::new();
+    for (kind, unit) in units() {
+        let copy = place.dir.path().join(kind).join("vaultfs@.service");
+        fs::create_dir(copy.parent().unwrap()).unwrap();
+        let text = fs::read_to_string(unit).unwrap().replace("/usr/bin/vaultfs", VAULTFS);
+        fs::write(&copy, text.replace("Documentation=", "#")).unwrap();
+        let mut verify = Command::new("systemd-analyze");
+        verify.env("XDG_RUNTIME_DIR", place.dir.path());
+        let said = run(verify.args([&format!("--{kind}"), "verify", "--man=no"]).arg(&copy));
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{kind}");
+    }
+}
