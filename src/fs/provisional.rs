@@ -286,7 +286,7 @@ impl FileSystem {
                         name = name.as_str(),
                         "was to be deleted and is not: it was changed elsewhere meanwhile"
                     );
-                    self.table().hidden.remove(name);
+                    self.table().reveal(name);
                     self.inval_name(name);
                     return Ok(());
                 }
