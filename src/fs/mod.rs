@@ -9,6 +9,7 @@
 //! into versions and remembers failure; `opener` decides which close stores; `errno` is the one table.
 
 pub mod attr;
+mod audit;
 mod commit;
 mod control;
 mod dir;
@@ -22,6 +23,7 @@ mod open;
 mod opener;
 mod options;
 mod pending;
+pub mod program;
 mod provisional;
 mod read;
 mod readdir;
@@ -46,6 +48,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 
 pub use attr::{Attr, Entry, FileKind, SetAttr};
+pub use audit::{Audit, AuditStatus};
 pub use commit::Drain;
 pub use errno::{Errno, Result};
 pub use inode::ROOT;
@@ -85,6 +88,10 @@ impl<T> From<Result<T>> for Step<T> {
 pub struct Caller {
     /// The calling thread in the mounter's pid namespace; 0 from outside it and for write-back.
     pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
 }
 
 /// What the file system asks of the kernel. Implementations never block the caller.
@@ -114,6 +121,7 @@ pub struct FileSystem {
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
+    audit: OnceLock<Arc<Audit>>,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
     errors: Mutex<VecDeque<status::LastError>>,
@@ -156,6 +164,7 @@ impl FileSystem {
             listings: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
+            audit: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
             errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),
             failures: AtomicU64::new(0),

@@ -17,7 +17,9 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::requests::{Operation, Requests};
+use crate::fs::program::name_of_process;
 use crate::fs::{Attr, Caller, Create, Entry, FileKind, FileSystem, Opened, SetAttr, Step};
+use crate::vault::spender;
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -60,6 +62,7 @@ impl Adapter {
     /// Gives `answer` the result, now or when the task has ended.
     fn answer<T: Send + 'static>(
         &self,
+        req: &Request,
         step: Step<T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
@@ -67,10 +70,11 @@ impl Adapter {
             Step::Ready(result) => answer(result.map_err(errno)),
             Step::Pending(work) => {
                 let limit = self.fs.options().timeout + GRACE;
-                self.runtime.spawn(async move {
+                let spender = name_of_process(req.pid()).map(Arc::from);
+                self.runtime.spawn(spender::on_behalf_of(spender, async move {
                     let result = tokio::time::timeout(limit, work).await;
                     answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)).map_err(errno));
-                });
+                }));
             }
         }
     }
@@ -81,7 +85,7 @@ fn errno(e: crate::fs::Errno) -> Errno {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { pid: req.pid() }
+    Caller { pid: req.pid(), uid: req.uid(), gid: req.gid() }
 }
 
 fn kind(kind: FileKind) -> FileType {
@@ -195,11 +199,11 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Lookup);
         let step = self.fs.lookup(parent.0, name);
         let (fs, name) = (self.fs.clone(), name.to_owned());
-        self.answer(step, move |found| match found {
+        self.answer(req, step, move |found| match found {
             Ok(Some(found)) => entry(reply, &found),
             Ok(None) => absent(reply, fs.absent_for(parent.0, &name)),
             Err(e) => reply.error(e),
@@ -221,7 +225,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -248,7 +252,7 @@ impl Filesystem for Adapter {
             })
         };
         let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
-        self.answer(self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), move |result| match result {
+        self.answer(req, self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(e),
         });
@@ -256,7 +260,7 @@ impl Filesystem for Adapter {
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -268,7 +272,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        self.answer(self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
+        self.answer(req, self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
@@ -289,23 +293,23 @@ impl Filesystem for Adapter {
         reply.error(errno(self.fs.refuse_special("symlink", name)));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Link);
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        self.answer(self.fs.link(ino.0, newparent.0, name), move |made| match made {
+        self.answer(req, self.fs.link(ino.0, newparent.0, name), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.requests.count(Operation::Mkdir);
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        self.answer(self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
+        self.answer(req, self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
@@ -313,17 +317,17 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Unlink);
-        self.answer(self.fs.unlink(parent.0, name, caller(req)), empty(reply));
+        self.answer(req, self.fs.unlink(parent.0, name, caller(req)), empty(reply));
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Rmdir);
-        self.answer(self.fs.rmdir(parent.0, name), empty(reply));
+        self.answer(req, self.fs.rmdir(parent.0, name), empty(reply));
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -333,7 +337,7 @@ impl Filesystem for Adapter {
     ) {
         self.requests.count(Operation::Rename);
         let to = (newparent.0, newname);
-        self.answer(self.fs.rename((parent.0, name), to, flags.bits()), empty(reply));
+        self.answer(req, self.fs.rename((parent.0, name), to, flags.bits()), empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -341,12 +345,12 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
-        self.answer(self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
+        self.answer(req, self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -356,7 +360,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.requests.count(Operation::Read);
-        self.answer(self.fs.read(ino.0, fh.0, offset, size), move |slice| match slice {
+        self.answer(req, self.fs.read(ino.0, fh.0, offset, size), move |slice| match slice {
             Ok(slice) => reply.data(slice.expose()),
             Err(e) => reply.error(e),
         });
@@ -391,12 +395,12 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
-        self.answer(self.fs.flush(fh.0, caller(req)), empty(reply));
+        self.answer(req, self.fs.flush(fh.0, caller(req)), empty(reply));
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -405,12 +409,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Release);
-        self.answer(self.fs.release(fh.0), empty(reply));
+        self.answer(req, self.fs.release(fh.0), empty(reply));
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsync);
-        self.answer(self.fs.fsync(fh.0), empty(reply));
+        self.answer(req, self.fs.fsync(fh.0), empty(reply));
     }
 
     fn create(
@@ -428,7 +432,7 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         let create = Create { mode, umask, flags };
-        self.answer(self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
+        self.answer(req, self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
             Ok((entry, opened)) => {
                 let flags = fopen_flags(&opened);
                 reply.created(
@@ -448,12 +452,12 @@ impl Filesystem for Adapter {
         if self.no_opendir {
             return reply.error(Errno::ENOSYS);
         }
-        self.answer(self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
+        self.answer(req, self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         self.requests.count(Operation::Readdir);
-        self.answer(self.fs.readdir(ino.0, fh.0, offset), move |listing| match listing {
+        self.answer(req, self.fs.readdir(ino.0, fh.0, offset), move |listing| match listing {
             Ok(listing) => {
                 listing.visit(offset, |item| {
                     let ino = INodeNo(item.ino.unwrap_or(UNKNOWN_INO));

@@ -187,7 +187,12 @@ impl Vault for MemoryVault {
     }
 
     fn status(&self) -> VaultStatus {
-        VaultStatus { endpoint: "memory".to_owned(), requests: self.counts.total(), budget: None }
+        VaultStatus {
+            endpoint: "memory".to_owned(),
+            requests: self.counts.total(),
+            spent_by: Vec::new(),
+            budget: None,
+        }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

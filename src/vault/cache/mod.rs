@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::{
-    Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Result, VersionInfo,
-    VersionTag,
+    Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Priority, Result,
+    VersionInfo, VersionTag,
 };
 use crate::clock::Clock;
 pub use flights::Feed;
@@ -76,7 +76,7 @@ pub enum Peek {
 
 struct State {
     index: Index,
-    reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
+    reads: HashMap<ObjectName, (Flight<Option<Arc<Object>>>, Priority)>,
     /// The listing that is out, and when it was begun.
     listing: Option<(Flight<()>, Instant)>,
     /// Who wants to hear of its names, by prefix.

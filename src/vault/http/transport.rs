@@ -22,6 +22,7 @@ use super::key::ApiKey;
 use super::retry::{Effect, Policy, Trouble};
 use super::status;
 use crate::clock::Clock;
+use crate::vault::spender::Ledger;
 use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
 
 /// A request body (or a header) that is wiped when the last attempt has dropped it.
@@ -144,10 +145,14 @@ pub struct Parts {
     pub max_body: usize,
 }
 
+/// Programs that status names.
+const SPENDERS: usize = 10;
+
 /// Sends requests to one vault.
 pub struct Transport {
     parts: Parts,
     requests: AtomicU64,
+    spent: Ledger,
     /// An answer has come, whatever its status.
     answered: AtomicBool,
 }
@@ -161,7 +166,12 @@ impl std::fmt::Debug for Transport {
 impl Transport {
     /// Nothing is sent yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, requests: AtomicU64::new(0), answered: AtomicBool::new(false) }
+        Self {
+            parts,
+            requests: AtomicU64::new(0),
+            spent: Ledger::default(),
+            answered: AtomicBool::new(false),
+        }
     }
 
     /// Where the vault is and what was sent to it.
@@ -169,6 +179,7 @@ impl Transport {
         VaultStatus {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
+            spent_by: self.spent.top(SPENDERS),
             budget: self.parts.budget.status(),
         }
     }
@@ -263,6 +274,7 @@ impl Transport {
         }
         let built = self.build(request)?;
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.spent.add();
         let answer = async {
             let response = match self.parts.client.execute(built).await.map_err(|e| failed_by(&e)) {
                 Ok(response) => response,
