@@ -8,6 +8,7 @@
 //! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
 //! into versions and remembers failure; `opener` decides which close stores; `errno` is the one table.
 
+mod ahead;
 pub mod attr;
 mod audit;
 mod commit;
@@ -118,6 +119,7 @@ pub struct FileSystem {
     /// Bytes that inodes keep beside the cache (`read`).
     kept_bytes: Arc<AtomicU64>,
     listings: Mutex<listing::Listings>,
+    walks: Mutex<ahead::Walks>,
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
@@ -162,6 +164,7 @@ impl FileSystem {
             scratch_bytes: Mutex::new(0),
             kept_bytes: Arc::default(),
             listings: Mutex::default(),
+            walks: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
             audit: OnceLock::new(),
