@@ -80,6 +80,15 @@ impl Adapter {
     }
 }
 
+/// What the helper asks beyond what is registered is EPERM.
+macro_rules! refuse_helper {
+    ($adapter:ident, $req:ident, $reply:ident) => {
+        if $adapter.fs.is_helper($req.pid()) {
+            return $reply.error(Errno::EPERM);
+        }
+    };
+}
+
 fn errno(e: crate::fs::Errno) -> Errno {
     Errno::from_i32(e.0)
 }
@@ -201,6 +210,13 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Lookup);
+        if let Some(found) = self.fs.helper_lookup(req.pid(), parent.0, name) {
+            return self.answer(req, Step::Ready(found), move |found| match found {
+                Ok(Some(found)) => entry(reply, &found),
+                Ok(None) => reply.error(Errno::ENOENT),
+                Err(e) => reply.error(e),
+            });
+        }
         let step = self.fs.lookup(parent.0, name);
         let (fs, name) = (self.fs.clone(), name.to_owned());
         self.answer(req, step, move |found| match found {
@@ -242,9 +258,6 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         self.requests.count(Operation::Setattr);
-        if let Some(e) = self.refused() {
-            return reply.error(e);
-        }
         let time = |t: Option<TimeOrNow>| {
             t.map(|t| match t {
                 TimeOrNow::SpecificTime(t) => t,
@@ -252,7 +265,12 @@ impl Filesystem for Adapter {
             })
         };
         let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
-        self.answer(req, self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), move |result| match result {
+        let done = match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
+            (Some(registered), _) => Step::Ready(registered),
+            (None, Some(e)) => return reply.error(e),
+            (None, None) => self.fs.setattr(ino.0, fh.map(|fh| fh.0), set),
+        };
+        self.answer(req, done, move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(e),
         });
@@ -272,6 +290,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.answer(req, self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -298,6 +317,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.answer(req, self.fs.link(ino.0, newparent.0, name), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -309,6 +329,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.answer(req, self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -317,11 +338,14 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Unlink);
-        self.answer(req, self.fs.unlink(parent.0, name, caller(req)), empty(reply));
+        let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
+        let done = registered.map_or_else(|| self.fs.unlink(parent.0, name, caller(req)), Step::Ready);
+        self.answer(req, done, empty(reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Rmdir);
+        refuse_helper!(self, req, reply);
         self.answer(req, self.fs.rmdir(parent.0, name), empty(reply));
     }
 
@@ -336,8 +360,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Rename);
-        let to = (newparent.0, newname);
-        self.answer(req, self.fs.rename((parent.0, name), to, flags.bits()), empty(reply));
+        let (from, to) = ((parent.0, name), (newparent.0, newname));
+        let registered = self.fs.helper_rename(req.pid(), from, to);
+        let done = registered.map_or_else(|| self.fs.rename(from, to, flags.bits()), Step::Ready);
+        self.answer(req, done, empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -345,6 +371,7 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
+        refuse_helper!(self, req, reply);
         self.answer(req, self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
@@ -431,6 +458,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
         self.answer(req, self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
             Ok((entry, opened)) => {
@@ -452,6 +480,7 @@ impl Filesystem for Adapter {
         if self.no_opendir {
             return reply.error(Errno::ENOSYS);
         }
+        refuse_helper!(self, req, reply);
         self.answer(req, self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 

@@ -127,6 +127,8 @@ pub struct VaultStatus {
     pub spent_by: Vec<spender::Spent>,
     /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
+    /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not told its time.
+    pub ahead_ms: Option<i64>,
 }
 
 /// A secrets vault. Errors are typed so that one table can turn them into errno values.

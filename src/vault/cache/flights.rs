@@ -150,6 +150,12 @@ impl Cache {
         last.is_some_and(|last| now.saturating_duration_since(last) < STALE_WAIT)
     }
 
+    /// Reads `name` from the vault for the mount itself: nobody waits for it.
+    pub async fn fetch_in_background(self: &Arc<Self>, name: &ObjectName) -> Result<Option<Arc<Object>>> {
+        self.count_request();
+        self.read_flight(name, Priority::Background).0.await
+    }
+
     /// Joins the read of `name` that is out, or sends one; and as what it was sent.
     fn read_flight(
         self: &Arc<Self>,
@@ -175,7 +181,7 @@ impl Cache {
             let answer = match answer {
                 Ok(object) => Ok(Some(cache.settle(object, asked))),
                 Err(e) if e.kind == ErrorKind::NotFound => {
-                    cache.state().index.missing(&wanted, asked);
+                    cache.state().take_in_absence(&wanted, asked);
                     Ok(None)
                 }
                 Err(e) => Err(e),
@@ -243,7 +249,7 @@ impl Cache {
             pages += 1;
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
-            page.items.iter().for_each(|item| state.index.listed(item, asked));
+            state.take_in(&page.items, asked);
             state.feeds.retain(|(prefix, feed)| {
                 let names = page.items.iter().map(|item| &item.name);
                 let names: Vec<_> = names.filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
@@ -252,7 +258,7 @@ impl Cache {
             match next {
                 Some(cursor) => query = query.next(cursor),
                 None => {
-                    state.index.listing_ended(asked, pages);
+                    state.end_listing(asked, pages);
                     return Ok(());
                 }
             }
