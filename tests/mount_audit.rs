@@ -77,3 +77,45 @@ fn status_names_the_programs_that_spend_the_requests() {
     let text = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
     assert!(text.contains("spent by") && text.contains("cat 3"), "{text}");
 }
+
+#[test]
+fn a_full_disk_costs_lines_and_no_read() {
+    if !common::is_root() {
+        eprintln!("skipped: only root can mount a disk that is full");
+        return;
+    }
+    let place = Place::new();
+    let disk = place.dir.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    run(std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(&disk)).ok();
+    let unmounted = Unmounted(disk.clone());
+    let file = disk.join("audit");
+    let mount = Mount::at(place, &["--refresh=10m", &format!("--audit={}", file.display())]);
+    mount.sh("echo value > f; cat f");
+    let filler = disk.join("filler");
+    let full = fs::write(&filler, vec![0; 1 << 20]).unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    // The page that the file has begun still takes some lines.
+    common::until("lines are lost", || {
+        assert_eq!(fs::read(mount.path("f")).unwrap(), b"value\n");
+        mount.status()["fs"]["audit"]["lost"].as_u64() > Some(0)
+    });
+    let text = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    assert!(text.contains("LOST"), "{text}");
+    fs::remove_file(&filler).unwrap();
+    common::until("lines are written again", || {
+        fs::read(mount.path("f")).unwrap();
+        mount.status()["fs"]["audit"]["error"].is_null()
+    });
+    drop(mount.unmount());
+    drop(unmounted);
+}
+
+/// A mount of the test's own, gone with it.
+struct Unmounted(std::path::PathBuf);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}

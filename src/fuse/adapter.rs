@@ -218,10 +218,16 @@ impl Filesystem for Adapter {
             });
         }
         let step = self.fs.lookup(parent.0, name);
-        let (fs, name) = (self.fs.clone(), name.to_owned());
+        if let Step::Ready(Ok(None)) = step {
+            return absent(reply, self.fs.absent_for(parent.0, name));
+        }
+        let asked = matches!(step, Step::Pending(_)).then(|| (self.fs.clone(), name.to_owned()));
         self.answer(req, step, move |found| match found {
             Ok(Some(found)) => entry(reply, &found),
-            Ok(None) => absent(reply, fs.absent_for(parent.0, &name)),
+            Ok(None) => {
+                let ttl = asked.map(|(fs, name)| fs.absent_for(parent.0, &name));
+                absent(reply, ttl.unwrap_or_default());
+            }
             Err(e) => reply.error(e),
         });
     }
