@@ -33,6 +33,7 @@ mod remove;
 mod rename;
 mod replace;
 mod resolve;
+mod revoke;
 mod rotate;
 mod scratch;
 mod special;
@@ -165,7 +166,7 @@ impl FileSystem {
         if let Some(page) = first_page {
             cache.seed(&page, clock.now());
         }
-        Arc::new(Self {
+        let fs = Arc::new(Self {
             scratch: scratch::Patterns::new(&options.scratch),
             table: Mutex::new(Table::new(random_base())),
             handles: Mutex::new(HashMap::new()),
@@ -186,7 +187,10 @@ impl FileSystem {
             options,
             cache,
             clock,
-        })
+        });
+        let audience = Arc::downgrade(&fs);
+        fs.cache.set_audience(audience);
+        fs
     }
 
     /// Tells the file system how to reach the kernel. Only the first call counts.

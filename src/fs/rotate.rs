@@ -583,5 +583,5 @@ impl FileSystem {
 const TTL_TICKS: u32 = 12;
 
 fn is_version(stored: &Stored, object: &Object) -> bool {
-    stored.id == object.meta.id && stored.version == object.meta.version
+    stored.is(&object.meta)
 }
