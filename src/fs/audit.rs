@@ -16,7 +16,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
@@ -240,7 +239,7 @@ impl FileSystem {
             Node::Dir(_) | Node::Control(_) => return,
         };
         audit.write(&Line {
-            at: humantime::format_rfc3339_millis(SystemTime::from(self.clock.wall())).to_string(),
+            at: humantime::format_rfc3339_millis(self.clock.wall()).to_string(),
             op,
             uid: caller.uid,
             gid: caller.gid,

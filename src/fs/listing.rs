@@ -138,9 +138,9 @@ impl Listing {
     }
 
     /// The same, for nobody: it counts as shown to no reader.
-    pub fn look(&self, after: u64, mut take: impl FnMut(&DirEntry) -> bool) {
+    pub fn look(&self, after: u64, take: impl FnMut(&DirEntry) -> bool) {
         let state = self.state();
-        let _ = state.entries[state.first_after(after)..].iter().any(|entry| take(entry));
+        let _ = state.entries[state.first_after(after)..].iter().any(take);
     }
 
     /// The position of a name.

@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Belief, Cache, Found, Peek, State, is_outage};
+use super::{Belief, Cache, Found, Peek, Read, State, is_outage};
 use crate::vault::object::Cursors;
 use crate::vault::spender;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Priority, Result};
@@ -157,11 +157,7 @@ impl Cache {
     }
 
     /// Joins the read of `name` that is out, or sends one; and as what it was sent.
-    fn read_flight(
-        self: &Arc<Self>,
-        name: &ObjectName,
-        priority: Priority,
-    ) -> (Flight<Option<Arc<Object>>>, Priority) {
+    fn read_flight(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Read {
         // The task cannot end before it is entered here: it needs this lock to leave.
         let mut state = self.state();
         if let Some(out) = state.reads.get(name) {

@@ -81,9 +81,12 @@ pub enum Peek {
     Unknown,
 }
 
+/// A read that is out, and as what it was sent.
+type Read = (Flight<Option<Arc<Object>>>, Priority);
+
 struct State {
     index: Index,
-    reads: HashMap<ObjectName, (Flight<Option<Arc<Object>>>, Priority)>,
+    reads: HashMap<ObjectName, Read>,
     /// The listing that is out, and when it was begun.
     listing: Option<(Flight<()>, Instant)>,
     /// Who wants to hear of its names, by prefix.
