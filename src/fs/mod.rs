@@ -109,6 +109,8 @@ pub trait Kernel: Send + Sync {
     /// Has the helper make a call; `to` is the process that is meant, 0 for any. The answer comes with
     /// [`FileSystem::helper_says`]. False if there is no way to it.
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
+    /// Whether some program watches something of the mount (inotify), as far as that can be seen.
+    fn is_watched(&self) -> bool;
 }
 
 /// Failures kept for `status`.

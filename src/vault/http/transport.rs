@@ -25,6 +25,10 @@ use crate::clock::Clock;
 use crate::vault::spender::Ledger;
 use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
 
+/// Requests that are out at a time. Thousands who wait shall not be thousands of connections, of which a process may
+/// have about a thousand; the vault would not answer them any sooner either.
+const ABREAST: usize = 128;
+
 /// A request body (or a header) that is wiped when the last attempt has dropped it.
 #[derive(Clone)]
 pub struct Body(Bytes);
@@ -155,6 +159,8 @@ pub struct Transport {
     spent: Ledger,
     /// An answer has come, whatever its status.
     answered: AtomicBool,
+    /// The right to have a request out.
+    abreast: tokio::sync::Semaphore,
     /// By how much the vault's clock is ahead of ours, once it has told its time.
     ahead_ms: Mutex<Option<i64>>,
 }
@@ -173,6 +179,7 @@ impl Transport {
             requests: AtomicU64::new(0),
             spent: Ledger::default(),
             answered: AtomicBool::new(false),
+            abreast: tokio::sync::Semaphore::new(ABREAST),
             ahead_ms: Mutex::new(None),
         }
     }
@@ -292,6 +299,8 @@ impl Transport {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.spent.add();
         let answer = async {
+            // Never closed: an error would only mean that nobody counts.
+            let _turn = self.abreast.acquire().await;
             let response = match self.parts.client.execute(built).await.map_err(|e| failed_by(&e)) {
                 Ok(response) => response,
                 Err(failed) => {
