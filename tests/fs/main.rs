@@ -14,6 +14,7 @@ mod outage;
 mod renames;
 mod replaced;
 mod requests;
+mod revoked;
 mod rotations;
 mod saves;
 mod shell;
