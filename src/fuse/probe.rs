@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::mounts::Dev;
+use super::mounts::{self, Dev};
 
 /// The hidden command that looks.
 pub const COMMAND: &str = "probe";
@@ -33,7 +33,7 @@ pub struct Seen {
     pub stat: Result<(bool, Dev), i32>,
     /// statfs(2), which asks a mount's daemon even where stat is answered from the kernel's memory.
     pub statfs: Result<(), i32>,
-    /// Whether the directory is empty.
+    /// Whether the directory is empty. A mount of ours is not looked into, and is not: the vault would list all it has.
     pub empty: Result<bool, i32>,
 }
 
@@ -122,9 +122,13 @@ pub fn read_child(path: &Path) -> io::Result<()> {
 pub fn child(path: &Path) -> io::Result<()> {
     let errno = |e: io::Error| e.raw_os_error().unwrap_or(libc::EIO);
     let stat = std::fs::metadata(path).map(|m| (m.is_dir(), Dev::from_raw(m.dev()))).map_err(errno);
-    let empty = std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno);
-    let seen =
-        Seen { canonical: canonical(path).map_err(errno), stat, statfs: statfs(path).map_err(errno), empty };
+    let canonical = canonical(path).map_err(errno);
+    let top = canonical.as_ref().ok().and_then(|path| mounts::top_at(path).ok().flatten());
+    let empty = match top {
+        Some(top) if top.is_vaultfs() => Ok(false),
+        _ => std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno),
+    };
+    let seen = Seen { canonical, stat, statfs: statfs(path).map_err(errno), empty };
     println!("{}", serde_json::to_string(&seen)?);
     Ok(())
 }
