@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::mounts::{self, Dev};
+use super::mounts::Dev;
 
 /// The hidden command that looks.
 pub const COMMAND: &str = "probe";
@@ -33,7 +33,8 @@ pub struct Seen {
     pub stat: Result<(bool, Dev), i32>,
     /// statfs(2), which asks a mount's daemon even where stat is answered from the kernel's memory.
     pub statfs: Result<(), i32>,
-    /// Whether the directory is empty. A mount of ours is not looked into, and is not: the vault would list all it has.
+    /// Whether the directory is empty. What is mounted is never looked into: of a vault that would be a request for
+    /// each hundred names.
     pub empty: Result<bool, i32>,
 }
 
@@ -122,13 +123,14 @@ pub fn read_child(path: &Path) -> io::Result<()> {
 pub fn child(path: &Path) -> io::Result<()> {
     let errno = |e: io::Error| e.raw_os_error().unwrap_or(libc::EIO);
     let stat = std::fs::metadata(path).map(|m| (m.is_dir(), Dev::from_raw(m.dev()))).map_err(errno);
-    let canonical = canonical(path).map_err(errno);
-    let top = canonical.as_ref().ok().and_then(|path| mounts::top_at(path).ok().flatten());
-    let empty = match top {
-        Some(top) if top.is_vaultfs() => Ok(false),
-        _ => std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno),
+    let parent = std::fs::metadata(path.join("..")).map(|parent| Dev::from_raw(parent.dev()));
+    let is_mount = matches!((&stat, &parent), (Ok((_, dev)), Ok(parent)) if dev != parent);
+    let empty = match is_mount {
+        true => Ok(false),
+        false => std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno),
     };
-    let seen = Seen { canonical, stat, statfs: statfs(path).map_err(errno), empty };
+    let seen =
+        Seen { canonical: canonical(path).map_err(errno), stat, statfs: statfs(path).map_err(errno), empty };
     println!("{}", serde_json::to_string(&seen)?);
     Ok(())
 }
