@@ -32,7 +32,7 @@ pub(super) fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
 /// Whether this thread moves files to other directories to keep a backup there (`rsync --backup-dir`, `perl -i'old/*'`):
 /// any program but the one that people move files with.
 pub(super) fn is_by_an_editor(pid: u32) -> bool {
-    pid != 0 && program_of(pid).is_some_and(|name| name != "mv")
+    pid != 0 && name_of(pid).is_some_and(|name| name != "mv")
 }
 
 /// Whether a file that this thread unlinks is likely to be made anew by it.
