@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connect::{self, Api, ApiKeyInput, ConnectSpec};
-use super::exit::Failure;
+use super::exit::{Exit, Failure};
 use crate::clock::{Clock, SystemClock};
-use crate::fs::{Drain, FileSystem, HelperReport, Kernel, Unsaved};
+use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
 use crate::fuse::requests::Requests;
@@ -47,6 +47,13 @@ pub async fn build(
     let vault = connected.vault.clone();
     let (page, options) = (connected.first_page, config.options.clone());
     let fs = FileSystem::restore(connected.vault, page, options, clock, state, anew);
+    if let Some(path) = &config.options.audit {
+        let audit = Audit::open(path).map_err(|e| {
+            let sentence = format!("the audit file {} cannot be used: {e}", path.display());
+            Failure::new(Exit::Failed, sentence)
+        })?;
+        fs.attach_audit(audit);
+    }
     Ok(Stack { spec, fs, vault, key: connected.key, last: Last(connected.embedded) })
 }
 
@@ -132,6 +139,8 @@ impl Service for Mounted {
     }
 
     async fn reload_key(&self) {
+        // SIGHUP is for both.
+        self.fs.reopen_audit();
         match self.key.reload() {
             Ok(true) => tracing::info!("the key file has another key: using it"),
             Ok(false) => tracing::info!("the key is the same as before"),

@@ -18,7 +18,9 @@ use tokio::runtime::Handle;
 
 use super::requests::{Operation, Requests};
 use crate::crash;
+use crate::fs::program::name_of_process;
 use crate::fs::{Attr, Caller, Create, Entry, FileKind, FileSystem, Opened, SetAttr, Step};
+use crate::vault::spender;
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -76,7 +78,7 @@ impl Adapter {
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let (fs, unique) = (self.fs.clone(), req.unique().0);
-        self.answer(step, move |result| {
+        self.answer(req, step, move |result| {
             crash::point("answer");
             answer(result);
             crash::point("answered");
@@ -93,10 +95,10 @@ impl Adapter {
     ) {
         let unique = req.unique().0;
         match self.fs.seen(unique) {
-            Ok(()) if unique >> 63 == 0 => self.answer(work(&self.fs), answer),
+            Ok(()) if unique >> 63 == 0 => self.answer(req, work(&self.fs), answer),
             Ok(()) => {
                 let fs = self.fs.clone();
-                self.answer(work(&self.fs), move |result| {
+                self.answer(req, work(&self.fs), move |result| {
                     answer(result);
                     fs.answered(unique);
                 });
@@ -108,6 +110,7 @@ impl Adapter {
     /// Gives `answer` the result, now or when the task has ended.
     fn answer<T: Send + 'static>(
         &self,
+        req: &Request,
         step: Step<T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
@@ -115,10 +118,11 @@ impl Adapter {
             Step::Ready(result) => answer(result.map_err(errno)),
             Step::Pending(work) => {
                 let limit = self.fs.options().timeout + GRACE;
-                self.runtime.spawn(async move {
+                let spender = name_of_process(req.pid()).map(Arc::from);
+                self.runtime.spawn(spender::on_behalf_of(spender, async move {
                     let result = tokio::time::timeout(limit, work).await;
                     answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)).map_err(errno));
-                });
+                }));
             }
         }
     }
@@ -138,7 +142,7 @@ fn errno(e: crate::fs::Errno) -> Errno {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { pid: req.pid() }
+    Caller { pid: req.pid(), uid: req.uid(), gid: req.gid() }
 }
 
 fn kind(kind: FileKind) -> FileType {
@@ -255,7 +259,7 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Lookup);
         if let Some(found) = self.fs.helper_lookup(req.pid(), parent.0, name) {
-            return self.answer(Step::Ready(found), move |found| match found {
+            return self.answer(req, Step::Ready(found), move |found| match found {
                 Ok(Some(found)) => entry(reply, &found),
                 Ok(None) => reply.error(Errno::ENOENT),
                 Err(e) => reply.error(e),
@@ -421,7 +425,7 @@ impl Filesystem for Adapter {
         self.requests.count(Operation::Rename);
         let (from, to) = ((parent.0, name), (newparent.0, newname));
         let registered = self.fs.helper_rename(req.pid(), from, to);
-        let fs = |fs: &Arc<FileSystem>| fs.rename(from, to, flags.bits());
+        let fs = |fs: &Arc<FileSystem>| fs.rename(from, to, flags.bits(), caller(req));
         self.serve(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
     }
 
@@ -577,7 +581,11 @@ impl Filesystem for Adapter {
 
     fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.requests.count(Operation::Releasedir);
-        self.serve(req, |fs| Step::Ready(Ok(fs.releasedir(fh.0))), empty(reply));
+        let done = |fs: &Arc<FileSystem>| {
+            fs.releasedir(fh.0);
+            Step::Ready(Ok(()))
+        };
+        self.serve(req, done, empty(reply));
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

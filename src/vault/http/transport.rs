@@ -22,6 +22,7 @@ use super::key::ApiKey;
 use super::retry::{Effect, Policy, Trouble};
 use super::status;
 use crate::clock::Clock;
+use crate::vault::spender::Ledger;
 use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
 
 /// Requests that are out at a time. Thousands who wait shall not be thousands of connections, of which a process may
@@ -148,10 +149,14 @@ pub struct Parts {
     pub max_body: usize,
 }
 
+/// Programs that status names.
+const SPENDERS: usize = 10;
+
 /// Sends requests to one vault.
 pub struct Transport {
     parts: Parts,
     requests: AtomicU64,
+    spent: Ledger,
     /// An answer has come, whatever its status.
     answered: AtomicBool,
     /// The right to have a request out.
@@ -172,6 +177,7 @@ impl Transport {
         Self {
             parts,
             requests: AtomicU64::new(0),
+            spent: Ledger::default(),
             answered: AtomicBool::new(false),
             abreast: tokio::sync::Semaphore::new(ABREAST),
             ahead_ms: Mutex::new(None),
@@ -183,6 +189,7 @@ impl Transport {
         VaultStatus {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
+            spent_by: self.spent.top(SPENDERS),
             budget: self.parts.budget.status(),
             ahead_ms: *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
@@ -290,6 +297,7 @@ impl Transport {
         }
         let built = self.build(request)?;
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.spent.add();
         let answer = async {
             // Never closed: an error would only mean that nobody counts.
             let _turn = self.abreast.acquire().await;
