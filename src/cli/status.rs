@@ -100,28 +100,53 @@ fn without_processes(entry: &Entry) -> String {
 }
 
 fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
-    writeln!(out, "{}", mount["mountpoint"].as_str().unwrap_or("?"))?;
+    let at = mount["mountpoint"].as_str().unwrap_or("?");
     if let Some(problem) = mount["problem"].as_str() {
-        return writeln!(out, "  {problem}");
+        return writeln!(out, "{at}  NOT WELL\n  {problem}");
     }
+    let fs = serde_json::from_value::<Status>(mount["fs"].clone()).ok();
+    writeln!(out, "{at}  {}", fs.as_ref().map_or_else(|| "?".into(), verdict))?;
     let mut line = |name: &str, text: String| writeln!(out, "  {name:<11}{text}");
     line("vault", vault(&mount["spec"]))?;
-    if let Ok(fs) = serde_json::from_value::<Status>(mount["fs"].clone()) {
+    if let Some(fs) = fs {
         line("state", state(&fs))?;
-        line("budget", budget(&fs, &mount["fs"]["vault"]["budget"]["assumed"]))?;
-        line("cache", cache(&fs))?;
         line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() })?;
         for left in &fs.unsaved {
             line("", format!("{}: {} bytes, {}", left.name, left.size, reason(left)))?;
         }
-        for error in &fs.last_errors {
+        for error in fs.last_errors.iter().rev().take(SHOWN_ERRORS) {
             line("failed", format!("{} {} {}: {}", error.at, error.operation, error.name, error.message))?;
         }
+        line("budget", budget(&fs, &mount["fs"]["vault"]["budget"]["assumed"]))?;
+        line("cache", cache(&fs))?;
     }
-    line("kernel", kernel(&mount["kernel"]))?;
     line("memory", memory(&mount["memory"], &mount["fs"]["cache"]))?;
-    line("processes", format!("keeper {}, worker {}", mount["keeper_pid"], mount["worker_pid"]))?;
+    let restarts = match mount["restarts"].as_u64().unwrap_or(0) {
+        0 => String::new(),
+        1 => "; the worker was started again once".into(),
+        n => format!("; the worker was started again {n} times"),
+    };
+    line("processes", format!("keeper {}, worker {}{restarts}", mount["keeper_pid"], mount["worker_pid"]))?;
+    line("kernel", kernel(&mount["kernel"]))?;
     line("up", seconds(mount["uptime_s"].as_u64().unwrap_or(0)))
+}
+
+/// The latest failures, in the list for people; `--json` has all that are kept.
+const SHOWN_ERRORS: usize = 5;
+
+/// What matters first: ok, or what somebody should look at.
+fn verdict(fs: &Status) -> String {
+    let failed = fs.unsaved.iter().filter(|write| write.error.is_some()).count();
+    let stored = match failed {
+        0 => None,
+        1 => Some("a save failed, its bytes are kept".to_owned()),
+        n => Some(format!("{n} saves failed, their bytes are kept")),
+    };
+    let reached = fs.vault.outage.as_ref().map(|_| "the vault does not answer".to_owned());
+    match [stored, reached].into_iter().flatten().collect::<Vec<_>>().as_slice() {
+        [] => "ok".into(),
+        troubles => format!("NOT WELL: {}", troubles.join("; ")),
+    }
 }
 
 fn vault(spec: &Value) -> String {
@@ -233,6 +258,16 @@ mod tests {
         assert_eq!(budget(&fs, &assumed), "60 of 60 requests left this minute");
         let (fs, assumed) = status(Value::Null, None);
         assert_eq!(budget(&fs, &assumed), "no limit");
+    }
+
+    #[test]
+    fn the_first_line_says_whether_all_is_well() {
+        let (mut fs, _) = status(Value::Null, None);
+        assert_eq!(verdict(&fs), "ok");
+        let left = json!({"name": "a", "path": "a", "size": 1, "error": "no", "conflict": false});
+        fs.unsaved.push(serde_json::from_value(left).unwrap());
+        fs.vault.outage = Some("no connection".into());
+        assert_eq!(verdict(&fs), "NOT WELL: a save failed, its bytes are kept; the vault does not answer");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -100,6 +100,8 @@ pub struct Answer {
     pub body: Zeroizing<Vec<u8>>,
     /// X-Request-ID.
     pub request_id: Option<String>,
+    /// Date: the server's clock.
+    pub date: Option<SystemTime>,
     /// How long a 429 or 503 asks to wait.
     pub retry_after: Option<Duration>,
     /// Attempts made for it.
@@ -278,6 +280,8 @@ impl Transport {
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
             let request_id = request_id(response.headers()).filter(|id| self.may_show(id, request));
+            let date = response.headers().get(reqwest::header::DATE);
+            let date = date.and_then(|text| httpdate::parse_http_date(text.to_str().ok()?).ok());
             let body = match self.read_body(response).await {
                 Ok(body) => body,
                 // The status alone says all there is to know.
@@ -289,7 +293,7 @@ impl Transport {
             let retry_after = headers
                 .retry_after
                 .or_else(|| headers.reset.filter(|_| status == StatusCode::TOO_MANY_REQUESTS));
-            Ok(Answer { status, body, request_id, retry_after, attempts: 1, doubt: false })
+            Ok(Answer { status, body, request_id, date, retry_after, attempts: 1, doubt: false })
         };
         tokio::time::timeout(left, answer).await.unwrap_or(Err(Failed::Late { sent: true }))
     }
