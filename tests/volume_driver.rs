@@ -91,11 +91,21 @@ async fn mount(driver: &Driver, name: &str, id: &str, heard: bool) -> Result<Pat
     answer.expect("always told")
 }
 
+async fn unmount(driver: &Driver, name: &str, id: &str, heard: bool) -> Result<(), Refusal> {
+    let mut answer = None;
+    let tell = |told| {
+        answer = Some(told);
+        heard
+    };
+    driver.unmount(name, id, tell).await;
+    answer.expect("always told")
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Create(u8),
     Mount(u8, u8, bool),
-    Unmount(u8, u8),
+    Unmount(u8, u8, bool),
     Remove(u8),
     Away(bool),
     Unsaved(bool),
@@ -108,7 +118,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => volume.clone().prop_map(Step::Create),
         5 => (volume.clone(), id.clone(), prop::bool::weighted(0.8)).prop_map(|(v, i, heard)| Step::Mount(v, i, heard)),
-        5 => (volume.clone(), id).prop_map(|(v, i)| Step::Unmount(v, i)),
+        5 => (volume.clone(), id, prop::bool::weighted(0.8)).prop_map(|(v, i, heard)| Step::Unmount(v, i, heard)),
         2 => volume.prop_map(Step::Remove),
         1 => any::<bool>().prop_map(Step::Away),
         1 => any::<bool>().prop_map(Step::Unsaved),
@@ -147,10 +157,12 @@ async fn play(steps: &[Step]) {
                     users.insert(id(*i));
                 }
             }
-            Step::Unmount(v, i) => {
-                let done = now.unmount(&name(*v), &id(*i)).await;
-                assert!(done.is_ok() || unsaved || !model.contains_key(&name(*v)), "{done:?}");
-                if let Some(users) = model.get_mut(&name(*v)) {
+            Step::Unmount(v, i, heard) => {
+                let done = unmount(&now, &name(*v), &id(*i), *heard).await;
+                assert_eq!(done.is_ok(), model.contains_key(&name(*v)), "{done:?}");
+                if let Some(users) = model.get_mut(&name(*v))
+                    && *heard
+                {
                     users.remove(&id(*i));
                 }
             }
@@ -188,6 +200,7 @@ fn check(driver: &Driver, mounter: &Fake, model: &Model, root: &Path) {
         let at = root.join("volumes").join(name);
         assert_eq!(described.mountpoint, if users.is_empty() { PathBuf::new() } else { at.clone() });
         assert!(mounter.is_mounted(&at) || users.is_empty(), "{name} is used and not mounted");
+        assert_eq!(at.exists(), mounter.is_mounted(&at), "a bare directory in place of a volume");
     }
 }
 
@@ -209,13 +222,15 @@ async fn what_nobody_uses_is_not_mounted() {
     assert_eq!(mounts(), 0, "created is not mounted");
     // As dockerd: two IDs for one start.
     mount(&now, "v", "a", true).await.unwrap();
-    now.unmount("v", "a").await.unwrap();
+    unmount(&now, "v", "a", true).await.unwrap();
     assert_eq!(mounts(), 0);
     mount(&now, "v", "b", true).await.unwrap();
     mount(&now, "v", "c", true).await.unwrap();
-    now.unmount("v", "b").await.unwrap();
+    unmount(&now, "v", "b", true).await.unwrap();
     assert_eq!(mounts(), 1);
-    now.unmount("v", "c").await.unwrap();
+    unmount(&now, "v", "c", false).await.unwrap();
+    assert_eq!(mounts(), 1, "nobody heard it");
+    unmount(&now, "v", "c", true).await.unwrap();
     assert_eq!(mounts(), 0);
     mount(&now, "v", "d", false).await.unwrap();
     assert_eq!((mounts(), now.get("v").unwrap().status["users"].clone()), (0, 0.into()), "nobody heard it");
@@ -229,12 +244,12 @@ async fn unsaved_writes_keep_the_mount_and_the_volume() {
     now.create("v", &BTreeMap::new()).await.unwrap();
     mount(&now, "v", "a", true).await.unwrap();
     mounter.unsaved.store(true, Ordering::Relaxed);
-    let said = now.unmount("v", "a").await.unwrap_err().to_string();
+    unmount(&now, "v", "a", true).await.unwrap();
+    let said = now.remove("v").await.unwrap_err().to_string();
     assert!(said.contains("vaultfs volume v: not stored"), "{said}");
-    assert!(now.remove("v").await.is_err());
     mount(&now, "v", "b", true).await.unwrap();
     mounter.unsaved.store(false, Ordering::Relaxed);
-    now.unmount("v", "b").await.unwrap();
+    unmount(&now, "v", "b", true).await.unwrap();
     now.remove("v").await.unwrap();
     assert!(mounter.mounted.lock().unwrap().is_empty());
 }

@@ -1,131 +1,18 @@
 //! The volume plugin as an engine meets it: its socket, spoken to as dockerd and podman do, over real mounts.
 
 mod common;
+mod plugin;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
 
-use common::{Beside, Place, is_mounted, is_root, processes_of, run, signal, until, wait};
-use nix::sys::signal::Signal;
+use common::{Place, is_mounted, is_root, processes_of, run, until, wait};
+use plugin::Plugin;
 use serde_json::{Value, json};
-
-/// A running plugin.
-struct Plugin {
-    place: Place,
-    process: Option<Beside>,
-}
-
-impl Plugin {
-    fn start(place: Place, args: &[&str]) -> Self {
-        let mut plugin = Self { place, process: None };
-        plugin.run(args);
-        plugin
-    }
-
-    fn run(&mut self, args: &[&str]) {
-        let mut command = self.place.vaultfs(["volume-plugin", "--socket"]);
-        command.arg(self.socket()).arg("--state").arg(self.state()).args(args);
-        let log =
-            fs::File::options().create(true).append(true).open(self.place.dir.path().join("plugin.log"));
-        self.process = Some(Beside::start(command.stdin(Stdio::null()).stderr(log.unwrap())));
-        let socket = self.socket();
-        until("the plugin listens", || UnixStream::connect(&socket).is_ok());
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.place.dir.path().join("plugins/vaultfs.sock")
-    }
-
-    fn state(&self) -> PathBuf {
-        self.place.dir.path().join("volumes-state")
-    }
-
-    fn pid(&self) -> i32 {
-        self.process.as_ref().unwrap().0.id() as i32
-    }
-
-    /// kill -9.
-    fn kill(&mut self) {
-        drop(self.process.take());
-    }
-
-    fn stop(&mut self) {
-        signal(self.pid(), Signal::SIGTERM);
-        let status = self.process.take().unwrap().ends();
-        assert!(status.success(), "{status}: {}", self.log());
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.place.dir.path().join("plugin.log")).unwrap_or_default()
-    }
-
-    /// What is sent and comes back: HTTP status and body.
-    fn ask(&self, method: &str, body: &str) -> (u16, Value) {
-        // As dockerd sends it: an empty Host.
-        let request = format!(
-            "POST /{method} HTTP/1.1\r\nHost: \r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: {}\r\n\
-             Accept: application/vnd.docker.plugins.v1.2+json\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        );
-        let mut stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        assert!(head.contains("content-type: application/vnd.docker.plugins.v1.2+json"), "{head}");
-        (status, serde_json::from_str(body).unwrap())
-    }
-
-    #[track_caller]
-    fn ok(&self, method: &str, body: Value) -> Value {
-        let (status, answer) = self.ask(method, &body.to_string());
-        assert_eq!(status, 200, "{method} {body}: {answer}\n{}", self.log());
-        answer
-    }
-
-    #[track_caller]
-    fn refused(&self, method: &str, body: Value) -> String {
-        let (status, answer) = self.ask(method, &body.to_string());
-        assert_eq!(status, 500, "{method} {body}: {answer}");
-        answer["Err"].as_str().unwrap().to_owned()
-    }
-
-    fn create(&self, name: &str, options: Value) {
-        let mut options = options;
-        options["embedded"] = json!(self.place.data);
-        self.ok("VolumeDriver.Create", json!({ "Name": name, "Opts": options }));
-    }
-
-    fn mount(&self, name: &str, id: &str) -> PathBuf {
-        let answer = self.ok("VolumeDriver.Mount", json!({ "Name": name, "ID": id }));
-        PathBuf::from(answer["Mountpoint"].as_str().unwrap())
-    }
-
-    fn unmount(&self, name: &str, id: &str) {
-        self.ok("VolumeDriver.Unmount", json!({ "Name": name, "ID": id }));
-    }
-}
-
-impl Drop for Plugin {
-    fn drop(&mut self) {
-        self.kill();
-        for name in fs::read_dir(self.state().join("volumes")).into_iter().flatten().flatten() {
-            if is_mounted(&name.path()) {
-                run(self.place.vaultfs(["unmount", "--force"]).arg(name.path()));
-            }
-        }
-        if std::thread::panicking() {
-            eprintln!("the plugin's log:\n{}", self.log());
-        }
-    }
-}
 
 #[test]
 fn a_conversation_with_dockerd() {
@@ -151,7 +38,7 @@ fn a_conversation_with_dockerd() {
     // `docker run`: mounted, unmounted, mounted again under another ID; a second container beside it.
     let at = plugin.mount("v1", "id-1");
     plugin.unmount("v1", "id-1");
-    assert!(!is_mounted(&at));
+    until("it is unmounted and leaves no directory", || !at.exists());
     assert_eq!((plugin.mount("v1", "id-2"), plugin.mount("v1", "id-3")), (at.clone(), at.clone()));
     fs::write(at.join("token"), "s3cret").unwrap();
     assert_eq!(plugin.ok("VolumeDriver.Path", json!({ "Name": "v1" }))["Mountpoint"], json!(at));
@@ -177,7 +64,7 @@ fn a_conversation_with_podman() {
     let at = plugin.mount("v1", id);
     assert_eq!(plugin.mount("v1", id), at, "a repeated request");
     plugin.unmount("v1", id);
-    assert!(!is_mounted(&at), "podman counts by itself");
+    until("podman counts by itself", || !is_mounted(&at));
     plugin.unmount("v1", id);
     plugin.ok("VolumeDriver.Remove", json!({ "Name": "v1" }));
 }
@@ -218,7 +105,7 @@ fn a_plugin_that_was_killed_finds_its_mounts_alive() {
     assert_eq!(fs::read_to_string(at.join("x")).unwrap(), "1");
     plugin.run(&[]);
     plugin.unmount("used", "b");
-    assert!(!is_mounted(&at));
+    until("it is unmounted", || !is_mounted(&at));
     until("its processes end", || processes_of(&at).is_empty());
 }
 

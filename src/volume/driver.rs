@@ -6,10 +6,14 @@
 //!    mount without users, which the next start unmounts; never a user without a mount.
 //! 3. An engine that has given up waiting does not use what it asked for: its user is taken back, under the same lock,
 //!    so that a repeated request finds either the user or its absence, never something in between.
-//! 4. A user is struck out before the volume is unmounted. If that fails (writes that the vault does not take), the
-//!    mount stays for the next user or for `vaultfs pending`, and the engine is told.
+//! 4. A user is struck out, and the engine told so, before the volume is unmounted: podman waits 5 s for an answer, and
+//!    without one goes on to believe that the volume is mounted. If unmounting fails (writes that the vault does not
+//!    take), the mount stays for the next user or for `vaultfs pending`. An engine that did not hear the answer has its
+//!    user back.
+//! 5. The mount point exists only while something is mounted there. An engine that is wrong about that fails; it does not
+//!    get a directory of the disk in place of the vault.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -115,10 +119,28 @@ impl Driver {
         }
     }
 
-    /// Unmount.
-    pub async fn unmount(&self, name: &str, id: &str) -> Result<()> {
+    /// Unmount: as [`Driver::mount`]. What fails after the answer is logged.
+    pub async fn unmount(&self, name: &str, id: &str, tell: impl FnOnce(Result<()>) -> bool) {
         let _one = self.lock(name).await;
-        self.release(name, id).await
+        let was_user = self.volumes().get(name).is_ok_and(|volume| volume.users.contains(id));
+        let last = match self.change(|volumes| volumes.release(name, id)).await {
+            Ok(last) => last,
+            Err(e) => {
+                tell(Err(e));
+                return;
+            }
+        };
+        let failed = if !tell(Ok(())) && was_user {
+            tracing::warn!(volume = name, "the engine waited no longer for its unmounting: it stays mounted");
+            self.change(|volumes| volumes.acquire(name, id)).await.err()
+        } else if last {
+            self.unmount_unused(name).await.err()
+        } else {
+            None
+        };
+        if let Some(e) = failed {
+            tracing::error!("{e}");
+        }
     }
 
     async fn release(&self, name: &str, id: &str) -> Result<()> {
@@ -127,7 +149,10 @@ impl Driver {
     }
 
     async fn unmount_unused(&self, name: &str) -> Result<()> {
-        self.mounter.unmount(&self.store.mountpoint(name)).await.map_err(|e| said(name, &e))
+        let at = self.store.mountpoint(name);
+        self.mounter.unmount(&at).await.map_err(|e| said(name, &e))?;
+        self.mounter.tidy(&at);
+        Ok(())
     }
 
     /// Remove.
@@ -135,9 +160,7 @@ impl Driver {
         let _one = self.lock(name).await;
         self.volumes().check_unused(name)?;
         self.unmount_unused(name).await?;
-        self.change(|volumes| volumes.remove(name)).await?;
-        self.mounter.tidy(&self.store.mountpoint(name));
-        Ok(())
+        self.change(|volumes| volumes.remove(name)).await
     }
 
     /// Path: where it is mounted, empty while nobody uses it.
@@ -161,7 +184,7 @@ impl Driver {
 
     /// After a start: what is mounted for nobody is unmounted, what is gone is named. Waits for mounts; run it beside.
     pub async fn settle(&self) {
-        for name in self.store.mountpoints() {
+        for name in self.known() {
             let _one = self.lock(&name).await;
             let at = self.store.mountpoint(&name);
             let users = self.volumes().get(&name).map(|volume| volume.users.len());
@@ -180,7 +203,7 @@ impl Driver {
                 Ok(n) if n > 0 => tracing::info!(volume = name, users = n, "found mounted"),
                 _ => {}
             }
-            if users.is_err() && !self.mounter.is_mounted(&at) {
+            if !self.mounter.is_mounted(&at) {
                 self.mounter.tidy(&at);
             }
         }
@@ -201,6 +224,12 @@ impl Driver {
                 tracing::error!(volume = name, "{e}");
             }
         }
+    }
+
+    /// The names of volumes, and of mount points that are there.
+    fn known(&self) -> BTreeSet<String> {
+        let names: Vec<_> = self.volumes().iter().map(|(name, _)| name.to_owned()).collect();
+        names.into_iter().chain(self.store.mountpoints()).collect()
     }
 
     fn volumes(&self) -> MutexGuard<'_, Volumes> {

@@ -19,6 +19,8 @@ use crate::fuse::{mountpoint, mounts};
 const PATIENCE: Duration = Duration::from_secs(150);
 /// How long a mount may take to answer a read that asks no vault.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How often the mount table is looked at while something is being unmounted.
+const LOOK: Duration = Duration::from_millis(20);
 /// More than any sentence of ours.
 const SENTENCE: u64 = 4096;
 /// A file that every mount has, and answers itself.
@@ -33,7 +35,7 @@ pub trait Mounter: Send + Sync {
     async fn unmount(&self, at: &Path) -> Result<(), String>;
     /// Whether a vaultfs is mounted there. Touches no mount.
     fn is_mounted(&self, at: &Path) -> bool;
-    /// Removes the empty directory of a volume that is no more.
+    /// Removes the empty directory of a mount that is no more.
     fn tidy(&self, at: &Path);
 }
 
@@ -91,7 +93,20 @@ impl Mounter for Commands {
             return Ok(());
         }
         // Lazy: nobody who counts uses it; who looks at it from the host's side does not hold up the engine.
-        run(vaultfs("unmount").arg("--lazy").arg("--").arg(at)).await
+        let mut command = vaultfs("unmount");
+        command.arg("--lazy").arg("--").arg(at);
+        let mut ended = tokio::spawn(async move { run(&mut command).await });
+        loop {
+            tokio::select! {
+                ended = &mut ended => return ended.unwrap_or_else(|e| Err(e.to_string())),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            // The command goes on until the mount's processes have ended, which the mount namespace of a container
+            // that is just ending may delay; the next mount need not wait for them.
+            if !self.is_mounted(at) {
+                return Ok(());
+            }
+        }
     }
 
     fn is_mounted(&self, at: &Path) -> bool {
@@ -102,7 +117,7 @@ impl Mounter for Commands {
         if let Err(e) = std::fs::remove_dir(at)
             && e.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!("{} stays: {e}", at.display());
+            tracing::error!("{} stays: {e}; what is in it is on this disk and in no vault", at.display());
         }
     }
 }

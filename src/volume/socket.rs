@@ -93,7 +93,9 @@ async fn unmount(State(driver): Shared, body: Bytes) -> Response {
         Ok(user) => user,
         Err(e) => return refused(e),
     };
-    to_the_end(Ok(name), move |name| async move { driver.unmount(&name, &id).await }).await
+    let (tell, hear) = oneshot::channel();
+    tokio::spawn(async move { driver.unmount(&name, &id, |answer| tell.send(answer).is_ok()).await });
+    answer(heard(hear.await).map(|()| Answer::Done {}))
 }
 
 async fn remove(State(driver): Shared, body: Bytes) -> Response {

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use self::budget::{ASSUMED_LIMIT, Budget};
 use self::key::ApiKey;
@@ -38,7 +38,7 @@ use self::kv::KvVault;
 use self::object::ObjectVault;
 use self::retry::Policy;
 use self::transport::{Answer, Parts, Request, Transport};
-use super::{BudgetStatus, Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result, VaultStatus};
+use super::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result, VaultStatus};
 use crate::clock::Clock;
 
 /// A connection that was idle for longer is not used again: servers and middleboxes close them silently.
@@ -236,12 +236,10 @@ pub async fn open(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Res
 pub struct Look {
     /// The dialect that answered.
     pub dialect: Dialect,
-    /// The server's clock.
-    pub date: Option<SystemTime>,
     /// How long the answer took.
     pub took: Duration,
-    /// The requests that are left.
-    pub budget: Option<BudgetStatus>,
+    /// What the answer says of the clock and the budget.
+    pub status: VaultStatus,
 }
 
 /// Asks for the dialect and whether the key is taken, and tells what else the answer says.
@@ -254,9 +252,8 @@ pub async fn look(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Res
     let asked = clock.now();
     let (dialect, request, answer) = probe(&transport, call, want, &ListQuery::first()).await?;
     let took = clock.now().saturating_duration_since(asked);
-    let date = answer.date;
     transport.judge(answer, &request)?;
-    Ok(Look { dialect, date, took, budget: transport.status().budget })
+    Ok(Look { dialect, took, status: transport.status() })
 }
 
 /// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the answer to that

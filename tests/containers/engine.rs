@@ -1,0 +1,182 @@
+//! podman and dockerd, each with directories of its own, and an image made of busybox.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::common::{Beside, Ran, run, signal, wait};
+
+/// The image. At /data it has files that must never get into a vault.
+pub const IMAGE: &str = "vaultfs-test:1";
+/// The client of dockerd.
+const DOCKER: &str = "/usr/bin/docker";
+
+pub struct Engine {
+    dir: TempDir,
+    dockerd: Option<Beside>,
+    pub driver: String,
+    pub plugin_socket: PathBuf,
+}
+
+impl Engine {
+    /// podman with settings that work in and outside of containers, in any cgroup hierarchy.
+    pub fn podman() -> Self {
+        need("podman", "podman");
+        need("runc", "runc");
+        let dir = directory();
+        let socket = dir.path().join("plugin.sock");
+        let at = dir.path().display();
+        let settings = format!(
+            "[containers]\ndefault_ulimits=[\"nofile=20000:20000\",\"nproc=4096:4096\"]\n[engine]\nruntime=\"runc\"\n\
+             cgroup_manager=\"cgroupfs\"\nevents_logger=\"file\"\n[engine.volume_plugins]\nvt=\"{}\"\n",
+            socket.display()
+        );
+        fs::write(dir.path().join("containers.conf"), settings).unwrap();
+        let storage = format!("[storage]\ndriver=\"vfs\"\nrunroot=\"{at}/run\"\ngraphroot=\"{at}/graph\"\n");
+        fs::write(dir.path().join("storage.conf"), storage).unwrap();
+        let engine = Self { dir, dockerd: None, driver: "vt".into(), plugin_socket: socket };
+        engine.import();
+        engine
+    }
+
+    /// A dockerd of this test's own, without networks.
+    pub fn docker() -> Self {
+        need("dockerd", "docker.io");
+        let dir = directory();
+        let at = |name: &str| dir.path().join(name);
+        let mut command = Command::new("dockerd");
+        command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec"));
+        command.arg("--pidfile").arg(at("pid")).arg("--host").arg(format!("unix://{}", at("sock").display()));
+        command.args(["--storage-driver=vfs", "--bridge=none", "--iptables=false", "--ip6tables=false"]);
+        command.args(["--ip-forward=false", "--exec-opt=native.cgroupdriver=cgroupfs"]);
+        let log = fs::File::create(at("log")).unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let dockerd = Beside::start(&mut command);
+        let driver = format!("vaultfs-test-{}", std::process::id());
+        let plugin_socket = PathBuf::from(format!("/run/docker/plugins/{driver}.sock"));
+        let engine = Self { dir, dockerd: Some(dockerd), driver, plugin_socket };
+        let up = || engine.run(["version"]).code.filter(|code| *code == 0);
+        let up = wait(up, Duration::from_secs(60));
+        let log = || fs::read_to_string(engine.dir.path().join("log")).unwrap_or_default();
+        assert!(up.is_some(), "dockerd does not answer:\n{}", log());
+        engine.import();
+        engine
+    }
+
+    pub fn is_docker(&self) -> bool {
+        self.dockerd.is_some()
+    }
+
+    /// `podman ARGS…` or `docker ARGS…`, not run yet.
+    pub fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let at = self.dir.path();
+        let mut command;
+        if self.is_docker() {
+            command = Command::new(DOCKER);
+            command.arg("-H").arg(format!("unix://{}/sock", at.display()));
+            command.env("DOCKER_CONFIG", at);
+        } else {
+            command = Command::new("podman");
+            command.env("CONTAINERS_CONF", at.join("containers.conf"));
+            command.env("CONTAINERS_STORAGE_CONF", at.join("storage.conf"));
+        }
+        command.args(args);
+        command
+    }
+
+    /// Runs a command of the engine.
+    pub fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Ran {
+        run(&mut self.command(args))
+    }
+
+    /// Runs a script in a new container.
+    pub fn sh(&self, options: &[&str], script: &str) -> Ran {
+        let fixed = ["run", "--rm", "--network=none"];
+        self.run(fixed.iter().chain(options).copied().chain([IMAGE, "/bin/sh", "-c", script]))
+    }
+
+    /// Starts a container that runs a script in the background.
+    #[track_caller]
+    pub fn start(&self, name: &str, options: &[&str], script: &str) {
+        let fixed = ["run", "-d", "--network=none", "--name", name];
+        self.run(fixed.iter().chain(options).copied().chain([IMAGE, "/bin/sh", "-c", script])).ok();
+    }
+
+    /// Ends a container at once.
+    #[track_caller]
+    pub fn remove(&self, name: &str) {
+        self.run(["rm", "-f", name]).ok();
+    }
+
+    /// A volume of the plugin.
+    #[track_caller]
+    pub fn volume(&self, name: &str, options: &[&str]) {
+        let options = options.iter().flat_map(|option| ["-o", option]);
+        self.run(["volume", "create", "--driver", &self.driver].into_iter().chain(options).chain([name]))
+            .ok();
+    }
+
+    fn import(&self) {
+        let root = self.dir.path().join("image");
+        make_image(&root);
+        let tar = self.dir.path().join("image.tar");
+        run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".")).ok();
+        self.run(["import", tar.to_str().unwrap(), IMAGE]).ok();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(dockerd) = &mut self.dockerd {
+            signal(dockerd.0.id() as i32, Signal::SIGTERM);
+            // It ends its containerd, too.
+            dockerd.ends();
+        } else {
+            self.run(["rm", "-f", "-a"]);
+            self.run(["image", "rm", "-f", IMAGE]);
+        }
+    }
+}
+
+fn directory() -> TempDir {
+    tempfile::Builder::new().prefix("vaultfs-test-engine-").tempdir().unwrap()
+}
+
+fn need(command: &str, package: &str) {
+    let found = run(Command::new("sh").args(["-c", &format!("command -v {command}")])).code == Some(0);
+    assert!(found, "'{command}' is missing: apt-get install {package}, or scripts/test, which does it");
+}
+
+fn make_image(root: &Path) {
+    for dir in ["bin", "data/sub", "etc", "tmp", "proc", "dev", "sys", "run"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    for dir in ["", "bin", "data", "data/sub", "etc", "run"] {
+        fs::set_permissions(root.join(dir), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    need("busybox", "busybox-static");
+    let busybox = root.join("bin/busybox");
+    run(Command::new("sh").arg("-c").arg("cp \"$(command -v busybox)\" \"$1\"").arg("sh").arg(&busybox)).ok();
+    for name in
+        ["sh", "cat", "ls", "id", "stat", "sleep", "echo", "test", "mkdir", "touch", "rm", "true", "seq"]
+    {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    fs::write(root.join("data/from-image"), "of the image").unwrap();
+    fs::write(root.join("data/token"), "of the image, too").unwrap();
+    fs::write(root.join("data/sub/x"), "x").unwrap();
+    with_libraries(root, "inotifywait", "inotify-tools");
+}
+
+/// Copies a program of this machine and the libraries it is linked with.
+fn with_libraries(root: &Path, program: &str, package: &str) {
+    need(program, package);
+    let script = "p=$(command -v \"$1\"); cp \"$p\" \"$2/bin/\"; for l in $(ldd \"$p\" | grep -o '/[^ ]*'); do \
+                  mkdir -p \"$2$(dirname $l)\" && cp -L \"$l\" \"$2$l\"; done; chmod -R a+rX \"$2\"";
+    run(Command::new("sh").args(["-c", script, "sh", program]).arg(root)).ok();
+}

@@ -1,0 +1,165 @@
+//! Containers for real: podman and dockerd, with the mount bound into them and with volumes of the plugin.
+//!
+//! Needs root, podman, dockerd, runc, busybox-static and inotify-tools, which scripts/test installs. Each engine has
+//! directories of its own, dockerd a socket of its own; nothing of the machine's engines is touched.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod engine;
+#[path = "../plugin/mod.rs"]
+mod plugin;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::{Mount, Place, is_mounted, is_root, processes_of, run, until};
+use engine::Engine;
+use plugin::Plugin;
+
+/// Says aloud that nothing was tested.
+fn cannot() -> bool {
+    if !is_root() {
+        eprintln!("SKIPPED: containers need root");
+    }
+    !is_root()
+}
+
+#[test]
+fn podman_binds_a_mount() {
+    if !cannot() {
+        binds(&Engine::podman());
+    }
+}
+
+#[test]
+fn dockerd_binds_a_mount() {
+    if !cannot() {
+        binds(&Engine::docker());
+    }
+}
+
+#[test]
+fn podman_uses_volumes_of_the_plugin() {
+    if !cannot() {
+        volumes(&Engine::podman());
+    }
+}
+
+#[test]
+fn dockerd_uses_volumes_of_the_plugin() {
+    if !cannot() {
+        volumes(&Engine::docker());
+    }
+}
+
+/// `-v MNT:/s` as root, as another user, read-only, in a user namespace, and of a single file.
+fn binds(engine: &Engine) {
+    let mount = Mount::start();
+    fs::write(mount.path("db"), "one").unwrap();
+    let bind = format!("{}:/s", mount.mnt().display());
+    assert_eq!(engine.sh(&["-v", &bind], "cat /s/db; echo -n two > /s/new").ok(), "one");
+    assert_eq!(mount.versions("new"), [1], "stored before the container ended");
+    let said = engine.sh(&["-v", &format!("{bind}:ro")], "cat /s/new; echo x > /s/db");
+    assert!(said.out == "two" && said.err.contains("Read-only"), "{said:?}");
+    // Closed to everybody but the mount's user, whatever the modes.
+    let said = engine.sh(&["--user=1000", "-v", &bind], "cat /s/db").fails(1);
+    assert!(said.contains("ermission denied"), "{said}");
+    let file = format!("{}:/run/secrets/db:ro", mount.path("db").display());
+    assert_eq!(engine.sh(&["-v", &file], "cat /run/secrets/db").ok(), "one");
+    let place = mount.unmount();
+
+    let mount = Mount::at(place, &["--allow-other", "--uid=1000", "--gid=1000"]);
+    common::open_to_all(mount.place().dir.path());
+    assert_eq!(engine.sh(&["--user=1000:1000", "-v", &bind], "cat /s/db").ok(), "one");
+    engine.sh(&["--user=1001:1001", "-v", &bind], "cat /s/db").fails(1);
+    let place = mount.unmount();
+
+    let mount = Mount::at(place, &["--allow-other", "--file-mode=0644", "--dir-mode=0755"]);
+    assert_eq!(engine.sh(&["--user=1001:1001", "-v", &bind], "cat /s/db").ok(), "one");
+    if !engine.is_docker() {
+        let mapped = ["--uidmap=0:100000:65536", "--gidmap=0:100000:65536", "-v", &bind];
+        assert_eq!(engine.sh(&mapped, "cat /s/db").ok(), "one");
+    }
+    drop(mount);
+}
+
+/// The plugin, with all that can happen to it.
+fn volumes(engine: &Engine) {
+    let place = Place::new();
+    common::open_to_all(place.dir.path());
+    let defaults = format!("embedded={}", place.data.display());
+    let mut plugin = Plugin::listening_at(engine.plugin_socket.clone(), place, &["-o", &defaults]);
+    let get = |plugin: &Plugin, name: &str| {
+        run(plugin.place.vaultfs(["get"]).arg(plugin.place.embedded()).arg(name))
+    };
+
+    nothing_of_the_image_gets_into_the_vault(engine, &plugin);
+    assert_eq!(get(&plugin, "app/token").ok(), "s3cret");
+    users_and_modes(engine);
+    let refused = engine.run(["volume", "create", "--driver", &engine.driver, "-o", "colour=red", "bad"]);
+    assert!(
+        refused.code != Some(0) && refused.err.contains("-o colour: there is no such option"),
+        "{refused:?}"
+    );
+    plugin_and_container_killed(engine, &mut plugin, &defaults);
+
+    for name in ["app", "user", "ro"] {
+        engine.run(["volume", "rm", name]).ok();
+    }
+    assert_eq!(fs::read_dir(plugin.state().join("volumes")).unwrap().count(), 0);
+    plugin.stop();
+    assert!(!plugin.socket().exists());
+}
+
+fn nothing_of_the_image_gets_into_the_vault(engine: &Engine, plugin: &Plugin) {
+    engine.volume("app", &["prefix=app"]);
+    let script = "ls -A /data; echo -n s3cret > /data/token; ls -A /data";
+    assert_eq!(engine.sh(&["-v", "app:/data"], script).ok(), ".vaultfs\ntoken\n");
+    // Not empty any more: the image's `token` does not replace ours either.
+    assert_eq!(engine.sh(&["-v", "app:/data"], "cat /data/token").ok(), "s3cret");
+    let listed = run(plugin.place.vaultfs(["ls"]).arg(plugin.place.embedded())).ok();
+    assert_eq!(listed, "app/token\n");
+    engine.volume("ro", &["prefix=app", "read-only"]);
+    let said = engine.sh(&["-v", "ro:/data"], "cat /data/token; echo x > /data/token");
+    assert!(said.out == "s3cret" && said.code != Some(0), "{said:?}");
+}
+
+fn users_and_modes(engine: &Engine) {
+    let said = engine.sh(&["--user=1000", "-v", "app:/data"], "cat /data/token").fails(1);
+    assert!(said.contains("ermission denied"), "{said}");
+    engine.volume("user", &["prefix=app", "uid=1000", "gid=1000", "mode=0640"]);
+    assert_eq!(engine.sh(&["--user=1000", "-v", "user:/data:ro"], "cat /data/token").ok(), "s3cret");
+    let modes = engine.sh(&["-v", "user:/data"], "stat -c '%u %a' /data /data/token").ok();
+    assert_eq!(modes, "1000 750\n1000 640\n");
+    if !engine.is_docker() {
+        let mapped = ["--uidmap=0:101000:65536", "--gidmap=0:101000:65536", "-v", "user:/data"];
+        engine.sh(&mapped, "cat /data/token").fails(1);
+        // The container's user 0 is the host's 1000.
+        let mapped =
+            ["--uidmap=0:1000:1", "--uidmap=1:101000:65536", "--gidmap=0:1000:1", "--gidmap=1:101000:65536"];
+        let mapped: Vec<_> = mapped.into_iter().chain(["-v", "user:/data"]).collect();
+        assert_eq!(engine.sh(&mapped, "cat /data/token").ok(), "s3cret");
+    }
+}
+
+/// Two containers on one volume; the plugin is killed under them, and one of them is, too.
+fn plugin_and_container_killed(engine: &Engine, plugin: &mut Plugin, defaults: &str) {
+    let at: PathBuf = plugin.state().join("volumes/app");
+    for name in ["one", "two"] {
+        engine.start(name, &["-v", "app:/data"], "while :; do sleep 1; done");
+    }
+    engine.run(["exec", "one", "/bin/sh", "-c", "echo -n shared > /data/both"]).ok();
+    assert_eq!(engine.run(["exec", "two", "cat", "/data/both"]).ok(), "shared");
+    let refused = engine.run(["volume", "rm", "app"]);
+    assert!(refused.code != Some(0), "in use: {refused:?}");
+    plugin.kill();
+    assert_eq!(engine.run(["exec", "two", "cat", "/data/both"]).ok(), "shared", "without the plugin");
+    plugin.run(&["-o", defaults]);
+    engine.run(["kill", "--signal=KILL", "one"]).ok();
+    engine.remove("one");
+    assert_eq!(engine.run(["exec", "two", "cat", "/data/both"]).ok(), "shared");
+    assert!(is_mounted(&at));
+    engine.remove("two");
+    until("the last one's end unmounts", || !is_mounted(&at));
+    until("no process is left", || processes_of(&at).is_empty());
+}

@@ -1,0 +1,136 @@
+//! A running `vaultfs volume-plugin` and a client of it that speaks as dockerd does.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::common::{Beside, Place, is_mounted, run, signal, until};
+
+/// A running plugin.
+pub struct Plugin {
+    pub place: Place,
+    socket: PathBuf,
+    process: Option<Beside>,
+}
+
+impl Plugin {
+    pub fn start(place: Place, args: &[&str]) -> Self {
+        let socket = place.dir.path().join("plugins/vaultfs.sock");
+        Self::listening_at(socket, place, args)
+    }
+
+    /// Where an engine looks for it.
+    pub fn listening_at(socket: PathBuf, place: Place, args: &[&str]) -> Self {
+        let mut plugin = Self { place, socket, process: None };
+        plugin.run(args);
+        plugin
+    }
+
+    pub fn run(&mut self, args: &[&str]) {
+        let mut command = self.place.vaultfs(["volume-plugin", "--socket"]);
+        command.arg(self.socket()).arg("--state").arg(self.state()).args(args);
+        let log =
+            fs::File::options().create(true).append(true).open(self.place.dir.path().join("plugin.log"));
+        self.process = Some(Beside::start(command.stdin(Stdio::null()).stderr(log.unwrap())));
+        let socket = self.socket();
+        until("the plugin listens", || UnixStream::connect(&socket).is_ok());
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone()
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.place.dir.path().join("volumes-state")
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.process.as_ref().unwrap().0.id() as i32
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        drop(self.process.take());
+    }
+
+    pub fn stop(&mut self) {
+        signal(self.pid(), Signal::SIGTERM);
+        let status = self.process.take().unwrap().ends();
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.place.dir.path().join("plugin.log")).unwrap_or_default()
+    }
+
+    /// What is sent and comes back: HTTP status and body.
+    pub fn ask(&self, method: &str, body: &str) -> (u16, Value) {
+        // As dockerd sends it: an empty Host.
+        let request = format!(
+            "POST /{method} HTTP/1.1\r\nHost: \r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: {}\r\n\
+             Accept: application/vnd.docker.plugins.v1.2+json\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        assert!(head.contains("content-type: application/vnd.docker.plugins.v1.2+json"), "{head}");
+        (status, serde_json::from_str(body).unwrap())
+    }
+
+    #[track_caller]
+    pub fn ok(&self, method: &str, body: Value) -> Value {
+        let (status, answer) = self.ask(method, &body.to_string());
+        assert_eq!(status, 200, "{method} {body}: {answer}\n{}", self.log());
+        answer
+    }
+
+    #[track_caller]
+    pub fn refused(&self, method: &str, body: Value) -> String {
+        let (status, answer) = self.ask(method, &body.to_string());
+        assert_eq!(status, 500, "{method} {body}: {answer}");
+        answer["Err"].as_str().unwrap().to_owned()
+    }
+
+    pub fn create(&self, name: &str, options: Value) {
+        let mut options = options;
+        options["embedded"] = json!(self.place.data);
+        self.ok("VolumeDriver.Create", json!({ "Name": name, "Opts": options }));
+    }
+
+    pub fn mount(&self, name: &str, id: &str) -> PathBuf {
+        let answer = self.ok("VolumeDriver.Mount", json!({ "Name": name, "ID": id }));
+        PathBuf::from(answer["Mountpoint"].as_str().unwrap())
+    }
+
+    pub fn unmount(&self, name: &str, id: &str) {
+        self.ok("VolumeDriver.Unmount", json!({ "Name": name, "ID": id }));
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_file(&self.socket);
+        for name in fs::read_dir(self.state().join("volumes")).into_iter().flatten().flatten() {
+            if is_mounted(&name.path()) {
+                run(self.place.vaultfs(["unmount", "--force"]).arg(name.path()));
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("the plugin's log:\n{}", self.log());
+        }
+    }
+}
