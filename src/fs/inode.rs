@@ -21,6 +21,9 @@ use crate::vault::{Object, ObjectId, ObjectName, VersionInfo};
 /// The root's inode number, fixed by the FUSE protocol.
 pub const ROOT: u64 = 1;
 
+/// Room for inodes that is not worth giving back.
+const ROOMY: usize = 4096;
+
 /// What a directory shows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DirKind {
@@ -221,6 +224,10 @@ impl Table {
             slot.lookups = slot.lookups.saturating_sub(count);
         }
         self.drop_unheld(ino);
+        // After a `find` over everything the kernel forgets it all: no reason to keep room for it.
+        if self.slots.len() < self.slots.capacity() / 8 && self.slots.capacity() > ROOMY {
+            self.slots.shrink_to(self.slots.len() * 2);
+        }
     }
 
     /// Lets an inode go if neither the kernel nor unsaved bytes hold it.
@@ -532,5 +539,20 @@ mod tests {
         assert_eq!(table.file(&name).map(|f| f.ino), Some(file.ino));
         table.forget(file.ino, 1);
         assert_eq!(table.len(), 1, "the root");
+    }
+
+    #[test]
+    fn room_for_inodes_that_were_forgotten_is_given_back() {
+        let mut table = Table::new(100);
+        let names: Vec<_> = (0..100_000).map(|n| ObjectName::new(&n.to_string()).unwrap()).collect();
+        let mut held = Vec::new();
+        for name in &names {
+            let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
+            table.hold(&Node::File(file.clone()));
+            held.push(file.ino);
+        }
+        assert!(table.slots.capacity() >= 100_000);
+        held.iter().for_each(|ino| table.forget(*ino, 1));
+        assert!(table.len() == 1 && table.slots.capacity() <= 2 * ROOMY, "{}", table.slots.capacity());
     }
 }

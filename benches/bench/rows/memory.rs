@@ -70,7 +70,7 @@ fn secrets(plan: &Plan, report: &mut Report) -> Result<(), String> {
             part.iter().try_for_each(|name| stat(&c_path(&mount.path(name))))
         })?;
         forget(&mount)?;
-        std::thread::sleep(rest(plan));
+        std::thread::sleep(rest(plan) / 2);
         let held = mount.status()?["fs"]["cache"]["values"].as_u64().unwrap_or(0);
         if held != to as u64 {
             return Err(format!("{held} values are held where {to} were read"));
