@@ -14,7 +14,7 @@ pub struct Progress {
 
 impl Progress {
     /// For standard error as it is.
-    pub fn new() -> Self {
+    pub fn on_stderr() -> Self {
         Self { terminal: io::stderr().is_terminal(), shown: false }
     }
 

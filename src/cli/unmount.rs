@@ -129,7 +129,7 @@ fn drain(mount: &LiveMount, force: bool) -> Result<(Vec<Unsaved>, Duration), Fai
 
 /// The answer to a drain; who watches a terminal sees how many writes are still to be stored.
 fn wait_for_drain(mount: &LiveMount, client: &mut Client, patience: Duration) -> std::io::Result<Answer> {
-    let mut progress = Progress::new();
+    let mut progress = Progress::on_stderr();
     let end = Instant::now() + patience;
     loop {
         let left = end.saturating_duration_since(Instant::now());

@@ -216,7 +216,7 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
         };
         let mut cursors = Cursors::default();
         // Where the names themselves are not on the terminal.
-        let mut progress = (!out.terminal || args.start.is_some()).then(Progress::new);
+        let mut progress = (!out.terminal || args.start.is_some()).then(Progress::on_stderr);
         let mut seen = 0;
         loop {
             let Page { items, next } = page;
