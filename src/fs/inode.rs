@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
 use super::file::{File, Link, LocalAttr, Stored};
@@ -59,6 +60,8 @@ pub struct VersionFile {
     pub info: VersionInfo,
     /// The version with its bytes; `None` where the vault gives no bytes of old versions.
     pub object: Option<Arc<Object>>,
+    /// The vault refused later what it had given: the bytes are asked for again at each use.
+    pub refused: AtomicBool,
 }
 
 impl VersionFile {
@@ -318,14 +321,15 @@ impl Table {
     /// to be had gives way to one that has them.
     pub fn version(
         &mut self,
-        (id, number): (&ObjectId, u64),
+        (id, info): (&ObjectId, &VersionInfo),
         has_bytes: bool,
         make: impl FnOnce(u64) -> VersionFile,
     ) -> Arc<VersionFile> {
-        let key = (id.clone(), number);
+        let key = (id.clone(), info.number);
         if let Some(ino) = self.versions.get(&key)
             && let Some(Slot { node: Node::Version(version), .. }) = self.slots.get(ino)
             && (version.object.is_some() || !has_bytes)
+            && version.info.created_at == info.created_at
         {
             return version.clone();
         }
@@ -396,6 +400,15 @@ impl Table {
             Node::File(file) => Some(file.clone()),
             Node::Dir(_) | Node::Version(_) | Node::Control(..) => None,
         })
+    }
+
+    /// All old versions that the table holds.
+    pub fn all_versions(&self) -> Vec<Arc<VersionFile>> {
+        let versions = self.slots.values().filter_map(|slot| match &slot.node {
+            Node::Version(version) => Some(version.clone()),
+            Node::File(_) | Node::Dir(_) | Node::Control(..) => None,
+        });
+        versions.collect()
     }
 
     /// The names that begin with `prefix` and show a file inode: for files the vault does not have yet.

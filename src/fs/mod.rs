@@ -8,7 +8,9 @@
 //! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
 //! into versions and remembers failure; `rotate` and `helper` bring to the kernel what changed elsewhere; `opener` decides which close stores; `errno` is the one table.
 
+mod ahead;
 pub mod attr;
+mod audit;
 mod commit;
 mod control;
 mod dir;
@@ -24,6 +26,7 @@ mod open;
 mod opener;
 mod options;
 mod pending;
+pub mod program;
 mod provisional;
 mod read;
 mod readdir;
@@ -31,6 +34,7 @@ mod remove;
 mod rename;
 mod replace;
 mod resolve;
+mod revoke;
 mod rotate;
 mod scratch;
 mod special;
@@ -49,6 +53,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 
 pub use attr::{Attr, Entry, FileKind, SetAttr};
+pub use audit::{Audit, AuditStatus};
 pub use commit::Drain;
 pub use errno::{Errno, Result};
 pub use helper::{HelperCall, HelperReport, HelperStatus};
@@ -90,6 +95,10 @@ impl<T> From<Result<T>> for Step<T> {
 pub struct Caller {
     /// The calling thread in the mounter's pid namespace; 0 from outside it and for write-back.
     pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
 }
 
 /// What the file system asks of the kernel. Implementations never block the caller.
@@ -101,6 +110,8 @@ pub trait Kernel: Send + Sync {
     /// Has the helper make a call; `to` is the process that is meant, 0 for any. The answer comes with
     /// [`FileSystem::helper_says`]. False if there is no way to it.
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
+    /// Whether some program watches something of the mount (inotify), as far as that can be seen.
+    fn is_watched(&self) -> bool;
 }
 
 /// Failures kept for `status`.
@@ -119,9 +130,11 @@ pub struct FileSystem {
     /// Bytes that inodes keep beside the cache (`read`).
     kept_bytes: Arc<AtomicU64>,
     listings: Mutex<listing::Listings>,
+    walks: Mutex<ahead::Walks>,
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
+    audit: OnceLock<Arc<Audit>>,
     helper: helper::Register,
     rotor: rotate::Rotor,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
@@ -158,7 +171,7 @@ impl FileSystem {
         if let Some(page) = first_page {
             cache.seed(&page, clock.now());
         }
-        Arc::new(Self {
+        let fs = Arc::new(Self {
             scratch: scratch::Patterns::new(&options.scratch),
             table: Mutex::new(Table::new(random_base())),
             handles: Mutex::new(HashMap::new()),
@@ -166,8 +179,10 @@ impl FileSystem {
             scratch_bytes: Mutex::new(0),
             kept_bytes: Arc::default(),
             listings: Mutex::default(),
+            walks: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
+            audit: OnceLock::new(),
             helper: helper::Register::new(),
             rotor: rotate::Rotor::new(),
             runtime: tokio::runtime::Handle::current(),
@@ -178,7 +193,10 @@ impl FileSystem {
             options,
             cache,
             clock,
-        })
+        });
+        let audience = Arc::downgrade(&fs);
+        fs.cache.set_audience(audience);
+        fs
     }
 
     /// Tells the file system how to reach the kernel. Only the first call counts.

@@ -158,6 +158,9 @@ impl FileSystem {
             match self.locate(under, component, &answers)? {
                 Ok(place) => return Ok(place),
                 Err(Need::Object(name)) => {
+                    if matches!(self.cache.peek(&name), Peek::Exists) {
+                        self.read_ahead(under, &name);
+                    }
                     let found = self.cache.read(call, &name).await;
                     let found = found.map_err(|e| self.failed("lookup", name.as_str(), &e))?;
                     answers.object = Some((name, found));
@@ -375,8 +378,10 @@ impl FileSystem {
         let before = table.file(&object.meta.name);
         if let Some(file) = &before {
             let mut state = file.state();
-            let same = |s: &super::file::Stored| s.id == object.meta.id && s.version == object.meta.version;
-            if state.is_dirty() || state.is_only_here() || state.stored.as_ref().is_some_and(same) {
+            if state.is_dirty()
+                || state.is_only_here()
+                || state.stored.as_ref().is_some_and(|stored| stored.is(&object.meta))
+            {
                 drop(state);
                 return file.clone();
             }

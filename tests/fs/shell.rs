@@ -59,6 +59,8 @@ pub struct Told {
     /// Inodes whose pages and attributes it was told to forget.
     pub inodes: Mutex<Vec<u64>>,
     pub helper: Helper,
+    /// Somebody watches something.
+    pub watched: std::sync::atomic::AtomicBool,
 }
 
 impl Kernel for Told {
@@ -70,6 +72,9 @@ impl Kernel for Told {
     }
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
         self.helper.order(number, to, call)
+    }
+    fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
     }
 }
 
@@ -148,7 +153,7 @@ impl Shell {
     }
 
     pub fn caller(&self) -> Caller {
-        Caller { pid: self.pid }
+        Caller { pid: self.pid, uid: 0, gid: 0 }
     }
 
     /// Time goes by, and with it timers.
@@ -291,7 +296,7 @@ impl Shell {
     }
 
     pub async fn flush_from(&self, fd: &Fd, pid: u32) -> Result<()> {
-        self.step(self.fs.flush(fd.fh, Caller { pid })).await
+        self.step(self.fs.flush(fd.fh, Caller { pid, uid: 0, gid: 0 })).await
     }
 
     pub async fn fsync(&self, fd: &Fd) -> Result<()> {
@@ -377,7 +382,16 @@ impl Shell {
 
     /// The entries of a directory from its beginning; `fh` 0 where there is no handle.
     pub async fn getdents(&self, ino: u64, fh: u64) -> Result<Vec<DirEntry>> {
-        let mut entries: Vec<DirEntry> = Vec::new();
+        self.getdents_after(ino, fh, Vec::new()).await
+    }
+
+    /// The same, going on behind what has been read.
+    pub async fn getdents_after(
+        &self,
+        ino: u64,
+        fh: u64,
+        mut entries: Vec<DirEntry>,
+    ) -> Result<Vec<DirEntry>> {
         loop {
             let after = entries.last().map_or(0, |last| last.cookie);
             let more = self.step(self.fs.readdir(ino, fh, after)).await?.after(after);
