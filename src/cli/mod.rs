@@ -2,8 +2,10 @@
 
 pub mod connect;
 pub mod daemon;
+pub mod doctor;
 pub mod exit;
 pub mod format;
+pub mod generate;
 pub mod key;
 pub mod log;
 pub mod mount;
@@ -11,6 +13,7 @@ pub mod mount8;
 pub mod mount_options;
 pub mod objects;
 pub mod pending;
+pub mod progress;
 pub mod serve;
 pub mod serve_key;
 pub mod service;
@@ -27,11 +30,23 @@ use clap::{Parser, Subcommand};
 
 /// Mount a secrets vault as a directory.
 #[derive(Debug, Parser)]
-#[command(name = "vaultfs", version, about, arg_required_else_help = true)]
+#[command(name = "vaultfs", version, about, arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  vaultfs mount --embedded ~/secrets          a vault of your own, made at the first use
+  vaultfs mount --api-url https://vault.example.com --api-key-file ~/.config/vault-key ~/secrets
+  echo -n s3cret > ~/secrets/db/password      a new version; the old ones are in ~/secrets/.versions
+  vaultfs status                              how the mounts are doing
+  vaultfs unmount ~/secrets                   stores what is unsaved first
+  vaultfs doctor                              what on this machine would get in the way
+
+`vaultfs COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 usage, 3 key, 4 vault not reached, 5 not found, \
+6 rate limit, 7 unsaved writes are left.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -40,9 +55,12 @@ enum Command {
     Status(status::StatusArgs),
     Pending(pending::PendingArgs),
     Upgrade(upgrade::UpgradeArgs),
+    Doctor(doctor::DoctorArgs),
     Serve(serve::ServeArgs),
     VolumePlugin(volume_plugin::VolumePluginArgs),
     Key(key::KeyArgs),
+    #[command(hide = true)]
+    Generate(generate::GenerateArgs),
     #[command(flatten)]
     Objects(objects::ObjectCommand),
 }
@@ -72,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Pending(args) => pending::run(args),
         Command::Upgrade(args) => upgrade::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Serve(args) => serve::run(args),
         Command::VolumePlugin(args) => volume_plugin::run(args),
         Command::Key(args) => key::run(args),

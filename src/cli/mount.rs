@@ -31,7 +31,13 @@ use crate::vault::http::lazy::Start;
 
 /// Mount a vault on a directory; returns when it can be used
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(
+    args_override_self = true,
+    after_help = "Examples:\n  vaultfs mount --embedded ~/secrets\n  \
+                  vaultfs mount --api-url https://vault.example.com --api-key-file ~/.config/vault-key ~/secrets\n  \
+                  vaultfs mount --embedded --prefix app --read-only ~/app-secrets\n\nAt boot: vaultfs(5), mount.vaultfs(8), \
+                  and the units vaultfs@.service."
+)]
 pub struct MountArgs {
     #[command(flatten)]
     connect: ConnectArgs,
@@ -40,26 +46,26 @@ pub struct MountArgs {
     mountpoint: PathBuf,
 
     /// Refuse every change
-    #[arg(long)]
+    #[arg(help_heading = "What may be done", long)]
     read_only: bool,
 
     /// Refuse to delete; overwriting works
-    #[arg(long)]
+    #[arg(help_heading = "What may be done", long)]
     no_delete: bool,
 
     /// Fail a save with ESTALE when the object was changed elsewhere since it was opened
     ///
     /// What was written stays in the mount, readable and listed by `vaultfs status`. Without it the last writer
     /// wins, and what the other wrote is in .versions.
-    #[arg(long)]
+    #[arg(help_heading = "What may be done", long)]
     strict: bool,
 
     /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON, only bytes (raw)
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(help_heading = "What may be done", long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
 
     /// How soon changes made elsewhere are seen
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
+    #[arg(help_heading = "How fresh", long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
     refresh: Duration,
 
     /// Change a file's bytes under those who have it open, for a single file bound into a container
@@ -70,11 +76,11 @@ pub struct MountArgs {
     in_place: bool,
 
     /// How long known values are served while the vault does not answer
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
+    #[arg(help_heading = "How fresh", long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
     max_stale: Duration,
 
     /// How long unsaved writes are tried when the mount ends
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
+    #[arg(help_heading = "Limits", long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
     drain: Duration,
 
     /// Wait for a vault that does not answer yet [60s unless said]
@@ -85,43 +91,43 @@ pub struct MountArgs {
     wait: Option<Duration>,
 
     /// Mount without a vault that does not answer yet: what needs it fails with ETIMEDOUT until it does
-    #[arg(long)]
+    #[arg(help_heading = "How fresh", long)]
     lazy: bool,
 
     /// Values kept in memory
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
+    #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
     cache_size: ByteSize,
 
     /// Names that are never stored, besides the usual editors' files (repeatable)
-    #[arg(long, value_name = "GLOB", value_parser = glob_pattern)]
+    #[arg(help_heading = "What may be done", long, value_name = "GLOB", value_parser = glob_pattern)]
     scratch: Vec<String>,
 
     /// Memory for files that are not stored
-    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = values::size)]
+    #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "16MiB", value_parser = values::size)]
     scratch_size: ByteSize,
 
     /// Let other users in, as modes permit
-    #[arg(long)]
+    #[arg(help_heading = "Who may enter", long)]
     allow_other: bool,
 
     /// Owner of everything [default: you]
-    #[arg(long, value_name = "USER", value_parser = values::user)]
+    #[arg(help_heading = "Who may enter", long, value_name = "USER", value_parser = values::user)]
     uid: Option<u32>,
 
     /// Group of everything [default: yours]
-    #[arg(long, value_name = "GROUP", value_parser = values::group)]
+    #[arg(help_heading = "Who may enter", long, value_name = "GROUP", value_parser = values::group)]
     gid: Option<u32>,
 
     /// Most that files permit
-    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    #[arg(help_heading = "Who may enter", long, value_name = "MODE", default_value = "0600", value_parser = mode)]
     file_mode: u32,
 
     /// Most that directories permit
-    #[arg(long, value_name = "MODE", default_value = "0700", value_parser = mode)]
+    #[arg(help_heading = "Who may enter", long, value_name = "MODE", default_value = "0700", value_parser = mode)]
     dir_mode: u32,
 
     /// List .versions in the root
-    #[arg(long)]
+    #[arg(help_heading = "What may be done", long)]
     show_versions: bool,
 
     /// Write down who opens what, one JSON line each, appended to FILE; SIGHUP opens it again
@@ -131,19 +137,19 @@ pub struct MountArgs {
     audit: Option<PathBuf>,
 
     /// Log to FILE instead of the journal or $XDG_STATE_HOME/vaultfs/NAME.log
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "The process", long, value_name = "FILE")]
     log: Option<PathBuf>,
 
     /// Options as mount(8) takes them: the long ones without dashes, and ro, rw, noexec, nonempty …
-    #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
+    #[arg(help_heading = "The process", short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
     /// Log more (repeatable)
-    #[arg(short, long, action = clap::ArgAction::Count)]
+    #[arg(help_heading = "The process", short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 
     /// Stay, log on standard error, end with the mount
-    #[arg(short, long)]
+    #[arg(help_heading = "The process", short, long)]
     foreground: bool,
 
     /// Mount over files

@@ -143,7 +143,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 /// Logs warnings, and more with each `-v`, on standard error.
 pub fn log_to_stderr(verbose: u8) {
     let level = ["vaultfs=warn", "vaultfs=info", "vaultfs=debug"][usize::from(verbose.min(2))];
-    let ansi = std::io::stderr().is_terminal();
+    // https://no-color.org
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi);
     // Another subscriber in this process stays: it was there first.
     let _ = subscriber.with_env_filter(EnvFilter::new(level)).try_init();

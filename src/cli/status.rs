@@ -103,14 +103,23 @@ fn without_processes(entry: &Entry) -> String {
 }
 
 fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
-    writeln!(out, "{}", mount["mountpoint"].as_str().unwrap_or("?"))?;
+    let at = mount["mountpoint"].as_str().unwrap_or("?");
     if let Some(problem) = mount["problem"].as_str() {
-        return writeln!(out, "  {problem}");
+        return writeln!(out, "{at}  NOT WELL\n  {problem}");
     }
+    let fs = serde_json::from_value::<Status>(mount["fs"].clone()).ok();
+    writeln!(out, "{at}  {}", fs.as_ref().map_or_else(|| "?".into(), verdict))?;
     let mut line = |name: &str, text: String| writeln!(out, "  {name:<11}{text}");
     line("vault", vault(&mount["spec"]))?;
-    if let Ok(fs) = serde_json::from_value::<Status>(mount["fs"].clone()) {
+    if let Some(fs) = fs {
         line("state", state(&fs))?;
+        line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() })?;
+        for left in &fs.unsaved {
+            line("", format!("{}: {} bytes, {}", left.name, left.size, reason(left)))?;
+        }
+        for error in fs.last_errors.iter().rev().take(SHOWN_ERRORS) {
+            line("failed", format!("{} {} {}: {}", error.at, error.operation, error.name, error.message))?;
+        }
         line("budget", budget(&fs, &mount["fs"]["vault"]["budget"]["assumed"]))?;
         if !fs.vault.spent_by.is_empty() {
             line("spent by", spent_by(&fs))?;
@@ -119,20 +128,13 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
         if let Some(audit) = &fs.audit {
             line("audit", audited(audit))?;
         }
-        line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() })?;
-        for left in &fs.unsaved {
-            line("", format!("{}: {} bytes, {}", left.name, left.size, reason(left)))?;
-        }
-        for error in &fs.last_errors {
-            line("failed", format!("{} {} {}: {}", error.at, error.operation, error.name, error.message))?;
-        }
     }
-    line("kernel", kernel(&mount["kernel"]))?;
     line("memory", memory(&mount["memory"], &mount["fs"]["cache"]))?;
     line("processes", processes(mount))?;
     if let Some(problem) = mount["fs"]["journal"]["problem"].as_str() {
         line("a crash", format!("WOULD LOSE what is open or unsaved: {problem}"))?;
     }
+    line("kernel", kernel(&mount["kernel"]))?;
     line("up", seconds(mount["uptime_s"].as_u64().unwrap_or(0)))
 }
 
@@ -144,6 +146,24 @@ fn processes(mount: &Value) -> String {
             let why = mount["last_end"].as_str().unwrap_or("?");
             format!("{pids}; the worker was replaced {n} times, the last time because {why}")
         }
+    }
+}
+
+/// The latest failures, in the list for people; `--json` has all that are kept.
+const SHOWN_ERRORS: usize = 5;
+
+/// What matters first: ok, or what somebody should look at.
+fn verdict(fs: &Status) -> String {
+    let failed = fs.unsaved.iter().filter(|write| write.error.is_some()).count();
+    let stored = match failed {
+        0 => None,
+        1 => Some("a save failed, its bytes are kept".to_owned()),
+        n => Some(format!("{n} saves failed, their bytes are kept")),
+    };
+    let reached = fs.vault.outage.as_ref().map(|_| "the vault does not answer".to_owned());
+    match [stored, reached].into_iter().flatten().collect::<Vec<_>>().as_slice() {
+        [] => "ok".into(),
+        troubles => format!("NOT WELL: {}", troubles.join("; ")),
     }
 }
 
@@ -271,6 +291,16 @@ mod tests {
         assert_eq!(budget(&fs, &assumed), "60 of 60 requests left this minute");
         let (fs, assumed) = status(Value::Null, None);
         assert_eq!(budget(&fs, &assumed), "no limit");
+    }
+
+    #[test]
+    fn the_first_line_says_whether_all_is_well() {
+        let (mut fs, _) = status(Value::Null, None);
+        assert_eq!(verdict(&fs), "ok");
+        let left = json!({"name": "a", "path": "a", "size": 1, "error": "no", "conflict": false});
+        fs.unsaved.push(serde_json::from_value(left).unwrap());
+        fs.vault.outage = Some("no connection".into());
+        assert_eq!(verdict(&fs), "NOT WELL: a save failed, its bytes are kept; the vault does not answer");
     }
 
     #[test]

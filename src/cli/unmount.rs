@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::exit::{Exit, Failure};
+use super::progress::Progress;
 use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::handover;
@@ -54,6 +55,9 @@ const FORCED_DRAIN: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(30);
 /// How long a mount may look busy without anybody to name.
 const TRANSIENT: Duration = Duration::from_secs(2);
+
+/// How often a drain is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Runs the command.
 pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
@@ -116,10 +120,28 @@ fn drain(mount: &LiveMount, force: bool) -> Result<(Vec<Unsaved>, Duration), Fai
     };
     let time = if force { own.min(FORCED_DRAIN) } else { own };
     let request = Request::Drain { timeout_ms: Some(time.as_millis() as u64) };
-    match client.ask(&request, time + DRAIN_MARGIN).map_err(silent)? {
+    client.send(&request).map_err(silent)?;
+    match wait_for_drain(mount, &mut client, time + DRAIN_MARGIN).map_err(silent)? {
         Answer::Drained(unsaved) => Ok((unsaved, own + DRAIN_MARGIN)),
         Answer::Error(e) => Err(Failure::new(Exit::Failed, e)),
         Answer::Status(_) | Answer::Discarded(_) | Answer::Ended(_) => Err(odd()),
+    }
+}
+
+/// The answer to a drain; who watches a terminal sees how many writes are still to be stored.
+fn wait_for_drain(mount: &LiveMount, client: &mut Client, patience: Duration) -> std::io::Result<Answer> {
+    let mut progress = Progress::on_stderr();
+    let end = Instant::now() + patience;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if client.has_answered(left.min(LOOK))? || left.is_zero() {
+            return client.receive(left)?.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let asked = Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::Status, ANSWER));
+        if let Ok(Answer::Status(status)) = asked {
+            let unsaved = status["fs"]["unsaved"].as_array().map_or(0, Vec::len);
+            progress.say(&format!("storing: {unsaved} left, for at most {} s more", left.as_secs()));
+        }
     }
 }
 

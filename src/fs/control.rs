@@ -7,12 +7,13 @@ use super::inode::ControlFile;
 
 impl ControlFile {
     /// All of them, for listings.
-    pub const ALL: [ControlFile; 1] = [ControlFile::Status];
+    pub const ALL: [ControlFile; 2] = [ControlFile::Status, ControlFile::Metrics];
 
     /// Its file name.
     pub fn name(self) -> &'static str {
         match self {
             ControlFile::Status => "status.json",
+            ControlFile::Metrics => "metrics",
         }
     }
 
@@ -31,6 +32,7 @@ impl FileSystem {
                 text.push(b'\n');
                 text
             }
+            ControlFile::Metrics => self.metrics().into_bytes(),
         }
     }
 }

@@ -83,6 +83,8 @@ impl VersionFile {
 pub enum ControlFile {
     /// `status.json`
     Status,
+    /// `metrics`
+    Metrics,
 }
 
 /// A control file as it was when it was looked up: its size has to be true, and where the kernel opens files by

@@ -23,6 +23,7 @@ mod inode;
 mod journal;
 mod kept;
 mod listing;
+mod metrics;
 mod move_dir;
 pub mod name;
 mod open;
@@ -49,7 +50,7 @@ mod versions;
 mod write;
 mod xattr;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::future::Future;
 use std::sync::atomic::AtomicU64;
@@ -156,6 +157,8 @@ pub struct FileSystem {
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
     errors: Mutex<VecDeque<status::LastError>>,
+    /// How often each errno was the answer.
+    errno_counts: Mutex<BTreeMap<String, u64>>,
     failures: AtomicU64,
     started: SystemTime,
 }
@@ -219,6 +222,7 @@ impl FileSystem {
             rotor: rotate::Rotor::new(),
             runtime: tokio::runtime::Handle::current(),
             errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),
+            errno_counts: Mutex::new(BTreeMap::new()),
             failures: AtomicU64::new(0),
             started: clock.wall(),
             options,
@@ -298,11 +302,16 @@ impl FileSystem {
     }
 
     fn remember(&self, operation: &'static str, name: &str, errno: Errno, message: String) {
+        *self.errno_counts().entry(format!("{errno:?}")).or_default() += 1;
         let mut errors = self.errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if errors.len() == LAST_ERRORS {
             errors.pop_front();
         }
         errors.push_back(status::LastError::new(self.clock.wall(), operation, name, errno, message));
+    }
+
+    fn errno_counts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.errno_counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

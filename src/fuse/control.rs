@@ -5,11 +5,13 @@
 //! permissions of the socket file say. No value and no key ever crosses it.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
@@ -196,6 +198,16 @@ impl Client {
         let mut text = serde_json::to_vec(request)?;
         text.push(b'\n');
         self.0.get_mut().write_all(&text)
+    }
+
+    /// Waits until something of an answer is there, or the end; false if the time was up before.
+    pub fn has_answered(&self, within: Duration) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.0.get_ref().as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(nix::errno::Errno::EINTR) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Waits for the next answer; `None` if the worker ended without one.

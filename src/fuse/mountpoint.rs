@@ -180,7 +180,8 @@ pub fn check_machine(options: &KernelOptions, uid: u32, gid: u32) -> Result<(), 
     Ok(())
 }
 
-fn permits_allow_other(conf: &str) -> bool {
+/// Whether fuse.conf(5) says so.
+pub fn permits_allow_other(conf: &str) -> bool {
     conf.lines().any(|line| line.split('#').next().is_some_and(|l| l.trim() == "user_allow_other"))
 }
 

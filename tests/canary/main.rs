@@ -162,6 +162,7 @@ fn a_served_vault_and_its_key_leave_no_trace_even_when_it_dies() {
     play::say(&mut vault.command_with_mount(&["status"]), &mut hunt);
     play::say(&mut vault.command(&["ls"]), &mut hunt);
     hunt.hear("status.json", fs::read(vault.path(".vaultfs/status.json")).unwrap());
+    hunt.hear("metrics", fs::read(vault.path(".vaultfs/metrics")).unwrap());
     nothing_shows("without its vault", &hunt, vault.place());
     let left = play::say(&mut vault.command_with_mount(&["unmount"]), &mut hunt);
     assert_eq!(left.code, Some(7), "{}", left.err);

@@ -113,7 +113,7 @@ async fn what_needs_no_vault_never_waits_for_it() {
     sh.fs.statfs();
     assert!(sh.fs.getattr(vaultfs::fs::ROOT).is_ok());
     let control = sh.stat(".vaultfs").await.unwrap();
-    assert_eq!(sh.ls(".vaultfs").await.unwrap(), ["status.json"]);
+    assert_eq!(sh.ls(".vaultfs").await.unwrap(), ["metrics", "status.json"]);
     let status = sh.lookup(control.ino, "status.json").await.unwrap().unwrap();
     let opened = sh.step(sh.fs.open(status.attr.ino, READ, sh.caller())).await.unwrap();
     assert!(!sh.step(sh.fs.read(status.attr.ino, opened.fh, 0, 1 << 20)).await.unwrap().is_empty());

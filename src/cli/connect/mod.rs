@@ -345,6 +345,17 @@ pub async fn connect(
     Ok(Connected { vault, first_page, embedded, key })
 }
 
+/// Looks at the service that `spec` names, for `vaultfs doctor`.
+pub async fn look(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
+) -> Result<http::Look, Failure> {
+    let Reached { config, .. } = reach(spec, key, clock).await?;
+    let call = Call::foreground(config.clock.now() + spec.timeout);
+    Ok(http::look(config, &call, spec.dialect()).await?)
+}
+
 /// Connects to the key endpoints of the vault that `spec` names. The embedded vault is to be shut down last.
 pub async fn connect_keys(
     spec: &ConnectSpec,

@@ -18,6 +18,7 @@ use self::output::{Output, log_line, ls_line};
 use self::save::{Saved, delete, save};
 use super::connect::{ConnectArgs, connect};
 use super::exit::{Exit, Failure};
+use super::progress::Progress;
 use crate::clock::SystemClock;
 use crate::harden;
 use crate::secret::SecretBytes;
@@ -214,8 +215,12 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
             None => session.vault.list(&session.call(), &query).await?,
         };
         let mut cursors = Cursors::default();
+        // Where the names themselves are not on the terminal.
+        let mut progress = (!out.terminal || args.start.is_some()).then(Progress::on_stderr);
+        let mut seen = 0;
         loop {
             let Page { items, next } = page;
+            seen += items.len();
             let prefix = args.start.as_deref().unwrap_or("");
             for item in items.iter().filter(|item| item.name.as_str().starts_with(prefix)) {
                 if !out.line(&ls_line(item, args.json, args.long, out.terminal))? {
@@ -223,6 +228,9 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
                 }
             }
             let Some(cursor) = cursors.advance(next)? else { break };
+            if let Some(progress) = &mut progress {
+                progress.say(&format!("{seen} names"));
+            }
             // What is there is shown before the next page is asked for.
             if !out.flush()? {
                 return Ok(ExitCode::SUCCESS);
@@ -230,6 +238,7 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
             query = query.next(cursor);
             page = session.vault.list(&session.call(), &query).await?;
         }
+        drop(progress);
         out.finish()
     })
     .await

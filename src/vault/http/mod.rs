@@ -231,6 +231,31 @@ pub async fn open(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Res
     Connector::new(config, want)?.open(call).await
 }
 
+/// What a look at a vault shows.
+#[derive(Debug)]
+pub struct Look {
+    /// The dialect that answered.
+    pub dialect: Dialect,
+    /// How long the answer took.
+    pub took: Duration,
+    /// What the answer says of the clock and the budget.
+    pub status: VaultStatus,
+}
+
+/// Asks for the dialect and whether the key is taken, and tells what else the answer says.
+///
+/// # Errors
+/// As [`open`].
+pub async fn look(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Look> {
+    let clock = config.clock.clone();
+    let transport = config.transport()?;
+    let asked = clock.now();
+    let (dialect, request, answer) = probe(&transport, call, want, &ListQuery::first()).await?;
+    let took = clock.now().saturating_duration_since(asked);
+    transport.judge(answer, &request)?;
+    Ok(Look { dialect, took, status: transport.status() })
+}
+
 /// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the answer to that
 /// is 404. What it says is for the caller to judge.
 async fn probe(

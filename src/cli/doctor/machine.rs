@@ -1,0 +1,372 @@
+//! The machine: what a mount needs, and what would find secrets that are in one.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::Finding;
+use crate::fuse::mountpoint;
+use crate::fuse::mounts;
+
+/// Programs that read every file they find, and how to keep each away from mounts.
+const CRAWLERS: [(&str, &str, &str); 6] = [
+    (
+        "usr/libexec/tracker-miner-fs-3",
+        "Tracker",
+        "gsettings set org.freedesktop.Tracker3.Miner.Files index-recursive-directories: leave the mount out",
+    ),
+    ("usr/bin/baloo_file", "Baloo", "balooctl config add excludeFolders DIR"),
+    ("usr/bin/recollindex", "Recoll", "add the mount to skippedPaths in recoll.conf"),
+    (
+        "usr/sbin/clamonacc",
+        "ClamAV's on-access scanner",
+        "add the mount to OnAccessExcludePath in clamd.conf",
+    ),
+    ("usr/bin/aide", "AIDE", "add !DIR to aide.conf"),
+    (
+        "usr/bin/rsnapshot",
+        "rsnapshot",
+        "set one_fs 1 in rsnapshot.conf: a backup of the mount is a copy of every secret",
+    ),
+];
+
+/// A machine, seen through its files.
+pub struct Machine {
+    root: PathBuf,
+    /// Whether it is the one that this runs on.
+    here: bool,
+}
+
+impl Machine {
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), here: root == Path::new("/") }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    fn text(&self, path: &str) -> Option<String> {
+        fs::read_to_string(self.path(path)).ok()
+    }
+
+    fn has(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.path(path)).is_ok()
+    }
+}
+
+/// Everything about the machine.
+pub fn examine(machine: &Machine) -> Vec<Finding> {
+    let mut found = vec![
+        device(machine),
+        fusermount(machine),
+        allow_other(machine),
+        kernel(machine),
+        memory_lock(machine),
+        swap(machine),
+        cores(machine),
+        updatedb(machine),
+    ];
+    found.extend(crawlers(machine));
+    found.extend(containers(machine));
+    found.extend(key_files(machine));
+    if machine.here {
+        found.push(mounted());
+    }
+    found
+}
+
+fn device(machine: &Machine) -> Finding {
+    let path = machine.path("dev/fuse");
+    let missing = "load the kernel's module with `modprobe fuse`; in a container: --device /dev/fuse --cap-add SYS_ADMIN";
+    let Ok(meta) = fs::metadata(&path) else {
+        return Finding::problem("device", "/dev/fuse is missing", missing);
+    };
+    if machine.here && !meta.file_type().is_char_device() {
+        return Finding::problem("device", "/dev/fuse is not a device", "remove it, then `modprobe fuse`");
+    }
+    match fs::OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(_) => Finding::ok("device", "/dev/fuse can be opened"),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
+            Finding::problem("device", format!("/dev/fuse cannot be opened: {e}"), missing)
+        }
+        Err(e) => Finding::problem(
+            "device",
+            format!("/dev/fuse cannot be opened: {e}"),
+            "as root: chmod 666 /dev/fuse (it lets nobody in who could not mount anyway)",
+        ),
+    }
+}
+
+fn fusermount(machine: &Machine) -> Finding {
+    let places = ["usr/bin/fusermount3", "bin/fusermount3", "usr/local/bin/fusermount3"];
+    let program = places.iter().find_map(|place| fs::metadata(machine.path(place)).ok());
+    match program {
+        None => Finding::note(
+            "fusermount3",
+            "fusermount3 is not installed: only root can mount",
+            "install the package fuse3",
+        ),
+        Some(meta) if meta.mode() & 0o4000 == 0 || (machine.here && meta.uid() != 0) => Finding::warning(
+            "fusermount3",
+            "fusermount3 is not set-uid root: only root can mount",
+            "chown root and chmod u+s it, or install the package fuse3 again",
+        ),
+        Some(_) => Finding::ok("fusermount3", "ordinary users can mount"),
+    }
+}
+
+fn allow_other(machine: &Machine) -> Finding {
+    let conf = machine.text("etc/fuse.conf").unwrap_or_default();
+    if mountpoint::permits_allow_other(&conf) {
+        return Finding::ok("allow_other", "ordinary users may mount for others (--allow-other)");
+    }
+    Finding::note(
+        "allow_other",
+        "only root may mount for others (--allow-other), as containers with another user need it",
+        "if users shall: the line user_allow_other in /etc/fuse.conf",
+    )
+}
+
+/// The numbers a version begins with.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn kernel(machine: &Machine) -> Finding {
+    let release = machine.text("proc/sys/kernel/osrelease").unwrap_or_default();
+    match version(&release) {
+        Some(found) if found >= (6, 9) => Finding::ok(
+            "kernel",
+            format!("Linux {}: a mount outlives the death of its daemon", release.trim()),
+        ),
+        Some(_) => Finding::warning(
+            "kernel",
+            format!("Linux {}: what is asked while a daemon dies fails", release.trim()),
+            "from Linux 6.9 on it is asked again",
+        ),
+        None => Finding::note(
+            "kernel",
+            "the kernel does not tell its version",
+            "look at `uname -r`: 6.9 or later is best",
+        ),
+    }
+}
+
+fn unlimited_memory(machine: &Machine) -> bool {
+    let limits = machine.text("proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"));
+    // Soft and hard limit: the soft one can be raised to the hard one.
+    let hard = line.and_then(|line| line.split_whitespace().nth(1));
+    hard == Some("unlimited") || (machine.here && nix::unistd::geteuid().is_root())
+}
+
+fn memory_lock(machine: &Machine) -> Finding {
+    if unlimited_memory(machine) {
+        return Finding::ok("memlock", "memory can be locked: secrets do not reach the swap");
+    }
+    Finding::warning(
+        "memlock",
+        "the limit of locked memory is too low to keep secrets out of the swap",
+        "ulimit -l unlimited (limits.conf: memlock unlimited; systemd: LimitMEMLOCK=infinity)",
+    )
+}
+
+fn swap(machine: &Machine) -> Finding {
+    let swaps = machine.text("proc/swaps").unwrap_or_default();
+    let devices: Vec<&str> =
+        swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    if devices.is_empty() {
+        return Finding::ok("swap", "there is none");
+    }
+    let names = devices.join(", ");
+    if devices.iter().all(|device| device.starts_with("/dev/zram")) {
+        return Finding::ok("swap", format!("{names}, in memory"));
+    }
+    if unlimited_memory(machine) {
+        return Finding::ok(
+            "swap",
+            format!("{names}; vaultfs is locked out of it, programs that read secrets are not"),
+        );
+    }
+    Finding::warning(
+        "swap",
+        format!("{names}: secrets may be written to it"),
+        "let memory be locked, encrypt the swap, or give services MemorySwapMax=0",
+    )
+}
+
+fn cores(machine: &Machine) -> Finding {
+    let pattern = machine.text("proc/sys/kernel/core_pattern").unwrap_or_default();
+    let pattern = pattern.trim();
+    let all = machine.text("proc/sys/fs/suid_dumpable").unwrap_or_default();
+    if all.trim() == "1" {
+        return Finding::problem(
+            "cores",
+            "fs.suid_dumpable is 1: also processes that hold secrets are dumped, readable by their users",
+            "sysctl fs.suid_dumpable=0",
+        );
+    }
+    match pattern {
+        "" => Finding::ok("cores", "no cores are written"),
+        _ => Finding::note(
+            "cores",
+            format!("vaultfs is never dumped; programs that read secrets are, to {pattern}"),
+            "where that matters: LimitCORE=0 in their units, and see who can read the dumps",
+        ),
+    }
+}
+
+fn updatedb(machine: &Machine) -> Finding {
+    let Some(conf) = machine.text("etc/updatedb.conf") else {
+        return Finding::ok("updatedb", "locate's index is not made here");
+    };
+    let line = conf.lines().map(str::trim_start).find_map(|line| line.strip_prefix("PRUNEFS"));
+    let kinds = line.unwrap_or_default().trim_start_matches([' ', '=', '"']);
+    if kinds.split(|c: char| c.is_whitespace() || c == '"').any(|kind| kind == mounts::FS_TYPE) {
+        return Finding::ok("updatedb", "it leaves vaults out");
+    }
+    Finding::warning(
+        "updatedb",
+        "updatedb lists the names of all secrets, for every user of locate to see",
+        "add fuse.vaultfs to PRUNEFS in /etc/updatedb.conf",
+    )
+}
+
+fn crawlers(machine: &Machine) -> Vec<Finding> {
+    let here = CRAWLERS.iter().filter(|(path, _, _)| machine.has(path));
+    here.map(|(_, name, fix)| {
+        Finding::note(
+            "crawler",
+            format!("{name} is installed, and reads what it finds: a request for each secret"),
+            *fix,
+        )
+    })
+    .collect()
+}
+
+fn containers(machine: &Machine) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if machine.has(".dockerenv") || machine.has("run/.containerenv") {
+        found.push(Finding::note(
+            "container",
+            "this is a container",
+            "to mount in it: --device /dev/fuse --cap-add SYS_ADMIN; to use a mount of the host: bind it into it",
+        ));
+    }
+    for (path, name) in [("usr/bin/docker", "Docker"), ("usr/bin/podman", "Podman")] {
+        if machine.has(path) {
+            found.push(Finding::note(
+                "container",
+                format!("{name} is installed"),
+                "containers that do not run as the owner of a mount need --allow-other",
+            ));
+        }
+    }
+    found
+}
+
+/// The keys of the units that the package installs.
+fn key_files(machine: &Machine) -> Vec<Finding> {
+    let files = fs::read_dir(machine.path("etc/vaultfs")).into_iter().flatten().flatten();
+    let keys = files.filter(|file| file.file_name().to_string_lossy().ends_with("key"));
+    keys.filter_map(|file| {
+        let mode = file.metadata().ok()?.mode() & 0o777;
+        let path = format!("/etc/vaultfs/{}", file.file_name().to_string_lossy());
+        (mode & 0o077 != 0).then(|| {
+            Finding::problem(
+                "key",
+                format!("{path} can be read by others (mode {mode:04o})"),
+                format!("chmod 600 {path}"),
+            )
+        })
+    })
+    .collect()
+}
+
+fn mounted() -> Finding {
+    match mounts::live().len() {
+        0 => Finding::ok("mounts", "none of yours is mounted"),
+        n => Finding::ok("mounts", format!("{n} of yours mounted; `vaultfs status` says how they do")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    /// A machine made of these files.
+    fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, Machine) {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("below the root")).expect("own directory");
+            fs::write(path, text).expect("own directory");
+        }
+        let machine = Machine::new(dir.path());
+        (dir, machine)
+    }
+
+    #[test]
+    fn an_empty_machine_lacks_the_device() {
+        let (_dir, machine) = machine(&[]);
+        assert_eq!(device(&machine).level, Level::Problem);
+        assert_eq!(fusermount(&machine).level, Level::Note);
+        assert_eq!(updatedb(&machine).level, Level::Ok);
+    }
+
+    #[test]
+    fn kernels_are_told_apart_by_number() {
+        let level = |release: &str| kernel(&machine(&[("proc/sys/kernel/osrelease", release)]).1).level;
+        assert_eq!(level("6.10.3-amd64\n"), Level::Ok);
+        assert_eq!(level("6.9.0"), Level::Ok);
+        assert_eq!(level("6.1.0-28-amd64\n"), Level::Warning);
+        assert_eq!(level("5.14.0-503.el9.x86_64"), Level::Warning);
+    }
+
+    #[test]
+    fn the_index_of_locate_has_to_leave_vaults_out() {
+        let level = |conf: &str| updatedb(&machine(&[("etc/updatedb.conf", conf)]).1).level;
+        assert_eq!(level("PRUNEFS=\"NFS fuse.vaultfs proc\"\n"), Level::Ok);
+        assert_eq!(level("PRUNEFS = \"NFS proc fuse.sshfs\"\n"), Level::Warning);
+        assert_eq!(level("PRUNE_BIND_MOUNTS=\"yes\"\n"), Level::Warning);
+    }
+
+    #[test]
+    fn swap_matters_where_memory_is_not_locked() {
+        const SWAP: (&str, &str) = ("proc/swaps", "Filename Type Size\n/dev/sda2 partition 1\n");
+        let limits = |hard: &str| {
+            format!(
+                "Limit Soft Hard Units\nMax locked memory         65536                {hard}            bytes\n"
+            )
+        };
+        let of = |hard: &str| swap(&machine(&[SWAP, ("proc/self/limits", &limits(hard))]).1).level;
+        assert_eq!(of("unlimited"), Level::Ok);
+        assert_eq!(of("65536"), Level::Warning);
+        assert_eq!(swap(&machine(&[("proc/swaps", "Filename\n")]).1).level, Level::Ok);
+    }
+
+    #[test]
+    fn keys_that_others_can_read_are_a_problem() {
+        let (dir, machine) = machine(&[("etc/vaultfs/a.key", "sk_x"), ("etc/vaultfs/a.conf", "")]);
+        let mode = |mode| {
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(dir.path().join("etc/vaultfs/a.key"), permissions).expect("own file");
+        };
+        mode(0o644);
+        assert_eq!(key_files(&machine)[0].level, Level::Problem);
+        mode(0o600);
+        assert!(key_files(&machine).is_empty());
+    }
+
+    #[test]
+    fn each_finding_that_is_not_well_has_its_fix() {
+        let (_dir, machine) =
+            machine(&[("usr/bin/docker", ""), ("usr/bin/baloo_file", ""), (".dockerenv", "")]);
+        for finding in examine(&machine) {
+            assert_eq!(finding.fix.is_none(), finding.level == Level::Ok, "{finding:?}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What people read and type: help, suggestions, completions, man pages, status, metrics, doctor.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use common::{Mount, Place, Ran, run};
+
+fn vaultfs(place: &Place, args: &[&str]) -> Ran {
+    run(&mut place.vaultfs(args))
+}
+
+/// The completions of a shell, in a file.
+fn completions(place: &Place, shell: &str, name: &str) -> std::path::PathBuf {
+    let script = vaultfs(place, &["generate", "completions", shell]).ok();
+    let path = place.dir.path().join(name);
+    fs::write(&path, script).unwrap();
+    path
+}
+
+#[test]
+fn help_teaches_and_hides_what_is_internal() {
+    let place = Place::new();
+    let top = vaultfs(&place, &["--help"]).ok();
+    assert!(top.contains("Examples:") && top.contains("vaultfs mount --embedded ~/secrets"), "{top}");
+    for internal in ["keeper", "worker", "generate"] {
+        assert!(!top.contains(internal), "{internal}");
+    }
+    let mount = vaultfs(&place, &["mount", "--help"]).ok();
+    for group in [
+        "Which vault:",
+        "What may be done:",
+        "How fresh:",
+        "Limits:",
+        "Who may enter:",
+        "The process:",
+        "Examples:",
+    ] {
+        assert!(mount.contains(group), "{group}");
+    }
+}
+
+#[test]
+fn typos_get_a_suggestion() {
+    let place = Place::new();
+    assert!(vaultfs(&place, &["mout"]).fails(2).contains("'mount'"));
+    assert!(vaultfs(&place, &["status", "--jsn"]).fails(2).contains("--json"));
+    assert!(
+        vaultfs(&place, &["mount", "--embedded", "-o", "raed_only", "/x"]).fails(2).contains("read_only?")
+    );
+}
+
+#[test]
+fn no_colour_where_none_is_wanted() {
+    let place = Place::new();
+    for (variable, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let line = format!("{} mount --help; {0} mnt", common::VAULTFS);
+        let mut terminal = Command::new("script");
+        place.isolate(&mut terminal);
+        let said = run(terminal.args(["-qec", &line, "/dev/null"]).env(variable, value)).out;
+        assert!(said.contains("Usage") && !said.contains('\u{1b}'), "{variable}: {said:?}");
+    }
+}
+
+#[test]
+fn completions_load_in_each_shell() {
+    let place = Place::new();
+    let bash = completions(&place, "bash", "vaultfs.bash");
+    let line = format!(
+        "source {}; COMP_WORDS=(vaultfs mou); COMP_CWORD=1; _vaultfs vaultfs mou vaultfs; echo \"${{COMPREPLY[@]}}\"",
+        bash.display()
+    );
+    assert_eq!(run(Command::new("bash").args(["--norc", "-ec", &line])).ok().trim(), "mount");
+    let zsh = completions(&place, "zsh", "_vaultfs");
+    let line = format!(
+        "fpath=({} $fpath); autoload -Uz compinit; compinit -u -d {0}/dump; print $_comps[vaultfs]; autoload +X _vaultfs",
+        zsh.parent().unwrap().display()
+    );
+    assert_eq!(run(Command::new("zsh").args(["-fec", &line])).ok().trim(), "_vaultfs");
+    let fish = completions(&place, "fish", "vaultfs.fish");
+    let line = format!("source {}; complete -C 'vaultfs unm'", fish.display());
+    let mut shell = Command::new("fish");
+    place.isolate(&mut shell);
+    assert!(run(shell.args(["--no-config", "-c", &line])).ok().starts_with("unmount"));
+}
+
+#[test]
+fn man_finds_nothing_wrong_with_its_pages() {
+    let place = Place::new();
+    let dir = place.dir.path();
+    vaultfs(&place, &["generate", "man", dir.to_str().unwrap()]).ok();
+    let pages = fs::read_dir(dir).unwrap().flatten().map(|file| file.path());
+    let pages: Vec<_> = pages
+        .filter(|path| path.extension().is_some_and(|e| ["1", "5", "8"].iter().any(|n| e == *n)))
+        .collect();
+    assert!(pages.len() > 15, "{pages:?}");
+    for page in pages {
+        let mut man = Command::new("man");
+        man.args(["--warnings", "-E", "UTF-8", "-l", "-Tutf8"])
+            .arg(&page)
+            .env("MANWIDTH", "80")
+            .env("LC_ALL", "C.UTF-8");
+        let said = run(&mut man);
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{}", page.display());
+        assert!(fs::read_to_string(&page).unwrap().contains(".SH NAME"), "{}", page.display());
+    }
+}
+
+#[test]
+fn status_says_first_whether_all_is_well() {
+    let mount = Mount::start();
+    fs::write(mount.path("a"), "canary-value").unwrap();
+    let said = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    assert_eq!(said.lines().next().unwrap(), format!("{}  ok", mount.mnt().display()));
+    assert!(said.contains("  unsaved    nothing\n"), "{said}");
+}
+
+#[test]
+fn metrics_are_numbers_and_hold_no_name_and_no_value() {
+    let mount = Mount::start();
+    fs::write(mount.path("canary-name"), "canary-value").unwrap();
+    assert!(fs::hard_link(mount.path("canary-name"), mount.path("b")).is_err());
+    let text = fs::read_to_string(mount.path(".vaultfs/metrics")).unwrap();
+    assert!(
+        text.contains("\nvaultfs_vault_up 1\n")
+            && text.contains("vaultfs_failed_operations_total{errno=\"EPERM\"} 1"),
+        "{text}"
+    );
+    assert!(!text.contains("canary"), "{text}");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(name.starts_with("vaultfs_") && value.parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn the_doctor_names_each_fix() {
+    let place = Place::new();
+    let root = place.dir.path().join("machine");
+    for (path, text) in [
+        ("etc/updatedb.conf", "PRUNEFS=\"NFS proc\"\n"),
+        ("proc/sys/kernel/osrelease", "6.1.0-28-amd64\n"),
+        ("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n"),
+        ("usr/bin/podman", ""),
+    ] {
+        fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+        fs::write(root.join(path), text).unwrap();
+    }
+    let root = root.to_str().unwrap();
+    let said = vaultfs(&place, &["doctor", "--root", root]);
+    assert_eq!(said.code, Some(1), "no device: {}", said.out);
+    for part in ["modprobe fuse", "PRUNEFS", "6.9", "--allow-other"] {
+        assert!(said.out.contains(part), "{part}: {}", said.out);
+    }
+    let found = vaultfs(&place, &["doctor", "--json", "--root", root]);
+    let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    let problems = found.as_array().unwrap().iter().filter(|finding| finding["level"] == "problem");
+    assert!(problems.into_iter().all(|finding| finding["fix"].is_string()));
+}
+
+#[test]
+fn the_doctor_looks_at_a_vault() {
+    let place = Place::new();
+    let mut serving = place.vaultfs(["serve", "--rate-limit", "5", "--listen", "127.0.0.1:0", "--data"]);
+    let mut server =
+        common::Beside::start(serving.arg(&place.data).stdout(Stdio::piped()).stderr(Stdio::null()));
+    let mut url = String::new();
+    let mut said = std::io::BufReader::new(server.0.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut said, &mut url).unwrap();
+    let key = place.data.join("api-key");
+    let args = ["doctor", "--json", "--api-url", url.trim(), "--api-key-file", key.to_str().unwrap()];
+    let look = || -> Vec<(String, String)> {
+        let found: serde_json::Value = serde_json::from_str(&vaultfs(&place, &args).out).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        found.as_array().unwrap().iter().map(|f| (text(&f["check"]), text(&f["level"]))).collect()
+    };
+    let is =
+        |found: &[(String, String)], check: &str, level: &str| found.contains(&(check.into(), level.into()));
+    let found = look();
+    assert!(is(&found, "vault", "ok") && is(&found, "rate", "ok"), "{found:?}");
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    assert!(is(&look(), "key", "problem"));
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    drop(server);
+    assert!(is(&look(), "vault", "problem"));
+}
