@@ -3,6 +3,8 @@
 #![allow(clippy::duplicate_mod, reason = "the bodies of other tests bring their helpers along")]
 
 mod common;
+#[path = "mount_programs.rs"]
+mod programs;
 #[path = "mount_saves.rs"]
 mod saves;
 #[path = "mount_tree.rs"]
