@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 
@@ -12,7 +13,7 @@ use super::exit::Failure;
 use super::{log, stack};
 use crate::fuse::handover::Failed;
 use crate::fuse::mounts::Dev;
-use crate::fuse::{keeper, kernel, probe, worker};
+use crate::fuse::{helper, keeper, kernel, probe, worker};
 use crate::harden;
 
 /// Internal commands.
@@ -30,6 +31,17 @@ pub enum DaemonCommand {
         /// For `ps` only.
         mountpoint: PathBuf,
     },
+    /// Make system calls on a mount for its worker.
+    #[command(name = helper::COMMAND, hide = true)]
+    Helper {
+        /// The mount's device number.
+        #[arg(value_parser = dev)]
+        dev: Dev,
+        /// Milliseconds to wait first.
+        pause: u64,
+        /// Where it is.
+        mountpoint: PathBuf,
+    },
     /// Look at a path that may hang.
     #[command(name = probe::COMMAND, hide = true)]
     Probe {
@@ -43,11 +55,15 @@ pub enum DaemonCommand {
     #[command(name = worker::DETACH_COMMAND, hide = true)]
     Detach {
         /// The mount's device number.
-        #[arg(value_parser = |text: &str| text.parse::<Dev>().map_err(|()| "not a device number"))]
+        #[arg(value_parser = dev)]
         dev: Dev,
         /// Where it was mounted.
         mountpoint: PathBuf,
     },
+}
+
+fn dev(text: &str) -> Result<Dev, &'static str> {
+    text.parse().map_err(|()| "not a device number")
 }
 
 /// Runs the command.
@@ -55,6 +71,11 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
     match command {
         DaemonCommand::Keeper { .. } => keep(),
         DaemonCommand::Worker { .. } => work(),
+        DaemonCommand::Helper { dev, pause, mountpoint } => {
+            harden::name_process(helper::NAME);
+            helper::run(&mountpoint, dev, Duration::from_millis(pause))?;
+            Ok(ExitCode::SUCCESS)
+        }
         DaemonCommand::Probe { path, read } => {
             if read {
                 probe::read_child(&path)?

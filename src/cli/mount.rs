@@ -62,6 +62,13 @@ pub struct MountArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
     refresh: Duration,
 
+    /// Change a file's bytes under those who have it open, for a single file bound into a container
+    ///
+    /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. Whoever reads at that moment
+    /// may see a part of each version. Without it a change looks like an atomic rename, and nobody sees a mix.
+    #[arg(long)]
+    in_place: bool,
+
     /// How long known values are served while the vault does not answer
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
     max_stale: Duration,
@@ -259,6 +266,7 @@ impl MountArgs {
             strict: self.strict,
             format: self.format,
             refresh: self.refresh,
+            in_place: self.in_place,
             max_stale: self.max_stale,
             timeout: self.connect.timeout,
             max_size: self.connect.max_size.as_u64(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::connect::{self, ApiKeyInput, ConnectSpec};
 use super::exit::Failure;
 use crate::clock::{Clock, SystemClock};
-use crate::fs::{Drain, FileSystem, Kernel, Unsaved};
+use crate::fs::{Drain, FileSystem, HelperReport, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
 use crate::fuse::requests::Requests;
@@ -67,6 +67,11 @@ struct Mounted {
 impl Service for Mounted {
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         self.fs.attach_kernel(kernel);
+        self.fs.follow_changes();
+    }
+
+    fn helper_says(&self, report: HelperReport) {
+        self.fs.helper_says(report);
     }
 
     fn status(&self) -> serde_json::Value {

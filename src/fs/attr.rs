@@ -109,8 +109,8 @@ impl FileSystem {
     /// kernel does not know to belong to it: that is asked for each time, where there is a chmod.
     pub(super) fn attr_ttl(&self, node: &Node) -> Duration {
         match node {
-            Node::File(_) => self.options.refresh,
-            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.options.refresh,
+            Node::File(_) => self.ttl(self.options.refresh),
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.ttl(self.options.refresh),
             Node::Control(_) => self.options.refresh,
             Node::Dir(_) | Node::Version(_) if self.options.read_only => self.options.refresh,
             Node::Dir(_) | Node::Version(_) => Duration::ZERO,

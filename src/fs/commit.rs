@@ -321,7 +321,7 @@ impl FileSystem {
         }
         drop(table);
         if moved {
-            self.inval_name(&job.name);
+            self.reshow(&job.name);
         }
     }
 

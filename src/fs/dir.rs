@@ -131,7 +131,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             match fs.find(&fs.call(), &under, &component).await? {
                 Place::Absent => {}
                 Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
@@ -144,7 +144,8 @@ impl FileSystem {
             table.touch(&DirKind::Tree(under), fs.clock.wall());
             drop(table);
             Ok(fs.dir_entry(&DirKind::Tree(dir)))
-        })
+        });
+        self.within(parent, work)
     }
 
     /// The directory that `component` in `under` stands for, for something new.
@@ -169,7 +170,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             let call = fs.call();
             let dir = match fs.find(&call, &under, &component).await? {
                 Place::Dir(dir) => dir,
@@ -194,7 +195,8 @@ impl FileSystem {
             }
             table.touch(&DirKind::Tree(under), fs.clock.wall());
             Ok(())
-        })
+        });
+        self.within(parent, work)
     }
 
     /// EINVAL for a file name that is not how any object's name is spelt.

@@ -132,6 +132,8 @@ pub struct FileState {
     pub origin: Option<ObjectName>,
     /// The version that the clean file is, and the base of what is written; `None` until it is stored.
     pub stored: Option<Stored>,
+    /// The version that a lookup found before the change was brought to the kernel: who watches has seen nothing yet.
+    pub unannounced: Option<VersionTag>,
     /// Its bytes, while somebody has it open and they are known.
     pub pinned: Option<Arc<Object>>,
     /// Its bytes, once its name shows another version, where nobody says that the file is open (`read`).
@@ -295,6 +297,7 @@ impl File {
             keep: Keep::Store,
             origin: None,
             stored,
+            unannounced: None,
             pinned: None,
             kept: None,
             buffer: None,

@@ -351,6 +351,24 @@ impl Table {
         file
     }
 
+    /// A file that no name shows yet, made by `make` from its number.
+    pub fn add_nameless(
+        &mut self,
+        name: &ObjectName,
+        make: impl FnOnce(u64, LocalAttr) -> File,
+    ) -> Arc<File> {
+        let local = self.local.get(name).cloned().unwrap_or_default();
+        let file = Arc::new(make(self.fresh(), local));
+        file.state().link = Link::Replaced;
+        self.slots.insert(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
+        file
+    }
+
+    /// Whether the kernel holds the inode.
+    pub fn is_held(&self, ino: u64) -> bool {
+        self.slots.get(&ino).is_some_and(|slot| slot.lookups > 0)
+    }
+
     /// `name` shows this inode, which is in the table already.
     pub fn point(&mut self, name: &ObjectName, ino: u64) {
         self.files.insert(name.clone(), ino);

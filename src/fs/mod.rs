@@ -6,7 +6,7 @@
 //!
 //! Where to look: `resolve` is the only place where names mean something; `inode` and `file` hold the state
 //! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
-//! into versions and remembers failure; `opener` decides which close stores; `errno` is the one table.
+//! into versions and remembers failure; `rotate` and `helper` bring to the kernel what changed elsewhere; `opener` decides which close stores; `errno` is the one table.
 
 pub mod attr;
 mod commit;
@@ -14,6 +14,7 @@ mod control;
 mod dir;
 pub mod errno;
 mod file;
+mod helper;
 mod inode;
 mod listing;
 mod move_dir;
@@ -29,6 +30,7 @@ mod remove;
 mod rename;
 mod replace;
 mod resolve;
+mod rotate;
 mod scratch;
 mod special;
 mod status;
@@ -48,10 +50,12 @@ use futures_util::future::BoxFuture;
 pub use attr::{Attr, Entry, FileKind, SetAttr};
 pub use commit::Drain;
 pub use errno::{Errno, Result};
+pub use helper::{HelperCall, HelperReport, HelperStatus};
 pub use inode::ROOT;
 pub use listing::{DirEntry, Listing};
 pub use open::{Create, Opened};
 pub use options::Options;
+pub use rotate::RotationStatus;
 pub use status::{Status, Unsaved};
 
 use crate::clock::Clock;
@@ -93,6 +97,9 @@ pub trait Kernel: Send + Sync {
     fn inval_entry(&self, parent: u64, name: &OsStr);
     /// Forget attributes and pages of an inode.
     fn inval_inode(&self, ino: u64);
+    /// Has the helper make a call; `to` is the process that is meant, 0 for any. The answer comes with
+    /// [`FileSystem::helper_says`]. False if there is no way to it.
+    fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
 }
 
 /// Failures kept for `status`.
@@ -114,6 +121,8 @@ pub struct FileSystem {
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
+    helper: helper::Register,
+    rotor: rotate::Rotor,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
     errors: Mutex<VecDeque<status::LastError>>,
@@ -156,6 +165,8 @@ impl FileSystem {
             listings: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
+            helper: helper::Register::new(),
+            rotor: rotate::Rotor::new(),
             runtime: tokio::runtime::Handle::current(),
             errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),
             failures: AtomicU64::new(0),

@@ -89,6 +89,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        self.cache.used(self.longest_ttl());
         match node {
             Node::Dir(_) => Err(Errno::EISDIR).into(),
             Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),

@@ -25,6 +25,9 @@ pub struct Options {
     pub format: Format,
     /// How old an answer may be before the vault is asked again.
     pub refresh: Duration,
+    /// A change made elsewhere changes the bytes of the same inode, instead of a new one taking its name.
+    #[serde(default)]
+    pub in_place: bool,
     /// How long what is cached is served while the vault does not answer.
     pub max_stale: Duration,
     /// The deadline of one kernel request, retries included.
@@ -70,6 +73,7 @@ impl Default for Options {
             strict: false,
             format: Format::Auto,
             refresh: Duration::from_secs(5),
+            in_place: false,
             max_stale: Duration::from_secs(3600),
             timeout: Duration::from_secs(10),
             max_size: 1 << 20,

@@ -32,6 +32,7 @@ const TIDY: Duration = Duration::from_secs(10);
 impl FileSystem {
     /// OPENDIR.
     pub fn opendir(&self, ino: u64, _caller: Caller) -> Result<Opened> {
+        self.cache.used(self.longest_ttl());
         let dir = self.directory(ino)?;
         let fresh = self.is_known(&dir);
         let stamp = self.stamp();
@@ -60,6 +61,7 @@ impl FileSystem {
     /// READDIR behind a position; from the beginning (0) with the names as they are now. Without a handle (`fh` 0) it
     /// is the directory that is read.
     pub fn readdir(self: &Arc<Self>, ino: u64, fh: u64, after: u64) -> Step<Arc<Listing>> {
+        self.cache.used(self.longest_ttl());
         match self.listing_to_read(ino, fh, after) {
             Err(e) => Err(e).into(),
             Ok((dir, Some(listing))) => match listing.ready(after) {

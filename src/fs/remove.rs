@@ -19,7 +19,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             let call = fs.call();
             let file = match fs.find(&call, &under, &component).await? {
                 Place::Local(file) => file,
@@ -32,7 +32,8 @@ impl FileSystem {
             }
             let replaces = replace::is_about_to_replace(caller.pid);
             fs.remove(&call, &under, &file, replaces).await
-        })
+        });
+        self.within(parent, work)
     }
 
     /// Takes `file` from its name. With `replaces` its object only goes if the name is not made anew at once.

@@ -49,7 +49,7 @@ impl FileSystem {
             return Step::Ready(Err(Errno::EINVAL));
         }
         let (fs, from_name, to_name) = (self.clone(), from.1.to_owned(), to.1.to_owned());
-        Step::later(async move {
+        let work = Step::later(async move {
             let call = fs.call();
             let source = match fs.find(&call, &from_dir, &from_name).await? {
                 Place::Local(file) => file,
@@ -79,7 +79,8 @@ impl FileSystem {
             let hides = is_backup.then(|| fs.clock.now());
             let goal = Goal { under: to_dir, name, target, keep, hides };
             fs.move_file(&call, &from_dir, &source, goal).await
-        })
+        });
+        self.within(from.0, self.within(to.0, work))
     }
 
     async fn move_file(

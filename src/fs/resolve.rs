@@ -59,6 +59,7 @@ impl FileSystem {
             Ok(dir) => dir,
             Err(e) => return Step::Ready(Err(e)),
         };
+        self.cache.used(self.longest_ttl());
         match &dir.kind {
             DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
                 Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root())))).into()
@@ -66,7 +67,7 @@ impl FileSystem {
             DirKind::Tree(under) if under.is_root() && component == CONTROL => {
                 Ok(Some(self.dir_entry(&DirKind::Control))).into()
             }
-            DirKind::Tree(under) => self.lookup_in(under, component, Self::tree_entry),
+            DirKind::Tree(under) => self.within(parent, self.lookup_in(under, component, Self::tree_entry)),
             DirKind::Histories(under) => self.lookup_in(under, component, Self::history_entry),
             DirKind::History(name, id) => self.lookup_version(name.clone(), id.clone(), component),
             DirKind::Control => Ok(ControlFile::named(component).map(|which| {
@@ -379,10 +380,18 @@ impl FileSystem {
                 drop(state);
                 return file.clone();
             }
+            if self.options.in_place {
+                drop(state);
+                if self.become_version(file, object) {
+                    file.state().unannounced = Some(object.meta.version.clone());
+                }
+                return file.clone();
+            }
             self.keep_bytes(&mut state);
             state.link = Link::Replaced;
         }
         let file = table.put_file(&object.meta.name, |ino, local| File::of(ino, object, local));
+        file.state().unannounced = Some(object.meta.version.clone());
         if let Some(before) = before {
             table.drop_unheld(before.ino);
         }
@@ -395,7 +404,7 @@ impl FileSystem {
             Place::Local(file) => Some(self.entry(&Node::File(file), self.options.refresh)),
             Place::Object(found) => {
                 let file = self.file_node(&found);
-                Some(self.entry(&Node::File(file), found.ttl))
+                Some(self.entry(&Node::File(file), self.ttl(found.ttl)))
             }
             Place::Absent => None,
         }

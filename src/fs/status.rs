@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::FileSystem;
 use super::errno::Errno;
+use super::{FileSystem, RotationStatus};
 
 /// The state of a mounted vault. Times in seconds, sizes in bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -16,6 +16,9 @@ pub struct Status {
     pub vault: Vault,
     /// The cache.
     pub cache: CacheUse,
+    /// How changes made elsewhere are followed.
+    #[serde(default)]
+    pub changes: RotationStatus,
     /// Inodes held.
     pub inodes: usize,
     /// Open files and directories.
@@ -158,6 +161,7 @@ impl FileSystem {
                 refresh_s: self.options.refresh.as_secs_f64(),
                 serving_stale: cache.serving_stale,
             },
+            changes: self.rotation_status(),
             inodes,
             handles,
             scratch_bytes,

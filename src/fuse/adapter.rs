@@ -76,6 +76,15 @@ impl Adapter {
     }
 }
 
+/// What the helper asks beyond what is registered is EPERM.
+macro_rules! refuse_helper {
+    ($adapter:ident, $req:ident, $reply:ident) => {
+        if $adapter.fs.is_helper($req.pid()) {
+            return $reply.error(Errno::EPERM);
+        }
+    };
+}
+
 fn errno(e: crate::fs::Errno) -> Errno {
     Errno::from_i32(e.0)
 }
@@ -195,8 +204,15 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Lookup);
+        if let Some(found) = self.fs.helper_lookup(req.pid(), parent.0, name) {
+            return self.answer(Step::Ready(found), move |found| match found {
+                Ok(Some(found)) => entry(reply, &found),
+                Ok(None) => reply.error(Errno::ENOENT),
+                Err(e) => reply.error(e),
+            });
+        }
         let step = self.fs.lookup(parent.0, name);
         let (fs, name) = (self.fs.clone(), name.to_owned());
         self.answer(step, move |found| match found {
@@ -221,7 +237,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -238,9 +254,6 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         self.requests.count(Operation::Setattr);
-        if let Some(e) = self.refused() {
-            return reply.error(e);
-        }
         let time = |t: Option<TimeOrNow>| {
             t.map(|t| match t {
                 TimeOrNow::SpecificTime(t) => t,
@@ -248,7 +261,12 @@ impl Filesystem for Adapter {
             })
         };
         let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
-        self.answer(self.fs.setattr(ino.0, fh.map(|fh| fh.0), set), move |result| match result {
+        let done = match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
+            (Some(registered), _) => Step::Ready(registered),
+            (None, Some(e)) => return reply.error(e),
+            (None, None) => self.fs.setattr(ino.0, fh.map(|fh| fh.0), set),
+        };
+        self.answer(done, move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(e),
         });
@@ -256,7 +274,7 @@ impl Filesystem for Adapter {
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -268,6 +286,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -289,22 +308,24 @@ impl Filesystem for Adapter {
         reply.error(errno(self.fs.refuse_special("symlink", name)));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Link);
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.link(ino.0, newparent.0, name), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.requests.count(Operation::Mkdir);
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
@@ -313,17 +334,20 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Unlink);
-        self.answer(self.fs.unlink(parent.0, name, caller(req)), empty(reply));
+        let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
+        let done = registered.map_or_else(|| self.fs.unlink(parent.0, name, caller(req)), Step::Ready);
+        self.answer(done, empty(reply));
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Rmdir);
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.rmdir(parent.0, name), empty(reply));
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -332,8 +356,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Rename);
-        let to = (newparent.0, newname);
-        self.answer(self.fs.rename((parent.0, name), to, flags.bits()), empty(reply));
+        let (from, to) = ((parent.0, name), (newparent.0, newname));
+        let registered = self.fs.helper_rename(req.pid(), from, to);
+        let done = registered.map_or_else(|| self.fs.rename(from, to, flags.bits()), Step::Ready);
+        self.answer(done, empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -341,6 +367,7 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
@@ -427,6 +454,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
+        refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
         self.answer(self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
             Ok((entry, opened)) => {
@@ -448,6 +476,7 @@ impl Filesystem for Adapter {
         if self.no_opendir {
             return reply.error(Errno::ENOSYS);
         }
+        refuse_helper!(self, req, reply);
         self.answer(self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 

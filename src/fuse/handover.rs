@@ -107,7 +107,7 @@ pub enum Outcome {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
-    /// Take over this mount. Carries the /dev/fuse descriptor and the control socket's listener.
+    /// Take over this mount. Carries the /dev/fuse descriptor, the control socket's listener and the line to the helper.
     Serve {
         /// The INIT request as the kernel sent it.
         init: Vec<u8>,
@@ -157,6 +157,8 @@ pub struct Facts {
     pub keeper_memory: crate::harden::LockState,
     /// How many workers there were before this one.
     pub restarts: u32,
+    /// The helper that is there already, 0 if none: what it asks is never taken for a program's request.
+    pub helper_pid: u32,
 }
 
 /// Writes a configuration and a key for a new process to read.

@@ -29,6 +29,7 @@ use super::handover::{
     Channel, Facts, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config,
     send_config, take_standard,
 };
+use super::helper::Minder;
 use super::kernel::{self, Mode, Mounted};
 use super::mounts::{self, Dev};
 use super::process;
@@ -152,6 +153,7 @@ struct Keeper<'a> {
     config: &'a MountConfig,
     signals: SignalFd,
     worker: Worker,
+    helper: Option<Minder>,
     mounted: Option<Mounted>,
     directory: RuntimeDir,
     phase: Phase,
@@ -172,8 +174,16 @@ impl<'a> Keeper<'a> {
         let worker = spawn_worker(config, key)
             .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
         let phase = Phase::Serving;
-        let mut keeper =
-            Self { config, signals, worker, mounted: None, directory, phase, session_over: false };
+        let mut keeper = Self {
+            config,
+            signals,
+            worker,
+            helper: None,
+            mounted: None,
+            directory,
+            phase,
+            session_over: false,
+        };
         match keeper.expect(front)? {
             ToKeeper::Connected => {}
             ToKeeper::Failed(failed) => return Err(failed),
@@ -217,15 +227,19 @@ impl<'a> Keeper<'a> {
             resend: mounted.init.resend(),
             keeper_memory: memory,
             restarts: 0,
+            helper_pid: 0,
         };
         let listener;
         (self.directory, listener) = RuntimeDir::listen(dev, std::process::id())
             .map_err(|e| Failed::new(format!("the control socket cannot be made: {e}")))?;
         let serve = ToWorker::Serve { init: mounted.init.as_bytes().to_vec(), dev, facts };
+        let helper = Minder::new(mountpoint, dev)
+            .map_err(|e| Failed::new(format!("there is no line to the helper process: {e}")))?;
         self.worker
             .channel
-            .send(&serve, &[mounted.device.as_fd(), listener.as_fd()])
+            .send(&serve, &[mounted.device.as_fd(), listener.as_fd(), helper.workers_end()])
             .map_err(|e| lost(&e))?;
+        self.helper = Some(helper);
         match self.expect(front)? {
             ToKeeper::Init(reply) => {
                 let mounted = self.mounted.as_ref().expect("set by mount, looked at above");
@@ -240,6 +254,7 @@ impl<'a> Keeper<'a> {
             ToKeeper::Serving => {}
             other => return Err(unexpected(&other)),
         }
+        self.look_after_helper();
         let record = Record {
             mountpoint: mountpoint.clone(),
             keeper_pid: std::process::id(),
@@ -349,6 +364,12 @@ impl<'a> Keeper<'a> {
         code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
     }
 
+    fn look_after_helper(&mut self) {
+        if let Some(helper) = &mut self.helper {
+            helper.look_after();
+        }
+    }
+
     fn is_mounted(&self, dev: Dev) -> bool {
         mounts::is_mounted(&self.config.mountpoint, dev)
     }
@@ -356,6 +377,7 @@ impl<'a> Keeper<'a> {
     /// Closes the connection and leaves the mount, where every operation fails from now on.
     fn leave_dead(&mut self, dev: Dev) {
         self.mounted = None;
+        self.helper = None;
         if let Err(e) = kernel::abort(dev) {
             // Of use only where a stuck thread of the worker holds the device still.
             tracing::debug!("the connection was not aborted: {e}");
@@ -374,6 +396,7 @@ impl<'a> Keeper<'a> {
         // The descriptor first: from here on every request fails at once, so that unmounting cannot wait for one.
         let Some(Mounted { device, dev, .. }) = self.mounted.take() else { return };
         drop(device);
+        self.helper = None;
         let mountpoint = &self.config.mountpoint;
         match kernel::unmount(mountpoint, dev, Mode::Lazy) {
             Ok(true) => tracing::info!("unmounted"),
@@ -433,6 +456,7 @@ impl<'a> Keeper<'a> {
                 match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {
                     Some(libc::SIGTERM | libc::SIGINT) => return Event::Stop,
                     Some(libc::SIGHUP) => return Event::Reload,
+                    Some(libc::SIGCHLD) => self.look_after_helper(),
                     _ => {}
                 }
             }

@@ -1,11 +1,12 @@
 //! The kernel's side: the adapter between fuser and [`crate::fs`], and the processes around it.
 //!
-//! A mount is two processes. The *keeper* ([`keeper`]) mounts, holds the /dev/fuse descriptor and unmounts;
-//! the *worker* ([`worker`]) connects to the vault and serves requests. They talk over one channel
+//! A mount is three processes. The *keeper* ([`keeper`]) mounts, holds the /dev/fuse descriptor and unmounts;
+//! the *worker* ([`worker`]) connects to the vault and serves requests; the *helper* ([`helper`]) makes the system
+//! calls on the mount that a change made elsewhere needs. Keeper and worker talk over one channel
 //! ([`handover`]); people and commands talk to the worker over a socket ([`control`]). Every worker starts by
 //! taking over a mount that is already there ([`session`]), so that a restart is nothing new.
 //!
-//! Two rules bind everything in here: neither process makes a call on its own mount (a process that waits for
+//! Two rules bind everything in here: neither keeper nor worker makes a call on its own mount (a process that waits for
 //! an answer which it would have to give cannot be killed), and nothing is unmounted that the mount table does
 //! not show to be ours.
 
@@ -14,6 +15,7 @@ pub mod busy;
 pub mod control;
 pub mod fusermount;
 pub mod handover;
+pub mod helper;
 pub mod keeper;
 pub mod kernel;
 pub mod locate;

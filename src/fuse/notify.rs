@@ -1,4 +1,4 @@
-//! Notifications to the kernel, from a thread of their own.
+//! Notifications to the kernel, from a thread of their own, and orders to the helper.
 //!
 //! A notification can wait for requests that are in flight in the same directory, so it must never be sent from
 //! a thread that answers requests, nor under a lock that a request needs (FIELD-NOTES: the classic deadlock).
@@ -9,7 +9,9 @@ use std::sync::mpsc::{Sender, channel};
 
 use fuser::{INodeNo, Notifier};
 
-use crate::fs::Kernel;
+use super::handover::Channel;
+use super::helper::Order;
+use crate::fs::{HelperCall, Kernel};
 
 enum Notice {
     Entry(u64, OsString),
@@ -17,16 +19,30 @@ enum Notice {
 }
 
 /// Queues notices for the thread that sends them.
-struct Queue(Sender<Notice>);
+struct Queue {
+    notices: Sender<Notice>,
+    helper: Arc<Channel>,
+}
 
 impl Kernel for Queue {
     fn inval_entry(&self, parent: u64, name: &OsStr) {
         // The thread ends only with the process.
-        let _ = self.0.send(Notice::Entry(parent, name.to_owned()));
+        let _ = self.notices.send(Notice::Entry(parent, name.to_owned()));
     }
 
     fn inval_inode(&self, ino: u64) {
-        let _ = self.0.send(Notice::Inode(ino));
+        let _ = self.notices.send(Notice::Inode(ino));
+    }
+
+    fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
+        // One order is out at a time, so there is room for it in the line.
+        match self.helper.send(&Order { number, to, call: call.clone() }, &[]) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, "the helper does not hear");
+                false
+            }
+        }
     }
 }
 
@@ -34,7 +50,7 @@ impl Kernel for Queue {
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn spawn(notifier: Notifier) -> std::io::Result<Arc<dyn Kernel>> {
+pub fn spawn(notifier: Notifier, helper: Arc<Channel>) -> std::io::Result<Arc<dyn Kernel>> {
     let (sender, receiver) = channel();
     std::thread::Builder::new().name("notify".into()).spawn(move || {
         for notice in receiver {
@@ -47,5 +63,5 @@ pub fn spawn(notifier: Notifier) -> std::io::Result<Arc<dyn Kernel>> {
             }
         }
     })?;
-    Ok(Arc::new(Queue(sender)))
+    Ok(Arc::new(Queue { notices: sender, helper }))
 }

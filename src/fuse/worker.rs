@@ -33,7 +33,7 @@ use super::handover::{
 use super::kernel::Init;
 use super::mounts::Dev;
 use super::{notify, session};
-use crate::fs::{Drain, Kernel, Unsaved};
+use crate::fs::{Drain, HelperReport, Kernel, Unsaved};
 use crate::harden::LockState;
 use crate::secret::SecretString;
 
@@ -42,6 +42,8 @@ use crate::secret::SecretString;
 pub trait Service: Send + Sync + 'static {
     /// Called once, before the first request, with the way to send notifications.
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>);
+    /// Something came from the helper.
+    fn helper_says(&self, report: HelperReport);
     /// File system, cache and vault, as JSON for `status`.
     fn status(&self) -> serde_json::Value;
     /// How often the kernel asked for what, as JSON for `status`.
@@ -99,9 +101,10 @@ impl Link {
             return Err(lost("it asked for something else first"));
         };
         let init = Init::from_bytes(init).ok_or_else(|| lost("it sent no INIT"))?;
-        match <[OwnedFd; 2]>::try_from(fds) {
-            Ok([device, listener]) => {
-                Ok(Assignment { init, dev, facts, device, listener: UnixListener::from(listener) })
+        match <[OwnedFd; 3]>::try_from(fds) {
+            Ok([device, listener, helper]) => {
+                let (listener, helper) = (UnixListener::from(listener), Channel::from(helper));
+                Ok(Assignment { init, dev, facts, device, listener, helper })
             }
             Err(_) => Err(lost("it sent no descriptors")),
         }
@@ -140,6 +143,7 @@ struct Assignment {
     facts: Facts,
     device: OwnedFd,
     listener: UnixListener,
+    helper: Channel,
 }
 
 /// Takes over the mount that the keeper hands over and serves it to its end. Returns the exit code.
@@ -152,12 +156,17 @@ pub fn serve(
     memory: LockState,
 ) -> Result<u8, Failed> {
     let io_failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
-    let Assignment { init, dev, facts, device, listener } = link.expect_serve()?;
+    let Assignment { init, dev, facts, device, listener, helper } = link.expect_serve()?;
     let (session, reply) =
         session::shake_hands(filesystem, &init).map_err(io_failed("the FUSE handshake failed"))?;
     session::attach(&session, device).map_err(io_failed("the FUSE device cannot be used"))?;
-    let kernel = notify::spawn(session.notifier()).map_err(io_failed("no thread for notifications"))?;
+    let helper = Arc::new(helper);
+    let kernel = notify::spawn(session.notifier(), helper.clone())
+        .map_err(io_failed("no thread for notifications"))?;
     service.attach_kernel(kernel);
+    if facts.helper_pid != 0 {
+        service.helper_says(HelperReport::Started { pid: facts.helper_pid });
+    }
     link.say(&ToKeeper::Init(reply));
     link.expect_go()?;
 
@@ -169,6 +178,7 @@ pub fn serve(
         })
         .map_err(io_failed("no thread for the session"))?;
     let from_keeper = link.listen().map_err(io_failed("no thread for the keeper's line"))?;
+    listen_to_helper(helper, service.clone()).map_err(io_failed("no thread for the helper's line"))?;
     link.say(&ToKeeper::Serving);
     tracing::info!(mountpoint = %config.mountpoint.display(), %dev, "serving");
 
@@ -179,6 +189,21 @@ pub fn serve(
         tracing::error!(name = left.name, "not stored when the mount ended: {}", reason(left));
     }
     Ok(if unsaved.is_empty() { 0 } else { EXIT_UNSAVED })
+}
+
+/// Reads what the helper reports, in a thread of its own that ends with the process.
+fn listen_to_helper(line: Arc<Channel>, service: Arc<dyn Service>) -> io::Result<()> {
+    std::thread::Builder::new().name("helper-link".into()).spawn(move || {
+        loop {
+            match line.receive::<HelperReport>() {
+                Ok(Some((report, _))) => service.helper_says(report),
+                // Both ends are the keeper's: it is gone, and the helper with it.
+                Ok(None) => return service.helper_says(HelperReport::Leaving),
+                Err(e) => tracing::error!("the helper's line: {e}"),
+            }
+        }
+    })?;
+    Ok(())
 }
 
 /// Why a write is unsaved, for people.

@@ -123,7 +123,7 @@ impl Vault for LocalVault {
 
     fn status(&self) -> VaultStatus {
         let requests = self.requests.load(Ordering::Relaxed);
-        VaultStatus { endpoint: "in this process".to_owned(), requests, budget: None }
+        VaultStatus { endpoint: "in this process".to_owned(), requests, budget: None, ahead_ms: Some(0) }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

@@ -187,7 +187,8 @@ impl Vault for MemoryVault {
     }
 
     fn status(&self) -> VaultStatus {
-        VaultStatus { endpoint: "memory".to_owned(), requests: self.counts.total(), budget: None }
+        let (endpoint, requests) = ("memory".to_owned(), self.counts.total());
+        VaultStatus { endpoint, requests, budget: None, ahead_ms: Some(0) }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

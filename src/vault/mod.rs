@@ -124,6 +124,8 @@ pub struct VaultStatus {
     pub requests: u64,
     /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
+    /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not told its time.
+    pub ahead_ms: Option<i64>,
 }
 
 /// A secrets vault. Errors are typed so that one table can turn them into errno values.

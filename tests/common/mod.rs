@@ -240,11 +240,12 @@ impl Mount {
         numbers
     }
 
-    /// Requests sent to the vault so far, as the mount itself says.
+    /// Requests sent to the vault so far, as the mount itself says, but for those that follow changes made elsewhere.
     pub fn requests(&self) -> u64 {
         let text = fs::read(self.path(".vaultfs/status.json")).unwrap();
         let status: serde_json::Value = serde_json::from_slice(&text).unwrap();
         status["vault"]["requests"].as_u64().unwrap()
+            - status["changes"]["refresh"]["requests"].as_u64().unwrap()
     }
 
     /// `vaultfs status --json MNT`.
@@ -269,6 +270,13 @@ impl Mount {
     pub fn unmount(mut self) -> Place {
         run(self.vaultfs(["unmount"]).arg(self.mnt())).ok();
         let place = self.place.take().expect("taken only here");
+        assert_nothing_left(&place.mnt);
+        place
+    }
+
+    /// The place of a mount that has ended already, for another one.
+    pub fn unmount_done(mut self) -> Place {
+        let place = self.place.take().expect("taken only here and above");
         assert_nothing_left(&place.mnt);
         place
     }

@@ -13,5 +13,6 @@ mod outage;
 mod renames;
 mod replaced;
 mod requests;
+mod rotations;
 mod saves;
 mod shell;

@@ -4,6 +4,9 @@
 //! read, lookups are counted as the kernel counts them. Time is tokio's paused time, for vault and file system
 //! alike; each look at the clock is a nanosecond later than the one before, as on a machine.
 
+#[path = "helper.rs"]
+pub mod helper;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
@@ -13,12 +16,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
-    Attr, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, Kernel, Options, ROOT, Result,
-    SetAttr, Step,
+    Attr, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, HelperCall, Kernel, Options, ROOT,
+    Result, SetAttr, Step,
 };
 use vaultfs::vault::faulty::FaultyVault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
 use vaultfs::vault::{Call, Capabilities, Content, DynVault, ListQuery, Meta, ObjectName, Vault};
+
+use helper::Helper;
 
 /// O_WRONLY | O_CREAT | O_TRUNC, as a shell's `>` opens.
 pub const CREATE: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
@@ -46,15 +51,26 @@ impl Clock for PausedClock {
     }
 }
 
-/// Entries that the file system told the kernel to forget.
+/// The kernel as far as the file system asks something of it.
 #[derive(Default)]
-pub struct Told(Mutex<Vec<(u64, String)>>);
+pub struct Told {
+    /// Entries that it was told to forget.
+    entries: Mutex<Vec<(u64, String)>>,
+    /// Inodes whose pages and attributes it was told to forget.
+    pub inodes: Mutex<Vec<u64>>,
+    pub helper: Helper,
+}
 
 impl Kernel for Told {
     fn inval_entry(&self, parent: u64, name: &OsStr) {
-        self.0.lock().unwrap().push((parent, name.to_string_lossy().into_owned()));
+        self.entries.lock().unwrap().push((parent, name.to_string_lossy().into_owned()));
     }
-    fn inval_inode(&self, _ino: u64) {}
+    fn inval_inode(&self, ino: u64) {
+        self.inodes.lock().unwrap().push(ino);
+    }
+    fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
+        self.helper.order(number, to, call)
+    }
 }
 
 /// A mounted file system, and the program that uses it.
@@ -173,13 +189,16 @@ impl Shell {
 
     /// The kernel drops what it holds, as under memory pressure.
     pub fn forget_all(&self) {
-        let held = std::mem::take(&mut *self.lookups.lock().unwrap());
+        let mut held = std::mem::take(&mut *self.lookups.lock().unwrap());
+        for (ino, count) in self.told.helper.let_go() {
+            *held.entry(ino).or_default() += count;
+        }
         held.into_iter().for_each(|(ino, count)| self.fs.forget(ino, count));
     }
 
     /// Entries that the kernel was told to forget since the last call.
     pub fn invalidated(&self) -> Vec<(u64, String)> {
-        std::mem::take(&mut *self.told.0.lock().unwrap())
+        std::mem::take(&mut *self.told.entries.lock().unwrap())
     }
 
     /// The directory of the last component, and that component.

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Belief, Cache, Found, Peek, State, is_outage};
 use crate::vault::object::Cursors;
-use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Result};
+use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Priority, Result};
 
 /// With an older value at hand, nobody waits longer than this for a newer one.
 const STALE_WAIT: Duration = Duration::from_secs(2);
@@ -129,8 +129,18 @@ impl Cache {
         last.is_some_and(|last| now.saturating_duration_since(last) < STALE_WAIT)
     }
 
-    /// Joins the read of `name` that is out, or sends one.
+    /// Reads `name` from the vault for the mount itself: nobody waits for it.
+    pub async fn fetch_in_background(self: &Arc<Self>, name: &ObjectName) -> Result<Option<Arc<Object>>> {
+        self.count_request();
+        self.flight_with(name, Priority::Background).await
+    }
+
     fn read_flight(self: &Arc<Self>, name: &ObjectName) -> Flight<Option<Arc<Object>>> {
+        self.flight_with(name, Priority::Foreground)
+    }
+
+    /// Joins the read of `name` that is out, or sends one.
+    fn flight_with(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Flight<Option<Arc<Object>>> {
         // The task cannot end before it is entered here: it needs this lock to leave.
         let mut state = self.state();
         if let Some(flight) = state.reads.get(name) {
@@ -139,13 +149,13 @@ impl Cache {
         let (cache, wanted) = (self.clone(), name.clone());
         let flight = fly(async move {
             let asked = cache.clock.now();
-            let call = Call::foreground(asked + cache.config.timeout);
+            let call = Call { deadline: asked + cache.config.timeout, priority };
             let answer = cache.vault.get_by_name(&call, &wanted).await;
             cache.note(&answer);
             let answer = match answer {
                 Ok(object) => Ok(Some(cache.settle(object, asked))),
                 Err(e) if e.kind == ErrorKind::NotFound => {
-                    cache.state().index.missing(&wanted, asked);
+                    cache.state().take_in_absence(&wanted, asked);
                     Ok(None)
                 }
                 Err(e) => Err(e),
@@ -213,7 +223,7 @@ impl Cache {
             pages += 1;
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
-            page.items.iter().for_each(|item| state.index.listed(item, asked));
+            state.take_in(&page.items, asked);
             state.feeds.retain(|(prefix, feed)| {
                 let names = page.items.iter().map(|item| &item.name);
                 let names: Vec<_> = names.filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
@@ -222,7 +232,7 @@ impl Cache {
             match next {
                 Some(cursor) => query = query.next(cursor),
                 None => {
-                    state.index.listing_ended(asked, pages);
+                    state.end_listing(asked, pages);
                     return Ok(());
                 }
             }

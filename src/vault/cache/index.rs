@@ -11,6 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 
+use super::changes::ChangeKind;
+use super::refresh::EXISTS;
 use super::table::{Table, Usage};
 use crate::vault::{Meta, Object, ObjectId, ObjectName, Summary, VersionTag};
 
@@ -61,6 +63,8 @@ pub struct Index {
     searched: LruCache<String, Instant>,
     /// Since when all names are known, and of how many pages that listing was.
     complete: Option<(Instant, usize)>,
+    /// Beliefs since the first moment are known to hold as of the second: nothing has changed in between.
+    confirmed: Option<(Instant, Instant)>,
     /// Moves on whenever the set of names changes.
     generation: u64,
 }
@@ -73,6 +77,7 @@ impl Index {
             absent: LruCache::new(ABSENT_NAMES),
             searched: LruCache::new(ABSENT_NAMES),
             complete: None,
+            confirmed: None,
             generation: 0,
         }
     }
@@ -80,10 +85,11 @@ impl Index {
     /// What is believed of `name`.
     pub fn belief(&self, name: &ObjectName) -> Belief {
         if let Some(known) = self.names.get(name.as_str()) {
-            return Belief::Exists(known);
+            let as_of = self.confirmed(known.as_of).min(known.as_of + EXISTS).max(known.as_of);
+            return Belief::Exists(Known { as_of, ..known });
         }
-        let single = self.absent.peek(name).copied();
-        match (single, self.complete) {
+        let single = self.absent.peek(name).map(|at| self.confirmed(*at));
+        match (single, self.complete()) {
             (Some(at), Some((listed, _))) => Belief::Absent(at.max(listed)),
             (Some(at), None) | (None, Some((at, _))) => Belief::Absent(at),
             (None, None) => Belief::Unknown,
@@ -95,8 +101,10 @@ impl Index {
         if self.names.has_under(prefix) {
             return Implied::Yes;
         }
-        let listed = self.complete.map(|(at, _)| at);
-        listed.max(self.searched.peek(prefix).copied()).map_or(Implied::Unknown, Implied::No)
+        let listed = self.complete().map(|(at, _)| at);
+        listed
+            .max(self.searched.peek(prefix).map(|at| self.confirmed(*at)))
+            .map_or(Implied::Unknown, Implied::No)
     }
 
     /// All names from `start` on, in order.
@@ -115,9 +123,55 @@ impl Index {
         self.names.len()
     }
 
-    /// When the last complete listing was begun, and its number of pages.
+    /// As of when all names are known, and of how many pages the listing was that told them.
     pub fn complete(&self) -> Option<(Instant, usize)> {
+        self.complete.map(|(at, pages)| (self.confirmed(at), pages))
+    }
+
+    /// When the last complete listing was begun, and its number of pages.
+    pub fn complete_as_listed(&self) -> Option<(Instant, usize)> {
         self.complete
+    }
+
+    /// Nothing that was believed since `since` had changed at `asked`, but for deletions.
+    pub fn confirm(&mut self, since: Instant, asked: Instant) {
+        self.confirmed = Some((since, asked));
+    }
+
+    /// As of when a belief of the moment `at` is known to hold.
+    fn confirmed(&self, at: Instant) -> Instant {
+        self.confirmed.filter(|(since, _)| *since <= at).map_or(at, |(_, asked)| asked.max(at))
+    }
+
+    /// What an answer that was asked for at `asked` tells of a name that is new to us.
+    pub fn news_of(
+        &self,
+        name: &ObjectName,
+        id: &ObjectId,
+        version: Option<&VersionTag>,
+        updated_at: Option<SystemTime>,
+        asked: Instant,
+    ) -> Option<ChangeKind> {
+        if self.is_older_than_ours(name, asked) {
+            return None;
+        }
+        let Some(known) = self.names.get(name.as_str()) else {
+            // Before all names were known nothing can be told from not knowing one.
+            return (self.complete.is_some() || self.absent.contains(name)).then_some(ChangeKind::Created);
+        };
+        let same = match (&known.version, version) {
+            (Some(known), Some(told)) => known == told,
+            (_, None) | (None, _) => match (known.updated_at, updated_at) {
+                (Some(known), Some(told)) => known == told,
+                _ => true,
+            },
+        };
+        (known.id != *id || !same).then_some(ChangeKind::Changed)
+    }
+
+    /// Whether a name that is believed to exist does not, by an answer that was asked for at `asked`.
+    pub fn loses(&self, name: &ObjectName, asked: Instant) -> bool {
+        self.names.as_of(name.as_str()).is_some_and(|at| at <= asked)
     }
 
     /// Moves on whenever the set of names changes.
@@ -139,12 +193,14 @@ impl Index {
         self.insert(&item.name, &known);
     }
 
-    /// A listing begun at `asked` has ended: what it did not name is gone.
-    pub fn listing_ended(&mut self, asked: Instant, pages: usize) {
-        if !self.names.retain(asked) {
+    /// A listing begun at `asked` has ended: what it did not name is gone, and is returned.
+    pub fn listing_ended(&mut self, asked: Instant, pages: usize) -> Vec<ObjectName> {
+        let gone = self.names.retain(asked);
+        if !gone.is_empty() {
             self.generation += 1;
         }
         self.complete = Some((asked, pages));
+        gone
     }
 
     /// A search that was begun at `asked` found no name that starts with `prefix`.
@@ -183,7 +239,7 @@ impl Index {
         self.names.put_back(long_ago);
         self.absent.clear();
         self.searched.clear();
-        self.complete = None;
+        (self.complete, self.confirmed) = (None, None);
     }
 
     /// The value of a version, if it is in memory; counts as a use.

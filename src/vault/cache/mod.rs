@@ -9,8 +9,10 @@
 //!
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
+mod changes;
 mod flights;
 mod index;
+mod refresh;
 mod search;
 mod table;
 
@@ -26,10 +28,12 @@ use super::{
     VersionTag,
 };
 use crate::clock::Clock;
+pub use changes::{Change, ChangeKind};
 pub use flights::Feed;
 use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
+pub use refresh::RefreshStatus;
 pub use table::Usage;
 
 /// Histories kept; each is a few dozen bytes a version.
@@ -85,6 +89,8 @@ struct State {
     /// `None` once the vault has answered.
     outage: Option<Outage>,
     histories: lru::LruCache<(ObjectId, VersionTag), Arc<Vec<VersionInfo>>>,
+    /// Changes made elsewhere that nobody has taken yet; `None` while nobody wants them.
+    changes: Option<Vec<Change>>,
 }
 
 /// The vault does not answer.
@@ -103,6 +109,10 @@ pub struct Cache {
     clock: Arc<dyn Clock>,
     config: CacheConfig,
     state: Mutex<State>,
+    /// A leaf as well.
+    refresh: Mutex<refresh::Refresh>,
+    /// The refresher may have to get up.
+    woken: tokio::sync::Notify,
     /// A value past its time was served since the vault last answered.
     served_stale: AtomicBool,
 }
@@ -152,7 +162,10 @@ impl Cache {
                 searches: HashMap::new(),
                 outage: None,
                 histories: lru::LruCache::new(histories),
+                changes: None,
             }),
+            refresh: Mutex::default(),
+            woken: tokio::sync::Notify::new(),
             served_stale: AtomicBool::new(false),
         })
     }
@@ -169,9 +182,9 @@ impl Cache {
     /// Takes in the page that the start-up probe read anyway; `asked` is when it was asked for.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
-        page.items.iter().for_each(|item| state.index.listed(item, asked));
+        state.take_in(&page.items, asked);
         if page.next.is_none() {
-            state.index.listing_ended(asked, 1);
+            state.end_listing(asked, 1);
         }
     }
 
@@ -327,7 +340,11 @@ impl Cache {
 
     /// We stored this ourselves; it is the current version as of now.
     pub fn stored(&self, meta: Meta, content: Content) -> Arc<Object> {
-        self.settle(Object { meta, content }, self.clock.now())
+        let (object, now) = (Arc::new(Object { meta, content }), self.clock.now());
+        let mut state = self.state();
+        state.index.found(&object.meta, now);
+        state.index.put_value(&object);
+        object
     }
 
     /// We deleted this ourselves, or know otherwise that it is gone as of now.
@@ -384,7 +401,7 @@ impl Cache {
     fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
         let object = Arc::new(object);
         let mut state = self.state();
-        state.index.found(&object.meta, asked);
+        state.take_in_read(&object.meta, asked);
         state.index.put_value(&object);
         object
     }

@@ -56,7 +56,7 @@ impl Cache {
             let page = self.vault.list(&call, &query).await?;
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
-            page.items.iter().for_each(|item| state.index.listed(item, asked));
+            state.take_in(&page.items, asked);
             if page.items.iter().any(|item| item.name.as_str().starts_with(prefix)) {
                 return Ok(());
             }

@@ -7,12 +7,12 @@
 
 use std::borrow::Cow;
 use std::error::Error as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use zeroize::Zeroizing;
 
@@ -150,6 +150,8 @@ pub struct Transport {
     requests: AtomicU64,
     /// An answer has come, whatever its status.
     answered: AtomicBool,
+    /// By how much the vault's clock is ahead of ours, once it has told its time.
+    ahead_ms: Mutex<Option<i64>>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -161,7 +163,12 @@ impl std::fmt::Debug for Transport {
 impl Transport {
     /// Nothing is sent yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, requests: AtomicU64::new(0), answered: AtomicBool::new(false) }
+        Self {
+            parts,
+            requests: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
+            ahead_ms: Mutex::new(None),
+        }
     }
 
     /// Where the vault is and what was sent to it.
@@ -170,7 +177,20 @@ impl Transport {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
             budget: self.parts.budget.status(),
+            ahead_ms: *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
+    }
+
+    /// Takes in the vault's idea of the time.
+    fn compare_clocks(&self, headers: &HeaderMap) {
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let Some(theirs) = date else { return };
+        let ours = self.parts.clock.wall();
+        let ahead = match theirs.duration_since(ours) {
+            Ok(ahead) => i64::try_from(ahead.as_millis()),
+            Err(behind) => i64::try_from(behind.duration().as_millis()).map(|ms| -ms),
+        };
+        *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ahead.ok();
     }
 
     /// URL or socket path.
@@ -274,6 +294,7 @@ impl Transport {
                 }
             };
             self.answered.store(true, Ordering::Relaxed);
+            self.compare_clocks(response.headers());
             let headers = Headers::read(response.headers(), self.parts.clock.wall());
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);

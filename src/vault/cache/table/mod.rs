@@ -179,19 +179,20 @@ impl Table {
         true
     }
 
-    /// Keeps the names that are known as of `asked` or later; true if all stay.
-    pub fn retain(&mut self, asked: Instant) -> bool {
+    /// Keeps the names that are known as of `asked` or later; those that go.
+    pub fn retain(&mut self, asked: Instant) -> Vec<ObjectName> {
         let asked = self.since_base(asked);
         let blocks = &self.blocks;
         let gone = self.by_name.iter().filter(|n| whole(entry(blocks, **n).as_of) < asked);
         let gone: Vec<u32> = gone.copied().collect();
         if gone.is_empty() {
-            return true;
+            return Vec::new();
         }
+        let names = gone.iter().map(|number| self.name(*number)).collect();
         self.order.retain(|n| whole(entry(blocks, n).as_of) >= asked);
         gone.into_iter().for_each(|number| self.unlist(number));
         self.tidy();
-        false
+        names
     }
 
     /// Dates all that is known back by `by`.

@@ -1,0 +1,84 @@
+//! What changed elsewhere: told by comparing each answer with what was believed before it.
+//!
+//! Whatever brings the news (a tick of the refresher, a listing, a read), it is noted once, because the
+//! comparison is made where the answer enters the index. Our own changes are entered by another door and are no
+//! news. Nothing is noted until somebody wants to know ([`Cache::track_changes`]).
+
+use std::time::Instant;
+
+use super::{Cache, State};
+use crate::vault::{Meta, ObjectName, Summary, VersionTag};
+
+/// What happened to a name elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It is new.
+    Created,
+    /// It has another version, or is another object.
+    Changed,
+    /// It is gone.
+    Deleted,
+}
+
+/// A change that was made elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The object's name.
+    pub name: ObjectName,
+    /// The version it has now, where the news says so: listings of kv do not.
+    pub version: Option<VersionTag>,
+    /// What happened.
+    pub kind: ChangeKind,
+}
+
+impl State {
+    /// Lines of a listing that was begun at `asked`.
+    pub(super) fn take_in(&mut self, items: &[Summary], asked: Instant) {
+        for item in items {
+            let news =
+                self.index.news_of(&item.name, &item.id, item.version.as_ref(), item.updated_at, asked);
+            self.note_change(&item.name, item.version.clone(), news);
+            self.index.listed(item, asked);
+        }
+    }
+
+    /// A read that was sent at `asked`.
+    pub(super) fn take_in_read(&mut self, meta: &Meta, asked: Instant) {
+        let at = Some(meta.updated_at);
+        let news = self.index.news_of(&meta.name, &meta.id, Some(&meta.version), at, asked);
+        self.note_change(&meta.name, Some(meta.version.clone()), news);
+        self.index.found(meta, asked);
+    }
+
+    /// A read that was sent at `asked` found nothing.
+    pub(super) fn take_in_absence(&mut self, name: &ObjectName, asked: Instant) {
+        let news = self.index.loses(name, asked).then_some(ChangeKind::Deleted);
+        self.note_change(name, None, news);
+        self.index.missing(name, asked);
+    }
+
+    /// A listing that was begun at `asked` has ended.
+    pub(super) fn end_listing(&mut self, asked: Instant, pages: usize) {
+        for name in self.index.listing_ended(asked, pages) {
+            self.note_change(&name, None, Some(ChangeKind::Deleted));
+        }
+    }
+
+    fn note_change(&mut self, name: &ObjectName, version: Option<VersionTag>, news: Option<ChangeKind>) {
+        if let (Some(changes), Some(kind)) = (&mut self.changes, news) {
+            changes.push(Change { name: name.clone(), version, kind });
+        }
+    }
+}
+
+impl Cache {
+    /// From now on changes are noted, for [`Cache::take_changes`].
+    pub fn track_changes(&self) {
+        self.state().changes.get_or_insert_default();
+    }
+
+    /// The changes noted since the last call, in the order in which they were seen.
+    pub fn take_changes(&self) -> Vec<Change> {
+        self.state().changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+}

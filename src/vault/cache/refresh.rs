@@ -1,0 +1,299 @@
+//! The refresher: asks on a tick what has changed, for as long as the mount is used.
+//!
+//! 1. **How it asks.** Where the vault tells what changed since a time (kv), one request a tick, whatever N is; else
+//!    all names are listed, ⌈N/100⌉ requests. Deletions show in listings only: where one page holds all names each
+//!    tick is a listing, else kv is listed now and then, and a name's existence is believed for [`EXISTS`] at most.
+//! 2. **Since when.** By the vault's own times: a tick asks for what changed since the latest time that an earlier one
+//!    saw, less what that one took and an overlap. Our clock counts once, at the first tick, corrected by the time
+//!    that the vault tells in its answers.
+//! 3. **What it confirms** is true as of the moment it asked, for every belief that is younger than the first tick of
+//!    the chain: one field in the index, not a million entries.
+//! 4. **Frugal.** A tick takes at most a tenth of the budget, its pages are spread over time, it has background
+//!    priority, and its moment varies. A mount that nobody uses is asleep and sends nothing; a use is a lookup, and
+//!    keeps it awake for as long as the kernel may go without another one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::object::Cursors;
+use super::{Cache, is_outage};
+use crate::vault::{Call, ErrorKind, ListQuery, Result};
+
+/// The part of the budget that ticks may take: one in so many requests.
+const SHARE: u32 = 10;
+
+/// Never more often than this, whatever `--refresh` is.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// Pages that a tick may ask for at once.
+const BURST: usize = 5;
+
+/// Changes are asked for from a little earlier: they are not visible in the order of their times.
+const OVERLAP: Duration = Duration::from_secs(3);
+
+/// How far the vault's clock may be from ours while it has not told its time.
+const UNTOLD: Duration = Duration::from_secs(600);
+
+/// For how long a tick that tells no deletions lets a name be believed to exist.
+pub(super) const EXISTS: Duration = Duration::from_secs(300);
+
+/// Never more often than this are all names listed only to find deletions.
+const DELETIONS: Duration = Duration::from_secs(60);
+
+/// What the refresher knows.
+#[derive(Debug, Default)]
+pub(super) struct Refresh {
+    /// Whether anybody ticks at all.
+    runs: bool,
+    /// Somebody uses the mount until then.
+    used_until: Option<Instant>,
+    /// When the chain of ticks began: what was believed before is not confirmed by it.
+    since: Option<Instant>,
+    /// By the vault's clock: all changes before that are known.
+    covered: Option<SystemTime>,
+    /// When the last tick that went well began.
+    last: Option<Instant>,
+    ticks: u64,
+    requests: u64,
+    failed: Option<String>,
+}
+
+/// The refresher, for `status`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RefreshStatus {
+    /// The mount is in use, so that changes are asked for.
+    pub awake: bool,
+    /// Seconds from one tick to the next, as things are.
+    pub tick_s: f64,
+    /// Ticks so far.
+    pub ticks: u64,
+    /// Requests for them, and for the values in use that had changed.
+    pub requests: u64,
+    /// Seconds since the last that went well.
+    pub last_s: Option<u64>,
+    /// Why the last one did not.
+    pub error: Option<String>,
+}
+
+/// How a tick asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Since(SystemTime),
+    All,
+}
+
+impl Cache {
+    fn refresh_state(&self) -> std::sync::MutexGuard<'_, Refresh> {
+        self.refresh.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Somebody was answered, and the kernel may go on without asking for `ttl`.
+    pub fn used(&self, ttl: Duration) {
+        let until = self.clock.now() + ttl.max(self.config.refresh);
+        let mut refresh = self.refresh_state();
+        if !refresh.runs {
+            return;
+        }
+        let slept = refresh.used_until.is_none_or(|before| before < self.clock.now());
+        refresh.used_until = refresh.used_until.max(Some(until));
+        if refresh.since.is_none() {
+            refresh.since = Some(self.clock.now());
+            refresh.covered = Some(self.vaults_time());
+        }
+        drop(refresh);
+        if slept {
+            self.woken.notify_one();
+        }
+    }
+
+    /// Whether changes reach us by themselves, well within the refresh time.
+    pub fn is_refreshed(&self) -> bool {
+        let now = self.clock.now();
+        let refresh = self.refresh_state();
+        let recent =
+            refresh.last.is_some_and(|last| now.saturating_duration_since(last) < self.config.refresh);
+        refresh.runs && recent && refresh.failed.is_none()
+    }
+
+    /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up.
+    pub async fn keep_fresh(self: Arc<Self>, wanted: impl Fn() -> bool, told: impl Fn()) {
+        if self.config.refresh.is_zero() {
+            return;
+        }
+        self.refresh_state().runs = true;
+        loop {
+            while !self.is_used() && !wanted() {
+                // Looked at now and then, because nobody says that he has begun to want to know.
+                let _ = tokio::time::timeout(
+                    self.config.refresh.max(Duration::from_secs(1)),
+                    self.woken.notified(),
+                )
+                .await;
+            }
+            tokio::time::sleep(self.pause()).await;
+            if self.is_used() || wanted() {
+                self.tick().await;
+                told();
+            }
+        }
+    }
+
+    /// A value in use is fetched because of a tick.
+    pub(super) fn count_request(&self) {
+        self.refresh_state().requests += 1;
+    }
+
+    fn is_used(&self) -> bool {
+        let now = self.clock.now();
+        self.refresh_state().used_until.is_some_and(|until| now < until)
+    }
+
+    /// The vault's time, or if need be an earlier one.
+    fn vaults_time(&self) -> SystemTime {
+        let ours = self.clock.wall();
+        match self.vault.status().ahead_ms {
+            None => ours - UNTOLD,
+            Some(ahead) if ahead >= 0 => ours + Duration::from_millis(ahead.unsigned_abs()) - OVERLAP,
+            Some(behind) => ours - Duration::from_millis(behind.unsigned_abs()) - OVERLAP,
+        }
+    }
+
+    /// The time that one request is worth, if a tenth of the budget is to last.
+    fn price(&self) -> Duration {
+        let limit = self.vault.status().budget.map(|budget| budget.limit / SHARE);
+        limit.map_or(Duration::ZERO, |share| Duration::from_secs(60) / share.max(1))
+    }
+
+    /// From one tick to the next, without variation.
+    fn period(&self) -> Duration {
+        let pages = match self.ask() {
+            Ask::Since(_) => 1,
+            Ask::All => self.state().index.complete().map_or(1, |(_, pages)| pages),
+        };
+        self.config
+            .refresh
+            .max(SHORTEST)
+            .max(self.price().saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX)))
+    }
+
+    /// Up to a fifth shorter than the refresh time, so that nothing is past its time before it is confirmed, and
+    /// many mounts do not ask at once; never shorter than the budget wants it.
+    fn pause(&self) -> Duration {
+        let period = self.period();
+        let varied = period.mul_f64(0.8 + 0.15 * fraction());
+        if period > self.config.refresh.max(SHORTEST) { period + (period - varied) } else { varied }
+    }
+
+    fn ask(&self) -> Ask {
+        let (covered, last) = {
+            let refresh = self.refresh_state();
+            (refresh.covered, refresh.last)
+        };
+        let listed = self.state().index.complete_as_listed();
+        let Some(covered) = covered.filter(|_| self.vault.capabilities().search) else { return Ask::All };
+        match listed {
+            Some((_, pages)) if pages <= 1 => Ask::All,
+            Some((at, pages)) => {
+                let dear = self.price().saturating_mul(u32::try_from(2 * pages).unwrap_or(u32::MAX));
+                let due = self.clock.now().saturating_duration_since(at) >= DELETIONS.max(dear);
+                if due && last.is_some() { Ask::All } else { Ask::Since(covered - OVERLAP) }
+            }
+            None => Ask::Since(covered - OVERLAP),
+        }
+    }
+
+    /// One tick. What it finds is in the index afterwards, and in [`Cache::take_changes`].
+    pub async fn tick(self: &Arc<Self>) {
+        let asked = self.clock.now();
+        let began = {
+            let mut refresh = self.refresh_state();
+            refresh.ticks += 1;
+            if refresh.since.is_none() {
+                refresh.since = Some(asked);
+                refresh.covered = Some(self.vaults_time());
+            }
+            refresh.since
+        };
+        let ask = self.ask();
+        let answer = self.ask_pages(ask, asked).await;
+        self.note(&answer);
+        match answer {
+            Ok(latest) => {
+                let took = self.clock.now().saturating_duration_since(asked);
+                let mut refresh = self.refresh_state();
+                let seen = latest.map(|latest| latest - took);
+                refresh.covered = refresh.covered.max(seen);
+                (refresh.last, refresh.failed) = (Some(asked), None);
+                drop(refresh);
+                if let (Ask::Since(_), Some(since)) = (ask, began) {
+                    self.state().index.confirm(since, asked);
+                }
+            }
+            Err(e) => {
+                if !is_outage(e.kind) {
+                    tracing::warn!(error = %e, "changes made elsewhere cannot be asked for");
+                }
+                let mut refresh = self.refresh_state();
+                if e.kind == ErrorKind::Unauthorized {
+                    // Nothing is believed any more: the chain begins anew.
+                    (refresh.since, refresh.covered) = (None, None);
+                }
+                refresh.failed = Some(e.to_string());
+            }
+        }
+    }
+
+    /// Asks page for page; the latest time that it saw.
+    async fn ask_pages(&self, ask: Ask, asked: Instant) -> Result<Option<SystemTime>> {
+        let mut query = ListQuery::first();
+        if let Ask::Since(time) = ask {
+            query.updated_after = Some(time);
+        }
+        let mut cursors = Cursors::default();
+        let (mut pages, mut latest) = (0, None);
+        loop {
+            if pages >= BURST {
+                tokio::time::sleep(self.price()).await;
+            }
+            let call = Call::background(self.clock.now() + self.config.timeout);
+            self.refresh_state().requests += 1;
+            let page = self.vault.list(&call, &query).await?;
+            pages += 1;
+            latest = page.items.iter().filter_map(|item| item.updated_at).max().max(latest);
+            let next = cursors.advance(page.next)?;
+            let mut state = self.state();
+            state.take_in(&page.items, asked);
+            match next {
+                Some(cursor) => query = query.next(cursor),
+                None if ask == Ask::All => {
+                    state.end_listing(asked, pages);
+                    return Ok(latest);
+                }
+                None => return Ok(latest),
+            }
+        }
+    }
+
+    /// What `status` says.
+    pub fn refresh_status(&self) -> RefreshStatus {
+        let (now, period) = (self.clock.now(), self.period());
+        let awake = self.is_used();
+        let refresh = self.refresh_state();
+        RefreshStatus {
+            awake,
+            tick_s: period.as_secs_f64(),
+            ticks: refresh.ticks,
+            requests: refresh.requests,
+            last_s: refresh.last.map(|last| now.saturating_duration_since(last).as_secs()),
+            error: refresh.failed.clone(),
+        }
+    }
+}
+
+/// Somewhere in 0..1.
+fn fraction() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(0) >> 11) as f64 / (1_u64 << 53) as f64
+}

@@ -1,0 +1,379 @@
+//! Changes made elsewhere are brought to the kernel: a rename, an unlink, or a word to forget. Local writers first.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use vaultfs::fs::{Errno, HelperReport, Options, ROOT};
+use vaultfs::vault::cache::ChangeKind;
+use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
+use vaultfs::vault::op::Op;
+
+use crate::shell::helper::{Helper, PID};
+use crate::shell::{READ, Shell};
+
+/// A mount with a helper, that has seen all names once, a while after they were made.
+async fn watched(sh: Shell) -> Shell {
+    Helper::start(&sh);
+    sh.pass(Duration::from_secs(10)).await;
+    sh.fs.refresh_now().await;
+    sh.ls("").await.unwrap();
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.fs.status().changes.helper.state, "works");
+    assert_eq!(sh.told.helper.deeds(), []);
+    sh
+}
+
+fn both() -> [Shell; 2] {
+    [Shell::new(), Shell::kv()]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_version_is_a_rename_and_the_old_inode_keeps_its_bytes() {
+    for sh in both() {
+        sh.put("f", "old").await;
+        let sh = watched(sh).await;
+        let before = sh.stat("f").await.unwrap();
+        let fd = sh.open("f", READ).await.unwrap();
+        sh.put("f", "newer and longer").await;
+        sh.fs.refresh_now().await;
+        let deeds = sh.told.helper.deeds();
+        let [("rename", path, Some(ino))] = &deeds[..] else { panic!("{deeds:?}") };
+        assert_eq!(path, "f");
+        assert_ne!(*ino, before.ino);
+        let (after, cost) = sh.cost(sh.stat("f")).await;
+        assert_eq!((after.unwrap().ino, cost), (*ino, 0), "fetched before it was shown");
+        assert_eq!(sh.cat("f").await, "newer and longer");
+        assert_eq!(sh.read_all(&fd).await.unwrap(), b"old");
+        sh.close(fd).await.unwrap();
+        assert_eq!(sh.invalidated(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn creation_is_a_rename_and_deletion_an_unlink_and_neither_fetches() {
+    for sh in both() {
+        let sh = watched(sh).await;
+        sh.put("d/f", "made elsewhere").await;
+        sh.fs.refresh_now().await;
+        assert_eq!(sh.told.helper.deeds(), [], "the kernel does not know the directory");
+        assert_eq!(sh.ls("d").await.unwrap(), ["f"]);
+        sh.put("d/g", "made elsewhere").await;
+        let reads = sh.vault.count(Op::GetByName);
+        sh.fs.refresh_now().await;
+        let deeds = sh.told.helper.deeds();
+        assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "d/g"), "{deeds:?}");
+        assert_eq!(sh.vault.count(Op::GetByName), reads);
+        assert_eq!(sh.cat("d/g").await, "made elsewhere");
+        let fd = sh.open("d/g", READ).await.unwrap();
+        sh.delete("d/g").await;
+        sh.fs.refresh_now().await;
+        assert_eq!(sh.told.helper.deeds(), [("unlink", "d/g".to_owned(), None)]);
+        assert_eq!(sh.stat("d/g").await, Err(Errno::ENOENT));
+        assert_eq!(sh.read_all(&fd).await.unwrap(), b"made elsewhere");
+        sh.close(fd).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_empties_elsewhere_is_forgotten_and_revives_as_the_same() {
+    let sh = Shell::new();
+    sh.put("d/f", "x").await;
+    let sh = watched(sh).await;
+    let dir = sh.stat("d").await.unwrap().ino;
+    sh.cat("d/f").await;
+    sh.delete("d/f").await;
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds(), [("unlink", "d/f".to_owned(), None)]);
+    assert_eq!(sh.invalidated(), [(ROOT, "d".to_owned())], "never an rmdir");
+    assert_eq!(sh.stat("d").await, Err(Errno::ENOENT));
+    sh.put("d/g", "y").await;
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.stat("d").await.unwrap().ino, dir);
+    assert_eq!(sh.cat("d/g").await, "y");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_versions_the_newest_is_shown() {
+    let sh = Shell::new();
+    sh.put("f", "1").await;
+    let sh = watched(sh).await;
+    sh.cat("f").await;
+    for version in ["2", "3", "4"] {
+        sh.put("f", version).await;
+    }
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds().len(), 1);
+    assert_eq!(sh.cat("f").await, "4");
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_written_is_not_rotated_and_its_commit_decides() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let sh = watched(sh).await;
+    let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+    sh.pwrite(&fd, 0, "our").unwrap();
+    sh.put("f", "theirs").await;
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.cat("f").await, "our");
+    sh.close(fd).await.unwrap();
+    assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds(), [], "the name shows that inode all the time");
+    assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_comes_between_order_and_rename_stops_it() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let sh = watched(sh).await;
+    let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+    let fh = fd.fh;
+    sh.told.helper.before_next(move |fs| assert_eq!(fs.write(fh, 0, b"our"), Ok(3)));
+    sh.put("f", "theirs").await;
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.cat("f").await, "our");
+    sh.close(fd).await.unwrap();
+    assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_on_a_replaced_inode_is_an_update_and_the_name_is_rotated_to_it() {
+    let sh = Shell::new();
+    let id = sh.put("f", "old").await.id;
+    let sh = watched(sh).await;
+    let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+    sh.put("f", "theirs").await;
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds().len(), 1);
+    assert_eq!(sh.cat("f").await, "theirs");
+    sh.pwrite(&fd, 0, "our").unwrap();
+    sh.close(fd).await.unwrap();
+    sh.fs.settle_rotations().await;
+    assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
+    assert_eq!(sh.meta("f").await.unwrap().id, id);
+    assert_eq!(sh.told.helper.deeds(), [("rename", "f".to_owned(), Some(fd.ino))]);
+    assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
+}
+
+#[tokio::test(start_paused = true)]
+async fn normalised_json_appears_as_a_rotation() {
+    let sh = Shell::new();
+    let json = b"{\n  \"a\": 1\n}\n".to_vec();
+    let form = vaultfs::vault::Form::Structured;
+    let bytes = std::sync::Arc::new(vaultfs::secret::SecretBytes::new(json));
+    sh.put_content("f", vaultfs::vault::Content { bytes, form }).await;
+    let sh = watched(sh).await;
+    let ino = sh.stat("f").await.unwrap().ino;
+    sh.write_file("f", "{\"a\":2}").await.unwrap();
+    sh.fs.settle_rotations().await;
+    let deeds = sh.told.helper.deeds();
+    assert!(matches!(&deeds[..], [("rename", path, Some(new))] if path == "f" && *new != ino), "{deeds:?}");
+    assert_eq!(sh.cat("f").await, "{\n  \"a\": 2\n}\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_waits_for_what_is_out_in_its_directory_or_of_its_file() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let sh = watched(sh).await;
+    let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+    sh.put("f", "theirs").await;
+    sh.pass(Duration::from_secs(1)).await;
+    // A lookup of the directory that the vault does not answer for a while.
+    sh.refresh().await;
+    let vaultfs::fs::Step::Pending(lookup) = sh.fs.lookup(ROOT, OsStr::new("absent")) else {
+        panic!("nothing is fresh")
+    };
+    let fs = sh.fs.clone();
+    let rotation = tokio::spawn(async move { fs.refresh_now().await });
+    sh.pass(Duration::from_secs(3)).await;
+    assert_eq!(sh.told.helper.deeds(), []);
+    drop(lookup);
+    rotation.await.unwrap();
+    assert_eq!(sh.told.helper.deeds().len(), 1);
+    sh.close(fd).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_helper_or_where_it_fails_the_kernel_is_told_to_forget() {
+    for errno in [None, Some(libc::EACCES), Some(libc::EROFS), Some(libc::EBUSY)] {
+        let sh = Shell::new();
+        sh.put("f", "old").await;
+        if errno.is_some() {
+            Helper::start(&sh);
+        }
+        sh.cat("f").await;
+        sh.ls("").await.unwrap();
+        *sh.told.helper.fails.lock().unwrap() = errno;
+        sh.put("f", "new").await;
+        sh.put("g", "new").await;
+        sh.fs.refresh_now().await;
+        assert_eq!(sh.invalidated(), [(ROOT, "f".to_owned()), (ROOT, "g".to_owned())], "{errno:?}");
+        assert!(sh.told.inodes.lock().unwrap().contains(&ROOT), "listings that the kernel keeps");
+        let status = sh.fs.status().changes.helper;
+        assert_eq!(status.fallbacks, 2);
+        assert!(status.last_fallback.is_some());
+        assert_eq!(sh.cat("f").await, "new");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_helper_that_dies_is_succeeded_and_the_rotation_goes_on() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let sh = watched(sh).await;
+    sh.cat("f").await;
+    *sh.told.helper.is_dead.lock().unwrap() = true;
+    sh.put("f", "new").await;
+    let fs = sh.fs.clone();
+    let rotation = tokio::spawn(async move { fs.refresh_now().await });
+    sh.pass(Duration::from_secs(1)).await;
+    assert!(!rotation.is_finished(), "the order was heard by nobody");
+    assert_eq!(sh.cat("f").await, "new", "and no request waits for it");
+    Helper::start(&sh);
+    rotation.await.unwrap();
+    // Looked up meanwhile, the name shows the version already.
+    sh.put("f", "newest").await;
+    sh.fs.refresh_now().await;
+    assert!(!sh.told.helper.deeds().is_empty());
+    assert_eq!(sh.cat("f").await, "newest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_but_what_is_registered_is_done_for_the_helper() {
+    let sh = Shell::new();
+    sh.put("f", "x").await;
+    let sh = watched(sh).await;
+    sh.cat("f").await;
+    let before = sh.vault.total();
+    let f = OsStr::new("f");
+    assert!(sh.fs.is_helper(PID) && !sh.fs.is_helper(PID + 1) && !sh.fs.is_helper(0));
+    assert_eq!(sh.fs.helper_lookup(PID, ROOT, f), Some(Err(Errno::EPERM)));
+    assert_eq!(sh.fs.helper_unlink(PID, ROOT, f), Some(Err(Errno::EPERM)));
+    assert_eq!(sh.fs.helper_rename(PID, (ROOT, f), (ROOT, OsStr::new("g"))), Some(Err(Errno::EPERM)));
+    assert_eq!(sh.fs.helper_setattr(PID, sh.stat("f").await.unwrap().ino), Some(Err(Errno::EPERM)));
+    // Others: an ordinary request, or a hidden name that is nobody's.
+    assert_eq!(sh.fs.helper_lookup(PID + 1, ROOT, f), None);
+    assert_eq!(sh.fs.helper_unlink(PID + 1, ROOT, f), None);
+    assert_eq!(sh.fs.helper_lookup(PID + 1, ROOT, OsStr::new(".%2E0123")), Some(Ok(None)));
+    assert_eq!(sh.vault.total(), before);
+    sh.fs.helper_says(HelperReport::Leaving);
+    assert!(!sh.fs.is_helper(PID));
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_place_the_same_inode_changes_and_its_time_is_set() {
+    let sh = Shell::with(Options { in_place: true, ..Options::default() });
+    sh.put("f", "old").await;
+    let sh = watched(sh).await;
+    let before = sh.stat("f").await.unwrap();
+    let fd = sh.open("f", READ).await.unwrap();
+    sh.put("f", "newer and longer").await;
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds(), [("touch", "f".to_owned(), Some(before.ino))]);
+    assert!(sh.told.inodes.lock().unwrap().contains(&before.ino), "its pages are forgotten");
+    assert_eq!(
+        sh.read_all(&fd).await.unwrap(),
+        b"newer and longer",
+        "an open file changes too: that is the price"
+    );
+    assert_eq!(sh.stat("f").await.unwrap().ino, before.ino);
+    // Found by a lookup rather than a tick.
+    sh.put("f", "newest").await;
+    sh.refresh().await;
+    assert_eq!(sh.stat("f").await.unwrap().ino, before.ino);
+    assert_eq!(sh.read_all(&fd).await.unwrap(), b"newest");
+    sh.close(fd).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_hears_of_each_change_once_and_of_none_of_our_own() {
+    for sh in both() {
+        sh.put("f", "1").await;
+        sh.put("g", "1").await;
+        let sh = watched(sh).await;
+        let mut changes = sh.fs.subscribe();
+        sh.write_file("ours", "1").await.unwrap();
+        sh.write_file("f", "ours").await.unwrap();
+        sh.fs.refresh_now().await;
+        assert!(changes.try_recv().is_err(), "our own changes are no news");
+        sh.put("f", "2").await;
+        sh.put("h", "1").await;
+        sh.delete("g").await;
+        // Whoever sees it first.
+        sh.refresh().await;
+        sh.cat("f").await;
+        sh.fs.refresh_now().await;
+        sh.fs.refresh_now().await;
+        let mut heard = Vec::new();
+        while let Ok(change) = changes.try_recv() {
+            heard.push((change.name.as_str().to_owned(), change.kind));
+        }
+        heard.sort_by(|a, b| a.0.cmp(&b.0));
+        let told = |name: &str, kind| (name.to_owned(), kind);
+        let expected =
+            [told("f", ChangeKind::Changed), told("g", ChangeKind::Deleted), told("h", ChangeKind::Created)];
+        assert_eq!(heard, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tick_is_one_request_in_kv_and_one_a_hundred_names_in_the_object_dialect() {
+    for (capabilities, names, expected) in [
+        (KV_CAPABILITIES, 50, 1),
+        (KV_CAPABILITIES, 250, 1),
+        (OBJECT_CAPABILITIES, 50, 1),
+        (OBJECT_CAPABILITIES, 250, 3),
+    ] {
+        let sh = Shell::of(capabilities, Options::default());
+        for n in 0..names {
+            sh.put(&format!("n{n}"), "x").await;
+        }
+        let sh = watched(sh).await;
+        sh.refresh().await;
+        let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
+        assert_eq!(cost, expected, "{names}");
+        sh.put("n7", "changed").await;
+        let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
+        assert_eq!(cost, expected, "{names}");
+        assert_eq!(sh.told.helper.deeds().len(), 1);
+        // Everything is confirmed: what is known needs no request.
+        sh.cat("n3").await;
+        sh.pass(Duration::from_secs(4)).await;
+        sh.fs.refresh_now().await;
+        sh.pass(Duration::from_secs(4)).await;
+        let (bytes, cost) = sh.cost(sh.cat("n3")).await;
+        assert_eq!((bytes.as_str(), cost), ("x", 0));
+        let (absent, cost) = sh.cost(sh.stat("absent")).await;
+        assert_eq!((absent, cost), (Err(Errno::ENOENT), 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_mount_sends_nothing_and_one_in_use_asks_each_tick() {
+    let sh = Shell::new();
+    sh.put("f", "1").await;
+    sh.fs.follow_changes();
+    sh.pass(Duration::from_secs(3600)).await;
+    assert_eq!(sh.vault.total(), 0, "nobody has used it yet");
+    sh.cat("f").await;
+    let ((), cost) = sh.cost(sh.pass(Duration::from_secs(50))).await;
+    assert!((10..=13).contains(&cost), "about one every 5 s, and not {cost}");
+    sh.pass(Duration::from_secs(60)).await;
+    let ((), cost) = sh.cost(sh.pass(Duration::from_secs(3600))).await;
+    assert_eq!(cost, 0, "nobody has used it for as long as the kernel may go without asking");
+    sh.put("f", "2").await;
+    assert_eq!(sh.cat("f").await, "2", "what was known before is not believed");
+    // Somebody who wants to know keeps it awake.
+    sh.pass(Duration::from_secs(600)).await;
+    let changes = sh.fs.subscribe();
+    let ((), cost) = sh.cost(sh.pass(Duration::from_secs(600))).await;
+    assert!(cost > 100, "{cost}");
+    drop(changes);
+}

@@ -1,0 +1,381 @@
+//! Real mounts of which the vault is changed elsewhere: no reader sees a mix, watchers see real events, the mount
+//! stays frugal, and umount is never held up by the helper.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Mount, run, until};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+fn changes(mount: &Mount) -> serde_json::Value {
+    let text = fs::read(mount.path(".vaultfs/status.json")).unwrap();
+    serde_json::from_slice::<serde_json::Value>(&text).unwrap()["changes"].take()
+}
+
+fn helper_works(mount: &Mount) -> u32 {
+    until("the helper works", || changes(mount)["helper"]["state"] == "works");
+    changes(mount)["helper"]["pid"].as_u64().unwrap() as u32
+}
+
+/// A value that says its own length: a part of it, or of two of them, is no such value.
+fn value(n: u64) -> Vec<u8> {
+    let size = [100, 300, 5000, 20_000][(n % 4) as usize];
+    let mut text = format!("{n:08} {size:08} ").into_bytes();
+    let fill = b'a' + (n % 26) as u8;
+    text.resize(size, fill);
+    text
+}
+
+/// The number of the value, if it is whole.
+fn whole(bytes: &[u8]) -> Result<u64, String> {
+    let number = |at: std::ops::Range<usize>| {
+        bytes.get(at).and_then(|b| std::str::from_utf8(b).ok()).and_then(|t| t.parse::<u64>().ok())
+    };
+    let n = number(0..8).ok_or_else(|| format!("no number in {} bytes", bytes.len()))?;
+    if bytes == value(n) { Ok(n) } else { Err(format!("{} bytes of value {n} are not it", bytes.len())) }
+}
+
+/// The vault that a mount serves, over its API: whatever is done here is done elsewhere.
+struct Api {
+    client: reqwest::Client,
+    key: String,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Api {
+    fn of(mount: &Mount) -> Self {
+        // Another test of this process may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let data = &mount.place().data;
+        Self {
+            client: reqwest::Client::builder().unix_socket(data.join("vault.sock")).build().unwrap(),
+            key: fs::read_to_string(data.join("api-key")).unwrap().trim().to_owned(),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
+        }
+    }
+
+    fn ask(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
+        let mut request =
+            self.client.request(method, format!("http://vault/vault/{path}")).bearer_auth(&self.key);
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+        }
+        let text = self.runtime.block_on(async { request.send().await?.error_for_status()?.text().await });
+        serde_json::from_str(&text.unwrap()).unwrap()
+    }
+
+    /// Makes an object; its id.
+    fn create(&self, name: &str, bytes: &[u8]) -> String {
+        let data = json!({"value": std::str::from_utf8(bytes).unwrap()});
+        let made =
+            self.ask(reqwest::Method::POST, "object/create", Some(json!({"name": name, "data": data})));
+        made["id"].as_str().unwrap().to_owned()
+    }
+
+    fn update(&self, id: &str, bytes: &[u8]) {
+        let data = json!({"value": std::str::from_utf8(bytes).unwrap()});
+        self.ask(reqwest::Method::PUT, "object/update", Some(json!({"id": id, "data": data})));
+    }
+
+    fn delete(&self, id: &str) {
+        self.ask(reqwest::Method::DELETE, "object/delete", Some(json!({"id": id})));
+    }
+}
+
+struct Readers {
+    stop: Arc<AtomicBool>,
+    reads: Arc<AtomicU64>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Readers {
+    fn start(path: &Path, kinds: &[fn(&Path) -> u64]) -> Self {
+        let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let threads = kinds.iter().map(|kind| {
+            let (stop, reads, path, kind) = (stop.clone(), reads.clone(), path.to_owned(), *kind);
+            std::thread::spawn(move || {
+                let mut last = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let n = kind(&path);
+                    assert!(n >= last, "{n} after {last}: an old value came back");
+                    last = n;
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, reads, threads }
+    }
+
+    fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().expect("it saw whole values only"));
+        self.reads.load(Ordering::Relaxed)
+    }
+}
+
+/// open, fstat, read to the end.
+fn reopens(path: &Path) -> u64 {
+    let mut file = File::open(path).unwrap();
+    let size = file.metadata().unwrap().size();
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len() as u64, size, "size and bytes");
+    whole(&bytes).unwrap()
+}
+
+/// One descriptor for a while: always the same value.
+fn holds(path: &Path) -> u64 {
+    let file = File::open(path).unwrap();
+    let mut first = None;
+    for _ in 0..20 {
+        let size = file.metadata().unwrap().size() as usize;
+        let mut bytes = vec![0; size + 1];
+        let read = file.read_at(&mut bytes, 0).unwrap();
+        let n = whole(&bytes[..read]).unwrap();
+        assert_eq!(*first.get_or_insert(n), n, "an open file changed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    first.unwrap()
+}
+
+/// A mapping for a while.
+fn maps(path: &Path) -> u64 {
+    let file = File::open(path).unwrap();
+    let size = file.metadata().unwrap().size() as usize;
+    // SAFETY: a mapping of its own, read only within its length and unmapped afterwards.
+    unsafe {
+        let at =
+            libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(at, libc::MAP_FAILED);
+        let mut first = None;
+        for _ in 0..20 {
+            let n = whole(std::slice::from_raw_parts(at.cast::<u8>(), size)).unwrap();
+            assert_eq!(*first.get_or_insert(n), n, "a mapping changed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        libc::munmap(at, size);
+        first.unwrap()
+    }
+}
+
+/// Watches of a directory and of files.
+struct Watches(File);
+
+impl Watches {
+    fn new() -> Self {
+        // SAFETY: the descriptor that comes back is ours.
+        let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+        assert!(fd >= 0);
+        // SAFETY: as above.
+        Self(unsafe { File::from_raw_fd(fd) })
+    }
+
+    fn add(&self, path: &Path, mask: u32) {
+        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the path is NUL-terminated.
+        assert!(unsafe { libc::inotify_add_watch(self.0.as_raw_fd(), path.as_ptr(), mask) } >= 0);
+    }
+
+    /// The events that have come since: what, and on which name.
+    fn take(&self) -> Vec<(u32, String)> {
+        let mut all = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(n) = (&self.0).read(&mut buffer) {
+            let mut at = 0;
+            while at < n {
+                let word =
+                    |i: usize| u32::from_ne_bytes(buffer[at + 4 * i..at + 4 * i + 4].try_into().unwrap());
+                let (mask, len) = (word(1), word(3) as usize);
+                let name = buffer[at + 16..at + 16 + len].split(|b| *b == 0).next().unwrap_or_default();
+                all.push((mask, String::from_utf8(name.to_vec()).unwrap()));
+                at += 16 + len;
+            }
+        }
+        all
+    }
+
+    /// Waits for an event.
+    fn wait_for(&self, mask: u32, name: &str) {
+        until(&format!("event {mask:x} on {name:?}"), || {
+            self.take().iter().any(|(m, n)| m & mask != 0 && n == name)
+        });
+    }
+}
+
+/// How many rotations; `VAULTFS_ROTATIONS` asks for more.
+fn rotations() -> u64 {
+    std::env::var("VAULTFS_ROTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(1000)
+}
+
+const FILES: u64 = 20;
+
+#[test]
+fn a_thousand_rotations_under_readers_tear_and_cut_nothing() {
+    let mount = Mount::with(&["--refresh", "100ms"]);
+    let api = Api::of(&mount);
+    helper_works(&mount);
+    let ids: Vec<String> = (0..FILES).map(|n| api.create(&format!("s{n}"), &value(0))).collect();
+    until("all are there", || fs::read_dir(mount.mnt()).unwrap().count() == FILES as usize);
+    let paths: Vec<PathBuf> = (0..FILES).map(|n| mount.path(format!("s{n}"))).collect();
+    paths.iter().for_each(|path| assert_eq!(reopens(path), 0));
+    let watches = Watches::new();
+    watches.add(mount.mnt(), libc::IN_MOVED_TO);
+    let before = changes(&mount)["done"].as_u64().unwrap();
+    let kinds: [fn(&Path) -> u64; 4] = [reopens, reopens, holds, maps];
+    let readers: Vec<Readers> = [(0, 0), (1, 1), (2, 2), (3, 3)]
+        .map(|(path, kind)| Readers::start(&paths[path], &kinds[kind..=kind]))
+        .into();
+    let mut events = 0;
+    for round in 1..=rotations() / FILES {
+        ids.iter().for_each(|id| api.update(id, &value(round)));
+        until("all files show it", || paths.iter().all(|path| reopens(path) == round));
+        events += watches.take().len() as u64;
+    }
+    let reads: u64 = readers.into_iter().map(Readers::end).sum();
+    assert!(reads > 100, "{reads} reads beside the rotations");
+    // Of a round that took more than a tick each version was seen, or skipped: as many events as renames.
+    let status = changes(&mount);
+    let renames = status["done"].as_u64().unwrap() - before;
+    events += watches.take().len() as u64;
+    assert!(renames >= rotations() / FILES * FILES, "{renames}");
+    assert_eq!(events, renames, "one IN_MOVED_TO a rotation");
+    assert_eq!(status["helper"]["fallbacks"], 0, "{status}");
+}
+
+#[test]
+fn watchers_see_creation_change_and_deletion_made_elsewhere() {
+    let mount = Mount::with(&["--refresh", "100ms"]);
+    let api = Api::of(&mount);
+    helper_works(&mount);
+    fs::create_dir(mount.path("d")).unwrap();
+    let watches = Watches::new();
+    watches.add(&mount.path("d"), libc::IN_MOVED_TO | libc::IN_DELETE | libc::IN_CREATE);
+    let id = api.create("d/f", b"one");
+    watches.wait_for(libc::IN_MOVED_TO, "f");
+    assert_eq!(fs::read(mount.path("d/f")).unwrap(), b"one");
+    let own = Watches::new();
+    own.add(&mount.path("d/f"), libc::IN_ATTRIB | libc::IN_DELETE_SELF);
+    api.update(&id, b"two and more");
+    watches.wait_for(libc::IN_MOVED_TO, "f");
+    own.wait_for(libc::IN_ATTRIB | libc::IN_DELETE_SELF, "");
+    assert_eq!(fs::read(mount.path("d/f")).unwrap(), b"two and more");
+    let held = File::open(mount.path("d/f")).unwrap();
+    api.delete(&id);
+    watches.wait_for(libc::IN_DELETE, "f");
+    assert!(!mount.path("d/f").exists());
+    let mut bytes = [0; 12];
+    held.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"two and more");
+}
+
+#[test]
+fn a_new_value_is_seen_soon_after_the_mount_has_it() {
+    let mount = Mount::with(&["--refresh", "100ms"]);
+    let api = Api::of(&mount);
+    helper_works(&mount);
+    let id = api.create("f", &value(1));
+    until("it is there", || mount.path("f").exists());
+    assert_eq!(reopens(&mount.path("f")), 1);
+    let mut waits = Vec::new();
+    for n in 2..30 {
+        api.update(&id, &value(n));
+        let (stored, ticks) = (Instant::now(), changes(&mount)["refresh"]["ticks"].clone());
+        until("it shows", || reopens(&mount.path("f")) == n);
+        waits.push((stored.elapsed(), ticks));
+    }
+    waits.sort_by_key(|(wait, _)| *wait);
+    // Most of it is the wait for the tick.
+    assert!(waits[waits.len() / 2].0 < Duration::from_secs(2), "{waits:?}");
+}
+
+#[test]
+fn an_idle_mount_sends_nothing() {
+    let mount = Mount::with(&["--refresh", "100ms"]);
+    fs::write(mount.path("f"), "x").unwrap();
+    let requests = || mount.status()["fs"]["vault"]["requests"].as_u64().unwrap();
+    until("it asks while it is used", || {
+        fs::read(mount.path("f")).unwrap();
+        changes(&mount)["refresh"]["ticks"].as_u64().unwrap() > 3
+    });
+    until("it falls asleep", || mount.status()["fs"]["changes"]["refresh"]["awake"] == false);
+    // A tick that was under way ends.
+    std::thread::sleep(Duration::from_millis(300));
+    let before = requests();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(requests(), before);
+    assert_eq!(fs::read(mount.path("f")).unwrap(), b"x", "and wakes");
+}
+
+#[test]
+fn a_helper_that_is_killed_is_replaced_and_rotation_goes_on() {
+    let mount = Mount::with(&["--refresh", "100ms"]);
+    let api = Api::of(&mount);
+    let mut helper = helper_works(&mount);
+    let id = api.create("f", &value(0));
+    until("it is there", || mount.path("f").exists());
+    for n in 1..=3 {
+        common::signal(helper as i32, Signal::SIGKILL);
+        until("another one works", || {
+            let now = &changes(&mount)["helper"];
+            now["state"] == "works" && now["pid"] != helper
+        });
+        helper = changes(&mount)["helper"]["pid"].as_u64().unwrap() as u32;
+        let renames = changes(&mount)["done"].as_u64().unwrap();
+        reopens(&mount.path("f"));
+        api.update(&id, &value(n));
+        until("it shows", || reopens(&mount.path("f")) == n);
+        until("by a rename", || changes(&mount)["done"].as_u64().unwrap() > renames);
+    }
+}
+
+#[test]
+fn umount_is_never_busy_because_of_the_helper() {
+    let mut mount = Mount::with(&["--refresh", "100ms"]);
+    for n in 0..5 {
+        let api = Api::of(&mount);
+        helper_works(&mount);
+        let id = api.create(&format!("f{n}"), &value(0));
+        until("it is there", || mount.path(format!("f{n}")).exists());
+        reopens(&mount.path(format!("f{n}")));
+        api.update(&id, &value(1));
+        drop(api);
+        let out = run(std::process::Command::new("umount").arg(mount.mnt()));
+        assert_eq!(out.code, Some(0), "{}", out.err);
+        let mnt = mount.mnt().to_owned();
+        common::assert_nothing_left(&mnt);
+        mount = Mount::at(mount.unmount_done(), &["--refresh", "100ms"]);
+    }
+}
+
+#[test]
+fn in_place_a_file_changes_under_its_watchers() {
+    let mount = Mount::with(&["--refresh", "100ms", "--in-place"]);
+    let api = Api::of(&mount);
+    helper_works(&mount);
+    let id = api.create("f", b"one");
+    until("it is there", || mount.path("f").exists());
+    let file = File::open(mount.path("f")).unwrap();
+    let ino = file.metadata().unwrap().ino();
+    let watches = Watches::new();
+    watches.add(&mount.path("f"), libc::IN_MODIFY);
+    api.update(&id, b"two and more");
+    watches.wait_for(libc::IN_MODIFY, "");
+    until("the open file shows it", || {
+        let mut bytes = [0; 20];
+        let n = file.read_at(&mut bytes, 0).unwrap();
+        &bytes[..n] == b"two and more"
+    });
+    assert_eq!(fs::metadata(mount.path("f")).unwrap().ino(), ino);
+    assert_eq!(fs::metadata(mount.path("f")).unwrap().size(), 12);
+}
