@@ -1,7 +1,9 @@
 //! The worker's stack of layers: vault, file system, adapter. Built before anything is mounted.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tokio::runtime::Handle;
 
 use super::connect::{self, ApiKeyInput, ConnectSpec};
 use super::exit::Failure;
@@ -9,11 +11,14 @@ use crate::clock::{Clock, SystemClock};
 use crate::fs::{Drain, FileSystem, HelperReport, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
+use crate::fuse::on_change::command::{self, Job};
+use crate::fuse::on_change::{self, Event, News};
 use crate::fuse::requests::Requests;
 use crate::fuse::worker::Service;
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
 use crate::vault::DynVault;
+use crate::vault::cache::{Change, ChangeKind};
 use crate::vault::http::key::ApiKey;
 
 /// A vault that answered, and a file system over it.
@@ -21,6 +26,7 @@ pub struct Stack {
     fs: Arc<FileSystem>,
     vault: DynVault,
     key: Arc<ApiKey>,
+    on_change: Option<(Job, Handle)>,
     last: Last,
 }
 
@@ -31,7 +37,13 @@ pub async fn build(config: &MountConfig, key: Option<SecretString>) -> Result<St
     let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), config.start).await?;
     let vault = connected.vault.clone();
     let fs = FileSystem::new(connected.vault, connected.first_page, config.options.clone(), clock);
-    Ok(Stack { fs, vault, key: connected.key, last: Last(connected.embedded) })
+    let job = config.on_change.clone().map(|command| Job {
+        command,
+        mountpoint: config.mountpoint.clone(),
+        limit: command::LIMIT,
+    });
+    let on_change = job.map(|job| (job, tokio::runtime::Handle::current()));
+    Ok(Stack { fs, vault, key: connected.key, on_change, last: Last(connected.embedded) })
 }
 
 impl Stack {
@@ -39,7 +51,9 @@ impl Stack {
     pub fn take_apart(self, runtime: &tokio::runtime::Handle) -> (Adapter, Arc<dyn Service>, Last) {
         let adapter = Adapter::new(self.fs.clone(), runtime.clone());
         let requests = adapter.requests();
-        (adapter, Arc::new(Mounted { fs: self.fs, vault: self.vault, key: self.key, requests }), self.last)
+        let on_change = Mutex::new(self.on_change);
+        let service = Mounted { fs: self.fs, vault: self.vault, key: self.key, on_change, requests };
+        (adapter, Arc::new(service), self.last)
     }
 }
 
@@ -60,7 +74,20 @@ struct Mounted {
     fs: Arc<FileSystem>,
     vault: DynVault,
     key: Arc<ApiKey>,
+    /// Until the mount is there.
+    on_change: Mutex<Option<(Job, Handle)>>,
     requests: Arc<Requests>,
+}
+
+/// A change as the command is told.
+fn news(change: Change) -> News {
+    let event = match change.kind {
+        ChangeKind::Created => Event::Created,
+        ChangeKind::Changed => Event::Changed,
+        ChangeKind::Deleted => Event::Deleted,
+    };
+    let version = change.version.map(|version| version.as_str().to_owned());
+    News { name: change.name.as_str().to_owned(), version, event }
 }
 
 #[async_trait::async_trait]
@@ -68,6 +95,11 @@ impl Service for Mounted {
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         self.fs.attach_kernel(kernel);
         self.fs.follow_changes();
+        let job = self.on_change.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some((job, runtime)) = job {
+            let fs = self.fs.clone();
+            runtime.spawn(on_change::follow(self.fs.subscribe(), news, move || fs.is_settled(), job));
+        }
     }
 
     fn helper_says(&self, report: HelperReport) {
