@@ -1,4 +1,4 @@
-//! Imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `harden` → `secret`, `clock`.
+//! Imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`, `clock`.
 //!
 //! Reads the sources as text: every `crate::…` path, in `use` or in code, must lead to the same layer or to a
 //! lower one, and crates that stand for a layer's job are named in that layer only.
@@ -7,8 +7,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top down; layers in one row may not import each other.
-const LAYERS: &[&[&str]] =
-    &[&["cli"], &["volume"], &["fuse"], &["server"], &["fs"], &["vault"], &["harden"], &["secret", "clock"]];
+const LAYERS: &[&[&str]] = &[
+    &["cli"],
+    &["volume"],
+    &["fuse"],
+    &["server"],
+    &["fs"],
+    &["vault"],
+    &["heap"],
+    &["harden"],
+    &["secret", "clock"],
+];
 
 /// Crates and the only layers that may name them. (Of reqwest, `cli` uses the URL parser.)
 const CRATES: &[(&str, &[&str])] = &[

@@ -318,6 +318,21 @@ fn an_idle_mount_sends_nothing() {
 }
 
 #[test]
+fn a_watched_mount_stays_awake() {
+    let mount = Mount::with(&["--refresh", "100ms"]);
+    let api = Api::of(&mount);
+    helper_works(&mount);
+    let watches = Watches::new();
+    watches.add(mount.mnt(), libc::IN_MOVED_TO);
+    // Longer than the kernel goes without asking.
+    std::thread::sleep(Duration::from_secs(2));
+    api.create("f", b"x");
+    watches.wait_for(libc::IN_MOVED_TO, "f");
+    drop(watches);
+    until("it falls asleep", || mount.status()["fs"]["changes"]["refresh"]["awake"] == false);
+}
+
+#[test]
 fn a_helper_that_is_killed_is_replaced_and_rotation_goes_on() {
     let mount = Mount::with(&["--refresh", "100ms"]);
     let api = Api::of(&mount);

@@ -19,7 +19,7 @@ pub const METHOD: &str = "## How it is measured
   whose answers takes 5 ms.
 - **Freshness** is from the moment that the vault sends the first answer that shows the change to the end of the first
   open+read that has the new value, tried every millisecond.
-- **Rotations**: 100 files change at once, again as soon as the refresher has asked; every byte tells object and version, and each
+- **Rotations**: 100 files change at once, again as soon as all of them have been moved into place; every byte tells object and version, and each
   reader checks all it reads, the size that fstat told, and that both are of one version.
 - **Memory** is PSS from `/proc/PID/smaps_rollup`, summed over keeper, worker and helper. For the secrets, all are read by name, then
   the kernel is made to forget its inodes (`drop_caches`), then a minute passes.

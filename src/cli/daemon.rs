@@ -14,7 +14,7 @@ use super::{log, stack};
 use crate::fuse::handover::Failed;
 use crate::fuse::mounts::Dev;
 use crate::fuse::{helper, keeper, kernel, probe, worker};
-use crate::harden;
+use crate::{harden, heap};
 
 /// Internal commands.
 #[derive(Debug, Subcommand)]
@@ -101,6 +101,7 @@ fn keep() -> anyhow::Result<ExitCode> {
 
 fn work() -> anyhow::Result<ExitCode> {
     harden::name_process(c"vaultfs-worker");
+    heap::few_arenas();
     let (config, key, link) = worker::begin()?;
     let memory = harden::lock_memory();
     log::start(&serde_json::from_value(config.log.clone())?);
@@ -109,6 +110,7 @@ fn work() -> anyhow::Result<ExitCode> {
         .thread_name("vaultfs-async")
         .enable_all()
         .build()?;
+    runtime.spawn(heap::give_back(memory.clone()));
     let stack = match runtime.block_on(stack::build(&config, key)) {
         Ok(stack) => stack,
         Err(failure) => return Ok(give_up(&link, &failure)),

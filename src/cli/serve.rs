@@ -17,6 +17,7 @@ use super::exit::{Exit, Failure};
 use super::serve_key::{self, ServeCommand};
 use super::values;
 use crate::harden::{self, LockState};
+use crate::heap;
 use crate::server::dir::DataDir;
 use crate::server::error::ServeError;
 use crate::server::listen::Tcp;
@@ -73,6 +74,7 @@ pub struct ServeArgs {
 /// Runs the command.
 pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.verbose);
+    heap::few_arenas();
     let memory = harden::lock_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if let Some(command) = args.command {
@@ -90,9 +92,10 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         );
         return Err(Failure::new(Exit::Usage, message).into());
     }
-    if let LockState::NotLocked(why) = memory {
+    if let LockState::NotLocked(why) = &memory {
         tracing::warn!("memory is not locked, secrets may reach the swap: {why}");
     }
+    runtime.spawn(heap::give_back(memory));
     let served = runtime.block_on(serve(args));
     // Requests that outlived the drain are cut off here, not waited for.
     runtime.shutdown_background();

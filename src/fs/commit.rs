@@ -111,7 +111,7 @@ impl Job {
 
     /// Whether the bytes are a change of just this version.
     fn is_based_on(&self, now: &Meta) -> bool {
-        self.base.as_ref().is_some_and(|base| base.version == now.version && base.id == now.id)
+        self.base.as_ref().is_some_and(|base| base.is(now))
     }
 }
 
@@ -269,7 +269,7 @@ impl FileSystem {
         content: &Content,
         call: &Call,
     ) -> Result<Option<Arc<Object>>, Error> {
-        let Some(before) = self.cache.value_in_memory(&base.id, &base.version) else { return Ok(None) };
+        let Some(before) = self.bytes_in_memory(base) else { return Ok(None) };
         if before.content.bytes != content.bytes {
             return Ok(None);
         }
@@ -394,7 +394,7 @@ impl FileSystem {
             // A change whose answer was lost: the commit compares the bytes.
             (Ok(now), Some(_)) if doubted && is_ours(&now) => Some(false),
             (Ok(now), None) => Some(!is_ours(&now)),
-            (Ok(now), Some(base)) => Some(now.meta.version != base.version || now.meta.id != base.id),
+            (Ok(now), Some(base)) => Some(!base.is(&now.meta)),
             (Err(e), base) if e.kind == ErrorKind::NotFound => Some(base.is_some()),
             (Err(_), _) => None,
         }

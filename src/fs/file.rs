@@ -13,7 +13,7 @@ use super::attr::FileKind;
 use super::errno::Errno;
 use super::read::Kept;
 use crate::secret::SecretBytes;
-use crate::vault::{Form, Object, ObjectId, ObjectName, VersionTag};
+use crate::vault::{Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 
 /// What was set by chmod, chown and utimens; lives as long as the mount.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +52,12 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Whether an object is just this version. Its number alone does not tell: a vault that is restored from a backup
+    /// gives it to other bytes.
+    pub fn is(&self, meta: &Meta) -> bool {
+        self.id == meta.id && self.version == meta.version && self.updated_at == meta.updated_at
+    }
+
     /// The stored state of an object as it was read or written.
     pub fn of(object: &Object) -> Self {
         Self {

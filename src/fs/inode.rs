@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
 use super::file::{File, Link, LocalAttr, Stored};
@@ -20,6 +21,9 @@ use crate::vault::{Object, ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.
 pub const ROOT: u64 = 1;
+
+/// Room for inodes that is not worth giving back.
+const ROOMY: usize = 4096;
 
 /// What a directory shows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -56,6 +60,8 @@ pub struct VersionFile {
     pub info: VersionInfo,
     /// The version with its bytes; `None` where the vault gives no bytes of old versions.
     pub object: Option<Arc<Object>>,
+    /// The vault refused later what it had given: the bytes are asked for again at each use.
+    pub refused: AtomicBool,
 }
 
 impl VersionFile {
@@ -219,6 +225,10 @@ impl Table {
             slot.lookups = slot.lookups.saturating_sub(count);
         }
         self.drop_unheld(ino);
+        // After a `find` over everything the kernel forgets it all: no reason to keep room for it.
+        if self.slots.len() < self.slots.capacity() / 8 && self.slots.capacity() > ROOMY {
+            self.slots.shrink_to(self.slots.len() * 2);
+        }
     }
 
     /// Lets an inode go if neither the kernel nor unsaved bytes hold it.
@@ -309,14 +319,15 @@ impl Table {
     /// to be had gives way to one that has them.
     pub fn version(
         &mut self,
-        (id, number): (&ObjectId, u64),
+        (id, info): (&ObjectId, &VersionInfo),
         has_bytes: bool,
         make: impl FnOnce(u64) -> VersionFile,
     ) -> Arc<VersionFile> {
-        let key = (id.clone(), number);
+        let key = (id.clone(), info.number);
         if let Some(ino) = self.versions.get(&key)
             && let Some(Slot { node: Node::Version(version), .. }) = self.slots.get(ino)
             && (version.object.is_some() || !has_bytes)
+            && version.info.created_at == info.created_at
         {
             return version.clone();
         }
@@ -387,6 +398,15 @@ impl Table {
             Node::File(file) => Some(file.clone()),
             Node::Dir(_) | Node::Version(_) | Node::Control(..) => None,
         })
+    }
+
+    /// All old versions that the table holds.
+    pub fn all_versions(&self) -> Vec<Arc<VersionFile>> {
+        let versions = self.slots.values().filter_map(|slot| match &slot.node {
+            Node::Version(version) => Some(version.clone()),
+            Node::File(_) | Node::Dir(_) | Node::Control(..) => None,
+        });
+        versions.collect()
     }
 
     /// The names that begin with `prefix` and show a file inode: for files the vault does not have yet.
@@ -530,5 +550,20 @@ mod tests {
         assert_eq!(table.file(&name).map(|f| f.ino), Some(file.ino));
         table.forget(file.ino, 1);
         assert_eq!(table.len(), 1, "the root");
+    }
+
+    #[test]
+    fn room_for_inodes_that_were_forgotten_is_given_back() {
+        let mut table = Table::new(100);
+        let names: Vec<_> = (0..100_000).map(|n| ObjectName::new(&n.to_string()).unwrap()).collect();
+        let mut held = Vec::new();
+        for name in &names {
+            let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
+            table.hold(&Node::File(file.clone()));
+            held.push(file.ino);
+        }
+        assert!(table.slots.capacity() >= 100_000);
+        held.iter().for_each(|ino| table.forget(*ino, 1));
+        assert!(table.len() == 1 && table.slots.capacity() <= 2 * ROOMY, "{}", table.slots.capacity());
     }
 }

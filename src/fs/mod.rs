@@ -30,6 +30,7 @@ mod remove;
 mod rename;
 mod replace;
 mod resolve;
+mod revoke;
 mod rotate;
 mod scratch;
 mod special;
@@ -100,6 +101,8 @@ pub trait Kernel: Send + Sync {
     /// Has the helper make a call; `to` is the process that is meant, 0 for any. The answer comes with
     /// [`FileSystem::helper_says`]. False if there is no way to it.
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
+    /// Whether some program watches something of the mount (inotify), as far as that can be seen.
+    fn is_watched(&self) -> bool;
 }
 
 /// Failures kept for `status`.
@@ -155,7 +158,7 @@ impl FileSystem {
         if let Some(page) = first_page {
             cache.seed(&page, clock.now());
         }
-        Arc::new(Self {
+        let fs = Arc::new(Self {
             scratch: scratch::Patterns::new(&options.scratch),
             table: Mutex::new(Table::new(random_base())),
             handles: Mutex::new(HashMap::new()),
@@ -174,7 +177,10 @@ impl FileSystem {
             options,
             cache,
             clock,
-        })
+        });
+        let audience = Arc::downgrade(&fs);
+        fs.cache.set_audience(audience);
+        fs
     }
 
     /// Tells the file system how to reach the kernel. Only the first call counts.

@@ -144,7 +144,7 @@ impl FileSystem {
                 Errno::ETIMEDOUT,
                 "the vault does not answer, and O_DIRECT asks for what it has now",
             )),
-            Some(found) if found.object.meta.version == stored.version => Ok(()),
+            Some(found) if stored.is(&found.object.meta) => Ok(()),
             Some(_) | None => Err(Errno::ESTALE),
         }
     }
@@ -157,7 +157,7 @@ impl FileSystem {
             && state.pinned.is_none()
             && let Some(stored) = &state.stored
         {
-            state.pinned = Some(self.cache.value_in_memory(&stored.id, &stored.version)?);
+            state.pinned = Some(self.bytes_in_memory(stored)?);
         }
         if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
             // Who opens the file now has seen that the name is taken, and means to change what it shows.

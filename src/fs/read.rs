@@ -109,7 +109,7 @@ impl FileSystem {
         };
         match &handle.held {
             Held::Dir { .. } => Err(Errno::EISDIR).into(),
-            Held::Version(version) => slice_of_version(version, offset, size).into(),
+            Held::Version(version) => self.read_version(version, offset, size),
             Held::Control(text) => Ok(Slice::cut(Source::Control(text.clone()), offset, size)).into(),
             Held::File { file, .. } => match self.read_now(file, offset, size) {
                 Some(slice) => Ok(slice).into(),
@@ -132,7 +132,7 @@ impl FileSystem {
         match self.node(ino) {
             Err(e) => Err(e).into(),
             Ok(Node::Dir(_)) => Err(Errno::EISDIR).into(),
-            Ok(Node::Version(version)) => slice_of_version(&version, offset, size).into(),
+            Ok(Node::Version(version)) => self.read_version(&version, offset, size),
             Ok(Node::Control(text)) => Ok(Slice::cut(Source::Control(text), offset, size)).into(),
             Ok(Node::File(file)) => match self.unopened_now(&file, offset, size) {
                 Ok(slice) => Ok(slice).into(),
@@ -157,7 +157,7 @@ impl FileSystem {
             return Ok(Slice::of_object(&kept.object, offset, size));
         }
         let Some(stored) = &state.stored else { return Ok(Slice::copied(&[], offset, size)) };
-        match self.cache.value_in_memory(&stored.id, &stored.version) {
+        match self.bytes_in_memory(stored) {
             Some(object) => Ok(Slice::of_object(&object, offset, size)),
             None => Err((stored.clone(), state.name.clone())),
         }
@@ -170,13 +170,32 @@ impl FileSystem {
             return;
         }
         let Some(stored) = &state.stored else { return };
-        let Some(object) = self.cache.value_in_memory(&stored.id, &stored.version) else { return };
+        let Some(object) = self.bytes_in_memory(stored) else { return };
         let size = object.content.bytes.len() as u64;
         if self.kept_bytes.fetch_add(size, Ordering::Relaxed) + size > self.options.cache_size {
             self.kept_bytes.fetch_sub(size, Ordering::Relaxed);
             return;
         }
         state.kept = Some(Kept { object, total: self.kept_bytes.clone() });
+    }
+
+    fn read_version(self: &Arc<Self>, version: &Arc<VersionFile>, offset: u64, size: u32) -> Step<Slice> {
+        if !version.refused.load(Ordering::Acquire) {
+            let object = version.object.as_ref().ok_or(Errno::EOPNOTSUPP);
+            return object.map(|object| Slice::of_object(object, offset, size)).into();
+        }
+        let (fs, version) = (self.clone(), version.clone());
+        Step::later(async move {
+            let object = fs.cache.old_value(&fs.call(), &version.id, &version.info).await;
+            let object = object.map_err(|e| fs.failed("read", version.name.as_str(), &e))?;
+            Ok(Slice::of_object(&object, offset, size))
+        })
+    }
+
+    /// The bytes of just this version, if they are in memory.
+    pub(super) fn bytes_in_memory(&self, stored: &Stored) -> Option<Arc<Object>> {
+        let object = self.cache.value_in_memory(&stored.id, &stored.version)?;
+        stored.is(&object.meta).then_some(object)
     }
 
     fn read_now(&self, file: &File, offset: u64, size: u32) -> Option<Slice> {
@@ -186,7 +205,7 @@ impl FileSystem {
         }
         if state.pinned.is_none() {
             let Some(stored) = &state.stored else { return Some(Slice::copied(&[], offset, size)) };
-            state.pinned = self.cache.value_in_memory(&stored.id, &stored.version);
+            state.pinned = self.bytes_in_memory(stored);
         }
         state.pinned.as_ref().map(|object| Slice::of_object(object, offset, size))
     }
@@ -215,22 +234,11 @@ impl FileSystem {
 
     /// The bytes of this version and of no other; ESTALE where they are not to be had.
     async fn version_again(&self, call: &Call, name: &ObjectName, stored: &Stored) -> Result<Arc<Object>> {
+        let gone = "the vault no longer has the version that was opened; open it again";
         match self.cache.value(call, &stored.id, &stored.version).await {
-            Ok(object) => Ok(object),
-            Err(e) if e.kind == ErrorKind::NotFound => Err(self.refused(
-                "read",
-                name.as_str(),
-                Errno::ESTALE,
-                "the vault no longer has the version that was opened; open it again",
-            )),
-            Err(e) => Err(self.failed("read", name.as_str(), &e)),
+            Ok(object) if stored.is(&object.meta) => Ok(object),
+            Err(e) if e.kind != ErrorKind::NotFound => Err(self.failed("read", name.as_str(), &e)),
+            Ok(_) | Err(_) => Err(self.refused("read", name.as_str(), Errno::ESTALE, gone)),
         }
-    }
-}
-
-fn slice_of_version(version: &VersionFile, offset: u64, size: u32) -> Result<Slice> {
-    match &version.object {
-        Some(object) => Ok(Slice::of_object(object, offset, size)),
-        None => Err(Errno::EOPNOTSUPP),
     }
 }

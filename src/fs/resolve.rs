@@ -375,8 +375,10 @@ impl FileSystem {
         let before = table.file(&object.meta.name);
         if let Some(file) = &before {
             let mut state = file.state();
-            let same = |s: &super::file::Stored| s.id == object.meta.id && s.version == object.meta.version;
-            if state.is_dirty() || state.is_only_here() || state.stored.as_ref().is_some_and(same) {
+            if state.is_dirty()
+                || state.is_only_here()
+                || state.stored.as_ref().is_some_and(|stored| stored.is(&object.meta))
+            {
                 drop(state);
                 return file.clone();
             }

@@ -168,9 +168,11 @@ impl FileSystem {
     /// Begins to follow what changes elsewhere, for as long as the runtime lives.
     pub fn follow_changes(self: &Arc<Self>) {
         self.cache.track_changes();
-        let (fs, watched) = (self.clone(), self.clone());
+        let (fs, heard, seen) = (self.clone(), self.clone(), self.clone());
+        let wanted = move || heard.rotor.events.receiver_count() > 0;
+        let watched = move || seen.kernel.get().is_some_and(|kernel| kernel.is_watched());
         let told = move || fs.take_in_changes();
-        self.runtime.spawn(self.cache.clone().keep_fresh(move || watched.is_watched(), told));
+        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, told));
         let fs = self.clone();
         self.runtime.spawn(async move {
             loop {
@@ -197,10 +199,6 @@ impl FileSystem {
         self.cache.tick().await;
         self.take_in_changes();
         self.settle_rotations().await;
-    }
-
-    fn is_watched(&self) -> bool {
-        self.rotor.events.receiver_count() > 0
     }
 
     fn take_in_changes(&self) {
@@ -595,5 +593,5 @@ impl FileSystem {
 const TTL_TICKS: u32 = 12;
 
 fn is_version(stored: &Stored, object: &Object) -> bool {
-    stored.id == object.meta.id && stored.version == object.meta.version
+    stored.is(&object.meta)
 }

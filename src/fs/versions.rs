@@ -32,12 +32,13 @@ impl FileSystem {
                 Err(e) if e.kind == ErrorKind::Unsupported => None,
                 Err(e) => return Err(fs.failed("lookup of a version", name.as_str(), &e)),
             };
-            let version = fs.table().version((&id, number), object.is_some(), |ino| VersionFile {
+            let version = fs.table().version((&id, info), object.is_some(), |ino| VersionFile {
                 ino,
                 name: name.clone(),
                 id: id.clone(),
                 info: info.clone(),
                 object,
+                refused: Default::default(),
             });
             let node = Node::Version(version);
             let ttl = fs.attr_ttl(&node);
@@ -55,7 +56,7 @@ impl FileSystem {
         let failed = |e| self.failed("history", name.as_str(), &e);
         let current = self.cache.read(call, name).await.map_err(failed)?;
         let current = current.filter(|found| found.object.meta.id == *id).ok_or(Errno::ENOENT)?;
-        self.cache.history(call, id, &current.object.meta.version).await.map_err(failed)
+        self.cache.history(call, &current.object.meta).await.map_err(failed)
     }
 }
 

@@ -36,7 +36,8 @@ impl FileSystem {
         }
         let now = self.clock.wall();
         state.local.written();
-        let buffer = state.buffer_of_stored(now).ok_or(Errno::EIO)?;
+        // Nothing but a revocation takes away the bytes that a writer builds on.
+        let buffer = state.buffer_of_stored(now).ok_or(Errno::EACCES)?;
         // Both fit: `end` is at most --max-size, which fits into memory.
         buffer.bytes.write_at(offset as usize, data);
         buffer.changed(true, now);

@@ -11,6 +11,8 @@ use fuser::{INodeNo, Notifier};
 
 use super::handover::Channel;
 use super::helper::Order;
+use super::mounts::Dev;
+use super::process;
 use crate::fs::{HelperCall, Kernel};
 
 enum Notice {
@@ -22,6 +24,7 @@ enum Notice {
 struct Queue {
     notices: Sender<Notice>,
     helper: Arc<Channel>,
+    dev: Dev,
 }
 
 impl Kernel for Queue {
@@ -44,13 +47,17 @@ impl Kernel for Queue {
             }
         }
     }
+
+    fn is_watched(&self) -> bool {
+        process::watch(self.dev)
+    }
 }
 
 /// Starts the thread. It ends when the returned handle is dropped.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn spawn(notifier: Notifier, helper: Arc<Channel>) -> std::io::Result<Arc<dyn Kernel>> {
+pub fn spawn(notifier: Notifier, helper: Arc<Channel>, dev: Dev) -> std::io::Result<Arc<dyn Kernel>> {
     let (sender, receiver) = channel();
     std::thread::Builder::new().name("notify".into()).spawn(move || {
         for notice in receiver {
@@ -63,5 +70,5 @@ pub fn spawn(notifier: Notifier, helper: Arc<Channel>) -> std::io::Result<Arc<dy
             }
         }
     })?;
-    Ok(Arc::new(Queue { notices: sender, helper }))
+    Ok(Arc::new(Queue { notices: sender, helper, dev }))
 }

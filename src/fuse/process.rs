@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::mounts::Dev;
+
 /// The process id and state of /proc/PID/stat, and its parent's id.
 fn stat(pid: u32) -> Option<(char, u32)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -31,6 +33,29 @@ pub fn children_of(parent: u32) -> Vec<u32> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
     pids.filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// Whether a process that we may look into has an inotify watch on something of the file system `dev`. Looks at every
+/// descriptor of every process, and touches no file system but /proc.
+pub fn watch(dev: Dev) -> bool {
+    let (major, minor) = dev.numbers();
+    // As the kernel has it inside.
+    let needle = format!(" sdev:{:x} ", major << 20 | minor);
+    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    processes.flatten().filter(|process| is_number(&process.file_name())).any(|process| {
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { return false };
+        descriptors.flatten().any(|descriptor| {
+            let is_inotify = std::fs::read_link(descriptor.path())
+                .is_ok_and(|target| target.as_os_str() == "anon_inode:inotify");
+            is_inotify
+                && std::fs::read_to_string(process.path().join("fdinfo").join(descriptor.file_name()))
+                    .is_ok_and(|info| info.contains(&needle))
+        })
+    })
+}
+
+fn is_number(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
 }
 
 /// A process whose end we want to see, whatever happens to its number.

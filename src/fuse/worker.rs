@@ -161,7 +161,7 @@ pub fn serve(
         session::shake_hands(filesystem, &init).map_err(io_failed("the FUSE handshake failed"))?;
     session::attach(&session, device).map_err(io_failed("the FUSE device cannot be used"))?;
     let helper = Arc::new(helper);
-    let kernel = notify::spawn(session.notifier(), helper.clone())
+    let kernel = notify::spawn(session.notifier(), helper.clone(), dev)
         .map_err(io_failed("no thread for notifications"))?;
     service.attach_kernel(kernel);
     if facts.helper_pid != 0 {

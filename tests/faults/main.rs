@@ -4,6 +4,7 @@
 //! time, with few requests and one line in the log; and when the fault is over, everything works at once, and the
 //! vault's own history shows every write once.
 
+mod away;
 mod cells;
 #[path = "../proxy/mod.rs"]
 mod proxy;

@@ -47,8 +47,18 @@ pub struct World {
 impl World {
     pub async fn start(dialect: Dialect) -> Arc<Self> {
         let server = Server::start_with(tempfile::tempdir().unwrap(), ServeOptions::default()).await;
+        Self::again(server, dialect).await
+    }
+
+    /// A vault that was there before.
+    pub async fn again(server: Server, dialect: Dialect) -> Arc<Self> {
         let truth = open(&server.url, &server.key, dialect, Arc::new(MovedClock::default())).await;
         Arc::new(Self { server, truth })
+    }
+
+    /// Ends it in good order and gives its directory back.
+    pub async fn stop(self: Arc<Self>) -> tempfile::TempDir {
+        Arc::into_inner(self).expect("nobody else uses it").server.stop().await
     }
 
     pub fn dialect(&self) -> Dialect {

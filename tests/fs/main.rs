@@ -13,6 +13,7 @@ mod outage;
 mod renames;
 mod replaced;
 mod requests;
+mod revoked;
 mod rotations;
 mod saves;
 mod shell;

@@ -13,6 +13,7 @@ use vaultfs::fs::name::{DirPrefix, Rest, split, split_beside};
 use vaultfs::fs::{Drain, Errno, FileKind, Options};
 use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 
+use crate::shell::helper::Helper;
 use crate::shell::{CREATE, EXCL, Fd, Shell};
 
 const NAMES: [&str; 11] =
@@ -96,6 +97,8 @@ struct Session {
     model: BTreeMap<&'static str, Vec<u8>>,
     open: Vec<Open>,
     made: u32,
+    /// Whether what happens elsewhere is brought to the kernel at once, by a helper, or found out later.
+    helped: bool,
 }
 
 impl Session {
@@ -260,6 +263,9 @@ impl Session {
                 assert_eq!(self.sh.fs.drain(Drain::All, Duration::from_secs(60)).await, []);
                 self.check_vault().await;
                 self.sh = self.sh.remount();
+                if self.helped {
+                    Helper::start(&self.sh);
+                }
             }
         }
     }
@@ -281,17 +287,26 @@ impl Session {
             }
             _ => {}
         }
-        self.sh.refresh().await;
+        if self.helped {
+            self.sh.pass(Duration::from_millis(2)).await;
+            self.sh.fs.refresh_now().await;
+            assert_eq!(self.sh.fs.status().changes.helper.fallbacks, 0);
+        } else {
+            self.sh.refresh().await;
+        }
     }
 }
 
-fn session(kv: bool, steps: &[Step], checks_each: bool) {
+fn session(kv: bool, helped: bool, steps: &[Step], checks_each: bool) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let capabilities = if kv { KV_CAPABILITIES } else { OBJECT_CAPABILITIES };
         let sh = Shell::of(capabilities, Options::default());
-        let mut session = Session { sh, model: BTreeMap::new(), open: Vec::new(), made: 0 };
+        if helped {
+            Helper::start(&sh);
+        }
+        let mut session = Session { sh, model: BTreeMap::new(), open: Vec::new(), made: 0, helped };
         for step in steps {
             session.run(*step).await;
             if checks_each {
@@ -318,8 +333,10 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn sessions_of_programs_and_others_end_as_they_should(kv: bool, checks_each: bool, steps in steps()) {
-        session(kv, &steps, checks_each);
+    fn sessions_of_programs_and_others_end_as_they_should(
+        kv: bool, helped: bool, checks_each: bool, steps in steps()
+    ) {
+        session(kv, helped, &steps, checks_each);
     }
 }
 
@@ -341,7 +358,8 @@ fn sessions_that_once_failed() {
     ];
     for steps in sessions {
         for (kv, checks_each) in [(false, false), (false, true), (true, false), (true, true)] {
-            session(kv, steps, checks_each);
+            session(kv, false, steps, checks_each);
+            session(kv, true, steps, checks_each);
         }
     }
 }

@@ -376,4 +376,15 @@ async fn an_idle_mount_sends_nothing_and_one_in_use_asks_each_tick() {
     let ((), cost) = sh.cost(sh.pass(Duration::from_secs(600))).await;
     assert!(cost > 100, "{cost}");
     drop(changes);
+    sh.pass(Duration::from_secs(600)).await;
+    // And so does who watches.
+    sh.told.watched.store(true, std::sync::atomic::Ordering::Relaxed);
+    sh.cat("f").await;
+    sh.pass(Duration::from_secs(600)).await;
+    let ((), cost) = sh.cost(sh.pass(Duration::from_secs(600))).await;
+    assert!(cost > 100, "{cost}");
+    sh.told.watched.store(false, std::sync::atomic::Ordering::Relaxed);
+    sh.pass(Duration::from_secs(90)).await;
+    let ((), cost) = sh.cost(sh.pass(Duration::from_secs(600))).await;
+    assert_eq!(cost, 0);
 }

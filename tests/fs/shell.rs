@@ -59,6 +59,8 @@ pub struct Told {
     /// Inodes whose pages and attributes it was told to forget.
     pub inodes: Mutex<Vec<u64>>,
     pub helper: Helper,
+    /// Somebody watches something.
+    pub watched: std::sync::atomic::AtomicBool,
 }
 
 impl Kernel for Told {
@@ -70,6 +72,9 @@ impl Kernel for Told {
     }
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
         self.helper.order(number, to, call)
+    }
+    fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
     }
 }
 

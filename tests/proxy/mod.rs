@@ -86,6 +86,7 @@ struct State {
     plan: Mutex<Plan>,
     /// Nobody listens.
     down: Mutex<bool>,
+    vault: Mutex<Option<SocketAddr>>,
     changed: Condvar,
     over: AtomicBool,
     requests: AtomicU64,
@@ -110,15 +111,20 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Proxy {
     /// In front of the vault at `http://HOST:PORT`.
     pub fn before(vault: &str) -> Self {
-        let vault: SocketAddr = vault.trim_start_matches("http://").parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(State::default());
+        let state = Arc::new(State { vault: Mutex::new(Some(address_of(vault))), ..State::default() });
         let thread = std::thread::spawn({
             let state = state.clone();
-            move || accept(listener, address, vault, &state)
+            move || accept(listener, address, &state)
         });
         Self { url: format!("http://{address}"), address, state, thread: Some(thread) }
+    }
+
+    /// From now on the vault is at this address.
+    pub fn lead_to(&self, vault: &str) {
+        *locked(&self.state.vault) = Some(address_of(vault));
+        self.state.close_all();
     }
 
     /// From now on, every request.
@@ -215,7 +221,11 @@ impl State {
     }
 }
 
-fn accept(listener: TcpListener, address: SocketAddr, vault: SocketAddr, state: &Arc<State>) {
+fn address_of(url: &str) -> SocketAddr {
+    url.trim_start_matches("http://").parse().unwrap()
+}
+
+fn accept(listener: TcpListener, address: SocketAddr, state: &Arc<State>) {
     let mut listener = Some(listener);
     while !state.over.load(Ordering::SeqCst) {
         let mut down = locked(&state.down);
@@ -239,6 +249,7 @@ fn accept(listener: TcpListener, address: SocketAddr, vault: SocketAddr, state: 
         }
         drop(connections);
         let state = state.clone();
+        let vault = locked(&state.vault).expect("set from the start");
         std::thread::spawn(move || {
             let _ = Connection { client: &client, vault, upstream: None, state: &state }.run();
             // The copy that is kept for the end must not hold it open.

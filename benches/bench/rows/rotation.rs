@@ -220,7 +220,7 @@ pub fn rotations(plan: &Plan, report: &mut Report) -> Result<(), String> {
     let names = names("app/", FILES as usize);
     let vault = Vault::start(names.clone(), changing)?;
     let place = Place::new()?;
-    let mount = place.mount("mnt", &vault.url, &["--read-only", "--refresh=50ms"])?;
+    let mount = place.mount("mnt", &vault.url, &["--read-only", "--refresh=100ms"])?;
     let paths: Vec<_> = names.iter().map(|name| c_path(&mount.path(name))).collect();
     for path in &names {
         std::fs::read(mount.path(path)).map_err(|e| e.to_string())?;
@@ -270,27 +270,33 @@ pub fn rotations(plan: &Plan, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// Changes all files so many times, each time once the refresher has seen the last; the events that came.
+/// Changes all files so many times, each time once the last is done: the refresher has seen it, and everybody who
+/// watches. Returns the events that came.
 fn rotate(vault: &Vault, watch: &Watch, batches: usize) -> Result<u64, String> {
     let mut moved = 0;
     for _ in 0..batches {
         let versions: Vec<(u32, u32)> = (0..FILES).map(|n| (n, vault.change(n))).collect();
-        let end = Instant::now() + PATIENCE;
-        while !versions.iter().all(|(n, version)| vault.told(*n, *version).is_some()) {
-            if Instant::now() > end {
-                return Err(format!("the changes were not asked for in {PATIENCE:?}"));
-            }
+        let due = moved + u64::from(FILES);
+        let mut end = Instant::now() + PATIENCE;
+        let told = || versions.iter().all(|(n, version)| vault.told(*n, *version).is_some());
+        let mut seen = false;
+        while Instant::now() < end && !(seen && moved >= due) {
             std::thread::sleep(Duration::from_millis(2));
-            moved += watch.count();
+            let more = watch.count();
+            moved += more;
+            if !seen && told() {
+                seen = true;
+            }
+            if seen && more > 0 {
+                // Two seconds without an event: the rest does not come.
+                end = Instant::now() + Duration::from_secs(2);
+            }
+        }
+        if !seen {
+            return Err(format!("the changes were not asked for in {PATIENCE:?}"));
         }
     }
-    // The last ones.
-    let told = vault.versions_told().len() as u64;
-    let end = Instant::now() + PATIENCE;
-    while moved < told && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(10));
-        moved += watch.count();
-    }
+    // What should not be.
     std::thread::sleep(Duration::from_millis(500));
     Ok(moved + watch.count())
 }

@@ -8,7 +8,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
@@ -39,14 +39,16 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         // axum answers HEAD wherever there is a GET; OPTIONS is a method that no path takes.
         *request.method_mut() = Method::OPTIONS;
     }
-    let rest = lend_body(&mut request);
+    let rest = (!request.body().is_end_stream()).then(|| lend_body(&mut request));
     let answer = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
     let mut response = answer.unwrap_or_else(|_| {
         ApiError::new(ErrorType::Internal, "the vault failed: this is a bug, please report it")
             .into_response()
     });
-    // Out of time, too, there is an answer.
-    let _ = tokio::time::timeout(DISCARD_TIME, discard(rest)).await;
+    if let Some(rest) = rest {
+        // Out of time, too, there is an answer.
+        let _ = tokio::time::timeout(DISCARD_TIME, discard(rest)).await;
+    }
     if kv {
         speak_kv(&mut response);
     }

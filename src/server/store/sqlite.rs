@@ -1,12 +1,14 @@
 //! The store over SQLite: one writer, a few readers, write-ahead log, every commit on disk before it returns.
 //!
 //! Writers queue for the one writing connection in the order they came; readers take one of a few reading
-//! connections and see the last commit. All of SQLite runs on tokio's blocking threads, and waiting for a
-//! connection happens before such a thread is taken, so that a load of requests never exhausts them.
-//! A request that is dropped while it waits does nothing; one that has begun is finished.
+//! connections and see the last commit. What writes, or may walk over many rows, runs as blocking work, and waiting for a
+//! connection happens before that begins, so that a load of requests never exhausts tokio's threads.
+//! What finds a few rows by an index is done where it is asked for: waking another thread takes several times as long
+//! as the look itself. A request that is dropped while it waits does nothing; one that has begun is finished.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +16,8 @@ use async_trait::async_trait;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
-use tokio::sync::Semaphore;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use ulid::Ulid;
 
 use super::schema::{self, MigrateError};
@@ -109,25 +112,52 @@ impl SqliteStore {
         .await
     }
 
+    /// For what may take long: a page of a listing, a history.
     async fn read<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     {
-        let readers = Arc::clone(&self.readers);
-        let turn = Arc::clone(&readers.turns).acquire_owned().await.map_err(|e| gone(&e))?;
+        let mut reader = self.reader().await?;
         blocking(move || {
-            let _turn = turn;
-            let take = || readers.idle.lock().ok()?.pop();
-            let mut reader = take().ok_or_else(|| gone(&"a reading connection was lost"))?;
             // One transaction: several statements see one state of the vault.
-            let out = reader.transaction().map_err(StoreError::from).and_then(|tx| work(&tx));
-            if let Ok(mut idle) = readers.idle.lock() {
-                idle.push(reader);
-            }
-            out
+            let tx = reader.connection()?.transaction()?;
+            work(&tx)
         })
         .await
+    }
+
+    /// For one statement that finds its row by an index.
+    async fn look<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        work(self.reader().await?.connection()?)
+    }
+
+    async fn reader(&self) -> Result<Reader> {
+        let turn = Arc::clone(&self.readers.turns).acquire_owned().await.map_err(|e| gone(&e))?;
+        let connection = self.readers.idle.lock().ok().and_then(|mut idle| idle.pop());
+        Ok(Reader { connection, readers: Arc::clone(&self.readers), _turn: turn })
+    }
+}
+
+/// A reading connection, for as long as this lives.
+struct Reader {
+    connection: Option<Connection>,
+    readers: Arc<Readers>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Reader {
+    fn connection(&mut self) -> Result<&mut Connection> {
+        self.connection.as_mut().ok_or_else(|| gone(&"a reading connection was lost"))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Before the turn is given back: whoever gets it finds the connection.
+        if let (Some(connection), Ok(mut idle)) = (self.connection.take(), self.readers.idle.lock()) {
+            idle.push(connection);
+        }
     }
 }
 
@@ -135,11 +165,19 @@ fn gone(e: &dyn std::fmt::Display) -> StoreError {
     StoreError::Backend(e.to_string())
 }
 
+/// Where the runtime has several threads, this one does the work and another one takes over what else it had: the
+/// caller, who waits, does not also wait for two threads to wake.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    // Not the error's own text: of a panic it says what the panic said, which could be anything.
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| gone(&"a task of the store ended without a result"))?
+    // Not the panic's own text, which could be anything.
+    let ended = || gone(&"a task of the store ended without a result");
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => {
+            // What the closure owns is a transaction that rolls back, and a connection that stays good.
+            let work = AssertUnwindSafe(work);
+            tokio::task::block_in_place(|| catch_unwind(work)).map_err(|_| ended())?
+        }
+        _ => tokio::task::spawn_blocking(work).await.map_err(|_| ended())?,
+    }
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
@@ -150,6 +188,10 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
         conn.pragma_update(None, "synchronous", "FULL")?;
         conn.pragma_update(None, "secure_delete", "ON")?;
         conn.pragma_update(None, "foreign_keys", "ON")?;
+    }
+    if access == OpenFlags::SQLITE_OPEN_READ_ONLY {
+        // KiB. The system keeps the pages, too; what each reader has of its own stays for as long as the vault is open.
+        conn.pragma_update(None, "cache_size", -512)?;
     }
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     conn.set_prepared_statement_cache_capacity(64);
@@ -259,7 +301,7 @@ fn delete(tx: &Transaction<'_>, id: Ulid, check: Option<VersionUid>) -> Result<O
     Ok(found.row)
 }
 
-fn get(tx: &Transaction<'_>, which: &Lookup) -> Result<SealedObject> {
+fn get(tx: &Connection, which: &Lookup) -> Result<SealedObject> {
     let sql = |column: &str| {
         format!(
             "SELECT {OBJECT_COLUMNS}, o.wrapped_key, v.form, v.sealed
@@ -273,7 +315,7 @@ fn get(tx: &Transaction<'_>, which: &Lookup) -> Result<SealedObject> {
     }
 }
 
-fn version(tx: &Transaction<'_>, id: Ulid, number: u64) -> Result<SealedObject> {
+fn version(tx: &Connection, id: Ulid, number: u64) -> Result<SealedObject> {
     let number = i64::try_from(number).map_err(|_| StoreError::NotFound)?;
     let found = tx
         .prepare_cached(
@@ -302,11 +344,11 @@ impl Store for SqliteStore {
     }
 
     async fn get(&self, which: Lookup) -> Result<SealedObject> {
-        self.read(move |tx| get(tx, &which)).await
+        self.look(|db| get(db, &which)).await
     }
 
     async fn metadata(&self, id: Ulid) -> Result<ObjectRow> {
-        self.read(move |tx| Ok(object_by_id(tx, id)?.row)).await
+        self.look(|db| Ok(object_by_id(db, id)?.row)).await
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
@@ -332,13 +374,13 @@ impl Store for SqliteStore {
     }
 
     async fn version(&self, id: Ulid, number: u64) -> Result<SealedObject> {
-        self.read(move |tx| version(tx, id, number)).await
+        self.look(|db| version(db, id, number)).await
     }
 
     async fn find_key(&self, hash: KeyHash) -> Result<Option<KeyRow>> {
-        self.read(move |tx| {
+        self.look(|db| {
             let sql = "SELECT id, name, permissions, created_at FROM api_keys WHERE hash = ?1";
-            Ok(tx.prepare_cached(sql)?.query_row([hash.0], key_row).optional()?)
+            Ok(db.prepare_cached(sql)?.query_row([hash.0], key_row).optional()?)
         })
         .await
     }

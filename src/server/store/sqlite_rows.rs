@@ -1,6 +1,6 @@
 //! From SQLite's rows to the store's words, in one place so that each query names the same columns.
 
-use rusqlite::{Row, Transaction};
+use rusqlite::{Connection, Row};
 use ulid::Ulid;
 
 use super::*;
@@ -77,7 +77,7 @@ pub fn key_row(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
 }
 
 /// The object with this id; no row is [`StoreError::NotFound`].
-pub fn object_by_id(tx: &Transaction<'_>, id: Ulid) -> Result<Found, StoreError> {
+pub fn object_by_id(tx: &Connection, id: Ulid) -> Result<Found, StoreError> {
     let sql = format!("SELECT {OBJECT_COLUMNS}, o.seq, o.wrapped_key FROM objects o WHERE o.id = ?1");
     let read = |row: &Row<'_>| {
         Ok(Found {

@@ -159,12 +159,13 @@ impl Index {
             // Before all names were known nothing can be told from not knowing one.
             return (self.complete.is_some() || self.absent.contains(name)).then_some(ChangeKind::Created);
         };
-        let same = match (&known.version, version) {
+        let same_time = match (known.updated_at, updated_at) {
             (Some(known), Some(told)) => known == told,
-            (_, None) | (None, _) => match (known.updated_at, updated_at) {
-                (Some(known), Some(told)) => known == told,
-                _ => true,
-            },
+            (_, None) | (None, _) => true,
+        };
+        let same = match (&known.version, version) {
+            (Some(known), Some(told)) => known == told && same_time,
+            (_, None) | (None, _) => same_time,
         };
         (known.id != *id || !same).then_some(ChangeKind::Changed)
     }
@@ -232,6 +233,15 @@ impl Index {
             self.generation += 1;
         }
         self.absent.put(name.clone(), asked);
+    }
+
+    /// It exists, as far as anybody knows, and that is all that may be said of it.
+    pub fn unknown(&mut self, name: &ObjectName, asked: Instant) {
+        let Some(known) = self.names.get(name.as_str()) else { return };
+        if let Some(version) = &known.version {
+            self.names.drop_version(&known.id, version);
+        }
+        self.names.insert(name, &Known { version: None, updated_at: None, as_of: asked, ..known });
     }
 
     /// Forgets that anything is known to be recent; names stay as hints.

@@ -4,7 +4,8 @@
 //!    time; after that it is asked for again; up to `max_stale` it may stand in while the vault is down.
 //! 2. **One request for all who wait.** Reads of one name share a flight, searches for one prefix too, and there
 //!    is one listing at a time (`flights`, `search`).
-//! 3. **Refusals are answers.** 401, 403 and 404 are never papered over with old values; a 401 drops all values.
+//! 3. **Refusals are answers.** 401, 403 and 404 are never papered over with old values; a revocation, wherever it is
+//!    heard, drops all of them (`watch`).
 //! 4. **Our own changes win** over answers that were asked for earlier (see `index`).
 //!
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
@@ -15,11 +16,12 @@ mod index;
 mod refresh;
 mod search;
 mod table;
+mod watch;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
 
@@ -35,6 +37,7 @@ use index::Index;
 pub use index::{Belief, Implied, Known};
 pub use refresh::RefreshStatus;
 pub use table::Usage;
+pub use watch::Audience;
 
 /// Histories kept; each is a few dozen bytes a version.
 const HISTORIES: usize = 1024;
@@ -88,7 +91,9 @@ struct State {
     searches: HashMap<String, Flight<()>>,
     /// `None` once the vault has answered.
     outage: Option<Outage>,
-    histories: lru::LruCache<(ObjectId, VersionTag), Arc<Vec<VersionInfo>>>,
+    histories: lru::LruCache<(ObjectId, VersionTag, SystemTime), Arc<Vec<VersionInfo>>>,
+    /// What was asked for before that moment is not kept.
+    revoked: Option<Instant>,
     /// Changes made elsewhere that nobody has taken yet; `None` while nobody wants them.
     changes: Option<Vec<Change>>,
 }
@@ -115,6 +120,9 @@ pub struct Cache {
     woken: tokio::sync::Notify,
     /// A value past its time was served since the vault last answered.
     served_stale: AtomicBool,
+    /// Values were taken in since the last revocation.
+    shown: AtomicBool,
+    audience: OnceLock<Weak<dyn Audience>>,
 }
 
 /// What `status` says of the cache.
@@ -150,8 +158,8 @@ impl Cache {
     pub fn new(vault: DynVault, clock: Arc<dyn Clock>, config: CacheConfig) -> Arc<Self> {
         let histories = std::num::NonZeroUsize::new(HISTORIES).expect("the constant is not zero");
         let now = clock.now();
-        Arc::new(Self {
-            vault,
+        Arc::new_cyclic(|cache| Self {
+            vault: watch::watched(vault, cache),
             clock,
             config,
             state: Mutex::new(State {
@@ -162,11 +170,14 @@ impl Cache {
                 searches: HashMap::new(),
                 outage: None,
                 histories: lru::LruCache::new(histories),
+                revoked: None,
                 changes: None,
             }),
             refresh: Mutex::default(),
             woken: tokio::sync::Notify::new(),
             served_stale: AtomicBool::new(false),
+            shown: AtomicBool::new(false),
+            audience: OnceLock::new(),
         })
     }
 
@@ -298,7 +309,7 @@ impl Cache {
         if !self.vault.capabilities().old_values {
             return Err(Error::new(ErrorKind::NotFound, "the vault gives no values of old versions"));
         }
-        let history = self.history(call, id, &current.meta.version).await?;
+        let history = self.history(call, &current.meta).await?;
         match history.iter().find(|v| v.tag == *version) {
             Some(info) => self.old_value(call, id, info).await,
             None => Err(Error::new(ErrorKind::NotFound, "the vault no longer has this version")),
@@ -310,19 +321,15 @@ impl Cache {
         self.state().index.value(id, version)
     }
 
-    /// The history of an object whose current version is `current`; asked for once a version.
-    pub async fn history(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        current: &VersionTag,
-    ) -> Result<Arc<Vec<VersionInfo>>> {
-        let key = (id.clone(), current.clone());
+    /// The history of an object that is now `current`; asked for once a version.
+    pub async fn history(&self, call: &Call, current: &Meta) -> Result<Arc<Vec<VersionInfo>>> {
+        let id = &current.id;
+        let key = (id.clone(), current.version.clone(), current.updated_at);
         if let Some(history) = self.state().histories.get(&key).cloned() {
             return Ok(history);
         }
         let history = Arc::new(self.vault.versions(call, id).await?);
-        if history.iter().any(|v| v.current && v.tag == *current) {
+        if history.iter().any(|v| v.current && v.tag == current.version) {
             self.state().histories.put(key, history.clone());
         }
         Ok(history)
@@ -330,17 +337,25 @@ impl Cache {
 
     /// The value of an old version, kept like any other: it never changes.
     pub async fn old_value(&self, call: &Call, id: &ObjectId, info: &VersionInfo) -> Result<Arc<Object>> {
-        if let Some(object) = self.value_in_memory(id, &info.tag) {
+        if let Some(object) = self.value_in_memory(id, &info.tag)
+            && object.meta.updated_at == info.created_at
+        {
             return Ok(object);
         }
+        let asked = self.clock.now();
         let object = Arc::new(self.vault.version(call, id, info).await?);
-        self.state().index.put_value(&object);
+        let mut state = self.state();
+        if state.revoked.is_none_or(|at| at < asked) {
+            self.shown.store(true, Ordering::Release);
+            state.index.put_value(&object);
+        }
         Ok(object)
     }
 
     /// We stored this ourselves; it is the current version as of now.
     pub fn stored(&self, meta: Meta, content: Content) -> Arc<Object> {
         let (object, now) = (Arc::new(Object { meta, content }), self.clock.now());
+        self.shown.store(true, Ordering::Release);
         let mut state = self.state();
         state.index.found(&object.meta, now);
         state.index.put_value(&object);
@@ -394,13 +409,19 @@ impl Cache {
 
     fn value_of(&self, state: &mut State, known: &Known) -> Option<Arc<Object>> {
         let version = known.version.as_ref()?;
-        state.index.value(&known.id, version)
+        let object = state.index.value(&known.id, version)?;
+        // A vault that was restored from a backup gives a version's number to other bytes.
+        known.updated_at.is_none_or(|at| at == object.meta.updated_at).then_some(object)
     }
 
     /// Takes an answer in, and remembers that the vault answers.
     fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
         let object = Arc::new(object);
         let mut state = self.state();
+        if state.revoked.is_some_and(|at| asked <= at) {
+            return object;
+        }
+        self.shown.store(true, Ordering::Release);
         state.take_in_read(&object.meta, asked);
         state.index.put_value(&object);
         object
@@ -415,10 +436,8 @@ impl Cache {
                 let since = state.outage.as_ref().map_or(now, |outage| outage.since);
                 state.outage = Some(Outage { since, last: now, error: e.clone() });
             }
-            Err(e) if e.kind == ErrorKind::Unauthorized => {
-                state.index.clear_values();
-                state.index.expire(self.config.max_stale + self.config.refresh);
-            }
+            // Heard already (`watch`).
+            Err(e) if e.kind == ErrorKind::Unauthorized => {}
             Ok(_) | Err(_) => {
                 state.outage = None;
                 self.served_stale.store(false, Ordering::Relaxed);

@@ -10,7 +10,8 @@
 //!    the chain: one field in the index, not a million entries.
 //! 4. **Frugal.** A tick takes at most a tenth of the budget, its pages are spread over time, it has background
 //!    priority, and its moment varies. A mount that nobody uses is asleep and sends nothing; a use is a lookup, and
-//!    keeps it awake for as long as the kernel may go without another one.
+//!    keeps it awake for as long as the kernel may go without another one; so does
+//!    whoever watches it (inotify) or subscribes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -39,6 +40,9 @@ const UNTOLD: Duration = Duration::from_secs(600);
 /// For how long a tick that tells no deletions lets a name be believed to exist.
 pub(super) const EXISTS: Duration = Duration::from_secs(300);
 
+/// How often it is found out whether somebody still watches a mount that is not used otherwise.
+const LOOK: Duration = Duration::from_secs(60);
+
 /// Never more often than this are all names listed only to find deletions.
 const DELETIONS: Duration = Duration::from_secs(60);
 
@@ -53,6 +57,8 @@ pub(super) struct Refresh {
     since: Option<Instant>,
     /// By the vault's clock: all changes before that are known.
     covered: Option<SystemTime>,
+    /// There are more names than a page holds.
+    many: bool,
     /// When the last tick that went well began.
     last: Option<Instant>,
     ticks: u64,
@@ -82,6 +88,8 @@ pub struct RefreshStatus {
 enum Ask {
     Since(SystemTime),
     All,
+    /// One page, which may be all.
+    First,
 }
 
 impl Cache {
@@ -117,23 +125,36 @@ impl Cache {
         refresh.runs && recent && refresh.failed.is_none()
     }
 
-    /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up.
-    pub async fn keep_fresh(self: Arc<Self>, wanted: impl Fn() -> bool, told: impl Fn()) {
+    /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up;
+    /// `watched`, which is dear, whether somebody does without having told. `told` is called after each tick.
+    pub async fn keep_fresh(
+        self: Arc<Self>,
+        wanted: impl Fn() -> bool,
+        watched: impl Fn() -> bool,
+        told: impl Fn(),
+    ) {
         if self.config.refresh.is_zero() {
             return;
         }
         self.refresh_state().runs = true;
+        let mut looked: Option<(Instant, bool)> = None;
         loop {
-            while !self.is_used() && !wanted() {
+            let now = self.clock.now();
+            looked = match looked {
+                _ if self.is_used() => None,
+                // Who begins to watch looks names up first.
+                Some((at, watches)) if !watches || now.saturating_duration_since(at) < LOOK => looked,
+                _ => Some((now, watched())),
+            };
+            let is_watched = looked.is_some_and(|(_, watches)| watches);
+            if !self.is_used() && !is_watched && !wanted() {
                 // Looked at now and then, because nobody says that he has begun to want to know.
-                let _ = tokio::time::timeout(
-                    self.config.refresh.max(Duration::from_secs(1)),
-                    self.woken.notified(),
-                )
-                .await;
+                let while_asleep = self.config.refresh.max(Duration::from_secs(1));
+                let _ = tokio::time::timeout(while_asleep, self.woken.notified()).await;
+                continue;
             }
             tokio::time::sleep(self.pause()).await;
-            if self.is_used() || wanted() {
+            if self.is_used() || is_watched || wanted() {
                 self.tick().await;
                 told();
             }
@@ -169,7 +190,7 @@ impl Cache {
     /// From one tick to the next, without variation.
     fn period(&self) -> Duration {
         let pages = match self.ask() {
-            Ask::Since(_) => 1,
+            Ask::Since(_) | Ask::First => 1,
             Ask::All => self.state().index.complete().map_or(1, |(_, pages)| pages),
         };
         self.config
@@ -187,9 +208,9 @@ impl Cache {
     }
 
     fn ask(&self) -> Ask {
-        let (covered, last) = {
+        let (covered, last, many) = {
             let refresh = self.refresh_state();
-            (refresh.covered, refresh.last)
+            (refresh.covered, refresh.last, refresh.many)
         };
         let listed = self.state().index.complete_as_listed();
         let Some(covered) = covered.filter(|_| self.vault.capabilities().search) else { return Ask::All };
@@ -200,6 +221,7 @@ impl Cache {
                 let due = self.clock.now().saturating_duration_since(at) >= DELETIONS.max(dear);
                 if due && last.is_some() { Ask::All } else { Ask::Since(covered - OVERLAP) }
             }
+            None if !many => Ask::First,
             None => Ask::Since(covered - OVERLAP),
         }
     }
@@ -216,8 +238,12 @@ impl Cache {
             }
             refresh.since
         };
-        let ask = self.ask();
-        let answer = self.ask_pages(ask, asked).await;
+        let mut ask = self.ask();
+        let mut answer = self.ask_pages(ask, asked).await;
+        if ask == Ask::First && self.refresh_state().many && answer.is_ok() {
+            ask = self.ask();
+            answer = self.ask_pages(ask, asked).await;
+        }
         self.note(&answer);
         match answer {
             Ok(latest) => {
@@ -265,13 +291,18 @@ impl Cache {
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
             state.take_in(&page.items, asked);
-            match next {
-                Some(cursor) => query = query.next(cursor),
-                None if ask == Ask::All => {
+            match (next, ask) {
+                (Some(_), Ask::First) => {
+                    drop(state);
+                    self.refresh_state().many = true;
+                    return Ok(None);
+                }
+                (Some(cursor), _) => query = query.next(cursor),
+                (None, Ask::All | Ask::First) => {
                     state.end_listing(asked, pages);
                     return Ok(latest);
                 }
-                None => return Ok(latest),
+                (None, Ask::Since(_)) => return Ok(latest),
             }
         }
     }

@@ -265,6 +265,12 @@ impl Table {
             (entry.id, entry.version) = (id, version);
         }
         let (updated, as_of) = (self.time_of(known.updated_at), halves(self.since_base(known.as_of)));
+        let Entry { updated: before, value, .. } = *self.entry(number);
+        let told_both = known.updated_at.is_some() && before != self.time_of(None);
+        if same && told_both && before != updated && value != ValueAt::NOWHERE {
+            // The vault went back, and forward another way: the same version is not the same bytes.
+            self.drop_value(number);
+        }
         let entry = self.entry_mut(number);
         (entry.updated, entry.as_of) = (updated, as_of);
         self.tidy();

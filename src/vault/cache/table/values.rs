@@ -27,6 +27,8 @@ impl Table {
         let Meta { id, name, version, updated_at } = &object.meta;
         if let Some(number) = self.find_version(id.as_str(), version.as_str()) {
             self.drop_value(number);
+            let updated = self.time_of(Some(*updated_at));
+            self.entry_mut(number).updated = updated;
             self.fill(number, object);
         } else if let Some(number) = self.current(name.as_str(), id, version) {
             self.fill(number, object);
@@ -60,6 +62,13 @@ impl Table {
             self.evict(oldest);
         }
         self.tidy();
+    }
+
+    /// Lets the value of a version go.
+    pub fn drop_version(&mut self, id: &ObjectId, version: &VersionTag) {
+        if let Some(number) = self.find_version(id.as_str(), version.as_str()) {
+            self.evict(number);
+        }
     }
 
     /// Lets all values go.
@@ -122,7 +131,7 @@ impl Table {
     }
 
     /// Takes the value from an entry that has one.
-    fn drop_value(&mut self, number: u32) {
+    pub(super) fn drop_value(&mut self, number: u32) {
         self.unlink(number);
         let hash = self.hasher.hash_one(self.version_key(number));
         if let Ok(found) = self.by_version.find_entry(hash, |n| *n == number) {

@@ -1,0 +1,59 @@
+//! Revocation: the vault refuses what it gave before, and nobody shall see it any more.
+//!
+//! It overrides that an open handle keeps its version. Bytes that came from the vault leave the inodes, and the kernel
+//! is told to forget its pages and entries; who reads on then asks the vault, by id and version, and gets EACCES, or
+//! the same bytes again once the key is taken again. What was written here and is not in the vault is nobody else's to
+//! take away: unsaved bytes, scratch and provisional files stay.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::FileSystem;
+use super::file::{File, Link};
+use super::inode::VersionFile;
+use crate::vault::ObjectName;
+use crate::vault::cache::Audience;
+
+impl Audience for FileSystem {
+    fn refused(&self, name: Option<&ObjectName>) {
+        let (files, versions) = {
+            let table = self.table();
+            let files: Vec<Arc<File>> = table.all_files().collect();
+            (files, table.all_versions())
+        };
+        let files = files.into_iter().filter(|file| name.is_none_or(|name| file.state().name == *name));
+        let versions = versions.into_iter().filter(|version| name.is_none_or(|name| version.name == *name));
+        for file in files {
+            self.take_bytes(&file);
+        }
+        for version in versions {
+            self.take_version(&version);
+        }
+    }
+}
+
+impl FileSystem {
+    fn take_bytes(&self, file: &Arc<File>) {
+        let shown = {
+            let mut state = file.state();
+            if state.is_dirty() || state.is_only_here() || state.stored.is_none() {
+                return;
+            }
+            (state.pinned, state.kept, state.buffer) = (None, None, None);
+            (state.link == Link::Current).then(|| state.name.clone())
+        };
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(file.ino);
+        }
+        if let Some(name) = shown {
+            self.inval_name(&name);
+        }
+    }
+
+    fn take_version(&self, version: &VersionFile) {
+        version.refused.store(true, Ordering::Release);
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(version.ino);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Memory that is not needed any more goes back to the system.
+//!
+//! glibc keeps what is freed below what is still in use, and gives each thread that allocates an arena of its own: a burst
+//! of requests would stay resident for as long as the mount lives. So there are few arenas, and once memory has grown
+//! and has stopped growing, free pages are given back. Nothing in here knows what the memory is used for.
+
+use std::time::Duration;
+
+use crate::harden::{self, LockState};
+
+/// Arenas of the allocator: threads that allocate at once are few, and each arena holds on to what it had.
+const ARENAS: libc::c_int = 2;
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(10);
+/// Growth that is worth the walk through the heap, in bytes.
+const WORTH: u64 = 256 * 1024;
+
+/// To be called before there are threads.
+pub fn few_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number, in a process that has one thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+    }
+}
+
+/// Gives memory back from time to time, for ever. `memory` says whether all of it is locked.
+pub async fn give_back(memory: LockState) {
+    let mut watch = Watch::default();
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        if watch.is_time(resident()) {
+            let done = memory.clone();
+            // It walks through the heap: for a large one that takes longer than others should wait.
+            let _ = tokio::task::spawn_blocking(move || trim(&done)).await;
+            watch.trimmed = resident();
+        }
+    }
+}
+
+/// Bytes of this process that are in memory; 0 where that cannot be told.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    pages * 4096
+}
+
+fn trim(memory: &LockState) {
+    let locked = *memory == LockState::Locked;
+    // SAFETY: neither call takes pointers; the allocator locks what it walks through.
+    unsafe {
+        if locked {
+            libc::munlockall();
+        }
+        #[cfg(target_env = "gnu")]
+        libc::malloc_trim(0);
+    }
+    if locked && let LockState::NotLocked(why) = harden::lock_memory() {
+        tracing::error!("memory is not locked any more, secrets may reach the swap: {why}");
+    }
+}
+
+#[derive(Debug, Default)]
+struct Watch {
+    /// At the last look.
+    last: u64,
+    /// After the last trim.
+    trimmed: u64,
+}
+
+impl Watch {
+    /// Whether memory grew since the last trim, and does not grow any more.
+    fn is_time(&mut self, now: u64) -> bool {
+        let stopped = now <= self.last + WORTH;
+        self.last = now;
+        stopped && now > self.trimmed + WORTH
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_waits_for_the_end_of_a_burst_and_trims_once() {
+        let mut watch = Watch::default();
+        let mb = |n: u64| n << 20;
+        assert!(!watch.is_time(mb(10)), "it grows");
+        assert!(watch.is_time(mb(10)));
+        watch.trimmed = mb(9);
+        watch.last = mb(9);
+        assert!(!watch.is_time(mb(9)), "nothing grew");
+        assert!(!watch.is_time(mb(50)) && !watch.is_time(mb(90)));
+        assert!(watch.is_time(mb(90)));
+    }
+
+    #[test]
+    fn it_knows_how_much_is_resident() {
+        let before = resident();
+        let block = std::hint::black_box(vec![1_u8; 64 << 20]);
+        assert!(before > 0 && resident() >= before + (60 << 20));
+        drop(block);
+    }
+}
