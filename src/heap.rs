@@ -1,8 +1,8 @@
 //! Memory that is not needed any more goes back to the system.
 //!
 //! glibc keeps what is freed below what is still in use, and gives each thread that allocates an arena of its own: a burst
-//! of requests would stay resident for as long as the mount lives. So there are few arenas, and once memory has grown
-//! and has stopped growing, free pages are given back. Nothing in here knows what the memory is used for.
+//! of requests would stay resident for as long as the mount lives. So there are few arenas, and once memory does not grow
+//! any more and much of it is free, free pages are given back. Nothing in here knows what the memory is used for.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::harden::{self, LockState};
 const ARENAS: libc::c_int = 2;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Growth that is worth the walk through the heap, in bytes.
-const WORTH: u64 = 256 * 1024;
+/// What is worth the walk through the heap, in bytes.
+const WORTH: u64 = 512 * 1024;
 
 /// To be called before there are threads.
 pub fn few_arenas() {
@@ -29,12 +29,17 @@ pub async fn give_back(memory: LockState) {
     let mut watch = Watch::default();
     loop {
         tokio::time::sleep(PAUSE).await;
-        if watch.is_time(resident()) {
-            let done = memory.clone();
-            // It walks through the heap: for a large one that takes longer than others should wait.
-            let _ = tokio::task::spawn_blocking(move || trim(&done)).await;
-            watch.trimmed = resident();
-        }
+        let memory = memory.clone();
+        // It walks through the heap: for a large one that takes longer than others should wait.
+        let look = tokio::task::spawn_blocking(move || {
+            if watch.is_time(resident(), in_use()) {
+                trim(&memory);
+                watch.trimmed(resident(), in_use());
+            }
+            watch
+        });
+        // A panic in there would be the allocator's.
+        watch = look.await.unwrap_or_default();
     }
 }
 
@@ -43,6 +48,18 @@ fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
     pages * 4096
+}
+
+/// Bytes that the allocator has handed out, modulo 4 GiB (mallinfo2 is not in every C library that is in use).
+fn in_use() -> u64 {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: takes no pointers, returns a structure of numbers.
+        let info = unsafe { libc::mallinfo() };
+        u64::from(info.uordblks as u32) + u64::from(info.hblkhd as u32)
+    }
+    #[cfg(not(target_env = "gnu"))]
+    0
 }
 
 fn trim(memory: &LockState) {
@@ -62,18 +79,23 @@ fn trim(memory: &LockState) {
 
 #[derive(Debug, Default)]
 struct Watch {
-    /// At the last look.
+    /// Resident at the last look.
     last: u64,
-    /// After the last trim.
-    trimmed: u64,
+    /// What was resident and not in use after the last trim.
+    rest: u64,
 }
 
 impl Watch {
-    /// Whether memory grew since the last trim, and does not grow any more.
-    fn is_time(&mut self, now: u64) -> bool {
-        let stopped = now <= self.last + WORTH;
-        self.last = now;
-        stopped && now > self.trimmed + WORTH
+    /// Whether memory does not grow any more, and more of it is not in use than a trim left.
+    fn is_time(&mut self, resident: u64, in_use: u64) -> bool {
+        let stopped = resident <= self.last + WORTH;
+        self.last = resident;
+        stopped && resident.saturating_sub(in_use) > self.rest + WORTH
+    }
+
+    fn trimmed(&mut self, resident: u64, in_use: u64) {
+        self.last = resident;
+        self.rest = resident.saturating_sub(in_use);
     }
 }
 
@@ -85,13 +107,16 @@ mod tests {
     fn it_waits_for_the_end_of_a_burst_and_trims_once() {
         let mut watch = Watch::default();
         let mb = |n: u64| n << 20;
-        assert!(!watch.is_time(mb(10)), "it grows");
-        assert!(watch.is_time(mb(10)));
-        watch.trimmed = mb(9);
-        watch.last = mb(9);
-        assert!(!watch.is_time(mb(9)), "nothing grew");
-        assert!(!watch.is_time(mb(50)) && !watch.is_time(mb(90)));
-        assert!(watch.is_time(mb(90)));
+        assert!(!watch.is_time(mb(10), mb(2)), "it grows");
+        assert!(watch.is_time(mb(10), mb(2)));
+        watch.trimmed(mb(9), mb(2));
+        assert!(!watch.is_time(mb(9), mb(2)), "nothing is to be had");
+        assert!(!watch.is_time(mb(50), mb(40)) && !watch.is_time(mb(90), mb(80)));
+        assert!(watch.is_time(mb(90), mb(80)));
+        watch.trimmed(mb(88), mb(80));
+        assert!(watch.is_time(mb(88), mb(20)), "what is freed later counts, although nothing grew");
+        watch.trimmed(mb(28), mb(20));
+        assert!(!watch.is_time(mb(28), mb(20)));
     }
 
     #[test]

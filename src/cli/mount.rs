@@ -132,6 +132,12 @@ pub struct MountArgs {
     #[arg(long)]
     show_versions: bool,
 
+    /// Write down who opens what, one JSON line each, appended to FILE; SIGHUP opens it again
+    ///
+    /// With --read-only, each open then costs a request to vaultfs, which otherwise costs none.
+    #[arg(long, value_name = "FILE", value_parser = absolute_path)]
+    audit: Option<PathBuf>,
+
     /// Log to FILE instead of the journal or $XDG_STATE_HOME/vaultfs/NAME.log
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -188,7 +194,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
     let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
     mountpoint::check_machine(&kernel, options.uid, options.gid).map_err(|e| failed(&e))?;
     let mountpoint = mountpoint::check(&args.mountpoint, args.nonempty).map_err(|e| failed(&e))?;
-    keep_off(&mountpoint, &spec)?;
+    keep_off(&mountpoint, &spec, args.audit.as_ref())?;
     if !args.allow_other && options.uid != nix::unistd::geteuid().as_raw() {
         eprintln!("vaultfs: hint: without --allow-other nobody but you can enter, whoever --uid names");
     }
@@ -213,12 +219,12 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
 }
 
 /// What the worker needs must not be on the mount: it would wait for an answer of its own, for ever.
-fn keep_off(mountpoint: &Path, spec: &ConnectSpec) -> Result<(), Failure> {
+fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> Result<(), Failure> {
     let data = match &spec.endpoint {
         Endpoint::Embedded(dir) => Some(dir),
         Endpoint::Url(_) => None,
     };
-    let needed = [data, spec.key_file.as_ref(), spec.ca_file.as_ref()];
+    let needed = [data, spec.key_file.as_ref(), spec.ca_file.as_ref(), audit];
     for path in needed.into_iter().flatten() {
         // Of a path that is not there yet, the part that is.
         let real = path.ancestors().find_map(|part| part.canonicalize().ok());
@@ -287,7 +293,7 @@ impl MountArgs {
             file_mode: self.file_mode,
             dir_mode: self.dir_mode,
             show_versions: self.show_versions,
-            audit: None,
+            audit: self.audit.clone(),
             never_empty: self.never_empty,
         }
     }
@@ -311,6 +317,11 @@ fn command_line(text: &str) -> Result<String, String> {
         return Err("give a command, like 'nginx -s reload'".into());
     }
     Ok(text.to_owned())
+}
+
+/// The other processes of the mount have another working directory.
+fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|e| e.to_string())
 }
 
 fn glob_pattern(text: &str) -> Result<String, String> {

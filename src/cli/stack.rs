@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::connect::{self, ApiKeyInput, ConnectSpec};
-use super::exit::Failure;
+use super::exit::{Exit, Failure};
 use crate::clock::{Clock, SystemClock};
-use crate::fs::{Drain, FileSystem, HelperReport, Kernel, Unsaved};
+use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
 use crate::fuse::on_change::command::{self, Job};
@@ -37,6 +37,13 @@ pub async fn build(config: &MountConfig, key: Option<SecretString>) -> Result<St
     let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), config.start).await?;
     let vault = connected.vault.clone();
     let fs = FileSystem::new(connected.vault, connected.first_page, config.options.clone(), clock);
+    if let Some(path) = &config.options.audit {
+        let audit = Audit::open(path).map_err(|e| {
+            let sentence = format!("the audit file {} cannot be used: {e}", path.display());
+            Failure::new(Exit::Failed, sentence)
+        })?;
+        fs.attach_audit(audit);
+    }
     let job = config.on_change.clone().map(|command| Job {
         command,
         mountpoint: config.mountpoint.clone(),
@@ -143,6 +150,8 @@ impl Service for Mounted {
     }
 
     async fn reload_key(&self) {
+        // SIGHUP is for both.
+        self.fs.reopen_audit();
         match self.key.reload() {
             Ok(true) => tracing::info!("the key file has another key: using it"),
             Ok(false) => tracing::info!("the key is the same as before"),

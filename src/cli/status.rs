@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
 use super::objects::output::unless_unread;
-use crate::fs::Status;
+use crate::fs::{AuditStatus, Status};
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::mounts::{self, Entry};
 use crate::fuse::worker::reason;
@@ -109,7 +109,13 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
     if let Ok(fs) = serde_json::from_value::<Status>(mount["fs"].clone()) {
         line("state", state(&fs))?;
         line("budget", budget(&fs, &mount["fs"]["vault"]["budget"]["assumed"]))?;
+        if !fs.vault.spent_by.is_empty() {
+            line("spent by", spent_by(&fs))?;
+        }
         line("cache", cache(&fs))?;
+        if let Some(audit) = &fs.audit {
+            line("audit", audited(audit))?;
+        }
         line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() })?;
         for left in &fs.unsaved {
             line("", format!("{}: {} bytes, {}", left.name, left.size, reason(left)))?;
@@ -159,6 +165,21 @@ fn budget(fs: &Status, assumed: &Value) -> String {
     };
     let why = if *assumed == true { "; assumed, because the service does not tell its limit" } else { "" };
     format!("{} of {} requests left {time}{why}", b.remaining, b.limit)
+}
+
+/// Who caused the requests, the greatest spenders first.
+fn spent_by(fs: &Status) -> String {
+    let spent = fs.vault.spent_by.iter().take(5);
+    spent.map(|spent| format!("{} {}", spent.program, spent.requests)).collect::<Vec<_>>().join(", ")
+}
+
+fn audited(audit: &AuditStatus) -> String {
+    let lost = match audit.lost {
+        0 => String::new(),
+        lost => format!(", {lost} LOST"),
+    };
+    let error = audit.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    format!("{} lines written{lost}{error}", audit.written)
 }
 
 fn cache(fs: &Status) -> String {

@@ -137,6 +137,17 @@ impl Listing {
         state.shown = shown;
     }
 
+    /// The same, for nobody: it counts as shown to no reader.
+    pub fn look(&self, after: u64, take: impl FnMut(&DirEntry) -> bool) {
+        let state = self.state();
+        let _ = state.entries[state.first_after(after)..].iter().any(take);
+    }
+
+    /// The position of a name.
+    pub fn position(&self, name: &str) -> Option<u64> {
+        self.state().entries.iter().find(|entry| entry.name == name).map(|entry| entry.cookie)
+    }
+
     /// The entries behind a position.
     pub fn after(&self, after: u64) -> Vec<DirEntry> {
         let mut entries = Vec::new();

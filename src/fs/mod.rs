@@ -8,7 +8,9 @@
 //! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
 //! into versions and remembers failure; `rotate` and `helper` bring to the kernel what changed elsewhere; `opener` decides which close stores; `errno` is the one table.
 
+mod ahead;
 pub mod attr;
+mod audit;
 mod commit;
 mod control;
 mod dir;
@@ -23,6 +25,7 @@ mod open;
 mod opener;
 mod options;
 mod pending;
+pub mod program;
 mod provisional;
 mod read;
 mod readdir;
@@ -49,6 +52,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 
 pub use attr::{Attr, Entry, FileKind, SetAttr};
+pub use audit::{Audit, AuditStatus};
 pub use commit::Drain;
 pub use errno::{Errno, Result};
 pub use helper::{HelperCall, HelperReport, HelperStatus};
@@ -90,6 +94,10 @@ impl<T> From<Result<T>> for Step<T> {
 pub struct Caller {
     /// The calling thread in the mounter's pid namespace; 0 from outside it and for write-back.
     pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
 }
 
 /// What the file system asks of the kernel. Implementations never block the caller.
@@ -121,9 +129,11 @@ pub struct FileSystem {
     /// Bytes that inodes keep beside the cache (`read`).
     kept_bytes: Arc<AtomicU64>,
     listings: Mutex<listing::Listings>,
+    walks: Mutex<ahead::Walks>,
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
+    audit: OnceLock<Arc<Audit>>,
     helper: helper::Register,
     rotor: rotate::Rotor,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
@@ -166,8 +176,10 @@ impl FileSystem {
             scratch_bytes: Mutex::new(0),
             kept_bytes: Arc::default(),
             listings: Mutex::default(),
+            walks: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
+            audit: OnceLock::new(),
             helper: helper::Register::new(),
             rotor: rotate::Rotor::new(),
             runtime: tokio::runtime::Handle::current(),

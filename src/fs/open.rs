@@ -82,8 +82,23 @@ impl FileSystem {
         Opened { fh, keep_cache: true, no_flush, cache_dir: false }
     }
 
-    /// OPEN.
+    /// OPEN, written down where that is asked for.
     pub fn open(self: &Arc<Self>, ino: u64, flags: i32, caller: Caller) -> Step<Opened> {
+        let step = self.open_node(ino, flags, caller);
+        if self.options.audit.is_none() {
+            return step;
+        }
+        let op = if flags & libc::O_ACCMODE == libc::O_RDONLY { "read" } else { "write" };
+        match step {
+            Step::Ready(opened) => opened.inspect(|_| self.write_down(ino, op, caller)).into(),
+            Step::Pending(work) => {
+                let fs = self.clone();
+                Step::later(async move { work.await.inspect(|_| fs.write_down(ino, op, caller)) })
+            }
+        }
+    }
+
+    fn open_node(self: &Arc<Self>, ino: u64, flags: i32, caller: Caller) -> Step<Opened> {
         let node = match self.node(ino) {
             Ok(node) => node,
             Err(e) => return Step::Ready(Err(e)),
@@ -209,7 +224,7 @@ impl FileSystem {
         let file = self.new_file(&under, &name, create, keep);
         let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
         let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
-        opened.map(|opened| (entry, opened)).into()
+        opened.inspect(|_| self.write_down(file.ino, "create", caller)).map(|opened| (entry, opened)).into()
     }
 
     /// The kernel asked to create what has appeared since it looked.
@@ -229,6 +244,7 @@ impl FileSystem {
                 fs.resize_now(&file, 0, false).unwrap_or(Err(Errno::EIO))?;
             }
             let opened = fs.open_loaded(&file, true, caller).await?;
+            fs.write_down(file.ino, "write", caller);
             Ok((fs.entry(&Node::File(file.clone()), fs.options.refresh), opened))
         })
     }

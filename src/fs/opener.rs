@@ -10,6 +10,8 @@
 
 use std::fs;
 
+use super::program::tgid_of;
+
 /// More descriptors than this are not searched: the close then stores.
 const MAX_DESCRIPTORS: usize = 4096;
 
@@ -63,12 +65,6 @@ impl Opener {
     }
 }
 
-/// The name of the program that the thread `pid` runs, as `comm` has it (at most 15 bytes).
-pub fn program_of(pid: u32) -> Option<String> {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some(name.trim_end_matches('\n').to_owned())
-}
-
 /// Whether proc(5) `fdinfo` text is of a descriptor for writing on inode `ino`. The `ino` line is there since
 /// Linux 5.14; without it the answer is no, and each close of the opener stores.
 fn is_writable_descriptor_of(info: &str, ino: u64) -> bool {
@@ -77,12 +73,6 @@ fn is_writable_descriptor_of(info: &str, ino: u64) -> bool {
         .and_then(|f| i32::from_str_radix(f, 8).ok())
         .is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY);
     writes && field("ino:").and_then(|n| n.parse::<u64>().ok()) == Some(ino)
-}
-
-/// The process that a thread belongs to.
-fn tgid_of(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
 fn start_of(tgid: u32) -> Option<u64> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::FileSystem;
 use super::file::File;
 use super::inode::Hidden;
-use super::opener::program_of;
+use super::program::name_of;
 use crate::vault::{Call, ObjectName};
 
 /// How long a name may stay empty between the unlink and the creation.
@@ -31,7 +31,7 @@ pub(super) fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
 
 /// Whether a file that this thread unlinks is likely to be made anew by it.
 pub(super) fn is_about_to_replace(pid: u32) -> bool {
-    pid != 0 && program_of(pid).is_some_and(|name| PROGRAMS.contains(&name.as_str()))
+    pid != 0 && name_of(pid).is_some_and(|name| PROGRAMS.contains(&name.as_str()))
 }
 
 impl FileSystem {

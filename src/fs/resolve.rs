@@ -158,6 +158,9 @@ impl FileSystem {
             match self.locate(under, component, &answers)? {
                 Ok(place) => return Ok(place),
                 Err(Need::Object(name)) => {
+                    if matches!(self.cache.peek(&name), Peek::Exists) {
+                        self.read_ahead(under, &name);
+                    }
                     let found = self.cache.read(call, &name).await;
                     let found = found.map_err(|e| self.failed("lookup", name.as_str(), &e))?;
                     answers.object = Some((name, found));

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::audit::AuditStatus;
 use super::errno::Errno;
 use super::{FileSystem, RotationStatus};
 
@@ -25,6 +26,9 @@ pub struct Status {
     pub handles: usize,
     /// Bytes in scratch files, which are never stored.
     pub scratch_bytes: u64,
+    /// The file that openings are written to, if they are.
+    #[serde(default)]
+    pub audit: Option<AuditStatus>,
     /// Writes that the vault does not have.
     pub unsaved: Vec<Unsaved>,
     /// The latest failures, oldest first.
@@ -40,12 +44,24 @@ pub struct Vault {
     pub dialect: String,
     /// Requests sent, retries included.
     pub requests: u64,
+    /// On whose behalf, the greatest spenders first.
+    #[serde(default)]
+    pub spent_by: Vec<Spent>,
     /// Requests left in this window, where a limit is known.
     pub budget: Option<Budget>,
     /// Why it does not answer, if it does not.
     pub outage: Option<String>,
     /// Seconds since that was last seen.
     pub outage_s: Option<u64>,
+}
+
+/// Requests sent on behalf of one program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Its name.
+    pub program: String,
+    /// Since the start.
+    pub requests: u64,
 }
 
 /// The request budget.
@@ -114,6 +130,12 @@ pub struct LastError {
     pub message: String,
 }
 
+impl From<crate::vault::spender::Spent> for Spent {
+    fn from(spent: crate::vault::spender::Spent) -> Self {
+        Self { program: spent.program, requests: spent.requests }
+    }
+}
+
 impl LastError {
     pub(super) fn new(at: SystemTime, operation: &str, name: &str, errno: Errno, message: String) -> Self {
         Self {
@@ -142,6 +164,7 @@ impl FileSystem {
                 endpoint: vault.endpoint,
                 dialect: format!("{:?}", self.cache.vault().capabilities().dialect).to_lowercase(),
                 requests: vault.requests,
+                spent_by: vault.spent_by.into_iter().map(Spent::from).collect(),
                 budget: vault.budget.map(|b| Budget {
                     limit: b.limit,
                     remaining: b.remaining,
@@ -165,6 +188,7 @@ impl FileSystem {
             inodes,
             handles,
             scratch_bytes,
+            audit: self.audit.get().map(|audit| audit.status()),
             unsaved: self.unsaved(),
             last_errors,
         }

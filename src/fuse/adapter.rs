@@ -17,7 +17,9 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::requests::{Operation, Requests};
+use crate::fs::program::name_of_process;
 use crate::fs::{Attr, Caller, Create, Entry, FileKind, FileSystem, Opened, SetAttr, Step};
+use crate::vault::spender;
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -60,6 +62,7 @@ impl Adapter {
     /// Gives `answer` the result, now or when the task has ended.
     fn answer<T: Send + 'static>(
         &self,
+        req: &Request,
         step: Step<T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
@@ -67,10 +70,11 @@ impl Adapter {
             Step::Ready(result) => answer(result.map_err(errno)),
             Step::Pending(work) => {
                 let limit = self.fs.options().timeout + GRACE;
-                self.runtime.spawn(async move {
+                let spender = name_of_process(req.pid()).map(Arc::from);
+                self.runtime.spawn(spender::on_behalf_of(spender, async move {
                     let result = tokio::time::timeout(limit, work).await;
                     answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)).map_err(errno));
-                });
+                }));
             }
         }
     }
@@ -90,7 +94,7 @@ fn errno(e: crate::fs::Errno) -> Errno {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { pid: req.pid() }
+    Caller { pid: req.pid(), uid: req.uid(), gid: req.gid() }
 }
 
 fn kind(kind: FileKind) -> FileType {
@@ -207,17 +211,23 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Lookup);
         if let Some(found) = self.fs.helper_lookup(req.pid(), parent.0, name) {
-            return self.answer(Step::Ready(found), move |found| match found {
+            return self.answer(req, Step::Ready(found), move |found| match found {
                 Ok(Some(found)) => entry(reply, &found),
                 Ok(None) => reply.error(Errno::ENOENT),
                 Err(e) => reply.error(e),
             });
         }
         let step = self.fs.lookup(parent.0, name);
-        let (fs, name) = (self.fs.clone(), name.to_owned());
-        self.answer(step, move |found| match found {
+        if let Step::Ready(Ok(None)) = step {
+            return absent(reply, self.fs.absent_for(parent.0, name));
+        }
+        let asked = matches!(step, Step::Pending(_)).then(|| (self.fs.clone(), name.to_owned()));
+        self.answer(req, step, move |found| match found {
             Ok(Some(found)) => entry(reply, &found),
-            Ok(None) => absent(reply, fs.absent_for(parent.0, &name)),
+            Ok(None) => {
+                let ttl = asked.map(|(fs, name)| fs.absent_for(parent.0, &name));
+                absent(reply, ttl.unwrap_or_default());
+            }
             Err(e) => reply.error(e),
         });
     }
@@ -266,7 +276,7 @@ impl Filesystem for Adapter {
             (None, Some(e)) => return reply.error(e),
             (None, None) => self.fs.setattr(ino.0, fh.map(|fh| fh.0), set),
         };
-        self.answer(done, move |result| match result {
+        self.answer(req, done, move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(e),
         });
@@ -287,7 +297,7 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
-        self.answer(self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
+        self.answer(req, self.fs.mknod(parent.0, name, mode, umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
@@ -314,7 +324,7 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
-        self.answer(self.fs.link(ino.0, newparent.0, name), move |made| match made {
+        self.answer(req, self.fs.link(ino.0, newparent.0, name), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
@@ -326,7 +336,7 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
-        self.answer(self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
+        self.answer(req, self.fs.mkdir(parent.0, name, mode & !umask), move |made| match made {
             Ok(made) => entry(reply, &made),
             Err(e) => reply.error(e),
         });
@@ -336,13 +346,13 @@ impl Filesystem for Adapter {
         self.requests.count(Operation::Unlink);
         let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
         let done = registered.map_or_else(|| self.fs.unlink(parent.0, name, caller(req)), Step::Ready);
-        self.answer(done, empty(reply));
+        self.answer(req, done, empty(reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Rmdir);
         refuse_helper!(self, req, reply);
-        self.answer(self.fs.rmdir(parent.0, name), empty(reply));
+        self.answer(req, self.fs.rmdir(parent.0, name), empty(reply));
     }
 
     fn rename(
@@ -359,7 +369,7 @@ impl Filesystem for Adapter {
         let (from, to) = ((parent.0, name), (newparent.0, newname));
         let registered = self.fs.helper_rename(req.pid(), from, to);
         let done = registered.map_or_else(|| self.fs.rename(from, to, flags.bits()), Step::Ready);
-        self.answer(done, empty(reply));
+        self.answer(req, done, empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -368,12 +378,12 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         refuse_helper!(self, req, reply);
-        self.answer(self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
+        self.answer(req, self.fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -383,7 +393,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.requests.count(Operation::Read);
-        self.answer(self.fs.read(ino.0, fh.0, offset, size), move |slice| match slice {
+        self.answer(req, self.fs.read(ino.0, fh.0, offset, size), move |slice| match slice {
             Ok(slice) => reply.data(slice.expose()),
             Err(e) => reply.error(e),
         });
@@ -418,12 +428,12 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
-        self.answer(self.fs.flush(fh.0, caller(req)), empty(reply));
+        self.answer(req, self.fs.flush(fh.0, caller(req)), empty(reply));
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -432,12 +442,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Release);
-        self.answer(self.fs.release(fh.0), empty(reply));
+        self.answer(req, self.fs.release(fh.0), empty(reply));
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsync);
-        self.answer(self.fs.fsync(fh.0), empty(reply));
+        self.answer(req, self.fs.fsync(fh.0), empty(reply));
     }
 
     fn create(
@@ -456,7 +466,7 @@ impl Filesystem for Adapter {
         }
         refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
-        self.answer(self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
+        self.answer(req, self.fs.create(parent.0, name, create, caller(req)), move |made| match made {
             Ok((entry, opened)) => {
                 let flags = fopen_flags(&opened);
                 reply.created(
@@ -477,12 +487,12 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         refuse_helper!(self, req, reply);
-        self.answer(self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
+        self.answer(req, self.fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         self.requests.count(Operation::Readdir);
-        self.answer(self.fs.readdir(ino.0, fh.0, offset), move |listing| match listing {
+        self.answer(req, self.fs.readdir(ino.0, fh.0, offset), move |listing| match listing {
             Ok(listing) => {
                 listing.visit(offset, |item| {
                     let ino = INodeNo(item.ino.unwrap_or(UNKNOWN_INO));

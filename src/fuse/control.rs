@@ -85,6 +85,12 @@ pub struct Wires {
 /// Longest request line.
 const MAX_LINE: u64 = 64 * 1024;
 
+/// Connections at a time: others wait until one of these ends.
+const CONNECTIONS: usize = 64;
+
+/// Who has asked nothing for so long is let go.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// Serves the socket until the mount has ended and everybody who watches has been told.
 pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>, wires: Wires) {
     let mut connections = JoinSet::new();
@@ -93,7 +99,7 @@ pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>
         // The end last: who has asked before it is answered.
         tokio::select! {
             biased;
-            accepted = listener.accept() => match accepted {
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, handler.clone(), wires.clone()));
                 }
@@ -130,7 +136,10 @@ async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, w
         let mut limited = (&mut read).take(MAX_LINE);
         tokio::select! {
             biased;
-            got = limited.read_line(&mut line) => if !matches!(got, Ok(n) if n > 0) { return },
+            got = tokio::time::timeout(IDLE, limited.read_line(&mut line)) => match got {
+                Ok(Ok(n)) if n > 0 => {}
+                _ => return,
+            },
             _ = over(&mut ended) => return,
         }
         let answer = match serde_json::from_str::<Request>(&line) {

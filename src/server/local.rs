@@ -123,7 +123,8 @@ impl Vault for LocalVault {
 
     fn status(&self) -> VaultStatus {
         let requests = self.requests.load(Ordering::Relaxed);
-        VaultStatus { endpoint: "in this process".to_owned(), requests, budget: None, ahead_ms: Some(0) }
+        let (endpoint, spent_by) = ("in this process".to_owned(), Vec::new());
+        VaultStatus { endpoint, requests, spent_by, budget: None, ahead_ms: Some(0) }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

@@ -188,7 +188,7 @@ impl Vault for MemoryVault {
 
     fn status(&self) -> VaultStatus {
         let (endpoint, requests) = ("memory".to_owned(), self.counts.total());
-        VaultStatus { endpoint, requests, budget: None, ahead_ms: Some(0) }
+        VaultStatus { endpoint, requests, spent_by: Vec::new(), budget: None, ahead_ms: Some(0) }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod object;
 pub mod op;
 pub mod prefix;
+pub mod spender;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -122,6 +123,8 @@ pub struct VaultStatus {
     pub endpoint: String,
     /// Requests sent since the start, retries included.
     pub requests: u64,
+    /// On whose behalf, the greatest spenders first.
+    pub spent_by: Vec<spender::Spent>,
     /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
     /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not told its time.

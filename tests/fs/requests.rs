@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vaultfs::fs::{Errno, FileKind};
+use vaultfs::fs::{DirEntry, Errno, FileKind, ROOT};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::faulty::Fault;
 use vaultfs::vault::op::Op;
@@ -148,4 +148,108 @@ async fn no_lookup_outlasts_the_timeout() {
     assert_eq!(sh.write_file("f", "x").await, Err(Errno::ETIMEDOUT));
     let timeout = sh.fs.options().timeout;
     assert!(before.elapsed() <= 2 * timeout + Duration::from_millis(10), "{:?}", before.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_names_of_a_long_listing_are_shown_before_the_second_page_is_asked_for() {
+    let sh = Shell::new();
+    let all: Vec<String> = (0..350).map(|n| format!("n{n:03}")).collect();
+    for name in &all {
+        sh.put(name, "x").await;
+    }
+    let mut second = sh.vault.plan(Op::List).nth(2).times(1).gate();
+    let dir = sh.fs.opendir(ROOT, sh.caller()).unwrap();
+    let first = sh.step(sh.fs.readdir(ROOT, dir.fh, 0)).await.unwrap().after(0);
+    let names = |entries: &[DirEntry]| entries.iter().map(|e| e.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&first)[2..], all[..100], "what the first page told, while the second is held back");
+    second.arrived(1).await;
+    // What changes meanwhile, on this side of the reader and beyond.
+    sh.put("made", "x").await;
+    sh.delete("n000").await;
+    sh.delete("n340").await;
+    second.release();
+    let seen = sh.getdents_after(ROOT, dir.fh, first).await.unwrap();
+    sh.fs.releasedir(dir.fh);
+    let mut seen = names(&seen);
+    let count = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), count, "no name twice");
+    let stays = all.iter().filter(|name| !["n000", "n340"].contains(&name.as_str()));
+    assert!(stays.into_iter().all(|name| seen.contains(name)), "no name is left out");
+    assert!(!seen.contains(&"n340".to_owned()) && seen.contains(&"made".to_owned()));
+    assert_eq!(sh.vault.count(Op::List), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_shown_as_a_file_stays_one_when_a_later_page_has_names_below_it() {
+    let sh = Shell::new();
+    sh.put("early", "own").await;
+    for n in 0..150 {
+        sh.put(&format!("n{n:03}"), "x").await;
+    }
+    sh.put("early/below", "below").await;
+    sh.put("late/below", "x").await;
+    sh.put("late", "own").await;
+    let second = sh.vault.plan(Op::List).nth(2).times(1).gate();
+    let first = sh.step(sh.fs.readdir(ROOT, 0, 0)).await.unwrap().after(0);
+    assert!(first.iter().any(|e| e.name == "early" && e.kind == FileKind::Regular));
+    second.release();
+    let all = sh.getdents_after(ROOT, 0, first).await.unwrap();
+    let kinds = |name: &str| all.iter().filter(|e| e.name == name).map(|e| e.kind).collect::<Vec<_>>();
+    assert_eq!(kinds("early"), [FileKind::Regular]);
+    assert_eq!(kinds("early%2Fbelow"), [FileKind::Regular]);
+    assert_eq!(kinds("late"), [FileKind::Directory]);
+    assert_eq!((sh.cat("early").await, sh.cat("early%2Fbelow").await), ("own".into(), "below".into()));
+    assert_eq!(sh.cat("late/.self").await, "own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_breaks_off_ends_in_the_error() {
+    let sh = Shell::new();
+    for n in 0..250 {
+        sh.put(&format!("n{n:03}"), "x").await;
+    }
+    sh.vault.plan(Op::List).nth(2).always().fail(Fault::Before(ErrorKind::RateLimited));
+    assert_eq!(sh.ls("").await, Err(Errno::EBUSY));
+    sh.vault.clear();
+    assert_eq!(sh.ls("").await.unwrap().len(), 250);
+}
+
+#[tokio::test(start_paused = true)]
+async fn from_the_third_look_in_a_listed_directory_the_others_are_fetched_ahead() {
+    let sh = Shell::new();
+    for n in 0..300 {
+        sh.put(&format!("d/n{n:03}"), "x").await;
+    }
+    sh.ls("d").await.unwrap();
+    let before = sh.vault.count(Op::GetByName);
+    for looks in 1..=2 {
+        sh.stat(&format!("d/n{looks:03}")).await.unwrap();
+        sh.pass(Duration::from_millis(1)).await;
+        assert_eq!(sh.vault.count(Op::GetByName) - before, looks, "two looks are no sign");
+    }
+    sh.stat("d/n003").await.unwrap();
+    sh.pass(Duration::from_millis(1)).await;
+    assert_eq!(sh.vault.count(Op::GetByName) - before, 103);
+    assert_eq!(sh.cost(sh.stat("d/n050")).await.1, 0);
+    for n in 0..300 {
+        sh.stat(&format!("d/n{n:03}")).await.unwrap();
+    }
+    sh.pass(Duration::from_millis(1)).await;
+    assert_eq!(sh.vault.count(Op::GetByName) - before, 300, "no value twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_fetched_ahead_where_nobody_listed() {
+    let sh = Shell::new();
+    for n in 0..20 {
+        sh.put(&format!("n{n:03}"), "x").await;
+    }
+    for n in 0..10 {
+        sh.stat(&format!("n{n:03}")).await.unwrap();
+    }
+    sh.pass(Duration::from_millis(1)).await;
+    assert_eq!(sh.vault.count(Op::GetByName), 10);
+    assert_eq!(sh.vault.count(Op::List), 0);
 }

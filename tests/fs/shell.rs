@@ -153,7 +153,7 @@ impl Shell {
     }
 
     pub fn caller(&self) -> Caller {
-        Caller { pid: self.pid }
+        Caller { pid: self.pid, uid: 0, gid: 0 }
     }
 
     /// Time goes by, and with it timers.
@@ -296,7 +296,7 @@ impl Shell {
     }
 
     pub async fn flush_from(&self, fd: &Fd, pid: u32) -> Result<()> {
-        self.step(self.fs.flush(fd.fh, Caller { pid })).await
+        self.step(self.fs.flush(fd.fh, Caller { pid, uid: 0, gid: 0 })).await
     }
 
     pub async fn fsync(&self, fd: &Fd) -> Result<()> {
@@ -382,7 +382,16 @@ impl Shell {
 
     /// The entries of a directory from its beginning; `fh` 0 where there is no handle.
     pub async fn getdents(&self, ino: u64, fh: u64) -> Result<Vec<DirEntry>> {
-        let mut entries: Vec<DirEntry> = Vec::new();
+        self.getdents_after(ino, fh, Vec::new()).await
+    }
+
+    /// The same, going on behind what has been read.
+    pub async fn getdents_after(
+        &self,
+        ino: u64,
+        fh: u64,
+        mut entries: Vec<DirEntry>,
+    ) -> Result<Vec<DirEntry>> {
         loop {
             let after = entries.last().map_or(0, |last| last.cookie);
             let more = self.step(self.fs.readdir(ino, fh, after)).await?.after(after);

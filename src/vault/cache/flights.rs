@@ -11,8 +11,9 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Belief, Cache, Found, Peek, State, is_outage};
+use super::{Belief, Cache, Found, Peek, Read, State, is_outage};
 use crate::vault::object::Cursors;
+use crate::vault::spender;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Priority, Result};
 
 /// With an older value at hand, nobody waits longer than this for a newer one.
@@ -52,20 +53,21 @@ impl Cache {
             && self.outage_is_recent()
         {
             // The answer is not waited for; it will be in the cache for the next one who asks.
-            drop(self.read_flight(name));
+            drop(self.read_flight(name, Priority::Foreground));
             return Ok(Some(self.serve_stale(old)));
         }
         let mut patience = call.deadline.saturating_duration_since(self.clock.now());
         if old.is_some() {
             patience = patience.min(STALE_WAIT);
         }
-        let flight = self.read_flight(name);
-        let answer = match tokio::time::timeout(patience, flight).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                Err(Error::new(ErrorKind::Deadline, format!("the vault did not answer for {name:?} in time")))
-            }
-        };
+        let (flight, priority) = self.read_flight(name, Priority::Foreground);
+        let mut answer = self.wait_for(flight, name, patience).await;
+        if priority == Priority::Background && matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited) {
+            // Fetched ahead, with less of the budget than who waits for it may use.
+            let left = call.deadline.saturating_duration_since(self.clock.now());
+            let (flight, _) = self.read_flight(name, Priority::Foreground);
+            answer = self.wait_for(flight, name, patience.min(left)).await;
+        }
         match (answer, old) {
             (Ok(None), _) => Ok(None),
             (Ok(Some(object)), _) => match self.peek(name) {
@@ -80,6 +82,25 @@ impl Cache {
                 Ok(Some(self.serve_stale(&old)))
             }
             (Err(e), _) => Err(e),
+        }
+    }
+
+    async fn wait_for<T: Clone>(
+        &self,
+        flight: Flight<T>,
+        name: &ObjectName,
+        patience: Duration,
+    ) -> Result<T> {
+        tokio::time::timeout(patience, flight).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Deadline, format!("the vault did not answer for {name:?} in time")))
+        })
+    }
+
+    /// Reads a value that will be asked for, for nobody yet. What goes wrong is told to who asks.
+    pub async fn fetch_ahead(self: &Arc<Self>, name: &ObjectName) {
+        if matches!(self.peek(name), Peek::Exists) {
+            let (flight, _) = self.read_flight(name, Priority::Background);
+            drop(flight.await);
         }
     }
 
@@ -132,26 +153,27 @@ impl Cache {
     /// Reads `name` from the vault for the mount itself: nobody waits for it.
     pub async fn fetch_in_background(self: &Arc<Self>, name: &ObjectName) -> Result<Option<Arc<Object>>> {
         self.count_request();
-        self.flight_with(name, Priority::Background).await
+        self.read_flight(name, Priority::Background).0.await
     }
 
-    fn read_flight(self: &Arc<Self>, name: &ObjectName) -> Flight<Option<Arc<Object>>> {
-        self.flight_with(name, Priority::Foreground)
-    }
-
-    /// Joins the read of `name` that is out, or sends one.
-    fn flight_with(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Flight<Option<Arc<Object>>> {
+    /// Joins the read of `name` that is out, or sends one; and as what it was sent.
+    fn read_flight(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Read {
         // The task cannot end before it is entered here: it needs this lock to leave.
         let mut state = self.state();
-        if let Some(flight) = state.reads.get(name) {
-            return flight.clone();
+        if let Some(out) = state.reads.get(name) {
+            return out.clone();
         }
         let (cache, wanted) = (self.clone(), name.clone());
         let flight = fly(async move {
             let asked = cache.clock.now();
             let call = Call { deadline: asked + cache.config.timeout, priority };
             let answer = cache.vault.get_by_name(&call, &wanted).await;
-            cache.note(&answer);
+            // Background work that has to wait says nothing of those who may go before it.
+            let told = priority == Priority::Foreground
+                || !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited);
+            if told {
+                cache.note(&answer);
+            }
             let answer = match answer {
                 Ok(object) => Ok(Some(cache.settle(object, asked))),
                 Err(e) if e.kind == ErrorKind::NotFound => {
@@ -163,8 +185,8 @@ impl Cache {
             cache.state().reads.remove(&wanted);
             answer
         });
-        state.reads.insert(name.clone(), flight.clone());
-        flight
+        state.reads.insert(name.clone(), (flight.clone(), priority));
+        (flight, priority)
     }
 
     /// Joins the listing that is out, or begins one.
@@ -245,10 +267,11 @@ pub(super) fn fly<T: Clone + Send + Sync + 'static>(
     work: impl std::future::Future<Output = Result<T>> + Send + 'static,
 ) -> Flight<T> {
     let (sender, receiver) = oneshot::channel();
-    tokio::spawn(async move {
+    // It is sent on behalf of who asked first.
+    tokio::spawn(spender::on_behalf_of(spender::current(), async move {
         // Nobody may be left to hear it: the answer is in the cache all the same.
         let _ = sender.send(work.await);
-    });
+    }));
     receiver
         .map(|answer| {
             answer.unwrap_or_else(|_| {

@@ -26,8 +26,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::{
-    Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Result, VersionInfo,
-    VersionTag,
+    Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Priority, Result,
+    VersionInfo, VersionTag,
 };
 use crate::clock::Clock;
 pub use changes::{Change, ChangeKind};
@@ -81,9 +81,12 @@ pub enum Peek {
     Unknown,
 }
 
+/// A read that is out, and as what it was sent.
+type Read = (Flight<Option<Arc<Object>>>, Priority);
+
 struct State {
     index: Index,
-    reads: HashMap<ObjectName, Flight<Option<Arc<Object>>>>,
+    reads: HashMap<ObjectName, Read>,
     /// The listing that is out, and when it was begun.
     listing: Option<(Flight<()>, Instant)>,
     /// Who wants to hear of its names, by prefix.

@@ -22,7 +22,12 @@ use super::key::ApiKey;
 use super::retry::{Effect, Policy, Trouble};
 use super::status;
 use crate::clock::Clock;
+use crate::vault::spender::Ledger;
 use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
+
+/// Requests that are out at a time. Thousands who wait shall not be thousands of connections, of which a process may
+/// have about a thousand; the vault would not answer them any sooner either.
+const ABREAST: usize = 128;
 
 /// A request body (or a header) that is wiped when the last attempt has dropped it.
 #[derive(Clone)]
@@ -144,12 +149,18 @@ pub struct Parts {
     pub max_body: usize,
 }
 
+/// Programs that status names.
+const SPENDERS: usize = 10;
+
 /// Sends requests to one vault.
 pub struct Transport {
     parts: Parts,
     requests: AtomicU64,
+    spent: Ledger,
     /// An answer has come, whatever its status.
     answered: AtomicBool,
+    /// The right to have a request out.
+    abreast: tokio::sync::Semaphore,
     /// By how much the vault's clock is ahead of ours, once it has told its time.
     ahead_ms: Mutex<Option<i64>>,
 }
@@ -166,7 +177,9 @@ impl Transport {
         Self {
             parts,
             requests: AtomicU64::new(0),
+            spent: Ledger::default(),
             answered: AtomicBool::new(false),
+            abreast: tokio::sync::Semaphore::new(ABREAST),
             ahead_ms: Mutex::new(None),
         }
     }
@@ -176,6 +189,7 @@ impl Transport {
         VaultStatus {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
+            spent_by: self.spent.top(SPENDERS),
             budget: self.parts.budget.status(),
             ahead_ms: *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
@@ -283,7 +297,10 @@ impl Transport {
         }
         let built = self.build(request)?;
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.spent.add();
         let answer = async {
+            // Never closed: an error would only mean that nobody counts.
+            let _turn = self.abreast.acquire().await;
             let response = match self.parts.client.execute(built).await.map_err(|e| failed_by(&e)) {
                 Ok(response) => response,
                 Err(failed) => {
