@@ -3,6 +3,8 @@
 #![allow(clippy::duplicate_mod, reason = "the bodies of other tests bring their helpers along")]
 
 mod common;
+#[path = "mount_programs.rs"]
+mod programs;
 #[path = "mount_saves.rs"]
 mod saves;
 #[path = "mount_tree.rs"]
@@ -72,6 +74,9 @@ fn a_directory_that_names_imply_is_found_by_one_search() {
     let before = mount.requests();
     assert_eq!(read_error(&mount.path("deep")), Some(libc::ENOENT), "it is no directory of the root");
     assert_eq!(mount.requests() - before, 1 + 3, "of the 251 names that hold deep/ none begins so");
+    let mount = Mount::at(mount.unmount(), &["--refresh", "1h"]);
+    mount.status();
+    assert!(mount.requests() <= 2, "neither mounting nor looking at a mount lists its names");
 }
 
 #[test]

@@ -90,6 +90,14 @@ fn stream_editors_with_a_backup() {
         ("mv -b", "echo after > t.tmp; mv -b -S .any t.tmp s && test \"$(cat s.any)\" = before && rm s.any"),
         ("rsync -b", "rsync -Ib --suffix=.any ../after s && test \"$(cat s.any)\" = before && rm s.any"),
         ("rsync -b, its own suffix", "rsync -Ib ../after s && test \"$(cat s~)\" = before && rm s~"),
+        (
+            "rsync --backup-dir",
+            "rsync -Ib --backup-dir=b ../after s && test \"$(cat b/s)\" = before && rm -r b",
+        ),
+        (
+            "perl into a directory",
+            "mkdir b; perl -i'b/*' -pe s/before/after/ s && test \"$(cat b/s)\" = before && rm -r b",
+        ),
         ("a script", "mv s s-before && cp ../after s && rm s-before"),
         ("patch -b", &format!("{DIFF} | patch -bs s && test \"$(cat s.orig)\" = before && rm s.orig")),
         ("cp -b", "cp -b ../after s && test \"$(cat s~)\" = before && rm s~"),
@@ -136,6 +144,9 @@ fn nano() {
 #[test]
 fn copying_programs() {
     saves_once(&[
+        ("echo", "echo after > s"),
+        ("printf", "printf 'after\\n' > s"),
+        ("echo of coreutils", "env echo after > s"),
         ("cp", "cp ../after s"),
         ("cp -a", "cp -a ../after s"),
         ("dd", "dd if=../after of=s status=none"),

@@ -178,21 +178,27 @@ impl FileSystem {
 
     /// Makes an object of the file when it has been left alone for long enough.
     pub(super) fn settle_later(self: &Arc<Self>, file: &Arc<File>) {
-        let is_idle = |file: &File| {
+        let waits = |file: &File| {
             let state = file.state();
-            state.keep == Keep::Provisional && state.link == Link::Current && state.opens == 0
+            let waits = state.keep == Keep::Provisional && state.link == Link::Current;
+            waits.then_some((state.opens, state.idle))
         };
-        if !is_idle(file) {
-            return;
-        }
+        let Some((0, _)) = waits(file) else { return };
         let (fs, file) = (self.clone(), file.clone());
         let seen = file.state().idle_since(self.clock.now());
         self.runtime.spawn(async move {
-            tokio::time::sleep(SETTLE).await;
-            if is_idle(&file) && file.state().idle == Some(seen) {
-                let call = Call::background(fs.clock.now() + fs.options.timeout);
-                fs.settle_provisional(&file, &call).await;
+            loop {
+                tokio::time::sleep(SETTLE).await;
+                match waits(&file) {
+                    Some((0, idle)) if idle == Some(seen) => break,
+                    // Something works with it, a rename that may fail: nobody else will come back to it then. Who closes
+                    // it begins to wait anew.
+                    Some((_, idle)) if idle == Some(seen) => {}
+                    _ => return,
+                }
             }
+            let call = Call::background(fs.clock.now() + fs.options.timeout);
+            fs.settle_provisional(&file, &call).await;
         });
     }
 
@@ -280,7 +286,7 @@ impl FileSystem {
                         name = name.as_str(),
                         "was to be deleted and is not: it was changed elsewhere meanwhile"
                     );
-                    self.table().hidden.remove(name);
+                    self.table().reveal(name);
                     self.inval_name(name);
                     return Ok(());
                 }

@@ -17,9 +17,9 @@ use super::file::{File, Keep, Link};
 use super::inode::{DirKind, Hidden};
 use super::name::DirPrefix;
 use super::provisional::SETTLE;
-use super::replace::is_backup_of;
+use super::replace::{is_backup_of, is_by_an_editor};
 use super::resolve::Place;
-use super::{FileSystem, Step};
+use super::{Caller, FileSystem, Step};
 use crate::vault::{Call, Object, ObjectName};
 
 /// A place in the tree: a directory's inode number and a file name in it.
@@ -39,7 +39,7 @@ struct Goal {
 
 impl FileSystem {
     /// RENAME, with renameat2(2)'s flags.
-    pub fn rename(self: &Arc<Self>, from: At<'_>, to: At<'_>, flags: u32) -> Step<()> {
+    pub fn rename(self: &Arc<Self>, from: At<'_>, to: At<'_>, flags: u32, caller: Caller) -> Step<()> {
         let places = self.changeable(from.0).and_then(|f| Ok((f, self.changeable(to.0)?)));
         let (from_dir, to_dir) = match places {
             Ok(dirs) => dirs,
@@ -75,7 +75,8 @@ impl FileSystem {
             fs.may_replace(&source, target.as_deref())?;
             let name = fs.name_to_create("rename", &to_dir, &to_name)?;
             let keep = fs.keep_of_moved(&to_name, &source, target.as_deref());
-            let is_backup = from_dir == to_dir && is_backup_of(&from_name, &to_name);
+            let is_backup = is_backup_of(&from_name, &to_name)
+                && if from_dir == to_dir { from_name != to_name } else { is_by_an_editor(caller.pid) };
             let hides = is_backup.then(|| fs.clock.now());
             let goal = Goal { under: to_dir, name, target, keep, hides };
             fs.move_file(&call, &from_dir, &source, goal).await

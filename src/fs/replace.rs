@@ -23,10 +23,16 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The programs that do so, as the kernel names them.
 const PROGRAMS: [&str; 8] = ["install", "mv", "cp", "rsync", "tar", "bsdtar", "unzip", "cpio"];
 
-/// Whether a file that is renamed so, in one directory, is likely to be made anew: it becomes a backup of itself.
+/// Whether a file that is renamed so is likely to be made anew: it becomes a backup of itself.
 pub(super) fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
     let (name, new) = (name.as_bytes(), new.as_bytes());
-    new.len() > name.len() && (new.starts_with(name) || new.ends_with(name))
+    new.starts_with(name) || new.ends_with(name)
+}
+
+/// Whether this thread moves files to other directories to keep a backup there (`rsync --backup-dir`, `perl -i'old/*'`):
+/// any program but the one that people move files with.
+pub(super) fn is_by_an_editor(pid: u32) -> bool {
+    pid != 0 && name_of(pid).is_some_and(|name| name != "mv")
 }
 
 /// Whether a file that this thread unlinks is likely to be made anew by it.

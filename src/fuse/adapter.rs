@@ -368,7 +368,8 @@ impl Filesystem for Adapter {
         self.requests.count(Operation::Rename);
         let (from, to) = ((parent.0, name), (newparent.0, newname));
         let registered = self.fs.helper_rename(req.pid(), from, to);
-        let done = registered.map_or_else(|| self.fs.rename(from, to, flags.bits()), Step::Ready);
+        let done =
+            registered.map_or_else(|| self.fs.rename(from, to, flags.bits(), caller(req)), Step::Ready);
         self.answer(req, done, empty(reply));
     }
 

@@ -288,6 +288,21 @@ async fn a_provisional_file_is_kept_while_it_is_open_or_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_provisional_file_whose_rename_fails_is_stored_under_its_own_name() {
+    let sh = Shell::new();
+    sh.put("s", "old").await;
+    create_excl(&sh, "s.tmp", "new").await;
+    // The rename is under way when the file would be stored.
+    sh.vault.fail_next(Op::Update, Fault::Hang);
+    assert_eq!(sh.mv("s.tmp", "s").await, Err(Errno::ETIMEDOUT));
+    sh.pass(SETTLE * 2).await;
+    assert_eq!(
+        (sh.history("s").await, sh.history("s.tmp").await),
+        (vec!["old".into()], vec!["new".to_owned()])
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn scratch_files_are_never_stored() {
     let sh = Shell::new();
     for name in [".s.swp", ".s.swpx", "#s#", "._s", ".DS_Store"] {

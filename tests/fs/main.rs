@@ -8,6 +8,7 @@ mod editors;
 mod failures;
 mod held;
 mod model;
+mod model_faults;
 mod names;
 mod outage;
 mod renames;

@@ -320,7 +320,7 @@ fn session(kv: bool, helped: bool, steps: &[Step], checks_each: bool) {
 }
 
 /// `scripts/test --all` runs the long form; PROPTEST_CASES says how many by itself.
-fn config() -> ProptestConfig {
+pub fn config() -> ProptestConfig {
     let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     match (std::env::var_os("VAULTFS_TEST_ALL"), std::env::var_os("PROPTEST_CASES")) {
         (Some(_), _) => ProptestConfig { cases: 100_000, ..default },

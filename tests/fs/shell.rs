@@ -377,7 +377,7 @@ impl Shell {
         let (to_dir, to_name) = self.parent(to).await?;
         self.lookup(to_dir, to_name).await?;
         let (from, to) = ((from_dir, OsStr::new(from_name)), (to_dir, OsStr::new(to_name)));
-        self.step(self.fs.rename(from, to, flags)).await
+        self.step(self.fs.rename(from, to, flags, self.caller())).await
     }
 
     /// The entries of a directory from its beginning; `fh` 0 where there is no handle.
