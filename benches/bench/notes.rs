@@ -1,27 +1,9 @@
 //! What the table cannot say: why a goal is missed (each from a profile), and how each row is measured.
 
 /// Why the row of this id may miss its goal.
-pub fn why(id: &str) -> Option<&'static str> {
-    let notes = [
-        ("paging", PAGING),
-        ("embedded-get", GET),
-        ("embedded-get-8", GET),
-        ("pss", PSS),
-        ("pss-embedded", PSS),
-    ];
-    notes.into_iter().find(|(of, _)| *of == id).map(|(_, why)| why)
+pub fn why(_id: &str) -> Option<&'static str> {
+    None
 }
-
-const PAGING: &str = "Asking costs what it costs the bare client; knowing costs more. For 10,000 names the worker uses 40 ms of \
-processor time, where bare paging of a vault that answers from memory takes some 15 ms in all and keeps nothing. perf over the \
-worker: 27 % make entries of the tree out of names, 22 % are the client (half of that JSON), 17 % take names into the index, 18 % are \
-calls into the kernel for the network. A page is taken in before the next is asked for. Where a page is a round trip away this \
-does not show: see the row with pages 20 ms away.";
-
-const GET: &str = "A read is two looks into SQLite (the API key, the object), an unwrapped key, an opened value and JSON. strace \
-counts, besides the three calls of any HTTP server, four of fcntl: SQLite's locks. perf finds no heavy part: 54 % of the time is \
-the kernel's, for the network above all, 37 % the program's, of which the largest is SQLite's machine with 2.5 %. When these reads \
-went through a blocking thread the ratio was 0.12.";
 
 /// How it is measured.
 pub const METHOD: &str = "## How it is measured

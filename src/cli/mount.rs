@@ -94,6 +94,14 @@ pub struct MountArgs {
     #[arg(help_heading = "How fresh", long)]
     lazy: bool,
 
+    /// Run CMD (with /bin/sh) when something was changed elsewhere
+    ///
+    /// Its environment says what: VAULTFS_NAME, VAULTFS_VERSION, VAULTFS_EVENT (created, changed, deleted, or many), and
+    /// VAULTFS_MOUNTPOINT. Several changes of one name within half a second are one run, one runs at a time, and none
+    /// longer than 60 s.
+    #[arg(long, value_name = "CMD", value_parser = command_line)]
+    on_change: Option<String>,
+
     /// Values kept in memory
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
     cache_size: ByteSize,
@@ -209,6 +217,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
             None => Start::AtOnce,
         },
         drain: args.drain,
+        on_change: args.on_change.clone(),
         log: serde_json::to_value(&log)?,
         foreground: args.foreground,
     };
@@ -306,6 +315,14 @@ fn mode(text: &str) -> Result<u32, String> {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("expected permissions in octal, like 0640".into()),
     }
+}
+
+/// Something for a shell.
+fn command_line(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() || text.contains('\0') {
+        return Err("give a command, like 'nginx -s reload'".into());
+    }
+    Ok(text.to_owned())
 }
 
 /// The other processes of the mount have another working directory.

@@ -1,7 +1,9 @@
 //! The worker's stack of layers: vault, file system, adapter. Built before anything is mounted.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tokio::runtime::Handle;
 
 use super::connect::{self, Api, ApiKeyInput, ConnectSpec};
 use super::exit::{Exit, Failure};
@@ -9,10 +11,13 @@ use crate::clock::{Clock, SystemClock};
 use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
+use crate::fuse::on_change::command::{self, Job};
+use crate::fuse::on_change::{self, Event, News};
 use crate::fuse::requests::Requests;
 use crate::fuse::worker::{Inheritance, Service};
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
+use crate::vault::cache::{Change, ChangeKind};
 use crate::vault::http::key::ApiKey;
 use crate::vault::http::lazy::Start;
 use crate::vault::{Dialect, DynVault};
@@ -23,6 +28,7 @@ pub struct Stack {
     fs: Arc<FileSystem>,
     vault: DynVault,
     key: Arc<ApiKey>,
+    on_change: Option<(Job, Handle)>,
     last: Last,
 }
 
@@ -54,7 +60,13 @@ pub async fn build(
         })?;
         fs.attach_audit(audit);
     }
-    Ok(Stack { spec, fs, vault, key: connected.key, last: Last(connected.embedded) })
+    let job = config.on_change.clone().map(|command| Job {
+        command,
+        mountpoint: config.mountpoint.clone(),
+        limit: command::LIMIT,
+    });
+    let on_change = job.map(|job| (job, tokio::runtime::Handle::current()));
+    Ok(Stack { spec, fs, vault, key: connected.key, on_change, last: Last(connected.embedded) })
 }
 
 impl Stack {
@@ -67,7 +79,9 @@ impl Stack {
     pub fn take_apart(self, runtime: &tokio::runtime::Handle) -> (Adapter, Arc<dyn Service>, Last) {
         let adapter = Adapter::new(self.fs.clone(), runtime.clone());
         let requests = adapter.requests();
-        (adapter, Arc::new(Mounted { fs: self.fs, vault: self.vault, key: self.key, requests }), self.last)
+        let on_change = Mutex::new(self.on_change);
+        let service = Mounted { fs: self.fs, vault: self.vault, key: self.key, on_change, requests };
+        (adapter, Arc::new(service), self.last)
     }
 }
 
@@ -88,7 +102,20 @@ struct Mounted {
     fs: Arc<FileSystem>,
     vault: DynVault,
     key: Arc<ApiKey>,
+    /// Until the mount is there.
+    on_change: Mutex<Option<(Job, Handle)>>,
     requests: Arc<Requests>,
+}
+
+/// A change as the command is told.
+fn news(change: Change) -> News {
+    let event = match change.kind {
+        ChangeKind::Created => Event::Created,
+        ChangeKind::Changed => Event::Changed,
+        ChangeKind::Deleted => Event::Deleted,
+    };
+    let version = change.version.map(|version| version.as_str().to_owned());
+    News { name: change.name.as_str().to_owned(), version, event }
 }
 
 #[async_trait::async_trait]
@@ -96,6 +123,11 @@ impl Service for Mounted {
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         self.fs.attach_kernel(kernel);
         self.fs.follow_changes();
+        let job = self.on_change.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some((job, runtime)) = job {
+            let fs = self.fs.clone();
+            runtime.spawn(on_change::follow(self.fs.subscribe(), news, move || fs.is_settled(), job));
+        }
     }
 
     fn helper_says(&self, report: HelperReport) {

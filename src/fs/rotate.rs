@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ pub(super) struct Rotor {
     wake: Notify,
     busy: Arc<Busy>,
     done: Mutex<u64>,
+    /// Rotations are being carried out.
+    working: AtomicBool,
     events: broadcast::Sender<Change>,
 }
 
@@ -121,6 +124,7 @@ impl Rotor {
             wake: Notify::new(),
             busy: Arc::default(),
             done: Mutex::default(),
+            working: AtomicBool::new(false),
             events: broadcast::channel(BEHIND).0,
         }
     }
@@ -183,6 +187,12 @@ impl FileSystem {
         self.rotor.events.subscribe()
     }
 
+    /// Whether the mount shows every change that subscribers were told.
+    pub fn is_settled(&self) -> bool {
+        // In this order: what is taken out of the queue is being worked on before it is gone from there.
+        self.rotor.queue().is_empty() && !self.rotor.working.load(Ordering::Acquire)
+    }
+
     /// One tick of the refresher, and all that follows from it.
     pub async fn refresh_now(self: &Arc<Self>) {
         self.cache.track_changes();
@@ -227,8 +237,10 @@ impl FileSystem {
         let Some(kernel) = self.kernel.get() else { return };
         loop {
             self.helper.greet(&**kernel).await;
+            self.rotor.working.store(true, Ordering::Release);
             let batch = std::mem::take(&mut *self.rotor.queue());
             if batch.is_empty() {
+                self.rotor.working.store(false, Ordering::Release);
                 return;
             }
             // The values first, several at once: the helper makes one call after the other.

@@ -43,6 +43,8 @@ pub struct MountConfig {
     pub start: Start,
     /// How long unsaved writes are tried when the mount ends.
     pub drain: Duration,
+    /// What to run when something was changed elsewhere.
+    pub on_change: Option<String>,
     /// Where log lines go: understood by the command line's layer only.
     pub log: serde_json::Value,
     /// `--foreground`: log on standard error, end with the parent.
@@ -352,6 +354,7 @@ mod tests {
             spec: serde_json::json!({"endpoint": "x"}),
             start: Start::Wait(Duration::from_secs(1)),
             drain: Duration::from_secs(60),
+            on_change: None,
             log: serde_json::Value::Null,
             foreground: false,
         }

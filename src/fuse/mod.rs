@@ -23,6 +23,7 @@ pub mod locate;
 pub mod mountpoint;
 pub mod mounts;
 pub mod notify;
+pub mod on_change;
 pub mod probe;
 pub mod process;
 pub mod refuse;

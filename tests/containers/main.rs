@@ -11,6 +11,7 @@ mod plugin;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use common::{Mount, Place, is_mounted, is_root, processes_of, run, until};
 use engine::Engine;
@@ -35,6 +36,20 @@ fn podman_binds_a_mount() {
 fn dockerd_binds_a_mount() {
     if !cannot() {
         binds(&Engine::docker());
+    }
+}
+
+#[test]
+fn podman_containers_see_a_rotation() {
+    if !cannot() {
+        rotations(&Engine::podman());
+    }
+}
+
+#[test]
+fn dockerd_containers_see_a_rotation() {
+    if !cannot() {
+        rotations(&Engine::docker());
     }
 }
 
@@ -81,6 +96,45 @@ fn binds(engine: &Engine) {
         assert_eq!(engine.sh(&mapped, "cat /s/db").ok(), "one");
     }
     drop(mount);
+}
+
+/// Stores a value elsewhere than through the mount.
+fn put(place: &Place, name: &str, value: &str) {
+    let line = format!("printf %s '{value}' | {} put {} {name}", common::VAULTFS, place.embedded());
+    let mut shell = Command::new("sh");
+    place.isolate(&mut shell);
+    run(shell.arg("-c").arg(line)).ok();
+}
+
+/// A change made elsewhere, seen in a bound directory with inotify, and in a single bound file with `--in-place`.
+fn rotations(engine: &Engine) {
+    let place = Place::new();
+    put(&place, "db", "old");
+    let mount = Mount::at(place, &["--refresh=200ms"]);
+    let bind = format!("{}:/s", mount.mnt().display());
+    let watch =
+        "inotifywait -m -q --format '%e %f' /s > /tmp/seen & cat /s/db > /tmp/old; while :; do sleep 1; done";
+    engine.start("watcher", &["-v", &bind], watch);
+    let ask = |what: &str| engine.run(["exec", "watcher", "/bin/sh", "-c", what]).out;
+    until("the container reads the old value", || ask("cat /tmp/old") == "old");
+    // A watch shows in fdinfo once it is there.
+    until("it watches", || ask("cat /proc/[0-9]*/fdinfo/*").contains("inotify wd:"));
+    put(mount.place(), "db", "new and longer");
+    until("it sees the new value", || ask("cat /s/db") == "new and longer");
+    until("it was told", || ask("cat /tmp/seen").contains("MOVED_TO db"));
+    engine.remove("watcher");
+    let place = mount.unmount();
+
+    // One file: what is bound is one inode, so that only its bytes can change.
+    let mount = Mount::at(place, &["--refresh=200ms", "--in-place"]);
+    let file = format!("{}:/run/secrets/db:ro", mount.path("db").display());
+    engine.start("single", &["-v", &file], "while :; do sleep 1; done");
+    assert_eq!(engine.run(["exec", "single", "cat", "/run/secrets/db"]).ok(), "new and longer");
+    put(mount.place(), "db", "third");
+    until("the file has the new bytes", || {
+        engine.run(["exec", "single", "cat", "/run/secrets/db"]).out == "third"
+    });
+    engine.remove("single");
 }
 
 /// The plugin, with all that can happen to it.

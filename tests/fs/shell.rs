@@ -446,7 +446,7 @@ impl Shell {
         let (to_dir, to_name) = self.parent(to).await?;
         self.lookup(to_dir, to_name).await?;
         let (from, to) = ((from_dir, OsStr::new(from_name)), (to_dir, OsStr::new(to_name)));
-        self.request(|fs| fs.rename(from, to, flags)).await
+        self.request(|fs| fs.rename(from, to, flags, self.caller())).await
     }
 
     /// The entries of a directory from its beginning; `fh` 0 where there is no handle.

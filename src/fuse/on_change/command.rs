@@ -1,0 +1,193 @@
+//! One run of the command.
+//!
+//! It gets nothing of the worker's: no descriptors, no ignored signals, no environment but what is listed in
+//! [`Job::environment`], no terminal. What it prints on standard output is dropped; of standard error the end is logged if
+//! it fails. Its process group is killed when its time is up.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use futures_util::future::{FusedFuture, FutureExt};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
+use tokio::process::{ChildStderr, Command};
+
+use super::queue::Run;
+
+/// How long the command may run.
+pub const LIMIT: Duration = Duration::from_secs(60);
+/// What is logged of its standard error.
+const SAID: usize = 1024;
+/// How long to wait for the rest of that once the command has ended: what it left in the background may hold it open.
+const REST: Duration = Duration::from_millis(200);
+/// Variables that a command may need and that hold no secret.
+const PASSED_ON: [&str; 6] =
+    ["HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"];
+/// Where programs are, if the mount's own environment does not say.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The command, and where it is run for.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// For `/bin/sh -c`.
+    pub command: String,
+    /// The mount.
+    pub mountpoint: PathBuf,
+    /// How long it may run.
+    pub limit: Duration,
+}
+
+impl Job {
+    /// Runs the command to its end; an error says how it ended, and what it said.
+    pub async fn run(&self, run: &Run) -> Result<(), String> {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(&self.command).current_dir("/").env_clear().envs(self.environment(run));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        // SAFETY: what `like_new` calls may be called between fork and exec.
+        unsafe { command.pre_exec(like_new) };
+        let mut child = command.spawn().map_err(|e| format!("/bin/sh cannot be started: {e}"))?;
+        let group = child.id().map(|id| Pid::from_raw(id as i32));
+        let mut said = Vec::new();
+        let stderr = child.stderr.take();
+        let waited = {
+            let listening = listen(stderr, &mut said).fuse();
+            tokio::pin!(listening);
+            let ended = tokio::time::timeout(self.limit, async {
+                tokio::select! {
+                    status = child.wait() => status,
+                    () = &mut listening => child.wait().await,
+                }
+            })
+            .await;
+            if !listening.is_terminated() {
+                let _ = tokio::time::timeout(REST, listening).await;
+            }
+            ended
+        };
+        let how = match waited {
+            Ok(Ok(status)) if status.success() => return Ok(()),
+            Ok(Ok(status)) => ended(status),
+            Ok(Err(e)) => format!("cannot be waited for: {e}"),
+            Err(_) => {
+                if let Some(group) = group {
+                    // Not reaped yet, so the number is still its own.
+                    let _ = killpg(group, Signal::SIGKILL);
+                }
+                let _ = child.wait().await;
+                format!("was killed: it had not ended after {} s", self.limit.as_secs())
+            }
+        };
+        let said = String::from_utf8_lossy(&said);
+        let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        Err(if said.is_empty() { how } else { format!("{how}: {said}") })
+    }
+
+    fn environment(&self, run: &Run) -> Vec<(&'static str, OsString)> {
+        let own = |name: &'static str| std::env::var_os(name).map(|value| (name, value));
+        let mut all: Vec<_> = PASSED_ON.into_iter().filter_map(own).collect();
+        all.push(own("PATH").unwrap_or_else(|| ("PATH", PATH.into())));
+        let (name, version, event) = match run {
+            Run::One(news) => {
+                (news.name.as_str(), news.version.as_deref().unwrap_or(""), news.event.as_str())
+            }
+            Run::Many => ("", "", "many"),
+        };
+        // The one character that no variable can hold, as it is spelt in the file's name.
+        all.push(("VAULTFS_NAME", name.replace('\0', "%00").into()));
+        all.push(("VAULTFS_VERSION", version.replace('\0', "").into()));
+        all.push(("VAULTFS_EVENT", event.into()));
+        all.push(("VAULTFS_MOUNTPOINT", self.mountpoint.clone().into()));
+        all
+    }
+}
+
+/// Keeps the end of what the command says.
+async fn listen(stderr: Option<ChildStderr>, said: &mut Vec<u8>) {
+    let Some(mut stderr) = stderr else { return };
+    let mut part = [0; SAID];
+    while let Ok(n @ 1..) = stderr.read(&mut part).await {
+        said.extend_from_slice(&part[..n]);
+        let over = said.len().saturating_sub(SAID);
+        said.drain(..over);
+    }
+}
+
+fn ended(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("it ended with exit code {code}"),
+        (None, Some(signal)) => format!("it was killed by signal {signal}"),
+        (None, None) => format!("it ended ({status})"),
+    }
+}
+
+/// Between fork and exec: signals as a program expects them (the worker ignores some), and no descriptor but 0 to 2.
+fn like_new() -> io::Result<()> {
+    for signal in 1..=64 {
+        // SAFETY: async-signal-safe; SIGKILL and SIGSTOP refuse, which is fine.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // Closed by exec, not now: the standard library reports a failing exec through one of them.
+    // SAFETY: takes numbers only.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::queue::{Event, News};
+    use super::*;
+
+    fn job(command: &str, limit: Duration) -> Job {
+        Job { command: command.into(), mountpoint: "/mnt/v".into(), limit }
+    }
+
+    fn changed() -> Run {
+        Run::One(News { name: "tls/key".into(), version: Some("3".into()), event: Event::Changed })
+    }
+
+    #[tokio::test]
+    async fn it_is_told_what_changed_and_nothing_else() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let command =
+            format!("{{ env; ls /proc/self/fd; grep Sig /proc/self/status; }} > {}", file.path().display());
+        job(&command, LIMIT).run(&changed()).await.expect("it ends well");
+        let text = std::fs::read_to_string(file.path()).expect("written");
+        for line in [
+            "VAULTFS_NAME=tls/key",
+            "VAULTFS_VERSION=3",
+            "VAULTFS_EVENT=changed",
+            "VAULTFS_MOUNTPOINT=/mnt/v",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{text}");
+        }
+        for set in ["SigIgn:\t", "SigBlk:\t"] {
+            let hex = text.lines().find_map(|line| line.strip_prefix(set)).expect("in the status");
+            // The C library keeps 32 and 33 to itself.
+            assert_eq!(u64::from_str_radix(hex, 16).expect("hexadecimal") & 0x7fff_ffff, 0, "{text}");
+        }
+        assert!(!text.contains("CARGO"), "a clean environment: {text}");
+        let descriptors = text.lines().filter(|line| line.parse::<u32>().is_ok()).count();
+        assert_eq!(descriptors, 4, "0 to 2 and the directory that ls reads: {text}");
+    }
+
+    #[tokio::test]
+    async fn failures_say_how_and_what() {
+        let failed = job("echo no such unit >&2; exit 3", LIMIT).run(&changed()).await.unwrap_err();
+        assert_eq!(failed, "it ended with exit code 3: no such unit");
+        let long = job("seq 100000 >&2; kill -9 $$", LIMIT).run(&changed()).await.unwrap_err();
+        assert!(long.starts_with("it was killed by signal 9: ") && long.ends_with("99999 100000"), "{long}");
+        assert!(long.len() < SAID + 100);
+    }
+
+    #[tokio::test]
+    async fn its_time_is_limited_and_what_it_leaves_behind_holds_nothing_up() {
+        let slow = job("sleep 1000 & wait", Duration::from_millis(200)).run(&changed()).await.unwrap_err();
+        assert!(slow.contains("was killed"), "{slow}");
+        job("sleep 5 >&2 &", LIMIT).run(&changed()).await.expect("its shell has ended");
+    }
+}

@@ -1,0 +1,229 @@
+//! When the command is to be run, and for what. Pure: time comes in.
+//!
+//! News about a name waits until nothing more was heard of that name for [`QUIET`], and never longer than [`LONGEST`].
+//! While the command runs, news waits, too. With more than [`MOST`] names waiting, one run stands for all of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// A rotation of several secrets, or one in several steps, is over after this.
+pub const QUIET: Duration = Duration::from_millis(500);
+/// A name that keeps changing is told about so often.
+pub const LONGEST: Duration = Duration::from_secs(5);
+/// Names that each have a run of their own.
+pub const MOST: usize = 64;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The name is new.
+    Created,
+    /// It has another version.
+    Changed,
+    /// It is gone.
+    Deleted,
+}
+
+impl Event {
+    /// As the command is told.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Event::Created => "created",
+            Event::Changed => "changed",
+            Event::Deleted => "deleted",
+        }
+    }
+
+    /// What two events in a row amount to; `None` if to nothing.
+    fn then(self, next: Event) -> Option<Event> {
+        match (self, next) {
+            (Event::Created, Event::Created | Event::Changed) => Some(Event::Created),
+            (Event::Created, Event::Deleted) => None,
+            (Event::Deleted, Event::Created | Event::Changed) => Some(Event::Changed),
+            (Event::Changed | Event::Deleted, next) => Some(next),
+        }
+    }
+}
+
+/// A change, without its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct News {
+    /// The object's name, as the mount has it.
+    pub name: String,
+    /// Its version now, if that is known.
+    pub version: Option<String>,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What one run of the command is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Run {
+    /// One name.
+    One(News),
+    /// So many names that they are not told.
+    Many,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Run::One(news) => write!(f, "{:?} ({})", news.name, news.event.as_str()),
+            Run::Many => f.write_str("many names"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    first: Instant,
+    last: Instant,
+}
+
+impl Heard {
+    fn due(self) -> Instant {
+        (self.last + QUIET).min(self.first + LONGEST)
+    }
+}
+
+/// What waits.
+#[derive(Debug, Default)]
+pub struct Queue {
+    waiting: BTreeMap<String, (News, Heard)>,
+    many: Option<Heard>,
+    running: bool,
+}
+
+impl Queue {
+    /// Takes news in.
+    pub fn note(&mut self, news: News, now: Instant) {
+        if self.many.is_some() {
+            return self.note_many(now);
+        }
+        let mut first = now;
+        let mut event = Some(news.event);
+        if let Some((old, heard)) = self.waiting.remove(&news.name) {
+            first = heard.first;
+            event = old.event.then(news.event);
+        }
+        if let Some(event) = event {
+            self.waiting.insert(news.name.clone(), (News { event, ..news }, Heard { first, last: now }));
+        }
+        if self.waiting.len() > MOST {
+            self.note_many(now);
+        }
+    }
+
+    /// More news than can be told one by one.
+    pub fn note_many(&mut self, now: Instant) {
+        let first = self.many.map_or(now, |heard| heard.first);
+        let first = self.waiting.values().map(|(_, heard)| heard.first).chain([first]).min().unwrap_or(now);
+        self.many = Some(Heard { first, last: now });
+        self.waiting.clear();
+    }
+
+    /// When the next run is due; `None` while one is under way, or nothing waits.
+    pub fn due(&self) -> Option<Instant> {
+        if self.running {
+            return None;
+        }
+        self.waiting.values().map(|(_, heard)| heard.due()).chain(self.many.map(Heard::due)).min()
+    }
+
+    /// The run that is due, which has then begun.
+    pub fn take(&mut self, now: Instant) -> Option<Run> {
+        if self.due()? > now {
+            return None;
+        }
+        self.running = true;
+        if self.many.take().is_some() {
+            return Some(Run::Many);
+        }
+        let name =
+            self.waiting.iter().min_by_key(|(_, (_, heard))| heard.due()).map(|(name, _)| name.clone())?;
+        self.waiting.remove(&name).map(|(news, _)| Run::One(news))
+    }
+
+    /// The run has ended.
+    pub fn ended(&mut self) {
+        self.running = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(name: &str, event: Event) -> News {
+        News { name: name.into(), version: None, event }
+    }
+
+    fn one(name: &str, event: Event) -> Option<Run> {
+        Some(Run::One(news(name, event)))
+    }
+
+    #[test]
+    fn news_about_a_name_waits_for_quiet_but_not_for_ever() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        queue.note(news("a", Event::Changed), start);
+        assert_eq!(queue.take(start + QUIET / 2), None);
+        queue.note(news("a", Event::Changed), start + QUIET / 2);
+        assert_eq!(queue.take(start + QUIET), None, "not quiet yet");
+        assert_eq!(queue.take(start + QUIET * 3 / 2), one("a", Event::Changed));
+        queue.ended();
+        assert_eq!(queue.due(), None);
+        let mut at = start;
+        while at < start + LONGEST {
+            queue.note(news("a", Event::Changed), at);
+            at += QUIET / 2;
+        }
+        assert_eq!(queue.take(start + LONGEST), one("a", Event::Changed));
+    }
+
+    #[test]
+    fn one_runs_at_a_time_and_what_comes_meanwhile_is_kept() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        queue.note(news("a", Event::Changed), start);
+        queue.note(news("b", Event::Deleted), start + QUIET / 4);
+        let later = start + 2 * QUIET;
+        assert_eq!(queue.take(later), one("a", Event::Changed), "the older first");
+        assert_eq!((queue.take(later), queue.due()), (None, None));
+        queue.note(news("a", Event::Changed), later);
+        queue.ended();
+        assert_eq!(queue.take(later), one("b", Event::Deleted));
+        queue.ended();
+        assert_eq!(queue.take(later), None);
+        assert_eq!(queue.take(later + QUIET), one("a", Event::Changed));
+    }
+
+    #[test]
+    fn several_events_amount_to_one() {
+        use Event::{Changed, Created, Deleted};
+        for (events, amount) in [
+            (&[Created, Changed][..], Some(Created)),
+            (&[Changed, Deleted], Some(Deleted)),
+            (&[Deleted, Created], Some(Changed)),
+            (&[Created, Deleted], None),
+            (&[Created, Deleted, Created], Some(Created)),
+        ] {
+            let (mut queue, now) = (Queue::default(), Instant::now());
+            for event in events {
+                queue.note(news("a", *event), now);
+            }
+            assert_eq!(queue.take(now + QUIET), amount.and_then(|event| one("a", event)), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn of_very_many_there_is_one_run() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for n in 0..=MOST {
+            queue.note(news(&n.to_string(), Event::Changed), now);
+        }
+        queue.note(news("a", Event::Changed), now);
+        assert_eq!(queue.take(now + QUIET), Some(Run::Many));
+        queue.ended();
+        assert_eq!(queue.due(), None);
+    }
+}
