@@ -111,7 +111,8 @@ impl Session {
         // What was there may be overwritten, whatever the answer.
         self.give_up(to);
         for names in self.held.values_mut().filter(|names| names.contains(from)) {
-            if moved {
+            // In doubt before, it may not be what was moved: unsaved bytes can have shown in its place.
+            if moved && names.len() == 1 {
                 names.remove(from);
             }
             names.insert(to);
