@@ -111,7 +111,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Proxy {
     /// In front of the vault at `http://HOST:PORT`.
     pub fn before(vault: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = listen();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State { vault: Mutex::new(Some(address_of(vault))), ..State::default() });
         let thread = std::thread::spawn({
@@ -223,6 +223,18 @@ impl State {
 
 fn address_of(url: &str) -> SocketAddr {
     url.trim_start_matches("http://").parse().unwrap()
+}
+
+/// Not on port 0: while a proxy is down its port must not go to anybody else, which happens to those that the kernel
+/// hands out. So each proxy of a process has one of its own below their range.
+fn listen() -> TcpListener {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let n = u64::from(std::process::id()) * 97 + NEXT.fetch_add(1, Ordering::SeqCst);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", 10_000 + (n % 20_000) as u16)) {
+            return listener;
+        }
+    }
 }
 
 fn accept(listener: TcpListener, address: SocketAddr, state: &Arc<State>) {
