@@ -397,9 +397,9 @@ impl FileSystem {
         let expected = Expected { way: spot.way, parent: spot.parent, name: spot.text, deed };
         match self.helper.order(&**kernel, expected, &call).await {
             Ended { refused: true, .. } => Outcome::Again,
-            // A rename onto the same inode is nothing to the kernel: it knew already.
-            Ended { seen: true, .. } | Ended { errno: 0, .. } => {
-                *self.rotor.done.lock().unwrap_or_else(|p| p.into_inner()) += 1;
+            // A rename onto the same inode is nothing to the kernel, which knew already: it is not seen.
+            Ended { seen, errno, .. } if seen || errno == 0 => {
+                *self.rotor.done.lock().unwrap_or_else(|p| p.into_inner()) += u64::from(seen);
                 tracing::debug!(name = name.as_str(), ?call, "changed elsewhere");
                 if deletes {
                     self.forget_emptied(&**kernel, &way);
