@@ -62,9 +62,9 @@ def raises(kind, status, call, *args, **kwargs):
     raise AssertionError(f"{kind.__name__} was not raised: {result!r}")
 
 
-def becomes(wanted, look):
+def becomes(wanted, look, seconds=20):
     """Looks until it is so, for 20 seconds at most."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + seconds
     while True:
         try:
             found = look()
