@@ -31,14 +31,14 @@ pub enum Value {
     Secret(SecretBytes),
 }
 
-/// One record: from now on `key` has this value, or none.
+/// One record: from now on `slot` has this value, or none.
 #[derive(Debug, Clone)]
 pub struct Record {
     /// What it is about.
-    pub key: Vec<u8>,
-    /// Of two records of one key the one with the higher order is the later one.
+    pub slot: Vec<u8>,
+    /// Of two records of one slot the one with the higher order is the later one.
     pub order: u64,
-    /// `None` takes the key away.
+    /// `None` empties the slot.
     pub value: Option<Value>,
 }
 
@@ -179,7 +179,7 @@ impl Pen {
     fn record(&self, key: &Key, value: Option<Value>) {
         let Some(inner) = &self.0 else { return };
         let order = inner.order.fetch_add(1, Ordering::Relaxed);
-        let record = Record { key: key.encode(), order, value };
+        let record = Record { slot: key.encode(), order, value };
         let now = BATCH.with_borrow_mut(|(depth, records)| {
             if *depth == 0 {
                 return Some(record);
@@ -266,8 +266,8 @@ impl Journal for MemoryJournal {
             return;
         }
         for record in records {
-            if kept.live.get(&record.key).is_none_or(|(order, _)| *order <= record.order) {
-                kept.live.insert(record.key, (record.order, record.value));
+            if kept.live.get(&record.slot).is_none_or(|(order, _)| *order <= record.order) {
+                kept.live.insert(record.slot, (record.order, record.value));
             }
         }
     }

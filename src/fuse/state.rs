@@ -336,7 +336,7 @@ impl State {
                     Some(Value::Plain(bytes)) => bytes.len(),
                     Some(Value::Secret(bytes)) => bytes.len() + NONCE + 16,
                 };
-                PREFIX + record.key.len() + value
+                PREFIX + record.slot.len() + value
             })
             .sum();
         let mut out = Vec::with_capacity(room);
@@ -344,7 +344,7 @@ impl State {
         for record in records {
             let start = out.len();
             out.extend_from_slice(&[0; PREFIX]);
-            out.extend_from_slice(&record.key);
+            out.extend_from_slice(&record.slot);
             let kind = match &record.value {
                 None => DELETED,
                 Some(Value::Plain(bytes)) => {
@@ -352,13 +352,13 @@ impl State {
                     PLAIN
                 }
                 Some(Value::Secret(bytes)) => {
-                    self.seal(writer, &record.key, bytes, &mut out);
+                    self.seal(writer, &record.slot, bytes, &mut out);
                     SEALED
                 }
             };
             let len = out.len() - start;
             out[start..start + 4].copy_from_slice(&(len as u32).to_le_bytes());
-            out[start + 4..start + 8].copy_from_slice(&(record.key.len() as u32).to_le_bytes());
+            out[start + 4..start + 8].copy_from_slice(&(record.slot.len() as u32).to_le_bytes());
             out[start + 8] = kind;
             places.push((start, len));
         }
@@ -447,8 +447,8 @@ impl Writer {
     }
 
     fn is_late(&self, record: &Record) -> bool {
-        self.live.get(&*record.key).is_some_and(|place| place.order > record.order)
-            || self.deleted.get(&*record.key).is_some_and(|order| *order > record.order)
+        self.live.get(&*record.slot).is_some_and(|place| place.order > record.order)
+            || self.deleted.get(&*record.slot).is_some_and(|order| *order > record.order)
     }
 }
 
@@ -461,7 +461,7 @@ impl Journal for State {
         let writer = &mut *writer;
         records.retain(|record| !writer.is_late(record));
         // What is not there need not be taken away.
-        records.retain(|record| record.value.is_some() || writer.live.contains_key(&*record.key));
+        records.retain(|record| record.value.is_some() || writer.live.contains_key(&*record.slot));
         if records.is_empty() {
             return;
         }
@@ -482,7 +482,7 @@ impl Journal for State {
         for (record, (at, len)) in records.into_iter().zip(places) {
             let place = Place { at: start + at, len, order: record.order };
             let place = record.value.is_some().then_some(place);
-            writer.take_in(record.key.into(), place, record.order);
+            writer.take_in(record.slot.into(), place, record.order);
         }
         if writer.deleted.len() > DELETIONS {
             writer.deleted.clear();
@@ -527,15 +527,15 @@ mod tests {
     use super::*;
 
     fn put(key: &str, order: u64, value: &str) -> Record {
-        Record { key: key.into(), order, value: Some(Value::Plain(value.into())) }
+        Record { slot: key.into(), order, value: Some(Value::Plain(value.into())) }
     }
 
     fn secret(key: &str, order: u64, value: &[u8]) -> Record {
-        Record { key: key.into(), order, value: Some(Value::Secret(SecretBytes::from(value))) }
+        Record { slot: key.into(), order, value: Some(Value::Secret(SecretBytes::from(value))) }
     }
 
     fn gone(key: &str, order: u64) -> Record {
-        Record { key: key.into(), order, value: None }
+        Record { slot: key.into(), order, value: None }
     }
 
     fn shown(state: &State) -> Vec<(String, String)> {
