@@ -10,149 +10,31 @@
 //! Lock order: `Table` before a file's `state`. Neither is held while something else is awaited or locked, but the
 //! journal, to which a [`TableGuard`] writes what was changed when it is let go of.
 
+mod node;
+mod written;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ops::{Bound, Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::ops::Bound;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+pub use node::{ControlFile, ControlText, Dir, DirKind, Node, VersionFile};
+pub(super) use written::NodeRecord;
+pub use written::TableGuard;
+
 use super::file::{File, Link, LocalAttr, Stored};
-use super::journal::{Batch, Key, Pen};
+use super::journal::{Key, Pen};
 use super::kept::Kept;
 use super::name::DirPrefix;
-use super::record::put_pieces;
-use crate::vault::{Form, Object, ObjectId, ObjectName, VersionInfo};
+use crate::vault::{ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.
 pub const ROOT: u64 = 1;
 
 /// Room for inodes that is not worth giving back.
 const ROOMY: usize = 4096;
-
-/// What a directory shows.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum DirKind {
-    /// The objects whose names begin with the prefix.
-    Tree(DirPrefix),
-    /// `/.versions` and below: the same names, each a directory of its versions.
-    Histories(DirPrefix),
-    /// The versions of one object.
-    History(ObjectName, ObjectId),
-    /// `/.vaultfs`.
-    Control,
-}
-
-/// A directory.
-#[derive(Debug)]
-pub struct Dir {
-    /// Its number.
-    pub ino: u64,
-    /// What it shows.
-    pub kind: DirKind,
-}
-
-/// One old version of an object; immutable.
-#[derive(Debug)]
-pub struct VersionFile {
-    /// Its number.
-    pub ino: u64,
-    /// The object's name when it was looked up.
-    pub name: ObjectName,
-    /// The object.
-    pub id: ObjectId,
-    /// The version.
-    pub info: VersionInfo,
-    /// The version with its bytes; `None` where the vault gives no bytes of old versions.
-    pub object: Option<Arc<Object>>,
-    /// The vault refused later what it had given: the bytes are asked for again at each use.
-    pub refused: AtomicBool,
-}
-
-impl VersionFile {
-    /// Bytes: as many as there are, or as the vault lists.
-    pub fn size(&self) -> u64 {
-        let listed = self.info.size.unwrap_or(0);
-        self.object.as_ref().map_or(listed, |object| object.content.bytes.len() as u64)
-    }
-}
-
-/// A file in `/.vaultfs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum ControlFile {
-    /// `status.json`
-    Status,
-    /// `metrics`
-    Metrics,
-}
-
-/// A control file as it was when it was looked up: its size has to be true, and where the kernel opens files by
-/// itself there is no open at which to take the text.
-#[derive(Debug)]
-pub struct ControlText {
-    /// Its number.
-    pub ino: u64,
-    /// When it was taken.
-    pub taken: SystemTime,
-    /// What it holds.
-    pub text: Vec<u8>,
-}
-
-/// An inode, cheap to clone.
-#[derive(Debug, Clone)]
-pub enum Node {
-    /// A directory.
-    Dir(Arc<Dir>),
-    /// An object, or a file that is not one yet.
-    File(Arc<File>),
-    /// An old version.
-    Version(Arc<VersionFile>),
-    /// A control file.
-    Control(Arc<ControlText>),
-}
-
-impl Node {
-    /// The inode number.
-    pub fn ino(&self) -> u64 {
-        match self {
-            Node::Dir(dir) => dir.ino,
-            Node::File(file) => file.ino,
-            Node::Version(version) => version.ino,
-            Node::Control(control) => control.ino,
-        }
-    }
-}
-
-/// An inode as it is written down; a file's state has a record of its own.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum NodeRecord {
-    /// A directory.
-    Dir(DirKind),
-    /// A file.
-    File,
-    /// An old version; its form, and how many bytes it has, where there are bytes.
-    Version { name: ObjectName, id: ObjectId, info: VersionInfo, bytes: Option<(Form, usize)>, refused: bool },
-    /// A control file's text, and when it was taken.
-    Control(SystemTime, Vec<u8>),
-}
-
-impl NodeRecord {
-    fn of(node: &Node) -> Self {
-        match node {
-            Node::Dir(dir) => Self::Dir(dir.kind.clone()),
-            Node::File(_) => Self::File,
-            Node::Version(version) => Self::Version {
-                name: version.name.clone(),
-                id: version.id.clone(),
-                info: version.info.clone(),
-                bytes: version.object.as_ref().map(|o| (o.content.form, o.content.bytes.len())),
-                refused: version.refused.load(Ordering::Acquire),
-            },
-            Node::Control(control) => Self::Control(control.taken, control.text.clone()),
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Slot {
@@ -238,50 +120,6 @@ impl Table {
         table
     }
 
-    /// From now on what changes is written down.
-    pub(super) fn write_with(&mut self, pen: Pen) {
-        self.pen = pen;
-    }
-
-    /// Writes down what was changed since the last time.
-    fn write_down(&mut self) {
-        let pen = self.pen.clone();
-        if self.next >= self.reserved && pen.writes() {
-            self.reserved = self.next + NUMBERS;
-            pen.put(&Key::NextIno, &self.reserved);
-        }
-        for ino in std::mem::take(&mut self.changed_nodes) {
-            match self.slots.get(&ino) {
-                Some(slot) => {
-                    pen.put(&Key::Node(ino), &NodeRecord::of(&slot.node));
-                    if let Node::Version(version) = &slot.node
-                        && let Some(object) = &version.object
-                    {
-                        put_pieces(&pen, ino, object.content.bytes.expose());
-                    }
-                }
-                None => {
-                    pen.delete(&Key::Node(ino));
-                    pen.delete(&Key::Lookups(ino));
-                }
-            }
-        }
-        for ino in std::mem::take(&mut self.changed_lookups) {
-            if let Some(slot) = self.slots.get(&ino) {
-                pen.put(&Key::Lookups(ino), &slot.lookups);
-            }
-        }
-        self.dirs.write_down(&pen, Key::Dir);
-        self.files.write_down(&pen, Key::Name);
-        self.made.write_down(&pen, Key::Made);
-        self.hidden.write_down(&pen, Key::Hidden);
-        self.beside.write_down(&pen, Key::Beside);
-        self.taken.write_down(&pen, Key::Taken);
-        self.local.write_down(&pen, Key::Local);
-        self.dir_local.write_down(&pen, Key::DirLocal);
-        self.touched.write_down(&pen, Key::Touched);
-    }
-
     fn insert_slot(&mut self, ino: u64, slot: Slot) {
         if let Node::File(file) = &slot.node {
             file.list();
@@ -302,41 +140,6 @@ impl Table {
             _ => {}
         }
         self.changed_nodes.push(ino);
-    }
-
-    /// Puts back an inode that is written down. Nothing refers to it yet.
-    pub(super) fn restore_node(&mut self, node: Node, lookups: u64) {
-        let ino = node.ino();
-        match &node {
-            Node::Version(version) => {
-                let latest = self.versions.entry((version.id.clone(), version.info.number)).or_insert(ino);
-                *latest = ino.max(*latest);
-            }
-            Node::Dir(_) | Node::File(_) | Node::Control(_) => {}
-        }
-        self.slots.insert(ino, Slot { node, lookups });
-    }
-
-    /// Puts back what else is written down. False for what is not the table's.
-    pub(super) fn restore(&mut self, key: Key, value: &[u8]) -> Option<()> {
-        use postcard::from_bytes as read;
-        match key {
-            Key::NextIno => {
-                self.next = read(value).ok()?;
-                self.reserved = self.next;
-            }
-            Key::Dir(kind) => self.dirs.restore(kind, read(value).ok()?),
-            Key::Name(name) => self.files.restore(name, read(value).ok()?),
-            Key::Made(dir) => self.made.restore(dir, ()),
-            Key::Hidden(name) => self.hidden.restore(name, read(value).ok()?),
-            Key::Beside(name) => self.beside.restore(name, ()),
-            Key::Taken(dir) => self.taken.restore(dir, ()),
-            Key::Local(name) => self.local.restore(name, read(value).ok()?),
-            Key::DirLocal(kind) => self.dir_local.restore(kind, read(value).ok()?),
-            Key::Touched(kind) => self.touched.restore(kind, read(value).ok()?),
-            _ => return None,
-        }
-        Some(())
     }
 
     /// The inode with this number.
@@ -699,47 +502,6 @@ impl Table {
     fn fresh(&mut self) -> u64 {
         self.next += 1;
         self.next
-    }
-}
-
-/// So many numbers are written down as in use ahead of their use.
-const NUMBERS: u64 = 4096;
-
-/// The table, locked. What was changed in it, and in files meanwhile, is written down together when it is let go of.
-#[derive(Debug)]
-pub struct TableGuard<'a> {
-    changed: bool,
-    // Before the lock: it ends first.
-    _batch: Batch,
-    table: MutexGuard<'a, Table>,
-}
-
-impl<'a> TableGuard<'a> {
-    pub(super) fn new(table: MutexGuard<'a, Table>) -> Self {
-        Self { changed: false, _batch: table.pen.batch(), table }
-    }
-}
-
-impl Deref for TableGuard<'_> {
-    type Target = Table;
-
-    fn deref(&self) -> &Table {
-        &self.table
-    }
-}
-
-impl DerefMut for TableGuard<'_> {
-    fn deref_mut(&mut self) -> &mut Table {
-        self.changed = true;
-        &mut self.table
-    }
-}
-
-impl Drop for TableGuard<'_> {
-    fn drop(&mut self) {
-        if self.changed {
-            self.table.write_down();
-        }
     }
 }
 
