@@ -138,15 +138,21 @@ impl FileSystem {
 
     /// Whether a file that gets this name by a rename is stored. What has been in the vault is never turned into a
     /// scratch file: it would be gone at unmount.
-    pub(super) fn keep_of_moved(&self, component: &OsStr, source: &File, target: Option<&File>) -> Keep {
+    pub(super) fn keep_of_moved(
+        &self,
+        (component, name): (&OsStr, &ObjectName),
+        source: &File,
+        target: Option<&File>,
+    ) -> Keep {
         if source.kind != FileKind::Regular {
             return Keep::Scratch;
         }
         let Some(component) = component.to_str() else { return Keep::Store };
         let (is_object, is_backup) = {
             let state = source.state();
-            if state.is_only_here() && state.stored.is_some() {
-                // It was moved over an object, which has to go now.
+            let comes_back = state.origin.as_ref() == Some(name);
+            if comes_back || (state.is_only_here() && state.stored.is_some()) {
+                // It is the object of that name again; or it was moved over an object, which has to go now.
                 return Keep::Store;
             }
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())

@@ -83,7 +83,7 @@ impl FileSystem {
             }
             fs.may_replace(&source, target.as_deref())?;
             let name = fs.name_to_create("rename", &to_dir, &to_name)?;
-            let keep = fs.keep_of_moved(&to_name, &source, target.as_deref());
+            let keep = fs.keep_of_moved((&to_name, &name), &source, target.as_deref());
             let goal = Goal { under: to_dir, name, target, keep, hides };
             fs.move_file(&call, &from_dir, &source, goal).await
         });
@@ -108,7 +108,7 @@ impl FileSystem {
             Some(Node::File(target)) => Some(target),
             _ => None,
         };
-        let keep = self.keep_of_moved(component, &source, target.as_deref());
+        let keep = self.keep_of_moved((component, &name), &source, target.as_deref());
         self.move_file(call, from_dir, &source, Goal { under, name, target, keep, hides }).await
     }
 
@@ -229,6 +229,8 @@ impl FileSystem {
             state.name = goal.name.clone();
             state.keep = goal.keep;
             state.link = Link::Current;
+            // That the name was free was asked of the old one: a rename replaces.
+            state.exclusive = false;
             state.local.ctime = Some(now);
             self.account_room(&mut state);
             *table.local(&goal.name) = state.local.clone();

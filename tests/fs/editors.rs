@@ -287,6 +287,17 @@ async fn a_provisional_file_is_kept_while_it_is_open_or_forgotten() {
     assert_eq!(sh.history("a.tmp").await, ["x"]);
 }
 
+/// That a name was free was asked of the one that it was created under.
+#[tokio::test(start_paused = true)]
+async fn a_temporary_that_was_renamed_is_stored_over_what_appeared_elsewhere() {
+    let sh = Shell::new();
+    create_excl(&sh, "s~", "mine").await;
+    sh.mv("s~", "s.tmp").await.unwrap();
+    sh.put("s.tmp", "theirs").await;
+    sh.pass(Duration::from_secs(60)).await;
+    assert_eq!((sh.fs.unsaved(), sh.history("s.tmp").await), (vec![], vec!["theirs".into(), "mine".into()]));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_provisional_file_whose_rename_fails_is_stored_under_its_own_name() {
     let sh = Shell::new();

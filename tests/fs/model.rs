@@ -360,7 +360,7 @@ proptest! {
 #[test]
 fn sessions_that_once_failed() {
     use Step::*;
-    let sessions: [&[Step]; 5] = [
+    let sessions: [&[Step]; 6] = [
         // A file in the place of a directory that emptied elsewhere: nothing could be made below it.
         &[PutElsewhere(1), CreateExclusively(1), DeleteElsewhere(1), CreateExclusively(0), Write(1)],
         // A directory with nothing in it but a hidden object.
@@ -369,6 +369,8 @@ fn sessions_that_once_failed() {
         &[CreateExclusively(3), Write(1), Pass, Rename(1, 3), Rename(3, 6)],
         // A directory that emptied elsewhere became a file when a listing said so, not when it was looked up.
         &[PutElsewhere(2), PutElsewhere(0), Mkdir(2), WriteOpen, DeleteElsewhere(2)],
+        // An object came back to a name like a backup's, and was replaced there by a file that is held back.
+        &[PutElsewhere(6), Rename(6, 3), Rename(3, 6), CreateExclusively(4), Rename(4, 6)],
         // The directory of a file that is held back was listed, and not found.
         &[Mkdir(2), PutElsewhere(0), CreateExclusively(4), Unlink(0)],
     ];
