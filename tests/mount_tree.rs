@@ -290,6 +290,9 @@ fn extended_attributes_tell_what_the_vault_knows() {
     assert!(mount.sh("getfattr --only-values -n user.vault.id f").starts_with("vault_obj_"));
     assert_eq!(mount.sh("getfattr --only-values -n user.vault.stale f"), "0");
     assert!(mount.script("bash", "setfattr -n user.vault.id -v x f").code != Some(0));
+    // mv(1) copies a directory with the attributes that it can set, and is silent on the others.
+    let moved = mount.script("bash", "mkdir d e; cp f d/f; mv d e/");
+    assert_eq!((moved.code, moved.err.as_str()), (Some(0), ""));
 }
 
 #[test]

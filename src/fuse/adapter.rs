@@ -604,7 +604,7 @@ impl Filesystem for Adapter {
         &self,
         _req: &Request,
         _ino: INodeNo,
-        name: &OsStr,
+        _name: &OsStr,
         _value: &[u8],
         _flags: i32,
         _position: u32,
@@ -614,7 +614,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        reply.error(errno(self.fs.refuse_xattr(name)));
+        reply.error(errno(self.fs.refuse_xattr()));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -627,11 +627,11 @@ impl Filesystem for Adapter {
         xattr(self.fs.listxattr(ino.0), size, reply);
     }
 
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Removexattr);
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        reply.error(errno(self.fs.refuse_xattr(name)));
+        reply.error(errno(self.fs.refuse_xattr()));
     }
 }
