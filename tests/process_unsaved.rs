@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use common::{Beside, Mount, Place, assert_nothing_left, in_foreground, is_root, run, signal, until};
@@ -83,6 +84,36 @@ fn unmount_names_what_is_left_and_keeps_the_mount_until_it_is_stored() {
     let mount = Mount::adopt(place);
     assert_eq!(fs::read_to_string(mount.path("lost")).unwrap(), "precious");
     assert_eq!(fs::read_dir(mount.path(".versions/lost")).unwrap().count(), 1);
+}
+
+#[test]
+fn what_the_vault_refuses_to_delete_is_listed_until_it_is_kept() {
+    let place = Place::new();
+    let mut server = Server::start(&place);
+    let mut add = place.vaultfs(["serve", "--data"]);
+    add.arg(&place.data).args(["key", "add", "--permissions", "read,write"]);
+    let key_file = place.dir.path().join("key");
+    fs::write(&key_file, run(&mut add).ok()).unwrap();
+    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+    server.key_file = key_file.to_str().unwrap().to_owned();
+    run(&mut server.mount_command(&place, &[])).ok();
+    let mount = Mount::adopt(place);
+    let pending = |args: &[&str]| run(mount.vaultfs(["pending"]).arg(mount.mnt()).args(args));
+    // A backup by its name: rename(2) answers at once, and the vault is asked to delete a little later.
+    mount.sh("echo value > f; mv f f.save");
+    pending(&[]).ok();
+    until("the deletion is refused", || pending(&[]).code == Some(7));
+    let listed: serde_json::Value = serde_json::from_str(&pending(&["--json"]).out).unwrap();
+    assert_eq!((listed[0]["name"].as_str(), listed[0]["undeleted"].as_bool()), (Some("f"), Some(true)));
+    let said = pending(&["--retry"]).code;
+    assert_eq!(said, Some(7), "refused again");
+    let said = pending(&[]).out;
+    assert!(said.starts_with("undeleted ") && said.contains(" f  it should be gone, but"), "{said}");
+    let status = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    assert!(status.contains("NOT WELL: an object that should be gone was not deleted"), "{status}");
+    assert!(mount.sh("getfattr --only-values -n user.vault.error f").starts_with("it should be gone"));
+    pending(&["--discard", "f"]).ok();
+    assert_eq!(mount.sh("cat f f.save"), "value\nvalue\n");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
 use super::objects::output::unless_unread;
-use crate::fs::Unsaved;
+use crate::fs::{Undeleted, Unsaved};
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate;
 use crate::fuse::mounts::{self, LiveMount};
@@ -22,13 +22,14 @@ use crate::fuse::worker::reason;
 /// List writes that the vault does not have, and store or drop them
 ///
 /// A save that failed stays in the mount and is tried again by itself, unless the object has changed in the vault
-/// since (a conflict): then it is yours to decide. Exit code 7 while writes are left.
+/// since (a conflict): then it is yours to decide. So is what should be gone after a rename to a backup, and was not
+/// deleted by the vault. Exit code 7 while anything is left.
 #[derive(Debug, clap::Args)]
 pub struct PendingArgs {
     /// Where the vault is mounted; not needed while there is only one mount
     mountpoint: Option<PathBuf>,
 
-    /// Store them now, also over a newer version (which stays in .versions)
+    /// Store them now, also over a newer version (which stays in .versions), and delete what should be gone
     #[arg(long)]
     retry: bool,
 
@@ -36,7 +37,7 @@ pub struct PendingArgs {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["retry", "discard", "json"])]
     save: Option<String>,
 
-    /// Drop the unsaved bytes of this object: its file shows again what the vault has
+    /// Drop the unsaved bytes of this object, or keep what should be gone: its file shows what the vault has
     #[arg(long, value_name = "NAME", conflicts_with = "retry")]
     discard: Option<String>,
 
@@ -64,7 +65,7 @@ pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
     };
     if args.retry && !left.is_empty() {
         left = match ask(&mount, &Request::Retry { name: None })? {
-            Answer::Drained(left) => left,
+            Answer::Drained(_) => list(&mount)?,
             _ => return Err(odd(&mount).into()),
         };
     }
@@ -97,9 +98,24 @@ fn ask(mount: &LiveMount, request: &Request) -> Result<Answer, Failure> {
     }
 }
 
-fn list(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
+/// What the vault does not have, and what it still has.
+struct Left {
+    unsaved: Vec<Unsaved>,
+    undeleted: Vec<Undeleted>,
+}
+
+impl Left {
+    fn is_empty(&self) -> bool {
+        self.unsaved.is_empty() && self.undeleted.is_empty()
+    }
+}
+
+fn list(mount: &LiveMount) -> Result<Left, Failure> {
     let Answer::Status(mut status) = ask(mount, &Request::Status)? else { return Err(odd(mount)) };
-    serde_json::from_value(status["fs"]["unsaved"].take()).map_err(|_| odd(mount))
+    let unsaved = serde_json::from_value(status["fs"]["unsaved"].take()).map_err(|_| odd(mount))?;
+    // A worker of an older version knows of none.
+    let undeleted = serde_json::from_value(status["fs"]["undeleted"].take()).unwrap_or_default();
+    Ok(Left { unsaved, undeleted })
 }
 
 fn odd(mount: &LiveMount) -> Failure {
@@ -115,21 +131,28 @@ fn not_pending(name: &str) -> Failure {
 }
 
 fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
-    let write = list(mount)?.into_iter().find(|write| write.name == name).ok_or_else(|| not_pending(name))?;
+    let write =
+        list(mount)?.unsaved.into_iter().find(|write| write.name == name).ok_or_else(|| not_pending(name))?;
     let mut file = File::open(mount.mountpoint.join(&write.path))?;
     std::io::copy(&mut file, &mut std::io::stdout().lock()).map(drop).or_else(unless_unread)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(left: &[Unsaved], as_json: bool) -> std::io::Result<()> {
+fn show(left: &Left, as_json: bool) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     if as_json {
-        let list: Vec<Value> = left.iter().map(|write| json!(write)).collect();
+        let undeleted = left.undeleted.iter().map(|one| {
+            json!({ "name": one.name, "path": one.path, "error": one.error, "retried": one.retried, "undeleted": true })
+        });
+        let list: Vec<Value> = left.unsaved.iter().map(|write| json!(write)).chain(undeleted).collect();
         return writeln!(out, "{}", serde_json::to_string_pretty(&list)?);
     }
-    for write in left {
+    for write in &left.unsaved {
         let what = if write.conflict { "conflict" } else { "unsaved" };
         writeln!(out, "{what}  {:>8}  {}  {}", write.size, write.name.escape_debug(), reason(write))?;
+    }
+    for one in &left.undeleted {
+        writeln!(out, "undeleted  {:>6}  {}  {}", "-", one.name.escape_debug(), one.error)?;
     }
     if left.is_empty() {
         eprintln!("vaultfs: the vault has everything");

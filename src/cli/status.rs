@@ -117,6 +117,9 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
         for left in &fs.unsaved {
             line("", format!("{}: {} bytes, {}", left.name, left.size, reason(left)))?;
         }
+        for one in &fs.undeleted {
+            line("undeleted", format!("{}: {}", one.name, one.error))?;
+        }
         for error in fs.last_errors.iter().rev().take(SHOWN_ERRORS) {
             line("failed", format!("{} {} {}: {}", error.at, error.operation, error.name, error.message))?;
         }
@@ -160,8 +163,13 @@ fn verdict(fs: &Status) -> String {
         1 => Some("a save failed, its bytes are kept".to_owned()),
         n => Some(format!("{n} saves failed, their bytes are kept")),
     };
+    let deleted = match fs.undeleted.len() {
+        0 => None,
+        1 => Some("an object that should be gone was not deleted".to_owned()),
+        n => Some(format!("{n} objects that should be gone were not deleted")),
+    };
     let reached = fs.vault.outage.as_ref().map(|_| "the vault does not answer".to_owned());
-    match [stored, reached].into_iter().flatten().collect::<Vec<_>>().as_slice() {
+    match [stored, deleted, reached].into_iter().flatten().collect::<Vec<_>>().as_slice() {
         [] => "ok".into(),
         troubles => format!("NOT WELL: {}", troubles.join("; ")),
     }
@@ -301,6 +309,10 @@ mod tests {
         fs.unsaved.push(serde_json::from_value(left).unwrap());
         fs.vault.outage = Some("no connection".into());
         assert_eq!(verdict(&fs), "NOT WELL: a save failed, its bytes are kept; the vault does not answer");
+        (fs.unsaved, fs.vault.outage) = (Vec::new(), None);
+        let left = json!({"name": "a", "path": "a", "error": "no", "retried": false});
+        fs.undeleted.push(serde_json::from_value(left).unwrap());
+        assert_eq!(verdict(&fs), "NOT WELL: an object that should be gone was not deleted");
     }
 
     #[test]

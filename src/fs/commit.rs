@@ -29,7 +29,7 @@ use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectName, co
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// And never longer than this.
-const LAST_RETRY: Duration = Duration::from_secs(60);
+pub(super) const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Looks at the vault that one commit may need: each answers a change made elsewhere meanwhile.
 const ROUNDS: usize = 4;

@@ -108,6 +108,8 @@ pub(super) enum Key {
     Doing(u64),
     /// How often a request was in flight when a worker died.
     Sights(u64),
+    /// See `undeleted`.
+    Undeleted(ObjectName),
 }
 
 impl Key {

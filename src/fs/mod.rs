@@ -46,6 +46,7 @@ mod rotate;
 mod scratch;
 mod special;
 mod status;
+mod undeleted;
 mod versions;
 mod write;
 mod xattr;
@@ -71,6 +72,7 @@ pub use open::{Create, Opened};
 pub use options::Options;
 pub use rotate::RotationStatus;
 pub use status::{Status, Unsaved};
+pub use undeleted::Undeleted;
 
 use crate::clock::Clock;
 use crate::vault::cache::{Cache, CacheConfig};

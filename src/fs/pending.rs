@@ -11,24 +11,27 @@ use crate::vault::{Call, ObjectName};
 
 impl FileSystem {
     /// Stores unsaved writes (all, or that of one name), also over a newer version: the person who asks has seen
-    /// the conflict. Returns what is unsaved afterwards.
+    /// the conflict. Deletes what should be gone. Returns what is unsaved afterwards.
     pub async fn retry_unsaved(self: &Arc<Self>, name: Option<&str>, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         let files = self.unsaved_files(name);
         // What fails is told by `unsaved` below.
         futures_util::future::join_all(files.iter().map(|file| self.commit(file, &call, Cause::Asked))).await;
+        self.delete_after_all(name, &call).await;
         self.unsaved()
     }
 
-    /// Gives the unsaved write of a name up: the name shows what the vault has. False if there is none.
+    /// Gives the unsaved write of a name up, or its deletion: the name shows what the vault has. False if there is
+    /// neither.
     pub fn discard_unsaved(&self, name: &str) -> bool {
+        let kept = self.keep_after_all(name);
         let files = self.unsaved_files(Some(name));
         for file in &files {
             let name = self.give_up(file);
             tracing::warn!(name = name.as_str(), "an unsaved write was discarded, as asked for");
             self.inval_name(&name);
         }
-        !files.is_empty()
+        kept || !files.is_empty()
     }
 
     fn unsaved_files(&self, name: Option<&str>) -> Vec<Arc<File>> {

@@ -23,7 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::FileSystem;
 use super::attr::FileKind;
 use super::commit::{Cause, Drain};
-use super::errno::{Errno, Result};
+use super::errno::Result;
 use super::file::{File, Keep, Link, Stored};
 use super::inode::{Hidden, Node, Table};
 use super::name::DirPrefix;
@@ -64,6 +64,7 @@ impl Table {
     /// The name has been stored anew: its backup is a file like any other.
     pub(super) fn reveal(&mut self, name: &ObjectName) {
         self.hidden.remove(name);
+        self.undeleted.remove(name);
         self.names_changed();
     }
 
@@ -234,7 +235,7 @@ impl FileSystem {
         for (name, backup) in hidden {
             match backup {
                 Some(Node::File(backup)) => self.settle_provisional(&backup, call).await,
-                _ => drop(self.delete_if_unreplaced(&name, call).await),
+                _ => self.end_unreplaced(&name, call).await,
             }
         }
     }
@@ -258,26 +259,44 @@ impl FileSystem {
     }
 
     /// The bytes of a hidden object are stored under another name: the object goes, as after any rename.
-    pub(super) async fn finish_move(&self, file: &File, call: &Call) {
+    pub(super) async fn finish_move(self: &Arc<Self>, file: &File, call: &Call) {
         let doomed = self.table().doomed_with(file);
         if let Some((name, id)) = doomed {
             if self.options.no_delete {
                 tracing::warn!(name = name.as_str(), "moved, but the old name stays: --no-delete");
-            } else {
-                // What could not be deleted shows again; the failure is logged.
-                let _ = self.delete_hidden(call, &name, &id).await;
+            } else if let Err(e) = self.delete_hidden(call, &name, &id).await
+                && self.not_deleted(&name, &e)
+            {
+                self.delete_without(file, name);
             }
         }
         self.table().forget_backup(file);
     }
 
+    /// What is hidden under `name` is deleted later; its backup is a file like any other from now on.
+    fn delete_without(self: &Arc<Self>, backup: &File, name: ObjectName) {
+        let since = {
+            let mut table = self.table();
+            let hidden = table.hidden.get_mut(&name).filter(|hidden| hidden.backup == Some(backup.ino));
+            hidden.map(|hidden| {
+                hidden.backup = None;
+                hidden.since
+            })
+        };
+        since.into_iter().for_each(|since| self.delete_later(name.clone(), since, SETTLE));
+    }
+
     /// Deletes an object that is hidden, unless its name has been claimed meanwhile. One that was changed elsewhere
     /// since shows again.
-    pub(super) async fn delete_hidden(&self, call: &Call, name: &ObjectName, id: &ObjectId) -> Result<()> {
+    pub(super) async fn delete_hidden(
+        &self,
+        call: &Call,
+        name: &ObjectName,
+        id: &ObjectId,
+    ) -> Result<(), Error> {
         let alone = self.changes.clone().acquire_many_owned(CHANGES);
         let Ok(Ok(_alone)) = tokio::time::timeout(self.left(call), alone).await else {
-            let why = "saves were on their way all the time";
-            return Err(self.refused("deletion of what was moved", name.as_str(), Errno::ETIMEDOUT, why));
+            return Err(Error::new(ErrorKind::Deadline, "saves were on their way all the time"));
         };
         for _ in 0..2 {
             let hidden = {
@@ -296,21 +315,19 @@ impl FileSystem {
                     self.inval_name(name);
                     return Ok(());
                 }
-                Err(e) if e.kind != ErrorKind::NotFound => {
-                    return Err(self.failed("unlink", name.as_str(), &e));
-                }
+                Err(e) if e.kind != ErrorKind::NotFound => return Err(e),
                 Ok(()) | Err(_) => {
                     self.cache.deleted_object(name, id);
                     let mut table = self.table();
                     if table.is_hidden_object(name, id) {
                         table.hidden.remove(name);
+                        table.undeleted.remove(name);
                     }
                     return Ok(());
                 }
             }
         }
-        let why = "no answer told whether it was deleted";
-        Err(self.refused("deletion of what was moved", name.as_str(), Errno::EIO, why))
+        Err(Error::new(ErrorKind::Server, "no answer told whether it was deleted"))
     }
 
     /// Deletes the object if this is its current version; where the dialect cannot check, that is looked at just

@@ -107,7 +107,8 @@ impl FileSystem {
         if object == own {
             self.delete(call, object, id).await
         } else {
-            self.delete_hidden(call, object, &id).await
+            let deleted = self.delete_hidden(call, object, &id).await;
+            deleted.map_err(|e| self.failed("unlink", object.as_str(), &e))
         }
     }
 

@@ -3,7 +3,7 @@
 //! `install`, and `mv` and `cp` in some cases, unlink the old file and create the new one a moment later. Taken
 //! literally that ends the object and its history. So when one of these programs unlinks a file, its object is
 //! only hidden; made anew, the name is the next version of the same object. If nothing comes within [`GRACE`],
-//! or at unmount, the object is deleted. From every other program, `rm` first of all, unlink(2) answers when the
+//! or at unmount, the object is deleted; a deletion that fails is told otherwise (`undeleted`). From every other program, `rm` first of all, unlink(2) answers when the
 //! object is deleted, and with the vault's error if it is not.
 
 use std::ffi::OsStr;
@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::FileSystem;
+use super::commit::LAST_RETRY;
 use super::file::File;
 use super::inode::Hidden;
 use super::program::name_of;
 use super::request;
-use crate::vault::{Call, ObjectName};
+use crate::vault::{Call, Error, ObjectName};
 
 /// How long a name may stay empty between the unlink and the creation.
 const GRACE: Duration = Duration::from_secs(1);
@@ -70,15 +71,19 @@ impl FileSystem {
     pub(super) fn delete_later(self: &Arc<Self>, name: ObjectName, since: Instant, grace: Duration) {
         let fs = self.clone();
         self.runtime.spawn(async move {
+            let mut pause = grace;
             loop {
-                tokio::time::sleep(grace).await;
+                tokio::time::sleep(pause).await;
                 // Stored and hidden again meanwhile, it has another grace.
                 if fs.table().hidden.get(&name).is_none_or(|hidden| hidden.since != since) {
                     return;
                 }
                 let call = Call::background(fs.clock.now() + fs.options.timeout);
-                if fs.delete_if_unreplaced(&name, &call).await {
-                    return;
+                match fs.delete_unless_replaced(&name, &call).await {
+                    Ok(true) => return,
+                    Ok(false) => pause = grace,
+                    Err(e) if fs.not_deleted(&name, &e) => pause = (pause * 2).min(LAST_RETRY),
+                    Err(_) => return fs.show_again(&name),
                 }
             }
         });
@@ -101,33 +106,38 @@ impl FileSystem {
     /// Deletes what was unlinked and not replaced: the mount ends.
     pub(super) async fn delete_unreplaced(&self, call: &Call) {
         for name in self.unreplaced() {
-            self.delete_if_unreplaced(&name, call).await;
+            self.end_unreplaced(&name, call).await;
+        }
+    }
+
+    /// Deletes what is hidden under `name` now; what cannot be deleted shows again.
+    pub(super) async fn end_unreplaced(&self, name: &ObjectName, call: &Call) {
+        if let Err(e) = self.delete_unless_replaced(name, call).await {
+            self.not_deleted(name, &e);
+            self.show_again(name);
         }
     }
 
     /// False while the name has been made anew and is not stored yet.
-    pub(super) async fn delete_if_unreplaced(&self, name: &ObjectName, call: &Call) -> bool {
+    async fn delete_unless_replaced(&self, name: &ObjectName, call: &Call) -> Result<bool, Error> {
         let hidden = self.table().hidden.get(name).filter(|h| h.backup.is_none()).cloned();
         match hidden {
-            None => return true,
-            Some(hidden) if hidden.claimed => return false,
+            None => return Ok(true),
+            Some(hidden) if hidden.claimed => return Ok(false),
             Some(_) if self.options.no_delete => {
                 tracing::warn!(
                     name = name.as_str(),
                     "unlinked and not replaced: it stays, because of --no-delete"
                 );
             }
-            // What could not be deleted shows again; the failure is logged.
             Some(hidden) => {
-                let _ = self.delete_hidden(call, name, &hidden.stored.id).await;
+                self.delete_hidden(call, name, &hidden.stored.id).await?;
                 if self.table().hidden.get(name).is_some_and(|hidden| hidden.claimed) {
-                    return false;
+                    return Ok(false);
                 }
             }
         }
-        let mut table = self.table();
-        table.hidden.remove(name);
-        table.names_changed();
-        true
+        self.show_again(name);
+        Ok(true)
     }
 }

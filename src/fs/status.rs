@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::AuditStatus;
 use super::errno::Errno;
 use super::journal::JournalStatus;
+use super::undeleted::Undeleted;
 use super::{FileSystem, RotationStatus};
 
 /// The state of a mounted vault. Times in seconds, sizes in bytes.
@@ -32,6 +33,9 @@ pub struct Status {
     pub audit: Option<AuditStatus>,
     /// Writes that the vault does not have.
     pub unsaved: Vec<Unsaved>,
+    /// Objects that should be gone, and that the vault did not delete.
+    #[serde(default)]
+    pub undeleted: Vec<Undeleted>,
     /// The latest failures, oldest first.
     pub last_errors: Vec<LastError>,
     /// What a successor of this worker would find.
@@ -194,6 +198,7 @@ impl FileSystem {
             scratch_bytes,
             audit: self.audit.get().map(|audit| audit.status()),
             unsaved: self.unsaved(),
+            undeleted: self.undeleted(),
             last_errors,
             journal: self.pen.status(),
         }

@@ -91,12 +91,9 @@ impl FileSystem {
 
     /// Deletes after all what should be gone (all, or that name), unless it is something else now.
     pub(super) async fn delete_after_all(self: &Arc<Self>, name: Option<&str>, call: &Call) {
-        for undeleted in self.undeleted() {
-            let Ok(name) = ObjectName::new(&undeleted.name).map_err(drop).and_then(|found| {
-                if name.is_none_or(|name| name == found.as_str()) { Ok(found) } else { Err(()) }
-            }) else {
-                continue;
-            };
+        let wanted = |undeleted: &Undeleted| name.is_none_or(|name| name == undeleted.name);
+        let names = self.undeleted().into_iter().filter(wanted).filter_map(|one| ObjectName::new(&one.name));
+        for name in names {
             if self.hide_again(&name) {
                 self.end_unreplaced(&name, call).await;
             }
@@ -122,7 +119,7 @@ impl FileSystem {
 
     /// The object stays: a person wants it so. False if there is none of that name that should be gone.
     pub(super) fn keep_after_all(&self, name: &str) -> bool {
-        let Ok(name) = ObjectName::new(name) else { return false };
+        let Some(name) = ObjectName::new(name) else { return false };
         let mut table = self.table();
         let known = table.undeleted.remove(&name).is_some();
         let hidden = known && table.is_hidden(&name);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::FileSystem;
 use super::errno::{Errno, Result};
+use super::file::{File, Link};
 use super::inode::Node;
 use crate::vault::cache::Peek;
 
@@ -35,6 +36,7 @@ impl FileSystem {
 
     fn xattr(&self, node: &Node, name: &str) -> Option<String> {
         match node {
+            Node::File(file) if name == "user.vault.error" => self.error_of(file),
             Node::File(file) => {
                 let state = file.state();
                 let stored = state.stored.as_ref();
@@ -42,7 +44,6 @@ impl FileSystem {
                     "user.vault.id" => stored.map(|s| s.id.to_string()),
                     "user.vault.version" => stored.map(|s| s.version.to_string()),
                     "user.vault.updated_at" => stored.map(|s| rfc3339(s.updated_at)),
-                    "user.vault.error" => state.failure.as_ref().map(|f| f.message.clone()),
                     "user.vault.stale" => {
                         let name = state.name.clone();
                         let stored = stored.is_some();
@@ -60,6 +61,15 @@ impl FileSystem {
             },
             Node::Dir(_) | Node::Control(..) => None,
         }
+    }
+
+    /// Why the vault has not what was written, or still has what was to be deleted.
+    fn error_of(&self, file: &File) -> Option<String> {
+        let table = self.table();
+        let state = file.state();
+        let failed = state.failure.as_ref().map(|failure| failure.message.clone());
+        let shown = state.link == Link::Current;
+        failed.or_else(|| table.undeleted.get(&state.name).filter(|_| shown).map(|kept| kept.message.clone()))
     }
 
     /// Whether what is shown of `name` is past its time because the vault does not answer.

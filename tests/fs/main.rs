@@ -19,3 +19,4 @@ mod revoked;
 mod rotations;
 mod saves;
 mod shell;
+mod undeleted;

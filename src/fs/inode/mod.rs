@@ -28,6 +28,7 @@ use super::file::{File, Link, LocalAttr, Stored};
 use super::journal::{Key, Pen};
 use super::kept::Kept;
 use super::name::DirPrefix;
+use super::undeleted::NotDeleted;
 use crate::vault::{ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.
@@ -77,6 +78,8 @@ pub struct Table {
     made: Kept<BTreeSet<DirPrefix>>,
     /// Objects that were moved away from their names and may come back (`provisional`).
     pub(super) hidden: Kept<HashMap<ObjectName, Hidden>>,
+    /// Objects that should be gone (`undeleted`).
+    pub(super) undeleted: Kept<HashMap<ObjectName, NotDeleted>>,
     /// Names shown as files although other names begin with them: their kind was seen first.
     beside: Kept<HashSet<ObjectName>>,
     /// Directories that were there once, and whose place is free again, or a file has it.
@@ -107,6 +110,7 @@ impl Table {
             files: Kept::default(),
             made: Kept::default(),
             hidden: Kept::default(),
+            undeleted: Kept::default(),
             beside: Kept::default(),
             taken: Kept::default(),
             local: Kept::default(),
@@ -428,6 +432,7 @@ impl Table {
     pub fn release_kind(&mut self, name: &ObjectName) {
         self.beside.remove(name);
         self.local.remove(name);
+        self.undeleted.remove(name);
     }
 
     /// Directories that were made here.

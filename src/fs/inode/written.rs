@@ -83,6 +83,7 @@ impl Table {
         self.files.write_down(&pen, Key::Name);
         self.made.write_down(&pen, Key::Made);
         self.hidden.write_down(&pen, Key::Hidden);
+        self.undeleted.write_down(&pen, Key::Undeleted);
         self.beside.write_down(&pen, Key::Beside);
         self.taken.write_down(&pen, Key::Taken);
         self.local.write_down(&pen, Key::Local);
@@ -115,6 +116,7 @@ impl Table {
             Key::Name(name) => self.files.restore(name, read(value).ok()?),
             Key::Made(dir) => self.made.restore(dir, ()),
             Key::Hidden(name) => self.hidden.restore(name, read(value).ok()?),
+            Key::Undeleted(name) => self.undeleted.restore(name, read(value).ok()?),
             Key::Beside(name) => self.beside.restore(name, ()),
             Key::Taken(dir) => self.taken.restore(dir, ()),
             Key::Local(name) => self.local.restore(name, read(value).ok()?),
