@@ -95,7 +95,7 @@ fn keep() -> anyhow::Result<ExitCode> {
     harden::name_process(keeper::NAME);
     let (config, key, front) = keeper::begin()?;
     let memory = harden::lock_memory();
-    log::start(&serde_json::from_value(config.log.clone())?);
+    log::start(&serde_json::from_value(config.log.clone())?, &config.mountpoint);
     Ok(ExitCode::from(keeper::run(config, key, front, memory)))
 }
 
@@ -104,7 +104,7 @@ fn work() -> anyhow::Result<ExitCode> {
     heap::few_arenas();
     let (config, key, seal, link) = worker::begin()?;
     let memory = harden::lock_memory();
-    log::start(&serde_json::from_value(config.log.clone())?);
+    log::start(&serde_json::from_value(config.log.clone())?, &config.mountpoint);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("vaultfs-async")

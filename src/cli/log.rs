@@ -11,17 +11,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
-use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
-/// Where the system's journal listens.
-const JOURNAL: &str = "/run/systemd/journal/socket";
+use super::journal::{self, JOURNAL};
+use super::values::home;
+
 /// A log file is renamed away beyond this size.
 const MAX_FILE: u64 = 4 << 20;
 
@@ -99,7 +101,7 @@ fn default_file(mountpoint: &Path) -> io::Result<PathBuf> {
     // At boot root has no home.
     let system = || nix::unistd::geteuid().is_root().then(|| PathBuf::from("/var/log"));
     let state = named("XDG_STATE_HOME")
-        .or_else(|| named("HOME").map(|home| home.join(".local/state")))
+        .or_else(|| home().map(|home| home.join(".local/state")))
         .or_else(system)
         .ok_or_else(|| io::Error::other("HOME is not set: use --log FILE"))?;
     let dir = state.join("vaultfs");
@@ -124,8 +126,8 @@ fn file_name(path: &Path) -> String {
     name.split_off(cut)
 }
 
-/// Starts logging in this process, and makes panics say no more than where they happened.
-pub fn start(config: &LogConfig) {
+/// Starts logging in this process, which serves `mountpoint`, and makes panics say no more than where they happened.
+pub fn start(config: &LogConfig, mountpoint: &Path) {
     let filter = match config.verbosity {
         0 => "warn,vaultfs=info,fuser=error",
         1 => "info,vaultfs=debug,fuser=error",
@@ -136,7 +138,10 @@ pub fn start(config: &LogConfig) {
         tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_ansi(false).with_target(false);
     let started = match &config.target {
         Target::Stderr => lines.with_writer(io::stderr).try_init(),
-        Target::Journal => lines.without_time().with_level(false).with_writer(Journal::new()).try_init(),
+        Target::Journal => tracing_subscriber::registry()
+            .with(journal::Journal::new(mountpoint).with_filter(EnvFilter::new(filter)))
+            .try_init()
+            .map_err(Into::into),
         Target::File(path) => lines.with_writer(LogFile::new(path)).try_init(),
     };
     // Only a second call could fail, and then the first log is as good.
@@ -217,57 +222,6 @@ impl<'a> MakeWriter<'a> for LogFile {
 
     fn make_writer(&'a self) -> Self::Writer {
         self
-    }
-}
-
-/// The journal's own protocol: `KEY=value` lines in one datagram; a value with newlines has its length before it.
-struct Journal(Option<UnixDatagram>);
-
-impl Journal {
-    fn new() -> Self {
-        Self(UnixDatagram::unbound().and_then(|s| s.set_nonblocking(true).map(|()| s)).ok())
-    }
-}
-
-struct JournalLine<'a> {
-    journal: &'a Journal,
-    priority: u8,
-}
-
-impl Write for JournalLine<'_> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let Some(socket) = &self.journal.0 else { return Ok(line.len()) };
-        let text = line.strip_suffix(b"\n").unwrap_or(line);
-        let mut datagram =
-            format!("PRIORITY={}\nSYSLOG_IDENTIFIER=vaultfs\nMESSAGE\n", self.priority).into_bytes();
-        datagram.extend_from_slice(&(text.len() as u64).to_le_bytes());
-        datagram.extend_from_slice(text);
-        datagram.push(b'\n');
-        // A journal that is stopped or slow must not stop the mount.
-        let _ = socket.send_to(&datagram, JOURNAL);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Journal {
-    type Writer = JournalLine<'a>;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        JournalLine { journal: self, priority: 6 }
-    }
-
-    fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Self::Writer {
-        let priority = match *meta.level() {
-            Level::ERROR => 3,
-            Level::WARN => 4,
-            Level::INFO => 6,
-            Level::DEBUG | Level::TRACE => 7,
-        };
-        JournalLine { journal: self, priority }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod exit;
 pub mod format;
 pub mod generate;
+pub mod journal;
 pub mod key;
 pub mod log;
 pub mod mount;
