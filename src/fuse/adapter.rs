@@ -257,7 +257,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.requests.count(Operation::Lookup);
+        self.requests.count(Operation::Lookup, req, parent, Some(name));
         if let Some(found) = self.fs.helper_lookup(req.pid(), parent.0, name) {
             return self.answer(req, Step::Ready(found), move |found| match found {
                 Ok(Some(found)) => entry(reply, &found),
@@ -277,13 +277,13 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.requests.count(Operation::Forget);
+    fn forget(&self, req: &Request, ino: INodeNo, nlookup: u64) {
+        self.requests.count(Operation::Forget, req, ino, None);
         self.fs.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.requests.count(Operation::Getattr);
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.requests.count(Operation::Getattr, req, ino, None);
         match self.fs.getattr(ino.0) {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(errno(e)),
@@ -308,7 +308,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.requests.count(Operation::Setattr);
+        self.requests.count(Operation::Setattr, req, ino, None);
         let time = |t: Option<TimeOrNow>| {
             t.map(|t| match t {
                 TimeOrNow::SpecificTime(t) => t,
@@ -337,7 +337,7 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.requests.count(Operation::Mknod);
+        self.requests.count(Operation::Mknod, req, parent, Some(name));
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
@@ -354,13 +354,13 @@ impl Filesystem for Adapter {
 
     fn symlink(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
+        req: &Request,
+        parent: INodeNo,
         name: &OsStr,
         _target: &std::path::Path,
         reply: ReplyEntry,
     ) {
-        self.requests.count(Operation::Symlink);
+        self.requests.count(Operation::Symlink, req, parent, Some(name));
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
@@ -368,7 +368,7 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.requests.count(Operation::Link);
+        self.requests.count(Operation::Link, req, ino, Some(name));
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
@@ -384,7 +384,7 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.requests.count(Operation::Mkdir);
+        self.requests.count(Operation::Mkdir, req, parent, Some(name));
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
@@ -400,14 +400,14 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.requests.count(Operation::Unlink);
+        self.requests.count(Operation::Unlink, req, parent, Some(name));
         let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
         let fs = |fs: &Arc<FileSystem>| fs.unlink(parent.0, name, caller(req));
         self.serve(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.requests.count(Operation::Rmdir);
+        self.requests.count(Operation::Rmdir, req, parent, Some(name));
         refuse_helper!(self, req, reply);
         self.serve(req, |fs| fs.rmdir(parent.0, name), empty(reply));
     }
@@ -422,7 +422,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.requests.count(Operation::Rename);
+        self.requests.count(Operation::Rename, req, parent, Some(name));
         let (from, to) = ((parent.0, name), (newparent.0, newname));
         let registered = self.fs.helper_rename(req.pid(), from, to);
         let fs = |fs: &Arc<FileSystem>| fs.rename(from, to, flags.bits(), caller(req));
@@ -430,7 +430,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.requests.count(Operation::Open);
+        self.requests.count(Operation::Open, req, ino, None);
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
@@ -449,7 +449,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.requests.count(Operation::Read);
+        self.requests.count(Operation::Read, req, ino, None);
         self.look(
             req,
             |fs| fs.read(ino.0, fh.0, offset, size),
@@ -472,7 +472,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.requests.count(Operation::Write);
+        self.requests.count(Operation::Write, req, ino, None);
         if let Some(e) = self.refused() {
             // What was written through a mapping is in the kernel's pages, for all to read.
             self.fs.inval_pages(ino.0);
@@ -488,8 +488,8 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        self.requests.count(Operation::Flush);
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.requests.count(Operation::Flush, req, ino, None);
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
@@ -499,19 +499,19 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.requests.count(Operation::Release);
+        self.requests.count(Operation::Release, req, ino, None);
         self.serve(req, |fs| fs.release(fh.0), empty(reply));
     }
 
-    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.requests.count(Operation::Fsync);
+    fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.requests.count(Operation::Fsync, req, ino, None);
         self.serve(req, |fs| fs.fsync(fh.0), empty(reply));
     }
 
@@ -525,7 +525,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.requests.count(Operation::Create);
+        self.requests.count(Operation::Create, req, parent, Some(name));
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
@@ -551,7 +551,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.requests.count(Operation::Opendir);
+        self.requests.count(Operation::Opendir, req, ino, None);
         if self.no_opendir {
             return reply.error(Errno::ENOSYS);
         }
@@ -560,7 +560,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.requests.count(Operation::Readdir);
+        self.requests.count(Operation::Readdir, req, ino, None);
         let (fs, dir) = (self.fs.clone(), ino.0);
         self.look(
             req,
@@ -579,8 +579,8 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.requests.count(Operation::Releasedir);
+    fn releasedir(&self, req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.requests.count(Operation::Releasedir, req, ino, None);
         let done = |fs: &Arc<FileSystem>| {
             fs.releasedir(fh.0);
             Step::Ready(Ok(()))
@@ -588,47 +588,47 @@ impl Filesystem for Adapter {
         self.serve(req, done, empty(reply));
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.requests.count(Operation::Fsyncdir);
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.requests.count(Operation::Fsyncdir, req, ino, None);
         // Changes of names are in the vault before they are answered.
         reply.ok();
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.requests.count(Operation::Statfs);
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.requests.count(Operation::Statfs, req, ino, None);
         let s = self.fs.statfs();
         reply.statfs(s.blocks, s.free, s.free, s.files, s.free_files, s.block_size, s.name_max, s.block_size);
     }
 
     fn setxattr(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
         _value: &[u8],
         _flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.requests.count(Operation::Setxattr);
+        self.requests.count(Operation::Setxattr, req, ino, Some(name));
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
         reply.error(errno(self.fs.refuse_xattr()));
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.requests.count(Operation::Getxattr);
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.requests.count(Operation::Getxattr, req, ino, Some(name));
         xattr(self.fs.getxattr(ino.0, name), size, reply);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.requests.count(Operation::Listxattr);
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.requests.count(Operation::Listxattr, req, ino, None);
         xattr(self.fs.listxattr(ino.0), size, reply);
     }
 
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        self.requests.count(Operation::Removexattr);
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.requests.count(Operation::Removexattr, req, ino, Some(name));
         if let Some(e) = self.refused() {
             return reply.error(e);
         }

@@ -3,7 +3,10 @@
 //! A warm operation is meant to cost no request, or one that somebody waits for: these counters are how that is
 //! seen. FORGET and RELEASE are counted, too, but nobody waits for them.
 
+use std::ffi::OsStr;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuser::{INodeNo, Request};
 
 macro_rules! operations {
     ($($name:ident = $text:literal),* $(,)?) => {
@@ -59,8 +62,20 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// One more.
-    pub fn count(&self, operation: Operation) {
+    /// One more: counted, and with `-vv` logged, with the file or directory that it is about, and in there the name.
+    pub fn count(&self, operation: Operation, request: &Request, ino: INodeNo, name: Option<&OsStr>) {
+        let (place, pid) = (operation as usize, request.pid());
+        self.add(operation);
+        tracing::trace!(
+            operation = Operation::NAMES[place],
+            ino = ino.0,
+            name = name.map(tracing::field::debug),
+            pid,
+            "asked"
+        );
+    }
+
+    fn add(&self, operation: Operation) {
         self.0[operation as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -78,9 +93,9 @@ mod tests {
     #[test]
     fn each_operation_has_its_own_count() {
         let requests = Requests::default();
-        requests.count(Operation::Lookup);
-        requests.count(Operation::Removexattr);
-        requests.count(Operation::Removexattr);
+        requests.add(Operation::Lookup);
+        requests.add(Operation::Removexattr);
+        requests.add(Operation::Removexattr);
         assert_eq!(requests.to_json(), serde_json::json!({ "lookup": 1, "removexattr": 2 }));
     }
 }
