@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use super::connect::{self, Api, ApiKeyInput, ConnectSpec};
 use super::exit::{Exit, Failure};
 use crate::clock::{Clock, SystemClock};
-use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Unsaved};
+use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Processes, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
 use crate::fuse::on_change::command::{self, Job};
@@ -120,6 +120,10 @@ fn news(change: Change) -> News {
 
 #[async_trait::async_trait]
 impl Service for Mounted {
+    fn attach_processes(&self, processes: Processes) {
+        self.fs.attach_processes(processes);
+    }
+
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         self.fs.attach_kernel(kernel);
         self.fs.follow_changes();

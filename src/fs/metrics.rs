@@ -1,6 +1,7 @@
 //! `/.vaultfs/metrics`: the status as Prometheus scrapes it, in its text format.
 //!
-//! Numbers only: no value, no key and no object's name, which would be a label without bound. What grows for ever is a
+//! Numbers only: no value, no key and no object's name, which would be a label without bound; of programs the greatest
+//! spenders have a label each, all others one. What grows for ever is a
 //! counter and ends in `_total`; times are in seconds, sizes in bytes. Made when it is read, from the same state as
 //! `status.json`, so the two never disagree.
 
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
 use super::FileSystem;
-use super::status::Status;
+use super::status::{Status, Vault};
 
 /// The text under construction.
 struct Text(String);
@@ -63,6 +64,12 @@ fn render(status: &Status, failures: &BTreeMap<String, u64>) -> String {
         vault.outage_s.unwrap_or(0),
     );
     text.counter("vault_requests_total", "Requests sent to the vault, retries included.", vault.requests);
+    text.samples(
+        "counter",
+        "vault_requests_by_program_total",
+        "The same by the program that caused them; (vaultfs): by itself, (others): programs that sent few.",
+        &spent_by(vault),
+    );
     if let Some(budget) = &vault.budget {
         text.gauge("vault_budget_limit", "Requests that are allowed in a window.", budget.limit);
         text.gauge("vault_budget_remaining", "Requests that are left in this window.", budget.remaining);
@@ -106,5 +113,32 @@ fn render(status: &Status, failures: &BTreeMap<String, u64>) -> String {
     let by_errno: Vec<(String, String)> =
         failures.iter().map(|(errno, count)| (format!("{{errno=\"{errno}\"}}"), count.to_string())).collect();
     text.samples("counter", "failed_operations_total", "Operations that failed or were refused.", &by_errno);
+    if let Some(processes) = &status.processes {
+        text.counter("worker_restarts_total", "Workers that were replaced.", processes.restarts);
+        let locked = [("worker", processes.worker_memory_locked), ("keeper", processes.keeper_memory_locked)];
+        let locked =
+            locked.map(|(process, is)| (format!("{{process=\"{process}\"}}"), u8::from(is).to_string()));
+        text.samples("gauge", "memory_locked", "1 if the process stays out of the swap, else 0.", &locked);
+    }
     text.0
+}
+
+/// The requests of the greatest spenders, and of all others: so their sum is that of all.
+fn spent_by(vault: &Vault) -> Vec<(String, String)> {
+    const OTHERS: &str = "(others)";
+    if vault.spent_by.is_empty() {
+        // A vault in the same process does not ask on whose behalf.
+        return Vec::new();
+    }
+    let named: Vec<_> = vault.spent_by.iter().filter(|spent| spent.program != OTHERS).collect();
+    let others = vault.requests.saturating_sub(named.iter().map(|spent| spent.requests).sum());
+    let named = named.into_iter().map(|spent| (spent.program.as_str(), spent.requests));
+    let all = named.chain((others > 0).then_some((OTHERS, others)));
+    all.map(|(program, requests)| (format!("{{program=\"{}\"}}", label(program)), requests.to_string()))
+        .collect()
+}
+
+/// A label's value: any process may name itself as it likes.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -71,7 +71,7 @@ pub use listing::{DirEntry, Listing};
 pub use open::{Create, Opened};
 pub use options::Options;
 pub use rotate::RotationStatus;
-pub use status::{Status, Unsaved};
+pub use status::{Processes, Status, Unsaved};
 pub use undeleted::Undeleted;
 
 use crate::clock::Clock;
@@ -154,6 +154,7 @@ pub struct FileSystem {
     changes: Arc<tokio::sync::Semaphore>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     audit: OnceLock<Arc<Audit>>,
+    processes: OnceLock<Processes>,
     helper: helper::Register,
     rotor: rotate::Rotor,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
@@ -220,6 +221,7 @@ impl FileSystem {
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             kernel: OnceLock::new(),
             audit: OnceLock::new(),
+            processes: OnceLock::new(),
             helper: helper::Register::new(),
             rotor: rotate::Rotor::new(),
             runtime: tokio::runtime::Handle::current(),

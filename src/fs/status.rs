@@ -38,9 +38,25 @@ pub struct Status {
     pub undeleted: Vec<Undeleted>,
     /// The latest failures, oldest first.
     pub last_errors: Vec<LastError>,
+    /// The processes that serve it.
+    #[serde(default)]
+    pub processes: Option<Processes>,
     /// What a successor of this worker would find.
     #[serde(default)]
     pub journal: Option<JournalStatus>,
+}
+
+/// What the keeper and the worker know of themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processes {
+    /// How many workers there were before this one.
+    pub restarts: u32,
+    /// How the last one ended.
+    pub last_end: Option<String>,
+    /// Whether the worker's memory, which holds values, stays out of the swap.
+    pub worker_memory_locked: bool,
+    /// The same of the keeper's, which holds the key.
+    pub keeper_memory_locked: bool,
 }
 
 /// The connection to the vault.
@@ -157,6 +173,12 @@ impl LastError {
 }
 
 impl FileSystem {
+    /// Tells the file system what serves it. Only the first call counts.
+    pub fn attach_processes(&self, processes: Processes) {
+        // A worker takes over once.
+        let _ = self.processes.set(processes);
+    }
+
     /// How things are. Never asks the vault.
     pub fn status(&self) -> Status {
         let vault = self.cache.vault().status();
@@ -197,6 +219,7 @@ impl FileSystem {
             handles,
             scratch_bytes,
             audit: self.audit.get().map(|audit| audit.status()),
+            processes: self.processes.get().cloned(),
             unsaved: self.unsaved(),
             undeleted: self.undeleted(),
             last_errors,

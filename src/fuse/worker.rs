@@ -36,13 +36,15 @@ use super::mounts::Dev;
 use super::state::{self, SealKey, State, StateError};
 use super::{notify, session};
 use crate::crash;
-use crate::fs::{Drain, HelperReport, Kernel, Unsaved};
+use crate::fs::{Drain, HelperReport, Kernel, Processes, Unsaved};
 use crate::harden::LockState;
 use crate::secret::SecretString;
 
 /// What the worker serves.
 #[async_trait::async_trait]
 pub trait Service: Send + Sync + 'static {
+    /// Called once, before the first request, with what serves the mount.
+    fn attach_processes(&self, processes: Processes);
     /// Called once, before the first request, with the way to send notifications.
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>);
     /// Something came from the helper.
@@ -202,6 +204,12 @@ pub fn serve(
     let helper = Arc::new(helper);
     let kernel = notify::spawn(session.notifier(), helper.clone(), dev)
         .map_err(io_failed("no thread for notifications"))?;
+    service.attach_processes(Processes {
+        restarts: facts.restarts,
+        last_end: facts.last_end.clone(),
+        worker_memory_locked: memory == LockState::Locked,
+        keeper_memory_locked: facts.keeper_memory == LockState::Locked,
+    });
     service.attach_kernel(kernel);
     if facts.helper_pid != 0 {
         service.helper_says(HelperReport::Started { pid: facts.helper_pid });

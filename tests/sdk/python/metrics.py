@@ -1,6 +1,8 @@
 """The metrics of the mounts, read by the official Prometheus client."""
 
 import os
+import subprocess
+import sys
 
 from prometheus_client.parser import text_string_to_metric_families as families
 
@@ -37,11 +39,34 @@ def check_requests_are_counted():
 
 
 def check_no_labels_without_bound():
-    """the only labels are version, dialect and errno"""
+    """the only labels are version, dialect, errno, process and program, and of programs there are few"""
     for mount in MOUNTS.values():
         for family in read(mount).values():
+            assert len(family.samples) <= 60, family.name
             for sample in family.samples:
-                assert set(sample.labels) <= {"version", "dialect", "errno"}, sample
+                assert set(sample.labels) <= {"version", "dialect", "errno", "process", "program"}, sample
+
+
+def check_processes():
+    """restarts are counted, and whether memory is locked is told of each process"""
+    for mount in MOUNTS.values():
+        found = read(mount)
+        assert found["vaultfs_worker_restarts"].type == "counter"
+        assert found["vaultfs_worker_restarts"].samples[0].value == 0
+        locked = {s.labels["process"]: s.value for s in found["vaultfs_memory_locked"].samples}
+        assert set(locked) == {"worker", "keeper"} and set(locked.values()) <= {0, 1}, locked
+
+
+def check_programs():
+    """requests are told apart by the program that caused them, whatever it is called, and add up"""
+    mount = MOUNTS["object"]
+    script = r"import os,sys; open('/proc/self/comm','w').write('a\"b\\\\c'); open(sys.argv[1], 'w').write('1')"
+    subprocess.run([sys.executable, "-c", script, os.path.join(mount, "written-by-a-program")], check=True)
+    found = read(mount)
+    spent = {s.labels["program"]: s.value for s in found["vaultfs_vault_requests_by_program"].samples}
+    assert 'a"b\\c' in spent, spent
+    total = found["vaultfs_vault_requests"].samples[0].value
+    assert abs(sum(spent.values()) - total) < 1, (spent, total)
 
 
 run(globals())
