@@ -2,11 +2,12 @@
 //!
 //! It gets nothing of the worker's: no descriptors, no ignored signals, no environment but what is listed in
 //! [`Job::environment`], no terminal. What it prints on standard output is dropped; of standard error the end is logged if
-//! it fails. Its process group is killed when its time is up.
+//! it fails. Its process group is killed when its time is up: by the worker, and should that not be there any more, by
+//! timeout(1), which leads the group.
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ use super::queue::Run;
 
 /// How long the command may run.
 pub const LIMIT: Duration = Duration::from_secs(60);
+/// How much later timeout(1) ends it, if nobody did: the worker logs what it said, so that it should be the first.
+const GRACE: Duration = Duration::from_secs(2);
+/// Part of every system but the smallest containers; looked for here alone, `PATH` is for the command.
+const TIMEOUT: &str = "/usr/bin/timeout";
 /// What is logged of its standard error.
 const SAID: usize = 1024;
 /// How long to wait for the rest of that once the command has ended: what it left in the background may hold it open.
@@ -44,7 +49,7 @@ pub struct Job {
 impl Job {
     /// Runs the command to its end; an error says how it ended, and what it said.
     pub async fn run(&self, run: &Run) -> Result<(), String> {
-        let mut command = Command::new("/bin/sh");
+        let mut command = self.shell();
         command.arg("-c").arg(&self.command).current_dir("/").env_clear().envs(self.environment(run));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         // SAFETY: what `like_new` calls may be called between fork and exec.
@@ -84,6 +89,16 @@ impl Job {
         let said = String::from_utf8_lossy(&said);
         let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         Err(if said.is_empty() { how } else { format!("{how}: {said}") })
+    }
+
+    /// `/bin/sh`, which ends in time also if this process does not live to see to it.
+    fn shell(&self) -> Command {
+        if !Path::new(TIMEOUT).exists() {
+            return Command::new("/bin/sh");
+        }
+        let mut command = Command::new(TIMEOUT);
+        command.arg("--signal=KILL").arg((self.limit + GRACE).as_secs_f64().to_string()).arg("/bin/sh");
+        command
     }
 
     fn environment(&self, run: &Run) -> Vec<(&'static str, OsString)> {
@@ -189,5 +204,33 @@ mod tests {
         let slow = job("sleep 1000 & wait", Duration::from_millis(200)).run(&changed()).await.unwrap_err();
         assert!(slow.contains("was killed"), "{slow}");
         job("sleep 5 >&2 &", LIMIT).run(&changed()).await.expect("its shell has ended");
+    }
+
+    /// As when the worker is killed: nobody waits for it any more.
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_ended_all_the_same() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let command = format!("sleep 1000 & echo $! > {}; wait", file.path().display());
+        let job = job(&command, Duration::from_secs(1));
+        let started = changed();
+        let mut run = Box::pin(job.run(&started));
+        let child = loop {
+            let ended = tokio::time::timeout(Duration::from_millis(10), &mut run).await;
+            assert!(ended.is_err(), "it has not started within its time");
+            if let Ok(pid) = std::fs::read_to_string(file.path()).expect("there").trim().parse::<u32>() {
+                break pid;
+            }
+        };
+        drop(run);
+        let alive = || {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['S', 'R']))
+        };
+        let end = tokio::time::Instant::now() + GRACE * 5;
+        assert!(alive());
+        while alive() {
+            assert!(tokio::time::Instant::now() < end, "it goes on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }

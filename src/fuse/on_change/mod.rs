@@ -7,7 +7,8 @@
 //! 3. The command will read the mount. So it is a process of its own, nothing that answers requests waits for it, and it
 //!    begins only when the mount shows what it is told about (`is_shown`), or has had time to.
 //! 4. What is saved on this mount is no news: only changes made elsewhere are. A command may therefore write to the mount.
-//! 5. A command outlives the worker that started it, should that be killed; then nobody is left to end it in time.
+//! 5. A command outlives the worker that started it, should that be killed. Its time is limited all the same, by
+//!    timeout(1), which ends it a little later than the worker would.
 
 pub mod command;
 pub mod queue;
