@@ -87,6 +87,29 @@ fn the_watchdog_is_fed_only_while_the_mount_answers() {
 }
 
 #[test]
+fn the_manager_hears_of_a_server_and_of_the_volume_plugin() {
+    let place = Place::new();
+    let path = place.dir.path().join("notify");
+    let manager = Manager::at(&SocketAddr::from_pathname(&path).unwrap());
+    let (data, state) = (place.data.to_str().unwrap(), place.dir.path().join("volumes"));
+    let plugin = place.dir.path().join("plugin.sock");
+    let serve = ["serve", "--data", data, "--listen", "127.0.0.1:0"];
+    let volumes = ["volume-plugin", "--socket", plugin.to_str().unwrap(), "--state", state.to_str().unwrap()];
+    for args in [&serve[..], &volumes[..]] {
+        let mut command = place.vaultfs(args);
+        command.env("NOTIFY_SOCKET", &path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut service = Beside::start(&mut command);
+        manager.hears("READY=1");
+        // Said when it answers, not before.
+        let socket = if args[0] == "serve" { place.data.join("vault.sock") } else { plugin.clone() };
+        std::os::unix::net::UnixStream::connect(socket).unwrap();
+        signal(service.0.id() as i32, Signal::SIGTERM);
+        manager.hears("STOPPING=1");
+        assert_eq!(service.ends().code(), Some(0), "{args:?}");
+    }
+}
+
+#[test]
 fn an_empty_credential_is_no_key() {
     let place = Place::new();
     fs::write(place.dir.path().join("workos-api-key"), "\n").unwrap();
@@ -97,9 +120,10 @@ fn an_empty_credential_is_no_key() {
     assert!(run(ask.env("CREDENTIALS_DIRECTORY", mount.place().dir.path())).fails(3).contains("no API key"));
 }
 
-fn units() -> [(&'static str, PathBuf); 2] {
+fn units() -> [(&'static str, PathBuf); 3] {
     let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd");
-    ["system", "user"].map(|kind| (kind, below.join(kind).join("vaultfs@.service")))
+    [("system", "vaultfs@.service"), ("user", "vaultfs@.service"), ("system", "vaultfs-volumes.service")]
+        .map(|(kind, name)| (kind, below.join(kind).join(name)))
 }
 
 /// FIELD-NOTES: a mount namespace of the service's own would hide the mount from the host.
@@ -148,13 +172,11 @@ fn no_option_of_the_units_hides_the_mount() {
             let name = line.split('=').next().unwrap();
             assert!(!own_namespace.contains(&name), "{}: {line}", unit.display());
         }
-        for needed in [
-            "Type=notify",
-            "KillMode=mixed",
-            "MemorySwapMax=0",
-            "LoadCredential=workos-api-key:",
-            "WatchdogSec=",
-        ] {
+        let of_mounts: &[_] = match unit.ends_with("vaultfs@.service") {
+            true => &["KillMode=mixed", "LoadCredential=workos-api-key:", "WatchdogSec="],
+            false => &["KillMode=process"],
+        };
+        for needed in ["Type=notify", "MemorySwapMax=0"].iter().chain(of_mounts) {
             assert!(text.lines().any(|line| line.starts_with(needed)), "{}: {needed}", unit.display());
         }
     }
@@ -171,8 +193,8 @@ fn no_option_of_the_units_hides_the_mount() {
 fn systemd_finds_nothing_wrong_with_the_units() {
     let place = Place::new();
     for (kind, unit) in units() {
-        let copy = place.dir.path().join(kind).join("vaultfs@.service");
-        fs::create_dir(copy.parent().unwrap()).unwrap();
+        let copy = place.dir.path().join(kind).join(unit.file_name().unwrap());
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
         let text = fs::read_to_string(unit).unwrap().replace("/usr/bin/vaultfs", VAULTFS);
         fs::write(&copy, text.replace("Documentation=", "#")).unwrap();
         let mut verify = Command::new("systemd-analyze");

@@ -1,6 +1,7 @@
 //! `vaultfs serve`: the embedded vault on its own.
 //!
-//! Standard output is one line, the URL, printed when connections are accepted: a script waits for it.
+//! Standard output is one line, the URL, printed when connections are accepted: a script waits for it, and a service
+//! manager is told at the same moment.
 
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
 use super::serve_key::{self, ServeCommand};
-use super::values;
+use super::{service, values};
 use crate::harden::{self, LockState};
 use crate::heap;
 use crate::server::dir::DataDir;
@@ -31,7 +32,8 @@ const MAX_MAX_SIZE: bytesize::ByteSize = bytesize::ByteSize::mib(64);
 ///
 /// Serves the vault in DIR over HTTP, on a TCP address and on the Unix socket DIR/vault.sock. Prints the
 /// URL once connections are accepted. The first start makes DIR, a master key and, in DIR/api-key, an API
-/// key with all permissions. SIGTERM and SIGINT finish the requests under way and end it.
+/// key with all permissions. SIGTERM and SIGINT finish the requests under way and end it. Under systemd it is
+/// a service of Type=notify.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     /// Directory that holds the vault; made if it is missing, kept at mode 0700
@@ -129,12 +131,14 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let listening = owner.listen(Some(Tcp { listener, tls }))?;
     writeln!(std::io::stdout(), "{scheme}://{address}")?;
     std::io::stdout().flush()?;
+    service::tell(&format!("READY=1\nSTATUS=serving {scheme}://{address}"));
     listening
         .run(async {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            service::tell("STOPPING=1\nSTATUS=finishing the requests under way");
         })
         .await;
     Ok(())

@@ -129,8 +129,8 @@ fn watchdog() -> Option<Duration> {
     number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0).map(Duration::from_micros)
 }
 
-/// Tells the manager (sd_notify(3)). The crate sd-notify does not know the abstract sockets that containers use.
-fn tell(state: &str) {
+/// Tells the manager, where there is one (sd_notify(3)). The crate sd-notify does not know the abstract sockets that containers use.
+pub fn tell(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),
@@ -143,6 +143,6 @@ fn tell(state: &str) {
         socket.send_to_addr(state.as_bytes(), &address)
     });
     if let Err(e) = told {
-        eprintln!("vaultfs: hint: the service manager cannot be told how the mount is doing: {e}");
+        eprintln!("vaultfs: hint: the service manager cannot be told how it goes: {e}");
     }
 }

@@ -14,7 +14,8 @@ use clap::{ArgAction, CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Failure};
-use super::serve;
+use super::values::home;
+use super::{serve, service};
 use crate::clock::SystemClock;
 use crate::harden;
 use crate::server::listen::{self, Listeners};
@@ -86,6 +87,7 @@ async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) ->
     }));
     let unix = socket::listen(path).await?;
     tracing::info!(socket = %path.display(), state = %state.display(), "volumes are served");
+    service::tell("READY=1");
     let settling = tokio::spawn({
         let driver = driver.clone();
         async move { driver.settle().await }
@@ -95,6 +97,7 @@ async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) ->
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        service::tell("STOPPING=1");
         // Nobody may find a socket that nobody answers.
         let _ = std::fs::remove_file(path);
     };
@@ -109,7 +112,7 @@ fn default_state() -> anyhow::Result<PathBuf> {
         return Ok("/var/lib/vaultfs".into());
     }
     let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = named("XDG_STATE_HOME").or_else(|| named("HOME").map(|home| home.join(".local/state")));
+    let state = named("XDG_STATE_HOME").or_else(|| home().map(|home| home.join(".local/state")));
     Ok(state.context("HOME is not set: give --state DIR")?.join("vaultfs"))
 }
 
