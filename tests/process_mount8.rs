@@ -207,6 +207,73 @@ fn a_mount_namespace_of_somebody_elses() {
     assert_nothing_left(&place.mnt);
 }
 
+/// In a mount namespace with an `/etc/fstab` and an `/sbin` of its own: nothing of the machine is changed.
+#[test]
+fn an_ordinary_user_mounts_by_a_line_of_fstab_and_unmounts() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can make a mount namespace with another /etc/fstab");
+        return;
+    }
+    let place = Place::new();
+    let dir = place.dir.path();
+    let home = dir.join("home");
+    for made in [&home, &dir.join("upper"), &dir.join("work")] {
+        fs::create_dir(made).unwrap();
+    }
+    open_to_all(dir);
+    for theirs in [&home, &place.mnt] {
+        std::os::unix::fs::chown(theirs, Some(65534), Some(65534)).unwrap();
+    }
+    let line = format!(
+        "embedded={} {} vaultfs noauto,user,x-gvfs-show,log={} 0 0\n",
+        home.join("v").display(),
+        place.mnt.display(),
+        home.join("log").display()
+    );
+    fs::write(dir.join("fstab"), line).unwrap();
+    let script = r#"set -e
+        mount --bind "$DIR/fstab" /etc/fstab
+        mount -t overlay overlay -o "lowerdir=/usr/sbin,upperdir=$DIR/upper,workdir=$DIR/work" /usr/sbin
+        rm -f /usr/sbin/mount.vaultfs /usr/sbin/umount.fuse.vaultfs
+        cp "$VAULTFS" /usr/sbin/mount.vaultfs
+        ln -s mount.vaultfs /usr/sbin/umount.fuse.vaultfs
+        if [ -d /run/mount ]; then mount -t tmpfs none /run/mount; fi
+        mknod -m 666 "$DIR/fuse" c 10 229
+        mount --bind "$DIR/fuse" /dev/fuse
+        as_user() { setpriv --reuid nobody --regid nogroup --clear-groups env HOME="$DIR/home" "$@"; }
+        cd /
+        as_user mount "$MNT"
+        findmnt -n -o SOURCE,FSTYPE,OPTIONS -M "$MNT"
+        as_user bash -c 'echo 1 > "$0/a"; cat "$0/a"' "$MNT"
+        if cat "$MNT/a" 2>/dev/null; then echo "root can look"; fi
+        as_user bash -c 'set -C; echo kept > "$0/tmp12345678"' "$MNT"
+        if as_user bash -c 'cd "$0"; umount "$0"' "$MNT"; then echo "unmounted in use"; fi
+        as_user umount "$MNT"
+        if findmnt -M "$MNT"; then echo "it is left"; fi
+        as_user mount "$MNT"
+        as_user cat "$MNT/tmp12345678"
+        as_user fusermount3 -u "$MNT""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "bash", "-c", script]);
+    command.env("DIR", dir).env("MNT", &place.mnt).env("VAULTFS", VAULTFS);
+    for name in ["XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"] {
+        command.env_remove(name);
+    }
+    let said = run(&mut command);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let lines: Vec<&str> = said.out.lines().collect();
+    assert_eq!(lines.len(), 3, "{said:?}");
+    assert!(
+        lines[0].starts_with("embedded=")
+            && lines[0].contains("fuse.vaultfs")
+            && lines[0].contains("user_id=65534"),
+        "{lines:?}"
+    );
+    assert_eq!(lines[1..], ["1", "kept"]);
+    assert!(said.err.contains("in use by"), "{said:?}");
+    assert_nothing_left(&place.mnt);
+}
+
 /// What mount(8) runs for a user whose line in fstab says `user`: the helper, with the user's rights.
 #[test]
 fn an_ordinary_user_mounts_through_fusermount3() {

@@ -1,5 +1,6 @@
 //! What people type behind options: times, sizes, users. A refusal says what would be taken.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -7,6 +8,15 @@ use nix::unistd::{Group, User};
 
 /// The largest `--max-size`: a value is in memory several times while it is read or stored.
 const LARGEST_VALUE: ByteSize = ByteSize::gib(1);
+
+/// `HOME`; where an ordinary user has none, as behind mount(8), which is set-uid and passes none on, the user's entry in
+/// the password file. Root has none at boot, and places of its own for what others keep at home.
+pub fn home() -> Option<PathBuf> {
+    let given = std::env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let user = nix::unistd::geteuid();
+    let own = || User::from_uid(user).ok().flatten().map(|user| user.dir).filter(|path| path.is_absolute());
+    given.or_else(|| (!user.is_root()).then(own).flatten())
+}
 
 /// `10s`, `1m 30s`.
 pub fn time(text: &str) -> Result<Duration, String> {

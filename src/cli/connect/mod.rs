@@ -485,7 +485,7 @@ fn credential() -> Option<PathBuf> {
 fn default_dir() -> Result<PathBuf, Failure> {
     let absolute_dir = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     absolute_dir("XDG_DATA_HOME")
-        .or_else(|| absolute_dir("HOME").map(|home| home.join(".local/share")))
+        .or_else(|| values::home().map(|home| home.join(".local/share")))
         .map(|data| data.join("vaultfs"))
         .ok_or_else(|| usage("--embedded needs a directory here, because HOME is not set: --embedded=DIR"))
 }
