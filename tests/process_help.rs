@@ -66,6 +66,33 @@ fn no_colour_where_none_is_wanted() {
 }
 
 #[test]
+fn a_long_listing_says_on_a_terminal_how_far_it_is() {
+    let mount = Mount::start();
+    mount.sh("for n in $(seq 101); do echo $n > name-$n; done");
+    let ls = |terminal: bool| {
+        let line = format!(
+            "{} ls {} > {}/names",
+            common::VAULTFS,
+            mount.embedded(),
+            mount.place().dir.path().display()
+        );
+        let mut command = Command::new(if terminal { "script" } else { "sh" });
+        mount.place().isolate(&mut command);
+        let said = run(if terminal {
+            command.args(["-qec", &line, "/dev/null"])
+        } else {
+            command.args(["-c", &line])
+        });
+        let names = fs::read_to_string(mount.place().dir.path().join("names")).unwrap();
+        assert!(names.lines().count() == 101 && !names.contains('\u{1b}'), "data alone: {names}");
+        said.out + &said.err
+    };
+    // Written over, and taken away at the end.
+    assert_eq!(ls(true), "\r\u{1b}[K100 names\r\u{1b}[K");
+    assert_eq!(ls(false), "");
+}
+
+#[test]
 fn completions_load_in_each_shell() {
     let place = Place::new();
     let bash = completions(&place, "bash", "vaultfs.bash");
@@ -129,10 +156,50 @@ fn metrics_are_numbers_and_hold_no_name_and_no_value() {
             && text.contains("vaultfs_failed_operations_total{errno=\"EPERM\"} 1"),
         "{text}"
     );
+    let own = |name: &str| {
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+        line.trim().parse::<u32>().unwrap()
+    };
+    assert_eq!(own("vaultfs_worker_restarts_total "), 0);
+    let memory = mount.status()["memory"].clone();
+    for process in ["worker", "keeper"] {
+        let locked = u32::from(memory[process] == "locked");
+        assert_eq!(own(&format!("vaultfs_memory_locked{{process=\"{process}\"}} ")), locked, "{memory}");
+    }
     assert!(!text.contains("canary"), "{text}");
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let (name, value) = line.rsplit_once(' ').unwrap();
         assert!(name.starts_with("vaultfs_") && value.parse::<f64>().is_ok(), "{line}");
+    }
+    let (_, worker) = mount.pids();
+    common::signal(worker, nix::sys::signal::Signal::SIGKILL);
+    let replaced = || fs::read_to_string(mount.path(".vaultfs/metrics")).unwrap_or_default();
+    common::until("the metrics count it", || replaced().contains("\nvaultfs_worker_restarts_total 1\n"));
+    let status = fs::read_to_string(mount.path(".vaultfs/status.json")).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["processes"]["restarts"], 1, "{status}");
+}
+
+#[test]
+fn the_log_says_as_much_as_was_asked_for_and_no_value() {
+    let log = |verbosity: &[&str]| {
+        let mount = Mount::with(verbosity);
+        fs::write(mount.path("name-x"), "canary-value").unwrap();
+        assert_eq!(fs::read_to_string(mount.path("name-x")).unwrap(), "canary-value");
+        assert!(fs::hard_link(mount.path("name-x"), mount.path("b")).is_err());
+        let log = mount.log();
+        assert!(
+            log.contains("serving") && log.contains("operation=\"link\" name=\"b\" errno=EPERM"),
+            "{log}"
+        );
+        assert!(!log.contains("canary"), "{log}");
+        log
+    };
+    assert!(!log(&[]).contains("asked") && !log(&["-v"]).contains("asked"));
+    let all = log(&["-vv"]);
+    for part in ["operation=\"lookup\"", "operation=\"create\"", "name=\"name-x\"", "pid="] {
+        assert!(all.lines().any(|line| line.contains("asked") && line.contains(part)), "{part}: {all}");
     }
 }
 

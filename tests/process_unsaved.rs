@@ -223,3 +223,24 @@ fn a_conflict_is_kept_and_decided_by_a_person() {
     });
     pending(&["--discard", "f"]).fails(5);
 }
+
+#[test]
+fn a_terminal_sees_how_a_drain_goes_on() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    run(&mut server.mount_command(&place, &["--drain=3s"])).ok();
+    let mount = Mount::adopt(place);
+    spoil(&server, &mount);
+    let line = format!("{} unmount {}", common::VAULTFS, mount.mnt().display());
+    let mut terminal = Command::new("script");
+    mount.place().isolate(&mut terminal);
+    let said = run(terminal.args(["-qec", &line, "/dev/null"]));
+    assert_eq!(said.code, Some(7), "{said:?}");
+    assert!(said.out.contains("\r\u{1b}[Kstoring: 1 left, for at most "), "{said:?}");
+    // Taken away before the sentence that stays.
+    let (_, rest) = said.out.rsplit_once("\r\u{1b}[K").unwrap();
+    assert!(rest.contains("lost: "), "{said:?}");
+    server.resume();
+    run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();
+    mount.unmount_done();
+}

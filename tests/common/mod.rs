@@ -168,6 +168,22 @@ impl Place {
     }
 }
 
+/// What a test mounted here and did not come to adopt or unmount, because it failed, does not stay.
+impl Drop for Place {
+    fn drop(&mut self) {
+        for line in mount_lines(&self.mnt) {
+            eprintln!("a mount is left, taking it away: {line}");
+            abort(minor_of(&line));
+            let _ = Command::new("umount").arg("-l").arg(&self.mnt).status();
+        }
+    }
+}
+
+/// The number of the FUSE connection in a line of the mount table.
+fn minor_of(line: &str) -> u32 {
+    line.split([' ', ':']).nth(3).unwrap().parse().unwrap()
+}
+
 /// A mounted vault.
 pub struct Mount {
     place: Option<Place>,
@@ -194,8 +210,7 @@ impl Mount {
     /// Watches over a mount that the test made itself.
     pub fn adopt(place: Place) -> Self {
         let line = mount_lines(&place.mnt).pop().expect("just mounted");
-        let minor = line.split([' ', ':']).nth(3).unwrap().parse().unwrap();
-        Self { watchdog: Watchdog::start(minor, TEST_TIME), place: Some(place) }
+        Self { watchdog: Watchdog::start(minor_of(&line), TEST_TIME), place: Some(place) }
     }
 
     /// A path on the mount.
