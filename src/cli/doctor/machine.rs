@@ -222,6 +222,12 @@ fn updatedb(machine: &Machine) -> Finding {
     let Some(conf) = machine.text("etc/updatedb.conf") else {
         return Finding::ok("updatedb", "locate's index is not made here");
     };
+    // The package's drop-in counts only where systemd starts it: else cron runs updatedb, without it.
+    let drop_in = machine.text("usr/lib/systemd/system/plocate-updatedb.service.d/vaultfs.conf");
+    let by_systemd = machine.has("run/systemd/system") && machine.has("usr/sbin/updatedb.plocate");
+    if by_systemd && drop_in.is_some_and(|text| text.contains(mounts::FS_TYPE)) {
+        return Finding::ok("updatedb", "it leaves vaults out, by a drop-in of plocate-updatedb.service");
+    }
     let line = conf.lines().map(str::trim_start).find_map(|line| line.strip_prefix("PRUNEFS"));
     let kinds = line.unwrap_or_default().trim_start_matches([' ', '=', '"']);
     if kinds.split(|c: char| c.is_whitespace() || c == '"').any(|kind| kind == mounts::FS_TYPE) {
@@ -332,6 +338,17 @@ mod tests {
         assert_eq!(level("PRUNEFS=\"NFS fuse.vaultfs proc\"\n"), Level::Ok);
         assert_eq!(level("PRUNEFS = \"NFS proc fuse.sshfs\"\n"), Level::Warning);
         assert_eq!(level("PRUNE_BIND_MOUNTS=\"yes\"\n"), Level::Warning);
+        let of_package = [
+            ("etc/updatedb.conf", "PRUNEFS=\"NFS proc\"\n"),
+            ("usr/sbin/updatedb.plocate", ""),
+            (
+                "usr/lib/systemd/system/plocate-updatedb.service.d/vaultfs.conf",
+                include_str!("../../../packaging/systemd/plocate/vaultfs.conf"),
+            ),
+            ("run/systemd/system/x", ""),
+        ];
+        assert_eq!(updatedb(&machine(&of_package).1).level, Level::Ok);
+        assert_eq!(updatedb(&machine(&of_package[..3]).1).level, Level::Warning, "cron starts it");
     }
 
     #[test]
