@@ -89,6 +89,20 @@ impl Engine {
         command
     }
 
+    /// A script that is this engine where people type `podman` or `docker`.
+    pub fn script(&self) -> String {
+        let at = self.dir.path().display();
+        let engine = match self.is_docker() {
+            true => format!("env DOCKER_CONFIG={at} {DOCKER} -H unix://{at}/sock"),
+            false => format!(
+                "env CONTAINERS_CONF={at}/containers.conf CONTAINERS_STORAGE_CONF={at}/storage.conf /usr/bin/podman"
+            ),
+        };
+        format!(
+            "#!/bin/sh\nif [ \"$1\" = run ]; then shift; exec {engine} run --network=none \"$@\"; fi\nexec {engine} \"$@\"\n"
+        )
+    }
+
     /// Runs a command of the engine.
     pub fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Ran {
         run(&mut self.command(args))

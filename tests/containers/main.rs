@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod document;
 mod engine;
 #[path = "../plugin/mod.rs"]
 mod plugin;
@@ -64,6 +65,13 @@ fn podman_uses_volumes_of_the_plugin() {
 fn dockerd_uses_volumes_of_the_plugin() {
     if !cannot() {
         volumes(&Engine::docker());
+    }
+}
+
+#[test]
+fn what_the_document_says_works() {
+    if !cannot() {
+        document::followed(&Engine::podman(), &Engine::docker());
     }
 }
 
