@@ -280,11 +280,11 @@ fn shown(played: &[String]) -> String {
     played.iter().map(cut).collect::<Vec<_>>().join("\n")
 }
 
-/// Plays this many sequences, on a new mount every twenty: each has a minute, also on a busy machine.
+/// Plays this many sequences, on a new mount every ten: each mount has a minute, enough on a busy machine, too.
 fn sequences(count: u64) {
     let first: u64 = std::env::var("VAULTFS_SEED").map_or(1, |seed| seed.parse().unwrap());
     // What is read-only for its owner is so on both sides only for who is not root, or root on both.
-    for seeds in (first..first + count).collect::<Vec<_>>().chunks(20) {
+    for seeds in (first..first + count).collect::<Vec<_>>().chunks(10) {
         let place = Place::below("/var/tmp");
         let local = place.dir.path().join("local");
         fs::create_dir(&local).unwrap();
