@@ -33,12 +33,20 @@ impl FileSystem {
             return Err(Errno::EINVAL);
         }
         self.cache.list_all(call).await.map_err(|e| self.failed("rename", dir.as_str(), &e))?;
-        match self.find(call, to.0, to.1).await? {
-            Place::Absent => {}
+        let over = match self.find(call, to.0, to.1).await? {
+            Place::Absent => None,
             Place::Dir(_) if !replace => return Err(Errno::EEXIST),
-            Place::Dir(target) if self.is_in_memory_alone(&target) && self.names_in(&target).is_empty() => {}
+            Place::Dir(target) if self.names_in(&target).is_empty() => Some(target),
             Place::Dir(_) => return Err(Errno::ENOTEMPTY),
             Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
+        };
+        let alone = self.is_in_memory_alone(dir);
+        if let Some(target) = over.filter(|_| alone) {
+            // Empty as it looks, objects can be hidden in it: they end as at rmdir(2).
+            self.settle_hidden_in(&target, call).await;
+            if !self.is_in_memory_alone(&target) || !self.names_in(&target).is_empty() {
+                return Err(Errno::ENOTEMPTY);
+            }
         }
         if !self.is_in_memory_alone(dir) {
             return Err(Errno::EXDEV);

@@ -43,24 +43,29 @@ pub struct Undeleted {
 impl FileSystem {
     /// Objects that should be gone, by name.
     pub fn undeleted(&self) -> Vec<Undeleted> {
-        let mut undeleted: Vec<Undeleted> = {
+        let known: Vec<_> = {
             let table = self.table();
-            let is_still_so = |name: &ObjectName, kept: &NotDeleted| match self.cache.peek(name) {
+            let all = table.undeleted.iter();
+            all.map(|(name, kept)| (name.clone(), kept.clone(), table.is_hidden(name))).collect()
+        };
+        let mut undeleted = Vec::new();
+        for (name, kept, retried) in known {
+            let is_still_there = match self.cache.peek(&name) {
                 Peek::Value(found) => kept.stored.is(&found.object.meta),
                 Peek::Absent(_) | Peek::AbsentBefore => false,
                 Peek::Exists | Peek::Unknown => true,
             };
-            let left = table.undeleted.iter().filter(|(name, kept)| is_still_so(name, kept));
-            let told = left.map(|(name, kept)| Undeleted {
-                name: name.as_str().to_owned(),
-                path: String::new(),
-                error: kept.message.clone(),
-                retried: table.is_hidden(name),
-            });
-            told.collect()
-        };
-        for one in &mut undeleted {
-            one.path = self.path_of(&one.name);
+            if is_still_there {
+                let path = self.path_of(name.as_str());
+                undeleted.push(Undeleted {
+                    name: name.as_str().to_owned(),
+                    path,
+                    error: kept.message,
+                    retried,
+                });
+            } else {
+                self.table().undeleted.remove(&name);
+            }
         }
         undeleted.sort_by(|a, b| a.name.cmp(&b.name));
         undeleted

@@ -406,6 +406,29 @@ async fn a_directory_from_which_all_was_moved_to_backups_can_be_removed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_directory_from_which_all_was_moved_to_backups_can_be_replaced() {
+    let sh = Shell::new();
+    sh.put("d/s", "value").await;
+    sh.mv("d/s", "s~").await.unwrap();
+    // Only one that is in memory alone replaces anything: the objects stay hidden for any other.
+    sh.mkdir("full").await.unwrap();
+    sh.write_file("full/f", "1").await.unwrap();
+    assert_eq!(sh.mv("full", "d").await, Err(Errno::EXDEV));
+    assert_eq!(sh.names().await, ["d/s", "full/f"]);
+    sh.mkdir("e").await.unwrap();
+    sh.mv("e", "d").await.unwrap();
+    assert_eq!((sh.names().await, sh.ls("d").await.unwrap()), (vec!["full/f".into(), "s~".into()], vec![]));
+    // What cannot be deleted shows again, and is in the way.
+    sh.put("d/t", "value").await;
+    sh.refresh().await;
+    sh.mv("d/t", "t~").await.unwrap();
+    sh.vault.fail_always(Op::Delete, Fault::Before(ErrorKind::Forbidden));
+    sh.mkdir("e").await.unwrap();
+    assert_eq!(sh.mv("e", "d").await, Err(Errno::ENOTEMPTY));
+    assert_eq!(sh.ls("d").await.unwrap(), ["t"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn backups_that_take_each_others_names_lose_nothing() {
     // Objects are put first; then these renames, and a new value for a name that has become free.
     type Case =
