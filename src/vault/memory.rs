@@ -14,8 +14,8 @@ use async_trait::async_trait;
 
 use super::op::{Op, OpCounts};
 use super::{
-    Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object, ObjectId,
-    ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    BudgetStatus, Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object,
+    ObjectId, ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 use crate::clock::{Clock, SystemClock};
 
@@ -44,6 +44,14 @@ pub struct MemoryVault {
     clock: Arc<dyn Clock>,
     counts: OpCounts,
     state: Mutex<State>,
+    told: Mutex<Told>,
+}
+
+/// What it tells of itself.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    budget: Option<BudgetStatus>,
+    ahead_ms: Option<i64>,
 }
 
 /// Rows by creation number, which is the order of listings and the cursor.
@@ -136,7 +144,23 @@ impl MemoryVault {
 
     /// An empty vault.
     pub fn new(capabilities: Capabilities, clock: Arc<dyn Clock>) -> Self {
-        Self { capabilities, clock, counts: OpCounts::default(), state: Mutex::default() }
+        let told = Mutex::new(Told { budget: None, ahead_ms: Some(0) });
+        Self { capabilities, clock, counts: OpCounts::default(), state: Mutex::default(), told }
+    }
+
+    /// From now on [`Vault::status`] tells of a limit of so many requests a minute. It is not enforced.
+    pub fn tell_limit(&self, limit: u32) {
+        let budget = BudgetStatus { limit, remaining: limit, reset_s: 60, assumed: false };
+        self.told().budget = Some(budget);
+    }
+
+    /// From now on [`Vault::status`] tells that its clock is so far ahead of its user's, or nothing of it.
+    pub fn tell_ahead(&self, ahead_ms: Option<i64>) {
+        self.told().ahead_ms = ahead_ms;
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().expect("no holder of this lock can panic")
     }
 
     /// How often `op` was called.
@@ -188,7 +212,8 @@ impl Vault for MemoryVault {
 
     fn status(&self) -> VaultStatus {
         let (endpoint, requests) = ("memory".to_owned(), self.counts.total());
-        VaultStatus { endpoint, requests, spent_by: Vec::new(), budget: None, ahead_ms: Some(0) }
+        let Told { budget, ahead_ms } = *self.told();
+        VaultStatus { endpoint, requests, spent_by: Vec::new(), budget, ahead_ms }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

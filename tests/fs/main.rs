@@ -12,6 +12,7 @@ mod model;
 mod model_faults;
 mod names;
 mod outage;
+mod refresher;
 mod renames;
 mod replaced;
 mod requests;

@@ -122,13 +122,15 @@ impl Shell {
     }
 
     pub fn of(capabilities: Capabilities, options: Options) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(PausedClock {
-            start: tokio::time::Instant::now(),
-            wall: SystemTime::now(),
-            looks: AtomicU64::new(0),
-        });
+        let clock = Self::paused();
         let memory = Arc::new(MemoryVault::new(capabilities, clock.clone()));
         Self::mounted(memory, clock, options)
+    }
+
+    /// Tokio's time.
+    pub fn paused() -> Arc<dyn Clock> {
+        let (start, wall) = (tokio::time::Instant::now(), SystemTime::now());
+        Arc::new(PausedClock { start, wall, looks: AtomicU64::new(0) })
     }
 
     /// Another mount of the same vault, cold.
@@ -147,7 +149,8 @@ impl Shell {
         Self::of_vault(vault, memory, clock, options)
     }
 
-    fn mounted(memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
+    /// A cold mount of this vault, whose clock may be another.
+    pub fn mounted(memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
         Self::of_vault(memory.clone(), memory, clock, options)
     }
 

@@ -200,7 +200,10 @@ impl Index {
         if !gone.is_empty() {
             self.generation += 1;
         }
-        self.complete = Some((asked, pages));
+        // A listing may end after one that was begun later.
+        if self.complete.is_none_or(|(at, _)| at <= asked) {
+            self.complete = Some((asked, pages));
+        }
         gone
     }
 

@@ -15,6 +15,7 @@ mod flights;
 mod index;
 mod refresh;
 mod search;
+mod sweep;
 mod table;
 mod watch;
 

@@ -2,14 +2,15 @@
 //!
 //! 1. **How it asks.** Where the vault tells what changed since a time (kv), one request a tick, whatever N is; else
 //!    all names are listed, ⌈N/100⌉ requests. Deletions show in listings only: where one page holds all names each
-//!    tick is a listing, else kv is listed now and then, and a name's existence is believed for [`EXISTS`] at most.
+//!    tick is a listing, else kv is listed after its ticks ([`sweep`](super::sweep)), and a name's existence is
+//!    believed for [`EXISTS`] at most.
 //! 2. **Since when.** By the vault's own times: a tick asks for what changed since the latest time that an earlier one
-//!    saw, less what that one took and an overlap. Our clock counts once, at the first tick, corrected by the time
-//!    that the vault tells in its answers.
+//!    saw, less what that one took and an overlap; never since later than the tick before by the vault's clock, which
+//!    may be put back. Our clock counts only as far as the vault tells in its answers how far it is off.
 //! 3. **What it confirms** is true as of the moment it asked, for every belief that is younger than the first tick of
 //!    the chain: one field in the index, not a million entries.
-//! 4. **Frugal.** A tick takes at most a tenth of the budget, its pages are spread over time, it has background
-//!    priority, and its moment varies. A mount that nobody uses is asleep and sends nothing; a use is a lookup, and
+//! 4. **Frugal.** A tick, and what follows it, takes at most a tenth of the budget, its pages are spread over time, it
+//!    has background priority, and its moment varies. A mount that nobody uses is asleep and sends nothing; a use is a lookup, and
 //!    keeps it awake for as long as the kernel may go without another one; so does
 //!    whoever watches it (inotify) or subscribes.
 
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::super::object::Cursors;
+use super::sweep::Sweep;
 use super::{Cache, is_outage};
 use crate::vault::{Call, ErrorKind, ListQuery, Result};
 
@@ -43,8 +45,12 @@ pub(super) const EXISTS: Duration = Duration::from_secs(300);
 /// How often it is found out whether somebody still watches a mount that is not used otherwise.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Never more often than this are all names listed only to find deletions.
-const DELETIONS: Duration = Duration::from_secs(60);
+/// What is between two ticks, in parts of the refresh time: a little less, so that nothing is past its time before it
+/// is confirmed, and varied, so that many mounts do not ask at once.
+const BETWEEN: (f64, f64) = (0.8, 0.95);
+
+/// The same, in parts of the time that the requests are worth: never less.
+const PAID: (f64, f64) = (1.02, 1.07);
 
 /// What the refresher knows.
 #[derive(Debug, Default)]
@@ -58,12 +64,19 @@ pub(super) struct Refresh {
     /// By the vault's clock: all changes before that are known.
     covered: Option<SystemTime>,
     /// There are more names than a page holds.
-    many: bool,
+    pub(super) many: bool,
+    /// The names are listed for deletions.
+    pub(super) sweep: Option<Sweep>,
+    /// There were too many names to list them unasked.
+    pub(super) vast: bool,
+    /// Requests of the last tick, and of what followed it.
+    pub(super) spent: usize,
     /// When the last tick that went well began.
     last: Option<Instant>,
     ticks: u64,
     requests: u64,
-    failed: Option<String>,
+    pub(super) sweep_requests: u64,
+    pub(super) failed: Option<String>,
 }
 
 /// The refresher, for `status`.
@@ -77,6 +90,10 @@ pub struct RefreshStatus {
     pub ticks: u64,
     /// Requests for them, and for the values in use that had changed.
     pub requests: u64,
+    /// Of these, those that only looked for deletions.
+    pub deletion_requests: u64,
+    /// Within how many seconds a deletion made elsewhere shows; `None` while that is not known.
+    pub deletions_s: Option<f64>,
     /// Seconds since the last that went well.
     pub last_s: Option<u64>,
     /// Why the last one did not.
@@ -93,7 +110,7 @@ enum Ask {
 }
 
 impl Cache {
-    fn refresh_state(&self) -> std::sync::MutexGuard<'_, Refresh> {
+    pub(super) fn refresh_state(&self) -> std::sync::MutexGuard<'_, Refresh> {
         self.refresh.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -149,6 +166,7 @@ impl Cache {
             let is_watched = looked.is_some_and(|(_, watches)| watches);
             if !self.is_used() && !is_watched && !wanted() {
                 // Looked at now and then, because nobody says that he has begun to want to know.
+                self.refresh_state().sweep = None;
                 let while_asleep = self.config.refresh.max(Duration::from_secs(1));
                 let _ = tokio::time::timeout(while_asleep, self.woken.notified()).await;
                 continue;
@@ -157,6 +175,9 @@ impl Cache {
             if self.is_used() || is_watched || wanted() {
                 self.tick().await;
                 told();
+                if self.look_for_deletions().await {
+                    told();
+                }
             }
         }
     }
@@ -166,6 +187,13 @@ impl Cache {
         self.refresh_state().requests += 1;
     }
 
+    /// A page is asked for, by a tick or after it.
+    pub(super) fn spend(&self) {
+        let mut refresh = self.refresh_state();
+        refresh.requests += 1;
+        refresh.spent += 1;
+    }
+
     fn is_used(&self) -> bool {
         let now = self.clock.now();
         self.refresh_state().used_until.is_some_and(|until| now < until)
@@ -173,56 +201,65 @@ impl Cache {
 
     /// The vault's time, or if need be an earlier one.
     fn vaults_time(&self) -> SystemTime {
-        let ours = self.clock.wall();
-        match self.vault.status().ahead_ms {
-            None => ours - UNTOLD,
-            Some(ahead) if ahead >= 0 => ours + Duration::from_millis(ahead.unsigned_abs()) - OVERLAP,
-            Some(behind) => ours - Duration::from_millis(behind.unsigned_abs()) - OVERLAP,
-        }
+        self.vaults_time_if_told().unwrap_or_else(|| self.clock.wall() - UNTOLD)
+    }
+
+    /// The same, by what it told last of its clock.
+    fn vaults_time_if_told(&self) -> Option<SystemTime> {
+        let (ours, ahead) = (self.clock.wall(), self.vault.status().ahead_ms?);
+        let off = Duration::from_millis(ahead.unsigned_abs());
+        Some(if ahead >= 0 { ours + off } else { ours - off } - OVERLAP)
     }
 
     /// The time that one request is worth, if a tenth of the budget is to last.
-    fn price(&self) -> Duration {
+    pub(super) fn price(&self) -> Duration {
         let limit = self.vault.status().budget.map(|budget| budget.limit / SHARE);
         limit.map_or(Duration::ZERO, |share| Duration::from_secs(60) / share.max(1))
     }
 
-    /// From one tick to the next, without variation.
-    fn period(&self) -> Duration {
+    /// The refresh time, where that costs nothing.
+    pub(super) fn wanted_period(&self) -> Duration {
+        self.config.refresh.max(SHORTEST)
+    }
+
+    /// What the requests from one tick to the next are worth.
+    fn cost(&self) -> Duration {
         let pages = match self.ask() {
             Ask::Since(_) | Ask::First => 1,
             Ask::All => self.state().index.complete().map_or(1, |(_, pages)| pages),
         };
-        self.config
-            .refresh
-            .max(SHORTEST)
-            .max(self.price().saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX)))
+        let requests = pages.max(self.refresh_state().spent);
+        self.price().saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
     }
 
-    /// Up to a fifth shorter than the refresh time, so that nothing is past its time before it is confirmed, and
-    /// many mounts do not ask at once; never shorter than the budget wants it.
+    /// From one tick to the next, without variation.
+    pub(super) fn period(&self) -> Duration {
+        self.wanted_period().max(self.cost())
+    }
+
     fn pause(&self) -> Duration {
-        let period = self.period();
-        let varied = period.mul_f64(0.8 + 0.15 * fraction());
-        if period > self.config.refresh.max(SHORTEST) { period + (period - varied) } else { varied }
+        let varied = |(least, most): (f64, f64)| least + (most - least) * fraction();
+        self.wanted_period().mul_f64(varied(BETWEEN)).max(self.cost().mul_f64(varied(PAID)))
+    }
+
+    /// How many requests there may be from one tick to the next without making that longer; `None` if any number.
+    pub(super) fn affordable(&self) -> Option<usize> {
+        let price = self.price().mul_f64(PAID.1);
+        let between = self.wanted_period().mul_f64(BETWEEN.0);
+        (!price.is_zero()).then(|| between.div_duration_f64(price) as usize)
     }
 
     fn ask(&self) -> Ask {
-        let (covered, last, many) = {
+        let (covered, many) = {
             let refresh = self.refresh_state();
-            (refresh.covered, refresh.last, refresh.many)
+            (refresh.covered, refresh.many)
         };
         let listed = self.state().index.complete_as_listed();
         let Some(covered) = covered.filter(|_| self.vault.capabilities().search) else { return Ask::All };
         match listed {
             Some((_, pages)) if pages <= 1 => Ask::All,
-            Some((at, pages)) => {
-                let dear = self.price().saturating_mul(u32::try_from(2 * pages).unwrap_or(u32::MAX));
-                let due = self.clock.now().saturating_duration_since(at) >= DELETIONS.max(dear);
-                if due && last.is_some() { Ask::All } else { Ask::Since(covered - OVERLAP) }
-            }
             None if !many => Ask::First,
-            None => Ask::Since(covered - OVERLAP),
+            Some(_) | None => Ask::Since(covered - OVERLAP),
         }
     }
 
@@ -232,6 +269,7 @@ impl Cache {
         let began = {
             let mut refresh = self.refresh_state();
             refresh.ticks += 1;
+            refresh.spent = 0;
             if refresh.since.is_none() {
                 refresh.since = Some(asked);
                 refresh.covered = Some(self.vaults_time());
@@ -248,12 +286,19 @@ impl Cache {
         match answer {
             Ok(latest) => {
                 let took = self.clock.now().saturating_duration_since(asked);
+                let now = self.vaults_time_if_told();
                 let mut refresh = self.refresh_state();
+                // Its clock may have been put back since the last tick, and go through the same times again.
+                let since = refresh.last.map_or(took, |last| took + asked.saturating_duration_since(last));
+                let again = now.map(|now| now - since);
+                let put_back =
+                    again.zip(refresh.covered).is_some_and(|(t, covered)| t < covered - 2 * OVERLAP);
                 let seen = latest.map(|latest| latest - took);
                 refresh.covered = refresh.covered.max(seen);
+                refresh.covered = refresh.covered.min(again).or(refresh.covered);
                 (refresh.last, refresh.failed) = (Some(asked), None);
                 drop(refresh);
-                if let (Ask::Since(_), Some(since)) = (ask, began) {
+                if let (Ask::Since(_), Some(since), false) = (ask, began, put_back) {
                     self.state().index.confirm(since, asked);
                 }
             }
@@ -264,7 +309,8 @@ impl Cache {
                 let mut refresh = self.refresh_state();
                 if e.kind == ErrorKind::Unauthorized {
                     // Nothing is believed any more: the chain begins anew.
-                    (refresh.since, refresh.covered) = (None, None);
+                    (refresh.since, refresh.covered, refresh.sweep) = (None, None, None);
+                    refresh.last = None;
                 }
                 refresh.failed = Some(e.to_string());
             }
@@ -284,7 +330,7 @@ impl Cache {
                 tokio::time::sleep(self.price()).await;
             }
             let call = Call::background(self.clock.now() + self.config.timeout);
-            self.refresh_state().requests += 1;
+            self.spend();
             let page = self.vault.list(&call, &query).await?;
             pages += 1;
             latest = page.items.iter().filter_map(|item| item.updated_at).max().max(latest);
@@ -310,6 +356,7 @@ impl Cache {
     /// What `status` says.
     pub fn refresh_status(&self) -> RefreshStatus {
         let (now, period) = (self.clock.now(), self.period());
+        let deletions = self.deletions_show_within();
         let awake = self.is_used();
         let refresh = self.refresh_state();
         RefreshStatus {
@@ -317,6 +364,8 @@ impl Cache {
             tick_s: period.as_secs_f64(),
             ticks: refresh.ticks,
             requests: refresh.requests,
+            deletion_requests: refresh.sweep_requests,
+            deletions_s: deletions.map(|within| within.as_secs_f64()),
             last_s: refresh.last.map(|last| now.saturating_duration_since(last).as_secs()),
             error: refresh.failed.clone(),
         }
