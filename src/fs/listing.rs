@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::attr::FileKind;
 use super::errno::{Errno, Result};
@@ -60,6 +61,10 @@ struct State {
     shown: u64,
     /// Entries that are written down.
     noted: usize,
+    /// Readers who wait for more.
+    waiting: usize,
+    /// One has waited in vain, and has said so.
+    told: bool,
 }
 
 /// The entries of a directory, `.` and `..` included. The lock is a leaf.
@@ -71,7 +76,7 @@ pub struct Listing {
 
 impl Listing {
     fn with(entries: Vec<DirEntry>, last: u64, progress: Progress) -> Arc<Self> {
-        let state = State { entries, last, progress, shown: 0, noted: 0 };
+        let state = State { entries, last, progress, shown: 0, noted: 0, waiting: 0, told: false };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
@@ -127,15 +132,7 @@ impl Listing {
 
     /// Whether a reader at this position can be answered, and how; `None` while nothing is known yet.
     pub fn ready(&self, after: u64) -> Option<Result<()>> {
-        let state = self.state();
-        let first = state.first_after(after);
-        // The dots alone are no answer to who has just begun.
-        let more = state.entries.len() > first && (after > 0 || state.entries.len() > 2);
-        match state.progress {
-            Progress::Failed(errno) if !more => Some(Err(errno)),
-            Progress::Growing if !more => None,
-            Progress::Growing | Progress::CutOff | Progress::Done | Progress::Failed(_) => Some(Ok(())),
-        }
+        self.state().ready(after)
     }
 
     /// Waits until [`Listing::ready`].
@@ -148,6 +145,22 @@ impl Listing {
             }
             changed.await;
         }
+    }
+
+    /// The same, for so long; `None` if that was in vain, which the caller has to say.
+    pub async fn wait_for(&self, after: u64, patience: Duration) -> Option<Result<()>> {
+        self.state().waiting += 1;
+        let waited = timeout(patience, self.wait(after)).await.ok();
+        self.state().waiting -= 1;
+        waited.or_else(|| self.given_up(after))
+    }
+
+    fn given_up(&self, after: u64) -> Option<Result<()>> {
+        // Both may be at their end at one moment: the reader after the listing.
+        let mut state = self.state();
+        let ready = state.ready(after);
+        state.told |= ready.is_none();
+        ready
     }
 
     /// Gives the entries behind a position to `take`, until it says that it has no room for one.
@@ -222,14 +235,29 @@ impl Listing {
         after < before
     }
 
-    /// No more names will come.
-    pub fn fail(&self, errno: Errno) {
-        self.state().progress = Progress::Failed(errno);
+    /// No more names will come. True if that is still to be said: not if all who waited had given up before.
+    pub fn fail(&self, errno: Errno) -> bool {
+        let mut state = self.state();
+        state.progress = Progress::Failed(errno);
+        let news = state.waiting > 0 || !state.told;
+        drop(state);
         self.changed.notify_waiters();
+        news
     }
 }
 
 impl State {
+    fn ready(&self, after: u64) -> Option<Result<()>> {
+        let first = self.first_after(after);
+        // The dots alone are no answer to who has just begun.
+        let more = self.entries.len() > first && (after > 0 || self.entries.len() > 2);
+        match self.progress {
+            Progress::Failed(errno) if !more => Some(Err(errno)),
+            Progress::Growing if !more => None,
+            Progress::Growing | Progress::CutOff | Progress::Done | Progress::Failed(_) => Some(Ok(())),
+        }
+    }
+
     fn first_after(&self, after: u64) -> usize {
         self.entries.partition_point(|entry| entry.cookie <= after)
     }
@@ -378,5 +406,25 @@ mod tests {
         assert_eq!(listing.wait(0).await, Ok(()));
         let last = listing.after(0).last().unwrap().cookie;
         assert_eq!(listing.wait(last).await, Err(Errno::EBUSY));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_failure_is_told_once_whoever_of_two_is_late_first() {
+        let late = Listing::growing(entries(&[".", ".."]));
+        assert_eq!(late.wait_for(0, Duration::from_secs(1)).await, None, "the reader tells");
+        assert!(!late.fail(Errno::ETIMEDOUT), "so the listing does not");
+        let failed = Listing::growing(entries(&[".", ".."]));
+        assert!(failed.fail(Errno::ETIMEDOUT), "the listing tells");
+        assert_eq!(
+            failed.wait_for(0, Duration::ZERO).await,
+            Some(Err(Errno::ETIMEDOUT)),
+            "so the reader does not"
+        );
+        // One has given up, and another one waits.
+        let both = Listing::growing(entries(&[".", ".."]));
+        assert_eq!(both.wait_for(0, Duration::ZERO).await, None);
+        let wait = both.wait_for(0, Duration::from_secs(1));
+        let fail = async { both.fail(Errno::EIO) };
+        assert_eq!(tokio::join!(wait, fail), (Some(Err(Errno::EIO)), true));
     }
 }

@@ -216,9 +216,9 @@ impl FileSystem {
         after: u64,
         call: &Call,
     ) -> Result<Arc<Listing>> {
-        match tokio::time::timeout(self.left(call), listing.wait(after)).await {
-            Ok(waited) => waited.map(|()| listing),
-            Err(_) => {
+        match listing.wait_for(after, self.left(call)).await {
+            Some(waited) => waited.map(|()| listing),
+            None => {
                 let late = Error::new(ErrorKind::Deadline, "the vault did not list its names in time");
                 Err(self.failed("readdir", path(dir), &late))
             }
@@ -268,7 +268,11 @@ impl FileSystem {
             && !self.cache.names_may_stand_in(&e)
         {
             self.listings().drop_listing(dir.ino, listing);
-            listing.fail(self.failed("readdir", path(dir), &e));
+            if listing.fail(Errno::from(&e)) {
+                self.failed("readdir", path(dir), &e);
+            } else {
+                tracing::debug!(error = %e, "a listing has failed that nobody waits for any more");
+            }
             return;
         }
         let stamp = self.stamp();

@@ -139,11 +139,7 @@ pub async fn check(world: Arc<World>, cell: Cell, number: usize) {
     assert!(took < TIMEOUT + SLACK, "it took {took:?}");
     let sent = proxy.requests() - requests;
     assert!(sent <= cell.most_requests(), "{sent} requests");
-    // On a loaded machine the deadline of the question and that of the request it sent can pass at one moment: then
-    // each of the two that waited tells the same.
-    let mut lines: Vec<_> = said[errors..].iter().map(|e| (&e.operation, &e.name, &e.errno)).collect();
-    lines.dedup();
-    assert_eq!(lines.len(), usize::from(cell.expected().is_some()), "one line: {said:?}");
+    assert_eq!(said.len() - errors, usize::from(cell.expected().is_some()), "one line: {said:?}");
     assert!(proxy.endless() < HUGE / 100, "{} bytes were read", proxy.endless());
 
     proxy.clear();

@@ -125,3 +125,22 @@ async fn what_needs_no_vault_never_waits_for_it() {
     assert_eq!(sh.vault.total(), requests);
     assert!(began.elapsed() < Duration::from_secs(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_comes_too_late_is_told_once() {
+    for kv in [false, true] {
+        let capabilities = if kv { KV_CAPABILITIES } else { OBJECT_CAPABILITIES };
+        let sh = Shell::of(capabilities, Options { timeout: TIMEOUT, ..Options::default() });
+        sh.put("f", "x").await;
+        sh.vault.plan_any().always().fail(Fault::Hang);
+        assert_eq!(sh.ls("").await, Err(Errno::ETIMEDOUT));
+        // The listing itself ends, too.
+        sh.pass(Duration::from_secs(1)).await;
+        let said = sh.fs.status().last_errors;
+        assert_eq!(said.len(), 1, "{said:?}");
+        // Who asks anew is told anew.
+        assert_eq!(sh.ls("").await, Err(Errno::ETIMEDOUT));
+        sh.pass(Duration::from_secs(1)).await;
+        assert_eq!(sh.fs.status().last_errors.len(), 2);
+    }
+}
