@@ -13,6 +13,7 @@
 mod ahead;
 pub mod attr;
 mod audit;
+mod busy;
 mod commit;
 mod control;
 mod dir;

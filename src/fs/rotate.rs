@@ -15,7 +15,7 @@
 //!
 //! With `--in-place` the inode stays and its bytes change, which may be seen half way.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,6 +25,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
+use super::busy::Busy;
 use super::errno::{Errno, Result};
 use super::file::{File, Link, Stored};
 use super::helper::{Deed, Ended, Expected, HelperCall, errno_text, hidden_name};
@@ -45,6 +46,10 @@ const ROUNDS: usize = 5;
 
 /// Changes that a slow subscriber may be behind.
 const BEHIND: usize = 4096;
+
+/// What `EACCES` means for the helper.
+const NO_RIGHT: &str = ": the helper may not change that directory; where it shows no `w`, as on a read-only mount, an \
+    ordinary user's helper needs user namespaces";
 
 /// Why a name is to be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,40 +86,6 @@ pub(super) struct Rotor {
     /// Rotations are being carried out.
     working: AtomicBool,
     events: broadcast::Sender<Change>,
-}
-
-/// Requests that are out at the vault, by the directory whose lock the kernel holds meanwhile.
-#[derive(Debug, Default)]
-struct Busy {
-    dirs: Mutex<HashMap<u64, usize>>,
-    less: Notify,
-}
-
-struct BusyGuard(Arc<Busy>, u64);
-
-impl Busy {
-    fn dirs(&self) -> std::sync::MutexGuard<'_, HashMap<u64, usize>> {
-        self.dirs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn enter(self: &Arc<Self>, dir: u64) -> BusyGuard {
-        *self.dirs().entry(dir).or_default() += 1;
-        BusyGuard(self.clone(), dir)
-    }
-}
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        let mut dirs = self.0.dirs();
-        if let Some(count) = dirs.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                dirs.remove(&self.1);
-            }
-        }
-        drop(dirs);
-        self.0.less.notify_waiters();
-    }
 }
 
 impl Rotor {
@@ -352,7 +323,7 @@ impl FileSystem {
         };
         let is_shown = used.state().stored.as_ref().is_some_and(|stored| is_version(stored, &object));
         // What a lookup has found already is carried out all the same, for those who watch.
-        let announced = used.state().unannounced.take_if(|version| *version == object.meta.version).is_none();
+        let announced = used.state().unannounced.as_ref() != Some(&object.meta.version);
         Ok(match (is_shown, why) {
             (true, Why::News) if announced => None,
             (true, Why::News) if self.options.in_place => Some(Deed::Touch { file: used.clone() }),
@@ -393,6 +364,7 @@ impl FileSystem {
             Deed::Touch { file } => HelperCall::Touch { path: to, mtime: file.state().mtime() },
         };
         let deletes = matches!(deed, Deed::Unlink { .. });
+        let touched = if let Deed::Touch { file } = &deed { Some(file.clone()) } else { None };
         let way = spot.way.clone();
         let expected = Expected { way: spot.way, parent: spot.parent, name: spot.text, deed };
         match self.helper.order(&**kernel, expected, &call).await {
@@ -404,6 +376,9 @@ impl FileSystem {
                 if deletes {
                     self.forget_emptied(&**kernel, &way);
                 }
+                if let Some(touched) = touched {
+                    touched.state().unannounced = None;
+                }
                 Outcome::Done
             }
             // The helper died; another one is on its way.
@@ -412,7 +387,8 @@ impl FileSystem {
                 Outcome::Again
             }
             Ended { errno, .. } => {
-                self.only_forget(name, &errno_text(errno));
+                let needs = if errno == libc::EACCES { NO_RIGHT } else { "" };
+                self.only_forget(name, &format!("{}{needs}", errno_text(errno)));
                 Outcome::Done
             }
         }
@@ -421,13 +397,7 @@ impl FileSystem {
     /// Waits until no request of the directory and no commit of the file is out at the vault.
     async fn quiet(&self, parent: u64, file: Option<&File>) {
         loop {
-            let less = self.rotor.busy.less.notified();
-            tokio::pin!(less);
-            less.as_mut().enable();
-            if self.rotor.busy.dirs().contains_key(&parent) {
-                less.await;
-                continue;
-            }
+            self.rotor.busy.quiet(parent).await;
             match file {
                 Some(file) if file.turn.available_permits() == 0 => drop(file.turn.acquire().await),
                 _ => return,

@@ -10,6 +10,7 @@
 //!    the mount that was meant, and closes it. An O_PATH descriptor that stays open would make umount fail for ever.
 //! 4. The keeper holds both ends of its line, so that the line outlives it and the worker: orders are numbered, and
 //!    an answer to another number than the one that is out is one to a predecessor. It ends with the keeper.
+//! 5. An ordinary user's is refused by the modes of a read-only mount; then it overrides them ([`userns`]).
 
 use std::ffi::CString;
 use std::io;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::handover::{Channel, close_inherited, take_standard};
 use super::mounts::{self, Dev};
+use super::userns;
 use crate::fs::{HelperCall, HelperReport};
 
 /// The hidden command that it is started with.
@@ -64,6 +66,8 @@ pub fn run(mountpoint: &Path, dev: Dev, pause: Duration) -> io::Result<()> {
     let table = std::fs::File::open("/proc/self/mountinfo")?;
     let place = Place::of(mountpoint, dev);
     let own = std::process::id();
+    // Root's overrides modes as it is.
+    let mut may_override = !nix::unistd::geteuid().is_root();
     line.send(&HelperReport::Started { pid: own }, &[])?;
     while is_there(dev) {
         let mut fds =
@@ -78,7 +82,14 @@ pub fn run(mountpoint: &Path, dev: Dev, pause: Duration) -> io::Result<()> {
             continue;
         }
         let Some((Order { number, to, call }, _)) = line.receive()? else { return Ok(()) };
-        let made = if to == 0 || to == own { place.make(&call) } else { Err(not_me()) };
+        let mut made = if to == 0 || to == own { place.make(&call) } else { Err(not_me()) };
+        if may_override && made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EACCES)) {
+            may_override = false;
+            if userns::enter().is_ok() {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                made = place.make(&call);
+            }
+        }
         let errno = made.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
         line.send(&HelperReport::Done { number, errno }, &[])?;
     }

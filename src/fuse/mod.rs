@@ -31,4 +31,5 @@ pub mod requests;
 pub mod runtime;
 pub mod session;
 pub mod state;
+mod userns;
 pub mod worker;

@@ -127,6 +127,91 @@ async fn what_is_being_written_is_not_rotated_and_its_commit_decides() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rotation_does_not_wait_for_an_fsync_in_flight_whose_commit_decides() {
+    for sh in both() {
+        sh.put("f", "old").await;
+        sh.put("g", "old").await;
+        let sh = watched(sh).await;
+        sh.cat("g").await;
+        let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+        sh.pwrite(&fd, 0, "our").unwrap();
+        let mut gate = sh.vault.gate(Op::Update);
+        let vaultfs::fs::Step::Pending(fsync) = sh.fs.fsync(fd.fh) else {
+            panic!("there is something to store")
+        };
+        let fsync = tokio::spawn(fsync);
+        gate.arrived(1).await;
+        sh.put("f", "theirs").await;
+        sh.put("g", "theirs").await;
+        let began = tokio::time::Instant::now();
+        sh.fs.refresh_now().await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        let deeds = sh.told.helper.deeds();
+        assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "g"), "{deeds:?}");
+        assert_eq!(sh.cat("f").await, "our");
+        gate.release();
+        fsync.await.unwrap().unwrap();
+        sh.close(fd).await.unwrap();
+        sh.fs.refresh_now().await;
+        assert_eq!(sh.told.helper.deeds(), [], "the name shows that inode all the time");
+        assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
+        assert_eq!(sh.history("f").await.last().unwrap(), "our");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_is_made_where_the_directory_is_now() {
+    for sh in both() {
+        let sh = watched(sh).await;
+        sh.mkdir("before").await.unwrap();
+        sh.mv("before", "after").await.unwrap();
+        let ino = sh.stat("after").await.unwrap().ino;
+        sh.put("after/f", "1").await;
+        sh.put("before/g", "1").await;
+        sh.fs.refresh_now().await;
+        let deeds = sh.told.helper.deeds();
+        assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "after/f"), "{deeds:?}");
+        assert_eq!(sh.stat("after").await.unwrap().ino, ino);
+        assert_eq!(
+            (sh.ls("after").await.unwrap(), sh.ls("before").await.unwrap()),
+            (vec!["f".to_owned()], vec!["g".to_owned()])
+        );
+        sh.cat("after/f").await;
+        sh.pass(Duration::from_secs(1)).await;
+        sh.put("after/f", "2").await;
+        sh.delete("before/g").await;
+        sh.fs.refresh_now().await;
+        let mut deeds = sh.told.helper.deeds();
+        deeds.sort();
+        assert!(
+            matches!(&deeds[..], [("rename", f, Some(_)), ("unlink", g, None)] if f == "after/f" && g == "before/g"),
+            "{deeds:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_lookup_has_found_is_told_also_if_the_first_helper_dies_of_it() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let sh = watched(sh).await;
+    sh.cat("f").await;
+    sh.put("f", "new").await;
+    sh.refresh().await;
+    assert_eq!(sh.cat("f").await, "new", "found by a lookup");
+    *sh.told.helper.is_dead.lock().unwrap() = true;
+    let fs = sh.fs.clone();
+    let rotation = tokio::spawn(async move { fs.refresh_now().await });
+    sh.pass(Duration::from_secs(1)).await;
+    assert!(!rotation.is_finished(), "the order was heard by nobody");
+    Helper::start(&sh);
+    rotation.await.unwrap();
+    let deeds = sh.told.helper.deeds();
+    assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "f"), "{deeds:?}");
+    assert_eq!(sh.fs.status().changes.done, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_comes_between_order_and_rename_stops_it() {
     let sh = Shell::new();
     sh.put("f", "old").await;
