@@ -13,6 +13,9 @@ use crate::common::{Beside, Ran, run, signal, wait};
 
 /// The image. At /data it has files that must never get into a vault.
 pub const IMAGE: &str = "vaultfs-test:1";
+/// containers.conf for podman in and outside of containers, in any cgroup hierarchy.
+pub const SETTINGS: &str = "[containers]\ndefault_ulimits=[\"nofile=20000:20000\",\"nproc=4096:4096\"]\n[engine]\n\
+    runtime=\"runc\"\ncgroup_manager=\"cgroupfs\"\nevents_logger=\"file\"\n";
 /// The client of dockerd.
 const DOCKER: &str = "/usr/bin/docker";
 
@@ -31,11 +34,7 @@ impl Engine {
         let dir = directory();
         let socket = dir.path().join("plugin.sock");
         let at = dir.path().display();
-        let settings = format!(
-            "[containers]\ndefault_ulimits=[\"nofile=20000:20000\",\"nproc=4096:4096\"]\n[engine]\nruntime=\"runc\"\n\
-             cgroup_manager=\"cgroupfs\"\nevents_logger=\"file\"\n[engine.volume_plugins]\nvt=\"{}\"\n",
-            socket.display()
-        );
+        let settings = format!("{SETTINGS}[engine.volume_plugins]\nvt=\"{}\"\n", socket.display());
         fs::write(dir.path().join("containers.conf"), settings).unwrap();
         let storage = format!("[storage]\ndriver=\"vfs\"\nrunroot=\"{at}/run\"\ngraphroot=\"{at}/graph\"\n");
         fs::write(dir.path().join("storage.conf"), storage).unwrap();
@@ -46,10 +45,26 @@ impl Engine {
 
     /// A dockerd of this test's own, without networks.
     pub fn docker() -> Self {
-        need("dockerd", "docker.io");
+        Self::dockerd(Command::new("dockerd"), directory())
+    }
+
+    /// One that maps users: the container's root is the machine's user 100000. The machine's own table of such users is
+    /// hidden by one in a mount namespace of the daemon's own.
+    pub fn docker_remapped() -> Self {
         let dir = directory();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let users = dir.path().join("users");
+        fs::write(&users, "nobody:100000:65536\n").unwrap();
+        let script =
+            "mount --bind \"$0\" /etc/subuid && mount --bind \"$0\" /etc/subgid && exec dockerd \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(&users).arg("--userns-remap=nobody:nogroup");
+        Self::dockerd(command, dir)
+    }
+
+    fn dockerd(mut command: Command, dir: TempDir) -> Self {
+        need("dockerd", "docker.io");
         let at = |name: &str| dir.path().join(name);
-        let mut command = Command::new("dockerd");
         command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec"));
         command.arg("--pidfile").arg(at("pid")).arg("--host").arg(format!("unix://{}", at("sock").display()));
         command.args(["--storage-driver=vfs", "--bridge=none", "--iptables=false", "--ip6tables=false"]);
@@ -136,10 +151,7 @@ impl Engine {
     }
 
     fn import(&self) {
-        let root = self.dir.path().join("image");
-        make_image(&root);
-        let tar = self.dir.path().join("image.tar");
-        run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".")).ok();
+        let tar = image(self.dir.path());
         self.run(["import", tar.to_str().unwrap(), IMAGE]).ok();
     }
 }
@@ -164,6 +176,14 @@ fn directory() -> TempDir {
 fn need(command: &str, package: &str) {
     let found = run(Command::new("sh").args(["-c", &format!("command -v {command}")])).code == Some(0);
     assert!(found, "'{command}' is missing: apt-get install {package}, or scripts/test, which does it");
+}
+
+/// The image as an archive in this directory.
+pub fn image(dir: &Path) -> PathBuf {
+    let (root, tar) = (dir.join("image"), dir.join("image.tar"));
+    make_image(&root);
+    run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".")).ok();
+    tar
 }
 
 fn make_image(root: &Path) {

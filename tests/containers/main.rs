@@ -9,6 +9,7 @@ mod document;
 mod engine;
 #[path = "../plugin/mod.rs"]
 mod plugin;
+mod users;
 
 use std::fs;
 use std::path::PathBuf;
@@ -65,6 +66,20 @@ fn podman_uses_volumes_of_the_plugin() {
 fn dockerd_uses_volumes_of_the_plugin() {
     if !cannot() {
         volumes(&Engine::docker());
+    }
+}
+
+#[test]
+fn rootless_podman_uses_the_mounts_of_its_user() {
+    if !cannot() {
+        users::rootless();
+    }
+}
+
+#[test]
+fn dockerd_that_maps_users_binds_a_mount() {
+    if !cannot() {
+        users::remapped();
     }
 }
 

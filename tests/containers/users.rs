@@ -1,0 +1,95 @@
+//! Engines whose containers have other users than the machine: rootless podman, and dockerd with `userns-remap`.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::process::Command;
+
+use crate::common::{DeviceForAll, Mount, Place, VAULTFS, open_to_all, run};
+use crate::engine::{self, Engine, IMAGE};
+
+/// A user with a mount and a volume plugin of their own. In namespaces of the test's own, so that podman's pause process
+/// ends with it; and with shared mounts, as systemd makes them, else podman would not see what is mounted later.
+pub fn rootless() {
+    let place = Place::new();
+    let _device = DeviceForAll::open();
+    let home = place.dir.path().join("home");
+    fs::create_dir_all(home.join("mnt")).unwrap();
+    fs::copy(VAULTFS, home.join("vaultfs")).unwrap();
+    let image = engine::image(&home);
+    for (name, text) in [
+        (
+            "containers.conf",
+            format!("{}[engine.volume_plugins]\nvt=\"{}/p.sock\"\n", engine::SETTINGS, home.display()),
+        ),
+        (
+            "storage.conf",
+            format!(
+                "[storage]\ndriver=\"vfs\"\nrunroot=\"{0}/run\"\ngraphroot=\"{0}/graph\"\n[storage.options]\n\
+                 ignore_chown_errors=\"true\"\n",
+                home.display()
+            ),
+        ),
+    ] {
+        // Of limits an ordinary user can only lower.
+        fs::write(home.join(name), text.replace("default_ulimits", "#")).unwrap();
+    }
+    for path in [place.dir.path(), &home, &home.join("vaultfs"), &image] {
+        open_to_all(path);
+    }
+    for theirs in [&home, &home.join("mnt")] {
+        chown(theirs, Some(65534), Some(65534)).unwrap();
+    }
+    let script = r#"set -e
+        cd "$HOME"
+        export XDG_RUNTIME_DIR=$HOME CONTAINERS_CONF=$HOME/containers.conf CONTAINERS_STORAGE_CONF=$HOME/storage.conf
+        ./vaultfs mount --embedded=v mnt
+        printf s3cret > mnt/db
+        podman import image.tar "$IMAGE" > /dev/null
+        inside() { podman run --rm --network=none "$@"; }
+        inside -v "$HOME/mnt:/s:ro" "$IMAGE" /bin/sh -c 'id -u; cat /s/db; echo; if echo x > /s/no; then echo written; fi'
+        inside -v "$HOME/mnt:/s" "$IMAGE" /bin/sh -c 'echo -n new > /s/made'
+        cat mnt/made; echo
+        ./vaultfs volume-plugin --socket p.sock --state state -o "embedded=$HOME/v" &
+        until [ -S p.sock ]; do sleep 0.05; done
+        podman volume create --driver vt app
+        inside -v app:/s "$IMAGE" /bin/sh -c 'cat /s/made; echo'
+        if ./vaultfs status | grep volumes/app; then echo "it is left"; fi
+        podman volume rm app > /dev/null
+        kill %1; wait %1 || true
+        ./vaultfs unmount mnt"#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "shared", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args([
+        "setpriv",
+        "--reuid",
+        "nobody",
+        "--regid",
+        "nogroup",
+        "--clear-groups",
+        "bash",
+        "-c",
+        script,
+    ]);
+    for name in ["XDG_STATE_HOME", "XDG_DATA_HOME"] {
+        command.env_remove(name);
+    }
+    let said = run(command.env("HOME", &home).env("IMAGE", IMAGE).current_dir("/"));
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "0\ns3cret\nnew\napp\nnew\n"), "{said:?}");
+    assert!(said.err.contains("Read-only file system"), "{said:?}");
+}
+
+/// The table of docs/CONTAINERS.md: the mount belongs to whom the container's root is outside.
+pub fn remapped() {
+    let mount = Mount::with(&["--allow-other", "--uid=100000", "--gid=100000"]);
+    open_to_all(mount.place().dir.path());
+    fs::write(mount.path("db"), "s3cret").unwrap();
+    // It has a mount namespace of its own, with what is mounted by then.
+    let engine = Engine::docker_remapped();
+    let bind = format!("{}:/s", mount.mnt().display());
+    let said = engine.sh(&["-v", &bind], "cat /proc/self/uid_map /s/db; echo -n x > /s/made").ok();
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(words, ["0", "100000", "65536", "s3cret"]);
+    assert_eq!(mount.versions("made"), [1]);
+    engine.sh(&["--user=1000", "-v", &bind], "cat /s/db").fails(1);
+    drop(engine);
+}
