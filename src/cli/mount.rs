@@ -152,7 +152,7 @@ pub struct MountArgs {
     #[arg(help_heading = "The process", short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
-    /// Log more (repeatable)
+    /// Log more: -v what is tried again and what changes elsewhere, -vv each request of the kernel, too
     #[arg(help_heading = "The process", short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 

@@ -43,7 +43,7 @@ pub struct VolumePluginArgs {
     #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
-    /// Log more (repeatable)
+    /// Log more: -v each request of the engine that is refused, too
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
 }
