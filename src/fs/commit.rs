@@ -148,6 +148,11 @@ impl FileSystem {
                     Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
                 return Err(self.failed(cause.name(), name.as_str(), &why));
             };
+            let by_itself = matches!(cause, Cause::Retry | Cause::Drain);
+            if by_itself && file.state().failure.as_ref().is_some_and(|failure| failure.conflict) {
+                // Something went over it while this waited for its turn.
+                return Err(Errno::ESTALE);
+            }
             let guarded = match cause {
                 Cause::Retry => true,
                 // A person has seen the conflict and wants these bytes.
@@ -428,7 +433,8 @@ impl FileSystem {
         }
     }
 
-    fn conflict(&self, file: &File) {
+    /// What failed to be stored is in conflict with what the vault has: no retry is sent by itself.
+    pub(super) fn conflict(&self, file: &File) {
         let mut state = file.state();
         let name = state.name.clone();
         if let Some(failure) = &mut state.failure {

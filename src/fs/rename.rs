@@ -157,7 +157,12 @@ impl FileSystem {
         })?;
         crash::point("rename stored");
         for (name, id) in doomed {
-            self.delete_doomed(call, &old_name, &name, id).await?;
+            let deleted = self.delete_doomed(call, &old_name, &name, id).await;
+            if let (Err(_), Some(target), Some(_)) = (&deleted, &goal.target, &stored) {
+                // The name has these bytes all the same: what it failed to store before does not go over them by itself.
+                self.conflict(target);
+            }
+            deleted?;
         }
         crash::point("rename deleted");
         self.switch(from_dir, source, &old_name, &goal, stored.map(|object| (&job, object)));

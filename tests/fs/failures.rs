@@ -273,6 +273,25 @@ async fn a_file_unlinked_after_a_creation_in_doubt_does_not_come_back() {
     assert_eq!(sh.stat("f").await, Err(Errno::ENOENT));
 }
 
+/// The bytes that are renamed over it make no version where the vault has them already: no version tells.
+#[tokio::test(start_paused = true)]
+async fn a_failed_save_never_goes_over_what_was_renamed_over_it() {
+    for waits in [Duration::ZERO, Duration::from_secs(60)] {
+        let sh = Shell::new();
+        sh.write_file("t", "value").await.unwrap();
+        sh.write_file("u", "value").await.unwrap();
+        sh.vault.fail_next(Op::Update, Fault::Hang);
+        assert_eq!(sh.write_file("t", "older").await, Err(Errno::ETIMEDOUT));
+        // Stored under the new name, deleted under the old one, and nothing says so.
+        sh.vault.fail_next(Op::Delete, Fault::HangAfter);
+        assert_eq!(sh.mv("u", "t").await, Err(Errno::ETIMEDOUT));
+        sh.pass(waits).await;
+        sh.fs.drain(Drain::Closed, Duration::from_secs(60)).await;
+        assert_eq!((sh.names().await, sh.history("t").await), (vec!["t".to_owned()], vec!["value".into()]));
+        assert_eq!((unsaved(&sh.fs), sh.cat("t").await), (vec![("t".to_owned(), true)], "older".into()));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn unlinking_gives_up_what_is_unsaved() {
     let sh = Shell::new();
