@@ -48,8 +48,8 @@ export async function raises(name, status, call) {
 }
 
 // Looks until it is so, for 20 seconds at most.
-export async function becomes(wanted, look, seconds = 20) {
-  const end = Date.now() + 1000 * seconds;
+export async function becomes(wanted, look) {
+  const end = Date.now() + 20_000;
   for (;;) {
     let found;
     try {

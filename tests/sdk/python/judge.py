@@ -62,9 +62,9 @@ def raises(kind, status, call, *args, **kwargs):
     raise AssertionError(f"{kind.__name__} was not raised: {result!r}")
 
 
-def becomes(wanted, look, seconds=20):
+def becomes(wanted, look):
     """Looks until it is so, for 20 seconds at most."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 20
     while True:
         try:
             found = look()

@@ -307,9 +307,8 @@ def check_written_here_read_in_mounts():
         for point in MOUNTS.values():
             becomes(f"updated {i}".encode(), lambda: read(f"{point}/{name}"))
         vault.delete_kv(id)
-        # Of many names the kv dialect tells no deletion but in a full listing, which is made once a minute.
-        for point in MOUNTS.values() if i == 0 else []:
-            becomes(False, lambda: os.path.exists(f"{point}/{name}"), 150)
+        for point in MOUNTS.values():
+            becomes(False, lambda: os.path.exists(f"{point}/{name}"))
 
 
 def check_written_in_mounts_read_here():
