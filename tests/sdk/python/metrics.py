@@ -60,7 +60,7 @@ def check_processes():
 def check_programs():
     """requests are told apart by the program that caused them, whatever it is called, and add up"""
     mount = MOUNTS["object"]
-    script = r"import os,sys; open('/proc/self/comm','w').write('a\"b\\\\c'); open(sys.argv[1], 'w').write('1')"
+    script = r"import os,sys; open('/proc/self/comm','w').write('a\"b\\c'); open(sys.argv[1], 'w').write('1')"
     subprocess.run([sys.executable, "-c", script, os.path.join(mount, "written-by-a-program")], check=True)
     found = read(mount)
     spent = {s.labels["program"]: s.value for s in found["vaultfs_vault_requests_by_program"].samples}
