@@ -27,6 +27,7 @@ pub mod on_change;
 pub mod probe;
 pub mod process;
 pub mod refuse;
+mod reply;
 pub mod requests;
 pub mod runtime;
 pub mod session;

@@ -5,7 +5,7 @@
 //! 2. While it holds /dev/fuse the connection lives, whatever happens to the worker. It therefore never opens a
 //!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts.
 //! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount.
-//! 4. When the worker dies, a successor takes over at once: same device, same state, same control socket. Programs only
+//! 4. When the worker dies, a successor takes over at once (`succession`): same device, same state, same control socket. Programs only
 //!    wait. Where they keep dying (`crew`) there are pauses, and at last everything on the mount is EIO (`refuse`): it
 //!    is not unmounted, because below it is a plain directory, where what programs go on writing would be on disk.
 //! 5. A kernel that cannot send again what a dead worker had read (before Linux 6.9) gets a new mount in the old one's
@@ -15,23 +15,24 @@
 //! 7. SIGTERM and SIGINT act here only: drain, unmount (detached, if it is in use), exit 0 or 7. SIGHUP makes
 //!    the worker read its key file again.
 
+mod event;
+mod succession;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 
 use super::crew::{Deaths, Equipment, Worker, ending};
 use super::handover::{
-    Facts, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config, take_standard,
+    Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config, take_standard,
 };
 use super::helper::Minder;
 use super::kernel::{self, Mode, Mounted};
@@ -41,6 +42,7 @@ use super::runtime::{Record, RuntimeDir};
 use super::state::{self, SealKey};
 use crate::harden::LockState;
 use crate::secret::SecretString;
+use event::{Event, take_signals};
 
 /// The hidden commands that the processes of a mount are started with.
 pub const COMMAND: &str = "keeper";
@@ -55,10 +57,6 @@ const DRAIN_MARGIN: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a worker that was told to end may take.
 const END_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a successor may take from its start to serving.
-const TAKEOVER: Duration = Duration::from_secs(30);
-/// Between looks at whether the worker's leader is a zombie, which nothing else tells.
-const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// The first steps of a keeper process: descriptors, session, configuration, the line to its starter.
 pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, Front)> {
@@ -107,23 +105,6 @@ pub fn run(config: MountConfig, key: Option<SecretString>, mut front: Front, mem
             failed.exit
         }
     }
-}
-
-/// Something that the keeper reacts to.
-#[derive(Debug)]
-enum Event {
-    /// SIGTERM or SIGINT.
-    Stop,
-    /// SIGHUP.
-    Reload,
-    Worker(ToKeeper),
-    /// With its exit status, where the kernel gave one.
-    WorkerGone(Option<ExitStatus>),
-    /// The starting command went away before it heard anything.
-    FrontGone,
-    /// There is a request to refuse, or the connection is gone.
-    Request,
-    Timeout,
 }
 
 /// What the keeper is waiting for.
@@ -253,94 +234,11 @@ impl Keeper {
         Ok(())
     }
 
-    /// Starts a worker that says that it can read the state.
-    fn introduce(
-        &mut self,
-        program: Option<&File>,
-        state: &ToWorker,
-        front: Option<&Front>,
-    ) -> Result<Worker, Failed> {
-        let worker = Worker::start(&self.equipment, program)
-            .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
-        worker.channel.send(state, &[self.state.as_fd()]).map_err(|e| lost(&e))?;
-        let before = self.worker.replace(worker);
-        let said = self.expect(front);
-        let worker = std::mem::replace(&mut self.worker, before);
-        match (said?, worker) {
-            (ToKeeper::Readable, Some(worker)) => Ok(worker),
-            (ToKeeper::Failed(failed), _) => Err(failed),
-            (other, _) => Err(unexpected(&other)),
-        }
-    }
-
-    fn connect(&mut self, front: Option<&Front>) -> Result<(), Failed> {
-        self.send(&ToWorker::Connect, &[]).map_err(|e| lost(&e))?;
-        match self.expect(front)? {
-            ToKeeper::Connected(spec) => {
-                self.equipment.config.spec = spec;
-                Ok(())
-            }
-            ToKeeper::Failed(failed) => Err(failed),
-            other => Err(unexpected(&other)),
-        }
-    }
-
     fn send(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         match &self.worker {
             Some(worker) => worker.channel.send(message, fds),
             None => Err(io::ErrorKind::BrokenPipe.into()),
         }
-    }
-
-    /// Hands the mount to the worker, answers INIT if that is still to be done, and writes down where to find it.
-    fn assign(&mut self, front: Option<&Front>) -> Result<(), Failed> {
-        let (Some(mounted), Some(listener), Some(helper)) = (&self.mounted, &self.listener, &self.helper)
-        else {
-            return Err(Failed::new("nothing is mounted"));
-        };
-        let dev = mounted.dev;
-        let facts = Facts {
-            keeper_pid: std::process::id(),
-            fuse_abi: mounted.init.abi(),
-            resend: can_resend(mounted),
-            keeper_memory: self.memory.clone(),
-            restarts: self.restarts,
-            last_end: self.last_end.clone(),
-            helper_pid: helper.pid(),
-        };
-        let is_new = self.init_reply.is_empty();
-        let serve = ToWorker::Serve {
-            init: mounted.init.as_bytes().to_vec(),
-            dev,
-            resend: !is_new && facts.resend,
-            facts,
-        };
-        self.send(&serve, &[mounted.device.as_fd(), listener.as_fd(), helper.workers_end()])
-            .map_err(|e| lost(&e))?;
-        let reply = match self.expect(front)? {
-            ToKeeper::Init(reply) => reply,
-            ToKeeper::Failed(failed) => return Err(failed),
-            other => return Err(unexpected(&other)),
-        };
-        if is_new {
-            let mounted = self.mounted.as_ref().expect("looked at above");
-            kernel::answer(&mounted.device, &reply)
-                .map_err(|e| Failed::new(format!("the kernel did not take the answer to INIT: {e}")))?;
-            self.init_reply = reply;
-        } else if reply != self.init_reply {
-            return Err(Failed::new("it does not speak with the kernel as the worker before it did"));
-        }
-        self.send(&ToWorker::Go, &[]).map_err(|e| lost(&e))?;
-        match self.expect(front)? {
-            ToKeeper::Serving => {}
-            other => return Err(unexpected(&other)),
-        }
-        if let Some(worker) = &mut self.worker {
-            worker.serving_since = Some(Instant::now());
-        }
-        self.look_after_helper();
-        self.write_record(dev, None)
-            .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
     }
 
     fn write_record(&self, dev: Dev, broken: Option<String>) -> io::Result<()> {
@@ -352,28 +250,6 @@ impl Keeper {
             broken,
         };
         self.directory.write(dev, &record)
-    }
-
-    /// The worker's next message while it is being started.
-    fn expect(&mut self, front: Option<&Front>) -> Result<ToKeeper, Failed> {
-        let until = front.is_none().then(|| Instant::now() + TAKEOVER);
-        loop {
-            match self.next_event(front, until) {
-                Event::Worker(message) => return Ok(message),
-                Event::WorkerGone(status) => {
-                    let how = ending(status);
-                    return Err(Failed::new(format!("the worker process died ({how}); see the log")));
-                }
-                Event::Stop | Event::FrontGone if front.is_some() => {
-                    return Err(Failed::new("interrupted before it was mounted"));
-                }
-                event @ (Event::Stop | Event::Reload) => self.later.push_back(event),
-                Event::Timeout if until.is_some() => {
-                    return Err(Failed::new("the worker process took too long to start"));
-                }
-                Event::FrontGone | Event::Request | Event::Timeout => {}
-            }
-        }
     }
 
     fn serve(mut self) -> u8 {
@@ -435,137 +311,6 @@ impl Keeper {
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),
             }
         }
-    }
-
-    /// Nobody asked it to: another one goes on, now or in a while.
-    fn worker_died(&mut self, status: Option<ExitStatus>) {
-        let how = ending(status);
-        let served = self.worker.take().and_then(|worker| worker.serving_since);
-        self.restarts += 1;
-        self.last_end = Some(how.clone());
-        match self.deaths.count(Instant::now(), served) {
-            Some(Duration::ZERO) => {
-                tracing::error!("the worker died ({how}): starting another one");
-                self.succeed();
-            }
-            Some(pause) => {
-                tracing::error!(
-                    "the worker died again ({how}): starting another one in {} s",
-                    pause.as_secs()
-                );
-                self.phase = Phase::Pausing(Instant::now() + pause);
-            }
-            None => self.give_up(&how),
-        }
-    }
-
-    /// Starts a worker that takes over. Where it fails it counts as one that died.
-    fn succeed(&mut self) {
-        let (drains, leaves) =
-            (matches!(self.phase, Phase::Draining(_)), matches!(self.phase, Phase::Leaving(_)));
-        let phase = self.phase;
-        self.phase = Phase::Serving;
-        if let Err(failed) = self.take_over(None) {
-            tracing::error!("a worker could not take over: {failed}");
-            if let Some(worker) = &mut self.worker {
-                worker.kill();
-            }
-            if drains || leaves {
-                self.later.push_back(Event::Stop);
-            }
-            return self.worker_died(None);
-        }
-        tracing::info!(restarts = self.restarts, "another worker serves the mount");
-        if drains {
-            self.drain();
-        } else if leaves {
-            self.phase = phase;
-        }
-    }
-
-    fn take_over(&mut self, worker: Option<Worker>) -> Result<(), Failed> {
-        let anew = worker.is_none() && self.mounted.as_ref().is_some_and(|mounted| !can_resend(mounted));
-        let worker = match worker {
-            Some(worker) => worker,
-            None => self.introduce(None, &ToWorker::State { takeover: true, anew }, None)?,
-        };
-        self.worker = Some(worker);
-        self.connect(None)?;
-        if anew && self.dev().is_some_and(|dev| self.is_mounted(dev)) {
-            self.mount_anew()?;
-        }
-        self.assign(None)
-    }
-
-    /// For kernels that cannot send requests again: what is in flight fails, and a new mount takes the old one's place.
-    fn mount_anew(&mut self) -> Result<(), Failed> {
-        if let Some(dev) = self.dev() {
-            // Of use only where a stuck thread of the worker holds the device still.
-            let _ = kernel::abort(dev);
-        }
-        self.abandon();
-        self.mount()
-    }
-
-    /// A new program is to take over. It has to be able to read the state before the old one ends.
-    fn upgrade(&mut self, path: &Path) {
-        let ready = File::open(path).map_err(|e| Failed::new(format!("{}: {e}", path.display()))).and_then(
-            |program| {
-                let state = ToWorker::State { takeover: true, anew: false };
-                let worker = self.introduce(Some(&program), &state, None)?;
-                Ok((program, worker))
-            },
-        );
-        if !self.mounted.as_ref().is_some_and(can_resend) {
-            let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
-            return self.tell(&ToWorker::NotUpgraded(why.to_owned()));
-        }
-        let (program, successor) = match ready {
-            Ok(ready) => ready,
-            Err(failed) => {
-                tracing::error!("no upgrade to {}: {failed}", path.display());
-                return self.tell(&ToWorker::NotUpgraded(failed.message));
-            }
-        };
-        tracing::info!("{} takes over", path.display());
-        // What it had read and not answered the successor gets again.
-        if let Some(old) = &mut self.worker {
-            old.kill();
-        }
-        self.restarts += 1;
-        self.last_end = Some("it was upgraded".to_owned());
-        match self.take_over(Some(successor)) {
-            Ok(()) => self.equipment.program = Some(program),
-            Err(failed) => {
-                tracing::error!("the new program could not take over, the old one goes on: {failed}");
-                if let Some(worker) = &mut self.worker {
-                    worker.kill();
-                }
-                self.worker = None;
-                self.succeed();
-            }
-        }
-    }
-
-    /// Workers keep dying: from now on everything is refused.
-    fn give_up(&mut self, how: &str) {
-        let path = self.mountpoint().display().to_string();
-        let why = format!(
-            "its worker keeps dying ({how}; see the log): everything on it fails with EIO; `vaultfs unmount --force \
-             {path}` removes it, and what was not stored is lost then"
-        );
-        tracing::error!("{path}: {why}");
-        // Nobody listens any more: who asks finds the record.
-        self.listener = None;
-        if let Some(mounted) = &self.mounted {
-            if let Err(e) = self.write_record(mounted.dev, Some(why)) {
-                tracing::error!("the record cannot be written: {e}");
-            }
-            if can_resend(mounted) {
-                let _ = kernel::resend(&mounted.device);
-            }
-        }
-        self.phase = Phase::Broken;
     }
 
     /// Refuses one request. False when the connection is gone.
@@ -661,116 +406,6 @@ impl Keeper {
             tracing::debug!("the worker does not hear: {e}");
         }
     }
-
-    /// Waits for the next thing to react to, until `until` at the latest.
-    fn next_event(&mut self, front: Option<&Front>, until: Option<Instant>) -> Event {
-        loop {
-            if let Some(worker) = self.worker.as_mut().filter(|worker| worker.silent_since.is_some())
-                && let Some(status) = worker.is_gone()
-            {
-                return worker.last_words().map_or(Event::WorkerGone(status), Event::Worker);
-            }
-            let ready = match self.wait(front, until) {
-                Ok(ready) => ready,
-                Err(e) => {
-                    tracing::error!("poll: {e}");
-                    std::thread::sleep(Duration::from_millis(100));
-                    continue;
-                }
-            };
-            if let Some(worker) = self.worker.as_mut().filter(|_| ready.worker) {
-                match worker.channel.receive() {
-                    Ok(Some((message, _))) => return Event::Worker(message),
-                    Ok(None) => worker.silent_since = Some(Instant::now()),
-                    Err(e) => tracing::error!("a message of the worker's cannot be read: {e}"),
-                }
-            } else if let Some(worker) = &mut self.worker {
-                worker.feel_pulse();
-            }
-            if ready.signal {
-                match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {
-                    Some(libc::SIGTERM | libc::SIGINT) => return Event::Stop,
-                    Some(libc::SIGHUP) => return Event::Reload,
-                    Some(libc::SIGCHLD) => self.look_after_helper(),
-                    _ => {}
-                }
-            }
-            if ready.request {
-                return Event::Request;
-            }
-            if ready.front_gone {
-                return Event::FrontGone;
-            }
-            if until.is_some_and(|t| Instant::now() >= t) {
-                return Event::Timeout;
-            }
-        }
-    }
-
-    fn wait(&self, front: Option<&Front>, until: Option<Instant>) -> nix::Result<Ready> {
-        let heard = self.worker.as_ref().filter(|worker| worker.silent_since.is_none());
-        // A silent worker's exit is looked for now and then, the signal for it may come first.
-        let pause = match (&self.worker, heard) {
-            (Some(_), None) => Some(Duration::from_millis(20)),
-            (Some(_), Some(_)) => Some(HEARTBEAT),
-            (None, _) => None,
-        };
-        let left = until.map(|t| t.saturating_duration_since(Instant::now()));
-        let timeout = [pause, left].into_iter().flatten().min();
-        // Rounded up: a wait that ends just before its time would spin.
-        let timeout = timeout.map_or(PollTimeout::NONE, |t| {
-            PollTimeout::try_from(t + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-        });
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let mut add = |fd: Option<BorrowedFd<'_>>, flags| {
-            fd.map(|fd| {
-                // SAFETY: each is a descriptor of this keeper's, which outlives the poll below.
-                fds.push(PollFd::new(unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }, flags));
-                fds.len() - 1
-            })
-        };
-        let front_at = add(front.and_then(Front::fd), PollFlags::empty());
-        let worker_at = add(heard.map(|worker| worker.channel.as_fd()), PollFlags::POLLIN);
-        let refuses = matches!(self.phase, Phase::Broken);
-        let device = self.mounted.as_ref().filter(|_| refuses).map(|mounted| mounted.device.as_fd());
-        let request_at = add(device, PollFlags::POLLIN);
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(e) => return Err(e),
-        }
-        let is = |at: Option<usize>| at.is_some_and(|i| fds[i].any() == Some(true));
-        Ok(Ready {
-            signal: is(Some(0)),
-            front_gone: is(front_at),
-            worker: is(worker_at),
-            request: is(request_at),
-        })
-    }
-}
-
-struct Ready {
-    signal: bool,
-    front_gone: bool,
-    worker: bool,
-    request: bool,
-}
-
-/// Whether the kernel sends again what a dead worker had read; a test may pretend that it does not.
-fn can_resend(mounted: &Mounted) -> bool {
-    #[cfg(debug_assertions)]
-    if std::env::var_os("VAULTFS_TEST_NO_RESEND").is_some() {
-        return false;
-    }
-    mounted.init.resend()
-}
-
-fn take_signals() -> nix::Result<SignalFd> {
-    let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
-        set.add(signal);
-    }
-    set.thread_block()?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
 fn mount_failed(mountpoint: &Path, e: &io::Error) -> Failed {
@@ -782,12 +417,4 @@ fn mount_failed(mountpoint: &Path, e: &io::Error) -> Failed {
         Some(libc::ENODEV) => format!("{what}; load the kernel's module with `modprobe fuse`"),
         _ => what,
     })
-}
-
-fn unexpected(message: &ToKeeper) -> Failed {
-    Failed::new(format!("the worker said {message:?} out of turn"))
-}
-
-fn lost(e: &io::Error) -> Failed {
-    Failed::new(format!("the worker cannot be reached: {e}"))
 }

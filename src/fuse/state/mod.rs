@@ -12,12 +12,14 @@
 //! 5. The header says which version of the format, and of the records, it is. A worker that does not know it has to
 //!    leave it alone ([`check`]).
 
+mod key;
+mod memory;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -25,16 +27,10 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::fs::{Journal, JournalStatus, Record, Value};
 use crate::secret::SecretBytes;
+pub use key::SealKey;
+use memory::{Map, REGION};
+pub use memory::{StateError, check, create};
 
-/// How the memory is laid out.
-const FORMAT: u64 = 1;
-/// The version of what the records say: counted up with each change of them that an older or newer worker would not
-/// understand.
-const STATE_VERSION: &str = "vaultfs state 1";
-const MAGIC: u64 = u64::from_le_bytes(*b"vaultfs\x01");
-const HEADER: usize = 4096;
-/// The most that one region can hold. Only what is used takes memory.
-const REGION: usize = 512 << 20;
 /// Room is asked for in steps of this.
 const STEP: usize = 1 << 20;
 /// A region is not cleaned up before it has this much.
@@ -47,190 +43,6 @@ const NONCE: usize = 12;
 const DELETED: u8 = 0;
 const PLAIN: u8 = 1;
 const SEALED: u8 = 2;
-
-/// The key that seals what is secret. Made by the keeper, in its locked memory; handed over a pipe.
-#[derive(Clone, zeroize::ZeroizeOnDrop)]
-pub struct SealKey([u8; 32]);
-
-impl std::fmt::Debug for SealKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-impl SealKey {
-    /// A fresh key.
-    pub fn random() -> io::Result<Self> {
-        let mut key = [0; 32];
-        let random = ring::rand::SystemRandom::new();
-        ring::rand::SecureRandom::fill(&random, &mut key).map_err(|_| io::Error::other("no randomness"))?;
-        Ok(Self(key))
-    }
-
-    /// The key's bytes: to hand it on is what they are for.
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// What [`SealKey::expose`] gave.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        Some(Self(bytes.try_into().ok()?))
-    }
-}
-
-/// The first words of the memory.
-#[repr(C)]
-struct Header {
-    magic: AtomicU64,
-    format: AtomicU64,
-    state: AtomicU64,
-    /// Workers there have been: the first part of every nonce.
-    epoch: AtomicU64,
-    /// The active region, 0 or 1.
-    active: AtomicU64,
-    /// Bytes of each region that count.
-    len: [AtomicU64; 2],
-}
-
-/// Why a state cannot be taken over.
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// Another version's.
-    #[error("the mount's state has version {found}, and this program knows version {known}")]
-    Version { found: u64, known: u64 },
-    /// The memory.
-    #[error("the mount's state cannot be used: {0}")]
-    Io(#[from] io::Error),
-}
-
-/// Makes an empty state. The keeper does, and keeps the descriptor for as long as the mount lives.
-pub fn create() -> io::Result<OwnedFd> {
-    let name = c"vaultfs-state";
-    // MFD_NOEXEC_SEAL is there since Linux 6.3.
-    let wanted = [libc::MFD_CLOEXEC | 0x8, libc::MFD_CLOEXEC];
-    let mut last = io::Error::other("unreachable");
-    for flags in wanted {
-        // SAFETY: the name is NUL-terminated; the descriptor is ours.
-        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-        if fd < 0 {
-            last = io::Error::last_os_error();
-            continue;
-        }
-        // SAFETY: as above.
-        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        file.set_len((HEADER + 2 * REGION) as u64)?;
-        let map = Map::of(&file)?;
-        map.grow(&file, 0, HEADER)?;
-        let header = map.header();
-        header.format.store(FORMAT, Ordering::Relaxed);
-        header.state.store(state_version(), Ordering::Relaxed);
-        header.magic.store(MAGIC, Ordering::Release);
-        return Ok(file.into());
-    }
-    Err(last)
-}
-
-/// Whether this program can take the state over. Changes nothing.
-pub fn check(state: impl AsFd) -> Result<(), StateError> {
-    let file = File::from(state.as_fd().try_clone_to_owned()?);
-    if file.metadata()?.len() < HEADER as u64 {
-        return Err(io::Error::from(io::ErrorKind::InvalidData).into());
-    }
-    let map = Map::of(&file)?;
-    let header = map.header();
-    if header.magic.load(Ordering::Acquire) != MAGIC || header.format.load(Ordering::Relaxed) != FORMAT {
-        let found = header.format.load(Ordering::Relaxed);
-        return Err(StateError::Version { found, known: FORMAT });
-    }
-    match header.state.load(Ordering::Relaxed) {
-        found if found == state_version() => Ok(()),
-        found => Err(StateError::Version { found, known: state_version() }),
-    }
-}
-
-/// [`STATE_VERSION`] as a number. Read from the text, which a test changes in a copy of the program.
-fn state_version() -> u64 {
-    let (_, number) = std::hint::black_box(STATE_VERSION).rsplit_once(' ').unwrap_or_default();
-    number.parse().unwrap_or(0)
-}
-
-/// The whole memory, mapped.
-#[derive(Debug)]
-struct Map {
-    at: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the memory is reached under `State`'s lock, the header through atomics.
-unsafe impl Send for Map {}
-// SAFETY: as above.
-unsafe impl Sync for Map {}
-
-impl Map {
-    fn of(file: &File) -> io::Result<Self> {
-        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-        // SAFETY: a new mapping of a file that never shrinks.
-        let at = unsafe {
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the mapping just made. Of no use in a dump, and not to be in one.
-        unsafe { libc::madvise(at, len, libc::MADV_DONTDUMP) };
-        Ok(Self { at: NonNull::new(at.cast()).expect("a mapping is somewhere"), len })
-    }
-
-    fn header(&self) -> &Header {
-        // SAFETY: the mapping begins at a page and has at least a header; all of it are atomics.
-        unsafe { self.at.cast().as_ref() }
-    }
-
-    /// Where a region begins.
-    fn start(region: usize) -> usize {
-        HEADER + region * REGION
-    }
-
-    /// Gets memory for a range, so that touching it cannot fail.
-    fn grow(&self, file: &File, from: usize, len: usize) -> io::Result<()> {
-        loop {
-            // SAFETY: takes numbers only.
-            match unsafe { libc::fallocate(file.as_raw_fd(), 0, from as i64, len as i64) } {
-                0 => return Ok(()),
-                _ => match io::Error::last_os_error() {
-                    e if e.kind() == io::ErrorKind::Interrupted => {}
-                    e => return Err(e),
-                },
-            }
-        }
-    }
-
-    fn give_back(&self, file: &File, from: usize, len: usize) {
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: takes numbers only. Nothing in the range counts any more.
-        unsafe { libc::fallocate(file.as_raw_fd(), mode, from as i64, len as i64) };
-    }
-
-    fn read(&self, at: usize, len: usize) -> &[u8] {
-        assert!(at + len <= self.len);
-        // SAFETY: within the mapping; written before its length was counted in, and not changed afterwards.
-        unsafe { std::slice::from_raw_parts(self.at.as_ptr().add(at), len) }
-    }
-
-    fn write(&self, at: usize, bytes: &[u8]) {
-        assert!(at + bytes.len() <= self.len);
-        // SAFETY: within the mapping, beyond what counts, under the lock of the only writer.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.as_ptr().add(at), bytes.len()) };
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: nobody has a reference into it any more.
-        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
-    }
-}
 
 /// Where a live record is.
 #[derive(Debug, Clone, Copy)]
@@ -524,6 +336,7 @@ impl Journal for State {
 
 #[cfg(test)]
 mod tests {
+    use super::memory::{HEADER, state_version};
     use super::*;
 
     fn put(key: &str, order: u64, value: &str) -> Record {

@@ -1,0 +1,273 @@
+//! The keeper's workers follow each other: the first is started as its successors are, an upgrade is one more, and
+//! where they keep dying it comes to an end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use super::event::Event;
+use super::{Front, Keeper, Phase};
+use crate::fuse::crew::{Worker, ending};
+use crate::fuse::handover::{Facts, Failed, ToKeeper, ToWorker};
+use crate::fuse::kernel::{self, Mounted};
+
+/// How long a successor may take from its start to serving.
+const TAKEOVER: Duration = Duration::from_secs(30);
+
+impl Keeper {
+    /// Starts a worker that says that it can read the state.
+    pub(super) fn introduce(
+        &mut self,
+        program: Option<&File>,
+        state: &ToWorker,
+        front: Option<&Front>,
+    ) -> Result<Worker, Failed> {
+        let worker = Worker::start(&self.equipment, program)
+            .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
+        worker.channel.send(state, &[self.state.as_fd()]).map_err(|e| lost(&e))?;
+        let before = self.worker.replace(worker);
+        let said = self.expect(front);
+        let worker = std::mem::replace(&mut self.worker, before);
+        match (said?, worker) {
+            (ToKeeper::Readable, Some(worker)) => Ok(worker),
+            (ToKeeper::Failed(failed), _) => Err(failed),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    pub(super) fn connect(&mut self, front: Option<&Front>) -> Result<(), Failed> {
+        self.send(&ToWorker::Connect, &[]).map_err(|e| lost(&e))?;
+        match self.expect(front)? {
+            ToKeeper::Connected(spec) => {
+                self.equipment.config.spec = spec;
+                Ok(())
+            }
+            ToKeeper::Failed(failed) => Err(failed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Hands the mount to the worker, answers INIT if that is still to be done, and writes down where to find it.
+    pub(super) fn assign(&mut self, front: Option<&Front>) -> Result<(), Failed> {
+        let (Some(mounted), Some(listener), Some(helper)) = (&self.mounted, &self.listener, &self.helper)
+        else {
+            return Err(Failed::new("nothing is mounted"));
+        };
+        let dev = mounted.dev;
+        let facts = Facts {
+            keeper_pid: std::process::id(),
+            fuse_abi: mounted.init.abi(),
+            resend: can_resend(mounted),
+            keeper_memory: self.memory.clone(),
+            restarts: self.restarts,
+            last_end: self.last_end.clone(),
+            helper_pid: helper.pid(),
+        };
+        let is_new = self.init_reply.is_empty();
+        let serve = ToWorker::Serve {
+            init: mounted.init.as_bytes().to_vec(),
+            dev,
+            resend: !is_new && facts.resend,
+            facts,
+        };
+        self.send(&serve, &[mounted.device.as_fd(), listener.as_fd(), helper.workers_end()])
+            .map_err(|e| lost(&e))?;
+        let reply = match self.expect(front)? {
+            ToKeeper::Init(reply) => reply,
+            ToKeeper::Failed(failed) => return Err(failed),
+            other => return Err(unexpected(&other)),
+        };
+        if is_new {
+            let mounted = self.mounted.as_ref().expect("looked at above");
+            kernel::answer(&mounted.device, &reply)
+                .map_err(|e| Failed::new(format!("the kernel did not take the answer to INIT: {e}")))?;
+            self.init_reply = reply;
+        } else if reply != self.init_reply {
+            return Err(Failed::new("it does not speak with the kernel as the worker before it did"));
+        }
+        self.send(&ToWorker::Go, &[]).map_err(|e| lost(&e))?;
+        match self.expect(front)? {
+            ToKeeper::Serving => {}
+            other => return Err(unexpected(&other)),
+        }
+        if let Some(worker) = &mut self.worker {
+            worker.serving_since = Some(Instant::now());
+        }
+        self.look_after_helper();
+        self.write_record(dev, None)
+            .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
+    }
+
+    /// The worker's next message while it is being started.
+    fn expect(&mut self, front: Option<&Front>) -> Result<ToKeeper, Failed> {
+        let until = front.is_none().then(|| Instant::now() + TAKEOVER);
+        loop {
+            match self.next_event(front, until) {
+                Event::Worker(message) => return Ok(message),
+                Event::WorkerGone(status) => {
+                    let how = ending(status);
+                    return Err(Failed::new(format!("the worker process died ({how}); see the log")));
+                }
+                Event::Stop | Event::FrontGone if front.is_some() => {
+                    return Err(Failed::new("interrupted before it was mounted"));
+                }
+                event @ (Event::Stop | Event::Reload) => self.later.push_back(event),
+                Event::Timeout if until.is_some() => {
+                    return Err(Failed::new("the worker process took too long to start"));
+                }
+                Event::FrontGone | Event::Request | Event::Timeout => {}
+            }
+        }
+    }
+
+    /// Nobody asked it to: another one goes on, now or in a while.
+    pub(super) fn worker_died(&mut self, status: Option<ExitStatus>) {
+        let how = ending(status);
+        let served = self.worker.take().and_then(|worker| worker.serving_since);
+        self.restarts += 1;
+        self.last_end = Some(how.clone());
+        match self.deaths.count(Instant::now(), served) {
+            Some(Duration::ZERO) => {
+                tracing::error!("the worker died ({how}): starting another one");
+                self.succeed();
+            }
+            Some(pause) => {
+                tracing::error!(
+                    "the worker died again ({how}): starting another one in {} s",
+                    pause.as_secs()
+                );
+                self.phase = Phase::Pausing(Instant::now() + pause);
+            }
+            None => self.give_up(&how),
+        }
+    }
+
+    /// Starts a worker that takes over. Where it fails it counts as one that died.
+    pub(super) fn succeed(&mut self) {
+        let (drains, leaves) =
+            (matches!(self.phase, Phase::Draining(_)), matches!(self.phase, Phase::Leaving(_)));
+        let phase = self.phase;
+        self.phase = Phase::Serving;
+        if let Err(failed) = self.take_over(None) {
+            tracing::error!("a worker could not take over: {failed}");
+            if let Some(worker) = &mut self.worker {
+                worker.kill();
+            }
+            if drains || leaves {
+                self.later.push_back(Event::Stop);
+            }
+            return self.worker_died(None);
+        }
+        tracing::info!(restarts = self.restarts, "another worker serves the mount");
+        if drains {
+            self.drain();
+        } else if leaves {
+            self.phase = phase;
+        }
+    }
+
+    fn take_over(&mut self, worker: Option<Worker>) -> Result<(), Failed> {
+        let anew = worker.is_none() && self.mounted.as_ref().is_some_and(|mounted| !can_resend(mounted));
+        let worker = match worker {
+            Some(worker) => worker,
+            None => self.introduce(None, &ToWorker::State { takeover: true, anew }, None)?,
+        };
+        self.worker = Some(worker);
+        self.connect(None)?;
+        if anew && self.dev().is_some_and(|dev| self.is_mounted(dev)) {
+            self.mount_anew()?;
+        }
+        self.assign(None)
+    }
+
+    /// For kernels that cannot send requests again: what is in flight fails, and a new mount takes the old one's place.
+    fn mount_anew(&mut self) -> Result<(), Failed> {
+        if let Some(dev) = self.dev() {
+            // Of use only where a stuck thread of the worker holds the device still.
+            let _ = kernel::abort(dev);
+        }
+        self.abandon();
+        self.mount()
+    }
+
+    /// A new program is to take over. It has to be able to read the state before the old one ends.
+    pub(super) fn upgrade(&mut self, path: &Path) {
+        let ready = File::open(path).map_err(|e| Failed::new(format!("{}: {e}", path.display()))).and_then(
+            |program| {
+                let state = ToWorker::State { takeover: true, anew: false };
+                let worker = self.introduce(Some(&program), &state, None)?;
+                Ok((program, worker))
+            },
+        );
+        if !self.mounted.as_ref().is_some_and(can_resend) {
+            let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
+            return self.tell(&ToWorker::NotUpgraded(why.to_owned()));
+        }
+        let (program, successor) = match ready {
+            Ok(ready) => ready,
+            Err(failed) => {
+                tracing::error!("no upgrade to {}: {failed}", path.display());
+                return self.tell(&ToWorker::NotUpgraded(failed.message));
+            }
+        };
+        tracing::info!("{} takes over", path.display());
+        // What it had read and not answered the successor gets again.
+        if let Some(old) = &mut self.worker {
+            old.kill();
+        }
+        self.restarts += 1;
+        self.last_end = Some("it was upgraded".to_owned());
+        match self.take_over(Some(successor)) {
+            Ok(()) => self.equipment.program = Some(program),
+            Err(failed) => {
+                tracing::error!("the new program could not take over, the old one goes on: {failed}");
+                if let Some(worker) = &mut self.worker {
+                    worker.kill();
+                }
+                self.worker = None;
+                self.succeed();
+            }
+        }
+    }
+
+    /// Workers keep dying: from now on everything is refused.
+    fn give_up(&mut self, how: &str) {
+        let path = self.mountpoint().display().to_string();
+        let why = format!(
+            "its worker keeps dying ({how}; see the log): everything on it fails with EIO; `vaultfs unmount --force \
+             {path}` removes it, and what was not stored is lost then"
+        );
+        tracing::error!("{path}: {why}");
+        // Nobody listens any more: who asks finds the record.
+        self.listener = None;
+        if let Some(mounted) = &self.mounted {
+            if let Err(e) = self.write_record(mounted.dev, Some(why)) {
+                tracing::error!("the record cannot be written: {e}");
+            }
+            if can_resend(mounted) {
+                let _ = kernel::resend(&mounted.device);
+            }
+        }
+        self.phase = Phase::Broken;
+    }
+}
+
+/// Whether the kernel sends again what a dead worker had read; a test may pretend that it does not.
+fn can_resend(mounted: &Mounted) -> bool {
+    #[cfg(debug_assertions)]
+    if std::env::var_os("VAULTFS_TEST_NO_RESEND").is_some() {
+        return false;
+    }
+    mounted.init.resend()
+}
+
+fn unexpected(message: &ToKeeper) -> Failed {
+    Failed::new(format!("the worker said {message:?} out of turn"))
+}
+
+fn lost(e: &io::Error) -> Failed {
+    Failed::new(format!("the worker cannot be reached: {e}"))
+}
