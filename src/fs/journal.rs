@@ -48,8 +48,10 @@ pub trait Journal: Send + Sync + fmt::Debug {
     fn commit(&self, records: Vec<Record>);
     /// What there is. Called once, before the first [`Journal::commit`].
     fn load(&self) -> Vec<(Vec<u8>, Value)>;
-    /// For `status`.
+    /// For `status`. Right after [`Journal::load`] it is not complete where the predecessor's was not.
     fn status(&self) -> JournalStatus;
+    /// What the predecessor missed is made up for: from now on this one's own counts.
+    fn accept(&self);
 }
 
 /// How a journal is doing.
@@ -110,6 +112,10 @@ pub(super) enum Key {
     Sights(u64),
     /// See `undeleted`.
     Undeleted(ObjectName),
+    /// By the vault's clock: changes before that are known.
+    Covered,
+    /// A name that shows another inode than the kernel knows.
+    Moved(ObjectName),
 }
 
 impl Key {
@@ -233,6 +239,7 @@ struct Kept {
     live: HashMap<Vec<u8>, (u64, Option<Value>)>,
     commits: u64,
     stops_after: Option<u64>,
+    misses: bool,
 }
 
 impl MemoryJournal {
@@ -246,6 +253,11 @@ impl MemoryJournal {
         kept.stops_after = Some(kept.commits + commits);
     }
 
+    /// From now on there is no room for pieces of values.
+    pub fn miss_values(&self) {
+        self.kept().misses = true;
+    }
+
     /// Whether it has missed something.
     pub fn has_stopped(&self) -> bool {
         let kept = self.kept();
@@ -256,7 +268,7 @@ impl MemoryJournal {
     pub fn successor(&self) -> Self {
         let kept = self.kept();
         let live = kept.live.iter().map(|(key, (_, value))| (key.clone(), (0, value.clone()))).collect();
-        Self(Mutex::new(Kept { live, ..Kept::default() }))
+        Self(Mutex::new(Kept { live, misses: kept.misses, ..Kept::default() }))
     }
 }
 
@@ -267,7 +279,11 @@ impl Journal for MemoryJournal {
         if kept.stops_after.is_some_and(|last| kept.commits > last) {
             return;
         }
+        let misses = kept.misses;
         for record in records {
+            if misses && matches!(record.value, Some(Value::Secret(_))) {
+                continue;
+            }
             if kept.live.get(&record.slot).is_none_or(|(order, _)| *order <= record.order) {
                 kept.live.insert(record.slot, (record.order, record.value));
             }
@@ -282,6 +298,10 @@ impl Journal for MemoryJournal {
     fn status(&self) -> JournalStatus {
         let kept = self.kept();
         let records = kept.live.values().filter(|(_, value)| value.is_some()).count();
-        JournalStatus { complete: true, records, ..JournalStatus::default() }
+        JournalStatus { complete: !kept.misses, records, ..JournalStatus::default() }
+    }
+
+    fn accept(&self) {
+        self.kept().misses = false;
     }
 }

@@ -48,6 +48,7 @@ mod scratch;
 mod special;
 mod status;
 mod undeleted;
+mod untold;
 mod versions;
 mod write;
 mod xattr;
@@ -140,8 +141,8 @@ pub struct FileSystem {
     table: Mutex<Table>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
-    /// Handles whose OPEN may not have been answered, by the request's number (`request`).
-    opened_by: Mutex<HashMap<u64, u64>>,
+    /// Handles whose OPEN may not have been answered.
+    untold: untold::Untolds,
     /// What requests have begun to do (`request`).
     doings: Mutex<HashMap<u64, request::Doing>>,
     /// Deaths of workers that requests have seen.
@@ -182,27 +183,21 @@ impl FileSystem {
         options: Options,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        let cache = Self::cache_over(vault, first_page, &options, &clock);
+        let cache = Self::cache_over(vault, &options, &clock);
+        if let Some(page) = first_page {
+            cache.seed(&page, clock.now());
+        }
         Self::over(cache, options, clock, Pen::default())
     }
 
-    fn cache_over(
-        vault: DynVault,
-        first_page: Option<Page>,
-        options: &Options,
-        clock: &Arc<dyn Clock>,
-    ) -> Arc<Cache> {
+    fn cache_over(vault: DynVault, options: &Options, clock: &Arc<dyn Clock>) -> Arc<Cache> {
         let config = CacheConfig {
             refresh: options.refresh,
             max_stale: options.max_stale,
             timeout: options.timeout,
             capacity: options.cache_size,
         };
-        let cache = Cache::new(vault, clock.clone(), config);
-        if let Some(page) = first_page {
-            cache.seed(&page, clock.now());
-        }
-        cache
+        Cache::new(vault, clock.clone(), config)
     }
 
     fn over(cache: Arc<Cache>, options: Options, clock: Arc<dyn Clock>, pen: Pen) -> Arc<Self> {
@@ -212,7 +207,7 @@ impl FileSystem {
             table: Mutex::new(Table::new(random_base())),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
-            opened_by: Mutex::default(),
+            untold: untold::Untolds::default(),
             doings: Mutex::default(),
             sights: Mutex::default(),
             scratch_bytes: Mutex::new(0),
@@ -271,10 +266,6 @@ impl FileSystem {
 
     fn doings(&self) -> MutexGuard<'_, HashMap<u64, request::Doing>> {
         self.doings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
-        self.handles().get(&fh).cloned().ok_or(Errno::EBADF)
     }
 
     fn node(&self, ino: u64) -> Result<Node> {

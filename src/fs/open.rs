@@ -20,7 +20,9 @@ use super::listing::Listing;
 use super::name::{self, Decoded, DirPrefix, Refused};
 use super::opener::Opener;
 use super::request::Doing;
+use super::untold::Untold;
 use super::{Caller, Entry, FileSystem, Step, request};
+use crate::crash;
 use crate::vault::ObjectName;
 
 /// What a handle is open on.
@@ -50,8 +52,8 @@ pub(super) struct Writer {
 pub(super) struct Handle {
     pub fh: u64,
     pub held: Held,
-    /// The request that opened it, where that is known.
-    pub by: Option<u64>,
+    /// The request that opened it, until that is known to be answered.
+    pub untold: Untold,
 }
 
 /// A handle as it is written down.
@@ -81,7 +83,7 @@ impl HandleRecord {
             Held::Version(version) => HeldRecord::Version(version.ino),
             Held::Control(text) => HeldRecord::Control(text.ino, text.taken, text.text.clone()),
         };
-        Self { held, by: handle.by }
+        Self { held, by: handle.untold.request() }
     }
 }
 
@@ -130,10 +132,14 @@ impl FileSystem {
         if fh % NUMBERS == 1 {
             self.pen.put(&Key::NextHandle, &(fh + NUMBERS));
         }
-        let handle = Handle { fh, held, by: request::current() };
+        let by = request::current().filter(|_| self.pen.writes());
+        let handle = Handle { fh, held, untold: Untold::new(by) };
         let opened = handle.opened();
         self.note_handle(&handle);
         self.handles().insert(fh, Arc::new(handle));
+        if let Some(request) = by {
+            self.untold.add(request, fh);
+        }
         opened
     }
 
@@ -146,9 +152,13 @@ impl FileSystem {
 
     /// The handle is closed: nothing is left of it.
     pub(super) fn drop_handle(&self, fh: u64) -> Option<Arc<Handle>> {
-        let handle = self.handles().remove(&fh)?;
+        let handle = self.handles().remove(&fh);
+        if handle.is_none() {
+            self.was_closed(fh);
+            return None;
+        }
         self.pen.delete(&Key::Handle(fh));
-        Some(handle)
+        handle
     }
 
     /// OPEN, written down where that is asked for.
@@ -405,11 +415,13 @@ impl FileSystem {
         if !writer.opener.lets_store(caller.pid, file.ino, only) {
             return Step::Ready(Ok(()));
         }
+        crash::point("flush");
         self.store_for(handle.clone(), Cause::Close)
     }
 
     /// FSYNC: stores whatever there is to store.
     pub fn fsync(self: &Arc<Self>, fh: u64) -> Step<()> {
+        crash::point("fsync");
         match self.handle(fh) {
             Ok(handle) => self.store_for(handle, Cause::Fsync),
             Err(e) => Step::Ready(Err(e)),
@@ -435,20 +447,24 @@ impl FileSystem {
 
     /// RELEASE: the last close of a handle. What is unsaved is stored now, after close(2) has returned.
     pub fn release(self: &Arc<Self>, fh: u64) -> Step<()> {
+        crash::point("release");
         let handle = self.drop_handle(fh);
-        let Some(Held::File { file, writer }) = handle.as_ref().map(|h| &h.held) else {
-            return Step::Ready(Ok(()));
-        };
+        crash::point("released");
+        match handle.as_ref().map(|h| &h.held) {
+            Some(Held::File { file, writer }) => self.let_go(file, writer.is_some()),
+            _ => Step::Ready(Ok(())),
+        }
+    }
+
+    /// One handle of the file less, which may have been a writer's.
+    pub(super) fn let_go(self: &Arc<Self>, file: &Arc<File>, writer: bool) -> Step<()> {
         let unsaved = {
             let mut state = file.state();
             state.opens -= 1;
-            state.writers -= usize::from(writer.is_some());
+            state.writers -= usize::from(writer);
             // What failed at close(2) was told there; what may go well later is tried again by itself.
-            let unsaved = writer.is_some()
-                && state.writers == 0
-                && state.is_dirty()
-                && !state.retrying
-                && !state.has_failed();
+            let unsaved =
+                writer && state.writers == 0 && state.is_dirty() && !state.retrying && !state.has_failed();
             let cut_short = state.writers == 0 && state.cut_short.take().is_some() && state.buffer.is_some();
             if cut_short {
                 drop(state);

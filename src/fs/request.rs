@@ -118,9 +118,9 @@ impl FileSystem {
         if self.doings().remove(&id).is_some() {
             self.pen.delete(&Key::Doing(id));
         }
+        self.opening_answered(id);
         if unique & AGAIN != 0 {
             self.sights.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&id);
-            self.opened_by.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&id);
             self.pen.delete(&Key::Sights(id));
         }
     }
@@ -144,7 +144,7 @@ impl FileSystem {
     /// The handle that the current request opened before the last worker died.
     pub(super) fn opened_before(&self) -> Option<Arc<super::open::Handle>> {
         let id = current()?;
-        let fh = *self.opened_by.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get(&id)?;
+        let fh = self.untold.handle_of(id)?;
         self.handles().get(&fh).cloned()
     }
 }

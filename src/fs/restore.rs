@@ -2,28 +2,36 @@
 //!
 //! First everything is put back as it was, without asking the vault, so that requests can be answered at once. Then
 //! what was only of that process is started again: commits of what nobody will close any more, retries, the timers
-//! of provisional files and of names that are to be replaced, moves that were cut off half-way.
+//! of provisional files and of names that are to be replaced, moves that were cut off half-way, and changes made
+//! elsewhere that were not brought to the kernel (`rotate`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::commit::Cause;
-use super::file::{File, Keep};
+use super::errno::Errno;
+use super::file::{Failure, File, Keep};
 use super::inode::{ControlText, Dir, Node, NodeRecord, VersionFile};
 use super::journal::{Journal, Key, Pen, Value};
 use super::listing::{DirEntry, Listing};
 use super::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
 use super::record::{FileRecord, join};
 use super::request::Doing;
+use super::rotate::Why;
+use super::untold::Untold;
 use super::{FileSystem, Options};
 use crate::clock::Clock;
 use crate::secret::SecretBytes;
-use crate::vault::{Call, Content, DynVault, Meta, Object, Page};
+use crate::vault::{Call, Content, DynVault, Meta, Object, ObjectName, Page};
 
 /// What requests of the dead worker have left is kept for this long: those that are sent again come at once.
-const REQUESTS: Duration = Duration::from_secs(60);
+pub(super) const REQUESTS: Duration = Duration::from_secs(60);
+
+/// What is said of unsaved bytes after a crash without memory.
+const DOUBTFUL: &str = "a worker died while there was no memory for the mount's state: these bytes may not be what was \
+                        written, and are not stored by themselves";
 
 /// Everything that was written down, sorted by what it is.
 #[derive(Default)]
@@ -82,10 +90,11 @@ impl FileSystem {
         anew: bool,
     ) -> Arc<Self> {
         let mut found = Found::in_journal(&*journal);
+        let incomplete = !journal.status().complete;
         let forgotten = if anew { found.forget_kernel() } else { Vec::new() };
-        let pen = Pen::new(journal);
+        let pen = Pen::new(journal.clone());
         forgotten.iter().for_each(|key| pen.delete(key));
-        let cache = Self::cache_over(vault, first_page, &options, &clock);
+        let cache = Self::cache_over(vault, &options, &clock);
         let fs = Self::over(cache, options, clock, pen.clone());
         if found.strange > 0 {
             tracing::error!(records = found.strange, "what the last worker wrote down is not all understood");
@@ -97,6 +106,19 @@ impl FileSystem {
         if found.plain.keys().any(|key| matches!(key, Key::Node(_))) {
             let (inodes, handles) = (fs.table().len(), fs.handles().len());
             tracing::info!(inodes, handles, "going on where the last worker was");
+            let moved = found.plain.keys().filter_map(|key| match key {
+                Key::Moved(name) => Some(name.clone()),
+                _ => None,
+            });
+            fs.resume_changes(found.read(&Key::Covered), moved.collect());
+        }
+        if let Some(page) = first_page {
+            // What it says otherwise than the kernel shows is news.
+            fs.cache.seed(&page, fs.clock.now());
+        }
+        if incomplete {
+            fs.doubt_unsaved();
+            journal.accept();
         }
         fs.go_on();
         if anew {
@@ -158,7 +180,7 @@ impl FileSystem {
         }
     }
 
-    fn restore_handles(&self, found: &Found) {
+    fn restore_handles(self: &Arc<Self>, found: &Found) {
         if let Some(next) = found.read(&Key::NextHandle) {
             // One before: the next number is written down as in use, too.
             self.next_handle.store(next, Ordering::Relaxed);
@@ -174,11 +196,12 @@ impl FileSystem {
                 self.pen.delete(&Key::Handle(fh));
                 continue;
             };
-            if let Some(by) = record.by {
-                self.opened_by.lock().unwrap_or_else(|p| p.into_inner()).insert(by, fh);
+            if let Some(request) = record.by {
+                self.untold.add(request, fh);
             }
-            self.handles().insert(fh, Arc::new(Handle { fh, held, by: record.by }));
+            self.handles().insert(fh, Arc::new(Handle { fh, held, untold: Untold::new(record.by) }));
         }
+        self.close_untold_later();
     }
 
     fn restore_held(&self, record: HeldRecord) -> Option<Held> {
@@ -242,6 +265,54 @@ impl FileSystem {
                 }
             }
         });
+    }
+
+    /// The kernel shows what a dead worker told it, and did not hear of what has changed since: the first answers that
+    /// say otherwise are news. What that worker knew of and had not brought to the kernel yet comes first.
+    fn resume_changes(&self, covered: Option<SystemTime>, moved: Vec<ObjectName>) {
+        let mut shown = Vec::new();
+        {
+            let table = self.table();
+            for file in table.all_files() {
+                let state = file.state();
+                let is_shown = table.file(&state.name).is_some_and(|at| at.ino == file.ino);
+                let Some(stored) = state.stored.as_ref().filter(|_| is_shown && !state.is_only_here()) else {
+                    continue;
+                };
+                let (id, version, updated_at) =
+                    (stored.id.clone(), stored.version.clone(), stored.updated_at);
+                shown.push(Meta { id, name: state.name.clone(), version, updated_at });
+            }
+        }
+        self.cache.resume(&shown, covered, self.longest_ttl());
+        moved.into_iter().for_each(|name| self.rotor.add(name, Why::Moved));
+    }
+
+    /// There was no memory for all that the dead worker had to write down: nobody knows whether the unsaved bytes are those
+    /// that were written. Who has them open is told so; others have to decide.
+    fn doubt_unsaved(&self) {
+        let files: Vec<Arc<File>> = self.table().all_files().collect();
+        for file in files {
+            let mut state = file.state();
+            let Some(generation) = state.buffer.as_ref().map(|buffer| buffer.generation) else { continue };
+            if !state.is_dirty() {
+                continue;
+            }
+            let name = state.name.clone();
+            tracing::error!(name = name.as_str(), "{DOUBTFUL}");
+            if state.writers > 0 {
+                state.cut_short = Some(Errno::EIO);
+            }
+            let number = state.failure.as_ref().map_or(0, |failure| failure.number) + 1;
+            state.failure = Some(Failure {
+                errno: Errno::EIO,
+                message: DOUBTFUL.to_owned(),
+                conflict: true,
+                in_doubt: false,
+                generation,
+                number,
+            });
+        }
     }
 
     /// Starts again what went on by itself.

@@ -30,6 +30,7 @@ use super::errno::{Errno, Result};
 use super::file::{File, Link, Stored};
 use super::helper::{Deed, Ended, Expected, HelperCall, errno_text, hidden_name};
 use super::inode::{DirKind, ROOT};
+use super::journal::Key;
 use super::name::{DirPrefix, Rest, SELF};
 use super::{FileSystem, HelperStatus, Kernel, Step};
 use crate::vault::cache::{Change, Implied, Peek, RefreshStatus};
@@ -53,7 +54,7 @@ const NO_RIGHT: &str = ": the helper may not change that directory; where it sho
 
 /// Why a name is to be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Why {
+pub(super) enum Why {
     /// It changed elsewhere.
     News,
     /// It shows another inode now than the kernel knows.
@@ -108,13 +109,15 @@ impl Rotor {
         self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn add(&self, name: ObjectName, why: Why) {
-        let mut queue = self.queue();
-        let before = queue.entry(name).or_insert(why);
-        *before = why.max(*before);
-        drop(queue);
+    pub fn add(&self, name: ObjectName, why: Why) {
+        add(&mut self.queue(), name, why);
         self.wake();
     }
+}
+
+fn add(queue: &mut BTreeMap<ObjectName, Why>, name: ObjectName, why: Why) {
+    let before = queue.entry(name).or_insert(why);
+    *before = why.max(*before);
 }
 
 /// Rotations, for `status`.
@@ -178,6 +181,11 @@ impl FileSystem {
             // Nobody may listen.
             let _ = self.rotor.events.send(change);
         }
+        if self.pen.writes()
+            && let Some(covered) = self.cache.covered()
+        {
+            self.pen.put(&Key::Covered, &covered);
+        }
     }
 
     /// The requests that a step sends hold the lock of directory `parent` in the kernel.
@@ -197,7 +205,11 @@ impl FileSystem {
     /// The name shows another inode than the kernel knows.
     pub(super) fn reshow(&self, name: &ObjectName) {
         if self.helper.works() {
-            self.rotor.add(name.clone(), Why::Moved);
+            let mut queue = self.rotor.queue();
+            self.pen.put(&Key::Moved(name.clone()), &());
+            add(&mut queue, name.clone(), Why::Moved);
+            drop(queue);
+            self.rotor.wake();
         } else {
             self.inval_name(name);
         }
@@ -225,6 +237,10 @@ impl FileSystem {
             for (name, why) in batch {
                 unused += usize::from(self.in_use(&name).is_none());
                 self.rotate(&name, why, unused <= EVENTS).await;
+                let queue = self.rotor.queue();
+                if why == Why::Moved && !queue.contains_key(&name) {
+                    self.pen.delete(&Key::Moved(name));
+                }
             }
         }
     }

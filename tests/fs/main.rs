@@ -20,4 +20,5 @@ mod revoked;
 mod rotations;
 mod saves;
 mod shell;
+mod successors;
 mod undeleted;

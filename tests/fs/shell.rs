@@ -180,6 +180,11 @@ impl Shell {
         self.journal.lock().unwrap().stop_after(records);
     }
 
+    /// There is no memory for bytes of values from now on, as far as this worker is concerned.
+    pub fn miss_values(&self) {
+        self.journal.lock().unwrap().miss_values();
+    }
+
     /// Another worker goes on, if this one has died.
     pub fn bury(&self) -> bool {
         let mut journal = self.journal.lock().unwrap();

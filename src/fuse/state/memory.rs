@@ -28,6 +28,8 @@ pub struct Header {
     pub active: AtomicU64,
     /// Bytes of each region that count.
     pub len: [AtomicU64; 2],
+    /// 1 while there are changes that there was no memory for.
+    pub missed: AtomicU64,
 }
 
 /// Why a state cannot be taken over.

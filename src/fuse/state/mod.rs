@@ -8,14 +8,15 @@
 //!    the mount and that is in locked memory only. A nonce is never used twice: each worker counts an epoch up in the
 //!    header and then its own records.
 //! 4. Room is asked for before it is touched, so that a machine out of memory is an error here and not a signal. Then
-//!    the mount goes on, and status says that a crash would lose what came after.
+//!    the mount goes on, status says that a crash would lose what came after, and a successor is told. It is over when
+//!    each slot that was missed has been written again.
 //! 5. The header says which version of the format, and of the records, it is. A worker that does not know it has to
 //!    leave it alone ([`check`]).
 
 mod key;
 mod memory;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -63,6 +64,8 @@ struct Writer {
     /// The latest deletions, so that a record that comes late does not undo one.
     deleted: HashMap<Box<[u8]>, u64>,
     sealed: u64,
+    /// Slots whose last change there was no memory for.
+    missed: HashSet<Box<[u8]>>,
     problem: Option<String>,
 }
 
@@ -73,6 +76,9 @@ pub struct State {
     key: LessSafeKey,
     epoch: u32,
     writer: Mutex<Writer>,
+    /// More at once there is no room for.
+    #[cfg(test)]
+    largest: usize,
 }
 
 impl std::fmt::Debug for State {
@@ -100,10 +106,22 @@ impl State {
             live_bytes: 0,
             deleted: HashMap::new(),
             sealed: 0,
+            missed: HashSet::new(),
             problem: None,
         };
+        if header.missed.load(Ordering::Acquire) != 0 {
+            writer.problem = Some("the last worker had no memory for all of it".to_owned());
+        }
         writer.scan(&map);
-        Ok(Self { file, map, key: LessSafeKey::new(key), epoch, writer: Mutex::new(writer) })
+        Ok(Self {
+            file,
+            map,
+            key: LessSafeKey::new(key),
+            epoch,
+            writer: Mutex::new(writer),
+            #[cfg(test)]
+            largest: usize::MAX,
+        })
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -179,6 +197,10 @@ impl State {
 
     /// Makes room for so many bytes more in the active region.
     fn make_room(&self, writer: &mut Writer, more: usize) -> io::Result<()> {
+        #[cfg(test)]
+        if more > self.largest {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         let dead = writer.used - writer.live_bytes;
         if (writer.used > SMALL && dead > 2 * writer.live_bytes) || writer.used + more > REGION {
             let cleaned = self.clean_up(writer);
@@ -216,6 +238,17 @@ impl State {
         (writer.region, writer.used, writer.room, writer.live_bytes) = (to, used, room, used);
         writer.deleted.clear();
         Ok(())
+    }
+}
+
+impl State {
+    /// Where something was missed before, whether that is over.
+    fn note_missed(&self, writer: &mut Writer, before: bool) {
+        if before && writer.missed.is_empty() {
+            writer.problem = None;
+            self.map.header().missed.store(0, Ordering::Release);
+            tracing::warn!("there is memory for the mount's state again: a crash would lose nothing");
+        }
     }
 }
 
@@ -272,9 +305,14 @@ impl Journal for State {
         let mut writer = self.writer();
         let writer = &mut *writer;
         records.retain(|record| !writer.is_late(record));
+        let missed = !writer.missed.is_empty();
+        for record in &records {
+            writer.missed.remove(&*record.slot);
+        }
         // What is not there need not be taken away.
         records.retain(|record| record.value.is_some() || writer.live.contains_key(&*record.slot));
         if records.is_empty() {
+            self.note_missed(writer, missed);
             return;
         }
         let (bytes, places) = self.encode(writer, &records);
@@ -285,6 +323,8 @@ impl Journal for State {
                 );
             }
             writer.problem = Some(format!("no memory for it: {e}"));
+            writer.missed.extend(records.into_iter().map(|record| record.slot.into()));
+            self.map.header().missed.store(1, Ordering::Release);
             return;
         }
         let start = Map::start(writer.region) + writer.used;
@@ -298,6 +338,15 @@ impl Journal for State {
         }
         if writer.deleted.len() > DELETIONS {
             writer.deleted.clear();
+        }
+        self.note_missed(writer, missed);
+    }
+
+    fn accept(&self) {
+        let mut writer = self.writer();
+        if writer.missed.is_empty() {
+            writer.problem = None;
+            self.map.header().missed.store(0, Ordering::Release);
         }
     }
 
@@ -419,6 +468,34 @@ mod tests {
         let state = State::open(fd, &key).unwrap();
         assert_eq!(shown(&state).len(), 2);
         assert_eq!(shown(&state)[0].1, "kept");
+    }
+
+    #[test]
+    fn a_successor_is_told_of_what_there_was_no_memory_for_until_it_is_written_again() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        let mut state = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        state.largest = 1000;
+        state.commit(vec![put("a", 1, "one")]);
+        let too_much = "x".repeat(2000);
+        state.commit(vec![put("a", 2, &too_much), put("b", 2, "two")]);
+        assert!(!state.status().complete);
+        state.commit(vec![put("c", 3, "the rest goes on")]);
+        state.commit(vec![gone("b", 4)]);
+        assert!(!state.status().complete, "a is still missed");
+        drop(state);
+        let mut state = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        state.largest = 1000;
+        assert!(!state.status().complete);
+        assert_eq!(shown(&state)[0], ("a".to_owned(), "one".to_owned()));
+        state.accept();
+        assert!(state.status().complete);
+        state.commit(vec![put("a", 1, &too_much)]);
+        assert!(!state.status().complete);
+        state.commit(vec![put("a", 2, "three")]);
+        assert!(state.status().complete);
+        drop(state);
+        assert!(State::open(fd, &key).unwrap().status().complete);
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //!    whoever watches it (inotify) or subscribes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::super::object::Cursors;
 use super::sweep::Sweep;
 use super::{Cache, is_outage};
-use crate::vault::{Call, ErrorKind, ListQuery, Result};
+use crate::vault::{Call, ErrorKind, ListQuery, Meta, Result};
 
 /// The part of the budget that ticks may take: one in so many requests.
 const SHARE: u32 = 10;
@@ -131,6 +132,31 @@ impl Cache {
         if slept {
             self.woken.notify_one();
         }
+    }
+
+    /// Goes on for a predecessor that is dead. The kernel still shows `shown`, and may do so for `ttl` without asking, so
+    /// the mount is in use; all changes before `covered`, by the vault's clock, were known. Nothing of it is believed
+    /// to be recent, and what the vault says otherwise is news.
+    pub fn resume(&self, shown: &[Meta], covered: Option<SystemTime>, ttl: Duration) {
+        self.track_changes();
+        let now = self.clock.now();
+        let mut state = self.state();
+        for meta in shown {
+            state.index.found(meta, now);
+        }
+        state.index.expire(self.config.refresh);
+        drop(state);
+        self.shown.store(true, Ordering::Release);
+        let mut refresh = self.refresh_state();
+        refresh.used_until = Some(now + ttl);
+        if covered.is_some() {
+            (refresh.since, refresh.covered) = (Some(now), covered);
+        }
+    }
+
+    /// By the vault's clock: all changes before that are known. For [`Cache::resume`].
+    pub fn covered(&self) -> Option<SystemTime> {
+        self.refresh_state().covered
     }
 
     /// Whether changes reach us by themselves, well within the refresh time.

@@ -1,0 +1,202 @@
+//! A worker dies, and the vault goes on without one: what its successor finds out is brought to the kernel like any change.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use vaultfs::fs::{Create, Errno, FileSystem, Options, ROOT, Step};
+use vaultfs::vault::ErrorKind;
+use vaultfs::vault::faulty::Fault;
+
+use crate::shell::helper::Helper;
+use crate::shell::{EXCL, READ, Shell, WRITE};
+
+/// A mount with a helper; the kernel holds `names`.
+async fn showing(sh: Shell, names: &[&str]) -> Shell {
+    Helper::start(&sh);
+    sh.pass(Duration::from_secs(10)).await;
+    for name in names {
+        sh.stat(name).await.unwrap();
+    }
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds(), []);
+    sh
+}
+
+/// The worker dies of the next record that it writes, and another one answers.
+async fn death(sh: &Shell) {
+    sh.die_after(0);
+    sh.mkdir("made").await.unwrap();
+    assert_eq!(sh.deaths.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_while_there_was_no_worker_is_a_rotation_all_the_same() {
+    for sh in [Shell::new(), Shell::kv()] {
+        for name in ["changed", "deleted", "same", "open"] {
+            sh.put(name, "old").await;
+        }
+        let sh = showing(sh, &["changed", "deleted", "same", "open"]).await;
+        let held = sh.open("open", READ).await.unwrap();
+        sh.put("changed", "newer and longer").await;
+        sh.put("open", "new").await;
+        sh.delete("deleted").await;
+        death(&sh).await;
+        sh.fs.refresh_now().await;
+        let mut deeds = sh.told.helper.deeds();
+        deeds.sort();
+        let brief: Vec<_> = deeds.iter().map(|(deed, path, _)| (*deed, path.as_str())).collect();
+        assert_eq!(brief, [("rename", "changed"), ("rename", "open"), ("unlink", "deleted")]);
+        assert_eq!(sh.cat("changed").await, "newer and longer");
+        assert_eq!(sh.stat("deleted").await, Err(Errno::ENOENT));
+        assert_eq!(sh.cat("same").await, "old");
+        assert_eq!(sh.read_all(&held).await.unwrap(), b"old");
+        sh.close(held).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_names_those_are_asked_for_that_changed_since_the_last_tick_of_the_dead() {
+    let sh = Shell::kv();
+    for n in 0..150 {
+        sh.put(&format!("n{n}"), "old").await;
+    }
+    let sh = showing(sh, &["n7"]).await;
+    sh.pass(Duration::from_secs(3600)).await;
+    sh.put("n8", "later").await;
+    sh.fs.refresh_now().await;
+    sh.told.helper.deeds();
+    sh.put("n7", "new").await;
+    sh.pass(Duration::from_secs(600)).await;
+    death(&sh).await;
+    let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
+    let deeds = sh.told.helper.deeds();
+    assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "n7"), "{deeds:?}");
+    assert!(cost <= 3, "{cost} requests: the first page, what changed, and the value");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_the_dead_worker_owed_is_carried_out() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let sh = showing(sh, &["f"]).await;
+    let fd = sh.open("f", WRITE).await.unwrap();
+    sh.put("f", "theirs").await;
+    sh.fs.refresh_now().await;
+    assert_eq!(sh.told.helper.deeds().len(), 1);
+    // An update by who has the old inode open: the name is to show that again.
+    sh.pwrite(&fd, 0, "our").unwrap();
+    sh.close(fd).await.unwrap();
+    death(&sh).await;
+    sh.fs.settle_rotations().await;
+    assert_eq!(sh.told.helper.deeds(), [("rename", "f".to_owned(), Some(fd.ino))]);
+    // And only once.
+    sh.die_after(0);
+    sh.rmdir("made").await.unwrap();
+    sh.fs.settle_rotations().await;
+    assert_eq!(sh.told.helper.deeds(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_successor_that_is_refused_takes_away_what_the_dead_one_showed() {
+    let sh = Shell::new();
+    sh.put("f", "secret").await;
+    let sh = showing(sh, &["f"]).await;
+    let ino = sh.stat("f").await.unwrap().ino;
+    let held = sh.open("f", READ).await.unwrap();
+    death(&sh).await;
+    sh.told.inodes.lock().unwrap().clear();
+    sh.vault.plan_any().always().fail(Fault::Before(ErrorKind::Unauthorized));
+    sh.fs.refresh_now().await;
+    assert!(sh.told.inodes.lock().unwrap().contains(&ino), "the kernel's pages go");
+    assert_eq!(sh.read_all(&held).await, Err(Errno::EACCES));
+}
+
+/// An open whose answer nobody gets: the worker dies before, and who asked is gone when another one comes.
+async fn lost_open(sh: &Shell, work: impl FnOnce(&std::sync::Arc<FileSystem>) -> Step<u64>) -> u64 {
+    let fs = sh.fs.clone();
+    let fh = sh.step(fs.serve(1_000_000, work)).await.unwrap();
+    death(sh).await;
+    fh
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_that_nobody_heard_of_counts_as_closed_in_a_while() {
+    let sh = Shell::new();
+    let caller = sh.caller();
+    let create = Create { mode: 0o600, umask: 0, flags: EXCL };
+    lost_open(&sh, |fs| match fs.create(ROOT, OsStr::new("new"), create, caller) {
+        Step::Ready(made) => made.map(|(_, opened)| opened.fh).into(),
+        Step::Pending(_) => panic!("it is made at once"),
+    })
+    .await;
+    assert_eq!(sh.fs.status().handles, 1);
+    assert_eq!(sh.meta("new").await, None, "its writer may come yet");
+    sh.pass(Duration::from_secs(61)).await;
+    assert_eq!(sh.fs.status().handles, 0);
+    assert_eq!(sh.history("new").await, [""], "it was made, and is stored as if closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_whose_owner_was_silent_for_long_is_open_all_the_same() {
+    let sh = Shell::new();
+    sh.put("f", "text").await;
+    let caller = sh.caller();
+    let ino = sh.stat("f").await.unwrap().ino;
+    let fh = lost_open(&sh, |fs| match fs.open(ino, libc::O_RDWR, caller) {
+        Step::Ready(opened) => opened.map(|opened| opened.fh).into(),
+        Step::Pending(_) => panic!("its bytes are here"),
+    })
+    .await;
+    sh.pass(Duration::from_secs(61)).await;
+    assert_eq!(sh.fs.status().handles, 0);
+    let text = sh.step(sh.fs.read(ino, fh, 0, 100)).await.unwrap();
+    assert_eq!(text.expose(), b"text");
+    assert_eq!(sh.fs.status().handles, 1);
+    sh.fs.write(fh, 0, b"T").unwrap();
+    sh.step(sh.fs.flush(fh, caller)).await.unwrap();
+    sh.step(sh.fs.release(fh)).await.unwrap();
+    assert_eq!(sh.fs.status().handles, 0);
+    assert_eq!(sh.history("f").await, ["text", "Text"]);
+    // Who is silent and was answered is not even asked about.
+    let held = sh.open("f", READ).await.unwrap();
+    sh.die_after(0);
+    sh.rmdir("made").await.unwrap();
+    sh.pass(Duration::from_secs(61)).await;
+    assert_eq!(sh.fs.status().handles, 1);
+    sh.close(held).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn unsaved_bytes_that_there_was_no_memory_for_are_not_stored_by_a_successor() {
+    let sh = Shell::new();
+    let open = sh.open("open", EXCL).await.unwrap();
+    sh.miss_values();
+    sh.pwrite(&open, 0, "is lost").unwrap();
+    death(&sh).await;
+    assert_eq!(sh.fsync(&open).await, Err(Errno::EIO));
+    sh.pwrite(&open, 0, "more").unwrap();
+    assert_eq!(sh.close(open).await, Err(Errno::EIO), "until it is written anew");
+    assert_eq!(sh.meta("open").await, None);
+    assert!(sh.fs.status().journal.is_some_and(|journal| journal.complete), "the new one misses nothing");
+    sh.write_file("open", "anew").await.unwrap();
+    assert_eq!(sh.history("open").await, ["anew"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn strict_writes_hold_on_to_their_base_version_over_a_death() {
+    let sh = Shell::with(Options { strict: true, ..Options::default() });
+    sh.put("f", "base").await;
+    sh.stat("f").await.unwrap();
+    let fd = sh.open("f", WRITE).await.unwrap();
+    sh.pwrite(&fd, 0, "mine").unwrap();
+    death(&sh).await;
+    sh.put("f", "theirs").await;
+    assert_eq!(sh.fsync(&fd).await, Err(Errno::ESTALE));
+    // Nor does the next one forget what its user has been told.
+    sh.die_after(0);
+    sh.rmdir("made").await.unwrap();
+    assert_eq!(sh.fsync(&fd).await, Err(Errno::ESTALE));
+    assert_eq!(sh.history("f").await, ["base", "theirs"]);
+    let unsaved = sh.fs.unsaved();
+    assert!(matches!(&unsaved[..], [one] if one.name == "f" && one.conflict), "{unsaved:?}");
+}
