@@ -14,35 +14,48 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Mount, Place, VAULTFS, assert_nothing_left, run, signal, until};
+use common::{Mount, Place, Size, VAULTFS, assert_nothing_left, run, signal, until};
 use nix::sys::signal::Signal;
 
 /// Mounts with debug switches in the environment of the mount's processes.
 fn mount_with(switches: &[(&str, &str)]) -> Mount {
+    mount_for(common::TEST_TIME, switches, &[])
+}
+
+/// The same with more options, for so long at the most.
+fn mount_for(time: Duration, switches: &[(&str, &str)], args: &[&str]) -> Mount {
     let place = Place::new();
-    let mut command = place.mount_command(&[]);
+    let mut command = place.mount_command(args);
     command.envs(switches.iter().copied());
     run(&mut command).ok();
-    Mount::adopt(place)
+    Mount::adopt_for(place, time)
 }
 
 /// Any number of deaths, each followed by another worker at once.
 const IMMORTAL: (&str, &str) = ("VAULTFS_TEST_DEATHS", "1000000,1000000");
 
-/// The worker that lives now, found without asking it.
-fn worker_of(keeper: i32) -> Option<i32> {
+/// The child of that name that lives now, found without asking anybody.
+fn child_of(keeper: i32, name: &str) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
-    let is_worker = |pid: &i32| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let is_it = |pid: &i32| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        name.trim() == "vaultfs-worker" && !stat.contains(") Z ")
+        comm.trim() == name && !stat.contains(") Z ")
     };
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_worker)
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_it)
+}
+
+fn worker_of(keeper: i32) -> Option<i32> {
+    child_of(keeper, "vaultfs-worker")
+}
+
+fn kill(keeper: i32, name: &str) {
+    let child = common::wait(|| child_of(keeper, name), Duration::from_secs(20));
+    signal(child.unwrap_or_else(|| panic!("there is no {name}")), Signal::SIGKILL);
 }
 
 fn kill_worker(keeper: i32) {
-    let worker = common::wait(|| worker_of(keeper), Duration::from_secs(20)).expect("there is a worker");
-    signal(worker, Signal::SIGKILL);
+    kill(keeper, "vaultfs-worker");
 }
 
 /// close(2) with its answer.
@@ -62,9 +75,10 @@ fn value(number: u64) -> Vec<u8> {
     bytes
 }
 
-fn is_whole(bytes: &[u8]) -> bool {
+/// Its number, if it is whole.
+fn number_of(bytes: &[u8]) -> Option<u64> {
     let number = bytes.get(..8).and_then(|b| std::str::from_utf8(b).ok()).and_then(|t| t.parse().ok());
-    number.is_some_and(|number| value(number) == bytes)
+    number.filter(|number| value(*number) == bytes)
 }
 
 /// What the programs of a load have done.
@@ -73,7 +87,10 @@ struct Load {
     over: AtomicBool,
     done: Mutex<HashMap<String, u64>>,
     wrong: Mutex<Vec<String>>,
+    /// Milliseconds.
     slowest_read: AtomicU64,
+    /// The same of a sync of a file beside the vault: what its disk makes everybody wait, and a dying worker, too.
+    slowest_sync: AtomicU64,
 }
 
 impl Load {
@@ -103,19 +120,19 @@ impl Load {
         self.wrong.lock().unwrap().is_empty()
     }
 
-    /// Waits until each program has done something more.
+    /// Waits until each program that uses the mount has done something more.
     fn progress(&self) {
         let before = self.done.lock().unwrap().clone();
-        until("each program goes on", || {
-            !self.is_well() || self.done.lock().unwrap().iter().all(|(name, turn)| *turn > before[name])
-        });
+        let goes_on = |(name, turn): (&String, &u64)| name == CHANGER || *turn > before[name];
+        until("each program goes on", || !self.is_well() || self.done.lock().unwrap().iter().all(goes_on));
     }
 
-    fn read(&self, path: &Path) -> Result<(), String> {
+    /// Reads a value; its number.
+    fn read(&self, path: &Path) -> Result<u64, String> {
         let start = Instant::now();
         let bytes = fs::read(path).map_err(|e| format!("read: {e}"))?;
         self.slowest_read.fetch_max(start.elapsed().as_millis() as u64, Ordering::SeqCst);
-        if is_whole(&bytes) { Ok(()) } else { Err(format!("torn: {} bytes", bytes.len())) }
+        number_of(&bytes).ok_or_else(|| format!("torn: {} bytes", bytes.len()))
     }
 }
 
@@ -145,8 +162,17 @@ fn start_load(load: &Arc<Load>, mnt: &Path) -> Vec<(&'static str, std::thread::J
         if reader == 1 {
             write_with(&path, &value(7), &new, false).unwrap();
         }
-        load.program(&format!("reader {reader}"), move |_| by.read(&path));
+        load.program(&format!("reader {reader}"), move |_| by.read(&path).map(drop));
     }
+    let (by, path) = (load.clone(), mnt.with_file_name("control"));
+    let options = new.clone();
+    load.program("writer elsewhere", move |turn| {
+        let start = Instant::now();
+        said("save", write_with(&path, &value(turn), &options, true))?;
+        by.slowest_sync.fetch_max(start.elapsed().as_millis() as u64, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(())
+    });
     let mut held = File::open(mnt.join("quiet")).unwrap();
     load.program("reader of an open file", move |_| {
         let mut bytes = Vec::new();
@@ -209,8 +235,41 @@ fn end_load(load: &Load, mount: &Mount, writers: Vec<(&'static str, std::thread:
         assert_eq!(mount.versions(name).len() as u64, turn + before, "{name}: one save, one version");
     }
     let slowest = load.slowest_read.load(Ordering::SeqCst);
-    eprintln!("{turns:?} saves; the slowest read took {slowest} ms");
-    assert!(slowest < 15_000, "a reader waited {slowest} ms");
+    let disk = load.slowest_sync.load(Ordering::SeqCst);
+    eprintln!("{turns:?} saves; the slowest read took {slowest} ms, a sync elsewhere {disk} ms");
+    assert!(slowest < 2000 + disk, "a reader waited {slowest} ms, a sync elsewhere {disk} ms");
+}
+
+/// Who changes things past the mount.
+const CHANGER: &str = "changer";
+
+/// Changes a name in the vault, past the mount, and reads it there: it goes forward only, and whole.
+fn start_changes(load: &Arc<Load>, mount: &Mount) -> std::thread::JoinHandle<u64> {
+    let mut isolated = Command::new("sh");
+    mount.place().isolate(&mut isolated);
+    let script = format!("printf %s \"$VALUE\" | '{VAULTFS}' put '{}' changing", mount.embedded());
+    let names: Vec<_> = isolated.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
+    let put = move |number: u64| {
+        let mut shell = Command::new("sh");
+        for (name, value) in &names {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        shell.args(["-c", &script]).env("VALUE", String::from_utf8(value(number)).unwrap());
+        // The vault is in the worker: what was not answered is done again, and may be done twice.
+        let done = || (run(&mut shell).code == Some(0)).then_some(());
+        common::wait(done, Duration::from_secs(20)).ok_or_else(|| "it cannot be changed".to_owned())
+    };
+    put(0).unwrap();
+    until("it is seen here", || mount.path("changing").exists());
+    let (by, path, mut last) = (load.clone(), mount.path("changing"), 0);
+    load.program("reader of changes", move |_| {
+        let before = std::mem::replace(&mut last, by.read(&path)?);
+        if before <= last { Ok(()) } else { Err(format!("it showed {before} and then {last}")) }
+    });
+    load.program(CHANGER, put)
 }
 
 /// How many kills: VAULTFS_TEST_KILLS for the long form.
@@ -220,25 +279,72 @@ fn kills() -> u64 {
 
 #[test]
 fn kills_at_random_moments_under_load_fail_nothing() {
-    let mount = mount_with(&[IMMORTAL]);
+    let time = common::TEST_TIME * u32::try_from(2 * kills().div_ceil(30)).unwrap();
+    let mount = mount_for(time, &[IMMORTAL], &["--refresh", "500ms"]);
     let (keeper, _) = mount.pids();
     let load = Arc::new(Load::default());
     let writers = start_load(&load, mount.mnt());
+    let changer = start_changes(&load, &mount);
     let mut random = u64::from(std::process::id());
-    for _ in 0..kills() {
+    let (mut workers, mut helpers, mut early) = (0, 0, None);
+    for turn in 0..kills() {
         if !load.is_well() {
             break;
         }
         // So that no request is in flight at two deaths: that one would be taken for their cause.
         load.progress();
+        if turn == kills() / 10 {
+            early = Some(sizes(keeper));
+        }
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         std::thread::sleep(Duration::from_micros((random >> 33) % 60_000));
-        kill_worker(keeper);
+        let victims: &[&str] = match (random >> 20) % 4 {
+            0 | 1 => &["vaultfs-worker"],
+            2 => &["vaultfs-helper"],
+            _ => &["vaultfs-helper", "vaultfs-worker"],
+        };
+        for victim in victims {
+            kill(keeper, victim);
+            *(if *victim == "vaultfs-worker" { &mut workers } else { &mut helpers }) += 1;
+        }
     }
+    load.progress();
+    let late = sizes(keeper);
+    load.over.store(true, Ordering::SeqCst);
+    let last = changer.join().unwrap();
     end_load(&load, &mount, writers);
-    let restarts = mount.status()["restarts"].as_u64().unwrap();
-    assert_eq!(restarts, kills());
+    let early = early.expect("a tenth of the way is behind us");
+    eprintln!("{workers} workers and {helpers} helpers were killed; {last} changes were made elsewhere");
+    assert_eq!(mount.status()["restarts"], workers);
+    assert!(mount.versions("changing").len() as u64 > last);
+    until("the last change elsewhere shows", || fs::read(mount.path("changing")).unwrap() == value(last));
+    until("a helper works", || mount.status()["fs"]["changes"]["helper"]["state"] == "works");
+    // A few deaths leave nothing that could be told from warming up.
+    if kills() >= 100 {
+        for ((who, early), late) in PROCESSES.into_iter().zip(early).zip(late) {
+            early.assert_not_outgrown(who, late);
+        }
+    }
     mount.unmount();
+}
+
+const PROCESSES: [&str; 3] = ["vaultfs-keeper", "vaultfs-worker", "vaultfs-helper"];
+
+/// The least that each process takes in a second of its life.
+fn sizes(keeper: i32) -> [Size; 3] {
+    until("both are there again", || PROCESSES[1..].iter().all(|name| child_of(keeper, name).is_some()));
+    let of = |name| {
+        let pid = if name == PROCESSES[0] { Some(keeper) } else { child_of(keeper, name) };
+        Size::of(pid.expect("nobody kills it now"))
+    };
+    let mut least = PROCESSES.map(of);
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(100));
+        for (least, now) in least.iter_mut().zip(PROCESSES.map(of)) {
+            least.0 = std::array::from_fn(|n| least.0[n].min(now.0[n]));
+        }
+    }
+    least
 }
 
 /// A mount whose worker dies at points of the test's choice.
@@ -307,6 +413,39 @@ fn killed_between_intent_and_outcome_each_operation_happens_once() {
         fragile.at(point, || fragile.mount.sh("truncate -s 3 f"));
         assert_eq!(fragile.mount.versions("f"), [1, 2, 3], "{point}");
         fs::remove_file(path("f")).unwrap();
+    }
+    for point in ["flush", "commit", "stored", "answer", "answered", "release", "released"] {
+        let mut file = File::create(path("f")).unwrap();
+        file.write_all(b"closed").unwrap();
+        fragile.at(point, || close(file)).unwrap();
+        assert_eq!(fs::read_to_string(path("f")).unwrap(), "closed", "{point}");
+        assert_eq!(fragile.mount.versions("f"), [1], "close, {point}");
+        fs::remove_file(path("f")).unwrap();
+    }
+    for point in ["fsync", "commit", "stored", "answer", "answered"] {
+        let mut file = File::create(path("f")).unwrap();
+        file.write_all(b"synced").unwrap();
+        fragile.at(point, || file.sync_all()).unwrap();
+        assert_eq!(fragile.mount.versions("f"), [1], "fsync, {point}");
+        close(file).unwrap();
+        assert_eq!(fragile.mount.versions("f"), [1], "fsync and close, {point}");
+        fs::remove_file(path("f")).unwrap();
+    }
+    // What only RELEASE stores: a file that was made and not written to.
+    for point in ["release", "released", "commit", "stored"] {
+        let file = File::create(path("f")).unwrap();
+        fragile.at(point, || close(file)).unwrap();
+        until("it is stored", || fragile.mount.versions("f") == [1]);
+        fs::remove_file(path("f")).unwrap();
+    }
+    for point in ["make", "linked", "answer", "answered"] {
+        let (fifo, other) = (path("fifo"), path("other"));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fragile.at(point, || fs::hard_link(&fifo, &other)).unwrap();
+        assert_eq!(names(), ["fifo", "other"], "{point}");
+        assert_eq!(fs::metadata(&fifo).unwrap().ino(), fs::metadata(&other).unwrap().ino(), "{point}");
+        fs::remove_file(fifo).unwrap();
+        fs::remove_file(other).unwrap();
     }
     for point in ["unlink", "deleted", "answer", "answered"] {
         fs::write(path("f"), "1").unwrap();

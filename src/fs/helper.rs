@@ -228,7 +228,9 @@ impl Register {
                 give_up(&mut state, libc::ESRCH);
             }
             HelperReport::Done { number, errno } => {
-                if let Some(out) = state.out.as_mut().filter(|out| out.number == number) {
+                // What was given up when another helper came stays so, although that one may have carried it out.
+                let out = state.out.as_mut().filter(|out| out.number == number && !out.answered);
+                if let Some(out) = out {
                     (out.answered, out.ended.errno) = (true, errno);
                 }
             }
@@ -461,6 +463,19 @@ impl FileSystem {
 mod tests {
     use super::*;
     use crate::fs::name::{DirPrefix, decode};
+
+    #[test]
+    fn what_was_given_up_is_not_answered_after_all() {
+        let register = Register::new();
+        register.hear(HelperReport::Started { pid: 1 });
+        let expected = Expected { way: Vec::new(), parent: ROOT, name: "x".into(), deed: Deed::Greet };
+        let ended = Ended { seen: false, refused: false, errno: 0 };
+        register.state().out = Some(Out { number: 7, expected, ended, answered: false });
+        register.hear(HelperReport::Started { pid: 2 });
+        // It carries out what was meant for the one before, unseen because nobody knew its process id yet.
+        register.hear(HelperReport::Done { number: 7, errno: libc::ENOENT });
+        assert_eq!(register.state().out.as_ref().map(|out| out.ended.errno), Some(libc::ESRCH));
+    }
 
     #[test]
     fn no_object_is_spelt_like_a_hidden_name() {

@@ -13,6 +13,7 @@ use super::name::DirPrefix;
 use super::request::{self, Doing};
 use super::resolve::Place;
 use super::{Entry, FileSystem, Step};
+use crate::crash;
 use crate::vault::ObjectName;
 
 impl FileSystem {
@@ -85,6 +86,7 @@ impl FileSystem {
             table.file_made(&under, &name);
             fs.note_change(&mut table, &under);
             drop(table);
+            crash::point("linked");
             Ok(fs.entry(&Node::File(file), fs.options.refresh))
         })
     }

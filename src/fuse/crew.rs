@@ -161,6 +161,11 @@ impl Deaths {
     }
 }
 
+/// So many deaths in a minute are followed by another process at once; the same for workers and helpers.
+pub fn at_once() -> usize {
+    limits().0
+}
+
 /// [`AT_ONCE`] and [`TOO_MANY`], but where a test wants others (`VAULTFS_TEST_DEATHS=AT_ONCE,TOO_MANY`).
 fn limits() -> (usize, u32) {
     #[cfg(debug_assertions)]

@@ -25,6 +25,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::{Deserialize, Serialize};
 
+use super::crew;
 use super::handover::{Channel, close_inherited, take_standard};
 use super::mounts::{self, Dev};
 use super::userns;
@@ -200,8 +201,6 @@ fn c_text(text: &[u8]) -> io::Result<CString> {
     CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-/// So many helpers of a minute are started at once.
-const AT_ONCE: usize = 3;
 /// The longest pause before another one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -257,7 +256,7 @@ impl Minder {
     fn start(&mut self) -> io::Result<Child> {
         let now = Instant::now();
         self.started.retain(|at| now.duration_since(*at) < Duration::from_secs(60));
-        let more = self.started.len().saturating_sub(AT_ONCE) as u32;
+        let more = self.started.len().saturating_sub(crew::at_once()) as u32;
         self.started.push(now);
         let pause = match more {
             0 => Duration::ZERO,

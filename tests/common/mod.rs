@@ -209,8 +209,13 @@ impl Mount {
 
     /// Watches over a mount that the test made itself.
     pub fn adopt(place: Place) -> Self {
+        Self::adopt_for(place, TEST_TIME)
+    }
+
+    /// The same for a test that takes so long at the most.
+    pub fn adopt_for(place: Place, time: Duration) -> Self {
         let line = mount_lines(&place.mnt).pop().expect("just mounted");
-        Self { watchdog: Watchdog::start(minor_of(&line), TEST_TIME), place: Some(place) }
+        Self { watchdog: Watchdog::start(minor_of(&line), time), place: Some(place) }
     }
 
     /// A path on the mount.
@@ -354,6 +359,35 @@ pub fn processes_of(mnt: &Path) -> Vec<i32> {
             String::from_utf8_lossy(&arguments).contains(needle)
         })
         .collect()
+}
+
+/// What a process takes: KiB resident, descriptors, threads.
+#[derive(Debug, Clone, Copy)]
+pub struct Size(pub [u64; 3]);
+
+impl Size {
+    /// Of a live process.
+    pub fn of(pid: i32) -> Self {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let status = fs::read_to_string(proc.join("status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let count = |dir: &str| fs::read_dir(proc.join(dir)).unwrap().count() as u64;
+        Self([resident.trim().trim_end_matches(" kB").trim().parse().unwrap(), count("fd"), count("task")])
+    }
+
+    /// Fails if `late` is more than a tenth above this; a page or two, and two descriptors or threads, are no growth.
+    #[track_caller]
+    pub fn assert_not_outgrown(self, who: &str, late: Self) {
+        eprintln!("{who}: {:?} KiB, descriptors, threads early on, {:?} at the end", self.0, late.0);
+        for ((what, slack), (early, late)) in
+            [("KiB", 16), ("descriptors", 2), ("threads", 2)].into_iter().zip(self.0.into_iter().zip(late.0))
+        {
+            assert!(
+                late as f64 <= early as f64 * 1.1 + f64::from(slack),
+                "{who}, {what}: {early} at a tenth of the way, {late} at the end"
+            );
+        }
+    }
 }
 
 /// Sends a signal.
