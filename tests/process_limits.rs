@@ -8,6 +8,7 @@ mod served;
 
 use std::fs;
 use std::io::{Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -113,41 +114,72 @@ fn an_answer_without_end_takes_no_memory() {
     scene.end();
 }
 
+/// Threads that run `work`, each with a small stack.
+fn crowd<'a>(
+    scope: &'a std::thread::Scope<'a, '_>,
+    number: usize,
+    work: impl Fn(usize) + Send + Sync + 'a,
+) -> Vec<std::thread::ScopedJoinHandle<'a, ()>> {
+    let work = std::sync::Arc::new(work);
+    let one = |n| {
+        let work = work.clone();
+        let thread = std::thread::Builder::new().stack_size(64 * 1024);
+        thread.spawn_scoped(scope, move || work(n)).unwrap()
+    };
+    (0..number).map(one).collect()
+}
+
 #[test]
 fn a_flood_of_cold_readers_and_of_questions_is_bounded() {
     const READERS: usize = 1500;
     let scene = Scene::with(&[]);
     let mount = scene.mount();
     let (_, worker) = mount.pids();
-    let (files, tasks) = (open_files(worker), threads(worker));
+    fs::write(mount.path("warm"), "1").unwrap();
+    fs::read(mount.path("warm")).unwrap();
+    let (files, tasks, memory) = (open_files(worker), threads(worker), resident_kib(worker));
+
+    // One cold name: one question, whose answer is everybody's.
+    scene.proxy.always(Fault::Delay(Duration::from_millis(500)));
+    let before = scene.proxy.requests();
+    std::thread::scope(|scope| {
+        crowd(scope, READERS, |_| assert_eq!(fs::read(mount.path("cold")).unwrap(), b"1"));
+    });
+    let asked = scene.proxy.requests() - before;
+    assert!(asked <= 3, "{asked} requests, the refresher's among them");
+
+    // As many names, of which none exists. What each gets is one of the answers there are, within its deadline (3 s
+    // for its lookup, and half a second until the answer is given for it) and what so many threads take by themselves.
     scene.proxy.always(Fault::Delay(Duration::from_millis(20)));
     std::thread::scope(|scope| {
-        for n in 0..READERS {
-            let path = mount.path(format!("cold-{n}"));
-            let reader = std::thread::Builder::new().stack_size(64 * 1024);
-            // What each gets is one of the two answers there are.
-            let spawned = reader.spawn_scoped(scope, move || {
-                let errno = fs::read(path).unwrap_err().raw_os_error();
-                assert!(
-                    [Some(libc::ENOENT), Some(libc::ETIMEDOUT), Some(libc::EBUSY)].contains(&errno),
-                    "{errno:?}"
-                );
-            });
-            drop(spawned.unwrap());
-        }
-        for _ in 0..20 {
+        let readers = crowd(scope, READERS, |n| {
+            let began = Instant::now();
+            let errno = fs::read(mount.path(format!("cold-{n}"))).unwrap_err().raw_os_error();
+            let answers = [Some(libc::ENOENT), Some(libc::ETIMEDOUT), Some(libc::EBUSY)];
+            assert!(answers.contains(&errno), "{errno:?}");
+            assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        });
+        // Nobody else is held up by them.
+        while !readers.iter().all(|reader| reader.is_finished()) {
+            let began = Instant::now();
+            assert_eq!(fs::read_to_string(mount.path("warm")).unwrap(), "1");
+            assert!(began.elapsed() < Duration::from_secs(2), "what is here takes {:?}", began.elapsed());
             assert!(open_files(worker) < files + 300, "{} descriptors", open_files(worker));
             assert!(threads(worker) <= tasks + 4, "{} threads", threads(worker));
             std::thread::sleep(Duration::from_millis(10));
         }
     });
     scene.proxy.clear();
+    let grown = resident_kib(worker).saturating_sub(memory);
+    assert!(grown < 32 * 1024, "it grew by {grown} KiB");
     let socket = socket_of(mount);
     let flood: Vec<_> = (0..500).filter_map(|_| UnixStream::connect(&socket).ok()).collect();
     assert!(open_files(worker) < files + 300, "{} descriptors", open_files(worker));
     drop(flood);
     until("it answers again", || run(mount.vaultfs(["status"]).arg(mount.mnt())).code == Some(0));
+    assert_eq!(fs::read_to_string(mount.path("cold")).unwrap(), "1");
     fs::write(mount.path("f"), "1").unwrap();
+    assert_eq!(mount.pids().1, worker, "it is the same one");
     scene.end();
 }
 
@@ -194,6 +226,47 @@ fn without_descriptors_it_fails_and_goes_on_when_there_are_some() {
     scene.end();
 }
 
+/// Sets a limit of a running process.
+fn limit(pid: i32, what: &str) {
+    run(Command::new("prlimit").args(["--pid", &pid.to_string(), what])).ok();
+}
+
+#[test]
+fn a_keeper_without_descriptors_starts_a_worker_as_soon_as_there_are_some() {
+    let mount = Mount::start();
+    let (keeper, worker) = mount.pids();
+    fs::write(mount.path("f"), "1").unwrap();
+    limit(keeper, "--nofile=3:4096");
+    signal(worker, Signal::SIGKILL);
+    // A program that asks meanwhile waits, and is answered in the end.
+    let path = mount.path("f");
+    let reader = std::thread::spawn(move || fs::read_to_string(path).unwrap());
+    until("it says why", || mount.log().contains("Too many open files"));
+    limit(keeper, "--nofile=1024:4096");
+    assert_eq!(reader.join().unwrap(), "1");
+    fs::write(mount.path("f"), "2").unwrap();
+    mount.unmount();
+}
+
+#[test]
+fn a_worker_without_address_space_is_succeeded_and_nothing_is_lost() {
+    let mount = Mount::start();
+    let (_, worker) = mount.pids();
+    let large = vec![b'x'; 1 << 20];
+    let mut unsaved = fs::File::create(mount.path("unsaved")).unwrap();
+    unsaved.write_all(b"unsaved").unwrap();
+    // Less than it has: whatever it asks for from now on is refused.
+    limit(worker, "--as=1048576:");
+    for n in 0..8 {
+        fs::write(mount.path(format!("f{n}")), &large).unwrap();
+        assert!(fs::read(mount.path(format!("f{n}"))).unwrap() == large);
+    }
+    drop(unsaved);
+    until("it is stored", || mount.versions("unsaved") == [1]);
+    assert_eq!(fs::read_to_string(mount.path("unsaved")).unwrap(), "unsaved");
+    mount.unmount();
+}
+
 #[test]
 fn a_log_on_a_full_disk_stops_nothing() {
     if !common::is_root() {
@@ -220,6 +293,83 @@ fn a_log_on_a_full_disk_stops_nothing() {
     run(Command::new("umount").arg(&disk)).ok();
 }
 
+/// Has the vault take all keys back.
+fn revoke_all(mount: &Mount) {
+    let serve = |args: &[&str]| {
+        run(mount.vaultfs(["serve", "--data"]).arg(&mount.place().data).arg("key").args(args)).ok()
+    };
+    let listed = serve(&["list"]);
+    let ids: Vec<&str> = listed
+        .split_whitespace()
+        .filter(|word| word.starts_with("key_") || word.starts_with("vault_key"))
+        .collect();
+    assert!(!ids.is_empty(), "{listed}");
+    for id in ids {
+        serve(&["revoke", id]);
+    }
+}
+
+/// A page of a file, mapped.
+struct Page(*mut libc::c_void);
+
+impl Page {
+    fn of(file: &fs::File) -> Self {
+        // SAFETY: a new mapping, of a file that nobody cuts.
+        let at = unsafe {
+            let fd = file.as_raw_fd();
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, fd, 0)
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        Self(at)
+    }
+
+    /// The first byte, or the error that a program would die of.
+    fn first(&self) -> std::io::Result<u8> {
+        let (mut read, write) = std::io::pipe().unwrap();
+        // SAFETY: the kernel looks at one byte of the mapping, and says EFAULT where a program would get SIGBUS.
+        match unsafe { libc::write(write.as_raw_fd(), self.0, 1) } {
+            1 => {
+                let mut byte = [0];
+                read.read_exact(&mut byte)?;
+                Ok(byte[0])
+            }
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `of`, and nobody refers to it.
+        unsafe { libc::munmap(self.0, 4096) };
+    }
+}
+
+#[test]
+fn a_revocation_takes_the_pages_of_mappings_and_of_mounts_that_are_not_asked_at_open() {
+    for more in [&["--refresh", "1s"][..], &["--refresh", "1s", "--read-only"]] {
+        let scene = Scene::with(more);
+        let mount = scene.mount();
+        let mut held = fs::File::open(mount.path("cold")).unwrap();
+        let page = Page::of(&held);
+        assert_eq!(page.first().unwrap(), b'1');
+        assert_eq!(fs::read_dir(mount.mnt()).unwrap().count(), 1);
+        revoke_all(mount);
+        let began = Instant::now();
+        until("the mapping is taken away", || page.first().is_err());
+        // The refresh time, and what a loaded machine takes beyond it.
+        assert!(began.elapsed() < Duration::from_secs(5), "{more:?}: {:?}", began.elapsed());
+        assert_eq!(page.first().unwrap_err().raw_os_error(), Some(libc::EFAULT));
+        held.rewind().unwrap();
+        assert_eq!(held.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::EACCES), "{more:?}");
+        assert_eq!(fs::read(mount.path("cold")).unwrap_err().raw_os_error(), Some(libc::EACCES));
+        let listed = fs::read_dir(mount.mnt()).and_then(|mut names| names.next().transpose());
+        assert_eq!(listed.unwrap_err().raw_os_error(), Some(libc::EACCES), "{more:?}");
+        drop((page, held));
+        scene.end();
+    }
+}
+
 #[test]
 fn a_key_that_is_revoked_under_a_mount_takes_pages_and_open_files_within_the_refresh_time() {
     let scene = Scene::with(&["--refresh", "1s"]);
@@ -229,16 +379,7 @@ fn a_key_that_is_revoked_under_a_mount_takes_pages_and_open_files_within_the_ref
     let mut text = String::new();
     held.read_to_string(&mut text).unwrap();
     assert_eq!(text, "secret");
-    let key = mount.place().data.clone();
-    let serve = |args: &[&str]| run(mount.vaultfs(["serve", "--data"]).arg(&key).arg("key").args(args)).ok();
-    let listed = serve(&["list"]);
-    let ids =
-        listed.split_whitespace().filter(|word| word.starts_with("key_") || word.starts_with("vault_key"));
-    let ids: Vec<String> = ids.map(str::to_owned).collect();
-    assert!(!ids.is_empty(), "{listed}");
-    for id in &ids {
-        serve(&["revoke", id]);
-    }
+    revoke_all(mount);
     until("the open file is taken away", || {
         held.rewind().unwrap();
         let mut buffer = [0; 6];

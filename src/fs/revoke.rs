@@ -1,7 +1,7 @@
 //! Revocation: the vault refuses what it gave before, and nobody shall see it any more.
 //!
 //! It overrides that an open handle keeps its version. Bytes that came from the vault leave the inodes, and the kernel
-//! is told to forget its pages and entries; who reads on then asks the vault, by id and version, and gets EACCES, or
+//! is told to forget its pages, entries and listings; who reads on then asks the vault, by id and version, and gets EACCES, or
 //! the same bytes again once the key is taken again. What was written here and is not in the vault is nobody else's to
 //! take away: unsaved bytes, scratch and provisional files stay.
 
@@ -28,6 +28,9 @@ impl Audience for FileSystem {
         }
         for version in versions {
             self.take_version(&version);
+        }
+        if name.is_none() {
+            self.forget_kernel_listings();
         }
     }
 }
