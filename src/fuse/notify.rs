@@ -2,12 +2,18 @@
 //!
 //! A notification can wait for requests that are in flight in the same directory, so it must never be sent from
 //! a thread that answers requests, nor under a lock that a request needs (FIELD-NOTES: the classic deadlock).
+//!
+//! A worker that is killed meanwhile does not end before that request is answered, by its successor. So the thread shares
+//! no descriptor with the others: with them would stay open the lock and the socket of an embedded vault, which
+//! the successor needs for its answer.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use fuser::{INodeNo, Notifier};
+use nix::sched::{CloneFlags, unshare};
 
 use super::handover::Channel;
 use super::helper::Order;
@@ -53,22 +59,71 @@ impl Kernel for Queue {
     }
 }
 
-/// Starts the thread. It ends when the returned handle is dropped.
+/// Starts the thread, which writes to `device`. It ends when the returned handle is dropped.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn spawn(notifier: Notifier, helper: Arc<Channel>, dev: Dev) -> std::io::Result<Arc<dyn Kernel>> {
+pub fn spawn(
+    notifier: Notifier,
+    device: BorrowedFd<'_>,
+    helper: Arc<Channel>,
+    dev: Dev,
+) -> std::io::Result<Arc<dyn Kernel>> {
     let (sender, receiver) = channel();
+    let device = device.as_raw_fd();
     std::thread::Builder::new().name("notify".into()).spawn(move || {
+        if let Err(error) = keep_only(device) {
+            tracing::debug!(%error, "the thread for notifications shares its descriptors");
+        }
         for notice in receiver {
-            let sent = match &notice {
+            // An error: the kernel does not know the name or the inode any more. The log is not among what is open here.
+            let _ = match &notice {
                 Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(*parent), name),
                 Notice::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
             };
-            if let Err(error) = sent {
-                tracing::debug!(%error, "the kernel did not take a notification");
-            }
         }
     })?;
     Ok(Arc::new(Queue { notices: sender, helper, dev }))
+}
+
+/// From now on this thread has descriptors of its own, and of those only `kept`.
+fn keep_only(kept: RawFd) -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_FILES)?;
+    let close = |from: RawFd, to: libc::c_uint| {
+        // SAFETY: nobody else has this table of descriptors, and this thread uses none of the closed.
+        let rc = unsafe { libc::syscall(libc::SYS_close_range, from as libc::c_uint, to, 0) };
+        rc == 0
+    };
+    if close(kept + 1, libc::c_uint::MAX) && (kept == 0 || close(0, kept as libc::c_uint - 1)) {
+        return Ok(());
+    }
+    // Before Linux 5.9.
+    for fd in (0..1024).filter(|fd| *fd != kept) {
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_thread_has_one_descriptor_and_the_others_keep_theirs() {
+        let (mut kept, mut other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let fd = kept.as_raw_fd();
+        let gone = other.as_raw_fd();
+        // SAFETY: asks about numbers only.
+        let is_open = |fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+        let seen = std::thread::spawn(move || {
+            keep_only(fd).unwrap();
+            (is_open(fd), is_open(gone), is_open(2))
+        });
+        assert_eq!(seen.join().unwrap(), (true, false, false));
+        kept.write_all(b"1").unwrap();
+        other.write_all(b"1").unwrap();
+    }
 }

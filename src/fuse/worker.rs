@@ -14,7 +14,7 @@
 //! every process of a service. It makes no call on its own mount; what must, is done by a child process.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -202,7 +202,7 @@ pub fn serve(
         session::shake_hands(filesystem, &init).map_err(io_failed("the FUSE handshake failed"))?;
     session::attach(&session, device).map_err(io_failed("the FUSE device cannot be used"))?;
     let helper = Arc::new(helper);
-    let kernel = notify::spawn(session.notifier(), helper.clone(), dev)
+    let kernel = notify::spawn(session.notifier(), session.as_fd(), helper.clone(), dev)
         .map_err(io_failed("no thread for notifications"))?;
     service.attach_processes(Processes {
         restarts: facts.restarts,
