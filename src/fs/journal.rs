@@ -104,8 +104,10 @@ pub(super) enum Key {
     Pinned(u64, u32),
     /// An open file or directory.
     Handle(u64),
-    /// The names that a handle's reader is being told.
+    /// The names that a directory's readers are being told; how far.
     Listing(u64),
+    /// A part of these names.
+    ListingPart(u64, u32),
     /// What a request has begun to do.
     Doing(u64),
     /// How often a request was in flight when a worker died.

@@ -7,8 +7,11 @@
 //! 2. A listing of many pages is shown while it grows: names come in the order in which the vault tells them.
 //! 3. Listings are large. They are let go [`KEPT`] after their last use; a reader that comes back later still finds
 //!    its place as long as no name has changed.
+//! 4. What readers have been told is written down for a successor, in parts: each part once, however often a listing
+//!    grows.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -59,15 +62,51 @@ struct State {
     progress: Progress,
     /// The last position that a reader was given.
     shown: u64,
-    /// Entries that are written down.
-    noted: usize,
+    noted: Noted,
+    /// A newer listing is written down instead.
+    given_way: bool,
     /// Readers who wait for more.
     waiting: usize,
     /// One has waited in vain, and has said so.
     told: bool,
 }
 
-/// The entries of a directory, `.` and `..` included. The lock is a leaf.
+/// What is written down of a listing.
+#[derive(Debug, Clone, Copy, Default)]
+struct Noted {
+    /// So many entries, the first ones, as they are.
+    entries: usize,
+    /// In so many parts; what is in parts but does not count is written anew.
+    parts: u32,
+    /// It was said that these are all.
+    whole: bool,
+}
+
+/// What is to be written down of a listing that has changed.
+#[derive(Debug)]
+pub struct Note<'a> {
+    /// The number of the part that the new entries go to.
+    pub part: u32,
+    /// The new entries.
+    pub entries: &'a [DirEntry],
+    /// Parts that do not count any more.
+    pub obsolete: Range<u32>,
+    /// What there is now.
+    pub head: Head,
+}
+
+/// What is written down of a listing beside its parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The number of parts.
+    pub parts: u32,
+    /// The last position.
+    pub last: u64,
+    /// Whether that is all.
+    pub whole: bool,
+}
+
+/// The entries of a directory, `.` and `..` included. Only a journal is locked while the lock is held.
 #[derive(Debug)]
 pub struct Listing {
     state: Mutex<State>,
@@ -76,7 +115,16 @@ pub struct Listing {
 
 impl Listing {
     fn with(entries: Vec<DirEntry>, last: u64, progress: Progress) -> Arc<Self> {
-        let state = State { entries, last, progress, shown: 0, noted: 0, waiting: 0, told: false };
+        let state = State {
+            entries,
+            last,
+            progress,
+            shown: 0,
+            noted: Noted::default(),
+            given_way: false,
+            waiting: 0,
+            told: false,
+        };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
@@ -93,8 +141,12 @@ impl Listing {
     }
 
     /// What a dead worker had, all of it or a part.
-    pub fn restored(entries: Vec<DirEntry>, last: u64, whole: bool) -> Arc<Self> {
-        Self::with(entries, last, if whole { Progress::Done } else { Progress::CutOff })
+    pub fn restored(entries: Vec<DirEntry>, head: Head) -> Arc<Self> {
+        let progress = if head.whole { Progress::Done } else { Progress::CutOff };
+        let noted = Noted { entries: entries.len(), parts: head.parts, whole: head.whole };
+        let listing = Self::with(entries, head.last, progress);
+        listing.state().noted = noted;
+        listing
     }
 
     /// Whether more names are to come that nobody is asking for.
@@ -102,15 +154,35 @@ impl Listing {
         matches!(self.state().progress, Progress::CutOff)
     }
 
-    /// What is to be written down of it, if that has not been done: names, last position, whether that is all.
-    pub fn to_note(&self) -> Option<(Vec<DirEntry>, u64, bool)> {
+    /// Has `write` write down what is not yet. In the order in which it is called, whoever calls beside.
+    pub fn note(&self, write: impl FnOnce(Note<'_>)) {
         let mut state = self.state();
         let whole = matches!(state.progress, Progress::Done);
-        if state.noted == state.entries.len() {
-            return None;
+        let before = state.noted;
+        if state.given_way || before.entries == state.entries.len() && before.whole == whole {
+            return;
         }
-        state.noted = state.entries.len();
-        Some((state.entries.clone(), state.last, whole))
+        let part = if before.entries == 0 { 0 } else { before.parts };
+        let parts = part + 1;
+        let head = Head { parts, last: state.last, whole };
+        let entries = &state.entries[before.entries..];
+        write(Note { part, entries, obsolete: parts..before.parts.max(parts), head });
+        state.noted = Noted { entries: state.entries.len(), parts, whole };
+    }
+
+    /// The number of parts that are written down.
+    pub fn noted_parts(&self) -> u32 {
+        self.state().noted.parts
+    }
+
+    /// Takes the place of another listing of the same directory, which is not written down any more: its readers'
+    /// positions are in this one. What it wrote down and is still so counts for this one.
+    fn take_the_place_of(&self, before: &Self) {
+        if !std::ptr::eq(self, before) {
+            let (mut before, mut now) = (before.state(), self.state());
+            before.given_way = true;
+            now.noted = before.still_noted(&now.entries);
+        }
     }
 
     /// A newer one of the same directory.
@@ -202,7 +274,13 @@ impl Listing {
         let mut state = self.state();
         for mut entry in found {
             match positions.get(&entry.name) {
-                Some(at) => state.entries[*at].kind = entry.kind,
+                Some(at) if state.entries[*at].kind != entry.kind => {
+                    state.entries[*at].kind = entry.kind;
+                    if *at < state.noted.entries {
+                        state.noted.entries = 0;
+                    }
+                }
+                Some(_) => {}
                 None => {
                     state.last += 1;
                     entry.cookie = state.last;
@@ -226,9 +304,10 @@ impl Listing {
     pub fn finish(&self, entries: Vec<DirEntry>) -> bool {
         let mut state = self.state();
         let before = state.shown_count();
-        (state.entries, state.last) = renew(&state.entries, state.last, entries);
+        let (entries, last) = renew(&state.entries, state.last, entries);
+        state.noted = state.still_noted(&entries);
+        (state.entries, state.last) = (entries, last);
         state.progress = Progress::Done;
-        state.noted = 0;
         let after = state.shown_count();
         drop(state);
         self.changed.notify_waiters();
@@ -265,6 +344,14 @@ impl State {
     fn shown_count(&self) -> usize {
         self.first_after(self.shown)
     }
+
+    /// What counts of what is written down where `entries` are the entries from now on.
+    fn still_noted(&self, entries: &[DirEntry]) -> Noted {
+        let noted = self.noted.entries;
+        let same = |(a, b): (&DirEntry, &DirEntry)| a.cookie == b.cookie && a.kind == b.kind;
+        let all_same = entries.len() >= noted && self.entries[..noted].iter().zip(entries).all(same);
+        Noted { entries: if all_same { noted } else { 0 }, ..self.noted }
+    }
 }
 
 /// Gives `entries` their positions: those of before where they were there, the others behind `last`.
@@ -298,8 +385,8 @@ pub struct Handed {
 #[derive(Debug, Default)]
 pub struct Listings {
     recent: HashMap<u64, (Arc<Listing>, Instant)>,
-    /// Directories whose listings were let go of.
-    pub dropped: Vec<u64>,
+    /// Directories whose listings were let go of, and the parts of them that are written down.
+    pub dropped: Vec<(u64, u32)>,
     /// What the kernel may have.
     pub handed: HashMap<u64, Handed>,
     /// Open handles.
@@ -318,13 +405,16 @@ impl Listings {
 
     /// The listing from now on.
     pub fn put(&mut self, ino: u64, listing: Arc<Listing>, now: Instant) {
-        self.recent.insert(ino, (listing, now));
+        if let Some((before, _)) = self.recent.insert(ino, (listing.clone(), now)) {
+            listing.take_the_place_of(&before);
+        }
     }
 
     /// It was no listing after all.
     pub fn drop_listing(&mut self, ino: u64, listing: &Arc<Listing>) {
         if self.recent.get(&ino).is_some_and(|(recent, _)| Arc::ptr_eq(recent, listing)) {
             self.recent.remove(&ino);
+            self.dropped.push((ino, listing.noted_parts()));
         }
     }
 
@@ -349,7 +439,7 @@ impl Listings {
         self.recent.retain(|ino, (listing, used)| {
             let stays = listing.is_growing() || now.saturating_duration_since(*used) < KEPT;
             if !stays {
-                self.dropped.push(*ino);
+                self.dropped.push((*ino, listing.noted_parts()));
             }
             stays
         });
@@ -380,6 +470,79 @@ mod tests {
         assert_eq!(names(&second.after(place)), ["d", "aa", "e"]);
         let third = second.succeeded_by(entries(&["a", "d"]));
         assert_eq!(names(&third.after(place)), ["d", "a"], "what was read last is gone");
+    }
+
+    /// What a journal has of a listing.
+    #[derive(Default)]
+    struct Paper {
+        parts: HashMap<u32, Vec<DirEntry>>,
+        head: Option<Head>,
+        /// Entries written so far.
+        written: usize,
+    }
+
+    impl Paper {
+        fn take(&mut self, listing: &Listing) {
+            listing.note(|note| {
+                note.obsolete.for_each(|part| drop(self.parts.remove(&part)));
+                self.parts.insert(note.part, note.entries.to_vec());
+                self.written += note.entries.len();
+                self.head = Some(note.head);
+            });
+        }
+
+        fn read(&self) -> (Vec<DirEntry>, Head) {
+            let head = self.head.unwrap();
+            assert_eq!(self.parts.len(), head.parts as usize, "nothing is left behind");
+            ((0..head.parts).flat_map(|part| self.parts[&part].clone()).collect(), head)
+        }
+    }
+
+    #[test]
+    fn each_name_is_written_down_once_while_a_listing_grows() {
+        let listing = Listing::growing(entries(&[".", ".."]));
+        let (mut positions, mut paper) = (HashMap::new(), Paper::default());
+        let all: Vec<String> = (0..500).map(|n| format!("{n}")).collect();
+        for page in all.chunks(10) {
+            listing.grow(entries(&page.iter().map(String::as_str).collect::<Vec<_>>()), &mut positions);
+            paper.take(&listing);
+            let (noted, head) = paper.read();
+            assert_eq!((noted, head.whole), (listing.after(0), false));
+        }
+        let dots = [".", ".."].into_iter().chain(all.iter().map(String::as_str)).collect::<Vec<_>>();
+        assert!(!listing.finish(entries(&dots)));
+        paper.take(&listing);
+        assert_eq!(
+            (paper.read(), paper.written),
+            ((listing.after(0), Head { whole: true, ..paper.read().1 }), 502)
+        );
+        let restored = Listing::restored(paper.read().0, paper.read().1);
+        restored.note(|_| panic!("all of it is there"));
+        let newer = restored.succeeded_by(entries(&[".", "..", "7", "new"]));
+        newer.take_the_place_of(&restored);
+        paper.take(&newer);
+        assert_eq!(paper.read().0, newer.after(0));
+        restored.finish(entries(&["7"]));
+        restored.note(|_| panic!("it has given way"));
+    }
+
+    #[test]
+    fn what_is_not_as_it_was_written_down_is_written_anew() {
+        let listing = Listing::growing(entries(&[".", ".."]));
+        let (mut positions, mut paper) = (HashMap::new(), Paper::default());
+        for page in [["a", "b"], ["c", "d"]] {
+            listing.grow(entries(&page), &mut positions);
+            paper.take(&listing);
+        }
+        listing.grow(vec![DirEntry::new("a", FileKind::Directory, None)], &mut positions);
+        paper.take(&listing);
+        assert_eq!(paper.read().0, listing.after(0));
+        listing.grow(entries(&["e"]), &mut positions);
+        paper.take(&listing);
+        assert!(listing.finish(entries(&[".", "..", "b", "d", "e"])), "what was shown is gone");
+        paper.take(&listing);
+        assert_eq!(paper.read().0, listing.after(0));
+        assert!(paper.read().1.whole);
     }
 
     #[tokio::test]

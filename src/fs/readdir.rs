@@ -10,7 +10,7 @@
 //! 3. While somebody is in the middle of reading a directory the kernel is not given newer names of it to keep: it
 //!    would look for the reader's position in them, and end its reading where that has gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -159,11 +159,21 @@ impl FileSystem {
 
     /// Writes down what readers are told, for a successor that they come back to.
     pub fn note_listing(&self, ino: u64, listing: &Listing) {
-        if self.pen.writes()
-            && let Some(noted) = listing.to_note()
-        {
-            self.pen.put(&Key::Listing(ino), &noted);
+        if self.pen.writes() {
+            listing.note(|note| {
+                let _batch = self.pen.batch();
+                note.obsolete.for_each(|part| self.pen.delete(&Key::ListingPart(ino, part)));
+                self.pen.put(&Key::ListingPart(ino, note.part), &note.entries);
+                self.pen.put(&Key::Listing(ino), &note.head);
+            });
         }
+    }
+
+    /// Nobody comes back to this listing.
+    fn unnote_listing(&self, ino: u64, parts: u32) {
+        let _batch = self.pen.batch();
+        (0..parts).for_each(|part| self.pen.delete(&Key::ListingPart(ino, part)));
+        self.pen.delete(&Key::Listing(ino));
     }
 
     fn is_known(&self, dir: &Dir) -> bool {
@@ -299,6 +309,7 @@ impl FileSystem {
         let histories = matches!(dir.kind, DirKind::Histories(_));
         let mut table = self.table();
         let mut found: Vec<DirEntry> = Vec::new();
+        let mut dirs = HashSet::new();
         for name in names {
             let mut shown = self.shown(&mut table, name, under);
             if let Some((text, Rest::Dir(below))) = &shown
@@ -317,8 +328,9 @@ impl FileSystem {
                 Rest::Dir(below) => (FileKind::Directory, table.dir_ino(&DirKind::Tree(below.clone()))),
                 Rest::File => (FileKind::Regular, table.file(name).map(|file| file.ino)),
             };
-            let among_found = found.iter().any(|entry| entry.name == text && entry.kind != kind);
-            if rest == Rest::File && (among_found || positions.contains_key(&text)) {
+            if kind == FileKind::Directory {
+                dirs.insert(text.clone());
+            } else if dirs.contains(&text) || positions.contains_key(&text) {
                 // A directory is there already, in which this is `.self`.
                 continue;
             }
@@ -357,7 +369,9 @@ impl FileSystem {
         let (now, fresh, stamp) = (self.clock.now(), self.cache.is_complete(), self.stamp());
         let mut listings = self.listings();
         let nothing_recent = listings.tidy(now);
-        std::mem::take(&mut listings.dropped).iter().for_each(|ino| self.pen.delete(&Key::Listing(*ino)));
+        for (ino, parts) in std::mem::take(&mut listings.dropped) {
+            self.unnote_listing(ino, parts);
+        }
         if !self.options.reads_unopened() {
             listings.watched = !nothing_recent;
             return listings.watched;

@@ -15,7 +15,7 @@ use super::errno::Errno;
 use super::file::{Failure, File, Keep};
 use super::inode::{ControlText, Dir, Node, NodeRecord, VersionFile};
 use super::journal::{Journal, Key, Pen, Value};
-use super::listing::{DirEntry, Listing};
+use super::listing::{DirEntry, Head, Listing};
 use super::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
 use super::record::{FileRecord, join};
 use super::request::Doing;
@@ -58,7 +58,15 @@ impl Found {
     /// Takes out what only the kernel refers to.
     fn forget_kernel(&mut self) -> Vec<Key> {
         let is_its = |key: &Key| {
-            matches!(key, Key::Lookups(_) | Key::Handle(_) | Key::Listing(_) | Key::Doing(_) | Key::Sights(_))
+            matches!(
+                key,
+                Key::Lookups(_)
+                    | Key::Handle(_)
+                    | Key::Listing(_)
+                    | Key::ListingPart(..)
+                    | Key::Doing(_)
+                    | Key::Sights(_)
+            )
         };
         let keys: Vec<Key> = self.plain.keys().filter(|key| is_its(key)).cloned().collect();
         keys.iter().for_each(|key| drop(self.plain.remove(key)));
@@ -173,9 +181,10 @@ impl FileSystem {
         });
         let now = self.clock.now();
         for ino in numbers {
-            if let Some((entries, last, whole)) = found.read::<(Vec<DirEntry>, u64, bool)>(&Key::Listing(ino))
-            {
-                self.listings().put(ino, Listing::restored(entries, last, whole), now);
+            let Some(head) = found.read::<Head>(&Key::Listing(ino)) else { continue };
+            let part = |part| found.read::<Vec<DirEntry>>(&Key::ListingPart(ino, part));
+            if let Some(parts) = (0..head.parts).map(part).collect::<Option<Vec<_>>>() {
+                self.listings().put(ino, Listing::restored(parts.concat(), head), now);
             }
         }
     }

@@ -35,6 +35,12 @@ impl State {
     /// Lines of a listing that was begun at `asked`.
     pub(super) fn take_in(&mut self, items: &[Summary], asked: Instant) {
         for item in items {
+            if self.index.enters(item, asked) {
+                // Before all names were known nothing could be told from not knowing one.
+                let news = self.index.complete_as_listed().map(|_| ChangeKind::Created);
+                self.note_change(&item.name, item.version.clone(), news);
+                continue;
+            }
             let news =
                 self.index.news_of(&item.name, &item.id, item.version.as_ref(), item.updated_at, asked);
             self.note_change(&item.name, item.version.clone(), news);

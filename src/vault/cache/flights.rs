@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Belief, Cache, Found, Peek, Read, State, is_outage};
 use crate::vault::object::Cursors;
 use crate::vault::spender;
-use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Priority, Result};
+use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
 
 /// With an older value at hand, nobody waits longer than this for a newer one.
 const STALE_WAIT: Duration = Duration::from_secs(2);
@@ -234,31 +234,49 @@ impl Cache {
         may
     }
 
-    /// Each page has the full timeout; the names of a page count as soon as it is there.
-    async fn list_pages(&self, asked: Instant) -> Result<()> {
+    /// Each page has the full timeout; the names of a page count as soon as it is there. They are taken in while the
+    /// next page is on its way; only the first page's before the second is asked for, as some readers want no more.
+    async fn list_pages(self: &Arc<Self>, asked: Instant) -> Result<()> {
         let mut query = ListQuery::first();
         let mut cursors = Cursors::default();
-        let mut pages = 0;
+        let mut page = self.page(&query).await?;
+        let mut pages = 1;
         loop {
-            let call = Call::foreground(self.clock.now() + self.config.timeout);
-            let page = self.vault.list(&call, &query).await?;
-            pages += 1;
-            let next = cursors.advance(page.next)?;
-            let mut state = self.state();
-            state.take_in(&page.items, asked);
-            state.feeds.retain(|(prefix, feed)| {
-                let names = page.items.iter().map(|item| &item.name);
-                let names: Vec<_> = names.filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
-                names.is_empty() || feed.send(names).is_ok()
-            });
-            match next {
-                Some(cursor) => query = query.next(cursor),
-                None => {
-                    state.end_listing(asked, pages);
-                    return Ok(());
-                }
+            let next = cursors.advance(page.next.take())?.map(|cursor| query.next(cursor));
+            if pages == 1 {
+                self.take_in_page(&page, asked);
             }
+            let Some(next) = next else {
+                if pages > 1 {
+                    self.take_in_page(&page, asked);
+                }
+                self.state().end_listing(asked, pages);
+                return Ok(());
+            };
+            query = next;
+            let (cache, sent) = (self.clone(), query.clone());
+            let coming = fly(async move { cache.page(&sent).await });
+            if pages > 1 {
+                self.take_in_page(&page, asked);
+            }
+            page = coming.await?;
+            pages += 1;
         }
+    }
+
+    async fn page(&self, query: &ListQuery) -> Result<Page> {
+        let call = Call::foreground(self.clock.now() + self.config.timeout);
+        self.vault.list(&call, query).await
+    }
+
+    fn take_in_page(&self, page: &Page, asked: Instant) {
+        let mut state = self.state();
+        state.take_in(&page.items, asked);
+        state.feeds.retain(|(prefix, feed)| {
+            let names = page.items.iter().map(|item| &item.name);
+            let names: Vec<_> = names.filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+            names.is_empty() || feed.send(names).is_ok()
+        });
     }
 }
 

@@ -180,6 +180,18 @@ impl Index {
         self.generation
     }
 
+    /// What a listing that was begun at `asked` says, if the name was never heard of; false if it was.
+    pub fn enters(&mut self, item: &Summary, asked: Instant) -> bool {
+        let Summary { id, name, updated_at, version } = item;
+        if self.absent.contains(name) {
+            return false;
+        }
+        let known = Known { id: id.clone(), version: version.clone(), updated_at: *updated_at, as_of: asked };
+        let entered = self.names.enter(name, &known);
+        self.generation += u64::from(entered);
+        entered
+    }
+
     /// A listing that was begun at `asked` says that this exists.
     pub fn listed(&mut self, item: &Summary, asked: Instant) {
         if self.is_older_than_ours(&item.name, asked) {

@@ -142,8 +142,19 @@ impl Table {
 
     /// Learns what a name is; true if it was not known before.
     pub fn insert(&mut self, name: &ObjectName, known: &Known) -> bool {
+        if self.enter(name, known) {
+            return true;
+        }
         if let Some(number) = self.find(name.as_str()) {
             self.renew(number, known);
+        }
+        false
+    }
+
+    /// Learns what a name is, if it was not known before; false if it was, or if there is no room for it.
+    pub fn enter(&mut self, name: &ObjectName, known: &Known) -> bool {
+        let hash = self.hasher.hash_one(name.as_str().as_bytes());
+        if self.find_hashed(hash, name.as_str()).is_some() {
             return false;
         }
         let Some(packed) = self.pack(known) else { return false };
@@ -163,7 +174,6 @@ impl Table {
         });
         let (blocks, pool, hasher) = (&self.blocks, &self.pool, &self.hasher);
         let name_of = |n: u32| pool.bytes(entry(blocks, n).name);
-        let hash = hasher.hash_one(name.as_str().as_bytes());
         self.by_name.insert_unique(hash, number, |n| hasher.hash_one(name_of(*n)));
         self.order.insert(number, |n| name_of(n).cmp(name.as_str().as_bytes()));
         true
@@ -220,7 +230,10 @@ impl Table {
     }
 
     fn find(&self, name: &str) -> Option<u32> {
-        let hash = self.hasher.hash_one(name.as_bytes());
+        self.find_hashed(self.hasher.hash_one(name.as_bytes()), name)
+    }
+
+    fn find_hashed(&self, hash: u64, name: &str) -> Option<u32> {
         self.by_name.find(hash, |n| self.pool.bytes(self.entry(*n).name) == name.as_bytes()).copied()
     }
 

@@ -25,7 +25,12 @@ pub struct Place {
 impl Order {
     /// Puts `number` in; `compare` says how another one stands to it.
     pub fn insert(&mut self, number: u32, mut compare: impl FnMut(u32) -> Ordering) {
-        let Place { mut run, mut at } = self.first_not_before(&mut compare);
+        // What comes in order needs no search.
+        let last = self.runs.last().and_then(|run| run.last());
+        let Place { mut run, mut at } = match last.map(|last| compare(*last)) {
+            None | Some(Ordering::Less) => Place { run: self.runs.len(), at: 0 },
+            Some(_) => self.first_not_before(&mut compare),
+        };
         if run == self.runs.len() {
             // Behind all others: at the end of the last run, or in a new one, so that what comes in order fills each.
             match self.runs.last_mut() {
