@@ -63,3 +63,38 @@ fn when_the_budget_is_spent_what_is_known_is_served_and_the_rest_is_ebusy() {
     let text = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
     assert!(text.contains("0 of 30 requests left"), "{text}");
 }
+
+#[test]
+fn reading_ahead_takes_a_quarter_of_what_is_left_and_nothing_of_the_last_quarter() {
+    let (place, _serving, way) = served(100, "80");
+    let mount = mounted(place, &way, &["--refresh=1h"]);
+    let figures = || {
+        let vault = mount.status()["fs"]["vault"].clone();
+        let number = |value: &serde_json::Value| value.as_u64().unwrap();
+        (number(&vault["requests"]), number(&vault["budget"]["remaining"]))
+    };
+    let names: Vec<_> = fs::read_dir(mount.mnt()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(names.len(), 100);
+    let look = |n: usize| fs::metadata(&names[n]).unwrap();
+    (0..2).for_each(|n| drop(look(n)));
+    let (asked, left) = figures();
+    look(2);
+    let mut before = figures();
+    common::until("nothing more is fetched", || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::mem::replace(&mut before, figures()) == figures()
+    });
+    let ahead = figures().0 - asked - 1;
+    assert!(ahead >= 5 && ahead <= left / 4, "{ahead} of {left} fetched ahead");
+    // Those who ask use the rest, to the end.
+    let mut n = names.len();
+    while figures().1 > 20 {
+        n -= 1;
+        look(n);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let (asked, left) = figures();
+    (1..=left as usize).for_each(|k| drop(look(n - k)));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(figures(), (asked + left, 0), "one request for each");
+}

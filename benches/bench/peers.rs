@@ -48,6 +48,26 @@ pub fn others(place: &Place, of: &Path) -> Vec<Peer> {
         .collect()
 }
 
+/// What is installed of them, as they say themselves.
+pub fn versions() -> Vec<String> {
+    let told = |program: &str, arg: &str, begins: &str| {
+        let out = Command::new(program).arg(arg).output().ok()?;
+        let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        let line = text.lines().find(|line| line.to_lowercase().starts_with(begins))?;
+        let version = line
+            .split([' ', '_', ','])
+            .find(|word| word.trim_start_matches('v').starts_with(|first: char| first.is_ascii_digit()))?;
+        Some(format!("{} {}", begins, version.trim_start_matches('v')))
+    };
+    let all = [
+        told("bindfs", "--version", "bindfs"),
+        told("sshfs", "--version", "sshfs"),
+        told("rclone", "version", "rclone"),
+        told("/usr/sbin/sshd", "-V", "openssh"),
+    ];
+    all.into_iter().flatten().collect()
+}
+
 fn bindfs(place: &Place, of: &Path) -> Result<Peer, String> {
     let mnt = place.make("bindfs")?;
     run(Command::new("bindfs").arg(of).arg(&mnt))?;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::measure::Spread;
-use crate::{Plan, notes};
+use crate::{Plan, notes, peers};
 
 /// Whether a goal is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +132,8 @@ impl Report {
         if !missed.is_empty() {
             text.push_str("\n## What is missed, and why\n");
             for (id, work) in missed {
-                let why = notes::why(id).unwrap_or("Not looked into yet.");
+                let why = notes::why(id)
+                    .unwrap_or("No cause is known: run it again alone (`--only`), and profile it.");
                 let _ = write!(text, "\n- **{work}.** {why}\n");
             }
         }
@@ -142,8 +143,12 @@ impl Report {
         let rounds = if plan.quick { ", shortened (`--quick`)" } else { "" };
         let _ = write!(
             text,
-            "\n## The run\n\n{}\n\n{} rounds{rounds}, {:.0} minutes in all.\n\n{}",
+            "\n## The run\n\n{}, vaultfs {}. {}\n\nBeside it: {}; the crates of Cargo.lock.\n\n\
+             {} rounds{rounds}, {:.0} minutes in all.\n\n{}",
+            &humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()[..10],
+            env!("CARGO_PKG_VERSION"),
             machine(),
+            peers::versions().join(", "),
             plan.rounds,
             took.as_secs_f64() / 60.0,
             notes::METHOD

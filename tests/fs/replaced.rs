@@ -161,3 +161,28 @@ async fn bytes_that_cannot_be_had_again_are_estale_never_others() {
     assert_eq!(small.cat("f").await, "new");
     assert_eq!(sh.step(sh.fs.open(ino, READ, sh.caller())).await.map(drop), Ok(()), "in memory here");
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_replaced_inodes_that_nobody_opens_as_much_is_kept_as_the_cache_may_hold() {
+    let options = vaultfs::fs::Options { read_only: true, cache_size: 2000, ..Default::default() };
+    let sh = Shell::of(vaultfs::vault::memory::KV_CAPABILITIES, options);
+    let mut before = Vec::new();
+    for name in ["a", "b", "c"] {
+        sh.put(name, name.repeat(700)).await;
+        before.push(sh.stat(name).await.unwrap().ino);
+        sh.put(name, "new").await;
+        sh.refresh().await;
+        assert_ne!(sh.stat(name).await.unwrap().ino, before[before.len() - 1]);
+    }
+    for n in 0..20 {
+        sh.put(&format!("other{n}"), "x".repeat(700)).await;
+        sh.stat(&format!("other{n}")).await.unwrap();
+    }
+    // Without a handle, as the kernel reads where it opens files by itself.
+    let mut read = Vec::new();
+    for ino in before {
+        let slice = sh.step(sh.fs.read(ino, 0, 0, 4096)).await;
+        read.push(slice.map(|slice| String::from_utf8_lossy(slice.expose()).into_owned()));
+    }
+    assert_eq!(read, [Ok("a".repeat(700)), Ok("b".repeat(700)), Err(Errno::ESTALE)]);
+}

@@ -241,6 +241,29 @@ async fn from_the_third_look_in_a_listed_directory_the_others_are_fetched_ahead(
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_fetched_ahead_holds_up_nobody_who_asks() {
+    let sh = Shell::new();
+    for n in 0..300 {
+        sh.put(&format!("d/n{n:03}"), "x").await;
+    }
+    sh.ls("d").await.unwrap();
+    let gates: Vec<_> =
+        (3..103).map(|n| sh.vault.plan(Op::GetByName).named(&format!("d/n{n:03}")).gate()).collect();
+    let before = sh.vault.count(Op::GetByName);
+    for n in 0..3 {
+        sh.stat(&format!("d/n{n:03}")).await.unwrap();
+    }
+    sh.pass(Duration::from_millis(1)).await;
+    let out = |gates: &[vaultfs::vault::faulty::Gate]| gates.iter().map(|gate| gate.count()).sum::<usize>();
+    assert_eq!(out(&gates), 8, "a few at a time");
+    assert_eq!(sh.cost(sh.stat("d/n250")).await.1, 1, "while they are out");
+    assert_eq!(out(&gates), 8);
+    gates.iter().for_each(|gate| gate.release());
+    sh.pass(Duration::from_millis(1)).await;
+    assert_eq!(sh.vault.count(Op::GetByName) - before, 104);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_fetched_ahead_where_nobody_listed() {
     let sh = Shell::new();
     for n in 0..20 {

@@ -28,14 +28,14 @@ pub fn all(plan: &Plan, report: &mut Report) -> Result<(), String> {
     for (size, vault) in sizes.iter().zip(&vaults) {
         let refresh = format!("--refresh={}ms", REFRESH.as_millis());
         let mount = place.mount(&format!("mnt-{size}"), &vault.url, &["--read-only", &refresh])?;
-        if *size == sizes[2] {
-            let took = mount.took.as_secs_f64();
+        if *size != sizes[1] {
+            let (took, asked) = (mount.took.as_secs_f64(), vault.requests().all());
             report.row(
                 "mount-time",
                 format!("mount with {size} objects"),
-                "≤ 1 s",
-                (format!("{took:.2} s"), "once".into()),
-                took <= 1.0,
+                "≤ 2 requests, ≤ 1 s",
+                (format!("{asked} requests, {took:.2} s"), "once".into()),
+                asked <= 2 && took <= 1.0,
             );
         }
         let begun = Instant::now();

@@ -19,6 +19,9 @@ use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, 
 /// With an older value at hand, nobody waits longer than this for a newer one.
 const STALE_WAIT: Duration = Duration::from_secs(2);
 
+/// Pages of a listing that are here and wait to be taken in.
+const PAGES_WAITING: usize = 4;
+
 /// An answer that is on its way.
 pub(super) type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
 
@@ -234,34 +237,41 @@ impl Cache {
         may
     }
 
-    /// Each page has the full timeout; the names of a page count as soon as it is there. They are taken in while the
-    /// next page is on its way; only the first page's before the second is asked for, as some readers want no more.
+    /// Each page has the full timeout; the names of a page count as soon as it is there. They are taken in beside, while
+    /// the next page is on its way; only the first page's before the second is asked for, as some readers want no more.
     async fn list_pages(self: &Arc<Self>, asked: Instant) -> Result<()> {
         let mut query = ListQuery::first();
         let mut cursors = Cursors::default();
         let mut page = self.page(&query).await?;
+        let mut next = cursors.advance(page.next.take())?;
+        self.take_in_page(&page, asked);
         let mut pages = 1;
-        loop {
-            let next = cursors.advance(page.next.take())?.map(|cursor| query.next(cursor));
-            if pages == 1 {
-                self.take_in_page(&page, asked);
+        let (sender, mut coming) = mpsc::channel::<Page>(PAGES_WAITING);
+        let cache = self.clone();
+        let beside = fly(async move {
+            while let Some(page) = coming.recv().await {
+                cache.take_in_page(&page, asked);
             }
-            let Some(next) = next else {
-                if pages > 1 {
-                    self.take_in_page(&page, asked);
-                }
-                self.state().end_listing(asked, pages);
-                return Ok(());
-            };
-            query = next;
-            let (cache, sent) = (self.clone(), query.clone());
-            let coming = fly(async move { cache.page(&sent).await });
-            if pages > 1 {
-                self.take_in_page(&page, asked);
+            Ok(())
+        });
+        let listed = async {
+            while let Some(cursor) = next {
+                query = query.next(cursor);
+                let mut page = self.page(&query).await?;
+                next = cursors.advance(page.next.take())?;
+                pages += 1;
+                // It is closed at shutdown, which ends this task, too.
+                let _ = sender.send(page).await;
             }
-            page = coming.await?;
-            pages += 1;
-        }
+            Ok::<_, Error>(())
+        };
+        let listed = listed.await;
+        drop(sender);
+        // What came before an error counts, too.
+        beside.await?;
+        listed?;
+        self.state().end_listing(asked, pages);
+        Ok(())
     }
 
     async fn page(&self, query: &ListQuery) -> Result<Page> {
