@@ -356,13 +356,26 @@ impl State {
 
 /// Gives `entries` their positions: those of before where they were there, the others behind `last`.
 fn renew(before: &[DirEntry], last: u64, mut entries: Vec<DirEntry>) -> (Vec<DirEntry>, u64) {
-    let known: HashMap<&str, u64> = before.iter().map(|entry| (entry.name.as_str(), entry.cookie)).collect();
-    let mut last = last;
+    let mut known: Vec<(&str, u64)> =
+        before.iter().map(|entry| (entry.name.as_str(), entry.cookie)).collect();
+    // Both come in the order of their names, nearly: a look at the next one finds most.
+    known.sort_unstable();
+    let (mut last, mut next) = (last, 0);
     for entry in &mut entries {
-        entry.cookie = known.get(entry.name.as_str()).copied().unwrap_or_else(|| {
-            last += 1;
-            last
-        });
+        let name = entry.name.as_str();
+        if known.get(next).is_none_or(|(other, _)| *other != name) {
+            next = known.partition_point(|(other, _)| *other < name);
+        }
+        entry.cookie = match known.get(next) {
+            Some((other, cookie)) if *other == name => {
+                next += 1;
+                *cookie
+            }
+            _ => {
+                last += 1;
+                last
+            }
+        };
     }
     entries.sort_unstable_by_key(|entry| entry.cookie);
     (entries, last)

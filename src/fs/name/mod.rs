@@ -65,6 +65,14 @@ impl DirPrefix {
         (prefix.is_empty() || prefix.ends_with('/')).then(|| Self::whole(prefix))
     }
 
+    /// The directory that an object's name would be, were it one's.
+    pub fn of_name(name: &ObjectName) -> Self {
+        let (mut text, len) = ([b'/'; MAX_NAME_BYTES + 1], name.as_str().len());
+        text[..len].copy_from_slice(name.as_str().as_bytes());
+        // A name is text of at most so many bytes, and stays text with a slash behind it.
+        Self::whole(std::str::from_utf8(&text[..=len]).unwrap_or_default())
+    }
+
     fn whole(prefix: &str) -> Self {
         Self { prefix: prefix.into(), start: prefix.len() }
     }

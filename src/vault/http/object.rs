@@ -96,7 +96,7 @@ fn meta(wire: &WireObject, asked: Option<&ObjectName>, answer: &Answer, request:
     let version = match (&wire.version, &wire.updated_at) {
         (Some(version), _) => version.tag(),
         // Any change makes another one, which is all that a tag is for.
-        (None, Some(time)) => VersionTag::new(time.as_str()),
+        (None, Some(time)) => VersionTag::new(&**time),
         (None, None) => return Err(bad_answer("it holds no version", answer, request)),
     };
     Ok(Meta { id: ObjectId::new(id), name, version, updated_at: wire.updated_at() })

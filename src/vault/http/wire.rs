@@ -1,9 +1,11 @@
 //! What the vault sends as JSON, read leniently: unknown fields are ignored, missing ones tolerated where
 //! the answer still makes sense. Nothing in here repeats what it read.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
 use serde_json::value::RawValue;
 
 use super::status::bad_answer;
@@ -24,16 +26,49 @@ pub fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer, request: &Request) -> R
     })
 }
 
+/// Text of an answer, which it is a part of where nothing is escaped: pages of names are long.
+pub struct Text<'a>(Cow<'a, str>);
+
+impl std::ops::Deref for Text<'_> {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("text")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Reader)
+    }
+}
+
 /// An object, with or without its data.
 #[derive(Deserialize)]
 pub struct WireObject<'a> {
-    pub id: Option<String>,
-    pub name: Option<String>,
+    #[serde(borrow)]
+    pub id: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub name: Option<Text<'a>>,
     #[serde(borrow)]
     pub data: Option<&'a RawValue>,
     pub version: Option<WireVersion>,
-    pub created_at: Option<String>,
-    pub updated_at: Option<String>,
+    #[serde(borrow)]
+    pub created_at: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub updated_at: Option<Text<'a>>,
 }
 
 impl WireObject<'_> {
@@ -80,13 +115,16 @@ pub struct WireVersionInfo {
 /// An object of the kv dialect: whole, without its value, or as a line of a listing.
 #[derive(Deserialize)]
 pub struct WireKvObject<'a> {
-    pub id: Option<String>,
-    pub name: Option<String>,
+    #[serde(borrow)]
+    pub id: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub name: Option<Text<'a>>,
     #[serde(borrow)]
     pub value: Option<&'a RawValue>,
     pub metadata: Option<WireKvMetadata>,
     /// In listings alone; elsewhere it is in the metadata.
-    pub updated_at: Option<String>,
+    #[serde(borrow)]
+    pub updated_at: Option<Text<'a>>,
 }
 
 /// What the kv dialect says of an object beside its name and value.
