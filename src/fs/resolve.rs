@@ -312,12 +312,11 @@ impl FileSystem {
             self.keep_a_file(table, &owner, name);
             return name::split_beside(name.as_str(), under);
         }
-        if rest == Rest::File {
-            let dir = DirPrefix::of_name(name);
-            if table.is_seen_dir(&dir) {
-                // Once a directory, it stays one: the object is in it.
-                return Some((text, Rest::Dir(dir)));
-            }
+        if rest == Rest::File
+            && let Some(dir) = table.seen_dir_of(name)
+        {
+            // Once a directory, it stays one: the object is in it.
+            return Some((text, Rest::Dir(dir)));
         }
         Some((text, rest))
     }

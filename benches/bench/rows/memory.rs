@@ -102,7 +102,7 @@ fn burst(plan: &Plan, report: &mut Report) -> Result<(), String> {
     // As many as the cache holds, and some more.
     read(&names[..600])?;
     forget(&mount)?;
-    std::thread::sleep(rest(plan));
+    std::thread::sleep(rest(plan).min(Duration::from_secs(30)));
     let before = mount.pss()?;
     let share = count / 64;
     in_threads(64, |k| read(&names[k * share..(k + 1) * share]))?;

@@ -36,6 +36,8 @@ pub const ROOT: u64 = 1;
 
 /// Room for inodes that is not worth giving back.
 const ROOMY: usize = 4096;
+/// So many directories are looked through one by one.
+const FEW_DIRS: usize = 16;
 
 #[derive(Debug)]
 struct Slot {
@@ -416,6 +418,16 @@ impl Table {
     /// Whether `dir` is a directory that has been seen, and no file has its place.
     pub fn is_seen_dir(&self, dir: &DirPrefix) -> bool {
         self.dirs.contains_key(&DirKind::Tree(dir.clone())) && !self.taken.contains(dir)
+    }
+
+    /// The directory that has the name of the object `name`, if it is a seen one.
+    pub fn seen_dir_of(&self, name: &ObjectName) -> Option<DirPrefix> {
+        // Listings ask for each name; mostly there are few directories, and a glance at each is less than a hash.
+        let is_it = |kind: &DirKind| matches!(kind, DirKind::Tree(dir) if dir.as_str().strip_suffix('/') == Some(name.as_str()));
+        if self.dirs.len() <= FEW_DIRS && !self.dirs.keys().any(is_it) {
+            return None;
+        }
+        Some(DirPrefix::of_name(name)).filter(|dir| self.is_seen_dir(dir))
     }
 
     /// Whether `name` was first seen as a file, so that it stays one while others begin with it.
