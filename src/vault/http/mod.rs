@@ -44,6 +44,9 @@ use crate::clock::Clock;
 /// A connection that was idle for longer is not used again: servers and middleboxes close them silently.
 const IDLE: Duration = Duration::from_secs(50);
 
+/// Connections that are kept while idle: each holds on to the room that its largest answer took, for a minute or two.
+const IDLE_CONNECTIONS: usize = 8;
+
 /// Names and ids in sentences are cut after so many characters.
 const MAX_QUOTED: usize = 80;
 
@@ -109,7 +112,8 @@ fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client>
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false)
-        .pool_idle_timeout(IDLE);
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS);
     let (direct, tls) = match target {
         Target::Socket(path) => {
             builder = builder.unix_socket(path.as_path());
