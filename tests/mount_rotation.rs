@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::api::Api;
 use common::{Beside, Mount, run, until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -48,53 +49,6 @@ fn whole(bytes: &[u8]) -> Result<u64, String> {
     };
     let n = number(0..8).ok_or_else(|| format!("no number in {} bytes", bytes.len()))?;
     if bytes == value(n) { Ok(n) } else { Err(format!("{} bytes of value {n} are not it", bytes.len())) }
-}
-
-/// The vault that a mount serves, over its API: whatever is done here is done elsewhere.
-struct Api {
-    client: reqwest::Client,
-    key: String,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Api {
-    fn of(mount: &Mount) -> Self {
-        // Another test of this process may have been first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let data = &mount.place().data;
-        Self {
-            client: reqwest::Client::builder().unix_socket(data.join("vault.sock")).build().unwrap(),
-            key: fs::read_to_string(data.join("api-key")).unwrap().trim().to_owned(),
-            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
-        }
-    }
-
-    fn ask(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
-        let mut request =
-            self.client.request(method, format!("http://vault/vault/{path}")).bearer_auth(&self.key);
-        if let Some(body) = body {
-            request = request.body(body.to_string());
-        }
-        let text = self.runtime.block_on(async { request.send().await?.error_for_status()?.text().await });
-        serde_json::from_str(&text.unwrap()).unwrap()
-    }
-
-    /// Makes an object; its id.
-    fn create(&self, name: &str, bytes: &[u8]) -> String {
-        let data = json!({"value": std::str::from_utf8(bytes).unwrap()});
-        let made =
-            self.ask(reqwest::Method::POST, "object/create", Some(json!({"name": name, "data": data})));
-        made["id"].as_str().unwrap().to_owned()
-    }
-
-    fn update(&self, id: &str, bytes: &[u8]) {
-        let data = json!({"value": std::str::from_utf8(bytes).unwrap()});
-        self.ask(reqwest::Method::PUT, "object/update", Some(json!({"id": id, "data": data})));
-    }
-
-    fn delete(&self, id: &str) {
-        self.ask(reqwest::Method::DELETE, "object/delete", Some(json!({"id": id})));
-    }
 }
 
 struct Readers {

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use common::api::Api;
 use common::{Mount, Place, Size, VAULTFS, assert_nothing_left, run, signal, until};
 use nix::sys::signal::Signal;
 
@@ -245,24 +246,13 @@ const CHANGER: &str = "changer";
 
 /// Changes a name in the vault, past the mount, and reads it there: it goes forward only, and whole.
 fn start_changes(load: &Arc<Load>, mount: &Mount) -> std::thread::JoinHandle<u64> {
-    let mut isolated = Command::new("sh");
-    mount.place().isolate(&mut isolated);
-    let script = format!("printf %s \"$VALUE\" | '{VAULTFS}' put '{}' changing", mount.embedded());
-    let names: Vec<_> = isolated.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
+    let api = Api::of(mount);
+    let id = api.create("changing", &value(0));
     let put = move |number: u64| {
-        let mut shell = Command::new("sh");
-        for (name, value) in &names {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        shell.args(["-c", &script]).env("VALUE", String::from_utf8(value(number)).unwrap());
         // The vault is in the worker: what was not answered is done again, and may be done twice.
-        let done = || (run(&mut shell).code == Some(0)).then_some(());
+        let done = || api.try_update(&id, &value(number)).ok();
         common::wait(done, Duration::from_secs(20)).ok_or_else(|| "it cannot be changed".to_owned())
     };
-    put(0).unwrap();
     until("it is seen here", || mount.path("changing").exists());
     let (by, path, mut last) = (load.clone(), mount.path("changing"), 0);
     load.program("reader of changes", move |_| {

@@ -9,8 +9,8 @@ pub fn why(id: &str) -> Option<&'static str> {
         "paging" => Some(PAGING),
         "embedded-update" => Some(UPDATE),
         "rw-peers" => Some(
-            "A read is one request that is waited for, OPEN: two changes between processes, which take 25 µs on an idle \
-             machine and 65 µs where six other programs want the processors. How long they take is the scheduler's to \
+            "A read is one request that is waited for, OPEN: two changes between processes, which took 25 µs in the \
+             best round seen and 65 µs where six other programs wanted the processors. How long they take is the scheduler's to \
              say, for the others as well.",
         ),
         _ => None,
@@ -29,8 +29,8 @@ const PAGING: &str = "Two processors are shared by the vault, the client, the ke
     hashing of names and 3 % the wiping of answers. Each name enters the index, its order and the listing, and at the end \
     all are compared with what was made here meanwhile; bare paging does none of that.";
 
-const UPDATE: &str = "Both sides wait for the disk once. An update puts six pages into the write-ahead log where the bare \
-    transaction puts three (12.6 and 6.2 writes a commit, counted with strace): the index by which changes are found \
+const UPDATE: &str = "Both sides wait for the disk once. A commit puts six pages into the write-ahead log where the bare \
+    transaction puts three (12.6 and 6.2 writes a commit, counted with strace over the row's creations and updates together): the index by which changes are found \
     loses an entry and gets one, and the new version has an index of its own. The rest is HTTP, and handing the work to \
     a thread that may wait for the disk.";
 

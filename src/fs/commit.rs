@@ -23,7 +23,7 @@ use super::status::Unsaved;
 use crate::crash;
 use crate::secret::SecretBytes;
 use crate::vault::cache::is_outage;
-use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectName, codec};
+use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, VersionTag, codec};
 
 /// A background retry waits this long first, then twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -127,7 +127,16 @@ fn superseded() -> Error {
 /// What to send.
 enum Plan {
     Create,
-    Update(crate::vault::ObjectId),
+    /// An update, with the version that was seen just now if an attempt before it is in doubt.
+    Update(ObjectId, Option<VersionTag>),
+}
+
+/// What a look at the vault finds where an attempt may have stored the bytes unheard.
+enum Unheard {
+    Stored(Arc<Object>),
+    /// Another version is there.
+    Not(Meta),
+    Absent,
 }
 
 impl FileSystem {
@@ -195,38 +204,50 @@ impl FileSystem {
         {
             return Ok(object);
         }
-        if job.doubted
-            && let Some(object) = self.stored_unheard(job, &content, call).await?
-        {
-            return Ok(object);
+        let mut seen = None;
+        if job.doubted {
+            match self.look(job, &content, call).await? {
+                Unheard::Stored(object) => return Ok(object),
+                Unheard::Not(meta) => seen = Some(meta.version),
+                Unheard::Absent => {}
+            }
         }
         let mut plan = match &job.base {
-            Some(base) => Plan::Update(base.id.clone()),
+            Some(base) => Plan::Update(base.id.clone(), seen),
             None => Plan::Create,
         };
+        let mut in_doubt = job.doubted;
         let mut last = None;
-        for _ in 0..ROUNDS {
+        for round in 1..=ROUNDS {
+            if let (ROUNDS, Plan::Update(_, seen)) = (round, &mut plan) {
+                // Somebody else writes all the time: the last who writes wins.
+                *seen = None;
+            }
             let e = match self.send(&plan, job, &content, call).await {
                 Ok(meta) => return Ok(self.cache.stored(meta, content)),
                 Err(e) => e,
             };
-            let moved = matches!(e.kind, ErrorKind::AlreadyExists | ErrorKind::NotFound);
+            in_doubt |= e.maybe_applied;
+            let moved = match e.kind {
+                ErrorKind::AlreadyExists | ErrorKind::NotFound => true,
+                // Not that of `guarded`: something came after the look, and may be the attempt in doubt.
+                ErrorKind::VersionMismatch => !job.guarded,
+                _ => false,
+            };
             if !e.maybe_applied && moved && job.guarded {
                 return Err(superseded());
             }
             if !e.maybe_applied && (!moved || (job.exclusive && e.kind == ErrorKind::AlreadyExists)) {
                 return Err(e);
             }
-            plan = match self.cache.vault().get_by_name(call, &job.name).await {
-                Ok(object) if object.content.bytes == content.bytes => {
-                    return Ok(self.cache.stored(object.meta, object.content));
-                }
-                Ok(_) if job.exclusive => {
+            plan = match self.look(job, &content, call).await {
+                Ok(Unheard::Stored(object)) => return Ok(object),
+                Ok(Unheard::Not(_)) if job.exclusive => {
                     return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
                 }
-                Ok(object) if job.guarded && !job.is_based_on(&object.meta) => return Err(superseded()),
-                Ok(object) => Plan::Update(object.meta.id),
-                Err(gone) if gone.kind == ErrorKind::NotFound => Plan::Create,
+                Ok(Unheard::Not(now)) if job.guarded && !job.is_based_on(&now) => return Err(superseded()),
+                Ok(Unheard::Not(now)) => Plan::Update(now.id, Some(now.version).filter(|_| in_doubt)),
+                Ok(Unheard::Absent) => Plan::Create,
                 Err(unknown) => return Err(if moved { unknown } else { e }),
             };
             last = Some(e);
@@ -235,37 +256,35 @@ impl FileSystem {
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
     }
 
-    /// The current object, if it has these bytes: an attempt whose answer was lost has stored them.
-    async fn stored_unheard(
-        &self,
-        job: &Job,
-        content: &Content,
-        call: &Call,
-    ) -> Result<Option<Arc<Object>>, Error> {
+    /// What is there, where an attempt whose answer was lost may have stored these bytes, or still may.
+    async fn look(&self, job: &Job, content: &Content, call: &Call) -> Result<Unheard, Error> {
         match self.cache.vault().get_by_name(call, &job.name).await {
             Ok(object) if object.content.bytes == content.bytes => {
-                Ok(Some(self.cache.stored(object.meta, object.content)))
+                Ok(Unheard::Stored(self.cache.stored(object.meta, object.content)))
             }
-            Ok(_) => Ok(None),
-            Err(e) if e.kind == ErrorKind::NotFound => Ok(None),
+            Ok(object) => Ok(Unheard::Not(object.meta)),
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(Unheard::Absent),
             Err(e) => Err(e),
         }
     }
 
     async fn send(&self, plan: &Plan, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
         let vault = self.cache.vault();
-        let check = job.base.as_ref().filter(|_| job.guarded).map(|base| &base.version);
+        let can_check = vault.capabilities().version_check;
         match plan {
             Plan::Create => vault.create(call, &job.name, content).await,
-            Plan::Update(id) => {
-                if check.is_some() && !vault.capabilities().version_check {
+            Plan::Update(id, seen) => {
+                let base = job.base.as_ref().filter(|_| job.guarded).map(|base| &base.version);
+                if base.is_some() && !can_check {
                     // The dialect cannot check: look just before, which leaves a moment for somebody else.
                     let now = vault.metadata(call, id).await?;
                     if !job.is_based_on(&now) {
                         return Err(superseded());
                     }
                 }
-                vault.update(call, id, content, check).await
+                // An attempt in doubt may still be on its way to the vault, and arrive after the look.
+                let seen = seen.as_ref().filter(|_| can_check);
+                vault.update(call, id, content, base.or(seen)).await
             }
         }
     }

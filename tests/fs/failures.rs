@@ -53,6 +53,40 @@ async fn an_update_whose_answer_is_lost_is_one_version_at_any_later_try() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_update_in_doubt_that_arrives_after_the_look_is_one_version() {
+    for others in [0, 1, 9] {
+        let sh = Shell::kv();
+        sh.put("f", "old").await;
+        let fd = sh.open("f", WRITE).await.unwrap();
+        sh.pwrite(&fd, 0, "new").unwrap();
+        // The first attempt is on its way for longer than anybody waits for it.
+        sh.vault.fail_next(Op::Update, Fault::Hang);
+        sh.vault.fail_always(Op::GetByName, Fault::Before(ErrorKind::Unreachable));
+        assert_eq!(sh.fsync(&fd).await, Err(Errno::ETIMEDOUT));
+        sh.vault.clear();
+        let arrives = async {
+            for turn in 0..=others {
+                let mut gate = sh.vault.plan(Op::Update).times(1).gate();
+                gate.arrived(1).await;
+                let text = if turn == others { "new".to_owned() } else { format!("theirs {turn}") };
+                sh.put("f", text).await;
+                gate.release();
+            }
+        };
+        tokio::select! {
+            biased;
+            () = async { arrives.await; std::future::pending().await } => unreachable!(),
+            done = sh.fsync(&fd) => done.unwrap(),
+        }
+        let history = sh.history("f").await;
+        assert_eq!(history.last().unwrap(), "new", "against somebody who writes all the time, too");
+        if others < 2 {
+            assert_eq!(history.len(), 2 + others, "{history:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_save_is_sent_and_told_once() {
     let sh = Shell::new();
     sh.vault.fail_always(Op::Create, Fault::Before(ErrorKind::Forbidden));
