@@ -237,6 +237,10 @@ impl State {
         self.map.give_back(&self.file, Map::start(from), writer.room.max(writer.used));
         (writer.region, writer.used, writer.room, writer.live_bytes) = (to, used, room, used);
         writer.deleted.clear();
+        // After a walk over everything most is dead, and so is the room for where it was.
+        if writer.live.len() < writer.live.capacity() / 8 {
+            writer.live.shrink_to(writer.live.len() * 2);
+        }
         Ok(())
     }
 }
