@@ -35,7 +35,8 @@ pub struct VolumePluginArgs {
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 
-    /// Where volumes are remembered and mounted [default: /var/lib/vaultfs; not as root: $XDG_STATE_HOME/vaultfs]
+    /// Where volumes are remembered and mounted [default: /var/lib/vaultfs-volumes; not as root:
+    /// $XDG_STATE_HOME/vaultfs-volumes]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 
@@ -107,13 +108,14 @@ async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) ->
     Ok(())
 }
 
+/// Not where an embedded vault or the logs are: the directory is open to pass through.
 fn default_state() -> anyhow::Result<PathBuf> {
     if nix::unistd::geteuid().is_root() {
-        return Ok("/var/lib/vaultfs".into());
+        return Ok("/var/lib/vaultfs-volumes".into());
     }
     let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = named("XDG_STATE_HOME").or_else(|| home().map(|home| home.join(".local/state")));
-    Ok(state.context("HOME is not set: give --state DIR")?.join("vaultfs"))
+    Ok(state.context("HOME is not set: give --state DIR")?.join("vaultfs-volumes"))
 }
 
 /// `-o a=1,b` as a map; `-o a=1 -o b` is the same.

@@ -15,9 +15,15 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Volumes;
 
+/// The database of an embedded vault.
+const VAULT: &str = "vault.db";
+
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// It is the directory of an embedded vault, which nobody else may enter.
+    #[error("{0} holds a vault: give volumes a directory of their own with --state DIR")]
+    Vault(PathBuf),
     /// Another plugin has it.
     #[error("another volume plugin uses {0}: end it first, or give each its own --state DIR")]
     Locked(PathBuf),
@@ -51,6 +57,9 @@ impl Store {
             let path = path.to_owned();
             move |e: io::Error| StoreError::Io(path, e)
         };
+        if dir.join(VAULT).exists() {
+            return Err(StoreError::Vault(dir.to_owned()));
+        }
         for path in [dir.to_owned(), dir.join("volumes")] {
             DirBuilder::new().recursive(true).mode(0o711).create(&path).map_err(at(&path))?;
             fs::set_permissions(&path, Permissions::from_mode(0o711)).map_err(at(&path))?;
@@ -129,6 +138,17 @@ mod tests {
         drop(store);
         let (_, back) = Store::open(&dir, "boot 2").expect("there");
         assert!(back.get("v").expect("remembered").users.is_empty());
+    }
+
+    #[test]
+    fn a_vault_keeps_its_directory_to_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("vault.db"), "").expect("own directory");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).expect("own directory");
+        let said = Store::open(dir.path(), "b").expect_err("refused").to_string();
+        assert!(said.contains("holds a vault") && said.contains("--state DIR"), "{said}");
+        let mode = fs::metadata(dir.path()).expect("there").mode() & 0o777;
+        assert_eq!((mode, dir.path().join("lock").exists()), (0o700, false), "untouched");
     }
 
     #[test]
