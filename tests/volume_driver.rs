@@ -22,6 +22,8 @@ struct Fake {
     away: AtomicBool,
     /// Unmounting fails: writes are left that the vault does not take.
     unsaved: AtomicBool,
+    /// Somebody uses what is mounted.
+    busy: AtomicBool,
     /// A volume of this name takes until it is let go.
     slow: tokio::sync::Notify,
 }
@@ -45,6 +47,14 @@ impl Mounter for Fake {
         }
         self.mounted.lock().unwrap().remove(at);
         Ok(())
+    }
+
+    async fn unmount_idle(&self, at: &Path) -> Result<(), String> {
+        if self.busy.load(Ordering::Relaxed) {
+            Err("process 7 has it".into())
+        } else {
+            self.unmount(at).await
+        }
     }
 
     fn is_mounted(&self, at: &Path) -> bool {
@@ -137,6 +147,8 @@ async fn play(steps: &[Step]) {
     let mut boot = 0;
     let mut now = driver(&root, &mounter, "0");
     let mut model = Model::new();
+    // Users of an earlier run that the engine has not named since.
+    let mut restored = BTreeSet::new();
     let (name, id) = (|v: u8| format!("v{v}"), |i: u8| format!("id{i}"));
     for step in steps {
         let (away, unsaved) = (mounter.away.load(Ordering::Relaxed), mounter.unsaved.load(Ordering::Relaxed));
@@ -150,6 +162,9 @@ async fn play(steps: &[Step]) {
                 let there = mounter.is_mounted(&at(&name(*v)));
                 let done = mount(&now, &name(*v), &id(*i), *heard).await;
                 let known = model.get_mut(&name(*v));
+                if done.is_ok() {
+                    restored.remove(&(name(*v), id(*i)));
+                }
                 assert_eq!(done.is_ok(), known.is_some() && (there || !away), "{done:?}");
                 if let (Ok(_), Some(users)) = (done, known)
                     && *heard
@@ -160,15 +175,18 @@ async fn play(steps: &[Step]) {
             Step::Unmount(v, i, heard) => {
                 let done = unmount(&now, &name(*v), &id(*i), *heard).await;
                 assert_eq!(done.is_ok(), model.contains_key(&name(*v)), "{done:?}");
-                if let Some(users) = model.get_mut(&name(*v))
-                    && *heard
-                {
-                    users.remove(&id(*i));
+                if let Some(users) = model.get_mut(&name(*v)) {
+                    if *heard {
+                        users.remove(&id(*i));
+                    } else {
+                        restored.remove(&(name(*v), id(*i)));
+                    }
                 }
             }
             Step::Remove(v) => {
                 let done = now.remove(&name(*v)).await;
-                let unused = model.get(&name(*v)).is_some_and(BTreeSet::is_empty);
+                let of_before = |id: &String| restored.contains(&(name(*v), id.clone()));
+                let unused = model.get(&name(*v)).is_some_and(|users| users.iter().all(of_before));
                 assert!(if unused { done.is_ok() || unsaved } else { done.is_err() }, "{done:?}");
                 if done.is_ok() {
                     model.remove(&name(*v));
@@ -182,6 +200,10 @@ async fn play(steps: &[Step]) {
                     mounter.mounted.lock().unwrap().clear();
                     model.values_mut().for_each(BTreeSet::clear);
                 }
+                let users = |(name, ids): (&String, &BTreeSet<String>)| -> Vec<_> {
+                    ids.iter().map(|id| (name.clone(), id.clone())).collect()
+                };
+                restored = model.iter().flat_map(users).collect();
                 drop(now);
                 now = driver(&root, &mounter, &boot.to_string());
                 now.settle().await;
@@ -252,6 +274,31 @@ async fn unsaved_writes_keep_the_mount_and_the_volume() {
     unmount(&now, "v", "b", true).await.unwrap();
     now.remove("v").await.unwrap();
     assert!(mounter.mounted.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn users_that_nobody_strikes_out_do_not_keep_an_idle_volume_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounter = Arc::new(Fake::default());
+    let now = driver(dir.path(), &mounter, "0");
+    now.create("v", &BTreeMap::new()).await.unwrap();
+    mount(&now, "v", "a", true).await.unwrap();
+    assert!(matches!(now.remove("v").await, Err(Refusal::InUse { .. })), "mounted in this run");
+    // The container is removed while the plugin is away.
+    drop(now);
+    let now = driver(dir.path(), &mounter, "0");
+    now.settle().await;
+    mounter.busy.store(true, Ordering::Relaxed);
+    let said = now.remove("v").await.unwrap_err().to_string();
+    assert!(said.contains("in use by a container") && said.contains("process 7"), "{said}");
+    mounter.busy.store(false, Ordering::Relaxed);
+    mount(&now, "v", "b", true).await.unwrap();
+    assert!(matches!(now.remove("v").await, Err(Refusal::InUse { .. })), "b is of this run");
+    unmount(&now, "v", "b", true).await.unwrap();
+    now.remove("v").await.unwrap();
+    assert!(mounter.mounted.lock().unwrap().is_empty() && now.list().is_empty());
+    drop(now);
+    assert!(driver(dir.path(), &mounter, "0").list().is_empty(), "written down");
 }
 
 #[tokio::test]

@@ -8,9 +8,10 @@ use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use common::{Place, is_mounted, is_root, processes_of, run, until, wait};
+use common::{Beside, Place, is_mounted, is_root, processes_of, run, until, wait};
 use plugin::Plugin;
 use serde_json::{Value, json};
 
@@ -106,6 +107,46 @@ fn a_plugin_that_was_killed_finds_its_mounts_alive() {
     plugin.run(&[]);
     plugin.unmount("used", "b");
     until("it is unmounted", || !is_mounted(&at));
+    until("its processes end", || processes_of(&at).is_empty());
+}
+
+#[test]
+fn a_volume_whose_container_went_while_the_plugin_was_away_can_be_removed_when_idle() {
+    let mut plugin = Plugin::start(Place::new(), &[]);
+    plugin.create("v", json!({}));
+    let at = plugin.mount("v", "a");
+    fs::write(at.join("x"), "1").unwrap();
+    plugin.kill();
+    plugin.run(&[]);
+    let remove = |plugin: &Plugin| plugin.refused("VolumeDriver.Remove", json!({ "Name": "v" }));
+    let open = Beside::start(Command::new("sleep").arg("600").stdin(fs::File::open(at.join("x")).unwrap()));
+    let said = remove(&plugin);
+    assert!(said.contains("in use by a container") && said.contains("sleep"), "{said}");
+    drop(open);
+    if is_root() {
+        // As a container has it: bound to another place, in a mount namespace that hears nothing of the host's.
+        let place = plugin.place.dir.path().join("in-the-container");
+        fs::create_dir(&place).unwrap();
+        let bind =
+            format!("mount --bind {0} {1} && umount {0} && exec sleep 600", at.display(), place.display());
+        let container = Beside::start(Command::new("unshare").args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            &bind,
+        ]));
+        let pid = container.0.id();
+        until("it runs", || {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+        });
+        let said = remove(&plugin);
+        assert!(said.contains("mount namespace of process"), "{said}");
+        assert!(is_mounted(&at));
+    }
+    plugin.ok("VolumeDriver.Remove", json!({ "Name": "v" }));
+    assert!(!at.exists());
     until("its processes end", || processes_of(&at).is_empty());
 }
 

@@ -32,6 +32,25 @@ pub fn users(mount: &Entry) -> Vec<User> {
     found
 }
 
+/// Processes in whose mount namespace the file system of `mount` is at another place than its own: containers that it is
+/// bound into. A namespace that was copied whole has it where it was, and lets go of it with the original.
+pub fn bound_elsewhere(mount: &Entry) -> Vec<User> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let (major, minor) = mount.dev.numbers();
+    let device = format!("{major}:{minor}");
+    let own = mount.mountpoint.to_string_lossy();
+    let bound = |table: &str| {
+        table.lines().any(|line| {
+            let mut fields = line.split(' ').skip(2);
+            fields.next() == Some(&*device) && (fields.next(), fields.next()) != (Some("/"), Some(&*own))
+        })
+    };
+    pids.filter(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|table| bound(&table)))
+        .map(|pid| User { pid, name: name(pid) })
+        .collect()
+}
+
 fn name(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |n| n.trim_end().to_owned())
 }

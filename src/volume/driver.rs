@@ -12,6 +12,9 @@
 //!    user back.
 //! 5. The mount point exists only while something is mounted there. An engine that is wrong about that fails; it does not
 //!    get a directory of the disk in place of the vault.
+//! 6. A container that was removed while the plugin was away is never struck out by the engine. So users that were found
+//!    at the start, and that the engine has not named since, do not keep a volume from being removed, provided that
+//!    nothing that can be seen uses the mount. The engine asks for the removal only of what it believes to be unused.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -40,6 +43,8 @@ pub struct Driver {
     grammar: Arc<dyn Grammar>,
     defaults: BTreeMap<String, String>,
     clock: Arc<dyn Clock>,
+    /// Volumes and their users as found at the start, less those that the engine has mounted since. Short.
+    restored: Mutex<BTreeSet<(String, String)>>,
 }
 
 /// What the driver works with.
@@ -61,7 +66,11 @@ pub struct Parts {
 impl Driver {
     /// A driver over what was remembered.
     pub fn new(parts: Parts) -> Self {
+        let users = parts.volumes.iter().flat_map(|(name, volume)| {
+            volume.users.iter().map(|id| (name.to_owned(), id.clone())).collect::<Vec<_>>()
+        });
         Self {
+            restored: Mutex::new(users.collect()),
             volumes: Mutex::new(parts.volumes),
             saving: tokio::sync::Mutex::default(),
             locks: Mutex::default(),
@@ -108,7 +117,7 @@ impl Driver {
             options::arguments(&self.defaults, &volume.options, &*self.grammar).map_err(Refusal::Said)?;
         let at = self.store.mountpoint(name);
         self.mounter.mount(&at, &arguments).await.map_err(|e| said(name, &e))?;
-        match self.change(|volumes| volumes.acquire(name, id)).await {
+        match self.acquire(name, id).await {
             Ok(new) => Ok((at, new)),
             Err(e) => {
                 if volume.users.is_empty() {
@@ -132,7 +141,7 @@ impl Driver {
         };
         let failed = if !tell(Ok(())) && was_user {
             tracing::warn!(volume = name, "the engine waited no longer for its unmounting: it stays mounted");
-            self.change(|volumes| volumes.acquire(name, id)).await.err()
+            self.acquire(name, id).await.err()
         } else if last {
             self.unmount_unused(name).await.err()
         } else {
@@ -141,6 +150,12 @@ impl Driver {
         if let Some(e) = failed {
             tracing::error!("{e}");
         }
+    }
+
+    async fn acquire(&self, name: &str, id: &str) -> Result<bool> {
+        let new = self.change(|volumes| volumes.acquire(name, id)).await?;
+        self.restored().remove(&(name.to_owned(), id.to_owned()));
+        Ok(new)
     }
 
     async fn release(&self, name: &str, id: &str) -> Result<()> {
@@ -158,9 +173,30 @@ impl Driver {
     /// Remove.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let _one = self.lock(name).await;
-        self.volumes().check_unused(name)?;
-        self.unmount_unused(name).await?;
-        self.change(|volumes| volumes.remove(name)).await
+        let users = self.volumes().get(name)?.users.clone();
+        let unused = self.volumes().check_unused(name);
+        if let Err(in_use) = unused {
+            if !users.iter().all(|id| self.restored().contains(&(name.to_owned(), id.clone()))) {
+                return Err(in_use);
+            }
+            let at = self.store.mountpoint(name);
+            self.mounter.unmount_idle(&at).await.map_err(|e| Refusal::Said(format!("{in_use} ({e})")))?;
+            self.mounter.tidy(&at);
+            tracing::warn!(
+                volume = name,
+                users = users.len(),
+                "removed: its users were of an earlier run of the plugin, and nothing uses it"
+            );
+        } else {
+            self.unmount_unused(name).await?;
+        }
+        self.change(|volumes| {
+            for id in &users {
+                volumes.release(name, id)?;
+            }
+            volumes.remove(name)
+        })
+        .await
     }
 
     /// Path: where it is mounted, empty while nobody uses it.
@@ -234,6 +270,10 @@ impl Driver {
 
     fn volumes(&self) -> MutexGuard<'_, Volumes> {
         self.volumes.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn restored(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
+        self.restored.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Makes a change, writes it, then shows it.

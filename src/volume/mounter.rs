@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use crate::fuse::handover::KernelOptions;
 use crate::fuse::probe::{self, ProbeError};
-use crate::fuse::{mountpoint, mounts};
+use crate::fuse::{busy, mountpoint, mounts};
 
 /// How long `vaultfs mount` and `vaultfs unmount` may take; both have shorter limits of their own inside.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -33,6 +33,9 @@ pub trait Mounter: Send + Sync {
     async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String>;
     /// Stores what is unsaved and unmounts, if anything of ours is mounted there.
     async fn unmount(&self, at: &Path) -> Result<(), String>;
+    /// As [`Mounter::unmount`], but refuses while anything that can be seen uses the mount: a process, or another
+    /// mount namespace to which it is bound.
+    async fn unmount_idle(&self, at: &Path) -> Result<(), String>;
     /// Whether a vaultfs is mounted there. Touches no mount.
     fn is_mounted(&self, at: &Path) -> bool;
     /// Removes the empty directory of a mount that is no more.
@@ -107,6 +110,17 @@ impl Mounter for Commands {
                 return Ok(());
             }
         }
+    }
+
+    async fn unmount_idle(&self, at: &Path) -> Result<(), String> {
+        let top = mounts::top_at(at).map_err(|e| format!("the mount table cannot be read: {e}"))?;
+        let Some(top) = top.filter(|top| top.is_vaultfs()) else { return Ok(()) };
+        let holders = tokio::task::spawn_blocking(move || busy::bound_elsewhere(&top)).await;
+        if let Some(holder) = holders.map_err(|e| e.to_string())?.first() {
+            return Err(format!("the mount namespace of process {} ({}) has it", holder.pid, holder.name));
+        }
+        // Not lazy: it fails while a process has anything of it open, and stores what is unsaved first.
+        run(vaultfs("unmount").arg("--").arg(at)).await
     }
 
     fn is_mounted(&self, at: &Path) -> bool {
