@@ -30,6 +30,9 @@ const NOT_FOR_VOLUMES: [&str; 6] = ["foreground", "nonempty", "verbose", "help",
 /// Options that the engines themselves understand, and pass on.
 const OF_THE_ENGINES: [&str; 4] = ["nocopy", "rw", "nosuid", "nodev"];
 
+/// What `mode` sets both of.
+const SINGLE_MODES: [&str; 2] = ["file-mode", "dir-mode"];
+
 /// The arguments of `vaultfs mount` for a volume with these options, `defaults` where it says nothing. Checked.
 pub fn arguments(
     defaults: &BTreeMap<String, String>,
@@ -40,10 +43,17 @@ pub fn arguments(
     for (name, value) in defaults {
         all.insert(spelt(name), value);
     }
+    one_way_of_modes(defaults)?;
+    one_way_of_modes(options)?;
     // A volume with a vault of its own does not want the default one.
     let own = |name: &str| options.keys().any(|given| spelt(given) == name);
     if own("embedded") || own("api-url") {
         for name in ["embedded", "api-url", "api-key-file", "ca-file", "api"] {
+            all.remove(name);
+        }
+    }
+    if own("mode") {
+        for name in SINGLE_MODES {
             all.remove(name);
         }
     }
@@ -53,15 +63,27 @@ pub fn arguments(
         }
     }
     let mut arguments = Vec::new();
+    // First: a volume's file-mode counts over the plugin's mode.
+    if let Some(mode) = all.remove("mode") {
+        arguments.extend(modes(mode)?);
+    }
     for (name, value) in &all {
         match name.as_str() {
             _ if OF_THE_ENGINES.contains(&name.as_str()) => {}
-            "mode" => arguments.extend(modes(value)?),
             _ => arguments.extend(argument(name, value, grammar)?),
         }
     }
     grammar.check(&arguments)?;
     Ok(arguments)
+}
+
+/// `mode` stands for both of these, so the three are not given together.
+fn one_way_of_modes(options: &BTreeMap<String, String>) -> Result<(), String> {
+    let given = |name: &str| options.keys().any(|given| spelt(given) == name);
+    match SINGLE_MODES.into_iter().find(|one| given("mode") && given(one)) {
+        Some(one) => Err(format!("-o mode stands for file-mode and dir-mode: leave away mode or {one}")),
+        None => Ok(()),
+    }
 }
 
 /// mount(8) spells options with underscores, the command line with hyphens.
@@ -80,6 +102,10 @@ fn argument(name: &str, value: &str, grammar: &dyn Grammar) -> Result<Option<Str
              prefix, read-only, uid, api-url or api-key-file"
         )),
         (Some(Takes::Nothing), "" | "true" | "1" | "yes") => Ok(Some(format!("--{name}"))),
+        (Some(Takes::Nothing), "false" | "0" | "no") if name == "allow-other" => Err(format!(
+            "-o {name}={value}: containers have other users, so volumes are always mounted with it where that is \
+             possible; mode, uid and gid say who may read"
+        )),
         (Some(Takes::Nothing), "false" | "0" | "no") => Ok(None),
         (Some(Takes::Nothing), _) => Err(format!("-o {name}={value}: {name} is true or false")),
         (Some(Takes::Value), "") => Err(format!("-o {name} needs a value: give -o {name}=VALUE")),
@@ -104,8 +130,8 @@ mod tests {
     impl Grammar for Known {
         fn takes(&self, name: &str) -> Option<Takes> {
             match name {
-                "read-only" | "foreground" => Some(Takes::Nothing),
-                "prefix" | "api-url" | "api-key-file" => Some(Takes::Value),
+                "read-only" | "foreground" | "allow-other" => Some(Takes::Nothing),
+                "prefix" | "api-url" | "api-key-file" | "file-mode" | "dir-mode" => Some(Takes::Value),
                 "embedded" => Some(Takes::Either),
                 _ => None,
             }
@@ -145,7 +171,12 @@ mod tests {
             of(&[("api_url", "http://y"), ("api-key-file", "/l")]).unwrap(),
             ["--api-key-file=/l", "--api-url=http://y"]
         );
-        assert_eq!(of(&[("mode", "640")]).unwrap()[2..], ["--file-mode=0640", "--dir-mode=0750"]);
+        assert_eq!(of(&[("mode", "640")]).unwrap()[..2], ["--file-mode=0640", "--dir-mode=0750"]);
+        let over = |default: &str, own: &str| {
+            arguments(&map(&[(default, "0644")]), &map(&[(own, "0600")]), &Known).unwrap()
+        };
+        assert_eq!(over("mode", "file_mode"), ["--file-mode=0644", "--dir-mode=0755", "--file-mode=0600"]);
+        assert_eq!(over("dir-mode", "mode"), ["--file-mode=0600", "--dir-mode=0700"]);
     }
 
     #[test]
@@ -157,6 +188,8 @@ mod tests {
             (&[("read-only", "perhaps")], "true or false"),
             (&[("mode", "rw")], "octal"),
             (&[("read_only", ""), ("ro", "")], "twice"),
+            (&[("mode", "0640"), ("dir_mode", "0700")], "leave away mode or dir-mode"),
+            (&[("allow-other", "false")], "always"),
             (&[("prefix", "bad")], "bad"),
         ] {
             let said = of(options).unwrap_err();
