@@ -39,6 +39,12 @@ fn help_teaches_and_hides_what_is_internal() {
     ] {
         assert!(mount.contains(group), "{group}");
     }
+    // What follows the options of the vault is under headings of its own.
+    let vault =
+        mount.split("Which vault:").nth(1).and_then(|rest| rest.split("What may be done:").next()).unwrap();
+    for other in ["--timeout", "--max-size", "--in-place", "--wait", "--on-change", "--audit", "MOUNTPOINT"] {
+        assert!(!vault.split("Limits:").next().unwrap().contains(other), "{other}");
+    }
 }
 
 #[test]

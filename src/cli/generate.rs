@@ -4,7 +4,7 @@
 //! the helpers of mount(8) as clap knows them; section 5 is put together from the options of `mount` and the text in
 //! here, for the reader of a line of /etc/fstab.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +16,9 @@ use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use super::Cli;
 use super::mount8::{MountHelper, UmountHelper};
+
+/// What the foot of a page says.
+const VERSION: &str = concat!("vaultfs ", env!("CARGO_PKG_VERSION"));
 
 /// Write man pages or shell completions
 #[derive(Debug, Args)]
@@ -52,13 +55,13 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn man_pages(dir: &Path) -> io::Result<()> {
-    let mut cli = Cli::command();
+    let mut cli = without_help_command(Cli::command());
     cli.build();
     pages_of(&cli, dir)?;
     // As mount(8) calls them, with their options in its terms.
     for helper in [MountHelper::command(), UmountHelper::command()] {
         let page = Man::new(helper.clone()).section("8").manual("System Administration");
-        page.render(&mut File::create(dir.join(format!("{}.8", helper.get_name())))?)?;
+        write(page, &dir.join(format!("{}.8", helper.get_name())))?;
     }
     fs::write(dir.join("vaultfs.5"), section_five(&cli))
 }
@@ -70,13 +73,31 @@ fn pages_of(command: &clap::Command, dir: &Path) -> io::Result<()> {
     }
     let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
     let page = Man::new(command.clone()).title(name.clone()).section("1").manual("vaultfs");
-    page.render(&mut File::create(dir.join(format!("{name}.1")))?)
+    write(page, &dir.join(format!("{name}.1")))
+}
+
+/// `vaultfs help` has no page to refer to.
+fn without_help_command(command: clap::Command) -> clap::Command {
+    command.disable_help_subcommand(true).mut_subcommands(without_help_command)
+}
+
+/// The page, with what the generator does not offer: an empty date that is seen as one, and a telling heading.
+fn write(page: Man, path: &Path) -> io::Result<()> {
+    let mut rendered = Vec::new();
+    page.source(VERSION).render(&mut rendered)?;
+    let text = String::from_utf8_lossy(&rendered);
+    let text = text.replacen(&format!("  \"{VERSION}\""), &format!(" \"\" \"{VERSION}\""), 1);
+    let text = text
+        .replace(".SH EXTRA\nExamples:\n", ".SH EXAMPLES\n")
+        .replace(".SH EXTRA\nExample:\n", ".SH EXAMPLE\n");
+    let text = text.replace(".SH EXTRA\n", ".SH NOTES\n");
+    fs::write(path, text)
 }
 
 /// The tree of a mounted vault, and a line of /etc/fstab.
 fn section_five(cli: &clap::Command) -> String {
     let mut page = Roff::new();
-    page.control("TH", ["vaultfs", "5", "", concat!("vaultfs ", env!("CARGO_PKG_VERSION")), "File Formats"]);
+    page.control("TH", ["vaultfs", "5", "", VERSION, "File Formats"]);
     let sections: [(&str, &[&str]); 6] = [
         ("NAME", &["vaultfs - the tree of a mounted vault, and its line in /etc/fstab"]),
         (
@@ -138,7 +159,7 @@ fn section_five(cli: &clap::Command) -> String {
             options(&mut page, cli);
         }
     }
-    page.to_roff()
+    page.to_roff().replacen(&format!("  \"{VERSION}\""), &format!(" \"\" \"{VERSION}\""), 1)
 }
 
 fn options(page: &mut Roff, cli: &clap::Command) {
@@ -184,6 +205,12 @@ mod tests {
         let names: Vec<String> =
             internal.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
         assert!(!names.iter().any(|name| name.contains("generate") || name.contains("keeper")), "{names:?}");
+        for name in names.iter().filter(|name| name.ends_with(".1") || name.ends_with(".5")) {
+            let text = fs::read_to_string(dir.path().join(name)).expect("written");
+            let title = text.lines().find(|line| line.starts_with(".TH")).expect("a title");
+            assert!(title.contains(&format!(" \"\" \"{VERSION}\" ")), "{title}");
+            assert!(!text.contains("help(1)") && !text.contains("EXTRA"), "{name}");
+        }
         let five = fs::read_to_string(dir.path().join("vaultfs.5")).expect("written");
         assert!(five.contains("allow_other") && five.contains("64MiB"));
     }

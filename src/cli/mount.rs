@@ -43,6 +43,7 @@ pub struct MountArgs {
     connect: ConnectArgs,
 
     /// An empty directory
+    #[arg(help_heading = None)]
     mountpoint: PathBuf,
 
     /// Refuse every change
@@ -72,7 +73,7 @@ pub struct MountArgs {
     ///
     /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. Whoever reads at that moment
     /// may see a part of each version. Without it a change looks like an atomic rename, and nobody sees a mix.
-    #[arg(long)]
+    #[arg(help_heading = "How fresh", long)]
     in_place: bool,
 
     /// How long known values are served while the vault does not answer
@@ -86,7 +87,7 @@ pub struct MountArgs {
     /// Wait for a vault that does not answer yet [60s unless said]
     ///
     /// Without it, and without --lazy, such a mount fails at once with exit code 4.
-    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s",
+    #[arg(help_heading = "How fresh", long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s",
           value_parser = values::time, conflicts_with = "lazy")]
     wait: Option<Duration>,
 
@@ -99,7 +100,7 @@ pub struct MountArgs {
     /// Its environment says what: VAULTFS_NAME, VAULTFS_VERSION, VAULTFS_EVENT (created, changed, deleted, or many), and
     /// VAULTFS_MOUNTPOINT. Several changes of one name within half a second are one run, one runs at a time, and none
     /// longer than 60 s.
-    #[arg(long, value_name = "CMD", value_parser = command_line)]
+    #[arg(help_heading = "How fresh", long, value_name = "CMD", value_parser = command_line)]
     on_change: Option<String>,
 
     /// Values kept in memory
@@ -141,7 +142,7 @@ pub struct MountArgs {
     /// Write down who opens what, one JSON line each, appended to FILE; SIGHUP opens it again
     ///
     /// With --read-only, each open then costs a request to vaultfs, which otherwise costs none.
-    #[arg(long, value_name = "FILE", value_parser = absolute_path)]
+    #[arg(help_heading = "The process", long, value_name = "FILE", value_parser = absolute_path)]
     audit: Option<PathBuf>,
 
     /// Log to FILE instead of the journal or $XDG_STATE_HOME/vaultfs/NAME.log

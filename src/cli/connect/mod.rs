@@ -83,11 +83,11 @@ pub struct ConnectArgs {
     pub prefix: Option<String>,
 
     /// Longest wait for any one operation, retries included
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::time)]
+    #[arg(help_heading = "Limits", long, value_name = "TIME", default_value = "10s", value_parser = values::time)]
     pub timeout: Duration,
 
     /// Largest value
-    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = values::value_size)]
+    #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "1MiB", value_parser = values::value_size)]
     pub max_size: ByteSize,
 }
 
