@@ -155,6 +155,10 @@ fn a_dead_mount_is_replaced() {
     });
     let status = run(mount.vaultfs(["status"]).arg(mount.mnt())).code;
     assert_eq!(status, Some(1), "status says that something is wrong");
+    let doctor = run(&mut mount.vaultfs(["doctor"])).out;
+    let dead = doctor.lines().skip_while(|line| !line.contains(mount.mnt().to_str().unwrap())).take(2);
+    let dead = dead.collect::<Vec<_>>().join("\n");
+    assert!(dead.contains("PROBLEM") && dead.contains("vaultfs unmount"), "{doctor}");
     let embedded = format!("--embedded={}", mount.mnt().with_file_name("data").display());
     run(mount.vaultfs(["mount", &embedded]).arg(mount.mnt())).ok();
     assert_eq!(mount_lines(mount.mnt()).len(), 1);

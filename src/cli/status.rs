@@ -31,6 +31,9 @@ pub struct StatusArgs {
     json: bool,
 }
 
+/// Of a mount that is nobody's here, and may be well.
+pub(super) const NOT_OURS: &str =
+    "no process of this user's answers for it: it is somebody else's, or of another namespace";
 /// Status never waits for the network, so a worker that takes longer hangs.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -57,6 +60,12 @@ fn print(found: &[Value], as_json: bool) -> std::io::Result<()> {
         eprintln!("vaultfs: no vault is mounted");
     }
     found.iter().try_for_each(|mount| show(&mut out, mount))
+}
+
+/// The mounts that [`run`] would show, each with what is wrong with it.
+pub(super) fn problems() -> std::io::Result<Vec<(PathBuf, Option<String>)>> {
+    let problem = |entry: &Entry| ask(entry)["problem"].as_str().map(str::to_owned);
+    Ok(all()?.iter().map(|entry| (entry.mountpoint.clone(), problem(entry))).collect())
 }
 
 /// Each vaultfs file system once, also where it is bound to several places. Those of others are root's to see.
@@ -96,9 +105,7 @@ fn without_processes(entry: &Entry) -> String {
             "DEAD: its processes died, nothing can be read or written there; `vaultfs mount` with the same options \
              replaces it, `vaultfs unmount {path}` removes it; the log says what happened"
         ),
-        _ => {
-            "no process of this user's answers for it: it is somebody else's, or of another namespace".into()
-        }
+        _ => NOT_OURS.into(),
     }
 }
 
@@ -115,7 +122,7 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
         line("state", state(&fs))?;
         line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() })?;
         for left in &fs.unsaved {
-            line("", format!("{}: {} bytes, {}", left.name, left.size, reason(left)))?;
+            line("", format!("{}: {}, {}", left.name, counted(left.size, "byte"), reason(left)))?;
         }
         for one in &fs.undeleted {
             line("undeleted", format!("{}: {}", one.name, one.error))?;
@@ -147,7 +154,7 @@ fn processes(mount: &Value) -> String {
         0 => pids,
         n => {
             let why = mount["last_end"].as_str().unwrap_or("?");
-            format!("{pids}; the worker was replaced {n} times, the last time because {why}")
+            format!("{pids}; the worker was replaced {}, the last time because {why}", counted(n, "time"))
         }
     }
 }
@@ -198,7 +205,9 @@ pub(super) fn state(fs: &Status) -> String {
         (Some(why), since) => {
             format!("DOES NOT ANSWER for {}{served}: {why}", seconds(since.unwrap_or(0)))
         }
-        (None, _) => format!("answers, {} dialect, {} requests sent", vault.dialect, vault.requests),
+        (None, _) => {
+            format!("answers, {} dialect, {} sent", vault.dialect, counted(vault.requests, "request"))
+        }
     }
 }
 
@@ -224,7 +233,7 @@ fn audited(audit: &AuditStatus) -> String {
         lost => format!(", {lost} LOST"),
     };
     let error = audit.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-    format!("{} lines written{lost}{error}", audit.written)
+    format!("{} written{lost}{error}", counted(audit.written, "line"))
 }
 
 fn cache(fs: &Status) -> String {
@@ -234,13 +243,18 @@ fn cache(fs: &Status) -> String {
         None => "not listed yet".into(),
     };
     format!(
-        "{} names, {listed}; {} values in {} of {}; fresh for {}",
-        cache.names,
-        cache.values,
+        "{}, {listed}; {} in {} of {}; fresh for {}",
+        counted(cache.names as u64, "name"),
+        counted(cache.values as u64, "value"),
         ByteSize(cache.bytes),
         ByteSize(cache.capacity),
         humantime::format_duration(Duration::from_secs_f64(cache.refresh_s.clamp(0.0, 1e9)))
     )
+}
+
+/// "1 name", "2 names".
+pub(super) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn seconds(count: u64) -> String {

@@ -5,8 +5,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::Finding;
-use crate::fuse::mountpoint;
-use crate::fuse::mounts;
+use crate::cli::status;
+use crate::fuse::{mountpoint, mounts};
 
 /// Programs that read every file they find, and how to keep each away from mounts.
 const CRAWLERS: [(&str, &str, &str); 6] = [
@@ -71,7 +71,7 @@ pub fn examine(machine: &Machine) -> Vec<Finding> {
     found.extend(containers(machine));
     found.extend(key_files(machine));
     if machine.here {
-        found.push(mounted());
+        found.extend(mounted());
     }
     found
 }
@@ -291,11 +291,32 @@ fn key_files(machine: &Machine) -> Vec<Finding> {
     .collect()
 }
 
-fn mounted() -> Finding {
-    match mounts::live().len() {
-        0 => Finding::ok("mounts", "none of yours is mounted"),
-        n => Finding::ok("mounts", format!("{n} of yours mounted; `vaultfs status` says how they do")),
+fn mounted() -> Vec<Finding> {
+    let mounts = status::problems().unwrap_or_default();
+    let well = mounts.iter().filter(|(_, problem)| problem.is_none()).count();
+    let mut found = match well {
+        0 if mounts.is_empty() => vec![Finding::ok("mounts", "none of yours is mounted")],
+        0 => Vec::new(),
+        n => vec![Finding::ok("mounts", format!("{n} of yours mounted; `vaultfs status` says how they do"))],
+    };
+    found.extend(mounts.iter().filter_map(|(path, problem)| Some(unwell(path, problem.as_deref()?))));
+    found
+}
+
+/// A mount that `vaultfs status` calls not well.
+fn unwell(path: &Path, problem: &str) -> Finding {
+    let at = path.display();
+    // What comes after it is the fix.
+    let says = format!("{at}: {}", problem.split(';').next().unwrap_or(problem));
+    if problem == status::NOT_OURS {
+        return Finding::note("mounts", says, "`vaultfs status` as its user says how it does");
     }
+    let fix = if problem.starts_with("DEAD") {
+        format!("`vaultfs mount` with the same options replaces it, `vaultfs unmount {at}` removes it")
+    } else {
+        format!("the log says why (`journalctl -t vaultfs`); `vaultfs unmount --force {at}` takes it away")
+    };
+    Finding::problem("mounts", says, fix)
 }
 
 #[cfg(test)]
@@ -313,6 +334,17 @@ mod tests {
         }
         let machine = Machine::new(dir.path());
         (dir, machine)
+    }
+
+    #[test]
+    fn a_mount_that_is_not_well_comes_with_its_fix() {
+        let path = Path::new("/srv/secrets");
+        let dead = unwell(path, "DEAD: its processes died, nothing can be read; `vaultfs mount` …");
+        assert_eq!(dead.level, Level::Problem);
+        assert!(dead.says.ends_with("nothing can be read"), "{}", dead.says);
+        assert!(dead.fix.is_some_and(|fix| fix.contains("vaultfs unmount /srv/secrets")));
+        assert_eq!(unwell(path, "its worker does not answer: timed out").level, Level::Problem);
+        assert_eq!(unwell(path, status::NOT_OURS).level, Level::Note);
     }
 
     #[test]

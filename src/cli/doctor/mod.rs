@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::connect::ConnectArgs;
 use super::exit::Exit;
 use super::objects::output::unless_unread;
+use super::status::counted;
 
 /// Look for what would get in the way of a mount, and say how to mend it
 #[derive(Debug, clap::Args)]
@@ -105,5 +106,6 @@ fn print(found: &[Finding], as_json: bool) -> std::io::Result<()> {
         }
     }
     let count = |level| found.iter().filter(|finding| finding.level == level).count();
-    writeln!(out, "{} problems, {} warnings", count(Level::Problem), count(Level::Warning))
+    let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
+    writeln!(out, "{}, {}", counted(problems as u64, "problem"), counted(warnings as u64, "warning"))
 }
