@@ -45,6 +45,22 @@ fn put_get_and_history() {
 }
 
 #[test]
+fn a_closed_standard_input_is_no_empty_value() {
+    let home = Home::new();
+    home.ok(&["put", "s"], b"secret");
+    let mut put = home.command(&["put", "s"]);
+    put.arg(format!("--embedded={}", home.vault().display()));
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "exec \"$@\" <&-", "sh"]).arg(put.get_program()).args(put.get_args());
+    shell.envs(put.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let closed = shell.output().unwrap();
+    assert_fails(&closed, 1, "standard input is closed");
+    assert_eq!(home.ok(&["get", "s"], b""), b"secret");
+    home.ok(&["put", "s"], b"");
+    assert_eq!(home.ok(&["get", "s"], b""), b"");
+}
+
+#[test]
 fn listings() {
     let home = Home::new();
     assert_eq!(home.text(&["ls"]), "");

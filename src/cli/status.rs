@@ -176,7 +176,10 @@ fn verdict(fs: &Status) -> String {
         n => Some(format!("{n} objects that should be gone were not deleted")),
     };
     let reached = fs.vault.outage.as_ref().map(|_| "the vault does not answer".to_owned());
-    match [stored, deleted, reached].into_iter().flatten().collect::<Vec<_>>().as_slice() {
+    // Of what does not answer that is no news.
+    let followed = fs.changes.refresh.error.as_ref().filter(|_| reached.is_none());
+    let followed = followed.map(|error| format!("changes elsewhere cannot be asked for ({error})"));
+    match [stored, deleted, reached, followed].into_iter().flatten().collect::<Vec<_>>().as_slice() {
         [] => "ok".into(),
         troubles => format!("NOT WELL: {}", troubles.join("; ")),
     }
@@ -324,6 +327,9 @@ mod tests {
         fs.vault.outage = Some("no connection".into());
         assert_eq!(verdict(&fs), "NOT WELL: a save failed, its bytes are kept; the vault does not answer");
         (fs.unsaved, fs.vault.outage) = (Vec::new(), None);
+        fs.changes.refresh.error = Some("refused".into());
+        assert_eq!(verdict(&fs), "NOT WELL: changes elsewhere cannot be asked for (refused)");
+        fs.changes.refresh.error = None;
         let left = json!({"name": "a", "path": "a", "error": "no", "retried": false});
         fs.undeleted.push(serde_json::from_value(left).unwrap());
         assert_eq!(verdict(&fs), "NOT WELL: an object that should be gone was not deleted");

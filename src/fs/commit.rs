@@ -370,10 +370,18 @@ impl FileSystem {
         let in_doubt = e.maybe_applied || doubted;
         let generation = job.generation;
         let conflict = e.kind == ErrorKind::VersionMismatch;
+        let key_refused = e.kind == ErrorKind::Unauthorized;
         state.sending = e.maybe_applied;
-        state.failure =
-            Some(Failure { errno, message: e.to_string(), conflict, in_doubt, generation, number });
-        if is_outage(e.kind) && !state.retrying {
+        state.failure = Some(Failure {
+            errno,
+            message: e.to_string(),
+            conflict,
+            key_refused,
+            in_doubt,
+            generation,
+            number,
+        });
+        if (is_outage(e.kind) || key_refused) && !state.retrying {
             state.retrying = true;
             self.runtime.spawn(self.clone().retry(file.clone()));
         }
@@ -468,17 +476,28 @@ impl FileSystem {
         let call = Call::foreground(self.clock.now() + patience);
         self.settle_all(what, &call).await;
         self.delete_unreplaced(&call).await;
-        let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
-        let commits = unsaved.iter().map(|file| async {
-            let failed = file.state().failure.as_ref().map(|f| f.conflict);
-            // What fails is told by `unsaved` below.
-            let _ = match failed {
-                Some(true) => Err(Errno::ESTALE),
-                Some(false) => self.commit_again(file, &call, Cause::Drain).await,
-                None => self.commit(file, &call, Cause::Drain).await,
+        let mut cause = Cause::Drain;
+        loop {
+            let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
+            let commits = unsaved.iter().map(|file| async {
+                let failed = file.state().failure.as_ref().map(|f| f.conflict);
+                // What fails is told by `unsaved` below.
+                let _ = match failed {
+                    Some(true) => Err(Errno::ESTALE),
+                    Some(false) => self.commit_again(file, &call, cause).await,
+                    None => self.commit(file, &call, cause).await,
+                };
+            });
+            futures_util::future::join_all(commits).await;
+            // A vault that fails at once may do better before the time is up.
+            let may_do_better = |file: &Arc<File>| {
+                what.covers(file) && file.state().failure.as_ref().is_some_and(Failure::is_retried)
             };
-        });
-        futures_util::future::join_all(commits).await;
-        self.unsaved()
+            if !unsaved.iter().any(may_do_better) || self.left(&call) <= FIRST_RETRY {
+                return self.unsaved();
+            }
+            tokio::time::sleep(FIRST_RETRY).await;
+            cause = Cause::Retry;
+        }
     }
 }

@@ -126,6 +126,8 @@ pub struct Failure {
     pub message: String,
     /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
     pub conflict: bool,
+    /// The key was refused: another one, or the same later, may be taken.
+    pub key_refused: bool,
     /// The change may have been made all the same, although no answer said so.
     pub in_doubt: bool,
     /// The buffer's generation that was not stored.
@@ -137,7 +139,8 @@ pub struct Failure {
 impl Failure {
     /// Whether it may go well later, and no person has to decide.
     pub fn is_retried(&self) -> bool {
-        !self.conflict && matches!(self.errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY)
+        !self.conflict
+            && (self.key_refused || matches!(self.errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY))
     }
 }
 

@@ -317,6 +317,7 @@ impl FileSystem {
                 errno: Errno::EIO,
                 message: DOUBTFUL.to_owned(),
                 conflict: true,
+                key_refused: false,
                 in_doubt: false,
                 generation,
                 number,

@@ -337,6 +337,9 @@ enum Cause {
     Told,
 }
 
+/// What was written while the mount was going still gets so much time.
+const LAST_DRAIN: Duration = Duration::from_secs(2);
+
 type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
 
 async fn supervise(
@@ -360,10 +363,15 @@ async fn supervise(
                 Wires { end, ended, upgrade: Arc::new(upgrade) },
             ))
         });
+    // Draining before the mount is gone, and after: the same time counts for both.
+    let mut draining: Option<Instant> = None;
     let cause = loop {
         tokio::select! {
             message = from_keeper.recv() => match message {
-                Some(ToWorker::Drain) => drain_and_answer(desk.clone(), link.clone()),
+                Some(ToWorker::Drain) => {
+                    draining.get_or_insert_with(Instant::now);
+                    drain_and_answer(desk.clone(), link.clone());
+                }
                 Some(ToWorker::ReloadKey) => {
                     let desk = desk.clone();
                     tokio::spawn(async move { desk.service.reload_key().await });
@@ -385,14 +393,16 @@ async fn supervise(
         }
     };
     tracing::info!(?cause, "ending");
-    let patience = if cause == Cause::Told { Duration::ZERO } else { desk.config.drain };
+    let begun = draining.unwrap_or_else(Instant::now);
+    let left = || desk.config.drain.saturating_sub(begun.elapsed()).max(LAST_DRAIN);
+    let patience = if cause == Cause::Told { Duration::ZERO } else { left() };
     // An orphan is still mounted: what is being written may yet be closed.
     let what = if cause == Cause::Orphaned { Drain::Closed } else { Drain::All };
     let mut unsaved = desk.service.drain(what, patience).await;
     if cause == Cause::Orphaned {
         detach(&desk).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), &mut session_end).await;
-        unsaved = desk.service.drain(Drain::All, desk.config.drain).await;
+        unsaved = desk.service.drain(Drain::All, left()).await;
     }
     link.say(&ToKeeper::Ended(unsaved.len()));
     let _ = over.send(Some(unsaved.clone()));

@@ -87,6 +87,39 @@ async fn an_update_in_doubt_that_arrives_after_the_look_is_one_version() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_save_that_met_a_refused_key_is_stored_once_a_key_is_taken() {
+    let sh = Shell::new();
+    sh.vault.fail_always(Op::Create, Fault::Before(ErrorKind::Unauthorized));
+    assert_eq!(sh.write_file("f", "x").await, Err(Errno::EACCES));
+    sh.pass(Duration::from_secs(200)).await;
+    assert_eq!((unsaved(&sh.fs).len(), sh.fs.status().last_errors.len()), (1, 1), "kept, and told once");
+    sh.vault.clear();
+    sh.pass(Duration::from_secs(61)).await;
+    assert_eq!((unsaved(&sh.fs).len(), sh.history("f").await), (0, vec!["x".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_goes_on_until_its_time_is_up() {
+    for (fails_for, left) in [(20, 0), (100, 1)] {
+        let sh = Shell::new();
+        sh.vault.fail_always(Op::Create, Fault::Before(ErrorKind::Server));
+        assert_eq!(sh.write_file("f", "x").await, Err(Errno::EIO));
+        let began = tokio::time::Instant::now();
+        let recovers = async {
+            tokio::time::sleep(Duration::from_secs(fails_for)).await;
+            sh.vault.clear();
+            std::future::pending().await
+        };
+        let unsaved = tokio::select! {
+            () = recovers => unreachable!(),
+            unsaved = sh.fs.drain(Drain::All, PATIENCE) => unsaved,
+        };
+        assert_eq!(unsaved.len(), left, "the vault fails for {fails_for} s");
+        assert!(began.elapsed() <= PATIENCE);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_save_is_sent_and_told_once() {
     let sh = Shell::new();
     sh.vault.fail_always(Op::Create, Fault::Before(ErrorKind::Forbidden));

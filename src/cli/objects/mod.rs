@@ -8,6 +8,8 @@ pub(super) mod output;
 mod save;
 
 use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -325,8 +327,24 @@ async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
     .await
 }
 
+/// Whether a standard descriptor was closed when the program started: the runtime puts /dev/null in its place, for reading and
+/// writing, while a shell's `< /dev/null` is for reading only.
+fn is_closed(standard: impl AsFd) -> bool {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let null = std::fs::metadata("/dev/null").ok();
+    let seen = nix::sys::stat::fstat(&standard).ok();
+    let is_null = null.zip(seen).is_some_and(|(null, seen)| null.rdev() == seen.st_rdev && seen.st_rdev != 0);
+    let flags = fcntl(&standard, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
+    is_null && flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_RDWR)
+}
+
 /// All of standard input, at most `max` bytes.
 pub(super) fn read_stdin(max: u64) -> Result<SecretBytes, Failure> {
+    if is_closed(io::stdin()) {
+        let sentence =
+            "standard input is closed: nothing is stored (an empty value: printf '' | vaultfs put NAME)";
+        return Err(Failure::new(Exit::Failed, sentence));
+    }
     let mut input = io::stdin().lock();
     if input.is_terminal() {
         eprintln!("vaultfs: reading the value from the terminal, end it with Ctrl-D");

@@ -84,7 +84,8 @@ impl KvVault {
         let name = serde_json::Value::from(name.as_str()).to_string();
         let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let body = body(&[("name", &name), ("key_context", &context), ("value", value.expose())]);
-        let mut request = Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, doing);
+        let mut request =
+            Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, doing).of_no_object();
         request.idempotency = idempotency_key();
         if request.idempotency.is_some() {
             request.effect = Effect::Keyed;
@@ -210,7 +211,7 @@ pub(super) fn list_request(query: &ListQuery) -> Request {
     let text = query.search.iter().filter(|text| !text.trim_start().starts_with(['{', '[', '"']));
     pairs.extend(text.map(|text| ("search", text.clone())));
     pairs.extend(query.updated_after.map(|time| ("updatedAfter", written(time))));
-    Request::get(KV, pairs, "listing the vault".to_owned())
+    Request::get(KV, pairs, "listing the vault".to_owned()).of_no_object()
 }
 
 /// A time in whole milliseconds, as the vault has them; a part of one is cut off, so that no change is missed.

@@ -123,7 +123,7 @@ pub(super) fn page(answer: &Answer, request: &Request, query: &ListQuery) -> Res
 pub(super) fn list_request(query: &ListQuery) -> Request {
     let mut pairs = vec![("limit", query.limit.to_string())];
     pairs.extend(query.after.iter().map(|cursor| ("after", cursor.clone())));
-    Request::get("/vault/object/list", pairs, "listing the vault".to_owned())
+    Request::get("/vault/object/list", pairs, "listing the vault".to_owned()).of_no_object()
 }
 
 fn history(mut wire: Vec<WireVersionInfo>) -> Vec<VersionInfo> {
@@ -190,7 +190,8 @@ impl Vault for ObjectVault {
         self.check_size(content, &doing)?;
         let body = body("name", name.as_str(), Some(content));
         let request =
-            Request::write(Method::POST, "/vault/object/create", Some(body), ErrorKind::AlreadyExists, doing);
+            Request::write(Method::POST, "/vault/object/create", Some(body), ErrorKind::AlreadyExists, doing)
+                .of_no_object();
         self.write(call, &request, Some(name)).await
     }
 

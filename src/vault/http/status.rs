@@ -68,6 +68,7 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
         {
             no_vault()
         }
+        StatusCode::NOT_FOUND if !request.of_object => no_vault(),
         StatusCode::UNAUTHORIZED => {
             let next = match key_file {
                 Some(path) => format!("check the key in {}", path.display()),

@@ -159,7 +159,7 @@ async fn statuses_become_kinds_and_sentences() {
         (400, ErrorKind::Invalid, false),
         (401, ErrorKind::Unauthorized, false),
         (403, ErrorKind::Forbidden, false),
-        (404, ErrorKind::NotFound, false),
+        (404, ErrorKind::BadAnswer, true),
         (409, ErrorKind::AlreadyExists, false),
         (413, ErrorKind::TooLarge, false),
         (422, ErrorKind::Invalid, false),
@@ -180,6 +180,10 @@ async fn statuses_become_kinds_and_sentences() {
         assert_eq!(e.message.contains("some_code"), kind == ErrorKind::Invalid, "{status}: {e}");
         assert_clean(&e);
     }
+    let (_server, vault) = setup(vec![Canned::json(404, "{}")]).await;
+    assert_eq!(vault.get(&call(), &id()).await.unwrap_err().kind, ErrorKind::NotFound);
+    let e = vault.list(&call(), &ListQuery::first()).await.unwrap_err();
+    assert_eq!(e.kind, ErrorKind::BadAnswer, "a listing is there or what answers is no vault: {e}");
     let (_server, vault) = setup(vec![Canned::json(409, "{}")]).await;
     let e = vault.update(&call(), &id(), &secret(), None).await.unwrap_err();
     assert_eq!(e.kind, ErrorKind::VersionMismatch);

@@ -68,6 +68,8 @@ pub struct Request {
     pub idempotency: Option<String>,
     /// What 409 means for it.
     pub conflict: ErrorKind,
+    /// It is about an object, which may not be there: to any other request 404 is no answer of a vault.
+    pub of_object: bool,
     /// For sentences: `reading "db/password"`.
     pub doing: String,
 }
@@ -81,7 +83,7 @@ impl Request {
     ) -> Self {
         let path = path.into();
         let (method, effect, conflict) = (Method::GET, Effect::Read, ErrorKind::Invalid);
-        Self { method, path, query, body: None, effect, idempotency: None, conflict, doing }
+        Self { method, path, query, body: None, effect, idempotency: None, conflict, of_object: true, doing }
     }
 
     /// A request that changes something; `conflict` is what 409 means.
@@ -93,7 +95,12 @@ impl Request {
         doing: String,
     ) -> Self {
         let (path, effect, query) = (path.into(), Effect::Write, Vec::new());
-        Self { method, path, query, body, effect, idempotency: None, conflict, doing }
+        Self { method, path, query, body, effect, idempotency: None, conflict, of_object: true, doing }
+    }
+
+    /// See [`Request::of_object`].
+    pub fn of_no_object(self) -> Self {
+        Self { of_object: false, ..self }
     }
 }
 
