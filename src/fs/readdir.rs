@@ -269,12 +269,23 @@ impl FileSystem {
 
     async fn grow(self: &Arc<Self>, dir: &Dir, under: &DirPrefix, listing: &Arc<Listing>, mut feed: Feed) {
         let mut positions = HashMap::from([(".".to_owned(), 0), ("..".to_owned(), 1)]);
-        while let Some(names) = feed.names().await {
-            let found = self.entries_of(dir, under, &names, listing, &positions);
-            listing.grow(found, &mut positions);
-        }
+        // While old names are at hand nobody waits long for a vault that hangs.
+        let patience = self.cache.patience_with_listing().unwrap_or(Duration::MAX);
+        let ended = loop {
+            match tokio::time::timeout(patience, feed.names()).await {
+                Ok(Some(names)) => {
+                    let found = self.entries_of(dir, under, &names, listing, &positions);
+                    listing.grow(found, &mut positions);
+                }
+                Ok(None) => break feed.ended().await,
+                Err(_) => {
+                    let hangs = "the vault does not go on listing its names";
+                    break Err(Error::new(ErrorKind::Deadline, hangs));
+                }
+            }
+        };
         drop(positions);
-        if let Err(e) = feed.ended().await
+        if let Err(e) = ended
             && !self.cache.names_may_stand_in(&e)
         {
             self.listings().drop_listing(dir.ino, listing);

@@ -80,6 +80,24 @@ async fn with_an_old_value_at_hand_nobody_waits_long_for_a_hanging_vault() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn with_old_names_at_hand_nobody_waits_long_for_a_listing_that_hangs() {
+    for shell in [Shell::new, Shell::kv] {
+        let sh = shell();
+        for n in 0..250 {
+            sh.put(&format!("n{n:03}"), "x").await;
+        }
+        assert_eq!(sh.ls("").await.unwrap().len(), 250);
+        sh.refresh().await;
+        // The first page comes, and then nothing.
+        sh.vault.plan(Op::List).nth(2).always().fail(Fault::Hang);
+        let before = tokio::time::Instant::now();
+        assert_eq!(sh.ls("").await.unwrap().len(), 250);
+        assert!(before.elapsed() <= Duration::from_secs(5), "{:?}", before.elapsed());
+        assert!(sh.fs.status().cache.serving_stale, "and that is told");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn refusals_are_answers_never_stale_is_fine() {
     for (kind, errno) in [(ErrorKind::Forbidden, Errno::EACCES), (ErrorKind::Unauthorized, Errno::EACCES)] {
         let sh = Shell::new();

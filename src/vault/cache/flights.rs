@@ -228,6 +228,11 @@ impl Cache {
         Feed { told, pages, flight }
     }
 
+    /// How long to wait for a listing while names that were known before could stand in for it; `None` if none could.
+    pub fn patience_with_listing(&self) -> Option<Duration> {
+        self.listing_may_stand_in().then_some(STALE_WAIT)
+    }
+
     /// Whether names that were known before may stand in for a listing that failed so.
     pub fn names_may_stand_in(&self, e: &Error) -> bool {
         let may = is_outage(e.kind) && self.listing_may_stand_in();
