@@ -8,6 +8,11 @@ pub fn why(id: &str) -> Option<&'static str> {
         }
         "paging" => Some(PAGING),
         "embedded-update" => Some(UPDATE),
+        "burst" => Some(
+            "Of some 19 MB more, 14 MB are pieces of memory that are free between others in use, 4 kB each on average \
+             (`malloc_info` before and after): hardly a whole page of them is free, so `malloc_trim` cannot give them \
+             back. 3 MB are the mount's state, which is shared memory and is tidied up when it has grown again.",
+        ),
         "rw-peers" => Some(
             "A read is one request that is waited for, OPEN: two changes between processes, which took 25 µs in the \
              best round seen and 65 µs where six other programs wanted the processors. How long they take is the scheduler's to \

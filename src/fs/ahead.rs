@@ -3,7 +3,8 @@
 //! `ls -l` and its kin go through a listing in its order and need each value for its size. From the third on, the
 //! values of the names that follow are fetched beside, at most [`AHEAD`] in front of the reader, a few at a time, in the
 //! background, and with no more than a quarter of the requests that are left. What is fetched in vain costs requests
-//! and nothing else.
+//! and nothing else. In a long listing only who goes through it in its order counts: finding any other name in it
+//! would take longer than asking for the value.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -23,6 +24,9 @@ const SIGN: u32 = 3;
 /// No value is fetched that is further behind the last one that was asked for.
 const AHEAD: usize = 100;
 
+/// Longer listings are not searched for a name.
+const SEARCHED: usize = 10_000;
+
 /// Requests that are out at once.
 const AT_ONCE: usize = 8;
 
@@ -32,6 +36,8 @@ struct Walk {
     /// Of which listing.
     listing: Weak<Listing>,
     looks: u32,
+    /// The position of the last one.
+    at: u64,
     /// The position up to which values are here or on their way.
     fetched: u64,
     /// Something is on its way.
@@ -54,18 +60,21 @@ impl FileSystem {
         if walks.0.len() >= WALKS && !walks.0.contains_key(&dir) {
             walks.0.retain(|_, walk| walk.out);
         }
-        let fresh = || Walk { listing: Arc::downgrade(&listing), looks: 0, fetched: 0, out: false };
+        let fresh = || Walk { listing: Arc::downgrade(&listing), looks: 0, at: 0, fetched: 0, out: false };
         let walk = walks.0.entry(dir).or_insert_with(fresh);
         if walk.listing.as_ptr() != Arc::as_ptr(&listing) {
             *walk = Walk { out: walk.out, ..fresh() };
         }
+        let Some((text, _)) = name::split(name.as_str(), under) else { return };
+        let Some(here) = listing.position(&text, walk.at, AHEAD, SEARCHED) else { return };
+        walk.at = here;
         walk.looks += 1;
         if walk.looks < SIGN || walk.out {
             return;
         }
         let fetched = walk.fetched;
         drop(walks);
-        let Some((ahead, last)) = self.names_ahead(&listing, under, name, fetched) else { return };
+        let Some((ahead, last)) = self.names_ahead(&listing, under, here, fetched) else { return };
         if ahead.is_empty() {
             return;
         }
@@ -85,17 +94,15 @@ impl FileSystem {
         }));
     }
 
-    /// The objects behind `name` in the listing whose values are to be fetched, and the position of the last; `None`
+    /// The objects behind `here` in the listing whose values are to be fetched, and the position of the last; `None`
     /// while there are enough on this side of `fetched`.
     fn names_ahead(
         &self,
         listing: &Listing,
         under: &DirPrefix,
-        name: &ObjectName,
+        here: u64,
         fetched: u64,
     ) -> Option<(Vec<ObjectName>, u64)> {
-        let (text, _) = name::split(name.as_str(), under)?;
-        let here = listing.position(&text)?;
         let mut entries: Vec<DirEntry> = Vec::new();
         listing.look(here, |entry| {
             entries.push(entry.clone());

@@ -254,9 +254,14 @@ impl Listing {
         let _ = state.entries[state.first_after(after)..].iter().any(take);
     }
 
-    /// The position of a name.
-    pub fn position(&self, name: &str) -> Option<u64> {
-        self.state().entries.iter().find(|entry| entry.name == name).map(|entry| entry.cookie)
+    /// The position of a name: looked for among the next `near` entries behind a position, then, where there are no more than
+    /// `few`, among all.
+    pub fn position(&self, name: &str, after: u64, near: usize, few: usize) -> Option<u64> {
+        let state = self.state();
+        let behind = &state.entries[state.first_after(after)..];
+        let all = if state.entries.len() <= few { &state.entries[..] } else { &[] };
+        let found = behind.iter().take(near).chain(all).find(|entry| entry.name == name);
+        found.map(|entry| entry.cookie)
     }
 
     /// The entries behind a position.

@@ -264,6 +264,26 @@ async fn what_is_fetched_ahead_holds_up_nobody_who_asks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_a_long_listing_only_who_goes_through_it_has_values_fetched_ahead() {
+    let sh = Shell::new();
+    for n in 0..12_000 {
+        sh.put(&format!("d/n{n:05}"), "x").await;
+    }
+    sh.ls("d").await.unwrap();
+    let before = sh.vault.count(Op::GetByName);
+    for n in [5000, 900, 11_000, 3000, 7000] {
+        sh.stat(&format!("d/n{n:05}")).await.unwrap();
+        sh.pass(Duration::from_millis(1)).await;
+    }
+    assert_eq!(sh.vault.count(Op::GetByName) - before, 5, "here and there");
+    for n in 0..3 {
+        sh.stat(&format!("d/n{n:05}")).await.unwrap();
+    }
+    sh.pass(Duration::from_millis(1)).await;
+    assert_eq!(sh.vault.count(Op::GetByName) - before, 5 + 103, "one after the other");
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_fetched_ahead_where_nobody_listed() {
     let sh = Shell::new();
     for n in 0..20 {
