@@ -1,8 +1,9 @@
 //! Memory that is not needed any more goes back to the system.
 //!
 //! glibc keeps what is freed below what is still in use, and gives each thread that allocates an arena of its own: a burst
-//! of requests would stay resident for as long as the mount lives. So there are few arenas, and once memory does not grow
-//! any more and much of it is free, free pages are given back. Nothing in here knows what the memory is used for.
+//! of requests would stay resident for as long as the mount lives. So there are few arenas, large blocks are mapped on
+//! their own and go back when they are freed, and once memory does not grow any more and much of it is free, free pages are
+//! given back. Nothing in here knows what the memory is used for.
 
 use std::time::Duration;
 
@@ -10,17 +11,21 @@ use crate::harden::{self, LockState};
 
 /// Arenas of the allocator: threads that allocate at once are few, and each arena holds on to what it had.
 const ARENAS: libc::c_int = 2;
+/// Blocks from this size on, in bytes, have a mapping of their own. Unless told, glibc raises this to the largest that was
+/// ever freed (up to 32 MiB), and a vault's answers without end would leave holes in the heap that grow by and by.
+const LARGE: libc::c_int = 128 * 1024;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(10);
 /// What is worth the walk through the heap, in bytes.
 const WORTH: u64 = 512 * 1024;
 
 /// To be called before there are threads.
-pub fn few_arenas() {
+pub fn tune() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number, in a process that has one thread.
+    // SAFETY: sets two numbers, in a process that has one thread.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
     }
 }
 
@@ -117,6 +122,18 @@ mod tests {
         assert!(watch.is_time(mb(88), mb(20)), "what is freed later counts, although nothing grew");
         watch.trimmed(mb(28), mb(20));
         assert!(!watch.is_time(mb(28), mb(20)));
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn a_large_block_is_mapped_also_after_another_was_freed() {
+        tune();
+        for size in (1..4).map(|n| n << 22) {
+            let block = std::hint::black_box(vec![1_u8; size]);
+            // What has a mapping of its own begins behind the allocator's 16 bytes at the start of a page.
+            assert_eq!(block.as_ptr().addr() % 4096, 16, "{size} bytes are in the heap");
+            drop(std::hint::black_box(vec![1_u8; 4 * size]));
+        }
     }
 
     #[test]

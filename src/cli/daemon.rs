@@ -101,7 +101,7 @@ fn keep() -> anyhow::Result<ExitCode> {
 
 fn work() -> anyhow::Result<ExitCode> {
     harden::name_process(c"vaultfs-worker");
-    heap::few_arenas();
+    heap::tune();
     let (config, key, seal, link) = worker::begin()?;
     let memory = harden::lock_memory();
     log::start(&serde_json::from_value(config.log.clone())?, &config.mountpoint);

@@ -76,7 +76,7 @@ pub struct ServeArgs {
 /// Runs the command.
 pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.verbose);
-    heap::few_arenas();
+    heap::tune();
     let memory = harden::lock_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if let Some(command) = args.command {
