@@ -164,6 +164,122 @@ os.close(a); os.pwrite(b, b"!", 6); os.close(b); os.close(c)
     assert_eq!(mount.versions("f").len(), 2, "one for each close that had something to store");
 }
 
+/// A program that keeps rewriting `f` under a lock, which others do as well, in threads or processes; how often, and in
+/// how many threads, its arguments say.
+const REWRITES: &str = r#"
+import fcntl, os, sys, threading
+count, threads = int(sys.argv[1]), int(sys.argv[2])
+def rewrite(who):
+    for n in range(count):
+        f = os.open("f", os.O_RDWR)
+        fcntl.flock(f, fcntl.LOCK_EX)
+        value = f"{who} {n}\n".encode() * 500
+        os.ftruncate(f, 0)
+        half = len(value) // 2
+        os.write(f, value[:half]); os.write(f, value[half:])
+        os.close(f)
+all = [threading.Thread(target=rewrite, args=(f"{os.getpid()}-{t}",)) for t in range(threads)]
+for t in all: t.start()
+for t in all: t.join()
+"#;
+
+/// Programs that open `f` for writing and close it again until `stop` is there, having read it, under a lock or not.
+const LOOKS: &str = r#"
+import fcntl, os, sys
+while not os.path.exists("../stop"):
+    f = os.open("f", os.O_RDWR)
+    if sys.argv[1] == "lock":
+        fcntl.flock(f, fcntl.LOCK_SH)
+        value = os.read(f, 1 << 20)
+        assert value and len(set(value.splitlines())) == 1 and value.count(b"\n") in (1, 500), value[:99]
+    elif sys.argv[1] == "copy":
+        os.close(os.dup(f))
+    os.close(f)
+"#;
+
+#[test]
+fn rewrites_under_a_lock_are_one_version_each_whoever_opens_and_closes_the_file() {
+    const TURNS: usize = 60;
+    let mount = Mount::start();
+    mount.sh("echo base > f");
+    let stop = mount.mnt().with_file_name("stop");
+    let python = |program: &str, args: &[&str]| {
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", program]).args(args).current_dir(mount.mnt());
+        command.stderr(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let looks: Vec<_> = ["lock", "no lock", "copy"].map(|how| python(LOOKS, &[how])).into();
+    let turns = TURNS.to_string();
+    let rewrites: Vec<_> = ["1", "1", "3"].map(|threads| python(REWRITES, &[&turns, threads])).into();
+    let ends = |programs: Vec<std::process::Child>| {
+        for program in programs {
+            let ended = program.wait_with_output().unwrap();
+            assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        }
+    };
+    ends(rewrites);
+    fs::write(&stop, "").unwrap();
+    ends(looks);
+    let versions = mount.versions("f");
+    let mut values = std::collections::BTreeSet::new();
+    for version in &versions[1..] {
+        let value = fs::read_to_string(mount.path(format!(".versions/f/{version}"))).unwrap();
+        let line = value.lines().next().unwrap_or_else(|| panic!("version {version} is empty")).to_owned();
+        assert_eq!(value, format!("{line}\n").repeat(500), "version {version} is a part");
+        assert!(values.insert(line), "version {version} is a second one of the same save");
+    }
+    assert_eq!(values.len(), 5 * TURNS, "one version for each save");
+}
+
+#[test]
+fn a_program_that_also_inherited_the_file_open_stores_at_its_close() {
+    let mount = Mount::start();
+    let program = r#"
+import os
+f = os.open("f", os.O_WRONLY)
+os.write(f, b"mine"); os.close(f)
+assert open(".versions/f/2", "rb").read() == b"mine", "close has returned"
+"#;
+    mount.sh(&format!("echo base > f; {{ python3 -c '{program}'; }} >> f"));
+    assert_eq!(mount.versions("f"), [1, 2]);
+}
+
+#[test]
+fn a_mapping_is_stored_by_its_own_close_with_another_one_of_the_same_file_about() {
+    let mount = Mount::start();
+    let program = r#"
+import mmap, os
+open("m", "wb").write(b"a" * 9000)
+a = os.open("m", os.O_RDWR); one = mmap.mmap(a, 0)
+b = os.open("m", os.O_RDWR); two = mmap.mmap(b, 0)
+def stored(n): return open(f".versions/m/{n}", "rb").read()
+one[0:3] = b"one"
+os.close(a)
+assert stored(2)[:3] == b"one", "the kernel sent it with the handle of the other one"
+two[3:6] = b"two"
+os.close(b)
+assert stored(3)[:6] == b"onetwo"
+one[6:11] = b"three"
+one.close(); two.close()
+"#;
+    mount.sh(&format!("python3 -c '{program}'"));
+    common::until("what was written after the last close is in the vault", || {
+        fs::read(mount.path(".versions/m/4")).is_ok_and(|stored| stored.starts_with(b"onetwothreea"))
+    });
+}
+
+#[test]
+fn writes_through_o_sync_are_a_version_each() {
+    let mount = Mount::start();
+    for flag in ["sync", "dsync"] {
+        mount.sh(&format!("printf abcd | dd of={flag} oflag={flag} bs=2 status=none"));
+        assert_eq!(mount.versions(flag), [1, 2], "{flag}");
+        assert_eq!(fs::read(mount.path(format!(".versions/{flag}/1"))).unwrap(), b"ab");
+        assert_eq!(fs::read(mount.path(flag)).unwrap(), b"abcd");
+    }
+}
+
 #[test]
 fn what_is_saved_unchanged_makes_no_version() {
     let mount = Mount::with(&["--refresh", "1ms"]);

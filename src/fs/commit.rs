@@ -74,7 +74,7 @@ pub enum Drain {
 impl Drain {
     fn covers(self, file: &File) -> bool {
         let state = file.state();
-        state.is_dirty() && (self == Drain::All || state.writers == 0)
+        state.is_dirty() && (self == Drain::All || state.writers.is_empty())
     }
 }
 
@@ -324,8 +324,7 @@ impl FileSystem {
         state.sending = false;
         table.reveal(&job.name);
         if let Some(buffer) = &mut state.buffer {
-            buffer.committed = job.generation;
-            buffer.written &= buffer.generation != job.generation;
+            buffer.stored(job.generation);
         }
         let moved = match state.link {
             Link::Current | Link::Replaced if normalised && !state.is_dirty() => {

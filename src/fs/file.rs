@@ -7,6 +7,7 @@
 //! The state is reached through a [`StateGuard`], which writes down what was changed when it is let go of
 //! (`record`).
 
+use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Instant, SystemTime};
@@ -19,6 +20,7 @@ use super::errno::Errno;
 use super::journal::Pen;
 use super::read::Kept;
 use super::record::Written;
+use super::wrote::{Whose, Wrote};
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 
@@ -111,6 +113,8 @@ pub struct Buffer {
     /// Something was written (or cut through a handle) since the last commit: a FLUSH has to store it. A file
     /// that was only created or truncated by open is stored at the last close.
     pub written: bool,
+    /// By whom.
+    pub wrote: Wrote,
     /// When it last changed.
     pub changed_at: SystemTime,
     /// The part of the bytes that is not written down yet.
@@ -168,7 +172,9 @@ pub struct FileState {
     /// Open handles.
     pub opens: usize,
     /// Open handles that may write.
-    pub writers: usize,
+    pub writers: BTreeSet<u64>,
+    /// The last one that was opened.
+    pub last_writer: u64,
     /// What was set locally.
     pub local: LocalAttr,
     /// The last commit failed.
@@ -201,6 +207,31 @@ impl FileState {
     pub fn has_failed(&self) -> bool {
         let failed = self.failure.as_ref().map(|failure| failure.generation);
         failed.is_some() && failed == self.buffer.as_ref().map(|buffer| buffer.generation)
+    }
+
+    /// Who a change through this handle is noted for.
+    pub fn whose(&self, fh: u64) -> Whose {
+        if self.writers.contains(&fh) { Whose::Handle(fh) } else { Whose::Nobody }
+    }
+
+    /// One more handle that may write.
+    pub fn add_writer(&mut self, fh: u64) {
+        self.writers.insert(fh);
+        self.last_writer = self.last_writer.max(fh);
+    }
+
+    /// Of handles that are not open any more nobody will store what was written through them.
+    pub fn forget_closed(&mut self) {
+        let Self { buffer, writers, .. } = self;
+        if let Some(buffer) = buffer {
+            buffer.wrote.keep(|fh| writers.contains(&fh));
+        }
+    }
+
+    /// Whether a close of this handle would store something: what was written since the last commit, and is not
+    /// another's to store.
+    pub fn is_stored_by(&self, fh: u64) -> bool {
+        self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.wrote.lets_store(fh))
     }
 
     /// Whether the file is held back from the vault.
@@ -265,6 +296,7 @@ impl FileState {
             generation: 0,
             committed: 0,
             written: false,
+            wrote: Wrote::default(),
             changed_at: now,
             fresh: 0..base.len(),
         })
@@ -305,10 +337,25 @@ impl Buffer {
     }
 
     /// The bytes changed; a time set by utimens no longer holds for them.
-    pub fn changed(&mut self, written: bool, now: SystemTime) {
+    pub fn changed(&mut self, whose: Whose, now: SystemTime) {
         self.generation += 1;
-        self.written |= written;
+        self.written |= whose != Whose::Opening;
+        self.wrote.note(whose, self.generation);
         self.changed_at = now;
+    }
+
+    /// Nothing is left of what was written: the flush of a copied descriptor after O_TRUNC must not store an empty
+    /// version.
+    pub fn cut_off(&mut self) {
+        self.written = false;
+        self.wrote = Wrote::default();
+    }
+
+    /// The vault has this generation.
+    pub fn stored(&mut self, generation: u64) {
+        self.committed = generation;
+        self.written &= self.generation != generation;
+        self.wrote.stored(generation);
     }
 }
 
@@ -354,7 +401,8 @@ impl File {
             kept: None,
             buffer: None,
             opens: 0,
-            writers: 0,
+            writers: BTreeSet::new(),
+            last_writer: 0,
             local,
             failure: None,
             cut_short: None,

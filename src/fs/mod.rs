@@ -6,8 +6,8 @@
 //!
 //! Where to look: `resolve` is the only place where names mean something; `inode` and `file` hold the state
 //! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
-//! into versions and remembers failure; `rotate` and `helper` bring to the kernel what changed elsewhere; `opener`
-//! decides which close stores; `errno` is the one table; `journal`, `record` and `restore` carry the state over to a
+//! into versions and remembers failure; `rotate` and `helper` bring to the kernel what changed elsewhere; `opener` and
+//! `wrote` decide which close stores; `errno` is the one table; `journal`, `record` and `restore` carry the state over to a
 //! successor.
 
 mod ahead;
@@ -51,6 +51,7 @@ mod undeleted;
 mod untold;
 mod versions;
 mod write;
+mod wrote;
 mod xattr;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -21,6 +21,7 @@ use super::name::{self, Decoded, DirPrefix, Refused};
 use super::opener::Opener;
 use super::request::Doing;
 use super::untold::Untold;
+use super::wrote::Whose;
 use super::{Caller, Entry, FileSystem, Step, request};
 use crate::crash;
 use crate::vault::ObjectName;
@@ -90,6 +91,24 @@ impl HandleRecord {
 /// So many handle numbers are written down as in use ahead of their use.
 const NUMBERS: u64 = 4096;
 
+/// Whether a FLUSH of this handle stores, as far as copies of its descriptor are concerned.
+fn lets_store(file: &File, opener: &Opener, caller: Caller) -> bool {
+    loop {
+        let (only, seen) = {
+            let state = file.state();
+            // Of several handles the process may have another one's descriptors, too, by inheritance.
+            (state.writers.len() == 1, state.last_writer)
+        };
+        if opener.lets_store(caller.pid, file.ino, only) {
+            return true;
+        }
+        // The copy that was seen may be the descriptor of a handle that was opened meanwhile.
+        if file.state().last_writer == seen {
+            return false;
+        }
+    }
+}
+
 /// What OPEN, OPENDIR and CREATE answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opened {
@@ -128,10 +147,18 @@ impl Handle {
 
 impl FileSystem {
     pub(super) fn new_handle(&self, held: Held) -> Opened {
+        self.number_handle(self.next_handle(), held)
+    }
+
+    fn next_handle(&self) -> u64 {
         let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
         if fh % NUMBERS == 1 {
             self.pen.put(&Key::NextHandle, &(fh + NUMBERS));
         }
+        fh
+    }
+
+    fn number_handle(&self, fh: u64, held: Held) -> Opened {
         let by = request::current().filter(|_| self.pen.writes());
         let handle = Handle { fh, held, untold: Untold::new(by) };
         let opened = handle.opened();
@@ -262,13 +289,14 @@ impl FileSystem {
             state.failure = None;
         }
         state.opens += 1;
+        let fh = self.next_handle();
         let writer = writes.then(|| {
-            state.writers += 1;
+            state.add_writer(fh);
             let told = state.failure.as_ref().map_or(0, |f| f.number);
             Writer { opener: Opener::of(caller.pid), told: AtomicU64::new(told) }
         });
         drop(state);
-        Some(self.new_handle(Held::File { file: file.clone(), writer }))
+        Some(self.number_handle(fh, Held::File { file: file.clone(), writer }))
     }
 
     /// The same, fetching the bytes if need be.
@@ -337,7 +365,7 @@ impl FileSystem {
         Step::later(async move {
             if create.flags & libc::O_TRUNC != 0 {
                 // The kernel takes what CREATE opened for empty.
-                fs.resize_now(&file, 0, false).unwrap_or(Err(Errno::EIO))?;
+                fs.resize_now(&file, 0, Whose::Opening).unwrap_or(Err(Errno::EIO))?;
             }
             let opened = fs.open_loaded(&file, true, caller).await?;
             fs.write_down(file.ino, "write", caller);
@@ -388,7 +416,7 @@ impl FileSystem {
             state.keep = keep;
             state.stored = base;
             state.exclusive = create.flags & libc::O_EXCL != 0;
-            state.buffer(&[], now).changed(false, now);
+            state.buffer(&[], now).changed(Whose::Opening, now);
             *table.local(name) = state.local.clone();
         }
         if !under.is_root() && !under.is_continuation() {
@@ -405,14 +433,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let Held::File { file, writer: Some(writer) } = &handle.held else { return Step::Ready(Ok(())) };
-        let only = {
-            let state = file.state();
-            if !state.is_dirty() || !state.buffer.as_ref().is_some_and(|b| b.written) {
-                return Step::Ready(Ok(()));
-            }
-            state.writers == 1
-        };
-        if !writer.opener.lets_store(caller.pid, file.ino, only) {
+        if !file.state().is_stored_by(fh) || !lets_store(file, &writer.opener, caller) {
             return Step::Ready(Ok(()));
         }
         crash::point("flush");
@@ -435,13 +456,18 @@ impl FileSystem {
         }
         let (fs, file) = (self.clone(), file.clone());
         Step::later(async move {
+            // Who wrote nothing tries again what another could not store. How that ends is not an answer to them.
+            let stranger = {
+                let state = file.state();
+                cause == Cause::Close && !state.buffer.as_ref().is_some_and(|b| b.wrote.is_by(handle.fh))
+            };
             let result = fs.commit(&file, &fs.call(), cause).await;
             if let Held::File { writer: Some(writer), file } = &handle.held {
                 let number = file.state().failure.as_ref().map_or(0, |f| f.number);
                 writer.told.store(number, Ordering::Relaxed);
                 fs.note_handle(&handle);
             }
-            result
+            if stranger { Ok(()) } else { result }
         })
     }
 
@@ -451,21 +477,22 @@ impl FileSystem {
         let handle = self.drop_handle(fh);
         crash::point("released");
         match handle.as_ref().map(|h| &h.held) {
-            Some(Held::File { file, writer }) => self.let_go(file, writer.is_some()),
+            Some(Held::File { file, .. }) => self.let_go(file, fh),
             _ => Step::Ready(Ok(())),
         }
     }
 
     /// One handle of the file less, which may have been a writer's.
-    pub(super) fn let_go(self: &Arc<Self>, file: &Arc<File>, writer: bool) -> Step<()> {
+    pub(super) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> Step<()> {
         let unsaved = {
             let mut state = file.state();
             state.opens -= 1;
-            state.writers -= usize::from(writer);
+            let writer = state.writers.remove(&fh);
+            state.forget_closed();
+            let last = state.writers.is_empty();
             // What failed at close(2) was told there; what may go well later is tried again by itself.
-            let unsaved =
-                writer && state.writers == 0 && state.is_dirty() && !state.retrying && !state.has_failed();
-            let cut_short = state.writers == 0 && state.cut_short.take().is_some() && state.buffer.is_some();
+            let unsaved = writer && last && state.is_dirty() && !state.retrying && !state.has_failed();
+            let cut_short = last && state.cut_short.take().is_some() && state.buffer.is_some();
             if cut_short {
                 drop(state);
                 self.take_back(file);

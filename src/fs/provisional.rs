@@ -27,6 +27,7 @@ use super::errno::Result;
 use super::file::{File, Keep, Link, Stored};
 use super::inode::{Hidden, Node, Table};
 use super::name::DirPrefix;
+use super::wrote::Whose;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName};
 
 /// Stores that may be on their way at once.
@@ -249,7 +250,7 @@ impl FileSystem {
                 state.stored = table.claim(&state.name);
             }
             if let Some(buffer) = &mut state.buffer {
-                buffer.changed(true, buffer.changed_at);
+                buffer.changed(Whose::Nobody, buffer.changed_at);
             }
             self.account_room(&mut state);
         }

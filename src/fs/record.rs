@@ -8,6 +8,7 @@
 //! The bytes of a version that somebody has open are written down too, as the vault may not have them any more
 //! when they are asked for again.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,6 +19,7 @@ use super::attr::FileKind;
 use super::errno::Errno;
 use super::file::{Buffer, Failure, File, FileState, Keep, Link, LocalAttr, Stored};
 use super::journal::{Key, PIECE, Pen};
+use super::wrote::Wrote;
 use crate::secret::SecretBytes;
 use crate::vault::{Content, Meta, Object, ObjectId, ObjectName, VersionTag};
 
@@ -60,6 +62,9 @@ pub(super) struct FileRecord {
     cut_short: Option<Errno>,
     exclusive: bool,
     sending: bool,
+    /// Of the buffer. Written behind the rest: other versions of this program pass over it, and do without.
+    #[serde(skip)]
+    wrote: Option<Wrote>,
 }
 
 /// Pieces that so many bytes take.
@@ -77,7 +82,7 @@ impl File {
         self.write_buffer(state);
         self.write_pinned(state);
         let record = FileRecord::of(self.kind, state);
-        let bytes = postcard::to_allocvec(&record).expect("plain data in memory can be written down");
+        let bytes = record.encode();
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
         let fingerprint = Some(hasher.finish());
@@ -189,6 +194,7 @@ impl FileRecord {
             buffer,
             opens: _,
             writers: _,
+            last_writer: _,
             local,
             failure,
             cut_short,
@@ -206,6 +212,7 @@ impl FileRecord {
             written: buffer.written,
             changed_at: buffer.changed_at,
         });
+        let wrote = state.buffer.as_ref().map(|buffer| buffer.wrote.clone());
         let kept = state.kept.as_ref().map(|kept| kept.object());
         let pinned = written.pinned.as_ref().and(kept.or(state.pinned.as_ref()));
         Self {
@@ -223,7 +230,22 @@ impl FileRecord {
             cut_short: *cut_short,
             exclusive: *exclusive,
             sending: *sending,
+            wrote,
         }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = postcard::to_allocvec(self).expect("plain data in memory can be written down");
+        if let Some(wrote) = &self.wrote {
+            bytes.extend(postcard::to_allocvec(wrote).expect("plain data in memory can be written down"));
+        }
+        bytes
+    }
+
+    /// `None` for what is no record of a file.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (record, behind): (Self, _) = postcard::take_from_bytes(bytes).ok()?;
+        Some(Self { wrote: postcard::from_bytes(behind).ok(), ..record })
     }
 
     /// The file again; nobody has it open yet. `piece` gives the pieces that were written down.
@@ -233,11 +255,14 @@ impl FileRecord {
             written.buffer = pieces(record.len);
             let mut bytes = join(written.buffer, |at| piece(Key::Buffer(ino, at)));
             bytes.resize(record.len);
+            let mut wrote = self.wrote.unwrap_or_else(|| Wrote::anybodys(record.generation));
+            wrote.stored(record.committed);
             Buffer {
                 bytes,
                 generation: record.generation,
                 committed: record.committed,
                 written: record.written,
+                wrote,
                 changed_at: record.changed_at,
                 fresh: 0..0,
             }
@@ -259,7 +284,8 @@ impl FileRecord {
             kept: None,
             buffer,
             opens: 0,
-            writers: 0,
+            writers: BTreeSet::new(),
+            last_writer: 0,
             local: self.local,
             failure: self.failure,
             cut_short: self.cut_short,
@@ -296,4 +322,29 @@ pub(super) fn join(count: u32, mut piece: impl FnMut(u32) -> Option<SecretBytes>
         }
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::wrote::Whose;
+
+    #[test]
+    fn a_record_without_who_wrote_is_understood_both_ways() {
+        let now = SystemTime::UNIX_EPOCH;
+        let file = File::new(7, ObjectName::new("f").unwrap(), LocalAttr::default());
+        file.state().buffer(b"", now).changed(Whose::Handle(1), now);
+        let record = FileRecord::of(FileKind::Regular, &file.state());
+        let ours = record.encode();
+        let theirs = postcard::to_allocvec(&record).unwrap();
+        assert!(theirs.len() < ours.len());
+        postcard::from_bytes::<FileRecord>(&ours).expect("another version of this program reads it so");
+        for (bytes, others_store) in [(ours, false), (theirs, true)] {
+            let restored = FileRecord::decode(&bytes).unwrap().restore(7, &mut |_| None);
+            let state = restored.state();
+            assert!(state.is_stored_by(1));
+            assert_eq!(state.is_stored_by(2), others_store);
+        }
+        assert!(FileRecord::decode(b"").is_none());
+    }
 }

@@ -148,7 +148,8 @@ impl FileSystem {
                 NodeRecord::Dir(kind) => Node::Dir(Arc::new(Dir { ino, kind })),
                 NodeRecord::Control(taken, text) => Node::Control(Arc::new(ControlText { ino, taken, text })),
                 NodeRecord::File => {
-                    let Some(record) = found.read::<FileRecord>(&Key::File(ino)) else { continue };
+                    let record = found.plain.get(&Key::File(ino));
+                    let Some(record) = record.and_then(|bytes| FileRecord::decode(bytes)) else { continue };
                     let mut file = record.restore(ino, &mut |key| found.secret.remove(&key));
                     file.pen = pen.clone();
                     Node::File(Arc::new(file))
@@ -200,7 +201,7 @@ impl FileSystem {
         });
         for fh in numbers {
             let Some(record) = found.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
-            let Some(held) = self.restore_held(record.held) else {
+            let Some(held) = self.restore_held(fh, record.held) else {
                 tracing::warn!(fh, "an open file is not known any more");
                 self.pen.delete(&Key::Handle(fh));
                 continue;
@@ -213,7 +214,7 @@ impl FileSystem {
         self.close_untold_later();
     }
 
-    fn restore_held(&self, record: HeldRecord) -> Option<Held> {
+    fn restore_held(&self, fh: u64, record: HeldRecord) -> Option<Held> {
         let node = |ino| self.table().node(ino);
         match record {
             HeldRecord::Control(ino, taken, text) => {
@@ -234,7 +235,9 @@ impl FileSystem {
                 Node::File(file) => {
                     let mut state = file.state();
                     state.opens += 1;
-                    state.writers += usize::from(writer.is_some());
+                    if writer.is_some() {
+                        state.add_writer(fh);
+                    }
                     drop(state);
                     let writer = writer.map(|(opener, told)| Writer { opener, told: told.into() });
                     Some(Held::File { file, writer })
@@ -309,7 +312,7 @@ impl FileSystem {
             }
             let name = state.name.clone();
             tracing::error!(name = name.as_str(), "{DOUBTFUL}");
-            if state.writers > 0 {
+            if !state.writers.is_empty() {
                 state.cut_short = Some(Errno::EIO);
             }
             let number = state.failure.as_ref().map_or(0, |failure| failure.number) + 1;
@@ -333,7 +336,8 @@ impl FileSystem {
         for file in files {
             let mut state = file.state();
             failures = failures.max(state.failure.as_ref().map_or(0, |failure| failure.number));
-            let left_alone = state.writers == 0;
+            state.forget_closed();
+            let left_alone = state.writers.is_empty();
             let cut_short = left_alone && state.cut_short.is_some() && state.buffer.is_some();
             let moved = state.origin.is_some() && state.keep == Keep::Store && !state.is_dirty();
             let unsaved = left_alone && state.is_dirty() && !cut_short;

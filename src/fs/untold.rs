@@ -127,9 +127,9 @@ impl FileSystem {
         if let Some(request) = handle.untold.request() {
             self.untold.by().remove(&request);
         }
-        if let Held::File { file, writer } = &handle.held {
+        if let Held::File { file, .. } = &handle.held {
             tracing::info!(fh, "nobody has heard of this open file: it counts as closed");
-            if let super::Step::Pending(stored) = self.let_go(file, writer.is_some()) {
+            if let super::Step::Pending(stored) = self.let_go(file, fh) {
                 let _ = stored.await;
             }
             if !self.table().is_held(file.ino) {
@@ -145,7 +145,9 @@ impl FileSystem {
         if let Held::File { file, writer } = &handle.held {
             let mut state = file.state();
             state.opens += 1;
-            state.writers += usize::from(writer.is_some());
+            if writer.is_some() {
+                state.add_writer(fh);
+            }
         }
         self.handles().insert(fh, handle.clone());
         self.told(&handle);

@@ -10,11 +10,21 @@ use super::errno::{Errno, Result};
 use super::file::{File, Keep};
 use super::inode::Node;
 use super::open::Held;
+use super::wrote::Whose;
 use super::{FileSystem, Step};
 
 impl FileSystem {
     /// WRITE. The bytes a writer's handle builds on are in memory since its open, so this never waits.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        self.write_as(Whose::Handle(fh), fh, offset, data)
+    }
+
+    /// WRITE of pages of a mapping: the handle is one of those that the file was mapped with.
+    pub fn write_mapped(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        self.write_as(Whose::Mapping, fh, offset, data)
+    }
+
+    fn write_as(&self, whose: Whose, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let Held::File { file, writer: Some(writer) } = &handle.held else { return Err(Errno::EBADF) };
         let mut state = file.state();
@@ -41,7 +51,7 @@ impl FileSystem {
         let buffer = state.buffer_of_stored(now).ok_or(Errno::EACCES)?;
         // Both fit: `end` is at most --max-size, which fits into memory.
         buffer.write_at(offset as usize, data);
-        buffer.changed(true, now);
+        buffer.changed(whose, now);
         Ok(data.len() as u32)
     }
 
@@ -59,9 +69,15 @@ impl FileSystem {
             (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR).into(),
             (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM).into(),
         };
-        let through_handle = fh.is_some();
-        let commits = { file.state().writers == 0 };
-        if !commits && let Some(result) = self.resize_now(&file, size, through_handle) {
+        // A handle that was not heard of is open again when it is used.
+        let fh = fh.filter(|fh| self.handle(*fh).is_ok());
+        let (whose, commits) = {
+            let state = file.state();
+            let commits = state.writers.is_empty();
+            let otherwise = if commits { Whose::Nobody } else { Whose::Opening };
+            (fh.map_or(otherwise, |fh| state.whose(fh)), commits)
+        };
+        if !commits && let Some(result) = self.resize_now(&file, size, whose) {
             let set_too = result.and_then(|()| self.set_local_if_any(&node, &set));
             return self.attr_after(&node, set_too);
         }
@@ -72,7 +88,7 @@ impl FileSystem {
             if size > 0 {
                 fs.load(&call, &file).await?;
             }
-            fs.resize_now(&file, size, through_handle || commits).unwrap_or(Err(Errno::EIO))?;
+            fs.resize_now(&file, size, whose).unwrap_or(Err(Errno::EIO))?;
             drop(in_use);
             fs.set_local_if_any(&node, &set)?;
             if commits {
@@ -95,7 +111,7 @@ impl FileSystem {
     }
 
     /// Cuts or extends the buffer; `None` if the bytes to build on are not in memory.
-    pub(super) fn resize_now(&self, file: &File, size: u64, written: bool) -> Option<Result<()>> {
+    pub(super) fn resize_now(&self, file: &File, size: u64, whose: Whose) -> Option<Result<()>> {
         let mut state = file.state();
         if size > self.options.max_size {
             return Some(Err(self.too_big(state.name.as_str())));
@@ -116,10 +132,11 @@ impl FileSystem {
         state.local.written();
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
         buffer.resize(size as usize);
-        // What an earlier save left unsaved is cut off by O_TRUNC: the flush of a copied descriptor that follows must
-        // not store an empty version.
-        buffer.written &= written || size > 0;
-        buffer.changed(written, now);
+        if size == 0 {
+            // What was written until now has nobody to store it any more, be it left from an earlier save.
+            buffer.cut_off();
+        }
+        buffer.changed(whose, now);
         Some(Ok(()))
     }
 

@@ -370,7 +370,7 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
@@ -383,7 +383,10 @@ impl Filesystem for Adapter {
         }
         self.serve(
             req,
-            |fs| fs.write(fh.0, offset, data).into(),
+            |fs| match write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                true => fs.write_mapped(fh.0, offset, data).into(),
+                false => fs.write(fh.0, offset, data).into(),
+            },
             move |written| match written {
                 Ok(written) => reply.written(written),
                 Err(e) => reply.error(e),

@@ -2,6 +2,7 @@
 //! memory that fails where a test says so. One module a promise; `model` compares random sessions with a map.
 
 mod backups;
+mod closes;
 mod deadlines;
 mod dirs;
 mod dying;

@@ -28,9 +28,12 @@ enum Step {
     Unlink(usize),
     Rename(usize, usize),
     Open(usize),
-    WriteOpen,
+    /// Cuts an open file and writes it anew, without closing it: its user is in the middle of writing.
+    WriteOpen(usize),
+    /// The same through a mapping, and without a cut.
+    WriteMapped(usize),
     Fsync,
-    Close,
+    Close(usize),
     Mkdir(usize),
     Rmdir(usize),
     Forget,
@@ -51,10 +54,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (name.clone(), 0..3u64).prop_map(|(n, size)| Step::Cut(n, size)),
         3 => name.clone().prop_map(Step::Unlink),
         4 => (name.clone(), name.clone()).prop_map(|(n, m)| Step::Rename(n, m)),
-        2 => name.clone().prop_map(Step::Open),
-        2 => Just(Step::WriteOpen),
+        3 => name.clone().prop_map(Step::Open),
+        3 => (0..4usize).prop_map(Step::WriteOpen),
+        1 => (0..4usize).prop_map(Step::WriteMapped),
         1 => Just(Step::Fsync),
-        2 => Just(Step::Close),
+        3 => (0..4usize).prop_map(Step::Close),
         1 => dir.clone().prop_map(Step::Mkdir),
         2 => dir.prop_map(Step::Rmdir),
         1 => Just(Step::Forget),
@@ -92,6 +96,10 @@ fn candidates(name: &str) -> Vec<String> {
 struct Open {
     fd: Fd,
     name: Option<&'static str>,
+    /// It may have been written through this.
+    wrote: bool,
+    /// It surely was, and nothing of that can be in the vault yet.
+    amid: bool,
 }
 
 struct Session {
@@ -161,6 +169,7 @@ impl Session {
     async fn write(&mut self, name: &'static str, flags: i32) -> Option<()> {
         let bytes = self.fresh();
         let versions = self.sh.history(name).await.len();
+        self.stored(name);
         let paths = self.path(name).await.map_or_else(|| candidates(name), |path| vec![path]);
         for path in &paths {
             for (at, _) in path.match_indices('/') {
@@ -183,7 +192,61 @@ impl Session {
         None
     }
 
+    /// What was written to this name may be stored, or cut off.
+    fn stored(&mut self, name: &str) {
+        self.open.iter_mut().filter(|open| open.name == Some(name)).for_each(|open| open.amid = false);
+    }
+
+    /// Writes anew through an open file, and goes on writing.
+    async fn write_open(&mut self, at: usize) {
+        let bytes = self.fresh();
+        let Open { fd, name, .. } = self.open[at];
+        self.sh.ftruncate(&fd, 0).await.unwrap();
+        self.sh.pwrite(&fd, 0, &bytes).unwrap();
+        assert_eq!(self.sh.read_all(&fd).await.unwrap(), bytes);
+        if let Some(name) = name {
+            self.stored(name);
+            self.model.insert(name, bytes);
+        }
+        self.open[at].wrote = true;
+        self.open[at].amid = true;
+    }
+
+    async fn write_mapped(&mut self, at: usize) {
+        let bytes = self.fresh();
+        let Open { fd, name, .. } = self.open[at];
+        self.sh.pwrite_mapped(&fd, 0, &bytes).unwrap();
+        let Some(name) = name else { return };
+        // Of those who have it open nobody knows whose it is.
+        self.stored(name);
+        self.open.iter_mut().filter(|open| open.name == Some(name)).for_each(|open| open.wrote = true);
+        let value = self.model.get_mut(name).expect("it is there");
+        value.resize(value.len().max(bytes.len()), 0);
+        value[..bytes.len()].copy_from_slice(&bytes);
+    }
+
+    /// A close stores what was written through its handle, and nothing that somebody else is in the middle of writing.
+    async fn close(&mut self, at: usize) {
+        let closed = self.open.remove(at);
+        let Some(name) = closed.name else { return self.sh.close(closed.fd).await.unwrap() };
+        let before = self.sh.history(name).await;
+        self.sh.close(closed.fd).await.unwrap();
+        let after = self.sh.history(name).await;
+        let is_kept = name.ends_with('~') || name == "b.tmp";
+        if closed.amid && !is_kept {
+            let last = after.last().map(|last| last.as_bytes());
+            assert_eq!(last, Some(&self.model[name][..]), "{name:?}: a close that stores");
+        }
+        if !closed.wrote && self.open.iter().any(|open| open.name == Some(name) && open.amid) {
+            assert_eq!(before, after, "{name:?}: a close while somebody else is writing");
+        } else {
+            self.stored(name);
+        }
+    }
+
     async fn rename(&mut self, from: &'static str, to: &'static str) {
+        self.stored(from);
+        self.stored(to);
         let Some(source) = self.path(from).await else { return };
         let target = self.path(to).await.unwrap_or_else(|| candidates(to).remove(0));
         if self.sh.mv(&source, &target).await.is_err() || from == to {
@@ -205,6 +268,7 @@ impl Session {
             Step::Write(n) => drop(self.write(NAMES[n], CREATE).await),
             Step::CreateExclusively(n) => drop(self.write(NAMES[n], EXCL).await),
             Step::Cut(n, size) => {
+                self.stored(NAMES[n]);
                 if let Some(path) = self.path(NAMES[n]).await {
                     self.sh.truncate(&path, size).await.unwrap();
                     self.model.get_mut(NAMES[n]).expect("it was found").resize(size as usize, 0);
@@ -222,26 +286,17 @@ impl Session {
             Step::Open(n) => {
                 if let Some(path) = self.path(NAMES[n]).await {
                     let fd = self.sh.open(&path, libc::O_RDWR).await.unwrap();
-                    self.open.push(Open { fd, name: Some(NAMES[n]) });
+                    self.open.push(Open { fd, name: Some(NAMES[n]), wrote: false, amid: false });
                 }
             }
-            Step::WriteOpen => {
-                let bytes = self.fresh();
-                if let Some(open) = self.open.last() {
-                    self.sh.ftruncate(&open.fd, 0).await.unwrap();
-                    self.sh.pwrite(&open.fd, 0, &bytes).unwrap();
-                    assert_eq!(self.sh.read_all(&open.fd).await.unwrap(), bytes);
-                    open.name.map(|name| self.model.insert(name, bytes));
-                }
-            }
+            Step::WriteOpen(_) | Step::WriteMapped(_) | Step::Close(_) if self.open.is_empty() => {}
+            Step::WriteOpen(n) => self.write_open(n % self.open.len()).await,
+            Step::WriteMapped(n) => self.write_mapped(n % self.open.len()).await,
+            Step::Close(n) => self.close(n % self.open.len()).await,
             Step::Fsync => {
                 if let Some(open) = self.open.first() {
                     self.sh.fsync(&open.fd).await.unwrap();
-                }
-            }
-            Step::Close => {
-                if !self.open.is_empty() {
-                    self.sh.close(self.open.remove(0).fd).await.unwrap();
+                    open.name.into_iter().for_each(|name| self.stored(name));
                 }
             }
             Step::Mkdir(d) => drop(self.sh.mkdir(DIRS[d]).await),
@@ -375,7 +430,7 @@ fn sessions_that_once_failed() {
         // A backup over an object, moved on: the object showed again.
         &[CreateExclusively(3), Write(1), Pass, Rename(1, 3), Rename(3, 6)],
         // A directory that emptied elsewhere became a file when a listing said so, not when it was looked up.
-        &[PutElsewhere(2), PutElsewhere(0), Mkdir(2), WriteOpen, DeleteElsewhere(2)],
+        &[PutElsewhere(2), PutElsewhere(0), Mkdir(2), WriteOpen(0), DeleteElsewhere(2)],
         // An object came back to a name like a backup's, and was replaced there by a file that is held back.
         &[PutElsewhere(6), Rename(6, 3), Rename(3, 6), CreateExclusively(4), Rename(4, 6)],
         // The directory of a file that is held back was listed, and not found.
