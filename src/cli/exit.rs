@@ -68,6 +68,7 @@ impl From<vault::Error> for Failure {
             | ErrorKind::TooLarge
             | ErrorKind::NameTooLong
             | ErrorKind::Server
+            | ErrorKind::Full
             | ErrorKind::Unsupported => Exit::Failed,
         };
         Self::new(exit, e.to_string())

@@ -380,7 +380,7 @@ impl FileSystem {
             generation,
             number,
         });
-        if (is_outage(e.kind) || key_refused) && !state.retrying {
+        if (is_outage(e.kind) || e.kind == ErrorKind::Full || key_refused) && !state.retrying {
             state.retrying = true;
             self.runtime.spawn(self.clone().retry(file.clone()));
         }

@@ -63,6 +63,7 @@ impl From<ErrorKind> for Errno {
             ErrorKind::NameTooLong => Errno::ENAMETOOLONG,
             ErrorKind::RateLimited => Errno::EBUSY,
             ErrorKind::Deadline | ErrorKind::Unreachable => Errno::ETIMEDOUT,
+            ErrorKind::Full => Errno::ENOSPC,
             ErrorKind::Server | ErrorKind::BadAnswer => Errno::EIO,
             ErrorKind::Unsupported => Errno::EOPNOTSUPP,
         }

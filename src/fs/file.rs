@@ -144,7 +144,8 @@ impl Failure {
     /// Whether it may go well later, and no person has to decide.
     pub fn is_retried(&self) -> bool {
         !self.conflict
-            && (self.key_refused || matches!(self.errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY))
+            && (self.key_refused
+                || matches!(self.errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY | Errno::ENOSPC))
     }
 }
 

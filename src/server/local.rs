@@ -44,6 +44,7 @@ impl From<ServiceError> for Error {
                 StoreError::UnknownCursor | StoreError::OnceDiffers | StoreError::OnceGone => {
                     ErrorKind::Invalid
                 }
+                StoreError::Full => ErrorKind::Full,
                 StoreError::Seal(_) | StoreError::Backend(_) => ErrorKind::Server,
             },
         };

@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Unreachable,
     /// 5xx.
     Server,
+    /// 507, said by a vault: its disk is full, and nothing was changed.
+    Full,
     /// An answer that is not one of a vault: not JSON, fields missing, cut short, too long, a redirect.
     BadAnswer,
     /// The dialect cannot do this (values of old versions in kv).

@@ -9,7 +9,7 @@ use crate::server::data_keys::KeyError;
 use crate::server::service::ServiceError;
 use crate::server::store::StoreError;
 
-/// The kinds of errors a client sees (VAULT-API.md §1), and three of HTTP's own.
+/// The kinds of errors a client sees (VAULT-API.md §1), and four of HTTP's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorType {
     /// 400: the request is not of the documented form.
@@ -32,6 +32,8 @@ pub enum ErrorType {
     RateLimitExceeded,
     /// 500: our fault.
     Internal,
+    /// 507: no room on the disk.
+    InsufficientStorage,
 }
 
 impl ErrorType {
@@ -47,6 +49,7 @@ impl ErrorType {
             ErrorType::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             ErrorType::UnprocessableEntity => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity"),
             ErrorType::RateLimitExceeded => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
+            ErrorType::InsufficientStorage => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage"),
             ErrorType::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_server_error"),
         }
     }
@@ -162,6 +165,13 @@ impl From<ServiceError> for ApiError {
                 StoreError::UnknownCursor => Self::invalid(
                     "after or before is not a cursor that this vault gave out: take it from list_metadata",
                 ),
+                StoreError::Full => {
+                    tracing::error!("the disk is full: nothing more is stored until there is room");
+                    Self::new(
+                        ErrorType::InsufficientStorage,
+                        "the disk of the vault is full: make room on it, then try again",
+                    )
+                }
                 StoreError::Seal(e) => internal(e.to_string()),
                 StoreError::Backend(detail) => internal(detail),
             },

@@ -341,6 +341,9 @@ pub enum StoreError {
     /// Sealing failed.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// There is no room on the disk; nothing was changed.
+    #[error("the disk is full")]
+    Full,
     /// The database failed. Never holds a value.
     #[error("database: {0}")]
     Backend(String),

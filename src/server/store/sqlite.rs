@@ -50,9 +50,17 @@ impl From<rusqlite::Error> for StoreError {
     fn from(e: rusqlite::Error) -> Self {
         match e {
             rusqlite::Error::QueryReturnedNoRows => StoreError::NotFound,
+            e if is_full(&e) => StoreError::Full,
             e => StoreError::Backend(e.to_string()),
         }
     }
+}
+
+/// SQLite has no word of its own for a disk on which the index of its log finds no room.
+fn is_full(e: &rusqlite::Error) -> bool {
+    e.sqlite_error().is_some_and(|e| {
+        e.code == ErrorCode::DiskFull || e.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+    })
 }
 
 impl SqliteStore {
@@ -95,6 +103,14 @@ impl SqliteStore {
             Ok(known == check)
         })
         .await
+    }
+
+    /// As if the disk were full.
+    #[cfg(test)]
+    pub(super) async fn allow_no_more_pages(&self) {
+        let writer = self.writer.lock().await;
+        // No less than there are is what it takes for a limit below that.
+        writer.pragma_update(None, "max_page_count", 1).unwrap();
     }
 
     async fn write<T, F>(&self, work: F) -> Result<T>

@@ -144,6 +144,16 @@ async fn a_failed_seal_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_called_so_and_changes_nothing() {
+    let v = vault();
+    let made = v.create("a", 1).await.unwrap();
+    v.store.allow_no_more_pages().await;
+    let big: SealFn = Box::new(|_, _, _| Ok(SealedValue { sealed: vec![0; 1 << 20], ..value() }));
+    assert!(matches!(v.store.update(made.id, None, stamp(2), big).await, Err(StoreError::Full)));
+    assert_eq!(v.store.metadata(made.id).await.unwrap(), made);
+}
+
+#[tokio::test]
 async fn cursors_are_known_or_refused() {
     let v = vault();
     let made = v.create("a", 1).await.unwrap();

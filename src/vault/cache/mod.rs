@@ -476,6 +476,7 @@ pub fn is_outage(kind: ErrorKind) -> bool {
         | ErrorKind::Invalid
         | ErrorKind::TooLarge
         | ErrorKind::NameTooLong
+        | ErrorKind::Full
         | ErrorKind::Unsupported => false,
     }
 }

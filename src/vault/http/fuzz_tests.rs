@@ -97,7 +97,7 @@ proptest! {
     #[test]
     fn any_status_and_body_is_an_error_or_a_success(code in 100u16..1000, body in body()) {
         let success = (200..300).contains(&code);
-        match status::check(answer(code, body), &request(), None) {
+        match status::check(answer(code, body), &request(), None, "there") {
             Ok(_) => prop_assert!(success),
             Err(e) => {
                 prop_assert!(!success && !e.message.is_empty());
@@ -160,7 +160,7 @@ fn is_understood_or_refused(
     if let Ok(page) = page(&answer, &request, &query) {
         prop_assert!(page.next.is_none() || (page.next != query.after && page.next.as_deref() != Some("")));
     }
-    match status::check(answer, &request, None) {
+    match status::check(answer, &request, None, "there") {
         Ok(_) => prop_assert!((200..300).contains(&code)),
         Err(e) => prop_assert!(!e.message.is_empty()),
     }

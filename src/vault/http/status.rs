@@ -15,12 +15,15 @@ use crate::vault::{Error, ErrorKind, Result};
 /// No word of the API is longer.
 const MAX_CODE: usize = 64;
 
-/// The answer if it is a success, else its error. `key_file` is where the key came from.
-pub fn check(answer: Answer, request: &Request, key_file: Option<&Path>) -> Result<Answer> {
+/// The answer if it is a success, else its error. `key_file` is where the key came from, `endpoint` where the vault is.
+pub fn check(answer: Answer, request: &Request, key_file: Option<&Path>, endpoint: &str) -> Result<Answer> {
     if answer.status.is_success() {
         return Ok(answer);
     }
-    let (kind, sentence) = refusal(&answer, request, key_file);
+    let (kind, sentence) = match is_full(&answer) {
+        true => (ErrorKind::Full, format!("the disk of the vault at {endpoint} is full: make room on it")),
+        false => refusal(&answer, request, key_file),
+    };
     Err(error(kind, &sentence, &answer, request))
 }
 
@@ -55,9 +58,15 @@ pub fn is_json_object(body: &[u8]) -> bool {
     body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
+/// A vault of one's own says that its disk is full. Of a service 507 is a failure like any other 5xx.
+pub fn is_full(answer: &Answer) -> bool {
+    answer.status == StatusCode::INSUFFICIENT_STORAGE
+        && said(answer).is_some_and(|code| code == "insufficient_storage")
+}
+
 fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (ErrorKind, String) {
     let status = answer.status.as_u16();
-    let is_vault = answer.body.is_empty() || is_json_object(&answer.body);
+    let is_vault = answer.body.trim_ascii().is_empty() || is_json_object(&answer.body);
     let no_vault = || {
         let sentence = format!("the answer (status {status}) is not one of a vault: check the address");
         (ErrorKind::BadAnswer, sentence)
@@ -123,13 +132,17 @@ fn rate_limited(answer: &Answer) -> String {
 
 /// The vault's own word for a refusal.
 fn code(answer: &Answer, request: &Request) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Said {
-        code: Option<String>,
-    }
-    let code = serde_json::from_slice::<Said>(&answer.body).ok()?.code?;
+    let code = said(answer)?;
     let is_word = (1..=MAX_CODE).contains(&code.len())
         && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
         && !request.body.as_ref().is_some_and(|body| body.holds(&code));
     is_word.then_some(code)
+}
+
+fn said(answer: &Answer) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Said {
+        code: Option<String>,
+    }
+    serde_json::from_slice::<Said>(&answer.body).ok()?.code
 }

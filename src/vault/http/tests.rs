@@ -180,6 +180,15 @@ async fn statuses_become_kinds_and_sentences() {
         assert_eq!(e.message.contains("some_code"), kind == ErrorKind::Invalid, "{status}: {e}");
         assert_clean(&e);
     }
+    // A vault of one's own tells that its disk is full; of another 507 says no more than any 5xx.
+    let full = r#"{"code":"insufficient_storage","message":"said canary"}"#;
+    for (said, kind) in [(full, ErrorKind::Full), ("{}", ErrorKind::Server), ("<p>", ErrorKind::Server)] {
+        let (server, vault) = setup(vec![Canned::json(507, said)]).await;
+        let e = vault.create(&call(), &name(), &secret()).await.unwrap_err();
+        assert_eq!((e.kind, e.maybe_applied), (kind, kind == ErrorKind::Server), "{e}");
+        assert_eq!(server.seen().len(), 1);
+        assert_clean(&e);
+    }
     let (_server, vault) = setup(vec![Canned::json(404, "{}")]).await;
     assert_eq!(vault.get(&call(), &id()).await.unwrap_err().kind, ErrorKind::NotFound);
     let e = vault.list(&call(), &ListQuery::first()).await.unwrap_err();
@@ -187,6 +196,20 @@ async fn statuses_become_kinds_and_sentences() {
     let (_server, vault) = setup(vec![Canned::json(409, "{}")]).await;
     let e = vault.update(&call(), &id(), &secret(), None).await.unwrap_err();
     assert_eq!(e.kind, ErrorKind::VersionMismatch);
+}
+
+#[tokio::test]
+async fn a_401_revokes_with_json_or_nothing_and_a_page_does_not() {
+    for said in ["", "\n", "{}", r#"{"message":"Unauthorized"}"#, r#" {"error":"unauthorized"}"#] {
+        let (_server, vault) = setup(vec![Canned::answer(401, &[], said)]).await;
+        let e = vault.list(&call(), &ListQuery::first()).await.unwrap_err();
+        assert_eq!(e.kind, ErrorKind::Unauthorized, "{said:?}: {e}");
+    }
+    for said in ["<html>", "Sign in", "{cut"] {
+        let (_server, vault) = setup(vec![Canned::answer(401, &[], said)]).await;
+        let e = vault.list(&call(), &ListQuery::first()).await.unwrap_err();
+        assert_eq!(e.kind, ErrorKind::BadAnswer, "{said:?}: {e}");
+    }
 }
 
 #[tokio::test]

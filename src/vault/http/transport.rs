@@ -232,7 +232,7 @@ impl Transport {
 
     /// The answer if it is a success; else the error that its status stands for.
     pub fn judge(&self, answer: Answer, request: &Request) -> Result<Answer> {
-        status::check(answer, request, self.parts.key.file())
+        status::check(answer, request, self.parts.key.file(), &self.parts.endpoint)
     }
 
     /// The last answer to `request`, whatever its status, when no more attempts are to be made.
@@ -442,6 +442,8 @@ fn trouble_of(answer: &Answer) -> Option<Trouble> {
         StatusCode::TOO_MANY_REQUESTS => Some(Trouble::RateLimited(answer.retry_after)),
         StatusCode::SERVICE_UNAVAILABLE => Some(Trouble::Unavailable(answer.retry_after)),
         StatusCode::REQUEST_TIMEOUT => Some(Trouble::Server),
+        // Whoever waits has to hear of it: a disk seldom empties within a deadline.
+        StatusCode::INSUFFICIENT_STORAGE if status::is_full(answer) => None,
         status if status.is_server_error() => Some(Trouble::Server),
         _ => None,
     }
