@@ -397,6 +397,84 @@ fn a_key_that_is_revoked_under_a_mount_takes_pages_and_open_files_within_the_ref
 }
 
 #[test]
+fn a_revocation_under_a_sleeping_mount_is_heard_before_an_open_or_mapped_file_is_read() {
+    for more in [&["--refresh", "100ms"][..], &["--refresh", "100ms", "--read-only"]] {
+        let scene = Scene::with(more);
+        let mount = scene.mount();
+        let mut held = fs::File::open(mount.path("cold")).unwrap();
+        let (page, other) = (Page::of(&held), Page::of(&held));
+        let mut reads = || {
+            held.rewind().unwrap();
+            held.read(&mut [0]).map_err(|e| e.raw_os_error())
+        };
+        assert_eq!((page.first().unwrap(), reads()), (b'1', Ok(1)));
+        let asleep = || mount.status()["fs"]["changes"]["refresh"]["awake"] == false;
+        until("it falls asleep", asleep);
+        assert_eq!((page.first().unwrap(), reads()), (b'1', Ok(1)), "and wakes");
+        until("it falls asleep again", asleep);
+        // What a tick that was under way has asked for is answered.
+        std::thread::sleep(Duration::from_millis(300));
+        let before = scene.proxy.requests();
+        revoke_all(mount);
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(scene.proxy.requests(), before, "nobody uses it: {more:?}");
+        assert_eq!(page.first().unwrap_err().raw_os_error(), Some(libc::EFAULT), "{more:?}");
+        assert_eq!(reads(), Err(Some(libc::EACCES)), "{more:?}");
+        drop((page, other, held));
+        scene.end();
+    }
+}
+
+/// A small disk, gone with the test.
+struct Disk(std::path::PathBuf);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_under_an_embedded_vault_is_enospc_and_the_save_is_made_when_there_is_room() {
+    if !common::is_root() {
+        eprintln!("SKIPPED: only root can make a small file system");
+        return;
+    }
+    let place = Place::new();
+    fs::create_dir_all(&place.data).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m,mode=700", "none"]).arg(&place.data)).ok();
+    let data = place.data.clone();
+    let _disk = Disk(data.clone());
+    run(&mut place.mount_command(&["--drain", "2s"])).ok();
+    let mount = Mount::adopt(place);
+    fs::write(mount.path("f"), "old").unwrap();
+    let mut filler = fs::File::create(data.join("filler")).unwrap();
+    while filler.write_all(&[0; 4096]).is_ok() {}
+    let mut file = fs::File::create(mount.path("g")).unwrap();
+    // What the database has allotted already holds a little more.
+    let (number, error) = (0..100)
+        .find_map(|n: u8| {
+            file.rewind().unwrap();
+            file.write_all(&[n; 60_000]).unwrap();
+            Some((n, file.sync_all().err()?))
+        })
+        .expect("it is full");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    drop(file);
+    assert_eq!(fs::read(mount.path("g")).unwrap(), [number; 60_000], "its bytes are kept");
+    assert_eq!(fs::read(mount.path("f")).unwrap(), b"old", "and what is stored can be read");
+    let said = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    assert!(said.contains("is full: make room on it") && said.contains("NOT WELL"), "{said}");
+    assert!(said.contains(data.to_str().unwrap()), "which disk: {said}");
+    run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(7);
+    drop(filler);
+    fs::remove_file(data.join("filler")).unwrap();
+    until("it is stored by itself", || mount.status()["fs"]["unsaved"].as_array().unwrap().is_empty());
+    assert_eq!(fs::read(mount.path("g")).unwrap(), [number; 60_000]);
+    drop(mount.unmount());
+}
+
+#[test]
 fn a_mount_in_a_namespace_of_its_own_ends_with_its_keeper_and_leaves_nothing() {
     if !common::is_root() {
         eprintln!("SKIPPED: only root can make a mount namespace");

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Instant, SystemTime};
 
@@ -204,6 +205,11 @@ impl FileState {
         changed && self.keep == Keep::Store && self.link != Link::Unlinked
     }
 
+    /// Whether its bytes are the vault's, and go with the right to read them.
+    pub fn may_be_taken_away(&self) -> bool {
+        !self.is_dirty() && !self.is_only_here() && self.stored.is_some()
+    }
+
     /// Whether just these bytes have failed to be stored: whoever wrote them knows.
     pub fn has_failed(&self) -> bool {
         let failed = self.failure.as_ref().map(|failure| failure.generation);
@@ -367,6 +373,8 @@ pub struct File {
     pub ino: u64,
     /// A regular file, or a name of something the kernel does by itself (`special`).
     pub kind: FileKind,
+    /// The kernel was given some of its bytes since it was last told to forget them (`revoke`).
+    given: AtomicBool,
     state: Mutex<FileState>,
     /// Writes the state down.
     pub(super) pen: Pen,
@@ -420,7 +428,17 @@ impl File {
     /// A file in just this state.
     pub(super) fn from_state(ino: u64, kind: FileKind, state: FileState) -> Self {
         let turn = Arc::new(Semaphore::new(1));
-        Self { ino, kind, state: Mutex::new(state), pen: Pen::default(), turn }
+        Self { ino, kind, given: AtomicBool::new(false), state: Mutex::new(state), pen: Pen::default(), turn }
+    }
+
+    /// The kernel gets bytes of it, and may keep them.
+    pub fn give(&self) {
+        self.given.store(true, Ordering::Release);
+    }
+
+    /// Whether the kernel may have some, which it is told to forget now.
+    pub fn take_back(&self) -> bool {
+        self.given.swap(false, Ordering::AcqRel)
     }
 
     /// Keeps the bytes in memory for an operation that takes time.

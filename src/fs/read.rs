@@ -103,8 +103,27 @@ impl Drop for Kept {
 }
 
 impl FileSystem {
-    /// READ. Without a handle (`fh` 0) it is the inode that is read.
+    /// READ. Without a handle (`fh` 0) it is the inode that is read. Of a mount that slept the vault is asked first,
+    /// whatever is at hand (`revoke`).
     pub fn read(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
+        if !self.cache.has_dozed() || !self.may_be_taken_away(ino) {
+            return self.read_held(ino, fh, offset, size);
+        }
+        self.cache.used(self.longest_ttl());
+        if !self.cache.is_in_doubt() {
+            return self.read_held(ino, fh, offset, size);
+        }
+        let fs = self.clone();
+        Step::later(async move {
+            fs.cache.settle_doubt(&fs.call()).await;
+            match fs.read_held(ino, fh, offset, size) {
+                Step::Ready(slice) => slice,
+                Step::Pending(work) => work.await,
+            }
+        })
+    }
+
+    fn read_held(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
         if fh == 0 {
             return self.read_unopened(ino, offset, size);
         }
@@ -154,6 +173,7 @@ impl FileSystem {
 
     /// What the inode is, if its bytes are in memory, else what to ask for.
     fn unopened_now(&self, file: &File, offset: u64, size: u32) -> Result<Slice, (Stored, ObjectName)> {
+        file.give();
         let state = file.state();
         if let Some(buffer) = &state.buffer {
             return Ok(Slice::copied(buffer.bytes.expose(), offset, size));
@@ -216,6 +236,7 @@ impl FileSystem {
     }
 
     fn read_now(&self, file: &File, offset: u64, size: u32) -> Option<Slice> {
+        file.give();
         let mut state = file.state();
         if let Some(buffer) = &state.buffer {
             return Some(Slice::copied(buffer.bytes.expose(), offset, size));

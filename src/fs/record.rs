@@ -296,7 +296,9 @@ impl FileRecord {
             sending: self.sending,
             written,
         };
-        File::from_state(ino, self.kind, state)
+        let file = File::from_state(ino, self.kind, state);
+        file.give();
+        file
     }
 }
 

@@ -4,13 +4,16 @@
 //! is told to forget its pages, entries and listings; who reads on then asks the vault, by id and version, and gets EACCES, or
 //! the same bytes again once the key is taken again. What was written here and is not in the vault is nobody else's to
 //! take away: unsaved bytes, scratch and provisional files stay.
+//!
+//! A mount that falls asleep would not hear of it: it takes the kernel's pages and listings back by then, so that the
+//! next read comes here, and asks the vault before it is answered (`vault::cache::doze`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::FileSystem;
 use super::file::{File, Link};
-use super::inode::VersionFile;
+use super::inode::{Node, VersionFile};
 use crate::vault::ObjectName;
 use crate::vault::cache::Audience;
 
@@ -36,10 +39,32 @@ impl Audience for FileSystem {
 }
 
 impl FileSystem {
+    /// The mount falls asleep: nothing of the vault's is to be read on without us.
+    pub(super) fn take_back_pages(&self) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let (files, versions) = {
+            let table = self.table();
+            let given = table.all_files().filter(|file| file.take_back());
+            (given.map(|file| file.ino).collect::<Vec<_>>(), table.all_versions())
+        };
+        let inodes = files.into_iter().chain(versions.iter().map(|version| version.ino));
+        inodes.for_each(|ino| kernel.inval_inode(ino));
+        self.forget_kernel_listings();
+    }
+
+    /// Whether a revocation takes away what is read of this inode.
+    pub(super) fn may_be_taken_away(&self, ino: u64) -> bool {
+        match self.node(ino) {
+            Ok(Node::File(file)) => file.state().may_be_taken_away(),
+            Ok(Node::Version(_)) => true,
+            Ok(Node::Dir(_) | Node::Control(_)) | Err(_) => false,
+        }
+    }
+
     fn take_bytes(&self, file: &Arc<File>) {
         let shown = {
             let mut state = file.state();
-            if state.is_dirty() || state.is_only_here() || state.stored.is_none() {
+            if !state.may_be_taken_away() {
                 return;
             }
             (state.pinned, state.kept, state.buffer) = (None, None, None);

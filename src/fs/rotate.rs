@@ -142,11 +142,12 @@ impl FileSystem {
     /// Begins to follow what changes elsewhere, for as long as the runtime lives.
     pub fn follow_changes(self: &Arc<Self>) {
         self.cache.track_changes();
-        let (fs, heard, seen) = (self.clone(), self.clone(), self.clone());
+        let (fs, heard, seen, dozing) = (self.clone(), self.clone(), self.clone(), self.clone());
         let wanted = move || heard.rotor.events.receiver_count() > 0;
         let watched = move || seen.kernel.get().is_some_and(|kernel| kernel.is_watched());
         let told = move || fs.take_in_changes();
-        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, told));
+        let dozes = move || dozing.take_back_pages();
+        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, told, dozes));
         let fs = self.clone();
         self.runtime.spawn(async move {
             loop {

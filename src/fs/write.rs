@@ -49,6 +49,7 @@ impl FileSystem {
         state.local.written();
         // Nothing but a revocation takes away the bytes that a writer builds on.
         let buffer = state.buffer_of_stored(now).ok_or(Errno::EACCES)?;
+        file.give();
         // Both fit: `end` is at most --max-size, which fits into memory.
         buffer.write_at(offset as usize, data);
         buffer.changed(whose, now);

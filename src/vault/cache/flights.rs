@@ -17,7 +17,7 @@ use crate::vault::spender;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
 
 /// With an older value at hand, nobody waits longer than this for a newer one.
-const STALE_WAIT: Duration = Duration::from_secs(2);
+pub(super) const STALE_WAIT: Duration = Duration::from_secs(2);
 
 /// Pages of a listing that are here and wait to be taken in.
 const PAGES_WAITING: usize = 4;

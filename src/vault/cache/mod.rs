@@ -11,6 +11,7 @@
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
 mod changes;
+mod doze;
 mod flights;
 mod index;
 mod refresh;
@@ -93,6 +94,8 @@ struct State {
     /// Who wants to hear of its names, by prefix.
     feeds: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
     searches: HashMap<String, Flight<()>>,
+    /// The question that is out whether the key is still taken.
+    doubt: Option<Flight<()>>,
     /// `None` once the vault has answered.
     outage: Option<Outage>,
     histories: lru::LruCache<(ObjectId, VersionTag, SystemTime), Arc<Vec<VersionInfo>>>,
@@ -122,6 +125,8 @@ pub struct Cache {
     refresh: Mutex<refresh::Refresh>,
     /// The refresher may have to get up.
     woken: tokio::sync::Notify,
+    /// It has slept, and not ticked since.
+    dozed: AtomicBool,
     /// A value past its time was served since the vault last answered.
     served_stale: AtomicBool,
     /// Values were taken in since the last revocation.
@@ -172,6 +177,7 @@ impl Cache {
                 listing: None,
                 feeds: Vec::new(),
                 searches: HashMap::new(),
+                doubt: None,
                 outage: None,
                 histories: lru::LruCache::new(histories),
                 revoked: None,
@@ -179,6 +185,7 @@ impl Cache {
             }),
             refresh: Mutex::default(),
             woken: tokio::sync::Notify::new(),
+            dozed: AtomicBool::new(false),
             served_stale: AtomicBool::new(false),
             shown: AtomicBool::new(false),
             audience: OnceLock::new(),

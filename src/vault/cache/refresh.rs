@@ -12,7 +12,7 @@
 //! 4. **Frugal.** A tick, and what follows it, takes at most a tenth of the budget, its pages are spread over time, it
 //!    has background priority, and its moment varies. A mount that nobody uses is asleep and sends nothing; a use is a lookup, and
 //!    keeps it awake for as long as the kernel may go without another one; so does
-//!    whoever watches it (inotify) or subscribes.
+//!    whoever watches it (inotify) or subscribes. What open files may show after a sleep: see [`doze`](super::doze).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -74,6 +74,8 @@ pub(super) struct Refresh {
     pub(super) spent: usize,
     /// When the last tick that went well began.
     last: Option<Instant>,
+    /// When the vault last gave an answer, and took the key.
+    pub(super) heard: Option<Instant>,
     ticks: u64,
     requests: u64,
     pub(super) sweep_requests: u64,
@@ -169,12 +171,14 @@ impl Cache {
     }
 
     /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up;
-    /// `watched`, which is dear, whether somebody does without having told. `told` is called after each tick.
+    /// `watched`, which is dear, whether somebody does without having told. `told` is called after each tick, `dozes`
+    /// when it falls asleep (`doze`).
     pub async fn keep_fresh(
         self: Arc<Self>,
         wanted: impl Fn() -> bool,
         watched: impl Fn() -> bool,
         told: impl Fn(),
+        dozes: impl Fn(),
     ) {
         if self.config.refresh.is_zero() {
             return;
@@ -191,8 +195,11 @@ impl Cache {
             };
             let is_watched = looked.is_some_and(|(_, watches)| watches);
             if !self.is_used() && !is_watched && !wanted() {
-                // Looked at now and then, because nobody says that he has begun to want to know.
                 self.refresh_state().sweep = None;
+                if !self.dozed.swap(true, Ordering::AcqRel) {
+                    dozes();
+                }
+                // Looked at now and then, because nobody says that he has begun to want to know.
                 let while_asleep = self.config.refresh.max(Duration::from_secs(1));
                 let _ = tokio::time::timeout(while_asleep, self.woken.notified()).await;
                 continue;
@@ -200,6 +207,7 @@ impl Cache {
             tokio::time::sleep(self.pause()).await;
             if self.is_used() || is_watched || wanted() {
                 self.tick().await;
+                self.dozed.store(false, Ordering::Release);
                 told();
                 if self.look_for_deletions().await {
                     told();

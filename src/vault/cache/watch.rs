@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 
-use super::Cache;
+use super::{Cache, is_outage};
 use crate::vault::{
     Call, Capabilities, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName,
     Page, Result, Vault, VaultStatus, VersionInfo, VersionTag,
@@ -43,7 +43,10 @@ impl Watch {
     }
 
     fn heard<T>(&self, answer: Result<T>, about: About<'_>) -> Result<T> {
-        let Some(cache) = answer.as_ref().err().and_then(|_| self.cache.upgrade()) else { return answer };
+        let Some(cache) = self.cache.upgrade() else { return answer };
+        if answer.as_ref().err().is_none_or(|e| e.kind != ErrorKind::Unauthorized && !is_outage(e.kind)) {
+            cache.key_was_taken();
+        }
         match (answer.as_ref().err().map(|e| (e, e.kind)), about) {
             (Some((e, ErrorKind::Unauthorized)), _) | (Some((e, ErrorKind::Forbidden)), About::Names) => {
                 cache.revoked(e);
