@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Beside, Mount, Place, assert_nothing_left, in_foreground, is_root, run, signal, until};
 use nix::sys::signal::Signal;
@@ -86,16 +87,21 @@ fn unmount_names_what_is_left_and_keeps_the_mount_until_it_is_stored() {
     assert_eq!(fs::read_dir(mount.path(".versions/lost")).unwrap().count(), 1);
 }
 
+/// Another key, which may do no more than that.
+fn key_that_may(permissions: &str, place: &Place) -> String {
+    let mut add = place.vaultfs(["serve", "--data"]);
+    add.arg(&place.data).args(["key", "add", "--permissions", permissions]);
+    let key_file = place.dir.path().join("key");
+    fs::write(&key_file, run(&mut add).ok()).unwrap();
+    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+    key_file.to_str().unwrap().to_owned()
+}
+
 #[test]
 fn what_the_vault_refuses_to_delete_is_listed_until_it_is_kept() {
     let place = Place::new();
     let mut server = Server::start(&place);
-    let mut add = place.vaultfs(["serve", "--data"]);
-    add.arg(&place.data).args(["key", "add", "--permissions", "read,write"]);
-    let key_file = place.dir.path().join("key");
-    fs::write(&key_file, run(&mut add).ok()).unwrap();
-    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
-    server.key_file = key_file.to_str().unwrap().to_owned();
+    server.key_file = key_that_may("read,write", &place);
     run(&mut server.mount_command(&place, &[])).ok();
     let mount = Mount::adopt(place);
     let pending = |args: &[&str]| run(mount.vaultfs(["pending"]).arg(mount.mnt()).args(args));
@@ -114,6 +120,92 @@ fn what_the_vault_refuses_to_delete_is_listed_until_it_is_kept() {
     assert!(mount.sh("getfattr --only-values -n user.vault.error f").starts_with("it should be gone"));
     pending(&["--discard", "f"]).ok();
     assert_eq!(mount.sh("cat f f.save"), "value\nvalue\n");
+}
+
+#[test]
+fn a_deletion_that_is_held_back_is_made_or_named_at_unmount() {
+    let mut place = Place::new();
+    let mut server = Server::start(&place);
+    for args in [&["unmount"][..], &["unmount", "--force"]] {
+        run(&mut server.mount_command(&place, &[])).ok();
+        let mount = Mount::adopt(place);
+        // Within the time that it is held back.
+        mount.sh("echo value > f; mv f f.save");
+        run(mount.vaultfs(args).arg(mount.mnt())).ok();
+        place = mount.unmount_done();
+        run(&mut server.mount_command(&place, &[])).ok();
+        let mount = Mount::adopt(place);
+        assert_eq!(mount.sh("ls; rm f.save"), "f.save\n", "{args:?}");
+        place = mount.unmount();
+    }
+    server.key_file = key_that_may("read,write", &place);
+    run(&mut server.mount_command(&place, &[])).ok();
+    let mount = Mount::adopt(place);
+    mount.sh("echo value > f; mv f f.save");
+    for args in [&["unmount"][..], &["unmount", "--force"]] {
+        let said = run(mount.vaultfs(args).arg(mount.mnt())).fails(7);
+        assert!(said.contains("\n  f: it should be gone, but was not deleted: "), "{said}");
+    }
+    assert_nothing_left(mount.mnt());
+    assert!(mount.log().contains("not stored when the mount ended: it should be gone"), "{}", mount.log());
+}
+
+/// Whether a thread of the process waits in the kernel, so that it cannot be killed.
+fn is_stuck(pid: i32, thread: &str) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default()).any(|stat| {
+        let is_it = stat.contains(&format!("({thread})"));
+        is_it && stat.contains(") D ")
+    })
+}
+
+#[test]
+fn a_worker_that_is_killed_while_it_waits_to_tell_the_kernel_something_is_succeeded_soon() {
+    let place = Place::new();
+    let mut server = Server::start(&place);
+    let put = format!(
+        "printf cold | {} put --api-url {} --api-key-file {} -- cold",
+        common::VAULTFS,
+        server.url,
+        server.key_file
+    );
+    let mut shell = Command::new("sh");
+    place.isolate(&mut shell);
+    run(shell.args(["-c", &put])).ok();
+    server.key_file = key_that_may("read", &place);
+    let mut command = place.vaultfs(["mount", "--timeout", "60s", "--drain", "1s", "--refresh", "10m"]);
+    command.args(["--api-url", &server.url, "--api-key-file", &server.key_file]).arg(&place.mnt);
+    run(&mut command).ok();
+    let mount = Mount::adopt(place);
+    let mut file = fs::File::create(mount.path("refused")).unwrap();
+    file.write_all(b"1").unwrap();
+    assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EACCES));
+    drop(file);
+
+    // A lookup that is out holds the directory, and a notification about a name in it waits for that.
+    server.silence();
+    let requests = || mount.status()["fs"]["vault"]["requests"].as_u64().unwrap();
+    let (before, cold) = (requests(), mount.path("cold"));
+    let reader = std::thread::spawn(move || fs::read(cold));
+    until("the lookup is out", || requests() > before);
+    let (_, worker) = mount.pids();
+    run(mount.vaultfs(["pending"]).arg(mount.mnt()).args(["--discard", "refused"])).ok();
+    until("the notification waits", || is_stuck(worker, "notify"));
+
+    let killed = Instant::now();
+    signal(worker, Signal::SIGKILL);
+    until("another one has taken over", || {
+        let status = run(mount.vaultfs(["status", "--json"]).arg(mount.mnt()));
+        let status: serde_json::Value = serde_json::from_str(&status.out).unwrap_or_default();
+        status[0]["worker_pid"].as_i64().is_some_and(|pid| pid != i64::from(worker))
+    });
+    assert!(killed.elapsed() < Duration::from_secs(15), "{:?}", killed.elapsed());
+    assert!(!reader.is_finished(), "the lookup goes on");
+    server.resume();
+    assert_eq!(reader.join().unwrap().unwrap(), b"cold");
+    assert_eq!(mount.status()["last_end"], "it was killed by signal 9");
+    until("nothing is left of it", || !std::path::Path::new(&format!("/proc/{worker}")).exists());
+    mount.unmount();
 }
 
 #[test]

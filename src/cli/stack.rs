@@ -153,7 +153,7 @@ impl Service for Mounted {
     }
 
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {
-        let known = if within.is_zero() { self.fs.unsaved() } else { Vec::new() };
+        let known = if within.is_zero() { self.fs.left_over() } else { Vec::new() };
         let mut left = self.fs.drain(what, within).await;
         // Without any time each try ends at its deadline: that is no reason, what was known before is.
         for write in &mut left {

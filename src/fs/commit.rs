@@ -470,10 +470,11 @@ impl FileSystem {
         }
     }
 
-    /// Stores what is unsaved, and names what the vault does not have afterwards.
+    /// Stores what is unsaved, deletes what should be gone, and names what is left of both afterwards.
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         self.settle_all(what, &call).await;
+        self.delete_refused(&call).await;
         self.delete_unreplaced(&call).await;
         let mut cause = Cause::Drain;
         loop {
@@ -492,10 +493,12 @@ impl FileSystem {
             let may_do_better = |file: &Arc<File>| {
                 what.covers(file) && file.state().failure.as_ref().is_some_and(Failure::is_retried)
             };
-            if !unsaved.iter().any(may_do_better) || self.left(&call) <= FIRST_RETRY {
-                return self.unsaved();
+            let owes = unsaved.iter().any(may_do_better) || self.owes_deletions();
+            if !owes || self.left(&call) <= FIRST_RETRY {
+                return self.left_over();
             }
             tokio::time::sleep(FIRST_RETRY).await;
+            self.delete_unreplaced(&call).await;
             cause = Cause::Retry;
         }
     }

@@ -103,10 +103,15 @@ impl FileSystem {
         unlinked.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Deletes what was unlinked and not replaced: the mount ends.
+    /// Deletes what was unlinked and not replaced: the mount ends. If it does not after all, what may yet be deleted is
+    /// tried again as before.
     pub(super) async fn delete_unreplaced(&self, call: &Call) {
         for name in self.unreplaced() {
-            self.end_unreplaced(&name, call).await;
+            if let Err(e) = self.delete_unless_replaced(&name, call).await
+                && !self.not_deleted(&name, &e)
+            {
+                self.show_again(&name);
+            }
         }
     }
 

@@ -249,4 +249,18 @@ impl FileSystem {
         unsaved.sort_by(|a, b| a.name.cmp(&b.name));
         unsaved
     }
+
+    /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not made.
+    pub fn left_over(&self) -> Vec<Unsaved> {
+        let mut left = self.unsaved();
+        left.extend(self.undeleted().into_iter().map(|one| Unsaved {
+            name: one.name,
+            path: one.path,
+            size: 0,
+            error: Some(one.error),
+            conflict: false,
+        }));
+        left.sort_by(|a, b| a.name.cmp(&b.name));
+        left
+    }
 }

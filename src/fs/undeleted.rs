@@ -15,7 +15,7 @@ use super::errno::Errno;
 use super::file::Stored;
 use super::inode::Hidden;
 use crate::vault::cache::{Peek, is_outage};
-use crate::vault::{Call, Error, ObjectName};
+use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
 /// As it is kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,10 +71,16 @@ impl FileSystem {
         undeleted
     }
 
+    /// Whether the vault may yet make a deletion that it has not made.
+    pub(super) fn owes_deletions(&self) -> bool {
+        let waits = |errno| matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY | Errno::ENOSPC);
+        self.table().undeleted.values().any(|kept| waits(kept.errno))
+    }
+
     /// The deletion of what is hidden under `name` failed. True if it is to be tried again, the object hidden until
     /// then; else it shows again.
     pub(super) fn not_deleted(&self, name: &ObjectName, error: &Error) -> bool {
-        let again = is_outage(error.kind);
+        let again = is_outage(error.kind) || error.kind == ErrorKind::Full;
         let errno = Errno::from(error);
         let mut table = self.table();
         let Some(stored) = table.hidden.get(name).map(|hidden| hidden.stored.clone()) else { return false };
@@ -99,6 +105,16 @@ impl FileSystem {
         let wanted = |undeleted: &Undeleted| name.is_none_or(|name| name == undeleted.name);
         let names = self.undeleted().into_iter().filter(wanted).filter_map(|one| ObjectName::new(&one.name));
         for name in names {
+            if self.hide_again(&name) {
+                self.end_unreplaced(&name, call).await;
+            }
+        }
+    }
+
+    /// Another try at what the vault refused to delete: the mount ends, and this is the last.
+    pub(super) async fn delete_refused(self: &Arc<Self>, call: &Call) {
+        let refused = self.undeleted().into_iter().filter(|one| !one.retried);
+        for name in refused.filter_map(|one| ObjectName::new(&one.name)) {
             if self.hide_again(&name) {
                 self.end_unreplaced(&name, call).await;
             }

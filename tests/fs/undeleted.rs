@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vaultfs::fs::{Errno, Options};
+use vaultfs::fs::{Drain, Errno, Options};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::faulty::Fault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
@@ -141,4 +141,54 @@ async fn while_the_vault_is_away_a_deletion_is_tried_again_and_its_object_stays_
     sh.vault.clear();
     sh.pass(PATIENCE).await;
     assert_eq!((sh.cat("s").await, told(&sh)), ("value".into(), vec![]));
+}
+
+/// What ends with the mount, and why.
+async fn drained(sh: &Shell, patience: Duration) -> Vec<(String, String)> {
+    let left = sh.fs.drain(Drain::All, patience).await;
+    left.into_iter().map(|one| (one.name, one.error.unwrap_or_default())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_ends_deletes_what_is_held_back_or_says_what_it_did_not() {
+    for backup in ["s~", "s.save"] {
+        // Within the time that it is held back.
+        let sh = Shell::new();
+        sh.put("s", "value").await;
+        sh.mv("s", backup).await.unwrap();
+        assert_eq!(drained(&sh, PATIENCE).await, []);
+        assert_eq!(sh.names().await, [backup]);
+
+        // The vault is away for a part of the time.
+        let sh = Shell::new();
+        sh.put("s", "value").await;
+        sh.mv("s", backup).await.unwrap();
+        sh.vault.plan(Op::Delete).times(5).fail(Fault::Before(ErrorKind::Unreachable));
+        assert_eq!(drained(&sh, PATIENCE).await, []);
+        assert_eq!(sh.names().await, [backup]);
+
+        // It refuses, or is away for longer.
+        for (kind, tries) in [(ErrorKind::Forbidden, 1), (ErrorKind::Unreachable, 5)] {
+            let sh = Shell::new();
+            sh.put("s", "value").await;
+            sh.mv("s", backup).await.unwrap();
+            sh.vault.fail_always(Op::Delete, Fault::Before(kind));
+            let left = drained(&sh, PATIENCE).await;
+            let [(name, why)] = &left[..] else { panic!("{kind:?}: {left:?}") };
+            assert!(name == "s" && why.starts_with("it should be gone, but was not deleted: "), "{why}");
+            assert!(sh.vault.count(Op::Delete) >= tries, "{kind:?}");
+            // It goes on after all, and ends a second time.
+            sh.vault.clear();
+            assert_eq!(drained(&sh, PATIENCE).await, []);
+            assert_eq!((sh.names().await, told(&sh)), (vec![backup.to_owned()], vec![]));
+        }
+
+        // Without any time.
+        let sh = Shell::new();
+        sh.put("s", "value").await;
+        sh.mv("s", backup).await.unwrap();
+        sh.vault.outage();
+        let left = drained(&sh, Duration::ZERO).await;
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
 }
