@@ -49,6 +49,21 @@ fn who_opens_what_is_written_down_and_no_value() {
 }
 
 #[test]
+fn the_version_in_the_audit_file_is_that_of_the_extended_attribute() {
+    for api in ["object", "kv"] {
+        let place = Place::new();
+        let file = place.dir.path().join("audit");
+        let mount = Mount::at(place, &["--api", api, &format!("--audit={}", file.display())]);
+        mount.sh("echo 1 > f; echo 2 > f; cat f > /dev/null");
+        let version = mount.sh("getfattr --only-values -n user.vault.version f");
+        assert_eq!(version.len(), if api == "kv" { 36 } else { 1 }, "{version}");
+        common::until("it is written down", || {
+            lines(&file).iter().any(|line| line["op"] == "read" && line["version"] == version.as_str())
+        });
+    }
+}
+
+#[test]
 fn an_audit_file_that_cannot_be_is_refused_before_the_mount() {
     let place = Place::new();
     let on_it = format!("--audit={}", place.mnt.join("audit").display());
@@ -101,7 +116,8 @@ fn a_full_disk_costs_lines_and_no_read() {
         mount.status()["fs"]["audit"]["lost"].as_u64() > Some(0)
     });
     let text = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
-    assert!(text.contains("LOST"), "{text}");
+    assert!(text.contains("LOST") && text.contains("NOT WELL: "), "{text}");
+    assert!(text.contains("of the audit file w"), "{text}");
     fs::remove_file(&filler).unwrap();
     common::until("lines are written again", || {
         fs::read(mount.path("f")).unwrap();

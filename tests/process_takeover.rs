@@ -567,6 +567,11 @@ fn when_workers_keep_dying_everything_is_refused_and_nothing_shows_below() {
     assert_eq!(status.code, Some(1));
     assert!(status.out.contains("BROKEN") && status.out.contains("vaultfs unmount"), "{}", status.out);
     assert!(mount.log().contains("keeps dying"));
+    // Whatever a helper did would be refused, too.
+    kill(keeper, "vaultfs-helper");
+    until("the helper is gone", || child_of(keeper, "vaultfs-helper").is_none());
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(child_of(keeper, "vaultfs-helper"), None);
     run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(1);
     run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).ok();
     assert_nothing_left(mount.mnt());

@@ -175,11 +175,18 @@ fn verdict(fs: &Status) -> String {
         1 => Some("an object that should be gone was not deleted".to_owned()),
         n => Some(format!("{n} objects that should be gone were not deleted")),
     };
-    let reached = fs.vault.outage.as_ref().map(|_| "the vault does not answer".to_owned());
+    let reached = fs.vault.outage.as_ref().map(|why| match why.starts_with(RATE_LIMITED) {
+        true => spent(fs).unwrap_or_else(|| RATE_LIMITED.to_owned()),
+        false => "the vault does not answer".to_owned(),
+    });
     // Of what does not answer that is no news.
     let followed = fs.changes.refresh.error.as_ref().filter(|_| reached.is_none());
     let followed = followed.map(|error| format!("changes elsewhere cannot be asked for ({error})"));
-    match [stored, deleted, reached, followed].into_iter().flatten().collect::<Vec<_>>().as_slice() {
+    let audited =
+        fs.audit.as_ref().filter(|audit| audit.lost > 0).map(|audit| {
+            format!("{} of the audit file {} lost", counted(audit.lost, "line"), was(audit.lost))
+        });
+    match [stored, deleted, reached, followed, audited].into_iter().flatten().collect::<Vec<_>>().as_slice() {
         [] => "ok".into(),
         troubles => format!("NOT WELL: {}", troubles.join("; ")),
     }
@@ -201,10 +208,9 @@ pub(super) fn state(fs: &Status) -> String {
     let vault = &fs.vault;
     let served = if fs.cache.serving_stale { ", serving what is known" } else { "" };
     match (&vault.outage, vault.outage_s) {
-        (Some(why), _) if why.starts_with(RATE_LIMITED) => match &vault.budget {
-            Some(b) if b.reset_s > 0 => format!("{RATE_LIMITED}, renewed in {}{served}", seconds(b.reset_s)),
-            _ => format!("{why}{served}"),
-        },
+        (Some(why), _) if why.starts_with(RATE_LIMITED) => {
+            format!("{}{served}", spent(fs).unwrap_or_else(|| why.clone()))
+        }
         (Some(why), since) => {
             format!("DOES NOT ANSWER for {}{served}: {why}", seconds(since.unwrap_or(0)))
         }
@@ -212,6 +218,16 @@ pub(super) fn state(fs: &Status) -> String {
             format!("answers, {} dialect, {} sent", vault.dialect, counted(vault.requests, "request"))
         }
     }
+}
+
+/// That the rate limit is used up, and when it is back, where that is known.
+fn spent(fs: &Status) -> Option<String> {
+    let reset = fs.vault.budget.as_ref().map(|budget| budget.reset_s).filter(|reset| *reset > 0)?;
+    Some(format!("{RATE_LIMITED}, renewed in {}", seconds(reset)))
+}
+
+fn was(count: u64) -> &'static str {
+    if count == 1 { "was" } else { "were" }
 }
 
 fn budget(fs: &Status, assumed: &Value) -> String {
@@ -333,6 +349,11 @@ mod tests {
         let left = json!({"name": "a", "path": "a", "error": "no", "retried": false});
         fs.undeleted.push(serde_json::from_value(left).unwrap());
         assert_eq!(verdict(&fs), "NOT WELL: an object that should be gone was not deleted");
+        fs.undeleted.clear();
+        fs.audit = Some(AuditStatus { written: 7, lost: 0, error: None });
+        assert_eq!(verdict(&fs), "ok");
+        fs.audit = Some(AuditStatus { written: 7, lost: 2, error: None });
+        assert_eq!(verdict(&fs), "NOT WELL: 2 lines of the audit file were lost");
     }
 
     #[test]
@@ -340,6 +361,7 @@ mod tests {
         let spent = format!("{RATE_LIMITED}: it is renewed in 50 s");
         let (fs, _) = status(json!({"limit": 3, "remaining": 0, "reset_s": 42}), Some(&spent));
         assert_eq!(state(&fs), "rate limit used up, renewed in 42s, serving what is known");
+        assert_eq!(verdict(&fs), "NOT WELL: rate limit used up, renewed in 42s");
         let (fs, _) = status(Value::Null, Some("no connection"));
         assert!(state(&fs).starts_with("DOES NOT ANSWER for 3s"));
     }

@@ -5,9 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use super::handover::{Channel, MountConfig, ToKeeper, send_config, send_seal};
 use super::keeper::WORKER_COMMAND;
@@ -72,7 +75,8 @@ impl Worker {
     }
 
     /// Whether it is dead, and how it ended where the kernel says so. A thread that is stuck in a call on the own
-    /// mount keeps a dead process from being waited for: its leader is a zombie then.
+    /// mount, or on its way out of a large memory, keeps a dead process from being waited for: its leader is a zombie
+    /// then, of which /proc tells how it ended.
     pub fn is_gone(&mut self) -> Option<Option<ExitStatus>> {
         match self.child.try_wait() {
             Ok(Some(status)) => return Some(Some(status)),
@@ -80,7 +84,7 @@ impl Worker {
             Ok(None) | Err(_) => {}
         }
         let since = *self.silent_since.get_or_insert_with(Instant::now);
-        (since.elapsed() >= LINGER).then_some(None)
+        (since.elapsed() >= LINGER).then(|| process::zombies_end(self.child.id()))
     }
 
     /// A dead worker whose leader is a zombie while a thread of it holds the channel open is silent, too.
@@ -114,7 +118,23 @@ impl Drop for Worker {
         if let Ok(None) = self.child.try_wait() {
             self.kill();
         }
+        if let Ok(None) = self.child.try_wait() {
+            lingering().push(Pid::from_raw(self.child.id() as i32));
+        }
     }
+}
+
+/// Dead workers that a stuck thread kept from being waited for.
+static LINGERING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+fn lingering() -> MutexGuard<'static, Vec<Pid>> {
+    LINGERING.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Lets those go whose last thread has ended. To be called whenever a child may have died.
+pub fn reap() {
+    let is_still_there = |pid: &Pid| waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
+    lingering().retain(is_still_there);
 }
 
 /// How a worker ended, for people.
@@ -122,7 +142,7 @@ pub fn ending(status: Option<ExitStatus>) -> String {
     match status.map(|status| (status.code(), status.signal())) {
         Some((Some(code), _)) => format!("it exited with code {code}"),
         Some((None, Some(signal))) => format!("it was killed by signal {signal}"),
-        _ => "it is stuck".to_owned(),
+        _ => "how it ended is not known".to_owned(),
     }
 }
 

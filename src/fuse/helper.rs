@@ -236,21 +236,26 @@ impl Minder {
 
     /// Starts a helper if there is none and the mount is there. To be called whenever a child may have died.
     pub fn look_after(&mut self) {
-        match self.child.as_mut().map(Child::try_wait) {
-            Some(Ok(None)) => return,
-            Some(Ok(Some(status))) if !status.success() => {
-                tracing::warn!(%status, "the helper process died: starting another");
-            }
-            _ => {}
-        }
-        self.child = None;
-        if !is_there(self.dev) {
+        if !self.has_ended() || !is_there(self.dev) {
             return;
         }
         match self.start() {
             Ok(child) => self.child = Some(child),
             Err(e) => tracing::error!("the helper process cannot be started: {e}"),
         }
+    }
+
+    /// Whether there is none, or none any more.
+    pub fn has_ended(&mut self) -> bool {
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(None)) => return false,
+            Some(Ok(Some(status))) if !status.success() => {
+                tracing::warn!(%status, "the helper process died");
+            }
+            _ => {}
+        }
+        self.child = None;
+        true
     }
 
     fn start(&mut self) -> io::Result<Child> {

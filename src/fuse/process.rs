@@ -1,6 +1,8 @@
 //! What /proc and pidfds tell about processes that are not our children.
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -20,6 +22,15 @@ fn stat(pid: u32) -> Option<(char, u32)> {
 /// State Z: the leader is dead, whatever its other threads wait for.
 pub fn is_zombie(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state == 'Z')
+}
+
+/// How a zombie ended that cannot be waited for yet, where the kernel says so: to who may look into the process.
+pub fn zombies_end(pid: u32) -> Option<ExitStatus> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    // Field 52, as waitpid(2) has it; the state is the third. Whoever may not look is told 0.
+    let status: i32 = rest.trim_end().split(' ').nth(52 - 3)?.parse().ok()?;
+    (status != 0).then(|| ExitStatus::from_raw(status))
 }
 
 /// Whether `pid` is a live keeper, and not a zombie or whoever got its number later.
@@ -99,10 +110,21 @@ mod tests {
         let watched = Watched::new(child.id());
         assert!(watched.ended(Duration::from_secs(10)));
         assert!(is_zombie(child.id()), "not waited for yet");
+        assert_eq!(zombies_end(child.id()), None, "0 may mean that it is not told");
         assert_eq!(children_of(std::process::id()).iter().filter(|pid| **pid == child.id()).count(), 1);
         child.wait().unwrap();
         assert!(!is_zombie(std::process::id()));
         assert!(!is_keeper(std::process::id()));
+    }
+
+    #[test]
+    fn a_zombie_tells_how_it_ended() {
+        for (script, expected) in [("kill -9 $$", 9), ("exit 7", 7 << 8)] {
+            let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            assert!(Watched::new(child.id()).ended(Duration::from_secs(10)));
+            assert_eq!(zombies_end(child.id()), Some(ExitStatus::from_raw(expected)), "{script}");
+            assert_eq!(child.wait().unwrap(), ExitStatus::from_raw(expected));
+        }
     }
 
     #[test]

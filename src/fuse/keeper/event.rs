@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::{Front, Keeper, Phase};
+use crate::fuse::crew;
 use crate::fuse::handover::ToKeeper;
 
 /// Between looks at whether the worker's leader is a zombie, which nothing else tells.
@@ -63,7 +64,10 @@ impl Keeper {
                 match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {
                     Some(libc::SIGTERM | libc::SIGINT) => return Event::Stop,
                     Some(libc::SIGHUP) => return Event::Reload,
-                    Some(libc::SIGCHLD) => self.look_after_helper(),
+                    Some(libc::SIGCHLD) => {
+                        crew::reap();
+                        self.look_after_helper();
+                    }
                     _ => {}
                 }
             }

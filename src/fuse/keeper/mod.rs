@@ -306,7 +306,7 @@ impl Keeper {
                     if self.session_over || matches!(phase, Phase::Ending(_)) {
                         return self.finish(status);
                     }
-                    self.worker_died(status);
+                    self.worker_died(ending(status));
                 }
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),
             }
@@ -366,8 +366,15 @@ impl Keeper {
     }
 
     fn look_after_helper(&mut self) {
-        if let Some(helper) = &mut self.helper {
-            helper.look_after();
+        let Some(helper) = &mut self.helper else { return };
+        match self.phase {
+            // Whatever another one did would be refused.
+            Phase::Broken => _ = helper.has_ended(),
+            Phase::Serving
+            | Phase::Pausing(_)
+            | Phase::Draining(_)
+            | Phase::Leaving(_)
+            | Phase::Ending(_) => helper.look_after(),
         }
     }
 

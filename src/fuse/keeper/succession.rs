@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::event::Event;
@@ -124,8 +123,7 @@ impl Keeper {
     }
 
     /// Nobody asked it to: another one goes on, now or in a while.
-    pub(super) fn worker_died(&mut self, status: Option<ExitStatus>) {
-        let how = ending(status);
+    pub(super) fn worker_died(&mut self, how: String) {
         let served = self.worker.take().and_then(|worker| worker.serving_since);
         self.restarts += 1;
         self.last_end = Some(how.clone());
@@ -159,7 +157,7 @@ impl Keeper {
             if drains || leaves {
                 self.later.push_back(Event::Stop);
             }
-            return self.worker_died(None);
+            return self.worker_died(format!("it could not take over: {failed}"));
         }
         tracing::info!(restarts = self.restarts, "another worker serves the mount");
         if drains {
