@@ -239,7 +239,7 @@ fn a_program_that_also_inherited_the_file_open_stores_at_its_close() {
 import os
 f = os.open("f", os.O_WRONLY)
 os.write(f, b"mine"); os.close(f)
-assert open(".versions/f/2", "rb").read() == b"mine", "close has returned"
+assert open(".versions/f/2", "rb").read() == b"mine\n", "close has returned"
 "#;
     mount.sh(&format!("echo base > f; {{ python3 -c '{program}'; }} >> f"));
     assert_eq!(mount.versions("f"), [1, 2]);
