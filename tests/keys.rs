@@ -184,3 +184,34 @@ async fn a_service_is_asked_which_api_it_speaks_and_no_secret_is_told() {
     }
     server.stop().await;
 }
+
+#[test]
+fn a_refusal_says_why_in_the_vaults_words() {
+    let home = Home::new();
+    let foreign = STANDARD.encode([7; 90]);
+    for api in BOTH {
+        let refused = home.run(&["key", "unwrap", "--api", api, "--show-key"], foreign.as_bytes());
+        assert_fails(
+            &refused,
+            1,
+            "the encrypted key is corrupt or not one of this vault's: make a new data key",
+        );
+        assert!(!String::from_utf8_lossy(&refused.stderr).contains(&foreign));
+    }
+    let key = file(&home, "key", STANDARD.encode([1; 32]).as_bytes(), 0o600);
+    let decrypt = ["key", "decrypt", "--data-key-file", &key];
+    assert_fails(&home.run(&decrypt, foreign.as_bytes()), 1, "made with another data_key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_without_the_permission_is_told_which() {
+    let server = Server::start().await;
+    let writer = server.key_with(&[vaultfs::server::store::Permission::Write]).await;
+    let home = Home::new();
+    for api in BOTH {
+        let mut command = home.command(&["key", "create", "--api", api]);
+        command.env("WORKOS_API_URL", &server.url).env("WORKOS_API_KEY", &writer);
+        assert_fails(&feed(&mut command, b""), 3, "takes the permission keys");
+    }
+    server.stop().await;
+}

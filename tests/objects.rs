@@ -10,6 +10,7 @@ use std::path::Path;
 
 use home::{Home, assert_fails};
 use vault_server::Server;
+use vaultfs::server::store::Permission;
 
 const CANARY: &str = "canary-value-7c211433f02071597741e6ff5a8ea34789abbf43";
 const CANARY_KEY: &str = "sk_canary_key_f02071597741e6ff5a8ea347";
@@ -180,6 +181,103 @@ async fn keys_are_found_in_their_order() {
     });
     task.await.unwrap();
     server.stop().await;
+}
+
+/// What a key may do that has one permission only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_may_only_write_stores_new_objects() {
+    let server = Server::start().await;
+    let writer = server.key_with(&[Permission::Write]).await;
+    let reader = server.key_with(&[Permission::Read]).await;
+    let home = Home::new();
+    let run = |key: &str, args: &[&str], input: &[u8]| {
+        let mut command = home.command(args);
+        command.env("WORKOS_API_URL", &server.url).env("WORKOS_API_KEY", key);
+        home::feed(&mut command, input)
+    };
+    for api in ["auto", "object", "kv"] {
+        let name = format!("dir/{api}");
+        let put = ["put", &name, "--api", api];
+        let stored = run(&writer, &put, b"one");
+        assert!(stored.status.success() && stored.stderr.is_empty(), "{stored:?}");
+        assert_eq!(run(&reader, &["get", &name], b"").stdout, b"one");
+        // A version of it takes a look at it.
+        let refused = run(&writer, &put, b"two");
+        assert_fails(&refused, 3, &format!("{name:?} exists already"));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("permission read"));
+        assert_eq!(run(&reader, &["get", &name], b"").stdout, b"one");
+        assert_fails(&run(&writer, &["ls", "--api", api], b""), 3, "takes the permission read");
+        assert_fails(&run(&reader, &put, b"two"), 3, "takes the permission write");
+        let said = run(&reader, &["rm", &name, "--api", api], b"");
+        assert_fails(&said, 3, "takes the permission delete");
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.starts_with(&format!("vaultfs: {name:?}: ")), "the name first: {said}");
+    }
+    let unknown = run("sk_unknown", &["put", "x"], b"1");
+    assert_fails(&unknown, 3, "refused the API key");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_context_is_never_ignored() {
+    let home = Home::new();
+    let context = ["put", "x", "--key-context", "org=1"];
+    assert_fails(&home.run(&context, b"1"), 2, "--api kv");
+    assert_eq!(home.text(&["ls"]), "");
+    home.ok(&[&context[..], &["--api", "kv"]].concat(), b"1");
+    let server = Server::start().await;
+    let run = |args: &[&str]| {
+        let mut command = home.command(args);
+        command.env("WORKOS_API_URL", &server.url).env("WORKOS_API_KEY", &server.key);
+        home::feed(&mut command, b"1")
+    };
+    // It speaks both; asked, the object API.
+    for args in [&context[..], &["ls", "--key-context", "a=b"], &["key", "create", "--key-context", "a=b"]] {
+        assert_fails(&run(args), 2, "--key-context");
+    }
+    server.stop().await;
+}
+
+#[test]
+fn what_is_no_file_is_no_key_and_gets_no_chmod() {
+    let home = Home::new();
+    let ls = ["ls", "--api-url", "http://127.0.0.1:1", "--api-key-file", "/dev/null"];
+    let refused = home.command(&ls).output().unwrap();
+    assert_fails(&refused, 3, "/dev/null is no regular file and holds no key");
+    assert!(!String::from_utf8_lossy(&refused.stderr).contains("chmod"));
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--master-key-file", "/dev/null", "--data"];
+    let refused = home.command(&serve).arg(home.vault()).output().unwrap();
+    assert_fails(&refused, 1, "master key /dev/null is no file with 32 bytes");
+}
+
+#[test]
+fn a_missing_master_key_is_named_with_what_to_do() {
+    let home = Home::new();
+    home.ok(&["put", "a"], b"1");
+    let key = home.vault().join("master-key");
+    fs::rename(&key, home.0.path().join("elsewhere")).unwrap();
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--data"];
+    let refused = home.command(&serve).arg(home.vault()).output().unwrap();
+    assert_fails(&refused, 1, &format!("master key {} is missing", key.display()));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("put it back") && said.contains("--master-key-file"), "{said}");
+    let named = ["serve", "--listen", "127.0.0.1:0", "--master-key-file", "/nodir/key", "--data"];
+    let refused = home.command(&named).arg(home.vault()).output().unwrap();
+    assert_fails(&refused, 1, "master key /nodir/key is missing: put the key there");
+}
+
+#[test]
+fn the_embedded_vault_is_the_state_directory_of_a_unit() {
+    let home = Home::new();
+    let state = home.0.path().join("state");
+    let mut put = home.command(&["put", "a", "--embedded"]);
+    // systemd gives a service of the system no HOME.
+    put.env_remove("HOME").env("STATE_DIRECTORY", format!("{}:/nodir/other", state.display()));
+    let stored = home::feed(&mut put, b"1");
+    assert!(stored.status.success(), "{stored:?}");
+    assert!(state.join("vault.db").is_file());
+    let mut get = home.command(&["get", "a", &format!("--embedded={}", state.display())]);
+    assert_eq!(get.output().unwrap().stdout, b"1");
 }
 
 #[test]

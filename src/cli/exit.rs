@@ -24,6 +24,32 @@ pub enum Exit {
     Unsaved = 7,
 }
 
+impl Exit {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Failed,
+        Self::Usage,
+        Self::Key,
+        Self::Unreachable,
+        Self::NotFound,
+        Self::RateLimited,
+        Self::Unsaved,
+    ];
+
+    /// What it says, for help, man pages and the README.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "the command line is wrong",
+            Self::Key => "the key is missing or was refused",
+            Self::Unreachable => "the vault cannot be reached, or what answers is no vault",
+            Self::NotFound => "no such object, version or mount",
+            Self::RateLimited => "the rate limit is used up",
+            Self::Unsaved => "unsaved writes are left",
+        }
+    }
+}
+
 /// A failed command: a sentence with the next step, and a code.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -42,9 +68,7 @@ impl Failure {
 
     /// A failure that another process of ours reported with its exit code.
     pub fn with_code(code: u8, message: impl Into<String>) -> Self {
-        let all =
-            [Exit::Usage, Exit::Key, Exit::Unreachable, Exit::NotFound, Exit::RateLimited, Exit::Unsaved];
-        let exit = all.into_iter().find(|e| *e as u8 == code).unwrap_or(Exit::Failed);
+        let exit = Exit::ALL.into_iter().find(|e| *e as u8 == code).unwrap_or(Exit::Failed);
         Self::new(exit, message)
     }
 
@@ -83,6 +107,19 @@ impl From<anyhow::Error> for Failure {
                 Ok(e) => e.into(),
                 Err(e) => Self::new(Exit::Failed, format!("{e:#}")),
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_the_same_table() {
+        for exit in Exit::ALL {
+            let row = format!("| {} | {} |\n", exit as u8, exit.meaning());
+            assert!(include_str!("../../README.md").contains(&row), "{row}");
         }
     }
 }

@@ -59,7 +59,7 @@ impl std::fmt::Display for Target {
 }
 
 impl LogConfig {
-    /// Chooses the target for a mount.
+    /// Chooses the target for a mount. An error names the file and what to do.
     pub fn choose(
         mountpoint: &Path,
         file: Option<&Path>,
@@ -75,11 +75,18 @@ impl LogConfig {
         if let Target::File(path) = &target {
             // Now, where somebody reads the message; and never on the mount itself, which could not be served while
             // it waits for its own log.
+            let failed = |e: io::Error| {
+                let next = match file {
+                    Some(_) => "name a file that you can write, in a directory that exists",
+                    None => "name another one with --log FILE",
+                };
+                io::Error::other(format!("{}: {e}: {next}", path.display()))
+            };
             let dir = path.parent().unwrap_or(Path::new("/"));
-            if fs::canonicalize(dir)?.starts_with(mountpoint) {
-                return Err(io::Error::other("it would be on the mount itself"));
+            if fs::canonicalize(dir).map_err(failed)?.starts_with(mountpoint) {
+                return Err(failed(io::Error::other("it would be on the mount itself")));
             }
-            open(path)?;
+            open(path).map_err(failed)?;
         }
         Ok(Self { target, verbosity })
     }
@@ -105,7 +112,11 @@ fn default_file(mountpoint: &Path) -> io::Result<PathBuf> {
         .or_else(system)
         .ok_or_else(|| io::Error::other("HOME is not set: use --log FILE"))?;
     let dir = state.join("vaultfs");
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(|e| io::Error::other(format!("{}: {e}: name a file with --log FILE", dir.display())))?;
     Ok(dir.join(format!("{}.log", file_name(mountpoint))))
 }
 
@@ -253,6 +264,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mountpoint = fs::canonicalize(dir.path()).expect("there");
         let file = mountpoint.join("log");
-        assert!(LogConfig::choose(&mountpoint, Some(&file), false, 0).is_err());
+        let refused = LogConfig::choose(&mountpoint, Some(&file), false, 0).expect_err("refused").to_string();
+        assert!(refused.contains(file.to_str().expect("UTF-8")), "{refused}");
+        let refused = LogConfig::choose(&mountpoint, Some(Path::new("/nodir/a")), false, 0);
+        let refused = refused.expect_err("refused").to_string();
+        assert!(
+            refused.starts_with("/nodir/a: No such file") && refused.contains("name a file"),
+            "{refused}"
+        );
     }
 }

@@ -9,6 +9,7 @@ pub mod generate;
 pub mod journal;
 pub mod key;
 pub mod log;
+pub mod man;
 pub mod mount;
 pub mod mount8;
 pub mod mount_options;
@@ -29,9 +30,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Mount a secrets vault as a directory.
+/// Mount a secrets vault as a directory
+///
+/// Programs that can read a file can use a vault: reading a file gets the current value of an object, and saving it makes
+/// a new version. The vault is a service that speaks the WorkOS vault API, or an encrypted one of your own (--embedded).
 #[derive(Debug, Parser)]
-#[command(name = "vaultfs", version, about, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "vaultfs", version, arg_required_else_help = true, after_help = examples())]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,8 +50,13 @@ Examples:
   vaultfs unmount ~/secrets                   stores what is unsaved first
   vaultfs doctor                              what on this machine would get in the way
 
-`vaultfs COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 usage, 3 key, 4 vault not reached, 5 not found, \
-6 rate limit, 7 unsaved writes are left.";
+`vaultfs COMMAND --help` says more, and so does `man vaultfs-COMMAND`.";
+
+/// What follows the commands in `vaultfs --help`.
+fn examples() -> String {
+    let codes = exit::Exit::ALL.map(|exit| format!("\n  {}  {}", exit as u8, exit.meaning()));
+    format!("{EXAMPLES}\n\nExit codes:\n  0  done{}", codes.concat())
+}
 
 #[derive(Debug, Subcommand)]
 enum Command {

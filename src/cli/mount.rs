@@ -30,6 +30,10 @@ use crate::vault::codec::Format;
 use crate::vault::http::lazy::Start;
 
 /// Mount a vault on a directory; returns when it can be used
+///
+/// Each object of the vault is a file. Reading a file gets the object's current version; when a save returns, the vault has
+/// a new one. Old versions are in .versions in the root, `vaultfs status` says how the mount is doing. It is served in the
+/// background until `vaultfs unmount`, and outlives a crash of the process that serves it.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,

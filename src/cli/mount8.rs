@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use nix::sched::{CloneFlags, setns};
 
+use super::connect::SYSTEM_VAULT;
 use super::exit::{Exit, Failure};
 use super::{Cli, Command, mount, mount_options, unmount};
 
@@ -21,15 +22,17 @@ use super::{Cli, Command, mount, mount_options, unmount};
 const USAGE: u8 = 1;
 /// mount(8)'s exit code for a mount that failed.
 const FAILED: u8 = 32;
-/// Where root's embedded vault is, whatever HOME says: at boot there is none.
-const SYSTEM_VAULT: &str = "/var/lib/vaultfs";
+/// What the helpers end with, for their pages.
+pub const EXIT_CODES: [(u8, &str); 2] = [
+    (USAGE, "the command line or the permissions will not do"),
+    (FAILED, "it failed: standard error says why"),
+];
 
 /// Mount a vault, for mount(8) and /etc/fstab
 #[derive(Debug, Parser)]
 #[command(
     name = "mount.vaultfs",
     version,
-    about,
     long_about = "Mount a vault, for mount(8) and /etc/fstab.\n\nmount(8) runs this program for file systems of type vaultfs \
                   and fuse.vaultfs; there is no need to call it by hand.",
     after_help = "Examples:\n  mount -t vaultfs embedded /srv/secrets\n  \
@@ -86,6 +89,10 @@ pub struct MountHelper {
 }
 
 /// Unmount a vault, for umount(8): store what is unsaved first
+///
+/// umount(8) runs this program for file systems of type fuse.vaultfs; there is no need to call it by hand. It fails, and
+/// the mount stays, if something cannot be stored or programs use it. Root's plain `umount DIR` does not look for it:
+/// give `umount -c DIR`, or use `vaultfs unmount`.
 #[derive(Debug, Parser)]
 #[command(name = "umount.fuse.vaultfs", version)]
 pub struct UmountHelper {
@@ -185,6 +192,7 @@ fn usage(e: &clap::Error) -> Failure {
 fn arguments(helper: &MountHelper, root: bool) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["vaultfs".into(), "mount".into()];
     match helper.source.split_once('=').unwrap_or((&helper.source, "")) {
+        // Whatever HOME says: at boot there is none.
         ("embedded", "") if root => args.push(format!("--embedded={SYSTEM_VAULT}").into()),
         ("embedded", "") => args.push("--embedded".into()),
         ("embedded", dir) => args.push(format!("--embedded={dir}").into()),

@@ -23,8 +23,12 @@ use crate::fuse::worker::reason;
 ///
 /// A save that failed stays in the mount and is tried again by itself, unless the object has changed in the vault
 /// since (a conflict): then it is yours to decide. So is what should be gone after a rename to a backup, and was not
-/// deleted by the vault. Exit code 7 while anything is left.
+/// deleted by the vault.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  vaultfs pending\n  vaultfs pending --retry ~/secrets\n  vaultfs pending --save \
+                        db/password > mine\n\nExit code 7 while anything is left."
+)]
 pub struct PendingArgs {
     /// Where the vault is mounted; not needed while there is only one mount
     mountpoint: Option<PathBuf>,

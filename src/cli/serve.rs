@@ -35,6 +35,10 @@ const MAX_MAX_SIZE: bytesize::ByteSize = bytesize::ByteSize::mib(64);
 /// key with all permissions. SIGTERM and SIGINT finish the requests under way and end it. Under systemd it is
 /// a service of Type=notify.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  vaultfs serve --data ~/vault\n  vaultfs serve --data ~/vault key add --permissions \
+                        read\n  vaultfs mount --api-url http://127.0.0.1:8200 --api-key-file ~/vault/api-key ~/secrets"
+)]
 pub struct ServeArgs {
     /// Directory that holds the vault; made if it is missing, kept at mode 0700
     #[arg(long, value_name = "DIR")]

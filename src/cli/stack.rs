@@ -55,7 +55,10 @@ pub async fn build(
     let fs = FileSystem::restore(connected.vault, page, options, clock, state, anew);
     if let Some(path) = &config.options.audit {
         let audit = Audit::open(path).map_err(|e| {
-            let sentence = format!("the audit file {} cannot be used: {e}", path.display());
+            let sentence = format!(
+                "the audit file {} cannot be used: {e}: name a file that you can write, in a directory that exists",
+                path.display()
+            );
             Failure::new(Exit::Failed, sentence)
         })?;
         fs.attach_audit(audit);

@@ -21,7 +21,14 @@ use crate::fuse::{locate, mountpoint, probe};
 use crate::vault::cache::RATE_LIMITED;
 
 /// Say how mounts are doing
+///
+/// First whether all is well, then the vault, what is unsaved, the latest failures, the requests left and the cache. It
+/// never asks the vault itself.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  vaultfs status\n  vaultfs status --json ~/secrets | jq .[0].unsaved\n\nExit code 1 if a \
+                        mount does not answer."
+)]
 pub struct StatusArgs {
     /// Only this mount
     mountpoint: Option<PathBuf>,

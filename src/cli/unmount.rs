@@ -24,7 +24,15 @@ use crate::fuse::worker::reason;
 use crate::fuse::{busy, locate, mountpoint, probe};
 
 /// Store what is unsaved, then unmount
+///
+/// Done means that the vault has every write, and that the mount and its processes are gone. If something cannot be
+/// stored, or if programs use the mount, they are named, and the mount stays.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  vaultfs unmount ~/secrets\n  vaultfs unmount --lazy ~/secrets     its users keep it \
+                        until they end\n\nExit code 1 and the mount stays if programs use it. Exit code 7 if writes \
+                        are left: the mount stays, and `vaultfs pending` lists them; with --force they are lost."
+)]
 pub struct UnmountArgs {
     /// Where the vault is mounted
     mountpoint: PathBuf,

@@ -19,6 +19,9 @@ use crate::fuse::mounts::{self, LiveMount};
 ///
 /// Open files, unsaved writes and everything else goes on. Needs Linux 6.9.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  vaultfs upgrade      after a new package was installed: all of your mounts"
+)]
 pub struct UpgradeArgs {
     /// Where the vault is mounted; without it, all mounts of this user
     mountpoint: Option<PathBuf>,

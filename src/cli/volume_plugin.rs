@@ -30,6 +30,12 @@ use crate::volume::store::Store;
 /// Each volume is a mount of its own with the options that `docker volume create -o …` gave it, made when the first
 /// container needs it and removed after the last. docs/CONTAINERS.md tells it step by step.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  vaultfs volume-plugin --socket /run/docker/plugins/vaultfs.sock \\\n    \
+                        -o api-url=https://vault.example.com,api-key-file=/etc/vaultfs/volumes.key\n  \
+                        docker volume create -d vaultfs -o prefix=app app\n  \
+                        docker run -v app:/run/secrets IMAGE"
+)]
 pub struct VolumePluginArgs {
     /// Where the engine asks, for example /run/docker/plugins/vaultfs.sock
     #[arg(long, value_name = "PATH")]

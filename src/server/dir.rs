@@ -13,7 +13,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -212,7 +212,12 @@ fn read(
         Err(e) => return Err(SecretFileError::Io(e)),
     };
     let meta = file.metadata().map_err(SecretFileError::Io)?;
-    if meta.mode() & forbidden(&meta) != 0 {
+    let too_open = meta.mode() & forbidden(&meta) != 0;
+    if !meta.is_file() && (too_open || !meta.file_type().is_fifo()) {
+        // A device holds no key, and no mode helps.
+        return Err(SecretFileError::NotText);
+    }
+    if too_open {
         return Err(SecretFileError::TooOpen);
     }
     let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(max as usize + 1));
@@ -353,5 +358,6 @@ mod tests {
         fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, [0xff]).unwrap();
         assert!(matches!(read_secret(&path), Err(SecretFileError::NotText)));
+        assert!(matches!(read_secret(Path::new("/dev/null")), Err(SecretFileError::NotText)));
     }
 }

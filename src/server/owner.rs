@@ -25,6 +25,14 @@ use crate::secret::SecretString;
 /// Name of the systemd credential that may hold the master key.
 const MASTER_KEY_CREDENTIAL: &str = "vaultfs-master-key";
 
+/// Of the key beside the database.
+const OWN_IS_MISSING: &str = "is missing, and without it nothing in this vault can be opened: put it back from a backup \
+                              (where it is kept elsewhere: --master-key-file of vaultfs serve, or the systemd \
+                              credential vaultfs-master-key)";
+/// Of a key that was said to be elsewhere.
+const NAMED_IS_MISSING: &str = "is missing: put the key there that this vault was sealed with; for a new vault make \
+                                one with `openssl rand -base64 32`";
+
 /// How a vault is served.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
@@ -180,15 +188,15 @@ struct Master {
 /// vault that has no database yet, and never otherwise: a new key would open nothing.
 fn master_key(dir: &DataDir, named: Option<PathBuf>) -> Result<Master, ServeError> {
     if let Some(path) = named {
-        return master_in(&path, read_secret(&path));
+        return master_in(&path, read_secret(&path), NAMED_IS_MISSING);
     }
     if let Some(path) = credential() {
-        return master_in(&path, read_credential(&path));
+        return master_in(&path, read_credential(&path), NAMED_IS_MISSING);
     }
     let path = dir.master_key_file();
     let begun = std::fs::metadata(dir.database()).is_ok_and(|meta| meta.len() > 0);
     if path.exists() || begun {
-        return master_in(&path, read_secret(&path));
+        return master_in(&path, read_secret(&path), OWN_IS_MISSING);
     }
     let key = MasterKey::generate().map_err(|_| ServeError::NoRandomness)?;
     dir.write_secret(&path, &key.to_text())?;
@@ -200,14 +208,18 @@ fn credential() -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-fn master_in(path: &Path, text: Result<SecretString, SecretFileError>) -> Result<Master, ServeError> {
+fn master_in(
+    path: &Path,
+    text: Result<SecretString, SecretFileError>,
+    missing: &'static str,
+) -> Result<Master, ServeError> {
     let bad = |problem| ServeError::MasterKey { path: path.to_owned(), problem };
     let text = text.map_err(|e| match e {
-        SecretFileError::Missing => {
-            bad("is missing, and without it nothing in this vault can be opened: put it back")
-        }
+        SecretFileError::Missing => bad(missing),
         SecretFileError::TooOpen => bad("can be read by others: make it 0600, and consider it known"),
-        SecretFileError::NotText => bad("is not a key file"),
+        SecretFileError::NotText => {
+            bad("is no file with 32 bytes in base64: name the one that holds the key")
+        }
         SecretFileError::Io(e) => ServeError::io("cannot read", path)(e),
     })?;
     let key = MasterKey::parse(text.expose()).ok_or_else(|| bad("must hold 32 bytes in base64"))?;

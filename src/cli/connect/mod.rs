@@ -34,6 +34,9 @@ use crate::vault::{Call, Dialect, DynVault, Page};
 /// Where the service is unless somebody says otherwise.
 const DEFAULT_URL: &str = "https://api.workos.com";
 
+/// Where root's embedded vault is where there is no HOME, as at boot and in units.
+pub const SYSTEM_VAULT: &str = "/var/lib/vaultfs";
+
 const NO_KEY: &str = "no API key: set WORKOS_API_KEY, or give --api-key-file FILE, or use --embedded for a vault on \
                       this machine, which needs none";
 
@@ -48,8 +51,8 @@ const WAYS: &str = "give --embedded=DIR, or --api-url URL, or set WORKOS_API_URL
 pub struct ConnectArgs {
     /// Use the embedded vault in DIR (equals sign needed) instead of a service
     ///
-    /// It is made on first use, with an API key of its own in DIR/api-key. Without DIR:
-    /// $XDG_DATA_HOME/vaultfs, or ~/.local/share/vaultfs.
+    /// It is made on first use, with an API key of its own in DIR/api-key. Without DIR: $STATE_DIRECTORY in a
+    /// service that has one, $XDG_DATA_HOME/vaultfs, or ~/.local/share/vaultfs; /var/lib/vaultfs for root without HOME.
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     pub embedded: Option<Option<PathBuf>>,
 
@@ -195,6 +198,9 @@ impl ConnectArgs {
         if spec.timeout.is_zero() {
             return Err(usage("--timeout 0 leaves no time for any answer: give a longer one"));
         }
+        if let Some(dialect) = spec.dialect() {
+            has_contexts(&spec, dialect)?;
+        }
         if matches!(spec.endpoint, Endpoint::Embedded(_)) {
             if self.api_key_file.is_some() {
                 return Err(usage("--embedded has a key of its own: leave --api-key-file away"));
@@ -226,6 +232,9 @@ impl ConnectArgs {
             spec.key_context = self.key_context.iter().cloned().collect();
         }
         spec.timeout = self.timeout;
+        if let Some(dialect) = spec.dialect() {
+            has_contexts(&spec, dialect)?;
+        }
         Ok((spec, key))
     }
 
@@ -331,8 +340,40 @@ pub async fn connect(
     clock: Arc<dyn Clock>,
     start: Start,
 ) -> Result<Connected, Failure> {
+    let connected =
+        open(spec, key, clock, async |connector| lazy::start(connector, start, spec.timeout).await);
+    let connected = connected.await?;
+    // A mount that goes on without a vault has said yes to what it finds later: there the log says it.
+    if start != Start::Lazy {
+        has_contexts(spec, connected.vault.capabilities().dialect)?;
+    }
+    Ok(connected)
+}
+
+/// As [`connect`] at once, for who only writes: a key that may neither list nor read will do.
+pub async fn connect_to_write(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
+) -> Result<Connected, Failure> {
+    let call = Call::foreground(clock.now() + spec.timeout);
+    let connected = open(spec, key, clock, async |connector| {
+        connector.open_unlisted(&call).await.map(|vault| (vault, None))
+    });
+    let connected = connected.await?;
+    has_contexts(spec, connected.vault.capabilities().dialect)?;
+    Ok(connected)
+}
+
+/// Reaches the vault and has it opened, `--prefix` applied.
+async fn open(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
+    how: impl AsyncFnOnce(Connector) -> crate::vault::Result<(DynVault, Option<Page>)>,
+) -> Result<Connected, Failure> {
     let Reached { config, key, embedded } = reach(spec, key, clock).await?;
-    let opened = async { lazy::start(Connector::new(config, spec.dialect())?, start, spec.timeout).await };
+    let opened = async { how(Connector::new(config, spec.dialect())?).await };
     let ((vault, first_page), embedded) = keep(opened.await, embedded).await?;
     let (vault, first_page) = match &spec.prefix {
         None => (vault, first_page),
@@ -364,7 +405,20 @@ pub async fn connect_keys(
 ) -> Result<(KeyService, Option<Embedded>), Failure> {
     let Reached { config, embedded, .. } = reach(spec, key, clock).await?;
     let call = Call::foreground(config.clock.now() + spec.timeout);
-    keep(KeyService::open(config, &call, spec.dialect()).await, embedded).await
+    let (keys, embedded) = keep(KeyService::open(config, &call, spec.dialect()).await, embedded).await?;
+    has_contexts(spec, keys.dialect())?;
+    Ok((keys, embedded))
+}
+
+/// Refuses `--key-context` where it would be ignored.
+fn has_contexts(spec: &ConnectSpec, dialect: Dialect) -> Result<(), Failure> {
+    if spec.key_context.is_empty() || dialect == Dialect::Kv {
+        return Ok(());
+    }
+    Err(usage(match (&spec.endpoint, spec.api) {
+        (Endpoint::Embedded(_), Api::Auto) => "--key-context is for the kv API: give --api kv with it",
+        _ => "--key-context: the object API, which this vault speaks, knows no key contexts: leave it away",
+    }))
 }
 
 /// Lets the embedded vault go if there is nothing to do with it.
@@ -461,7 +515,9 @@ fn bad_key(path: &Path, e: key::KeyError) -> Failure {
     }
     let sentence = match &e {
         key::KeyError::Empty | key::KeyError::Malformed => format!("{}: {e}", path.display()),
-        key::KeyError::Unreadable { .. } | key::KeyError::Exposed { .. } => e.to_string(),
+        key::KeyError::Unreadable { .. } | key::KeyError::Exposed { .. } | key::KeyError::NotAFile(_) => {
+            e.to_string()
+        }
     };
     Failure::new(exit, sentence + next)
 }
@@ -484,9 +540,15 @@ fn credential() -> Option<PathBuf> {
 
 fn default_dir() -> Result<PathBuf, Failure> {
     let absolute_dir = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    absolute_dir("XDG_DATA_HOME")
-        .or_else(|| values::home().map(|home| home.join(".local/share")))
-        .map(|data| data.join("vaultfs"))
+    // StateDirectory= of a unit; several are separated by colons.
+    let of_unit = || {
+        let dirs = std::env::var("STATE_DIRECTORY").ok()?;
+        dirs.split(':').next().map(PathBuf::from).filter(|dir| dir.is_absolute())
+    };
+    of_unit()
+        .or_else(|| absolute_dir("XDG_DATA_HOME").map(|data| data.join("vaultfs")))
+        .or_else(|| values::home().map(|home| home.join(".local/share/vaultfs")))
+        .or_else(|| nix::unistd::geteuid().is_root().then(|| PathBuf::from(SYSTEM_VAULT)))
         .ok_or_else(|| usage("--embedded needs a directory here, because HOME is not set: --embedded=DIR"))
 }
 

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use self::output::{Output, log_line, ls_line};
 use self::save::{Saved, delete, save};
-use super::connect::{ConnectArgs, connect};
+use super::connect::{ConnectArgs, ConnectSpec, Connected, connect, connect_to_write};
 use super::exit::{Exit, Failure};
 use super::progress::Progress;
 use crate::clock::SystemClock;
@@ -27,7 +27,7 @@ use crate::secret::SecretBytes;
 use crate::vault::codec::{self, Format};
 use crate::vault::http::lazy::Start;
 use crate::vault::object::Cursors;
-use crate::vault::{Call, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo};
+use crate::vault::{Call, Content, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo};
 
 /// Objects without a mount.
 #[derive(Debug, clap::Subcommand)]
@@ -36,6 +36,7 @@ pub enum ObjectCommand {
     ///
     /// One name a line. A name may hold any character: on a terminal control characters are shown escaped; for
     /// scripts use --json, which prints one JSON object a line.
+    #[command(after_help = "Examples:\n  vaultfs ls\n  vaultfs ls -l db/\n  vaultfs ls --json | jq -r .name")]
     Ls(LsArgs),
     /// Print a value, byte for byte
     #[command(
@@ -44,13 +45,18 @@ pub enum ObjectCommand {
     Get(GetArgs),
     /// Store standard input as a value
     ///
-    /// Makes the object, or a new version of it. Bytes that the vault has already make no new version.
+    /// Makes the object, or a new version of it. Bytes that the vault has already make no new version. For a new object
+    /// the permission write will do; for a version the key has to look the object up, which takes read as well.
     #[command(after_help = "Examples:\n  printf %s \"$PASSWORD\" | vaultfs put db/password\n  \
                             vaultfs put tls/key < key.pem\n\necho adds a newline to what it prints, printf %s does not.")]
     Put(PutArgs),
     /// Delete objects with their whole history, for good
+    #[command(
+        after_help = "Example:\n  vaultfs rm db/password db/user\n\nWhat can be deleted is, also where another name cannot."
+    )]
     Rm(RmArgs),
     /// List the versions of an object, oldest first
+    #[command(after_help = "Examples:\n  vaultfs log db/password\n  vaultfs get db/password --version 3")]
     Log(LogArgs),
     /// Make an old version the newest again
     ///
@@ -168,6 +174,24 @@ impl Session {
     ) -> Result<T, Failure> {
         let (spec, key) = args.resolve_or_mounted()?;
         let connected = connect(&spec, key, Arc::new(SystemClock), Start::AtOnce).await?;
+        Self::work(&spec, connected, work).await
+    }
+
+    /// As [`Session::with`], but with a key that may only write, if that is what there is.
+    async fn to_write<T>(
+        args: &ConnectArgs,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let (spec, key) = args.resolve_or_mounted()?;
+        let connected = connect_to_write(&spec, key, Arc::new(SystemClock)).await?;
+        Self::work(&spec, connected, work).await
+    }
+
+    async fn work<T>(
+        spec: &ConnectSpec,
+        connected: Connected,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let mut session = Session {
             vault: connected.vault,
             first_page: connected.first_page,
@@ -190,9 +214,20 @@ impl Session {
         self.vault.get_by_name(&self.call(), name).await
     }
 
-    /// The object's history and the version in it that `number` means.
+    /// The versions of an object, oldest first.
+    async fn history(&self, meta: &Meta) -> Result<Vec<VersionInfo>, Error> {
+        self.vault.versions(&self.call(), &meta.id).await.map_err(|e| named(&meta.name, e))
+    }
+
+    /// The value of an old version.
+    async fn old(&self, meta: &Meta, info: &VersionInfo) -> Result<Content, Error> {
+        let old = self.vault.version(&self.call(), &meta.id, info).await;
+        old.map(|object| object.content).map_err(|e| named(&meta.name, e))
+    }
+
+    /// The version in the object's history that `number` means.
     async fn version_info(&self, meta: &Meta, number: u64) -> Result<VersionInfo, Failure> {
-        let history = self.vault.versions(&self.call(), &meta.id).await?;
+        let history = self.history(meta).await?;
         let range = match (history.first(), history.last()) {
             (Some(first), Some(last)) => format!("{} to {}", first.number, last.number),
             _ => "none".to_owned(),
@@ -202,6 +237,11 @@ impl Session {
             Failure::new(Exit::NotFound, sentence)
         })
     }
+}
+
+/// What was asked for by its id is told by its name first.
+fn named(name: &ObjectName, e: Error) -> Error {
+    Error { message: format!("{name:?}: {}", e.message), ..e }
 }
 
 fn object_name(text: &str) -> Result<ObjectName, Failure> {
@@ -250,16 +290,16 @@ async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
     Session::with(&args.connect, async |session| {
         let object = session.read(&name).await?;
-        let object = match args.version {
-            None => object,
+        let content = match args.version {
+            None => object.content,
             Some(number) => {
                 let info = session.version_info(&object.meta, number).await?;
-                session.vault.version(&session.call(), &object.meta.id, &info).await?
+                session.old(&object.meta, &info).await?
             }
         };
         let mut out = Output::new();
         // To standard output, because that is what was asked for.
-        out.bytes(object.content.bytes.expose())?;
+        out.bytes(content.bytes.expose())?;
         out.finish()
     })
     .await
@@ -267,7 +307,7 @@ async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
 
 async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
-    Session::with(&args.connect, async |session| {
+    Session::to_write(&args.connect, async |session| {
         let bytes = read_stdin(session.max_size)?;
         save(session, &name, |base| {
             codec::to_content(args.format, base, bytes.expose())
@@ -300,7 +340,7 @@ async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
     Session::with(&args.connect, async |session| {
         let meta = session.read(&name).await?.meta;
-        let history = session.vault.versions(&session.call(), &meta.id).await?;
+        let history = session.history(&meta).await?;
         let mut out = Output::new();
         for info in &history {
             if !out.line(&log_line(info, args.json))? {
@@ -317,7 +357,7 @@ async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
     Session::with(&args.connect, async |session| {
         let meta = session.read(&name).await?.meta;
         let info = session.version_info(&meta, args.version).await?;
-        let old = session.vault.version(&session.call(), &meta.id, &info).await?.content;
+        let old = session.old(&meta, &info).await?;
         if save(session, &name, |_| Ok(old.clone())).await? == Saved::Equal {
             let number = args.version;
             eprintln!("vaultfs: {:?} holds the bytes of version {number} already: nothing to do", name);

@@ -1,6 +1,6 @@
 //! Saving and deleting so that the vault holds what was asked for, once, whatever happens on the way.
 
-use super::Session;
+use super::{Session, named};
 use crate::cli::exit::{Exit, Failure};
 use crate::vault::{Content, Error, ErrorKind, Form, ObjectName};
 
@@ -30,6 +30,9 @@ pub async fn save(
         let there = match session.read(name).await {
             Ok(object) => Some(object),
             Err(e) if e.kind == ErrorKind::NotFound => None,
+            Err(e) if e.kind == ErrorKind::Forbidden && doubt.is_none() => {
+                return make(session, name, &content(None)?).await;
+            }
             Err(e) => return Err(doubt.unwrap_or(e).into()),
         };
         let content = content(there.as_ref().map(|object| object.content.form))?;
@@ -43,7 +46,9 @@ pub async fn save(
         let result = match &there {
             None => session.vault.create(&call, name, &content).await,
             Some(object) => {
-                session.vault.update(&call, &object.meta.id, &content, Some(&object.meta.version)).await
+                let updated =
+                    session.vault.update(&call, &object.meta.id, &content, Some(&object.meta.version));
+                updated.await.map_err(|e| named(name, e))
             }
         };
         match result {
@@ -63,6 +68,22 @@ pub async fn save(
     Err(Failure::new(Exit::Failed, sentence))
 }
 
+/// Makes an object that the key may not look at. A version of one that is there takes its id, which only a look tells;
+/// nor can a lost answer be looked up, so that is told as it is.
+async fn make(session: &Session, name: &ObjectName, content: &Content) -> Result<Saved, Failure> {
+    match session.vault.create(&session.call(), name, content).await {
+        Ok(_) => Ok(Saved::Stored),
+        Err(e) if e.kind == ErrorKind::AlreadyExists => {
+            let sentence = format!(
+                "{name:?} exists already, and to make a version of it the API key has to look it up, which takes the \
+                 permission read as well: nothing is stored"
+            );
+            Err(Failure::new(Exit::Key, sentence))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Deletes an object; a lost answer is looked up.
 pub async fn delete(session: &Session, name: &ObjectName) -> Result<(), Error> {
     let id = session.read(name).await?.meta.id;
@@ -70,9 +91,9 @@ pub async fn delete(session: &Session, name: &ObjectName) -> Result<(), Error> {
         // Ids are never given twice: if it is gone now, it was this delete or one that came before it.
         Err(e) if e.maybe_applied => match session.vault.metadata(&session.call(), &id).await {
             Err(gone) if gone.kind == ErrorKind::NotFound => Ok(()),
-            _ => Err(e),
+            _ => Err(named(name, e)),
         },
-        result => result,
+        result => result.map_err(|e| named(name, e)),
     }
 }
 
@@ -149,6 +170,30 @@ mod tests {
         faulty.fail_always(Op::Create, Fault::Before(ErrorKind::Forbidden));
         assert_eq!(put(&session, "1").await.unwrap_err().exit, Exit::Key);
         assert_eq!((faulty.count(Op::Create), memory.count(Op::Create)), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_key_that_may_only_write_makes_objects_and_no_versions() {
+        let (memory, faulty, session) = setup();
+        faulty.fail_always(Op::GetByName, Fault::Before(ErrorKind::Forbidden));
+        assert_eq!(put(&session, "1").await.unwrap(), Saved::Stored);
+        let taken = put(&session, "2").await.unwrap_err();
+        assert_eq!(taken.exit, Exit::Key);
+        assert!(taken.message.starts_with("\"a\" exists") && taken.message.contains("read"), "{taken}");
+        faulty.fail_next(Op::Create, Fault::After(ErrorKind::Deadline));
+        let lost = save(&session, &ObjectName::new("b").unwrap(), |_| Ok(Content::plain("x"))).await;
+        assert_eq!(lost.unwrap_err().exit, Exit::Unreachable, "nobody can look whether it is there");
+        assert_eq!((memory.count(Op::Create), memory.count(Op::Update)), (3, 0));
+    }
+
+    #[tokio::test]
+    async fn what_fails_is_told_by_its_name() {
+        let (_memory, faulty, session) = setup();
+        put(&session, "1").await.unwrap();
+        faulty.fail_always(Op::Update, Fault::Before(ErrorKind::Forbidden));
+        assert!(put(&session, "2").await.unwrap_err().message.starts_with("\"a\": "));
+        faulty.fail_always(Op::Delete, Fault::Before(ErrorKind::Forbidden));
+        assert!(delete(&session, &name()).await.unwrap_err().message.starts_with("\"a\": "));
     }
 
     #[tokio::test]

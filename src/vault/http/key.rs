@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
@@ -35,6 +35,9 @@ pub enum KeyError {
         /// Its permission bits.
         mode: u32,
     },
+    /// A device, or a pipe that others can read: neither closes by chmod, nor is a key in it.
+    #[error("{} is no regular file and holds no key: name a file with the key in it, readable by you alone", .0.display())]
+    NotAFile(PathBuf),
     /// There is nothing in it.
     #[error("the API key is empty")]
     Empty,
@@ -73,7 +76,13 @@ pub fn read_key_file(path: &Path) -> Result<SecretString, KeyError> {
     }
     let mode = meta.mode() & 0o7777;
     let allowed = if meta.uid() == 0 { 0o740 } else { 0o700 };
-    if mode & 0o777 & !allowed != 0 {
+    let exposed = mode & 0o777 & !allowed != 0;
+    // A pipe of the shell's, as in `--api-key-file <(command)`, is as good as a file.
+    let is_pipe = meta.file_type().is_fifo() && !exposed;
+    if !meta.is_file() && !is_pipe {
+        return Err(KeyError::NotAFile(path.to_owned()));
+    }
+    if exposed {
         return Err(KeyError::Exposed { path: path.to_owned(), mode });
     }
     let mut bytes = Vec::with_capacity(MAX_KEY_BYTES as usize + 1);
@@ -156,6 +165,19 @@ mod tests {
             assert!(matches!(e, KeyError::Exposed { .. }), "{mode:o}: {e}");
             assert!(e.to_string().contains("chmod 600"), "{e}");
         }
+    }
+
+    #[test]
+    fn what_is_no_file_holds_no_key_and_a_private_pipe_may() {
+        let e = read_key_file(Path::new("/dev/null")).unwrap_err();
+        assert!(matches!(e, KeyError::NotAFile(_)), "{e}");
+        let said = e.to_string();
+        assert!(said.contains("/dev/null") && said.contains("no key") && !said.contains("chmod"), "{said}");
+        let (reader, mut writer) = io::pipe().unwrap();
+        io::Write::write_all(&mut writer, b"sk_piped\n").unwrap();
+        drop(writer);
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+        assert_eq!(read_key_file(Path::new(&path)).unwrap().expose(), "sk_piped");
     }
 
     #[test]

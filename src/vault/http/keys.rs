@@ -133,7 +133,15 @@ impl KeyService {
     }
 
     async fn send(&self, call: &Call, request: &Request) -> Result<Answer> {
-        self.transport.send(call, request).await.map_err(|e| match e.kind {
+        let answer = self.transport.exchange(call, request).await?;
+        let reason = self.transport.reason(&answer, request);
+        self.transport.judge(answer, request).map_err(|mut e| match e.kind {
+            ErrorKind::Invalid => {
+                if let Some(reason) = reason {
+                    e.message = format!("{}: the vault refused the request: {reason}", request.doing);
+                }
+                e
+            }
             ErrorKind::NotFound => {
                 let why = "status 404: it has no such key endpoint, see --api";
                 crate::vault::Error { attempts: e.attempts, ..no_vault(self.transport.endpoint(), why) }

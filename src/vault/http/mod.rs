@@ -207,11 +207,40 @@ impl Connector {
             Dialect::Kv => kv::page(&answer, &request, &query),
         };
         let first_page = first_page.map_err(no_vault)?;
-        let vault: DynVault = match dialect {
-            Dialect::Object => Arc::new(ObjectVault::new(transport.clone(), self.max_size)),
-            Dialect::Kv => Arc::new(KvVault::new(transport.clone(), self.max_size, self.key_context.clone())),
-        };
-        Ok(Opened { vault, first_page })
+        Ok(Opened { vault: self.vault(dialect), first_page })
+    }
+
+    /// As [`Connector::open`], but a key that may not list names will do: for who needs none.
+    pub async fn open_unlisted(&self, call: &Call) -> Result<DynVault> {
+        let (dialect, request, answer) = probe(&self.transport, call, self.want, &ListQuery::first()).await?;
+        match self.transport.judge(answer, &request) {
+            Err(e) if e.kind == ErrorKind::Forbidden => Ok(self.vault(dialect)),
+            Err(e) if matches!(e.kind, ErrorKind::BadAnswer | ErrorKind::NotFound) => {
+                Err(no_vault(self.transport.endpoint(), &e.message))
+            }
+            Err(e) => Err(e),
+            Ok(answer) if !status::is_json_object(&answer.body) => {
+                Err(no_vault(self.transport.endpoint(), "its answer is not JSON"))
+            }
+            Ok(_) => Ok(self.vault(dialect)),
+        }
+    }
+
+    fn vault(&self, dialect: Dialect) -> DynVault {
+        match dialect {
+            Dialect::Object => {
+                if !self.key_context.is_empty() {
+                    tracing::warn!(
+                        "the vault speaks the object API, which knows no key contexts: --key-context is ignored"
+                    );
+                }
+                Arc::new(ObjectVault::new(self.transport.clone(), self.max_size))
+            }
+            Dialect::Kv => {
+                let context = self.key_context.clone();
+                Arc::new(KvVault::new(self.transport.clone(), self.max_size, context))
+            }
+        }
     }
 
     /// The dialect that is to be spoken, if it is not asked for.

@@ -2,18 +2,31 @@
 //!
 //! Of what the vault says itself only the code is repeated, a word of the API: services like to quote keys and
 //! what they were sent or hold, and a sentence of theirs would carry that into logs. The request id in each
-//! error leads to the sentence.
+//! error leads to the sentence. Requests for keys concern nothing that the vault holds: there [`reason`] shows the
+//! sentence, if it is plain words and none of them was sent.
 
 use std::path::Path;
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 
-use super::transport::{Answer, Request};
+use super::transport::{Answer, Body, Request};
 use crate::vault::{Error, ErrorKind, Result};
 
 /// No word of the API is longer.
 const MAX_CODE: usize = 64;
+
+/// No sentence that is shown is longer.
+const MAX_SENTENCE: usize = 200;
+
+/// Words of a language are no longer; keys are.
+const MAX_WORD: usize = 20;
+
+/// `base64`, `1048576`.
+const MAX_NUMBER: usize = 8;
+
+/// A shorter word may be part of anything by chance.
+const TELLING: usize = 4;
 
 /// The answer if it is a success, else its error. `key_file` is where the key came from, `endpoint` where the vault is.
 pub fn check(answer: Answer, request: &Request, key_file: Option<&Path>, endpoint: &str) -> Result<Answer> {
@@ -86,9 +99,12 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
             (ErrorKind::Unauthorized, format!("the vault refused the API key: {next}"))
         }
         StatusCode::FORBIDDEN => {
-            let sentence = "the API key may not do this: enable Vault for it in the dashboard, or use a key \
-                            with the permission";
-            (ErrorKind::Forbidden, sentence.to_owned())
+            let sentence = format!(
+                "the API key may not do this, which takes the permission {}: enable Vault for it in the dashboard, or \
+                 use a key that has it",
+                permission(request)
+            );
+            (ErrorKind::Forbidden, sentence)
         }
         StatusCode::NOT_FOUND => (ErrorKind::NotFound, "the vault has no such object or version".to_owned()),
         StatusCode::CONFLICT if request.conflict == ErrorKind::AlreadyExists => {
@@ -121,6 +137,17 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
     }
 }
 
+/// The permission that a request takes, in the words of `vaultfs serve … key add`.
+fn permission(request: &Request) -> &'static str {
+    let of_keys = ["/vault/key/", "/vault/v1/keys/"].iter().any(|path| request.path.starts_with(path));
+    match request.method {
+        _ if of_keys => "keys",
+        Method::GET => "read",
+        Method::DELETE => "delete",
+        _ => "write",
+    }
+}
+
 fn rate_limited(answer: &Answer) -> String {
     match answer.retry_after {
         Some(wait) => {
@@ -145,4 +172,81 @@ fn said(answer: &Answer) -> Option<String> {
         code: Option<String>,
     }
     serde_json::from_slice::<Said>(&answer.body).ok()?.code
+}
+
+/// The vault's own sentence on a request for keys, unless it could hold anything of what was sent, or look like a key.
+pub fn reason(answer: &Answer, request: &Request) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Said {
+        message: Option<String>,
+    }
+    let sentence = serde_json::from_slice::<Said>(&answer.body).ok()?.message?;
+    let words =
+        || sentence.split_whitespace().map(|word| word.trim_matches(|c: char| c.is_ascii_punctuation()));
+    let is_plain = |word: &str| {
+        let longest = if word.bytes().any(|b| b.is_ascii_digit()) { MAX_NUMBER } else { MAX_WORD };
+        word.len() <= longest && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-'".contains(&b))
+    };
+    let quotes = |body: &Body| body.quoted_in(&sentence, words().filter(|word| word.len() >= TELLING));
+    let harmless = !sentence.is_empty()
+        && sentence.len() <= MAX_SENTENCE
+        && words().all(is_plain)
+        && !request.body.as_ref().is_some_and(quotes);
+    harmless.then_some(sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    /// What is shown of `message`, in answer to a request with these fields.
+    fn shown(sent: serde_json::Value, message: &str) -> Option<String> {
+        let body = serde_json::json!({ "error": "x", "code": "x", "message": message }).to_string();
+        let answer = Answer {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            body: Zeroizing::new(body.into_bytes()),
+            request_id: None,
+            retry_after: None,
+            attempts: 1,
+            doubt: false,
+        };
+        let sent = Body::new(Zeroizing::new(sent.to_string().into_bytes()));
+        let request =
+            Request::write(Method::POST, "/vault/key/x", Some(sent), ErrorKind::Invalid, "x".to_owned());
+        reason(&answer, &request)
+    }
+
+    #[test]
+    fn a_sentence_of_plain_words_is_shown() {
+        let sent = || serde_json::json!({ "encrypted_key": "QUJDREVGR0hJSktMTU5PUA==", "context": {} });
+        for message in [
+            "the encrypted key is corrupt or not one of this vault's: make a new data key",
+            "data_key is not 32 bytes in base64: make a new data key",
+        ] {
+            assert_eq!(shown(sent(), message).as_deref(), Some(message));
+        }
+        let long = "too long ".repeat(40);
+        for message in ["", &long, "what\u{1b}[2J", "see https://x.example/?q"] {
+            assert_eq!(shown(sent(), message), None, "{message:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_what_was_sent_and_nothing_like_a_key_is_shown() {
+        let sent =
+            || serde_json::json!({ "plaintext": "hunter two \"abc\"", "data_key": "QUJDREVGR0hJSktM" });
+        for message in [
+            "cannot encrypt hunter",
+            "cannot encrypt \"hunter two\"",
+            "not a key: QUJDREVGR0hJSktM",
+            "part of it: DREVGR0hJ",
+            "the key sk_0123456789abcdef0123456789abcdef is wrong",
+            "the key is ABCDEFGHIJKLMNOPQRSTUVWXYZabcdef",
+        ] {
+            assert_eq!(shown(sent(), message), None, "{message}");
+        }
+        assert_eq!(shown(serde_json::json!({ "plaintext": "abc" }), "what is abc"), None, "short ones, too");
+    }
 }

@@ -2,10 +2,11 @@
 //! to ask and what the answer means.
 //!
 //! Whatever happens, a request ends at its deadline, an answer of any size takes a bounded amount of memory,
-//! and no text made here holds a byte of a body, of the key, or of what was sent. Request and response
+//! and no text made here holds a byte of a body, of the key, or of what was sent (but see [`status::reason`]). Request and response
 //! bodies are wiped when they are dropped.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
+use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 use super::advice::next_step;
@@ -49,6 +51,16 @@ impl Body {
     pub fn holds(&self, word: &str) -> bool {
         // Bodies are made as text; what were not, would hold no word.
         std::str::from_utf8(&self.0).is_ok_and(|text| text.contains(word))
+    }
+}
+
+impl Body {
+    /// Whether a sentence repeats one of the values in the JSON object that this is, or one of `words` stands in one.
+    /// What is no such object counts as repeated.
+    pub fn quoted_in<'a>(&self, sentence: &str, mut words: impl Iterator<Item = &'a str>) -> bool {
+        let Ok(members) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(&self.0) else { return true };
+        let values = || members.values().map(|value| value.get().trim_matches('"')).filter(|v| !v.is_empty());
+        values().any(|value| sentence.contains(value)) || words.any(|word| values().any(|v| v.contains(word)))
     }
 }
 
@@ -233,6 +245,12 @@ impl Transport {
     /// The answer if it is a success; else the error that its status stands for.
     pub fn judge(&self, answer: Answer, request: &Request) -> Result<Answer> {
         status::check(answer, request, self.parts.key.file(), &self.parts.endpoint)
+    }
+
+    /// What the vault says itself of why it refused, where that can be shown.
+    pub fn reason(&self, answer: &Answer, request: &Request) -> Option<String> {
+        let key = self.parts.key.current();
+        status::reason(answer, request).filter(|sentence| !sentence.contains(key.expose()))
     }
 
     /// The last answer to `request`, whatever its status, when no more attempts are to be made.
