@@ -70,7 +70,7 @@ pub struct MountArgs {
     format: Format,
 
     /// How soon changes made elsewhere are seen
-    #[arg(help_heading = "How fresh", long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
+    #[arg(help_heading = "How fresh", long, value_name = "TIME", default_value = "5s", value_parser = values::some_time)]
     refresh: Duration,
 
     /// Change a file's bytes under those who have it open, for a single file bound into a container

@@ -24,6 +24,14 @@ pub fn time(text: &str) -> Result<Duration, String> {
         .map_err(|_| "give a number and its unit, like 500ms, 10s, 1m or 1h".into())
 }
 
+/// A time that is not nothing.
+pub fn some_time(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("there is always some time in between: give more, like 5s".into()),
+        time => Ok(time),
+    }
+}
+
 /// `1MiB`, `64k`, `4096`.
 pub fn size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|_| "give a number of bytes, or one with a unit, like 512KiB or 64MiB".into())
@@ -80,6 +88,7 @@ mod tests {
     fn what_is_not_is_refused_with_an_example() {
         assert!(time("xx").unwrap_err().contains("10s"));
         assert!(time("10").unwrap_err().contains("10s"));
+        assert!(some_time("0s").unwrap_err().contains("5s"));
         assert!(size("1x").unwrap_err().contains("64MiB"));
         assert!(some_size("0").unwrap_err().contains("64MiB"));
         assert!(value_size("1025MiB").unwrap_err().contains("give less"));
