@@ -110,6 +110,28 @@ fn the_manager_hears_of_a_server_and_of_the_volume_plugin() {
 }
 
 #[test]
+fn the_watchdog_is_fed_only_while_the_volume_plugin_answers() {
+    let place = Place::new();
+    let path = place.dir.path().join("notify");
+    let manager = Manager::at(&SocketAddr::from_pathname(&path).unwrap());
+    let socket = place.dir.path().join("plugin.sock");
+    let mut command = place.vaultfs(["volume-plugin", "--socket", socket.to_str().unwrap(), "--state"]);
+    command.arg(place.dir.path().join("volumes")).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
+    let mut plugin = Beside::start(command.stdin(Stdio::null()).stderr(Stdio::null()));
+    manager.hears("READY=1");
+    manager.hears("WATCHDOG=1");
+    manager.hears("WATCHDOG=1");
+    // No engine would find it any more.
+    fs::rename(&socket, place.dir.path().join("elsewhere")).unwrap();
+    let silent = || (0..5).all(|_| manager.next().is_none()).then_some(());
+    assert!(wait(silent, Duration::from_secs(10)).is_some(), "it feeds though nobody can ask it");
+    fs::rename(place.dir.path().join("elsewhere"), &socket).unwrap();
+    manager.hears("WATCHDOG=1");
+    signal(plugin.0.id() as i32, Signal::SIGTERM);
+    assert_eq!(plugin.ends().code(), Some(0));
+}
+
+#[test]
 fn an_empty_credential_is_no_key() {
     let place = Place::new();
     fs::write(place.dir.path().join("workos-api-key"), "\n").unwrap();
@@ -174,7 +196,8 @@ fn no_option_of_the_units_hides_the_mount() {
         }
         let of_mounts: &[_] = match unit.ends_with("vaultfs@.service") {
             true => &["KillMode=mixed", "LoadCredential=workos-api-key:", "WatchdogSec="],
-            false => &["KillMode=process"],
+            // It ends at once, whatever it hangs in; volumes go on.
+            false => &["KillMode=process", "WatchdogSec=", "WatchdogSignal=SIGKILL"],
         };
         for needed in ["Type=notify", "MemorySwapMax=0"].iter().chain(of_mounts) {
             assert!(text.lines().any(|line| line.starts_with(needed)), "{}: {needed}", unit.display());

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use proptest::prelude::*;
 use vaultfs::clock::SystemClock;
 use vaultfs::volume::driver::{Driver, Parts};
-use vaultfs::volume::mounter::Mounter;
+use vaultfs::volume::mounter::{Interruption, Mounter};
 use vaultfs::volume::options::{Grammar, Takes};
 use vaultfs::volume::state::Refusal;
 use vaultfs::volume::store::Store;
@@ -22,6 +23,8 @@ struct Fake {
     away: AtomicBool,
     /// Unmounting fails: writes are left that the vault does not take.
     unsaved: AtomicBool,
+    /// The next unmounting takes until it is interrupted: the vault is away.
+    drains: AtomicBool,
     /// Somebody uses what is mounted.
     busy: AtomicBool,
     /// A volume of this name takes until it is let go.
@@ -41,7 +44,16 @@ impl Mounter for Fake {
         std::fs::create_dir_all(at).map_err(|e| e.to_string())
     }
 
-    async fn unmount(&self, at: &Path) -> Result<(), String> {
+    async fn store(&self, at: &Path, _: Duration) -> Result<(), String> {
+        let left = self.is_mounted(at) && self.unsaved.load(Ordering::Relaxed);
+        if left { Err("not stored: a".into()) } else { Ok(()) }
+    }
+
+    async fn unmount(&self, at: &Path, unless: Interruption) -> Result<(), String> {
+        if self.is_mounted(at) && self.drains.swap(false, Ordering::Relaxed) {
+            unless.await;
+            return Err("interrupted".into());
+        }
         if self.is_mounted(at) && self.unsaved.load(Ordering::Relaxed) {
             return Err("not stored: a".into());
         }
@@ -49,11 +61,11 @@ impl Mounter for Fake {
         Ok(())
     }
 
-    async fn unmount_idle(&self, at: &Path) -> Result<(), String> {
+    async fn unmount_idle(&self, at: &Path, _: Duration) -> Result<(), String> {
         if self.busy.load(Ordering::Relaxed) {
             Err("process 7 has it".into())
         } else {
-            self.unmount(at).await
+            self.unmount(at, Box::pin(std::future::pending())).await
         }
     }
 
@@ -73,8 +85,12 @@ impl Grammar for AnyOption {
         Some(Takes::Either)
     }
 
-    fn check(&self, _: &[String]) -> Result<(), String> {
-        Ok(())
+    fn nearest(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn check(&self, _: &[String]) -> Result<Option<Duration>, String> {
+        Ok(None)
     }
 }
 
@@ -330,4 +346,34 @@ async fn one_volume_does_not_wait_for_another_and_lists_wait_for_none() {
     mounting.await.unwrap();
     assert!(matches!(removing.await.unwrap(), Err(Refusal::InUse { .. })), "it waited for the mount");
     assert_eq!(*order.lock().unwrap(), ["mounted", "remove"]);
+}
+
+#[tokio::test]
+async fn an_unmounting_that_waits_for_the_vault_gives_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounter = Arc::new(Fake::default());
+    let now = Arc::new(driver(dir.path(), &mounter, "0"));
+    now.create("v", &BTreeMap::new()).await.unwrap();
+    let unmounting = async |id: &'static str| {
+        mount(&now, "v", id, true).await.unwrap();
+        mounter.drains.store(true, Ordering::Relaxed);
+        let (driver, (told, hear)) = (now.clone(), tokio::sync::oneshot::channel());
+        let ended = tokio::spawn(async move { driver.unmount("v", id, |told_it| told.send(told_it).is_ok()).await });
+        hear.await.unwrap().unwrap();
+        assert_eq!(now.get("v").unwrap().status["users"], 0, "struck out, and told so");
+        ended
+    };
+    let ended = unmounting("a").await;
+    mount(&now, "v", "b", true).await.unwrap();
+    ended.await.unwrap();
+    assert!(mounter.mounted.lock().unwrap().len() == 1 && now.get("v").unwrap().status["users"] == 1);
+    unmount(&now, "v", "b", true).await.unwrap();
+    assert!(mounter.mounted.lock().unwrap().is_empty(), "nobody waits any more, nothing is interrupted");
+
+    let ended = unmounting("c").await;
+    let remover = now.clone();
+    let removing = tokio::spawn(async move { remover.remove("v").await });
+    ended.await.unwrap();
+    removing.await.unwrap().unwrap();
+    assert!(mounter.mounted.lock().unwrap().is_empty() && now.list().is_empty());
 }

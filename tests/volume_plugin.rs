@@ -3,15 +3,17 @@
 mod common;
 mod plugin;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use common::{Beside, Place, is_mounted, is_root, processes_of, run, until, wait};
+use common::{Beside, Place, is_mounted, is_root, processes_of, run, signal, until, wait};
+use nix::sys::signal::Signal;
 use plugin::Plugin;
 use serde_json::{Value, json};
 
@@ -170,7 +172,10 @@ fn refusals_are_sentences() {
         plugin.refused("VolumeDriver.Create", json!({ "Name": name, "Opts": options }))
     };
     assert!(create("v", json!({ "colour": "red" })).contains("-o colour: there is no such option"));
+    assert!(create("v", json!({ "read-onyl": "" })).ends_with("did you mean read-only?"));
     assert!(create("v", json!({ "refresh": "soon" })).contains("-o refresh"));
+    assert!(create("v", json!({ "wait": "3m" })).contains("Docker waits 2 minutes"));
+    assert!(create("v", json!({ "prefix": "/app/" })).ends_with("give -o prefix=app"));
     assert!(create("../v", json!({})).contains("cannot name a volume"));
     assert!(plugin.refused("VolumeDriver.Create", json!({})).contains("names no volume"));
     assert!(plugin.refused("VolumeDriver.Mount", json!({ "Name": "v" })).contains("names no ID"));
@@ -184,6 +189,8 @@ fn refusals_are_sentences() {
     plugin.ok("VolumeDriver.Create", json!({ "Name": "away", "Opts": options }));
     let said = plugin.refused("VolumeDriver.Mount", json!({ "Name": "away", "ID": "a" }));
     assert!(said.starts_with("vaultfs volume away: ") && said.contains("127.0.0.1:9"), "{said}");
+    let logged = plugin.log() + &plugin.place.log();
+    assert_eq!(logged.matches("127.0.0.1:9").count(), 1, "{logged}");
     assert_eq!(plugin.ok("VolumeDriver.Get", json!({ "Name": "away" }))["Volume"]["Mountpoint"], "");
     plugin.ok("VolumeDriver.Remove", json!({ "Name": "away" }));
     assert!(!fs::read_to_string(plugin.state().join("volumes.json")).unwrap().contains("away"));
@@ -241,4 +248,171 @@ fn defaults_and_modes_reach_the_mount() {
         assert_eq!((root.uid(), root.mode() & 0o055), (1000, 0o055));
     }
     plugin.unmount("v", "i");
+}
+
+/// `vaultfs serve` and where it is.
+fn server(place: &Place) -> (Beside, String) {
+    let mut command = place.vaultfs(["serve", "--listen", "127.0.0.1:0", "--data"]);
+    command.arg(&place.data).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut process = Beside::start(&mut command);
+    let mut url = String::new();
+    BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    (process, url.trim().to_owned())
+}
+
+#[test]
+fn a_vault_that_is_away_holds_up_neither_the_next_container_nor_a_removal() {
+    let place = Place::new();
+    let (server, url) = server(&place);
+    let key = place.data.join("api-key");
+    let plugin = Plugin::start(place, &[]);
+    let options = json!({ "api-url": url, "api-key-file": key, "timeout": "1s", "drain": "10m" });
+    plugin.ok("VolumeDriver.Create", json!({ "Name": "v", "Opts": options }));
+    let at = plugin.mount("v", "a");
+    signal(server.0.id() as i32, Signal::SIGSTOP);
+    assert!(fs::write(at.join("late"), "precious").is_err() || !fs::read(at.join("late")).unwrap().is_empty());
+    // The mount is given ten minutes to store that. Nobody who wants the volume waits for them.
+    plugin.unmount("v", "a");
+    let begun = Instant::now();
+    assert_eq!(plugin.mount("v", "b"), at);
+    assert_eq!(fs::read_to_string(at.join("late")).unwrap(), "precious");
+    plugin.unmount("v", "b");
+    let said = plugin.refused("VolumeDriver.Remove", json!({ "Name": "v" }));
+    assert!(said.starts_with("vaultfs volume v: not stored: late: ") && !said.contains("precious"), "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(is_mounted(&at));
+    signal(server.0.id() as i32, Signal::SIGCONT);
+    let removed = || plugin.ask("VolumeDriver.Remove", r#"{"Name":"v"}"#).0 == 200;
+    until("it is stored and removed", removed);
+    assert!(!at.exists());
+    let got = run(plugin.place.vaultfs(["get", "--api-url", &url, "--api-key-file"]).arg(&key).arg("late"));
+    assert_eq!(got.ok(), "precious");
+}
+
+#[test]
+fn a_key_handed_over_by_systemd_is_for_the_default_vault_alone() {
+    let place = Place::new();
+    let (_server, url) = server(&place);
+    let credentials = place.dir.path().join("credentials");
+    fs::create_dir(&credentials).unwrap();
+    fs::copy(place.data.join("api-key"), credentials.join("workos-api-key")).unwrap();
+    let mut plugin = Plugin::start(place, &[]);
+    plugin.stop();
+    plugin.credentials = Some(credentials);
+    plugin.run(&["-o", &format!("api-url={url}")]);
+    plugin.ok("VolumeDriver.Create", json!({ "Name": "default", "Opts": { "prefix": "p" } }));
+    plugin.ok("VolumeDriver.Create", json!({ "Name": "own", "Opts": { "api-url": url } }));
+    let at = plugin.mount("default", "a");
+    fs::write(at.join("x"), "1").unwrap();
+    plugin.unmount("default", "a");
+    let said = plugin.refused("VolumeDriver.Mount", json!({ "Name": "own", "ID": "a" }));
+    assert!(said.contains("no API key"), "{said}");
+    until("it is unmounted", || !is_mounted(&at));
+}
+
+/// A request that changes something: its kind, the volume, the user.
+#[derive(Debug, Clone)]
+struct Change(&'static str, String, String);
+
+/// The users of each volume.
+type Volumes = BTreeMap<String, BTreeSet<String>>;
+
+impl Change {
+    /// One that must be answered with yes.
+    fn possible(volumes: &Volumes, random: &mut impl FnMut(u64) -> u64) -> Self {
+        let (name, id) = (format!("v{}", random(2)), format!("id{}", random(2)));
+        let kind = match volumes.get(&name) {
+            None => "Create",
+            Some(users) if users.contains(&id) => "Unmount",
+            Some(users) if users.is_empty() && random(3) == 0 => "Remove",
+            Some(_) => "Mount",
+        };
+        Self(kind, name, id)
+    }
+
+    fn made(&self, volumes: &mut Volumes) {
+        let Self(kind, name, id) = self;
+        match *kind {
+            "Create" => drop(volumes.insert(name.clone(), BTreeSet::new())),
+            "Remove" => drop(volumes.remove(name)),
+            "Mount" => drop(volumes.get_mut(name).unwrap().insert(id.clone())),
+            _ => drop(volumes.get_mut(name).unwrap().remove(id)),
+        }
+    }
+
+    fn body(&self, plugin: &Plugin) -> String {
+        json!({ "Name": self.1, "ID": self.2, "Opts": { "embedded": plugin.place.data } }).to_string()
+    }
+}
+
+/// Volumes and how many use them, as the plugin says it.
+fn listed(plugin: &Plugin) -> BTreeMap<String, usize> {
+    let answer = plugin.ok("VolumeDriver.List", json!({}));
+    let one = |volume: &Value| {
+        (volume["Name"].as_str().unwrap().to_owned(), volume["Status"]["users"].as_u64().unwrap() as usize)
+    };
+    answer["Volumes"].as_array().unwrap().iter().map(one).collect()
+}
+
+fn counts(volumes: &Volumes) -> BTreeMap<String, usize> {
+    volumes.iter().map(|(name, users)| (name.clone(), users.len())).collect()
+}
+
+#[test]
+fn a_plugin_killed_at_any_point_leaves_nothing_and_forgets_nothing() {
+    let rounds = if std::env::var_os("VAULTFS_TEST_ALL").is_some() { 150 } else { 12 };
+    let mut state = u64::from(std::process::id()) << 20 | 1;
+    eprintln!("seed {state}");
+    let mut random = |below: u64| {
+        // xorshift64
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let mut plugin = Plugin::start(Place::new(), &[]);
+    let mut volumes = Volumes::new();
+    let at = |plugin: &Plugin, name: &str| plugin.state().join("volumes").join(name);
+    let mut cut_off = BTreeSet::new();
+    for _ in 0..rounds {
+        let (pid, after) = (plugin.pid(), Duration::from_millis(random(500)));
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(after);
+            signal(pid, Signal::SIGKILL);
+        });
+        let open = loop {
+            let change = Change::possible(&volumes, &mut random);
+            match plugin.try_ask(&format!("VolumeDriver.{}", change.0), &change.body(&plugin)) {
+                Some((200, _)) => change.made(&mut volumes),
+                Some(refused) => panic!("{change:?}: {refused:?}"),
+                None => break change,
+            }
+        };
+        killer.join().unwrap();
+        plugin.kill();
+        plugin.run(&[]);
+        // What was not answered was done or was not; the rest is as it was said.
+        let found = listed(&plugin);
+        if found != counts(&volumes) {
+            open.made(&mut volumes);
+            cut_off.insert(open.0);
+            assert_eq!(found, counts(&volumes), "{open:?}");
+        }
+        for name in ["v0", "v1"] {
+            let at = at(&plugin, name);
+            let used = volumes.get(name).is_some_and(|users| !users.is_empty());
+            until(&format!("{name} is mounted if it is used, else gone ({open:?}, {volumes:?})"), || {
+                is_mounted(&at) == used && at.exists() == used && (used || processes_of(&at).is_empty())
+            });
+            assert!(!used || fs::read(at.join(".vaultfs/status.json")).is_ok(), "it answers");
+        }
+    }
+    eprintln!("done, and not answered: {cut_off:?}");
+    for (name, users) in &volumes {
+        users.iter().for_each(|id| plugin.unmount(name, id));
+        plugin.ok("VolumeDriver.Remove", json!({ "Name": name }));
+        until("nothing is left", || processes_of(&at(&plugin, name)).is_empty());
+    }
+    assert_eq!(fs::read_dir(plugin.state().join("volumes")).unwrap().count(), 0);
+    plugin.stop();
 }

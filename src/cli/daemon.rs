@@ -138,7 +138,8 @@ fn work() -> anyhow::Result<ExitCode> {
 }
 
 fn give_up(link: &worker::Link, failure: &Failure) -> ExitCode {
-    tracing::error!("{failure}");
+    // The keeper says what it means: not mounted, or not taken over.
+    tracing::debug!("{failure}");
     link.failed(&Failed { exit: failure.exit as u8, message: failure.message.clone() });
     ExitCode::from(failure.exit as u8)
 }

@@ -284,6 +284,11 @@ impl MountArgs {
         }
     }
 
+    /// How long it waits for a vault that does not answer yet.
+    pub fn patience(&self) -> Option<Duration> {
+        self.wait
+    }
+
     fn file_system_options(&self) -> Options {
         let own = Options::default();
         Options {

@@ -146,20 +146,26 @@ pub fn refusal(option: &str) -> String {
         "bind" | "rbind" | "move" => {
             format!("-o {name}: that is done by mount(8) itself: mount --{name} OLD NEW")
         }
-        _ => match nearest(name) {
+        _ => match nearest(name, known()) {
             Some(near) => format!("-o {option}: there is no such option; did you mean {near}?"),
             None => format!("-o {option}: there is no such option; `vaultfs mount --help` lists them"),
         },
     }
 }
 
-/// The option that was probably meant: as clap would suggest, among what `-o` takes.
-fn nearest(name: &str) -> Option<String> {
+/// All that `-o` takes.
+fn known() -> impl Iterator<Item = String> {
     let command = super::Cli::command();
-    let mount = command.find_subcommand("mount")?;
-    let ours = mount.get_arguments().filter_map(|a| a.get_long()).map(|long| long.replace('-', "_"));
-    let all = ours.chain(WITHOUT_EFFECT.map(str::to_owned)).chain(["ro".to_owned(), "rw".to_owned()]);
-    all.map(|word| (distance(name, &word), word))
+    let mount = command.find_subcommand("mount").into_iter();
+    let ours = mount.flat_map(clap::Command::get_arguments).filter_map(|a| a.get_long());
+    let ours: Vec<_> = ours.map(|long| long.replace('-', "_")).collect();
+    ours.into_iter().chain(WITHOUT_EFFECT.map(str::to_owned)).chain(["ro".to_owned(), "rw".to_owned()])
+}
+
+/// The option that was probably meant: as clap would suggest, among these.
+pub fn nearest(name: &str, options: impl Iterator<Item = String>) -> Option<String> {
+    options
+        .map(|word| (distance(name, &word), word))
         .filter(|(distance, word)| *distance <= word.len().max(name.len()) / 3)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)

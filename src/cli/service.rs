@@ -123,7 +123,7 @@ fn line(status: &Status) -> String {
 }
 
 /// The time within which the manager wants to hear WATCHDOG=1 from this process, if it does.
-fn watchdog() -> Option<Duration> {
+pub fn watchdog() -> Option<Duration> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
     number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0).map(Duration::from_micros)

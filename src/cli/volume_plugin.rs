@@ -7,15 +7,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::connect::credential;
 use super::exit::{Exit, Failure};
 use super::values::home;
-use super::{serve, service};
+use super::{mount_options, serve, service};
 use crate::clock::SystemClock;
 use crate::harden;
 use crate::server::listen::{self, Listeners};
@@ -66,7 +68,10 @@ pub fn run(args: VolumePluginArgs) -> anyhow::Result<ExitCode> {
         )
         .into());
     }
-    let defaults = defaults(&args.options);
+    let mut defaults = defaults(&args.options);
+    if let Some(file) = credential().and_then(|file| file.into_os_string().into_string().ok()) {
+        options::default_key(&mut defaults, file);
+    }
     options::arguments(&defaults, &BTreeMap::new(), &MountGrammar)
         .map_err(|e| Failure::new(Exit::Usage, e))?;
     let state = match &args.state {
@@ -95,6 +100,9 @@ async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) ->
     let unix = socket::listen(path).await?;
     tracing::info!(socket = %path.display(), state = %state.display(), "volumes are served");
     service::tell("READY=1");
+    if let Some(within) = service::watchdog() {
+        tokio::spawn(feed_watchdog(path.to_owned(), within));
+    }
     let settling = tokio::spawn({
         let driver = driver.clone();
         async move { driver.settle().await }
@@ -112,6 +120,20 @@ async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) ->
     settling.abort();
     driver.end().await;
     Ok(())
+}
+
+/// Tells the service manager that the plugin lives, as long as it answers on its socket as it would answer an engine.
+async fn feed_watchdog(socket: PathBuf, within: Duration) {
+    // An answer that takes a third of the time, after a pause of as much, still comes in time.
+    let part = within / 3;
+    loop {
+        match tokio::time::timeout(part, socket::ask_for_volumes(&socket)).await {
+            Ok(Ok(())) => service::tell("WATCHDOG=1"),
+            Ok(Err(e)) => tracing::error!(socket = %socket.display(), "the plugin cannot ask itself: {e}"),
+            Err(_) => tracing::error!(socket = %socket.display(), "the plugin does not answer itself"),
+        }
+        tokio::time::sleep(part).await;
+    }
 }
 
 /// Not where an embedded vault or the logs are: the directory is open to pass through.
@@ -152,10 +174,19 @@ impl Grammar for MountGrammar {
         })
     }
 
-    fn check(&self, arguments: &[String]) -> Result<(), String> {
+    fn nearest(&self, name: &str) -> Option<String> {
+        let command = super::Cli::command();
+        let mount = command.find_subcommand("mount")?;
+        let shown = mount.get_arguments().filter(|arg| !arg.is_hide_set());
+        let of_mount = shown.filter_map(|arg| arg.get_long().map(str::to_owned));
+        mount_options::nearest(name, options::offered(of_mount))
+    }
+
+    fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String> {
         let line = ["vaultfs", "mount"].into_iter().chain(arguments.iter().map(String::as_str)).chain(["/"]);
         match super::Cli::try_parse_from(line) {
-            Ok(_) => Ok(()),
+            Ok(super::Cli { command: super::Command::Mount(mount) }) => Ok(mount.patience()),
+            Ok(_) => Ok(None),
             Err(e) if e.kind() == ErrorKind::DisplayHelp => Err("an option is wrong".into()),
             Err(e) => Err(one_sentence(&e.render().to_string())),
         }
@@ -202,6 +233,16 @@ mod tests {
         for unknown in ["never-empty", "foreground", "o", "colour", "mountpoint"] {
             assert!(of(&[(unknown, "x")]).unwrap_err().contains("no such option"), "{unknown}");
         }
+        for (meant, said) in [("readonly-", "read-only"), ("prefx", "prefix"), ("api_key_fil", "api-key-file"), ("mod", "mode")] {
+            assert!(of(&[(meant, "x")]).unwrap_err().ends_with(&format!("did you mean {said}?")), "{meant}");
+        }
+        assert!(!of(&[("never-empt", "")]).unwrap_err().contains("did you mean"), "not for volumes");
+        for prefix in ["/", "/a/"] {
+            assert!(of(&[("prefix", prefix)]).unwrap_err().starts_with("-o prefix=/"));
+        }
+        assert!(of(&[("prefix", "a/")]).is_ok());
+        assert!(of(&[("wait", "5m")]).unwrap_err().contains("90 s at most"));
+        assert!(of(&[("wait", "")]).is_ok());
     }
 
     #[test]

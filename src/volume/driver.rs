@@ -9,7 +9,7 @@
 //! 4. A user is struck out, and the engine told so, before the volume is unmounted: podman waits 5 s for an answer, and
 //!    without one goes on to believe that the volume is mounted. If unmounting fails (writes that the vault does not
 //!    take), the mount stays for the next user or for `vaultfs pending`. An engine that did not hear the answer has its
-//!    user back.
+//!    user back. As long as unmounting waits for a vault that is away, a Mount or a Remove ends it and goes first.
 //! 5. The mount point exists only while something is mounted there. An engine that is wrong about that fails; it does not
 //!    get a directory of the disk in place of the vault.
 //! 6. A container that was removed while the plugin was away is never struck out by the engine. So users that were found
@@ -21,12 +21,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::mounter::Mounter;
+use tokio::sync::watch;
+
+use super::mounter::{Interruption, Mounter};
 use super::options::{self, Grammar};
 use super::protocol::Described;
 use super::state::{Refusal, Volume, Volumes};
 use super::store::Store;
 use crate::clock::Clock;
+
+/// How long a removal tries to store what is unsaved: podman waits 5 s for the answer, dockerd a minute.
+const REMOVAL: Duration = Duration::from_secs(3);
 
 type Result<T> = std::result::Result<T, Refusal>;
 
@@ -37,7 +42,7 @@ pub struct Driver {
     /// One change is written at a time. Taken after a volume's lock, before `volumes`.
     saving: tokio::sync::Mutex<()>,
     /// The volumes that are being changed. Short.
-    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    turns: Mutex<HashMap<String, Arc<Turn>>>,
     store: Arc<Store>,
     mounter: Arc<dyn Mounter>,
     grammar: Arc<dyn Grammar>,
@@ -45,6 +50,49 @@ pub struct Driver {
     clock: Arc<dyn Clock>,
     /// Volumes and their users as found at the start, less those that the engine has mounted since. Short.
     restored: Mutex<BTreeSet<(String, String)>>,
+}
+
+/// One change of a volume at a time.
+#[derive(Default)]
+struct Turn {
+    lock: Arc<tokio::sync::Mutex<()>>,
+    /// How many engines wait for the volume, to mount or to remove it.
+    hurry: watch::Sender<usize>,
+}
+
+/// The turn of whoever holds it.
+struct MyTurn {
+    turn: Arc<Turn>,
+    _lock: tokio::sync::OwnedMutexGuard<()>,
+}
+
+/// Counts one who waits, as long as it is there.
+struct Hurry<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Hurry<'a> {
+    fn new(hurry: &'a watch::Sender<usize>) -> Self {
+        hurry.send_modify(|n| *n += 1);
+        Self(hurry)
+    }
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
+}
+
+impl MyTurn {
+    /// Ends when an engine wants the volume.
+    fn wanted(&self) -> Interruption {
+        let mut hurry = self.turn.hurry.subscribe();
+        Box::pin(async move {
+            // The sender is held as long as this turn is.
+            if hurry.wait_for(|n| *n > 0).await.is_err() {
+                std::future::pending().await
+            }
+        })
+    }
 }
 
 /// What the driver works with.
@@ -73,7 +121,7 @@ impl Driver {
             restored: Mutex::new(users.collect()),
             volumes: Mutex::new(parts.volumes),
             saving: tokio::sync::Mutex::default(),
-            locks: Mutex::default(),
+            turns: Mutex::default(),
             store: Arc::new(parts.store),
             mounter: parts.mounter,
             grammar: parts.grammar,
@@ -85,22 +133,22 @@ impl Driver {
     /// Create.
     pub async fn create(&self, name: &str, options: &BTreeMap<String, String>) -> Result<()> {
         options::arguments(&self.defaults, options, &*self.grammar).map_err(Refusal::Said)?;
-        let _one = self.lock(name).await;
+        let _turn = self.turn(name).await;
         let now = seconds(self.clock.wall());
         self.change(|volumes| volumes.create(name, options, now)).await.map(drop)
     }
 
     /// Mount: `tell` gets the answer while the volume is still locked, and says whether anybody heard it.
     pub async fn mount(&self, name: &str, id: &str, tell: impl FnOnce(Result<PathBuf>) -> bool) {
-        let _one = self.lock(name).await;
-        match self.mount_locked(name, id).await {
+        let turn = self.turn_soon(name).await;
+        match self.mount_locked(&turn, name, id).await {
             Ok((at, new)) => {
                 if !tell(Ok(at)) && new {
                     tracing::warn!(
                         volume = name,
                         "the engine waited no longer for its mount: taking it back"
                     );
-                    if let Err(e) = self.release(name, id).await {
+                    if let Err(e) = self.release(&turn, name, id).await {
                         tracing::error!(volume = name, "{e}");
                     }
                 }
@@ -111,7 +159,7 @@ impl Driver {
         }
     }
 
-    async fn mount_locked(&self, name: &str, id: &str) -> Result<(PathBuf, bool)> {
+    async fn mount_locked(&self, turn: &MyTurn, name: &str, id: &str) -> Result<(PathBuf, bool)> {
         let volume = self.volumes().get(name)?.clone();
         let arguments =
             options::arguments(&self.defaults, &volume.options, &*self.grammar).map_err(Refusal::Said)?;
@@ -121,7 +169,8 @@ impl Driver {
             Ok(new) => Ok((at, new)),
             Err(e) => {
                 if volume.users.is_empty() {
-                    self.unmount_unused(name).await.unwrap_or_else(|e| tracing::error!(volume = name, "{e}"));
+                    let unmounted = self.unmount_unused(name, turn.wanted()).await;
+                    unmounted.unwrap_or_else(|e| tracing::error!(volume = name, "{e}"));
                 }
                 Err(e)
             }
@@ -130,7 +179,7 @@ impl Driver {
 
     /// Unmount: as [`Driver::mount`]. What fails after the answer is logged.
     pub async fn unmount(&self, name: &str, id: &str, tell: impl FnOnce(Result<()>) -> bool) {
-        let _one = self.lock(name).await;
+        let turn = self.turn(name).await;
         let was_user = self.volumes().get(name).is_ok_and(|volume| volume.users.contains(id));
         let last = match self.change(|volumes| volumes.release(name, id)).await {
             Ok(last) => last,
@@ -143,7 +192,7 @@ impl Driver {
             tracing::warn!(volume = name, "the engine waited no longer for its unmounting: it stays mounted");
             self.acquire(name, id).await.err()
         } else if last {
-            self.unmount_unused(name).await.err()
+            self.unmount_unused(name, turn.wanted()).await.err()
         } else {
             None
         };
@@ -158,29 +207,31 @@ impl Driver {
         Ok(new)
     }
 
-    async fn release(&self, name: &str, id: &str) -> Result<()> {
+    async fn release(&self, turn: &MyTurn, name: &str, id: &str) -> Result<()> {
         let last = self.change(|volumes| volumes.release(name, id)).await?;
-        if last { self.unmount_unused(name).await } else { Ok(()) }
+        if last { self.unmount_unused(name, turn.wanted()).await } else { Ok(()) }
     }
 
-    async fn unmount_unused(&self, name: &str) -> Result<()> {
+    /// Storing what is unsaved may take long where the vault is away.
+    async fn unmount_unused(&self, name: &str, unless: Interruption) -> Result<()> {
         let at = self.store.mountpoint(name);
-        self.mounter.unmount(&at).await.map_err(|e| said(name, &e))?;
+        self.mounter.unmount(&at, unless).await.map_err(|e| said(name, &e))?;
         self.mounter.tidy(&at);
         Ok(())
     }
 
     /// Remove.
     pub async fn remove(&self, name: &str) -> Result<()> {
-        let _one = self.lock(name).await;
+        let _turn = self.turn_soon(name).await;
         let users = self.volumes().get(name)?.users.clone();
         let unused = self.volumes().check_unused(name);
+        let at = self.store.mountpoint(name);
         if let Err(in_use) = unused {
             if !users.iter().all(|id| self.restored().contains(&(name.to_owned(), id.clone()))) {
                 return Err(in_use);
             }
-            let at = self.store.mountpoint(name);
-            self.mounter.unmount_idle(&at).await.map_err(|e| Refusal::Said(format!("{in_use} ({e})")))?;
+            let idle = self.mounter.unmount_idle(&at, REMOVAL).await;
+            idle.map_err(|e| Refusal::Said(format!("{in_use} ({e})")))?;
             self.mounter.tidy(&at);
             tracing::warn!(
                 volume = name,
@@ -188,7 +239,8 @@ impl Driver {
                 "removed: its users were of an earlier run of the plugin, and nothing uses it"
             );
         } else {
-            self.unmount_unused(name).await?;
+            self.mounter.store(&at, REMOVAL).await.map_err(|e| said(name, &e))?;
+            self.unmount_unused(name, Box::pin(std::future::pending())).await?;
         }
         self.change(|volumes| {
             for id in &users {
@@ -221,15 +273,14 @@ impl Driver {
     /// After a start: what is mounted for nobody is unmounted, what is gone is named. Waits for mounts; run it beside.
     pub async fn settle(&self) {
         for name in self.known() {
-            let _one = self.lock(&name).await;
+            let turn = self.turn(&name).await;
             let at = self.store.mountpoint(&name);
             let users = self.volumes().get(&name).map(|volume| volume.users.len());
             match users {
                 Ok(0) | Err(_) if self.mounter.is_mounted(&at) => {
                     tracing::info!(volume = name, "mounted, and nobody uses it: unmounting");
-                    self.unmount_unused(&name)
-                        .await
-                        .unwrap_or_else(|e| tracing::error!(volume = name, "{e}"));
+                    let unmounted = self.unmount_unused(&name, turn.wanted()).await;
+                    unmounted.unwrap_or_else(|e| tracing::error!(volume = name, "{e}"));
                 }
                 Ok(n) if n > 0 && !self.mounter.is_mounted(&at) => tracing::error!(
                     volume = name,
@@ -248,7 +299,7 @@ impl Driver {
     /// At the end: what nobody uses is unmounted (only after a failed unmounting is there any). Names what stays.
     pub async fn end(&self) {
         for name in self.store.mountpoints() {
-            let _one = self.lock(&name).await;
+            let turn = self.turn(&name).await;
             let at = self.store.mountpoint(&name);
             if !self.mounter.is_mounted(&at) {
                 continue;
@@ -256,7 +307,7 @@ impl Driver {
             let users = self.volumes().get(&name).map_or(0, |volume| volume.users.len());
             if users > 0 {
                 tracing::info!(volume = name, users, "stays mounted for those who use it");
-            } else if let Err(e) = self.unmount_unused(&name).await {
+            } else if let Err(e) = self.unmount_unused(&name, turn.wanted()).await {
                 tracing::error!(volume = name, "{e}");
             }
         }
@@ -293,13 +344,25 @@ impl Driver {
         Ok(done)
     }
 
-    async fn lock(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(|e| e.into_inner());
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            locks.entry(name.to_owned()).or_default().clone()
-        };
-        lock.lock_owned().await
+    async fn turn(&self, name: &str) -> MyTurn {
+        let turn = self.turn_of(name);
+        let lock = turn.lock.clone().lock_owned().await;
+        MyTurn { turn, _lock: lock }
+    }
+
+    /// As [`Driver::turn`], but an unmounting that goes on for nobody gives way.
+    async fn turn_soon(&self, name: &str) -> MyTurn {
+        let turn = self.turn_of(name);
+        let hurry = Hurry::new(&turn.hurry);
+        let lock = turn.lock.clone().lock_owned().await;
+        drop(hurry);
+        MyTurn { turn, _lock: lock }
+    }
+
+    fn turn_of(&self, name: &str) -> Arc<Turn> {
+        let mut turns = self.turns.lock().unwrap_or_else(|e| e.into_inner());
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(name.to_owned()).or_default().clone()
     }
 
     fn place(&self, name: &str, volume: &Volume) -> PathBuf {

@@ -4,19 +4,28 @@
 //! at by a child process that may hang. "Mounted" is said only after a file was really read through the mount.
 
 use std::path::Path;
+use std::pin::Pin;
 use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
+use tokio::sync::oneshot;
 
+use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::handover::KernelOptions;
+use crate::fuse::mounts::Entry;
 use crate::fuse::probe::{self, ProbeError};
-use crate::fuse::{busy, mountpoint, mounts};
+use crate::fuse::{busy, mountpoint, mounts, worker};
 
-/// How long `vaultfs mount` and `vaultfs unmount` may take; both have shorter limits of their own inside.
-const PATIENCE: Duration = Duration::from_secs(150);
+/// How long `vaultfs mount` may take. dockerd hangs up after 120 s, and should have heard a sentence by then.
+const PATIENCE: Duration = Duration::from_secs(110);
+/// What `vaultfs unmount` takes at most, beyond the mount's `drain` now and again at its end.
+const END: Duration = Duration::from_secs(60);
+/// What [`END`] is added to where a mount does not say how long it drains.
+const DRAIN: Duration = Duration::from_secs(60);
 /// How long a mount may take to answer a read that asks no vault.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often the mount table is looked at while something is being unmounted.
@@ -26,16 +35,22 @@ const SENTENCE: u64 = 4096;
 /// A file that every mount has, and answers itself.
 const CONTROL_FILE: &str = ".vaultfs/status.json";
 
+/// Ends when what is being done is no longer wanted.
+pub type Interruption = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// What makes and removes mounts. Errors are sentences for the user of the container engine.
 #[async_trait]
 pub trait Mounter: Send + Sync {
     /// Mounts at `at`, made if it is missing, unless that is done; returns when it answers.
     async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String>;
-    /// Stores what is unsaved and unmounts, if anything of ours is mounted there.
-    async fn unmount(&self, at: &Path) -> Result<(), String>;
+    /// Stores what is unsaved, if anything of ours is mounted there; an error names what could not be stored in time.
+    async fn store(&self, at: &Path, within: Duration) -> Result<(), String>;
+    /// Stores what is unsaved and unmounts, if anything of ours is mounted there. Interrupted, it leaves it mounted, for
+    /// certain; or it is unmounted already.
+    async fn unmount(&self, at: &Path, unless: Interruption) -> Result<(), String>;
     /// As [`Mounter::unmount`], but refuses while anything that can be seen uses the mount: a process, or another
-    /// mount namespace to which it is bound.
-    async fn unmount_idle(&self, at: &Path) -> Result<(), String>;
+    /// mount namespace to which it is bound; and after this time while something is unsaved.
+    async fn unmount_idle(&self, at: &Path, within: Duration) -> Result<(), String>;
     /// Whether a vaultfs is mounted there. Touches no mount.
     fn is_mounted(&self, at: &Path) -> bool;
     /// Removes the empty directory of a mount that is no more.
@@ -67,7 +82,7 @@ impl Default for Commands {
 #[async_trait]
 impl Mounter for Commands {
     async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String> {
-        if let Some(top) = mounts::top_at(at).map_err(|e| format!("the mount table cannot be read: {e}"))? {
+        if let Some(top) = top(at)? {
             if !top.is_vaultfs() {
                 return Err(format!("something else ({}) is mounted on {}", top.fs_type, at.display()));
             }
@@ -87,22 +102,51 @@ impl Mounter for Commands {
         let mut command = vaultfs("mount");
         // An engine takes an empty volume as an invitation to copy the image's files into it.
         command.arg("--never-empty").args(self.allow_other.then_some("--allow-other"));
-        run(command.args(arguments).arg("--").arg(at)).await?;
+        if !arguments.iter().any(|argument| argument.starts_with("--embedded")) {
+            // The key in there is the default vault's, which has it among its options: no other vault shall see it.
+            command.env_remove("CREDENTIALS_DIRECTORY");
+        }
+        run(command.args(arguments).arg("--").arg(at), PATIENCE).await?;
         read_control_file(at).await.map_err(|e| format!("mounted, but it cannot be used: {e}"))
     }
 
-    async fn unmount(&self, at: &Path) -> Result<(), String> {
-        if !self.is_mounted(at) {
-            return Ok(());
+    async fn store(&self, at: &Path, within: Duration) -> Result<(), String> {
+        let Some(top) = ours(at)? else { return Ok(()) };
+        let request = Request::Drain { timeout_ms: Some(within.as_millis() as u64) };
+        match ask(top, request, within + ANSWER).await {
+            Some(Answer::Drained(left)) if !left.is_empty() => {
+                let left = left.iter().map(|write| format!("{}: {}", write.name, worker::reason(write)));
+                Err(format!("not stored: {}", left.collect::<Vec<_>>().join("; ")))
+            }
+            // Of a mount that does not answer, `vaultfs unmount` says what is wrong with it.
+            _ => Ok(()),
         }
+    }
+
+    async fn unmount(&self, at: &Path, mut unless: Interruption) -> Result<(), String> {
+        let Some(top) = ours(at)? else { return Ok(()) };
+        let patience = time_to_end(top).await;
         // Lazy: nobody who counts uses it; who looks at it from the host's side does not hold up the engine.
         let mut command = vaultfs("unmount");
         command.arg("--lazy").arg("--").arg(at);
-        let mut ended = tokio::spawn(async move { run(&mut command).await });
+        let (stop, stopped) = oneshot::channel();
+        let mut ended = tokio::spawn(async move {
+            let stopped = async {
+                if stopped.await.is_err() {
+                    std::future::pending().await
+                }
+            };
+            run_unless(&mut command, patience, stopped).await
+        });
         loop {
             tokio::select! {
                 ended = &mut ended => return ended.unwrap_or_else(|e| Err(e.to_string())),
                 () = tokio::time::sleep(LOOK) => {}
+                () = &mut unless => {
+                    let _ = stop.send(());
+                    // Until it has ended it may still unmount.
+                    return ended.await.unwrap_or_else(|e| Err(e.to_string()));
+                }
             }
             // The command goes on until the mount's processes have ended, which the mount namespace of a container
             // that is just ending may delay; the next mount need not wait for them.
@@ -112,15 +156,16 @@ impl Mounter for Commands {
         }
     }
 
-    async fn unmount_idle(&self, at: &Path) -> Result<(), String> {
-        let top = mounts::top_at(at).map_err(|e| format!("the mount table cannot be read: {e}"))?;
-        let Some(top) = top.filter(|top| top.is_vaultfs()) else { return Ok(()) };
+    async fn unmount_idle(&self, at: &Path, within: Duration) -> Result<(), String> {
+        let Some(top) = ours(at)? else { return Ok(()) };
+        let patience = time_to_end(top.clone()).await;
         let holders = tokio::task::spawn_blocking(move || busy::bound_elsewhere(&top)).await;
         if let Some(holder) = holders.map_err(|e| e.to_string())?.first() {
             return Err(format!("the mount namespace of process {} ({}) has it", holder.pid, holder.name));
         }
-        // Not lazy: it fails while a process has anything of it open, and stores what is unsaved first.
-        run(vaultfs("unmount").arg("--").arg(at)).await
+        self.store(at, within).await?;
+        // Not lazy: it fails while a process has anything of it open, and stores what is unsaved since.
+        run(vaultfs("unmount").arg("--").arg(at), patience).await
     }
 
     fn is_mounted(&self, at: &Path) -> bool {
@@ -136,31 +181,82 @@ impl Mounter for Commands {
     }
 }
 
+/// What is mounted at a place.
+fn top(at: &Path) -> Result<Option<Entry>, String> {
+    mounts::top_at(at).map_err(|e| format!("the mount table cannot be read: {e}"))
+}
+
+/// What is mounted at a place, if it is of ours.
+fn ours(at: &Path) -> Result<Option<Entry>, String> {
+    Ok(top(at)?.filter(Entry::is_vaultfs))
+}
+
+/// Asks a mount's processes; they answer without the file system.
+async fn ask(mount: Entry, request: Request, within: Duration) -> Option<Answer> {
+    let asked = tokio::task::spawn_blocking(move || {
+        let mount = mounts::of(&mount)?;
+        Client::connect(&mount.socket).and_then(|mut client| client.ask(&request, within)).ok()
+    });
+    asked.await.ok().flatten()
+}
+
+/// How long `vaultfs unmount` may take with this mount.
+async fn time_to_end(mount: Entry) -> Duration {
+    let drain = match ask(mount, Request::Status, ANSWER).await {
+        Some(Answer::Status(status)) => status["drain_s"].as_u64().map(Duration::from_secs),
+        _ => None,
+    };
+    drain.unwrap_or(DRAIN).saturating_mul(2).saturating_add(END)
+}
+
+/// A command of ours, which ends with the plugin: what it did after that would be for nobody, and might take a mount
+/// away that the next run of the plugin has just given to a container.
 fn vaultfs(command: &str) -> Command {
     let mut vaultfs = Command::new("/proc/self/exe");
     vaultfs.arg0("vaultfs").arg(command).kill_on_drop(true);
     vaultfs.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let plugin = nix::unistd::getpid();
+    let ends_with_it = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // It may have died before that.
+        if nix::unistd::getppid() == plugin { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+    };
+    // SAFETY: prctl and getppid may be called between fork and exec.
+    unsafe { vaultfs.pre_exec(ends_with_it) };
     vaultfs
 }
 
 /// Runs a command of ours; its failure is what it said.
-async fn run(command: &mut Command) -> Result<(), String> {
+async fn run(command: &mut Command, patience: Duration) -> Result<(), String> {
+    run_unless(command, patience, std::future::pending()).await
+}
+
+/// As [`run`]; interrupted, the command has ended when this returns.
+async fn run_unless(
+    command: &mut Command,
+    patience: Duration,
+    unless: impl Future<Output = ()>,
+) -> Result<(), String> {
     let mut child = command.spawn().map_err(|e| format!("vaultfs cannot be started: {e}"))?;
     let said = child.stderr.take();
-    let finished = tokio::time::timeout(PATIENCE, async {
+    let finished = async {
         let mut text = Vec::new();
         if let Some(said) = said {
             let _ = said.take(SENTENCE).read_to_end(&mut text).await;
         }
         (child.wait().await, text)
-    })
-    .await;
-    match finished {
-        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
-        Ok((Err(e), _)) => Err(format!("vaultfs cannot be waited for: {e}")),
-        Ok((Ok(status), _)) if status.success() => Ok(()),
-        Ok((Ok(status), text)) => Err(sentence(&String::from_utf8_lossy(&text), &status)),
-    }
+    };
+    let why = tokio::select! {
+        finished = finished => return match finished {
+            (Err(e), _) => Err(format!("vaultfs cannot be waited for: {e}")),
+            (Ok(status), _) if status.success() => Ok(()),
+            (Ok(status), text) => Err(sentence(&String::from_utf8_lossy(&text), &status)),
+        },
+        () = tokio::time::sleep(patience) => format!("no answer within {} s", patience.as_secs()),
+        () = unless => "interrupted, because it is wanted again".to_owned(),
+    };
+    let _ = child.kill().await;
+    Err(why)
 }
 
 /// What a command said on standard error, as one sentence without its name and hints.

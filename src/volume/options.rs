@@ -4,6 +4,7 @@
 //! mean something of their own, and the sentences for what is wrong are in here.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What an option of `vaultfs mount` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +21,11 @@ pub enum Takes {
 pub trait Grammar: Send + Sync {
     /// What the long option `name` takes; `None` if there is none.
     fn takes(&self, name: &str) -> Option<Takes>;
-    /// Whether these arguments parse; else what is wrong, as one sentence.
-    fn check(&self, arguments: &[String]) -> Result<(), String>;
+    /// The option of a volume that was probably meant by `name`.
+    fn nearest(&self, name: &str) -> Option<String>;
+    /// How long such a mount waits for a vault that does not answer, if these arguments parse; else what is wrong, as
+    /// one sentence.
+    fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String>;
 }
 
 /// Options of `vaultfs mount` that say how a person runs it; a volume is not run by one.
@@ -30,8 +34,27 @@ const NOT_FOR_VOLUMES: [&str; 6] = ["foreground", "nonempty", "verbose", "help",
 /// Options that the engines themselves understand, and pass on.
 const OF_THE_ENGINES: [&str; 4] = ["nocopy", "rw", "nosuid", "nodev"];
 
+/// Options that only volumes have, and short forms.
+const OF_VOLUMES: [&str; 2] = ["mode", "ro"];
+
 /// What `mode` sets both of.
 const SINGLE_MODES: [&str; 2] = ["file-mode", "dir-mode"];
+
+/// Longest `wait`. dockerd hangs up on a Mount after 120 s, and what it shows then says nothing of the vault.
+const LONGEST_WAIT: Duration = Duration::from_secs(90);
+
+/// What a volume offers, of all long options of `vaultfs mount`.
+pub fn offered(of_mount: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
+    let of_mount = of_mount.filter(|name| !NOT_FOR_VOLUMES.contains(&name.as_str()));
+    of_mount.chain(OF_VOLUMES.map(str::to_owned))
+}
+
+/// The key file that a service manager handed over is the default vault's, unless that has one.
+pub fn default_key(defaults: &mut BTreeMap<String, String>, file: String) {
+    if !defaults.keys().any(|name| ["embedded", "api-key-file"].contains(&&*spelt(name))) {
+        defaults.insert("api-key-file".into(), file);
+    }
+}
 
 /// The arguments of `vaultfs mount` for a volume with these options, `defaults` where it says nothing. Checked.
 pub fn arguments(
@@ -73,8 +96,15 @@ pub fn arguments(
             _ => arguments.extend(argument(name, value, grammar)?),
         }
     }
-    grammar.check(&arguments)?;
-    Ok(arguments)
+    match grammar.check(&arguments)? {
+        Some(wait) if wait > LONGEST_WAIT => Err(format!(
+            "-o wait={}: Docker waits 2 minutes for a mount and podman 5 s unless told otherwise; give {} s at most, or \
+             lazy",
+            humantime::format_duration(wait),
+            LONGEST_WAIT.as_secs()
+        )),
+        _ => Ok(arguments),
+    }
 }
 
 /// `mode` stands for both of these, so the three are not given together.
@@ -97,10 +127,13 @@ fn spelt(name: &str) -> String {
 fn argument(name: &str, value: &str, grammar: &dyn Grammar) -> Result<Option<String>, String> {
     let takes = if NOT_FOR_VOLUMES.contains(&name) { None } else { grammar.takes(name) };
     match (takes, value) {
-        (None, _) => Err(format!(
-            "-o {name}: there is no such option for a volume; it takes mode, and the options of `vaultfs mount` like \
-             prefix, read-only, uid, api-url or api-key-file"
-        )),
+        (None, _) => Err(match grammar.nearest(name) {
+            Some(near) => format!("-o {name}: there is no such option for a volume; did you mean {near}?"),
+            None => format!(
+                "-o {name}: there is no such option for a volume; it takes mode, and the options of `vaultfs mount` \
+                 like prefix, read-only, uid, api-url or api-key-file"
+            ),
+        }),
         (Some(Takes::Nothing), "" | "true" | "1" | "yes") => Ok(Some(format!("--{name}"))),
         (Some(Takes::Nothing), "false" | "0" | "no") if name == "allow-other" => Err(format!(
             "-o {name}={value}: containers have other users, so volumes are always mounted with it where that is \
@@ -108,6 +141,12 @@ fn argument(name: &str, value: &str, grammar: &dyn Grammar) -> Result<Option<Str
         )),
         (Some(Takes::Nothing), "false" | "0" | "no") => Ok(None),
         (Some(Takes::Nothing), _) => Err(format!("-o {name}={value}: {name} is true or false")),
+        (Some(_), value) if name == "prefix" && value.starts_with('/') => Err(match value.trim_matches('/') {
+            "" => format!("-o prefix={value}: for all names leave prefix away"),
+            below => format!(
+                "-o prefix={value}: names do not start with a slash; for those below {below}/ give -o prefix={below}"
+            ),
+        }),
         (Some(Takes::Value), "") => Err(format!("-o {name} needs a value: give -o {name}=VALUE")),
         (Some(Takes::Either), "" | "true") => Ok(Some(format!("--{name}"))),
         (Some(Takes::Value | Takes::Either), value) => Ok(Some(format!("--{name}={value}"))),
@@ -131,14 +170,22 @@ mod tests {
         fn takes(&self, name: &str) -> Option<Takes> {
             match name {
                 "read-only" | "foreground" | "allow-other" => Some(Takes::Nothing),
-                "prefix" | "api-url" | "api-key-file" | "file-mode" | "dir-mode" => Some(Takes::Value),
+                "wait" | "prefix" | "api-url" | "api-key-file" | "file-mode" | "dir-mode" => Some(Takes::Value),
                 "embedded" => Some(Takes::Either),
                 _ => None,
             }
         }
 
-        fn check(&self, arguments: &[String]) -> Result<(), String> {
-            if arguments.iter().any(|a| a.contains("bad")) { Err("bad".into()) } else { Ok(()) }
+        fn nearest(&self, name: &str) -> Option<String> {
+            offered(["prefix".to_owned(), "foreground".to_owned()].into_iter()).find(|known| name.starts_with(known))
+        }
+
+        fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String> {
+            if arguments.iter().any(|a| a.contains("bad")) {
+                return Err("bad".into());
+            }
+            let wait = arguments.iter().find_map(|a| a.strip_prefix("--wait="));
+            Ok(wait.map(|time| humantime::parse_duration(time).unwrap()))
         }
     }
 
@@ -171,12 +218,27 @@ mod tests {
             of(&[("api_url", "http://y"), ("api-key-file", "/l")]).unwrap(),
             ["--api-key-file=/l", "--api-url=http://y"]
         );
+        assert!(of(&[("wait", "90s")]).is_ok());
         assert_eq!(of(&[("mode", "640")]).unwrap()[..2], ["--file-mode=0640", "--dir-mode=0750"]);
         let over = |default: &str, own: &str| {
             arguments(&map(&[(default, "0644")]), &map(&[(own, "0600")]), &Known).unwrap()
         };
         assert_eq!(over("mode", "file_mode"), ["--file-mode=0644", "--dir-mode=0755", "--file-mode=0600"]);
         assert_eq!(over("dir-mode", "mode"), ["--file-mode=0600", "--dir-mode=0700"]);
+    }
+
+    #[test]
+    fn a_key_that_was_handed_over_is_for_the_default_vault() {
+        let with = |options: &[(&str, &str)]| {
+            let mut defaults = map(options);
+            default_key(&mut defaults, "/handed".into());
+            move |own: &[(&str, &str)]| arguments(&defaults, &map(own), &Known).unwrap()
+        };
+        let url = with(&[("api-url", "http://x")]);
+        assert_eq!(url(&[]), ["--api-key-file=/handed", "--api-url=http://x"]);
+        assert_eq!(url(&[("api-url", "http://y")]), ["--api-url=http://y"]);
+        assert_eq!(with(&[("api_key_file", "/own")])(&[]), ["--api-key-file=/own"]);
+        assert_eq!(with(&[("embedded", "")])(&[]), ["--embedded"]);
     }
 
     #[test]
@@ -191,6 +253,12 @@ mod tests {
             (&[("mode", "0640"), ("dir_mode", "0700")], "leave away mode or dir-mode"),
             (&[("allow-other", "false")], "always"),
             (&[("prefix", "bad")], "bad"),
+            (&[("prefixes", "a")], "did you mean prefix?"),
+            (&[("prefix", "/a/b/")], "below a/b/ give -o prefix=a/b"),
+            (&[("prefix", "//")], "leave prefix away"),
+            (&[("modes", "a")], "did you mean mode?"),
+            (&[("foregrounds", "")], "it takes mode"),
+            (&[("wait", "91s")], "-o wait=1m 31s: Docker waits 2 minutes"),
         ] {
             let said = of(options).unwrap_err();
             assert!(said.contains(says), "{said}");

@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
@@ -51,6 +52,16 @@ pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
+}
+
+/// Asks for the list of volumes, as an engine does: an error says that no engine would get an answer.
+pub async fn ask_for_volumes(path: &Path) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(b"POST /VolumeDriver.List HTTP/1.1\r\nHost: \r\nContent-Length: 0\r\n\r\n").await?;
+    const WELL: &[u8] = b"HTTP/1.1 200 ";
+    let mut said = [0; WELL.len()];
+    stream.read_exact(&mut said).await?;
+    if said == WELL { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
 }
 
 /// What answers each request.

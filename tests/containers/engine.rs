@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -72,7 +73,10 @@ impl Engine {
         let log = fs::File::create(at("log")).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let dockerd = Beside::start(&mut command);
-        let driver = format!("vaultfs-test-{}", std::process::id());
+        // All of a machine's dockerds look for plugins in the same place.
+        static ENGINES: AtomicU32 = AtomicU32::new(0);
+        let number = ENGINES.fetch_add(1, Ordering::Relaxed);
+        let driver = format!("vaultfs-test-{}-{number}", std::process::id());
         let plugin_socket = PathBuf::from(format!("/run/docker/plugins/{driver}.sock"));
         let engine = Self { dir, dockerd: Some(dockerd), driver, plugin_socket };
         let up = || engine.run(["version"]).code.filter(|code| *code == 0);
@@ -136,10 +140,19 @@ impl Engine {
         self.run(fixed.iter().chain(options).copied().chain([IMAGE, "/bin/sh", "-c", script])).ok();
     }
 
-    /// Ends a container at once.
+    /// Ends a container at once: podman gives it 10 s unless told otherwise.
     #[track_caller]
     pub fn remove(&self, name: &str) {
-        self.run(["rm", "-f", name]).ok();
+        let at_once = if self.is_docker() { &["rm", "-f"][..] } else { &["rm", "-f", "-t", "0"] };
+        self.run(at_once.iter().copied().chain([name])).ok();
+    }
+
+    /// A command in the mount namespace of dockerd.
+    pub fn beside_dockerd(&self, program: &str) -> Command {
+        let pid = self.dockerd.as_ref().unwrap().0.id().to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &pid, "--mount", "--", program]);
+        command
     }
 
     /// A volume of the plugin.

@@ -18,6 +18,7 @@ use std::process::Command;
 use common::{Mount, Place, is_mounted, is_root, processes_of, run, until};
 use engine::Engine;
 use plugin::Plugin;
+use serde_json::json;
 
 /// Says aloud that nothing was tested.
 fn cannot() -> bool {
@@ -179,6 +180,7 @@ fn volumes(engine: &Engine) {
         "{refused:?}"
     );
     plugin_and_container_killed(engine, &mut plugin, &defaults);
+    container_removed_while_the_plugin_is_away(engine, &mut plugin, &defaults);
 
     for name in ["app", "user", "ro"] {
         engine.run(["volume", "rm", name]).ok();
@@ -239,4 +241,43 @@ fn plugin_and_container_killed(engine: &Engine, plugin: &mut Plugin, defaults: &
     engine.remove("two");
     until("the last one's end unmounts", || !is_mounted(&at));
     until("no process is left", || processes_of(&at).is_empty());
+}
+
+/// The engine cannot tell the plugin that a container is gone. Its volume can be removed all the same, and one whose
+/// container still runs cannot.
+fn container_removed_while_the_plugin_is_away(engine: &Engine, plugin: &mut Plugin, defaults: &str) {
+    let at = |plugin: &Plugin, name: &str| plugin.state().join("volumes").join(name);
+    for end in [Plugin::kill, Plugin::stop] {
+        for name in ["gone", "stays"] {
+            engine.volume(name, &["prefix=app"]);
+            engine.start(name, &["-v", &format!("{name}:/data")], "while :; do sleep 1; done");
+        }
+        end(plugin);
+        engine.run(["kill", "gone"]).ok();
+        // Some engines complain that the volume cannot be unmounted; the container is gone by then.
+        let said = engine.run(["rm", "-f", "gone"]);
+        assert!(!engine.run(["ps", "-a"]).ok().contains("gone"), "{said:?}");
+        plugin.run(&["-o", defaults]);
+        assert!(is_mounted(&at(plugin, "gone")), "nobody has struck it out");
+
+        let refused = engine.run(["volume", "rm", "stays"]);
+        assert!(refused.code != Some(0) && refused.err.contains(" use"), "{refused:?}");
+        // The engine keeps count itself. So does the plugin:
+        let refused = plugin.refused("VolumeDriver.Remove", json!({ "Name": "stays" }));
+        assert!(
+            refused.contains("in use by a container: stop what uses it first")
+                && refused.contains("mount namespace of process"),
+            "{refused}"
+        );
+        assert_eq!(engine.run(["exec", "stays", "cat", "/data/token"]).ok(), "s3cret");
+
+        let processes = processes_of(&at(plugin, "gone"));
+        engine.run(["volume", "rm", "gone"]).ok();
+        assert!(!at(plugin, "gone").exists() && processes.len() > 1);
+        until("no process is left", || processes_of(&at(plugin, "gone")).is_empty());
+        engine.remove("stays");
+        engine.run(["volume", "rm", "stays"]).ok();
+        let listed = plugin.ok("VolumeDriver.List", json!({})).to_string();
+        assert!(!listed.contains("gone") && !listed.contains("stays"), "{listed}");
+    }
 }

@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::chown;
-use std::process::Command;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
-use crate::common::{DeviceForAll, Mount, Place, VAULTFS, open_to_all, run};
+use nix::sys::signal::Signal;
+
+use crate::common::{Beside, DeviceForAll, Mount, Place, VAULTFS, open_to_all, run, signal, until};
 use crate::engine::{self, Engine, IMAGE};
 
 /// A user with a mount and a volume plugin of their own. In namespaces of the test's own, so that podman's pause process
@@ -91,5 +94,33 @@ pub fn remapped() {
     assert_eq!(words, ["0", "100000", "65536", "s3cret"]);
     assert_eq!(mount.versions("made"), [1]);
     engine.sh(&["--user=1000", "-v", &bind], "cat /s/db").fails(1);
+    volumes_of_mapped_users(&engine, mount.place());
     drop(engine);
+}
+
+/// The plugin has to be where dockerd sees what is mounted, which here is a namespace of dockerd's own.
+fn volumes_of_mapped_users(engine: &Engine, place: &Place) {
+    let mut command = engine.beside_dockerd(VAULTFS);
+    place.isolate(&mut command);
+    command.arg("volume-plugin").arg("--socket").arg(&engine.plugin_socket);
+    command.arg("--state").arg(place.dir.path().join("volumes")).arg("-o").arg(&place.embedded()[2..]);
+    let mut plugin = Beside::start(command.stdin(Stdio::null()).stderr(Stdio::null()));
+    until("the plugin listens", || UnixStream::connect(&engine.plugin_socket).is_ok());
+    engine.volume("owned", &["uid=100000", "gid=100000"]);
+    engine.volume("open", &["mode=0644"]);
+    engine.volume("plain", &[]);
+    let read = |volume: &str, options: &[&str]| {
+        let volume = format!("{volume}:/s");
+        engine.sh(&[options, &["-v", &volume]].concat(), "cat /s/db && if echo -n x > /s/new; then cat /s/new; fi")
+    };
+    assert_eq!(read("owned", &[]).ok(), "s3cretx");
+    read("owned", &["--user=1000"]).fails(1);
+    let everybody = read("open", &["--user=1000"]);
+    assert!(everybody.out == "s3cret" && everybody.err.contains("ermission denied"), "{everybody:?}");
+    read("plain", &[]).fails(1);
+    assert_eq!(read("plain", &["--userns=host"]).ok(), "s3cretx", "this container's root is root");
+    engine.run(["volume", "rm", "owned", "open", "plain"]).ok();
+    signal(plugin.0.id() as i32, Signal::SIGTERM);
+    assert!(plugin.ends().success() && !engine.plugin_socket.exists());
+    assert_eq!(fs::read_dir(place.dir.path().join("volumes/volumes")).unwrap().count(), 0);
 }

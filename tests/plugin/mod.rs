@@ -19,6 +19,8 @@ pub struct Plugin {
     pub place: Place,
     socket: PathBuf,
     process: Option<Beside>,
+    /// What a service manager hands over.
+    pub credentials: Option<PathBuf>,
 }
 
 impl Plugin {
@@ -29,7 +31,7 @@ impl Plugin {
 
     /// Where an engine looks for it.
     pub fn listening_at(socket: PathBuf, place: Place, args: &[&str]) -> Self {
-        let mut plugin = Self { place, socket, process: None };
+        let mut plugin = Self { place, socket, process: None, credentials: None };
         plugin.run(args);
         plugin
     }
@@ -37,6 +39,7 @@ impl Plugin {
     pub fn run(&mut self, args: &[&str]) {
         let mut command = self.place.vaultfs(["volume-plugin", "--socket"]);
         command.arg(self.socket()).arg("--state").arg(self.state()).args(args);
+        command.envs(self.credentials.as_ref().map(|dir| ("CREDENTIALS_DIRECTORY", dir)));
         let log =
             fs::File::options().create(true).append(true).open(self.place.dir.path().join("plugin.log"));
         self.process = Some(Beside::start(command.stdin(Stdio::null()).stderr(log.unwrap())));
@@ -72,22 +75,28 @@ impl Plugin {
     }
 
     /// What is sent and comes back: HTTP status and body.
+    #[track_caller]
     pub fn ask(&self, method: &str, body: &str) -> (u16, Value) {
+        self.try_ask(method, body).expect("an answer")
+    }
+
+    /// As [`Plugin::ask`], of a plugin that may be killed meanwhile.
+    pub fn try_ask(&self, method: &str, body: &str) -> Option<(u16, Value)> {
         // As dockerd sends it: an empty Host.
         let request = format!(
             "POST /{method} HTTP/1.1\r\nHost: \r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: {}\r\n\
              Accept: application/vnd.docker.plugins.v1.2+json\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
-        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        let mut stream = UnixStream::connect(self.socket()).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
+        stream.write_all(request.as_bytes()).ok()?;
         let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        stream.read_to_string(&mut text).ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         assert!(head.contains("content-type: application/vnd.docker.plugins.v1.2+json"), "{head}");
-        (status, serde_json::from_str(body).unwrap())
+        Some((status, serde_json::from_str(body).ok()?))
     }
 
     #[track_caller]

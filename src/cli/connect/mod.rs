@@ -532,7 +532,7 @@ fn env(name: &str) -> Option<String> {
 }
 
 /// The key that systemd's LoadCredential handed over, if it did.
-fn credential() -> Option<PathBuf> {
+pub fn credential() -> Option<PathBuf> {
     let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("workos-api-key");
     // A unit that is also for vaults without a key hands over an empty one.
     path.metadata().is_ok_and(|meta| meta.len() > 1).then_some(path)
@@ -569,6 +569,13 @@ fn clean_prefix(prefix: &str) -> Result<Option<String>, Failure> {
             "--prefix {prefix}: names do not start with a slash; for all names leave --prefix away, for those below \
              a/ give --prefix a"
         )));
+    }
+    // There may be such names, so it is no mistake for certain.
+    if clean.starts_with('/') {
+        eprintln!(
+            "vaultfs: hint: --prefix {prefix} means names that start with a slash; for those below {0}/ give --prefix {0}",
+            clean.trim_start_matches('/')
+        );
     }
     Ok((!clean.is_empty()).then(|| clean.to_owned()))
 }

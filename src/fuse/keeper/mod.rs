@@ -78,13 +78,10 @@ pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, Front)> {
 pub struct Front(Option<File>);
 
 impl Front {
-    /// Says how it went.
-    pub fn tell(&mut self, outcome: &Outcome) {
-        if let Some(mut pipe) = self.0.take() {
-            let text = serde_json::to_string(outcome).unwrap_or_default();
-            // A command that was interrupted does not listen any more.
-            let _ = writeln!(pipe, "{text}");
-        }
+    /// Says how it went, and whether somebody heard it: a command that was interrupted does not listen any more.
+    pub fn tell(&mut self, outcome: &Outcome) -> bool {
+        let text = serde_json::to_string(outcome).unwrap_or_default();
+        self.0.take().is_some_and(|mut pipe| writeln!(pipe, "{text}").is_ok())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -97,11 +94,15 @@ pub fn run(config: MountConfig, key: Option<SecretString>, mut front: Front, mem
     match Keeper::start(config, key, &mut front, memory) {
         Ok(keeper) => keeper.serve(),
         Err(failed) => {
-            tracing::error!("not mounted: {failed}");
             if let Ok(directory) = RuntimeDir::own() {
                 directory.tidy();
             }
-            front.tell(&Outcome::Failed(failed.clone()));
+            // Who hears it says so; twice in one journal would be once too often.
+            if front.tell(&Outcome::Failed(failed.clone())) {
+                tracing::debug!("not mounted: {failed}");
+            } else {
+                tracing::error!("not mounted: {failed}");
+            }
             failed.exit
         }
     }
@@ -191,7 +192,10 @@ impl Keeper {
             return Err(failed);
         }
         let dev = keeper.dev().expect("just mounted");
-        front.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() });
+        if !front.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() }) {
+            keeper.abandon();
+            return Err(Failed::new("interrupted when it was mounted"));
+        }
         if !keeper.equipment.config.foreground {
             // From here on nobody reads what is written there.
             drop(take_standard(2));
