@@ -358,7 +358,8 @@ async fn an_unmounting_that_waits_for_the_vault_gives_way() {
         mount(&now, "v", id, true).await.unwrap();
         mounter.drains.store(true, Ordering::Relaxed);
         let (driver, (told, hear)) = (now.clone(), tokio::sync::oneshot::channel());
-        let ended = tokio::spawn(async move { driver.unmount("v", id, |told_it| told.send(told_it).is_ok()).await });
+        let ended =
+            tokio::spawn(async move { driver.unmount("v", id, |told_it| told.send(told_it).is_ok()).await });
         hear.await.unwrap().unwrap();
         assert_eq!(now.get("v").unwrap().status["users"], 0, "struck out, and told so");
         ended

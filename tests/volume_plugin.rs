@@ -270,7 +270,9 @@ fn a_vault_that_is_away_holds_up_neither_the_next_container_nor_a_removal() {
     plugin.ok("VolumeDriver.Create", json!({ "Name": "v", "Opts": options }));
     let at = plugin.mount("v", "a");
     signal(server.0.id() as i32, Signal::SIGSTOP);
-    assert!(fs::write(at.join("late"), "precious").is_err() || !fs::read(at.join("late")).unwrap().is_empty());
+    assert!(
+        fs::write(at.join("late"), "precious").is_err() || !fs::read(at.join("late")).unwrap().is_empty()
+    );
     // The mount is given ten minutes to store that. Nobody who wants the volume waits for them.
     plugin.unmount("v", "a");
     let begun = Instant::now();

@@ -233,7 +233,12 @@ mod tests {
         for unknown in ["never-empty", "foreground", "o", "colour", "mountpoint"] {
             assert!(of(&[(unknown, "x")]).unwrap_err().contains("no such option"), "{unknown}");
         }
-        for (meant, said) in [("readonly-", "read-only"), ("prefx", "prefix"), ("api_key_fil", "api-key-file"), ("mod", "mode")] {
+        for (meant, said) in [
+            ("readonly-", "read-only"),
+            ("prefx", "prefix"),
+            ("api_key_fil", "api-key-file"),
+            ("mod", "mode"),
+        ] {
             assert!(of(&[(meant, "x")]).unwrap_err().ends_with(&format!("did you mean {said}?")), "{meant}");
         }
         assert!(!of(&[("never-empt", "")]).unwrap_err().contains("did you mean"), "not for volumes");

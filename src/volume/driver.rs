@@ -83,6 +83,11 @@ impl Drop for Hurry<'_> {
 }
 
 impl MyTurn {
+    /// Whether an engine wants the volume.
+    fn is_wanted(&self) -> bool {
+        *self.turn.hurry.borrow() > 0
+    }
+
     /// Ends when an engine wants the volume.
     fn wanted(&self) -> Interruption {
         let mut hurry = self.turn.hurry.subscribe();
@@ -196,8 +201,11 @@ impl Driver {
         } else {
             None
         };
-        if let Some(e) = failed {
-            tracing::error!("{e}");
+        match failed {
+            // Whoever interrupted it has the mount now; dockerd does so each time it starts a container.
+            Some(e) if turn.is_wanted() => tracing::debug!("{e}"),
+            Some(e) => tracing::error!("{e}"),
+            None => {}
         }
     }
 

@@ -145,7 +145,8 @@ impl Mounter for Commands {
                 () = &mut unless => {
                     let _ = stop.send(());
                     // Until it has ended it may still unmount.
-                    return ended.await.unwrap_or_else(|e| Err(e.to_string()));
+                    let ended = ended.await.unwrap_or_else(|e| Err(e.to_string()));
+                    return if self.is_mounted(at) { ended } else { Ok(()) };
                 }
             }
             // The command goes on until the mount's processes have ended, which the mount namespace of a container

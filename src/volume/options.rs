@@ -141,12 +141,14 @@ fn argument(name: &str, value: &str, grammar: &dyn Grammar) -> Result<Option<Str
         )),
         (Some(Takes::Nothing), "false" | "0" | "no") => Ok(None),
         (Some(Takes::Nothing), _) => Err(format!("-o {name}={value}: {name} is true or false")),
-        (Some(_), value) if name == "prefix" && value.starts_with('/') => Err(match value.trim_matches('/') {
-            "" => format!("-o prefix={value}: for all names leave prefix away"),
-            below => format!(
-                "-o prefix={value}: names do not start with a slash; for those below {below}/ give -o prefix={below}"
-            ),
-        }),
+        (Some(_), value) if name == "prefix" && value.starts_with('/') => {
+            Err(match value.trim_matches('/') {
+                "" => format!("-o prefix={value}: for all names leave prefix away"),
+                below => format!(
+                    "-o prefix={value}: names do not start with a slash; for those below {below}/ give -o prefix={below}"
+                ),
+            })
+        }
         (Some(Takes::Value), "") => Err(format!("-o {name} needs a value: give -o {name}=VALUE")),
         (Some(Takes::Either), "" | "true") => Ok(Some(format!("--{name}"))),
         (Some(Takes::Value | Takes::Either), value) => Ok(Some(format!("--{name}={value}"))),
@@ -170,14 +172,17 @@ mod tests {
         fn takes(&self, name: &str) -> Option<Takes> {
             match name {
                 "read-only" | "foreground" | "allow-other" => Some(Takes::Nothing),
-                "wait" | "prefix" | "api-url" | "api-key-file" | "file-mode" | "dir-mode" => Some(Takes::Value),
+                "wait" | "prefix" | "api-url" | "api-key-file" | "file-mode" | "dir-mode" => {
+                    Some(Takes::Value)
+                }
                 "embedded" => Some(Takes::Either),
                 _ => None,
             }
         }
 
         fn nearest(&self, name: &str) -> Option<String> {
-            offered(["prefix".to_owned(), "foreground".to_owned()].into_iter()).find(|known| name.starts_with(known))
+            offered(["prefix".to_owned(), "foreground".to_owned()].into_iter())
+                .find(|known| name.starts_with(known))
         }
 
         fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String> {

@@ -111,7 +111,10 @@ fn volumes_of_mapped_users(engine: &Engine, place: &Place) {
     engine.volume("plain", &[]);
     let read = |volume: &str, options: &[&str]| {
         let volume = format!("{volume}:/s");
-        engine.sh(&[options, &["-v", &volume]].concat(), "cat /s/db && if echo -n x > /s/new; then cat /s/new; fi")
+        engine.sh(
+            &[options, &["-v", &volume]].concat(),
+            "cat /s/db && if echo -n x > /s/new; then cat /s/new; fi",
+        )
     };
     assert_eq!(read("owned", &[]).ok(), "s3cretx");
     read("owned", &["--user=1000"]).fails(1);
