@@ -348,30 +348,32 @@ async fn one_volume_does_not_wait_for_another_and_lists_wait_for_none() {
     assert_eq!(*order.lock().unwrap(), ["mounted", "remove"]);
 }
 
+/// A volume that was unmounted for the engine, while the mount still waits for the vault.
+async fn unmounting(driver: &Arc<Driver>, mounter: &Fake, id: &'static str) -> tokio::task::JoinHandle<()> {
+    mount(driver, "v", id, true).await.unwrap();
+    mounter.drains.store(true, Ordering::Relaxed);
+    let (told, hear) = tokio::sync::oneshot::channel();
+    let now = driver.clone();
+    let ended = tokio::spawn(async move { now.unmount("v", id, |answer| told.send(answer).is_ok()).await });
+    hear.await.unwrap().unwrap();
+    assert_eq!(driver.get("v").unwrap().status["users"], 0, "struck out, and told so");
+    ended
+}
+
 #[tokio::test]
 async fn an_unmounting_that_waits_for_the_vault_gives_way() {
     let dir = tempfile::tempdir().unwrap();
     let mounter = Arc::new(Fake::default());
     let now = Arc::new(driver(dir.path(), &mounter, "0"));
     now.create("v", &BTreeMap::new()).await.unwrap();
-    let unmounting = async |id: &'static str| {
-        mount(&now, "v", id, true).await.unwrap();
-        mounter.drains.store(true, Ordering::Relaxed);
-        let (driver, (told, hear)) = (now.clone(), tokio::sync::oneshot::channel());
-        let ended =
-            tokio::spawn(async move { driver.unmount("v", id, |told_it| told.send(told_it).is_ok()).await });
-        hear.await.unwrap().unwrap();
-        assert_eq!(now.get("v").unwrap().status["users"], 0, "struck out, and told so");
-        ended
-    };
-    let ended = unmounting("a").await;
+    let ended = unmounting(&now, &mounter, "a").await;
     mount(&now, "v", "b", true).await.unwrap();
     ended.await.unwrap();
     assert!(mounter.mounted.lock().unwrap().len() == 1 && now.get("v").unwrap().status["users"] == 1);
     unmount(&now, "v", "b", true).await.unwrap();
     assert!(mounter.mounted.lock().unwrap().is_empty(), "nobody waits any more, nothing is interrupted");
 
-    let ended = unmounting("c").await;
+    let ended = unmounting(&now, &mounter, "c").await;
     let remover = now.clone();
     let removing = tokio::spawn(async move { remover.remove("v").await });
     ended.await.unwrap();
