@@ -46,6 +46,15 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// Ends the load also when the test fails: who waits for its threads would wait for ever.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Writes numbers, each larger than the one before; the last that was acknowledged.
 fn writer(path: &Path, by_rename: bool, over: &AtomicBool, acknowledged: &AtomicU64) {
     for number in 1.. {
@@ -95,6 +104,7 @@ fn nothing_grows_and_nothing_is_lost_under_mixed_load_on_bad_days() {
     let path = |n: usize| place.mnt.join(format!("w{n}"));
     let mut early = None;
     std::thread::scope(|scope| {
+        let _end = End(&over);
         for (n, acknowledged) in acknowledged.iter().enumerate() {
             let (path, over) = (path(n), &over);
             scope.spawn(move || writer(&path, n % 2 == 1, over, acknowledged));
@@ -126,7 +136,6 @@ fn nothing_grows_and_nothing_is_lost_under_mixed_load_on_bad_days() {
                 break;
             }
         }
-        over.store(true, Ordering::Relaxed);
     });
     let (early, late) = (early.unwrap(), sizes());
     run(place.vaultfs(["unmount"]).arg(&place.mnt)).ok();
