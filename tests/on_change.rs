@@ -78,3 +78,53 @@ fn a_command_without_text_is_refused() {
     let said = run(&mut place.mount_command(&["--on-change= "])).fails(2);
     assert!(said.contains("nginx -s reload"), "{said}");
 }
+
+/// The command takes its time for the name `slow`, and nothing of it gets lost with its worker.
+#[test]
+fn a_command_outlives_its_worker_and_what_waits_is_run_after_it() {
+    let (mount, out) = mounted(
+        "if [ $VAULTFS_NAME = slow ]; then echo slow begins >> $OUT/runs; sleep 4; fi; \
+         echo \"$VAULTFS_NAME ends\" >> $OUT/runs",
+    );
+    let runs = || fs::read_to_string(out.join("runs")).unwrap_or_default();
+    put(mount.place(), "slow", "1");
+    until("it runs", || runs().contains("slow begins"));
+    put(mount.place(), "after", "1");
+    until("the mount shows the next change", || mount.path("after").exists());
+    let (_, worker) = mount.pids();
+    common::signal(worker, nix::sys::signal::Signal::SIGKILL);
+    until("another worker serves", || mount.pids().1 != worker);
+    put(mount.place(), "after2", "1");
+    until("all were run", || runs().lines().count() == 4);
+    let order: Vec<String> = runs().lines().map(str::to_owned).collect();
+    assert_eq!(order, ["slow begins", "slow ends", "after ends", "after2 ends"], "one at a time");
+    assert!(mount.log().contains("\"slow\" (created) goes on after its worker"), "{}", mount.log());
+}
+
+#[test]
+fn a_command_ends_with_the_mount_and_what_waits_is_named() {
+    for dies in [false, true] {
+        let (mount, out) =
+            mounted("echo $$ > $OUT/pid.new; mv $OUT/pid.new $OUT/pid; trap '' TERM; sleep 50 & wait; wait");
+        put(mount.place(), "slow", "1");
+        until("it runs", || out.join("pid").exists());
+        put(mount.place(), "after", "1");
+        until("the mount shows the next change", || mount.path("after").exists());
+        if dies {
+            let (_, worker) = mount.pids();
+            common::signal(worker, nix::sys::signal::Signal::SIGKILL);
+            until("another worker serves", || mount.pids().1 != worker);
+        }
+        let pid = fs::read_to_string(out.join("pid")).unwrap();
+        let alive = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['S', 'R', 'D']))
+        };
+        assert!(alive());
+        let place = mount.unmount();
+        assert!(!alive(), "it goes on");
+        let log = place.log();
+        assert!(log.contains("\"after\" (created): not run, the mount ends"), "{log}");
+        assert!(log.contains("\"slow\" (created): was ended with the mount"), "{log}");
+    }
+}

@@ -12,7 +12,7 @@ use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Processes, Unsav
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
 use crate::fuse::on_change::command::{self, Job};
-use crate::fuse::on_change::{self, Event, News};
+use crate::fuse::on_change::{self, Event, Following, Memory, News};
 use crate::fuse::requests::Requests;
 use crate::fuse::worker::{Inheritance, Service};
 use crate::secret::SecretString;
@@ -83,7 +83,9 @@ impl Stack {
         let adapter = Adapter::new(self.fs.clone(), runtime.clone());
         let requests = adapter.requests();
         let on_change = Mutex::new(self.on_change);
-        let service = Mounted { fs: self.fs, vault: self.vault, key: self.key, on_change, requests };
+        let following = Mutex::default();
+        let (fs, vault, key) = (self.fs, self.vault, self.key);
+        let service = Mounted { fs, vault, key, on_change, following, requests };
         (adapter, Arc::new(service), self.last)
     }
 }
@@ -107,6 +109,7 @@ struct Mounted {
     key: Arc<ApiKey>,
     /// Until the mount is there.
     on_change: Mutex<Option<(Job, Handle)>>,
+    following: Mutex<Option<Following>>,
     requests: Arc<Requests>,
 }
 
@@ -133,7 +136,14 @@ impl Service for Mounted {
         let job = self.on_change.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some((job, runtime)) = job {
             let fs = self.fs.clone();
-            runtime.spawn(on_change::follow(self.fs.subscribe(), news, move || fs.is_settled(), job));
+            let kept = fs.kept_commands();
+            let keep = Arc::new({
+                let fs = fs.clone();
+                move |bytes| fs.keep_commands(bytes)
+            });
+            let (changes, memory) = (fs.subscribe(), Memory { kept, keep });
+            let following = on_change::follow(&runtime, changes, news, move || fs.is_settled(), job, memory);
+            *self.following.lock().unwrap_or_else(|e| e.into_inner()) = Some(following);
         }
     }
 
@@ -175,6 +185,13 @@ impl Service for Mounted {
 
     fn discard(&self, name: &str) -> bool {
         self.fs.discard_unsaved(name)
+    }
+
+    async fn end_commands(&self) {
+        let following = self.following.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(following) = following {
+            following.end().await;
+        }
     }
 
     async fn reload_key(&self) {

@@ -118,6 +118,8 @@ pub(super) enum Key {
     Covered,
     /// A name that shows another inode than the kernel knows.
     Moved(ObjectName),
+    /// See `commands`.
+    Commands,
 }
 
 impl Key {

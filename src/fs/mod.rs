@@ -14,6 +14,7 @@ mod ahead;
 pub mod attr;
 mod audit;
 mod busy;
+mod commands;
 mod commit;
 mod control;
 mod dir;
@@ -148,6 +149,8 @@ pub struct FileSystem {
     doings: Mutex<HashMap<u64, request::Doing>>,
     /// Deaths of workers that requests have seen.
     sights: Mutex<HashMap<u64, u32>>,
+    /// See `commands`.
+    kept_commands: Mutex<Option<Vec<u8>>>,
     scratch_bytes: Mutex<u64>,
     /// Bytes that inodes keep beside the cache (`read`).
     kept_bytes: Arc<AtomicU64>,
@@ -211,6 +214,7 @@ impl FileSystem {
             untold: untold::Untolds::default(),
             doings: Mutex::default(),
             sights: Mutex::default(),
+            kept_commands: Mutex::default(),
             scratch_bytes: Mutex::new(0),
             kept_bytes: Arc::default(),
             listings: Mutex::default(),

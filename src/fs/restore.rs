@@ -120,6 +120,8 @@ impl FileSystem {
             });
             fs.resume_changes(found.read(&Key::Covered), moved.collect());
         }
+        *fs.kept_commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
+            found.read(&Key::Commands);
         if let Some(page) = first_page {
             // What it says otherwise than the kernel shows is news.
             fs.cache.seed(&page, fs.clock.now());

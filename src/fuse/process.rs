@@ -19,6 +19,13 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
+/// When a process was started, in the kernel's ticks: with its number that is who it is.
+pub fn started(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The 22nd field; the state, after the name, is the third.
+    text.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
 /// State Z: the leader is dead, whatever its other threads wait for.
 pub fn is_zombie(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state == 'Z')
@@ -114,6 +121,8 @@ mod tests {
         assert_eq!(children_of(std::process::id()).iter().filter(|pid| **pid == child.id()).count(), 1);
         child.wait().unwrap();
         assert!(!is_zombie(std::process::id()));
+        assert!(started(std::process::id()) >= started(nix::unistd::getppid().as_raw() as u32));
+        assert_eq!(started(child.id()), None);
         assert!(!is_keeper(std::process::id()));
     }
 

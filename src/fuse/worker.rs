@@ -61,6 +61,8 @@ pub trait Service: Send + Sync + 'static {
     fn discard(&self, name: &str) -> bool;
     /// Reads the key file again.
     async fn reload_key(&self);
+    /// The mount ends: so do the commands that it runs.
+    async fn end_commands(&self);
 }
 
 /// What a worker goes on from.
@@ -404,6 +406,7 @@ async fn supervise(
         let _ = tokio::time::timeout(Duration::from_secs(2), &mut session_end).await;
         unsaved = desk.service.drain(Drain::All, left()).await;
     }
+    desk.service.end_commands().await;
     link.say(&ToKeeper::Ended(unsaved.len()));
     let _ = over.send(Some(unsaved.clone()));
     match socket {

@@ -16,7 +16,9 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStderr, Command};
+use tokio::sync::watch;
 
+use super::desk::Leader;
 use super::queue::Run;
 
 /// How long the command may run.
@@ -29,6 +31,12 @@ const TIMEOUT: &str = "/usr/bin/timeout";
 const SAID: usize = 1024;
 /// How long to wait for the rest of that once the command has ended: what it left in the background may hold it open.
 const REST: Duration = Duration::from_millis(200);
+/// How long it may take to end when the mount does, before it is killed.
+pub const END: Duration = Duration::from_secs(2);
+/// What is said of it then.
+const WITH_THE_MOUNT: &str = "was ended with the mount";
+/// How often a command is looked at that is no child of ours.
+const LOOK: Duration = Duration::from_millis(50);
 /// Variables that a command may need and that hold no secret.
 const PASSED_ON: [&str; 6] =
     ["HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"];
@@ -47,43 +55,58 @@ pub struct Job {
 }
 
 impl Job {
-    /// Runs the command to its end; an error says how it ended, and what it said.
-    pub async fn run(&self, run: &Run) -> Result<(), String> {
+    /// Runs the command to its end, or to that of the mount; an error says how it ended, and what it said. `started`
+    /// is told its process, which leads its group.
+    pub async fn run(
+        &self,
+        run: &Run,
+        started: impl FnOnce(u32) + Send,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<(), String> {
         let mut command = self.shell();
         command.arg("-c").arg(&self.command).current_dir("/").env_clear().envs(self.environment(run));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         // SAFETY: what `like_new` calls may be called between fork and exec.
         unsafe { command.pre_exec(like_new) };
         let mut child = command.spawn().map_err(|e| format!("/bin/sh cannot be started: {e}"))?;
+        child.id().map(started);
         let group = child.id().map(|id| Pid::from_raw(id as i32));
         let mut said = Vec::new();
         let stderr = child.stderr.take();
         let waited = {
             let listening = listen(stderr, &mut said).fuse();
             tokio::pin!(listening);
-            let ended = tokio::time::timeout(self.limit, async {
+            let waited = tokio::time::timeout(self.limit, async {
                 tokio::select! {
                     status = child.wait() => status,
                     () = &mut listening => child.wait().await,
                 }
-            })
-            .await;
+            });
+            let ended = tokio::select! {
+                ended = waited => Some(ended),
+                () = told(stopped) => None,
+            };
             if !listening.is_terminated() {
                 let _ = tokio::time::timeout(REST, listening).await;
             }
             ended
         };
         let how = match waited {
-            Ok(Ok(status)) if status.success() => return Ok(()),
-            Ok(Ok(status)) => ended(status),
-            Ok(Err(e)) => format!("cannot be waited for: {e}"),
-            Err(_) => {
-                if let Some(group) = group {
-                    // Not reaped yet, so the number is still its own.
-                    let _ = killpg(group, Signal::SIGKILL);
+            None => {
+                signal_group(group, Signal::SIGTERM);
+                if tokio::time::timeout(END, child.wait()).await.is_err() {
+                    signal_group(group, Signal::SIGKILL);
+                    let _ = child.wait().await;
                 }
+                WITH_THE_MOUNT.to_owned()
+            }
+            Some(Ok(Ok(status))) if status.success() => return Ok(()),
+            Some(Ok(Ok(status))) => ended(status),
+            Some(Ok(Err(e))) => format!("cannot be waited for: {e}"),
+            Some(Err(_)) => {
+                signal_group(group, Signal::SIGKILL);
                 let _ = child.wait().await;
-                format!("was killed: it had not ended after {} s", self.limit.as_secs())
+                too_long(self.limit)
             }
         };
         let said = String::from_utf8_lossy(&said);
@@ -117,6 +140,50 @@ impl Job {
         all.push(("VAULTFS_EVENT", event.into()));
         all.push(("VAULTFS_MOUNTPOINT", self.mountpoint.clone().into()));
         all
+    }
+}
+
+/// To a group whose leader is not reaped yet, so that the number is still its own.
+fn signal_group(group: Option<Pid>, signal: Signal) {
+    if let Some(group) = group {
+        let _ = killpg(group, signal);
+    }
+}
+
+fn too_long(limit: Duration) -> String {
+    format!("was killed: it had not ended after {} s", limit.as_secs())
+}
+
+/// Waits for a command that another process started; an error says why it was ended from here.
+pub async fn outlive(leader: Leader, limit: Duration, stopped: watch::Receiver<bool>) -> Result<(), String> {
+    let group = Some(Pid::from_raw(leader.pid as i32));
+    let gone = async || {
+        while leader.lives() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    // Nearly always timeout(1) is faster.
+    let late = tokio::select! {
+        ended = tokio::time::timeout(limit + GRACE, gone()) => ended.is_err(),
+        () = told(stopped) => {
+            signal_group(group, Signal::SIGTERM);
+            if tokio::time::timeout(END, gone()).await.is_err() {
+                signal_group(group, Signal::SIGKILL);
+            }
+            return Err(WITH_THE_MOUNT.to_owned());
+        }
+    };
+    if late {
+        signal_group(group, Signal::SIGKILL);
+        return Err(too_long(limit));
+    }
+    Ok(())
+}
+
+/// Until it is said, or nobody is left who could.
+pub async fn told(mut stopped: watch::Receiver<bool>) {
+    if stopped.wait_for(|stopped| *stopped).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -165,12 +232,37 @@ mod tests {
         Run::One(News { name: "tls/key".into(), version: Some("3".into()), event: Event::Changed })
     }
 
+    fn never() -> watch::Receiver<bool> {
+        watch::channel(false).1
+    }
+
+    #[tokio::test]
+    async fn it_ends_with_the_mount_also_against_its_will() {
+        for (command, least) in [("sleep 100", Duration::ZERO), ("trap '' TERM; sleep 100 & wait; wait", END)]
+        {
+            let (stop, stopped) = watch::channel(false);
+            let mut pid = 0;
+            let begun = std::time::Instant::now();
+            let job = job(command, LIMIT);
+            let change = changed();
+            let run = job.run(&change, |leader| pid = leader, stopped);
+            let stop = async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                stop.send_replace(true);
+            };
+            let (how, ()) = tokio::join!(run, stop);
+            assert_eq!(how.unwrap_err(), WITH_THE_MOUNT);
+            assert!((least..LIMIT / 2).contains(&begun.elapsed()), "{command}: {:?}", begun.elapsed());
+            assert!(pid != 0 && Leader::of(pid).is_none(), "{command}");
+        }
+    }
+
     #[tokio::test]
     async fn it_is_told_what_changed_and_nothing_else() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let command =
             format!("{{ env; ls /proc/self/fd; grep Sig /proc/self/status; }} > {}", file.path().display());
-        job(&command, LIMIT).run(&changed()).await.expect("it ends well");
+        job(&command, LIMIT).run(&changed(), drop, never()).await.expect("it ends well");
         let text = std::fs::read_to_string(file.path()).expect("written");
         for line in [
             "VAULTFS_NAME=tls/key",
@@ -192,18 +284,22 @@ mod tests {
 
     #[tokio::test]
     async fn failures_say_how_and_what() {
-        let failed = job("echo no such unit >&2; exit 3", LIMIT).run(&changed()).await.unwrap_err();
+        let failed =
+            job("echo no such unit >&2; exit 3", LIMIT).run(&changed(), drop, never()).await.unwrap_err();
         assert_eq!(failed, "it ended with exit code 3: no such unit");
-        let long = job("seq 100000 >&2; kill -9 $$", LIMIT).run(&changed()).await.unwrap_err();
+        let long = job("seq 100000 >&2; kill -9 $$", LIMIT).run(&changed(), drop, never()).await.unwrap_err();
         assert!(long.starts_with("it was killed by signal 9: ") && long.ends_with("99999 100000"), "{long}");
         assert!(long.len() < SAID + 100);
     }
 
     #[tokio::test]
     async fn its_time_is_limited_and_what_it_leaves_behind_holds_nothing_up() {
-        let slow = job("sleep 1000 & wait", Duration::from_millis(200)).run(&changed()).await.unwrap_err();
+        let slow = job("sleep 1000 & wait", Duration::from_millis(200))
+            .run(&changed(), drop, never())
+            .await
+            .unwrap_err();
         assert!(slow.contains("was killed"), "{slow}");
-        job("sleep 5 >&2 &", LIMIT).run(&changed()).await.expect("its shell has ended");
+        job("sleep 5 >&2 &", LIMIT).run(&changed(), drop, never()).await.expect("its shell has ended");
     }
 
     /// As when the worker is killed: nobody waits for it any more.
@@ -213,7 +309,7 @@ mod tests {
         let command = format!("sleep 1000 & echo $! > {}; wait", file.path().display());
         let job = job(&command, Duration::from_secs(1));
         let started = changed();
-        let mut run = Box::pin(job.run(&started));
+        let mut run = Box::pin(job.run(&started, drop, never()));
         let child = loop {
             let ended = tokio::time::timeout(Duration::from_millis(10), &mut run).await;
             assert!(ended.is_err(), "it has not started within its time");

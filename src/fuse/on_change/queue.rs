@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// A rotation of several secrets, or one in several steps, is over after this.
 pub const QUIET: Duration = Duration::from_millis(500);
 /// A name that keeps changing is told about so often.
@@ -15,7 +17,7 @@ pub const LONGEST: Duration = Duration::from_secs(5);
 pub const MOST: usize = 64;
 
 /// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The name is new.
     Created,
@@ -47,7 +49,7 @@ impl Event {
 }
 
 /// A change, without its value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct News {
     /// The object's name, as the mount has it.
     pub name: String,
@@ -58,7 +60,7 @@ pub struct News {
 }
 
 /// What one run of the command is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Run {
     /// One name.
     One(News),
@@ -143,6 +145,16 @@ impl Queue {
         let name =
             self.waiting.iter().min_by_key(|(_, (_, heard))| heard.due()).map(|(name, _)| name.clone())?;
         self.waiting.remove(&name).map(|(news, _)| Run::One(news))
+    }
+
+    /// What waits: each name, and whether there is more than can be told.
+    pub fn waiting(&self) -> (Vec<News>, bool) {
+        (self.waiting.values().map(|(news, _)| news.clone()).collect(), self.many.is_some())
+    }
+
+    /// A run goes on that was not taken from here.
+    pub fn begin(&mut self) {
+        self.running = true;
     }
 
     /// The run has ended.
