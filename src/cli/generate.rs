@@ -6,11 +6,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Subcommand};
+use clap::{Args, Subcommand};
 use clap_complete::Shell;
 
 use super::exit::{Exit, Failure};
-use super::{Cli, man};
+use super::{completions, man};
 
 /// Write man pages or shell completions
 #[derive(Debug, Args)]
@@ -42,9 +42,7 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
             Failure::new(Exit::Failed, sentence)
         })?,
         What::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "vaultfs", &mut script);
-            io::stdout().write_all(&script)?;
+            io::stdout().write_all(completions::script(shell).as_bytes())?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,5 +1,6 @@
 //! The command line: one file a command. Builds the stack of layers; nobody imports it.
 
+pub mod completions;
 pub mod connect;
 pub mod daemon;
 pub mod doctor;
