@@ -15,6 +15,7 @@ pub mod mount;
 pub mod mount8;
 pub mod mount_options;
 pub mod objects;
+pub mod parse;
 pub mod pending;
 pub mod progress;
 pub mod serve;
@@ -94,7 +95,8 @@ pub fn main() -> ExitCode {
     if internal {
         return end(daemon::run(Internal::parse().command));
     }
-    let cli = Cli::parse_from(mount_options::expand_options(std::env::args_os()));
+    let cli = Cli::try_parse_from(mount_options::expand_options(std::env::args_os()))
+        .unwrap_or_else(|e| parse::without_values(e).exit());
     let result = match cli.command {
         Command::Mount(args) => mount::run(*args),
         Command::Unmount(args) => unmount::run(args),

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::connect::SYSTEM_VAULT;
 use super::exit::{Exit, Failure};
-use super::{Cli, Command, mount, mount_options, unmount};
+use super::{Cli, Command, mount, mount_options, parse, unmount};
 
 /// mount(8)'s exit code for a command line or a permission that will not do.
 const USAGE: u8 = 1;
@@ -135,17 +135,18 @@ pub fn called_as(name: Option<&OsStr>) -> Option<ExitCode> {
     match name {
         "mount.vaultfs" | "mount.fuse.vaultfs" => Some(match MountHelper::try_parse() {
             Ok(helper) => end(name, mount_as_asked(helper)),
-            Err(e) => misunderstood(&e),
+            Err(e) => misunderstood(e),
         }),
         "umount.vaultfs" | "umount.fuse.vaultfs" => Some(match UmountHelper::try_parse() {
             Ok(helper) => end(name, unmount_as_asked(helper)),
-            Err(e) => misunderstood(&e),
+            Err(e) => misunderstood(e),
         }),
         _ => None,
     }
 }
 
-fn misunderstood(e: &clap::Error) -> ExitCode {
+fn misunderstood(e: clap::Error) -> ExitCode {
+    let e = parse::without_values(e);
     let _ = e.print();
     ExitCode::from(if e.use_stderr() { USAGE } else { 0 })
 }
@@ -166,7 +167,7 @@ fn mount_as_asked(helper: MountHelper) -> anyhow::Result<ExitCode> {
     let mut mount = match parsed.map(|cli| cli.command) {
         Ok(Command::Mount(mount)) => mount,
         Ok(_) => unreachable!("the second argument is `mount`"),
-        Err(e) => return Err(usage(&e).into()),
+        Err(e) => return Err(usage(e).into()),
     };
     if helper.sloppy {
         mount.forget_unknown_options();
@@ -182,8 +183,8 @@ fn mount_as_asked(helper: MountHelper) -> anyhow::Result<ExitCode> {
 }
 
 /// The first lines of what clap has to say, which is about `vaultfs mount`.
-fn usage(e: &clap::Error) -> Failure {
-    let text = e.to_string();
+fn usage(e: clap::Error) -> Failure {
+    let text = parse::without_values(e).to_string();
     let text = text.split("\n\nUsage").next().unwrap_or_default();
     Failure::new(Exit::Usage, text.trim_start_matches("error: ").trim())
 }

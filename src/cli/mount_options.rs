@@ -10,10 +10,9 @@ use std::ffi::OsString;
 use clap::CommandFactory;
 
 /// They are so anyway, or speak to mount(8), systemd or the boot.
-const WITHOUT_EFFECT: [&str; 39] = [
+const WITHOUT_EFFECT: [&str; 33] = [
     "nosuid",
     "nodev",
-    "nosymfollow",
     "default_permissions",
     "async",
     "defaults",
@@ -27,11 +26,7 @@ const WITHOUT_EFFECT: [&str; 39] = [
     "nofail",
     "_netdev",
     "exec",
-    "atime",
-    "noatime",
-    "relatime",
     "norelatime",
-    "strictatime",
     "nostrictatime",
     "lazytime",
     "nolazytime",
@@ -49,7 +44,6 @@ const WITHOUT_EFFECT: [&str; 39] = [
     "subtype",
     "blkdev",
     "dirsync",
-    "symfollow",
 ];
 
 /// Other programs' words for options of ours.
@@ -116,6 +110,8 @@ fn expand_option(option: &str, out: &mut Vec<OsString>) {
     match name {
         // The last word counts, and mount(8) adds one of the two.
         "rw" => return out.retain(|arg| arg != "--read-only"),
+        "atime" | "strictatime" | "relatime" => return out.retain(|arg| arg != "--noatime"),
+        "symfollow" => return out.retain(|arg| arg != "--nosymfollow"),
         "suid" | "dev" => {
             eprintln!("vaultfs: hint: -o {name} has no effect, vaults are always mounted nosuid,nodev");
             return;
@@ -146,11 +142,48 @@ pub fn refusal(option: &str) -> String {
         "bind" | "rbind" | "move" => {
             format!("-o {name}: that is done by mount(8) itself: mount --{name} OLD NEW")
         }
-        _ => match nearest(name, known()) {
-            Some(near) => format!("-o {option}: there is no such option; did you mean {near}?"),
-            None => format!("-o {option}: there is no such option; `vaultfs mount --help` lists them"),
-        },
+        "help" => {
+            format!("-o takes {}, and what mount(8) takes: ro, rw, noexec, noatime, user, nofail …", listed())
+        }
+        name if KEYS.contains(&name.to_ascii_lowercase().as_str()) || name.starts_with(KEY) => format!(
+            "-o {}: there is no such option: a key on a command line or in /etc/fstab can be read by everybody. Put it \
+             into a file that only you can read, give -o api_key_file=FILE, and make a new key in place of this one",
+            shown(option)
+        ),
+        _ => {
+            let option = shown(option);
+            match nearest(name, known()) {
+                Some(near) => format!("-o {option}: there is no such option; did you mean {near}?"),
+                None => format!("-o {option}: there is no such option; `vaultfs mount --help` lists them"),
+            }
+        }
     }
+}
+
+/// What people call the option that there is not.
+const KEYS: [&str; 9] =
+    ["api_key", "api-key", "apikey", "key", "workos_api_key", "password", "pass", "token", "secret"];
+/// How a key begins.
+const KEY: &str = "sk_";
+
+/// An option that is not known, to be said aloud: its name alone. The value could be a key.
+pub fn shown(option: &str) -> String {
+    let (name, value) = option.split_once('=').map_or((option, ""), |(name, _)| (name, "=…"));
+    if name.starts_with(KEY) { format!("{KEY}…{value}") } else { format!("{name}{value}") }
+}
+
+/// The options of ours, as `-o` spells them.
+fn listed() -> String {
+    let command = super::Cli::command();
+    let mount = command.find_subcommand("mount").into_iter().flat_map(clap::Command::get_arguments);
+    let mut names = Vec::new();
+    for option in mount.filter(|option| !option.is_hide_set()) {
+        let Some(long) = option.get_long().filter(|long| *long != "help") else { continue };
+        let value = option.get_value_names().and_then(|names| names.first());
+        let value = value.filter(|_| option.get_action().takes_values()).map(|value| format!("={value}"));
+        names.push(long.replace('-', "_") + value.as_deref().unwrap_or_default());
+    }
+    names.join(", ")
 }
 
 /// All that `-o` takes.
@@ -159,7 +192,9 @@ fn known() -> impl Iterator<Item = String> {
     let mount = command.find_subcommand("mount").into_iter();
     let ours = mount.flat_map(clap::Command::get_arguments).filter_map(|a| a.get_long());
     let ours: Vec<_> = ours.map(|long| long.replace('-', "_")).collect();
-    ours.into_iter().chain(WITHOUT_EFFECT.map(str::to_owned)).chain(["ro".to_owned(), "rw".to_owned()])
+    ours.into_iter()
+        .chain(WITHOUT_EFFECT.map(str::to_owned))
+        .chain(["ro", "rw", "atime", "relatime"].map(str::to_owned))
 }
 
 /// The option that was probably meant: as clap would suggest, among these.
@@ -199,7 +234,7 @@ mod tests {
 
     #[test]
     fn dash_o_becomes_long_options() {
-        let args = ["vaultfs", "mount", "-o", "ro,allow_other,refresh=2s,noatime", "-onodev,noexec", "/mnt"];
+        let args = ["vaultfs", "mount", "-o", "ro,allow_other,refresh=2s,async", "-onodev,noexec", "/mnt"];
         let want = ["vaultfs", "mount", "--read-only", "--allow-other", "--refresh=2s", "--noexec", "/mnt"];
         assert_eq!(expanded(&args), want);
     }
@@ -217,7 +252,7 @@ mod tests {
     #[test]
     fn what_mount_and_systemd_add_is_understood() {
         let line = "rw,_netdev,nofail,noauto,auto,user,users,owner,user=joe,x-systemd.automount,x-gvfs-show,X-mount.mkdir,\
-                    nosuid,nodev,suid,dev,exec,defaults,async,atime,noatime,relatime,comment=x,uhelper=fuse";
+                    nosuid,nodev,suid,dev,exec,defaults,async,noatime,atime,lazytime,comment=x,uhelper=fuse";
         assert_eq!(expanded(&["vaultfs", "mount", "-o", line, "/m"]), ["vaultfs", "mount", "/m"]);
     }
 
@@ -225,6 +260,8 @@ mod tests {
     fn the_last_of_ro_and_rw_counts() {
         assert_eq!(expanded(&["vaultfs", "mount", "-oro,rw"]), ["vaultfs", "mount"]);
         assert_eq!(expanded(&["vaultfs", "mount", "-orw,ro"]), ["vaultfs", "mount", "--read-only"]);
+        assert_eq!(expanded(&["vaultfs", "mount", "-onoatime,relatime"]), ["vaultfs", "mount"]);
+        assert_eq!(expanded(&["vaultfs", "mount", "-oatime,noatime"]), ["vaultfs", "mount", "--noatime"]);
     }
 
     #[test]
@@ -234,10 +271,28 @@ mod tests {
     }
 
     #[test]
+    fn values_of_options_that_are_not_known_are_not_repeated() {
+        for option in
+            ["api_key=SECRET", "apikey=SECRET", "WORKOS_API_KEY=SECRET", "zzzzzz=a=SECRET", "sk_SECRET=1"]
+        {
+            let said = refusal(option);
+            assert!(!said.contains("SECRET") && said.contains("=…"), "{said}");
+        }
+        assert!(refusal("sk_live_SECRET").contains("-o sk_…: "));
+        assert!(refusal("password=SECRET").contains("api_key_file=FILE"));
+        assert_eq!((shown("a=b").as_str(), shown("a").as_str()), ("a=…", "a"));
+    }
+
+    #[test]
     fn what_is_refused_says_what_to_do() {
         assert!(refusal("remount").contains("unmount it"));
         assert!(refusal("alow_other").contains("did you mean allow_other?"));
         assert!(refusal("zzzzzz=1").contains("--help"));
+        let help = refusal("help");
+        assert!(
+            help.contains("allow_other, ") && help.contains("refresh=TIME") && !help.contains("nonempty"),
+            "{help}"
+        );
         assert_eq!(distance("kitten", "sitting"), 3);
     }
 }

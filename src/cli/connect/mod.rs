@@ -7,6 +7,8 @@
 //! is used: it starts or joins the embedded vault, asks which dialect answers, and returns a vault.
 //! Nothing in here keeps a key longer than it takes to hand it on.
 
+pub mod key_file;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -264,8 +266,7 @@ impl ConnectArgs {
             None => credential(),
         };
         if let Some(path) = file {
-            let secret = key::read_key_file(&path).map_err(|e| bad_key(&path, e))?;
-            return Ok((secret, Some(path)));
+            return Ok((key_file::read(&path)?, Some(path)));
         }
         match harden::take_env("WORKOS_API_KEY") {
             Some(text) => key::clean_key(text.expose().to_owned())
