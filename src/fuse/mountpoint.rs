@@ -163,8 +163,7 @@ pub fn check_machine(options: &KernelOptions, uid: u32, gid: u32) -> Result<(), 
     if fusermount::find().is_none() {
         return Err(MachineError::NoFusermount);
     }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if status.lines().any(|line| line == "NoNewPrivs:\t1") {
+    if !may_gain_privileges(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()) {
         return Err(MachineError::NoNewPrivileges);
     }
     if options.allow_other
@@ -178,6 +177,11 @@ pub fn check_machine(options: &KernelOptions, uid: u32, gid: u32) -> Result<(), 
         return Err(MachineError::OthersIds);
     }
     Ok(())
+}
+
+/// Whether a process with this status gets the rights of a set-uid program that it starts.
+pub fn may_gain_privileges(status: &str) -> bool {
+    !status.lines().any(|line| line == "NoNewPrivs:\t1")
 }
 
 /// Whether fuse.conf(5) says so.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::geteuid;
+use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::error::ServeError;
 use super::store::schema::APPLICATION_ID;
@@ -62,8 +62,39 @@ impl DataDir {
             .mode(0o700)
             .create(path)
             .map_err(failed("cannot make directory"))?;
-        let path = fs::canonicalize(path).map_err(failed("cannot open directory"))?;
-        // Through one descriptor, so that what was checked is what is tightened.
+        let (dir, opened, meta) = Self::checked(path)?;
+        if meta.mode() & 0o7777 != 0o700 {
+            opened
+                .set_permissions(Permissions::from_mode(0o700))
+                .map_err(ServeError::io("cannot set the mode of directory", &dir.path))?;
+        }
+        dir.is_all_ours(&meta)?;
+        Ok(dir)
+    }
+
+    /// The checks of [`DataDir::prepare`] alone; `None` if the directory does not exist and could be made.
+    pub fn existing(path: &Path) -> Result<Option<Self>, ServeError> {
+        match fs::metadata(path) {
+            Ok(meta) if !meta.is_dir() => return Err(ServeError::NotADirectory(path.to_owned())),
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let parent = path.ancestors().skip(1).find(|parent| parent.exists());
+                let parent = parent.filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let may = access(parent, AccessFlags::W_OK | AccessFlags::X_OK);
+                return may
+                    .map(|()| None)
+                    .map_err(|e| ServeError::io("cannot make directory", path)(e.into()));
+            }
+            Err(e) => return Err(ServeError::io("cannot open directory", path)(e)),
+        }
+        let (dir, _, meta) = Self::checked(path)?;
+        dir.is_all_ours(&meta)?;
+        Ok(Some(dir))
+    }
+
+    /// A directory of ours for a vault, open so that what was checked is what is tightened.
+    fn checked(path: &Path) -> Result<(Self, File, fs::Metadata), ServeError> {
+        let path = fs::canonicalize(path).map_err(ServeError::io("cannot open directory", path))?;
         let dir = File::open(&path).map_err(ServeError::io("cannot open directory", &path))?;
         let meta = dir.metadata().map_err(ServeError::io("cannot open directory", &path))?;
         if meta.uid() != geteuid().as_raw() {
@@ -72,22 +103,21 @@ impl DataDir {
         if !is_for_a_vault(&path).map_err(ServeError::io("cannot read directory", &path))? {
             return Err(ServeError::NotAVault(path));
         }
-        if meta.mode() & 0o7777 != 0o700 {
-            dir.set_permissions(Permissions::from_mode(0o700))
-                .map_err(ServeError::io("cannot set the mode of directory", &path))?;
-        }
-        // It may have been open to others until now: a key or a database that they left is not ours.
-        for file in FILES.map(|name| path.join(name)) {
+        Ok((Self { path }, dir, meta))
+    }
+
+    /// It may have been open to others until now: a key or a database that they left is not ours.
+    fn is_all_ours(&self, meta: &fs::Metadata) -> Result<(), ServeError> {
+        for file in FILES.map(|name| self.path.join(name)) {
             let owner = fs::symlink_metadata(&file).map_or(meta.uid(), |file| file.uid());
             if owner != meta.uid() {
                 return Err(ServeError::ForeignDirectory { path: file, owner });
             }
         }
-        let dir = Self { path };
-        if dir.socket().as_os_str().len() > MAX_SOCKET_PATH {
-            return Err(ServeError::PathTooLong(dir.socket()));
+        if self.socket().as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(ServeError::PathTooLong(self.socket()));
         }
-        Ok(dir)
+        Ok(())
     }
 
     /// Takes the lock; `None` if another process has it.

@@ -15,6 +15,7 @@ pub mod data_keys;
 pub mod dir;
 pub mod embedded;
 pub mod error;
+pub mod examine;
 pub mod listen;
 pub mod local;
 pub mod owner;

@@ -102,20 +102,15 @@ impl Owner {
         }
         let path = self.dir.key_file();
         // A file without a key in the database: the last start ended between the two.
-        let key = match read_secret(&path) {
-            Ok(text) => SecretString::new(text.expose().trim().to_owned()),
-            Err(SecretFileError::Missing) => {
+        let key = match first_key_in(&path)? {
+            Some(key) => key,
+            None => {
                 let key = new_api_key()?;
                 let line = SecretString::new([key.expose(), "\n"].concat());
                 self.dir.write_secret(&path, &line)?;
                 key
             }
-            Err(e) => return Err(api_key_problem(path, e)),
         };
-        if !key.expose().starts_with("sk_") || key.expose().len() < 20 {
-            let problem = "does not hold an API key: remove the file, and the next start makes one";
-            return Err(ServeError::ApiKey { path, problem });
-        }
         let added = self.service.add_key(&key, "first key", Permissions::ALL).await;
         added.map(drop).map_err(|e| failed(e.to_string()))
     }
@@ -160,10 +155,23 @@ async fn open_service(dir: &DataDir, options: ServeOptions) -> Result<Service, S
     let store = SqliteStore::open(&path, fresh).map_err(failed)?;
     let sealer = Sealer::new(&master.key, store.vault_id());
     if !store.recognise(sealer.check()).await.map_err(failed)? {
-        let problem = "is not the one this vault was sealed with: give the right one with --master-key-file";
-        return Err(ServeError::MasterKey { path: master.path, problem });
+        return Err(master.does_not_fit());
     }
     Ok(Service::new(Arc::new(store), Arc::new(sealer), options.clock, options.max_value))
+}
+
+/// The key that a vault without any gets, if its file is there.
+pub(super) fn first_key_in(path: &Path) -> Result<Option<SecretString>, ServeError> {
+    let key = match read_secret(path) {
+        Ok(text) => SecretString::new(text.expose().trim().to_owned()),
+        Err(SecretFileError::Missing) => return Ok(None),
+        Err(e) => return Err(api_key_problem(path.to_owned(), e)),
+    };
+    if !key.expose().starts_with("sk_") || key.expose().len() < 20 {
+        let problem = "does not hold an API key: remove the file, and the next start makes one";
+        return Err(ServeError::ApiKey { path: path.to_owned(), problem });
+    }
+    Ok(Some(key))
 }
 
 /// A new API key: 32 random bytes behind `sk_`.
@@ -179,28 +187,44 @@ pub fn new_api_key() -> Result<SecretString, ServeError> {
 }
 
 /// The master key and where it came from.
-struct Master {
+pub(super) struct Master {
     path: PathBuf,
-    key: MasterKey,
+    pub(super) key: MasterKey,
+}
+
+impl Master {
+    /// It does not open this vault.
+    pub(super) fn does_not_fit(self) -> ServeError {
+        let problem = "is not the one this vault was sealed with: give the right one with --master-key-file";
+        ServeError::MasterKey { path: self.path, problem }
+    }
 }
 
 /// `--master-key-file`, else systemd's credential, else the file beside the database, which is made for a
 /// vault that has no database yet, and never otherwise: a new key would open nothing.
 fn master_key(dir: &DataDir, named: Option<PathBuf>) -> Result<Master, ServeError> {
+    if let Some(master) = known_master_key(dir, named)? {
+        return Ok(master);
+    }
+    let (path, key) = (dir.master_key_file(), MasterKey::generate().map_err(|_| ServeError::NoRandomness)?);
+    dir.write_secret(&path, &key.to_text())?;
+    Ok(Master { path, key })
+}
+
+/// The same, but none is made: `None` where one would be.
+pub(super) fn known_master_key(dir: &DataDir, named: Option<PathBuf>) -> Result<Option<Master>, ServeError> {
     if let Some(path) = named {
-        return master_in(&path, read_secret(&path), NAMED_IS_MISSING);
+        return master_in(&path, read_secret(&path), NAMED_IS_MISSING).map(Some);
     }
     if let Some(path) = credential() {
-        return master_in(&path, read_credential(&path), NAMED_IS_MISSING);
+        return master_in(&path, read_credential(&path), NAMED_IS_MISSING).map(Some);
     }
     let path = dir.master_key_file();
     let begun = std::fs::metadata(dir.database()).is_ok_and(|meta| meta.len() > 0);
     if path.exists() || begun {
-        return master_in(&path, read_secret(&path), OWN_IS_MISSING);
+        return master_in(&path, read_secret(&path), OWN_IS_MISSING).map(Some);
     }
-    let key = MasterKey::generate().map_err(|_| ServeError::NoRandomness)?;
-    dir.write_secret(&path, &key.to_text())?;
-    Ok(Master { path, key })
+    Ok(None)
 }
 
 fn credential() -> Option<PathBuf> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::Finding;
+use super::{Finding, Level};
 use crate::cli::status;
 use crate::fuse::{mountpoint, mounts};
 
@@ -35,11 +35,14 @@ pub struct Machine {
     root: PathBuf,
     /// Whether it is the one that this runs on.
     here: bool,
+    /// Whether who runs this is to mount there, and needs fusermount3 for it.
+    ordinary: bool,
 }
 
 impl Machine {
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), here: root == Path::new("/") }
+        let here = root == Path::new("/");
+        Self { root: root.to_owned(), here, ordinary: here && !nix::unistd::geteuid().is_root() }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -101,19 +104,33 @@ fn device(machine: &Machine) -> Finding {
 fn fusermount(machine: &Machine) -> Finding {
     let places = ["usr/bin/fusermount3", "bin/fusermount3", "usr/local/bin/fusermount3"];
     let program = places.iter().find_map(|place| fs::metadata(machine.path(place)).ok());
+    // Who cannot mount has a problem; root may never miss it.
+    let only_root = |says: &str, else_level: Level, fix: &str| Finding {
+        level: if machine.ordinary { Level::Problem } else { else_level },
+        ..Finding::note("fusermount3", says, fix)
+    };
     match program {
-        None => Finding::note(
-            "fusermount3",
+        None => only_root(
             "fusermount3 is not installed: only root can mount",
+            Level::Note,
             "install the package fuse3",
         ),
-        Some(meta) if meta.mode() & 0o4000 == 0 || (machine.here && meta.uid() != 0) => Finding::warning(
-            "fusermount3",
+        Some(meta) if meta.mode() & 0o4000 == 0 || (machine.here && meta.uid() != 0) => only_root(
             "fusermount3 is not set-uid root: only root can mount",
+            Level::Warning,
             "chown root and chmod u+s it, or install the package fuse3 again",
+        ),
+        Some(_) if machine.ordinary && !may_gain_privileges(machine) => Finding::problem(
+            "fusermount3",
+            "programs started here may not gain privileges, so fusermount3 cannot mount",
+            "unset NoNewPrivileges (of the unit, the container, or setpriv), or mount as root",
         ),
         Some(_) => Finding::ok("fusermount3", "ordinary users can mount"),
     }
+}
+
+fn may_gain_privileges(machine: &Machine) -> bool {
+    mountpoint::may_gain_privileges(&machine.text("proc/self/status").unwrap_or_default())
 }
 
 fn allow_other(machine: &Machine) -> Finding {
@@ -307,7 +324,7 @@ fn mounted() -> Vec<Finding> {
 fn unwell(path: &Path, problem: &str) -> Finding {
     let at = path.display();
     // What comes after it is the fix.
-    let says = format!("{at}: {}", problem.split(';').next().unwrap_or(problem));
+    let says = format!("{at}: {}", clause(problem));
     if problem == status::NOT_OURS {
         return Finding::note("mounts", says, "`vaultfs status` as its user says how it does");
     }
@@ -319,9 +336,18 @@ fn unwell(path: &Path, problem: &str) -> Finding {
     Finding::problem("mounts", says, fix)
 }
 
+/// The text before the first semicolon that is in no parentheses.
+fn clause(text: &str) -> &str {
+    let mut depth = 0;
+    let end = text.find(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        c == ';' && depth <= 0
+    });
+    end.map_or(text, |end| &text[..end])
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::Level;
     use super::*;
 
     /// A machine made of these files.
@@ -343,6 +369,11 @@ mod tests {
         assert_eq!(dead.level, Level::Problem);
         assert!(dead.says.ends_with("nothing can be read"), "{}", dead.says);
         assert!(dead.fix.is_some_and(|fix| fix.contains("vaultfs unmount /srv/secrets")));
+        let dying = unwell(
+            path,
+            "its worker keeps dying (it was killed by signal 9; see the log): all fails; unmount",
+        );
+        assert!(dying.says.ends_with("signal 9; see the log): all fails"), "{}", dying.says);
         assert_eq!(unwell(path, "its worker does not answer: timed out").level, Level::Problem);
         assert_eq!(unwell(path, status::NOT_OURS).level, Level::Note);
     }
@@ -353,6 +384,25 @@ mod tests {
         assert_eq!(device(&machine).level, Level::Problem);
         assert_eq!(fusermount(&machine).level, Level::Note);
         assert_eq!(updatedb(&machine).level, Level::Ok);
+    }
+
+    #[test]
+    fn who_cannot_mount_without_fusermount3_has_a_problem() {
+        let level = |ordinary, mode, status: &str| {
+            let (dir, mut machine) = machine(&[("usr/bin/fusermount3", ""), ("proc/self/status", status)]);
+            let program = dir.path().join("usr/bin/fusermount3");
+            fs::set_permissions(program, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("own file");
+            machine.ordinary = ordinary;
+            fusermount(&machine).level
+        };
+        assert_eq!((level(true, 0o4755, ""), level(false, 0o4755, "")), (Level::Ok, Level::Ok));
+        assert_eq!((level(true, 0o755, ""), level(false, 0o755, "")), (Level::Problem, Level::Warning));
+        let status = "Name:\tx\nNoNewPrivs:\t1\n";
+        assert_eq!((level(true, 0o4755, status), level(false, 0o4755, status)), (Level::Problem, Level::Ok));
+        let (_dir, mut machine) = machine(&[]);
+        machine.ordinary = true;
+        assert_eq!(fusermount(&machine).level, Level::Problem);
     }
 
     #[test]

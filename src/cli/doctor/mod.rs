@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::connect::ConnectArgs;
-use super::exit::Exit;
+use super::exit::{Exit, Failure};
 use super::objects::output::unless_unread;
 use super::status::counted;
 
@@ -81,6 +81,10 @@ impl Finding {
 
 /// Runs the command.
 pub fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
+    if !args.root.is_dir() {
+        let sentence = format!("--root {}: there is no such directory", args.root.display());
+        return Err(Failure::new(Exit::Usage, sentence).into());
+    }
     let mut found = machine::examine(&machine::Machine::new(&args.root));
     found.extend(vault::examine(&args.connect)?);
     print(&found, args.json).or_else(unless_unread)?;

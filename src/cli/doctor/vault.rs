@@ -1,15 +1,19 @@
 //! The vault: whether it is reached, takes the key, agrees about the time, and has requests left.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Finding;
-use crate::cli::connect::{self, ConnectArgs, Endpoint};
+use crate::cli::connect::{self, ConnectArgs, ConnectSpec, Endpoint, key_file};
 use crate::cli::exit::{Exit, Failure};
 use crate::clock::SystemClock;
-use crate::vault::BudgetStatus;
+use crate::secret::SecretString;
+use crate::server::error::ServeError;
+use crate::server::examine::{self, Examined};
+use crate::vault::http::key::ApiKey;
+use crate::vault::http::{self, HttpConfig, Target};
+use crate::vault::{BudgetStatus, Call};
 
 /// Clocks may differ so much: certificates and refresh times still work.
 const CLOCKS: Duration = Duration::from_secs(60);
@@ -28,15 +32,19 @@ pub fn examine(args: &ConnectArgs) -> Result<Vec<Finding>, Failure> {
             return Ok(vec![Finding::problem("key", failure.message, "mend that, then look again")]);
         }
     };
-    if let Endpoint::Embedded(dir) = &spec.endpoint {
-        return Ok(embedded(dir));
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
-    let looked = runtime.block_on(connect::look(&spec, key, Arc::new(SystemClock)));
-    Ok(match looked {
+    if let Endpoint::Embedded(dir) = &spec.endpoint {
+        return Ok(runtime.block_on(embedded(dir, &spec)));
+    }
+    Ok(asked(runtime.block_on(connect::look(&spec, key, Arc::new(SystemClock)))))
+}
+
+/// What came of asking a vault.
+fn asked(looked: Result<http::Look, Failure>) -> Vec<Finding> {
+    match looked {
         Ok(look) => {
             let says = format!(
                 "it answers in {} ms, {:?} API, and takes the key",
@@ -49,7 +57,7 @@ pub fn examine(args: &ConnectArgs) -> Result<Vec<Finding>, Failure> {
             found
         }
         Err(failure) => vec![Finding::problem("vault", failure.message, next_step(failure.exit))],
-    })
+    }
 }
 
 fn next_step(exit: Exit) -> &'static str {
@@ -92,19 +100,32 @@ fn rate(budget: &BudgetStatus) -> Finding {
     )
 }
 
-/// Nothing is started for it: the first use would make one.
-fn embedded(dir: &Path) -> Vec<Finding> {
+/// Nothing is started for it: the first use would make one. What opening it would say is found without.
+async fn embedded(dir: &Path, spec: &ConnectSpec) -> Vec<Finding> {
     let shown = dir.display();
-    let Ok(meta) = dir.metadata() else {
-        return vec![Finding::ok("vault", format!("{shown} is made at the first mount"))];
+    let mut found = match examine::examine(dir).await {
+        Err(e) => return vec![unusable(dir, &e)],
+        Ok(Examined::New) => vec![Finding::ok("vault", format!("{shown} is made at the first mount"))],
+        Ok(Examined::Served { socket, key_file }) => match key_file::read(&key_file) {
+            Ok(key) => asked(ask(socket, key, spec).await),
+            Err(failure) => vec![bad_key(&failure)],
+        },
+        Ok(Examined::Good(vault)) => {
+            let key = key_file::read(&vault.key_file).map(|key| vault.takes(&key));
+            vec![match key {
+                Ok(Ok(true)) => {
+                    Finding::ok("vault", format!("{shown} is there, can be opened, and takes its key"))
+                }
+                Ok(Ok(false)) => Finding::problem(
+                    "key",
+                    format!("the vault does not know the key in {}", vault.key_file.display()),
+                    format!("make another: vaultfs serve --data {shown} key add, and put it into that file"),
+                ),
+                Ok(Err(e)) => unusable(dir, &e),
+                Err(failure) => bad_key(&failure),
+            }]
+        }
     };
-    let mut found = Vec::new();
-    if meta.uid() != nix::unistd::geteuid().as_raw() {
-        let fix = format!("use a directory of your own, or chown {shown}");
-        found.push(Finding::problem("vault", format!("{shown} belongs to another user"), fix));
-    } else {
-        found.push(Finding::ok("vault", format!("{shown} is there")));
-    }
     if dir.join("master-key").exists() {
         found.push(Finding::note(
             "master key",
@@ -113,6 +134,39 @@ fn embedded(dir: &Path) -> Vec<Finding> {
         ));
     }
     found
+}
+
+fn bad_key(failure: &Failure) -> Finding {
+    Finding::problem("key", failure.message.clone(), "mend that, then look again")
+}
+
+fn unusable(dir: &Path, e: &ServeError) -> Finding {
+    let fix = match e {
+        ServeError::ForeignDirectory { path, .. } => {
+            format!("use a directory of your own, or chown {}", path.display())
+        }
+        ServeError::MasterKey { path, .. } | ServeError::ApiKey { path, .. } => {
+            format!("chmod 600 {0} if others can read it, else put {0} back from a backup", path.display())
+        }
+        ServeError::Database { path, .. } => format!("put {} back from a backup", path.display()),
+        _ => format!("mend that, or name another directory than {}: --embedded=DIR", dir.display()),
+    };
+    Finding::problem("vault", format!("the embedded vault cannot be used: {e}"), fix)
+}
+
+/// Asks the process that serves an embedded vault.
+async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<http::Look, Failure> {
+    let config = HttpConfig {
+        target: Target::Socket(socket),
+        more_roots: None,
+        key: Arc::new(ApiKey::new(key, None)),
+        clock: Arc::new(SystemClock),
+        max_size: usize::try_from(spec.max_size).unwrap_or(usize::MAX),
+        policy: http::retry::Policy::default(),
+        key_context: spec.key_context.clone(),
+    };
+    let call = Call::foreground(config.clock.now() + spec.timeout);
+    Ok(http::look(config, &call, spec.dialect()).await?)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 pub mod schema;
 pub mod sqlite;
 mod sqlite_list;
+pub mod sqlite_look;
 mod sqlite_once;
 mod sqlite_rows;
 #[cfg(test)]

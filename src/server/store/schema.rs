@@ -75,17 +75,7 @@ CREATE INDEX idempotency_by_time ON idempotency (made_at);
 /// Brings the database up to date, all steps or none.
 pub fn migrate(conn: &mut Connection) -> Result<(), MigrateError> {
     let tx = Transaction::new(conn, TransactionBehavior::Immediate)?;
-    let id: i32 = tx.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-    // The first vaults had no id: they are known by their table.
-    let empty_or_vault = "SELECT count(*) = 0 OR total(name = 'vault') > 0 FROM sqlite_master";
-    if id != APPLICATION_ID && (id != 0 || !tx.query_row(empty_or_vault, [], |row| row.get::<_, bool>(0))?) {
-        return Err(MigrateError::NotAVault);
-    }
-    let done: i64 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let done = usize::try_from(done).map_err(|_| MigrateError::Newer)?;
-    if done > STEPS.len() {
-        return Err(MigrateError::Newer);
-    }
+    let done = steps_done(&tx)?;
     for step in &STEPS[done..] {
         tx.execute_batch(step)?;
     }
@@ -93,6 +83,21 @@ pub fn migrate(conn: &mut Connection) -> Result<(), MigrateError> {
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;
     tx.commit()?;
     Ok(())
+}
+
+/// How many steps were taken; an error if this is no vault's database, or that of a newer program. Changes nothing.
+pub fn steps_done(conn: &Connection) -> Result<usize, MigrateError> {
+    let id: i32 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    // The first vaults had no id: they are known by their table.
+    let empty_or_vault = "SELECT count(*) = 0 OR total(name = 'vault') > 0 FROM sqlite_master";
+    if id != APPLICATION_ID
+        && (id != 0 || !conn.query_row(empty_or_vault, [], |row| row.get::<_, bool>(0))?)
+    {
+        return Err(MigrateError::NotAVault);
+    }
+    let done: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let done = usize::try_from(done).map_err(|_| MigrateError::Newer)?;
+    if done > STEPS.len() { Err(MigrateError::Newer) } else { Ok(done) }
 }
 
 /// Why a database cannot be brought up to date.

@@ -63,6 +63,15 @@ fn is_full(e: &rusqlite::Error) -> bool {
     })
 }
 
+impl From<MigrateError> for StoreError {
+    fn from(e: MigrateError) -> Self {
+        match e {
+            MigrateError::Newer | MigrateError::NotAVault => StoreError::Backend(e.to_string()),
+            MigrateError::Sqlite(e) => e.into(),
+        }
+    }
+}
+
 impl SqliteStore {
     /// Opens or makes the database at `path`; a new one gets `fresh` as its vault's id. Blocks.
     pub fn open(path: &Path, fresh: VaultId) -> Result<Self> {
@@ -74,10 +83,7 @@ impl SqliteStore {
             .open(path)
             .map_err(|e| StoreError::Backend(e.to_string()))?;
         let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        schema::migrate(&mut writer).map_err(|e| match e {
-            MigrateError::Newer | MigrateError::NotAVault => StoreError::Backend(e.to_string()),
-            MigrateError::Sqlite(e) => e.into(),
-        })?;
+        schema::migrate(&mut writer)?;
         writer.execute("INSERT OR IGNORE INTO vault (one, id) VALUES (1, ?1)", [fresh.0])?;
         let vault = VaultId(writer.query_row("SELECT id FROM vault", [], |row| row.get(0))?);
         let idle = (0..READERS)
