@@ -380,7 +380,11 @@ fn on_a_read_only_mount_of_an_ordinary_user_a_change_is_a_rename_too() {
     let helper = &changes()["helper"];
     assert_eq!((&helper["fallbacks"], &helper["state"]), (&json!(0), &json!("works")), "{helper}");
     let refused = run(as_nobody(Path::new("touch")).arg(place.mnt.join("x")));
-    assert_ne!(refused.code, Some(0), "and for everybody else it is what it was");
+    assert!(refused.err.contains("Permission denied"), "the modes come first: {refused:?}");
+    let refused = run(as_nobody(Path::new("chmod")).arg("600").arg(place.mnt.join("d")));
+    assert!(refused.err.contains("Read-only file system"), "{refused:?}");
+    let tested = run(as_nobody(Path::new("test")).arg("-w").arg(place.mnt.join("d")));
+    assert_eq!(tested.code, Some(1), "access(2) says so before anything is tried");
     run(as_nobody(&program).arg("unmount").arg(&place.mnt)).ok();
     common::assert_nothing_left(&place.mnt);
 }

@@ -58,6 +58,23 @@ fn typos_get_a_suggestion() {
 }
 
 #[test]
+fn what_is_given_to_no_option_is_not_repeated() {
+    let place = Place::new();
+    for args in [
+        &["put", "NAME", "SECRET"][..],
+        &["mount", "--embedded", "--api-key=SECRET", "/x"],
+        &["mount", "--embedded", "-o", "api_key=SECRET", "/x"],
+        &["mount", "--embedded", "-o", "ro=SECRET", "/x"],
+        &["mount", "--api-key-file", "sk_SECRET", "/x"],
+    ] {
+        let said = vaultfs(&place, args).fails(2);
+        assert!(!said.contains("SECRET"), "{said}");
+    }
+    let list = vaultfs(&place, &["mount", "--embedded", "-o", "help", "/x"]).fails(2);
+    assert!(list.contains("allow_other") && list.contains("refresh=TIME"), "{list}");
+}
+
+#[test]
 fn no_colour_where_none_is_wanted() {
     let place = Place::new();
     for (variable, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
@@ -118,6 +135,47 @@ fn completions_load_in_each_shell() {
     let mut shell = Command::new("fish");
     place.isolate(&mut shell);
     assert!(run(shell.args(["--no-config", "-c", &line])).ok().starts_with("unmount"));
+}
+
+#[test]
+fn completions_offer_what_an_argument_is() {
+    let place = Place::new();
+    let here = place.dir.path().join("here");
+    fs::create_dir_all(here.join("a directory")).unwrap();
+    fs::write(here.join("a-file"), "").unwrap();
+    let here = here.to_str().unwrap();
+    let bash = completions(&place, "bash", "vaultfs.bash");
+    let bash = |words: &[&str]| {
+        let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        let (last, before) = (words[words.len() - 1], words[words.len() - 2]);
+        let line = format!(
+            "cd {here}; source {}; compopt() {{ :; }}; COMP_WORDS=({}); COMP_CWORD={}; \
+             _vaultfs vaultfs '{last}' '{before}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            bash.display(),
+            quoted.join(" "),
+            words.len() - 1
+        );
+        run(Command::new("bash").args(["--norc", "-ec", &line])).ok()
+    };
+    for command in ["unmount", "status", "pending", "upgrade", "mount"] {
+        assert_eq!(bash(&["vaultfs", command, ""]), "a directory\n", "{command}");
+        assert!(bash(&["vaultfs", command, "--he"]).contains("--help"), "{command}");
+    }
+    for words in [&["get", "a"][..], &["mount", "--uid", ""], &["mount", "-o", ""], &["rm", "b", ""]] {
+        let offered = bash(&[&["vaultfs"], words].concat());
+        assert!(!offered.contains("file") && !offered.contains("directory"), "{words:?}: {offered}");
+    }
+    assert!(bash(&["vaultfs", "mount", "--api-key-file", "a"]).contains("a-file"));
+    let fish = completions(&place, "fish", "vaultfs.fish");
+    let fish = |line: &str| {
+        let line = format!("cd {here}; source {}; complete -C 'vaultfs {line}'", fish.display());
+        let mut shell = Command::new("fish");
+        place.isolate(&mut shell);
+        run(shell.args(["--no-config", "-c", &line])).ok()
+    };
+    assert!(!fish("get a").contains("a-file") && !fish("mount --uid a").contains("a-file"));
+    assert!(fish("unmount a").contains("a directory/") && !fish("unmount a").contains("a-file"));
+    assert!(fish("mount --api-key-file a").contains("a-file"));
 }
 
 #[test]
@@ -230,8 +288,120 @@ fn the_doctor_names_each_fix() {
     }
     let found = vaultfs(&place, &["doctor", "--json", "--root", root]);
     let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    assert!(vaultfs(&place, &["doctor", "--root", "/nonexistent"]).fails(2).contains("no such directory"));
     let problems = found.as_array().unwrap().iter().filter(|finding| finding["level"] == "problem");
     assert!(problems.into_iter().all(|finding| finding["fix"].is_string()));
+}
+
+/// What `ls` refuses, the doctor calls a problem; and it changes nothing.
+#[test]
+fn the_doctor_opens_a_vault_of_ones_own_without_touching_it() {
+    let place = Place::new();
+    let new = || {
+        fs::remove_dir_all(&place.data).ok();
+        run(place.vaultfs(["put", &place.embedded(), "a"]).stdin(Stdio::null())).ok();
+    };
+    let mode = |file: &str, mode| {
+        fs::set_permissions(place.data.join(file), std::os::unix::fs::PermissionsExt::from_mode(mode))
+            .unwrap();
+    };
+    let files = || -> Vec<(String, std::time::SystemTime, u32)> {
+        let entries = fs::read_dir(&place.data).into_iter().flatten().flatten();
+        let mut all: Vec<_> = entries
+            .map(|file| {
+                let meta = file.metadata().unwrap();
+                let mode = std::os::unix::fs::MetadataExt::mode(&meta);
+                (file.file_name().into_string().unwrap(), meta.modified().unwrap(), mode)
+            })
+            .collect();
+        all.sort();
+        all
+    };
+    let look = || -> Vec<(String, String)> {
+        let before = files();
+        let found = vaultfs(&place, &["doctor", "--json", &place.embedded()]).out;
+        assert_eq!(files(), before, "it changes nothing");
+        let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+        let of = |f: &serde_json::Value, part: &str| f[part].as_str().unwrap().to_owned();
+        let about = found.as_array().unwrap().iter().filter(|f| f["check"] == "vault" || f["check"] == "key");
+        about.map(|f| (of(f, "level"), of(f, "says"))).collect()
+    };
+    let is_ok = |part: &str| {
+        let found = look();
+        assert!(found.iter().all(|f| f.0 == "ok") && found[0].1.contains(part), "{found:?}");
+    };
+    is_ok("is made at the first mount");
+    assert!(!place.data.exists());
+    new();
+    is_ok("takes its key");
+
+    let breaks: [(&str, &dyn Fn()); 8] = [
+        ("the master key is open to others", &|| mode("master-key", 0o644)),
+        ("the master key is missing", &|| fs::remove_file(place.data.join("master-key")).unwrap()),
+        ("another master key", &|| {
+            fs::write(place.data.join("master-key"), format!("{}=", "A".repeat(43))).unwrap()
+        }),
+        ("the API key is open to others", &|| mode("api-key", 0o644)),
+        ("the API key is none", &|| fs::write(place.data.join("api-key"), [0; 20]).unwrap()),
+        ("the API key is another", &|| {
+            fs::write(place.data.join("api-key"), format!("sk_{}", "0".repeat(64))).unwrap()
+        }),
+        ("the database is none", &|| fs::write(place.data.join("vault.db"), [7; 8192]).unwrap()),
+        ("the directory is none", &|| {
+            fs::remove_dir_all(&place.data).unwrap();
+            fs::write(&place.data, "").unwrap();
+        }),
+    ];
+    for (what, break_it) in breaks {
+        new();
+        break_it();
+        let found = look();
+        assert!(found.iter().any(|f| f.0 == "problem"), "{what}: {found:?}");
+        assert_ne!(vaultfs(&place, &["ls", &place.embedded()]).code, Some(0), "{what}");
+        if place.data.is_file() {
+            fs::remove_file(&place.data).unwrap();
+        }
+    }
+
+    // One that is served is asked, and one whose server was killed is looked at with its log.
+    new();
+    let mount = Mount::at(place, &[]);
+    fs::write(mount.path("b"), "1").unwrap();
+    let asked = run(mount.vaultfs(["doctor"]).arg(mount.embedded())).out;
+    assert!(asked.contains("it answers in"), "{asked}");
+    let (keeper, worker) = mount.pids();
+    for pid in [keeper, worker] {
+        common::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+    common::until("they are gone", || common::processes_of(mount.mnt()).is_empty());
+    let looked = run(mount.vaultfs(["doctor"]).arg(mount.embedded())).out;
+    assert!(looked.contains("takes its key"), "{looked}");
+    run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();
+    let again = Mount::at(mount.unmount_done(), &[]);
+    assert_eq!(fs::read_to_string(again.path("b")).unwrap(), "1");
+}
+
+#[test]
+fn the_doctor_sees_that_nobody_may_gain_privileges() {
+    if !common::is_root() {
+        eprintln!("SKIPPED: only root can become another user");
+        return;
+    }
+    let place = Place::new();
+    // The build may be where only root can look.
+    let program = place.dir.path().join("vaultfs");
+    fs::copy(common::VAULTFS, &program).unwrap();
+    [place.dir.path(), &program].into_iter().for_each(common::open_to_all);
+    let doctor = |more: &[&str]| {
+        let mut command = Command::new("setpriv");
+        place.isolate(&mut command);
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(more).arg(&program);
+        run(command.arg("doctor").current_dir("/")).out
+    };
+    let line = |text: &str| text.lines().find(|line| line.contains("fusermount3")).unwrap().to_owned();
+    assert!(line(&doctor(&[])).starts_with("ok"));
+    let refused = doctor(&["--no-new-privs"]);
+    assert!(line(&refused).starts_with("PROBLEM") && refused.contains("unset NoNewPrivileges"), "{refused}");
 }
 
 #[test]

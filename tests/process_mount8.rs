@@ -92,6 +92,8 @@ fn mount_8_mounts_and_everybody_sees_what() {
         assert_eq!(findmnt(mounted.mnt(), "SOURCE"), source);
         assert_eq!(findmnt(mounted.mnt(), "FSTYPE"), "fuse.vaultfs");
         assert!(fs::write(mounted.path("a"), "1").is_err(), "read-only");
+        let options = findmnt(mounted.mnt(), "OPTIONS");
+        assert!(options.contains("noatime") && !options.contains("relatime"), "{options}");
         let df = run(Command::new("df").arg("--output=source,fstype,target").arg(mounted.mnt())).ok();
         assert!(df.contains(&source) && df.contains("fuse.vaultfs"), "{df}");
         assert_eq!(umount(mounted.place(), &[]).ok(), "");
@@ -153,6 +155,20 @@ fn what_cannot_be_mounted_is_a_sentence() {
     fs::set_permissions(&silent, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let key = format!("api_key_file={}", silent.display());
     assert!(fails(&["-t", "vaultfs", "http://127.0.0.1:1", &mnt, "-o", &key], 32).contains("127.0.0.1:1"));
+    // From a line of fstab what is said goes to the journal.
+    for option in [
+        "api_key=sk_SECRET",
+        "apikey=sk_SECRET",
+        "password=sk_SECRET",
+        "WORKOS_API_KEY=sk_SECRET",
+        "umask=SECRET",
+    ] {
+        let said = fails(&["-t", "vaultfs", "http://127.0.0.1:1", &mnt, "-o", option], 1);
+        let name = option.split('=').next().unwrap();
+        assert!(said.contains(name) && !said.contains("SECRET"), "{said}");
+        let sloppy = run(&mut mount(&place, &["-s", "-f", "-t", "vaultfs", &source, &mnt, "-o", option])).err;
+        assert!(sloppy.contains(&format!("{name}=… is not known")) && !sloppy.contains("SECRET"), "{sloppy}");
+    }
     assert!(fails(&["-t", "vaultfs", &source, &mnt, "-o", "alow_other"], 1).contains("allow_other?"));
     assert!(fails(&["-t", "vaultfs", &source, &mnt, "-o", "refresh=soon"], 1).contains("refresh"));
     // mount(8) passes -f and -s on.
@@ -297,11 +313,12 @@ fn an_ordinary_user_mounts_through_fusermount3() {
         command.current_dir("/").uid(1000).gid(1000);
         command
     };
-    let options = "rw,noexec,nosuid,nodev,user=joe,x-gvfs-show";
-    run(as_user(&helper).arg("embedded").arg(&place.mnt).args(["-o", options])).ok();
+    let options = "rw,noexec,nosuid,nodev,noatime,nosymfollow,user=joe,x-gvfs-show";
+    let said = run(as_user(&helper).arg("embedded").arg(&place.mnt).args(["-o", options]));
+    assert!(said.code == Some(0) && said.err.contains("nosymfollow has no effect"), "{said:?}");
     let line = mount_lines(&place.mnt).pop().unwrap();
     assert!(
-        line.contains("user_id=1000") && line.contains("noexec") && line.contains(" embedded "),
+        ["user_id=1000", "noexec", "noatime", " embedded "].iter().all(|part| line.contains(part)),
         "{line}"
     );
     let mut write = as_user(Path::new("sh"));

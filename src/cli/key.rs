@@ -34,6 +34,9 @@ const MAX_KEY_FILE: u64 = 64 * 1024;
 
 /// Data keys, and data encrypted under them
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n\
+                  \x20 vaultfs key encrypt < plain > sealed\n\
+                  \x20 vaultfs key decrypt < sealed")]
 pub struct KeyArgs {
     #[command(subcommand)]
     command: KeyCommand,

@@ -181,6 +181,14 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     sync: bool,
 
+    /// As mount(8) has it
+    #[arg(long, hide = true)]
+    noatime: bool,
+
+    /// As mount(8) has it
+    #[arg(long, hide = true)]
+    nosymfollow: bool,
+
     /// What the mount table calls it
     #[arg(long, hide = true, value_name = "NAME")]
     fsname: Option<String>,
@@ -198,8 +206,15 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
         allow_other: args.allow_other,
         noexec: args.noexec,
         sync: args.sync,
+        noatime: args.noatime,
+        nosymfollow: args.nosymfollow && nix::unistd::geteuid().is_root(),
         source: args.fsname.clone(),
     };
+    if args.nosymfollow && !kernel.nosymfollow {
+        eprintln!(
+            "vaultfs: hint: -o nosymfollow has no effect for ordinary users; a vault holds no links anyway"
+        );
+    }
     let (spec, key) = args.connect.resolve()?;
     let options = args.file_system_options();
     let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
@@ -279,8 +294,14 @@ pub fn check(args: &MountArgs) -> anyhow::Result<ExitCode> {
 impl MountArgs {
     /// `mount -s`: what is not understood is passed over.
     pub fn forget_unknown_options(&mut self) {
+        let mut named: Option<String> = None;
         for option in self.options.drain(..) {
-            eprintln!("vaultfs: hint: -o {option} is not known and was ignored");
+            // What comes after an unknown name=value may be the rest of that value, if there was a comma in it.
+            let rest = !option.contains('=') && named.as_ref().is_some_and(|before| before.contains('='));
+            if !rest {
+                eprintln!("vaultfs: hint: -o {} is not known and was ignored", mount_options::shown(&option));
+                named = Some(option);
+            }
         }
     }
 

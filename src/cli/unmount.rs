@@ -129,7 +129,7 @@ fn drain(mount: &LiveMount, force: bool) -> Result<(Vec<Unsaved>, Duration), Fai
     let time = if force { own.min(FORCED_DRAIN) } else { own };
     let request = Request::Drain { timeout_ms: Some(time.as_millis() as u64) };
     client.send(&request).map_err(silent)?;
-    match wait_for_drain(mount, &mut client, time + DRAIN_MARGIN).map_err(silent)? {
+    match wait_for_drain(mount, &mut client, time).map_err(silent)? {
         Answer::Drained(unsaved) => Ok((unsaved, own + DRAIN_MARGIN)),
         Answer::Error(e) => Err(Failure::new(Exit::Failed, e)),
         Answer::Status(_) | Answer::Discarded(_) | Answer::Ended(_) => Err(odd()),
@@ -137,9 +137,12 @@ fn drain(mount: &LiveMount, force: bool) -> Result<(Vec<Unsaved>, Duration), Fai
 }
 
 /// The answer to a drain; who watches a terminal sees how many writes are still to be stored.
-fn wait_for_drain(mount: &LiveMount, client: &mut Client, patience: Duration) -> std::io::Result<Answer> {
+///
+/// What is shown counts from `time`, which is what the worker was given; it is waited for a little longer.
+fn wait_for_drain(mount: &LiveMount, client: &mut Client, time: Duration) -> std::io::Result<Answer> {
     let mut progress = Progress::on_stderr();
-    let end = Instant::now() + patience;
+    let asked_until = Instant::now() + time;
+    let end = asked_until + DRAIN_MARGIN;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         if client.has_answered(left.min(LOOK))? || left.is_zero() {
@@ -148,7 +151,9 @@ fn wait_for_drain(mount: &LiveMount, client: &mut Client, patience: Duration) ->
         let asked = Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::Status, ANSWER));
         if let Ok(Answer::Status(status)) = asked {
             let unsaved = status["fs"]["unsaved"].as_array().map_or(0, Vec::len);
-            progress.say(&format!("storing: {unsaved} left, for at most {} s more", left.as_secs()));
+            let left = asked_until.saturating_duration_since(Instant::now());
+            let seconds = left.as_millis().div_ceil(1000);
+            progress.say(&format!("storing: {unsaved} left, for at most {seconds} s more"));
         }
     }
 }

@@ -83,8 +83,12 @@ fn option_text(options: &KernelOptions) -> String {
     // A comma ends an option there unless a backslash is before it.
     let source = options.source().replace('\\', "\\\\").replace(',', "\\,");
     let mut text = format!("rw,nosuid,nodev,default_permissions,fsname={source},subtype=vaultfs");
-    let switches =
-        [(options.allow_other, ",allow_other"), (options.noexec, ",noexec"), (options.sync, ",sync")];
+    let switches = [
+        (options.allow_other, ",allow_other"),
+        (options.noexec, ",noexec"),
+        (options.sync, ",sync"),
+        (options.noatime, ",noatime"),
+    ];
     text.extend(switches.iter().filter(|(on, _)| *on).map(|(_, name)| *name));
     text
 }

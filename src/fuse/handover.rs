@@ -60,6 +60,12 @@ pub struct KernelOptions {
     pub noexec: bool,
     /// Every write waits for the vault (it does anyway; kept for `mount -o sync`).
     pub sync: bool,
+    /// As the mount table shows it; nobody writes times of reading down anyway.
+    #[serde(default)]
+    pub noatime: bool,
+    /// Links are not followed there. Root only: fusermount3 does not know it.
+    #[serde(default)]
+    pub nosymfollow: bool,
     /// What the mount table calls the mounted thing; `mount -a` and systemd compare it with /etc/fstab.
     pub source: Option<String>,
 }

@@ -47,6 +47,9 @@ pub fn mount(mountpoint: &Path, options: &KernelOptions) -> io::Result<Mounted> 
     }
 }
 
+/// MS_NOSYMFOLLOW, from Linux 5.10 on; before that the bit means nothing.
+const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(1 << 8);
+
 fn mount_directly(mountpoint: &Path, options: &KernelOptions) -> io::Result<OwnedFd> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
     let mut data = format!(
@@ -61,6 +64,8 @@ fn mount_directly(mountpoint: &Path, options: &KernelOptions) -> io::Result<Owne
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_NOEXEC, options.noexec);
     flags.set(MsFlags::MS_SYNCHRONOUS, options.sync);
+    flags.set(MsFlags::MS_NOATIME, options.noatime);
+    flags.set(NOSYMFOLLOW, options.nosymfollow);
     nix::mount::mount(Some(options.source()), mountpoint, Some(mounts::FS_TYPE), flags, Some(data.as_str()))?;
     Ok(device.into())
 }
