@@ -13,6 +13,8 @@ pub trait Clock: Send + Sync + std::fmt::Debug + 'static {
     fn now(&self) -> Instant;
     /// Wall-clock time: timestamps that a user sees.
     fn wall(&self) -> SystemTime;
+    /// Monotonic time that means the same to every process of the machine, until that is started again.
+    fn since_boot(&self) -> Duration;
 }
 
 /// The machine's clocks.
@@ -26,16 +28,23 @@ impl Clock for SystemClock {
     fn wall(&self) -> SystemTime {
         SystemTime::now()
     }
+    fn since_boot(&self) -> Duration {
+        let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: writes a timespec; cannot fail for this clock.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
+        Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+    }
 }
 
 /// A clock that moves only when told to.
 #[derive(Debug, Clone)]
-pub struct ManualClock(Arc<Mutex<(Instant, SystemTime)>>);
+pub struct ManualClock(Arc<Mutex<(Instant, SystemTime)>>, Instant);
 
 impl ManualClock {
     /// Starts at the machine's present time and stands still.
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new((Instant::now(), SystemTime::now()))))
+        let start = Instant::now();
+        Self(Arc::new(Mutex::new((start, SystemTime::now()))), start)
     }
 
     /// Moves both times on by `by`.
@@ -58,5 +67,8 @@ impl Clock for ManualClock {
     }
     fn wall(&self) -> SystemTime {
         self.0.lock().expect("no holder of this lock can panic").1
+    }
+    fn since_boot(&self) -> Duration {
+        self.now().duration_since(self.1)
     }
 }

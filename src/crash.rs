@@ -1,7 +1,8 @@
 //! Where a test makes a process die: nowhere, but in debug builds that are told so.
 //!
 //! `VAULTFS_TEST_CRASH=FILE` names a file with the name of a point in it. The process that comes by takes the file away
-//! and kills itself, so that each file is one death; behind the word `always` it leaves the file.
+//! and kills itself, so that each file is one death; behind the word `always` it leaves the file, and behind `abort` it
+//! leaves it and crashes.
 
 /// The process may die here.
 #[cfg(debug_assertions)]
@@ -13,6 +14,9 @@ pub fn point(name: &str) {
     };
     let wanted = std::fs::read_to_string(file).unwrap_or_default();
     let always = wanted.trim().strip_prefix("always ") == Some(name);
+    if wanted.trim().strip_prefix("abort ") == Some(name) {
+        std::process::abort();
+    }
     if always || (wanted.trim() == name && std::fs::remove_file(file).is_ok()) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
     }
@@ -21,3 +25,13 @@ pub fn point(name: &str) {
 /// The process may die here.
 #[cfg(not(debug_assertions))]
 pub fn point(_name: &str) {}
+
+/// The same for the sake of somebody: a test names both.
+#[cfg(debug_assertions)]
+pub fn point_of(name: &str, whose: impl FnOnce() -> String) {
+    point(&format!("{name} {}", whose()));
+}
+
+/// The same for the sake of somebody: a test names both.
+#[cfg(not(debug_assertions))]
+pub fn point_of(_name: &str, _whose: impl FnOnce() -> String) {}

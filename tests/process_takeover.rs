@@ -15,7 +15,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::api::Api;
-use common::{Mount, Place, Size, VAULTFS, assert_nothing_left, run, signal, until};
+use common::{
+    IMMORTAL, Mount, Place, Size, VAULTFS, assert_nothing_left, child_of, kill, kill_worker, run, signal,
+    until, worker_of,
+};
 use nix::sys::signal::Signal;
 
 /// Mounts with debug switches in the environment of the mount's processes.
@@ -30,33 +33,6 @@ fn mount_for(time: Duration, switches: &[(&str, &str)], args: &[&str]) -> Mount 
     command.envs(switches.iter().copied());
     run(&mut command).ok();
     Mount::adopt_for(place, time)
-}
-
-/// Any number of deaths, each followed by another worker at once.
-const IMMORTAL: (&str, &str) = ("VAULTFS_TEST_DEATHS", "1000000,1000000");
-
-/// The child of that name that lives now, found without asking anybody.
-fn child_of(keeper: i32, name: &str) -> Option<i32> {
-    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
-    let is_it = |pid: &i32| {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        comm.trim() == name && !stat.contains(") Z ")
-    };
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_it)
-}
-
-fn worker_of(keeper: i32) -> Option<i32> {
-    child_of(keeper, "vaultfs-worker")
-}
-
-fn kill(keeper: i32, name: &str) {
-    let child = common::wait(|| child_of(keeper, name), Duration::from_secs(20));
-    signal(child.unwrap_or_else(|| panic!("there is no {name}")), Signal::SIGKILL);
-}
-
-fn kill_worker(keeper: i32) {
-    kill(keeper, "vaultfs-worker");
 }
 
 /// close(2) with its answer.
@@ -276,36 +252,62 @@ fn kills_at_random_moments_under_load_fail_nothing() {
     let writers = start_load(&load, mount.mnt());
     let changer = start_changes(&load, &mount);
     let mut random = u64::from(std::process::id());
-    let (mut workers, mut helpers, mut early) = (0, 0, None);
+    let (mut workers, mut helpers, mut upgrades, mut early) = (0, 0, 0, None);
+    // Of the reads of a turn, for each death in it.
+    let (mut longest, mut deaths) = (0, 0);
     for turn in 0..kills() {
         if !load.is_well() {
             break;
         }
-        // So that no request is in flight at two deaths: that one would be taken for their cause.
+        // Now and then somebody has to get through.
         load.progress();
+        let waited = load.slowest_read.swap(0, Ordering::SeqCst);
+        longest = longest.max(waited / std::mem::take(&mut deaths).max(1));
         if turn == kills() / 10 {
             early = Some(sizes(keeper));
         }
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         std::thread::sleep(Duration::from_micros((random >> 33) % 60_000));
-        let victims: &[&str] = match (random >> 20) % 4 {
+        let victims: &[&str] = match (random >> 20) % 7 {
             0 | 1 => &["vaultfs-worker"],
             2 => &["vaultfs-helper"],
-            _ => &["vaultfs-helper", "vaultfs-worker"],
+            3 => &["vaultfs-helper", "vaultfs-worker"],
+            // The next one as soon as it is there.
+            4 => &["vaultfs-worker", "vaultfs-worker"],
+            5 => &["vaultfs-worker", "upgrade"],
+            _ => &["upgrade", "upgrade"],
         };
         for victim in victims {
-            kill(keeper, victim);
-            *(if *victim == "vaultfs-worker" { &mut workers } else { &mut helpers }) += 1;
+            match *victim {
+                "upgrade" => {
+                    run(mount.vaultfs(["upgrade"]).arg(mount.mnt())).ok();
+                    upgrades += 1;
+                }
+                "vaultfs-worker" => {
+                    let worker = common::wait(|| worker_of(keeper), Duration::from_secs(20)).unwrap();
+                    signal(worker, Signal::SIGKILL);
+                    until("it has a successor", || worker_of(keeper).is_some_and(|now| now != worker));
+                    workers += 1;
+                    deaths += 1;
+                }
+                helper => {
+                    kill(keeper, helper);
+                    helpers += 1;
+                }
+            }
         }
     }
     load.progress();
     let late = sizes(keeper);
+    load.slowest_read.store(longest, Ordering::SeqCst);
     load.over.store(true, Ordering::SeqCst);
     let last = changer.join().unwrap();
     end_load(&load, &mount, writers);
     let early = early.expect("a tenth of the way is behind us");
-    eprintln!("{workers} workers and {helpers} helpers were killed; {last} changes were made elsewhere");
-    assert_eq!(mount.status()["restarts"], workers);
+    eprintln!(
+        "{workers} workers and {helpers} helpers were killed, with {upgrades} upgrades; {last} changes were made elsewhere"
+    );
+    assert_eq!(mount.status()["restarts"], workers + upgrades);
     assert!(mount.versions("changing").len() as u64 > last);
     until("the last change elsewhere shows", || fs::read(mount.path("changing")).unwrap() == value(last));
     until("a helper works", || mount.status()["fs"]["changes"]["helper"]["state"] == "works");
@@ -532,50 +534,6 @@ fn what_is_open_unsaved_and_held_back_goes_on() {
     let stored = run(&mut mount.vaultfs(["get", &mount.embedded(), "unsaved"])).ok();
     assert_eq!(stored.into_bytes(), [value(5000), b"!".to_vec()].concat());
     until("what only looks like a temporary is stored", || mount.versions("held~") == [1]);
-}
-
-#[test]
-fn a_request_that_kills_workers_is_given_up() {
-    let fragile = Fragile::new();
-    fs::create_dir(fragile.path("from")).unwrap();
-    fs::write(&fragile.point, "always rename dir").unwrap();
-    let refused = fs::rename(fragile.path("from"), fragile.path("to")).unwrap_err();
-    fs::remove_file(&fragile.point).unwrap();
-    assert_eq!(refused.raw_os_error(), Some(libc::EIO));
-    assert_eq!(fragile.mount.status()["restarts"], 2);
-    fs::write(fragile.path("f"), "everything else goes on").unwrap();
-}
-
-#[test]
-fn when_workers_keep_dying_everything_is_refused_and_nothing_shows_below() {
-    let place = Place::new();
-    fs::write(place.mnt.join("below"), "1").unwrap();
-    let point = place.dir.path().join("point");
-    let mut command = place.mount_command(&["-o", "nonempty"]);
-    command.env("VAULTFS_TEST_CRASH", &point).env("VAULTFS_TEST_DEATHS", "9,4");
-    run(&mut command).ok();
-    let mount = Mount::adopt(place);
-    let (keeper, _) = mount.pids();
-    fs::write(mount.path("a"), "1").unwrap();
-    fs::write(&point, "always inherit").unwrap();
-    kill_worker(keeper);
-    let refused = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::EIO));
-    refused(fs::read_dir(mount.mnt()).unwrap_err());
-    refused(fs::read(mount.path("below")).unwrap_err());
-    refused(fs::write(mount.path("x"), "secret").unwrap_err());
-    let status = run(mount.vaultfs(["status"]).arg(mount.mnt()));
-    assert_eq!(status.code, Some(1));
-    assert!(status.out.contains("BROKEN") && status.out.contains("vaultfs unmount"), "{}", status.out);
-    assert!(mount.log().contains("keeps dying"));
-    // Whatever a helper did would be refused, too.
-    kill(keeper, "vaultfs-helper");
-    until("the helper is gone", || child_of(keeper, "vaultfs-helper").is_none());
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(child_of(keeper, "vaultfs-helper"), None);
-    run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(1);
-    run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).ok();
-    assert_nothing_left(mount.mnt());
-    assert!(!mount.mnt().join("x").exists());
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::VERSION;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate;
 use crate::fuse::mounts::{self, LiveMount};
+use crate::fuse::process;
 
 /// Let this version of vaultfs take a mount over, while programs use it
 ///
@@ -29,8 +30,10 @@ pub struct UpgradeArgs {
 
 /// Status never waits for the network.
 const ANSWER: Duration = Duration::from_secs(5);
-/// For the new worker to serve, or for the refusal.
-const TAKEOVER: Duration = Duration::from_secs(60);
+/// For the refusal, or for the new worker to serve: a little more than its keeper gives it.
+const TAKEOVER: Duration = Duration::from_secs(35);
+/// A keeper that is stopped for so long will not go on by itself.
+const STOPPED: Duration = Duration::from_secs(5);
 
 /// Runs the command.
 pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
@@ -60,7 +63,8 @@ fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> 
     let mut client = Client::connect(&mount.socket).map_err(silent)?;
     client.send(&Request::Upgrade { program: program.to_owned() }).map_err(silent)?;
     // The old worker says why not; one that is relieved says nothing more.
-    match client.receive(TAKEOVER) {
+    hear(mount, &client)?;
+    match client.receive(ANSWER) {
         Ok(Some(Answer::Error(why))) => {
             return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
         }
@@ -82,6 +86,32 @@ fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> 
             Err(e) => return Err(silent(e)),
         }
     }
+}
+
+/// Waits until the old worker says something, or ends. The keeper decides about both.
+fn hear(mount: &LiveMount, client: &Client) -> Result<(), Failure> {
+    let (path, keeper) = (mount.mountpoint.display(), mount.keeper_pid);
+    let end = Instant::now() + TAKEOVER;
+    let mut moved = Instant::now();
+    // A connection that breaks is the end, too.
+    while !client.has_answered(Duration::from_millis(200)).unwrap_or(true) {
+        if !process::is_stopped(keeper) {
+            moved = Instant::now();
+        } else if moved.elapsed() >= STOPPED {
+            let why = format!(
+                "its keeper, process {keeper}, is stopped: `kill -CONT {keeper}` lets it go on, with the upgrade"
+            );
+            return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
+        }
+        if Instant::now() >= end {
+            let why = format!(
+                "its keeper, process {keeper}, does not answer within {} s; see the log, and `vaultfs status {path}`",
+                TAKEOVER.as_secs()
+            );
+            return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
+        }
+    }
+    Ok(())
 }
 
 /// The worker's process and program.

@@ -110,7 +110,7 @@ pub(super) enum Key {
     ListingPart(u64, u32),
     /// What a request has begun to do.
     Doing(u64),
-    /// How often a request was in flight when a worker died.
+    /// What is known of a request that has no answer yet.
     Sights(u64),
     /// See `undeleted`.
     Undeleted(ObjectName),

@@ -48,6 +48,7 @@ mod rotate;
 mod scratch;
 mod special;
 mod status;
+mod suspects;
 mod undeleted;
 mod untold;
 mod versions;
@@ -76,6 +77,7 @@ pub use open::{Create, Opened};
 pub use options::Options;
 pub use rotate::RotationStatus;
 pub use status::{Processes, Status, Unsaved};
+pub use suspects::Ending;
 pub use undeleted::Undeleted;
 
 use crate::clock::Clock;
@@ -129,6 +131,14 @@ pub trait Kernel: Send + Sync {
     fn is_watched(&self) -> bool;
 }
 
+/// What is known of requests that have no answer yet.
+#[derive(Debug, Default)]
+struct Sightings {
+    of: HashMap<u64, suspects::Sighting>,
+    /// So many were under way when the last worker died.
+    charged: usize,
+}
+
 /// Failures kept for `status`.
 const LAST_ERRORS: usize = 20;
 
@@ -147,8 +157,9 @@ pub struct FileSystem {
     untold: untold::Untolds,
     /// What requests have begun to do (`request`).
     doings: Mutex<HashMap<u64, request::Doing>>,
-    /// Deaths of workers that requests have seen.
-    sights: Mutex<HashMap<u64, u32>>,
+    /// Requests that wait, or were sent again (`suspects`).
+    sightings: Mutex<Sightings>,
+    trial: Arc<suspects::Trial>,
     /// See `commands`.
     kept_commands: Mutex<Option<Vec<u8>>>,
     scratch_bytes: Mutex<u64>,
@@ -213,7 +224,8 @@ impl FileSystem {
             next_handle: AtomicU64::new(1),
             untold: untold::Untolds::default(),
             doings: Mutex::default(),
-            sights: Mutex::default(),
+            sightings: Mutex::default(),
+            trial: Arc::default(),
             kept_commands: Mutex::default(),
             scratch_bytes: Mutex::new(0),
             kept_bytes: Arc::default(),
@@ -275,11 +287,6 @@ impl FileSystem {
 
     fn node(&self, ino: u64) -> Result<Node> {
         self.table().node(ino).ok_or(Errno::ESTALE)
-    }
-
-    /// The bound of one kernel request.
-    fn call(&self) -> Call {
-        Call::foreground(self.clock.now() + self.options.timeout)
     }
 
     /// Time left of a call.

@@ -7,25 +7,32 @@
 //!    go on, and before its first effect, it writes down what it is [`Doing`], and after its answer that this is
 //!    over. Sent again it goes on from there, and takes what is done already for done. Nobody else can have changed
 //!    these names meanwhile: the kernel holds their directories' locks until it has the answer.
-//! 4. A request that was in flight at two deaths is the likely cause of them: EIO.
+//! 4. What has to wait is written down when it begins, with its time: its deadline is the same whoever serves it. Only a
+//!    successor that comes late gets a moment all the same ([`ANOTHER_LOOK`]), so that a save that is done is not denied.
+//! 5. Those that workers die of are given up: see `suspects`.
 //!
 //! Which request a piece of work is for is known to the task, not handed through every call.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::errno::{Errno, Result};
+use super::errno::Errno;
 use super::journal::Key;
-use super::{FileSystem, Step};
+use super::suspects::{self, Sighting};
+use super::{FileSystem, Sightings, Step};
 use crate::crash;
-use crate::vault::ObjectName;
+use crate::vault::{Call, ObjectName};
 
 /// Set in the number of a request that is sent again.
 const AGAIN: u64 = 1 << 63;
 
-/// Deaths that a request may survive.
-const DEATHS: u32 = 2;
+/// What a successor gets at least for a request whose time is over, or nearly: there may have been nobody to answer it.
+const ANOTHER_LOOK: Duration = Duration::from_secs(1);
+/// And if that was so for longer than [`LATE`], which no one death is the reason for: for what is known without the vault.
+const GLANCE: Duration = Duration::from_millis(100);
+const LATE: Duration = Duration::from_secs(30);
 
 /// What a request has begun to do; what it has to know of how things were before.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +68,7 @@ struct Current {
 
 tokio::task_local! {
     static CURRENT: Arc<Current>;
+    static DEADLINE: Instant;
 }
 
 /// The number of the request that this task works for.
@@ -73,6 +81,11 @@ pub(super) fn before() -> Option<Doing> {
     CURRENT.try_with(|current| current.before.clone()).ok().flatten()
 }
 
+/// The time left for a request that came `age` ago and is begun now.
+fn patience(timeout: Duration, age: Duration) -> Duration {
+    timeout.saturating_sub(age).max(if age < timeout + LATE { ANOTHER_LOOK } else { GLANCE })
+}
+
 impl FileSystem {
     /// Does `work` for the request `unique`, which changes something. [`FileSystem::answered`] ends it.
     pub fn serve<T: Send + 'static>(
@@ -80,36 +93,116 @@ impl FileSystem {
         unique: u64,
         work: impl FnOnce(&Arc<Self>) -> Step<T>,
     ) -> Step<T> {
-        if let Err(poison) = self.seen(unique) {
-            return Step::Ready(Err(poison));
-        }
         let id = unique & !AGAIN;
         let before = if unique & AGAIN != 0 { self.doings().get(&id).cloned() } else { None };
         let current = Arc::new(Current { id, before });
-        match CURRENT.sync_scope(current.clone(), || work(self)) {
+        self.attend(unique, |fs| match CURRENT.sync_scope(current.clone(), || work(fs)) {
             Step::Ready(result) => Step::Ready(result),
             Step::Pending(future) => Step::Pending(Box::pin(CURRENT.scope(current, future))),
+        })
+    }
+
+    /// The same for one that changes nothing. [`FileSystem::answered`] is to be called if it had to wait, or was sent
+    /// again.
+    pub fn attend<T: Send + 'static>(
+        self: &Arc<Self>,
+        unique: u64,
+        work: impl FnOnce(&Arc<Self>) -> Step<T>,
+    ) -> Step<T> {
+        let id = unique & !AGAIN;
+        let known = if unique & AGAIN != 0 { Some(self.seen_again(id)) } else { None };
+        if known.is_some_and(|sighting| sighting.guilty) {
+            let why = "workers keep dying of this request: it is given up";
+            return Step::Ready(Err(self.refused("request", &format!("number {id}"), Errno::EIO, why)));
+        }
+        let suspect = known.is_some_and(|sighting| sighting.is_suspect());
+        let alone =
+            suspect.then(|| self.trial.at_once.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        if let Some(sighting) = known {
+            self.note(id, Sighting { under_way: true, ..sighting });
+        }
+        let deadline = self.clock.now() + self.time_left(unique);
+        let future = match DEADLINE.sync_scope(deadline, || work(self)) {
+            Step::Ready(result) => return Step::Ready(result),
+            Step::Pending(future) => DEADLINE.scope(deadline, future),
+        };
+        let sighting = known.unwrap_or_else(|| Sighting::new(self.clock.since_boot().as_millis() as u64));
+        if known.is_none() || suspect {
+            self.note(id, Sighting { under_way: !suspect, ..sighting });
+        }
+        drop(alone);
+        if !suspect {
+            return Step::Pending(Box::pin(future));
+        }
+        let mut turn = self.trial.enter(id, sighting.deaths, &self.runtime);
+        let fs = self.clone();
+        Step::later(async move {
+            turn.come().await;
+            fs.note(id, Sighting { under_way: true, ..sighting });
+            future.await
+        })
+    }
+
+    /// What there is against a request that is sent again.
+    fn seen_again(&self, id: u64) -> Sighting {
+        let found = self.sightings().of.get(&id).copied();
+        found.unwrap_or_else(|| {
+            let (arrived, ending) = (self.clock.since_boot().as_millis() as u64, self.last_ending());
+            Sighting::unknown(arrived, ending, self.sightings().charged)
+        })
+    }
+
+    /// How long the request may take from now on.
+    pub fn time_left(&self, unique: u64) -> Duration {
+        let timeout = self.options.timeout;
+        let sighting = self.sightings().of.get(&(unique & !AGAIN)).copied();
+        sighting.filter(|_| unique & AGAIN != 0).map_or(timeout, |sighting| {
+            let age = self.clock.since_boot().saturating_sub(Duration::from_millis(sighting.arrived));
+            patience(timeout, age)
+        })
+    }
+
+    fn note(&self, id: u64, sighting: Sighting) {
+        if self.pen.writes() {
+            self.sightings().of.insert(id, sighting);
+            self.pen.put(&Key::Sights(id), &sighting);
         }
     }
 
-    /// Counts how often a request is seen; EIO if workers keep dying of it. To be called for each.
-    pub fn seen(&self, unique: u64) -> Result<()> {
-        if unique & AGAIN == 0 {
-            return Ok(());
+    fn forget_sighting(&self, id: u64) {
+        if self.sightings().of.remove(&id).is_some() {
+            self.pen.delete(&Key::Sights(id));
         }
-        let id = unique & !AGAIN;
-        let deaths = {
-            let mut sights = self.sights.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let deaths = sights.entry(id).or_insert(0);
-            *deaths += 1;
-            *deaths
-        };
-        self.pen.put(&Key::Sights(id), &deaths);
-        if deaths < DEATHS {
-            return Ok(());
+    }
+
+    /// The worker before this one is dead: says so of what it was at.
+    pub(super) fn charge_last_death(&self) {
+        let ending = self.last_ending();
+        let mut sightings = self.sightings();
+        let there: Vec<u64> =
+            sightings.of.iter().filter(|(_, sighting)| sighting.under_way).map(|(id, _)| *id).collect();
+        sightings.charged = there.len();
+        suspects::charge(sightings.of.values_mut(), ending);
+        let batch = self.pen.batch();
+        for id in there {
+            self.pen.put(&Key::Sights(id), &sightings.of[&id]);
         }
-        let why = "workers died twice while they had this request: it is given up";
-        Err(self.refused("request", &format!("number {id}"), Errno::EIO, why))
+        drop(sightings);
+        drop(batch);
+    }
+
+    fn last_ending(&self) -> suspects::Ending {
+        self.processes.get().map(|processes| processes.ending).unwrap_or_default()
+    }
+
+    pub(super) fn sightings(&self) -> MutexGuard<'_, Sightings> {
+        self.sightings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The bound of what the current request does; of work that is for none, a whole `--timeout`.
+    pub(super) fn call(&self) -> Call {
+        let deadline = DEADLINE.try_with(|deadline| *deadline);
+        Call::foreground(deadline.unwrap_or_else(|_| self.clock.now() + self.options.timeout))
     }
 
     /// The request `unique` has been answered: it will not come again.
@@ -119,10 +212,7 @@ impl FileSystem {
             self.pen.delete(&Key::Doing(id));
         }
         self.opening_answered(id);
-        if unique & AGAIN != 0 {
-            self.sights.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&id);
-            self.pen.delete(&Key::Sights(id));
-        }
+        self.forget_sighting(id);
     }
 
     /// Writes down what the current request is about to do. From now on it can be done in parts.
@@ -146,5 +236,20 @@ impl FileSystem {
         let id = current()?;
         let fh = self.untold.handle_of(id)?;
         self.handles().get(&fh).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_goes_on_with_the_time_that_is_left_and_looks_once_more_at_what_is_late() {
+        let patience = |age| patience(Duration::from_secs(4), Duration::from_millis(age)).as_millis();
+        assert_eq!(patience(0), 4000);
+        assert_eq!(patience(1500), 2500);
+        assert_eq!(patience(3500), 1000);
+        assert_eq!(patience(14_500), 1000);
+        assert_eq!(patience(34_500), 100);
     }
 }

@@ -17,6 +17,7 @@ use super::file::{File, Link};
 use super::inode::{ControlFile, Dir, DirKind, Node, Table};
 use super::name::{self, CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
 use super::{Entry, FileSystem, Step};
+use crate::crash;
 use crate::vault::cache::{Found, Implied, Peek};
 use crate::vault::{Call, ObjectName};
 
@@ -162,6 +163,7 @@ impl FileSystem {
                         self.read_ahead(under, &name);
                     }
                     let found = self.cache.read(call, &name).await;
+                    crash::point_of("found", || name.as_str().to_owned());
                     let found = found.map_err(|e| self.failed("lookup", name.as_str(), &e))?;
                     answers.object = Some((name, found));
                 }

@@ -259,8 +259,10 @@ impl FileSystem {
                     old.push(*id);
                 }
                 Key::Sights(id) => {
-                    let deaths = found.read(key).unwrap_or(0);
-                    self.sights.lock().unwrap_or_else(|p| p.into_inner()).insert(*id, deaths);
+                    match found.read(key) {
+                        Some(sighting) => drop(self.sightings().of.insert(*id, sighting)),
+                        None => self.pen.delete(key),
+                    }
                     old.push(*id);
                 }
                 _ => {}
@@ -274,9 +276,6 @@ impl FileSystem {
             tokio::time::sleep(REQUESTS).await;
             for id in old {
                 fs.answered(id);
-                if fs.sights.lock().unwrap_or_else(|p| p.into_inner()).remove(&id).is_some() {
-                    fs.pen.delete(&Key::Sights(id));
-                }
             }
         });
     }

@@ -8,7 +8,7 @@ use super::audit::AuditStatus;
 use super::errno::Errno;
 use super::journal::JournalStatus;
 use super::undeleted::Undeleted;
-use super::{FileSystem, RotationStatus};
+use super::{Ending, FileSystem, RotationStatus};
 
 /// The state of a mounted vault. Times in seconds, sizes in bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -53,6 +53,9 @@ pub struct Processes {
     pub restarts: u32,
     /// How the last one ended.
     pub last_end: Option<String>,
+    /// What that says of the requests it was at.
+    #[serde(default)]
+    pub ending: Ending,
     /// Whether the worker's memory, which holds values, stays out of the swap.
     pub worker_memory_locked: bool,
     /// The same of the keeper's, which holds the key.
@@ -176,7 +179,9 @@ impl FileSystem {
     /// Tells the file system what serves it. Only the first call counts.
     pub fn attach_processes(&self, processes: Processes) {
         // A worker takes over once.
-        let _ = self.processes.set(processes);
+        if self.processes.set(processes).is_ok() {
+            self.charge_last_death();
+        }
     }
 
     /// How things are. Never asks the vault.

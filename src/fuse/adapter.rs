@@ -1,8 +1,8 @@
 //! Between fuser and the file system: decode, one call, one reply. No logic and no state of its own.
 //!
 //! What is known is answered on the kernel's own thread; what has to ask the vault moves with its reply into a
-//! task, so that no session thread ever waits for the network. Each request has one deadline: the vault's calls
-//! are bounded by it, and a task that overruns it all the same is answered ETIMEDOUT.
+//! task, so that no session thread ever waits for the network. Each request has one deadline, counted from when the
+//! first worker got it: the vault's calls are bounded by it, and a task that overruns it all the same is answered ETIMEDOUT.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -94,17 +94,15 @@ impl Adapter {
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let unique = req.unique().0;
-        match self.fs.seen(unique) {
-            Ok(()) if unique >> 63 == 0 => self.answer(req, work(&self.fs), answer),
-            Ok(()) => {
-                let fs = self.fs.clone();
-                self.answer(req, work(&self.fs), move |result| {
-                    answer(result);
-                    fs.answered(unique);
-                });
-            }
-            Err(poison) => answer(Err(errno(poison))),
+        let step = self.fs.attend(unique, work);
+        if matches!(step, Step::Ready(_)) && unique >> 63 == 0 {
+            return self.answer(req, step, answer);
         }
+        let fs = self.fs.clone();
+        self.answer(req, step, move |result| {
+            answer(result);
+            fs.answered(unique);
+        });
     }
 
     /// Gives `answer` the result, now or when the task has ended.
@@ -117,7 +115,7 @@ impl Adapter {
         match step {
             Step::Ready(result) => answer(result.map_err(errno)),
             Step::Pending(work) => {
-                let limit = self.fs.options().timeout + GRACE;
+                let limit = self.fs.time_left(req.unique().0) + GRACE;
                 let spender = name_of_process(req.pid()).map(Arc::from);
                 self.runtime.spawn(spender::on_behalf_of(spender, async move {
                     let result = tokio::time::timeout(limit, work).await;

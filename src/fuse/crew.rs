@@ -16,6 +16,7 @@ use super::handover::{Channel, MountConfig, ToKeeper, send_config, send_seal};
 use super::keeper::WORKER_COMMAND;
 use super::process;
 use super::state::SealKey;
+use crate::fs::Ending;
 use crate::secret::SecretString;
 
 /// What a worker is started with; the same for each.
@@ -146,6 +147,14 @@ pub fn ending(status: Option<ExitStatus>) -> String {
     }
 }
 
+/// What its end says of the requests that it was at.
+pub fn verdict(status: Option<ExitStatus>) -> Ending {
+    match status.map(|status| status.signal()) {
+        Some(Some(libc::SIGKILL)) | None => Ending::Killed,
+        Some(_) => Ending::Crashed,
+    }
+}
+
 /// The deaths of workers that nobody asked for.
 #[derive(Debug, Default)]
 pub struct Deaths {
@@ -155,15 +164,17 @@ pub struct Deaths {
 
 /// So many in a minute are followed by a new worker at once.
 const AT_ONCE: usize = 3;
-/// So many in a row, and it is given up. A worker that served for a minute begins a new row.
+/// So many in a row, and it is given up, for a minute.
 const TOO_MANY: u32 = 10;
+/// A worker that served for so long begins a new row: what kills it is rare enough to live with.
+const STEADY: Duration = Duration::from_secs(5);
 const MINUTE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(32);
 
 impl Deaths {
     /// Counts one; how long to wait before the next worker, or `None` to give up.
     pub fn count(&mut self, now: Instant, served: Option<Instant>) -> Option<Duration> {
-        if served.is_some_and(|since| now.duration_since(since) >= MINUTE) {
+        if served.is_some_and(|since| now.duration_since(since) >= STEADY) {
             self.in_a_row = 0;
         }
         self.in_a_row += 1;
@@ -184,6 +195,17 @@ impl Deaths {
 /// So many deaths in a minute are followed by another process at once; the same for workers and helpers.
 pub fn at_once() -> usize {
     limits().0
+}
+
+/// How long it stays given up.
+pub fn try_again_after() -> Duration {
+    #[cfg(debug_assertions)]
+    if let Ok(text) = std::env::var("VAULTFS_TEST_AGAIN")
+        && let Ok(ms) = text.parse()
+    {
+        return Duration::from_millis(ms);
+    }
+    MINUTE
 }
 
 /// [`AT_ONCE`] and [`TOO_MANY`], but where a test wants others (`VAULTFS_TEST_DEATHS=AT_ONCE,TOO_MANY`).
@@ -214,13 +236,45 @@ mod tests {
     }
 
     #[test]
-    fn who_served_for_long_begins_anew() {
+    fn who_served_for_a_while_begins_anew() {
+        // However slow the series is: at the worst there are pauses.
+        for (seconds, longest) in [(61, 0), (33, 0), (11, 4), (6, 16)] {
+            let mut deaths = Deaths::default();
+            let mut now = Instant::now();
+            for _ in 0..50 {
+                let served = now;
+                now += Duration::from_secs(seconds);
+                let pause = deaths.count(now, Some(served)).expect("never given up");
+                assert!(pause <= Duration::from_secs(longest), "every {seconds} s: {pause:?}");
+                now += pause;
+            }
+        }
+    }
+
+    #[test]
+    fn a_try_after_giving_up_is_one_try_until_a_worker_serves_again() {
         let mut deaths = Deaths::default();
         let mut now = Instant::now();
-        for _ in 0..50 {
-            let served = now;
-            now += Duration::from_secs(61);
-            assert_eq!(deaths.count(now, Some(served)), Some(Duration::ZERO));
+        while deaths.count(now, None).is_some() {}
+        for _ in 0..3 {
+            now += MINUTE;
+            assert_eq!(deaths.count(now, Some(now)), None);
+        }
+        let served = now + MINUTE;
+        now = served + STEADY;
+        assert!(deaths.count(now, Some(served)).is_some());
+    }
+
+    #[test]
+    fn only_a_worker_that_ends_by_itself_says_much_against_its_requests() {
+        for (status, expected) in [
+            (Some(libc::SIGKILL), Ending::Killed),
+            (None, Ending::Killed),
+            (Some(libc::SIGABRT), Ending::Crashed),
+            (Some(libc::SIGSEGV), Ending::Crashed),
+            (Some(1 << 8), Ending::Crashed),
+        ] {
+            assert_eq!(verdict(status.map(ExitStatus::from_raw)), expected, "{status:?}");
         }
     }
 }

@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 
 use super::mounts::Dev;
 use super::state::SealKey;
-use crate::fs::Options;
+use crate::fs::{Ending, Options};
 use crate::secret::SecretString;
 use crate::vault::http::lazy::Start;
 
@@ -185,6 +185,9 @@ pub struct Facts {
     pub restarts: u32,
     /// How the last one ended.
     pub last_end: Option<String>,
+    /// What the end of the last worker that served says of the requests it was at.
+    #[serde(default)]
+    pub ending: Ending,
     /// The helper that is there already, 0 if none: what it asks is never taken for a program's request.
     pub helper_pid: u32,
 }

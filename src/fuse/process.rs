@@ -40,6 +40,11 @@ pub fn zombies_end(pid: u32) -> Option<ExitStatus> {
     (status != 0).then(|| ExitStatus::from_raw(status))
 }
 
+/// State T: somebody sent SIGSTOP, or a debugger holds it.
+pub fn is_stopped(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
+}
+
 /// Whether `pid` is a live keeper, and not a zombie or whoever got its number later.
 pub fn is_keeper(pid: u32) -> bool {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));

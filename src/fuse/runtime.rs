@@ -60,6 +60,8 @@ impl RuntimeDir {
         loop {
             let dir = Self::own()?;
             dir.clear_stale();
+            // Of the same keeper's from before, where there is one.
+            let _ = fs::remove_file(dir.socket(dev, keeper));
             match UnixListener::bind(dir.socket(dev, keeper)) {
                 Ok(listener) => return Ok((dir, listener)),
                 // The last mount that ended has just removed the directory.

@@ -209,6 +209,7 @@ pub fn serve(
     service.attach_processes(Processes {
         restarts: facts.restarts,
         last_end: facts.last_end.clone(),
+        ending: facts.ending,
         worker_memory_locked: memory == LockState::Locked,
         keeper_memory_locked: facts.keeper_memory == LockState::Locked,
     });

@@ -397,6 +397,33 @@ pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }
 
+/// Any number of deaths, each followed by another worker at once.
+pub const IMMORTAL: (&str, &str) = ("VAULTFS_TEST_DEATHS", "1000000,1000000");
+
+/// The child of that name that lives now, found without asking anybody.
+pub fn child_of(keeper: i32, name: &str) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
+    let is_it = |pid: &i32| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        comm.trim() == name && !stat.contains(") Z ")
+    };
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_it)
+}
+
+pub fn worker_of(keeper: i32) -> Option<i32> {
+    child_of(keeper, "vaultfs-worker")
+}
+
+pub fn kill(keeper: i32, name: &str) {
+    let child = wait(|| child_of(keeper, name), Duration::from_secs(20));
+    signal(child.unwrap_or_else(|| panic!("there is no {name}")), nix::sys::signal::Signal::SIGKILL);
+}
+
+pub fn kill_worker(keeper: i32) {
+    kill(keeper, "vaultfs-worker");
+}
+
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use vaultfs::clock::Clock;
+use vaultfs::clock::{Clock, SystemClock};
 use vaultfs::secret::SecretString;
 use vaultfs::server::owner::ServeOptions;
 use vaultfs::vault::http::key::ApiKey;
@@ -34,6 +34,9 @@ impl Clock for MovedClock {
     }
     fn wall(&self) -> SystemTime {
         SystemTime::now() + self.moved()
+    }
+    fn since_boot(&self) -> Duration {
+        SystemClock.since_boot() + self.moved()
     }
 }
 

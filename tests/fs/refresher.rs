@@ -112,6 +112,9 @@ impl Clock for Skewed {
         let off = Duration::from_millis(ahead.unsigned_abs());
         if ahead < 0 { self.right.wall() - off } else { self.right.wall() + off }
     }
+    fn since_boot(&self) -> Duration {
+        self.right.since_boot()
+    }
 }
 
 /// A mount of a vault of 250 names in kv, all of them known, with a clock that is ahead, and that tells so or not.

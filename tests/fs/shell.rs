@@ -53,6 +53,9 @@ impl Clock for PausedClock {
         let look = Duration::from_nanos(self.looks.fetch_add(1, Ordering::Relaxed));
         self.wall + self.start.elapsed() + look
     }
+    fn since_boot(&self) -> Duration {
+        self.start.elapsed()
+    }
 }
 
 /// The kernel as far as the file system asks something of it.

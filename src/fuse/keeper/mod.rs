@@ -6,8 +6,8 @@
 //!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts.
 //! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount.
 //! 4. When the worker dies, a successor takes over at once (`succession`): same device, same state, same control socket. Programs only
-//!    wait. Where they keep dying (`crew`) there are pauses, and at last everything on the mount is EIO (`refuse`): it
-//!    is not unmounted, because below it is a plain directory, where what programs go on writing would be on disk.
+//!    wait. Where they keep dying (`crew`) there are pauses, and at last everything on the mount is EIO (`refuse`), but
+//!    for a try each minute: it is not unmounted, because below it is a plain directory, where what programs go on writing would be on disk.
 //! 5. A kernel that cannot send again what a dead worker had read (before Linux 6.9) gets a new mount in the old one's
 //!    place: what was in flight fails, and what was open; what is unsaved goes on.
 //! 6. waitpid(2) is not enough to see a worker's death: a thread stuck in a call on the own mount keeps the
@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use super::crew::{Deaths, Equipment, Worker, ending};
+use super::crew::{self, Deaths, Equipment, Worker, ending};
 use super::handover::{
     Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config, take_standard,
 };
@@ -40,6 +40,7 @@ use super::mounts::{self, Dev};
 use super::refuse;
 use super::runtime::{Record, RuntimeDir};
 use super::state::{self, SealKey};
+use crate::fs::Ending;
 use crate::harden::LockState;
 use crate::secret::SecretString;
 use event::{Event, take_signals};
@@ -114,7 +115,7 @@ enum Phase {
     Serving,
     /// To start another worker.
     Pausing(Instant),
-    /// For nothing: every request is refused.
+    /// To try another worker, in a while: every request is refused.
     Broken,
     Draining(Instant),
     Leaving(Instant),
@@ -147,6 +148,10 @@ struct Keeper {
     deaths: Deaths,
     restarts: u32,
     last_end: Option<String>,
+    /// What the end of the last worker that served says of the requests it was at.
+    ending: Ending,
+    /// When another worker is tried, where everything is refused.
+    again_at: Option<Instant>,
     /// Signals that came while a worker was being started.
     later: VecDeque<Event>,
     /// The worker has said that its session is over.
@@ -180,6 +185,8 @@ impl Keeper {
             deaths: Deaths::default(),
             restarts: 0,
             last_end: None,
+            ending: Ending::default(),
+            again_at: None,
             later: VecDeque::new(),
             session_over: false,
         };
@@ -260,7 +267,7 @@ impl Keeper {
         loop {
             let event = match self.later.pop_front() {
                 Some(event) => event,
-                None => self.next_event(None, self.phase.until()),
+                None => self.next_event(None, self.phase.until().or(self.again_at)),
             };
             match (event, self.phase) {
                 (Event::Stop, Phase::Serving) => {
@@ -277,6 +284,7 @@ impl Keeper {
                     return 1;
                 }
                 (Event::Timeout, Phase::Pausing(_)) => self.succeed(),
+                (Event::Timeout, Phase::Broken) => self.try_again(),
                 (Event::Request, Phase::Broken) => {
                     if !self.refuse() {
                         self.abandon();
@@ -310,6 +318,7 @@ impl Keeper {
                     if self.session_over || matches!(phase, Phase::Ending(_)) {
                         return self.finish(status);
                     }
+                    self.weigh(crew::verdict(status));
                     self.worker_died(ending(status));
                 }
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),

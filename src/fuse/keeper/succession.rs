@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::event::Event;
 use super::{Front, Keeper, Phase};
-use crate::fuse::crew::{Worker, ending};
+use crate::fs::Ending;
+use crate::fuse::crew::{self, Worker, ending};
 use crate::fuse::handover::{Facts, Failed, ToKeeper, ToWorker};
 use crate::fuse::kernel::{self, Mounted};
+use crate::fuse::runtime::RuntimeDir;
 
 /// How long a successor may take from its start to serving.
 const TAKEOVER: Duration = Duration::from_secs(30);
@@ -63,6 +65,7 @@ impl Keeper {
             keeper_memory: self.memory.clone(),
             restarts: self.restarts,
             last_end: self.last_end.clone(),
+            ending: self.ending,
             helper_pid: helper.pid(),
         };
         let is_new = self.init_reply.is_empty();
@@ -119,6 +122,13 @@ impl Keeper {
                 }
                 Event::FrontGone | Event::Request | Event::Timeout => {}
             }
+        }
+    }
+
+    /// A worker is gone: what that says of the requests it was at. One that has not served was at none.
+    pub(super) fn weigh(&mut self, ending: Ending) {
+        if self.worker.as_ref().is_some_and(|worker| worker.serving_since.is_some()) {
+            self.ending = ending;
         }
     }
 
@@ -212,7 +222,8 @@ impl Keeper {
             }
         };
         tracing::info!("{} takes over", path.display());
-        // What it had read and not answered the successor gets again.
+        // What it had read and not answered the successor gets again, and none of it is to blame.
+        self.weigh(Ending::Ordered);
         if let Some(old) = &mut self.worker {
             old.kill();
         }
@@ -234,9 +245,12 @@ impl Keeper {
     /// Workers keep dying: from now on everything is refused.
     fn give_up(&mut self, how: &str) {
         let path = self.mountpoint().display().to_string();
+        let again = crew::try_again_after();
+        self.again_at = Some(Instant::now() + again);
+        let again = again.as_secs();
         let why = format!(
-            "its worker keeps dying ({how}; see the log): everything on it fails with EIO; `vaultfs unmount --force \
-             {path}` removes it, and what was not stored is lost then"
+            "its worker keeps dying ({how}; see the log): everything on it fails with EIO; another one is tried in \
+             {again} s, and so on; `vaultfs unmount --force {path}` removes it, and what was not stored is lost then"
         );
         tracing::error!("{path}: {why}");
         // Nobody listens any more: who asks finds the record.
@@ -250,6 +264,23 @@ impl Keeper {
             }
         }
         self.phase = Phase::Broken;
+    }
+}
+
+impl Keeper {
+    /// What workers died of may be over: one more. Who asks meanwhile waits.
+    pub(super) fn try_again(&mut self) {
+        tracing::info!("another worker is tried");
+        self.again_at = None;
+        let made = self.dev().map(|dev| RuntimeDir::listen(dev, std::process::id()));
+        match made {
+            Some(Ok((directory, listener))) => {
+                (self.directory, self.listener) = (directory, Some(listener));
+                self.succeed();
+            }
+            Some(Err(e)) => self.give_up(&format!("the control socket cannot be made: {e}")),
+            None => {}
+        }
     }
 }
 
