@@ -1,11 +1,12 @@
 //! vaultfs: a secrets vault as a directory.
 //!
 //! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`,
-//! `clock`, `crash`.
+//! `clock`, `crash`, `console`.
 //! `tests/layering.rs` checks it.
 
 pub mod cli;
 pub mod clock;
+pub mod console;
 pub mod crash;
 pub mod fs;
 pub mod fuse;

@@ -1,4 +1,5 @@
-//! Imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`, `clock`, `crash`.
+//! Imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`, `clock`, `crash`,
+//! `console`.
 //!
 //! Reads the sources as text: every `crate::…` path, in `use` or in code, must lead to the same layer or to a
 //! lower one, and crates that stand for a layer's job are named in that layer only.
@@ -16,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["vault"],
     &["heap"],
     &["harden"],
-    &["secret", "clock", "crash"],
+    &["secret", "clock", "crash", "console"],
 ];
 
 /// Crates and the only layers that may name them. (Of reqwest, `cli` uses the URL parser.)
@@ -28,6 +29,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("anyhow", &["cli"]),
 ];
+
+/// What writes to the standard streams, or leads there: it panics, or fails, where nobody reads, and is for `console` only.
+const STREAMS: &[&str] = &["println!", "print!", "eprintln!", "eprint!", "dbg!", "io::stdout", "io::stderr"];
 
 fn rank(layer: &str) -> Option<usize> {
     LAYERS.iter().position(|row| row.contains(&layer))
@@ -105,6 +109,11 @@ fn violations(layer: &str, depth: usize, source: &str) -> Vec<String> {
             }
         }
     }
+    for word in STREAMS.iter().filter(|_| layer != "console") {
+        for (at, _) in code.match_indices(word).filter(|(at, _)| !code[..*at].ends_with(is_word)) {
+            wrong.push(format!("line {}: {word} panics where nobody reads: use crate::console", line(at)));
+        }
+    }
     wrong
 }
 
@@ -160,6 +169,8 @@ fn the_check_sees_what_it_should() {
         ("cli", 2, "use crate::{fuse, server, fs};", 0),
         ("fs", 2, "use fuser::Session;", 1),
         ("fs", 2, "fn f(e: reqwest::Error, a: axum::Router) {}", 2),
+        ("cli", 2, "fn f() { println!(\"a\"); std::io::stderr(); }", 2),
+        ("console", 1, "fn f() { eprint!(\"a\"); }", 0),
         ("fs", 2, "use my_axum::Router;\nlet anyhow = 1;", 0),
     ] {
         assert_eq!(violations(layer, depth, source).len(), count, "{layer}: {source}");

@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -337,4 +338,73 @@ fn a_terminal_sees_how_a_drain_goes_on() {
     server.resume();
     run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();
     mount.unmount_done();
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_stops_nothing() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let (mut front, said) = in_foreground(&mut server.mount_command(&place, &["-f", "-vv"]));
+    let mount = Mount::adopt(place);
+    let (_, worker) = mount.pids();
+    drop(said);
+    spoil(&server, &mount);
+    assert_eq!(fs::read_to_string(mount.path("lost")).unwrap(), "precious");
+    assert_eq!(mount.pids().1, worker, "it goes on");
+    server.resume();
+    let place = mount.unmount();
+    assert_eq!(front.ends().code(), Some(0));
+    let embedded = place.embedded();
+    assert_eq!(run(place.vaultfs(["get", &embedded, "lost"]).env_remove("XDG_DATA_HOME")).ok(), "precious");
+}
+
+#[test]
+fn a_log_whose_reader_sleeps_stops_nothing() {
+    let (mut front, said) = {
+        let place = Place::new();
+        let (front, said) = in_foreground(&mut place.mount_command(&["-f", "-vv"]));
+        nix::fcntl::fcntl(said.get_ref(), nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+        let mount = Mount::adopt(place);
+        for n in 0..200 {
+            fs::write(mount.path(format!("f{n}")), "value").unwrap();
+        }
+        assert_eq!(fs::read_to_string(mount.path("f7")).unwrap(), "value");
+        mount.unmount();
+        (front, said)
+    };
+    let full = nix::poll::PollFd::new(said.get_ref().as_fd(), nix::poll::PollFlags::POLLIN);
+    assert_eq!(nix::poll::poll(&mut [full], nix::poll::PollTimeout::ZERO), Ok(1), "it was not read");
+    assert_eq!(front.ends().code(), Some(0));
+}
+
+#[test]
+fn what_cannot_be_said_changes_no_exit_code() {
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let place = Place::new();
+    let server = Server::start(&place);
+    server.silence();
+    // Says that the vault does not answer yet.
+    let code = |command: &mut Command| command.stdin(Stdio::null()).stderr(full()).status().unwrap().code();
+    assert_eq!(code(&mut server.mount_command(&place, &["--lazy"])), Some(0));
+    server.resume();
+    let mount = Mount::adopt(place);
+    spoil(&server, &mount);
+    assert_eq!(code(mount.vaultfs(["unmount"]).arg(mount.mnt())), Some(7));
+    assert_eq!(code(mount.vaultfs(["status"]).arg("/nowhere")), Some(5));
+
+    for args in [&["status"] as &[&str], &["status", "--json"], &["pending"], &["pending", "--save", "lost"]]
+    {
+        let said = mount.vaultfs(args).arg(mount.mnt()).stdout(full()).output().unwrap();
+        let error = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(1), "{args:?}: {error}");
+        assert!(error.starts_with("vaultfs: cannot write to standard output: "), "{args:?}: {error}");
+    }
+    for args in [&["--help"] as &[&str], &["mount", "--help"], &["generate", "completions", "bash"]] {
+        assert_eq!(mount.vaultfs(args).stdout(full()).status().unwrap().code(), Some(1), "{args:?}");
+    }
+    // A reader that had enough.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(mount.vaultfs(["status"]).arg(mount.mnt()).stdout(writer).status().unwrap().code(), Some(0));
+    server.resume();
 }

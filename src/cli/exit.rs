@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::console;
 use crate::vault::{self, ErrorKind};
 
 /// Why a command failed, as scripts see it (README, "Exit codes").
@@ -74,7 +75,7 @@ impl Failure {
 
     /// Says it on standard error and gives the code.
     pub fn report(&self) -> ExitCode {
-        eprintln!("vaultfs: {}", self.message);
+        console::say(&self.message);
         ExitCode::from(self.exit as u8)
     }
 }

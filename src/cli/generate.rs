@@ -2,7 +2,7 @@
 //!
 //! Hidden: `scripts/package` runs it, and who packages vaultfs by other means.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use clap_complete::Shell;
 
 use super::exit::{Exit, Failure};
-use super::{completions, man};
+use super::{completions, man, output};
 
 /// Write man pages or shell completions
 #[derive(Debug, Args)]
@@ -42,7 +42,7 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
             Failure::new(Exit::Failed, sentence)
         })?,
         What::Completions { shell } => {
-            io::stdout().write_all(completions::script(shell).as_bytes())?;
+            output::print(|out| out.write_all(completions::script(shell).as_bytes()))?;
         }
     }
     Ok(ExitCode::SUCCESS)

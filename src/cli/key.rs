@@ -20,8 +20,8 @@ use zeroize::Zeroizing;
 
 use super::connect::{ConnectArgs, connect_keys};
 use super::exit::{Exit, Failure};
-use super::objects::output::Output;
 use super::objects::read_stdin;
+use super::output::Output;
 use crate::clock::SystemClock;
 use crate::secret::{SecretBytes, SecretString};
 use crate::vault::envelope::{DataKey, Envelope, EnvelopeError};

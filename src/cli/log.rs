@@ -23,6 +23,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::journal::{self, JOURNAL};
 use super::values::home;
+use crate::console;
 
 /// A log file is renamed away beyond this size.
 const MAX_FILE: u64 = 4 << 20;
@@ -95,7 +96,7 @@ impl LogConfig {
 /// Whether systemd connected standard error to the journal (systemd.exec(5), `JOURNAL_STREAM`).
 fn stderr_is_journal() -> bool {
     let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
-    let own = File::from(match io::stderr().as_fd().try_clone_to_owned() {
+    let own = File::from(match console::stderr().as_fd().try_clone_to_owned() {
         Ok(fd) => fd,
         Err(_) => return false,
     });
@@ -145,10 +146,14 @@ pub fn start(config: &LogConfig, mountpoint: &Path) {
         // Other crates may print what passes through them: never at their most verbose.
         _ => "info,vaultfs=trace,fuser=error",
     };
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_ansi(false).with_target(false);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_ansi(false)
+        .with_target(false)
+        // It would complain about the log on standard error, with a macro that panics where that is gone.
+        .log_internal_errors(false);
     let started = match &config.target {
-        Target::Stderr => lines.with_writer(io::stderr).try_init(),
+        Target::Stderr => lines.with_writer(|| console::LogStream).try_init(),
         Target::Journal => tracing_subscriber::registry()
             .with(journal::Journal::new(mountpoint).with_filter(EnvFilter::new(filter)))
             .try_init()
@@ -169,8 +174,7 @@ pub fn start(config: &LogConfig, mountpoint: &Path) {
 /// Makes panics say no more than where they happened, on standard error: for every process, until it has a log.
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        // Nobody may read it any more, and a panic in here would abort.
-        let _ = writeln!(io::stderr(), "vaultfs: {}", bug(panic));
+        console::say(bug(panic));
     }));
 }
 

@@ -15,6 +15,7 @@ pub mod mount;
 pub mod mount8;
 pub mod mount_options;
 pub mod objects;
+mod output;
 pub mod parse;
 pub mod pending;
 pub mod progress;
@@ -95,8 +96,10 @@ pub fn main() -> ExitCode {
     if internal {
         return end(daemon::run(Internal::parse().command));
     }
-    let cli = Cli::try_parse_from(mount_options::expand_options(std::env::args_os()))
-        .unwrap_or_else(|e| parse::without_values(e).exit());
+    let cli = match Cli::try_parse_from(mount_options::expand_options(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(e) => return help(&parse::without_values(e)),
+    };
     let result = match cli.command {
         Command::Mount(args) => mount::run(*args),
         Command::Unmount(args) => unmount::run(args),
@@ -111,6 +114,16 @@ pub fn main() -> ExitCode {
         Command::Objects(command) => objects::run(command),
     };
     end(result)
+}
+
+/// What was asked for instead of a command, or what is wrong with the command line.
+fn help(e: &clap::Error) -> ExitCode {
+    match e.print() {
+        Err(unwritten) if !e.use_stderr() => {
+            end(output::heard(Err(unwritten)).map(|_| ExitCode::SUCCESS).map_err(Into::into))
+        }
+        _ => ExitCode::from(e.exit_code() as u8),
+    }
 }
 
 fn end(result: anyhow::Result<ExitCode>) -> ExitCode {

@@ -22,6 +22,7 @@ use super::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
 use super::exit::{Exit, Failure};
 use super::log::LogConfig;
 use super::{mount_options, service, values};
+use crate::console;
 use crate::fs::Options;
 use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config};
 use crate::fuse::mounts::Dev;
@@ -222,7 +223,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
     let mountpoint = mountpoint::check(&args.mountpoint, args.nonempty).map_err(|e| failed(&e))?;
     keep_off(&mountpoint, &spec, args.audit.as_ref())?;
     if !args.allow_other && options.uid != nix::unistd::geteuid().as_raw() {
-        eprintln!("vaultfs: hint: without --allow-other nobody but you can enter, whoever --uid names");
+        console::say("hint: without --allow-other nobody but you can enter, whoever --uid names");
     }
     let log = LogConfig::choose(&mountpoint, args.log.as_deref(), args.foreground, args.verbose)
         .map_err(|e| Failure::new(Exit::Failed, format!("the log cannot be written: {e}")))?;
@@ -299,7 +300,8 @@ impl MountArgs {
             // What comes after an unknown name=value may be the rest of that value, if there was a comma in it.
             let rest = !option.contains('=') && named.as_ref().is_some_and(|before| before.contains('='));
             if !rest {
-                eprintln!("vaultfs: hint: -o {} is not known and was ignored", mount_options::shown(&option));
+                let shown = mount_options::shown(&option);
+                console::say(format_args!("hint: -o {shown} is not known and was ignored"));
                 named = Some(option);
             }
         }
@@ -385,7 +387,7 @@ fn start_keeper(
     let (Some(pipe), Some(said)) = (pipe, said) else { anyhow::bail!("no pipes to the keeper") };
     send_config(pipe, config, key)?;
     if matches!(config.start, Start::Wait(_)) && !speaks_within(&said, BEFORE_TOLD)? {
-        eprintln!("vaultfs: waiting for the vault; the log says why it is not there yet");
+        console::say("waiting for the vault; the log says why it is not there yet");
     }
     let mut line = String::new();
     BufReader::new(said).read_line(&mut line)?;

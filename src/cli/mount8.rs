@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, setns};
 use super::connect::SYSTEM_VAULT;
 use super::exit::{Exit, Failure};
 use super::{Cli, Command, mount, mount_options, parse, unmount};
+use crate::console;
 
 /// mount(8)'s exit code for a command line or a permission that will not do.
 const USAGE: u8 = 1;
@@ -156,7 +157,7 @@ fn end(name: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => return code,
         Err(e) => Failure::from(e),
     };
-    eprintln!("{name}: {}", failure.message);
+    console::line(format_args!("{name}: {}", failure.message));
     ExitCode::from(if failure.exit == Exit::Usage { USAGE } else { FAILED })
 }
 

@@ -7,6 +7,7 @@
 
 use std::ffi::OsString;
 
+use crate::console;
 use clap::CommandFactory;
 
 /// They are so anyway, or speak to mount(8), systemd or the boot.
@@ -113,7 +114,9 @@ fn expand_option(option: &str, out: &mut Vec<OsString>) {
         "atime" | "strictatime" | "relatime" => return out.retain(|arg| arg != "--noatime"),
         "symfollow" => return out.retain(|arg| arg != "--nosymfollow"),
         "suid" | "dev" => {
-            eprintln!("vaultfs: hint: -o {name} has no effect, vaults are always mounted nosuid,nodev");
+            console::say(format_args!(
+                "hint: -o {name} has no effect, vaults are always mounted nosuid,nodev"
+            ));
             return;
         }
         _ => {}

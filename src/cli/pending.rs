@@ -4,15 +4,17 @@
 //! which shows what was written.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::exit::{Exit, Failure};
-use super::objects::output::unless_unread;
+use super::output::{self, Output};
+use crate::console;
 use crate::fs::{Undeleted, Unsaved};
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate;
@@ -73,7 +75,10 @@ pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
             _ => return Err(odd(&mount).into()),
         };
     }
-    show(&left, args.json).or_else(unless_unread)?;
+    output::print(|out| show(out, &left, args.json))?;
+    if left.is_empty() && !args.json {
+        console::say("the vault has everything");
+    }
     Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(Exit::Unsaved as u8) })
 }
 
@@ -138,12 +143,17 @@ fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
     let write =
         list(mount)?.unsaved.into_iter().find(|write| write.name == name).ok_or_else(|| not_pending(name))?;
     let mut file = File::open(mount.mountpoint.join(&write.path))?;
-    std::io::copy(&mut file, &mut std::io::stdout().lock()).map(drop).or_else(unless_unread)?;
-    Ok(ExitCode::SUCCESS)
+    let mut out = Output::new();
+    let mut part = Zeroizing::new(vec![0; 64 * 1024]);
+    loop {
+        let n = file.read(&mut part)?;
+        if n == 0 || !out.bytes(&part[..n])? {
+            return Ok(out.finish()?);
+        }
+    }
 }
 
-fn show(left: &Left, as_json: bool) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn show(out: &mut Vec<u8>, left: &Left, as_json: bool) -> std::io::Result<()> {
     if as_json {
         let undeleted = left.undeleted.iter().map(|one| {
             json!({ "name": one.name, "path": one.path, "error": one.error, "retried": one.retried, "undeleted": true })
@@ -157,9 +167,6 @@ fn show(left: &Left, as_json: bool) -> std::io::Result<()> {
     }
     for one in &left.undeleted {
         writeln!(out, "undeleted  {:>6}  {}  {}", "-", one.name.escape_debug(), one.error)?;
-    }
-    if left.is_empty() {
-        eprintln!("vaultfs: the vault has everything");
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! On standard error, and only when that is a terminal: scripts and logs never see it. The line is written over and
 //! taken away at the end, so what is printed afterwards stands alone.
 
-use std::io::{self, IsTerminal, Write};
+use crate::console;
 
 /// The line; nothing is shown before the first [`Progress::say`].
 #[derive(Debug)]
@@ -15,24 +15,21 @@ pub struct Progress {
 impl Progress {
     /// For standard error as it is.
     pub fn on_stderr() -> Self {
-        Self { terminal: io::stderr().is_terminal(), shown: false }
+        Self { terminal: console::is_watched(), shown: false }
     }
 
     /// Shows this instead of what was shown.
     pub fn say(&mut self, text: &str) {
         if self.terminal {
             self.shown = true;
-            // A terminal that is gone is no reason to stop.
-            let _ = write!(io::stderr(), "\r\x1b[K{text}");
-            let _ = io::stderr().flush();
+            console::raw(&format!("\r\x1b[K{text}"));
         }
     }
 
     /// Takes the line away.
     pub fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-            let _ = io::stderr().flush();
+            console::raw("\r\x1b[K");
         }
     }
 }

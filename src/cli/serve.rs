@@ -3,7 +3,6 @@
 //! Standard output is one line, the URL, printed when connections are accepted: a script waits for it, and a service
 //! manager is told at the same moment.
 
-use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -15,8 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
+use super::output::Output;
 use super::serve_key::{self, ServeCommand};
 use super::{service, values};
+use crate::console;
 use crate::harden::{self, LockState};
 use crate::heap;
 use crate::server::dir::DataDir;
@@ -133,8 +134,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}: choose another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
     let listening = owner.listen(Some(Tcp { listener, tls }))?;
-    writeln!(std::io::stdout(), "{scheme}://{address}")?;
-    std::io::stdout().flush()?;
+    say_where(&format!("{scheme}://{address}"))?;
     service::tell(&format!("READY=1\nSTATUS=serving {scheme}://{address}"));
     listening
         .run(async {
@@ -148,12 +148,22 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Told once; who does not read it may have the server all the same.
+fn say_where(url: &str) -> Result<(), Failure> {
+    let mut out = Output::new();
+    out.line(url)?;
+    out.finish().map(drop)
+}
+
 /// Logs warnings, and more with each `-v`, on standard error.
 pub fn log_to_stderr(verbose: u8) {
     let level = ["vaultfs=warn", "vaultfs=info", "vaultfs=debug"][usize::from(verbose.min(2))];
     // https://no-color.org
-    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi);
+    let ansi = console::is_watched() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(|| console::LogStream)
+        .with_ansi(ansi)
+        .log_internal_errors(false);
     // Another subscriber in this process stays: it was there first.
     let _ = subscriber.with_env_filter(EnvFilter::new(level)).try_init();
 }

@@ -3,10 +3,11 @@
 //! A key is shown once, when it is made: the vault keeps a keyed hash of it. What is revoked is refused from
 //! the next request on.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::exit::{Exit, Failure};
+use super::output::Output;
+use crate::console;
 use crate::server::owner::{self, ServeOptions};
 use crate::server::service::{Service, ServiceError};
 use crate::server::store::{Permission, Permissions, StoreError};
@@ -58,16 +59,17 @@ pub async fn run(data: &Path, master: Option<PathBuf>, command: ServeCommand) ->
     let options = ServeOptions { master_key_file: master, ..ServeOptions::default() };
     let service = owner::open_beside(data, options).await?;
     let ServeCommand::Key(command) = command;
-    let mut out = std::io::stdout();
     match command {
         KeyCommand::Add { permissions, name } => {
             let key = owner::new_api_key()?;
             let row = service.add_key(&key, &name, Permissions::of(&permissions)).await?;
             // The one place where a key is printed: it was asked for, and is not kept anywhere.
-            writeln!(out, "{}", key.expose())?;
-            eprintln!("made {} ({}): the key is shown this once", row.id, row.permissions);
+            let mut out = Output::new();
+            out.line(key.expose())?;
+            out.finish()?;
+            console::line(format_args!("made {} ({}): the key is shown this once", row.id, row.permissions));
         }
-        KeyCommand::List => list(&service, &mut out).await?,
+        KeyCommand::List => list(&service).await?,
         KeyCommand::Revoke { id } => service.revoke_key(&id).await.map_err(|e| match e {
             ServiceError::Store(StoreError::NotFound) => {
                 anyhow::Error::new(Failure::new(Exit::NotFound, "there is no key with this id: see key list"))
@@ -78,11 +80,12 @@ pub async fn run(data: &Path, master: Option<PathBuf>, command: ServeCommand) ->
     Ok(())
 }
 
-async fn list(service: &Service, out: &mut impl Write) -> anyhow::Result<()> {
+async fn list(service: &Service) -> anyhow::Result<()> {
+    let mut out = Output::new();
     for key in service.keys().await? {
         // A name is a person's text: in the list it stays on its line.
         let name = key.name.escape_debug();
-        writeln!(out, "{}\t{}\t{}\t{name}", key.id, key.permissions, key.created_at)?;
+        out.line(&format!("{}\t{}\t{}\t{name}", key.id, key.permissions, key.created_at))?;
     }
-    Ok(())
+    Ok(out.finish().map(drop)?)
 }

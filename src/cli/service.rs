@@ -22,6 +22,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use super::status;
+use crate::console;
 use crate::fs::Status;
 use crate::fuse::probe::{self, ProbeError};
 
@@ -48,7 +49,7 @@ pub fn stay(mut keeper: Child, mountpoint: &Path) -> anyhow::Result<ExitCode> {
     }
     set.thread_block()?;
     let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?;
-    eprintln!("vaultfs: {} is mounted", mountpoint.display());
+    console::say(format_args!("{} is mounted", mountpoint.display()));
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let (stop, stopped) = channel::<()>();
     if managed {
@@ -143,6 +144,6 @@ pub fn tell(state: &str) {
         socket.send_to_addr(state.as_bytes(), &address)
     });
     if let Err(e) = told {
-        eprintln!("vaultfs: hint: the service manager cannot be told how it goes: {e}");
+        console::say(format_args!("hint: the service manager cannot be told how it goes: {e}"));
     }
 }

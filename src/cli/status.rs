@@ -12,7 +12,8 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
-use super::objects::output::unless_unread;
+use super::output;
+use crate::console;
 use crate::fs::{AuditStatus, Status};
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::mounts::{self, Entry};
@@ -53,20 +54,19 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         None => all()?,
     };
     let found: Vec<Value> = entries.iter().map(ask).collect();
-    print(&found, args.json).or_else(unless_unread)?;
+    output::print(|out| print(out, &found, args.json))?;
     let all_answer = found.iter().all(|mount| mount.get("problem").is_none());
     Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
 }
 
-fn print(found: &[Value], as_json: bool) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn print(out: &mut Vec<u8>, found: &[Value], as_json: bool) -> std::io::Result<()> {
     if as_json {
         return writeln!(out, "{}", serde_json::to_string_pretty(&found)?);
     }
     if found.is_empty() {
-        eprintln!("vaultfs: no vault is mounted");
+        console::say("no vault is mounted");
     }
-    found.iter().try_for_each(|mount| show(&mut out, mount))
+    found.iter().try_for_each(|mount| show(out, mount))
 }
 
 /// The mounts that [`run`] would show, each with what is wrong with it.

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::exit::{Exit, Failure};
 use super::progress::Progress;
+use crate::console;
 use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::handover;
@@ -175,7 +176,7 @@ fn take_away(entry: &Entry, lazy: bool) -> Result<bool, Failure> {
         let users = busy::users(entry);
         if lazy {
             kernel::unmount(&entry.mountpoint, entry.dev, Mode::Lazy).map_err(failed)?;
-            eprintln!("vaultfs: {path} is detached; it ends when these let go: {}", names(&users));
+            console::say(format_args!("{path} is detached; it ends when these let go: {}", names(&users)));
             return Ok(false);
         }
         if !users.is_empty() || Instant::now() >= end {
@@ -273,7 +274,7 @@ fn force(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
 
 /// A worker that does not even end when it is told to.
 fn kill_all(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
-    eprintln!("vaultfs: the worker does not answer: killing it; what was unsaved is lost");
+    console::say("the worker does not answer: killing it; what was unsaved is lost");
     // The keeper would start another worker: it goes first, and cannot clean up, which is for us to do then.
     let workers = process::children_of(mount.keeper_pid);
     for pid in [mount.keeper_pid].into_iter().chain(workers) {
@@ -322,6 +323,6 @@ fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCo
         .into());
     }
     mountpoint::remove_dead(path, entry).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
-    eprintln!("vaultfs: {} was a dead mount; it is removed", path.display());
+    console::say(format_args!("{} was a dead mount; it is removed", path.display()));
     Ok(ExitCode::SUCCESS)
 }

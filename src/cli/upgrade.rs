@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::exit::{Exit, Failure};
 use crate::VERSION;
+use crate::console;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate;
 use crate::fuse::mounts::{self, LiveMount};
@@ -51,7 +52,7 @@ pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
     }
     for mount in &mounts {
         upgrade(mount, &program)?;
-        eprintln!("vaultfs: {} is served by {VERSION} now", mount.mountpoint.display());
+        console::say(format_args!("{} is served by {VERSION} now", mount.mountpoint.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::Dev;
+use crate::console;
 
 /// The hidden command that looks.
 pub const COMMAND: &str = "probe";
@@ -115,8 +116,8 @@ pub fn read_child(path: &Path) -> io::Result<()> {
         }
     };
     bytes.push(errno);
-    io::stdout().write_all(&bytes)?;
-    io::stdout().flush()
+    console::stdout().write_all(&bytes)?;
+    console::stdout().flush()
 }
 
 /// The child: looks and prints.
@@ -131,8 +132,7 @@ pub fn child(path: &Path) -> io::Result<()> {
     };
     let seen =
         Seen { canonical: canonical(path).map_err(errno), stat, statfs: statfs(path).map_err(errno), empty };
-    println!("{}", serde_json::to_string(&seen)?);
-    Ok(())
+    writeln!(console::stdout(), "{}", serde_json::to_string(&seen)?)
 }
 
 fn canonical(path: &Path) -> io::Result<PathBuf> {

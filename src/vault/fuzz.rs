@@ -26,5 +26,5 @@ where
         TestRunner::new(config.clone()).run(strategy, &check).unwrap();
         cases += u64::from(ROUND);
     }
-    eprintln!("{what}: {cases} made-up inputs in {seconds} s");
+    crate::console::line(format_args!("{what}: {cases} made-up inputs in {seconds} s"));
 }

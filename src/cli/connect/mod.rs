@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::values;
 use crate::clock::Clock;
+use crate::console;
 use crate::fuse::mounts;
 use crate::harden;
 use crate::secret::SecretString;
@@ -211,7 +212,7 @@ impl ConnectArgs {
         }
         let (secret, file) = self.find_key()?;
         if !secret.expose().starts_with("sk_") {
-            eprintln!("vaultfs: hint: API keys usually start with sk_, and this one does not");
+            console::say("hint: API keys usually start with sk_, and this one does not");
         }
         spec.key_file = file;
         Ok((spec, ApiKeyInput { secret: Some(secret) }))
@@ -322,7 +323,7 @@ fn of_the_one_mount(
             return Err(Failure::new(Exit::Key, sentence));
         }
     };
-    eprintln!("vaultfs: using the vault mounted at {at}");
+    console::say(format_args!("using the vault mounted at {at}"));
     Ok((spec, ApiKeyInput { secret }))
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::connect::ConnectArgs;
 use super::exit::{Exit, Failure};
-use super::objects::output::unless_unread;
+use super::output;
 use super::status::counted;
 
 /// Look for what would get in the way of a mount, and say how to mend it
@@ -87,13 +87,12 @@ pub fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     }
     let mut found = machine::examine(&machine::Machine::new(&args.root));
     found.extend(vault::examine(&args.connect)?);
-    print(&found, args.json).or_else(unless_unread)?;
+    output::print(|out| print(out, &found, args.json))?;
     let worst = found.iter().map(|finding| finding.level).max();
     Ok(if worst == Some(Level::Problem) { ExitCode::from(Exit::Failed as u8) } else { ExitCode::SUCCESS })
 }
 
-fn print(found: &[Finding], as_json: bool) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn print(out: &mut Vec<u8>, found: &[Finding], as_json: bool) -> std::io::Result<()> {
     if as_json {
         return writeln!(out, "{}", serde_json::to_string_pretty(found)?);
     }

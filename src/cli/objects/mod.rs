@@ -4,7 +4,7 @@
 //! work with a few requests and leaves. A save here keeps the promises of a save through a mount: one
 //! version, none for equal bytes, an answer only when the vault has it.
 
-pub(super) mod output;
+mod lines;
 mod save;
 
 use std::io::{self, IsTerminal, Read};
@@ -16,12 +16,14 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use self::output::{Output, log_line, ls_line};
+use self::lines::{log_line, ls_line};
 use self::save::{Saved, delete, save};
 use super::connect::{ConnectArgs, ConnectSpec, Connected, connect, connect_to_write};
 use super::exit::{Exit, Failure};
+use super::output::Output;
 use super::progress::Progress;
 use crate::clock::SystemClock;
+use crate::console;
 use crate::harden;
 use crate::secret::SecretBytes;
 use crate::vault::codec::{self, Format};
@@ -360,7 +362,10 @@ async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
         let old = session.old(&meta, &info).await?;
         if save(session, &name, |_| Ok(old.clone())).await? == Saved::Equal {
             let number = args.version;
-            eprintln!("vaultfs: {:?} holds the bytes of version {number} already: nothing to do", name);
+            console::say(format_args!(
+                "{:?} holds the bytes of version {number} already: nothing to do",
+                name
+            ));
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -387,7 +392,7 @@ pub(super) fn read_stdin(max: u64) -> Result<SecretBytes, Failure> {
     }
     let mut input = io::stdin().lock();
     if input.is_terminal() {
-        eprintln!("vaultfs: reading the value from the terminal, end it with Ctrl-D");
+        console::say("reading the value from the terminal, end it with Ctrl-D");
     }
     let mut bytes = SecretBytes::default();
     let mut buffer = Zeroizing::new(vec![0; 64 * 1024]);

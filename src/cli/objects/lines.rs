@@ -1,12 +1,9 @@
-//! Standard output of the object commands: names, listings, values.
+//! What the object commands print: lines of listings and histories.
 
-use std::io::{self, IsTerminal, Write};
-use std::process::ExitCode;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::cli::exit::{Exit, Failure};
 use crate::vault::{ObjectName, Summary, VersionInfo, VersionTag};
 
 /// One line of `ls`.
@@ -80,55 +77,6 @@ fn shown(name: &ObjectName, terminal: bool) -> String {
 
 fn timestamp(time: SystemTime) -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_millis(time)
-}
-
-/// Standard output. A reader that goes away (`| head`) ends the command without a complaint.
-pub struct Output {
-    out: io::BufWriter<io::StdoutLock<'static>>,
-    /// Whether a person reads it.
-    pub terminal: bool,
-}
-
-impl Output {
-    /// Nothing is written yet.
-    pub fn new() -> Self {
-        let out = io::stdout().lock();
-        let terminal = out.is_terminal();
-        Self { out: io::BufWriter::new(out), terminal }
-    }
-
-    /// False if nobody reads any more.
-    pub fn line(&mut self, line: &str) -> Result<bool, Failure> {
-        self.bytes(format!("{line}\n").as_bytes())
-    }
-
-    /// False if nobody reads any more.
-    pub fn bytes(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
-        heard(self.out.write_all(bytes))
-    }
-
-    /// What is there goes out now; false if nobody reads any more.
-    pub fn flush(&mut self) -> Result<bool, Failure> {
-        heard(self.out.flush())
-    }
-
-    /// The end of the output, and of the command.
-    pub fn finish(mut self) -> Result<ExitCode, Failure> {
-        heard(self.out.flush()).map(|_| ExitCode::SUCCESS)
-    }
-}
-
-/// A reader that has gone (`| head -1`) has all that it wanted.
-pub fn unless_unread(e: io::Error) -> io::Result<()> {
-    if e.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) }
-}
-
-fn heard(result: io::Result<()>) -> Result<bool, Failure> {
-    match result {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(e) => Err(Failure::new(Exit::Failed, format!("cannot write to standard output: {e}"))),
-    }
 }
 
 #[cfg(test)]
