@@ -574,10 +574,10 @@ fn clean_prefix(prefix: &str) -> Result<Option<String>, Failure> {
     }
     // There may be such names, so it is no mistake for certain.
     if clean.starts_with('/') {
-        eprintln!(
-            "vaultfs: hint: --prefix {prefix} means names that start with a slash; for those below {0}/ give --prefix {0}",
+        console::say(format_args!(
+            "hint: --prefix {prefix} means names that start with a slash; for those below {0}/ give --prefix {0}",
             clean.trim_start_matches('/')
-        );
+        ));
     }
     Ok((!clean.is_empty()).then(|| clean.to_owned()))
 }
