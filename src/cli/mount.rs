@@ -212,9 +212,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
         source: args.fsname.clone(),
     };
     if args.nosymfollow && !kernel.nosymfollow {
-        eprintln!(
-            "vaultfs: hint: -o nosymfollow has no effect for ordinary users; a vault holds no links anyway"
-        );
+        console::say("hint: -o nosymfollow has no effect for ordinary users; a vault holds no links anyway");
     }
     let (spec, key) = args.connect.resolve()?;
     let options = args.file_system_options();

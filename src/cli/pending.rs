@@ -24,8 +24,8 @@ use crate::fuse::worker::reason;
 /// List writes that the vault does not have, and store or drop them
 ///
 /// A save that failed stays in the mount and is tried again by itself, unless the object has changed in the vault
-/// since (a conflict): then it is yours to decide. So is what should be gone after a rename to a backup, and was not
-/// deleted by the vault.
+/// since (a conflict), or the vault can never take it (invalid, too large): then it is yours to decide. So is what should
+/// be gone after a rename to a backup, and was not deleted by the vault.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs pending\n  vaultfs pending --retry ~/secrets\n  vaultfs pending --save \
@@ -86,7 +86,8 @@ fn the_mount(path: Option<&PathBuf>) -> Result<LiveMount, Failure> {
     if let Some(path) = path {
         let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
         let none = || Failure::new(Exit::Failed, format!("{}: its processes are gone", path.display()));
-        return mounts::of(&entry).ok_or_else(none);
+        // The worker of a keeper that is gone still has what is unsaved.
+        return mounts::of(&entry).or_else(|| mounts::orphan(&entry)).ok_or_else(none);
     }
     let mut live = mounts::live();
     match (live.pop(), live.len()) {
@@ -153,6 +154,16 @@ fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// What becomes of a write that failed, if nobody does anything.
+fn next(write: &Unsaved) -> String {
+    match (&write.error, write.retry_s) {
+        (None, _) => String::new(),
+        (Some(_), Some(0)) => "; it is tried again now".into(),
+        (Some(_), Some(s)) => format!("; it is tried again in {s} s"),
+        (Some(_), None) => "; it is not tried again by itself (--retry, --save, --discard)".into(),
+    }
+}
+
 fn show(out: &mut Vec<u8>, left: &Left, as_json: bool) -> std::io::Result<()> {
     if as_json {
         let undeleted = left.undeleted.iter().map(|one| {
@@ -163,7 +174,8 @@ fn show(out: &mut Vec<u8>, left: &Left, as_json: bool) -> std::io::Result<()> {
     }
     for write in &left.unsaved {
         let what = if write.conflict { "conflict" } else { "unsaved" };
-        writeln!(out, "{what}  {:>8}  {}  {}", write.size, write.name.escape_debug(), reason(write))?;
+        let next = next(write);
+        writeln!(out, "{what}  {:>8}  {}  {}{next}", write.size, write.name.escape_debug(), reason(write))?;
     }
     for one in &left.undeleted {
         writeln!(out, "undeleted  {:>6}  {}  {}", "-", one.name.escape_debug(), one.error)?;

@@ -4,7 +4,7 @@
 //! themselves comes over their control sockets. A mount that does not answer is shown as such.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,12 +13,15 @@ use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
 use super::output;
+use super::unmount::holders;
 use crate::console;
 use crate::fs::{AuditStatus, Status};
 use crate::fuse::control::{Answer, Client, Request};
-use crate::fuse::mounts::{self, Entry};
+use crate::fuse::locate::{self, LocateError};
+use crate::fuse::mounts::{self, Entry, LiveMount};
+use crate::fuse::process::is_keeper;
 use crate::fuse::worker::reason;
-use crate::fuse::{locate, mountpoint, probe};
+use crate::fuse::{mountpoint, probe};
 use crate::vault::cache::RATE_LIMITED;
 
 /// Say how mounts are doing
@@ -47,13 +50,19 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// Runs the command.
 pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
-    let entries = match &args.mountpoint {
-        Some(path) => {
-            vec![locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?]
-        }
-        None => all()?,
+    let found: Vec<Value> = match &args.mountpoint {
+        Some(path) => match locate::vaultfs_at(path) {
+            Ok(entry) => vec![ask(&entry)],
+            Err(e) => {
+                let was_there = match &e {
+                    LocateError::NotMounted(path) => detached(Some(path)).pop(),
+                    LocateError::Foreign(..) | LocateError::Table(_) => None,
+                };
+                vec![was_there.ok_or_else(|| Failure::new(Exit::NotFound, e.to_string()))?]
+            }
+        },
+        None => all()?.iter().map(ask).chain(detached(None)).collect(),
     };
-    let found: Vec<Value> = entries.iter().map(ask).collect();
     output::print(|out| print(out, &found, args.json))?;
     let all_answer = found.iter().all(|mount| mount.get("problem").is_none());
     Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
@@ -88,11 +97,50 @@ fn all() -> std::io::Result<Vec<Entry>> {
     Ok(found)
 }
 
+/// The mounts (that of `path`) which go on without being mounted here.
+fn detached(path: Option<&Path>) -> Vec<Value> {
+    let mut found = mounts::detached();
+    found.retain(|mount| path.is_none_or(|path| path == mount.mountpoint));
+    let mut shown = Vec::new();
+    for mount in found {
+        let mut status = answer(&mount);
+        // One that has ended meanwhile could not answer.
+        if is_keeper(mount.keeper_pid) {
+            status["detached"] = holders(&mount).into();
+            shown.push(status);
+        }
+    }
+    shown
+}
+
 fn ask(entry: &Entry) -> Value {
-    let problem = |text: String| json!({ "mountpoint": entry.mountpoint, "dev": entry.dev, "problem": text });
-    let Some(mount) = mounts::of(entry) else {
-        return problem(without_processes(entry));
-    };
+    if let Some(mount) = mounts::of(entry) {
+        return answer(&mount);
+    }
+    match mounts::orphan(entry) {
+        Some(orphan) => orphaned(answer(&orphan)),
+        None => {
+            json!({ "mountpoint": entry.mountpoint, "dev": entry.dev, "problem": without_processes(entry) })
+        }
+    }
+}
+
+/// What a worker says whose keeper is gone, as a problem.
+fn orphaned(mut status: Value) -> Value {
+    if status.get("problem").is_none() {
+        let unsaved = status["fs"]["unsaved"].as_array().map_or(0, Vec::len);
+        status["problem"] = format!(
+            "ENDING: its keeper is gone; its worker, process {}, stores what is unsaved ({}), unmounts and ends",
+            status["worker_pid"],
+            counted(unsaved as u64, "write")
+        )
+        .into();
+    }
+    status
+}
+
+fn answer(mount: &LiveMount) -> Value {
+    let problem = |text: String| json!({ "mountpoint": mount.mountpoint, "dev": mount.dev, "problem": text });
     if let Some(why) = &mount.broken {
         return problem(format!("BROKEN: {why}"));
     }
@@ -123,6 +171,9 @@ fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
     }
     let fs = serde_json::from_value::<Status>(mount["fs"].clone()).ok();
     writeln!(out, "{at}  {}", fs.as_ref().map_or_else(|| "?".into(), verdict))?;
+    if let Some(holders) = mount["detached"].as_str() {
+        writeln!(out, "  DETACHED: it is not mounted here any more, but {holders}")?;
+    }
     let mut line = |name: &str, text: String| writeln!(out, "  {name:<11}{text}");
     line("vault", vault(&mount["spec"]))?;
     if let Some(fs) = fs {

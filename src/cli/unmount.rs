@@ -18,11 +18,12 @@ use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::handover;
 use crate::fuse::kernel::{self, Mode};
+use crate::fuse::locate::{self, LocateError};
 use crate::fuse::mounts::{self, Entry, LiveMount};
 use crate::fuse::process::{self, Watched};
 use crate::fuse::runtime::RuntimeDir;
 use crate::fuse::worker::reason;
-use crate::fuse::{busy, locate, mountpoint, probe};
+use crate::fuse::{busy, mountpoint, probe};
 
 /// Store what is unsaved, then unmount
 ///
@@ -65,25 +66,43 @@ const END: Duration = Duration::from_secs(30);
 /// How long a mount may look busy without anybody to name.
 const TRANSIENT: Duration = Duration::from_secs(2);
 
+/// How long another worker may take to answer, after one that died.
+const SUCCESSOR: Duration = Duration::from_secs(30);
+/// An unmounted mount that nobody has any more ends within that time.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How often a drain is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Runs the command.
 pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     handover::close_inherited();
-    let entry =
-        locate::vaultfs_at(&args.mountpoint).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
+    let entry = match locate::vaultfs_at(&args.mountpoint) {
+        Ok(entry) => entry,
+        Err(e) => return not_mounted_here(&args, &e),
+    };
     // What this process got from the shell must not keep the mount busy.
     std::env::set_current_dir("/")?;
-    let Some(mount) = mounts::of(&entry) else { return without_processes(&entry, &args) };
+    let Some(mount) = mounts::of(&entry) else {
+        return match mounts::orphan(&entry).filter(|_| !args.force) {
+            Some(orphan) => end_of_orphan(&orphan),
+            None => without_processes(&entry, &args),
+        };
+    };
     let keeper = Watched::new(mount.keeper_pid);
     if !args.lazy && !args.force {
         // Before draining: a file that somebody is still writing must not be stored half-written for nothing.
         refuse_if_busy(&entry)?;
     }
-    let (unsaved, patience) = match drain(&mount, args.force) {
+    let is_here = || mounts::is_mounted(&entry.mountpoint, entry.dev);
+    let (unsaved, patience) = match drain(&mount, &keeper, args.force) {
         Ok(drained) => drained,
         Err(_) if args.force => return kill_all(&mount, &keeper),
+        Err(_) if !is_here() => {
+            let path = entry.mountpoint.display();
+            let message =
+                format!("{path} was unmounted by another command meanwhile, which says what was not stored");
+            return Err(Failure::new(Exit::Failed, message).into());
+        }
         Err(e) => return Err(e.into()),
     };
     if args.force {
@@ -96,8 +115,12 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         );
         return Err(not_stored(&unsaved, &next).into());
     }
-    let mut watcher = Client::connect(&mount.socket)?;
-    watcher.send(&Request::Watch)?;
+    let watcher = match watch(&mount) {
+        Ok(watcher) => Some(watcher),
+        // Another command was first; everything was stored before.
+        Err(_) if !is_here() => None,
+        Err(e) => return Err(e.into()),
+    };
     if !take_away(&entry, args.lazy)? {
         return Ok(ExitCode::SUCCESS);
     }
@@ -109,8 +132,16 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     wait_for_end(&mount, watcher, patience, &keeper)
 }
 
-/// Asks the worker to store everything. Also says how long it may take for that, now and at its end.
-fn drain(mount: &LiveMount, force: bool) -> Result<(Vec<Unsaved>, Duration), Failure> {
+fn watch(mount: &LiveMount) -> std::io::Result<Client> {
+    let mut watcher = Client::connect(&mount.socket)?;
+    watcher.send(&Request::Watch)?;
+    Ok(watcher)
+}
+
+/// Has everything stored. Also says how long the worker may take for that, now and at its end. Where it dies meanwhile, its
+/// successor goes on, with what is unsaved.
+fn drain(mount: &LiveMount, keeper: &Watched, force: bool) -> Result<(Vec<Unsaved>, Duration), Failure> {
+    let begun = Instant::now();
     let silent = |e: std::io::Error| {
         Failure::new(
             Exit::Failed,
@@ -121,20 +152,47 @@ fn drain(mount: &LiveMount, force: bool) -> Result<(Vec<Unsaved>, Duration), Fai
         )
     };
     let odd = || silent(std::io::ErrorKind::InvalidData.into());
-    let mut client = Client::connect(&mount.socket).map_err(silent)?;
-    let own = match client.ask(&Request::Status, ANSWER).map_err(silent)? {
-        Answer::Status(status) => Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60)),
-        Answer::Error(e) => return Err(Failure::new(Exit::Failed, e)),
-        Answer::Drained(_) | Answer::Discarded(_) | Answer::Ended(_) => return Err(odd()),
-    };
-    let time = if force { own.min(FORCED_DRAIN) } else { own };
-    let request = Request::Drain { timeout_ms: Some(time.as_millis() as u64) };
-    client.send(&request).map_err(silent)?;
-    match wait_for_drain(mount, &mut client, time).map_err(silent)? {
-        Answer::Drained(unsaved) => Ok((unsaved, own + DRAIN_MARGIN)),
-        Answer::Error(e) => Err(Failure::new(Exit::Failed, e)),
-        Answer::Status(_) | Answer::Discarded(_) | Answer::Ended(_) => Err(odd()),
+    let mut own = None;
+    loop {
+        let e = match drain_once(mount, force, begun, &mut own) {
+            Ok(Answer::Drained(unsaved)) => {
+                return Ok((unsaved, own.unwrap_or_default() + DRAIN_MARGIN));
+            }
+            Ok(Answer::Error(e)) => return Err(Failure::new(Exit::Failed, e)),
+            Ok(Answer::Status(_) | Answer::Discarded(_) | Answer::Ended(_)) => return Err(odd()),
+            Err(e) => e,
+        };
+        let in_time = begun.elapsed() < own.unwrap_or(ANSWER) + DRAIN_MARGIN;
+        if !has_died(&e) || !in_time || keeper.ended(Duration::ZERO) {
+            return Err(silent(e));
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Whether that is what a worker's death looks like from here.
+fn has_died(e: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// One worker's answer to a drain that was `begun` some time ago. `own` is the time that the mount takes for one, once known.
+fn drain_once(
+    mount: &LiveMount,
+    force: bool,
+    begun: Instant,
+    own: &mut Option<Duration>,
+) -> std::io::Result<Answer> {
+    let mut client = Client::connect(&mount.socket)?;
+    let patience = if own.is_some() { SUCCESSOR } else { ANSWER };
+    let all = match client.ask(&Request::Status, patience)? {
+        Answer::Status(status) => Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60)),
+        other => return Ok(other),
+    };
+    *own = Some(all);
+    let time = if force { all.min(FORCED_DRAIN) } else { all }.saturating_sub(begun.elapsed());
+    client.send(&Request::Drain { timeout_ms: Some(time.as_millis() as u64) })?;
+    wait_for_drain(mount, &mut client, time)
 }
 
 /// The answer to a drain; who watches a terminal sees how many writes are still to be stored.
@@ -167,6 +225,8 @@ fn take_away(entry: &Entry, lazy: bool) -> Result<bool, Failure> {
     loop {
         match kernel::unmount(&entry.mountpoint, entry.dev, Mode::Plain) {
             Ok(true) => return Ok(true),
+            // Another command was first.
+            Ok(false) | Err(_) if !mounts::is_mounted(&entry.mountpoint, entry.dev) => return Ok(true),
             Ok(false) => {
                 return Err(Failure::new(Exit::Failed, format!("{path}: another mount covers it by now")));
             }
@@ -218,12 +278,12 @@ fn names(users: &[busy::User]) -> String {
 
 fn wait_for_end(
     mount: &LiveMount,
-    mut watcher: Client,
+    watcher: Option<Client>,
     patience: Duration,
     keeper: &Watched,
 ) -> anyhow::Result<ExitCode> {
     let path = mount.mountpoint.display();
-    let unsaved = match watcher.receive(patience) {
+    let unsaved = match watcher.map_or(Ok(Ok(None)), |watcher| hear_the_end(mount, watcher, patience))? {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
         Ok(_) => Vec::new(),
         // It had ended before it read the question.
@@ -248,6 +308,86 @@ fn wait_for_end(
     }
     if unsaved.is_empty() {
         return Ok(ExitCode::SUCCESS);
+    }
+    Err(not_stored(&unsaved, "they were written while the mount ended, and are lost").into())
+}
+
+/// What the worker says at its end, unless another mount namespace keeps it from ending.
+fn hear_the_end(
+    mount: &LiveMount,
+    mut watcher: Client,
+    patience: Duration,
+) -> Result<std::io::Result<Option<Answer>>, Failure> {
+    let begun = Instant::now();
+    loop {
+        let left = patience.saturating_sub(begun.elapsed());
+        match watcher.has_answered(left.min(LOOK)) {
+            Ok(false) if !left.is_zero() => {}
+            Ok(_) => return Ok(watcher.receive(left)),
+            Err(e) => return Ok(Err(e)),
+        }
+        if begun.elapsed() >= SETTLED && !busy::namespaces_with(mount.dev).is_empty() {
+            return Err(detached(mount));
+        }
+    }
+}
+
+/// It is not mounted here any more, and goes on.
+fn detached(mount: &LiveMount) -> Failure {
+    let path = mount.mountpoint.display();
+    let message = format!(
+        "{path} is unmounted here, but {}; it ends with that, or now with `vaultfs unmount --force {path}` (its keeper is \
+         process {})",
+        holders(mount),
+        mount.keeper_pid
+    );
+    Failure::new(Exit::Failed, message)
+}
+
+/// Who has a mount that is not mounted here.
+pub(super) fn holders(mount: &LiveMount) -> String {
+    match busy::namespaces_with(mount.dev).as_slice() {
+        [] => "programs have files of it open still, or a mount namespace that this user cannot see".into(),
+        users => format!("another mount namespace has it still: that of {}", names(users)),
+    }
+}
+
+/// Nothing is mounted there, or no longer in this mount namespace.
+fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<ExitCode> {
+    let was_there = |path: &Path| mounts::detached().into_iter().rfind(|mount| mount.mountpoint == path);
+    let LocateError::NotMounted(path) = why else {
+        return Err(Failure::new(Exit::NotFound, why.to_string()).into());
+    };
+    match was_there(path) {
+        Some(mount) if args.force => force(&mount, &Watched::new(mount.keeper_pid)),
+        Some(mount) => Err(detached(&mount).into()),
+        None => Err(Failure::new(Exit::NotFound, why.to_string()).into()),
+    }
+}
+
+/// The keeper is gone: the worker stores what is unsaved, unmounts and ends, without being asked.
+fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
+    let path = mount.mountpoint.display();
+    let silent = |e: std::io::Error| {
+        let message =
+            format!("{path}: its keeper is gone, and its worker does not answer ({e}); --force detaches it");
+        Failure::new(Exit::Failed, message)
+    };
+    let mut client = Client::connect(&mount.socket).map_err(silent)?;
+    let Answer::Status(status) = client.ask(&Request::Status, ANSWER).map_err(silent)? else {
+        return Err(silent(std::io::ErrorKind::InvalidData.into()).into());
+    };
+    let worker = Watched::new(status["worker_pid"].as_u64().unwrap_or_default() as u32);
+    let patience = Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60)) + DRAIN_MARGIN;
+    client.send(&Request::Watch).map_err(silent)?;
+    let unsaved = match client.receive(patience) {
+        Ok(Some(Answer::Ended(unsaved))) => unsaved,
+        Ok(_) => Vec::new(),
+        Err(e) => return Err(silent(e).into()),
+    };
+    let ended = gone(mount, &worker)?;
+    if unsaved.is_empty() {
+        return Ok(ended);
     }
     Err(not_stored(&unsaved, "they were written while the mount ended, and are lost").into())
 }

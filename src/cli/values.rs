@@ -9,10 +9,11 @@ use nix::unistd::{Group, User};
 /// The largest `--max-size`: a value is in memory several times while it is read or stored.
 const LARGEST_VALUE: ByteSize = ByteSize::gib(1);
 
-/// `HOME`; where an ordinary user has none, as behind mount(8), which is set-uid and passes none on, the user's entry in
+/// `HOME`, where it exists: nobody's home is made here. Where an ordinary user has none, as behind mount(8), which is set-uid and passes none on, the user's entry in
 /// the password file. Root has none at boot, and places of its own for what others keep at home.
 pub fn home() -> Option<PathBuf> {
-    let given = std::env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let given =
+        std::env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute() && path.is_dir());
     let user = nix::unistd::geteuid();
     let own = || User::from_uid(user).ok().flatten().map(|user| user.dir).filter(|path| path.is_absolute());
     given.or_else(|| (!user.is_root()).then(own).flatten())

@@ -22,7 +22,6 @@ use super::file::{Failure, File, Link, Stored};
 use super::status::Unsaved;
 use crate::crash;
 use crate::secret::SecretBytes;
-use crate::vault::cache::is_outage;
 use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, VersionTag, codec};
 
 /// A background retry waits this long first, then twice as long each time.
@@ -297,8 +296,12 @@ impl FileSystem {
         content: &Content,
         call: &Call,
     ) -> Result<Option<Arc<Object>>, Error> {
-        let Some(before) = self.bytes_in_memory(base) else { return Ok(None) };
-        if before.content.bytes != content.bytes {
+        let may_be = match self.bytes_in_memory(base) {
+            Some(before) => before.content.bytes == content.bytes,
+            // Known to a worker that died. (Where an answer was lost, it is looked for anyway.)
+            None => base.size == content.bytes.len() as u64 && !job.doubted,
+        };
+        if !may_be {
             return Ok(None);
         }
         // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a save.
@@ -369,30 +372,26 @@ impl FileSystem {
         let in_doubt = e.maybe_applied || doubted;
         let generation = job.generation;
         let conflict = e.kind == ErrorKind::VersionMismatch;
-        let key_refused = e.kind == ErrorKind::Unauthorized;
+        let key_refused = matches!(e.kind, ErrorKind::Unauthorized | ErrorKind::Forbidden);
         state.sending = e.maybe_applied;
-        state.failure = Some(Failure {
-            errno,
-            message: e.to_string(),
-            conflict,
-            key_refused,
-            in_doubt,
-            generation,
-            number,
-        });
-        if (is_outage(e.kind) || e.kind == ErrorKind::Full || key_refused) && !state.retrying {
-            state.retrying = true;
+        let failure =
+            Failure { errno, message: e.to_string(), conflict, key_refused, in_doubt, generation, number };
+        let again = failure.is_retried();
+        state.failure = Some(failure);
+        if again && state.retrying.is_none() {
+            state.retrying = Some(self.clock.now() + FIRST_RETRY);
             self.runtime.spawn(self.clone().retry(file.clone()));
         }
         errno
     }
 
-    /// Tries a failed commit again until it is stored, refused, or in conflict.
+    /// Tries a failed commit again until it is stored, refused for good, or in conflict.
     pub(super) async fn retry(self: Arc<Self>, file: Arc<File>) {
         let mut pause = FIRST_RETRY;
         loop {
+            file.state().retrying = Some(self.clock.now() + pause);
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LAST_RETRY);
+            pause = (pause * 2).min(self.last_pause(&file));
             let call = Call::background(self.clock.now() + self.options.timeout);
             let stored = self.commit_again(&file, &call, Cause::Retry).await.is_ok();
             let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
@@ -400,8 +399,16 @@ impl FileSystem {
                 break;
             }
         }
-        file.state().retrying = false;
+        file.state().retrying = None;
         self.table().drop_unheld(file.ino);
+    }
+
+    /// A key that may not do it may stay so for weeks: each file costs at most one request a minute then.
+    fn last_pause(&self, file: &File) -> Duration {
+        let state = file.state();
+        let refused = state.failure.as_ref().is_some_and(|failure| failure.key_refused);
+        let looks_first = state.stored.is_some() && !self.cache.vault().capabilities().version_check;
+        if refused && looks_first { LAST_RETRY * 2 } else { LAST_RETRY }
     }
 
     /// A commit that no program waits for: sent only while the vault has the version that the bytes are based on.
@@ -409,7 +416,10 @@ impl FileSystem {
         if !file.state().is_dirty() {
             return Ok(());
         }
-        if self.is_superseded(file, call).await == Some(true) {
+        // What was refused has changed nothing: the guarded commit sees by itself whether the vault has moved on.
+        let sees = cause == Cause::Retry
+            && file.state().failure.as_ref().is_some_and(|failure| failure.key_refused && !failure.in_doubt);
+        if !sees && self.is_superseded(file, call).await == Some(true) {
             self.conflict(file);
             return Err(Errno::ESTALE);
         }
@@ -489,9 +499,11 @@ impl FileSystem {
                 };
             });
             futures_util::future::join_all(commits).await;
-            // A vault that fails at once may do better before the time is up.
+            // A vault that fails at once may do better before the time is up. A key will hardly: where there is a new one
+            // in its file, it was read at the first refusal.
             let may_do_better = |file: &Arc<File>| {
-                what.covers(file) && file.state().failure.as_ref().is_some_and(Failure::is_retried)
+                let failed = |failure: &Failure| failure.is_retried() && !failure.key_refused;
+                what.covers(file) && file.state().failure.as_ref().is_some_and(failed)
             };
             let owes = unsaved.iter().any(may_do_better) || self.owes_deletions();
             if !owes || self.left(&call) <= FIRST_RETRY {

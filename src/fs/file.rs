@@ -131,7 +131,7 @@ pub struct Failure {
     pub message: String,
     /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
     pub conflict: bool,
-    /// The key was refused: another one, or the same later, may be taken.
+    /// The key was refused, or lacks a permission: another one, or the same later, may do.
     pub key_refused: bool,
     /// The change may have been made all the same, although no answer said so.
     pub in_doubt: bool,
@@ -186,8 +186,8 @@ pub struct FileState {
     pub cut_short: Option<Errno>,
     /// Created with O_EXCL: a name that turns out to exist is an error, not an update.
     pub exclusive: bool,
-    /// A background retry is on its way.
-    pub retrying: bool,
+    /// A background retry is on its way, or will be at this time.
+    pub retrying: Option<Instant>,
     /// Since when nobody has a provisional file open.
     pub idle: Option<Instant>,
     /// Bytes accounted for as held back from the vault (`scratch`).
@@ -416,7 +416,7 @@ impl File {
             failure: None,
             cut_short: None,
             exclusive: false,
-            retrying: false,
+            retrying: None,
             idle: None,
             room: 0,
             sending: false,

@@ -491,7 +491,8 @@ impl FileSystem {
             state.forget_closed();
             let last = state.writers.is_empty();
             // What failed at close(2) was told there; what may go well later is tried again by itself.
-            let unsaved = writer && last && state.is_dirty() && !state.retrying && !state.has_failed();
+            let unsaved =
+                writer && last && state.is_dirty() && state.retrying.is_none() && !state.has_failed();
             let cut_short = last && state.cut_short.take().is_some() && state.buffer.is_some();
             if cut_short {
                 drop(state);

@@ -290,7 +290,7 @@ impl FileRecord {
             failure: self.failure,
             cut_short: self.cut_short,
             exclusive: self.exclusive,
-            retrying: false,
+            retrying: None,
             idle: None,
             room: 0,
             sending: self.sending,

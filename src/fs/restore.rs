@@ -345,7 +345,7 @@ impl FileSystem {
             let failed = state.failure.is_some();
             let again = state.failure.as_ref().is_some_and(|failure| failure.is_retried());
             if again {
-                state.retrying = true;
+                state.retrying = Some(self.clock.now());
             }
             self.keep_restored(&mut state);
             if !moving.contains(&file.ino) {

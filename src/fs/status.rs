@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::AuditStatus;
 use super::errno::Errno;
+use super::file::Failure;
 use super::journal::JournalStatus;
 use super::undeleted::Undeleted;
 use super::{Ending, FileSystem, RotationStatus};
@@ -140,6 +141,9 @@ pub struct Unsaved {
     pub error: Option<String>,
     /// The vault has a newer version: no retry is sent by itself.
     pub conflict: bool,
+    /// Seconds until it is tried again by itself; absent if it is not.
+    #[serde(default)]
+    pub retry_s: Option<u64>,
 }
 
 /// A failure.
@@ -235,6 +239,7 @@ impl FileSystem {
     /// Writes that the vault does not have, open files included.
     pub fn unsaved(&self) -> Vec<Unsaved> {
         let files: Vec<_> = self.table().all_files().collect();
+        let now = self.clock.now();
         let mut unsaved: Vec<Unsaved> = files
             .iter()
             .filter_map(|file| {
@@ -245,6 +250,9 @@ impl FileSystem {
                     size: state.size(),
                     error: state.failure.as_ref().map(|f| f.message.clone()),
                     conflict: state.failure.as_ref().is_some_and(|f| f.conflict),
+                    retry_s: (state.retrying)
+                        .filter(|_| state.failure.as_ref().is_some_and(Failure::is_retried))
+                        .map(|at| at.saturating_duration_since(now).as_millis().div_ceil(1000) as u64),
                 })
             })
             .collect();
@@ -264,6 +272,7 @@ impl FileSystem {
             size: 0,
             error: Some(one.error),
             conflict: false,
+            retry_s: None,
         }));
         left.sort_by(|a, b| a.name.cmp(&b.name));
         left

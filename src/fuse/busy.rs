@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::mounts::Entry;
+use super::mounts::{Dev, Entry};
 
 /// A process that uses a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,34 @@ pub fn bound_elsewhere(mount: &Entry) -> Vec<User> {
     pids.filter(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|table| bound(&table)))
         .map(|pid| User { pid, name: name(pid) })
         .collect()
+}
+
+/// A process of each mount namespace that has the file system `dev`, as far as this user may look.
+pub fn namespaces_with(dev: Dev) -> Vec<User> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut pids: Vec<u32> =
+        processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    let device = dev.to_string();
+    let has = |table: &str| table.lines().any(|line| line.split(' ').nth(2) == Some(&*device));
+    let mut seen = Vec::new();
+    let mut found = Vec::new();
+    for pid in pids {
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
+        if seen.contains(&namespace) {
+            continue;
+        }
+        // One that has just ended has no table any more, and others of its namespace may.
+        let Ok(table) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { continue };
+        if table.is_empty() {
+            continue;
+        }
+        if has(&table) {
+            found.push(User { pid, name: name(pid) });
+        }
+        seen.push(namespace);
+    }
+    found
 }
 
 fn name(pid: u32) -> String {

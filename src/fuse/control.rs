@@ -240,7 +240,14 @@ mod tests {
     struct Fake;
 
     fn unsaved(name: &str) -> Unsaved {
-        Unsaved { name: name.into(), path: name.into(), size: 1, error: Some("e".into()), conflict: false }
+        Unsaved {
+            name: name.into(),
+            path: name.into(),
+            size: 1,
+            error: Some("e".into()),
+            conflict: false,
+            retry_s: None,
+        }
     }
 
     #[async_trait::async_trait]

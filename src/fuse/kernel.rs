@@ -105,6 +105,15 @@ pub fn unmount_or_detach(mountpoint: &Path, dev: Dev) -> io::Result<bool> {
     }
 }
 
+/// Whether the connection behind the device is still there: it goes with the last mount, in whatever mount namespace.
+pub fn is_connected(device: &File) -> bool {
+    let mut fds = [PollFd::new(device.as_fd(), PollFlags::empty())];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(_) => !fds[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLERR)),
+        Err(_) => true,
+    }
+}
+
 /// Ends a connection, whoever holds its device. Works where fusectl is mounted, as systemd does.
 pub fn abort(dev: Dev) -> io::Result<()> {
     let (_, connection) = dev.numbers();

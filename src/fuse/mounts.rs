@@ -8,12 +8,13 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::runtime;
+use super::runtime::{self, Record, RuntimeDir};
 
 /// The type of our mounts in the mount table.
 pub const FS_TYPE: &str = "fuse.vaultfs";
@@ -147,13 +148,38 @@ pub fn live() -> Vec<LiveMount> {
 /// The running processes of one mount, if there are any that this user may ask.
 pub fn of(entry: &Entry) -> Option<LiveMount> {
     let (dir, record) = runtime::find(entry.owner?, entry.dev)?;
-    Some(LiveMount {
-        mountpoint: entry.mountpoint.clone(),
-        dev: entry.dev,
-        keeper_pid: record.keeper_pid,
-        spec: record.spec,
-        broken: record.broken,
-        socket: dir.socket(entry.dev, record.keeper_pid),
+    Some(LiveMount { mountpoint: entry.mountpoint.clone(), ..LiveMount::of(&dir, entry.dev, record) })
+}
+
+impl LiveMount {
+    fn of(dir: &RuntimeDir, dev: Dev, record: Record) -> Self {
+        Self {
+            socket: dir.socket(dev, record.keeper_pid),
+            mountpoint: record.mountpoint,
+            dev,
+            keeper_pid: record.keeper_pid,
+            spec: record.spec,
+            broken: record.broken,
+        }
+    }
+}
+
+/// Mounts of this user's whose keepers live, and which this mount namespace does not have (any more).
+pub fn detached() -> Vec<LiveMount> {
+    let own = nix::unistd::geteuid().as_raw();
+    let here = table().unwrap_or_default();
+    let elsewhere = |dev: &Dev| !here.iter().any(|entry| entry.dev == *dev && entry.is_vaultfs());
+    let keepers = runtime::all(own).into_iter().filter(|(_, dev, _, lives)| *lives && elsewhere(dev));
+    keepers.map(|(dir, dev, record, _)| LiveMount::of(&dir, dev, record)).collect()
+}
+
+/// The worker of a mount whose keeper is gone, if it has not ended yet: it stores what is unsaved, unmounts and ends.
+pub fn orphan(entry: &Entry) -> Option<LiveMount> {
+    let records = runtime::all(entry.owner?).into_iter().rev();
+    let mut left = records.filter(|(_, dev, _, lives)| *dev == entry.dev && !lives);
+    left.find_map(|(dir, dev, record, _)| {
+        let mount = LiveMount::of(&dir, dev, record);
+        UnixStream::connect(&mount.socket).is_ok().then_some(mount)
     })
 }
 

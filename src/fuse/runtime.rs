@@ -83,10 +83,14 @@ impl RuntimeDir {
     /// Writes a mount's record, whole or not at all.
     pub fn write(&self, dev: Dev, record: &Record) -> io::Result<()> {
         let temporary = self.0.join(format!("{dev}.{}.new", record.keeper_pid));
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        fs::rename(temporary, self.record(dev, record.keeper_pid))
+        let write = || {
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&serde_json::to_vec(record)?)?;
+            fs::rename(&temporary, self.record(dev, record.keeper_pid))
+        };
+        // A full disk: the file is there, and nothing in it.
+        write().inspect_err(|_| drop(fs::remove_file(&temporary)))
     }
 
     /// Removes what a keeper made for a mount.
@@ -140,6 +144,31 @@ pub fn find(uid: u32, dev: Dev) -> Option<(RuntimeDir, Record)> {
         let text = keepers.iter().rev().find_map(|(_, keeper, _)| fs::read(dir.record(dev, *keeper)).ok())?;
         Some((dir, serde_json::from_slice(&text).ok()?))
     })
+}
+
+/// The records that keepers of user `uid` made, each with its mount's number, where it is, and whether its keeper lives. The
+/// latest last.
+pub fn all(uid: u32) -> Vec<(RuntimeDir, Dev, Record, bool)> {
+    let mut found = Vec::new();
+    for path in candidates(uid) {
+        if check(&path, uid).is_err() {
+            continue;
+        }
+        let dir = RuntimeDir(path);
+        let mut keepers = dir.keepers();
+        keepers.sort_by_key(|(_, _, made)| *made);
+        let mut seen = Vec::new();
+        for (dev, keeper, _) in keepers {
+            if seen.contains(&(dev, keeper)) {
+                continue;
+            }
+            seen.push((dev, keeper));
+            let record = fs::read(dir.record(dev, keeper)).ok();
+            let Some(record) = record.and_then(|text| serde_json::from_slice(&text).ok()) else { continue };
+            found.push((dir.clone(), dev, record, process::is_keeper(keeper)));
+        }
+    }
+    found
 }
 
 /// Where the runtime directory of `uid` may be, best first.

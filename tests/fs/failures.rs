@@ -401,3 +401,84 @@ async fn an_unlink_that_the_vault_refuses_leaves_the_file() {
         sh.rm("f").await.unwrap();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_save_that_the_key_may_not_make_is_stored_once_it_may() {
+    for old in [false, true] {
+        for sh in [Shell::new(), Shell::kv()] {
+            if old {
+                sh.put("f", "old").await;
+                sh.cat("f").await;
+            }
+            let op = if old { Op::Update } else { Op::Create };
+            sh.vault.fail_always(op, Fault::Before(ErrorKind::Forbidden));
+            assert_eq!(sh.write_file("f", "new").await, Err(Errno::EACCES));
+            assert_eq!(sh.fs.unsaved()[0].retry_s, Some(1), "it says when it is tried again");
+            sh.pass(Duration::from_secs(300)).await;
+            let sent = || {
+                let ops = [Op::Create, Op::Update, Op::GetByName, Op::Metadata];
+                ops.iter().map(|op| sh.vault.count(*op)).sum::<u64>()
+            };
+            let before = sent();
+            sh.pass(Duration::from_secs(1200)).await;
+            let sent = sent() - before;
+            assert!((8..=21).contains(&sent), "at most one request a minute: {sent} in 20 minutes");
+            assert_eq!(
+                (unsaved(&sh.fs).len(), sh.fs.status().last_errors.len()),
+                (1, 1),
+                "kept, and told once"
+            );
+            let retry = sh.fs.unsaved()[0].retry_s;
+            assert!(retry.is_some_and(|s| s <= 120), "{retry:?}");
+            sh.vault.clear();
+            sh.pass(Duration::from_secs(121)).await;
+            assert!(sh.fs.unsaved().is_empty());
+            assert_eq!(sh.history("f").await.last().unwrap(), "new");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_save_goes_over_nothing_newer_once_it_may() {
+    for old in [false, true] {
+        for sh in [Shell::new(), Shell::kv()] {
+            if old {
+                sh.put("f", "old").await;
+                sh.cat("f").await;
+            }
+            let fd = sh.open("f", CREATE).await.unwrap();
+            sh.pwrite(&fd, 0, "ours").unwrap();
+            sh.vault
+                .fail_next(if old { Op::Update } else { Op::Create }, Fault::Before(ErrorKind::Forbidden));
+            assert_eq!(sh.close(fd).await, Err(Errno::EACCES));
+            sh.put("f", "theirs").await;
+            sh.pass(Duration::from_secs(300)).await;
+            assert_eq!(sh.history("f").await.last().unwrap(), "theirs");
+            assert_eq!(unsaved(&sh.fs), [("f".to_owned(), true)]);
+            assert_eq!(sh.fs.unsaved()[0].retry_s, None, "a person decides");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_vault_can_never_take_is_sent_once() {
+    for kind in [ErrorKind::Invalid, ErrorKind::TooLarge, ErrorKind::NameTooLong] {
+        let sh = Shell::new();
+        sh.vault.fail_always(Op::Create, Fault::Before(kind));
+        sh.write_file("f", "x").await.unwrap_err();
+        sh.pass(Duration::from_secs(600)).await;
+        assert_eq!((sh.vault.count(Op::Create), sh.fs.unsaved()[0].retry_s), (1, None), "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_a_permission() {
+    for kind in [ErrorKind::Forbidden, ErrorKind::Unauthorized] {
+        let sh = Shell::new();
+        sh.vault.fail_always(Op::Create, Fault::Before(kind));
+        assert_eq!(sh.write_file("f", "x").await, Err(Errno::EACCES));
+        let began = tokio::time::Instant::now();
+        assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await.len(), 1);
+        assert!(began.elapsed() < Duration::from_secs(1), "{kind:?}");
+    }
+}

@@ -8,7 +8,7 @@ use vaultfs::vault::ErrorKind;
 use vaultfs::vault::faulty::Fault;
 
 use crate::shell::helper::Helper;
-use crate::shell::{EXCL, READ, Shell, WRITE};
+use crate::shell::{CREATE, EXCL, READ, Shell, WRITE};
 
 /// A mount with a helper; the kernel holds `names`.
 async fn showing(sh: Shell, names: &[&str]) -> Shell {
@@ -199,4 +199,33 @@ async fn strict_writes_hold_on_to_their_base_version_over_a_death() {
     assert_eq!(sh.history("f").await, ["base", "theirs"]);
     let unsaved = sh.fs.unsaved();
     assert!(matches!(&unsaved[..], [one] if one.name == "f" && one.conflict), "{unsaved:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_that_the_vault_has_make_no_version_over_a_death() {
+    for sh in [Shell::new(), Shell::kv()] {
+        sh.put("f", "same").await;
+        sh.cat("f").await;
+        let fd = sh.open("f", CREATE).await.unwrap();
+        sh.pwrite(&fd, 0, "same").unwrap();
+        death(&sh).await;
+        sh.close(fd).await.unwrap();
+        assert_eq!(sh.history("f").await, ["same"]);
+        // Others of that length, and what changed elsewhere meanwhile. (kv gives no bytes of old versions.)
+        for (theirs, versions) in [(None, 2), (Some("more"), 4)] {
+            let fd = sh.open("f", CREATE).await.unwrap();
+            sh.pwrite(&fd, 0, "ours").unwrap();
+            sh.die_after(0);
+            match theirs {
+                None => sh.rmdir("made").await.unwrap(),
+                Some(theirs) => {
+                    sh.mkdir("made").await.unwrap();
+                    sh.put("f", theirs).await;
+                }
+            }
+            sh.close(fd).await.unwrap();
+            let history = sh.history("f").await;
+            assert_eq!((history.len(), history.last().map(String::as_str)), (versions, Some("ours")));
+        }
+    }
 }

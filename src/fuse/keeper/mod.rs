@@ -54,7 +54,7 @@ pub const NAME: &std::ffi::CStr = c"vaultfs-keeper";
 
 /// How long a worker may take, beyond `--drain`, to say that it has drained.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
-/// How long programs may go on using a mount that was detached because of SIGTERM.
+/// How long programs, and other mount namespaces, may go on using a mount that was taken away because of SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a worker that was told to end may take.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -118,7 +118,10 @@ enum Phase {
     /// To try another worker, in a while: every request is refused.
     Broken,
     Draining(Instant),
+    /// For the end of the connection, after unmounting.
     Leaving(Instant),
+    /// For the worker to store what was written while the mount went.
+    Parting(Instant),
     Ending(Instant),
 }
 
@@ -126,7 +129,11 @@ impl Phase {
     fn until(self) -> Option<Instant> {
         match self {
             Phase::Serving | Phase::Broken => None,
-            Phase::Pausing(t) | Phase::Draining(t) | Phase::Leaving(t) | Phase::Ending(t) => Some(t),
+            Phase::Pausing(t)
+            | Phase::Draining(t)
+            | Phase::Leaving(t)
+            | Phase::Parting(t)
+            | Phase::Ending(t) => Some(t),
         }
     }
 }
@@ -301,7 +308,16 @@ impl Keeper {
                     tracing::error!("the worker does not say that it has drained");
                     self.leave();
                 }
-                (Event::Timeout, Phase::Leaving(_)) => self.end_worker(),
+                (Event::Timeout, Phase::Leaving(_)) if self.is_connected() => {
+                    tracing::warn!(
+                        "something still has the mount, another mount namespace perhaps: ending it"
+                    );
+                    self.end_worker();
+                }
+                (Event::Timeout, Phase::Leaving(_)) => {
+                    self.phase = Phase::Parting(Instant::now() + self.equipment.config.drain + DRAIN_MARGIN);
+                }
+                (Event::Timeout, Phase::Parting(_)) => self.end_worker(),
                 (Event::Timeout, Phase::Ending(_)) => {
                     tracing::error!("the worker does not end: killing it");
                     if let Some(worker) = &mut self.worker {
@@ -353,9 +369,10 @@ impl Keeper {
                 tracing::error!("another mount covers {}: it is left in place", mountpoint.display());
                 self.end_worker();
             }
-            Ok(true) => self.phase = Phase::Leaving(Instant::now() + config.drain + DRAIN_MARGIN),
-            Ok(false) => {
-                tracing::warn!("{} was in use: detached", mountpoint.display());
+            Ok(gone) => {
+                if !gone {
+                    tracing::warn!("{} was in use: detached", mountpoint.display());
+                }
                 self.phase = Phase::Leaving(Instant::now() + GRACE);
             }
             Err(e) => {
@@ -387,8 +404,14 @@ impl Keeper {
             | Phase::Pausing(_)
             | Phase::Draining(_)
             | Phase::Leaving(_)
+            | Phase::Parting(_)
             | Phase::Ending(_) => helper.look_after(),
         }
+    }
+
+    /// Whether the kernel still has the mount, wherever.
+    fn is_connected(&self) -> bool {
+        self.mounted.as_ref().is_some_and(|mounted| kernel::is_connected(&mounted.device))
     }
 
     fn is_mounted(&self, dev: Dev) -> bool {

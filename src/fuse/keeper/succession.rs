@@ -155,8 +155,8 @@ impl Keeper {
 
     /// Starts a worker that takes over. Where it fails it counts as one that died.
     pub(super) fn succeed(&mut self) {
-        let (drains, leaves) =
-            (matches!(self.phase, Phase::Draining(_)), matches!(self.phase, Phase::Leaving(_)));
+        let drains = matches!(self.phase, Phase::Draining(_));
+        let leaves = matches!(self.phase, Phase::Leaving(_) | Phase::Parting(_));
         let phase = self.phase;
         self.phase = Phase::Serving;
         if let Err(failed) = self.take_over(None) {

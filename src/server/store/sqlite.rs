@@ -51,9 +51,22 @@ impl From<rusqlite::Error> for StoreError {
         match e {
             rusqlite::Error::QueryReturnedNoRows => StoreError::NotFound,
             e if is_full(&e) => StoreError::Full,
+            e if lacks_descriptors(&e) => {
+                StoreError::Backend(format!("{e}: no descriptors are left for it (ulimit -n)"))
+            }
             e => StoreError::Backend(e.to_string()),
         }
     }
+}
+
+/// SQLite does not say why a file cannot be opened. It takes several descriptors, and has let go of them by now.
+fn lacks_descriptors(e: &rusqlite::Error) -> bool {
+    let few = || {
+        let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+        let used = std::fs::read_dir("/proc/self/fd").map_or(u64::MAX, |open| open.count() as u64);
+        limit.is_ok_and(|(limit, _)| used.saturating_add(8) >= limit)
+    };
+    e.sqlite_error().is_some_and(|e| e.code == ErrorCode::CannotOpen) && few()
 }
 
 /// SQLite has no word of its own for a disk on which the index of its log finds no room.

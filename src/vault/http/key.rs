@@ -3,18 +3,25 @@
 //! A key file that others can read is refused: a key in it must count as known to everyone on the machine.
 //! The group may read a file that root owns (a service's key, a systemd credential).
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
+use std::time::{Duration, Instant};
 
-use zeroize::Zeroize;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::secret::SecretString;
 
 /// A key is one line; whatever is longer than this is another file.
 const MAX_KEY_BYTES: u64 = 4096;
+
+/// How long a command behind a pipe may take to write the key.
+const WRITTEN: Duration = Duration::from_secs(10);
 
 /// Why a key cannot be used. Never holds any of it.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +76,9 @@ pub fn clean_key(mut text: String) -> Result<SecretString, KeyError> {
 /// Reads a key from a file that only its owner can read.
 pub fn read_key_file(path: &Path) -> Result<SecretString, KeyError> {
     let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(unreadable)?;
+    // A pipe that nobody writes must not hold up the open.
+    let nonblocking = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut file = nonblocking.map_err(unreadable)?;
     let meta = file.metadata().map_err(unreadable)?;
     if meta.is_dir() {
         return Err(unreadable(io::ErrorKind::IsADirectory.into()));
@@ -86,7 +95,11 @@ pub fn read_key_file(path: &Path) -> Result<SecretString, KeyError> {
         return Err(KeyError::Exposed { path: path.to_owned(), mode });
     }
     let mut bytes = Vec::with_capacity(MAX_KEY_BYTES as usize + 1);
-    file.by_ref().take(MAX_KEY_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    match is_pipe {
+        true => read_pipe(&mut file, &mut bytes),
+        false => file.by_ref().take(MAX_KEY_BYTES + 1).read_to_end(&mut bytes).map(drop),
+    }
+    .map_err(unreadable)?;
     if bytes.len() as u64 > MAX_KEY_BYTES {
         bytes.zeroize();
         return Err(KeyError::Malformed);
@@ -98,6 +111,31 @@ pub fn read_key_file(path: &Path) -> Result<SecretString, KeyError> {
             Err(KeyError::Malformed)
         }
     }
+}
+
+/// Reads what is written into a pipe, to its end.
+fn read_pipe(pipe: &mut File, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let end = Instant::now() + WRITTEN;
+    let mut part = Zeroizing::new([0; 512]);
+    while bytes.len() as u64 <= MAX_KEY_BYTES {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => {
+                let sentence = format!("nobody wrote a key into it within {} s", WRITTEN.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, sentence));
+            }
+            Err(e) if e != Errno::EINTR => return Err(e.into()),
+            _ => {}
+        }
+        match pipe.read(part.as_mut_slice()) {
+            Ok(0) => break,
+            Ok(n) => bytes.extend_from_slice(&part[..n.min(bytes.capacity() - bytes.len())]),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// The key that requests carry, and where a newer one may be found.

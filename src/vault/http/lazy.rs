@@ -55,10 +55,14 @@ pub async fn start(
         Start::Wait(patience) => {
             let end = clock.now() + patience;
             let mut told = false;
+            let mut before: Option<Error> = None;
             loop {
+                let is_last = clock.now() + timeout > end;
                 let call = Call::foreground((clock.now() + timeout).min(end));
                 let failed = match connector.open(&call).await {
                     Ok(opened) => return Ok(answered(opened)),
+                    // It had less time than an answer may take: that says nothing of the vault.
+                    Err(e) if is_last && e.kind == ErrorKind::Deadline => before.take().unwrap_or(e),
                     Err(e) if is_outage(e.kind) => e,
                     Err(e) => return Err(e),
                 };
@@ -69,6 +73,7 @@ pub async fn start(
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(error = %failed, "the vault does not answer yet: waiting for it");
                 }
+                before = Some(failed);
                 tokio::time::sleep(PAUSE.min(left)).await;
             }
         }
