@@ -75,7 +75,10 @@ fn value(object: usize) -> Vec<u8> {
     format!("value {object} ").repeat(30).into_bytes()
 }
 
-struct Readers(Vec<JoinHandle<(usize, std::io::Result<Vec<u8>>, Duration)>>);
+/// Which object, what its reader got, and how long that took.
+type Answer = (usize, std::io::Result<Vec<u8>>, Duration);
+
+struct Readers(Vec<JoinHandle<Answer>>);
 
 impl Readers {
     /// Each got what it asked for; the longest time.
