@@ -215,6 +215,23 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_cannot_be_written_leaves_nothing() {
+        let dir = RuntimeDir(tempfile::tempdir().expect("a directory").keep());
+        let dev = Dev::from_raw(0x2d);
+        let record = Record {
+            mountpoint: "/mnt/v".into(),
+            keeper_pid: 7,
+            spec: serde_json::Value::Null,
+            broken: None,
+        };
+        fs::create_dir_all(dir.record(dev, 7).join("in the way")).expect("own directory");
+        assert!(dir.write(dev, &record).is_err());
+        let left = fs::read_dir(&dir.0).expect("own directory").count();
+        assert_eq!(left, 1, "only what was there");
+        fs::remove_dir_all(&dir.0).expect("own directory");
+    }
+
+    #[test]
     fn records_come_back() {
         let dir = RuntimeDir(tempfile::tempdir().expect("a directory").keep());
         let dev = Dev::from_raw(0x2d);
