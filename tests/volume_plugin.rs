@@ -4,11 +4,11 @@ mod common;
 mod plugin;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -182,9 +182,7 @@ fn refusals_are_sentences() {
     assert!(plugin.ask("VolumeDriver.Get", "{").1["Err"].as_str().unwrap().contains("cannot be read"));
     assert!(plugin.ask("Graph.Driver", "").1["Err"].as_str().unwrap().contains("volume plugin protocol"));
     // Without a vault that can be reached: Mount says so, and nothing else waits for it.
-    let key = plugin.place.dir.path().join("key");
-    fs::write(&key, "sk_test_volume").unwrap();
-    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let key = key_file(&plugin.place, 0o600);
     let options = json!({ "api-url": "http://127.0.0.1:9", "api-key-file": key, "timeout": "2s" });
     plugin.ok("VolumeDriver.Create", json!({ "Name": "away", "Opts": options }));
     let said = plugin.refused("VolumeDriver.Mount", json!({ "Name": "away", "ID": "a" }));
@@ -194,6 +192,135 @@ fn refusals_are_sentences() {
     assert_eq!(plugin.ok("VolumeDriver.Get", json!({ "Name": "away" }))["Volume"]["Mountpoint"], "");
     plugin.ok("VolumeDriver.Remove", json!({ "Name": "away" }));
     assert!(!fs::read_to_string(plugin.state().join("volumes.json")).unwrap().contains("away"));
+}
+
+/// A file that is a key to look at.
+fn key_file(place: &Place, mode: u32) -> PathBuf {
+    let key = place.dir.path().join("key");
+    fs::write(&key, "sk_test_volume").unwrap();
+    fs::set_permissions(&key, Permissions::from_mode(mode)).unwrap();
+    key
+}
+
+#[test]
+fn what_every_mount_would_refuse_is_refused_at_create_and_not_written_down() {
+    let plugin = Plugin::start(Place::new(), &[]);
+    let data = &plugin.place.data;
+    let key = key_file(&plugin.place, 0o600);
+    let text = plugin.place.dir.path().join("text");
+    fs::write(&text, "no certificate").unwrap();
+    let url = "https://vault.example.com";
+    for (options, says) in [
+        (
+            json!({ "api-url": "https://u:geheim@vault.example.com", "api-key-file": key }),
+            "-o api-url: no user or password belongs into the URL",
+        ),
+        (json!({ "api-url": "http://vault.example.com", "api-key-file": key }), "plain http would show"),
+        (json!({ "api-url": url }), "no API key for https://vault.example.com: give -o api-key-file=FILE"),
+        (json!({}), "no API key for https://api.workos.com"),
+        (json!({ "api-url": url, "api-key-file": "/nope/key" }), "/nope/key"),
+        (json!({ "api-url": url, "api-key-file": "/dev/null" }), "/dev/null"),
+        (
+            json!({ "api-url": url, "api-key-file": key, "ca-file": "/nope/ca" }),
+            "-o ca-file /nope/ca: No such",
+        ),
+        (json!({ "api-url": url, "api-key-file": key, "ca-file": text }), "-o ca-file holds no certificate"),
+        (json!({ "embedded": data, "api-key-file": key }), "-o embedded has a key of its own"),
+        (json!({ "embedded": data, "api-url": url }), "-o embedded and -o api-url name two vaults"),
+        (json!({ "embedded": key }), "is no directory"),
+        (json!({ "embedded": data, "timeout": "0s" }), "-o timeout 0 leaves no time"),
+        (json!({ "embedded": data, "refresh": "0s" }), "-o refresh"),
+        (json!({ "embedded": data, "prefix": "/" }), "-o prefix=/"),
+        (json!({ "embedded": data, "audit": "/nope/x" }), "the audit file /nope/x cannot be used"),
+        (json!({ "embedded": data, "log": "/nope/x" }), "the log /nope/x cannot be written"),
+        (json!({ "embedded": "rel" }), "-o embedded takes a path of the host from / on"),
+        (json!({ "api-url": url, "api-key-file": "sk_geheim" }), "-o api-key-file takes a path"),
+    ] {
+        let said = plugin.refused("VolumeDriver.Create", json!({ "Name": "v", "Opts": options }));
+        assert!(said.contains(says) && !said.contains(" --"), "{options}: {said}");
+    }
+    fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    let options = json!({ "api-url": url, "api-key-file": key });
+    let said = plugin.refused("VolumeDriver.Create", json!({ "Name": "v", "Opts": options }));
+    assert!(said.contains("0644"), "{said}");
+    assert_eq!(plugin.ok("VolumeDriver.List", json!({})), json!({ "Volumes": [] }));
+    let written = fs::read_to_string(plugin.state().join("volumes.json")).unwrap_or_default() + &plugin.log();
+    assert!(!written.contains("geheim"), "{written}");
+
+    // What is there stays there without its key, and what was made is not made again.
+    key_file(&plugin.place, 0o600);
+    let create = json!({ "Name": "v", "Opts": options });
+    plugin.ok("VolumeDriver.Create", create.clone());
+    fs::remove_file(&key).unwrap();
+    plugin.ok("VolumeDriver.Create", create);
+}
+
+#[test]
+fn a_plugin_whose_own_options_cannot_be_does_not_start() {
+    let place = Place::new();
+    let key = key_file(&place, 0o600).display().to_string();
+    let elsewhere = |name: &str| place.dir.path().join(name);
+    let start = |socket: &Path, options: &str| {
+        let mut command = place.vaultfs(["volume-plugin", "-o", options, "--socket"]);
+        run(command.arg(socket).arg("--state").arg(elsewhere("state")))
+    };
+    let socket = elsewhere("v.sock");
+    for (options, code, says) in [
+        ("api_key_file=/nope/key,api-url=https://x", 3, "/nope/key"),
+        (&*format!("api-key-file={key},api-url=http://evil.example.com"), 2, "-o api-url: plain http"),
+        ("api-url=https://u:geheim@x", 2, "no user or password"),
+        ("embedded=rel", 2, "from / on"),
+        ("embedded,audit=/nope/x", 1, "the audit file /nope/x"),
+    ] {
+        let said = start(&socket, options).fails(code);
+        assert!(said.contains(says) && !said.contains("geheim"), "{options}: {said}");
+    }
+    assert!(!elsewhere("state").exists() && !socket.exists());
+    // Volumes may bring a key of their own: these start, as far as to the socket.
+    for options in ["api-url=https://x", "read-only"] {
+        let deep = elsewhere("not/there/v.sock");
+        let said = start(&deep, options).fails(1);
+        assert!(said.contains("not is not there: make it (mkdir -p)") && said.contains("--socket"), "{said}");
+    }
+    assert!(!elsewhere("not").exists());
+    let said = run(place.vaultfs(["volume-plugin", "--state", "/proc/x", "--socket"]).arg(&socket)).fails(1);
+    assert!(said.contains("/proc/x: ") && said.contains("with --state DIR"), "{said}");
+    let said = start(Path::new("/proc/v.sock"), "read-only").fails(1);
+    assert!(said.contains("/proc/v.sock: ") && said.contains("choose a --socket"), "{said}");
+}
+
+#[test]
+fn a_request_is_read_before_it_is_answered() {
+    let plugin = Plugin::start(Place::new(), &["-v"]);
+    for (method, path, status) in [
+        ("POST", "Plugin.Activate", 200),
+        ("POST", "VolumeDriver.Capabilities", 200),
+        ("POST", "VolumeDriver.List", 200),
+        ("POST", "VolumeDriver.Get", 500),
+        ("GET", "VolumeDriver.List", 405),
+        ("POST", "Nothing", 500),
+    ] {
+        let mut stream = UnixStream::connect(plugin.socket()).unwrap();
+        write!(
+            stream,
+            "{method} /{path} HTTP/1.1\r\nHost: \r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+        )
+        .unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let early = stream.read(&mut [0; 1]).map_err(|e| e.kind());
+        assert_eq!(early, Err(ErrorKind::WouldBlock), "{path} is answered before it was all said");
+        stream.write_all(b"{}").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
+        assert!(plugin.log().contains(path), "-v tells each request: {}", plugin.log());
+    }
+    let long = format!("{{\"Name\":\"{}\"}}", "x".repeat(2 << 20));
+    if let Some((status, said)) = plugin.try_ask("VolumeDriver.Get", &long) {
+        assert!(status == 500 && said["Err"].as_str().unwrap().contains("cannot be read"), "{said}");
+    }
+    plugin.ok("VolumeDriver.List", json!({}));
 }
 
 #[test]
@@ -303,12 +430,12 @@ fn a_key_handed_over_by_systemd_is_for_the_default_vault_alone() {
     plugin.credentials = Some(credentials);
     plugin.run(&["-o", &format!("api-url={url}")]);
     plugin.ok("VolumeDriver.Create", json!({ "Name": "default", "Opts": { "prefix": "p" } }));
-    plugin.ok("VolumeDriver.Create", json!({ "Name": "own", "Opts": { "api-url": url } }));
+    let own = json!({ "Name": "own", "Opts": { "api-url": url } });
+    let said = plugin.refused("VolumeDriver.Create", own);
+    assert!(said.contains("no API key for ") && said.contains("-o api-key-file=FILE"), "{said}");
     let at = plugin.mount("default", "a");
     fs::write(at.join("x"), "1").unwrap();
     plugin.unmount("default", "a");
-    let said = plugin.refused("VolumeDriver.Mount", json!({ "Name": "own", "ID": "a" }));
-    assert!(said.contains("no API key"), "{said}");
     until("it is unmounted", || !is_mounted(&at));
 }
 

@@ -21,9 +21,9 @@ use nix::unistd::Pid;
 use super::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
 use super::exit::{Exit, Failure};
 use super::log::LogConfig;
-use super::{mount_options, service, values};
+use super::{mount_options, service, stack, values};
 use crate::console;
-use crate::fs::Options;
+use crate::fs::{Audit, Options};
 use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config};
 use crate::fuse::mounts::Dev;
 use crate::fuse::{keeper, mountpoint, probe};
@@ -308,6 +308,25 @@ impl MountArgs {
     /// How long it waits for a vault that does not answer yet.
     pub fn patience(&self) -> Option<Duration> {
         self.wait
+    }
+
+    /// Refuses what [`run`] refuses without asking a vault or looking at a mount point; for a mount that is made later, by
+    /// the volume plugin. `key_later`: it may still get its key.
+    pub fn rehearse(&self, key_later: bool) -> Result<(), Failure> {
+        self.connect.rehearse(key_later)?;
+        if let Some(path) = &self.audit {
+            Audit::check(path).map_err(|e| stack::bad_audit(path, &e))?;
+        }
+        match self.log.as_deref().map(|path| (path, Audit::check(path))) {
+            Some((path, Err(e))) => Err(Failure::new(
+                Exit::Failed,
+                format!(
+                    "the log {} cannot be written: {e}: name a file that you can write, in a directory that exists",
+                    path.display()
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn file_system_options(&self) -> Options {

@@ -1,5 +1,6 @@
 //! The worker's stack of layers: vault, file system, adapter. Built before anything is mounted.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,13 +55,7 @@ pub async fn build(
     let (page, options) = (connected.first_page, config.options.clone());
     let fs = FileSystem::restore(connected.vault, page, options, clock, state, anew);
     if let Some(path) = &config.options.audit {
-        let audit = Audit::open(path).map_err(|e| {
-            let sentence = format!(
-                "the audit file {} cannot be used: {e}: name a file that you can write, in a directory that exists",
-                path.display()
-            );
-            Failure::new(Exit::Failed, sentence)
-        })?;
+        let audit = Audit::open(path).map_err(|e| bad_audit(path, &e))?;
         fs.attach_audit(audit);
     }
     let job = config.on_change.clone().map(|command| Job {
@@ -114,6 +109,15 @@ struct Mounted {
 }
 
 /// A change as the command is told.
+/// Why `--audit` cannot be used.
+pub fn bad_audit(path: &Path, e: &std::io::Error) -> Failure {
+    let sentence = format!(
+        "the audit file {} cannot be used: {e}: name a file that you can write, in a directory that exists",
+        path.display()
+    );
+    Failure::new(Exit::Failed, sentence)
+}
+
 fn news(change: Change) -> News {
     let event = match change.kind {
         ChangeKind::Created => Event::Created,

@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::connect::credential;
 use super::exit::{Exit, Failure};
+use super::mount::MountArgs;
 use super::values::home;
 use super::{mount_options, serve, service};
 use crate::clock::SystemClock;
@@ -39,7 +40,7 @@ use crate::volume::store::Store;
                         docker run -v app:/run/secrets IMAGE"
 )]
 pub struct VolumePluginArgs {
-    /// Where the engine asks, for example /run/docker/plugins/vaultfs.sock
+    /// Where the engine asks, for example /run/docker/plugins/vaultfs.sock; its directory is made if it is missing
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 
@@ -52,7 +53,7 @@ pub struct VolumePluginArgs {
     #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
-    /// Log more: -v each request of the engine that is refused, too
+    /// Log more: -v each request of the engine, too; what is refused is logged without it
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
 }
@@ -72,8 +73,7 @@ pub fn run(args: VolumePluginArgs) -> anyhow::Result<ExitCode> {
     if let Some(file) = credential().and_then(|file| file.into_os_string().into_string().ok()) {
         options::default_key(&mut defaults, file);
     }
-    options::arguments(&defaults, &BTreeMap::new(), &MountGrammar)
-        .map_err(|e| Failure::new(Exit::Usage, e))?;
+    check_defaults(&defaults)?;
     let state = match &args.state {
         Some(dir) => std::path::absolute(dir)?,
         None => default_state()?,
@@ -146,6 +146,14 @@ fn default_state() -> anyhow::Result<PathBuf> {
     Ok(state.context("HOME is not set: give --state DIR")?.join("vaultfs-volumes"))
 }
 
+/// Refuses what would be refused of every volume. A key may be missing: volumes may bring one.
+fn check_defaults(defaults: &BTreeMap<String, String>) -> Result<(), Failure> {
+    let usage = |sentence| Failure::new(Exit::Usage, sentence);
+    let arguments = options::arguments(defaults, &BTreeMap::new(), &MountGrammar).map_err(usage)?;
+    let mount = parse(&arguments).map_err(usage)?;
+    mount.rehearse(true).map_err(|e| Failure { message: as_options(&e.message), ..e })
+}
+
 /// `-o a=1,b` as a map; `-o a=1 -o b` is the same.
 fn defaults(lists: &[String]) -> BTreeMap<String, String> {
     let options = lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty());
@@ -183,14 +191,27 @@ impl Grammar for MountGrammar {
     }
 
     fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String> {
-        let line = ["vaultfs", "mount"].into_iter().chain(arguments.iter().map(String::as_str)).chain(["/"]);
-        match super::Cli::try_parse_from(line) {
-            Ok(super::Cli { command: super::Command::Mount(mount) }) => Ok(mount.patience()),
-            Ok(_) => Ok(None),
-            Err(e) if e.kind() == ErrorKind::DisplayHelp => Err("an option is wrong".into()),
-            Err(e) => Err(one_sentence(&e.render().to_string())),
-        }
+        parse(arguments).map(|mount| mount.patience())
     }
+
+    fn rehearse(&self, arguments: &[String]) -> Result<(), String> {
+        parse(arguments)?.rehearse(false).map_err(|e| as_options(&e.message))
+    }
+}
+
+fn parse(arguments: &[String]) -> Result<MountArgs, String> {
+    let line = ["vaultfs", "mount"].into_iter().chain(arguments.iter().map(String::as_str)).chain(["/"]);
+    match super::Cli::try_parse_from(line) {
+        Ok(super::Cli { command: super::Command::Mount(mount) }) => Ok(*mount),
+        Err(e) if e.kind() != ErrorKind::DisplayHelp => Err(one_sentence(&e.render().to_string())),
+        _ => Err("an option is wrong".into()),
+    }
+}
+
+/// A sentence about the command line of `vaultfs mount`, for who gives options of a volume.
+fn as_options(sentence: &str) -> String {
+    let sentence = sentence.replace(" --", " -o ").replace("'--", "'-o ");
+    sentence.strip_prefix("--").map_or(sentence.clone(), |rest| format!("-o {rest}"))
 }
 
 /// What clap says, without its usage lines and dashes.
@@ -198,7 +219,7 @@ fn one_sentence(said: &str) -> String {
     let lines = said.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    text.split(" For more information").next().unwrap_or(text).replace("'--", "'-o ")
+    text.split(" For more information").next().map(as_options).unwrap_or_default()
 }
 
 #[cfg(test)]

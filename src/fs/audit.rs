@@ -97,6 +97,20 @@ impl Audit {
         Self::start(file, move || place.open())
     }
 
+    /// Whether it could be opened, as far as can be told without making it.
+    ///
+    /// # Errors
+    /// As [`Audit::open`].
+    pub fn check(path: &Path) -> io::Result<()> {
+        Place::of(path)?;
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.is_file() => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn start<W: Write + Send + 'static>(
         file: W,
         reopen: impl FnMut() -> io::Result<W> + Send + 'static,

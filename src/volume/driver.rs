@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use super::mounter::{Interruption, Mounter};
 use super::options::{self, Grammar};
 use super::protocol::Described;
-use super::state::{Refusal, Volume, Volumes};
+use super::state::{self, Refusal, Volume, Volumes};
 use super::store::Store;
 use crate::clock::Clock;
 
@@ -137,7 +137,14 @@ impl Driver {
 
     /// Create.
     pub async fn create(&self, name: &str, options: &BTreeMap<String, String>) -> Result<()> {
-        options::arguments(&self.defaults, options, &*self.grammar).map_err(Refusal::Said)?;
+        state::check_name(name)?;
+        let arguments = options::arguments(&self.defaults, options, &*self.grammar).map_err(Refusal::Said)?;
+        // Of one that is there already the files are the next mount's business.
+        if self.volumes().get(name).is_err() {
+            let grammar = self.grammar.clone();
+            let rehearsed = tokio::task::spawn_blocking(move || grammar.rehearse(&arguments)).await;
+            rehearsed.unwrap_or_else(|e| Err(e.to_string())).map_err(Refusal::Said)?;
+        }
         let _turn = self.turn(name).await;
         let now = seconds(self.clock.wall());
         self.change(|volumes| volumes.create(name, options, now)).await.map(drop)

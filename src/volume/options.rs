@@ -26,6 +26,9 @@ pub trait Grammar: Send + Sync {
     /// How long such a mount waits for a vault that does not answer, if these arguments parse; else what is wrong, as
     /// one sentence.
     fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String>;
+    /// What this machine has against such a mount, as one sentence, before it is made: files that cannot be used, a URL
+    /// that is none of a vault. Reads files; asks no vault.
+    fn rehearse(&self, arguments: &[String]) -> Result<(), String>;
 }
 
 /// Options of `vaultfs mount` that say how a person runs it; a volume is not run by one.
@@ -36,6 +39,9 @@ const OF_THE_ENGINES: [&str; 4] = ["nocopy", "rw", "nosuid", "nodev"];
 
 /// Options that only volumes have, and short forms.
 const OF_VOLUMES: [&str; 2] = ["mode", "ro"];
+
+/// Options that name a file or directory of the host.
+const PATHS: [&str; 5] = ["embedded", "api-key-file", "ca-file", "audit", "log"];
 
 /// What `mode` sets both of.
 const SINGLE_MODES: [&str; 2] = ["file-mode", "dir-mode"];
@@ -149,6 +155,17 @@ fn argument(name: &str, value: &str, grammar: &dyn Grammar) -> Result<Option<Str
                 ),
             })
         }
+        // The value is not quoted: it may be a key, by mistake.
+        (Some(takes), value)
+            if PATHS.contains(&name)
+                && !value.starts_with('/')
+                && !value.is_empty()
+                && (takes, value) != (Takes::Either, "true") =>
+        {
+            Err(format!(
+                "-o {name} takes a path of the host from / on: the plugin is in no directory of yours"
+            ))
+        }
         (Some(Takes::Value), "") => Err(format!("-o {name} needs a value: give -o {name}=VALUE")),
         (Some(Takes::Either), "" | "true") => Ok(Some(format!("--{name}"))),
         (Some(Takes::Value | Takes::Either), value) => Ok(Some(format!("--{name}={value}"))),
@@ -191,6 +208,10 @@ mod tests {
             }
             let wait = arguments.iter().find_map(|a| a.strip_prefix("--wait="));
             Ok(wait.map(|time| humantime::parse_duration(time).unwrap()))
+        }
+
+        fn rehearse(&self, _: &[String]) -> Result<(), String> {
+            Ok(())
         }
     }
 
@@ -261,6 +282,8 @@ mod tests {
             (&[("prefixes", "a")], "did you mean prefix?"),
             (&[("prefix", "/a/b/")], "below a/b/ give -o prefix=a/b"),
             (&[("prefix", "//")], "leave prefix away"),
+            (&[("embedded", "srv/vault")], "-o embedded takes a path of the host from / on"),
+            (&[("api_key_file", "~/key")], "-o api-key-file takes a path of the host from / on"),
             (&[("modes", "a")], "did you mean mode?"),
             (&[("foregrounds", "")], "it takes mode"),
             (&[("wait", "91s")], "-o wait=1m 31s: Docker waits 2 minutes"),
@@ -268,5 +291,6 @@ mod tests {
             let said = of(options).unwrap_err();
             assert!(said.contains(says), "{said}");
         }
+        assert!(!of(&[("api-key-file", "sk_test_pasted")]).unwrap_err().contains("pasted"));
     }
 }

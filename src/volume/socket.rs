@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +21,11 @@ use super::driver::Driver;
 use super::protocol::{Answer, Ask, CONTENT_TYPE, Refused, Scope};
 use super::state::Refusal;
 
+/// Where dockerd looks for plugins.
+const OF_DOCKER: &str = "/run/docker/plugins";
+/// Longest body that is read: far more than a volume with all its options.
+const LONGEST: usize = 1 << 20;
+
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -29,8 +35,11 @@ pub enum SocketError {
     /// Something that is no socket.
     #[error("{0} is there and is no socket: choose another --socket")]
     NotASocket(PathBuf),
+    /// More than the last directory is missing.
+    #[error("{0} is not there: make it (mkdir -p), or choose another --socket")]
+    Nowhere(PathBuf),
     /// Anything else.
-    #[error("{0}: {1}")]
+    #[error("{0}: {1}: choose a --socket in a directory that you can write to")]
     Io(PathBuf, std::io::Error),
 }
 
@@ -43,8 +52,9 @@ pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
         Ok(_) if UnixStream::connect(path).await.is_ok() => return Err(SocketError::Taken(path.to_owned())),
         Ok(_) => std::fs::remove_file(path).map_err(failed)?,
         Err(_) => {
-            if let Some(dir) = path.parent() {
-                std::fs::create_dir_all(dir).map_err(failed)?;
+            // Of a bare name the parent is the empty path.
+            if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+                make_directory(dir)?;
             }
         }
     }
@@ -52,6 +62,19 @@ pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
+}
+
+/// The directory of a socket, unless it is there. A path that is mostly missing is a slip; but where dockerd looks for
+/// plugins nothing needs to be before its first start, and plugins are started before it.
+fn make_directory(dir: &Path) -> Result<(), SocketError> {
+    let failed = |e| SocketError::Io(dir.to_owned(), e);
+    match dir.parent() {
+        _ if dir.is_dir() => Ok(()),
+        Some(above) if !above.as_os_str().is_empty() && !above.exists() && !dir.starts_with(OF_DOCKER) => {
+            Err(SocketError::Nowhere(above.to_owned()))
+        }
+        _ => std::fs::create_dir_all(dir).map_err(failed),
+    }
 }
 
 /// Asks for the list of volumes, as an engine does: an error says that no engine would get an answer.
@@ -85,7 +108,21 @@ pub fn router(driver: Arc<Driver>) -> Router {
         .fallback(async || {
             refused(Refusal::Said("this socket speaks the volume plugin protocol only".into()))
         })
+        .layer(middleware::from_fn(whole))
         .with_state(driver)
+}
+
+/// Reads a request to its end before it is answered, whatever it is: a client that sends its body after the head meets
+/// a closed connection otherwise.
+async fn whole(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let asked = head.uri.path().to_owned();
+    let answer = match axum::body::to_bytes(body, LONGEST).await {
+        Ok(body) => next.run(Request::from_parts(head, body.into())).await,
+        Err(e) => refused(Refusal::Said(format!("the request cannot be read: {e}"))),
+    };
+    tracing::debug!(status = answer.status().as_u16(), "{asked}");
+    answer
 }
 
 type Shared = State<Arc<Driver>>;

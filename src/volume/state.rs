@@ -119,7 +119,7 @@ impl Volumes {
 }
 
 /// A volume's name is a directory's name on the host: nothing in it may lead elsewhere.
-fn check_name(name: &str) -> Result<(), Refusal> {
+pub fn check_name(name: &str) -> Result<(), Refusal> {
     let mut bytes = name.bytes();
     let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
     if first && name.len() <= 128 && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {

@@ -31,7 +31,7 @@ pub enum StoreError {
     #[error("{0} cannot be understood ({1}): move it away to begin without volumes")]
     Garbled(PathBuf, serde_json::Error),
     /// The file system says no.
-    #[error("{0}: {1}")]
+    #[error("{0}: {1}: choose a directory that you can write to with --state DIR")]
     Io(PathBuf, io::Error),
 }
 

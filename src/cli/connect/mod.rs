@@ -187,9 +187,22 @@ impl ConnectArgs {
 
     /// Settles which vault and which key are meant. Starts and contacts nothing.
     pub fn resolve(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
-        let endpoint = self.endpoint()?;
-        let mut spec = ConnectSpec {
-            endpoint,
+        let mut spec = self.spec()?;
+        if matches!(spec.endpoint, Endpoint::Embedded(_)) {
+            return Ok((spec, ApiKeyInput::default()));
+        }
+        let (secret, file) = self.find_key()?;
+        if !secret.expose().starts_with("sk_") {
+            console::say("hint: API keys usually start with sk_, and this one does not");
+        }
+        spec.key_file = file;
+        Ok((spec, ApiKeyInput { secret: Some(secret) }))
+    }
+
+    /// Everything but the key.
+    fn spec(&self) -> Result<ConnectSpec, Failure> {
+        let spec = ConnectSpec {
+            endpoint: self.endpoint()?,
             api: self.api,
             key_file: None,
             ca_file: self.ca_file.as_deref().map(absolute).transpose()?,
@@ -204,18 +217,10 @@ impl ConnectArgs {
         if let Some(dialect) = spec.dialect() {
             has_contexts(&spec, dialect)?;
         }
-        if matches!(spec.endpoint, Endpoint::Embedded(_)) {
-            if self.api_key_file.is_some() {
-                return Err(usage("--embedded has a key of its own: leave --api-key-file away"));
-            }
-            return Ok((spec, ApiKeyInput::default()));
+        if matches!(spec.endpoint, Endpoint::Embedded(_)) && self.api_key_file.is_some() {
+            return Err(usage("--embedded has a key of its own: leave --api-key-file away"));
         }
-        let (secret, file) = self.find_key()?;
-        if !secret.expose().starts_with("sk_") {
-            console::say("hint: API keys usually start with sk_, and this one does not");
-        }
-        spec.key_file = file;
-        Ok((spec, ApiKeyInput { secret: Some(secret) }))
+        Ok(spec)
     }
 
     /// As [`ConnectArgs::resolve`]; but if nothing names a vault and exactly one mount lives, that mount's.
@@ -440,12 +445,7 @@ async fn keep<T>(
 
 /// Starts or joins the embedded vault, if it is that, and makes ready to ask.
 async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> Result<Reached, Failure> {
-    let more_roots = match &spec.ca_file {
-        None => None,
-        Some(path) => {
-            Some(std::fs::read(path).map_err(|e| usage(format!("--ca-file {}: {e}", path.display())))?)
-        }
-    };
+    let more_roots = rehearsal::more_roots(spec)?;
     let max_size = usize::try_from(spec.max_size).unwrap_or(usize::MAX);
     let (target, embedded) = match &spec.endpoint {
         Endpoint::Url(url) => (Target::Url(url.clone()), None),
@@ -593,5 +593,6 @@ fn clean_url(text: &str, origin: &str) -> Result<String, Failure> {
     http::check_url(text).map_err(|why| usage(format!("{origin}: {why} (example: {DEFAULT_URL})")))
 }
 
+mod rehearsal;
 #[cfg(test)]
 mod tests;

@@ -38,8 +38,8 @@ const SECTIONS: [(&str, &[&str]); 3] = [
         "Lines of /etc/fstab",
         &[
             "    SRC DIR vaultfs OPTIONS 0 0",
-            "SRC is the URL of a service, `embedded=DIR` for a vault of this machine, `embedded` for the one in \
-             DEFAULT, or `none` if OPTIONS say it.",
+            "SRC is the URL of a service, `embedded=DIR` for a vault of this machine, `embedded` for root's in \
+             DEFAULT (an ordinary user's is where `vaultfs mount --embedded` has it), or `none` if OPTIONS say it.",
             "The options of mount(8) are understood: ro, rw, auto, noauto, user, users, nofail, _netdev, x-systemd.* \
              and the like. suid and dev have no effect, since vaults are mounted nosuid,nodev. A mounted vault \
              cannot be remounted with others. A value that holds a comma is put in double quotes.",

@@ -102,6 +102,21 @@ impl HttpConfig {
     }
 }
 
+/// Whether these can be [`HttpConfig::more_roots`].
+pub fn check_roots(pem: &[u8]) -> Result<()> {
+    certificates(pem).map(drop)
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<reqwest::Certificate>> {
+    let broken = |sentence: String| Error::new(ErrorKind::Invalid, sentence);
+    let roots = reqwest::Certificate::from_pem_bundle(pem)
+        .map_err(|e| broken(format!("the certificates of --ca-file cannot be used: {}", e.without_url())))?;
+    match roots.is_empty() {
+        true => Err(broken("the file of --ca-file holds no certificate".into())),
+        false => Ok(roots),
+    }
+}
+
 fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client> {
     let broken =
         |what: &str, e: &dyn std::fmt::Display| Error::new(ErrorKind::Invalid, format!("{what}: {e}"));
@@ -131,12 +146,7 @@ fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client>
         // Reading the system's certificates takes time and memory that nothing here needs.
         builder = builder.tls_certs_only([]);
     } else if let Some(pem) = more_roots {
-        let roots = reqwest::Certificate::from_pem_bundle(pem)
-            .map_err(|e| broken("the certificates of --ca-file cannot be used", &e.without_url()))?;
-        if roots.is_empty() {
-            return Err(Error::new(ErrorKind::Invalid, "the file of --ca-file holds no certificate"));
-        }
-        builder = builder.tls_certs_merge(roots);
+        builder = builder.tls_certs_merge(certificates(pem)?);
     }
     builder.build().map_err(|e| broken("TLS cannot be set up", &e.without_url()))
 }
