@@ -47,7 +47,9 @@ fn a_conversation_with_dockerd() {
     assert_eq!(plugin.ok("VolumeDriver.Path", json!({ "Name": "v1" }))["Mountpoint"], json!(at));
     assert_eq!(plugin.ok("VolumeDriver.Get", json!({ "Name": "v1" }))["Volume"]["Status"]["users"], 2);
     plugin.unmount("v1", "id-2");
+    let open = fs::File::open(at.join("token")).unwrap();
     assert!(plugin.refused("VolumeDriver.Remove", json!({ "Name": "v1" })).contains("in use by a container"));
+    drop(open);
     assert_eq!(fs::read_to_string(at.join("token")).unwrap(), "s3cret");
     plugin.unmount("v1", "id-3");
     plugin.ok("VolumeDriver.Remove", json!({ "Name": "v1" }));

@@ -12,9 +12,10 @@
 //!    user back. As long as unmounting waits for a vault that is away, a Mount or a Remove ends it and goes first.
 //! 5. The mount point exists only while something is mounted there. An engine that is wrong about that fails; it does not
 //!    get a directory of the disk in place of the vault.
-//! 6. A container that was removed while the plugin was away is never struck out by the engine. So users that were found
-//!    at the start, and that the engine has not named since, do not keep a volume from being removed, provided that
-//!    nothing that can be seen uses the mount. The engine asks for the removal only of what it believes to be unused.
+//! 6. An engine that is killed, or that removes a container while the plugin is away, never strikes out its users. So
+//!    users do not keep a volume from being removed, provided that nothing that can be seen uses the mount: the engine
+//!    asks for the removal only of what it believes to be unused. An Unmount says nothing of other users, of whom one
+//!    may have been told of its mount and not have bound it yet: they are left.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -48,8 +49,6 @@ pub struct Driver {
     grammar: Arc<dyn Grammar>,
     defaults: BTreeMap<String, String>,
     clock: Arc<dyn Clock>,
-    /// Volumes and their users as found at the start, less those that the engine has mounted since. Short.
-    restored: Mutex<BTreeSet<(String, String)>>,
 }
 
 /// One change of a volume at a time.
@@ -119,11 +118,7 @@ pub struct Parts {
 impl Driver {
     /// A driver over what was remembered.
     pub fn new(parts: Parts) -> Self {
-        let users = parts.volumes.iter().flat_map(|(name, volume)| {
-            volume.users.iter().map(|id| (name.to_owned(), id.clone())).collect::<Vec<_>>()
-        });
         Self {
-            restored: Mutex::new(users.collect()),
             volumes: Mutex::new(parts.volumes),
             saving: tokio::sync::Mutex::default(),
             turns: Mutex::default(),
@@ -217,9 +212,7 @@ impl Driver {
     }
 
     async fn acquire(&self, name: &str, id: &str) -> Result<bool> {
-        let new = self.change(|volumes| volumes.acquire(name, id)).await?;
-        self.restored().remove(&(name.to_owned(), id.to_owned()));
-        Ok(new)
+        self.change(|volumes| volumes.acquire(name, id)).await
     }
 
     async fn release(&self, turn: &MyTurn, name: &str, id: &str) -> Result<()> {
@@ -242,16 +235,13 @@ impl Driver {
         let unused = self.volumes().check_unused(name);
         let at = self.store.mountpoint(name);
         if let Err(in_use) = unused {
-            if !users.iter().all(|id| self.restored().contains(&(name.to_owned(), id.clone()))) {
-                return Err(in_use);
-            }
             let idle = self.mounter.unmount_idle(&at, REMOVAL).await;
             idle.map_err(|e| Refusal::Said(format!("{in_use} ({e})")))?;
             self.mounter.tidy(&at);
             tracing::warn!(
                 volume = name,
                 users = users.len(),
-                "removed: its users were of an earlier run of the plugin, and nothing uses it"
+                "its users were never struck out, and nothing uses it: removing it"
             );
         } else {
             self.mounter.store(&at, REMOVAL).await.map_err(|e| said(name, &e))?;
@@ -336,10 +326,6 @@ impl Driver {
 
     fn volumes(&self) -> MutexGuard<'_, Volumes> {
         self.volumes.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn restored(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
-        self.restored.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Makes a change, writes it, then shows it.

@@ -22,7 +22,8 @@ const DOCKER: &str = "/usr/bin/docker";
 
 pub struct Engine {
     dir: TempDir,
-    dockerd: Option<Beside>,
+    /// How it is started, and its process.
+    dockerd: Option<(Command, Beside)>,
     pub driver: String,
     pub plugin_socket: PathBuf,
 }
@@ -78,13 +79,27 @@ impl Engine {
         let number = ENGINES.fetch_add(1, Ordering::Relaxed);
         let driver = format!("vaultfs-test-{}-{number}", std::process::id());
         let plugin_socket = PathBuf::from(format!("/run/docker/plugins/{driver}.sock"));
-        let engine = Self { dir, dockerd: Some(dockerd), driver, plugin_socket };
-        let up = || engine.run(["version"]).code.filter(|code| *code == 0);
-        let up = wait(up, Duration::from_secs(60));
-        let log = || fs::read_to_string(engine.dir.path().join("log")).unwrap_or_default();
-        assert!(up.is_some(), "dockerd does not answer:\n{}", log());
+        let engine = Self { dir, dockerd: Some((command, dockerd)), driver, plugin_socket };
+        engine.answers();
         engine.import();
         engine
+    }
+
+    #[track_caller]
+    fn answers(&self) {
+        let up = || self.run(["version"]).code.filter(|code| *code == 0);
+        let up = wait(up, Duration::from_secs(60));
+        let log = || fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        assert!(up.is_some(), "dockerd does not answer:\n{}", log());
+    }
+
+    /// `kill -9` of dockerd, which is then started anew. Containers outlive it until that.
+    pub fn kill_and_start(&mut self) {
+        let (mut command, killed) = self.dockerd.take().unwrap();
+        drop(killed);
+        let started = Beside::start(&mut command);
+        self.dockerd = Some((command, started));
+        self.answers();
     }
 
     pub fn is_docker(&self) -> bool {
@@ -149,7 +164,7 @@ impl Engine {
 
     /// A command in the mount namespace of dockerd.
     pub fn beside_dockerd(&self, program: &str) -> Command {
-        let pid = self.dockerd.as_ref().unwrap().0.id().to_string();
+        let pid = self.dockerd.as_ref().unwrap().1.0.id().to_string();
         let mut command = Command::new("nsenter");
         command.args(["--target", &pid, "--mount", "--", program]);
         command
@@ -171,7 +186,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if let Some(dockerd) = &mut self.dockerd {
+        if let Some((_, dockerd)) = &mut self.dockerd {
             signal(dockerd.0.id() as i32, Signal::SIGTERM);
             // It ends its containerd, too.
             dockerd.ends();

@@ -71,6 +71,13 @@ fn dockerd_uses_volumes_of_the_plugin() {
 }
 
 #[test]
+fn a_volume_whose_dockerd_was_killed_can_be_removed() {
+    if !cannot() {
+        engine_killed(&mut Engine::docker());
+    }
+}
+
+#[test]
 fn rootless_podman_uses_the_mounts_of_its_user() {
     if !cannot() {
         users::rootless();
@@ -241,6 +248,35 @@ fn plugin_and_container_killed(engine: &Engine, plugin: &mut Plugin, defaults: &
     engine.remove("two");
     until("the last one's end unmounts", || !is_mounted(&at));
     until("no process is left", || processes_of(&at).is_empty());
+}
+
+/// A dockerd that was killed has forgotten for whom it mounted a volume, and never says that they are gone.
+fn engine_killed(engine: &mut Engine) {
+    let place = Place::new();
+    let defaults = format!("embedded={}", place.data.display());
+    let plugin = Plugin::listening_at(engine.plugin_socket.clone(), place, &["-o", &defaults]);
+    let at = plugin.state().join("volumes/kept");
+    engine.volume("kept", &[]);
+    let options = ["--stop-signal=KILL", "-v", "kept:/data"];
+    engine.start("lost", &options, "echo -n v > /data/a; while :; do sleep 1; done");
+    until("it has written", || fs::read(at.join("a")).is_ok_and(|value| value == b"v"));
+    engine.kill_and_start();
+    engine.remove("lost");
+    assert!(is_mounted(&at), "nobody has struck it out");
+
+    engine.start("next", &options, "while :; do sleep 1; done");
+    let refused = plugin.refused("VolumeDriver.Remove", json!({ "Name": "kept" }));
+    assert!(refused.contains("mount namespace of process"), "{refused}");
+    assert_eq!(engine.run(["exec", "next", "cat", "/data/a"]).ok(), "v");
+    engine.remove("next");
+    assert!(is_mounted(&at), "still counted");
+
+    let processes = processes_of(&at);
+    engine.run(["volume", "rm", "kept"]).ok();
+    assert!(!at.exists() && processes.len() > 1);
+    until("no process is left", || processes_of(&at).is_empty());
+    let log = plugin.log();
+    assert_eq!(log.matches("its users were never struck out").count(), 1, "{log}");
 }
 
 /// The engine cannot tell the plugin that a container is gone. Its volume can be removed all the same, and one whose
