@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::{Beside, Ran, run, signal, wait};
+use crate::common::{Beside, Ran, run, signal, until, wait};
 
 /// The image. At /data it has files that must never get into a vault.
 pub const IMAGE: &str = "vaultfs-test:1";
@@ -97,6 +97,12 @@ impl Engine {
     pub fn kill_and_start(&mut self) {
         let (mut command, killed) = self.dockerd.take().unwrap();
         drop(killed);
+        // Its containerd dies with it, and may stay a zombie that the next dockerd would take for alive.
+        let file = self.dir.path().join("exec/containerd/containerd.pid");
+        let stat = format!("/proc/{}/stat", fs::read_to_string(&file).unwrap().trim());
+        let dead = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+        until("containerd is dead", dead);
+        fs::remove_file(&file).unwrap();
         let started = Beside::start(&mut command);
         self.dockerd = Some((command, started));
         self.answers();

@@ -173,6 +173,13 @@ mod tests {
         assert!(synopsis("vaultfs-rm.1").contains(" NAME...\n"));
     }
 
+    /// An ordinary user's is another one.
+    #[test]
+    fn the_vault_of_the_source_embedded_is_told_for_root_and_for_others() {
+        let page = all()["vaultfs.5"].replace('\n', " ");
+        assert!(page.contains("/var/lib/vaultfs (an ordinary user"), "{page}");
+    }
+
     /// The pages that a page refers to are there, if they are ours.
     #[test]
     fn what_is_referred_to_is_there() {
