@@ -196,6 +196,8 @@ impl Drop for Engine {
             signal(dockerd.0.id() as i32, Signal::SIGTERM);
             // It ends its containerd, too.
             dockerd.ends();
+            // One that was killed leaves its directory mounted on itself, and the next one takes that for the machine's.
+            run(Command::new("umount").arg("--quiet").arg(self.dir.path().join("data")));
         } else {
             self.run(["rm", "-f", "-a"]);
             self.run(["image", "rm", "-f", IMAGE]);
