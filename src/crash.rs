@@ -2,7 +2,7 @@
 //!
 //! `VAULTFS_TEST_CRASH=FILE` names a file with the name of a point in it. The process that comes by takes the file away
 //! and kills itself, so that each file is one death; behind the word `always` it leaves the file, and behind `abort` it
-//! leaves it and crashes.
+//! leaves it and crashes. Behind `stall` the thread stays there for good instead, with what it has locked.
 
 /// The process may die here.
 #[cfg(debug_assertions)]
@@ -13,6 +13,11 @@ pub fn point(name: &str) {
         return;
     };
     let wanted = std::fs::read_to_string(file).unwrap_or_default();
+    if wanted.trim().strip_prefix("stall ") == Some(name) && std::fs::remove_file(file).is_ok() {
+        loop {
+            std::thread::park();
+        }
+    }
     let always = wanted.trim().strip_prefix("always ") == Some(name);
     if wanted.trim().strip_prefix("abort ") == Some(name) {
         std::process::abort();

@@ -237,6 +237,8 @@ fn when_workers_keep_dying_everything_is_refused_and_nothing_shows_below() {
     let mount = Mount::adopt(place);
     let (keeper, _) = mount.pids();
     fs::write(mount.path("a"), "1").unwrap();
+    let mut unsaved = fs::File::create(mount.path("unsaved")).unwrap();
+    unsaved.write_all(b"secret").unwrap();
     fs::write(&point, "always inherit").unwrap();
     kill_worker(keeper);
     let refused = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::EIO));
@@ -253,8 +255,12 @@ fn when_workers_keep_dying_everything_is_refused_and_nothing_shows_below() {
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(child_of(keeper, "vaultfs-helper"), None);
     run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(1);
-    run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).ok();
+    let said = run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).fails(7);
+    assert!(said.contains("\n  unsaved: the file is still open\n"), "{said}");
     assert_nothing_left(mount.mnt());
+    let log = mount.log();
+    let named = "not stored when the mount ended: the file is still open name=\"unsaved\"";
+    assert!(log.contains(named), "{log}");
     assert!(!mount.mnt().join("x").exists());
 }
 

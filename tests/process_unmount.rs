@@ -151,6 +151,15 @@ fn force_ends_a_worker_that_does_not_answer() {
 }
 
 #[test]
+fn unmount_waits_for_the_successor_of_a_worker_that_does_not_move() {
+    let mount = Mount::start();
+    fs::write(mount.path("f"), "1").unwrap();
+    let (_, worker) = mount.pids();
+    signal(worker, Signal::SIGSTOP);
+    mount.unmount();
+}
+
+#[test]
 fn status_shows_a_mount_to_people_and_to_scripts() {
     let mount = Mount::start();
     fs::write(mount.path("f"), "1").unwrap();

@@ -268,6 +268,97 @@ fn a_foreground_mount_that_ends_with_unsaved_writes_exits_7() {
     }
 }
 
+/// What a frozen worker has not stored is its successor's: stored where the vault is back, named where it is not.
+#[test]
+fn force_on_a_frozen_worker_stores_or_names_what_is_unsaved() {
+    for vault_is_back in [true, false] {
+        let place = Place::new();
+        let server = Server::start(&place);
+        let mount = with_an_unsaved_write(&server, place);
+        let (_, worker) = mount.pids();
+        signal(worker, Signal::SIGSTOP);
+        if vault_is_back {
+            server.resume();
+        }
+        let said = run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt()));
+        assert!(said.err.contains("the worker does not answer: killing it"), "{}", said.err);
+        if vault_is_back {
+            said.ok();
+            assert_stored(&server, mount.unmount_done());
+            continue;
+        }
+        let said = said.fails(7);
+        assert!(said.contains("\n  lost: ") && said.contains("given up"), "{said}");
+        assert_nothing_left(mount.mnt());
+        assert!(is_named(&mount.log(), "the vault at "), "{}", mount.log());
+        server.resume();
+    }
+}
+
+#[test]
+fn sigterm_on_a_frozen_worker_stores_or_names_what_is_unsaved() {
+    for vault_is_back in [true, false] {
+        let place = Place::new();
+        let server = Server::start(&place);
+        let log = place.dir.path().join("log");
+        let mut command = server.mount_command(&place, &["-f", "--log", log.to_str().unwrap()]);
+        let (mut front, _said) = in_foreground(&mut command);
+        let mount = Mount::adopt(place);
+        spoil(&server, &mount);
+        let (_, worker) = mount.pids();
+        signal(worker, Signal::SIGSTOP);
+        if vault_is_back {
+            server.resume();
+        }
+        signal(front.0.id() as i32, Signal::SIGTERM);
+        let code = front.ends().code();
+        let log = fs::read_to_string(&log).unwrap();
+        assert_eq!(code, Some(if vault_is_back { 0 } else { 7 }), "{log}");
+        assert_eq!(is_named(&log, "the vault at "), !vault_is_back, "{log}");
+        if vault_is_back {
+            assert_stored(&server, mount.unmount_done());
+        } else {
+            assert_nothing_left(mount.mnt());
+            server.resume();
+        }
+    }
+}
+
+/// Whether the log says what was lost, and why.
+fn is_named(log: &str, why: &str) -> bool {
+    let parts = ["not stored when the mount ended: ", why, "name=\"lost\""];
+    log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
+}
+
+/// The next mount shows what was written to the one before.
+fn assert_stored(server: &Server, place: Place) {
+    run(&mut server.mount_command(&place, &[])).ok();
+    let mount = Mount::adopt(place);
+    assert_eq!(fs::read_to_string(mount.path("lost")).unwrap(), "precious");
+    assert_eq!(mount.versions("lost"), [1]);
+}
+
+/// Nobody is left to ask: the keeper reads what its workers wrote down.
+#[test]
+fn what_is_unsaved_is_named_also_when_no_worker_comes_up_any_more() {
+    let place = Place::new();
+    let (point, log) = (place.dir.path().join("point"), place.dir.path().join("log"));
+    let mut command = place.mount_command(&["-f", "--log", log.to_str().unwrap()]);
+    command.env("VAULTFS_TEST_CRASH", &point);
+    let (mut front, _said) = in_foreground(&mut command);
+    let mount = Mount::adopt(place);
+    let mut file = fs::File::create(mount.path("lost")).unwrap();
+    file.write_all(b"precious").unwrap();
+    let (_, worker) = mount.pids();
+    fs::write(&point, "always inherit").unwrap();
+    signal(worker, Signal::SIGSTOP);
+    signal(front.0.id() as i32, Signal::SIGTERM);
+    assert_eq!(front.ends().code(), Some(7));
+    assert_nothing_left(mount.mnt());
+    let log = fs::read_to_string(&log).unwrap();
+    assert!(is_named(&log, "the file is still open"), "{log}");
+}
+
 #[test]
 fn a_conflict_is_kept_and_decided_by_a_person() {
     let mount = Mount::with(&["--strict"]);

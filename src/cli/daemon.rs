@@ -100,7 +100,7 @@ fn keep() -> anyhow::Result<ExitCode> {
 }
 
 fn work() -> anyhow::Result<ExitCode> {
-    harden::name_process(c"vaultfs-worker");
+    harden::name_process(worker::NAME);
     heap::tune();
     let (config, key, seal, link) = worker::begin()?;
     let memory = harden::lock_memory();
@@ -119,13 +119,15 @@ fn work() -> anyhow::Result<ExitCode> {
         }
     };
     drop(seal);
+    let state = inheritance.state.clone();
     let stack = match runtime.block_on(stack::build(&config, key, inheritance)) {
         Ok(stack) => stack,
         Err(failure) => return Ok(give_up(&link, &failure)),
     };
     link.connected(stack.spec());
     let (filesystem, service, last) = stack.take_apart(runtime.handle());
-    let served = worker::serve(&link, &config, runtime.handle(), filesystem, service, memory);
+    let body = worker::Body { memory, state };
+    let served = worker::serve(&link, &config, runtime.handle(), filesystem, service, body);
     runtime.block_on(last.stop());
     match served {
         Ok(code) => Ok(ExitCode::from(code)),

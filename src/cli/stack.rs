@@ -169,6 +169,10 @@ impl Service for Mounted {
         self.requests.to_json()
     }
 
+    fn feel(&self) {
+        self.fs.feel();
+    }
+
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {
         let known = if within.is_zero() { self.fs.left_over() } else { Vec::new() };
         let mut left = self.fs.drain(what, within).await;

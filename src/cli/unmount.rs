@@ -3,6 +3,10 @@
 //! Exit 0 means: the vault has every write, the mount is gone, and so are its processes. Otherwise the mount
 //! stays (exit 7: unsaved writes are left; exit 1: programs use it, and are named), unless `--lazy` or
 //! `--force` say to give that up. Exit 7 also when `--force` gave writes up.
+//!
+//! `--force` ends a worker that does not answer, too: it is killed, and its successor is asked instead, which has all
+//! that was unsaved. Only where that one does not answer either its keeper is killed, and what is lost then is named
+//! as far as the keeper has written it down.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -57,6 +61,10 @@ impl UnmountArgs {
 
 /// A worker that has not answered a question about its state by then hangs.
 const ANSWER: Duration = Duration::from_secs(5);
+/// The same of a mount whose keeper may be replacing its worker meanwhile.
+const REPLACED: Duration = Duration::from_secs(20);
+/// The same where the worker was killed: its keeper may pause before it starts another one.
+const SUCCESSION: Duration = Duration::from_secs(45);
 /// The time a worker gets beyond its own `--drain`.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
 /// With `--force` nobody wants to wait for a whole `--drain`.
@@ -93,10 +101,12 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         // Before draining: a file that somebody is still writing must not be stored half-written for nothing.
         refuse_if_busy(&entry)?;
     }
+    if args.force {
+        return force(Some(&entry), mount, &keeper);
+    }
     let is_here = || mounts::is_mounted(&entry.mountpoint, entry.dev);
-    let (unsaved, patience) = match drain(&mount, &keeper, args.force) {
+    let (unsaved, patience) = match drain(&mount, &keeper, REPLACED, None) {
         Ok(drained) => drained,
-        Err(_) if args.force => return kill_all(&mount, &keeper),
         Err(_) if !is_here() => {
             let path = entry.mountpoint.display();
             let message =
@@ -105,9 +115,6 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         }
         Err(e) => return Err(e.into()),
     };
-    if args.force {
-        return force(&mount, &keeper);
-    }
     if !unsaved.is_empty() {
         let next = format!(
             "{} stays mounted; repair the cause and try again, or give them up with --force",
@@ -138,36 +145,50 @@ fn watch(mount: &LiveMount) -> std::io::Result<Client> {
     Ok(watcher)
 }
 
-/// Has everything stored. Also says how long the worker may take for that, now and at its end. Where it dies meanwhile, its
-/// successor goes on, with what is unsaved.
-fn drain(mount: &LiveMount, keeper: &Watched, force: bool) -> Result<(Vec<Unsaved>, Duration), Failure> {
+/// How long the mount takes for a drain by its `--drain`, and since when it has been known.
+type Own = Option<(Duration, Instant)>;
+
+/// Has everything stored, for as long as the mount's `--drain` says and not longer than `limit`; a worker is to answer
+/// `within` that time at first. Also says how long it may take for that, now and at its end. Where it dies meanwhile,
+/// its successor goes on, with what is unsaved.
+fn drain(
+    mount: &LiveMount,
+    keeper: &Watched,
+    within: Duration,
+    limit: Option<Duration>,
+) -> Result<(Vec<Unsaved>, Duration), Failure> {
     let begun = Instant::now();
-    let silent = |e: std::io::Error| {
-        Failure::new(
-            Exit::Failed,
-            format!(
-                "{} does not answer ({e}); --force takes it away, and what is unsaved with it",
-                mount.mountpoint.display()
-            ),
-        )
-    };
-    let odd = || silent(std::io::ErrorKind::InvalidData.into());
     let mut own = None;
     loop {
-        let e = match drain_once(mount, force, begun, &mut own) {
+        let patience = if own.is_some() { SUCCESSOR } else { within.saturating_sub(begun.elapsed()) };
+        let e = match drain_once(mount, patience, limit, &mut own) {
             Ok(Answer::Drained(unsaved)) => {
-                return Ok((unsaved, own.unwrap_or_default() + DRAIN_MARGIN));
+                return Ok((unsaved, own.map_or(Duration::ZERO, |(all, _)| all) + DRAIN_MARGIN));
             }
             Ok(Answer::Error(e)) => return Err(Failure::new(Exit::Failed, e)),
-            Ok(Answer::Status(_) | Answer::Discarded(_) | Answer::Ended(_)) => return Err(odd()),
+            Ok(Answer::Status(_) | Answer::Discarded(_) | Answer::Ended(_)) => return Err(odd(mount)),
             Err(e) => e,
         };
-        let in_time = begun.elapsed() < own.unwrap_or(ANSWER) + DRAIN_MARGIN;
+        let in_time = match own {
+            Some((all, since)) => since.elapsed() < all + DRAIN_MARGIN,
+            None => begun.elapsed() < within,
+        };
         if !has_died(&e) || !in_time || keeper.ended(Duration::ZERO) {
-            return Err(silent(e));
+            return Err(silent(mount, &e));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+fn silent(mount: &LiveMount, e: &std::io::Error) -> Failure {
+    let path = mount.mountpoint.display();
+    let message =
+        format!("{path} does not answer ({e}); --force takes it away, and names what is unsaved then");
+    Failure::new(Exit::Failed, message)
+}
+
+fn odd(mount: &LiveMount) -> Failure {
+    silent(mount, &std::io::ErrorKind::InvalidData.into())
 }
 
 /// Whether that is what a worker's death looks like from here.
@@ -176,21 +197,20 @@ fn has_died(e: &std::io::Error) -> bool {
     matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// One worker's answer to a drain that was `begun` some time ago. `own` is the time that the mount takes for one, once known.
+/// One worker's answer to a drain.
 fn drain_once(
     mount: &LiveMount,
-    force: bool,
-    begun: Instant,
-    own: &mut Option<Duration>,
+    patience: Duration,
+    limit: Option<Duration>,
+    own: &mut Own,
 ) -> std::io::Result<Answer> {
     let mut client = Client::connect(&mount.socket)?;
-    let patience = if own.is_some() { SUCCESSOR } else { ANSWER };
     let all = match client.ask(&Request::Status, patience)? {
         Answer::Status(status) => Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60)),
         other => return Ok(other),
     };
-    *own = Some(all);
-    let time = if force { all.min(FORCED_DRAIN) } else { all }.saturating_sub(begun.elapsed());
+    let (_, since) = own.get_or_insert((all, Instant::now()));
+    let time = limit.map_or(all, |limit| all.min(limit)).saturating_sub(since.elapsed());
     client.send(&Request::Drain { timeout_ms: Some(time.as_millis() as u64) })?;
     wait_for_drain(mount, &mut client, time)
 }
@@ -359,7 +379,10 @@ fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<Exi
         return Err(Failure::new(Exit::NotFound, why.to_string()).into());
     };
     match was_there(path) {
-        Some(mount) if args.force => force(&mount, &Watched::new(mount.keeper_pid)),
+        Some(mount) if args.force => {
+            let keeper = Watched::new(mount.keeper_pid);
+            force(None, mount, &keeper)
+        }
         Some(mount) => Err(detached(&mount).into()),
         None => Err(Failure::new(Exit::NotFound, why.to_string()).into()),
     }
@@ -385,9 +408,9 @@ fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
         Ok(_) => Vec::new(),
         Err(e) => return Err(silent(e).into()),
     };
-    let ended = gone(mount, &worker)?;
+    gone(mount, &worker)?;
     if unsaved.is_empty() {
-        return Ok(ended);
+        return Ok(ExitCode::SUCCESS);
     }
     Err(not_stored(&unsaved, "they were written while the mount ended, and are lost").into())
 }
@@ -400,44 +423,82 @@ fn not_stored(unsaved: &[Unsaved], next: &str) -> Failure {
     Failure::new(Exit::Unsaved, format!("{message}\n{next}"))
 }
 
-/// `--force`: the worker ends now, its keeper takes the mount away.
-fn force(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
-    let answer =
-        Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
-    let Ok(Answer::Ended(lost)) = answer else { return kill_all(mount, keeper) };
-    let ended = gone(mount, keeper)?;
-    if lost.is_empty() {
-        return Ok(ended);
+/// `--force`: the worker ends soon, its keeper takes the mount away.
+fn force(entry: Option<&Entry>, mount: LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
+    let mut within = ANSWER;
+    loop {
+        let (lost, patience) =
+            match drain(&mount, keeper, within, Some(FORCED_DRAIN)).and_then(|_| end(&mount)) {
+                Ok(lost) => (Some(lost), END),
+                // Nobody ever will.
+                Err(_) if mount.broken.is_some() => {
+                    let _ = kill(Pid::from_raw(mount.keeper_pid as i32), Signal::SIGTERM);
+                    (mount.unsaved.clone(), END)
+                }
+                Err(_) if within == ANSWER => {
+                    console::say(
+                        "the worker does not answer: killing it, for another one to store what is unsaved",
+                    );
+                    for pid in process::workers_of(mount.keeper_pid) {
+                        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+                    }
+                    within = SUCCESSION;
+                    continue;
+                }
+                Err(_) => (entry.and_then(mounts::of).and_then(|mount| mount.unsaved), Duration::ZERO),
+            };
+        take_from_keeper(&mount, keeper, patience)?;
+        return match lost {
+            Some(lost) if lost.is_empty() => Ok(ExitCode::SUCCESS),
+            Some(lost) => Err(not_stored(&lost, "they were given up, as --force says, and are lost").into()),
+            None => Err(Failure::new(
+                Exit::Unsaved,
+                format!(
+                    "{}: neither its worker nor another one answered: what was not stored is lost, and cannot be named",
+                    mount.mountpoint.display()
+                ),
+            )
+            .into()),
+        };
     }
-    Err(not_stored(&lost, "they were given up, as --force says, and are lost").into())
 }
 
-/// A worker that does not even end when it is told to.
-fn kill_all(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
-    console::say("the worker does not answer: killing it; what was unsaved is lost");
-    // The keeper would start another worker: it goes first, and cannot clean up, which is for us to do then.
-    let workers = process::children_of(mount.keeper_pid);
-    for pid in [mount.keeper_pid].into_iter().chain(workers) {
-        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+/// Ends the worker; what the vault does not have then.
+fn end(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
+    let asked =
+        Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
+    match asked.map_err(|e| silent(mount, &e))? {
+        Answer::Ended(lost) => Ok(lost),
+        _ => Err(odd(mount)),
     }
-    if let Ok(directory) = RuntimeDir::own() {
-        directory.leave(mount.dev, mount.keeper_pid);
-    }
-    if keeper.ended(END)
-        && let Err(e) = kernel::unmount(&mount.mountpoint, mount.dev, Mode::Lazy)
-    {
-        let message = format!("{} cannot be unmounted: {e}", mount.mountpoint.display());
-        return Err(Failure::new(Exit::Failed, message).into());
+}
+
+/// Waits until the keeper has taken the mount away, or does so in its place.
+fn take_from_keeper(mount: &LiveMount, keeper: &Watched, patience: Duration) -> Result<(), Failure> {
+    let path = mount.mountpoint.display();
+    if !keeper.ended(patience) {
+        // The keeper would start another worker: it goes first, and cannot clean up, which is for us to do then.
+        let workers = process::children_of(mount.keeper_pid);
+        for pid in [mount.keeper_pid].into_iter().chain(workers) {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        if let Ok(directory) = RuntimeDir::own() {
+            directory.leave(mount.dev, mount.keeper_pid);
+        }
+        if keeper.ended(END) {
+            kernel::unmount(&mount.mountpoint, mount.dev, Mode::Lazy)
+                .map_err(|e| Failure::new(Exit::Failed, format!("{path} cannot be unmounted: {e}")))?;
+        }
     }
     gone(mount, keeper)
 }
 
-fn gone(mount: &LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
-    if keeper.ended(END) && !mounts::is_mounted(&mount.mountpoint, mount.dev) {
-        return Ok(ExitCode::SUCCESS);
+fn gone(mount: &LiveMount, process: &Watched) -> Result<(), Failure> {
+    if process.ended(END) && !mounts::is_mounted(&mount.mountpoint, mount.dev) {
+        return Ok(());
     }
-    Err(Failure::new(Exit::Failed, format!("{} is still there; see the log", mount.mountpoint.display()))
-        .into())
+    let path = mount.mountpoint.display();
+    Err(Failure::new(Exit::Failed, format!("{path} is still there; see the log")))
 }
 
 /// A mount in the table that no process of this user's answers for.

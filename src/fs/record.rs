@@ -19,6 +19,7 @@ use super::attr::FileKind;
 use super::errno::Errno;
 use super::file::{Buffer, Failure, File, FileState, Keep, Link, LocalAttr, Stored};
 use super::journal::{Key, PIECE, Pen};
+use super::status::Unsaved;
 use super::wrote::Wrote;
 use crate::secret::SecretBytes;
 use crate::vault::{Content, Meta, Object, ObjectId, ObjectName, VersionTag};
@@ -246,6 +247,21 @@ impl FileRecord {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (record, behind): (Self, _) = postcard::take_from_bytes(bytes).ok()?;
         Some(Self { wrote: postcard::from_bytes(behind).ok(), ..record })
+    }
+
+    /// The write that the vault does not have, if this is one.
+    pub(super) fn unsaved(&self) -> Option<Unsaved> {
+        let buffer = self.buffer.as_ref()?;
+        // As `FileState::is_dirty`.
+        let changed = buffer.generation != buffer.committed;
+        (changed && self.keep == Keep::Store && self.link != Link::Unlinked).then(|| Unsaved {
+            name: self.name.as_str().to_owned(),
+            path: self.name.as_str().to_owned(),
+            size: buffer.len as u64,
+            error: self.failure.as_ref().map(|failure| failure.message.clone()),
+            conflict: self.failure.as_ref().is_some_and(|failure| failure.conflict),
+            retry_s: None,
+        })
     }
 
     /// The file again; nobody has it open yet. `piece` gives the pieces that were written down.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard};
@@ -15,7 +15,8 @@ use nix::unistd::Pid;
 use super::handover::{Channel, MountConfig, ToKeeper, send_config, send_seal};
 use super::keeper::WORKER_COMMAND;
 use super::process;
-use super::state::SealKey;
+use super::pulse::Finger;
+use super::state::{self, SealKey};
 use crate::fs::Ending;
 use crate::secret::SecretString;
 
@@ -43,6 +44,20 @@ pub struct Worker {
     pub silent_since: Option<Instant>,
     /// When it began to serve.
     pub serving_since: Option<Instant>,
+    /// What is felt of its pulse.
+    finger: Finger,
+    verdict: Verdict,
+}
+
+/// What becomes of a worker that does not move.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It moves, or has not stood still for long.
+    Free,
+    /// Left to the debugger that holds it.
+    Traced(u32),
+    /// It is being killed; why.
+    Condemned(String),
 }
 
 /// How long a dead worker's threads may take to go, before it is taken for stuck.
@@ -69,7 +84,15 @@ impl Worker {
             .stderr(if config.foreground { Stdio::inherit() } else { Stdio::null() })
             .spawn()?;
         let mut pipe = child.stdin.take().expect("asked for above");
-        let worker = Self { child, channel: ours, silent_since: None, serving_since: None };
+        let finger = Finger::new(Instant::now());
+        let worker = Self {
+            child,
+            channel: ours,
+            silent_since: None,
+            serving_since: None,
+            finger,
+            verdict: Verdict::Free,
+        };
         send_config(&mut pipe, config, equipment.key.as_ref())?;
         send_seal(&mut pipe, &equipment.seal)?;
         Ok(worker)
@@ -88,10 +111,47 @@ impl Worker {
         (since.elapsed() >= LINGER).then(|| process::zombies_end(self.child.id()))
     }
 
-    /// A dead worker whose leader is a zombie while a thread of it holds the channel open is silent, too.
-    pub fn feel_pulse(&mut self) {
-        if self.silent_since.is_none() && process::is_zombie(self.child.id()) {
+    /// A dead worker whose leader is a zombie while a thread of it holds the channel open is silent, too. One that lives
+    /// and has not moved for `patience` is killed, unless a debugger has it.
+    pub fn feel_pulse(&mut self, state: BorrowedFd<'_>, patience: Duration) {
+        if self.silent_since.is_some() {
+            return;
+        }
+        let pid = self.child.id();
+        if process::is_zombie(pid) {
             self.silent_since = Some(Instant::now());
+            return;
+        }
+        let still = self.finger.feel(state::beats(state, pid), Instant::now());
+        if self.serving_since.is_none() || still < patience {
+            return;
+        }
+        match process::tracer(pid).map(Verdict::Traced) {
+            Some(traced) if self.verdict == traced => {}
+            Some(traced) => {
+                tracing::warn!(
+                    "the worker does not move, and is left alone, as a debugger has it: {traced:?}"
+                );
+                self.verdict = traced;
+            }
+            None => self.condemn(format!("it did not move for {} s", still.as_secs())),
+        }
+    }
+
+    /// Kills it, once; its end is an event to come.
+    pub fn condemn(&mut self, why: String) {
+        if !matches!(self.verdict, Verdict::Condemned(_)) {
+            tracing::error!("killing the worker: {why}");
+            self.verdict = Verdict::Condemned(why);
+            let _ = self.child.kill();
+        }
+    }
+
+    /// How it ended, for people.
+    pub fn ending(&self, status: Option<ExitStatus>) -> String {
+        match &self.verdict {
+            Verdict::Condemned(why) => format!("{why}, and was killed"),
+            Verdict::Free | Verdict::Traced(_) => ending(status),
         }
     }
 

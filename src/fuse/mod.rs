@@ -26,6 +26,7 @@ pub mod notify;
 pub mod on_change;
 pub mod probe;
 pub mod process;
+pub mod pulse;
 pub mod refuse;
 mod reply;
 pub mod requests;

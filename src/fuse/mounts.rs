@@ -15,6 +15,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::runtime::{self, Record, RuntimeDir};
+use crate::fs::Unsaved;
 
 /// The type of our mounts in the mount table.
 pub const FS_TYPE: &str = "fuse.vaultfs";
@@ -127,6 +128,8 @@ pub struct LiveMount {
     pub socket: PathBuf,
     /// Why everything on it fails, if it does.
     pub broken: Option<String>,
+    /// What the vault does not have, where its keeper found no worker that could be asked.
+    pub unsaved: Option<Vec<Unsaved>>,
 }
 
 /// The mounts of this machine that have a running keeper and that this user may ask.
@@ -160,6 +163,7 @@ impl LiveMount {
             keeper_pid: record.keeper_pid,
             spec: record.spec,
             broken: record.broken,
+            unsaved: record.unsaved,
         }
     }
 }

@@ -31,6 +31,13 @@ pub fn is_zombie(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state == 'Z')
 }
 
+/// Who holds the process as a debugger does, if somebody does.
+pub fn tracer(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    tracer.trim().parse().ok().filter(|tracer| *tracer != 0)
+}
+
 /// How a zombie ended that cannot be waited for yet, where the kernel says so: to who may look into the process.
 pub fn zombies_end(pid: u32) -> Option<ExitStatus> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -56,6 +63,16 @@ pub fn children_of(parent: u32) -> Vec<u32> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
     pids.filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// The live workers of a keeper: one, but during an upgrade.
+pub fn workers_of(keeper: u32) -> Vec<u32> {
+    let is_worker = |pid: &u32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim_end().as_bytes() == super::worker::NAME.to_bytes())
+            && !is_zombie(*pid)
+    };
+    children_of(keeper).into_iter().filter(is_worker).collect()
 }
 
 /// Whether a process that we may look into has an inotify watch on something of the file system `dev`. Looks at every

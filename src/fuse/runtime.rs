@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mounts::Dev;
 use super::process;
+use crate::fs::Unsaved;
 
 /// What a keeper writes down about its mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct Record {
     /// Why everything on the mount fails, if it does: the keeper has given up.
     #[serde(default)]
     pub broken: Option<String>,
+    /// What the vault does not have, where there is no worker that could be asked.
+    #[serde(default)]
+    pub unsaved: Option<Vec<Unsaved>>,
 }
 
 /// A checked runtime directory.
@@ -240,6 +244,7 @@ mod tests {
             keeper_pid: 7,
             spec: serde_json::json!({"a": 1}),
             broken: None,
+            unsaved: None,
         };
         dir.write(dev, &record).expect("own directory");
         assert_eq!(dir.keepers().iter().map(|k| (k.0, k.1)).collect::<Vec<_>>(), [(dev, 7)]);

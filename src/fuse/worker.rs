@@ -34,7 +34,7 @@ use super::handover::{
 use super::kernel::{self, Init};
 use super::mounts::Dev;
 use super::state::{self, SealKey, State, StateError};
-use super::{notify, session};
+use super::{notify, pulse, session};
 use crate::crash;
 use crate::fs::{Drain, HelperReport, Kernel, Processes, Unsaved};
 use crate::harden::LockState;
@@ -53,6 +53,8 @@ pub trait Service: Send + Sync + 'static {
     fn status(&self) -> serde_json::Value;
     /// How often the kernel asked for what, as JSON for `status`.
     fn requests(&self) -> serde_json::Value;
+    /// Comes back as long as requests can be answered.
+    fn feel(&self);
     /// Stores what is unsaved; returns what could not be stored in time.
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved>;
     /// Stores unsaved writes after all, also over newer versions.
@@ -76,6 +78,8 @@ pub struct Inheritance {
     pub anew: bool,
 }
 
+/// How a worker is called in `ps`; it is recognised by it.
+pub const NAME: &std::ffi::CStr = c"vaultfs-worker";
 /// The hidden command that unmounts for a worker whose keeper died.
 pub const DETACH_COMMAND: &str = "detach";
 
@@ -188,6 +192,15 @@ struct Assignment {
     helper: Channel,
 }
 
+/// What a worker process has of its own.
+#[derive(Debug)]
+pub struct Body {
+    /// Whether its memory is locked.
+    pub memory: LockState,
+    /// Where its heart beats.
+    pub state: Arc<State>,
+}
+
 /// Takes over the mount that the keeper hands over and serves it to its end. Returns the exit code.
 pub fn serve(
     link: &Link,
@@ -195,7 +208,7 @@ pub fn serve(
     runtime: &tokio::runtime::Handle,
     filesystem: impl Filesystem,
     service: Arc<dyn Service>,
-    memory: LockState,
+    Body { memory, state }: Body,
 ) -> Result<u8, Failed> {
     let io_failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
     let Assignment { init, dev, facts, resend, device, listener, helper } = link.expect_serve()?;
@@ -233,6 +246,7 @@ pub fn serve(
         .map_err(io_failed("no thread for the session"))?;
     let from_keeper = link.listen().map_err(io_failed("no thread for the keeper's line"))?;
     listen_to_helper(helper, service.clone()).map_err(io_failed("no thread for the helper's line"))?;
+    pulse::start(state, runtime, service.clone()).map_err(io_failed("no thread for the pulse"))?;
     link.say(&ToKeeper::Serving);
     tracing::info!(mountpoint = %config.mountpoint.display(), %dev, "serving");
 

@@ -10,11 +10,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::{Front, Keeper, Phase};
+use super::{Front, Goal, Keeper, Phase};
 use crate::fuse::crew;
 use crate::fuse::handover::ToKeeper;
+use crate::fuse::pulse::{STILL, STILL_AT_THE_END};
 
-/// Between looks at whether the worker's leader is a zombie, which nothing else tells.
+/// Between looks at whether the worker's leader is a zombie, or its heart has stopped, which nothing else tells.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Something that the keeper reacts to.
@@ -58,7 +59,8 @@ impl Keeper {
                     Err(e) => tracing::error!("a message of the worker's cannot be read: {e}"),
                 }
             } else if let Some(worker) = &mut self.worker {
-                worker.feel_pulse();
+                let patience = if self.goal == Goal::Serve { STILL } else { STILL_AT_THE_END };
+                worker.feel_pulse(self.state.as_fd(), patience);
             }
             if ready.signal {
                 match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {

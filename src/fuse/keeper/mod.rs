@@ -12,8 +12,11 @@
 //!    place: what was in flight fails, and what was open; what is unsaved goes on.
 //! 6. waitpid(2) is not enough to see a worker's death: a thread stuck in a call on the own mount keeps the
 //!    process a zombie whose parent is not told. The closed channel and the state in /proc are looked at too.
-//! 7. SIGTERM and SIGINT act here only: drain, unmount (detached, if it is in use), exit 0 or 7. SIGHUP makes
-//!    the worker read its key file again.
+//! 7. One that lives and does not move (`pulse`) is killed, and followed by another as any that died. So is, once, one
+//!    that does not do what the end of the mount needs.
+//! 8. SIGTERM and SIGINT act here only: drain, unmount (detached, if it is in use), exit 0 or 7. SIGHUP makes
+//!    the worker read its key file again. Where no worker is left to say what the vault does not have, it is read
+//!    from the state: no unsaved write ends unnamed.
 
 mod event;
 mod succession;
@@ -32,7 +35,8 @@ use nix::sys::signalfd::SignalFd;
 
 use super::crew::{self, Deaths, Equipment, Worker, ending};
 use super::handover::{
-    Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config, take_standard,
+    EXIT_UNSAVED, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config,
+    take_standard,
 };
 use super::helper::Minder;
 use super::kernel::{self, Mode, Mounted};
@@ -40,7 +44,8 @@ use super::mounts::{self, Dev};
 use super::refuse;
 use super::runtime::{Record, RuntimeDir};
 use super::state::{self, SealKey};
-use crate::fs::Ending;
+use super::worker::reason;
+use crate::fs::{Ending, Unsaved, left_in};
 use crate::harden::LockState;
 use crate::secret::SecretString;
 use event::{Event, take_signals};
@@ -138,6 +143,16 @@ impl Phase {
     }
 }
 
+/// What is to become of the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    Serve,
+    /// It ends, once everything is stored.
+    Drain,
+    /// It is unmounted, or cannot be: only its worker has to end.
+    Leave,
+}
+
 struct Keeper {
     equipment: Equipment,
     memory: LockState,
@@ -152,6 +167,9 @@ struct Keeper {
     listener: Option<UnixListener>,
     directory: RuntimeDir,
     phase: Phase,
+    goal: Goal,
+    /// A worker that did not end as it was told to has been replaced: the next one is the last.
+    replaced: bool,
     deaths: Deaths,
     restarts: u32,
     last_end: Option<String>,
@@ -189,6 +207,8 @@ impl Keeper {
             listener: None,
             directory,
             phase: Phase::Serving,
+            goal: Goal::Serve,
+            replaced: false,
             deaths: Deaths::default(),
             restarts: 0,
             last_end: None,
@@ -259,13 +279,20 @@ impl Keeper {
         }
     }
 
-    fn write_record(&self, dev: Dev, broken: Option<String>) -> io::Result<()> {
+    /// With what the vault does not have, where there is no worker to ask.
+    fn write_record(
+        &self,
+        dev: Dev,
+        broken: Option<String>,
+        unsaved: Option<Vec<Unsaved>>,
+    ) -> io::Result<()> {
         let config = &self.equipment.config;
         let record = Record {
             mountpoint: config.mountpoint.clone(),
             keeper_pid: std::process::id(),
             spec: config.spec.clone(),
             broken,
+            unsaved,
         };
         self.directory.write(dev, &record)
     }
@@ -283,19 +310,15 @@ impl Keeper {
                 }
                 // There has to be a worker to store what is unsaved.
                 (Event::Stop, Phase::Pausing(_)) => {
-                    self.later.push_back(Event::Stop);
+                    self.goal = Goal::Drain;
                     self.succeed();
                 }
-                (Event::Stop, Phase::Broken) => {
-                    self.abandon();
-                    return 1;
-                }
+                (Event::Stop, Phase::Broken) => return self.end_without_worker(),
                 (Event::Timeout, Phase::Pausing(_)) => self.succeed(),
                 (Event::Timeout, Phase::Broken) => self.try_again(),
                 (Event::Request, Phase::Broken) => {
                     if !self.refuse() {
-                        self.abandon();
-                        return 1;
+                        return self.end_without_worker();
                     }
                 }
                 (Event::Reload, _) => self.tell(&ToWorker::ReloadKey),
@@ -305,8 +328,9 @@ impl Keeper {
                     self.leave();
                 }
                 (Event::Timeout, Phase::Draining(_)) => {
-                    tracing::error!("the worker does not say that it has drained");
-                    self.leave();
+                    if !self.replace("it does not say that it has drained") {
+                        self.leave();
+                    }
                 }
                 (Event::Timeout, Phase::Leaving(_)) if self.is_connected() => {
                     tracing::warn!(
@@ -319,9 +343,8 @@ impl Keeper {
                 }
                 (Event::Timeout, Phase::Parting(_)) => self.end_worker(),
                 (Event::Timeout, Phase::Ending(_)) => {
-                    tracing::error!("the worker does not end: killing it");
                     if let Some(worker) = &mut self.worker {
-                        let _ = worker.child.kill();
+                        worker.condemn("it does not end".to_owned());
                     }
                     self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
                 }
@@ -331,11 +354,14 @@ impl Keeper {
                     self.withdraw();
                 }
                 (Event::WorkerGone(status), phase) => {
-                    if self.session_over || matches!(phase, Phase::Ending(_)) {
+                    let is_over = self.session_over || matches!(phase, Phase::Ending(_));
+                    if is_over && (has_told(status) || self.session_over || self.replaced) {
                         return self.finish(status);
                     }
+                    self.replaced |= is_over;
                     self.weigh(crew::verdict(status));
-                    self.worker_died(ending(status));
+                    let how = self.worker.as_ref().map_or_else(|| ending(status), |w| w.ending(status));
+                    self.worker_died(how);
                 }
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),
             }
@@ -354,13 +380,27 @@ impl Keeper {
         }
     }
 
+    /// A worker that does not do what the end needs is killed, for another one to do it. False if that was tried.
+    fn replace(&mut self, why: &str) -> bool {
+        let Some(worker) = self.worker.as_mut().filter(|_| !self.replaced) else {
+            tracing::error!("the worker is left behind: {why}");
+            return false;
+        };
+        worker.condemn(why.to_owned());
+        self.replaced = true;
+        self.phase = Phase::Draining(Instant::now() + END_PATIENCE);
+        true
+    }
+
     fn drain(&mut self) {
+        self.goal = Goal::Drain;
         self.tell(&ToWorker::Drain);
         self.phase = Phase::Draining(Instant::now() + self.equipment.config.drain + DRAIN_MARGIN);
     }
 
     /// Unmounts on request; the worker then sees the end of its session.
     fn leave(&mut self) {
+        self.goal = Goal::Leave;
         let Some(mounted) = &self.mounted else { return self.end_worker() };
         let config = &self.equipment.config;
         let mountpoint = &config.mountpoint;
@@ -383,16 +423,43 @@ impl Keeper {
     }
 
     fn end_worker(&mut self) {
+        self.goal = Goal::Leave;
         self.tell(&ToWorker::End);
         self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
     }
 
     /// The worker is gone, as it was to be: nothing may be left of the mount.
     fn finish(mut self, status: Option<ExitStatus>) -> u8 {
-        let code = status.and_then(|s| s.code());
         tracing::info!("the worker ended: {}", ending(status));
+        if !has_told(status) {
+            return self.end_without_worker();
+        }
         self.abandon();
-        code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
+        status.and_then(|s| s.code()).and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
+    }
+
+    /// No worker has said what the vault does not have: this is read from what the last one wrote down.
+    fn end_without_worker(&mut self) -> u8 {
+        let left = self.left_behind();
+        for left in left.iter().flatten() {
+            tracing::error!(name = left.name, "not stored when the mount ended: {}", reason(left));
+        }
+        self.abandon();
+        match left {
+            Some(left) if !left.is_empty() => EXIT_UNSAVED,
+            _ => 1,
+        }
+    }
+
+    /// What the vault does not have, by what the last worker wrote down; `None` if that cannot be read.
+    fn left_behind(&self) -> Option<Vec<Unsaved>> {
+        match state::plain_records(&self.state) {
+            Ok(records) => Some(left_in(records)),
+            Err(e) => {
+                tracing::error!("what is not stored cannot be named: {e}");
+                None
+            }
+        }
     }
 
     fn look_after_helper(&mut self) {
@@ -449,6 +516,11 @@ impl Keeper {
             tracing::debug!("the worker does not hear: {e}");
         }
     }
+}
+
+/// Whether a worker that ended so has stored, or named, what was unsaved.
+fn has_told(status: Option<ExitStatus>) -> bool {
+    matches!(status.and_then(|s| s.code()), Some(code) if code == 0 || code == i32::from(EXIT_UNSAVED))
 }
 
 fn mount_failed(mountpoint: &Path, e: &io::Error) -> Failed {

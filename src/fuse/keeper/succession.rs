@@ -8,12 +8,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::event::Event;
-use super::{Front, Keeper, Phase};
+use super::{DRAIN_MARGIN, Front, Goal, Keeper, Phase};
 use crate::fs::Ending;
 use crate::fuse::crew::{self, Worker, ending};
 use crate::fuse::handover::{Facts, Failed, ToKeeper, ToWorker};
 use crate::fuse::kernel::{self, Mounted};
 use crate::fuse::runtime::RuntimeDir;
+use crate::fuse::worker::reason;
 
 /// How long a successor may take from its start to serving.
 const TAKEOVER: Duration = Duration::from_secs(30);
@@ -99,7 +100,7 @@ impl Keeper {
             worker.serving_since = Some(Instant::now());
         }
         self.look_after_helper();
-        self.write_record(dev, None)
+        self.write_record(dev, None, None)
             .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
     }
 
@@ -142,38 +143,52 @@ impl Keeper {
                 tracing::error!("the worker died ({how}): starting another one");
                 self.succeed();
             }
-            Some(pause) => {
+            Some(pause) if self.goal == Goal::Serve => {
                 tracing::error!(
                     "the worker died again ({how}): starting another one in {} s",
                     pause.as_secs()
                 );
+                self.write_down_the_unsaved(None);
                 self.phase = Phase::Pausing(Instant::now() + pause);
             }
-            None => self.give_up(&how),
+            // Who waits for the end is not to wait for more.
+            Some(_) | None => self.give_up(&how),
         }
     }
 
-    /// Starts a worker that takes over. Where it fails it counts as one that died.
+    /// Starts a worker that takes over, and goes on to where the mount was going. Where it fails it counts as one that
+    /// died.
     pub(super) fn succeed(&mut self) {
-        let drains = matches!(self.phase, Phase::Draining(_));
-        let leaves = matches!(self.phase, Phase::Leaving(_) | Phase::Parting(_));
-        let phase = self.phase;
         self.phase = Phase::Serving;
         if let Err(failed) = self.take_over(None) {
             tracing::error!("a worker could not take over: {failed}");
             if let Some(worker) = &mut self.worker {
                 worker.kill();
             }
-            if drains || leaves {
-                self.later.push_back(Event::Stop);
-            }
+            self.write_down_the_unsaved(None);
             return self.worker_died(format!("it could not take over: {failed}"));
         }
         tracing::info!(restarts = self.restarts, "another worker serves the mount");
-        if drains {
-            self.drain();
-        } else if leaves {
-            self.phase = phase;
+        match self.goal {
+            Goal::Serve => {}
+            Goal::Drain => self.drain(),
+            // Its session is over at once, and then it stores what is unsaved.
+            Goal::Leave => {
+                let time = self.equipment.config.drain + DRAIN_MARGIN;
+                self.phase = Phase::Parting(Instant::now() + time);
+            }
+        }
+    }
+
+    /// For commands that find no worker to ask.
+    fn write_down_the_unsaved(&self, broken: Option<String>) {
+        let Some(dev) = self.dev() else { return };
+        let unsaved = self.left_behind();
+        for left in unsaved.iter().flatten().filter(|_| broken.is_some()) {
+            tracing::error!(name = left.name, "not stored: {}", reason(left));
+        }
+        if let Err(e) = self.write_record(dev, broken, unsaved) {
+            tracing::error!("the record cannot be written: {e}");
         }
     }
 
@@ -255,15 +270,14 @@ impl Keeper {
         tracing::error!("{path}: {why}");
         // Nobody listens any more: who asks finds the record.
         self.listener = None;
-        if let Some(mounted) = &self.mounted {
-            if let Err(e) = self.write_record(mounted.dev, Some(why)) {
-                tracing::error!("the record cannot be written: {e}");
-            }
-            if can_resend(mounted) {
-                let _ = kernel::resend(&mounted.device);
-            }
+        self.write_down_the_unsaved(Some(why));
+        if let Some(mounted) = self.mounted.as_ref().filter(|mounted| can_resend(mounted)) {
+            let _ = kernel::resend(&mounted.device);
         }
         self.phase = Phase::Broken;
+        if self.goal != Goal::Serve {
+            self.later.push_back(Event::Stop);
+        }
     }
 }
 

@@ -19,7 +19,7 @@ mod memory;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard};
 
@@ -30,7 +30,7 @@ use crate::fs::{Journal, JournalStatus, Record, Value};
 use crate::secret::SecretBytes;
 pub use key::SealKey;
 use memory::{Map, REGION};
-pub use memory::{StateError, check, create};
+pub use memory::{StateError, beats, check, create};
 
 /// Room is asked for in steps of this.
 const STEP: usize = 1 << 20;
@@ -93,26 +93,9 @@ impl State {
         check(&state)?;
         let file = File::from(state);
         let map = Map::of(&file)?;
-        let header = map.header();
-        let epoch = header.epoch.fetch_add(1, Ordering::SeqCst) as u32;
-        let region = (header.active.load(Ordering::Acquire) as usize) & 1;
-        let used = (header.len[region].load(Ordering::Acquire) as usize).min(REGION);
+        let epoch = map.header().epoch.fetch_add(1, Ordering::SeqCst) as u32;
         let key = UnboundKey::new(&AES_256_GCM, key.expose()).map_err(|_| io::Error::other("a bad key"))?;
-        let mut writer = Writer {
-            region,
-            used,
-            room: used,
-            live: HashMap::new(),
-            live_bytes: 0,
-            deleted: HashMap::new(),
-            sealed: 0,
-            missed: HashSet::new(),
-            problem: None,
-        };
-        if header.missed.load(Ordering::Acquire) != 0 {
-            writer.problem = Some("the last worker had no memory for all of it".to_owned());
-        }
-        writer.scan(&map);
+        let writer = Writer::over(&map);
         Ok(Self {
             file,
             map,
@@ -122,6 +105,13 @@ impl State {
             #[cfg(test)]
             largest: usize::MAX,
         })
+    }
+
+    /// One more beat of this process' heart, for [`beats`].
+    pub fn beat(&self) {
+        let word = &self.map.header().pulse;
+        let count = (word.load(Ordering::Relaxed) as u32).wrapping_add(1);
+        word.store(u64::from(std::process::id()) << 32 | u64::from(count), Ordering::Relaxed);
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -256,7 +246,42 @@ impl State {
     }
 }
 
+/// The records in which there is no secret, by slot. Changes nothing: for the keeper of a mount that has no worker any
+/// more.
+pub fn plain_records(state: impl AsFd) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    check(&state)?;
+    let map = Map::of(&File::from(state.as_fd().try_clone_to_owned()?))?;
+    let record = |(key, place): (Box<[u8]>, Place)| {
+        let record = map.read(place.at, place.len);
+        (record[8] == PLAIN).then(|| (key.to_vec(), record[PREFIX + key.len()..].to_vec()))
+    };
+    Ok(Writer::over(&map).live.into_iter().filter_map(record).collect())
+}
+
 impl Writer {
+    /// Goes on where the last writer was.
+    fn over(map: &Map) -> Self {
+        let header = map.header();
+        let region = (header.active.load(Ordering::Acquire) as usize) & 1;
+        let used = (header.len[region].load(Ordering::Acquire) as usize).min(REGION);
+        let mut writer = Self {
+            region,
+            used,
+            room: used,
+            live: HashMap::new(),
+            live_bytes: 0,
+            deleted: HashMap::new(),
+            sealed: 0,
+            missed: HashSet::new(),
+            problem: None,
+        };
+        if header.missed.load(Ordering::Acquire) != 0 {
+            writer.problem = Some("the last worker had no memory for all of it".to_owned());
+        }
+        writer.scan(map);
+        writer
+    }
+
     /// Finds what is live in the active region.
     fn scan(&mut self, map: &Map) {
         let start = Map::start(self.region);
@@ -440,6 +465,29 @@ mod tests {
         let wrong = State::open(fd, &SealKey::random().unwrap()).unwrap();
         assert_eq!(shown(&wrong), []);
         assert!(!wrong.status().complete);
+    }
+
+    #[test]
+    fn what_is_no_secret_can_be_read_without_the_key_and_changes_nothing() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        assert_eq!(plain_records(&fd).unwrap(), []);
+        let state = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        state.commit(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
+        state.commit(vec![put("a", 4, "three"), gone("b", 5)]);
+        assert_eq!(plain_records(&fd).unwrap(), [(b"a".to_vec(), b"three".to_vec())]);
+        assert_eq!(state.map.header().epoch.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_heart_is_heard_by_its_process_id() {
+        let fd = create().unwrap();
+        let state = State::open(fd.try_clone().unwrap(), &SealKey::random().unwrap()).unwrap();
+        let own = std::process::id();
+        assert_eq!(beats(fd.as_fd(), own), None);
+        state.beat();
+        state.beat();
+        assert_eq!((beats(fd.as_fd(), own), beats(fd.as_fd(), own + 1)), (Some(2), None));
     }
 
     #[test]
