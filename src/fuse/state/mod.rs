@@ -246,9 +246,12 @@ impl State {
     }
 }
 
+/// A slot and what it holds.
+pub type PlainRecord = (Vec<u8>, Vec<u8>);
+
 /// The records in which there is no secret, by slot. Changes nothing: for the keeper of a mount that has no worker any
 /// more.
-pub fn plain_records(state: impl AsFd) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+pub fn plain_records(state: impl AsFd) -> Result<Vec<PlainRecord>, StateError> {
     check(&state)?;
     let map = Map::of(&File::from(state.as_fd().try_clone_to_owned()?))?;
     let record = |(key, place): (Box<[u8]>, Place)| {
