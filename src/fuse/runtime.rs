@@ -227,6 +227,7 @@ mod tests {
             keeper_pid: 7,
             spec: serde_json::Value::Null,
             broken: None,
+            unsaved: None,
         };
         fs::create_dir_all(dir.record(dev, 7).join("in the way")).expect("own directory");
         assert!(dir.write(dev, &record).is_err());
