@@ -303,3 +303,24 @@ fn an_upgrade_does_not_wait_for_a_keeper_that_is_stopped() {
     fs::write(mount.path("f"), "1").unwrap();
     mount.unmount();
 }
+
+#[test]
+fn a_kernel_that_cannot_send_again_gets_a_new_mount() {
+    let place = Place::new();
+    let mut command = place.mount_command(&[]);
+    run(command.envs([IMMORTAL, ("VAULTFS_TEST_NO_RESEND", "1")])).ok();
+    let mount = Mount::adopt(place);
+    let (keeper, _) = mount.pids();
+    fs::write(mount.path("f"), "1").unwrap();
+    let mut unsaved = File::create(mount.path("unsaved")).unwrap();
+    unsaved.write_all(b"unsaved").unwrap();
+    kill_worker(keeper);
+    until("new operations work", || fs::read_to_string(mount.path("f")).is_ok_and(|text| text == "1"));
+    assert!(unsaved.write_all(b"x").is_err(), "what was open is lost");
+    until("what was unsaved is stored", || mount.versions("unsaved") == [1]);
+    assert_eq!(mount.status()["kernel"]["resend"], false);
+    assert!(run(mount.vaultfs(["upgrade"]).arg(mount.mnt())).fails(1).contains("6.9"));
+    drop(unsaved);
+    run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();
+    assert_nothing_left(mount.mnt());
+}

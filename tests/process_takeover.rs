@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::api::Api;
 use common::{
-    IMMORTAL, Mount, Place, Size, VAULTFS, assert_nothing_left, child_of, kill, kill_worker, run, signal,
-    until, worker_of,
+    IMMORTAL, Mount, Place, Size, VAULTFS, child_of, kill, kill_worker, run, signal, until, worker_of,
 };
 use nix::sys::signal::Signal;
 
@@ -535,24 +534,6 @@ fn what_is_open_unsaved_and_held_back_goes_on() {
     let stored = run(&mut mount.vaultfs(["get", &mount.embedded(), "unsaved"])).ok();
     assert_eq!(stored.into_bytes(), [value(5000), b"!".to_vec()].concat());
     until("what only looks like a temporary is stored", || mount.versions("held~") == [1]);
-}
-
-#[test]
-fn a_kernel_that_cannot_send_again_gets_a_new_mount() {
-    let mount = mount_with(&[IMMORTAL, ("VAULTFS_TEST_NO_RESEND", "1")]);
-    let (keeper, _) = mount.pids();
-    fs::write(mount.path("f"), "1").unwrap();
-    let mut unsaved = File::create(mount.path("unsaved")).unwrap();
-    unsaved.write_all(b"unsaved").unwrap();
-    kill_worker(keeper);
-    until("new operations work", || fs::read_to_string(mount.path("f")).is_ok_and(|text| text == "1"));
-    assert!(unsaved.write_all(b"x").is_err(), "what was open is lost");
-    until("what was unsaved is stored", || mount.versions("unsaved") == [1]);
-    assert_eq!(mount.status()["kernel"]["resend"], false);
-    assert!(run(mount.vaultfs(["upgrade"]).arg(mount.mnt())).fails(1).contains("6.9"));
-    drop(unsaved);
-    run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();
-    assert_nothing_left(mount.mnt());
 }
 
 /// A copy of the program in which a text is another one of the same length: another program.

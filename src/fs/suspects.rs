@@ -25,10 +25,10 @@ use tokio::time::Instant;
 pub enum Ending {
     /// As the keeper wanted it.
     Ordered,
-    /// By SIGKILL, from whomever; or nobody knows.
+    /// By SIGKILL, from whomever (the keeper, too, if it did not move); or nobody knows.
     #[default]
     Killed,
-    /// By itself, or because it was stuck.
+    /// By itself.
     Crashed,
 }
 
