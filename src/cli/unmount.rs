@@ -76,8 +76,9 @@ const TRANSIENT: Duration = Duration::from_secs(2);
 
 /// How long another worker may take to answer, after one that died.
 const SUCCESSOR: Duration = Duration::from_secs(30);
-/// An unmounted mount that nobody has any more ends within that time.
-const SETTLED: Duration = Duration::from_secs(1);
+/// An unmounted mount that nobody has any more ends within that time. A container that is just being made has a copy of each
+/// mount for a moment.
+const SETTLED: Duration = Duration::from_secs(5);
 /// How often a drain is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
