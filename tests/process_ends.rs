@@ -5,12 +5,16 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use common::{
     Beside, Mount, Place, assert_nothing_left, is_mounted, is_root, processes_of, run, signal, until,
 };
 use nix::sys::signal::Signal;
+
+/// Written by who copies all mounts there are: the others would not end.
+static MOUNTS: RwLock<()> = RwLock::new(());
 
 /// A process in a mount namespace of its own that has what this one has, and hears of no change.
 fn copy_of_all_mounts(mount: &Mount) -> Beside {
@@ -30,6 +34,7 @@ fn copy_of_all_mounts(mount: &Mount) -> Beside {
 
 #[test]
 fn a_mount_that_another_namespace_has_is_told_at_once_and_shown_until_it_ends() {
+    let _alone = MOUNTS.write().unwrap_or_else(PoisonError::into_inner);
     if !is_root() {
         eprintln!("SKIPPED: only root can copy a mount namespace");
         return;
@@ -57,6 +62,7 @@ fn a_mount_that_another_namespace_has_is_told_at_once_and_shown_until_it_ends() 
 
 #[test]
 fn a_mount_that_another_namespace_has_can_be_ended_all_the_same() {
+    let _alone = MOUNTS.write().unwrap_or_else(PoisonError::into_inner);
     if !is_root() {
         eprintln!("SKIPPED: only root can copy a mount namespace");
         return;
@@ -83,6 +89,7 @@ fn a_mount_that_another_namespace_has_can_be_ended_all_the_same() {
 
 #[test]
 fn of_two_unmounts_at_once_neither_says_what_is_not_so() {
+    let _beside = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..5 {
         let mount = Mount::start();
         fs::write(mount.path("f"), "value").unwrap();
@@ -158,6 +165,7 @@ impl Silent {
 
 #[test]
 fn an_unmount_goes_on_with_the_next_worker() {
+    let _beside = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
     let silent = Silent::start("20s");
     let (_, worker) = silent.mount.pids();
     let mut unmount = silent.unmount();
@@ -173,6 +181,7 @@ fn an_unmount_goes_on_with_the_next_worker() {
 
 #[test]
 fn a_worker_whose_keeper_died_says_that_it_ends_and_is_waited_for() {
+    let _beside = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
     let silent = Silent::start("20s");
     let (keeper, worker) = silent.mount.pids();
     signal(keeper, Signal::SIGKILL);
@@ -194,6 +203,7 @@ fn a_worker_whose_keeper_died_says_that_it_ends_and_is_waited_for() {
 
 #[test]
 fn a_home_that_does_not_exist_is_not_made() {
+    let _beside = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
     let place = Place::new();
     let home = place.dir.path().join("none");
     let mut command = place.mount_command(&[]);
@@ -218,6 +228,7 @@ fn a_home_that_does_not_exist_is_not_made() {
 
 #[test]
 fn a_key_pipe_that_nobody_writes_is_not_waited_for_long() {
+    let _beside = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
     let place = Place::new();
     let pipe = place.dir.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -229,6 +240,7 @@ fn a_key_pipe_that_nobody_writes_is_not_waited_for_long() {
 
 #[test]
 fn who_waits_in_vain_is_told_the_true_cause() {
+    let _beside = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
     let place = Place::new();
     let mut command = place.vaultfs(["mount", "--wait=3s", "--api-url", "http://127.0.0.1:9"]);
     let said = run(command.env("WORKOS_API_KEY", "sk_x").arg(&place.mnt)).fails(4);

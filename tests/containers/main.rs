@@ -98,19 +98,6 @@ fn what_the_document_says_works() {
     }
 }
 
-/// Unmounts. An engine of another test's may have copied the mount into its mount namespace: then it has to be told so,
-/// and the mount ends by force.
-fn unmount(mount: Mount) -> Place {
-    let ran = run(mount.vaultfs(["unmount"]).arg(mount.mnt()));
-    if ran.code != Some(0) {
-        assert!(ran.fails(1).contains("another mount namespace has it still"), "it is in use");
-        // That engine may have ended by now, and the mount with it.
-        let forced = run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt()));
-        assert!(matches!(forced.code, Some(0 | 5)), "{forced:?}");
-    }
-    mount.unmount_done()
-}
-
 /// `-v MNT:/s` as root, as another user, read-only, in a user namespace, and of a single file.
 fn binds(engine: &Engine) {
     let mount = Mount::start();
@@ -125,13 +112,13 @@ fn binds(engine: &Engine) {
     assert!(said.contains("ermission denied"), "{said}");
     let file = format!("{}:/run/secrets/db:ro", mount.path("db").display());
     assert_eq!(engine.sh(&["-v", &file], "cat /run/secrets/db").ok(), "one");
-    let place = unmount(mount);
+    let place = mount.unmount();
 
     let mount = Mount::at(place, &["--allow-other", "--uid=1000", "--gid=1000"]);
     common::open_to_all(mount.place().dir.path());
     assert_eq!(engine.sh(&["--user=1000:1000", "-v", &bind], "cat /s/db").ok(), "one");
     engine.sh(&["--user=1001:1001", "-v", &bind], "cat /s/db").fails(1);
-    let place = unmount(mount);
+    let place = mount.unmount();
 
     let mount = Mount::at(place, &["--allow-other", "--file-mode=0644", "--dir-mode=0755"]);
     assert_eq!(engine.sh(&["--user=1001:1001", "-v", &bind], "cat /s/db").ok(), "one");
@@ -167,7 +154,7 @@ fn rotations(engine: &Engine) {
     until("it sees the new value", || ask("cat /s/db") == "new and longer");
     until("it was told", || ask("cat /tmp/seen").contains("MOVED_TO db"));
     engine.remove("watcher");
-    let place = unmount(mount);
+    let place = mount.unmount();
 
     // One file: what is bound is one inode, so that only its bytes can change.
     let mount = Mount::at(place, &["--refresh=200ms", "--in-place"]);
