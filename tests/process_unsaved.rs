@@ -234,10 +234,31 @@ fn what_is_given_up_is_given_its_true_reason() {
     let listed = run(mount.vaultfs(["pending", "--json"]).arg(mount.mnt())).out;
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     let reason = listed[0]["error"].as_str().unwrap();
-    // Open: the drain before the end leaves it, and at the end there is no time left to try.
+    // Open: the drain before the end leaves it, and the last try of two seconds fails as well.
     let said = run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).fails(7);
     assert!(said.contains(&format!("lost: {reason}\n")), "{reason}\n{said}");
     assert_nothing_left(mount.mnt());
+}
+
+#[test]
+fn what_is_still_being_written_is_stored_at_a_forced_end() {
+    for by_force in [true, false] {
+        let place = Place::new();
+        let server = Server::start(&place);
+        run(&mut server.mount_command(&place, &[])).ok();
+        let mount = Mount::adopt(place);
+        let mut file = fs::File::create(mount.path("open")).unwrap();
+        file.write_all(b"precious").unwrap();
+        if by_force {
+            run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).ok();
+        } else {
+            signal(mount.pids().0, Signal::SIGTERM);
+        }
+        assert_nothing_left(mount.mnt());
+        let from = ["get", "--api-url", &server.url, "--api-key-file", &server.key_file, "open"];
+        let stored = run(&mut mount.vaultfs(from));
+        assert_eq!(stored.ok(), "precious", "by force: {by_force}");
+    }
 }
 
 #[test]

@@ -23,6 +23,9 @@ use crate::vault::http::key::ApiKey;
 use crate::vault::http::lazy::Start;
 use crate::vault::{Dialect, DynVault};
 
+/// A drain in no more than this is the last try of a mount that ends.
+const HASTE: Duration = Duration::from_secs(2);
+
 /// A vault that answered, and a file system over it.
 pub struct Stack {
     spec: ConnectSpec,
@@ -174,9 +177,9 @@ impl Service for Mounted {
     }
 
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {
-        let known = if within.is_zero() { self.fs.left_over() } else { Vec::new() };
+        let known = if within <= HASTE { self.fs.left_over() } else { Vec::new() };
         let mut left = self.fs.drain(what, within).await;
-        // Without any time each try ends at its deadline: that is no reason, what was known before is.
+        // In so little time a try may end at its deadline: that is no reason, what was known before is.
         for write in &mut left {
             if let Some(before) =
                 known.iter().find(|before| before.name == write.name && before.error.is_some())

@@ -369,7 +369,8 @@ impl FileSystem {
         };
         let mut state = file.state();
         let doubted = state.failure.as_ref().is_some_and(|f| f.in_doubt);
-        let in_doubt = e.maybe_applied || doubted;
+        // A try that was never sent clears up nothing about one before it.
+        let in_doubt = e.maybe_applied || doubted || job.doubted;
         let generation = job.generation;
         let conflict = e.kind == ErrorKind::VersionMismatch;
         let key_refused = matches!(e.kind, ErrorKind::Unauthorized | ErrorKind::Forbidden);

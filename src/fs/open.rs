@@ -440,7 +440,7 @@ impl FileSystem {
         self.store_for(handle.clone(), Cause::Close)
     }
 
-    /// FSYNC: stores whatever there is to store.
+    /// FSYNC: stores whatever there is to store, whoever wrote it and whatever this handle is for.
     pub fn fsync(self: &Arc<Self>, fh: u64) -> Step<()> {
         crash::point("fsync");
         match self.handle(fh) {
@@ -450,7 +450,10 @@ impl FileSystem {
     }
 
     fn store_for(self: &Arc<Self>, handle: Arc<Handle>, cause: Cause) -> Step<()> {
-        let Held::File { file, writer: Some(_) } = &handle.held else { return Step::Ready(Ok(())) };
+        let Held::File { file, writer } = &handle.held else { return Step::Ready(Ok(())) };
+        if writer.is_none() && cause != Cause::Fsync {
+            return Step::Ready(Ok(()));
+        }
         if !file.state().is_dirty() {
             return Step::Ready(Ok(()));
         }

@@ -354,7 +354,7 @@ enum Cause {
     Told,
 }
 
-/// What was written while the mount was going still gets so much time.
+/// What was written while the mount was going, or is being written when it is told to end, still gets so much time.
 const LAST_DRAIN: Duration = Duration::from_secs(2);
 
 type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
@@ -412,7 +412,7 @@ async fn supervise(
     tracing::info!(?cause, "ending");
     let begun = draining.unwrap_or_else(Instant::now);
     let left = || desk.config.drain.saturating_sub(begun.elapsed()).max(LAST_DRAIN);
-    let patience = if cause == Cause::Told { Duration::ZERO } else { left() };
+    let patience = if cause == Cause::Told { LAST_DRAIN } else { left() };
     // An orphan is still mounted: what is being written may yet be closed.
     let what = if cause == Cause::Orphaned { Drain::Closed } else { Drain::All };
     let mut unsaved = desk.service.drain(what, patience).await;

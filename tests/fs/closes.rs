@@ -287,9 +287,22 @@ async fn a_reader_has_no_part_in_it() {
     let reader = sh.open("f", READ).await.unwrap();
     sh.pwrite(&writer, 0, "new").unwrap();
     sh.flush(&reader).await.unwrap();
-    sh.fsync(&reader).await.unwrap();
     sh.close(reader).await.unwrap();
     assert_eq!(sh.history("f").await, ["old"]);
+    sh.close(writer).await.unwrap();
+    assert_eq!(sh.history("f").await, ["old", "new"]);
+}
+
+/// As `sync FILE` does, which opens it for reading.
+#[tokio::test(start_paused = true)]
+async fn fsync_by_a_reader_stores_what_others_wrote() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let writer = sh.open("f", BOTH).await.unwrap();
+    let reader = sh.open("f", READ).await.unwrap();
+    sh.pwrite(&writer, 0, "new").unwrap();
+    sh.fsync(&reader).await.unwrap();
+    assert_eq!(sh.history("f").await, ["old", "new"]);
     sh.close(writer).await.unwrap();
     assert_eq!(sh.history("f").await, ["old", "new"]);
 }

@@ -61,8 +61,8 @@ pub const NAME: &std::ffi::CStr = c"vaultfs-keeper";
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
 /// How long programs, and other mount namespaces, may go on using a mount that was taken away because of SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a worker that was told to end may take.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker that was told to end may take: it stores for 2 s, and ends commands within 2 s more.
+const END_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The first steps of a keeper process: descriptors, session, configuration, the line to its starter.
 pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, Front)> {
