@@ -213,7 +213,8 @@ fn end_load(load: &Load, mount: &Mount, writers: Vec<(&'static str, std::thread:
     let slowest = load.slowest_read.load(Ordering::SeqCst);
     let disk = load.slowest_sync.load(Ordering::SeqCst);
     eprintln!("{turns:?} saves; the slowest read took {slowest} ms, a sync elsewhere {disk} ms");
-    assert!(slowest < 2000 + disk, "a reader waited {slowest} ms, a sync elsewhere {disk} ms");
+    // Two seconds for each death: some come in pairs.
+    assert!(slowest < 2 * 2000 + disk, "a reader waited {slowest} ms, a sync elsewhere {disk} ms");
 }
 
 /// Who changes things past the mount.
