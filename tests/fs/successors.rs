@@ -6,6 +6,7 @@ use std::time::Duration;
 use vaultfs::fs::{Create, Errno, FileSystem, Options, ROOT, Step};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::faulty::Fault;
+use vaultfs::vault::op::Op;
 
 use crate::shell::helper::Helper;
 use crate::shell::{CREATE, EXCL, READ, Shell, WRITE};
@@ -227,5 +228,32 @@ async fn bytes_that_the_vault_has_make_no_version_over_a_death() {
             let history = sh.history("f").await;
             assert_eq!((history.len(), history.last().map(String::as_str)), (versions, Some("ours")));
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_that_was_out_at_a_death_is_no_conflict_with_itself_after_an_outage() {
+    for sh in [Shell::new(), Shell::kv()] {
+        sh.put("f", "old").await;
+        let fd = sh.open("f", CREATE).await.unwrap();
+        sh.pwrite(&fd, 0, "new").unwrap();
+        let mut gate = sh.vault.gate(Op::Update);
+        let dies = async {
+            gate.arrived(1).await;
+            // The vault makes the version, nobody hears of it, and is away when the successor would ask.
+            sh.die_after(0);
+            sh.vault.outage();
+            gate.release();
+        };
+        let (closed, ()) = tokio::join!(sh.close(fd), dies);
+        closed.unwrap_err();
+        assert_eq!(sh.deaths.load(std::sync::atomic::Ordering::Relaxed), 1);
+        sh.vault.clear();
+        sh.pass(Duration::from_secs(121)).await;
+        let unsaved = sh.fs.unsaved();
+        assert!(unsaved.is_empty(), "{unsaved:?}");
+        // kv gives no bytes of old versions.
+        let history = sh.history("f").await;
+        assert_eq!((history.len(), history.last().map(String::as_str)), (2, Some("new")));
     }
 }
