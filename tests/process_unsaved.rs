@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Beside, Mount, Place, assert_nothing_left, in_foreground, is_root, run, signal, until};
@@ -59,6 +59,19 @@ fn with_an_unsaved_write(server: &Server, place: Place) -> Mount {
     mount
 }
 
+/// The same in the foreground; what it logs is in `log`.
+fn in_foreground_with_an_unsaved_write(
+    server: &Server,
+    place: Place,
+) -> (Beside, BufReader<ChildStderr>, Mount) {
+    let log = place.dir.path().join("log");
+    let mut command = server.mount_command(&place, &["-f", "--log", log.to_str().unwrap()]);
+    let (front, said) = in_foreground(&mut command);
+    let mount = Mount::adopt(place);
+    spoil(server, &mount);
+    (front, said, mount)
+}
+
 fn spoil(server: &Server, mount: &Mount) {
     fs::write(mount.path("stored"), "1").unwrap();
     server.silence();
@@ -81,11 +94,7 @@ fn unmount_names_what_is_left_and_keeps_the_mount_until_it_is_stored() {
     assert!(status.contains("lost: 8 bytes"), "{status}");
 
     server.resume();
-    let place = mount.unmount();
-    run(&mut server.mount_command(&place, &[])).ok();
-    let mount = Mount::adopt(place);
-    assert_eq!(fs::read_to_string(mount.path("lost")).unwrap(), "precious");
-    assert_eq!(fs::read_dir(mount.path(".versions/lost")).unwrap().count(), 1);
+    assert_stored(&server, mount.unmount());
 }
 
 /// Another key, which may do no more than that.
@@ -247,17 +256,14 @@ fn what_is_still_being_written_is_stored_at_a_forced_end() {
         let server = Server::start(&place);
         run(&mut server.mount_command(&place, &[])).ok();
         let mount = Mount::adopt(place);
-        let mut file = fs::File::create(mount.path("open")).unwrap();
+        let mut file = fs::File::create(mount.path("lost")).unwrap();
         file.write_all(b"precious").unwrap();
         if by_force {
             run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).ok();
         } else {
             signal(mount.pids().0, Signal::SIGTERM);
         }
-        assert_nothing_left(mount.mnt());
-        let from = ["get", "--api-url", &server.url, "--api-key-file", &server.key_file, "open"];
-        let stored = run(&mut mount.vaultfs(from));
-        assert_eq!(stored.ok(), "precious", "by force: {by_force}");
+        assert_stored(&server, mount.unmount_done());
     }
 }
 
@@ -270,11 +276,7 @@ fn a_foreground_mount_that_ends_with_unsaved_writes_exits_7() {
         }
         let place = Place::new();
         let server = Server::start(&place);
-        let log = place.dir.path().join("log");
-        let mut command = server.mount_command(&place, &["-f", "--log", log.to_str().unwrap()]);
-        let (mut front, _said) = in_foreground(&mut command);
-        let mount = Mount::adopt(place);
-        spoil(&server, &mount);
+        let (mut front, _said, mount) = in_foreground_with_an_unsaved_write(&server, place);
         match end {
             "SIGTERM" => signal(front.0.id() as i32, Signal::SIGTERM),
             _ => {
@@ -283,7 +285,7 @@ fn a_foreground_mount_that_ends_with_unsaved_writes_exits_7() {
         }
         assert_eq!(front.ends().code(), Some(7), "{end}");
         assert_nothing_left(mount.mnt());
-        let log = fs::read_to_string(&log).unwrap();
+        let log = fs::read_to_string(mount.place().dir.path().join("log")).unwrap();
         assert!(log.contains("name=\"lost\"") && !log.contains("precious"), "{log}");
         server.resume();
     }
@@ -321,11 +323,7 @@ fn sigterm_on_a_frozen_worker_stores_or_names_what_is_unsaved() {
     for vault_is_back in [true, false] {
         let place = Place::new();
         let server = Server::start(&place);
-        let log = place.dir.path().join("log");
-        let mut command = server.mount_command(&place, &["-f", "--log", log.to_str().unwrap()]);
-        let (mut front, _said) = in_foreground(&mut command);
-        let mount = Mount::adopt(place);
-        spoil(&server, &mount);
+        let (mut front, _said, mount) = in_foreground_with_an_unsaved_write(&server, place);
         let (_, worker) = mount.pids();
         signal(worker, Signal::SIGSTOP);
         if vault_is_back {
@@ -333,7 +331,7 @@ fn sigterm_on_a_frozen_worker_stores_or_names_what_is_unsaved() {
         }
         signal(front.0.id() as i32, Signal::SIGTERM);
         let code = front.ends().code();
-        let log = fs::read_to_string(&log).unwrap();
+        let log = fs::read_to_string(mount.place().dir.path().join("log")).unwrap();
         assert_eq!(code, Some(if vault_is_back { 0 } else { 7 }), "{log}");
         assert_eq!(is_named(&log, "the vault at "), !vault_is_back, "{log}");
         if vault_is_back {
