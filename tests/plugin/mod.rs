@@ -43,8 +43,8 @@ impl Plugin {
         let log =
             fs::File::options().create(true).append(true).open(self.place.dir.path().join("plugin.log"));
         self.process = Some(Beside::start(command.stdin(Stdio::null()).stderr(log.unwrap())));
-        let socket = self.socket();
-        until("the plugin listens", || UnixStream::connect(&socket).is_ok());
+        // Not only listens: the socket of one that was killed may be held for a moment by what it was about to run.
+        until("the plugin answers", || self.try_ask("Plugin.Activate", "").is_some());
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -77,7 +77,7 @@ impl Plugin {
     /// What is sent and comes back: HTTP status and body.
     #[track_caller]
     pub fn ask(&self, method: &str, body: &str) -> (u16, Value) {
-        self.try_ask(method, body).expect("an answer")
+        self.try_ask(method, body).unwrap_or_else(|| panic!("no answer to {method}:\n{}", self.log()))
     }
 
     /// As [`Plugin::ask`], of a plugin that may be killed meanwhile.
