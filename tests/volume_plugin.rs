@@ -234,7 +234,7 @@ fn what_every_mount_would_refuse_is_refused_at_create_and_not_written_down() {
         (json!({ "embedded": data, "refresh": "0s" }), "-o refresh"),
         (json!({ "embedded": data, "prefix": "/" }), "-o prefix=/"),
         (json!({ "embedded": data, "audit": "/nope/x" }), "the audit file /nope/x cannot be used"),
-        (json!({ "embedded": data, "log": "/nope/x" }), "the log /nope/x cannot be written"),
+        (json!({ "embedded": data, "log": "/nope/x" }), "the log cannot be written: /nope/x: "),
         (json!({ "embedded": "rel" }), "-o embedded takes a path of the host from / on"),
         (json!({ "api-url": url, "api-key-file": "sk_geheim" }), "-o api-key-file takes a path"),
     ] {

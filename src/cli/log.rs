@@ -76,13 +76,7 @@ impl LogConfig {
         if let Target::File(path) = &target {
             // Now, where somebody reads the message; and never on the mount itself, which could not be served while
             // it waits for its own log.
-            let failed = |e: io::Error| {
-                let next = match file {
-                    Some(_) => "name a file that you can write, in a directory that exists",
-                    None => "name another one with --log FILE",
-                };
-                io::Error::other(format!("{}: {e}: {next}", path.display()))
-            };
+            let failed = |e: io::Error| unusable(path, file.is_some(), &e);
             let dir = path.parent().unwrap_or(Path::new("/"));
             if fs::canonicalize(dir).map_err(failed)?.starts_with(mountpoint) {
                 return Err(failed(io::Error::other("it would be on the mount itself")));
@@ -91,6 +85,26 @@ impl LogConfig {
         }
         Ok(Self { target, verbosity })
     }
+}
+
+/// Refuses a log that [`LogConfig::choose`] would refuse, as far as that shows without making one.
+pub fn check(path: &Path) -> io::Result<()> {
+    let failed = |e: io::Error| unusable(path, true, &e);
+    fs::canonicalize(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
+        _ => Ok(()),
+    }
+}
+
+/// `named`: by the user.
+fn unusable(path: &Path, named: bool, e: &io::Error) -> io::Error {
+    let next = match named {
+        true => "name a file that you can write, in a directory that exists",
+        false => "name another one with --log FILE",
+    };
+    io::Error::other(format!("{}: {e}: {next}", path.display()))
 }
 
 /// Whether systemd connected standard error to the journal (systemd.exec(5), `JOURNAL_STREAM`).

@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 
 use super::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
 use super::exit::{Exit, Failure};
-use super::log::LogConfig;
+use super::log::{self, LogConfig};
 use super::{mount_options, service, stack, values};
 use crate::console;
 use crate::fs::{Audit, Options};
@@ -224,7 +224,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
         console::say("hint: without --allow-other nobody but you can enter, whoever --uid names");
     }
     let log = LogConfig::choose(&mountpoint, args.log.as_deref(), args.foreground, args.verbose)
-        .map_err(|e| Failure::new(Exit::Failed, format!("the log cannot be written: {e}")))?;
+        .map_err(|e| bad_log(&e))?;
     let config = MountConfig {
         mountpoint,
         options,
@@ -241,6 +241,10 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
         foreground: args.foreground,
     };
     Ok((config, key))
+}
+
+fn bad_log(e: &std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("the log cannot be written: {e}"))
 }
 
 /// What the worker needs must not be on the mount: it would wait for an answer of its own, for ever.
@@ -317,16 +321,7 @@ impl MountArgs {
         if let Some(path) = &self.audit {
             Audit::check(path).map_err(|e| stack::bad_audit(path, &e))?;
         }
-        match self.log.as_deref().map(|path| (path, Audit::check(path))) {
-            Some((path, Err(e))) => Err(Failure::new(
-                Exit::Failed,
-                format!(
-                    "the log {} cannot be written: {e}: name a file that you can write, in a directory that exists",
-                    path.display()
-                ),
-            )),
-            _ => Ok(()),
-        }
+        self.log.as_deref().map_or(Ok(()), log::check).map_err(|e| bad_log(&e))
     }
 
     fn file_system_options(&self) -> Options {
