@@ -198,7 +198,23 @@ fn a_worker_whose_keeper_died_says_that_it_ends_and_is_waited_for() {
     assert_eq!(unmount.0.try_wait().unwrap(), None, "it waits");
     silent.speak();
     silent.has_stored(&mut unmount);
-    assert!(processes_of(std::path::Path::new("late")).is_empty());
+}
+
+#[test]
+fn force_names_what_a_worker_whose_keeper_died_has_not_stored() {
+    let _beside = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
+    let silent = Silent::start("20s");
+    let (keeper, _) = silent.mount.pids();
+    signal(keeper, Signal::SIGKILL);
+    let mount = &silent.mount;
+    until("it is noticed", || run(mount.vaultfs(["status"]).arg(mount.mnt())).code == Some(1));
+    let said = run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).fails(7);
+    assert!(said.contains("late: ") && said.contains("given up") && !said.contains("dead mount"), "{said}");
+    assert!(!is_mounted(mount.mnt()));
+    silent.speak();
+    let Silent { server, mount } = silent;
+    mount.unmount_done();
+    drop(server);
 }
 
 #[test]

@@ -92,7 +92,8 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     // What this process got from the shell must not keep the mount busy.
     std::env::set_current_dir("/")?;
     let Some(mount) = mounts::of(&entry) else {
-        return match mounts::orphan(&entry).filter(|_| !args.force) {
+        return match mounts::orphan(&entry) {
+            Some(orphan) if args.force => force_orphan(&entry, &orphan),
             Some(orphan) => end_of_orphan(&orphan),
             None => without_processes(&entry, &args),
         };
@@ -171,7 +172,7 @@ fn drain(
             Err(e) => e,
         };
         let in_time = match own {
-            Some((all, since)) => since.elapsed() < all + DRAIN_MARGIN,
+            Some((all, since)) => since.elapsed() < limit.map_or(all, |limit| all.min(limit)) + DRAIN_MARGIN,
             None => begun.elapsed() < within,
         };
         if !has_died(&e) || !in_time || keeper.ended(Duration::ZERO) {
@@ -198,6 +199,11 @@ fn has_died(e: &std::io::Error) -> bool {
     matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
+/// The mount's `--drain`.
+fn drain_time(status: &serde_json::Value) -> Duration {
+    Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60))
+}
+
 /// One worker's answer to a drain.
 fn drain_once(
     mount: &LiveMount,
@@ -207,7 +213,7 @@ fn drain_once(
 ) -> std::io::Result<Answer> {
     let mut client = Client::connect(&mount.socket)?;
     let all = match client.ask(&Request::Status, patience)? {
-        Answer::Status(status) => Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60)),
+        Answer::Status(status) => drain_time(&status),
         other => return Ok(other),
     };
     let (_, since) = own.get_or_insert((all, Instant::now()));
@@ -402,7 +408,7 @@ fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
         return Err(silent(std::io::ErrorKind::InvalidData.into()).into());
     };
     let worker = Watched::new(status["worker_pid"].as_u64().unwrap_or_default() as u32);
-    let patience = Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60)) + DRAIN_MARGIN;
+    let patience = drain_time(&status) + DRAIN_MARGIN;
     client.send(&Request::Watch).map_err(silent)?;
     let unsaved = match client.receive(patience) {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
@@ -413,7 +419,7 @@ fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
     if unsaved.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    Err(not_stored(&unsaved, "they were written while the mount ended, and are lost").into())
+    Err(not_stored(&unsaved, "the vault did not take them before the mount ended, and they are lost").into())
 }
 
 fn not_stored(unsaved: &[Unsaved], next: &str) -> Failure {
@@ -449,18 +455,34 @@ fn force(entry: Option<&Entry>, mount: LiveMount, keeper: &Watched) -> anyhow::R
                 Err(_) => (entry.and_then(mounts::of).and_then(|mount| mount.unsaved), Duration::ZERO),
             };
         take_from_keeper(&mount, keeper, patience)?;
-        return match lost {
-            Some(lost) if lost.is_empty() => Ok(ExitCode::SUCCESS),
-            Some(lost) => Err(not_stored(&lost, "they were given up, as --force says, and are lost").into()),
-            None => Err(Failure::new(
-                Exit::Unsaved,
-                format!(
-                    "{}: neither its worker nor another one answered: what was not stored is lost, and cannot be named",
-                    mount.mountpoint.display()
-                ),
-            )
-            .into()),
-        };
+        return given_up(&mount, lost);
+    }
+}
+
+/// The same where its keeper is gone: its worker ends by itself, sooner or later.
+fn force_orphan(entry: &Entry, mount: &LiveMount) -> anyhow::Result<ExitCode> {
+    let lost = match drain_once(mount, ANSWER, Some(FORCED_DRAIN), &mut None) {
+        Ok(Answer::Drained(unsaved)) => Some(unsaved),
+        _ => None,
+    };
+    mountpoint::remove_dead(&entry.mountpoint, entry)
+        .map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
+    given_up(mount, lost)
+}
+
+/// What `--force` ends with; `lost` is `None` if nobody could say.
+fn given_up(mount: &LiveMount, lost: Option<Vec<Unsaved>>) -> anyhow::Result<ExitCode> {
+    match lost {
+        Some(lost) if lost.is_empty() => Ok(ExitCode::SUCCESS),
+        Some(lost) => Err(not_stored(&lost, "they were given up, as --force says, and are lost").into()),
+        None => Err(Failure::new(
+            Exit::Unsaved,
+            format!(
+                "{}: neither its worker nor another one answered: what was not stored is lost, and cannot be named",
+                mount.mountpoint.display()
+            ),
+        )
+        .into()),
     }
 }
 
@@ -525,6 +547,7 @@ fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCo
         .into());
     }
     mountpoint::remove_dead(path, entry).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
-    console::say(format_args!("{} was a dead mount; it is removed", path.display()));
+    let was = if dead { "was a dead mount; it is removed" } else { "is detached; nobody answers for it" };
+    console::say(format_args!("{} {was}", path.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -23,7 +23,7 @@ use crate::fuse::{busy, mountpoint, mounts, worker};
 /// How long `vaultfs mount` may take. dockerd hangs up after 120 s, and should have heard a sentence by then.
 const PATIENCE: Duration = Duration::from_secs(110);
 /// What `vaultfs unmount` takes at most, beyond the mount's `drain` now and again at its end.
-const END: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_secs(120);
 /// What [`END`] is added to where a mount does not say how long it drains.
 const DRAIN: Duration = Duration::from_secs(60);
 /// How long a mount may take to answer a read that asks no vault.
