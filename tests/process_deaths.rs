@@ -14,7 +14,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::{
-    IMMORTAL, Mount, Place, assert_nothing_left, child_of, kill, kill_worker, run, signal, until, worker_of,
+    IMMORTAL, Mount, Place, assert_nothing_left, child_of, kill, kill_worker, replace_worker, run, signal,
+    until, worker_of,
 };
 use nix::sys::signal::Signal;
 use proxy::{Fault, Proxy};
@@ -93,14 +94,6 @@ impl Readers {
         }
         answers.iter().map(|(_, _, time)| *time).max().unwrap()
     }
-}
-
-/// Kills the worker; its successor.
-fn replace_worker(keeper: i32) -> i32 {
-    let worker = common::wait(|| worker_of(keeper), Duration::from_secs(20)).expect("a worker");
-    signal(worker, Signal::SIGKILL);
-    let other = || worker_of(keeper).filter(|now| *now != worker);
-    common::wait(other, Duration::from_secs(20)).expect("a successor")
 }
 
 #[test]

@@ -16,9 +16,8 @@ use std::time::{Duration, Instant};
 
 use common::api::Api;
 use common::{
-    IMMORTAL, Mount, Place, Size, VAULTFS, child_of, kill, kill_worker, run, signal, until, worker_of,
+    IMMORTAL, Mount, Place, Size, VAULTFS, child_of, kill, kill_worker, replace_worker, run, until, worker_of,
 };
-use nix::sys::signal::Signal;
 
 /// Mounts with debug switches in the environment of the mount's processes.
 fn mount_with(switches: &[(&str, &str)]) -> Mount {
@@ -289,9 +288,7 @@ fn kills_at_random_moments_under_load_fail_nothing() {
                     upgrades += 1;
                 }
                 "vaultfs-worker" => {
-                    let worker = common::wait(|| worker_of(keeper), Duration::from_secs(20)).unwrap();
-                    signal(worker, Signal::SIGKILL);
-                    until("it has a successor", || worker_of(keeper).is_some_and(|now| now != worker));
+                    replace_worker(keeper);
                     workers += 1;
                     deaths += 1;
                 }

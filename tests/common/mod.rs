@@ -288,9 +288,15 @@ impl Mount {
         self.place().log()
     }
 
-    /// Unmounts as a user would, which must succeed, and gives the place back for another mount. What another test may have
-    /// copied into a mount namespace of its own has to be told so, and is ended by force.
+    /// Unmounts as a user would, which must succeed, and gives the place back for another mount.
     pub fn unmount(self) -> Place {
+        run(self.vaultfs(["unmount"]).arg(self.mnt())).ok();
+        self.unmount_done()
+    }
+
+    /// The same where another test's engine may have copied all mounts into a mount namespace of its own: that has to be
+    /// told, and the mount ends by force.
+    pub fn unmount_beside_engines(self) -> Place {
         let ran = run(self.vaultfs(["unmount"]).arg(self.mnt()));
         if ran.code != Some(0) {
             let said = ran.fails(1);
@@ -428,6 +434,14 @@ pub fn kill(keeper: i32, name: &str) {
 
 pub fn kill_worker(keeper: i32) {
     kill(keeper, "vaultfs-worker");
+}
+
+/// Kills the worker, once there is one; its successor.
+pub fn replace_worker(keeper: i32) -> i32 {
+    let worker = wait(|| worker_of(keeper), Duration::from_secs(20)).expect("a worker");
+    signal(worker, nix::sys::signal::Signal::SIGKILL);
+    let other = || worker_of(keeper).filter(|now| *now != worker);
+    wait(other, Duration::from_secs(20)).expect("a successor")
 }
 
 pub fn is_root() -> bool {

@@ -112,13 +112,13 @@ fn binds(engine: &Engine) {
     assert!(said.contains("ermission denied"), "{said}");
     let file = format!("{}:/run/secrets/db:ro", mount.path("db").display());
     assert_eq!(engine.sh(&["-v", &file], "cat /run/secrets/db").ok(), "one");
-    let place = mount.unmount();
+    let place = mount.unmount_beside_engines();
 
     let mount = Mount::at(place, &["--allow-other", "--uid=1000", "--gid=1000"]);
     common::open_to_all(mount.place().dir.path());
     assert_eq!(engine.sh(&["--user=1000:1000", "-v", &bind], "cat /s/db").ok(), "one");
     engine.sh(&["--user=1001:1001", "-v", &bind], "cat /s/db").fails(1);
-    let place = mount.unmount();
+    let place = mount.unmount_beside_engines();
 
     let mount = Mount::at(place, &["--allow-other", "--file-mode=0644", "--dir-mode=0755"]);
     assert_eq!(engine.sh(&["--user=1001:1001", "-v", &bind], "cat /s/db").ok(), "one");
@@ -154,7 +154,7 @@ fn rotations(engine: &Engine) {
     until("it sees the new value", || ask("cat /s/db") == "new and longer");
     until("it was told", || ask("cat /tmp/seen").contains("MOVED_TO db"));
     engine.remove("watcher");
-    let place = mount.unmount();
+    let place = mount.unmount_beside_engines();
 
     // One file: what is bound is one inode, so that only its bytes can change.
     let mount = Mount::at(place, &["--refresh=200ms", "--in-place"]);
