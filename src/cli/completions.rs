@@ -104,7 +104,7 @@ fn with_arguments_in_bash(script: &str, command: &Command) -> String {
     script
 }
 
-/// Lines more.
+/// What the script for fish says more: what each command takes.
 fn arguments_in_fish(command: &Command) -> String {
     let mut all = Vec::new();
     taking(command, &[], &mut all);

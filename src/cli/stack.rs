@@ -111,7 +111,6 @@ struct Mounted {
     requests: Arc<Requests>,
 }
 
-/// A change as the command is told.
 /// Why `--audit` cannot be used.
 pub fn bad_audit(path: &Path, e: &std::io::Error) -> Failure {
     let sentence = format!(
@@ -121,6 +120,7 @@ pub fn bad_audit(path: &Path, e: &std::io::Error) -> Failure {
     Failure::new(Exit::Failed, sentence)
 }
 
+/// A change as the command is told.
 fn news(change: Change) -> News {
     let event = match change.kind {
         ChangeKind::Created => Event::Created,
