@@ -15,16 +15,13 @@ use crate::fuse::handover::MountConfig;
 use crate::fuse::on_change::command::{self, Job};
 use crate::fuse::on_change::{self, Event, Following, Memory, News};
 use crate::fuse::requests::Requests;
-use crate::fuse::worker::{Inheritance, Service};
+use crate::fuse::worker::{Inheritance, LAST_DRAIN, Service};
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
 use crate::vault::cache::{Change, ChangeKind};
 use crate::vault::http::key::ApiKey;
 use crate::vault::http::lazy::Start;
 use crate::vault::{Dialect, DynVault};
-
-/// A drain in no more than this is the last try of a mount that ends.
-const HASTE: Duration = Duration::from_secs(2);
 
 /// A vault that answered, and a file system over it.
 pub struct Stack {
@@ -177,14 +174,13 @@ impl Service for Mounted {
     }
 
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {
-        let known = if within <= HASTE { self.fs.left_over() } else { Vec::new() };
+        let known = if within <= LAST_DRAIN { self.fs.left_over() } else { Vec::new() };
         let mut left = self.fs.drain(what, within).await;
         // In so little time a try may end at its deadline: that is no reason, what was known before is.
-        for write in &mut left {
-            if let Some(before) =
-                known.iter().find(|before| before.name == write.name && before.error.is_some())
-            {
-                write.clone_from(before);
+        for write in left.iter_mut().filter(|write| !write.conflict) {
+            let before = known.iter().find(|before| before.name == write.name && before.error.is_some());
+            if let Some(before) = before {
+                write.error.clone_from(&before.error);
             }
         }
         left

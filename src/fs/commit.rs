@@ -27,7 +27,7 @@ use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectId, Obje
 /// A background retry waits this long first, then twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// And never longer than this.
+/// And mostly never longer than this (`last_pause`).
 pub(super) const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Looks at the vault that one commit may need: each answers a change made elsewhere meanwhile.
@@ -105,7 +105,7 @@ impl Job {
             base: state.stored.clone(),
             exclusive: state.exclusive,
             guarded,
-            doubted: state.sending || state.failure.as_ref().is_some_and(|failure| failure.in_doubt),
+            doubted: state.is_in_doubt(),
         })
     }
 
@@ -368,9 +368,8 @@ impl FileSystem {
             }
         };
         let mut state = file.state();
-        let doubted = state.failure.as_ref().is_some_and(|f| f.in_doubt);
         // A try that was never sent clears up nothing about one before it.
-        let in_doubt = e.maybe_applied || doubted || job.doubted;
+        let in_doubt = e.maybe_applied || job.doubted;
         let generation = job.generation;
         let conflict = e.kind == ErrorKind::VersionMismatch;
         let key_refused = matches!(e.kind, ErrorKind::Unauthorized | ErrorKind::Forbidden);
@@ -432,8 +431,7 @@ impl FileSystem {
     async fn is_superseded(&self, file: &File, call: &Call) -> Option<bool> {
         let (name, base, doubted) = {
             let state = file.state();
-            let doubted = state.sending || state.failure.as_ref().is_some_and(|failure| failure.in_doubt);
-            (state.name.clone(), state.stored.clone(), doubted)
+            (state.name.clone(), state.stored.clone(), state.is_in_doubt())
         };
         let is_ours =
             |now: &Object| file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes);
@@ -451,8 +449,7 @@ impl FileSystem {
     pub(super) async fn clear_doubt(&self, file: &File, call: &Call) -> Result<()> {
         let name = {
             let state = file.state();
-            let in_doubt = state.sending || state.failure.as_ref().is_some_and(|f| f.in_doubt);
-            if state.stored.is_some() || !in_doubt {
+            if state.stored.is_some() || !state.is_in_doubt() {
                 return Ok(());
             }
             state.name.clone()

@@ -199,6 +199,11 @@ pub struct FileState {
 }
 
 impl FileState {
+    /// The vault may have bytes of this file that no answer told of.
+    pub fn is_in_doubt(&self) -> bool {
+        self.sending || self.failure.as_ref().is_some_and(|failure| failure.in_doubt)
+    }
+
     /// Whether there are bytes that the vault has not, and should have.
     pub fn is_dirty(&self) -> bool {
         let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);

@@ -9,18 +9,11 @@ use super::undeleted::NotDeleted;
 /// understood are passed over.
 pub fn left_in(records: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Vec<Unsaved> {
     let left = |(key, value): (Vec<u8>, Vec<u8>)| match Key::decode(&key)? {
-        Key::File(_) => postcard::from_bytes::<FileRecord>(&value).ok()?.unsaved(),
+        Key::File(_) => FileRecord::decode(&value)?.unsaved(),
         Key::Undeleted(name) => {
             let kept = postcard::from_bytes::<NotDeleted>(&value).ok()?;
             let name = name.as_str().to_owned();
-            Some(Unsaved {
-                path: name.clone(),
-                name,
-                size: 0,
-                error: Some(kept.message),
-                conflict: false,
-                retry_s: None,
-            })
+            Some(Unsaved::deletion(name.clone(), name, kept.message))
         }
         _ => None,
     };

@@ -146,6 +146,13 @@ pub struct Unsaved {
     pub retry_s: Option<u64>,
 }
 
+impl Unsaved {
+    /// A deletion that the vault has not made.
+    pub fn deletion(name: String, path: String, error: String) -> Self {
+        Self { name, path, size: 0, error: Some(error), conflict: false, retry_s: None }
+    }
+}
+
 /// A failure.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LastError {
@@ -266,14 +273,7 @@ impl FileSystem {
     /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not made.
     pub fn left_over(&self) -> Vec<Unsaved> {
         let mut left = self.unsaved();
-        left.extend(self.undeleted().into_iter().map(|one| Unsaved {
-            name: one.name,
-            path: one.path,
-            size: 0,
-            error: Some(one.error),
-            conflict: false,
-            retry_s: None,
-        }));
+        left.extend(self.undeleted().into_iter().map(|one| Unsaved::deletion(one.name, one.path, one.error)));
         left.sort_by(|a, b| a.name.cmp(&b.name));
         left
     }

@@ -73,8 +73,9 @@ impl FileSystem {
 
     /// Whether the vault may yet make a deletion that it has not made.
     pub(super) fn owes_deletions(&self) -> bool {
-        let waits = |errno| matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY | Errno::ENOSPC);
-        self.table().undeleted.values().any(|kept| waits(kept.errno))
+        let table = self.table();
+        // What shows again is not tried again.
+        table.undeleted.keys().any(|name| table.hidden.contains_key(name))
     }
 
     /// The deletion of what is hidden under `name` failed. True if it is to be tried again, the object hidden until

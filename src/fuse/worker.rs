@@ -355,7 +355,7 @@ enum Cause {
 }
 
 /// What was written while the mount was going, or is being written when it is told to end, still gets so much time.
-const LAST_DRAIN: Duration = Duration::from_secs(2);
+pub const LAST_DRAIN: Duration = Duration::from_secs(2);
 
 type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
 
