@@ -4,6 +4,7 @@
 //! macros of the standard library panic then, which would end a daemon with all that is unsaved, and a command with
 //! another exit code than its own. So: what is said on standard error may be lost, and nothing else comes of it; what
 //! cannot be written to standard output is an error like any other. `tests/layering.rs` keeps others away.
+//! What is said is escaped ([`crate::display`]): each call is one line, whatever text of others is in it.
 //!
 //! SIGPIPE is ignored in all our processes (the runtime does that before `main`), so a missing reader is EPIPE here.
 
@@ -13,6 +14,8 @@ use std::os::fd::AsFd;
 use std::sync::Mutex;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::display;
 
 /// A log's reader that has not taken a line by then is asleep.
 const PATIENCE_MS: u16 = 200;
@@ -24,11 +27,15 @@ pub fn say(sentence: impl Display) {
 
 /// A line on standard error, in one write.
 pub fn line(text: impl Display) {
-    raw(&format!("{text}\n"));
+    write(&format!("{}\n", display::line(text)));
 }
 
-/// A text on standard error that need not be a line.
-pub fn raw(text: &str) {
+/// Shows this in the last line of a terminal instead of what was shown there; nothing takes it away.
+pub fn replace_line(text: impl Display) {
+    write(&format!("\r\x1b[K{}", display::line(text)));
+}
+
+fn write(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 

@@ -1,13 +1,14 @@
 //! vaultfs: a secrets vault as a directory.
 //!
 //! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`,
-//! `clock`, `crash`, `console`.
+//! `clock`, `crash`, `console` → `display`.
 //! `tests/layering.rs` checks it.
 
 pub mod cli;
 pub mod clock;
 pub mod console;
 pub mod crash;
+pub mod display;
 pub mod fs;
 pub mod fuse;
 pub mod harden;

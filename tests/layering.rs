@@ -1,5 +1,5 @@
 //! Imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`, `clock`, `crash`,
-//! `console`.
+//! `console` → `display`.
 //!
 //! Reads the sources as text: every `crate::…` path, in `use` or in code, must lead to the same layer or to a
 //! lower one, and crates that stand for a layer's job are named in that layer only.
@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["heap"],
     &["harden"],
     &["secret", "clock", "crash", "console"],
+    &["display"],
 ];
 
 /// Crates and the only layers that may name them. (Of reqwest, `cli` uses the URL parser.)

@@ -59,12 +59,19 @@ pub struct Failure {
     pub exit: Exit,
     /// The sentence.
     pub message: String,
+    /// Lines that follow it.
+    pub lines: Vec<String>,
 }
 
 impl Failure {
     /// A failure with its sentence.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into() }
+        Self { exit, message: message.into(), lines: Vec::new() }
+    }
+
+    /// The same with lines behind its sentence.
+    pub fn with_lines(self, lines: Vec<String>) -> Self {
+        Self { lines, ..self }
     }
 
     /// A failure that another process of ours reported with its exit code.
@@ -73,9 +80,15 @@ impl Failure {
         Self::new(exit, message)
     }
 
+    /// Says it on standard error, as this program.
+    pub fn say(&self, program: &str) {
+        console::line(format_args!("{program}: {}", self.message));
+        self.lines.iter().for_each(console::line);
+    }
+
     /// Says it on standard error and gives the code.
     pub fn report(&self) -> ExitCode {
-        console::say(&self.message);
+        self.say("vaultfs");
         ExitCode::from(self.exit as u8)
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Hidden: `scripts/package` runs it, and who packages vaultfs by other means.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -42,7 +41,7 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
             Failure::new(Exit::Failed, sentence)
         })?,
         What::Completions { shell } => {
-            output::print(|out| out.write_all(completions::script(shell).as_bytes()))?;
+            output::data(&completions::script(shell))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -2,6 +2,7 @@
 //!
 //! `journalctl VAULTFS_NAME=db/password` is the history of one secret, `VAULTFS_MOUNTPOINT=/srv/secrets -p warning` the
 //! trouble of one mount. MESSAGE is the line that a log file has; each field of the event is there as `VAULTFS_…`, too.
+//! Values are escaped ([`display`]), as a line is: `journalctl -o verbose` would show a newline as it is.
 //! Fields are what the line shows anyway: no value and no key, which have types that cannot be printed.
 
 use std::fmt::Write as _;
@@ -14,6 +15,8 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+
+use crate::display;
 
 /// Where the journal listens.
 pub const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -77,14 +80,15 @@ struct Line<'a> {
 
 impl Line<'_> {
     fn field(&mut self, field: &Field, plain: &str, quoted: &str) {
+        let plain = display::line(plain).to_string();
         if field.name() == "message" {
-            plain.clone_into(&mut self.message);
+            self.message = plain;
             return;
         }
         // Names are Rust's: letters, digits, `_`, and a dot or two that the journal would not take.
         let key = field.name().to_ascii_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         put(self.fields, &format!("VAULTFS_{key}"), plain.as_bytes());
-        let _ = write!(self.rest, " {}={quoted}", field.name());
+        let _ = write!(self.rest, " {}={}", field.name(), display::line(quoted));
     }
 }
 
@@ -143,7 +147,7 @@ mod tests {
         assert_eq!(field("SYSLOG_IDENTIFIER"), Some("vaultfs"));
         assert_eq!(field("VAULTFS_MOUNTPOINT"), Some("/srv/v"));
         assert_eq!(field("VAULTFS_OPERATION"), Some("read"));
-        assert_eq!(field("VAULTFS_NAME"), Some("db\nPRIORITY=0\nMESSAGE=all is well"));
+        assert_eq!(field("VAULTFS_NAME"), Some("db\\nPRIORITY=0\\nMESSAGE=all is well"));
         assert_eq!((field("VAULTFS_ERRNO"), field("VAULTFS_TRIES")), (Some("EIO"), Some("3")));
         let message = field("MESSAGE").expect("there is one");
         assert!(

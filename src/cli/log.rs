@@ -15,15 +15,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::Layer;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{self, FormatFields, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::journal::{self, JOURNAL};
 use super::values::home;
-use crate::console;
+use crate::{console, display};
 
 /// A log file is renamed away beyond this size.
 const MAX_FILE: u64 = 4 << 20;
@@ -164,6 +167,7 @@ pub fn start(config: &LogConfig, mountpoint: &Path) {
         .with_env_filter(EnvFilter::new(filter))
         .with_ansi(false)
         .with_target(false)
+        .fmt_fields(fields())
         // It would complain about the log on standard error, with a macro that panics where that is gone.
         .log_internal_errors(false);
     let started = match &config.target {
@@ -183,6 +187,17 @@ pub fn start(config: &LogConfig, mountpoint: &Path) {
             std::process::abort();
         }
     }));
+}
+
+/// The fields of an event as one line, whatever text of others is in them.
+pub fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+    let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| match field.name() {
+        "message" => write!(display::Plain(out), "{value:?}"),
+        // Of the crate log's events; their metadata say the same.
+        name if name.starts_with("log.") => Ok(()),
+        name => write!(display::Plain(out), "{name}={value:?}"),
+    };
+    format::debug_fn(field).delimited(" ")
 }
 
 /// Makes panics say no more than where they happened, on standard error: for every process, until it has a log.

@@ -17,7 +17,6 @@ use nix::sched::{CloneFlags, setns};
 use super::connect::SYSTEM_VAULT;
 use super::exit::{Exit, Failure};
 use super::{Cli, Command, mount, mount_options, parse, unmount};
-use crate::console;
 
 /// mount(8)'s exit code for a command line or a permission that will not do.
 const USAGE: u8 = 1;
@@ -157,7 +156,7 @@ fn end(name: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => return code,
         Err(e) => Failure::from(e),
     };
-    console::line(format_args!("{name}: {}", failure.message));
+    failure.say(name);
     ExitCode::from(if failure.exit == Exit::Usage { USAGE } else { FAILED })
 }
 
@@ -187,7 +186,8 @@ fn mount_as_asked(helper: MountHelper) -> anyhow::Result<ExitCode> {
 fn usage(e: clap::Error) -> Failure {
     let text = parse::without_values(e).to_string();
     let text = text.split("\n\nUsage").next().unwrap_or_default();
-    Failure::new(Exit::Usage, text.trim_start_matches("error: ").trim())
+    let mut lines = text.trim_start_matches("error: ").trim().lines().map(str::to_owned);
+    Failure::new(Exit::Usage, lines.next().unwrap_or_default()).with_lines(lines.collect())
 }
 
 /// The command line of `vaultfs mount` for it.

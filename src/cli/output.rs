@@ -1,10 +1,13 @@
-//! Standard output of the commands.
+//! Standard output of the commands: lines for people, which are escaped ([`crate::display`]), and data, which is exact.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
+use serde::Serialize;
+
 use super::exit::{Exit, Failure};
-use crate::console;
+use crate::{console, display};
 
 /// Standard output. A reader that goes away (`| head`) ends the command without a complaint.
 pub struct Output {
@@ -21,12 +24,12 @@ impl Output {
         Self { out: io::BufWriter::new(out), terminal }
     }
 
-    /// False if nobody reads any more.
-    pub fn line(&mut self, line: &str) -> Result<bool, Failure> {
-        self.bytes(format!("{line}\n").as_bytes())
+    /// One line for people; false if nobody reads any more.
+    pub fn line(&mut self, line: impl Display) -> Result<bool, Failure> {
+        self.bytes(format!("{}\n", display::line(line)).as_bytes())
     }
 
-    /// False if nobody reads any more.
+    /// Data, as it is; false if nobody reads any more.
     pub fn bytes(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
         heard(self.out.write_all(bytes))
     }
@@ -42,13 +45,35 @@ impl Output {
     }
 }
 
+/// Lines for people, before they are printed.
+#[derive(Debug, Default)]
+pub struct Lines(String);
+
+impl Lines {
+    /// One more, whatever is in it.
+    pub fn line(&mut self, line: impl Display) {
+        self.0 += &format!("{}\n", display::line(line));
+    }
+}
+
 /// Prints what `render` makes, as the whole output of a command.
-pub fn print(render: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> anyhow::Result<()> {
-    let mut text = Vec::new();
-    render(&mut text)?;
+pub fn print(render: impl FnOnce(&mut Lines)) -> Result<(), Failure> {
+    let mut lines = Lines::default();
+    render(&mut lines);
+    data(&lines.0)
+}
+
+/// Prints this as JSON, as the whole output of a command.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    Ok(data(&display::json(&text))?)
+}
+
+/// Prints a text of ours for programs, as the whole output of a command.
+pub fn data(text: &str) -> Result<(), Failure> {
     let mut out = Output::new();
-    out.bytes(&text)?;
-    Ok(out.finish().map(drop)?)
+    out.bytes(text.as_bytes())?;
+    out.finish().map(drop)
 }
 
 /// False if nobody reads any more, who had all that was wanted; an error if it could not be written.

@@ -4,7 +4,7 @@
 //! which shows what was written.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::exit::{Exit, Failure};
-use super::output::{self, Output};
+use super::output::{self, Lines, Output};
 use crate::console;
+use crate::display;
 use crate::fs::{Undeleted, Unsaved};
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate;
@@ -75,7 +76,10 @@ pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
             _ => return Err(odd(&mount).into()),
         };
     }
-    output::print(|out| show(out, &left, args.json))?;
+    match args.json {
+        true => output::print_json(&as_json(&left))?,
+        false => output::print(|out| show(out, &left))?,
+    }
     if left.is_empty() && !args.json {
         console::say("the vault has everything");
     }
@@ -164,21 +168,20 @@ fn next(write: &Unsaved) -> String {
     }
 }
 
-fn show(out: &mut Vec<u8>, left: &Left, as_json: bool) -> std::io::Result<()> {
-    if as_json {
-        let undeleted = left.undeleted.iter().map(|one| {
-            json!({ "name": one.name, "path": one.path, "error": one.error, "retried": one.retried, "undeleted": true })
-        });
-        let list: Vec<Value> = left.unsaved.iter().map(|write| json!(write)).chain(undeleted).collect();
-        return writeln!(out, "{}", serde_json::to_string_pretty(&list)?);
-    }
+fn as_json(left: &Left) -> Vec<Value> {
+    let undeleted = left.undeleted.iter().map(|one| {
+        json!({ "name": one.name, "path": one.path, "error": one.error, "retried": one.retried, "undeleted": true })
+    });
+    left.unsaved.iter().map(|write| json!(write)).chain(undeleted).collect()
+}
+
+fn show(out: &mut Lines, left: &Left) {
     for write in &left.unsaved {
         let what = if write.conflict { "conflict" } else { "unsaved" };
-        let next = next(write);
-        writeln!(out, "{what}  {:>8}  {}  {}{next}", write.size, write.name.escape_debug(), reason(write))?;
+        let (name, next) = (display::text(&write.name), next(write));
+        out.line(format_args!("{what}  {:>8}  {name}  {}{next}", write.size, reason(write)));
     }
     for one in &left.undeleted {
-        writeln!(out, "undeleted  {:>6}  {}  {}", "-", one.name.escape_debug(), one.error)?;
+        out.line(format_args!("undeleted  {:>6}  {}  {}", "-", display::text(&one.name), one.error));
     }
-    Ok(())
 }

@@ -22,14 +22,14 @@ impl Progress {
     pub fn say(&mut self, text: &str) {
         if self.terminal {
             self.shown = true;
-            console::raw(&format!("\r\x1b[K{text}"));
+            console::replace_line(text);
         }
     }
 
     /// Takes the line away.
     pub fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {
-            console::raw("\r\x1b[K");
+            console::replace_line("");
         }
     }
 }

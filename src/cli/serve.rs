@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::serve_key::{self, ServeCommand};
-use super::{service, values};
+use super::{log, service, values};
 use crate::console;
 use crate::harden::{self, LockState};
 use crate::heap;
@@ -163,6 +163,7 @@ pub fn log_to_stderr(verbose: u8) {
     let subscriber = tracing_subscriber::fmt()
         .with_writer(|| console::LogStream)
         .with_ansi(ansi)
+        .fmt_fields(log::fields())
         .log_internal_errors(false);
     // Another subscriber in this process stays: it was there first.
     let _ = subscriber.with_env_filter(EnvFilter::new(level)).try_init();

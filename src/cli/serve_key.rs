@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::exit::{Exit, Failure};
 use super::output::Output;
-use crate::console;
 use crate::server::owner::{self, ServeOptions};
 use crate::server::service::{Service, ServiceError};
 use crate::server::store::{Permission, Permissions, StoreError};
+use crate::{console, display};
 
 /// Manage the vault's API keys.
 #[derive(Debug, clap::Subcommand)]
@@ -83,9 +83,9 @@ pub async fn run(data: &Path, master: Option<PathBuf>, command: ServeCommand) ->
 async fn list(service: &Service) -> anyhow::Result<()> {
     let mut out = Output::new();
     for key in service.keys().await? {
-        // A name is a person's text: in the list it stays on its line.
-        let name = key.name.escape_debug();
-        out.line(&format!("{}\t{}\t{}\t{name}", key.id, key.permissions, key.created_at))?;
+        let name = display::text(&key.name);
+        let line = format!("{}\t{}\t{}\t{name}\n", key.id, key.permissions, key.created_at);
+        out.bytes(line.as_bytes())?;
     }
     Ok(out.finish().map(drop)?)
 }

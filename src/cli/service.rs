@@ -22,9 +22,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use super::status;
-use crate::console;
 use crate::fs::Status;
 use crate::fuse::probe::{self, ProbeError};
+use crate::{console, display};
 
 /// How a manager is told about; nobody else needs these variables.
 pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
@@ -98,7 +98,7 @@ fn watch(mountpoint: PathBuf, stopped: &Receiver<()>) {
         };
         // The end has the last word.
         match stopped.try_recv() {
-            Err(TryRecvError::Empty) if text != said => tell(&format!("STATUS={text}")),
+            Err(TryRecvError::Empty) if text != said => tell(&format!("STATUS={}", display::line(&text))),
             Err(TryRecvError::Empty) => {}
             _ => return,
         }

@@ -3,7 +3,6 @@
 //! Mounts are found in the mount table, which answers whatever state they are in; what they say about
 //! themselves comes over their control sockets. A mount that does not answer is shown as such.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,9 +11,8 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
-use super::output;
+use super::output::{self, Lines};
 use super::unmount::holders;
-use crate::console;
 use crate::fs::{AuditStatus, Status};
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate::{self, LocateError};
@@ -23,6 +21,7 @@ use crate::fuse::process::is_keeper;
 use crate::fuse::worker::reason;
 use crate::fuse::{mountpoint, probe};
 use crate::vault::cache::RATE_LIMITED;
+use crate::{console, display};
 
 /// Say how mounts are doing
 ///
@@ -63,19 +62,15 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         },
         None => all()?.iter().map(ask).chain(detached(None)).collect(),
     };
-    output::print(|out| print(out, &found, args.json))?;
-    let all_answer = found.iter().all(|mount| mount.get("problem").is_none());
-    Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
-}
-
-fn print(out: &mut Vec<u8>, found: &[Value], as_json: bool) -> std::io::Result<()> {
-    if as_json {
-        return writeln!(out, "{}", serde_json::to_string_pretty(&found)?);
+    match args.json {
+        true => output::print_json(&found)?,
+        false => output::print(|out| found.iter().for_each(|mount| show(out, mount)))?,
     }
-    if found.is_empty() {
+    if found.is_empty() && !args.json {
         console::say("no vault is mounted");
     }
-    found.iter().try_for_each(|mount| show(out, mount))
+    let all_answer = found.iter().all(|mount| mount.get("problem").is_none());
+    Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failed as u8) })
 }
 
 /// The mounts that [`run`] would show, each with what is wrong with it.
@@ -164,46 +159,51 @@ fn without_processes(entry: &Entry) -> String {
     }
 }
 
-fn show(out: &mut impl Write, mount: &Value) -> std::io::Result<()> {
-    let at = mount["mountpoint"].as_str().unwrap_or("?");
+fn show(out: &mut Lines, mount: &Value) {
+    let at = display::text(mount["mountpoint"].as_str().unwrap_or("?"));
     if let Some(problem) = mount["problem"].as_str() {
-        return writeln!(out, "{at}  NOT WELL\n  {problem}");
+        out.line(format_args!("{at}  NOT WELL"));
+        return out.line(format_args!("  {problem}"));
     }
     let fs = serde_json::from_value::<Status>(mount["fs"].clone()).ok();
-    writeln!(out, "{at}  {}", fs.as_ref().map_or_else(|| "?".into(), verdict))?;
+    out.line(format_args!("{at}  {}", fs.as_ref().map_or_else(|| "?".into(), verdict)));
     if let Some(holders) = mount["detached"].as_str() {
-        writeln!(out, "  DETACHED: it is not mounted here any more, but {holders}")?;
+        out.line(format_args!("  DETACHED: it is not mounted here any more, but {holders}"));
     }
-    let mut line = |name: &str, text: String| writeln!(out, "  {name:<11}{text}");
-    line("vault", vault(&mount["spec"]))?;
+    let mut line = |name: &str, text: String| out.line(format_args!("  {name:<11}{text}"));
+    line("vault", vault(&mount["spec"]));
     if let Some(fs) = fs {
-        line("state", state(&fs))?;
-        line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() })?;
+        line("state", state(&fs));
+        line("unsaved", if fs.unsaved.is_empty() { "nothing".into() } else { fs.unsaved.len().to_string() });
         for left in &fs.unsaved {
-            line("", format!("{}: {}, {}", left.name, counted(left.size, "byte"), reason(left)))?;
+            line(
+                "",
+                format!("{}: {}, {}", display::text(&left.name), counted(left.size, "byte"), reason(left)),
+            );
         }
         for one in &fs.undeleted {
-            line("undeleted", format!("{}: {}", one.name, one.error))?;
+            line("undeleted", format!("{}: {}", display::text(&one.name), one.error));
         }
         for error in fs.last_errors.iter().rev().take(SHOWN_ERRORS) {
-            line("failed", format!("{} {} {}: {}", error.at, error.operation, error.name, error.message))?;
+            let name = display::text(&error.name);
+            line("failed", format!("{} {} {name}: {}", error.at, error.operation, error.message));
         }
-        line("budget", budget(&fs, &mount["fs"]["vault"]["budget"]["assumed"]))?;
+        line("budget", budget(&fs, &mount["fs"]["vault"]["budget"]["assumed"]));
         if !fs.vault.spent_by.is_empty() {
-            line("spent by", spent_by(&fs))?;
+            line("spent by", spent_by(&fs));
         }
-        line("cache", cache(&fs))?;
+        line("cache", cache(&fs));
         if let Some(audit) = &fs.audit {
-            line("audit", audited(audit))?;
+            line("audit", audited(audit));
         }
     }
-    line("memory", memory(&mount["memory"], &mount["fs"]["cache"]))?;
-    line("processes", processes(mount))?;
+    line("memory", memory(&mount["memory"], &mount["fs"]["cache"]));
+    line("processes", processes(mount));
     if let Some(problem) = mount["fs"]["journal"]["problem"].as_str() {
-        line("a crash", format!("WOULD LOSE what is open or unsaved: {problem}"))?;
+        line("a crash", format!("WOULD LOSE what is open or unsaved: {problem}"));
     }
-    line("kernel", kernel(&mount["kernel"]))?;
-    line("up", seconds(mount["uptime_s"].as_u64().unwrap_or(0)))
+    line("kernel", kernel(&mount["kernel"]));
+    line("up", seconds(mount["uptime_s"].as_u64().unwrap_or(0)));
 }
 
 fn processes(mount: &Value) -> String {
@@ -301,7 +301,10 @@ fn budget(fs: &Status, assumed: &Value) -> String {
 /// Who caused the requests, the greatest spenders first.
 fn spent_by(fs: &Status) -> String {
     let spent = fs.vault.spent_by.iter().take(5);
-    spent.map(|spent| format!("{} {}", spent.program, spent.requests)).collect::<Vec<_>>().join(", ")
+    spent
+        .map(|spent| format!("{} {}", display::text(&spent.program), spent.requests))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn audited(audit: &AuditStatus) -> String {

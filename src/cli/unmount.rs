@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use super::exit::{Exit, Failure};
 use super::progress::Progress;
 use crate::console;
+use crate::display;
 use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::handover;
@@ -299,7 +300,11 @@ fn in_use(entry: &Entry, users: &[busy::User]) -> Failure {
 fn names(users: &[busy::User]) -> String {
     match users {
         [] => "processes that this user cannot see, or a mount inside it".into(),
-        users => users.iter().map(|u| format!("{} ({})", u.pid, u.name)).collect::<Vec<_>>().join(", "),
+        users => users
+            .iter()
+            .map(|u| format!("{} ({})", u.pid, display::text(&u.name)))
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 
@@ -423,11 +428,9 @@ fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
 }
 
 fn not_stored(unsaved: &[Unsaved], next: &str) -> Failure {
-    let mut message = String::from("not stored:");
-    for left in unsaved {
-        message.push_str(&format!("\n  {}: {}", left.name, reason(left)));
-    }
-    Failure::new(Exit::Unsaved, format!("{message}\n{next}"))
+    let lost = unsaved.iter().map(|left| format!("  {}: {}", display::text(&left.name), reason(left)));
+    let lines = lost.chain([next.to_owned()]).collect();
+    Failure::new(Exit::Unsaved, "not stored:").with_lines(lines)
 }
 
 /// `--force`: the worker ends soon, its keeper takes the mount away.

@@ -133,9 +133,9 @@ impl Audit {
     }
 
     fn write(&self, line: &Line<'_>) {
-        let Ok(mut text) = serde_json::to_vec(line) else { return };
-        text.push(b'\n');
-        if self.queue.try_send(Message::Line(text)).is_err() {
+        let Ok(text) = serde_json::to_string(line) else { return };
+        let text = crate::display::json(&text).into_owned() + "\n";
+        if self.queue.try_send(Message::Line(text.into_bytes())).is_err() {
             self.tally.lost.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 
 use super::FileSystem;
 use super::inode::ControlFile;
+use crate::display;
 
 impl ControlFile {
     /// All of them, for listings.
@@ -28,9 +29,8 @@ impl FileSystem {
     pub(super) fn control_bytes(&self, which: ControlFile) -> Vec<u8> {
         match which {
             ControlFile::Status => {
-                let mut text = serde_json::to_vec_pretty(&self.status()).unwrap_or_default();
-                text.push(b'\n');
-                text
+                let text = serde_json::to_string_pretty(&self.status()).unwrap_or_default() + "\n";
+                display::json(&text).into_owned().into_bytes()
             }
             ControlFile::Metrics => self.metrics().into_bytes(),
         }

@@ -140,5 +140,5 @@ fn spent_by(vault: &Vault) -> Vec<(String, String)> {
 
 /// A label's value: any process may name itself as it likes.
 fn label(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    crate::display::line(text).to_string().replace('\\', "\\\\").replace('"', "\\\"")
 }

@@ -221,7 +221,7 @@ fn refused(e: Refusal) -> Response {
         Refusal::Unknown(_) => tracing::debug!("{e}"),
         e => tracing::warn!("{e}"),
     }
-    json(StatusCode::INTERNAL_SERVER_ERROR, &Refused { err: e.to_string() })
+    json(StatusCode::INTERNAL_SERVER_ERROR, &Refused { err: crate::display::line(e).to_string() })
 }
 
 fn json(status: StatusCode, body: &impl serde::Serialize) -> Response {

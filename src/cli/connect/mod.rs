@@ -284,9 +284,9 @@ impl ConnectArgs {
 }
 
 /// What to type for the vault of a mount, on a line of its own.
-fn way_to(mountpoint: &Path, spec: &serde_json::Value) -> String {
+fn way_to(mountpoint: &Path, spec: &serde_json::Value) -> Option<String> {
     let way = match serde_json::from_value::<ConnectSpec>(spec.clone()) {
-        Err(_) => return String::new(),
+        Err(_) => return None,
         Ok(ConnectSpec { endpoint: Endpoint::Embedded(dir), prefix, .. }) => {
             (format!("--embedded={}", dir.display()), prefix)
         }
@@ -296,7 +296,7 @@ fn way_to(mountpoint: &Path, spec: &serde_json::Value) -> String {
         }
     };
     let prefix = way.1.map_or_else(String::new, |prefix| format!(" --prefix {prefix}"));
-    format!("\n  for {} give {}{prefix}", mountpoint.display(), way.0)
+    Some(format!("  for {} give {}{prefix}", mountpoint.display(), way.0))
 }
 
 /// The vault of the only mount there is, said on standard error.
@@ -307,8 +307,8 @@ fn of_the_one_mount(
         [] => Failure::new(Exit::Key, NO_VAULT),
         several => {
             let names: Vec<_> = several.iter().map(|(path, _)| path.display().to_string()).collect();
-            let ways: Vec<_> = several.iter().map(|(path, spec)| way_to(path, spec)).collect();
-            usage(format!("which vault? There are several mounts ({}): {}", names.join(", "), ways.join("")))
+            let ways = several.iter().filter_map(|(path, spec)| way_to(path, spec)).collect();
+            usage(format!("which vault? There are several mounts ({}):", names.join(", "))).with_lines(ways)
         }
     })?;
     let at = mountpoint.display();

@@ -126,7 +126,7 @@ fn the_one_mount_lends_its_vault() {
     let e = of_the_one_mount(vec![here(), (PathBuf::from("/mnt/b"), spec(&["--embedded=/v"]))]).unwrap_err();
     assert_eq!(e.exit, Exit::Usage);
     assert!(e.message.contains("/mnt/a, /mnt/b"), "{e}");
-    assert!(e.message.contains("\n  for /mnt/b give --embedded=/v"), "{e}");
+    assert!(e.lines.iter().any(|line| line == "  for /mnt/b give --embedded=/v"), "{e:?}");
     let mut remote = found;
     remote.endpoint = Endpoint::Url("https://example.com".into());
     let e = of_the_one_mount(vec![("/mnt/a".into(), serde_json::to_value(remote).unwrap())]).unwrap_err();

@@ -7,7 +7,6 @@
 mod machine;
 mod vault;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -15,7 +14,7 @@ use serde::Serialize;
 
 use super::connect::ConnectArgs;
 use super::exit::{Exit, Failure};
-use super::output;
+use super::output::{self, Lines};
 use super::status::counted;
 
 /// Look for what would get in the way of a mount, and say how to mend it
@@ -87,15 +86,15 @@ pub fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     }
     let mut found = machine::examine(&machine::Machine::new(&args.root));
     found.extend(vault::examine(&args.connect)?);
-    output::print(|out| print(out, &found, args.json))?;
+    match args.json {
+        true => output::print_json(&found)?,
+        false => output::print(|out| print(out, &found))?,
+    }
     let worst = found.iter().map(|finding| finding.level).max();
     Ok(if worst == Some(Level::Problem) { ExitCode::from(Exit::Failed as u8) } else { ExitCode::SUCCESS })
 }
 
-fn print(out: &mut Vec<u8>, found: &[Finding], as_json: bool) -> std::io::Result<()> {
-    if as_json {
-        return writeln!(out, "{}", serde_json::to_string_pretty(found)?);
-    }
+fn print(out: &mut Lines, found: &[Finding]) {
     for finding in found {
         let mark = match finding.level {
             Level::Ok => "ok",
@@ -103,12 +102,13 @@ fn print(out: &mut Vec<u8>, found: &[Finding], as_json: bool) -> std::io::Result
             Level::Warning => "WARNING",
             Level::Problem => "PROBLEM",
         };
-        writeln!(out, "{mark:<8} {:<12} {}", finding.check, finding.says)?;
+        out.line(format_args!("{mark:<8} {:<12} {}", finding.check, finding.says));
         if let Some(fix) = &finding.fix {
-            writeln!(out, "{:21} → {fix}", "")?;
+            out.line(format_args!("{:21} → {fix}", ""));
         }
     }
     let count = |level| found.iter().filter(|finding| finding.level == level).count();
     let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
-    writeln!(out, "{}, {}", counted(problems as u64, "problem"), counted(warnings as u64, "warning"))
+    let (problems, warnings) = (counted(problems as u64, "problem"), counted(warnings as u64, "warning"));
+    out.line(format_args!("{problems}, {warnings}"));
 }

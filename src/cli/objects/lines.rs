@@ -4,9 +4,10 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::display;
 use crate::vault::{ObjectName, Summary, VersionInfo, VersionTag};
 
-/// One line of `ls`.
+/// One line of `ls`, exact: it may be data.
 pub fn ls_line(item: &Summary, json: bool, long: bool, terminal: bool) -> String {
     let version = item.version.as_ref().map(|v| v.as_str());
     let time = item.updated_at.map(|t| timestamp(t).to_string());
@@ -57,7 +58,8 @@ struct LogJson {
 }
 
 fn json_line(line: &impl Serialize) -> String {
-    serde_json::to_string(line).expect("text, numbers and null always serialise")
+    let text = serde_json::to_string(line).expect("text, numbers and null always serialise");
+    display::json(&text).into_owned()
 }
 
 /// A number where the dialect counts versions, so that it is the same as in `log`.
@@ -65,12 +67,10 @@ fn json_version(tag: &VersionTag) -> serde_json::Value {
     tag.as_str().parse::<u64>().map_or_else(|_| tag.as_str().into(), Into::into)
 }
 
-/// A name for a line of output: as it is for a pipe, control characters escaped for a terminal.
+/// A name for a line of output: escaped for a terminal, as it is for a pipe, as ls(1) does.
 fn shown(name: &ObjectName, terminal: bool) -> String {
-    let escape =
-        |c: char| -> String { if c.is_control() { c.escape_default().collect() } else { c.to_string() } };
     match terminal {
-        true => name.as_str().chars().map(escape).collect(),
+        true => display::text(name.as_str()).to_string(),
         false => name.as_str().to_owned(),
     }
 }
@@ -85,8 +85,8 @@ mod tests {
 
     #[test]
     fn names_are_escaped_for_terminals_only() {
-        let name = ObjectName::new("a\n\u{1b}[31m\u{9b}é").unwrap();
-        assert_eq!(shown(&name, true), "a\\n\\u{1b}[31m\\u{9b}é");
+        let name = ObjectName::new("a\n\u{1b}[31m\u{9b}\u{202e}é\\").unwrap();
+        assert_eq!(shown(&name, true), r"a\n\u{1b}[31m\u{9b}\u{202e}é\\");
         assert_eq!(shown(&name, false), name.as_str());
     }
 }

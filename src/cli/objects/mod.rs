@@ -267,7 +267,8 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
             seen += items.len();
             let prefix = args.start.as_deref().unwrap_or("");
             for item in items.iter().filter(|item| item.name.as_str().starts_with(prefix)) {
-                if !out.line(&ls_line(item, args.json, args.long, out.terminal))? {
+                let line = ls_line(item, args.json, args.long, out.terminal) + "\n";
+                if !out.bytes(line.as_bytes())? {
                     return Ok(ExitCode::SUCCESS);
                 }
             }
@@ -345,7 +346,7 @@ async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
         let history = session.history(&meta).await?;
         let mut out = Output::new();
         for info in &history {
-            if !out.line(&log_line(info, args.json))? {
+            if !out.line(log_line(info, args.json))? {
                 return Ok(ExitCode::SUCCESS);
             }
         }

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use super::desk::Leader;
 use super::queue::Run;
+use crate::display;
 
 /// How long the command may run.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -109,9 +110,8 @@ impl Job {
                 too_long(self.limit)
             }
         };
-        let said = String::from_utf8_lossy(&said);
-        let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        Err(if said.is_empty() { how } else { format!("{how}: {said}") })
+        let said = said.trim_ascii();
+        Err(if said.is_empty() { how } else { format!("{how}: {}", display::bytes(said)) })
     }
 
     /// `/bin/sh`, which ends in time also if this process does not live to see to it.
@@ -288,7 +288,10 @@ mod tests {
             job("echo no such unit >&2; exit 3", LIMIT).run(&changed(), drop, never()).await.unwrap_err();
         assert_eq!(failed, "it ended with exit code 3: no such unit");
         let long = job("seq 100000 >&2; kill -9 $$", LIMIT).run(&changed(), drop, never()).await.unwrap_err();
-        assert!(long.starts_with("it was killed by signal 9: ") && long.ends_with("99999 100000"), "{long}");
+        assert!(
+            long.starts_with("it was killed by signal 9: ") && long.ends_with(r"99999\n100000"),
+            "{long}"
+        );
         assert!(long.len() < SAID + 100);
     }
 
