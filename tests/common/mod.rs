@@ -220,6 +220,12 @@ impl Mount {
         Self { watchdog: Watchdog::start(minor_of(&line), time), place: Some(place) }
     }
 
+    /// Another mount has taken the place of this one, which was dead.
+    pub fn watch_again(&mut self, time: Duration) {
+        let line = mount_lines(self.mnt()).pop().expect("just mounted");
+        self.watchdog = Watchdog::start(minor_of(&line), time);
+    }
+
     /// A path on the mount.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.mnt().join(name)
