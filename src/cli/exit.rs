@@ -107,6 +107,7 @@ impl From<vault::Error> for Failure {
             | ErrorKind::NameTooLong
             | ErrorKind::Server
             | ErrorKind::Full
+            | ErrorKind::OtherObject
             | ErrorKind::Unsupported => Exit::Failed,
         };
         Self::new(exit, e.to_string())

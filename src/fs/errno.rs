@@ -64,7 +64,7 @@ impl From<ErrorKind> for Errno {
             ErrorKind::RateLimited => Errno::EBUSY,
             ErrorKind::Deadline | ErrorKind::Unreachable => Errno::ETIMEDOUT,
             ErrorKind::Full => Errno::ENOSPC,
-            ErrorKind::Server | ErrorKind::BadAnswer => Errno::EIO,
+            ErrorKind::Server | ErrorKind::BadAnswer | ErrorKind::OtherObject => Errno::EIO,
             ErrorKind::Unsupported => Errno::EOPNOTSUPP,
         }
     }

@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Full,
     /// An answer that is not one of a vault: not JSON, fields missing, cut short, too long, a redirect.
     BadAnswer,
+    /// An answer about another object than was asked for.
+    OtherObject,
     /// The dialect cannot do this (values of old versions in kv).
     Unsupported,
 }

@@ -484,6 +484,7 @@ pub fn is_outage(kind: ErrorKind) -> bool {
         | ErrorKind::TooLarge
         | ErrorKind::NameTooLong
         | ErrorKind::Full
+        | ErrorKind::OtherObject
         | ErrorKind::Unsupported => false,
     }
 }

@@ -1,7 +1,7 @@
 //! The kv dialect: `/vault/v1/kv*` (VAULT-API.md §2), what api.workos.com serves and the official SDKs send.
 //!
 //! 1. Names and ids are path segments, with everything encoded that could be taken for something else. URL
-//!    libraries fold the segments `.` and `..` even then: objects of these names are found by listing.
+//!    libraries fold the segments `.` and `..` even then: by these names nothing can be asked ([`super::checked`]).
 //! 2. An answer may leave out the version's id. The time of the change stands in for it, marked so that it is
 //!    never sent as a version check.
 //! 3. No route reads the value of an old version: that is [`ErrorKind::Unsupported`], never other bytes.
@@ -22,7 +22,6 @@ use super::wire::{WireKvMetadata, WireKvObject, WireKvVersion, WirePage, parse, 
 use super::{MAX_PAGES, idempotency_key, quoted, segment, too_large, too_long};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::memory::KV_CAPABILITIES;
-use crate::vault::object::Cursors;
 use crate::vault::{
     Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page,
     Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
@@ -51,25 +50,6 @@ impl KvVault {
     async fn read(&self, call: &Call, request: &Request, name: Option<&ObjectName>) -> Result<Object> {
         let answer = self.transport.send(call, request).await?;
         object(&answer, request, name, self.max_size)
-    }
-
-    /// Reads an object whose name cannot be a path segment.
-    async fn read_listed(&self, call: &Call, name: &ObjectName) -> Result<Object> {
-        let mut query = ListQuery { search: Some(name.as_str().to_owned()), ..ListQuery::first() };
-        let mut cursors = Cursors::default();
-        loop {
-            let page = self.list(call, &query).await?;
-            if let Some(found) = page.items.iter().find(|item| item.name == *name) {
-                return self.get(call, &found.id).await;
-            }
-            match cursors.advance(page.next)? {
-                Some(cursor) => query = query.next(cursor),
-                None => {
-                    let sentence = format!("reading {}: the vault has no such object", quoted(name.as_str()));
-                    return Err(Error::new(ErrorKind::NotFound, sentence));
-                }
-            }
-        }
     }
 
     fn check_size(&self, content: &Content, doing: &str) -> Result<()> {
@@ -144,7 +124,9 @@ fn created(answer: &Answer, request: &Request, name: &ObjectName) -> Result<Meta
         return meta_of(&wire, Some(name), answer, request);
     }
     // Creating answers with the metadata alone.
-    meta(&parse(answer, request)?, None, name.clone(), answer, request)
+    let name = wire.name.as_deref().map_or_else(|| Some(name.clone()), ObjectName::new);
+    let name = name.ok_or_else(|| bad_answer("it holds no valid name", answer, request))?;
+    meta(&parse(answer, request)?, None, name, answer, request)
 }
 
 /// `asked` stands in for a name that the answer leaves out.
@@ -262,8 +244,11 @@ impl Vault for KvVault {
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
-        let Some(encoded) = segment(name.as_str()) else { return self.read_listed(call, name).await };
         let doing = format!("reading {}", quoted(name.as_str()));
+        let Some(encoded) = segment(name.as_str()) else {
+            let sentence = format!("{doing}: no path can hold this name");
+            return Err(Error::new(ErrorKind::Unsupported, sentence));
+        };
         self.read(call, &Request::get(format!("{KV}/name/{encoded}"), Vec::new(), doing), Some(name)).await
     }
 
@@ -322,7 +307,7 @@ impl Vault for KvVault {
         let path = path(id, "", &doing)?;
         let mut request = Request::write(Method::DELETE, path, None, ErrorKind::VersionMismatch, doing);
         request.query.extend(checkable(check).map(|tag| ("version_check", tag.to_owned())));
-        confirmed(&self.transport.send(call, &request).await?, &request)
+        confirmed(&self.transport.send(call, &request).await?, &request, id)
     }
 
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {

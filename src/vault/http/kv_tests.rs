@@ -81,15 +81,17 @@ async fn dot_and_dot_dot_are_found_by_listing() {
     let pages = vec![
         Canned::json(200, r#"{"data":[{"id":"1","name":"a.b"}],"list_metadata":{"after":"c"}}"#),
         Canned::json(200, r#"{"data":[{"id":"2","name":".."},{"id":"u-1","name":"."}]}"#),
-        Canned::json(200, OBJECT),
+        Canned::json(200, &OBJECT.replace("a/b", ".")),
     ];
     let (server, vault) = setup(pages).await;
+    let vault = CheckedVault::new(Arc::new(vault));
     vault.get_by_name(&call(), &ObjectName::new(".").unwrap()).await.unwrap();
     let seen = server.seen();
     assert!(seen[0].starts_with("GET /vault/v1/kv?limit=100&order=asc&search=. "), "{}", seen[0]);
     assert!(seen[1].contains("&after=c"), "{}", seen[1]);
     assert!(seen[2].starts_with("GET /vault/v1/kv/u-1 "), "{}", seen[2]);
     let (_server, vault) = setup(vec![Canned::json(200, r#"{"data":[]}"#)]).await;
+    let vault = CheckedVault::new(Arc::new(vault));
     let e = vault.get_by_name(&call(), &ObjectName::new("..").unwrap()).await.unwrap_err();
     assert_eq!(e.kind, ErrorKind::NotFound);
 }

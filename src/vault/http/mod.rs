@@ -7,6 +7,7 @@
 
 mod advice;
 pub mod budget;
+pub mod checked;
 pub mod key;
 pub mod keys;
 pub mod kv;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::budget::{ASSUMED_LIMIT, Budget};
+use self::checked::CheckedVault;
 use self::key::ApiKey;
 use self::kv::KvVault;
 use self::object::ObjectVault;
@@ -237,7 +239,7 @@ impl Connector {
     }
 
     fn vault(&self, dialect: Dialect) -> DynVault {
-        match dialect {
+        let spoken: DynVault = match dialect {
             Dialect::Object => {
                 if !self.key_context.is_empty() {
                     tracing::warn!(
@@ -250,7 +252,8 @@ impl Connector {
                 let context = self.key_context.clone();
                 Arc::new(KvVault::new(self.transport.clone(), self.max_size, context))
             }
-        }
+        };
+        Arc::new(CheckedVault::new(spoken))
     }
 
     /// The dialect that is to be spoken, if it is not asked for.

@@ -225,7 +225,7 @@ impl Vault for ObjectVault {
             ErrorKind::VersionMismatch,
             doing,
         );
-        confirmed(&self.transport.send(call, &request).await?, &request)
+        confirmed(&self.transport.send(call, &request).await?, &request, id)
     }
 
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {

@@ -10,8 +10,10 @@ use std::path::Path;
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 
+use super::checked::other_object;
 use super::transport::{Answer, Body, Request};
-use crate::vault::{Error, ErrorKind, Result};
+use super::wire::parse;
+use crate::vault::{Error, ErrorKind, ObjectId, Result};
 
 /// No word of the API is longer.
 const MAX_CODE: usize = 64;
@@ -45,11 +47,25 @@ pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
     error(ErrorKind::BadAnswer, &format!("the vault's answer cannot be used: {why}"), answer, request)
 }
 
-/// For an answer that need not say anything: whether it is one of a vault at all, and not some page's.
-pub fn confirmed(answer: &Answer, request: &Request) -> Result<()> {
-    match answer.body.trim_ascii().is_empty() || is_json_object(&answer.body) {
-        true => Ok(()),
-        false => Err(bad_answer("it is not JSON", answer, request)),
+/// For an answer to a deletion, which need not say anything: whether it is one of a vault at all, and not some page's,
+/// and about this object.
+pub fn confirmed(answer: &Answer, request: &Request, id: &ObjectId) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Said {
+        id: Option<String>,
+        deleted: Option<bool>,
+        success: Option<bool>,
+    }
+    if answer.body.trim_ascii().is_empty() {
+        return Ok(());
+    }
+    let said: Said = parse(answer, request)?;
+    match said.id {
+        Some(other) if other != id.as_str() => Err(other_object(&request.doing, &other)),
+        _ if said.deleted == Some(false) || said.success == Some(false) => {
+            Err(bad_answer("it says that nothing was deleted", answer, request))
+        }
+        _ => Ok(()),
     }
 }
 
