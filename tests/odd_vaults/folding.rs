@@ -33,7 +33,10 @@ fn foldings() -> Vec<(Rules, Vec<(&'static str, &'static str)>)> {
     let name = |fold: fn(&str) -> String| Rules { name: Box::new(fold), ..Rules::default() };
     let path = |fold: fn(&str) -> String| Rules { path: Box::new(fold), ..Rules::default() };
     vec![
-        (path(folded), vec![("r/x/../y", "r/y"), ("r//y", "r/y"), ("r/./y", "r/y"), ("r/y/", "r/y"), ("/r/y", "r/y")]),
+        (
+            path(folded),
+            vec![("r/x/../y", "r/y"), ("r//y", "r/y"), ("r/./y", "r/y"), ("r/y/", "r/y"), ("/r/y", "r/y")],
+        ),
         (path(|p| p.to_lowercase()), vec![("Db/Pass", "db/pass")]),
         (path(|p| p.trim_end().to_owned()), vec![("a ", "a")]),
         (path(|p| p.replace("%2F", "/")), vec![("a%2Fb", "a/b")]),
@@ -132,7 +135,8 @@ fn nginx(dir: &std::path::Path, upstream: &str) -> (Beside, String) {
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {upstream}/; }} }} }}\n"
     );
     fs::write(dir.join("conf"), conf).unwrap();
-    let nginx = Beside::start(Command::new("nginx").arg("-e").arg(dir.join("err")).arg("-c").arg(dir.join("conf")));
+    let nginx =
+        Beside::start(Command::new("nginx").arg("-e").arg(dir.join("err")).arg("-c").arg(dir.join("conf")));
     until("nginx listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
     (nginx, format!("http://127.0.0.1:{port}"))
 }

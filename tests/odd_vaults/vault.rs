@@ -89,7 +89,8 @@ pub struct OddVault {
 
 impl OddVault {
     pub fn start(rules: Rules) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let inner = Arc::new(Inner { rules: Mutex::new(rules), held: Mutex::default() });
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -197,7 +198,8 @@ fn time(object: &Object) -> String {
 fn create(held: &mut Held, rules: &Rules, sent: &Value, value: &Value) -> Result<usize, Said> {
     let name = sent["name"].as_str().unwrap().to_owned();
     let folded = (rules.name)(&name);
-    let taken = held.objects.iter().any(|o| (rules.name)(&o.name) == folded) || held.reserved.contains(&folded);
+    let taken =
+        held.objects.iter().any(|o| (rules.name)(&o.name) == folded) || held.reserved.contains(&folded);
     match taken {
         true => Err((409, json!({"code": "conflict", "message": "taken"}))),
         false => Ok(held.create(&name, value.as_str().unwrap())),
@@ -270,12 +272,20 @@ fn object(
     }
 }
 
-fn kv(held: &mut Held, rules: &Rules, method: &str, path: &str, search: Option<String>, sent: &Value) -> Said {
+fn kv(
+    held: &mut Held,
+    rules: &Rules,
+    method: &str,
+    path: &str,
+    search: Option<String>,
+    sent: &Value,
+) -> Said {
     let metadata = |o: &Object| {
         let version = format!("v-{}-{}", o.id, o.values.len());
         json!({"id": o.id, "version_id": version, "updated_at": time(o)})
     };
-    let whole = |o: &Object| json!({"id": o.id, "name": o.name, "value": o.values.last(), "metadata": metadata(o)});
+    let whole =
+        |o: &Object| json!({"id": o.id, "name": o.name, "value": o.values.last(), "metadata": metadata(o)});
     let Some(rest) = path.strip_prefix("/vault/v1/kv") else { return missing() };
     let rest = rest.strip_prefix('/').unwrap_or(rest);
     if let Some(name) = rest.strip_prefix("name/") {
@@ -286,7 +296,8 @@ fn kv(held: &mut Held, rules: &Rules, method: &str, path: &str, search: Option<S
         ("GET", None, "") if id.is_empty() => {
             let wanted = search.unwrap_or_default();
             let found = held.objects.iter().filter(|o| o.name.contains(&wanted));
-            let all: Vec<_> = found.map(|o| json!({"id": o.id, "name": o.name, "updated_at": time(o)})).collect();
+            let all: Vec<_> =
+                found.map(|o| json!({"id": o.id, "name": o.name, "updated_at": time(o)})).collect();
             (200, json!({"data": all, "list_metadata": {}}))
         }
         ("POST", None, "") if id.is_empty() => match create(held, rules, sent, &sent["value"]) {
@@ -294,9 +305,10 @@ fn kv(held: &mut Held, rules: &Rules, method: &str, path: &str, search: Option<S
             Err(refused) => refused,
         },
         ("GET", Some(at), "") => (200, whole(&held.objects[at])),
-        ("GET", Some(at), "metadata") => {
-            (200, json!({"id": held.objects[at].id, "name": held.objects[at].name, "metadata": metadata(&held.objects[at])}))
-        }
+        ("GET", Some(at), "metadata") => (
+            200,
+            json!({"id": held.objects[at].id, "name": held.objects[at].name, "metadata": metadata(&held.objects[at])}),
+        ),
         ("GET", Some(at), "versions") => {
             let object = &held.objects[at];
             let last = object.values.len();

@@ -9,7 +9,6 @@
 //!    not have is absent.
 //! 3. A change goes by an id, which was learnt with its name. An id that a path could fold is read before it is used.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
