@@ -38,14 +38,19 @@ impl Asked<'_> {
 /// A refusal: status, one more header, body.
 pub type Refusal = (u16, Option<(&'static str, String)>, &'static str);
 
+/// What is done to a text.
+pub type Rewrite = Box<dyn Fn(&str) -> String + Send + Sync>;
+/// What is refused.
+pub type Refuse = Box<dyn FnMut(&Asked) -> Option<Refusal> + Send + Sync>;
+
 /// What is odd.
 pub struct Rules {
     /// What a proxy makes of the decoded path.
-    pub path: Box<dyn Fn(&str) -> String + Send + Sync>,
+    pub path: Rewrite,
     /// Names that become equal are one name to the vault.
-    pub name: Box<dyn Fn(&str) -> String + Send + Sync>,
+    pub name: Rewrite,
     /// Asked before anything else.
-    pub refuse: Box<dyn FnMut(&Asked) -> Option<Refusal> + Send + Sync>,
+    pub refuse: Refuse,
     /// The name of a deleted object stays taken.
     pub reserves: bool,
 }
