@@ -4,12 +4,13 @@
 //!    them in the buffer with the [`Failure`], readable, listed in `status`, and tried again.
 //! 2. **One save, one version.** Commits of a file take turns; a commit stores one generation of the buffer, and
 //!    who comes later for the same generation finds it stored. Bytes that the vault has already make no version.
-//! 3. **An effect in doubt is looked at before it is repeated** (an answer that was lost after the change).
+//! 3. **An effect in doubt is looked for before it is repeated**, and never repeated where it cannot be told (`doubt`).
 //! 4. **A save never ends in EEXIST or ENOENT**: a create that meets a name becomes an update, an update that
 //!    meets a deleted object looks the name up and updates or creates. Only O_EXCL wants EEXIST.
 //! 5. **A retry by itself never overwrites a newer version**: it is sent only while the vault still has the version
 //!    that the bytes were based on; else it is a conflict, and a person decides.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::FileSystem;
+use super::doubt::{After, Fate, Saved, Sent, unknown};
 use super::errno::{Errno, Result};
-use super::file::{Failure, File, Link, Stored};
+use super::file::{Failure, File, FileState, Link, Stored};
 use super::status::Unsaved;
 use crate::crash;
 use crate::secret::SecretBytes;
@@ -30,8 +32,8 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// And mostly never longer than this (`last_pause`).
 pub(super) const LAST_RETRY: Duration = Duration::from_secs(60);
 
-/// Looks at the vault that one commit may need: each answers a change made elsewhere meanwhile.
-const ROUNDS: usize = 4;
+/// Attempts of one commit: each of them but the first answers a change made elsewhere meanwhile.
+const ROUNDS: usize = 16;
 
 /// What made a commit necessary, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,11 @@ pub(super) enum Cause {
 }
 
 impl Cause {
+    /// No program waits for it.
+    fn is_by_itself(self) -> bool {
+        matches!(self, Cause::Retry | Cause::Drain)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Cause::Close => "close",
@@ -87,13 +94,14 @@ pub(super) struct Job {
     pub exclusive: bool,
     /// Only while the vault still has the base: `--strict`, and retries by themselves.
     pub guarded: bool,
-    /// These bytes may be stored already: an answer was lost.
-    pub doubted: bool,
+    /// A person wants these bytes, whatever became of an attempt before.
+    pub insists: bool,
+    /// What an attempt to store these bytes was sent after that may have been made.
+    pub sent: Option<After>,
 }
 
 impl Job {
-    fn of(file: &File, guarded: bool) -> Option<Self> {
-        let state = file.state();
+    fn of(state: &FileState, guarded: bool, insists: bool) -> Option<Self> {
         if !state.is_dirty() {
             return None;
         }
@@ -105,7 +113,8 @@ impl Job {
             base: state.stored.clone(),
             exclusive: state.exclusive,
             guarded,
-            doubted: state.is_in_doubt(),
+            insists,
+            sent: state.sent(&state.name).map(|sent| sent.after.clone()),
         })
     }
 
@@ -123,20 +132,8 @@ fn superseded() -> Error {
     )
 }
 
-/// What to send.
-enum Plan {
-    Create,
-    /// An update, with the version that was seen just now if an attempt before it is in doubt.
-    Update(ObjectId, Option<VersionTag>),
-}
-
-/// What a look at the vault finds where an attempt may have stored the bytes unheard.
-enum Unheard {
-    Stored(Arc<Object>),
-    /// Another version is there.
-    Not(Meta),
-    Absent,
-}
+/// What comes next: it is stored, or is sent.
+type Next = ControlFlow<Saved, After>;
 
 impl FileSystem {
     /// Stores what the file's buffer holds now. Ends well if the vault has it, whoever stored it.
@@ -156,32 +153,44 @@ impl FileSystem {
                     Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
                 return Err(self.failed(cause.name(), name.as_str(), &why));
             };
-            let by_itself = matches!(cause, Cause::Retry | Cause::Drain);
-            if by_itself && file.state().failure.as_ref().is_some_and(|failure| failure.conflict) {
-                // Something went over it while this waited for its turn.
-                return Err(Errno::ESTALE);
-            }
-            let guarded = match cause {
-                Cause::Retry => true,
-                // A person has seen the conflict and wants these bytes.
-                Cause::Asked => false,
-                _ => self.options.strict,
+            // Held until it is written down that it is stored: who takes over then knows (`rest`).
+            let Some(permit) = self.among_stores(call).await else {
+                let name = file.state().name.clone();
+                let why = Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first");
+                return Err(self.failed(cause.name(), name.as_str(), &why));
             };
-            let Some(job) = Job::of(file, guarded) else { return Ok(()) };
-            file.state().sending = true;
+            let Some(job) = self.job_of(file, cause)? else { return Ok(()) };
             crash::point("commit");
-            match self.store(&job, call).await {
-                Ok(object) => {
+            match self.store(file, &job, call).await {
+                Ok(saved) => {
                     crash::point("stored");
-                    self.committed(file, &job, object);
-                    self.finish_move(file, call).await;
+                    self.committed(file, &job, saved);
                 }
                 Err(e) => return Err(self.commit_failed(file, &job, cause, e)),
             }
+            drop(permit);
+            self.finish_move(file, call).await;
             if job.generation >= goal {
                 return Ok(());
             }
         }
+    }
+
+    /// What a commit has to store now, if anything.
+    fn job_of(&self, file: &File, cause: Cause) -> Result<Option<Job>> {
+        let state = file.state();
+        let conflict = state.failure.as_ref().map(|failure| failure.conflict);
+        let guarded = match cause {
+            Cause::Retry | Cause::Drain if conflict == Some(true) => return Err(Errno::ESTALE),
+            // Its writer stores it.
+            Cause::Retry | Cause::Asked if state.is_being_written() => return Err(Errno::EBUSY),
+            Cause::Retry => true,
+            Cause::Drain => conflict.is_some() || self.options.strict,
+            // A person has seen the conflict and wants these bytes.
+            Cause::Asked => false,
+            _ => self.options.strict,
+        };
+        Ok(Job::of(&state, guarded, cause == Cause::Asked))
     }
 
     /// Waits until no change of this file is out at the vault.
@@ -190,116 +199,141 @@ impl FileSystem {
         tokio::time::timeout(self.left(call), turn).await.ok()?.ok()
     }
 
-    /// Brings a job to the vault; the caller has the file's turn.
-    pub(super) async fn store(self: &Arc<Self>, job: &Job, call: &Call) -> Result<Arc<Object>, Error> {
-        let Some(_permit) = self.among_stores(call).await else {
-            return Err(Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first"));
+    /// Brings a job to the vault; the caller has the file's turn, and a permit for stores. An error says in
+    /// `maybe_applied` whether any attempt may have been made.
+    pub(super) async fn store(&self, file: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
+        let mut in_doubt = job.sent.is_some();
+        let stored = self.attempt(file, job, call, &mut in_doubt).await;
+        stored.map_err(|e| Error { maybe_applied: in_doubt, ..e })
+    }
+
+    async fn attempt(
+        &self,
+        file: &File,
+        job: &Job,
+        call: &Call,
+        in_doubt: &mut bool,
+    ) -> Result<Saved, Error> {
+        let content = self.content_of(job)?;
+        let mut next = match (&job.sent, &job.base) {
+            (Some(after), _) => self.next(job, self.fate(job, Some(after), &content, call).await?)?,
+            (None, Some(base)) => match self.unchanged(base, &content, job, call).await? {
+                Some(object) => Next::Break(Saved::current(object)),
+                None => Next::Continue(self.after(&base.id, &base.version)),
+            },
+            (None, None) => Next::Continue(After::Nothing),
         };
-        let form = job.base.as_ref().map(|b| b.form);
-        let content = codec::to_content(self.options.format, form, job.bytes.expose())
-            .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))?;
-        if let Some(base) = &job.base
-            && let Some(object) = self.unchanged(job, base, &content, call).await?
-        {
-            return Ok(object);
-        }
-        let mut seen = None;
-        if job.doubted {
-            match self.look(job, &content, call).await? {
-                Unheard::Stored(object) => return Ok(object),
-                Unheard::Not(meta) => seen = Some(meta.version),
-                Unheard::Absent => {}
-            }
-        }
-        let mut plan = match &job.base {
-            Some(base) => Plan::Update(base.id.clone(), seen),
-            None => Plan::Create,
-        };
-        let mut in_doubt = job.doubted;
         let mut last = None;
         for round in 1..=ROUNDS {
-            if let (ROUNDS, Plan::Update(_, seen)) = (round, &mut plan) {
+            let after = match next {
+                Next::Break(saved) => return Ok(saved),
                 // Somebody else writes all the time: the last who writes wins.
-                *seen = None;
-            }
-            let e = match self.send(&plan, job, &content, call).await {
-                Ok(meta) => return Ok(self.cache.stored(meta, content)),
+                Next::Continue(after) if round == ROUNDS && !job.guarded && !*in_doubt => after.unchecked(),
+                Next::Continue(after) => after,
+            };
+            let (name, generation) = (job.name.clone(), job.generation);
+            file.state().note_sent(Sent { name, generation, after: after.clone() });
+            let e = match self.send(&after, job, &content, call).await {
+                Ok(meta) => return Ok(Saved::current(self.cache.stored(meta, content))),
                 Err(e) => e,
             };
-            in_doubt |= e.maybe_applied;
-            let moved = match e.kind {
-                ErrorKind::AlreadyExists | ErrorKind::NotFound => true,
-                // Not that of `guarded`: something came after the look, and may be the attempt in doubt.
-                ErrorKind::VersionMismatch => !job.guarded,
-                _ => false,
-            };
-            if !e.maybe_applied && moved && job.guarded {
-                return Err(superseded());
-            }
-            if !e.maybe_applied && (!moved || (job.exclusive && e.kind == ErrorKind::AlreadyExists)) {
-                return Err(e);
-            }
-            plan = match self.look(job, &content, call).await {
-                Ok(Unheard::Stored(object)) => return Ok(object),
-                Ok(Unheard::Not(_)) if job.exclusive => {
-                    return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
-                }
-                Ok(Unheard::Not(now)) if job.guarded && !job.is_based_on(&now) => return Err(superseded()),
-                Ok(Unheard::Not(now)) => Plan::Update(now.id, Some(now.version).filter(|_| in_doubt)),
-                Ok(Unheard::Absent) => Plan::Create,
-                Err(unknown) => return Err(if moved { unknown } else { e }),
-            };
+            *in_doubt |= e.maybe_applied;
+            next = self.after_failure(job, e.clone(), in_doubt.then_some(&after), &content, call).await?;
             last = Some(e);
         }
         // As often as it was tried something came in between: what came last is told.
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
     }
 
-    /// What is there, where an attempt whose answer was lost may have stored these bytes, or still may.
-    async fn look(&self, job: &Job, content: &Content, call: &Call) -> Result<Unheard, Error> {
-        match self.cache.vault().get_by_name(call, &job.name).await {
-            Ok(object) if object.content.bytes == content.bytes => {
-                Ok(Unheard::Stored(self.cache.stored(object.meta, object.content)))
-            }
-            Ok(object) => Ok(Unheard::Not(object.meta)),
-            Err(e) if e.kind == ErrorKind::NotFound => Ok(Unheard::Absent),
-            Err(e) => Err(e),
+    /// What to do after an attempt that failed with `e`; `after` if it, or one before it, may have been made.
+    async fn after_failure(
+        &self,
+        job: &Job,
+        e: Error,
+        after: Option<&After>,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Next, Error> {
+        let moved =
+            matches!(e.kind, ErrorKind::AlreadyExists | ErrorKind::NotFound | ErrorKind::VersionMismatch);
+        let is_taken = job.exclusive && e.kind == ErrorKind::AlreadyExists && after.is_none();
+        if !e.maybe_applied && (!moved || is_taken) {
+            return Err(e);
+        }
+        match self.fate(job, after, content, call).await {
+            Ok(fate) => self.next(job, fate),
+            Err(_) if e.maybe_applied => Err(e),
+            Err(_) if job.guarded && after.is_none() => Err(superseded()),
+            Err(unknown) => Err(unknown),
         }
     }
 
-    async fn send(&self, plan: &Plan, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
+    /// What to do where that is what became of attempts so far.
+    fn next(&self, job: &Job, fate: Fate) -> Result<Next, Error> {
+        let now = match fate {
+            Fate::Made(saved) => return Ok(Next::Break(saved)),
+            Fate::Unknown(_) if !job.insists => return Err(unknown()),
+            Fate::Unknown(now) | Fate::NotMade(now) => now,
+        };
+        match now {
+            Some(_) if job.exclusive && job.base.is_none() => {
+                Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"))
+            }
+            Some(now) if job.guarded && !job.is_based_on(&now) => Err(superseded()),
+            Some(now) => Ok(Next::Continue(self.after(&now.id, &now.version))),
+            None if job.guarded && job.base.is_some() => Err(superseded()),
+            None => Ok(Next::Continue(After::Nothing)),
+        }
+    }
+
+    /// An update that follows this version.
+    fn after(&self, id: &ObjectId, version: &VersionTag) -> After {
+        match self.can_check() {
+            true => After::Just(id.clone(), version.clone()),
+            false => After::Any(id.clone(), version.clone()),
+        }
+    }
+
+    fn can_check(&self) -> bool {
+        self.cache.vault().capabilities().version_check
+    }
+
+    /// The bytes as the vault takes them.
+    fn content_of(&self, job: &Job) -> Result<Content, Error> {
+        let form = job.base.as_ref().map(|base| base.form);
+        codec::to_content(self.options.format, form, job.bytes.expose())
+            .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
+    }
+
+    async fn send(&self, after: &After, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
         let vault = self.cache.vault();
-        let can_check = vault.capabilities().version_check;
-        match plan {
-            Plan::Create => vault.create(call, &job.name, content).await,
-            Plan::Update(id, seen) => {
-                let base = job.base.as_ref().filter(|_| job.guarded).map(|base| &base.version);
-                if base.is_some() && !can_check {
-                    // The dialect cannot check: look just before, which leaves a moment for somebody else.
-                    let now = vault.metadata(call, id).await?;
-                    if !job.is_based_on(&now) {
-                        return Err(superseded());
-                    }
-                }
-                // An attempt in doubt may still be on its way to the vault, and arrive after the look.
-                let seen = seen.as_ref().filter(|_| can_check);
-                vault.update(call, id, content, base.or(seen)).await
+        let (id, check) = match after {
+            After::Nothing => return vault.create(call, &job.name, content).await,
+            After::Any(id, _) => (id, None),
+            After::Just(id, version) => (id, Some(version)),
+        };
+        if job.guarded && !self.can_check() {
+            // The dialect cannot check: look just before, which leaves a moment for somebody else.
+            let now = vault.metadata(call, id).await?;
+            if !job.is_based_on(&now) {
+                return Err(superseded());
             }
         }
+        vault.update(call, id, content, check).await
     }
 
     /// The current object, if it has these bytes already and is the version that they were based on.
     async fn unchanged(
-        self: &Arc<Self>,
-        job: &Job,
+        &self,
         base: &Stored,
         content: &Content,
+        job: &Job,
         call: &Call,
     ) -> Result<Option<Arc<Object>>, Error> {
         let may_be = match self.bytes_in_memory(base) {
             Some(before) => before.content.bytes == content.bytes,
-            // Known to a worker that died. (Where an answer was lost, it is looked for anyway.)
-            None => base.size == content.bytes.len() as u64 && !job.doubted,
+            // Known to a worker that died.
+            None => base.size == content.bytes.len() as u64,
         };
         if !may_be {
             return Ok(None);
@@ -310,7 +344,8 @@ impl FileSystem {
     }
 
     /// The file is what was stored, now.
-    pub(super) fn committed(&self, file: &Arc<File>, job: &Job, object: Arc<Object>) {
+    pub(super) fn committed(&self, file: &Arc<File>, job: &Job, saved: Saved) {
+        let Saved { object, superseded } = saved;
         let normalised = object.content.bytes.expose() != job.bytes.expose();
         let mut table = self.table();
         let other = table.file(&job.name).filter(|other| other.ino != file.ino);
@@ -324,12 +359,14 @@ impl FileSystem {
         state.pinned = (state.opens > 0).then_some(object);
         state.failure = None;
         state.exclusive = false;
-        state.sending = false;
+        state.sent.clear();
         table.reveal(&job.name);
         if let Some(buffer) = &mut state.buffer {
             buffer.stored(job.generation);
         }
         let moved = match state.link {
+            // What the name is to show is another's version.
+            Link::Current | Link::Replaced if superseded => false,
             Link::Current | Link::Replaced if normalised && !state.is_dirty() => {
                 state.link = Link::Replaced;
                 table.unpoint(&job.name, file.ino);
@@ -351,7 +388,7 @@ impl FileSystem {
             table.drop_unheld(other.ino);
         }
         drop(table);
-        if moved {
+        if moved || superseded {
             self.reshow(&job.name);
         }
     }
@@ -361,21 +398,20 @@ impl FileSystem {
         let errno = Errno::from(&e);
         let number = match before {
             // Known, logged and told already: a retry by itself is news only if it fails in another way.
-            Some((known, number)) if cause == Cause::Retry && known == errno => number,
+            Some((known, number)) if cause.is_by_itself() && known == errno => number,
             _ => {
                 self.failed(cause.name(), job.name.as_str(), &e);
                 self.failures.fetch_add(1, Ordering::Relaxed) + 1
             }
         };
         let mut state = file.state();
-        // A try that was never sent clears up nothing about one before it.
-        let in_doubt = e.maybe_applied || job.doubted;
+        if !e.maybe_applied {
+            state.forget_sent(&job.name);
+        }
         let generation = job.generation;
         let conflict = e.kind == ErrorKind::VersionMismatch;
         let key_refused = matches!(e.kind, ErrorKind::Unauthorized | ErrorKind::Forbidden);
-        state.sending = e.maybe_applied;
-        let failure =
-            Failure { errno, message: e.to_string(), conflict, key_refused, in_doubt, generation, number };
+        let failure = Failure { errno, message: e.to_string(), conflict, key_refused, generation, number };
         let again = failure.is_retried();
         state.failure = Some(failure);
         if again && state.retrying.is_none() {
@@ -393,7 +429,7 @@ impl FileSystem {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.last_pause(&file));
             let call = Call::background(self.clock.now() + self.options.timeout);
-            let stored = self.commit_again(&file, &call, Cause::Retry).await.is_ok();
+            let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
             let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
             if stored || !again {
                 break;
@@ -411,60 +447,18 @@ impl FileSystem {
         if refused && looks_first { LAST_RETRY * 2 } else { LAST_RETRY }
     }
 
-    /// A commit that no program waits for: sent only while the vault has the version that the bytes are based on.
-    async fn commit_again(self: &Arc<Self>, file: &Arc<File>, call: &Call, cause: Cause) -> Result<()> {
-        if !file.state().is_dirty() {
-            return Ok(());
-        }
-        // What was refused has changed nothing: the guarded commit sees by itself whether the vault has moved on.
-        let sees = cause == Cause::Retry
-            && file.state().failure.as_ref().is_some_and(|failure| failure.key_refused && !failure.in_doubt);
-        if !sees && self.is_superseded(file, call).await == Some(true) {
-            self.conflict(file);
-            return Err(Errno::ESTALE);
-        }
-        self.commit(file, call, cause).await
-    }
-
-    /// Whether the vault has moved on from the version that the unsaved bytes are based on; `None` if it does not
-    /// say.
-    async fn is_superseded(&self, file: &File, call: &Call) -> Option<bool> {
-        let (name, base, doubted) = {
-            let state = file.state();
-            (state.name.clone(), state.stored.clone(), state.is_in_doubt())
-        };
-        let is_ours =
-            |now: &Object| file.state().buffer.as_ref().is_some_and(|b| b.bytes == *now.content.bytes);
-        match (self.cache.vault().get_by_name(call, &name).await, base) {
-            // A change whose answer was lost: the commit compares the bytes.
-            (Ok(now), Some(_)) if doubted && is_ours(&now) => Some(false),
-            (Ok(now), None) => Some(!is_ours(&now)),
-            (Ok(now), Some(base)) => Some(!base.is(&now.meta)),
-            (Err(e), base) if e.kind == ErrorKind::NotFound => Some(base.is_some()),
-            (Err(_), _) => None,
-        }
-    }
-
     /// Before a file loses its name: if its creation is in doubt, finds out whether there is an object to delete.
     pub(super) async fn clear_doubt(&self, file: &File, call: &Call) -> Result<()> {
-        let name = {
-            let state = file.state();
-            if state.stored.is_some() || !state.is_in_doubt() {
-                return Ok(());
-            }
-            state.name.clone()
+        let job = Job::of(&file.state(), false, false).filter(|job| job.base.is_none());
+        let Some((job, after)) = job.and_then(|job| job.sent.clone().map(|after| (job, after))) else {
+            return Ok(());
         };
-        match self.cache.vault().get_by_name(call, &name).await {
-            Ok(object) => {
-                let mut state = file.state();
-                if state.buffer.as_ref().is_some_and(|b| b.bytes == *object.content.bytes) {
-                    state.stored = Some(Stored::of(&object));
-                }
-                Ok(())
-            }
-            Err(e) if e.kind == ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(self.failed("unlink", name.as_str(), &e)),
+        let failed = |e| self.failed("unlink", job.name.as_str(), &e);
+        let content = self.content_of(&job).map_err(failed)?;
+        if let Fate::Made(saved) = self.fate(&job, Some(&after), &content, call).await.map_err(failed)? {
+            file.state().stored = Some(Stored::of(&saved.object));
         }
+        Ok(())
     }
 
     /// What failed to be stored is in conflict with what the vault has: no retry is sent by itself.
@@ -484,17 +478,11 @@ impl FileSystem {
         self.settle_all(what, &call).await;
         self.delete_refused(&call).await;
         self.delete_unreplaced(&call).await;
-        let mut cause = Cause::Drain;
         loop {
             let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
             let commits = unsaved.iter().map(|file| async {
-                let failed = file.state().failure.as_ref().map(|f| f.conflict);
                 // What fails is told by `unsaved` below.
-                let _ = match failed {
-                    Some(true) => Err(Errno::ESTALE),
-                    Some(false) => self.commit_again(file, &call, cause).await,
-                    None => self.commit(file, &call, cause).await,
-                };
+                let _ = self.commit(file, &call, Cause::Drain).await;
             });
             futures_util::future::join_all(commits).await;
             // A vault that fails at once may do better before the time is up. A key will hardly: where there is a new one
@@ -509,7 +497,6 @@ impl FileSystem {
             }
             tokio::time::sleep(FIRST_RETRY).await;
             self.delete_unreplaced(&call).await;
-            cause = Cause::Retry;
         }
     }
 }

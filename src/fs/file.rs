@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::attr::FileKind;
+use super::doubt::Sent;
 use super::errno::Errno;
 use super::journal::Pen;
 use super::read::Kept;
@@ -133,8 +134,6 @@ pub struct Failure {
     pub conflict: bool,
     /// The key was refused, or lacks a permission: another one, or the same later, may do.
     pub key_refused: bool,
-    /// The change may have been made all the same, although no answer said so.
-    pub in_doubt: bool,
     /// The buffer's generation that was not stored.
     pub generation: u64,
     /// Counts failures, so that each handle is told.
@@ -192,18 +191,13 @@ pub struct FileState {
     pub idle: Option<Instant>,
     /// Bytes accounted for as held back from the vault (`scratch`).
     pub room: u64,
-    /// The bytes are on their way to the vault; after a crash: they may be there already.
-    pub sending: bool,
+    /// Attempts to store it that are out, or may have been made unheard: one for each name (`doubt`).
+    pub sent: Vec<Sent>,
     /// What is written down of this file, if it is in the table (`record`).
     pub written: Written,
 }
 
 impl FileState {
-    /// The vault may have bytes of this file that no answer told of.
-    pub fn is_in_doubt(&self) -> bool {
-        self.sending || self.failure.as_ref().is_some_and(|failure| failure.in_doubt)
-    }
-
     /// Whether there are bytes that the vault has not, and should have.
     pub fn is_dirty(&self) -> bool {
         let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);
@@ -219,6 +213,12 @@ impl FileState {
     pub fn has_failed(&self) -> bool {
         let failed = self.failure.as_ref().map(|failure| failure.generation);
         failed.is_some() && failed == self.buffer.as_ref().map(|buffer| buffer.generation)
+    }
+
+    /// Whether somebody who has it open has changed it since it failed to be stored, and will store it.
+    pub fn is_being_written(&self) -> bool {
+        let is_amid = self.buffer.as_ref().is_some_and(|b| !b.written || !b.wrote.is_empty());
+        is_amid && !self.writers.is_empty() && !self.has_failed()
     }
 
     /// Who a change through this handle is noted for.
@@ -424,7 +424,7 @@ impl File {
             retrying: None,
             idle: None,
             room: 0,
-            sending: false,
+            sent: Vec::new(),
             written: Written::default(),
         };
         Self::from_state(ino, FileKind::Regular, state)

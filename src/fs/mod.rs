@@ -18,6 +18,7 @@ mod commands;
 mod commit;
 mod control;
 mod dir;
+mod doubt;
 pub mod errno;
 mod file;
 mod helper;

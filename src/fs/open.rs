@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -44,8 +44,15 @@ pub(super) enum Held {
 pub(super) struct Writer {
     /// Who opened it.
     pub opener: Opener,
-    /// The last failure of the file that this handle's user has been told, or that is older than the handle.
-    pub told: AtomicU64,
+    /// A write through this handle was refused: what its user meant is not in the buffer. Nothing is stored at its close,
+    /// which says so, until the user cuts the file. 0, or the errno.
+    pub refused: AtomicI32,
+}
+
+impl Writer {
+    fn refusal(&self) -> Option<Errno> {
+        Some(self.refused.load(Ordering::Relaxed)).filter(|code| *code != 0).map(Errno)
+    }
 }
 
 /// An open file or directory.
@@ -68,7 +75,7 @@ pub(super) struct HandleRecord {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum HeldRecord {
     Dir(u64),
-    File(u64, Option<(Opener, u64)>),
+    File(u64, Option<(Opener, i32)>),
     Version(u64),
     Control(u64, SystemTime, Vec<u8>),
 }
@@ -78,7 +85,7 @@ impl HandleRecord {
         let held = match &handle.held {
             Held::Dir { dir, .. } => HeldRecord::Dir(dir.ino),
             Held::File { file, writer } => {
-                let writer = writer.as_ref().map(|w| (w.opener, w.told.load(Ordering::Relaxed)));
+                let writer = writer.as_ref().map(|w| (w.opener, w.refused.load(Ordering::Relaxed)));
                 HeldRecord::File(file.ino, writer)
             }
             Held::Version(version) => HeldRecord::Version(version.ino),
@@ -174,6 +181,15 @@ impl FileSystem {
     pub(super) fn note_handle(&self, handle: &Handle) {
         if self.pen.writes() {
             self.pen.put(&Key::Handle(handle.fh), &HandleRecord::of(handle));
+        }
+    }
+
+    /// A write through this handle was refused with that; [`None`](Option::None) once its user begins anew.
+    pub(super) fn note_refused(&self, handle: &Handle, why: impl Into<Option<Errno>>) {
+        let Held::File { writer: Some(writer), .. } = &handle.held else { return };
+        let code = why.into().map_or(0, |errno| errno.0);
+        if writer.refused.swap(code, Ordering::Relaxed) != code {
+            self.note_handle(handle);
         }
     }
 
@@ -292,8 +308,7 @@ impl FileSystem {
         let fh = self.next_handle();
         let writer = writes.then(|| {
             state.add_writer(fh);
-            let told = state.failure.as_ref().map_or(0, |f| f.number);
-            Writer { opener: Opener::of(caller.pid), told: AtomicU64::new(told) }
+            Writer { opener: Opener::of(caller.pid), refused: AtomicI32::new(0) }
         });
         drop(state);
         Some(self.number_handle(fh, Held::File { file: file.clone(), writer }))
@@ -433,6 +448,9 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let Held::File { file, writer: Some(writer) } = &handle.held else { return Step::Ready(Ok(())) };
+        if let Some(refused) = writer.refusal() {
+            return Step::Ready(Err(refused));
+        }
         if !file.state().is_stored_by(fh) || !lets_store(file, &writer.opener, caller) {
             return Step::Ready(Ok(()));
         }
@@ -451,26 +469,28 @@ impl FileSystem {
 
     fn store_for(self: &Arc<Self>, handle: Arc<Handle>, cause: Cause) -> Step<()> {
         let Held::File { file, writer } = &handle.held else { return Step::Ready(Ok(())) };
-        if writer.is_none() && cause != Cause::Fsync {
+        if let Some(refused) = writer.as_ref().and_then(Writer::refusal) {
+            return Step::Ready(Err(refused));
+        }
+        let (is_dirty, is_its_own, is_conflict) = {
+            let state = file.state();
+            let is_its_own = state.buffer.as_ref().is_some_and(|b| b.wrote.is_by(handle.fh));
+            (state.is_dirty(), is_its_own, state.failure.as_ref().is_some_and(|failure| failure.conflict))
+        };
+        if !is_dirty {
             return Step::Ready(Ok(()));
         }
-        if !file.state().is_dirty() {
-            return Step::Ready(Ok(()));
-        }
+        let cause = match cause {
+            // Who wrote nothing tries again what another could not store. How that ends is no answer to them.
+            Cause::Close if !is_its_own => Cause::Retry,
+            // Nor do they decide about another's bytes: they are told.
+            Cause::Fsync if !is_its_own && is_conflict => return Step::Ready(Err(Errno::ESTALE)),
+            cause => cause,
+        };
         let (fs, file) = (self.clone(), file.clone());
         Step::later(async move {
-            // Who wrote nothing tries again what another could not store. How that ends is not an answer to them.
-            let stranger = {
-                let state = file.state();
-                cause == Cause::Close && !state.buffer.as_ref().is_some_and(|b| b.wrote.is_by(handle.fh))
-            };
             let result = fs.commit(&file, &fs.call(), cause).await;
-            if let Held::File { writer: Some(writer), file } = &handle.held {
-                let number = file.state().failure.as_ref().map_or(0, |f| f.number);
-                writer.told.store(number, Ordering::Relaxed);
-                fs.note_handle(&handle);
-            }
-            if stranger { Ok(()) } else { result }
+            if cause == Cause::Retry { Ok(()) } else { result }
         })
     }
 
@@ -494,8 +514,7 @@ impl FileSystem {
             state.forget_closed();
             let last = state.writers.is_empty();
             // What failed at close(2) was told there; what may go well later is tried again by itself.
-            let unsaved =
-                writer && last && state.is_dirty() && state.retrying.is_none() && !state.has_failed();
+            let unsaved = writer && last && state.is_dirty() && !state.has_failed();
             let cut_short = last && state.cut_short.take().is_some() && state.buffer.is_some();
             if cut_short {
                 drop(state);

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::attr::FileKind;
+use super::doubt::Sent;
 use super::errno::Errno;
 use super::file::{Buffer, Failure, File, FileState, Keep, Link, LocalAttr, Stored};
 use super::journal::{Key, PIECE, Pen};
@@ -62,9 +63,8 @@ pub(super) struct FileRecord {
     failure: Option<Failure>,
     cut_short: Option<Errno>,
     exclusive: bool,
-    sending: bool,
-    /// Of the buffer. Written behind the rest: other versions of this program pass over it, and do without.
-    #[serde(skip)]
+    sent: Vec<Sent>,
+    /// Of the buffer.
     wrote: Option<Wrote>,
 }
 
@@ -203,7 +203,7 @@ impl FileRecord {
             retrying: _,
             idle: _,
             room: _,
-            sending,
+            sent,
             written,
         } = state;
         let buffer = buffer.as_ref().map(|buffer| BufferRecord {
@@ -230,23 +230,18 @@ impl FileRecord {
             failure: failure.clone(),
             cut_short: *cut_short,
             exclusive: *exclusive,
-            sending: *sending,
+            sent: sent.clone(),
             wrote,
         }
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = postcard::to_allocvec(self).expect("plain data in memory can be written down");
-        if let Some(wrote) = &self.wrote {
-            bytes.extend(postcard::to_allocvec(wrote).expect("plain data in memory can be written down"));
-        }
-        bytes
+        postcard::to_allocvec(self).expect("plain data in memory can be written down")
     }
 
     /// `None` for what is no record of a file.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (record, behind): (Self, _) = postcard::take_from_bytes(bytes).ok()?;
-        Some(Self { wrote: postcard::from_bytes(behind).ok(), ..record })
+        postcard::from_bytes(bytes).ok()
     }
 
     /// The write that the vault does not have, if this is one.
@@ -271,8 +266,7 @@ impl FileRecord {
             written.buffer = pieces(record.len);
             let mut bytes = join(written.buffer, |at| piece(Key::Buffer(ino, at)));
             bytes.resize(record.len);
-            let mut wrote = self.wrote.unwrap_or_else(|| Wrote::anybodys(record.generation));
-            wrote.stored(record.committed);
+            let wrote = self.wrote.unwrap_or_default();
             Buffer {
                 bytes,
                 generation: record.generation,
@@ -309,7 +303,7 @@ impl FileRecord {
             retrying: None,
             idle: None,
             room: 0,
-            sending: self.sending,
+            sent: self.sent,
             written,
         };
         let file = File::from_state(ino, self.kind, state);
@@ -340,29 +334,4 @@ pub(super) fn join(count: u32, mut piece: impl FnMut(u32) -> Option<SecretBytes>
         }
     }
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fs::wrote::Whose;
-
-    #[test]
-    fn a_record_without_who_wrote_is_understood_both_ways() {
-        let now = SystemTime::UNIX_EPOCH;
-        let file = File::new(7, ObjectName::new("f").unwrap(), LocalAttr::default());
-        file.state().buffer(b"", now).changed(Whose::Handle(1), now);
-        let record = FileRecord::of(FileKind::Regular, &file.state());
-        let ours = record.encode();
-        let theirs = postcard::to_allocvec(&record).unwrap();
-        assert!(theirs.len() < ours.len());
-        postcard::from_bytes::<FileRecord>(&ours).expect("another version of this program reads it so");
-        for (bytes, others_store) in [(ours, false), (theirs, true)] {
-            let restored = FileRecord::decode(&bytes).unwrap().restore(7, &mut |_| None);
-            let state = restored.state();
-            assert!(state.is_stored_by(1));
-            assert_eq!(state.is_stored_by(2), others_store);
-        }
-        assert!(FileRecord::decode(b"").is_none());
-    }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::commit::Job;
+use super::doubt::Saved;
 use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link};
 use super::inode::{DirKind, Hidden, Node};
@@ -22,7 +23,7 @@ use super::request::{self, Doing};
 use super::resolve::Place;
 use super::{Caller, FileSystem, Step};
 use crate::crash;
-use crate::vault::{Call, Object, ObjectName};
+use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
 /// A place in the tree: a directory's inode number and a file name in it.
 type At<'a> = (u64, &'a OsStr);
@@ -148,7 +149,7 @@ impl FileSystem {
         if claims {
             self.table().claim(&goal.name);
         }
-        let stored = if stores { Some(self.store(&job, call).await) } else { None };
+        let stored = if stores { Some(self.store_moved(source, &job, call).await) } else { None };
         let stored = stored.transpose().map_err(|e| {
             if claims {
                 self.table().unclaim(&goal.name);
@@ -165,13 +166,25 @@ impl FileSystem {
             deleted?;
         }
         crash::point("rename deleted");
-        self.switch(from_dir, source, &old_name, &goal, stored.map(|object| (&job, object)));
+        self.switch(from_dir, source, &old_name, &goal, stored.map(|saved| (&job, saved)));
         if let Some(since) = goal.hides {
             self.delete_later(old_name, since, SETTLE);
         }
         drop(in_use);
         self.settle_later(source);
         Ok(())
+    }
+
+    /// Stores a file under its new name.
+    async fn store_moved(&self, source: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
+        let Some(_permit) = self.among_stores(call).await else {
+            return Err(Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first"));
+        };
+        let stored = self.store(source, job, call).await;
+        if stored.as_ref().is_err_and(|e| !e.maybe_applied) {
+            source.state().forget_sent(&job.name);
+        }
+        stored
     }
 
     /// Whether an object is hidden under that name that a move may claim; it may have done so before a crash.
@@ -187,7 +200,8 @@ impl FileSystem {
         let base = target.or_else(|| self.table().hidden.get(&goal.name).map(|hidden| hidden.stored.clone()));
         let now = self.clock.wall();
         let mut state = source.state();
-        let buffer = state.buffer_of_stored(now)?;
+        state.buffer_of_stored(now)?;
+        let buffer = state.buffer.as_ref()?;
         Some(Job {
             name: goal.name.clone(),
             bytes: buffer.bytes.clone(),
@@ -195,7 +209,8 @@ impl FileSystem {
             base,
             exclusive: false,
             guarded: false,
-            doubted: request::before().is_some(),
+            insists: false,
+            sent: state.sent(&goal.name).map(|sent| sent.after.clone()),
         })
     }
 
@@ -206,7 +221,7 @@ impl FileSystem {
         source: &Arc<File>,
         old_name: &ObjectName,
         goal: &Goal,
-        stored: Option<(&Job, Arc<Object>)>,
+        stored: Option<(&Job, Saved)>,
     ) {
         let now = self.clock.wall();
         // All of it, or nothing, is there after a crash.
@@ -269,8 +284,8 @@ impl FileSystem {
             table.touch(&DirKind::Tree(dir.clone()), now);
         }
         drop(table);
-        if let Some((job, object)) = stored {
-            self.committed(source, job, object);
+        if let Some((job, saved)) = stored {
+            self.committed(source, job, saved);
         }
         self.table().drop_unheld(source.ino);
     }

@@ -241,7 +241,7 @@ impl FileSystem {
                         state.add_writer(fh);
                     }
                     drop(state);
-                    let writer = writer.map(|(opener, told)| Writer { opener, told: told.into() });
+                    let writer = writer.map(|(opener, refused)| Writer { opener, refused: refused.into() });
                     Some(Held::File { file, writer })
                 }
                 _ => None,
@@ -322,7 +322,6 @@ impl FileSystem {
                 message: DOUBTFUL.to_owned(),
                 conflict: true,
                 key_refused: false,
-                in_doubt: false,
                 generation,
                 number,
             });

@@ -1,7 +1,6 @@
 //! Writing and cutting: changes to a file's buffer, nothing else. `commit` brings them to the vault.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::attr::{Attr, SetAttr};
@@ -26,29 +25,29 @@ impl FileSystem {
 
     fn write_as(&self, whose: Whose, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
-        let Held::File { file, writer: Some(writer) } = &handle.held else { return Err(Errno::EBADF) };
+        let Held::File { file, writer: Some(_) } = &handle.held else { return Err(Errno::EBADF) };
         let mut state = file.state();
-        if let Some(failure) = &state.failure
-            && failure.number > writer.told.load(Ordering::Relaxed)
-        {
-            writer.told.store(failure.number, Ordering::Relaxed);
-            self.note_handle(&handle);
-            return Err(failure.errno);
-        }
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
         if end > self.options.max_size {
             state.cut_short = Some(Errno::EFBIG);
+            self.note_refused(&handle, Errno::EFBIG);
             return Err(self.too_big(state.name.as_str()));
         }
         let grown = state.size().max(end);
         if let Err(full) = self.reserve_room(&mut state, grown) {
-            state.cut_short = Some(full).filter(|_| state.keep != Keep::Scratch);
+            if state.keep != Keep::Scratch {
+                state.cut_short = Some(full);
+                self.note_refused(&handle, full);
+            }
             return Err(full);
         }
         let now = self.clock.wall();
         state.local.written();
         // Nothing but a revocation takes away the bytes that a writer builds on.
-        let buffer = state.buffer_of_stored(now).ok_or(Errno::EACCES)?;
+        let Some(buffer) = state.buffer_of_stored(now) else {
+            self.note_refused(&handle, Errno::EACCES);
+            return Err(Errno::EACCES);
+        };
         file.give();
         // Both fit: `end` is at most --max-size, which fits into memory.
         buffer.write_at(offset as usize, data);
@@ -71,7 +70,11 @@ impl FileSystem {
             (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM).into(),
         };
         // A handle that was not heard of is open again when it is used.
-        let fh = fh.filter(|fh| self.handle(*fh).is_ok());
+        let handle = fh.and_then(|fh| self.handle(fh).ok());
+        if let Some(handle) = &handle {
+            self.note_refused(handle, None);
+        }
+        let fh = handle.map(|handle| handle.fh);
         let (whose, commits) = {
             let state = file.state();
             let commits = state.writers.is_empty();

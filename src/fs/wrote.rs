@@ -36,11 +36,6 @@ pub struct Wrote {
 }
 
 impl Wrote {
-    /// Up to this generation nobody can say who wrote.
-    pub fn anybodys(generation: u64) -> Self {
-        Self { by: BTreeMap::new(), anybodys: Some(generation) }
-    }
-
     /// A change that made this generation.
     pub fn note(&mut self, whose: Whose, generation: u64) {
         match whose {
@@ -59,6 +54,11 @@ impl Wrote {
     /// Forgets handles that are not open any more.
     pub fn keep(&mut self, is_open: impl Fn(u64) -> bool) {
         self.by.retain(|fh, _| is_open(*fh));
+    }
+
+    /// Whether nobody who has the file open has written.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 
     /// Whether the user of this handle may have written.

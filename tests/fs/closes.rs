@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use vaultfs::fs::Errno;
+use vaultfs::fs::{Errno, Options};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::faulty::Fault;
 use vaultfs::vault::op::Op;
@@ -305,4 +305,124 @@ async fn fsync_by_a_reader_stores_what_others_wrote() {
     assert_eq!(sh.history("f").await, ["old", "new"]);
     sh.close(writer).await.unwrap();
     assert_eq!(sh.history("f").await, ["old", "new"]);
+}
+
+/// As in flock(1): the next one waits with the file open, cuts it, and writes it anew.
+#[tokio::test(start_paused = true)]
+async fn what_failed_is_not_tried_again_while_the_next_one_is_writing() {
+    for sh in [Shell::new(), Shell::kv()] {
+        for (turn, cuts_by_open) in [true, false].into_iter().enumerate() {
+            let name = ["f", "g"][turn];
+            sh.put(name, "good").await;
+            let first = sh.open(name, CREATE).await.unwrap();
+            let waiting = sh.open(name, BOTH).await.unwrap();
+            sh.pwrite(&first, 0, "failed").unwrap();
+            sh.vault.outage();
+            assert_eq!(sh.close(first).await, Err(Errno::ETIMEDOUT));
+            let writer = if cuts_by_open {
+                sh.close(waiting).await.unwrap();
+                sh.open(name, CREATE).await.unwrap()
+            } else {
+                sh.ftruncate(&waiting, 0).await.unwrap();
+                waiting
+            };
+            sh.vault.clear();
+            sh.pass(Duration::from_secs(130)).await;
+            assert_eq!(sh.history(name).await.len(), 1, "no empty version, and nothing was in its way");
+            sh.pwrite(&writer, 0, "ha").unwrap();
+            sh.pass(Duration::from_secs(130)).await;
+            death(&sh).await;
+            sh.pass(Duration::from_secs(130)).await;
+            sh.fs.retry_unsaved(None, Duration::from_secs(10)).await;
+            assert_eq!(sh.history(name).await.len(), 1, "no half of it");
+            sh.pwrite(&writer, 2, "lf").unwrap();
+            sh.close(writer).await.unwrap();
+            assert_eq!(sh.meta(name).await.map(|_| ()), Some(()));
+            let history = sh.history(name).await;
+            assert_eq!((history.len(), history[1].as_str()), (2, "half"));
+            assert!(sh.fs.unsaved().is_empty());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bytes_that_failed_are_tried_again_while_others_have_the_file_open() {
+    for sh in [Shell::new(), Shell::kv()] {
+        sh.put("f", "old").await;
+        let (writer, idle) = (sh.open("f", CREATE).await.unwrap(), sh.open("f", BOTH).await.unwrap());
+        sh.pwrite(&writer, 0, "new").unwrap();
+        sh.vault.outage();
+        assert_eq!(sh.flush(&writer).await, Err(Errno::ETIMEDOUT));
+        sh.vault.clear();
+        sh.pass(Duration::from_secs(61)).await;
+        assert_eq!(sh.history("f").await.last().unwrap(), "new", "nobody has changed them since");
+        sh.close(writer).await.unwrap();
+        sh.close(idle).await.unwrap();
+        assert_eq!(sh.history("f").await.len(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_the_lock_stores_whatever_failed_before() {
+    for sh in [Shell::new(), Shell::kv()] {
+        sh.put("f", "good").await;
+        let (one, two) = (sh.open("f", BOTH).await.unwrap(), sh.open("f", BOTH).await.unwrap());
+        sh.ftruncate(&one, 0).await.unwrap();
+        sh.pwrite(&one, 0, "one").unwrap();
+        sh.vault.fail_next(Op::Update, Fault::Before(ErrorKind::Server));
+        assert_eq!(sh.close(one).await, Err(Errno::EIO));
+        sh.ftruncate(&two, 0).await.unwrap();
+        sh.pwrite(&two, 0, "two").expect("a write that was not tried is not refused");
+        sh.close(two).await.unwrap();
+        let history = sh.history("f").await;
+        assert_eq!((history.len(), history.last().unwrap().as_str()), (2, "two"));
+        assert_eq!(sh.cat("f").await, "two");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_refused_a_write_stores_nothing_and_is_told_at_the_close() {
+    for dies in [false, true] {
+        let sh = Shell::with(Options { max_size: 10, ..Options::default() });
+        sh.put("f", "good").await;
+        let (one, two) = (sh.open("f", BOTH).await.unwrap(), sh.open("f", BOTH).await.unwrap());
+        sh.ftruncate(&one, 0).await.unwrap();
+        assert_eq!(sh.pwrite(&one, 0, "more than fits"), Err(Errno::EFBIG));
+        if dies {
+            death(&sh).await;
+        }
+        assert_eq!(sh.flush(&one).await, Err(Errno::EFBIG));
+        assert_eq!(sh.fsync(&one).await, Err(Errno::EFBIG));
+        // Another one begins anew: what was refused is no part of that.
+        sh.ftruncate(&two, 0).await.unwrap();
+        sh.ftruncate(&two, 1).await.unwrap();
+        sh.pwrite(&two, 0, "two").unwrap();
+        sh.close(two).await.unwrap();
+        assert_eq!(sh.history("f").await, ["good", "two"]);
+        assert_eq!(sh.close(one).await, Err(Errno::EFBIG), "what it wrote is nowhere");
+        assert_eq!(sh.history("f").await, ["good", "two"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wrote_nothing_decides_no_conflict() {
+    for sh in [Shell::new(), Shell::kv()] {
+        sh.put("f", "old").await;
+        let writer = sh.open("f", BOTH).await.unwrap();
+        sh.pwrite(&writer, 0, "mine").unwrap();
+        sh.vault.outage();
+        assert_eq!(sh.close(writer).await, Err(Errno::ETIMEDOUT));
+        sh.vault.clear();
+        sh.put("f", "newer").await;
+        // By a close or by itself, whichever comes first.
+        look(&sh, "f").await;
+        sh.pass(Duration::from_secs(61)).await;
+        look(&sh, "f").await;
+        let reader = sh.open("f", READ).await.unwrap();
+        assert_eq!(sh.fsync(&reader).await, Err(Errno::ESTALE));
+        sh.close(reader).await.unwrap();
+        let history = sh.history("f").await;
+        assert_eq!((history.len(), history.last().unwrap().as_str()), (2, "newer"));
+        assert!(sh.fs.unsaved()[0].conflict);
+    }
 }

@@ -98,7 +98,7 @@ async fn a_writer_whose_base_was_taken_away_writes_over_nothing() {
     sh.vault.fail_next(Op::GetByName, Fault::Before(ErrorKind::Unauthorized));
     assert_eq!(sh.stat("g").await, Err(Errno::EACCES));
     assert_eq!(sh.pwrite(&writer, 2, "x"), Err(Errno::EACCES));
-    sh.close(writer).await.unwrap();
+    assert_eq!(sh.close(writer).await, Err(Errno::EACCES), "and its close says so");
     assert_eq!(sh.history("f").await, ["0123456789"]);
 }
 

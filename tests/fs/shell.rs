@@ -159,7 +159,13 @@ impl Shell {
         Self::of_vault(memory.clone(), memory, clock, options)
     }
 
-    fn of_vault(vault: DynVault, memory: Arc<MemoryVault>, clock: Arc<dyn Clock>, options: Options) -> Self {
+    /// A mount of `vault`, through which `memory` is reached.
+    pub fn of_vault(
+        vault: DynVault,
+        memory: Arc<MemoryVault>,
+        clock: Arc<dyn Clock>,
+        options: Options,
+    ) -> Self {
         let vault = Arc::new(FaultyVault::with_clock(vault, clock.clone()));
         let journal = Arc::new(MemoryJournal::default());
         let gate = Arc::new(Gate { vault: vault.clone(), journal: journal.clone() });

@@ -425,8 +425,8 @@ impl Cache {
         known.updated_at.is_none_or(|at| at == object.meta.updated_at).then_some(object)
     }
 
-    /// Takes an answer in, and remembers that the vault answers.
-    fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
+    /// Takes in an answer that was asked for at `asked`.
+    pub fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
         let object = Arc::new(object);
         let mut state = self.state();
         if state.revoked.is_some_and(|at| asked <= at) {

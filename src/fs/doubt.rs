@@ -1,0 +1,194 @@
+//! What became of a save of which no answer was heard: the one rule, for lost answers, deaths, upgrades and retries alike.
+//!
+//! 1. Before an attempt is sent it is written down what it is sent after ([`Sent`]). The note goes with the answer, or
+//!    where the attempt surely changed nothing.
+//! 2. A later try of the same bytes looks among the versions since ([`Fate`]): made is stored, whoever saved after it;
+//!    not made is sent; what cannot be told is a conflict, never a second update.
+//! 3. Where the vault checks versions each update names the one that it follows: just the next one can be it, and a
+//!    request that arrives after the look is refused once another one was made.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::FileSystem;
+use super::commit::Job;
+use super::file::FileState;
+use crate::vault::cache::is_outage;
+use crate::vault::{
+    Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, VersionInfo, VersionTag,
+};
+
+/// An attempt that is out, or may have been made unheard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// The name that it stores under: a rename stores under another one than the file's.
+    pub name: ObjectName,
+    /// The buffer's generation.
+    pub generation: u64,
+    /// What it follows.
+    pub after: After,
+}
+
+/// What an attempt follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum After {
+    /// Nothing: it makes the object.
+    Nothing,
+    /// This version of the object, or any later one.
+    Any(ObjectId, VersionTag),
+    /// Just this version: the vault checks.
+    Just(ObjectId, VersionTag),
+}
+
+/// What became of an attempt.
+#[derive(Debug)]
+pub(super) enum Fate {
+    /// The vault has the bytes.
+    Made(Saved),
+    /// It was not made; what the name is now.
+    NotMade(Option<Meta>),
+    /// Nobody can say; what the name is now.
+    Unknown(Option<Meta>),
+}
+
+/// A save that the vault has.
+#[derive(Debug)]
+pub(super) struct Saved {
+    /// The version.
+    pub object: Arc<Object>,
+    /// Somebody else's is newer.
+    pub superseded: bool,
+}
+
+impl Saved {
+    pub fn current(object: Arc<Object>) -> Self {
+        Self { object, superseded: false }
+    }
+}
+
+/// What is said of a save whose fate nobody can tell.
+pub(super) fn unknown() -> Error {
+    Error::new(
+        ErrorKind::VersionMismatch,
+        "no answer told whether this save was made, and the object was changed elsewhere since; the bytes are kept \
+         (vaultfs pending): compare before you store them again",
+    )
+}
+
+impl FileState {
+    /// The attempt to store these bytes under this name that may have been made.
+    pub(super) fn sent(&self, name: &ObjectName) -> Option<&Sent> {
+        let generation = self.buffer.as_ref()?.generation;
+        self.sent.iter().find(|sent| sent.name == *name && sent.generation == generation)
+    }
+
+    /// An attempt goes out.
+    pub(super) fn note_sent(&mut self, sent: Sent) {
+        self.forget_sent(&sent.name);
+        self.sent.push(sent);
+    }
+
+    /// No attempt for that name is in doubt any more.
+    pub(super) fn forget_sent(&mut self, name: &ObjectName) {
+        self.sent.retain(|sent| sent.name != *name);
+    }
+}
+
+impl FileSystem {
+    /// What became of an attempt to store `content`; without one, what the name is now.
+    pub(super) async fn fate(
+        &self,
+        job: &Job,
+        after: Option<&After>,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Fate, Error> {
+        let asked = self.clock.now();
+        let current = match self.cache.vault().get_by_name(call, &job.name).await {
+            Ok(object) if object.content.bytes == content.bytes => {
+                return Ok(Fate::Made(Saved::current(self.cache.stored(object.meta, object.content))));
+            }
+            Ok(object) => self.cache.settle(object, asked),
+            Err(e) if e.kind == ErrorKind::NotFound => {
+                return Ok(match after {
+                    Some(After::Any(..) | After::Just(..)) => Fate::Unknown(None),
+                    Some(After::Nothing) | None => Fate::NotMade(None),
+                });
+            }
+            Err(e) => return Err(e),
+        };
+        let now = &current.meta;
+        match after {
+            None => return Ok(Fate::NotMade(Some(now.clone()))),
+            Some(After::Any(id, _) | After::Just(id, _)) if *id != now.id => {
+                return Ok(Fate::Unknown(Some(now.clone())));
+            }
+            Some(After::Any(_, version) | After::Just(_, version)) if *version == now.version => {
+                return Ok(Fate::NotMade(Some(now.clone())));
+            }
+            Some(_) => {}
+        }
+        let history = match self.cache.vault().versions(call, &now.id).await {
+            Ok(history) => history,
+            Err(e) if is_outage(e.kind) => return Err(e),
+            Err(_) => return Ok(Fate::Unknown(Some(now.clone()))),
+        };
+        match after.and_then(|after| candidates(&history, after, now)) {
+            Some(candidates) => self.among(candidates, now, content, call).await,
+            None => Ok(Fate::Unknown(Some(now.clone()))),
+        }
+    }
+
+    /// Looks for the bytes among superseded versions.
+    async fn among(
+        &self,
+        candidates: Vec<&VersionInfo>,
+        now: &Meta,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Fate, Error> {
+        let size = content.bytes.len() as u64;
+        let can_read = self.cache.vault().capabilities().old_values;
+        let mut unknown = false;
+        for info in candidates.into_iter().filter(|info| info.size.is_none_or(|listed| listed == size)) {
+            let found = match self.cache.value_in_memory(&now.id, &info.tag) {
+                _ if can_read => self.cache.old_value(call, &now.id, info).await,
+                Some(seen) => Ok(seen),
+                None => Err(Error::new(ErrorKind::Unsupported, "the vault gives no values of old versions")),
+            };
+            match found {
+                Ok(object) if object.content.bytes == content.bytes => {
+                    return Ok(Fate::Made(Saved { object, superseded: true }));
+                }
+                Ok(_) => {}
+                Err(e) if is_outage(e.kind) => return Err(e),
+                Err(_) => unknown = true,
+            }
+        }
+        Ok(if unknown { Fate::Unknown(Some(now.clone())) } else { Fate::NotMade(Some(now.clone())) })
+    }
+}
+
+/// The superseded versions that an attempt can be; `None` where the history does not have what it was sent after. The
+/// newest first: what is looked for was made a moment ago.
+fn candidates<'h>(history: &'h [VersionInfo], after: &After, now: &Meta) -> Option<Vec<&'h VersionInfo>> {
+    let behind = |version: &VersionTag| Some(history.iter().position(|info| info.tag == *version)? + 1);
+    let (first, only_next) = match after {
+        After::Nothing => (0, true),
+        After::Any(_, version) => (behind(version)?, false),
+        After::Just(_, version) => (behind(version)?, true),
+    };
+    let last = if only_next { history.len().min(first + 1) } else { history.len() };
+    Some(history[first..last].iter().rev().filter(|info| info.tag != now.version).collect())
+}
+
+impl After {
+    /// The same, over whatever came since.
+    pub(super) fn unchecked(self) -> Self {
+        match self {
+            Self::Just(id, version) => Self::Any(id, version),
+            other => other,
+        }
+    }
+}

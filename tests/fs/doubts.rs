@@ -1,0 +1,241 @@
+//! A save of which no answer was heard, with a second writer at each step between request and answer: it is made once,
+//! goes over nobody's newer version, and what cannot be told is a conflict that is told (`meddler`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use vaultfs::fs::{Errno, Options};
+use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
+
+use crate::meddler::{Event, Loss, Meddler, NAME, Other, Script};
+use crate::shell::{CREATE, Shell};
+
+/// How a program saves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Save {
+    /// Makes or rewrites it.
+    Write,
+    /// Adds to what is there.
+    Append,
+    /// Renames another file to it, over what is there.
+    Rename,
+}
+
+const SAVES: [Save; 3] = [Save::Write, Save::Append, Save::Rename];
+const LOSSES: [Loss; 7] = [
+    Loss::None,
+    Loss::Answer,
+    Loss::AnswerAndVault,
+    Loss::Request,
+    Loss::Late,
+    Loss::Worker,
+    Loss::WorkerAndRequest,
+];
+const OTHERS: [Other; 6] =
+    [Other::Nothing, Other::Puts, Other::PutsAlike, Other::PutsTwice, Other::Deletes, Other::Replaces];
+
+struct Session {
+    sh: Arc<Shell>,
+    meddler: Arc<Meddler>,
+    kv: bool,
+    number: u32,
+}
+
+impl Session {
+    fn new(kv: bool) -> Self {
+        let clock = Shell::paused();
+        let capabilities = if kv { KV_CAPABILITIES } else { OBJECT_CAPABILITIES };
+        let memory = Arc::new(MemoryVault::new(capabilities, clock.clone()));
+        let meddler = Meddler::new(memory.clone());
+        let sh = Arc::new(Shell::of_vault(meddler.clone(), memory, clock, Options::default()));
+        let weak = Arc::downgrade(&sh);
+        meddler.kill_with(move || weak.upgrade().expect("it is used").die_after(0));
+        Self { sh, meddler, kv, number: 0 }
+    }
+
+    /// One save, and all that happens to it until the vault is well and time has gone by.
+    async fn save(&mut self, how: Save, script: Script) {
+        self.number += 1;
+        let tag = format!("[mine {:04}]", self.number);
+        let case = format!("kv {}, {tag} {how:?}, {script:?}", self.kv);
+        if how == Save::Rename {
+            self.sh.write_file("t", &tag).await.unwrap();
+        }
+        let begun = self.meddler.log.lock().unwrap().len();
+        self.meddler.play(script);
+        let mut result = self.try_save(how, &tag).await;
+        self.meddler.rest();
+        if how == Save::Rename && result.is_err() && self.sh.stat("t").await.is_ok() {
+            // Its program tries again.
+            result = self.asked(self.sh.mv("t", NAME)).await;
+            let kept = result.is_ok() || self.sh.cat("t").await == tag;
+            assert!(kept, "{case}: {result:?}, and it is nowhere");
+        }
+        self.sh.pass(Duration::from_secs(300)).await;
+        self.check(&case, &tag, how, begun, result);
+    }
+
+    async fn asked<T>(&self, work: impl Future<Output = T>) -> T {
+        self.meddler.asked.store(true, Ordering::SeqCst);
+        let result = work.await;
+        self.meddler.asked.store(false, Ordering::SeqCst);
+        result
+    }
+
+    async fn try_save(&self, how: Save, tag: &str) -> Result<(), Errno> {
+        let sh = &self.sh;
+        match how {
+            Save::Write | Save::Append => {
+                let flags = if how == Save::Write { CREATE } else { libc::O_WRONLY | libc::O_CREAT };
+                let fd = sh.open(NAME, flags).await?;
+                sh.pwrite(&fd, sh.fstat(&fd).size, tag)?;
+                self.asked(sh.close(fd)).await
+            }
+            Save::Rename => self.asked(sh.mv("t", NAME)).await,
+        }
+    }
+
+    fn check(&self, case: &str, tag: &str, how: Save, begun: usize, result: Result<(), Errno>) {
+        let log = self.meddler.log.lock().unwrap().clone();
+        let log = &log[begun..];
+        let case = format!("{case}: {result:?}, {log:?}");
+        let is_ours = |event: &Event| matches!(event, Event::Ours { value, .. } if value.ends_with(tag));
+        let made: Vec<usize> = (0..log.len()).filter(|at| is_ours(&log[*at])).collect();
+        let since = |at: usize| &log[at + 1..];
+        // What can be told of no vault: a new name whose creation was not heard of, and that is absent.
+        let is_made_anew = |first: usize, second: usize| {
+            matches!(log[first], Event::Ours { made: true, .. })
+                && log[first..second].contains(&Event::Deleted)
+        };
+        if let [first, second, ..] = made[..] {
+            // And of the object dialect, which has no check: what arrives after the look.
+            let late = !self.kv && case.contains("Late");
+            assert!(made.len() == 2 && (is_made_anew(first, second) || late), "made twice: {case}");
+        }
+        for event in &made {
+            let Event::Ours { asked: false, made: anew, .. } = log[*event] else { continue };
+            let overtaken = log[..*event].iter().any(|event| matches!(event, Event::Theirs | Event::Deleted));
+            assert!(
+                !overtaken || (anew && is_made_anew(made[0], *event)),
+                "by itself it went over others: {case}"
+            );
+        }
+        let unsaved = self.sh.fs.unsaved();
+        let is_unsaved = unsaved.iter().any(|unsaved| unsaved.name == NAME);
+        assert!(unsaved.iter().all(|unsaved| unsaved.conflict), "it is still tried again: {case}");
+        match made.last() {
+            None => {
+                assert!(result.is_err(), "acknowledged, and nowhere: {case}");
+                let kept = is_unsaved || how == Save::Rename;
+                assert!(kept, "neither stored nor told: {case}");
+                let others = log.iter().any(|event| matches!(event, Event::Theirs | Event::Deleted));
+                assert!(others, "nobody was in its way: {case}");
+            }
+            Some(last) if is_unsaved => {
+                assert!(result.is_err(), "acknowledged, and unsaved: {case}");
+                let is_gone = since(*last).contains(&Event::Deleted);
+                let is_covered = since(*last).contains(&Event::Theirs);
+                assert!(is_gone || (self.kv && is_covered), "it is made, and can be told: {case}");
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = ()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(work);
+}
+
+#[test]
+fn a_save_in_doubt_is_made_once_whatever_somebody_else_does_meanwhile() {
+    for kv in [false, true] {
+        for there in [false, true] {
+            for (how, loss) in SAVES.into_iter().flat_map(|how| LOSSES.map(|loss| (how, loss))) {
+                for others in all_others() {
+                    block_on(async {
+                        let mut session = Session::new(kv);
+                        if there {
+                            session.sh.put(NAME, "before").await;
+                            session.sh.cat(NAME).await;
+                        }
+                        session.save(how, Script { loss, others }).await;
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Somebody at each of the steps, and at any two of them.
+fn all_others() -> Vec<[Other; 3]> {
+    let all =
+        OTHERS.into_iter().flat_map(|a| OTHERS.into_iter().flat_map(move |b| OTHERS.map(|c| [a, b, c])));
+    all.filter(|others| others.contains(&Other::Nothing)).collect()
+}
+
+fn steps() -> impl Strategy<Value = Vec<(Save, Script)>> {
+    let other = || prop::sample::select(OTHERS.to_vec());
+    let script = (prop::sample::select(LOSSES.to_vec()), [other(), other(), other()]);
+    let script = script.prop_map(|(loss, others)| Script { loss, others });
+    prop::collection::vec((prop::sample::select(SAVES.to_vec()), script), 1..12)
+}
+
+proptest! {
+    #![proptest_config(crate::model::config())]
+
+    #[test]
+    fn sessions_with_two_writers_store_each_save_once(kv: bool, steps in steps()) {
+        block_on(async {
+            let mut session = Session::new(kv);
+            for (how, script) in steps {
+                session.save(how, script).await;
+            }
+        });
+    }
+}
+
+/// The history of the object dialect has all bytes: a save that is in it is stored.
+#[tokio::test(start_paused = true)]
+async fn a_save_that_was_made_and_superseded_is_stored() {
+    for (kv, loss) in [false, true].into_iter().flat_map(|kv| LOSSES.map(|loss| (kv, loss))) {
+        if matches!(loss, Loss::Request | Loss::Late | Loss::WorkerAndRequest) {
+            continue;
+        }
+        let mut session = Session::new(kv);
+        session.sh.put(NAME, "before").await;
+        session.sh.cat(NAME).await;
+        // In kv the next version is told by its size where it is another's, and by its bytes where it is current.
+        let others = [Other::Nothing, if kv { Other::Nothing } else { Other::PutsTwice }, Other::Puts];
+        session.save(Save::Write, Script { loss, others }).await;
+        let unsaved = session.sh.fs.unsaved();
+        assert!(unsaved.is_empty(), "kv {kv}, {loss:?}: {unsaved:?}");
+        let shown = session.sh.cat(NAME).await;
+        let last = session.sh.history(NAME).await.pop().unwrap();
+        assert_eq!(shown, last, "kv {kv}, {loss:?}: the name shows what is newest");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_told_is_a_conflict_and_no_second_update() {
+    for loss in [Loss::Worker, Loss::Answer] {
+        for what in [Other::PutsAlike, Other::Deletes, Other::Replaces] {
+            let mut session = Session::new(true);
+            session.sh.put(NAME, "before").await;
+            session.sh.cat(NAME).await;
+            session.save(Save::Write, Script { loss, others: [Other::Nothing, what, Other::Nothing] }).await;
+            let sh = &session.sh;
+            let unsaved = sh.fs.unsaved();
+            assert!(matches!(&unsaved[..], [one] if one.conflict), "{loss:?}, {what:?}: {unsaved:?}");
+            let before = sh.history(NAME).await.len();
+            // Nor does its program store it by trying again, and a person does.
+            sh.fs.drain(vaultfs::fs::Drain::Closed, Duration::from_secs(10)).await;
+            assert_eq!(sh.history(NAME).await.len(), before);
+            assert!(sh.fs.retry_unsaved(None, Duration::from_secs(10)).await.is_empty());
+            assert_eq!(sh.history(NAME).await.len(), before + 1);
+        }
+    }
+}
