@@ -6,6 +6,7 @@
 //! holds, and the time (which never runs backwards within a vault, so that "changed since" misses nothing
 //! when a clock is set back).
 
+mod connections;
 pub mod schema;
 pub mod sqlite;
 mod sqlite_list;

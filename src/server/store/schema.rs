@@ -74,6 +74,10 @@ CREATE INDEX idempotency_by_time ON idempotency (made_at);
 
 /// Brings the database up to date, all steps or none.
 pub fn migrate(conn: &mut Connection) -> Result<(), MigrateError> {
+    // A database that is up to date is not written to: on a full disk it can still be opened.
+    if steps_done(conn)? == STEPS.len() && is_marked(conn)? {
+        return Ok(());
+    }
     let tx = Transaction::new(conn, TransactionBehavior::Immediate)?;
     let done = steps_done(&tx)?;
     for step in &STEPS[done..] {
@@ -83,6 +87,11 @@ pub fn migrate(conn: &mut Connection) -> Result<(), MigrateError> {
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;
     tx.commit()?;
     Ok(())
+}
+
+fn is_marked(conn: &Connection) -> rusqlite::Result<bool> {
+    let id: i32 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    Ok(id == APPLICATION_ID)
 }
 
 /// How many steps were taken; an error if this is no vault's database, or that of a newer program. Changes nothing.

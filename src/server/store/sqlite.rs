@@ -1,31 +1,24 @@
-//! The store over SQLite: one writer, a few readers, write-ahead log, every commit on disk before it returns.
+//! The store over SQLite: every commit is on disk before it returns.
 //!
-//! Writers queue for the one writing connection in the order they came; readers take one of a few reading
-//! connections and see the last commit. What writes, or may walk over many rows, runs as blocking work, and waiting for a
-//! connection happens before that begins, so that a load of requests never exhausts tokio's threads.
-//! What finds a few rows by an index is done where it is asked for: waking another thread takes several times as long
-//! as the look itself. A request that is dropped while it waits does nothing; one that has begun is finished.
+//! Writers queue for the one writing connection in the order they came ([`Connections`]). What writes, or may walk over
+//! many rows, runs as blocking work, and waiting for a connection happens before that begins, so that a load of
+//! requests never exhausts tokio's threads. What finds a few rows by an index is done where it is asked for: waking
+//! another thread takes several times as long as the look itself. A request that is dropped while it waits does
+//! nothing; one that has begun is finished.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
-};
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use ulid::Ulid;
 
-use super::schema::{self, MigrateError};
+use super::connections::{Connections, blocking};
+use super::schema::MigrateError;
 use super::sqlite_rows::{OBJECT_COLUMNS, key_row, object_by_id, sealed_object, uid, version_row};
 use super::{sqlite_once, *};
-
-/// Two cores are served well by this; more only helps where there are more.
-const READERS: usize = 4;
 
 type Result<T, E = StoreError> = std::result::Result<T, E>;
 
@@ -33,47 +26,7 @@ type Result<T, E = StoreError> = std::result::Result<T, E>;
 #[derive(Debug)]
 pub struct SqliteStore {
     vault: VaultId,
-    // Closed before the writer: SQLite puts the log into the database when the last one closes, and only a
-    // writer can.
-    readers: Arc<Readers>,
-    writer: Arc<tokio::sync::Mutex<Connection>>,
-}
-
-/// Idle reading connections; `turns` has one permit for each connection.
-#[derive(Debug)]
-struct Readers {
-    turns: Arc<Semaphore>,
-    idle: Mutex<Vec<Connection>>,
-}
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(e: rusqlite::Error) -> Self {
-        match e {
-            rusqlite::Error::QueryReturnedNoRows => StoreError::NotFound,
-            e if is_full(&e) => StoreError::Full,
-            e if lacks_descriptors(&e) => {
-                StoreError::Backend(format!("{e}: no descriptors are left for it (ulimit -n)"))
-            }
-            e => StoreError::Backend(e.to_string()),
-        }
-    }
-}
-
-/// SQLite does not say why a file cannot be opened. It takes several descriptors, and has let go of them by now.
-fn lacks_descriptors(e: &rusqlite::Error) -> bool {
-    let few = || {
-        let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-        let used = std::fs::read_dir("/proc/self/fd").map_or(u64::MAX, |open| open.count() as u64);
-        limit.is_ok_and(|(limit, _)| used.saturating_add(8) >= limit)
-    };
-    e.sqlite_error().is_some_and(|e| e.code == ErrorCode::CannotOpen) && few()
-}
-
-/// SQLite has no word of its own for a disk on which the index of its log finds no room.
-fn is_full(e: &rusqlite::Error) -> bool {
-    e.sqlite_error().is_some_and(|e| {
-        e.code == ErrorCode::DiskFull || e.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
-    })
+    connections: Arc<Connections>,
 }
 
 impl From<MigrateError> for StoreError {
@@ -95,18 +48,14 @@ impl SqliteStore {
             .mode(0o600)
             .open(path)
             .map_err(|e| StoreError::Backend(e.to_string()))?;
-        let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        schema::migrate(&mut writer)?;
-        writer.execute("INSERT OR IGNORE INTO vault (one, id) VALUES (1, ?1)", [fresh.0])?;
-        let vault = VaultId(writer.query_row("SELECT id FROM vault", [], |row| row.get(0))?);
-        let idle = (0..READERS)
-            .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Self {
-            vault,
-            writer: Arc::new(tokio::sync::Mutex::new(writer)),
-            readers: Arc::new(Readers { turns: Arc::new(Semaphore::new(READERS)), idle: Mutex::new(idle) }),
-        })
+        let connections = Connections::open(path)?;
+        let mut writer =
+            connections.try_writer().ok_or_else(|| StoreError::Backend("it is in use".into()))?;
+        let db = writer.connection()?;
+        db.execute("INSERT OR IGNORE INTO vault (one, id) VALUES (1, ?1)", [fresh.0])?;
+        let vault = VaultId(db.query_row("SELECT id FROM vault", [], |row| row.get(0))?);
+        drop(writer);
+        Ok(Self { vault, connections })
     }
 
     /// The vault's id.
@@ -127,9 +76,9 @@ impl SqliteStore {
     /// As if the disk were full.
     #[cfg(test)]
     pub(super) async fn allow_no_more_pages(&self) {
-        let writer = self.writer.lock().await;
+        let mut writer = self.connections.writer().await;
         // No less than there are is what it takes for a limit below that.
-        writer.pragma_update(None, "max_page_count", 1).unwrap();
+        writer.connection().unwrap().pragma_update(None, "max_page_count", 1).unwrap();
     }
 
     async fn write<T, F>(&self, work: F) -> Result<T>
@@ -137,14 +86,26 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     {
-        let mut writer = Arc::clone(&self.writer).lock_owned().await;
+        let mut writer = self.connections.writer().await;
         blocking(move || {
-            let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let tx = writer.connection()?.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let out = work(&tx)?;
             tx.commit()?;
+            writer.succeeded();
             Ok(out)
         })
         .await
+    }
+
+    /// A change that removes something: it leaves the files, too.
+    async fn remove<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+    {
+        let removed = self.write(work).await?;
+        self.connections.purge_log();
+        Ok(removed)
     }
 
     /// For what may take long: a page of a listing, a history.
@@ -153,7 +114,7 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     {
-        let mut reader = self.reader().await?;
+        let mut reader = self.connections.reader().await?;
         blocking(move || {
             // One transaction: several statements see one state of the vault.
             let tx = reader.connection()?.transaction()?;
@@ -164,73 +125,8 @@ impl SqliteStore {
 
     /// For one statement that finds its row by an index.
     async fn look<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        work(self.reader().await?.connection()?)
+        work(self.connections.reader().await?.connection()?)
     }
-
-    async fn reader(&self) -> Result<Reader> {
-        let turn = Arc::clone(&self.readers.turns).acquire_owned().await.map_err(|e| gone(&e))?;
-        let connection = self.readers.idle.lock().ok().and_then(|mut idle| idle.pop());
-        Ok(Reader { connection, readers: Arc::clone(&self.readers), _turn: turn })
-    }
-}
-
-/// A reading connection, for as long as this lives.
-struct Reader {
-    connection: Option<Connection>,
-    readers: Arc<Readers>,
-    _turn: OwnedSemaphorePermit,
-}
-
-impl Reader {
-    fn connection(&mut self) -> Result<&mut Connection> {
-        self.connection.as_mut().ok_or_else(|| gone(&"a reading connection was lost"))
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        // Before the turn is given back: whoever gets it finds the connection.
-        if let (Some(connection), Ok(mut idle)) = (self.connection.take(), self.readers.idle.lock()) {
-            idle.push(connection);
-        }
-    }
-}
-
-fn gone(e: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Backend(e.to_string())
-}
-
-/// Where the runtime has several threads, this one does the work and another one takes over what else it had: the
-/// caller, who waits, does not also wait for two threads to wake.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    // Not the panic's own text, which could be anything.
-    let ended = || gone(&"a task of the store ended without a result");
-    match Handle::current().runtime_flavor() {
-        RuntimeFlavor::MultiThread => {
-            // What the closure owns is a transaction that rolls back, and a connection that stays good.
-            let work = AssertUnwindSafe(work);
-            tokio::task::block_in_place(|| catch_unwind(work)).map_err(|_| ended())?
-        }
-        _ => tokio::task::spawn_blocking(work).await.map_err(|_| ended())?,
-    }
-}
-
-fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
-    let conn = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    conn.busy_timeout(std::time::Duration::from_secs(5))?;
-    if access == OpenFlags::SQLITE_OPEN_READ_WRITE {
-        conn.pragma_update(None, "journal_mode", "WAL")?;
-        conn.pragma_update(None, "synchronous", "FULL")?;
-        conn.pragma_update(None, "secure_delete", "ON")?;
-        conn.pragma_update(None, "foreign_keys", "ON")?;
-    }
-    if access == OpenFlags::SQLITE_OPEN_READ_ONLY {
-        // KiB. The system keeps the pages, too; what each reader has of its own stays for as long as the vault is open.
-        conn.pragma_update(None, "cache_size", -512)?;
-    }
-    conn.pragma_update(None, "temp_store", "MEMORY")?;
-    conn.set_prepared_statement_cache_capacity(64);
-    Ok(conn)
 }
 
 /// What was told the time later may be written earlier, by so many milliseconds.
@@ -411,7 +307,7 @@ impl Store for SqliteStore {
     }
 
     async fn delete(&self, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow> {
-        self.write(move |tx| delete(tx, id, check)).await
+        self.remove(move |tx| delete(tx, id, check)).await
     }
 
     async fn versions(&self, id: Ulid) -> Result<Vec<VersionRow>> {
@@ -453,7 +349,7 @@ impl Store for SqliteStore {
 
     async fn revoke_key(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
-        self.write(move |tx| match tx.execute("DELETE FROM api_keys WHERE id = ?1", [id])? {
+        self.remove(move |tx| match tx.execute("DELETE FROM api_keys WHERE id = ?1", [id])? {
             0 => Err(StoreError::NotFound),
             _ => Ok(()),
         })

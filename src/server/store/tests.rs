@@ -209,3 +209,80 @@ async fn a_database_knows_its_vault_and_its_program() {
     std::fs::write(&path, "this is no database at all, and long enough to be taken for one").unwrap();
     assert!(matches!(SqliteStore::open(&path, VaultId([2; 16])).map(drop), Err(StoreError::Backend(_))));
 }
+
+/// Whether a file of the database holds `text`.
+fn is_on_disk(v: &Vault, text: &[u8]) -> bool {
+    let files = std::fs::read_dir(v._dir.path()).unwrap().flatten();
+    files.into_iter().any(|file| {
+        let bytes = std::fs::read(file.path()).unwrap_or_default();
+        bytes.windows(text.len()).any(|window| window == text)
+    })
+}
+
+/// Waits until no file of the database holds `text`; how many seconds that took.
+async fn until_gone(v: &Vault, text: &[u8]) -> f64 {
+    let begun = std::time::Instant::now();
+    while is_on_disk(v, text) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "deleted half a minute ago, and still on the disk"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    begun.elapsed().as_secs_f64()
+}
+
+const MARK: &str = "a-name-that-is-deleted";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_leaves_every_file_though_others_read_and_write() {
+    let v = std::sync::Arc::new(vault());
+    let id = v.create(MARK, 1).await.unwrap().id;
+    v.update(id, None, 2).await.unwrap();
+    assert!(is_on_disk(&v, MARK.as_bytes()));
+    let others = std::sync::Arc::clone(&v);
+    let busy = tokio::spawn(async move {
+        for n in 0.. {
+            others.create(&format!("n{n}"), n + 3).await.unwrap();
+            others.store.list(all()).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    });
+    v.store.delete(id, None).await.unwrap();
+    until_gone(&v, MARK.as_bytes()).await;
+    busy.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_leaves_every_file_once_the_last_older_read_ends() {
+    let v = vault();
+    let id = v.create(MARK, 1).await.unwrap().id;
+    let reader = rusqlite::Connection::open(v._dir.path().join("vault.db")).unwrap();
+    reader.execute_batch("BEGIN").unwrap();
+    reader.query_row("SELECT count(*) FROM objects", [], |row| row.get::<_, i64>(0)).unwrap();
+    v.store.delete(id, None).await.unwrap();
+    let second = v.create("meanwhile others write", 3).await.unwrap();
+    v.update(second.id, None, 4).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(is_on_disk(&v, MARK.as_bytes()), "a read from before needs it");
+    reader.execute_batch("COMMIT").unwrap();
+    until_gone(&v, MARK.as_bytes()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_deleted_before_a_death_is_gone_when_the_database_is_opened_again() {
+    let v = vault();
+    let path = v._dir.path().join("vault.db");
+    let id = v.create(MARK, 1).await.unwrap().id;
+    // As a killed process leaves it: the deletion is in the log.
+    let dead = rusqlite::Connection::open(&path).unwrap();
+    dead.pragma_update(None, "secure_delete", "ON").unwrap();
+    dead.execute("DELETE FROM objects WHERE id = ?1", [id.to_bytes()]).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["vault.db", "vault.db-wal"] {
+        std::fs::copy(v._dir.path().join(name), copy.path().join(name)).unwrap();
+    }
+    let store = SqliteStore::open(&copy.path().join("vault.db"), VaultId([7; 16])).unwrap();
+    let v = Vault { store, _dir: copy };
+    assert!(!is_on_disk(&v, MARK.as_bytes()));
+}
