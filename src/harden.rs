@@ -51,6 +51,13 @@ pub fn has_env(name: &str) -> bool {
     TAKEN.lock().unwrap_or_else(|e| e.into_inner()).iter().any(|(n, _)| *n == name)
 }
 
+/// Lets this process have as many descriptors as it may: a server's connections take one each.
+pub fn raise_descriptors() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
+}
+
 /// Names this process as `ps` and `top` show it (15 bytes at most).
 pub fn name_process(name: &CStr) {
     let _ = nix::sys::prctl::set_name(name);

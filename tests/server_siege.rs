@@ -6,10 +6,12 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use vault_server::served::Served;
 
 fn client() -> Client {
@@ -123,4 +125,141 @@ async fn on_a_full_disk_a_server_starts_and_reads_and_stores_when_there_is_room(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_a_server_starts_after_a_death_and_has_what_was_acknowledged() {
     on_a_full_disk(libc::SIGKILL).await;
+}
+
+fn address(served: &Served) -> String {
+    served.url.strip_prefix("http://").unwrap().to_owned()
+}
+
+/// Resident memory of the server, in KiB.
+fn memory(served: &Served) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", served.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn key_with(dir: &Path, permissions: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
+    let made = command.args(["serve", "--data"]).arg(dir).args(["key", "add", "--permissions", permissions]);
+    let made = made.stdin(Stdio::null()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_say_nothing_shut_nobody_out() {
+    let temp = tempfile::tempdir().unwrap();
+    let log = temp.path().join("log");
+    let served = Served::start_logging(&temp.path().join("vault"), fs::File::create(&log).unwrap().into());
+    let api = Api::of(&served);
+    assert_eq!(api.create("a", "value").await, StatusCode::OK);
+    let mut proven = TcpStream::connect(address(&served)).await.unwrap();
+    let head =
+        format!("GET /vault/object/list HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer {}\r\n\r\n", served.key);
+    proven.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 65536];
+    assert!(proven.read(&mut answer).await.unwrap() > 0);
+
+    // Some say nothing, some half a head, some bring a key that is not known.
+    let mut silent = Vec::new();
+    let unknown = "GET /vault/object/list HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer sk_no\r\n\r\n";
+    for n in 0..1000 {
+        let mut stream = TcpStream::connect(address(&served)).await.unwrap();
+        let said = ["", "GET /vault", unknown][n % 3];
+        let _ = stream.write_all(said.as_bytes()).await;
+        silent.push(stream);
+    }
+    for n in 0..20 {
+        // Each on a connection of its own.
+        assert_eq!(Api::of(&served).create(&format!("n{n}"), "value").await, StatusCode::OK);
+    }
+    proven.write_all(head.as_bytes()).await.unwrap();
+    assert!(proven.read(&mut answer).await.unwrap() > 0, "it brought a key");
+    let mut local = UnixStream::connect(temp.path().join("vault/vault.sock")).await.unwrap();
+    local.write_all(head.as_bytes()).await.unwrap();
+    assert!(local.read(&mut answer).await.unwrap() > 0);
+
+    let mut open = 0;
+    for stream in &mut silent {
+        // What was answered with 401 has that to read first.
+        let mut buffer = [0; 4096];
+        open += u32::from(loop {
+            match stream.try_read(&mut buffer) {
+                Ok(n) if n > 0 => {}
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break true,
+                _ => break false,
+            }
+        });
+    }
+    assert!(open <= 256, "{open} are still open");
+    let log = fs::read_to_string(&log).unwrap();
+    assert_eq!(log.matches("the oldest are closed").count(), 1, "one line a minute");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_begins_no_request_ends() {
+    let temp = tempfile::tempdir().unwrap();
+    let served = Served::start(temp.path());
+    let mut stream = TcpStream::connect(address(&served)).await.unwrap();
+    stream.write_all(b"GET /vault").await.unwrap();
+    let begun = Instant::now();
+    let ended = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut [0; 4096])).await;
+    assert!(ended.is_ok(), "it is still open after {:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_stall_hold_little_memory_and_shut_nobody_out() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("vault");
+    let served = Served::start(&dir);
+    let writer = key_with(&dir, "write");
+    let api = Api::of(&served);
+    assert_eq!(api.create("a", "value").await, StatusCode::OK);
+    let before = memory(&served);
+    let size = 8 << 20;
+    let part = vec![b'x'; size - 1];
+    let mut stalled = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let head = format!(
+            "POST /vault/object/create HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer {writer}\r\nContent-Length: {size}\r\n\r\n"
+        );
+        let (address, part) = (address(&served), part.clone());
+        stalled.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            // As much as it takes; then nothing.
+            let _ = tokio::time::timeout(Duration::from_secs(2), stream.write_all(&part)).await;
+            stream
+        });
+    }
+    let mut connections = Vec::new();
+    while let Some(stream) = stalled.join_next().await {
+        connections.push(stream.unwrap());
+    }
+    let grown = memory(&served).saturating_sub(before) / 1024;
+    assert!(grown < 128, "{grown} MiB are held");
+    let large = "y".repeat(500_000);
+    assert_eq!(api.create("large", &large).await, StatusCode::OK);
+    assert_eq!(Api::with_key(&served, &writer).create("small", "value").await, StatusCode::OK);
+    // They are told, and their memory is free again.
+    let mut answer = String::new();
+    let mut first = connections.remove(0);
+    let told = tokio::time::timeout(Duration::from_secs(120), first.read_to_string(&mut answer)).await;
+    assert!(told.is_ok() && answer.starts_with("HTTP/1.1 408 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_names_the_client_behind_a_trusted_proxy_only() {
+    for (trusted, expected) in [("127.0.0.0/8", "203.0.113.9"), ("10.0.0.0/8", "127.0.0.1")] {
+        let temp = tempfile::tempdir().unwrap();
+        let log = temp.path().join("log");
+        let options = ["--listen", "127.0.0.1:0", "--trusted-proxy", trusted];
+        let file = fs::File::create(&log).unwrap();
+        let served = Served::start_with(&temp.path().join("vault"), file.into(), &options);
+        let request = client().get(format!("{}/vault/object/list", served.url)).bearer_auth(&served.key);
+        let answer = request.header("X-Forwarded-For", "6.6.6.6, 203.0.113.9").send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let line = |log: &str| log.lines().any(|line| line.contains("answered") && line.contains(expected));
+        assert!(line(&fs::read_to_string(&log).unwrap()), "{}", fs::read_to_string(&log).unwrap());
+    }
 }

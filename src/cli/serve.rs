@@ -70,6 +70,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     rate_limit: u32,
 
+    /// Proxies in front of this server, as addresses or networks (10.0.0.0/8): X-Forwarded-For of their requests names the
+    /// client in the log. May be repeated
+    #[arg(long, value_name = "CIDR", value_parser = values::network)]
+    trusted_proxy: Vec<ipnet::IpNet>,
+
     /// Say more on standard error; twice: each request
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -82,6 +87,7 @@ pub struct ServeArgs {
 pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.verbose);
     heap::tune();
+    harden::raise_descriptors();
     let memory = harden::lock_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if let Some(command) = args.command {
@@ -133,7 +139,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}: choose another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
-    let listening = owner.listen(Some(Tcp { listener, tls }))?;
+    let listening = owner.listen(Some(Tcp { listener, tls, trusted_proxies: args.trusted_proxy }))?;
     say_where(&format!("{scheme}://{address}"))?;
     service::tell(&format!("READY=1\nSTATUS=serving {scheme}://{address}"));
     listening

@@ -56,6 +56,12 @@ pub fn value_size(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+/// `10.0.0.0/8`, `192.0.2.1`.
+pub fn network(text: &str) -> Result<ipnet::IpNet, String> {
+    let address = || text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from).ok();
+    text.parse().ok().or_else(address).ok_or_else(|| "give an address, or a network like 10.0.0.0/8".into())
+}
+
 /// A user's number or name.
 pub fn user(text: &str) -> Result<u32, String> {
     let named = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());

@@ -2,23 +2,30 @@
 //!
 //! TCP is plain on loopback, or TLS. A handshake has its own time limit and holds up no other connection.
 //! On the Unix socket only processes of our own user (or root) are let in, whatever the file's mode says.
-//! A client that sends no request gets a limited time; draining gets a limited time as well.
+//! Each listener has an [`Admission`] of its own, so that whoever fills the port leaves the socket alone. Draining gets a
+//! limited time.
 
 use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
 use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-/// How long a connection may stay without a complete request head. Longer than clients keep idle connections
+use super::admission::{Admission, Seat};
+
+/// How long a connection may stay between two requests. Longer than clients keep idle connections
 /// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just going.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a TLS handshake may take.
@@ -43,11 +50,13 @@ pub struct Tcp {
     pub listener: TcpListener,
     /// The server's certificate and key; without, HTTP travels as it is.
     pub tls: Option<TlsAcceptor>,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl From<TcpListener> for Tcp {
     fn from(listener: TcpListener) -> Self {
-        Self { listener, tls: None }
+        Self { listener, tls: None, trusted_proxies: Vec::new() }
     }
 }
 
@@ -60,25 +69,43 @@ impl std::fmt::Debug for Tcp {
 /// Answers with `router` until `stop` is done; then takes no more connections and finishes those it has.
 pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Output = ()>) {
     let Listeners { unix, tcp } = listeners;
+    let local = Admission::new(Vec::new());
+    let remote = Admission::new(tcp.as_ref().map_or_else(Vec::new, |tcp| tcp.trusted_proxies.clone()));
     let connections = GracefulShutdown::new();
     // Dropped at the end of taking connections: a handshake that is not done by then has no request to lose.
     let (taking, stopped) = watch::channel(());
     tokio::pin!(stop);
     loop {
-        tokio::select! {
+        let (stream, seat) = tokio::select! {
             () = &mut stop => break,
             accepted = unix.accept() => match accepted.and_then(|(stream, _)| own_user(stream)) {
-                Ok(stream) => answer(connections.watcher(), router.clone(), stream),
-                Err(e) => refused(&e).await,
+                Ok(stream) => (Stream::Unix(stream), local.admit(None)),
+                Err(e) => {
+                    refused(&e).await;
+                    continue;
+                }
             },
             accepted = accept_tcp(tcp.as_ref()) => match accepted {
-                Ok((stream, None)) => answer(connections.watcher(), router.clone(), stream),
-                Ok((stream, Some(tls))) => {
-                    let handshake = Handshake { stream, tls, stopped: stopped.clone() };
-                    answer_tls(connections.watcher(), router.clone(), handshake);
+                Ok((stream, peer, tls)) => {
+                    let seat = remote.admit(Some(peer));
+                    (Stream::Tcp(stream, tls), seat)
                 }
-                Err(e) => refused(&e).await,
+                Err(e) => {
+                    refused(&e).await;
+                    continue;
+                }
             },
+        };
+        // Without a seat the connection is dropped here.
+        let Some(seat) = seat else { continue };
+        let router = Seated { router: TowerToHyperService::new(router.clone()), seat };
+        match stream {
+            Stream::Unix(stream) => answer(connections.watcher(), router, stream),
+            Stream::Tcp(stream, None) => answer(connections.watcher(), router, stream),
+            Stream::Tcp(stream, Some(tls)) => {
+                let handshake = Handshake { stream, tls, stopped: stopped.clone() };
+                answer_tls(connections.watcher(), router, handshake);
+            }
         }
     }
     drop((unix, tcp, taking));
@@ -87,12 +114,37 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
     }
 }
 
-async fn accept_tcp(tcp: Option<&Tcp>) -> io::Result<(TcpStream, Option<TlsAcceptor>)> {
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream, Option<TlsAcceptor>),
+}
+
+/// The router of one connection: each request knows its seat.
+#[derive(Clone)]
+struct Seated {
+    router: TowerToHyperService<Router>,
+    seat: Arc<Seat>,
+}
+
+impl hyper::service::Service<hyper::Request<Incoming>> for Seated {
+    type Response = axum::response::Response;
+    type Error = std::convert::Infallible;
+    type Future = <TowerToHyperService<Router> as hyper::service::Service<hyper::Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: hyper::Request<Incoming>) -> Self::Future {
+        self.seat.begin();
+        request.extensions_mut().insert(Arc::clone(&self.seat));
+        self.router.call(request)
+    }
+}
+
+async fn accept_tcp(tcp: Option<&Tcp>) -> io::Result<(TcpStream, IpAddr, Option<TlsAcceptor>)> {
     match tcp {
-        Some(Tcp { listener, tls }) => {
-            let (stream, _) = listener.accept().await?;
+        Some(Tcp { listener, tls, .. }) => {
+            let (stream, peer) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Ok((stream, tls.clone()))
+            // An IPv4 peer of an IPv6 listener is the same machine as on an IPv4 one.
+            Ok((stream, peer.ip().to_canonical(), tls.clone()))
         }
         None => std::future::pending().await,
     }
@@ -120,11 +172,12 @@ struct Handshake {
     stopped: watch::Receiver<()>,
 }
 
-fn answer_tls(connections: Watcher, router: Router, handshake: Handshake) {
+fn answer_tls(connections: Watcher, router: Seated, handshake: Handshake) {
     let Handshake { stream, tls, mut stopped } = handshake;
     tokio::spawn(async move {
         let accepted = tokio::select! {
             accepted = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => accepted,
+            () = router.seat.ended() => return,
             _ = stopped.changed() => return,
         };
         match accepted {
@@ -135,18 +188,22 @@ fn answer_tls(connections: Watcher, router: Router, handshake: Handshake) {
     });
 }
 
-fn answer<S>(connections: Watcher, router: Router, stream: S)
+fn answer<S>(connections: Watcher, router: Seated, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let seat = Arc::clone(&router.seat);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), router);
     let connection = connections.watch(connection);
     tokio::spawn(async move {
-        if let Err(e) = connection.await {
-            tracing::debug!(error = %e, "a connection ended early");
+        tokio::select! {
+            ended = connection => if let Err(e) = ended {
+                tracing::debug!(error = %e, "a connection ended early");
+            },
+            () = seat.ended() => tracing::debug!("a connection that brought no API key was closed"),
         }
     });
 }

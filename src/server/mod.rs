@@ -9,6 +9,7 @@
 //! ```
 //! Calls go down only. A value is plain text above `service` and ciphertext below it.
 
+pub mod admission;
 pub mod api;
 pub mod context;
 pub mod data_keys;

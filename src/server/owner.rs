@@ -127,7 +127,7 @@ impl Listening {
     /// Answers until `stop` is done, drains, removes the socket and gives up the lock.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Owner { dir, service, limit, lock } = self.owner;
-        let router = api::router(App { service, limit });
+        let router = api::router(App::new(service, limit));
         listen::serve(self.listeners, router, stop).await;
         if let Err(e) = std::fs::remove_file(dir.socket()) {
             tracing::warn!(error = %e, "the socket's file could not be removed");

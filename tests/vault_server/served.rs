@@ -37,6 +37,10 @@ impl Served {
         Self { child, url: url.trim().to_owned(), key: key.trim().to_owned() }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: i32) {
         // SAFETY: kill(2) takes no pointers, and the pid is that of a child that was not waited for.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);

@@ -10,7 +10,6 @@ use std::fmt;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use futures_util::StreamExt;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -19,22 +18,6 @@ use super::error::{ApiError, ErrorType};
 use crate::secret::{SecretBytes, SecretString};
 use crate::server::context::{KeyContext, MAX_CHARS, MAX_PAIRS};
 use crate::vault::codec::parse_json_text;
-
-/// Reads a request's body; 413 if it is longer than `limit` bytes. The envelope reads on, so that a client
-/// that is still sending gets to see the answer.
-pub async fn read(body: Body, limit: usize) -> Result<SecretBytes, ApiError> {
-    let mut read = SecretBytes::default();
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| ApiError::invalid("the body ended before it was complete"))?;
-        if read.len() + chunk.len() > limit {
-            let message = format!("the body is too large: at most {limit} bytes are read");
-            return Err(ApiError::new(ErrorType::PayloadTooLarge, message));
-        }
-        read.write_at(read.len(), &chunk);
-    }
-    Ok(read)
-}
 
 /// The fields of a JSON object, in the order sent, unparsed.
 pub struct Fields<'a>(Vec<(String, &'a RawValue)>);

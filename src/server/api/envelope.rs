@@ -18,6 +18,7 @@ use tracing::Instrument;
 use ulid::Ulid;
 
 use super::error::{ApiError, ErrorType};
+use crate::server::admission::Seat;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -32,7 +33,8 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 pub async fn wrap(mut request: Request, next: Next) -> Response {
     let id = format!("req_{}", Ulid::new());
     let path = without_names(request.uri().path());
-    let span = tracing::debug_span!("request", %id, method = %request.method(), path);
+    let peer = peer(&request);
+    let span = tracing::debug_span!("request", %id, method = %request.method(), path, peer);
     let begun = Instant::now();
     let kv = request.uri().path().starts_with(KV);
     if request.method() == Method::HEAD {
@@ -64,6 +66,13 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
     let error = response.extensions().get::<ApiError>().map(|e| e.message.as_str());
     tracing::debug!(status = response.status().as_u16(), elapsed = ?begun.elapsed(), error, "answered");
     response
+}
+
+/// Where the request comes from, for the log.
+fn peer(request: &Request) -> Option<String> {
+    let seat = request.extensions().get::<Arc<Seat>>()?;
+    let forwarded = request.headers().get("x-forwarded-for").and_then(|value| value.to_str().ok());
+    Some(seat.peer(forwarded)?.to_string())
 }
 
 /// Puts a body in place of the request's that leaves what is not read of it in what this returns.

@@ -1,6 +1,6 @@
 //! The one error a request ends in, and what it looks like on the wire.
 
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -22,6 +22,8 @@ pub enum ErrorType {
     NotFound,
     /// 405: the route does not take this method.
     MethodNotAllowed,
+    /// 408: the body did not come in time.
+    RequestTimeout,
     /// 409: the name exists, or a version check failed.
     Conflict,
     /// 413: value or body over the limit.
@@ -32,6 +34,8 @@ pub enum ErrorType {
     RateLimitExceeded,
     /// 500: our fault.
     Internal,
+    /// 503: too much at a time.
+    Unavailable,
     /// 507: no room on the disk.
     InsufficientStorage,
 }
@@ -45,6 +49,8 @@ impl ErrorType {
             ErrorType::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
             ErrorType::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             ErrorType::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            ErrorType::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
+            ErrorType::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable"),
             ErrorType::Conflict => (StatusCode::CONFLICT, "conflict"),
             ErrorType::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             ErrorType::UnprocessableEntity => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity"),
@@ -119,6 +125,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, word) = self.kind.wire();
         let mut response = json(status, &Wire { error: word, code: word, message: &self.message });
+        if self.kind == ErrorType::Unavailable {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(1));
+        }
         // For the log, and for a dialect that says the same in other words.
         response.extensions_mut().insert(self);
         response

@@ -1,5 +1,7 @@
 //! Who may do what: the API key of a request and the permission a route needs.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderName};
@@ -8,8 +10,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 
 use super::error::{ApiError, ErrorType};
+use super::load::too_busy;
 use super::{App, limit};
 use crate::secret::{SecretBytes, SecretString};
+use crate::server::admission::Seat;
 use crate::server::store::{KeyRow, Once, Permission};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -44,6 +48,11 @@ async fn check(
         Ok(row) => row,
         Err(e) => return e.into_response(),
     };
+    if let Some(seat) = request.extensions().get::<Arc<Seat>>()
+        && !seat.prove(&row.id)
+    {
+        return too_busy("this API key has too many connections").into_response();
+    }
     let allowance = app.limit.as_ref().map(|limit| limit.take(&row.id));
     let mut response = match allowance {
         Some(allowance) if !allowance.granted => allowance.exceeded().into_response(),
@@ -51,8 +60,12 @@ async fn check(
             Ok(()) => {
                 // Nothing behind the gate needs the key.
                 request.headers_mut().remove(AUTHORIZATION);
+                let turn = app.load.turn(&row.id).await;
                 request.extensions_mut().insert(Caller(row));
-                next.run(request).await
+                match turn {
+                    Ok(_turn) => next.run(request).await,
+                    Err(e) => e.into_response(),
+                }
             }
             Err(e) => e.into_response(),
         },

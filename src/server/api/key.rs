@@ -3,16 +3,16 @@
 //! Nothing here is stored and nothing is replayed: the same request gives another key each time. A key that
 //! is corrupt or not this vault's is 422 in the object dialect and 400 in kv.
 
-use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
 
 use super::App;
-use super::body::{self, Fields, json, secret_json};
+use super::body::{Fields, json, secret_json};
 use super::error::{ApiError, ErrorType};
 use super::kv::uuid_text;
+use super::load::Received;
 use crate::secret::SecretString;
 use crate::server::context::KeyContext;
 use crate::server::data_keys::{Issued, KeyError};
@@ -46,12 +46,11 @@ fn secret_only(name: &str, secret: &SecretString) -> Response {
 }
 
 /// POST /vault/key/create-data-key
-pub async fn create_data_key(State(app): State<App>, body: Body) -> Answer {
+pub async fn create_data_key(State(app): State<App>, body: Received) -> Answer {
     #[derive(Serialize)]
     struct Rest {
         encrypted_key: String,
     }
-    let body = body::read(body, app.service.max_body()).await?;
     if !body.expose().trim_ascii().is_empty() {
         Fields::parse(&body)?;
     }
@@ -60,24 +59,21 @@ pub async fn create_data_key(State(app): State<App>, body: Body) -> Answer {
 }
 
 /// POST /vault/key/encrypt-data
-pub async fn encrypt_data(State(app): State<App>, body: Body) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
+pub async fn encrypt_data(State(app): State<App>, body: Received) -> Answer {
     let fields = Fields::parse(&body)?;
     let (text, key) = (fields.secret("plaintext")?, fields.secret("data_key")?);
     Ok(json(StatusCode::OK, &Encrypted { ciphertext: app.service.encrypt(&key, &text)? }))
 }
 
 /// POST /vault/key/decrypt-data
-pub async fn decrypt_data(State(app): State<App>, body: Body) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
+pub async fn decrypt_data(State(app): State<App>, body: Received) -> Answer {
     let fields = Fields::parse(&body)?;
     let (ciphertext, key) = (fields.string("ciphertext")?, fields.secret("data_key")?);
     Ok(secret_only("plaintext", &app.service.decrypt(&key, &ciphertext)?))
 }
 
 /// POST /vault/key/decrypt-data-key
-pub async fn decrypt_data_key(State(app): State<App>, body: Body) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
+pub async fn decrypt_data_key(State(app): State<App>, body: Received) -> Answer {
     let blob = Fields::parse(&body)?.string("encrypted_key")?;
     let (_, key) = app.service.data_keys().open(&blob).map_err(ServiceError::from)?;
     Ok(secret_only("plaintext_key", &key))
@@ -98,27 +94,24 @@ fn issued(issued: Issued, context: KeyContext) -> Response {
 }
 
 /// POST /vault/v1/keys/data-key
-pub async fn kv_data_key(State(app): State<App>, body: Body) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
+pub async fn kv_data_key(State(app): State<App>, body: Received) -> Answer {
     let context = Fields::parse(&body)?.context("context")?;
     Ok(issued(app.service.data_keys().issue(&context).map_err(kv_error)?, context))
 }
 
 /// POST /vault/v1/keys/decrypt
-pub async fn kv_decrypt(State(app): State<App>, body: Body) -> Answer {
+pub async fn kv_decrypt(State(app): State<App>, body: Received) -> Answer {
     #[derive(Serialize)]
     struct Rest {
         id: String,
     }
-    let body = body::read(body, app.service.max_body()).await?;
     let blob = Fields::parse(&body)?.string("keys")?;
     let (id, key) = app.service.data_keys().open(&blob).map_err(kv_error)?;
     Ok(with_secret("data_key", &key, &Rest { id: uuid_text(id) }))
 }
 
 /// POST /vault/v1/keys/rekey
-pub async fn kv_rekey(State(app): State<App>, body: Body) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
+pub async fn kv_rekey(State(app): State<App>, body: Received) -> Answer {
     let fields = Fields::parse(&body)?;
     let (blob, context) = (fields.string("encrypted_keys")?, fields.context("context")?);
     Ok(issued(app.service.data_keys().rekey(&blob, &context).map_err(kv_error)?, context))

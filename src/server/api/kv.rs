@@ -3,7 +3,6 @@
 //! Ids are the object dialect's; versions are known by ids of their own. Paths are taken apart here, from the
 //! text that was sent: a name may hold anything, slashes encoded or not.
 
-use axum::body::Body;
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
@@ -11,9 +10,10 @@ use serde::Serialize;
 use ulid::Ulid;
 
 use super::App;
-use super::body::{self, Fields, json, secret_json};
+use super::body::{Fields, json, secret_json};
 use super::error::{ApiError, ErrorType};
 use super::gate::{Caller, once};
+use super::load::Received;
 use super::object::{Ends, List, page_from};
 use super::query::{Query, decode_path};
 use super::time::parse_moment;
@@ -158,9 +158,8 @@ pub async fn create(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
-    body: Body,
+    body: Received,
 ) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
     let fields = Fields::parse(&body)?;
     let (name, value) = (fields.string("name")?, Value::kv(fields.secret("value")?));
     let context = fields.context("key_context")?;
@@ -194,9 +193,8 @@ pub async fn update(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     uri: Uri,
-    body: Body,
+    body: Received,
 ) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
     let fields = Fields::parse(&body)?;
     let value = Value::kv(fields.secret("value")?);
     let check = fields.optional_string("version_check")?.map(|text| version_uid(&text));

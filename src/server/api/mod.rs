@@ -13,6 +13,7 @@ pub mod gate;
 pub mod key;
 pub mod kv;
 pub mod limit;
+pub mod load;
 pub mod object;
 pub mod query;
 pub mod time;
@@ -26,6 +27,7 @@ use super::service::Service;
 use super::store::Permission::{self, Delete, Keys, Read, Write};
 use error::{ApiError, ErrorType};
 use limit::RateLimit;
+use load::Load;
 
 /// What handlers share.
 #[derive(Debug, Clone)]
@@ -34,6 +36,16 @@ pub struct App {
     pub service: Arc<Service>,
     /// The rate limit, if there is one.
     pub limit: Option<Arc<RateLimit>>,
+    /// What is in use of the server.
+    pub load: Arc<Load>,
+}
+
+impl App {
+    /// In front of `service`, with a rate limit if there is one.
+    pub fn new(service: Arc<Service>, limit: Option<Arc<RateLimit>>) -> Self {
+        let load = Arc::new(Load::new(service.max_body()));
+        Self { service, limit, load }
+    }
 }
 
 /// Everything the server answers.

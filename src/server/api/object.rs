@@ -1,6 +1,5 @@
 //! The object dialect's nine operations on objects (VAULT-API.md §1).
 
-use axum::body::Body;
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -8,9 +7,10 @@ use serde::Serialize;
 use ulid::Ulid;
 
 use super::App;
-use super::body::{self, Fields, json, secret_json};
+use super::body::{Fields, json, secret_json};
 use super::error::{ApiError, ErrorType};
 use super::gate::{Caller, once};
+use super::load::Received;
 use super::query::{Query, number};
 use crate::secret::SecretBytes;
 use crate::server::service::{Create, Value, id_text, parse_id};
@@ -152,9 +152,8 @@ pub async fn create(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
-    body: Body,
+    body: Received,
 ) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
     let fields = Fields::parse(&body)?;
     let name = ObjectName::new(&fields.string("name")?)
         .ok_or_else(|| ApiError::invalid(format!("name must be 1 to {MAX_NAME_BYTES} bytes long")))?;
@@ -218,8 +217,7 @@ pub(super) fn page_from(query: &Query) -> Result<PageFrom, ApiError> {
 }
 
 /// PUT /vault/object/update
-pub async fn update(State(app): State<App>, Extension(caller): Extension<Caller>, body: Body) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
+pub async fn update(State(app): State<App>, Extension(caller): Extension<Caller>, body: Received) -> Answer {
     let fields = Fields::parse(&body)?;
     let id = fields.string("id")?;
     let value = data(&fields)?;
@@ -227,8 +225,7 @@ pub async fn update(State(app): State<App>, Extension(caller): Extension<Caller>
 }
 
 /// DELETE /vault/object/delete
-pub async fn delete(State(app): State<App>, body: Body) -> Answer {
-    let body = body::read(body, app.service.max_body()).await?;
+pub async fn delete(State(app): State<App>, body: Received) -> Answer {
     let id = object_id(&Fields::parse(&body)?.string("id")?)?;
     let row = app.service.delete(id, None).await?;
     Ok(json(StatusCode::OK, &Deleted { id: id_text(row.id), deleted: true }))

@@ -1,0 +1,266 @@
+//! Which connections may stay.
+//!
+//! 1. A connection is **unproven** until a request on it brings an API key that is known. There are at most
+//!    [`UNPROVEN`] of these: one more ends the oldest. So a client that sends its request at once is served, however
+//!    many others say nothing.
+//! 2. A connection on which no request begins within [`FIRST_HEAD`] ends.
+//! 3. Proven connections count for their key, at most [`PER_KEY`].
+//! 4. TCP never takes the last descriptors: [`RESERVED`] are left to the Unix socket and the store.
+//!
+//! The lock is held for a few instructions; nothing else is locked meanwhile.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio::sync::Notify;
+
+/// Most connections without an authenticated request.
+pub const UNPROVEN: usize = 256;
+/// Most connections of one API key.
+pub const PER_KEY: usize = 1024;
+/// How long a connection may take to begin its first request.
+pub const FIRST_HEAD: Duration = Duration::from_secs(10);
+/// Descriptors that are not for TCP connections.
+const RESERVED: usize = 128;
+/// Equal events are logged once in this time.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+/// Counts the connections of one listener.
+#[derive(Debug)]
+pub struct Admission {
+    most: usize,
+    proxies: Vec<IpNet>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    open: usize,
+    unproven: BTreeMap<u64, Arc<Notify>>,
+    by_key: HashMap<String, usize>,
+    evictions: Evictions,
+}
+
+/// Connections that were ended and not logged yet.
+#[derive(Debug, Default)]
+struct Evictions {
+    number: u64,
+    logged: Option<Instant>,
+}
+
+impl Admission {
+    /// As many connections as there are descriptors; `X-Forwarded-For` is believed from `proxies`.
+    pub fn new(proxies: Vec<IpNet>) -> Arc<Self> {
+        use nix::sys::resource::{Resource, getrlimit};
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+        let most = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(RESERVED).max(UNPROVEN);
+        Arc::new(Self { most, proxies, state: Mutex::default() })
+    }
+
+    /// Takes a connection in; `None` if there is no room for it.
+    pub fn admit(self: &Arc<Self>, peer: Option<IpAddr>) -> Option<Arc<Seat>> {
+        let mut state = self.state();
+        if state.unproven.len() >= UNPROVEN || state.open >= self.most {
+            let oldest = state.unproven.pop_first();
+            state.evicted(peer);
+            match oldest {
+                Some((_, end)) => end.notify_one(),
+                None => return None,
+            }
+        }
+        let (id, end) = (state.next, Arc::new(Notify::new()));
+        state.next += 1;
+        state.open += 1;
+        state.unproven.insert(id, Arc::clone(&end));
+        let begun = AtomicBool::new(false);
+        Some(Arc::new(Seat { of: Arc::clone(self), id, peer, end, begun, key: Mutex::default() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn evicted(&mut self, peer: Option<IpAddr>) {
+        self.evictions.number += 1;
+        if self.evictions.logged.is_some_and(|at| at.elapsed() < LOG_EVERY) {
+            return;
+        }
+        let newest = peer.map_or_else(|| "the Unix socket".to_owned(), |ip| ip.to_string());
+        tracing::warn!(
+            number = self.evictions.number,
+            "too many connections without an API key: the oldest are closed (the newest comes from {newest})"
+        );
+        self.evictions = Evictions { number: 0, logged: Some(Instant::now()) };
+    }
+}
+
+/// The place of one connection, until dropped.
+#[derive(Debug)]
+pub struct Seat {
+    of: Arc<Admission>,
+    id: u64,
+    peer: Option<IpAddr>,
+    end: Arc<Notify>,
+    begun: AtomicBool,
+    key: Mutex<Option<String>>,
+}
+
+impl Seat {
+    /// A request began.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// A request came with this API key, which is known. False if the key has too many connections.
+    pub fn prove(&self, key: &str) -> bool {
+        let mut known = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() == Some(key) {
+            return true;
+        }
+        let mut state = self.of.state();
+        let count = state.by_key.entry(key.to_owned()).or_default();
+        if *count >= PER_KEY {
+            return false;
+        }
+        *count += 1;
+        state.unproven.remove(&self.id);
+        state.leave(known.replace(key.to_owned()));
+        true
+    }
+
+    /// Returns when the connection has to end.
+    pub async fn ended(&self) {
+        let silent = async {
+            tokio::time::sleep(FIRST_HEAD).await;
+            if self.begun.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = self.end.notified() => {}
+            () = silent => {}
+        }
+    }
+
+    /// Where a request with this `X-Forwarded-For` came from: the last address that no trusted proxy has.
+    pub fn peer(&self, forwarded: Option<&str>) -> Option<IpAddr> {
+        let is_proxy = |ip: &IpAddr| self.of.proxies.iter().any(|net| net.contains(ip));
+        let direct = self.peer?;
+        let mut hops = forwarded.unwrap_or_default().rsplit(',').map(|hop| hop.trim().parse::<IpAddr>());
+        let mut origin = direct;
+        while is_proxy(&origin) {
+            let Some(Ok(hop)) = hops.next() else { break };
+            origin = hop;
+        }
+        Some(origin)
+    }
+}
+
+impl State {
+    fn leave(&mut self, key: Option<String>) {
+        let Some(key) = key else { return };
+        if let Some(count) = self.by_key.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_key.remove(&key);
+            }
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let key = self.key.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut state = self.of.state();
+        state.open -= 1;
+        state.unproven.remove(&self.id);
+        state.leave(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(proxies: &[&str]) -> Arc<Admission> {
+        let proxies = proxies.iter().map(|net| net.parse().unwrap()).collect();
+        Arc::new(Admission { most: 1_000, proxies, state: Mutex::default() })
+    }
+
+    fn has_ended(seat: &Seat) -> bool {
+        let notified = seat.end.notified();
+        futures_util::FutureExt::now_or_never(notified).is_some()
+    }
+
+    #[test]
+    fn the_oldest_unproven_connection_makes_room() {
+        let admission = admission(&[]);
+        let seats: Vec<_> = (0..UNPROVEN).map(|_| admission.admit(None).unwrap()).collect();
+        assert!(seats[0].prove("a") && seats[0].prove("a"));
+        let more = [admission.admit(None).unwrap(), admission.admit(None).unwrap()];
+        assert!(!has_ended(&seats[0]), "it is proven");
+        assert!(has_ended(&seats[1]) && !has_ended(&seats[2]));
+        drop((seats, more));
+        let state = admission.state();
+        assert_eq!((state.open, state.unproven.len(), state.by_key.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_key_has_so_many_connections() {
+        let admission = Arc::new(Admission { most: 10_000, proxies: Vec::new(), state: Mutex::default() });
+        let mut seats: Vec<_> = (0..PER_KEY)
+            .map(|_| {
+                let seat = admission.admit(None).unwrap();
+                assert!(seat.prove("a"));
+                seat
+            })
+            .collect();
+        let one_more = admission.admit(None).unwrap();
+        assert!(!one_more.prove("a") && one_more.prove("b"));
+        seats.pop();
+        assert!(one_more.prove("a"), "a connection may change its key");
+        assert_eq!(admission.state().by_key.get("b"), None);
+    }
+
+    #[test]
+    fn descriptors_are_kept() {
+        let admission = Arc::new(Admission { most: 3, proxies: Vec::new(), state: Mutex::default() });
+        let seats: Vec<_> = (0..3).map(|_| admission.admit(None).unwrap()).collect();
+        seats.iter().for_each(|seat| assert!(seat.prove("a")));
+        assert!(admission.admit(None).is_none());
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        let peer = |proxies: &[&str], direct: &str, forwarded| {
+            let seat = admission(proxies).admit(Some(direct.parse().unwrap())).unwrap();
+            seat.peer(forwarded).unwrap().to_string()
+        };
+        let chain = Some("6.6.6.6, 203.0.113.9, 10.0.0.2");
+        assert_eq!(peer(&[], "10.0.0.1", chain), "10.0.0.1");
+        assert_eq!(peer(&["10.0.0.0/8"], "10.0.0.1", chain), "203.0.113.9");
+        assert_eq!(peer(&["10.0.0.1/32"], "10.0.0.1", chain), "10.0.0.2");
+        assert_eq!(peer(&["10.0.0.0/8"], "10.0.0.1", None), "10.0.0.1");
+        assert_eq!(peer(&["10.0.0.0/8"], "10.0.0.1", Some("nonsense")), "10.0.0.1");
+        assert_eq!(peer(&["10.0.0.0/8"], "192.0.2.7", chain), "192.0.2.7");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_ends_and_one_that_began_stays() {
+        let admission = admission(&[]);
+        let (silent, begun) = (admission.admit(None).unwrap(), admission.admit(None).unwrap());
+        begun.begin();
+        let within = |seat: Arc<Seat>| async move {
+            tokio::time::timeout(Duration::from_secs(3600), seat.ended()).await.is_ok()
+        };
+        assert!(within(silent).await);
+        assert!(!within(begun).await);
+    }
+}
