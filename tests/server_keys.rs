@@ -5,7 +5,8 @@ mod vault_server;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use vault_server::Server;
+use vault_server::{Server, id};
+use vaultfs::server::store::{Permission, Permissions};
 
 fn key(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
@@ -55,4 +56,108 @@ fn a_directory_without_a_vault_is_left_alone() {
     let refused = key(&dir.path().join("missing"), &["add"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(!dir.path().join("missing").exists());
+}
+
+/// Every route: method, path, body, the permission that it takes and the status where that is given. `ID` and `OTHER` are objects of
+/// the vault, `KEY`, `BLOB` and `SEALED` what it made for a client.
+const ROUTES: &[(&str, &str, &str, &str, u16)] = &[
+    ("POST", "/vault/object/create", r#"{"name":"made","data":{"value":"v"}}"#, "write", 200),
+    ("GET", "/vault/object/get?id=ID", "", "read", 200),
+    ("GET", "/vault/object/get-by-name?name=canary", "", "read", 200),
+    ("GET", "/vault/object/list", "", "read", 200),
+    ("PUT", "/vault/object/update", r#"{"id":"ID","data":{"value":"canary-value"}}"#, "write", 200),
+    ("DELETE", "/vault/object/delete", r#"{"id":"OTHER"}"#, "delete", 200),
+    ("GET", "/vault/object/metadata?id=ID", "", "read", 200),
+    ("GET", "/vault/object/versions?id=ID", "", "read", 200),
+    ("GET", "/vault/object/version?id=ID&version=1", "", "read", 200),
+    ("POST", "/vault/key/create-data-key", "", "keys", 200),
+    ("POST", "/vault/key/encrypt-data", r#"{"plaintext":"p","data_key":"KEY"}"#, "keys", 200),
+    ("POST", "/vault/key/decrypt-data", r#"{"ciphertext":"SEALED","data_key":"KEY"}"#, "keys", 200),
+    ("POST", "/vault/key/decrypt-data-key", r#"{"encrypted_key":"BLOB"}"#, "keys", 200),
+    ("GET", "/vault/v1/kv", "", "read", 200),
+    ("POST", "/vault/v1/kv", r#"{"name":"made","value":"v","key_context":{}}"#, "write", 201),
+    ("GET", "/vault/v1/kv/name/canary", "", "read", 200),
+    ("GET", "/vault/v1/kv/ID", "", "read", 200),
+    ("PUT", "/vault/v1/kv/ID", r#"{"value":"canary-value"}"#, "write", 201),
+    ("DELETE", "/vault/v1/kv/OTHER", "", "delete", 200),
+    ("GET", "/vault/v1/kv/ID/metadata", "", "read", 200),
+    ("GET", "/vault/v1/kv/ID/versions", "", "read", 200),
+    ("POST", "/vault/v1/keys/data-key", r#"{"context":{}}"#, "keys", 200),
+    ("POST", "/vault/v1/keys/decrypt", r#"{"keys":"BLOB"}"#, "keys", 200),
+    ("POST", "/vault/v1/keys/rekey", r#"{"encrypted_keys":"BLOB","context":{}}"#, "keys", 200),
+];
+
+/// Routes whose answers hold a value: of an object, or a data key.
+fn gives_a_value(path: &str) -> bool {
+    let object = ["/object/get", "/object/version?", "/kv/name/", "/keys/", "/key/"];
+    object.iter().any(|part| path.contains(part)) || path == "/vault/v1/kv/ID"
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_route_takes_its_permission_and_only_reads_give_values() {
+    let s = Server::start().await;
+    let kinds = [Permission::Read, Permission::Write, Permission::Delete, Permission::Keys];
+    let mut keys = vec![("none", None, 401), ("wrong", Some("sk_not_a_key_of_this_vault".to_owned()), 401)];
+    for kind in kinds {
+        keys.push((kind.name(), Some(s.key_with(&[kind]).await), 403));
+    }
+    let revoked = s.key_with(&kinds).await;
+    for key in s.service.keys().await.unwrap().iter().filter(|key| key.permissions == Permissions::of(&kinds))
+    {
+        if key.name == "test" {
+            s.service.revoke_key(&key.id).await.unwrap();
+        }
+    }
+    keys.push(("revoked", Some(revoked), 401));
+    let canary = id(&s.create("canary", r#"{"value":"canary-value"}"#).await.ok());
+    let made = s.send("POST", "/vault/key/create-data-key", "").await.ok();
+    let text = |name: &str| made[name].as_str().unwrap().to_owned();
+    let (plain, blob) = (text("plaintext_key"), text("encrypted_key"));
+    let body = serde_json::json!({"plaintext": "p", "data_key": plain}).to_string();
+    let sealed =
+        s.send("POST", "/vault/key/encrypt-data", body).await.ok()["ciphertext"].as_str().unwrap().to_owned();
+    let mut answered = 0;
+    for (method, path, body, permission, success) in ROUTES {
+        for (kind, key, refusal) in &keys {
+            let other = id(&s.create(&format!("other{answered}"), r#"{"value":"x"}"#).await.ok());
+            let fill = |text: &str| {
+                let ids = text.replace("OTHER", &other).replace("ID", &canary);
+                ids.replace("KEY", &plain).replace("BLOB", &blob).replace("SEALED", &sealed)
+            };
+            let answer = s.send_as(key.as_deref(), method, &fill(path), fill(body).into()).await;
+            let expected = if kind == permission { *success } else { *refusal };
+            assert_eq!(answer.status.as_u16(), expected, "{method} {path} with {kind}: {answer:?}");
+            let read = expected == *success && gives_a_value(path);
+            for secret in ["canary-value", plain.as_str()] {
+                assert!(read || !answer.text.contains(secret), "{method} {path} with {kind}: {answer:?}");
+            }
+            if let Some(made) =
+                answer.json["id"].as_str().filter(|_| *method == "POST" && expected == *success)
+            {
+                s.delete(made).await;
+            }
+            answered += 1;
+        }
+    }
+    assert_eq!(answered, ROUTES.len() * 7);
+}
+
+#[test]
+fn the_matrix_of_permissions_has_each_route() {
+    let source = include_str!("../src/server/api/mod.rs");
+    let routes = source.lines().flat_map(|line| line.match_indices('"').map(move |(at, _)| &line[at + 1..]));
+    let routes = routes.filter(|rest| rest.starts_with("/vault/")).filter_map(|rest| rest.split('"').next());
+    let mut count = 0;
+    for route in routes {
+        let path = route.replace("{*name}", "canary").replace("{id}", "ID");
+        let known = |known: &str| {
+            known.split('?').next() == Some(path.as_str()) || known == path.replace("ID", "OTHER")
+        };
+        assert!(ROUTES.iter().any(|(_, path, ..)| known(path)), "{route} is not in the matrix");
+        count += 1;
+    }
+    assert!(count > 15, "the routes are written elsewhere by now");
+    let methods = source.matches("needs(Read,").count() + source.matches("needs(Write,").count();
+    let methods = methods + source.matches("needs(Delete,").count() + source.matches("needs(Keys,").count();
+    assert_eq!(methods, ROUTES.len(), "each method of each route");
 }
