@@ -41,6 +41,11 @@ impl Api {
         request.body(body).send().await.unwrap().status()
     }
 
+    async fn delete(&self, id: &str) -> StatusCode {
+        let request = self.client.delete(format!("{}/vault/object/delete", self.url)).bearer_auth(&self.key);
+        request.body(json!({"id": id}).to_string()).send().await.unwrap().status()
+    }
+
     async fn get(&self, name: &str) -> (StatusCode, Value) {
         let url = format!("{}/vault/object/get-by-name?name={name}", self.url);
         let response = self.client.get(url).bearer_auth(&self.key).send().await.unwrap();
@@ -125,6 +130,39 @@ async fn on_a_full_disk_a_server_starts_and_reads_and_stores_when_there_is_room(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_a_server_starts_after_a_death_and_has_what_was_acknowledged() {
     on_a_full_disk(libc::SIGKILL).await;
+}
+
+/// Whether a file of the vault holds `text`.
+fn is_on_disk(dir: &Path, text: &str) -> bool {
+    let files = fs::read_dir(dir).unwrap().flatten().filter_map(|file| fs::read(file.path()).ok());
+    files.into_iter().any(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_secret_leaves_every_file_of_the_vault() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut served = Served::start(temp.path());
+    // Names are plain text; the sealed value goes with the row.
+    for (name, end) in [("deleted-and-served-on", None), ("deleted-and-killed", Some(libc::SIGKILL))] {
+        let api = Api::of(&served);
+        assert_eq!(api.create(name, "value").await, StatusCode::OK);
+        assert!(is_on_disk(temp.path(), name));
+        let id = api.get(name).await.1["id"].as_str().unwrap().to_owned();
+        assert_eq!(api.delete(&id).await, StatusCode::OK);
+        if let Some(signal) = end {
+            served.signal(signal);
+            served.wait();
+            served = Served::start(temp.path());
+            assert!(!is_on_disk(temp.path(), name), "it answers already");
+        }
+        let begun = Instant::now();
+        while is_on_disk(temp.path(), name) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{name} is still on the disk");
+            // Reads and changes that begin later do not keep it.
+            assert_eq!(api.get(name).await.0, StatusCode::NOT_FOUND);
+            api.create(&format!("other{:?}", begun.elapsed()), "value").await;
+        }
+    }
 }
 
 fn address(served: &Served) -> String {
