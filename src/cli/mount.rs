@@ -147,7 +147,7 @@ pub struct MountArgs {
     /// Write down who opens what, one JSON line each, appended to FILE; SIGHUP opens it again
     ///
     /// With --read-only, each open then costs a request to vaultfs, which otherwise costs none.
-    #[arg(help_heading = "The process", long, value_name = "FILE", value_parser = absolute_path)]
+    #[arg(help_heading = "The process", long, value_name = "FILE", value_parser = values::absolute_path)]
     audit: Option<PathBuf>,
 
     /// Log to FILE instead of the journal or $XDG_STATE_HOME/vaultfs/NAME.log
@@ -239,6 +239,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
         on_change: args.on_change.clone(),
         log: serde_json::to_value(&log)?,
         foreground: args.foreground,
+        runtime_dir: args.connect.runtime.dir().map(Path::to_owned),
     };
     Ok((config, key))
 }
@@ -368,11 +369,6 @@ fn command_line(text: &str) -> Result<String, String> {
         return Err("give a command, like 'nginx -s reload'".into());
     }
     Ok(text.to_owned())
-}
-
-/// The other processes of the mount have another working directory.
-fn absolute_path(text: &str) -> Result<PathBuf, String> {
-    std::path::absolute(text).map_err(|e| e.to_string())
 }
 
 fn glob_pattern(text: &str) -> Result<String, String> {

@@ -8,6 +8,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -218,7 +220,8 @@ fn unmount_as_asked(helper: UmountHelper) -> anyhow::Result<ExitCode> {
     unmount::run(unmount::UnmountArgs::new(helper.directory, helper.lazy, helper.force))
 }
 
-/// Goes to another mount namespace. No thread runs yet, which the kernel asks for.
+/// Goes to another mount namespace. No thread runs yet, which the kernel asks for. Who made a namespace in a user
+/// namespace of its own decides what is at each path there, /proc too: that is for its users.
 fn enter(namespace: Option<&str>) -> Result<(), Failure> {
     let Some(namespace) = namespace else { return Ok(()) };
     let path = match namespace.parse::<u32>() {
@@ -227,8 +230,27 @@ fn enter(namespace: Option<&str>) -> Result<(), Failure> {
     };
     let entered = File::open(&path)
         .map_err(|e| e.to_string())
+        .and_then(|file| if of_this_user_namespace(&file) { Ok(file) } else { Err(FOREIGN_NAMESPACE.into()) })
         .and_then(|file| setns(file, CloneFlags::CLONE_NEWNS).map_err(|e| e.desc().to_owned()));
     entered.map_err(|e| Failure::new(Exit::Failed, format!("-N {namespace}: cannot be entered: {e}")))
+}
+
+const FOREIGN_NAMESPACE: &str =
+    "it belongs to another user namespace; run this command as its users do, in there";
+
+/// Whether the mount namespace belongs to the user namespace that this process is in.
+fn of_this_user_namespace(namespace: &File) -> bool {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: takes no argument; the descriptor that comes back is ours.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: as above.
+    let owner = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let which = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    let own = std::fs::metadata("/proc/self/ns/user").map(which);
+    matches!((owner.metadata().map(which), own), (Ok(owner), Ok(own)) if owner == own)
 }
 
 #[cfg(test)]

@@ -14,10 +14,11 @@ use zeroize::Zeroizing;
 
 use super::exit::{Exit, Failure};
 use super::output::{self, Lines, Output};
+use super::values::RuntimeDirArg;
 use crate::console;
 use crate::display;
 use crate::fs::{Undeleted, Unsaved};
-use crate::fuse::control::{Answer, Client, Request};
+use crate::fuse::control::{Answer, Request};
 use crate::fuse::locate;
 use crate::fuse::mounts::{self, LiveMount};
 use crate::fuse::worker::reason;
@@ -51,6 +52,9 @@ pub struct PendingArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    runtime: RuntimeDirArg,
 }
 
 /// A retry is bounded by the mount's --timeout, which is not known here.
@@ -58,6 +62,7 @@ const ANSWER: Duration = Duration::from_secs(60);
 
 /// Runs the command.
 pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
+    args.runtime.apply();
     let mount = the_mount(args.mountpoint.as_ref())?;
     if let Some(name) = &args.save {
         return save(&mount, name);
@@ -105,7 +110,7 @@ fn ask(mount: &LiveMount, request: &Request) -> Result<Answer, Failure> {
     let silent = |e: std::io::Error| {
         Failure::new(Exit::Failed, format!("{} does not answer: {e}", mount.mountpoint.display()))
     };
-    match Client::connect(&mount.socket).and_then(|mut client| client.ask(request, ANSWER)) {
+    match mount.connect(ANSWER).and_then(|mut client| client.ask(request, ANSWER)) {
         Ok(Answer::Error(e)) => Err(Failure::new(Exit::Failed, e)),
         Ok(answer) => Ok(answer),
         Err(e) => Err(silent(e)),
@@ -126,9 +131,13 @@ impl Left {
 
 fn list(mount: &LiveMount) -> Result<Left, Failure> {
     let Answer::Status(mut status) = ask(mount, &Request::Status)? else { return Err(odd(mount)) };
-    let unsaved = serde_json::from_value(status["fs"]["unsaved"].take()).map_err(|_| odd(mount))?;
+    let mut list = |name: &str| status.pointer_mut(name).map(Value::take).unwrap_or_default();
+    let unsaved = serde_json::from_value(list("/fs/unsaved")).map_err(|_| odd(mount))?;
     // A worker of an older version knows of none.
-    let undeleted = serde_json::from_value(status["fs"]["undeleted"].take()).unwrap_or_default();
+    let undeleted = serde_json::from_value(list("/fs/undeleted")).unwrap_or_default();
+    if let Some(omitted) = status.get("omitted").and_then(Value::as_u64) {
+        console::say(format_args!("{omitted} more are not listed here"));
+    }
     Ok(Left { unsaved, undeleted })
 }
 
@@ -145,6 +154,11 @@ fn not_pending(name: &str) -> Failure {
 }
 
 fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
+    if !mount.is_own() {
+        let sentence =
+            format!("{} is the mount of another user, who alone can do that", mount.mountpoint.display());
+        return Err(Failure::new(Exit::Usage, sentence).into());
+    }
     let write =
         list(mount)?.unsaved.into_iter().find(|write| write.name == name).ok_or_else(|| not_pending(name))?;
     let mut file = File::open(mount.mountpoint.join(&write.path))?;

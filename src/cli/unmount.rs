@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use super::exit::{Exit, Failure};
 use super::progress::Progress;
+use super::values::RuntimeDirArg;
 use crate::console;
 use crate::display;
 use crate::fs::Unsaved;
@@ -25,10 +25,9 @@ use crate::fuse::handover;
 use crate::fuse::kernel::{self, Mode};
 use crate::fuse::locate::{self, LocateError};
 use crate::fuse::mounts::{self, Entry, LiveMount};
-use crate::fuse::process::{self, Watched};
-use crate::fuse::runtime::RuntimeDir;
-use crate::fuse::worker::reason;
-use crate::fuse::{busy, mountpoint, probe};
+use crate::fuse::process::Process;
+use crate::fuse::worker::{self, reason};
+use crate::fuse::{busy, mountpoint, probe, trust};
 
 /// Store what is unsaved, then unmount
 ///
@@ -51,12 +50,15 @@ pub struct UnmountArgs {
     /// Give up what cannot be stored, and take the mount away from programs that use it
     #[arg(short, long)]
     force: bool,
+
+    #[command(flatten)]
+    runtime: RuntimeDirArg,
 }
 
 impl UnmountArgs {
     /// For umount(8)'s helper.
     pub fn new(mountpoint: PathBuf, lazy: bool, force: bool) -> Self {
-        Self { mountpoint, lazy, force }
+        Self { mountpoint, lazy, force, runtime: RuntimeDirArg::default() }
     }
 }
 
@@ -68,6 +70,10 @@ const REPLACED: Duration = Duration::from_secs(20);
 const SUCCESSION: Duration = Duration::from_secs(45);
 /// The time a worker gets beyond its own `--drain`.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
+/// What `--drain` is where nothing is said.
+const USUAL_DRAIN: Duration = Duration::from_secs(60);
+/// More than anybody waits for.
+const LONGEST_DRAIN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// With `--force` nobody wants to wait for a whole `--drain`.
 const FORCED_DRAIN: Duration = Duration::from_secs(10);
 /// How long processes may take to end after the mount is gone.
@@ -86,6 +92,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Runs the command.
 pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     handover::close_inherited();
+    args.runtime.apply();
     let entry = match locate::vaultfs_at(&args.mountpoint) {
         Ok(entry) => entry,
         Err(e) => return not_mounted_here(&args, &e),
@@ -99,16 +106,15 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
             None => without_processes(&entry, &args),
         };
     };
-    let keeper = Watched::new(mount.keeper_pid);
     if !args.lazy && !args.force {
         // Before draining: a file that somebody is still writing must not be stored half-written for nothing.
         refuse_if_busy(&entry)?;
     }
     if args.force {
-        return force(Some(&entry), mount, &keeper);
+        return force(Some(&entry), &mount);
     }
     let is_here = || mounts::is_mounted(&entry.mountpoint, entry.dev);
-    let (unsaved, patience) = match drain(&mount, &keeper, REPLACED, None) {
+    let (unsaved, patience) = match drain(&mount, REPLACED, None) {
         Ok(drained) => drained,
         Err(_) if !is_here() => {
             let path = entry.mountpoint.display();
@@ -139,11 +145,11 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         let message = format!("{here} is unmounted, but {there} shows the same vault: unmount that, too");
         return Err(Failure::new(Exit::Failed, message).into());
     }
-    wait_for_end(&mount, watcher, patience, &keeper)
+    wait_for_end(&mount, watcher, patience)
 }
 
 fn watch(mount: &LiveMount) -> std::io::Result<Client> {
-    let mut watcher = Client::connect(&mount.socket)?;
+    let mut watcher = mount.connect(ANSWER)?;
     watcher.send(&Request::Watch)?;
     Ok(watcher)
 }
@@ -156,7 +162,6 @@ type Own = Option<(Duration, Instant)>;
 /// its successor goes on, with what is unsaved.
 fn drain(
     mount: &LiveMount,
-    keeper: &Watched,
     within: Duration,
     limit: Option<Duration>,
 ) -> Result<(Vec<Unsaved>, Duration), Failure> {
@@ -176,7 +181,7 @@ fn drain(
             Some((all, since)) => since.elapsed() < limit.map_or(all, |limit| all.min(limit)) + DRAIN_MARGIN,
             None => begun.elapsed() < within,
         };
-        if !has_died(&e) || !in_time || keeper.ended(Duration::ZERO) {
+        if !has_died(&e) || !in_time || mount.has_ended(Duration::ZERO) {
             return Err(silent(mount, &e));
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -200,9 +205,10 @@ fn has_died(e: &std::io::Error) -> bool {
     matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// The mount's `--drain`.
-fn drain_time(status: &serde_json::Value) -> Duration {
-    Duration::from_secs(status["drain_s"].as_u64().unwrap_or(60))
+/// The mount's `--drain`, as far as it is believed: what another user's says has to be waited for no longer than usual.
+fn drain_time(mount: &LiveMount, status: &serde_json::Value) -> Duration {
+    let longest = if mount.is_own() { LONGEST_DRAIN } else { USUAL_DRAIN };
+    status["drain_s"].as_u64().map_or(USUAL_DRAIN, Duration::from_secs).min(longest)
 }
 
 /// One worker's answer to a drain.
@@ -212,9 +218,9 @@ fn drain_once(
     limit: Option<Duration>,
     own: &mut Own,
 ) -> std::io::Result<Answer> {
-    let mut client = Client::connect(&mount.socket)?;
+    let mut client = mount.connect(ANSWER)?;
     let all = match client.ask(&Request::Status, patience)? {
-        Answer::Status(status) => drain_time(&status),
+        Answer::Status(status) => drain_time(mount, &status),
         other => return Ok(other),
     };
     let (_, since) = own.get_or_insert((all, Instant::now()));
@@ -235,7 +241,7 @@ fn wait_for_drain(mount: &LiveMount, client: &mut Client, time: Duration) -> std
         if client.has_answered(left.min(LOOK))? || left.is_zero() {
             return client.receive(left)?.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into());
         }
-        let asked = Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::Status, ANSWER));
+        let asked = mount.connect(ANSWER).and_then(|mut c| c.ask(&Request::Status, ANSWER));
         if let Ok(Answer::Status(status)) = asked {
             let unsaved = status["fs"]["unsaved"].as_array().map_or(0, Vec::len);
             let left = asked_until.saturating_duration_since(Instant::now());
@@ -308,12 +314,7 @@ fn names(users: &[busy::User]) -> String {
     }
 }
 
-fn wait_for_end(
-    mount: &LiveMount,
-    watcher: Option<Client>,
-    patience: Duration,
-    keeper: &Watched,
-) -> anyhow::Result<ExitCode> {
+fn wait_for_end(mount: &LiveMount, watcher: Option<Client>, patience: Duration) -> anyhow::Result<ExitCode> {
     let path = mount.mountpoint.display();
     let unsaved = match watcher.map_or(Ok(Ok(None)), |watcher| hear_the_end(mount, watcher, patience))? {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
@@ -331,10 +332,10 @@ fn wait_for_end(
             .into());
         }
     };
-    if !keeper.ended(END) {
+    if !mount.has_ended(END) {
         return Err(Failure::new(
             Exit::Failed,
-            format!("{path} is unmounted, but process {} has not ended", mount.keeper_pid),
+            format!("{path} is unmounted, but process {} has not ended", mount.keeper_pid()),
         )
         .into());
     }
@@ -371,7 +372,7 @@ fn detached(mount: &LiveMount) -> Failure {
         "{path} is unmounted here, but {}; it ends with that, or now with `vaultfs unmount --force {path}` (its keeper is \
          process {})",
         holders(mount),
-        mount.keeper_pid
+        mount.keeper_pid()
     );
     Failure::new(Exit::Failed, message)
 }
@@ -391,10 +392,7 @@ fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<Exi
         return Err(Failure::new(Exit::NotFound, why.to_string()).into());
     };
     match was_there(path) {
-        Some(mount) if args.force => {
-            let keeper = Watched::new(mount.keeper_pid);
-            force(None, mount, &keeper)
-        }
+        Some(mount) if args.force => force(None, &mount),
         Some(mount) => Err(detached(&mount).into()),
         None => Err(Failure::new(Exit::NotFound, why.to_string()).into()),
     }
@@ -408,19 +406,20 @@ fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
             format!("{path}: its keeper is gone, and its worker does not answer ({e}); --force detaches it");
         Failure::new(Exit::Failed, message)
     };
-    let mut client = Client::connect(&mount.socket).map_err(silent)?;
+    let mut client = mount.connect(ANSWER).map_err(silent)?;
     let Answer::Status(status) = client.ask(&Request::Status, ANSWER).map_err(silent)? else {
         return Err(silent(std::io::ErrorKind::InvalidData.into()).into());
     };
-    let worker = Watched::new(status["worker_pid"].as_u64().unwrap_or_default() as u32);
-    let patience = drain_time(&status) + DRAIN_MARGIN;
+    let worker = status["worker_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    let worker = worker.and_then(|pid| Process::open(pid, mount.owner()));
+    let patience = drain_time(mount, &status) + DRAIN_MARGIN;
     client.send(&Request::Watch).map_err(silent)?;
     let unsaved = match client.receive(patience) {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
         Ok(_) => Vec::new(),
         Err(e) => return Err(silent(e).into()),
     };
-    gone(mount, &worker)?;
+    gone(mount, worker.is_none_or(|worker| worker.ended(END)))?;
     if unsaved.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -434,31 +433,30 @@ fn not_stored(unsaved: &[Unsaved], next: &str) -> Failure {
 }
 
 /// `--force`: the worker ends soon, its keeper takes the mount away.
-fn force(entry: Option<&Entry>, mount: LiveMount, keeper: &Watched) -> anyhow::Result<ExitCode> {
+fn force(entry: Option<&Entry>, mount: &LiveMount) -> anyhow::Result<ExitCode> {
     let mut within = ANSWER;
     loop {
-        let (lost, patience) =
-            match drain(&mount, keeper, within, Some(FORCED_DRAIN)).and_then(|_| end(&mount)) {
-                Ok(lost) => (Some(lost), END),
-                // Nobody ever will.
-                Err(_) if mount.broken.is_some() => {
-                    let _ = kill(Pid::from_raw(mount.keeper_pid as i32), Signal::SIGTERM);
-                    (mount.unsaved.clone(), END)
+        let (lost, patience) = match drain(mount, within, Some(FORCED_DRAIN)).and_then(|_| end(mount)) {
+            Ok(lost) => (Some(lost), END),
+            // Nobody ever will.
+            Err(_) if mount.broken().is_some() => {
+                mount.signal(Signal::SIGTERM);
+                (mount.unsaved().cloned(), END)
+            }
+            Err(_) if within == ANSWER => {
+                console::say(
+                    "the worker does not answer: killing it, for another one to store what is unsaved",
+                );
+                for worker in children(mount).iter().filter(|child| child.is_called(worker::NAME)) {
+                    worker.signal(Signal::SIGKILL);
                 }
-                Err(_) if within == ANSWER => {
-                    console::say(
-                        "the worker does not answer: killing it, for another one to store what is unsaved",
-                    );
-                    for pid in process::workers_of(mount.keeper_pid) {
-                        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-                    }
-                    within = SUCCESSION;
-                    continue;
-                }
-                Err(_) => (entry.and_then(mounts::of).and_then(|mount| mount.unsaved), Duration::ZERO),
-            };
-        take_from_keeper(&mount, keeper, patience)?;
-        return given_up(&mount, lost);
+                within = SUCCESSION;
+                continue;
+            }
+            Err(_) => (entry.and_then(mounts::of).and_then(|mount| mount.unsaved().cloned()), Duration::ZERO),
+        };
+        take_from_keeper(mount, patience)?;
+        return given_up(mount, lost);
     }
 }
 
@@ -491,8 +489,7 @@ fn given_up(mount: &LiveMount, lost: Option<Vec<Unsaved>>) -> anyhow::Result<Exi
 
 /// Ends the worker; what the vault does not have then.
 fn end(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
-    let asked =
-        Client::connect(&mount.socket).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
+    let asked = mount.connect(ANSWER).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
     match asked.map_err(|e| silent(mount, &e))? {
         Answer::Ended(lost) => Ok(lost),
         _ => Err(odd(mount)),
@@ -500,27 +497,29 @@ fn end(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
 }
 
 /// Waits until the keeper has taken the mount away, or does so in its place.
-fn take_from_keeper(mount: &LiveMount, keeper: &Watched, patience: Duration) -> Result<(), Failure> {
+fn take_from_keeper(mount: &LiveMount, patience: Duration) -> Result<(), Failure> {
     let path = mount.mountpoint.display();
-    if !keeper.ended(patience) {
+    if !mount.has_ended(patience) {
         // The keeper would start another worker: it goes first, and cannot clean up, which is for us to do then.
-        let workers = process::children_of(mount.keeper_pid);
-        for pid in [mount.keeper_pid].into_iter().chain(workers) {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-        }
-        if let Ok(directory) = RuntimeDir::own() {
-            directory.leave(mount.dev, mount.keeper_pid);
-        }
-        if keeper.ended(END) {
+        let children = children(mount);
+        mount.signal(Signal::SIGKILL);
+        children.iter().for_each(|child| child.signal(Signal::SIGKILL));
+        mount.clear();
+        if mount.has_ended(END) {
             kernel::unmount(&mount.mountpoint, mount.dev, Mode::Lazy)
                 .map_err(|e| Failure::new(Exit::Failed, format!("{path} cannot be unmounted: {e}")))?;
         }
     }
-    gone(mount, keeper)
+    gone(mount, mount.has_ended(END))
 }
 
-fn gone(mount: &LiveMount, process: &Watched) -> Result<(), Failure> {
-    if process.ended(END) && !mounts::is_mounted(&mount.mountpoint, mount.dev) {
+/// The processes that a mount's keeper started.
+fn children(mount: &LiveMount) -> Vec<Process> {
+    mount.keeper().map_or_else(Vec::new, |keeper| keeper.children())
+}
+
+fn gone(mount: &LiveMount, has_ended: bool) -> Result<(), Failure> {
+    if has_ended && !mounts::is_mounted(&mount.mountpoint, mount.dev) {
         return Ok(());
     }
     let path = mount.mountpoint.display();
@@ -530,8 +529,7 @@ fn gone(mount: &LiveMount, process: &Watched) -> Result<(), Failure> {
 /// A mount in the table that no process of this user's answers for.
 fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCode> {
     let path: &Path = &entry.mountpoint;
-    let own = nix::unistd::geteuid().as_raw();
-    if own != 0 && entry.owner != Some(own) {
+    if trust::may_ask(entry).is_none() {
         return Err(Failure::new(
             Exit::NotFound,
             format!("{} is the mount of another user: it is left alone", path.display()),

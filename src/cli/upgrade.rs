@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::exit::{Exit, Failure};
+use super::values::RuntimeDirArg;
 use crate::VERSION;
 use crate::console;
 use crate::fuse::control::{Answer, Client, Request};
@@ -27,6 +28,9 @@ use crate::fuse::process;
 pub struct UpgradeArgs {
     /// Where the vault is mounted; without it, all mounts of this user
     mountpoint: Option<PathBuf>,
+
+    #[command(flatten)]
+    runtime: RuntimeDirArg,
 }
 
 /// Status never waits for the network.
@@ -38,6 +42,7 @@ const STOPPED: Duration = Duration::from_secs(5);
 
 /// Runs the command.
 pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
+    args.runtime.apply();
     let program = std::fs::read_link("/proc/self/exe")?;
     let mounts = match &args.mountpoint {
         None => mounts::live(),
@@ -61,7 +66,7 @@ fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> 
     let path = mount.mountpoint.display();
     let silent = |e: std::io::Error| Failure::new(Exit::Failed, format!("{path} does not answer: {e}"));
     let before = worker(mount).map_err(silent)?;
-    let mut client = Client::connect(&mount.socket).map_err(silent)?;
+    let mut client = mount.connect(ANSWER).map_err(silent)?;
     client.send(&Request::Upgrade { program: program.to_owned() }).map_err(silent)?;
     // The old worker says why not; one that is relieved says nothing more.
     hear(mount, &client)?;
@@ -91,7 +96,7 @@ fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> 
 
 /// Waits until the old worker says something, or ends. The keeper decides about both.
 fn hear(mount: &LiveMount, client: &Client) -> Result<(), Failure> {
-    let (path, keeper) = (mount.mountpoint.display(), mount.keeper_pid);
+    let (path, keeper) = (mount.mountpoint.display(), mount.keeper_pid());
     let end = Instant::now() + TAKEOVER;
     let mut moved = Instant::now();
     // A connection that breaks is the end, too.
@@ -117,7 +122,7 @@ fn hear(mount: &LiveMount, client: &Client) -> Result<(), Failure> {
 
 /// The worker's process and program.
 fn worker(mount: &LiveMount) -> std::io::Result<(u64, String)> {
-    match Client::connect(&mount.socket)?.ask(&Request::Status, ANSWER)? {
+    match mount.connect(ANSWER)?.ask(&Request::Status, ANSWER)? {
         Answer::Status(Value::Object(status)) => {
             let text = |name: &str| status.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
             Ok((status.get("worker_pid").and_then(Value::as_u64).unwrap_or(0), text("version")))

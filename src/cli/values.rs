@@ -1,10 +1,12 @@
 //! What people type behind options: times, sizes, users. A refusal says what would be taken.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use nix::unistd::{Group, User};
+
+use crate::fuse::runtime;
 
 /// The largest `--max-size`: a value is in memory several times while it is read or stored.
 const LARGEST_VALUE: ByteSize = ByteSize::gib(1);
@@ -17,6 +19,36 @@ pub fn home() -> Option<PathBuf> {
     let user = nix::unistd::geteuid();
     let own = || User::from_uid(user).ok().flatten().map(|user| user.dir).filter(|path| path.is_absolute());
     given.or_else(|| (!user.is_root()).then(own).flatten())
+}
+
+/// Of each command that finds mounts.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct RuntimeDirArg {
+    /// Where control sockets of mounts are: in DIR/vaultfs
+    ///
+    /// Without it the first of /run/vaultfs (root's), $XDG_RUNTIME_DIR/vaultfs, /run/user/UID/vaultfs and /tmp/vaultfs-UID
+    /// that can be used. Commands look in all of them, and in DIR.
+    #[arg(help_heading = None, long, value_name = "DIR", value_parser = absolute_path)]
+    runtime_dir: Option<PathBuf>,
+}
+
+impl RuntimeDirArg {
+    /// What was given.
+    pub fn dir(&self) -> Option<&Path> {
+        self.runtime_dir.as_deref()
+    }
+
+    /// Has this process look there.
+    pub fn apply(&self) {
+        if let Some(dir) = self.dir() {
+            runtime::prefer(dir);
+        }
+    }
+}
+
+/// A path for processes with another working directory.
+pub fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|e| e.to_string())
 }
 
 /// `10s`, `1m 30s`.

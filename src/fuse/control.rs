@@ -2,14 +2,15 @@
 //!
 //! One JSON request a line, one JSON answer a line. The keeper makes the listener, so that it outlives a
 //! worker; the worker serves it. Only the mount's owner and root are heard (SO_PEERCRED), whatever the
-//! permissions of the socket file say. No value and no key ever crosses it.
+//! permissions of the socket file say. No value and no key ever crosses it. A command believes a socket as far as
+//! [`super::trust`] says; an answer is bounded in size, and by one deadline for all of it.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::trust::{self, LONGEST, LONGEST_OF_OTHERS};
 use crate::fs::Unsaved;
 
 /// What can be asked.
@@ -142,8 +144,9 @@ async fn over(ended: &mut watch::Receiver<Option<Vec<Unsaved>>>) -> Vec<Unsaved>
 }
 
 async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, wires: Wires) {
-    let own = nix::unistd::geteuid().as_raw();
-    let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0);
+    let peer = stream.peer_cred().map(|peer| peer.uid());
+    let allowed = peer.as_ref().is_ok_and(|uid| *uid == trust::own() || *uid == 0);
+    let longest = if peer.is_ok_and(|uid| uid == trust::own()) { LONGEST } else { LONGEST_OF_OTHERS };
     let (read, mut write) = stream.into_split();
     let mut read = tokio::io::BufReader::new(read);
     let mut ended = wires.ended.clone();
@@ -175,34 +178,72 @@ async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, w
                 Answer::Ended(over(&mut ended).await)
             }
         };
-        let Ok(mut text) = serde_json::to_vec(&answer) else { return };
-        text.push(b'\n');
+        let Some(text) = line_of(answer, longest) else { return };
         if write.write_all(&text).await.is_err() {
             return;
         }
     }
 }
 
+/// An answer as it is sent. Of lists that are too long for a client the end is left out, and counted.
+fn line_of(mut answer: Answer, longest: usize) -> Option<Vec<u8>> {
+    let mut omitted = 0;
+    loop {
+        let mut text = serde_json::to_vec(&answer).ok()?;
+        text.push(b'\n');
+        if text.len() <= longest {
+            return Some(text);
+        }
+        let left_out = match &mut answer {
+            Answer::Drained(list) | Answer::Ended(list) => halve(list),
+            Answer::Status(status) => {
+                let lists = ["/fs/unsaved", "/fs/undeleted"];
+                let halved = lists.map(|list| status.pointer_mut(list)?.as_array_mut().map(halve));
+                omitted += halved.iter().flatten().sum::<usize>();
+                status["omitted"] = omitted.into();
+                halved.into_iter().flatten().sum()
+            }
+            Answer::Discarded(_) | Answer::Error(_) => 0,
+        };
+        if left_out == 0 {
+            answer = Answer::Error("the answer is too long".into());
+        }
+    }
+}
+
+/// Drops the second half; how many that were.
+fn halve<T>(list: &mut Vec<T>) -> usize {
+    let dropped = list.len().div_ceil(2);
+    list.truncate(list.len() - dropped);
+    dropped
+}
+
 /// A command's end of the socket.
 #[derive(Debug)]
-pub struct Client(BufReader<UnixStream>);
+pub struct Client {
+    stream: UnixStream,
+    /// What has come and was not asked for yet.
+    come: Vec<u8>,
+    /// The longest answer that is taken.
+    longest: usize,
+}
 
 impl Client {
-    /// Connects to a mount's socket.
-    pub fn connect(socket: &Path) -> io::Result<Self> {
-        Ok(Self(BufReader::new(UnixStream::connect(socket)?)))
+    /// Of a connection to a mount's socket.
+    pub fn new(stream: UnixStream, longest: usize) -> Self {
+        Self { stream, come: Vec::new(), longest }
     }
 
     /// Sends a request without waiting for the answer.
     pub fn send(&mut self, request: &Request) -> io::Result<()> {
         let mut text = serde_json::to_vec(request)?;
         text.push(b'\n');
-        self.0.get_mut().write_all(&text)
+        self.stream.write_all(&text)
     }
 
     /// Waits until something of an answer is there, or the end; false if the time was up before.
     pub fn has_answered(&self, within: Duration) -> io::Result<bool> {
-        let mut fds = [PollFd::new(self.0.get_ref().as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX)) {
             Ok(ready) => Ok(ready > 0),
             Err(nix::errno::Errno::EINTR) => Ok(false),
@@ -210,19 +251,33 @@ impl Client {
         }
     }
 
-    /// Waits for the next answer; `None` if the worker ended without one.
+    /// Waits for the whole of the next answer; `None` if the worker ended without one.
     pub fn receive(&mut self, within: Duration) -> io::Result<Option<Answer>> {
-        self.0.get_mut().set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
-        let mut line = String::new();
-        let read = self.0.read_line(&mut line).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => {
-                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()))
+        let end = Instant::now() + within;
+        let mut part = vec![0; 64 * 1024];
+        let mut seen = 0;
+        loop {
+            if let Some(at) = self.come[seen..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.come.drain(..=seen + at).collect();
+                return Ok(Some(serde_json::from_slice(&line)?));
             }
-            _ => e,
-        });
-        match read? {
-            0 => Ok(None),
-            _ => Ok(Some(serde_json::from_str(&line)?)),
+            seen = self.come.len();
+            if seen > self.longest {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer does not end"));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if !self.has_answered(left)? {
+                if left.is_zero() {
+                    let why = format!("no answer within {} s", within.as_secs());
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
+                continue;
+            }
+            match self.stream.read(&mut part)? {
+                0 if seen == 0 => return Ok(None),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => self.come.extend_from_slice(&part[..n]),
+            }
         }
     }
 
@@ -284,12 +339,13 @@ mod tests {
             tokio::spawn(serve(listener, Arc::new(Fake), Wires { end, ended, upgrade: Arc::new(Fake) }));
         let client = tokio::task::spawn_blocking(move || {
             let second = Duration::from_secs(5);
-            let mut client = Client::connect(&path).expect("listening");
+            let stream = UnixStream::connect(&path).expect("listening");
+            let mut client = Client::new(stream, LONGEST);
             let status = client.ask(&Request::Status, second).expect("answered");
             assert!(matches!(status, Answer::Status(v) if v["well"] == true));
             let drained = client.ask(&Request::Drain { timeout_ms: None }, second).expect("answered");
             assert!(matches!(drained, Answer::Drained(left) if left[0].name == "a"));
-            client.0.get_mut().write_all(b"nonsense\n").expect("open");
+            client.stream.write_all(b"nonsense\n").expect("open");
             assert!(matches!(client.receive(second).expect("answered"), Some(Answer::Error(_))));
             let ended = client.ask(&Request::End, second).expect("answered");
             assert!(matches!(ended, Answer::Ended(left) if left.len() == 2));
@@ -299,5 +355,46 @@ mod tests {
         over.send(Some(vec![unsaved("x"), unsaved("y")])).expect("the server listens");
         client.await.expect("no panic");
         server.await.expect("no panic");
+    }
+
+    #[test]
+    fn one_deadline_is_for_all_of_an_answer() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let drips = std::thread::spawn(move || {
+            while theirs.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let mut client = Client::new(ours, LONGEST);
+        let refused = client.receive(Duration::from_millis(100)).expect_err("it never ends");
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+        drop(client);
+        drips.join().expect("no panic");
+    }
+
+    #[test]
+    fn an_answer_without_end_is_not_read_to_its_end() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let floods = std::thread::spawn(move || while theirs.write_all(&[b'1'; 4096]).is_ok() {});
+        let mut client = Client::new(ours, 100_000);
+        let refused = client.receive(Duration::from_secs(60)).expect_err("too long");
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        assert!(client.come.len() < 300_000);
+        drop(client);
+        floods.join().expect("no panic");
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_taken_is_cut_and_counted() {
+        let many: Vec<_> = (0..200_000).map(|n| unsaved(&format!("{n:060}"))).collect();
+        let text = line_of(Answer::Drained(many.clone()), LONGEST).expect("JSON");
+        assert!(text.len() <= LONGEST);
+        let cut: Answer = serde_json::from_slice(&text).expect("own output");
+        assert!(matches!(cut, Answer::Drained(left) if left[0].name == many[0].name));
+        let status = serde_json::json!({"fs": {"unsaved": many, "undeleted": []}});
+        let text = line_of(Answer::Status(status), LONGEST).expect("JSON");
+        let Answer::Status(cut) = serde_json::from_slice(&text).expect("own output") else { panic!("cut") };
+        let left = cut["fs"]["unsaved"].as_array().expect("there").len() as u64;
+        assert_eq!(cut["omitted"].as_u64().map(|omitted| omitted + left), Some(200_000));
     }
 }

@@ -4,11 +4,9 @@
 //! worker whose keeper died; each first checks in the mount table that what it would remove is the mount it
 //! means. Root uses the system calls, everybody else `fusermount3`.
 
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::fusermount;
 use super::handover::KernelOptions;
 use super::mounts::{self, Dev};
+use super::trust::Spot;
 
 /// A mount that this process made: the device to serve it with, and its INIT request, not answered yet.
 #[derive(Debug)]
@@ -79,18 +78,21 @@ pub enum Mode {
     Lazy,
 }
 
-/// Unmounts the mount `dev` if that is what is visible at `mountpoint`; `Ok(false)` if it is not.
+/// Unmounts the mount `dev` if that is what is visible at `mountpoint`; `Ok(false)` if it is not. Root's system call takes
+/// no path that somebody else could lead elsewhere meanwhile: see [`Spot`]. fusermount3 has its own care.
 pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
-    if !mounts::is_on_top(mountpoint, dev) {
-        return Ok(false);
-    }
+    let top = mounts::top_at(mountpoint)?;
+    let Some(mount) = top.filter(|top| top.dev == dev && top.is_vaultfs()) else { return Ok(false) };
     if !nix::unistd::geteuid().is_root() {
         return fusermount::unmount(mountpoint, mode == Mode::Lazy).map(|()| true);
     }
+    let spot = Spot::of(mountpoint)?;
+    if !spot.shows(mount.id)? {
+        return Ok(false);
+    }
     let mut flags = MntFlags::UMOUNT_NOFOLLOW;
     flags.set(MntFlags::MNT_DETACH, mode == Mode::Lazy);
-    let path = CString::new(mountpoint.as_os_str().as_bytes())?;
-    umount2(path.as_c_str(), flags)?;
+    umount2(&spot.path(), flags)?;
     Ok(true)
 }
 

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::mounts::{self, Entry};
-use super::probe;
+use super::{probe, trust};
 
 /// Why no mount was found.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,11 @@ pub enum LocateError {
     /// Something else is mounted there.
     #[error("{0} is not a vaultfs mount but {1}: it is left alone")]
     Foreign(PathBuf, String),
+    /// Whoever made the link may lead it elsewhere at any moment.
+    #[error(
+        "a link of another user's is on the way to {0}: give the path without it, as the mount table has it"
+    )]
+    Link(PathBuf),
     /// The mount table cannot be read.
     #[error("the mount table cannot be read: {0}")]
     Table(io::Error),
@@ -30,8 +35,10 @@ pub fn vaultfs_at(path: &Path) -> Result<Entry, LocateError> {
     let mut top = mounts::top_at(&absolute).map_err(LocateError::Table)?;
     if top.is_none() {
         let seen = probe::look(path, Duration::from_secs(5));
-        if let Some(canonical) = seen.ok().and_then(|seen| seen.canonical.ok()) {
-            top = mounts::top_at(&canonical).map_err(LocateError::Table)?;
+        match seen.map(|seen| seen.canonical) {
+            Ok(Ok(canonical)) => top = mounts::top_at(&canonical).map_err(LocateError::Table)?,
+            Ok(Err(trust::FOREIGN_LINK)) => return Err(LocateError::Link(absolute)),
+            Ok(Err(_)) | Err(_) => {}
         }
     }
     match top {

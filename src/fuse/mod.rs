@@ -33,5 +33,6 @@ pub mod requests;
 pub mod runtime;
 pub mod session;
 pub mod state;
+pub mod trust;
 mod userns;
 pub mod worker;

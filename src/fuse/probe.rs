@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::Dev;
+use super::trust;
 use crate::console;
 
 /// The hidden command that looks.
@@ -27,8 +28,8 @@ pub const COMMAND: &str = "probe";
 /// What the child saw. Errors are errno values.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Seen {
-    /// The path without links. Where the last component cannot be looked at (a dead mount), the directory it
-    /// is in was resolved and the name appended.
+    /// The path without links, also where what it leads to cannot be looked at (a dead mount); or
+    /// [`trust::FOREIGN_LINK`].
     pub canonical: Result<PathBuf, i32>,
     /// stat(2): whether it is a directory, and its device.
     pub stat: Result<(bool, Dev), i32>,
@@ -130,19 +131,13 @@ pub fn child(path: &Path) -> io::Result<()> {
         true => Ok(false),
         false => std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno),
     };
-    let seen =
-        Seen { canonical: canonical(path).map_err(errno), stat, statfs: statfs(path).map_err(errno), empty };
+    let seen = Seen {
+        canonical: trust::canonical(path).map_err(errno),
+        stat,
+        statfs: statfs(path).map_err(errno),
+        empty,
+    };
     writeln!(console::stdout(), "{}", serde_json::to_string(&seen)?)
-}
-
-fn canonical(path: &Path) -> io::Result<PathBuf> {
-    std::fs::canonicalize(path).or_else(|e| match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) if e.raw_os_error() != Some(libc::ENOENT) => {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            Ok(std::fs::canonicalize(parent)?.join(name))
-        }
-        _ => Err(e),
-    })
 }
 
 /// statfs(2) through libc: only whether it answers counts.

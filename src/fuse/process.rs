@@ -1,12 +1,16 @@
 //! What /proc and pidfds tell about processes that are not our children.
+//!
+//! A number names another process as soon as the first has ended, so nothing is signalled by number ([`Process`]).
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 use super::mounts::Dev;
 
@@ -52,29 +56,6 @@ pub fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
 }
 
-/// Whether `pid` is a live keeper, and not a zombie or whoever got its number later.
-pub fn is_keeper(pid: u32) -> bool {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    name.is_ok_and(|name| name.trim_end().as_bytes() == super::keeper::NAME.to_bytes()) && !is_zombie(pid)
-}
-
-/// The processes that `parent` started.
-pub fn children_of(parent: u32) -> Vec<u32> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let pids = processes.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent)).collect()
-}
-
-/// The live workers of a keeper: one, but during an upgrade.
-pub fn workers_of(keeper: u32) -> Vec<u32> {
-    let is_worker = |pid: &u32| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-        name.is_ok_and(|name| name.trim_end().as_bytes() == super::worker::NAME.to_bytes())
-            && !is_zombie(*pid)
-    };
-    children_of(keeper).into_iter().filter(is_worker).collect()
-}
-
 /// Whether a process that we may look into has an inotify watch on something of the file system `dev`. Looks at every
 /// descriptor of every process, and touches no file system but /proc.
 pub fn watch(dev: Dev) -> bool {
@@ -98,27 +79,80 @@ fn is_number(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
 }
 
-/// A process whose end we want to see, whatever happens to its number.
+/// A live process of one user's, held by a pidfd: whatever happens to its number, this is what is waited for and signalled.
 #[derive(Debug)]
-pub struct Watched(Option<OwnedFd>);
+pub struct Process {
+    pid: u32,
+    uid: u32,
+    fd: OwnedFd,
+}
 
-impl Watched {
-    /// Starts watching.
-    pub fn new(pid: u32) -> Self {
+impl Process {
+    /// The process that has this number now, if user `uid` is all that it runs as: set-uid programs are not theirs who
+    /// started them.
+    pub fn open(pid: u32, uid: u32) -> Option<Self> {
+        let number = libc::pid_t::try_from(pid).ok()?;
         // SAFETY: takes numbers only; the descriptor it returns is ours.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
+        if fd < 0 {
+            return None;
+        }
         // SAFETY: as above.
-        Self((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+        let process = Self { pid, uid, fd: unsafe { OwnedFd::from_raw_fd(fd as i32) } };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let is_theirs = field("Uid:")?.split_ascii_whitespace().all(|id| id.parse() == Ok(uid));
+        let is_zombie = field("State:")?.trim_start().starts_with('Z');
+        // What was read above is of this process only if it has not ended since it was opened.
+        (is_theirs && !is_zombie && !process.ended(Duration::ZERO)).then_some(process)
     }
 
-    /// Waits for its end; a process that could not be opened had ended already.
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// When it was started, as [`started`]; `None` if it has ended.
+    pub fn started(&self) -> Option<u64> {
+        started(self.pid).filter(|_| !self.ended(Duration::ZERO))
+    }
+
+    /// The processes that it started and that run as the same user.
+    pub fn children(&self) -> Vec<Self> {
+        let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let pids = processes.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let ours = |pid: &u32| stat(*pid).is_some_and(|(_, parent)| parent == self.pid);
+        // Once more when it is open: the number may have gone to another process.
+        let children = pids.filter(ours).filter_map(|pid| Self::open(pid, self.uid));
+        let mut children: Vec<_> = children.filter(|child| ours(&child.pid)).collect();
+        if self.ended(Duration::ZERO) {
+            children.clear();
+        }
+        children
+    }
+
+    /// Whether it calls itself so. Narrows a choice down; it never makes one.
+    pub fn is_called(&self, name: &CStr) -> bool {
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.pid));
+        comm.is_ok_and(|comm| comm.trim_end().as_bytes() == name.to_bytes())
+    }
+
+    /// Sends a signal, if it has not ended.
+    pub fn signal(&self, signal: Signal) {
+        let (fd, number) = (self.fd.as_raw_fd(), signal as libc::c_int);
+        // SAFETY: the descriptor is open; no siginfo is given.
+        unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, fd, number, std::ptr::null::<libc::c_void>(), 0)
+        };
+    }
+
+    /// Waits for its end.
     pub fn ended(&self, within: Duration) -> bool {
-        let Some(fd) = &self.0 else { return true };
         let end = Instant::now() + within;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            match poll(&mut [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)], timeout) {
                 Ok(n) => return n > 0,
                 Err(Errno::EINTR) => {}
                 Err(_) => return false,
@@ -136,30 +170,56 @@ mod tests {
     #[test]
     fn a_dead_leader_is_seen() {
         let mut child = Command::new("true").spawn().unwrap();
-        let watched = Watched::new(child.id());
-        assert!(watched.ended(Duration::from_secs(10)));
+        let own = nix::unistd::geteuid().as_raw();
+        until_zombie(child.id());
+        assert!(Process::open(child.id(), own).is_none(), "dead");
         assert!(is_zombie(child.id()), "not waited for yet");
         assert_eq!(zombies_end(child.id()), None, "0 may mean that it is not told");
-        assert_eq!(children_of(std::process::id()).iter().filter(|pid| **pid == child.id()).count(), 1);
         child.wait().unwrap();
         assert!(!is_zombie(std::process::id()));
         assert!(started(std::process::id()) >= started(nix::unistd::getppid().as_raw() as u32));
         assert_eq!(started(child.id()), None);
-        assert!(!is_keeper(std::process::id()));
     }
 
     #[test]
     fn a_zombie_tells_how_it_ended() {
         for (script, expected) in [("kill -9 $$", 9), ("exit 7", 7 << 8)] {
             let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
-            assert!(Watched::new(child.id()).ended(Duration::from_secs(10)));
+            until_zombie(child.id());
             assert_eq!(zombies_end(child.id()), Some(ExitStatus::from_raw(expected)), "{script}");
             assert_eq!(child.wait().unwrap(), ExitStatus::from_raw(expected));
         }
     }
 
     #[test]
-    fn a_live_one_is_waited_for_in_vain() {
-        assert!(!Watched::new(std::process::id()).ended(Duration::from_millis(1)));
+    fn a_process_is_held_by_what_it_is() {
+        let own = nix::unistd::geteuid().as_raw();
+        let me = Process::open(std::process::id(), own).unwrap();
+        assert!(!me.ended(Duration::from_millis(1)));
+        assert_eq!(me.started(), started(std::process::id()));
+        assert!(Process::open(std::process::id(), own + 1).is_none(), "of another user");
+        for number in [0, u32::MAX, i32::MAX as u32] {
+            assert!(Process::open(number, own).is_none(), "{number}");
+        }
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let held = me.children().into_iter().find(|other| other.pid() == child.id()).unwrap();
+        until("it is sleep", || held.is_called(c"sleep"));
+        held.signal(Signal::SIGKILL);
+        assert!(held.ended(Duration::from_secs(10)));
+        child.wait().unwrap();
+        assert_eq!(held.started(), None);
+        assert!(held.children().is_empty());
+    }
+
+    fn until(what: &str, mut is: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !is() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn until_zombie(pid: u32) {
+        until("it has ended", || is_zombie(pid));
     }
 }

@@ -14,11 +14,11 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
-use crate::fuse::control::{Answer, Client, Request};
+use crate::fuse::control::{Answer, Request};
 use crate::fuse::handover::KernelOptions;
 use crate::fuse::mounts::Entry;
 use crate::fuse::probe::{self, ProbeError};
-use crate::fuse::{busy, mountpoint, mounts, worker};
+use crate::fuse::{busy, mountpoint, mounts, trust, worker};
 
 /// How long `vaultfs mount` may take. dockerd hangs up after 120 s, and should have heard a sentence by then.
 const PATIENCE: Duration = Duration::from_secs(110);
@@ -83,7 +83,7 @@ impl Default for Commands {
 impl Mounter for Commands {
     async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String> {
         if let Some(top) = top(at)? {
-            if !top.is_vaultfs() {
+            if !is_ours(&top) {
                 return Err(format!("something else ({}) is mounted on {}", top.fs_type, at.display()));
             }
             match read_control_file(at).await {
@@ -170,7 +170,7 @@ impl Mounter for Commands {
     }
 
     fn is_mounted(&self, at: &Path) -> bool {
-        matches!(mounts::top_at(at), Ok(Some(top)) if top.is_vaultfs())
+        matches!(mounts::top_at(at), Ok(Some(top)) if is_ours(&top))
     }
 
     fn tidy(&self, at: &Path) {
@@ -189,14 +189,18 @@ fn top(at: &Path) -> Result<Option<Entry>, String> {
 
 /// What is mounted at a place, if it is of ours.
 fn ours(at: &Path) -> Result<Option<Entry>, String> {
-    Ok(top(at)?.filter(Entry::is_vaultfs))
+    Ok(top(at)?.filter(is_ours))
+}
+
+fn is_ours(mount: &Entry) -> bool {
+    mount.is_vaultfs() && trust::is_own(mount)
 }
 
 /// Asks a mount's processes; they answer without the file system.
 async fn ask(mount: Entry, request: Request, within: Duration) -> Option<Answer> {
     let asked = tokio::task::spawn_blocking(move || {
         let mount = mounts::of(&mount)?;
-        Client::connect(&mount.socket).and_then(|mut client| client.ask(&request, within)).ok()
+        mount.connect(ANSWER).and_then(|mut client| client.ask(&request, within)).ok()
     });
     asked.await.ok().flatten()
 }

@@ -95,6 +95,10 @@ pub struct ConnectArgs {
     /// Largest value
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "1MiB", value_parser = values::value_size)]
     pub max_size: ByteSize,
+
+    /// Where mounts are found.
+    #[command(flatten)]
+    pub runtime: values::RuntimeDirArg,
 }
 
 /// `--api`.
@@ -228,7 +232,9 @@ impl ConnectArgs {
         if self.names_a_vault() {
             return self.resolve();
         }
-        let mounts = mounts::live().into_iter().map(|m| (m.mountpoint, m.spec)).collect();
+        self.runtime.apply();
+        let mounts =
+            mounts::live().into_iter().map(|mount| (mount.mountpoint.clone(), mount.spec())).collect();
         let (mut spec, key) = of_the_one_mount(mounts)?;
         if let Some(prefix) = &self.prefix {
             spec.prefix = clean_prefix(prefix)?;

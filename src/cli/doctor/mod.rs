@@ -84,6 +84,7 @@ pub fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         let sentence = format!("--root {}: there is no such directory", args.root.display());
         return Err(Failure::new(Exit::Usage, sentence).into());
     }
+    args.connect.runtime.apply();
     let mut found = machine::examine(&machine::Machine::new(&args.root));
     found.extend(vault::examine(&args.connect)?);
     match args.json {

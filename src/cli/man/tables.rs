@@ -94,7 +94,8 @@ pub const VARIABLES: &[Entry] = &[
     },
     Entry {
         name: "XDG_RUNTIME_DIR",
-        says: "Where the control sockets of mounts are that are not root's: `$XDG_RUNTIME_DIR/vaultfs`.",
+        says: "Where the control sockets of mounts are, in `$XDG_RUNTIME_DIR/vaultfs`; root's only if `/run/vaultfs` cannot be \
+               used.",
         counts: looks,
     },
     Entry {
@@ -160,8 +161,8 @@ pub const FILES: &[Entry] = &[
         counts: mounts,
     },
     Entry {
-        name: "/run/vaultfs, $XDG_RUNTIME_DIR/vaultfs, /tmp/vaultfs-UID",
-        says: "Control sockets, by which commands find the mounts of a user.",
+        name: "/run/vaultfs, $XDG_RUNTIME_DIR/vaultfs, /run/user/UID/vaultfs, /tmp/vaultfs-UID",
+        says: "Control sockets, by which commands find the mounts of a user: in the first of them that can be used.",
         counts: looks,
     },
     Entry {

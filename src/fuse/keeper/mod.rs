@@ -42,7 +42,7 @@ use super::helper::Minder;
 use super::kernel::{self, Mode, Mounted};
 use super::mounts::{self, Dev};
 use super::refuse;
-use super::runtime::{Record, RuntimeDir};
+use super::runtime::{self, Record, RuntimeDir};
 use super::state::{self, SealKey};
 use super::worker::reason;
 use crate::fs::{Ending, Unsaved, left_in};
@@ -191,6 +191,9 @@ impl Keeper {
         memory: LockState,
     ) -> Result<Self, Failed> {
         let failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
+        if let Some(dir) = &config.runtime_dir {
+            runtime::prefer(dir);
+        }
         let directory = RuntimeDir::own().map_err(failed("there is no place for the control socket"))?;
         let signals = take_signals().map_err(|e| Failed::new(format!("signals: {e}")))?;
         let seal = SealKey::random().map_err(failed("no key for the mount's state"))?;
@@ -287,14 +290,8 @@ impl Keeper {
         unsaved: Option<Vec<Unsaved>>,
     ) -> io::Result<()> {
         let config = &self.equipment.config;
-        let record = Record {
-            mountpoint: config.mountpoint.clone(),
-            keeper_pid: std::process::id(),
-            spec: config.spec.clone(),
-            broken,
-            unsaved,
-        };
-        self.directory.write(dev, &record)
+        let record = Record::of_this_keeper(config.mountpoint.clone(), config.spec.clone());
+        self.directory.write(dev, &Record { broken, unsaved, ..record })
     }
 
     fn serve(mut self) -> u8 {
