@@ -1,6 +1,6 @@
 //! vaultfs: a secrets vault as a directory.
 //!
-//! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `secret`,
+//! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `files` → `secret`,
 //! `clock`, `crash`, `console` → `display`.
 //! `tests/layering.rs` checks it.
 
@@ -9,6 +9,7 @@ pub mod clock;
 pub mod console;
 pub mod crash;
 pub mod display;
+pub mod files;
 pub mod fs;
 pub mod fuse;
 pub mod harden;

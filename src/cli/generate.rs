@@ -11,6 +11,8 @@ use clap_complete::Shell;
 use super::exit::{Exit, Failure};
 use super::{completions, man, output};
 
+use crate::display::Shown;
+
 /// Write man pages or shell completions
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
@@ -37,7 +39,7 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         What::Man { dir } => man::write(&dir).map_err(|e| {
             let sentence =
-                format!("{}: {e}: name a directory that exists, and that you can write", dir.display());
+                format!("{}: {e}: name a directory that exists, and that you can write", dir.shown());
             Failure::new(Exit::Failed, sentence)
         })?,
         What::Completions { shell } => {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,9 +23,11 @@ use super::exit::{Exit, Failure};
 use super::objects::read_stdin;
 use super::output::Output;
 use crate::clock::SystemClock;
+use crate::display::Shown;
+use crate::files;
 use crate::secret::{SecretBytes, SecretString};
 use crate::vault::envelope::{DataKey, Envelope, EnvelopeError};
-use crate::vault::http::key::read_key_file;
+use crate::vault::http::key::is_private;
 use crate::vault::http::keys::KeyService;
 use crate::vault::{Call, Dialect, codec};
 
@@ -361,7 +363,7 @@ impl KeyOutput {
 }
 
 fn out_failed(path: &Path, e: &std::io::Error) -> Failure {
-    Failure::new(Exit::Failed, format!("--out {}: {e}", path.display()))
+    Failure::new(Exit::Failed, format!("--out {}: {e}", path.shown()))
 }
 
 /// A new file, which goes again unless all of it was written.
@@ -397,17 +399,20 @@ impl Drop for NewFile {
 /// Tells a plaintext key, which is 32 bytes, from an encrypted one, which is longer. A plaintext key that
 /// others can read is refused.
 fn read_data_key(path: &Path) -> Result<KeyFile, Failure> {
-    let failed = |why: String| usage(format!("--data-key-file {}: {why}", path.display()));
-    let mut text = Zeroizing::new(String::new());
-    let file = File::open(path).map_err(|e| failed(e.to_string()))?;
-    file.take(MAX_KEY_FILE).read_to_string(&mut text).map_err(|e| failed(e.to_string()))?;
+    let failed = |why: String| usage(format!("--data-key-file {}: {why}", path.shown()));
+    let file = files::open(path, None).map_err(|e| failed(e.to_string()))?;
+    let private = is_private(&file, path);
+    let read = file.read(MAX_KEY_FILE).map_err(|e| failed(e.to_string()))?;
+    let text =
+        std::str::from_utf8(&read).map_err(|_| failed("this is no data key: not base64".into()))?.trim();
     let mut bytes = Zeroizing::new(Vec::new());
-    STANDARD
-        .decode_vec(text.trim(), &mut bytes)
-        .map_err(|_| failed("this is no data key: not base64".into()))?;
+    STANDARD.decode_vec(text, &mut bytes).map_err(|_| failed("this is no data key: not base64".into()))?;
     match bytes.len() {
-        32 => Ok(KeyFile::Plain(read_key_file(path).map_err(|e| failed(e.to_string()))?)),
-        33.. => Ok(KeyFile::Wrapped(text.trim().to_owned())),
+        32 => {
+            private.map_err(|e| failed(e.to_string()))?;
+            Ok(KeyFile::Plain(SecretString::new(text.to_owned())))
+        }
+        33.. => Ok(KeyFile::Wrapped(text.to_owned())),
         _ => Err(failed("this is no data key: too short".into())),
     }
 }

@@ -7,10 +7,10 @@
 //! replaced by its place.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -26,6 +26,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::journal::{self, JOURNAL};
 use super::values::home;
+use crate::display::Shown;
+use crate::files::Place;
 use crate::{console, display};
 
 /// A log file is renamed away beyond this size.
@@ -57,7 +59,7 @@ impl std::fmt::Display for Target {
         match self {
             Target::Stderr => f.write_str("standard error"),
             Target::Journal => f.write_str("the journal (journalctl -t vaultfs)"),
-            Target::File(path) => write!(f, "{}", path.display()),
+            Target::File(path) => write!(f, "{}", path.shown()),
         }
     }
 }
@@ -84,7 +86,7 @@ impl LogConfig {
             if fs::canonicalize(dir).map_err(failed)?.starts_with(mountpoint) {
                 return Err(failed(io::Error::other("it would be on the mount itself")));
             }
-            open(path).map_err(failed)?;
+            Place::of(path).and_then(|place| place.append()).map_err(|e| failed(e.into()))?;
         }
         Ok(Self { target, verbosity })
     }
@@ -94,11 +96,7 @@ impl LogConfig {
 pub fn check(path: &Path) -> io::Result<()> {
     let failed = |e: io::Error| unusable(path, true, &e);
     fs::canonicalize(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
-        _ => Ok(()),
-    }
+    Place::of(path).and_then(|place| place.check()).map_err(|e| failed(e.into()))
 }
 
 /// `named`: by the user.
@@ -107,7 +105,7 @@ fn unusable(path: &Path, named: bool, e: &io::Error) -> io::Error {
         true => "name a file that you can write, in a directory that exists",
         false => "name another one with --log FILE",
     };
-    io::Error::other(format!("{}: {e}: {next}", path.display()))
+    io::Error::other(format!("{}: {e}: {next}", path.shown()))
 }
 
 /// Whether systemd connected standard error to the journal (systemd.exec(5), `JOURNAL_STREAM`).
@@ -134,7 +132,7 @@ fn default_file(mountpoint: &Path) -> io::Result<PathBuf> {
         .recursive(true)
         .mode(0o700)
         .create(&dir)
-        .map_err(|e| io::Error::other(format!("{}: {e}: name a file with --log FILE", dir.display())))?;
+        .map_err(|e| io::Error::other(format!("{}: {e}: name a file with --log FILE", dir.shown())))?;
     Ok(dir.join(format!("{}.log", file_name(mountpoint))))
 }
 
@@ -213,37 +211,44 @@ fn bug(panic: &std::panic::PanicHookInfo<'_>) -> String {
     format!("a bug in vaultfs: panic at {place} (its text is kept back, it could hold a secret)")
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
-}
-
 /// A log file that two processes write and either may rotate.
 struct LogFile {
     path: PathBuf,
-    file: Mutex<Option<File>>,
+    open: Mutex<Option<(Place, File)>>,
 }
 
 impl LogFile {
     fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), file: Mutex::new(open(path).ok()) }
+        Self { path: path.to_owned(), open: Mutex::new(Self::open(path).ok()) }
+    }
+
+    fn open(path: &Path) -> io::Result<(Place, File)> {
+        let place = Place::of(path)?;
+        let file = place.append()?;
+        Ok((place, file))
     }
 
     fn append(&self, line: &[u8]) -> io::Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
-        let current = file.as_ref().map(File::metadata).transpose()?;
-        let named = fs::metadata(&self.path).ok();
-        let same =
-            matches!((&current, &named), (Some(a), Some(b)) if a.ino() == b.ino() && a.dev() == b.dev());
-        if same && current.is_some_and(|m| m.len() > MAX_FILE) {
-            let mut old = self.path.clone().into_os_string();
-            old.push(".1");
-            fs::rename(&self.path, old)?;
-            *file = Some(open(&self.path)?);
-        } else if !same {
-            *file = Some(open(&self.path)?);
+        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        let stays = match &*open {
+            None => false,
+            Some((place, file)) => {
+                let (current, named) = (file.metadata()?, place.look().ok().flatten());
+                let same = named.is_some_and(|n| current.ino() == n.st_ino && current.dev() == n.st_dev);
+                let full = current.len() > MAX_FILE;
+                if same && full {
+                    let mut old = place.name().to_owned();
+                    old.push(".1");
+                    place.rename(&old)?;
+                }
+                same && !full
+            }
+        };
+        if !stays {
+            *open = Some(Self::open(&self.path)?);
         }
-        match file.as_mut() {
-            Some(file) => file.write_all(line),
+        match open.as_mut() {
+            Some((_, file)) => file.write_all(line),
             None => Ok(()),
         }
     }

@@ -214,7 +214,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
     if args.nosymfollow && !kernel.nosymfollow {
         console::say("hint: -o nosymfollow has no effect for ordinary users; a vault holds no links anyway");
     }
-    let (spec, key) = args.connect.resolve()?;
+    let (spec, key) = args.connect().resolve()?;
     let options = args.file_system_options();
     let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
     mountpoint::check_machine(&kernel, options.uid, options.gid).map_err(|e| failed(&e))?;
@@ -318,11 +318,16 @@ impl MountArgs {
     /// Refuses what [`run`] refuses without asking a vault or looking at a mount point; for a mount that is made later, by
     /// the volume plugin. `key_later`: it may still get its key.
     pub fn rehearse(&self, key_later: bool) -> Result<(), Failure> {
-        self.connect.rehearse(key_later)?;
+        self.connect().rehearse(key_later)?;
         if let Some(path) = &self.audit {
             Audit::check(path).map_err(|e| stack::bad_audit(path, &e))?;
         }
         self.log.as_deref().map_or(Ok(()), log::check).map_err(|e| bad_log(&e))
+    }
+
+    /// Files of the user for whom it is are as good as one's own.
+    fn connect(&self) -> ConnectArgs {
+        ConnectArgs { also: self.uid, ..self.connect.clone() }
     }
 
     fn file_system_options(&self) -> Options {

@@ -6,6 +6,8 @@
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::display;
+
 /// In place of what was given.
 const KEPT_BACK: &str = "…";
 
@@ -33,6 +35,23 @@ pub fn without_values(mut e: clap::Error) -> clap::Error {
             e.insert(ContextKind::InvalidValue, kept_back());
         }
         _ => {}
+    }
+    escaped(e)
+}
+
+/// The same error with what was given shown as other text that is not ours is: the parser would repeat it as it is.
+fn escaped(mut e: clap::Error) -> clap::Error {
+    let given = e.context().filter_map(|(kind, value)| match value {
+        ContextValue::String(text) => Some((kind, text.clone(), display::line(text).to_string())),
+        _ => None,
+    });
+    let hostile: Vec<_> = given.filter(|(_, text, shown)| text != shown).collect();
+    if !hostile.is_empty() {
+        // It would repeat it, too.
+        e.remove(ContextKind::Suggested);
+    }
+    for (kind, _, shown) in hostile {
+        e.insert(kind, ContextValue::String(shown));
     }
     e
 }
@@ -62,6 +81,24 @@ mod tests {
         ] {
             let said = said(args);
             assert!(!said.contains("SECRET") && said.contains("Usage:"), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_was_given_cannot_command_a_terminal() {
+        for given in ["--x\u{1b}[2J\nvaultfs: fine", "-\u{9b}\n", "mou\u{1b}[2J\nt", "--json=\u{1b}\n"] {
+            for args in [
+                &["status", "m", given][..],
+                &[given],
+                &["mount", "/m", "--api", given],
+                &["put", "a", "--format", given],
+            ] {
+                let said = said(args);
+                assert!(
+                    !said.contains(['\u{1b}', '\u{9b}']) && !said.contains("\nvaultfs: fine"),
+                    "{args:?}: {said:?}"
+                );
+            }
         }
     }
 

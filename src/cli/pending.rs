@@ -5,7 +5,9 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,10 +19,11 @@ use super::output::{self, Lines, Output};
 use super::values::RuntimeDirArg;
 use crate::console;
 use crate::display;
+use crate::files;
 use crate::fs::{Undeleted, Unsaved};
 use crate::fuse::control::{Answer, Request};
 use crate::fuse::locate;
-use crate::fuse::mounts::{self, LiveMount};
+use crate::fuse::mounts::{self, Dev, LiveMount};
 use crate::fuse::worker::reason;
 
 /// List writes that the vault does not have, and store or drop them
@@ -161,7 +164,7 @@ fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
     }
     let write =
         list(mount)?.unsaved.into_iter().find(|write| write.name == name).ok_or_else(|| not_pending(name))?;
-    let mut file = File::open(mount.mountpoint.join(&write.path))?;
+    let mut file = open_in(mount, Path::new(&write.path))?;
     let mut out = Output::new();
     let mut part = Zeroizing::new(vec![0; 64 * 1024]);
     loop {
@@ -170,6 +173,16 @@ fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
             return Ok(out.finish()?);
         }
     }
+}
+
+/// Opens a file of the mount. Its path comes from the worker: it leads nowhere else.
+fn open_in(mount: &LiveMount, path: &Path) -> std::io::Result<File> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let root = File::options().read(true).custom_flags(flags).open(&mount.mountpoint)?;
+    if Dev::from_raw(root.metadata()?.dev()) != mount.dev {
+        return Err(std::io::Error::other("another mount covers it, or it is gone"));
+    }
+    files::open_below(root.as_fd(), path)
 }
 
 /// What becomes of a write that failed, if nobody does anything.

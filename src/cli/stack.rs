@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use super::connect::{self, Api, ApiKeyInput, ConnectSpec};
 use super::exit::{Exit, Failure};
 use crate::clock::{Clock, SystemClock};
+use crate::display::Shown;
 use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Processes, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
@@ -112,7 +113,7 @@ struct Mounted {
 pub fn bad_audit(path: &Path, e: &std::io::Error) -> Failure {
     let sentence = format!(
         "the audit file {} cannot be used: {e}: name a file that you can write, in a directory that exists",
-        path.display()
+        path.shown()
     );
     Failure::new(Exit::Failed, sentence)
 }

@@ -20,6 +20,7 @@ use super::mount::MountArgs;
 use super::values::home;
 use super::{mount_options, serve, service};
 use crate::clock::SystemClock;
+use crate::display::Shown;
 use crate::harden;
 use crate::server::listen::{self, Listeners};
 use crate::volume::driver::{Driver, Parts};
@@ -98,7 +99,7 @@ async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) ->
         clock: Arc::new(SystemClock),
     }));
     let unix = socket::listen(path).await?;
-    tracing::info!(socket = %path.display(), state = %state.display(), "volumes are served");
+    tracing::info!(socket = %path.shown(), state = %state.shown(), "volumes are served");
     service::tell("READY=1");
     if let Some(within) = service::watchdog() {
         tokio::spawn(feed_watchdog(path.to_owned(), within));
@@ -129,8 +130,8 @@ async fn feed_watchdog(socket: PathBuf, within: Duration) {
     loop {
         match tokio::time::timeout(part, socket::ask_for_volumes(&socket)).await {
             Ok(Ok(())) => service::tell("WATCHDOG=1"),
-            Ok(Err(e)) => tracing::error!(socket = %socket.display(), "the plugin cannot ask itself: {e}"),
-            Err(_) => tracing::error!(socket = %socket.display(), "the plugin does not answer itself"),
+            Ok(Err(e)) => tracing::error!(socket = %socket.shown(), "the plugin cannot ask itself: {e}"),
+            Err(_) => tracing::error!(socket = %socket.shown(), "the plugin does not answer itself"),
         }
         tokio::time::sleep(part).await;
     }

@@ -2,28 +2,25 @@
 //!
 //! 1. Nobody waits for the file: lines go through a bounded queue to a thread that writes them. What does not fit
 //!    into the queue, or cannot be written (a full disk), is dropped, counted, and said by `status`.
-//! 2. The file belongs to a directory that is opened once, before the mount is there. It is opened anew (SIGHUP,
-//!    for logrotate) from that directory and never through a link, so that no path on our own mount is ever
+//! 2. The file belongs to a directory that is opened once, before the mount is there ([`Place`]). It is opened anew
+//!    (SIGHUP, for logrotate) from that directory and never through a link, so that no path on our own mount is ever
 //!    touched: the process would wait for itself.
 //! 3. It is made 0600: names of secrets and of who uses them are not for everybody.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::inode::Node;
 use super::program::Program;
 use super::{Caller, FileSystem};
+use crate::files::Place;
 
 /// Lines that may wait to be written.
 const QUEUE: usize = 4096;
@@ -93,8 +90,8 @@ impl Audit {
     /// When the file cannot be opened, is no plain file, or no thread can be started.
     pub fn open(path: &Path) -> io::Result<Arc<Self>> {
         let place = Place::of(path)?;
-        let file = place.open()?;
-        Self::start(file, move || place.open())
+        let file = open_private(&place)?;
+        Self::start(file, move || open_private(&place))
     }
 
     /// Whether it could be opened, as far as can be told without making it.
@@ -102,13 +99,7 @@ impl Audit {
     /// # Errors
     /// As [`Audit::open`].
     pub fn check(path: &Path) -> io::Result<()> {
-        Place::of(path)?;
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if !found.is_file() => {
-                Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"))
-            }
-            _ => Ok(()),
-        }
+        Ok(Place::of(path)?.check()?)
     }
 
     fn start<W: Write + Send + 'static>(
@@ -189,42 +180,13 @@ fn write_line(file: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result
     Ok(())
 }
 
-/// A directory and a name in it.
-struct Place {
-    dir: File,
-    name: OsString,
-}
-
-impl Place {
-    fn of(path: &Path) -> io::Result<Self> {
-        let path = std::path::absolute(path)?;
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file name"));
-        };
-        let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let dir = OpenOptions::new().read(true).custom_flags(flags).open(parent)?;
-        Ok(Self { dir, name: name.to_owned() })
+/// Opens the file, and closes it to others: names of secrets are in it.
+fn open_private(place: &Place) -> io::Result<File> {
+    let file = place.append()?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     }
-
-    fn open(&self) -> io::Result<File> {
-        let flags = OFlag::O_WRONLY
-            | OFlag::O_APPEND
-            | OFlag::O_CREAT
-            | OFlag::O_NOFOLLOW
-            | OFlag::O_NONBLOCK
-            | OFlag::O_NOCTTY
-            | OFlag::O_CLOEXEC;
-        let name: &OsStr = &self.name;
-        let file = File::from(openat(self.dir.as_fd(), name, flags, Mode::from_bits_truncate(0o600))?);
-        let found = file.metadata()?;
-        if !found.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"));
-        }
-        if found.mode() & 0o077 != 0 {
-            file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-        }
-        Ok(file)
-    }
+    Ok(file)
 }
 
 impl FileSystem {
@@ -314,7 +276,7 @@ mod tests {
     fn links_and_what_is_no_file_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc/hostname", dir.path().join("link")).unwrap();
-        nix::unistd::mkfifo(&dir.path().join("fifo"), Mode::S_IRWXU).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         for name in ["link", "fifo", "."] {
             assert!(Audit::open(&dir.path().join(name)).is_err(), "{name}");
         }

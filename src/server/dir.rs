@@ -13,7 +13,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::error::ServeError;
 use super::store::schema::APPLICATION_ID;
+use crate::files::{self, Opened, Unfit};
 use crate::secret::SecretString;
 
 /// What a start opens or trusts, if it is there.
@@ -228,33 +229,23 @@ pub fn read_credential(path: &Path) -> Result<SecretString, SecretFileError> {
 
 /// Reads the private key of a certificate. The group may read one that root owns, as distributions keep them.
 pub fn read_tls_key(path: &Path) -> Result<SecretString, SecretFileError> {
-    read(path, MAX_TLS_KEY_FILE, |meta| if meta.uid() == 0 { 0o037 } else { 0o077 })
+    read(path, MAX_TLS_KEY_FILE, |file| if file.is_roots() { 0o037 } else { 0o077 })
 }
 
-fn read(
-    path: &Path,
-    max: u64,
-    forbidden: impl Fn(&fs::Metadata) -> u32,
-) -> Result<SecretString, SecretFileError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Err(SecretFileError::Missing),
-        Err(e) => return Err(SecretFileError::Io(e)),
-    };
-    let meta = file.metadata().map_err(SecretFileError::Io)?;
-    let too_open = meta.mode() & forbidden(&meta) != 0;
-    if !meta.is_file() && (too_open || !meta.file_type().is_fifo()) {
+fn read(path: &Path, max: u64, forbidden: impl Fn(&Opened) -> u32) -> Result<SecretString, SecretFileError> {
+    let file = files::open(path, None).map_err(|e| match e {
         // A device holds no key, and no mode helps.
-        return Err(SecretFileError::NotText);
-    }
-    if too_open {
+        Unfit::NotRegular => SecretFileError::NotText,
+        Unfit::Io(e) if e.kind() == ErrorKind::NotFound => SecretFileError::Missing,
+        e => SecretFileError::Io(e.into()),
+    })?;
+    if file.is_exposed(forbidden(&file)) {
         return Err(SecretFileError::TooOpen);
     }
-    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(max as usize + 1));
-    file.take(max + 1).read_to_end(&mut bytes).map_err(SecretFileError::Io)?;
-    if bytes.len() as u64 > max {
-        return Err(SecretFileError::NotText);
-    }
+    let bytes = file.read(max).map_err(|e| match e.kind() {
+        ErrorKind::FileTooLarge => SecretFileError::NotText,
+        _ => SecretFileError::Io(e),
+    })?;
     let text = std::str::from_utf8(&bytes).map_err(|_| SecretFileError::NotText)?;
     Ok(SecretString::new(text.to_owned()))
 }

@@ -3,17 +3,19 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::display::Shown;
+
 /// A vault that could not be opened, served or attached to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Another process serves this directory.
-    #[error("{} is served by another process already: use that one, or stop it first", .0.display())]
+    #[error("{} is served by another process already: use that one, or stop it first", .0.shown())]
     AlreadyServed(PathBuf),
     /// Another process holds the lock but does not answer on the socket.
-    #[error("{} is locked by another process that does not answer on its socket: see what it is doing, or stop it", .0.display())]
+    #[error("{} is locked by another process that does not answer on its socket: see what it is doing, or stop it", .0.shown())]
     OwnerSilent(PathBuf),
     /// The directory, or a file in it, is someone else's.
-    #[error("{} belongs to user {owner}: a vault's directory and its files must be your own", .path.display())]
+    #[error("{} belongs to user {owner}: a vault's directory and its files must be your own", .path.shown())]
     ForeignDirectory {
         /// The directory or file.
         path: PathBuf,
@@ -21,18 +23,18 @@ pub enum ServeError {
         owner: u32,
     },
     /// Something else is in the place.
-    #[error("{} is not a directory: name one for the vault, it is made if it does not exist", .0.display())]
+    #[error("{} is not a directory: name one for the vault, it is made if it does not exist", .0.shown())]
     NotADirectory(PathBuf),
     /// The directory is used for something else.
     #[error(
-        "{} holds other things and no vault: choose an empty directory, or one that does not exist yet", .0.display()
+        "{} holds other things and no vault: choose an empty directory, or one that does not exist yet", .0.shown()
     )]
     NotAVault(PathBuf),
     /// A Unix socket's address holds at most 107 bytes.
-    #[error("{} is too long a path for a Unix socket (at most 107 bytes): choose a shorter directory", .0.display())]
+    #[error("{} is too long a path for a Unix socket (at most 107 bytes): choose a shorter directory", .0.shown())]
     PathTooLong(PathBuf),
     /// The master key cannot be used.
-    #[error("master key {} {problem}", .path.display())]
+    #[error("master key {} {problem}", .path.shown())]
     MasterKey {
         /// Where it was looked for.
         path: PathBuf,
@@ -40,7 +42,7 @@ pub enum ServeError {
         problem: &'static str,
     },
     /// The certificate or its key cannot be used.
-    #[error("{} {problem}", .path.display())]
+    #[error("{} {problem}", .path.shown())]
     Tls {
         /// The file.
         path: PathBuf,
@@ -48,7 +50,7 @@ pub enum ServeError {
         problem: String,
     },
     /// A key file that cannot be used.
-    #[error("API key {} {problem}", .path.display())]
+    #[error("API key {} {problem}", .path.shown())]
     ApiKey {
         /// The file.
         path: PathBuf,
@@ -56,7 +58,7 @@ pub enum ServeError {
         problem: &'static str,
     },
     /// The database cannot be used.
-    #[error("{}: {problem}", .path.display())]
+    #[error("{}: {problem}", .path.shown())]
     Database {
         /// The file.
         path: PathBuf,
@@ -64,7 +66,7 @@ pub enum ServeError {
         problem: String,
     },
     /// The operating system refused.
-    #[error("{what} {}: {cause}", .path.display())]
+    #[error("{what} {}: {cause}", .path.shown())]
     Io {
         /// What was tried.
         what: &'static str,

@@ -13,12 +13,18 @@ use tokio_rustls::TlsAcceptor;
 
 use super::dir::{SecretFileError, read_tls_key};
 use super::error::ServeError;
+use crate::display::Shown;
+use crate::files;
+
+/// A chain is a few certificates.
+const MAX_CHAIN: u64 = 1 << 20;
 
 /// What TCP connections are greeted with: the chain in `cert`, proved with the key in `key`.
 pub fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
     let bad =
         |path: &Path, problem: &str| ServeError::Tls { path: path.to_owned(), problem: problem.to_owned() };
-    let pem = std::fs::read(cert).map_err(ServeError::io("cannot read the certificate", cert))?;
+    let pem = files::open(cert, None).map_err(Into::into).and_then(|file| file.read(MAX_CHAIN));
+    let pem = pem.map_err(ServeError::io("cannot read the certificate", cert))?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
         .map_err(|_| bad(cert, "is not PEM: give the certificate and what it was signed with, in PEM"))?;
@@ -39,7 +45,7 @@ pub fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
         .map(|config| config.with_no_client_auth())
         .and_then(|config| config.with_single_cert(chain, private));
     let mut config = config
-        .map_err(|e| bad(cert, &format!("and its key {} cannot be used together: {e}", key.display())))?;
+        .map_err(|e| bad(cert, &format!("and its key {} cannot be used together: {e}", key.shown())))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -14,6 +14,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
+use crate::display::Shown;
 use crate::fuse::control::{Answer, Request};
 use crate::fuse::handover::KernelOptions;
 use crate::fuse::mounts::Entry;
@@ -84,13 +85,13 @@ impl Mounter for Commands {
     async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String> {
         if let Some(top) = top(at)? {
             if !is_ours(&top) {
-                return Err(format!("something else ({}) is mounted on {}", top.fs_type, at.display()));
+                return Err(format!("something else ({}) is mounted on {}", top.fs_type, at.shown()));
             }
             match read_control_file(at).await {
                 Ok(()) => return Ok(()),
                 // Dead: `vaultfs mount` puts a live one in its place.
                 Err(Unread::Errno(libc::ENOTCONN)) => {
-                    tracing::warn!(at = %at.display(), "a dead mount: replacing it")
+                    tracing::warn!(at = %at.shown(), "a dead mount: replacing it")
                 }
                 Err(e) => return Err(format!("its mount is there but cannot be used: {e}")),
             }
@@ -98,7 +99,7 @@ impl Mounter for Commands {
         std::fs::DirBuilder::new()
             .recursive(true)
             .create(at)
-            .map_err(|e| format!("{} cannot be made: {e}", at.display()))?;
+            .map_err(|e| format!("{} cannot be made: {e}", at.shown()))?;
         let mut command = vaultfs("mount");
         // An engine takes an empty volume as an invitation to copy the image's files into it.
         command.arg("--never-empty").args(self.allow_other.then_some("--allow-other"));
@@ -177,7 +178,7 @@ impl Mounter for Commands {
         if let Err(e) = std::fs::remove_dir(at)
             && e.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::error!("{} stays: {e}; what is in it is on this disk and in no vault", at.display());
+            tracing::error!("{} stays: {e}; what is in it is on this disk and in no vault", at.shown());
         }
     }
 }

@@ -11,9 +11,9 @@ use crate::vault::http::key;
 const KEY_FOR_FILE: &str = "--api-key-file takes the name of a file, and what was given looks like a key: put it into a file that \
                             only you can read, and make a new key in place of this one, which others may have seen";
 
-/// Reads the key.
-pub fn read(path: &Path) -> Result<SecretString, Failure> {
-    key::read_key_file(path).map_err(|e| {
+/// Reads the key, also from a file of the user `also`.
+pub fn read(path: &Path, also: Option<u32>) -> Result<SecretString, Failure> {
+    key::read_key_file(path, also).map_err(|e| {
         let is_a_key =
             path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("sk_"));
         if is_a_key && !path.exists() { Failure::new(Exit::Usage, KEY_FOR_FILE) } else { bad_key(path, e) }
@@ -26,9 +26,9 @@ mod tests {
 
     #[test]
     fn a_key_in_place_of_its_file_is_not_repeated() {
-        let said = read(Path::new("/nonexistent/sk_live_SECRET")).expect_err("no file");
+        let said = read(Path::new("/nonexistent/sk_live_SECRET"), None).expect_err("no file");
         assert!(said.exit == Exit::Usage && !said.message.contains("SECRET"), "{said}");
-        let said = read(Path::new("/nonexistent/key")).expect_err("no file");
+        let said = read(Path::new("/nonexistent/key"), None).expect_err("no file");
         assert!(said.exit == Exit::Key && said.message.contains("/nonexistent/key"), "{said}");
     }
 }

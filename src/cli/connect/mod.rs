@@ -99,6 +99,10 @@ pub struct ConnectArgs {
     /// Where mounts are found.
     #[command(flatten)]
     pub runtime: values::RuntimeDirArg,
+
+    /// The user for whom it is, whose files are as good as one's own.
+    #[arg(skip)]
+    pub also: Option<u32>,
 }
 
 /// `--api`.
@@ -143,6 +147,9 @@ pub struct ConnectSpec {
     pub timeout: Duration,
     /// Largest value in bytes.
     pub max_size: u64,
+    /// The user for whom a mount is (`--uid`), whose key and certificates are as good as one's own.
+    #[serde(default)]
+    pub also: Option<u32>,
 }
 
 impl ConnectSpec {
@@ -214,6 +221,7 @@ impl ConnectArgs {
             prefix: self.prefix.as_deref().map(clean_prefix).transpose()?.flatten(),
             timeout: self.timeout,
             max_size: self.max_size.as_u64(),
+            also: self.also,
         };
         if spec.timeout.is_zero() {
             return Err(usage("--timeout 0 leaves no time for any answer: give a longer one"));
@@ -278,7 +286,7 @@ impl ConnectArgs {
             None => credential(),
         };
         if let Some(path) = file {
-            return Ok((key_file::read(&path)?, Some(path)));
+            return Ok((key_file::read(&path, self.also)?, Some(path)));
         }
         match harden::take_env("WORKOS_API_KEY") {
             Some(text) => key::clean_key(text.expose().to_owned())
@@ -325,7 +333,9 @@ fn of_the_one_mount(
     })?;
     let secret = match (&spec.endpoint, &spec.key_file) {
         (Endpoint::Embedded(_), _) => None,
-        (Endpoint::Url(_), Some(path)) => Some(key::read_key_file(path).map_err(|e| bad_key(path, e))?),
+        (Endpoint::Url(_), Some(path)) => {
+            Some(key::read_key_file(path, spec.also).map_err(|e| bad_key(path, e))?)
+        }
         (Endpoint::Url(url), None) => {
             let sentence = format!(
                 "the mount at {at} shows {url} with a key that only it knows: set WORKOS_API_KEY, or give \
@@ -491,12 +501,12 @@ fn usable_key(
     let (secret, file) = match (embedded, key.secret) {
         (Some(embedded), _) => {
             let path = embedded.key_file();
-            (key::read_key_file(path).map_err(|e| bad_key(path, e))?, Some(path.to_owned()))
+            (key::read_key_file(path, spec.also).map_err(|e| bad_key(path, e))?, Some(path.to_owned()))
         }
         (None, Some(secret)) => (secret, spec.key_file.clone()),
         (None, None) => return Err(Failure::new(Exit::Key, NO_KEY)),
     };
-    Ok(Arc::new(ApiKey::new(secret, file)))
+    Ok(Arc::new(ApiKey::new(secret, file).of_user(spec.also)))
 }
 
 fn not_served(e: ServeError) -> Failure {

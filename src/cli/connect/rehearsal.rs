@@ -3,6 +3,8 @@
 
 use super::{ConnectArgs, ConnectSpec, Endpoint, absolute, bad_key, usage};
 use crate::cli::exit::{Exit, Failure};
+use crate::display::Shown;
+use crate::files;
 use crate::vault::http;
 use crate::vault::http::key::{self, KeyError};
 
@@ -16,7 +18,7 @@ impl ConnectArgs {
         }
         match (&spec.endpoint, &self.api_key_file) {
             (Endpoint::Embedded(dir), _) if dir.exists() && !dir.is_dir() => {
-                Err(usage(format!("--embedded={} is no directory: choose another place", dir.display())))
+                Err(usage(format!("--embedded={} is no directory: choose another place", dir.shown())))
             }
             (Endpoint::Embedded(_), _) => Ok(()),
             (Endpoint::Url(_), Some(file)) => {
@@ -26,7 +28,7 @@ impl ConnectArgs {
                 let key = if pipe(&file) {
                     Err(KeyError::NotAFile(file.clone()))
                 } else {
-                    key::read_key_file(&file)
+                    key::read_key_file(&file, self.also)
                 };
                 key.map(drop).map_err(|e| bad_key(&file, e))
             }
@@ -42,8 +44,13 @@ impl ConnectArgs {
     }
 }
 
+/// A system's whole list of authorities is a twentieth of this.
+const MAX_CERTIFICATES: u64 = 4 << 20;
+
 /// The certificates of `--ca-file`.
 pub fn more_roots(spec: &ConnectSpec) -> Result<Option<Vec<u8>>, Failure> {
     let Some(path) = &spec.ca_file else { return Ok(None) };
-    std::fs::read(path).map(Some).map_err(|e| usage(format!("--ca-file {}: {e}", path.display())))
+    let read = files::open(path, spec.also).map_err(Into::into).and_then(|file| file.read(MAX_CERTIFICATES));
+    read.map(|pem| Some(pem.to_vec()))
+        .map_err(|e: std::io::Error| usage(format!("--ca-file {}: {e}", path.shown())))
 }

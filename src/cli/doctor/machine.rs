@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Finding, Level};
 use crate::cli::status;
+use crate::display::Shown;
 use crate::fuse::{mountpoint, mounts};
 
 /// Programs that read every file they find, and how to keep each away from mounts.
@@ -322,7 +323,7 @@ fn mounted() -> Vec<Finding> {
 
 /// A mount that `vaultfs status` calls not well.
 fn unwell(path: &Path, problem: &str) -> Finding {
-    let at = path.display();
+    let at = path.shown();
     // What comes after it is the fix.
     let says = format!("{at}: {}", clause(problem));
     if problem == status::NOT_OURS {

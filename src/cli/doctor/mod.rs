@@ -17,6 +17,8 @@ use super::exit::{Exit, Failure};
 use super::output::{self, Lines};
 use super::status::counted;
 
+use crate::display::Shown;
+
 /// Look for what would get in the way of a mount, and say how to mend it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  vaultfs doctor\n  vaultfs doctor --api-url https://vault.example.com \
@@ -81,7 +83,7 @@ impl Finding {
 /// Runs the command.
 pub fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     if !args.root.is_dir() {
-        let sentence = format!("--root {}: there is no such directory", args.root.display());
+        let sentence = format!("--root {}: there is no such directory", args.root.shown());
         return Err(Failure::new(Exit::Usage, sentence).into());
     }
     args.connect.runtime.apply();

@@ -8,6 +8,7 @@ use super::Finding;
 use crate::cli::connect::{self, ConnectArgs, ConnectSpec, Endpoint, key_file};
 use crate::cli::exit::{Exit, Failure};
 use crate::clock::SystemClock;
+use crate::display::Shown;
 use crate::secret::SecretString;
 use crate::server::error::ServeError;
 use crate::server::examine::{self, Examined};
@@ -102,23 +103,23 @@ fn rate(budget: &BudgetStatus) -> Finding {
 
 /// Nothing is started for it: the first use would make one. What opening it would say is found without.
 async fn embedded(dir: &Path, spec: &ConnectSpec) -> Vec<Finding> {
-    let shown = dir.display();
+    let shown = dir.shown();
     let mut found = match examine::examine(dir).await {
         Err(e) => return vec![unusable(dir, &e)],
         Ok(Examined::New) => vec![Finding::ok("vault", format!("{shown} is made at the first mount"))],
-        Ok(Examined::Served { socket, key_file }) => match key_file::read(&key_file) {
+        Ok(Examined::Served { socket, key_file }) => match key_file::read(&key_file, None) {
             Ok(key) => asked(ask(socket, key, spec).await),
             Err(failure) => vec![bad_key(&failure)],
         },
         Ok(Examined::Good(vault)) => {
-            let key = key_file::read(&vault.key_file).map(|key| vault.takes(&key));
+            let key = key_file::read(&vault.key_file, None).map(|key| vault.takes(&key));
             vec![match key {
                 Ok(Ok(true)) => {
                     Finding::ok("vault", format!("{shown} is there, can be opened, and takes its key"))
                 }
                 Ok(Ok(false)) => Finding::problem(
                     "key",
-                    format!("the vault does not know the key in {}", vault.key_file.display()),
+                    format!("the vault does not know the key in {}", vault.key_file.shown()),
                     format!("make another: vaultfs serve --data {shown} key add, and put it into that file"),
                 ),
                 Ok(Err(e)) => unusable(dir, &e),
@@ -143,13 +144,13 @@ fn bad_key(failure: &Failure) -> Finding {
 fn unusable(dir: &Path, e: &ServeError) -> Finding {
     let fix = match e {
         ServeError::ForeignDirectory { path, .. } => {
-            format!("use a directory of your own, or chown {}", path.display())
+            format!("use a directory of your own, or chown {}", path.shown())
         }
         ServeError::MasterKey { path, .. } | ServeError::ApiKey { path, .. } => {
-            format!("chmod 600 {0} if others can read it, else put {0} back from a backup", path.display())
+            format!("chmod 600 {0} if others can read it, else put {0} back from a backup", path.shown())
         }
-        ServeError::Database { path, .. } => format!("put {} back from a backup", path.display()),
-        _ => format!("mend that, or name another directory than {}: --embedded=DIR", dir.display()),
+        ServeError::Database { path, .. } => format!("put {} back from a backup", path.shown()),
+        _ => format!("mend that, or name another directory than {}: --embedded=DIR", dir.shown()),
     };
     Finding::problem("vault", format!("the embedded vault cannot be used: {e}"), fix)
 }

@@ -71,6 +71,9 @@ pub enum ObjectCommand {
 #[derive(Debug, clap::Args)]
 pub struct LsArgs {
     /// Only names that start with this
+    ///
+    /// A terminal gets names with control characters escaped; a pipe gets them as they are, newlines too: --json is
+    /// exact for all.
     #[arg(value_name = "PREFIX")]
     start: Option<String>,
     /// One JSON object a line: name, id, version, updated_at

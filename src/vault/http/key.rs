@@ -3,31 +3,24 @@
 //! A key file that others can read is refused: a key in it must count as known to everyone on the machine.
 //! The group may read a file that root owns (a service's key, a systemd credential).
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
-use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
+use crate::display::Shown;
+use crate::files::{self, Opened, Unfit};
 use crate::secret::SecretString;
 
 /// A key is one line; whatever is longer than this is another file.
 const MAX_KEY_BYTES: u64 = 4096;
 
-/// How long a command behind a pipe may take to write the key.
-const WRITTEN: Duration = Duration::from_secs(10);
-
 /// Why a key cannot be used. Never holds any of it.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read.
-    #[error("cannot read the API key from {}: {source}", path.display())]
+    #[error("cannot read the API key from {}: {source}", path.shown())]
     Unreadable {
         /// Its path.
         path: PathBuf,
@@ -35,7 +28,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// Others can read the file.
-    #[error("{} can be read by others (mode {mode:04o}): chmod 600 {}", path.display(), path.display())]
+    #[error("{} can be read by others (mode {mode:04o}): {}", path.shown(), remedy(path))]
     Exposed {
         /// Its path.
         path: PathBuf,
@@ -43,7 +36,7 @@ pub enum KeyError {
         mode: u32,
     },
     /// A device, or a pipe that others can read: neither closes by chmod, nor is a key in it.
-    #[error("{} is no regular file and holds no key: name a file with the key in it, readable by you alone", .0.display())]
+    #[error("{} is no regular file and holds no key: name a file with the key in it, readable by you alone", .0.shown())]
     NotAFile(PathBuf),
     /// There is nothing in it.
     #[error("the API key is empty")]
@@ -51,6 +44,14 @@ pub enum KeyError {
     /// It does not fit into an HTTP header.
     #[error("what was given as API key is no key: keys are one line of printable ASCII characters")]
     Malformed,
+}
+
+/// What to do about a file that others can read.
+fn remedy(path: &Path) -> String {
+    match path.starts_with("/run/secrets") {
+        true => "give the secret the mode 0400 and its reader as owner (docs/CONTAINERS.md)".to_owned(),
+        false => format!("chmod 600 {}", path.shown()),
+    }
 }
 
 /// Checks a key and cuts the newline that editors and `echo` leave at its end.
@@ -73,69 +74,28 @@ pub fn clean_key(mut text: String) -> Result<SecretString, KeyError> {
     }
 }
 
-/// Reads a key from a file that only its owner can read.
-pub fn read_key_file(path: &Path) -> Result<SecretString, KeyError> {
+/// Reads a key from a file that only its owner can read. `also`: a user whose files are as good as one's own.
+pub fn read_key_file(path: &Path, also: Option<u32>) -> Result<SecretString, KeyError> {
     let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
-    // A pipe that nobody writes must not hold up the open.
-    let nonblocking = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let mut file = nonblocking.map_err(unreadable)?;
-    let meta = file.metadata().map_err(unreadable)?;
-    if meta.is_dir() {
-        return Err(unreadable(io::ErrorKind::IsADirectory.into()));
-    }
-    let mode = meta.mode() & 0o7777;
-    let allowed = if meta.uid() == 0 { 0o740 } else { 0o700 };
-    let exposed = mode & 0o777 & !allowed != 0;
-    // A pipe of the shell's, as in `--api-key-file <(command)`, is as good as a file.
-    let is_pipe = meta.file_type().is_fifo() && !exposed;
-    if !meta.is_file() && !is_pipe {
-        return Err(KeyError::NotAFile(path.to_owned()));
-    }
-    if exposed {
-        return Err(KeyError::Exposed { path: path.to_owned(), mode });
-    }
-    let mut bytes = Vec::with_capacity(MAX_KEY_BYTES as usize + 1);
-    match is_pipe {
-        true => read_pipe(&mut file, &mut bytes),
-        false => file.by_ref().take(MAX_KEY_BYTES + 1).read_to_end(&mut bytes).map(drop),
-    }
-    .map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_KEY_BYTES {
-        bytes.zeroize();
-        return Err(KeyError::Malformed);
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => clean_key(text),
-        Err(e) => {
-            e.into_bytes().zeroize();
-            Err(KeyError::Malformed)
-        }
-    }
+    let opened = files::open(path, also).map_err(|e| match e {
+        Unfit::NotRegular => KeyError::NotAFile(path.to_owned()),
+        e => unreadable(e.into()),
+    })?;
+    is_private(&opened, path)?;
+    let bytes = opened.read(MAX_KEY_BYTES).map_err(|e| match e.kind() {
+        io::ErrorKind::FileTooLarge => KeyError::Malformed,
+        _ => unreadable(e),
+    })?;
+    clean_key(std::str::from_utf8(&bytes).map_err(|_| KeyError::Malformed)?.to_owned())
 }
 
-/// Reads what is written into a pipe, to its end.
-fn read_pipe(pipe: &mut File, bytes: &mut Vec<u8>) -> io::Result<()> {
-    let end = Instant::now() + WRITTEN;
-    let mut part = Zeroizing::new([0; 512]);
-    while bytes.len() as u64 <= MAX_KEY_BYTES {
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) => {
-                let sentence = format!("nobody wrote a key into it within {} s", WRITTEN.as_secs());
-                return Err(io::Error::new(io::ErrorKind::TimedOut, sentence));
-            }
-            Err(e) if e != Errno::EINTR => return Err(e.into()),
-            _ => {}
-        }
-        match pipe.read(part.as_mut_slice()) {
-            Ok(0) => break,
-            Ok(n) => bytes.extend_from_slice(&part[..n.min(bytes.capacity() - bytes.len())]),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(e) => return Err(e),
-        }
+/// Refuses a file with a key in it that others can read.
+pub fn is_private(file: &Opened, path: &Path) -> Result<(), KeyError> {
+    let forbidden = if file.is_roots() { 0o037 } else { 0o077 };
+    match file.is_exposed(forbidden) {
+        true => Err(KeyError::Exposed { path: path.to_owned(), mode: file.mode() }),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// The key that requests carry, and where a newer one may be found.
@@ -143,12 +103,18 @@ fn read_pipe(pipe: &mut File, bytes: &mut Vec<u8>) -> io::Result<()> {
 pub struct ApiKey {
     current: RwLock<SecretString>,
     file: Option<PathBuf>,
+    also: Option<u32>,
 }
 
 impl ApiKey {
     /// A key, and the file it came from if it came from one.
     pub fn new(key: SecretString, file: Option<PathBuf>) -> Self {
-        Self { current: RwLock::new(key), file }
+        Self { current: RwLock::new(key), file, also: None }
+    }
+
+    /// The same where the file may belong to the user `also`, too.
+    pub fn of_user(self, also: Option<u32>) -> Self {
+        Self { also, ..self }
     }
 
     /// The file that the key came from.
@@ -164,7 +130,7 @@ impl ApiKey {
     /// Reads the file again, on SIGHUP and after a 401. True if there is a file and the key is another now.
     pub fn reload(&self) -> Result<bool, KeyError> {
         let Some(path) = &self.file else { return Ok(false) };
-        let fresh = read_key_file(path)?;
+        let fresh = read_key_file(path, self.also)?;
         let mut current = self.current.write().expect("no holder of this lock can panic");
         let changed = *current != fresh;
         *current = fresh;
@@ -191,7 +157,7 @@ mod tests {
     fn newline_is_cut_and_nothing_else() {
         for text in ["sk_x\n", "sk_x\r\n", "sk_x"] {
             let (_dir, path) = key_file(text.as_bytes(), 0o600);
-            assert_eq!(read_key_file(&path).unwrap().expose(), "sk_x");
+            assert_eq!(read_key_file(&path, None).unwrap().expose(), "sk_x");
         }
     }
 
@@ -199,7 +165,7 @@ mod tests {
     fn a_file_that_others_can_read_is_refused_with_the_remedy() {
         for mode in [0o604, 0o644, 0o602, 0o660] {
             let (_dir, path) = key_file(b"sk_x", mode);
-            let e = read_key_file(&path).unwrap_err();
+            let e = read_key_file(&path, None).unwrap_err();
             assert!(matches!(e, KeyError::Exposed { .. }), "{mode:o}: {e}");
             assert!(e.to_string().contains("chmod 600"), "{e}");
         }
@@ -207,7 +173,7 @@ mod tests {
 
     #[test]
     fn what_is_no_file_holds_no_key_and_a_private_pipe_may() {
-        let e = read_key_file(Path::new("/dev/null")).unwrap_err();
+        let e = read_key_file(Path::new("/dev/null"), None).unwrap_err();
         assert!(matches!(e, KeyError::NotAFile(_)), "{e}");
         let said = e.to_string();
         assert!(said.contains("/dev/null") && said.contains("no key") && !said.contains("chmod"), "{said}");
@@ -215,7 +181,7 @@ mod tests {
         io::Write::write_all(&mut writer, b"sk_piped\n").unwrap();
         drop(writer);
         let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
-        assert_eq!(read_key_file(Path::new(&path)).unwrap().expose(), "sk_piped");
+        assert_eq!(read_key_file(Path::new(&path), None).unwrap().expose(), "sk_piped");
     }
 
     #[test]
@@ -223,18 +189,21 @@ mod tests {
         let long = vec![b'x'; 5000];
         for text in [&b""[..], b"\n", b"two\nlines", b"sp ace", b"\xff\xfe", &long] {
             let (_dir, path) = key_file(text, 0o600);
-            let e = read_key_file(&path).unwrap_err();
+            let e = read_key_file(&path, None).unwrap_err();
             assert!(matches!(e, KeyError::Empty | KeyError::Malformed), "{e}");
             assert!(!e.to_string().contains("two"), "{e}");
         }
-        assert!(matches!(read_key_file(Path::new("/")), Err(KeyError::Unreadable { .. })));
-        assert!(matches!(read_key_file(Path::new("/nonexistent/key")), Err(KeyError::Unreadable { .. })));
+        assert!(matches!(read_key_file(Path::new("/"), None), Err(KeyError::Unreadable { .. })));
+        assert!(matches!(
+            read_key_file(Path::new("/nonexistent/key"), None),
+            Err(KeyError::Unreadable { .. })
+        ));
     }
 
     #[test]
     fn reload_tells_whether_the_key_changed() {
         let (_dir, path) = key_file(b"sk_old\n", 0o600);
-        let key = ApiKey::new(read_key_file(&path).unwrap(), Some(path.clone()));
+        let key = ApiKey::new(read_key_file(&path, None).unwrap(), Some(path.clone()));
         assert!(!key.reload().unwrap());
         fs::write(&path, "sk_new\n").unwrap();
         assert!(key.reload().unwrap());

@@ -42,6 +42,7 @@ use self::retry::Policy;
 use self::transport::{Answer, Parts, Request, Transport};
 use super::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result, VaultStatus};
 use crate::clock::Clock;
+use crate::display::Shown;
 
 /// A connection that was idle for longer is not used again: servers and middleboxes close them silently.
 const IDLE: Duration = Duration::from_secs(50);
@@ -89,7 +90,7 @@ impl HttpConfig {
         let client = client(&self.target, self.more_roots.as_deref())?;
         let (base, endpoint, limit) = match self.target {
             Target::Url(url) => (url.clone(), url, Some(ASSUMED_LIMIT)),
-            Target::Socket(path) => ("http://localhost".to_owned(), path.display().to_string(), None),
+            Target::Socket(path) => ("http://localhost".to_owned(), path.shown().to_string(), None),
         };
         Ok(Transport::new(Parts {
             client,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::checked::other_object;
 use super::transport::{Answer, Body, Request};
 use super::wire::parse;
+use crate::display::Shown;
 use crate::vault::{Error, ErrorKind, ObjectId, Result};
 
 /// No word of the API is longer.
@@ -109,7 +110,7 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
         StatusCode::NOT_FOUND if !request.of_object => no_vault(),
         StatusCode::UNAUTHORIZED => {
             let next = match key_file {
-                Some(path) => format!("check the key in {}", path.display()),
+                Some(path) => format!("check the key in {}", path.shown()),
                 None => "check WORKOS_API_KEY or --api-key-file".to_owned(),
             };
             (ErrorKind::Unauthorized, format!("the vault refused the API key: {next}"))

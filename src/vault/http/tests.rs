@@ -384,7 +384,7 @@ async fn after_a_401_the_key_file_is_read_again_once() {
     let path = dir.path().join("key");
     std::fs::write(&path, "sk_old_canary").unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let key = ApiKey::new(key::read_key_file(&path).unwrap(), Some(path.clone()));
+    let key = ApiKey::new(key::read_key_file(&path, None).unwrap(), Some(path.clone()));
     let refused = Canned::json(401, r#"{"message":"bad key sk_old_canary"}"#);
     let server = CannedServer::start(vec![refused.clone(), Canned::json(200, META), refused]).await;
     let vault = vault_with(HttpConfig { key: Arc::new(key), ..config(&server.url) });
