@@ -36,20 +36,7 @@ const CRATES: &[(&str, &[&str])] = &[
 const STREAMS: &[&str] = &["println!", "print!", "eprintln!", "eprint!", "dbg!", "io::stdout", "io::stderr"];
 
 /// Show paths with `Path::display`: escaped all the same where they are printed, but for what is no UTF-8 in them.
-const LOSSY: &[&str] = &[
-    "fuse/runtime",
-    "fuse/control",
-    "fuse/worker",
-    "fuse/keeper/mod",
-    "fuse/keeper/succession",
-    "cli/unmount",
-    "cli/mount",
-    "cli/pending",
-    "cli/connect/mod",
-    "cli/upgrade",
-    "cli/status",
-    "cli/service",
-];
+const LOSSY: &[&str] = &["fuse/worker", "fuse/keeper/mod", "fuse/keeper/succession", "cli/mount"];
 
 fn rank(layer: &str) -> Option<usize> {
     LAYERS.iter().position(|row| row.contains(&layer))

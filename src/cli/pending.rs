@@ -19,6 +19,7 @@ use super::output::{self, Lines, Output};
 use super::values::RuntimeDirArg;
 use crate::console;
 use crate::display;
+use crate::display::Shown;
 use crate::files;
 use crate::fs::{Undeleted, Unsaved};
 use crate::fuse::control::{Answer, Request};
@@ -97,7 +98,7 @@ pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
 fn the_mount(path: Option<&PathBuf>) -> Result<LiveMount, Failure> {
     if let Some(path) = path {
         let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
-        let none = || Failure::new(Exit::Failed, format!("{}: its processes are gone", path.display()));
+        let none = || Failure::new(Exit::Failed, format!("{}: its processes are gone", path.shown()));
         // The worker of a keeper that is gone still has what is unsaved.
         return mounts::of(&entry).or_else(|| mounts::orphan(&entry)).ok_or_else(none);
     }
@@ -111,7 +112,7 @@ fn the_mount(path: Option<&PathBuf>) -> Result<LiveMount, Failure> {
 
 fn ask(mount: &LiveMount, request: &Request) -> Result<Answer, Failure> {
     let silent = |e: std::io::Error| {
-        Failure::new(Exit::Failed, format!("{} does not answer: {e}", mount.mountpoint.display()))
+        Failure::new(Exit::Failed, format!("{} does not answer: {e}", mount.mountpoint.shown()))
     };
     match mount.connect(ANSWER).and_then(|mut client| client.ask(request, ANSWER)) {
         Ok(Answer::Error(e)) => Err(Failure::new(Exit::Failed, e)),
@@ -145,7 +146,7 @@ fn list(mount: &LiveMount) -> Result<Left, Failure> {
 }
 
 fn odd(mount: &LiveMount) -> Failure {
-    let path = mount.mountpoint.display();
+    let path = mount.mountpoint.shown();
     Failure::new(Exit::Failed, format!("{path} is served by another version of vaultfs: mount it anew"))
 }
 
@@ -159,7 +160,7 @@ fn not_pending(name: &str) -> Failure {
 fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
     if !mount.is_own() {
         let sentence =
-            format!("{} is the mount of another user, who alone can do that", mount.mountpoint.display());
+            format!("{} is the mount of another user, who alone can do that", mount.mountpoint.shown());
         return Err(Failure::new(Exit::Usage, sentence).into());
     }
     let write =

@@ -22,6 +22,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use super::status;
+use crate::display::Shown;
 use crate::fs::Status;
 use crate::fuse::probe::{self, ProbeError};
 use crate::{console, display};
@@ -49,7 +50,7 @@ pub fn stay(mut keeper: Child, mountpoint: &Path) -> anyhow::Result<ExitCode> {
     }
     set.thread_block()?;
     let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?;
-    console::say(format_args!("{} is mounted", mountpoint.display()));
+    console::say(format_args!("{} is mounted", mountpoint.shown()));
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let (stop, stopped) = channel::<()>();
     if managed {

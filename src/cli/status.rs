@@ -15,6 +15,7 @@ use super::exit::{Exit, Failure};
 use super::output::{self, Lines};
 use super::unmount::holders;
 use super::values::RuntimeDirArg;
+use crate::display::Shown;
 use crate::fs::{AuditStatus, Status};
 use crate::fuse::control::{Answer, Request};
 use crate::fuse::locate::{self, LocateError};
@@ -187,7 +188,7 @@ fn answer(mount: &LiveMount, within: Duration) -> Value {
 }
 
 fn without_processes(entry: &Entry, within: Duration) -> String {
-    let path = entry.mountpoint.display();
+    let path = entry.mountpoint.shown();
     match probe::look(&entry.mountpoint, within) {
         Ok(seen) if mountpoint::is_dead(entry, &seen) => format!(
             "DEAD: its processes died, nothing can be read or written there; `vaultfs mount` with the same options \

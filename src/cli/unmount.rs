@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::values::RuntimeDirArg;
 use crate::console;
 use crate::display;
+use crate::display::Shown;
 use crate::fs::Unsaved;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::handover;
@@ -117,7 +118,7 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     let (unsaved, patience) = match drain(&mount, REPLACED, None) {
         Ok(drained) => drained,
         Err(_) if !is_here() => {
-            let path = entry.mountpoint.display();
+            let path = entry.mountpoint.shown();
             let message =
                 format!("{path} was unmounted by another command meanwhile, which says what was not stored");
             return Err(Failure::new(Exit::Failed, message).into());
@@ -127,7 +128,7 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     if !unsaved.is_empty() {
         let next = format!(
             "{} stays mounted; repair the cause and try again, or give them up with --force",
-            entry.mountpoint.display()
+            entry.mountpoint.shown()
         );
         return Err(not_stored(&unsaved, &next).into());
     }
@@ -141,7 +142,7 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(other) = mounts::table()?.into_iter().rfind(|e| e.dev == entry.dev) {
-        let (here, there) = (entry.mountpoint.display(), other.mountpoint.display());
+        let (here, there) = (entry.mountpoint.shown(), other.mountpoint.shown());
         let message = format!("{here} is unmounted, but {there} shows the same vault: unmount that, too");
         return Err(Failure::new(Exit::Failed, message).into());
     }
@@ -189,7 +190,7 @@ fn drain(
 }
 
 fn silent(mount: &LiveMount, e: &std::io::Error) -> Failure {
-    let path = mount.mountpoint.display();
+    let path = mount.mountpoint.shown();
     let message =
         format!("{path} does not answer ({e}); --force takes it away, and names what is unsaved then");
     Failure::new(Exit::Failed, message)
@@ -253,7 +254,7 @@ fn wait_for_drain(mount: &LiveMount, client: &mut Client, time: Duration) -> std
 
 /// Unmounts; `Ok(false)` if it was only detached, because programs use it.
 fn take_away(entry: &Entry, lazy: bool) -> Result<bool, Failure> {
-    let path = entry.mountpoint.display();
+    let path = entry.mountpoint.shown();
     let failed = |e: std::io::Error| Failure::new(Exit::Failed, format!("{path} cannot be unmounted: {e}"));
     let end = Instant::now() + TRANSIENT;
     loop {
@@ -297,10 +298,7 @@ fn in_use(entry: &Entry, users: &[busy::User]) -> Failure {
         }
         _ => "end them, or use --lazy",
     };
-    Failure::new(
-        Exit::Failed,
-        format!("{} is in use by {}: {next}", entry.mountpoint.display(), names(users)),
-    )
+    Failure::new(Exit::Failed, format!("{} is in use by {}: {next}", entry.mountpoint.shown(), names(users)))
 }
 
 fn names(users: &[busy::User]) -> String {
@@ -315,7 +313,7 @@ fn names(users: &[busy::User]) -> String {
 }
 
 fn wait_for_end(mount: &LiveMount, watcher: Option<Client>, patience: Duration) -> anyhow::Result<ExitCode> {
-    let path = mount.mountpoint.display();
+    let path = mount.mountpoint.shown();
     let unsaved = match watcher.map_or(Ok(Ok(None)), |watcher| hear_the_end(mount, watcher, patience))? {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
         Ok(_) => Vec::new(),
@@ -367,7 +365,7 @@ fn hear_the_end(
 
 /// It is not mounted here any more, and goes on.
 fn detached(mount: &LiveMount) -> Failure {
-    let path = mount.mountpoint.display();
+    let path = mount.mountpoint.shown();
     let message = format!(
         "{path} is unmounted here, but {}; it ends with that, or now with `vaultfs unmount --force {path}` (its keeper is \
          process {})",
@@ -400,7 +398,7 @@ fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<Exi
 
 /// The keeper is gone: the worker stores what is unsaved, unmounts and ends, without being asked.
 fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
-    let path = mount.mountpoint.display();
+    let path = mount.mountpoint.shown();
     let silent = |e: std::io::Error| {
         let message =
             format!("{path}: its keeper is gone, and its worker does not answer ({e}); --force detaches it");
@@ -480,7 +478,7 @@ fn given_up(mount: &LiveMount, lost: Option<Vec<Unsaved>>) -> anyhow::Result<Exi
             Exit::Unsaved,
             format!(
                 "{}: neither its worker nor another one answered: what was not stored is lost, and cannot be named",
-                mount.mountpoint.display()
+                mount.mountpoint.shown()
             ),
         )
         .into()),
@@ -498,7 +496,7 @@ fn end(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
 
 /// Waits until the keeper has taken the mount away, or does so in its place.
 fn take_from_keeper(mount: &LiveMount, patience: Duration) -> Result<(), Failure> {
-    let path = mount.mountpoint.display();
+    let path = mount.mountpoint.shown();
     if !mount.has_ended(patience) {
         // The keeper would start another worker: it goes first, and cannot clean up, which is for us to do then.
         let children = children(mount);
@@ -522,7 +520,7 @@ fn gone(mount: &LiveMount, has_ended: bool) -> Result<(), Failure> {
     if has_ended && !mounts::is_mounted(&mount.mountpoint, mount.dev) {
         return Ok(());
     }
-    let path = mount.mountpoint.display();
+    let path = mount.mountpoint.shown();
     Err(Failure::new(Exit::Failed, format!("{path} is still there; see the log")))
 }
 
@@ -532,7 +530,7 @@ fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCo
     if trust::may_ask(entry).is_none() {
         return Err(Failure::new(
             Exit::NotFound,
-            format!("{} is the mount of another user: it is left alone", path.display()),
+            format!("{} is the mount of another user: it is left alone", path.shown()),
         )
         .into());
     }
@@ -542,13 +540,13 @@ fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCo
             Exit::Failed,
             format!(
                 "{}: its processes cannot be found, but it is not dead; --force detaches it",
-                path.display()
+                path.shown()
             ),
         )
         .into());
     }
     mountpoint::remove_dead(path, entry).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
     let was = if dead { "was a dead mount; it is removed" } else { "is detached; nobody answers for it" };
-    console::say(format_args!("{} {was}", path.display()));
+    console::say(format_args!("{} {was}", path.shown()));
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ use super::exit::{Exit, Failure};
 use super::values::RuntimeDirArg;
 use crate::VERSION;
 use crate::console;
+use crate::display::Shown;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::locate;
 use crate::fuse::mounts::{self, LiveMount};
@@ -48,7 +49,7 @@ pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
         None => mounts::live(),
         Some(path) => {
             let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
-            let none = || format!("{}: no process of this user's serves it", path.display());
+            let none = || format!("{}: no process of this user's serves it", path.shown());
             vec![mounts::of(&entry).ok_or_else(|| Failure::new(Exit::NotFound, none()))?]
         }
     };
@@ -57,13 +58,13 @@ pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
     }
     for mount in &mounts {
         upgrade(mount, &program)?;
-        console::say(format_args!("{} is served by {VERSION} now", mount.mountpoint.display()));
+        console::say(format_args!("{} is served by {VERSION} now", mount.mountpoint.shown()));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> {
-    let path = mount.mountpoint.display();
+    let path = mount.mountpoint.shown();
     let silent = |e: std::io::Error| Failure::new(Exit::Failed, format!("{path} does not answer: {e}"));
     let before = worker(mount).map_err(silent)?;
     let mut client = mount.connect(ANSWER).map_err(silent)?;
@@ -96,7 +97,7 @@ fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> 
 
 /// Waits until the old worker says something, or ends. The keeper decides about both.
 fn hear(mount: &LiveMount, client: &Client) -> Result<(), Failure> {
-    let (path, keeper) = (mount.mountpoint.display(), mount.keeper_pid());
+    let (path, keeper) = (mount.mountpoint.shown(), mount.keeper_pid());
     let end = Instant::now() + TAKEOVER;
     let mut moved = Instant::now();
     // A connection that breaks is the end, too.

@@ -22,6 +22,7 @@ use super::control::Client;
 use super::mounts::Dev;
 use super::process::{self, Process};
 use super::trust::{self, Directory};
+use crate::display::Shown;
 use crate::fs::Unsaved;
 
 /// What a keeper writes down about its mount.
@@ -75,7 +76,7 @@ impl RuntimeDir {
             });
             match made {
                 Ok(directory) => return Ok(directory),
-                Err(e) => tried.push(format!("{}: {e}", path.display())),
+                Err(e) => tried.push(format!("{}: {e}", path.shown())),
             }
         }
         let next = "give --runtime-dir DIR, or set XDG_RUNTIME_DIR, to a directory of this user's that can be written";

@@ -21,6 +21,7 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::values;
 use crate::clock::Clock;
 use crate::console;
+use crate::display::Shown;
 use crate::fuse::mounts;
 use crate::harden;
 use crate::secret::SecretString;
@@ -302,15 +303,15 @@ fn way_to(mountpoint: &Path, spec: &serde_json::Value) -> Option<String> {
     let way = match serde_json::from_value::<ConnectSpec>(spec.clone()) {
         Err(_) => return None,
         Ok(ConnectSpec { endpoint: Endpoint::Embedded(dir), prefix, .. }) => {
-            (format!("--embedded={}", dir.display()), prefix)
+            (format!("--embedded={}", dir.shown()), prefix)
         }
         Ok(ConnectSpec { endpoint: Endpoint::Url(url), key_file, prefix, .. }) => {
-            let key = key_file.map_or_else(|| "FILE".to_owned(), |file| file.display().to_string());
+            let key = key_file.map_or_else(|| "FILE".to_owned(), |file| file.shown().to_string());
             (format!("--api-url {url} --api-key-file {key}"), prefix)
         }
     };
     let prefix = way.1.map_or_else(String::new, |prefix| format!(" --prefix {prefix}"));
-    Some(format!("  for {} give {}{prefix}", mountpoint.display(), way.0))
+    Some(format!("  for {} give {}{prefix}", mountpoint.shown(), way.0))
 }
 
 /// The vault of the only mount there is, said on standard error.
@@ -320,12 +321,12 @@ fn of_the_one_mount(
     let [(mountpoint, spec)] = <[_; 1]>::try_from(mounts).map_err(|mounts| match mounts.as_slice() {
         [] => Failure::new(Exit::Key, NO_VAULT),
         several => {
-            let names: Vec<_> = several.iter().map(|(path, _)| path.display().to_string()).collect();
+            let names: Vec<_> = several.iter().map(|(path, _)| path.shown().to_string()).collect();
             let ways = several.iter().filter_map(|(path, spec)| way_to(path, spec)).collect();
             usage(format!("which vault? There are several mounts ({}):", names.join(", "))).with_lines(ways)
         }
     })?;
-    let at = mountpoint.display();
+    let at = mountpoint.shown();
     let spec: ConnectSpec = serde_json::from_value(spec).map_err(|_| {
         usage(format!(
             "the mount at {at} is of another version and does not say which vault it shows: {WAYS}"
@@ -532,7 +533,7 @@ fn bad_key(path: &Path, e: key::KeyError) -> Failure {
         }
     }
     let sentence = match &e {
-        key::KeyError::Empty | key::KeyError::Malformed => format!("{}: {e}", path.display()),
+        key::KeyError::Empty | key::KeyError::Malformed => format!("{}: {e}", path.shown()),
         key::KeyError::Unreadable { .. } | key::KeyError::Exposed { .. } | key::KeyError::NotAFile(_) => {
             e.to_string()
         }
@@ -572,10 +573,10 @@ fn default_dir() -> Result<PathBuf, Failure> {
 
 /// The other processes of a mount have another working directory, and get paths as JSON.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    let path = std::path::absolute(path).map_err(|e| usage(format!("{}: {e}", path.display())))?;
+    let path = std::path::absolute(path).map_err(|e| usage(format!("{}: {e}", path.shown())))?;
     match path.to_str() {
         Some(_) => Ok(path),
-        None => Err(usage(format!("{}: only UTF-8 paths can be used here", path.display()))),
+        None => Err(usage(format!("{}: only UTF-8 paths can be used here", path.shown()))),
     }
 }
 
