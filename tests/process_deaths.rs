@@ -232,7 +232,8 @@ fn when_workers_keep_dying_everything_is_refused_and_nothing_shows_below() {
     fs::write(mount.path("a"), "1").unwrap();
     let mut unsaved = fs::File::create(mount.path("unsaved")).unwrap();
     unsaved.write_all(b"secret").unwrap();
-    fs::write(&point, "always inherit").unwrap();
+    // Each by itself, and before it has served.
+    fs::write(&point, "abort inherit").unwrap();
     kill_worker(keeper);
     let refused = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::EIO));
     refused(fs::read_dir(mount.mnt()).unwrap_err());
@@ -264,7 +265,7 @@ fn a_mount_that_was_given_up_is_tried_again() {
     let keeper = slow.keeper();
     let mut unsaved = OpenOptions::new().write(true).open(slow.mount.path("0")).unwrap();
     unsaved.write_all(b"unsaved").unwrap();
-    fs::write(&slow.point, "always inherit").unwrap();
+    fs::write(&slow.point, "abort inherit").unwrap();
     kill_worker(keeper);
     let refused = |e: std::io::Error| e.raw_os_error() == Some(libc::EIO);
     assert!(fs::read_dir(slow.mount.mnt()).is_err_and(refused));
@@ -278,6 +279,109 @@ fn a_mount_that_was_given_up_is_tried_again() {
     drop(unsaved);
     assert_eq!(&fs::read(slow.mount.path("0")).unwrap()[..8], b"unsaved!");
     slow.mount.unmount();
+}
+
+/// A read or a write of the load takes no longer than a request's deadline and this.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Programs that read and write while `disturb` does its worst; none of it fails, or waits for long.
+fn nobody_waits_long(mount: &Mount, disturb: impl FnOnce()) {
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let work = |name: &str| {
+        let (mut longest, mut turns) = (Duration::ZERO, 0);
+        while !over.load(std::sync::atomic::Ordering::SeqCst) {
+            let begun = Instant::now();
+            fs::write(mount.path(name), format!("{turns}")).unwrap();
+            longest = longest.max(begun.elapsed());
+            let begun = Instant::now();
+            assert_eq!(fs::read_to_string(mount.path(name)).unwrap(), format!("{turns}"));
+            longest = longest.max(begun.elapsed());
+            turns += 1;
+        }
+        (longest, turns)
+    };
+    std::thread::scope(|scope| {
+        let programs = ["a", "b"].map(|name| scope.spawn(move || work(name)));
+        disturb();
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+        for program in programs {
+            let (longest, turns) = program.join().unwrap();
+            eprintln!("{turns} saves, the longest operation took {longest:?}");
+            // A save is three requests that may wait, each for its own deadline; the default is 10 s.
+            assert!(longest < Duration::from_secs(10) + GRACE, "{longest:?}");
+        }
+    });
+}
+
+#[test]
+fn kills_from_outside_make_nobody_wait_and_are_no_reason_to_give_up() {
+    let mount = Mount::start();
+    let (keeper, _) = mount.pids();
+    nobody_waits_long(&mount, || {
+        for kill in 0..24 {
+            kill_worker(keeper);
+            std::thread::sleep(Duration::from_millis(150 + 37 * (kill % 9)));
+        }
+        // As soon as there is one, before it serves anybody: so many kills are held against no request.
+        for _ in 0..5 {
+            replace_worker(keeper);
+        }
+    });
+    assert!(!mount.log().contains("keeps dying") && !mount.log().contains("it is given up"));
+    let restarts = mount.status()["restarts"].as_u64().unwrap();
+    assert!(restarts >= 28, "{restarts}");
+    mount.unmount();
+}
+
+#[test]
+fn workers_that_crash_after_they_served_are_succeeded_at_once() {
+    let mount = Mount::start();
+    let (keeper, _) = mount.pids();
+    let begun = Instant::now();
+    for turn in 0..14 {
+        fs::write(mount.path("f"), format!("{turn}")).unwrap();
+        let worker = worker_of(keeper);
+        signal(worker.expect("it has just served"), Signal::SIGSEGV);
+        until("it is succeeded", || worker_of(keeper).is_some_and(|now| Some(now) != worker));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(!mount.log().contains("keeps dying"));
+    mount.unmount();
+}
+
+#[test]
+fn an_upgrade_whose_worker_dies_is_asked_of_the_next_one() {
+    let mount = Mount::start();
+    let (keeper, worker) = mount.pids();
+    // It gets the request, and never passes it on.
+    signal(worker, Signal::SIGSTOP);
+    let mut command = mount.vaultfs(["upgrade"]);
+    let mut upgrade = common::Beside::start(command.arg(mount.mnt()).stderr(std::process::Stdio::piped()));
+    std::thread::sleep(Duration::from_millis(300));
+    kill_worker(keeper);
+    assert!(upgrade.ends().success());
+    assert_eq!(mount.status()["last_end"], "it was upgraded");
+    // Kills that come while it is on.
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for turn in 0.. {
+                if over.load(std::sync::atomic::Ordering::SeqCst) {
+                    return;
+                }
+                if let Some(worker) = worker_of(keeper) {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), Signal::SIGKILL);
+                }
+                std::thread::sleep(Duration::from_millis(200 + 41 * (turn % 9)));
+            }
+        });
+        let upgrades: Vec<_> = (0..10).map(|_| run(mount.vaultfs(["upgrade"]).arg(mount.mnt()))).collect();
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+        for upgrade in upgrades {
+            upgrade.ok();
+        }
+    });
+    mount.unmount();
 }
 
 #[test]

@@ -177,13 +177,59 @@ fn a_dead_mount_can_be_unmounted() {
     assert!(!is_mounted(mount.mnt()));
 }
 
+/// Who goes on writing must not find the plain directory below.
 #[test]
-fn when_the_keeper_dies_the_worker_stores_and_unmounts() {
-    let mount = Mount::start();
-    fs::write(mount.path("a"), "1").unwrap();
-    let (keeper, _) = mount.pids();
-    signal(keeper, Signal::SIGKILL);
-    assert_nothing_left(mount.mnt());
+fn when_the_keeper_dies_the_mount_is_dead_until_it_is_mounted_again_or_unmounted() {
+    for next in ["mount", "unmount"] {
+        let mut mount = Mount::start();
+        let mut unfinished = fs::File::create(mount.path("unfinished")).unwrap();
+        unfinished.write_all(b"half").unwrap();
+        let (keeper, _) = mount.pids();
+        let path = mount.path("a");
+        let service = std::thread::spawn(move || {
+            let mut saved = 0;
+            loop {
+                let save = || {
+                    let mut file = fs::File::create(&path)?;
+                    file.write_all(format!("{}", saved + 1).as_bytes())?;
+                    file.sync_all()
+                };
+                match save() {
+                    Ok(()) => saved += 1,
+                    Err(e) => return (saved, e.raw_os_error()),
+                }
+            }
+        });
+        until("a save was made", || fs::read(mount.path("a")).is_ok_and(|text| !text.is_empty()));
+        signal(keeper, Signal::SIGKILL);
+        let (saved, refused) = service.join().unwrap();
+        // A request that was out when the worker ended is aborted.
+        assert!(matches!(refused, Some(libc::ENOTCONN | libc::ECONNABORTED)), "{refused:?}");
+        until("its processes are gone", || processes_of(mount.mnt()).is_empty());
+        assert!(is_mounted(mount.mnt()));
+        let refused = fs::write(mount.path("b"), "secret").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENOTCONN));
+        let status = run(mount.vaultfs(["status"]).arg(mount.mnt()));
+        assert!(status.code == Some(1) && status.out.contains("DEAD"), "{status:?}");
+        drop(unfinished);
+        let mount = match next {
+            "mount" => {
+                run(&mut mount.place().mount_command(&[])).ok();
+                mount.watch_again(common::TEST_TIME);
+                mount
+            }
+            _ => {
+                run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();
+                let place = mount.unmount_done();
+                assert_eq!(fs::read_dir(&place.mnt).unwrap().count(), 0, "nothing was written below it");
+                Mount::at(place, &[])
+            }
+        };
+        let stored: u64 = fs::read_to_string(mount.path("a")).unwrap().parse().unwrap();
+        assert!(stored == saved || stored == saved + 1, "{saved} was acknowledged, {stored} is stored");
+        assert_eq!(mount.versions("a").len() as u64, stored);
+        assert_eq!(mount.versions("unfinished"), [0; 0], "only what was closed is stored");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::exit::Failure;
 use super::{log, stack};
 use crate::fuse::handover::Failed;
 use crate::fuse::mounts::Dev;
-use crate::fuse::{helper, keeper, kernel, probe, worker};
+use crate::fuse::{helper, keeper, probe, worker};
 use crate::{harden, heap};
 
 /// Internal commands.
@@ -51,15 +51,6 @@ pub enum DaemonCommand {
         /// The path.
         path: PathBuf,
     },
-    /// Unmount for a worker without keeper.
-    #[command(name = worker::DETACH_COMMAND, hide = true)]
-    Detach {
-        /// The mount's device number.
-        #[arg(value_parser = dev)]
-        dev: Dev,
-        /// Where it was mounted.
-        mountpoint: PathBuf,
-    },
 }
 
 fn dev(text: &str) -> Result<Dev, &'static str> {
@@ -82,10 +73,6 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
             } else {
                 probe::child(&path)?
             }
-            Ok(ExitCode::SUCCESS)
-        }
-        DaemonCommand::Detach { dev, mountpoint } => {
-            kernel::unmount(&mountpoint, dev, kernel::Mode::Lazy)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -170,6 +170,10 @@ impl Service for Mounted {
         self.requests.to_json()
     }
 
+    async fn first_answer(&self) {
+        self.requests.first_answer().await;
+    }
+
     fn feel(&self) {
         self.fs.feel();
     }

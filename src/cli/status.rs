@@ -156,7 +156,8 @@ fn orphaned(mut status: Value) -> Value {
     if status.get("problem").is_none() {
         let unsaved = status["fs"]["unsaved"].as_array().map_or(0, Vec::len);
         status["problem"] = format!(
-            "ENDING: its keeper is gone; its worker, process {}, stores what is unsaved ({}), unmounts and ends",
+            "ENDING: its keeper is gone; its worker, process {}, stores what is unsaved ({}) and ends; then the mount is \
+             dead until `vaultfs mount` replaces it or `vaultfs unmount` removes it",
             status["worker_pid"],
             counted(unsaved as u64, "write")
         )

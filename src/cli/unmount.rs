@@ -103,7 +103,7 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     let Some(mount) = mounts::of(&entry) else {
         return match mounts::orphan(&entry) {
             Some(orphan) if args.force => force_orphan(&entry, &orphan),
-            Some(orphan) => end_of_orphan(&orphan),
+            Some(orphan) => end_of_orphan(&entry, &orphan),
             None => without_processes(&entry, &args),
         };
     };
@@ -396,8 +396,8 @@ fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<Exi
     }
 }
 
-/// The keeper is gone: the worker stores what is unsaved, unmounts and ends, without being asked.
-fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
+/// The keeper is gone: the worker stores what is unsaved and ends, without being asked. The mount is dead then, and removed.
+fn end_of_orphan(entry: &Entry, mount: &LiveMount) -> anyhow::Result<ExitCode> {
     let path = mount.mountpoint.shown();
     let silent = |e: std::io::Error| {
         let message =
@@ -417,7 +417,12 @@ fn end_of_orphan(mount: &LiveMount) -> anyhow::Result<ExitCode> {
         Ok(_) => Vec::new(),
         Err(e) => return Err(silent(e).into()),
     };
-    gone(mount, worker.is_none_or(|worker| worker.ended(END)))?;
+    let has_ended = worker.is_none_or(|worker| worker.ended(END));
+    if has_ended {
+        mountpoint::remove_dead(&entry.mountpoint, entry)
+            .map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
+    }
+    gone(mount, has_ended)?;
     if unsaved.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }

@@ -15,6 +15,7 @@ use crate::VERSION;
 use crate::console;
 use crate::display::Shown;
 use crate::fuse::control::{Answer, Client, Request};
+use crate::fuse::keeper::{NOT_UPGRADED, UPGRADED};
 use crate::fuse::locate;
 use crate::fuse::mounts::{self, LiveMount};
 use crate::fuse::process;
@@ -63,34 +64,62 @@ pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What became of one request for an upgrade.
+enum Asked {
+    Done,
+    /// The worker died of something else meanwhile, or before it could pass the request on.
+    Died(String),
+    Refused(String),
+}
+
 fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> {
     let path = mount.mountpoint.shown();
-    let silent = |e: std::io::Error| Failure::new(Exit::Failed, format!("{path} does not answer: {e}"));
-    let before = worker(mount).map_err(silent)?;
-    let mut client = mount.connect(ANSWER).map_err(silent)?;
-    client.send(&Request::Upgrade { program: program.to_owned() }).map_err(silent)?;
-    // The old worker says why not; one that is relieved says nothing more.
-    hear(mount, &client)?;
-    match client.receive(ANSWER) {
-        Ok(Some(Answer::Error(why))) => {
-            return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
-        }
-        Ok(Some(_)) => return Err(Failure::new(Exit::Failed, format!("{path}: an odd answer"))),
-        Ok(None) | Err(_) => {}
-    }
     let end = Instant::now() + TAKEOVER;
     loop {
-        match worker(mount) {
-            Ok(now) if now.0 != before.0 && now.1 == VERSION => return Ok(()),
-            Ok(now) if now.0 != before.0 => {
-                let why = "the new version could not take over, and the old one goes on; see the log";
+        match ask(mount, program, end)? {
+            Asked::Done => return Ok(()),
+            Asked::Refused(why) => {
                 return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
             }
-            Ok(_) | Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
-            Ok(_) => {
-                return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded; see the log")));
+            Asked::Died(how) if Instant::now() < end => {
+                console::say(format_args!("{path}: its worker died meanwhile ({how}): asking the next one"));
             }
-            Err(e) => return Err(silent(e)),
+            Asked::Died(how) => {
+                let why = format!("its workers die before they can be upgraded ({how}); see the log");
+                return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
+            }
+        }
+    }
+}
+
+fn ask(mount: &LiveMount, program: &std::path::Path, end: Instant) -> Result<Asked, Failure> {
+    let before = worker(mount, end)?;
+    let asked = mount.connect(ANSWER).and_then(|mut client| {
+        client.send(&Request::Upgrade { program: program.to_owned() }).map(|()| client)
+    });
+    if let Ok(mut client) = asked {
+        // The old worker says why not; one that is relieved, or dies, says nothing more.
+        hear(mount, &client)?;
+        match client.receive(ANSWER) {
+            Ok(Some(Answer::Error(why))) => return Ok(Asked::Refused(why)),
+            Ok(Some(_)) => return Ok(Asked::Refused("an odd answer".to_owned())),
+            Ok(None) | Err(_) => {}
+        }
+    }
+    loop {
+        let now = worker(mount, end)?;
+        if now.pid == before.pid {
+            if Instant::now() >= end {
+                return Ok(Asked::Refused("the same worker goes on; see the log".to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        } else if now.last_end == UPGRADED && now.version == VERSION {
+            return Ok(Asked::Done);
+        } else if now.last_end == UPGRADED || now.last_end.starts_with(NOT_UPGRADED) {
+            let why = "the new version could not take over, and the old one goes on; see the log";
+            return Ok(Asked::Refused(why.to_owned()));
+        } else {
+            return Ok(Asked::Died(now.last_end));
         }
     }
 }
@@ -121,13 +150,34 @@ fn hear(mount: &LiveMount, client: &Client) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The worker's process and program.
-fn worker(mount: &LiveMount) -> std::io::Result<(u64, String)> {
-    match mount.connect(ANSWER)?.ask(&Request::Status, ANSWER)? {
-        Answer::Status(Value::Object(status)) => {
-            let text = |name: &str| status.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-            Ok((status.get("worker_pid").and_then(Value::as_u64).unwrap_or(0), text("version")))
+/// The worker as it describes itself.
+struct Worker {
+    pid: u64,
+    version: String,
+    /// How the one before it ended.
+    last_end: String,
+}
+
+/// Asks the worker, or the one after it where it dies meanwhile.
+fn worker(mount: &LiveMount, end: Instant) -> Result<Worker, Failure> {
+    loop {
+        let answer = mount.connect(ANSWER).and_then(|mut client| client.ask(&Request::Status, ANSWER));
+        let why = match answer {
+            Ok(Answer::Status(Value::Object(status))) => {
+                let text =
+                    |name: &str| status.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+                let pid = status.get("worker_pid").and_then(Value::as_u64).unwrap_or(0);
+                return Ok(Worker { pid, version: text("version"), last_end: text("last_end") });
+            }
+            Ok(_) => "an odd answer".to_owned(),
+            Err(e) => e.to_string(),
+        };
+        let gone = mount.has_ended(Duration::ZERO);
+        if gone || Instant::now() >= end {
+            let path = mount.mountpoint.shown();
+            let what = if gone { "its keeper is gone" } else { "no worker answers" };
+            return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {what} ({why})")));
         }
-        _ => Err(std::io::ErrorKind::InvalidData.into()),
+        std::thread::sleep(Duration::from_millis(20));
     }
 }

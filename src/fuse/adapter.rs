@@ -112,14 +112,19 @@ impl Adapter {
         step: Step<T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
+        let requests = self.requests.clone();
+        let answer = move |result: crate::fs::Result<T>| {
+            answer(result.map_err(errno));
+            requests.answered();
+        };
         match step {
-            Step::Ready(result) => answer(result.map_err(errno)),
+            Step::Ready(result) => answer(result),
             Step::Pending(work) => {
                 let limit = self.fs.time_left(req.unique().0) + GRACE;
                 let spender = name_of_process(req.pid()).map(Arc::from);
                 self.runtime.spawn(spender::on_behalf_of(spender, async move {
                     let result = tokio::time::timeout(limit, work).await;
-                    answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)).map_err(errno));
+                    answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)));
                 }));
             }
         }

@@ -1,4 +1,4 @@
-//! The keeper's workers: how one is started, how its death is seen, and how many deaths are too many.
+//! The keeper's workers: how one is started, and how its death is seen.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::handover::{Channel, MountConfig, ToKeeper, send_config, send_seal};
 use super::keeper::WORKER_COMMAND;
 use super::process;
-use super::pulse::Finger;
+use super::pulse::{self, Finger};
 use super::state::{self, SealKey};
 use crate::fs::Ending;
 use crate::secret::SecretString;
@@ -63,6 +63,9 @@ enum Verdict {
 /// How long a dead worker's threads may take to go, before it is taken for stuck.
 const LINGER: Duration = Duration::from_millis(500);
 
+/// A worker that says nothing of it counts as one that has answered a request after so long.
+const SERVED: Duration = Duration::from_secs(1);
+
 /// How long a worker that is killed may take to go.
 const DEATH: Duration = Duration::from_secs(2);
 
@@ -93,9 +96,13 @@ impl Worker {
             finger,
             verdict: Verdict::Free,
         };
-        send_config(&mut pipe, config, equipment.key.as_ref())?;
-        send_seal(&mut pipe, &equipment.seal)?;
-        Ok(worker)
+        match send_config(&mut pipe, config, equipment.key.as_ref())
+            .and_then(|()| send_seal(&mut pipe, &equipment.seal))
+        {
+            // It is dead already, which its channel will tell, with the reason.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(worker),
+            sent => sent.map(|()| worker),
+        }
     }
 
     /// Whether it is dead, and how it ended where the kernel says so. A thread that is stuck in a call on the own
@@ -153,6 +160,24 @@ impl Worker {
             Verdict::Condemned(why) => format!("{why}, and was killed"),
             Verdict::Free | Verdict::Traced(_) => ending(status),
         }
+    }
+
+    /// What its end says, if it is dead or dies now.
+    pub fn verdict(&mut self) -> Option<Ending> {
+        let end = Instant::now() + LINGER;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(verdict(Some(status))),
+                Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Whether it has answered a request. A program of an older version does not say so: then whether it has served a while.
+    pub fn has_served(&self, state: BorrowedFd<'_>) -> bool {
+        let a_while = || self.serving_since.is_some_and(|since| since.elapsed() >= SERVED);
+        state::beats(state, self.child.id()).map_or_else(a_while, pulse::has_served)
     }
 
     /// What it said before it died and nobody has heard yet.
@@ -215,115 +240,9 @@ pub fn verdict(status: Option<ExitStatus>) -> Ending {
     }
 }
 
-/// The deaths of workers that nobody asked for.
-#[derive(Debug, Default)]
-pub struct Deaths {
-    recent: Vec<Instant>,
-    in_a_row: u32,
-}
-
-/// So many in a minute are followed by a new worker at once.
-const AT_ONCE: usize = 3;
-/// So many in a row, and it is given up, for a minute.
-const TOO_MANY: u32 = 10;
-/// A worker that served for so long begins a new row: what kills it is rare enough to live with.
-const STEADY: Duration = Duration::from_secs(5);
-const MINUTE: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(32);
-
-impl Deaths {
-    /// Counts one; how long to wait before the next worker, or `None` to give up.
-    pub fn count(&mut self, now: Instant, served: Option<Instant>) -> Option<Duration> {
-        if served.is_some_and(|since| now.duration_since(since) >= STEADY) {
-            self.in_a_row = 0;
-        }
-        self.in_a_row += 1;
-        self.recent.retain(|at| now.duration_since(*at) < MINUTE);
-        self.recent.push(now);
-        let (at_once, too_many) = limits();
-        if self.in_a_row > too_many {
-            return None;
-        }
-        let more = self.recent.len().saturating_sub(at_once);
-        if more == 0 {
-            return Some(Duration::ZERO);
-        }
-        Some(Duration::from_secs(1 << (more - 1).min(5)).min(LONGEST_PAUSE))
-    }
-}
-
-/// So many deaths in a minute are followed by another process at once; the same for workers and helpers.
-pub fn at_once() -> usize {
-    limits().0
-}
-
-/// How long it stays given up.
-pub fn try_again_after() -> Duration {
-    #[cfg(debug_assertions)]
-    if let Ok(text) = std::env::var("VAULTFS_TEST_AGAIN")
-        && let Ok(ms) = text.parse()
-    {
-        return Duration::from_millis(ms);
-    }
-    MINUTE
-}
-
-/// [`AT_ONCE`] and [`TOO_MANY`], but where a test wants others (`VAULTFS_TEST_DEATHS=AT_ONCE,TOO_MANY`).
-fn limits() -> (usize, u32) {
-    #[cfg(debug_assertions)]
-    if let Ok(text) = std::env::var("VAULTFS_TEST_DEATHS")
-        && let Some((at_once, too_many)) = text.split_once(',')
-        && let (Ok(at_once), Ok(too_many)) = (at_once.parse(), too_many.parse())
-    {
-        return (at_once, too_many);
-    }
-    (AT_ONCE, TOO_MANY)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn three_in_a_minute_are_free_then_pauses_grow_and_then_it_is_over() {
-        let mut deaths = Deaths::default();
-        let start = Instant::now();
-        let pauses: Vec<_> = (0..11).map(|n| deaths.count(start + Duration::from_secs(n), None)).collect();
-        let seconds = |s| Some(Duration::from_secs(s));
-        let expected = [0, 0, 0, 1, 2, 4, 8, 16, 32, 32].map(seconds);
-        assert_eq!(pauses[..10], expected);
-        assert_eq!(pauses[10], None);
-    }
-
-    #[test]
-    fn who_served_for_a_while_begins_anew() {
-        // However slow the series is: at the worst there are pauses.
-        for (seconds, longest) in [(61, 0), (33, 0), (11, 4), (6, 16)] {
-            let mut deaths = Deaths::default();
-            let mut now = Instant::now();
-            for _ in 0..50 {
-                let served = now;
-                now += Duration::from_secs(seconds);
-                let pause = deaths.count(now, Some(served)).expect("never given up");
-                assert!(pause <= Duration::from_secs(longest), "every {seconds} s: {pause:?}");
-                now += pause;
-            }
-        }
-    }
-
-    #[test]
-    fn a_try_after_giving_up_is_one_try_until_a_worker_serves_again() {
-        let mut deaths = Deaths::default();
-        let mut now = Instant::now();
-        while deaths.count(now, None).is_some() {}
-        for _ in 0..3 {
-            now += MINUTE;
-            assert_eq!(deaths.count(now, Some(now)), None);
-        }
-        let served = now + MINUTE;
-        now = served + STEADY;
-        assert!(deaths.count(now, Some(served)).is_some());
-    }
 
     #[test]
     fn only_a_worker_that_ends_by_itself_says_much_against_its_requests() {

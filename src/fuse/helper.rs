@@ -25,8 +25,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::{Deserialize, Serialize};
 
-use super::crew;
 use super::handover::{Channel, close_inherited, take_standard};
+use super::keeper::restart_policy;
 use super::mounts::{self, Dev};
 use super::userns;
 use crate::fs::{HelperCall, HelperReport};
@@ -261,7 +261,7 @@ impl Minder {
     fn start(&mut self) -> io::Result<Child> {
         let now = Instant::now();
         self.started.retain(|at| now.duration_since(*at) < Duration::from_secs(60));
-        let more = self.started.len().saturating_sub(crew::at_once()) as u32;
+        let more = self.started.len().saturating_sub(restart_policy::at_once()) as u32;
         self.started.push(now);
         let pause = match more {
             0 => Duration::ZERO,

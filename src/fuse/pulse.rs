@@ -35,6 +35,12 @@ pub const STILL_AT_THE_END: Duration = Duration::from_secs(5);
 /// Beats after which a runtime that does not move stops the heart.
 const STUCK: u32 = 20;
 
+/// Whether a worker whose heart has beaten so often has answered a request: the first beat is when it begins, the second
+/// when it has answered one, or a second later.
+pub fn has_served(beats: u32) -> bool {
+    beats > 1
+}
+
 /// Two looks of a keeper that runs are not further apart.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
@@ -75,6 +81,7 @@ pub fn start(
 ) -> std::io::Result<()> {
     let moves = Arc::new(AtomicU64::new(0));
     let moved = moves.clone();
+    let (served, answers) = (state.clone(), service.clone());
     runtime.spawn(async move {
         loop {
             service.feel();
@@ -83,6 +90,10 @@ pub fn start(
         }
     });
     state.beat();
+    runtime.spawn(async move {
+        answers.first_answer().await;
+        served.beat();
+    });
     std::thread::Builder::new().name("heart".into()).spawn(move || {
         let (mut known, mut missed) = (0, 0);
         loop {

@@ -4,9 +4,10 @@
 //! seen. FORGET and RELEASE are counted, too, but nobody waits for them.
 
 use std::ffi::OsStr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use fuser::{INodeNo, Request};
+use tokio::sync::Notify;
 
 macro_rules! operations {
     ($($name:ident = $text:literal),* $(,)?) => {
@@ -53,11 +54,16 @@ operations! {
 
 /// Counts since the worker started.
 #[derive(Debug)]
-pub struct Requests(Vec<AtomicU64>);
+pub struct Requests {
+    counts: Vec<AtomicU64>,
+    has_answered: AtomicBool,
+    first_answer: Notify,
+}
 
 impl Default for Requests {
     fn default() -> Self {
-        Self(Operation::NAMES.iter().map(|_| AtomicU64::new(0)).collect())
+        let counts = Operation::NAMES.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { counts, has_answered: AtomicBool::new(false), first_answer: Notify::new() }
     }
 }
 
@@ -75,13 +81,26 @@ impl Requests {
         );
     }
 
+    /// A request has been answered.
+    pub fn answered(&self) {
+        if !self.has_answered.load(Ordering::Relaxed) && !self.has_answered.swap(true, Ordering::Relaxed) {
+            self.first_answer.notify_one();
+        }
+    }
+
+    /// Waits for the first answer; for one caller.
+    pub async fn first_answer(&self) {
+        self.first_answer.notified().await;
+    }
+
     fn add(&self, operation: Operation) {
-        self.0[operation as usize].fetch_add(1, Ordering::Relaxed);
+        self.counts[operation as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// What was asked at all, by name.
     pub fn to_json(&self) -> serde_json::Value {
-        let counts = Operation::NAMES.iter().zip(&self.0).map(|(name, n)| (*name, n.load(Ordering::Relaxed)));
+        let counts =
+            Operation::NAMES.iter().zip(&self.counts).map(|(name, n)| (*name, n.load(Ordering::Relaxed)));
         counts.filter(|(_, n)| *n > 0).collect::<std::collections::BTreeMap<_, _>>().into_iter().collect()
     }
 }

@@ -7,17 +7,19 @@
 //! |---|---|
 //! | the mount is gone (umount from anywhere) | drains for `--drain`, names what is left, exits 0 or 7 |
 //! | the keeper asks ([`ToWorker::Drain`], after SIGTERM) | drains, answers; then the keeper unmounts: as above |
-//! | the keeper died | drains, has a child process unmount what is still ours, exits |
+//! | the keeper died | drains what is closed, names what is left, exits: the mount stays, dead |
 //! | [`ToWorker::End`], or `unmount --force` | names what is left and exits |
 //!
+//! Nobody asked for the end when the keeper died, and below the mount is a plain directory, where programs would go on
+//! writing. So the mount is not taken away: with the worker the last holder of the device goes, and everything is ENOTCONN.
+//!
 //! Signals are the keeper's business: the worker ignores them, because a service manager sends SIGTERM to
-//! every process of a service. It makes no call on its own mount; what must, is done by a child process.
+//! every process of a service. It makes no call on its own mount.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,6 +55,8 @@ pub trait Service: Send + Sync + 'static {
     fn status(&self) -> serde_json::Value;
     /// How often the kernel asked for what, as JSON for `status`.
     fn requests(&self) -> serde_json::Value;
+    /// Comes back when a request has been answered.
+    async fn first_answer(&self);
     /// Comes back as long as requests can be answered.
     fn feel(&self);
     /// Stores what is unsaved; returns what could not be stored in time.
@@ -80,8 +84,6 @@ pub struct Inheritance {
 
 /// How a worker is called in `ps`; it is recognised by it.
 pub const NAME: &std::ffi::CStr = c"vaultfs-worker";
-/// The hidden command that unmounts for a worker whose keeper died.
-pub const DETACH_COMMAND: &str = "detach";
 
 /// The worker's line to its keeper.
 #[derive(Debug, Clone)]
@@ -413,14 +415,17 @@ async fn supervise(
     let begun = draining.unwrap_or_else(Instant::now);
     let left = || desk.config.drain.saturating_sub(begun.elapsed()).max(LAST_DRAIN);
     let patience = if cause == Cause::Told { LAST_DRAIN } else { left() };
-    // An orphan is still mounted: what is being written may yet be closed.
-    let what = if cause == Cause::Orphaned { Drain::Closed } else { Drain::All };
-    let mut unsaved = desk.service.drain(what, patience).await;
-    if cause == Cause::Orphaned {
-        detach(&desk).await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), &mut session_end).await;
-        unsaved = desk.service.drain(Drain::All, left()).await;
-    }
+    let what = if cause == Cause::Orphaned {
+        tracing::error!(
+            "the keeper is gone: storing what is unsaved; then {} is dead until it is mounted again, or unmounted",
+            desk.config.mountpoint.display()
+        );
+        // What is still being written is not acknowledged: its writer will be told ENOTCONN.
+        Drain::Closed
+    } else {
+        Drain::All
+    };
+    let unsaved = desk.service.drain(what, patience).await;
     desk.service.end_commands().await;
     link.say(&ToKeeper::Ended(unsaved.len()));
     let _ = over.send(Some(unsaved.clone()));
@@ -439,23 +444,4 @@ fn drain_and_answer(desk: Arc<Desk>, link: Link) {
         }
         link.say(&ToKeeper::Drained(unsaved.len()));
     });
-}
-
-/// Unmounts in the keeper's place. A child does it: unmounting may wait for requests that this process serves.
-async fn detach(desk: &Desk) {
-    tracing::error!("the keeper is gone: unmounting");
-    let (mountpoint, dev) = (desk.config.mountpoint.clone(), desk.dev);
-    let child = tokio::task::spawn_blocking(move || {
-        Command::new("/proc/self/exe")
-            .arg(DETACH_COMMAND)
-            .arg(dev.to_string())
-            .arg(mountpoint)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .status()
-    });
-    match tokio::time::timeout(Duration::from_secs(10), child).await {
-        Ok(Ok(Ok(status))) if status.success() => {}
-        other => tracing::error!("the mount could not be removed: {other:?}"),
-    }
 }

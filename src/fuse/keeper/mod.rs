@@ -6,7 +6,7 @@
 //!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts.
 //! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount.
 //! 4. When the worker dies, a successor takes over at once (`succession`): same device, same state, same control socket. Programs only
-//!    wait. Where they keep dying (`crew`) there are pauses, and at last everything on the mount is EIO (`refuse`), but
+//!    wait. Where they keep dying (`restart_policy`) there are pauses, and at last everything on the mount is EIO (`refuse`), but
 //!    for a try each minute: it is not unmounted, because below it is a plain directory, where what programs go on writing would be on disk.
 //! 5. A kernel that cannot send again what a dead worker had read (before Linux 6.9) gets a new mount in the old one's
 //!    place: what was in flight fails, and what was open; what is unsaved goes on.
@@ -19,6 +19,7 @@
 //!    from the state: no unsaved write ends unnamed.
 
 mod event;
+pub mod restart_policy;
 mod succession;
 
 use std::collections::VecDeque;
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use super::crew::{self, Deaths, Equipment, Worker, ending};
+use super::crew::{self, Equipment, Worker, ending};
 use super::handover::{
     EXIT_UNSAVED, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config,
     take_standard,
@@ -49,6 +50,8 @@ use crate::fs::{Ending, Unsaved, left_in};
 use crate::harden::LockState;
 use crate::secret::SecretString;
 use event::{Event, take_signals};
+use restart_policy::RestartPolicy;
+pub use succession::{NOT_UPGRADED, UPGRADED};
 
 /// The hidden commands that the processes of a mount are started with.
 pub const COMMAND: &str = "keeper";
@@ -170,11 +173,13 @@ struct Keeper {
     goal: Goal,
     /// A worker that did not end as it was told to has been replaced: the next one is the last.
     replaced: bool,
-    deaths: Deaths,
+    restart_policy: RestartPolicy,
     restarts: u32,
     last_end: Option<String>,
     /// What the end of the last worker that served says of the requests it was at.
     ending: Ending,
+    /// The worker that was being started ended; what that says.
+    start_ended: Option<Ending>,
     /// When another worker is tried, where everything is refused.
     again_at: Option<Instant>,
     /// Signals that came while a worker was being started.
@@ -212,10 +217,11 @@ impl Keeper {
             phase: Phase::Serving,
             goal: Goal::Serve,
             replaced: false,
-            deaths: Deaths::default(),
+            restart_policy: RestartPolicy::default(),
             restarts: 0,
             last_end: None,
             ending: Ending::default(),
+            start_ended: None,
             again_at: None,
             later: VecDeque::new(),
             session_over: false,
@@ -358,7 +364,7 @@ impl Keeper {
                     self.replaced |= is_over;
                     self.weigh(crew::verdict(status));
                     let how = self.worker.as_ref().map_or_else(|| ending(status), |w| w.ending(status));
-                    self.worker_died(how);
+                    self.worker_died(crew::verdict(status), how);
                 }
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),
             }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::event::Event;
-use super::{DRAIN_MARGIN, Front, Goal, Keeper, Phase};
+use super::{DRAIN_MARGIN, Front, Goal, Keeper, Phase, restart_policy};
 use crate::fs::Ending;
 use crate::fuse::crew::{self, Worker, ending};
 use crate::fuse::handover::{Facts, Failed, ToKeeper, ToWorker};
@@ -18,6 +18,12 @@ use crate::fuse::worker::reason;
 
 /// How long a successor may take from its start to serving.
 const TAKEOVER: Duration = Duration::from_secs(30);
+/// So many workers of another program may be killed before it is refused.
+const UPGRADE_TRIES: u32 = 5;
+/// What begins the same where that other program could not.
+pub const NOT_UPGRADED: &str = "the new program could not take over";
+/// How a worker ended that another program took over from, in status: `vaultfs upgrade` looks for it.
+pub const UPGRADED: &str = "it was upgraded";
 
 impl Keeper {
     /// Starts a worker that says that it can read the state.
@@ -27,9 +33,12 @@ impl Keeper {
         state: &ToWorker,
         front: Option<&Front>,
     ) -> Result<Worker, Failed> {
-        let worker = Worker::start(&self.equipment, program)
+        let mut worker = Worker::start(&self.equipment, program)
             .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
-        worker.channel.send(state, &[self.state.as_fd()]).map_err(|e| lost(&e))?;
+        if let Err(e) = worker.channel.send(state, &[self.state.as_fd()]) {
+            self.start_ended = worker.verdict();
+            return Err(lost(&e));
+        }
         let before = self.worker.replace(worker);
         let said = self.expect(front);
         let worker = std::mem::replace(&mut self.worker, before);
@@ -112,6 +121,7 @@ impl Keeper {
                 Event::Worker(message) => return Ok(message),
                 Event::WorkerGone(status) => {
                     let how = ending(status);
+                    self.start_ended = Some(crew::verdict(status));
                     return Err(Failed::new(format!("the worker process died ({how}); see the log")));
                 }
                 Event::Stop | Event::FrontGone if front.is_some() => {
@@ -134,20 +144,17 @@ impl Keeper {
     }
 
     /// Nobody asked it to: another one goes on, now or in a while.
-    pub(super) fn worker_died(&mut self, how: String) {
-        let served = self.worker.take().and_then(|worker| worker.serving_since);
+    pub(super) fn worker_died(&mut self, ending: Ending, how: String) {
+        let has_served = self.worker.take().is_some_and(|worker| worker.has_served(self.state.as_fd()));
         self.restarts += 1;
         self.last_end = Some(how.clone());
-        match self.deaths.count(Instant::now(), served) {
+        match self.restart_policy.died(Instant::now(), ending, has_served) {
             Some(Duration::ZERO) => {
                 tracing::error!("the worker died ({how}): starting another one");
                 self.succeed();
             }
-            Some(pause) if self.goal == Goal::Serve => {
-                tracing::error!(
-                    "the worker died again ({how}): starting another one in {} s",
-                    pause.as_secs()
-                );
+            Some(pause) if self.goal == Goal::Serve || pause <= restart_policy::SHORT => {
+                tracing::error!("the worker died again ({how}): starting another one in {pause:?}");
                 self.write_down_the_unsaved(None);
                 self.phase = Phase::Pausing(Instant::now() + pause);
             }
@@ -162,11 +169,12 @@ impl Keeper {
         self.phase = Phase::Serving;
         if let Err(failed) = self.take_over(None) {
             tracing::error!("a worker could not take over: {failed}");
+            let ending = self.verdict_of_start();
             if let Some(worker) = &mut self.worker {
                 worker.kill();
             }
             self.write_down_the_unsaved(None);
-            return self.worker_died(format!("it could not take over: {failed}"));
+            return self.worker_died(ending, format!("it could not take over: {failed}"));
         }
         tracing::info!(restarts = self.restarts, "another worker serves the mount");
         match self.goal {
@@ -218,13 +226,9 @@ impl Keeper {
 
     /// A new program is to take over. It has to be able to read the state before the old one ends.
     pub(super) fn upgrade(&mut self, path: &Path) {
-        let ready = File::open(path).map_err(|e| Failed::new(format!("{}: {e}", path.display()))).and_then(
-            |program| {
-                let state = ToWorker::State { takeover: true, anew: false };
-                let worker = self.introduce(Some(&program), &state, None)?;
-                Ok((program, worker))
-            },
-        );
+        let ready = File::open(path)
+            .map_err(|e| Failed::new(format!("{}: {e}", path.display())))
+            .and_then(|program| self.introduce_unless_killed(&program).map(|worker| (program, worker)));
         if !self.mounted.as_ref().is_some_and(can_resend) {
             let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
             return self.tell(&ToWorker::NotUpgraded(why.to_owned()));
@@ -243,11 +247,16 @@ impl Keeper {
             old.kill();
         }
         self.restarts += 1;
-        self.last_end = Some("it was upgraded".to_owned());
+        self.last_end = Some(UPGRADED.to_owned());
         match self.take_over(Some(successor)) {
             Ok(()) => self.equipment.program = Some(program),
             Err(failed) => {
                 tracing::error!("the new program could not take over, the old one goes on: {failed}");
+                self.last_end = Some(match self.verdict_of_start() {
+                    // From outside: another try may do better.
+                    Ending::Killed => failed.message,
+                    Ending::Crashed | Ending::Ordered => format!("{NOT_UPGRADED}: {failed}"),
+                });
                 if let Some(worker) = &mut self.worker {
                     worker.kill();
                 }
@@ -257,10 +266,29 @@ impl Keeper {
         }
     }
 
+    /// What it says of the next one that a worker did not come to serve.
+    fn verdict_of_start(&mut self) -> Ending {
+        let seen = self.start_ended.take();
+        seen.or_else(|| self.worker.as_mut().and_then(Worker::verdict)).unwrap_or(Ending::Crashed)
+    }
+
+    /// A worker of another program; one that is killed from outside meanwhile says nothing of it.
+    fn introduce_unless_killed(&mut self, program: &File) -> Result<Worker, Failed> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let state = ToWorker::State { takeover: true, anew: false };
+            match self.introduce(Some(program), &state, None) {
+                Err(_) if self.start_ended.take() == Some(Ending::Killed) && tries < UPGRADE_TRIES => {}
+                other => return other,
+            }
+        }
+    }
+
     /// Workers keep dying: from now on everything is refused.
     fn give_up(&mut self, how: &str) {
         let path = self.mountpoint().display().to_string();
-        let again = crew::try_again_after();
+        let again = restart_policy::try_again_after();
         self.again_at = Some(Instant::now() + again);
         let again = again.as_secs();
         let why = format!(

@@ -1,0 +1,162 @@
+//! When the next worker is started after one that died unasked.
+//!
+//! | How it ended | It had served | The next one is started |
+//! |---|---|---|
+//! | by SIGKILL: from outside, or nobody knows | anything or nothing | at once; after at most 1 s where many came |
+//! | by itself | anything | the same |
+//! | by itself | nothing | at once, then after pauses from 1 s to 32 s; after ten in a row it is given up |
+//!
+//! A SIGKILL says nothing of the next worker's chances, so that programs need not wait for it. A worker that has answered
+//! a request can answer others; what ended it is the matter of the quarantine (`fs::suspects`). What keeps each worker from
+//! serving at all (no memory, a program that is broken) is not cured by another one.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::fs::Ending;
+
+/// So many that served nothing are followed by another one at once.
+const AT_ONCE: u32 = 3;
+/// So many in a row, and it is given up, for a minute.
+const TOO_MANY: u32 = 10;
+const LONGEST_PAUSE: Duration = Duration::from_secs(32);
+/// Deaths within so long are lately.
+const LATELY: Duration = Duration::from_secs(10);
+/// More deaths than this lately, and the next one is started after the pause: a loop of kills is not to take a whole processor.
+const MANY: [(usize, Duration); 2] = [(20, Duration::from_secs(1)), (8, Duration::from_millis(250))];
+/// Pauses up to here are no reason to give up a mount that is to end.
+pub const SHORT: Duration = MANY[0].1;
+
+/// The deaths of workers that nobody asked for.
+#[derive(Debug)]
+pub struct RestartPolicy {
+    at_once: u32,
+    too_many: u32,
+    lately: VecDeque<Instant>,
+    /// By themselves, before they had served anything.
+    in_a_row: u32,
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        let (at_once, too_many) = limits();
+        Self { at_once, too_many, lately: VecDeque::new(), in_a_row: 0 }
+    }
+}
+
+impl RestartPolicy {
+    /// Takes in a death; how long to wait before the next worker, or `None` to give up.
+    pub fn died(&mut self, now: Instant, ending: Ending, has_served: bool) -> Option<Duration> {
+        while self.lately.front().is_some_and(|at| now.duration_since(*at) >= LATELY) {
+            self.lately.pop_front();
+        }
+        self.lately.push_back(now);
+        if has_served {
+            self.in_a_row = 0;
+        }
+        match ending {
+            Ending::Crashed if !has_served => {
+                self.in_a_row = self.in_a_row.saturating_add(1);
+                self.pause_of_a_row()
+            }
+            Ending::Crashed | Ending::Killed | Ending::Ordered => Some(self.pause_of_many()),
+        }
+    }
+
+    fn pause_of_a_row(&self) -> Option<Duration> {
+        if self.in_a_row > self.too_many {
+            return None;
+        }
+        match self.in_a_row.saturating_sub(self.at_once) {
+            0 => Some(Duration::ZERO),
+            more => Some(Duration::from_secs(1 << (more - 1).min(5)).min(LONGEST_PAUSE)),
+        }
+    }
+
+    fn pause_of_many(&self) -> Duration {
+        let free = self.at_once as usize;
+        let reached = |(many, _): &&(usize, Duration)| self.lately.len() > (*many).max(free);
+        MANY.iter().find(reached).map_or(Duration::ZERO, |(_, pause)| *pause)
+    }
+}
+
+/// So many deaths in a minute are followed by another helper at once.
+pub fn at_once() -> usize {
+    limits().0 as usize
+}
+
+/// How long it stays given up.
+pub fn try_again_after() -> Duration {
+    #[cfg(debug_assertions)]
+    if let Ok(text) = std::env::var("VAULTFS_TEST_AGAIN")
+        && let Ok(ms) = text.parse()
+    {
+        return Duration::from_millis(ms);
+    }
+    Duration::from_secs(60)
+}
+
+/// [`AT_ONCE`] and [`TOO_MANY`], but where a test wants others (`VAULTFS_TEST_DEATHS=AT_ONCE,TOO_MANY`).
+fn limits() -> (u32, u32) {
+    #[cfg(debug_assertions)]
+    if let Ok(text) = std::env::var("VAULTFS_TEST_DEATHS")
+        && let Some((at_once, too_many)) = text.split_once(',')
+        && let (Ok(at_once), Ok(too_many)) = (at_once.parse(), too_many.parse())
+    {
+        return (at_once, too_many);
+    }
+    (AT_ONCE, TOO_MANY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    /// Deaths of one kind, so far apart; the pause after each.
+    fn pauses(ending: Ending, has_served: bool, apart: Duration, deaths: u32) -> Vec<Option<Duration>> {
+        let (mut policy, start) = (RestartPolicy::default(), Instant::now());
+        (0..deaths).map(|n| policy.died(start + apart * n, ending, has_served)).collect()
+    }
+
+    #[test]
+    fn the_whole_table() {
+        let outside = [(Ending::Killed, false), (Ending::Killed, true), (Ending::Crashed, true)];
+        for (ending, has_served) in outside {
+            // (how far apart, how many, the pauses that there are): never longer than a second, never given up.
+            let rows: [(u64, u32, &[u64]); 4] =
+                [(60_000, 50, &[0]), (1300, 50, &[0]), (800, 200, &[0, 250]), (100, 500, &[0, 250, 1000])];
+            for (apart, deaths, expected) in rows {
+                let all = pauses(ending, has_served, MS(apart), deaths);
+                let expected: Vec<_> = expected.iter().map(|ms| Some(MS(*ms))).collect();
+                let mut seen = all.clone();
+                seen.dedup();
+                assert_eq!(seen, expected, "{ending:?}, {has_served}, every {apart} ms");
+                assert!(all[..8].iter().all(|pause| *pause == Some(Duration::ZERO)));
+            }
+        }
+        for apart in [1, 1000, 60_000] {
+            let all = pauses(Ending::Crashed, false, MS(apart), 12);
+            let seconds = |s| Some(Duration::from_secs(s));
+            assert_eq!(all[..10], [0, 0, 0, 1, 2, 4, 8, 16, 32, 32].map(seconds), "every {apart} ms");
+            assert_eq!(all[10..], [None, None]);
+        }
+    }
+
+    #[test]
+    fn only_a_worker_that_serves_ends_a_row() {
+        let mut policy = RestartPolicy::default();
+        let now = Instant::now();
+        for _ in 0..10 {
+            assert!(policy.died(now, Ending::Crashed, false).is_some());
+            // One that was killed from outside says nothing of the others.
+            assert!(policy.died(now, Ending::Killed, false).is_some());
+        }
+        assert_eq!(policy.died(now, Ending::Crashed, false), None);
+        // A try after it was given up is one try.
+        assert_eq!(policy.died(now + MS(60_000), Ending::Crashed, false), None);
+        assert!(policy.died(now + MS(120_000), Ending::Crashed, true).is_some());
+        assert_eq!(policy.died(now + MS(140_000), Ending::Crashed, false), Some(Duration::ZERO));
+    }
+}
