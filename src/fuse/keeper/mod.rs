@@ -313,7 +313,9 @@ impl Keeper {
                 }
                 // There has to be a worker to store what is unsaved.
                 (Event::Stop, Phase::Pausing(_)) => {
-                    self.goal = Goal::Drain;
+                    if self.goal == Goal::Serve {
+                        self.goal = Goal::Drain;
+                    }
                     self.succeed();
                 }
                 (Event::Stop, Phase::Broken) => return self.end_without_worker(),

@@ -6,6 +6,8 @@
 //! | by itself | anything | the same |
 //! | by itself | nothing | at once, then after pauses from 1 s to 32 s; after ten in a row it is given up |
 //!
+//! While the mount ends, somebody waits for that: it is given up after ten deaths, or where the pause would be more than 1 s.
+//!
 //! A SIGKILL says nothing of the next worker's chances, so that programs need not wait for it. A worker that has answered
 //! a request can answer others; what ended it is the matter of the quarantine (`fs::suspects`). What keeps each worker from
 //! serving at all (no memory, a program that is broken) is not cured by another one.
@@ -24,8 +26,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(32);
 const LATELY: Duration = Duration::from_secs(10);
 /// More deaths than this lately, and the next one is started after the pause: a loop of kills is not to take a whole processor.
 const MANY: [(usize, Duration); 2] = [(20, Duration::from_secs(1)), (8, Duration::from_millis(250))];
-/// Pauses up to here are no reason to give up a mount that is to end.
-pub const SHORT: Duration = MANY[0].1;
+/// Who waits for the end does not wait for longer pauses.
+const LONGEST_AT_THE_END: Duration = Duration::from_secs(1);
 
 /// The deaths of workers that nobody asked for.
 #[derive(Debug)]
@@ -35,18 +37,35 @@ pub struct RestartPolicy {
     lately: VecDeque<Instant>,
     /// By themselves, before they had served anything.
     in_a_row: u32,
+    /// Since the mount was to end.
+    at_the_end: u32,
 }
 
 impl Default for RestartPolicy {
     fn default() -> Self {
         let (at_once, too_many) = limits();
-        Self { at_once, too_many, lately: VecDeque::new(), in_a_row: 0 }
+        Self { at_once, too_many, lately: VecDeque::new(), in_a_row: 0, at_the_end: 0 }
     }
 }
 
 impl RestartPolicy {
     /// Takes in a death; how long to wait before the next worker, or `None` to give up.
-    pub fn died(&mut self, now: Instant, ending: Ending, has_served: bool) -> Option<Duration> {
+    pub fn died(
+        &mut self,
+        now: Instant,
+        ending: Ending,
+        has_served: bool,
+        mount_ends: bool,
+    ) -> Option<Duration> {
+        let pause = self.pause(now, ending, has_served);
+        if !mount_ends {
+            return pause;
+        }
+        self.at_the_end = self.at_the_end.saturating_add(1);
+        pause.filter(|pause| *pause <= LONGEST_AT_THE_END && self.at_the_end <= self.too_many)
+    }
+
+    fn pause(&mut self, now: Instant, ending: Ending, has_served: bool) -> Option<Duration> {
         while self.lately.front().is_some_and(|at| now.duration_since(*at) >= LATELY) {
             self.lately.pop_front();
         }
@@ -117,7 +136,7 @@ mod tests {
     /// Deaths of one kind, so far apart; the pause after each.
     fn pauses(ending: Ending, has_served: bool, apart: Duration, deaths: u32) -> Vec<Option<Duration>> {
         let (mut policy, start) = (RestartPolicy::default(), Instant::now());
-        (0..deaths).map(|n| policy.died(start + apart * n, ending, has_served)).collect()
+        (0..deaths).map(|n| policy.died(start + apart * n, ending, has_served, false)).collect()
     }
 
     #[test]
@@ -149,14 +168,27 @@ mod tests {
         let mut policy = RestartPolicy::default();
         let now = Instant::now();
         for _ in 0..10 {
-            assert!(policy.died(now, Ending::Crashed, false).is_some());
+            assert!(policy.died(now, Ending::Crashed, false, false).is_some());
             // One that was killed from outside says nothing of the others.
-            assert!(policy.died(now, Ending::Killed, false).is_some());
+            assert!(policy.died(now, Ending::Killed, false, false).is_some());
         }
-        assert_eq!(policy.died(now, Ending::Crashed, false), None);
+        assert_eq!(policy.died(now, Ending::Crashed, false, false), None);
         // A try after it was given up is one try.
-        assert_eq!(policy.died(now + MS(60_000), Ending::Crashed, false), None);
-        assert!(policy.died(now + MS(120_000), Ending::Crashed, true).is_some());
-        assert_eq!(policy.died(now + MS(140_000), Ending::Crashed, false), Some(Duration::ZERO));
+        assert_eq!(policy.died(now + MS(60_000), Ending::Crashed, false, false), None);
+        assert!(policy.died(now + MS(120_000), Ending::Crashed, true, false).is_some());
+        assert_eq!(policy.died(now + MS(140_000), Ending::Crashed, false, false), Some(Duration::ZERO));
+    }
+    #[test]
+    fn who_waits_for_the_end_waits_for_few_deaths() {
+        for (ending, has_served, deaths) in [
+            (Ending::Killed, false, 10),
+            (Ending::Killed, true, 10),
+            (Ending::Crashed, true, 10),
+            (Ending::Crashed, false, 4),
+        ] {
+            let (mut policy, now) = (RestartPolicy::default(), Instant::now());
+            let lived = (0..30).take_while(|_| policy.died(now, ending, has_served, true).is_some()).count();
+            assert_eq!(lived, deaths, "{ending:?}, {has_served}");
+        }
     }
 }

@@ -148,18 +148,18 @@ impl Keeper {
         let has_served = self.worker.take().is_some_and(|worker| worker.has_served(self.state.as_fd()));
         self.restarts += 1;
         self.last_end = Some(how.clone());
-        match self.restart_policy.died(Instant::now(), ending, has_served) {
+        let mount_ends = self.goal != Goal::Serve;
+        match self.restart_policy.died(Instant::now(), ending, has_served, mount_ends) {
             Some(Duration::ZERO) => {
                 tracing::error!("the worker died ({how}): starting another one");
                 self.succeed();
             }
-            Some(pause) if self.goal == Goal::Serve || pause <= restart_policy::SHORT => {
+            Some(pause) => {
                 tracing::error!("the worker died again ({how}): starting another one in {pause:?}");
                 self.write_down_the_unsaved(None);
                 self.phase = Phase::Pausing(Instant::now() + pause);
             }
-            // Who waits for the end is not to wait for more.
-            Some(_) | None => self.give_up(&how),
+            None => self.give_up(&how),
         }
     }
 
