@@ -84,6 +84,51 @@ fn wait_mounts_when_the_vault_comes_and_says_that_it_waits() {
 }
 
 #[test]
+fn what_replaces_the_directory_while_a_mount_waits_is_not_mounted_on() {
+    if !common::is_root() {
+        eprintln!("SKIPPED: only root can give a link away");
+        return;
+    }
+    for case in ["link", "directory", "nothing", "another path to it"] {
+        let place = Place::new();
+        let vault = Vault::start(&place);
+        let (victim, moved) = (place.dir.path().join("victim"), place.dir.path().join("moved"));
+        fs::create_dir(&victim).unwrap();
+        vault.proxy.down();
+        let mut mounting = Beside::start(vault.mount_command(&place, &["--wait"]).stderr(Stdio::piped()));
+        let mut said = BufReader::new(mounting.0.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("waiting for the vault"), "{line}");
+        match case {
+            "nothing" => fs::remove_dir(&place.mnt).unwrap(),
+            _ => fs::rename(&place.mnt, &moved).unwrap(),
+        }
+        match case {
+            "link" => std::os::unix::fs::symlink(&victim, &place.mnt).unwrap(),
+            "directory" => fs::create_dir(&place.mnt).unwrap(),
+            "another path to it" => std::os::unix::fs::symlink(&moved, &place.mnt).unwrap(),
+            _ => {}
+        }
+        if let Ok(about) = fs::symlink_metadata(&place.mnt)
+            && about.is_symlink()
+        {
+            std::os::unix::fs::lchown(&place.mnt, Some(1000), Some(1000)).unwrap();
+        }
+        vault.proxy.up();
+        assert_eq!(mounting.ends().code(), Some(1), "{case}");
+        line.clear();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("moved or replaced"), "{case}: {line}");
+        for path in [&place.mnt, &moved, &victim] {
+            assert_nothing_left(path);
+        }
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!table.contains(place.dir.path().to_str().unwrap()), "{case}: {table}");
+    }
+}
+
+#[test]
 fn wait_ends_with_exit_4_and_a_refused_key_is_not_waited_for() {
     let place = Place::new();
     let vault = Vault::start(&place);

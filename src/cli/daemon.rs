@@ -48,6 +48,9 @@ pub enum DaemonCommand {
         /// Read it, instead of looking at it.
         #[arg(long)]
         read: bool,
+        /// Send it as a descriptor, too.
+        #[arg(long)]
+        open: bool,
         /// The path.
         path: PathBuf,
     },
@@ -67,11 +70,11 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
             helper::run(&mountpoint, dev, Duration::from_millis(pause))?;
             Ok(ExitCode::SUCCESS)
         }
-        DaemonCommand::Probe { path, read } => {
-            if read {
-                probe::read_child(&path)?
-            } else {
-                probe::child(&path)?
+        DaemonCommand::Probe { path, read, open } => {
+            match (read, open) {
+                (true, _) => probe::read_child(&path)?,
+                (_, true) => probe::open_child(&path)?,
+                _ => probe::child(&path)?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -80,10 +83,10 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
 
 fn keep() -> anyhow::Result<ExitCode> {
     harden::name_process(keeper::NAME);
-    let (config, key, front) = keeper::begin()?;
+    let begun = keeper::begin()?;
     let memory = harden::lock_memory();
-    log::start(&serde_json::from_value(config.log.clone())?, &config.mountpoint);
-    Ok(ExitCode::from(keeper::run(config, key, front, memory)))
+    log::start(&serde_json::from_value(begun.config.log.clone())?, &begun.config.mountpoint);
+    Ok(ExitCode::from(keeper::run(begun, memory)))
 }
 
 fn work() -> anyhow::Result<ExitCode> {

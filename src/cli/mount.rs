@@ -5,7 +5,8 @@
 //! the long ones by another name ([`mount_options`]).
 
 use std::io::{BufRead, BufReader};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -24,8 +25,9 @@ use super::log::{self, LogConfig};
 use super::{mount_options, service, stack, values};
 use crate::console;
 use crate::fs::{Audit, Options};
-use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config};
+use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config, send_descriptor};
 use crate::fuse::mounts::Dev;
+use crate::fuse::target::Target;
 use crate::fuse::{keeper, mountpoint, probe};
 use crate::vault::codec::Format;
 use crate::vault::http::lazy::Start;
@@ -199,7 +201,7 @@ pub struct MountArgs {
 const BEFORE_TOLD: Duration = Duration::from_secs(1);
 
 /// Checks everything that can be checked before a process is started.
-fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
+fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target)> {
     if let Some(option) = args.options.first() {
         return Err(usage(mount_options::refusal(option)).into());
     }
@@ -218,7 +220,8 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
     let options = args.file_system_options();
     let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
     mountpoint::check_machine(&kernel, options.uid, options.gid).map_err(|e| failed(&e))?;
-    let mountpoint = mountpoint::check(&args.mountpoint, args.nonempty).map_err(|e| failed(&e))?;
+    let target = mountpoint::check(&args.mountpoint, args.nonempty).map_err(|e| failed(&e))?;
+    let mountpoint = target.path().to_owned();
     keep_off(&mountpoint, &spec, args.audit.as_ref())?;
     if !args.allow_other && options.uid != nix::unistd::geteuid().as_raw() {
         console::say("hint: without --allow-other nobody but you can enter, whoever --uid names");
@@ -241,7 +244,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput)> {
         foreground: args.foreground,
         runtime_dir: args.connect.runtime.dir().map(Path::to_owned),
     };
-    Ok((config, key))
+    Ok((config, key, target))
 }
 
 fn bad_log(e: &std::io::Error) -> Failure {
@@ -270,8 +273,8 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> R
 
 /// Runs the command.
 pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
-    let (config, key) = prepare(&args)?;
-    let (mut child, ready) = start_keeper(&config, key.secret.as_ref())?;
+    let (config, key, target) = prepare(&args)?;
+    let (mut child, ready) = start_keeper(&config, key.secret.as_ref(), target)?;
     drop(key);
     let dev = match ready {
         Outcome::Ready { dev, .. } => dev,
@@ -384,20 +387,26 @@ fn glob_pattern(text: &str) -> Result<String, String> {
 fn start_keeper(
     config: &MountConfig,
     key: Option<&crate::secret::SecretString>,
+    target: Target,
 ) -> anyhow::Result<(Child, Outcome)> {
+    let (pipe, theirs) = UnixStream::pair()?;
     let mut keeper = Command::new("/proc/self/exe");
     keeper
         .arg0("vaultfs")
         .arg(keeper::COMMAND)
         .arg(&config.mountpoint)
-        .stdin(Stdio::piped())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::piped());
     for variable in service::VARIABLES {
         keeper.env_remove(variable);
     }
     let mut child = keeper.spawn()?;
-    let (pipe, said) = (child.stdin.take(), child.stdout.take());
-    let (Some(pipe), Some(said)) = (pipe, said) else { anyhow::bail!("no pipes to the keeper") };
+    // The command holds the keeper's end of the socket.
+    drop(keeper);
+    let Some(said) = child.stdout.take() else { anyhow::bail!("no pipe from the keeper") };
+    send_descriptor(pipe.as_fd(), target.directory())?;
+    // From here on the keeper alone keeps the directory open.
+    drop(target);
     send_config(pipe, config, key)?;
     if matches!(config.start, Start::Wait(_)) && !speaks_within(&said, BEFORE_TOLD)? {
         console::say("waiting for the vault; the log says why it is not there yet");

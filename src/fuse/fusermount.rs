@@ -5,18 +5,17 @@
 //! is written for people and is passed on.
 
 use std::ffi::OsString;
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::handover::KernelOptions;
+use super::handover::{KernelOptions, receive_descriptor};
+use super::mounts;
 
 /// Where `fusermount3` is, if it is installed.
 pub fn find() -> Option<PathBuf> {
@@ -33,11 +32,13 @@ fn program() -> io::Result<PathBuf> {
     find().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "fusermount3 is not installed"))
 }
 
-/// Mounts, and returns the /dev/fuse descriptor (close-on-exec).
-pub fn mount(mountpoint: &Path, options: &KernelOptions) -> io::Result<OwnedFd> {
+/// Mounts on `directory`, and returns the /dev/fuse descriptor (close-on-exec). The program takes the directory's path and
+/// looks that up once more: the caller compares where the mount is.
+pub fn mount(directory: BorrowedFd<'_>, options: &KernelOptions) -> io::Result<OwnedFd> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
     let mut command = Command::new(program()?);
-    command.arg("-o").arg(option_text(options)).arg("--").arg(mountpoint);
+    command.current_dir(mounts::by_descriptor(directory));
+    command.arg("-o").arg(option_text(options)).args(["--", "."]);
     command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let inherited = theirs.as_raw_fd();
@@ -50,7 +51,7 @@ pub fn mount(mountpoint: &Path, options: &KernelOptions) -> io::Result<OwnedFd> 
     }
     let child = command.spawn()?;
     drop(theirs);
-    let received = receive_device(&ours);
+    let received = receive_descriptor(ours.as_fd());
     drop(ours);
     let output = child.wait_with_output()?;
     match received {
@@ -91,25 +92,6 @@ fn option_text(options: &KernelOptions) -> String {
     ];
     text.extend(switches.iter().filter(|(on, _)| *on).map(|(_, name)| *name));
     text
-}
-
-fn receive_device(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
-    let mut byte = [0u8];
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!(RawFd);
-    let message = loop {
-        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Err(nix::errno::Errno::EINTR) => {}
-            other => break other?,
-        }
-    };
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = control {
-            // SAFETY: the kernel just made this descriptor for us.
-            return Ok(fds.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
-        }
-    }
-    Ok(None)
 }
 
 /// The program's own words, without its name.

@@ -1,7 +1,8 @@
 //! What the processes of a mount hand to each other.
 //!
 //! - A new process gets its [`MountConfig`] and the API key on its standard input, a pipe: never in arguments,
-//!   environment or a file. The key travels beside the JSON, not in it.
+//!   environment or a file. The key travels beside the JSON, not in it. The keeper's is a socket, on which the directory
+//!   to mount on comes first, as a descriptor.
 //! - The keeper tells the command that started it how it went, one JSON line on its standard output.
 //! - Keeper and worker talk over a [`Channel`]: datagrams of JSON that may carry descriptors. Either side sees
 //!   the end of the other as the end of the channel.
@@ -231,6 +232,34 @@ pub fn send_seal(mut to: impl Write, seal: &SealKey) -> io::Result<()> {
 pub fn receive_seal(mut from: impl Read) -> io::Result<SealKey> {
     let bytes = read_part(&mut from)?;
     SealKey::from_bytes(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Sends a descriptor and one byte over a stream socket.
+pub fn send_descriptor(to: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let raw = [fd.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&raw)];
+    sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// Reads what [`send_descriptor`] sent, as fusermount3 does, too. `None` if the other end closed or sent none.
+pub fn receive_descriptor(from: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0u8];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = loop {
+        match recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(nix::errno::Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            // SAFETY: the kernel just made this descriptor for us.
+            return Ok(fds.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
+        }
+    }
+    Ok(None)
 }
 
 /// Neither a configuration nor a key is longer.

@@ -120,7 +120,7 @@ enum Place {
 impl Place {
     fn of(mountpoint: &Path, dev: Dev) -> Self {
         match clone_of(mountpoint) {
-            Ok(clone) if dev_of(clone.as_fd()).is_ok_and(|at| at == dev) => Self::Clone(clone),
+            Ok(clone) if Dev::of(clone.as_fd()).is_ok_and(|at| at == dev) => Self::Clone(clone),
             _ => Self::Path(mountpoint.to_owned(), dev),
         }
     }
@@ -130,7 +130,7 @@ impl Place {
             Self::Clone(clone) => make(clone.as_fd(), call),
             Self::Path(path, dev) => {
                 let root = open_path(path)?;
-                if dev_of(root.as_fd())? != *dev {
+                if Dev::of(root.as_fd())? != *dev {
                     return Err(io::Error::from_raw_os_error(libc::EXDEV));
                 }
                 make(root.as_fd(), call)
@@ -154,20 +154,6 @@ fn open_path(path: &Path) -> io::Result<OwnedFd> {
     use nix::fcntl::{OFlag, open};
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     Ok(open(path, flags, nix::sys::stat::Mode::empty())?)
-}
-
-/// The device number, without asking whoever serves it.
-fn dev_of(fd: BorrowedFd<'_>) -> io::Result<Dev> {
-    let mut seen = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    // SAFETY: the empty path is NUL-terminated and the buffer has the right size.
-    let rc = unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_TYPE, seen.as_mut_ptr()) };
-    if rc != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: filled by the call; all zeros would be valid as well.
-    let seen = unsafe { seen.assume_init() };
-    Ok(Dev::from_raw(libc::makedev(seen.stx_dev_major, seen.stx_dev_minor)))
 }
 
 fn make(root: BorrowedFd<'_>, call: &HelperCall) -> io::Result<()> {

@@ -1,73 +1,22 @@
-//! Making and removing the mount, and the first words of the FUSE protocol.
+//! Removing the mount, and the first words of the FUSE protocol. [`super::attach`] makes it.
 //!
-//! Only the keeper mounts. Unmounting is done by the keeper, by `vaultfs unmount`, or by a child process of a
+//! Unmounting is done by the keeper, by `vaultfs unmount`, or by a child process of a
 //! worker whose keeper died; each first checks in the mount table that what it would remove is the mount it
 //! means. Root uses the system calls, everybody else `fusermount3`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::fusermount;
-use super::handover::KernelOptions;
-use super::mounts::{self, Dev};
+use super::mounts::{self, Dev, Entry};
 use super::trust::Spot;
-
-/// A mount that this process made: the device to serve it with, and its INIT request, not answered yet.
-#[derive(Debug)]
-pub struct Mounted {
-    /// /dev/fuse, connected to the mount.
-    pub device: File,
-    /// The mount's device number.
-    pub dev: Dev,
-    /// The kernel's INIT request, as it came.
-    pub init: Init,
-}
-
-/// Mounts at `mountpoint` and reads the kernel's INIT.
-pub fn mount(mountpoint: &Path, options: &KernelOptions) -> io::Result<Mounted> {
-    let root = nix::unistd::geteuid().is_root();
-    let device =
-        if root { mount_directly(mountpoint, options)? } else { fusermount::mount(mountpoint, options)? };
-    let device = File::from(device);
-    let entry = mounts::top_at(mountpoint)?.filter(mounts::Entry::is_vaultfs);
-    let dev = entry.ok_or_else(|| io::Error::other("the new mount is not in the mount table"))?.dev;
-    match Init::read(&device) {
-        Ok(init) => Ok(Mounted { device, dev, init }),
-        Err(e) => {
-            let _ = unmount(mountpoint, dev, Mode::Lazy);
-            Err(e)
-        }
-    }
-}
-
-/// MS_NOSYMFOLLOW, from Linux 5.10 on; before that the bit means nothing.
-const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(1 << 8);
-
-fn mount_directly(mountpoint: &Path, options: &KernelOptions) -> io::Result<OwnedFd> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
-    let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
-        device.as_raw_fd(),
-        nix::unistd::geteuid(),
-        nix::unistd::getegid()
-    );
-    if options.allow_other {
-        data.push_str(",allow_other");
-    }
-    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    flags.set(MsFlags::MS_NOEXEC, options.noexec);
-    flags.set(MsFlags::MS_SYNCHRONOUS, options.sync);
-    flags.set(MsFlags::MS_NOATIME, options.noatime);
-    flags.set(NOSYMFOLLOW, options.nosymfollow);
-    nix::mount::mount(Some(options.source()), mountpoint, Some(mounts::FS_TYPE), flags, Some(data.as_str()))?;
-    Ok(device.into())
-}
 
 /// How to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +43,27 @@ pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
     flags.set(MntFlags::MNT_DETACH, mode == Mode::Lazy);
     umount2(&spot.path(), flags)?;
     Ok(true)
+}
+
+/// Detaches this mount and no other: what is opened at its path has to have its id. `Ok(false)` if it has not.
+pub fn detach(mount: &Entry) -> io::Result<bool> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let root = open(&mount.mountpoint, flags, nix::sys::stat::Mode::empty())?;
+    if mounts::mount_id_of(root.as_fd())? != mount.id || Dev::of(root.as_fd())? != mount.dev {
+        return Ok(false);
+    }
+    if nix::unistd::geteuid().is_root() {
+        detach_opened(root.as_fd())?;
+    } else {
+        drop(root);
+        fusermount::unmount(&mount.mountpoint, true)?;
+    }
+    Ok(true)
+}
+
+/// Detaches the mount whose root is open, wherever it is. For root.
+pub fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(umount2(&mounts::by_descriptor(root), MntFlags::MNT_DETACH)?)
 }
 
 /// Unmounts, lazily if it is in use. `Ok(true)` if it is gone at once.
@@ -135,8 +105,8 @@ const FLAG_INIT_EXT: u32 = 1 << 30;
 
 impl Init {
     /// Takes the kernel's first request from a fresh mount.
-    fn read(device: &File) -> io::Result<Self> {
-        // The kernel queued it during mount(2); a mount that somebody removed meanwhile answers ENODEV.
+    pub fn read(device: &File) -> io::Result<Self> {
+        // The kernel queued it when the mount was made; one that somebody removed meanwhile answers ENODEV.
         let mut ready = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(Duration::from_secs(5)).unwrap_or(PollTimeout::MAX);
         while poll(&mut ready, timeout) == Err(nix::errno::Errno::EINTR) {}

@@ -11,6 +11,7 @@
 //! not show to be ours.
 
 pub mod adapter;
+pub mod attach;
 pub mod busy;
 pub mod control;
 pub mod crew;
@@ -33,6 +34,7 @@ pub mod requests;
 pub mod runtime;
 pub mod session;
 pub mod state;
+pub mod target;
 pub mod trust;
 mod userns;
 pub mod worker;

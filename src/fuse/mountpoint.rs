@@ -1,4 +1,5 @@
-//! Whether a directory can be mounted on, decided before anything is started.
+//! Whether a directory can be mounted on, decided before anything is started. What was looked at stays open, and is
+//! what is mounted on ([`Target`]).
 //!
 //! What is there already decides: nothing, and it is checked like any directory; a *dead* mount of ours (our
 //! type in the mount table, ENOTCONN from the kernel) is removed and replaced; anything else, live, hanging or
@@ -11,9 +12,10 @@ use std::time::Duration;
 
 use super::fusermount;
 use super::handover::KernelOptions;
-use super::kernel::{self, Mode};
+use super::kernel;
 use super::mounts::{self, Entry};
 use super::probe::{self, ProbeError, Seen};
+use super::target::{Target, WalkError};
 
 /// How long a file system may take to answer before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +48,11 @@ pub enum MountpointError {
     /// A dead mount that cannot be removed.
     #[error("{0} has a dead mount that cannot be removed: {1}")]
     Stuck(PathBuf, io::Error),
+    /// It could be pointed elsewhere at any moment.
+    #[error(
+        "{0} leads through {1}, a link that belongs to another user (uid {2}): give the path of the directory itself"
+    )]
+    Link(PathBuf, String, u32),
     /// Paths travel as JSON.
     #[error("{0}: only UTF-8 paths can be mounted on")]
     NotUtf8(PathBuf),
@@ -54,34 +61,43 @@ pub enum MountpointError {
     Other(PathBuf, io::Error),
 }
 
-/// Checks that `path` can be mounted on and returns it without links. Removes a dead mount of ours.
-pub fn check(path: &Path, nonempty: bool) -> Result<PathBuf, MountpointError> {
+/// Checks that `path` leads to a directory that can be mounted on. Removes a dead mount of ours.
+pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
     // Dead mounts may be stacked; each turn removes one.
     for _ in 0..16 {
-        let seen = look(path)?;
-        let canonical = match &seen.canonical {
-            Ok(canonical) => canonical.clone(),
-            Err(errno) => return Err(refusal(path, *errno)),
-        };
-        if canonical.to_str().is_none() {
-            return Err(MountpointError::NotUtf8(canonical));
+        let (seen, target) = look(path)?;
+        let at = target.path();
+        let other = |e| MountpointError::Other(at.to_owned(), e);
+        if at.to_str().is_none() {
+            return Err(MountpointError::NotUtf8(at.to_owned()));
         }
-        let top = mounts::top_at(&canonical).map_err(|e| MountpointError::Other(canonical.clone(), e))?;
-        match top {
-            Some(top) if is_dead(&top, &seen) => remove_dead(&canonical, &top)?,
-            Some(top) if top.is_vaultfs() => return Err(MountpointError::Mounted(canonical)),
-            Some(top) if !nonempty => return Err(MountpointError::Foreign(canonical, top.fs_type)),
-            _ => return plain_directory(canonical, &seen, nonempty),
+        let is_its_root = |entry: &Entry| entry.id == target.mount_id() && entry.mountpoint == at;
+        match mounts::table().map_err(other)?.into_iter().find(is_its_root) {
+            Some(top) if is_dead(&top, &seen) => {
+                drop(target);
+                remove_dead(&top.mountpoint, &top)?;
+            }
+            Some(top) if top.is_vaultfs() => return Err(MountpointError::Mounted(top.mountpoint)),
+            Some(top) if !nonempty => return Err(MountpointError::Foreign(top.mountpoint, top.fs_type)),
+            _ => return plain_directory(target, &seen, nonempty),
         }
     }
     Err(MountpointError::Stuck(path.into(), io::Error::other("too many of them")))
 }
 
-fn look(path: &Path) -> Result<Seen, MountpointError> {
-    probe::look(path, PATIENCE).map_err(|e| match e {
-        ProbeError::Hangs => MountpointError::Hangs(path.into()),
-        ProbeError::Failed(e) => MountpointError::Other(path.into(), e),
-    })
+fn look(path: &Path) -> Result<(Seen, Target), MountpointError> {
+    let other = |e| MountpointError::Other(path.into(), e);
+    match probe::open(path, PATIENCE) {
+        Ok(Ok((seen, directory))) => {
+            let at = seen.canonical.clone().map_err(|errno| refusal(path, errno))?;
+            Ok((seen, Target::new(at, directory).map_err(other)?))
+        }
+        Ok(Err(WalkError::Errno(errno))) => Err(refusal(path, errno)),
+        Ok(Err(WalkError::Moved)) => Err(other(io::Error::other("it was moved or replaced meanwhile"))),
+        Ok(Err(WalkError::Link { link, uid })) => Err(MountpointError::Link(path.into(), link, uid)),
+        Err(ProbeError::Hangs) => Err(MountpointError::Hangs(path.into())),
+        Err(ProbeError::Failed(e)) => Err(other(e)),
+    }
 }
 
 /// Ours, and its daemon is gone for good.
@@ -89,24 +105,27 @@ pub fn is_dead(top: &Entry, seen: &Seen) -> bool {
     top.is_vaultfs() && seen.statfs == Err(libc::ENOTCONN)
 }
 
-/// Detaches a dead mount.
+/// Detaches a dead mount, and no other that may be there by now.
 pub fn remove_dead(canonical: &Path, top: &Entry) -> Result<(), MountpointError> {
-    match kernel::unmount(canonical, top.dev, Mode::Lazy) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(MountpointError::Stuck(canonical.into(), e)),
-    }
+    let removed = match kernel::detach(top) {
+        Ok(true) => return Ok(()),
+        Ok(false) => io::Error::other("something else is there now"),
+        Err(e) => e,
+    };
+    Err(MountpointError::Stuck(canonical.into(), removed))
 }
 
-fn plain_directory(canonical: PathBuf, seen: &Seen, nonempty: bool) -> Result<PathBuf, MountpointError> {
+fn plain_directory(target: Target, seen: &Seen, nonempty: bool) -> Result<Target, MountpointError> {
+    let at = || target.path().to_owned();
     match seen.stat {
         Ok((true, _)) => {}
-        Ok((false, _)) => return Err(MountpointError::NotADirectory(canonical)),
-        Err(errno) => return Err(refusal(&canonical, errno)),
+        Ok((false, _)) => return Err(MountpointError::NotADirectory(at())),
+        Err(errno) => return Err(refusal(target.path(), errno)),
     }
     match seen.empty {
-        Ok(false) if !nonempty => Err(MountpointError::NotEmpty(canonical)),
-        Err(errno) if !nonempty => Err(refusal(&canonical, errno)),
-        _ => Ok(canonical),
+        Ok(false) if !nonempty => Err(MountpointError::NotEmpty(at())),
+        Err(errno) if !nonempty => Err(refusal(target.path(), errno)),
+        _ => Ok(target),
     }
 }
 

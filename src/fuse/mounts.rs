@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -36,6 +37,21 @@ impl Dev {
     /// From `st_dev`.
     pub fn from_raw(dev: u64) -> Self {
         Self { major: libc::major(dev), minor: libc::minor(dev) }
+    }
+
+    /// Of what a descriptor is open on, without asking whoever serves it.
+    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut seen = std::mem::MaybeUninit::<libc::statx>::zeroed();
+        let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+        // With an empty mask the kernel answers even where this user may not look into the mount.
+        // SAFETY: the empty path is NUL-terminated and the buffer has the right size.
+        let rc = unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, 0, seen.as_mut_ptr()) };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: filled by the call; all zeros would be valid as well.
+        let seen = unsafe { seen.assume_init() };
+        Ok(Self { major: seen.stx_dev_major, minor: seen.stx_dev_minor })
     }
 
     /// The two numbers.
@@ -111,6 +127,23 @@ pub fn table() -> io::Result<Vec<Entry>> {
 /// What is visible at `mountpoint`: the mount made last there.
 pub fn top_at(mountpoint: &Path) -> io::Result<Option<Entry>> {
     Ok(table()?.into_iter().rfind(|e| e.mountpoint == mountpoint))
+}
+
+/// The id of the mount that a descriptor is open in. It is that of an [`Entry`] as long as the descriptor is open.
+pub fn mount_id_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| io::Error::other("the kernel does not tell a descriptor's mount"))
+}
+
+/// Where the directory is that a descriptor is open on, as this process sees it now.
+pub fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    std::fs::read_link(by_descriptor(fd))
+}
+
+/// A path that leads to what the descriptor is open on, and to nothing else.
+pub fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 /// Whether the file system `dev` is mounted at `mountpoint`, covered or not.

@@ -7,18 +7,20 @@
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::mounts::Dev;
+use super::handover::{Channel, take_standard};
+use super::mounts::{self, Dev};
+use super::target::{self, WalkError};
 use super::trust;
 use crate::console;
 
@@ -54,7 +56,22 @@ pub enum ProbeError {
 /// Looks at `path` in a child process, for at most `within`.
 pub fn look(path: &Path, within: Duration) -> Result<Seen, ProbeError> {
     let text = ask(&[path.as_os_str()], within)?;
-    serde_json::from_slice(&text).map_err(|_| ProbeError::Failed(io::Error::other("the probe died")))
+    serde_json::from_slice(&text).map_err(|_| died())
+}
+
+/// Walks to `path` in a child process ([`target::walk`]) and looks at what is there, for at most `within`.
+pub fn open(path: &Path, within: Duration) -> Result<Result<(Seen, OwnedFd), WalkError>, ProbeError> {
+    let end = Instant::now() + within;
+    let (ours, theirs) = Channel::pair()?;
+    let mut child = start(&[OsStr::new(OPEN), path.as_os_str()], OwnedFd::from(theirs).into())?;
+    wait_for(&mut child, ours.as_fd(), end)?;
+    let received = ours.receive::<Result<Seen, WalkError>>()?;
+    let _ = child.wait();
+    match received {
+        Some((Ok(seen), mut fds)) if fds.len() == 1 => Ok(Ok((seen, fds.remove(0)))),
+        Some((Err(e), _)) => Ok(Err(e)),
+        _ => Err(died()),
+    }
 }
 
 /// Reads the file `path` in a child process, for at most `within`.
@@ -64,39 +81,50 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, ProbeError> {
     match text.split_last() {
         Some((0, bytes)) => Ok(bytes.to_owned()),
         Some((&errno, _)) => Err(ProbeError::Failed(io::Error::from_raw_os_error(errno.into()))),
-        None => Err(ProbeError::Failed(io::Error::other("the probe died"))),
+        None => Err(died()),
     }
 }
 
-/// The option of [`COMMAND`] that reads.
+/// The options of [`COMMAND`] that open and read.
+const OPEN: &str = "--open";
 const READ: &str = "--read";
 
-/// What the child prints.
-fn ask(args: &[&OsStr], within: Duration) -> Result<Vec<u8>, ProbeError> {
-    let end = Instant::now() + within;
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("vaultfs")
-        .arg(COMMAND)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let mut output = child.stdout.take().expect("asked for above");
-    let mut text = Vec::new();
+fn start(args: &[&OsStr], output: Stdio) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("vaultfs").arg(COMMAND).args(args);
+    command.stdin(Stdio::null()).stdout(output).stderr(Stdio::null()).spawn()
+}
+
+/// Waits until the child says something, or has nothing more to say.
+fn wait_for(child: &mut Child, output: BorrowedFd<'_>, end: Instant) -> Result<(), ProbeError> {
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(output.as_fd(), PollFlags::POLLIN)], timeout) {
+        match poll(&mut [PollFd::new(output, PollFlags::POLLIN)], timeout) {
             Ok(0) => {
                 // It may be unkillable: not waited for.
                 let _ = child.kill();
                 return Err(ProbeError::Hangs);
             }
-            Ok(_) => {}
-            Err(nix::errno::Errno::EINTR) => continue,
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(ProbeError::Failed(e.into())),
         }
+    }
+}
+
+fn died() -> ProbeError {
+    ProbeError::Failed(io::Error::other("the probe died"))
+}
+
+/// What the child prints.
+fn ask(args: &[&OsStr], within: Duration) -> Result<Vec<u8>, ProbeError> {
+    let end = Instant::now() + within;
+    let mut child = start(args, Stdio::piped())?;
+    let mut output = child.stdout.take().expect("asked for above");
+    let mut text = Vec::new();
+    loop {
+        wait_for(&mut child, output.as_fd(), end)?;
         let mut part = [0; 4096];
         match output.read(&mut part)? {
             0 => break,
@@ -121,8 +149,24 @@ pub fn read_child(path: &Path) -> io::Result<()> {
     console::stdout().flush()
 }
 
+/// The child: walks, looks at what it finds, and sends both.
+pub fn open_child(path: &Path) -> io::Result<()> {
+    let line = Channel::from(take_standard(1)?);
+    match target::walk(path) {
+        Ok((path, found)) => {
+            let seen = see(&mounts::by_descriptor(found.as_fd()), Ok(path));
+            line.send(&Ok::<_, WalkError>(seen), &[found.as_fd()])
+        }
+        Err(e) => line.send(&Err::<Seen, _>(e), &[]),
+    }
+}
+
 /// The child: looks and prints.
 pub fn child(path: &Path) -> io::Result<()> {
+    writeln!(console::stdout(), "{}", serde_json::to_string(&see(path, trust::canonical(path)))?)
+}
+
+fn see(path: &Path, canonical: io::Result<PathBuf>) -> Seen {
     let errno = |e: io::Error| e.raw_os_error().unwrap_or(libc::EIO);
     let stat = std::fs::metadata(path).map(|m| (m.is_dir(), Dev::from_raw(m.dev()))).map_err(errno);
     let parent = std::fs::metadata(path.join("..")).map(|parent| Dev::from_raw(parent.dev()));
@@ -131,13 +175,7 @@ pub fn child(path: &Path) -> io::Result<()> {
         true => Ok(false),
         false => std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno),
     };
-    let seen = Seen {
-        canonical: trust::canonical(path).map_err(errno),
-        stat,
-        statfs: statfs(path).map_err(errno),
-        empty,
-    };
-    writeln!(console::stdout(), "{}", serde_json::to_string(&seen)?)
+    Seen { canonical: canonical.map_err(errno), stat, statfs: statfs(path).map_err(errno), empty }
 }
 
 /// statfs(2) through libc: only whether it answers counts.

@@ -4,7 +4,7 @@
 //!    signals and for the worker's messages, with a deadline where it waits for something to happen.
 //! 2. While it holds /dev/fuse the connection lives, whatever happens to the worker. It therefore never opens a
 //!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts.
-//! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount.
+//! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount (`mounting`).
 //! 4. When the worker dies, a successor takes over at once (`succession`): same device, same state, same control socket. Programs only
 //!    wait. Where they keep dying (`restart_policy`) there are pauses, and at last everything on the mount is EIO (`refuse`), but
 //!    for a try each minute: it is not unmounted, because below it is a plain directory, where what programs go on writing would be on disk.
@@ -19,6 +19,7 @@
 //!    from the state: no unsaved write ends unnamed.
 
 mod event;
+mod mounting;
 pub mod restart_policy;
 mod succession;
 
@@ -34,17 +35,19 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
+use super::attach::Mounted;
 use super::crew::{self, Equipment, Worker, ending};
 use super::handover::{
     EXIT_UNSAVED, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config,
-    take_standard,
+    receive_descriptor, take_standard,
 };
 use super::helper::Minder;
-use super::kernel::{self, Mode, Mounted};
+use super::kernel::{self, Mode};
 use super::mounts::{self, Dev};
 use super::refuse;
 use super::runtime::{self, Record, RuntimeDir};
 use super::state::{self, SealKey};
+use super::target::Target;
 use super::worker::reason;
 use crate::fs::{Ending, Unsaved, left_in};
 use crate::harden::LockState;
@@ -67,19 +70,35 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long a worker that was told to end may take: it stores for 2 s, and ends commands within 2 s more.
 const END_PATIENCE: Duration = Duration::from_secs(8);
 
-/// The first steps of a keeper process: descriptors, session, configuration, the line to its starter.
-pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, Front)> {
+/// What a keeper process starts with.
+#[derive(Debug)]
+pub struct Begun {
+    /// The mount.
+    pub config: MountConfig,
+    /// The vault's key.
+    pub key: Option<SecretString>,
+    /// The directory to mount on.
+    pub target: Target,
+    /// The line to its starter.
+    pub front: Front,
+}
+
+/// The first steps of a keeper process: descriptors, session, configuration.
+pub fn begin() -> io::Result<Begun> {
     close_inherited();
     // Fails only for a process group's leader, which a freshly started child is not.
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
-    let (config, key) = receive_config(File::from(take_standard(0)?))?;
+    let starter = take_standard(0)?;
+    let directory = receive_descriptor(starter.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let (config, key) = receive_config(File::from(starter))?;
+    let target = Target::new(config.mountpoint.clone(), directory)?;
     let front = Front(Some(File::from(take_standard(1)?)));
     if config.foreground {
         // The command that waits for us is all that a supervisor sees: end with it.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM);
     }
-    Ok((config, key, front))
+    Ok(Begun { config, key, target, front })
 }
 
 /// The line to the command that started the keeper; silent after one message.
@@ -99,8 +118,10 @@ impl Front {
 }
 
 /// Runs a mount from start to end. Returns the exit code.
-pub fn run(config: MountConfig, key: Option<SecretString>, mut front: Front, memory: LockState) -> u8 {
-    match Keeper::start(config, key, &mut front, memory) {
+pub fn run(begun: Begun, memory: LockState) -> u8 {
+    let Begun { config, key, target, mut front } = begun;
+    let started = Keeper::new(config, key, memory).and_then(|keeper| keeper.start(target, &mut front));
+    match started {
         Ok(keeper) => keeper.serve(),
         Err(failed) => {
             if let Ok(directory) = RuntimeDir::own() {
@@ -189,12 +210,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn start(
-        config: MountConfig,
-        key: Option<SecretString>,
-        front: &mut Front,
-        memory: LockState,
-    ) -> Result<Self, Failed> {
+    fn new(config: MountConfig, key: Option<SecretString>, memory: LockState) -> Result<Self, Failed> {
         let failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
         if let Some(dir) = &config.runtime_dir {
             runtime::prefer(dir);
@@ -203,7 +219,7 @@ impl Keeper {
         let signals = take_signals().map_err(|e| Failed::new(format!("signals: {e}")))?;
         let seal = SealKey::random().map_err(failed("no key for the mount's state"))?;
         let state = state::create().map_err(failed("no memory for the mount's state"))?;
-        let mut keeper = Self {
+        Ok(Self {
             equipment: Equipment { config, key, seal, program: None },
             memory,
             signals,
@@ -225,25 +241,7 @@ impl Keeper {
             again_at: None,
             later: VecDeque::new(),
             session_over: false,
-        };
-        let first = ToWorker::State { takeover: false, anew: false };
-        keeper.worker = Some(keeper.introduce(None, &first, Some(front))?);
-        keeper.connect(Some(front))?;
-        keeper.mount()?;
-        if let Err(failed) = keeper.assign(Some(front)) {
-            keeper.abandon();
-            return Err(failed);
-        }
-        let dev = keeper.dev().expect("just mounted");
-        if !front.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() }) {
-            keeper.abandon();
-            return Err(Failed::new("interrupted when it was mounted"));
-        }
-        if !keeper.equipment.config.foreground {
-            // From here on nobody reads what is written there.
-            drop(take_standard(2));
-        }
-        Ok(keeper)
+        })
     }
 
     fn dev(&self) -> Option<Dev> {
@@ -252,33 +250,6 @@ impl Keeper {
 
     fn mountpoint(&self) -> &Path {
         &self.equipment.config.mountpoint
-    }
-
-    fn mount(&mut self) -> Result<(), Failed> {
-        let mountpoint = self.mountpoint();
-        let taken = mounts::top_at(mountpoint).ok().flatten().is_some_and(|e| e.is_vaultfs());
-        if taken {
-            return Err(Failed::new(format!(
-                "{} was mounted by another vaultfs meanwhile",
-                mountpoint.display()
-            )));
-        }
-        let mounted = kernel::mount(mountpoint, &self.equipment.config.kernel)
-            .map_err(|e| mount_failed(mountpoint, &e))?;
-        tracing::info!(mountpoint = %mountpoint.display(), dev = %mounted.dev, "mounted");
-        let failed = |e| Failed::new(format!("the control socket cannot be made: {e}"));
-        let made = RuntimeDir::listen(mounted.dev, std::process::id()).map_err(failed);
-        self.mounted = Some(mounted);
-        let (directory, listener) = made.inspect_err(|_| self.abandon())?;
-        (self.directory, self.listener) = (directory, Some(listener));
-        let dev = self.dev().expect("mounted above");
-        let helper = Minder::new(self.mountpoint(), dev);
-        self.helper = Some(helper.map_err(|e| {
-            self.abandon();
-            Failed::new(format!("there is no line to the helper process: {e}"))
-        })?);
-        self.init_reply.clear();
-        Ok(())
     }
 
     fn send(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -526,15 +497,4 @@ impl Keeper {
 /// Whether a worker that ended so has stored, or named, what was unsaved.
 fn has_told(status: Option<ExitStatus>) -> bool {
     matches!(status.and_then(|s| s.code()), Some(code) if code == 0 || code == i32::from(EXIT_UNSAVED))
-}
-
-fn mount_failed(mountpoint: &Path, e: &io::Error) -> Failed {
-    let what = format!("{} cannot be mounted: {e}", mountpoint.display());
-    Failed::new(match e.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            format!("{what}; a container needs CAP_SYS_ADMIN and the device /dev/fuse for it")
-        }
-        Some(libc::ENODEV) => format!("{what}; load the kernel's module with `modprobe fuse`"),
-        _ => what,
-    })
 }

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use super::event::Event;
 use super::{DRAIN_MARGIN, Front, Goal, Keeper, Phase, restart_policy};
 use crate::fs::Ending;
+use crate::fuse::attach::{Mounted, Way};
 use crate::fuse::crew::{self, Worker, ending};
 use crate::fuse::handover::{Facts, Failed, ToKeeper, ToWorker};
-use crate::fuse::kernel::{self, Mounted};
+use crate::fuse::kernel;
+use crate::fuse::mountpoint;
 use crate::fuse::runtime::RuntimeDir;
 use crate::fuse::worker::reason;
 
@@ -221,7 +223,15 @@ impl Keeper {
             let _ = kernel::abort(dev);
         }
         self.abandon();
-        self.mount()
+        // The same directory, if it is where it was: nothing about it was kept open.
+        let failed = |e: &dyn std::fmt::Display| Failed::new(e.to_string());
+        let target = mountpoint::check(self.mountpoint(), true).map_err(|e| failed(&e))?;
+        if target.path() != self.mountpoint() {
+            return Err(failed(&format_args!("{} leads elsewhere now", self.mountpoint().display())));
+        }
+        self.mount(&target, Way::AtOnce)?;
+        tracing::info!(mountpoint = %target.path().display(), "mounted anew");
+        Ok(())
     }
 
     /// A new program is to take over. It has to be able to read the state before the old one ends.
