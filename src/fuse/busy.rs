@@ -46,7 +46,7 @@ pub fn bound_elsewhere(mount: &Entry) -> Vec<User> {
             fields.next() == Some(&*device) && (fields.next(), fields.next()) != (Some("/"), Some(&*own))
         })
     };
-    pids.filter(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|table| bound(&table)))
+    pids.filter(|pid| text(format!("/proc/{pid}/mountinfo")).is_some_and(|table| bound(&table)))
         .map(|pid| User { pid, name: name(pid) })
         .collect()
 }
@@ -67,7 +67,7 @@ pub fn namespaces_with(dev: Dev) -> Vec<User> {
             continue;
         }
         // One that has just ended has no table any more, and others of its namespace may.
-        let Ok(table) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { continue };
+        let Some(table) = text(format!("/proc/{pid}/mountinfo")) else { continue };
         if table.is_empty() {
             continue;
         }
@@ -79,8 +79,13 @@ pub fn namespaces_with(dev: Dev) -> Vec<User> {
     found
 }
 
+/// Paths in it need not be UTF-8: any user may add one.
+fn text(path: impl AsRef<Path>) -> Option<String> {
+    Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned())
+}
+
 fn name(pid: u32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |n| n.trim_end().to_owned())
+    text(format!("/proc/{pid}/comm")).map_or_else(|| "?".into(), |name| name.trim_end().to_owned())
 }
 
 fn uses(pid: u32, mount: &Entry) -> bool {
@@ -114,7 +119,7 @@ fn has_open(proc: &Path, mount_id: u64) -> bool {
 fn has_mapped(proc: &Path, mount: &Entry) -> bool {
     let (major, minor) = mount.dev.numbers();
     let device = format!("{major:02x}:{minor:02x}");
-    fs::read_to_string(proc.join("maps")).is_ok_and(|maps| {
+    text(proc.join("maps")).is_some_and(|maps| {
         maps.lines().any(|line| line.split_ascii_whitespace().nth(3) == Some(device.as_str()))
     })
 }

@@ -226,7 +226,11 @@ impl Found {
 /// What keepers of user `uid` left, of one mount or of all. The latest last.
 pub fn find(uid: u32, of: Option<Dev>) -> Vec<Found> {
     let mut found = Vec::new();
-    for path in GIVEN.get().cloned().into_iter().chain(candidates(uid)) {
+    let mut places = candidates(uid);
+    if let Some(given) = GIVEN.get().filter(|given| !places.contains(given)) {
+        places.insert(0, given.clone());
+    }
+    for path in places {
         let Ok(directory) = Directory::open(&path, uid) else { continue };
         let dir = RuntimeDir(Arc::new(directory));
         let mut keepers = dir.keepers(of);

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use super::driver::Driver;
 use super::protocol::{Answer, Ask, CONTENT_TYPE, Refused, Scope};
 use super::state::Refusal;
+use crate::fuse::trust;
 
 /// Where dockerd looks for plugins.
 const OF_DOCKER: &str = "/run/docker/plugins";
@@ -80,6 +81,9 @@ fn make_directory(dir: &Path) -> Result<(), SocketError> {
 /// Asks for the list of volumes, as an engine does: an error says that no engine would get an answer.
 pub async fn ask_for_volumes(path: &Path) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(path).await?;
+    if stream.peer_cred()?.uid() != trust::own() {
+        return Err(std::io::ErrorKind::PermissionDenied.into());
+    }
     stream.write_all(b"POST /VolumeDriver.List HTTP/1.1\r\nHost: \r\nContent-Length: 0\r\n\r\n").await?;
     const WELL: &[u8] = b"HTTP/1.1 200 ";
     let mut said = [0; WELL.len()];

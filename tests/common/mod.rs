@@ -358,7 +358,8 @@ pub fn assert_nothing_left(mnt: &Path) {
 
 /// The mount table's lines for a mount point (whose path holds nothing that is escaped there).
 pub fn mount_lines(mnt: &Path) -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let table = fs::read("/proc/self/mountinfo").unwrap();
+    let table = String::from_utf8_lossy(&table);
     let is_at = |line: &&str| line.split(' ').nth(4) == mnt.to_str();
     table.lines().filter(is_at).map(str::to_owned).collect()
 }
