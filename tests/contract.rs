@@ -34,7 +34,7 @@ async fn open_as(
 ) -> vaultfs::vault::Result<Opened> {
     let config = HttpConfig {
         target,
-        more_roots: None,
+        tls: Arc::default(),
         key: Arc::new(ApiKey::new(key, None)),
         clock: Arc::new(SystemClock),
         max_size: MAX_SIZE,

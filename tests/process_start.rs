@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use common::{Beside, Mount, Place, assert_nothing_left, run, until};
-use proxy::{Fault, Proxy};
+use proxy::{At, Fault, Proxy};
 use served::Served;
 
 /// A vault with an object in it, and the way to it, which can be closed.
@@ -39,8 +39,9 @@ impl Vault {
     }
 
     fn mount_command(&self, place: &Place, more: &[&str]) -> Command {
-        let mut command = place.vaultfs(["mount", "--timeout", "2s"]);
-        command.args(self.way()).args(more).arg(&place.mnt);
+        let mut command = place.vaultfs(["mount"]);
+        let timeout = if more.contains(&"--timeout") { &[][..] } else { &["--timeout", "2s"] };
+        command.args(timeout).args(self.way()).args(more).arg(&place.mnt);
         command
     }
 }
@@ -60,6 +61,31 @@ fn without_a_vault_it_is_exit_4_and_nothing_stays() {
     let said = run(&mut vault.mount_command(&place, &[])).fails(4);
     assert!(said.contains("not a vault at"), "{said}");
     assert_nothing_left(&place.mnt);
+}
+
+#[test]
+fn a_vault_that_is_restarted_is_waited_for_by_mounts_and_reads() {
+    let place = Place::new();
+    let vault = Vault::start(&place);
+    for status in [502, 503, 504] {
+        vault.proxy.always(Fault::Status(status, 0));
+        let said = run(&mut vault.mount_command(&place, &[])).fails(4);
+        assert!(said.contains(&format!("status {status}")), "{said}");
+    }
+    assert_nothing_left(&place.mnt);
+    // More failures than are tried where a failure is no restart, in less time than there is.
+    vault.proxy.clear();
+    vault.proxy.next(Fault::Status(503, 0), 7);
+    run(&mut vault.mount_command(&place, &["--timeout", "60s"])).ok();
+    let mount = Mount::adopt(place);
+    vault.proxy.next(Fault::Status(502, 0), 3);
+    vault.proxy.next(Fault::Reset(At::Answer), 3);
+    assert_eq!(fs::read_to_string(mount.path("d/f")).unwrap(), "1");
+    // The first try of a change may have been made: it is looked for, and then made.
+    vault.proxy.next(Fault::Status(503, 0), 6);
+    fs::write(mount.path("d/f"), "2").unwrap();
+    assert_eq!(mount.versions("d/f"), [1, 2]);
+    mount.unmount();
 }
 
 #[test]

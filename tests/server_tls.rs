@@ -1,13 +1,17 @@
 //! TLS on the served vault: a round trip with the certificate trusted, none without, and key files that are
 //! refused.
 
+mod common;
 mod vault_server;
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use common::{Mount, Place, run, until};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use vault_server::served::Served;
 
@@ -148,4 +152,93 @@ fn what_cannot_be_a_certificate_and_its_key_is_refused() {
         assert!(sentence.contains(word), "{sentence:?} does not say {word:?}");
         assert!(!sentence.contains("PRIVATE KEY"), "{sentence}");
     }
+}
+
+/// openssl with these arguments, in `dir`.
+fn openssl(dir: &Path, args: &str) {
+    let made = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// An authority called `subject` in `dir`, and a certificate of it for a server on this machine.
+fn authority(dir: &Path, subject: &str) {
+    let ec = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(dir, &format!("req -x509 {ec} -days 2 -subj /CN={subject} -keyout ca.key -out ca.pem"));
+    openssl(dir, &format!("req {ec} -subj /CN=vault -keyout key.pem -out request.pem"));
+    std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n")
+        .unwrap();
+    openssl(
+        dir,
+        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem",
+    );
+    mode(&dir.join("key.pem"), 0o600);
+}
+
+#[test]
+fn a_renewed_ca_file_is_read_by_a_running_mount() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, data) = (Place::new(), dir.path().join("vault"));
+    let serve = |authority: &str, listen: &str| {
+        let file = |name: &str| dir.path().join(authority).join(name).to_str().unwrap().to_owned();
+        let (cert, key) = (file("cert.pem"), file("key.pem"));
+        Served::start_with(
+            &data,
+            Stdio::null(),
+            &["--listen", listen, "--tls-cert", &cert, "--tls-key", &key],
+        )
+    };
+    // The second is called like the first, so that its certificates look like forged ones of the first.
+    for (name, subject) in [("1", "authority"), ("2", "authority"), ("3", "another")] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        authority(&dir.path().join(name), subject);
+    }
+    let trusted = dir.path().join("trusted.pem");
+    let trust = |name: &str| {
+        std::fs::copy(dir.path().join(name).join("ca.pem"), dir.path().join("next.pem")).unwrap();
+        std::fs::rename(dir.path().join("next.pem"), &trusted).unwrap();
+    };
+    trust("1");
+    let served = serve("1", "127.0.0.1:0");
+    let (url, listen) = (served.url.clone(), served.url.strip_prefix("https://").unwrap().to_owned());
+    let key_file = data.join("api-key");
+    let way = ["--ca-file", trusted.to_str().unwrap(), "--api-url", &url, "--api-key-file"];
+    run(place
+        .vaultfs(["mount", "--timeout", "3s", "--refresh", "1s"])
+        .args(way)
+        .arg(&key_file)
+        .arg(&place.mnt))
+    .ok();
+    let mount = Mount::adopt(place);
+    let save = |value: &str| {
+        let mut file = std::fs::File::create(mount.path("f"))?;
+        file.write_all(value.as_bytes())?;
+        file.sync_all()
+    };
+    save("one").unwrap();
+
+    drop(served);
+    let served = serve("2", &listen);
+    assert!(save("two").is_err(), "nobody who is trusted has signed its certificate");
+    std::fs::write(&trusted, "-----BEGIN CERTIFICATE-----\nhalf").unwrap();
+    until("a broken file is told", || {
+        let _ = save("two");
+        mount.log().contains("the certificates cannot be renewed, the old ones stay")
+    });
+    trust("2");
+    until("it is read again by itself", || save("two").is_ok());
+
+    trust("3");
+    common::signal(mount.pids().0, Signal::SIGHUP);
+    until("SIGHUP reads it again", || mount.log().matches("the file of --ca-file was renewed").count() == 2);
+    assert!(save("three").is_err(), "who is trusted no more is spoken to no more");
+    drop(served);
+    let _served = serve("3", &listen);
+    until("it is spoken to again", || save("three").is_ok());
+    // A successor starts with a file that cannot be used, and reads it when it can be.
+    std::fs::remove_file(&trusted).unwrap();
+    common::replace_worker(mount.pids().0);
+    assert!(save("four").is_err());
+    trust("3");
+    until("the successor reads it", || save("four").is_ok());
+    mount.unmount();
 }

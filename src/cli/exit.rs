@@ -99,13 +99,14 @@ impl From<vault::Error> for Failure {
             ErrorKind::Unauthorized | ErrorKind::Forbidden => Exit::Key,
             ErrorKind::NotFound => Exit::NotFound,
             ErrorKind::RateLimited => Exit::RateLimited,
-            ErrorKind::Deadline | ErrorKind::Unreachable | ErrorKind::BadAnswer => Exit::Unreachable,
+            ErrorKind::Deadline | ErrorKind::Unreachable | ErrorKind::Server | ErrorKind::BadAnswer => {
+                Exit::Unreachable
+            }
             ErrorKind::AlreadyExists
             | ErrorKind::VersionMismatch
             | ErrorKind::Invalid
             | ErrorKind::TooLarge
             | ErrorKind::NameTooLong
-            | ErrorKind::Server
             | ErrorKind::Full
             | ErrorKind::OtherObject
             | ErrorKind::Unsupported => Exit::Failed,

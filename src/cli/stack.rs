@@ -22,6 +22,7 @@ use crate::server::embedded::Embedded;
 use crate::vault::cache::{Change, ChangeKind};
 use crate::vault::http::key::ApiKey;
 use crate::vault::http::lazy::Start;
+use crate::vault::http::tls::TlsFiles;
 use crate::vault::{Dialect, DynVault};
 
 /// A vault that answered, and a file system over it.
@@ -30,6 +31,7 @@ pub struct Stack {
     fs: Arc<FileSystem>,
     vault: DynVault,
     key: Arc<ApiKey>,
+    tls: Arc<TlsFiles>,
     on_change: Option<(Job, Handle)>,
     last: Last,
 }
@@ -43,6 +45,7 @@ pub async fn build(
     let mut spec: ConnectSpec = serde_json::from_value(config.spec.clone()).map_err(anyhow::Error::from)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let Inheritance { state, takeover, anew } = inheritance;
+    spec.takes_over = takeover;
     let start = if takeover { Start::Lazy } else { config.start };
     let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), start).await?;
     if connected.first_page.is_some() && spec.api == Api::Auto {
@@ -65,7 +68,15 @@ pub async fn build(
         limit: command::LIMIT,
     });
     let on_change = job.map(|job| (job, tokio::runtime::Handle::current()));
-    Ok(Stack { spec, fs, vault, key: connected.key, on_change, last: Last(connected.embedded) })
+    Ok(Stack {
+        spec,
+        fs,
+        vault,
+        key: connected.key,
+        tls: connected.tls,
+        on_change,
+        last: Last(connected.embedded),
+    })
 }
 
 impl Stack {
@@ -80,8 +91,8 @@ impl Stack {
         let requests = adapter.requests();
         let on_change = Mutex::new(self.on_change);
         let following = Mutex::default();
-        let (fs, vault, key) = (self.fs, self.vault, self.key);
-        let service = Mounted { fs, vault, key, on_change, following, requests };
+        let (fs, vault, key, tls) = (self.fs, self.vault, self.key, self.tls);
+        let service = Mounted { fs, vault, key, tls, on_change, following, requests };
         (adapter, Arc::new(service), self.last)
     }
 }
@@ -103,6 +114,7 @@ struct Mounted {
     fs: Arc<FileSystem>,
     vault: DynVault,
     key: Arc<ApiKey>,
+    tls: Arc<TlsFiles>,
     /// Until the mount is there.
     on_change: Mutex<Option<(Job, Handle)>>,
     following: Mutex<Option<Following>>,
@@ -207,12 +219,13 @@ impl Service for Mounted {
     }
 
     async fn reload_key(&self) {
-        // SIGHUP is for both.
+        // SIGHUP is for all of them.
         self.fs.reopen_audit();
         match self.key.reload() {
             Ok(true) => tracing::info!("the key file has another key: using it"),
             Ok(false) => tracing::info!("the key is the same as before"),
             Err(e) => tracing::error!("the key file cannot be used, the old key stays: {e}"),
         }
+        self.tls.reload_and_tell();
     }
 }

@@ -337,7 +337,8 @@ fn was(count: u64) -> &'static str {
 fn budget(fs: &Status, assumed: &Value) -> String {
     let Some(b) = &fs.vault.budget else { return "no limit".into() };
     let time = match b.reset_s {
-        0 => "this minute".into(),
+        0 if b.window_s == 0.0 || b.window_s == 60.0 => "this minute".into(),
+        0 => format!("in a window of {}", seconds(b.window_s as u64)),
         left => format!("for {}", seconds(left)),
     };
     let why = if *assumed == true { "; assumed, because the service does not tell its limit" } else { "" };

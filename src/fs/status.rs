@@ -101,6 +101,9 @@ pub struct Budget {
     pub remaining: u32,
     /// Seconds until the window ends.
     pub reset_s: u64,
+    /// Seconds that a window lasts, as far as is known.
+    #[serde(default)]
+    pub window_s: f64,
 }
 
 /// The cache.
@@ -215,6 +218,7 @@ impl FileSystem {
                     limit: b.limit,
                     remaining: b.remaining,
                     reset_s: b.reset_s,
+                    window_s: b.window_s,
                 }),
                 outage,
                 outage_s,

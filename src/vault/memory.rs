@@ -148,9 +148,10 @@ impl MemoryVault {
         Self { capabilities, clock, counts: OpCounts::default(), state: Mutex::default(), told }
     }
 
-    /// From now on [`Vault::status`] tells of a limit of so many requests a minute. It is not enforced.
-    pub fn tell_limit(&self, limit: u32) {
-        let budget = BudgetStatus { limit, remaining: limit, reset_s: 60, assumed: false };
+    /// From now on [`Vault::status`] tells of a limit of so many requests in windows of such a length. It is not enforced.
+    pub fn tell_limit(&self, limit: u32, window: Duration) {
+        let (reset_s, window_s) = (window.as_secs(), window.as_secs_f64());
+        let budget = BudgetStatus { limit, remaining: limit, reset_s, window_s, assumed: false };
         self.told().budget = Some(budget);
     }
 

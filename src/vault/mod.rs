@@ -104,7 +104,7 @@ impl NameLimit {
 }
 
 /// The request budget, as last learnt from the vault's headers or as assumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BudgetStatus {
     /// Requests allowed in a window.
     pub limit: u32,
@@ -112,6 +112,8 @@ pub struct BudgetStatus {
     pub remaining: u32,
     /// Seconds until the window ends; 0 while none has begun.
     pub reset_s: u64,
+    /// Seconds that a window lasts, as far as is known.
+    pub window_s: f64,
     /// The vault has not told a limit: this one is ours.
     pub assumed: bool,
 }

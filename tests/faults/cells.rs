@@ -97,7 +97,7 @@ impl Cell {
             Operation::WarmRead => 0,
             _ if is_read && self.mode != Mode::Passing => self.requests,
             // The change, a look whether it was made, and once more.
-            _ => 12,
+            _ => 12.max(self.requests + 3),
         }
     }
 }

@@ -32,13 +32,16 @@ const ABREAST: usize = 24;
 
 const DRIP: Fault = Fault::Drip(Duration::from_millis(300));
 
+/// Requests to a vault that may be back any moment, with pauses that grow to a second, in the time of one operation.
+const WAITED: u64 = 40;
+
 /// Each fault, the errno of an operation that needs an answer while it lasts, and the requests of a read then.
 const FAULTS: [(Fault, Errno, u64); 22] = [
-    (Fault::Reset(At::Request), Errno::ETIMEDOUT, 4),
-    (Fault::Reset(At::Answer), Errno::ETIMEDOUT, 4),
-    (Fault::Reset(At::Lost), Errno::ETIMEDOUT, 4),
-    (Fault::Reset(At::StatusLine), Errno::ETIMEDOUT, 4),
-    (Fault::Reset(At::Headers), Errno::ETIMEDOUT, 4),
+    (Fault::Reset(At::Request), Errno::ETIMEDOUT, WAITED),
+    (Fault::Reset(At::Answer), Errno::ETIMEDOUT, WAITED),
+    (Fault::Reset(At::Lost), Errno::ETIMEDOUT, WAITED),
+    (Fault::Reset(At::StatusLine), Errno::ETIMEDOUT, WAITED),
+    (Fault::Reset(At::Headers), Errno::ETIMEDOUT, WAITED),
     (Fault::Reset(At::Body), Errno::EIO, 4),
     (Fault::Truncated, Errno::EIO, 4),
     (Fault::TooShort, Errno::EIO, 1),
@@ -47,7 +50,7 @@ const FAULTS: [(Fault, Errno, u64); 22] = [
     (Fault::Nonsense, Errno::EIO, 1),
     (Fault::Html(200), Errno::EIO, 1),
     (Fault::Html(404), Errno::EIO, 1),
-    (Fault::Html(502), Errno::EIO, 4),
+    (Fault::Html(502), Errno::EIO, WAITED),
     (Fault::Redirect, Errno::EIO, 1),
     (DRIP, Errno::ETIMEDOUT, 1),
     (Fault::Huge, Errno::EIO, 1),

@@ -104,7 +104,7 @@ async fn open(url: &str, key: &str, dialect: Dialect, clock: Arc<dyn Clock>) -> 
     let call = Call::foreground(clock.now() + Duration::from_secs(60));
     let config = HttpConfig {
         target: Target::Url(url.to_owned()),
-        more_roots: None,
+        tls: Arc::default(),
         key: Arc::new(ApiKey::new(SecretString::new(key.to_owned()), None)),
         clock,
         max_size: 1 << 14,

@@ -12,11 +12,12 @@ use crate::shell::Shell;
 use crate::shell::helper::Helper;
 
 const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// A mount of a vault with objects `n0`, `n1` …, which is followed for as long as somebody listens.
-async fn followed(sh: Shell, names: usize, limit: Option<u32>) -> Shell {
-    if let Some(limit) = limit {
-        sh.memory.tell_limit(limit);
+async fn followed(sh: Shell, names: usize, limit: Option<(u32, Duration)>) -> Shell {
+    if let Some((limit, window)) = limit {
+        sh.memory.tell_limit(limit, window);
     }
     for n in 0..names {
         sh.put(&format!("n{n}"), "x").await;
@@ -37,7 +38,7 @@ async fn a_deletion_in_kv_shows_as_soon_as_the_budget_allows() {
         (2000, Some(1000), false, 20.0),
         (2000, None, true, 5.0),
     ] {
-        let sh = followed(Shell::kv(), names, limit).await;
+        let sh = followed(Shell::kv(), names, limit.map(|limit| (limit, MINUTE))).await;
         let _listens = sh.fs.subscribe();
         sh.cat("n7").await;
         if listed {
@@ -76,18 +77,27 @@ async fn a_vast_vault_is_not_listed_because_one_name_is_used() {
 
 #[tokio::test(start_paused = true)]
 async fn an_hour_of_ticks_takes_a_tenth_of_the_budget_at_most() {
-    // A request is worth 6 s and 0.6 s: ticks that want to be oftener, that just need not, and rarer.
-    let times = [(100, 100), (100, 6500), (100, 30_000), (1000, 5000)];
+    // A request is worth 6 s and 0.6 s: ticks that want to be oftener, that just need not, and rarer. And windows that
+    // are no minutes: a second, an hour.
+    let times = [
+        (100, MINUTE, 100),
+        (100, MINUTE, 6500),
+        (100, MINUTE, 30_000),
+        (1000, MINUTE, 5000),
+        (10, Duration::from_secs(1), 5000),
+        (300, HOUR, 5000),
+        (9000, HOUR, 5000),
+    ];
     for capabilities in [OBJECT_CAPABILITIES, KV_CAPABILITIES] {
         for names in [50, 250, 1200] {
-            for (limit, refresh) in times {
+            for (limit, window, refresh) in times {
                 let options = Options { refresh: Duration::from_millis(refresh), ..Options::default() };
-                let sh = followed(Shell::of(capabilities, options), names, Some(limit)).await;
+                let sh = followed(Shell::of(capabilities, options), names, Some((limit, window))).await;
                 let _listens = sh.fs.subscribe();
                 sh.ls("").await.unwrap();
                 let ((), cost) = sh.cost(sh.pass(HOUR)).await;
-                let share = u64::from(limit / 10) * 60;
-                let case = format!("{:?}, {names}, {limit}, {refresh}", capabilities.dialect);
+                let share = u64::from(limit) * 360 / window.as_secs();
+                let case = format!("{:?}, {names}, {limit}, {window:?}, {refresh}", capabilities.dialect);
                 assert!(cost <= share, "{case}: {cost} of {share}");
                 // And it is not asleep.
                 assert!(cost >= share.min(3_600_000 / refresh) / 2, "{case}: {cost}");

@@ -31,6 +31,7 @@ use crate::server::owner::ServeOptions;
 use crate::vault::http::key::{self, ApiKey};
 use crate::vault::http::keys::KeyService;
 use crate::vault::http::lazy::{self, Start};
+use crate::vault::http::tls::TlsFiles;
 use crate::vault::http::{self, Connector, HttpConfig, Target};
 use crate::vault::prefix::PrefixVault;
 use crate::vault::{Call, Dialect, DynVault, Page};
@@ -78,6 +79,8 @@ pub struct ConnectArgs {
     pub api_key_file: Option<PathBuf>,
 
     /// Trust the certificates in FILE (PEM) besides the system's
+    ///
+    /// A mount reads it again on SIGHUP to its keeper, and when it is renewed and a connection failed for it.
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
@@ -140,6 +143,9 @@ pub struct ConnectSpec {
     pub key_file: Option<PathBuf>,
     /// More certificates to trust.
     pub ca_file: Option<PathBuf>,
+    /// A worker goes on for another one: a file that cannot be used at this moment is no reason to end the mount.
+    #[serde(skip)]
+    pub takes_over: bool,
     /// For new objects in the kv dialect.
     pub key_context: BTreeMap<String, String>,
     /// Shown and written names start with this and a slash.
@@ -184,6 +190,8 @@ pub struct Connected {
     pub embedded: Option<Embedded>,
     /// The key in use; `reload` it on SIGHUP.
     pub key: Arc<ApiKey>,
+    /// What connections are secured with; `reload` it, too.
+    pub tls: Arc<TlsFiles>,
 }
 
 impl ConnectArgs {
@@ -218,6 +226,7 @@ impl ConnectArgs {
             api: self.api,
             key_file: None,
             ca_file: self.ca_file.as_deref().map(absolute).transpose()?,
+            takes_over: false,
             key_context: self.key_context.iter().cloned().collect(),
             prefix: self.prefix.as_deref().map(clean_prefix).transpose()?.flatten(),
             timeout: self.timeout,
@@ -397,6 +406,7 @@ async fn open(
     how: impl AsyncFnOnce(Connector) -> crate::vault::Result<(DynVault, Option<Page>)>,
 ) -> Result<Connected, Failure> {
     let Reached { config, key, embedded } = reach(spec, key, clock).await?;
+    let tls = config.tls.clone();
     let opened = async { how(Connector::new(config, spec.dialect())?).await };
     let ((vault, first_page), embedded) = keep(opened.await, embedded).await?;
     let (vault, first_page) = match &spec.prefix {
@@ -407,7 +417,7 @@ async fn open(
             (Arc::new(part) as DynVault, page)
         }
     };
-    Ok(Connected { vault, first_page, embedded, key })
+    Ok(Connected { vault, first_page, embedded, key, tls })
 }
 
 /// Looks at the service that `spec` names, for `vaultfs doctor`.
@@ -462,7 +472,7 @@ async fn keep<T>(
 
 /// Starts or joins the embedded vault, if it is that, and makes ready to ask.
 async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> Result<Reached, Failure> {
-    let more_roots = rehearsal::more_roots(spec)?;
+    let tls = Arc::new(rehearsal::tls_files(spec)?);
     let max_size = usize::try_from(spec.max_size).unwrap_or(usize::MAX);
     let (target, embedded) = match &spec.endpoint {
         Endpoint::Url(url) => (Target::Url(url.clone()), None),
@@ -483,7 +493,7 @@ async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> R
     };
     let config = HttpConfig {
         target,
-        more_roots,
+        tls,
         key: key.clone(),
         clock,
         max_size,

@@ -4,18 +4,15 @@
 use super::{ConnectArgs, ConnectSpec, Endpoint, absolute, bad_key, usage};
 use crate::cli::exit::{Exit, Failure};
 use crate::display::Shown;
-use crate::files;
-use crate::vault::http;
 use crate::vault::http::key::{self, KeyError};
+use crate::vault::http::tls::TlsFiles;
 
 impl ConnectArgs {
     /// Refuses what [`ConnectArgs::resolve`] and [`super::connect`] refuse without asking a vault, of a mount that has
     /// neither the credential nor the environment of this process. `key_later`: it may still get its key.
     pub fn rehearse(&self, key_later: bool) -> Result<(), Failure> {
         let spec = self.spec()?;
-        if let Some(pem) = more_roots(&spec)? {
-            http::check_roots(&pem)?;
-        }
+        tls_files(&spec)?.check()?;
         match (&spec.endpoint, &self.api_key_file) {
             (Endpoint::Embedded(dir), _) if dir.exists() && !dir.is_dir() => {
                 Err(usage(format!("--embedded={} is no directory: choose another place", dir.shown())))
@@ -44,13 +41,13 @@ impl ConnectArgs {
     }
 }
 
-/// A system's whole list of authorities is a twentieth of this.
-const MAX_CERTIFICATES: u64 = 4 << 20;
-
-/// The certificates of `--ca-file`.
-pub fn more_roots(spec: &ConnectSpec) -> Result<Option<Vec<u8>>, Failure> {
-    let Some(path) = &spec.ca_file else { return Ok(None) };
-    let read = files::open(path, spec.also).map_err(Into::into).and_then(|file| file.read(MAX_CERTIFICATES));
-    read.map(|pem| Some(pem.to_vec()))
-        .map_err(|e: std::io::Error| usage(format!("--ca-file {}: {e}", path.shown())))
+/// What `--ca-file` names.
+pub fn tls_files(spec: &ConnectSpec) -> Result<TlsFiles, Failure> {
+    let path = spec.ca_file.as_deref();
+    if spec.takes_over {
+        return Ok(TlsFiles::read_if_usable(path, spec.also));
+    }
+    TlsFiles::read(path, spec.also).map_err(|e| {
+        usage(format!("--ca-file {}: {e}", path.unwrap_or_else(|| std::path::Path::new("")).shown()))
+    })
 }

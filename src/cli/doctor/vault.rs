@@ -84,7 +84,12 @@ fn clock(apart: Duration) -> Finding {
 }
 
 fn rate(budget: &BudgetStatus) -> Finding {
-    let says = format!("{} of {} requests left in this minute", budget.remaining, budget.limit);
+    let says = format!(
+        "{} of {} requests left in this window of {}",
+        budget.remaining,
+        budget.limit,
+        humantime::format_duration(Duration::from_secs_f64(budget.window_s.round()))
+    );
     if budget.assumed {
         return Finding::ok(
             "rate",
@@ -159,7 +164,7 @@ fn unusable(dir: &Path, e: &ServeError) -> Finding {
 async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<http::Look, Failure> {
     let config = HttpConfig {
         target: Target::Socket(socket),
-        more_roots: None,
+        tls: Arc::default(),
         key: Arc::new(ApiKey::new(key, None)),
         clock: Arc::new(SystemClock),
         max_size: usize::try_from(spec.max_size).unwrap_or(usize::MAX),
@@ -184,7 +189,9 @@ mod tests {
 
     #[test]
     fn a_budget_that_is_nearly_spent_is_a_warning() {
-        let of = |remaining| rate(&BudgetStatus { limit: 1000, remaining, reset_s: 9, assumed: false }).level;
+        let of = |remaining| {
+            rate(&BudgetStatus { limit: 1000, remaining, reset_s: 9, window_s: 60.0, assumed: false }).level
+        };
         assert_eq!((of(1000), of(99)), (Level::Ok, Level::Warning));
     }
 }

@@ -247,8 +247,10 @@ impl Cache {
 
     /// The time that one request is worth, if a tenth of the budget is to last.
     pub(super) fn price(&self) -> Duration {
-        let limit = self.vault.status().budget.map(|budget| budget.limit / SHARE);
-        limit.map_or(Duration::ZERO, |share| Duration::from_secs(60) / share.max(1))
+        let budget = self.vault.status().budget;
+        budget.map_or(Duration::ZERO, |budget| {
+            Duration::from_secs_f64(budget.window_s) * SHARE / budget.limit.max(1)
+        })
     }
 
     /// The refresh time, where that costs nothing.

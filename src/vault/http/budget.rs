@@ -3,14 +3,15 @@
 //! The vault counts requests in fixed windows and says in each answer how many are left and when the window
 //! ends. [`Budget`] keeps that count: every request takes a token first, every answer corrects the count,
 //! less what is still on its way. Until the first header, 1000 requests a minute are assumed for a service,
-//! and no limit for the embedded vault. Background work leaves a quarter of the limit to the foreground.
+//! and no limit for the embedded vault. How long a window is no header says: it is as long as the longest time to its
+//! end that this window or the one before has told, so a first answer late in a window is mended by the next one. Background work leaves a quarter of the limit to the foreground.
 //! A caller waits for the next window only if that begins before its deadline; else it is told at once.
 //! The arithmetic is in [`Window`], which is told the time and never asks for it.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use reqwest::header::HeaderMap;
+use reqwest::header::{DATE, HeaderMap};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
@@ -19,11 +20,14 @@ use crate::vault::{BudgetStatus, Call, Error, ErrorKind, Priority, Result};
 /// What is assumed of a service that sends no headers, a minute.
 pub const ASSUMED_LIMIT: u32 = 1000;
 
-/// The window of the service (VAULT-API.md §1).
+/// The window of the service (VAULT-API.md §1), and of whom tells no end of one.
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// No window is believed to be longer than this: a wrong clock must not stop us for years.
-const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
+const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
+
+/// An end that is told to lie so much later than the one before is that of another window: ends come in whole seconds.
+const ROUNDED: Duration = Duration::from_secs(1);
 
 /// A reset above this is Unix time, not a number of seconds.
 const UNIX_TIME_FROM: u64 = 1_000_000_000;
@@ -42,15 +46,17 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// Reads them leniently: what is missing or makes no sense is absent.
+    /// Reads them leniently: what is missing or makes no sense is absent. Unix time is told by the vault's own clock, if it
+    /// tells that.
     pub fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
         let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
         let small = |name: &str| number(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         let reset = number("x-ratelimit-reset").map(|n| {
             if n <= UNIX_TIME_FROM {
                 return Duration::from_secs(n);
             }
-            let now = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = date.unwrap_or(wall).duration_since(UNIX_EPOCH).unwrap_or_default();
             Duration::from_secs(n).saturating_sub(now)
         });
         let (limit, remaining) = (small("x-ratelimit-limit"), small("x-ratelimit-remaining"));
@@ -71,6 +77,8 @@ struct Window {
     remaining: u32,
     /// `None` until the first request of a window.
     ends: Option<Instant>,
+    /// The longest time to its end that the present window told, and the one before.
+    told: [Duration; 2],
     /// Sent and not answered: the count of an answer does not know of them.
     in_flight: u32,
     /// Whether a header has told the limit.
@@ -85,14 +93,33 @@ enum Take {
 
 impl Window {
     fn new(limit: Option<u32>) -> Self {
-        Self { limit, remaining: limit.unwrap_or(0), ends: None, in_flight: 0, learnt: false }
+        let told = [Duration::ZERO; 2];
+        Self { limit, remaining: limit.unwrap_or(0), ends: None, told, in_flight: 0, learnt: false }
     }
 
     fn roll(&mut self, now: Instant) {
         if self.ends.is_some_and(|ends| ends <= now) {
             self.ends = None;
             self.remaining = self.limit.unwrap_or(0);
+            self.told = [Duration::ZERO, self.told[0]];
         }
+    }
+
+    /// How long a window is, as far as is known.
+    fn length(&self) -> Duration {
+        let longest = self.told[0].max(self.told[1]);
+        if longest.is_zero() { WINDOW } else { longest }
+    }
+
+    /// This window ends in `reset`.
+    fn learn_end(&mut self, now: Instant, reset: Duration) {
+        let whole = reset.max(ROUNDED);
+        let is_new = self.ends.is_none_or(|ends| now + reset > ends + ROUNDED);
+        self.told = match is_new {
+            true => [whole, self.told[0]],
+            false => [self.told[0].max(whole), self.told[1]],
+        };
+        self.ends = Some(now + reset);
     }
 
     fn take(&mut self, now: Instant, priority: Priority) -> Take {
@@ -102,7 +129,7 @@ impl Window {
                 Priority::Foreground => 0,
                 Priority::Background => limit.div_ceil(4),
             };
-            let ends = *self.ends.get_or_insert(now + WINDOW);
+            let ends = *self.ends.get_or_insert(now + self.length());
             if self.remaining <= reserve {
                 return Take::WaitUntil(ends);
             }
@@ -117,8 +144,10 @@ impl Window {
         if headers.limit == Some(0) {
             self.limit = None;
         } else if let Some(limit) = headers.limit {
-            if self.limit != Some(limit) {
+            if self.limit != Some(limit) || !self.learnt {
+                // Another limit, other windows.
                 self.remaining = limit.saturating_sub(self.in_flight);
+                (self.told, self.ends) = ([Duration::ZERO; 2], None);
             }
             self.limit = Some(limit);
             self.learnt = true;
@@ -130,7 +159,7 @@ impl Window {
             self.remaining = remaining.saturating_sub(self.in_flight);
         }
         if let Some(reset) = headers.reset {
-            self.ends = Some(now + reset);
+            self.learn_end(now, reset);
         }
         if refused && let Some(wait) = headers.retry_after.or(headers.reset) {
             self.remaining = 0;
@@ -210,7 +239,8 @@ impl Budget {
         let (limit, assumed) = (window.limit?, !window.learnt);
         let left = window.ends.map_or(Duration::ZERO, |ends| ends.saturating_duration_since(now));
         let reset_s = left.as_secs_f64().ceil() as u64;
-        Some(BudgetStatus { limit, remaining: window.remaining, reset_s, assumed })
+        let window_s = window.length().as_secs_f64();
+        Some(BudgetStatus { limit, remaining: window.remaining, reset_s, window_s, assumed })
     }
 }
 
@@ -321,6 +351,9 @@ mod tests {
         assert_eq!(read(&[("x-ratelimit-reset", "1600000000")]).reset, Some(Duration::ZERO));
         assert_eq!(read(&[("x-ratelimit-reset", "1900000000")]).reset, Some(LONGEST_WINDOW));
         assert_eq!(read(&[("x-ratelimit-limit", "99999999999")]).limit, Some(u32::MAX));
+        let theirs = ("date", "Tue, 14 Nov 2023 22:00:00 GMT");
+        let hour = read(&[("x-ratelimit-reset", "1700002800"), theirs]).reset;
+        assert_eq!(hour, Some(Duration::from_secs(3600)), "by its own clock, which is behind ours");
         assert_eq!(read(&[("retry-after", " 5 ")]).retry_after, Some(Duration::from_secs(5)));
     }
 
@@ -359,5 +392,46 @@ mod tests {
         };
         let (third, ()) = tokio::join!(budget.acquire(&call), answer);
         third.unwrap();
+    }
+
+    /// A vault that counts in windows of `length`, of which `into` have passed at first.
+    fn answers(limit: u32, length: u64, into: u64, at: u64, remaining: u32) -> Headers {
+        headers(limit, remaining, length - (into + at) % length)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_length_of_a_window_is_learnt_from_its_ends(
+            limit in 1..10_000_u32,
+            length in 1..=86_400_u64,
+            late in 0.0..1.0_f64,
+            between in 1..600_u64,
+        ) {
+            let start = Instant::now();
+            let into = (length as f64 * late) as u64;
+            let mut window = Window::new(Some(ASSUMED_LIMIT));
+            let (mut at, mut told) = (0, Vec::new());
+            while at < 3 * length {
+                let now = start + Duration::from_secs(at);
+                window.take(now, FRONT);
+                window.in_flight = 0;
+                window.learn(now, &answers(limit, length, into, at, limit), false);
+                told.push((at, window.length().as_secs()));
+                at += between;
+            }
+            proptest::prop_assert!(told.iter().all(|(_, told)| *told <= length));
+            let second = told.iter().filter(|(at, _)| at + into >= length).map(|(_, told)| *told);
+            // A window may be over before anything was asked in it: what was asked first in another tells.
+            proptest::prop_assert!(second.min().unwrap_or(length) + between >= length);
+            // It has other windows now.
+            let other = if length > 30 { length / 10 } else { length * 10 };
+            for n in 0..4 {
+                let now = start + Duration::from_secs(at + n * other.max(length));
+                window.take(now, FRONT);
+                window.in_flight = 0;
+                window.learn(now, &headers(limit, limit, other), false);
+            }
+            proptest::prop_assert_eq!(window.length().as_secs(), other);
+        }
     }
 }

@@ -13,8 +13,10 @@ pub mod keys;
 pub mod kv;
 pub mod lazy;
 pub mod object;
+mod restart;
 pub mod retry;
 mod status;
+pub mod tls;
 pub mod transport;
 mod wire;
 
@@ -39,6 +41,7 @@ use self::key::ApiKey;
 use self::kv::KvVault;
 use self::object::ObjectVault;
 use self::retry::Policy;
+use self::tls::{Connections, TlsFiles};
 use self::transport::{Answer, Parts, Request, Transport};
 use super::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result, VaultStatus};
 use crate::clock::Clock;
@@ -70,8 +73,8 @@ pub enum Target {
 pub struct HttpConfig {
     /// Where it listens.
     pub target: Target,
-    /// Certificates to trust besides the system's, as PEM.
-    pub more_roots: Option<Vec<u8>>,
+    /// What connections are secured with.
+    pub tls: Arc<TlsFiles>,
     /// The key.
     pub key: Arc<ApiKey>,
     /// The time.
@@ -87,13 +90,13 @@ pub struct HttpConfig {
 impl HttpConfig {
     /// The transport of such a vault. Connects to nothing yet.
     pub fn transport(self) -> Result<Transport> {
-        let client = client(&self.target, self.more_roots.as_deref())?;
+        let connections = Connections::new(self.target.clone(), self.tls)?;
         let (base, endpoint, limit) = match self.target {
             Target::Url(url) => (url.clone(), url, Some(ASSUMED_LIMIT)),
             Target::Socket(path) => ("http://localhost".to_owned(), path.shown().to_string(), None),
         };
         Ok(Transport::new(Parts {
-            client,
+            connections,
             base,
             endpoint,
             key: self.key,
@@ -105,21 +108,7 @@ impl HttpConfig {
     }
 }
 
-/// Whether these can be [`HttpConfig::more_roots`].
-pub fn check_roots(pem: &[u8]) -> Result<()> {
-    certificates(pem).map(drop)
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<reqwest::Certificate>> {
-    let broken = |sentence: String| Error::new(ErrorKind::Invalid, sentence);
-    let roots = reqwest::Certificate::from_pem_bundle(pem)
-        .map_err(|e| broken(format!("the certificates of --ca-file cannot be used: {}", e.without_url())))?;
-    match roots.is_empty() {
-        true => Err(broken("the file of --ca-file holds no certificate".into())),
-        false => Ok(roots),
-    }
-}
-
+/// A client for `target` that trusts these certificates.
 fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client> {
     let broken =
         |what: &str, e: &dyn std::fmt::Display| Error::new(ErrorKind::Invalid, format!("{what}: {e}"));
@@ -149,7 +138,7 @@ fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client>
         // Reading the system's certificates takes time and memory that nothing here needs.
         builder = builder.tls_certs_only([]);
     } else if let Some(pem) = more_roots {
-        builder = builder.tls_certs_merge(certificates(pem)?);
+        builder = builder.tls_certs_merge(tls::certificates(pem)?);
     }
     builder.build().map_err(|e| broken("TLS cannot be set up", &e.without_url()))
 }

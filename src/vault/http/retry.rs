@@ -3,9 +3,10 @@
 //! A read may be repeated freely. A write is repeated only when the vault surely did not do it: no
 //! connection, 429, or 503 with Retry-After. A write that carries an Idempotency-Key is repeated like a read,
 //! because the vault knows it again; what comes of it is in doubt all the same. Every other failure of a write leaves its effect in doubt and
-//! goes to the caller, who looks before it tries again. Tries are bounded by number and by the deadline.
-//! A vault that has answered before and takes no connections now is being restarted: it is waited for to the
-//! deadline. One that has never answered is not there, and a few tries are enough.
+//! goes to the caller, who looks before it tries again. Tries are bounded by the deadline, and by number where
+//! a further try says nothing new: a server that answered 500 or nonsense will do so again, and a vault that has
+//! never answered is not there. A vault that has answered before and takes no connections, or ends them without an
+//! answer, and a proxy that has no server behind it (502, 503, 504) are a restart: it is waited for to the deadline.
 //! The wait is exponential with full jitter, or what the vault asks for if that fits the deadline.
 //! Background calls follow the service's advice for 429: 60, 120, 240 seconds.
 
@@ -45,10 +46,12 @@ pub enum Trouble {
     Gone,
     /// Sent, and no whole answer came back.
     Lost,
+    /// Sent, and no server answered: 502, 503, 504, or the connection ended, of a vault that has answered before.
+    Away,
     /// 429, and how long the vault asks to wait.
     RateLimited(Option<Duration>),
     /// 503, and how long the vault asks to wait.
-    Unavailable(Option<Duration>),
+    Unavailable(Duration),
     /// Any other 5xx, and 408.
     Server,
 }
@@ -57,11 +60,14 @@ impl Trouble {
     /// Whether the vault may have done what was asked.
     pub fn leaves_doubt(self) -> bool {
         match self {
-            Trouble::NotSent | Trouble::Gone | Trouble::RateLimited(_) | Trouble::Unavailable(Some(_)) => {
-                false
-            }
-            Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server => true,
+            Trouble::NotSent | Trouble::Gone | Trouble::RateLimited(_) | Trouble::Unavailable(_) => false,
+            Trouble::Lost | Trouble::Away | Trouble::Server => true,
         }
+    }
+
+    /// Whether it is the vault's for the moment, whatever it is asked.
+    pub fn is_restart(self) -> bool {
+        matches!(self, Trouble::Gone | Trouble::Away | Trouble::Unavailable(_))
     }
 }
 
@@ -69,9 +75,8 @@ impl Trouble {
 #[derive(Clone)]
 pub struct Policy {
     /// Attempts of one operation, the first included.
+    /// Not counted while the vault is restarted.
     pub max_tries: u32,
-    /// The same, while no connection can be made to a vault that has answered before.
-    pub max_connects: u32,
     /// The first wait is at most this, each further one at most twice as long.
     pub base: Duration,
     /// No wait of our own choosing is longer.
@@ -90,7 +95,6 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             max_tries: 4,
-            max_connects: 40,
             base: Duration::from_millis(100),
             cap: Duration::from_secs(2),
             jitter: Arc::new(random_part),
@@ -111,10 +115,10 @@ fn random_part(max: Duration) -> Duration {
 const ADVICE: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(120), Duration::from_secs(240)];
 
 /// A vault that is back shall not be waited for much longer.
-const CONNECT_CAP: Duration = Duration::from_secs(1);
+const RESTART_CAP: Duration = Duration::from_secs(1);
 
 /// What a connection may need.
-const CONNECT_TIME: Duration = Duration::from_millis(100);
+pub const CONNECT_TIME: Duration = Duration::from_millis(100);
 
 impl Policy {
     /// How long to wait before the next attempt after `tries`; `None` to give up. `left` is the time to the
@@ -127,30 +131,33 @@ impl Policy {
         tries: u32,
         left: Duration,
     ) -> Option<Duration> {
-        let max = if trouble == Trouble::Gone { self.max_connects } else { self.max_tries };
-        if tries >= max {
+        if tries >= self.max_tries && !trouble.is_restart()
+            || trouble.leaves_doubt() && effect == Effect::Write
+        {
             return None;
         }
-        let wait = match (trouble, effect, priority) {
-            (Trouble::RateLimited(Some(after)) | Trouble::Unavailable(Some(after)), _, _) => after,
-            (Trouble::RateLimited(None), _, Priority::Background) => *ADVICE.get(tries as usize - 1)?,
-            (Trouble::RateLimited(None) | Trouble::NotSent, _, _) => self.backoff(tries),
-            (Trouble::Gone, _, _) => self.backoff(tries).min(CONNECT_CAP),
-            (
-                Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server,
-                Effect::Read | Effect::Keyed,
-                _,
-            ) => self.backoff(tries),
-            (Trouble::Lost | Trouble::Unavailable(None) | Trouble::Server, Effect::Write, _) => return None,
+        let wait = match (trouble, priority) {
+            (Trouble::RateLimited(Some(after)), _) => after,
+            (Trouble::Unavailable(after), _) => after.max(self.restart_pause(tries)),
+            (Trouble::RateLimited(None), Priority::Background) => *ADVICE.get(tries as usize - 1)?,
+            (Trouble::RateLimited(None) | Trouble::NotSent | Trouble::Lost | Trouble::Server, _) => {
+                self.backoff(tries, self.cap)
+            }
+            (Trouble::Gone | Trouble::Away, _) => self.restart_pause(tries),
         };
-        // A connection that the deadline cuts off says less than the refusal before it.
-        let needed = if trouble == Trouble::Gone { wait + CONNECT_TIME } else { wait };
+        // A try that the deadline cuts off says less than the failure before it.
+        let needed = if trouble.is_restart() { wait + CONNECT_TIME } else { wait };
         (needed < left).then_some(wait)
     }
 
-    fn backoff(&self, tries: u32) -> Duration {
+    /// How long to wait after so many tries in a row that found no server.
+    pub fn restart_pause(&self, tries: u32) -> Duration {
+        self.backoff(tries, RESTART_CAP)
+    }
+
+    fn backoff(&self, tries: u32, cap: Duration) -> Duration {
         let doubled = self.base.saturating_mul(2u32.saturating_pow(tries.saturating_sub(1)));
-        (self.jitter)(doubled.min(self.cap))
+        (self.jitter)(doubled.min(cap))
     }
 }
 
@@ -176,12 +183,12 @@ mod tests {
             Trouble::Gone,
             Trouble::RateLimited(None),
             Trouble::RateLimited(Some(SECOND)),
-            Trouble::Unavailable(Some(SECOND)),
+            Trouble::Unavailable(SECOND),
         ] {
             assert!(front(trouble, Effect::Write, 1, LONG).is_some(), "{trouble:?}");
             assert!(front(trouble, Effect::Read, 1, LONG).is_some(), "{trouble:?}");
         }
-        for trouble in [Trouble::Lost, Trouble::Unavailable(None), Trouble::Server] {
+        for trouble in [Trouble::Lost, Trouble::Away, Trouble::Server] {
             assert_eq!(front(trouble, Effect::Write, 1, LONG), None, "{trouble:?}");
             assert!(front(trouble, Effect::Read, 1, LONG).is_some(), "{trouble:?}");
             assert!(front(trouble, Effect::Keyed, 1, LONG).is_some(), "{trouble:?}");
@@ -201,11 +208,12 @@ mod tests {
 
     #[test]
     fn a_vault_that_was_there_is_waited_for() {
-        let wait = |tries| front(Trouble::Gone, Effect::Write, tries, LONG);
-        let all: Duration = (1..40).map(|tries| wait(tries).unwrap()).sum();
-        assert!(all > 30 * SECOND && (1..40).all(|tries| wait(tries) <= Some(SECOND)));
-        assert_eq!(wait(40), None);
-        assert_eq!(front(Trouble::Gone, Effect::Write, 20, SECOND), None);
+        for (trouble, effect) in [(Trouble::Gone, Effect::Write), (Trouble::Away, Effect::Read)] {
+            let waits: Vec<_> = (1..40).map(|tries| front(trouble, effect, tries, LONG).unwrap()).collect();
+            assert!(waits.is_sorted() && waits.ends_with(&[SECOND]), "they grow to {SECOND:?}: {waits:?}");
+            assert!(waits.iter().sum::<Duration>() > 30 * SECOND);
+            assert_eq!(front(trouble, effect, 20, SECOND), None, "the deadline ends it");
+        }
         assert_eq!(front(Trouble::NotSent, Effect::Write, 4, LONG), None, "one that never was is not");
     }
 

@@ -11,14 +11,15 @@ use crate::vault::{Content, Form, ObjectId, ObjectName, Priority, Vault, Version
 const KEY: &str = "sk_test_canary_key";
 const SECRET: &str = "canary value 5d41402a";
 
-const OBJECT: &str = r#"{"id":"vault_obj_1","name":"a/b","data":{"value":"canary value 5d41402a"},
+pub(super) const OBJECT: &str = r#"{"id":"vault_obj_1","name":"a/b","data":{"value":"canary value 5d41402a"},
     "created_at":"2024-01-15T10:30:00.000Z","updated_at":"2024-01-20T14:00:00.000Z","version":2,"new":[1]}"#;
-const META: &str = r#"{"id":"vault_obj_1","name":"a/b","updated_at":"2024-01-20T14:00:00.000Z","version":2}"#;
+pub(super) const META: &str =
+    r#"{"id":"vault_obj_1","name":"a/b","updated_at":"2024-01-20T14:00:00.000Z","version":2}"#;
 
 pub(super) fn config(url: &str) -> HttpConfig {
     HttpConfig {
         target: Target::Url(url.to_owned()),
-        more_roots: None,
+        tls: Arc::default(),
         key: Arc::new(ApiKey::new(SecretString::new(KEY.into()), None)),
         clock: Arc::new(SystemClock),
         max_size: 64 * 1024,
@@ -32,7 +33,7 @@ fn vault_with(config: HttpConfig) -> ObjectVault {
     ObjectVault::new(Arc::new(config.transport().unwrap()), max_size)
 }
 
-async fn setup(answers: Vec<Canned>) -> (CannedServer, ObjectVault) {
+pub(super) async fn setup(answers: Vec<Canned>) -> (CannedServer, ObjectVault) {
     let server = CannedServer::start(answers).await;
     let vault = vault_with(config(&server.url));
     (server, vault)
@@ -46,11 +47,11 @@ fn name() -> ObjectName {
     ObjectName::new("a/b").unwrap()
 }
 
-fn id() -> ObjectId {
+pub(super) fn id() -> ObjectId {
     ObjectId::new("vault_obj_1")
 }
 
-fn secret() -> Content {
+pub(super) fn secret() -> Content {
     Content::plain(SECRET)
 }
 
@@ -168,6 +169,7 @@ async fn statuses_become_kinds_and_sentences() {
         (502, ErrorKind::Server, true),
         (503, ErrorKind::Server, true),
     ] {
+        let call = || Call::foreground(Instant::now() + Duration::from_secs(2));
         let (_server, vault) = setup(vec![Canned::json(status, said)]).await;
         let e = vault.create(&call(), &name(), &secret()).await.unwrap_err();
         assert_eq!((e.kind, e.maybe_applied), (kind, doubt), "{status}: {e}");
@@ -469,11 +471,13 @@ fn names_in_sentences_are_escaped_and_cut() {
 
 #[tokio::test]
 async fn tls_is_set_up_and_bad_certificates_are_named() {
-    let https = |more_roots| HttpConfig { more_roots, ..config("https://127.0.0.1:1") };
-    let e = vault_with(https(None)).get(&call(), &id()).await.unwrap_err();
+    let https = |tls: TlsFiles| HttpConfig { tls: Arc::new(tls), ..config("https://127.0.0.1:1") };
+    let e = vault_with(https(TlsFiles::default())).get(&call(), &id()).await.unwrap_err();
     assert_eq!(e.kind, ErrorKind::Unreachable);
     for pem in [&b"no certificate"[..], b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-        let e = https(Some(pem.to_vec())).transport().unwrap_err();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), pem).unwrap();
+        let e = https(TlsFiles::read(Some(file.path()), None).unwrap()).transport().unwrap_err();
         assert_eq!(e.kind, ErrorKind::Invalid);
         assert!(e.message.contains("--ca-file") || e.message.contains("TLS"), "{e}");
     }

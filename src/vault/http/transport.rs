@@ -21,8 +21,10 @@ use zeroize::Zeroizing;
 use super::advice::next_step;
 use super::budget::{Budget, Headers};
 use super::key::ApiKey;
-use super::retry::{Effect, Policy, Trouble};
+use super::restart::{Restart, Turn};
+use super::retry::{CONNECT_TIME, Effect, Policy, Trouble};
 use super::status;
+use super::tls::{Connections, is_about_certificates};
 use crate::clock::Clock;
 use crate::vault::spender::Ledger;
 use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
@@ -144,6 +146,8 @@ enum Failed {
     NoHttp(String),
     /// The deadline passed, after the request was sent or before.
     Late { sent: bool },
+    /// A restart of the vault began before it was sent.
+    Deferred,
     /// The answer is longer than any vault's.
     TooLong,
 }
@@ -151,7 +155,7 @@ enum Failed {
 /// The parts that [`Transport::new`] puts together.
 pub struct Parts {
     /// Makes the connections.
-    pub client: reqwest::Client,
+    pub connections: Connections,
     /// The service's address without a trailing slash.
     pub base: String,
     /// What people know the vault by: the address, or the socket's path.
@@ -178,6 +182,7 @@ pub struct Transport {
     spent: Ledger,
     /// An answer has come, whatever its status.
     answered: AtomicBool,
+    restart: Restart,
     /// The right to have a request out.
     abreast: tokio::sync::Semaphore,
     /// By how much the vault's clock is ahead of ours, once it has told its time.
@@ -198,6 +203,7 @@ impl Transport {
             requests: AtomicU64::new(0),
             spent: Ledger::default(),
             answered: AtomicBool::new(false),
+            restart: Restart::new(),
             abreast: tokio::sync::Semaphore::new(ABREAST),
             ahead_ms: Mutex::new(None),
         }
@@ -258,44 +264,105 @@ impl Transport {
         let mut tries = 0;
         let mut key_was_read = false;
         let mut doubt = false;
+        let mut last = Err(Failed::Late { sent: false });
         loop {
+            // A try that the deadline cuts off says less than the failure before it.
+            let left = self.left(call).saturating_sub(if tries > 0 { CONNECT_TIME } else { Duration::ZERO });
+            let Some(turn) = self.restart.turn(left).await else {
+                return self.ended(last, request, tries, doubt);
+            };
+            let had_turn = !turn.is_free();
             let ticket = self.parts.budget.acquire(call).await.map_err(|e| {
                 let e = self.describe(e, request, tries);
                 if doubt { e.maybe_applied() } else { e }
             })?;
+            let attempt = self.attempt(call, request, ticket, turn).await;
+            if matches!(attempt, Err(Failed::Deferred)) {
+                continue;
+            }
             tries += 1;
-            let attempt = self.attempt(call, request, ticket).await;
-            let trouble = match &attempt {
-                Ok(answer) if answer.status == StatusCode::UNAUTHORIZED && !key_was_read => {
-                    key_was_read = true;
-                    if self.another_key() {
-                        continue;
-                    }
-                    None
-                }
-                Ok(answer) => trouble_of(answer),
-                Err(Failed::NotSent(_)) if self.answered.load(Ordering::Relaxed) => Some(Trouble::Gone),
-                Err(Failed::NotSent(_)) => Some(Trouble::NotSent),
-                Err(Failed::Lost(_) | Failed::Cut(_) | Failed::NoHttp(_)) => Some(Trouble::Lost),
-                Err(Failed::Late { .. } | Failed::TooLong) => None,
-            };
-            let left = call.deadline.saturating_duration_since(self.parts.clock.now());
+            if let Ok(answer) = &attempt
+                && answer.status == StatusCode::UNAUTHORIZED
+                && !std::mem::replace(&mut key_was_read, true)
+                && self.another_key()
+            {
+                continue;
+            }
+            if matches!(&attempt, Err(Failed::NotSent(why)) if is_about_certificates(why))
+                && self.parts.connections.renewed()
+            {
+                last = attempt;
+                continue;
+            }
+            let trouble = self.trouble_of(&attempt);
+            let left = self.left(call);
             let wait =
                 trouble.and_then(|t| self.parts.policy.wait(t, request.effect, call.priority, tries, left));
+            if trouble.is_some_and(Trouble::is_restart) {
+                self.restart.failed(had_turn, |failures| self.parts.policy.restart_pause(failures));
+            } else if attempt.is_ok() {
+                self.restart.answered();
+            }
             let Some(wait) = wait else {
-                return match attempt {
-                    Ok(answer) => Ok(Answer { attempts: tries, doubt, ..answer }),
-                    Err(failed) => {
-                        let mut error = self.give_up(failed, request, tries);
-                        error.maybe_applied |= doubt;
-                        Err(error)
-                    }
-                };
+                let is_cut_off = matches!(attempt, Err(Failed::Late { .. })) && !request.effect.changes();
+                let told = if is_cut_off && tries > 1 { last } else { attempt };
+                return self.ended(told, request, tries, doubt);
             };
             doubt |= request.effect.changes() && trouble.is_some_and(Trouble::leaves_doubt);
             tracing::debug!(doing = request.doing, tries, ?trouble, ?wait, "trying again");
-            tokio::time::sleep(wait).await;
+            if !matches!(trouble, Some(Trouble::Gone | Trouble::Away)) {
+                // Else the pause comes with the turn.
+                tokio::time::sleep(wait).await;
+            }
+            last = attempt;
         }
+    }
+
+    /// What comes of a request that is not tried again.
+    fn ended(
+        &self,
+        last: Result<Answer, Failed>,
+        request: &Request,
+        tries: u32,
+        doubt: bool,
+    ) -> Result<Answer> {
+        match last {
+            Ok(answer) => Ok(Answer { attempts: tries, doubt, ..answer }),
+            Err(failed) => {
+                let mut error = self.give_up(failed, request, tries);
+                error.maybe_applied |= doubt;
+                Err(error)
+            }
+        }
+    }
+
+    /// How an attempt failed, if another one may do better.
+    fn trouble_of(&self, attempt: &Result<Answer, Failed>) -> Option<Trouble> {
+        let answered = self.answered.load(Ordering::Relaxed);
+        let answer = match attempt {
+            Ok(answer) => answer,
+            Err(Failed::NotSent(_)) if answered => return Some(Trouble::Gone),
+            Err(Failed::NotSent(_)) => return Some(Trouble::NotSent),
+            Err(Failed::Lost(_)) if answered => return Some(Trouble::Away),
+            Err(Failed::Lost(_) | Failed::Cut(_) | Failed::NoHttp(_)) => return Some(Trouble::Lost),
+            Err(Failed::Late { .. } | Failed::TooLong | Failed::Deferred) => return None,
+        };
+        match answer.status {
+            StatusCode::TOO_MANY_REQUESTS => Some(Trouble::RateLimited(answer.retry_after)),
+            StatusCode::REQUEST_TIMEOUT => Some(Trouble::Server),
+            // Whoever waits has to hear of it: a disk seldom empties within a deadline.
+            StatusCode::INSUFFICIENT_STORAGE if status::is_full(answer) => None,
+            StatusCode::SERVICE_UNAVAILABLE => {
+                Some(answer.retry_after.map_or(Trouble::Away, Trouble::Unavailable))
+            }
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Some(Trouble::Away),
+            status if status.is_server_error() => Some(Trouble::Server),
+            _ => None,
+        }
+    }
+
+    fn left(&self, call: &Call) -> Duration {
+        call.deadline.saturating_duration_since(self.parts.clock.now())
     }
 
     /// Reads the key's file again; true if it holds another key than the one that was refused.
@@ -315,26 +382,33 @@ impl Transport {
         call: &Call,
         request: &Request,
         ticket: super::budget::Ticket<'_>,
+        turn: Turn<'_>,
     ) -> Result<Answer, Failed> {
-        let left = call.deadline.saturating_duration_since(self.parts.clock.now());
+        let left = self.left(call);
         if left.is_zero() {
             return Err(Failed::Late { sent: false });
         }
         let built = self.build(request)?;
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        self.spent.add();
+        let is_free = turn.is_free();
         let answer = async {
             // Never closed: an error would only mean that nobody counts.
-            let _turn = self.abreast.acquire().await;
-            let response = match self.parts.client.execute(built).await.map_err(|e| failed_by(&e)) {
-                Ok(response) => response,
-                Err(failed) => {
-                    if matches!(failed, Failed::NotSent(_)) {
-                        self.parts.budget.unused(ticket);
+            let _permit = self.abreast.acquire().await;
+            if is_free && self.restart.is_under_way() {
+                self.parts.budget.unused(ticket);
+                return Err(Failed::Deferred);
+            }
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            self.spent.add();
+            let response =
+                match self.parts.connections.client().execute(built).await.map_err(|e| failed_by(&e)) {
+                    Ok(response) => response,
+                    Err(failed) => {
+                        if matches!(failed, Failed::NotSent(_)) {
+                            self.parts.budget.unused(ticket);
+                        }
+                        return Err(failed);
                     }
-                    return Err(failed);
-                }
-            };
+                };
             self.answered.store(true, Ordering::Relaxed);
             self.compare_clocks(response.headers());
             let headers = Headers::read(response.headers(), self.parts.clock.wall());
@@ -354,7 +428,8 @@ impl Transport {
                 .or_else(|| headers.reset.filter(|_| status == StatusCode::TOO_MANY_REQUESTS));
             Ok(Answer { status, body, request_id, retry_after, attempts: 1, doubt: false })
         };
-        tokio::time::timeout(left, answer).await.unwrap_or(Err(Failed::Late { sent: true }))
+        let answer = tokio::time::timeout(left, answer);
+        turn.keep_for(answer).await.unwrap_or(Err(Failed::Late { sent: true }))
     }
 
     /// Whether a word that the vault chose is none that it was sent: services and proxies like to repeat things.
@@ -436,6 +511,10 @@ impl Transport {
                 true,
                 format!("what answers at {endpoint} does not speak HTTP ({why}): check the address"),
             ),
+            Failed::Deferred => {
+                let sentence = format!("the vault at {endpoint} is away");
+                (ErrorKind::Unreachable, false, sentence)
+            }
             Failed::Late { sent } => {
                 (ErrorKind::Deadline, sent, format!("the vault at {endpoint} did not answer in time"))
             }
@@ -452,18 +531,6 @@ impl Transport {
 
     fn describe(&self, error: Error, request: &Request, tries: u32) -> Error {
         Error { message: format!("{}: {}", request.doing, error.message), attempts: tries, ..error }
-    }
-}
-
-fn trouble_of(answer: &Answer) -> Option<Trouble> {
-    match answer.status {
-        StatusCode::TOO_MANY_REQUESTS => Some(Trouble::RateLimited(answer.retry_after)),
-        StatusCode::SERVICE_UNAVAILABLE => Some(Trouble::Unavailable(answer.retry_after)),
-        StatusCode::REQUEST_TIMEOUT => Some(Trouble::Server),
-        // Whoever waits has to hear of it: a disk seldom empties within a deadline.
-        StatusCode::INSUFFICIENT_STORAGE if status::is_full(answer) => None,
-        status if status.is_server_error() => Some(Trouble::Server),
-        _ => None,
     }
 }
 
