@@ -319,7 +319,8 @@ pub(super) fn state(fs: &Status) -> String {
             format!("DOES NOT ANSWER for {}{served}: {why}", seconds(since.unwrap_or(0)))
         }
         (None, _) => {
-            format!("answers, {} dialect, {} sent", vault.dialect, counted(vault.requests, "request"))
+            let lags = vault.lagged_s.map_or("", |_| "; its reads lag behind its writes");
+            format!("answers, {} dialect, {} sent{lags}", vault.dialect, counted(vault.requests, "request"))
         }
     }
 }

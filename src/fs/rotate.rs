@@ -172,6 +172,7 @@ impl FileSystem {
     pub async fn refresh_now(self: &Arc<Self>) {
         self.cache.track_changes();
         self.cache.tick().await;
+        self.cache.ask_again().await;
         self.take_in_changes();
         self.settle_rotations().await;
     }

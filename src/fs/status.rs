@@ -81,6 +81,9 @@ pub struct Vault {
     pub outage: Option<String>,
     /// Seconds since that was last seen.
     pub outage_s: Option<u64>,
+    /// Its reads lag behind its writes, as an answer showed so many seconds ago.
+    #[serde(default)]
+    pub lagged_s: Option<u64>,
 }
 
 /// Requests sent on behalf of one program.
@@ -222,6 +225,7 @@ impl FileSystem {
                 }),
                 outage,
                 outage_s,
+                lagged_s: cache.lagged_s,
             },
             cache: CacheUse {
                 names: cache.names,

@@ -4,11 +4,12 @@
 //! contract suite holds it to the same rules as the real ones. Share the `Arc` and write through it to
 //! play "a change made elsewhere"; every call is counted, so that tests can assert how many requests
 //! an operation costs. Time comes from the clock it is given, in whole milliseconds as a server sends it.
-//! It keeps values as [`Content`], so bytes and form come back as they went in.
+//! It keeps values as [`Content`], so bytes and form come back as they went in. It can play one whose reads lag behind
+//! its writes ([`Lagging`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
@@ -45,6 +46,46 @@ pub struct MemoryVault {
     counts: OpCounts,
     state: Mutex<State>,
     told: Mutex<Told>,
+    lag: Mutex<Lag>,
+}
+
+/// Whose reads show the past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lagging {
+    /// Nobody's.
+    #[default]
+    Never,
+    /// Everybody's, as it was so long ago.
+    Always(Duration),
+    /// Every other one, as it was so long ago: there are two replicas, and requests go to them in turn.
+    InTurn(Duration),
+}
+
+/// What a read sees.
+enum Shown<'a> {
+    Now(MutexGuard<'a, State>),
+    Before(State),
+}
+
+impl std::ops::Deref for Shown<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        match self {
+            Shown::Now(state) => state,
+            Shown::Before(state) => state,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Lag {
+    lagging: Lagging,
+    /// It is known since then what there was.
+    is_kept: bool,
+    reads: u64,
+    /// What there was before each of the last changes, and when that was made.
+    before: VecDeque<(Instant, State)>,
 }
 
 /// What it tells of itself.
@@ -55,7 +96,7 @@ struct Told {
 }
 
 /// Rows by creation number, which is the order of listings and the cursor.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct State {
     rows: BTreeMap<u64, Row>,
     by_name: HashMap<ObjectName, u64>,
@@ -64,7 +105,7 @@ struct State {
     last: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Row {
     id: ObjectId,
     name: ObjectName,
@@ -72,7 +113,7 @@ struct Row {
     versions: Vec<Version>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Version {
     tag: VersionTag,
     created_at: SystemTime,
@@ -145,7 +186,14 @@ impl MemoryVault {
     /// An empty vault.
     pub fn new(capabilities: Capabilities, clock: Arc<dyn Clock>) -> Self {
         let told = Mutex::new(Told { budget: None, ahead_ms: Some(0) });
-        Self { capabilities, clock, counts: OpCounts::default(), state: Mutex::default(), told }
+        Self {
+            capabilities,
+            clock,
+            counts: OpCounts::default(),
+            state: Mutex::default(),
+            told,
+            lag: Mutex::default(),
+        }
     }
 
     /// From now on [`Vault::status`] tells of a limit of so many requests in windows of such a length. It is not enforced.
@@ -158,6 +206,13 @@ impl MemoryVault {
     /// From now on [`Vault::status`] tells that its clock is so far ahead of its user's, or nothing of it.
     pub fn tell_ahead(&self, ahead_ms: Option<i64>) {
         self.told().ahead_ms = ahead_ms;
+    }
+
+    /// From now on reads show what there was before. What they showed until now.
+    pub fn lag(&self, lagging: Lagging) -> Lagging {
+        let mut lag = self.lag.lock().expect("no holder of this lock can panic");
+        lag.is_kept |= lagging != Lagging::Never;
+        std::mem::replace(&mut lag.lagging, lagging)
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -179,7 +234,27 @@ impl MemoryVault {
         if call.deadline <= self.clock.now() {
             return Err(Error::new(ErrorKind::Deadline, "no time was left to ask the vault"));
         }
-        Ok(self.state.lock().expect("no holder of this lock can panic"))
+        let state = self.state.lock().expect("no holder of this lock can panic");
+        let mut lag = self.lag.lock().expect("no holder of this lock can panic");
+        if lag.is_kept && op.writes() {
+            lag.before.push_back((self.clock.now(), state.clone()));
+        }
+        Ok(state)
+    }
+
+    /// What a read shows.
+    fn read(&self, call: &Call, op: Op) -> Result<Shown<'_>> {
+        let state = self.begin(call, op)?;
+        let mut lag = self.lag.lock().expect("no holder of this lock can panic");
+        lag.reads += 1;
+        let by = match lag.lagging {
+            Lagging::Always(by) => by,
+            Lagging::InTurn(by) if lag.reads.is_multiple_of(2) => by,
+            Lagging::InTurn(_) | Lagging::Never => Duration::ZERO,
+        };
+        let now = self.clock.now();
+        let hidden = lag.before.iter().find(|(made, _)| *made + by > now);
+        Ok(hidden.map_or(Shown::Now(state), |(_, before)| Shown::Before(before.clone())))
     }
 
     fn now(&self) -> SystemTime {
@@ -218,18 +293,18 @@ impl Vault for MemoryVault {
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
-        let state = self.begin(call, Op::GetByName)?;
+        let state = self.read(call, Op::GetByName)?;
         let row = state.by_name.get(name).and_then(|n| state.rows.get(n));
         row.map(Row::object)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no object is named {name:?}")))
     }
 
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
-        self.begin(call, Op::Get)?.row(id).map(Row::object)
+        self.read(call, Op::Get)?.row(id).map(Row::object)
     }
 
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
-        self.begin(call, Op::Metadata)?.row(id).map(Row::meta)
+        self.read(call, Op::Metadata)?.row(id).map(Row::meta)
     }
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
@@ -285,7 +360,7 @@ impl Vault for MemoryVault {
     }
 
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {
-        let state = self.begin(call, Op::List)?;
+        let state = self.read(call, Op::List)?;
         let size = self.page_size(query.limit)?;
         let after = match &query.after {
             None => 0,
@@ -317,7 +392,7 @@ impl Vault for MemoryVault {
     }
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
-        let state = self.begin(call, Op::Versions)?;
+        let state = self.read(call, Op::Versions)?;
         let row = state.row(id)?;
         let last = row.versions.len();
         let info = |(i, version): (usize, &Version)| VersionInfo {
@@ -331,7 +406,7 @@ impl Vault for MemoryVault {
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
-        let state = self.begin(call, Op::Version)?;
+        let state = self.read(call, Op::Version)?;
         let row = state.row(id)?;
         let found = row.versions.iter().find(|v| v.tag == version.tag).ok_or_else(|| {
             let sentence = format!("{:?} has no version {}", row.name, version.number);

@@ -11,6 +11,7 @@ mod dying;
 mod editors;
 mod failures;
 mod held;
+mod lagging;
 mod meddler;
 mod model;
 mod model_faults;

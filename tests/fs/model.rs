@@ -11,13 +11,15 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vaultfs::fs::name::{DirPrefix, Rest, split, split_beside};
 use vaultfs::fs::{Drain, Errno, FileKind, Options};
-use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
+use vaultfs::vault::memory::{KV_CAPABILITIES, Lagging, OBJECT_CAPABILITIES};
 
 use crate::shell::helper::Helper;
 use crate::shell::{CREATE, EXCL, Fd, Shell};
 
 const NAMES: [&str; 11] =
     ["a", "a/b", "a/b/c", "a~", "a/b~", "a/.self", "b.tmp", "d/x", "a//b", "a.x", "a/b.x"];
+/// Not for long: what others delete and make has to show in the time that a step takes.
+const LONGEST_LAG: Duration = Duration::from_millis(700);
 const DIRS: [&str; 4] = ["a", "a/b", "d", "e"];
 
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +112,8 @@ struct Session {
     made: u32,
     /// Whether what happens elsewhere is brought to the kernel at once, by a helper, or found out later.
     helped: bool,
+    /// Whether the vault does.
+    lags: bool,
 }
 
 impl Session {
@@ -326,6 +330,8 @@ impl Session {
                 }
                 assert_eq!(left, []);
                 self.check_vault().await;
+                // Another mount does not know what this one stored a moment ago.
+                self.sh.pass(LONGEST_LAG).await;
                 self.sh = self.sh.remount();
                 if self.helped {
                     Helper::start(&self.sh);
@@ -340,6 +346,14 @@ impl Session {
             return;
         }
         self.settle().await;
+        self.put_or_delete(step).await;
+        if self.lags {
+            self.sh.pass(LONGEST_LAG).await;
+        }
+        self.shows().await;
+    }
+
+    async fn put_or_delete(&mut self, step: Step) {
         match step {
             Step::PutElsewhere(n) => {
                 let bytes = self.fresh();
@@ -351,6 +365,10 @@ impl Session {
             }
             _ => {}
         }
+    }
+
+    /// What was made elsewhere is brought to the kernel, or found out.
+    async fn shows(&mut self) {
         if self.helped {
             loop {
                 self.sh.pass(Duration::from_millis(2)).await;
@@ -368,16 +386,24 @@ impl Session {
     }
 }
 
-fn session(kv: bool, helped: bool, steps: &[Step], checks_each: bool) {
+fn session(kv: bool, helped: bool, lagging: Lagging, steps: &[Step], checks_each: bool) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let capabilities = if kv { KV_CAPABILITIES } else { OBJECT_CAPABILITIES };
         let sh = Shell::of(capabilities, Options::default());
+        sh.memory.lag(lagging);
         if helped {
             Helper::start(&sh);
         }
-        let mut session = Session { sh, model: BTreeMap::new(), open: Vec::new(), made: 0, helped };
+        let mut session = Session {
+            sh,
+            model: BTreeMap::new(),
+            open: Vec::new(),
+            made: 0,
+            helped,
+            lags: lagging != Lagging::Never,
+        };
         for step in steps {
             session.run(*step).await;
             if checks_each {
@@ -410,11 +436,17 @@ proptest! {
         checks_each: bool,
         // A death costs more than all the rest.
         dies in prop::bool::weighted(0.1),
+        lagging in prop_oneof![
+            8 => Just(Lagging::Never),
+            1 => Just(Lagging::Always(LONGEST_LAG)),
+            1 => Just(Lagging::InTurn(LONGEST_LAG)),
+        ],
         steps in steps(),
     ) {
         let lives: Vec<Step> =
             steps.iter().copied().filter(|step| dies || !matches!(step, Step::Die(_))).collect();
-        session(kv, helped, &lives, checks_each);
+        let lagging = if dies { Lagging::Never } else { lagging };
+        session(kv, helped, lagging, &lives, checks_each);
     }
 }
 
@@ -440,8 +472,8 @@ fn sessions_that_once_failed() {
     ];
     for steps in sessions {
         for (kv, checks_each) in [(false, false), (false, true), (true, false), (true, true)] {
-            session(kv, false, steps, checks_each);
-            session(kv, true, steps, checks_each);
+            session(kv, false, Lagging::Never, steps, checks_each);
+            session(kv, true, Lagging::Never, steps, checks_each);
         }
     }
 }

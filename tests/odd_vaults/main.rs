@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod folding;
+mod lagging;
 #[allow(dead_code, reason = "only the one that nginx is before")]
 #[path = "../vault_server/served.rs"]
 mod served;

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -53,6 +54,10 @@ pub struct Rules {
     pub refuse: Refuse,
     /// The name of a deleted object stays taken.
     pub reserves: bool,
+    /// Reads show what there was so long ago.
+    pub lags: Duration,
+    /// Every other one does.
+    pub lags_in_turn: bool,
 }
 
 impl Default for Rules {
@@ -62,17 +67,20 @@ impl Default for Rules {
             name: Box::new(str::to_owned),
             refuse: Box::new(|_| None),
             reserves: false,
+            lags: Duration::ZERO,
+            lags_in_turn: false,
         }
     }
 }
 
+#[derive(Clone)]
 struct Object {
     id: String,
     name: String,
     values: Vec<String>,
 }
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Held {
     objects: Vec<Object>,
     reserved: HashSet<String>,
@@ -83,6 +91,8 @@ struct Held {
 struct Inner {
     rules: Mutex<Rules>,
     held: Mutex<Held>,
+    /// What there was before each change, for reads that lag.
+    before: Mutex<Vec<(Instant, Held)>>,
 }
 
 /// Ends when dropped.
@@ -96,7 +106,8 @@ impl OddVault {
     pub fn start(rules: Rules) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let inner = Arc::new(Inner { rules: Mutex::new(rules), held: Mutex::default() });
+        let inner =
+            Arc::new(Inner { rules: Mutex::new(rules), held: Mutex::default(), before: Mutex::default() });
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().fallback(handle).with_state(inner.clone());
@@ -128,6 +139,20 @@ impl OddVault {
     /// From now on.
     pub fn refuse(&self, rule: impl FnMut(&Asked) -> Option<Refusal> + Send + Sync + 'static) {
         self.inner.rules.lock().unwrap().refuse = Box::new(rule);
+    }
+}
+
+impl Inner {
+    /// What a read shows in place of what is there; before a change that is kept.
+    fn lagging(&self, rules: &Rules, held: &Held, changes: bool) -> Option<Held> {
+        let mut before = self.before.lock().unwrap();
+        if changes {
+            before.push((Instant::now(), held.clone()));
+            return None;
+        }
+        let lags = !rules.lags_in_turn || held.log.len() % 2 == 0;
+        let mut hidden = before.iter().filter(|(made, _)| lags && made.elapsed() < rules.lags);
+        hidden.next().map(|(_, before)| before.clone())
     }
 }
 
@@ -183,9 +208,14 @@ async fn handle(State(inner): State<Arc<Inner>>, method: Method, uri: Uri, body:
     let sent: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let id = query("id").or_else(|| sent["id"].as_str().map(str::to_owned));
     let path = (rules.path)(&came);
+    let mut past = None;
+    if !rules.lags.is_zero() {
+        past = inner.lagging(&rules, &held, asked.changes());
+    }
+    let held = past.as_mut().unwrap_or(&mut held);
     let (status, body) = match path.strip_prefix("/vault/object/") {
-        Some(what) => object(&mut held, &rules, what, id, query("name"), query("version"), &sent),
-        None => kv(&mut held, &rules, method.as_str(), &path, query("search"), &sent),
+        Some(what) => object(held, &rules, what, id, query("name"), query("version"), &sent),
+        None => kv(held, &rules, method.as_str(), &path, query("search"), &sent),
     };
     answer(status, None, body.to_string())
 }

@@ -6,7 +6,8 @@
 
 use std::time::Instant;
 
-use super::{Cache, State};
+use super::lag::Verdict;
+use super::{Belief, Cache, State};
 use crate::vault::{Meta, ObjectName, Summary, VersionTag};
 
 /// What happened to a name elsewhere.
@@ -35,6 +36,14 @@ impl State {
     /// Lines of a listing that was begun at `asked`.
     pub(super) fn take_in(&mut self, items: &[Summary], asked: Instant) {
         for item in items {
+            match self.lag.presence(item, asked, false) {
+                Verdict::Believed => {}
+                Verdict::Instead(newest) => {
+                    self.index.listed(&newest, asked);
+                    continue;
+                }
+                Verdict::Gone | Verdict::Questioned => continue,
+            }
             if self.index.enters(item, asked) {
                 // Before all names were known nothing could be told from not knowing one.
                 let news = self.index.complete_as_listed().map(|_| ChangeKind::Created);
@@ -65,8 +74,25 @@ impl State {
 
     /// A listing that was begun at `asked` has ended.
     pub(super) fn end_listing(&mut self, asked: Instant, pages: usize) {
+        let mut kept = Vec::new();
+        for name in self.lag.names() {
+            let Belief::Exists(known) = self.index.belief(&name) else { continue };
+            if !self.index.lacks(&name, asked) {
+                continue;
+            }
+            match self.lag.absence(&name, asked, false) {
+                Verdict::Believed => continue,
+                Verdict::Instead(_) | Verdict::Gone => {}
+                // Not freshly known either.
+                Verdict::Questioned => kept.push((name.clone(), known.as_of)),
+            }
+            self.index.hold(&name, asked);
+        }
         for name in self.index.listing_ended(asked, pages) {
             self.note_change(&name, None, Some(ChangeKind::Deleted));
+        }
+        for (name, as_of) in kept {
+            self.index.hold(&name, as_of);
         }
     }
 

@@ -222,7 +222,10 @@ impl Cache {
         let flight = self.join_listing(&mut state);
         // What was told before, and what has been found or made since.
         let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked)| *asked);
-        let told = state.index.names_since(prefix, since);
+        let mut told = state.index.names_since(prefix, since);
+        // And what was made here a moment ago, which the vault may not list yet.
+        let made = state.lag.names().into_iter().filter(|name| name.as_str().starts_with(prefix));
+        told.extend(made.filter(|name| state.index.lacks(name, since)));
         let (sender, pages) = mpsc::unbounded_channel();
         state.feeds.push((prefix.to_owned(), sender));
         Feed { told, pages, flight }
@@ -287,9 +290,11 @@ impl Cache {
     fn take_in_page(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
         state.take_in(&page.items, asked);
+        let gone = state.lag.gone();
         state.feeds.retain(|(prefix, feed)| {
             let names = page.items.iter().map(|item| &item.name);
-            let names: Vec<_> = names.filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+            let names = names.filter(|name| name.as_str().starts_with(prefix) && !gone.contains(*name));
+            let names: Vec<_> = names.cloned().collect();
             names.is_empty() || feed.send(names).is_ok()
         });
     }

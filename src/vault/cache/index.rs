@@ -175,6 +175,18 @@ impl Index {
         self.names.as_of(name.as_str()).is_some_and(|at| at <= asked)
     }
 
+    /// Whether a listing that was begun at `asked` and has ended has not named this, which is believed to exist.
+    pub fn lacks(&self, name: &ObjectName, asked: Instant) -> bool {
+        self.names.as_of(name.as_str()).is_some_and(|at| at < asked)
+    }
+
+    /// What is believed of a name that exists is believed as of another moment.
+    pub fn hold(&mut self, name: &ObjectName, as_of: Instant) {
+        if let Some(known) = self.names.get(name.as_str()) {
+            self.names.insert(name, &Known { as_of, ..known });
+        }
+    }
+
     /// Moves on whenever the set of names changes.
     pub fn generation(&self) -> u64 {
         self.generation

@@ -6,7 +6,8 @@
 //!    is one listing at a time (`flights`, `search`).
 //! 3. **Refusals are answers.** 401, 403 and 404 are never papered over with old values; a revocation, wherever it is
 //!    heard, drops all of them (`watch`).
-//! 4. **Our own changes win** over answers that were asked for earlier (see `index`).
+//! 4. **Our own changes win** over answers that were asked for earlier (see `index`), and over those of a vault whose
+//!    reads lag behind its writes (see `lag`).
 //!
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
@@ -14,6 +15,7 @@ mod changes;
 mod doze;
 mod flights;
 mod index;
+mod lag;
 mod refresh;
 mod search;
 mod sweep;
@@ -37,6 +39,7 @@ pub use flights::Feed;
 use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
+use lag::Lag;
 pub use refresh::RefreshStatus;
 pub use table::Usage;
 pub use watch::Audience;
@@ -88,6 +91,7 @@ type Read = (Flight<Option<Arc<Object>>>, Priority);
 
 struct State {
     index: Index,
+    lag: Lag,
     reads: HashMap<ObjectName, Read>,
     /// The listing that is out, and when it was begun.
     listing: Option<(Flight<()>, Instant)>,
@@ -154,6 +158,8 @@ pub struct CacheStatus {
     pub outage: Option<(String, u64)>,
     /// Old values are being served because of it.
     pub serving_stale: bool,
+    /// Its reads lag behind its writes, as an answer showed so many seconds ago.
+    pub lagged_s: Option<u64>,
 }
 
 impl std::fmt::Debug for Cache {
@@ -173,6 +179,7 @@ impl Cache {
             config,
             state: Mutex::new(State {
                 index: Index::new(now, config.capacity),
+                lag: Lag::default(),
                 reads: HashMap::new(),
                 listing: None,
                 feeds: Vec::new(),
@@ -376,7 +383,11 @@ impl Cache {
     /// We deleted this ourselves, or know otherwise that it is gone as of now.
     pub fn deleted(&self, name: &ObjectName) {
         let now = self.clock.now();
-        self.state().index.missing(name, now);
+        let mut state = self.state();
+        if let Belief::Exists(known) = state.index.belief(name) {
+            state.lag.deleted_name(name, &known.id);
+        }
+        state.index.missing(name, now);
     }
 
     /// We deleted this object, which may not be the one that has the name by now.
@@ -384,6 +395,7 @@ impl Cache {
         let now = self.clock.now();
         let mut state = self.state();
         if matches!(state.index.belief(name), Belief::Exists(known) if known.id == *id) {
+            state.lag.deleted_name(name, id);
             state.index.missing(name, now);
         }
     }
@@ -411,6 +423,7 @@ impl Cache {
                 .as_ref()
                 .map(|o| (why(&o.error), now.saturating_duration_since(o.since).as_secs())),
             serving_stale: self.served_stale.load(Ordering::Relaxed),
+            lagged_s: state.lag.last_seen(now).map(|seen| now.saturating_duration_since(seen).as_secs()),
         }
     }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::super::object::Cursors;
+use super::lag::{AGAIN, WINDOW};
 use super::sweep::Sweep;
 use super::{Cache, is_outage};
 use crate::vault::{Call, ErrorKind, ListQuery, Meta, Result};
@@ -45,6 +46,9 @@ pub(super) const EXISTS: Duration = Duration::from_secs(300);
 
 /// How often it is found out whether somebody still watches a mount that is not used otherwise.
 const LOOK: Duration = Duration::from_secs(60);
+
+/// Names that are asked for again after a tick; it is the next listing's turn to tell of more.
+const MOST_AGAIN: usize = 16;
 
 /// What is between two ticks, in parts of the refresh time: a little less, so that nothing is past its time before it
 /// is confirmed, and varied, so that many mounts do not ask at once.
@@ -142,9 +146,14 @@ impl Cache {
     pub fn resume(&self, shown: &[Meta], covered: Option<SystemTime>, ttl: Duration) {
         self.track_changes();
         let now = self.clock.now();
+        self.compare_times();
         let mut state = self.state();
         for meta in shown {
             state.index.found(meta, now);
+            if state.lag.is_recent(meta.updated_at) {
+                // It may have been stored here, just before.
+                state.lag.stored(meta, true, now);
+            }
         }
         state.index.expire(self.config.refresh);
         drop(state);
@@ -209,11 +218,28 @@ impl Cache {
                 self.tick().await;
                 self.dozed.store(false, Ordering::Release);
                 told();
+                if self.ask_again().await {
+                    told();
+                }
                 if self.look_for_deletions().await {
                     told();
                 }
             }
         }
+    }
+
+    /// Asks again for what a listing said the opposite of what was done here. True if it did.
+    pub async fn ask_again(self: &Arc<Self>) -> bool {
+        if self.state().lag.questions().is_empty() {
+            return false;
+        }
+        tokio::time::sleep(AGAIN).await;
+        let questions = self.state().lag.questions();
+        for name in questions.iter().take(MOST_AGAIN) {
+            // What goes wrong is asked by the next tick.
+            let _ = self.fetch_in_background(name).await;
+        }
+        true
     }
 
     /// A value in use is fetched because of a tick.
@@ -238,7 +264,14 @@ impl Cache {
         self.vaults_time_if_told().unwrap_or_else(|| self.clock.wall() - UNTOLD)
     }
 
-    /// The same, by what it told last of its clock.
+    /// Takes in how the vault's clock stands: what it says was made a moment ago may not be in every answer yet. What it
+    /// says will be made was made before that clock was put back.
+    pub(super) fn compare_times(&self) {
+        let now = self.vaults_time_if_told().map_or_else(|| self.clock.wall(), |early| early + OVERLAP);
+        self.state().lag.set_recent(now - WINDOW - OVERLAP..now + OVERLAP);
+    }
+
+    /// The vault's time, by what it told last of its clock.
     fn vaults_time_if_told(&self) -> Option<SystemTime> {
         let (ours, ahead) = (self.clock.wall(), self.vault.status().ahead_ms?);
         let off = Duration::from_millis(ahead.unsigned_abs());

@@ -57,7 +57,7 @@ impl Cache {
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
             state.take_in(&page.items, asked);
-            if page.items.iter().any(|item| item.name.as_str().starts_with(prefix)) {
+            if state.index.implied(prefix) == super::Implied::Yes {
                 return Ok(());
             }
             match next {

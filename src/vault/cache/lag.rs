@@ -1,0 +1,481 @@
+//! Read your writes, over a vault whose reads lag behind its writes by seconds (replicas).
+//!
+//! 1. **What is remembered**, for [`WINDOW`]: what was stored and deleted here, and what was seen here less than that after
+//!    it was made elsewhere. Versions of one object are in the order of the times that the vault gives them.
+//! 2. **An older version** than is remembered is not believed: what is remembered is given in its place, and the vault is
+//!    known to lag for [`KNOWN`].
+//! 3. **An absence** of what was created here, and a presence of what was deleted here, is the vault's lag or a change made
+//!    elsewhere: it is asked for once more after [`AGAIN`], and believed then. Of a vault that is known to lag neither is
+//!    believed within the window, nor is the absence of anything else that is remembered.
+//! 4. **A change whose answer was lost** may have been made: of a vault that is known to lag no answer is believed within the
+//!    window that shows nothing newer than was known before.
+//! 5. **After the window** every answer is believed: the vault may have been restored from a backup.
+//!
+//! Each answer is judged once: reads of one object where they come in (`watch`), lines of listings where they enter the
+//! index (`changes`). Pure state without I/O, time comes in with each call.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::vault::{Meta, ObjectId, ObjectName, Summary, VersionTag};
+
+/// No vault's reads lag behind its writes for longer.
+pub(super) const WINDOW: Duration = Duration::from_secs(15);
+
+/// An answer that contradicts what was done here is asked for again after so long.
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
+
+/// A vault that lagged is expected to for so long.
+const KNOWN: Duration = Duration::from_secs(600);
+
+/// A clock that goes back so far was put back; those of replicas differ by less.
+const PUT_BACK: Duration = Duration::from_secs(60);
+
+/// Objects that are remembered at a time; the oldest are forgotten first.
+const MOST: usize = 4096;
+
+/// Versions made here that are told from one another although the vault gave them one time.
+const MOST_EARLIER: usize = 32;
+
+/// What to do with an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Take it in.
+    Believed,
+    /// This is what is there.
+    Instead(Summary),
+    /// The object is gone.
+    Gone,
+    /// Ask again.
+    Questioned,
+}
+
+/// An answer contradicted what is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// And is to be asked for again.
+    Open(Instant),
+    /// And was believed.
+    Settled,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// The newest version that is known, or the last one.
+    newest: Option<Summary>,
+    name: Option<ObjectName>,
+    /// Versions before it that were made here, with their times.
+    earlier: Vec<(VersionTag, SystemTime)>,
+    /// It was stored or deleted here.
+    is_ours: bool,
+    /// It was made here: it is not there in every answer yet.
+    created: bool,
+    /// Answers that were asked for before that may be older.
+    at: Instant,
+    question: Option<Question>,
+}
+
+impl Entry {
+    /// The newest version, if this is an older one.
+    fn newer_than(&self, item: &Summary) -> Option<&Summary> {
+        let made = item.updated_at?;
+        let is_same =
+            |version: Option<&VersionTag>| item.version.is_none() || item.version.as_ref() == version;
+        self.newest.as_ref().filter(|newest| match newest.updated_at {
+            Some(at) if made == at && is_same(newest.version.as_ref()) => false,
+            Some(at) => made < at || self.earlier.iter().any(|(v, at)| made == *at && is_same(Some(v))),
+            None => false,
+        })
+    }
+}
+
+/// What a change is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Changed {
+    Id(ObjectId),
+    Name(ObjectName),
+}
+
+/// What is remembered.
+#[derive(Debug, Default)]
+pub(super) struct Lag {
+    entries: HashMap<ObjectId, Entry>,
+    names: HashMap<ObjectName, ObjectId>,
+    /// By time; what has been remembered anew since is passed over.
+    order: VecDeque<(Instant, ObjectId)>,
+    /// Changes whose answers were lost: of what, and when.
+    doubts: Vec<(Changed, Instant)>,
+    /// When an answer last showed that the vault lags.
+    seen: Option<Instant>,
+    /// By the vault's clock, when that was made which may not be everywhere yet.
+    recent: Option<Range<SystemTime>>,
+}
+
+impl Lag {
+    /// By the vault's clock, what was made in this time may not be in every answer yet.
+    pub fn set_recent(&mut self, times: Range<SystemTime>) {
+        if self.recent.as_ref().is_some_and(|before| times.start + PUT_BACK < before.start) {
+            // What others make from now on is not older than what they made.
+            self.entries.retain(|_, entry| entry.is_ours);
+            self.names.retain(|_, id| self.entries.contains_key(id));
+        }
+        self.recent = Some(times);
+    }
+
+    /// Whether what was made then may not be in every answer yet.
+    pub fn is_recent(&self, made: SystemTime) -> bool {
+        self.recent.as_ref().is_some_and(|times| times.contains(&made))
+    }
+
+    /// This was stored here, and acknowledged at `now`. `created`: nothing had the name before.
+    pub fn stored(&mut self, meta: &Meta, created: bool, now: Instant) {
+        let mut earlier = Vec::new();
+        let mut created = created;
+        if let Some(before) = self.entries.get_mut(&meta.id) {
+            earlier = std::mem::take(&mut before.earlier);
+            earlier.extend(before.newest.take().and_then(|newest| newest.version.zip(newest.updated_at)));
+            earlier.retain(|(version, _)| *version != meta.version);
+            earlier.drain(..earlier.len().saturating_sub(MOST_EARLIER));
+            created |= before.created;
+        }
+        let newest = Summary {
+            id: meta.id.clone(),
+            name: meta.name.clone(),
+            updated_at: Some(meta.updated_at),
+            version: Some(meta.version.clone()),
+        };
+        let name = Some(meta.name.clone());
+        self.remember(
+            &meta.id,
+            Entry { newest: Some(newest), name, earlier, is_ours: true, created, at: now, question: None },
+        );
+    }
+
+    /// This was deleted here, and acknowledged at `now`.
+    pub fn deleted(&mut self, id: &ObjectId, now: Instant) {
+        let name = self.entries.get(id).and_then(|before| before.name.clone());
+        let (newest, earlier) = (None, Vec::new());
+        self.remember(
+            id,
+            Entry { newest, name, earlier, is_ours: true, created: false, at: now, question: None },
+        );
+    }
+
+    /// That is the name of what was deleted here.
+    pub fn deleted_name(&mut self, name: &ObjectName, id: &ObjectId) {
+        if let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.newest.is_none()) {
+            entry.name = Some(name.clone());
+            self.names.insert(name.clone(), id.clone());
+        }
+    }
+
+    /// An answer that is believed and was asked for at `asked` shows this.
+    fn saw(&mut self, item: &Summary, asked: Instant) {
+        if let Some(entry) = self.entries.get_mut(&item.id) {
+            if entry.newest.as_ref().is_some_and(|newest| newest.updated_at < item.updated_at) {
+                // Made elsewhere after it.
+                (entry.newest, entry.at) = (Some(item.clone()), asked);
+                self.order.push_back((asked, item.id.clone()));
+            }
+            return;
+        }
+        if item.updated_at.is_some_and(|made| self.is_recent(made)) && self.entries.len() < MOST {
+            let (newest, name) = (Some(item.clone()), Some(item.name.clone()));
+            let entry = Entry {
+                newest,
+                name,
+                earlier: Vec::new(),
+                is_ours: false,
+                created: false,
+                at: asked,
+                question: None,
+            };
+            self.remember(&item.id, entry);
+        }
+    }
+
+    fn remember(&mut self, id: &ObjectId, entry: Entry) {
+        while self.entries.len() >= MOST && !self.entries.contains_key(id) && self.forget_first() {}
+        self.order.push_back((entry.at, id.clone()));
+        if let Some(name) = &entry.name {
+            self.names.insert(name.clone(), id.clone());
+        }
+        self.entries.insert(id.clone(), entry);
+    }
+
+    /// Forgets what was done so long before `now` that no answer is older any more.
+    fn forget(&mut self, now: Instant) {
+        while self.order.front().is_some_and(|(at, _)| *at + WINDOW <= now) {
+            self.forget_first();
+        }
+    }
+
+    /// Forgets what is the first in the order, if it was not remembered anew since. False if nothing is.
+    fn forget_first(&mut self) -> bool {
+        let Some((at, id)) = self.order.pop_front() else { return false };
+        if self.entries.get(&id).is_none_or(|entry| entry.at != at) {
+            return true;
+        }
+        let name = self.entries.remove(&id).and_then(|entry| entry.name);
+        if let Some(name) = name.filter(|name| self.names.get(name) == Some(&id)) {
+            self.names.remove(&name);
+        }
+        true
+    }
+
+    /// The answer to a change was lost at `now`.
+    pub fn doubt(&mut self, of: Changed, now: Instant) {
+        self.settle(&of);
+        if self.doubts.len() >= MOST {
+            self.doubts.remove(0);
+        }
+        self.doubts.push((of, now));
+    }
+
+    /// Another change of it was acknowledged.
+    pub fn settle(&mut self, of: &Changed) {
+        self.doubts.retain(|(other, _)| other != of);
+    }
+
+    /// Whether an answer that was asked for at `asked` may be too old to show a change of it.
+    pub fn is_in_doubt(&mut self, of: &Changed, asked: Instant) -> bool {
+        self.doubts.retain(|(_, at)| *at + WINDOW > asked);
+        self.is_known(asked) && self.doubts.iter().any(|(other, _)| other == of)
+    }
+
+    /// Whether the vault is known to lag.
+    pub fn is_known(&self, now: Instant) -> bool {
+        self.seen.is_some_and(|seen| now.saturating_duration_since(seen) < KNOWN)
+    }
+
+    /// When an answer last showed that it does, while it is known to.
+    pub fn last_seen(&self, now: Instant) -> Option<Instant> {
+        self.seen.filter(|_| self.is_known(now))
+    }
+
+    fn shows(&mut self, asked: Instant) {
+        if !self.is_known(asked) {
+            tracing::warn!(
+                "the vault's reads lag behind its writes: for {WINDOW:?} after a change it is not believed that \
+                 the change was not made"
+            );
+        }
+        self.seen = self.seen.max(Some(asked));
+    }
+
+    /// An answer that was asked for at `asked` shows this version; `again`: it was asked for once more.
+    pub fn presence(&mut self, item: &Summary, asked: Instant, again: bool) -> Verdict {
+        self.forget(asked);
+        let is_gone = self.entries.get(&item.id).is_some_and(|entry| entry.newest.is_none());
+        let other = self.names.get(&item.name).filter(|id| **id != item.id);
+        let other = other.and_then(|id| self.entries.get(id)?.newest.clone());
+        if let Some(other) = other {
+            if is_gone {
+                return Verdict::Instead(other);
+            }
+            if item.updated_at.is_some() && item.updated_at < other.updated_at {
+                match self.absence(&item.name, asked, again) {
+                    Verdict::Believed => {}
+                    verdict => return verdict,
+                }
+            }
+        }
+        if is_gone {
+            return self.question(&item.id, asked, again, Verdict::Gone);
+        }
+        let Some(entry) = self.entries.get_mut(&item.id) else {
+            self.saw(item, asked);
+            return Verdict::Believed;
+        };
+        if let Some(newest) = entry.newer_than(item) {
+            let newest = newest.clone();
+            if asked >= entry.at {
+                self.shows(asked);
+            }
+            return Verdict::Instead(newest);
+        }
+        if entry.question.take().is_some() {
+            // It was absent before.
+            self.shows(asked);
+        }
+        self.saw(item, asked);
+        Verdict::Believed
+    }
+
+    /// An answer that was asked for at `asked` shows that there is no such object.
+    pub fn absence(&mut self, name: &ObjectName, asked: Instant, again: bool) -> Verdict {
+        self.forget(asked);
+        let is_known = self.is_known(asked);
+        let Some(id) = self.names.get(name).cloned() else { return Verdict::Believed };
+        let Some(entry) = self.entries.get_mut(&id) else { return Verdict::Believed };
+        match entry.newest.clone() {
+            None => {
+                if entry.question.take().is_some() {
+                    // It was there before.
+                    self.shows(asked);
+                }
+                Verdict::Believed
+            }
+            Some(newest) if entry.created || is_known => {
+                self.question(&id, asked, again, Verdict::Instead(newest))
+            }
+            Some(_) => Verdict::Believed,
+        }
+    }
+
+    /// The same of its id.
+    pub fn absence_of(&mut self, id: &ObjectId, asked: Instant, again: bool) -> Verdict {
+        match self.entries.get(id).and_then(|entry| entry.name.clone()) {
+            Some(name) if self.names.get(&name) == Some(id) => self.absence(&name, asked, again),
+            _ => Verdict::Believed,
+        }
+    }
+
+    /// What comes of an answer that says the opposite of what was done here; `kept` if it is not believed.
+    fn question(&mut self, id: &ObjectId, asked: Instant, again: bool, kept: Verdict) -> Verdict {
+        let is_known = self.is_known(asked);
+        let Some(entry) = self.entries.get_mut(id) else { return Verdict::Believed };
+        if is_known || asked < entry.at {
+            return kept;
+        }
+        match entry.question {
+            Some(Question::Settled) => Verdict::Believed,
+            Some(Question::Open(at)) if again || asked.saturating_duration_since(at) >= AGAIN => {
+                entry.question = Some(Question::Settled);
+                Verdict::Believed
+            }
+            _ => {
+                entry.question.get_or_insert(Question::Open(asked));
+                Verdict::Questioned
+            }
+        }
+    }
+
+    /// The newest version that is remembered of an object.
+    pub fn newest(&mut self, id: &ObjectId, asked: Instant) -> Option<Summary> {
+        self.forget(asked);
+        self.entries.get(id)?.newest.clone()
+    }
+
+    /// A history that was asked for at `asked` lacks the newest version.
+    pub fn lacks_newest(&mut self, id: &ObjectId, asked: Instant) {
+        if self.entries.get(id).is_some_and(|entry| asked >= entry.at) {
+            self.shows(asked);
+        }
+    }
+
+    /// Names that are to be asked for again.
+    pub fn questions(&self) -> Vec<ObjectName> {
+        let open = |entry: &&Entry| matches!(entry.question, Some(Question::Open(_)));
+        self.entries.values().filter(open).filter_map(|entry| entry.name.clone()).collect()
+    }
+
+    /// Names of what is there as far as is remembered.
+    pub fn names(&self) -> Vec<ObjectName> {
+        let there = |id: &ObjectId| self.entries.get(id).is_some_and(|entry| entry.newest.is_some());
+        self.names.iter().filter(|(_, id)| there(id)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Names of what was deleted here, and is not believed to be there again.
+    pub fn gone(&self) -> HashSet<ObjectName> {
+        let gone = |entry: &&Entry| entry.newest.is_none() && entry.question != Some(Question::Settled);
+        let gone = self.entries.iter().filter(|(_, entry)| gone(entry));
+        let gone = gone
+            .filter_map(|(id, entry)| entry.name.as_ref().filter(|name| self.names.get(*name) == Some(id)));
+        gone.cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn item(id: &str, name: &str, version: u64) -> Summary {
+        Summary {
+            id: ObjectId::new(id),
+            name: ObjectName::new(name).unwrap(),
+            updated_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(version)),
+            version: Some(VersionTag::new(version.to_string())),
+        }
+    }
+
+    fn meta(id: &str, name: &str, version: u64) -> Meta {
+        let Summary { id, name, updated_at, version } = item(id, name, version);
+        Meta { id, name, version: version.unwrap(), updated_at: updated_at.unwrap() }
+    }
+
+    #[test]
+    fn what_is_stored_again_and_again_is_remembered_from_the_last_time_on() {
+        let (mut lag, start) = (Lag::default(), Instant::now());
+        for n in 0..10 {
+            lag.stored(&meta("i", "f", n), n == 0, start + SECOND * n as u32 * 2);
+        }
+        let last = start + SECOND * 18;
+        for (after, verdict) in [(1, Verdict::Instead(item("i", "f", 9))), (15, Verdict::Believed)] {
+            assert_eq!(lag.presence(&item("i", "f", 8), last + SECOND * after, false), verdict);
+        }
+        assert!(lag.entries.is_empty() && lag.names.is_empty() && lag.order.is_empty());
+    }
+
+    #[test]
+    fn versions_of_one_moment_are_told_apart_and_a_clock_that_is_put_back_changes_no_order() {
+        let (mut lag, now) = (Lag::default(), Instant::now());
+        let at =
+            |version: &str, time: u64| Meta { version: VersionTag::new(version), ..meta("i", "f", time) };
+        let asked = |m: &Meta| Summary { version: Some(m.version.clone()), ..item("i", "f", 0) };
+        let asked = |m: &Meta| Summary { updated_at: Some(m.updated_at), ..asked(m) };
+        let (first, second, third) = (at("a", 5), at("b", 5), at("c", 3));
+        for meta in [&first, &second, &third] {
+            lag.stored(meta, false, now);
+        }
+        for older in [&first, &second] {
+            assert_eq!(lag.presence(&asked(older), now, false), Verdict::Instead(asked(&third)));
+        }
+        assert_eq!(lag.presence(&asked(&third), now, false), Verdict::Believed);
+        assert_eq!(lag.presence(&asked(&at("d", 4)), now, false), Verdict::Believed, "somebody else's");
+    }
+
+    #[test]
+    fn of_thousands_the_newest_are_remembered() {
+        let (mut lag, now) = (Lag::default(), Instant::now());
+        let all = 2 * MOST;
+        for n in 0..all {
+            lag.stored(&meta(&format!("i{n}"), &format!("f{n}"), 2), true, now);
+            lag.doubt(Changed::Name(ObjectName::new(&format!("f{n}")).unwrap()), now);
+        }
+        assert_eq!((lag.entries.len(), lag.names.len(), lag.doubts.len()), (MOST, MOST, MOST));
+        let older = |n: usize| item(&format!("i{n}"), &format!("f{n}"), 1);
+        assert_eq!(lag.presence(&older(0), now, false), Verdict::Believed);
+        assert_ne!(lag.presence(&older(all - 1), now, false), Verdict::Believed);
+    }
+
+    #[test]
+    fn an_absence_is_believed_once_it_is_confirmed_and_a_return_shows_the_lag() {
+        let (mut lag, now) = (Lag::default(), Instant::now());
+        let name = ObjectName::new("f").unwrap();
+        lag.stored(&meta("i", "f", 1), true, now);
+        assert_eq!(
+            lag.absence(&name, now - SECOND, false),
+            Verdict::Instead(item("i", "f", 1)),
+            "asked before"
+        );
+        assert_eq!(lag.absence(&name, now, false), Verdict::Questioned);
+        assert_eq!(lag.questions(), [name.clone()]);
+        assert_eq!(lag.absence(&name, now + AGAIN, false), Verdict::Believed);
+        assert!(lag.questions().is_empty() && !lag.is_known(now));
+        assert_eq!(lag.presence(&item("i", "f", 1), now + SECOND * 2, false), Verdict::Believed);
+        assert!(lag.is_known(now + SECOND * 3) && !lag.is_known(now + SECOND * 603));
+        assert_eq!(lag.absence(&name, now + SECOND * 3, true), Verdict::Instead(item("i", "f", 1)));
+        lag.deleted(&ObjectId::new("i"), now + SECOND * 4);
+        assert_eq!(lag.presence(&item("i", "f", 1), now + SECOND * 5, true), Verdict::Gone);
+        lag.stored(&meta("j", "f", 1), true, now + SECOND * 6);
+        assert_eq!(
+            lag.presence(&item("i", "f", 1), now + SECOND * 7, false),
+            Verdict::Instead(item("j", "f", 1))
+        );
+        assert_eq!(lag.absence(&name, now + SECOND * 21, false), Verdict::Believed);
+    }
+}
