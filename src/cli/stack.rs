@@ -1,5 +1,6 @@
 //! The worker's stack of layers: vault, file system, adapter. Built before anything is mounted.
 
+use std::any::Any;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -216,6 +217,12 @@ impl Service for Mounted {
         if let Some(following) = following {
             following.end().await;
         }
+    }
+
+    async fn pause(&self, within: Duration) -> Box<dyn Any + Send> {
+        let requests = self.requests.pause.begin(within).await;
+        // What nobody waits for, too.
+        Box::new((requests, self.fs.hold_stores(within).await))
     }
 
     async fn reload_key(&self) {

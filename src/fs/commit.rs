@@ -153,7 +153,7 @@ impl FileSystem {
                     Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
                 return Err(self.failed(cause.name(), name.as_str(), &why));
             };
-            // Held until it is written down that it is stored: who takes over then knows (`rest`).
+            // Held until it is written down that it is stored: who takes over then knows (`hold_stores`).
             let Some(permit) = self.among_stores(call).await else {
                 let name = file.state().name.clone();
                 let why = Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first");

@@ -343,6 +343,12 @@ impl FileSystem {
         vault.delete(call, &stored.id, Some(&stored.version)).await
     }
 
+    /// Waits until what is being stored is written down as stored; nothing more is begun until the result is dropped.
+    pub async fn hold_stores(&self, within: Duration) -> Option<OwnedSemaphorePermit> {
+        let all = self.changes.clone().acquire_many_owned(CHANGES);
+        tokio::time::timeout(within, all).await.ok()?.ok()
+    }
+
     /// A store's permit: no hidden object is deleted meanwhile.
     pub(super) async fn among_stores(&self, call: &Call) -> Option<OwnedSemaphorePermit> {
         let permit = self.changes.clone().acquire_owned();

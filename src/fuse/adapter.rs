@@ -122,9 +122,11 @@ impl Adapter {
             Step::Pending(work) => {
                 let limit = self.fs.time_left(req.unique().0) + GRACE;
                 let spender = name_of_process(req.pid()).map(Arc::from);
+                let out = self.requests.pause.out();
                 self.runtime.spawn(spender::on_behalf_of(spender, async move {
                     let result = tokio::time::timeout(limit, work).await;
                     answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)));
+                    drop(out);
                 }));
             }
         }

@@ -25,6 +25,7 @@ pub mod mountpoint;
 pub mod mounts;
 pub mod notify;
 pub mod on_change;
+pub mod pause;
 pub mod probe;
 pub mod process;
 pub mod pulse;

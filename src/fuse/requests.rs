@@ -4,10 +4,13 @@
 //! seen. FORGET and RELEASE are counted, too, but nobody waits for them.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use fuser::{INodeNo, Request};
 use tokio::sync::Notify;
+
+use super::pause::Pause;
 
 macro_rules! operations {
     ($($name:ident = $text:literal),* $(,)?) => {
@@ -58,19 +61,27 @@ pub struct Requests {
     counts: Vec<AtomicU64>,
     has_answered: AtomicBool,
     first_answer: Notify,
+    /// Before a successor takes over.
+    pub pause: Arc<Pause>,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        let counts = Operation::NAMES.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { counts, has_answered: AtomicBool::new(false), first_answer: Notify::new() }
+        Self {
+            counts: Operation::NAMES.iter().map(|_| AtomicU64::new(0)).collect(),
+            has_answered: AtomicBool::new(false),
+            first_answer: Notify::new(),
+            pause: Arc::default(),
+        }
     }
 }
 
 impl Requests {
-    /// One more: counted, and with `-vv` logged, with the file or directory that it is about, and in there the name.
+    /// One more, which waits here during a pause: counted, and with `-vv` logged, with the file or directory that it is
+    /// about, and in there the name.
     pub fn count(&self, operation: Operation, request: &Request, ino: INodeNo, name: Option<&OsStr>) {
         let (place, pid) = (operation as usize, request.pid());
+        self.pause.wait();
         self.add(operation);
         tracing::trace!(
             operation = Operation::NAMES[place],

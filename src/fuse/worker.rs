@@ -16,6 +16,7 @@
 //! Signals are the keeper's business: the worker ignores them, because a service manager sends SIGTERM to
 //! every process of a service. It makes no call on its own mount.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -69,6 +70,8 @@ pub trait Service: Send + Sync + 'static {
     async fn reload_key(&self);
     /// The mount ends: so do the commands that it runs.
     async fn end_commands(&self);
+    /// Ends what it is at, within that time, and begins nothing more until the result is dropped.
+    async fn pause(&self, within: Duration) -> Box<dyn Any + Send>;
 }
 
 /// What a worker goes on from.
@@ -333,14 +336,23 @@ impl Handler for Desk {
 struct Upgrade {
     link: Link,
     refused: broadcast::Sender<String>,
+    service: Arc<dyn Service>,
 }
+
+/// How long what is out may take to end before an upgrade; and the new program to start, while nothing is begun.
+const PAUSE: Duration = Duration::from_secs(1);
 
 #[async_trait::async_trait]
 impl control::Upgrade for Upgrade {
     async fn to(&self, program: &Path) -> String {
         let mut refused = self.refused.subscribe();
+        let paused = self.service.pause(PAUSE).await;
         self.link.say(&ToKeeper::Upgrade(program.to_owned()));
         // Granted, it ends this process.
+        if let Ok(refused) = tokio::time::timeout(PAUSE, refused.recv()).await {
+            return refused.unwrap_or_default();
+        }
+        drop(paused);
         refused.recv().await.unwrap_or_default()
     }
 }
@@ -370,7 +382,7 @@ async fn supervise(
 ) -> Vec<Unsaved> {
     let (end, mut asked_to_end) = mpsc::unbounded_channel();
     let (refused, _) = broadcast::channel(1);
-    let upgrade = Upgrade { link: link.clone(), refused: refused.clone() };
+    let upgrade = Upgrade { link: link.clone(), refused: refused.clone(), service: desk.service.clone() };
     let (over, ended) = watch::channel(None);
     let socket = listener
         .set_nonblocking(true)
