@@ -5,7 +5,17 @@
 //! uses tokio's timer, which tests can pause.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The last second that RFC 3339 can write, in seconds since 1970.
+pub const LAST_SECOND: u64 = 253_402_300_799;
+
+/// The nearest time from 1970 to 9999: what can be written down, in records and as text. Whatever brings a time in from
+/// outside (a program, the vault) passes it through here.
+pub fn bounded(at: SystemTime) -> SystemTime {
+    let last = Duration::new(LAST_SECOND, 999_999_999);
+    UNIX_EPOCH + at.duration_since(UNIX_EPOCH).unwrap_or_default().min(last)
+}
 
 /// A source of monotonic and of wall-clock time.
 pub trait Clock: Send + Sync + std::fmt::Debug + 'static {

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 
 use super::reply::{absent, caller, empty, entry, errno, file_attr, fopen_flags, kind, opened, xattr};
 use super::requests::{Operation, Requests};
+use crate::clock::bounded;
 use crate::crash;
 use crate::fs::program::name_of_process;
 use crate::fs::{Create, FileSystem, SetAttr, Step};
@@ -219,7 +220,7 @@ impl Filesystem for Adapter {
         self.requests.count(Operation::Setattr, req, ino, None);
         let time = |t: Option<TimeOrNow>| {
             t.map(|t| match t {
-                TimeOrNow::SpecificTime(t) => t,
+                TimeOrNow::SpecificTime(t) => bounded(t),
                 TimeOrNow::Now => self.fs.now(),
             })
         };

@@ -104,9 +104,9 @@ impl Desk {
         let idle = waiting.is_empty() && !many && state.running.is_none();
         let kept = Kept { waiting, many, running: state.running.clone() };
         // Under the lock, so that what is written last is what is so.
-        (self.keep)(
-            (!idle).then(|| postcard::to_allocvec(&kept).expect("plain data in memory can be written down")),
-        );
+        let lost =
+            |e: &postcard::Error| tracing::error!("the commands that wait cannot be written down: {e}");
+        (self.keep)((!idle).then(|| postcard::to_allocvec(&kept).inspect_err(lost)).and_then(Result::ok));
         done
     }
 

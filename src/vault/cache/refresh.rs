@@ -24,6 +24,7 @@ use super::super::object::Cursors;
 use super::lag::{AGAIN, WINDOW};
 use super::sweep::Sweep;
 use super::{Cache, is_outage};
+use crate::clock::bounded;
 use crate::vault::{Call, ErrorKind, ListQuery, Meta, Result};
 
 /// The part of the budget that ticks may take: one in so many requests.
@@ -275,7 +276,8 @@ impl Cache {
     fn vaults_time_if_told(&self) -> Option<SystemTime> {
         let (ours, ahead) = (self.clock.wall(), self.vault.status().ahead_ms?);
         let off = Duration::from_millis(ahead.unsigned_abs());
-        Some(if ahead >= 0 { ours + off } else { ours - off } - OVERLAP)
+        let theirs = if ahead >= 0 { ours.checked_add(off) } else { ours.checked_sub(off) };
+        Some(bounded(bounded(theirs?) - OVERLAP))
     }
 
     /// The time that one request is worth, if a tenth of the budget is to last.

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use reqwest::Method;
@@ -20,6 +20,7 @@ use super::status::{bad_answer, confirmed};
 use super::transport::{Answer, Body, Request, Transport};
 use super::wire::{WireKvMetadata, WireKvObject, WireKvVersion, WirePage, parse, parse_time};
 use super::{MAX_PAGES, idempotency_key, quoted, segment, too_large, too_long};
+use crate::clock::bounded;
 use crate::vault::codec::{self, CodecError};
 use crate::vault::memory::KV_CAPABILITIES;
 use crate::vault::{
@@ -198,11 +199,7 @@ pub(super) fn list_request(query: &ListQuery) -> Request {
 
 /// A time in whole milliseconds, as the vault has them; a part of one is cut off, so that no change is missed.
 fn written(time: SystemTime) -> String {
-    let ms = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let last = u128::from(super::wire::LAST_SECOND) * 1000;
-    // Below the last second there is, so it fits and can be written.
-    let time = UNIX_EPOCH + Duration::from_millis(ms.min(last) as u64);
-    humantime::format_rfc3339_millis(time).to_string()
+    humantime::format_rfc3339_millis(bounded(time)).to_string()
 }
 
 /// The dialect does not say in which order versions come, nor does it number them.

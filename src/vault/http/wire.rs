@@ -10,10 +10,8 @@ use serde_json::value::RawValue;
 
 use super::status::bad_answer;
 use super::transport::{Answer, Request};
+use crate::clock::bounded;
 use crate::vault::{Result, VersionTag};
-
-/// The last second that RFC 3339 can write, in seconds since 1970.
-pub const LAST_SECOND: u64 = 253_402_300_799;
 
 /// Reads an answer. A sentence of serde's may repeat what it read, so none is passed on.
 pub fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer, request: &Request) -> Result<T> {
@@ -170,7 +168,7 @@ impl<T> WirePage<T> {
 
 /// RFC 3339, with `Z` or an offset, from 1970 to 9999: what can be written again.
 pub fn parse_time(text: &str) -> Option<SystemTime> {
-    parse_any_time(text).filter(|t| t.duration_since(UNIX_EPOCH).is_ok_and(|d| d.as_secs() <= LAST_SECOND))
+    parse_any_time(text).filter(|time| bounded(*time) == *time)
 }
 
 fn parse_any_time(text: &str) -> Option<SystemTime> {
