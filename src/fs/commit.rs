@@ -350,10 +350,7 @@ impl FileSystem {
         let mut table = self.table();
         let other = table.file(&job.name).filter(|other| other.ino != file.ino);
         let mut state = file.state();
-        // The time of the write stays the file's time: were it the vault's from now on, an editor would take its
-        // own save for a change made elsewhere.
-        let changed_at = state.mtime();
-        state.local.mtime = Some((changed_at, Some(object.meta.version.clone())));
+        state.times_of_stored(&object.meta);
         *table.local(&job.name) = state.local.clone();
         state.stored = Some(Stored::of(&object));
         state.pinned = (state.opens > 0).then_some(object);

@@ -275,13 +275,16 @@ impl FileState {
         }
     }
 
+    /// What utimens set on the version that this is.
+    pub fn set_mtime(&self) -> Option<SystemTime> {
+        let version = self.stored.as_ref().map(|s| &s.version);
+        self.local.mtime.as_ref().filter(|(_, on)| on.as_ref() == version).map(|(at, _)| *at)
+    }
+
     /// When the content last changed.
     pub fn mtime(&self) -> SystemTime {
-        let version = self.stored.as_ref().map(|s| &s.version);
-        if let Some((at, on)) = &self.local.mtime
-            && on.as_ref() == version
-        {
-            return *at;
+        if let Some(at) = self.set_mtime() {
+            return at;
         }
         match (&self.buffer, &self.stored) {
             (Some(buffer), Some(stored)) if buffer.generation == buffer.committed => stored.updated_at,
@@ -289,6 +292,20 @@ impl FileState {
             (None, Some(stored)) => stored.updated_at,
             (None, None) => SystemTime::UNIX_EPOCH,
         }
+    }
+
+    /// The bytes are a version of the vault's now. What utimens set for them holds for it, and so long for the mount.
+    /// Otherwise it has the vault's time, like any version in any mount: it is set before close(2) returns, so that a
+    /// program that looks afterwards takes its own save for nobody else's.
+    pub fn times_of_stored(&mut self, meta: &Meta) {
+        let written = self.mtime();
+        let set = self.set_mtime();
+        if set.is_none() {
+            self.local.ctime = None;
+        }
+        // A vault may tell no time.
+        let at = set.or((meta.updated_at == SystemTime::UNIX_EPOCH).then_some(written));
+        self.local.mtime = at.map(|at| (at, Some(meta.version.clone())));
     }
 
     /// The buffer, made from the stored bytes if there is none yet; `None` if those are not in memory. Nothing is

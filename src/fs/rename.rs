@@ -241,11 +241,11 @@ impl FileSystem {
         };
         let object = {
             let mut state = source.state();
-            // A new name is no new content.
-            let mtime = state.mtime();
+            // A new name is no new content. What is stored under it has the vault's time, like any save.
+            let mtime = state.set_mtime().or(stored.is_none().then(|| state.mtime()));
             let was_object = !state.is_only_here();
             let before = std::mem::replace(&mut state.stored, base);
-            state.local.mtime = Some((mtime, state.stored.as_ref().map(|s| s.version.clone())));
+            state.local.mtime = mtime.map(|at| (at, state.stored.as_ref().map(|s| s.version.clone())));
             state.name = goal.name.clone();
             state.keep = goal.keep;
             state.link = Link::Current;

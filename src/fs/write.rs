@@ -69,6 +69,8 @@ impl FileSystem {
             (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR).into(),
             (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM).into(),
         };
+        // The kernel sends the time of truncate(2) with it, which is nobody's utimens.
+        let set = SetAttr { mtime: None, ..set };
         // A handle that was not heard of is open again when it is used.
         let handle = fh.and_then(|fh| self.handle(fh).ok());
         if let Some(handle) = &handle {
@@ -99,12 +101,12 @@ impl FileSystem {
                 fs.commit(&file, &call, Cause::Truncate).await?;
             }
             fs.table().drop_unheld(file.ino);
-            Ok((fs.attr(&node), fs.options.refresh))
+            Ok((fs.attr(&node), fs.attr_ttl(&node)))
         })
     }
 
     fn attr_after(&self, node: &Node, result: Result<()>) -> Step<(Attr, Duration)> {
-        result.map(|()| (self.attr(node), self.options.refresh)).into()
+        result.map(|()| (self.attr(node), self.attr_ttl(node))).into()
     }
 
     fn set_local_if_any(&self, node: &Node, set: &SetAttr) -> Result<()> {
