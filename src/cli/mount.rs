@@ -336,6 +336,8 @@ impl MountArgs {
     fn file_system_options(&self) -> Options {
         let own = Options::default();
         Options {
+            // Known where the vault is connected to (`stack`).
+            vault: own.vault,
             read_only: self.read_only,
             no_delete: self.no_delete,
             strict: self.strict,

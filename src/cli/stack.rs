@@ -11,7 +11,7 @@ use super::connect::{self, Api, ApiKeyInput, ConnectSpec};
 use super::exit::{Exit, Failure};
 use crate::clock::{Clock, SystemClock};
 use crate::display::Shown;
-use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Processes, Unsaved};
+use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Options, Processes, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::handover::MountConfig;
 use crate::fuse::on_change::command::{self, Job};
@@ -57,7 +57,8 @@ pub async fn build(
         };
     }
     let vault = connected.vault.clone();
-    let (page, options) = (connected.first_page, config.options.clone());
+    let which = serde_json::json!([spec.endpoint, spec.prefix]).to_string();
+    let (page, options) = (connected.first_page, Options { vault: which, ..config.options.clone() });
     let fs = FileSystem::restore(connected.vault, page, options, clock, state, anew);
     if let Some(path) = &config.options.audit {
         let audit = Audit::open(path).map_err(|e| bad_audit(path, &e))?;

@@ -248,6 +248,10 @@ fn show(out: &mut Lines, mount: &Value) {
     if let Some(problem) = mount["fs"]["journal"]["problem"].as_str() {
         line("a crash", format!("WOULD LOSE what is open or unsaved: {problem}"));
     }
+    if let Some(refused @ 1..) = mount["fs"]["journal"]["refused"].as_u64() {
+        let lost = "what they said of open or unsaved files is lost";
+        line("taken over", format!("{refused} records of the last worker made no sense: {lost}"));
+    }
     line("kernel", kernel(&mount["kernel"]));
     line("up", seconds(mount["uptime_s"].as_u64().unwrap_or(0)));
 }

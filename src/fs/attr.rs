@@ -111,6 +111,8 @@ impl FileSystem {
     /// kernel does not know to belong to it: that is asked for each time, where there is a chmod.
     pub(super) fn attr_ttl(&self, node: &Node) -> Duration {
         match node {
+            // Its times are others once it is stored.
+            Node::File(file) if file.state().is_dirty() => Duration::ZERO,
             Node::File(_) => self.ttl(self.options.refresh),
             Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.ttl(self.options.refresh),
             Node::Control(_) => self.options.refresh,
@@ -128,8 +130,9 @@ impl FileSystem {
                 let perm = match &dir.kind {
                     DirKind::Tree(_) => {
                         let local = table.dir_local_of(&dir.kind).cloned().unwrap_or_default();
+                        let nlink = u32::from(!table.is_removed(dir));
                         drop(table);
-                        return self.tree_dir_attr(dir.ino, touched, &local);
+                        return Attr { nlink, ..self.tree_dir_attr(dir.ino, touched, &local) };
                     }
                     DirKind::Histories(prefix) => {
                         let tree = DirKind::Tree(prefix.clone());

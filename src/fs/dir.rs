@@ -140,7 +140,7 @@ impl FileSystem {
             }
             fs.doing(Doing::Make);
             let mut table = fs.table();
-            table.made().insert(dir.clone());
+            table.make_dir(dir.clone());
             let ceiling = fs.options.dir_mode;
             table.dir_local(&DirKind::Tree(dir.clone())).mode = Some(mode & 0o777 & ceiling);
             table.touch(&DirKind::Tree(dir.clone()), fs.clock.wall());
@@ -183,7 +183,7 @@ impl FileSystem {
             };
             fs.cache.list_all(&call).await.map_err(|e| fs.failed("rmdir", dir.as_str(), &e))?;
             if fs.names_in(&dir).is_empty() {
-                fs.settle_hidden_in(&dir, &call).await;
+                fs.settle_hidden_in(&dir, &call).await?;
             }
             if dir.is_continuation()
                 || fs.cache.implied(dir.as_str()) == Implied::Yes
@@ -193,12 +193,14 @@ impl FileSystem {
             }
             fs.doing(Doing::Rmdir);
             let mut table = fs.table();
-            table.made().remove(&dir);
-            table.take_place_of(&dir);
+            let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
+            table.remove_dir(&DirKind::Tree(dir));
             if !under.is_root() {
                 table.made().insert(under.clone());
             }
             table.touch(&DirKind::Tree(under), fs.clock.wall());
+            drop(table);
+            gone.into_iter().for_each(|ino| fs.listings().removed(ino));
             Ok(())
         });
         self.within(parent, work)

@@ -52,6 +52,10 @@ pub trait Journal: Send + Sync + fmt::Debug {
     fn status(&self) -> JournalStatus;
     /// What the predecessor missed is made up for: from now on this one's own counts.
     fn accept(&self);
+    /// The slot has changed, and its value cannot be written down.
+    fn missed(&self, slot: Vec<u8>, why: String);
+    /// So many records of the predecessor were refused.
+    fn refused(&self, records: usize);
 }
 
 /// How a journal is doing.
@@ -65,13 +69,16 @@ pub struct JournalStatus {
     pub records: usize,
     /// Why it is not complete.
     pub problem: Option<String>,
+    /// So many records of the predecessor made no sense, and are not used.
+    #[serde(default)]
+    pub refused: usize,
 }
 
 /// What a record is about, in the file system's own words.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Key {
-    /// Inode numbers below this may be in use.
-    NextIno,
+    /// Which inode numbers are given out (`inode`).
+    Salt,
     /// The same for handles.
     NextHandle,
     /// What an inode is.
@@ -123,10 +130,6 @@ pub(super) enum Key {
 }
 
 impl Key {
-    fn encode(&self) -> Vec<u8> {
-        postcard::to_allocvec(self).expect("plain data in memory can be written down")
-    }
-
     /// `None` for what another version of this program wrote.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         postcard::from_bytes(bytes).ok()
@@ -167,14 +170,17 @@ impl Pen {
 
     pub fn put(&self, key: &Key, value: &impl Serialize) {
         if self.writes() {
-            let bytes = postcard::to_allocvec(value).expect("plain data in memory can be written down");
-            self.record(key, Some(Value::Plain(bytes)));
+            self.put_encoded(key, postcard::to_allocvec(value));
         }
     }
 
-    /// The same for what is encoded already.
-    pub fn put_encoded(&self, key: &Key, bytes: Vec<u8>) {
-        self.record(key, Some(Value::Plain(bytes)));
+    /// The same for what is encoded already. What cannot be is missed, and said in status: a request must not end the
+    /// worker by what it brings.
+    pub fn put_encoded(&self, key: &Key, bytes: postcard::Result<Vec<u8>>) {
+        match bytes {
+            Ok(bytes) => self.record(key, Some(Value::Plain(bytes))),
+            Err(e) => self.miss(key, &e),
+        }
     }
 
     /// A piece of a value.
@@ -190,8 +196,12 @@ impl Pen {
 
     fn record(&self, key: &Key, value: Option<Value>) {
         let Some(inner) = &self.0 else { return };
+        let slot = match postcard::to_allocvec(key) {
+            Ok(slot) => slot,
+            Err(e) => return self.miss(key, &e),
+        };
         let order = inner.order.fetch_add(1, Ordering::Relaxed);
-        let record = Record { slot: key.encode(), order, value };
+        let record = Record { slot, order, value };
         let now = BATCH.with_borrow_mut(|(depth, records)| {
             if *depth == 0 {
                 return Some(record);
@@ -201,6 +211,13 @@ impl Pen {
         });
         if let Some(record) = now {
             inner.journal.commit(vec![record]);
+        }
+    }
+
+    fn miss(&self, key: &Key, e: &postcard::Error) {
+        tracing::error!(?key, "a part of the mount's state cannot be written down: {e}");
+        if let Some(inner) = &self.0 {
+            inner.journal.missed(postcard::to_allocvec(key).unwrap_or_default(), e.to_string());
         }
     }
 
@@ -244,6 +261,7 @@ struct Kept {
     commits: u64,
     stops_after: Option<u64>,
     misses: bool,
+    refused: usize,
 }
 
 impl MemoryJournal {
@@ -302,10 +320,19 @@ impl Journal for MemoryJournal {
     fn status(&self) -> JournalStatus {
         let kept = self.kept();
         let records = kept.live.values().filter(|(_, value)| value.is_some()).count();
-        JournalStatus { complete: !kept.misses, records, ..JournalStatus::default() }
+        let (complete, refused) = (!kept.misses, kept.refused);
+        JournalStatus { complete, records, refused, ..JournalStatus::default() }
     }
 
     fn accept(&self) {
         self.kept().misses = false;
+    }
+
+    fn missed(&self, _slot: Vec<u8>, _why: String) {
+        self.kept().misses = true;
+    }
+
+    fn refused(&self, records: usize) {
+        self.kept().refused = records;
     }
 }

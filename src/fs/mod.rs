@@ -132,6 +132,9 @@ pub trait Kernel: Send + Sync {
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
     /// Whether some program watches something of the mount (inotify), as far as that can be seen.
     fn is_watched(&self) -> bool;
+    /// Whether the mount with this id, in the mount namespace of the process `pid`, is of this file system. True where that
+    /// cannot be told.
+    fn has_mount(&self, pid: u32, mount: u64) -> bool;
 }
 
 /// What is known of requests that have no answer yet.
@@ -222,7 +225,7 @@ impl FileSystem {
         let fs = Arc::new(Self {
             pen,
             scratch: scratch::Patterns::new(&options.scratch),
-            table: Mutex::new(Table::new(random_base())),
+            table: Mutex::new(Table::new(&options.vault)),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             untold: untold::Untolds::default(),
@@ -332,10 +335,4 @@ impl FileSystem {
     fn errno_counts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
         self.errno_counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
-}
-
-/// Inode numbers start somewhere in 2^40..2^52, so that two mounts hardly ever share one.
-fn random_base() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    (RandomState::new().hash_one(std::process::id()) & ((1 << 52) - 1)) | (1 << 40)
 }

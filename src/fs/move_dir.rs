@@ -43,7 +43,7 @@ impl FileSystem {
         let alone = self.is_in_memory_alone(dir);
         if let Some(target) = over.filter(|_| alone) {
             // Empty as it looks, objects can be hidden in it: they end as at rmdir(2).
-            self.settle_hidden_in(&target, call).await;
+            self.settle_hidden_in(&target, call).await?;
             if !self.is_in_memory_alone(&target) || !self.names_in(&target).is_empty() {
                 return Err(Errno::ENOTEMPTY);
             }
@@ -54,6 +54,7 @@ impl FileSystem {
         let now = self.clock.wall();
         self.doing(Doing::RenameDir);
         let mut table = self.table();
+        let gone = table.dir_ino(&DirKind::Tree(goal.clone()));
         table.move_dirs(dir, &goal);
         table.dir_local(&DirKind::Tree(goal)).ctime = Some(now);
         for parent in [from, to.0] {
@@ -62,6 +63,8 @@ impl FileSystem {
             }
             table.touch(&DirKind::Tree(parent.clone()), now);
         }
+        drop(table);
+        gone.into_iter().for_each(|ino| self.listings().removed(ino));
         Ok(())
     }
 
@@ -87,11 +90,6 @@ impl Table {
         };
         let made: Vec<(DirPrefix, DirPrefix)> =
             self.made().iter().filter_map(|dir| Some((dir.clone(), moved(dir)?))).collect();
-        for (old, new) in made {
-            self.made().remove(&old);
-            self.made().insert(new);
-        }
-        self.made().insert(to.clone());
         for (kind, dir) in self.dirs_of_the_tree() {
             if let DirKind::Tree(prefix) = &kind
                 && let Some(prefix) = moved(prefix)
@@ -102,5 +100,10 @@ impl Table {
                 );
             }
         }
+        for (old, new) in made {
+            self.made().remove(&old);
+            self.made().insert(new);
+        }
+        self.made().insert(to.clone());
     }
 }

@@ -22,7 +22,7 @@ use super::opener::Opener;
 use super::request::Doing;
 use super::untold::Untold;
 use super::wrote::Whose;
-use super::{Caller, Entry, FileSystem, Step, request};
+use super::{Caller, Entry, FileSystem, Kernel, Step, request};
 use crate::crash;
 use crate::vault::ObjectName;
 
@@ -99,14 +99,15 @@ impl HandleRecord {
 const NUMBERS: u64 = 4096;
 
 /// Whether a FLUSH of this handle stores, as far as copies of its descriptor are concerned.
-fn lets_store(file: &File, opener: &Opener, caller: Caller) -> bool {
+fn lets_store(file: &File, opener: &Opener, caller: Caller, kernel: Option<&dyn Kernel>) -> bool {
+    let is_ours = |pid, mount| kernel.is_none_or(|kernel| kernel.has_mount(pid, mount));
     loop {
         let (only, seen) = {
             let state = file.state();
             // Of several handles the process may have another one's descriptors, too, by inheritance.
             (state.writers.len() == 1, state.last_writer)
         };
-        if opener.lets_store(caller.pid, file.ino, only) {
+        if opener.lets_store(caller.pid, file.ino, only, is_ours) {
             return true;
         }
         // The copy that was seen may be the descriptor of a handle that was opened meanwhile.
@@ -343,7 +344,7 @@ impl FileSystem {
         if let Some(handle) = self.opened_before()
             && let Held::File { file, .. } = &handle.held
         {
-            let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
+            let entry = self.own_entry(file);
             return Ok((entry, handle.opened())).into();
         }
         let shown = self.table().file(&name);
@@ -352,7 +353,7 @@ impl FileSystem {
         {
             if matches!(request::before(), Some(Doing::Make)) {
                 // Made before a crash, by this request.
-                let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
+                let entry = self.own_entry(&file);
                 let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
                 return opened.map(|opened| (entry, opened)).into();
             }
@@ -361,7 +362,7 @@ impl FileSystem {
         let keep = self.keep_of_new(component, create.flags);
         self.doing(Doing::Make);
         let file = self.new_file(&under, &name, create, keep);
-        let entry = self.entry(&Node::File(file.clone()), self.options.refresh);
+        let entry = self.own_entry(&file);
         let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
         opened.inspect(|_| self.write_down(file.ino, "create", caller)).map(|opened| (entry, opened)).into()
     }
@@ -384,7 +385,7 @@ impl FileSystem {
             }
             let opened = fs.open_loaded(&file, true, caller).await?;
             fs.write_down(file.ino, "write", caller);
-            Ok((fs.entry(&Node::File(file.clone()), fs.options.refresh), opened))
+            Ok((fs.own_entry(&file), opened))
         })
     }
 
@@ -451,7 +452,8 @@ impl FileSystem {
         if let Some(refused) = writer.refusal() {
             return Step::Ready(Err(refused));
         }
-        if !file.state().is_stored_by(fh) || !lets_store(file, &writer.opener, caller) {
+        let kernel = self.kernel.get().map(|kernel| &**kernel);
+        if !file.state().is_stored_by(fh) || !lets_store(file, &writer.opener, caller, kernel) {
             return Step::Ready(Ok(()));
         }
         crash::point("flush");

@@ -33,13 +33,16 @@ impl Opener {
 
     /// Whether a FLUSH from the thread `pid` stores. `ino` is the file's, `only` that this process has it open
     /// through no other handle.
-    pub fn lets_store(&self, pid: u32, ino: u64, only: bool) -> bool {
+    ///
+    /// `is_ours` tells whether a mount, by its id as the process `pid` has it, is of this file system: other file systems
+    /// have files of the same number.
+    pub fn lets_store(&self, pid: u32, ino: u64, only: bool, is_ours: impl Fn(u32, u64) -> bool) -> bool {
         if pid == 0 || self.tgid == 0 {
             return true;
         }
-        let ours = pid == self.tgid || tgid_of(pid) == Some(self.tgid);
-        if ours {
-            return !only || !self.still_holds(ino);
+        let own = pid == self.tgid || tgid_of(pid) == Some(self.tgid);
+        if own {
+            return !only || !self.still_holds(ino, is_ours);
         }
         !self.is_alive()
     }
@@ -52,14 +55,16 @@ impl Opener {
         }
     }
 
-    fn still_holds(&self, ino: u64) -> bool {
+    fn still_holds(&self, ino: u64, is_ours: impl Fn(u32, u64) -> bool) -> bool {
         let Ok(dir) = fs::read_dir(format!("/proc/{}/fdinfo", self.tgid)) else { return false };
         for (seen, descriptor) in dir.flatten().enumerate() {
             if seen == MAX_DESCRIPTORS {
                 return false;
             }
             let Ok(info) = fs::read_to_string(descriptor.path()) else { continue };
-            if is_writable_descriptor_of(&info, ino) {
+            if is_writable_descriptor_of(&info, ino)
+                && field(&info, "mnt_id:").is_none_or(|mount| is_ours(self.tgid, mount))
+            {
                 return true;
             }
         }
@@ -70,11 +75,18 @@ impl Opener {
 /// Whether proc(5) `fdinfo` text is of a descriptor for writing on inode `ino`. The `ino` line is there since
 /// Linux 5.14; without it the answer is no, and each close of the opener stores.
 fn is_writable_descriptor_of(info: &str, ino: u64) -> bool {
-    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let writes = field("flags:")
+    let writes = line(info, "flags:")
         .and_then(|f| i32::from_str_radix(f, 8).ok())
         .is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY);
-    writes && field("ino:").and_then(|n| n.parse::<u64>().ok()) == Some(ino)
+    writes && field(info, "ino:") == Some(ino)
+}
+
+fn line<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+fn field(info: &str, name: &str) -> Option<u64> {
+    line(info, name)?.parse().ok()
 }
 
 fn start_of(tgid: u32) -> Option<u64> {
@@ -98,6 +110,10 @@ mod tests {
 
     use super::*;
 
+    fn any(_: u32, _: u64) -> bool {
+        true
+    }
+
     #[test]
     fn a_thread_of_the_opener_stores_once_no_copy_is_left() {
         let file = tempfile::tempfile().unwrap();
@@ -105,27 +121,28 @@ mod tests {
         let me = Opener::of(std::process::id());
         let thread = std::thread::spawn(|| nix::unistd::gettid().as_raw() as u32).join().unwrap();
         assert!(thread != me.tgid);
-        assert!(!me.lets_store(me.tgid, ino, true), "descriptor {} is open", file.as_raw_fd());
-        assert!(me.lets_store(me.tgid, ino, false));
+        assert!(!me.lets_store(me.tgid, ino, true, any), "descriptor {} is open", file.as_raw_fd());
+        assert!(me.lets_store(me.tgid, ino, false, any));
+        assert!(me.lets_store(me.tgid, ino, true, |_, _| false), "another file system's file of that number");
         drop(file);
-        assert!(me.lets_store(me.tgid, ino, true));
+        assert!(me.lets_store(me.tgid, ino, true, any));
     }
 
     #[test]
     fn a_child_stores_only_after_its_parent() {
         let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         let me = Opener::of(std::process::id());
-        assert!(!me.lets_store(child.id(), 1, true));
+        assert!(!me.lets_store(child.id(), 1, true, any));
         let gone = Opener::of(child.id());
-        assert!(!gone.lets_store(std::process::id(), 1, true));
+        assert!(!gone.lets_store(std::process::id(), 1, true, any));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(gone.lets_store(std::process::id(), 1, true));
+        assert!(gone.lets_store(std::process::id(), 1, true, any));
     }
 
     #[test]
     fn who_cannot_be_seen_stores() {
-        assert!(Opener::of(0).lets_store(1, 1, true));
-        assert!(Opener::of(std::process::id()).lets_store(0, 1, true));
+        assert!(Opener::of(0).lets_store(1, 1, true, any));
+        assert!(Opener::of(std::process::id()).lets_store(0, 1, true, any));
     }
 }

@@ -14,6 +14,9 @@ use crate::vault::codec::Format;
 /// The options of one mount. Fixed for its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
+    /// Which vault, and which part of it: inode numbers are made from this.
+    #[serde(default)]
+    pub vault: String,
     /// Refuse every change with EROFS.
     pub read_only: bool,
     /// Refuse to delete objects (EPERM); overwriting works.
@@ -68,6 +71,7 @@ impl Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            vault: String::new(),
             read_only: false,
             no_delete: false,
             strict: false,

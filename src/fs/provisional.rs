@@ -222,7 +222,7 @@ impl FileSystem {
     }
 
     /// Ends what is hidden in `dir`, which is to be removed: moves are carried out, unlinked objects deleted.
-    pub(super) async fn settle_hidden_in(self: &Arc<Self>, dir: &DirPrefix, call: &Call) {
+    pub(super) async fn settle_hidden_in(self: &Arc<Self>, dir: &DirPrefix, call: &Call) -> Result<()> {
         let hidden: Vec<(ObjectName, Option<Node>)> = {
             let table = self.table();
             let within = table
@@ -236,9 +236,10 @@ impl FileSystem {
         for (name, backup) in hidden {
             match backup {
                 Some(Node::File(backup)) => self.settle_provisional(&backup, call).await,
-                _ => self.end_unreplaced(&name, call).await,
+                _ => self.end_unreplaced(&name, call).await?,
             }
         }
+        Ok(())
     }
 
     async fn settle_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {

@@ -20,6 +20,7 @@ use super::doubt::Sent;
 use super::errno::Errno;
 use super::file::{Buffer, Failure, File, FileState, Keep, Link, LocalAttr, Stored};
 use super::journal::{Key, PIECE, Pen};
+use super::restore::MOST;
 use super::status::Unsaved;
 use super::wrote::Wrote;
 use crate::secret::SecretBytes;
@@ -85,7 +86,7 @@ impl File {
         let record = FileRecord::of(self.kind, state);
         let bytes = record.encode();
         let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
+        bytes.as_ref().ok().hash(&mut hasher);
         let fingerprint = Some(hasher.finish());
         if state.written.fingerprint != fingerprint {
             state.written.fingerprint = fingerprint;
@@ -235,13 +236,21 @@ impl FileRecord {
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
-        postcard::to_allocvec(self).expect("plain data in memory can be written down")
+    fn encode(&self) -> postcard::Result<Vec<u8>> {
+        postcard::to_allocvec(self)
     }
 
     /// `None` for what is no record of a file.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         postcard::from_bytes(bytes).ok()
+    }
+
+    /// Whether a file can be made of it, whose bytes are at most `max_size`.
+    pub(super) fn makes_sense(&self, max_size: u64) -> bool {
+        let fits = |len: usize| len as u64 <= max_size;
+        self.pinned.is_none_or(fits)
+            && self.buffer.as_ref().is_none_or(|buffer| fits(buffer.len) && buffer.generation <= MOST)
+            && self.failure.as_ref().is_none_or(|failure| failure.number <= MOST)
     }
 
     /// The write that the vault does not have, if this is one.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::FileSystem;
 use super::commit::LAST_RETRY;
+use super::errno::Errno;
 use super::file::File;
 use super::inode::Hidden;
 use super::program::name_of;
@@ -116,11 +117,11 @@ impl FileSystem {
     }
 
     /// Deletes what is hidden under `name` now; what cannot be deleted shows again.
-    pub(super) async fn end_unreplaced(&self, name: &ObjectName, call: &Call) {
-        if let Err(e) = self.delete_unless_replaced(name, call).await {
-            self.not_deleted(name, &e);
-            self.show_again(name);
-        }
+    pub(super) async fn end_unreplaced(&self, name: &ObjectName, call: &Call) -> Result<(), Errno> {
+        let Err(e) = self.delete_unless_replaced(name, call).await else { return Ok(()) };
+        self.not_deleted(name, &e);
+        self.show_again(name);
+        Err(Errno::from(&e))
     }
 
     /// False while the name has been made anew and is not stored yet.

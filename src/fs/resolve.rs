@@ -110,7 +110,9 @@ impl FileSystem {
 
     /// The directory with this number.
     pub(super) fn directory(&self, ino: u64) -> Result<Arc<Dir>> {
-        match self.node(ino)? {
+        let table = self.table();
+        match table.node(ino).ok_or(Errno::ESTALE)? {
+            Node::Dir(dir) if table.is_removed(&dir) => Err(Errno::ENOENT),
             Node::Dir(dir) => Ok(dir),
             Node::File(_) | Node::Version(_) | Node::Control(..) => Err(Errno::ENOTDIR),
         }
@@ -164,13 +166,21 @@ impl FileSystem {
                     }
                     let found = self.cache.read(call, &name).await;
                     crash::point_of("found", || name.as_str().to_owned());
-                    let found = found.map_err(|e| self.failed("lookup", name.as_str(), &e))?;
-                    answers.object = Some((name, found));
+                    match (found, self.bare_at(under, component)) {
+                        (Ok(found), _) => answers.object = Some((name, found)),
+                        (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
+                        (Err(e), None) => return Err(self.failed("lookup", name.as_str(), &e)),
+                    }
                 }
                 Err(Need::Listing) => {
                     let listed = self.cache.list_all(call).await;
-                    listed.map_err(|e| self.failed("lookup", &component.to_string_lossy(), &e))?;
-                    answers.listed = true;
+                    match (listed, self.bare_at(under, component)) {
+                        (Ok(_), _) => answers.listed = true,
+                        (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
+                        (Err(e), None) => {
+                            return Err(self.failed("lookup", &component.to_string_lossy(), &e));
+                        }
+                    }
                 }
                 Err(Need::Prefix(dir)) => {
                     let searched = self.cache.search_prefix(call, dir.as_str()).await;
@@ -199,7 +209,10 @@ impl FileSystem {
         };
         let implied = as_dir.as_ref().map(|dir| self.implied(under, component, dir, answers));
         if let (Some(Implied::Yes), Some(dir)) = (implied, &as_dir) {
-            return Ok(Ok(Place::Dir(dir.clone())));
+            return Ok(self.object_instead_of(dir, answers).map(|object| match object {
+                Some(found) => Place::Object(found),
+                None => Place::Dir(dir.clone()),
+            }));
         }
         if let Some(name) = as_file {
             match self.file_at(&name, answers) {
@@ -244,6 +257,65 @@ impl FileSystem {
     fn object_of_seen(&self, dir: &DirPrefix) -> Option<ObjectName> {
         let own = dir.self_name()?;
         self.table().is_seen_dir(dir).then_some(own)
+    }
+
+    /// Whether the directory was made here, and nothing is in it.
+    fn is_bare(&self, dir: &DirPrefix) -> bool {
+        !dir.is_continuation()
+            && self.table().is_made_and_bare(dir)
+            && self.cache.implied(dir.as_str()) != Implied::Yes
+    }
+
+    /// The empty directory at `component`, which is there whatever the vault says.
+    fn bare_at(&self, under: &DirPrefix, component: &OsStr) -> Option<DirPrefix> {
+        match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::Entry { as_dir, .. } | Decoded::Beside { as_dir, .. }) => {
+                as_dir.filter(|dir| self.is_bare(dir))
+            }
+            Ok(Decoded::SelfFile(_)) | Err(_) => None,
+        }
+    }
+
+    /// The object that shows from now on instead of an empty directory that was made here: container engines make one for
+    /// what they are to bind and do not find.
+    fn object_instead_of(&self, dir: &DirPrefix, answers: &Answers) -> Result<Option<Found>, Need> {
+        let Some(own) = dir.self_name().filter(|own| self.is_bare(dir) && !self.table().is_hidden(own))
+        else {
+            return Ok(None);
+        };
+        if self.cache.status().outage.is_some() {
+            return Ok(None);
+        }
+        let found = self.object_at(&own, answers)?;
+        if found.is_some() {
+            self.give_way(dir);
+        }
+        Ok(found)
+    }
+
+    /// The directory is gone; an object has its name.
+    fn give_way(&self, dir: &DirPrefix) {
+        let gone = {
+            let mut table = self.table();
+            let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
+            table.remove_dir(&DirKind::Tree(dir.clone()));
+            table.names_changed();
+            gone
+        };
+        tracing::info!(name = dir.as_str(), "an empty directory gives way to an object of its name");
+        gone.into_iter().for_each(|ino| self.listings().removed(ino));
+    }
+
+    /// An object was made elsewhere: where an empty directory has its name, that goes, and the kernel is told.
+    pub(super) fn make_way_for(&self, name: &ObjectName) {
+        let dir = DirPrefix::of_name(name);
+        if self.table().is_made_and_bare(&dir)
+            && matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists)
+            && self.is_bare(&dir)
+        {
+            self.give_way(&dir);
+            self.inval_name(name);
+        }
     }
 
     /// The object of that name, or what has to be asked first. Where one page lists all names, listing them
@@ -407,13 +479,20 @@ impl FileSystem {
     fn tree_entry(&self, place: Place) -> Option<Entry> {
         match place {
             Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Tree(prefix))),
-            Place::Local(file) => Some(self.entry(&Node::File(file), self.options.refresh)),
+            Place::Local(file) => Some(self.own_entry(&file)),
             Place::Object(found) => {
                 let file = self.file_node(&found);
                 Some(self.entry(&Node::File(file), self.ttl(found.ttl)))
             }
             Place::Absent => None,
         }
+    }
+
+    /// The entry of a file that has bytes of ours.
+    pub(super) fn own_entry(&self, file: &Arc<File>) -> Entry {
+        let node = Node::File(file.clone());
+        let ttl = self.attr_ttl(&node).min(self.options.refresh);
+        self.entry(&node, ttl)
     }
 
     /// Asked for at each use, where names are unlinked and made anew: they have another history then.

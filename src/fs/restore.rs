@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::commit::Cause;
 use super::errno::Errno;
 use super::file::{Failure, File, Keep};
-use super::inode::{ControlText, Dir, Node, NodeRecord, VersionFile};
+use super::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
 use super::journal::{Journal, Key, Pen, Value};
 use super::listing::{DirEntry, Head, Listing};
 use super::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
@@ -29,6 +29,9 @@ use crate::vault::{Call, Content, DynVault, Meta, Object, ObjectName, Page};
 /// What requests of the dead worker have left is kept for this long: those that are sent again come at once.
 pub(super) const REQUESTS: Duration = Duration::from_secs(60);
 
+/// No count comes this far by itself.
+pub(super) const MOST: u64 = u64::MAX >> 2;
+
 /// What is said of unsaved bytes after a crash without memory.
 const DOUBTFUL: &str = "a worker died while there was no memory for the mount's state: these bytes may not be what was \
                         written, and are not stored by themselves";
@@ -38,8 +41,8 @@ const DOUBTFUL: &str = "a worker died while there was no memory for the mount's 
 struct Found {
     plain: HashMap<Key, Vec<u8>>,
     secret: HashMap<Key, SecretBytes>,
-    /// Records of another version of this program.
-    strange: usize,
+    /// Records that make no sense: another version's, or damaged. Nothing of them is used.
+    refused: usize,
 }
 
 impl Found {
@@ -49,7 +52,7 @@ impl Found {
             match (Key::decode(&key), value) {
                 (Some(key), Value::Plain(bytes)) => drop(found.plain.insert(key, bytes)),
                 (Some(key), Value::Secret(bytes)) => drop(found.secret.insert(key, bytes)),
-                (None, _) => found.strange += 1,
+                (None, _) => found.refused += 1,
             }
         }
         found
@@ -73,8 +76,17 @@ impl Found {
         keys
     }
 
-    fn read<T: serde::de::DeserializeOwned>(&self, key: &Key) -> Option<T> {
-        postcard::from_bytes(self.plain.get(key)?).ok()
+    fn read<T: serde::de::DeserializeOwned>(&mut self, key: &Key) -> Option<T> {
+        let read = postcard::from_bytes(self.plain.get(key)?).ok();
+        self.refused += usize::from(read.is_none());
+        read
+    }
+
+    /// A number that goes on being counted up.
+    fn count(&mut self, key: &Key) -> Option<u64> {
+        let read = self.read(key)?;
+        self.refused += usize::from(read > MOST);
+        Some(read).filter(|count| *count <= MOST)
     }
 
     /// All of a kind, by number.
@@ -104,13 +116,10 @@ impl FileSystem {
         forgotten.iter().for_each(|key| pen.delete(key));
         let cache = Self::cache_over(vault, &options, &clock);
         let fs = Self::over(cache, options, clock, pen.clone());
-        if found.strange > 0 {
-            tracing::error!(records = found.strange, "what the last worker wrote down is not all understood");
-        }
         fs.restore_nodes(&mut found, &pen);
-        fs.restore_handles(&found);
-        fs.restore_listings(&found);
-        fs.restore_requests(&found);
+        fs.restore_handles(&mut found);
+        fs.restore_listings(&mut found);
+        fs.restore_requests(&mut found);
         if found.plain.keys().any(|key| matches!(key, Key::Node(_))) {
             let (inodes, handles) = (fs.table().len(), fs.handles().len());
             tracing::info!(inodes, handles, "going on where the last worker was");
@@ -118,13 +127,21 @@ impl FileSystem {
                 Key::Moved(name) => Some(name.clone()),
                 _ => None,
             });
-            fs.resume_changes(found.read(&Key::Covered), moved.collect());
+            let moved = moved.collect();
+            fs.resume_changes(found.read(&Key::Covered), moved);
         }
         *fs.kept_commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
             found.read(&Key::Commands);
+        if found.refused > 0 {
+            tracing::error!(records = found.refused, "what the last worker wrote down is not all understood");
+            journal.refused(found.refused);
+        }
         if let Some(page) = first_page {
             // What it says otherwise than the kernel shows is news.
             fs.cache.seed(&page, fs.clock.now());
+        }
+        if incomplete || found.refused > 0 {
+            fs.table().give_other_numbers();
         }
         if incomplete {
             fs.doubt_unsaved();
@@ -139,22 +156,36 @@ impl FileSystem {
 
     fn restore_nodes(&self, found: &mut Found, pen: &Pen) {
         let mut table = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let max_size = self.options.max_size;
         let numbers = found.numbered(|key| match key {
             Key::Node(ino) => Some(*ino),
             _ => None,
         });
         for ino in numbers {
             let Some(record) = found.read::<NodeRecord>(&Key::Node(ino)) else { continue };
-            let lookups = found.read(&Key::Lookups(ino)).unwrap_or(0);
+            if ino <= ROOT {
+                found.refused += usize::from(ino < ROOT);
+                continue;
+            }
+            let held = found.plain.contains_key(&Key::Lookups(ino));
+            let lookups = found.count(&Key::Lookups(ino)).unwrap_or(u64::from(held));
             let node = match record {
                 NodeRecord::Dir(kind) => Node::Dir(Arc::new(Dir { ino, kind })),
                 NodeRecord::Control(taken, text) => Node::Control(Arc::new(ControlText { ino, taken, text })),
                 NodeRecord::File => {
                     let record = found.plain.get(&Key::File(ino));
-                    let Some(record) = record.and_then(|bytes| FileRecord::decode(bytes)) else { continue };
+                    let record = record.and_then(|bytes| FileRecord::decode(bytes));
+                    let Some(record) = record.filter(|record| record.makes_sense(max_size)) else {
+                        found.refused += 1;
+                        continue;
+                    };
                     let mut file = record.restore(ino, &mut |key| found.secret.remove(&key));
                     file.pen = pen.clone();
                     Node::File(Arc::new(file))
+                }
+                NodeRecord::Version { bytes: Some((_, len)), .. } if len as u64 > max_size => {
+                    found.refused += 1;
+                    continue;
                 }
                 NodeRecord::Version { name, id, info, bytes, refused } => {
                     let object = bytes.map(|(form, len)| {
@@ -171,13 +202,13 @@ impl FileSystem {
             table.restore_node(node, lookups);
         }
         for (key, value) in &found.plain {
-            table.restore(key.clone(), value);
+            found.refused += usize::from(table.restore(key.clone(), value).is_none());
         }
         table.write_with(pen.clone());
     }
 
     /// Readers come back with positions in them.
-    fn restore_listings(&self, found: &Found) {
+    fn restore_listings(&self, found: &mut Found) {
         let numbers = found.numbered(|key| match key {
             Key::Listing(ino) => Some(*ino),
             _ => None,
@@ -185,22 +216,21 @@ impl FileSystem {
         let now = self.clock.now();
         for ino in numbers {
             let Some(head) = found.read::<Head>(&Key::Listing(ino)) else { continue };
-            let part = |part| found.read::<Vec<DirEntry>>(&Key::ListingPart(ino, part));
-            if let Some(parts) = (0..head.parts).map(part).collect::<Option<Vec<_>>>() {
+            let mut part = |part| found.read::<Vec<DirEntry>>(&Key::ListingPart(ino, part));
+            if let Some(parts) = (0..head.parts).map(&mut part).collect::<Option<Vec<_>>>() {
                 self.listings().put(ino, Listing::restored(parts.concat(), head), now);
             }
         }
     }
 
-    fn restore_handles(self: &Arc<Self>, found: &Found) {
-        if let Some(next) = found.read(&Key::NextHandle) {
-            // One before: the next number is written down as in use, too.
-            self.next_handle.store(next, Ordering::Relaxed);
-        }
+    fn restore_handles(self: &Arc<Self>, found: &mut Found) {
         let numbers = found.numbered(|key| match key {
-            Key::Handle(fh) => Some(*fh),
+            Key::Handle(fh) => Some(*fh).filter(|fh| *fh <= MOST),
             _ => None,
         });
+        // One before: the next number is written down as in use, too.
+        let next = found.count(&Key::NextHandle).unwrap_or(1).max(numbers.last().map_or(1, |last| last + 1));
+        self.next_handle.store(next, Ordering::Relaxed);
         for fh in numbers {
             let Some(record) = found.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
             let Some(held) = self.restore_held(fh, record.held) else {
@@ -249,21 +279,23 @@ impl FileSystem {
         }
     }
 
-    fn restore_requests(self: &Arc<Self>, found: &Found) {
+    fn restore_requests(self: &Arc<Self>, found: &mut Found) {
         let mut old = Vec::new();
-        for key in found.plain.keys() {
+        let is_one = |key: &&Key| matches!(key, Key::Doing(_) | Key::Sights(_));
+        let keys: Vec<Key> = found.plain.keys().filter(is_one).cloned().collect();
+        for key in keys {
             match key {
                 Key::Doing(id) => {
-                    let Some(doing) = found.read::<Doing>(key) else { continue };
-                    self.doings().insert(*id, doing);
-                    old.push(*id);
+                    let Some(doing) = found.read::<Doing>(&key) else { continue };
+                    self.doings().insert(id, doing);
+                    old.push(id);
                 }
                 Key::Sights(id) => {
-                    match found.read(key) {
-                        Some(sighting) => drop(self.sightings().of.insert(*id, sighting)),
-                        None => self.pen.delete(key),
+                    match found.read(&key) {
+                        Some(sighting) => drop(self.sightings().of.insert(id, sighting)),
+                        None => self.pen.delete(&key),
                     }
-                    old.push(*id);
+                    old.push(id);
                 }
                 _ => {}
             }

@@ -285,6 +285,7 @@ impl FileSystem {
             // Its commit decides.
             return Outcome::Done;
         }
+        self.make_way_for(name);
         let Some(spot) = self.spot(name) else { return Outcome::Done };
         if spot.is_below {
             if let Some(kernel) = self.kernel.get() {

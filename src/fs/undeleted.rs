@@ -107,7 +107,8 @@ impl FileSystem {
         let names = self.undeleted().into_iter().filter(wanted).filter_map(|one| ObjectName::new(&one.name));
         for name in names {
             if self.hide_again(&name) {
-                self.end_unreplaced(&name, call).await;
+                // What fails is listed again.
+                let _ = self.end_unreplaced(&name, call).await;
             }
         }
     }
@@ -117,7 +118,8 @@ impl FileSystem {
         let refused = self.undeleted().into_iter().filter(|one| !one.retried);
         for name in refused.filter_map(|one| ObjectName::new(&one.name)) {
             if self.hide_again(&name) {
-                self.end_unreplaced(&name, call).await;
+                // What fails is listed again.
+                let _ = self.end_unreplaced(&name, call).await;
             }
         }
     }

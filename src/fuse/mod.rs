@@ -16,6 +16,8 @@ pub mod busy;
 pub mod control;
 pub mod crew;
 pub mod fusermount;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod handover;
 pub mod helper;
 pub mod keeper;

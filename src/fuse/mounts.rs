@@ -120,8 +120,16 @@ impl Entry {
 
 /// The whole mount table of this mount namespace, in the order of mounting.
 pub fn table() -> io::Result<Vec<Entry>> {
-    let text = std::fs::read("/proc/self/mountinfo")?;
-    Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
+    table_at("/proc/self/mountinfo".as_ref())
+}
+
+/// That of the mount namespace of a process.
+pub fn table_of(pid: u32) -> io::Result<Vec<Entry>> {
+    table_at(format!("/proc/{pid}/mountinfo").as_ref())
+}
+
+fn table_at(path: &Path) -> io::Result<Vec<Entry>> {
+    Ok(std::fs::read(path)?.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
 /// What is visible at `mountpoint`: the mount made last there.

@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::handover::Channel;
 use super::helper::Order;
-use super::mounts::Dev;
+use super::mounts::{self, Dev};
 use super::process;
 use crate::fs::{HelperCall, Kernel};
 
@@ -56,6 +56,11 @@ impl Kernel for Queue {
 
     fn is_watched(&self) -> bool {
         process::watch(self.dev)
+    }
+
+    fn has_mount(&self, pid: u32, mount: u64) -> bool {
+        let table = mounts::table_of(pid).unwrap_or_default();
+        table.iter().find(|entry| entry.id == mount).is_none_or(|entry| entry.dev == self.dev)
     }
 }
 

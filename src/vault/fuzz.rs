@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 
 /// Cases between two looks at the clock.
-const ROUND: u32 = 1000;
+const ROUND: u32 = 100;
 
 /// Checks what `strategy` makes up until the time is over; says how much that was.
 pub(crate) fn for_ten_minutes<S>(what: &str, strategy: &S, check: impl Fn(S::Value) -> TestCaseResult)
@@ -20,7 +20,8 @@ where
     let seconds = std::env::var("VAULTFS_FUZZ_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(600);
     let end = Instant::now() + Duration::from_secs(seconds);
     // Whatever PROPTEST_CASES says. Each runner begins with a seed of its own.
-    let config = Config { cases: ROUND, failure_persistence: None, ..Config::default() };
+    let config =
+        Config { cases: ROUND, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let mut cases = 0u64;
     while Instant::now() < end {
         TestRunner::new(config.clone()).run(strategy, &check).unwrap();

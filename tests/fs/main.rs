@@ -16,6 +16,7 @@ mod meddler;
 mod model;
 mod model_faults;
 mod names;
+mod numbers;
 mod outage;
 mod refresher;
 mod renames;

@@ -140,8 +140,36 @@ impl Session {
 
     async fn check(&self) {
         let mut looked = BTreeMap::new();
+        let mut numbers = BTreeMap::new();
+        let mut one_number_one_inode = |ino: u64, what: String| {
+            assert!(ino < 0xffff_ffff, "{what:?} has number {ino}");
+            let before = numbers.insert(ino, what.clone());
+            assert!(before.as_ref().is_none_or(|before| *before == what), "{ino} is {before:?} and {what:?}");
+        };
+        for dir in DIRS {
+            if let Ok(attr) = self.sh.stat(dir).await {
+                one_number_one_inode(attr.ino, dir.to_owned());
+            }
+        }
+        for open in &self.open {
+            let path = match open.name {
+                Some(name) => self.path(name).await,
+                None => None,
+            };
+            let shown = match &path {
+                Some(path) => self.sh.stat(path).await.ok().map(|attr| attr.ino),
+                None => None,
+            };
+            // One that its name does not show any more is another inode than all that are shown.
+            let is_shown = shown == Some(open.fd.ino);
+            let what = path.filter(|_| is_shown).unwrap_or_else(|| format!("what is open: {}", open.fd.ino));
+            one_number_one_inode(open.fd.ino, what);
+        }
         for name in NAMES {
             let path = self.path(name).await;
+            if let Some(path) = &path {
+                one_number_one_inode(self.sh.stat(path).await.unwrap().ino, path.clone());
+            }
             assert_eq!(path.is_some(), self.model.contains_key(name), "{name:?} at {path:?}");
             if let Some(path) = path {
                 let bytes = self.sh.read_file(&path).await.unwrap_or_else(|e| panic!("{path:?}: {e:?}"));

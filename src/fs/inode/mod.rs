@@ -3,7 +3,8 @@
 //! 1. An inode of a file is *one version of one object*; only a local writer changes its bytes. When the
 //!    object changes elsewhere the name gets a new inode and the old one is `Replaced`: whoever has it open
 //!    keeps the old bytes whole.
-//! 2. A directory keeps its inode for the life of the mount, because binds and volumes hold it.
+//! 2. A directory keeps its inode until rmdir(2), because binds and volumes hold it. The kernel takes a removed directory
+//!    for dead as long as it holds it, so one that is made later is another inode.
 //! 3. A lookup count is raised before the reply that hands the inode out is sent, and lowered by FORGET; an
 //!    inode that nobody holds leaves the table, unless it has bytes that the vault has not.
 //!
@@ -11,6 +12,7 @@
 //! journal, to which a [`TableGuard`] writes what was changed when it is let go of.
 
 mod node;
+mod number;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -21,6 +23,7 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 pub use node::{ControlFile, ControlText, Dir, DirKind, Node, VersionFile};
+use number::{Numbers, What};
 pub(super) use written::NodeRecord;
 pub use written::TableGuard;
 
@@ -69,9 +72,7 @@ pub struct Table {
     changed_nodes: Vec<u64>,
     /// Inodes with another number of lookups.
     changed_lookups: Vec<u64>,
-    next: u64,
-    /// Numbers below this are written down as in use.
-    reserved: u64,
+    numbers: Numbers,
     dirs: Kept<HashMap<DirKind, u64>>,
     versions: HashMap<(ObjectId, u64), u64>,
     /// The file that each name shows now.
@@ -97,16 +98,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table with the root in it. Numbers start at `base`: random and high, so that an inode number found
-    /// in another process's descriptors is surely ours (`opener`).
-    pub fn new(base: u64) -> Self {
+    /// A table with the root in it, of the vault that is called `vault`.
+    pub fn new(vault: &str) -> Self {
         let mut table = Self {
             pen: Pen::default(),
             slots: HashMap::new(),
             changed_nodes: Vec::new(),
             changed_lookups: Vec::new(),
-            next: base.max(ROOT + 1),
-            reserved: 0,
+            numbers: Numbers::of(vault),
             dirs: Kept::default(),
             versions: HashMap::new(),
             files: Kept::default(),
@@ -136,15 +135,17 @@ impl Table {
     }
 
     fn remove_slot(&mut self, ino: u64) {
-        match self.slots.remove(&ino).map(|slot| slot.node) {
-            Some(Node::File(file)) => file.unlist(),
-            Some(Node::Version(version)) => {
+        let Some(Slot { node, .. }) = self.slots.remove(&ino) else { return };
+        match &node {
+            Node::File(file) => file.unlist(),
+            Node::Version(version) => {
                 let len = version.object.as_ref().map_or(0, |object| object.content.bytes.len());
                 (0..len.div_ceil(super::journal::PIECE))
                     .for_each(|piece| self.pen.delete(&Key::Pinned(ino, piece as u32)));
             }
-            _ => {}
+            Node::Dir(_) | Node::Control(_) => {}
         }
+        self.numbers.let_go(node);
         self.changed_nodes.push(ino);
     }
 
@@ -158,7 +159,7 @@ impl Table {
     pub fn hold(&mut self, node: &Node) {
         let ino = node.ino();
         if let Some(slot) = self.slots.get_mut(&ino) {
-            slot.lookups += 1;
+            slot.lookups = slot.lookups.saturating_add(1);
             self.changed_lookups.push(ino);
             return;
         }
@@ -182,9 +183,12 @@ impl Table {
 
     /// The kernel gave back `count` lookups.
     pub fn forget(&mut self, ino: u64, count: u64) {
-        if let Some(slot) = self.slots.get_mut(&ino) {
-            slot.lookups = slot.lookups.saturating_sub(count);
-            self.changed_lookups.push(ino);
+        match self.slots.get_mut(&ino) {
+            Some(slot) => {
+                slot.lookups = slot.lookups.saturating_sub(count);
+                self.changed_lookups.push(ino);
+            }
+            None => self.numbers.forget(ino),
         }
         self.drop_unheld(ino);
         // After a `find` over everything the kernel forgets it all: no reason to keep room for it.
@@ -200,7 +204,11 @@ impl Table {
             return;
         }
         match &slot.node {
-            Node::Dir(_) => {}
+            Node::Dir(dir) => {
+                if self.is_removed(dir) {
+                    self.remove_slot(ino);
+                }
+            }
             Node::File(file) => {
                 let (name, needed) = {
                     let state = file.state();
@@ -239,10 +247,28 @@ impl Table {
         {
             return dir.clone();
         }
-        let dir = Arc::new(Dir { ino: self.fresh(), kind: kind.clone() });
+        let dir = Arc::new(Dir { ino: self.fresh(What::Dir(kind)), kind: kind.clone() });
         self.dirs.insert(kind.clone(), dir.ino);
         self.insert_slot(dir.ino, Slot { node: Node::Dir(dir.clone()), lookups: 0 });
         dir
+    }
+
+    /// The directory was removed, as rmdir(2) does it: what has its name from now on is another one.
+    pub(super) fn remove_dir(&mut self, kind: &DirKind) {
+        if let DirKind::Tree(prefix) = kind {
+            self.made.remove(prefix);
+            self.taken.remove(prefix);
+        }
+        self.dir_local.remove(kind);
+        self.touched.remove(kind);
+        if let Some(ino) = self.dirs.remove(kind) {
+            self.drop_unheld(ino);
+        }
+    }
+
+    /// Whether the directory was removed, and is there for those who hold it.
+    pub(super) fn is_removed(&self, dir: &Dir) -> bool {
+        self.dirs.get(&dir.kind) != Some(&dir.ino)
     }
 
     /// The numbers of all directories.
@@ -263,9 +289,11 @@ impl Table {
     pub(super) fn rename_dir(&mut self, old: &DirKind, node: Node) {
         let Node::Dir(dir) = &node else { return };
         let new = dir.kind.clone();
-        if self.dirs.get(old) == Some(&dir.ino) {
-            self.dirs.remove(old);
+        if self.dirs.get(old) != Some(&dir.ino) {
+            return;
         }
+        self.dirs.remove(old);
+        self.remove_dir(&new);
         self.dirs.insert(new.clone(), dir.ino);
         if let Some(local) = self.dir_local.remove(old) {
             self.dir_local.insert(new.clone(), local);
@@ -301,7 +329,7 @@ impl Table {
         {
             return version.clone();
         }
-        let version = Arc::new(make(self.fresh()));
+        let version = Arc::new(make(self.fresh(What::Version(id, info.number))));
         self.versions.insert(key, version.ino);
         self.insert_slot(version.ino, Slot { node: Node::Version(version.clone()), lookups: 0 });
         version
@@ -309,7 +337,7 @@ impl Table {
 
     /// An inode for a control file's text as it is now.
     pub fn control(&mut self, text: Vec<u8>, taken: SystemTime) -> Node {
-        let control = Arc::new(ControlText { ino: self.fresh(), taken, text });
+        let control = Arc::new(ControlText { ino: self.fresh(What::Control), taken, text });
         let node = Node::Control(control.clone());
         self.insert_slot(control.ino, Slot { node: node.clone(), lookups: 0 });
         node
@@ -326,7 +354,7 @@ impl Table {
     /// From now on `name` shows a new inode, made by `make` from its number.
     pub fn put_file(&mut self, name: &ObjectName, make: impl FnOnce(u64, LocalAttr) -> File) -> Arc<File> {
         let local = self.local.get(name).cloned().unwrap_or_default();
-        let mut file = make(self.fresh(), local);
+        let mut file = make(self.fresh(What::File(name)), local);
         file.pen = self.pen.clone();
         let file = Arc::new(file);
         self.insert_slot(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
@@ -341,7 +369,7 @@ impl Table {
         make: impl FnOnce(u64, LocalAttr) -> File,
     ) -> Arc<File> {
         let local = self.local.get(name).cloned().unwrap_or_default();
-        let mut file = make(self.fresh(), local);
+        let mut file = make(self.fresh(What::File(name)), local);
         file.pen = self.pen.clone();
         let file = Arc::new(file);
         file.state().link = Link::Replaced;
@@ -457,6 +485,24 @@ impl Table {
         self.made.contains(prefix) || self.made.iter().any(|made| made.as_str().starts_with(prefix.as_str()))
     }
 
+    /// mkdir(2).
+    pub fn make_dir(&mut self, dir: DirPrefix) {
+        if let Some(own) = dir.self_name() {
+            self.local.remove(&own);
+        }
+        self.made.insert(dir);
+    }
+
+    /// Whether `dir` was made here, and nothing was made here in it: neither the object of its name, as `.self`.
+    pub fn is_made_and_bare(&self, dir: &DirPrefix) -> bool {
+        let within = |other: &str| other.len() > dir.as_str().len() && other.starts_with(dir.as_str());
+        self.made.contains(dir)
+            && dir.self_name().is_some_and(|own| !self.local.contains_key(&own))
+            && !self.made.iter().any(|made| within(made.as_str()))
+            && !self.hidden.keys().any(|name| within(name.as_str()))
+            && !self.files_under(dir.as_str()).any(|(_, file)| file.state().is_beyond_vault())
+    }
+
     /// What was set here for `name`.
     pub fn local(&mut self, name: &ObjectName) -> &mut LocalAttr {
         self.local.or_default(name)
@@ -516,9 +562,11 @@ impl Table {
         self.slots.len()
     }
 
-    fn fresh(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    fn fresh(&mut self, what: What<'_>) -> u64 {
+        let Self { slots, hidden, numbers, .. } = self;
+        // What hides an object is known by its number, also when it has left the table.
+        let hides = |ino| hidden.values().any(|hidden| hidden.backup == Some(ino));
+        numbers.first_free(what, |ino| slots.contains_key(&ino) || hides(ino))
     }
 }
 
@@ -528,7 +576,7 @@ mod tests {
 
     #[test]
     fn an_inode_that_is_forgotten_while_it_is_looked_up_enters_again() {
-        let mut table = Table::new(100);
+        let mut table = Table::new("v");
         let name = ObjectName::new("f").unwrap();
         let file = table.put_file(&name, |ino, local| File::new(ino, name.clone(), local));
         let node = Node::File(file.clone());
@@ -545,7 +593,7 @@ mod tests {
 
     #[test]
     fn room_for_inodes_that_were_forgotten_is_given_back() {
-        let mut table = Table::new(100);
+        let mut table = Table::new("v");
         let names: Vec<_> = (0..100_000).map(|n| ObjectName::new(&n.to_string()).unwrap()).collect();
         let mut held = Vec::new();
         for name in &names {

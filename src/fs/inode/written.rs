@@ -13,9 +13,6 @@ use crate::fs::journal::{Batch, Key, Pen};
 use crate::fs::record::put_pieces;
 use crate::vault::{Form, ObjectId, ObjectName, VersionInfo};
 
-/// So many numbers are written down as in use ahead of their use.
-const NUMBERS: u64 = 4096;
-
 /// An inode as it is written down; a file's state has a record of its own.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::fs) enum NodeRecord {
@@ -54,10 +51,6 @@ impl Table {
     /// Writes down what was changed since the last time.
     fn write_down(&mut self) {
         let pen = self.pen.clone();
-        if self.next >= self.reserved && pen.writes() {
-            self.reserved = self.next + NUMBERS;
-            pen.put(&Key::NextIno, &self.reserved);
-        }
         for ino in std::mem::take(&mut self.changed_nodes) {
             match self.slots.get(&ino) {
                 Some(slot) => {
@@ -91,27 +84,34 @@ impl Table {
         self.touched.write_down(&pen, Key::Touched);
     }
 
+    /// Nobody knows any more what else the kernel holds: from now on other numbers are given out than before.
+    pub(in crate::fs) fn give_other_numbers(&mut self) {
+        self.numbers.salt = self.numbers.salt.wrapping_add(u64::from(std::process::id())) % (1 << 40) + 1;
+        self.pen.put(&Key::Salt, &self.numbers.salt);
+    }
+
     /// Puts back an inode that is written down. Nothing refers to it yet.
     pub(in crate::fs) fn restore_node(&mut self, node: Node, lookups: u64) {
         let ino = node.ino();
         match &node {
             Node::Version(version) => {
-                let latest = self.versions.entry((version.id.clone(), version.info.number)).or_insert(ino);
-                *latest = ino.max(*latest);
+                // Of two the one with bytes is the later one.
+                let key = (version.id.clone(), version.info.number);
+                if version.object.is_some() || !self.versions.contains_key(&key) {
+                    self.versions.insert(key, ino);
+                }
             }
             Node::Dir(_) | Node::File(_) | Node::Control(_) => {}
         }
         self.slots.insert(ino, Slot { node, lookups });
     }
 
-    /// Puts back what else is written down. False for what is not the table's.
+    /// Puts back what else is written down, if it is the table's. `None` for what makes no sense.
     pub(in crate::fs) fn restore(&mut self, key: Key, value: &[u8]) -> Option<()> {
         use postcard::from_bytes as read;
         match key {
-            Key::NextIno => {
-                self.next = read(value).ok()?;
-                self.reserved = self.next;
-            }
+            Key::Salt => self.numbers.salt = read(value).ok()?,
+            Key::Lookups(ino) if !self.slots.contains_key(&ino) => self.numbers.is_held_by_the_kernel(ino),
             Key::Dir(kind) => self.dirs.restore(kind, read(value).ok()?),
             Key::Name(name) => self.files.restore(name, read(value).ok()?),
             Key::Made(dir) => self.made.restore(dir, ()),
@@ -122,7 +122,7 @@ impl Table {
             Key::Local(name) => self.local.restore(name, read(value).ok()?),
             Key::DirLocal(kind) => self.dir_local.restore(kind, read(value).ok()?),
             Key::Touched(kind) => self.touched.restore(kind, read(value).ok()?),
-            _ => return None,
+            _ => {}
         }
         Some(())
     }

@@ -436,6 +436,14 @@ impl Listings {
         }
     }
 
+    /// The directory was removed; another one may have its number later.
+    pub fn removed(&mut self, ino: u64) {
+        self.handed.remove(&ino);
+        if let Some((listing, _)) = self.recent.remove(&ino) {
+            self.dropped.push((ino, listing.noted_parts()));
+        }
+    }
+
     /// A handle was closed.
     pub fn closed(&mut self, ino: u64) {
         if let Some(count) = self.opens.get_mut(&ino) {

@@ -67,6 +67,8 @@ struct Writer {
     /// Slots whose last change there was no memory for.
     missed: HashSet<Box<[u8]>>,
     problem: Option<String>,
+    /// Records of the last worker that made no sense.
+    refused: usize,
 }
 
 /// The state of a mount, as its worker writes it.
@@ -277,6 +279,7 @@ impl Writer {
             sealed: 0,
             missed: HashSet::new(),
             problem: None,
+            refused: 0,
         };
         if header.missed.load(Ordering::Acquire) != 0 {
             writer.problem = Some("the last worker had no memory for all of it".to_owned());
@@ -295,6 +298,7 @@ impl Writer {
             let (len, key) = (number(&prefix[..4]), number(&prefix[4..8]));
             if len < PREFIX + key || at + len > self.used {
                 self.problem = Some("the last worker's records are damaged".to_owned());
+                self.refused += 1;
                 break;
             }
             let kind = prefix[8];
@@ -374,6 +378,17 @@ impl Journal for State {
         self.note_missed(writer, missed);
     }
 
+    fn missed(&self, slot: Vec<u8>, why: String) {
+        let mut writer = self.writer();
+        writer.problem = Some(format!("it cannot be written down: {why}"));
+        writer.missed.insert(slot.into());
+        self.map.header().missed.store(1, Ordering::Release);
+    }
+
+    fn refused(&self, records: usize) {
+        self.writer().refused += records;
+    }
+
     fn accept(&self) {
         let mut writer = self.writer();
         if writer.missed.is_empty() {
@@ -400,6 +415,7 @@ impl Journal for State {
         }
         if lost > 0 {
             writer.problem = Some(format!("{lost} records could not be unsealed"));
+            writer.refused += lost;
         }
         all
     }
@@ -411,6 +427,7 @@ impl Journal for State {
             bytes: writer.used as u64,
             records: writer.live.len(),
             problem: writer.problem.clone(),
+            refused: writer.refused,
         }
     }
 }

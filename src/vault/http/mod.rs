@@ -21,7 +21,7 @@ pub mod transport;
 mod wire;
 
 #[cfg(test)]
-mod canned;
+pub(crate) mod canned;
 #[cfg(test)]
 mod fuzz_tests;
 #[cfg(test)]
