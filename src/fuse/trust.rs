@@ -174,7 +174,7 @@ pub fn canonical(path: &Path) -> io::Result<PathBuf> {
         }
         let is_foreign = not_of_others(next.as_fd()).is_err();
         let owner = File::from(next).metadata()?.uid();
-        if is_foreign || (owner != 0 && owner != own()) {
+        if is_foreign || (owner != 0 && owner != own() && !is_the_systems(owner)) {
             return Err(io::Error::from_raw_os_error(FOREIGN_LINK));
         }
         if Path::new(&target).is_absolute() {
@@ -188,6 +188,14 @@ pub fn canonical(path: &Path) -> io::Result<PathBuf> {
 /// The process that called listen(2) for the other end, as far as it is in this pid namespace.
 pub fn peer(stream: &UnixStream) -> io::Result<u32> {
     Ok(getsockopt(stream, PeerCredentials)?.pid() as u32)
+}
+
+/// In a user namespace what is the machine's root's has no owner that could be named.
+fn is_the_systems(uid: u32) -> bool {
+    const OVERFLOW: u32 = 65534;
+    const ALL: [&str; 3] = ["0", "0", "4294967295"];
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    uid == OVERFLOW && !map.split_ascii_whitespace().eq(ALL)
 }
 
 /// A directory that only one user can use, held open: it stays this one, wherever its path leads later.
@@ -221,8 +229,9 @@ impl Directory {
             Self { fd: open_at(above.as_fd(), name, OFlag::O_DIRECTORY)?, path: path.to_owned(), owner };
         not_of_others(directory.fd.as_fd())?;
         let (above, own) = (File::from(above).metadata()?, File::from(directory.fd.try_clone()?).metadata()?);
-        let is_theirs = |uid: u32| uid == 0 || uid == owner;
-        if own.uid() != owner || own.mode() & 0o077 != 0 || !is_theirs(above.uid()) {
+        // In a directory for all, like /tmp, only the owner can take it away.
+        let may_be_above = [0, owner].contains(&above.uid()) || above.mode() & libc::S_ISVTX != 0;
+        if own.uid() != owner || own.mode() & 0o077 != 0 || !may_be_above {
             return Err(io::Error::other(format!("it is not a directory that only user {owner} can use")));
         }
         Ok(directory)
