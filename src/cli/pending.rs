@@ -63,6 +63,8 @@ pub struct PendingArgs {
 
 /// A retry is bounded by the mount's --timeout, which is not known here.
 const ANSWER: Duration = Duration::from_secs(60);
+/// What asks no vault is answered by then, and another user's worker is not waited for while it is replaced.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Runs the command.
 pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
@@ -114,7 +116,9 @@ fn ask(mount: &LiveMount, request: &Request) -> Result<Answer, Failure> {
     let silent = |e: std::io::Error| {
         Failure::new(Exit::Failed, format!("{} does not answer: {e}", mount.mountpoint.shown()))
     };
-    match mount.connect(ANSWER).and_then(|mut client| client.ask(request, ANSWER)) {
+    let at_once = !mount.is_own() && !matches!(request, Request::Retry { .. });
+    let within = if at_once { AT_ONCE } else { ANSWER };
+    match mount.connect(within).and_then(|mut client| client.ask(request, within)) {
         Ok(Answer::Error(e)) => Err(Failure::new(Exit::Failed, e)),
         Ok(answer) => Ok(answer),
         Err(e) => Err(silent(e)),
