@@ -214,8 +214,21 @@ fn when_the_keeper_dies_the_mount_is_dead_until_it_is_mounted_again_or_unmounted
         drop(unfinished);
         let mount = match next {
             "mount" => {
-                run(&mut mount.place().mount_command(&[])).ok();
+                let again = std::sync::atomic::AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    // Programs do not wait until it is there.
+                    scope.spawn(|| {
+                        while !again.load(std::sync::atomic::Ordering::SeqCst) {
+                            let _ = fs::write(mount.path("c"), "secret");
+                        }
+                    });
+                    let mounted = run(&mut mount.place().mount_command(&[]));
+                    again.store(true, std::sync::atomic::Ordering::SeqCst);
+                    // An ordinary user's is removed first.
+                    assert!(!is_root() || mounted.code == Some(0), "{mounted:?}");
+                });
                 mount.watch_again(common::TEST_TIME);
+                assert_eq!(mount_lines(mount.mnt()).len(), 1);
                 mount
             }
             _ => {
@@ -229,6 +242,8 @@ fn when_the_keeper_dies_the_mount_is_dead_until_it_is_mounted_again_or_unmounted
         assert!(stored == saved || stored == saved + 1, "{saved} was acknowledged, {stored} is stored");
         assert_eq!(mount.versions("a").len() as u64, stored);
         assert_eq!(mount.versions("unfinished"), [0; 0], "only what was closed is stored");
+        let place = mount.unmount();
+        assert_eq!(fs::read_dir(&place.mnt).unwrap().count(), 0, "nothing was written below it");
     }
 }
 

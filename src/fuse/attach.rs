@@ -5,11 +5,14 @@
 //! 2. Where a kernel or a security policy does not have that, root mounts at once, on the descriptor by its name in /proc.
 //! 3. An ordinary user's mount is made by fusermount3, at once and by path. Then the mount table says where it is: if
 //!    it is not on the directory that was checked, it is removed.
-//! 4. What was mounted at once and fails later is found by being new in the mount table, and dead.
+//! 4. A dead mount is replaced without a gap in which programs would find the plain directory: the new one is put beneath
+//!    it, and then it is removed. Where that is not to be had (before Linux 6.5, an ordinary user) it is removed first.
+//! 5. What was mounted at once and fails later is found by being new in the mount table, and dead.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::mount::MsFlags;
@@ -63,6 +66,8 @@ pub fn mount(target: &Target, options: &KernelOptions, way: Way) -> io::Result<M
             Err(e) => tracing::debug!("no detached mount: {e}"),
         }
     }
+    let uncovered = dead_mount(target)?.map(|_| uncover(target)).transpose()?;
+    let target = uncovered.as_ref().unwrap_or(target);
     let before = mounts::table()?;
     mount_at_once(target, options, &before).inspect_err(|_| remove_new(&before))
 }
@@ -73,16 +78,27 @@ impl Mounted {
         let Some(detached) = self.detached.take() else { return Ok(()) };
         target.check_in_place().map_err(AttachError::Failed)?;
         crash::point("attach");
-        let onto = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(&detached, "", target.directory(), "", onto).map_err(|e| match io::Error::from(e) {
-            e if may_be_a_policy(&e) => AttachError::NotPermitted(e),
-            e => AttachError::Failed(e),
-        })?;
+        let dead = dead_mount(target).map_err(AttachError::Failed)?;
+        let mut onto = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        onto.set(MoveMountFlags::MOVE_MOUNT_BENEATH, dead.is_some());
+        match move_mount(&detached, "", target.directory(), "", onto).map_err(io::Error::from) {
+            Ok(()) => {}
+            Err(e) if dead.is_some() => {
+                tracing::debug!("no mount beneath a dead one: {e}");
+                let target = uncover(target).map_err(AttachError::Failed)?;
+                self.detached = Some(detached);
+                return self.attach(&target);
+            }
+            Err(e) if may_be_a_policy(&e) => return Err(AttachError::NotPermitted(e)),
+            Err(e) => return Err(AttachError::Failed(e)),
+        }
         crash::point("attached");
+        let parent = dead.as_ref().map_or(target.mount_id(), |dead| dead.parent);
         let id = mounts::mount_id_of(detached.as_fd()).map_err(AttachError::Failed)?;
         let checked = mounts::table().and_then(|table| {
             let entry = table.into_iter().find(|entry| entry.id == id);
-            check_place(entry.as_ref(), target)
+            check_place(entry.as_ref(), target.path(), parent)?;
+            dead.map_or(Ok(()), |_| kernel::detach_opened(target.directory()))
         });
         // The mount is busy as long as it is open here.
         checked.map_err(|e| {
@@ -154,7 +170,7 @@ fn mount_at_once(target: &Target, options: &KernelOptions, before: &[Entry]) -> 
     // Two are two vaultfs that mount there at once: neither can tell which one is its own.
     let entry = if made.len() == 1 { made.pop() } else { None };
     target.check_in_place()?;
-    check_place(entry.as_ref(), target)?;
+    check_place(entry.as_ref(), target.path(), target.mount_id())?;
     let dev = entry.map(|entry| entry.dev).ok_or_else(elsewhere)?;
     let init = Init::read(&device)?;
     Ok(Mounted { device, dev, init, detached: None })
@@ -186,11 +202,24 @@ fn elsewhere() -> io::Error {
     io::Error::other("something was moved, replaced or mounted there meanwhile")
 }
 
-/// Whether a mount is where it was to be: on the directory that was checked, and that directory at its path.
-fn check_place(mount: Option<&Entry>, target: &Target) -> io::Result<()> {
-    let is_there = |mount: &Entry| {
-        mount.is_vaultfs() && mount.mountpoint == target.path() && mount.parent == target.mount_id()
+/// The dead mount whose root is the target, if it is one: no other mount of ours can be one (`mountpoint::check`).
+fn dead_mount(target: &Target) -> io::Result<Option<Entry>> {
+    let is_it = |entry: &Entry| {
+        entry.id == target.mount_id() && entry.mountpoint == target.path() && entry.is_vaultfs()
     };
+    Ok(mounts::table()?.into_iter().find(is_it))
+}
+
+/// Removes the dead mount whose root is the target; what is below it.
+fn uncover(target: &Target) -> io::Result<Target> {
+    kernel::detach_opened(target.directory())?;
+    let below = mountpoint::check(target.path(), true).map_err(io::Error::other)?;
+    if below.path() == target.path() { Ok(below) } else { Err(elsewhere()) }
+}
+
+/// Whether a mount is where it was to be: on the directory that was checked, in that mount, and that directory at its path.
+fn check_place(mount: Option<&Entry>, path: &Path, parent: u64) -> io::Result<()> {
+    let is_there = |mount: &Entry| mount.is_vaultfs() && mount.mountpoint == path && mount.parent == parent;
     if mount.is_some_and(is_there) { Ok(()) } else { Err(elsewhere()) }
 }
 

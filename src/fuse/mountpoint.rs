@@ -61,7 +61,8 @@ pub enum MountpointError {
     Other(PathBuf, io::Error),
 }
 
-/// Checks that `path` leads to a directory that can be mounted on. Removes a dead mount of ours.
+/// Checks that `path` leads to a directory that can be mounted on. A dead mount of ours is removed, or, for
+/// root, is itself what is mounted on.
 pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
     // Dead mounts may be stacked; each turn removes one.
     for _ in 0..16 {
@@ -72,8 +73,15 @@ pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
             return Err(MountpointError::NotUtf8(at.to_owned()));
         }
         let is_its_root = |entry: &Entry| entry.id == target.mount_id() && entry.mountpoint == at;
-        match mounts::table().map_err(other)?.into_iter().find(is_its_root) {
+        let table = mounts::table().map_err(other)?;
+        match table.iter().find(|entry| is_its_root(entry)).cloned() {
             Some(top) if is_dead(&top, &seen) => {
+                let is_stacked =
+                    table.iter().any(|entry| entry.id == top.parent && entry.mountpoint == top.mountpoint);
+                // The next mount takes its place (`attach`): nobody finds the plain directory in between.
+                if nix::unistd::geteuid().is_root() && !is_stacked {
+                    return Ok(target);
+                }
                 drop(target);
                 remove_dead(&top.mountpoint, &top)?;
             }

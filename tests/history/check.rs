@@ -26,8 +26,8 @@ pub struct Log {
     pub unread: Vec<(u64, u64, String)>,
     /// Names that it has deleted past the mounts.
     pub deleted: Vec<String>,
-    /// The longest save or read.
-    pub slowest: u64,
+    /// The longest operation, in nanoseconds, and which that was.
+    pub slowest: (u64, String),
 }
 
 /// A save, or what was read, and when it began and was done.
@@ -57,31 +57,19 @@ impl Log {
             let save = Save { writer, number: words[at].parse().unwrap() };
             Told { save, start: number(at + 1), end: number(at + 2) }
         };
-        let times = match kind {
-            "ack" => {
-                self.acknowledged.push(told(0, writer));
-                (1, 2)
+        match kind {
+            "ack" => self.acknowledged.push(told(0, writer)),
+            "fail" => self.failed.push((told(0, writer), words[3].to_owned())),
+            "read" => self.reads.push(told(1, words[0].parse().unwrap())),
+            "torn" => self.torn.push(line.to_owned()),
+            "unread" => self.unread.push((number(0), number(1), words[2..].join(" "))),
+            "slow" => {
+                let slow = (number(0), words[1].to_owned());
+                self.slowest = slow.max(std::mem::take(&mut self.slowest));
             }
-            "fail" => {
-                self.failed.push((told(0, writer), words[3].to_owned()));
-                (1, 2)
-            }
-            "read" => {
-                self.reads.push(told(1, words[0].parse().unwrap()));
-                (2, 3)
-            }
-            "torn" => {
-                self.torn.push(line.to_owned());
-                (0, 1)
-            }
-            "unread" => {
-                self.unread.push((number(0), number(1), words[2..].join(" ")));
-                (0, 1)
-            }
-            "deleted" => return self.deleted.push(words[0].to_owned()),
-            _ => return,
-        };
-        self.slowest = self.slowest.max(number(times.1) - number(times.0));
+            "deleted" => self.deleted.push(words[0].to_owned()),
+            _ => {}
+        }
     }
 }
 

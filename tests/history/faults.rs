@@ -83,7 +83,7 @@ impl Kind {
 
     fn strike(self, scene: &mut Scene) -> &'static str {
         let at = scene.random.below(2) as usize;
-        let moment = scene.random.between(50, 700);
+        let moment = scene.random.between(200, 600);
         match self {
             Self::None => "nothing",
             Self::Helper => {
@@ -93,6 +93,7 @@ impl Kind {
             }
             Self::Worker => {
                 kill(scene, at, "vaultfs-worker");
+                // Of each mount's workers every 0.4 to 1.2 s.
                 pause(moment);
                 "workers killed"
             }

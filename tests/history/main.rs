@@ -78,7 +78,6 @@ fn endure(faults: &[Kind], time: Duration) {
     }
     assert!(broken.is_empty(), "rules that were broken, and how often: {broken:?}; seed {seed}");
     assert!(failures.is_empty(), "{} operations failed; seed {seed}", failures.len());
-    // A program's turn is a few operations; so much is what each of them may take.
     if let Some(patience) = faults.iter().map(|fault| fault.patience()).collect::<Option<Vec<_>>>() {
         let most = patience.into_iter().max().unwrap_or_default();
         assert!(figures.slowest < DEADLINE + most, "{figures:?}; seed {seed}");

@@ -16,7 +16,7 @@ use crate::value::{self, Random, Save};
 use crate::work::{self, Role};
 
 /// A request's deadline on the mounts.
-pub const DEADLINE: Duration = Duration::from_secs(5);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 pub const DIALECTS: [&str; 2] = ["object", "kv"];
 
@@ -78,6 +78,7 @@ pub struct Figures {
     pub failed: usize,
     pub reads: usize,
     pub slowest: Duration,
+    pub slowest_of: String,
 }
 
 impl Scene {
@@ -231,12 +232,13 @@ impl Scene {
             }
         }
         let sum = |of: fn(&Log) -> usize| logs.iter().map(of).sum();
-        let slowest = logs.iter().map(|log| log.slowest).max().unwrap_or(0);
+        let slowest = logs.iter().map(|log| log.slowest.clone()).max().unwrap_or_default();
         let figures = Figures {
             saves: sum(|log| log.acknowledged.len()),
             failed,
             reads: sum(|log| log.reads.len()),
-            slowest: Duration::from_nanos(slowest),
+            slowest: Duration::from_nanos(slowest.0),
+            slowest_of: slowest.1,
         };
         self.end(&mut wrong);
         (wrong, figures)

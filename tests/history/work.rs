@@ -7,6 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use vaultfs::clock::{Clock, SystemClock};
@@ -104,7 +105,18 @@ fn close(file: File) -> io::Result<()> {
     }
 }
 
-fn said<T>(what: &str, result: io::Result<T>) -> Result<T, String> {
+/// Operations that took long, and how long in nanoseconds, since the last turn.
+static SLOW: Mutex<Vec<(&str, u64)>> = Mutex::new(Vec::new());
+
+/// One operation, by its name.
+fn said<T>(what: &'static str, operation: impl FnOnce() -> io::Result<T>) -> Result<T, String> {
+    let begun = now();
+    let result = operation();
+    let took = now() - begun;
+    // Of real programs it is not known what of it they waited for, and who waits for a lock waits for others.
+    if took > 500_000_000 && !["spawn", "lock"].contains(&what) {
+        SLOW.lock().unwrap().push((what, took));
+    }
     result.map_err(|e| format!("{what}: {e}"))
 }
 
@@ -133,6 +145,9 @@ impl Worker {
                 "read" | "read-locked" => self.read(),
                 _ => self.save_one(Save { writer: self.writer, number }),
             }
+            for (what, took) in std::mem::take(&mut *SLOW.lock().unwrap()) {
+                self.note(&format!("slow {took} {what}"));
+            }
             let pause = if self.kind.starts_with("read") { 10 } else { 40 };
             std::thread::sleep(Duration::from_millis(self.random.below(pause)));
         }
@@ -159,17 +174,17 @@ impl Worker {
         match self.kind.as_str() {
             "rename" => self.rename(&text),
             "echo" => {
-                let mut file = said("open", File::create(&self.path))?;
-                said("write", file.write_all(text.as_bytes()))?;
-                said("close", close(file))
+                let mut file = said("open", || File::create(&self.path))?;
+                said("write", || file.write_all(text.as_bytes()))?;
+                said("close", || close(file))
             }
             "cp" => {
-                said("scratch", fs::write(&self.scratch, &text))?;
+                said("scratch", || fs::write(&self.scratch, &text))?;
                 self.program(Command::new("cp").arg(&self.scratch).arg(&self.path))
             }
             "mv" => {
                 let new = self.path.with_extension(format!("{}.new", self.writer));
-                said("new", fs::write(&new, &text))?;
+                said("new", || fs::write(&new, &text))?;
                 self.program(Command::new("mv").arg(&new).arg(&self.path))
             }
             "sed" => {
@@ -184,11 +199,11 @@ impl Worker {
             "held" => self.rewrite_held(&text),
             "append" => self.append(&value::line(save, LONGEST_APPENDED)),
             "anew" => {
-                said("unlink", fs::remove_file(&self.path).or_else(absent_is_fine))?;
+                said("unlink", || fs::remove_file(&self.path).or_else(absent_is_fine))?;
                 let mut file =
-                    said("create", OpenOptions::new().write(true).create_new(true).open(&self.path))?;
-                said("write", file.write_all(text.as_bytes()))?;
-                said("close", close(file))
+                    said("create", || OpenOptions::new().write(true).create_new(true).open(&self.path))?;
+                said("write", || file.write_all(text.as_bytes()))?;
+                said("close", || close(file))
             }
             "gone" => self.create_and_delete(save, &text),
             "update" => self.update(&text),
@@ -198,7 +213,7 @@ impl Worker {
 
     fn rename(&mut self, text: &str) -> Result<(), String> {
         let new = self.path.with_extension(format!("{}.tmp", self.writer));
-        let saved = self.make(&new, text).and_then(|()| said("rename", fs::rename(&new, &self.path)));
+        let saved = self.make(&new, text).and_then(|()| said("rename", || fs::rename(&new, &self.path)));
         if saved.is_err() {
             let _ = fs::remove_file(&new);
         }
@@ -206,13 +221,13 @@ impl Worker {
     }
 
     fn make(&self, path: &Path, text: &str) -> Result<(), String> {
-        let mut file = said("create", OpenOptions::new().write(true).create_new(true).open(path))?;
-        said("write", file.write_all(text.as_bytes()))?;
-        said("close", close(file))
+        let mut file = said("create", || OpenOptions::new().write(true).create_new(true).open(path))?;
+        said("write", || file.write_all(text.as_bytes()))?;
+        said("close", || close(file))
     }
 
     fn program(&self, command: &mut Command) -> Result<(), String> {
-        let output = said("spawn", command.env("LC_ALL", "C").stdin(Stdio::null()).output())?;
+        let output = said("spawn", || command.env("LC_ALL", "C").stdin(Stdio::null()).output())?;
         // Perl skips what it cannot open, and calls that a success.
         match output.status.success() && output.stderr.is_empty() {
             true => Ok(()),
@@ -222,12 +237,11 @@ impl Worker {
 
     /// As programs do that keep their state in one file.
     fn rewrite(&mut self, text: &str) -> Result<(), String> {
-        let options = OpenOptions::new().read(true).write(true).open(&self.path);
-        let mut file = said("open", options)?;
-        said("lock", lock(&file, libc::LOCK_EX))?;
-        said("truncate", file.set_len(0))?;
-        said("write", file.write_all(text.as_bytes()))?;
-        said("close", close(file))
+        let mut file = said("open", || OpenOptions::new().read(true).write(true).open(&self.path))?;
+        said("lock", || lock(&file, libc::LOCK_EX))?;
+        said("truncate", || file.set_len(0))?;
+        said("write", || file.write_all(text.as_bytes()))?;
+        said("close", || close(file))
     }
 
     /// The same through a descriptor that stays open, and by fsync.
@@ -237,27 +251,27 @@ impl Worker {
         }
         let mut file = match self.open.take() {
             Some(file) => file,
-            None => said("open", OpenOptions::new().read(true).write(true).open(&self.path))?,
+            None => said("open", || OpenOptions::new().read(true).write(true).open(&self.path))?,
         };
-        said("lock", lock(&file, libc::LOCK_EX))?;
-        said("seek", file.seek(SeekFrom::Start(0)))?;
-        said("truncate", file.set_len(0))?;
-        said("write", file.write_all(text.as_bytes()))?;
-        said("fsync", file.sync_all())?;
-        said("unlock", lock(&file, libc::LOCK_UN))?;
+        said("lock", || lock(&file, libc::LOCK_EX))?;
+        said("seek", || file.seek(SeekFrom::Start(0)))?;
+        said("truncate", || file.set_len(0))?;
+        said("write", || file.write_all(text.as_bytes()))?;
+        said("fsync", || file.sync_all())?;
+        said("unlock", || lock(&file, libc::LOCK_UN))?;
         self.open = Some(file);
         Ok(())
     }
 
     fn append(&mut self, text: &str) -> Result<(), String> {
-        let file = said("open", OpenOptions::new().append(true).create(true).open(&self.path))?;
-        said("lock", lock(&file, libc::LOCK_EX))?;
+        let file = said("open", || OpenOptions::new().append(true).create(true).open(&self.path))?;
+        said("lock", || lock(&file, libc::LOCK_EX))?;
         let mut file = file;
-        if said("stat", file.metadata())?.len() > FULL {
-            said("truncate", file.set_len(0))?;
+        if said("stat", || file.metadata())?.len() > FULL {
+            said("truncate", || file.set_len(0))?;
         }
-        said("write", file.write_all(text.as_bytes()))?;
-        said("close", close(file))
+        said("write", || file.write_all(text.as_bytes()))?;
+        said("close", || close(file))
     }
 
     fn update(&mut self, text: &str) -> Result<(), String> {
@@ -308,14 +322,14 @@ impl Worker {
     fn read_once(&mut self) -> Result<Option<(Vec<u8>, u64)>, String> {
         let mut file = match File::open(&self.path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound && self.name == "anew" => return Ok(None),
-            other => said("open", other)?,
+            other => other.map_err(|e| format!("open: {e}"))?,
         };
         if self.kind == "read-locked" {
-            said("lock", lock(&file, libc::LOCK_SH))?;
+            said("lock", || lock(&file, libc::LOCK_SH))?;
         }
-        let size = said("stat", file.metadata())?.len();
+        let size = said("stat", || file.metadata())?.len();
         let mut bytes = Vec::new();
-        said("read", file.read_to_end(&mut bytes))?;
+        said("read", || file.read_to_end(&mut bytes))?;
         Ok(Some((bytes, size)))
     }
 }

@@ -59,7 +59,9 @@ impl Keeper {
     /// Makes the mount and what belongs to it.
     pub(super) fn mount(&mut self, target: &Target, way: Way) -> Result<(), Failed> {
         let mountpoint = self.mountpoint();
-        let taken = mounts::top_at(mountpoint).ok().flatten().is_some_and(|e| e.is_vaultfs());
+        // A dead one that is to be replaced is the target itself.
+        let is_another = |top: mounts::Entry| top.is_vaultfs() && top.id != target.mount_id();
+        let taken = mounts::top_at(mountpoint).ok().flatten().is_some_and(is_another);
         if taken {
             return Err(Failed::new(format!(
                 "{} was mounted by another vaultfs meanwhile",
