@@ -115,6 +115,7 @@ impl Scene {
             fs::write(path, value::line(Save { writer: u16::MAX, number: 0 }, 50)).unwrap();
             until("it is seen elsewhere", || scene.mounts[1].path(name).exists());
         }
+        assert!(ROLES.len() <= value::WRITERS as usize);
         for (writer, role) in ROLES.iter().enumerate() {
             let log = scene.log_of(writer);
             let dirs: Vec<(&str, &Path)> =

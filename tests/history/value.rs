@@ -17,12 +17,17 @@ fn checksum(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, b| (sum ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// The line of a save, with its newline. Lengths differ from save to save, up to `longest`.
+/// No two writers' lines are of one length, up to so many: in kv an old version is known by its size alone.
+pub const WRITERS: u32 = 32;
+
+/// The line of a save, with its newline. Lengths differ from save to save, up to about `longest`.
 pub fn line(save: Save, longest: u32) -> String {
     let len = save.number.wrapping_mul(397).wrapping_add(u32::from(save.writer) * 131) % longest;
     let letter = |at: u32| char::from(b'a' + ((at + save.number) % 26) as u8);
-    let filling: String = (0..len).map(letter).collect();
-    let text = format!("{} {} x{filling}", save.writer, save.number);
+    let start = format!("{} {} x", save.writer, save.number);
+    let over = (start.len() as u32 + len) % WRITERS;
+    let len = len + (u32::from(save.writer) + WRITERS - over) % WRITERS;
+    let text: String = start.chars().chain((0..len).map(letter)).collect();
     format!("{text} {:016x}\n", checksum(&text))
 }
 
