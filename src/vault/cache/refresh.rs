@@ -151,10 +151,9 @@ impl Cache {
         let mut state = self.state();
         for meta in shown {
             state.index.found(meta, now);
-            if state.lag.is_recent(meta.updated_at) {
-                // It may have been stored here, just before.
-                state.lag.stored(meta, true, now);
-            }
+            // It may have been stored here, just before; or made, if it is so new.
+            let is_new = state.lag.is_recent(meta.updated_at);
+            state.lag.stored(meta, is_new, now);
         }
         state.index.expire(self.config.refresh);
         drop(state);
