@@ -527,7 +527,7 @@ fn answers_are_survived((answers, asks, kind): (Vec<Canned>, Vec<Ask>, u8)) -> R
     let server = runtime.block_on(CannedServer::start(answers));
     let config = HttpConfig {
         target: Target::Url(server.url.clone()),
-        more_roots: None,
+        tls: Arc::default(),
         key: Arc::new(ApiKey::new(SecretString::new("sk".into()), None)),
         clock: Arc::new(SystemClock),
         max_size: 100_000,
