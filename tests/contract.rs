@@ -59,7 +59,7 @@ async fn sqlite_without_a_wire() {
 async fn http_over_tcp() {
     let server = server().await;
     let opened = open(Target::Url(server.url.clone()), SecretString::new(server.key.clone())).await.unwrap();
-    assert_eq!(opened.first_page.items, []);
+    assert_eq!(opened.first_page.unwrap().items, []);
     let before = opened.vault.status().requests;
     contract::create_then_read_each_way(&opened.vault).await;
     assert_eq!(opened.vault.status().requests - before, 8, "each operation is one request");
@@ -78,7 +78,7 @@ async fn kv_over_tcp() {
         open_as(Target::Url(server.url.clone()), key, Some(Dialect::Kv))
     };
     let opened = open().await.unwrap();
-    assert_eq!((opened.first_page.items, opened.vault.status().requests), (vec![], 1));
+    assert_eq!((opened.first_page.unwrap().items, opened.vault.status().requests), (vec![], 1));
     let before = opened.vault.status().requests;
     contract::create_then_read_each_way(&opened.vault).await;
     assert_eq!(opened.vault.status().requests - before, 8, "each operation is one request");
@@ -124,7 +124,7 @@ async fn http_over_the_socket_of_the_embedded_vault() {
     let name = ObjectName::new("dir/kept").unwrap();
     vault.create(&call(), &name, &Content::plain("x")).await.unwrap();
     let opened = open(target(), key()).await.unwrap();
-    let names: Vec<_> = opened.first_page.items.iter().map(|s| s.name.clone()).collect();
+    let names: Vec<_> = opened.first_page.unwrap().items.iter().map(|s| s.name.clone()).collect();
     assert_eq!(names, [name], "the first page comes with the question");
 
     let wrong = open(target(), SecretString::new("sk_of_somebody_else".into())).await.unwrap_err();

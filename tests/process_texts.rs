@@ -41,20 +41,23 @@ fn plain(ran: Ran) -> String {
     ran.out + &ran.err
 }
 
-/// A mount of a vault with a hostile name in it, whose key may only read.
-fn hostile_mount() -> Mount {
+/// A mount of a vault with a hostile name in it, which is open for writing; its key may only read from then on.
+fn hostile_mount() -> (Mount, fs::File) {
     let place = Place::new();
     run(place.vaultfs(["put", NAME, &place.embedded()]).stdin(Stdio::null())).ok();
     let mut add = place.vaultfs(["serve", "--data"]);
     let key = run(add.arg(&place.data).args(["key", "add", "--permissions", "read"])).ok();
-    fs::write(place.data.join("api-key"), key).unwrap();
-    Mount::at(place, &["--drain", "1s"])
+    let mount = Mount::at(place, &["--drain", "1s"]);
+    let file = fs::File::create(mount.path(FILE)).unwrap();
+    fs::write(mount.place().data.join("api-key"), key).unwrap();
+    common::signal(mount.pids().0, nix::sys::signal::Signal::SIGHUP);
+    until("the key is another one", || mount.log().contains("has another key"));
+    (mount, file)
 }
 
 #[test]
 fn no_command_gives_a_name_to_the_terminal_as_it_is() {
-    let mount = hostile_mount();
-    let mut file = fs::File::create(mount.path(FILE)).unwrap();
+    let (mount, mut file) = hostile_mount();
     file.write_all(b"x").unwrap();
     let failed = file.sync_all().unwrap_err();
     drop(file);

@@ -103,6 +103,7 @@ impl From<vault::Error> for Failure {
                 Exit::Unreachable
             }
             ErrorKind::AlreadyExists
+            | ErrorKind::NameNotFree
             | ErrorKind::VersionMismatch
             | ErrorKind::Invalid
             | ErrorKind::TooLarge

@@ -24,7 +24,7 @@ use super::exit::{Exit, Failure};
 use super::log::{self, LogConfig};
 use super::{mount_options, service, stack, values};
 use crate::console;
-use crate::fs::{Audit, Options};
+use crate::fs::{self, Audit, Options};
 use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config, send_descriptor};
 use crate::fuse::mounts::Dev;
 use crate::fuse::target::Target;
@@ -113,6 +113,13 @@ pub struct MountArgs {
     /// Values kept in memory
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
     cache_size: ByteSize,
+
+    /// A name in the vault, of which the directories shall be there for a key that may not list names (repeatable)
+    ///
+    /// Such a key finds names without a slash, and names below directories that are known from here, from an object that
+    /// was read, or from a save. What is no object is EACCES elsewhere.
+    #[arg(help_heading = "What may be done", long = "name", value_name = "NAME", value_parser = values::name)]
+    names: Vec<String>,
 
     /// Names that are never stored, besides the usual editors' files (repeatable)
     #[arg(help_heading = "What may be done", long, value_name = "GLOB", value_parser = glob_pattern)]
@@ -283,9 +290,13 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
             return Err(Failure::with_code(failed.exit, failed.message).into());
         }
     };
-    if let Err(failure) = look_from_outside(&config.mountpoint, dev) {
-        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
-        return Err(failure.into());
+    match look_from_outside(&config.mountpoint, dev) {
+        Ok(status) if !args.read_only => hint_at_key(&status),
+        Ok(_) => {}
+        Err(failure) => {
+            let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+            return Err(failure.into());
+        }
     }
     if !args.foreground {
         return Ok(ExitCode::SUCCESS);
@@ -348,6 +359,7 @@ impl MountArgs {
             timeout: self.connect.timeout,
             max_size: self.connect.max_size.as_u64(),
             cache_size: self.cache_size.as_u64(),
+            names: self.names.clone(),
             scratch: self.scratch.clone(),
             scratch_size: self.scratch_size.as_u64(),
             uid: self.uid.unwrap_or(own.uid),
@@ -432,17 +444,26 @@ fn speaks_within(said: &impl AsFd, time: Duration) -> nix::Result<bool> {
     }
 }
 
+/// Says once that nothing can be saved, where the vault has told what the key may do.
+fn hint_at_key(status: &[u8]) {
+    let status = serde_json::from_slice::<fs::Status>(status);
+    if status.is_ok_and(|status| status.vault.may_write == Some(false)) {
+        console::say(
+            "hint: this key may not write: files cannot be opened for writing (EACCES); --read-only says so from the start",
+        );
+    }
+}
+
 /// How long a fresh mount may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The mount answers, a file in it can be read, and it is the one that was made.
-fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<(), Failure> {
+/// The mount answers, a file in it can be read, and it is the one that was made. What it says of itself.
+fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<Vec<u8>, Failure> {
     let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.display()));
     let seen = probe::look(mountpoint, ANSWER)
         .map_err(|e| failed(format!("mounted, but it cannot be used: {e}")))?;
     match (seen.stat, seen.statfs) {
         (Ok((true, seen)), Ok(())) if seen == dev => service::read_through(mountpoint, ANSWER)
-            .map(drop)
             .map_err(|e| failed(format!("mounted, but nothing can be read: {e}"))),
         (Ok((_, seen)), Ok(())) if seen != dev => Err(failed("mounted, but another mount covers it".into())),
         (Err(errno), _) | (_, Err(errno)) => Err(failed(format!(

@@ -59,7 +59,11 @@ pub async fn build(
     let vault = connected.vault.clone();
     let which = serde_json::json!([spec.endpoint, spec.prefix]).to_string();
     let (page, options) = (connected.first_page, Options { vault: which, ..config.options.clone() });
+    let untried = page.is_none() && !takeover;
     let fs = FileSystem::restore(connected.vault, page, options, clock, state, anew);
+    if untried {
+        fs.listing_is_untried();
+    }
     if let Some(path) = &config.options.audit {
         let audit = Audit::open(path).map_err(|e| bad_audit(path, &e))?;
         fs.attach_audit(audit);

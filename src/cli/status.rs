@@ -324,7 +324,11 @@ pub(super) fn state(fs: &Status) -> String {
         }
         (None, _) => {
             let lags = vault.lagged_s.map_or("", |_| "; its reads lag behind its writes");
-            format!("answers, {} dialect, {} sent{lags}", vault.dialect, counted(vault.requests, "request"))
+            let unlisted =
+                if vault.unlisted { "; the key may not list names (mount --name NAME)" } else { "" };
+            let only_reads = if vault.may_write == Some(false) { "; the key may not write" } else { "" };
+            let requests = counted(vault.requests, "request");
+            format!("answers, {} dialect, {requests} sent{lags}{unlisted}{only_reads}", vault.dialect)
         }
     }
 }

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use nix::unistd::{Group, User};
 
 use crate::fuse::runtime;
+use crate::vault::ObjectName;
 
 /// The largest `--max-size`: a value is in memory several times while it is read or stored.
 const LARGEST_VALUE: ByteSize = ByteSize::gib(1);
@@ -55,6 +56,11 @@ pub fn absolute_path(text: &str) -> Result<PathBuf, String> {
 pub fn time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "give a number and its unit, like 500ms, 10s, 1m or 1h".into())
+}
+
+/// The name of an object.
+pub fn name(text: &str) -> Result<String, String> {
+    ObjectName::new(text).map(|_| text.to_owned()).ok_or_else(|| "a name has 1 to 1024 bytes".into())
 }
 
 /// A time that is not nothing.

@@ -21,6 +21,7 @@ use super::FileSystem;
 use super::doubt::{After, Fate, Saved, Sent, unknown};
 use super::errno::{Errno, Result};
 use super::file::{Failure, File, FileState, Link, Stored};
+use super::may_write::Change;
 use super::status::Unsaved;
 use crate::crash;
 use crate::secret::SecretBytes;
@@ -132,6 +133,16 @@ fn superseded() -> Error {
     )
 }
 
+/// The vault refuses a name as taken that it has no object of: it keeps names of deleted objects for a while, or takes
+/// another name for this one.
+fn not_free(name: &ObjectName) -> Error {
+    let sentence = format!(
+        "creating {name:?}: the name is not free yet: the vault has no such object and refuses the name as taken; it is \
+         tried again"
+    );
+    Error::new(ErrorKind::NameNotFree, sentence)
+}
+
 /// What comes next: it is stored, or is sent.
 type Next = ControlFlow<Saved, After>;
 
@@ -233,12 +244,23 @@ impl FileSystem {
             };
             let (name, generation) = (job.name.clone(), job.generation);
             file.state().note_sent(Sent { name, generation, after: after.clone() });
-            let e = match self.send(&after, job, &content, call).await {
+            let sent = self.send(&after, job, &content, call).await;
+            self.note_save(job, Change::of(&after), sent.as_ref().err());
+            let e = match sent {
                 Ok(meta) => return Ok(Saved::current(self.cache.stored(meta, content))),
                 Err(e) => e,
             };
             *in_doubt |= e.maybe_applied;
             next = self.after_failure(job, e.clone(), in_doubt.then_some(&after), &content, call).await?;
+            let taken = |e: &Error| e.kind == ErrorKind::AlreadyExists && !*in_doubt;
+            // It may have been deleted just now: once more, where a program waits.
+            let is_told = job.guarded || job.exclusive || last.as_ref().is_some_and(taken);
+            match &next {
+                Next::Continue(After::Nothing) if taken(&e) && is_told => return Err(not_free(&job.name)),
+                // Somebody else's object of the same bytes.
+                Next::Break(_) if taken(&e) && job.exclusive => return Err(e),
+                _ => {}
+            }
             last = Some(e);
         }
         // As often as it was tried something came in between: what came last is told.
@@ -256,8 +278,7 @@ impl FileSystem {
     ) -> Result<Next, Error> {
         let moved =
             matches!(e.kind, ErrorKind::AlreadyExists | ErrorKind::NotFound | ErrorKind::VersionMismatch);
-        let is_taken = job.exclusive && e.kind == ErrorKind::AlreadyExists && after.is_none();
-        if !e.maybe_applied && (!moved || is_taken) {
+        if !e.maybe_applied && !moved {
             return Err(e);
         }
         match self.fate(job, after, content, call).await {

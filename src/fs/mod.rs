@@ -27,6 +27,7 @@ mod journal;
 mod kept;
 mod left;
 mod listing;
+mod may_write;
 mod metrics;
 mod move_dir;
 pub mod name;
@@ -175,6 +176,7 @@ pub struct FileSystem {
     walks: Mutex<ahead::Walks>,
     /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
+    saves: may_write::Saves,
     kernel: OnceLock<Arc<dyn Kernel>>,
     audit: OnceLock<Arc<Audit>>,
     processes: OnceLock<Processes>,
@@ -238,6 +240,7 @@ impl FileSystem {
             listings: Mutex::default(),
             walks: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
+            saves: may_write::Saves::default(),
             kernel: OnceLock::new(),
             audit: OnceLock::new(),
             processes: OnceLock::new(),
@@ -262,6 +265,11 @@ impl FileSystem {
         // A second one would be a second mount of the same state: there is none.
         let _ = self.kernel.set(kernel);
         self.forget_kernel_listings();
+    }
+
+    /// The start-up check brought no names: the vault was away, or the key may not list them.
+    pub fn listing_is_untried(&self) {
+        self.cache.listing_is_untried();
     }
 
     /// The options it was made with.

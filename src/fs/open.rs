@@ -17,6 +17,7 @@ use super::file::{File, Keep, Link};
 use super::inode::{ControlText, Dir, DirKind, Node, VersionFile};
 use super::journal::Key;
 use super::listing::Listing;
+use super::may_write::Change;
 use super::name::{self, Decoded, DirPrefix, Refused};
 use super::opener::Opener;
 use super::request::Doing;
@@ -231,6 +232,13 @@ impl FileSystem {
         };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
         self.cache.used(self.longest_ttl());
+        if writes
+            && !self.options.read_only
+            && let Node::File(file) = &node
+            && let Err(e) = self.may_save(file)
+        {
+            return Err(e).into();
+        }
         match node {
             Node::Dir(_) => Err(Errno::EISDIR).into(),
             Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),
@@ -259,6 +267,19 @@ impl FileSystem {
                 }
             },
         }
+    }
+
+    /// Refuses what is known to fail at close(2).
+    fn may_save(&self, file: &File) -> Result<()> {
+        let (name, change) = {
+            let state = file.state();
+            if state.is_only_here() {
+                return Ok(());
+            }
+            let change = if state.stored.is_some() { Change::Version } else { Change::Object };
+            (state.name.clone(), change)
+        };
+        self.may_write(&name, change)
     }
 
     /// O_DIRECT asks the vault, whatever is cached. ESTALE makes the kernel look the name up again and open what it
@@ -360,6 +381,13 @@ impl FileSystem {
             return self.open_existing(file, create, caller);
         }
         let keep = self.keep_of_new(component, create.flags);
+        let is_version = self.table().hidden.contains_key(&name);
+        let change = if is_version { Change::Version } else { Change::Object };
+        if keep == Keep::Store
+            && let Err(e) = self.may_write(&name, change)
+        {
+            return Err(e).into();
+        }
         self.doing(Doing::Make);
         let file = self.new_file(&under, &name, create, keep);
         let entry = self.own_entry(&file);

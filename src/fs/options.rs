@@ -39,6 +39,9 @@ pub struct Options {
     pub max_size: u64,
     /// Bytes of values kept in memory.
     pub cache_size: u64,
+    /// Names of which the directories are known, for a key that may not list names.
+    #[serde(default)]
+    pub names: Vec<String>,
     /// Further name patterns that are kept in memory and never stored.
     pub scratch: Vec<String>,
     /// Bytes of scratch files kept in memory.
@@ -82,6 +85,7 @@ impl Default for Options {
             timeout: Duration::from_secs(10),
             max_size: 1 << 20,
             cache_size: 64 << 20,
+            names: Vec::new(),
             scratch: Vec::new(),
             scratch_size: 16 << 20,
             uid: nix::unistd::geteuid().as_raw(),

@@ -19,7 +19,7 @@ use super::name::{self, CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIO
 use super::{Entry, FileSystem, Step};
 use crate::crash;
 use crate::vault::cache::{Found, Implied, Peek};
-use crate::vault::{Call, ObjectName};
+use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
 /// What stands at a place in the tree.
 pub(super) enum Place {
@@ -51,6 +51,8 @@ pub(super) struct Answers {
     object: Option<(ObjectName, Option<Found>)>,
     listed: bool,
     searched: Option<DirPrefix>,
+    /// The key may not list names.
+    unlisted: bool,
 }
 
 impl FileSystem {
@@ -175,19 +177,49 @@ impl FileSystem {
                 Err(Need::Listing) => {
                     let listed = self.cache.list_all(call).await;
                     match (listed, self.bare_at(under, component)) {
-                        (Ok(_), _) => answers.listed = true,
                         (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
-                        (Err(e), None) => {
-                            return Err(self.failed("lookup", &component.to_string_lossy(), &e));
-                        }
+                        (listed, _) => answers.listed = self.was_told(listed, component, &mut answers)?,
                     }
                 }
                 Err(Need::Prefix(dir)) => {
                     let searched = self.cache.search_prefix(call, dir.as_str()).await;
-                    searched.map_err(|e| self.failed("lookup", &component.to_string_lossy(), &e))?;
-                    answers.searched = Some(dir);
+                    if self.was_told(searched, component, &mut answers)? {
+                        answers.searched = Some(dir);
+                    }
                 }
             }
+        }
+    }
+
+    /// Whether a listing or a search was answered; a key that may not list names goes on without.
+    fn was_told(&self, asked: Result<(), Error>, component: &OsStr, answers: &mut Answers) -> Result<bool> {
+        match asked {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind == ErrorKind::Forbidden && self.cache.is_unlisted() => {
+                answers.unlisted = true;
+                Ok(false)
+            }
+            Err(e) => Err(self.failed("lookup", &component.to_string_lossy(), &e)),
+        }
+    }
+
+    /// `component` is no object, and nobody can tell whether it is a directory. A name that was given by `--name`, and an
+    /// editor's temporary, is none.
+    fn absent_unlisted(&self, component: &OsStr, dir: &DirPrefix) -> Result<Place> {
+        let text = component.to_string_lossy();
+        let is_file =
+            self.options.names.iter().any(|name| dir.as_str().strip_suffix('/') == Some(name.as_str()))
+                || self.scratch.matches(&text)
+                || self.scratch.is_provisional(&text);
+        match is_file {
+            true => Ok(Place::Absent),
+            false => Err(self.refused(
+                "lookup",
+                &text,
+                Errno::EACCES,
+                "there is no such object, and the key may not list names, which would tell whether it is a directory: give \
+                 mount a name below it with --name NAME",
+            )),
         }
     }
 
@@ -229,6 +261,9 @@ impl FileSystem {
             }
         }
         match (implied, as_dir) {
+            (Some(Implied::Unknown), Some(dir)) if answers.unlisted => {
+                self.absent_unlisted(component, &dir).map(Ok)
+            }
             (Some(Implied::Unknown), Some(dir)) if self.is_searched(&dir) => Ok(Err(Need::Prefix(dir))),
             (Some(Implied::Unknown), _) => Ok(Err(Need::Listing)),
             (Some(Implied::Yes | Implied::No(_)) | None, _) => Ok(Ok(Place::Absent)),
@@ -330,7 +365,7 @@ impl FileSystem {
             Peek::Value(found) => Ok(Some(found)),
             Peek::Absent(_) => Ok(None),
             Peek::AbsentBefore if answers.listed => Ok(None),
-            Peek::AbsentBefore if self.cache.listing_is_one_page() => Err(Need::Listing),
+            Peek::AbsentBefore if !answers.unlisted && self.cache.listing_is_one_page() => Err(Need::Listing),
             Peek::Exists | Peek::AbsentBefore | Peek::Unknown => Err(Need::Object(name.clone())),
         }
     }
@@ -364,6 +399,9 @@ impl FileSystem {
             };
         }
         match implied {
+            Implied::Unknown if self.options.names.iter().any(|name| name.starts_with(dir.as_str())) => {
+                Implied::Yes
+            }
             Implied::Unknown if answers.listed || answers.searched.as_ref() == Some(dir) => {
                 Implied::No(self.clock.now())
             }

@@ -84,6 +84,12 @@ pub struct Vault {
     /// Its reads lag behind its writes, as an answer showed so many seconds ago.
     #[serde(default)]
     pub lagged_s: Option<u64>,
+    /// The key may not list names.
+    #[serde(default)]
+    pub unlisted: bool,
+    /// Whether the key may store, where the vault says so.
+    #[serde(default)]
+    pub may_write: Option<bool>,
 }
 
 /// Requests sent on behalf of one program.
@@ -226,6 +232,8 @@ impl FileSystem {
                 outage,
                 outage_s,
                 lagged_s: cache.lagged_s,
+                unlisted: cache.unlisted,
+                may_write: vault.may_write,
             },
             cache: CacheUse {
                 names: cache.names,

@@ -125,7 +125,8 @@ impl Vault for LocalVault {
     fn status(&self) -> VaultStatus {
         let requests = self.requests.load(Ordering::Relaxed);
         let (endpoint, spent_by) = ("in this process".to_owned(), Vec::new());
-        VaultStatus { endpoint, requests, spent_by, budget: None, ahead_ms: Some(0) }
+        let (budget, ahead_ms, may_write) = (None, Some(0), None);
+        VaultStatus { endpoint, requests, spent_by, budget, ahead_ms, may_write, key_changes: 0 }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

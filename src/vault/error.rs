@@ -13,6 +13,8 @@ pub enum ErrorKind {
     NotFound,
     /// 409 on create: the name is taken.
     AlreadyExists,
+    /// The name is taken, of no object: one that was deleted keeps it for a while.
+    NameNotFree,
     /// 409 on update or delete: the version check failed.
     VersionMismatch,
     /// 400, 422: the vault refused the request.

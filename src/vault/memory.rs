@@ -289,7 +289,8 @@ impl Vault for MemoryVault {
     fn status(&self) -> VaultStatus {
         let (endpoint, requests) = ("memory".to_owned(), self.counts.total());
         let Told { budget, ahead_ms } = *self.told();
-        VaultStatus { endpoint, requests, spent_by: Vec::new(), budget, ahead_ms }
+        let spent_by = Vec::new();
+        VaultStatus { endpoint, requests, spent_by, budget, ahead_ms, may_write: None, key_changes: 0 }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

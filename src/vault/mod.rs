@@ -131,6 +131,10 @@ pub struct VaultStatus {
     pub budget: Option<BudgetStatus>,
     /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not told its time.
     pub ahead_ms: Option<i64>,
+    /// Whether the key may make and update objects, where the vault says so.
+    pub may_write: Option<bool>,
+    /// How often another key has come into use.
+    pub key_changes: u64,
 }
 
 /// A secrets vault. Errors are typed so that one table can turn them into errno values.

@@ -5,6 +5,7 @@
 mod common;
 mod folding;
 mod lagging;
+mod refusals;
 #[allow(dead_code, reason = "only the one that nginx is before")]
 #[path = "../vault_server/served.rs"]
 mod served;

@@ -37,7 +37,7 @@ impl Asked<'_> {
 }
 
 /// A refusal: status, one more header, body.
-pub type Refusal = (u16, Option<(&'static str, String)>, &'static str);
+pub type Refusal = (u16, Option<(&'static str, &'static str)>, &'static str);
 
 /// What is done to a text.
 pub type Rewrite = Box<dyn Fn(&str) -> String + Send + Sync>;
@@ -184,7 +184,7 @@ fn decoded(text: &str) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-fn answer(status: u16, header: Option<(&'static str, String)>, body: String) -> Response {
+fn answer(status: u16, header: Option<(&'static str, &'static str)>, body: String) -> Response {
     let status = axum::http::StatusCode::from_u16(status).unwrap();
     let kind = if body.starts_with('<') { "text/html" } else { "application/json" };
     let mut response = (status, [("content-type", kind)], body).into_response();

@@ -383,21 +383,6 @@ pub async fn connect(
     Ok(connected)
 }
 
-/// As [`connect`] at once, for who only writes: a key that may neither list nor read will do.
-pub async fn connect_to_write(
-    spec: &ConnectSpec,
-    key: ApiKeyInput,
-    clock: Arc<dyn Clock>,
-) -> Result<Connected, Failure> {
-    let call = Call::foreground(clock.now() + spec.timeout);
-    let connected = open(spec, key, clock, async |connector| {
-        connector.open_unlisted(&call).await.map(|vault| (vault, None))
-    });
-    let connected = connected.await?;
-    has_contexts(spec, connected.vault.capabilities().dialect)?;
-    Ok(connected)
-}
-
 /// Reaches the vault and has it opened, `--prefix` applied.
 async fn open(
     spec: &ConnectSpec,

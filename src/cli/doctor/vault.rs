@@ -53,6 +53,10 @@ fn asked(looked: Result<http::Look, Failure>) -> Vec<Finding> {
                 look.dialect
             );
             let mut found = vec![Finding::ok("vault", says)];
+            if !look.may_list {
+                let fix = "names are found one by one: mount with --name NAME, or use a key that may list";
+                found.push(Finding::note("key", "it may not list names", fix));
+            }
             found.extend(look.status.ahead_ms.map(|ms| clock(Duration::from_millis(ms.unsigned_abs()))));
             found.extend(look.status.budget.map(|budget| rate(&budget)));
             found

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use self::lines::{log_line, ls_line};
 use self::save::{Saved, delete, save};
-use super::connect::{ConnectArgs, ConnectSpec, Connected, connect, connect_to_write};
+use super::connect::{ConnectArgs, connect};
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::progress::Progress;
@@ -179,24 +179,6 @@ impl Session {
     ) -> Result<T, Failure> {
         let (spec, key) = args.resolve_or_mounted()?;
         let connected = connect(&spec, key, Arc::new(SystemClock), Start::AtOnce).await?;
-        Self::work(&spec, connected, work).await
-    }
-
-    /// As [`Session::with`], but with a key that may only write, if that is what there is.
-    async fn to_write<T>(
-        args: &ConnectArgs,
-        work: impl AsyncFnOnce(&mut Session) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        let (spec, key) = args.resolve_or_mounted()?;
-        let connected = connect_to_write(&spec, key, Arc::new(SystemClock)).await?;
-        Self::work(&spec, connected, work).await
-    }
-
-    async fn work<T>(
-        spec: &ConnectSpec,
-        connected: Connected,
-        work: impl AsyncFnOnce(&mut Session) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
         let mut session = Session {
             vault: connected.vault,
             first_page: connected.first_page,
@@ -313,7 +295,7 @@ async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
 
 async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
-    Session::to_write(&args.connect, async |session| {
+    Session::with(&args.connect, async |session| {
         let bytes = read_stdin(session.max_size)?;
         save(session, &name, |base| {
             codec::to_content(args.format, base, bytes.expose())

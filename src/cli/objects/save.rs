@@ -26,6 +26,7 @@ pub async fn save(
     content: impl Fn(Option<Form>) -> Result<Content, Failure>,
 ) -> Result<Saved, Failure> {
     let mut doubt: Option<Error> = None;
+    let mut refused_as_taken = false;
     for _ in 0..MAX_SAVES {
         let there = match session.read(name).await {
             Ok(object) => Some(object),
@@ -55,8 +56,15 @@ pub async fn save(
             Ok(_) => return Ok(Saved::Stored),
             Err(e) if e.maybe_applied => doubt = Some(e),
             Err(e) => match (e.kind, &there) {
-                (ErrorKind::AlreadyExists, None)
-                | (ErrorKind::NotFound | ErrorKind::VersionMismatch, Some(_)) => {}
+                (ErrorKind::AlreadyExists, None) if refused_as_taken => {
+                    let sentence = format!(
+                        "{name:?}: the name is not free yet: the vault has no such object and refuses the name as taken; \
+                         try again later"
+                    );
+                    return Err(Failure::new(Exit::Failed, sentence));
+                }
+                (ErrorKind::AlreadyExists, None) => refused_as_taken = true,
+                (ErrorKind::NotFound | ErrorKind::VersionMismatch, Some(_)) => {}
                 _ => return Err(e.into()),
             },
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
@@ -17,6 +17,8 @@ use crate::server::admission::Seat;
 use crate::server::store::{KeyRow, Once, Permission};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+const PERMISSIONS: HeaderName = HeaderName::from_static("x-vaultfs-permissions");
 
 /// The API key a request came with; in the request's extensions behind the gate.
 #[derive(Debug, Clone)]
@@ -53,6 +55,7 @@ async fn check(
     {
         return too_busy("this API key has too many connections").into_response();
     }
+    let rights = permissions(&row);
     let allowance = app.limit.as_ref().map(|limit| limit.take(&row.id));
     let mut response = match allowance {
         Some(allowance) if !allowance.granted => allowance.exceeded().into_response(),
@@ -74,7 +77,15 @@ async fn check(
         Some(allowance) => allowance.announce(&mut response),
         None => limit::announce_none(&mut response),
     }
+    response.headers_mut().insert(PERMISSIONS, rights);
     response
+}
+
+/// What the key may do, in the words of `key add`: a client need not find out by what is refused.
+fn permissions(row: &KeyRow) -> HeaderValue {
+    let has = Permission::ALL.into_iter().filter(|permission| row.permissions.allow(*permission));
+    let words: Vec<_> = has.map(Permission::name).collect();
+    HeaderValue::from_str(&words.join(",")).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn unauthorized(what: &str) -> ApiError {

@@ -68,6 +68,7 @@ impl Cache {
 
     async fn ask_for_a_page(&self) -> Result<()> {
         let asked = self.clock.now();
+        self.ask_for_names_again();
         let call = Call::foreground(asked + self.config.timeout);
         let page = self.vault.list(&call, &ListQuery::first()).await?;
         self.seed(&page, asked);

@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Belief, Cache, Found, Peek, Read, State, is_outage};
+use super::{Belief, Cache, Found, Peek, Read, State, is_outage, is_refusal};
 use crate::vault::object::Cursors;
 use crate::vault::spender;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
@@ -51,6 +51,9 @@ impl Feed {
 impl Cache {
     /// Reads `name` from the vault, whatever is in memory; old values stand in while the vault is down.
     pub async fn fetch(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
+        if let Some(refused) = self.refused_before(name) {
+            return Err(refused);
+        }
         let old = self.stand_in(name);
         if let Some(old) = &old
             && self.outage_is_recent()
@@ -86,6 +89,13 @@ impl Cache {
             }
             (Err(e), _) => Err(e),
         }
+    }
+
+    /// The refusal of a name, for as long as an absence would be believed.
+    fn refused_before(&self, name: &ObjectName) -> Option<Error> {
+        let now = self.clock.now();
+        let refused = self.state().refused.peek(name).cloned();
+        refused.filter(|(at, _)| self.ttl(*at, now) > Duration::ZERO).map(|(_, e)| e)
     }
 
     async fn wait_for<T: Clone>(
@@ -185,7 +195,13 @@ impl Cache {
                 }
                 Err(e) => Err(e),
             };
-            cache.state().reads.remove(&wanted);
+            let mut state = cache.state();
+            match &answer {
+                Err(e) if is_refusal(e.kind) => drop(state.refused.put(wanted.clone(), (asked, e.clone()))),
+                _ => drop(state.refused.pop(&wanted)),
+            }
+            state.reads.remove(&wanted);
+            drop(state);
             answer
         });
         state.reads.insert(name.clone(), (flight.clone(), priority));

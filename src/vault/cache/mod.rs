@@ -98,6 +98,10 @@ struct State {
     /// Who wants to hear of its names, by prefix.
     feeds: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
     searches: HashMap<String, Flight<()>>,
+    /// Whether the key may list names.
+    listing_right: watch::ListingRight,
+    /// Names that the vault, or what is before it, refused to read.
+    refused: lru::LruCache<ObjectName, (Instant, Error)>,
     /// The question that is out whether the key is still taken.
     doubt: Option<Flight<()>>,
     /// `None` once the vault has answered.
@@ -160,6 +164,8 @@ pub struct CacheStatus {
     pub serving_stale: bool,
     /// Its reads lag behind its writes, as an answer showed so many seconds ago.
     pub lagged_s: Option<u64>,
+    /// The key may not list names.
+    pub unlisted: bool,
 }
 
 impl std::fmt::Debug for Cache {
@@ -184,6 +190,8 @@ impl Cache {
                 listing: None,
                 feeds: Vec::new(),
                 searches: HashMap::new(),
+                listing_right: watch::ListingRight::default(),
+                refused: lru::LruCache::new(histories),
                 doubt: None,
                 outage: None,
                 histories: lru::LruCache::new(histories),
@@ -211,6 +219,7 @@ impl Cache {
     /// Takes in the page that the start-up probe read anyway; `asked` is when it was asked for.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
+        state.listing_right = watch::ListingRight::Given;
         state.take_in(&page.items, asked);
         if page.next.is_none() {
             state.end_listing(asked, 1);
@@ -375,6 +384,7 @@ impl Cache {
         let (object, now) = (Arc::new(Object { meta, content }), self.clock.now());
         self.shown.store(true, Ordering::Release);
         let mut state = self.state();
+        state.refused.pop(&object.meta.name);
         state.index.found(&object.meta, now);
         state.index.put_value(&object);
         object
@@ -424,6 +434,7 @@ impl Cache {
                 .map(|o| (why(&o.error), now.saturating_duration_since(o.since).as_secs())),
             serving_stale: self.served_stale.load(Ordering::Relaxed),
             lagged_s: state.lag.last_seen(now).map(|seen| now.saturating_duration_since(seen).as_secs()),
+            unlisted: state.listing_right.is_refused(),
         }
     }
 
@@ -480,6 +491,11 @@ fn why(e: &Error) -> String {
     }
 }
 
+/// Whether a name that was refused so would be refused again at once.
+fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Invalid | ErrorKind::Forbidden | ErrorKind::TooLarge | ErrorKind::OtherObject)
+}
+
 /// Whether an older answer may stand in for this failure.
 pub fn is_outage(kind: ErrorKind) -> bool {
     match kind {
@@ -492,6 +508,7 @@ pub fn is_outage(kind: ErrorKind) -> bool {
         | ErrorKind::Forbidden
         | ErrorKind::NotFound
         | ErrorKind::AlreadyExists
+        | ErrorKind::NameNotFree
         | ErrorKind::VersionMismatch
         | ErrorKind::Invalid
         | ErrorKind::TooLarge

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::super::object::Cursors;
 use super::lag::{AGAIN, WINDOW};
 use super::sweep::Sweep;
+use super::watch::ListingRight;
 use super::{Cache, is_outage};
 use crate::clock::bounded;
 use crate::vault::{Call, ErrorKind, ListQuery, Meta, Result};
@@ -155,6 +156,9 @@ impl Cache {
             let is_new = state.lag.is_recent(meta.updated_at);
             state.lag.stored(meta, is_new, now);
         }
+        if covered.is_none() {
+            state.listing_right = ListingRight::Untried;
+        }
         state.index.expire(self.config.refresh);
         drop(state);
         self.shown.store(true, Ordering::Release);
@@ -167,6 +171,10 @@ impl Cache {
 
     /// By the vault's clock: all changes before that are known. For [`Cache::resume`].
     pub fn covered(&self) -> Option<SystemTime> {
+        if self.is_unlisted() {
+            // A successor takes the refusal of a listing for no revocation either.
+            return None;
+        }
         self.refresh_state().covered
     }
 
@@ -372,6 +380,8 @@ impl Cache {
                     self.state().index.confirm(since, asked);
                 }
             }
+            // Told once, where it was heard.
+            Err(_) if self.is_unlisted() => self.refresh_state().failed = None,
             Err(e) => {
                 if !is_outage(e.kind) {
                     tracing::warn!(error = %e, "changes made elsewhere cannot be asked for");
@@ -400,7 +410,9 @@ impl Cache {
                 tokio::time::sleep(self.price()).await;
             }
             let call = Call::background(self.clock.now() + self.config.timeout);
-            self.spend();
+            if self.listing_refused_before().is_none() {
+                self.spend();
+            }
             let page = self.vault.list(&call, &query).await?;
             pages += 1;
             latest = page.items.iter().filter_map(|item| item.updated_at).max().max(latest);

@@ -2,6 +2,7 @@
 //!
 //! 1. A 401, or a 403 to a listing, is a revocation: what this key once could read it may not read any more. Every
 //!    value is dropped, every name is past its time and stands in for nothing, and whoever shows values is told.
+//!    A key that could never list names loses nothing by that 403: it is not asked to for a minute.
 //! 2. A 403 to the read of a name is that name's only. A 403 to a change says nothing of what may be read.
 //! 3. An answer that was asked for before a revocation is given to who asked, and not kept.
 //! 4. What is stored and deleted is remembered, and no answer to a read of an object goes on that is older
@@ -33,6 +34,27 @@ const LAGS: &str =
 pub trait Audience: Send + Sync {
     /// They may not be shown any more: of this name, or at all.
     fn refused(&self, name: Option<&ObjectName>);
+}
+
+/// For how long a key that may not list names is not asked to.
+const NOT_ASKED: Duration = Duration::from_secs(60);
+
+/// Whether the key may list names.
+#[derive(Debug, Default)]
+pub(super) enum ListingRight {
+    /// It may: a refusal takes it away.
+    #[default]
+    Given,
+    /// Nobody knows: it could not at the start, or nobody asked.
+    Untried,
+    /// It never could; when that was last told, and how.
+    Refused(Instant, Error),
+}
+
+impl ListingRight {
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused(..))
+    }
 }
 
 /// What a request was about.
@@ -118,9 +140,9 @@ impl Watch {
             cache.key_was_taken();
         }
         match (answer.as_ref().err().map(|e| (e, e.kind)), about) {
-            (Some((e, ErrorKind::Unauthorized)), _) | (Some((e, ErrorKind::Forbidden)), About::Names) => {
-                cache.revoked(e);
-            }
+            (Some((e, ErrorKind::Unauthorized)), _) => cache.revoked(e),
+            (Some((e, ErrorKind::Forbidden)), About::Names) => cache.listing_refused(e),
+            (None, About::Names) => cache.state().listing_right = ListingRight::Given,
             (Some((_, ErrorKind::Forbidden)), About::Name(name)) => cache.refused(name),
             _ => {}
         }
@@ -133,6 +155,49 @@ impl Cache {
     pub fn set_audience(&self, audience: Weak<dyn Audience>) {
         // A second one would be a second mount over the same cache: there is none.
         let _ = self.audience.set(audience);
+    }
+
+    /// Whether the key may not list names, and never could.
+    pub fn is_unlisted(&self) -> bool {
+        self.state().listing_right.is_refused()
+    }
+
+    /// No listing has been answered: a refusal of the first takes nothing away.
+    pub fn listing_is_untried(&self) {
+        self.state().listing_right = ListingRight::Untried;
+    }
+
+    /// The refusal of a listing, if it is too recent to ask again.
+    pub(super) fn listing_refused_before(&self) -> Option<Error> {
+        let now = self.clock.now();
+        match &self.state().listing_right {
+            ListingRight::Refused(at, e) if now.saturating_duration_since(*at) < NOT_ASKED => Some(e.clone()),
+            _ => None,
+        }
+    }
+
+    /// The next listing is asked for, whatever was answered before.
+    pub(super) fn ask_for_names_again(&self) {
+        let mut state = self.state();
+        if state.listing_right.is_refused() {
+            state.listing_right = ListingRight::Untried;
+        }
+    }
+
+    fn listing_refused(&self, e: &Error) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let was_given = matches!(state.listing_right, ListingRight::Given);
+        if !was_given {
+            if !state.listing_right.is_refused() {
+                tracing::warn!(error = %e, "the key may not list names: they are looked up one by one");
+            }
+            state.listing_right = ListingRight::Refused(now, e.clone());
+        }
+        drop(state);
+        if was_given {
+            self.revoked(e);
+        }
     }
 
     fn revoked(&self, e: &Error) {
@@ -307,6 +372,9 @@ impl Vault for Watch {
     }
 
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {
+        if let Some(refused) = self.cache.upgrade().and_then(|cache| cache.listing_refused_before()) {
+            return Err(refused);
+        }
         let page = self.heard(self.inner.list(call, query).await, About::Names);
         if let Some(cache) = self.cache.upgrade() {
             cache.compare_times();

@@ -41,7 +41,7 @@ pub struct Headers {
     pub remaining: Option<u32>,
     /// X-RateLimit-Reset as time from now.
     pub reset: Option<Duration>,
-    /// Retry-After in seconds; dates are not understood and count as absent.
+    /// Retry-After, as time from now; a date counts by the vault's own clock, if it tells that.
     pub retry_after: Option<Duration>,
 }
 
@@ -50,6 +50,7 @@ impl Headers {
     /// tells that.
     pub fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
         let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
+        let date = |name: &str| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok();
         let small = |name: &str| number(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         let reset = number("x-ratelimit-reset").map(|n| {
@@ -64,7 +65,10 @@ impl Headers {
             limit: limit.filter(|limit| *limit > 0 || remaining.is_none()),
             remaining,
             reset: reset.map(|r| r.min(LONGEST_WINDOW)),
-            retry_after: number("retry-after").map(Duration::from_secs),
+            retry_after: number("retry-after").map(Duration::from_secs).or_else(|| {
+                let now = date("date").unwrap_or(wall);
+                date("retry-after").map(|at| at.duration_since(now).unwrap_or_default())
+            }),
         }
     }
 }
@@ -355,6 +359,13 @@ mod tests {
         let hour = read(&[("x-ratelimit-reset", "1700002800"), theirs]).reset;
         assert_eq!(hour, Some(Duration::from_secs(3600)), "by its own clock, which is behind ours");
         assert_eq!(read(&[("retry-after", " 5 ")]).retry_after, Some(Duration::from_secs(5)));
+        let at = ("retry-after", "Tue, 14 Nov 2023 22:13:27 GMT");
+        assert_eq!(read(&[at]).retry_after, Some(Duration::from_secs(7)), "{wall:?}");
+        let theirs = ("date", "Tue, 14 Nov 2023 22:13:00 GMT");
+        assert_eq!(read(&[at, theirs]).retry_after, Some(Duration::from_secs(27)), "by its own clock");
+        let past = ("retry-after", "Tue, 14 Nov 2023 22:00:00 GMT");
+        assert_eq!(read(&[past]).retry_after, Some(Duration::ZERO));
+        assert_eq!(read(&[("retry-after", "soon")]).retry_after, None);
     }
 
     #[tokio::test(start_paused = true)]

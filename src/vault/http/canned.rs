@@ -1,5 +1,6 @@
 //! A server for tests that answers what it was told to, however wrong: bytes on a socket of 127.0.0.1.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +40,7 @@ pub struct CannedServer {
     /// Its address.
     pub url: String,
     seen: Arc<Mutex<Vec<String>>>,
+    accepted: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -59,19 +61,27 @@ impl CannedServer {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let recorder = seen.clone();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counter = accepted.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                counter.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(serve(stream, recorder.clone(), answers.clone()));
             }
         });
-        Self { url, seen, task }
+        Self { url, seen, accepted, task }
     }
 
     /// Takes no more connections when this returns.
     pub async fn stop(mut self) {
         self.task.abort();
         let _ = (&mut self.task).await;
+    }
+
+    /// Connections so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// The requests so far, heads and bodies.

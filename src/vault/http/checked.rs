@@ -37,7 +37,7 @@ impl CheckedVault {
     /// Whether a failed read by name may be the doing of what is between here and the vault.
     fn may_be_the_path(&self, name: &ObjectName, e: &Error) -> bool {
         if is_plain(name.as_str()) {
-            return false;
+            return e.kind == ErrorKind::Invalid;
         }
         let is_trusted = self.encoded_passes.load(Ordering::Relaxed) && !is_odd(name.as_str());
         match e.kind {

@@ -4,8 +4,10 @@
 //! The group may read a file that root owns (a service's key, a systemd credential).
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
 
 use zeroize::Zeroize;
 
@@ -104,12 +106,24 @@ pub struct ApiKey {
     current: RwLock<SecretString>,
     file: Option<PathBuf>,
     also: Option<u32>,
+    /// What its file was when it was read.
+    read: Mutex<Option<Stamp>>,
+    changes: AtomicU64,
+}
+
+/// What tells a file that was written or replaced from what it was: device, inode, size, time of change.
+type Stamp = (u64, u64, u64, i64, i64);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = path.metadata().ok().filter(|meta| meta.is_file())?;
+    Some((meta.dev(), meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
 }
 
 impl ApiKey {
     /// A key, and the file it came from if it came from one.
     pub fn new(key: SecretString, file: Option<PathBuf>) -> Self {
-        Self { current: RwLock::new(key), file, also: None }
+        let read = Mutex::new(file.as_deref().and_then(stamp));
+        Self { current: RwLock::new(key), file, also: None, read, changes: AtomicU64::new(0) }
     }
 
     /// The same where the file may belong to the user `also`, too.
@@ -130,11 +144,32 @@ impl ApiKey {
     /// Reads the file again, on SIGHUP and after a 401. True if there is a file and the key is another now.
     pub fn reload(&self) -> Result<bool, KeyError> {
         let Some(path) = &self.file else { return Ok(false) };
+        *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = stamp(path);
         let fresh = read_key_file(path, self.also)?;
         let mut current = self.current.write().expect("no holder of this lock can panic");
         let changed = *current != fresh;
         *current = fresh;
+        if changed {
+            self.changes.fetch_add(1, Ordering::Release);
+        }
         Ok(changed)
+    }
+
+    /// How often another key has come into use.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Reads the file again if it was changed since it was read.
+    pub fn look_again(&self) {
+        let now = self.file.as_deref().and_then(stamp);
+        let is_other = *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) != now;
+        if is_other
+            && now.is_some()
+            && let Err(e) = self.reload()
+        {
+            tracing::warn!(error = %e, "the file of the API key was changed and cannot be used");
+        }
     }
 }
 

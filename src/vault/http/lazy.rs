@@ -46,7 +46,7 @@ pub async fn start(
     timeout: Duration,
 ) -> Result<(DynVault, Option<Page>)> {
     let clock = connector.clock().clone();
-    let answered = |opened: Opened| (opened.vault, Some(opened.first_page));
+    let answered = |opened: Opened| (opened.vault, opened.first_page);
     match start {
         Start::AtOnce => {
             let call = Call::foreground(clock.now() + timeout);

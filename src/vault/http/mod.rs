@@ -95,8 +95,10 @@ impl HttpConfig {
             Target::Url(url) => (url.clone(), url, Some(ASSUMED_LIMIT)),
             Target::Socket(path) => ("http://localhost".to_owned(), path.shown().to_string(), None),
         };
+        let proxy = proxy_before(&base);
         Ok(Transport::new(Parts {
             connections,
+            proxy,
             base,
             endpoint,
             key: self.key,
@@ -143,6 +145,18 @@ fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client>
     builder.build().map_err(|e| broken("TLS cannot be set up", &e.without_url()))
 }
 
+/// The proxy that the environment has requests to `base` go through, as it may be shown: without user and password.
+fn proxy_before(base: &str) -> Option<String> {
+    let url = reqwest::Url::parse(base).ok()?;
+    if is_loopback(url.host_str()?) {
+        return None;
+    }
+    let found = hyper_util::client::proxy::matcher::Matcher::from_env().intercept(&base.parse().ok()?)?;
+    let (uri, authority) = (found.uri(), found.uri().authority()?.as_str());
+    let place = authority.rsplit('@').next().unwrap_or_default();
+    Some(format!("{}://{place}", uri.scheme_str().unwrap_or("http")))
+}
+
 /// Whether a URL's host is this machine: plain http is taken, and no proxy is asked.
 pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -174,8 +188,8 @@ pub fn check_url(text: &str) -> Result<String, &'static str> {
 pub struct Opened {
     /// The vault.
     pub vault: DynVault,
-    /// The page that came with the question, of [`ListQuery::first`].
-    pub first_page: Page,
+    /// The page that came with the question, of [`ListQuery::first`]; `None` for a key that may not list names.
+    pub first_page: Option<Page>,
 }
 
 /// What it takes to ask a vault who it is, as often as needed. Connects to nothing yet.
@@ -194,7 +208,8 @@ impl Connector {
         Ok(Self { transport: Arc::new(config.transport()?), max_size, key_context, want })
     }
 
-    /// Asks which dialect answers, and whether the key is taken. At most two requests.
+    /// Asks which dialect answers, and whether the key is taken. At most two requests. A key that may not list names may
+    /// do all else.
     pub async fn open(&self, call: &Call) -> Result<Opened> {
         let transport = &self.transport;
         let query = ListQuery::first();
@@ -203,29 +218,15 @@ impl Connector {
             ErrorKind::BadAnswer | ErrorKind::NotFound => no_vault(transport.endpoint(), &e.message),
             _ => e,
         };
-        let answer = transport.judge(answer, &request).map_err(no_vault)?;
-        let first_page = match dialect {
-            Dialect::Object => object::page(&answer, &request, &query),
-            Dialect::Kv => kv::page(&answer, &request, &query),
+        let first_page = match transport.judge(answer, &request) {
+            Err(e) if e.kind == ErrorKind::Forbidden => None,
+            Err(e) => return Err(no_vault(e)),
+            Ok(answer) => Some(match dialect {
+                Dialect::Object => object::page(&answer, &request, &query).map_err(no_vault)?,
+                Dialect::Kv => kv::page(&answer, &request, &query).map_err(no_vault)?,
+            }),
         };
-        let first_page = first_page.map_err(no_vault)?;
         Ok(Opened { vault: self.vault(dialect), first_page })
-    }
-
-    /// As [`Connector::open`], but a key that may not list names will do: for who needs none.
-    pub async fn open_unlisted(&self, call: &Call) -> Result<DynVault> {
-        let (dialect, request, answer) = probe(&self.transport, call, self.want, &ListQuery::first()).await?;
-        match self.transport.judge(answer, &request) {
-            Err(e) if e.kind == ErrorKind::Forbidden => Ok(self.vault(dialect)),
-            Err(e) if matches!(e.kind, ErrorKind::BadAnswer | ErrorKind::NotFound) => {
-                Err(no_vault(self.transport.endpoint(), &e.message))
-            }
-            Err(e) => Err(e),
-            Ok(answer) if !status::is_json_object(&answer.body) => {
-                Err(no_vault(self.transport.endpoint(), "its answer is not JSON"))
-            }
-            Ok(_) => Ok(self.vault(dialect)),
-        }
     }
 
     fn vault(&self, dialect: Dialect) -> DynVault {
@@ -274,6 +275,8 @@ pub struct Look {
     pub dialect: Dialect,
     /// How long the answer took.
     pub took: Duration,
+    /// Whether the key may list names.
+    pub may_list: bool,
     /// What the answer says of the clock and the budget.
     pub status: VaultStatus,
 }
@@ -288,8 +291,12 @@ pub async fn look(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Res
     let asked = clock.now();
     let (dialect, request, answer) = probe(&transport, call, want, &ListQuery::first()).await?;
     let took = clock.now().saturating_duration_since(asked);
-    transport.judge(answer, &request)?;
-    Ok(Look { dialect, took, status: transport.status() })
+    let may_list = match transport.judge(answer, &request) {
+        Ok(_) => true,
+        Err(e) if e.kind == ErrorKind::Forbidden => false,
+        Err(e) => return Err(e),
+    };
+    Ok(Look { dialect, took, may_list, status: transport.status() })
 }
 
 /// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the answer to that

@@ -131,7 +131,10 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
             let sentence = "the object was changed meanwhile: read it again".to_owned();
             (request.conflict, sentence)
         }
-        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+        StatusCode::BAD_REQUEST
+        | StatusCode::UNPROCESSABLE_ENTITY
+        | StatusCode::URI_TOO_LONG
+        | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
             let why = code(answer, request).unwrap_or_else(|| format!("status {status}"));
             (ErrorKind::Invalid, format!("the vault refused the request: {why}"))
         }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use super::{Target, client};
 use crate::display::Shown;
@@ -15,6 +16,9 @@ use crate::vault::{Error, ErrorKind, Result};
 
 /// A system's whole list of authorities is a twentieth of this.
 const MAX_BYTES: u64 = 4 << 20;
+
+/// A service's address may lead to another server meanwhile, while the old one goes on answering.
+const MAX_AGE: Duration = Duration::from_secs(300);
 
 /// What files hold at a time.
 #[derive(Debug, Clone, Default)]
@@ -149,8 +153,8 @@ impl TlsFiles {
 pub struct Connections {
     target: Target,
     tls: Arc<TlsFiles>,
-    /// And which state of the files it was made with.
-    client: Mutex<(reqwest::Client, u64)>,
+    /// Which state of the files it was made with, and since when it is used.
+    client: Mutex<(reqwest::Client, u64, Option<Instant>)>,
 }
 
 impl Connections {
@@ -158,7 +162,7 @@ impl Connections {
     pub fn new(target: Target, tls: Arc<TlsFiles>) -> Result<Self> {
         let material = tls.material();
         let client = client(&target, material.more_roots.as_deref())?;
-        Ok(Self { target, tls, client: Mutex::new((client, material.generation)) })
+        Ok(Self { target, tls, client: Mutex::new((client, material.generation, None)) })
     }
 
     /// Whether there are other certificates than those that a connection just failed for.
@@ -166,16 +170,18 @@ impl Connections {
         self.tls.reload_if_renewed()
     }
 
-    /// What sends requests. Connections that were made before the files were renewed are used by nobody afterwards.
-    pub fn client(&self) -> reqwest::Client {
+    /// What sends requests. Connections that were made before the files were renewed, or longer than [`MAX_AGE`] ago, are
+    /// used by nobody afterwards.
+    pub fn client(&self, now: Instant) -> reqwest::Client {
         let mut current = self.client.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if current.1 != self.tls.generation() {
+        let since = *current.2.get_or_insert(now);
+        if current.1 != self.tls.generation() || now.saturating_duration_since(since) >= MAX_AGE {
             let material = self.tls.material();
             match client(&self.target, material.more_roots.as_deref()) {
-                Ok(renewed) => *current = (renewed, material.generation),
+                Ok(renewed) => *current = (renewed, material.generation, Some(now)),
                 Err(e) => {
                     tracing::error!("the connection is secured as before: {e}");
-                    current.1 = material.generation;
+                    (current.1, current.2) = (material.generation, Some(now));
                 }
             }
         }

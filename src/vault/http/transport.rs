@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
@@ -154,6 +154,8 @@ enum Failed {
 
 /// The parts that [`Transport::new`] puts together.
 pub struct Parts {
+    /// The proxy that connections are made through, as it may be shown.
+    pub proxy: Option<String>,
     /// Makes the connections.
     pub connections: Connections,
     /// The service's address without a trailing slash.
@@ -172,6 +174,12 @@ pub struct Parts {
     pub max_body: usize,
 }
 
+/// The header in which `vaultfs serve` says what a key may do.
+const PERMISSIONS: &str = "x-vaultfs-permissions";
+
+/// For how long that is believed.
+const BELIEVED: Duration = Duration::from_secs(60);
+
 /// Programs that status names.
 const SPENDERS: usize = 10;
 
@@ -187,6 +195,10 @@ pub struct Transport {
     abreast: tokio::sync::Semaphore,
     /// By how much the vault's clock is ahead of ours, once it has told its time.
     ahead_ms: Mutex<Option<i64>>,
+    /// Whether the key may write, by the last answer that said so, and of which key that is true.
+    may_write: Mutex<Option<(bool, u64, Instant)>>,
+    /// The last key that was told to lack a right: its number, as [`ApiKey::changes`] counts.
+    lacks: AtomicU64,
 }
 
 impl std::fmt::Debug for Transport {
@@ -206,18 +218,44 @@ impl Transport {
             restart: Restart::new(),
             abreast: tokio::sync::Semaphore::new(ABREAST),
             ahead_ms: Mutex::new(None),
+            may_write: Mutex::new(None),
+            lacks: AtomicU64::new(u64::MAX),
         }
     }
 
-    /// Where the vault is and what was sent to it.
+    /// Where the vault is and what was sent to it. A key that may not do all is looked for anew in its file.
     pub fn status(&self) -> VaultStatus {
+        if self.lacks.load(Ordering::Relaxed) == self.parts.key.changes() {
+            self.parts.key.look_again();
+        }
+        let now = self.parts.clock.now();
+        let known = *self.may_write.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let key_changes = self.parts.key.changes();
         VaultStatus {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
             spent_by: self.spent.top(SPENDERS),
             budget: self.parts.budget.status(),
             ahead_ms: *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
+            may_write: known
+                .filter(|(_, of, at)| *of == key_changes && now < *at + BELIEVED)
+                .map(|(may, ..)| may),
+            key_changes,
         }
+    }
+
+    /// Takes in what the vault says of the key that was the `key`th in use.
+    fn learn_rights(&self, status: StatusCode, headers: &HeaderMap, key: u64) {
+        if status == StatusCode::FORBIDDEN {
+            self.lacks.store(key, Ordering::Relaxed);
+        }
+        let Some(said) = headers.get(PERMISSIONS).and_then(|said| said.to_str().ok()) else { return };
+        let now = self.parts.clock.now();
+        let may = said.split(',').any(|word| word.trim() == "write");
+        if !may {
+            self.lacks.store(key, Ordering::Relaxed);
+        }
+        *self.may_write.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some((may, key, now));
     }
 
     /// Takes in the vault's idea of the time.
@@ -388,6 +426,7 @@ impl Transport {
         if left.is_zero() {
             return Err(Failed::Late { sent: false });
         }
+        let key = self.parts.key.changes();
         let built = self.build(request)?;
         let is_free = turn.is_free();
         let answer = async {
@@ -399,18 +438,25 @@ impl Transport {
             }
             self.requests.fetch_add(1, Ordering::Relaxed);
             self.spent.add();
-            let response =
-                match self.parts.connections.client().execute(built).await.map_err(|e| failed_by(&e)) {
-                    Ok(response) => response,
-                    Err(failed) => {
-                        if matches!(failed, Failed::NotSent(_)) {
-                            self.parts.budget.unused(ticket);
-                        }
-                        return Err(failed);
+            let response = match self
+                .parts
+                .connections
+                .client(self.parts.clock.now())
+                .execute(built)
+                .await
+                .map_err(|e| failed_by(&e))
+            {
+                Ok(response) => response,
+                Err(failed) => {
+                    if matches!(failed, Failed::NotSent(_)) {
+                        self.parts.budget.unused(ticket);
                     }
-                };
+                    return Err(failed);
+                }
+            };
             self.answered.store(true, Ordering::Relaxed);
             self.compare_clocks(response.headers());
+            self.learn_rights(response.status(), response.headers(), key);
             let headers = Headers::read(response.headers(), self.parts.clock.wall());
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
@@ -489,12 +535,16 @@ impl Transport {
         let endpoint = &self.parts.endpoint;
         let (kind, sent, sentence) = match failed {
             Failed::NotSent(why) => {
-                let next = next_step(&why);
-                (
-                    ErrorKind::Unreachable,
-                    false,
-                    format!("no connection to the vault at {endpoint} ({why}): {next}"),
-                )
+                let sentence = match &self.parts.proxy {
+                    Some(proxy) => format!(
+                        "no connection to the vault at {endpoint} through the proxy {proxy} ({why}): check HTTPS_PROXY, \
+                         HTTP_PROXY, ALL_PROXY and NO_PROXY, and that the proxy is running"
+                    ),
+                    None => {
+                        format!("no connection to the vault at {endpoint} ({why}): {}", next_step(&why))
+                    }
+                };
+                (ErrorKind::Unreachable, false, sentence)
             }
             Failed::Lost(why) => {
                 let sentence =
