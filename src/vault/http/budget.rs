@@ -50,14 +50,15 @@ impl Headers {
     /// tells that.
     pub fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
         let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
-        let date = |name: &str| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok();
         let small = |name: &str| number(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let date = |name: &str| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok();
+        // By the vault's own clock, if it tells that.
+        let now = date(DATE.as_str()).unwrap_or(wall);
         let reset = number("x-ratelimit-reset").map(|n| {
             if n <= UNIX_TIME_FROM {
                 return Duration::from_secs(n);
             }
-            let now = date.unwrap_or(wall).duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
             Duration::from_secs(n).saturating_sub(now)
         });
         let (limit, remaining) = (small("x-ratelimit-limit"), small("x-ratelimit-remaining"));
@@ -65,10 +66,9 @@ impl Headers {
             limit: limit.filter(|limit| *limit > 0 || remaining.is_none()),
             remaining,
             reset: reset.map(|r| r.min(LONGEST_WINDOW)),
-            retry_after: number("retry-after").map(Duration::from_secs).or_else(|| {
-                let now = date("date").unwrap_or(wall);
-                date("retry-after").map(|at| at.duration_since(now).unwrap_or_default())
-            }),
+            retry_after: number("retry-after")
+                .map(Duration::from_secs)
+                .or_else(|| date("retry-after").map(|at| at.duration_since(now).unwrap_or_default())),
         }
     }
 }
