@@ -91,7 +91,7 @@ async fn kv_over_tcp() {
 async fn kv_over_the_socket_of_the_embedded_vault() {
     let dir = tempfile::tempdir().unwrap();
     let first = Embedded::start(dir.path()).await.unwrap();
-    let key = || read_key_file(first.key_file()).unwrap();
+    let key = || read_key_file(first.key_file(), None).unwrap();
     let target = || Target::Socket(first.socket().to_owned());
     let kv: DynVault = open_as(target(), key(), Some(Dialect::Kv)).await.unwrap().vault;
     contract::run(kv.clone()).await;
@@ -116,7 +116,7 @@ async fn kv_over_the_socket_of_the_embedded_vault() {
 async fn http_over_the_socket_of_the_embedded_vault() {
     let dir = tempfile::tempdir().unwrap();
     let first = Embedded::start(dir.path()).await.unwrap();
-    let key = || read_key_file(first.key_file()).unwrap();
+    let key = || read_key_file(first.key_file(), None).unwrap();
     let target = || Target::Socket(first.socket().to_owned());
     let vault: DynVault = open(target(), key()).await.unwrap().vault;
     contract::run(vault.clone()).await;
