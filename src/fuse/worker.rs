@@ -438,6 +438,12 @@ async fn supervise(
         Drain::All
     };
     let unsaved = desk.service.drain(what, patience).await;
+    if cause == Cause::Orphaned
+        && let Err(e) = kernel::abort(desk.dev)
+    {
+        // A process that is slow to go may hold the device still, and who asks would wait for that.
+        tracing::debug!("the connection ends with its last process: {e}");
+    }
     desk.service.end_commands().await;
     link.say(&ToKeeper::Ended(unsaved.len()));
     let _ = over.send(Some(unsaved.clone()));
