@@ -502,25 +502,26 @@ impl FileSystem {
         if let Some(refused) = writer.as_ref().and_then(Writer::refusal) {
             return Step::Ready(Err(refused));
         }
-        let (is_dirty, is_its_own, is_conflict) = {
+        let (is_dirty, is_its_own, conflict) = {
             let state = file.state();
             let is_its_own = state.buffer.as_ref().is_some_and(|b| b.wrote.is_by(handle.fh));
-            (state.is_dirty(), is_its_own, state.failure.as_ref().is_some_and(|failure| failure.conflict))
+            (state.is_dirty(), is_its_own, state.failure.as_ref().map(|failure| failure.conflict))
         };
         if !is_dirty {
             return Step::Ready(Ok(()));
         }
-        let cause = match cause {
+        let is_told = is_its_own || cause == Cause::Fsync;
+        let cause = match (cause, conflict) {
             // Who wrote nothing tries again what another could not store. How that ends is no answer to them.
-            Cause::Close if !is_its_own => Cause::Retry,
+            (Cause::Close, Some(_)) if !is_its_own => Cause::Retry,
             // Nor do they decide about another's bytes: they are told.
-            Cause::Fsync if !is_its_own && is_conflict => return Step::Ready(Err(Errno::ESTALE)),
-            cause => cause,
+            (Cause::Fsync, Some(true)) if !is_its_own => return Step::Ready(Err(Errno::ESTALE)),
+            _ => cause,
         };
         let (fs, file) = (self.clone(), file.clone());
         Step::later(async move {
             let result = fs.commit(&file, &fs.call(), cause).await;
-            if cause == Cause::Retry { Ok(()) } else { result }
+            if is_told { result } else { Ok(()) }
         })
     }
 

@@ -426,3 +426,22 @@ async fn who_wrote_nothing_decides_no_conflict() {
         assert!(sh.fs.unsaved()[0].conflict);
     }
 }
+
+/// Nobody has tried to store these bytes yet: the last who writes wins, whoever's close it is.
+#[tokio::test(start_paused = true)]
+async fn what_was_never_tried_is_stored_by_any_close_as_by_its_writers() {
+    let mut sh = Shell::new();
+    sh.pid = std::process::id();
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    sh.put("f", "old").await;
+    let (idle, fd) = (sh.open("f", BOTH).await.unwrap(), sh.open("f", BOTH).await.unwrap());
+    sh.pwrite(&fd, 0, "mine").unwrap();
+    sh.flush_from(&fd, child.id()).await.unwrap();
+    sh.release(fd).await;
+    sh.put("f", "theirs").await;
+    sh.close(idle).await.unwrap();
+    assert_eq!(sh.history("f").await, ["old", "theirs", "mine"]);
+    assert!(sh.fs.unsaved().is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
