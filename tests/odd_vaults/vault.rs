@@ -150,7 +150,7 @@ impl Inner {
             before.push((Instant::now(), held.clone()));
             return None;
         }
-        let lags = !rules.lags_in_turn || held.log.len() % 2 == 0;
+        let lags = !rules.lags_in_turn || held.log.len().is_multiple_of(2);
         let mut hidden = before.iter().filter(|(made, _)| lags && made.elapsed() < rules.lags);
         hidden.next().map(|(_, before)| before.clone())
     }
