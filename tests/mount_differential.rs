@@ -140,13 +140,15 @@ fn short(bytes: &[u8]) -> String {
 /// One of the two directories, with its open files.
 struct Side {
     root: PathBuf,
+    /// Its links are what the mount makes of them.
+    links: bool,
     handles: [Option<File>; HANDLES],
 }
 
 impl Side {
-    fn new(root: PathBuf) -> Self {
+    fn new(root: PathBuf, links: bool) -> Self {
         fs::create_dir(&root).unwrap();
-        Self { root, handles: [const { None }; HANDLES] }
+        Self { root, links, handles: [const { None }; HANDLES] }
     }
 
     fn held(&self, handle: usize, act: impl FnOnce(&File) -> Outcome) -> Outcome {
@@ -194,7 +196,14 @@ impl Side {
             Step::Chmod(name, mode) => done(fs::set_permissions(at(name), fs::Permissions::from_mode(*mode))),
             Step::SetTime(name, seconds) => said(set_time(&at(name), *seconds), |at| at.to_string()),
             Step::Symlink(name) => done(std::os::unix::fs::symlink("a", at(name))),
-            Step::Link(from, to) => done(fs::hard_link(at(from), at(to))),
+            Step::Link(from, to) => {
+                let linked = fs::hard_link(at(from), at(to));
+                if linked.is_ok() && !self.links {
+                    // Another object with the same bytes is what a link is on the mount.
+                    fs::remove_file(at(to)).and_then(|()| fs::copy(at(from), at(to))).unwrap();
+                }
+                done(linked)
+            }
         }
     }
 
@@ -248,7 +257,7 @@ fn allowed(step: &Step, ours: &Outcome, local: &Side) -> bool {
     match (step, ours) {
         // A directory is not renamed: each object in it would have to be stored anew. mv copies.
         (Step::Rename(from, _), Err(libc::EXDEV)) => local.root.join(from).is_dir(),
-        // Objects have one name and hold a value: no links of either kind.
+        // Objects hold a value: no symbolic links, and no links of what is not stored.
         (Step::Symlink(_) | Step::Link(..), Err(libc::EPERM)) => true,
         _ => false,
     }
@@ -257,7 +266,7 @@ fn allowed(step: &Step, ours: &Outcome, local: &Side) -> bool {
 fn play(mount: &Mount, local: &Path, seed: u64) {
     let mut random = Random(seed);
     let name = format!("{seed}");
-    let (mut ours, mut theirs) = (Side::new(mount.path(&name)), Side::new(local.join(&name)));
+    let (mut ours, mut theirs) = (Side::new(mount.path(&name), true), Side::new(local.join(&name), false));
     let mut played = Vec::new();
     let steps = beginning().into_iter().chain((0..STEPS).map(|_| step(&mut random)));
     for step in steps {

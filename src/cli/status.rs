@@ -227,6 +227,9 @@ fn show(out: &mut Lines, mount: &Value) {
                 format!("{}: {}, {}", display::text(&left.name), counted(left.size, "byte"), reason(left)),
             );
         }
+        if fs.owners_set > 0 {
+            line("owners", format!("{} set by chown, forgotten at unmount", fs.owners_set));
+        }
         for one in &fs.undeleted {
             line("undeleted", format!("{}: {}", display::text(&one.name), one.error));
         }

@@ -8,9 +8,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::file::{File, FileState, Link, LocalAttr};
-use super::inode::{DirKind, Node, Table};
+use super::inode::{DirKind, Node};
 use super::{Errno, FileSystem, Result};
-use crate::vault::ObjectName;
 
 /// What an inode is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +99,13 @@ pub struct SetAttr {
     pub size: Option<u64>,
 }
 
+/// With the owner that was set here.
+fn owned(attr: Attr, local: Option<&LocalAttr>) -> Attr {
+    let uid = local.and_then(|local| local.uid).unwrap_or(attr.uid);
+    let gid = local.and_then(|local| local.gid).unwrap_or(attr.gid);
+    Attr { uid, gid, ..attr }
+}
+
 impl FileSystem {
     /// GETATTR. Never asks the vault.
     pub fn getattr(&self, ino: u64) -> Result<(Attr, Duration)> {
@@ -127,7 +133,7 @@ impl FileSystem {
             Node::Dir(dir) => {
                 let table = self.table();
                 let touched = table.touched(&dir.kind).unwrap_or(self.started);
-                let perm = match &dir.kind {
+                let (perm, local) = match &dir.kind {
                     DirKind::Tree(_) => {
                         let local = table.dir_local_of(&dir.kind).cloned().unwrap_or_default();
                         let nlink = u32::from(!table.is_removed(dir));
@@ -135,22 +141,24 @@ impl FileSystem {
                         return Attr { nlink, ..self.tree_dir_attr(dir.ino, touched, &local) };
                     }
                     DirKind::Histories(prefix) => {
-                        let tree = DirKind::Tree(prefix.clone());
-                        table.dir_local_of(&tree).and_then(|l| l.mode).unwrap_or(self.options.dir_mode)
-                            & 0o555
+                        let local = table.dir_local_of(&DirKind::Tree(prefix.clone()));
+                        (local.and_then(|l| l.mode).unwrap_or(self.options.dir_mode) & 0o555, local)
                     }
                     DirKind::History(name, _) => {
-                        let read = self.history_perm(&table, name);
-                        read | read >> 2
+                        let local = table.local_of(name);
+                        let read = self.history_perm(local);
+                        (read | read >> 2, local)
                     }
-                    DirKind::Control => self.options.dir_mode & 0o500,
+                    DirKind::Control => (self.options.dir_mode & 0o500, None),
                 };
-                self.plain(dir.ino, FileKind::Directory, 0, perm, touched)
+                owned(self.plain(dir.ino, FileKind::Directory, 0, perm, touched), local)
             }
             Node::File(file) => self.file_attr(file),
             Node::Version(version) => {
-                let perm = self.history_perm(&self.table(), &version.name);
-                self.plain(version.ino, FileKind::Regular, version.size(), perm, version.info.created_at)
+                let table = self.table();
+                let local = table.local_of(&version.name);
+                let (size, made) = (version.size(), version.info.created_at);
+                owned(self.plain(version.ino, FileKind::Regular, size, self.history_perm(local), made), local)
             }
             Node::Control(control) => {
                 let size = control.text.len() as u64;
@@ -163,11 +171,20 @@ impl FileSystem {
         let state = file.state();
         let mtime = state.mtime();
         let perm = self.file_perm(&state);
-        let mut attr = self.plain(file.ino, file.kind, state.size(), perm, mtime);
+        let mut attr = owned(self.plain(file.ino, file.kind, state.size(), perm, mtime), Some(&state.local));
         attr.atime = state.local.atime.unwrap_or(mtime);
         attr.ctime = state.local.ctime.map_or(mtime, |c| c.max(mtime));
         attr.nlink = u32::from(state.link != Link::Unlinked);
         attr
+    }
+
+    /// How many files and directories have an owner that was set here.
+    pub(super) fn owners_set(&self) -> usize {
+        let is_other = |local: &LocalAttr| {
+            local.uid.is_some_and(|uid| uid != self.options.uid)
+                || local.gid.is_some_and(|gid| gid != self.options.gid)
+        };
+        self.table().all_local().filter(|local| is_other(local)).count()
     }
 
     fn file_perm(&self, state: &FileState) -> u32 {
@@ -180,15 +197,16 @@ impl FileSystem {
         let perm = local.mode.unwrap_or(self.options.dir_mode);
         let perm = if self.options.read_only { perm & 0o555 } else { perm };
         let set = local.mtime.as_ref().filter(|_| local.ctime.is_some_and(|set| set >= touched));
-        let mut attr = self.plain(ino, FileKind::Directory, 0, perm, set.map_or(touched, |(at, _)| *at));
+        let mtime = set.map_or(touched, |(at, _)| *at);
+        let mut attr = owned(self.plain(ino, FileKind::Directory, 0, perm, mtime), Some(local));
         attr.atime = local.atime.unwrap_or(attr.mtime);
         attr.ctime = local.ctime.map_or(touched, |c| c.max(touched));
         attr
     }
 
     /// Who may read the versions of an object: who may read its file.
-    fn history_perm(&self, table: &Table, name: &ObjectName) -> u32 {
-        table.mode_of(name).unwrap_or(self.options.file_mode) & 0o444
+    fn history_perm(&self, local: Option<&LocalAttr>) -> u32 {
+        local.and_then(|local| local.mode).unwrap_or(self.options.file_mode) & 0o444
     }
 
     fn plain(&self, ino: u64, kind: FileKind, size: u64, perm: u32, mtime: SystemTime) -> Attr {
@@ -212,13 +230,8 @@ impl FileSystem {
         Entry { attr: self.attr(node), ttl }
     }
 
-    /// chmod, chown and utimens of a file or directory: kept in memory, owners only where they stay the same.
+    /// chmod, chown and utimens of a file or directory: kept in memory. The kernel has checked that the caller may.
     pub(super) fn set_local(&self, node: &Node, set: &SetAttr) -> Result<()> {
-        if set.uid.is_some_and(|uid| uid != self.options.uid)
-            || set.gid.is_some_and(|gid| gid != self.options.gid)
-        {
-            return Err(Errno::EPERM);
-        }
         if self.options.read_only {
             return Err(Errno::EROFS);
         }
@@ -230,8 +243,7 @@ impl FileSystem {
                     let state = &mut *state;
                     let version = state.stored.as_ref().map(|s| s.version.clone());
                     let local = &mut state.local;
-                    local.mode = set.mode.map(|m| m & 0o7777).or(local.mode);
-                    local.atime = set.atime.or(local.atime);
+                    local.set(set, file.kind);
                     if let Some(mtime) = set.mtime {
                         local.mtime = Some((mtime, version));
                     }
@@ -247,8 +259,7 @@ impl FileSystem {
             Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => {
                 let mut table = self.table();
                 let local = table.dir_local(&dir.kind);
-                local.mode = set.mode.map(|m| m & 0o7777).or(local.mode);
-                local.atime = set.atime.or(local.atime);
+                local.set(set, FileKind::Directory);
                 local.mtime = set.mtime.map(|at| (at, None)).or(local.mtime.take());
                 local.ctime = Some(now);
                 Ok(())

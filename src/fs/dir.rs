@@ -21,6 +21,11 @@ use super::{Entry, FileSystem, Step};
 use crate::vault::ObjectName;
 use crate::vault::cache::Implied;
 
+/// Whether file managers make a directory of this name at the top of a file system, to keep there what is deleted.
+fn is_trash(component: &OsStr) -> bool {
+    component == ".Trash" || component.as_bytes().starts_with(b".Trash-")
+}
+
 impl FileSystem {
     /// The entries as far as they are known.
     pub(super) fn entries_now(&self, dir: &Dir) -> Vec<DirEntry> {
@@ -127,6 +132,10 @@ impl FileSystem {
             Ok(under) => under,
             Err(e) => return Step::Ready(Err(e)),
         };
+        if under.is_root() && is_trash(component) {
+            let why = "what is moved to a trash stays in the vault: delete it for good";
+            return Err(self.refused("mkdir", &component.to_string_lossy(), Errno::EPERM, why)).into();
+        }
         let dir = match self.dir_to_make("mkdir", &under, component) {
             Ok(dir) => dir,
             Err(e) => return Step::Ready(Err(e)),

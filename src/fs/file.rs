@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use super::attr::FileKind;
+use super::attr::{FileKind, SetAttr};
 use super::doubt::Sent;
 use super::errno::Errno;
 use super::journal::Pen;
@@ -31,6 +31,10 @@ use crate::vault::{Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 pub struct LocalAttr {
     /// Permission bits.
     pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
     /// Access time.
     pub atime: Option<SystemTime>,
     /// Modification time, and the version it was set on: a newer version has its own.
@@ -40,6 +44,16 @@ pub struct LocalAttr {
 }
 
 impl LocalAttr {
+    /// What chmod and chown set. chown takes the set-id bits of a file.
+    pub fn set(&mut self, set: &SetAttr, kind: FileKind) {
+        let chown = set.uid.is_some() || set.gid.is_some();
+        let kept = if chown && kind != FileKind::Directory { 0o1777 } else { 0o7777 };
+        self.mode = set.mode.or(self.mode.map(|mode| mode & kept)).map(|mode| mode & 0o7777);
+        self.uid = set.uid.or(self.uid);
+        self.gid = set.gid.or(self.gid);
+        self.atime = set.atime.or(self.atime);
+    }
+
     /// The content changed: a time set before no longer holds, and set-id bits go, as for any write.
     pub fn written(&mut self) {
         self.mtime = None;
@@ -101,6 +115,8 @@ pub enum Keep {
     Provisional,
     /// Never: it surely is one (`scratch`).
     Scratch,
+    /// Not yet: mknod(2) made it empty, and who opens it for writing stores it (`special`).
+    Made,
 }
 
 /// Bytes being written.
@@ -244,6 +260,18 @@ impl FileState {
     /// another's to store.
     pub fn is_stored_by(&self, fh: u64) -> bool {
         self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.wrote.lets_store(fh))
+    }
+
+    /// A file that mknod(2) made gets its content, or is to be durable: it is stored from now on.
+    pub fn store_made(&mut self) {
+        if self.keep == Keep::Made {
+            self.keep = Keep::Store;
+        }
+    }
+
+    /// Whether the file becomes an object by itself.
+    pub fn is_held_back(&self) -> bool {
+        matches!(self.keep, Keep::Provisional | Keep::Made) && self.link == Link::Current
     }
 
     /// Whether the file is held back from the vault.

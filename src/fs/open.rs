@@ -326,6 +326,9 @@ impl FileSystem {
             state.exclusive = false;
             state.failure = None;
         }
+        if writes {
+            state.store_made();
+        }
         state.opens += 1;
         let fh = self.next_handle();
         let writer = writes.then(|| {
@@ -380,7 +383,7 @@ impl FileSystem {
             }
             return self.open_existing(file, create, caller);
         }
-        let keep = self.keep_of_new(component, create.flags);
+        let keep = self.keep_of_new((component, &name), create.flags);
         let is_version = self.table().hidden.contains_key(&name);
         let change = if is_version { Change::Version } else { Change::Object };
         if keep == Keep::Store
@@ -446,7 +449,13 @@ impl FileSystem {
         Ok(name)
     }
 
-    fn new_file(&self, under: &DirPrefix, name: &ObjectName, create: Create, keep: Keep) -> Arc<File> {
+    pub(super) fn new_file(
+        &self,
+        under: &DirPrefix,
+        name: &ObjectName,
+        create: Create,
+        keep: Keep,
+    ) -> Arc<File> {
         let now = self.clock.wall();
         let mut table = self.table();
         table.release_kind(name);
@@ -503,7 +512,8 @@ impl FileSystem {
             return Step::Ready(Err(refused));
         }
         let (is_dirty, is_its_own, conflict) = {
-            let state = file.state();
+            let mut state = file.state();
+            state.store_made();
             let is_its_own = state.buffer.as_ref().is_some_and(|b| b.wrote.is_by(handle.fh));
             (state.is_dirty(), is_its_own, state.failure.as_ref().map(|failure| failure.conflict))
         };

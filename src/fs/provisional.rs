@@ -24,7 +24,7 @@ use super::FileSystem;
 use super::attr::FileKind;
 use super::commit::{Cause, Drain};
 use super::errno::Result;
-use super::file::{File, Keep, Link, Stored};
+use super::file::{File, Keep, Stored};
 use super::inode::{Hidden, Node, Table};
 use super::name::DirPrefix;
 use super::wrote::Whose;
@@ -127,7 +127,7 @@ impl Table {
 
 impl FileSystem {
     /// Whether a new file of this name is stored.
-    pub(super) fn keep_of_new(&self, component: &OsStr, flags: i32) -> Keep {
+    pub(super) fn keep_of_new(&self, (component, _): (&OsStr, &ObjectName), flags: i32) -> Keep {
         let Some(component) = component.to_str() else { return Keep::Store };
         if self.scratch.matches(component) {
             Keep::Scratch
@@ -188,8 +188,7 @@ impl FileSystem {
     pub(super) fn settle_later(self: &Arc<Self>, file: &Arc<File>) {
         let waits = |file: &File| {
             let state = file.state();
-            let waits = state.keep == Keep::Provisional && state.link == Link::Current;
-            waits.then_some((state.opens, state.idle))
+            state.is_held_back().then_some((state.opens, state.idle))
         };
         let Some((0, _)) = waits(file) else { return };
         let (fs, file) = (self.clone(), file.clone());
@@ -215,7 +214,7 @@ impl FileSystem {
         let is_provisional = |file: &Arc<File>| {
             let state = file.state();
             let closed = what == Drain::All || state.opens == 0;
-            state.keep == Keep::Provisional && state.link == Link::Current && closed
+            state.is_held_back() && closed
         };
         let files: Vec<Arc<File>> = self.table().all_files().filter(is_provisional).collect();
         futures_util::future::join_all(files.iter().map(|file| self.settle_provisional(file, call))).await;

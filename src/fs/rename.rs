@@ -267,7 +267,7 @@ impl FileSystem {
             Keep::Provisional => {
                 table.hide(old_name, object, source, goal.target.as_deref(), self.clock.now());
             }
-            Keep::Scratch => {}
+            Keep::Scratch | Keep::Made => {}
         }
         if let Some(target) = &goal.target {
             table.forget_backup(target);

@@ -20,7 +20,6 @@ const BUILT_IN: &[&str] = &[
     "#*#",
     "._*",
     ".DS_Store",
-    ".Trash-*",
     ".nfs*",
     ".fuse_hidden*",
     ".goutputstream-*",

@@ -29,6 +29,9 @@ pub struct Status {
     pub handles: usize,
     /// Bytes in scratch files, which are never stored.
     pub scratch_bytes: u64,
+    /// Files and directories whose owner was set here: that is forgotten at unmount.
+    #[serde(default)]
+    pub owners_set: usize,
     /// The file that openings are written to, if they are.
     #[serde(default)]
     pub audit: Option<AuditStatus>,
@@ -250,6 +253,7 @@ impl FileSystem {
             inodes,
             handles,
             scratch_bytes,
+            owners_set: self.owners_set(),
             audit: self.audit.get().map(|audit| audit.status()),
             processes: self.processes.get().cloned(),
             unsaved: self.unsaved(),

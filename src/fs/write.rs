@@ -123,6 +123,7 @@ impl FileSystem {
             return Some(Err(self.too_big(state.name.as_str())));
         }
         state.cut_short = None;
+        state.store_made();
         let before = state.size();
         if size == before {
             return Some(Ok(()));

@@ -1,4 +1,5 @@
-//! Extended attributes: what the vault knows of an object, read-only, as `user.vault.*`.
+//! Extended attributes: what the vault knows of an object, read-only, as `user.vault.*`. They answer to their names and are
+//! not listed: a program that copies what is listed could not set them where it copies to.
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use super::file::{File, Link};
 use super::inode::Node;
 use crate::vault::cache::Peek;
 
-/// Attributes a file can have, in the order they are listed.
+/// Attributes a file can have.
 const NAMES: [&str; 5] =
     ["user.vault.id", "user.vault.version", "user.vault.updated_at", "user.vault.stale", "user.vault.error"];
 
@@ -21,17 +22,19 @@ impl FileSystem {
         self.xattr(&node, name).map(String::into_bytes).ok_or(Errno::ENODATA)
     }
 
-    /// LISTXATTR: names, each ended by a NUL.
+    /// LISTXATTR: none is listed.
     pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
-        let node = self.node(ino)?;
-        let present = NAMES.iter().filter(|name| self.xattr(&node, name).is_some());
-        Ok(present.flat_map(|name| name.bytes().chain([0])).collect())
+        self.node(ino).map(|_| Vec::new())
     }
 
-    /// SETXATTR and REMOVEXATTR. Also for `user.vault.*`: EPERM would make mv(1), which copies attributes where it
-    /// can, complain of each.
-    pub fn refuse_xattr(&self) -> Errno {
-        Errno::EOPNOTSUPP
+    /// SETXATTR: to the value that it has, which changes nothing. Others are not supported, also of `user.vault.*`: EPERM
+    /// would make mv(1), which copies attributes where it can, complain of each.
+    pub fn setxattr(&self, ino: u64, name: &OsStr, value: &[u8]) -> Result<()> {
+        match self.getxattr(ino, name) {
+            Ok(known) if known == value => Ok(()),
+            Ok(_) | Err(Errno::ENODATA) => Err(Errno::EOPNOTSUPP),
+            Err(e) => Err(e),
+        }
     }
 
     fn xattr(&self, node: &Node, name: &str) -> Option<String> {

@@ -517,7 +517,7 @@ impl Filesystem for Adapter {
         req: &Request,
         ino: INodeNo,
         name: &OsStr,
-        _value: &[u8],
+        value: &[u8],
         _flags: i32,
         _position: u32,
         reply: ReplyEmpty,
@@ -526,7 +526,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        reply.error(errno(self.fs.refuse_xattr()));
+        empty(reply)(self.fs.setxattr(ino.0, name, value).map_err(errno));
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -544,6 +544,6 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        reply.error(errno(self.fs.refuse_xattr()));
+        reply.error(Errno::EOPNOTSUPP);
     }
 }

@@ -213,7 +213,7 @@ fn refusals(vault: &Vault, secret: &Secret) {
     let long = ["x".repeat(250), "y".repeat(250), "z".repeat(250), "a".repeat(250), "b".repeat(250)];
     assert!(fs::write(vault.path(long.join("%+/")), secret.text()).is_err());
     assert!(fs::write(vault.path("%25x"), secret.text()).is_err());
-    assert!(fs::hard_link(vault.path("text"), vault.path("link")).is_err());
+    assert!(fs::hard_link(vault.path("text"), vault.path("binary")).is_err());
     assert!(std::os::unix::fs::symlink("text", vault.path("link")).is_err());
     assert!(fs::write(vault.path(".versions/text/1"), secret.text()).is_err());
     assert!(fs::write(vault.path(".vaultfs/status.json"), secret.text()).is_err());

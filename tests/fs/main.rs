@@ -12,6 +12,7 @@ mod editors;
 mod failures;
 mod held;
 mod lagging;
+mod made;
 mod meddler;
 mod model;
 mod model_faults;

@@ -448,6 +448,29 @@ impl Shell {
         self.request(|fs| fs.unlink(dir, OsStr::new(name), self.caller())).await
     }
 
+    /// mknod(2) of a regular file.
+    #[allow(dead_code, reason = "of the test binaries with this module, `fs` uses it")]
+    pub async fn mknod(&self, path: &str) -> Result<Attr> {
+        let (dir, name) = self.parent(path).await?;
+        if self.lookup(dir, name).await?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let mode = libc::S_IFREG | 0o644;
+        let made = self.request(|fs| fs.mknod(dir, OsStr::new(name), mode, 0o022)).await?;
+        Ok(self.hold(made).attr)
+    }
+
+    #[allow(dead_code, reason = "of the test binaries with this module, `fs` uses it")]
+    pub async fn link(&self, from: &str, to: &str) -> Result<Attr> {
+        let ino = self.stat(from).await?.ino;
+        let (dir, name) = self.parent(to).await?;
+        if self.lookup(dir, name).await?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let made = self.request(|fs| fs.link(ino, dir, OsStr::new(name))).await?;
+        Ok(self.hold(made).attr)
+    }
+
     pub async fn mkdir(&self, path: &str) -> Result<Attr> {
         let (dir, name) = self.parent(path).await?;
         if self.lookup(dir, name).await?.is_some() {

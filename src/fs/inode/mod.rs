@@ -508,9 +508,14 @@ impl Table {
         self.local.or_default(name)
     }
 
-    /// The permission bits that were set here for `name`.
-    pub fn mode_of(&self, name: &ObjectName) -> Option<u32> {
-        self.local.get(name).and_then(|local| local.mode)
+    /// What was set here for `name`.
+    pub fn local_of(&self, name: &ObjectName) -> Option<&LocalAttr> {
+        self.local.get(name)
+    }
+
+    /// What was set here for files and directories.
+    pub fn all_local(&self) -> impl Iterator<Item = &LocalAttr> {
+        self.local.values().chain(self.dir_local.values())
     }
 
     /// What was set here for a directory.
