@@ -26,6 +26,15 @@ fn id(mount: &Mount, name: &str) -> String {
 
 /// Each script changes `s` from `before` to `after`, as one version of the same object, and leaves nothing.
 fn saves_once(scripts: &[(&str, &str)]) {
+    saves(scripts, |mount, program| assert_eq!(names(mount), ["s"], "{program}: nothing left"));
+}
+
+/// The same of programs that are not known to remove: what they unlink is deleted a second later.
+fn saves_once_and_unlinks(scripts: &[(&str, &str)]) {
+    saves(scripts, |mount, program| common::until(program, || names(mount) == ["s"]));
+}
+
+fn saves(scripts: &[(&str, &str)], leaves_nothing: fn(&Mount, &str)) {
     let mount = mount();
     // Outside the mount, beside it: what programs copy from.
     mount.sh("echo before > s; echo after > ../after");
@@ -37,7 +46,7 @@ fn saves_once(scripts: &[(&str, &str)]) {
         assert_eq!(fs::read_to_string(mount.path("s")).unwrap(), "after\n", "{program}");
         assert_eq!(mount.versions("s").len(), versions + 1, "{program}: one version");
         assert_eq!(id(&mount, "s"), id_before, "{program}: the same object");
-        assert_eq!(names(&mount), ["s"], "{program}: nothing left");
+        leaves_nothing(&mount, program);
     }
 }
 
@@ -164,6 +173,138 @@ fn copying_programs() {
     ]);
 }
 
+/// The history stays whatever unlinks a file and creates it anew.
+#[test]
+fn programs_that_unlink_before_they_create() {
+    let python = "import os; os.unlink(\"s\"); open(\"s\", \"w\").write(\"after\\n\")";
+    let exclusive = "import os; os.unlink(\"s\"); open(\"s\", \"x\").write(\"after\\n\")";
+    let renamed =
+        "import os; open(\"t\", \"w\").write(\"after\\n\"); os.unlink(\"s\"); os.rename(\"t\", \"s\")";
+    let linked = "import os; open(\"t\", \"w\").write(\"after\\n\"); os.unlink(\"s\"); os.link(\"t\", \"s\"); os.unlink(\"t\")";
+    saves_once_and_unlinks(&[
+        ("gunzip -f", "gzip -c ../after > s.gz; gunzip -f s.gz"),
+        ("xz -df", "xz -c ../after > s.xz; xz -df s.xz"),
+        ("tar", "cp ../after ../s; tar -C .. -cf ../a.tar s; tar -xf ../a.tar"),
+        ("tar --unlink-first", "tar -C .. -cf ../a.tar s; tar --unlink-first -xf ../a.tar"),
+        ("tar --xattrs", "tar --xattrs -C .. -cf ../a.tar s; tar --xattrs -xf ../a.tar"),
+        ("bsdtar", "bsdtar -C .. -cf ../a.tar s; bsdtar -xf ../a.tar"),
+        ("python", &format!("python3 -c '{python}'")),
+        ("python, exclusively", &format!("python3 -c '{exclusive}'")),
+        ("python, by renaming", &format!("python3 -c '{renamed}'")),
+        ("python, by linking", &format!("python3 -c '{linked}'")),
+        ("perl", "perl -e 'unlink \"s\"; open F, \">\", \"s\"; print F \"after\\n\"; close F or die'"),
+        ("node", "node -e 'fs.unlinkSync(\"s\"); fs.writeFileSync(\"s\", \"after\\n\")'"),
+        ("cp -f of what cannot be opened", "chmod 400 s; cp -f ../after s"),
+        ("ln -f", "echo after > t; ln -f t s; rm t"),
+    ]);
+}
+
+#[test]
+fn git_ends_no_history() {
+    let mount = mount();
+    mount.sh(
+        "git init -q r && cd r && git config user.email a@b && git config user.name n && echo 1 > f && git add f \
+         && git commit -qm one && echo 2 > f && git commit -qam two",
+    );
+    let (before, mut versions) = (id(&mount, "r/f"), mount.versions("r/f").len());
+    for (script, content) in [
+        ("git checkout -q HEAD~", "1\n"),
+        ("git checkout -q -", "2\n"),
+        ("echo 3 > f && git stash -q", "2\n"),
+        ("git stash pop -q", "3\n"),
+        ("git reset -q --hard", "2\n"),
+        ("git checkout -q HEAD~ -- f", "1\n"),
+    ] {
+        mount.sh(&format!("cd r && {script}"));
+        versions += 1 + usize::from(script.starts_with("echo"));
+        assert_eq!(fs::read_to_string(mount.path("r/f")).unwrap(), content, "{script}");
+        assert_eq!(mount.versions("r/f").len(), versions, "{script}: one version");
+        assert_eq!(id(&mount, "r/f"), before, "{script}: the same object");
+    }
+    // Its status stays quiet afterwards, and what it removes is deleted.
+    assert_eq!(mount.sh("cd r && git rm -qf f && git status --porcelain"), "D  f\n");
+    common::until("it is deleted a moment later", || !names(&mount).contains(&"r/f".to_owned()));
+}
+
+/// What it is told to forget is in a backup that is a link, and the file keeps its history.
+#[test]
+fn hosts_that_ssh_forgets() {
+    let mount = mount();
+    let line = |host: &str| format!("echo \"{host} $(cut -d' ' -f1,2 ../k.pub)\" >> known_hosts");
+    mount.sh(&format!("ssh-keygen -q -t ed25519 -N '' -f ../k; {}; {}; {}", line("a"), line("b"), line("c")));
+    let before = id(&mount, "known_hosts");
+    for (host, versions) in [("a", 1), ("b", 2)] {
+        mount.sh(&format!(
+            "cp known_hosts ../was; ssh-keygen -q -R {host} -f known_hosts; cmp known_hosts.old ../was"
+        ));
+        assert_eq!(
+            (id(&mount, "known_hosts"), mount.versions("known_hosts").len()),
+            (before.clone(), 3 + versions)
+        );
+        assert_eq!(mount.versions("known_hosts.old").len(), versions);
+    }
+    assert!(mount.sh("cat known_hosts").starts_with("c ssh-ed25519 "));
+    common::until("no temporary is left", || names(&mount) == ["known_hosts", "known_hosts.old"]);
+}
+
+#[test]
+fn attributes_go_around_with_a_copy() {
+    let mount = mount();
+    let script = "mkdir ../copy; rsync -aX s ../copy/; rsync -aXI ../copy/s s; tar --xattrs -cf ../a.tar s; \
+                  bsdtar -cf ../b.tar s; cp -a s ../copy/c; bsdtar -xf ../b.tar; tar --xattrs --warning=all -xf ../a.tar";
+    let ran = mount.script("bash", &format!("set -e; echo value > s; {script}; cat s; getfattr -d -m - s"));
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(0), "value\n", ""));
+}
+
+/// Only root gives files away.
+#[test]
+fn copies_of_what_belongs_to_others() {
+    let mount = mount();
+    if !common::is_root() {
+        let refused = mount.script("bash", "echo x > s; chown 12345 s");
+        assert!(refused.err.contains("not permitted"), "{}", refused.err);
+        return;
+    }
+    mount.sh("echo before > s; echo after > ../s; chown 1234:2345 ../s; tar -C .. -cf ../a.tar s");
+    let before = id(&mount, "s");
+    for script in [
+        "cp -a ../s s",
+        "rsync -aI ../s s",
+        "tar -xf ../a.tar",
+        "bsdtar -xf ../a.tar",
+        "install -o 1234 -g 2345 ../s s",
+        "cp ../s s; chown 1234:2345 s",
+    ] {
+        mount.sh("echo before > s; chown 0:0 s");
+        let versions = mount.versions("s").len();
+        let ran = mount.script("bash", &format!("set -e; {script}; stat -c %u:%g s; cat s"));
+        assert_eq!(
+            (ran.code, ran.out.as_str(), ran.err.as_str()),
+            (Some(0), "1234:2345\nafter\n", ""),
+            "{script}"
+        );
+        assert_eq!((id(&mount, "s"), mount.versions("s").len()), (before.clone(), versions + 1), "{script}");
+    }
+    let status = mount.status();
+    assert_eq!(status["fs"]["owners_set"], 1, "{status}");
+    let text = run(&mut mount.vaultfs([std::ffi::OsStr::new("status"), mount.mnt().as_os_str()])).ok();
+    assert!(text.contains("1 set by chown, forgotten at unmount"), "{text}");
+    let mount = Mount::at(mount.unmount(), &[]);
+    assert_eq!(mount.sh("stat -c %u:%g s"), "0:0\n");
+}
+
+#[test]
+fn nothing_goes_to_a_trash_in_the_vault() {
+    let mount = mount();
+    mount.sh("echo x > s");
+    for program in ["gio trash s", "trash-put s"] {
+        let refused = mount.script("bash", program);
+        assert!(refused.code != Some(0), "{program}");
+        assert_eq!(names(&mount), ["s"], "{program}");
+        assert_eq!(mount.sh("ls -A"), "s\n", "{program}");
+    }
+}
+
 #[test]
 fn programming_languages() {
     let replace = "import os, tempfile
@@ -232,8 +373,13 @@ fn a_repository() {
 #[test]
 fn a_file_that_is_unlinked_and_not_replaced_is_deleted() {
     let mount = mount();
-    mount.sh("echo 1 > s; echo 2 > moved; rm s");
-    assert_eq!(names(&mount), ["moved"], "rm has deleted it when it ends");
+    mount.sh("echo 2 > moved");
+    for remove in
+        ["rm s", "unlink s", "find . -name s -delete", "busybox rm s", "busybox unlink s", "shred -u s"]
+    {
+        mount.sh(&format!("echo 1 > s; {remove}"));
+        assert_eq!(names(&mount), ["moved"], "{remove} has deleted it when it ends");
+    }
     // mv(1) to another file system copies, then unlinks.
     mount.sh("mv moved /dev/shm/vaultfs-test-moved; rm /dev/shm/vaultfs-test-moved; ! test -e moved");
     common::until("it is deleted a moment later", || names(&mount).is_empty());

@@ -394,7 +394,7 @@ fn killed_between_intent_and_outcome_each_operation_happens_once() {
         let file = fragile.at(point, || excl.open(path("new"))).unwrap();
         close(file).unwrap();
         until("it is stored", || fragile.mount.versions("new").len() == 1);
-        fs::remove_file(path("new")).unwrap();
+        fragile.mount.sh("rm new");
         let fifo = path("fifo");
         fragile.at(point, || nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)).unwrap();
         fs::remove_file(&fifo).unwrap();
@@ -407,7 +407,7 @@ fn killed_between_intent_and_outcome_each_operation_happens_once() {
         assert_eq!(fragile.mount.versions("f"), [1, 2], "{point}");
         fragile.at(point, || fragile.mount.sh("truncate -s 3 f"));
         assert_eq!(fragile.mount.versions("f"), [1, 2, 3], "{point}");
-        fs::remove_file(path("f")).unwrap();
+        fragile.mount.sh("rm f");
     }
     for point in ["flush", "commit", "stored", "answer", "answered", "release", "released"] {
         let mut file = File::create(path("f")).unwrap();
@@ -415,7 +415,7 @@ fn killed_between_intent_and_outcome_each_operation_happens_once() {
         fragile.at(point, || close(file)).unwrap();
         assert_eq!(fs::read_to_string(path("f")).unwrap(), "closed", "{point}");
         assert_eq!(fragile.mount.versions("f"), [1], "close, {point}");
-        fs::remove_file(path("f")).unwrap();
+        fragile.mount.sh("rm f");
     }
     for point in ["fsync", "commit", "stored", "answer", "answered"] {
         let mut file = File::create(path("f")).unwrap();
@@ -424,14 +424,14 @@ fn killed_between_intent_and_outcome_each_operation_happens_once() {
         assert_eq!(fragile.mount.versions("f"), [1], "fsync, {point}");
         close(file).unwrap();
         assert_eq!(fragile.mount.versions("f"), [1], "fsync and close, {point}");
-        fs::remove_file(path("f")).unwrap();
+        fragile.mount.sh("rm f");
     }
     // What only RELEASE stores: a file that was made and not written to.
     for point in ["release", "released", "commit", "stored"] {
         let file = File::create(path("f")).unwrap();
         fragile.at(point, || close(file)).unwrap();
         until("it is stored", || fragile.mount.versions("f") == [1]);
-        fs::remove_file(path("f")).unwrap();
+        fragile.mount.sh("rm f");
     }
     for point in ["make", "linked", "answer", "answered"] {
         let (fifo, other) = (path("fifo"), path("other"));
@@ -461,7 +461,7 @@ fn killed_between_intent_and_outcome_each_operation_happens_once() {
         assert_eq!(names(), ["to"], "{point}");
         assert_eq!(fs::read_to_string(path("to")).unwrap(), "over");
         assert_eq!(fragile.mount.versions("to"), [1, 2], "{point}");
-        fs::remove_file(path("to")).unwrap();
+        fragile.mount.sh("rm to");
     }
     for point in ["rename dir", "answer", "answered"] {
         fs::create_dir(path("from")).unwrap();

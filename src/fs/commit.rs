@@ -497,7 +497,8 @@ impl FileSystem {
         let call = Call::foreground(self.clock.now() + patience);
         self.settle_all(what, &call).await;
         self.delete_refused(&call).await;
-        self.delete_unreplaced(&call).await;
+        // What fails is among what is left.
+        let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
         loop {
             let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
             let commits = unsaved.iter().map(|file| async {
@@ -516,7 +517,7 @@ impl FileSystem {
                 return self.left_over();
             }
             tokio::time::sleep(FIRST_RETRY).await;
-            self.delete_unreplaced(&call).await;
+            let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
         }
     }
 }

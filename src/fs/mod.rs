@@ -41,6 +41,7 @@ mod read;
 mod readdir;
 mod record;
 mod remove;
+mod remover;
 mod rename;
 mod replace;
 mod request;
@@ -64,7 +65,7 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
 
@@ -79,6 +80,7 @@ pub use left::left_in;
 pub use listing::{DirEntry, Listing};
 pub use open::{Create, Opened};
 pub use options::Options;
+pub use remover::Remover;
 pub use rotate::RotationStatus;
 pub use status::{Processes, Status, Unsaved};
 pub use suspects::Ending;
@@ -174,9 +176,12 @@ pub struct FileSystem {
     kept_bytes: Arc<AtomicU64>,
     listings: Mutex<listing::Listings>,
     walks: Mutex<ahead::Walks>,
-    /// Stores take one permit, the deletion of a hidden object all: see `provisional`.
+    /// Stores take one permit, deletions of hidden objects share all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     saves: may_write::Saves,
+    deletions: tokio::sync::Mutex<provisional::Deletions>,
+    /// When the vault last refused a deletion to the key (`replace`).
+    deletion_refused: Mutex<Option<Instant>>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     audit: OnceLock<Arc<Audit>>,
     processes: OnceLock<Processes>,
@@ -241,6 +246,8 @@ impl FileSystem {
             walks: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
             saves: may_write::Saves::default(),
+            deletions: tokio::sync::Mutex::default(),
+            deletion_refused: Mutex::default(),
             kernel: OnceLock::new(),
             audit: OnceLock::new(),
             processes: OnceLock::new(),

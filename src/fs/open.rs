@@ -384,10 +384,8 @@ impl FileSystem {
             return self.open_existing(file, create, caller);
         }
         let keep = self.keep_of_new((component, &name), create.flags);
-        let is_version = self.table().hidden.contains_key(&name);
-        let change = if is_version { Change::Version } else { Change::Object };
         if keep == Keep::Store
-            && let Err(e) = self.may_write(&name, change)
+            && let Err(e) = self.may_create(&name)
         {
             return Err(e).into();
         }
@@ -396,6 +394,12 @@ impl FileSystem {
         let entry = self.own_entry(&file);
         let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
         opened.inspect(|_| self.write_down(file.ino, "create", caller)).map(|opened| (entry, opened)).into()
+    }
+
+    /// EACCES for a name that the key may not make anew.
+    pub(super) fn may_create(&self, name: &ObjectName) -> Result<()> {
+        let is_version = self.table().hidden.contains_key(name);
+        self.may_write(name, if is_version { Change::Version } else { Change::Object })
     }
 
     /// The kernel asked to create what has appeared since it looked.

@@ -15,7 +15,7 @@
 //! 5. An object that exists in the vault is never provisional. Cut off at any step, the vault still has it.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -35,6 +35,22 @@ pub(super) const CHANGES: u32 = 1024;
 
 /// A provisional file that nobody has open becomes an object after this.
 pub(super) const SETTLE: Duration = Duration::from_secs(5);
+
+/// Deletions of hidden objects share a permit if they begin within this.
+const TOGETHER: Duration = Duration::from_millis(250);
+
+/// Hidden objects that are being deleted together.
+#[derive(Debug, Default)]
+pub(super) struct Deletions {
+    /// The permit, while one of them lasts.
+    permit: Weak<OwnedSemaphorePermit>,
+    /// When the first one began.
+    begun: Option<Instant>,
+}
+
+pub(super) fn stores_on_their_way() -> Error {
+    Error::new(ErrorKind::Deadline, "saves were on their way all the time")
+}
 
 impl Table {
     /// Whether the object of that name is hidden, and nothing new took its place.
@@ -126,10 +142,12 @@ impl Table {
 }
 
 impl FileSystem {
-    /// Whether a new file of this name is stored.
-    pub(super) fn keep_of_new(&self, (component, _): (&OsStr, &ObjectName), flags: i32) -> Keep {
+    /// Whether a new file of this name is stored. It is if there is an object of the name, hidden.
+    pub(super) fn keep_of_new(&self, (component, name): (&OsStr, &ObjectName), flags: i32) -> Keep {
         let Some(component) = component.to_str() else { return Keep::Store };
-        if self.scratch.matches(component) {
+        if self.table().hidden.contains_key(name) {
+            Keep::Store
+        } else if self.scratch.matches(component) {
             Keep::Scratch
         } else if flags & libc::O_EXCL != 0 && self.scratch.is_provisional(component) {
             Keep::Provisional
@@ -160,7 +178,8 @@ impl FileSystem {
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
         };
         let free = target.is_none_or(|target| target.state().is_only_here());
-        if self.scratch.matches(component) && target.is_none() && !is_object && !is_backup {
+        let is_new = target.is_none() && !self.table().hidden.contains_key(name);
+        if self.scratch.matches(component) && is_new && !is_object && !is_backup {
             Keep::Scratch
         } else if self.scratch.is_provisional(component) && (free || is_object) {
             Keep::Provisional
@@ -220,25 +239,21 @@ impl FileSystem {
         futures_util::future::join_all(files.iter().map(|file| self.settle_provisional(file, call))).await;
     }
 
-    /// Ends what is hidden in `dir`, which is to be removed: moves are carried out, unlinked objects deleted.
+    /// Ends what is hidden in `dir`, which is to be removed: moves are carried out, unlinked objects deleted. Returns the
+    /// error of a deletion.
     pub(super) async fn settle_hidden_in(self: &Arc<Self>, dir: &DirPrefix, call: &Call) -> Result<()> {
-        let hidden: Vec<(ObjectName, Option<Node>)> = {
+        let backups: Vec<Node> = {
             let table = self.table();
-            let within = table
-                .hidden
-                .iter()
-                .filter(|(name, hidden)| name.as_str().starts_with(dir.as_str()) && !hidden.claimed);
-            within
-                .map(|(name, hidden)| (name.clone(), hidden.backup.and_then(|ino| table.node(ino))))
-                .collect()
+            let within = table.hidden.iter().filter(|(name, _)| name.as_str().starts_with(dir.as_str()));
+            let unclaimed = within.filter(|(_, hidden)| !hidden.claimed);
+            unclaimed.filter_map(|(_, hidden)| table.node(hidden.backup?)).collect()
         };
-        for (name, backup) in hidden {
-            match backup {
-                Some(Node::File(backup)) => self.settle_provisional(&backup, call).await,
-                _ => self.end_unreplaced(&name, call).await?,
+        for backup in backups {
+            if let Node::File(backup) = backup {
+                self.settle_provisional(&backup, call).await;
             }
         }
-        Ok(())
+        self.delete_hidden_now(&self.unreplaced(dir.as_str()), call).await
     }
 
     async fn settle_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
@@ -295,10 +310,19 @@ impl FileSystem {
         name: &ObjectName,
         id: &ObjectId,
     ) -> Result<(), Error> {
-        let alone = self.changes.clone().acquire_many_owned(CHANGES);
-        let Ok(Ok(_alone)) = tokio::time::timeout(self.left(call), alone).await else {
-            return Err(Error::new(ErrorKind::Deadline, "saves were on their way all the time"));
-        };
+        match self.without_stores(call).await {
+            Some(_alone) => self.delete_hidden_alone(call, name, id).await,
+            None => Err(stores_on_their_way()),
+        }
+    }
+
+    /// The same for a caller that keeps stores away.
+    pub(super) async fn delete_hidden_alone(
+        &self,
+        call: &Call,
+        name: &ObjectName,
+        id: &ObjectId,
+    ) -> Result<(), Error> {
         for _ in 0..2 {
             let hidden = {
                 let table = self.table();
@@ -340,7 +364,25 @@ impl FileSystem {
         {
             return Err(Error::new(ErrorKind::VersionMismatch, "it was changed elsewhere"));
         }
-        vault.delete(call, &stored.id, Some(&stored.version)).await
+        self.delete_object(call, &stored.id, Some(&stored.version)).await
+    }
+
+    /// A permit to delete hidden objects: nothing is stored meanwhile. Deletions that begin at about the same time share it;
+    /// who comes later waits for its turn behind the stores that wait.
+    pub(super) async fn without_stores(&self, call: &Call) -> Option<Arc<OwnedSemaphorePermit>> {
+        let permit = async {
+            let mut shared = self.deletions.lock().await;
+            let begun = shared.begun.map(|at| self.clock.now().saturating_duration_since(at));
+            if let Some(permit) = shared.permit.upgrade()
+                && begun.is_some_and(|ago| ago < TOGETHER)
+            {
+                return Some(permit);
+            }
+            let permit = Arc::new(self.changes.clone().acquire_many_owned(CHANGES).await.ok()?);
+            *shared = Deletions { permit: Arc::downgrade(&permit), begun: Some(self.clock.now()) };
+            Some(permit)
+        };
+        tokio::time::timeout(self.left(call), permit).await.ok()?
     }
 
     /// Waits until what is being stored is written down as stored; nothing more is begun until the result is dropped.

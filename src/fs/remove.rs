@@ -1,6 +1,8 @@
-//! unlink(2): deletes the object, history and all. A file that never reached the vault just goes.
+//! unlink(2): deletes the object, history and all, or hides it for a moment where its name may be made anew (`replace`). A
+//! file that never reached the vault just goes.
 
 use std::ffi::OsStr;
+use std::future::Future;
 use std::sync::Arc;
 
 use super::errno::{Errno, Result};
@@ -8,21 +10,32 @@ use super::file::{File, Link};
 use super::inode::DirKind;
 use super::inode::Node;
 use super::name::DirPrefix;
+use super::remover::Remover;
 use super::request::{self, Doing};
 use super::resolve::Place;
-use super::{Caller, FileSystem, Step, replace};
+use super::{FileSystem, Step};
 use crate::crash;
 use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
 
 impl FileSystem {
-    /// UNLINK. Whoever has the file open keeps its bytes.
-    pub fn unlink(self: &Arc<Self>, parent: u64, component: &OsStr, caller: Caller) -> Step<()> {
+    /// UNLINK. Whoever has the file open keeps its bytes. `remover` is waited for first: the program may be gone later.
+    pub fn unlink(
+        self: &Arc<Self>,
+        parent: u64,
+        component: &OsStr,
+        remover: impl Future<Output = Remover> + Send + 'static,
+    ) -> Step<()> {
         let under = match self.changeable(parent) {
             Ok(under) => under,
             Err(e) => return Step::Ready(Err(e)),
         };
         let (fs, component) = (self.clone(), component.to_owned());
         let work = Step::later(async move {
+            let hides = match remover.await {
+                Remover::Removes => false,
+                Remover::Replaces => true,
+                Remover::Unknown => !fs.options.no_delete,
+            };
             let call = fs.call();
             let file = match request::before() {
                 Some(Doing::Unlink { ino }) => match fs.still_to_unlink(ino) {
@@ -39,8 +52,7 @@ impl FileSystem {
             if fs.unlink_one_name(&under, &component, &file)? {
                 return Ok(());
             }
-            let replaces = replace::is_about_to_replace(caller.pid);
-            fs.remove(&call, &under, &file, replaces).await
+            fs.remove(&call, &under, &file, hides).await
         });
         self.within(parent, work)
     }
@@ -53,21 +65,20 @@ impl FileSystem {
         }
     }
 
-    /// Takes `file` from its name. With `replaces` its object only goes if the name is not made anew at once.
+    /// Takes `file` from its name. With `hides` its object only goes if the name is not made anew at once.
     async fn remove(
         self: &Arc<Self>,
         call: &Call,
         under: &DirPrefix,
         file: &Arc<File>,
-        replaces: bool,
+        hides: bool,
     ) -> Result<()> {
         // A commit that is out has to end first: it would make the object anew.
         let Some(_turn) = self.turn(file, call).await else { return Err(Errno::ETIMEDOUT) };
         self.clear_doubt(file, call).await?;
         let (name, doomed) = self.objects_behind(file);
         self.doing(Doing::Unlink { ino: file.ino });
-        let hides = replaces && (self.hide_for_replacement(file) || self.is_being_replaced(&name));
-        if !hides {
+        if !hides || !self.hide_unlinked(file) {
             if self.options.no_delete && !doomed.is_empty() {
                 let why = "the mount was made with --no-delete";
                 return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
@@ -114,13 +125,12 @@ impl FileSystem {
 
     /// Deletes what the name means now: the object we know, or the one that took its name meanwhile.
     pub(super) async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
-        let vault = self.cache.vault();
         let failed = |e| self.failed("unlink", name.as_str(), &e);
         let again = request::before().is_some();
         let mut id = known;
         let mut in_doubt = false;
         for _ in 0..2 {
-            match vault.delete(call, &id, None).await {
+            match self.delete_object(call, &id, None).await {
                 Ok(()) => {
                     self.cache.deleted(name);
                     return Ok(());
@@ -133,7 +143,7 @@ impl FileSystem {
                 Err(e) if e.kind == ErrorKind::NotFound || e.maybe_applied => in_doubt |= e.maybe_applied,
                 Err(e) => return Err(failed(e)),
             }
-            match vault.get_by_name(call, name).await {
+            match self.cache.vault().get_by_name(call, name).await {
                 Ok(object) => id = object.meta.id,
                 Err(e) if e.kind == ErrorKind::NotFound => {
                     self.cache.deleted(name);

@@ -1,30 +1,36 @@
-//! Programs that replace a file by unlinking it first, or by renaming it to a backup.
+//! Files that are unlinked, or renamed to a backup, to be made anew a moment later: `git checkout`, `gunzip -f`, `install`,
+//! any script that unlinks a file and creates it.
 //!
-//! `install`, and `mv` and `cp` in some cases, unlink the old file and create the new one a moment later. Taken
-//! literally that ends the object and its history. So when one of these programs unlinks a file, its object is
-//! only hidden; made anew, the name is the next version of the same object. If nothing comes within [`GRACE`],
-//! or at unmount, the object is deleted; a deletion that fails is told otherwise (`undeleted`). From every other program, `rm` first of all, unlink(2) answers when the
-//! object is deleted, and with the vault's error if it is not.
+//! Taken literally that ends the object and its history. So unlink(2) only hides the object, unless the program is known to
+//! remove files (`remover`); made anew, the name is the next version of the same object. If nothing comes within [`GRACE`],
+//! the object is deleted; a deletion that fails is reported by other means (`undeleted`). fsync(2) of the directory, rmdir(2)
+//! and unmount delete what is hidden at once, and return the error. At most [`MOST_HIDDEN`] objects are hidden at a time,
+//! and none for [`REFUSAL`] after the vault refused a deletion to the key: then every unlink(2) deletes before it answers.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::FileSystem;
+use futures_util::future::join_all;
+
 use super::commit::LAST_RETRY;
-use super::errno::Errno;
+use super::errno::{Errno, Result};
 use super::file::File;
-use super::inode::Hidden;
+use super::inode::{DirKind, Hidden, Node};
 use super::program::name_of;
-use super::request;
-use crate::vault::{Call, Error, ObjectName};
+use super::provisional::stores_on_their_way;
+use super::{FileSystem, Step};
+use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, VersionTag};
 
 /// How long a name may stay empty between the unlink and the creation.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The programs that do so, as the kernel names them.
-const PROGRAMS: [&str; 8] = ["install", "mv", "cp", "rsync", "tar", "bsdtar", "unzip", "cpio"];
+/// So many objects are hidden at a time.
+const MOST_HIDDEN: usize = 64;
+
+/// So long after a refused deletion no object is hidden.
+const REFUSAL: Duration = Duration::from_secs(60);
 
 /// Whether a file that is renamed so is likely to be made anew: it becomes a backup of itself.
 pub(super) fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
@@ -38,20 +44,21 @@ pub(super) fn is_by_an_editor(pid: u32) -> bool {
     pid != 0 && name_of(pid).is_some_and(|name| name != "mv")
 }
 
-/// Whether a file that this thread unlinks is likely to be made anew by it.
-pub(super) fn is_about_to_replace(pid: u32) -> bool {
-    pid != 0 && name_of(pid).is_some_and(|name| PROGRAMS.contains(&name.as_str()))
-}
-
 impl FileSystem {
-    /// Hides the object that `file` shows, if it is one, and sees to its end.
-    pub(super) fn hide_for_replacement(self: &Arc<Self>, file: &File) -> bool {
+    /// Hides the object that `file` shows, if it is one and may be hidden, and sees to its end.
+    pub(super) fn hide_unlinked(self: &Arc<Self>, file: &File) -> bool {
         let since = self.clock.now();
+        if self.deletion_refused().is_some_and(|at| since.saturating_duration_since(at) < REFUSAL) {
+            return false;
+        }
         let name = {
             let mut table = self.table();
             let state = file.state();
             let Some(stored) = state.stored.clone() else { return false };
             if state.is_only_here() || state.origin.is_some() || table.hidden.contains_key(&state.name) {
+                return false;
+            }
+            if table.hidden.values().filter(|h| h.backup.is_none() && !h.claimed).count() >= MOST_HIDDEN {
                 return false;
             }
             let hidden = Hidden { stored, backup: None, claimed: false, since };
@@ -62,10 +69,30 @@ impl FileSystem {
         true
     }
 
-    /// Whether the object of that name was hidden so before a crash, by the request that is being done again.
-    pub(super) fn is_being_replaced(&self, name: &ObjectName) -> bool {
-        request::before().is_some()
-            && self.table().hidden.get(name).is_some_and(|h| h.backup.is_none() && !h.claimed)
+    /// Deletes an object at the vault, and remembers a refusal.
+    pub(super) async fn delete_object(
+        &self,
+        call: &Call,
+        id: &ObjectId,
+        version: Option<&VersionTag>,
+    ) -> Result<(), Error> {
+        let deleted = self.cache.vault().delete(call, id, version).await;
+        if let Err(Error { kind: ErrorKind::Unauthorized | ErrorKind::Forbidden, .. }) = &deleted {
+            *self.deletion_refused() = Some(self.clock.now());
+        }
+        deleted
+    }
+
+    fn deletion_refused(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.deletion_refused.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// FSYNCDIR: deletes what is hidden in the directory and below it, and returns the error.
+    pub fn fsync_dir(self: &Arc<Self>, ino: u64) -> Step<()> {
+        let Ok(Node::Dir(dir)) = self.node(ino) else { return Ok(()).into() };
+        let DirKind::Tree(under) = &dir.kind else { return Ok(()).into() };
+        let (fs, names) = (self.clone(), self.unreplaced(under.as_str()));
+        Step::later(async move { fs.delete_hidden_now(&names, &fs.call()).await })
     }
 
     /// Deletes what has been hidden under `name` since that moment, unless it is made anew within `grace`.
@@ -80,7 +107,11 @@ impl FileSystem {
                     return;
                 }
                 let call = Call::background(fs.clock.now() + fs.options.timeout);
-                match fs.delete_unless_replaced(&name, &call).await {
+                let deleted = match fs.without_stores(&call).await {
+                    Some(_alone) => fs.delete_unless_replaced(&name, &call).await,
+                    None => Err(stores_on_their_way()),
+                };
+                match deleted {
                     Ok(true) => return,
                     Ok(false) => pause = grace,
                     Err(e) if fs.not_deleted(&name, &e) => pause = (pause * 2).min(LAST_RETRY),
@@ -92,39 +123,51 @@ impl FileSystem {
 
     /// Sees to the end of all that were hidden so, after a worker's death.
     pub(super) fn watch_unreplaced(self: &Arc<Self>) {
-        for name in self.unreplaced() {
+        for name in self.unreplaced("") {
             let since = self.table().hidden.get(&name).map(|hidden| hidden.since);
             since.into_iter().for_each(|since| self.delete_later(name.clone(), since, GRACE));
         }
     }
 
-    fn unreplaced(&self) -> Vec<ObjectName> {
+    /// The names beginning with `prefix` whose objects are hidden without a backup.
+    pub(super) fn unreplaced(&self, prefix: &str) -> Vec<ObjectName> {
         let table = self.table();
         let unlinked = table.hidden.iter().filter(|(_, hidden)| hidden.backup.is_none());
-        unlinked.map(|(name, _)| name.clone()).collect()
+        unlinked.map(|(name, _)| name.clone()).filter(|name| name.as_str().starts_with(prefix)).collect()
     }
 
-    /// Deletes what was unlinked and not replaced: the mount ends. If it does not after all, what may yet be deleted is
-    /// tried again as before.
-    pub(super) async fn delete_unreplaced(&self, call: &Call) {
-        for name in self.unreplaced() {
-            if let Err(e) = self.delete_unless_replaced(&name, call).await
-                && !self.not_deleted(&name, &e)
-            {
-                self.show_again(&name);
-            }
+    /// Deletes what is hidden under these names now. Returns the first error; what failed is reported, and tried again,
+    /// as if nobody had waited.
+    pub(super) async fn delete_hidden_now(&self, names: &[ObjectName], call: &Call) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
         }
+        let Some(_alone) = self.without_stores(call).await else { return Err(Errno::ETIMEDOUT) };
+        let deletions = names.iter().map(|name| async move {
+            let deleted = self.delete_unless_replaced(name, call).await;
+            if let Err(e) = &deleted
+                && !self.not_deleted(name, e)
+            {
+                self.show_again(name);
+            }
+            deleted.map(drop).map_err(|e| Errno::from(&e))
+        });
+        join_all(deletions).await.into_iter().collect()
     }
 
     /// Deletes what is hidden under `name` now; what cannot be deleted shows again.
-    pub(super) async fn end_unreplaced(&self, name: &ObjectName, call: &Call) -> Result<(), Errno> {
-        let Err(e) = self.delete_unless_replaced(name, call).await else { return Ok(()) };
-        self.not_deleted(name, &e);
-        self.show_again(name);
-        Err(Errno::from(&e))
+    pub(super) async fn end_unreplaced(&self, name: &ObjectName, call: &Call) {
+        let deleted = match self.without_stores(call).await {
+            Some(_alone) => self.delete_unless_replaced(name, call).await,
+            None => Err(stores_on_their_way()),
+        };
+        if let Err(e) = deleted {
+            self.not_deleted(name, &e);
+            self.show_again(name);
+        }
     }
 
-    /// False while the name has been made anew and is not stored yet.
+    /// For a caller that keeps stores away. False while the name has been made anew and is not stored yet.
     async fn delete_unless_replaced(&self, name: &ObjectName, call: &Call) -> Result<bool, Error> {
         let hidden = self.table().hidden.get(name).filter(|h| h.backup.is_none()).cloned();
         match hidden {
@@ -137,7 +180,7 @@ impl FileSystem {
                 );
             }
             Some(hidden) => {
-                self.delete_hidden(call, name, &hidden.stored.id).await?;
+                self.delete_hidden_alone(call, name, &hidden.stored.id).await?;
                 if self.table().hidden.get(name).is_some_and(|hidden| hidden.claimed) {
                     return Ok(false);
                 }

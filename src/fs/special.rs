@@ -49,10 +49,13 @@ impl FileSystem {
                         Keep::Store => Keep::Made,
                         other => other,
                     };
+                    if keep == Keep::Made {
+                        fs.may_create(&name)?;
+                    }
                     fs.doing(Doing::Make);
                     let file = fs.new_file(&under, &name, create, keep);
                     fs.settle_later(&file);
-                    Ok(fs.entry(&Node::File(file), fs.options.refresh))
+                    Ok(fs.own_entry(&file))
                 }
                 Place::Absent => Ok(fs.put_special(&under, &name, kind, fs.new_mode(mode, umask))),
                 Place::Dir(_) | Place::Local(_) | Place::Object(_) => Err(Errno::EEXIST),
@@ -140,7 +143,7 @@ impl FileSystem {
             self.inval_name(&name);
             return Err(e);
         }
-        Ok(self.entry(&Node::File(copy), self.options.refresh))
+        Ok(self.own_entry(&copy))
     }
 
     /// A new file with the bytes of `source`, which is stored.
@@ -171,6 +174,7 @@ impl FileSystem {
             let bytes = state.buffer.as_ref().map(|buffer| buffer.bytes.clone()).or(stored);
             (bytes.ok_or(Errno::EIO)?, state.local.clone())
         };
+        self.may_create(name)?;
         self.doing(Doing::Make);
         // All of it, or nothing, is there after a crash.
         let _batch = self.pen.batch();

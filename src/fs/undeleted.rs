@@ -90,7 +90,7 @@ impl FileSystem {
         table.undeleted.insert(name.clone(), NotDeleted { stored, errno, message });
         drop(table);
         if is_news {
-            self.failed("deletion of what was moved", name.as_str(), error);
+            self.failed("deletion of what was moved or unlinked", name.as_str(), error);
         }
         again
     }
@@ -108,7 +108,7 @@ impl FileSystem {
         for name in names {
             if self.hide_again(&name) {
                 // What fails is listed again.
-                let _ = self.end_unreplaced(&name, call).await;
+                self.end_unreplaced(&name, call).await;
             }
         }
     }
@@ -119,7 +119,7 @@ impl FileSystem {
         for name in refused.filter_map(|one| ObjectName::new(&one.name)) {
             if self.hide_again(&name) {
                 // What fails is listed again.
-                let _ = self.end_unreplaced(&name, call).await;
+                self.end_unreplaced(&name, call).await;
             }
         }
     }

@@ -20,7 +20,7 @@ use super::requests::{Operation, Requests};
 use crate::clock::bounded;
 use crate::crash;
 use crate::fs::program::name_of_process;
-use crate::fs::{Create, FileSystem, SetAttr, Step};
+use crate::fs::{Create, FileSystem, Remover, SetAttr, Step};
 use crate::vault::spender;
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
@@ -311,7 +311,7 @@ impl Filesystem for Adapter {
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Unlink, req, parent, Some(name));
         let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
-        let fs = |fs: &Arc<FileSystem>| fs.unlink(parent.0, name, caller(req));
+        let fs = |fs: &Arc<FileSystem>| fs.unlink(parent.0, name, Remover::of(req.pid()));
         self.serve(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
     }
 
@@ -502,8 +502,8 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsyncdir, req, ino, None);
-        // Changes of names are in the vault before they are answered.
-        reply.ok();
+        refuse_helper!(self, req, reply);
+        self.serve(req, |fs| fs.fsync_dir(ino.0), empty(reply));
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -29,3 +29,4 @@ mod saves;
 mod shell;
 mod successors;
 mod undeleted;
+mod unlinked;

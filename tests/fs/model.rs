@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use vaultfs::fs::name::{DirPrefix, Rest, split, split_beside};
-use vaultfs::fs::{Drain, Errno, FileKind, Options};
+use vaultfs::fs::{Drain, Errno, FileKind, Options, Remover};
 use vaultfs::vault::memory::{KV_CAPABILITIES, Lagging, OBJECT_CAPABILITIES};
 
 use crate::shell::helper::Helper;
@@ -27,7 +27,10 @@ enum Step {
     Write(usize),
     CreateExclusively(usize),
     Cut(usize, u64),
-    Unlink(usize),
+    /// By a program that is known to remove, or by another one.
+    Unlink(usize, bool),
+    Mknod(usize),
+    Link(usize, usize),
     Rename(usize, usize),
     Open(usize),
     /// Cuts an open file and writes it anew, without closing it: its user is in the middle of writing.
@@ -54,7 +57,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => name.clone().prop_map(Step::Write),
         2 => name.clone().prop_map(Step::CreateExclusively),
         1 => (name.clone(), 0..3u64).prop_map(|(n, size)| Step::Cut(n, size)),
-        3 => name.clone().prop_map(Step::Unlink),
+        3 => (name.clone(), any::<bool>()).prop_map(|(n, removes)| Step::Unlink(n, removes)),
+        1 => name.clone().prop_map(Step::Mknod),
+        1 => (name.clone(), name.clone()).prop_map(|(n, m)| Step::Link(n, m)),
         4 => (name.clone(), name.clone()).prop_map(|(n, m)| Step::Rename(n, m)),
         3 => name.clone().prop_map(Step::Open),
         3 => (0..4usize).prop_map(Step::WriteOpen),
@@ -295,6 +300,35 @@ impl Session {
         }
     }
 
+    /// An empty file, which its first writer stores.
+    async fn mknod(&mut self, name: &'static str) {
+        if self.path(name).await.is_some() {
+            return;
+        }
+        for path in candidates(name) {
+            if self.sh.mknod(&path).await.is_ok() {
+                self.model.insert(name, Vec::new());
+                return;
+            }
+        }
+    }
+
+    /// Another object with the same bytes, if they are stored.
+    async fn link(&mut self, from: &'static str, to: &'static str) {
+        let Some(source) = self.path(from).await else { return };
+        if self.path(to).await.is_some() {
+            return;
+        }
+        self.stored(from);
+        if self.sh.link(&source, &candidates(to).remove(0)).await.is_ok() {
+            assert_eq!(
+                self.sh.history(to).await.pop().as_deref().map(str::as_bytes),
+                Some(&self.model[from][..])
+            );
+            self.model.insert(to, self.model[from].clone());
+        }
+    }
+
     async fn run(&mut self, step: Step) {
         match step {
             Step::Write(n) => drop(self.write(NAMES[n], CREATE).await),
@@ -306,14 +340,17 @@ impl Session {
                     self.model.get_mut(NAMES[n]).expect("it was found").resize(size as usize, 0);
                 }
             }
-            Step::Unlink(n) => {
+            Step::Unlink(n, removes) => {
                 if let Some(path) = self.path(NAMES[n]).await {
-                    self.sh.rm(&path).await.unwrap();
+                    let by = if removes { Remover::Removes } else { Remover::Unknown };
+                    self.sh.unlink(&path, by).await.unwrap();
                     self.model.remove(NAMES[n]);
                     let unlinked = self.open.iter_mut().filter(|open| open.name == Some(NAMES[n]));
                     unlinked.for_each(|open| open.name = None);
                 }
             }
+            Step::Mknod(n) => self.mknod(NAMES[n]).await,
+            Step::Link(n, m) => self.link(NAMES[n], NAMES[m]).await,
             Step::Rename(n, m) => self.rename(NAMES[n], NAMES[m]).await,
             Step::Open(n) => {
                 if let Some(path) = self.path(NAMES[n]).await {
@@ -494,7 +531,7 @@ fn sessions_that_once_failed() {
         // An object came back to a name like a backup's, and was replaced there by a file that is held back.
         &[PutElsewhere(6), Rename(6, 3), Rename(3, 6), CreateExclusively(4), Rename(4, 6)],
         // The directory of a file that is held back was listed, and not found.
-        &[Mkdir(2), PutElsewhere(0), CreateExclusively(4), Unlink(0)],
+        &[Mkdir(2), PutElsewhere(0), CreateExclusively(4), Unlink(0, true)],
         // The worker died of what it heard of a change elsewhere.
         &[Write(3), Remount, PutElsewhere(0), Write(2), Die(14), Write(3), Pass, PutElsewhere(0)],
     ];

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vaultfs::fs::{Drain, Errno, Options};
+use vaultfs::fs::{Drain, Errno, Options, Remover};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::faulty::Fault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
@@ -33,7 +33,8 @@ enum Step {
     Save(usize),
     SaveExclusively(usize),
     Rename(usize, usize),
-    Unlink(usize),
+    /// By a program that is known to remove, or by another one.
+    Unlink(usize, bool),
     /// A close while something is renamed.
     SaveWhileRenaming(usize, usize, usize),
     /// The n-th call of an operation from now on has this fault.
@@ -63,7 +64,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         5 => name.clone().prop_map(Step::Save),
         2 => name.clone().prop_map(Step::SaveExclusively),
         6 => (name.clone(), name.clone()).prop_map(|(n, m)| Step::Rename(n, m)),
-        2 => name.clone().prop_map(Step::Unlink),
+        2 => (name.clone(), any::<bool>()).prop_map(|(n, removes)| Step::Unlink(n, removes)),
         2 => (name.clone(), name.clone(), name.clone()).prop_map(|(n, from, to)| Step::SaveWhileRenaming(n, from, to)),
         5 => (0..OPS.len(), fault(), 1..3u32).prop_map(|(o, fault, n)| Step::Fail(o, fault, n)),
         1 => Just(Step::Outage),
@@ -138,10 +139,11 @@ impl Session {
             Step::Save(n) => self.save(NAMES[n], CREATE).await,
             Step::SaveExclusively(n) => self.save(NAMES[n], EXCL).await,
             Step::Rename(n, m) => self.rename(NAMES[n], NAMES[m]).await,
-            Step::Unlink(n) => {
+            Step::Unlink(n, removes) => {
                 // Deleted or not, its value is no longer wanted.
                 self.give_up(NAMES[n]);
-                let _ = self.sh.rm(NAMES[n]).await;
+                let by = if removes { Remover::Removes } else { Remover::Unknown };
+                let _ = self.sh.unlink(NAMES[n], by).await;
             }
             Step::SaveWhileRenaming(n, from, to) => {
                 self.save_while_renaming(NAMES[n], NAMES[from], NAMES[to]).await;

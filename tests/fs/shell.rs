@@ -21,7 +21,7 @@ use crate::dying::{Gate, Live};
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
     Attr, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, HelperCall, Kernel, MemoryJournal,
-    Options, ROOT, Result, SetAttr, Step,
+    Options, ROOT, Remover, Result, SetAttr, Step,
 };
 use vaultfs::vault::faulty::FaultyVault;
 use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
@@ -443,9 +443,19 @@ impl Shell {
     }
 
     pub async fn rm(&self, path: &str) -> Result<()> {
+        self.unlink(path, Remover::Removes).await
+    }
+
+    pub async fn unlink(&self, path: &str, by: Remover) -> Result<()> {
         let (dir, name) = self.parent(path).await?;
         self.lookup(dir, name).await?.ok_or(Errno::ENOENT)?;
-        self.request(|fs| fs.unlink(dir, OsStr::new(name), self.caller())).await
+        self.request(|fs| fs.unlink(dir, OsStr::new(name), std::future::ready(by))).await
+    }
+
+    #[allow(dead_code, reason = "of the test binaries with this module, `fs` uses it")]
+    pub async fn fsync_dir(&self, path: &str) -> Result<()> {
+        let ino = self.stat(path).await?.ino;
+        self.request(|fs| fs.fsync_dir(ino)).await
     }
 
     /// mknod(2) of a regular file.

@@ -53,8 +53,8 @@ struct Slot {
 pub(super) struct Hidden {
     /// The object.
     pub stored: Stored,
-    /// The file that has its bytes under another name; `None` if it was unlinked by a program that replaces files
-    /// so, and goes unless the name is made anew (`replace`).
+    /// The file that has its bytes under another name; `None` if it was unlinked, and goes unless the name is made anew
+    /// (`replace`).
     pub backup: Option<u64>,
     /// The name was made anew, and that is not stored yet.
     pub claimed: bool,
