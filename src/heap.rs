@@ -3,17 +3,17 @@
 //! glibc keeps what is freed below what is still in use, and gives each thread that allocates an arena of its own: a burst
 //! of requests would stay resident for as long as the mount lives. So there are few arenas, large blocks are mapped on
 //! their own and go back when they are freed, and once memory does not grow any more and much of it is free, free pages are
-//! given back. Nothing in here knows what the memory is used for.
+//! given back. Memory that is locked stays locked: of it, only what lies at the end of the heap can be given back (the
+//! kernel refuses to drop locked pages in the middle), and a smaller block has a mapping of its own.
+//! Nothing in here knows what the memory is used for.
 
 use std::time::Duration;
-
-use crate::harden::{self, LockState};
 
 /// Arenas of the allocator: threads that allocate at once are few, and each arena holds on to what it had.
 const ARENAS: libc::c_int = 2;
 /// Blocks from this size on, in bytes, have a mapping of their own. Unless told, glibc raises this to the largest that was
 /// ever freed (up to 32 MiB), and a vault's answers without end would leave holes in the heap that grow by and by.
-const LARGE: libc::c_int = 128 * 1024;
+const LARGE: libc::c_int = 64 * 1024;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(10);
 /// What is worth the walk through the heap, in bytes.
@@ -29,16 +29,15 @@ pub fn tune() {
     }
 }
 
-/// Gives memory back from time to time, for ever. `memory` says whether all of it is locked.
-pub async fn give_back(memory: LockState) {
+/// Gives memory back from time to time, for ever.
+pub async fn give_back() {
     let mut watch = Watch::default();
     loop {
         tokio::time::sleep(PAUSE).await;
-        let memory = memory.clone();
         // It walks through the heap: for a large one that takes longer than others should wait.
         let look = tokio::task::spawn_blocking(move || {
             if watch.is_time(resident(), in_use()) {
-                trim(&memory);
+                trim();
                 watch.trimmed(resident(), in_use());
             }
             watch
@@ -67,18 +66,11 @@ fn in_use() -> u64 {
     0
 }
 
-fn trim(memory: &LockState) {
-    let locked = *memory == LockState::Locked;
-    // SAFETY: neither call takes pointers; the allocator locks what it walks through.
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointers; the allocator locks what it walks through.
     unsafe {
-        if locked {
-            libc::munlockall();
-        }
-        #[cfg(target_env = "gnu")]
         libc::malloc_trim(0);
-    }
-    if locked && let LockState::NotLocked(why) = harden::lock_memory() {
-        tracing::error!("memory is not locked any more, secrets may reach the swap: {why}");
     }
 }
 

@@ -37,6 +37,8 @@ const STREAMS: &[&str] = &["println!", "print!", "eprintln!", "eprint!", "dbg!",
 
 /// Show paths with `Path::display`: escaped all the same where they are printed, but for what is no UTF-8 in them.
 const LOSSY: &[&str] = &["fuse/worker", "fuse/keeper/mod", "fuse/keeper/succession", "cli/mount"];
+/// What was locked is never unlocked while the process lives: it could reach the swap meanwhile.
+const UNLOCKING: &[&str] = &["munlockall", "munlock", "MADV_PAGEOUT"];
 
 fn rank(layer: &str) -> Option<usize> {
     LAYERS.iter().position(|row| row.contains(&layer))
@@ -125,6 +127,11 @@ fn violations(layer: &str, depth: usize, source: &str) -> Vec<String> {
     for word in STREAMS.iter().filter(|_| layer != "console") {
         for (at, _) in code.match_indices(word).filter(|(at, _)| !code[..*at].ends_with(is_word)) {
             wrong.push(format!("line {}: {word} panics where nobody reads: use crate::console", line(at)));
+        }
+    }
+    for word in UNLOCKING {
+        for (at, _) in code.match_indices(word).filter(|(at, _)| !code[..*at].ends_with(is_word)) {
+            wrong.push(format!("line {}: {word} lets secrets reach the swap", line(at)));
         }
     }
     wrong

@@ -120,6 +120,35 @@ fn an_answer_without_end_takes_no_memory() {
     scene.end();
 }
 
+/// Locked memory of a process, in KiB.
+fn locked_kib(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+}
+
+#[test]
+fn memory_stays_locked_while_that_of_a_burst_is_given_back() {
+    if !common::is_root() {
+        eprintln!("SKIPPED: only root may lock all memory");
+        return;
+    }
+    let mount = Mount::with(&["--cache-size", "1MiB"]);
+    let (_, worker) = mount.pids();
+    assert!(locked_kib(worker) > 0, "it is locked");
+    for n in 0..200 {
+        fs::write(mount.path(format!("f{n}")), vec![b'x'; 50_000]).unwrap();
+    }
+    // Memory is looked at each 10 s, and given back once it has stopped to grow.
+    let end = Instant::now() + Duration::from_secs(25);
+    let mut least = u64::MAX;
+    while Instant::now() < end {
+        least = least.min(locked_kib(worker));
+    }
+    assert!(least > 0, "for a moment nothing was locked");
+    drop(mount.unmount());
+}
+
 /// Threads that run `work`, each with a small stack.
 fn crowd<'a>(
     scope: &'a std::thread::Scope<'a, '_>,

@@ -100,7 +100,7 @@ fn work() -> anyhow::Result<ExitCode> {
         .thread_name("vaultfs-async")
         .enable_all()
         .build()?;
-    runtime.spawn(heap::give_back(memory.clone()));
+    runtime.spawn(heap::give_back());
     let inheritance = match link.inherit(&seal) {
         Ok(inheritance) => inheritance,
         Err(failed) => {

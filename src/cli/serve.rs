@@ -108,7 +108,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if let LockState::NotLocked(why) = &memory {
         tracing::warn!("memory is not locked, secrets may reach the swap: {why}");
     }
-    runtime.spawn(heap::give_back(memory));
+    runtime.spawn(heap::give_back());
     let served = runtime.block_on(serve(args));
     // Requests that outlived the drain are cut off here, not waited for.
     runtime.shutdown_background();
