@@ -44,6 +44,30 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
+fn the_package_lists_its_crates_and_their_licences() {
+    let doc = PACKAGE.root.join("usr/share/doc/vaultfs");
+    let list: serde_json::Value =
+        serde_json::from_slice(&fs::read(doc.join("vaultfs.cdx.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&list["bomFormat"], &list["metadata"]["component"]["name"]),
+        (&"CycloneDX".into(), &"vaultfs".into())
+    );
+    let unpacked = ok(Command::new("gzip").arg("-dc").arg(doc.join("crates-licenses.gz"))).stdout;
+    let licences = String::from_utf8(unpacked).unwrap();
+    let crates = list["components"].as_array().unwrap();
+    for name in ["fuser", "rustls", "rusqlite", "tokio"] {
+        assert!(crates.iter().any(|one| one["name"] == name), "{name} is linked");
+    }
+    for one in crates {
+        let (name, version) = (one["name"].as_str().unwrap(), one["version"].as_str().unwrap());
+        let licence = one["licenses"][0]["expression"].as_str().unwrap();
+        assert!(!licence.is_empty(), "{name}");
+        assert!(licences.contains(&format!("{name} {version}: {licence}\n")), "{name} {version}");
+    }
+    assert!(!crates.iter().any(|one| one["name"] == "proptest"), "it is for tests only");
+}
+
+#[test]
 fn every_link_leads_to_a_file_of_the_package() {
     let mut found = Vec::new();
     files(&PACKAGE.root, &mut found);

@@ -26,6 +26,27 @@ fn tests_in(dir: &Path, found: &mut HashSet<String>) {
 }
 
 #[test]
+fn every_line_of_the_threat_model_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = HashSet::new();
+    tests_in(&root.join("tests"), &mut tests);
+    let text = fs::read_to_string(root.join("docs/THREAT-MODEL.md")).unwrap();
+    let protections = text.split("\n## ").filter(|section| !section.starts_with("Who is who"));
+    let protections = protections.filter(|section| !section.starts_with("Not defended"));
+    let lines = protections.flat_map(|section| section.split("\n- ").skip(1));
+    let mut count = 0;
+    for line in lines.filter(|line| !line.starts_with("Not defended:")) {
+        let line = line.split("\n\n").next().unwrap().trim_end();
+        let named = line.strip_suffix(']').and_then(|line| line.rsplit_once('[')).map(|(_, names)| names);
+        for name in named.unwrap_or_else(|| panic!("no test is named: {line}")).split(',').map(str::trim) {
+            assert!(tests.contains(name), "there is no test {name}: {line}");
+        }
+        count += 1;
+    }
+    assert!(count > 30, "the document is read");
+}
+
+#[test]
 fn every_paragraph_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests = HashSet::new();

@@ -165,6 +165,33 @@ async fn a_deleted_secret_leaves_every_file_of_the_vault() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_was_moved_in_the_database_is_not_opened() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut served = Served::start(temp.path());
+    for name in ["one", "two"] {
+        assert_eq!(Api::of(&served).create(name, &format!("value of {name}")).await, StatusCode::OK);
+    }
+    served.signal(libc::SIGTERM);
+    served.wait();
+    let database = rusqlite::Connection::open(temp.path().join("vault.db")).unwrap();
+    for change in [
+        // Another object's ciphertext, with and without its data key.
+        "UPDATE versions SET sealed = (SELECT v.sealed FROM versions v WHERE v.object <> versions.object)",
+        "UPDATE objects SET wrapped_key = (SELECT o.wrapped_key FROM objects o WHERE o.seq <> objects.seq)",
+    ] {
+        database.execute(change, []).unwrap();
+        let mut served = Served::start(temp.path());
+        for name in ["one", "two"] {
+            let (status, answer) = Api::of(&served).get(name).await;
+            assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{answer}");
+            assert!(!answer.to_string().contains("value of"), "{answer}");
+        }
+        served.signal(libc::SIGTERM);
+        served.wait();
+    }
+}
+
 fn address(served: &Served) -> String {
     served.url.strip_prefix("http://").unwrap().to_owned()
 }
