@@ -24,6 +24,7 @@ use super::exit::{Exit, Failure};
 use super::log::{self, LogConfig};
 use super::{mount_options, service, stack, values};
 use crate::console;
+use crate::display::Shown;
 use crate::fs::{self, Audit, Options};
 use crate::fuse::handover::{KernelOptions, MountConfig, Outcome, send_config, send_descriptor};
 use crate::fuse::mounts::Dev;
@@ -269,7 +270,7 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> R
         // Of a path that is not there yet, the part that is.
         let real = path.ancestors().find_map(|part| part.canonicalize().ok());
         if real.is_some_and(|real| real.starts_with(mountpoint)) {
-            let (path, mountpoint) = (path.display(), mountpoint.display());
+            let (path, mountpoint) = (path.shown(), mountpoint.shown());
             return Err(usage(format!(
                 "{path} would be hidden by the mount on {mountpoint}: choose another place"
             )));
@@ -459,7 +460,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// The mount answers, a file in it can be read, and it is the one that was made. What it says of itself.
 fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<Vec<u8>, Failure> {
-    let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.display()));
+    let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.shown()));
     let seen = probe::look(mountpoint, ANSWER)
         .map_err(|e| failed(format!("mounted, but it cannot be used: {e}")))?;
     match (seen.stat, seen.statfs) {

@@ -39,6 +39,7 @@ use super::mounts::Dev;
 use super::state::{self, SealKey, State, StateError};
 use super::{notify, pulse, session};
 use crate::crash;
+use crate::display::Shown;
 use crate::fs::{Drain, HelperReport, Kernel, Processes, Unsaved};
 use crate::harden::LockState;
 use crate::secret::SecretString;
@@ -253,7 +254,7 @@ pub fn serve(
     listen_to_helper(helper, service.clone()).map_err(io_failed("no thread for the helper's line"))?;
     pulse::start(state, runtime, service.clone()).map_err(io_failed("no thread for the pulse"))?;
     link.say(&ToKeeper::Serving);
-    tracing::info!(mountpoint = %config.mountpoint.display(), %dev, "serving");
+    tracing::info!(mountpoint = %config.mountpoint.shown(), %dev, "serving");
 
     let desk =
         Arc::new(Desk { service, config: config.clone(), dev, facts, memory, started: Instant::now() });
@@ -430,7 +431,7 @@ async fn supervise(
     let what = if cause == Cause::Orphaned {
         tracing::error!(
             "the keeper is gone: storing what is unsaved; then {} is dead until it is mounted again, or unmounted",
-            desk.config.mountpoint.display()
+            desk.config.mountpoint.shown()
         );
         // What is still being written is not acknowledged: its writer will be told ENOTCONN.
         Drain::Closed

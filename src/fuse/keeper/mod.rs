@@ -49,6 +49,7 @@ use super::runtime::{self, Record, RuntimeDir};
 use super::state::{self, SealKey};
 use super::target::Target;
 use super::worker::reason;
+use crate::display::Shown;
 use crate::fs::{Ending, Unsaved, left_in};
 use crate::harden::LockState;
 use crate::secret::SecretString;
@@ -382,17 +383,17 @@ impl Keeper {
         let mountpoint = &config.mountpoint;
         match kernel::unmount_or_detach(mountpoint, mounted.dev) {
             Ok(_) if self.is_mounted(mounted.dev) => {
-                tracing::error!("another mount covers {}: it is left in place", mountpoint.display());
+                tracing::error!("another mount covers {}: it is left in place", mountpoint.shown());
                 self.end_worker();
             }
             Ok(gone) => {
                 if !gone {
-                    tracing::warn!("{} was in use: detached", mountpoint.display());
+                    tracing::warn!("{} was in use: detached", mountpoint.shown());
                 }
                 self.phase = Phase::Leaving(Instant::now() + GRACE);
             }
             Err(e) => {
-                tracing::error!("{} cannot be unmounted: {e}", mountpoint.display());
+                tracing::error!("{} cannot be unmounted: {e}", mountpoint.shown());
                 self.end_worker();
             }
         }
@@ -471,10 +472,10 @@ impl Keeper {
         match kernel::unmount(mountpoint, dev, Mode::Lazy) {
             Ok(true) => tracing::info!("unmounted"),
             Ok(false) if mounts::is_mounted(mountpoint, dev) => {
-                tracing::error!("another mount covers {}: it is left in place", mountpoint.display());
+                tracing::error!("another mount covers {}: it is left in place", mountpoint.shown());
             }
             Ok(false) => {}
-            Err(e) => tracing::error!("{} cannot be unmounted: {e}", mountpoint.display()),
+            Err(e) => tracing::error!("{} cannot be unmounted: {e}", mountpoint.shown()),
         }
         self.directory.leave(dev, std::process::id());
     }

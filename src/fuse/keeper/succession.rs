@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::event::Event;
 use super::{DRAIN_MARGIN, Front, Goal, Keeper, Phase, restart_policy};
+use crate::display::Shown;
 use crate::fs::Ending;
 use crate::fuse::attach::{Mounted, Way};
 use crate::fuse::crew::{self, Worker, ending};
@@ -227,17 +228,17 @@ impl Keeper {
         let failed = |e: &dyn std::fmt::Display| Failed::new(e.to_string());
         let target = mountpoint::check(self.mountpoint(), true).map_err(|e| failed(&e))?;
         if target.path() != self.mountpoint() {
-            return Err(failed(&format_args!("{} leads elsewhere now", self.mountpoint().display())));
+            return Err(failed(&format_args!("{} leads elsewhere now", self.mountpoint().shown())));
         }
         self.mount(&target, Way::AtOnce)?;
-        tracing::info!(mountpoint = %target.path().display(), "mounted anew");
+        tracing::info!(mountpoint = %target.path().shown(), "mounted anew");
         Ok(())
     }
 
     /// A new program is to take over. It has to be able to read the state before the old one ends.
     pub(super) fn upgrade(&mut self, path: &Path) {
         let ready = File::open(path)
-            .map_err(|e| Failed::new(format!("{}: {e}", path.display())))
+            .map_err(|e| Failed::new(format!("{}: {e}", path.shown())))
             .and_then(|program| self.introduce_unless_killed(&program).map(|worker| (program, worker)));
         if !self.mounted.as_ref().is_some_and(can_resend) {
             let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
@@ -246,11 +247,11 @@ impl Keeper {
         let (program, successor) = match ready {
             Ok(ready) => ready,
             Err(failed) => {
-                tracing::error!("no upgrade to {}: {failed}", path.display());
+                tracing::error!("no upgrade to {}: {failed}", path.shown());
                 return self.tell(&ToWorker::NotUpgraded(failed.message));
             }
         };
-        tracing::info!("{} takes over", path.display());
+        tracing::info!("{} takes over", path.shown());
         // What it had read and not answered the successor gets again, and none of it is to blame.
         self.weigh(Ending::Ordered);
         if let Some(old) = &mut self.worker {
@@ -297,7 +298,7 @@ impl Keeper {
 
     /// Workers keep dying: from now on everything is refused.
     fn give_up(&mut self, how: &str) {
-        let path = self.mountpoint().display().to_string();
+        let path = self.mountpoint().shown().to_string();
         let again = restart_policy::try_again_after();
         self.again_at = Some(Instant::now() + again);
         let again = again.as_secs();
