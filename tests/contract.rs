@@ -39,6 +39,7 @@ async fn open_as(
         clock: Arc::new(SystemClock),
         max_size: MAX_SIZE,
         policy: Policy::default(),
+        listeners: None,
         key_context: Default::default(),
     };
     http::open(config, &call(), dialect).await

@@ -328,3 +328,133 @@ async fn the_log_names_the_client_behind_a_trusted_proxy_only() {
         assert!(line(&fs::read_to_string(&log).unwrap()), "{}", fs::read_to_string(&log).unwrap());
     }
 }
+
+/// An ordinary user.
+const OTHER: u32 = 65534;
+
+fn vaultfs(args: &[&str], uid: u32) -> std::process::Output {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
+    for name in ["WORKOS_API_KEY", "WORKOS_API_URL", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR"] {
+        command.env_remove(name);
+    }
+    command.args(args).uid(uid).gid(uid).stdin(Stdio::null()).output().unwrap()
+}
+
+/// A server of another user's that writes down what it is sent.
+struct Thief {
+    child: std::process::Child,
+    url: String,
+}
+
+impl Thief {
+    fn start(out: &Path, host: &str) -> Self {
+        use std::io::BufRead;
+        use std::os::unix::process::CommandExt;
+        let script = "import socket, sys\n\
+                      family = socket.AF_INET6 if ':' in sys.argv[2] else socket.AF_INET\n\
+                      s = socket.create_server((sys.argv[2], 0), family=family)\n\
+                      print(s.getsockname()[1], flush=True)\n\
+                      while True:\n  c, _ = s.accept(); c.settimeout(2)\n  try: data = c.recv(65536)\n  except OSError: data = b''\n  \
+                      open(sys.argv[1], 'ab').write(data); c.close()\n";
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).arg(out).arg(host).uid(OTHER).gid(OTHER);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut port = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        Self { child, url: format!("http://{host}:{}", port.trim()) }
+    }
+}
+
+impl Drop for Thief {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_port_that_another_user_has_taken_does_not_get_the_key() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can act as another user");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let (key, mnt) = (temp.path().join("key"), temp.path().join("mnt"));
+    fs::write(&key, "sk_the_key_of_root_for_a_test").unwrap();
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let stolen = temp.path().join("stolen");
+    fs::write(&stolen, "").unwrap();
+    std::os::unix::fs::chown(&stolen, Some(OTHER), None).unwrap();
+    for host in ["127.0.0.1", "0.0.0.0", "::1"] {
+        let thief = Thief::start(&stolen, host);
+        let url = thief.url.replace("0.0.0.0", "127.0.0.1");
+        let with_key = ["--api-url", &url, "--timeout", "2s", "--api-key-file", key.to_str().unwrap()];
+        let mount = [&["mount"], &with_key[..], &[mnt.to_str().unwrap()]].concat();
+        let get = [&["get", "name"], &with_key[..]].concat();
+        for args in [&mount, &get] {
+            let refused = vaultfs(args, 0);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert_eq!(refused.status.code(), Some(4), "{said}");
+            assert!(said.contains("belongs to user 65534") && said.contains("--api-uid"), "{said}");
+            assert_eq!(fs::read_to_string(&stolen).unwrap(), "", "{host}");
+        }
+    }
+    let thief = Thief::start(&stolen, "127.0.0.1");
+    let trusting =
+        ["get", "name", "--timeout", "2s", "--api-uid", "65534", "--api-url", &thief.url, "--api-key-file"];
+    vaultfs(&[&trusting[..], &[key.to_str().unwrap()]].concat(), 0);
+    assert!(fs::read_to_string(&stolen).unwrap().contains("sk_the_key_of_root"), "it was told to");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_socket_lets_other_users_in_and_the_key_decides() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can act as another user");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (dir, socket, key) =
+        (temp.path().join("vault"), temp.path().join("shared.sock"), temp.path().join("key"));
+    let shared = ["--listen", "127.0.0.1:0", "--socket", socket.to_str().unwrap()];
+    let mut served =
+        Served::start_with(&dir, Stdio::null(), &[&shared[..], &["--socket-group", "65534"]].concat());
+    assert_eq!(Api::of(&served).create("name", "value").await, StatusCode::OK);
+    fs::write(&key, key_with(&dir, "read")).unwrap();
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&key, Some(OTHER), Some(OTHER)).unwrap();
+    let url = format!("unix:{}", socket.display());
+    let with_key = ["--api-url", &url, "--api-key-file", key.to_str().unwrap()];
+    let got = vaultfs(&[&["get", "name"], &with_key[..]].concat(), OTHER);
+    assert_eq!(String::from_utf8_lossy(&got.stdout), "value", "{}", String::from_utf8_lossy(&got.stderr));
+    assert_eq!(
+        vaultfs(&[&["rm", "name"], &with_key[..]].concat(), OTHER).status.code(),
+        Some(3),
+        "it may only read"
+    );
+    // Of another group.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", "65534", "--regid", "12345", "--clear-groups"])
+        .arg(env!("CARGO_BIN_EXE_vaultfs"));
+    let refused = command.args(["get", "name", "--timeout", "2s"]).args(with_key).output().unwrap();
+    assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
+    // One whose server was killed is replaced, one in use is not.
+    served.signal(libc::SIGKILL);
+    served.wait();
+    let served = Served::start_with(&dir, Stdio::null(), &shared);
+    let got = vaultfs(&[&["get", "name"], &with_key[..]].concat(), OTHER);
+    assert_eq!(String::from_utf8_lossy(&got.stdout), "value");
+    let second = temp.path().join("second");
+    let mut other = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
+    let other = other.args(["serve", "--data"]).arg(&second).args(shared).output().unwrap();
+    assert!(String::from_utf8_lossy(&other.stderr).contains("something is there already"));
+    served.signal(libc::SIGTERM);
+    let mut served = served;
+    served.wait();
+    assert!(!socket.exists());
+}

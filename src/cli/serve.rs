@@ -22,7 +22,7 @@ use crate::harden::{self, LockState};
 use crate::heap;
 use crate::server::dir::DataDir;
 use crate::server::error::ServeError;
-use crate::server::listen::Tcp;
+use crate::server::listen::{self, Tcp};
 use crate::server::owner::{Owner, ServeOptions};
 use crate::server::tls;
 
@@ -48,6 +48,14 @@ pub struct ServeArgs {
     /// Address and port to listen on; port 0 picks a free one. Other than loopback only with --tls-cert
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8200")]
     listen: SocketAddr,
+
+    /// Listen on the Unix socket PATH as well, for other users: api-url unix:PATH. The API key decides what they may do
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Group whose members may open that socket; without it, everybody may
+    #[arg(long, value_name = "GROUP", requires = "socket", value_parser = values::group)]
+    socket_group: Option<u32>,
 
     /// Speak TLS, with this certificate and what it was signed with (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -140,6 +148,13 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}: choose another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
     let listening = owner.listen(Some(Tcp { listener, tls, trusted_proxies: args.trusted_proxy }))?;
+    let listening = match &args.socket {
+        None => listening,
+        Some(path) => {
+            let shared = listen::share(path, args.socket_group);
+            listening.shared(shared.with_context(|| format!("cannot listen on --socket {}", path.shown()))?)
+        }
+    };
     say_where(&format!("{scheme}://{address}"))?;
     service::tell(&format!("READY=1\nSTATUS=serving {scheme}://{address}"));
     listening
@@ -147,6 +162,10 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+            }
+            // Before it is closed: what lies there afterwards is another server's.
+            if let Some(path) = &args.socket {
+                let _ = std::fs::remove_file(path);
             }
             service::tell("STOPPING=1\nSTATUS=finishing the requests under way");
         })

@@ -117,7 +117,7 @@ async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) ->
         // Nobody may find a socket that nobody answers.
         let _ = std::fs::remove_file(path);
     };
-    listen::serve(Listeners { unix, tcp: None }, socket::router(driver.clone()), stop).await;
+    listen::serve(Listeners { unix, shared: None, tcp: None }, socket::router(driver.clone()), stop).await;
     settling.abort();
     driver.end().await;
     Ok(())

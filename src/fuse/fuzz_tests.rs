@@ -532,6 +532,7 @@ fn answers_are_survived((answers, asks, kind): (Vec<Canned>, Vec<Ask>, u8)) -> R
         clock: Arc::new(SystemClock),
         max_size: 100_000,
         policy: Policy { base: Duration::from_millis(1), ..Policy::default() },
+        listeners: None,
         key_context: Default::default(),
     };
     let transport = Arc::new(config.transport().unwrap());

@@ -1,12 +1,14 @@
 //! Connections: accepted from a Unix socket and from TCP, answered by one router, drained at the end.
 //!
 //! TCP is plain on loopback, or TLS. A handshake has its own time limit and holds up no other connection.
-//! On the Unix socket only processes of our own user (or root) are let in, whatever the file's mode says.
+//! On the vault's Unix socket only processes of our own user (or root) are let in, whatever the file's mode says. On a
+//! shared one the file's mode decides who connects, and the key who gets what.
 //! Each listener has an [`Admission`] of its own, so that whoever fills the port leaves the socket alone. Draining gets a
 //! limited time.
 
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,8 +40,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Where connections come from.
 #[derive(Debug)]
 pub struct Listeners {
-    /// The vault's socket.
+    /// The vault's socket, for its own user.
     pub unix: UnixListener,
+    /// A socket for any user who may open it.
+    pub shared: Option<UnixListener>,
     /// TCP, if asked for.
     pub tcp: Option<Tcp>,
 }
@@ -68,8 +72,9 @@ impl std::fmt::Debug for Tcp {
 
 /// Answers with `router` until `stop` is done; then takes no more connections and finishes those it has.
 pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Output = ()>) {
-    let Listeners { unix, tcp } = listeners;
+    let Listeners { unix, shared, tcp } = listeners;
     let local = Admission::new(Vec::new());
+    let others = Admission::new(Vec::new());
     let remote = Admission::new(tcp.as_ref().map_or_else(Vec::new, |tcp| tcp.trusted_proxies.clone()));
     let connections = GracefulShutdown::new();
     // Dropped at the end of taking connections: a handshake that is not done by then has no request to lose.
@@ -80,6 +85,13 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
             () = &mut stop => break,
             accepted = unix.accept() => match accepted.and_then(|(stream, _)| own_user(stream)) {
                 Ok(stream) => (Stream::Unix(stream), local.admit(None)),
+                Err(e) => {
+                    refused(&e).await;
+                    continue;
+                }
+            },
+            accepted = accept_shared(shared.as_ref()) => match accepted {
+                Ok(stream) => (Stream::Unix(stream), others.admit(None)),
                 Err(e) => {
                     refused(&e).await;
                     continue;
@@ -108,7 +120,7 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
             }
         }
     }
-    drop((unix, tcp, taking));
+    drop((unix, shared, tcp, taking));
     if tokio::time::timeout(DRAIN, connections.shutdown()).await.is_err() {
         tracing::warn!("stopped with requests under way that did not end in {DRAIN:?}");
     }
@@ -136,6 +148,31 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Seated {
         request.extensions_mut().insert(Arc::clone(&self.seat));
         self.router.call(request)
     }
+}
+
+async fn accept_shared(shared: Option<&UnixListener>) -> io::Result<UnixStream> {
+    match shared {
+        Some(listener) => listener.accept().await.map(|(stream, _)| stream),
+        None => std::future::pending().await,
+    }
+}
+
+/// Makes a socket that others may open: those of `group`, or everybody. One that nobody listens on is replaced.
+pub fn share(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+    if let Ok(meta) = std::fs::symlink_metadata(path) {
+        let is_ours = meta.file_type().is_socket() && meta.uid() == geteuid().as_raw();
+        if !is_ours || std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "something is there already"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    // Closed to others (umask 077) until it has its group.
+    nix::unistd::chown(path, None, group.map(nix::unistd::Gid::from_raw))?;
+    let mode = if group.is_some() { 0o660 } else { 0o666 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(listener)
 }
 
 async fn accept_tcp(tcp: Option<&Tcp>) -> io::Result<(TcpStream, IpAddr, Option<TlsAcceptor>)> {

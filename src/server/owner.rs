@@ -90,7 +90,7 @@ impl Owner {
         let unix = UnixListener::bind(&path).map_err(ServeError::io("cannot listen on", &path))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(&path, mode).map_err(ServeError::io("cannot set the mode of", &path))?;
-        Ok(Listening { owner: self, listeners: Listeners { unix, tcp } })
+        Ok(Listening { owner: self, listeners: Listeners { unix, shared: None, tcp } })
     }
 
     /// Makes the API key of a vault that has none.
@@ -124,6 +124,12 @@ pub struct Listening {
 }
 
 impl Listening {
+    /// Answers on a socket for other users, too.
+    pub fn shared(mut self, socket: UnixListener) -> Self {
+        self.listeners.shared = Some(socket);
+        self
+    }
+
     /// Answers until `stop` is done, drains, removes the socket and gives up the lock.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Owner { dir, service, limit, lock } = self.owner;

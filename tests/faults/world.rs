@@ -109,6 +109,7 @@ async fn open(url: &str, key: &str, dialect: Dialect, clock: Arc<dyn Clock>) -> 
         clock,
         max_size: 1 << 14,
         policy: Policy { base: Duration::from_millis(5), ..Policy::default() },
+        listeners: None,
         key_context: Default::default(),
     };
     http::open(config, &call, Some(dialect)).await.unwrap().vault

@@ -63,7 +63,7 @@ pub struct ConnectArgs {
 
     /// The service's address [env WORKOS_API_URL; default https://api.workos.com]
     ///
-    /// Plain http is taken for loopback addresses only.
+    /// Plain http is taken for loopback addresses only. unix:PATH is the socket of a `vaultfs serve --socket PATH`.
     #[arg(long, value_name = "URL")]
     pub api_url: Option<String>,
 
@@ -77,6 +77,13 @@ pub struct ConnectArgs {
     /// no option for the key itself, because every user of the machine can read the arguments of a process.
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
+
+    /// Send the key to a vault of USER on this machine, too (plain http or unix:)
+    ///
+    /// Without it a listener has to be root's, your own, or of the owner of the key's file: any user may take a port while
+    /// the vault is down.
+    #[arg(long, value_name = "USER", value_parser = values::user)]
+    pub api_uid: Option<u32>,
 
     /// Trust the certificates in FILE (PEM) besides the system's
     ///
@@ -157,9 +164,20 @@ pub struct ConnectSpec {
     /// The user for whom a mount is (`--uid`), whose key and certificates are as good as one's own.
     #[serde(default)]
     pub also: Option<u32>,
+    /// Another user whose listener may have the key.
+    #[serde(default)]
+    pub api_uid: Option<u32>,
 }
 
 impl ConnectSpec {
+    /// Users whose listeners on this machine may have the key.
+    fn listeners(&self) -> Vec<u32> {
+        use std::os::unix::fs::MetadataExt;
+        let owner = self.key_file.as_deref().and_then(|file| file.metadata().ok()).map(|meta| meta.uid());
+        let own = nix::unistd::geteuid().as_raw();
+        [Some(0), Some(own), owner, self.also, self.api_uid].into_iter().flatten().collect()
+    }
+
     /// The dialect to speak; `None` to ask the service. The embedded vault speaks both, and is not asked.
     pub fn dialect(&self) -> Option<Dialect> {
         match (self.api, &self.endpoint) {
@@ -232,6 +250,7 @@ impl ConnectArgs {
             timeout: self.timeout,
             max_size: self.max_size.as_u64(),
             also: self.also,
+            api_uid: self.api_uid,
         };
         if spec.timeout.is_zero() {
             return Err(usage("--timeout 0 leaves no time for any answer: give a longer one"));
@@ -460,13 +479,14 @@ async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> R
     let tls = Arc::new(rehearsal::tls_files(spec)?);
     let max_size = usize::try_from(spec.max_size).unwrap_or(usize::MAX);
     let (target, embedded) = match &spec.endpoint {
-        Endpoint::Url(url) => (Target::Url(url.clone()), None),
+        Endpoint::Url(url) => (Target::of_url(url), None),
         Endpoint::Embedded(dir) => {
             let options = ServeOptions { max_value: max_size, ..ServeOptions::default() };
             let embedded = Embedded::start_with(dir, options).await.map_err(not_served)?;
             (Target::Socket(embedded.socket().to_owned()), Some(embedded))
         }
     };
+    let listeners = embedded.is_none().then(|| spec.listeners());
     let key = match usable_key(spec, key, embedded.as_ref()) {
         Ok(key) => key,
         Err(e) => {
@@ -483,6 +503,7 @@ async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> R
         clock,
         max_size,
         policy: http::retry::Policy::default(),
+        listeners,
         key_context: spec.key_context.clone(),
     };
     Ok(Reached { config, key, embedded })

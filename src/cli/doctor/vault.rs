@@ -173,6 +173,7 @@ async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<h
         clock: Arc::new(SystemClock),
         max_size: usize::try_from(spec.max_size).unwrap_or(usize::MAX),
         policy: http::retry::Policy::default(),
+        listeners: None,
         key_context: spec.key_context.clone(),
     };
     let call = Call::foreground(config.clock.now() + spec.timeout);

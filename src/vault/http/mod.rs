@@ -12,6 +12,7 @@ pub mod key;
 pub mod keys;
 pub mod kv;
 pub mod lazy;
+mod listener;
 pub mod object;
 mod restart;
 pub mod retry;
@@ -39,6 +40,7 @@ use self::budget::{ASSUMED_LIMIT, Budget};
 use self::checked::CheckedVault;
 use self::key::ApiKey;
 use self::kv::KvVault;
+use self::listener::{CheckLayer, Listener};
 use self::object::ObjectVault;
 use self::retry::Policy;
 use self::tls::{Connections, TlsFiles};
@@ -59,6 +61,9 @@ const MAX_QUOTED: usize = 80;
 /// A history longer than this many pages is not followed to its end: cursors may go in circles.
 const MAX_PAGES: usize = 1000;
 
+/// What the address of a Unix socket begins with.
+const SOCKET_SCHEME: &str = "unix:";
+
 /// Where a vault listens.
 #[derive(Debug, Clone)]
 pub enum Target {
@@ -66,6 +71,16 @@ pub enum Target {
     Url(String),
     /// A Unix socket.
     Socket(PathBuf),
+}
+
+impl Target {
+    /// Of an address that [`check_url`] has taken.
+    pub fn of_url(url: &str) -> Self {
+        match url.strip_prefix(SOCKET_SCHEME) {
+            Some(path) => Self::Socket(path.into()),
+            None => Self::Url(url.to_owned()),
+        }
+    }
 }
 
 /// How to reach a vault.
@@ -83,6 +98,8 @@ pub struct HttpConfig {
     pub max_size: usize,
     /// When to try again.
     pub policy: Policy,
+    /// Users whose listeners on this machine may have the key; everybody's if `None`: they are in a place that nobody else reaches.
+    pub listeners: Option<Vec<u32>>,
     /// The key context of new objects, kv dialect only.
     pub key_context: BTreeMap<String, String>,
 }
@@ -90,10 +107,12 @@ pub struct HttpConfig {
 impl HttpConfig {
     /// The transport of such a vault. Connects to nothing yet.
     pub fn transport(self) -> Result<Transport> {
-        let connections = Connections::new(self.target.clone(), self.tls)?;
+        // The vault in this process has no limit of its own.
+        let limit = self.listeners.is_some().then_some(ASSUMED_LIMIT);
+        let connections = Connections::new(self.target.clone(), self.tls, self.listeners)?;
         let (base, endpoint, limit) = match self.target {
             Target::Url(url) => (url.clone(), url, Some(ASSUMED_LIMIT)),
-            Target::Socket(path) => ("http://localhost".to_owned(), path.shown().to_string(), None),
+            Target::Socket(path) => ("http://localhost".to_owned(), path.shown().to_string(), limit),
         };
         let proxy = proxy_before(&base);
         Ok(Transport::new(Parts {
@@ -111,7 +130,11 @@ impl HttpConfig {
 }
 
 /// A client for `target` that trusts these certificates.
-fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client> {
+fn client(
+    target: &Target,
+    more_roots: Option<&[u8]>,
+    listeners: Option<&Vec<u32>>,
+) -> Result<reqwest::Client> {
     let broken =
         |what: &str, e: &dyn std::fmt::Display| Error::new(ErrorKind::Invalid, format!("{what}: {e}"));
     // The first of several vaults in a process has installed it; the result says nothing more.
@@ -135,6 +158,13 @@ fn client(target: &Target, more_roots: Option<&[u8]>) -> Result<reqwest::Client>
     };
     if direct {
         builder = builder.no_proxy();
+        let listener = listeners.cloned().and_then(|trusted| match target {
+            Target::Socket(path) => Some(Listener::of_socket(path.clone(), trusted)),
+            Target::Url(url) => Listener::of_url(url, trusted),
+        });
+        if let Some(listener) = listener {
+            builder = builder.connector_layer(CheckLayer(Arc::new(listener)));
+        }
     }
     if !tls {
         // Reading the system's certificates takes time and memory that nothing here needs.
@@ -166,6 +196,10 @@ pub fn is_loopback(host: &str) -> bool {
 
 /// A service's address as it is used, without a trailing slash; or why it cannot be used.
 pub fn check_url(text: &str) -> Result<String, &'static str> {
+    if let Some(path) = text.strip_prefix(SOCKET_SCHEME) {
+        let is_path = path.starts_with('/') && path.len() > 1;
+        return if is_path { Ok(text.to_owned()) } else { Err("unix: wants the absolute path of a socket") };
+    }
     let url = reqwest::Url::parse(text).map_err(|_| "this is not a URL")?;
     let host = url.host_str().filter(|host| !host.is_empty()).ok_or("the URL names no host")?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -178,7 +212,7 @@ pub fn check_url(text: &str) -> Result<String, &'static str> {
         "https" => {}
         "http" if is_loopback(host) => {}
         "http" => return Err("plain http would show key and values to the network, it is for loopback only"),
-        _ => return Err("only https and http can be used"),
+        _ => return Err("only https, http and unix can be used"),
     }
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }

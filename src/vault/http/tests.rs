@@ -24,6 +24,7 @@ pub(super) fn config(url: &str) -> HttpConfig {
         clock: Arc::new(SystemClock),
         max_size: 64 * 1024,
         policy: Policy { base: Duration::from_millis(1), ..Policy::default() },
+        listeners: None,
         key_context: BTreeMap::new(),
     }
 }

@@ -153,16 +153,17 @@ impl TlsFiles {
 pub struct Connections {
     target: Target,
     tls: Arc<TlsFiles>,
+    listeners: Option<Vec<u32>>,
     /// Which state of the files it was made with, and since when it is used.
     client: Mutex<(reqwest::Client, u64, Option<Instant>)>,
 }
 
 impl Connections {
     /// Makes none yet.
-    pub fn new(target: Target, tls: Arc<TlsFiles>) -> Result<Self> {
+    pub fn new(target: Target, tls: Arc<TlsFiles>, listeners: Option<Vec<u32>>) -> Result<Self> {
         let material = tls.material();
-        let client = client(&target, material.more_roots.as_deref())?;
-        Ok(Self { target, tls, client: Mutex::new((client, material.generation, None)) })
+        let client = client(&target, material.more_roots.as_deref(), listeners.as_ref())?;
+        Ok(Self { target, tls, listeners, client: Mutex::new((client, material.generation, None)) })
     }
 
     /// Whether there are other certificates than those that a connection just failed for.
@@ -177,7 +178,7 @@ impl Connections {
         let since = *current.2.get_or_insert(now);
         if current.1 != self.tls.generation() || now.saturating_duration_since(since) >= MAX_AGE {
             let material = self.tls.material();
-            match client(&self.target, material.more_roots.as_deref()) {
+            match client(&self.target, material.more_roots.as_deref(), self.listeners.as_ref()) {
                 Ok(renewed) => *current = (renewed, material.generation, Some(now)),
                 Err(e) => {
                     tracing::error!("the connection is secured as before: {e}");
