@@ -18,6 +18,7 @@ use super::output::Output;
 use super::serve_key::{self, ServeCommand};
 use super::{log, service, values};
 use crate::console;
+use crate::display::Shown;
 use crate::harden::{self, LockState};
 use crate::heap;
 use crate::server::dir::DataDir;
