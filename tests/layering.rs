@@ -123,7 +123,7 @@ fn violations(layer: &str, depth: usize, source: &str) -> Vec<String> {
         ));
     }
     for word in STREAMS.iter().filter(|_| layer != "console") {
-        for (at, _) in code.match_indices(word).filter(|(at, _)| !code[..*at].ends_with(is_word)) {
+        for (at, _) in own.match_indices(word).filter(|(at, _)| !own[..*at].ends_with(is_word)) {
             wrong.push(format!("line {}: {word} panics where nobody reads: use crate::console", line(at)));
         }
     }

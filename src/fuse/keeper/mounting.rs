@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::{Front, Keeper};
+use crate::display::Shown;
 use crate::fuse::attach::{self, AttachError, Way};
 use crate::fuse::handover::{Failed, Outcome, ToWorker, take_standard};
 use crate::fuse::helper::Minder;
@@ -65,7 +66,7 @@ impl Keeper {
         if taken {
             return Err(Failed::new(format!(
                 "{} was mounted by another vaultfs meanwhile",
-                mountpoint.display()
+                mountpoint.shown()
             )));
         }
         let mounted = attach::mount(target, &self.equipment.config.kernel, way)
@@ -89,7 +90,7 @@ impl Keeper {
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         let Some(mounted) = &mut self.mounted else { return Ok(()) };
         mounted.attach(target)?;
-        tracing::info!(mountpoint = %target.path().display(), dev = %mounted.dev, "mounted");
+        tracing::info!(mountpoint = %target.path().shown(), dev = %mounted.dev, "mounted");
         // It works on the mount where that is seen.
         self.look_after_helper();
         Ok(())
@@ -97,7 +98,7 @@ impl Keeper {
 }
 
 fn mount_failed(mountpoint: &Path, e: &io::Error) -> Failed {
-    let what = format!("{} cannot be mounted: {e}", mountpoint.display());
+    let what = format!("{} cannot be mounted: {e}", mountpoint.shown());
     Failed::new(match e.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             format!("{what}; a container needs CAP_SYS_ADMIN and the device /dev/fuse for it")
