@@ -141,12 +141,20 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     if !take_away(&entry, args.lazy)? {
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(other) = mounts::table()?.into_iter().rfind(|e| e.dev == entry.dev) {
-        let (here, there) = (entry.mountpoint.shown(), other.mountpoint.shown());
-        let message = format!("{here} is unmounted, but {there} shows the same vault: unmount that, too");
-        return Err(Failure::new(Exit::Failed, message).into());
-    }
+    refuse_if_bound(&entry)?;
     wait_for_end(&mount, watcher, patience)
+}
+
+/// The mount goes on as long as it is at other places, too.
+fn refuse_if_bound(entry: &Entry) -> anyhow::Result<()> {
+    let others = mounts::table()?.into_iter().filter(|e| e.dev == entry.dev);
+    let others: Vec<_> = others.map(|e| e.mountpoint.shown().to_string()).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let (here, there) = (entry.mountpoint.shown(), others.join(", "));
+    let message = format!("{here} is unmounted, but the same vault is still at {there}: unmount there, too");
+    Err(Failure::new(Exit::Failed, message).into())
 }
 
 fn watch(mount: &LiveMount) -> std::io::Result<Client> {
