@@ -13,6 +13,7 @@ use vaultfs::clock::SystemClock;
 use vaultfs::volume::driver::{Driver, Parts};
 use vaultfs::volume::mounter::{Interruption, Mounter};
 use vaultfs::volume::options::{Grammar, Takes};
+use vaultfs::volume::profile::Profiles;
 use vaultfs::volume::state::Refusal;
 use vaultfs::volume::store::Store;
 
@@ -27,6 +28,10 @@ struct Fake {
     drains: AtomicBool,
     /// Somebody uses what is mounted.
     busy: AtomicBool,
+    /// Another mount namespace has what is mounted.
+    bound: AtomicBool,
+    /// The engine is in a mount namespace that does not see what is mounted.
+    blind: AtomicBool,
     /// A volume of this name takes until it is let go.
     slow: tokio::sync::Notify,
 }
@@ -69,6 +74,14 @@ impl Mounter for Fake {
         }
     }
 
+    async fn holder(&self, at: &Path) -> Option<String> {
+        (self.is_mounted(at) && self.bound.load(Ordering::Relaxed)).then(|| "namespace 8 has it".into())
+    }
+
+    fn is_seen_by(&self, _: &Path, _: Option<u32>) -> Result<(), String> {
+        if self.blind.load(Ordering::Relaxed) { Err("the engine does not see it".into()) } else { Ok(()) }
+    }
+
     fn is_mounted(&self, at: &Path) -> bool {
         self.mounted.lock().unwrap().contains(at)
     }
@@ -99,6 +112,11 @@ impl Grammar for AnyOption {
 }
 
 fn driver(dir: &Path, mounter: &Arc<Fake>, boot: &str) -> Driver {
+    keeping(dir, mounter, boot, Duration::ZERO)
+}
+
+/// One that keeps volumes mounted for a time after their last users.
+fn keeping(dir: &Path, mounter: &Arc<Fake>, boot: &str, keep: Duration) -> Driver {
     let (store, volumes) = Store::open(dir, boot).unwrap();
     Driver::new(Parts {
         store,
@@ -106,6 +124,8 @@ fn driver(dir: &Path, mounter: &Arc<Fake>, boot: &str) -> Driver {
         mounter: mounter.clone(),
         grammar: Arc::new(AnyOption),
         defaults: BTreeMap::new(),
+        profiles: Profiles::new(dir.join("profiles")),
+        keep,
         clock: Arc::new(SystemClock),
     })
 }
@@ -113,7 +133,7 @@ fn driver(dir: &Path, mounter: &Arc<Fake>, boot: &str) -> Driver {
 async fn mount(driver: &Driver, name: &str, id: &str, heard: bool) -> Result<PathBuf, Refusal> {
     let mut answer = None;
     driver
-        .mount(name, id, |told| {
+        .mount(name, id, Some(1), |told| {
             answer = Some(told);
             heard
         })
@@ -140,6 +160,7 @@ enum Step {
     Away(bool),
     Unsaved(bool),
     Busy(bool),
+    Blind(bool),
     Restart,
     Reboot,
 }
@@ -154,13 +175,14 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Away),
         1 => any::<bool>().prop_map(Step::Unsaved),
         1 => any::<bool>().prop_map(Step::Busy),
+        1 => any::<bool>().prop_map(Step::Blind),
         1 => Just(Step::Restart),
         1 => Just(Step::Reboot),
     ]
 }
 
-/// What must be true: the users of each volume.
-type Model = BTreeMap<String, BTreeSet<String>>;
+/// What must be true: the users of each volume, and how many times each.
+type Model = BTreeMap<String, BTreeMap<String, u32>>;
 
 async fn play(steps: &[Step]) {
     let dir = tempfile::tempdir().unwrap();
@@ -182,11 +204,12 @@ async fn play(steps: &[Step]) {
                 let there = mounter.is_mounted(&at(&name(*v)));
                 let done = mount(&now, &name(*v), &id(*i), *heard).await;
                 let known = model.get_mut(&name(*v));
-                assert_eq!(done.is_ok(), known.is_some() && (there || !away), "{done:?}");
+                let blind = mounter.blind.load(Ordering::Relaxed);
+                assert_eq!(done.is_ok(), known.is_some() && (there || !away) && !blind, "{done:?}");
                 if let (Ok(_), Some(users)) = (done, known)
                     && *heard
                 {
-                    users.insert(id(*i));
+                    *users.entry(id(*i)).or_default() += 1;
                 }
             }
             Step::Unmount(v, i, heard) => {
@@ -195,13 +218,15 @@ async fn play(steps: &[Step]) {
                 if let Some(users) = model.get_mut(&name(*v))
                     && *heard
                 {
-                    users.remove(&id(*i));
+                    users.entry(id(*i)).and_modify(|count| *count -= 1);
+                    users.retain(|_, count| *count > 0);
                 }
             }
             Step::Remove(v) => {
                 let done = now.remove(&name(*v)).await;
                 let busy = mounter.busy.load(Ordering::Relaxed);
-                let unused = model.get(&name(*v)).is_some_and(|users| users.is_empty() || !busy);
+                // Of what is gone it is done.
+                let unused = model.get(&name(*v)).is_none_or(|users| users.is_empty() || !busy);
                 assert!(if unused { done.is_ok() || unsaved } else { done.is_err() }, "{done:?}");
                 if done.is_ok() {
                     model.remove(&name(*v));
@@ -210,11 +235,12 @@ async fn play(steps: &[Step]) {
             Step::Away(is) => mounter.away.store(*is, Ordering::Relaxed),
             Step::Unsaved(is) => mounter.unsaved.store(*is, Ordering::Relaxed),
             Step::Busy(is) => mounter.busy.store(*is, Ordering::Relaxed),
+            Step::Blind(is) => mounter.blind.store(*is, Ordering::Relaxed),
             Step::Restart | Step::Reboot => {
                 if matches!(step, Step::Reboot) {
                     boot += 1;
                     mounter.mounted.lock().unwrap().clear();
-                    model.values_mut().for_each(BTreeSet::clear);
+                    model.values_mut().for_each(BTreeMap::clear);
                 }
                 drop(now);
                 now = driver(&root, &mounter, &boot.to_string());
@@ -268,6 +294,135 @@ async fn what_nobody_uses_is_not_mounted() {
     assert_eq!(mounts(), 0);
     mount(&now, "v", "d", false).await.unwrap();
     assert_eq!((mounts(), now.get("v").unwrap().status["users"].clone()), (0, 0.into()), "nobody heard it");
+}
+
+#[tokio::test]
+async fn mounts_of_one_user_are_counted_over_restarts_and_removing_what_is_gone_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounter = Arc::new(Fake::default());
+    let mounts = || mounter.mounted.lock().unwrap().len();
+    let mut now = driver(dir.path(), &mounter, "0");
+    now.create("v", &BTreeMap::new()).await.unwrap();
+    // A container, and docker cp with its ID.
+    mount(&now, "v", "a", true).await.unwrap();
+    for _ in 0..2 {
+        mount(&now, "v", "a", true).await.unwrap();
+        drop(now);
+        now = driver(dir.path(), &mounter, "0");
+        now.settle().await;
+        unmount(&now, "v", "a", true).await.unwrap();
+        assert_eq!((mounts(), now.get("v").unwrap().status["users"].clone()), (1, 1.into()));
+    }
+    mount(&now, "v", "a", false).await.unwrap();
+    assert_eq!(mounts(), 1, "only that one is taken back");
+    unmount(&now, "v", "a", true).await.unwrap();
+    assert_eq!(mounts(), 0);
+    unmount(&now, "v", "a", true).await.unwrap();
+    now.remove("v").await.unwrap();
+    now.remove("v").await.unwrap();
+    now.remove("never").await.unwrap();
+    assert!(now.get("v").is_err() && now.path("v").is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_namespace_has_is_not_unmounted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounter = Arc::new(Fake::default());
+    let now = Arc::new(driver(dir.path(), &mounter, "0"));
+    now.create("v", &BTreeMap::new()).await.unwrap();
+    mount(&now, "v", "a", true).await.unwrap();
+    mounter.bound.store(true, Ordering::Relaxed);
+    let (driver, (told, hear)) = (now.clone(), tokio::sync::oneshot::channel());
+    let unmounting = tokio::spawn(async move { driver.unmount("v", "a", |a| told.send(a).is_ok()).await });
+    hear.await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(!unmounting.is_finished() && mounter.mounted.lock().unwrap().len() == 1);
+    let said = now.remove("v").await.unwrap_err().to_string();
+    assert!(said.contains("volume v is in use: namespace 8 has it"), "{said}");
+    now.end().await;
+    assert_eq!(mounter.mounted.lock().unwrap().len(), 1);
+    mounter.bound.store(false, Ordering::Relaxed);
+    unmounting.await.unwrap();
+    assert!(mounter.mounted.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_kept_for_the_next_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounter = Arc::new(Fake::default());
+    let mounts = || mounter.mounted.lock().unwrap().len();
+    let now = Arc::new(keeping(dir.path(), &mounter, "0", Duration::from_secs(60)));
+    now.create("v", &BTreeMap::new()).await.unwrap();
+    let restart = async |first: bool| {
+        if !first {
+            mounter.away.store(true, Ordering::Relaxed);
+        }
+        mount(&now, "v", "a", true).await.unwrap();
+        let driver = now.clone();
+        let ended = tokio::spawn(async move { unmount(&driver, "v", "a", true).await.unwrap() });
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert!(mounts() == 1 && now.path("v").unwrap() == Path::new(""), "kept, and nobody's");
+        ended
+    };
+    let ends = [restart(true).await, restart(false).await];
+    for ended in ends {
+        ended.await.unwrap();
+    }
+    assert_eq!(mounts(), 0, "a minute after the last one");
+    assert!(mount(&now, "v", "a", true).await.is_err(), "the vault is away");
+    mounter.away.store(false, Ordering::Relaxed);
+
+    // A removal and the plugin's end do not wait.
+    restart(true).await;
+    now.remove("v").await.unwrap();
+    assert_eq!(mounts(), 0);
+    now.create("v", &BTreeMap::new()).await.unwrap();
+    restart(true).await;
+    now.end().await;
+    assert_eq!(mounts(), 0);
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_see_the_mount_gets_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounter = Arc::new(Fake::default());
+    let now = driver(dir.path(), &mounter, "0");
+    now.create("v", &BTreeMap::new()).await.unwrap();
+    mounter.blind.store(true, Ordering::Relaxed);
+    let said = mount(&now, "v", "a", true).await.unwrap_err().to_string();
+    assert_eq!(said, "vaultfs volume v: the engine does not see it");
+    assert!(mounter.mounted.lock().unwrap().is_empty() && now.get("v").unwrap().status["users"] == 0);
+    mounter.blind.store(false, Ordering::Relaxed);
+    mount(&now, "v", "a", true).await.unwrap();
+    mounter.blind.store(true, Ordering::Relaxed);
+    mount(&now, "v", "b", true).await.unwrap_err();
+    assert_eq!(mounter.mounted.lock().unwrap().len(), 1, "it is another one's");
+}
+
+#[tokio::test]
+async fn options_that_are_for_profiles_are_refused_and_old_volumes_keep_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounter = Arc::new(Fake::default());
+    let options = BTreeMap::from([("on-change".to_owned(), "touch /x".to_owned())]);
+    let (store, mut volumes) = Store::open(dir.path(), "0").unwrap();
+    volumes.create("old", &options, 0).unwrap();
+    store.save(&volumes).unwrap();
+    drop(store);
+    let now = driver(dir.path(), &mounter, "0");
+    mount(&now, "old", "a", true).await.unwrap();
+    unmount(&now, "old", "a", true).await.unwrap();
+    now.create("old", &options).await.unwrap();
+    let said = now.create("new", &options).await.unwrap_err().to_string();
+    assert!(said.contains("profiles/new, with the line `on-change=touch /x`"), "{said}");
+    now.remove("old").await.unwrap();
+    assert!(now.create("old", &options).await.is_err() && now.list().is_empty(), "kept until removed");
+
+    let named = BTreeMap::from([("profile".to_owned(), "p".to_owned())]);
+    assert!(now.create("v", &named).await.unwrap_err().to_string().contains("-o profile=p: "));
+    std::fs::create_dir(dir.path().join("profiles")).unwrap();
+    std::fs::write(dir.path().join("profiles/p"), "on-change=touch /x").unwrap();
+    now.create("v", &named).await.unwrap();
+    mount(&now, "v", "a", true).await.unwrap();
 }
 
 #[tokio::test]

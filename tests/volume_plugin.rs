@@ -5,16 +5,16 @@ mod plugin;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{Beside, Place, is_mounted, is_root, processes_of, run, signal, until, wait};
 use nix::sys::signal::Signal;
-use plugin::Plugin;
+use plugin::{Plugin, server};
 use serde_json::{Value, json};
 
 #[test]
@@ -67,10 +67,10 @@ fn a_conversation_with_podman() {
     assert_eq!(plugin.ask("VolumeDriver.Get", r#"{"Name":"v1"}"#).0, 500);
     plugin.create("v1", json!({}));
     let at = plugin.mount("v1", id);
-    assert_eq!(plugin.mount("v1", id), at, "a repeated request");
     plugin.unmount("v1", id);
     until("podman counts by itself", || !is_mounted(&at));
     plugin.unmount("v1", id);
+    plugin.ok("VolumeDriver.Remove", json!({ "Name": "v1" }));
     plugin.ok("VolumeDriver.Remove", json!({ "Name": "v1" }));
 }
 
@@ -128,23 +128,7 @@ fn a_volume_whose_container_went_while_the_plugin_was_away_can_be_removed_when_i
     assert!(said.contains("in use by a container") && said.contains("sleep"), "{said}");
     drop(open);
     if is_root() {
-        // As a container has it: bound to another place, in a mount namespace that hears nothing of the host's.
-        let place = plugin.place.dir.path().join("in-the-container");
-        fs::create_dir(&place).unwrap();
-        let bind =
-            format!("mount --bind {0} {1} && umount {0} && exec sleep 600", at.display(), place.display());
-        let container = Beside::start(Command::new("unshare").args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            &bind,
-        ]));
-        let pid = container.0.id();
-        until("it runs", || {
-            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
-        });
+        let _container = container(&plugin, &at);
         let said = remove(&plugin);
         assert!(said.contains("mount namespace of process"), "{said}");
         assert!(is_mounted(&at));
@@ -186,7 +170,8 @@ fn refusals_are_sentences() {
     // Without a vault that can be reached: Mount says so, and nothing else waits for it.
     let key = key_file(&plugin.place, 0o600);
     let options = json!({ "api-url": "http://127.0.0.1:9", "api-key-file": key, "timeout": "2s" });
-    plugin.ok("VolumeDriver.Create", json!({ "Name": "away", "Opts": options }));
+    plugin.profile("away", &options);
+    plugin.create("away", json!({ "profile": "away" }));
     let said = plugin.refused("VolumeDriver.Mount", json!({ "Name": "away", "ID": "a" }));
     assert!(said.starts_with("vaultfs volume away: ") && said.contains("127.0.0.1:9"), "{said}");
     let logged = plugin.log() + &plugin.place.log();
@@ -206,7 +191,8 @@ fn key_file(place: &Place, mode: u32) -> PathBuf {
 
 #[test]
 fn what_every_mount_would_refuse_is_refused_at_create_and_not_written_down() {
-    let plugin = Plugin::start(Place::new(), &[]);
+    // No vault for all volumes.
+    let plugin = Plugin::start(Place::new(), &["-o", "read-only=false"]);
     let data = &plugin.place.data;
     let key = key_file(&plugin.place, 0o600);
     let text = plugin.place.dir.path().join("text");
@@ -238,11 +224,13 @@ fn what_every_mount_would_refuse_is_refused_at_create_and_not_written_down() {
         (json!({ "embedded": "rel" }), "-o embedded takes a path of the host from / on"),
         (json!({ "api-url": url, "api-key-file": "sk_geheim" }), "-o api-key-file takes a path"),
     ] {
-        let said = plugin.refused("VolumeDriver.Create", json!({ "Name": "v", "Opts": options }));
+        plugin.profile("p", &options);
+        let said = plugin.refused("VolumeDriver.Create", json!({ "Name": "v", "Opts": { "profile": "p" } }));
         assert!(said.contains(says) && !said.contains(" --"), "{options}: {said}");
     }
     fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
-    let options = json!({ "api-url": url, "api-key-file": key });
+    plugin.profile("p", &json!({ "api-url": url, "api-key-file": key }));
+    let options = json!({ "profile": "p" });
     let said = plugin.refused("VolumeDriver.Create", json!({ "Name": "v", "Opts": options }));
     assert!(said.contains("0644"), "{said}");
     assert_eq!(plugin.ok("VolumeDriver.List", json!({})), json!({ "Volumes": [] }));
@@ -379,16 +367,6 @@ fn defaults_and_modes_reach_the_mount() {
     plugin.unmount("v", "i");
 }
 
-/// `vaultfs serve` and where it is.
-fn server(place: &Place) -> (Beside, String) {
-    let mut command = place.vaultfs(["serve", "--listen", "127.0.0.1:0", "--data"]);
-    command.arg(&place.data).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut process = Beside::start(&mut command);
-    let mut url = String::new();
-    BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
-    (process, url.trim().to_owned())
-}
-
 #[test]
 fn a_vault_that_is_away_holds_up_neither_the_next_container_nor_a_removal() {
     let place = Place::new();
@@ -396,7 +374,8 @@ fn a_vault_that_is_away_holds_up_neither_the_next_container_nor_a_removal() {
     let key = place.data.join("api-key");
     let plugin = Plugin::start(place, &[]);
     let options = json!({ "api-url": url, "api-key-file": key, "timeout": "1s", "drain": "10m" });
-    plugin.ok("VolumeDriver.Create", json!({ "Name": "v", "Opts": options }));
+    plugin.profile("away", &options);
+    plugin.create("v", json!({ "profile": "away" }));
     let at = plugin.mount("v", "a");
     signal(server.0.id() as i32, Signal::SIGSTOP);
     assert!(
@@ -432,7 +411,8 @@ fn a_key_handed_over_by_systemd_is_for_the_default_vault_alone() {
     plugin.credentials = Some(credentials);
     plugin.run(&["-o", &format!("api-url={url}")]);
     plugin.ok("VolumeDriver.Create", json!({ "Name": "default", "Opts": { "prefix": "p" } }));
-    let own = json!({ "Name": "own", "Opts": { "api-url": url } });
+    plugin.profile("own", &json!({ "api-url": url }));
+    let own = json!({ "Name": "own", "Opts": { "profile": "own" } });
     let said = plugin.refused("VolumeDriver.Create", own);
     assert!(said.contains("no API key for ") && said.contains("-o api-key-file=FILE"), "{said}");
     let at = plugin.mount("default", "a");
@@ -471,8 +451,8 @@ impl Change {
         }
     }
 
-    fn body(&self, plugin: &Plugin) -> String {
-        json!({ "Name": self.1, "ID": self.2, "Opts": { "embedded": plugin.place.data } }).to_string()
+    fn body(&self) -> String {
+        json!({ "Name": self.1, "ID": self.2, "Opts": {} }).to_string()
     }
 }
 
@@ -513,7 +493,7 @@ fn a_plugin_killed_at_any_point_leaves_nothing_and_forgets_nothing() {
         });
         let open = loop {
             let change = Change::possible(&volumes, &mut random);
-            match plugin.try_ask(&format!("VolumeDriver.{}", change.0), &change.body(&plugin)) {
+            match plugin.try_ask(&format!("VolumeDriver.{}", change.0), &change.body()) {
                 Some((200, _)) => change.made(&mut volumes),
                 Some(refused) => panic!("{change:?}: {refused:?}"),
                 None => break change,
@@ -546,4 +526,172 @@ fn a_plugin_killed_at_any_point_leaves_nothing_and_forgets_nothing() {
     }
     assert_eq!(fs::read_dir(plugin.state().join("volumes")).unwrap().count(), 0);
     plugin.stop();
+}
+
+/// As a container has it: bound to another place, in a mount namespace that hears nothing of the host's.
+fn container(plugin: &Plugin, at: &Path) -> Beside {
+    let place = plugin.place.dir.path().join("in-the-container");
+    fs::create_dir_all(&place).unwrap();
+    let bind = format!("mount --bind {0} {1} && umount {0} && exec sleep 600", at.display(), place.display());
+    let args = ["--mount", "--propagation", "private", "sh", "-c", &bind];
+    let container = Beside::start(Command::new("unshare").args(args));
+    let comm = format!("/proc/{}/comm", container.0.id());
+    until("it runs", || fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n"));
+    container
+}
+
+#[test]
+fn docker_cp_does_not_take_the_volume_of_its_container() {
+    let mut plugin = Plugin::start(Place::new(), &[]);
+    plugin.create("v", json!({}));
+    let at = plugin.mount("v", "c1");
+    fs::write(at.join("x"), "1").unwrap();
+    let processes = processes_of(&at);
+    for end in [Plugin::kill, Plugin::stop] {
+        plugin.mount("v", "c1");
+        end(&mut plugin);
+        plugin.run(&[]);
+        plugin.unmount("v", "c1");
+        // The next request for this volume waits for what that one does.
+        assert_eq!(plugin.mount("v", "c2"), at);
+        plugin.unmount("v", "c2");
+    }
+    assert_eq!(plugin.ok("VolumeDriver.Get", json!({ "Name": "v" }))["Volume"]["Status"]["users"], 1);
+    assert_eq!((fs::read_to_string(at.join("x")).unwrap(), processes_of(&at)), ("1".to_owned(), processes));
+    plugin.unmount("v", "c1");
+    until("it is unmounted", || !is_mounted(&at));
+
+    // Whatever was counted: what a container has is not taken from it.
+    if is_root() {
+        plugin.mount("v", "c1");
+        let container = container(&plugin, &at);
+        plugin.unmount("v", "c1");
+        let said = plugin.refused("VolumeDriver.Remove", json!({ "Name": "v" }));
+        assert!(said.contains("volume v is in use: the mount namespace of process"), "{said}");
+        assert!(is_mounted(&at));
+        drop(container);
+        until("it is unmounted after the container", || !is_mounted(&at));
+    }
+    plugin.ok("VolumeDriver.Remove", json!({ "Name": "v" }));
+}
+
+#[test]
+fn an_engine_without_the_mount_is_refused_and_its_bare_directory_is_closed() {
+    if !is_root() {
+        eprintln!("SKIPPED: mount namespaces need root");
+        return;
+    }
+    let plugin = Plugin::start(Place::new(), &[]);
+    plugin.create("v", json!({}));
+    let at = plugin.state().join("volumes/v");
+    let body = r#"{"Name":"v","ID":"a"}"#;
+    let ask = |command: &mut Command| {
+        let said = plugin.place.dir.path().join("said");
+        let curl = ["-s", "-d", body, "http://x/VolumeDriver.Mount", "--unix-socket"];
+        run(command.arg("curl").arg("-o").arg(&said).args(curl).arg(plugin.socket())).ok();
+        fs::read_to_string(&said).unwrap()
+    };
+    let mut private = Command::new("unshare");
+    let said = ask(private.args(["--mount", "--propagation", "private"]));
+    assert!(said.contains("does not see its mount") && said.contains("run the plugin where"), "{said}");
+    assert!(!at.exists(), "nothing is left");
+    let said = ask(&mut Command::new("env"));
+    assert!(said.contains(&*at.to_string_lossy()), "{said}");
+    // What is below the mount.
+    let look = format!("umount -l {0} && stat -c %a {0}", at.display());
+    let bare = run(Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-c", &look]));
+    assert_eq!(bare.ok(), "0\n");
+    plugin.unmount("v", "a");
+    until("it is unmounted", || !at.exists());
+}
+
+#[test]
+fn a_mount_is_kept_for_a_container_that_restarts_while_the_vault_is_away() {
+    let place = Place::new();
+    let (server, url) = server(&place);
+    let key = place.data.join("api-key");
+    let keep = ["--keep-mounted", "1h"];
+    let mut plugin = Plugin::start(place, &keep);
+    plugin.profile("away", &json!({ "api-url": url, "api-key-file": key, "timeout": "1s" }));
+    plugin.create("v", json!({ "profile": "away", "prefix": "app" }));
+    let at = plugin.mount("v", "a");
+    fs::write(at.join("x"), "1").unwrap();
+    plugin.unmount("v", "a");
+    signal(server.0.id() as i32, Signal::SIGSTOP);
+    assert_eq!(plugin.mount("v", "b"), at);
+    assert_eq!(fs::read_to_string(at.join("x")).unwrap(), "1");
+    plugin.unmount("v", "b");
+    assert_eq!(plugin.ok("VolumeDriver.Path", json!({ "Name": "v" }))["Mountpoint"], "");
+    assert!(is_mounted(&at));
+    // A removal does not wait for the hour, nor does the plugin's end.
+    signal(server.0.id() as i32, Signal::SIGCONT);
+    plugin.ok("VolumeDriver.Remove", json!({ "Name": "v" }));
+    assert!(!at.exists());
+    plugin.create("v", json!({ "profile": "away" }));
+    plugin.mount("v", "a");
+    plugin.unmount("v", "a");
+    plugin.stop();
+    assert!(!at.exists());
+    let got = |name: &str| {
+        run(plugin.place.vaultfs(["get", "--api-url", &url, "--api-key-file"]).arg(&key).arg(name)).ok()
+    };
+    assert_eq!(got("app/x"), "1");
+}
+
+#[test]
+fn what_opens_files_or_runs_commands_is_for_profiles() {
+    let plugin = Plugin::start(Place::new(), &[]);
+    let mark = plugin.place.dir.path().join("mark");
+    let log = plugin.place.dir.path().join("audit");
+    fs::write(&log, "").unwrap();
+    fs::set_permissions(&log, Permissions::from_mode(0o644)).unwrap();
+    let command = format!("touch {}", mark.display());
+    for (name, value) in [
+        ("on-change", &*command),
+        ("on_change", &command),
+        ("audit", log.to_str().unwrap()),
+        ("log", log.to_str().unwrap()),
+        ("api-key-file", "/etc/shadow"),
+        ("api-key-file", "sk_geheim"),
+        ("api-url", "https://u:geheim@evil.example.com"),
+        ("ca-file", "/etc/hostname"),
+        ("embedded", "/root/vault"),
+        ("key-context", "a=b"),
+        ("cache-size", "1GiB"),
+        ("timeout", "1s"),
+        ("scratch", "*.x"),
+    ] {
+        let said = plugin.refused("VolumeDriver.Create", json!({ "Name": "v", "Opts": { name: value } }));
+        assert!(!said.contains("geheim"), "{said}");
+        let says = [&*format!("{}/v, with the line", plugin.profiles().display()), "takes a path"];
+        assert!(says.iter().any(|says| said.contains(says)), "{name}: {said}");
+    }
+    assert_eq!(fs::metadata(&log).unwrap().mode() & 0o777, 0o644, "left alone");
+    assert_eq!(plugin.ok("VolumeDriver.List", json!({})), json!({ "Volumes": [] }));
+
+    // The line that the refusal showed, written as it is.
+    let said =
+        plugin.refused("VolumeDriver.Create", json!({ "Name": "v", "Opts": { "on-change": command } }));
+    let line = said.split('`').nth(1).unwrap();
+    fs::create_dir_all(plugin.profiles()).unwrap();
+    fs::write(plugin.profiles().join("v"), line).unwrap();
+    plugin.create("v", json!({ "profile": "v", "prefix": "app", "refresh": "1s" }));
+    let said = plugin.refused(
+        "VolumeDriver.Create",
+        json!({ "Name": "w", "Opts": { "profile": "v", "on-change": "true" } }),
+    );
+    assert!(said.contains("the profile v says that"), "{said}");
+    plugin.mount("v", "a");
+    let put = format!("printf 1 | {} put {} app/x", common::VAULTFS, plugin.place.embedded());
+    let mut shell = Command::new("sh");
+    plugin.place.isolate(&mut shell);
+    run(shell.args(["-c", &put])).ok();
+    until("the command of the profile runs", || mark.exists());
+    // It is read at each mount, and has to be fit then.
+    plugin.unmount("v", "a");
+    fs::set_permissions(plugin.profiles().join("v"), Permissions::from_mode(0o666)).unwrap();
+    until("the next mount says that others can write to the profile", || {
+        plugin.ask("VolumeDriver.Mount", r#"{"Name":"v","ID":"b"}"#).1.to_string().contains("chmod go-w")
+    });
+    plugin.ok("VolumeDriver.Remove", json!({ "Name": "v" }));
 }

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::connect::credential;
 use super::exit::{Exit, Failure};
 use super::mount::MountArgs;
-use super::values::home;
+use super::values::{self, home};
 use super::{mount_options, serve, service};
 use crate::clock::SystemClock;
 use crate::display::Shown;
@@ -26,6 +26,7 @@ use crate::server::listen::{self, Listeners};
 use crate::volume::driver::{Driver, Parts};
 use crate::volume::mounter::Commands;
 use crate::volume::options::{self, Grammar, Takes};
+use crate::volume::profile::Profiles;
 use crate::volume::socket;
 use crate::volume::store::Store;
 
@@ -49,6 +50,15 @@ pub struct VolumePluginArgs {
     /// $XDG_STATE_HOME/vaultfs-volumes]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+
+    /// Profiles for `-o profile=NAME` of volumes: a file each, with an option a line [default: /etc/vaultfs/profiles; not
+    /// as root: $XDG_CONFIG_HOME/vaultfs/profiles]
+    #[arg(long, value_name = "DIR")]
+    profiles: Option<PathBuf>,
+
+    /// How long a volume stays mounted after its last container, for the next one
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
+    keep_mounted: Duration,
 
     /// Options of every volume that does not say otherwise, such as api-url=URL,api-key-file=FILE
     #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
@@ -79,12 +89,24 @@ pub fn run(args: VolumePluginArgs) -> anyhow::Result<ExitCode> {
         Some(dir) => std::path::absolute(dir)?,
         None => default_state()?,
     };
+    let profiles = match &args.profiles {
+        Some(dir) => std::path::absolute(dir)?,
+        None => default_profiles()?,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(&args.socket, &state, defaults))?;
+    let settings = Settings { defaults, profiles: Profiles::new(profiles), keep: args.keep_mounted };
+    runtime.block_on(serve(&args.socket, &state, settings))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) -> anyhow::Result<()> {
+/// What holds for all volumes.
+struct Settings {
+    defaults: BTreeMap<String, String>,
+    profiles: Profiles,
+    keep: Duration,
+}
+
+async fn serve(path: &Path, state: &Path, settings: Settings) -> anyhow::Result<()> {
     // Before anything is made: a signal from here on ends it in good order.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -95,7 +117,9 @@ async fn serve(path: &Path, state: &Path, defaults: BTreeMap<String, String>) ->
         volumes,
         mounter: Arc::new(Commands::new()),
         grammar: Arc::new(MountGrammar),
-        defaults,
+        defaults: settings.defaults,
+        profiles: settings.profiles,
+        keep: settings.keep,
         clock: Arc::new(SystemClock),
     }));
     let unix = socket::listen(path).await?;
@@ -138,19 +162,31 @@ async fn feed_watchdog(socket: PathBuf, within: Duration) {
 }
 
 /// Not where an embedded vault or the logs are: the directory is open to pass through.
-fn default_state() -> anyhow::Result<PathBuf> {
+pub(super) fn default_state() -> anyhow::Result<PathBuf> {
     if nix::unistd::geteuid().is_root() {
         return Ok("/var/lib/vaultfs-volumes".into());
     }
-    let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = named("XDG_STATE_HOME").or_else(|| home().map(|home| home.join(".local/state")));
+    let state = user_directory("XDG_STATE_HOME", ".local/state");
     Ok(state.context("HOME is not set: give --state DIR")?.join("vaultfs-volumes"))
+}
+
+fn default_profiles() -> anyhow::Result<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok("/etc/vaultfs/profiles".into());
+    }
+    let config = user_directory("XDG_CONFIG_HOME", ".config");
+    Ok(config.context("HOME is not set: give --profiles DIR")?.join("vaultfs/profiles"))
+}
+
+fn user_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    named.or_else(|| home().map(|home| home.join(below_home)))
 }
 
 /// Refuses what would be refused of every volume. A key may be missing: volumes may bring one.
 fn check_defaults(defaults: &BTreeMap<String, String>) -> Result<(), Failure> {
     let usage = |sentence| Failure::new(Exit::Usage, sentence);
-    let arguments = options::arguments(defaults, &BTreeMap::new(), &MountGrammar).map_err(usage)?;
+    let arguments = options::arguments(&[defaults], &MountGrammar).map_err(usage)?;
     let mount = parse(&arguments).map_err(usage)?;
     mount.rehearse(true).map_err(|e| Failure { message: as_options(&e.message), ..e })
 }
@@ -229,7 +265,7 @@ mod tests {
 
     fn of(options: &[(&str, &str)]) -> Result<Vec<String>, String> {
         let map = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        options::arguments(&BTreeMap::new(), &map, &MountGrammar)
+        options::arguments(&[&map], &MountGrammar)
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::mounts::{Dev, Entry};
+use super::mounts::{self, Dev, Entry};
 
 /// A process that uses a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,23 +32,27 @@ pub fn users(mount: &Entry) -> Vec<User> {
     found
 }
 
-/// Processes in whose mount namespace the file system of `mount` is at another place than its own: containers that it is
-/// bound into. A namespace that was copied whole has it where it was, and lets go of it with the original.
+/// Processes in whose mount namespace the file system of `mount` is bound to another place than its own: containers. A
+/// namespace that was copied whole has it where it was, and one that was given all of `/` has it below that
+/// (`-v /:/host`): neither uses it.
 pub fn bound_elsewhere(mount: &Entry) -> Vec<User> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let (major, minor) = mount.dev.numbers();
-    let device = format!("{major}:{minor}");
-    let own = mount.mountpoint.to_string_lossy();
-    let bound = |table: &str| {
-        table.lines().any(|line| {
-            let mut fields = line.split(' ').skip(2);
-            fields.next() == Some(&*device) && (fields.next(), fields.next()) != (Some("/"), Some(&*own))
-        })
+    let is_bound = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/mountinfo")).is_ok_and(|table| is_bound_elsewhere(&table, mount))
     };
-    pids.filter(|pid| text(format!("/proc/{pid}/mountinfo")).is_some_and(|table| bound(&table)))
-        .map(|pid| User { pid, name: name(pid) })
-        .collect()
+    pids.filter(is_bound).map(|pid| User { pid, name: name(pid) }).collect()
+}
+
+fn is_bound_elsewhere(table: &[u8], mount: &Entry) -> bool {
+    let device = mount.dev.to_string();
+    let own = mount.mountpoint.as_os_str().as_bytes();
+    table.split(|b| *b == b'\n').any(|line| {
+        let mut fields = line.split(|b| *b == b' ').skip(2);
+        fields.next() == Some(device.as_bytes())
+            && !(fields.next() == Some(b"/")
+                && fields.next().is_some_and(|at| mounts::unescape(at).as_bytes().ends_with(own)))
+    })
 }
 
 /// A process of each mount namespace that has the file system `dev`, as far as this user may look.
@@ -127,7 +131,6 @@ fn has_mapped(proc: &Path, mount: &Entry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::mounts;
 
     fn root() -> Entry {
         mounts::table().unwrap().into_iter().rfind(|e| e.mountpoint == Path::new("/")).unwrap()
@@ -146,6 +149,17 @@ mod tests {
         assert!(uses(std::process::id(), &mount));
         mount.id = u64::MAX;
         assert!(!uses(std::process::id(), &mount));
+    }
+
+    #[test]
+    fn what_has_the_whole_tree_does_not_use_a_mount() {
+        let line =
+            |root: &str, at: &str| format!("36 35 0:45 {root} {at} rw - fuse.vaultfs vaultfs rw,user_id=0");
+        let mount = Entry { mountpoint: "/a b/v".into(), dev: "0:45".parse().unwrap(), ..root() };
+        let is_bound = |root: &str, at: &str| is_bound_elsewhere(line(root, at).as_bytes(), &mount);
+        assert!(!is_bound("/", r"/a\040b/v") && !is_bound("/", r"/host/a\040b/v"));
+        assert!(is_bound("/", "/secrets") && is_bound("/", "/v") && is_bound("/db", r"/a\040b/v"));
+        assert!(!is_bound_elsewhere(line("/", "/s").replace("0:45", "0:46").as_bytes(), &mount));
     }
 
     #[test]

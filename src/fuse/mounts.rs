@@ -301,7 +301,7 @@ fn parse(line: &[u8]) -> Option<Entry> {
 }
 
 /// Undoes `\040` and the like.
-fn unescape(field: &[u8]) -> OsString {
+pub(super) fn unescape(field: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {

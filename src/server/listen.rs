@@ -110,7 +110,11 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
         };
         // Without a seat the connection is dropped here.
         let Some(seat) = seat else { continue };
-        let router = Seated { router: TowerToHyperService::new(router.clone()), seat };
+        let peer = match &stream {
+            Stream::Unix(stream) => Peer::of(stream),
+            Stream::Tcp(..) => Peer(None),
+        };
+        let router = Seated { router: TowerToHyperService::new(router.clone()), seat, peer };
         match stream {
             Stream::Unix(stream) => answer(connections.watcher(), router, stream),
             Stream::Tcp(stream, None) => answer(connections.watcher(), router, stream),
@@ -131,11 +135,23 @@ enum Stream {
     Tcp(TcpStream, Option<TlsAcceptor>),
 }
 
-/// The router of one connection: each request knows its seat.
+/// The process at the other end of a Unix socket, if it has a number in this pid namespace. An extension of each request.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub Option<u32>);
+
+impl Peer {
+    fn of(stream: &UnixStream) -> Self {
+        let pid = stream.peer_cred().ok().and_then(|peer| u32::try_from(peer.pid()?).ok());
+        Self(pid.filter(|pid| *pid != 0))
+    }
+}
+
+/// The router of one connection: each request knows its seat and its peer.
 #[derive(Clone)]
 struct Seated {
     router: TowerToHyperService<Router>,
     seat: Arc<Seat>,
+    peer: Peer,
 }
 
 impl hyper::service::Service<hyper::Request<Incoming>> for Seated {
@@ -146,6 +162,7 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Seated {
     fn call(&self, mut request: hyper::Request<Incoming>) -> Self::Future {
         self.seat.begin();
         request.extensions_mut().insert(Arc::clone(&self.seat));
+        request.extensions_mut().insert(self.peer);
         self.router.call(request)
     }
 }

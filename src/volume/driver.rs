@@ -11,28 +11,34 @@
 //!    take), the mount stays for the next user or for `vaultfs pending`. An engine that did not hear the answer has its
 //!    user back. As long as unmounting waits for a vault that is away, a Mount or a Remove ends it and goes first.
 //! 5. The mount point exists only while something is mounted there. An engine that is wrong about that fails; it does not
-//!    get a directory of the disk in place of the vault.
+//!    get a directory of the disk in place of the vault. Nor does one whose mount namespace does not have the mount.
 //! 6. An engine that is killed, or that removes a container while the plugin is away, never strikes out its users. So
 //!    users do not keep a volume from being removed, provided that nothing that can be seen uses the mount: the engine
 //!    asks for the removal only of what it believes to be unused. An Unmount says nothing of other users, of whom one
 //!    may have been told of its mount and not have bound it yet: they are left.
+//! 7. After its last user a volume stays mounted for a while: a container that restarts while the vault is away finds it.
+//!    And it is never unmounted while another mount namespace has it bound, whatever was counted.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::watch;
-
 use super::mounter::{Interruption, Mounter};
 use super::options::{self, Grammar};
+use super::profile::Profiles;
 use super::protocol::Described;
 use super::state::{self, Refusal, Volume, Volumes};
 use super::store::Store;
+use super::turn::{Idle, MyTurn, Turns};
 use crate::clock::Clock;
 
 /// How long a removal tries to store what is unsaved: podman waits 5 s for the answer, dockerd a minute.
 const REMOVAL: Duration = Duration::from_secs(3);
+/// How often it is looked whether a mount namespace that has a volume bound has ended, at least.
+const LOOK: Duration = Duration::from_secs(2);
+/// The same while an engine waits for its removal.
+const LOOK_SOON: Duration = Duration::from_millis(100);
 
 type Result<T> = std::result::Result<T, Refusal>;
 
@@ -42,61 +48,17 @@ pub struct Driver {
     volumes: Mutex<Volumes>,
     /// One change is written at a time. Taken after a volume's lock, before `volumes`.
     saving: tokio::sync::Mutex<()>,
-    /// The volumes that are being changed. Short.
-    turns: Mutex<HashMap<String, Arc<Turn>>>,
+    /// Whose turn it is to change a volume.
+    turns: Turns,
+    /// The volumes that are mounted and will be unmounted, unless they are used before. Short.
+    idle: Mutex<Idle>,
     store: Arc<Store>,
     mounter: Arc<dyn Mounter>,
     grammar: Arc<dyn Grammar>,
     defaults: BTreeMap<String, String>,
+    profiles: Arc<Profiles>,
+    keep: Duration,
     clock: Arc<dyn Clock>,
-}
-
-/// One change of a volume at a time.
-#[derive(Default)]
-struct Turn {
-    lock: Arc<tokio::sync::Mutex<()>>,
-    /// How many engines wait for the volume, to mount or to remove it.
-    hurry: watch::Sender<usize>,
-}
-
-/// The turn of whoever holds it.
-struct MyTurn {
-    turn: Arc<Turn>,
-    _lock: tokio::sync::OwnedMutexGuard<()>,
-}
-
-/// Counts one who waits, as long as it is there.
-struct Hurry<'a>(&'a watch::Sender<usize>);
-
-impl<'a> Hurry<'a> {
-    fn new(hurry: &'a watch::Sender<usize>) -> Self {
-        hurry.send_modify(|n| *n += 1);
-        Self(hurry)
-    }
-}
-
-impl Drop for Hurry<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|n| *n -= 1);
-    }
-}
-
-impl MyTurn {
-    /// Whether an engine wants the volume.
-    fn is_wanted(&self) -> bool {
-        *self.turn.hurry.borrow() > 0
-    }
-
-    /// Ends when an engine wants the volume.
-    fn wanted(&self) -> Interruption {
-        let mut hurry = self.turn.hurry.subscribe();
-        Box::pin(async move {
-            // The sender is held as long as this turn is.
-            if hurry.wait_for(|n| *n > 0).await.is_err() {
-                std::future::pending().await
-            }
-        })
-    }
 }
 
 /// What the driver works with.
@@ -111,6 +73,10 @@ pub struct Parts {
     pub grammar: Arc<dyn Grammar>,
     /// Options of every volume that does not say otherwise.
     pub defaults: BTreeMap<String, String>,
+    /// Options that volumes name and do not have themselves.
+    pub profiles: Profiles,
+    /// How long a volume stays mounted after its last user.
+    pub keep: Duration,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -121,11 +87,14 @@ impl Driver {
         Self {
             volumes: Mutex::new(parts.volumes),
             saving: tokio::sync::Mutex::default(),
-            turns: Mutex::default(),
+            turns: Turns::default(),
+            idle: Mutex::default(),
             store: Arc::new(parts.store),
             mounter: parts.mounter,
             grammar: parts.grammar,
             defaults: parts.defaults,
+            profiles: Arc::new(parts.profiles),
+            keep: parts.keep,
             clock: parts.clock,
         }
     }
@@ -133,29 +102,46 @@ impl Driver {
     /// Create.
     pub async fn create(&self, name: &str, options: &BTreeMap<String, String>) -> Result<()> {
         state::check_name(name)?;
-        let arguments = options::arguments(&self.defaults, options, &*self.grammar).map_err(Refusal::Said)?;
-        // Of one that is there already the files are the next mount's business.
+        let _turn = self.turns.next(name).await;
+        // Of one that is there already, by an earlier version perhaps, options and files are the next mount's business.
         if self.volumes().get(name).is_err() {
+            let arguments = self.arguments(options).await?;
+            options::check_own(name, options, self.profiles.dir(), &*self.grammar).map_err(Refusal::Said)?;
             let grammar = self.grammar.clone();
-            let rehearsed = tokio::task::spawn_blocking(move || grammar.rehearse(&arguments)).await;
-            rehearsed.unwrap_or_else(|e| Err(e.to_string())).map_err(Refusal::Said)?;
+            blocking(move || grammar.rehearse(&arguments)).await?;
         }
-        let _turn = self.turn(name).await;
         let now = seconds(self.clock.wall());
         self.change(|volumes| volumes.create(name, options, now)).await.map(drop)
     }
 
-    /// Mount: `tell` gets the answer while the volume is still locked, and says whether anybody heard it.
-    pub async fn mount(&self, name: &str, id: &str, tell: impl FnOnce(Result<PathBuf>) -> bool) {
-        let turn = self.turn_soon(name).await;
-        match self.mount_locked(&turn, name, id).await {
-            Ok((at, new)) => {
-                if !tell(Ok(at)) && new {
+    /// The arguments of `vaultfs mount` for a volume with these options.
+    async fn arguments(&self, options: &BTreeMap<String, String>) -> Result<Vec<String>> {
+        let (profiles, name) = (self.profiles.clone(), options.get(options::PROFILE).cloned());
+        let profile = match name {
+            Some(name) => Some(blocking(move || profiles.read(&name)).await?),
+            None => None,
+        };
+        options::of_volume(&self.defaults, profile.as_ref(), options, &*self.grammar).map_err(Refusal::Said)
+    }
+
+    /// Mount, for an engine whose process is known: `tell` gets the answer while the volume is still locked, and says
+    /// whether anybody heard it.
+    pub async fn mount(
+        &self,
+        name: &str,
+        id: &str,
+        engine: Option<u32>,
+        tell: impl FnOnce(Result<PathBuf>) -> bool,
+    ) {
+        let turn = self.turns.soon(name).await;
+        match self.mount_locked(&turn, name, id, engine).await {
+            Ok(at) => {
+                if !tell(Ok(at)) {
                     tracing::warn!(
                         volume = name,
                         "the engine waited no longer for its mount: taking it back"
                     );
-                    if let Err(e) = self.release(&turn, name, id).await {
+                    if let Err(e) = self.take_back(&turn, name, id).await {
                         tracing::error!(volume = name, "{e}");
                     }
                 }
@@ -166,63 +152,97 @@ impl Driver {
         }
     }
 
-    async fn mount_locked(&self, turn: &MyTurn, name: &str, id: &str) -> Result<(PathBuf, bool)> {
+    async fn mount_locked(
+        &self,
+        turn: &MyTurn,
+        name: &str,
+        id: &str,
+        engine: Option<u32>,
+    ) -> Result<PathBuf> {
         let volume = self.volumes().get(name)?.clone();
-        let arguments =
-            options::arguments(&self.defaults, &volume.options, &*self.grammar).map_err(Refusal::Said)?;
+        let arguments = self.arguments(&volume.options).await?;
         let at = self.store.mountpoint(name);
         self.mounter.mount(&at, &arguments).await.map_err(|e| said(name, &e))?;
-        match self.acquire(name, id).await {
-            Ok(new) => Ok((at, new)),
-            Err(e) => {
-                if volume.users.is_empty() {
-                    let unmounted = self.unmount_unused(name, turn.wanted()).await;
-                    unmounted.unwrap_or_else(|e| tracing::error!(volume = name, "{e}"));
-                }
-                Err(e)
-            }
+        let seen = self.mounter.is_seen_by(&at, engine).map_err(|e| said(name, &e));
+        let done = match seen {
+            Ok(()) => self.acquire(name, id).await,
+            Err(e) => Err(e),
+        };
+        if done.is_err() && volume.users.is_empty() {
+            let unmounted = self.unmount_unused(name, turn.wanted()).await;
+            unmounted.unwrap_or_else(|e| tracing::error!(volume = name, "{e}"));
         }
+        done.map(|()| at)
     }
 
-    /// Unmount: as [`Driver::mount`]. What fails after the answer is logged.
+    /// Unmount: as [`Driver::mount`]. Returns when the volume is unmounted, if it has no users then; what fails after
+    /// the answer is logged.
     pub async fn unmount(&self, name: &str, id: &str, tell: impl FnOnce(Result<()>) -> bool) {
-        let turn = self.turn(name).await;
-        let was_user = self.volumes().get(name).is_ok_and(|volume| volume.users.contains(id));
-        let last = match self.change(|volumes| volumes.release(name, id)).await {
-            Ok(last) => last,
+        let turn = self.turns.next(name).await;
+        let was_user = match self.change(|volumes| volumes.release(name, id)).await {
+            Ok(was_user) => was_user,
             Err(e) => {
                 tell(Err(e));
                 return;
             }
         };
-        let failed = if !tell(Ok(())) && was_user {
+        if !tell(Ok(())) && was_user {
             tracing::warn!(volume = name, "the engine waited no longer for its unmounting: it stays mounted");
-            self.acquire(name, id).await.err()
-        } else if last {
-            self.unmount_unused(name, turn.wanted()).await.err()
-        } else {
-            None
-        };
-        match failed {
-            // Whoever interrupted it has the mount now; dockerd does so each time it starts a container.
-            Some(e) if turn.is_wanted() => tracing::debug!("{e}"),
-            Some(e) => tracing::error!("{e}"),
-            None => {}
+            if let Err(e) = self.acquire(name, id).await {
+                tracing::error!(volume = name, "{e}");
+            }
+        } else if self.is_unused(name) {
+            self.leave(name, turn, self.keep).await;
         }
     }
 
-    async fn acquire(&self, name: &str, id: &str) -> Result<bool> {
-        self.change(|volumes| volumes.acquire(name, id)).await
+    async fn acquire(&self, name: &str, id: &str) -> Result<()> {
+        self.change(|volumes| volumes.acquire(name, id)).await?;
+        self.idle().end(name);
+        Ok(())
     }
 
-    async fn release(&self, turn: &MyTurn, name: &str, id: &str) -> Result<()> {
-        let last = self.change(|volumes| volumes.release(name, id)).await?;
-        if last { self.unmount_unused(name, turn.wanted()).await } else { Ok(()) }
+    /// Undoes a Mount of which the engine did not hear.
+    async fn take_back(&self, turn: &MyTurn, name: &str, id: &str) -> Result<()> {
+        self.change(|volumes| volumes.release(name, id)).await?;
+        if self.is_unused(name) { self.unmount_unused(name, turn.wanted()).await } else { Ok(()) }
+    }
+
+    fn is_unused(&self, name: &str) -> bool {
+        self.volumes().get(name).map_or(true, |volume| volume.users.is_empty())
+    }
+
+    /// Unmounts a volume without users `after` that time, unless it has some by then. While another mount namespace has
+    /// it bound, it stays.
+    async fn leave(&self, name: &str, turn: MyTurn, after: Duration) {
+        let (mut turn, mut pause) = (turn, after);
+        let mine = self.idle().begin(name);
+        loop {
+            if !pause.is_zero() {
+                drop(turn);
+                tokio::time::sleep(pause).await;
+                turn = self.turns.next(name).await;
+                if !self.idle().is_since(name, mine) {
+                    return;
+                }
+            }
+            match self.unmount_unused(name, turn.wanted()).await {
+                Err(e @ Refusal::Bound { .. }) => tracing::debug!("stays mounted: {e}"),
+                // Whoever interrupted it has the mount now; dockerd does so each time it starts a container.
+                Err(e) if turn.is_wanted() => return tracing::debug!("{e}"),
+                Err(e) => return tracing::error!("{e}"),
+                Ok(()) => return,
+            }
+            pause = self.keep.max(LOOK);
+        }
     }
 
     /// Storing what is unsaved may take long where the vault is away.
     async fn unmount_unused(&self, name: &str, unless: Interruption) -> Result<()> {
         let at = self.store.mountpoint(name);
+        if let Some(holder) = self.mounter.holder(&at).await {
+            return Err(Refusal::Bound { name: name.to_owned(), holder });
+        }
         self.mounter.unmount(&at, unless).await.map_err(|e| said(name, &e))?;
         self.mounter.tidy(&at);
         Ok(())
@@ -230,30 +250,47 @@ impl Driver {
 
     /// Remove.
     pub async fn remove(&self, name: &str) -> Result<()> {
-        let _turn = self.turn_soon(name).await;
-        let users = self.volumes().get(name)?.users.clone();
-        let unused = self.volumes().check_unused(name);
+        let _turn = self.turns.soon(name).await;
+        let unused = match self.volumes().check_unused(name) {
+            // By a request whose answer was lost.
+            Err(Refusal::Unknown(_)) => return Ok(()),
+            unused => unused,
+        };
         let at = self.store.mountpoint(name);
         if let Err(in_use) = unused {
-            let idle = self.mounter.unmount_idle(&at, REMOVAL).await;
+            let holder = self.mounter.holder(&at).await;
+            let idle = match holder {
+                Some(holder) => Err(holder),
+                None => self.mounter.unmount_idle(&at, REMOVAL).await,
+            };
             idle.map_err(|e| Refusal::Said(format!("{in_use} ({e})")))?;
             self.mounter.tidy(&at);
             tracing::warn!(
                 volume = name,
-                users = users.len(),
                 "its users were never struck out, and nothing uses it: removing it"
             );
         } else {
+            self.unbound(&at, REMOVAL).await;
             self.mounter.store(&at, REMOVAL).await.map_err(|e| said(name, &e))?;
             self.unmount_unused(name, Box::pin(std::future::pending())).await?;
         }
+        self.idle().end(name);
         self.change(|volumes| {
-            for id in &users {
-                volumes.release(name, id)?;
-            }
-            volumes.remove(name)
+            volumes.remove(name);
+            Ok(())
         })
         .await
+    }
+
+    /// Waits until no other mount namespace has what is mounted there: that of a container that ends goes after it.
+    async fn unbound(&self, at: &std::path::Path, within: Duration) {
+        let gone = async {
+            while self.mounter.holder(at).await.is_some() {
+                tokio::time::sleep(LOOK_SOON).await;
+            }
+        };
+        // Else it is told who has it.
+        let _ = tokio::time::timeout(within, gone).await;
     }
 
     /// Path: where it is mounted, empty while nobody uses it.
@@ -277,34 +314,45 @@ impl Driver {
 
     /// After a start: what is mounted for nobody is unmounted, what is gone is named. Waits for mounts; run it beside.
     pub async fn settle(&self) {
-        for name in self.known() {
-            let turn = self.turn(&name).await;
-            let at = self.store.mountpoint(&name);
-            let users = self.volumes().get(&name).map(|volume| volume.users.len());
-            match users {
-                Ok(0) | Err(_) if self.mounter.is_mounted(&at) => {
-                    tracing::info!(volume = name, "mounted, and nobody uses it: unmounting");
-                    let unmounted = self.unmount_unused(&name, turn.wanted()).await;
-                    unmounted.unwrap_or_else(|e| tracing::error!(volume = name, "{e}"));
-                }
-                Ok(n) if n > 0 && !self.mounter.is_mounted(&at) => tracing::error!(
-                    volume = name,
-                    users = n,
-                    "its mount is gone: the containers that use it have to be started again"
-                ),
-                Ok(n) if n > 0 => tracing::info!(volume = name, users = n, "found mounted"),
-                _ => {}
+        let settled = self.known().into_iter().map(|name| async move { self.settle_one(&name).await });
+        futures_util::future::join_all(settled).await;
+    }
+
+    async fn settle_one(&self, name: &str) {
+        let turn = self.turns.next(name).await;
+        let at = self.store.mountpoint(name);
+        let volume = self.volumes().get(name).ok().cloned();
+        let (users, options) = volume.map_or_else(Default::default, |volume| (volume.users, volume.options));
+        let old = options::old(&options);
+        if !old.is_empty() {
+            tracing::warn!(
+                volume = name,
+                options = old.join(", "),
+                "it has options that belong into a profile now"
+            );
+        }
+        match users.len() {
+            0 if self.mounter.is_mounted(&at) => {
+                tracing::info!(volume = name, "mounted, and nobody uses it: unmounting");
+                return self.leave(name, turn, Duration::ZERO).await;
             }
-            if !self.mounter.is_mounted(&at) {
-                self.mounter.tidy(&at);
-            }
+            0 => {}
+            n if !self.mounter.is_mounted(&at) => tracing::error!(
+                volume = name,
+                users = n,
+                "its mount is gone: the containers that use it have to be started again"
+            ),
+            n => tracing::info!(volume = name, users = n, "found mounted"),
+        }
+        if !self.mounter.is_mounted(&at) {
+            self.mounter.tidy(&at);
         }
     }
 
-    /// At the end: what nobody uses is unmounted (only after a failed unmounting is there any). Names what stays.
+    /// At the end: what nobody uses is unmounted, without waiting any longer. Names what stays.
     pub async fn end(&self) {
         for name in self.store.mountpoints() {
-            let turn = self.turn(&name).await;
+            let turn = self.turns.next(&name).await;
             let at = self.store.mountpoint(&name);
             if !self.mounter.is_mounted(&at) {
                 continue;
@@ -316,6 +364,10 @@ impl Driver {
                 tracing::error!(volume = name, "{e}");
             }
         }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// The names of volumes, and of mount points that are there.
@@ -345,27 +397,6 @@ impl Driver {
         Ok(done)
     }
 
-    async fn turn(&self, name: &str) -> MyTurn {
-        let turn = self.turn_of(name);
-        let lock = turn.lock.clone().lock_owned().await;
-        MyTurn { turn, _lock: lock }
-    }
-
-    /// As [`Driver::turn`], but an unmounting that goes on for nobody gives way.
-    async fn turn_soon(&self, name: &str) -> MyTurn {
-        let turn = self.turn_of(name);
-        let hurry = Hurry::new(&turn.hurry);
-        let lock = turn.lock.clone().lock_owned().await;
-        drop(hurry);
-        MyTurn { turn, _lock: lock }
-    }
-
-    fn turn_of(&self, name: &str) -> Arc<Turn> {
-        let mut turns = self.turns.lock().unwrap_or_else(|e| e.into_inner());
-        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        turns.entry(name.to_owned()).or_default().clone()
-    }
-
     fn place(&self, name: &str, volume: &Volume) -> PathBuf {
         if volume.users.is_empty() { PathBuf::new() } else { self.store.mountpoint(name) }
     }
@@ -387,6 +418,14 @@ impl Driver {
 
 fn said(name: &str, sentence: &str) -> Refusal {
     Refusal::Said(format!("vaultfs volume {name}: {sentence}"))
+}
+
+/// Runs what reads files.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(read).await;
+    done.unwrap_or_else(|e| Err(e.to_string())).map_err(Refusal::Said)
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -2,8 +2,10 @@
 //!
 //! - [`protocol`]: requests and answers, as they are on the wire.
 //! - [`state`]: which volumes there are and who uses them. Pure: no I/O, no clock.
-//! - [`options`]: what `-o` of `volume create` means in options of `vaultfs mount`.
+//! - [`options`]: what `-o` of `volume create` means in options of `vaultfs mount`, and which a volume may have.
+//! - [`profile`]: the others, in files of the plugin's user.
 //! - [`store`]: the state on disk, whole or not at all. No secret is ever in it.
+//! - [`turn`]: one change at a time for each volume.
 //! - [`driver`]: order and locks around these: one request at a time for each volume, none waits for another volume.
 //! - [`mounter`]: the mounts themselves, each a `vaultfs mount` of its own that outlives the plugin.
 //! - [`socket`]: HTTP over a Unix socket.
@@ -14,7 +16,9 @@
 pub mod driver;
 pub mod mounter;
 pub mod options;
+pub mod profile;
 pub mod protocol;
 pub mod socket;
 pub mod state;
 pub mod store;
+pub mod turn;

@@ -3,6 +3,9 @@
 //! The plugin never calls into a mount: whether one is there is read in the mount table, whether it answers is looked
 //! at by a child process that may hang. "Mounted" is said only after a file was really read through the mount.
 
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::Stdio;
@@ -49,9 +52,13 @@ pub trait Mounter: Send + Sync {
     /// Stores what is unsaved and unmounts, if anything of ours is mounted there. Interrupted, it leaves it mounted, for
     /// certain; or it is unmounted already.
     async fn unmount(&self, at: &Path, unless: Interruption) -> Result<(), String>;
-    /// As [`Mounter::unmount`], but refuses while anything that can be seen uses the mount: a process, or another
-    /// mount namespace to which it is bound; and after this time while something is unsaved.
+    /// As [`Mounter::unmount`], but refuses while a process that can be seen uses the mount; and after this time while
+    /// something is unsaved.
     async fn unmount_idle(&self, at: &Path, within: Duration) -> Result<(), String>;
+    /// Who has it in a mount namespace, bound to another place, as a sentence. Touches no mount.
+    async fn holder(&self, at: &Path) -> Option<String>;
+    /// Whether a process, which is about to bind it, finds the mount at this path. Touches no mount.
+    fn is_seen_by(&self, at: &Path, process: Option<u32>) -> Result<(), String>;
     /// Whether a vaultfs is mounted there. Touches no mount.
     fn is_mounted(&self, at: &Path) -> bool;
     /// Removes the empty directory of a mount that is no more.
@@ -89,17 +96,15 @@ impl Mounter for Commands {
             }
             match read_control_file(at).await {
                 Ok(()) => return Ok(()),
-                // Dead: `vaultfs mount` puts a live one in its place.
                 Err(Unread::Errno(libc::ENOTCONN)) => {
-                    tracing::warn!(at = %at.shown(), "a dead mount: replacing it")
+                    tracing::warn!(at = %at.shown(), "a dead mount: replacing it");
+                    // What is below it is closed.
+                    run(vaultfs("unmount").arg("--lazy").arg("--").arg(at), END).await?;
                 }
                 Err(e) => return Err(format!("its mount is there but cannot be used: {e}")),
             }
         }
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .create(at)
-            .map_err(|e| format!("{} cannot be made: {e}", at.shown()))?;
+        let bare = make_bare(at).map_err(|e| format!("{} cannot be made: {e}", at.shown()))?;
         let mut command = vaultfs("mount");
         // An engine takes an empty volume as an invitation to copy the image's files into it.
         command.arg("--never-empty").args(self.allow_other.then_some("--allow-other"));
@@ -107,7 +112,14 @@ impl Mounter for Commands {
             // The key in there is the default vault's, which has it among its options: no other vault shall see it.
             command.env_remove("CREDENTIALS_DIRECTORY");
         }
-        run(command.args(arguments).arg("--").arg(at), PATIENCE).await?;
+        let mounted = run(command.args(arguments).arg("--").arg(at), PATIENCE).await;
+        // It is below the mount by now. Whoever has it in place of the mount gets nothing out of it, and nothing in.
+        let closed = bare.set_permissions(Permissions::from_mode(0));
+        if !self.is_mounted(at) {
+            self.tidy(at);
+        }
+        mounted?;
+        closed.map_err(|e| format!("{} cannot be closed: {e}", at.shown()))?;
         read_control_file(at).await.map_err(|e| format!("mounted, but it cannot be used: {e}"))
     }
 
@@ -160,14 +172,34 @@ impl Mounter for Commands {
 
     async fn unmount_idle(&self, at: &Path, within: Duration) -> Result<(), String> {
         let Some(top) = ours(at)? else { return Ok(()) };
-        let patience = time_to_end(top.clone()).await;
-        let holders = tokio::task::spawn_blocking(move || busy::bound_elsewhere(&top)).await;
-        if let Some(holder) = holders.map_err(|e| e.to_string())?.first() {
-            return Err(format!("the mount namespace of process {} ({}) has it", holder.pid, holder.name));
-        }
+        let patience = time_to_end(top).await;
         self.store(at, within).await?;
         // Not lazy: it fails while a process has anything of it open, and stores what is unsaved since.
         run(vaultfs("unmount").arg("--").arg(at), patience).await
+    }
+
+    async fn holder(&self, at: &Path) -> Option<String> {
+        let top = ours(at).ok()??;
+        let holders = tokio::task::spawn_blocking(move || busy::bound_elsewhere(&top)).await.ok()?;
+        let holder = holders.first()?;
+        Some(format!("the mount namespace of process {} ({}) has it", holder.pid, holder.name))
+    }
+
+    fn is_seen_by(&self, at: &Path, process: Option<u32>) -> Result<(), String> {
+        let mount = ours(at)?.ok_or("its mount has just gone")?;
+        let known = process.and_then(|pid| Some((pid, mounts::table_of(pid).ok()?)));
+        let advice = "run the plugin where the engine runs, in the same mount and process namespaces";
+        let Some((pid, table)) = known else {
+            return Err(format!(
+                "whether the engine sees its mount cannot be told, because its process is not seen here: {advice}"
+            ));
+        };
+        match table.iter().rfind(|entry| entry.mountpoint == at) {
+            Some(top) if top.dev == mount.dev => Ok(()),
+            _ => Err(format!(
+                "the engine (process {pid}) does not see its mount, and containers would write to the disk: {advice}"
+            )),
+        }
     }
 
     fn is_mounted(&self, at: &Path) -> bool {
@@ -175,12 +207,20 @@ impl Mounter for Commands {
     }
 
     fn tidy(&self, at: &Path) {
-        if let Err(e) = std::fs::remove_dir(at)
-            && e.kind() != std::io::ErrorKind::NotFound
+        if let Err(e) = fs::remove_dir(at)
+            && e.kind() != io::ErrorKind::NotFound
         {
             tracing::error!("{} stays: {e}; what is in it is on this disk and in no vault", at.shown());
         }
     }
+}
+
+/// The directory to mount on, for this user to use until it is mounted on.
+fn make_bare(at: &Path) -> io::Result<File> {
+    DirBuilder::new().recursive(true).create(at)?;
+    // An earlier one was closed.
+    fs::set_permissions(at, Permissions::from_mode(0o700))?;
+    File::open(at)
 }
 
 /// What is mounted at a place.
@@ -285,7 +325,7 @@ impl std::fmt::Display for Unread {
             Unread::Hangs => {
                 f.write_str("it does not answer (`vaultfs unmount --force` on its path ends it)")
             }
-            Unread::Errno(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
+            Unread::Errno(errno) => write!(f, "{}", io::Error::from_raw_os_error(*errno)),
             Unread::Failed(why) => f.write_str(why),
         }
     }

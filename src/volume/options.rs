@@ -2,9 +2,15 @@
 //!
 //! Which options there are is the command line's business ([`Grammar`]); which of them a volume may have, the few that
 //! mean something of their own, and the sentences for what is wrong are in here.
+//!
+//! Who may create a volume is not who runs the plugin. So a volume's own options open no file of the host, run no command
+//! and choose no vault: that is for the plugin's options and for profiles ([`super::profile`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
+
+use crate::display::Shown;
 
 /// What an option of `vaultfs mount` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +40,37 @@ pub trait Grammar: Send + Sync {
 /// Options of `vaultfs mount` that say how a person runs it; a volume is not run by one.
 const NOT_FOR_VOLUMES: [&str; 6] = ["foreground", "nonempty", "verbose", "help", "version", "never-empty"];
 
+/// The option of a volume that names its profile.
+pub const PROFILE: &str = "profile";
+
+/// What a volume may say for itself.
+const OF_A_VOLUME: [&str; 16] = [
+    "prefix",
+    "read-only",
+    "uid",
+    "gid",
+    "mode",
+    "file-mode",
+    "dir-mode",
+    "refresh",
+    "max-stale",
+    "in-place",
+    "no-delete",
+    "strict",
+    "wait",
+    "lazy",
+    "format",
+    PROFILE,
+];
+
+/// Options of a vault, which go together.
+const VAULT: [&str; 5] = ["embedded", "api-url", "api-key-file", "ca-file", "api"];
+
 /// Options that the engines themselves understand, and pass on.
 const OF_THE_ENGINES: [&str; 4] = ["nocopy", "rw", "nosuid", "nodev"];
 
 /// Options that only volumes have, and short forms.
-const OF_VOLUMES: [&str; 2] = ["mode", "ro"];
+const OF_VOLUMES: [&str; 3] = ["mode", "ro", PROFILE];
 
 /// Options that name a file or directory of the host.
 const PATHS: [&str; 5] = ["embedded", "api-key-file", "ca-file", "audit", "log"];
@@ -62,34 +94,80 @@ pub fn default_key(defaults: &mut BTreeMap<String, String>, file: String) {
     }
 }
 
-/// The arguments of `vaultfs mount` for a volume with these options, `defaults` where it says nothing. Checked.
-pub fn arguments(
-    defaults: &BTreeMap<String, String>,
+/// A profile's name and options.
+pub type Profile = (String, BTreeMap<String, String>);
+
+/// The options of a volume that it could not be created with any more. Empty unless an earlier version created it.
+pub fn old(options: &BTreeMap<String, String>) -> Vec<&str> {
+    let is_fit = |name: &str| OF_A_VOLUME.contains(&name) || OF_THE_ENGINES.contains(&name);
+    options.keys().map(String::as_str).filter(|name| !is_fit(&spelt(name))).collect()
+}
+
+/// Refuses options that a volume may not say for itself, with the profile that may.
+pub fn check_own(
+    volume: &str,
     options: &BTreeMap<String, String>,
+    profiles: &Path,
+    grammar: &dyn Grammar,
+) -> Result<(), String> {
+    let refused = old(options);
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let name = options.get(PROFILE).map_or(volume, String::as_str);
+    let shown = |name: &&str| {
+        let (spelt, value) = (spelt(name), &options[*name]);
+        match grammar.takes(&spelt) {
+            Some(Takes::Nothing) => format!("`{spelt}`"),
+            _ if value.is_empty() => format!("`{spelt}`"),
+            // It may hold a password, or be a key by mistake.
+            _ if value.contains('@') || (PATHS.contains(&&*spelt) && !value.starts_with('/')) => {
+                format!("`{spelt}=…`")
+            }
+            _ => format!("`{spelt}={value}`"),
+        }
+    };
+    let lines: Vec<_> = refused.iter().map(shown).collect();
+    Err(format!(
+        "-o {}: not for a volume to say, because files, commands and vaults of the host are its administrator's. Write \
+         {}, with {} {}, and create the volume with -o profile={name} instead",
+        refused.join(", -o "),
+        profiles.join(name).shown(),
+        if lines.len() == 1 { "the line" } else { "the lines" },
+        lines.join(" and "),
+    ))
+}
+
+/// The arguments of `vaultfs mount` for a volume: its own options over those of its profile, these over the plugin's. What
+/// the profile says holds.
+pub fn of_volume(
+    defaults: &BTreeMap<String, String>,
+    profile: Option<&Profile>,
+    own: &BTreeMap<String, String>,
     grammar: &dyn Grammar,
 ) -> Result<Vec<String>, String> {
-    let mut all: BTreeMap<String, &str> = BTreeMap::new();
-    for (name, value) in defaults {
-        all.insert(spelt(name), value);
+    let Some((name, profile)) = profile else { return arguments(&[defaults, own], grammar) };
+    let mut own = own.clone();
+    own.remove(PROFILE);
+    let both = |option: &String| {
+        let same = |said: &String| match spelt(option).as_str() {
+            "mode" => ["mode", "file-mode", "dir-mode"].contains(&&*spelt(said)),
+            other if SINGLE_MODES.contains(&other) => [other, "mode"].contains(&&*spelt(said)),
+            other => other == spelt(said),
+        };
+        profile.keys().any(same)
+    };
+    if let Some(option) = own.keys().find(|option| both(option)) {
+        return Err(format!("-o {option}: the profile {name} says that for its volumes: leave it away"));
     }
-    one_way_of_modes(defaults)?;
-    one_way_of_modes(options)?;
-    // A volume with a vault of its own does not want the default one.
-    let own = |name: &str| options.keys().any(|given| spelt(given) == name);
-    if own("embedded") || own("api-url") {
-        for name in ["embedded", "api-url", "api-key-file", "ca-file", "api"] {
-            all.remove(name);
-        }
-    }
-    if own("mode") {
-        for name in SINGLE_MODES {
-            all.remove(name);
-        }
-    }
-    for (name, value) in options {
-        if all.insert(spelt(name), value).is_some() && !defaults.keys().any(|d| spelt(d) == spelt(name)) {
-            return Err(format!("-o {name} is given twice, in two spellings: leave one away"));
-        }
+    arguments(&[defaults, profile, &own], grammar)
+}
+
+/// The arguments of `vaultfs mount` for these options, the later ones over the earlier. Checked.
+pub fn arguments(layers: &[&BTreeMap<String, String>], grammar: &dyn Grammar) -> Result<Vec<String>, String> {
+    let mut all = BTreeMap::new();
+    for layer in layers {
+        lay(&mut all, layer)?;
     }
     let mut arguments = Vec::new();
     // First: a volume's file-mode counts over the plugin's mode.
@@ -111,6 +189,27 @@ pub fn arguments(
         )),
         _ => Ok(arguments),
     }
+}
+
+/// Puts options over others.
+fn lay<'a>(all: &mut BTreeMap<String, &'a str>, layer: &'a BTreeMap<String, String>) -> Result<(), String> {
+    one_way_of_modes(layer)?;
+    let says = |name: &str| layer.keys().any(|given| spelt(given) == name);
+    // One that names a vault of its own does not want the other one's key.
+    if says("embedded") || says("api-url") {
+        all.retain(|name, _| !VAULT.contains(&&**name));
+    }
+    if says("mode") {
+        all.retain(|name, _| !SINGLE_MODES.contains(&&**name));
+    }
+    let mut seen = BTreeSet::new();
+    for (name, value) in layer {
+        if !seen.insert(spelt(name)) {
+            return Err(format!("-o {name} is given twice, in two spellings: leave one away"));
+        }
+        all.insert(spelt(name), value);
+    }
+    Ok(())
 }
 
 /// `mode` stands for both of these, so the three are not given together.
@@ -136,8 +235,8 @@ fn argument(name: &str, value: &str, grammar: &dyn Grammar) -> Result<Option<Str
         (None, _) => Err(match grammar.nearest(name) {
             Some(near) => format!("-o {name}: there is no such option for a volume; did you mean {near}?"),
             None => format!(
-                "-o {name}: there is no such option for a volume; it takes mode, and the options of `vaultfs mount` \
-                 like prefix, read-only, uid, api-url or api-key-file"
+                "-o {name}: there is no such option for a volume; it takes mode, profile, and options of `vaultfs mount` \
+                 like prefix, read-only and uid"
             ),
         }),
         (Some(Takes::Nothing), "" | "true" | "1" | "yes") => Ok(Some(format!("--{name}"))),
@@ -216,11 +315,7 @@ mod tests {
     }
 
     fn of(options: &[(&str, &str)]) -> Result<Vec<String>, String> {
-        arguments(
-            &map(&[("api-url", "http://x"), ("api-key-file", "/k"), ("refresh", "")][..2]),
-            &map(options),
-            &Known,
-        )
+        arguments(&[&map(&[("api-url", "http://x"), ("api-key-file", "/k")]), &map(options)], &Known)
     }
 
     fn map(options: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -247,7 +342,7 @@ mod tests {
         assert!(of(&[("wait", "90s")]).is_ok());
         assert_eq!(of(&[("mode", "640")]).unwrap()[..2], ["--file-mode=0640", "--dir-mode=0750"]);
         let over = |default: &str, own: &str| {
-            arguments(&map(&[(default, "0644")]), &map(&[(own, "0600")]), &Known).unwrap()
+            arguments(&[&map(&[(default, "0644")]), &map(&[(own, "0600")])], &Known).unwrap()
         };
         assert_eq!(over("mode", "file_mode"), ["--file-mode=0644", "--dir-mode=0755", "--file-mode=0600"]);
         assert_eq!(over("dir-mode", "mode"), ["--file-mode=0600", "--dir-mode=0700"]);
@@ -258,13 +353,64 @@ mod tests {
         let with = |options: &[(&str, &str)]| {
             let mut defaults = map(options);
             default_key(&mut defaults, "/handed".into());
-            move |own: &[(&str, &str)]| arguments(&defaults, &map(own), &Known).unwrap()
+            move |own: &[(&str, &str)]| arguments(&[&defaults, &map(own)], &Known).unwrap()
         };
         let url = with(&[("api-url", "http://x")]);
         assert_eq!(url(&[]), ["--api-key-file=/handed", "--api-url=http://x"]);
         assert_eq!(url(&[("api-url", "http://y")]), ["--api-url=http://y"]);
         assert_eq!(with(&[("api_key_file", "/own")])(&[]), ["--api-key-file=/own"]);
         assert_eq!(with(&[("embedded", "")])(&[]), ["--embedded"]);
+    }
+
+    #[test]
+    fn a_volume_says_no_more_than_it_may() {
+        let check = |options: &[(&str, &str)]| {
+            check_own("app", &map(options), Path::new("/etc/vaultfs/profiles"), &Known)
+        };
+        let all = OF_A_VOLUME.iter().chain(&OF_THE_ENGINES).map(|name| (*name, "1"));
+        assert_eq!(check(&all.collect::<Vec<_>>()), Ok(()));
+        assert_eq!(check(&[("ro", ""), ("readonly", ""), ("read_only", ""), ("dir_mode", "0700")]), Ok(()));
+        let said = check(&[("api_key_file", "/k"), ("on-change", "touch /x"), ("prefix", "a")]).unwrap_err();
+        assert!(said.starts_with("-o api_key_file, -o on-change: not for a volume"), "{said}");
+        assert!(said.contains(
+            "Write /etc/vaultfs/profiles/app, with the lines `api-key-file=/k` and `on-change=touch /x`"
+        ));
+        assert!(said.ends_with("-o profile=app instead"), "{said}");
+        for (name, value) in [("api-key-file", "sk_geheim"), ("api-url", "https://u:geheim@x")] {
+            let said = check(&[(name, value)]).unwrap_err();
+            assert!(said.contains(&format!("the line `{name}=…`")) && !said.contains("geheim"), "{said}");
+        }
+        assert!(check(&[("embedded", "")]).unwrap_err().contains("the line `embedded`, and"));
+        assert!(
+            check(&[("audit", "/a"), ("profile", "db")])
+                .unwrap_err()
+                .contains("profiles/db, with the line `audit=/a`")
+        );
+    }
+
+    #[test]
+    fn what_a_profile_says_holds() {
+        let defaults = map(&[("api-url", "http://x"), ("api-key-file", "/k"), ("mode", "0640")]);
+        let of = |profile: &[(&str, &str)], own: &[(&str, &str)]| {
+            of_volume(&defaults, Some(&("db".to_owned(), map(profile))), &map(own), &Known)
+        };
+        let said = of(&[("api_url", "http://y")], &[("profile", "db"), ("prefix", "a"), ("mode", "0600")]);
+        assert_eq!(
+            said.unwrap(),
+            ["--file-mode=0600", "--dir-mode=0700", "--api-url=http://y", "--prefix=a"],
+            "not the other vault's key"
+        );
+        for (profile, own) in [
+            (("prefix", "a"), ("prefix", "b")),
+            (("read-only", ""), ("ro", "false")),
+            (("file_mode", "0600"), ("mode", "0644")),
+            (("mode", "0600"), ("dir-mode", "0755")),
+        ] {
+            let said = of(&[profile], &[("profile", "db"), own]).unwrap_err();
+            assert!(said.contains("the profile db says that"), "{said}");
+        }
+        assert!(of(&[("file-mode", "0600")], &[("dir-mode", "0755")]).is_ok());
+        assert!(of(&[("profile", "other")], &[]).unwrap_err().contains("no such option"));
     }
 
     #[test]

@@ -6,13 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{Extension, Router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
@@ -21,6 +21,7 @@ use super::driver::Driver;
 use super::protocol::{Answer, Ask, CONTENT_TYPE, Refused, Scope};
 use super::state::Refusal;
 use crate::fuse::trust;
+use crate::server::listen::Peer;
 
 /// Where dockerd looks for plugins.
 const OF_DOCKER: &str = "/run/docker/plugins";
@@ -155,13 +156,13 @@ async fn remove(State(driver): Shared, body: Bytes) -> Response {
     to_the_end(name, move |name| async move { driver.remove(&name).await }).await
 }
 
-async fn mount(State(driver): Shared, body: Bytes) -> Response {
+async fn mount(State(driver): Shared, Extension(Peer(engine)): Extension<Peer>, body: Bytes) -> Response {
     let (name, id) = match ask(&body).and_then(|ask| user(&ask)) {
         Ok(user) => user,
         Err(e) => return refused(e),
     };
     let (tell, hear) = oneshot::channel();
-    tokio::spawn(async move { driver.mount(&name, &id, |answer| tell.send(answer).is_ok()).await });
+    tokio::spawn(async move { driver.mount(&name, &id, engine, |answer| tell.send(answer).is_ok()).await });
     answer(heard(hear.await).map(|mountpoint| Answer::Mountpoint { mountpoint }))
 }
 

@@ -1,12 +1,11 @@
 //! Which volumes there are, and who uses them. Pure: each change is a function from state to state.
 //!
-//! Users are counted by the ID that comes with Mount and Unmount, as a set: dockerd gives each mounting an ID of its
-//! own (and mounts twice to start one container), podman counts itself and always gives the same one. A Mount or
-//! Unmount that is repeated after a lost answer therefore changes nothing.
+//! Mounts are counted for each ID that comes with Mount and Unmount: `docker cp` mounts and unmounts with the ID of the
+//! container that runs. An Unmount of an ID that has no Mount changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Why something cannot be done; the sentence is shown to whoever ran `docker` or `podman`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +30,14 @@ pub enum Refusal {
         /// How many, in words.
         users: String,
     },
+    /// Nobody is counted, but it is bound.
+    #[error("the vaultfs volume {name} is in use: {holder}")]
+    Bound {
+        /// The volume.
+        name: String,
+        /// Where it is bound, as a sentence.
+        holder: String,
+    },
     /// Anything that a layer below says, a sentence already.
     #[error("{0}")]
     Said(String),
@@ -43,9 +50,23 @@ pub struct Volume {
     pub options: BTreeMap<String, String>,
     /// When, in seconds since 1970.
     pub created: u64,
-    /// The IDs it is mounted for.
-    #[serde(default)]
-    pub users: BTreeSet<String>,
+    /// The IDs it is mounted for, and how many times for each.
+    #[serde(default, deserialize_with = "users")]
+    pub users: BTreeMap<String, u32>,
+}
+
+/// Earlier versions wrote a list of IDs.
+fn users<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, u32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Counted(BTreeMap<String, u32>),
+        Listed(Vec<String>),
+    }
+    Ok(match Written::deserialize(from)? {
+        Written::Counted(users) => users,
+        Written::Listed(ids) => ids.into_iter().map(|id| (id, 1)).collect(),
+    })
 }
 
 /// All volumes.
@@ -75,24 +96,34 @@ impl Volumes {
             Some(old) if old.options == *options => Ok(false),
             Some(_) => Err(Refusal::Differs(name.to_owned())),
             None => {
-                let volume = Volume { options: options.clone(), created: now, users: BTreeSet::new() };
+                let volume = Volume { options: options.clone(), created: now, users: BTreeMap::new() };
                 self.0.insert(name.to_owned(), volume);
                 Ok(true)
             }
         }
     }
 
-    /// Somebody uses it. False if that was known.
-    pub fn acquire(&mut self, name: &str, id: &str) -> Result<bool, Refusal> {
-        let volume = self.0.get_mut(name).ok_or_else(|| Refusal::Unknown(name.to_owned()))?;
-        Ok(volume.users.insert(id.to_owned()))
+    /// Counts a Mount.
+    pub fn acquire(&mut self, name: &str, id: &str) -> Result<(), Refusal> {
+        let users = self.users(name)?.entry(id.to_owned()).or_default();
+        *users = users.saturating_add(1);
+        Ok(())
     }
 
-    /// Somebody uses it no more. True if nobody is left.
+    /// Counts an Unmount. False if the ID had no Mount.
     pub fn release(&mut self, name: &str, id: &str) -> Result<bool, Refusal> {
+        let users = self.users(name)?;
+        let Some(count) = users.get_mut(id) else { return Ok(false) };
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            users.remove(id);
+        }
+        Ok(true)
+    }
+
+    fn users(&mut self, name: &str) -> Result<&mut BTreeMap<String, u32>, Refusal> {
         let volume = self.0.get_mut(name).ok_or_else(|| Refusal::Unknown(name.to_owned()))?;
-        volume.users.remove(id);
-        Ok(volume.users.is_empty())
+        Ok(&mut volume.users)
     }
 
     /// Whether it may be removed: nobody uses it.
@@ -105,11 +136,9 @@ impl Volumes {
         Err(Refusal::InUse { name: name.to_owned(), users })
     }
 
-    /// Takes a volume away that nobody uses.
-    pub fn remove(&mut self, name: &str) -> Result<(), Refusal> {
-        self.check_unused(name)?;
+    /// Takes a volume away. It is done when there is none.
+    pub fn remove(&mut self, name: &str) {
         self.0.remove(name);
-        Ok(())
     }
 
     /// After a restart of the machine nobody uses anything.
@@ -159,14 +188,32 @@ mod tests {
     fn users_are_counted_by_their_id() {
         let mut volumes = Volumes::default();
         volumes.create("v", &options(""), 0).expect("new");
-        assert_eq!(volumes.acquire("v", "one"), Ok(true));
-        assert_eq!(volumes.acquire("v", "one"), Ok(false), "a repeated request");
-        assert_eq!(volumes.acquire("v", "two"), Ok(true));
-        assert_eq!(volumes.remove("v").unwrap_err().to_string().matches("2 containers").count(), 1);
-        assert_eq!(volumes.release("v", "one"), Ok(false));
+        volumes.acquire("v", "one").expect("there");
+        // docker cp, with the ID of the container that runs.
+        volumes.acquire("v", "one").expect("there");
+        assert_eq!(volumes.release("v", "one"), Ok(true));
+        assert!(volumes.check_unused("v").is_err(), "the container runs");
+        volumes.acquire("v", "two").expect("there");
+        let said = volumes.check_unused("v").unwrap_err().to_string();
+        assert_eq!(said.matches("2 containers").count(), 1, "{said}");
+        assert_eq!(volumes.release("v", "one"), Ok(true));
         assert_eq!(volumes.release("v", "one"), Ok(false), "a repeated request");
+        assert!(volumes.check_unused("v").is_err());
         assert_eq!(volumes.release("v", "two"), Ok(true));
-        assert_eq!(volumes.remove("v"), Ok(()));
+        assert_eq!(volumes.check_unused("v"), Ok(()));
+        volumes.remove("v");
+        volumes.remove("v");
         assert_eq!(volumes.acquire("v", "one"), Err(Refusal::Unknown("v".into())));
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_read() {
+        let old = r#"{"v":{"options":{},"created":7,"users":["a","b"]},"w":{"options":{},"created":7}}"#;
+        let mut volumes: Volumes = serde_json::from_str(old).expect("as it was written");
+        assert_eq!(volumes.get("v").expect("there").users.len(), 2);
+        assert!(volumes.get("w").expect("there").users.is_empty());
+        volumes.acquire("v", "a").expect("there");
+        let text = serde_json::to_string(&volumes).expect("plain data");
+        assert_eq!(serde_json::from_str::<Volumes>(&text).expect("as it was written"), volumes);
     }
 }

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Volumes;
 
+/// The state.
+const VOLUMES: &str = "volumes.json";
 /// The database of an embedded vault.
 const VAULT: &str = "vault.db";
 
@@ -48,6 +50,12 @@ pub struct Store {
 struct OnDisk {
     boot: String,
     volumes: Volumes,
+}
+
+/// What is remembered in a state directory, whoever uses it.
+pub fn volumes_in(dir: &Path) -> io::Result<Volumes> {
+    let text = fs::read(dir.join(VOLUMES))?;
+    Ok(serde_json::from_slice::<OnDisk>(&text)?.volumes)
 }
 
 impl Store {
@@ -110,7 +118,7 @@ impl Store {
     }
 
     fn file(&self) -> PathBuf {
-        self.dir.join("volumes.json")
+        self.dir.join(VOLUMES)
     }
 }
 

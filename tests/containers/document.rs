@@ -96,6 +96,12 @@ pub fn followed(podman: &Engine, docker: &Engine) {
     podman.remove("web");
     run(place.vaultfs(["unmount"]).arg(&place.mnt)).ok();
 
+    // Podman's secrets: made, read in a container, removed.
+    let said = reader.follows(&next(), "printf %s 's3cret' | podman secret create");
+    assert_eq!(said.lines().nth(1).map(|line| line.starts_with("s3cret")), Some(true), "{said}");
+    let listed = run(place.vaultfs(["ls"]).arg(place.embedded())).ok();
+    assert!(!listed.contains("podman/"), "{listed}");
+
     // Volumes.
     let said = reader.follows(&next(), "vaultfs volume-plugin --socket /run/docker/plugins/vaultfs.sock");
     assert_eq!(said, "app-secrets\ntoken\napp-secrets\n");

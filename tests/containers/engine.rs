@@ -209,7 +209,7 @@ fn directory() -> TempDir {
     tempfile::Builder::new().prefix("vaultfs-test-engine-").tempdir().unwrap()
 }
 
-fn need(command: &str, package: &str) {
+pub fn need(command: &str, package: &str) {
     let found = run(Command::new("sh").args(["-c", &format!("command -v {command}")])).code == Some(0);
     assert!(found, "'{command}' is missing: apt-get install {package}, or scripts/test, which does it");
 }

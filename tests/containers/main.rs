@@ -78,9 +78,44 @@ fn a_volume_whose_dockerd_was_killed_can_be_removed() {
 }
 
 #[test]
+fn podman_cp_leaves_a_volume_to_its_container() {
+    if !cannot() {
+        copied_beside_a_container(&Engine::podman());
+    }
+}
+
+#[test]
+fn docker_cp_leaves_a_volume_to_its_container() {
+    if !cannot() {
+        copied_beside_a_container(&Engine::docker());
+    }
+}
+
+#[test]
+fn podman_in_a_mount_namespace_of_its_own_writes_no_secret_to_the_disk() {
+    if !cannot() {
+        engine_without_the_mounts(&Engine::podman());
+    }
+}
+
+#[test]
+fn a_container_that_docker_restarts_while_the_vault_is_away_goes_on() {
+    if !cannot() {
+        restarts(&Engine::docker());
+    }
+}
+
+#[test]
 fn rootless_podman_uses_the_mounts_of_its_user() {
     if !cannot() {
         users::rootless();
+    }
+}
+
+#[test]
+fn rootless_podman_that_maps_users_needs_a_mount_for_others() {
+    if !cannot() {
+        users::rootless_and_mapped();
     }
 }
 
@@ -277,6 +312,83 @@ fn engine_killed(engine: &mut Engine) {
     until("no process is left", || processes_of(&at).is_empty());
     let log = plugin.log();
     assert_eq!(log.matches("its users were never struck out").count(), 1, "{log}");
+}
+
+/// The engine mounts and unmounts once more, with the ID of the container that runs.
+fn copied_beside_a_container(engine: &Engine) {
+    let plugin = Plugin::listening_at(engine.plugin_socket.clone(), Place::new(), &[]);
+    let at = plugin.state().join("volumes/shared");
+    engine.volume("shared", &[]);
+    engine.start("first", &["-v", "shared:/s"], "echo -n one > /s/x; while :; do sleep 1; done");
+    until("it has written", || fs::read(at.join("x")).is_ok_and(|value| value == b"one"));
+    let processes = processes_of(&at);
+    for _ in 0..2 {
+        engine.run(["cp", "/etc/hostname", "first:/tmp/copy"]).ok();
+        engine.run(["cp", "first:/s/x", plugin.place.dir.path().join("copy").to_str().unwrap()]).ok();
+    }
+    assert!(is_mounted(&at), "it runs");
+    let second = ["-v", "shared:/s"];
+    assert_eq!(engine.sh(&second, "cat /s/x; echo -n two > /s/y").ok(), "one");
+    assert_eq!(engine.run(["exec", "first", "cat", "/s/y"]).ok(), "two");
+    assert_eq!(processes_of(&at), processes, "one mount for both");
+    engine.remove("first");
+    until("the last one's end unmounts", || !is_mounted(&at));
+    engine.run(["volume", "rm", "shared"]).ok();
+}
+
+fn engine_without_the_mounts(engine: &Engine) {
+    let plugin = Plugin::listening_at(engine.plugin_socket.clone(), Place::new(), &[]);
+    let at = plugin.state().join("volumes/blind");
+    engine.volume("blind", &[]);
+    let writes = [
+        "run",
+        "--rm",
+        "--network=none",
+        "-v",
+        "blind:/s",
+        engine::IMAGE,
+        "/bin/sh",
+        "-c",
+        "echo geheim > /s/x",
+    ];
+    let plain = engine.command(writes);
+    let mut apart = Command::new("unshare");
+    apart.arg("--mount").arg(plain.get_program()).args(plain.get_args());
+    apart.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let said = run(&mut apart);
+    assert!(said.code != Some(0) && said.err.contains("does not see its mount"), "{said:?}");
+    assert!(!at.exists(), "nothing is on the disk");
+    engine.run(writes).ok();
+    engine.run(["volume", "rm", "blind"]).ok();
+    let got = run(plugin.place.vaultfs(["get"]).arg(plugin.place.embedded()).arg("x"));
+    assert_eq!(got.ok(), "geheim\n");
+}
+
+/// As `restart: always` of compose. Docker gives a container up whose volume cannot be mounted.
+fn restarts(engine: &Engine) {
+    let place = Place::new();
+    let (server, url) = plugin::server(&place);
+    let key = place.data.join("api-key");
+    let socket = engine.plugin_socket.clone();
+    let plugin = Plugin::listening_at(socket, place, &["--keep-mounted", "60s"]);
+    plugin.profile("away", &json!({ "api-url": url, "api-key-file": key, "timeout": "2s" }));
+    engine.volume("kept", &["profile=away"]);
+    engine.sh(&["-v", "kept:/s"], "echo -n v > /s/x").ok();
+    engine.start("again", &["--restart=always", "-v", "kept:/s"], "cat /s/x && sleep 1");
+    let count = || -> u32 {
+        engine.run(["inspect", "-f", "{{.RestartCount}}", "again"]).ok().trim().parse().unwrap()
+    };
+    until("it restarts", || count() > 0);
+    common::signal(server.0.id() as i32, nix::sys::signal::Signal::SIGSTOP);
+    let before = count();
+    until("it restarts while the vault is away", || count() > before + 1);
+    common::signal(server.0.id() as i32, nix::sys::signal::Signal::SIGCONT);
+    let before = count();
+    until("it goes on", || count() > before);
+    assert!(!engine.run(["logs", "again"]).err.contains("cat:"), "it read the secret each time");
+    engine.remove("again");
+    engine.run(["volume", "rm", "kept"]).ok();
+    assert!(!plugin.state().join("volumes/kept").exists(), "a removal does not wait");
 }
 
 /// The engine cannot tell the plugin that a container is gone. Its volume can be removed all the same, and one whose

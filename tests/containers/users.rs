@@ -3,18 +3,87 @@
 use std::fs;
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Beside, DeviceForAll, Mount, Place, VAULTFS, open_to_all, run, signal, until};
-use crate::engine::{self, Engine, IMAGE};
+use crate::common::{Beside, DeviceForAll, Mount, Place, Ran, VAULTFS, open_to_all, run, signal, until};
+use crate::engine::{self, Engine, IMAGE, need};
 
 /// A user with a mount and a volume plugin of their own. In namespaces of the test's own, so that podman's pause process
 /// ends with it; and with shared mounts, as systemd makes them, else podman would not see what is mounted later.
 pub fn rootless() {
     let place = Place::new();
     let _device = DeviceForAll::open();
+    let home = home_of_nobody(&place);
+    let script = r#"set -e
+        cd "$HOME"
+        export XDG_RUNTIME_DIR=$HOME CONTAINERS_CONF=$HOME/containers.conf CONTAINERS_STORAGE_CONF=$HOME/storage.conf
+        ./vaultfs mount --embedded=v mnt
+        printf s3cret > mnt/db
+        podman import image.tar "$IMAGE" > /dev/null
+        inside() { podman run --rm --network=none "$@"; }
+        inside -v "$HOME/mnt:/s:ro" "$IMAGE" /bin/sh -c 'id -u; cat /s/db; echo; if echo x > /s/no; then echo written; fi'
+        inside -v "$HOME/mnt:/s" "$IMAGE" /bin/sh -c 'echo -n new > /s/made'
+        cat mnt/made; echo
+        ./vaultfs volume-plugin --socket p.sock --state state --keep-mounted 0s -o "embedded=$HOME/v" &
+        until [ -S p.sock ]; do sleep 0.05; done
+        podman volume create --driver vt app
+        inside -v app:/s "$IMAGE" /bin/sh -c 'cat /s/made; echo'
+        if ./vaultfs status | grep volumes/app; then echo "it is left"; fi
+        podman volume rm app > /dev/null
+        kill %1; wait %1 || true
+        ./vaultfs unmount mnt"#;
+    let said = as_nobody(&home, "", script);
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "0\ns3cret\nnew\napp\nnew\n"), "{said:?}");
+    assert!(said.err.contains("Read-only file system"), "{said:?}");
+}
+
+/// The second table of docs/CONTAINERS.md: rootless containers whose users are mapped in another way.
+pub fn rootless_and_mapped() {
+    need("newuidmap", "uidmap");
+    let place = Place::new();
+    let _device = DeviceForAll::open();
+    let home = home_of_nobody(&place);
+    // In the mount namespace of the test: users to map to, and the permission to let them in.
+    fs::write(home.join("ids"), "nobody:200000:65536\n").unwrap();
+    fs::write(home.join("fuse.conf"), "user_allow_other\n").unwrap();
+    let prepare = "touch /etc/fuse.conf
+        for table in /etc/subuid /etc/subgid; do mount --bind $HOME/ids $table; done
+        mount --bind $HOME/fuse.conf /etc/fuse.conf";
+    let script = r#"
+        cd "$HOME"
+        export XDG_RUNTIME_DIR=$HOME CONTAINERS_CONF=$HOME/containers.conf CONTAINERS_STORAGE_CONF=$HOME/storage.conf
+        podman import image.tar "$IMAGE" > /dev/null || exit
+        inside() {
+            podman run --rm --network=none "$@" -v "$HOME/mnt:/s" "$IMAGE" /bin/sh -c 'cat /s/db' 2> said ||
+                grep -o 'OCI permission denied\|ermission denied' said | head -n 1
+        }
+        for open in "" "--allow-other" "--allow-other --file-mode=0644 --dir-mode=0755"; do
+            ./vaultfs mount --embedded=v $open mnt || exit
+            echo s3cret > mnt/db
+            for user in --cap-drop=ALL --userns=keep-id --user=1000; do echo "$user: $(inside $user)"; done
+            ./vaultfs unmount --lazy mnt
+        done"#;
+    let said = as_nobody(&home, prepare, script);
+    let lines: Vec<&str> = said.out.lines().collect();
+    let [nothing, others, modes] = [0, 3, 6].map(|at| lines.get(at..at + 3).unwrap_or_default());
+    assert_eq!(nothing[0], "--cap-drop=ALL: s3cret", "{said:?}");
+    for refused in &nothing[1..] {
+        assert!(refused.ends_with("ermission denied"), "{said:?}");
+    }
+    assert_eq!(others[..2], ["--cap-drop=ALL: s3cret", "--userns=keep-id: s3cret"], "{said:?}");
+    assert!(others[2].ends_with("ermission denied"), "{said:?}");
+    assert_eq!(
+        modes,
+        ["--cap-drop=ALL: s3cret", "--userns=keep-id: s3cret", "--user=1000: s3cret"],
+        "{said:?}"
+    );
+}
+
+/// A directory with what podman needs, and an empty directory to mount on.
+fn home_of_nobody(place: &Place) -> PathBuf {
     let home = place.dir.path().join("home");
     fs::create_dir_all(home.join("mnt")).unwrap();
     fs::copy(VAULTFS, home.join("vaultfs")).unwrap();
@@ -42,43 +111,21 @@ pub fn rootless() {
     for theirs in [&home, &home.join("mnt")] {
         chown(theirs, Some(65534), Some(65534)).unwrap();
     }
-    let script = r#"set -e
-        cd "$HOME"
-        export XDG_RUNTIME_DIR=$HOME CONTAINERS_CONF=$HOME/containers.conf CONTAINERS_STORAGE_CONF=$HOME/storage.conf
-        ./vaultfs mount --embedded=v mnt
-        printf s3cret > mnt/db
-        podman import image.tar "$IMAGE" > /dev/null
-        inside() { podman run --rm --network=none "$@"; }
-        inside -v "$HOME/mnt:/s:ro" "$IMAGE" /bin/sh -c 'id -u; cat /s/db; echo; if echo x > /s/no; then echo written; fi'
-        inside -v "$HOME/mnt:/s" "$IMAGE" /bin/sh -c 'echo -n new > /s/made'
-        cat mnt/made; echo
-        ./vaultfs volume-plugin --socket p.sock --state state -o "embedded=$HOME/v" &
-        until [ -S p.sock ]; do sleep 0.05; done
-        podman volume create --driver vt app
-        inside -v app:/s "$IMAGE" /bin/sh -c 'cat /s/made; echo'
-        if ./vaultfs status | grep volumes/app; then echo "it is left"; fi
-        podman volume rm app > /dev/null
-        kill %1; wait %1 || true
-        ./vaultfs unmount mnt"#;
+    home
+}
+
+/// Runs a script as an ordinary user, after another one as root.
+fn as_nobody(home: &Path, prepare: &str, script: &str) -> Ran {
+    let prepared = format!(
+        "set -e\n{prepare}\nexec setpriv --reuid nobody --regid nogroup --clear-groups bash -c \"$1\""
+    );
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "shared", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-    command.args([
-        "setpriv",
-        "--reuid",
-        "nobody",
-        "--regid",
-        "nogroup",
-        "--clear-groups",
-        "bash",
-        "-c",
-        script,
-    ]);
+    command.args(["bash", "-c", &prepared, "bash", script]);
     for name in ["XDG_STATE_HOME", "XDG_DATA_HOME"] {
         command.env_remove(name);
     }
-    let said = run(command.env("HOME", &home).env("IMAGE", IMAGE).current_dir("/"));
-    assert_eq!((said.code, said.out.as_str()), (Some(0), "0\ns3cret\nnew\napp\nnew\n"), "{said:?}");
-    assert!(said.err.contains("Read-only file system"), "{said:?}");
+    run(command.env("HOME", home).env("IMAGE", IMAGE).current_dir("/"))
 }
 
 /// The table of docs/CONTAINERS.md: the mount belongs to whom the container's root is outside.

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -36,9 +36,18 @@ impl Plugin {
         plugin
     }
 
+    /// Without options of its own it gives all volumes the place's vault. What nobody uses is unmounted at once.
     pub fn run(&mut self, args: &[&str]) {
         let mut command = self.place.vaultfs(["volume-plugin", "--socket"]);
-        command.arg(self.socket()).arg("--state").arg(self.state()).args(args);
+        command.arg(self.socket()).arg("--state").arg(self.state());
+        command.arg("--profiles").arg(self.profiles());
+        if !args.contains(&"--keep-mounted") {
+            command.args(["--keep-mounted", "0s"]);
+        }
+        if !args.contains(&"-o") {
+            command.arg("-o").arg(&self.place.embedded()[2..]);
+        }
+        command.args(args);
         command.envs(self.credentials.as_ref().map(|dir| ("CREDENTIALS_DIRECTORY", dir)));
         let log =
             fs::File::options().create(true).append(true).open(self.place.dir.path().join("plugin.log"));
@@ -53,6 +62,19 @@ impl Plugin {
 
     pub fn state(&self) -> PathBuf {
         self.place.dir.path().join("volumes-state")
+    }
+
+    pub fn profiles(&self) -> PathBuf {
+        self.place.dir.path().join("profiles")
+    }
+
+    /// Writes a profile with these options.
+    pub fn profile(&self, name: &str, options: &Value) {
+        fs::create_dir_all(self.profiles()).unwrap();
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let lines =
+            options.as_object().unwrap().iter().map(|(name, value)| format!("{name}={}\n", text(value)));
+        fs::write(self.profiles().join(name), lines.collect::<String>()).unwrap();
     }
 
     pub fn pid(&self) -> i32 {
@@ -114,8 +136,6 @@ impl Plugin {
     }
 
     pub fn create(&self, name: &str, options: Value) {
-        let mut options = options;
-        options["embedded"] = json!(self.place.data);
         self.ok("VolumeDriver.Create", json!({ "Name": name, "Opts": options }));
     }
 
@@ -142,4 +162,14 @@ impl Drop for Plugin {
             eprintln!("the plugin's log:\n{}", self.log());
         }
     }
+}
+
+/// `vaultfs serve` and where it is.
+pub fn server(place: &Place) -> (Beside, String) {
+    let mut command = place.vaultfs(["serve", "--listen", "127.0.0.1:0", "--data"]);
+    command.arg(&place.data).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut process = Beside::start(&mut command);
+    let mut url = String::new();
+    BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    (process, url.trim().to_owned())
 }

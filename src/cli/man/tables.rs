@@ -186,6 +186,11 @@ pub const FILES: &[Entry] = &[
         counts: plugs,
     },
     Entry {
+        name: "/etc/vaultfs/profiles",
+        says: "Options that volumes name and may not have themselves, a file for each profile.",
+        counts: plugs,
+    },
+    Entry {
         name: "/var/lib/vaultfs-volumes",
         says: "Root's volumes: what they are, and where they are mounted.",
         counts: plugs,

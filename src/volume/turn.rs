@@ -1,0 +1,110 @@
+//! Whose turn it is to change a volume, and which volumes are without users.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+use super::mounter::Interruption;
+
+/// The volumes that are being changed, one change at a time for each.
+#[derive(Default)]
+pub struct Turns(Mutex<HashMap<String, Arc<Turn>>>);
+
+impl Turns {
+    /// Waits for the turn.
+    pub async fn next(&self, name: &str) -> MyTurn {
+        let turn = self.of(name);
+        let lock = turn.lock.clone().lock_owned().await;
+        MyTurn { turn, _lock: lock }
+    }
+
+    /// As [`Turns::next`], but an unmounting that goes on for nobody gives way.
+    pub async fn soon(&self, name: &str) -> MyTurn {
+        let turn = self.of(name);
+        let hurry = Hurry::new(&turn.hurry);
+        let lock = turn.lock.clone().lock_owned().await;
+        drop(hurry);
+        MyTurn { turn, _lock: lock }
+    }
+
+    fn of(&self, name: &str) -> Arc<Turn> {
+        let mut turns = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(name.to_owned()).or_default().clone()
+    }
+}
+
+/// The turns of one volume.
+#[derive(Default)]
+struct Turn {
+    lock: Arc<tokio::sync::Mutex<()>>,
+    /// How many engines wait for the volume, to mount or to remove it.
+    hurry: watch::Sender<usize>,
+}
+
+/// The turn of whoever holds it.
+pub struct MyTurn {
+    turn: Arc<Turn>,
+    _lock: tokio::sync::OwnedMutexGuard<()>,
+}
+
+/// Counts one who waits, as long as it is there.
+struct Hurry<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Hurry<'a> {
+    fn new(hurry: &'a watch::Sender<usize>) -> Self {
+        hurry.send_modify(|n| *n += 1);
+        Self(hurry)
+    }
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
+}
+
+impl MyTurn {
+    /// Whether an engine wants the volume.
+    pub fn is_wanted(&self) -> bool {
+        *self.turn.hurry.borrow() > 0
+    }
+
+    /// Ends when an engine wants the volume.
+    pub fn wanted(&self) -> Interruption {
+        let mut hurry = self.turn.hurry.subscribe();
+        Box::pin(async move {
+            // The sender is held as long as this turn is.
+            if hurry.wait_for(|n| *n > 0).await.is_err() {
+                std::future::pending().await
+            }
+        })
+    }
+}
+
+/// Volumes without users, each with the number of the time since which it has none.
+#[derive(Debug, Default)]
+pub struct Idle {
+    last: u64,
+    since: HashMap<String, u64>,
+}
+
+impl Idle {
+    /// A volume has no users from now on.
+    pub fn begin(&mut self, name: &str) -> u64 {
+        self.last += 1;
+        self.since.insert(name.to_owned(), self.last);
+        self.last
+    }
+
+    /// It has one, or is gone.
+    pub fn end(&mut self, name: &str) {
+        self.since.remove(name);
+    }
+
+    /// Whether it has had none since then.
+    pub fn is_since(&self, name: &str, begun: u64) -> bool {
+        self.since.get(name) == Some(&begun)
+    }
+}
