@@ -5,9 +5,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Level};
-use crate::cli::status;
+use crate::cli::{status, volume_plugin};
 use crate::display::Shown;
 use crate::fuse::{mountpoint, mounts};
+use crate::volume::{options, store};
 
 /// Programs that read every file they find, and how to keep each away from mounts.
 const CRAWLERS: [(&str, &str, &str); 6] = [
@@ -73,6 +74,7 @@ pub fn examine(machine: &Machine) -> Vec<Finding> {
     ];
     found.extend(crawlers(machine));
     found.extend(containers(machine));
+    found.extend(volumes(machine));
     found.extend(key_files(machine));
     if machine.here {
         found.extend(mounted());
@@ -288,6 +290,44 @@ fn containers(machine: &Machine) -> Vec<Finding> {
             ));
         }
     }
+    let permits = mountpoint::permits_allow_other(&machine.text("etc/fuse.conf").unwrap_or_default());
+    if machine.has("usr/bin/podman") && !permits {
+        found.push(Finding::note(
+            "container",
+            "rootless containers with --userns=keep-id, --userns=auto or --user cannot enter their user's mounts: \
+             podman says `OCI permission denied`",
+            "the line user_allow_other in /etc/fuse.conf, then mount with --allow-other, for --user and auto with \
+             --file-mode 0644 --dir-mode 0755, too",
+        ));
+    }
+    found
+}
+
+/// Volumes whose options could not be given any more.
+fn volumes(machine: &Machine) -> Vec<Finding> {
+    let of_root = machine.path("var/lib/vaultfs-volumes");
+    let own = machine.ordinary.then(|| volume_plugin::default_state().ok()).flatten();
+    let mut found = Vec::new();
+    for dir in [Some(of_root), own].into_iter().flatten() {
+        let volumes = match store::volumes_in(&dir) {
+            Ok(volumes) => volumes,
+            // Another user's, most likely.
+            Err(_) => continue,
+        };
+        for (name, volume) in volumes.iter() {
+            let old = options::old(&volume.options);
+            if !old.is_empty() {
+                found.push(Finding::warning(
+                    "volume",
+                    format!("the volume {name} has options that belong into a profile: {}", old.join(", ")),
+                    format!(
+                        "write them into /etc/vaultfs/profiles/{name} (name=value, a line each), then `volume rm {name}` \
+                         and `volume create … -o profile={name}`: this deletes nothing in the vault"
+                    ),
+                ));
+            }
+        }
+    }
     found
 }
 
@@ -446,6 +486,32 @@ mod tests {
         assert_eq!(of("unlimited"), Level::Ok);
         assert_eq!(of("65536"), Level::Warning);
         assert_eq!(swap(&machine(&[("proc/swaps", "Filename\n")]).1).level, Level::Ok);
+    }
+
+    #[test]
+    fn volumes_with_options_of_profiles_are_listed() {
+        let written = |options: &str| {
+            format!(r#"{{"boot":"b","volumes":{{"app":{{"options":{options},"created":7,"users":["x"]}}}}}}"#)
+        };
+        let of = |text: &str| volumes(&machine(&[("var/lib/vaultfs-volumes/volumes.json", text)]).1);
+        let old = of(&written(r#"{"prefix":"a","on-change":"true","api_key_file":"/k"}"#));
+        assert_eq!((old.len(), old[0].level), (1, Level::Warning));
+        assert!(
+            old[0]
+                .says
+                .ends_with("volume app has options that belong into a profile: api_key_file, on-change")
+        );
+        assert!(of(&written(r#"{"prefix":"a","profile":"p"}"#)).is_empty());
+        assert!(of("{").is_empty() && volumes(&machine(&[]).1).is_empty());
+    }
+
+    #[test]
+    fn rootless_containers_need_mounts_for_others() {
+        let said = |conf: &str| {
+            let (_dir, machine) = machine(&[("usr/bin/podman", ""), ("etc/fuse.conf", conf)]);
+            containers(&machine).iter().any(|finding| finding.says.contains("--userns=keep-id"))
+        };
+        assert!(said("#user_allow_other\n") && !said("user_allow_other\n"));
     }
 
     #[test]
