@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use common::{Beside, Mount, Place, run};
 
@@ -97,4 +97,90 @@ fn reading_ahead_takes_a_quarter_of_what_is_left_and_nothing_of_the_last_quarter
     (1..=left as usize).for_each(|k| look(n - k));
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert_eq!(figures(), (asked + left, 0), "one request for each");
+}
+
+/// A script as user `nobody`, who is let in; `$M` is the mount point.
+fn as_nobody(mount: &Mount, script: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", script]);
+    command.env("M", mount.mnt()).current_dir("/");
+    command
+}
+
+fn mounted_for_all(place: Place, way: &[String], refresh: &str) -> Mount {
+    common::open_to_all(place.dir.path());
+    let options = ["--allow-other", "--file-mode=0644", "--dir-mode=0755", refresh];
+    mounted(place, way, &options)
+}
+
+#[test]
+fn who_is_merely_let_in_takes_half_of_the_budget_and_the_owner_goes_on() {
+    if !common::is_root() {
+        eprintln!("skipped: only root can be another user");
+        return;
+    }
+    let direct = "for n in $(seq 120); do dd if=$M/f$n iflag=direct status=none of=/dev/null; done";
+    let cold = "for n in $(seq 120); do cat $M/f$n > /dev/null; done";
+    let absent = "for n in $(seq 120); do test -e $M/absent$n; stat -c %n $M/absent$n/x$n; done";
+    let listings = "for n in $(seq 120); do ls $M > /dev/null; sleep 0.02; done";
+    for (script, refresh) in [
+        (direct, "--refresh=1h"),
+        (cold, "--refresh=1h"),
+        (absent, "--refresh=1ms"),
+        (listings, "--refresh=1ms"),
+    ] {
+        let (place, _serving, way) = served(150, "60");
+        let mount = mounted_for_all(place, &way, refresh);
+        let errors = mount.place().dir.path().join("errors");
+        let forever = format!("while :; do {script}; done");
+        let mut guest = as_nobody(&mount, &forever);
+        guest.stdout(Stdio::null()).stderr(fs::File::create(&errors).unwrap());
+        let guest = Beside::start(&mut guest);
+        common::until("the guest is refused", || {
+            fs::read_to_string(&errors).unwrap().contains("Device or resource busy")
+                || mount.log().contains("operation failed")
+                || mount.status()["fs"]["vault"]["budget"]["remaining"].as_u64() <= Some(30)
+        });
+        for n in 140..145 {
+            assert_eq!(
+                fs::read(mount.path(format!("f{n}"))).unwrap(),
+                format!("value {n}").as_bytes(),
+                "{script}"
+            );
+        }
+        assert!(fs::read_dir(mount.mnt()).unwrap().count() >= 150, "{script}");
+        common::until("the guest goes on", || {
+            fs::metadata(&errors).unwrap().len() > 20_000 || script == listings
+        });
+        assert_eq!(fs::read(mount.path("f146")).unwrap(), b"value 146", "{script}");
+        drop(guest);
+        let failures = mount.log().lines().filter(|line| line.contains("EBUSY")).count();
+        assert!(failures <= 20, "{script}: {}", mount.log());
+        let outage = mount.status()["fs"]["vault"]["outage"].clone();
+        assert!(outage.is_null(), "it is no outage: {outage}");
+    }
+}
+
+#[test]
+fn o_direct_of_who_is_merely_let_in_asks_once_a_second_and_a_spent_limit_is_ebusy() {
+    if !common::is_root() {
+        eprintln!("skipped: only root can be another user");
+        return;
+    }
+    let (place, _serving, way) = served(40, "100");
+    let mount = mounted_for_all(place, &way, "--refresh=1h");
+    let direct = "dd if=$M/f1 iflag=direct status=none of=/dev/null";
+    let before = (mount.requests(), std::time::Instant::now());
+    run(&mut as_nobody(&mount, &format!("set -e; for n in $(seq 100); do {direct}; done"))).ok();
+    let (asked, seconds) = (mount.requests() - before.0, before.1.elapsed().as_secs());
+    assert!(asked <= seconds + 2, "{asked} requests in {seconds} s");
+    // The owner's asks each time, to the end of the limit.
+    let loop_of =
+        |times: u32| format!("for n in $(seq {times}); do {direct} || exit 1; done").replace("$M/", "");
+    let refused = mount.script("sh", &loop_of(110)).err;
+    assert!(refused.contains("Device or resource busy"), "{refused}");
+    assert_eq!(fs::read(mount.path("f1")).unwrap(), b"value 1", "without O_DIRECT what is known is served");
+    assert!(
+        run(&mut as_nobody(&mount, &format!("sleep 1.1; {direct}"))).err.contains("Device or resource busy")
+    );
 }

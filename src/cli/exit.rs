@@ -98,7 +98,7 @@ impl From<vault::Error> for Failure {
         let exit = match e.kind {
             ErrorKind::Unauthorized | ErrorKind::Forbidden => Exit::Key,
             ErrorKind::NotFound => Exit::NotFound,
-            ErrorKind::RateLimited => Exit::RateLimited,
+            ErrorKind::RateLimited | ErrorKind::ShareSpent => Exit::RateLimited,
             ErrorKind::Deadline | ErrorKind::Unreachable | ErrorKind::Server | ErrorKind::BadAnswer => {
                 Exit::Unreachable
             }

@@ -363,7 +363,7 @@ impl FileSystem {
         }
         // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a save.
         let current = self.cache.fetch(call, &job.name).await?;
-        Ok(current.filter(|c| !c.stale && c.object.content.bytes == content.bytes).map(|c| c.object))
+        Ok(current.filter(|c| c.stale.is_none() && c.object.content.bytes == content.bytes).map(|c| c.object))
     }
 
     /// The file is what was stored, now.

@@ -61,7 +61,7 @@ impl From<ErrorKind> for Errno {
             ErrorKind::Invalid => Errno::EINVAL,
             ErrorKind::TooLarge => Errno::EFBIG,
             ErrorKind::NameTooLong => Errno::ENAMETOOLONG,
-            ErrorKind::RateLimited | ErrorKind::NameNotFree => Errno::EBUSY,
+            ErrorKind::RateLimited | ErrorKind::ShareSpent | ErrorKind::NameNotFree => Errno::EBUSY,
             ErrorKind::Deadline | ErrorKind::Unreachable => Errno::ETIMEDOUT,
             ErrorKind::Full => Errno::ENOSPC,
             ErrorKind::Server | ErrorKind::BadAnswer | ErrorKind::OtherObject => Errno::EIO,

@@ -20,6 +20,7 @@ mod control;
 mod dir;
 mod doubt;
 pub mod errno;
+mod failures;
 mod file;
 mod helper;
 mod inode;
@@ -60,7 +61,7 @@ mod write;
 mod wrote;
 mod xattr;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::sync::atomic::AtomicU64;
@@ -92,6 +93,7 @@ use crate::vault::{Call, DynVault, Error, Page};
 use inode::{Node, Table, TableGuard};
 use journal::Pen;
 use open::Handle;
+use status::LastError;
 
 /// An answer, or the work that will give one.
 pub enum Step<T> {
@@ -148,9 +150,6 @@ struct Sightings {
     charged: usize,
 }
 
-/// Failures kept for `status`.
-const LAST_ERRORS: usize = 20;
-
 /// A mounted vault.
 pub struct FileSystem {
     options: Options,
@@ -189,9 +188,7 @@ pub struct FileSystem {
     rotor: rotate::Rotor,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
-    errors: Mutex<VecDeque<status::LastError>>,
-    /// How often each errno was the answer.
-    errno_counts: Mutex<BTreeMap<String, u64>>,
+    failure_log: Arc<failures::FailureLog>,
     failures: AtomicU64,
     started: SystemTime,
 }
@@ -254,8 +251,7 @@ impl FileSystem {
             helper: helper::Register::new(),
             rotor: rotate::Rotor::new(),
             runtime: tokio::runtime::Handle::current(),
-            errors: Mutex::new(VecDeque::with_capacity(LAST_ERRORS)),
-            errno_counts: Mutex::new(BTreeMap::new()),
+            failure_log: Arc::default(),
             failures: AtomicU64::new(0),
             started: clock.wall(),
             options,
@@ -323,31 +319,27 @@ impl FileSystem {
         call.deadline.saturating_duration_since(self.clock.now())
     }
 
-    /// Logs a failure once, with the operation and the name, keeps it for `status`, and gives its errno.
+    /// Logs a failure, with the operation and the name, keeps it for `status`, and gives its errno.
     fn failed(&self, operation: &'static str, name: &str, error: &Error) -> Errno {
         let errno = Errno::from(error);
-        tracing::warn!(operation, name, ?errno, %error, "operation failed");
-        self.remember(operation, name, errno, error.to_string());
+        let failure = LastError::new(self.clock.wall(), operation, name, errno, error.to_string());
+        if self.failure_log.add(&self.runtime, failure) {
+            tracing::warn!(operation, name, ?errno, %error, "operation failed");
+        }
         errno
     }
 
     /// The same for what is refused here: `why` tells what to do.
     fn refused(&self, operation: &'static str, name: &str, errno: Errno, why: &str) -> Errno {
-        tracing::info!(operation, name, ?errno, "refused: {why}");
-        self.remember(operation, name, errno, why.to_owned());
+        let failure = LastError::new(self.clock.wall(), operation, name, errno, why.to_owned());
+        if self.failure_log.add(&self.runtime, failure) {
+            tracing::info!(operation, name, ?errno, "refused: {why}");
+        }
         errno
     }
 
-    fn remember(&self, operation: &'static str, name: &str, errno: Errno, message: String) {
-        *self.errno_counts().entry(format!("{errno:?}")).or_default() += 1;
-        let mut errors = self.errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if errors.len() == LAST_ERRORS {
-            errors.pop_front();
-        }
-        errors.push_back(status::LastError::new(self.clock.wall(), operation, name, errno, message));
-    }
-
-    fn errno_counts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        self.errno_counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Whether this user was merely let in: neither the owner of the mount or of its files, nor root.
+    pub fn is_guest(&self, uid: u32) -> bool {
+        uid != 0 && uid != self.options.uid && uid != nix::unistd::geteuid().as_raw()
     }
 }

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,7 @@ use super::wrote::Whose;
 use super::{Caller, Entry, FileSystem, Kernel, Step, request};
 use crate::crash;
 use crate::vault::ObjectName;
+use crate::vault::cache::Found;
 
 /// What a handle is open on.
 #[derive(Debug)]
@@ -95,6 +96,9 @@ impl HandleRecord {
         Self { held, by: handle.untold.request() }
     }
 }
+
+/// How old an answer may be that O_DIRECT of a guest is content with.
+const GUEST_FRESH: Duration = Duration::from_secs(1);
 
 /// So many handle numbers are written down as in use ahead of their use.
 const NUMBERS: u64 = 4096;
@@ -255,7 +259,7 @@ impl FileSystem {
             Node::File(file) if flags & libc::O_DIRECT != 0 => {
                 let fs = self.clone();
                 Step::later(async move {
-                    fs.is_still_current(&file).await?;
+                    fs.is_still_current(&file, caller).await?;
                     fs.open_loaded(&file, writes, caller).await
                 })
             }
@@ -282,9 +286,9 @@ impl FileSystem {
         self.may_write(&name, change)
     }
 
-    /// O_DIRECT asks the vault, whatever is cached. ESTALE makes the kernel look the name up again and open what it
-    /// finds then.
-    async fn is_still_current(self: &Arc<Self>, file: &File) -> Result<()> {
+    /// O_DIRECT asks the vault, whatever is cached; for a guest what was asked a moment ago will do. ESTALE makes the
+    /// kernel look the name up again and open what it finds then.
+    async fn is_still_current(self: &Arc<Self>, file: &File, caller: Caller) -> Result<()> {
         let (name, stored) = {
             let state = file.state();
             match &state.stored {
@@ -294,18 +298,22 @@ impl FileSystem {
                 _ => return Ok(()),
             }
         };
-        let found = self
-            .cache
-            .fetch(&self.call(), &name)
-            .await
-            .map_err(|e| self.failed("open", name.as_str(), &e))?;
+        let age = if self.is_guest(caller.uid) { GUEST_FRESH } else { Duration::ZERO };
+        let found = self.cache.fetch_within(&self.call(), &name, age).await;
+        let found = found.map_err(|e| self.failed("open", name.as_str(), &e))?;
         match found {
-            Some(found) if found.stale => Err(self.refused(
-                "open",
-                name.as_str(),
-                Errno::ETIMEDOUT,
-                "the vault does not answer, and O_DIRECT asks for what it has now",
-            )),
+            Some(Found { stale: Some(why), .. }) => {
+                let (errno, why) = match Errno::from(why) {
+                    Errno::EBUSY => (
+                        Errno::EBUSY,
+                        "the request budget is used up, and O_DIRECT asks for what the vault has now",
+                    ),
+                    _ => {
+                        (Errno::ETIMEDOUT, "the vault does not answer, and O_DIRECT asks for what it has now")
+                    }
+                };
+                Err(self.refused("open", name.as_str(), errno, why))
+            }
             Some(found) if stored.is(&found.object.meta) => Ok(()),
             Some(_) | None => Err(Errno::ESTALE),
         }

@@ -22,7 +22,7 @@ use super::name::{DirPrefix, Rest};
 use super::open::{Handle, Held};
 use super::{Caller, FileKind, FileSystem, Opened, Step};
 use crate::vault::cache::Feed;
-use crate::vault::{Call, Error, ErrorKind, ObjectName};
+use crate::vault::{Call, Error, ErrorKind, ObjectName, spender};
 
 /// How often names that the kernel keeps are looked at while they are fresh.
 const WATCH: Duration = Duration::from_millis(250);
@@ -76,16 +76,14 @@ impl FileSystem {
                 Some(ready) => ready.map(|()| listing).into(),
                 None => {
                     let fs = self.clone();
-                    Step::later(async move { fs.wait_for(&dir, listing, after, &fs.call()).await })
+                    Step::later(async move { fs.wait_for(&dir, fh, listing, after).await })
                 }
             },
             Ok((dir, None)) => {
                 let fs = self.clone();
                 Step::later(async move {
-                    let call = fs.call();
-                    let listing = fs.begin_asking(&dir, &call).await?;
-                    fs.hand_out(&dir, fh, &listing);
-                    fs.wait_for(&dir, listing, after, &call).await
+                    let listing = fs.ask_anew(&dir, fh).await?;
+                    fs.wait_for(&dir, fh, listing, after).await
                 })
             }
         }
@@ -112,6 +110,9 @@ impl FileSystem {
             (_, recent) => self.own_listing(fh).or_else(|| recent.clone()),
         };
         if let Some(listing) = going_on {
+            if listing.is_growing() {
+                self.cache.join_listing_out();
+            }
             self.keep_for(fh, &listing);
             return Ok((dir, Some(listing)));
         }
@@ -221,18 +222,33 @@ impl FileSystem {
 
     async fn wait_for(
         self: &Arc<Self>,
-        dir: &Dir,
+        dir: &Arc<Dir>,
+        fh: u64,
         listing: Arc<Listing>,
         after: u64,
-        call: &Call,
     ) -> Result<Arc<Listing>> {
-        match listing.wait_for(after, self.left(call)).await {
+        let call = self.call();
+        let mut listing = listing;
+        let mut waited = listing.wait_for(after, self.left(&call)).await;
+        if waited == Some(Err(Errno::EBUSY)) && after == 0 && spender::current().payer().guest().is_none() {
+            // It may have failed for want of a guest's share.
+            listing = self.ask_anew(dir, fh).await?;
+            waited = listing.wait_for(after, self.left(&call)).await;
+        }
+        match waited {
             Some(waited) => waited.map(|()| listing),
             None => {
                 let late = Error::new(ErrorKind::Deadline, "the vault did not list its names in time");
                 Err(self.failed("readdir", path(dir), &late))
             }
         }
+    }
+
+    /// Asks the vault for the names, for the reader of this handle first.
+    async fn ask_anew(self: &Arc<Self>, dir: &Arc<Dir>, fh: u64) -> Result<Arc<Listing>> {
+        let listing = self.begin_asking(dir, &self.call()).await?;
+        self.hand_out(dir, fh, &listing);
+        Ok(listing)
     }
 
     /// Asks the vault for the names.

@@ -218,7 +218,6 @@ impl FileSystem {
         let (inodes, handles) = (self.table().len(), self.handles().len());
         // Each lock is let go of before the next is taken: within one expression they would all be held.
         let scratch_bytes = *self.scratch_used();
-        let last_errors = self.errors.lock().unwrap_or_else(|p| p.into_inner()).iter().cloned().collect();
         Status {
             uptime_s: self.clock.wall().duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
             vault: Vault {
@@ -258,7 +257,7 @@ impl FileSystem {
             processes: self.processes.get().cloned(),
             unsaved: self.unsaved(),
             undeleted: self.undeleted(),
-            last_errors,
+            last_errors: self.failure_log.latest(),
             journal: self.pen.status(),
         }
     }

@@ -21,7 +21,7 @@ use crate::clock::bounded;
 use crate::crash;
 use crate::fs::program::name_of_process;
 use crate::fs::{Create, FileSystem, Remover, SetAttr, Step};
-use crate::vault::spender;
+use crate::vault::spender::{self, Spender};
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -61,6 +61,11 @@ impl Adapter {
         self.fs.options().read_only.then_some(Errno::EROFS)
     }
 
+    /// For whom the request is.
+    fn spender(&self, req: &Request) -> Spender {
+        Spender::of(req.uid(), self.fs.is_guest(req.uid()))
+    }
+
     /// Does `work` for a request that changes something, and answers it.
     fn serve<T: Send + 'static>(
         &self,
@@ -68,7 +73,7 @@ impl Adapter {
         work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        self.end(req, self.fs.serve(req.unique().0, work), answer);
+        self.end(req, self.spender(req).scope(|| self.fs.serve(req.unique().0, work)), answer);
     }
 
     /// Answers such a request.
@@ -95,7 +100,7 @@ impl Adapter {
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let unique = req.unique().0;
-        let step = self.fs.attend(unique, work);
+        let step = self.spender(req).scope(|| self.fs.attend(unique, work));
         if matches!(step, Step::Ready(_)) && unique >> 63 == 0 {
             return self.answer(req, step, answer);
         }
@@ -122,7 +127,7 @@ impl Adapter {
             Step::Ready(result) => answer(result),
             Step::Pending(work) => {
                 let limit = self.fs.time_left(req.unique().0) + GRACE;
-                let spender = name_of_process(req.pid()).map(Arc::from);
+                let spender = self.spender(req).named(name_of_process(req.pid()));
                 let out = self.requests.pause.out();
                 self.runtime.spawn(spender::on_behalf_of(spender, async move {
                     let result = tokio::time::timeout(limit, work).await;
@@ -228,7 +233,9 @@ impl Filesystem for Adapter {
         let done = match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
             (Some(registered), _) => Step::Ready(registered),
             (None, Some(e)) => return reply.error(e),
-            (None, None) => self.fs.serve(req.unique().0, |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set)),
+            (None, None) => self
+                .spender(req)
+                .scope(|| self.fs.serve(req.unique().0, |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set))),
         };
         self.end(req, done, move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
@@ -273,7 +280,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        reply.error(errno(self.fs.refuse_special("symlink", name)));
+        reply.error(errno(self.spender(req).scope(|| self.fs.refuse_special("symlink", name))));
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -526,7 +533,8 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        empty(reply)(self.fs.setxattr(ino.0, name, value).map_err(errno));
+        let set = self.spender(req).scope(|| self.fs.setxattr(ino.0, name, value));
+        empty(reply)(set.map_err(errno));
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

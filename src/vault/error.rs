@@ -25,6 +25,8 @@ pub enum ErrorKind {
     NameTooLong,
     /// 429 until the deadline, or until the tries were used up.
     RateLimited,
+    /// The share of the budget that one user may spend is spent: nothing was sent, and others may go on.
+    ShareSpent,
     /// The deadline passed.
     Deadline,
     /// No connection could be made.

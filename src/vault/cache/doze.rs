@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use super::flights::{Flight, STALE_WAIT, fly};
 use super::{Cache, is_outage};
-use crate::vault::{Call, ListQuery, Result};
+use crate::vault::{Call, ListQuery, Result, spender};
 
 impl Cache {
     /// Whether the mount has slept, and changes have not been asked for since.
@@ -34,7 +34,7 @@ impl Cache {
     /// Asks whether the key is still taken. A refusal is heard as any other is; who waits may go on afterwards in any
     /// case, and does not wait long for a vault that is away.
     pub async fn settle_doubt(self: &Arc<Self>, call: &Call) {
-        if !self.outage_is_recent() {
+        if self.recent_outage().is_none() {
             let left = call.deadline.saturating_duration_since(self.clock.now());
             let answer = tokio::time::timeout(left.min(STALE_WAIT), self.doubt_flight()).await;
             let answered = answer.is_ok_and(|answer| !answer.is_err_and(|e| is_outage(e.kind)));
@@ -56,7 +56,8 @@ impl Cache {
             return out.clone();
         }
         let cache = self.clone();
-        let flight = fly(async move {
+        // About the key, not about what one user may ask: a guest's share does not count.
+        let flight = fly(spender::current().unlimited(), async move {
             let answer = cache.ask_for_a_page().await;
             cache.note(&answer);
             cache.state().doubt = None;

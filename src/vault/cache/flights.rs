@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Belief, Cache, Found, Peek, Read, State, is_outage, is_refusal};
 use crate::vault::object::Cursors;
-use crate::vault::spender;
+use crate::vault::spender::{self, Payer, Spender};
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
 
 /// With an older value at hand, nobody waits longer than this for a newer one.
@@ -56,22 +56,22 @@ impl Cache {
         }
         let old = self.stand_in(name);
         if let Some(old) = &old
-            && self.outage_is_recent()
+            && let Some(why) = self.recent_outage()
         {
             // The answer is not waited for; it will be in the cache for the next one who asks.
             drop(self.read_flight(name, Priority::Foreground));
-            return Ok(Some(self.serve_stale(old)));
+            return Ok(Some(self.serve_stale(old, why)));
         }
         let mut patience = call.deadline.saturating_duration_since(self.clock.now());
         if old.is_some() {
             patience = patience.min(STALE_WAIT);
         }
-        let (flight, priority) = self.read_flight(name, Priority::Foreground);
+        let (flight, priority, _) = self.read_flight(name, Priority::Foreground);
         let mut answer = self.wait_for(flight, name, patience).await;
         if priority == Priority::Background && matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited) {
             // Fetched ahead, with less of the budget than who waits for it may use.
             let left = call.deadline.saturating_duration_since(self.clock.now());
-            let (flight, _) = self.read_flight(name, Priority::Foreground);
+            let (flight, ..) = self.read_flight(name, Priority::Foreground);
             answer = self.wait_for(flight, name, patience.min(left)).await;
         }
         match (answer, old) {
@@ -80,12 +80,14 @@ impl Cache {
                 Peek::Value(found) => Ok(Some(found)),
                 Peek::Absent(_) => Ok(None),
                 Peek::Exists | Peek::AbsentBefore | Peek::Unknown => {
-                    Ok(Some(Found { object, ttl: Duration::ZERO, stale: false }))
+                    Ok(Some(Found { object, ttl: Duration::ZERO, stale: None }))
                 }
             },
             (Err(e), Some(old)) if is_outage(e.kind) => {
-                tracing::warn!(name = name.as_str(), error = %e, "no answer from the vault: an older value is served");
-                Ok(Some(self.serve_stale(&old)))
+                if !self.served_stale.load(Ordering::Relaxed) && e.kind != ErrorKind::ShareSpent {
+                    tracing::warn!(name = name.as_str(), error = %e, "no answer from the vault: an older value is served");
+                }
+                Ok(Some(self.serve_stale(&old, e.kind)))
             }
             (Err(e), _) => Err(e),
         }
@@ -96,6 +98,29 @@ impl Cache {
         let now = self.clock.now();
         let refused = self.state().refused.peek(name).cloned();
         refused.filter(|(at, _)| self.ttl(*at, now) > Duration::ZERO).map(|(_, e)| e)
+    }
+
+    /// The same, but an answer that is younger than `age` will do.
+    pub async fn fetch_within(
+        self: &Arc<Self>,
+        call: &Call,
+        name: &ObjectName,
+        age: Duration,
+    ) -> Result<Option<Found>> {
+        let now = self.clock.now();
+        let is_young = |at: Instant| now.saturating_duration_since(at) < age;
+        let known = {
+            let mut state = self.state();
+            match state.index.belief(name) {
+                Belief::Exists(known) if is_young(known.as_of) => self.value_of(&mut state, &known).map(Some),
+                Belief::Absent(at) if is_young(at) => Some(None),
+                Belief::Exists(_) | Belief::Absent(_) | Belief::Unknown => None,
+            }
+        };
+        match known {
+            Some(known) => Ok(known.map(|object| Found { object, ttl: Duration::ZERO, stale: None })),
+            None => self.fetch(call, name).await,
+        }
     }
 
     async fn wait_for<T: Clone>(
@@ -112,7 +137,7 @@ impl Cache {
     /// Reads a value that will be asked for, for nobody yet. What goes wrong is told to who asks.
     pub async fn fetch_ahead(self: &Arc<Self>, name: &ObjectName) {
         if matches!(self.peek(name), Peek::Exists) {
-            let (flight, _) = self.read_flight(name, Priority::Background);
+            let (flight, ..) = self.read_flight(name, Priority::Background);
             drop(flight.await);
         }
     }
@@ -152,15 +177,19 @@ impl Cache {
         complete.is_some_and(|(at, _)| now.saturating_duration_since(at) <= self.config.max_stale)
     }
 
-    pub(super) fn serve_stale(&self, object: &Arc<Object>) -> Found {
-        self.served_stale.store(true, Ordering::Relaxed);
-        Found { object: object.clone(), ttl: Duration::ZERO, stale: true }
+    fn serve_stale(&self, object: &Arc<Object>, why: ErrorKind) -> Found {
+        if why != ErrorKind::ShareSpent {
+            self.served_stale.store(true, Ordering::Relaxed);
+        }
+        Found { object: object.clone(), ttl: Duration::ZERO, stale: Some(why) }
     }
 
-    pub(super) fn outage_is_recent(&self) -> bool {
+    /// Why the vault did not answer a moment ago, if it did not.
+    pub(super) fn recent_outage(&self) -> Option<ErrorKind> {
         let now = self.clock.now();
-        let last = self.state().outage.as_ref().map(|outage| outage.last);
-        last.is_some_and(|last| now.saturating_duration_since(last) < STALE_WAIT)
+        let state = self.state();
+        let outage = state.outage.as_ref()?;
+        (now.saturating_duration_since(outage.last) < STALE_WAIT).then_some(outage.error.kind)
     }
 
     /// Reads `name` from the vault for the mount itself: nobody waits for it.
@@ -174,38 +203,51 @@ impl Cache {
         // The task cannot end before it is entered here: it needs this lock to leave.
         let mut state = self.state();
         if let Some(out) = state.reads.get(name) {
+            out.2.join();
             return out.clone();
         }
         let (cache, wanted) = (self.clone(), name.clone());
-        let flight = fly(async move {
-            let asked = cache.clock.now();
-            let call = Call { deadline: asked + cache.config.timeout, priority };
-            let answer = cache.vault.get_by_name(&call, &wanted).await;
-            // Background work that has to wait says nothing of those who may go before it.
-            let told = priority == Priority::Foreground
-                || !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited);
-            if told {
-                cache.note(&answer);
-            }
-            let answer = match answer {
-                Ok(object) => Ok(Some(cache.settle(object, asked))),
-                Err(e) if e.kind == ErrorKind::NotFound => {
-                    cache.state().take_in_absence(&wanted, asked);
-                    Ok(None)
+        let (flight, payer) = fly_together(move |payer| async move {
+            loop {
+                let (paid_by, asked) = (payer.guest(), cache.clock.now());
+                let answer = cache.read_once(&wanted, priority).await;
+                let mut state = cache.state();
+                if payer.is_another(paid_by, &answer) {
+                    continue;
                 }
-                Err(e) => Err(e),
-            };
-            let mut state = cache.state();
-            match &answer {
-                Err(e) if is_refusal(e.kind) => drop(state.refused.put(wanted.clone(), (asked, e.clone()))),
-                _ => drop(state.refused.pop(&wanted)),
+                match &answer {
+                    Err(e) if is_refusal(e.kind) => {
+                        drop(state.refused.put(wanted.clone(), (asked, e.clone())))
+                    }
+                    _ => drop(state.refused.pop(&wanted)),
+                }
+                state.reads.remove(&wanted);
+                return answer;
             }
-            state.reads.remove(&wanted);
-            drop(state);
-            answer
         });
-        state.reads.insert(name.clone(), (flight.clone(), priority));
-        (flight, priority)
+        let read = (flight, priority, payer);
+        state.reads.insert(name.clone(), read.clone());
+        read
+    }
+
+    async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<Option<Arc<Object>>> {
+        let asked = self.clock.now();
+        let call = Call { deadline: asked + self.config.timeout, priority };
+        let answer = self.vault.get_by_name(&call, wanted).await;
+        // Background work that has to wait says nothing of those who may go before it.
+        let told = priority == Priority::Foreground
+            || !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited);
+        if told {
+            self.note(&answer);
+        }
+        match answer {
+            Ok(object) => Ok(Some(self.settle(object, asked))),
+            Err(e) if e.kind == ErrorKind::NotFound => {
+                self.state().take_in_absence(wanted, asked);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Joins the listing that is out, or begins one.
@@ -215,21 +257,33 @@ impl Cache {
     }
 
     fn join_listing(self: &Arc<Self>, state: &mut State) -> Flight<()> {
-        if let Some((flight, _)) = &state.listing {
+        if let Some((flight, _, payer)) = &state.listing {
+            payer.join();
             return flight.clone();
         }
         let (cache, asked) = (self.clone(), self.clock.now());
-        let flight = fly(async move {
-            let answer = cache.list_pages(asked).await;
-            cache.note(&answer);
-            let mut state = cache.state();
-            state.listing = None;
-            state.feeds = Vec::new();
-            drop(state);
-            answer
+        let (flight, payer) = fly_together(move |payer| async move {
+            loop {
+                let paid_by = payer.guest();
+                let answer = cache.list_pages(asked).await;
+                cache.note(&answer);
+                let mut state = cache.state();
+                if !payer.is_another(paid_by, &answer) {
+                    state.listing = None;
+                    state.feeds = Vec::new();
+                    return answer;
+                }
+            }
         });
-        state.listing = Some((flight.clone(), asked));
+        state.listing = Some((flight.clone(), asked, payer));
         flight
+    }
+
+    /// The present task waits for the listing that is out, too.
+    pub fn join_listing_out(&self) {
+        if let Some((.., payer)) = &self.state().listing {
+            payer.join();
+        }
     }
 
     /// The names under `prefix` as they come in: joins the listing that is out, or begins one.
@@ -237,7 +291,7 @@ impl Cache {
         let mut state = self.state();
         let flight = self.join_listing(&mut state);
         // What was told before, and what has been found or made since.
-        let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked)| *asked);
+        let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked, _)| *asked);
         let mut told = state.index.names_since(prefix, since);
         // And what was made here a moment ago, which the vault may not list yet.
         let made = state.lag.names().into_iter().filter(|name| name.as_str().starts_with(prefix));
@@ -255,7 +309,7 @@ impl Cache {
     /// Whether names that were known before may stand in for a listing that failed so.
     pub fn names_may_stand_in(&self, e: &Error) -> bool {
         let may = is_outage(e.kind) && self.listing_may_stand_in();
-        if may {
+        if may && e.kind != ErrorKind::ShareSpent {
             self.served_stale.store(true, Ordering::Relaxed);
         }
         may
@@ -272,7 +326,7 @@ impl Cache {
         let mut pages = 1;
         let (sender, mut coming) = mpsc::channel::<Page>(PAGES_WAITING);
         let cache = self.clone();
-        let beside = fly(async move {
+        let beside = fly(spender::current(), async move {
             while let Some(page) = coming.recv().await {
                 cache.take_in_page(&page, asked);
             }
@@ -316,13 +370,25 @@ impl Cache {
     }
 }
 
-/// Runs `work` once, in a task of its own, for everybody who waits for it.
+/// Runs `work` once, in a task of its own, for everybody who waits for it; it is told who pays for it.
+pub(super) fn fly_together<T: Clone + Send + Sync + 'static, W>(
+    work: impl FnOnce(Payer) -> W,
+) -> (Flight<T>, Payer)
+where
+    W: std::future::Future<Output = Result<T>> + Send + 'static,
+{
+    let spender = spender::current().of_flight();
+    let payer = spender.payer().clone();
+    (fly(spender, work(payer.clone())), payer)
+}
+
+/// Runs `work` once, in a task of its own, for everybody who waits for it, on behalf of who asked first.
 pub(super) fn fly<T: Clone + Send + Sync + 'static>(
+    spender: Spender,
     work: impl std::future::Future<Output = Result<T>> + Send + 'static,
 ) -> Flight<T> {
     let (sender, receiver) = oneshot::channel();
-    // It is sent on behalf of who asked first.
-    tokio::spawn(spender::on_behalf_of(spender::current(), async move {
+    tokio::spawn(spender::on_behalf_of(spender, async move {
         // Nobody may be left to hear it: the answer is in the cache all the same.
         let _ = sender.send(work.await);
     }));

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
 
+use super::spender::Payer;
 use super::{
     Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Priority, Result,
     VersionInfo, VersionTag,
@@ -67,8 +68,8 @@ pub struct Found {
     pub object: Arc<Object>,
     /// For how long it stays fresh.
     pub ttl: Duration,
-    /// It is past its time and stands in for an answer the vault could not give.
-    pub stale: bool,
+    /// Why it is past its time and stands in for an answer the vault could not give.
+    pub stale: Option<ErrorKind>,
 }
 
 /// What is known of a name without asking the vault.
@@ -86,18 +87,18 @@ pub enum Peek {
     Unknown,
 }
 
-/// A read that is out, and as what it was sent.
-type Read = (Flight<Option<Arc<Object>>>, Priority);
+/// A read that is out, as what it was sent, and who pays for it.
+type Read = (Flight<Option<Arc<Object>>>, Priority, Payer);
 
 struct State {
     index: Index,
     lag: Lag,
     reads: HashMap<ObjectName, Read>,
-    /// The listing that is out, and when it was begun.
-    listing: Option<(Flight<()>, Instant)>,
+    /// The listing that is out, when it was begun, and who pays for it.
+    listing: Option<(Flight<()>, Instant, Payer)>,
     /// Who wants to hear of its names, by prefix.
     feeds: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
-    searches: HashMap<String, Flight<()>>,
+    searches: HashMap<String, (Flight<()>, Payer)>,
     /// Whether the key may list names.
     listing_right: watch::ListingRight,
     /// Names that the vault, or what is before it, refused to read.
@@ -233,7 +234,7 @@ impl Cache {
         match state.index.belief(name) {
             Belief::Exists(known) => match self.value_of(&mut state, &known) {
                 Some(object) if self.ttl(known.as_of, now) > Duration::ZERO => {
-                    Peek::Value(Found { object, ttl: self.ttl(known.as_of, now), stale: false })
+                    Peek::Value(Found { object, ttl: self.ttl(known.as_of, now), stale: None })
                 }
                 _ => Peek::Exists,
             },
@@ -466,6 +467,8 @@ impl Cache {
     fn note<T>(&self, answer: &Result<T>) {
         let mut state = self.state();
         match answer {
+            // Of one user: nothing was asked.
+            Err(e) if e.kind == ErrorKind::ShareSpent => {}
             Err(e) if is_outage(e.kind) => {
                 let now = self.clock.now();
                 let since = state.outage.as_ref().map_or(now, |outage| outage.since);
@@ -500,6 +503,7 @@ fn is_refusal(kind: ErrorKind) -> bool {
 pub fn is_outage(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::RateLimited
+        | ErrorKind::ShareSpent
         | ErrorKind::Deadline
         | ErrorKind::Unreachable
         | ErrorKind::Server

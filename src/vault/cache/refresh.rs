@@ -360,7 +360,11 @@ impl Cache {
             ask = self.ask();
             answer = self.ask_pages(ask, asked).await;
         }
-        self.note(&answer);
+        // That a tick has to wait says nothing of those who may go before it, while they may.
+        let is_left = || self.vault.status().budget.is_some_and(|budget| budget.remaining > 0);
+        if !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited && is_left()) {
+            self.note(&answer);
+        }
         match answer {
             Ok(latest) => {
                 let took = self.clock.now().saturating_duration_since(asked);

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::super::object::Cursors;
-use super::flights::{Flight, fly};
+use super::flights::{Flight, fly_together};
 use super::{Cache, is_outage};
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Result};
 
@@ -33,18 +33,25 @@ impl Cache {
     /// Joins the search for `prefix` that is out, or begins one.
     fn search_flight(self: &Arc<Self>, prefix: &str) -> Flight<()> {
         let mut state = self.state();
-        if let Some(flight) = state.searches.get(prefix) {
+        if let Some((flight, payer)) = state.searches.get(prefix) {
+            payer.join();
             return flight.clone();
         }
         let (cache, wanted) = (self.clone(), prefix.to_owned());
-        let flight = fly(async move {
-            let answer = cache.search_pages(&wanted).await;
-            cache.note(&answer);
-            cache.state().searches.remove(&wanted);
-            answer
+        let out = fly_together(move |payer| async move {
+            loop {
+                let paid_by = payer.guest();
+                let answer = cache.search_pages(&wanted).await;
+                cache.note(&answer);
+                let mut state = cache.state();
+                if !payer.is_another(paid_by, &answer) {
+                    state.searches.remove(&wanted);
+                    return answer;
+                }
+            }
         });
-        state.searches.insert(prefix.to_owned(), flight.clone());
-        flight
+        state.searches.insert(prefix.to_owned(), out.clone());
+        out.0
     }
 
     async fn search_pages(&self, prefix: &str) -> Result<()> {

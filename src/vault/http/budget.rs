@@ -5,9 +5,12 @@
 //! less what is still on its way. Until the first header, 1000 requests a minute are assumed for a service,
 //! and no limit for the embedded vault. How long a window is no header says: it is as long as the longest time to its
 //! end that this window or the one before has told, so a first answer late in a window is mended by the next one. Background work leaves a quarter of the limit to the foreground.
+//! A guest (`spender`) takes no request once it has had as many in the window as are left: never more than half, the whole
+//! of them no more than three quarters, and who comes later finds some.
 //! A caller waits for the next window only if that begins before its deadline; else it is told at once.
 //! The arithmetic is in [`Window`], which is told the time and never asks for it.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +18,7 @@ use reqwest::header::{DATE, HeaderMap};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
-use crate::vault::{BudgetStatus, Call, Error, ErrorKind, Priority, Result};
+use crate::vault::{BudgetStatus, Call, Error, ErrorKind, Priority, Result, spender};
 
 /// What is assumed of a service that sends no headers, a minute.
 pub const ASSUMED_LIMIT: u32 = 1000;
@@ -87,18 +90,32 @@ struct Window {
     in_flight: u32,
     /// Whether a header has told the limit.
     learnt: bool,
+    /// What each guest has had, and until when that counts: some vaults' windows never end.
+    shares: HashMap<u32, u32>,
+    shares_end: Option<Instant>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Take {
     Go,
     WaitUntil(Instant),
+    /// There are some, but not for this guest.
+    ShareSpent(Instant),
 }
 
 impl Window {
     fn new(limit: Option<u32>) -> Self {
         let told = [Duration::ZERO; 2];
-        Self { limit, remaining: limit.unwrap_or(0), ends: None, told, in_flight: 0, learnt: false }
+        Self {
+            limit,
+            remaining: limit.unwrap_or(0),
+            ends: None,
+            told,
+            in_flight: 0,
+            learnt: false,
+            shares: HashMap::new(),
+            shares_end: None,
+        }
     }
 
     fn roll(&mut self, now: Instant) {
@@ -106,6 +123,11 @@ impl Window {
             self.ends = None;
             self.remaining = self.limit.unwrap_or(0);
             self.told = [Duration::ZERO, self.told[0]];
+            self.shares_end = Some(now);
+        }
+        if self.shares_end.is_some_and(|end| end <= now) {
+            self.shares_end = None;
+            self.shares.clear();
         }
     }
 
@@ -126,16 +148,25 @@ impl Window {
         self.ends = Some(now + reset);
     }
 
-    fn take(&mut self, now: Instant, priority: Priority) -> Take {
+    fn take(&mut self, now: Instant, priority: Priority, guest: Option<u32>) -> Take {
         self.roll(now);
         if let Some(limit) = self.limit {
+            let (quarter, length) = (limit.div_ceil(4), self.length());
             let reserve = match priority {
                 Priority::Foreground => 0,
-                Priority::Background => limit.div_ceil(4),
+                Priority::Background => quarter,
             };
-            let ends = *self.ends.get_or_insert(now + self.length());
+            let ends = *self.ends.get_or_insert(now + length);
             if self.remaining <= reserve {
                 return Take::WaitUntil(ends);
+            }
+            if let Some(guest) = guest {
+                let had = self.shares.entry(guest).or_default();
+                if self.remaining <= quarter.max(*had) {
+                    return Take::ShareSpent(ends);
+                }
+                *had += 1;
+                self.shares_end.get_or_insert(now + length);
             }
             self.remaining -= 1;
         }
@@ -182,7 +213,7 @@ pub struct Budget {
 
 /// The right to send one request; dropped when the answer is there or will not come.
 #[derive(Debug)]
-pub struct Ticket<'a>(&'a Budget);
+pub struct Ticket<'a>(&'a Budget, Option<u32>);
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
@@ -202,18 +233,25 @@ impl Budget {
 
     /// Waits for the right to send, to the call's deadline; [`ErrorKind::RateLimited`] if that is too early.
     pub async fn acquire(&self, call: &Call) -> Result<Ticket<'_>> {
+        let spender = spender::current();
         loop {
             // Made before the look, so that no change between look and wait is missed.
             let changed = self.changed.notified();
             let now = self.clock.now();
-            let taken = self.lock().take(now, call.priority);
-            let Take::WaitUntil(until) = taken else { return Ok(Ticket(self)) };
+            let guest = spender.payer().guest();
+            let taken = self.lock().take(now, call.priority, guest);
+            let (until, error) = match taken {
+                Take::Go => return Ok(Ticket(self, guest)),
+                Take::WaitUntil(until) => (until, spent as fn(Duration) -> Error),
+                Take::ShareSpent(until) => (until, share_spent as fn(Duration) -> Error),
+            };
             if until >= call.deadline {
-                return Err(spent(until.saturating_duration_since(now)));
+                return Err(error(until.saturating_duration_since(now)));
             }
             tokio::select! {
                 () = tokio::time::sleep(until.saturating_duration_since(now)) => {}
                 () = changed => {}
+                () = spender.payer().is_not(guest) => {}
             }
         }
     }
@@ -228,8 +266,12 @@ impl Budget {
 
     /// Gives a ticket back that was not used: the vault never saw the request.
     pub fn unused(&self, ticket: Ticket<'_>) {
+        let guest = ticket.1;
         drop(ticket);
         let mut window = self.lock();
+        if let Some(had) = guest.and_then(|guest| window.shares.get_mut(&guest)) {
+            *had = had.saturating_sub(1);
+        }
         window.remaining = (window.remaining + 1).min(window.limit.unwrap_or(0));
         drop(window);
         self.changed.notify_waiters();
@@ -254,6 +296,14 @@ fn spent(wait: Duration) -> Error {
     Error { attempts: 0, retry_after: Some(wait), ..Error::new(ErrorKind::RateLimited, sentence) }
 }
 
+fn share_spent(wait: Duration) -> Error {
+    let seconds = wait.as_secs_f64().ceil() as u64;
+    let sentence = format!(
+        "this user's share of the request budget is used up: it is renewed in {seconds} s; only the mount's owner, --uid and root have all of it"
+    );
+    Error { attempts: 0, retry_after: Some(wait), ..Error::new(ErrorKind::ShareSpent, sentence) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,20 +326,74 @@ mod tests {
         let now = Instant::now();
         let mut window = Window::new(Some(ASSUMED_LIMIT));
         for _ in 0..1000 {
-            assert_eq!(window.take(now, FRONT), Take::Go);
+            assert_eq!(window.take(now, FRONT, None), Take::Go);
         }
-        assert_eq!(window.take(now, FRONT), Take::WaitUntil(now + WINDOW));
-        assert_eq!(window.take(now + WINDOW, FRONT), Take::Go);
+        assert_eq!(window.take(now, FRONT, None), Take::WaitUntil(now + WINDOW));
+        assert_eq!(window.take(now + WINDOW, FRONT, None), Take::Go);
     }
 
     #[test]
     fn background_leaves_a_quarter() {
         let now = Instant::now();
         let mut window = Window::new(Some(100));
-        let sent = (0..100).filter(|_| window.take(now, BACK) == Take::Go).count();
+        let sent = (0..100).filter(|_| window.take(now, BACK, None) == Take::Go).count();
         assert_eq!(sent, 75);
-        let sent = (0..100).filter(|_| window.take(now, FRONT) == Take::Go).count();
+        let sent = (0..100).filter(|_| window.take(now, FRONT, None) == Take::Go).count();
         assert_eq!(sent, 25);
+    }
+
+    #[test]
+    fn a_guest_has_half_all_guests_three_quarters_and_the_owner_the_rest() {
+        let now = Instant::now();
+        let mut window = Window::new(Some(100));
+        let mut take = |now, guest| (0..200).filter(|_| window.take(now, FRONT, guest) == Take::Go).count();
+        assert_eq!([take(now, Some(1)), take(now, Some(2)), take(now, Some(3))], [50, 25, 0]);
+        assert_eq!([take(now, Some(1)), take(now, None)], [0, 25]);
+        assert_eq!(take(now + WINDOW, Some(1)), 50, "in the next window again");
+        assert_eq!([take(now + WINDOW, None), take(now + WINDOW, Some(2))], [50, 0]);
+    }
+
+    #[test]
+    fn a_share_is_renewed_also_where_the_window_never_ends() {
+        let start = Instant::now();
+        let mut window = Window::new(None);
+        let mut had = 0;
+        for second in 0..600 {
+            let now = start + Duration::from_secs(second);
+            window.learn(now, &headers(100, 60, 60), false);
+            had += (0..100).filter(|_| window.take(now, FRONT, Some(1)) == Take::Go).count();
+            window.in_flight = 0;
+        }
+        assert!((400..=600).contains(&had), "{had} in ten windows");
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_waits_for_a_guests_share_goes_on_when_the_owner_joins_it() {
+        let clock = ManualClock::new();
+        let budget = Budget::new(Some(8), Arc::new(clock.clone()));
+        let call = Call::foreground(clock.now() + Duration::from_secs(600));
+        let guest = || spender::Spender::of(1000, true);
+        let take = async { budget.acquire(&call).await.map(drop) };
+        for _ in 0..4 {
+            spender::on_behalf_of(guest(), async { budget.acquire(&call).await.map(drop) }).await.unwrap();
+        }
+        let short = Call::foreground(clock.now() + Duration::from_secs(1));
+        let refused = spender::on_behalf_of(guest(), async { budget.acquire(&short).await.map(drop) }).await;
+        assert_eq!(refused.unwrap_err().kind, ErrorKind::ShareSpent);
+        let flight = guest().of_flight();
+        let payer = flight.payer().clone();
+        let join = async {
+            tokio::task::yield_now().await;
+            spender::on_behalf_of(guest(), async { payer.join() }).await;
+            tokio::task::yield_now().await;
+            assert_eq!(payer.guest(), Some(1000));
+            payer.join();
+        };
+        let waits = spender::on_behalf_of(flight, async { budget.acquire(&call).await.map(drop) });
+        let (taken, ()) = tokio::join!(waits, join);
+        taken.unwrap();
+        spender::on_behalf_of(guest(), async { payer.join() }).await;
+        assert_eq!(payer.guest(), None, "no guest pays after the owner");
     }
 
     #[test]
@@ -297,14 +401,14 @@ mod tests {
         let now = Instant::now();
         let mut window = Window::new(Some(ASSUMED_LIMIT));
         for _ in 0..5 {
-            window.take(now, FRONT);
+            window.take(now, FRONT, None);
         }
         window.in_flight -= 1;
         window.learn(now, &headers(6000, 10, 20), false);
         assert_eq!((window.limit, window.remaining), (Some(6000), 6));
         assert_eq!(window.ends, Some(now + Duration::from_secs(20)));
         let later = now + Duration::from_secs(20);
-        assert_eq!(window.take(later, FRONT), Take::Go);
+        assert_eq!(window.take(later, FRONT, None), Take::Go);
         assert_eq!(window.remaining, 5999);
     }
 
@@ -314,24 +418,24 @@ mod tests {
         let mut window = Window::new(None);
         let nothing = Headers::default();
         for _ in 0..5000 {
-            assert_eq!(window.take(now, BACK), Take::Go);
+            assert_eq!(window.take(now, BACK, None), Take::Go);
             window.in_flight -= 1;
             window.learn(now, &nothing, false);
         }
         window.learn(now, &headers(10, 9, 60), false);
         let refusal = Headers { retry_after: Some(Duration::from_secs(7)), ..nothing };
         window.learn(now, &refusal, true);
-        assert_eq!(window.take(now, FRONT), Take::WaitUntil(now + Duration::from_secs(7)));
+        assert_eq!(window.take(now, FRONT, None), Take::WaitUntil(now + Duration::from_secs(7)));
     }
 
     #[test]
     fn a_vault_without_a_limit_says_so() {
         let now = Instant::now();
         let mut window = Window::new(Some(ASSUMED_LIMIT));
-        window.take(now, FRONT);
+        window.take(now, FRONT, None);
         window.learn(now, &Headers { limit: Some(0), ..Headers::default() }, false);
         for _ in 0..5000 {
-            assert_eq!(window.take(now, BACK), Take::Go);
+            assert_eq!(window.take(now, BACK, None), Take::Go);
         }
         window.learn(now, &headers(10, 10, 60), false);
         assert_eq!(window.limit, Some(10), "it has one again");
@@ -424,7 +528,7 @@ mod tests {
             let (mut at, mut told) = (0, Vec::new());
             while at < 3 * length {
                 let now = start + Duration::from_secs(at);
-                window.take(now, FRONT);
+                window.take(now, FRONT, None);
                 window.in_flight = 0;
                 window.learn(now, &answers(limit, length, into, at, limit), false);
                 told.push((at, window.length().as_secs()));
@@ -438,7 +542,7 @@ mod tests {
             let other = if length > 30 { length / 10 } else { length * 10 };
             for n in 0..4 {
                 let now = start + Duration::from_secs(at + n * other.max(length));
-                window.take(now, FRONT);
+                window.take(now, FRONT, None);
                 window.in_flight = 0;
                 window.learn(now, &headers(limit, limit, other), false);
             }
