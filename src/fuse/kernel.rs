@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -45,13 +46,9 @@ pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Detaches this mount and no other: what is opened at its path has to have its id. `Ok(false)` if it has not.
+/// Detaches this mount and no other. `Ok(false)` if something else is at its path.
 pub fn detach(mount: &Entry) -> io::Result<bool> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let root = open(&mount.mountpoint, flags, nix::sys::stat::Mode::empty())?;
-    if mounts::mount_id_of(root.as_fd())? != mount.id || Dev::of(root.as_fd())? != mount.dev {
-        return Ok(false);
-    }
+    let Some(root) = root_of(mount)? else { return Ok(false) };
     if nix::unistd::geteuid().is_root() {
         detach_opened(root.as_fd())?;
     } else {
@@ -59,6 +56,14 @@ pub fn detach(mount: &Entry) -> io::Result<bool> {
         fusermount::unmount(&mount.mountpoint, true)?;
     }
     Ok(true)
+}
+
+/// The root of this mount, opened without asking anybody; what is opened at its path has to have its id.
+fn root_of(mount: &Entry) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let root = open(&mount.mountpoint, flags, nix::sys::stat::Mode::empty())?;
+    let is_it = mounts::mount_id_of(root.as_fd())? == mount.id && Dev::of(root.as_fd())? == mount.dev;
+    Ok(is_it.then_some(root))
 }
 
 /// Detaches the mount whose root is open, wherever it is. For root.
@@ -86,10 +91,25 @@ pub fn is_connected(device: &File) -> bool {
     }
 }
 
-/// Ends a connection, whoever holds its device. Works where fusectl is mounted, as systemd does.
+/// Ends a connection, whoever holds its device; the mount stays, dead. By fusectl, where systemd or somebody has mounted it; root
+/// can do without.
 pub fn abort(dev: Dev) -> io::Result<()> {
     let (_, connection) = dev.numbers();
-    std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1")
+    match std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1") {
+        Err(_) if nix::unistd::geteuid().is_root() => abort_by_mount(dev),
+        result => result,
+    }
+}
+
+/// A forced unmount ends the connection before it looks whether the mount is in use, which it is here.
+fn abort_by_mount(dev: Dev) -> io::Result<()> {
+    let mount = mounts::table()?.into_iter().rfind(|mount| mount.dev == dev);
+    let root = mount.map(|mount| root_of(&mount)).transpose()?.flatten();
+    let root = root.ok_or(io::ErrorKind::NotFound)?;
+    match umount2(&mounts::by_descriptor(root.as_fd()), MntFlags::MNT_FORCE) {
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// The INIT request: `fuse_in_header` (40 bytes), then `fuse_init_in`.
@@ -109,7 +129,7 @@ impl Init {
         // The kernel queued it when the mount was made; one that somebody removed meanwhile answers ENODEV.
         let mut ready = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(Duration::from_secs(5)).unwrap_or(PollTimeout::MAX);
-        while poll(&mut ready, timeout) == Err(nix::errno::Errno::EINTR) {}
+        while poll(&mut ready, timeout) == Err(Errno::EINTR) {}
         if ready[0].any() != Some(true) {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel sent no INIT"));
         }
@@ -168,6 +188,8 @@ pub fn answer(mut device: &File, reply: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn request(opcode: u32, flags: u32, flags2: u32) -> Vec<u8> {
@@ -191,5 +213,28 @@ mod tests {
     fn anything_else_is_refused() {
         assert_eq!(Init::from_bytes(request(1, 0, 0)), None);
         assert_eq!(Init::from_bytes(vec![26; 10]), None);
+    }
+
+    #[test]
+    fn a_connection_ends_without_fusectl_and_its_mount_stays() {
+        if !nix::unistd::geteuid().is_root() {
+            crate::console::say("SKIPPED: only root can mount and unmount without help");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        let flags = nix::mount::MsFlags::MS_NOSUID;
+        nix::mount::mount(Some("test"), dir.path(), Some(mounts::FS_TYPE), flags, Some(data.as_str()))
+            .unwrap();
+        let mount = mounts::top_at(dir.path()).unwrap().unwrap();
+        let connected = is_connected(&device);
+        let ended = abort_by_mount(mount.dev);
+        let still = (is_connected(&device), mounts::is_mounted(dir.path(), mount.dev));
+        let detached = detach(&mount);
+        ended.unwrap();
+        assert!(connected && detached.unwrap());
+        assert_eq!(still, (false, true));
+        assert!(abort_by_mount(mount.dev).is_err(), "it is gone");
     }
 }
