@@ -5,12 +5,13 @@
 //!
 //! A worker that is killed meanwhile does not end before that request is answered, by its successor. So the thread shares
 //! no descriptor with the others: with them would stay open the lock and the socket of an embedded vault, which
-//! the successor needs for its answer.
+//! the successor needs for its answer. A worker that has no successor ends the thread before itself ([`Queue::end`]).
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use nix::sched::{CloneFlags, unshare};
@@ -24,13 +25,26 @@ use crate::fs::{HelperCall, Kernel};
 enum Notice {
     Entry(u64, OsString),
     Inode(u64),
+    /// No other is sent.
+    Last(Sender<()>),
 }
 
 /// Queues notices for the thread that sends them.
-struct Queue {
+pub struct Queue {
     notices: Sender<Notice>,
     helper: Arc<Channel>,
     dev: Dev,
+}
+
+impl Queue {
+    /// Sends what is queued, and nothing afterwards; false if that takes longer than `within`. A process that ends in the
+    /// midst of a notification holds the device open until the request is answered that this waits for.
+    pub fn end(&self, within: Duration) -> bool {
+        let (all_sent, last) = channel();
+        // No thread: it has ended before.
+        self.notices.send(Notice::Last(all_sent)).is_err()
+            || last.recv_timeout(within) != Err(RecvTimeoutError::Timeout)
+    }
 }
 
 impl Kernel for Queue {
@@ -64,7 +78,7 @@ impl Kernel for Queue {
     }
 }
 
-/// Starts the thread, which writes to `device`. It ends when the returned handle is dropped.
+/// Starts the thread, which writes to `device`. It ends when the returned queue is ended, or dropped.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -73,7 +87,7 @@ pub fn spawn(
     device: BorrowedFd<'_>,
     helper: Arc<Channel>,
     dev: Dev,
-) -> std::io::Result<Arc<dyn Kernel>> {
+) -> std::io::Result<Arc<Queue>> {
     let (sender, receiver) = channel();
     let device = device.as_raw_fd();
     std::thread::Builder::new().name("notify".into()).spawn(move || {
@@ -85,6 +99,11 @@ pub fn spawn(
             let _ = match &notice {
                 Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(*parent), name),
                 Notice::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
+                Notice::Last(all_sent) => {
+                    // Who waits may have given up.
+                    let _ = all_sent.send(());
+                    return;
+                }
             };
         }
     })?;

@@ -223,7 +223,7 @@ pub fn serve(
         session::shake_hands(filesystem, &init).map_err(io_failed("the FUSE handshake failed"))?;
     session::attach(&session, device).map_err(io_failed("the FUSE device cannot be used"))?;
     let helper = Arc::new(helper);
-    let kernel = notify::spawn(session.notifier(), session.as_fd(), helper.clone(), dev)
+    let notices = notify::spawn(session.notifier(), session.as_fd(), helper.clone(), dev)
         .map_err(io_failed("no thread for notifications"))?;
     service.attach_processes(Processes {
         restarts: facts.restarts,
@@ -232,7 +232,7 @@ pub fn serve(
         worker_memory_locked: memory == LockState::Locked,
         keeper_memory_locked: facts.keeper_memory == LockState::Locked,
     });
-    service.attach_kernel(kernel);
+    service.attach_kernel(notices.clone());
     if facts.helper_pid != 0 {
         service.helper_says(HelperReport::Started { pid: facts.helper_pid });
     }
@@ -256,8 +256,15 @@ pub fn serve(
     link.say(&ToKeeper::Serving);
     tracing::info!(mountpoint = %config.mountpoint.shown(), %dev, "serving");
 
-    let desk =
-        Arc::new(Desk { service, config: config.clone(), dev, facts, memory, started: Instant::now() });
+    let desk = Arc::new(Desk {
+        service,
+        config: config.clone(),
+        dev,
+        facts,
+        notices,
+        memory,
+        started: Instant::now(),
+    });
     let unsaved = runtime.block_on(supervise(desk, link.clone(), listener, from_keeper, session_end));
     for left in &unsaved {
         tracing::error!(name = left.name, "not stored when the mount ended: {}", reason(left));
@@ -291,6 +298,7 @@ struct Desk {
     config: MountConfig,
     dev: Dev,
     facts: Facts,
+    notices: Arc<notify::Queue>,
     memory: LockState,
     started: Instant,
 }
@@ -372,6 +380,9 @@ enum Cause {
 /// What was written while the mount was going, or is being written when it is told to end, still gets so much time.
 pub const LAST_DRAIN: Duration = Duration::from_secs(2);
 
+/// A notification waits for requests in its directory, which this process answers within `--timeout`.
+const LAST_NOTICES: Duration = Duration::from_secs(30);
+
 type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
 
 async fn supervise(
@@ -439,11 +450,8 @@ async fn supervise(
         Drain::All
     };
     let unsaved = desk.service.drain(what, patience).await;
-    if cause == Cause::Orphaned
-        && let Err(e) = kernel::abort(desk.dev)
-    {
-        // A process that is slow to go may hold the device still, and who asks would wait for that.
-        tracing::debug!("the connection ends with its last process: {e}");
+    if cause == Cause::Orphaned {
+        leave(&desk).await;
     }
     desk.service.end_commands().await;
     link.say(&ToKeeper::Ended(unsaved.len()));
@@ -453,6 +461,17 @@ async fn supervise(
         Err(e) => tracing::warn!("there was no control socket: {e}"),
     }
     unsaved
+}
+
+/// Nobody will answer after this process: nothing may keep the device open, and what waits for an answer waiting.
+async fn leave(desk: &Desk) {
+    let notices = desk.notices.clone();
+    let ended = tokio::task::spawn_blocking(move || notices.end(LAST_NOTICES)).await;
+    if let Err(e) = kernel::abort(desk.dev)
+        && !ended.unwrap_or(false)
+    {
+        tracing::error!("a notification to the kernel does not end, nor does the connection: {e}");
+    }
 }
 
 fn drain_and_answer(desk: Arc<Desk>, link: Link) {
