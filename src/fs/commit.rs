@@ -492,7 +492,8 @@ impl FileSystem {
         }
     }
 
-    /// Stores what is unsaved, deletes what should be gone, and names what is left of both afterwards.
+    /// Stores what is unsaved, deletes what should be gone, and names what is left of both when nothing is on its way
+    /// any more.
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         self.settle_all(what, &call).await;
@@ -500,19 +501,26 @@ impl FileSystem {
         // What fails is among what is left.
         let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
         loop {
-            let unsaved: Vec<Arc<File>> = self.table().all_files().filter(|file| what.covers(file)).collect();
-            let commits = unsaved.iter().map(|file| async {
-                // What fails is told by `unsaved` below.
-                let _ = self.commit(file, &call, Cause::Drain).await;
+            // A change that is on its way ends first: it would meet the next mount's save of the same name.
+            let is_out = |file: &Arc<File>| file.turn.available_permits() == 0;
+            let files: Vec<Arc<File>> =
+                self.table().all_files().filter(|file| what.covers(file) || is_out(file)).collect();
+            let ends = files.iter().map(|file| async {
+                if what.covers(file) {
+                    // What fails is told by `left_over` below.
+                    let _ = self.commit(file, &call, Cause::Drain).await;
+                } else {
+                    drop(self.turn(file, &call).await);
+                }
             });
-            futures_util::future::join_all(commits).await;
+            futures_util::future::join_all(ends).await;
             // A vault that fails at once may do better before the time is up. A key will hardly: where there is a new one
             // in its file, it was read at the first refusal.
             let may_do_better = |file: &Arc<File>| {
                 let failed = |failure: &Failure| failure.is_retried() && !failure.key_refused;
                 what.covers(file) && file.state().failure.as_ref().is_some_and(failed)
             };
-            let owes = unsaved.iter().any(may_do_better) || self.owes_deletions();
+            let owes = files.iter().any(may_do_better) || self.owes_deletions();
             if !owes || self.left(&call) <= FIRST_RETRY {
                 return self.left_over();
             }

@@ -289,9 +289,11 @@ impl FileState {
         *self.idle.insert(now)
     }
 
-    /// Whether the inode has to stay although the kernel has forgotten it.
+    /// Whether the inode has to stay although the kernel has forgotten it: a backup, too, until the object that is
+    /// hidden behind it is deleted.
     pub fn is_needed(&self) -> bool {
-        self.opens > 0 || self.is_dirty() || (self.is_only_here() && self.link == Link::Current)
+        let is_only_here = self.is_only_here() && self.link == Link::Current;
+        self.opens > 0 || self.is_dirty() || is_only_here || self.origin.is_some()
     }
 
     /// Size in bytes.

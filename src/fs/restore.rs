@@ -399,7 +399,9 @@ impl FileSystem {
                 let (fs, file) = (self.clone(), file.clone());
                 self.runtime.spawn(async move {
                     let call = Call::background(fs.clock.now() + fs.options.timeout);
+                    let _turn = fs.turn(&file, &call).await;
                     fs.finish_move(&file, &call).await;
+                    fs.table().drop_unheld(file.ino);
                 });
             }
             self.settle_later(&file);

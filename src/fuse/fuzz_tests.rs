@@ -80,6 +80,9 @@ const LAYOUTS: &[(u32, &str)] = &[
     (4096, ""),
 ];
 
+/// What is answered within a second where the machine has nothing else to do, milliseconds.
+const PATIENCE: u16 = 60_000;
+
 /// FORGET, NOTIFY_REPLY, BATCH_FORGET.
 const UNANSWERED: [u32; 3] = [2, 41, 42];
 const FORGETS: [u32; 2] = [2, 42];
@@ -306,7 +309,7 @@ impl Mounted {
         let mut answer = vec![0; 1 << 20];
         loop {
             let mut ready = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
-            poll(&mut ready, PollTimeout::from(10_000u16)).unwrap();
+            poll(&mut ready, PollTimeout::from(PATIENCE)).unwrap();
             prop_assert_eq!(ready[0].any(), Some(true), "no answer to {:?}", ask);
             let len = self.device.read(&mut answer).unwrap();
             prop_assert!(len >= 16, "the session has ended: {:?}", ask);

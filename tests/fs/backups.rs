@@ -1,6 +1,7 @@
 //! Backups by rename, whatever they are called: the history stays with the name that is made anew, and what was
 //! hidden meanwhile is never lost to a deletion that comes late.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use vaultfs::fs::{Drain, Errno, Options};
@@ -235,4 +236,37 @@ async fn undo_files_of_vim_are_scratch() {
     assert_eq!((sh.names().await, sh.cat(".s.un~").await), (vec!["s".to_owned()], "all old values".into()));
     assert!(sh.fs.drain(Drain::All, PATIENCE).await.is_empty());
     assert_eq!(sh.names().await, ["s"]);
+}
+
+/// A deletion that comes after the mount's end would take what the next mount saved under the name.
+#[tokio::test(start_paused = true)]
+async fn a_mount_ends_after_what_is_on_its_way() {
+    for capabilities in DIALECTS {
+        for moves_to in [Some("s~"), Some("s.save"), Some("other"), None] {
+            let sh = Arc::new(Shell::of(capabilities, Options::default()));
+            sh.put("s", "old").await;
+            sh.vault.plan(Op::Delete).nth(1).fail(Fault::Delay(Duration::from_secs(3)));
+            let program = tokio::spawn({
+                let sh = sh.clone();
+                async move {
+                    match moves_to {
+                        Some(to) => sh.mv("s", to).await,
+                        None => sh.rm("s").await,
+                    }
+                }
+            });
+            sh.pass(Duration::from_millis(100)).await;
+            if program.is_finished() {
+                // It was answered, and is deleted later.
+                sh.forget_all();
+                sh.pass(SETTLE).await;
+            }
+            assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await, []);
+            let next = sh.remount();
+            next.write_file("s", "new").await.unwrap();
+            next.pass(PATIENCE).await;
+            assert_eq!(next.history("s").await.pop().as_deref(), Some("new"), "moved to {moves_to:?}");
+            program.await.unwrap().unwrap();
+        }
+    }
 }

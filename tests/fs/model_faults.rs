@@ -207,3 +207,22 @@ proptest! {
         session(kv, &steps);
     }
 }
+
+/// Shrunk from sessions that once lost a value.
+#[test]
+fn sessions_that_once_lost_a_value() {
+    use Step::*;
+    let late = || Fail(2, Fault::Delay(Duration::from_secs(3)), 1);
+    let sessions: [&[Step]; 4] = [
+        // The deletion that ends a move was on its way when the mount ended, and met the next mount's save.
+        &[Save(2), late(), Rename(2, 1), Pass(6), Remount, Save(2)],
+        &[Save(0), late(), Rename(0, 3), Pass(6), Remount, Save(0)],
+        &[Save(0), late(), Rename(0, 1), Pass(6), Remount, Save(0)],
+        // The kernel had forgotten the file.
+        &[Save(0), late(), Rename(0, 1), Forget, Pass(6), Forget, Remount, Save(0)],
+    ];
+    for steps in sessions {
+        session(false, steps);
+        session(true, steps);
+    }
+}
