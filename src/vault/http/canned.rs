@@ -97,21 +97,26 @@ async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<String>>>, answers: Ve
             seen.push(request);
             seen.len() - 1
         };
+        // A client may leave before it has read all of it: what is too long, or comes too late.
         match answers[index.min(answers.len() - 1)].clone() {
-            Canned::Raw(text) => stream.write_all(text.as_bytes()).await.unwrap(),
+            Canned::Raw(text) => {
+                if stream.write_all(text.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
             Canned::RawThenClose(text) => {
-                stream.write_all(text.as_bytes()).await.unwrap();
+                let _ = stream.write_all(text.as_bytes()).await;
                 return;
             }
             Canned::Reset => {
-                stream.set_zero_linger().unwrap();
+                let _ = stream.set_zero_linger();
                 return;
             }
             Canned::Hang => std::future::pending().await,
             Canned::Endless => {
                 let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
                 let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
-                stream.write_all(head.as_bytes()).await.unwrap();
+                let _ = stream.write_all(head.as_bytes()).await;
                 while stream.write_all(chunk.as_bytes()).await.is_ok() {}
                 return;
             }
