@@ -189,7 +189,9 @@ impl Ask {
                 // Which times are set, and whether to now, is left to chance; what is on in the rest is small.
                 'V' => body.extend((number as u32 | 1 << (number % 11)).to_ne_bytes()),
                 '4' => body.extend((number as u32).to_ne_bytes()),
-                '8' | 't' => body.extend(number.to_ne_bytes()),
+                '8' => body.extend(number.to_ne_bytes()),
+                // A time in the least second of all is cut to its beginning by the kernel.
+                't' => body.extend((number | u64::from(number == 1 << 63)).to_ne_bytes()),
                 'u' => body.extend((number as u32 % 1_000_000_000).to_ne_bytes()),
                 'i' => body.extend(known(number, inodes).to_ne_bytes()),
                 'f' => body.extend(known(number, handles).to_ne_bytes()),
