@@ -200,6 +200,82 @@ fn programs_that_unlink_before_they_create() {
 }
 
 #[test]
+fn archivers_and_filters() {
+    saves_once_and_unlinks(&[
+        ("bunzip2 -f", "bzip2 -c ../after > s.bz2; bunzip2 -f s.bz2"),
+        ("zstd -df", "zstd -q -c ../after > s.zst; zstd -q -df --rm s.zst"),
+        ("unzip -o", "cp ../after ../s; rm -f ../a.zip; (cd .. && zip -q a.zip s); unzip -qo ../a.zip"),
+        ("cpio -u", "cp ../after ../s; (cd .. && echo s | cpio -o --quiet) | cpio -iu --quiet"),
+        ("gawk -i inplace", "gawk -i inplace '{ sub(/before/, \"after\"); print }' s"),
+        ("gawk with a suffix", "gawk -i inplace -v inplace::suffix=.bak '{ print \"after\" }' s; rm s.bak"),
+        ("sponge", "sed s/before/after/ s | sponge s"),
+        ("dos2unix -n", "dos2unix -q -n ../after s"),
+        ("iconv -o", "iconv -f utf-8 -t utf-8 -o s ../after"),
+        ("sort -o", "sort -o s ../after"),
+        ("shuf -o", "shuf -o s ../after"),
+        ("split", "split -l 10 -a 1 ../after part; mv parta s"),
+        ("patch -b", &format!("{DIFF} | patch -s -b s; rm s.orig")),
+        ("xxd -r", "xxd ../after | xxd -r > s"),
+        ("curl -o", "curl -s -o s \"file://$(readlink -f ../after)\""),
+        ("sqlite3 .output", "sqlite3 :memory: '.output s' \"select 'after';\""),
+        ("sqlite3 .once", "sqlite3 :memory: '.once s' \"select 'after';\""),
+        (
+            "gpg -o",
+            "export GNUPGHOME=$(mktemp -d) && gpg='gpg --batch -q --yes --pinentry-mode loopback --passphrase x' \
+             && $gpg -c -o ../g.gpg ../after && $gpg -o s -d ../g.gpg; rm -r $GNUPGHOME",
+        ),
+        ("rsync --delay-updates", "rsync -I --delay-updates ../after s"),
+        ("rsync --partial-dir", "rsync -I --partial-dir=.p ../after s"),
+        ("install -C", "install -C -m 600 ../after s"),
+        ("mv -b", "cp ../after t.tmp; mv -b t.tmp s; rm s~"),
+    ]);
+}
+
+#[test]
+fn libraries_of_languages() {
+    let fileinput = |more: &str| {
+        format!(
+            "python3 -c 'import fileinput\nfor line in fileinput.input(\"s\", inplace=True{more}): \
+             print(line.replace(\"before\", \"after\"), end=\"\")'"
+        )
+    };
+    saves_once_and_unlinks(&[
+        ("python fileinput", &fileinput("")),
+        ("python fileinput with a backup", &format!("{}; rm s.bak", fileinput(", backup=\".bak\""))),
+        ("python pathlib", "python3 -c 'import pathlib; pathlib.Path(\"s\").write_text(\"after\\n\")'"),
+        (
+            "python NamedTemporaryFile",
+            "python3 -c 'import tempfile, shutil; f = tempfile.NamedTemporaryFile(\"w\", dir=\".\", delete=False); \
+             f.write(\"after\\n\"); f.close(); shutil.move(f.name, \"s\")'",
+        ),
+        ("python copy2", "python3 -c 'import shutil; shutil.copy2(\"../after\", \"s\")'"),
+        ("perl File::Copy", "perl -MFile::Copy -e 'copy(\"../after\", \"s\") or die'"),
+        (
+            "perl Tie::File",
+            "perl -MTie::File -e 'tie @a, \"Tie::File\", \"s\" or die; $a[0] = \"after\"; untie @a'",
+        ),
+        (
+            "perl File::Temp",
+            "perl -MFile::Temp=tempfile -e '($h, $n) = tempfile(DIR => \".\"); print $h \"after\\n\"; close $h; rename $n, \"s\" or die'",
+        ),
+        ("lua", "lua5.4 -e 'f = io.open(\"s\", \"w\"); f:write(\"after\\n\"); f:close()'"),
+        (
+            "lua, removing first",
+            "lua5.4 -e 'f = io.open(\"s.tmp\", \"w\"); f:write(\"after\\n\"); f:close(); os.remove(\"s\"); os.rename(\"s.tmp\", \"s\")'",
+        ),
+        ("tcl", "echo 'set f [open s w]; puts $f after; close $f' | tclsh"),
+        ("tcl copy", "echo 'file copy -force ../after s' | tclsh"),
+        (
+            "tcl rename",
+            "echo 'set f [open s.new w]; puts $f after; close $f; file rename -force s.new s' | tclsh",
+        ),
+        ("node promises", "node -e 'fs.promises.writeFile(\"s\", \"after\\n\")'"),
+        ("node stream", "node -e 'fs.createWriteStream(\"s\").end(\"after\\n\")'"),
+        ("node rm", "node -e 'fs.rmSync(\"s\"); fs.writeFileSync(\"s\", \"after\\n\")'"),
+    ]);
+}
+
+#[test]
 fn git_ends_no_history() {
     let mount = mount();
     mount.sh(

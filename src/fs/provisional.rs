@@ -58,6 +58,11 @@ impl Table {
         self.hidden.get(name).is_some_and(|hidden| !hidden.claimed)
     }
 
+    /// Whether the object of that name is hidden because it was unlinked, and nothing new took its place.
+    pub(super) fn is_unlinked(&self, name: &ObjectName) -> bool {
+        self.hidden.get(name).is_some_and(|hidden| hidden.backup.is_none() && !hidden.claimed)
+    }
+
     /// The name is made anew: what the new file is a change of.
     pub(super) fn claim(&mut self, name: &ObjectName) -> Option<Stored> {
         let hidden = self.hidden.get_mut(name)?;

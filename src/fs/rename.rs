@@ -239,6 +239,11 @@ impl FileSystem {
             Some((job, _)) => job.base.clone(),
             None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),
         };
+        // Held back under the name of an object that was unlinked, it is that object's next version.
+        let base = base.or_else(|| match goal.keep {
+            Keep::Provisional if table.is_unlinked(&goal.name) => table.claim(&goal.name),
+            _ => None,
+        });
         let object = {
             let mut state = source.state();
             // A new name is no new content. What is stored under it has the vault's time, like any save.
