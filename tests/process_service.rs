@@ -203,6 +203,14 @@ fn no_option_of_the_units_hides_the_mount() {
             assert!(text.lines().any(|line| line.starts_with(needed)), "{}: {needed}", unit.display());
         }
     }
+    for (_, unit) in units().into_iter().filter(|(kind, _)| *kind == "system") {
+        let text = fs::read_to_string(&unit).unwrap();
+        for needed in
+            ["CapabilityBoundingSet=~", "RestrictAddressFamilies=", "SystemCallArchitectures=native"]
+        {
+            assert!(text.lines().any(|line| line.starts_with(needed)), "{}: {needed}", unit.display());
+        }
+    }
     // What implies it for a manager that is not root.
     let implied = ["SystemCall", "Restrict", "LockPersonality", "MemoryDeny", "Private", "Protect"];
     let user = fs::read_to_string(&units()[1].1).unwrap();
@@ -210,6 +218,55 @@ fn no_option_of_the_units_hides_the_mount() {
         !user.lines().any(|line| implied.iter().any(|name| line.starts_with(name) && line.contains('='))
             && !line.starts_with("RestartPrevent"))
     );
+}
+
+/// With what the unit leaves to root a mount saves, reads, serves others and ends.
+#[test]
+fn a_mount_of_root_needs_none_of_the_capabilities_that_the_units_take() {
+    if !common::is_root() {
+        eprintln!("skipped: only root has capabilities");
+        return;
+    }
+    for (_, unit) in units().into_iter().filter(|(kind, _)| *kind == "system") {
+        let text = fs::read_to_string(unit).unwrap();
+        let taken = text.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet=~CAP_"));
+        let taken = taken.flat_map(|names| names.split(" CAP_")).map(str::to_lowercase);
+        // Older kernels and setpriv do not know the newest.
+        let known = run(Command::new("setpriv").arg("--list-caps")).ok();
+        let known: Vec<_> = taken.filter(|name| known.lines().any(|line| line == name)).collect();
+        assert!(known.len() > 10, "{known:?}");
+        let set = known.iter().map(|name| format!("-{name}")).collect::<Vec<_>>().join(",");
+
+        let place = Place::new();
+        common::open_to_all(place.dir.path());
+        let mount =
+            place.mount_command(&["--allow-other", "--file-mode=0666", "--dir-mode=0777", "--refresh=1s"]);
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--bounding-set", &set, "--inh-caps", &set])
+            .arg(mount.get_program())
+            .args(mount.get_args());
+        place.isolate(&mut command);
+        run(&mut command).ok();
+        let mount = Mount::adopt(place);
+        let bound = |pid: i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let line =
+                status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap().trim().to_owned();
+            u64::from_str_radix(&line, 16).unwrap()
+        };
+        const SYS_MODULE: u64 = 1 << 16;
+        let (keeper, worker) = mount.pids();
+        assert_eq!((bound(keeper) & SYS_MODULE, bound(worker) & SYS_MODULE), (0, 0));
+        assert_eq!(mount.sh("echo one > a; mv a b; cat b"), "one\n");
+        let mut other = Command::new("setpriv");
+        other.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c"]);
+        // What a process and its child write to one descriptor is one version: that is seen in their /proc/PID/fdinfo.
+        run(other.arg("(echo x; (echo y); echo z) > other").current_dir(mount.mnt())).ok();
+        assert_eq!(mount.sh("cat other"), "x\ny\nz\n");
+        assert_eq!(mount.versions("other").len(), 1);
+        mount.unmount();
+    }
 }
 
 #[test]
