@@ -35,6 +35,9 @@ pub(super) const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Attempts of one commit: each of them but the first answers a change made elsewhere meanwhile.
 const ROUNDS: usize = 16;
+/// After so many that somebody else forestalled an update goes over whatever came since: checked, it could wait to its deadline
+/// for a moment in which nobody else writes.
+const CHECKED: usize = 4;
 
 /// What made a commit necessary, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +151,17 @@ fn not_free(name: &ObjectName) -> Error {
 /// What comes next: it is stored, or is sent.
 type Next = ControlFlow<Saved, After>;
 
+/// Whether an attempt that was not made can never be made any more: the vault refuses it, since another version follows the one
+/// that it was to follow.
+fn is_refused(attempt: Option<&After>, next: &Next) -> bool {
+    match (attempt, next) {
+        (Some(After::Just(id, before)), Next::Continue(After::Just(now_id, now))) => {
+            id == now_id && before != now
+        }
+        _ => false,
+    }
+}
+
 impl FileSystem {
     /// Stores what the file's buffer holds now. Ends well if the vault has it, whoever stored it.
     pub(super) async fn commit(self: &Arc<Self>, file: &Arc<File>, call: &Call, cause: Cause) -> Result<()> {
@@ -237,11 +251,13 @@ impl FileSystem {
             (None, None) => Next::Continue(After::Nothing),
         };
         let mut last = None;
+        let mut before = job.sent.clone();
         for round in 1..=ROUNDS {
+            *in_doubt &= !is_refused(before.as_ref(), &next);
             let after = match next {
                 Next::Break(saved) => return Ok(saved),
                 // Somebody else writes all the time: the last who writes wins.
-                Next::Continue(after) if round == ROUNDS && !job.guarded && !*in_doubt => after.unchecked(),
+                Next::Continue(after) if round > CHECKED && !job.guarded && !*in_doubt => after.unchecked(),
                 Next::Continue(after) => after,
             };
             let (name, generation) = (job.name.clone(), job.generation);
@@ -254,6 +270,7 @@ impl FileSystem {
             };
             *in_doubt |= e.maybe_applied;
             next = self.after_failure(job, e.clone(), in_doubt.then_some(&after), &content, call).await?;
+            before = Some(after);
             let taken = |e: &Error| e.kind == ErrorKind::AlreadyExists && !*in_doubt;
             // It may have been deleted just now: once more, where a program waits.
             let is_told = job.guarded || job.exclusive || last.as_ref().is_some_and(taken);

@@ -228,6 +228,24 @@ async fn a_save_that_was_made_and_superseded_is_stored() {
     }
 }
 
+/// A check that is refused each time does not keep a save waiting, nor does one whose request was lost before.
+#[tokio::test(start_paused = true)]
+async fn a_save_is_made_though_somebody_else_writes_all_the_time() {
+    for loss in [Loss::None, Loss::Request] {
+        let session = Session::new(true);
+        session.sh.put(NAME, "before").await;
+        session.sh.cat(NAME).await;
+        session.meddler.busy.store(true, Ordering::SeqCst);
+        session.meddler.play(Script { loss, others: [Other::Nothing; 3] });
+        let saved = session.try_save(Save::Write, "[mine]").await;
+        assert_eq!(saved, Ok(()), "{loss:?}");
+        let log = session.meddler.log.lock().unwrap().clone();
+        assert!(matches!(log.last(), Some(Event::Ours { .. })), "{loss:?}: {log:?}");
+        let others = log.iter().filter(|event| **event == Event::Theirs).count();
+        assert!(others < 10, "{loss:?}: {log:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_told_is_a_conflict_and_no_second_update() {
     for loss in [Loss::Worker, Loss::Answer] {

@@ -73,6 +73,8 @@ pub struct Meddler {
     pub log: Mutex<Vec<Event>>,
     /// A program waits for a save.
     pub asked: AtomicBool,
+    /// Somebody else writes before each checked update.
+    pub busy: AtomicBool,
     script: Mutex<Option<Script>>,
     /// After the next look.
     after_look: Mutex<Option<Other>>,
@@ -103,6 +105,7 @@ impl Meddler {
             memory,
             log: Mutex::default(),
             asked: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             script: Mutex::default(),
             after_look: Mutex::default(),
             late: Mutex::default(),
@@ -196,6 +199,9 @@ impl Meddler {
         check: Option<&VersionTag>,
     ) -> Result<Meta> {
         self.here()?;
+        if self.busy.load(Ordering::SeqCst) && check.is_some() {
+            self.put(call, content.bytes.len() + 7).await;
+        }
         let Some(script) = self.script.lock().unwrap().take() else {
             return self.make(call, content, id, check).await;
         };
