@@ -54,6 +54,11 @@ impl Kind {
         }
     }
 
+    /// Whether a request may arrive after whoever sent it is gone, or has given it up.
+    pub fn may_be_late(self) -> bool {
+        !matches!(self, Self::None | Self::Helper | Self::Upgrade | Self::Disk)
+    }
+
     /// How much longer than its deadline an operation may take; `None` where that is not the matter.
     pub fn patience(self) -> Option<Duration> {
         match self {
@@ -93,6 +98,9 @@ impl Kind {
             }
             Self::Worker => {
                 kill(scene, at, "vaultfs-worker");
+                // Six deaths of one request are its own fault: each worker gets the time to carry some out, however busy the
+                // machine is.
+                drop(nix::sys::statvfs::statvfs(scene.mounts[at].mnt()));
                 // Of each mount's workers every 0.4 to 1.2 s.
                 pause(moment);
                 "workers killed"
