@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::{mpsc, oneshot};
 
+use super::watch::NOT_ASKED;
 use super::{Belief, Cache, Found, Peek, Read, State, is_outage, is_refusal};
 use crate::vault::object::Cursors;
 use crate::vault::spender::{self, Payer, Spender};
@@ -93,11 +94,13 @@ impl Cache {
         }
     }
 
-    /// The refusal of a name, for as long as an absence would be believed.
+    /// The refusal of a name, for as long as an absence would be believed, and a minute at most: a permission may be given.
     fn refused_before(&self, name: &ObjectName) -> Option<Error> {
         let now = self.clock.now();
         let refused = self.state().refused.peek(name).cloned();
-        refused.filter(|(at, _)| self.ttl(*at, now) > Duration::ZERO).map(|(_, e)| e)
+        let believed =
+            |at: Instant| self.ttl(at, now) > Duration::ZERO && now.saturating_duration_since(at) < NOT_ASKED;
+        refused.filter(|(at, _)| believed(*at)).map(|(_, e)| e)
     }
 
     /// The same, but an answer that is younger than `age` will do.

@@ -37,7 +37,7 @@ pub trait Audience: Send + Sync {
 }
 
 /// For how long a key that may not list names is not asked to.
-const NOT_ASKED: Duration = Duration::from_secs(60);
+pub(super) const NOT_ASKED: Duration = Duration::from_secs(60);
 
 /// Whether the key may list names.
 #[derive(Debug, Default)]
