@@ -124,12 +124,13 @@ fn spelt(name: &str) -> String {
     parts.collect::<Vec<_>>().join("/")
 }
 
-/// nginx with a `proxy_pass` that has a path decodes, folds and encodes anew.
+/// nginx with a `proxy_pass` that has a path decodes, folds and encodes anew. Its one process is this test's user's, to
+/// whom the client sends its key.
 fn nginx(dir: &std::path::Path, upstream: &str) -> (Beside, String) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let at = dir.display();
     let conf = format!(
-        "daemon off; pid {at}/pid; error_log {at}/err; events {{}}\n\
+        "daemon off; master_process off; pid {at}/pid; error_log {at}/err; events {{}}\n\
          http {{ access_log off; client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; \
          uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {upstream}/; }} }} }}\n"
