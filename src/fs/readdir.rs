@@ -76,14 +76,14 @@ impl FileSystem {
                 Some(ready) => ready.map(|()| listing).into(),
                 None => {
                     let fs = self.clone();
-                    Step::later(async move { fs.wait_for(&dir, fh, listing, after).await })
+                    Step::later(async move { fs.wait_for_others(&dir, fh, listing, after).await })
                 }
             },
             Ok((dir, None)) => {
                 let fs = self.clone();
                 Step::later(async move {
                     let listing = fs.ask_anew(&dir, fh).await?;
-                    fs.wait_for(&dir, fh, listing, after).await
+                    fs.wait_for(&dir, &listing, after, &fs.call()).await.map(|()| listing)
                 })
             }
         }
@@ -220,7 +220,8 @@ impl FileSystem {
         }
     }
 
-    async fn wait_for(
+    /// Waits for a listing that another reader began.
+    async fn wait_for_others(
         self: &Arc<Self>,
         dir: &Arc<Dir>,
         fh: u64,
@@ -228,20 +229,20 @@ impl FileSystem {
         after: u64,
     ) -> Result<Arc<Listing>> {
         let call = self.call();
-        let mut listing = listing;
-        let mut waited = listing.wait_for(after, self.left(&call)).await;
-        if waited == Some(Err(Errno::EBUSY)) && after == 0 && spender::current().payer().guest().is_none() {
-            // It may have failed for want of a guest's share.
-            listing = self.ask_anew(dir, fh).await?;
-            waited = listing.wait_for(after, self.left(&call)).await;
+        let waited = self.wait_for(dir, &listing, after, &call).await;
+        if waited != Err(Errno::EBUSY) || after != 0 || spender::current().payer().guest().is_some() {
+            return waited.map(|()| listing);
         }
-        match waited {
-            Some(waited) => waited.map(|()| listing),
-            None => {
-                let late = Error::new(ErrorKind::Deadline, "the vault did not list its names in time");
-                Err(self.failed("readdir", path(dir), &late))
-            }
-        }
+        // It may have failed for want of a guest's share.
+        let listing = self.ask_anew(dir, fh).await?;
+        self.wait_for(dir, &listing, after, &call).await.map(|()| listing)
+    }
+
+    async fn wait_for(&self, dir: &Dir, listing: &Listing, after: u64, call: &Call) -> Result<()> {
+        listing.wait_for(after, self.left(call)).await.unwrap_or_else(|| {
+            let late = Error::new(ErrorKind::Deadline, "the vault did not list its names in time");
+            Err(self.failed("readdir", path(dir), &late))
+        })
     }
 
     /// Asks the vault for the names, for the reader of this handle first.

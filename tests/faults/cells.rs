@@ -83,6 +83,8 @@ impl Cell {
             (Operation::WarmRead, _) | (_, Mode::Passing) => None,
             // An older value stands in, but for a refusal and for who wants none.
             (Operation::StaleRead, Mode::Lasting | Mode::Down) => None,
+            // A spent limit is told as such.
+            (Operation::Direct, Mode::Lasting) if self.errno == Some(Errno::EBUSY) => self.errno,
             (Operation::Direct, Mode::Lasting) => Some(Errno::ETIMEDOUT),
             _ => self.errno,
         }

@@ -42,7 +42,8 @@ fn with_secret(name: &str, secret: &SecretString, rest: &impl Serialize) -> Resp
 }
 
 fn secret_only(name: &str, secret: &SecretString) -> Response {
-    secret_json(json_with_text(&format!("{{\"{name}\":"), secret, "}"))
+    let start = format!("{{\"{name}\":");
+    secret_json(json_with_text(&start, secret, "}"))
 }
 
 /// POST /vault/key/create-data-key
