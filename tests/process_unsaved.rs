@@ -107,6 +107,14 @@ fn key_that_may(permissions: &str, place: &Place) -> String {
     key_file.to_str().unwrap().to_owned()
 }
 
+/// Revokes the key that [`key_that_may`] has made.
+fn revoke_that_key(place: &Place) {
+    let key = |args: &[&str]| run(place.vaultfs(["serve", "--data"]).arg(&place.data).arg("key").args(args));
+    let listed = key(&["list"]).ok();
+    let made = listed.lines().find(|line| line.ends_with("\tunnamed")).expect("it is listed");
+    key(&["revoke", made.split('\t').next().expect("its id")]).ok();
+}
+
 #[test]
 fn what_the_vault_refuses_to_delete_is_listed_until_it_is_kept() {
     let place = Place::new();
@@ -182,13 +190,16 @@ fn a_worker_that_is_killed_while_it_waits_to_tell_the_kernel_something_is_succee
     let mut shell = Command::new("sh");
     place.isolate(&mut shell);
     run(shell.args(["-c", &put])).ok();
-    server.key_file = key_that_may("read", &place);
+    server.key_file = key_that_may("read,write", &place);
     let mut command = place.vaultfs(["mount", "--timeout", "60s", "--drain", "1s", "--refresh", "10m"]);
     command.args(["--api-url", &server.url, "--api-key-file", &server.key_file]).arg(&place.mnt);
     run(&mut command).ok();
     let mount = Mount::adopt(place);
+    // A key known to be unable to write is refused at open(2): this one is exchanged afterwards.
     let mut file = fs::File::create(mount.path("refused")).unwrap();
     file.write_all(b"1").unwrap();
+    revoke_that_key(mount.place());
+    key_that_may("read", mount.place());
     assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EACCES));
     drop(file);
 
