@@ -48,7 +48,7 @@ impl Kind {
 
     /// Whether workers die of it, with saves out at the vault.
     pub fn may_conflict(self) -> bool {
-        matches!(self, Self::Worker | Self::Both | Self::Freeze | Self::Memory)
+        matches!(self, Self::Worker | Self::Both | Self::Freeze | Self::Memory | Self::Upgrade)
     }
 
     /// Whether programs may see an error: the vault is away, a request is suspected, or the mount is dead.
