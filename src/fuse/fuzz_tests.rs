@@ -440,7 +440,9 @@ fn successors_go_on(
 }
 
 /// A record of the state's memory, bent where it lies.
-fn memory_is_read((bends, records): (Vec<Bend>, Vec<(Vec<u8>, Vec<u8>)>)) -> Result<(), TestCaseError> {
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn memory_is_read((bends, records): (Vec<Bend>, Records)) -> Result<(), TestCaseError> {
     use std::os::unix::fs::FileExt;
     let (key, fd) = (state::SealKey::random().unwrap(), state::create().unwrap());
     let state = state::State::open(fd.try_clone().unwrap(), &key).unwrap();

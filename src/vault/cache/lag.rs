@@ -463,7 +463,7 @@ mod tests {
             "asked before"
         );
         assert_eq!(lag.absence(&name, now, false), Verdict::Questioned);
-        assert_eq!(lag.questions(), [name.clone()]);
+        assert_eq!(lag.questions(), std::slice::from_ref(&name));
         assert_eq!(lag.absence(&name, now + AGAIN, false), Verdict::Believed);
         assert!(lag.questions().is_empty() && !lag.is_known(now));
         assert_eq!(lag.presence(&item("i", "f", 1), now + SECOND * 2, false), Verdict::Believed);

@@ -373,7 +373,6 @@ mod tests {
         let budget = Budget::new(Some(8), Arc::new(clock.clone()));
         let call = Call::foreground(clock.now() + Duration::from_secs(600));
         let guest = || spender::Spender::of(1000, true);
-        let take = async { budget.acquire(&call).await.map(drop) };
         for _ in 0..4 {
             spender::on_behalf_of(guest(), async { budget.acquire(&call).await.map(drop) }).await.unwrap();
         }
