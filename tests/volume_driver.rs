@@ -362,10 +362,10 @@ async fn a_volume_is_kept_for_the_next_container() {
         let ended = tokio::spawn(async move { unmount(&driver, "v", "a", true).await.unwrap() });
         tokio::time::sleep(Duration::from_secs(50)).await;
         assert!(mounts() == 1 && now.path("v").unwrap() == Path::new(""), "kept, and nobody's");
-        ended
+        [ended]
     };
     let ends = [restart(true).await, restart(false).await];
-    for ended in ends {
+    for [ended] in ends {
         ended.await.unwrap();
     }
     assert_eq!(mounts(), 0, "a minute after the last one");
