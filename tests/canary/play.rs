@@ -145,9 +145,12 @@ pub fn files(vault: &Vault, secret: &Secret, hunt: &mut Hunt) -> File {
     saves(vault, secret);
     history(vault, secret);
     refusals(vault, secret);
-    let listed = run(Command::new("getfattr").args(["-d", "-m", "-"]).arg(vault.path("text")));
-    assert!(listed.out.contains("user.vault.version"), "{listed:?}");
-    hunt.hear("xattrs", listed.out + &listed.err);
+    for name in ["id", "version", "stale"] {
+        let attribute = format!("user.vault.{name}");
+        let got = run(Command::new("getfattr").args(["-n", &attribute]).arg(vault.path("text")));
+        assert!(got.out.contains(&attribute), "{got:?}");
+        hunt.hear("xattrs", got.out + &got.err);
+    }
     let status = fs::read(vault.path(".vaultfs/status.json")).unwrap();
     assert!(!status.is_empty());
     hunt.hear("status.json", status);

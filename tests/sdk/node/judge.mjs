@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
+import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 export const env = process.env;
@@ -45,6 +46,18 @@ export async function raises(name, status, call) {
   );
   assert.deepEqual([error.constructor.name, error.status], [name, status], error);
   return error;
+}
+
+// Deletes for good before it returns: an unlink by a program that is not known to remove is carried out a second later,
+// or at the fsync of the directory.
+export function remove(path) {
+  fs.unlinkSync(path);
+  const directory = fs.openSync(dirname(path), 'r');
+  try {
+    fs.fsyncSync(directory);
+  } finally {
+    fs.closeSync(directory);
+  }
 }
 
 // Looks until it is so, for 20 seconds at most.

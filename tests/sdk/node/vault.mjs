@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 
-import { becomes, bytesAndValues, env, mounts, raises, replace, run, vaultfs } from './judge.mjs';
+import { becomes, bytesAndValues, env, mounts, raises, remove, replace, run, vaultfs } from './judge.mjs';
 
 const version = process.argv[2];
 const eleven = version === '11';
@@ -193,7 +193,7 @@ const checks = {
         replace(path, 'third');
         assert.equal((await vault.readObject({ id })).value, 'third');
         assert.equal((await vault.listObjectVersions({ id })).length, 3);
-        fs.unlinkSync(path);
+        remove(path);
         await raises('NotFoundException', 404, () => vault.readObject({ id }));
       }
     }

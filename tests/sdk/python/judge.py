@@ -76,6 +76,17 @@ def becomes(wanted, look):
         time.sleep(0.02)
 
 
+def remove(path):
+    """Deletes for good before it returns: an unlink by a program that is not known to remove is carried out a second
+    later, or at the fsync of the directory."""
+    os.unlink(path)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 def read(path):
     with open(path, "rb") as file:
         return file.read()

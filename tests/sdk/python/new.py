@@ -9,7 +9,7 @@ import workos
 from cryptography.exceptions import InvalidTag
 
 import judge
-from judge import MOUNTS, becomes, raises, read, same, write
+from judge import MOUNTS, becomes, raises, read, remove, same, write
 
 CONTEXT = {"organization_id": "org_1", "with space": "ä/?&"}
 # A version that no object has.
@@ -331,7 +331,7 @@ def check_written_in_mounts_read_here():
             os.rename(f"{path}.tmp", path)
             same(vault.get_kv(found.id).value, "third")
             same([v.size for v in vault.list_kv_versions(found.id).data], [5, len(content), 5])
-            os.unlink(path)
+            remove(path)
             raises(workos.NotFoundError, 404, vault.get_kv, found.id)
         same(vault.list_kv(search=f"py/from {dialect}/").data, [])
 
@@ -341,7 +341,7 @@ def check_structured_objects():
     path = f"{MOUNTS['object']}/py-structured.json"
     write(path, b'{\n  "user": "u",\n  "port": 5432\n}\n')
     same(vault.get_name("py-structured.json").value, '{\n  "user": "u",\n  "port": 5432\n}\n')
-    os.unlink(path)
+    remove(path)
 
 
 judge.run(globals())

@@ -1,12 +1,10 @@
 """The Python SDK 5.46 as a judge: it sends the slashes of a name as they are, and expects fields of its own."""
 
-import os
-
 import workos
 from workos import exceptions
 
 import judge
-from judge import MOUNTS, becomes, raises, read, same, write
+from judge import MOUNTS, becomes, raises, read, remove, same, write
 
 vault = workos.WorkOSClient(api_key=judge.KEY, client_id="client_unused", base_url=judge.API).vault
 
@@ -85,7 +83,7 @@ def check_mounts():
         write(path, b"from the mount\n")
         same(vault.read_object_by_name(name=f"old/{dialect}/a b#1?ü").value, "from the mount\n")
         same(len(vault.list_object_versions(object_id=created.id)), 2)
-        os.unlink(path)
+        remove(path)
 
 
 judge.run(globals())
