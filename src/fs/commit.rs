@@ -59,6 +59,11 @@ impl Cause {
         matches!(self, Cause::Retry | Cause::Drain)
     }
 
+    /// A program waits for it: none has seen the file's times after its close.
+    fn is_waited_for(self) -> bool {
+        matches!(self, Cause::Close | Cause::Fsync | Cause::Truncate | Cause::Link)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Cause::Close => "close",
@@ -104,6 +109,8 @@ pub(super) struct Job {
     pub insists: bool,
     /// What an attempt to store these bytes was sent after that may have been made.
     pub sent: Option<After>,
+    /// A program waits for it: nobody has looked at the file since it was closed.
+    pub waited_for: bool,
 }
 
 impl Job {
@@ -121,6 +128,7 @@ impl Job {
             guarded,
             insists,
             sent: state.sent(&state.name).map(|sent| sent.after.clone()),
+            waited_for: true,
         })
     }
 
@@ -217,7 +225,8 @@ impl FileSystem {
             Cause::Asked => false,
             _ => self.options.strict,
         };
-        Ok(Job::of(&state, guarded, cause == Cause::Asked))
+        let job = Job::of(&state, guarded, cause == Cause::Asked);
+        Ok(job.map(|job| Job { waited_for: cause.is_waited_for(), ..job }))
     }
 
     /// Waits until no change of this file is out at the vault.
@@ -390,7 +399,7 @@ impl FileSystem {
         let mut table = self.table();
         let other = table.file(&job.name).filter(|other| other.ino != file.ino);
         let mut state = file.state();
-        state.times_of_stored(&object.meta);
+        state.times_of_stored(&object.meta, job.waited_for);
         *table.local(&job.name) = state.local.clone();
         state.stored = Some(Stored::of(&object));
         state.pinned = (state.opens > 0).then_some(object);

@@ -326,15 +326,17 @@ impl FileState {
 
     /// The bytes are a version of the vault's now. What utimens set for them holds for it, and so long for the mount.
     /// Otherwise it has the vault's time, like any version in any mount: it is set before close(2) returns, so that a
-    /// program that looks afterwards takes its own save for nobody else's.
-    pub fn times_of_stored(&mut self, meta: &Meta) {
+    /// program that looks afterwards takes its own save for nobody else's. A version that is stored later keeps the times that
+    /// the file had at its close (not `waited_for`).
+    pub fn times_of_stored(&mut self, meta: &Meta, waited_for: bool) {
         let written = self.mtime();
         let set = self.set_mtime();
-        if set.is_none() {
+        if set.is_none() && waited_for {
             self.local.ctime = None;
         }
         // A vault may tell no time.
-        let at = set.or((meta.updated_at == SystemTime::UNIX_EPOCH).then_some(written));
+        let keeps = !waited_for || meta.updated_at == SystemTime::UNIX_EPOCH;
+        let at = set.or(keeps.then_some(written));
         self.local.mtime = at.map(|at| (at, Some(meta.version.clone())));
     }
 

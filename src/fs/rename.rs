@@ -211,6 +211,7 @@ impl FileSystem {
             guarded: false,
             insists: false,
             sent: state.sent(&goal.name).map(|sent| sent.after.clone()),
+            waited_for: true,
         })
     }
 

@@ -154,6 +154,29 @@ async fn an_empty_directory_made_here_gives_way_to_an_object_of_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_is_stored_after_its_close_keeps_its_times() {
+    let clock = Shell::paused();
+    let ahead = Duration::from_secs(2);
+    let vaults = std::sync::Arc::new(Skewed { clock: clock.clone(), behind: Duration::ZERO, ahead });
+    let memory = std::sync::Arc::new(MemoryVault::new(OBJECT_CAPABILITIES, vaults));
+    let sh = Shell::mounted(memory, clock, Options::default());
+    // Without a write nothing is stored before the release; a retry comes after a close that failed.
+    let fd = sh.open("empty", CREATE).await.unwrap();
+    sh.close(fd).await.unwrap();
+    sh.write_file("old", "value").await.unwrap();
+    let fd = sh.open("old", WRITE | libc::O_TRUNC).await.unwrap();
+    sh.close(fd).await.unwrap();
+    for name in ["empty", "old"] {
+        let closed = sh.stat(name).await.unwrap();
+        sh.pass(Duration::from_secs(60)).await;
+        sh.refresh().await;
+        let later = sh.stat(name).await.unwrap();
+        assert_eq!((later.mtime, later.ctime, later.size), (closed.mtime, closed.ctime, 0), "{name}");
+        assert!(sh.fs.status().unsaved.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_save_has_the_vaults_time_before_its_close_returns() {
     for (behind, ahead) in
         [(Duration::ZERO, Duration::from_secs(2)), (Duration::from_secs(2), Duration::ZERO)]
