@@ -398,13 +398,14 @@ fn a_revocation_takes_the_pages_of_mappings_and_of_mounts_that_are_not_asked_at_
         held.rewind().unwrap();
         assert_eq!(held.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::EACCES), "{more:?}");
         assert_eq!(fs::read(mount.path("cold")).unwrap_err().raw_os_error(), Some(libc::EACCES));
+        let listed = fs::read_dir(mount.mnt()).and_then(|mut names| names.next().transpose());
+        assert_eq!(listed.unwrap_err().raw_os_error(), Some(libc::EACCES), "{more:?}");
         drop((page, held));
         scene.end();
     }
 }
 
 #[test]
-#[ignore = "known fault: the kernel goes on with the names that it listed before"]
 fn a_revocation_takes_the_names_that_the_kernel_listed() {
     for more in [&["--refresh", "1s"][..], &["--refresh", "1s", "--read-only"]] {
         let scene = Scene::with(more);

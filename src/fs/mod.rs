@@ -267,7 +267,10 @@ impl FileSystem {
     pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         // A second one would be a second mount of the same state: there is none.
         let _ = self.kernel.set(kernel);
-        self.forget_kernel_listings();
+        if self.options.reads_unopened() {
+            // A kernel that is taken over may have names that nobody remembers having told it.
+            self.forget_kernel_listings();
+        }
     }
 
     /// The start-up check brought no names: the vault was away, or the key may not list them.

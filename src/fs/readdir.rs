@@ -22,7 +22,7 @@ use super::name::{DirPrefix, Rest};
 use super::open::{Handle, Held};
 use super::{Caller, FileKind, FileSystem, Opened, Step};
 use crate::vault::cache::Feed;
-use crate::vault::{Call, Error, ErrorKind, ObjectName, spender};
+use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, spender};
 
 /// How often names that the kernel keeps are looked at while they are fresh.
 const WATCH: Duration = Duration::from_millis(250);
@@ -130,6 +130,21 @@ impl FileSystem {
         Ok((dir, Some(listing)))
     }
 
+    /// Readers of directories have to ask before they go on, wherever they are in them.
+    pub(super) fn take_listings_away(&self) {
+        let handles: Vec<Arc<Handle>> = self.handles().values().cloned().collect();
+        for handle in handles {
+            if let Held::Dir { listing, dir, .. } = &handle.held
+                && !matches!(dir.kind, DirKind::Control)
+                && let Some(listing) = &*listing.lock().unwrap_or_else(|p| p.into_inner())
+            {
+                listing.take_away();
+            }
+        }
+        self.listings().take_away();
+        self.forget_kernel_listings();
+    }
+
     fn own_listing(&self, fh: u64) -> Option<Arc<Listing>> {
         match &self.handle(fh).ok()?.held {
             Held::Dir { listing, .. } => listing.lock().unwrap_or_else(|p| p.into_inner()).clone(),
@@ -145,13 +160,19 @@ impl FileSystem {
         }
     }
 
-    /// Goes on with a listing that a worker's death has cut off: its readers' positions stay.
+    /// Goes on with a listing that a worker's death or a revocation has cut off: its readers' positions stay.
     async fn complete(self: &Arc<Self>, dir: &Arc<Dir>, fh: u64, listing: &Listing) -> Result<Arc<Listing>> {
-        if !self.is_known(dir) {
-            let listed = self.cache.list_all(&self.call()).await;
-            listed.map_err(|e| self.failed("readdir", path(dir), &e))?;
-        }
-        let listing = listing.succeeded_by(self.entries_now(dir));
+        let entries = match &dir.kind {
+            DirKind::History(name, id) => self.numbers_in(dir, name, id, &self.call()).await?,
+            DirKind::Tree(_) | DirKind::Histories(_) | DirKind::Control => {
+                if !self.is_known(dir) {
+                    let listed = self.cache.list_all(&self.call()).await;
+                    listed.map_err(|e| self.failed("readdir", path(dir), &e))?;
+                }
+                self.entries_now(dir)
+            }
+        };
+        let listing = listing.succeeded_by(entries);
         self.put_listing(dir, &listing);
         self.keep_for(fh, &listing);
         self.note_listing(dir.ino, &listing);
@@ -255,15 +276,23 @@ impl FileSystem {
     /// Asks the vault for the names.
     async fn begin_asking(self: &Arc<Self>, dir: &Arc<Dir>, call: &Call) -> Result<Arc<Listing>> {
         match &dir.kind {
-            DirKind::History(name, id) => {
-                let history = self.versions_of(call, name, id).await?;
-                let numbers = history.iter().map(|v| v.number.to_string());
-                let entries = numbers.map(|name| DirEntry::new(name, FileKind::Regular, None));
-                Ok(Listing::whole(with_dots(dir.ino, entries)))
-            }
+            DirKind::History(name, id) => Ok(Listing::whole(self.numbers_in(dir, name, id, call).await?)),
             DirKind::Tree(under) | DirKind::Histories(under) => Ok(self.follow_listing(dir, under)),
             DirKind::Control => Ok(Listing::whole(self.entries_now(dir))),
         }
+    }
+
+    /// The versions of an object, by their numbers.
+    async fn numbers_in(
+        self: &Arc<Self>,
+        dir: &Dir,
+        name: &ObjectName,
+        id: &ObjectId,
+        call: &Call,
+    ) -> Result<Vec<DirEntry>> {
+        let history = self.versions_of(call, name, id).await?;
+        let numbers = history.iter().map(|v| v.number.to_string());
+        Ok(with_dots(dir.ino, numbers.map(|name| DirEntry::new(name, FileKind::Regular, None))))
     }
 
     /// A listing that grows with the vault's answers, for all who read this directory meanwhile.
@@ -424,11 +453,8 @@ impl FileSystem {
         !over
     }
 
-    /// The kernel of a mount that is taken over may have names that nobody remembers having told it.
+    /// The kernel is to ask before anybody reads on in a directory, also in one that is open.
     pub(super) fn forget_kernel_listings(&self) {
-        if !self.options.reads_unopened() {
-            return;
-        }
         let dirs: Vec<u64> = self.table().all_dirs();
         dirs.into_iter().for_each(|ino| self.inval_pages(ino));
     }

@@ -33,7 +33,7 @@ impl Audience for FileSystem {
             self.take_version(&version);
         }
         if name.is_none() {
-            self.forget_kernel_listings();
+            self.take_listings_away();
         }
     }
 }

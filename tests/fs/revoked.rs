@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use vaultfs::fs::{Drain, Errno};
+use vaultfs::fs::{Drain, Errno, Options};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::faulty::Fault;
+use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 use vaultfs::vault::op::Op;
 
 use crate::shell::{CREATE, READ, Shell, WRITE};
@@ -68,6 +69,59 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
         assert_eq!(sh.read_all(&held).await.unwrap(), again, "taken again, the key shows it again: {op:?}");
         assert_eq!(sh.step(sh.fs.read(version.ino, version.fh, 0, 100)).await.unwrap().expose(), b"two");
         assert_eq!(sh.cat("g").await, "two");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_takes_names_from_who_begins_to_list_and_who_goes_on() {
+    for capabilities in [OBJECT_CAPABILITIES, KV_CAPABILITIES] {
+        for read_only in [false, true] {
+            // What was read or stored a moment ago is remembered longest.
+            for touched in [false, true] {
+                let case = format!("{:?} {read_only} {touched}", capabilities.dialect);
+                let options = Options { read_only, show_versions: true, ..Options::default() };
+                let sh = Shell::of(capabilities, options);
+                for name in ["f", "d/g"] {
+                    sh.put(name, "one").await;
+                }
+                if touched {
+                    sh.cat("f").await;
+                    sh.cat("d/g").await;
+                }
+                if touched && !read_only {
+                    sh.write_file("h", "two").await.unwrap();
+                }
+                let mut held = Vec::new();
+                for path in ["", "d", ".versions", ".versions/f"] {
+                    assert!(!sh.ls(path).await.unwrap().is_empty(), "{case} {path}");
+                    let ino = sh.stat(path).await.unwrap().ino;
+                    let dir = sh.step(sh.fs.opendir(ino, sh.caller()).into()).await.unwrap();
+                    let read = sh.getdents(ino, dir.fh).await.unwrap();
+                    held.push((ino, dir.fh, read[..2].to_vec(), read));
+                }
+                sh.told.inodes.lock().unwrap().clear();
+
+                refuse_all(&sh);
+                sh.refresh().await;
+                assert_eq!(sh.ls("").await, Err(Errno::EACCES), "{case}");
+                let told = sh.told.inodes.lock().unwrap().clone();
+                for (ino, fh, begun, _) in &held {
+                    assert!(told.contains(ino), "{case}: the kernel asks before it goes on");
+                    assert_eq!(
+                        sh.getdents_after(*ino, *fh, begun.clone()).await,
+                        Err(Errno::EACCES),
+                        "{case}"
+                    );
+                }
+
+                sh.vault.clear();
+                sh.pass(Duration::from_secs(61)).await;
+                for (ino, fh, begun, read) in held {
+                    let again = sh.getdents_after(ino, fh, begun).await.unwrap();
+                    assert_eq!(again, read, "{case}: taken again, the key shows them in their places");
+                }
+            }
+        }
     }
 }
 

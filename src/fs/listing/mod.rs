@@ -149,7 +149,15 @@ impl Listing {
         listing
     }
 
-    /// Whether more names are to come that nobody is asking for.
+    /// Its names may not be shown any more without asking for them again. One that grows ends with its own answer.
+    pub fn take_away(&self) {
+        let mut state = self.state();
+        if matches!(state.progress, Progress::Done) {
+            state.progress = Progress::CutOff;
+        }
+    }
+
+    /// Whether the names have to be asked for before a reader goes on.
     pub fn is_cut_off(&self) -> bool {
         matches!(self.state().progress, Progress::CutOff)
     }
@@ -426,6 +434,11 @@ impl Listings {
         if let Some((before, _)) = self.recent.insert(ino, (listing.clone(), now)) {
             listing.take_the_place_of(&before);
         }
+    }
+
+    /// See [`Listing::take_away`].
+    pub fn take_away(&self) {
+        self.recent.values().for_each(|(listing, _)| listing.take_away());
     }
 
     /// It was no listing after all.

@@ -295,10 +295,8 @@ impl Cache {
         let flight = self.join_listing(&mut state);
         // What was told before, and what has been found or made since.
         let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked, _)| *asked);
-        let mut told = state.index.names_since(prefix, since);
-        // And what was made here a moment ago, which the vault may not list yet.
-        let made = state.lag.names().into_iter().filter(|name| name.as_str().starts_with(prefix));
-        told.extend(made.filter(|name| state.index.lacks(name, since)));
+        // What was made here a moment ago, and the vault does not list yet, comes when the listing has ended well.
+        let told = state.index.names_since(prefix, since);
         let (sender, pages) = mpsc::unbounded_channel();
         state.feeds.push((prefix.to_owned(), sender));
         Feed { told, pages, flight }

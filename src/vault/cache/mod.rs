@@ -138,7 +138,7 @@ pub struct Cache {
     dozed: AtomicBool,
     /// A value past its time was served since the vault last answered.
     served_stale: AtomicBool,
-    /// Values were taken in since the last revocation.
+    /// Names or values were taken in since the last revocation.
     shown: AtomicBool,
     audience: OnceLock<Weak<dyn Audience>>,
 }
@@ -221,6 +221,7 @@ impl Cache {
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
         state.listing_right = watch::ListingRight::Given;
+        self.shown.store(true, Ordering::Release);
         state.take_in(&page.items, asked);
         if page.next.is_none() {
             state.end_listing(asked, 1);

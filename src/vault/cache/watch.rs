@@ -142,7 +142,10 @@ impl Watch {
         match (answer.as_ref().err().map(|e| (e, e.kind)), about) {
             (Some((e, ErrorKind::Unauthorized)), _) => cache.revoked(e),
             (Some((e, ErrorKind::Forbidden)), About::Names) => cache.listing_refused(e),
-            (None, About::Names) => cache.state().listing_right = ListingRight::Given,
+            (None, About::Names) => {
+                cache.state().listing_right = ListingRight::Given;
+                cache.shown.store(true, Ordering::Release);
+            }
             (Some((_, ErrorKind::Forbidden)), About::Name(name)) => cache.refused(name),
             _ => {}
         }
