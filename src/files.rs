@@ -41,6 +41,9 @@ const MAX_LINKS: usize = 40;
 /// How long a command behind a pipe may take to write.
 const WRITTEN: Duration = Duration::from_secs(10);
 
+/// `/dev/null`: major 1, minor 3 (Linux, admin-guide/devices.txt).
+const NULL_DEVICE: libc::dev_t = libc::makedev(1, 3);
+
 /// Why a file is left alone.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
@@ -262,6 +265,8 @@ impl Place {
 fn is_writable(stat: &FileStat) -> Result<(), Unfit> {
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFREG => {}
+        // It keeps nothing, whoever it belongs to.
+        SFlag::S_IFCHR if stat.st_rdev == NULL_DEVICE => return Ok(()),
         SFlag::S_IFDIR => return Err(io::Error::from(ErrorKind::IsADirectory).into()),
         _ => return Err(Unfit::NotRegular),
     }

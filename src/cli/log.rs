@@ -153,14 +153,20 @@ fn file_name(path: &Path) -> String {
     name.split_off(cut)
 }
 
-/// Starts logging in this process, which serves `mountpoint`, and makes panics say no more than where they happened.
-pub fn start(config: &LogConfig, mountpoint: &Path) {
-    let filter = match config.verbosity {
-        0 => "warn,vaultfs=info,fuser=error",
-        1 => "info,vaultfs=debug,fuser=error",
+/// What is logged. rustls has a line for each handshake that fails, which could fill the log: the request that failed for
+/// it is told once a minute, with a count (`fs::failures`).
+fn filter(verbosity: u8) -> &'static str {
+    match verbosity {
+        0 => "warn,vaultfs=info,fuser=error,rustls=off",
+        1 => "info,vaultfs=debug,fuser=error,rustls=off",
         // Other crates may print what passes through them: never at their most verbose.
         _ => "info,vaultfs=trace,fuser=error",
-    };
+    }
+}
+
+/// Starts logging in this process, which serves `mountpoint`, and makes panics say no more than where they happened.
+pub fn start(config: &LogConfig, mountpoint: &Path) {
+    let filter = filter(config.verbosity);
     let lines = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_ansi(false)
@@ -295,6 +301,36 @@ mod tests {
         assert_eq!(fs::read(&path).expect("there"), b"one\ntwo\n");
         assert_eq!(fs::metadata(dir.path().join("a.log.1")).expect("there").len(), MAX_FILE + 1);
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_log_may_be_the_null_device() {
+        let null = Path::new("/dev/null");
+        check(null).expect("taken");
+        let config = LogConfig::choose(Path::new("/mnt/v"), Some(null), false, 0).expect("taken");
+        assert_eq!(config.target, Target::File(null.to_owned()));
+        let log = LogFile::new(null);
+        log.append(b"one\n").expect("written");
+        log.append(b"two\n").expect("written");
+    }
+
+    #[test]
+    fn failed_handshakes_have_no_lines_of_their_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        for verbosity in [0, 1] {
+            let lines = tracing_subscriber::fmt()
+                .with_env_filter(EnvFilter::new(filter(verbosity)))
+                .with_writer(LogFile::new(&path))
+                .finish();
+            tracing::subscriber::with_default(lines, || {
+                tracing::error!(target: "rustls::common_state", "TLS alert received");
+                tracing::warn!(target: "rustls::msgs::handshake", "Illegal SNI extension");
+                tracing::warn!(target: "hyper", "told");
+            });
+        }
+        let log = fs::read_to_string(&path).expect("there");
+        assert_eq!((log.lines().count(), log.matches("told").count()), (2, 2), "{log}");
     }
 
     #[test]

@@ -98,11 +98,14 @@ fn what_is_no_file_is_refused_at_once() {
     fs::hard_link(at("large"), at("second")).unwrap();
     fs::write(at("writable"), "").unwrap();
     fs::set_permissions(at("writable"), fs::Permissions::from_mode(0o602)).unwrap();
-    for name in ["fifo", "open-fifo", "socket", "link", "second", "writable"] {
+    for name in ["fifo", "open-fifo", "socket", "link", "second", "writable", "/dev/zero", "/dev/full"] {
         let place = Place::of(&at(name)).unwrap();
         assert!(place.append().is_err(), "{name}");
         assert!(place.check().is_err(), "{name}");
     }
+    let null = Place::of(Path::new("/dev/null")).unwrap();
+    null.check().unwrap();
+    null.append().unwrap();
     let place = Place::of(&at("new")).unwrap();
     place.check().unwrap();
     place.append().unwrap();
