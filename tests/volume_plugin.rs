@@ -655,7 +655,7 @@ fn what_opens_files_or_runs_commands_is_for_profiles() {
         ("api-key-file", "sk_geheim"),
         ("api-url", "https://u:geheim@evil.example.com"),
         ("ca-file", "/etc/hostname"),
-        ("embedded", "/root/vault"),
+        ("embedded", "/data/vault"),
         ("key-context", "a=b"),
         ("cache-size", "1GiB"),
         ("timeout", "1s"),
