@@ -189,6 +189,8 @@ fn logs_and_audit_files_are_ones_own_files_or_none() {
     }
     assert_eq!(fs::read_to_string(dir.join("own")).unwrap(), "sk_x\n", "nothing was written through a link");
     assert!(!dir.join("real/new").exists());
+    run(&mut place.mount_command(&["--log", "/dev/null"])).ok();
+    drop(Mount::adopt(place).unmount());
 }
 
 #[test]
