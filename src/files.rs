@@ -8,13 +8,15 @@
 //!    regular file, or a private pipe (`<(command)`), of one of these users, and its size is bounded.
 //! 2. **To append** ([`Place`]): the directory is found in the same way, once. The file itself is no link, is regular, has
 //!    no second name, belongs to us or root, and others cannot write to it.
-//! 3. Nothing waits: opens do not block, and a pipe has a time limit.
+//! 3. Nothing waits: opens do not block, a pipe has a time limit, and a FUSE file system of another user is not asked
+//!    ([`whose`]).
 //! 4. The walk uses descriptors, component by component, so that what was checked is what is opened.
 //!
 //! Directories of our own (runtime directory, embedded vault, volumes) are checked as directories; their files need none
 //! of this. `/proc`, `/sys` and `/dev/fuse` are the kernel's.
 
 mod secret_mount;
+pub mod whose;
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -26,13 +28,13 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open as open_at_root, openat, readlinkat, renameat};
+use nix::fcntl::{OFlag, open as open_at_root, openat, readlinkat, renameat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
+use self::whose::is_trusted;
 use crate::display::Shown;
 
 /// As many as the kernel follows.
@@ -72,6 +74,9 @@ pub enum Unfit {
     /// A hard link, perhaps to a file that somebody else chose.
     #[error("it has a second name (a hard link): name a file of its own")]
     Linked,
+    /// It may never answer, and says what it likes.
+    #[error("it is in a file system that user {0} serves, and is not asked: copy it elsewhere")]
+    Served(u32),
 }
 
 impl From<Errno> for Unfit {
@@ -87,11 +92,6 @@ impl From<Unfit> for io::Error {
             e => Self::new(ErrorKind::PermissionDenied, e.to_string()),
         }
     }
-}
-
-/// Whose files and links are good enough: root's, one's own, and those of `also`.
-fn is_trusted(owner: u32, also: Option<u32>) -> bool {
-    owner == 0 || owner == geteuid().as_raw() || Some(owner) == also
 }
 
 /// A file that was opened to be read.
@@ -119,6 +119,23 @@ pub fn open(path: &Path, also: Option<u32>) -> Result<Opened, Unfit> {
             }
         }
         _ => Err(Unfit::NotRegular),
+    }
+}
+
+/// What stat(2) says of a file that [`open`] might open.
+pub fn metadata(path: &Path, also: Option<u32>) -> Result<Metadata, Unfit> {
+    let spot = Spot::of(path, also, true)?;
+    if spot.is_magic {
+        return Ok(std::fs::metadata(whose::by_descriptor(&spot.dir).join(&spot.name))?);
+    }
+    Ok(File::from(peek(spot.dir.as_fd(), &spot.name)?.0).metadata()?)
+}
+
+/// Refuses a path that leads into a file system which another user serves.
+pub fn check_way(path: &Path) -> io::Result<()> {
+    match Spot::of(path, None, true) {
+        Err(served @ Unfit::Served(_)) => Err(served.into()),
+        _ => Ok(()),
     }
 }
 
@@ -226,6 +243,7 @@ impl Place {
             | OFlag::O_NONBLOCK
             | OFlag::O_NOCTTY
             | OFlag::O_CLOEXEC;
+        self.check()?;
         let opened = openat(&self.dir, self.name.as_os_str(), flags, Mode::from_bits_truncate(0o600));
         let file = File::from(opened.map_err(|e| match e {
             // Of a pipe without a reader, and of a socket.
@@ -243,16 +261,21 @@ impl Place {
 
     /// What has the name now.
     pub fn look(&self) -> Result<Option<FileStat>, Unfit> {
-        match fstatat(&self.dir, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(stat)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(e) => Err(e.into()),
+        match peek(self.dir.as_fd(), &self.name) {
+            Ok((_, stat)) => Ok(Some(stat)),
+            Err(Unfit::Io(e)) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
         }
     }
 
     /// Renames the file, within its directory.
     pub fn rename(&self, to: &OsStr) -> io::Result<()> {
         Ok(renameat(&self.dir, self.name.as_os_str(), &self.dir, to)?)
+    }
+
+    /// Where its directory is.
+    pub fn directory(&self) -> io::Result<PathBuf> {
+        std::fs::read_link(whose::by_descriptor(&self.dir))
     }
 
     /// Its name.
@@ -279,6 +302,19 @@ fn is_writable(stat: &FileStat) -> Result<(), Unfit> {
     if stat.st_nlink > 1 { Err(Unfit::Linked) } else { Ok(()) }
 }
 
+/// Refuses what another user serves.
+fn not_of_others(fd: BorrowedFd<'_>) -> Result<(), Unfit> {
+    whose::server(fd)?.map_or(Ok(()), |user| Err(Unfit::Served(user)))
+}
+
+/// What has that name, a link itself, and what it is.
+fn peek(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(OwnedFd, FileStat), Unfit> {
+    let opened = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    not_of_others(opened.as_fd())?;
+    let stat = nix::sys::stat::fstat(&opened)?;
+    Ok((opened, stat))
+}
+
 /// The directory of a file, found by following trusted links only, and the file's name in it.
 struct Spot {
     dir: OwnedFd,
@@ -299,7 +335,7 @@ impl Spot {
             if last && !follow {
                 return Ok(Self { dir, name, is_magic: false });
             }
-            let found = fstatat(&dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            let (opened, found) = peek(dir.as_fd(), &name)?;
             let is_link = found.st_mode & libc::S_IFMT == libc::S_IFLNK;
             let is_magic = is_link && fstatfs(&dir)?.filesystem_type() == PROC_SUPER_MAGIC;
             if is_link && !is_magic {
@@ -307,10 +343,10 @@ impl Spot {
                 if links > MAX_LINKS {
                     return Err(Errno::ELOOP.into());
                 }
-                if !is_trusted(found.st_uid, also) {
+                if !whose::is_trusted_link(found.st_uid, dir.as_fd(), also)? {
                     return Err(Unfit::Link { path: at.join(name), owner: found.st_uid });
                 }
-                let target = PathBuf::from(readlinkat(&dir, name.as_os_str())?);
+                let target = PathBuf::from(readlinkat(&opened, "")?);
                 if target.is_absolute() {
                     (at, dir) = (PathBuf::from("/"), root()?);
                 }
@@ -323,6 +359,7 @@ impl Spot {
             let link = if is_magic { OFlag::empty() } else { OFlag::O_NOFOLLOW };
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | link;
             dir = openat(&dir, name.as_os_str(), flags, Mode::empty())?;
+            not_of_others(dir.as_fd())?;
             at.push(name);
         }
         Err(io::Error::from(ErrorKind::IsADirectory).into())

@@ -379,6 +379,48 @@ fn a_mount_point_that_is_no_text_is_shown_as_well_as_it_can_be() {
 }
 
 #[test]
+fn a_file_system_of_another_user_is_not_asked_for_files() {
+    let Some(_turn) = turn() else { return };
+    let other = Other::with(json!({}));
+    let inside = other.path().to_owned() + "/file";
+    let link = other.place.dir.path().join("ours");
+    symlink(&inside, &link).unwrap();
+    let free = other.place.dir.path().join("free");
+    fs::create_dir(&free).unwrap();
+    let free = free.to_str().unwrap();
+    let key = other.place.dir.path().join("key");
+    fs::write(&key, "sk_x").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let url = ["--api-url", "http://127.0.0.1:1", "--api-key-file", key.to_str().unwrap()];
+    for path in [inside.as_str(), link.to_str().unwrap()] {
+        let ran = other.root(&["ls", "--api-url", url[1], "--api-key-file", path]);
+        assert!(ran.fails(3).contains("serves, and is not asked"), "{path}");
+        let data = format!("--embedded={path}");
+        for command in
+            [&["ls", &data][..], &["mount", &data, free], &["serve", "--data", path, "key", "list"]]
+        {
+            let ran = other.root(command);
+            assert!(
+                ran.code != Some(0) && ran.err.contains("serves, and is not asked"),
+                "{command:?}: {ran:?}"
+            );
+        }
+        for command in [&["ls", "--ca-file", path][..], &["put", "--ca-file", path, "x"]] {
+            let ran = other.root(&[command, &url].concat());
+            assert!(
+                ran.code != Some(0) && ran.err.contains("serves, and is not asked"),
+                "{command:?}: {ran:?}"
+            );
+        }
+        // What is appended to is no link, wherever it leads.
+        let ran = other.root(&[&["mount", "--log", path, free][..], &url].concat());
+        let is_said =
+            ["serves, and is not asked", "no regular file"].iter().any(|said| ran.err.contains(said));
+        assert!(ran.code != Some(0) && is_said, "{ran:?}");
+    }
+}
+
+#[test]
 fn many_mounts_of_one_user_take_the_time_of_one() {
     let Some(_turn) = turn() else { return };
     let other = Other::with(json!({"socket": "drips", "more mounts": 14}));
@@ -554,8 +596,10 @@ fn where_nothing_can_be_written_a_place_can_be_named() {
     let out = read_only(&place, with_option).ok();
     assert!(out.contains("keeper ") && out.ends_with("a\n"), "{out}");
     let by_mount_8 = "ln -s $V $D/mount.vaultfs; $D/mount.vaultfs ${E#--} $M -o runtime_dir=$D/y; \
-                      XDG_RUNTIME_DIR=$D/y $V unmount $M";
-    read_only(&place, by_mount_8).ok();
+                      $V status $M; ln -s $V $D/umount.fuse.vaultfs; $D/umount.fuse.vaultfs $M; \
+                      test ! -e $D/y/vaultfs";
+    let out = read_only(&place, by_mount_8).ok();
+    assert!(out.contains("keeper "), "a command finds what a keeper was given: {out}");
     // What was named is used, or nothing is.
     let said =
         run(place.mount_command(&["--runtime-dir", "/proc/no"]).env("XDG_RUNTIME_DIR", place.dir.path()));

@@ -13,7 +13,7 @@ use super::exit::Failure;
 use super::{log, stack};
 use crate::fuse::handover::Failed;
 use crate::fuse::mounts::Dev;
-use crate::fuse::{helper, keeper, probe, worker};
+use crate::fuse::{helper, keeper, probe, runtime, worker};
 use crate::{harden, heap};
 
 /// Internal commands.
@@ -24,6 +24,9 @@ pub enum DaemonCommand {
     Keeper {
         /// For `ps` only.
         mountpoint: PathBuf,
+        /// Where its control socket is to be. Commands find it here.
+        #[arg(long)]
+        runtime_dir: Option<PathBuf>,
     },
     /// Serve a mount.
     #[command(name = keeper::WORKER_COMMAND, hide = true)]
@@ -48,9 +51,6 @@ pub enum DaemonCommand {
         /// Read it, instead of looking at it.
         #[arg(long)]
         read: bool,
-        /// Send it as a descriptor, too.
-        #[arg(long)]
-        open: bool,
         /// The path.
         path: PathBuf,
     },
@@ -63,18 +63,21 @@ fn dev(text: &str) -> Result<Dev, &'static str> {
 /// Runs the command.
 pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
     match command {
-        DaemonCommand::Keeper { .. } => keep(),
+        DaemonCommand::Keeper { runtime_dir, .. } => {
+            runtime_dir.iter().for_each(|dir| runtime::prefer(dir));
+            keep()
+        }
         DaemonCommand::Worker { .. } => work(),
         DaemonCommand::Helper { dev, pause, mountpoint } => {
             harden::name_process(helper::NAME);
             helper::run(&mountpoint, dev, Duration::from_millis(pause))?;
             Ok(ExitCode::SUCCESS)
         }
-        DaemonCommand::Probe { path, read, open } => {
-            match (read, open) {
-                (true, _) => probe::read_child(&path)?,
-                (_, true) => probe::open_child(&path)?,
-                _ => probe::child(&path)?,
+        DaemonCommand::Probe { path, read } => {
+            if read {
+                probe::read_child(&path)?
+            } else {
+                probe::child(&path)?
             }
             Ok(ExitCode::SUCCESS)
         }

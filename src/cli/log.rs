@@ -82,11 +82,11 @@ impl LogConfig {
             // Now, where somebody reads the message; and never on the mount itself, which could not be served while
             // it waits for its own log.
             let failed = |e: io::Error| unusable(path, file.is_some(), &e);
-            let dir = path.parent().unwrap_or(Path::new("/"));
-            if fs::canonicalize(dir).map_err(failed)?.starts_with(mountpoint) {
+            let place = Place::of(path).map_err(|e| failed(e.into()))?;
+            if place.directory().map_err(failed)?.starts_with(mountpoint) {
                 return Err(failed(io::Error::other("it would be on the mount itself")));
             }
-            Place::of(path).and_then(|place| place.append()).map_err(|e| failed(e.into()))?;
+            place.append().map_err(|e| failed(e.into()))?;
         }
         Ok(Self { target, verbosity })
     }
@@ -95,7 +95,6 @@ impl LogConfig {
 /// Refuses a log that [`LogConfig::choose`] would refuse, as far as that shows without making one.
 pub fn check(path: &Path) -> io::Result<()> {
     let failed = |e: io::Error| unusable(path, true, &e);
-    fs::canonicalize(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
     Place::of(path).and_then(|place| place.check()).map_err(|e| failed(e.into()))
 }
 

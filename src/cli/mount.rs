@@ -4,6 +4,7 @@
 //! (it looks itself, from outside), or with the exit code and the sentence of whoever failed. `-o` options are
 //! the long ones by another name ([`mount_options`]).
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -250,7 +251,6 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target
         on_change: args.on_change.clone(),
         log: serde_json::to_value(&log)?,
         foreground: args.foreground,
-        runtime_dir: args.connect.runtime.dir().map(Path::to_owned),
     };
     Ok((config, key, target))
 }
@@ -282,7 +282,7 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> R
 /// Runs the command.
 pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     let (config, key, target) = prepare(&args)?;
-    let (mut child, ready) = start_keeper(&config, key.secret.as_ref(), target)?;
+    let (mut child, ready) = start_keeper(&config, key.secret.as_ref(), target, args.connect.runtime.dir())?;
     drop(key);
     let dev = match ready {
         Outcome::Ready { dev, .. } => dev,
@@ -403,6 +403,7 @@ fn start_keeper(
     config: &MountConfig,
     key: Option<&crate::secret::SecretString>,
     target: Target,
+    runtime_dir: Option<&Path>,
 ) -> anyhow::Result<(Child, Outcome)> {
     let (pipe, theirs) = UnixStream::pair()?;
     let mut keeper = Command::new("/proc/self/exe");
@@ -410,6 +411,7 @@ fn start_keeper(
         .arg0("vaultfs")
         .arg(keeper::COMMAND)
         .arg(&config.mountpoint)
+        .args(runtime_dir.into_iter().flat_map(|dir| [OsStr::new(keeper::RUNTIME_DIR), dir.as_os_str()]))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::piped());
     for variable in service::VARIABLES {
@@ -463,6 +465,7 @@ fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<Vec<u8>, Failure> {
     let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.shown()));
     let seen = probe::look(mountpoint, ANSWER)
         .map_err(|e| failed(format!("mounted, but it cannot be used: {e}")))?;
+    let (seen, _) = seen.map_err(|_| failed("mounted, but something on the way was replaced".into()))?;
     match (seen.stat, seen.statfs) {
         (Ok((true, seen)), Ok(())) if seen == dev => service::read_through(mountpoint, ANSWER)
             .map_err(|e| failed(format!("mounted, but nothing can be read: {e}"))),

@@ -547,7 +547,8 @@ fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCo
         )
         .into());
     }
-    let dead = probe::look(path, Duration::from_secs(5)).is_ok_and(|seen| mountpoint::is_dead(entry, &seen));
+    let dead = probe::look(path, Duration::from_secs(5))
+        .is_ok_and(|seen| seen.is_ok_and(|(seen, _)| mountpoint::is_dead(entry, &seen)));
     if !dead && !args.force {
         return Err(Failure::new(
             Exit::Failed,

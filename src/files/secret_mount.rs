@@ -4,29 +4,24 @@
 //! machine, because the file system is read-only, or its mount is private to the container (in no peer group, mount_namespaces(7)).
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
+
+use super::whose;
 
 /// Where engines mount them.
 const SECRETS: &str = "/run/secrets";
 
 /// Whether the file is on such a mount.
 pub fn has(file: &File) -> bool {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let info = read(&format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
-    let Some(id) = info.lines().find_map(|line| line.strip_prefix("mnt_id:")) else { return false };
-    is_secret(id.trim(), &read("/proc/self/mountinfo"))
+    whose::mount_line(file.as_fd()).ok().flatten().is_some_and(|line| is_secret(&line))
 }
 
-/// By the mount table (proc_pid_mountinfo(5)).
-fn is_secret(id: &str, table: &str) -> bool {
-    let found = table.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|line| line[0] == id);
-    let Some((mount, file_system)) = found.as_ref().and_then(|line| {
-        let dash = line.iter().position(|field| *field == "-")?;
-        Some((&line[..dash], &line[dash + 1..]))
-    }) else {
-        return false;
-    };
-    let ([_, _, _, _, at, options, peers @ ..], [kind, _, more, ..]) = (mount, file_system) else {
+/// By its line of the mount table.
+fn is_secret(line: &str) -> bool {
+    let Some((mount, file_system)) = line.split_once(" - ") else { return false };
+    let (mount, file_system): (Vec<_>, Vec<_>) =
+        (mount.split(' ').collect(), file_system.split(' ').collect());
+    let ([_, _, _, _, at, options, peers @ ..], [kind, _, more, ..]) = (&*mount, &*file_system) else {
         return false;
     };
     let below = at.strip_prefix(SECRETS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -41,7 +36,7 @@ mod tests {
 
     #[test]
     fn only_a_file_system_in_memory_of_its_own_counts() {
-        let is = |line: &str| is_secret("7", &format!("6 1 0:1 / / rw - ext4 /dev/a rw\n7 6 0:9 {line}\n"));
+        let is = |line: &str| is_secret(&format!("7 6 0:9 {line}"));
         // swarm, podman, compose with a directory for each.
         assert!(is("/ /run/secrets ro,relatime - tmpfs tmpfs ro,mode=755"));
         assert!(is("/containers/4f/secrets /run/secrets rw,nosuid - tmpfs tmpfs rw"));
@@ -52,6 +47,6 @@ mod tests {
         assert!(!is("/ /run rw,nosuid - tmpfs tmpfs rw"));
         assert!(!is("/ /run/secretsx ro - tmpfs tmpfs ro"));
         assert!(!is("/home/u/key /run/secrets/key ro - ext4 /dev/a rw"));
-        assert!(!is_secret("8", "7 6 0:9 / /run/secrets ro - tmpfs tmpfs ro") && !is(""));
+        assert!(!is("") && !is("/ /run/secrets ro - tmpfs"));
     }
 }

@@ -11,7 +11,7 @@ fn text(path: &Path) -> Result<Vec<u8>, Unfit> {
 }
 
 fn is_root() -> bool {
-    geteuid().is_root()
+    nix::unistd::geteuid().is_root()
 }
 
 #[test]

@@ -28,6 +28,7 @@ use super::mounts::{self, Dev, Entry};
 use super::target::Target;
 use super::{mountpoint, probe};
 use crate::crash;
+use crate::files::whose::{by_descriptor, mount_id};
 
 /// A mount that this process made: the device to serve it with, and its INIT request, not answered yet.
 #[derive(Debug)]
@@ -94,7 +95,7 @@ impl Mounted {
         }
         crash::point("attached");
         let parent = dead.as_ref().map_or(target.mount_id(), |dead| dead.parent);
-        let id = mounts::mount_id_of(detached.as_fd()).map_err(AttachError::Failed)?;
+        let id = mount_id(detached.as_fd()).map_err(AttachError::Failed)?;
         let checked = mounts::table().and_then(|table| {
             let entry = table.into_iter().find(|entry| entry.id == id);
             check_place(entry.as_ref(), target.path(), parent)?;
@@ -193,7 +194,7 @@ fn mount_directly(target: &Target, options: &KernelOptions) -> io::Result<File> 
     flags.set(MsFlags::MS_SYNCHRONOUS, options.sync);
     flags.set(MsFlags::MS_NOATIME, options.noatime);
     flags.set(NOSYMFOLLOW, options.nosymfollow);
-    let onto = mounts::by_descriptor(target.directory());
+    let onto = by_descriptor(target.directory());
     nix::mount::mount(Some(options.source()), &onto, Some(mounts::FS_TYPE), flags, Some(data.as_str()))?;
     Ok(device)
 }
@@ -241,8 +242,8 @@ fn remove_new(before: &[Entry]) {
         let left = new_since(before).unwrap_or_default();
         let mut moved = false;
         for entry in left {
-            match probe::open(&entry.mountpoint, Duration::from_secs(5)) {
-                Ok(Ok((seen, root))) if mounts::mount_id_of(root.as_fd()).is_ok_and(|id| id == entry.id) => {
+            match probe::look(&entry.mountpoint, Duration::from_secs(5)) {
+                Ok(Ok((seen, root))) if mount_id(root.as_fd()).is_ok_and(|id| id == entry.id) => {
                     let is_dead = mountpoint::is_dead(&entry, &seen);
                     moved |= is_dead && !matches!(kernel::detach(&entry), Ok(true));
                 }

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::mounts::{self, Dev, Entry};
+use super::process;
 
 /// A process that uses a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +22,7 @@ pub struct User {
 
 /// The processes that use `mount`, but for this one: who asks is about to let go.
 pub fn users(mount: &Entry) -> Vec<User> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut found: Vec<User> = processes
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    let mut found: Vec<User> = process::all()
         .filter(|pid| *pid != std::process::id() && uses(*pid, mount))
         .map(|pid| User { pid, name: name(pid) })
         .collect();
@@ -36,12 +34,10 @@ pub fn users(mount: &Entry) -> Vec<User> {
 /// namespace that was copied whole has it where it was, and one that was given all of `/` has it below that
 /// (`-v /:/host`): neither uses it.
 pub fn bound_elsewhere(mount: &Entry) -> Vec<User> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let is_bound = |pid: &u32| {
         fs::read(format!("/proc/{pid}/mountinfo")).is_ok_and(|table| is_bound_elsewhere(&table, mount))
     };
-    pids.filter(is_bound).map(|pid| User { pid, name: name(pid) }).collect()
+    process::all().filter(is_bound).map(|pid| User { pid, name: name(pid) }).collect()
 }
 
 fn is_bound_elsewhere(table: &[u8], mount: &Entry) -> bool {
@@ -57,9 +53,7 @@ fn is_bound_elsewhere(table: &[u8], mount: &Entry) -> bool {
 
 /// A process of each mount namespace that has the file system `dev`, as far as this user may look.
 pub fn namespaces_with(dev: Dev) -> Vec<User> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut pids: Vec<u32> =
-        processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let mut pids: Vec<u32> = process::all().collect();
     pids.sort_unstable();
     let device = dev.to_string();
     let has = |table: &str| table.lines().any(|line| line.split(' ').nth(2) == Some(&*device));

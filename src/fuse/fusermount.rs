@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::handover::{KernelOptions, receive_descriptor};
-use super::mounts;
+use crate::files::whose::by_descriptor;
 
 /// Where `fusermount3` is, if it is installed.
 pub fn find() -> Option<PathBuf> {
@@ -37,7 +37,7 @@ fn program() -> io::Result<PathBuf> {
 pub fn mount(directory: BorrowedFd<'_>, options: &KernelOptions) -> io::Result<OwnedFd> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
     let mut command = Command::new(program()?);
-    command.current_dir(mounts::by_descriptor(directory));
+    command.current_dir(by_descriptor(directory));
     command.arg("-o").arg(option_text(options)).args(["--", "."]);
     command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

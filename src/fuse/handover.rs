@@ -50,8 +50,6 @@ pub struct MountConfig {
     pub log: serde_json::Value,
     /// `--foreground`: log on standard error, end with the parent.
     pub foreground: bool,
-    /// `--runtime-dir`, absolute.
-    pub runtime_dir: Option<PathBuf>,
 }
 
 /// What the kernel is told at mount(2). nosuid and nodev are not a choice.
@@ -397,7 +395,6 @@ mod tests {
             on_change: None,
             log: serde_json::Value::Null,
             foreground: false,
-            runtime_dir: None,
         }
     }
 

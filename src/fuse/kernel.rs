@@ -6,18 +6,18 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::fusermount;
 use super::mounts::{self, Dev, Entry};
 use super::trust::Spot;
+use crate::files::whose::by_descriptor;
 
 /// How to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,22 +33,23 @@ pub enum Mode {
 pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
     let top = mounts::top_at(mountpoint)?;
     let Some(mount) = top.filter(|top| top.dev == dev && top.is_vaultfs()) else { return Ok(false) };
+    if mode == Mode::Lazy {
+        return detach(&mount);
+    }
     if !nix::unistd::geteuid().is_root() {
-        return fusermount::unmount(mountpoint, mode == Mode::Lazy).map(|()| true);
+        return fusermount::unmount(mountpoint, false).map(|()| true);
     }
     let spot = Spot::of(mountpoint)?;
-    if !spot.shows(mount.id)? {
+    if spot.root(mount.id)?.is_none() {
         return Ok(false);
     }
-    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
-    flags.set(MntFlags::MNT_DETACH, mode == Mode::Lazy);
-    umount2(&spot.path(), flags)?;
+    umount2(&spot.path(), MntFlags::UMOUNT_NOFOLLOW)?;
     Ok(true)
 }
 
 /// Detaches this mount and no other. `Ok(false)` if something else is at its path.
 pub fn detach(mount: &Entry) -> io::Result<bool> {
-    let Some(root) = root_of(mount)? else { return Ok(false) };
+    let Some(root) = Spot::of(&mount.mountpoint)?.root(mount.id)? else { return Ok(false) };
     if nix::unistd::geteuid().is_root() {
         detach_opened(root.as_fd())?;
     } else {
@@ -58,17 +59,9 @@ pub fn detach(mount: &Entry) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The root of this mount, opened without asking anybody; what is opened at its path has to have its id.
-fn root_of(mount: &Entry) -> io::Result<Option<OwnedFd>> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let root = open(&mount.mountpoint, flags, nix::sys::stat::Mode::empty())?;
-    let is_it = mounts::mount_id_of(root.as_fd())? == mount.id && Dev::of(root.as_fd())? == mount.dev;
-    Ok(is_it.then_some(root))
-}
-
 /// Detaches the mount whose root is open, wherever it is. For root.
 pub fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(umount2(&mounts::by_descriptor(root), MntFlags::MNT_DETACH)?)
+    Ok(umount2(&by_descriptor(root), MntFlags::MNT_DETACH)?)
 }
 
 /// Unmounts, lazily if it is in use. `Ok(true)` if it is gone at once.
@@ -104,9 +97,9 @@ pub fn abort(dev: Dev) -> io::Result<()> {
 /// A forced unmount ends the connection before it looks whether the mount is in use, which it is here.
 fn abort_by_mount(dev: Dev) -> io::Result<()> {
     let mount = mounts::table()?.into_iter().rfind(|mount| mount.dev == dev);
-    let root = mount.map(|mount| root_of(&mount)).transpose()?.flatten();
+    let root = mount.map(|mount| Spot::of(&mount.mountpoint)?.root(mount.id)).transpose()?.flatten();
     let root = root.ok_or(io::ErrorKind::NotFound)?;
-    match umount2(&mounts::by_descriptor(root.as_fd()), MntFlags::MNT_FORCE) {
+    match umount2(&by_descriptor(root.as_fd()), MntFlags::MNT_FORCE) {
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
         Err(e) => Err(e.into()),
     }

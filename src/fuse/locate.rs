@@ -8,7 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::mounts::{self, Entry};
-use super::{probe, trust};
+use super::probe;
+use super::target::WalkError;
 
 /// Why no mount was found.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +35,9 @@ pub fn vaultfs_at(path: &Path) -> Result<Entry, LocateError> {
     let absolute = lexically_absolute(path).map_err(LocateError::Table)?;
     let mut top = mounts::top_at(&absolute).map_err(LocateError::Table)?;
     if top.is_none() {
-        let seen = probe::look(path, Duration::from_secs(5));
-        match seen.map(|seen| seen.canonical) {
-            Ok(Ok(canonical)) => top = mounts::top_at(&canonical).map_err(LocateError::Table)?,
-            Ok(Err(trust::FOREIGN_LINK)) => return Err(LocateError::Link(absolute)),
+        match probe::look(path, Duration::from_secs(5)) {
+            Ok(Ok((seen, _))) => top = mounts::top_at(&seen.canonical).map_err(LocateError::Table)?,
+            Ok(Err(WalkError::Link { .. })) => return Err(LocateError::Link(absolute)),
             Ok(Err(_)) | Err(_) => {}
         }
     }

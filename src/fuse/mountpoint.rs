@@ -95,10 +95,10 @@ pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
 
 fn look(path: &Path) -> Result<(Seen, Target), MountpointError> {
     let other = |e| MountpointError::Other(path.into(), e);
-    match probe::open(path, PATIENCE) {
+    match probe::look(path, PATIENCE) {
         Ok(Ok((seen, directory))) => {
-            let at = seen.canonical.clone().map_err(|errno| refusal(path, errno))?;
-            Ok((seen, Target::new(at, directory).map_err(other)?))
+            let target = Target::new(seen.canonical.clone(), directory).map_err(other)?;
+            Ok((seen, target))
         }
         Ok(Err(WalkError::Errno(errno))) => Err(refusal(path, errno)),
         Ok(Err(WalkError::Moved)) => Err(other(io::Error::other("it was moved or replaced meanwhile"))),
@@ -230,7 +230,7 @@ mod tests {
     fn only_our_own_type_with_enotconn_is_dead() {
         let mut entry = mounts::table().unwrap().remove(0);
         let mut seen = Seen {
-            canonical: Ok("/x".into()),
+            canonical: "/x".into(),
             stat: Err(libc::ENOTCONN),
             statfs: Err(libc::ENOTCONN),
             empty: Err(libc::ENOTCONN),

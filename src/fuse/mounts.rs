@@ -21,6 +21,7 @@ use super::control::Client;
 use super::process::Process;
 use super::runtime::{self, Found};
 use super::trust;
+use crate::files::whose::by_descriptor;
 use crate::fs::Unsaved;
 
 /// The type of our mounts in the mount table.
@@ -111,11 +112,6 @@ impl Entry {
     pub fn is_vaultfs(&self) -> bool {
         self.fs_type == FS_TYPE
     }
-
-    /// Whether some process, perhaps of another user, answers for it.
-    pub fn is_fuse(&self) -> bool {
-        self.fs_type == "fuse" || self.fs_type == "fuseblk" || self.fs_type.starts_with("fuse.")
-    }
 }
 
 /// The whole mount table of this mount namespace, in the order of mounting.
@@ -137,21 +133,9 @@ pub fn top_at(mountpoint: &Path) -> io::Result<Option<Entry>> {
     Ok(table()?.into_iter().rfind(|e| e.mountpoint == mountpoint))
 }
 
-/// The id of the mount that a descriptor is open in. It is that of an [`Entry`] as long as the descriptor is open.
-pub fn mount_id_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.ok_or_else(|| io::Error::other("the kernel does not tell a descriptor's mount"))
-}
-
 /// Where the directory is that a descriptor is open on, as this process sees it now.
 pub fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     std::fs::read_link(by_descriptor(fd))
-}
-
-/// A path that leads to what the descriptor is open on, and to nothing else.
-pub fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
-    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 /// Whether the file system `dev` is mounted at `mountpoint`, covered or not.

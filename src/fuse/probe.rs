@@ -19,10 +19,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::handover::{Channel, take_standard};
-use super::mounts::{self, Dev};
+use super::mounts::Dev;
 use super::target::{self, WalkError};
-use super::trust;
 use crate::console;
+use crate::files::whose::by_descriptor;
 
 /// The hidden command that looks.
 pub const COMMAND: &str = "probe";
@@ -30,9 +30,8 @@ pub const COMMAND: &str = "probe";
 /// What the child saw. Errors are errno values.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Seen {
-    /// The path without links, also where what it leads to cannot be looked at (a dead mount); or
-    /// [`trust::FOREIGN_LINK`].
-    pub canonical: Result<PathBuf, i32>,
+    /// The path without links, also where what it leads to cannot be looked at (a dead mount).
+    pub canonical: PathBuf,
     /// stat(2): whether it is a directory, and its device.
     pub stat: Result<(bool, Dev), i32>,
     /// statfs(2), which asks a mount's daemon even where stat is answered from the kernel's memory.
@@ -53,17 +52,11 @@ pub enum ProbeError {
     Failed(#[from] io::Error),
 }
 
-/// Looks at `path` in a child process, for at most `within`.
-pub fn look(path: &Path, within: Duration) -> Result<Seen, ProbeError> {
-    let text = ask(&[path.as_os_str()], within)?;
-    serde_json::from_slice(&text).map_err(|_| died())
-}
-
 /// Walks to `path` in a child process ([`target::walk`]) and looks at what is there, for at most `within`.
-pub fn open(path: &Path, within: Duration) -> Result<Result<(Seen, OwnedFd), WalkError>, ProbeError> {
+pub fn look(path: &Path, within: Duration) -> Result<Result<(Seen, OwnedFd), WalkError>, ProbeError> {
     let end = Instant::now() + within;
     let (ours, theirs) = Channel::pair()?;
-    let mut child = start(&[OsStr::new(OPEN), path.as_os_str()], OwnedFd::from(theirs).into())?;
+    let mut child = start(&[path.as_os_str()], OwnedFd::from(theirs).into())?;
     wait_for(&mut child, ours.as_fd(), end)?;
     let received = ours.receive::<Result<Seen, WalkError>>()?;
     let _ = child.wait();
@@ -85,8 +78,7 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, ProbeError> {
     }
 }
 
-/// The options of [`COMMAND`] that open and read.
-const OPEN: &str = "--open";
+/// The option of [`COMMAND`] that reads.
 const READ: &str = "--read";
 
 fn start(args: &[&OsStr], output: Stdio) -> io::Result<Child> {
@@ -150,23 +142,18 @@ pub fn read_child(path: &Path) -> io::Result<()> {
 }
 
 /// The child: walks, looks at what it finds, and sends both.
-pub fn open_child(path: &Path) -> io::Result<()> {
+pub fn child(path: &Path) -> io::Result<()> {
     let line = Channel::from(take_standard(1)?);
     match target::walk(path) {
         Ok((path, found)) => {
-            let seen = see(&mounts::by_descriptor(found.as_fd()), Ok(path));
+            let seen = see(&by_descriptor(&found), path);
             line.send(&Ok::<_, WalkError>(seen), &[found.as_fd()])
         }
         Err(e) => line.send(&Err::<Seen, _>(e), &[]),
     }
 }
 
-/// The child: looks and prints.
-pub fn child(path: &Path) -> io::Result<()> {
-    writeln!(console::stdout(), "{}", serde_json::to_string(&see(path, trust::canonical(path)))?)
-}
-
-fn see(path: &Path, canonical: io::Result<PathBuf>) -> Seen {
+fn see(path: &Path, canonical: PathBuf) -> Seen {
     let errno = |e: io::Error| e.raw_os_error().unwrap_or(libc::EIO);
     let stat = std::fs::metadata(path).map(|m| (m.is_dir(), Dev::from_raw(m.dev()))).map_err(errno);
     let parent = std::fs::metadata(path.join("..")).map(|parent| Dev::from_raw(parent.dev()));
@@ -175,7 +162,7 @@ fn see(path: &Path, canonical: io::Result<PathBuf>) -> Seen {
         true => Ok(false),
         false => std::fs::read_dir(path).map(|mut entries| entries.next().is_none()).map_err(errno),
     };
-    Seen { canonical: canonical.map_err(errno), stat, statfs: statfs(path).map_err(errno), empty }
+    Seen { canonical, stat, statfs: statfs(path).map_err(errno), empty }
 }
 
 /// statfs(2) through libc: only whether it answers counts.

@@ -2,9 +2,11 @@
 //!
 //! A number names another process as soon as the first has ended, so nothing is signalled by number ([`Process`]).
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::mounts::Dev;
+
+/// The numbers of all processes.
+pub fn all() -> impl Iterator<Item = u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
 
 /// The process id and state of /proc/PID/stat, and its parent's id.
 fn stat(pid: u32) -> Option<(char, u32)> {
@@ -119,11 +127,9 @@ impl Process {
 
     /// The processes that it started and that run as the same user.
     pub fn children(&self) -> Vec<Self> {
-        let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let pids = processes.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
         let ours = |pid: &u32| stat(*pid).is_some_and(|(_, parent)| parent == self.pid);
         // Once more when it is open: the number may have gone to another process.
-        let children = pids.filter(ours).filter_map(|pid| Self::open(pid, self.uid));
+        let children = all().filter(ours).filter_map(|pid| Self::open(pid, self.uid));
         let mut children: Vec<_> = children.filter(|child| ours(&child.pid)).collect();
         if self.ended(Duration::ZERO) {
             children.clear();
@@ -135,6 +141,14 @@ impl Process {
     pub fn is_called(&self, name: &CStr) -> bool {
         let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.pid));
         comm.is_ok_and(|comm| comm.trim_end().as_bytes() == name.to_bytes())
+    }
+
+    /// What follows this option in its command line. Reading that may wait for who serves the memory of a process: not for
+    /// other users' processes.
+    pub fn argument(&self, option: &str) -> Option<PathBuf> {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).ok()?;
+        let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != option.as_bytes());
+        Some(OsStr::from_bytes(words.nth(1)?).into())
     }
 
     /// Sends a signal, if it has not ended.

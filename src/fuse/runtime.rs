@@ -19,6 +19,7 @@ use nix::unistd::AccessFlags;
 use serde::{Deserialize, Serialize};
 
 use super::control::Client;
+use super::keeper;
 use super::mounts::Dev;
 use super::process::{self, Process};
 use super::trust::{self, Directory};
@@ -227,8 +228,11 @@ impl Found {
 pub fn find(uid: u32, of: Option<Dev>) -> Vec<Found> {
     let mut found = Vec::new();
     let mut places = candidates(uid);
-    if let Some(given) = GIVEN.get().filter(|given| !places.contains(given)) {
-        places.insert(0, given.clone());
+    let given = if uid == trust::own() { given_to_keepers() } else { Vec::new() };
+    for given in GIVEN.get().cloned().into_iter().chain(given) {
+        if !places.contains(&given) {
+            places.insert(0, given);
+        }
     }
     for path in places {
         let Ok(directory) = Directory::open(&path, uid) else { continue };
@@ -248,6 +252,13 @@ pub fn find(uid: u32, of: Option<Dev>) -> Vec<Found> {
         }));
     }
     found
+}
+
+/// What this user's running keepers were given with `--runtime-dir`, which not every command has (umount(8)'s).
+fn given_to_keepers() -> Vec<PathBuf> {
+    let own = process::all().filter_map(|pid| Process::open(pid, trust::own()));
+    let keepers = own.filter(|process| process.is_called(keeper::NAME));
+    keepers.filter_map(|process| Some(process.argument(keeper::RUNTIME_DIR)?.join("vaultfs"))).collect()
 }
 
 /// Where the runtime directory of `uid` may be, best first.

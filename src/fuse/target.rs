@@ -20,6 +20,7 @@ use nix::sys::stat::{Mode, fstat};
 use serde::{Deserialize, Serialize};
 
 use super::mounts;
+use crate::files::whose::{self, mount_id};
 
 /// As many links as the kernel follows in one path.
 const MAX_LINKS: u32 = 40;
@@ -35,7 +36,7 @@ pub struct Target {
 impl Target {
     /// The directory behind a descriptor that was opened with O_PATH; its path was `path` when it was checked.
     pub fn new(path: PathBuf, directory: OwnedFd) -> io::Result<Self> {
-        let mount_id = mounts::mount_id_of(directory.as_fd())?;
+        let mount_id = mount_id(directory.as_fd())?;
         Ok(Self { path, directory, mount_id })
     }
 
@@ -110,7 +111,7 @@ pub fn walk(path: &Path) -> Result<(PathBuf, OwnedFd), WalkError> {
             }
             continue;
         };
-        check_owner(next.as_fd())?;
+        check_owner(next.as_fd(), at.as_fd())?;
         links += 1;
         if links > MAX_LINKS {
             return Err(Errno::ELOOP.into());
@@ -155,22 +156,15 @@ fn step(at: BorrowedFd<'_>, name: &OsStr, is_last: bool) -> nix::Result<OwnedFd>
     openat(at, name, flags, Mode::empty())
 }
 
-fn check_owner(link: BorrowedFd<'_>) -> Result<(), WalkError> {
-    let id = mounts::mount_id_of(link)?;
-    let served_by = mounts::table()?.into_iter().find(|entry| entry.id == id).and_then(|entry| entry.owner);
-    let uid = match served_by {
-        // Its server says whose a link is.
-        Some(uid) if uid != 0 => uid,
-        _ => fstat(link)?.st_uid,
-    };
-    if is_trusted(uid) {
+/// Refuses to follow a link, in that directory, of another user.
+fn check_owner(link: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> Result<(), WalkError> {
+    // Its server says whose a link is.
+    let served_by = whose::server(link)?;
+    let uid = served_by.map_or_else(|| Ok(fstat(link)?.st_uid), Ok::<_, Errno>)?;
+    if served_by.is_none() && whose::is_trusted_link(uid, directory, None)? {
         return Ok(());
     }
     Err(WalkError::Link { link: mounts::path_of(link)?.to_string_lossy().into_owned(), uid })
-}
-
-fn is_trusted(uid: u32) -> bool {
-    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 #[cfg(test)]

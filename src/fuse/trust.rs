@@ -17,20 +17,19 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt::PeerCredentials,
 };
 use nix::sys::stat::{Mode, mkdirat};
 
-use super::mounts::{self, Entry};
+use super::mounts::Entry;
+use crate::files::whose::{by_descriptor, is_root, mount_id, server};
 
 /// Longest record, and longest answer of a control socket, of one's own mounts.
 pub const LONGEST: usize = 16 << 20;
 /// The same of other users' mounts.
 pub const LONGEST_OF_OTHERS: usize = 1 << 20;
-/// As many links on the way as the kernel follows.
-const MOST_LINKS: u32 = 40;
 
 /// This user.
 pub fn own() -> u32 {
@@ -52,38 +51,6 @@ pub fn longest(owner: u32) -> usize {
     if owner == own() { LONGEST } else { LONGEST_OF_OTHERS }
 }
 
-/// The path that leads to what a descriptor refers to, and nowhere else.
-fn by_descriptor(fd: &impl AsRawFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
-/// The id of the mount that a descriptor is in. No file system is asked.
-pub fn mount_id(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let id = |info: String| info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())) {
-        Ok(info) => id(info).ok_or_else(|| io::ErrorKind::InvalidData.into()),
-        // Before Linux 5.14 a hardened process of an ordinary user may not read it.
-        Err(_) => mount_id_by_statx(fd),
-    }
-}
-
-/// The same, from Linux 5.8 on. FUSE refuses it to all but its own user.
-fn mount_id_by_statx(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut seen = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    let wanted = libc::STATX_MNT_ID;
-    // SAFETY: the empty path is NUL-terminated and the buffer has the right size.
-    if unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, wanted, seen.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: filled by the call; all zeros would be valid as well.
-    let seen = unsafe { seen.assume_init() };
-    match seen.stx_mask & wanted {
-        0 => Err(io::ErrorKind::Unsupported.into()),
-        _ => Ok(seen.stx_mnt_id),
-    }
-}
-
 /// Opens what is there, a link itself, without asking the file system of it.
 fn open_at(dir: BorrowedFd<'_>, name: &OsStr, more: OFlag) -> io::Result<OwnedFd> {
     Ok(openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | more, Mode::empty())?)
@@ -95,16 +62,9 @@ fn root() -> io::Result<OwnedFd> {
 
 /// Refuses what is in a FUSE file system of another user.
 fn not_of_others(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let id = mount_id(fd)?;
-    let mount = mounts::table()?.into_iter().find(|entry| entry.id == id);
-    let refused = match &mount {
-        Some(mount) => mount.is_fuse() && mount.owner.is_some_and(|owner| owner != 0 && owner != own()),
-        // The root directory's own mount need not be listed (chroot); anything else has just been taken away.
-        None => mount_id(root()?.as_fd())? != id,
-    };
-    match refused {
-        true => Err(io::Error::other("it is in a file system of another user")),
-        false => Ok(()),
+    match server(fd)? {
+        Some(_) => Err(io::Error::other("it is in a file system of another user")),
+        None => Ok(()),
     }
 }
 
@@ -135,10 +95,10 @@ impl Spot {
         Ok(Self { parent: descend(parent)?, name: name.to_owned() })
     }
 
-    /// Whether the mount with this id is what is visible there.
-    pub fn shows(&self, id: u64) -> io::Result<bool> {
-        // Closed at once: it would keep the mount busy.
-        Ok(mount_id(open_at(self.parent.as_fd(), &self.name, OFlag::empty())?.as_fd())? == id)
+    /// The root of the mount with this id, if that is what is visible there. As long as it is open the mount is busy.
+    pub fn root(&self, id: u64) -> io::Result<Option<OwnedFd>> {
+        let root = open_at(self.parent.as_fd(), &self.name, OFlag::empty())?;
+        Ok((mount_id(root.as_fd())? == id).then_some(root))
     }
 
     /// A path to it that leads nowhere else, as long as its last component is not followed.
@@ -147,55 +107,9 @@ impl Spot {
     }
 }
 
-/// What [`canonical`] says of a link that another user may lead elsewhere at any moment.
-pub const FOREIGN_LINK: i32 = libc::EPERM;
-
-/// The path without links; [`FOREIGN_LINK`] if a link on the way is neither root's nor this user's.
-pub fn canonical(path: &Path) -> io::Result<PathBuf> {
-    let mut rest: Vec<OsString> = Vec::new();
-    let push = |rest: &mut Vec<OsString>, path: &Path| {
-        rest.extend(path.components().rev().filter_map(|component| match component {
-            Component::Normal(_) | Component::ParentDir => Some(component.as_os_str().to_owned()),
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-        }));
-    };
-    push(&mut rest, &std::path::absolute(path)?);
-    let (mut at, mut links) = (root()?, 0);
-    while let Some(name) = rest.pop() {
-        let next = open_at(at.as_fd(), &name, OFlag::empty())?;
-        // Of anything but a link this is an error, also where nobody answers for the file system.
-        let Ok(target) = readlinkat(next.as_fd(), "") else {
-            at = next;
-            continue;
-        };
-        links += 1;
-        if links > MOST_LINKS {
-            return Err(Errno::ELOOP.into());
-        }
-        let is_foreign = not_of_others(next.as_fd()).is_err();
-        let owner = File::from(next).metadata()?.uid();
-        if is_foreign || (owner != 0 && owner != own() && !is_the_systems(owner)) {
-            return Err(io::Error::from_raw_os_error(FOREIGN_LINK));
-        }
-        if Path::new(&target).is_absolute() {
-            at = root()?;
-        }
-        push(&mut rest, Path::new(&target));
-    }
-    std::fs::read_link(by_descriptor(&at))
-}
-
 /// The process that called listen(2) for the other end, as far as it is in this pid namespace.
 pub fn peer(stream: &UnixStream) -> io::Result<u32> {
     Ok(getsockopt(stream, PeerCredentials)?.pid() as u32)
-}
-
-/// In a user namespace what is the machine's root's has no owner that could be named.
-fn is_the_systems(uid: u32) -> bool {
-    const OVERFLOW: u32 = 65534;
-    const ALL: [&str; 3] = ["0", "0", "4294967295"];
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    uid == OVERFLOW && !map.split_ascii_whitespace().eq(ALL)
 }
 
 /// A directory that only one user can use, held open: it stays this one, wherever its path leads later.
@@ -229,8 +143,9 @@ impl Directory {
             Self { fd: open_at(above.as_fd(), name, OFlag::O_DIRECTORY)?, path: path.to_owned(), owner };
         not_of_others(directory.fd.as_fd())?;
         let (above, own) = (File::from(above).metadata()?, File::from(directory.fd.try_clone()?).metadata()?);
-        // In a directory for all, like /tmp, only the owner can take it away.
-        let may_be_above = [0, owner].contains(&above.uid()) || above.mode() & libc::S_ISVTX != 0;
+        // In a directory for all, like /tmp, only its owner and the directory's can take it away.
+        let is_for_all = above.mode() & 0o002 != 0 && above.mode() & libc::S_ISVTX == 0;
+        let may_be_above = !is_for_all && (above.uid() == owner || is_root(above.uid()));
         if own.uid() != owner || own.mode() & 0o077 != 0 || !may_be_above {
             return Err(io::Error::other(format!("it is not a directory that only user {owner} can use")));
         }
@@ -366,25 +281,6 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_if_they_are_ones_own() {
-        let (_dir, place) = place();
-        fs::create_dir_all(place.join("a/b")).expect("own directory");
-        symlink("a/b", place.join("short")).expect("own directory");
-        symlink(place.join("short/.."), place.join("long")).expect("own directory");
-        symlink("self", place.join("self")).expect("own directory");
-        assert_eq!(canonical(&place.join("short/./")).expect("own"), place.join("a/b"));
-        assert_eq!(canonical(&place.join("long/b")).expect("own"), place.join("a/b"));
-        assert_eq!(canonical(&place.join("self")).unwrap_err().raw_os_error(), Some(libc::ELOOP));
-        assert_eq!(canonical(&place.join("no")).unwrap_err().kind(), io::ErrorKind::NotFound);
-        if own() == 0 {
-            std::os::unix::fs::lchown(place.join("short"), Some(1000), None).expect("root");
-            for path in ["short", "long"] {
-                assert_eq!(canonical(&place.join(path)).unwrap_err().raw_os_error(), Some(FOREIGN_LINK));
-            }
-        }
-    }
-
-    #[test]
     fn a_place_is_what_it_was() {
         let (_dir, place) = place();
         fs::create_dir_all(place.join("a/b")).expect("own directory");
@@ -392,9 +288,8 @@ mod tests {
         let spot = Spot::of(&place.join("a/b")).expect("no links");
         fs::rename(place.join("a"), place.join("c")).expect("own directory");
         symlink("/", place.join("a")).expect("own directory");
-        assert!(spot.shows(id).expect("held"));
-        assert_eq!(mount_id_by_statx(File::open(&place).expect("own").as_fd()).expect("Linux 5.8"), id);
-        assert!(!spot.shows(id + 1).expect("held"));
+        assert!(spot.root(id).expect("held").is_some());
+        assert!(spot.root(id + 1).expect("held").is_none());
         assert!(Spot::of(&place.join("a/etc")).is_err(), "a link");
         assert!(Spot::of(Path::new("/")).is_err());
     }

@@ -55,6 +55,7 @@ impl DataDir {
     /// else that is there is somebody's, and stays as it is.
     pub fn prepare(path: &Path) -> Result<Self, ServeError> {
         let failed = |what| ServeError::io(what, path);
+        files::check_way(path).map_err(failed("cannot open directory"))?;
         if fs::metadata(path).is_ok_and(|meta| !meta.is_dir()) {
             return Err(ServeError::NotADirectory(path.to_owned()));
         }
@@ -75,6 +76,7 @@ impl DataDir {
 
     /// The checks of [`DataDir::prepare`] alone; `None` if the directory does not exist and could be made.
     pub fn existing(path: &Path) -> Result<Option<Self>, ServeError> {
+        files::check_way(path).map_err(ServeError::io("cannot open directory", path))?;
         match fs::metadata(path) {
             Ok(meta) if !meta.is_dir() => return Err(ServeError::NotADirectory(path.to_owned())),
             Ok(_) => {}

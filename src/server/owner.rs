@@ -20,6 +20,7 @@ use super::service::Service;
 use super::store::sqlite::SqliteStore;
 use super::store::{Permissions, StoreError, VaultId};
 use crate::clock::{Clock, SystemClock};
+use crate::files;
 use crate::secret::SecretString;
 
 /// Name of the systemd credential that may hold the master key.
@@ -145,6 +146,7 @@ impl Listening {
 /// The vault in `data` for a command beside the server, if there is one: without the lock, and only if the
 /// vault exists already, because making one is for who holds the lock.
 pub async fn open_beside(data: &Path, options: ServeOptions) -> Result<Service, ServeError> {
+    files::check_way(data).map_err(ServeError::io("cannot open directory", data))?;
     let dir = data.join("vault.db");
     if !std::fs::metadata(&dir).is_ok_and(|meta| meta.len() > 0) {
         let problem = "there is no vault here: start vaultfs serve once, or check --data".to_owned();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::bad_key;
 use crate::cli::exit::{Exit, Failure};
+use crate::files;
 use crate::secret::SecretString;
 use crate::vault::http::key;
 
@@ -16,7 +17,11 @@ pub fn read(path: &Path, also: Option<u32>) -> Result<SecretString, Failure> {
     key::read_key_file(path, also).map_err(|e| {
         let is_a_key =
             path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("sk_"));
-        if is_a_key && !path.exists() { Failure::new(Exit::Usage, KEY_FOR_FILE) } else { bad_key(path, e) }
+        if is_a_key && files::check_way(path).is_ok() && !path.exists() {
+            Failure::new(Exit::Usage, KEY_FOR_FILE)
+        } else {
+            bad_key(path, e)
+        }
     })
 }
 

@@ -22,6 +22,7 @@ use crate::cli::values;
 use crate::clock::Clock;
 use crate::console;
 use crate::display::Shown;
+use crate::files;
 use crate::fuse::mounts;
 use crate::harden;
 use crate::secret::SecretString;
@@ -173,7 +174,11 @@ impl ConnectSpec {
     /// Users whose listeners on this machine may have the key.
     fn listeners(&self) -> Vec<u32> {
         use std::os::unix::fs::MetadataExt;
-        let owner = self.key_file.as_deref().and_then(|file| file.metadata().ok()).map(|meta| meta.uid());
+        let owner = self
+            .key_file
+            .as_deref()
+            .and_then(|file| files::metadata(file, self.also).ok())
+            .map(|meta| meta.uid());
         let own = nix::unistd::geteuid().as_raw();
         [Some(0), Some(own), owner, self.also, self.api_uid].into_iter().flatten().collect()
     }

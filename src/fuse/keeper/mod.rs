@@ -45,7 +45,7 @@ use super::helper::Minder;
 use super::kernel::{self, Mode};
 use super::mounts::{self, Dev};
 use super::refuse;
-use super::runtime::{self, Record, RuntimeDir};
+use super::runtime::{Record, RuntimeDir};
 use super::state::{self, SealKey};
 use super::target::Target;
 use super::worker::reason;
@@ -59,6 +59,8 @@ pub use succession::{NOT_UPGRADED, UPGRADED};
 
 /// The hidden commands that the processes of a mount are started with.
 pub const COMMAND: &str = "keeper";
+/// The option of [`COMMAND`] that says where the control socket is to be, absolute.
+pub const RUNTIME_DIR: &str = "--runtime-dir";
 /// See [`COMMAND`].
 pub const WORKER_COMMAND: &str = "worker";
 /// How the keeper is called in `ps`; it is recognised by it.
@@ -213,9 +215,6 @@ struct Keeper {
 impl Keeper {
     fn new(config: MountConfig, key: Option<SecretString>, memory: LockState) -> Result<Self, Failed> {
         let failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
-        if let Some(dir) = &config.runtime_dir {
-            runtime::prefer(dir);
-        }
         let directory = RuntimeDir::own().map_err(failed("there is no place for the control socket"))?;
         let signals = take_signals().map_err(|e| Failed::new(format!("signals: {e}")))?;
         let seal = SealKey::random().map_err(failed("no key for the mount's state"))?;

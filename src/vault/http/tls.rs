@@ -105,14 +105,14 @@ impl TlsFiles {
             Error::new(ErrorKind::Invalid, format!("--ca-file {}: {e}", path.shown()))
         };
         // A pipe has nothing to give a second time.
-        let is_pipe = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo());
+        let is_pipe = files::metadata(path, self.also).is_ok_and(|meta| meta.file_type().is_fifo());
         let read = if is_pipe { Ok(None) } else { read(path, self.also).map(Some) };
         let mut current = self.lock();
         let (pem, stamp) = match read {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(false),
             Err(e) => {
-                current.seen = std::fs::metadata(path).ok().map(|meta| Stamp::of(&meta));
+                current.seen = files::metadata(path, self.also).ok().map(|meta| Stamp::of(&meta));
                 return Err(broken(&e));
             }
         };
@@ -129,7 +129,7 @@ impl TlsFiles {
     /// Reads the files again if they are others than were read last, and tells. True if what they hold is new.
     pub fn reload_if_renewed(&self) -> bool {
         let Some(path) = &self.ca_file else { return false };
-        let stamp = std::fs::metadata(path).ok().map(|meta| Stamp::of(&meta));
+        let stamp = files::metadata(path, self.also).ok().map(|meta| Stamp::of(&meta));
         if stamp == self.lock().seen {
             return false;
         }
@@ -207,7 +207,7 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<reqwest::Certificate>> {
 }
 
 fn read(path: &Path, also: Option<u32>) -> io::Result<(Vec<u8>, Stamp)> {
-    let meta = std::fs::metadata(path)?;
+    let meta = files::metadata(path, also)?;
     let pem = files::open(path, also)?.read(MAX_BYTES)?;
     Ok((pem.to_vec(), Stamp::of(&meta)))
 }
