@@ -38,7 +38,8 @@ impl Place {
         Ok(path)
     }
 
-    fn vaultfs(&self) -> Command {
+    /// The program, in an environment of its own.
+    pub fn vaultfs(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
         for name in ["WORKOS_API_KEY", "WORKOS_API_URL", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR"] {
             command.env_remove(name);

@@ -62,4 +62,8 @@ pub const METHOD: &str = "## How it is measured
   the same directory.
 - **Scale**: three vaults and three mounts at once, all names listed before. Lookups are of names that do not exist, each asked for
   once. CPU is what all threads of the mount's processes used while nothing but one lookup each 100 ms was asked.
+- **Under attack**: `vaultfs serve` is a process of its own, with its default limits but `--rate-limit 0`. 2,000 connections send
+  nothing; 100 with a key that may only write send as much of a body of 8 MiB as is taken, and then nothing. What the server
+  ends is opened again within a second. The client reads values of 100 bytes, one after another, ten on a connection; a
+  round measures it alone and then among them. Memory is `VmHWM`.
 ";

@@ -11,6 +11,7 @@ use clap::Subcommand;
 
 use super::exit::Failure;
 use super::{log, stack};
+use crate::fuse::capabilities::{self, Role};
 use crate::fuse::handover::Failed;
 use crate::fuse::mounts::Dev;
 use crate::fuse::{helper, keeper, probe, runtime, worker};
@@ -88,6 +89,7 @@ fn keep() -> anyhow::Result<ExitCode> {
     harden::name_process(keeper::NAME);
     let begun = keeper::begin()?;
     let memory = harden::lock_memory();
+    capabilities::limit(Role::Keeper);
     log::start(&serde_json::from_value(begun.config.log.clone())?, &begun.config.mountpoint);
     Ok(ExitCode::from(keeper::run(begun, memory)))
 }
@@ -97,6 +99,7 @@ fn work() -> anyhow::Result<ExitCode> {
     heap::tune();
     let (config, key, seal, link) = worker::begin()?;
     let memory = harden::lock_memory();
+    capabilities::limit(Role::Worker { runs_commands: config.on_change.is_some() });
     log::start(&serde_json::from_value(config.log.clone())?, &config.mountpoint);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

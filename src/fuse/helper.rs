@@ -25,6 +25,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::{Deserialize, Serialize};
 
+use super::capabilities::{self, Role};
 use super::handover::{Channel, close_inherited, take_standard};
 use super::keeper::restart_policy;
 use super::mounts::{self, Dev};
@@ -66,6 +67,7 @@ pub fn run(mountpoint: &Path, dev: Dev, pause: Duration) -> io::Result<()> {
     std::thread::sleep(pause);
     let table = std::fs::File::open("/proc/self/mountinfo")?;
     let place = Place::of(mountpoint, dev);
+    capabilities::limit(Role::Helper);
     let own = std::process::id();
     // Root's overrides modes as it is.
     let mut may_override = !nix::unistd::geteuid().is_root();

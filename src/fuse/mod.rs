@@ -13,6 +13,7 @@
 pub mod adapter;
 pub mod attach;
 pub mod busy;
+pub mod capabilities;
 pub mod control;
 pub mod crew;
 pub mod fusermount;

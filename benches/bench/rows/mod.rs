@@ -5,6 +5,7 @@ mod embedded;
 mod memory;
 mod rotation;
 mod scale;
+mod siege;
 mod warm;
 
 use crate::Plan;
@@ -37,6 +38,7 @@ pub const GROUPS: &[Group] = &[
     Group { name: "memory", title: "Memory", run: memory::all },
     Group { name: "embedded", title: "The embedded vault", run: embedded::all },
     Group { name: "scale", title: "Objects in the vault", run: scale::all },
+    Group { name: "siege", title: "`vaultfs serve` under attack", run: siege::all },
 ];
 
 /// So many names in a directory.
