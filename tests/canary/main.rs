@@ -2,12 +2,13 @@
 //! included, at its most verbose; then they are looked for wherever a secret must not be.
 //!
 //! `hunt` knows where to look, `play` drives a mount and the commands, `echo` is a server that repeats in its
-//! broken answers what it was sent.
+//! broken answers what it was sent, `memory` looks into the processes.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod echo;
 mod hunt;
+mod memory;
 mod play;
 
 use std::fs;
@@ -160,6 +161,10 @@ fn a_served_vault_and_its_key_leave_no_trace_even_when_it_dies() {
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status[0]["fs"]["unsaved"][0]["name"], "text", "{status}");
     play::say(&mut vault.command_with_mount(&["status"]), &mut hunt);
+    for words in [&["pending"][..], &["pending", "--json"]] {
+        let pending = play::say(&mut vault.command_with_mount(words), &mut hunt);
+        assert!(pending.out.contains("text"), "{pending:?}");
+    }
     play::say(&mut vault.command(&["ls"]), &mut hunt);
     hunt.hear("status.json", fs::read(vault.path(".vaultfs/status.json")).unwrap());
     hunt.hear("metrics", fs::read(vault.path(".vaultfs/metrics")).unwrap());
