@@ -36,7 +36,7 @@ fn numbers(bytes: &[u8], word: &str, found: &mut BTreeSet<usize>) {
     let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == word[0]).map(|(at, _)| at);
     for at in starts {
         let number = bytes[at..].strip_prefix(word).and_then(|rest| rest.get(..5));
-        let number = number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        let number = number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<usize>().ok());
         found.extend(number);
     }
 }
