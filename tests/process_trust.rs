@@ -412,6 +412,8 @@ fn a_file_system_of_another_user_is_not_asked_for_files() {
                 "{command:?}: {ran:?}"
             );
         }
+        let ran = other.root(&["status", "--runtime-dir", path]);
+        assert!(ran.code.is_some(), "{ran:?}");
         // What is appended to is no link, wherever it leads.
         let ran = other.root(&[&["mount", "--log", path, free][..], &url].concat());
         let is_said =

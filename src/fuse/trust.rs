@@ -24,6 +24,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, mkdirat};
 
 use super::mounts::Entry;
+use crate::files::check_way;
 use crate::files::whose::{by_descriptor, is_root, mount_id, server};
 
 /// Longest record, and longest answer of a control socket, of one's own mounts.
@@ -135,6 +136,7 @@ impl Directory {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
+        check_way(parent)?;
         let above = open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         not_of_others(above.as_fd())?;
         let made = if make { mkdirat(above.as_fd(), name, Mode::S_IRWXU) } else { Ok(()) };
