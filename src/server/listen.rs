@@ -30,6 +30,8 @@ use super::admission::{Admission, Seat};
 /// How long a connection may stay between two requests. Longer than clients keep idle connections
 /// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just going.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// What a connection may hold of what it received and nobody has read yet: a head fits.
+const BUFFER: usize = 64 * 1024;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the server is told to stop.
@@ -250,6 +252,7 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), router);
     let connection = connections.watch(connection);
     tokio::spawn(async move {
