@@ -51,7 +51,7 @@ async fn a_repeated_request_finds_what_the_first_one_made() {
     assert_ne!(id(&other), id(&made));
     assert_eq!(count(&s).await, 2);
     s.send("DELETE", &format!("{KV}/{}", id(&made)), "").await.ok();
-    s.post_once("k1", KV, &body("a", "one")).await.is_kv_error(409, "conflict", "deleted");
+    s.post_once("k1", KV, &body("a", "one")).await.is_kv_error(409, "made_and_deleted", "deleted");
     assert_eq!(count(&s).await, 1, "what was deleted does not come back");
 }
 

@@ -18,14 +18,16 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::FileSystem;
-use super::doubt::{After, Fate, Saved, Sent, unknown};
+use super::doubt::{After, Fate, Saved, Sent, deleted, unknown};
 use super::errno::{Errno, Result};
 use super::file::{Failure, File, FileState, Link, Stored};
 use super::may_write::Change;
 use super::status::Unsaved;
 use crate::crash;
 use crate::secret::SecretBytes;
-use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, VersionTag, codec};
+use crate::vault::{
+    Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Once, VersionTag, codec,
+};
 
 /// A background retry waits this long first, then twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -111,6 +113,8 @@ pub(super) struct Job {
     pub sent: Option<After>,
     /// A program waits for it: nobody has looked at the file since it was closed.
     pub waited_for: bool,
+    /// What the vault is to know it by, should it make the object.
+    pub once: Option<Once>,
 }
 
 impl Job {
@@ -119,6 +123,7 @@ impl Job {
             return None;
         }
         let buffer = state.buffer.as_ref()?;
+        let sent = state.sent(&state.name).map(|sent| sent.after.clone());
         Some(Self {
             name: state.name.clone(),
             bytes: buffer.bytes.clone(),
@@ -127,8 +132,10 @@ impl Job {
             exclusive: state.exclusive,
             guarded,
             insists,
-            sent: state.sent(&state.name).map(|sent| sent.after.clone()),
             waited_for: true,
+            // What a person wants is made whatever an earlier attempt made.
+            once: After::once(sent.as_ref().filter(|_| !insists)),
+            sent,
         })
     }
 
@@ -257,7 +264,7 @@ impl FileSystem {
                 Some(object) => Next::Break(Saved::current(object)),
                 None => Next::Continue(self.after(&base.id, &base.version)),
             },
-            (None, None) => Next::Continue(After::Nothing),
+            (None, None) => Next::Continue(After::Nothing(job.once)),
         };
         let mut last = None;
         let mut before = job.sent.clone();
@@ -278,13 +285,18 @@ impl FileSystem {
                 Err(e) => e,
             };
             *in_doubt |= e.maybe_applied;
+            if matches!(after, After::Nothing(_)) && e.kind == ErrorKind::VersionMismatch {
+                // It stays written down: no try by itself makes it again.
+                *in_doubt = true;
+                return Err(deleted());
+            }
             next = self.after_failure(job, e.clone(), in_doubt.then_some(&after), &content, call).await?;
             before = Some(after);
             let taken = |e: &Error| e.kind == ErrorKind::AlreadyExists && !*in_doubt;
             // It may have been deleted just now: once more, where a program waits.
             let is_told = job.guarded || job.exclusive || last.as_ref().is_some_and(taken);
             match &next {
-                Next::Continue(After::Nothing) if taken(&e) && is_told => return Err(not_free(&job.name)),
+                Next::Continue(After::Nothing(_)) if taken(&e) && is_told => return Err(not_free(&job.name)),
                 // Somebody else's object of the same bytes.
                 Next::Break(_) if taken(&e) && job.exclusive => return Err(e),
                 _ => {}
@@ -322,6 +334,8 @@ impl FileSystem {
         let now = match fate {
             Fate::Made(saved) => return Ok(Next::Break(saved)),
             Fate::Unknown(_) if !job.insists => return Err(unknown()),
+            Fate::Deleted(_) if !job.insists => return Err(deleted()),
+            Fate::Deleted(now) => Some(now),
             Fate::Unknown(now) | Fate::NotMade(now) => now,
         };
         match now {
@@ -331,7 +345,7 @@ impl FileSystem {
             Some(now) if job.guarded && !job.is_based_on(&now) => Err(superseded()),
             Some(now) => Ok(Next::Continue(self.after(&now.id, &now.version))),
             None if job.guarded && job.base.is_some() => Err(superseded()),
-            None => Ok(Next::Continue(After::Nothing)),
+            None => Ok(Next::Continue(After::Nothing(job.once))),
         }
     }
 
@@ -357,7 +371,9 @@ impl FileSystem {
     async fn send(&self, after: &After, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
         let vault = self.cache.vault();
         let (id, check) = match after {
-            After::Nothing => return vault.create(call, &job.name, content).await,
+            After::Nothing(once) => {
+                return vault.create(&Call { once: *once, ..*call }, &job.name, content).await;
+            }
             After::Any(id, _) => (id, None),
             After::Just(id, version) => (id, Some(version)),
         };

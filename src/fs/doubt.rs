@@ -4,7 +4,9 @@
 //!    where the attempt surely changed nothing.
 //! 2. A later try of the same bytes looks among the versions since ([`Fate`]): made is stored, whoever saved after it;
 //!    not made is sent; what cannot be told is a conflict, never a second update.
-//! 3. Where the vault checks versions each update names the one that it follows: just the next one can be it, and a
+//! 3. A creation carries a key, the same in each attempt: a vault that honours such keys knows it again, and tells that
+//!    it made the object, and whether that was deleted since. Any other vault is asked in vain.
+//! 4. Where the vault checks versions each update names the one that it follows: just the next one can be it, and a
 //!    request that arrives after the look is refused once another one was made.
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use super::commit::Job;
 use super::file::FileState;
 use crate::vault::cache::is_outage;
 use crate::vault::{
-    Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, VersionInfo, VersionTag,
+    Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Once, VersionInfo, VersionTag,
 };
 
 /// An attempt that is out, or may have been made unheard.
@@ -33,8 +35,8 @@ pub struct Sent {
 /// What an attempt follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum After {
-    /// Nothing: it makes the object.
-    Nothing,
+    /// Nothing: it makes the object, and the vault may know it by this key.
+    Nothing(Option<Once>),
     /// This version of the object, or any later one.
     Any(ObjectId, VersionTag),
     /// Just this version: the vault checks.
@@ -48,6 +50,8 @@ pub(super) enum Fate {
     Made(Saved),
     /// It was not made; what the name is now.
     NotMade(Option<Meta>),
+    /// It made an object, which was deleted since, and the name is another's now.
+    Deleted(Meta),
     /// Nobody can say; what the name is now.
     Unknown(Option<Meta>),
 }
@@ -74,6 +78,18 @@ pub(super) fn unknown() -> Error {
         "no answer told whether this save was made, and the object was changed elsewhere since; the bytes are kept \
          (vaultfs pending): compare before you store them again",
     )
+}
+
+const DELETED: &str = "this save was made, and its object was deleted elsewhere before an answer was heard; the bytes are kept \
+     (vaultfs pending): store them again, or discard them";
+
+/// What is said of a save whose object somebody deleted before its answer was heard.
+pub(super) fn deleted() -> Error {
+    Error::new(ErrorKind::VersionMismatch, DELETED)
+}
+
+pub(super) fn is_deleted(e: &Error) -> bool {
+    e.kind == ErrorKind::VersionMismatch && e.message == DELETED
 }
 
 impl FileState {
@@ -104,6 +120,34 @@ impl FileSystem {
         content: &Content,
         call: &Call,
     ) -> Result<Fate, Error> {
+        let fate = self.look(job, after, content, call).await?;
+        let (Some(After::Nothing(once @ Some(_))), Fate::NotMade(Some(now)) | Fate::Unknown(Some(now))) =
+            (after, &fate)
+        else {
+            return Ok(fate);
+        };
+        // The name is taken: sent once more, it makes nothing, and a vault that knows it says what it made.
+        match self.cache.vault().create(&Call { once: *once, ..*call }, &job.name, content).await {
+            Ok(meta) if meta.id == now.id => {
+                let object = Arc::new(Object { meta, content: content.clone() });
+                Ok(Fate::Made(Saved { object, superseded: true }))
+            }
+            // What had the name is gone meanwhile.
+            Ok(meta) => Ok(Fate::Made(Saved::current(self.cache.stored(meta, content.clone())))),
+            Err(e) if e.kind == ErrorKind::VersionMismatch => Ok(Fate::Deleted(now.clone())),
+            Err(e) if is_outage(e.kind) => Err(e),
+            Err(_) => Ok(fate),
+        }
+    }
+
+    /// The same, as far as the object and its versions tell it.
+    async fn look(
+        &self,
+        job: &Job,
+        after: Option<&After>,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Fate, Error> {
         let asked = self.clock.now();
         let current = match self.cache.vault().get_by_name(call, &job.name).await {
             Ok(object) if object.content.bytes == content.bytes => {
@@ -113,7 +157,7 @@ impl FileSystem {
             Err(e) if e.kind == ErrorKind::NotFound => {
                 return Ok(match after {
                     Some(After::Any(..) | After::Just(..)) => Fate::Unknown(None),
-                    Some(After::Nothing) | None => Fate::NotMade(None),
+                    Some(After::Nothing(_)) | None => Fate::NotMade(None),
                 });
             }
             Err(e) => return Err(e),
@@ -175,7 +219,7 @@ impl FileSystem {
 fn candidates<'h>(history: &'h [VersionInfo], after: &After, now: &Meta) -> Option<Vec<&'h VersionInfo>> {
     let behind = |version: &VersionTag| Some(history.iter().position(|info| info.tag == *version)? + 1);
     let (first, only_next) = match after {
-        After::Nothing => (0, true),
+        After::Nothing(_) => (0, true),
         After::Any(_, version) => (behind(version)?, false),
         After::Just(_, version) => (behind(version)?, true),
     };
@@ -184,6 +228,14 @@ fn candidates<'h>(history: &'h [VersionInfo], after: &After, now: &Meta) -> Opti
 }
 
 impl After {
+    /// The key of a creation that goes on after that attempt.
+    pub(super) fn once(sent: Option<&Self>) -> Option<Once> {
+        match sent {
+            Some(Self::Nothing(once)) => *once,
+            _ => Once::random(),
+        }
+    }
+
     /// The same, over whatever came since.
     pub(super) fn unchecked(self) -> Self {
         match self {

@@ -34,7 +34,7 @@ pub(super) enum Change {
 impl Change {
     pub fn of(after: &After) -> Self {
         match after {
-            After::Nothing => Self::Object,
+            After::Nothing(_) => Self::Object,
             After::Any(..) | After::Just(..) => Self::Version,
         }
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::commit::Job;
-use super::doubt::Saved;
+use super::doubt::{After, Saved, is_deleted};
 use super::errno::{Errno, Result};
 use super::file::{File, Keep, Link};
 use super::inode::{DirKind, Hidden, Node};
@@ -149,13 +149,13 @@ impl FileSystem {
         if claims {
             self.table().claim(&goal.name);
         }
-        let stored = if stores { Some(self.store_moved(source, &job, call).await) } else { None };
-        let stored = stored.transpose().map_err(|e| {
-            if claims {
-                self.table().unclaim(&goal.name);
-            }
-            self.failed("rename", goal.name.as_str(), &e)
-        })?;
+        let stored = match stores {
+            true => match self.store_moved(source, &job, call).await {
+                Ok(saved) => Some(saved),
+                Err(e) => return self.not_moved((source, &old_name), (&goal.name, claims), &e, call).await,
+            },
+            false => None,
+        };
         crash::point("rename stored");
         for (name, id) in doomed {
             let deleted = self.delete_doomed(call, &old_name, &name, id).await;
@@ -187,6 +187,30 @@ impl FileSystem {
         stored
     }
 
+    /// The file could not be stored under its new name.
+    async fn not_moved(
+        &self,
+        (source, old_name): (&File, &ObjectName),
+        (name, claims): (&ObjectName, bool),
+        e: &Error,
+        call: &Call,
+    ) -> Result<()> {
+        if claims {
+            self.table().unclaim(name);
+        }
+        let old = source.state().stored.as_ref().map(|stored| stored.id.clone());
+        if let (true, Some(_), Some(id)) = (is_deleted(e), request::before(), old)
+            && let Err(gone) = self.cache.vault().metadata(call, &id).await
+            && gone.kind == ErrorKind::NotFound
+        {
+            // The worker that died had done all of it, and the new name was deleted after that.
+            source.state().forget_sent(name);
+            self.cache.deleted(old_name);
+            return Ok(());
+        }
+        Err(self.failed("rename", name.as_str(), e))
+    }
+
     /// Whether an object is hidden under that name that a move may claim; it may have done so before a crash.
     fn is_free_to_claim(&self, name: &ObjectName) -> bool {
         let table = self.table();
@@ -202,6 +226,7 @@ impl FileSystem {
         let mut state = source.state();
         state.buffer_of_stored(now)?;
         let buffer = state.buffer.as_ref()?;
+        let sent = state.sent(&goal.name).map(|sent| sent.after.clone());
         Some(Job {
             name: goal.name.clone(),
             bytes: buffer.bytes.clone(),
@@ -210,8 +235,9 @@ impl FileSystem {
             exclusive: false,
             guarded: false,
             insists: false,
-            sent: state.sent(&goal.name).map(|sent| sent.after.clone()),
             waited_for: true,
+            once: After::once(sent.as_ref()),
+            sent,
         })
     }
 

@@ -11,7 +11,7 @@ use super::store::{ListRequest, Lookup, ObjectRow, Order, PageFrom, StoreError};
 use crate::vault::codec;
 use crate::vault::{
     Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object, ObjectId,
-    ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    ObjectName, Once, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
 /// Who wrote, in the database's words.
@@ -40,10 +40,8 @@ impl From<ServiceError> for Error {
             ServiceError::Store(e) => match e {
                 StoreError::NotFound => ErrorKind::NotFound,
                 StoreError::NameTaken => ErrorKind::AlreadyExists,
-                StoreError::VersionMismatch => ErrorKind::VersionMismatch,
-                StoreError::UnknownCursor | StoreError::OnceDiffers | StoreError::OnceGone => {
-                    ErrorKind::Invalid
-                }
+                StoreError::VersionMismatch | StoreError::OnceGone => ErrorKind::VersionMismatch,
+                StoreError::UnknownCursor | StoreError::OnceDiffers => ErrorKind::Invalid,
                 StoreError::Full => ErrorKind::Full,
                 StoreError::Seal(_) | StoreError::Backend(_) => ErrorKind::Server,
             },
@@ -146,7 +144,9 @@ impl Vault for LocalVault {
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
         let value = value(content);
-        meta(&self.change(call, self.service.create(BY, Create::new(name.clone(), &value))).await?)
+        let once = |key: Once| self.service.once(BY, "local", key.to_string().as_bytes(), &content.bytes);
+        let create = Create { once: call.once.map(once), ..Create::new(name.clone(), &value) };
+        meta(&self.change(call, self.service.create(BY, create)).await?)
     }
 
     async fn update(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Call, Content, DynVault, ErrorKind, Form, ListQuery, Meta, NameLimit, Object, ObjectId, ObjectName,
+    Call, Content, DynVault, ErrorKind, Form, ListQuery, Meta, NameLimit, Object, ObjectId, ObjectName, Once,
     Result, Summary, VersionInfo, VersionTag,
 };
 use crate::secret::SecretBytes;
@@ -72,6 +72,7 @@ pub async fn run(vault: DynVault) {
     expired_deadline_changes_nothing(&vault).await;
     create_then_read_each_way(&vault).await;
     names_are_taken_once(&vault).await;
+    a_creation_that_comes_again_makes_nothing(&vault).await;
     update_makes_versions(&vault).await;
     version_check_guards(&vault).await;
     delete_is_for_good(&vault).await;
@@ -184,6 +185,28 @@ pub async fn names_are_taken_once(vault: &DynVault) {
     assert_ne!(anew.id, first.id, "an id is never given twice");
     remove(vault, &anew.id).await;
     remove(vault, &upper.id).await;
+    assert_empty(vault).await;
+}
+
+/// A creation with a key has the first one's answer when it comes again, and makes nothing even where its object is gone.
+pub async fn a_creation_that_comes_again_makes_nothing(vault: &DynVault) {
+    let (text, content) = (name("made once"), Content::plain("first"));
+    let keyed = || Call { once: Once::random(), ..call() };
+    let call_once = keyed();
+    let made = vault.create(&call_once, &text, &content).await.expect("create");
+    assert_eq!(vault.create(&call_once, &text, &content).await.expect("again"), made);
+    vault.update(&call(), &made.id, &Content::plain("second"), None).await.expect("update");
+    assert_eq!(vault.create(&call_once, &text, &content).await.expect("again"), made, "as it was at first");
+    let other = vault.create(&keyed(), &text, &content).await;
+    assert_fails(other, ErrorKind::AlreadyExists, "another creation of that name");
+    remove(vault, &made.id).await;
+    let again = vault.create(&call_once, &text, &content).await;
+    assert_fails(again, ErrorKind::VersionMismatch, "a creation whose object was deleted since");
+    assert_empty(vault).await;
+    let anew = vault.create(&keyed(), &text, &content).await.expect("create");
+    let again = vault.create(&call_once, &text, &content).await;
+    assert_fails(again, ErrorKind::VersionMismatch, "the same, where the name is another's");
+    remove(vault, &anew.id).await;
     assert_empty(vault).await;
 }
 

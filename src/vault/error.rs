@@ -15,7 +15,7 @@ pub enum ErrorKind {
     AlreadyExists,
     /// The name is taken, of no object: one that was deleted keeps it for a while.
     NameNotFree,
-    /// 409 on update or delete: the version check failed.
+    /// 409 on update or delete: the version check failed. On a create that was made before: its object was deleted since.
     VersionMismatch,
     /// 400, 422: the vault refused the request.
     Invalid,

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use super::op::{Op, OpCounts};
 use super::{
     BudgetStatus, Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object,
-    ObjectId, ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    ObjectId, ObjectName, Once, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 use crate::clock::{Clock, SystemClock};
 
@@ -101,6 +101,8 @@ struct State {
     rows: BTreeMap<u64, Row>,
     by_name: HashMap<ObjectName, u64>,
     by_id: HashMap<ObjectId, u64>,
+    /// What creations with a key made.
+    made: HashMap<Once, ObjectId>,
     /// The last number given out, to rows and to version tags alike.
     last: u64,
 }
@@ -313,6 +315,11 @@ impl Vault for MemoryVault {
         if !self.capabilities.max_name.allows(name.as_str()) {
             return Err(Error::new(ErrorKind::NameTooLong, format!("the name {name:?} is too long")));
         }
+        if let Some(made) = call.once.and_then(|once| state.made.get(&once)) {
+            let gone =
+                |_| Error::new(ErrorKind::VersionMismatch, format!("{name:?} was made, and deleted since"));
+            return state.row(made).map(|row| row.meta_of(&row.versions[0])).map_err(gone);
+        }
         if state.by_name.contains_key(name) {
             let sentence = format!("an object is named {name:?} already");
             return Err(Error::new(ErrorKind::AlreadyExists, sentence));
@@ -322,6 +329,7 @@ impl Vault for MemoryVault {
         let id = ObjectId::new(format!("memory_{number}"));
         let row = Row { id: id.clone(), name: name.clone(), versions: vec![version] };
         let meta = row.meta();
+        state.made.extend(call.once.map(|once| (once, id.clone())));
         state.by_name.insert(name.clone(), number);
         state.by_id.insert(id, number);
         state.rows.insert(number, row);

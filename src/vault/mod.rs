@@ -16,6 +16,7 @@ pub(crate) mod fuzz;
 pub mod http;
 pub mod memory;
 pub mod object;
+pub mod once;
 pub mod op;
 pub mod prefix;
 pub mod spender;
@@ -29,6 +30,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use object::{
     Content, Form, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Summary, VersionInfo, VersionTag,
 };
+pub use once::Once;
 
 /// Who a request is sent for; background work yields the request budget to the foreground.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,24 +41,26 @@ pub enum Priority {
     Background,
 }
 
-/// What bounds one operation on the vault, retries included.
+/// What bounds one operation on the vault, retries included, and what the vault is to know it by.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
     /// The answer is worthless after this moment: the operation ends with [`ErrorKind::Deadline`].
     pub deadline: Instant,
     /// Whether somebody waits for it.
     pub priority: Priority,
+    /// What a vault that honours such keys knows a creation by that comes again; other operations ignore it.
+    pub once: Option<Once>,
 }
 
 impl Call {
     /// A foreground call.
     pub fn foreground(deadline: Instant) -> Self {
-        Self { deadline, priority: Priority::Foreground }
+        Self { deadline, priority: Priority::Foreground, once: None }
     }
 
     /// A background call.
     pub fn background(deadline: Instant) -> Self {
-        Self { deadline, priority: Priority::Background }
+        Self { deadline, priority: Priority::Background, once: None }
     }
 }
 
@@ -154,7 +158,8 @@ pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object>;
     /// Reads everything of an object but its value.
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta>;
-    /// Makes a new object; [`ErrorKind::AlreadyExists`] if the name is taken.
+    /// Makes a new object; [`ErrorKind::AlreadyExists`] if the name is taken. A creation that comes again with its
+    /// [`Call::once`] has the first one's answer, or [`ErrorKind::VersionMismatch`] if its object was deleted since.
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta>;
     /// Makes a new version. With `check`, only while that is the current version, else
     /// [`ErrorKind::VersionMismatch`]; ignored where [`Capabilities::version_check`] is false.

@@ -8,7 +8,7 @@ use vaultfs::clock::Clock;
 use vaultfs::fs::{Errno, Options};
 use vaultfs::vault::Dialect;
 
-use crate::proxy::{Fault, Proxy};
+use crate::proxy::{At, Fault, Proxy};
 use crate::shell::{CREATE, READ, Shell};
 use crate::vault_server::Server;
 use crate::world::{MovedClock, World};
@@ -119,6 +119,34 @@ async fn a_key_that_is_revoked_on_a_live_server_shows_nothing_any_more() {
         assert_eq!(sh.read_file("f").await, Err(Errno::EACCES));
         assert_eq!(sh.ls("").await, Err(Errno::EACCES));
         assert_eq!(sh.cat("new").await, "mine", "what is only here is nobody else's to take");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_in_doubt_whose_object_was_deleted_is_known_by_its_key() {
+    for dialect in [Dialect::Object, Dialect::Kv] {
+        let world = World::start(dialect).await;
+        let options = Options { refresh: REFRESH, timeout: Duration::from_secs(2), ..Options::default() };
+        let scene = Scene::over(&world, options).await;
+        let sh = &scene.sh;
+        let fd = sh.open("f", CREATE).await.unwrap();
+        sh.pwrite(&fd, 0, "mine").unwrap();
+        scene.proxy.always(Fault::Reset(At::Lost));
+        assert!(sh.close(fd).await.is_err());
+        assert_eq!(world.history("f").await, Some((1, "mine".to_owned())), "it was made");
+        world.delete("f").await;
+        scene.proxy.clear();
+        for _ in 0..2000 {
+            if sh.fs.unsaved().iter().all(|unsaved| unsaved.conflict) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let unsaved = sh.fs.unsaved();
+        assert!(matches!(&unsaved[..], [one] if one.conflict), "{dialect:?}: {unsaved:?}");
+        assert_eq!(world.history("f").await, None, "{dialect:?}");
+        assert!(sh.fs.retry_unsaved(None, Duration::from_secs(10)).await.is_empty(), "a person wants it");
+        assert_eq!(world.history("f").await, Some((1, "mine".to_owned())), "{dialect:?}");
     }
 }
 

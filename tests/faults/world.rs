@@ -82,6 +82,11 @@ impl World {
         };
     }
 
+    pub async fn delete(&self, name: &str) {
+        let object = self.truth.get_by_name(&soon(), &ObjectName::new(name).unwrap()).await.unwrap();
+        self.truth.delete(&soon(), &object.meta.id, None).await.unwrap();
+    }
+
     /// The number of versions and the current bytes; none if there is no such object.
     pub async fn history(&self, name: &str) -> Option<(usize, String)> {
         let name = ObjectName::new(name).unwrap();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use vaultfs::vault::memory::MemoryVault;
 use vaultfs::vault::{
-    Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page,
+    Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Once, Page,
     Result, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
@@ -66,11 +66,16 @@ pub struct Script {
     pub others: [Other; 3],
 }
 
+/// A change on its way.
+type Late = (Option<Once>, Option<ObjectId>, Content, Option<VersionTag>);
+
 type Kill = Box<dyn Fn() + Send + Sync>;
 
 pub struct Meddler {
     pub memory: Arc<MemoryVault>,
     pub log: Mutex<Vec<Event>>,
+    /// The vault knows a creation again.
+    pub knows_keys: AtomicBool,
     /// A program waits for a save.
     pub asked: AtomicBool,
     /// Somebody else writes before each checked update.
@@ -78,7 +83,7 @@ pub struct Meddler {
     script: Mutex<Option<Script>>,
     /// After the next look.
     after_look: Mutex<Option<Other>>,
-    late: Mutex<Option<(ObjectId, Content, Option<VersionTag>)>>,
+    late: Mutex<Option<Late>>,
     away: AtomicBool,
     numbers: Mutex<u32>,
     /// The size of what is being saved.
@@ -104,6 +109,7 @@ impl Meddler {
         Arc::new(Self {
             memory,
             log: Mutex::default(),
+            knows_keys: AtomicBool::new(true),
             asked: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             script: Mutex::default(),
@@ -168,7 +174,7 @@ impl Meddler {
     }
 
     async fn act(&self, call: &Call, what: Other) {
-        let call = &Call { deadline: call.deadline + Duration::from_secs(600), ..*call };
+        let call = &Call { deadline: call.deadline + Duration::from_secs(600), once: None, ..*call };
         let len = *self.len.lock().unwrap();
         match what {
             Other::Nothing => {}
@@ -224,8 +230,7 @@ impl Meddler {
             Loss::None => made,
             Loss::Answer | Loss::Request => Err(lost(ErrorKind::Server)),
             Loss::Late => {
-                let late = id.map(|id| (id.clone(), content.clone(), check.cloned()));
-                *self.late.lock().unwrap() = late;
+                *self.late.lock().unwrap() = Some((call.once, id.cloned(), content.clone(), check.cloned()));
                 Err(lost(ErrorKind::Server))
             }
             Loss::AnswerAndVault => {
@@ -247,7 +252,16 @@ impl Meddler {
         check: Option<&VersionTag>,
     ) -> Result<Meta> {
         let meta = match id {
-            None => self.memory.create(call, &Self::name(), content).await?,
+            None => {
+                let once = call.once.filter(|_| self.knows_keys.load(Ordering::SeqCst));
+                let is_there = self.memory.get_by_name(call, &Self::name()).await.is_ok();
+                let meta = self.memory.create(&Call { once, ..*call }, &Self::name(), content).await?;
+                if is_there {
+                    // It was made before.
+                    return Ok(meta);
+                }
+                meta
+            }
             Some(id) => self.memory.update(call, id, content, check).await?,
         };
         let value = String::from_utf8(content.bytes.expose().to_vec()).unwrap();
@@ -258,9 +272,9 @@ impl Meddler {
     /// Somebody looked; what comes between that and what is sent after it.
     async fn looked(&self, call: &Call) {
         let late = self.late.lock().unwrap().take();
-        if let Some((id, content, check)) = late {
+        if let Some((once, id, content, check)) = late {
             // A check refuses what is overtaken.
-            let _ = self.make(call, &content, Some(&id), check.as_ref()).await;
+            let _ = self.make(&Call { once, ..*call }, &content, id.as_ref(), check.as_ref()).await;
         }
         let what = self.after_look.lock().unwrap().take();
         self.act(call, what.unwrap_or(Other::Nothing)).await;

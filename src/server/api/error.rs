@@ -9,7 +9,7 @@ use crate::server::data_keys::KeyError;
 use crate::server::service::ServiceError;
 use crate::server::store::StoreError;
 
-/// The kinds of errors a client sees (VAULT-API.md §1), and four of HTTP's own.
+/// The kinds of errors a client sees (VAULT-API.md §1), one of repeated requests, and four of HTTP's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorType {
     /// 400: the request is not of the documented form.
@@ -26,6 +26,8 @@ pub enum ErrorType {
     RequestTimeout,
     /// 409: the name exists, or a version check failed.
     Conflict,
+    /// 409: what this request made before was deleted since.
+    MadeAndDeleted,
     /// 413: value or body over the limit.
     PayloadTooLarge,
     /// 422: well-formed, but not storable.
@@ -52,6 +54,7 @@ impl ErrorType {
             ErrorType::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
             ErrorType::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable"),
             ErrorType::Conflict => (StatusCode::CONFLICT, "conflict"),
+            ErrorType::MadeAndDeleted => (StatusCode::CONFLICT, "made_and_deleted"),
             ErrorType::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             ErrorType::UnprocessableEntity => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity"),
             ErrorType::RateLimitExceeded => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
@@ -168,7 +171,7 @@ impl From<ServiceError> for ApiError {
                     "another request came with this Idempotency-Key: send a new key with a new request",
                 ),
                 StoreError::OnceGone => Self::new(
-                    ErrorType::Conflict,
+                    ErrorType::MadeAndDeleted,
                     "the object that this Idempotency-Key made has been deleted: send a new key to make another",
                 ),
                 StoreError::UnknownCursor => Self::invalid(

@@ -235,7 +235,7 @@ impl Cache {
 
     async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<Option<Arc<Object>>> {
         let asked = self.clock.now();
-        let call = Call { deadline: asked + self.config.timeout, priority };
+        let call = Call { deadline: asked + self.config.timeout, priority, once: None };
         let answer = self.vault.get_by_name(&call, wanted).await;
         // Background work that has to wait says nothing of those who may go before it.
         let told = priority == Priority::Foreground

@@ -130,6 +130,10 @@ impl Lag {
 
     /// This was stored here, and acknowledged at `now`. `created`: nothing had the name before.
     pub fn stored(&mut self, meta: &Meta, created: bool, now: Instant) {
+        if created && self.entries.get(&meta.id).is_some_and(|before| before.newest.is_some()) {
+            // A creation that came again: what is known since is newer than the first one's answer.
+            return;
+        }
         let mut earlier = Vec::new();
         let mut created = created;
         if let Some(before) = self.entries.get_mut(&meta.id) {

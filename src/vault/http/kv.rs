@@ -19,12 +19,12 @@ use super::retry::Effect;
 use super::status::{bad_answer, confirmed};
 use super::transport::{Answer, Body, Request, Transport};
 use super::wire::{WireKvMetadata, WireKvObject, WireKvVersion, WirePage, parse, parse_time};
-use super::{MAX_PAGES, idempotency_key, quoted, segment, too_large, too_long};
+use super::{MAX_PAGES, quoted, segment, too_large, too_long};
 use crate::clock::bounded;
 use crate::vault::codec::{self, CodecError};
 use crate::vault::memory::KV_CAPABILITIES;
 use crate::vault::{
-    Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page,
+    Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Once, Page,
     Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
@@ -60,14 +60,14 @@ impl KvVault {
         }
     }
 
-    fn creation(&self, name: &ObjectName, content: &Content, doing: String) -> Request {
+    fn creation(&self, call: &Call, name: &ObjectName, content: &Content, doing: String) -> Request {
         let context = serde_json::to_string(&self.key_context).expect("text always serialises");
         let name = serde_json::Value::from(name.as_str()).to_string();
         let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let body = body(&[("name", &name), ("key_context", &context), ("value", value.expose())]);
         let mut request =
             Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, doing).of_no_object();
-        request.idempotency = idempotency_key();
+        request.idempotency = call.once.or_else(Once::random);
         if request.idempotency.is_some() {
             request.effect = Effect::Keyed;
         }
@@ -269,7 +269,7 @@ impl Vault for KvVault {
             return Err(too_long(&doing));
         }
         self.check_size(content, &doing)?;
-        let request = self.creation(name, content, doing);
+        let request = self.creation(call, name, content, doing);
         let answer = self.transport.send(call, &request).await.map_err(|mut e| {
             if e.kind == ErrorKind::Invalid && self.key_context.is_empty() {
                 e.message.push_str("; if it wants a key context, give it with --key-context K=V");

@@ -370,13 +370,6 @@ fn segment(text: &str) -> Option<String> {
     Some(encoded)
 }
 
-/// A new Idempotency-Key; `None` should the system have no randomness to give.
-fn idempotency_key() -> Option<String> {
-    let mut bytes = [0; 16];
-    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).ok()?;
-    Some(format!("vaultfs-{:032x}", u128::from_ne_bytes(bytes)))
-}
-
 fn no_vault(endpoint: &str, why: &str) -> Error {
     let sentence = format!("not a vault at {endpoint} ({why}): check --api-url or WORKOS_API_URL");
     Error::new(ErrorKind::BadAnswer, sentence)

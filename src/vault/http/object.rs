@@ -189,9 +189,10 @@ impl Vault for ObjectVault {
         }
         self.check_size(content, &doing)?;
         let body = body("name", name.as_str(), Some(content));
-        let request =
+        let mut request =
             Request::write(Method::POST, "/vault/object/create", Some(body), ErrorKind::AlreadyExists, doing)
                 .of_no_object();
+        request.idempotency = call.once;
         self.write(call, &request, Some(name)).await
     }
 

@@ -124,6 +124,13 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
             (ErrorKind::Forbidden, sentence)
         }
         StatusCode::NOT_FOUND => (ErrorKind::NotFound, "the vault has no such object or version".to_owned()),
+        StatusCode::CONFLICT
+            if request.idempotency.is_some()
+                && said(answer).is_some_and(|code| code == "made_and_deleted") =>
+        {
+            let sentence = "the object was made by an earlier attempt, and deleted since".to_owned();
+            (ErrorKind::VersionMismatch, sentence)
+        }
         StatusCode::CONFLICT if request.conflict == ErrorKind::AlreadyExists => {
             (ErrorKind::AlreadyExists, "an object of this name exists already: update it".to_owned())
         }

@@ -27,7 +27,7 @@ use super::status;
 use super::tls::{Connections, is_about_certificates};
 use crate::clock::Clock;
 use crate::vault::spender::Ledger;
-use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
+use crate::vault::{Call, Error, ErrorKind, Once, Result, VaultStatus};
 
 /// Requests that are out at a time. Thousands who wait shall not be thousands of connections, of which a process may
 /// have about a thousand; the vault would not answer them any sooner either.
@@ -79,7 +79,7 @@ pub struct Request {
     /// Whether it may be repeated when its fate is unknown.
     pub effect: Effect,
     /// Idempotency-Key: by it the vault knows a request that comes again.
-    pub idempotency: Option<String>,
+    pub idempotency: Option<Once>,
     /// What 409 means for it.
     pub conflict: ErrorKind,
     /// It is about an object, which may not be there: to any other request 404 is no answer of a vault.
@@ -498,8 +498,9 @@ impl Transport {
         bearer.set_sensitive(true);
         let mut built = reqwest::Request::new(request.method.clone(), url);
         built.headers_mut().insert(AUTHORIZATION, bearer);
-        if let Some(key) = &request.idempotency {
-            let key = HeaderValue::from_str(key).map_err(|_| bad("the idempotency key fits no header"))?;
+        if let Some(key) = request.idempotency {
+            let key = HeaderValue::from_str(&key.to_string())
+                .map_err(|_| bad("the idempotency key fits no header"))?;
             built.headers_mut().insert("idempotency-key", key);
         }
         if let Some(Body(bytes)) = &request.body {
