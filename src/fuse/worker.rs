@@ -466,9 +466,11 @@ async fn supervise(
 /// Nobody will answer after this process: nothing may keep the device open, and what waits for an answer waiting.
 async fn leave(desk: &Desk) {
     let notices = desk.notices.clone();
-    let ended = tokio::task::spawn_blocking(move || notices.end(LAST_NOTICES)).await;
+    let notified = tokio::task::spawn_blocking(move || notices.end(LAST_NOTICES));
+    // Where memory has run out, its thread may never begin.
+    let ended = tokio::time::timeout(LAST_NOTICES + Duration::from_secs(2), notified).await;
     if let Err(e) = kernel::abort(desk.dev)
-        && !ended.unwrap_or(false)
+        && !matches!(ended, Ok(Ok(true)))
     {
         tracing::error!("a notification to the kernel does not end, nor does the connection: {e}");
     }

@@ -248,7 +248,7 @@ fn kill_keeper(scene: &mut Scene, at: usize) {
         _ if !crate::common::is_mounted(&mnt) => Some(false),
         _ => None,
     };
-    let is_dead = wait(dead, Duration::from_secs(40)).expect("the mount ends when its keeper dies");
+    let is_dead = wait(dead, Duration::from_secs(90)).expect("the mount ends when its keeper dies");
     assert!(is_dead, "{} was unmounted, and its programs go on below it", mnt.display());
     pause(scene.random.below(300));
     scene.mount_again(at);
