@@ -23,8 +23,9 @@ use crate::display::Shown;
 use crate::files;
 use crate::fs::{Undeleted, Unsaved};
 use crate::fuse::control::{Answer, Request};
+use crate::fuse::live::{self, LiveMount};
 use crate::fuse::locate;
-use crate::fuse::mounts::{self, Dev, LiveMount};
+use crate::fuse::mounts::Dev;
 use crate::fuse::worker::reason;
 
 /// List writes that the vault does not have, and store or drop them
@@ -102,9 +103,9 @@ fn the_mount(path: Option<&PathBuf>) -> Result<LiveMount, Failure> {
         let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
         let none = || Failure::new(Exit::Failed, format!("{}: its processes are gone", path.shown()));
         // The worker of a keeper that is gone still has what is unsaved.
-        return mounts::of(&entry).or_else(|| mounts::orphan(&entry)).ok_or_else(none);
+        return live::of(&entry).or_else(|| live::orphan(&entry)).ok_or_else(none);
     }
-    let mut live = mounts::live();
+    let mut live = live::live();
     match (live.pop(), live.len()) {
         (Some(mount), 0) => Ok(mount),
         (None, _) => Err(Failure::new(Exit::NotFound, "no vault is mounted")),

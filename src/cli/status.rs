@@ -18,8 +18,9 @@ use super::values::RuntimeDirArg;
 use crate::display::Shown;
 use crate::fs::{AuditStatus, Status};
 use crate::fuse::control::{Answer, Request};
+use crate::fuse::live::{self, LiveMount};
 use crate::fuse::locate::{self, LocateError};
-use crate::fuse::mounts::{self, Dev, Entry, LiveMount};
+use crate::fuse::mounts::{self, Dev, Entry};
 use crate::fuse::worker::reason;
 use crate::fuse::{mountpoint, probe, trust};
 use crate::vault::cache::RATE_LIMITED;
@@ -122,7 +123,7 @@ fn all() -> std::io::Result<Vec<Entry>> {
 
 /// The mounts (that of `path`) which go on without being mounted here.
 fn detached(path: Option<&Path>) -> Vec<Value> {
-    let mut found = mounts::detached();
+    let mut found = live::detached();
     found.retain(|mount| path.is_none_or(|path| path == mount.mountpoint));
     let mut shown = Vec::new();
     for mount in found {
@@ -137,10 +138,10 @@ fn detached(path: Option<&Path>) -> Vec<Value> {
 }
 
 fn ask(entry: &Entry, within: Duration) -> Value {
-    if let Some(mount) = mounts::of(entry) {
+    if let Some(mount) = live::of(entry) {
         return answer(&mount, within);
     }
-    match mounts::orphan(entry) {
+    match live::orphan(entry) {
         Some(orphan) => orphaned(answer(&orphan, within)),
         None => unwell(&entry.mountpoint, entry.dev, &without_processes(entry, within)),
     }

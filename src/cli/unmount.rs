@@ -21,11 +21,12 @@ use crate::console;
 use crate::display;
 use crate::display::Shown;
 use crate::fs::Unsaved;
+use crate::fuse::channel;
 use crate::fuse::control::{Answer, Client, Request};
-use crate::fuse::handover;
 use crate::fuse::kernel::{self, Mode};
+use crate::fuse::live::{self, LiveMount};
 use crate::fuse::locate::{self, LocateError};
-use crate::fuse::mounts::{self, Entry, LiveMount};
+use crate::fuse::mounts::{self, Entry};
 use crate::fuse::process::Process;
 use crate::fuse::worker::{self, reason};
 use crate::fuse::{busy, mountpoint, probe, trust};
@@ -92,7 +93,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Runs the command.
 pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
-    handover::close_inherited();
+    channel::close_inherited();
     args.runtime.apply();
     let entry = match locate::vaultfs_at(&args.mountpoint) {
         Ok(entry) => entry,
@@ -100,8 +101,8 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     };
     // What this process got from the shell must not keep the mount busy.
     std::env::set_current_dir("/")?;
-    let Some(mount) = mounts::of(&entry) else {
-        return match mounts::orphan(&entry) {
+    let Some(mount) = live::of(&entry) else {
+        return match live::orphan(&entry) {
             Some(orphan) if args.force => force_orphan(&entry, &orphan),
             Some(orphan) => end_of_orphan(&entry, &orphan),
             None => without_processes(&entry, &args),
@@ -393,7 +394,7 @@ pub(super) fn holders(mount: &LiveMount) -> String {
 
 /// Nothing is mounted there, or no longer in this mount namespace.
 fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<ExitCode> {
-    let was_there = |path: &Path| mounts::detached().into_iter().rfind(|mount| mount.mountpoint == path);
+    let was_there = |path: &Path| live::detached().into_iter().rfind(|mount| mount.mountpoint == path);
     let LocateError::NotMounted(path) = why else {
         return Err(Failure::new(Exit::NotFound, why.to_string()).into());
     };
@@ -464,7 +465,7 @@ fn force(entry: Option<&Entry>, mount: &LiveMount) -> anyhow::Result<ExitCode> {
                 within = SUCCESSION;
                 continue;
             }
-            Err(_) => (entry.and_then(mounts::of).and_then(|mount| mount.unsaved().cloned()), Duration::ZERO),
+            Err(_) => (entry.and_then(live::of).and_then(|mount| mount.unsaved().cloned()), Duration::ZERO),
         };
         take_from_keeper(mount, patience)?;
         return given_up(mount, lost);

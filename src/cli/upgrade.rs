@@ -16,8 +16,8 @@ use crate::console;
 use crate::display::Shown;
 use crate::fuse::control::{Answer, Client, Request};
 use crate::fuse::keeper::{NOT_UPGRADED, UPGRADED};
+use crate::fuse::live::{self, LiveMount};
 use crate::fuse::locate;
-use crate::fuse::mounts::{self, LiveMount};
 use crate::fuse::process;
 
 /// Let this version of vaultfs take a mount over, while programs use it
@@ -47,11 +47,11 @@ pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
     args.runtime.apply();
     let program = std::fs::read_link("/proc/self/exe")?;
     let mounts = match &args.mountpoint {
-        None => mounts::live(),
+        None => live::live(),
         Some(path) => {
             let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
             let none = || format!("{}: no process of this user's serves it", path.shown());
-            vec![mounts::of(&entry).ok_or_else(|| Failure::new(Exit::NotFound, none()))?]
+            vec![live::of(&entry).ok_or_else(|| Failure::new(Exit::NotFound, none()))?]
         }
     };
     if mounts.is_empty() {

@@ -20,15 +20,42 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
+use serde::{Deserialize, Serialize};
 
+use super::device::Init;
 use super::fusermount;
-use super::handover::KernelOptions;
-use super::kernel::{self, Init};
+use super::kernel;
 use super::mounts::{self, Dev, Entry};
 use super::target::Target;
 use super::{mountpoint, probe};
 use crate::crash;
 use crate::files::whose::{by_descriptor, mount_id};
+
+/// What the kernel is told at mount(2). nosuid and nodev are not a choice.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelOptions {
+    /// Other users may enter; the kernel then checks modes.
+    pub allow_other: bool,
+    /// Programs on the mount cannot be run.
+    pub noexec: bool,
+    /// Every write waits for the vault (it does anyway; kept for `mount -o sync`).
+    pub sync: bool,
+    /// As the mount table shows it; nobody writes times of reading down anyway.
+    #[serde(default)]
+    pub noatime: bool,
+    /// Links are not followed there. Root only: fusermount3 does not know it.
+    #[serde(default)]
+    pub nosymfollow: bool,
+    /// What the mount table calls the mounted thing; `mount -a` and systemd compare it with /etc/fstab.
+    pub source: Option<String>,
+}
+
+impl KernelOptions {
+    /// The source column of the mount table.
+    pub fn source(&self) -> &str {
+        self.source.as_deref().unwrap_or("vaultfs")
+    }
+}
 
 /// A mount that this process made: the device to serve it with, and its INIT request, not answered yet.
 #[derive(Debug)]

@@ -12,12 +12,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::handover::{Channel, MountConfig, ToKeeper, send_config, send_seal};
+use super::handover::{MountConfig, ToKeeper, send_config, send_seal};
 use super::keeper::WORKER_COMMAND;
 use super::process;
 use super::pulse::{self, Finger};
 use super::state::{self, SealKey};
 use crate::fs::Ending;
+use crate::fuse::channel::Channel;
 use crate::secret::SecretString;
 
 /// What a worker is started with; the same for each.

@@ -14,8 +14,9 @@ use std::process::{Command, Stdio};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::handover::{KernelOptions, receive_descriptor};
 use crate::files::whose::by_descriptor;
+use crate::fuse::attach::KernelOptions;
+use crate::fuse::channel::receive_descriptor;
 
 /// Where `fusermount3` is, if it is installed.
 pub fn find() -> Option<PathBuf> {

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
 use super::adapter::Adapter;
-use super::kernel::Init;
+use super::device::Init;
 use super::{session, state};
 use crate::clock::SystemClock;
 use crate::fs::{FileSystem, Journal, MemoryJournal, Options, Record, Value};

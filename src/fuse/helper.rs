@@ -26,11 +26,11 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::{Deserialize, Serialize};
 
 use super::capabilities::{self, Role};
-use super::handover::{Channel, close_inherited, take_standard};
 use super::keeper::restart_policy;
 use super::mounts::{self, Dev};
 use super::userns;
 use crate::fs::{HelperCall, HelperReport};
+use crate::fuse::channel::{Channel, close_inherited, take_standard};
 
 /// The hidden command that it is started with.
 pub const COMMAND: &str = "helper";

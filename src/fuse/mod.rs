@@ -14,8 +14,10 @@ pub mod adapter;
 pub mod attach;
 pub mod busy;
 pub mod capabilities;
+pub mod channel;
 pub mod control;
 pub mod crew;
+pub mod device;
 pub mod fusermount;
 #[cfg(test)]
 mod fuzz_tests;
@@ -23,6 +25,7 @@ pub mod handover;
 pub mod helper;
 pub mod keeper;
 pub mod kernel;
+pub mod live;
 pub mod locate;
 pub mod mountpoint;
 pub mod mounts;

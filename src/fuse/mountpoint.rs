@@ -10,8 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::attach::KernelOptions;
 use super::fusermount;
-use super::handover::KernelOptions;
 use super::kernel;
 use super::mounts::{self, Entry};
 use super::probe::{self, ProbeError, Seen};

@@ -16,7 +16,7 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 use nix::sched::{CloneFlags, unshare};
 
-use super::handover::Channel;
+use super::channel::Channel;
 use super::helper::Order;
 use super::mounts::{self, Dev};
 use super::process;

@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::handover::{Channel, take_standard};
 use super::mounts::Dev;
 use super::target::{self, WalkError};
 use crate::console;
 use crate::files::whose::by_descriptor;
+use crate::fuse::channel::{Channel, take_standard};
 
 /// The hidden command that looks.
 pub const COMMAND: &str = "probe";

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 
 use nix::errno::Errno;
 
-use super::kernel;
+use crate::fuse::device;
 
 /// A request is never longer: the largest WRITE, and its headers.
 const LONGEST: usize = (1 << 20) + 8192;
@@ -40,7 +40,7 @@ pub fn one(mut device: &File) -> io::Result<bool> {
     reply.extend_from_slice(&16u32.to_ne_bytes());
     reply.extend_from_slice(&(-errno).to_ne_bytes());
     reply.extend_from_slice(&header[8..16]);
-    match kernel::answer(device, &reply) {
+    match device::answer(device, &reply) {
         // The program that asked is gone.
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(true),
         other => other.map(|()| true),

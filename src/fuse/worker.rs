@@ -31,16 +31,17 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use super::control::{self, Handler, Wires};
 use super::handover::{
-    Channel, EXIT_UNSAVED, Facts, Failed, MountConfig, ToKeeper, ToWorker, close_inherited, receive_config,
-    receive_seal, take_standard,
+    EXIT_UNSAVED, Facts, Failed, MountConfig, ToKeeper, ToWorker, receive_config, receive_seal,
 };
-use super::kernel::{self, Init};
+use super::kernel;
 use super::mounts::Dev;
 use super::state::{self, SealKey, State, StateError};
 use super::{notify, pulse, session};
 use crate::crash;
 use crate::display::Shown;
 use crate::fs::{Drain, HelperReport, Kernel, Processes, Unsaved};
+use crate::fuse::channel::{Channel, close_inherited, take_standard};
+use crate::fuse::device::{self, Init};
 use crate::harden::LockState;
 use crate::secret::SecretString;
 
@@ -240,7 +241,7 @@ pub fn serve(
     link.expect_go()?;
     if let Some(device) = again {
         // Before this session reads anything: what it had read would be sent again, too.
-        kernel::resend(&device.into()).unwrap_or_else(|e| tracing::error!("nothing is sent again: {e}"));
+        device::resend(&device.into()).unwrap_or_else(|e| tracing::error!("nothing is sent again: {e}"));
     }
 
     let (over, session_end) = tokio::sync::oneshot::channel();

@@ -18,8 +18,9 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 
 use crate::display::Shown;
+use crate::fuse::attach::KernelOptions;
 use crate::fuse::control::{Answer, Request};
-use crate::fuse::handover::KernelOptions;
+use crate::fuse::live;
 use crate::fuse::mounts::Entry;
 use crate::fuse::probe::{self, ProbeError};
 use crate::fuse::{busy, mountpoint, mounts, trust, worker};
@@ -240,7 +241,7 @@ fn is_ours(mount: &Entry) -> bool {
 /// Asks a mount's processes; they answer without the file system.
 async fn ask(mount: Entry, request: Request, within: Duration) -> Option<Answer> {
     let asked = tokio::task::spawn_blocking(move || {
-        let mount = mounts::of(&mount)?;
+        let mount = live::of(&mount)?;
         mount.connect(ANSWER).and_then(|mut client| client.ask(&request, within)).ok()
     });
     asked.await.ok().flatten()

@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::console;
 use crate::display::Shown;
 use crate::files;
-use crate::fuse::mounts;
+use crate::fuse::live;
 use crate::harden;
 use crate::secret::SecretString;
 use crate::server::embedded::Embedded;
@@ -275,8 +275,7 @@ impl ConnectArgs {
             return self.resolve();
         }
         self.runtime.apply();
-        let mounts =
-            mounts::live().into_iter().map(|mount| (mount.mountpoint.clone(), mount.spec())).collect();
+        let mounts = live::live().into_iter().map(|mount| (mount.mountpoint.clone(), mount.spec())).collect();
         let (mut spec, key) = of_the_one_mount(mounts)?;
         if let Some(prefix) = &self.prefix {
             spec.prefix = clean_prefix(prefix)?;

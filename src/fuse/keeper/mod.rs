@@ -37,10 +37,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::attach::Mounted;
 use super::crew::{self, Equipment, Worker, ending};
-use super::handover::{
-    EXIT_UNSAVED, Failed, MountConfig, Outcome, ToKeeper, ToWorker, close_inherited, receive_config,
-    receive_descriptor, take_standard,
-};
+use super::handover::{EXIT_UNSAVED, Failed, MountConfig, Outcome, ToKeeper, ToWorker, receive_config};
 use super::helper::Minder;
 use super::kernel::{self, Mode};
 use super::mounts::{self, Dev};
@@ -51,6 +48,8 @@ use super::target::Target;
 use super::worker::reason;
 use crate::display::Shown;
 use crate::fs::{Ending, Unsaved, left_in};
+use crate::fuse::channel::{close_inherited, receive_descriptor, take_standard};
+use crate::fuse::device;
 use crate::harden::LockState;
 use crate::secret::SecretString;
 use event::{Event, take_signals};
@@ -454,7 +453,7 @@ impl Keeper {
 
     /// Whether the kernel still has the mount, wherever.
     fn is_connected(&self) -> bool {
-        self.mounted.as_ref().is_some_and(|mounted| kernel::is_connected(&mounted.device))
+        self.mounted.as_ref().is_some_and(|mounted| device::is_connected(&mounted.device))
     }
 
     fn is_mounted(&self, dev: Dev) -> bool {

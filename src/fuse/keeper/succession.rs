@@ -13,6 +13,7 @@ use crate::display::Shown;
 use crate::fs::Ending;
 use crate::fuse::attach::{Mounted, Way};
 use crate::fuse::crew::{self, Worker, ending};
+use crate::fuse::device;
 use crate::fuse::handover::{Facts, Failed, ToKeeper, ToWorker};
 use crate::fuse::kernel;
 use crate::fuse::mountpoint;
@@ -97,7 +98,7 @@ impl Keeper {
         };
         if is_new {
             let mounted = self.mounted.as_ref().expect("looked at above");
-            kernel::answer(&mounted.device, &reply)
+            device::answer(&mounted.device, &reply)
                 .map_err(|e| Failed::new(format!("the kernel did not take the answer to INIT: {e}")))?;
             self.init_reply = reply;
         } else if reply != self.init_reply {
@@ -311,7 +312,7 @@ impl Keeper {
         self.listener = None;
         self.write_down_the_unsaved(Some(why));
         if let Some(mounted) = self.mounted.as_ref().filter(|mounted| can_resend(mounted)) {
-            let _ = kernel::resend(&mounted.device);
+            let _ = device::resend(&mounted.device);
         }
         self.phase = Phase::Broken;
         if self.goal != Goal::Serve {
