@@ -5,7 +5,7 @@
 //! nobody sees. Here they become visible, in the notation of Rust's strings: `\n`, `\u{1b}`, `\u{202e}`, `\xff`
 //! for a byte that is no UTF-8.
 //!
-//! 1. **The sinks escape, whoever forgets.** Whatever is written for people goes through [`line`]: [`crate::console`] on
+//! 1. **The sinks escape, whoever forgets.** Whatever is written for people goes through [`line`]: [`crate::sys::stdio`] on
 //!    standard error, `cli::output` on standard output, `cli::log` and the journal for each event. One call is one line:
 //!    a newline in it is escaped like the rest. A message of several lines is several calls.
 //! 2. **The source makes it unambiguous.** [`text`], [`bytes`] and [`Shown::shown`] escape the backslash, too, so that two

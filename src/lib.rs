@@ -1,21 +1,26 @@
 //! vaultfs: a secrets vault as a directory.
 //!
-//! Layers, imports go down only: `cli` → `volume` → `fuse` → `server` → `fs` → `vault` → `heap` → `harden` → `files` → `secret`,
-//! `clock`, `crash`, `console` → `display`.
-//! `tests/layering.rs` checks it.
+//! Layers, from the top down; imports go down only, and `tests/layering.rs` checks it:
+//!
+//! - [`cli`]: what a person types and reads.
+//! - [`volume`]: the container volume plugin.
+//! - [`daemon`]: the processes of a mount.
+//! - [`fuse`]: the kernel's protocol.
+//! - [`fs`]: the file system, without a kernel; [`server`]: the embedded vault.
+//! - [`vault`]: what a vault is; clients of vaults, and the cache over them.
+//! - [`sys`]: the operating system.
+//! - [`secret`], [`clock`], [`failpoint`], [`display`]: what everything uses.
 
 pub mod cli;
 pub mod clock;
-pub mod console;
-pub mod crash;
+pub mod daemon;
 pub mod display;
-pub mod files;
+pub mod failpoint;
 pub mod fs;
 pub mod fuse;
-pub mod harden;
-pub mod heap;
 pub mod secret;
 pub mod server;
+pub mod sys;
 pub mod vault;
 pub mod volume;
 

@@ -2,6 +2,6 @@
 
 fn main() -> std::process::ExitCode {
     // Before anything else: no thread runs yet, and no secret has been read.
-    vaultfs::harden::process();
+    vaultfs::sys::hardening::process();
     vaultfs::cli::main()
 }

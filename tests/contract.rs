@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use vault_server::Server;
 use vaultfs::clock::SystemClock;
 use vaultfs::secret::SecretString;
-use vaultfs::server::embedded::Embedded;
+use vaultfs::server::instance::embedded::Embedded;
 use vaultfs::server::local::LocalVault;
-use vaultfs::vault::http::key::{ApiKey, read_key_file};
-use vaultfs::vault::http::retry::Policy;
-use vaultfs::vault::http::{self, HttpConfig, Opened, Target};
+use vaultfs::vault::client;
+use vaultfs::vault::client::api_key::{ApiKey, read_key_file};
+use vaultfs::vault::client::retry::Policy;
+use vaultfs::vault::client::{HttpConfig, Opened, Target};
 use vaultfs::vault::prefix::PrefixVault;
-use vaultfs::vault::{Call, Content, Dialect, DynVault, ErrorKind, ListQuery, ObjectName, contract};
+use vaultfs::vault::testing::contract;
+use vaultfs::vault::{Call, Content, Dialect, DynVault, ErrorKind, ListQuery, ObjectName};
 
 const MAX_SIZE: usize = 1024 * 1024;
 
@@ -42,7 +44,7 @@ async fn open_as(
         listeners: None,
         key_context: Default::default(),
     };
-    http::open(config, &call(), dialect).await
+    client::open(config, &call(), dialect).await
 }
 
 async fn server() -> Server {

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use common::{DeviceForAll, Mount, Place, Ran, is_mounted, mount_lines, open_to_all, run, until};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
 use serde_json::{Value, json};
-use vaultfs::fuse::mountpoint::permits_allow_other;
+use vaultfs::sys::mountpoint::permits_allow_other;
 
 /// Users that every machine has, with nothing of theirs running: each test has its own.
 const USERS: [u32; 14] = [1, 2, 3, 5, 6, 7, 8, 9, 10, 13, 33, 34, 38, 39];

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
-use vaultfs::server::embedded::Embedded;
 use vaultfs::server::error::ServeError;
-use vaultfs::server::owner::ServeOptions;
+use vaultfs::server::instance::embedded::Embedded;
+use vaultfs::server::instance::serve::ServeOptions;
 
 fn client(socket: &Path) -> Client {
     // Another test of this process may have been first.

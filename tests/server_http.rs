@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vault_server::{MAX_VALUE, Server, id};
 use vaultfs::clock::ManualClock;
 use vaultfs::secret::SecretString;
-use vaultfs::server::owner::ServeOptions;
+use vaultfs::server::instance::serve::ServeOptions;
 use vaultfs::server::service::{Create, Value as Stored};
 use vaultfs::server::store::{Permission, StoredForm};
 use vaultfs::vault::ObjectName;

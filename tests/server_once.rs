@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use vault_server::served::Served;
 use vault_server::{MAX_VALUE, Server, id};
 use vaultfs::clock::ManualClock;
-use vaultfs::server::owner::ServeOptions;
+use vaultfs::server::instance::serve::ServeOptions;
 use vaultfs::server::store::Permission;
 
 const KV: &str = "/vault/v1/kv";

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::console;
+use crate::sys::stdio;
 use crate::vault::{self, ErrorKind};
 
 /// Why a command failed, as scripts see it (README, "Exit codes").
@@ -82,8 +82,8 @@ impl Failure {
 
     /// Says it on standard error, as this program.
     pub fn say(&self, program: &str) {
-        console::line(format_args!("{program}: {}", self.message));
-        self.lines.iter().for_each(console::line);
+        stdio::line(format_args!("{program}: {}", self.message));
+        self.lines.iter().for_each(stdio::line);
     }
 
     /// Says it on standard error and gives the code.

@@ -24,11 +24,13 @@ use tracing_subscriber::fmt::format::{self, FormatFields, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::journal::{self, JOURNAL};
-use super::values::home;
+use crate::cli::args::values::home;
+use crate::display;
 use crate::display::Shown;
-use crate::files::Place;
-use crate::{console, display};
+use crate::sys::files::Place;
+use crate::sys::journald;
+use crate::sys::journald::JOURNAL;
+use crate::sys::stdio;
 
 /// A log file is renamed away beyond this size.
 const MAX_FILE: u64 = 4 << 20;
@@ -110,7 +112,7 @@ fn unusable(path: &Path, named: bool, e: &io::Error) -> io::Error {
 /// Whether systemd connected standard error to the journal (systemd.exec(5), `JOURNAL_STREAM`).
 fn stderr_is_journal() -> bool {
     let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
-    let own = File::from(match console::stderr().as_fd().try_clone_to_owned() {
+    let own = File::from(match stdio::stderr().as_fd().try_clone_to_owned() {
         Ok(fd) => fd,
         Err(_) => return false,
     });
@@ -174,9 +176,9 @@ pub fn start(config: &LogConfig, mountpoint: &Path) {
         // It would complain about the log on standard error, with a macro that panics where that is gone.
         .log_internal_errors(false);
     let started = match &config.target {
-        Target::Stderr => lines.with_writer(|| console::LogStream).try_init(),
+        Target::Stderr => lines.with_writer(|| stdio::LogStream).try_init(),
         Target::Journal => tracing_subscriber::registry()
-            .with(journal::Journal::new(mountpoint).with_filter(EnvFilter::new(filter)))
+            .with(journald::Journal::new(mountpoint).with_filter(EnvFilter::new(filter)))
             .try_init()
             .map_err(Into::into),
         Target::File(path) => lines.with_writer(LogFile::new(path)).try_init(),
@@ -206,7 +208,7 @@ pub fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
 /// Makes panics say no more than where they happened, on standard error: for every process, until it has a log.
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        console::say(bug(panic));
+        stdio::say(bug(panic));
     }));
 }
 

@@ -1,33 +1,15 @@
-//! The command line: one file a command. Builds the stack of layers; nobody imports it.
+//! The command line: `commands` has one file a command, `args` the options they share, `docs` the man pages and
+//! completions. Builds the stack of layers ([`assembly`]); nobody imports it.
 
-pub mod completions;
-pub mod connect;
-pub mod daemon;
-pub mod doctor;
+pub mod args;
+pub mod assembly;
+pub mod commands;
+pub mod docs;
 pub mod exit;
-pub mod format;
-pub mod generate;
-pub mod journal;
-pub mod key;
 pub mod log;
-pub mod man;
-pub mod mount;
-pub mod mount8;
-pub mod mount_options;
-pub mod objects;
 mod output;
-pub mod parse;
-pub mod pending;
 pub mod progress;
-pub mod serve;
-pub mod serve_key;
 pub mod service;
-pub mod stack;
-pub mod status;
-pub mod unmount;
-pub mod upgrade;
-pub mod values;
-pub mod volume_plugin;
 
 use std::process::ExitCode;
 
@@ -63,19 +45,19 @@ fn examples() -> String {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Mount(Box<mount::MountArgs>),
-    Unmount(unmount::UnmountArgs),
-    Status(status::StatusArgs),
-    Pending(pending::PendingArgs),
-    Upgrade(upgrade::UpgradeArgs),
-    Doctor(doctor::DoctorArgs),
-    Serve(serve::ServeArgs),
-    VolumePlugin(volume_plugin::VolumePluginArgs),
-    Key(key::KeyArgs),
+    Mount(Box<crate::cli::commands::mount::MountArgs>),
+    Unmount(crate::cli::commands::unmount::UnmountArgs),
+    Status(crate::cli::commands::status::StatusArgs),
+    Pending(crate::cli::commands::pending::PendingArgs),
+    Upgrade(crate::cli::commands::upgrade::UpgradeArgs),
+    Doctor(crate::cli::commands::doctor::DoctorArgs),
+    Serve(crate::cli::commands::serve::ServeArgs),
+    VolumePlugin(crate::cli::commands::volume_plugin::VolumePluginArgs),
+    Key(crate::cli::commands::key::KeyArgs),
     #[command(hide = true)]
-    Generate(generate::GenerateArgs),
+    Generate(crate::cli::commands::generate::GenerateArgs),
     #[command(flatten)]
-    Objects(objects::ObjectCommand),
+    Objects(crate::cli::commands::objects::ObjectCommand),
 }
 
 /// The commands that our own processes are started with. Apart, so that no hint of the parser's names them.
@@ -83,35 +65,38 @@ enum Command {
 #[command(name = "vaultfs")]
 struct Internal {
     #[command(subcommand)]
-    command: daemon::DaemonCommand,
+    command: crate::cli::commands::daemon::DaemonCommand,
 }
 
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
     log::quiet_panics();
-    if let Some(code) = mount8::called_as(std::env::args_os().next().as_deref()) {
+    if let Some(code) = crate::cli::commands::mount8::called_as(std::env::args_os().next().as_deref()) {
         return code;
     }
-    let internal = std::env::args().nth(1).is_some_and(|name| daemon::DaemonCommand::has_subcommand(&name));
+    let internal = std::env::args()
+        .nth(1)
+        .is_some_and(|name| crate::cli::commands::daemon::DaemonCommand::has_subcommand(&name));
     if internal {
-        return end(daemon::run(Internal::parse().command));
+        return end(crate::cli::commands::daemon::run(Internal::parse().command));
     }
-    let cli = match Cli::try_parse_from(mount_options::expand_options(std::env::args_os())) {
+    let cli = match Cli::try_parse_from(crate::cli::args::mount_options::expand_options(std::env::args_os()))
+    {
         Ok(cli) => cli,
-        Err(e) => return help(&parse::without_values(e)),
+        Err(e) => return help(&crate::cli::args::parse::without_values(e)),
     };
     let result = match cli.command {
-        Command::Mount(args) => mount::run(*args),
-        Command::Unmount(args) => unmount::run(args),
-        Command::Status(args) => status::run(args),
-        Command::Pending(args) => pending::run(args),
-        Command::Upgrade(args) => upgrade::run(args),
-        Command::Doctor(args) => doctor::run(args),
-        Command::Generate(args) => generate::run(args),
-        Command::Serve(args) => serve::run(args),
-        Command::VolumePlugin(args) => volume_plugin::run(args),
-        Command::Key(args) => key::run(args),
-        Command::Objects(command) => objects::run(command),
+        Command::Mount(args) => crate::cli::commands::mount::run(*args),
+        Command::Unmount(args) => crate::cli::commands::unmount::run(args),
+        Command::Status(args) => crate::cli::commands::status::run(args),
+        Command::Pending(args) => crate::cli::commands::pending::run(args),
+        Command::Upgrade(args) => crate::cli::commands::upgrade::run(args),
+        Command::Doctor(args) => crate::cli::commands::doctor::run(args),
+        Command::Generate(args) => crate::cli::commands::generate::run(args),
+        Command::Serve(args) => crate::cli::commands::serve::run(args),
+        Command::VolumePlugin(args) => crate::cli::commands::volume_plugin::run(args),
+        Command::Key(args) => crate::cli::commands::key::run(args),
+        Command::Objects(command) => crate::cli::commands::objects::run(command),
     };
     end(result)
 }

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
-use crate::{console, display};
+use crate::display;
+use crate::sys::stdio;
 
 /// Standard output. A reader that goes away (`| head`) ends the command without a complaint.
 pub struct Output {
@@ -19,7 +20,7 @@ pub struct Output {
 impl Output {
     /// Nothing is written yet.
     pub fn new() -> Self {
-        let out = console::stdout().lock();
+        let out = stdio::stdout().lock();
         let terminal = out.is_terminal();
         Self { out: io::BufWriter::new(out), terminal }
     }

@@ -21,11 +21,13 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use super::status;
+use crate::cli::commands::status;
+use crate::display;
 use crate::display::Shown;
 use crate::fs::Status;
-use crate::fuse::probe::{self, ProbeError};
-use crate::{console, display};
+use crate::sys::probe;
+use crate::sys::probe::ProbeError;
+use crate::sys::stdio;
 
 /// How a manager is told about; nobody else needs these variables.
 pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
@@ -50,7 +52,7 @@ pub fn stay(mut keeper: Child, mountpoint: &Path) -> anyhow::Result<ExitCode> {
     }
     set.thread_block()?;
     let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?;
-    console::say(format_args!("{} is mounted", mountpoint.shown()));
+    stdio::say(format_args!("{} is mounted", mountpoint.shown()));
     let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
     let (stop, stopped) = channel::<()>();
     if managed {
@@ -145,6 +147,6 @@ pub fn tell(state: &str) {
         socket.send_to_addr(state.as_bytes(), &address)
     });
     if let Err(e) = told {
-        console::say(format_args!("hint: the service manager cannot be told how it goes: {e}"));
+        stdio::say(format_args!("hint: the service manager cannot be told how it goes: {e}"));
     }
 }

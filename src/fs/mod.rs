@@ -4,62 +4,24 @@
 //! ([`Step::Ready`]), everything that asks the vault is a future ([`Step::Pending`]) that the adapter runs on
 //! the runtime. No fuser, no HTTP in here; time comes from a [`Clock`].
 //!
-//! Where to look: `resolve` is the only place where names mean something; `inode` and `file` hold the state
-//! and the lock order; `open`, `read`, `write`, `dir`, `remove` are the operations; `commit` turns written bytes
-//! into versions and remembers failure; `rotate` and `helper` bring to the kernel what changed elsewhere; `opener` and
-//! `wrote` decide which close stores; `errno` is the one table; `journal`, `record` and `restore` carry the state over to a
-//! successor.
+//! Where to look: `ops` has a file for each family of operations; `namespace` is the only place where names mean
+//! something; `inode` holds the state and the lock order, `handle` what is open and which close stores; `writeback` turns
+//! written bytes into versions and remembers failure; `temporary` knows what a name shows while an editor juggles it;
+//! `propagation` brings to the kernel what changed elsewhere; `journal` and `recovery` carry the state over to a successor;
+//! `report` is what the mount says of itself; `types` has the one table of errors.
 
-mod ahead;
-pub mod attr;
-mod audit;
-mod busy;
-mod commands;
-mod commit;
-mod control;
-mod dir;
-mod doubt;
-pub mod errno;
-mod failures;
-mod file;
-mod helper;
+mod handle;
 mod inode;
 mod journal;
-mod kept;
-mod left;
-mod listing;
-mod may_write;
-mod metrics;
-mod move_dir;
 pub mod name;
-mod open;
-mod opener;
-mod options;
-mod pending;
-pub mod program;
-mod provisional;
-mod read;
-mod readdir;
-mod record;
-mod remove;
-mod remover;
-mod rename;
-mod replace;
-mod request;
-mod resolve;
-mod restore;
-mod revoke;
-mod rotate;
-mod scratch;
-mod special;
-mod status;
-mod suspects;
-mod undeleted;
-mod untold;
-mod versions;
-mod write;
-mod wrote;
-mod xattr;
+pub mod namespace;
+mod ops;
+mod propagation;
+mod recovery;
+mod report;
+mod temporary;
+pub mod types;
+mod writeback;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -70,30 +32,30 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
 
-pub use attr::{Attr, Entry, FileKind, SetAttr};
-pub use audit::{Audit, AuditStatus};
-pub use commit::Drain;
-pub use errno::{Errno, Result};
-pub use helper::{HelperCall, HelperReport, HelperStatus};
+pub use crate::fs::namespace::attr::{Attr, Entry, FileKind, SetAttr};
+pub use crate::fs::namespace::listing::{DirEntry, Listing};
+pub use crate::fs::ops::open::{Create, Opened};
+pub use crate::fs::propagation::helper_calls::{HelperCall, HelperReport, HelperStatus};
+pub use crate::fs::propagation::queue::RotationStatus;
+pub use crate::fs::recovery::quarantine::Ending;
+pub use crate::fs::report::audit::{Audit, AuditStatus};
+pub use crate::fs::report::status::{Processes, Status, Unsaved};
+pub use crate::fs::temporary::failed_deletes::Undeleted;
+pub use crate::fs::temporary::remover::Remover;
+pub use crate::fs::types::errno::{Errno, Result};
+pub use crate::fs::types::options::Options;
+pub use crate::fs::writeback::commit::Drain;
+pub use crate::fs::writeback::unsaved_from_journal::left_in;
 pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
-pub use left::left_in;
-pub use listing::{DirEntry, Listing};
-pub use open::{Create, Opened};
-pub use options::Options;
-pub use remover::Remover;
-pub use rotate::RotationStatus;
-pub use status::{Processes, Status, Unsaved};
-pub use suspects::Ending;
-pub use undeleted::Undeleted;
 
 use crate::clock::Clock;
+use crate::fs::ops::open::Handle;
+use crate::fs::report::status::LastError;
 use crate::vault::cache::{Cache, CacheConfig};
 use crate::vault::{Call, DynVault, Error, Page};
 use inode::{Node, Table, TableGuard};
 use journal::Pen;
-use open::Handle;
-use status::LastError;
 
 /// An answer, or the work that will give one.
 pub enum Step<T> {
@@ -145,7 +107,7 @@ pub trait Kernel: Send + Sync {
 /// What is known of requests that have no answer yet.
 #[derive(Debug, Default)]
 struct Sightings {
-    of: HashMap<u64, suspects::Sighting>,
+    of: HashMap<u64, crate::fs::recovery::quarantine::Sighting>,
     /// So many were under way when the last worker died.
     charged: usize,
 }
@@ -157,38 +119,38 @@ pub struct FileSystem {
     clock: Arc<dyn Clock>,
     /// Writes down what a successor needs.
     pen: Pen,
-    scratch: scratch::Patterns,
+    scratch: crate::fs::temporary::scratch::Patterns,
     table: Mutex<Table>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     /// Handles whose OPEN may not have been answered.
-    untold: untold::Untolds,
+    untold: crate::fs::handle::unacknowledged::Untolds,
     /// What requests have begun to do (`request`).
-    doings: Mutex<HashMap<u64, request::Doing>>,
+    doings: Mutex<HashMap<u64, crate::fs::recovery::replay::Doing>>,
     /// Requests that wait, or were sent again (`suspects`).
     sightings: Mutex<Sightings>,
-    trial: Arc<suspects::Trial>,
+    trial: Arc<crate::fs::recovery::quarantine::Trial>,
     /// See `commands`.
     kept_commands: Mutex<Option<Vec<u8>>>,
     scratch_bytes: Mutex<u64>,
     /// Bytes that inodes keep beside the cache (`read`).
     kept_bytes: Arc<AtomicU64>,
-    listings: Mutex<listing::Listings>,
-    walks: Mutex<ahead::Walks>,
+    listings: Mutex<crate::fs::namespace::listing::Listings>,
+    walks: Mutex<crate::fs::ops::prefetch::Walks>,
     /// Stores take one permit, deletions of hidden objects share all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
-    saves: may_write::Saves,
-    deletions: tokio::sync::Mutex<provisional::Deletions>,
+    saves: crate::fs::writeback::may_write::Saves,
+    deletions: tokio::sync::Mutex<crate::fs::temporary::provisional::Deletions>,
     /// When the vault last refused a deletion to the key (`replace`).
     deletion_refused: Mutex<Option<Instant>>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     audit: OnceLock<Arc<Audit>>,
     processes: OnceLock<Processes>,
-    helper: helper::Register,
-    rotor: rotate::Rotor,
+    helper: crate::fs::propagation::helper_calls::Register,
+    rotor: crate::fs::propagation::queue::Rotor,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
-    failure_log: Arc<failures::FailureLog>,
+    failure_log: Arc<crate::fs::report::failures::FailureLog>,
     failures: AtomicU64,
     started: SystemTime,
 }
@@ -228,11 +190,11 @@ impl FileSystem {
     fn over(cache: Arc<Cache>, options: Options, clock: Arc<dyn Clock>, pen: Pen) -> Arc<Self> {
         let fs = Arc::new(Self {
             pen,
-            scratch: scratch::Patterns::new(&options.scratch),
+            scratch: crate::fs::temporary::scratch::Patterns::new(&options.scratch),
             table: Mutex::new(Table::new(&options.vault)),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
-            untold: untold::Untolds::default(),
+            untold: crate::fs::handle::unacknowledged::Untolds::default(),
             doings: Mutex::default(),
             sightings: Mutex::default(),
             trial: Arc::default(),
@@ -241,15 +203,17 @@ impl FileSystem {
             kept_bytes: Arc::default(),
             listings: Mutex::default(),
             walks: Mutex::default(),
-            changes: Arc::new(tokio::sync::Semaphore::new(provisional::CHANGES as usize)),
-            saves: may_write::Saves::default(),
+            changes: Arc::new(tokio::sync::Semaphore::new(
+                crate::fs::temporary::provisional::CHANGES as usize,
+            )),
+            saves: crate::fs::writeback::may_write::Saves::default(),
             deletions: tokio::sync::Mutex::default(),
             deletion_refused: Mutex::default(),
             kernel: OnceLock::new(),
             audit: OnceLock::new(),
             processes: OnceLock::new(),
-            helper: helper::Register::new(),
-            rotor: rotate::Rotor::new(),
+            helper: crate::fs::propagation::helper_calls::Register::new(),
+            rotor: crate::fs::propagation::queue::Rotor::new(),
             runtime: tokio::runtime::Handle::current(),
             failure_log: Arc::default(),
             failures: AtomicU64::new(0),
@@ -296,7 +260,7 @@ impl FileSystem {
     /// Takes the locks that requests need, one after the other: it comes back as long as they can be answered.
     pub fn feel(&self) {
         let table = self.table();
-        crate::crash::point("feel");
+        crate::failpoint::point("feel");
         drop(table);
         drop(self.handles());
     }
@@ -309,7 +273,7 @@ impl FileSystem {
         self.handles.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn doings(&self) -> MutexGuard<'_, HashMap<u64, request::Doing>> {
+    fn doings(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::recovery::replay::Doing>> {
         self.doings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 

@@ -16,12 +16,13 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::reply::{absent, caller, empty, entry, errno, file_attr, fopen_flags, kind, opened, xattr};
-use super::requests::{Operation, Requests};
 use crate::clock::bounded;
-use crate::crash;
-use crate::fs::program::name_of_process;
+use crate::failpoint;
 use crate::fs::{Create, FileSystem, Remover, SetAttr, Step};
-use crate::vault::spender::{self, Spender};
+use crate::fuse::request_counts::{Operation, Requests};
+use crate::sys::program::name_of_process;
+use crate::vault::attribution;
+use crate::vault::attribution::Spender;
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -85,9 +86,9 @@ impl Adapter {
     ) {
         let (fs, unique) = (self.fs.clone(), req.unique().0);
         self.answer(req, step, move |result| {
-            crash::point("answer");
+            failpoint::point("answer");
             answer(result);
-            crash::point("answered");
+            failpoint::point("answered");
             fs.answered(unique);
         });
     }
@@ -129,7 +130,7 @@ impl Adapter {
                 let limit = self.fs.time_left(req.unique().0) + GRACE;
                 let spender = self.spender(req).named(name_of_process(req.pid()));
                 let out = self.requests.pause.out();
-                self.runtime.spawn(spender::on_behalf_of(spender, async move {
+                self.runtime.spawn(attribution::on_behalf_of(spender, async move {
                     let result = tokio::time::timeout(limit, work).await;
                     answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)));
                     drop(out);

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use fuser::{Config, Filesystem, Session, SessionACL};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::device::Init;
+use crate::sys::fuse_device::Init;
 
 /// Threads that read requests: best on two cores, measured.
 const THREADS: usize = 2;

@@ -116,7 +116,7 @@ impl Vault for LocalVault {
             old_values: true,
             version_check: false,
             search: false,
-            max_name: NameLimit::Bytes(crate::vault::object::MAX_NAME_BYTES),
+            max_name: NameLimit::Bytes(crate::vault::model::object::MAX_NAME_BYTES),
         }
     }
 
@@ -209,9 +209,9 @@ impl Vault for LocalVault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::dir::DataDir;
-    use crate::server::owner::{Owner, ServeOptions};
-    use crate::vault::contract;
+    use crate::server::instance::data_dir::DataDir;
+    use crate::server::instance::serve::{Owner, ServeOptions};
+    use crate::vault::testing::contract;
 
     #[tokio::test]
     async fn sqlite_passes_the_contract() {

@@ -9,18 +9,10 @@
 //! ```
 //! Calls go down only. A value is plain text above `service` and ciphertext below it.
 
-pub mod admission;
 pub mod api;
-pub mod context;
-pub mod data_keys;
-pub mod dir;
-pub mod embedded;
+pub mod crypto;
 pub mod error;
-pub mod examine;
-pub mod listen;
+pub mod instance;
 pub mod local;
-pub mod owner;
-pub mod seal;
 pub mod service;
 pub mod store;
-pub mod tls;

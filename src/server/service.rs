@@ -8,12 +8,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use ulid::Ulid;
 
-use super::context::KeyContext;
-use super::data_keys::{self, DataKeys, KeyError, as_uuid};
-use super::seal::{Place, SealError, Sealer, random};
 use super::store::*;
 use crate::clock::Clock;
 use crate::secret::{SecretBytes, SecretString};
+use crate::server::crypto::context::KeyContext;
+use crate::server::crypto::data_keys;
+use crate::server::crypto::data_keys::{DataKeys, KeyError, as_uuid};
+use crate::server::crypto::seal::{Place, SealError, Sealer, random};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::{Content, ObjectName};
 

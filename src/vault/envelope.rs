@@ -273,7 +273,7 @@ mod tests {
     #[test]
     #[ignore = "ten minutes of made-up envelopes: run by scripts/test --all"]
     fn envelopes_for_ten_minutes() {
-        crate::vault::fuzz::for_ten_minutes("envelope", &bent(), |text| {
+        crate::vault::testing::fuzz::for_ten_minutes("envelope", &bent(), |text| {
             let _ = DataKey::new(&SecretString::new(text.clone()));
             if let Ok(envelope) = Envelope::parse(&text) {
                 prop_assert_eq!(Envelope::parse(&envelope.to_text()), Ok(envelope.clone()));

@@ -5,29 +5,24 @@
 //! bytes* ([`Content`]): what those bytes look like on the wire is decided by `codec` at the edge.
 //! Nothing in here knows of inodes, FUSE or the server.
 
+pub mod attribution;
 pub mod cache;
+pub mod client;
 pub mod codec;
-pub mod contract;
 pub mod envelope;
-pub mod error;
-pub mod faulty;
-#[cfg(test)]
-pub(crate) mod fuzz;
-pub mod http;
-pub mod memory;
-pub mod object;
+pub mod lazy;
+pub mod model;
 pub mod once;
-pub mod op;
 pub mod prefix;
-pub mod spender;
+pub mod testing;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
 
-pub use error::{Error, ErrorKind, Result};
-pub use object::{
+pub use crate::vault::model::error::{Error, ErrorKind, Result};
+pub use crate::vault::model::object::{
     Content, Form, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Summary, VersionInfo, VersionTag,
 };
 pub use once::Once;
@@ -130,7 +125,7 @@ pub struct VaultStatus {
     /// Requests sent since the start, retries included.
     pub requests: u64,
     /// On whose behalf, the greatest spenders first.
-    pub spent_by: Vec<spender::Spent>,
+    pub spent_by: Vec<crate::vault::attribution::Spent>,
     /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
     /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not told its time.

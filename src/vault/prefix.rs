@@ -125,8 +125,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::vault::contract;
-    use crate::vault::memory::MemoryVault;
+    use crate::vault::testing::contract;
+    use crate::vault::testing::memory::MemoryVault;
 
     fn name(text: &str) -> ObjectName {
         ObjectName::new(text).unwrap()

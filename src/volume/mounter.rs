@@ -17,13 +17,15 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
+use crate::daemon::control::{Answer, Request};
+use crate::daemon::live_mounts;
+use crate::daemon::worker;
 use crate::display::Shown;
-use crate::fuse::attach::KernelOptions;
-use crate::fuse::control::{Answer, Request};
-use crate::fuse::live;
-use crate::fuse::mounts::Entry;
-use crate::fuse::probe::{self, ProbeError};
-use crate::fuse::{busy, mountpoint, mounts, trust, worker};
+use crate::sys::mount::KernelOptions;
+use crate::sys::mount_table::Entry;
+use crate::sys::probe;
+use crate::sys::probe::ProbeError;
+use crate::sys::{mount_table, mount_users, mountpoint, trust};
 
 /// How long `vaultfs mount` may take. dockerd hangs up after 120 s, and should have heard a sentence by then.
 const PATIENCE: Duration = Duration::from_secs(110);
@@ -181,14 +183,14 @@ impl Mounter for Commands {
 
     async fn holder(&self, at: &Path) -> Option<String> {
         let top = ours(at).ok()??;
-        let holders = tokio::task::spawn_blocking(move || busy::bound_elsewhere(&top)).await.ok()?;
+        let holders = tokio::task::spawn_blocking(move || mount_users::bound_elsewhere(&top)).await.ok()?;
         let holder = holders.first()?;
         Some(format!("the mount namespace of process {} ({}) has it", holder.pid, holder.name))
     }
 
     fn is_seen_by(&self, at: &Path, process: Option<u32>) -> Result<(), String> {
         let mount = ours(at)?.ok_or("its mount has just gone")?;
-        let known = process.and_then(|pid| Some((pid, mounts::table_of(pid).ok()?)));
+        let known = process.and_then(|pid| Some((pid, mount_table::table_of(pid).ok()?)));
         let advice = "run the plugin where the engine runs, in the same mount and process namespaces";
         let Some((pid, table)) = known else {
             return Err(format!(
@@ -204,7 +206,7 @@ impl Mounter for Commands {
     }
 
     fn is_mounted(&self, at: &Path) -> bool {
-        matches!(mounts::top_at(at), Ok(Some(top)) if is_ours(&top))
+        matches!(mount_table::top_at(at), Ok(Some(top)) if is_ours(&top))
     }
 
     fn tidy(&self, at: &Path) {
@@ -226,7 +228,7 @@ fn make_bare(at: &Path) -> io::Result<File> {
 
 /// What is mounted at a place.
 fn top(at: &Path) -> Result<Option<Entry>, String> {
-    mounts::top_at(at).map_err(|e| format!("the mount table cannot be read: {e}"))
+    mount_table::top_at(at).map_err(|e| format!("the mount table cannot be read: {e}"))
 }
 
 /// What is mounted at a place, if it is of ours.
@@ -241,7 +243,7 @@ fn is_ours(mount: &Entry) -> bool {
 /// Asks a mount's processes; they answer without the file system.
 async fn ask(mount: Entry, request: Request, within: Duration) -> Option<Answer> {
     let asked = tokio::task::spawn_blocking(move || {
-        let mount = live::of(&mount)?;
+        let mount = live_mounts::of(&mount)?;
         mount.connect(ANSWER).and_then(|mut client| client.ask(&request, within)).ok()
     });
     asked.await.ok().flatten()

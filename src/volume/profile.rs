@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::options::Profile;
 use super::state;
 use crate::display::Shown;
-use crate::files;
+use crate::sys::files;
 
 /// Far more than all options.
 const LONGEST: u64 = 64 << 10;

@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 use super::driver::Driver;
 use super::protocol::{Answer, Ask, CONTENT_TYPE, Refused, Scope};
 use super::state::Refusal;
-use crate::fuse::trust;
-use crate::server::listen::Peer;
+use crate::server::instance::listen::Peer;
+use crate::sys::trust;
 
 /// Where dockerd looks for plugins.
 const OF_DOCKER: &str = "/run/docker/plugins";

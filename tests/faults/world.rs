@@ -5,10 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vaultfs::clock::{Clock, SystemClock};
 use vaultfs::secret::SecretString;
-use vaultfs::server::owner::ServeOptions;
-use vaultfs::vault::http::key::ApiKey;
-use vaultfs::vault::http::retry::Policy;
-use vaultfs::vault::http::{self, HttpConfig, Target};
+use vaultfs::server::instance::serve::ServeOptions;
+use vaultfs::vault::client;
+use vaultfs::vault::client::api_key::ApiKey;
+use vaultfs::vault::client::retry::Policy;
+use vaultfs::vault::client::{HttpConfig, Target};
 use vaultfs::vault::{Call, Content, Dialect, DynVault, ErrorKind, ObjectName};
 
 use crate::vault_server::Server;
@@ -117,5 +118,5 @@ async fn open(url: &str, key: &str, dialect: Dialect, clock: Arc<dyn Clock>) -> 
         listeners: None,
         key_context: Default::default(),
     };
-    http::open(config, &call, Some(dialect)).await.unwrap().vault
+    client::open(config, &call, Some(dialect)).await.unwrap().vault
 }

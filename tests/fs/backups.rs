@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vaultfs::fs::{Drain, Errno, Options};
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::faulty::Fault;
 use vaultfs::vault::{Capabilities, ErrorKind};
 
-use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 
 use crate::shell::{CREATE, EXCL, Shell};
 

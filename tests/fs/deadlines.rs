@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use vaultfs::fs::{Errno, Options};
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
+use vaultfs::vault::testing::faulty::Fault;
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 
 use crate::shell::{CREATE, READ, Shell, WRITE};
 

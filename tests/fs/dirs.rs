@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vaultfs::fs::{Errno, FileKind, Options, SetAttr};
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
 
 use crate::shell::{CREATE, Shell, WRITE};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use vaultfs::fs::{Errno, Options};
-use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
 
 use crate::meddler::{Event, Loss, Meddler, NAME, Other, Script};
 use crate::shell::{CREATE, Shell};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use vaultfs::fs::{FileSystem, MemoryJournal};
-use vaultfs::vault::faulty::FaultyVault;
+use vaultfs::vault::testing::faulty::FaultyVault;
 use vaultfs::vault::{
     Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page,
     Result, Vault, VaultStatus, VersionInfo, VersionTag,

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use vaultfs::vault::memory::Lagging;
+use vaultfs::vault::testing::memory::Lagging;
 use vaultfs::vault::{Call, Content, ListQuery, Meta, ObjectName, Vault};
 
 use super::Shell;

@@ -2,8 +2,8 @@
 
 use vaultfs::fs::{Drain, Errno};
 use vaultfs::vault::ErrorKind;
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::faulty::Fault;
 
 use crate::shell::{CREATE, READ, Shell};
 

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use vaultfs::fs::{Errno, Options};
 use vaultfs::vault::cache::ChangeKind;
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::memory::{KV_CAPABILITIES, Lagging, OBJECT_CAPABILITIES};
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::faulty::Fault;
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, Lagging, OBJECT_CAPABILITIES};
 use vaultfs::vault::{Capabilities, ErrorKind};
 
 use crate::shell::helper::Helper;

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use vaultfs::fs::{Drain, Errno, Options, SetAttr};
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::faulty::Fault;
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 use vaultfs::vault::{Capabilities, ErrorKind};
 
 use crate::shell::{CREATE, EXCL, READ, Shell, WRITE};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use vaultfs::vault::memory::MemoryVault;
+use vaultfs::vault::testing::memory::MemoryVault;
 use vaultfs::vault::{
     Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Once, Page,
     Result, Vault, VaultStatus, VersionInfo, VersionTag,

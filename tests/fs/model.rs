@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vaultfs::fs::name::{DirPrefix, Rest, split, split_beside};
 use vaultfs::fs::{Drain, Errno, FileKind, Options, Remover};
-use vaultfs::vault::memory::{KV_CAPABILITIES, Lagging, OBJECT_CAPABILITIES};
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, Lagging, OBJECT_CAPABILITIES};
 
 use crate::shell::helper::Helper;
 use crate::shell::{CREATE, EXCL, Fd, Shell};

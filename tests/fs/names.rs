@@ -1,7 +1,7 @@
 //! Names and paths: every object can be reached, every path means one name.
 
 use vaultfs::fs::{Errno, FileKind};
-use vaultfs::vault::contract::HOSTILE_NAMES;
+use vaultfs::vault::testing::contract::HOSTILE_NAMES;
 
 use crate::shell::{CREATE, Shell};
 

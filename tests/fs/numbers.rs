@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vaultfs::fs::{Errno, FileKind, Options, SetAttr};
-use vaultfs::vault::memory::{MemoryVault, OBJECT_CAPABILITIES};
+use vaultfs::vault::testing::memory::{MemoryVault, OBJECT_CAPABILITIES};
 
 use crate::shell::{CREATE, READ, Shell, WRITE};
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use vaultfs::fs::{Errno, Options};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::cache::RATE_LIMITED;
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::faulty::Fault;
 
 use crate::shell::{READ, Shell};
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vaultfs::clock::Clock;
 use vaultfs::fs::{Errno, Options};
-use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
 
 use crate::shell::Shell;
 use crate::shell::helper::Helper;

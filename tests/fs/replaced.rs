@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vaultfs::fs::Errno;
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
 
 use crate::shell::{CREATE, EXCL, READ, Shell, WRITE};
 
@@ -165,7 +165,7 @@ async fn bytes_that_cannot_be_had_again_are_estale_never_others() {
 #[tokio::test(start_paused = true)]
 async fn of_replaced_inodes_that_nobody_opens_as_much_is_kept_as_the_cache_may_hold() {
     let options = vaultfs::fs::Options { read_only: true, cache_size: 2000, ..Default::default() };
-    let sh = Shell::of(vaultfs::vault::memory::KV_CAPABILITIES, options);
+    let sh = Shell::of(vaultfs::vault::testing::memory::KV_CAPABILITIES, options);
     let mut before = Vec::new();
     for name in ["a", "b", "c"] {
         sh.put(name, name.repeat(700)).await;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use vaultfs::fs::{DirEntry, Errno, FileKind, ROOT};
 use vaultfs::vault::ErrorKind;
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::faulty::Fault;
 
 use crate::shell::Shell;
 
@@ -254,7 +254,9 @@ async fn what_is_fetched_ahead_holds_up_nobody_who_asks() {
         sh.stat(&format!("d/n{n:03}")).await.unwrap();
     }
     sh.pass(Duration::from_millis(1)).await;
-    let out = |gates: &[vaultfs::vault::faulty::Gate]| gates.iter().map(|gate| gate.count()).sum::<usize>();
+    let out = |gates: &[vaultfs::vault::testing::faulty::Gate]| {
+        gates.iter().map(|gate| gate.count()).sum::<usize>()
+    };
     assert_eq!(out(&gates), 8, "a few at a time");
     assert_eq!(sh.cost(sh.stat("d/n250")).await.1, 1, "while they are out");
     assert_eq!(out(&gates), 8);

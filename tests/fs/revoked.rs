@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use vaultfs::fs::{DirEntry, Drain, Errno, Options};
 use vaultfs::vault::ErrorKind;
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::faulty::Fault;
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 
 use crate::shell::{CREATE, READ, Shell, WRITE};
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use vaultfs::fs::{Errno, HelperReport, Options, ROOT};
 use vaultfs::vault::cache::ChangeKind;
-use vaultfs::vault::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 
 use crate::shell::helper::{Helper, PID};
 use crate::shell::{READ, Shell};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vaultfs::fs::{Errno, Options, SetAttr};
 use vaultfs::vault::codec::Format;
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
 use vaultfs::vault::{Content, Form, Vault};
 
 use crate::shell::{CREATE, READ, Shell, WRITE};

@@ -23,8 +23,8 @@ use vaultfs::fs::{
     Attr, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, HelperCall, Kernel, MemoryJournal,
     Options, ROOT, Remover, Result, SetAttr, Step,
 };
-use vaultfs::vault::faulty::FaultyVault;
-use vaultfs::vault::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
+use vaultfs::vault::testing::faulty::FaultyVault;
+use vaultfs::vault::testing::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
 use vaultfs::vault::{Capabilities, DynVault};
 
 use helper::Helper;

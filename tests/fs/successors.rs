@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use vaultfs::fs::{Create, Errno, FileSystem, Options, ROOT, Step};
 use vaultfs::vault::ErrorKind;
-use vaultfs::vault::faulty::Fault;
-use vaultfs::vault::op::Op;
+use vaultfs::vault::model::op::Op;
+use vaultfs::vault::testing::faulty::Fault;
 
 use crate::shell::helper::Helper;
 use crate::shell::{CREATE, EXCL, READ, Shell, WRITE};

@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use vaultfs::secret::SecretString;
-use vaultfs::server::dir::DataDir;
-use vaultfs::server::owner::{Owner, ServeOptions};
+use vaultfs::server::instance::data_dir::DataDir;
+use vaultfs::server::instance::serve::{Owner, ServeOptions};
 use vaultfs::server::service::Service;
 use vaultfs::server::store::{Permission, Permissions};
 

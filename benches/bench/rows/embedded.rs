@@ -9,8 +9,8 @@ use axum::http::header;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use vaultfs::server::dir::DataDir;
-use vaultfs::server::owner::{Owner, ServeOptions};
+use vaultfs::server::instance::data_dir::DataDir;
+use vaultfs::server::instance::serve::{Owner, ServeOptions};
 
 use crate::Plan;
 use crate::measure::{compare, time};

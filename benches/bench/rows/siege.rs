@@ -192,7 +192,7 @@ fn besieged(served: &Served, client: &mut Client<'_>, requests: usize) -> Result
 }
 
 pub fn all(plan: &Plan, report: &mut Report) -> Result<(), String> {
-    vaultfs::harden::raise_descriptors();
+    vaultfs::sys::hardening::raise_descriptors();
     let place = Place::new()?;
     let served = Served::start(&place)?;
     let mut client = Client { served: &served, line: None };

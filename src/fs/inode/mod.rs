@@ -11,9 +11,12 @@
 //! Lock order: `Table` before a file's `state`. Neither is held while something else is awaited or locked, but the
 //! journal, to which a [`TableGuard`] writes what was changed when it is let go of.
 
+pub(in crate::fs) mod file;
+pub(in crate::fs) mod file_snapshot;
 mod node;
 mod number;
-mod written;
+mod records;
+pub(in crate::fs) mod writers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
@@ -22,16 +25,16 @@ use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use crate::fs::inode::records::NodeRecord;
+pub use crate::fs::inode::records::TableGuard;
 pub use node::{ControlFile, ControlText, Dir, DirKind, Node, VersionFile};
 use number::{Numbers, What};
-pub(super) use written::NodeRecord;
-pub use written::TableGuard;
 
-use super::file::{File, Link, LocalAttr, Stored};
 use super::journal::{Key, Pen};
-use super::kept::Kept;
 use super::name::DirPrefix;
-use super::undeleted::NotDeleted;
+use crate::fs::inode::file::{File, Link, LocalAttr, Stored};
+use crate::fs::journal::tracked::Kept;
+use crate::fs::temporary::failed_deletes::NotDeleted;
 use crate::vault::{ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.

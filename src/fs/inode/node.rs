@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::file::File;
+use crate::fs::inode::file::File;
 use crate::fs::name::DirPrefix;
 use crate::vault::{Object, ObjectId, ObjectName, VersionInfo};
 

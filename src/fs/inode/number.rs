@@ -159,7 +159,7 @@ mod tests {
         let name = ObjectName::new("f").unwrap();
         let mut numbers = Numbers::of("v");
         let first = numbers.first_free(What::File(&name), |_| false);
-        let file = Arc::new(crate::fs::file::File::new(first, name.clone(), Default::default()));
+        let file = Arc::new(crate::fs::inode::file::File::new(first, name.clone(), Default::default()));
         numbers.let_go(Node::File(file.clone()));
         assert_ne!(numbers.first_free(What::File(&name), |_| false), first);
         drop(file);

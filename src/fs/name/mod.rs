@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use self::spelling::Piece;
 use crate::vault::ObjectName;
-use crate::vault::object::MAX_NAME_BYTES;
+use crate::vault::model::object::MAX_NAME_BYTES;
 
 /// In each directory: the object that has the directory's own name.
 pub const SELF: &str = ".self";

@@ -342,7 +342,7 @@ proptest! {
 #[ignore = "ten minutes of made-up names: run by scripts/test --all"]
 fn names_for_ten_minutes() {
     let made = (name(), prop_oneof![name(), any::<String>()], prop::collection::vec(any::<u8>(), 0..300));
-    crate::vault::fuzz::for_ten_minutes("names", &made, |(name, spelling, bytes)| {
+    crate::vault::testing::fuzz::for_ten_minutes("names", &made, |(name, spelling, bytes)| {
         let steps = walk(&name);
         for (under, component) in &steps {
             assert_file_name(component);

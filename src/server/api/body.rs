@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use super::error::{ApiError, ErrorType};
 use crate::secret::{SecretBytes, SecretString};
-use crate::server::context::{KeyContext, MAX_CHARS, MAX_PAIRS};
+use crate::server::crypto::context::{KeyContext, MAX_CHARS, MAX_PAIRS};
 use crate::vault::codec::parse_json_text;
 
 /// The fields of a JSON object, in the order sent, unparsed.

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::body::json;
-use crate::server::data_keys::KeyError;
+use crate::server::crypto::data_keys::KeyError;
 use crate::server::service::ServiceError;
 use crate::server::store::StoreError;
 

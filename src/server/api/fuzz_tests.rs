@@ -7,12 +7,13 @@ use super::body::Fields;
 use super::query::{Query, decode_path, number};
 use super::time::parse_moment;
 use crate::secret::{SecretBytes, SecretString};
-use crate::server::context::KeyContext;
-use crate::server::data_keys::{self, DataKeys};
+use crate::server::crypto::context::KeyContext;
+use crate::server::crypto::data_keys;
+use crate::server::crypto::data_keys::DataKeys;
 use crate::server::service::{id_text, parse_id};
 use crate::server::store::VaultId;
 use crate::vault::ObjectName;
-use crate::vault::fuzz::for_ten_minutes;
+use crate::vault::testing::fuzz::for_ten_minutes;
 
 /// Percent-encoded text, much of it wrongly.
 fn encoded() -> impl Strategy<Value = String> {

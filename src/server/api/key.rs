@@ -14,8 +14,8 @@ use super::error::{ApiError, ErrorType};
 use super::kv::uuid_text;
 use super::load::Received;
 use crate::secret::SecretString;
-use crate::server::context::KeyContext;
-use crate::server::data_keys::{Issued, KeyError};
+use crate::server::crypto::context::KeyContext;
+use crate::server::crypto::data_keys::{Issued, KeyError};
 use crate::server::service::ServiceError;
 use crate::vault::codec::json_with_text;
 

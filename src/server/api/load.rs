@@ -17,8 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::App;
 use super::error::{ApiError, ErrorType};
-use super::gate::Caller;
 use crate::secret::SecretBytes;
+use crate::server::api::auth::Caller;
 
 /// Requests of one key at a time.
 const IN_FLIGHT: usize = 256;

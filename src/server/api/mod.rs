@@ -4,18 +4,18 @@
 //! sees the request. Whatever happens, the envelope gives the answer an id, forbids storing it, and turns a
 //! panic into a 500. An error always leaves as [`error::ApiError`]: no handler writes a status of its own.
 
+pub mod auth;
 pub mod body;
-pub mod envelope;
 pub mod error;
 #[cfg(test)]
 mod fuzz_tests;
-pub mod gate;
 pub mod key;
 pub mod kv;
-pub mod limit;
 pub mod load;
 pub mod object;
 pub mod query;
+pub mod rate_limit;
+pub mod response;
 pub mod time;
 
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::service::Service;
 use super::store::Permission::{self, Delete, Keys, Read, Write};
+use crate::server::api::rate_limit::RateLimit;
 use error::{ApiError, ErrorType};
-use limit::RateLimit;
 use load::Load;
 
 /// What handlers share.
@@ -51,7 +51,7 @@ impl App {
 /// Everything the server answers.
 pub fn router(app: App) -> Router {
     let needs = |permission: Permission, route: MethodRouter<App>| -> MethodRouter<App> {
-        gate::guard(&app, permission, route)
+        crate::server::api::auth::guard(&app, permission, route)
     };
     let routes = Router::new()
         .route("/vault/object/create", needs(Write, post(object::create)))
@@ -91,5 +91,7 @@ pub fn router(app: App) -> Router {
         })
         .with_state(app);
     // Outside of the routing, so that the envelope sees a request before its method is looked at.
-    Router::new().fallback_service(routes).layer(axum::middleware::from_fn(envelope::wrap))
+    Router::new()
+        .fallback_service(routes)
+        .layer(axum::middleware::from_fn(crate::server::api::response::wrap))
 }

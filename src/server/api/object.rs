@@ -9,14 +9,14 @@ use ulid::Ulid;
 use super::App;
 use super::body::{Fields, json, secret_json};
 use super::error::{ApiError, ErrorType};
-use super::gate::{Caller, once};
 use super::load::Received;
 use super::query::{Query, number};
 use crate::secret::SecretBytes;
+use crate::server::api::auth::{Caller, once};
 use crate::server::service::{Create, Value, id_text, parse_id};
 use crate::server::store::{ListPage, ListRequest, Lookup, ObjectRow, Order, PageFrom};
 use crate::vault::ObjectName;
-use crate::vault::object::MAX_NAME_BYTES;
+use crate::vault::model::object::MAX_NAME_BYTES;
 
 const DEFAULT_LIMIT: u32 = 10;
 const MAX_LIMIT: u32 = 100;

@@ -6,13 +6,7 @@
 //! holds, and the time (which never runs backwards within a vault, so that "changed since" misses nothing
 //! when a clock is set back).
 
-mod connections;
-pub mod schema;
 pub mod sqlite;
-mod sqlite_list;
-pub mod sqlite_look;
-mod sqlite_once;
-mod sqlite_rows;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use ulid::Ulid;
 
-use super::seal::SealError;
+use crate::server::crypto::seal::SealError;
 use crate::vault::ObjectName;
 
 /// Milliseconds since 1970, UTC.

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use lru::LruCache;
 
 use super::changes::ChangeKind;
-use super::refresh::EXISTS;
 use super::table::{Table, Usage};
+use crate::vault::cache::refresher::EXISTS;
 use crate::vault::{Meta, Object, ObjectId, ObjectName, Summary, VersionTag};
 
 /// Names (and prefixes) whose absence is remembered beside a complete listing; the oldest are dropped.

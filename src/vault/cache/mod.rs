@@ -12,15 +12,15 @@
 //! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
 
 mod changes;
-mod doze;
-mod flights;
+mod deletion_scan;
+mod idle;
 mod index;
 mod lag;
-mod refresh;
+mod refresher;
+mod revocation;
 mod search;
-mod sweep;
+mod single_flight;
 mod table;
-mod watch;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,21 +29,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
 
-use super::spender::Payer;
 use super::{
     Call, Content, DynVault, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Page, Priority, Result,
     VersionInfo, VersionTag,
 };
 use crate::clock::Clock;
+use crate::vault::attribution::Payer;
+pub use crate::vault::cache::refresher::RefreshStatus;
+pub use crate::vault::cache::revocation::Audience;
+pub use crate::vault::cache::single_flight::Feed;
+use crate::vault::cache::single_flight::Flight;
 pub use changes::{Change, ChangeKind};
-pub use flights::Feed;
-use flights::Flight;
 use index::Index;
 pub use index::{Belief, Implied, Known};
 use lag::Lag;
-pub use refresh::RefreshStatus;
 pub use table::Usage;
-pub use watch::Audience;
 
 /// Histories kept; each is a few dozen bytes a version.
 const HISTORIES: usize = 1024;
@@ -100,7 +100,7 @@ struct State {
     feeds: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
     searches: HashMap<String, (Flight<()>, Payer)>,
     /// Whether the key may list names.
-    listing_right: watch::ListingRight,
+    listing_right: crate::vault::cache::revocation::ListingRight,
     /// Names that the vault, or what is before it, refused to read.
     refused: lru::LruCache<ObjectName, (Instant, Error)>,
     /// The question that is out whether the key is still taken.
@@ -131,7 +131,7 @@ pub struct Cache {
     config: CacheConfig,
     state: Mutex<State>,
     /// A leaf as well.
-    refresh: Mutex<refresh::Refresh>,
+    refresh: Mutex<crate::vault::cache::refresher::Refresh>,
     /// The refresher may have to get up.
     woken: tokio::sync::Notify,
     /// It has slept, and not ticked since.
@@ -181,7 +181,7 @@ impl Cache {
         let histories = std::num::NonZeroUsize::new(HISTORIES).expect("the constant is not zero");
         let now = clock.now();
         Arc::new_cyclic(|cache| Self {
-            vault: watch::watched(vault, cache),
+            vault: crate::vault::cache::revocation::watched(vault, cache),
             clock,
             config,
             state: Mutex::new(State {
@@ -191,7 +191,7 @@ impl Cache {
                 listing: None,
                 feeds: Vec::new(),
                 searches: HashMap::new(),
-                listing_right: watch::ListingRight::default(),
+                listing_right: crate::vault::cache::revocation::ListingRight::default(),
                 refused: lru::LruCache::new(histories),
                 doubt: None,
                 outage: None,
@@ -220,7 +220,7 @@ impl Cache {
     /// Takes in the page that the start-up probe read anyway; `asked` is when it was asked for.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
-        state.listing_right = watch::ListingRight::Given;
+        state.listing_right = crate::vault::cache::revocation::ListingRight::Given;
         self.shown.store(true, Ordering::Release);
         state.take_in(&page.items, asked);
         if page.next.is_none() {

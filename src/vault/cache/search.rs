@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use super::super::object::Cursors;
-use super::flights::{Flight, fly_together};
 use super::{Cache, is_outage};
+use crate::vault::cache::single_flight::{Flight, fly_together};
+use crate::vault::model::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Result};
 
 impl Cache {
@@ -93,8 +93,8 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, ManualClock};
     use crate::vault::cache::{CacheConfig, Implied};
-    use crate::vault::memory::{KV_CAPABILITIES, MemoryVault};
-    use crate::vault::op::Op;
+    use crate::vault::model::op::Op;
+    use crate::vault::testing::memory::{KV_CAPABILITIES, MemoryVault};
     use crate::vault::{Content, ObjectName, Vault};
 
     struct Setup {

@@ -21,8 +21,8 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use self::json::Flaw;
-use super::object::{Content, Form};
 use crate::secret::{SecretBytes, SecretString};
+use crate::vault::model::object::{Content, Form};
 
 /// What the kv dialect puts before the base64 of bytes that are no text.
 const VALUE_PREFIX: &str = "data:application/octet-stream;base64,";

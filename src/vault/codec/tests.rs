@@ -358,16 +358,21 @@ fn sent() -> impl Strategy<Value = String> {
 #[test]
 #[ignore = "ten minutes of made-up values: run by scripts/test --all"]
 fn base64_and_json_of_values_for_ten_minutes() {
-    crate::vault::fuzz::for_ten_minutes("base64 and JSON of values", &(sent(), 0usize..60), |(text, max)| {
-        for content in [decode_value_within(&text, max), decode_data_within(&text, max)].into_iter().flatten()
-        {
-            prop_assert!(content.bytes.len() <= max);
-        }
-        if let Ok(content) = decode_data(&text) {
-            prop_assert_eq!(decode_data(encode_data(&content).expose()).unwrap(), content);
-        }
-        let content = decode_value(&text);
-        prop_assert_eq!(decode_value(encode_value(content.bytes.expose()).expose()), content);
-        Ok(())
-    });
+    crate::vault::testing::fuzz::for_ten_minutes(
+        "base64 and JSON of values",
+        &(sent(), 0usize..60),
+        |(text, max)| {
+            for content in
+                [decode_value_within(&text, max), decode_data_within(&text, max)].into_iter().flatten()
+            {
+                prop_assert!(content.bytes.len() <= max);
+            }
+            if let Ok(content) = decode_data(&text) {
+                prop_assert_eq!(decode_data(encode_data(&content).expose()).unwrap(), content);
+            }
+            let content = decode_value(&text);
+            prop_assert_eq!(decode_value(encode_value(content.bytes.expose()).expose()), content);
+            Ok(())
+        },
+    );
 }

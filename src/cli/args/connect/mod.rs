@@ -1,0 +1,639 @@
+//! Which vault, with which key: the options every command shares.
+//!
+//! Two steps, because `vaultfs mount` takes them in different processes. [`ConnectArgs::resolve`] runs where
+//! the command line and the environment are: it settles the URL or directory, checks the rules of the
+//! command line, reads the key, and makes every path absolute. Its results travel: [`ConnectSpec`] is
+//! serialisable and holds no secret, [`ApiKeyInput`] is the secret alone. [`connect`] runs where the vault
+//! is used: it starts or joins the embedded vault, asks which dialect answers, and returns a vault.
+//! Nothing in here keeps a key longer than it takes to hand it on.
+
+pub mod key_file;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::args::values;
+use crate::cli::exit::{Exit, Failure};
+use crate::clock::Clock;
+use crate::daemon::live_mounts;
+use crate::display::Shown;
+use crate::secret::SecretString;
+use crate::server::error::ServeError;
+use crate::server::instance::embedded::Embedded;
+use crate::server::instance::serve::ServeOptions;
+use crate::sys::files;
+use crate::sys::hardening;
+use crate::sys::stdio;
+use crate::vault::client;
+use crate::vault::client::api_key;
+use crate::vault::client::api_key::ApiKey;
+use crate::vault::client::data_keys::KeyService;
+use crate::vault::client::tls::TlsFiles;
+use crate::vault::client::{Connector, HttpConfig, Target};
+use crate::vault::lazy;
+use crate::vault::lazy::Start;
+use crate::vault::prefix::PrefixVault;
+use crate::vault::{Call, Dialect, DynVault, Page};
+
+/// Where the service is unless somebody says otherwise.
+const DEFAULT_URL: &str = "https://api.workos.com";
+
+/// Where root's embedded vault is where there is no HOME, as at boot and in units.
+pub const SYSTEM_VAULT: &str = "/var/lib/vaultfs";
+
+const NO_KEY: &str = "no API key: set WORKOS_API_KEY, or give --api-key-file FILE, or use --embedded for a vault on \
+                      this machine, which needs none";
+
+const NO_VAULT: &str = "which vault? Give --embedded for one on this machine, or set WORKOS_API_KEY (or give \
+                        --api-key-file FILE) for the service, or mount one first";
+
+const WAYS: &str = "give --embedded=DIR, or --api-url URL, or set WORKOS_API_URL and WORKOS_API_KEY";
+
+/// Options that name a vault. Flattened by `mount` and by the object commands.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Which vault")]
+pub struct ConnectArgs {
+    /// Use the embedded vault in DIR (equals sign needed) instead of a service
+    ///
+    /// It is made on first use, with an API key of its own in DIR/api-key. Without DIR: $STATE_DIRECTORY in a
+    /// service that has one, $XDG_DATA_HOME/vaultfs, or ~/.local/share/vaultfs; /var/lib/vaultfs for root without HOME.
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
+    pub embedded: Option<Option<PathBuf>>,
+
+    /// The service's address [env WORKOS_API_URL; default https://api.workos.com]
+    ///
+    /// Plain http is taken for loopback addresses only. unix:PATH is the socket of a `vaultfs serve --socket PATH`.
+    #[arg(long, value_name = "URL")]
+    pub api_url: Option<String>,
+
+    /// Which API the service speaks; auto asks it
+    #[arg(long, value_enum, default_value_t, value_name = "API")]
+    pub api: Api,
+
+    /// File with the API key, readable by its owner only
+    ///
+    /// Without it: $CREDENTIALS_DIRECTORY/workos-api-key, then the environment variable WORKOS_API_KEY. There is
+    /// no option for the key itself, because every user of the machine can read the arguments of a process.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Send the key to a vault of USER on this machine, too (plain http or unix:)
+    ///
+    /// Without it a listener has to be root's, your own, or of the owner of the key's file: any user may take a port while
+    /// the vault is down.
+    #[arg(long, value_name = "USER", value_parser = values::user)]
+    pub api_uid: Option<u32>,
+
+    /// Trust the certificates in FILE (PEM) besides the system's
+    ///
+    /// A mount reads it again on SIGHUP to its keeper, and when it is renewed and a connection failed for it.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+
+    /// Key context for new objects, kv API only (repeatable)
+    #[arg(long, value_name = "K=V", value_parser = key_value)]
+    pub key_context: Vec<(String, String)>,
+
+    /// Only names starting with P/, shown without it
+    #[arg(long, value_name = "P")]
+    pub prefix: Option<String>,
+
+    /// Longest wait for any one operation, retries included
+    #[arg(help_heading = "Limits", long, value_name = "TIME", default_value = "10s", value_parser = values::time)]
+    pub timeout: Duration,
+
+    /// Largest value
+    #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "1MiB", value_parser = values::value_size)]
+    pub max_size: ByteSize,
+
+    /// Where mounts are found.
+    #[command(flatten)]
+    pub runtime: values::RuntimeDirArg,
+
+    /// The user for whom it is, whose files are as good as one's own.
+    #[arg(skip)]
+    pub also: Option<u32>,
+}
+
+/// `--api`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Api {
+    /// Ask the service
+    #[default]
+    Auto,
+    /// /vault/object/*
+    Object,
+    /// /vault/v1/kv*
+    Kv,
+}
+
+/// Where the vault is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Endpoint {
+    /// The embedded vault of this directory (absolute).
+    Embedded(PathBuf),
+    /// A service. No trailing slash.
+    Url(String),
+}
+
+/// Everything that [`connect`] needs but the key. Holds no secret; paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectSpec {
+    /// Where the vault is.
+    pub endpoint: Endpoint,
+    /// Which dialect to speak.
+    pub api: Api,
+    /// Where the key was read from, to be read again after a 401 or SIGHUP. `None`: environment, or embedded.
+    pub key_file: Option<PathBuf>,
+    /// More certificates to trust.
+    pub ca_file: Option<PathBuf>,
+    /// A worker goes on for another one: a file that cannot be used at this moment is no reason to end the mount.
+    #[serde(skip)]
+    pub takes_over: bool,
+    /// For new objects in the kv dialect.
+    pub key_context: BTreeMap<String, String>,
+    /// Shown and written names start with this and a slash.
+    pub prefix: Option<String>,
+    /// Longest wait for any one operation.
+    pub timeout: Duration,
+    /// Largest value in bytes.
+    pub max_size: u64,
+    /// The user for whom a mount is (`--uid`), whose key and certificates are as good as one's own.
+    #[serde(default)]
+    pub also: Option<u32>,
+    /// Another user whose listener may have the key.
+    #[serde(default)]
+    pub api_uid: Option<u32>,
+}
+
+impl ConnectSpec {
+    /// Users whose listeners on this machine may have the key.
+    fn listeners(&self) -> Vec<u32> {
+        use std::os::unix::fs::MetadataExt;
+        let owner = self
+            .key_file
+            .as_deref()
+            .and_then(|file| files::metadata(file, self.also).ok())
+            .map(|meta| meta.uid());
+        let own = nix::unistd::geteuid().as_raw();
+        [Some(0), Some(own), owner, self.also, self.api_uid].into_iter().flatten().collect()
+    }
+
+    /// The dialect to speak; `None` to ask the service. The embedded vault speaks both, and is not asked.
+    pub fn dialect(&self) -> Option<Dialect> {
+        match (self.api, &self.endpoint) {
+            (Api::Auto, Endpoint::Url(_)) => None,
+            (Api::Object, _) | (Api::Auto, Endpoint::Embedded(_)) => Some(Dialect::Object),
+            (Api::Kv, _) => Some(Dialect::Kv),
+        }
+    }
+}
+
+/// The API key on its way from [`ConnectArgs::resolve`] to [`connect`].
+#[derive(Debug, Clone, Default)]
+pub struct ApiKeyInput {
+    /// `None` for the embedded vault, whose key is in its directory.
+    pub secret: Option<SecretString>,
+}
+
+/// A vault that answered.
+#[derive(Debug)]
+pub struct Connected {
+    /// The vault, `--prefix` applied.
+    pub vault: DynVault,
+    /// The first page of the listing, if asking for the dialect brought one (with [`ListQuery::first`]).
+    ///
+    /// [`ListQuery::first`]: crate::vault::ListQuery::first
+    pub first_page: Option<Page>,
+    /// The embedded vault, if this process runs or joined it; to be shut down last.
+    pub embedded: Option<Embedded>,
+    /// The key in use; `reload` it on SIGHUP.
+    pub key: Arc<ApiKey>,
+    /// What connections are secured with; `reload` it, too.
+    pub tls: Arc<TlsFiles>,
+}
+
+impl ConnectArgs {
+    /// Whether the command line or the environment says which vault is meant.
+    pub fn names_a_vault(&self) -> bool {
+        self.embedded.is_some()
+            || self.api_url.is_some()
+            || self.api_key_file.is_some()
+            || env("WORKOS_API_URL").is_some()
+            || hardening::has_env("WORKOS_API_KEY")
+            || credential().is_some()
+    }
+
+    /// Settles which vault and which key are meant. Starts and contacts nothing.
+    pub fn resolve(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
+        let mut spec = self.spec()?;
+        if matches!(spec.endpoint, Endpoint::Embedded(_)) {
+            return Ok((spec, ApiKeyInput::default()));
+        }
+        let (secret, file) = self.find_key()?;
+        if !secret.expose().starts_with("sk_") {
+            stdio::say("hint: API keys usually start with sk_, and this one does not");
+        }
+        spec.key_file = file;
+        Ok((spec, ApiKeyInput { secret: Some(secret) }))
+    }
+
+    /// Everything but the key.
+    fn spec(&self) -> Result<ConnectSpec, Failure> {
+        let spec = ConnectSpec {
+            endpoint: self.endpoint()?,
+            api: self.api,
+            key_file: None,
+            ca_file: self.ca_file.as_deref().map(absolute).transpose()?,
+            takes_over: false,
+            key_context: self.key_context.iter().cloned().collect(),
+            prefix: self.prefix.as_deref().map(clean_prefix).transpose()?.flatten(),
+            timeout: self.timeout,
+            max_size: self.max_size.as_u64(),
+            also: self.also,
+            api_uid: self.api_uid,
+        };
+        if spec.timeout.is_zero() {
+            return Err(usage("--timeout 0 leaves no time for any answer: give a longer one"));
+        }
+        if let Some(dialect) = spec.dialect() {
+            has_contexts(&spec, dialect)?;
+        }
+        if matches!(spec.endpoint, Endpoint::Embedded(_)) && self.api_key_file.is_some() {
+            return Err(usage("--embedded has a key of its own: leave --api-key-file away"));
+        }
+        Ok(spec)
+    }
+
+    /// As [`ConnectArgs::resolve`]; but if nothing names a vault and exactly one mount lives, that mount's.
+    pub fn resolve_or_mounted(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
+        if self.names_a_vault() {
+            return self.resolve();
+        }
+        self.runtime.apply();
+        let mounts =
+            live_mounts::live().into_iter().map(|mount| (mount.mountpoint.clone(), mount.spec())).collect();
+        let (mut spec, key) = of_the_one_mount(mounts)?;
+        if let Some(prefix) = &self.prefix {
+            spec.prefix = clean_prefix(prefix)?;
+        }
+        if self.api != Api::Auto {
+            spec.api = self.api;
+        }
+        if !self.key_context.is_empty() {
+            spec.key_context = self.key_context.iter().cloned().collect();
+        }
+        spec.timeout = self.timeout;
+        if let Some(dialect) = spec.dialect() {
+            has_contexts(&spec, dialect)?;
+        }
+        Ok((spec, key))
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Failure> {
+        match (&self.embedded, &self.api_url) {
+            (Some(_), Some(_)) => Err(usage(
+                "--embedded and --api-url name two vaults: give one of them (--embedded ignores WORKOS_API_URL)",
+            )),
+            (Some(dir), None) => {
+                let dir = match dir {
+                    Some(dir) => dir.clone(),
+                    None => default_dir()?,
+                };
+                Ok(Endpoint::Embedded(absolute(&dir)?))
+            }
+            (None, Some(url)) => Ok(Endpoint::Url(clean_url(url, "--api-url")?)),
+            (None, None) => match env("WORKOS_API_URL") {
+                Some(url) => Ok(Endpoint::Url(clean_url(&url, "WORKOS_API_URL")?)),
+                None => Ok(Endpoint::Url(DEFAULT_URL.to_owned())),
+            },
+        }
+    }
+
+    fn find_key(&self) -> Result<(SecretString, Option<PathBuf>), Failure> {
+        let file = match &self.api_key_file {
+            Some(path) => Some(absolute(path)?),
+            None => credential(),
+        };
+        if let Some(path) = file {
+            return Ok((key_file::read(&path, self.also)?, Some(path)));
+        }
+        match hardening::take_env("WORKOS_API_KEY") {
+            Some(text) => api_key::clean_key(text.expose().to_owned())
+                .map(|secret| (secret, None))
+                .map_err(|e| Failure::new(Exit::Key, format!("WORKOS_API_KEY: {e}"))),
+            None => Err(Failure::new(Exit::Key, NO_KEY)),
+        }
+    }
+}
+
+/// What to type for the vault of a mount, on a line of its own.
+fn way_to(mountpoint: &Path, spec: &serde_json::Value) -> Option<String> {
+    let way = match serde_json::from_value::<ConnectSpec>(spec.clone()) {
+        Err(_) => return None,
+        Ok(ConnectSpec { endpoint: Endpoint::Embedded(dir), prefix, .. }) => {
+            (format!("--embedded={}", dir.shown()), prefix)
+        }
+        Ok(ConnectSpec { endpoint: Endpoint::Url(url), key_file, prefix, .. }) => {
+            let key = key_file.map_or_else(|| "FILE".to_owned(), |file| file.shown().to_string());
+            (format!("--api-url {url} --api-key-file {key}"), prefix)
+        }
+    };
+    let prefix = way.1.map_or_else(String::new, |prefix| format!(" --prefix {prefix}"));
+    Some(format!("  for {} give {}{prefix}", mountpoint.shown(), way.0))
+}
+
+/// The vault of the only mount there is, said on standard error.
+fn of_the_one_mount(
+    mounts: Vec<(PathBuf, serde_json::Value)>,
+) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
+    let [(mountpoint, spec)] = <[_; 1]>::try_from(mounts).map_err(|mounts| match mounts.as_slice() {
+        [] => Failure::new(Exit::Key, NO_VAULT),
+        several => {
+            let names: Vec<_> = several.iter().map(|(path, _)| path.shown().to_string()).collect();
+            let ways = several.iter().filter_map(|(path, spec)| way_to(path, spec)).collect();
+            usage(format!("which vault? There are several mounts ({}):", names.join(", "))).with_lines(ways)
+        }
+    })?;
+    let at = mountpoint.shown();
+    let spec: ConnectSpec = serde_json::from_value(spec).map_err(|_| {
+        usage(format!(
+            "the mount at {at} is of another version and does not say which vault it shows: {WAYS}"
+        ))
+    })?;
+    let secret = match (&spec.endpoint, &spec.key_file) {
+        (Endpoint::Embedded(_), _) => None,
+        (Endpoint::Url(_), Some(path)) => {
+            Some(api_key::read_key_file(path, spec.also).map_err(|e| bad_key(path, e))?)
+        }
+        (Endpoint::Url(url), None) => {
+            let sentence = format!(
+                "the mount at {at} shows {url} with a key that only it knows: set WORKOS_API_KEY, or give \
+                 --api-key-file FILE"
+            );
+            return Err(Failure::new(Exit::Key, sentence));
+        }
+    };
+    stdio::say(format_args!("using the vault mounted at {at}"));
+    Ok((spec, ApiKeyInput { secret }))
+}
+
+/// What there is before the vault is asked anything.
+struct Reached {
+    config: HttpConfig,
+    key: Arc<ApiKey>,
+    embedded: Option<Embedded>,
+}
+
+/// Connects to the vault that `spec` names, and makes sure that it is one and takes the key; `start` says what to do
+/// while it does not answer.
+pub async fn connect(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
+    start: Start,
+) -> Result<Connected, Failure> {
+    let connected =
+        open(spec, key, clock, async |connector| lazy::start(connector, start, spec.timeout).await);
+    let connected = connected.await?;
+    // A mount that goes on without a vault has said yes to what it finds later: there the log says it.
+    if start != Start::Lazy {
+        has_contexts(spec, connected.vault.capabilities().dialect)?;
+    }
+    Ok(connected)
+}
+
+/// Reaches the vault and has it opened, `--prefix` applied.
+async fn open(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
+    how: impl AsyncFnOnce(Connector) -> crate::vault::Result<(DynVault, Option<Page>)>,
+) -> Result<Connected, Failure> {
+    let Reached { config, key, embedded } = reach(spec, key, clock).await?;
+    let tls = config.tls.clone();
+    let opened = async { how(Connector::new(config, spec.dialect())?).await };
+    let ((vault, first_page), embedded) = keep(opened.await, embedded).await?;
+    let (vault, first_page) = match &spec.prefix {
+        None => (vault, first_page),
+        Some(prefix) => {
+            let part = PrefixVault::new(vault, prefix);
+            let page = first_page.map(|page| part.page(page));
+            (Arc::new(part) as DynVault, page)
+        }
+    };
+    Ok(Connected { vault, first_page, embedded, key, tls })
+}
+
+/// Looks at the service that `spec` names, for `vaultfs doctor`.
+pub async fn look(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
+) -> Result<client::Look, Failure> {
+    let Reached { config, .. } = reach(spec, key, clock).await?;
+    let call = Call::foreground(config.clock.now() + spec.timeout);
+    Ok(client::look(config, &call, spec.dialect()).await?)
+}
+
+/// Connects to the key endpoints of the vault that `spec` names. The embedded vault is to be shut down last.
+pub async fn connect_keys(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    clock: Arc<dyn Clock>,
+) -> Result<(KeyService, Option<Embedded>), Failure> {
+    let Reached { config, embedded, .. } = reach(spec, key, clock).await?;
+    let call = Call::foreground(config.clock.now() + spec.timeout);
+    let (keys, embedded) = keep(KeyService::open(config, &call, spec.dialect()).await, embedded).await?;
+    has_contexts(spec, keys.dialect())?;
+    Ok((keys, embedded))
+}
+
+/// Refuses `--key-context` where it would be ignored.
+fn has_contexts(spec: &ConnectSpec, dialect: Dialect) -> Result<(), Failure> {
+    if spec.key_context.is_empty() || dialect == Dialect::Kv {
+        return Ok(());
+    }
+    Err(usage(match (&spec.endpoint, spec.api) {
+        (Endpoint::Embedded(_), Api::Auto) => "--key-context is for the kv API: give --api kv with it",
+        _ => "--key-context: the object API, which this vault speaks, knows no key contexts: leave it away",
+    }))
+}
+
+/// Lets the embedded vault go if there is nothing to do with it.
+async fn keep<T>(
+    opened: crate::vault::Result<T>,
+    embedded: Option<Embedded>,
+) -> Result<(T, Option<Embedded>), Failure> {
+    match (opened, embedded) {
+        (Ok(opened), embedded) => Ok((opened, embedded)),
+        (Err(e), None) => Err(e.into()),
+        (Err(e), Some(embedded)) => {
+            embedded.shutdown().await;
+            Err(e.into())
+        }
+    }
+}
+
+/// Starts or joins the embedded vault, if it is that, and makes ready to ask.
+async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> Result<Reached, Failure> {
+    let tls = Arc::new(rehearsal::tls_files(spec)?);
+    let max_size = usize::try_from(spec.max_size).unwrap_or(usize::MAX);
+    let (target, embedded) = match &spec.endpoint {
+        Endpoint::Url(url) => (Target::of_url(url), None),
+        Endpoint::Embedded(dir) => {
+            let options = ServeOptions { max_value: max_size, ..ServeOptions::default() };
+            let embedded = Embedded::start_with(dir, options).await.map_err(not_served)?;
+            (Target::Socket(embedded.socket().to_owned()), Some(embedded))
+        }
+    };
+    let listeners = embedded.is_none().then(|| spec.listeners());
+    let key = match usable_key(spec, key, embedded.as_ref()) {
+        Ok(key) => key,
+        Err(e) => {
+            if let Some(embedded) = embedded {
+                embedded.shutdown().await;
+            }
+            return Err(e);
+        }
+    };
+    let config = HttpConfig {
+        target,
+        tls,
+        key: key.clone(),
+        clock,
+        max_size,
+        policy: client::retry::Policy::default(),
+        listeners,
+        key_context: spec.key_context.clone(),
+    };
+    Ok(Reached { config, key, embedded })
+}
+
+/// The key that was handed over, or that of the embedded vault.
+fn usable_key(
+    spec: &ConnectSpec,
+    key: ApiKeyInput,
+    embedded: Option<&Embedded>,
+) -> Result<Arc<ApiKey>, Failure> {
+    let (secret, file) = match (embedded, key.secret) {
+        (Some(embedded), _) => {
+            let path = embedded.key_file();
+            (api_key::read_key_file(path, spec.also).map_err(|e| bad_key(path, e))?, Some(path.to_owned()))
+        }
+        (None, Some(secret)) => (secret, spec.key_file.clone()),
+        (None, None) => return Err(Failure::new(Exit::Key, NO_KEY)),
+    };
+    Ok(Arc::new(ApiKey::new(secret, file).of_user(spec.also)))
+}
+
+fn not_served(e: ServeError) -> Failure {
+    let exit = match e {
+        ServeError::OwnerSilent(_) => Exit::Unreachable,
+        ServeError::ApiKey { .. } => Exit::Key,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, format!("the embedded vault cannot be used: {e}"))
+}
+
+/// A key's problem with the file it is in; some say it themselves.
+fn bad_key(path: &Path, e: api_key::KeyError) -> Failure {
+    let (mut exit, mut next) = (Exit::Key, "");
+    if let api_key::KeyError::Unreadable { source, .. } = &e {
+        match source.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {
+                (exit, next) =
+                    (Exit::Failed, "; the limit of this process or machine is reached, see ulimit -a");
+            }
+            Some(libc::ENOENT) => next = "; put the key there, readable by you alone, or name its file",
+            _ => next = "; it must be a file that you can read, and nobody else",
+        }
+    }
+    let sentence = match &e {
+        api_key::KeyError::Empty | api_key::KeyError::Malformed => format!("{}: {e}", path.shown()),
+        api_key::KeyError::Unreadable { .. }
+        | api_key::KeyError::Exposed { .. }
+        | api_key::KeyError::NotAFile(_) => e.to_string(),
+    };
+    Failure::new(exit, sentence + next)
+}
+
+fn usage(message: impl Into<String>) -> Failure {
+    Failure::new(Exit::Usage, message)
+}
+
+/// An environment variable that is set to something.
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The key that systemd's LoadCredential handed over, if it did.
+pub fn credential() -> Option<PathBuf> {
+    let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("workos-api-key");
+    // A unit that is also for vaults without a key hands over an empty one.
+    path.metadata().is_ok_and(|meta| meta.len() > 1).then_some(path)
+}
+
+fn default_dir() -> Result<PathBuf, Failure> {
+    let absolute_dir = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    // StateDirectory= of a unit; several are separated by colons.
+    let of_unit = || {
+        let dirs = std::env::var("STATE_DIRECTORY").ok()?;
+        dirs.split(':').next().map(PathBuf::from).filter(|dir| dir.is_absolute())
+    };
+    of_unit()
+        .or_else(|| absolute_dir("XDG_DATA_HOME").map(|data| data.join("vaultfs")))
+        .or_else(|| values::home().map(|home| home.join(".local/share/vaultfs")))
+        .or_else(|| nix::unistd::geteuid().is_root().then(|| PathBuf::from(SYSTEM_VAULT)))
+        .ok_or_else(|| usage("--embedded needs a directory here, because HOME is not set: --embedded=DIR"))
+}
+
+/// The other processes of a mount have another working directory, and get paths as JSON.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    let path = std::path::absolute(path).map_err(|e| usage(format!("{}: {e}", path.shown())))?;
+    match path.to_str() {
+        Some(_) => Ok(path),
+        None => Err(usage(format!("{}: only UTF-8 paths can be used here", path.shown()))),
+    }
+}
+
+/// `--prefix a/` and `--prefix a` are the same; an empty one is none.
+fn clean_prefix(prefix: &str) -> Result<Option<String>, Failure> {
+    let clean = prefix.trim_end_matches('/');
+    if clean.is_empty() && !prefix.is_empty() {
+        return Err(usage(format!(
+            "--prefix {prefix}: names do not start with a slash; for all names leave --prefix away, for those below \
+             a/ give --prefix a"
+        )));
+    }
+    // There may be such names, so it is no mistake for certain.
+    if clean.starts_with('/') {
+        stdio::say(format_args!(
+            "hint: --prefix {prefix} means names that start with a slash; for those below {0}/ give --prefix {0}",
+            clean.trim_start_matches('/')
+        ));
+    }
+    Ok((!clean.is_empty()).then(|| clean.to_owned()))
+}
+
+pub(in crate::cli) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+fn clean_url(text: &str, origin: &str) -> Result<String, Failure> {
+    client::check_url(text).map_err(|why| usage(format!("{origin}: {why} (example: {DEFAULT_URL})")))
+}
+
+mod rehearsal;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,496 @@
+//! `vaultfs mount`: checks everything that can be checked, starts the keeper, waits for its word.
+//!
+//! The key and the configuration go to the keeper through a pipe. The command returns when the mount answers
+//! (it looks itself, from outside), or with the exit code and the sentence of whoever failed. `-o` options are
+//! the long ones by another name ([`mount_options`]).
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Args;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cli::args::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
+use crate::cli::args::{mount_options, values};
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::log;
+use crate::cli::log::LogConfig;
+use crate::cli::{assembly, service};
+use crate::daemon::keeper;
+use crate::daemon::protocol::{MountConfig, Outcome, send_config};
+use crate::display::Shown;
+use crate::fs::{self, Audit, Options};
+use crate::sys::channel::send_descriptor;
+use crate::sys::mount::KernelOptions;
+use crate::sys::mount_table::Dev;
+use crate::sys::mount_target::Target;
+use crate::sys::stdio;
+use crate::sys::{mountpoint, probe};
+use crate::vault::codec::Format;
+use crate::vault::lazy::Start;
+
+/// Mount a vault on a directory; returns when it can be used
+///
+/// Each object of the vault is a file. Reading a file gets the object's current version; when a save returns, the vault has
+/// a new one. Old versions are in .versions in the root, `vaultfs status` says how the mount is doing. It is served in the
+/// background until `vaultfs unmount`, and outlives a crash of the process that serves it.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "Examples:\n  vaultfs mount --embedded ~/secrets\n  \
+                  vaultfs mount --api-url https://vault.example.com --api-key-file ~/.config/vault-key ~/secrets\n  \
+                  vaultfs mount --embedded --prefix app --read-only ~/app-secrets\n\nAt boot: vaultfs(5), mount.vaultfs(8), \
+                  and the units vaultfs@.service."
+)]
+pub struct MountArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+
+    /// An empty directory
+    #[arg(help_heading = None)]
+    mountpoint: PathBuf,
+
+    /// Refuse every change
+    #[arg(help_heading = "What may be done", long)]
+    read_only: bool,
+
+    /// Refuse to delete; overwriting works
+    #[arg(help_heading = "What may be done", long)]
+    no_delete: bool,
+
+    /// Fail a save with ESTALE when the object was changed elsewhere since it was opened
+    ///
+    /// What was written stays in the mount, readable and listed by `vaultfs status`. Without it the last writer
+    /// wins, and what the other wrote is in .versions.
+    #[arg(help_heading = "What may be done", long)]
+    strict: bool,
+
+    /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON, only bytes (raw)
+    #[arg(help_heading = "What may be done", long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+
+    /// How soon changes made elsewhere are seen
+    #[arg(help_heading = "How fresh", long, value_name = "TIME", default_value = "5s", value_parser = values::some_time)]
+    refresh: Duration,
+
+    /// Change a file's bytes under those who have it open, for a single file bound into a container
+    ///
+    /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. Whoever reads at that moment
+    /// may see a part of each version. Without it a change looks like an atomic rename, and nobody sees a mix.
+    #[arg(help_heading = "How fresh", long)]
+    in_place: bool,
+
+    /// How long known values are served while the vault does not answer
+    #[arg(help_heading = "How fresh", long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
+    max_stale: Duration,
+
+    /// How long unsaved writes are tried when the mount ends
+    #[arg(help_heading = "Limits", long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
+    drain: Duration,
+
+    /// Wait for a vault that does not answer yet [60s unless said]
+    ///
+    /// Without it, and without --lazy, such a mount fails at once with exit code 4.
+    #[arg(help_heading = "How fresh", long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s",
+          value_parser = values::time, conflicts_with = "lazy")]
+    wait: Option<Duration>,
+
+    /// Mount without a vault that does not answer yet: what needs it fails with ETIMEDOUT until it does
+    #[arg(help_heading = "How fresh", long)]
+    lazy: bool,
+
+    /// Run CMD (with /bin/sh) when something was changed elsewhere
+    ///
+    /// Its environment says what: VAULTFS_NAME, VAULTFS_VERSION, VAULTFS_EVENT (created, changed, deleted, or many), and
+    /// VAULTFS_MOUNTPOINT. Several changes of one name within half a second are one run, one runs at a time, and none
+    /// longer than 60 s.
+    #[arg(help_heading = "How fresh", long, value_name = "CMD", value_parser = command_line)]
+    on_change: Option<String>,
+
+    /// Values kept in memory
+    #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
+    cache_size: ByteSize,
+
+    /// A name in the vault, of which the directories shall be there for a key that may not list names (repeatable)
+    ///
+    /// Such a key finds names without a slash, and names below directories that are known from here, from an object that
+    /// was read, or from a save. What is no object is EACCES elsewhere.
+    #[arg(help_heading = "What may be done", long = "name", value_name = "NAME", value_parser = values::name)]
+    names: Vec<String>,
+
+    /// Names that are never stored, besides the usual editors' files (repeatable)
+    #[arg(help_heading = "What may be done", long, value_name = "GLOB", value_parser = glob_pattern)]
+    scratch: Vec<String>,
+
+    /// Memory for files that are not stored
+    #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "16MiB", value_parser = values::size)]
+    scratch_size: ByteSize,
+
+    /// Let other users in, as modes permit
+    #[arg(help_heading = "Who may enter", long)]
+    allow_other: bool,
+
+    /// Owner of everything [default: you]
+    #[arg(help_heading = "Who may enter", long, value_name = "USER", value_parser = values::user)]
+    uid: Option<u32>,
+
+    /// Group of everything [default: yours]
+    #[arg(help_heading = "Who may enter", long, value_name = "GROUP", value_parser = values::group)]
+    gid: Option<u32>,
+
+    /// Most that files permit
+    #[arg(help_heading = "Who may enter", long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    file_mode: u32,
+
+    /// Most that directories permit
+    #[arg(help_heading = "Who may enter", long, value_name = "MODE", default_value = "0700", value_parser = mode)]
+    dir_mode: u32,
+
+    /// List .versions in the root
+    #[arg(help_heading = "What may be done", long)]
+    show_versions: bool,
+
+    /// Write down who opens what, one JSON line each, appended to FILE; SIGHUP opens it again
+    ///
+    /// With --read-only, each open then costs a request to vaultfs, which otherwise costs none.
+    #[arg(help_heading = "The process", long, value_name = "FILE", value_parser = values::absolute_path)]
+    audit: Option<PathBuf>,
+
+    /// Log to FILE instead of the journal or $XDG_STATE_HOME/vaultfs/NAME.log
+    #[arg(help_heading = "The process", long, value_name = "FILE")]
+    log: Option<PathBuf>,
+
+    /// Options as mount(8) takes them: the long ones without dashes, and ro, rw, noexec, nonempty …
+    #[arg(help_heading = "The process", short = 'o', value_name = "OPT,OPT=VAL")]
+    options: Vec<String>,
+
+    /// Log more: -v what is tried again and what changes elsewhere, -vv each request of the kernel, too
+    #[arg(help_heading = "The process", short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// Stay, log on standard error, end with the mount
+    #[arg(help_heading = "The process", short, long)]
+    foreground: bool,
+
+    /// Mount over files
+    #[arg(long, hide = true)]
+    nonempty: bool,
+
+    /// Show .vaultfs in an empty root
+    #[arg(long, hide = true)]
+    never_empty: bool,
+
+    /// Programs on the mount cannot be run
+    #[arg(long, hide = true)]
+    noexec: bool,
+
+    /// As mount(8) has it
+    #[arg(long, hide = true)]
+    sync: bool,
+
+    /// As mount(8) has it
+    #[arg(long, hide = true)]
+    noatime: bool,
+
+    /// As mount(8) has it
+    #[arg(long, hide = true)]
+    nosymfollow: bool,
+
+    /// What the mount table calls it
+    #[arg(long, hide = true, value_name = "NAME")]
+    fsname: Option<String>,
+}
+
+/// A wait that takes longer than this is told.
+const BEFORE_TOLD: Duration = Duration::from_secs(1);
+
+/// Checks everything that can be checked before a process is started.
+fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target)> {
+    if let Some(option) = args.options.first() {
+        return Err(usage(mount_options::refusal(option)).into());
+    }
+    let kernel = KernelOptions {
+        allow_other: args.allow_other,
+        noexec: args.noexec,
+        sync: args.sync,
+        noatime: args.noatime,
+        nosymfollow: args.nosymfollow && nix::unistd::geteuid().is_root(),
+        source: args.fsname.clone(),
+    };
+    if args.nosymfollow && !kernel.nosymfollow {
+        stdio::say("hint: -o nosymfollow has no effect for ordinary users; a vault holds no links anyway");
+    }
+    let (spec, key) = args.connect().resolve()?;
+    let options = args.file_system_options();
+    let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
+    mountpoint::check_machine(&kernel, options.uid, options.gid).map_err(|e| failed(&e))?;
+    let target = mountpoint::check(&args.mountpoint, args.nonempty).map_err(|e| failed(&e))?;
+    let mountpoint = target.path().to_owned();
+    keep_off(&mountpoint, &spec, args.audit.as_ref())?;
+    if !args.allow_other && options.uid != nix::unistd::geteuid().as_raw() {
+        stdio::say("hint: without --allow-other nobody but you can enter, whoever --uid names");
+    }
+    let log = LogConfig::choose(&mountpoint, args.log.as_deref(), args.foreground, args.verbose)
+        .map_err(|e| bad_log(&e))?;
+    let config = MountConfig {
+        mountpoint,
+        options,
+        kernel,
+        spec: serde_json::to_value(spec)?,
+        start: match args.wait {
+            Some(patience) => Start::Wait(patience),
+            None if args.lazy => Start::Lazy,
+            None => Start::AtOnce,
+        },
+        drain: args.drain,
+        on_change: args.on_change.clone(),
+        log: serde_json::to_value(&log)?,
+        foreground: args.foreground,
+    };
+    Ok((config, key, target))
+}
+
+fn bad_log(e: &std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("the log cannot be written: {e}"))
+}
+
+/// What the worker needs must not be on the mount: it would wait for an answer of its own, for ever.
+fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> Result<(), Failure> {
+    let data = match &spec.endpoint {
+        Endpoint::Embedded(dir) => Some(dir),
+        Endpoint::Url(_) => None,
+    };
+    let needed = [data, spec.key_file.as_ref(), spec.ca_file.as_ref(), audit];
+    for path in needed.into_iter().flatten() {
+        // Of a path that is not there yet, the part that is.
+        let real = path.ancestors().find_map(|part| part.canonicalize().ok());
+        if real.is_some_and(|real| real.starts_with(mountpoint)) {
+            let (path, mountpoint) = (path.shown(), mountpoint.shown());
+            return Err(usage(format!(
+                "{path} would be hidden by the mount on {mountpoint}: choose another place"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the command.
+pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
+    let (config, key, target) = prepare(&args)?;
+    let (mut child, ready) = start_keeper(&config, key.secret.as_ref(), target, args.connect.runtime.dir())?;
+    drop(key);
+    let dev = match ready {
+        Outcome::Ready { dev, .. } => dev,
+        Outcome::Failed(failed) => {
+            let _ = child.wait();
+            return Err(Failure::with_code(failed.exit, failed.message).into());
+        }
+    };
+    match look_from_outside(&config.mountpoint, dev) {
+        Ok(status) if !args.read_only => hint_at_key(&status),
+        Ok(_) => {}
+        Err(failure) => {
+            let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+            return Err(failure.into());
+        }
+    }
+    if !args.foreground {
+        return Ok(ExitCode::SUCCESS);
+    }
+    service::stay(child, &config.mountpoint)
+}
+
+/// `mount -f`: everything but the mount.
+pub fn check(args: &MountArgs) -> anyhow::Result<ExitCode> {
+    prepare(args).map(|_| ExitCode::SUCCESS)
+}
+
+impl MountArgs {
+    /// `mount -s`: what is not understood is passed over.
+    pub fn forget_unknown_options(&mut self) {
+        let mut named: Option<String> = None;
+        for option in self.options.drain(..) {
+            // What comes after an unknown name=value may be the rest of that value, if there was a comma in it.
+            let rest = !option.contains('=') && named.as_ref().is_some_and(|before| before.contains('='));
+            if !rest {
+                let shown = mount_options::shown(&option);
+                stdio::say(format_args!("hint: -o {shown} is not known and was ignored"));
+                named = Some(option);
+            }
+        }
+    }
+
+    /// How long it waits for a vault that does not answer yet.
+    pub fn patience(&self) -> Option<Duration> {
+        self.wait
+    }
+
+    /// Refuses what [`run`] refuses without asking a vault or looking at a mount point; for a mount that is made later, by
+    /// the volume plugin. `key_later`: it may still get its key.
+    pub fn rehearse(&self, key_later: bool) -> Result<(), Failure> {
+        self.connect().rehearse(key_later)?;
+        if let Some(path) = &self.audit {
+            Audit::check(path).map_err(|e| assembly::bad_audit(path, &e))?;
+        }
+        self.log.as_deref().map_or(Ok(()), log::check).map_err(|e| bad_log(&e))
+    }
+
+    /// Files of the user for whom it is are as good as one's own.
+    fn connect(&self) -> ConnectArgs {
+        ConnectArgs { also: self.uid, ..self.connect.clone() }
+    }
+
+    fn file_system_options(&self) -> Options {
+        let own = Options::default();
+        Options {
+            // Known where the vault is connected to (`stack`).
+            vault: own.vault,
+            read_only: self.read_only,
+            no_delete: self.no_delete,
+            strict: self.strict,
+            format: self.format,
+            refresh: self.refresh,
+            in_place: self.in_place,
+            max_stale: self.max_stale,
+            timeout: self.connect.timeout,
+            max_size: self.connect.max_size.as_u64(),
+            cache_size: self.cache_size.as_u64(),
+            names: self.names.clone(),
+            scratch: self.scratch.clone(),
+            scratch_size: self.scratch_size.as_u64(),
+            uid: self.uid.unwrap_or(own.uid),
+            gid: self.gid.unwrap_or(own.gid),
+            file_mode: self.file_mode,
+            dir_mode: self.dir_mode,
+            show_versions: self.show_versions,
+            audit: self.audit.clone(),
+            never_empty: self.never_empty,
+        }
+    }
+}
+
+fn usage(message: impl Into<String>) -> Failure {
+    Failure::new(Exit::Usage, message)
+}
+
+/// Octal permission bits.
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected permissions in octal, like 0640".into()),
+    }
+}
+
+/// Something for a shell.
+fn command_line(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() || text.contains('\0') {
+        return Err("give a command, like 'nginx -s reload'".into());
+    }
+    Ok(text.to_owned())
+}
+
+fn glob_pattern(text: &str) -> Result<String, String> {
+    glob::Pattern::new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
+/// Starts the keeper and waits for its one line.
+fn start_keeper(
+    config: &MountConfig,
+    key: Option<&crate::secret::SecretString>,
+    target: Target,
+    runtime_dir: Option<&Path>,
+) -> anyhow::Result<(Child, Outcome)> {
+    let (pipe, theirs) = UnixStream::pair()?;
+    let mut keeper = Command::new("/proc/self/exe");
+    keeper
+        .arg0("vaultfs")
+        .arg(keeper::COMMAND)
+        .arg(&config.mountpoint)
+        .args(runtime_dir.into_iter().flat_map(|dir| [OsStr::new(keeper::RUNTIME_DIR), dir.as_os_str()]))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::piped());
+    for variable in service::VARIABLES {
+        keeper.env_remove(variable);
+    }
+    let mut child = keeper.spawn()?;
+    // The command holds the keeper's end of the socket.
+    drop(keeper);
+    let Some(said) = child.stdout.take() else { anyhow::bail!("no pipe from the keeper") };
+    send_descriptor(pipe.as_fd(), target.directory())?;
+    // From here on the keeper alone keeps the directory open.
+    drop(target);
+    send_config(pipe, config, key)?;
+    if matches!(config.start, Start::Wait(_)) && !speaks_within(&said, BEFORE_TOLD)? {
+        stdio::say("waiting for the vault; the log says why it is not there yet");
+    }
+    let mut line = String::new();
+    BufReader::new(said).read_line(&mut line)?;
+    if line.is_empty() {
+        let status = child.wait()?;
+        anyhow::bail!("the keeper process ended without a word ({status})");
+    }
+    Ok((child, serde_json::from_str(&line)?))
+}
+
+/// Whether something can be read, or the end of it, before the time is up.
+fn speaks_within(said: &impl AsFd, time: Duration) -> nix::Result<bool> {
+    let mut fds = [PollFd::new(said.as_fd(), PollFlags::POLLIN)];
+    let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+    match poll(&mut fds, time) {
+        Err(Errno::EINTR) => Ok(false),
+        ready => ready.map(|n| n > 0),
+    }
+}
+
+/// Says once that nothing can be saved, where the vault has told what the key may do.
+fn hint_at_key(status: &[u8]) {
+    let status = serde_json::from_slice::<fs::Status>(status);
+    if status.is_ok_and(|status| status.vault.may_write == Some(false)) {
+        stdio::say(
+            "hint: this key may not write: files cannot be opened for writing (EACCES); --read-only says so from the start",
+        );
+    }
+}
+
+/// How long a fresh mount may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The mount answers, a file in it can be read, and it is the one that was made. What it says of itself.
+fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<Vec<u8>, Failure> {
+    let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.shown()));
+    let seen = probe::look(mountpoint, ANSWER)
+        .map_err(|e| failed(format!("mounted, but it cannot be used: {e}")))?;
+    let (seen, _) = seen.map_err(|_| failed("mounted, but something on the way was replaced".into()))?;
+    match (seen.stat, seen.statfs) {
+        (Ok((true, seen)), Ok(())) if seen == dev => service::read_through(mountpoint, ANSWER)
+            .map_err(|e| failed(format!("mounted, but nothing can be read: {e}"))),
+        (Ok((_, seen)), Ok(())) if seen != dev => Err(failed("mounted, but another mount covers it".into())),
+        (Err(errno), _) | (_, Err(errno)) => Err(failed(format!(
+            "mounted, but it cannot be used: {}",
+            std::io::Error::from_raw_os_error(errno)
+        ))),
+        _ => Err(failed("mounted, but it is no directory".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_octal_permissions() {
+        assert_eq!(mode("0640"), Ok(0o640));
+        assert!(mode("1777").is_err());
+        assert!(mode("rw").is_err());
+    }
+}

@@ -1,0 +1,395 @@
+//! `vaultfs ls|get|put|rm|log|restore`: objects without a mount.
+//!
+//! Standard output is data and nothing else; sentences go to standard error. Each command connects, does its
+//! work with a few requests and leaves. A save here keeps the promises of a save through a mount: one
+//! version, none for equal bytes, an answer only when the vault has it.
+
+mod lines;
+mod save;
+
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use zeroize::Zeroizing;
+
+use crate::cli::args::connect::{ConnectArgs, connect};
+use crate::cli::commands::objects::lines::{log_line, ls_line};
+use crate::cli::commands::objects::save::{Saved, delete, save};
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::Output;
+use crate::cli::progress::Progress;
+use crate::clock::SystemClock;
+use crate::secret::SecretBytes;
+use crate::sys::hardening;
+use crate::sys::stdio;
+use crate::vault::codec::{self, Format};
+use crate::vault::lazy::Start;
+use crate::vault::model::object::Cursors;
+use crate::vault::{Call, Content, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo};
+
+/// Objects without a mount.
+#[derive(Debug, clap::Subcommand)]
+pub enum ObjectCommand {
+    /// List names
+    ///
+    /// One name a line. A name may hold any character: on a terminal control characters are shown escaped; for
+    /// scripts use --json, which prints one JSON object a line.
+    #[command(after_help = "Examples:\n  vaultfs ls\n  vaultfs ls -l db/\n  vaultfs ls --json | jq -r .name")]
+    Ls(LsArgs),
+    /// Print a value, byte for byte
+    #[command(
+        after_help = "Examples:\n  vaultfs get db/password\n  vaultfs get db/password --version 3 > old"
+    )]
+    Get(GetArgs),
+    /// Store standard input as a value
+    ///
+    /// Makes the object, or a new version of it. Bytes that the vault has already make no new version. For a new object
+    /// the permission write will do; for a version the key has to look the object up, which takes read as well.
+    #[command(after_help = "Examples:\n  printf %s \"$PASSWORD\" | vaultfs put db/password\n  \
+                            vaultfs put tls/key < key.pem\n\necho adds a newline to what it prints, printf %s does not.")]
+    Put(PutArgs),
+    /// Delete objects with their whole history, for good
+    #[command(
+        after_help = "Example:\n  vaultfs rm db/password db/user\n\nWhat can be deleted is, also where another name cannot."
+    )]
+    Rm(RmArgs),
+    /// List the versions of an object, oldest first
+    #[command(after_help = "Examples:\n  vaultfs log db/password\n  vaultfs get db/password --version 3")]
+    Log(LogArgs),
+    /// Make an old version the newest again
+    ///
+    /// Its value is stored as a new version; nothing of the history is lost.
+    #[command(after_help = "Example:\n  vaultfs log db/password\n  vaultfs restore db/password --version 3")]
+    Restore(RestoreArgs),
+}
+
+/// `vaultfs ls`.
+#[derive(Debug, clap::Args)]
+pub struct LsArgs {
+    /// Only names that start with this
+    ///
+    /// A terminal gets names with control characters escaped; a pipe gets them as they are, newlines too: --json is
+    /// exact for all.
+    #[arg(value_name = "PREFIX")]
+    start: Option<String>,
+    /// One JSON object a line: name, id, version, updated_at
+    #[arg(long)]
+    json: bool,
+    /// With version and time of the last change
+    #[arg(short, long)]
+    long: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// `vaultfs get`.
+#[derive(Debug, clap::Args)]
+pub struct GetArgs {
+    /// The object
+    name: String,
+    /// That version instead of the current one (see vaultfs log)
+    #[arg(long, value_name = "N")]
+    version: Option<u64>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// `vaultfs put`.
+#[derive(Debug, clap::Args)]
+pub struct PutArgs {
+    /// The object
+    name: String,
+    /// How to store it: auto keeps JSON objects structured, json takes nothing else, raw stores bytes
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// `vaultfs rm`.
+#[derive(Debug, clap::Args)]
+pub struct RmArgs {
+    /// The objects
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// `vaultfs log`.
+#[derive(Debug, clap::Args)]
+pub struct LogArgs {
+    /// The object
+    name: String,
+    /// One JSON object a line: version, created_at, size, current
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// `vaultfs restore`.
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    /// The object
+    name: String,
+    /// The version to bring back (see vaultfs log)
+    #[arg(long, value_name = "N")]
+    version: u64,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// Runs the command.
+pub fn run(command: ObjectCommand) -> anyhow::Result<ExitCode> {
+    // Where the limit forbids it nothing is said: the value is here for moments, and on its way to a pipe.
+    let _ = hardening::lock_memory();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(async {
+        match command {
+            ObjectCommand::Ls(args) => ls(args).await,
+            ObjectCommand::Get(args) => get(args).await,
+            ObjectCommand::Put(args) => put(args).await,
+            ObjectCommand::Rm(args) => rm(args).await,
+            ObjectCommand::Log(args) => log(args).await,
+            ObjectCommand::Restore(args) => restore(args).await,
+        }
+    })?;
+    Ok(code)
+}
+
+/// What one command works with.
+struct Session {
+    vault: DynVault,
+    /// What came with the connection, until somebody takes it.
+    first_page: Option<Page>,
+    timeout: Duration,
+    max_size: u64,
+}
+
+impl Session {
+    /// Connects, does `work`, and lets go of the vault whatever comes of it.
+    async fn with<T>(
+        args: &ConnectArgs,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let (spec, key) = args.resolve_or_mounted()?;
+        let connected = connect(&spec, key, Arc::new(SystemClock), Start::AtOnce).await?;
+        let mut session = Session {
+            vault: connected.vault,
+            first_page: connected.first_page,
+            timeout: spec.timeout,
+            max_size: spec.max_size,
+        };
+        let result = work(&mut session).await;
+        if let Some(embedded) = connected.embedded {
+            embedded.shutdown().await;
+        }
+        result
+    }
+
+    /// The bounds of one operation.
+    fn call(&self) -> Call {
+        Call::foreground(Instant::now() + self.timeout)
+    }
+
+    async fn read(&self, name: &ObjectName) -> Result<Object, Error> {
+        self.vault.get_by_name(&self.call(), name).await
+    }
+
+    /// The versions of an object, oldest first.
+    async fn history(&self, meta: &Meta) -> Result<Vec<VersionInfo>, Error> {
+        self.vault.versions(&self.call(), &meta.id).await.map_err(|e| named(&meta.name, e))
+    }
+
+    /// The value of an old version.
+    async fn old(&self, meta: &Meta, info: &VersionInfo) -> Result<Content, Error> {
+        let old = self.vault.version(&self.call(), &meta.id, info).await;
+        old.map(|object| object.content).map_err(|e| named(&meta.name, e))
+    }
+
+    /// The version in the object's history that `number` means.
+    async fn version_info(&self, meta: &Meta, number: u64) -> Result<VersionInfo, Failure> {
+        let history = self.history(meta).await?;
+        let range = match (history.first(), history.last()) {
+            (Some(first), Some(last)) => format!("{} to {}", first.number, last.number),
+            _ => "none".to_owned(),
+        };
+        history.into_iter().find(|v| v.number == number).ok_or_else(|| {
+            let sentence = format!("{:?} has no version {number} (there are {range})", meta.name);
+            Failure::new(Exit::NotFound, sentence)
+        })
+    }
+}
+
+/// What was asked for by its id is told by its name first.
+fn named(name: &ObjectName, e: Error) -> Error {
+    Error { message: format!("{name:?}: {}", e.message), ..e }
+}
+
+fn object_name(text: &str) -> Result<ObjectName, Failure> {
+    ObjectName::new(text).ok_or_else(|| Failure::new(Exit::Usage, "a name has 1 to 1024 bytes"))
+}
+
+async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
+    Session::with(&args.connect, async |session| {
+        let mut out = Output::new();
+        let mut query = ListQuery::first();
+        let mut page = match session.first_page.take() {
+            Some(page) => page,
+            None => session.vault.list(&session.call(), &query).await?,
+        };
+        let mut cursors = Cursors::default();
+        // Where the names themselves are not on the terminal.
+        let mut progress = (!out.terminal || args.start.is_some()).then(Progress::on_stderr);
+        let mut seen = 0;
+        loop {
+            let Page { items, next } = page;
+            seen += items.len();
+            let prefix = args.start.as_deref().unwrap_or("");
+            for item in items.iter().filter(|item| item.name.as_str().starts_with(prefix)) {
+                let line = ls_line(item, args.json, args.long, out.terminal) + "\n";
+                if !out.bytes(line.as_bytes())? {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            let Some(cursor) = cursors.advance(next)? else { break };
+            if let Some(progress) = &mut progress {
+                progress.say(&format!("{seen} names"));
+            }
+            // What is there is shown before the next page is asked for.
+            if !out.flush()? {
+                return Ok(ExitCode::SUCCESS);
+            }
+            query = query.next(cursor);
+            page = session.vault.list(&session.call(), &query).await?;
+        }
+        drop(progress);
+        out.finish()
+    })
+    .await
+}
+
+async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
+    let name = object_name(&args.name)?;
+    Session::with(&args.connect, async |session| {
+        let object = session.read(&name).await?;
+        let content = match args.version {
+            None => object.content,
+            Some(number) => {
+                let info = session.version_info(&object.meta, number).await?;
+                session.old(&object.meta, &info).await?
+            }
+        };
+        let mut out = Output::new();
+        // To standard output, because that is what was asked for.
+        out.bytes(content.bytes.expose())?;
+        out.finish()
+    })
+    .await
+}
+
+async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
+    let name = object_name(&args.name)?;
+    Session::with(&args.connect, async |session| {
+        let bytes = read_stdin(session.max_size)?;
+        save(session, &name, |base| {
+            codec::to_content(args.format, base, bytes.expose())
+                .map_err(|e| Failure::new(Exit::Failed, e.to_string()))
+        })
+        .await?;
+        Ok(ExitCode::SUCCESS)
+    })
+    .await
+}
+
+async fn rm(args: RmArgs) -> Result<ExitCode, Failure> {
+    let names = args.names.iter().map(|name| object_name(name)).collect::<Result<Vec<_>, _>>()?;
+    Session::with(&args.connect, async |session| {
+        let mut failed: Option<Failure> = None;
+        for name in &names {
+            if let Err(e) = delete(session, name).await {
+                // Each is said; the last by whoever ends the program.
+                if let Some(earlier) = failed.replace(e.into()) {
+                    earlier.report();
+                }
+            }
+        }
+        failed.map_or(Ok(ExitCode::SUCCESS), Err)
+    })
+    .await
+}
+
+async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
+    let name = object_name(&args.name)?;
+    Session::with(&args.connect, async |session| {
+        let meta = session.read(&name).await?.meta;
+        let history = session.history(&meta).await?;
+        let mut out = Output::new();
+        for info in &history {
+            if !out.line(log_line(info, args.json))? {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+        out.finish()
+    })
+    .await
+}
+
+async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
+    let name = object_name(&args.name)?;
+    Session::with(&args.connect, async |session| {
+        let meta = session.read(&name).await?.meta;
+        let info = session.version_info(&meta, args.version).await?;
+        let old = session.old(&meta, &info).await?;
+        if save(session, &name, |_| Ok(old.clone())).await? == Saved::Equal {
+            let number = args.version;
+            stdio::say(format_args!("{:?} holds the bytes of version {number} already: nothing to do", name));
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+    .await
+}
+
+/// Whether a standard descriptor was closed when the program started: the runtime puts /dev/null in its place, for reading and
+/// writing, while a shell's `< /dev/null` is for reading only.
+fn is_closed(standard: impl AsFd) -> bool {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let null = std::fs::metadata("/dev/null").ok();
+    let seen = nix::sys::stat::fstat(&standard).ok();
+    let is_null = null.zip(seen).is_some_and(|(null, seen)| null.rdev() == seen.st_rdev && seen.st_rdev != 0);
+    let flags = fcntl(&standard, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
+    is_null && flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_RDWR)
+}
+
+/// All of standard input, at most `max` bytes.
+pub(in crate::cli) fn read_stdin(max: u64) -> Result<SecretBytes, Failure> {
+    if is_closed(io::stdin()) {
+        let sentence =
+            "standard input is closed: nothing is stored (an empty value: printf '' | vaultfs put NAME)";
+        return Err(Failure::new(Exit::Failed, sentence));
+    }
+    let mut input = io::stdin().lock();
+    if input.is_terminal() {
+        stdio::say("reading the value from the terminal, end it with Ctrl-D");
+    }
+    let mut bytes = SecretBytes::default();
+    let mut buffer = Zeroizing::new(vec![0; 64 * 1024]);
+    loop {
+        let n = match input.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Failure::new(Exit::Failed, format!("cannot read standard input: {e}"))),
+        };
+        if (bytes.len() + n) as u64 > max {
+            let sentence = format!("the value is larger than {max} bytes, see --max-size");
+            return Err(Failure::new(Exit::Failed, sentence));
+        }
+        bytes.write_at(bytes.len(), &buffer[..n]);
+    }
+}

@@ -1,0 +1,574 @@
+//! `vaultfs unmount`: stores what is unsaved, unmounts, waits until everything has ended.
+//!
+//! Exit 0 means: the vault has every write, the mount is gone, and so are its processes. Otherwise the mount
+//! stays (exit 7: unsaved writes are left; exit 1: programs use it, and are named), unless `--lazy` or
+//! `--force` say to give that up. Exit 7 also when `--force` gave writes up.
+//!
+//! `--force` ends a worker that does not answer, too: it is killed, and its successor is asked instead, which has all
+//! that was unsaved. Only where that one does not answer either its keeper is killed, and what is lost then is named
+//! as far as the keeper has written it down.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::cli::args::values::RuntimeDirArg;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::progress::Progress;
+use crate::daemon::control::{Answer, Client, Request};
+use crate::daemon::live_mounts;
+use crate::daemon::live_mounts::LiveMount;
+use crate::daemon::locate;
+use crate::daemon::locate::LocateError;
+use crate::daemon::worker;
+use crate::daemon::worker::reason;
+use crate::display;
+use crate::display::Shown;
+use crate::fs::Unsaved;
+use crate::sys::channel;
+use crate::sys::mount_table;
+use crate::sys::mount_table::Entry;
+use crate::sys::process::Process;
+use crate::sys::stdio;
+use crate::sys::unmount;
+use crate::sys::unmount::Mode;
+use crate::sys::{mount_users, mountpoint, probe, trust};
+
+/// Store what is unsaved, then unmount
+///
+/// Done means that the vault has every write, and that the mount and its processes are gone. If something cannot be
+/// stored, or if programs use the mount, they are named, and the mount stays.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  vaultfs unmount ~/secrets\n  vaultfs unmount --lazy ~/secrets     its users keep it \
+                        until they end\n\nExit code 1 and the mount stays if programs use it. Exit code 7 if writes \
+                        are left: the mount stays, and `vaultfs pending` lists them; with --force they are lost."
+)]
+pub struct UnmountArgs {
+    /// Where the vault is mounted
+    mountpoint: PathBuf,
+
+    /// Detach now, even if programs use it; it ends when the last of them lets go
+    #[arg(short, long)]
+    lazy: bool,
+
+    /// Give up what cannot be stored, and take the mount away from programs that use it
+    #[arg(short, long)]
+    force: bool,
+
+    #[command(flatten)]
+    runtime: RuntimeDirArg,
+}
+
+impl UnmountArgs {
+    /// For umount(8)'s helper.
+    pub fn new(mountpoint: PathBuf, lazy: bool, force: bool) -> Self {
+        Self { mountpoint, lazy, force, runtime: RuntimeDirArg::default() }
+    }
+}
+
+/// A worker that has not answered a question about its state by then hangs.
+const ANSWER: Duration = Duration::from_secs(5);
+/// The same of a mount whose keeper may be replacing its worker meanwhile.
+const REPLACED: Duration = Duration::from_secs(20);
+/// The same where the worker was killed: its keeper may pause before it starts another one.
+const SUCCESSION: Duration = Duration::from_secs(45);
+/// The time a worker gets beyond its own `--drain`.
+const DRAIN_MARGIN: Duration = Duration::from_secs(10);
+/// What `--drain` is where nothing is said.
+const USUAL_DRAIN: Duration = Duration::from_secs(60);
+/// More than anybody waits for.
+const LONGEST_DRAIN: Duration = Duration::from_secs(7 * 24 * 3600);
+/// With `--force` nobody wants to wait for a whole `--drain`.
+const FORCED_DRAIN: Duration = Duration::from_secs(10);
+/// How long processes may take to end after the mount is gone.
+const END: Duration = Duration::from_secs(30);
+/// How long a mount may look busy without anybody to name.
+const TRANSIENT: Duration = Duration::from_secs(2);
+
+/// How long another worker may take to answer, after one that died.
+const SUCCESSOR: Duration = Duration::from_secs(30);
+/// An unmounted mount that nobody has any more ends within that time. A container that is just being made has a copy of each
+/// mount for a moment.
+const SETTLED: Duration = Duration::from_secs(5);
+/// How often a drain is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Runs the command.
+pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
+    channel::close_inherited();
+    args.runtime.apply();
+    let entry = match locate::vaultfs_at(&args.mountpoint) {
+        Ok(entry) => entry,
+        Err(e) => return not_mounted_here(&args, &e),
+    };
+    // What this process got from the shell must not keep the mount busy.
+    std::env::set_current_dir("/")?;
+    let Some(mount) = live_mounts::of(&entry) else {
+        return match live_mounts::orphan(&entry) {
+            Some(orphan) if args.force => force_orphan(&entry, &orphan),
+            Some(orphan) => end_of_orphan(&entry, &orphan),
+            None => without_processes(&entry, &args),
+        };
+    };
+    if !args.lazy && !args.force {
+        // Before draining: a file that somebody is still writing must not be stored half-written for nothing.
+        refuse_if_busy(&entry)?;
+    }
+    if args.force {
+        return force(Some(&entry), &mount);
+    }
+    let is_here = || mount_table::is_mounted(&entry.mountpoint, entry.dev);
+    let (unsaved, patience) = match drain(&mount, REPLACED, None) {
+        Ok(drained) => drained,
+        Err(_) if !is_here() => {
+            let path = entry.mountpoint.shown();
+            let message =
+                format!("{path} was unmounted by another command meanwhile, which says what was not stored");
+            return Err(Failure::new(Exit::Failed, message).into());
+        }
+        Err(e) => return Err(e.into()),
+    };
+    if !unsaved.is_empty() {
+        let next = format!(
+            "{} stays mounted; repair the cause and try again, or give them up with --force",
+            entry.mountpoint.shown()
+        );
+        return Err(not_stored(&unsaved, &next).into());
+    }
+    let watcher = match watch(&mount) {
+        Ok(watcher) => Some(watcher),
+        // Another command was first; everything was stored before.
+        Err(_) if !is_here() => None,
+        Err(e) => return Err(e.into()),
+    };
+    if !take_away(&entry, args.lazy)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    refuse_if_bound(&entry)?;
+    wait_for_end(&mount, watcher, patience)
+}
+
+/// The mount goes on as long as it is at other places, too.
+fn refuse_if_bound(entry: &Entry) -> anyhow::Result<()> {
+    let others = mount_table::table()?.into_iter().filter(|e| e.dev == entry.dev);
+    let others: Vec<_> = others.map(|e| e.mountpoint.shown().to_string()).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let (here, there) = (entry.mountpoint.shown(), others.join(", "));
+    let message = format!("{here} is unmounted, but the same vault is still at {there}: unmount there, too");
+    Err(Failure::new(Exit::Failed, message).into())
+}
+
+fn watch(mount: &LiveMount) -> std::io::Result<Client> {
+    let mut watcher = mount.connect(ANSWER)?;
+    watcher.send(&Request::Watch)?;
+    Ok(watcher)
+}
+
+/// How long the mount takes for a drain by its `--drain`, and since when it has been known.
+type Own = Option<(Duration, Instant)>;
+
+/// Has everything stored, for as long as the mount's `--drain` says and not longer than `limit`; a worker is to answer
+/// `within` that time at first. Also says how long it may take for that, now and at its end. Where it dies meanwhile,
+/// its successor goes on, with what is unsaved.
+fn drain(
+    mount: &LiveMount,
+    within: Duration,
+    limit: Option<Duration>,
+) -> Result<(Vec<Unsaved>, Duration), Failure> {
+    let begun = Instant::now();
+    let mut own = None;
+    loop {
+        let patience = if own.is_some() { SUCCESSOR } else { within.saturating_sub(begun.elapsed()) };
+        let e = match drain_once(mount, patience, limit, &mut own) {
+            Ok(Answer::Drained(unsaved)) => {
+                return Ok((unsaved, own.map_or(Duration::ZERO, |(all, _)| all) + DRAIN_MARGIN));
+            }
+            Ok(Answer::Error(e)) => return Err(Failure::new(Exit::Failed, e)),
+            Ok(Answer::Status(_) | Answer::Discarded(_) | Answer::Ended(_)) => return Err(odd(mount)),
+            Err(e) => e,
+        };
+        let in_time = match own {
+            Some((all, since)) => since.elapsed() < limit.map_or(all, |limit| all.min(limit)) + DRAIN_MARGIN,
+            None => begun.elapsed() < within,
+        };
+        if !has_died(&e) || !in_time || mount.has_ended(Duration::ZERO) {
+            return Err(silent(mount, &e));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn silent(mount: &LiveMount, e: &std::io::Error) -> Failure {
+    let path = mount.mountpoint.shown();
+    let message =
+        format!("{path} does not answer ({e}); --force takes it away, and names what is unsaved then");
+    Failure::new(Exit::Failed, message)
+}
+
+fn odd(mount: &LiveMount) -> Failure {
+    silent(mount, &std::io::ErrorKind::InvalidData.into())
+}
+
+/// Whether that is what a worker's death looks like from here.
+fn has_died(e: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// The mount's `--drain`, as far as it is believed: what another user's says has to be waited for no longer than usual.
+fn drain_time(mount: &LiveMount, status: &serde_json::Value) -> Duration {
+    let longest = if mount.is_own() { LONGEST_DRAIN } else { USUAL_DRAIN };
+    status["drain_s"].as_u64().map_or(USUAL_DRAIN, Duration::from_secs).min(longest)
+}
+
+/// One worker's answer to a drain.
+fn drain_once(
+    mount: &LiveMount,
+    patience: Duration,
+    limit: Option<Duration>,
+    own: &mut Own,
+) -> std::io::Result<Answer> {
+    let mut client = mount.connect(ANSWER)?;
+    let all = match client.ask(&Request::Status, patience)? {
+        Answer::Status(status) => drain_time(mount, &status),
+        other => return Ok(other),
+    };
+    let (_, since) = own.get_or_insert((all, Instant::now()));
+    let time = limit.map_or(all, |limit| all.min(limit)).saturating_sub(since.elapsed());
+    client.send(&Request::Drain { timeout_ms: Some(time.as_millis() as u64) })?;
+    wait_for_drain(mount, &mut client, time)
+}
+
+/// The answer to a drain; who watches a terminal sees how many writes are still to be stored.
+///
+/// What is shown counts from `time`, which is what the worker was given; it is waited for a little longer.
+fn wait_for_drain(mount: &LiveMount, client: &mut Client, time: Duration) -> std::io::Result<Answer> {
+    let mut progress = Progress::on_stderr();
+    let asked_until = Instant::now() + time;
+    let end = asked_until + DRAIN_MARGIN;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if client.has_answered(left.min(LOOK))? || left.is_zero() {
+            return client.receive(left)?.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let asked = mount.connect(ANSWER).and_then(|mut c| c.ask(&Request::Status, ANSWER));
+        if let Ok(Answer::Status(status)) = asked {
+            let unsaved = status["fs"]["unsaved"].as_array().map_or(0, Vec::len);
+            let left = asked_until.saturating_duration_since(Instant::now());
+            let seconds = left.as_millis().div_ceil(1000);
+            progress.say(&format!("storing: {unsaved} left, for at most {seconds} s more"));
+        }
+    }
+}
+
+/// Unmounts; `Ok(false)` if it was only detached, because programs use it.
+fn take_away(entry: &Entry, lazy: bool) -> Result<bool, Failure> {
+    let path = entry.mountpoint.shown();
+    let failed = |e: std::io::Error| Failure::new(Exit::Failed, format!("{path} cannot be unmounted: {e}"));
+    let end = Instant::now() + TRANSIENT;
+    loop {
+        match unmount::unmount(&entry.mountpoint, entry.dev, Mode::Plain) {
+            Ok(true) => return Ok(true),
+            // Another command was first.
+            Ok(false) | Err(_) if !mount_table::is_mounted(&entry.mountpoint, entry.dev) => return Ok(true),
+            Ok(false) => {
+                return Err(Failure::new(Exit::Failed, format!("{path}: another mount covers it by now")));
+            }
+            Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(failed(e)),
+            Err(_) => {}
+        }
+        let users = mount_users::users(entry);
+        if lazy {
+            unmount::unmount(&entry.mountpoint, entry.dev, Mode::Lazy).map_err(failed)?;
+            stdio::say(format_args!("{path} is detached; it ends when these let go: {}", names(&users)));
+            return Ok(false);
+        }
+        if !users.is_empty() || Instant::now() >= end {
+            return Err(in_use(entry, &users));
+        }
+        // It looked busy, but nobody can be named: somebody just looked.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn refuse_if_busy(entry: &Entry) -> Result<(), Failure> {
+    match mount_users::users(entry) {
+        users if users.is_empty() => Ok(()),
+        users => Err(in_use(entry, &users)),
+    }
+}
+
+fn in_use(entry: &Entry, users: &[mount_users::User]) -> Failure {
+    let shell = nix::unistd::getppid().as_raw();
+    let next = match users {
+        [one] if i64::from(one.pid) == i64::from(shell) => "cd out of it, or use --lazy",
+        users if users.iter().any(|u| i64::from(u.pid) == i64::from(shell)) => {
+            "cd out of it in this shell, and end the others, or use --lazy"
+        }
+        _ => "end them, or use --lazy",
+    };
+    Failure::new(Exit::Failed, format!("{} is in use by {}: {next}", entry.mountpoint.shown(), names(users)))
+}
+
+fn names(users: &[mount_users::User]) -> String {
+    match users {
+        [] => "processes that this user cannot see, or a mount inside it".into(),
+        users => users
+            .iter()
+            .map(|u| format!("{} ({})", u.pid, display::text(&u.name)))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+fn wait_for_end(mount: &LiveMount, watcher: Option<Client>, patience: Duration) -> anyhow::Result<ExitCode> {
+    let path = mount.mountpoint.shown();
+    let unsaved = match watcher.map_or(Ok(Ok(None)), |watcher| hear_the_end(mount, watcher, patience))? {
+        Ok(Some(Answer::Ended(unsaved))) => unsaved,
+        Ok(_) => Vec::new(),
+        // It had ended before it read the question.
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Vec::new(),
+        Err(e) => {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!(
+                    "{path} is unmounted, but its worker goes on ({e}): another mount namespace (a container?) \
+                     has it still, or it hangs"
+                ),
+            )
+            .into());
+        }
+    };
+    if !mount.has_ended(END) {
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("{path} is unmounted, but process {} has not ended", mount.keeper_pid()),
+        )
+        .into());
+    }
+    if unsaved.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(not_stored(&unsaved, "they were written while the mount ended, and are lost").into())
+}
+
+/// What the worker says at its end, unless another mount namespace keeps it from ending.
+fn hear_the_end(
+    mount: &LiveMount,
+    mut watcher: Client,
+    patience: Duration,
+) -> Result<std::io::Result<Option<Answer>>, Failure> {
+    let begun = Instant::now();
+    loop {
+        let left = patience.saturating_sub(begun.elapsed());
+        match watcher.has_answered(left.min(LOOK)) {
+            Ok(false) if !left.is_zero() => {}
+            Ok(_) => return Ok(watcher.receive(left)),
+            Err(e) => return Ok(Err(e)),
+        }
+        if begun.elapsed() >= SETTLED && !mount_users::namespaces_with(mount.dev).is_empty() {
+            return Err(detached(mount));
+        }
+    }
+}
+
+/// It is not mounted here any more, and goes on.
+fn detached(mount: &LiveMount) -> Failure {
+    let path = mount.mountpoint.shown();
+    let message = format!(
+        "{path} is unmounted here, but {}; it ends with that, or now with `vaultfs unmount --force {path}` (its keeper is \
+         process {})",
+        holders(mount),
+        mount.keeper_pid()
+    );
+    Failure::new(Exit::Failed, message)
+}
+
+/// Who has a mount that is not mounted here.
+pub(in crate::cli) fn holders(mount: &LiveMount) -> String {
+    match mount_users::namespaces_with(mount.dev).as_slice() {
+        [] => "programs have files of it open still, or a mount namespace that this user cannot see".into(),
+        users => format!("another mount namespace has it still: that of {}", names(users)),
+    }
+}
+
+/// Nothing is mounted there, or no longer in this mount namespace.
+fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<ExitCode> {
+    let was_there = |path: &Path| live_mounts::detached().into_iter().rfind(|mount| mount.mountpoint == path);
+    let LocateError::NotMounted(path) = why else {
+        return Err(Failure::new(Exit::NotFound, why.to_string()).into());
+    };
+    match was_there(path) {
+        Some(mount) if args.force => force(None, &mount),
+        Some(mount) => Err(detached(&mount).into()),
+        None => Err(Failure::new(Exit::NotFound, why.to_string()).into()),
+    }
+}
+
+/// The keeper is gone: the worker stores what is unsaved and ends, without being asked. The mount is dead then, and removed.
+fn end_of_orphan(entry: &Entry, mount: &LiveMount) -> anyhow::Result<ExitCode> {
+    let path = mount.mountpoint.shown();
+    let silent = |e: std::io::Error| {
+        let message =
+            format!("{path}: its keeper is gone, and its worker does not answer ({e}); --force detaches it");
+        Failure::new(Exit::Failed, message)
+    };
+    let mut client = mount.connect(ANSWER).map_err(silent)?;
+    let Answer::Status(status) = client.ask(&Request::Status, ANSWER).map_err(silent)? else {
+        return Err(silent(std::io::ErrorKind::InvalidData.into()).into());
+    };
+    let worker = status["worker_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    let worker = worker.and_then(|pid| Process::open(pid, mount.owner()));
+    let patience = drain_time(mount, &status) + DRAIN_MARGIN;
+    client.send(&Request::Watch).map_err(silent)?;
+    let unsaved = match client.receive(patience) {
+        Ok(Some(Answer::Ended(unsaved))) => unsaved,
+        Ok(_) => Vec::new(),
+        Err(e) => return Err(silent(e).into()),
+    };
+    let has_ended = worker.is_none_or(|worker| worker.ended(END));
+    if has_ended {
+        mountpoint::remove_dead(&entry.mountpoint, entry)
+            .map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
+    }
+    gone(mount, has_ended)?;
+    if unsaved.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(not_stored(&unsaved, "the vault did not take them before the mount ended, and they are lost").into())
+}
+
+fn not_stored(unsaved: &[Unsaved], next: &str) -> Failure {
+    let lost = unsaved.iter().map(|left| format!("  {}: {}", display::text(&left.name), reason(left)));
+    let lines = lost.chain([next.to_owned()]).collect();
+    Failure::new(Exit::Unsaved, "not stored:").with_lines(lines)
+}
+
+/// `--force`: the worker ends soon, its keeper takes the mount away.
+fn force(entry: Option<&Entry>, mount: &LiveMount) -> anyhow::Result<ExitCode> {
+    let mut within = ANSWER;
+    loop {
+        let (lost, patience) = match drain(mount, within, Some(FORCED_DRAIN)).and_then(|_| end(mount)) {
+            Ok(lost) => (Some(lost), END),
+            // Nobody ever will.
+            Err(_) if mount.broken().is_some() => {
+                mount.signal(Signal::SIGTERM);
+                (mount.unsaved().cloned(), END)
+            }
+            Err(_) if within == ANSWER => {
+                stdio::say(
+                    "the worker does not answer: killing it, for another one to store what is unsaved",
+                );
+                for worker in children(mount).iter().filter(|child| child.is_called(worker::NAME)) {
+                    worker.signal(Signal::SIGKILL);
+                }
+                within = SUCCESSION;
+                continue;
+            }
+            Err(_) => {
+                (entry.and_then(live_mounts::of).and_then(|mount| mount.unsaved().cloned()), Duration::ZERO)
+            }
+        };
+        take_from_keeper(mount, patience)?;
+        return given_up(mount, lost);
+    }
+}
+
+/// The same where its keeper is gone: its worker ends by itself, sooner or later.
+fn force_orphan(entry: &Entry, mount: &LiveMount) -> anyhow::Result<ExitCode> {
+    let lost = match drain_once(mount, ANSWER, Some(FORCED_DRAIN), &mut None) {
+        Ok(Answer::Drained(unsaved)) => Some(unsaved),
+        _ => None,
+    };
+    mountpoint::remove_dead(&entry.mountpoint, entry)
+        .map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
+    given_up(mount, lost)
+}
+
+/// What `--force` ends with; `lost` is `None` if nobody could say.
+fn given_up(mount: &LiveMount, lost: Option<Vec<Unsaved>>) -> anyhow::Result<ExitCode> {
+    match lost {
+        Some(lost) if lost.is_empty() => Ok(ExitCode::SUCCESS),
+        Some(lost) => Err(not_stored(&lost, "they were given up, as --force says, and are lost").into()),
+        None => Err(Failure::new(
+            Exit::Unsaved,
+            format!(
+                "{}: neither its worker nor another one answered: what was not stored is lost, and cannot be named",
+                mount.mountpoint.shown()
+            ),
+        )
+        .into()),
+    }
+}
+
+/// Ends the worker; what the vault does not have then.
+fn end(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
+    let asked = mount.connect(ANSWER).and_then(|mut c| c.ask(&Request::End, Duration::from_secs(10)));
+    match asked.map_err(|e| silent(mount, &e))? {
+        Answer::Ended(lost) => Ok(lost),
+        _ => Err(odd(mount)),
+    }
+}
+
+/// Waits until the keeper has taken the mount away, or does so in its place.
+fn take_from_keeper(mount: &LiveMount, patience: Duration) -> Result<(), Failure> {
+    let path = mount.mountpoint.shown();
+    if !mount.has_ended(patience) {
+        // The keeper would start another worker: it goes first, and cannot clean up, which is for us to do then.
+        let children = children(mount);
+        mount.signal(Signal::SIGKILL);
+        children.iter().for_each(|child| child.signal(Signal::SIGKILL));
+        mount.clear();
+        if mount.has_ended(END) {
+            unmount::unmount(&mount.mountpoint, mount.dev, Mode::Lazy)
+                .map_err(|e| Failure::new(Exit::Failed, format!("{path} cannot be unmounted: {e}")))?;
+        }
+    }
+    gone(mount, mount.has_ended(END))
+}
+
+/// The processes that a mount's keeper started.
+fn children(mount: &LiveMount) -> Vec<Process> {
+    mount.keeper().map_or_else(Vec::new, |keeper| keeper.children())
+}
+
+fn gone(mount: &LiveMount, has_ended: bool) -> Result<(), Failure> {
+    if has_ended && !mount_table::is_mounted(&mount.mountpoint, mount.dev) {
+        return Ok(());
+    }
+    let path = mount.mountpoint.shown();
+    Err(Failure::new(Exit::Failed, format!("{path} is still there; see the log")))
+}
+
+/// A mount in the table that no process of this user's answers for.
+fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCode> {
+    let path: &Path = &entry.mountpoint;
+    if trust::may_ask(entry).is_none() {
+        return Err(Failure::new(
+            Exit::NotFound,
+            format!("{} is the mount of another user: it is left alone", path.shown()),
+        )
+        .into());
+    }
+    let dead = probe::look(path, Duration::from_secs(5))
+        .is_ok_and(|seen| seen.is_ok_and(|(seen, _)| mountpoint::is_dead(entry, &seen)));
+    if !dead && !args.force {
+        return Err(Failure::new(
+            Exit::Failed,
+            format!(
+                "{}: its processes cannot be found, but it is not dead; --force detaches it",
+                path.shown()
+            ),
+        )
+        .into());
+    }
+    mountpoint::remove_dead(path, entry).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
+    let was = if dead { "was a dead mount; it is removed" } else { "is detached; nobody answers for it" };
+    stdio::say(format_args!("{} {was}", path.shown()));
+    Ok(ExitCode::SUCCESS)
+}

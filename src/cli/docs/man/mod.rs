@@ -1,0 +1,202 @@
+//! Man pages in the form of man-pages(7), from the definitions that parse the command line.
+//!
+//! Nothing about a command is written down twice: what it takes and does is clap's, its examples are those of `--help`,
+//! exit codes are those that commands end with, and what else a page has to say (which variables and files count for a
+//! command) follows from its options, by the tables in [`tables`]. Sections 1 and 8 are the commands and the helpers of
+//! mount(8); section 5 is the tree of a mount and a line of /etc/fstab.
+
+mod command;
+mod format;
+mod tables;
+mod text;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use clap::CommandFactory;
+use roff::Roff;
+
+use crate::cli::Cli;
+use crate::cli::commands::mount8::{MountHelper, UmountHelper};
+use crate::cli::docs::man::command::Page;
+
+/// What the foot of a page says.
+const VERSION: &str = concat!("vaultfs ", env!("CARGO_PKG_VERSION"));
+
+/// Writes all pages into `dir`.
+pub fn write(dir: &Path) -> io::Result<()> {
+    for (name, text) in pages() {
+        fs::write(dir.join(name), text)?;
+    }
+    Ok(())
+}
+
+/// Each page, by the name of its file.
+fn pages() -> Vec<(String, String)> {
+    let mut cli = without_help_command(Cli::command());
+    cli.build();
+    let mut pages = Vec::new();
+    pages_of(&cli, None, &mut pages);
+    // As mount(8) calls them, with their options in its terms.
+    for mut helper in [MountHelper::command(), UmountHelper::command()] {
+        helper.build();
+        let page = Page { command: &helper, parent: None, section: '8' };
+        pages.push((format!("{}.8", helper.get_name()), page.render()));
+    }
+    pages.push(("vaultfs.5".to_owned(), format::render(&cli)));
+    pages
+}
+
+/// The page of a command and those of its subcommands: vaultfs-mount.1.
+fn pages_of(command: &clap::Command, parent: Option<&clap::Command>, pages: &mut Vec<(String, String)>) {
+    let page = Page { command, parent, section: '1' };
+    pages.push((format!("{}.1", page.name()), page.render()));
+    for sub in command::subcommands(command) {
+        pages_of(sub, Some(command), pages);
+    }
+}
+
+/// `vaultfs help` has no page to refer to.
+fn without_help_command(command: clap::Command) -> clap::Command {
+    command.disable_help_subcommand(true).mut_subcommands(without_help_command)
+}
+
+/// A page that has a head yet.
+fn head(name: &str, section: char) -> Roff {
+    let manual = match section {
+        '1' => "User Commands",
+        '5' => "File Formats",
+        _ => "System Administration",
+    };
+    let mut page = Roff::new();
+    // Quoted by hand: an empty argument would be none.
+    let date = format!("\"{}\"", date());
+    page.control("TH", [name, &section.to_string(), &date, VERSION, manual]);
+    page
+}
+
+/// The day of the sources, where whoever builds a package says it.
+fn date() -> String {
+    let seconds = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
+    let day = |seconds| {
+        let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+        humantime::format_rfc3339_seconds(time).to_string().split('T').next().map(str::to_owned)
+    };
+    seconds.and_then(day).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    fn all() -> BTreeMap<String, String> {
+        pages().into_iter().collect()
+    }
+
+    #[test]
+    fn every_command_has_its_page_and_nothing_else_has() {
+        let pages = all();
+        for name in [
+            "vaultfs.1",
+            "vaultfs-mount.1",
+            "vaultfs-key-create.1",
+            "vaultfs-serve-key-add.1",
+            "vaultfs.5",
+            "mount.vaultfs.8",
+            "umount.fuse.vaultfs.8",
+        ] {
+            assert!(pages.contains_key(name), "{name}: {:?}", pages.keys());
+        }
+        let internal = ["generate", "keeper", "worker", "help"];
+        assert!(!pages.keys().any(|name| internal.iter().any(|word| name.contains(word))));
+    }
+
+    #[test]
+    fn every_page_has_the_sections_of_man_pages_7_in_their_order() {
+        const ORDER: [&str; 11] = [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "OPTIONS",
+            "COMMANDS",
+            "EXIT STATUS",
+            "ENVIRONMENT",
+            "FILES",
+            "NOTES",
+            "EXAMPLES",
+            "SEE ALSO",
+        ];
+        for (name, text) in all().iter().filter(|(name, _)| !name.ends_with(".5")) {
+            let sections: Vec<&str> = text
+                .lines()
+                .filter_map(|line| line.strip_prefix(".SH "))
+                .map(|title| title.trim_matches('"'))
+                .collect();
+            let places: Vec<_> =
+                sections.iter().map(|title| ORDER.iter().position(|known| known == title)).collect();
+            assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{name}: {sections:?}");
+            for needed in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "SEE ALSO"] {
+                assert!(sections.contains(&needed), "{name} has no {needed}");
+            }
+        }
+        let mount = &all()["vaultfs-mount.1"];
+        for needed in ["ENVIRONMENT", "FILES", "EXAMPLES"] {
+            assert!(mount.contains(&format!(".SH {needed}\n")), "{needed}");
+        }
+    }
+
+    #[test]
+    fn a_synopsis_names_the_values() {
+        let pages = all();
+        let synopsis = |name: &str| {
+            let text = &pages[name];
+            let text = text.split(".SH SYNOPSIS\n").nth(1).expect("there");
+            text.split(".SH")
+                .next()
+                .expect("there")
+                .replace("\\fB", "")
+                .replace("\\fI", "")
+                .replace("\\fR", "")
+        };
+        let mount = synopsis("vaultfs-mount.1");
+        for part in
+            ["[\\-\\-embedded[=DIR]]", "[\\-\\-api\\-url\\~URL]", "[\\-o\\~OPT,OPT=VAL]...", "MOUNTPOINT"]
+        {
+            assert!(mount.contains(part), "{part}: {mount}");
+        }
+        assert!(synopsis("vaultfs-serve.1").contains("\\-\\-data\\~DIR"));
+        assert!(!synopsis("vaultfs-serve.1").contains("[\\-\\-data"), "it is needed");
+        assert!(synopsis("vaultfs-rm.1").contains(" NAME...\n"));
+    }
+
+    /// An ordinary user's is another one.
+    #[test]
+    fn the_vault_of_the_source_embedded_is_told_for_root_and_for_others() {
+        let page = all()["vaultfs.5"].replace('\n', " ");
+        assert!(page.contains("/var/lib/vaultfs (an ordinary user"), "{page}");
+    }
+
+    /// The pages that a page refers to are there, if they are ours.
+    #[test]
+    fn what_is_referred_to_is_there() {
+        let pages = all();
+        let names: BTreeSet<String> = pages.keys().cloned().collect();
+        for (name, text) in &pages {
+            let plain = text.replace("\\fB", "").replace("\\fR", "").replace("\\-", "-");
+            let also = plain.split(".SH \"SEE ALSO\"\n").nth(1).expect("each has one");
+            assert!(
+                !also.contains(&name.replace(".1", "(1)")) || name == "vaultfs.1",
+                "{name} refers to itself"
+            );
+            for word in plain.split_whitespace().filter(|word| word.contains("vaultfs")) {
+                let Some((page, rest)) = word.trim_matches(['(', '"']).split_once('(') else { continue };
+                let Some(section) = rest.chars().next().filter(|c| "158".contains(*c)) else { continue };
+                assert!(names.contains(&format!("{page}.{section}")), "{name} refers to {word}");
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! `--on-change CMD`: a command that is run when a secret was changed elsewhere, so that nginx reloads its new key.
+//!
+//! 1. [`queue`] decides when: news about one name within a short time is one run, one command runs at a time, and of
+//!    very many names there is one run for all.
+//! 2. [`command`] runs it: through `/bin/sh -c`, as the mount's user, with a clean environment that names what changed and
+//!    never holds a value, in a process group of its own, with a time limit.
+//! 3. The command will read the mount. So it is a process of its own, nothing that answers requests waits for it, and it
+//!    begins only when the mount shows what it is told about (`is_shown`), or has had time to.
+//! 4. What is saved on this mount is no news: only changes made elsewhere are. A command may therefore write to the mount.
+//! 5. A command outlives the worker that started it, should that be killed, and what waits does, too ([`desk`]): the
+//!    successor waits for the one that runs before it runs the next. Its time is limited all the same, by timeout(1).
+//! 6. When the mount ends, what waits is not run, and what runs is ended: SIGTERM to its process group, and SIGKILL
+//!    [`command::END`] later.
+
+pub mod command;
+pub mod debounce;
+pub mod runner;
+
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::daemon::hooks::command::Job;
+use crate::daemon::hooks::debounce::Run;
+use crate::daemon::hooks::runner::{Desk, Keep, Running};
+
+pub use crate::daemon::hooks::debounce::{Event, News};
+
+/// How long the mount may take to show a change before the command is run all the same.
+const SHOWN_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is asked.
+const ASK: Duration = Duration::from_millis(20);
+
+/// What there is between workers.
+pub struct Memory {
+    /// What the worker before this one kept.
+    pub kept: Option<Vec<u8>>,
+    /// Keeps for the next one.
+    pub keep: Keep,
+}
+
+/// Tells the commands that the mount ends.
+#[derive(Debug)]
+pub struct Following {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Following {
+    /// Ends the command that runs, and runs no other.
+    pub async fn end(self) {
+        self.stop.send_replace(true);
+        if let Err(e) = self.task.await {
+            tracing::error!("--on-change did not end well: {e}");
+        }
+    }
+}
+
+/// Runs the job for what `changes` brings, in a task of `runtime`.
+pub fn follow<C: Clone + Send + 'static>(
+    runtime: &tokio::runtime::Handle,
+    changes: broadcast::Receiver<C>,
+    news: impl Fn(C) -> News + Send + 'static,
+    is_shown: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    job: Job,
+    memory: Memory,
+) -> Following {
+    let (stop, stopped) = watch::channel(false);
+    let (desk, alive) = Desk::restore(memory.kept.as_deref(), memory.keep, Instant::now().into_std());
+    let task = runtime.spawn(run_all(changes, news, is_shown, Runner { job, desk, stopped }, alive));
+    Following { stop, task }
+}
+
+#[derive(Clone)]
+struct Runner {
+    job: Job,
+    desk: Desk,
+    stopped: watch::Receiver<bool>,
+}
+
+async fn run_all<C: Clone>(
+    mut changes: broadcast::Receiver<C>,
+    news: impl Fn(C) -> News,
+    is_shown: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    runner: Runner,
+    alive: Option<Running>,
+) {
+    let desk = runner.desk.clone();
+    let mut running = alive.map(|running| tokio::spawn(runner.clone().go_on_with(running)));
+    loop {
+        let due = desk.due().map(Instant::from_std);
+        tokio::select! {
+            change = changes.recv() => match change {
+                Ok(change) => desk.note(news(change)),
+                Err(RecvError::Lagged(_)) => desk.note_many(),
+                Err(RecvError::Closed) => break,
+            },
+            () = until(due) => {
+                if let Some(run) = desk.take() {
+                    running = Some(tokio::spawn(runner.clone().one(run, is_shown.clone())));
+                }
+            }
+            () = ended(&mut running) => {
+                running = None;
+                desk.ended();
+            }
+            () = command::told(runner.stopped.clone()) => break,
+        }
+    }
+    for run in desk.close() {
+        tracing::warn!("--on-change for {run}: not run, the mount ends");
+    }
+    if running.is_some() {
+        ended(&mut running).await;
+        desk.ended();
+    }
+}
+
+impl Runner {
+    async fn one(self, run: Run, is_shown: impl Fn() -> bool + Send + Sync) {
+        let end = Instant::now() + SHOWN_WITHIN;
+        while !is_shown() && Instant::now() < end && !*self.stopped.borrow() {
+            tokio::time::sleep(ASK).await;
+        }
+        if *self.stopped.borrow() {
+            return tracing::warn!("--on-change for {run}: not run, the mount ends");
+        }
+        match self.job.run(&run, |pid| self.desk.started(pid), self.stopped.clone()).await {
+            Ok(()) => tracing::info!("--on-change was run for {run}"),
+            Err(e) => tracing::error!("--on-change for {run}: {e}"),
+        }
+    }
+
+    /// Waits for what a worker before this one started, which is no child of ours.
+    async fn go_on_with(self, Running { run, leader }: Running) {
+        let Some(leader) = leader else { return };
+        tracing::info!("--on-change for {run} goes on after its worker");
+        match command::outlive(leader, self.job.limit, self.stopped).await {
+            Ok(()) => tracing::warn!("--on-change for {run}: it ended; how, only its worker could see"),
+            Err(e) => tracing::error!("--on-change for {run}: {e}"),
+        }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn ended(running: &mut Option<JoinHandle<()>>) {
+    match running {
+        // A panic in there is in the log.
+        Some(running) => drop(running.await),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,208 @@
+//! What waits and what runs, written down at each change: a worker that dies must lose no command, and its successor
+//! must not run a second one beside the one that goes on.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::hooks::debounce::{News, Queue, Run};
+use crate::sys::process;
+
+/// Writes down for a successor, or takes away what is written.
+pub type Keep = Arc<dyn Fn(Option<Vec<u8>>) + Send + Sync>;
+
+/// The process that leads a command's group, told from whoever gets its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// Also the group's number.
+    pub pid: u32,
+    started: u64,
+}
+
+impl Leader {
+    /// Of a process that lives.
+    pub fn of(pid: u32) -> Option<Self> {
+        Some(Self { pid, started: process::started(pid)? })
+    }
+
+    /// Whether it lives still.
+    pub fn lives(self) -> bool {
+        process::started(self.pid) == Some(self.started) && !process::is_zombie(self.pid)
+    }
+}
+
+/// A run that was begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// What for.
+    pub run: Run,
+    /// `None` before its process is there.
+    pub leader: Option<Leader>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    waiting: Vec<News>,
+    many: bool,
+    running: Option<Running>,
+}
+
+struct State {
+    queue: Queue,
+    running: Option<Running>,
+}
+
+/// The queue and the one that runs; cheap to clone.
+#[derive(Clone)]
+pub struct Desk {
+    state: Arc<Mutex<State>>,
+    keep: Keep,
+}
+
+impl Desk {
+    /// Goes on from what a dead worker kept. What it had begun and what lives still is for the caller to wait for.
+    pub fn restore(kept: Option<&[u8]>, keep: Keep, now: Instant) -> (Self, Option<Running>) {
+        let mut queue = Queue::default();
+        let mut alive = None;
+        let kept: Option<Kept> = kept.and_then(|bytes| {
+            let read = postcard::from_bytes(bytes);
+            read.inspect_err(|e| tracing::error!("the commands that waited are not understood: {e}")).ok()
+        });
+        if let Some(kept) = kept {
+            kept.waiting.into_iter().for_each(|news| queue.note(news, now));
+            if kept.many {
+                queue.note_many(now);
+            }
+            match kept.running {
+                Some(running) if running.leader.is_some_and(Leader::lives) => {
+                    queue.begin();
+                    alive = Some(running);
+                }
+                Some(Running { run, leader: Some(_) }) => {
+                    tracing::warn!("--on-change for {run}: it ended while no worker was there to see how");
+                }
+                // It was not there yet.
+                Some(Running { run: Run::One(news), leader: None }) => queue.note(news, now),
+                Some(Running { run: Run::Many, leader: None }) => queue.note_many(now),
+                None => {}
+            }
+        }
+        let desk = Self { state: Arc::new(Mutex::new(State { queue, running: alive.clone() })), keep };
+        desk.change(|_| ());
+        (desk, alive)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn change<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let done = work(&mut state);
+        let (waiting, many) = state.queue.waiting();
+        let idle = waiting.is_empty() && !many && state.running.is_none();
+        let kept = Kept { waiting, many, running: state.running.clone() };
+        // Under the lock, so that what is written last is what is so.
+        let lost =
+            |e: &postcard::Error| tracing::error!("the commands that wait cannot be written down: {e}");
+        (self.keep)((!idle).then(|| postcard::to_allocvec(&kept).inspect_err(lost)).and_then(Result::ok));
+        done
+    }
+
+    /// News came in.
+    pub fn note(&self, news: News) {
+        self.change(|state| state.queue.note(news, Instant::now()));
+    }
+
+    /// More news than can be told.
+    pub fn note_many(&self) {
+        self.change(|state| state.queue.note_many(Instant::now()));
+    }
+
+    /// When the next run is due.
+    pub fn due(&self) -> Option<Instant> {
+        self.state().queue.due()
+    }
+
+    /// The run that is due, which has then begun.
+    pub fn take(&self) -> Option<Run> {
+        self.change(|state| {
+            let run = state.queue.take(Instant::now())?;
+            state.running = Some(Running { run: run.clone(), leader: None });
+            Some(run)
+        })
+    }
+
+    /// The command that was begun has its process.
+    pub fn started(&self, pid: u32) {
+        self.change(|state| {
+            if let Some(running) = &mut state.running {
+                running.leader = Leader::of(pid);
+            }
+        });
+    }
+
+    /// It has ended.
+    pub fn ended(&self) {
+        self.change(|state| {
+            state.queue.ended();
+            state.running = None;
+        });
+    }
+
+    /// Nothing is run any more: what waited, and is forgotten.
+    pub fn close(&self) -> Vec<Run> {
+        self.change(|state| {
+            let (waiting, many) = std::mem::take(&mut state.queue).waiting();
+            waiting.into_iter().map(Run::One).chain(many.then_some(Run::Many)).collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::hooks::debounce::{Event, QUIET};
+
+    fn news(name: &str) -> News {
+        News { name: name.into(), version: Some("2".into()), event: Event::Changed }
+    }
+
+    #[test]
+    fn a_successor_has_what_waited_and_knows_what_runs() {
+        let kept: Arc<Mutex<Option<Vec<u8>>>> = Arc::default();
+        let keep: Keep = {
+            let kept = kept.clone();
+            Arc::new(move |bytes| *kept.lock().unwrap() = bytes)
+        };
+        let after_death =
+            || Desk::restore(kept.lock().unwrap().clone().as_deref(), Arc::new(drop), Instant::now());
+        let (desk, _) = Desk::restore(None, keep, Instant::now() - 2 * QUIET);
+        assert!(kept.lock().unwrap().is_none(), "nothing is kept of nothing");
+        desk.state().queue.note(news("a"), Instant::now() - QUIET);
+        assert_eq!(desk.take(), Some(Run::One(news("a"))));
+        desk.note(news("b"));
+
+        let (next, alive) = after_death();
+        assert_eq!(alive, None);
+        assert_eq!(next.close(), [Run::One(news("a")), Run::One(news("b"))], "a had not begun");
+
+        desk.started(std::process::id());
+        let (next, alive) = after_death();
+        assert!(alive.is_some_and(|running| running.run == Run::One(news("a"))));
+        assert_eq!(next.due(), None, "one runs");
+        next.ended();
+        assert!(next.due().is_some());
+        assert_eq!(next.close(), [Run::One(news("b"))]);
+
+        desk.state().running.as_mut().unwrap().leader.as_mut().unwrap().started += 1;
+        desk.note(news("b"));
+        let (next, alive) = after_death();
+        assert!(alive.is_none() && next.due().is_some(), "another process has its number");
+
+        desk.ended();
+        desk.close();
+        assert!(kept.lock().unwrap().is_none());
+    }
+}

@@ -1,0 +1,143 @@
+//! What the keeper waits for: signals, the worker's messages and its death, the command that started it, and, where
+//! everything is refused, requests. One poll(2), with a deadline.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::daemon::heartbeat::{STILL, STILL_AT_THE_END};
+use crate::daemon::keeper::worker_process;
+use crate::daemon::keeper::{Front, Goal, Keeper, Phase};
+use crate::daemon::protocol::ToKeeper;
+
+/// Between looks at whether the worker's leader is a zombie, or its heart has stopped, which nothing else tells.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// Something that the keeper reacts to.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
+    Worker(ToKeeper),
+    /// With its exit status, where the kernel gave one.
+    WorkerGone(Option<ExitStatus>),
+    /// The starting command went away before it heard anything.
+    FrontGone,
+    /// There is a request to refuse, or the connection is gone.
+    Request,
+    Timeout,
+}
+
+impl Keeper {
+    /// Waits for the next thing to react to, until `until` at the latest.
+    pub(super) fn next_event(&mut self, front: Option<&Front>, until: Option<Instant>) -> Event {
+        loop {
+            if let Some(worker) = self.worker.as_mut().filter(|worker| worker.silent_since.is_some())
+                && let Some(status) = worker.is_gone()
+            {
+                return worker.last_words().map_or(Event::WorkerGone(status), Event::Worker);
+            }
+            let ready = match self.wait(front, until) {
+                Ok(ready) => ready,
+                Err(e) => {
+                    tracing::error!("poll: {e}");
+                    std::thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
+            };
+            if let Some(worker) = self.worker.as_mut().filter(|_| ready.worker) {
+                match worker.channel.receive() {
+                    Ok(Some((message, _))) => return Event::Worker(message),
+                    Ok(None) => worker.silent_since = Some(Instant::now()),
+                    Err(e) => tracing::error!("a message of the worker's cannot be read: {e}"),
+                }
+            } else if let Some(worker) = &mut self.worker {
+                let patience = if self.goal == Goal::Serve { STILL } else { STILL_AT_THE_END };
+                worker.feel_pulse(self.state.as_fd(), patience);
+            }
+            if ready.signal {
+                match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {
+                    Some(libc::SIGTERM | libc::SIGINT) => return Event::Stop,
+                    Some(libc::SIGHUP) => return Event::Reload,
+                    Some(libc::SIGCHLD) => {
+                        worker_process::reap();
+                        self.look_after_helper();
+                    }
+                    _ => {}
+                }
+            }
+            if ready.request {
+                return Event::Request;
+            }
+            if ready.front_gone {
+                return Event::FrontGone;
+            }
+            if until.is_some_and(|t| Instant::now() >= t) {
+                return Event::Timeout;
+            }
+        }
+    }
+
+    fn wait(&self, front: Option<&Front>, until: Option<Instant>) -> nix::Result<Ready> {
+        let heard = self.worker.as_ref().filter(|worker| worker.silent_since.is_none());
+        // A silent worker's exit is looked for now and then, the signal for it may come first.
+        let pause = match (&self.worker, heard) {
+            (Some(_), None) => Some(Duration::from_millis(20)),
+            (Some(_), Some(_)) => Some(HEARTBEAT),
+            (None, _) => None,
+        };
+        let left = until.map(|t| t.saturating_duration_since(Instant::now()));
+        let timeout = [pause, left].into_iter().flatten().min();
+        // Rounded up: a wait that ends just before its time would spin.
+        let timeout = timeout.map_or(PollTimeout::NONE, |t| {
+            PollTimeout::try_from(t + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut add = |fd: Option<BorrowedFd<'_>>, flags| {
+            fd.map(|fd| {
+                // SAFETY: each is a descriptor of this keeper's, which outlives the poll below.
+                fds.push(PollFd::new(unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }, flags));
+                fds.len() - 1
+            })
+        };
+        let front_at = add(front.and_then(Front::fd), PollFlags::empty());
+        let worker_at = add(heard.map(|worker| worker.channel.as_fd()), PollFlags::POLLIN);
+        let refuses = matches!(self.phase, Phase::Broken);
+        let device = self.mounted.as_ref().filter(|_| refuses).map(|mounted| mounted.device.as_fd());
+        let request_at = add(device, PollFlags::POLLIN);
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+        let is = |at: Option<usize>| at.is_some_and(|i| fds[i].any() == Some(true));
+        Ok(Ready {
+            signal: is(Some(0)),
+            front_gone: is(front_at),
+            worker: is(worker_at),
+            request: is(request_at),
+        })
+    }
+}
+
+struct Ready {
+    signal: bool,
+    front_gone: bool,
+    worker: bool,
+    request: bool,
+}
+
+pub(super) fn take_signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}

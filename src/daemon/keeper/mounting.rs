@@ -1,0 +1,111 @@
+//! From a worker that has a vault to a mount that it serves. The mount is attached last (`attach`): before that, what
+//! fails leaves nothing in the mount table.
+
+use std::io;
+use std::path::Path;
+
+use crate::daemon::helper::Minder;
+use crate::daemon::keeper::{Front, Keeper};
+use crate::daemon::protocol::{Failed, Outcome, ToWorker};
+use crate::daemon::runtime_dir::RuntimeDir;
+use crate::display::Shown;
+use crate::sys::channel::take_standard;
+use crate::sys::mount;
+use crate::sys::mount::{AttachError, Way};
+use crate::sys::mount_table;
+use crate::sys::mount_target::Target;
+
+impl Keeper {
+    /// Starts a worker and mounts.
+    pub(super) fn start(mut self, target: Target, front: &mut Front) -> Result<Self, Failed> {
+        if let Err(e) = self.try_to_mount(&target, front, Way::Detached)? {
+            tracing::info!("a finished mount cannot be attached here ({e}): mounting at once");
+            self.try_to_mount(&target, front, Way::AtOnce)?.map_err(|e| mount_failed(target.path(), &e))?;
+        }
+        // Whatever is open below the mount would keep that busy when this one is gone.
+        drop(target);
+        let dev = self.dev().expect("just mounted");
+        if !front.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() }) {
+            self.abandon();
+            return Err(Failed::new("interrupted when it was mounted"));
+        }
+        if !self.equipment.config.foreground {
+            // From here on nobody reads what is written there.
+            drop(take_standard(2));
+        }
+        Ok(self)
+    }
+
+    /// The inner error: this way of mounting is not permitted here. After each error everything is as it was before.
+    fn try_to_mount(
+        &mut self,
+        target: &Target,
+        front: &mut Front,
+        way: Way,
+    ) -> Result<io::Result<()>, Failed> {
+        let first = ToWorker::State { takeover: false, anew: false };
+        self.worker = Some(self.introduce(None, &first, Some(front))?);
+        self.connect(Some(front))?;
+        self.mount(target, way)?;
+        let attached = self.assign(Some(front)).and_then(|()| match self.attach(target) {
+            Ok(()) => Ok(Ok(())),
+            Err(AttachError::NotPermitted(e)) => Ok(Err(e)),
+            Err(AttachError::Failed(e)) => Err(mount_failed(target.path(), &e)),
+        });
+        if !matches!(attached, Ok(Ok(()))) {
+            self.abandon();
+            self.worker = None;
+        }
+        attached
+    }
+
+    /// Makes the mount and what belongs to it.
+    pub(super) fn mount(&mut self, target: &Target, way: Way) -> Result<(), Failed> {
+        let mountpoint = self.mountpoint();
+        // A dead one that is to be replaced is the target itself.
+        let is_another = |top: mount_table::Entry| top.is_vaultfs() && top.id != target.mount_id();
+        let taken = mount_table::top_at(mountpoint).ok().flatten().is_some_and(is_another);
+        if taken {
+            return Err(Failed::new(format!(
+                "{} was mounted by another vaultfs meanwhile",
+                mountpoint.shown()
+            )));
+        }
+        let mounted = mount::mount(target, &self.equipment.config.kernel, way)
+            .map_err(|e| mount_failed(mountpoint, &e))?;
+        let failed = |e| Failed::new(format!("the control socket cannot be made: {e}"));
+        let made = RuntimeDir::listen(mounted.dev, std::process::id()).map_err(failed);
+        self.mounted = Some(mounted);
+        let (directory, listener) = made.inspect_err(|_| self.abandon())?;
+        (self.directory, self.listener) = (directory, Some(listener));
+        let dev = self.dev().expect("mounted above");
+        let helper = Minder::new(self.mountpoint(), dev);
+        self.helper = Some(helper.map_err(|e| {
+            self.abandon();
+            Failed::new(format!("there is no line to the helper process: {e}"))
+        })?);
+        self.init_reply.clear();
+        Ok(())
+    }
+
+    /// Puts the mount at its place, where it is not there yet.
+    fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
+        let Some(mounted) = &mut self.mounted else { return Ok(()) };
+        mounted.attach(target)?;
+        tracing::info!(mountpoint = %target.path().shown(), dev = %mounted.dev, "mounted");
+        // It works on the mount where that is seen.
+        self.look_after_helper();
+        Ok(())
+    }
+}
+
+fn mount_failed(mountpoint: &Path, e: &io::Error) -> Failed {
+    let what = format!("{} cannot be mounted: {e}", mountpoint.shown());
+    Failed::new(match e.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            format!("{what}; a container needs CAP_SYS_ADMIN and the device /dev/fuse for it")
+        }
+        Some(libc::ENODEV) => format!("{what}; load the kernel's module with `modprobe fuse`"),
+        _ => what,
+    })
+}

@@ -1,0 +1,357 @@
+//! The keeper's workers follow each other: the first is started as its successors are, an upgrade is one more, and
+//! where they keep dying it comes to an end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::daemon::keeper::events::Event;
+use crate::daemon::keeper::worker_process;
+use crate::daemon::keeper::worker_process::{Worker, ending};
+use crate::daemon::keeper::{DRAIN_MARGIN, Front, Goal, Keeper, Phase, restart_policy};
+use crate::daemon::protocol::{Facts, Failed, ToKeeper, ToWorker};
+use crate::daemon::runtime_dir::RuntimeDir;
+use crate::daemon::worker::reason;
+use crate::display::Shown;
+use crate::fs::Ending;
+use crate::sys::fuse_device;
+use crate::sys::mount::{Mounted, Way};
+use crate::sys::mountpoint;
+use crate::sys::unmount;
+
+/// How long a successor may take from its start to serving.
+const TAKEOVER: Duration = Duration::from_secs(30);
+/// So many workers of another program may be killed before it is refused.
+const UPGRADE_TRIES: u32 = 5;
+/// What begins the same where that other program could not.
+pub const NOT_UPGRADED: &str = "the new program could not take over";
+/// How a worker ended that another program took over from, in status: `vaultfs upgrade` looks for it.
+pub const UPGRADED: &str = "it was upgraded";
+
+impl Keeper {
+    /// Starts a worker that says that it can read the state.
+    pub(super) fn introduce(
+        &mut self,
+        program: Option<&File>,
+        state: &ToWorker,
+        front: Option<&Front>,
+    ) -> Result<Worker, Failed> {
+        let mut worker = Worker::start(&self.equipment, program)
+            .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
+        if let Err(e) = worker.channel.send(state, &[self.state.as_fd()]) {
+            self.start_ended = worker.verdict();
+            return Err(lost(&e));
+        }
+        let before = self.worker.replace(worker);
+        let said = self.expect(front);
+        let worker = std::mem::replace(&mut self.worker, before);
+        match (said?, worker) {
+            (ToKeeper::Readable, Some(worker)) => Ok(worker),
+            (ToKeeper::Failed(failed), _) => Err(failed),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    pub(super) fn connect(&mut self, front: Option<&Front>) -> Result<(), Failed> {
+        self.send(&ToWorker::Connect, &[]).map_err(|e| lost(&e))?;
+        match self.expect(front)? {
+            ToKeeper::Connected(spec) => {
+                self.equipment.config.spec = spec;
+                Ok(())
+            }
+            ToKeeper::Failed(failed) => Err(failed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Hands the mount to the worker, answers INIT if that is still to be done, and writes down where to find it.
+    pub(super) fn assign(&mut self, front: Option<&Front>) -> Result<(), Failed> {
+        let (Some(mounted), Some(listener), Some(helper)) = (&self.mounted, &self.listener, &self.helper)
+        else {
+            return Err(Failed::new("nothing is mounted"));
+        };
+        let dev = mounted.dev;
+        let facts = Facts {
+            keeper_pid: std::process::id(),
+            fuse_abi: mounted.init.abi(),
+            resend: can_resend(mounted),
+            keeper_memory: self.memory.clone(),
+            restarts: self.restarts,
+            last_end: self.last_end.clone(),
+            ending: self.ending,
+            helper_pid: helper.pid(),
+        };
+        let is_new = self.init_reply.is_empty();
+        let serve = ToWorker::Serve {
+            init: mounted.init.as_bytes().to_vec(),
+            dev,
+            resend: !is_new && facts.resend,
+            facts,
+        };
+        self.send(&serve, &[mounted.device.as_fd(), listener.as_fd(), helper.workers_end()])
+            .map_err(|e| lost(&e))?;
+        let reply = match self.expect(front)? {
+            ToKeeper::Init(reply) => reply,
+            ToKeeper::Failed(failed) => return Err(failed),
+            other => return Err(unexpected(&other)),
+        };
+        if is_new {
+            let mounted = self.mounted.as_ref().expect("looked at above");
+            fuse_device::answer(&mounted.device, &reply)
+                .map_err(|e| Failed::new(format!("the kernel did not take the answer to INIT: {e}")))?;
+            self.init_reply = reply;
+        } else if reply != self.init_reply {
+            return Err(Failed::new("it does not speak with the kernel as the worker before it did"));
+        }
+        self.send(&ToWorker::Go, &[]).map_err(|e| lost(&e))?;
+        match self.expect(front)? {
+            ToKeeper::Serving => {}
+            other => return Err(unexpected(&other)),
+        }
+        if let Some(worker) = &mut self.worker {
+            worker.serving_since = Some(Instant::now());
+        }
+        self.look_after_helper();
+        self.write_record(dev, None, None)
+            .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
+    }
+
+    /// The worker's next message while it is being started.
+    fn expect(&mut self, front: Option<&Front>) -> Result<ToKeeper, Failed> {
+        let until = front.is_none().then(|| Instant::now() + TAKEOVER);
+        loop {
+            match self.next_event(front, until) {
+                Event::Worker(message) => return Ok(message),
+                Event::WorkerGone(status) => {
+                    let how = ending(status);
+                    self.start_ended = Some(worker_process::verdict(status));
+                    return Err(Failed::new(format!("the worker process died ({how}); see the log")));
+                }
+                Event::Stop | Event::FrontGone if front.is_some() => {
+                    return Err(Failed::new("interrupted before it was mounted"));
+                }
+                event @ (Event::Stop | Event::Reload) => self.later.push_back(event),
+                Event::Timeout if until.is_some() => {
+                    return Err(Failed::new("the worker process took too long to start"));
+                }
+                Event::FrontGone | Event::Request | Event::Timeout => {}
+            }
+        }
+    }
+
+    /// A worker is gone: what that says of the requests it was at. One that has not served was at none.
+    pub(super) fn weigh(&mut self, ending: Ending) {
+        if self.worker.as_ref().is_some_and(|worker| worker.serving_since.is_some()) {
+            self.ending = ending;
+        }
+    }
+
+    /// Nobody asked it to: another one goes on, now or in a while.
+    pub(super) fn worker_died(&mut self, ending: Ending, how: String) {
+        let has_served = self.worker.take().is_some_and(|worker| worker.has_served(self.state.as_fd()));
+        self.restarts += 1;
+        self.last_end = Some(how.clone());
+        let mount_ends = self.goal != Goal::Serve;
+        match self.restart_policy.died(Instant::now(), ending, has_served, mount_ends) {
+            Some(Duration::ZERO) => {
+                tracing::error!("the worker died ({how}): starting another one");
+                self.succeed();
+            }
+            Some(pause) => {
+                tracing::error!("the worker died again ({how}): starting another one in {pause:?}");
+                self.write_down_the_unsaved(None);
+                self.phase = Phase::Pausing(Instant::now() + pause);
+            }
+            None => self.give_up(&how),
+        }
+    }
+
+    /// Starts a worker that takes over, and goes on to where the mount was going. Where it fails it counts as one that
+    /// died.
+    pub(super) fn succeed(&mut self) {
+        self.phase = Phase::Serving;
+        if let Err(failed) = self.take_over(None) {
+            tracing::error!("a worker could not take over: {failed}");
+            let ending = self.verdict_of_start();
+            if let Some(worker) = &mut self.worker {
+                worker.kill();
+            }
+            self.write_down_the_unsaved(None);
+            return self.worker_died(ending, format!("it could not take over: {failed}"));
+        }
+        tracing::info!(restarts = self.restarts, "another worker serves the mount");
+        match self.goal {
+            Goal::Serve => {}
+            Goal::Drain => self.drain(),
+            // Its session is over at once, and then it stores what is unsaved.
+            Goal::Leave => {
+                let time = self.equipment.config.drain + DRAIN_MARGIN;
+                self.phase = Phase::Parting(Instant::now() + time);
+            }
+        }
+    }
+
+    /// For commands that find no worker to ask.
+    fn write_down_the_unsaved(&self, broken: Option<String>) {
+        let Some(dev) = self.dev() else { return };
+        let unsaved = self.left_behind();
+        for left in unsaved.iter().flatten().filter(|_| broken.is_some()) {
+            tracing::error!(name = left.name, "not stored: {}", reason(left));
+        }
+        if let Err(e) = self.write_record(dev, broken, unsaved) {
+            tracing::error!("the record cannot be written: {e}");
+        }
+    }
+
+    fn take_over(&mut self, worker: Option<Worker>) -> Result<(), Failed> {
+        let anew = worker.is_none() && self.mounted.as_ref().is_some_and(|mounted| !can_resend(mounted));
+        let worker = match worker {
+            Some(worker) => worker,
+            None => self.introduce(None, &ToWorker::State { takeover: true, anew }, None)?,
+        };
+        self.worker = Some(worker);
+        self.connect(None)?;
+        if anew && self.dev().is_some_and(|dev| self.is_mounted(dev)) {
+            self.mount_anew()?;
+        }
+        self.assign(None)
+    }
+
+    /// For kernels that cannot send requests again: what is in flight fails, and a new mount takes the old one's place.
+    fn mount_anew(&mut self) -> Result<(), Failed> {
+        if let Some(dev) = self.dev() {
+            // Of use only where a stuck thread of the worker holds the device still.
+            let _ = unmount::abort(dev);
+        }
+        self.abandon();
+        // The same directory, if it is where it was: nothing about it was kept open.
+        let failed = |e: &dyn std::fmt::Display| Failed::new(e.to_string());
+        let target = mountpoint::check(self.mountpoint(), true).map_err(|e| failed(&e))?;
+        if target.path() != self.mountpoint() {
+            return Err(failed(&format_args!("{} leads elsewhere now", self.mountpoint().shown())));
+        }
+        self.mount(&target, Way::AtOnce)?;
+        tracing::info!(mountpoint = %target.path().shown(), "mounted anew");
+        Ok(())
+    }
+
+    /// A new program is to take over. It has to be able to read the state before the old one ends.
+    pub(super) fn upgrade(&mut self, path: &Path) {
+        let ready = File::open(path)
+            .map_err(|e| Failed::new(format!("{}: {e}", path.shown())))
+            .and_then(|program| self.introduce_unless_killed(&program).map(|worker| (program, worker)));
+        if !self.mounted.as_ref().is_some_and(can_resend) {
+            let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
+            return self.tell(&ToWorker::NotUpgraded(why.to_owned()));
+        }
+        let (program, successor) = match ready {
+            Ok(ready) => ready,
+            Err(failed) => {
+                tracing::error!("no upgrade to {}: {failed}", path.shown());
+                return self.tell(&ToWorker::NotUpgraded(failed.message));
+            }
+        };
+        tracing::info!("{} takes over", path.shown());
+        // What it had read and not answered the successor gets again, and none of it is to blame.
+        self.weigh(Ending::Ordered);
+        if let Some(old) = &mut self.worker {
+            old.kill();
+        }
+        self.restarts += 1;
+        self.last_end = Some(UPGRADED.to_owned());
+        match self.take_over(Some(successor)) {
+            Ok(()) => self.equipment.program = Some(program),
+            Err(failed) => {
+                tracing::error!("the new program could not take over, the old one goes on: {failed}");
+                self.last_end = Some(match self.verdict_of_start() {
+                    // From outside: another try may do better.
+                    Ending::Killed => failed.message,
+                    Ending::Crashed | Ending::Ordered => format!("{NOT_UPGRADED}: {failed}"),
+                });
+                if let Some(worker) = &mut self.worker {
+                    worker.kill();
+                }
+                self.worker = None;
+                self.succeed();
+            }
+        }
+    }
+
+    /// What it says of the next one that a worker did not come to serve.
+    fn verdict_of_start(&mut self) -> Ending {
+        let seen = self.start_ended.take();
+        seen.or_else(|| self.worker.as_mut().and_then(Worker::verdict)).unwrap_or(Ending::Crashed)
+    }
+
+    /// A worker of another program; one that is killed from outside meanwhile says nothing of it.
+    fn introduce_unless_killed(&mut self, program: &File) -> Result<Worker, Failed> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let state = ToWorker::State { takeover: true, anew: false };
+            match self.introduce(Some(program), &state, None) {
+                Err(_) if self.start_ended.take() == Some(Ending::Killed) && tries < UPGRADE_TRIES => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Workers keep dying: from now on everything is refused.
+    fn give_up(&mut self, how: &str) {
+        let path = self.mountpoint().shown().to_string();
+        let again = restart_policy::try_again_after();
+        self.again_at = Some(Instant::now() + again);
+        let again = again.as_secs();
+        let why = format!(
+            "its worker keeps dying ({how}; see the log): everything on it fails with EIO; another one is tried in \
+             {again} s, and so on; `vaultfs unmount --force {path}` removes it, and what was not stored is lost then"
+        );
+        tracing::error!("{path}: {why}");
+        // Nobody listens any more: who asks finds the record.
+        self.listener = None;
+        self.write_down_the_unsaved(Some(why));
+        if let Some(mounted) = self.mounted.as_ref().filter(|mounted| can_resend(mounted)) {
+            let _ = fuse_device::resend(&mounted.device);
+        }
+        self.phase = Phase::Broken;
+        if self.goal != Goal::Serve {
+            self.later.push_back(Event::Stop);
+        }
+    }
+}
+
+impl Keeper {
+    /// What workers died of may be over: one more. Who asks meanwhile waits.
+    pub(super) fn try_again(&mut self) {
+        tracing::info!("another worker is tried");
+        self.again_at = None;
+        let made = self.dev().map(|dev| RuntimeDir::listen(dev, std::process::id()));
+        match made {
+            Some(Ok((directory, listener))) => {
+                (self.directory, self.listener) = (directory, Some(listener));
+                self.succeed();
+            }
+            Some(Err(e)) => self.give_up(&format!("the control socket cannot be made: {e}")),
+            None => {}
+        }
+    }
+}
+
+/// Whether the kernel sends again what a dead worker had read; a test may pretend that it does not.
+fn can_resend(mounted: &Mounted) -> bool {
+    #[cfg(debug_assertions)]
+    if std::env::var_os("VAULTFS_TEST_NO_RESEND").is_some() {
+        return false;
+    }
+    mounted.init.resend()
+}
+
+fn unexpected(message: &ToKeeper) -> Failed {
+    Failed::new(format!("the worker said {message:?} out of turn"))
+}
+
+fn lost(e: &io::Error) -> Failed {
+    Failed::new(format!("the worker cannot be reached: {e}"))
+}

@@ -1,0 +1,262 @@
+//! The keeper's workers: how one is started, and how its death is seen.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::daemon::heartbeat;
+use crate::daemon::heartbeat::Finger;
+use crate::daemon::keeper::WORKER_COMMAND;
+use crate::daemon::protocol::{MountConfig, ToKeeper, send_config, send_seal};
+use crate::daemon::state_log;
+use crate::daemon::state_log::SealKey;
+use crate::fs::Ending;
+use crate::secret::SecretString;
+use crate::sys::channel::Channel;
+use crate::sys::process;
+
+/// What a worker is started with; the same for each.
+#[derive(Debug)]
+pub struct Equipment {
+    /// No secret in it.
+    pub config: MountConfig,
+    /// The API key, where it did not come from a file.
+    pub key: Option<SecretString>,
+    /// Seals the state.
+    pub seal: SealKey,
+    /// The program, where it is another one than the keeper's own (`vaultfs upgrade`).
+    pub program: Option<File>,
+}
+
+/// A worker process.
+#[derive(Debug)]
+pub struct Worker {
+    /// The process.
+    pub child: Child,
+    /// The line to it.
+    pub channel: Channel,
+    /// The channel has ended; only the exit status is missing.
+    pub silent_since: Option<Instant>,
+    /// When it began to serve.
+    pub serving_since: Option<Instant>,
+    /// What is felt of its pulse.
+    finger: Finger,
+    verdict: Verdict,
+}
+
+/// What becomes of a worker that does not move.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It moves, or has not stood still for long.
+    Free,
+    /// Left to the debugger that holds it.
+    Traced(u32),
+    /// It is being killed; why.
+    Condemned(String),
+}
+
+/// How long a dead worker's threads may take to go, before it is taken for stuck.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// A worker that says nothing of it counts as one that has answered a request after so long.
+const SERVED: Duration = Duration::from_secs(1);
+
+/// How long a worker that is killed may take to go.
+const DEATH: Duration = Duration::from_secs(2);
+
+impl Worker {
+    /// Starts one, from `program` if that is given.
+    pub fn start(equipment: &Equipment, program: Option<&File>) -> io::Result<Self> {
+        let (ours, theirs) = Channel::pair()?;
+        let exe = match program.or(equipment.program.as_ref()) {
+            Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
+            None => "/proc/self/exe".to_owned(),
+        };
+        let config = &equipment.config;
+        let mut child = Command::new(exe)
+            .arg0("vaultfs")
+            .arg(WORKER_COMMAND)
+            .arg(&config.mountpoint)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::from(OwnedFd::from(theirs)))
+            .stderr(if config.foreground { Stdio::inherit() } else { Stdio::null() })
+            .spawn()?;
+        let mut pipe = child.stdin.take().expect("asked for above");
+        let finger = Finger::new(Instant::now());
+        let worker = Self {
+            child,
+            channel: ours,
+            silent_since: None,
+            serving_since: None,
+            finger,
+            verdict: Verdict::Free,
+        };
+        match send_config(&mut pipe, config, equipment.key.as_ref())
+            .and_then(|()| send_seal(&mut pipe, &equipment.seal))
+        {
+            // It is dead already, which its channel will tell, with the reason.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(worker),
+            sent => sent.map(|()| worker),
+        }
+    }
+
+    /// Whether it is dead, and how it ended where the kernel says so. A thread that is stuck in a call on the own
+    /// mount, or on its way out of a large memory, keeps a dead process from being waited for: its leader is a zombie
+    /// then, of which /proc tells how it ended.
+    pub fn is_gone(&mut self) -> Option<Option<ExitStatus>> {
+        match self.child.try_wait() {
+            Ok(Some(status)) => return Some(Some(status)),
+            Ok(None) if !process::is_zombie(self.child.id()) => return None,
+            Ok(None) | Err(_) => {}
+        }
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= LINGER).then(|| process::zombies_end(self.child.id()))
+    }
+
+    /// A dead worker whose leader is a zombie while a thread of it holds the channel open is silent, too. One that lives
+    /// and has not moved for `patience` is killed, unless a debugger has it.
+    pub fn feel_pulse(&mut self, state: BorrowedFd<'_>, patience: Duration) {
+        if self.silent_since.is_some() {
+            return;
+        }
+        let pid = self.child.id();
+        if process::is_zombie(pid) {
+            self.silent_since = Some(Instant::now());
+            return;
+        }
+        let still = self.finger.feel(state_log::beats(state, pid), Instant::now());
+        if self.serving_since.is_none() || still < patience {
+            return;
+        }
+        match process::tracer(pid).map(Verdict::Traced) {
+            Some(traced) if self.verdict == traced => {}
+            Some(traced) => {
+                tracing::warn!(
+                    "the worker does not move, and is left alone, as a debugger has it: {traced:?}"
+                );
+                self.verdict = traced;
+            }
+            None => self.condemn(format!("it did not move for {} s", still.as_secs())),
+        }
+    }
+
+    /// Kills it, once; its end is an event to come.
+    pub fn condemn(&mut self, why: String) {
+        if !matches!(self.verdict, Verdict::Condemned(_)) {
+            tracing::error!("killing the worker: {why}");
+            self.verdict = Verdict::Condemned(why);
+            let _ = self.child.kill();
+        }
+    }
+
+    /// How it ended, for people.
+    pub fn ending(&self, status: Option<ExitStatus>) -> String {
+        match &self.verdict {
+            Verdict::Condemned(why) => format!("{why}, and was killed"),
+            Verdict::Free | Verdict::Traced(_) => ending(status),
+        }
+    }
+
+    /// What its end says, if it is dead or dies now.
+    pub fn verdict(&mut self) -> Option<Ending> {
+        let end = Instant::now() + LINGER;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(verdict(Some(status))),
+                Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Whether it has answered a request. A program of an older version does not say so: then whether it has served a while.
+    pub fn has_served(&self, state: BorrowedFd<'_>) -> bool {
+        let a_while = || self.serving_since.is_some_and(|since| since.elapsed() >= SERVED);
+        state_log::beats(state, self.child.id()).map_or_else(a_while, heartbeat::has_served)
+    }
+
+    /// What it said before it died and nobody has heard yet.
+    pub fn last_words(&self) -> Option<ToKeeper> {
+        let mut ready = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, PollTimeout::ZERO) {
+            Ok(1..) => self.channel.receive().ok().flatten().map(|(message, _)| message),
+            _ => None,
+        }
+    }
+
+    /// Kills it and waits until it is gone, or stuck.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let end = Instant::now() + DEATH;
+        while self.is_gone().is_none() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.kill();
+        }
+        if let Ok(None) = self.child.try_wait() {
+            lingering().push(Pid::from_raw(self.child.id() as i32));
+        }
+    }
+}
+
+/// Dead workers that a stuck thread kept from being waited for.
+static LINGERING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+fn lingering() -> MutexGuard<'static, Vec<Pid>> {
+    LINGERING.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Lets those go whose last thread has ended. To be called whenever a child may have died.
+pub fn reap() {
+    let is_still_there = |pid: &Pid| waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
+    lingering().retain(is_still_there);
+}
+
+/// How a worker ended, for people.
+pub fn ending(status: Option<ExitStatus>) -> String {
+    match status.map(|status| (status.code(), status.signal())) {
+        Some((Some(code), _)) => format!("it exited with code {code}"),
+        Some((None, Some(signal))) => format!("it was killed by signal {signal}"),
+        _ => "how it ended is not known".to_owned(),
+    }
+}
+
+/// What its end says of the requests that it was at.
+pub fn verdict(status: Option<ExitStatus>) -> Ending {
+    match status.map(|status| status.signal()) {
+        Some(Some(libc::SIGKILL)) | None => Ending::Killed,
+        Some(_) => Ending::Crashed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_worker_that_ends_by_itself_says_much_against_its_requests() {
+        for (status, expected) in [
+            (Some(libc::SIGKILL), Ending::Killed),
+            (None, Ending::Killed),
+            (Some(libc::SIGABRT), Ending::Crashed),
+            (Some(libc::SIGSEGV), Ending::Crashed),
+            (Some(1 << 8), Ending::Crashed),
+        ] {
+            assert_eq!(verdict(status.map(ExitStatus::from_raw)), expected, "{status:?}");
+        }
+    }
+}

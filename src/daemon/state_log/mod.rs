@@ -1,0 +1,581 @@
+//! The journal that outlives a worker: records in a memfd that the keeper holds.
+//!
+//! 1. A log in memory: two regions of which one is active. Records are appended whole and then counted in by one
+//!    store of the region's length, so that after a death at any moment there is all of a commit, or nothing of it.
+//! 2. What is live is known by key to the one worker that writes. When most of a region is dead, the live records are
+//!    copied to the other one, which one store makes the active one; the old one's pages are given back.
+//! 3. Pages of a memfd can be swapped. So what is secret is sealed (AES-256-GCM) with a key that the keeper makes for
+//!    the mount and that is in locked memory only. A nonce is never used twice: each worker counts an epoch up in the
+//!    header and then its own records.
+//! 4. Room is asked for before it is touched, so that a machine out of memory is an error here and not a signal. Then
+//!    the mount goes on, status says that a crash would lose what came after, and a successor is told. It is over when
+//!    each slot that was missed has been written again.
+//! 5. The header says which version of the format, and of the records, it is. A worker that does not know it has to
+//!    leave it alone ([`check`]).
+
+mod key;
+mod memory;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard};
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use zeroize::{Zeroize, Zeroizing};
+
+pub use crate::daemon::state_log::key::SealKey;
+use crate::daemon::state_log::memory::{Map, REGION};
+pub use crate::daemon::state_log::memory::{StateError, beats, check, create};
+use crate::fs::{Journal, JournalStatus, Record, Value};
+use crate::secret::SecretBytes;
+
+/// Room is asked for in steps of this.
+const STEP: usize = 1 << 20;
+/// A region is not cleaned up before it has this much.
+const SMALL: usize = 4 << 20;
+/// Before each record: its length, the key's length, what it is.
+const PREFIX: usize = 9;
+/// What sealing adds: a nonce and a tag.
+const NONCE: usize = 12;
+
+const DELETED: u8 = 0;
+const PLAIN: u8 = 1;
+const SEALED: u8 = 2;
+
+/// Where a live record is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    at: usize,
+    len: usize,
+    order: u64,
+}
+
+struct Writer {
+    region: usize,
+    /// Bytes of the region that count.
+    used: usize,
+    /// Bytes of it that there is memory for.
+    room: usize,
+    live: HashMap<Box<[u8]>, Place>,
+    live_bytes: usize,
+    /// The latest deletions, so that a record that comes late does not undo one.
+    deleted: HashMap<Box<[u8]>, u64>,
+    sealed: u64,
+    /// Slots whose last change there was no memory for.
+    missed: HashSet<Box<[u8]>>,
+    problem: Option<String>,
+    /// Records of the last worker that made no sense.
+    refused: usize,
+}
+
+/// The state of a mount, as its worker writes it.
+pub struct State {
+    file: File,
+    map: Map,
+    key: LessSafeKey,
+    epoch: u32,
+    writer: Mutex<Writer>,
+    /// More at once there is no room for.
+    #[cfg(test)]
+    largest: usize,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Takes the state over. Whoever wrote before is dead.
+    pub fn open(state: OwnedFd, key: &SealKey) -> Result<Self, StateError> {
+        check(&state)?;
+        let file = File::from(state);
+        let map = Map::of(&file)?;
+        let epoch = map.header().epoch.fetch_add(1, Ordering::SeqCst) as u32;
+        let key = UnboundKey::new(&AES_256_GCM, key.expose()).map_err(|_| io::Error::other("a bad key"))?;
+        let writer = Writer::over(&map);
+        Ok(Self {
+            file,
+            map,
+            key: LessSafeKey::new(key),
+            epoch,
+            writer: Mutex::new(writer),
+            #[cfg(test)]
+            largest: usize::MAX,
+        })
+    }
+
+    /// One more beat of this process' heart, for [`beats`].
+    pub fn beat(&self) {
+        let word = &self.map.header().pulse;
+        let count = (word.load(Ordering::Relaxed) as u32).wrapping_add(1);
+        word.store(u64::from(std::process::id()) << 32 | u64::from(count), Ordering::Relaxed);
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn seal(&self, writer: &mut Writer, key: &[u8], bytes: &SecretBytes, out: &mut Vec<u8>) {
+        writer.sealed += 1;
+        let mut nonce = [0; NONCE];
+        nonce[..4].copy_from_slice(&self.epoch.to_le_bytes());
+        nonce[4..].copy_from_slice(&writer.sealed.to_le_bytes());
+        out.extend_from_slice(&nonce);
+        let start = out.len();
+        // Sealed in place; where `out` grows it leaves no copy, as room is made first.
+        out.extend_from_slice(bytes.expose());
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        match self.key.seal_in_place_separate_tag(nonce, Aad::from(key), &mut out[start..]) {
+            Ok(tag) => out.extend_from_slice(tag.as_ref()),
+            // Only of far more bytes than a piece has.
+            Err(_) => {
+                out[start..].zeroize();
+                writer.problem = Some("a value could not be sealed".to_owned());
+            }
+        }
+    }
+
+    fn unseal(&self, key: &[u8], sealed: &[u8]) -> Option<SecretBytes> {
+        let (nonce, sealed) = sealed.split_at_checked(NONCE)?;
+        let mut bytes = Zeroizing::new(sealed.to_vec());
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let plain = self.key.open_in_place(nonce, Aad::from(key), &mut bytes).ok()?;
+        Some(SecretBytes::from(&*plain))
+    }
+
+    /// Puts records where they do not count yet.
+    fn encode(&self, writer: &mut Writer, records: &[Record]) -> (Vec<u8>, Vec<(usize, usize)>) {
+        let room: usize = records
+            .iter()
+            .map(|record| {
+                let value = match &record.value {
+                    None => 0,
+                    Some(Value::Plain(bytes)) => bytes.len(),
+                    Some(Value::Secret(bytes)) => bytes.len() + NONCE + 16,
+                };
+                PREFIX + record.slot.len() + value
+            })
+            .sum();
+        let mut out = Vec::with_capacity(room);
+        let mut places = Vec::with_capacity(records.len());
+        for record in records {
+            let start = out.len();
+            out.extend_from_slice(&[0; PREFIX]);
+            out.extend_from_slice(&record.slot);
+            let kind = match &record.value {
+                None => DELETED,
+                Some(Value::Plain(bytes)) => {
+                    out.extend_from_slice(bytes);
+                    PLAIN
+                }
+                Some(Value::Secret(bytes)) => {
+                    self.seal(writer, &record.slot, bytes, &mut out);
+                    SEALED
+                }
+            };
+            let len = out.len() - start;
+            out[start..start + 4].copy_from_slice(&(len as u32).to_le_bytes());
+            out[start + 4..start + 8].copy_from_slice(&(record.slot.len() as u32).to_le_bytes());
+            out[start + 8] = kind;
+            places.push((start, len));
+        }
+        (out, places)
+    }
+
+    /// Makes room for so many bytes more in the active region.
+    fn make_room(&self, writer: &mut Writer, more: usize) -> io::Result<()> {
+        #[cfg(test)]
+        if more > self.largest {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let dead = writer.used - writer.live_bytes;
+        if (writer.used > SMALL && dead > 2 * writer.live_bytes) || writer.used + more > REGION {
+            let cleaned = self.clean_up(writer);
+            if writer.used + more > REGION {
+                cleaned?;
+            }
+        }
+        if writer.used + more > REGION {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        if writer.used + more > writer.room {
+            let step = more.next_multiple_of(STEP).min(REGION - writer.used);
+            self.map.grow(&self.file, Map::start(writer.region) + writer.used, step)?;
+            writer.room = writer.used + step;
+        }
+        Ok(())
+    }
+
+    /// Copies what is live to the other region and makes that the active one.
+    fn clean_up(&self, writer: &mut Writer) -> io::Result<()> {
+        let (from, to) = (writer.region, 1 - writer.region);
+        let start = Map::start(to);
+        let room = writer.live_bytes.next_multiple_of(STEP).max(STEP);
+        self.map.grow(&self.file, start, room)?;
+        let mut used = 0;
+        for place in writer.live.values_mut() {
+            self.map.write(start + used, self.map.read(place.at, place.len));
+            place.at = start + used;
+            used += place.len;
+        }
+        let header = self.map.header();
+        header.len[to].store(used as u64, Ordering::Release);
+        header.active.store(to as u64, Ordering::Release);
+        self.map.give_back(&self.file, Map::start(from), writer.room.max(writer.used));
+        (writer.region, writer.used, writer.room, writer.live_bytes) = (to, used, room, used);
+        writer.deleted.clear();
+        // After a walk over everything most is dead, and so is the room for where it was.
+        if writer.live.len() < writer.live.capacity() / 8 {
+            writer.live.shrink_to(writer.live.len() * 2);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Where something was missed before, whether that is over.
+    fn note_missed(&self, writer: &mut Writer, before: bool) {
+        if before && writer.missed.is_empty() {
+            writer.problem = None;
+            self.map.header().missed.store(0, Ordering::Release);
+            tracing::warn!("there is memory for the mount's state again: a crash would lose nothing");
+        }
+    }
+}
+
+/// A slot and what it holds.
+pub type PlainRecord = (Vec<u8>, Vec<u8>);
+
+/// The records in which there is no secret, by slot. Changes nothing: for the keeper of a mount that has no worker any
+/// more.
+pub fn plain_records(state: impl AsFd) -> Result<Vec<PlainRecord>, StateError> {
+    check(&state)?;
+    let map = Map::of(&File::from(state.as_fd().try_clone_to_owned()?))?;
+    let record = |(key, place): (Box<[u8]>, Place)| {
+        let record = map.read(place.at, place.len);
+        (record[8] == PLAIN).then(|| (key.to_vec(), record[PREFIX + key.len()..].to_vec()))
+    };
+    Ok(Writer::over(&map).live.into_iter().filter_map(record).collect())
+}
+
+impl Writer {
+    /// Goes on where the last writer was.
+    fn over(map: &Map) -> Self {
+        let header = map.header();
+        let region = (header.active.load(Ordering::Acquire) as usize) & 1;
+        let used = (header.len[region].load(Ordering::Acquire) as usize).min(REGION);
+        let mut writer = Self {
+            region,
+            used,
+            room: used,
+            live: HashMap::new(),
+            live_bytes: 0,
+            deleted: HashMap::new(),
+            sealed: 0,
+            missed: HashSet::new(),
+            problem: None,
+            refused: 0,
+        };
+        if header.missed.load(Ordering::Acquire) != 0 {
+            writer.problem = Some("the last worker had no memory for all of it".to_owned());
+        }
+        writer.scan(map);
+        writer
+    }
+
+    /// Finds what is live in the active region.
+    fn scan(&mut self, map: &Map) {
+        let start = Map::start(self.region);
+        let mut at = 0;
+        while at + PREFIX <= self.used {
+            let prefix = map.read(start + at, PREFIX);
+            let number = |part: &[u8]| u32::from_le_bytes(part.try_into().expect("four bytes")) as usize;
+            let (len, key) = (number(&prefix[..4]), number(&prefix[4..8]));
+            if len < PREFIX + key || at + len > self.used {
+                self.problem = Some("the last worker's records are damaged".to_owned());
+                self.refused += 1;
+                break;
+            }
+            let kind = prefix[8];
+            let key: Box<[u8]> = map.read(start + at + PREFIX, key).into();
+            let place = Place { at: start + at, len, order: 0 };
+            self.take_in(key, (kind != DELETED).then_some(place), 0);
+            at += len;
+        }
+        self.deleted.clear();
+    }
+
+    fn take_in(&mut self, key: Box<[u8]>, place: Option<Place>, order: u64) {
+        let before = match place {
+            Some(place) => {
+                self.live_bytes += place.len;
+                self.live.insert(key, place)
+            }
+            None => {
+                let before = self.live.remove(&key);
+                if order > 0 {
+                    self.deleted.insert(key, order);
+                }
+                before
+            }
+        };
+        self.live_bytes -= before.map_or(0, |before| before.len);
+    }
+
+    fn is_late(&self, record: &Record) -> bool {
+        self.live.get(&*record.slot).is_some_and(|place| place.order > record.order)
+            || self.deleted.get(&*record.slot).is_some_and(|order| *order > record.order)
+    }
+}
+
+/// More deletions than this are not remembered: nothing comes that late.
+const DELETIONS: usize = 4096;
+
+impl Journal for State {
+    fn commit(&self, mut records: Vec<Record>) {
+        let mut writer = self.writer();
+        let writer = &mut *writer;
+        records.retain(|record| !writer.is_late(record));
+        let missed = !writer.missed.is_empty();
+        for record in &records {
+            writer.missed.remove(&*record.slot);
+        }
+        // What is not there need not be taken away.
+        records.retain(|record| record.value.is_some() || writer.live.contains_key(&*record.slot));
+        if records.is_empty() {
+            self.note_missed(writer, missed);
+            return;
+        }
+        let (bytes, places) = self.encode(writer, &records);
+        if let Err(e) = self.make_room(writer, bytes.len()) {
+            if writer.problem.is_none() {
+                tracing::error!(
+                    "no memory for the mount's state: a crash would lose what is open or unsaved: {e}"
+                );
+            }
+            writer.problem = Some(format!("no memory for it: {e}"));
+            writer.missed.extend(records.into_iter().map(|record| record.slot.into()));
+            self.map.header().missed.store(1, Ordering::Release);
+            return;
+        }
+        let start = Map::start(writer.region) + writer.used;
+        self.map.write(start, &bytes);
+        writer.used += bytes.len();
+        self.map.header().len[writer.region].store(writer.used as u64, Ordering::Release);
+        for (record, (at, len)) in records.into_iter().zip(places) {
+            let place = Place { at: start + at, len, order: record.order };
+            let place = record.value.is_some().then_some(place);
+            writer.take_in(record.slot.into(), place, record.order);
+        }
+        if writer.deleted.len() > DELETIONS {
+            writer.deleted.clear();
+        }
+        self.note_missed(writer, missed);
+    }
+
+    fn missed(&self, slot: Vec<u8>, why: String) {
+        let mut writer = self.writer();
+        writer.problem = Some(format!("it cannot be written down: {why}"));
+        writer.missed.insert(slot.into());
+        self.map.header().missed.store(1, Ordering::Release);
+    }
+
+    fn refused(&self, records: usize) {
+        self.writer().refused += records;
+    }
+
+    fn accept(&self) {
+        let mut writer = self.writer();
+        if writer.missed.is_empty() {
+            writer.problem = None;
+            self.map.header().missed.store(0, Ordering::Release);
+        }
+    }
+
+    fn load(&self) -> Vec<(Vec<u8>, Value)> {
+        let mut writer = self.writer();
+        let mut all = Vec::with_capacity(writer.live.len());
+        let mut lost = 0;
+        for (key, place) in &writer.live {
+            let record = self.map.read(place.at, place.len);
+            let value = &record[PREFIX + key.len()..];
+            let value = match record[8] {
+                SEALED => self.unseal(key, value).map(Value::Secret),
+                _ => Some(Value::Plain(value.to_vec())),
+            };
+            match value {
+                Some(value) => all.push((key.to_vec(), value)),
+                None => lost += 1,
+            }
+        }
+        if lost > 0 {
+            writer.problem = Some(format!("{lost} records could not be unsealed"));
+            writer.refused += lost;
+        }
+        all
+    }
+
+    fn status(&self) -> JournalStatus {
+        let writer = self.writer();
+        JournalStatus {
+            complete: writer.problem.is_none(),
+            bytes: writer.used as u64,
+            records: writer.live.len(),
+            problem: writer.problem.clone(),
+            refused: writer.refused,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory::{HEADER, state_version};
+    use super::*;
+
+    fn put(key: &str, order: u64, value: &str) -> Record {
+        Record { slot: key.into(), order, value: Some(Value::Plain(value.into())) }
+    }
+
+    fn secret(key: &str, order: u64, value: &[u8]) -> Record {
+        Record { slot: key.into(), order, value: Some(Value::Secret(SecretBytes::from(value))) }
+    }
+
+    fn gone(key: &str, order: u64) -> Record {
+        Record { slot: key.into(), order, value: None }
+    }
+
+    fn shown(state: &State) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut all: Vec<_> = state
+            .load()
+            .iter()
+            .map(|(key, value)| match value {
+                Value::Plain(bytes) => (text(key), text(bytes)),
+                Value::Secret(bytes) => (text(key), text(bytes.expose())),
+            })
+            .collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn a_successor_finds_what_is_live_and_secrets_are_sealed() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        let first = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        first.commit(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
+        first.commit(vec![put("a", 4, "three"), gone("b", 5)]);
+        // Later in coming, earlier in order.
+        first.commit(vec![put("a", 3, "late"), put("b", 2, "late")]);
+        let memory = first.map.read(0, HEADER + STEP);
+        assert!(!memory.windows(7).any(|part| part == b"correct"));
+        drop(first);
+        let second = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        let expected = [("a", "three"), ("s", "correct horse")];
+        let expected = expected.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(shown(&second), expected);
+        assert!(second.status().complete);
+        second.commit(vec![gone("a", 1)]);
+        drop(second);
+        let wrong = State::open(fd, &SealKey::random().unwrap()).unwrap();
+        assert_eq!(shown(&wrong), []);
+        assert!(!wrong.status().complete);
+    }
+
+    #[test]
+    fn what_is_no_secret_can_be_read_without_the_key_and_changes_nothing() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        assert_eq!(plain_records(&fd).unwrap(), []);
+        let state = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        state.commit(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
+        state.commit(vec![put("a", 4, "three"), gone("b", 5)]);
+        assert_eq!(plain_records(&fd).unwrap(), [(b"a".to_vec(), b"three".to_vec())]);
+        assert_eq!(state.map.header().epoch.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_heart_is_heard_by_its_process_id() {
+        let fd = create().unwrap();
+        let state = State::open(fd.try_clone().unwrap(), &SealKey::random().unwrap()).unwrap();
+        let own = std::process::id();
+        assert_eq!(beats(fd.as_fd(), own), None);
+        state.beat();
+        state.beat();
+        assert_eq!((beats(fd.as_fd(), own), beats(fd.as_fd(), own + 1)), (Some(2), None));
+    }
+
+    #[test]
+    fn what_was_not_counted_in_is_not_there() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        let first = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        first.commit(vec![put("a", 1, "one")]);
+        let counted = first.map.header().len[0].load(Ordering::Acquire);
+        first.commit(vec![put("a", 2, "two"), put("b", 3, "two")]);
+        first.map.header().len[0].store(counted, Ordering::Release);
+        drop(first);
+        assert_eq!(shown(&State::open(fd, &key).unwrap()), [("a".to_owned(), "one".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_dead_takes_no_room() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        let state = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        state.commit(vec![put("kept", 1, "kept")]);
+        let large = vec![b'x'; 100_000];
+        for round in 0..500 {
+            state.commit(vec![secret("s", 2 + round, &large)]);
+        }
+        assert!(state.status().bytes < 8 << 20, "{:?}", state.status());
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&state.file.metadata().unwrap());
+        assert!(blocks * 512 < 16 << 20, "{blocks}");
+        drop(state);
+        let state = State::open(fd, &key).unwrap();
+        assert_eq!(shown(&state).len(), 2);
+        assert_eq!(shown(&state)[0].1, "kept");
+    }
+
+    #[test]
+    fn a_successor_is_told_of_what_there_was_no_memory_for_until_it_is_written_again() {
+        let key = SealKey::random().unwrap();
+        let fd = create().unwrap();
+        let mut state = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        state.largest = 1000;
+        state.commit(vec![put("a", 1, "one")]);
+        let too_much = "x".repeat(2000);
+        state.commit(vec![put("a", 2, &too_much), put("b", 2, "two")]);
+        assert!(!state.status().complete);
+        state.commit(vec![put("c", 3, "the rest goes on")]);
+        state.commit(vec![gone("b", 4)]);
+        assert!(!state.status().complete, "a is still missed");
+        drop(state);
+        let mut state = State::open(fd.try_clone().unwrap(), &key).unwrap();
+        state.largest = 1000;
+        assert!(!state.status().complete);
+        assert_eq!(shown(&state)[0], ("a".to_owned(), "one".to_owned()));
+        state.accept();
+        assert!(state.status().complete);
+        state.commit(vec![put("a", 1, &too_much)]);
+        assert!(!state.status().complete);
+        state.commit(vec![put("a", 2, "three")]);
+        assert!(state.status().complete);
+        drop(state);
+        assert!(State::open(fd, &key).unwrap().status().complete);
+    }
+
+    #[test]
+    fn another_versions_state_is_left_alone() {
+        let fd = create().unwrap();
+        let map = Map::of(&File::from(fd.try_clone().unwrap())).unwrap();
+        map.header().state.store(state_version() + 1, Ordering::Relaxed);
+        assert!(matches!(check(&fd), Err(StateError::Version { .. })));
+        assert!(State::open(fd, &SealKey::random().unwrap()).is_err());
+    }
+}

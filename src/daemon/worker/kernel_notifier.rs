@@ -1,0 +1,154 @@
+//! Notifications to the kernel, from a thread of their own, and orders to the helper.
+//!
+//! A notification can wait for requests that are in flight in the same directory, so it must never be sent from
+//! a thread that answers requests, nor under a lock that a request needs (FIELD-NOTES: the classic deadlock).
+//!
+//! A worker that is killed meanwhile does not end before that request is answered, by its successor. So the thread shares
+//! no descriptor with the others: with them would stay open the lock and the socket of an embedded vault, which
+//! the successor needs for its answer. A worker that has no successor ends the thread before itself ([`Queue::end`]).
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use fuser::{INodeNo, Notifier};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::daemon::helper::Order;
+use crate::fs::{HelperCall, Kernel};
+use crate::sys::channel::Channel;
+use crate::sys::mount_table;
+use crate::sys::mount_table::Dev;
+use crate::sys::process;
+
+enum Notice {
+    Entry(u64, OsString),
+    Inode(u64),
+    /// No other is sent.
+    Last(Sender<()>),
+}
+
+/// Queues notices for the thread that sends them.
+pub struct Queue {
+    notices: Sender<Notice>,
+    helper: Arc<Channel>,
+    dev: Dev,
+}
+
+impl Queue {
+    /// Sends what is queued, and nothing afterwards; false if that takes longer than `within`. A process that ends in the
+    /// midst of a notification holds the device open until the request is answered that this waits for.
+    pub fn end(&self, within: Duration) -> bool {
+        let (all_sent, last) = channel();
+        // No thread: it has ended before.
+        self.notices.send(Notice::Last(all_sent)).is_err()
+            || last.recv_timeout(within) != Err(RecvTimeoutError::Timeout)
+    }
+}
+
+impl Kernel for Queue {
+    fn inval_entry(&self, parent: u64, name: &OsStr) {
+        // The thread ends only with the process.
+        let _ = self.notices.send(Notice::Entry(parent, name.to_owned()));
+    }
+
+    fn inval_inode(&self, ino: u64) {
+        let _ = self.notices.send(Notice::Inode(ino));
+    }
+
+    fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
+        // One order is out at a time, so there is room for it in the line.
+        match self.helper.send(&Order { number, to, call: call.clone() }, &[]) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, "the helper does not hear");
+                false
+            }
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        process::watch(self.dev)
+    }
+
+    fn has_mount(&self, pid: u32, mount: u64) -> bool {
+        let table = mount_table::table_of(pid).unwrap_or_default();
+        table.iter().find(|entry| entry.id == mount).is_none_or(|entry| entry.dev == self.dev)
+    }
+}
+
+/// Starts the thread, which writes to `device`. It ends when the returned queue is ended, or dropped.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn spawn(
+    notifier: Notifier,
+    device: BorrowedFd<'_>,
+    helper: Arc<Channel>,
+    dev: Dev,
+) -> std::io::Result<Arc<Queue>> {
+    let (sender, receiver) = channel();
+    let device = device.as_raw_fd();
+    std::thread::Builder::new().name("notify".into()).spawn(move || {
+        if let Err(error) = keep_only(device) {
+            tracing::debug!(%error, "the thread for notifications shares its descriptors");
+        }
+        for notice in receiver {
+            // An error: the kernel does not know the name or the inode any more. The log is not among what is open here.
+            let _ = match &notice {
+                Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(*parent), name),
+                Notice::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
+                Notice::Last(all_sent) => {
+                    // Who waits may have given up.
+                    let _ = all_sent.send(());
+                    return;
+                }
+            };
+        }
+    })?;
+    Ok(Arc::new(Queue { notices: sender, helper, dev }))
+}
+
+/// From now on this thread has descriptors of its own, and of those only `kept`.
+fn keep_only(kept: RawFd) -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_FILES)?;
+    let close = |from: RawFd, to: libc::c_uint| {
+        // SAFETY: nobody else has this table of descriptors, and this thread uses none of the closed.
+        let rc = unsafe { libc::syscall(libc::SYS_close_range, from as libc::c_uint, to, 0) };
+        rc == 0
+    };
+    if close(kept + 1, libc::c_uint::MAX) && (kept == 0 || close(0, kept as libc::c_uint - 1)) {
+        return Ok(());
+    }
+    // Before Linux 5.9.
+    for fd in (0..1024).filter(|fd| *fd != kept) {
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_thread_has_one_descriptor_and_the_others_keep_theirs() {
+        let (mut kept, mut other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let fd = kept.as_raw_fd();
+        let gone = other.as_raw_fd();
+        // SAFETY: asks about numbers only.
+        let is_open = |fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+        let seen = std::thread::spawn(move || {
+            keep_only(fd).unwrap();
+            (is_open(fd), is_open(gone), is_open(2))
+        });
+        assert_eq!(seen.join().unwrap(), (true, false, false));
+        kept.write_all(b"1").unwrap();
+        other.write_all(b"1").unwrap();
+    }
+}

@@ -1,0 +1,165 @@
+//! Handles that nobody may have: a worker died between opening and saying so, and OPEN does not come again.
+//!
+//! 1. Who waits for an answer to OPEN waits until it is there, also when he is killed; the kernel sends OPEN again and the
+//!    handle finds its owner. But who is killed between that and the successor's reading of it is gone, and so is the
+//!    request. Nobody will ever close that handle.
+//! 2. So a handle is *untold* until its OPEN has been answered, or until it is used. One that is still untold a minute after
+//!    its worker's death counts as closed: its file lets go of bytes, a file that was only created is stored.
+//! 3. It may be that the answer was sent and only that was not written down. So the handle itself stays, and is open again
+//!    when it is used.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::fs::FileSystem;
+use crate::fs::journal::Key;
+use crate::fs::ops::open::{Handle, Held};
+use crate::fs::recovery::restore::REQUESTS;
+use crate::fs::types::errno::{Errno, Result};
+
+/// The request that opened a handle, while the kernel may not have heard of that.
+#[derive(Debug, Default)]
+pub(in crate::fs) struct Untold(AtomicU64);
+
+impl Untold {
+    pub fn new(request: Option<u64>) -> Self {
+        Self(request.unwrap_or(0).into())
+    }
+
+    pub fn request(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|request| *request != 0)
+    }
+}
+
+/// Untold handles by the request that opened them, and those that count as closed by their number.
+#[derive(Debug, Default)]
+pub(in crate::fs) struct Untolds {
+    by: Mutex<HashMap<u64, u64>>,
+    closed: Mutex<HashMap<u64, Arc<Handle>>>,
+}
+
+impl Untolds {
+    fn by(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
+        self.by.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn closed(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
+        self.closed.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A handle was opened by `request`.
+    pub fn add(&self, request: u64, fh: u64) {
+        self.by().insert(request, fh);
+    }
+
+    /// The handle that `request` has opened.
+    pub fn handle_of(&self, request: u64) -> Option<u64> {
+        self.by().get(&request).copied()
+    }
+}
+
+impl FileSystem {
+    /// An open handle. What is asked of it shows that the kernel has it.
+    pub(in crate::fs) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        let handle = self.handles().get(&fh).cloned();
+        match handle {
+            Some(handle) => {
+                self.told(&handle);
+                Ok(handle)
+            }
+            None => self.open_again(fh).ok_or(Errno::EBADF),
+        }
+    }
+
+    /// The request has been answered; what it opened is known to the kernel.
+    pub(in crate::fs) fn opening_answered(&self, request: u64) {
+        let Some(fh) = self.untold.handle_of(request) else { return };
+        let handle = self.handles().get(&fh).cloned();
+        match handle {
+            Some(handle) => self.told(&handle),
+            // It is closed already.
+            None => drop(self.untold.by().remove(&request)),
+        }
+    }
+
+    fn told(&self, handle: &Handle) {
+        let Some(request) = handle.untold.request() else { return };
+        handle.untold.0.store(0, Ordering::Relaxed);
+        self.untold.by().remove(&request);
+        // Under the handles' lock: what is closed meanwhile is not written down again.
+        let handles = self.handles();
+        if handles.contains_key(&handle.fh) {
+            self.note_handle(handle);
+        }
+    }
+
+    /// After a death: those that nobody asks for count as closed in a while.
+    pub(in crate::fs) fn close_untold_later(self: &Arc<Self>) {
+        if self.untold.by().is_empty() {
+            return;
+        }
+        let old: Vec<u64> = self.untold.by().values().copied().collect();
+        let fs = self.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(REQUESTS).await;
+            for fh in old {
+                fs.close_untold(fh).await;
+            }
+        });
+    }
+
+    async fn close_untold(self: &Arc<Self>, fh: u64) {
+        let handle = {
+            let mut handles = self.handles();
+            let Some(handle) = handles.get(&fh).filter(|handle| handle.untold.request().is_some()) else {
+                return;
+            };
+            let is_file = matches!(handle.held, Held::File { .. });
+            let handle = handle.clone();
+            // Of anything else there is nothing to let go of.
+            if is_file {
+                handles.remove(&fh);
+                self.untold.closed().insert(fh, handle.clone());
+            }
+            handle
+        };
+        if let Some(request) = handle.untold.request() {
+            self.untold.by().remove(&request);
+        }
+        if let Held::File { file, .. } = &handle.held {
+            tracing::info!(fh, "nobody has heard of this open file: it counts as closed");
+            if let crate::fs::Step::Pending(stored) = self.let_go(file, fh) {
+                let _ = stored.await;
+            }
+            if !self.table().is_held(file.ino) {
+                // Nor has the kernel.
+                self.was_closed(fh);
+            }
+        }
+    }
+
+    /// It counted as closed and was not.
+    fn open_again(&self, fh: u64) -> Option<Arc<Handle>> {
+        let handle = self.untold.closed().remove(&fh)?;
+        if let Held::File { file, writer } = &handle.held {
+            let mut state = file.state();
+            state.opens += 1;
+            if writer.is_some() {
+                state.add_writer(fh);
+            }
+        }
+        self.handles().insert(fh, handle.clone());
+        self.told(&handle);
+        Some(handle)
+    }
+
+    /// A handle is closed; whether it counted as closed before.
+    pub(in crate::fs) fn was_closed(&self, fh: u64) -> bool {
+        let was = self.untold.closed().remove(&fh).is_some();
+        if was {
+            self.pen.delete(&Key::Handle(fh));
+        }
+        was
+    }
+}

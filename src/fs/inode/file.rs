@@ -1,0 +1,552 @@
+//! A file's state: the version it is, the bytes being written, what was set locally.
+//!
+//! A file is *clean* (it shows `stored`), or it has a [`Buffer`] that readers and writers share. The buffer's
+//! generation counts changes; a commit stores one generation and remembers which, so that a write that comes
+//! while a commit is out is never taken for stored.
+//!
+//! The state is reached through a [`StateGuard`], which writes down what was changed when it is let go of
+//! (`record`).
+
+use std::collections::BTreeSet;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::fs::inode::file_snapshot::Written;
+use crate::fs::inode::writers::{Whose, Wrote};
+use crate::fs::journal::Pen;
+use crate::fs::namespace::attr::{FileKind, SetAttr};
+use crate::fs::ops::read::Kept;
+use crate::fs::types::errno::Errno;
+use crate::fs::writeback::doubt::Sent;
+use crate::secret::SecretBytes;
+use crate::vault::{Form, Meta, Object, ObjectId, ObjectName, VersionTag};
+
+/// What was set by chmod, chown and utimens; lives as long as the mount.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct LocalAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Access time.
+    pub atime: Option<SystemTime>,
+    /// Modification time, and the version it was set on: a newer version has its own.
+    pub mtime: Option<(SystemTime, Option<VersionTag>)>,
+    /// Change of the above.
+    pub ctime: Option<SystemTime>,
+}
+
+impl LocalAttr {
+    /// What chmod and chown set. chown takes the set-id bits of a file.
+    pub fn set(&mut self, set: &SetAttr, kind: FileKind) {
+        let chown = set.uid.is_some() || set.gid.is_some();
+        let kept = if chown && kind != FileKind::Directory { 0o1777 } else { 0o7777 };
+        self.mode = set.mode.or(self.mode.map(|mode| mode & kept)).map(|mode| mode & 0o7777);
+        self.uid = set.uid.or(self.uid);
+        self.gid = set.gid.or(self.gid);
+        self.atime = set.atime.or(self.atime);
+    }
+
+    /// The content changed: a time set before no longer holds, and set-id bits go, as for any write.
+    pub fn written(&mut self) {
+        self.mtime = None;
+        self.mode = self.mode.map(|mode| mode & !0o6000);
+    }
+}
+
+/// The version of the vault's object that a file is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stored {
+    /// The object.
+    pub id: ObjectId,
+    /// The version.
+    pub version: VersionTag,
+    /// How the vault holds it.
+    pub form: Form,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was made.
+    pub updated_at: SystemTime,
+}
+
+impl Stored {
+    /// Whether an object is just this version. Its number alone does not tell: a vault that is restored from a backup
+    /// gives it to other bytes.
+    pub fn is(&self, meta: &Meta) -> bool {
+        self.id == meta.id && self.version == meta.version && self.updated_at == meta.updated_at
+    }
+
+    /// The stored state of an object as it was read or written.
+    pub fn of(object: &Object) -> Self {
+        Self {
+            id: object.meta.id.clone(),
+            version: object.meta.version.clone(),
+            form: object.content.form,
+            size: object.content.bytes.len() as u64,
+            updated_at: object.meta.updated_at,
+        }
+    }
+}
+
+/// How a file hangs on its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Link {
+    /// The name shows this inode.
+    Current,
+    /// The name shows a newer version; this inode lives for those who have it open.
+    Replaced,
+    /// The name was unlinked here; nothing written is stored any more.
+    Unlinked,
+}
+
+/// Whether a file's bytes go to the vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keep {
+    /// They do.
+    Store,
+    /// Not yet: it may be an editor's temporary (`provisional`).
+    Provisional,
+    /// Never: it surely is one (`scratch`).
+    Scratch,
+    /// Not yet: mknod(2) made it empty, and who opens it for writing stores it (`special`).
+    Made,
+}
+
+/// Bytes being written.
+#[derive(Debug)]
+pub struct Buffer {
+    /// The bytes, shared by all handles of the file.
+    pub bytes: SecretBytes,
+    /// Counts changes.
+    pub generation: u64,
+    /// The generation the vault has.
+    pub committed: u64,
+    /// Something was written (or cut through a handle) since the last commit: a FLUSH has to store it. A file
+    /// that was only created or truncated by open is stored at the last close.
+    pub written: bool,
+    /// By whom.
+    pub wrote: Wrote,
+    /// When it last changed.
+    pub changed_at: SystemTime,
+    /// The part of the bytes that is not written down yet.
+    pub fresh: Range<usize>,
+}
+
+/// Why the bytes are not in the vault.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// What writers were told.
+    pub errno: Errno,
+    /// The sentence for people.
+    pub message: String,
+    /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
+    pub conflict: bool,
+    /// The key was refused, or lacks a permission: another one, or the same later, may do.
+    pub key_refused: bool,
+    /// The buffer's generation that was not stored.
+    pub generation: u64,
+    /// Counts failures, so that each handle is told.
+    pub number: u64,
+}
+
+impl Failure {
+    /// Whether it may go well later, and no person has to decide.
+    pub fn is_retried(&self) -> bool {
+        !self.conflict
+            && (self.key_refused
+                || matches!(self.errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EBUSY | Errno::ENOSPC))
+    }
+}
+
+/// What changes about a file.
+#[derive(Debug)]
+pub struct FileState {
+    /// The object's name.
+    pub name: ObjectName,
+    /// How it hangs on its name.
+    pub link: Link,
+    /// Whether it is stored.
+    pub keep: Keep,
+    /// The name whose object this file is, hidden since the file was moved away from it (`provisional`).
+    pub origin: Option<ObjectName>,
+    /// The version that the clean file is, and the base of what is written; `None` until it is stored.
+    pub stored: Option<Stored>,
+    /// The version that a lookup found before the change was brought to the kernel: who watches has seen nothing yet.
+    pub unannounced: Option<VersionTag>,
+    /// Its bytes, while somebody has it open and they are known.
+    pub pinned: Option<Arc<Object>>,
+    /// Its bytes, once its name shows another version, where nobody says that the file is open (`read`).
+    pub kept: Option<Kept>,
+    /// Bytes being written.
+    pub buffer: Option<Buffer>,
+    /// Open handles.
+    pub opens: usize,
+    /// Open handles that may write.
+    pub writers: BTreeSet<u64>,
+    /// The last one that was opened.
+    pub last_writer: u64,
+    /// What was set locally.
+    pub local: LocalAttr,
+    /// The last commit failed.
+    pub failure: Option<Failure>,
+    /// A write was refused for want of room: the buffer is not what its writer meant, and is not stored. Forgotten
+    /// at the next cut, or with the buffer when the last writer lets go.
+    pub cut_short: Option<Errno>,
+    /// Created with O_EXCL: a name that turns out to exist is an error, not an update.
+    pub exclusive: bool,
+    /// A background retry is on its way, or will be at this time.
+    pub retrying: Option<Instant>,
+    /// Since when nobody has a provisional file open.
+    pub idle: Option<Instant>,
+    /// Bytes accounted for as held back from the vault (`scratch`).
+    pub room: u64,
+    /// Attempts to store it that are out, or may have been made unheard: one for each name (`doubt`).
+    pub sent: Vec<Sent>,
+    /// What is written down of this file, if it is in the table (`record`).
+    pub written: Written,
+}
+
+impl FileState {
+    /// Whether there are bytes that the vault has not, and should have.
+    pub fn is_dirty(&self) -> bool {
+        let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);
+        changed && self.keep == Keep::Store && self.link != Link::Unlinked
+    }
+
+    /// Whether its bytes are the vault's, and go with the right to read them.
+    pub fn may_be_taken_away(&self) -> bool {
+        !self.is_dirty() && !self.is_only_here() && self.stored.is_some()
+    }
+
+    /// Whether just these bytes have failed to be stored: whoever wrote them knows.
+    pub fn has_failed(&self) -> bool {
+        let failed = self.failure.as_ref().map(|failure| failure.generation);
+        failed.is_some() && failed == self.buffer.as_ref().map(|buffer| buffer.generation)
+    }
+
+    /// Whether somebody who has it open has changed it since it failed to be stored, and will store it.
+    pub fn is_being_written(&self) -> bool {
+        let is_amid = self.buffer.as_ref().is_some_and(|b| !b.written || !b.wrote.is_empty());
+        is_amid && !self.writers.is_empty() && !self.has_failed()
+    }
+
+    /// Who a change through this handle is noted for.
+    pub fn whose(&self, fh: u64) -> Whose {
+        if self.writers.contains(&fh) { Whose::Handle(fh) } else { Whose::Nobody }
+    }
+
+    /// One more handle that may write.
+    pub fn add_writer(&mut self, fh: u64) {
+        self.writers.insert(fh);
+        self.last_writer = self.last_writer.max(fh);
+    }
+
+    /// Of handles that are not open any more nobody will store what was written through them.
+    pub fn forget_closed(&mut self) {
+        let Self { buffer, writers, .. } = self;
+        if let Some(buffer) = buffer {
+            buffer.wrote.keep(|fh| writers.contains(&fh));
+        }
+    }
+
+    /// Whether a close of this handle would store something: what was written since the last commit, and is not
+    /// another's to store.
+    pub fn is_stored_by(&self, fh: u64) -> bool {
+        self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.wrote.lets_store(fh))
+    }
+
+    /// A file that mknod(2) made gets its content, or is to be durable: it is stored from now on.
+    pub fn store_made(&mut self) {
+        if self.keep == Keep::Made {
+            self.keep = Keep::Store;
+        }
+    }
+
+    /// Whether the file becomes an object by itself.
+    pub fn is_held_back(&self) -> bool {
+        matches!(self.keep, Keep::Provisional | Keep::Made) && self.link == Link::Current
+    }
+
+    /// Whether the file is held back from the vault.
+    pub fn is_only_here(&self) -> bool {
+        self.keep != Keep::Store
+    }
+
+    /// Whether the file is there although the vault may not have it.
+    pub fn is_beyond_vault(&self) -> bool {
+        self.is_only_here() || self.is_dirty() || (self.stored.is_none() && self.opens > 0)
+    }
+
+    /// Nobody has the file open from now on; what is noted.
+    pub fn idle_since(&mut self, now: Instant) -> Instant {
+        *self.idle.insert(now)
+    }
+
+    /// Whether the inode has to stay although the kernel has forgotten it: a backup, too, until the object that is
+    /// hidden behind it is deleted.
+    pub fn is_needed(&self) -> bool {
+        let is_only_here = self.is_only_here() && self.link == Link::Current;
+        self.opens > 0 || self.is_dirty() || is_only_here || self.origin.is_some()
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        match (&self.buffer, &self.stored) {
+            (Some(buffer), _) => buffer.bytes.len() as u64,
+            (None, Some(stored)) => stored.size,
+            (None, None) => 0,
+        }
+    }
+
+    /// What utimens set on the version that this is.
+    pub fn set_mtime(&self) -> Option<SystemTime> {
+        let version = self.stored.as_ref().map(|s| &s.version);
+        self.local.mtime.as_ref().filter(|(_, on)| on.as_ref() == version).map(|(at, _)| *at)
+    }
+
+    /// When the content last changed.
+    pub fn mtime(&self) -> SystemTime {
+        if let Some(at) = self.set_mtime() {
+            return at;
+        }
+        match (&self.buffer, &self.stored) {
+            (Some(buffer), Some(stored)) if buffer.generation == buffer.committed => stored.updated_at,
+            (Some(buffer), _) => buffer.changed_at,
+            (None, Some(stored)) => stored.updated_at,
+            (None, None) => SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    /// The bytes are a version of the vault's now. What utimens set for them holds for it, and so long for the mount.
+    /// Otherwise it has the vault's time, like any version in any mount: it is set before close(2) returns, so that a
+    /// program that looks afterwards takes its own save for nobody else's. A version that is stored later keeps the times that
+    /// the file had at its close (not `waited_for`).
+    pub fn times_of_stored(&mut self, meta: &Meta, waited_for: bool) {
+        let written = self.mtime();
+        let set = self.set_mtime();
+        if set.is_none() && waited_for {
+            self.local.ctime = None;
+        }
+        // A vault may tell no time.
+        let keeps = !waited_for || meta.updated_at == SystemTime::UNIX_EPOCH;
+        let at = set.or(keeps.then_some(written));
+        self.local.mtime = at.map(|at| (at, Some(meta.version.clone())));
+    }
+
+    /// The buffer, made from the stored bytes if there is none yet; `None` if those are not in memory. Nothing is
+    /// ever written over bytes that are not known.
+    pub fn buffer_of_stored(&mut self, now: SystemTime) -> Option<&mut Buffer> {
+        if self.buffer.is_none() && self.pinned.is_none() && self.stored.is_some() {
+            return None;
+        }
+        let pinned = self.pinned.clone();
+        Some(self.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now))
+    }
+
+    /// The buffer, made from `base` if there is none yet.
+    pub fn buffer(&mut self, base: &[u8], now: SystemTime) -> &mut Buffer {
+        self.buffer.get_or_insert_with(|| Buffer {
+            bytes: SecretBytes::from(base),
+            generation: 0,
+            committed: 0,
+            written: false,
+            wrote: Wrote::default(),
+            changed_at: now,
+            fresh: 0..base.len(),
+        })
+    }
+
+    /// Lets go of what is only needed while the file is open.
+    pub fn settle(&mut self) {
+        if self.opens > 0 {
+            // A buffer stays with whoever reads it: what was stored may be spelt differently.
+            return;
+        }
+        self.pinned = None;
+        if self.link == Link::Unlinked || (!self.is_only_here() && !self.is_dirty()) {
+            self.buffer = None;
+        }
+    }
+}
+
+impl Buffer {
+    /// Writes `data` at `offset`; a gap is filled with zeros.
+    pub fn write_at(&mut self, offset: usize, data: &[u8]) {
+        let from = offset.min(self.bytes.len());
+        self.bytes.write_at(offset, data);
+        self.freshen(from..offset + data.len());
+    }
+
+    /// Cuts or extends with zeros.
+    pub fn resize(&mut self, len: usize) {
+        let from = len.min(self.bytes.len());
+        self.bytes.resize(len);
+        self.freshen(from..len);
+    }
+
+    /// This part has to be written down.
+    fn freshen(&mut self, part: Range<usize>) {
+        let old = std::mem::take(&mut self.fresh);
+        self.fresh = if old.is_empty() { part } else { old.start.min(part.start)..old.end.max(part.end) };
+    }
+
+    /// The bytes changed; a time set by utimens no longer holds for them.
+    pub fn changed(&mut self, whose: Whose, now: SystemTime) {
+        self.generation += 1;
+        self.written |= whose != Whose::Opening;
+        self.wrote.note(whose, self.generation);
+        self.changed_at = now;
+    }
+
+    /// Nothing is left of what was written: the flush of a copied descriptor after O_TRUNC must not store an empty
+    /// version.
+    pub fn cut_off(&mut self) {
+        self.written = false;
+        self.wrote = Wrote::default();
+    }
+
+    /// The vault has this generation.
+    pub fn stored(&mut self, generation: u64) {
+        self.committed = generation;
+        self.written &= self.generation != generation;
+        self.wrote.stored(generation);
+    }
+}
+
+/// A file: an identity that never changes, and its state.
+#[derive(Debug)]
+pub struct File {
+    /// Its number.
+    pub ino: u64,
+    /// A regular file, or a name of something the kernel does by itself (`special`).
+    pub kind: FileKind,
+    /// The kernel was given some of its bytes since it was last told to forget them (`revoke`).
+    given: AtomicBool,
+    state: Mutex<FileState>,
+    /// Writes the state down.
+    pub(in crate::fs) pen: Pen,
+    /// One change of the object at a time is out at the vault: whoever has the permit.
+    pub turn: Arc<Semaphore>,
+}
+
+impl File {
+    /// A file that is this version of an object.
+    pub fn of(ino: u64, object: &Arc<Object>, local: LocalAttr) -> Self {
+        Self::with(ino, object.meta.name.clone(), Some(Stored::of(object)), local)
+    }
+
+    /// A file that no vault has yet.
+    pub fn new(ino: u64, name: ObjectName, local: LocalAttr) -> Self {
+        Self::with(ino, name, None, local)
+    }
+
+    /// A pipe or a socket, which no vault ever has.
+    pub fn special(ino: u64, name: ObjectName, local: LocalAttr, kind: FileKind) -> Self {
+        Self { kind, ..Self::with(ino, name, None, local) }
+    }
+
+    fn with(ino: u64, name: ObjectName, stored: Option<Stored>, local: LocalAttr) -> Self {
+        let state = FileState {
+            name,
+            link: Link::Current,
+            keep: Keep::Store,
+            origin: None,
+            stored,
+            unannounced: None,
+            pinned: None,
+            kept: None,
+            buffer: None,
+            opens: 0,
+            writers: BTreeSet::new(),
+            last_writer: 0,
+            local,
+            failure: None,
+            cut_short: None,
+            exclusive: false,
+            retrying: None,
+            idle: None,
+            room: 0,
+            sent: Vec::new(),
+            written: Written::default(),
+        };
+        Self::from_state(ino, FileKind::Regular, state)
+    }
+
+    /// A file in just this state.
+    pub(in crate::fs) fn from_state(ino: u64, kind: FileKind, state: FileState) -> Self {
+        let turn = Arc::new(Semaphore::new(1));
+        Self { ino, kind, given: AtomicBool::new(false), state: Mutex::new(state), pen: Pen::default(), turn }
+    }
+
+    /// The kernel gets bytes of it, and may keep them.
+    pub fn give(&self) {
+        self.given.store(true, Ordering::Release);
+    }
+
+    /// Whether the kernel may have some, which it is told to forget now.
+    pub fn take_back(&self) -> bool {
+        self.given.swap(false, Ordering::AcqRel)
+    }
+
+    /// Keeps the bytes in memory for an operation that takes time.
+    pub fn in_use(self: &Arc<Self>) -> InUse {
+        self.state().opens += 1;
+        InUse(self.clone())
+    }
+
+    /// The state, locked. Take the table's lock before it, never after.
+    pub fn state(&self) -> StateGuard<'_> {
+        let state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        StateGuard { file: self, state, changed: false }
+    }
+}
+
+/// A file's state, locked. What was changed through it is written down before the lock is let go of.
+#[derive(Debug)]
+pub struct StateGuard<'a> {
+    file: &'a File,
+    state: MutexGuard<'a, FileState>,
+    changed: bool,
+}
+
+impl Deref for StateGuard<'_> {
+    type Target = FileState;
+
+    fn deref(&self) -> &FileState {
+        &self.state
+    }
+}
+
+impl DerefMut for StateGuard<'_> {
+    fn deref_mut(&mut self) -> &mut FileState {
+        self.changed = true;
+        &mut self.state
+    }
+}
+
+impl Drop for StateGuard<'_> {
+    fn drop(&mut self) {
+        if self.changed && self.file.pen.writes() {
+            self.file.write_down(&mut self.state);
+        }
+    }
+}
+
+/// An operation works with the file's bytes: they stay in memory, as for an open handle.
+#[derive(Debug)]
+pub struct InUse(Arc<File>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.opens -= 1;
+        state.settle();
+    }
+}

@@ -1,0 +1,167 @@
+//! The table as it is written down, for the next worker: what was changed goes to the journal when the lock on the
+//! table is let go of, all of it together.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fs::inode::file_snapshot::put_pieces;
+use crate::fs::inode::{DirKind, Node, Slot, Table};
+use crate::fs::journal::{Batch, Key, Pen};
+use crate::vault::{Form, ObjectId, ObjectName, VersionInfo};
+
+/// An inode as it is written down; a file's state has a record of its own.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::fs) enum NodeRecord {
+    /// A directory.
+    Dir(DirKind),
+    /// A file.
+    File,
+    /// An old version; its form, and how many bytes it has, where there are bytes.
+    Version { name: ObjectName, id: ObjectId, info: VersionInfo, bytes: Option<(Form, usize)>, refused: bool },
+    /// A control file's text, and when it was taken.
+    Control(SystemTime, Vec<u8>),
+}
+
+impl NodeRecord {
+    fn of(node: &Node) -> Self {
+        match node {
+            Node::Dir(dir) => Self::Dir(dir.kind.clone()),
+            Node::File(_) => Self::File,
+            Node::Version(version) => Self::Version {
+                name: version.name.clone(),
+                id: version.id.clone(),
+                info: version.info.clone(),
+                bytes: version.object.as_ref().map(|o| (o.content.form, o.content.bytes.len())),
+                refused: version.refused.load(Ordering::Acquire),
+            },
+            Node::Control(control) => Self::Control(control.taken, control.text.clone()),
+        }
+    }
+}
+impl Table {
+    /// From now on what changes is written down.
+    pub(in crate::fs) fn write_with(&mut self, pen: Pen) {
+        self.pen = pen;
+    }
+
+    /// Writes down what was changed since the last time.
+    fn write_down(&mut self) {
+        let pen = self.pen.clone();
+        for ino in std::mem::take(&mut self.changed_nodes) {
+            match self.slots.get(&ino) {
+                Some(slot) => {
+                    pen.put(&Key::Node(ino), &NodeRecord::of(&slot.node));
+                    if let Node::Version(version) = &slot.node
+                        && let Some(object) = &version.object
+                    {
+                        put_pieces(&pen, ino, object.content.bytes.expose());
+                    }
+                }
+                None => {
+                    pen.delete(&Key::Node(ino));
+                    pen.delete(&Key::Lookups(ino));
+                }
+            }
+        }
+        for ino in std::mem::take(&mut self.changed_lookups) {
+            if let Some(slot) = self.slots.get(&ino) {
+                pen.put(&Key::Lookups(ino), &slot.lookups);
+            }
+        }
+        self.dirs.write_down(&pen, Key::Dir);
+        self.files.write_down(&pen, Key::Name);
+        self.made.write_down(&pen, Key::Made);
+        self.hidden.write_down(&pen, Key::Hidden);
+        self.undeleted.write_down(&pen, Key::Undeleted);
+        self.beside.write_down(&pen, Key::Beside);
+        self.taken.write_down(&pen, Key::Taken);
+        self.local.write_down(&pen, Key::Local);
+        self.dir_local.write_down(&pen, Key::DirLocal);
+        self.touched.write_down(&pen, Key::Touched);
+    }
+
+    /// Nobody knows any more what else the kernel holds: from now on other numbers are given out than before.
+    pub(in crate::fs) fn give_other_numbers(&mut self) {
+        self.numbers.salt = self.numbers.salt.wrapping_add(u64::from(std::process::id())) % (1 << 40) + 1;
+        self.pen.put(&Key::Salt, &self.numbers.salt);
+    }
+
+    /// Puts back an inode that is written down. Nothing refers to it yet.
+    pub(in crate::fs) fn restore_node(&mut self, node: Node, lookups: u64) {
+        let ino = node.ino();
+        match &node {
+            Node::Version(version) => {
+                // Of two the one with bytes is the later one.
+                let key = (version.id.clone(), version.info.number);
+                if version.object.is_some() || !self.versions.contains_key(&key) {
+                    self.versions.insert(key, ino);
+                }
+            }
+            Node::Dir(_) | Node::File(_) | Node::Control(_) => {}
+        }
+        self.slots.insert(ino, Slot { node, lookups });
+    }
+
+    /// Puts back what else is written down, if it is the table's. `None` for what makes no sense.
+    pub(in crate::fs) fn restore(&mut self, key: Key, value: &[u8]) -> Option<()> {
+        use postcard::from_bytes as read;
+        match key {
+            Key::Salt => self.numbers.salt = read(value).ok()?,
+            Key::Lookups(ino) if !self.slots.contains_key(&ino) => self.numbers.is_held_by_the_kernel(ino),
+            Key::Dir(kind) => self.dirs.restore(kind, read(value).ok()?),
+            Key::Name(name) => self.files.restore(name, read(value).ok()?),
+            Key::Made(dir) => self.made.restore(dir, ()),
+            Key::Hidden(name) => self.hidden.restore(name, read(value).ok()?),
+            Key::Undeleted(name) => self.undeleted.restore(name, read(value).ok()?),
+            Key::Beside(name) => self.beside.restore(name, ()),
+            Key::Taken(dir) => self.taken.restore(dir, ()),
+            Key::Local(name) => self.local.restore(name, read(value).ok()?),
+            Key::DirLocal(kind) => self.dir_local.restore(kind, read(value).ok()?),
+            Key::Touched(kind) => self.touched.restore(kind, read(value).ok()?),
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// The table, locked. What was changed in it, and in files meanwhile, is written down together when it is let go of.
+#[derive(Debug)]
+pub struct TableGuard<'a> {
+    changed: bool,
+    // Before the lock: it ends first.
+    _batch: Batch,
+    table: MutexGuard<'a, Table>,
+}
+
+impl<'a> TableGuard<'a> {
+    pub(in crate::fs) fn new(table: MutexGuard<'a, Table>) -> Self {
+        Self { changed: false, _batch: table.pen.batch(), table }
+    }
+}
+
+impl Deref for TableGuard<'_> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl DerefMut for TableGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Table {
+        self.changed = true;
+        &mut self.table
+    }
+}
+
+impl Drop for TableGuard<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            self.table.write_down();
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Attributes: what stat(2) says, and the entries that lookups hand out.
+//!
+//! Sizes are true because an inode's bytes are known before its attributes are shown. Modes of new files are
+//! cut to the mount's ceiling; what chmod, chown and utimens set is kept for the life of the mount.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fs::inode::file::{File, FileState, Link, LocalAttr};
+use crate::fs::inode::{DirKind, Node};
+use crate::fs::{Errno, FileSystem, Result};
+
+/// What an inode is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A file.
+    Regular,
+    /// A pipe with a name (`special`).
+    Fifo,
+    /// A socket with a name (`special`).
+    Socket,
+}
+
+/// Attributes of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// What it is.
+    pub kind: FileKind,
+    /// Names it has: one, or none once it is unlinked.
+    pub nlink: u32,
+    /// Permission bits.
+    pub perm: u16,
+    /// Access time.
+    pub atime: SystemTime,
+    /// Modification time.
+    pub mtime: SystemTime,
+    /// Change time.
+    pub ctime: SystemTime,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// An inode on its way to the kernel; its lookup is counted already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Its attributes.
+    pub attr: Attr,
+    /// For how long the kernel may use entry and attributes without asking.
+    pub ttl: Duration,
+}
+
+/// What statfs(2) says. There is no real figure for a vault; programs that check for room find some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatFs {
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Blocks free.
+    pub free: u64,
+    /// Files in all.
+    pub files: u64,
+    /// Files free.
+    pub free_files: u64,
+    /// Bytes a block.
+    pub block_size: u32,
+    /// Longest file name, bytes.
+    pub name_max: u32,
+}
+
+const BLOCK_SIZE: u32 = 4096;
+
+/// 1 GiB.
+const NOMINAL_BLOCKS: u64 = 1 << 18;
+
+const NOMINAL_FILES: u64 = 1 << 20;
+
+/// What SETATTR asks for beside a size.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SetAttr {
+    /// chmod
+    pub mode: Option<u32>,
+    /// chown
+    pub uid: Option<u32>,
+    /// chgrp
+    pub gid: Option<u32>,
+    /// utimens
+    pub atime: Option<SystemTime>,
+    /// utimens
+    pub mtime: Option<SystemTime>,
+    /// truncate, ftruncate, open with O_TRUNC
+    pub size: Option<u64>,
+}
+
+/// With the owner that was set here.
+fn owned(attr: Attr, local: Option<&LocalAttr>) -> Attr {
+    let uid = local.and_then(|local| local.uid).unwrap_or(attr.uid);
+    let gid = local.and_then(|local| local.gid).unwrap_or(attr.gid);
+    Attr { uid, gid, ..attr }
+}
+
+impl FileSystem {
+    /// GETATTR. Never asks the vault.
+    pub fn getattr(&self, ino: u64) -> Result<(Attr, Duration)> {
+        let node = self.node(ino)?;
+        Ok((self.attr(&node), self.attr_ttl(&node)))
+    }
+
+    /// For how long the kernel may keep attributes. A chmod of a file changes who may read its history, which the
+    /// kernel does not know to belong to it: that is asked for each time, where there is a chmod.
+    pub(in crate::fs) fn attr_ttl(&self, node: &Node) -> Duration {
+        match node {
+            // Its times are others once it is stored.
+            Node::File(file) if file.state().is_dirty() => Duration::ZERO,
+            Node::File(_) => self.ttl(self.options.refresh),
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.ttl(self.options.refresh),
+            Node::Control(_) => self.options.refresh,
+            Node::Dir(_) | Node::Version(_) if self.options.read_only => self.options.refresh,
+            Node::Dir(_) | Node::Version(_) => Duration::ZERO,
+        }
+    }
+
+    /// The attributes of an inode.
+    pub(in crate::fs) fn attr(&self, node: &Node) -> Attr {
+        match node {
+            Node::Dir(dir) => {
+                let table = self.table();
+                let touched = table.touched(&dir.kind).unwrap_or(self.started);
+                let (perm, local) = match &dir.kind {
+                    DirKind::Tree(_) => {
+                        let local = table.dir_local_of(&dir.kind).cloned().unwrap_or_default();
+                        let nlink = u32::from(!table.is_removed(dir));
+                        drop(table);
+                        return Attr { nlink, ..self.tree_dir_attr(dir.ino, touched, &local) };
+                    }
+                    DirKind::Histories(prefix) => {
+                        let local = table.dir_local_of(&DirKind::Tree(prefix.clone()));
+                        (local.and_then(|l| l.mode).unwrap_or(self.options.dir_mode) & 0o555, local)
+                    }
+                    DirKind::History(name, _) => {
+                        let local = table.local_of(name);
+                        let read = self.history_perm(local);
+                        (read | read >> 2, local)
+                    }
+                    DirKind::Control => (self.options.dir_mode & 0o500, None),
+                };
+                owned(self.plain(dir.ino, FileKind::Directory, 0, perm, touched), local)
+            }
+            Node::File(file) => self.file_attr(file),
+            Node::Version(version) => {
+                let table = self.table();
+                let local = table.local_of(&version.name);
+                let (size, made) = (version.size(), version.info.created_at);
+                owned(self.plain(version.ino, FileKind::Regular, size, self.history_perm(local), made), local)
+            }
+            Node::Control(control) => {
+                let size = control.text.len() as u64;
+                self.plain(control.ino, FileKind::Regular, size, 0o400, control.taken)
+            }
+        }
+    }
+
+    fn file_attr(&self, file: &File) -> Attr {
+        let state = file.state();
+        let mtime = state.mtime();
+        let perm = self.file_perm(&state);
+        let mut attr = owned(self.plain(file.ino, file.kind, state.size(), perm, mtime), Some(&state.local));
+        attr.atime = state.local.atime.unwrap_or(mtime);
+        attr.ctime = state.local.ctime.map_or(mtime, |c| c.max(mtime));
+        attr.nlink = u32::from(state.link != Link::Unlinked);
+        attr
+    }
+
+    /// How many files and directories have an owner that was set here.
+    pub(in crate::fs) fn owners_set(&self) -> usize {
+        let is_other = |local: &LocalAttr| {
+            local.uid.is_some_and(|uid| uid != self.options.uid)
+                || local.gid.is_some_and(|gid| gid != self.options.gid)
+        };
+        self.table().all_local().filter(|local| is_other(local)).count()
+    }
+
+    fn file_perm(&self, state: &FileState) -> u32 {
+        let perm = state.local.mode.unwrap_or(self.options.file_mode);
+        if self.options.read_only { perm & 0o555 } else { perm }
+    }
+
+    /// A directory's time of change is what utimens set, until its names change.
+    fn tree_dir_attr(&self, ino: u64, touched: SystemTime, local: &LocalAttr) -> Attr {
+        let perm = local.mode.unwrap_or(self.options.dir_mode);
+        let perm = if self.options.read_only { perm & 0o555 } else { perm };
+        let set = local.mtime.as_ref().filter(|_| local.ctime.is_some_and(|set| set >= touched));
+        let mtime = set.map_or(touched, |(at, _)| *at);
+        let mut attr = owned(self.plain(ino, FileKind::Directory, 0, perm, mtime), Some(local));
+        attr.atime = local.atime.unwrap_or(attr.mtime);
+        attr.ctime = local.ctime.map_or(touched, |c| c.max(touched));
+        attr
+    }
+
+    /// Who may read the versions of an object: who may read its file.
+    fn history_perm(&self, local: Option<&LocalAttr>) -> u32 {
+        local.and_then(|local| local.mode).unwrap_or(self.options.file_mode) & 0o444
+    }
+
+    fn plain(&self, ino: u64, kind: FileKind, size: u64, perm: u32, mtime: SystemTime) -> Attr {
+        Attr {
+            ino,
+            size,
+            kind,
+            nlink: 1,
+            perm: perm as u16,
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+            uid: self.options.uid,
+            gid: self.options.gid,
+        }
+    }
+
+    /// Counts the lookup and makes the entry.
+    pub(in crate::fs) fn entry(&self, node: &Node, ttl: Duration) -> Entry {
+        self.table().hold(node);
+        Entry { attr: self.attr(node), ttl }
+    }
+
+    /// chmod, chown and utimens of a file or directory: kept in memory. The kernel has checked that the caller may.
+    pub(in crate::fs) fn set_local(&self, node: &Node, set: &SetAttr) -> Result<()> {
+        if self.options.read_only {
+            return Err(Errno::EROFS);
+        }
+        let now = self.clock.wall();
+        match node {
+            Node::File(file) => {
+                let (name, local, shows) = {
+                    let mut state = file.state();
+                    let state = &mut *state;
+                    let version = state.stored.as_ref().map(|s| s.version.clone());
+                    let local = &mut state.local;
+                    local.set(set, file.kind);
+                    if let Some(mtime) = set.mtime {
+                        local.mtime = Some((mtime, version));
+                    }
+                    local.ctime = Some(now);
+                    (state.name.clone(), local.clone(), state.link == Link::Current)
+                };
+                if shows {
+                    // Of an inode that was replaced or unlinked the name keeps nothing.
+                    *self.table().local(&name) = local;
+                }
+                Ok(())
+            }
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => {
+                let mut table = self.table();
+                let local = table.dir_local(&dir.kind);
+                local.set(set, FileKind::Directory);
+                local.mtime = set.mtime.map(|at| (at, None)).or(local.mtime.take());
+                local.ctime = Some(now);
+                Ok(())
+            }
+            Node::Dir(_) => Err(Errno::EPERM),
+            Node::Version(_) | Node::Control(..) => Err(Errno::EPERM),
+        }
+    }
+
+    /// STATFS: the vault has no size to tell. Never asks it.
+    pub fn statfs(&self) -> StatFs {
+        let cache = self.cache.status();
+        StatFs {
+            blocks: NOMINAL_BLOCKS,
+            free: NOMINAL_BLOCKS.saturating_sub(cache.bytes.div_ceil(u64::from(BLOCK_SIZE))),
+            files: cache.names as u64 + NOMINAL_FILES,
+            free_files: NOMINAL_FILES,
+            block_size: BLOCK_SIZE,
+            name_max: 255,
+        }
+    }
+
+    /// mknod of a device, symlink, link: a vault holds nothing of the kind.
+    pub fn refuse_special(&self, operation: &'static str, name: &std::ffi::OsStr) -> Errno {
+        let why = "a vault holds files only: no links and no devices";
+        self.refused(operation, &name.to_string_lossy(), Errno::EPERM, why)
+    }
+
+    /// The mode of a new file: what was asked for, less the umask, cut to the ceiling.
+    pub(in crate::fs) fn new_mode(&self, mode: u32, umask: u32) -> u32 {
+        mode & 0o777 & !umask & self.options.file_mode
+    }
+}

@@ -1,0 +1,493 @@
+//! The names in a directory as readers see them: each name once, in an order that lasts.
+//!
+//! 1. A reader comes back with the position (`cookie`) of the last name it got. So a name keeps its position as
+//!    long as somebody may come back: a newer listing takes positions over from the one before and puts new names
+//!    at the end. Nothing that stays is skipped or doubled, whoever reads beside, and also where the kernel
+//!    tells of no handle.
+//! 2. A listing of many pages is shown while it grows: names come in the order in which the vault tells them.
+//! 3. Listings are large. They are let go [`KEPT`] after their last use; a reader that comes back later still finds
+//!    its place as long as no name has changed.
+//! 4. What readers have been told is written down for a successor, in parts: each part once, however often a listing
+//!    grows.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::fs::namespace::attr::FileKind;
+use crate::fs::types::errno::{Errno, Result};
+
+/// For how long a listing is kept for readers that come back.
+pub const KEPT: Duration = Duration::from_secs(30);
+
+/// One entry of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirEntry {
+    /// Its file name.
+    pub name: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Its inode number, where the kernel has been told one.
+    pub ino: Option<u64>,
+    /// Its position, from 1 on.
+    pub cookie: u64,
+}
+
+impl DirEntry {
+    /// An entry that has no position yet.
+    pub fn new(name: impl Into<String>, kind: FileKind, ino: Option<u64>) -> Self {
+        Self { name: name.into(), kind, ino, cookie: 0 }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Progress {
+    Growing,
+    /// A dead worker had come so far: its readers' positions are good, and more names are to come.
+    CutOff,
+    Done,
+    Failed(Errno),
+}
+
+#[derive(Debug)]
+struct State {
+    /// Ascending by cookie.
+    entries: Vec<DirEntry>,
+    last: u64,
+    progress: Progress,
+    /// The last position that a reader was given.
+    shown: u64,
+    noted: Noted,
+    /// A newer listing is written down instead.
+    given_way: bool,
+    /// Readers who wait for more.
+    waiting: usize,
+    /// One has waited in vain, and has said so.
+    told: bool,
+}
+
+/// What is written down of a listing.
+#[derive(Debug, Clone, Copy, Default)]
+struct Noted {
+    /// So many entries, the first ones, as they are.
+    entries: usize,
+    /// In so many parts; what is in parts but does not count is written anew.
+    parts: u32,
+    /// It was said that these are all.
+    whole: bool,
+}
+
+/// What is to be written down of a listing that has changed.
+#[derive(Debug)]
+pub struct Note<'a> {
+    /// The number of the part that the new entries go to.
+    pub part: u32,
+    /// The new entries.
+    pub entries: &'a [DirEntry],
+    /// Parts that do not count any more.
+    pub obsolete: Range<u32>,
+    /// What there is now.
+    pub head: Head,
+}
+
+/// What is written down of a listing beside its parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The number of parts.
+    pub parts: u32,
+    /// The last position.
+    pub last: u64,
+    /// Whether that is all.
+    pub whole: bool,
+}
+
+/// The entries of a directory, `.` and `..` included. Only a journal is locked while the lock is held.
+#[derive(Debug)]
+pub struct Listing {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl Listing {
+    fn with(entries: Vec<DirEntry>, last: u64, progress: Progress) -> Arc<Self> {
+        let state = State {
+            entries,
+            last,
+            progress,
+            shown: 0,
+            noted: Noted::default(),
+            given_way: false,
+            waiting: 0,
+            told: false,
+        };
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    /// A whole listing.
+    pub fn whole(entries: Vec<DirEntry>) -> Arc<Self> {
+        let (entries, last) = renew(&[], 0, entries);
+        Self::with(entries, last, Progress::Done)
+    }
+
+    /// One that begins with these and grows.
+    pub fn growing(entries: Vec<DirEntry>) -> Arc<Self> {
+        let (entries, last) = renew(&[], 0, entries);
+        Self::with(entries, last, Progress::Growing)
+    }
+
+    /// What a dead worker had, all of it or a part.
+    pub fn restored(entries: Vec<DirEntry>, head: Head) -> Arc<Self> {
+        let progress = if head.whole { Progress::Done } else { Progress::CutOff };
+        let noted = Noted { entries: entries.len(), parts: head.parts, whole: head.whole };
+        let listing = Self::with(entries, head.last, progress);
+        listing.state().noted = noted;
+        listing
+    }
+
+    /// Its names may not be shown any more without asking for them again. One that grows ends with its own answer.
+    pub fn take_away(&self) {
+        let mut state = self.state();
+        if matches!(state.progress, Progress::Done) {
+            state.progress = Progress::CutOff;
+        }
+    }
+
+    /// Whether the names have to be asked for before a reader goes on.
+    pub fn is_cut_off(&self) -> bool {
+        matches!(self.state().progress, Progress::CutOff)
+    }
+
+    /// Has `write` write down what is not yet. In the order in which it is called, whoever calls beside.
+    pub fn note(&self, write: impl FnOnce(Note<'_>)) {
+        let mut state = self.state();
+        let whole = matches!(state.progress, Progress::Done);
+        let before = state.noted;
+        if state.given_way || before.entries == state.entries.len() && before.whole == whole {
+            return;
+        }
+        let part = if before.entries == 0 { 0 } else { before.parts };
+        let parts = part + 1;
+        let head = Head { parts, last: state.last, whole };
+        let entries = &state.entries[before.entries..];
+        write(Note { part, entries, obsolete: parts..before.parts.max(parts), head });
+        state.noted = Noted { entries: state.entries.len(), parts, whole };
+    }
+
+    /// The number of parts that are written down.
+    pub fn noted_parts(&self) -> u32 {
+        self.state().noted.parts
+    }
+
+    /// Takes the place of another listing of the same directory, which is not written down any more: its readers'
+    /// positions are in this one. What it wrote down and is still so counts for this one.
+    fn take_the_place_of(&self, before: &Self) {
+        if !std::ptr::eq(self, before) {
+            let (mut before, mut now) = (before.state(), self.state());
+            before.given_way = true;
+            now.noted = before.still_noted(&now.entries);
+        }
+    }
+
+    /// A newer one of the same directory.
+    pub fn succeeded_by(&self, entries: Vec<DirEntry>) -> Arc<Self> {
+        let state = self.state();
+        let (entries, last) = renew(&state.entries, state.last, entries);
+        drop(state);
+        Self::with(entries, last, Progress::Done)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether more is to come.
+    pub fn is_growing(&self) -> bool {
+        matches!(self.state().progress, Progress::Growing)
+    }
+
+    /// Whether a reader at this position can be answered, and how; `None` while nothing is known yet.
+    pub fn ready(&self, after: u64) -> Option<Result<()>> {
+        self.state().ready(after)
+    }
+
+    /// Waits until [`Listing::ready`].
+    pub async fn wait(&self, after: u64) -> Result<()> {
+        loop {
+            // Made before the look, so that no change between look and wait is missed.
+            let changed = self.changed.notified();
+            if let Some(ready) = self.ready(after) {
+                return ready;
+            }
+            changed.await;
+        }
+    }
+
+    /// The same, for so long; `None` if that was in vain, which the caller has to say.
+    pub async fn wait_for(&self, after: u64, patience: Duration) -> Option<Result<()>> {
+        self.state().waiting += 1;
+        let waited = timeout(patience, self.wait(after)).await.ok();
+        self.state().waiting -= 1;
+        waited.or_else(|| self.given_up(after))
+    }
+
+    fn given_up(&self, after: u64) -> Option<Result<()>> {
+        // Both may be at their end at one moment: the reader after the listing.
+        let mut state = self.state();
+        let ready = state.ready(after);
+        state.told |= ready.is_none();
+        ready
+    }
+
+    /// Gives the entries behind a position to `take`, until it says that it has no room for one.
+    pub fn visit(&self, after: u64, mut take: impl FnMut(&DirEntry) -> bool) {
+        let mut state = self.state();
+        let mut shown = state.shown;
+        for entry in &state.entries[state.first_after(after)..] {
+            if take(entry) {
+                break;
+            }
+            shown = shown.max(entry.cookie);
+        }
+        state.shown = shown;
+    }
+
+    /// The same, for nobody: it counts as shown to no reader.
+    pub fn look(&self, after: u64, take: impl FnMut(&DirEntry) -> bool) {
+        let state = self.state();
+        let _ = state.entries[state.first_after(after)..].iter().any(take);
+    }
+
+    /// The position of a name: looked for among the next `near` entries behind a position, then, where there are no more than
+    /// `few`, among all.
+    pub fn position(&self, name: &str, after: u64, near: usize, few: usize) -> Option<u64> {
+        let state = self.state();
+        let behind = &state.entries[state.first_after(after)..];
+        let all = if state.entries.len() <= few { &state.entries[..] } else { &[] };
+        let found = behind.iter().take(near).chain(all).find(|entry| entry.name == name);
+        found.map(|entry| entry.cookie)
+    }
+
+    /// The entries behind a position.
+    pub fn after(&self, after: u64) -> Vec<DirEntry> {
+        let mut entries = Vec::new();
+        self.visit(after, |entry| {
+            entries.push(entry.clone());
+            false
+        });
+        entries
+    }
+
+    /// Names have come, some for the second time, as something else. `positions`: where each name is.
+    pub fn grow(&self, found: Vec<DirEntry>, positions: &mut HashMap<String, usize>) {
+        let mut state = self.state();
+        for mut entry in found {
+            match positions.get(&entry.name) {
+                Some(at) if state.entries[*at].kind != entry.kind => {
+                    state.entries[*at].kind = entry.kind;
+                    if *at < state.noted.entries {
+                        state.noted.entries = 0;
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    state.last += 1;
+                    entry.cookie = state.last;
+                    positions.insert(entry.name.clone(), state.entries.len());
+                    state.entries.push(entry);
+                }
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether a reader has been given this entry, by its index, as a file.
+    pub fn is_shown_file(&self, at: usize) -> bool {
+        let state = self.state();
+        let entry = state.entries.get(at);
+        entry.is_some_and(|entry| entry.cookie <= state.shown && entry.kind != FileKind::Directory)
+    }
+
+    /// All names are known. Returns whether one that a reader was given is not among them.
+    pub fn finish(&self, entries: Vec<DirEntry>) -> bool {
+        let mut state = self.state();
+        let before = state.shown_count();
+        let (entries, last) = renew(&state.entries, state.last, entries);
+        state.noted = state.still_noted(&entries);
+        (state.entries, state.last) = (entries, last);
+        state.progress = Progress::Done;
+        let after = state.shown_count();
+        drop(state);
+        self.changed.notify_waiters();
+        after < before
+    }
+
+    /// No more names will come. True if that is still to be said: not if all who waited had given up before.
+    pub fn fail(&self, errno: Errno) -> bool {
+        let mut state = self.state();
+        state.progress = Progress::Failed(errno);
+        let news = state.waiting > 0 || !state.told;
+        drop(state);
+        self.changed.notify_waiters();
+        news
+    }
+}
+
+impl State {
+    fn ready(&self, after: u64) -> Option<Result<()>> {
+        let first = self.first_after(after);
+        // The dots alone are no answer to who has just begun.
+        let more = self.entries.len() > first && (after > 0 || self.entries.len() > 2);
+        match self.progress {
+            Progress::Failed(errno) if !more => Some(Err(errno)),
+            Progress::Growing if !more => None,
+            Progress::Growing | Progress::CutOff | Progress::Done | Progress::Failed(_) => Some(Ok(())),
+        }
+    }
+
+    fn first_after(&self, after: u64) -> usize {
+        self.entries.partition_point(|entry| entry.cookie <= after)
+    }
+
+    fn shown_count(&self) -> usize {
+        self.first_after(self.shown)
+    }
+
+    /// What counts of what is written down where `entries` are the entries from now on.
+    fn still_noted(&self, entries: &[DirEntry]) -> Noted {
+        let noted = self.noted.entries;
+        let same = |(a, b): (&DirEntry, &DirEntry)| a.cookie == b.cookie && a.kind == b.kind;
+        let all_same = entries.len() >= noted && self.entries[..noted].iter().zip(entries).all(same);
+        Noted { entries: if all_same { noted } else { 0 }, ..self.noted }
+    }
+}
+
+/// Gives `entries` their positions: those of before where they were there, the others behind `last`.
+fn renew(before: &[DirEntry], last: u64, mut entries: Vec<DirEntry>) -> (Vec<DirEntry>, u64) {
+    let mut known: Vec<(&str, u64)> =
+        before.iter().map(|entry| (entry.name.as_str(), entry.cookie)).collect();
+    // Both come in the order of their names, nearly: a look at the next one finds most.
+    known.sort_unstable();
+    let (mut last, mut next) = (last, 0);
+    for entry in &mut entries {
+        let name = entry.name.as_str();
+        if known.get(next).is_none_or(|(other, _)| *other != name) {
+            next = known.partition_point(|(other, _)| *other < name);
+        }
+        entry.cookie = match known.get(next) {
+            Some((other, cookie)) if *other == name => {
+                next += 1;
+                *cookie
+            }
+            _ => {
+                last += 1;
+                last
+            }
+        };
+    }
+    entries.sort_unstable_by_key(|entry| entry.cookie);
+    (entries, last)
+}
+
+/// What the vault's names and the names made here were when a listing was handed out: while neither has moved on it
+/// is still true.
+pub type Stamp = (u64, u64);
+
+/// A listing that the kernel keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Handed {
+    /// True as long as this is; `None` where that is not known.
+    pub stamp: Option<Stamp>,
+    /// And as long as this.
+    pub until: Option<Instant>,
+}
+
+/// The listings that are in use, by directory.
+#[derive(Debug, Default)]
+pub struct Listings {
+    recent: HashMap<u64, (Arc<Listing>, Instant)>,
+    /// Directories whose listings were let go of, and the parts of them that are written down.
+    pub dropped: Vec<(u64, u32)>,
+    /// What the kernel may have.
+    pub handed: HashMap<u64, Handed>,
+    /// Open handles.
+    pub opens: HashMap<u64, usize>,
+    /// Somebody looks after them.
+    pub watched: bool,
+}
+
+impl Listings {
+    /// The last listing of a directory, if it is still here.
+    pub fn recent(&mut self, ino: u64, now: Instant) -> Option<Arc<Listing>> {
+        let (listing, used) = self.recent.get_mut(&ino)?;
+        *used = now;
+        Some(listing.clone())
+    }
+
+    /// The listing from now on.
+    pub fn put(&mut self, ino: u64, listing: Arc<Listing>, now: Instant) {
+        if let Some((before, _)) = self.recent.insert(ino, (listing.clone(), now)) {
+            listing.take_the_place_of(&before);
+        }
+    }
+
+    /// See [`Listing::take_away`].
+    pub fn take_away(&self) {
+        self.recent.values().for_each(|(listing, _)| listing.take_away());
+    }
+
+    /// It was no listing after all.
+    pub fn drop_listing(&mut self, ino: u64, listing: &Arc<Listing>) {
+        if self.recent.get(&ino).is_some_and(|(recent, _)| Arc::ptr_eq(recent, listing)) {
+            self.recent.remove(&ino);
+            self.dropped.push((ino, listing.noted_parts()));
+        }
+    }
+
+    /// The directory was removed; another one may have its number later.
+    pub fn removed(&mut self, ino: u64) {
+        self.handed.remove(&ino);
+        if let Some((listing, _)) = self.recent.remove(&ino) {
+            self.dropped.push((ino, listing.noted_parts()));
+        }
+    }
+
+    /// A handle was closed.
+    pub fn closed(&mut self, ino: u64) {
+        if let Some(count) = self.opens.get_mut(&ino) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.opens.remove(&ino);
+            }
+        }
+    }
+
+    /// The directories whose listings grow.
+    pub fn growing(&self) -> Vec<u64> {
+        let growing = self.recent.iter().filter(|(_, (listing, _))| listing.is_growing());
+        growing.map(|(ino, _)| *ino).collect()
+    }
+
+    /// Lets go of what has not been used lately. Whether nothing is left to look after.
+    pub fn tidy(&mut self, now: Instant) -> bool {
+        self.recent.retain(|ino, (listing, used)| {
+            let stays = listing.is_growing() || now.saturating_duration_since(*used) < KEPT;
+            if !stays {
+                self.dropped.push((*ino, listing.noted_parts()));
+            }
+            stays
+        });
+        if self.recent.is_empty() {
+            self.recent.shrink_to_fit();
+        }
+        self.recent.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

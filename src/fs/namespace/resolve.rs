@@ -1,0 +1,620 @@
+//! The only place where names mean something: from a directory and a file name to an inode.
+//!
+//! 1. What is known is answered at once. Otherwise [`FileSystem::locate`] says what it [`Need`]s, the caller
+//!    fetches that and asks again, with the answers at hand: an absence is never guessed.
+//! 2. A name can be an object, a directory that other names imply, or both. Both: it is a directory, and the
+//!    object is `.self` in it. But a name first seen as a file stays one for the life of the mount, and what
+//!    would be below it is shown beside it (`a%2Fb`).
+//! 3. A file that has bytes of ours is what the name shows, whatever the vault says: its commit decides.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::failpoint;
+use crate::fs::inode::file::{File, Link};
+use crate::fs::inode::{ControlFile, Dir, DirKind, Node, Table};
+use crate::fs::name;
+use crate::fs::name::{CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::{Entry, FileSystem, Step};
+use crate::vault::cache::{Found, Implied, Peek};
+use crate::vault::{Call, Error, ErrorKind, ObjectName};
+
+/// What stands at a place in the tree.
+pub(in crate::fs) enum Place {
+    /// A directory.
+    Dir(DirPrefix),
+    /// A file that has an inode of its own already, with bytes that may not be in the vault.
+    Local(Arc<File>),
+    /// An object.
+    Object(Found),
+    /// Nothing.
+    Absent,
+}
+
+/// What has to be asked before a place is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::fs) enum Need {
+    /// This object, by name.
+    Object(ObjectName),
+    /// All names.
+    Listing,
+    /// Whether any name begins so, of a vault that can search.
+    Prefix(DirPrefix),
+}
+
+/// What was asked on behalf of this operation. It may be past its time (the vault is down), so it counts for
+/// this operation only.
+#[derive(Default)]
+pub(in crate::fs) struct Answers {
+    object: Option<(ObjectName, Option<Found>)>,
+    listed: bool,
+    searched: Option<DirPrefix>,
+    /// The key may not list names.
+    unlisted: bool,
+}
+
+impl FileSystem {
+    /// LOOKUP.
+    pub fn lookup(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<Option<Entry>> {
+        let dir = match self.directory(parent) {
+            Ok(dir) => dir,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        self.cache.used(self.longest_ttl());
+        match &dir.kind {
+            DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
+                Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root())))).into()
+            }
+            DirKind::Tree(under) if under.is_root() && component == CONTROL => {
+                Ok(Some(self.dir_entry(&DirKind::Control))).into()
+            }
+            DirKind::Tree(under) => self.within(parent, self.lookup_in(under, component, Self::tree_entry)),
+            DirKind::Histories(under) => self.lookup_in(under, component, Self::history_entry),
+            DirKind::History(name, id) => self.lookup_version(name.clone(), id.clone(), component),
+            DirKind::Control => Ok(ControlFile::named(component).map(|which| {
+                let text = self.control_bytes(which);
+                let node = self.table().control(text, self.clock.wall());
+                self.entry(&node, Duration::ZERO)
+            }))
+            .into(),
+        }
+    }
+
+    /// For how long the kernel may take it for true that a lookup found nothing: as long as the vault's answer is
+    /// fresh. Nothing but a look in here brings such a name about: what is made here is made through the kernel, and
+    /// what shows by itself again (`inval_name`) is told.
+    pub fn absent_for(&self, parent: u64, component: &OsStr) -> Duration {
+        let Ok(dir) = self.directory(parent) else { return Duration::ZERO };
+        let DirKind::Tree(under) = &dir.kind else { return Duration::ZERO };
+        let (as_file, as_dir) = match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::Entry { as_file, as_dir }) => (as_file, as_dir),
+            Ok(Decoded::SelfFile(_) | Decoded::Beside { .. }) | Err(_) => return Duration::ZERO,
+        };
+        let mut absent = Duration::MAX;
+        if let Some(name) = as_file.filter(|name| self.is_allowed(name)) {
+            let table = self.table();
+            if table.hidden.contains_key(&name) || table.file(&name).is_some() {
+                return Duration::ZERO;
+            }
+            drop(table);
+            match self.cache.peek(&name) {
+                Peek::Absent(ttl) => absent = ttl,
+                Peek::Value(_) | Peek::Exists | Peek::AbsentBefore | Peek::Unknown => return Duration::ZERO,
+            }
+        }
+        match as_dir {
+            Some(dir) => absent.min(self.cache.not_implied_for(dir.as_str())),
+            None => absent.min(self.options.refresh),
+        }
+    }
+
+    /// The directory with this number.
+    pub(in crate::fs) fn directory(&self, ino: u64) -> Result<Arc<Dir>> {
+        let table = self.table();
+        match table.node(ino).ok_or(Errno::ESTALE)? {
+            Node::Dir(dir) if table.is_removed(&dir) => Err(Errno::ENOENT),
+            Node::Dir(dir) => Ok(dir),
+            Node::File(_) | Node::Version(_) | Node::Control(..) => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// The prefix of a directory in which objects can be changed.
+    pub(in crate::fs) fn changeable(&self, parent: u64) -> Result<DirPrefix> {
+        let dir = self.directory(parent)?;
+        if self.options.read_only {
+            return Err(Errno::EROFS);
+        }
+        match &dir.kind {
+            DirKind::Tree(under) => Ok(under.clone()),
+            DirKind::Histories(_) | DirKind::History(..) | DirKind::Control => Err(Errno::EPERM),
+        }
+    }
+
+    fn lookup_in(
+        self: &Arc<Self>,
+        under: &DirPrefix,
+        component: &OsStr,
+        show: fn(&Self, Place) -> Option<Entry>,
+    ) -> Step<Option<Entry>> {
+        match self.locate(under, component, &Answers::default()) {
+            Err(e) => Step::Ready(Err(e)),
+            Ok(Ok(place)) => Step::Ready(Ok(show(self, place))),
+            Ok(Err(_)) => {
+                let (fs, under, component) = (self.clone(), under.clone(), component.to_owned());
+                Step::later(async move {
+                    let place = fs.find(&fs.call(), &under, &component).await?;
+                    Ok(show(&fs, place))
+                })
+            }
+        }
+    }
+
+    /// What stands at `component` in `under`, asking the vault as far as needed.
+    pub(in crate::fs) async fn find(
+        self: &Arc<Self>,
+        call: &Call,
+        under: &DirPrefix,
+        component: &OsStr,
+    ) -> Result<Place> {
+        let mut answers = Answers::default();
+        loop {
+            match self.locate(under, component, &answers)? {
+                Ok(place) => return Ok(place),
+                Err(Need::Object(name)) => {
+                    if matches!(self.cache.peek(&name), Peek::Exists) {
+                        self.read_ahead(under, &name);
+                    }
+                    let found = self.cache.read(call, &name).await;
+                    failpoint::point_of("found", || name.as_str().to_owned());
+                    match (found, self.bare_at(under, component)) {
+                        (Ok(found), _) => answers.object = Some((name, found)),
+                        (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
+                        (Err(e), None) => return Err(self.failed("lookup", name.as_str(), &e)),
+                    }
+                }
+                Err(Need::Listing) => {
+                    let listed = self.cache.list_all(call).await;
+                    match (listed, self.bare_at(under, component)) {
+                        (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
+                        (listed, _) => answers.listed = self.was_told(listed, component, &mut answers)?,
+                    }
+                }
+                Err(Need::Prefix(dir)) => {
+                    let searched = self.cache.search_prefix(call, dir.as_str()).await;
+                    if self.was_told(searched, component, &mut answers)? {
+                        answers.searched = Some(dir);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a listing or a search was answered; a key that may not list names goes on without.
+    fn was_told(&self, asked: Result<(), Error>, component: &OsStr, answers: &mut Answers) -> Result<bool> {
+        match asked {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind == ErrorKind::Forbidden && self.cache.is_unlisted() => {
+                answers.unlisted = true;
+                Ok(false)
+            }
+            Err(e) => Err(self.failed("lookup", &component.to_string_lossy(), &e)),
+        }
+    }
+
+    /// `component` is no object, and nobody can tell whether it is a directory. A name that was given by `--name`, and an
+    /// editor's temporary, is none.
+    fn absent_unlisted(&self, component: &OsStr, dir: &DirPrefix) -> Result<Place> {
+        let text = component.to_string_lossy();
+        let is_file =
+            self.options.names.iter().any(|name| dir.as_str().strip_suffix('/') == Some(name.as_str()))
+                || self.scratch.matches(&text)
+                || self.scratch.is_provisional(&text);
+        match is_file {
+            true => Ok(Place::Absent),
+            false => Err(self.refused(
+                "lookup",
+                &text,
+                Errno::EACCES,
+                "there is no such object, and the key may not list names, which would tell whether it is a directory: give \
+                 mount a name below it with --name NAME",
+            )),
+        }
+    }
+
+    /// What stands at `component` in `under`, or what has to be asked first.
+    pub(in crate::fs) fn locate(
+        &self,
+        under: &DirPrefix,
+        component: &OsStr,
+        answers: &Answers,
+    ) -> Result<Result<Place, Need>> {
+        let (as_file, as_dir) = match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::SelfFile(name)) => (Some(name), None),
+            Ok(Decoded::Entry { as_file, as_dir } | Decoded::Beside { as_file, as_dir }) => {
+                let shown = |name: &ObjectName| self.is_shown_as(name, under, component);
+                (as_file.filter(|name| self.is_allowed(name) && shown(name)), as_dir)
+            }
+            Err(Refused::Spelling) => return Ok(Ok(Place::Absent)),
+            Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG),
+        };
+        let implied = as_dir.as_ref().map(|dir| self.implied(under, component, dir, answers));
+        if let (Some(Implied::Yes), Some(dir)) = (implied, &as_dir) {
+            return Ok(self.object_instead_of(dir, answers).map(|object| match object {
+                Some(found) => Place::Object(found),
+                None => Place::Dir(dir.clone()),
+            }));
+        }
+        if let Some(name) = as_file {
+            match self.file_at(&name, answers) {
+                Ok(Place::Absent) => self.vanished(&name),
+                known => return Ok(known),
+            }
+        } else if let Some(dir) = &as_dir
+            && let Some(own) = self.object_of_seen(dir)
+        {
+            match self.file_at(&own, answers) {
+                Ok(Place::Absent) => {}
+                Ok(_) => return Ok(Ok(Place::Dir(dir.clone()))),
+                Err(need) => return Ok(Err(need)),
+            }
+        }
+        match (implied, as_dir) {
+            (Some(Implied::Unknown), Some(dir)) if answers.unlisted => {
+                self.absent_unlisted(component, &dir).map(Ok)
+            }
+            (Some(Implied::Unknown), Some(dir)) if self.is_searched(&dir) => Ok(Err(Need::Prefix(dir))),
+            (Some(Implied::Unknown), _) => Ok(Err(Need::Listing)),
+            (Some(Implied::Yes | Implied::No(_)) | None, _) => Ok(Ok(Place::Absent)),
+        }
+    }
+
+    /// Whether to search for the directory: where all names are one page, listing them tells more for the same,
+    /// and of a piece of a long component one hit does not tell whether it shows so.
+    fn is_searched(&self, dir: &DirPrefix) -> bool {
+        let searches = self.cache.vault().capabilities().search;
+        searches && !dir.is_continuation() && !self.cache.listing_is_one_page()
+    }
+
+    /// The file of that name, wherever it shows.
+    fn file_at(&self, name: &ObjectName, answers: &Answers) -> Result<Place, Need> {
+        if let Some(file) = self.local_file(name) {
+            return Ok(Place::Local(file));
+        }
+        if self.table().is_hidden(name) {
+            return Ok(Place::Absent);
+        }
+        Ok(self.object_at(name, answers)?.map_or(Place::Absent, Place::Object))
+    }
+
+    /// The object that keeps a directory there although nothing else is in it: its `.self`.
+    fn object_of_seen(&self, dir: &DirPrefix) -> Option<ObjectName> {
+        let own = dir.self_name()?;
+        self.table().is_seen_dir(dir).then_some(own)
+    }
+
+    /// Whether the directory was made here, and nothing is in it.
+    fn is_bare(&self, dir: &DirPrefix) -> bool {
+        !dir.is_continuation()
+            && self.table().is_made_and_bare(dir)
+            && self.cache.implied(dir.as_str()) != Implied::Yes
+    }
+
+    /// The empty directory at `component`, which is there whatever the vault says.
+    fn bare_at(&self, under: &DirPrefix, component: &OsStr) -> Option<DirPrefix> {
+        match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::Entry { as_dir, .. } | Decoded::Beside { as_dir, .. }) => {
+                as_dir.filter(|dir| self.is_bare(dir))
+            }
+            Ok(Decoded::SelfFile(_)) | Err(_) => None,
+        }
+    }
+
+    /// The object that shows from now on instead of an empty directory that was made here: container engines make one for
+    /// what they are to bind and do not find.
+    fn object_instead_of(&self, dir: &DirPrefix, answers: &Answers) -> Result<Option<Found>, Need> {
+        let Some(own) = dir.self_name().filter(|own| self.is_bare(dir) && !self.table().is_hidden(own))
+        else {
+            return Ok(None);
+        };
+        if self.cache.status().outage.is_some() {
+            return Ok(None);
+        }
+        let found = self.object_at(&own, answers)?;
+        if found.is_some() {
+            self.give_way(dir);
+        }
+        Ok(found)
+    }
+
+    /// The directory is gone; an object has its name.
+    fn give_way(&self, dir: &DirPrefix) {
+        let gone = {
+            let mut table = self.table();
+            let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
+            table.remove_dir(&DirKind::Tree(dir.clone()));
+            table.names_changed();
+            gone
+        };
+        tracing::info!(name = dir.as_str(), "an empty directory gives way to an object of its name");
+        gone.into_iter().for_each(|ino| self.listings().removed(ino));
+    }
+
+    /// An object was made elsewhere: where an empty directory has its name, that goes, and the kernel is told.
+    pub(in crate::fs) fn make_way_for(&self, name: &ObjectName) {
+        let dir = DirPrefix::of_name(name);
+        if self.table().is_made_and_bare(&dir)
+            && matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists)
+            && self.is_bare(&dir)
+        {
+            self.give_way(&dir);
+            self.inval_name(name);
+        }
+    }
+
+    /// The object of that name, or what has to be asked first. Where one page lists all names, listing them
+    /// costs no more than asking for one, and tells about directories as well.
+    fn object_at(&self, name: &ObjectName, answers: &Answers) -> Result<Option<Found>, Need> {
+        if let Some((asked, found)) = &answers.object
+            && asked == name
+        {
+            return Ok(found.clone());
+        }
+        match self.cache.peek(name) {
+            Peek::Value(found) => Ok(Some(found)),
+            Peek::Absent(_) => Ok(None),
+            Peek::AbsentBefore if answers.listed => Ok(None),
+            Peek::AbsentBefore if !answers.unlisted && self.cache.listing_is_one_page() => Err(Need::Listing),
+            Peek::Exists | Peek::AbsentBefore | Peek::Unknown => Err(Need::Object(name.clone())),
+        }
+    }
+
+    /// Whether `dir`, spelt `component` in `under`, is there: made here, or because a name is in it.
+    fn implied(&self, under: &DirPrefix, component: &OsStr, dir: &DirPrefix, answers: &Answers) -> Implied {
+        let mut table = self.table();
+        if let Some(owner) = dir.self_name()
+            && self.is_kept_a_file(&table, &owner, dir)
+        {
+            return Implied::No(self.clock.now());
+        }
+        let beyond_vault = |(_, file): (&ObjectName, Arc<File>)| file.state().is_beyond_vault();
+        if table.is_made(dir) || (!dir.is_continuation() && table.files_under(dir.as_str()).any(beyond_vault))
+        {
+            return Implied::Yes;
+        }
+        let mut implied = self.cache.implied(dir.as_str());
+        if implied == Implied::Yes && dir.is_continuation() {
+            let mut seen = false;
+            self.cache.visit_names(dir.as_str(), |name| {
+                let shown = self.shown(&mut table, name, under);
+                seen = shown
+                    .is_some_and(|(text, rest)| component == text.as_str() && rest == Rest::Dir(dir.clone()));
+                seen.then(String::new)
+            });
+            implied = match (seen, self.cache.is_complete()) {
+                (true, _) => Implied::Yes,
+                (false, true) => Implied::No(self.clock.now()),
+                (false, false) => Implied::Unknown,
+            };
+        }
+        match implied {
+            Implied::Unknown if self.options.names.iter().any(|name| name.starts_with(dir.as_str())) => {
+                Implied::Yes
+            }
+            Implied::Unknown if answers.listed || answers.searched.as_ref() == Some(dir) => {
+                Implied::No(self.clock.now())
+            }
+            other => other,
+        }
+    }
+
+    /// The entry under which `name` shows in `under`, now.
+    pub(in crate::fs) fn shown(
+        &self,
+        table: &mut Table,
+        name: &ObjectName,
+        under: &DirPrefix,
+    ) -> Option<(String, Rest)> {
+        let (text, rest) = name::split(name.as_str(), under)?;
+        if let Rest::Dir(dir) = &rest
+            && let Some(owner) = dir.self_name()
+            && self.is_kept_a_file(table, &owner, dir)
+        {
+            self.keep_a_file(table, &owner, name);
+            return name::split_beside(name.as_str(), under);
+        }
+        if rest == Rest::File
+            && let Some(dir) = table.seen_dir_of(name)
+        {
+            // Once a directory, it stays one: the object is in it.
+            return Some((text, Rest::Dir(dir)));
+        }
+        Some((text, rest))
+    }
+
+    /// `owner` stays a file, although `name` begins with it.
+    pub(in crate::fs) fn keep_a_file(&self, table: &mut Table, owner: &ObjectName, name: &ObjectName) {
+        if table.keep_a_file(owner) {
+            tracing::warn!(
+                file = owner.as_str(),
+                beside = name.as_str(),
+                "a name begins with that of a file: it is shown beside it, with %2F for the slash"
+            );
+        }
+    }
+
+    /// Whether `owner` is shown as a file rather than as the directory `dir` of the same name.
+    fn is_kept_a_file(&self, table: &Table, owner: &ObjectName, dir: &DirPrefix) -> bool {
+        table.is_kept_a_file(owner) && !table.is_seen_dir(dir) && !table.is_made(dir)
+    }
+
+    fn is_shown_as(&self, name: &ObjectName, under: &DirPrefix, component: &OsStr) -> bool {
+        let shown = self.shown(&mut self.table(), name, under);
+        shown.is_some_and(|(text, rest)| rest == Rest::File && component == text.as_str())
+    }
+
+    /// Whether the vault could hold this name at all.
+    pub(in crate::fs) fn is_allowed(&self, name: &ObjectName) -> bool {
+        self.cache.vault().capabilities().max_name.allows(name.as_str())
+    }
+
+    /// The file of that name, if it has bytes that may not be in the vault.
+    fn local_file(&self, name: &ObjectName) -> Option<Arc<File>> {
+        let file = self.table().file(name)?;
+        let local = file.state().is_beyond_vault();
+        local.then_some(file)
+    }
+
+    /// The object was deleted elsewhere: who has it open keeps it, but its name shows nothing, so that it can be
+    /// made anew.
+    fn vanished(&self, name: &ObjectName) {
+        let mut table = self.table();
+        let Some(file) = table.file(name) else { return };
+        let mut state = file.state();
+        let ours = state.is_only_here() || state.is_dirty() || state.stored.is_none();
+        if ours || matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists) {
+            return;
+        }
+        self.keep_bytes(&mut state);
+        state.link = Link::Replaced;
+        drop(state);
+        table.unpoint(name, file.ino);
+    }
+
+    /// The inode that shows this object: the one there is if it is this version, else a new one.
+    pub(in crate::fs) fn file_node(&self, found: &Found) -> Arc<File> {
+        let object = &found.object;
+        let mut table = self.table();
+        let before = table.file(&object.meta.name);
+        if let Some(file) = &before {
+            let mut state = file.state();
+            if state.is_dirty()
+                || state.is_only_here()
+                || state.stored.as_ref().is_some_and(|stored| stored.is(&object.meta))
+            {
+                drop(state);
+                return file.clone();
+            }
+            if self.options.in_place {
+                drop(state);
+                if self.become_version(file, object) {
+                    file.state().unannounced = Some(object.meta.version.clone());
+                }
+                return file.clone();
+            }
+            self.keep_bytes(&mut state);
+            state.link = Link::Replaced;
+        }
+        let file = table.put_file(&object.meta.name, |ino, local| File::of(ino, object, local));
+        file.state().unannounced = Some(object.meta.version.clone());
+        if let Some(before) = before {
+            table.drop_unheld(before.ino);
+        }
+        file
+    }
+
+    fn tree_entry(&self, place: Place) -> Option<Entry> {
+        match place {
+            Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Tree(prefix))),
+            Place::Local(file) => Some(self.own_entry(&file)),
+            Place::Object(found) => {
+                let file = self.file_node(&found);
+                Some(self.entry(&Node::File(file), self.ttl(found.ttl)))
+            }
+            Place::Absent => None,
+        }
+    }
+
+    /// The entry of a file that has bytes of ours.
+    pub(in crate::fs) fn own_entry(&self, file: &Arc<File>) -> Entry {
+        let node = Node::File(file.clone());
+        let ttl = self.attr_ttl(&node).min(self.options.refresh);
+        self.entry(&node, ttl)
+    }
+
+    /// Asked for at each use, where names are unlinked and made anew: they have another history then.
+    fn history_entry(&self, place: Place) -> Option<Entry> {
+        let entry = match place {
+            Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
+            Place::Local(file) => {
+                let state = file.state();
+                let (name, stored) = (state.name.clone(), state.stored.clone());
+                drop(state);
+                Some(self.dir_entry(&DirKind::History(name, stored?.id)))
+            }
+            Place::Object(found) => {
+                let meta = &found.object.meta;
+                Some(self.dir_entry(&DirKind::History(meta.name.clone(), meta.id.clone())))
+            }
+            Place::Absent => None,
+        };
+        if self.options.read_only {
+            return entry;
+        }
+        entry.map(|entry| Entry { ttl: Duration::ZERO, ..entry })
+    }
+
+    /// The entry of a directory.
+    pub(in crate::fs) fn dir_entry(&self, kind: &DirKind) -> Entry {
+        let dir = self.table().dir(kind);
+        let node = Node::Dir(dir);
+        let ttl = self.attr_ttl(&node);
+        self.entry(&node, ttl)
+    }
+
+    /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name there.
+    pub(in crate::fs) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
+        let mut table = self.table();
+        let mut under = DirPrefix::root();
+        loop {
+            match self.shown(&mut table, name, &under)? {
+                (text, Rest::File) => return Some((table.dir_ino(&DirKind::Tree(under))?, text)),
+                (_, Rest::Dir(dir)) => {
+                    if dir.self_name().as_ref() == Some(name) {
+                        return Some((table.dir_ino(&DirKind::Tree(dir))?, SELF.to_owned()));
+                    }
+                    under = dir;
+                }
+            }
+        }
+    }
+
+    /// The path, below the mount point, under which `name` shows now.
+    pub(in crate::fs) fn path_of(&self, name: &str) -> String {
+        let Some(name) = ObjectName::new(name) else { return String::new() };
+        let mut table = self.table();
+        let (mut path, mut under) = (String::new(), DirPrefix::root());
+        while let Some((text, rest)) = self.shown(&mut table, &name, &under) {
+            path.push_str(&text);
+            match rest {
+                Rest::File => break,
+                Rest::Dir(dir) => {
+                    path.push('/');
+                    if dir.self_name().as_ref() == Some(&name) {
+                        path.push_str(SELF);
+                        break;
+                    }
+                    under = dir;
+                }
+            }
+        }
+        path
+    }
+
+    /// Makes the kernel look `name` up again.
+    pub(in crate::fs) fn inval_name(&self, name: &ObjectName) {
+        self.table().names_changed();
+        if let (Some(kernel), Some((parent, text))) = (self.kernel.get(), self.position(name)) {
+            kernel.inval_entry(parent, OsStr::new(&text));
+        }
+    }
+
+    /// Makes the kernel read an inode anew.
+    pub fn inval_pages(&self, ino: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(ino);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! mknod(2) and link(2).
+//!
+//! FIFOs and sockets are names in memory, like scratch files, for what keeps them beside its secrets (gpg's home, ssh's
+//! ControlPath). The kernel itself carries what goes through them; this never sees a byte of it, and no vault ever hears of
+//! the name. They may have several names. Device nodes are refused.
+//!
+//! A regular file that mknod(2) makes is stored by its first writer, or empty when it has been left alone as long as a
+//! provisional file. A link of a regular file is a copy: another object, stored before the answer.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use crate::failpoint;
+use crate::fs::inode::file::{File, Keep, LocalAttr};
+use crate::fs::inode::writers::Whose;
+use crate::fs::inode::{DirKind, Node, Table};
+use crate::fs::name::DirPrefix;
+use crate::fs::namespace::attr::FileKind;
+use crate::fs::namespace::resolve::Place;
+use crate::fs::recovery::replay;
+use crate::fs::recovery::replay::Doing;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::writeback::commit::Cause;
+use crate::fs::{Create, Entry, FileSystem, Step};
+use crate::secret::SecretBytes;
+use crate::vault::{Call, ObjectName};
+
+impl FileSystem {
+    /// MKNOD: of a regular file, a FIFO or a socket (which is what bind(2) asks for).
+    pub fn mknod(self: &Arc<Self>, parent: u64, component: &OsStr, mode: u32, umask: u32) -> Step<Entry> {
+        let kind = match mode & libc::S_IFMT {
+            libc::S_IFIFO => FileKind::Fifo,
+            libc::S_IFSOCK => FileKind::Socket,
+            libc::S_IFREG => FileKind::Regular,
+            _ => return Err(self.refuse_special("mknod", component)).into(),
+        };
+        let (under, name) = match self.place_to_create("mknod", parent, component) {
+            Ok(place) => place,
+            Err(e) => return Err(e).into(),
+        };
+        let (fs, component) = (self.clone(), component.to_owned());
+        Step::later(async move {
+            match fs.find(&fs.call(), &under, &component).await? {
+                Place::Local(file) if matches!(replay::before(), Some(Doing::Make)) => {
+                    Ok(fs.entry(&Node::File(file), fs.options.refresh))
+                }
+                Place::Absent if kind == FileKind::Regular => {
+                    let create = Create { mode, umask, flags: libc::O_EXCL };
+                    let keep = match fs.keep_of_new((&component, &name), libc::O_EXCL) {
+                        Keep::Store => Keep::Made,
+                        other => other,
+                    };
+                    if keep == Keep::Made {
+                        fs.may_create(&name)?;
+                    }
+                    fs.doing(Doing::Make);
+                    let file = fs.new_file(&under, &name, create, keep);
+                    fs.settle_later(&file);
+                    Ok(fs.own_entry(&file))
+                }
+                Place::Absent => Ok(fs.put_special(&under, &name, kind, fs.new_mode(mode, umask))),
+                Place::Dir(_) | Place::Local(_) | Place::Object(_) => Err(Errno::EEXIST),
+            }
+        })
+    }
+
+    fn put_special(&self, under: &DirPrefix, name: &ObjectName, kind: FileKind, mode: u32) -> Entry {
+        let now = self.clock.wall();
+        self.doing(Doing::Make);
+        let mut table = self.table();
+        table.release_kind(name);
+        let file = table.put_file(name, |ino, local| File::special(ino, name.clone(), local, kind));
+        {
+            let mut state = file.state();
+            state.keep = Keep::Scratch;
+            state.local.mode = Some(mode);
+            // It has a time, and no bytes ever.
+            state.buffer(&[], now);
+            *table.local(name) = state.local.clone();
+        }
+        table.file_made(under, name);
+        self.note_change(&mut table, under);
+        drop(table);
+        self.entry(&Node::File(file), self.options.refresh)
+    }
+
+    /// LINK: a FIFO or socket may have several names, which is how ssh puts its ControlPath in place. An object has
+    /// one: its link is another object with the same bytes.
+    pub fn link(self: &Arc<Self>, ino: u64, parent: u64, component: &OsStr) -> Step<Entry> {
+        let file = match self.node(ino) {
+            Ok(Node::File(file)) => file,
+            Ok(_) => return Err(self.refuse_special("link", component)).into(),
+            Err(e) => return Err(e).into(),
+        };
+        let (under, name) = match self.place_to_create("link", parent, component) {
+            Ok(place) => place,
+            Err(e) => return Err(e).into(),
+        };
+        let (fs, component) = (self.clone(), component.to_owned());
+        Step::later(async move {
+            let call = fs.call();
+            let place = fs.find(&call, &under, &component).await?;
+            if file.kind == FileKind::Regular {
+                return fs.copy(&call, &file, (&under, &name), place).await;
+            }
+            match place {
+                Place::Absent => {}
+                Place::Local(at) if at.ino == file.ino && replay::before().is_some() => {}
+                Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
+            }
+            fs.doing(Doing::Make);
+            let mut table = fs.table();
+            table.release_kind(&name);
+            table.point(&name, file.ino);
+            table.file_made(&under, &name);
+            fs.note_change(&mut table, &under);
+            drop(table);
+            failpoint::point("linked");
+            Ok(fs.entry(&Node::File(file), fs.options.refresh))
+        })
+    }
+
+    /// Makes an object of that name with the bytes of `source`.
+    async fn copy(
+        self: &Arc<Self>,
+        call: &Call,
+        source: &Arc<File>,
+        (under, name): (&DirPrefix, &ObjectName),
+        place: Place,
+    ) -> Result<Entry> {
+        let goes_on = matches!(replay::before(), Some(Doing::Make));
+        let copy = match place {
+            Place::Absent => {
+                let _in_use = source.in_use();
+                self.copy_held(call, source, (under, name)).await?
+            }
+            // Made, or stored, before a crash.
+            Place::Local(file) if goes_on => file,
+            Place::Object(found) if goes_on => self.file_node(&found),
+            Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
+        };
+        if let Err(e) = self.commit(&copy, call, Cause::Link).await {
+            let name = self.give_up(&copy);
+            self.inval_name(&name);
+            return Err(e);
+        }
+        Ok(self.own_entry(&copy))
+    }
+
+    /// A new file with the bytes of `source`, which is stored.
+    async fn copy_held(
+        self: &Arc<Self>,
+        call: &Call,
+        source: &Arc<File>,
+        (under, name): (&DirPrefix, &ObjectName),
+    ) -> Result<Arc<File>> {
+        let closes = {
+            let mut state = source.state();
+            state.store_made();
+            let written = state.buffer.as_ref().is_some_and(|buffer| buffer.written);
+            // Nobody is writing it: its last close may be on its way.
+            state.is_dirty() && !state.has_failed() && (state.writers.is_empty() || !written)
+        };
+        if closes {
+            self.commit(source, call, Cause::Release).await?;
+        }
+        self.load(call, source).await?;
+        let (bytes, local) = {
+            let state = source.state();
+            if state.is_only_here() || state.is_dirty() {
+                let why = "only a file that the vault has can be linked: save it first";
+                return Err(self.refused("link", state.name.as_str(), Errno::EPERM, why));
+            }
+            let stored = state.pinned.as_ref().map(|object| SecretBytes::from(object.content.bytes.expose()));
+            let bytes = state.buffer.as_ref().map(|buffer| buffer.bytes.clone()).or(stored);
+            (bytes.ok_or(Errno::EIO)?, state.local.clone())
+        };
+        self.may_create(name)?;
+        self.doing(Doing::Make);
+        // All of it, or nothing, is there after a crash.
+        let _batch = self.pen.batch();
+        let mode = local.mode.unwrap_or(self.options.file_mode);
+        let create = Create { mode, umask: 0, flags: libc::O_EXCL };
+        let copy = self.new_file(under, name, create, Keep::Store);
+        let mut table = self.table();
+        let mut state = copy.state();
+        state.local = LocalAttr { mtime: None, ..local };
+        *table.local(name) = state.local.clone();
+        let buffer = state.buffer(&[], self.clock.wall());
+        buffer.write_at(0, bytes.expose());
+        buffer.changed(Whose::Nobody, self.clock.wall());
+        drop(state);
+        drop(table);
+        Ok(copy)
+    }
+
+    /// Takes one of several names from a FIFO or socket; false if `component` is its only one.
+    pub(in crate::fs) fn unlink_one_name(
+        &self,
+        under: &DirPrefix,
+        component: &OsStr,
+        file: &File,
+    ) -> Result<bool> {
+        if file.kind == FileKind::Regular {
+            return Ok(false);
+        }
+        let name = self.name_to_create("unlink", under, component)?;
+        let mut table = self.table();
+        let others = table.files_under("").filter(|(other, at)| at.ino == file.ino && **other != name);
+        let Some(other) = others.map(|(other, _)| other.clone()).next() else { return Ok(false) };
+        self.doing(Doing::Unlink { ino: file.ino });
+        if table.file(&name).is_none_or(|at| at.ino != file.ino) {
+            // Done before a crash.
+            return Ok(true);
+        }
+        file.state().name = other;
+        table.unpoint(&name, file.ino);
+        self.note_change(&mut table, under);
+        Ok(true)
+    }
+
+    fn place_to_create(
+        &self,
+        operation: &'static str,
+        parent: u64,
+        component: &OsStr,
+    ) -> Result<(DirPrefix, ObjectName)> {
+        let under = self.changeable(parent)?;
+        let name = self.name_to_create(operation, &under, component)?;
+        Ok((under, name))
+    }
+
+    /// The names in `under` changed; it stays, as in any file system, until rmdir.
+    fn note_change(&self, table: &mut Table, under: &DirPrefix) {
+        if !under.is_root() && !under.is_continuation() {
+            table.made().insert(under.clone());
+        }
+        table.touch(&DirKind::Tree(under.clone()), self.clock.wall());
+    }
+
+    /// A FIFO or socket may take any name but an object's: the object would be gone, and history with it.
+    pub(in crate::fs) fn may_replace(&self, source: &File, target: Option<&File>) -> Result<()> {
+        match target {
+            Some(target) if source.kind != FileKind::Regular && !target.state().is_only_here() => {
+                let name = target.state().name.clone();
+                let why = "a pipe or socket does not take the place of an object";
+                Err(self.refused("rename", name.as_str(), Errno::EPERM, why))
+            }
+            _ => Ok(()),
+        }
+    }
+}

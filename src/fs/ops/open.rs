@@ -1,0 +1,603 @@
+//! Handles: what open(2) and opendir(2) hand out, and what their closing means.
+//!
+//! A handle pins the bytes of the version it opened, so that a rotation or a full cache never takes them away
+//! from a reader. The handle of a writer remembers who opened it: that decides which FLUSH stores (`opener`).
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::failpoint;
+use crate::fs::handle::close_policy::Opener;
+use crate::fs::handle::unacknowledged::Untold;
+use crate::fs::inode::file::{File, Keep, Link};
+use crate::fs::inode::writers::Whose;
+use crate::fs::inode::{ControlText, Dir, DirKind, Node, VersionFile};
+use crate::fs::journal::Key;
+use crate::fs::name;
+use crate::fs::name::{Decoded, DirPrefix, Refused};
+use crate::fs::namespace::listing::Listing;
+use crate::fs::recovery::replay;
+use crate::fs::recovery::replay::Doing;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::writeback::commit::Cause;
+use crate::fs::writeback::may_write::Change;
+use crate::fs::{Caller, Entry, FileSystem, Kernel, Step};
+use crate::vault::ObjectName;
+use crate::vault::cache::Found;
+
+/// What a handle is open on.
+#[derive(Debug)]
+pub(in crate::fs) enum Held {
+    /// A directory, its names as of the last read from the beginning, and whether the kernel keeps them.
+    Dir { dir: Arc<Dir>, listing: Mutex<Option<Arc<Listing>>>, cached: bool },
+    /// A file.
+    File { file: Arc<File>, writer: Option<Writer> },
+    /// An old version.
+    Version(Arc<VersionFile>),
+    /// A control file, as it was when looked up.
+    Control(Arc<ControlText>),
+}
+
+/// The writing side of a handle.
+#[derive(Debug)]
+pub(in crate::fs) struct Writer {
+    /// Who opened it.
+    pub opener: Opener,
+    /// A write through this handle was refused: what its user meant is not in the buffer. Nothing is stored at its close,
+    /// which says so, until the user cuts the file. 0, or the errno.
+    pub refused: AtomicI32,
+}
+
+impl Writer {
+    fn refusal(&self) -> Option<Errno> {
+        Some(self.refused.load(Ordering::Relaxed)).filter(|code| *code != 0).map(Errno)
+    }
+}
+
+/// An open file or directory.
+#[derive(Debug)]
+pub(in crate::fs) struct Handle {
+    pub fh: u64,
+    pub held: Held,
+    /// The request that opened it, until that is known to be answered.
+    pub untold: Untold,
+}
+
+/// A handle as it is written down.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::fs) struct HandleRecord {
+    pub held: HeldRecord,
+    pub by: Option<u64>,
+}
+
+/// See [`Held`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::fs) enum HeldRecord {
+    Dir(u64),
+    File(u64, Option<(Opener, i32)>),
+    Version(u64),
+    Control(u64, SystemTime, Vec<u8>),
+}
+
+impl HandleRecord {
+    fn of(handle: &Handle) -> Self {
+        let held = match &handle.held {
+            Held::Dir { dir, .. } => HeldRecord::Dir(dir.ino),
+            Held::File { file, writer } => {
+                let writer = writer.as_ref().map(|w| (w.opener, w.refused.load(Ordering::Relaxed)));
+                HeldRecord::File(file.ino, writer)
+            }
+            Held::Version(version) => HeldRecord::Version(version.ino),
+            Held::Control(text) => HeldRecord::Control(text.ino, text.taken, text.text.clone()),
+        };
+        Self { held, by: handle.untold.request() }
+    }
+}
+
+/// How old an answer may be that O_DIRECT of a guest is content with.
+const GUEST_FRESH: Duration = Duration::from_secs(1);
+
+/// So many handle numbers are written down as in use ahead of their use.
+const NUMBERS: u64 = 4096;
+
+/// Whether a FLUSH of this handle stores, as far as copies of its descriptor are concerned.
+fn lets_store(file: &File, opener: &Opener, caller: Caller, kernel: Option<&dyn Kernel>) -> bool {
+    let is_ours = |pid, mount| kernel.is_none_or(|kernel| kernel.has_mount(pid, mount));
+    loop {
+        let (only, seen) = {
+            let state = file.state();
+            // Of several handles the process may have another one's descriptors, too, by inheritance.
+            (state.writers.len() == 1, state.last_writer)
+        };
+        if opener.lets_store(caller.pid, file.ino, only, is_ours) {
+            return true;
+        }
+        // The copy that was seen may be the descriptor of a handle that was opened meanwhile.
+        if file.state().last_writer == seen {
+            return false;
+        }
+    }
+}
+
+/// What OPEN, OPENDIR and CREATE answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// The handle.
+    pub fh: u64,
+    /// Pages the kernel has of this inode are still its bytes.
+    pub keep_cache: bool,
+    /// The kernel need not tell of each close.
+    pub no_flush: bool,
+    /// The kernel may keep the names that it reads.
+    pub cache_dir: bool,
+}
+
+/// What CREATE asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Create {
+    /// Permission bits asked for.
+    pub mode: u32,
+    /// The caller's umask.
+    pub umask: u32,
+    /// open(2)'s flags.
+    pub flags: i32,
+}
+
+impl Handle {
+    /// What the kernel is told of it.
+    pub fn opened(&self) -> Opened {
+        let no_flush = match &self.held {
+            Held::File { writer, .. } => writer.is_none(),
+            Held::Control(_) | Held::Version(_) => true,
+            Held::Dir { .. } => false,
+        };
+        Opened { fh: self.fh, keep_cache: true, no_flush, cache_dir: false }
+    }
+}
+
+impl FileSystem {
+    pub(in crate::fs) fn new_handle(&self, held: Held) -> Opened {
+        self.number_handle(self.next_handle(), held)
+    }
+
+    fn next_handle(&self) -> u64 {
+        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        if fh % NUMBERS == 1 {
+            self.pen.put(&Key::NextHandle, &(fh + NUMBERS));
+        }
+        fh
+    }
+
+    fn number_handle(&self, fh: u64, held: Held) -> Opened {
+        let by = replay::current().filter(|_| self.pen.writes());
+        let handle = Handle { fh, held, untold: Untold::new(by) };
+        let opened = handle.opened();
+        self.note_handle(&handle);
+        self.handles().insert(fh, Arc::new(handle));
+        if let Some(request) = by {
+            self.untold.add(request, fh);
+        }
+        opened
+    }
+
+    /// Writes a handle down.
+    pub(in crate::fs) fn note_handle(&self, handle: &Handle) {
+        if self.pen.writes() {
+            self.pen.put(&Key::Handle(handle.fh), &HandleRecord::of(handle));
+        }
+    }
+
+    /// A write through this handle was refused with that; [`None`](Option::None) once its user begins anew.
+    pub(in crate::fs) fn note_refused(&self, handle: &Handle, why: impl Into<Option<Errno>>) {
+        let Held::File { writer: Some(writer), .. } = &handle.held else { return };
+        let code = why.into().map_or(0, |errno| errno.0);
+        if writer.refused.swap(code, Ordering::Relaxed) != code {
+            self.note_handle(handle);
+        }
+    }
+
+    /// The handle is closed: nothing is left of it.
+    pub(in crate::fs) fn drop_handle(&self, fh: u64) -> Option<Arc<Handle>> {
+        let handle = self.handles().remove(&fh);
+        if handle.is_none() {
+            self.was_closed(fh);
+            return None;
+        }
+        self.pen.delete(&Key::Handle(fh));
+        handle
+    }
+
+    /// OPEN, written down where that is asked for.
+    pub fn open(self: &Arc<Self>, ino: u64, flags: i32, caller: Caller) -> Step<Opened> {
+        if let Some(handle) = self.opened_before() {
+            return Ok(handle.opened()).into();
+        }
+        let step = self.open_node(ino, flags, caller);
+        if self.options.audit.is_none() {
+            return step;
+        }
+        let op = if flags & libc::O_ACCMODE == libc::O_RDONLY { "read" } else { "write" };
+        match step {
+            Step::Ready(opened) => opened.inspect(|_| self.write_down(ino, op, caller)).into(),
+            Step::Pending(work) => {
+                let fs = self.clone();
+                Step::later(async move { work.await.inspect(|_| fs.write_down(ino, op, caller)) })
+            }
+        }
+    }
+
+    fn open_node(self: &Arc<Self>, ino: u64, flags: i32, caller: Caller) -> Step<Opened> {
+        let node = match self.node(ino) {
+            Ok(node) => node,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        self.cache.used(self.longest_ttl());
+        if writes
+            && !self.options.read_only
+            && let Node::File(file) = &node
+            && let Err(e) = self.may_save(file)
+        {
+            return Err(e).into();
+        }
+        match node {
+            Node::Dir(_) => Err(Errno::EISDIR).into(),
+            Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),
+            Node::Version(version) if version.object.is_none() => Err(self.refused(
+                "open of a version",
+                version.name.as_str(),
+                Errno::EOPNOTSUPP,
+                "the kv API gives no bytes of old versions, and this mount has not read this one itself",
+            ))
+            .into(),
+            Node::Version(version) => Ok(self.new_handle(Held::Version(version))).into(),
+            Node::Control(control) => Ok(self.new_handle(Held::Control(control))).into(),
+            Node::File(_) if writes && self.options.read_only => Err(Errno::EROFS).into(),
+            Node::File(file) if flags & libc::O_DIRECT != 0 => {
+                let fs = self.clone();
+                Step::later(async move {
+                    fs.is_still_current(&file, caller).await?;
+                    fs.open_loaded(&file, writes, caller).await
+                })
+            }
+            Node::File(file) => match self.open_now(&file, writes, caller) {
+                Some(opened) => Ok(opened).into(),
+                None => {
+                    let fs = self.clone();
+                    Step::later(async move { fs.open_loaded(&file, writes, caller).await })
+                }
+            },
+        }
+    }
+
+    /// Refuses what is known to fail at close(2).
+    fn may_save(&self, file: &File) -> Result<()> {
+        let (name, change) = {
+            let state = file.state();
+            if state.is_only_here() {
+                return Ok(());
+            }
+            let change = if state.stored.is_some() { Change::Version } else { Change::Object };
+            (state.name.clone(), change)
+        };
+        self.may_write(&name, change)
+    }
+
+    /// O_DIRECT asks the vault, whatever is cached; for a guest what was asked a moment ago will do. ESTALE makes the
+    /// kernel look the name up again and open what it finds then.
+    async fn is_still_current(self: &Arc<Self>, file: &File, caller: Caller) -> Result<()> {
+        let (name, stored) = {
+            let state = file.state();
+            match &state.stored {
+                Some(stored) if !state.is_dirty() && !state.is_only_here() => {
+                    (state.name.clone(), stored.clone())
+                }
+                _ => return Ok(()),
+            }
+        };
+        let age = if self.is_guest(caller.uid) { GUEST_FRESH } else { Duration::ZERO };
+        let found = self.cache.fetch_within(&self.call(), &name, age).await;
+        let found = found.map_err(|e| self.failed("open", name.as_str(), &e))?;
+        match found {
+            Some(Found { stale: Some(why), .. }) => {
+                let (errno, why) = match Errno::from(why) {
+                    Errno::EBUSY => (
+                        Errno::EBUSY,
+                        "the request budget is used up, and O_DIRECT asks for what the vault has now",
+                    ),
+                    _ => {
+                        (Errno::ETIMEDOUT, "the vault does not answer, and O_DIRECT asks for what it has now")
+                    }
+                };
+                Err(self.refused("open", name.as_str(), errno, why))
+            }
+            Some(found) if stored.is(&found.object.meta) => Ok(()),
+            Some(_) | None => Err(Errno::ESTALE),
+        }
+    }
+
+    /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one step: the
+    /// RELEASE of another handle comes at any time, and lets go of bytes that nobody has open.
+    fn open_now(&self, file: &Arc<File>, writes: bool, caller: Caller) -> Option<Opened> {
+        let mut state = file.state();
+        if state.buffer.is_none()
+            && state.pinned.is_none()
+            && let Some(stored) = &state.stored
+        {
+            state.pinned = Some(self.bytes_in_memory(stored)?);
+        }
+        if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
+            // Who opens the file now has seen that the name is taken, and means to change what it shows.
+            state.exclusive = false;
+            state.failure = None;
+        }
+        if writes {
+            state.store_made();
+        }
+        state.opens += 1;
+        let fh = self.next_handle();
+        let writer = writes.then(|| {
+            state.add_writer(fh);
+            Writer { opener: Opener::of(caller.pid), refused: AtomicI32::new(0) }
+        });
+        drop(state);
+        Some(self.number_handle(fh, Held::File { file: file.clone(), writer }))
+    }
+
+    /// The same, fetching the bytes if need be.
+    async fn open_loaded(self: &Arc<Self>, file: &Arc<File>, writes: bool, caller: Caller) -> Result<Opened> {
+        if let Some(opened) = self.open_now(file, writes, caller) {
+            return Ok(opened);
+        }
+        let _in_use = file.in_use();
+        self.load(&self.call(), file).await?;
+        self.open_now(file, writes, caller).ok_or(Errno::EIO)
+    }
+
+    /// CREATE: a new file, open for writing. It reaches the vault when it is closed.
+    pub fn create(
+        self: &Arc<Self>,
+        parent: u64,
+        component: &OsStr,
+        create: Create,
+        caller: Caller,
+    ) -> Step<(Entry, Opened)> {
+        let under = match self.changeable(parent) {
+            Ok(under) => under,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let name = match self.name_to_create("create", &under, component) {
+            Ok(name) => name,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        if let Some(handle) = self.opened_before()
+            && let Held::File { file, .. } = &handle.held
+        {
+            let entry = self.own_entry(file);
+            return Ok((entry, handle.opened())).into();
+        }
+        let shown = self.table().file(&name);
+        if let Some(file) = shown
+            && file.state().link == Link::Current
+        {
+            if matches!(replay::before(), Some(Doing::Make)) {
+                // Made before a crash, by this request.
+                let entry = self.own_entry(&file);
+                let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
+                return opened.map(|opened| (entry, opened)).into();
+            }
+            return self.open_existing(file, create, caller);
+        }
+        let keep = self.keep_of_new((component, &name), create.flags);
+        if keep == Keep::Store
+            && let Err(e) = self.may_create(&name)
+        {
+            return Err(e).into();
+        }
+        self.doing(Doing::Make);
+        let file = self.new_file(&under, &name, create, keep);
+        let entry = self.own_entry(&file);
+        let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
+        opened.inspect(|_| self.write_down(file.ino, "create", caller)).map(|opened| (entry, opened)).into()
+    }
+
+    /// EACCES for a name that the key may not make anew.
+    pub(in crate::fs) fn may_create(&self, name: &ObjectName) -> Result<()> {
+        let is_version = self.table().hidden.contains_key(name);
+        self.may_write(name, if is_version { Change::Version } else { Change::Object })
+    }
+
+    /// The kernel asked to create what has appeared since it looked.
+    fn open_existing(
+        self: &Arc<Self>,
+        file: Arc<File>,
+        create: Create,
+        caller: Caller,
+    ) -> Step<(Entry, Opened)> {
+        if create.flags & libc::O_EXCL != 0 {
+            return Err(Errno::EEXIST).into();
+        }
+        let fs = self.clone();
+        Step::later(async move {
+            if create.flags & libc::O_TRUNC != 0 {
+                // The kernel takes what CREATE opened for empty.
+                fs.resize_now(&file, 0, Whose::Opening).unwrap_or(Err(Errno::EIO))?;
+            }
+            let opened = fs.open_loaded(&file, true, caller).await?;
+            fs.write_down(file.ino, "write", caller);
+            Ok((fs.own_entry(&file), opened))
+        })
+    }
+
+    /// The object name that `component` in `under` stands for, for something new.
+    pub(in crate::fs) fn name_to_create(
+        &self,
+        operation: &'static str,
+        under: &DirPrefix,
+        component: &OsStr,
+    ) -> Result<ObjectName> {
+        let name = match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::SelfFile(name)) => return Ok(name),
+            Ok(Decoded::Entry { as_file, .. } | Decoded::Beside { as_file, .. }) => as_file,
+            Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG),
+            Err(Refused::Spelling) => None,
+        };
+        let name = name.ok_or_else(|| self.no_such_name(operation, component))?;
+        if !self.is_allowed(&name) {
+            return Err(self.refused(
+                operation,
+                name.as_str(),
+                Errno::ENAMETOOLONG,
+                "the vault takes shorter names only",
+            ));
+        }
+        let shown = self.shown(&mut self.table(), &name, under);
+        if shown.is_none_or(|(text, _)| component != text.as_str()) {
+            return Err(self.no_such_name(operation, component));
+        }
+        Ok(name)
+    }
+
+    pub(in crate::fs) fn new_file(
+        &self,
+        under: &DirPrefix,
+        name: &ObjectName,
+        create: Create,
+        keep: Keep,
+    ) -> Arc<File> {
+        let now = self.clock.wall();
+        let mut table = self.table();
+        table.release_kind(name);
+        table.file_made(under, name);
+        // Where an object is hidden, the new file is a change of it.
+        let base = table.claim(name);
+        let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
+        {
+            let mut state = file.state();
+            state.local.mode = Some(self.new_mode(create.mode, create.umask));
+            state.keep = keep;
+            state.stored = base;
+            state.exclusive = create.flags & libc::O_EXCL != 0;
+            state.buffer(&[], now).changed(Whose::Opening, now);
+            *table.local(name) = state.local.clone();
+        }
+        if !under.is_root() && !under.is_continuation() {
+            table.made().insert(under.clone());
+        }
+        table.touch(&DirKind::Tree(under.clone()), now);
+        file
+    }
+
+    /// FLUSH: one close(2) of one descriptor. Stores what was written if this close decides.
+    pub fn flush(self: &Arc<Self>, fh: u64, caller: Caller) -> Step<()> {
+        let handle = match self.handle(fh) {
+            Ok(handle) => handle,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let Held::File { file, writer: Some(writer) } = &handle.held else { return Step::Ready(Ok(())) };
+        if let Some(refused) = writer.refusal() {
+            return Step::Ready(Err(refused));
+        }
+        let kernel = self.kernel.get().map(|kernel| &**kernel);
+        if !file.state().is_stored_by(fh) || !lets_store(file, &writer.opener, caller, kernel) {
+            return Step::Ready(Ok(()));
+        }
+        failpoint::point("flush");
+        self.store_for(handle.clone(), Cause::Close)
+    }
+
+    /// FSYNC: stores whatever there is to store, whoever wrote it and whatever this handle is for.
+    pub fn fsync(self: &Arc<Self>, fh: u64) -> Step<()> {
+        failpoint::point("fsync");
+        match self.handle(fh) {
+            Ok(handle) => self.store_for(handle, Cause::Fsync),
+            Err(e) => Step::Ready(Err(e)),
+        }
+    }
+
+    fn store_for(self: &Arc<Self>, handle: Arc<Handle>, cause: Cause) -> Step<()> {
+        let Held::File { file, writer } = &handle.held else { return Step::Ready(Ok(())) };
+        if let Some(refused) = writer.as_ref().and_then(Writer::refusal) {
+            return Step::Ready(Err(refused));
+        }
+        let (is_dirty, is_its_own, conflict) = {
+            let mut state = file.state();
+            state.store_made();
+            let is_its_own = state.buffer.as_ref().is_some_and(|b| b.wrote.is_by(handle.fh));
+            (state.is_dirty(), is_its_own, state.failure.as_ref().map(|failure| failure.conflict))
+        };
+        if !is_dirty {
+            return Step::Ready(Ok(()));
+        }
+        let is_told = is_its_own || cause == Cause::Fsync;
+        let cause = match (cause, conflict) {
+            // Who wrote nothing tries again what another could not store. How that ends is no answer to them.
+            (Cause::Close, Some(_)) if !is_its_own => Cause::Retry,
+            // Nor do they decide about another's bytes: they are told.
+            (Cause::Fsync, Some(true)) if !is_its_own => return Step::Ready(Err(Errno::ESTALE)),
+            _ => cause,
+        };
+        let (fs, file) = (self.clone(), file.clone());
+        Step::later(async move {
+            let result = fs.commit(&file, &fs.call(), cause).await;
+            if is_told { result } else { Ok(()) }
+        })
+    }
+
+    /// RELEASE: the last close of a handle. What is unsaved is stored now, after close(2) has returned.
+    pub fn release(self: &Arc<Self>, fh: u64) -> Step<()> {
+        failpoint::point("release");
+        let handle = self.drop_handle(fh);
+        failpoint::point("released");
+        match handle.as_ref().map(|h| &h.held) {
+            Some(Held::File { file, .. }) => self.let_go(file, fh),
+            _ => Step::Ready(Ok(())),
+        }
+    }
+
+    /// One handle of the file less, which may have been a writer's.
+    pub(in crate::fs) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> Step<()> {
+        let unsaved = {
+            let mut state = file.state();
+            state.opens -= 1;
+            let writer = state.writers.remove(&fh);
+            state.forget_closed();
+            let last = state.writers.is_empty();
+            // What failed at close(2) was told there; what may go well later is tried again by itself.
+            let unsaved = writer && last && state.is_dirty() && !state.has_failed();
+            let cut_short = last && state.cut_short.take().is_some() && state.buffer.is_some();
+            if cut_short {
+                drop(state);
+                self.take_back(file);
+                return Step::Ready(Ok(()));
+            }
+            state.settle();
+            self.account_room(&mut state);
+            unsaved
+        };
+        if !unsaved {
+            self.settle_later(file);
+            self.table().drop_unheld(file.ino);
+            return Step::Ready(Ok(()));
+        }
+        let (fs, file) = (self.clone(), file.clone());
+        Step::later(async move {
+            // The failure is kept on the file, logged, and in status: nobody waits for this answer.
+            let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
+            fs.table().drop_unheld(file.ino);
+            Ok(())
+        })
+    }
+
+    /// What was written is only a part, and its writer was told so: the name shows again what the vault has.
+    pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
+        let name = self.give_up(file);
+        tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");
+        self.inval_name(&name);
+    }
+}

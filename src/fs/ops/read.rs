@@ -1,0 +1,286 @@
+//! Reading: a slice of the bytes that an inode is.
+//!
+//! A reader never sees a mix: without a local writer an inode's bytes never change, and where they have to be
+//! fetched again they are fetched by id and version, or the read fails with ESTALE.
+//!
+//! Where the kernel opens files by itself ([`crate::fs::Options::reads_unopened`]) no handle pins the bytes. Those of
+//! the version that the name shows are in the cache or can be had again. Those of a replaced or deleted version
+//! may be lost to the vault: the inode keeps them until it is forgotten, up to `--cache-size` in all.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::fs::inode::file::{File, FileState, Link, Stored};
+use crate::fs::inode::{ControlText, Node, VersionFile};
+use crate::fs::ops::open::Held;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::{FileSystem, Step};
+use crate::secret::SecretBytes;
+use crate::vault::{Call, ErrorKind, Object, ObjectName};
+
+/// Bytes to answer a READ with: of a value that stays as it is, not a copy of it.
+#[derive(Debug, Clone)]
+pub struct Slice {
+    of: Source,
+    range: Range<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Value(Arc<SecretBytes>),
+    Control(Arc<ControlText>),
+}
+
+impl Slice {
+    fn cut(of: Source, offset: u64, size: u32) -> Self {
+        let range = range(of.expose().len(), offset, size);
+        Self { of, range }
+    }
+
+    fn of_object(object: &Object, offset: u64, size: u32) -> Self {
+        Self::cut(Source::Value(object.content.bytes.clone()), offset, size)
+    }
+
+    /// A copy, of bytes that may change.
+    fn copied(bytes: &[u8], offset: u64, size: u32) -> Self {
+        let part = &bytes[range(bytes.len(), offset, size)];
+        Self { range: 0..part.len(), of: Source::Value(Arc::new(SecretBytes::from(part))) }
+    }
+
+    /// The bytes.
+    pub fn expose(&self) -> &[u8] {
+        &self.of.expose()[self.range.clone()]
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+impl Source {
+    fn expose(&self) -> &[u8] {
+        match self {
+            Source::Value(bytes) => bytes.expose(),
+            Source::Control(control) => &control.text,
+        }
+    }
+}
+
+fn range(len: usize, offset: u64, size: u32) -> Range<usize> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(len);
+    start..start.saturating_add(size as usize).min(len)
+}
+
+/// The bytes of a version that its name no longer shows, kept for who has it open.
+#[derive(Debug)]
+pub struct Kept {
+    object: Arc<Object>,
+    total: Arc<AtomicU64>,
+}
+
+impl Kept {
+    /// The version.
+    pub fn object(&self) -> &Arc<Object> {
+        &self.object
+    }
+
+    fn size(&self) -> u64 {
+        self.object.content.bytes.len() as u64
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.size(), Ordering::Relaxed);
+    }
+}
+
+impl FileSystem {
+    /// READ. Without a handle (`fh` 0) it is the inode that is read. Of a mount that slept the vault is asked first,
+    /// whatever is at hand (`revoke`).
+    pub fn read(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
+        if !self.cache.has_dozed() || !self.may_be_taken_away(ino) {
+            return self.read_held(ino, fh, offset, size);
+        }
+        self.cache.used(self.longest_ttl());
+        if !self.cache.is_in_doubt() {
+            return self.read_held(ino, fh, offset, size);
+        }
+        let fs = self.clone();
+        Step::later(async move {
+            fs.cache.settle_doubt(&fs.call()).await;
+            match fs.read_held(ino, fh, offset, size) {
+                Step::Ready(slice) => slice,
+                Step::Pending(work) => work.await,
+            }
+        })
+    }
+
+    fn read_held(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
+        if fh == 0 {
+            return self.read_unopened(ino, offset, size);
+        }
+        let handle = match self.handle(fh) {
+            Ok(handle) => handle,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        match &handle.held {
+            Held::Dir { .. } => Err(Errno::EISDIR).into(),
+            Held::Version(version) => self.read_version(version, offset, size),
+            Held::Control(text) => Ok(Slice::cut(Source::Control(text.clone()), offset, size)).into(),
+            Held::File { file, .. } => match self.read_now(file, offset, size) {
+                Some(slice) => Ok(slice).into(),
+                None => {
+                    let (fs, file) = (self.clone(), file.clone());
+                    Step::later(async move {
+                        let object = fs.load(&fs.call(), &file).await?;
+                        let now = fs.read_now(&file, offset, size);
+                        Ok(now.unwrap_or_else(|| match &object {
+                            Some(object) => Slice::of_object(object, offset, size),
+                            None => Slice::copied(&[], offset, size),
+                        }))
+                    })
+                }
+            },
+        }
+    }
+
+    fn read_unopened(self: &Arc<Self>, ino: u64, offset: u64, size: u32) -> Step<Slice> {
+        match self.node(ino) {
+            Err(e) => Err(e).into(),
+            Ok(Node::Dir(_)) => Err(Errno::EISDIR).into(),
+            Ok(Node::Version(version)) => self.read_version(&version, offset, size),
+            Ok(Node::Control(text)) => Ok(Slice::cut(Source::Control(text), offset, size)).into(),
+            Ok(Node::File(file)) => match self.unopened_now(&file, offset, size) {
+                Ok(slice) => Ok(slice).into(),
+                Err((stored, name)) => {
+                    let fs = self.clone();
+                    Step::later(async move {
+                        let object = fs.version_again(&fs.call(), &name, &stored).await?;
+                        Ok(Slice::of_object(&object, offset, size))
+                    })
+                }
+            },
+        }
+    }
+
+    /// What the inode is, if its bytes are in memory, else what to ask for.
+    fn unopened_now(&self, file: &File, offset: u64, size: u32) -> Result<Slice, (Stored, ObjectName)> {
+        file.give();
+        let state = file.state();
+        if let Some(buffer) = &state.buffer {
+            return Ok(Slice::copied(buffer.bytes.expose(), offset, size));
+        }
+        if let Some(kept) = &state.kept {
+            return Ok(Slice::of_object(&kept.object, offset, size));
+        }
+        let Some(stored) = &state.stored else { return Ok(Slice::copied(&[], offset, size)) };
+        match self.bytes_in_memory(stored) {
+            Some(object) => Ok(Slice::of_object(&object, offset, size)),
+            None => Err((stored.clone(), state.name.clone())),
+        }
+    }
+
+    /// The name of this inode shows another version from now on: where no handle pins the bytes, they stay with the
+    /// inode, as long as there is room.
+    pub(in crate::fs) fn keep_bytes(&self, state: &mut FileState) {
+        if !self.options.reads_unopened() || state.kept.is_some() {
+            return;
+        }
+        let Some(stored) = &state.stored else { return };
+        let Some(object) = self.bytes_in_memory(stored) else { return };
+        let size = object.content.bytes.len() as u64;
+        if self.kept_bytes.fetch_add(size, Ordering::Relaxed) + size > self.options.cache_size {
+            self.kept_bytes.fetch_sub(size, Ordering::Relaxed);
+            return;
+        }
+        state.kept = Some(Kept { object, total: self.kept_bytes.clone() });
+    }
+
+    /// The bytes that a dead worker kept so.
+    pub(in crate::fs) fn keep_restored(&self, state: &mut FileState) {
+        if self.options.reads_unopened()
+            && state.link != Link::Current
+            && let Some(object) = state.pinned.take()
+        {
+            let kept = Kept { object, total: self.kept_bytes.clone() };
+            self.kept_bytes.fetch_add(kept.size(), Ordering::Relaxed);
+            state.kept = Some(kept);
+        }
+    }
+
+    fn read_version(self: &Arc<Self>, version: &Arc<VersionFile>, offset: u64, size: u32) -> Step<Slice> {
+        if !version.refused.load(Ordering::Acquire) {
+            let object = version.object.as_ref().ok_or(Errno::EOPNOTSUPP);
+            return object.map(|object| Slice::of_object(object, offset, size)).into();
+        }
+        let (fs, version) = (self.clone(), version.clone());
+        Step::later(async move {
+            let object = fs.cache.old_value(&fs.call(), &version.id, &version.info).await;
+            let object = object.map_err(|e| fs.failed("read", version.name.as_str(), &e))?;
+            Ok(Slice::of_object(&object, offset, size))
+        })
+    }
+
+    /// The bytes of just this version, if they are in memory.
+    pub(in crate::fs) fn bytes_in_memory(&self, stored: &Stored) -> Option<Arc<Object>> {
+        let object = self.cache.value_in_memory(&stored.id, &stored.version)?;
+        stored.is(&object.meta).then_some(object)
+    }
+
+    fn read_now(&self, file: &File, offset: u64, size: u32) -> Option<Slice> {
+        file.give();
+        let mut state = file.state();
+        if let Some(buffer) = &state.buffer {
+            return Some(Slice::copied(buffer.bytes.expose(), offset, size));
+        }
+        if state.pinned.is_none() {
+            let Some(stored) = &state.stored else { return Some(Slice::copied(&[], offset, size)) };
+            state.pinned = self.bytes_in_memory(stored);
+        }
+        state.pinned.as_ref().map(|object| Slice::of_object(object, offset, size))
+    }
+
+    /// Makes sure that the file's bytes are in memory and stay there while it is open; `None` if they are in its
+    /// buffer.
+    pub(in crate::fs) async fn load(
+        self: &Arc<Self>,
+        call: &Call,
+        file: &File,
+    ) -> Result<Option<Arc<Object>>> {
+        let (stored, name) = {
+            let state = file.state();
+            if let Some(object) = &state.pinned {
+                return Ok(Some(object.clone()));
+            }
+            match &state.stored {
+                _ if state.buffer.is_some() => return Ok(None),
+                Some(stored) => (stored.clone(), state.name.clone()),
+                None => return Ok(None),
+            }
+        };
+        let object = self.version_again(call, &name, &stored).await?;
+        let mut state = file.state();
+        if state.stored.as_ref().is_some_and(|s| s.version == stored.version && s.id == stored.id) {
+            state.pinned = Some(object.clone());
+        }
+        Ok(Some(object))
+    }
+
+    /// The bytes of this version and of no other; ESTALE where they are not to be had.
+    async fn version_again(&self, call: &Call, name: &ObjectName, stored: &Stored) -> Result<Arc<Object>> {
+        let gone = "the vault no longer has the version that was opened; open it again";
+        match self.cache.value(call, &stored.id, &stored.version).await {
+            Ok(object) if stored.is(&object.meta) => Ok(object),
+            Err(e) if e.kind != ErrorKind::NotFound => Err(self.failed("read", name.as_str(), &e)),
+            Ok(_) | Err(_) => Err(self.refused("read", name.as_str(), Errno::ESTALE, gone)),
+        }
+    }
+}

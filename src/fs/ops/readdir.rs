@@ -1,0 +1,476 @@
+//! Reading directories: what is known at once, what is not while it comes in, and for how long the kernel may keep
+//! the names.
+//!
+//! 1. Of a directory whose names are not freshly known the names of each page of the vault's listing are shown as
+//!    soon as that page is here. A name that a reader was given as a file, and that others turn out to begin with,
+//!    stays a file, as everywhere (`resolve`).
+//! 2. The kernel keeps the names that it has read. With OPENDIR it is told at each whether they are still true.
+//!    Without ([`crate::fs::Options::reads_unopened`]) it is told when they no longer are: as soon as the names change, or
+//!    are not freshly known any more. A listing is never older for a reader than the refresh time.
+//! 3. While somebody is in the middle of reading a directory the kernel is not given newer names of it to keep: it
+//!    would look for the reader's position in them, and end its reading where that has gone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::fs::inode::{Dir, DirKind};
+use crate::fs::journal::Key;
+use crate::fs::name::{DirPrefix, Rest};
+use crate::fs::namespace::listing::{DirEntry, Handed, Listing, Listings, Stamp};
+use crate::fs::ops::open::{Handle, Held};
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::{Caller, FileKind, FileSystem, Opened, Step};
+use crate::vault::cache::Feed;
+use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, attribution};
+
+/// How often names that the kernel keeps are looked at while they are fresh.
+const WATCH: Duration = Duration::from_millis(250);
+
+/// How often listings that nobody uses are let go, where that is all there is to do.
+const TIDY: Duration = Duration::from_secs(10);
+
+impl FileSystem {
+    /// OPENDIR.
+    pub fn opendir(&self, ino: u64, _caller: Caller) -> Result<Opened> {
+        self.cache.used(self.longest_ttl());
+        if let Some(handle) = self.opened_before() {
+            return Ok(handle.opened());
+        }
+        let dir = self.directory(ino)?;
+        let fresh = self.is_known(&dir);
+        let stamp = self.stamp();
+        let mut listings = self.listings();
+        let opens = listings.opens.entry(ino).or_default();
+        *opens += 1;
+        let alone = *opens == 1;
+        let keep_cache = fresh && listings.handed.get(&ino).is_some_and(|handed| handed.stamp == Some(stamp));
+        let cache_dir = keep_cache || (alone && matches!(dir.kind, DirKind::Tree(_) | DirKind::Histories(_)));
+        if !keep_cache {
+            listings.handed.remove(&ino);
+        }
+        drop(listings);
+        let held = Held::Dir { dir, listing: Mutex::default(), cached: cache_dir };
+        Ok(Opened { keep_cache, cache_dir, ..self.new_handle(held) })
+    }
+
+    /// RELEASEDIR.
+    pub fn releasedir(&self, fh: u64) {
+        let handle = self.drop_handle(fh);
+        if let Some(Held::Dir { dir, .. }) = handle.as_ref().map(|handle| &handle.held) {
+            self.listings().closed(dir.ino);
+        }
+    }
+
+    /// READDIR behind a position; from the beginning (0) with the names as they are now. Without a handle (`fh` 0) it
+    /// is the directory that is read.
+    pub fn readdir(self: &Arc<Self>, ino: u64, fh: u64, after: u64) -> Step<Arc<Listing>> {
+        self.cache.used(self.longest_ttl());
+        match self.listing_to_read(ino, fh, after) {
+            Err(e) => Err(e).into(),
+            Ok((dir, Some(listing))) if listing.is_cut_off() => {
+                let fs = self.clone();
+                Step::later(async move { fs.complete(&dir, fh, &listing).await })
+            }
+            Ok((dir, Some(listing))) => match listing.ready(after) {
+                Some(ready) => ready.map(|()| listing).into(),
+                None => {
+                    let fs = self.clone();
+                    Step::later(async move { fs.wait_for_others(&dir, fh, listing, after).await })
+                }
+            },
+            Ok((dir, None)) => {
+                let fs = self.clone();
+                Step::later(async move {
+                    let listing = fs.ask_anew(&dir, fh).await?;
+                    fs.wait_for(&dir, &listing, after, &fs.call()).await.map(|()| listing)
+                })
+            }
+        }
+    }
+
+    /// The directory, and the listing to answer from, where that is here or can be made without asking anybody.
+    fn listing_to_read(
+        self: &Arc<Self>,
+        ino: u64,
+        fh: u64,
+        after: u64,
+    ) -> Result<(Arc<Dir>, Option<Arc<Listing>>)> {
+        let dir = match fh {
+            0 => self.directory(ino)?,
+            _ => match &self.handle(fh)?.held {
+                Held::Dir { dir, .. } => dir.clone(),
+                Held::File { .. } | Held::Version(_) | Held::Control(_) => return Err(Errno::ENOTDIR),
+            },
+        };
+        let recent = self.listings().recent(dir.ino, self.clock.now());
+        let going_on = match (after, &recent) {
+            (0, Some(recent)) => recent.is_growing().then(|| recent.clone()),
+            (0, None) => None,
+            (_, recent) => self.own_listing(fh).or_else(|| recent.clone()),
+        };
+        if let Some(listing) = going_on {
+            if listing.is_growing() {
+                self.cache.join_listing_out();
+            }
+            self.keep_for(fh, &listing);
+            return Ok((dir, Some(listing)));
+        }
+        if !self.is_known(&dir) {
+            return Ok((dir, None));
+        }
+        let stamp = self.stamp();
+        let entries = self.entries_now(&dir);
+        let listing = match recent {
+            Some(recent) => recent.succeeded_by(entries),
+            None => Listing::whole(entries),
+        };
+        self.put_listing(&dir, &listing);
+        self.hand_out_at(&dir, fh, &listing, Some(stamp));
+        Ok((dir, Some(listing)))
+    }
+
+    /// Readers of directories have to ask before they go on, wherever they are in them.
+    pub(in crate::fs) fn take_listings_away(&self) {
+        let handles: Vec<Arc<Handle>> = self.handles().values().cloned().collect();
+        for handle in handles {
+            if let Held::Dir { listing, dir, .. } = &handle.held
+                && !matches!(dir.kind, DirKind::Control)
+                && let Some(listing) = &*listing.lock().unwrap_or_else(|p| p.into_inner())
+            {
+                listing.take_away();
+            }
+        }
+        self.listings().take_away();
+        self.forget_kernel_listings();
+    }
+
+    fn own_listing(&self, fh: u64) -> Option<Arc<Listing>> {
+        match &self.handle(fh).ok()?.held {
+            Held::Dir { listing, .. } => listing.lock().unwrap_or_else(|p| p.into_inner()).clone(),
+            Held::File { .. } | Held::Version(_) | Held::Control(_) => None,
+        }
+    }
+
+    fn keep_for(&self, fh: u64, kept: &Arc<Listing>) {
+        if let Ok(handle) = self.handle(fh)
+            && let Handle { held: Held::Dir { listing, .. }, .. } = &*handle
+        {
+            *listing.lock().unwrap_or_else(|p| p.into_inner()) = Some(kept.clone());
+        }
+    }
+
+    /// Goes on with a listing that a worker's death or a revocation has cut off: its readers' positions stay.
+    async fn complete(self: &Arc<Self>, dir: &Arc<Dir>, fh: u64, listing: &Listing) -> Result<Arc<Listing>> {
+        let entries = match &dir.kind {
+            DirKind::History(name, id) => self.numbers_in(dir, name, id, &self.call()).await?,
+            DirKind::Tree(_) | DirKind::Histories(_) | DirKind::Control => {
+                if !self.is_known(dir) {
+                    let listed = self.cache.list_all(&self.call()).await;
+                    listed.map_err(|e| self.failed("readdir", path(dir), &e))?;
+                }
+                self.entries_now(dir)
+            }
+        };
+        let listing = listing.succeeded_by(entries);
+        self.put_listing(dir, &listing);
+        self.keep_for(fh, &listing);
+        self.note_listing(dir.ino, &listing);
+        Ok(listing)
+    }
+
+    /// Writes down what readers are told, for a successor that they come back to.
+    pub fn note_listing(&self, ino: u64, listing: &Listing) {
+        if self.pen.writes() {
+            listing.note(|note| {
+                let _batch = self.pen.batch();
+                note.obsolete.for_each(|part| self.pen.delete(&Key::ListingPart(ino, part)));
+                self.pen.put(&Key::ListingPart(ino, note.part), &note.entries);
+                self.pen.put(&Key::Listing(ino), &note.head);
+            });
+        }
+    }
+
+    /// Nobody comes back to this listing.
+    fn unnote_listing(&self, ino: u64, parts: u32) {
+        let _batch = self.pen.batch();
+        (0..parts).for_each(|part| self.pen.delete(&Key::ListingPart(ino, part)));
+        self.pen.delete(&Key::Listing(ino));
+    }
+
+    fn is_known(&self, dir: &Dir) -> bool {
+        match dir.kind {
+            DirKind::Control => true,
+            DirKind::Tree(_) | DirKind::Histories(_) => self.cache.is_complete(),
+            DirKind::History(..) => false,
+        }
+    }
+
+    /// What changes when a name appears or goes, here or in the vault.
+    fn stamp(&self) -> Stamp {
+        let here = self.table().changes();
+        (self.cache.generation(), here)
+    }
+
+    fn put_listing(self: &Arc<Self>, dir: &Dir, listing: &Arc<Listing>) {
+        let mut listings = self.listings();
+        listings.put(dir.ino, listing.clone(), self.clock.now());
+        self.watch_listings(&mut listings);
+    }
+
+    /// The reader has this listing from its beginning on, and the kernel with it.
+    fn hand_out(self: &Arc<Self>, dir: &Dir, fh: u64, listing: &Arc<Listing>) {
+        self.hand_out_at(dir, fh, listing, None);
+    }
+
+    fn hand_out_at(self: &Arc<Self>, dir: &Dir, fh: u64, listing: &Arc<Listing>, stamp: Option<Stamp>) {
+        self.keep_for(fh, listing);
+        let cached = match self.handle(fh).as_deref() {
+            Ok(Handle { held: Held::Dir { cached, .. }, .. }) => *cached,
+            _ => self.options.reads_unopened(),
+        };
+        let until = match dir.kind {
+            DirKind::Control => return,
+            DirKind::History(..) => Some(self.clock.now() + self.options.refresh),
+            DirKind::Tree(_) | DirKind::Histories(_) => None,
+        };
+        if cached {
+            let mut listings = self.listings();
+            listings.handed.insert(dir.ino, Handed { stamp, until });
+            self.watch_listings(&mut listings);
+        }
+    }
+
+    /// Waits for a listing that another reader began.
+    async fn wait_for_others(
+        self: &Arc<Self>,
+        dir: &Arc<Dir>,
+        fh: u64,
+        listing: Arc<Listing>,
+        after: u64,
+    ) -> Result<Arc<Listing>> {
+        let call = self.call();
+        let waited = self.wait_for(dir, &listing, after, &call).await;
+        if waited != Err(Errno::EBUSY) || after != 0 || attribution::current().payer().guest().is_some() {
+            return waited.map(|()| listing);
+        }
+        // It may have failed for want of a guest's share.
+        let listing = self.ask_anew(dir, fh).await?;
+        self.wait_for(dir, &listing, after, &call).await.map(|()| listing)
+    }
+
+    async fn wait_for(&self, dir: &Dir, listing: &Listing, after: u64, call: &Call) -> Result<()> {
+        listing.wait_for(after, self.left(call)).await.unwrap_or_else(|| {
+            let late = Error::new(ErrorKind::Deadline, "the vault did not list its names in time");
+            Err(self.failed("readdir", path(dir), &late))
+        })
+    }
+
+    /// Asks the vault for the names, for the reader of this handle first.
+    async fn ask_anew(self: &Arc<Self>, dir: &Arc<Dir>, fh: u64) -> Result<Arc<Listing>> {
+        let listing = self.begin_asking(dir, &self.call()).await?;
+        self.hand_out(dir, fh, &listing);
+        Ok(listing)
+    }
+
+    /// Asks the vault for the names.
+    async fn begin_asking(self: &Arc<Self>, dir: &Arc<Dir>, call: &Call) -> Result<Arc<Listing>> {
+        match &dir.kind {
+            DirKind::History(name, id) => Ok(Listing::whole(self.numbers_in(dir, name, id, call).await?)),
+            DirKind::Tree(under) | DirKind::Histories(under) => Ok(self.follow_listing(dir, under)),
+            DirKind::Control => Ok(Listing::whole(self.entries_now(dir))),
+        }
+    }
+
+    /// The versions of an object, by their numbers.
+    async fn numbers_in(
+        self: &Arc<Self>,
+        dir: &Dir,
+        name: &ObjectName,
+        id: &ObjectId,
+        call: &Call,
+    ) -> Result<Vec<DirEntry>> {
+        let history = self.versions_of(call, name, id).await?;
+        let numbers = history.iter().map(|v| v.number.to_string());
+        Ok(with_dots(dir.ino, numbers.map(|name| DirEntry::new(name, FileKind::Regular, None))))
+    }
+
+    /// A listing that grows with the vault's answers, for all who read this directory meanwhile.
+    fn follow_listing(self: &Arc<Self>, dir: &Arc<Dir>, under: &DirPrefix) -> Arc<Listing> {
+        let mut listings = self.listings();
+        if let Some(recent) = listings.recent(dir.ino, self.clock.now())
+            && recent.is_growing()
+        {
+            return recent;
+        }
+        let listing = Listing::growing(with_dots(dir.ino, std::iter::empty()));
+        listings.put(dir.ino, listing.clone(), self.clock.now());
+        self.watch_listings(&mut listings);
+        drop(listings);
+        let feed = self.cache.feed(under.as_str());
+        let (fs, dir, under, grown) = (self.clone(), dir.clone(), under.clone(), listing.clone());
+        self.runtime.spawn(async move { fs.grow(&dir, &under, &grown, feed).await });
+        listing
+    }
+
+    async fn grow(self: &Arc<Self>, dir: &Dir, under: &DirPrefix, listing: &Arc<Listing>, mut feed: Feed) {
+        let mut positions = HashMap::from([(".".to_owned(), 0), ("..".to_owned(), 1)]);
+        // While old names are at hand nobody waits long for a vault that hangs.
+        let patience = self.cache.patience_with_listing().unwrap_or(Duration::MAX);
+        let ended = loop {
+            match tokio::time::timeout(patience, feed.names()).await {
+                Ok(Some(names)) => {
+                    let found = self.entries_of(dir, under, &names, listing, &positions);
+                    listing.grow(found, &mut positions);
+                }
+                Ok(None) => break feed.ended().await,
+                Err(_) => {
+                    let hangs = "the vault does not go on listing its names";
+                    break Err(Error::new(ErrorKind::Deadline, hangs));
+                }
+            }
+        };
+        drop(positions);
+        if let Err(e) = ended
+            && !self.cache.names_may_stand_in(&e)
+        {
+            self.listings().drop_listing(dir.ino, listing);
+            if listing.fail(Errno::from(&e)) {
+                self.failed("readdir", path(dir), &e);
+            } else {
+                tracing::debug!(error = %e, "a listing has failed that nobody waits for any more");
+            }
+            return;
+        }
+        let stamp = self.stamp();
+        let lost_some = listing.finish(self.entries_now(dir));
+        let fresh = self.is_known(dir) && !lost_some;
+        let mut listings = self.listings();
+        if let Some(handed) = listings.handed.get_mut(&dir.ino) {
+            handed.stamp = fresh.then_some(stamp);
+            if !fresh {
+                handed.until = Some(self.clock.now());
+            }
+        }
+    }
+
+    /// How names that have just come show in `under`.
+    fn entries_of(
+        &self,
+        dir: &Dir,
+        under: &DirPrefix,
+        names: &[ObjectName],
+        listing: &Listing,
+        positions: &HashMap<String, usize>,
+    ) -> Vec<DirEntry> {
+        let histories = matches!(dir.kind, DirKind::Histories(_));
+        let mut table = self.table();
+        let mut found: Vec<DirEntry> = Vec::new();
+        let mut dirs = HashSet::new();
+        for name in names {
+            let mut shown = self.shown(&mut table, name, under);
+            if let Some((text, Rest::Dir(below))) = &shown
+                && positions.get(text).is_some_and(|at| listing.is_shown_file(*at))
+                && let Some(owner) = below.self_name()
+            {
+                self.keep_a_file(&mut table, &owner, name);
+                shown = self.shown(&mut table, name, under);
+            }
+            let Some((text, rest)) = shown else { continue };
+            let own = matches!(&rest, Rest::Dir(dir) if !name.as_str().starts_with(dir.as_str()));
+            if (own || rest == Rest::File) && table.is_hidden(name) {
+                continue;
+            }
+            let (kind, ino) = match &rest {
+                Rest::Dir(below) => (FileKind::Directory, table.dir_ino(&DirKind::Tree(below.clone()))),
+                Rest::File => (FileKind::Regular, table.file(name).map(|file| file.ino)),
+            };
+            if kind == FileKind::Directory {
+                dirs.insert(text.clone());
+            } else if dirs.contains(&text) || positions.contains_key(&text) {
+                // A directory is there already, in which this is `.self`.
+                continue;
+            }
+            let (kind, ino) = if histories { (FileKind::Directory, None) } else { (kind, ino) };
+            found.push(DirEntry::new(text, kind, ino));
+        }
+        found
+    }
+
+    pub(in crate::fs) fn listings(&self) -> std::sync::MutexGuard<'_, Listings> {
+        self.listings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Looks after the listings, in a task of its own that ends when there are none.
+    fn watch_listings(self: &Arc<Self>, listings: &mut Listings) {
+        if std::mem::replace(&mut listings.watched, true) {
+            return;
+        }
+        let fs = Arc::downgrade(self);
+        let tick = if self.options.reads_unopened() { WATCH } else { TIDY };
+        self.runtime.spawn(async move {
+            let mut wait = tick;
+            loop {
+                tokio::time::sleep(wait).await;
+                let Some(fs) = fs.upgrade() else { return };
+                match fs.look_at_listings() {
+                    true => wait = fs.cache.complete_for().clamp(Duration::from_millis(1), tick),
+                    false => return,
+                }
+            }
+        });
+    }
+
+    /// Makes the kernel forget names that may not be true any more. False when there is nothing left to look after.
+    fn look_at_listings(&self) -> bool {
+        let (now, fresh, stamp) = (self.clock.now(), self.cache.is_complete(), self.stamp());
+        let mut listings = self.listings();
+        let nothing_recent = listings.tidy(now);
+        for (ino, parts) in std::mem::take(&mut listings.dropped) {
+            self.unnote_listing(ino, parts);
+        }
+        if !self.options.reads_unopened() {
+            listings.watched = !nothing_recent;
+            return listings.watched;
+        }
+        let mut untrue = Vec::new();
+        let growing: Vec<u64> = listings.growing();
+        listings.handed.retain(|ino, handed| {
+            let true_still = match (handed.stamp, handed.until) {
+                (_, Some(until)) => now < until,
+                (Some(then), None) => fresh && then == stamp,
+                (None, None) => growing.contains(ino),
+            };
+            if !true_still {
+                untrue.push(*ino);
+            }
+            true_still
+        });
+        let over = nothing_recent && listings.handed.is_empty();
+        listings.watched = !over;
+        drop(listings);
+        untrue.into_iter().for_each(|ino| self.inval_pages(ino));
+        !over
+    }
+
+    /// The kernel is to ask before anybody reads on in a directory, also in one that is open.
+    pub(in crate::fs) fn forget_kernel_listings(&self) {
+        let dirs: Vec<u64> = self.table().all_dirs();
+        dirs.into_iter().for_each(|ino| self.inval_pages(ino));
+    }
+}
+
+/// The directory's name for the log.
+fn path(dir: &Dir) -> &str {
+    match &dir.kind {
+        DirKind::Tree(under) | DirKind::Histories(under) => under.as_str(),
+        DirKind::History(name, _) => name.as_str(),
+        DirKind::Control => "",
+    }
+}
+
+/// The entries with `.` and `..` before them.
+pub(in crate::fs) fn with_dots(ino: u64, entries: impl Iterator<Item = DirEntry>) -> Vec<DirEntry> {
+    let dot = |name: &str| DirEntry::new(name, FileKind::Directory, Some(ino));
+    [dot("."), dot("..")].into_iter().chain(entries).collect()
+}

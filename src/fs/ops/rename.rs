@@ -1,0 +1,325 @@
+//! rename(2): the vault has none, so a file is stored under its new name, then its old name is deleted.
+//!
+//! The order never loses the value: until the new name is stored the old one stays, and a failure between the
+//! two leaves both. Onto an existing name it is an update, which keeps that object's history; the history of the
+//! old name ends with its object. The inode goes along, as the kernel expects: who has the file open has it open
+//! under its new name. Directories: `move_dir`. Nothing is sent where a file only changes
+//! from one temporary name to another, or becomes a backup (`provisional`). What is likely a backup by its name alone
+//! is stored like any other, and its old object deleted a little later (`replace`).
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::failpoint;
+use crate::fs::inode::file::{File, Keep, Link};
+use crate::fs::inode::{DirKind, Hidden, Node};
+use crate::fs::name::DirPrefix;
+use crate::fs::namespace::resolve::Place;
+use crate::fs::recovery::replay;
+use crate::fs::recovery::replay::Doing;
+use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
+use crate::fs::temporary::provisional::SETTLE;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::writeback::commit::Job;
+use crate::fs::writeback::doubt::{After, Saved, is_deleted};
+use crate::fs::{Caller, FileSystem, Step};
+use crate::vault::{Call, Error, ErrorKind, ObjectName};
+
+/// A place in the tree: a directory's inode number and a file name in it.
+type At<'a> = (u64, &'a OsStr);
+
+/// Where a file goes.
+struct Goal {
+    under: DirPrefix,
+    name: ObjectName,
+    /// What the name shows until then.
+    target: Option<Arc<File>>,
+    /// Whether it is stored under that name.
+    keep: Keep,
+    /// The old name is likely to be made anew: since when its object is hidden, rather than deleted (`replace`).
+    hides: Option<Instant>,
+}
+
+impl FileSystem {
+    /// RENAME, with renameat2(2)'s flags.
+    pub fn rename(self: &Arc<Self>, from: At<'_>, to: At<'_>, flags: u32, caller: Caller) -> Step<()> {
+        let places = self.changeable(from.0).and_then(|f| Ok((f, self.changeable(to.0)?)));
+        let (from_dir, to_dir) = match places {
+            Ok(dirs) => dirs,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        if flags & !libc::RENAME_NOREPLACE != 0 {
+            return Step::Ready(Err(Errno::EINVAL));
+        }
+        let (fs, from_name, to_name) = (self.clone(), from.1.to_owned(), to.1.to_owned());
+        let work = Step::later(async move {
+            let call = fs.call();
+            let is_backup = is_backup_of(&from_name, &to_name)
+                && if from_dir == to_dir { from_name != to_name } else { is_by_an_editor(caller.pid) };
+            let hides = is_backup.then(|| fs.clock.now());
+            if let Some(Doing::Rename { ino, name, over }) = replay::before() {
+                return fs.move_on(&call, &from_dir, (to_dir, &to_name, name), (ino, over, hides)).await;
+            }
+            let source = match fs.find(&call, &from_dir, &from_name).await? {
+                Place::Local(file) => file,
+                Place::Object(found) => fs.file_node(&found),
+                Place::Dir(dir) => {
+                    let replace = flags & libc::RENAME_NOREPLACE == 0;
+                    return fs.move_dir(&call, &dir, &from_dir, (&to_dir, &to_name), replace).await;
+                }
+                Place::Absent if matches!(replay::before(), Some(Doing::RenameDir)) => return Ok(()),
+                Place::Absent => return Err(Errno::ENOENT),
+            };
+            let target = match fs.find(&call, &to_dir, &to_name).await? {
+                Place::Local(file) => Some(file),
+                Place::Object(found) => Some(fs.file_node(&found)),
+                Place::Dir(_) => return Err(Errno::EISDIR),
+                Place::Absent => None,
+            };
+            if target.as_ref().is_some_and(|t| t.ino == source.ino) {
+                return Ok(());
+            }
+            if target.is_some() && flags & libc::RENAME_NOREPLACE != 0 {
+                return Err(Errno::EEXIST);
+            }
+            fs.may_replace(&source, target.as_deref())?;
+            let name = fs.name_to_create("rename", &to_dir, &to_name)?;
+            let keep = fs.keep_of_moved((&to_name, &name), &source, target.as_deref());
+            let goal = Goal { under: to_dir, name, target, keep, hides };
+            fs.move_file(&call, &from_dir, &source, goal).await
+        });
+        self.within(from.0, self.within(to.0, work))
+    }
+
+    /// Goes on with a move that a worker's death cut off. Nothing here has changed before it is done; what the vault
+    /// has already is found there.
+    async fn move_on(
+        self: &Arc<Self>,
+        call: &Call,
+        from_dir: &DirPrefix,
+        (under, component, name): (DirPrefix, &OsStr, ObjectName),
+        (ino, over, hides): (u64, Option<u64>, Option<Instant>),
+    ) -> Result<()> {
+        // Without its inode, or with its new name, it is done.
+        let Ok(Node::File(source)) = self.node(ino) else { return Ok(()) };
+        if source.state().name == name {
+            return Ok(());
+        }
+        let target = match over.and_then(|ino| self.node(ino).ok()) {
+            Some(Node::File(target)) => Some(target),
+            _ => None,
+        };
+        let keep = self.keep_of_moved((component, &name), &source, target.as_deref());
+        self.move_file(call, from_dir, &source, Goal { under, name, target, keep, hides }).await
+    }
+
+    async fn move_file(
+        self: &Arc<Self>,
+        call: &Call,
+        from_dir: &DirPrefix,
+        source: &Arc<File>,
+        mut goal: Goal,
+    ) -> Result<()> {
+        let in_use = source.in_use();
+        self.load(call, source).await?;
+        let Some(_turn) = self.turn(source, call).await else { return Err(Errno::ETIMEDOUT) };
+        let _target_turn = match &goal.target {
+            Some(target) => Some(self.turn(target, call).await.ok_or(Errno::ETIMEDOUT)?),
+            None => None,
+        };
+        self.clear_doubt(source, call).await?;
+        let (old_name, own) = self.objects_behind(source);
+        let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
+        let stores = goal.keep == Keep::Store;
+        let claims = stores && self.is_free_to_claim(&goal.name);
+        let mut doomed = if stores { own } else { Vec::new() };
+        if let Some(target) = &goal.target {
+            // What is overwritten is gone, as after an unlink.
+            doomed.extend(self.table().doomed_with(target));
+        }
+        doomed.retain(|(name, _)| *name != goal.name);
+        if !doomed.is_empty() && self.options.no_delete {
+            let why = "renaming deletes the old name, and the mount was made with --no-delete";
+            return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
+        }
+        goal.hides = goal.hides.filter(|_| doomed.iter().any(|(name, _)| *name == old_name));
+        doomed.retain(|(name, _)| goal.hides.is_none() || *name != old_name);
+        let over = goal.target.as_ref().map(|target| target.ino);
+        self.doing(Doing::Rename { ino: source.ino, name: goal.name.clone(), over });
+        if claims {
+            self.table().claim(&goal.name);
+        }
+        let stored = match stores {
+            true => match self.store_moved(source, &job, call).await {
+                Ok(saved) => Some(saved),
+                Err(e) => return self.not_moved((source, &old_name), (&goal.name, claims), &e, call).await,
+            },
+            false => None,
+        };
+        failpoint::point("rename stored");
+        for (name, id) in doomed {
+            let deleted = self.delete_doomed(call, &old_name, &name, id).await;
+            if let (Err(_), Some(target), Some(_)) = (&deleted, &goal.target, &stored) {
+                // The name has these bytes all the same: what it failed to store before does not go over them by itself.
+                self.conflict(target);
+            }
+            deleted?;
+        }
+        failpoint::point("rename deleted");
+        self.switch(from_dir, source, &old_name, &goal, stored.map(|saved| (&job, saved)));
+        if let Some(since) = goal.hides {
+            self.delete_later(old_name, since, SETTLE);
+        }
+        drop(in_use);
+        self.settle_later(source);
+        Ok(())
+    }
+
+    /// Stores a file under its new name.
+    async fn store_moved(&self, source: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
+        let Some(_permit) = self.among_stores(call).await else {
+            return Err(Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first"));
+        };
+        let stored = self.store(source, job, call).await;
+        if stored.as_ref().is_err_and(|e| !e.maybe_applied) {
+            source.state().forget_sent(&job.name);
+        }
+        stored
+    }
+
+    /// The file could not be stored under its new name.
+    async fn not_moved(
+        &self,
+        (source, old_name): (&File, &ObjectName),
+        (name, claims): (&ObjectName, bool),
+        e: &Error,
+        call: &Call,
+    ) -> Result<()> {
+        if claims {
+            self.table().unclaim(name);
+        }
+        let old = source.state().stored.as_ref().map(|stored| stored.id.clone());
+        if let (true, Some(_), Some(id)) = (is_deleted(e), replay::before(), old)
+            && let Err(gone) = self.cache.vault().metadata(call, &id).await
+            && gone.kind == ErrorKind::NotFound
+        {
+            // The worker that died had done all of it, and the new name was deleted after that.
+            source.state().forget_sent(name);
+            self.cache.deleted(old_name);
+            return Ok(());
+        }
+        Err(self.failed("rename", name.as_str(), e))
+    }
+
+    /// Whether an object is hidden under that name that a move may claim; it may have done so before a crash.
+    fn is_free_to_claim(&self, name: &ObjectName) -> bool {
+        let table = self.table();
+        table.is_hidden(name) || (replay::before().is_some() && table.hidden.contains_key(name))
+    }
+
+    /// The bytes of `source` as they will be stored under the new name, based on what that shows now.
+    fn job_under(&self, source: &File, goal: &Goal) -> Option<Job> {
+        let target = goal.target.as_ref().and_then(|t| t.state().stored.clone());
+        // Over a hidden object the bytes are its next version, or what it was.
+        let base = target.or_else(|| self.table().hidden.get(&goal.name).map(|hidden| hidden.stored.clone()));
+        let now = self.clock.wall();
+        let mut state = source.state();
+        state.buffer_of_stored(now)?;
+        let buffer = state.buffer.as_ref()?;
+        let sent = state.sent(&goal.name).map(|sent| sent.after.clone());
+        Some(Job {
+            name: goal.name.clone(),
+            bytes: buffer.bytes.clone(),
+            generation: buffer.generation,
+            base,
+            exclusive: false,
+            guarded: false,
+            insists: false,
+            waited_for: true,
+            once: After::once(sent.as_ref()),
+            sent,
+        })
+    }
+
+    /// From now on the inode hangs on its new name, and what that showed hangs on none.
+    fn switch(
+        &self,
+        from_dir: &DirPrefix,
+        source: &Arc<File>,
+        old_name: &ObjectName,
+        goal: &Goal,
+        stored: Option<(&Job, Saved)>,
+    ) {
+        let now = self.clock.wall();
+        // All of it, or nothing, is there after a crash.
+        let _batch = self.pen.batch();
+        let mut table = self.table();
+        table.unpoint(old_name, source.ino);
+        table.release_kind(old_name);
+        if let Some(target) = &goal.target {
+            let mut state = target.state();
+            state.link = Link::Unlinked;
+            state.settle();
+            self.account_room(&mut state);
+        }
+        let base = match &stored {
+            Some((job, _)) => job.base.clone(),
+            None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),
+        };
+        // Held back under the name of an object that was unlinked, it is that object's next version.
+        let base = base.or_else(|| match goal.keep {
+            Keep::Provisional if table.is_unlinked(&goal.name) => table.claim(&goal.name),
+            _ => None,
+        });
+        let object = {
+            let mut state = source.state();
+            // A new name is no new content. What is stored under it has the vault's time, like any save.
+            let mtime = state.set_mtime().or(stored.is_none().then(|| state.mtime()));
+            let was_object = !state.is_only_here();
+            let before = std::mem::replace(&mut state.stored, base);
+            state.local.mtime = mtime.map(|at| (at, state.stored.as_ref().map(|s| s.version.clone())));
+            state.name = goal.name.clone();
+            state.keep = goal.keep;
+            state.link = Link::Current;
+            // That the name was free was asked of the old one: a rename replaces.
+            state.exclusive = false;
+            state.local.ctime = Some(now);
+            self.account_room(&mut state);
+            *table.local(&goal.name) = state.local.clone();
+            before.filter(|_| was_object)
+        };
+        match goal.keep {
+            Keep::Store => {
+                table.let_go_of(old_name, source);
+                if let (Some(since), Some(stored)) = (goal.hides, object) {
+                    let hidden = Hidden { stored, backup: None, claimed: false, since };
+                    table.hidden.insert(old_name.clone(), hidden);
+                }
+            }
+            Keep::Provisional => {
+                table.hide(old_name, object, source, goal.target.as_deref(), self.clock.now());
+            }
+            Keep::Scratch | Keep::Made => {}
+        }
+        if let Some(target) = &goal.target {
+            table.forget_backup(target);
+        }
+        table.point(&goal.name, source.ino);
+        table.file_made(&goal.under, &goal.name);
+        if let Some(target) = &goal.target {
+            table.drop_unheld(target.ino);
+        }
+        for dir in [from_dir, &goal.under] {
+            if !dir.is_root() && !dir.is_continuation() {
+                table.made().insert(dir.clone());
+            }
+            table.touch(&DirKind::Tree(dir.clone()), now);
+        }
+        drop(table);
+        if let Some((job, saved)) = stored {
+            self.committed(source, job, saved);
+        }
+        self.table().drop_unheld(source.ino);
+    }
+}

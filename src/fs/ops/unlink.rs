@@ -1,0 +1,163 @@
+//! unlink(2): deletes the object, history and all, or hides it for a moment where its name may be made anew (`replace`). A
+//! file that never reached the vault just goes.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::failpoint;
+use crate::fs::inode::DirKind;
+use crate::fs::inode::Node;
+use crate::fs::inode::file::{File, Link};
+use crate::fs::name::DirPrefix;
+use crate::fs::namespace::resolve::Place;
+use crate::fs::recovery::replay;
+use crate::fs::recovery::replay::Doing;
+use crate::fs::temporary::remover::Remover;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::{FileSystem, Step};
+use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
+
+impl FileSystem {
+    /// UNLINK. Whoever has the file open keeps its bytes. `remover` is waited for first: the program may be gone later.
+    pub fn unlink(
+        self: &Arc<Self>,
+        parent: u64,
+        component: &OsStr,
+        remover: impl Future<Output = Remover> + Send + 'static,
+    ) -> Step<()> {
+        let under = match self.changeable(parent) {
+            Ok(under) => under,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let (fs, component) = (self.clone(), component.to_owned());
+        let work = Step::later(async move {
+            let hides = match remover.await {
+                Remover::Removes => false,
+                Remover::Replaces => true,
+                Remover::Unknown => !fs.options.no_delete,
+            };
+            let call = fs.call();
+            let file = match replay::before() {
+                Some(Doing::Unlink { ino }) => match fs.still_to_unlink(ino) {
+                    Some(file) => file,
+                    None => return Ok(()),
+                },
+                _ => match fs.find(&call, &under, &component).await? {
+                    Place::Local(file) => file,
+                    Place::Object(found) => fs.file_node(&found),
+                    Place::Dir(_) => return Err(Errno::EISDIR),
+                    Place::Absent => return Err(Errno::ENOENT),
+                },
+            };
+            if fs.unlink_one_name(&under, &component, &file)? {
+                return Ok(());
+            }
+            fs.remove(&call, &under, &file, hides).await
+        });
+        self.within(parent, work)
+    }
+
+    /// The file that was being unlinked when the last worker died, if that is not done.
+    fn still_to_unlink(&self, ino: u64) -> Option<Arc<File>> {
+        match self.node(ino) {
+            Ok(Node::File(file)) if file.state().link != Link::Unlinked => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Takes `file` from its name. With `hides` its object only goes if the name is not made anew at once.
+    async fn remove(
+        self: &Arc<Self>,
+        call: &Call,
+        under: &DirPrefix,
+        file: &Arc<File>,
+        hides: bool,
+    ) -> Result<()> {
+        // A commit that is out has to end first: it would make the object anew.
+        let Some(_turn) = self.turn(file, call).await else { return Err(Errno::ETIMEDOUT) };
+        self.clear_doubt(file, call).await?;
+        let (name, doomed) = self.objects_behind(file);
+        self.doing(Doing::Unlink { ino: file.ino });
+        if !hides || !self.hide_unlinked(file) {
+            if self.options.no_delete && !doomed.is_empty() {
+                let why = "the mount was made with --no-delete";
+                return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
+            }
+            for (object, id) in doomed {
+                self.delete_doomed(call, &name, &object, id).await?;
+            }
+        }
+        failpoint::point("deleted");
+        let mut table = self.table();
+        {
+            let mut state = file.state();
+            state.link = Link::Unlinked;
+            state.settle();
+            self.account_room(&mut state);
+        }
+        table.unpoint(&name, file.ino);
+        table.release_kind(&name);
+        table.let_go_of(&name, file);
+        if !under.is_root() && !under.is_continuation() {
+            // The directory stays, as in any file system, until rmdir.
+            table.made().insert(under.clone());
+        }
+        table.touch(&DirKind::Tree(under.clone()), self.clock.wall());
+        table.drop_unheld(file.ino);
+        Ok(())
+    }
+
+    /// Deletes what goes with a file that had the name `own`: its own object, or one that is hidden behind it.
+    pub(in crate::fs) async fn delete_doomed(
+        &self,
+        call: &Call,
+        own: &ObjectName,
+        object: &ObjectName,
+        id: ObjectId,
+    ) -> Result<()> {
+        if object == own {
+            self.delete(call, object, id).await
+        } else {
+            let deleted = self.delete_hidden(call, object, &id).await;
+            deleted.map_err(|e| self.failed("unlink", object.as_str(), &e))
+        }
+    }
+
+    /// Deletes what the name means now: the object we know, or the one that took its name meanwhile.
+    pub(in crate::fs) async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
+        let failed = |e| self.failed("unlink", name.as_str(), &e);
+        let again = replay::before().is_some();
+        let mut id = known;
+        let mut in_doubt = false;
+        for _ in 0..2 {
+            match self.delete_object(call, &id, None).await {
+                Ok(()) => {
+                    self.cache.deleted(name);
+                    return Ok(());
+                }
+                // Deleted before a crash; what has the name now is somebody else's.
+                Err(e) if e.kind == ErrorKind::NotFound && again => {
+                    self.cache.deleted_object(name, &id);
+                    return Ok(());
+                }
+                Err(e) if e.kind == ErrorKind::NotFound || e.maybe_applied => in_doubt |= e.maybe_applied,
+                Err(e) => return Err(failed(e)),
+            }
+            match self.cache.vault().get_by_name(call, name).await {
+                Ok(object) => id = object.meta.id,
+                Err(e) if e.kind == ErrorKind::NotFound => {
+                    self.cache.deleted(name);
+                    return Ok(());
+                }
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        let why = if in_doubt {
+            "no answer told whether it was deleted"
+        } else {
+            "it is replaced elsewhere all the time"
+        };
+        Err(self.refused("unlink", name.as_str(), Errno::EIO, why))
+    }
+}

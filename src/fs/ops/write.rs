@@ -1,0 +1,159 @@
+//! Writing and cutting: changes to a file's buffer, nothing else. `commit` brings them to the vault.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fs::inode::Node;
+use crate::fs::inode::file::{File, Keep};
+use crate::fs::inode::writers::Whose;
+use crate::fs::namespace::attr::{Attr, SetAttr};
+use crate::fs::ops::open::Held;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::writeback::commit::Cause;
+use crate::fs::{FileSystem, Step};
+
+impl FileSystem {
+    /// WRITE. The bytes a writer's handle builds on are in memory since its open, so this never waits.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        self.write_as(Whose::Handle(fh), fh, offset, data)
+    }
+
+    /// WRITE of pages of a mapping: the handle is one of those that the file was mapped with.
+    pub fn write_mapped(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        self.write_as(Whose::Mapping, fh, offset, data)
+    }
+
+    fn write_as(&self, whose: Whose, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let handle = self.handle(fh)?;
+        let Held::File { file, writer: Some(_) } = &handle.held else { return Err(Errno::EBADF) };
+        let mut state = file.state();
+        let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
+        if end > self.options.max_size {
+            state.cut_short = Some(Errno::EFBIG);
+            self.note_refused(&handle, Errno::EFBIG);
+            return Err(self.too_big(state.name.as_str()));
+        }
+        let grown = state.size().max(end);
+        if let Err(full) = self.reserve_room(&mut state, grown) {
+            if state.keep != Keep::Scratch {
+                state.cut_short = Some(full);
+                self.note_refused(&handle, full);
+            }
+            return Err(full);
+        }
+        let now = self.clock.wall();
+        state.local.written();
+        // Nothing but a revocation takes away the bytes that a writer builds on.
+        let Some(buffer) = state.buffer_of_stored(now) else {
+            self.note_refused(&handle, Errno::EACCES);
+            return Err(Errno::EACCES);
+        };
+        file.give();
+        // Both fit: `end` is at most --max-size, which fits into memory.
+        buffer.write_at(offset as usize, data);
+        buffer.changed(whose, now);
+        Ok(data.len() as u32)
+    }
+
+    /// SETATTR: local attributes at once; a new size in the buffer, stored before the answer if no writer has the
+    /// file open, who would store it otherwise.
+    pub fn setattr(self: &Arc<Self>, ino: u64, fh: Option<u64>, set: SetAttr) -> Step<(Attr, Duration)> {
+        let node = match self.node(ino) {
+            Ok(node) => node,
+            Err(e) => return Step::Ready(Err(e)),
+        };
+        let (file, size) = match (&node, set.size) {
+            (_, None) => return self.attr_after(&node, self.set_local(&node, &set)),
+            (Node::File(_), Some(_)) if self.options.read_only => return Err(Errno::EROFS).into(),
+            (Node::File(file), Some(size)) => (file.clone(), size),
+            (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR).into(),
+            (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM).into(),
+        };
+        // The kernel sends the time of truncate(2) with it, which is nobody's utimens.
+        let set = SetAttr { mtime: None, ..set };
+        // A handle that was not heard of is open again when it is used.
+        let handle = fh.and_then(|fh| self.handle(fh).ok());
+        if let Some(handle) = &handle {
+            self.note_refused(handle, None);
+        }
+        let fh = handle.map(|handle| handle.fh);
+        let (whose, commits) = {
+            let state = file.state();
+            let commits = state.writers.is_empty();
+            let otherwise = if commits { Whose::Nobody } else { Whose::Opening };
+            (fh.map_or(otherwise, |fh| state.whose(fh)), commits)
+        };
+        if !commits && let Some(result) = self.resize_now(&file, size, whose) {
+            let set_too = result.and_then(|()| self.set_local_if_any(&node, &set));
+            return self.attr_after(&node, set_too);
+        }
+        let fs = self.clone();
+        Step::later(async move {
+            let call = fs.call();
+            let in_use = file.in_use();
+            if size > 0 {
+                fs.load(&call, &file).await?;
+            }
+            fs.resize_now(&file, size, whose).unwrap_or(Err(Errno::EIO))?;
+            drop(in_use);
+            fs.set_local_if_any(&node, &set)?;
+            if commits {
+                fs.commit(&file, &call, Cause::Truncate).await?;
+            }
+            fs.table().drop_unheld(file.ino);
+            Ok((fs.attr(&node), fs.attr_ttl(&node)))
+        })
+    }
+
+    fn attr_after(&self, node: &Node, result: Result<()>) -> Step<(Attr, Duration)> {
+        result.map(|()| (self.attr(node), self.attr_ttl(node))).into()
+    }
+
+    fn set_local_if_any(&self, node: &Node, set: &SetAttr) -> Result<()> {
+        match set {
+            SetAttr { mode: None, uid: None, gid: None, atime: None, mtime: None, .. } => Ok(()),
+            _ => self.set_local(node, set),
+        }
+    }
+
+    /// Cuts or extends the buffer; `None` if the bytes to build on are not in memory.
+    pub(in crate::fs) fn resize_now(&self, file: &File, size: u64, whose: Whose) -> Option<Result<()>> {
+        let mut state = file.state();
+        if size > self.options.max_size {
+            return Some(Err(self.too_big(state.name.as_str())));
+        }
+        state.cut_short = None;
+        state.store_made();
+        let before = state.size();
+        if size == before {
+            return Some(Ok(()));
+        }
+        if state.buffer.is_none() && state.pinned.is_none() && state.stored.is_some() && size > 0 {
+            return None;
+        }
+        if let Err(e) = self.reserve_room(&mut state, size) {
+            return Some(Err(e));
+        }
+        let now = self.clock.wall();
+        let pinned = state.pinned.clone();
+        state.local.written();
+        let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
+        buffer.resize(size as usize);
+        if size == 0 {
+            // What was written until now has nobody to store it any more, be it left from an earlier save.
+            buffer.cut_off();
+        }
+        buffer.changed(whose, now);
+        Some(Ok(()))
+    }
+
+    fn too_big(&self, name: &str) -> Errno {
+        let limit = self.options.max_size;
+        self.refused(
+            "write",
+            name,
+            Errno::EFBIG,
+            &format!("the file would be over --max-size ({limit} bytes)"),
+        )
+    }
+}

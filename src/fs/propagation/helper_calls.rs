@@ -1,0 +1,488 @@
+//! The helper's register: which of its requests are ours, and what they mean.
+//!
+//! The helper is a process of the mount that makes system calls on it (`rename` a hidden name over a file, `unlink`
+//! one), so that the kernel and everybody who watches see a change made elsewhere as what it is. What comes back
+//! as requests is answered here:
+//!
+//! 1. **Each call is registered before it is ordered**; only an exact match is taken for ours, and the deed itself
+//!    only once. Anything else from that process is EPERM.
+//! 2. **No request of the helper ever reaches the vault**, and no request waits for the helper.
+//! 3. Its process id is believed once a request for a hidden name, which nobody else can know, has come from it.
+//! 4. A hidden name is spelt as no object's name is, so that it is ENOENT to everybody else without asking.
+//!
+//! One call is out at a time. If there is no helper, or a call fails, the caller falls back to a notification to the
+//! kernel, and that is counted and told in status.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::fs::inode::file::File;
+use crate::fs::inode::{DirKind, Node, ROOT};
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::{Attr, Entry, FileSystem, Kernel};
+
+/// How hidden names begin. `%2E` is an escape only at the beginning of a name.
+const HIDDEN: &str = ".%2E";
+
+/// How long the helper may take to make the call that tells its process id.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// What the helper is ordered to do. Paths are relative to the root of the mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HelperCall {
+    /// rename(2)
+    Rename {
+        /// The hidden name.
+        from: String,
+        /// What it becomes.
+        to: String,
+    },
+    /// unlink(2)
+    Unlink {
+        /// What goes.
+        path: String,
+    },
+    /// utimensat(2), of the time of change alone.
+    Touch {
+        /// Of what.
+        path: String,
+        /// The time.
+        mtime: SystemTime,
+    },
+}
+
+/// What the helper says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HelperReport {
+    /// It is there; whatever its predecessor was ordered and has not answered, it will not do.
+    Started {
+        /// Its process id.
+        pid: u32,
+    },
+    /// It has made a call.
+    Done {
+        /// The order's number.
+        number: u64,
+        /// 0 if it went well.
+        errno: i32,
+    },
+    /// There is none any more, and no other will come.
+    Leaving,
+}
+
+/// What a call will be seen as.
+#[derive(Debug, Clone)]
+pub(in crate::fs) struct Expected {
+    /// The directories on the way: where, under which name, which.
+    pub way: Vec<(u64, String, DirKind)>,
+    /// The directory in which it happens.
+    pub parent: u64,
+    /// The name that changes.
+    pub name: String,
+    /// What happens to it.
+    pub deed: Deed,
+}
+
+/// What a call does.
+#[derive(Debug, Clone)]
+pub(in crate::fs) enum Deed {
+    /// Nothing: the name does not exist.
+    Greet,
+    /// The hidden name shows `fresh` and becomes the name, which shows the inode `over` until then.
+    Rename { hidden: String, fresh: Arc<File>, over: Option<u64> },
+    /// The name goes; it shows `file`.
+    Unlink { file: Arc<File> },
+    /// The time of `file` is set.
+    Touch { file: Arc<File> },
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::fs) struct Ended {
+    /// The deed was asked for, and answered.
+    pub seen: bool,
+    /// It was asked for and refused, because things have changed meanwhile.
+    pub refused: bool,
+    /// What the helper got.
+    pub errno: i32,
+}
+
+/// Whether there is a helper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    Absent,
+    /// It has said so, and is to be greeted.
+    New,
+    Works,
+    /// Why not.
+    Useless(String),
+}
+
+#[derive(Debug)]
+struct Out {
+    number: u64,
+    expected: Expected,
+    ended: Ended,
+    answered: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    standing: Standing,
+    number: u64,
+    out: Option<Out>,
+    calls: u64,
+    fallbacks: u64,
+    last_fallback: Option<String>,
+}
+
+/// What is known of the helper.
+#[derive(Debug)]
+pub(in crate::fs) struct Register {
+    /// Whose requests are the helper's; 0 for nobody's.
+    pid: AtomicU32,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+/// The helper, for `status`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct HelperStatus {
+    /// Its process id, 0 if there is none.
+    pub pid: u32,
+    /// `works`, or why it does not.
+    pub state: String,
+    /// Calls it has made.
+    pub calls: u64,
+    /// Changes that the kernel was only told of, because no call could be made.
+    pub fallbacks: u64,
+    /// Why, the last time.
+    pub last_fallback: Option<String>,
+}
+
+impl Register {
+    pub fn new() -> Self {
+        let state = State {
+            standing: Standing::Absent,
+            number: 0,
+            out: None,
+            calls: 0,
+            fallbacks: 0,
+            last_fallback: None,
+        };
+        Self { pid: AtomicU32::new(0), state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether a thread is the helper's.
+    fn is(&self, pid: u32) -> bool {
+        pid != 0 && self.pid.load(Ordering::Relaxed) == pid
+    }
+
+    /// Whether calls can be ordered.
+    pub fn works(&self) -> bool {
+        self.state().standing == Standing::Works
+    }
+
+    /// A change was told to the kernel by a notification only.
+    pub fn fell_back(&self, why: impl std::fmt::Display) {
+        let mut state = self.state();
+        state.fallbacks += 1;
+        state.last_fallback = Some(why.to_string());
+    }
+
+    pub fn status(&self) -> HelperStatus {
+        let state = self.state();
+        HelperStatus {
+            pid: self.pid.load(Ordering::Relaxed),
+            state: match &state.standing {
+                Standing::Absent => "there is none".to_owned(),
+                Standing::New => "not heard of yet".to_owned(),
+                Standing::Works => "works".to_owned(),
+                Standing::Useless(why) => why.clone(),
+            },
+            calls: state.calls,
+            fallbacks: state.fallbacks,
+            last_fallback: state.last_fallback.clone(),
+        }
+    }
+
+    fn hear(&self, report: HelperReport) {
+        let mut state = self.state();
+        match report {
+            HelperReport::Started { pid } => {
+                self.pid.store(pid, Ordering::Relaxed);
+                state.standing = Standing::New;
+                // Its predecessor is dead.
+                give_up(&mut state, libc::ESRCH);
+            }
+            HelperReport::Done { number, errno } => {
+                // What was given up when another helper came stays so, although that one may have carried it out.
+                let out = state.out.as_mut().filter(|out| out.number == number && !out.answered);
+                if let Some(out) = out {
+                    (out.answered, out.ended.errno) = (true, errno);
+                }
+            }
+            HelperReport::Leaving => {
+                self.pid.store(0, Ordering::Relaxed);
+                state.standing = Standing::Absent;
+                give_up(&mut state, libc::ESRCH);
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Orders a call and waits for its end.
+    pub async fn order(&self, kernel: &dyn Kernel, expected: Expected, call: &HelperCall) -> Ended {
+        let to = if matches!(expected.deed, Deed::Greet) { 0 } else { self.pid.load(Ordering::Relaxed) };
+        let number = {
+            let mut state = self.state();
+            state.number = state.number.max(first_number()) + 1;
+            state.calls += 1;
+            let ended = Ended { seen: false, refused: false, errno: 0 };
+            state.out = Some(Out { number: state.number, expected, ended, answered: false });
+            state.number
+        };
+        if !kernel.order(number, to, call) {
+            self.hear(HelperReport::Done { number, errno: libc::EPIPE });
+        }
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut state = self.state();
+                match &state.out {
+                    Some(out) if out.number == number && !out.answered => {}
+                    Some(out) if out.number == number => {
+                        let ended = out.ended;
+                        state.out = None;
+                        return ended;
+                    }
+                    _ => return Ended { seen: false, refused: false, errno: libc::ESRCH },
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Makes sure that a helper that has come is known by the process id that the kernel gives its requests.
+    pub async fn greet(&self, kernel: &dyn Kernel) {
+        if self.state().standing != Standing::New {
+            return;
+        }
+        let name = hidden_name();
+        let call = HelperCall::Unlink { path: name.clone() };
+        let expected = Expected { way: Vec::new(), parent: ROOT, name, deed: Deed::Greet };
+        let ended = tokio::time::timeout(GREETING, self.order(kernel, expected, &call)).await;
+        let mut state = self.state();
+        if state.standing != Standing::New {
+            return;
+        }
+        state.standing = match ended {
+            Ok(Ended { seen: true, errno: libc::ENOENT, .. }) => Standing::Works,
+            // Another has come in its place.
+            Ok(Ended { errno: libc::ESRCH, .. }) => Standing::New,
+            Ok(Ended { seen: false, errno, .. }) => Standing::Useless(format!(
+                "its requests do not come under its process id (another pid namespace?): {}",
+                errno_text(errno)
+            )),
+            Ok(Ended { seen: true, errno, .. }) => Standing::Useless(errno_text(errno)),
+            Err(_) => Standing::Useless("it does not answer".to_owned()),
+        };
+        if let Standing::Useless(why) = &state.standing {
+            tracing::warn!("changes made elsewhere are told to the kernel without the helper: {why}");
+        }
+    }
+
+    /// What is out, if `is` says that it is meant; marked as seen if it is the deed itself.
+    fn take(&self, is: impl FnOnce(&Expected) -> bool) -> Option<Deed> {
+        let mut state = self.state();
+        let out = state.out.as_mut().filter(|out| !out.ended.seen && !out.answered)?;
+        if !is(&out.expected) {
+            return None;
+        }
+        out.ended.seen = true;
+        Some(out.expected.deed.clone())
+    }
+
+    fn refuse(&self) {
+        if let Some(out) = &mut self.state().out {
+            (out.ended.seen, out.ended.refused) = (false, true);
+        }
+    }
+
+    fn expected(&self) -> Option<Expected> {
+        let state = self.state();
+        state.out.as_ref().filter(|out| !out.answered).map(|out| out.expected.clone())
+    }
+}
+
+fn give_up(state: &mut State, errno: i32) {
+    if let Some(out) = &mut state.out {
+        (out.answered, out.ended.errno) = (true, errno);
+    }
+}
+
+pub(in crate::fs) fn errno_text(errno: i32) -> String {
+    std::io::Error::from_raw_os_error(errno).to_string()
+}
+
+/// Orders of a worker have other numbers than those of its predecessor.
+fn first_number() -> u64 {
+    static FIRST: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *FIRST.get_or_init(|| u64::from(random() as u32) << 32)
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // SAFETY: the buffer has that length. The call gives all of so few bytes or fails, and then the name is still
+    // made only once: nobody but the helper's process id is believed on its ground.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == 8 {
+        return u64::from_ne_bytes(bytes);
+    }
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// A name that is used once and that nobody can guess.
+pub(in crate::fs) fn hidden_name() -> String {
+    format!("{HIDDEN}{:016x}{:016x}", random(), random())
+}
+
+impl FileSystem {
+    /// Whether the thread `pid` is the helper: what it asks beyond what is registered is EPERM.
+    pub fn is_helper(&self, pid: u32) -> bool {
+        self.helper.is(pid)
+    }
+
+    /// Takes in what the helper says.
+    pub fn helper_says(&self, report: HelperReport) {
+        self.helper.hear(report);
+        self.rotor.wake();
+    }
+
+    /// LOOKUP, if it is the helper's or of a hidden name: answered without the vault.
+    pub fn helper_lookup(&self, pid: u32, parent: u64, name: &OsStr) -> Option<Result<Option<Entry>>> {
+        let hidden = name.as_bytes().starts_with(HIDDEN.as_bytes());
+        let helper = self.helper.is(pid);
+        if !hidden && !helper {
+            return None;
+        }
+        if !helper {
+            return Some(Ok(None));
+        }
+        let greets =
+            |e: &Expected| matches!(e.deed, Deed::Greet) && e.parent == parent && name == e.name.as_str();
+        if self.helper.take(greets).is_some() {
+            return Some(Ok(None));
+        }
+        let Some(expected) = self.helper.expected() else { return Some(Err(Errno::EPERM)) };
+        let on_the_way = expected.way.iter().find(|(at, text, _)| *at == parent && name == text.as_str());
+        if let Some((_, _, kind)) = on_the_way {
+            return Some(Ok(Some(self.dir_entry(kind))));
+        }
+        if parent != expected.parent {
+            return Some(Err(Errno::EPERM));
+        }
+        let show = |file: &Arc<File>| self.entry(&Node::File(file.clone()), Duration::ZERO);
+        Some(match &expected.deed {
+            Deed::Rename { hidden, fresh, .. } if name == hidden.as_str() => Ok(Some(show(fresh))),
+            Deed::Rename { over, .. } if name == expected.name.as_str() => {
+                let over = over.and_then(|ino| self.table().node(ino));
+                Ok(over.map(|node| self.entry(&node, Duration::ZERO)))
+            }
+            Deed::Unlink { file } | Deed::Touch { file } if name == expected.name.as_str() => {
+                Ok(Some(show(file)))
+            }
+            Deed::Greet | Deed::Rename { .. } | Deed::Unlink { .. } | Deed::Touch { .. } => Err(Errno::EPERM),
+        })
+    }
+
+    /// RENAME, if it is the helper's.
+    pub fn helper_rename(&self, pid: u32, from: (u64, &OsStr), to: (u64, &OsStr)) -> Option<Result<()>> {
+        self.helper.is(pid).then(|| {
+            let is_it = |e: &Expected| {
+                matches!(&e.deed, Deed::Rename { hidden, .. } if from.1 == hidden.as_str())
+                    && (from.0, to.0) == (e.parent, e.parent)
+                    && to.1 == e.name.as_str()
+            };
+            match self.helper.take(is_it) {
+                Some(Deed::Rename { fresh, over, .. }) => self.or_refuse(self.show(&fresh, over)),
+                _ => Err(Errno::EPERM),
+            }
+        })
+    }
+
+    /// UNLINK, if it is the helper's.
+    pub fn helper_unlink(&self, pid: u32, parent: u64, name: &OsStr) -> Option<Result<()>> {
+        self.helper.is(pid).then(|| {
+            let is_it = |e: &Expected| {
+                matches!(e.deed, Deed::Unlink { .. }) && e.parent == parent && name == e.name.as_str()
+            };
+            match self.helper.take(is_it) {
+                Some(Deed::Unlink { file }) => self.or_refuse(self.show_nothing(&file)),
+                _ => Err(Errno::EPERM),
+            }
+        })
+    }
+
+    /// SETATTR, if it is the helper's.
+    pub fn helper_setattr(&self, pid: u32, ino: u64) -> Option<Result<(Attr, Duration)>> {
+        self.helper.is(pid).then(|| {
+            let is_it = |e: &Expected| matches!(&e.deed, Deed::Touch { file } if file.ino == ino);
+            match self.helper.take(is_it) {
+                Some(Deed::Touch { file }) => Ok((self.attr(&Node::File(file)), Duration::ZERO)),
+                _ => Err(Errno::EPERM),
+            }
+        })
+    }
+
+    fn or_refuse(&self, done: Result<()>) -> Result<()> {
+        if done.is_err() {
+            self.helper.refuse();
+        }
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::name::{DirPrefix, decode};
+
+    #[test]
+    fn what_was_given_up_is_not_answered_after_all() {
+        let register = Register::new();
+        register.hear(HelperReport::Started { pid: 1 });
+        let expected = Expected { way: Vec::new(), parent: ROOT, name: "x".into(), deed: Deed::Greet };
+        let ended = Ended { seen: false, refused: false, errno: 0 };
+        register.state().out = Some(Out { number: 7, expected, ended, answered: false });
+        register.hear(HelperReport::Started { pid: 2 });
+        // It carries out what was meant for the one before, unseen because nobody knew its process id yet.
+        register.hear(HelperReport::Done { number: 7, errno: libc::ENOENT });
+        assert_eq!(register.state().out.as_ref().map(|out| out.ended.errno), Some(libc::ESRCH));
+    }
+
+    #[test]
+    fn no_object_is_spelt_like_a_hidden_name() {
+        let name = hidden_name();
+        assert_ne!(name, hidden_name());
+        let deep = DirPrefix::new("a/b/").unwrap();
+        assert!(decode(name.as_bytes(), &DirPrefix::root()).is_err(), "{name}");
+        assert!(decode(name.as_bytes(), &deep).is_err(), "{name}");
+    }
+}

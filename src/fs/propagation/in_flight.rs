@@ -1,0 +1,58 @@
+//! Requests that are out at the vault, by the directory whose lock the kernel holds meanwhile.
+//!
+//! In the kernel a rename waits for them and holds up what comes after it: whoever wants one ordered waits here first,
+//! where nobody is held up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+
+/// How many are out, by directory.
+#[derive(Debug, Default)]
+pub(in crate::fs) struct Busy {
+    dirs: Mutex<HashMap<u64, usize>>,
+    less: Notify,
+}
+
+/// One that is out.
+pub(in crate::fs) struct Out(Arc<Busy>, u64);
+
+impl Busy {
+    fn dirs(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+        self.dirs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// One more, until what is returned is dropped.
+    pub fn enter(self: &Arc<Self>, dir: u64) -> Out {
+        *self.dirs().entry(dir).or_default() += 1;
+        Out(self.clone(), dir)
+    }
+
+    /// Waits until none of that directory is out.
+    pub async fn quiet(&self, dir: u64) {
+        loop {
+            let less = self.less.notified();
+            tokio::pin!(less);
+            less.as_mut().enable();
+            if !self.dirs().contains_key(&dir) {
+                return;
+            }
+            less.await;
+        }
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        let mut dirs = self.0.dirs();
+        if let Some(count) = dirs.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                dirs.remove(&self.1);
+            }
+        }
+        drop(dirs);
+        self.0.less.notify_waiters();
+    }
+}

@@ -1,0 +1,7 @@
+//! Changes made elsewhere, brought to the kernel.
+
+pub(in crate::fs) mod helper_calls;
+pub(in crate::fs) mod hook_state;
+pub(in crate::fs) mod in_flight;
+pub(in crate::fs) mod queue;
+pub(in crate::fs) mod revocation;

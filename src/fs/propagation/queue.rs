@@ -1,0 +1,586 @@
+//! Rotation: a change made elsewhere becomes a rename on our own mount.
+//!
+//! 1. What changed is queued by name, once; what a name is to show is found out when its turn comes, so that of several
+//!    versions in quick succession the newest wins.
+//! 2. A value in use (the kernel holds its inode) is fetched first, in the background. Of any other only the name
+//!    changes: what is shown until the next lookup has no size and is never believed.
+//! 3. The new version gets an inode of its own under a hidden name, and the helper renames that over the old one.
+//!    Creation is a rename to a name that was not there, deletion an unlink. The old inode is `Replaced`.
+//! 4. **Local writers come first.** An inode with bytes that the vault has not is not replaced, neither when its turn
+//!    comes nor when the helper's request does: its commit decides.
+//! 5. In the kernel a rename waits for whatever is out in that directory, and holds up what comes after it: one is
+//!    ordered only when no request of that directory and no commit of that file is out at the vault.
+//! 6. A directory is never removed by the helper: the kernel would hold its inode for dead, and it may revive.
+//! 7. Without a helper, or where it fails, the kernel is told to forget the entry, and the next lookup does the rest.
+//!
+//! With `--in-place` the inode stays and its bytes change, which may be seen half way.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, broadcast};
+
+use crate::fs::inode::file::{File, Link, Stored};
+use crate::fs::inode::{DirKind, ROOT};
+use crate::fs::journal::Key;
+use crate::fs::name::{DirPrefix, Rest, SELF};
+use crate::fs::propagation::helper_calls::{Deed, Ended, Expected, HelperCall, errno_text, hidden_name};
+use crate::fs::propagation::in_flight::Busy;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::{FileSystem, HelperStatus, Kernel, Step};
+use crate::vault::cache::{Change, Implied, Peek, RefreshStatus};
+use crate::vault::{Object, ObjectName};
+
+/// Values fetched at a time.
+const FETCHES: usize = 8;
+
+/// So many names that nobody uses get an event of their own in one go; of more, the kernel only forgets.
+const EVENTS: usize = 1000;
+
+/// How often things may change while a rotation is on its way.
+const ROUNDS: usize = 5;
+
+/// Changes that a slow subscriber may be behind.
+const BEHIND: usize = 4096;
+
+/// What `EACCES` means for the helper.
+const NO_RIGHT: &str = ": the helper may not change that directory; where it shows no `w`, as on a read-only mount, an \
+    ordinary user's helper needs user namespaces";
+
+/// Why a name is to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::fs) enum Why {
+    /// It changed elsewhere.
+    News,
+    /// It shows another inode now than the kernel knows.
+    Moved,
+}
+
+/// Where a name shows.
+#[derive(Debug)]
+struct Spot {
+    /// The directories on the way: where, under which name, which.
+    way: Vec<(u64, String, DirKind)>,
+    /// The directory.
+    parent: u64,
+    /// The directory's path with a slash at its end; empty for the root.
+    path: String,
+    /// The file name.
+    text: String,
+    /// The kernel does not know the directory: `parent` is the nearest above it that it knows, and `text` what is in
+    /// that.
+    is_below: bool,
+}
+
+/// What is to be rotated, and what is out.
+#[derive(Debug)]
+pub(in crate::fs) struct Rotor {
+    queue: Mutex<BTreeMap<ObjectName, Why>>,
+    wake: Notify,
+    busy: Arc<Busy>,
+    done: Mutex<u64>,
+    /// Rotations are being carried out.
+    working: AtomicBool,
+    events: broadcast::Sender<Change>,
+}
+
+impl Rotor {
+    pub fn new() -> Self {
+        Self {
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            busy: Arc::default(),
+            done: Mutex::default(),
+            working: AtomicBool::new(false),
+            events: broadcast::channel(BEHIND).0,
+        }
+    }
+
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    fn queue(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectName, Why>> {
+        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn add(&self, name: ObjectName, why: Why) {
+        add(&mut self.queue(), name, why);
+        self.wake();
+    }
+}
+
+fn add(queue: &mut BTreeMap<ObjectName, Why>, name: ObjectName, why: Why) {
+    let before = queue.entry(name).or_insert(why);
+    *before = why.max(*before);
+}
+
+/// Rotations, for `status`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RotationStatus {
+    /// The refresher.
+    pub refresh: RefreshStatus,
+    /// The helper.
+    pub helper: HelperStatus,
+    /// Names that were made to show something else.
+    pub done: u64,
+    /// Names that wait for it.
+    pub waiting: usize,
+}
+
+enum Outcome {
+    Done,
+    Again,
+}
+
+impl FileSystem {
+    /// Begins to follow what changes elsewhere, for as long as the runtime lives.
+    pub fn follow_changes(self: &Arc<Self>) {
+        self.cache.track_changes();
+        let (fs, heard, seen, dozing) = (self.clone(), self.clone(), self.clone(), self.clone());
+        let wanted = move || heard.rotor.events.receiver_count() > 0;
+        let watched = move || seen.kernel.get().is_some_and(|kernel| kernel.is_watched());
+        let told = move || fs.take_in_changes();
+        let dozes = move || dozing.take_back_pages();
+        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, told, dozes));
+        let fs = self.clone();
+        self.runtime.spawn(async move {
+            loop {
+                fs.rotor.wake.notified().await;
+                fs.settle_rotations().await;
+            }
+        });
+    }
+
+    /// The changes made elsewhere, as they are seen from now on. While somebody listens the mount is in use.
+    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
+        self.rotor.events.subscribe()
+    }
+
+    /// Whether the mount shows every change that subscribers were told.
+    pub fn is_settled(&self) -> bool {
+        // In this order: what is taken out of the queue is being worked on before it is gone from there.
+        self.rotor.queue().is_empty() && !self.rotor.working.load(Ordering::Acquire)
+    }
+
+    /// One tick of the refresher, and all that follows from it.
+    pub async fn refresh_now(self: &Arc<Self>) {
+        self.cache.track_changes();
+        self.cache.tick().await;
+        self.cache.ask_again().await;
+        self.take_in_changes();
+        self.settle_rotations().await;
+    }
+
+    fn take_in_changes(&self) {
+        for change in self.cache.take_changes() {
+            self.rotor.add(change.name.clone(), Why::News);
+            // Nobody may listen.
+            let _ = self.rotor.events.send(change);
+        }
+        if self.pen.writes()
+            && let Some(covered) = self.cache.covered()
+        {
+            self.pen.put(&Key::Covered, &covered);
+        }
+    }
+
+    /// The requests that a step sends hold the lock of directory `parent` in the kernel.
+    pub(in crate::fs) fn within<T: 'static>(&self, parent: u64, step: Step<T>) -> Step<T> {
+        match step {
+            Step::Ready(result) => Step::Ready(result),
+            Step::Pending(work) => {
+                let out = self.rotor.busy.enter(parent);
+                Step::later(async move {
+                    let _out = out;
+                    work.await
+                })
+            }
+        }
+    }
+
+    /// The name shows another inode than the kernel knows.
+    pub(in crate::fs) fn reshow(&self, name: &ObjectName) {
+        if self.helper.works() {
+            let mut queue = self.rotor.queue();
+            self.pen.put(&Key::Moved(name.clone()), &());
+            add(&mut queue, name.clone(), Why::Moved);
+            drop(queue);
+            self.rotor.wake();
+        } else {
+            self.inval_name(name);
+        }
+    }
+
+    /// Carries out all rotations that wait.
+    pub async fn settle_rotations(self: &Arc<Self>) {
+        let Some(kernel) = self.kernel.get() else { return };
+        loop {
+            self.helper.greet(&**kernel).await;
+            self.rotor.working.store(true, Ordering::Release);
+            let batch = std::mem::take(&mut *self.rotor.queue());
+            if batch.is_empty() {
+                self.rotor.working.store(false, Ordering::Release);
+                return;
+            }
+            // The values first, several at once: the helper makes one call after the other.
+            let wanted = batch.keys().filter(|name| self.in_use(name).is_some());
+            futures_util::stream::iter(wanted)
+                .for_each_concurrent(FETCHES, |name| async move {
+                    let _ = self.current(name).await;
+                })
+                .await;
+            let mut unused = 0;
+            for (name, why) in batch {
+                unused += usize::from(self.in_use(&name).is_none());
+                self.rotate(&name, why, unused <= EVENTS).await;
+                let queue = self.rotor.queue();
+                if why == Why::Moved && !queue.contains_key(&name) {
+                    self.pen.delete(&Key::Moved(name));
+                }
+            }
+        }
+    }
+
+    /// The file that `name` shows, if the kernel or a program holds it.
+    fn in_use(&self, name: &ObjectName) -> Option<Arc<File>> {
+        let table = self.table();
+        let file = table.file(name)?;
+        let held = table.is_held(file.ino) || file.state().opens > 0;
+        held.then_some(file)
+    }
+
+    /// What the vault has of that name now.
+    async fn current(&self, name: &ObjectName) -> Result<Option<Arc<Object>>, crate::vault::Error> {
+        match self.cache.peek(name) {
+            Peek::Value(found) => Ok(Some(found.object)),
+            Peek::Absent(_) => Ok(None),
+            Peek::Exists | Peek::AbsentBefore | Peek::Unknown => self.cache.fetch_in_background(name).await,
+        }
+    }
+
+    async fn rotate(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) {
+        for _ in 0..ROUNDS {
+            if let Outcome::Done = self.rotate_once(name, why, with_event).await {
+                return;
+            }
+        }
+        self.only_forget(name, "the file was changed here again and again");
+    }
+
+    async fn rotate_once(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) -> Outcome {
+        let shown = {
+            let table = self.table();
+            if table.is_hidden(name) {
+                return Outcome::Done;
+            }
+            table.file(name)
+        };
+        if shown.as_ref().is_some_and(|file| file.state().is_beyond_vault()) {
+            // Its commit decides.
+            return Outcome::Done;
+        }
+        self.make_way_for(name);
+        let Some(spot) = self.spot(name) else { return Outcome::Done };
+        if spot.is_below {
+            if let Some(kernel) = self.kernel.get() {
+                // It may have been told that there is no such directory.
+                kernel.inval_entry(spot.parent, OsStr::new(&spot.text));
+                kernel.inval_inode(spot.parent);
+            }
+            return Outcome::Done;
+        }
+        let used = self.in_use(name);
+        let deed = match self.deed(name, why, shown.as_ref(), used.as_ref()).await {
+            Ok(Some(deed)) => deed,
+            Ok(None) => return Outcome::Done,
+            Err(e) => {
+                self.only_forget(name, &e.to_string());
+                return Outcome::Done;
+            }
+        };
+        if used.is_none() && !with_event {
+            self.only_forget(name, "so many names changed at once that only those in use are rotated");
+            return Outcome::Done;
+        }
+        let outcome = self.carry_out(name, spot, deed.clone(), shown).await;
+        // What nobody was shown after all goes.
+        match deed {
+            Deed::Rename { fresh: file, .. } | Deed::Unlink { file } | Deed::Touch { file } => {
+                self.table().drop_unheld(file.ino);
+            }
+            Deed::Greet => {}
+        }
+        outcome
+    }
+
+    /// What has to happen so that `name` shows what the vault has.
+    async fn deed(
+        self: &Arc<Self>,
+        name: &ObjectName,
+        why: Why,
+        shown: Option<&Arc<File>>,
+        used: Option<&Arc<File>>,
+    ) -> Result<Option<Deed>, crate::vault::Error> {
+        let over = shown.map(|file| file.ino);
+        let rename = |fresh: Arc<File>| Deed::Rename { hidden: hidden_name(), fresh, over };
+        let Some(used) = used else {
+            let stays = matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists);
+            let nameless = |table: &mut crate::fs::inode::Table| {
+                table.add_nameless(name, |ino, local| File::new(ino, name.clone(), local))
+            };
+            let file = nameless(&mut self.table());
+            return Ok(Some(if stays { rename(file) } else { Deed::Unlink { file } }));
+        };
+        let Some(object) = self.current(name).await? else {
+            return Ok(Some(Deed::Unlink { file: used.clone() }));
+        };
+        let is_shown = used.state().stored.as_ref().is_some_and(|stored| is_version(stored, &object));
+        // What a lookup has found already is carried out all the same, for those who watch.
+        let announced = used.state().unannounced.as_ref() != Some(&object.meta.version);
+        Ok(match (is_shown, why) {
+            (true, Why::News) if announced => None,
+            (true, Why::News) if self.options.in_place => Some(Deed::Touch { file: used.clone() }),
+            (true, Why::Moved) => Some(rename(used.clone())),
+            (false, _) if self.options.in_place => {
+                self.become_version(used, &object).then(|| Deed::Touch { file: used.clone() })
+            }
+            _ => {
+                let mut table = self.table();
+                Some(rename(table.add_nameless(name, |ino, local| File::of(ino, &object, local))))
+            }
+        })
+    }
+
+    /// Has the helper do it, once nothing stands in its way.
+    async fn carry_out(
+        self: &Arc<Self>,
+        name: &ObjectName,
+        spot: Spot,
+        deed: Deed,
+        shown: Option<Arc<File>>,
+    ) -> Outcome {
+        let Some(kernel) = self.kernel.get() else { return Outcome::Done };
+        if !self.helper.works() {
+            self.only_forget(name, &self.helper.status().state);
+            return Outcome::Done;
+        }
+        let quiet = self.quiet(spot.parent, shown.as_deref());
+        if tokio::time::timeout(2 * self.options.timeout, quiet).await.is_err() {
+            self.only_forget(name, "its directory or a write of it is at the vault all the time");
+            return Outcome::Done;
+        }
+        let to = format!("{}{}", spot.path, spot.text);
+        let call = match &deed {
+            Deed::Greet => return Outcome::Done,
+            Deed::Rename { hidden, .. } => HelperCall::Rename { from: format!("{}{hidden}", spot.path), to },
+            Deed::Unlink { .. } => HelperCall::Unlink { path: to },
+            Deed::Touch { file } => HelperCall::Touch { path: to, mtime: file.state().mtime() },
+        };
+        let deletes = matches!(deed, Deed::Unlink { .. });
+        let touched = if let Deed::Touch { file } = &deed { Some(file.clone()) } else { None };
+        let way = spot.way.clone();
+        let expected = Expected { way: spot.way, parent: spot.parent, name: spot.text, deed };
+        match self.helper.order(&**kernel, expected, &call).await {
+            Ended { refused: true, .. } => Outcome::Again,
+            // A rename onto the same inode is nothing to the kernel, which knew already: it is not seen.
+            Ended { seen, errno, .. } if seen || errno == 0 => {
+                *self.rotor.done.lock().unwrap_or_else(|p| p.into_inner()) += u64::from(seen);
+                tracing::debug!(name = name.as_str(), ?call, "changed elsewhere");
+                if deletes {
+                    self.forget_emptied(&**kernel, &way);
+                }
+                if let Some(touched) = touched {
+                    touched.state().unannounced = None;
+                }
+                Outcome::Done
+            }
+            // The helper died; another one is on its way.
+            Ended { errno: libc::ESRCH, .. } => {
+                self.helper.greet(&**kernel).await;
+                Outcome::Again
+            }
+            Ended { errno, .. } => {
+                let needs = if errno == libc::EACCES { NO_RIGHT } else { "" };
+                self.only_forget(name, &format!("{}{needs}", errno_text(errno)));
+                Outcome::Done
+            }
+        }
+    }
+
+    /// Waits until no request of the directory and no commit of the file is out at the vault.
+    async fn quiet(&self, parent: u64, file: Option<&File>) {
+        loop {
+            self.rotor.busy.quiet(parent).await;
+            match file {
+                Some(file) if file.turn.available_permits() == 0 => drop(file.turn.acquire().await),
+                _ => return,
+            }
+        }
+    }
+
+    /// The kernel forgets what it knows of the name; the next lookup finds out.
+    fn only_forget(&self, name: &ObjectName, why: &str) {
+        self.helper.fell_back(why);
+        self.inval_name(name);
+        if let (Some(kernel), Some(spot)) = (self.kernel.get(), self.spot(name)) {
+            // A listing that the kernel keeps.
+            kernel.inval_inode(spot.parent);
+        }
+    }
+
+    /// Directories that nothing implies any more show nothing.
+    fn forget_emptied(&self, kernel: &dyn Kernel, way: &[(u64, String, DirKind)]) {
+        for (parent, text, kind) in way.iter().rev() {
+            let DirKind::Tree(dir) = kind else { return };
+            let made = self.table().is_made(dir);
+            if made || self.cache.implied(dir.as_str()) == Implied::Yes {
+                return;
+            }
+            kernel.inval_entry(*parent, OsStr::new(text));
+        }
+    }
+
+    /// The helper's rename: the name shows `fresh` from now on. Refused if the name shows another inode than `over`
+    /// by now, or one with bytes of ours.
+    pub(in crate::fs) fn show(&self, fresh: &Arc<File>, over: Option<u64>) -> Result<()> {
+        let name = fresh.state().name.clone();
+        let mut table = self.table();
+        if fresh.state().stored.is_none() {
+            // Nobody has looked: what the name is, a file or a directory, is decided by the first who does.
+            self.names_changed(&mut table, &name);
+            return Ok(());
+        }
+        let shown = table.file(&name);
+        if shown.as_ref().map(|file| file.ino) != over || table.is_hidden(&name) {
+            return Err(Errno::EBUSY);
+        }
+        let old = shown.filter(|file| file.ino != fresh.ino);
+        if let Some(old) = &old {
+            self.replace(old)?;
+        }
+        fresh.state().link = Link::Current;
+        table.point(&name, fresh.ino);
+        match old {
+            Some(old) => table.drop_unheld(old.ino),
+            None => self.names_changed(&mut table, &name),
+        }
+        Ok(())
+    }
+
+    /// The helper's unlink: the name of `file` shows nothing from now on.
+    pub(in crate::fs) fn show_nothing(&self, file: &Arc<File>) -> Result<()> {
+        let name = file.state().name.clone();
+        let mut table = self.table();
+        match table.file(&name) {
+            Some(shown) if shown.ino != file.ino => return Err(Errno::EBUSY),
+            Some(shown) => self.replace(&shown)?,
+            None => {}
+        }
+        table.unpoint(&name, file.ino);
+        table.drop_unheld(file.ino);
+        self.names_changed(&mut table, &name);
+        Ok(())
+    }
+
+    /// Nobody finds this file under its name any more.
+    fn replace(&self, old: &File) -> Result<()> {
+        let mut state = old.state();
+        if state.is_dirty() || state.is_only_here() || old.turn.available_permits() == 0 {
+            return Err(Errno::EBUSY);
+        }
+        self.keep_bytes(&mut state);
+        state.link = Link::Replaced;
+        Ok(())
+    }
+
+    fn names_changed(&self, table: &mut crate::fs::inode::Table, name: &ObjectName) {
+        let mut under = DirPrefix::root();
+        while let Some((_, Rest::Dir(dir))) = self.shown(table, name, &under) {
+            if dir.self_name().as_ref() == Some(name) {
+                under = dir;
+                break;
+            }
+            under = dir;
+        }
+        table.touch(&DirKind::Tree(under), self.clock.wall());
+    }
+
+    /// `--in-place`: the inode shows another version from now on. False if it has bytes of ours.
+    pub(in crate::fs) fn become_version(&self, file: &Arc<File>, object: &Arc<Object>) -> bool {
+        {
+            let mut state = file.state();
+            if state.is_dirty() || state.is_only_here() || file.turn.available_permits() == 0 {
+                return false;
+            }
+            state.stored = Some(Stored::of(object));
+            state.pinned = (state.opens > 0).then(|| object.clone());
+            state.buffer = None;
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(file.ino);
+        }
+        true
+    }
+
+    /// Where `name` shows, as far as the kernel knows the way.
+    fn spot(&self, name: &ObjectName) -> Option<Spot> {
+        let mut table = self.table();
+        let mut under = DirPrefix::root();
+        let mut spot =
+            Spot { way: Vec::new(), parent: ROOT, path: String::new(), text: String::new(), is_below: false };
+        loop {
+            let (text, rest) = self.shown(&mut table, name, &under)?;
+            let Rest::Dir(dir) = rest else {
+                spot.text = text;
+                return Some(spot);
+            };
+            let kind = DirKind::Tree(dir.clone());
+            let Some(ino) = table.dir_ino(&kind).filter(|ino| table.is_held(*ino)) else {
+                (spot.text, spot.is_below) = (text, true);
+                return Some(spot);
+            };
+            spot.path.push_str(&text);
+            spot.path.push('/');
+            spot.way.push((spot.parent, text, kind));
+            spot.parent = ino;
+            if dir.self_name().as_ref() == Some(name) {
+                spot.text = SELF.to_owned();
+                return Some(spot);
+            }
+            under = dir;
+        }
+    }
+
+    /// What `status` says.
+    pub(in crate::fs) fn rotation_status(&self) -> RotationStatus {
+        RotationStatus {
+            refresh: self.cache.refresh_status(),
+            helper: self.helper.status(),
+            done: *self.rotor.done.lock().unwrap_or_else(|p| p.into_inner()),
+            waiting: self.rotor.queue().len(),
+        }
+    }
+
+    /// For how long the kernel may go on without asking, where what changes is brought to it.
+    pub(in crate::fs) fn ttl(&self, fresh_for: Duration) -> Duration {
+        if fresh_for.is_zero() || !self.cache.is_refreshed() { fresh_for } else { self.longest_ttl() }
+    }
+
+    /// The longest of all.
+    pub(in crate::fs) fn longest_ttl(&self) -> Duration {
+        self.options.refresh.saturating_mul(TTL_TICKS)
+    }
+}
+
+/// How many refresh times the kernel goes without asking while changes are brought to it.
+const TTL_TICKS: u32 = 12;
+
+fn is_version(stored: &Stored, object: &Object) -> bool {
+    stored.is(&object.meta)
+}

@@ -1,0 +1,382 @@
+//! Which request workers die of: whoever is to blame is found out, and nobody else pays for it.
+//!
+//! 1. Each request that waits for something is written down while it is *under way*. A death is charged to those that
+//!    were under way, and to no other.
+//! 2. What a death says depends on how it came ([`Ending`]). Where the keeper wanted it (an upgrade) it says nothing. A
+//!    SIGKILL comes mostly from outside, but no memory looks the same: it says a little. A crash says much.
+//! 3. Once there is much against them (one crash, three kills), those that are sent again are let go a few at a time
+//!    ([`Trial`]), those with the least against them first: one, two, four and so on, each group when the one before it has
+//!    its answers or has had its time. So the innocent come through, and who kills is soon alone, or the only one that was
+//!    there each time.
+//! 4. Given up is who has as much against it as two crashes or six kills, was alone at its last death, or twice more
+//!    suspect than all others. Any number of upgrades, and five kills at any moments, therefore cost nobody anything.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// As the keeper wanted it.
+    Ordered,
+    /// By SIGKILL, from whomever (the keeper, too, if it did not move); or nobody knows.
+    #[default]
+    Killed,
+    /// By itself.
+    Crashed,
+}
+
+impl Ending {
+    /// How much it says against a request that was under way.
+    fn weight(self) -> u32 {
+        match self {
+            Ending::Ordered => 0,
+            Ending::Killed => 1,
+            Ending::Crashed => CRASH,
+        }
+    }
+}
+
+/// A crash says as much as so many kills.
+const CRASH: u32 = 3;
+/// Who has so much against it is let go in its turn only.
+const SUSPECT: u32 = CRASH;
+/// Who has so much against it may be given up.
+const GUILTY: u32 = 2 * CRASH;
+/// Having been alone at a death; having been more suspect than the others is half of it.
+const ALONE: u32 = 2;
+
+/// What is known of a request, for the next worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::fs) struct Sighting {
+    /// The deaths while it was under way, by weight. The first field: an older program reads no more than this.
+    pub deaths: u32,
+    /// When the first worker got it, in milliseconds since the machine started.
+    pub arrived: u64,
+    /// A worker is at it, which may die of it.
+    pub under_way: bool,
+    /// See [`ALONE`].
+    pub alone: u32,
+    /// It is given up.
+    pub guilty: bool,
+}
+
+impl Sighting {
+    pub fn new(arrived: u64) -> Self {
+        Self { arrived, under_way: true, ..Self::default() }
+    }
+
+    /// One that was not written down: it was not waiting, or nobody has begun with it. `others` were under way.
+    pub fn unknown(arrived: u64, ending: Ending, others: usize) -> Self {
+        let mut sighting = Self::new(arrived);
+        sighting.charge(ending, if others == 0 { ALONE } else { 0 });
+        sighting
+    }
+
+    fn charge(&mut self, ending: Ending, alone: u32) {
+        self.under_way = false;
+        if ending == Ending::Ordered {
+            return;
+        }
+        self.deaths += ending.weight();
+        self.alone += alone;
+        self.guilty |= alone > 0 && self.deaths >= GUILTY && self.alone >= ALONE;
+    }
+
+    pub fn is_suspect(&self) -> bool {
+        self.deaths >= SUSPECT
+    }
+}
+
+/// Charges a worker's death to those that were under way.
+pub(in crate::fs) fn charge<'a>(all: impl Iterator<Item = &'a mut Sighting>, ending: Ending) {
+    let mut there: Vec<&mut Sighting> = all.filter(|sighting| sighting.under_way).collect();
+    let most = there.iter().map(|sighting| sighting.deaths).max().unwrap_or(0);
+    let count = there.len();
+    let leaders = there.iter().filter(|sighting| sighting.deaths == most).count();
+    for sighting in &mut there {
+        let alone = match (count, leaders) {
+            (1, _) => ALONE,
+            (_, 1) if sighting.deaths == most => ALONE / 2,
+            _ => 0,
+        };
+        sighting.charge(ending, alone);
+    }
+}
+
+/// Within so long after the first of them all that a dead worker had are here.
+const ALL_HERE: Duration = Duration::from_millis(50);
+/// By then all are let go. Each group gets half of what is left of it.
+const TRIAL: Duration = Duration::from_millis(1500);
+
+/// Lets suspects go, a few at a time.
+#[derive(Debug, Default)]
+pub(in crate::fs) struct Trial {
+    bench: Mutex<Bench>,
+    /// One of those that were let go has ended.
+    ended: Notify,
+    /// What is done at once, on the kernel's threads, is done by one suspect at a time.
+    pub at_once: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Bench {
+    waiting: Vec<Waiting>,
+    at_large: HashSet<u64>,
+    in_session: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    deaths: u32,
+    /// Among equals another order each time.
+    lot: u64,
+    id: u64,
+    go: oneshot::Sender<()>,
+}
+
+impl Trial {
+    fn bench(&self) -> MutexGuard<'_, Bench> {
+        self.bench.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A suspect is here. It waits for its turn, and says when it has ended by dropping that.
+    pub fn enter(self: &Arc<Self>, id: u64, deaths: u32, runtime: &tokio::runtime::Handle) -> Turn {
+        let (go, told) = oneshot::channel();
+        let lot = lot(id);
+        let mut bench = self.bench();
+        bench.waiting.push(Waiting { deaths, lot, id, go });
+        if !std::mem::replace(&mut bench.in_session, true) {
+            runtime.spawn(self.clone().hear());
+        }
+        Turn { trial: self.clone(), id, told }
+    }
+
+    async fn hear(self: Arc<Self>) {
+        tokio::time::sleep(ALL_HERE).await;
+        let end = Instant::now() + TRIAL;
+        let (mut level, mut size) = (0, 1);
+        loop {
+            {
+                let mut bench = self.bench();
+                bench.waiting.retain(|waiting| !waiting.go.is_closed());
+                let Some(least) = bench.waiting.iter().map(|waiting| waiting.deaths).min() else {
+                    bench.in_session = false;
+                    return;
+                };
+                if least > level {
+                    (level, size) = (least, 1);
+                }
+                bench.let_go(least, size);
+            }
+            size *= 2;
+            let time = end.saturating_duration_since(Instant::now()) / 2;
+            // Whoever comes late has no time of its own left, and goes at once.
+            let _ = tokio::time::timeout(time, self.all_ended()).await;
+        }
+    }
+
+    async fn all_ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.bench().at_large.is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+impl Bench {
+    /// Lets up to `count` go that have so much against them.
+    fn let_go(&mut self, deaths: u32, count: usize) {
+        let (mut next, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.deaths == deaths);
+        self.waiting = others;
+        next.sort_by_key(|waiting| waiting.lot);
+        self.waiting.extend(next.split_off(count.min(next.len())));
+        for Waiting { id, go, .. } in next {
+            if go.send(()).is_ok() {
+                self.at_large.insert(id);
+            }
+        }
+    }
+}
+
+/// Different for each process.
+fn lot(id: u64) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    use std::sync::LazyLock;
+    static LOTS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    LOTS.hash_one(id)
+}
+
+/// A suspect's place.
+#[derive(Debug)]
+pub(in crate::fs) struct Turn {
+    trial: Arc<Trial>,
+    id: u64,
+    told: oneshot::Receiver<()>,
+}
+
+impl Turn {
+    /// Waits until it may go on.
+    pub async fn come(&mut self) {
+        // The sender goes with the whole mount only.
+        let _ = (&mut self.told).await;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut bench = self.trial.bench();
+        if bench.at_large.remove(&self.id) && bench.at_large.is_empty() {
+            self.trial.ended.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker dies while these are under way.
+    fn death(all: &mut [Sighting], there: &[usize], ending: Ending) {
+        there.iter().for_each(|at| all[*at].under_way = true);
+        charge(all.iter_mut(), ending);
+        assert!(all.iter().all(|sighting| !sighting.under_way));
+    }
+
+    fn guilty(all: &[Sighting]) -> Vec<usize> {
+        (0..all.len()).filter(|at| all[*at].guilty).collect()
+    }
+
+    #[test]
+    fn upgrades_and_five_kills_are_held_against_nobody() {
+        for there in [&[0][..], &[0, 1, 2]] {
+            let mut all = [Sighting::default(); 3];
+            for _ in 0..5 {
+                death(&mut all, there, Ending::Killed);
+                for _ in 0..100 {
+                    death(&mut all, there, Ending::Ordered);
+                }
+            }
+            assert_eq!(guilty(&all), [0; 0], "{there:?}");
+        }
+    }
+
+    #[test]
+    fn two_crashes_or_six_kills_alone_are_enough() {
+        for (ending, deaths) in [(Ending::Crashed, 2), (Ending::Killed, 6)] {
+            let mut all = [Sighting::default()];
+            for death_number in 1..=deaths {
+                assert_eq!(guilty(&all), [0; 0]);
+                death(&mut all, &[0], ending);
+                assert_eq!(all[0].guilty, death_number == deaths);
+            }
+        }
+        let mut unknown = Sighting::unknown(0, Ending::Crashed, 0);
+        unknown.under_way = true;
+        charge(std::iter::once(&mut unknown), Ending::Crashed);
+        assert!(unknown.guilty);
+    }
+
+    #[test]
+    fn who_was_there_with_others_as_suspect_is_not_guilty() {
+        let mut all = [Sighting::default(); 9];
+        for _ in 0..20 {
+            death(&mut all, &[0, 1, 2, 3, 4, 5, 6, 7, 8], Ending::Crashed);
+        }
+        assert_eq!(guilty(&all), [0; 0]);
+        death(&mut all, &[4], Ending::Crashed);
+        assert_eq!(guilty(&all), [4]);
+    }
+
+    #[test]
+    fn one_that_is_there_each_time_is_found_among_new_ones() {
+        let mut all = [Sighting::default(); 9];
+        death(&mut all, &[0, 1, 2, 3, 4], Ending::Crashed);
+        death(&mut all, &[0, 5, 6], Ending::Crashed);
+        assert_eq!(guilty(&all), [0; 0], "by accident it was the one that was there before");
+        death(&mut all, &[0, 7, 8], Ending::Crashed);
+        assert_eq!(guilty(&all), [0]);
+    }
+
+    /// Workers that die of request 4 as soon as it is let go, while each of the others takes so long.
+    async fn deaths_until_found(takes: Duration, ending: Ending) -> usize {
+        let mut left: Vec<(usize, Sighting)> = (0..9).map(|id| (id, Sighting::default())).collect();
+        left.iter_mut().for_each(|(_, sighting)| sighting.under_way = true);
+        for deaths in 1..=30 {
+            charge(left.iter_mut().map(|(_, sighting)| sighting), ending);
+            let guilty: Vec<usize> =
+                left.iter().filter(|(_, sighting)| sighting.guilty).map(|(id, _)| *id).collect();
+            if !guilty.is_empty() {
+                assert_eq!(guilty, [4]);
+                return deaths;
+            }
+            let trial = Arc::new(Trial::default());
+            let died = Arc::new(Notify::new());
+            let world = Arc::new(Mutex::new(left.clone()));
+            let runtime = tokio::runtime::Handle::current();
+            let mut tasks = tokio::task::JoinSet::new();
+            for (id, sighting) in &left {
+                let (id, lot_id) = (*id, *id as u64 + 100 * deaths as u64);
+                let turn = sighting.is_suspect().then(|| trial.enter(lot_id, sighting.deaths, &runtime));
+                let (died, world) = (died.clone(), world.clone());
+                tasks.spawn(async move {
+                    let mut turn = turn;
+                    if let Some(turn) = &mut turn {
+                        turn.come().await;
+                    }
+                    world.lock().unwrap().iter_mut().find(|(at, _)| *at == id).unwrap().1.under_way = true;
+                    if id == 4 {
+                        died.notify_one();
+                        std::future::pending::<()>().await;
+                    }
+                    tokio::time::sleep(takes).await;
+                    world.lock().unwrap().retain(|(at, _)| *at != id);
+                });
+            }
+            died.notified().await;
+            tasks.shutdown().await;
+            left = world.lock().unwrap().clone();
+        }
+        panic!("not found");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_poison_is_found_within_a_few_deaths_and_nobody_else() {
+        for (ending, most) in [(Ending::Crashed, 7), (Ending::Killed, 9)] {
+            for takes in [1, 20, 300].map(Duration::from_millis) {
+                let deaths = deaths_until_found(takes, ending).await;
+                assert!(deaths <= most, "{ending:?}, {takes:?}: {deaths} deaths");
+            }
+            // Nobody gets an answer in time: it is found all the same.
+            deaths_until_found(Duration::from_secs(10), ending).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_of_many_are_let_go_in_time() {
+        let trial = Arc::new(Trial::default());
+        let runtime = tokio::runtime::Handle::current();
+        let begun = Instant::now();
+        let turns: Vec<Turn> = (0..500).map(|id| trial.enter(id, 3 + id as u32 % 5, &runtime)).collect();
+        let mut kept = Vec::new();
+        for mut turn in turns {
+            turn.come().await;
+            // Nobody is answered.
+            kept.push(turn);
+        }
+        assert!(begun.elapsed() <= ALL_HERE + TRIAL + Duration::from_millis(100), "{:?}", begun.elapsed());
+        drop(kept);
+        let mut late = trial.enter(1000, 3, &runtime);
+        late.come().await;
+    }
+}

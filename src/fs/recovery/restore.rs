@@ -1,0 +1,413 @@
+//! From what a dead worker wrote down to a file system that goes on where it was.
+//!
+//! First everything is put back as it was, without asking the vault, so that requests can be answered at once. Then
+//! what was only of that process is started again: commits of what nobody will close any more, retries, the timers
+//! of provisional files and of names that are to be replaced, moves that were cut off half-way, and changes made
+//! elsewhere that were not brought to the kernel (`rotate`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use crate::clock::Clock;
+use crate::fs::handle::unacknowledged::Untold;
+use crate::fs::inode::file::{Failure, File, Keep};
+use crate::fs::inode::file_snapshot::{FileRecord, join};
+use crate::fs::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
+use crate::fs::journal::{Journal, Key, Pen, Value};
+use crate::fs::namespace::listing::{DirEntry, Head, Listing};
+use crate::fs::ops::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
+use crate::fs::propagation::queue::Why;
+use crate::fs::recovery::replay::Doing;
+use crate::fs::types::errno::Errno;
+use crate::fs::writeback::commit::Cause;
+use crate::fs::{FileSystem, Options};
+use crate::secret::SecretBytes;
+use crate::vault::{Call, Content, DynVault, Meta, Object, ObjectName, Page};
+
+/// What requests of the dead worker have left is kept for this long: those that are sent again come at once.
+pub(in crate::fs) const REQUESTS: Duration = Duration::from_secs(60);
+
+/// No count comes this far by itself.
+pub(in crate::fs) const MOST: u64 = u64::MAX >> 2;
+
+/// What is said of unsaved bytes after a crash without memory.
+const DOUBTFUL: &str = "a worker died while there was no memory for the mount's state: these bytes may not be what was \
+                        written, and are not stored by themselves";
+
+/// Everything that was written down, sorted by what it is.
+#[derive(Default)]
+struct Found {
+    plain: HashMap<Key, Vec<u8>>,
+    secret: HashMap<Key, SecretBytes>,
+    /// Records that make no sense: another version's, or damaged. Nothing of them is used.
+    refused: usize,
+}
+
+impl Found {
+    fn in_journal(journal: &dyn Journal) -> Self {
+        let mut found = Self::default();
+        for (key, value) in journal.load() {
+            match (Key::decode(&key), value) {
+                (Some(key), Value::Plain(bytes)) => drop(found.plain.insert(key, bytes)),
+                (Some(key), Value::Secret(bytes)) => drop(found.secret.insert(key, bytes)),
+                (None, _) => found.refused += 1,
+            }
+        }
+        found
+    }
+
+    /// Takes out what only the kernel refers to.
+    fn forget_kernel(&mut self) -> Vec<Key> {
+        let is_its = |key: &Key| {
+            matches!(
+                key,
+                Key::Lookups(_)
+                    | Key::Handle(_)
+                    | Key::Listing(_)
+                    | Key::ListingPart(..)
+                    | Key::Doing(_)
+                    | Key::Sights(_)
+            )
+        };
+        let keys: Vec<Key> = self.plain.keys().filter(|key| is_its(key)).cloned().collect();
+        keys.iter().for_each(|key| drop(self.plain.remove(key)));
+        keys
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&mut self, key: &Key) -> Option<T> {
+        let read = postcard::from_bytes(self.plain.get(key)?).ok();
+        self.refused += usize::from(read.is_none());
+        read
+    }
+
+    /// A number that goes on being counted up.
+    fn count(&mut self, key: &Key) -> Option<u64> {
+        let read = self.read(key)?;
+        self.refused += usize::from(read > MOST);
+        Some(read).filter(|count| *count <= MOST)
+    }
+
+    /// All of a kind, by number.
+    fn numbered(&self, number: impl Fn(&Key) -> Option<u64>) -> Vec<u64> {
+        let mut all: Vec<u64> = self.plain.keys().filter_map(number).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+impl FileSystem {
+    /// As [`FileSystem::new`], going on from what `journal` has, and writing down there what changes. With `anew` the
+    /// kernel knows nothing of the inodes and handles in it. Call it on the tokio runtime that will run the futures it
+    /// returns.
+    pub fn restore(
+        vault: DynVault,
+        first_page: Option<Page>,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        journal: Arc<dyn Journal>,
+        anew: bool,
+    ) -> Arc<Self> {
+        let mut found = Found::in_journal(&*journal);
+        let incomplete = !journal.status().complete;
+        let forgotten = if anew { found.forget_kernel() } else { Vec::new() };
+        let pen = Pen::new(journal.clone());
+        forgotten.iter().for_each(|key| pen.delete(key));
+        let cache = Self::cache_over(vault, &options, &clock);
+        let fs = Self::over(cache, options, clock, pen.clone());
+        fs.restore_nodes(&mut found, &pen);
+        fs.restore_handles(&mut found);
+        fs.restore_listings(&mut found);
+        fs.restore_requests(&mut found);
+        if found.plain.keys().any(|key| matches!(key, Key::Node(_))) {
+            let (inodes, handles) = (fs.table().len(), fs.handles().len());
+            tracing::info!(inodes, handles, "going on where the last worker was");
+            let moved = found.plain.keys().filter_map(|key| match key {
+                Key::Moved(name) => Some(name.clone()),
+                _ => None,
+            });
+            let moved = moved.collect();
+            fs.resume_changes(found.read(&Key::Covered), moved);
+        }
+        *fs.kept_commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
+            found.read(&Key::Commands);
+        if found.refused > 0 {
+            tracing::error!(records = found.refused, "what the last worker wrote down is not all understood");
+            journal.refused(found.refused);
+        }
+        if let Some(page) = first_page {
+            // What it says otherwise than the kernel shows is news.
+            fs.cache.seed(&page, fs.clock.now());
+        }
+        if incomplete || found.refused > 0 {
+            fs.table().give_other_numbers();
+        }
+        if incomplete {
+            fs.doubt_unsaved();
+            journal.accept();
+        }
+        fs.go_on();
+        if anew {
+            fs.table().drop_all_unheld();
+        }
+        fs
+    }
+
+    fn restore_nodes(&self, found: &mut Found, pen: &Pen) {
+        let mut table = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let max_size = self.options.max_size;
+        let numbers = found.numbered(|key| match key {
+            Key::Node(ino) => Some(*ino),
+            _ => None,
+        });
+        for ino in numbers {
+            let Some(record) = found.read::<NodeRecord>(&Key::Node(ino)) else { continue };
+            if ino <= ROOT {
+                found.refused += usize::from(ino < ROOT);
+                continue;
+            }
+            let held = found.plain.contains_key(&Key::Lookups(ino));
+            let lookups = found.count(&Key::Lookups(ino)).unwrap_or(u64::from(held));
+            let node = match record {
+                NodeRecord::Dir(kind) => Node::Dir(Arc::new(Dir { ino, kind })),
+                NodeRecord::Control(taken, text) => Node::Control(Arc::new(ControlText { ino, taken, text })),
+                NodeRecord::File => {
+                    let record = found.plain.get(&Key::File(ino));
+                    let record = record.and_then(|bytes| FileRecord::decode(bytes));
+                    let Some(record) = record.filter(|record| record.makes_sense(max_size)) else {
+                        found.refused += 1;
+                        continue;
+                    };
+                    let mut file = record.restore(ino, &mut |key| found.secret.remove(&key));
+                    file.pen = pen.clone();
+                    Node::File(Arc::new(file))
+                }
+                NodeRecord::Version { bytes: Some((_, len)), .. } if len as u64 > max_size => {
+                    found.refused += 1;
+                    continue;
+                }
+                NodeRecord::Version { name, id, info, bytes, refused } => {
+                    let object = bytes.map(|(form, len)| {
+                        let pieces = len.div_ceil(crate::fs::journal::PIECE) as u32;
+                        let bytes = join(pieces, |at| found.secret.remove(&Key::Pinned(ino, at)));
+                        let (version, updated_at) = (info.tag.clone(), info.created_at);
+                        let meta = Meta { id: id.clone(), name: name.clone(), version, updated_at };
+                        Arc::new(Object { meta, content: Content { bytes: Arc::new(bytes), form } })
+                    });
+                    let refused = refused.into();
+                    Node::Version(Arc::new(VersionFile { ino, name, id, info, object, refused }))
+                }
+            };
+            table.restore_node(node, lookups);
+        }
+        for (key, value) in &found.plain {
+            found.refused += usize::from(table.restore(key.clone(), value).is_none());
+        }
+        table.write_with(pen.clone());
+    }
+
+    /// Readers come back with positions in them.
+    fn restore_listings(&self, found: &mut Found) {
+        let numbers = found.numbered(|key| match key {
+            Key::Listing(ino) => Some(*ino),
+            _ => None,
+        });
+        let now = self.clock.now();
+        for ino in numbers {
+            let Some(head) = found.read::<Head>(&Key::Listing(ino)) else { continue };
+            let mut part = |part| found.read::<Vec<DirEntry>>(&Key::ListingPart(ino, part));
+            if let Some(parts) = (0..head.parts).map(&mut part).collect::<Option<Vec<_>>>() {
+                self.listings().put(ino, Listing::restored(parts.concat(), head), now);
+            }
+        }
+    }
+
+    fn restore_handles(self: &Arc<Self>, found: &mut Found) {
+        let numbers = found.numbered(|key| match key {
+            Key::Handle(fh) => Some(*fh).filter(|fh| *fh <= MOST),
+            _ => None,
+        });
+        // One before: the next number is written down as in use, too.
+        let next = found.count(&Key::NextHandle).unwrap_or(1).max(numbers.last().map_or(1, |last| last + 1));
+        self.next_handle.store(next, Ordering::Relaxed);
+        for fh in numbers {
+            let Some(record) = found.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
+            let Some(held) = self.restore_held(fh, record.held) else {
+                tracing::warn!(fh, "an open file is not known any more");
+                self.pen.delete(&Key::Handle(fh));
+                continue;
+            };
+            if let Some(request) = record.by {
+                self.untold.add(request, fh);
+            }
+            self.handles().insert(fh, Arc::new(Handle { fh, held, untold: Untold::new(record.by) }));
+        }
+        self.close_untold_later();
+    }
+
+    fn restore_held(&self, fh: u64, record: HeldRecord) -> Option<Held> {
+        let node = |ino| self.table().node(ino);
+        match record {
+            HeldRecord::Control(ino, taken, text) => {
+                Some(Held::Control(Arc::new(ControlText { ino, taken, text })))
+            }
+            HeldRecord::Dir(ino) => match node(ino)? {
+                Node::Dir(dir) => {
+                    *self.listings().opens.entry(ino).or_default() += 1;
+                    Some(Held::Dir { dir, listing: None.into(), cached: false })
+                }
+                _ => None,
+            },
+            HeldRecord::Version(ino) => match node(ino)? {
+                Node::Version(version) => Some(Held::Version(version)),
+                _ => None,
+            },
+            HeldRecord::File(ino, writer) => match node(ino)? {
+                Node::File(file) => {
+                    let mut state = file.state();
+                    state.opens += 1;
+                    if writer.is_some() {
+                        state.add_writer(fh);
+                    }
+                    drop(state);
+                    let writer = writer.map(|(opener, refused)| Writer { opener, refused: refused.into() });
+                    Some(Held::File { file, writer })
+                }
+                _ => None,
+            },
+        }
+    }
+
+    fn restore_requests(self: &Arc<Self>, found: &mut Found) {
+        let mut old = Vec::new();
+        let is_one = |key: &&Key| matches!(key, Key::Doing(_) | Key::Sights(_));
+        let keys: Vec<Key> = found.plain.keys().filter(is_one).cloned().collect();
+        for key in keys {
+            match key {
+                Key::Doing(id) => {
+                    let Some(doing) = found.read::<Doing>(&key) else { continue };
+                    self.doings().insert(id, doing);
+                    old.push(id);
+                }
+                Key::Sights(id) => {
+                    match found.read(&key) {
+                        Some(sighting) => drop(self.sightings().of.insert(id, sighting)),
+                        None => self.pen.delete(&key),
+                    }
+                    old.push(id);
+                }
+                _ => {}
+            }
+        }
+        if old.is_empty() {
+            return;
+        }
+        let fs = self.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(REQUESTS).await;
+            for id in old {
+                fs.answered(id);
+            }
+        });
+    }
+
+    /// The kernel shows what a dead worker told it, and did not hear of what has changed since: the first answers that
+    /// say otherwise are news. What that worker knew of and had not brought to the kernel yet comes first.
+    fn resume_changes(&self, covered: Option<SystemTime>, moved: Vec<ObjectName>) {
+        let mut shown = Vec::new();
+        {
+            let table = self.table();
+            for file in table.all_files() {
+                let state = file.state();
+                let is_shown = table.file(&state.name).is_some_and(|at| at.ino == file.ino);
+                let Some(stored) = state.stored.as_ref().filter(|_| is_shown && !state.is_only_here()) else {
+                    continue;
+                };
+                let (id, version, updated_at) =
+                    (stored.id.clone(), stored.version.clone(), stored.updated_at);
+                shown.push(Meta { id, name: state.name.clone(), version, updated_at });
+            }
+        }
+        self.cache.resume(&shown, covered, self.longest_ttl());
+        moved.into_iter().for_each(|name| self.rotor.add(name, Why::Moved));
+    }
+
+    /// There was no memory for all that the dead worker had to write down: nobody knows whether the unsaved bytes are those
+    /// that were written. Who has them open is told so; others have to decide.
+    fn doubt_unsaved(&self) {
+        let files: Vec<Arc<File>> = self.table().all_files().collect();
+        for file in files {
+            let mut state = file.state();
+            let Some(generation) = state.buffer.as_ref().map(|buffer| buffer.generation) else { continue };
+            if !state.is_dirty() {
+                continue;
+            }
+            let name = state.name.clone();
+            tracing::error!(name = name.as_str(), "{DOUBTFUL}");
+            if !state.writers.is_empty() {
+                state.cut_short = Some(Errno::EIO);
+            }
+            let number = state.failure.as_ref().map_or(0, |failure| failure.number) + 1;
+            state.failure = Some(Failure {
+                errno: Errno::EIO,
+                message: DOUBTFUL.to_owned(),
+                conflict: true,
+                key_refused: false,
+                generation,
+                number,
+            });
+        }
+    }
+
+    /// Starts again what went on by itself.
+    fn go_on(self: &Arc<Self>) {
+        let files: Vec<Arc<File>> = self.table().all_files().collect();
+        let mut failures = 0;
+        let moving: Vec<u64> = self.doings().values().filter_map(Doing::moves).collect();
+        for file in files {
+            let mut state = file.state();
+            failures = failures.max(state.failure.as_ref().map_or(0, |failure| failure.number));
+            state.forget_closed();
+            let left_alone = state.writers.is_empty();
+            let cut_short = left_alone && state.cut_short.is_some() && state.buffer.is_some();
+            let moved = state.origin.is_some() && state.keep == Keep::Store && !state.is_dirty();
+            let unsaved = left_alone && state.is_dirty() && !cut_short;
+            let failed = state.failure.is_some();
+            let again = state.failure.as_ref().is_some_and(|failure| failure.is_retried());
+            if again {
+                state.retrying = Some(self.clock.now());
+            }
+            self.keep_restored(&mut state);
+            if !moving.contains(&file.ino) {
+                state.settle();
+            }
+            self.account_room(&mut state);
+            drop(state);
+            if cut_short {
+                self.take_back(&file);
+            } else if again {
+                self.runtime.spawn(self.clone().retry(file.clone()));
+            } else if unsaved && !failed {
+                // Its last close was answered, or will not be: nobody else stores it.
+                let (fs, file) = (self.clone(), file.clone());
+                self.runtime.spawn(async move {
+                    let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
+                    fs.table().drop_unheld(file.ino);
+                });
+            } else if moved {
+                let (fs, file) = (self.clone(), file.clone());
+                self.runtime.spawn(async move {
+                    let call = Call::background(fs.clock.now() + fs.options.timeout);
+                    let _turn = fs.turn(&file, &call).await;
+                    fs.finish_move(&file, &call).await;
+                    fs.table().drop_unheld(file.ino);
+                });
+            }
+            self.settle_later(&file);
+            self.table().drop_unheld(file.ino);
+        }
+        self.failures.store(failures, Ordering::Relaxed);
+        self.watch_unreplaced();
+    }
+}

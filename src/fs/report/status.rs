@@ -1,0 +1,305 @@
+//! What the file system says of itself: to `vaultfs status`, to `/.vaultfs/status.json`. Never a value.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fs::inode::file::Failure;
+use crate::fs::journal::JournalStatus;
+use crate::fs::report::audit::AuditStatus;
+use crate::fs::temporary::failed_deletes::Undeleted;
+use crate::fs::types::errno::Errno;
+use crate::fs::{Ending, FileSystem, RotationStatus};
+
+/// The state of a mounted vault. Times in seconds, sizes in bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Seconds since the worker started.
+    pub uptime_s: u64,
+    /// The vault.
+    pub vault: Vault,
+    /// The cache.
+    pub cache: CacheUse,
+    /// How changes made elsewhere are followed.
+    #[serde(default)]
+    pub changes: RotationStatus,
+    /// Inodes held.
+    pub inodes: usize,
+    /// Open files and directories.
+    pub handles: usize,
+    /// Bytes in scratch files, which are never stored.
+    pub scratch_bytes: u64,
+    /// Files and directories whose owner was set here: that is forgotten at unmount.
+    #[serde(default)]
+    pub owners_set: usize,
+    /// The file that openings are written to, if they are.
+    #[serde(default)]
+    pub audit: Option<AuditStatus>,
+    /// Writes that the vault does not have.
+    pub unsaved: Vec<Unsaved>,
+    /// Objects that should be gone, and that the vault did not delete.
+    #[serde(default)]
+    pub undeleted: Vec<Undeleted>,
+    /// The latest failures, oldest first.
+    pub last_errors: Vec<LastError>,
+    /// The processes that serve it.
+    #[serde(default)]
+    pub processes: Option<Processes>,
+    /// What a successor of this worker would find.
+    #[serde(default)]
+    pub journal: Option<JournalStatus>,
+}
+
+/// What the keeper and the worker know of themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processes {
+    /// How many workers there were before this one.
+    pub restarts: u32,
+    /// How the last one ended.
+    pub last_end: Option<String>,
+    /// What that says of the requests it was at.
+    #[serde(default)]
+    pub ending: Ending,
+    /// Whether the worker's memory, which holds values, stays out of the swap.
+    pub worker_memory_locked: bool,
+    /// The same of the keeper's, which holds the key.
+    pub keeper_memory_locked: bool,
+}
+
+/// The connection to the vault.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Vault {
+    /// URL or socket.
+    pub endpoint: String,
+    /// `object` or `kv`.
+    pub dialect: String,
+    /// Requests sent, retries included.
+    pub requests: u64,
+    /// On whose behalf, the greatest spenders first.
+    #[serde(default)]
+    pub spent_by: Vec<Spent>,
+    /// Requests left in this window, where a limit is known.
+    pub budget: Option<Budget>,
+    /// Why it does not answer, if it does not.
+    pub outage: Option<String>,
+    /// Seconds since that was last seen.
+    pub outage_s: Option<u64>,
+    /// Its reads lag behind its writes, as an answer showed so many seconds ago.
+    #[serde(default)]
+    pub lagged_s: Option<u64>,
+    /// The key may not list names.
+    #[serde(default)]
+    pub unlisted: bool,
+    /// Whether the key may store, where the vault says so.
+    #[serde(default)]
+    pub may_write: Option<bool>,
+}
+
+/// Requests sent on behalf of one program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Its name.
+    pub program: String,
+    /// Since the start.
+    pub requests: u64,
+}
+
+/// The request budget.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Budget {
+    /// Requests allowed in a window.
+    pub limit: u32,
+    /// Requests left.
+    pub remaining: u32,
+    /// Seconds until the window ends.
+    pub reset_s: u64,
+    /// Seconds that a window lasts, as far as is known.
+    #[serde(default)]
+    pub window_s: f64,
+}
+
+/// The cache.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CacheUse {
+    /// Names known.
+    pub names: usize,
+    /// Seconds since the last complete listing.
+    pub listed_s: Option<u64>,
+    /// Values held.
+    pub values: usize,
+    /// Bytes they take.
+    pub bytes: u64,
+    /// Bytes allowed.
+    pub capacity: u64,
+    /// Memory that values of up to 4 KiB are kept in.
+    #[serde(default)]
+    pub value_memory: u64,
+    /// How much of it cannot be swapped out.
+    #[serde(default)]
+    pub value_memory_locked: u64,
+    /// For how many seconds an answer is fresh.
+    pub refresh_s: f64,
+    /// Values past their time are being served because the vault does not answer.
+    pub serving_stale: bool,
+}
+
+/// A write that the vault does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsaved {
+    /// The object's name.
+    pub name: String,
+    /// Where the bytes can be read, below the mount point.
+    pub path: String,
+    /// Bytes waiting.
+    pub size: u64,
+    /// Why it failed; absent while the file is merely open.
+    pub error: Option<String>,
+    /// The vault has a newer version: no retry is sent by itself.
+    pub conflict: bool,
+    /// Seconds until it is tried again by itself; absent if it is not.
+    #[serde(default)]
+    pub retry_s: Option<u64>,
+}
+
+impl Unsaved {
+    /// A deletion that the vault has not made.
+    pub fn deletion(name: String, path: String, error: String) -> Self {
+        Self { name, path, size: 0, error: Some(error), conflict: false, retry_s: None }
+    }
+}
+
+/// A failure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastError {
+    /// RFC 3339.
+    pub at: String,
+    /// What was tried.
+    pub operation: String,
+    /// On which name.
+    pub name: String,
+    /// What the program saw.
+    pub errno: String,
+    /// The sentence.
+    pub message: String,
+}
+
+impl From<crate::vault::attribution::Spent> for Spent {
+    fn from(spent: crate::vault::attribution::Spent) -> Self {
+        Self { program: spent.program, requests: spent.requests }
+    }
+}
+
+impl LastError {
+    pub(in crate::fs) fn new(
+        at: SystemTime,
+        operation: &str,
+        name: &str,
+        errno: Errno,
+        message: String,
+    ) -> Self {
+        Self {
+            at: humantime::format_rfc3339_seconds(at).to_string(),
+            operation: operation.to_owned(),
+            name: name.to_owned(),
+            errno: format!("{errno:?}"),
+            message,
+        }
+    }
+}
+
+impl FileSystem {
+    /// Tells the file system what serves it. Only the first call counts.
+    pub fn attach_processes(&self, processes: Processes) {
+        // A worker takes over once.
+        if self.processes.set(processes).is_ok() {
+            self.charge_last_death();
+        }
+    }
+
+    /// How things are. Never asks the vault.
+    pub fn status(&self) -> Status {
+        let vault = self.cache.vault().status();
+        let cache = self.cache.status();
+        let (outage, outage_s) = cache.outage.unzip();
+        let (inodes, handles) = (self.table().len(), self.handles().len());
+        // Each lock is let go of before the next is taken: within one expression they would all be held.
+        let scratch_bytes = *self.scratch_used();
+        Status {
+            uptime_s: self.clock.wall().duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
+            vault: Vault {
+                endpoint: vault.endpoint,
+                dialect: format!("{:?}", self.cache.vault().capabilities().dialect).to_lowercase(),
+                requests: vault.requests,
+                spent_by: vault.spent_by.into_iter().map(Spent::from).collect(),
+                budget: vault.budget.map(|b| Budget {
+                    limit: b.limit,
+                    remaining: b.remaining,
+                    reset_s: b.reset_s,
+                    window_s: b.window_s,
+                }),
+                outage,
+                outage_s,
+                lagged_s: cache.lagged_s,
+                unlisted: cache.unlisted,
+                may_write: vault.may_write,
+            },
+            cache: CacheUse {
+                names: cache.names,
+                listed_s: cache.listed_s,
+                values: cache.values,
+                bytes: cache.bytes,
+                capacity: cache.capacity,
+                value_memory: cache.arena.mapped,
+                value_memory_locked: cache.arena.locked,
+                refresh_s: self.options.refresh.as_secs_f64(),
+                serving_stale: cache.serving_stale,
+            },
+            changes: self.rotation_status(),
+            inodes,
+            handles,
+            scratch_bytes,
+            owners_set: self.owners_set(),
+            audit: self.audit.get().map(|audit| audit.status()),
+            processes: self.processes.get().cloned(),
+            unsaved: self.unsaved(),
+            undeleted: self.undeleted(),
+            last_errors: self.failure_log.latest(),
+            journal: self.pen.status(),
+        }
+    }
+
+    /// Writes that the vault does not have, open files included.
+    pub fn unsaved(&self) -> Vec<Unsaved> {
+        let files: Vec<_> = self.table().all_files().collect();
+        let now = self.clock.now();
+        let mut unsaved: Vec<Unsaved> = files
+            .iter()
+            .filter_map(|file| {
+                let state = file.state();
+                state.is_dirty().then(|| Unsaved {
+                    name: state.name.as_str().to_owned(),
+                    path: String::new(),
+                    size: state.size(),
+                    error: state.failure.as_ref().map(|f| f.message.clone()),
+                    conflict: state.failure.as_ref().is_some_and(|f| f.conflict),
+                    retry_s: (state.retrying)
+                        .filter(|_| state.failure.as_ref().is_some_and(Failure::is_retried))
+                        .map(|at| at.saturating_duration_since(now).as_millis().div_ceil(1000) as u64),
+                })
+            })
+            .collect();
+        for write in &mut unsaved {
+            write.path = self.path_of(&write.name);
+        }
+        unsaved.sort_by(|a, b| a.name.cmp(&b.name));
+        unsaved
+    }
+
+    /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not made.
+    pub fn left_over(&self) -> Vec<Unsaved> {
+        let mut left = self.unsaved();
+        left.extend(self.undeleted().into_iter().map(|one| Unsaved::deletion(one.name, one.path, one.error)));
+        left.sort_by(|a, b| a.name.cmp(&b.name));
+        left
+    }
+}

@@ -1,0 +1,578 @@
+//! Commits: a file's buffer becomes a version of its object.
+//!
+//! 1. **Acknowledged is stored.** A commit ends well only when the vault has the bytes. One that fails leaves
+//!    them in the buffer with the [`Failure`], readable, listed in `status`, and tried again.
+//! 2. **One save, one version.** Commits of a file take turns; a commit stores one generation of the buffer, and
+//!    who comes later for the same generation finds it stored. Bytes that the vault has already make no version.
+//! 3. **An effect in doubt is looked for before it is repeated**, and never repeated where it cannot be told (`doubt`).
+//! 4. **A save never ends in EEXIST or ENOENT**: a create that meets a name becomes an update, an update that
+//!    meets a deleted object looks the name up and updates or creates. Only O_EXCL wants EEXIST.
+//! 5. **A retry by itself never overwrites a newer version**: it is sent only while the vault still has the version
+//!    that the bytes were based on; else it is a conflict, and a person decides.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::failpoint;
+use crate::fs::FileSystem;
+use crate::fs::inode::file::{Failure, File, FileState, Link, Stored};
+use crate::fs::report::status::Unsaved;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::writeback::doubt::{After, Fate, Saved, Sent, deleted, unknown};
+use crate::fs::writeback::may_write::Change;
+use crate::secret::SecretBytes;
+use crate::vault::{
+    Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Once, VersionTag, codec,
+};
+
+/// A background retry waits this long first, then twice as long each time.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// And mostly never longer than this (`last_pause`).
+pub(in crate::fs) const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// Attempts of one commit: each of them but the first answers a change made elsewhere meanwhile.
+const ROUNDS: usize = 16;
+/// After so many that somebody else forestalled an update goes over whatever came since: checked, it could wait to its deadline
+/// for a moment in which nobody else writes.
+const CHECKED: usize = 4;
+
+/// What made a commit necessary, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::fs) enum Cause {
+    Close,
+    Fsync,
+    Release,
+    Truncate,
+    Link,
+    Settle,
+    Retry,
+    Drain,
+    Asked,
+}
+
+impl Cause {
+    /// No program waits for it.
+    fn is_by_itself(self) -> bool {
+        matches!(self, Cause::Retry | Cause::Drain)
+    }
+
+    /// A program waits for it: none has seen the file's times after its close.
+    fn is_waited_for(self) -> bool {
+        matches!(self, Cause::Close | Cause::Fsync | Cause::Truncate | Cause::Link)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Cause::Close => "close",
+            Cause::Fsync => "fsync",
+            Cause::Release => "last close",
+            Cause::Truncate => "truncate",
+            Cause::Link => "link",
+            Cause::Settle => "end of a provisional file",
+            Cause::Retry => "retry of a failed write",
+            Cause::Drain => "unmount",
+            Cause::Asked => "retry that was asked for",
+        }
+    }
+}
+
+/// What a drain stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// What nobody is writing any more: the mount may stay.
+    Closed,
+    /// Everything: the mount is gone, and who wrote will not come back.
+    All,
+}
+
+impl Drain {
+    fn covers(self, file: &File) -> bool {
+        let state = file.state();
+        state.is_dirty() && (self == Drain::All || state.writers.is_empty())
+    }
+}
+
+/// One generation of a buffer on its way to the vault.
+pub(in crate::fs) struct Job {
+    pub name: ObjectName,
+    pub bytes: SecretBytes,
+    pub generation: u64,
+    /// What the bytes are a change of: an update of that object, or a new one.
+    pub base: Option<Stored>,
+    pub exclusive: bool,
+    /// Only while the vault still has the base: `--strict`, and retries by themselves.
+    pub guarded: bool,
+    /// A person wants these bytes, whatever became of an attempt before.
+    pub insists: bool,
+    /// What an attempt to store these bytes was sent after that may have been made.
+    pub sent: Option<After>,
+    /// A program waits for it: nobody has looked at the file since it was closed.
+    pub waited_for: bool,
+    /// What the vault is to know it by, should it make the object.
+    pub once: Option<Once>,
+}
+
+impl Job {
+    fn of(state: &FileState, guarded: bool, insists: bool) -> Option<Self> {
+        if !state.is_dirty() {
+            return None;
+        }
+        let buffer = state.buffer.as_ref()?;
+        let sent = state.sent(&state.name).map(|sent| sent.after.clone());
+        Some(Self {
+            name: state.name.clone(),
+            bytes: buffer.bytes.clone(),
+            generation: buffer.generation,
+            base: state.stored.clone(),
+            exclusive: state.exclusive,
+            guarded,
+            insists,
+            waited_for: true,
+            // What a person wants is made whatever an earlier attempt made.
+            once: After::once(sent.as_ref().filter(|_| !insists)),
+            sent,
+        })
+    }
+
+    /// Whether the bytes are a change of just this version.
+    fn is_based_on(&self, now: &Meta) -> bool {
+        self.base.as_ref().is_some_and(|base| base.is(now))
+    }
+}
+
+/// The vault has moved on from what the bytes are a change of.
+fn superseded() -> Error {
+    Error::new(
+        ErrorKind::VersionMismatch,
+        "the object was changed elsewhere since it was opened; the bytes written here are kept (vaultfs status)",
+    )
+}
+
+/// The vault refuses a name as taken that it has no object of: it keeps names of deleted objects for a while, or takes
+/// another name for this one.
+fn not_free(name: &ObjectName) -> Error {
+    let sentence = format!(
+        "creating {name:?}: the name is not free yet: the vault has no such object and refuses the name as taken; it is \
+         tried again"
+    );
+    Error::new(ErrorKind::NameNotFree, sentence)
+}
+
+/// What comes next: it is stored, or is sent.
+type Next = ControlFlow<Saved, After>;
+
+/// Whether an attempt that was not made can never be made any more: the vault refuses it, since another version follows the one
+/// that it was to follow.
+fn is_refused(attempt: Option<&After>, next: &Next) -> bool {
+    match (attempt, next) {
+        (Some(After::Just(id, before)), Next::Continue(After::Just(now_id, now))) => {
+            id == now_id && before != now
+        }
+        _ => false,
+    }
+}
+
+impl FileSystem {
+    /// Stores what the file's buffer holds now. Ends well if the vault has it, whoever stored it.
+    pub(in crate::fs) async fn commit(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        call: &Call,
+        cause: Cause,
+    ) -> Result<()> {
+        let goal = {
+            let state = file.state();
+            if let Some(refused) = state.cut_short.filter(|_| state.is_dirty()) {
+                // Told and logged at the write.
+                return Err(refused);
+            }
+            state.buffer.as_ref().map_or(0, |b| b.generation)
+        };
+        loop {
+            let Some(_turn) = self.turn(file, call).await else {
+                let name = file.state().name.clone();
+                let why =
+                    Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
+                return Err(self.failed(cause.name(), name.as_str(), &why));
+            };
+            // Held until it is written down that it is stored: who takes over then knows (`hold_stores`).
+            let Some(permit) = self.among_stores(call).await else {
+                let name = file.state().name.clone();
+                let why = Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first");
+                return Err(self.failed(cause.name(), name.as_str(), &why));
+            };
+            let Some(job) = self.job_of(file, cause)? else { return Ok(()) };
+            failpoint::point("commit");
+            match self.store(file, &job, call).await {
+                Ok(saved) => {
+                    failpoint::point("stored");
+                    self.committed(file, &job, saved);
+                }
+                Err(e) => return Err(self.commit_failed(file, &job, cause, e)),
+            }
+            drop(permit);
+            self.finish_move(file, call).await;
+            if job.generation >= goal {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What a commit has to store now, if anything.
+    fn job_of(&self, file: &File, cause: Cause) -> Result<Option<Job>> {
+        let state = file.state();
+        let conflict = state.failure.as_ref().map(|failure| failure.conflict);
+        let guarded = match cause {
+            Cause::Retry | Cause::Drain if conflict == Some(true) => return Err(Errno::ESTALE),
+            // Its writer stores it.
+            Cause::Retry | Cause::Asked if state.is_being_written() => return Err(Errno::EBUSY),
+            Cause::Retry => true,
+            Cause::Drain => conflict.is_some() || self.options.strict,
+            // A person has seen the conflict and wants these bytes.
+            Cause::Asked => false,
+            _ => self.options.strict,
+        };
+        let job = Job::of(&state, guarded, cause == Cause::Asked);
+        Ok(job.map(|job| Job { waited_for: cause.is_waited_for(), ..job }))
+    }
+
+    /// Waits until no change of this file is out at the vault.
+    pub(in crate::fs) async fn turn(&self, file: &File, call: &Call) -> Option<OwnedSemaphorePermit> {
+        let turn = file.turn.clone().acquire_owned();
+        tokio::time::timeout(self.left(call), turn).await.ok()?.ok()
+    }
+
+    /// Brings a job to the vault; the caller has the file's turn, and a permit for stores. An error says in
+    /// `maybe_applied` whether any attempt may have been made.
+    pub(in crate::fs) async fn store(&self, file: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
+        let mut in_doubt = job.sent.is_some();
+        let stored = self.attempt(file, job, call, &mut in_doubt).await;
+        stored.map_err(|e| Error { maybe_applied: in_doubt, ..e })
+    }
+
+    async fn attempt(
+        &self,
+        file: &File,
+        job: &Job,
+        call: &Call,
+        in_doubt: &mut bool,
+    ) -> Result<Saved, Error> {
+        let content = self.content_of(job)?;
+        let mut next = match (&job.sent, &job.base) {
+            (Some(after), _) => self.next(job, self.fate(job, Some(after), &content, call).await?)?,
+            (None, Some(base)) => match self.unchanged(base, &content, job, call).await? {
+                Some(object) => Next::Break(Saved::current(object)),
+                None => Next::Continue(self.after(&base.id, &base.version)),
+            },
+            (None, None) => Next::Continue(After::Nothing(job.once)),
+        };
+        let mut last = None;
+        let mut before = job.sent.clone();
+        for round in 1..=ROUNDS {
+            *in_doubt &= !is_refused(before.as_ref(), &next);
+            let after = match next {
+                Next::Break(saved) => return Ok(saved),
+                // Somebody else writes all the time: the last who writes wins.
+                Next::Continue(after) if round > CHECKED && !job.guarded && !*in_doubt => after.unchecked(),
+                Next::Continue(after) => after,
+            };
+            let (name, generation) = (job.name.clone(), job.generation);
+            file.state().note_sent(Sent { name, generation, after: after.clone() });
+            let sent = self.send(&after, job, &content, call).await;
+            self.note_save(job, Change::of(&after), sent.as_ref().err());
+            let e = match sent {
+                Ok(meta) => return Ok(Saved::current(self.cache.stored(meta, content))),
+                Err(e) => e,
+            };
+            *in_doubt |= e.maybe_applied;
+            if matches!(after, After::Nothing(_)) && e.kind == ErrorKind::VersionMismatch {
+                // It stays written down: no try by itself makes it again.
+                *in_doubt = true;
+                return Err(deleted());
+            }
+            next = self.after_failure(job, e.clone(), in_doubt.then_some(&after), &content, call).await?;
+            before = Some(after);
+            let taken = |e: &Error| e.kind == ErrorKind::AlreadyExists && !*in_doubt;
+            // It may have been deleted just now: once more, where a program waits.
+            let is_told = job.guarded || job.exclusive || last.as_ref().is_some_and(taken);
+            match &next {
+                Next::Continue(After::Nothing(_)) if taken(&e) && is_told => return Err(not_free(&job.name)),
+                // Somebody else's object of the same bytes.
+                Next::Break(_) if taken(&e) && job.exclusive => return Err(e),
+                _ => {}
+            }
+            last = Some(e);
+        }
+        // As often as it was tried something came in between: what came last is told.
+        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
+    }
+
+    /// What to do after an attempt that failed with `e`; `after` if it, or one before it, may have been made.
+    async fn after_failure(
+        &self,
+        job: &Job,
+        e: Error,
+        after: Option<&After>,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Next, Error> {
+        let moved =
+            matches!(e.kind, ErrorKind::AlreadyExists | ErrorKind::NotFound | ErrorKind::VersionMismatch);
+        if !e.maybe_applied && !moved {
+            return Err(e);
+        }
+        match self.fate(job, after, content, call).await {
+            Ok(fate) => self.next(job, fate),
+            Err(_) if e.maybe_applied => Err(e),
+            Err(_) if job.guarded && after.is_none() => Err(superseded()),
+            Err(unknown) => Err(unknown),
+        }
+    }
+
+    /// What to do where that is what became of attempts so far.
+    fn next(&self, job: &Job, fate: Fate) -> Result<Next, Error> {
+        let now = match fate {
+            Fate::Made(saved) => return Ok(Next::Break(saved)),
+            Fate::Unknown(_) if !job.insists => return Err(unknown()),
+            Fate::Deleted(_) if !job.insists => return Err(deleted()),
+            Fate::Deleted(now) => Some(now),
+            Fate::Unknown(now) | Fate::NotMade(now) => now,
+        };
+        match now {
+            Some(_) if job.exclusive && job.base.is_none() => {
+                Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"))
+            }
+            Some(now) if job.guarded && !job.is_based_on(&now) => Err(superseded()),
+            Some(now) => Ok(Next::Continue(self.after(&now.id, &now.version))),
+            None if job.guarded && job.base.is_some() => Err(superseded()),
+            None => Ok(Next::Continue(After::Nothing(job.once))),
+        }
+    }
+
+    /// An update that follows this version.
+    fn after(&self, id: &ObjectId, version: &VersionTag) -> After {
+        match self.can_check() {
+            true => After::Just(id.clone(), version.clone()),
+            false => After::Any(id.clone(), version.clone()),
+        }
+    }
+
+    fn can_check(&self) -> bool {
+        self.cache.vault().capabilities().version_check
+    }
+
+    /// The bytes as the vault takes them.
+    fn content_of(&self, job: &Job) -> Result<Content, Error> {
+        let form = job.base.as_ref().map(|base| base.form);
+        codec::to_content(self.options.format, form, job.bytes.expose())
+            .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
+    }
+
+    async fn send(&self, after: &After, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
+        let vault = self.cache.vault();
+        let (id, check) = match after {
+            After::Nothing(once) => {
+                return vault.create(&Call { once: *once, ..*call }, &job.name, content).await;
+            }
+            After::Any(id, _) => (id, None),
+            After::Just(id, version) => (id, Some(version)),
+        };
+        if job.guarded && !self.can_check() {
+            // The dialect cannot check: look just before, which leaves a moment for somebody else.
+            let now = vault.metadata(call, id).await?;
+            if !job.is_based_on(&now) {
+                return Err(superseded());
+            }
+        }
+        vault.update(call, id, content, check).await
+    }
+
+    /// The current object, if it has these bytes already and is the version that they were based on.
+    async fn unchanged(
+        &self,
+        base: &Stored,
+        content: &Content,
+        job: &Job,
+        call: &Call,
+    ) -> Result<Option<Arc<Object>>, Error> {
+        let may_be = match self.bytes_in_memory(base) {
+            Some(before) => before.content.bytes == content.bytes,
+            // Known to a worker that died.
+            None => base.size == content.bytes.len() as u64,
+        };
+        if !may_be {
+            return Ok(None);
+        }
+        // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a save.
+        let current = self.cache.fetch(call, &job.name).await?;
+        Ok(current.filter(|c| c.stale.is_none() && c.object.content.bytes == content.bytes).map(|c| c.object))
+    }
+
+    /// The file is what was stored, now.
+    pub(in crate::fs) fn committed(&self, file: &Arc<File>, job: &Job, saved: Saved) {
+        let Saved { object, superseded } = saved;
+        let normalised = object.content.bytes.expose() != job.bytes.expose();
+        let mut table = self.table();
+        let other = table.file(&job.name).filter(|other| other.ino != file.ino);
+        let mut state = file.state();
+        state.times_of_stored(&object.meta, job.waited_for);
+        *table.local(&job.name) = state.local.clone();
+        state.stored = Some(Stored::of(&object));
+        state.pinned = (state.opens > 0).then_some(object);
+        state.failure = None;
+        state.exclusive = false;
+        state.sent.clear();
+        table.reveal(&job.name);
+        if let Some(buffer) = &mut state.buffer {
+            buffer.stored(job.generation);
+        }
+        let moved = match state.link {
+            // What the name is to show is another's version.
+            Link::Current | Link::Replaced if superseded => false,
+            Link::Current | Link::Replaced if normalised && !state.is_dirty() => {
+                state.link = Link::Replaced;
+                table.unpoint(&job.name, file.ino);
+                tracing::info!(name = job.name.as_str(), "stored as JSON: the white space was normalised");
+                true
+            }
+            Link::Replaced => {
+                state.link = Link::Current;
+                table.point(&job.name, file.ino);
+                true
+            }
+            Link::Current | Link::Unlinked => false,
+        };
+        state.settle();
+        drop(state);
+        if let Some(other) = other.filter(|_| moved) {
+            other.state().link = Link::Replaced;
+            table.unpoint(&job.name, other.ino);
+            table.drop_unheld(other.ino);
+        }
+        drop(table);
+        if moved || superseded {
+            self.reshow(&job.name);
+        }
+    }
+
+    fn commit_failed(self: &Arc<Self>, file: &Arc<File>, job: &Job, cause: Cause, e: Error) -> Errno {
+        let before = file.state().failure.as_ref().map(|f| (f.errno, f.number));
+        let errno = Errno::from(&e);
+        let number = match before {
+            // Known, logged and told already: a retry by itself is news only if it fails in another way.
+            Some((known, number)) if cause.is_by_itself() && known == errno => number,
+            _ => {
+                self.failed(cause.name(), job.name.as_str(), &e);
+                self.failures.fetch_add(1, Ordering::Relaxed) + 1
+            }
+        };
+        let mut state = file.state();
+        if !e.maybe_applied {
+            state.forget_sent(&job.name);
+        }
+        let generation = job.generation;
+        let conflict = e.kind == ErrorKind::VersionMismatch;
+        let key_refused = matches!(e.kind, ErrorKind::Unauthorized | ErrorKind::Forbidden);
+        let failure = Failure { errno, message: e.to_string(), conflict, key_refused, generation, number };
+        let again = failure.is_retried();
+        state.failure = Some(failure);
+        if again && state.retrying.is_none() {
+            state.retrying = Some(self.clock.now() + FIRST_RETRY);
+            self.runtime.spawn(self.clone().retry(file.clone()));
+        }
+        errno
+    }
+
+    /// Tries a failed commit again until it is stored, refused for good, or in conflict.
+    pub(in crate::fs) async fn retry(self: Arc<Self>, file: Arc<File>) {
+        let mut pause = FIRST_RETRY;
+        loop {
+            file.state().retrying = Some(self.clock.now() + pause);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(self.last_pause(&file));
+            let call = Call::background(self.clock.now() + self.options.timeout);
+            let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
+            let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
+            if stored || !again {
+                break;
+            }
+        }
+        file.state().retrying = None;
+        self.table().drop_unheld(file.ino);
+    }
+
+    /// A key that may not do it may stay so for weeks: each file costs at most one request a minute then.
+    fn last_pause(&self, file: &File) -> Duration {
+        let state = file.state();
+        let refused = state.failure.as_ref().is_some_and(|failure| failure.key_refused);
+        let looks_first = state.stored.is_some() && !self.cache.vault().capabilities().version_check;
+        if refused && looks_first { LAST_RETRY * 2 } else { LAST_RETRY }
+    }
+
+    /// Before a file loses its name: if its creation is in doubt, finds out whether there is an object to delete.
+    pub(in crate::fs) async fn clear_doubt(&self, file: &File, call: &Call) -> Result<()> {
+        let job = Job::of(&file.state(), false, false).filter(|job| job.base.is_none());
+        let Some((job, after)) = job.and_then(|job| job.sent.clone().map(|after| (job, after))) else {
+            return Ok(());
+        };
+        let failed = |e| self.failed("unlink", job.name.as_str(), &e);
+        let content = self.content_of(&job).map_err(failed)?;
+        if let Fate::Made(saved) = self.fate(&job, Some(&after), &content, call).await.map_err(failed)? {
+            file.state().stored = Some(Stored::of(&saved.object));
+        }
+        Ok(())
+    }
+
+    /// What failed to be stored is in conflict with what the vault has: no retry is sent by itself.
+    pub(in crate::fs) fn conflict(&self, file: &File) {
+        let mut state = file.state();
+        let name = state.name.clone();
+        if let Some(failure) = &mut state.failure {
+            failure.conflict = true;
+            failure.message = "the object has changed in the vault since; the bytes are kept here".to_owned();
+            tracing::warn!(name = name.as_str(), "an unsaved write is in conflict with a newer version");
+        }
+    }
+
+    /// Stores what is unsaved, deletes what should be gone, and names what is left of both when nothing is on its way
+    /// any more.
+    pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
+        let call = Call::foreground(self.clock.now() + patience);
+        self.settle_all(what, &call).await;
+        self.delete_refused(&call).await;
+        // What fails is among what is left.
+        let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
+        loop {
+            // A change that is on its way ends first: it would meet the next mount's save of the same name.
+            let is_out = |file: &Arc<File>| file.turn.available_permits() == 0;
+            let files: Vec<Arc<File>> =
+                self.table().all_files().filter(|file| what.covers(file) || is_out(file)).collect();
+            let ends = files.iter().map(|file| async {
+                if what.covers(file) {
+                    // What fails is told by `left_over` below.
+                    let _ = self.commit(file, &call, Cause::Drain).await;
+                } else {
+                    drop(self.turn(file, &call).await);
+                }
+            });
+            futures_util::future::join_all(ends).await;
+            // A vault that fails at once may do better before the time is up. A key will hardly: where there is a new one
+            // in its file, it was read at the first refusal.
+            let may_do_better = |file: &Arc<File>| {
+                let failed = |failure: &Failure| failure.is_retried() && !failure.key_refused;
+                what.covers(file) && file.state().failure.as_ref().is_some_and(failed)
+            };
+            let owes = files.iter().any(may_do_better) || self.owes_deletions();
+            if !owes || self.left(&call) <= FIRST_RETRY {
+                return self.left_over();
+            }
+            tokio::time::sleep(FIRST_RETRY).await;
+            let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
+        }
+    }
+}

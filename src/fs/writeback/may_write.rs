@@ -1,0 +1,114 @@
+//! What is known to fail fails at open(2): shells ignore a close(2) that fails.
+//!
+//! 1. A vault that says what its keys may do (`vaultfs serve`) is believed: with a key that may not write, nothing is
+//!    opened for writing.
+//! 2. Of any other vault a refused save tells that saves of its kind (new objects, new versions) are refused, for that
+//!    name and, unless one was accepted there, for its directory; for [`BELIEVED`] at most, then the next save tries.
+//! 3. Another key, once it is in the key's file, is refused nothing yet.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use crate::fs::FileSystem;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::writeback::commit::Job;
+use crate::fs::writeback::doubt::After;
+use crate::vault::{Error, ErrorKind, ObjectName};
+
+/// For how long a refusal is believed.
+const BELIEVED: Duration = Duration::from_secs(60);
+
+/// Names and directories of which something is remembered.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// What a save makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::fs) enum Change {
+    Object,
+    Version,
+}
+
+impl Change {
+    pub fn of(after: &After) -> Self {
+        match after {
+            After::Nothing(_) => Self::Object,
+            After::Any(..) | After::Just(..) => Self::Version,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    Accepted,
+    Refused(Instant),
+}
+
+/// What became of the last saves. A leaf: nothing else is locked while this is.
+#[derive(Debug)]
+pub(in crate::fs) struct Saves {
+    /// By the key that was in use; a directory ends with a slash, or is empty.
+    of: Mutex<LruCache<(Change, String, u64), Outcome>>,
+}
+
+impl Default for Saves {
+    fn default() -> Self {
+        Self { of: Mutex::new(LruCache::new(REMEMBERED)) }
+    }
+}
+
+/// The directory of a name, with its slash; empty for the root.
+fn directory(name: &str) -> &str {
+    name.rfind('/').map_or("", |slash| &name[..=slash])
+}
+
+impl FileSystem {
+    fn saves(&self) -> std::sync::MutexGuard<'_, LruCache<(Change, String, u64), Outcome>> {
+        self.saves.of.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A save was accepted, or refused for want of a permission; nothing else tells of permissions. A guarded save may
+    /// have been refused the look before it.
+    pub(in crate::fs) fn note_save(&self, job: &Job, change: Change, failed: Option<&Error>) {
+        let is_accepted = match failed {
+            None => true,
+            Some(e) if e.kind == ErrorKind::Forbidden && !job.guarded => false,
+            Some(_) => return,
+        };
+        let name = &job.name;
+        let key = self.cache.vault().status().key_changes;
+        let dir = directory(name.as_str()).to_owned();
+        let mut saves = self.saves();
+        let outcome = match is_accepted {
+            true => Outcome::Accepted,
+            false => Outcome::Refused(self.clock.now()),
+        };
+        saves.put((change, name.as_str().to_owned(), key), outcome);
+        let of_dir = (change, dir, key);
+        if is_accepted || !matches!(saves.get(&of_dir), Some(Outcome::Accepted)) {
+            saves.put(of_dir, outcome);
+        }
+    }
+
+    /// Refuses an open for writing whose save is known to be refused.
+    pub(in crate::fs) fn may_write(&self, name: &ObjectName, change: Change) -> Result<()> {
+        let vault = self.cache.vault().status();
+        let now = self.clock.now();
+        let is_refused = |what: &str| {
+            let refused = self.saves().get(&(change, what.to_owned(), vault.key_changes)).copied();
+            matches!(refused, Some(Outcome::Refused(at)) if now.saturating_duration_since(at) < BELIEVED)
+        };
+        let may_not = vault.may_write == Some(false);
+        match may_not || is_refused(name.as_str()) || is_refused(directory(name.as_str())) {
+            true => Err(self.refused(
+                "open for writing",
+                name.as_str(),
+                Errno::EACCES,
+                "the API key may not write: use a key that has the permission, or mount with --read-only",
+            )),
+            false => Ok(()),
+        }
+    }
+}

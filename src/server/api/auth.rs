@@ -1,0 +1,127 @@
+//! Who may do what: the API key of a request and the permission a route needs.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::MethodRouter;
+
+use crate::secret::{SecretBytes, SecretString};
+use crate::server::api::error::{ApiError, ErrorType};
+use crate::server::api::load::too_busy;
+use crate::server::api::{App, rate_limit};
+use crate::server::instance::admission::Seat;
+use crate::server::store::{KeyRow, Once, Permission};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+const PERMISSIONS: HeaderName = HeaderName::from_static("x-vaultfs-permissions");
+
+/// The API key a request came with; in the request's extensions behind the gate.
+#[derive(Debug, Clone)]
+pub struct Caller(pub KeyRow);
+
+/// What makes this request one that is done once: its `Idempotency-Key`, if it has one.
+pub fn once(
+    app: &App,
+    caller: &Caller,
+    headers: &HeaderMap,
+    route: &str,
+    body: &SecretBytes,
+) -> Option<Once> {
+    let key = headers.get(IDEMPOTENCY_KEY).filter(|key| !key.is_empty())?;
+    Some(app.service.once(&caller.0.id, route, key.as_bytes(), body))
+}
+
+/// Puts the gate before a route's methods. Methods the route does not take stay outside: 405 needs no key.
+pub fn guard(app: &App, permission: Permission, route: MethodRouter<App>) -> MethodRouter<App> {
+    route.route_layer(from_fn_with_state((app.clone(), permission), check))
+}
+
+async fn check(
+    State((app, permission)): State<(App, Permission)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let row = match identify(&app, request.headers()).await {
+        Ok(row) => row,
+        Err(e) => return e.into_response(),
+    };
+    if let Some(seat) = request.extensions().get::<Arc<Seat>>()
+        && !seat.prove(&row.id)
+    {
+        return too_busy("this API key has too many connections").into_response();
+    }
+    let rights = permissions(&row);
+    let allowance = app.limit.as_ref().map(|limit| limit.take(&row.id));
+    let mut response = match allowance {
+        Some(allowance) if !allowance.granted => allowance.exceeded().into_response(),
+        _ => match permit(&row, permission) {
+            Ok(()) => {
+                // Nothing behind the gate needs the key.
+                request.headers_mut().remove(AUTHORIZATION);
+                let turn = app.load.turn(&row.id).await;
+                request.extensions_mut().insert(Caller(row));
+                match turn {
+                    Ok(_turn) => next.run(request).await,
+                    Err(e) => e.into_response(),
+                }
+            }
+            Err(e) => e.into_response(),
+        },
+    };
+    match allowance {
+        Some(allowance) => allowance.announce(&mut response),
+        None => rate_limit::announce_none(&mut response),
+    }
+    response.headers_mut().insert(PERMISSIONS, rights);
+    response
+}
+
+/// What the key may do, in the words of `key add`: a client need not find out by what is refused.
+fn permissions(row: &KeyRow) -> HeaderValue {
+    let has = Permission::ALL.into_iter().filter(|permission| row.permissions.allow(*permission));
+    let words: Vec<_> = has.map(Permission::name).collect();
+    HeaderValue::from_str(&words.join(",")).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn unauthorized(what: &str) -> ApiError {
+    let message = format!("{what}: check that WORKOS_API_KEY is set and starts with sk_");
+    ApiError::new(ErrorType::Unauthorized, message)
+}
+
+fn bearer(headers: &HeaderMap) -> Result<SecretString, ApiError> {
+    let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    header
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, key)| SecretString::new(key.trim().to_owned()))
+        .ok_or_else(|| unauthorized("no API key was sent as a bearer token"))
+}
+
+/// Whose request this is. The headers are done with before the look-up begins: a request is not `Sync`.
+fn identify<'a>(
+    app: &'a App,
+    headers: &HeaderMap,
+) -> impl Future<Output = Result<KeyRow, ApiError>> + Send + use<'a> {
+    let key = bearer(headers);
+    async move {
+        let known = app.service.authenticate(&key?).await?;
+        known.ok_or_else(|| unauthorized("the API key is not known"))
+    }
+}
+
+fn permit(row: &KeyRow, permission: Permission) -> Result<(), ApiError> {
+    if row.permissions.allow(permission) {
+        return Ok(());
+    }
+    let message = format!(
+        "this API key lacks the permission {}: enable Vault for this key in the dashboard, \
+         or use a key that has it",
+        permission.name()
+    );
+    Err(ApiError::new(ErrorType::Forbidden, message))
+}

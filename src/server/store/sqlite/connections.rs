@@ -1,0 +1,329 @@
+//! The connections to the database: one that writes, a few that read, and the write-ahead log between them.
+//!
+//! 1. **Shared** is the usual state: readers see the last commit and wait for nobody.
+//! 2. **Alone**: on a full disk the index of the log finds no room. One connection with its index in memory then does
+//!    all the work: everything can be read, changes are refused with [`StoreError::Full`]. The first change that
+//!    succeeds ends it.
+//! 3. **What was deleted leaves the log, too.** `secure_delete` overwrites pages of the database, not those of the log.
+//!    [`Connections::purge_log`] puts the log into the database and cuts it off. It waits for no reader and is repeated
+//!    each second until it succeeds. A killed process owes it to its successor: opening begins with it.
+//!
+//! Locks: the writer's is taken first, then that of the idle readers.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+
+use crate::server::store::StoreError;
+use crate::server::store::sqlite::schema;
+
+/// Two cores are served well by this; more only helps where there are more.
+const READERS: usize = 4;
+/// How long a statement waits for another process that holds the database.
+const BUSY: Duration = Duration::from_secs(5);
+/// From one attempt to purge the log to the next.
+const PURGE_PAUSE: Duration = Duration::from_secs(1);
+/// After so many failures in a row a warning is logged.
+const PURGES_BEFORE_WARNING: u32 = 5;
+
+type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// The connections of one process to one database.
+#[derive(Debug)]
+pub struct Connections {
+    path: PathBuf,
+    // Closed before the writer: SQLite puts the log into the database when the last one closes, and only a
+    // writer can.
+    idle: std::sync::Mutex<Vec<Connection>>,
+    /// One permit for each reading connection.
+    turns: Arc<Semaphore>,
+    /// `None` only while the database could not be opened again.
+    writer: Arc<Mutex<Option<Connection>>>,
+    alone: AtomicBool,
+    purge_owed: AtomicBool,
+    purging: AtomicBool,
+}
+
+impl Connections {
+    /// Opens the database at `path`, which is brought up to date. Blocks.
+    pub fn open(path: &Path) -> Result<Arc<Self>> {
+        let (mut writer, alone) = match shared_writer(path) {
+            Err(StoreError::Full) => {
+                tracing::error!(
+                    "the disk is full: the vault can be read, and nothing is stored until there is room"
+                );
+                (sole_connection(path)?, true)
+            }
+            writer => (writer?, false),
+        };
+        schema::migrate(&mut writer)?;
+        let purged = cut_log(&writer).unwrap_or(false);
+        let readers = if alone { Vec::new() } else { readers(path)? };
+        let connections = Arc::new(Self {
+            path: path.to_owned(),
+            turns: Arc::new(Semaphore::new(readers.len())),
+            idle: std::sync::Mutex::new(readers),
+            writer: Arc::new(Mutex::new(Some(writer))),
+            alone: AtomicBool::new(alone),
+            purge_owed: AtomicBool::new(false),
+            purging: AtomicBool::new(false),
+        });
+        if !purged {
+            connections.purge_log();
+        }
+        Ok(connections)
+    }
+
+    /// Waits for the writing connection.
+    pub async fn writer(self: &Arc<Self>) -> Writer {
+        Writer { connection: Arc::clone(&self.writer).lock_owned().await, of: Arc::clone(self) }
+    }
+
+    /// The writing connection, if it is free.
+    pub fn try_writer(self: &Arc<Self>) -> Option<Writer> {
+        let connection = Arc::clone(&self.writer).try_lock_owned().ok()?;
+        Some(Writer { connection, of: Arc::clone(self) })
+    }
+
+    /// Waits for a connection to read with.
+    pub async fn reader(self: &Arc<Self>) -> Result<Reader> {
+        if self.alone.load(Ordering::Acquire) {
+            return Ok(Reader::Sole(self.writer().await));
+        }
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|e| gone(&e))?;
+        let connection = self.idle.lock().ok().and_then(|mut idle| idle.pop());
+        Ok(Reader::Pooled { connection, of: Arc::clone(self), _turn: turn })
+    }
+
+    /// Takes what was deleted out of the log: now, and again each second until that is done.
+    pub fn purge_log(self: &Arc<Self>) {
+        self.purge_owed.store(true, Ordering::Release);
+        let Ok(runtime) = Handle::try_current() else { return };
+        if !self.purging.swap(true, Ordering::AcqRel) {
+            // Not a strong reference: the last connection to close purges the log by itself.
+            runtime.spawn(purge_until_done(Arc::downgrade(self)));
+        }
+    }
+
+    async fn purge_once(self: &Arc<Self>) -> Result<bool> {
+        let mut writer = self.writer().await;
+        blocking(move || cut_log(writer.connection()?)).await
+    }
+
+    /// Ends the state of the sole connection, if there is room by now.
+    fn share(&self, writer: &mut Option<Connection>) {
+        // Closed first: it has the database to itself.
+        drop(writer.take());
+        let shared = shared_writer(&self.path).and_then(|w| Ok((w, readers(&self.path)?)));
+        let Ok((shared, readers)) = shared else { return };
+        *writer = Some(shared);
+        let Ok(mut idle) = self.idle.lock() else { return };
+        self.turns.add_permits(readers.len());
+        idle.extend(readers);
+        self.alone.store(false, Ordering::Release);
+        tracing::info!("there is room on the disk again");
+    }
+}
+
+async fn purge_until_done(connections: Weak<Connections>) {
+    let mut failures = 0;
+    loop {
+        let Some(strong) = connections.upgrade() else { return };
+        strong.purge_owed.store(false, Ordering::Release);
+        let purged = strong.purge_once().await;
+        failures = if matches!(purged, Ok(true)) { 0 } else { failures + 1 };
+        if failures == PURGES_BEFORE_WARNING {
+            let why = purged.err().map_or_else(|| "it is being read".to_owned(), |e| e.to_string());
+            tracing::warn!(
+                "deleted values are still in the write-ahead log: {why}; it is tried again each second"
+            );
+        }
+        drop(strong);
+        tokio::time::sleep(PURGE_PAUSE).await;
+        let Some(strong) = connections.upgrade() else { return };
+        if failures > 0 || strong.purge_owed.load(Ordering::Acquire) {
+            continue;
+        }
+        strong.purging.store(false, Ordering::Release);
+        // A deletion in between saw a task that was about to end.
+        if !strong.purge_owed.load(Ordering::Acquire) || strong.purging.swap(true, Ordering::AcqRel) {
+            return;
+        }
+    }
+}
+
+/// The writing connection, for as long as this lives.
+pub struct Writer {
+    connection: OwnedMutexGuard<Option<Connection>>,
+    of: Arc<Connections>,
+}
+
+impl Writer {
+    /// The connection; opened again if that failed before.
+    pub fn connection(&mut self) -> Result<&mut Connection> {
+        if self.connection.is_none() {
+            *self.connection = Some(sole_connection(&self.of.path)?);
+        }
+        self.connection.as_mut().ok_or_else(|| gone(&"the writing connection was lost"))
+    }
+
+    /// Notes that a change succeeded: there is room on the disk.
+    pub fn succeeded(&mut self) {
+        if self.of.alone.load(Ordering::Acquire) {
+            self.of.share(&mut self.connection);
+        }
+    }
+}
+
+/// A connection to read with, for as long as this lives.
+pub enum Reader {
+    /// One of several.
+    Pooled {
+        /// Given back when this is dropped.
+        connection: Option<Connection>,
+        /// To whom.
+        of: Arc<Connections>,
+        /// The right to it.
+        _turn: OwnedSemaphorePermit,
+    },
+    /// The only one.
+    Sole(Writer),
+}
+
+impl Reader {
+    /// The connection.
+    pub fn connection(&mut self) -> Result<&mut Connection> {
+        match self {
+            Reader::Pooled { connection, .. } => {
+                connection.as_mut().ok_or_else(|| gone(&"a reading connection was lost"))
+            }
+            Reader::Sole(writer) => writer.connection(),
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Before the turn is given back: whoever gets it finds the connection.
+        if let Reader::Pooled { connection, of, .. } = self
+            && let (Some(connection), Ok(mut idle)) = (connection.take(), of.idle.lock())
+        {
+            idle.push(connection);
+        }
+    }
+}
+
+/// Copies the log into the database and cuts it off; false if a reader of something older is in the way.
+fn cut_log(writer: &Connection) -> Result<bool> {
+    let checkpoint = |mode: &str| {
+        writer.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+            let (busy, in_log, copied): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(busy == 0 && in_log == copied)
+        })
+    };
+    // With a wait, others could not write meanwhile.
+    writer.busy_timeout(Duration::ZERO)?;
+    // Once all is copied, reads that begin need no log: the second one is blocked by older ones only.
+    let cut = checkpoint("PASSIVE").and_then(|copied| Ok(copied && checkpoint("TRUNCATE")?));
+    writer.busy_timeout(BUSY)?;
+    match cut {
+        Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(false),
+        cut => Ok(cut?),
+    }
+}
+
+/// Where the runtime has several threads, this one does the work and another one takes over what else it had: the
+/// caller, who waits, does not also wait for two threads to wake.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    // Not the panic's own text, which could be anything.
+    let ended = || gone(&"a task of the store ended without a result");
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => {
+            // What the closure owns is a transaction that rolls back, and a connection that stays good.
+            let work = std::panic::AssertUnwindSafe(work);
+            tokio::task::block_in_place(|| std::panic::catch_unwind(work)).map_err(|_| ended())?
+        }
+        _ => tokio::task::spawn_blocking(work).await.map_err(|_| ended())?,
+    }
+}
+
+fn gone(e: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Backend(e.to_string())
+}
+
+fn shared_writer(path: &Path) -> Result<Connection> {
+    let writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    set_up_writer(&writer)?;
+    // The index of the log is made by the first look at the database.
+    writer.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
+    Ok(writer)
+}
+
+/// Set before the first look at the log, the exclusive mode keeps the log's index in memory.
+fn sole_connection(path: &Path) -> Result<Connection> {
+    let sole = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    sole.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    set_up_writer(&sole)?;
+    Ok(sole)
+}
+
+fn set_up_writer(conn: &Connection) -> Result<()> {
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    conn.pragma_update(None, "secure_delete", "ON")?;
+    conn.pragma_update(None, "foreign_keys", "ON")?;
+    Ok(())
+}
+
+fn readers(path: &Path) -> Result<Vec<Connection>> {
+    let reader = |_| {
+        let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        // KiB. The system keeps the pages, too; what each reader has of its own stays for as long as the vault is open.
+        conn.pragma_update(None, "cache_size", -512)?;
+        Ok(conn)
+    };
+    (0..READERS).map(reader).collect()
+}
+
+fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
+    let conn = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(BUSY)?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    conn.set_prepared_statement_cache_capacity(64);
+    Ok(conn)
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(e: rusqlite::Error) -> Self {
+        match e {
+            rusqlite::Error::QueryReturnedNoRows => StoreError::NotFound,
+            e if is_full(&e) => StoreError::Full,
+            e if lacks_descriptors(&e) => {
+                StoreError::Backend(format!("{e}: no descriptors are left for it (ulimit -n)"))
+            }
+            e => StoreError::Backend(e.to_string()),
+        }
+    }
+}
+
+/// SQLite does not say why a file cannot be opened. It takes several descriptors, and has let go of them by now.
+fn lacks_descriptors(e: &rusqlite::Error) -> bool {
+    let few = || {
+        let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+        let used = std::fs::read_dir("/proc/self/fd").map_or(u64::MAX, |open| open.count() as u64);
+        limit.is_ok_and(|(limit, _)| used.saturating_add(8) >= limit)
+    };
+    e.sqlite_error().is_some_and(|e| e.code == ErrorCode::CannotOpen) && few()
+}
+
+/// SQLite has no word of its own for a disk on which the index of its log finds no room.
+fn is_full(e: &rusqlite::Error) -> bool {
+    e.sqlite_error().is_some_and(|e| {
+        e.code == ErrorCode::DiskFull || e.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+    })
+}

@@ -1,0 +1,239 @@
+//! What /proc and pidfds tell about processes that are not our children.
+//!
+//! A number names another process as soon as the first has ended, so nothing is signalled by number ([`Process`]).
+
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use crate::sys::mount_table::Dev;
+
+/// The numbers of all processes.
+pub fn all() -> impl Iterator<Item = u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The process id and state of /proc/PID/stat, and its parent's id.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything; the state and the parent's id follow it.
+    let (_, rest) = text.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// When a process was started, in the kernel's ticks: with its number that is who it is.
+pub fn started(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The 22nd field; the state, after the name, is the third.
+    text.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+/// State Z: the leader is dead, whatever its other threads wait for.
+pub fn is_zombie(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state == 'Z')
+}
+
+/// Who holds the process as a debugger does, if somebody does.
+pub fn tracer(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    tracer.trim().parse().ok().filter(|tracer| *tracer != 0)
+}
+
+/// How a zombie ended that cannot be waited for yet, where the kernel says so: to who may look into the process.
+pub fn zombies_end(pid: u32) -> Option<ExitStatus> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    // Field 52, as waitpid(2) has it; the state is the third. Whoever may not look is told 0.
+    let status: i32 = rest.trim_end().split(' ').nth(52 - 3)?.parse().ok()?;
+    (status != 0).then(|| ExitStatus::from_raw(status))
+}
+
+/// State T: somebody sent SIGSTOP, or a debugger holds it.
+pub fn is_stopped(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
+}
+
+/// Whether a process that we may look into has an inotify watch on something of the file system `dev`. Looks at every
+/// descriptor of every process, and touches no file system but /proc.
+pub fn watch(dev: Dev) -> bool {
+    let (major, minor) = dev.numbers();
+    // As the kernel has it inside.
+    let needle = format!(" sdev:{:x} ", major << 20 | minor);
+    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    processes.flatten().filter(|process| is_number(&process.file_name())).any(|process| {
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { return false };
+        descriptors.flatten().any(|descriptor| {
+            let is_inotify = std::fs::read_link(descriptor.path())
+                .is_ok_and(|target| target.as_os_str() == "anon_inode:inotify");
+            is_inotify
+                && std::fs::read_to_string(process.path().join("fdinfo").join(descriptor.file_name()))
+                    .is_ok_and(|info| info.contains(&needle))
+        })
+    })
+}
+
+fn is_number(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
+}
+
+/// A live process of one user's, held by a pidfd: whatever happens to its number, this is what is waited for and signalled.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    uid: u32,
+    fd: OwnedFd,
+}
+
+impl Process {
+    /// The process that has this number now, if user `uid` is all that it runs as: set-uid programs are not theirs who
+    /// started them.
+    pub fn open(pid: u32, uid: u32) -> Option<Self> {
+        let number = libc::pid_t::try_from(pid).ok()?;
+        // SAFETY: takes numbers only; the descriptor it returns is ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: as above.
+        let process = Self { pid, uid, fd: unsafe { OwnedFd::from_raw_fd(fd as i32) } };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let is_theirs = field("Uid:")?.split_ascii_whitespace().all(|id| id.parse() == Ok(uid));
+        let is_zombie = field("State:")?.trim_start().starts_with('Z');
+        // What was read above is of this process only if it has not ended since it was opened.
+        (is_theirs && !is_zombie && !process.ended(Duration::ZERO)).then_some(process)
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// When it was started, as [`started`]; `None` if it has ended.
+    pub fn started(&self) -> Option<u64> {
+        started(self.pid).filter(|_| !self.ended(Duration::ZERO))
+    }
+
+    /// The processes that it started and that run as the same user.
+    pub fn children(&self) -> Vec<Self> {
+        let ours = |pid: &u32| stat(*pid).is_some_and(|(_, parent)| parent == self.pid);
+        // Once more when it is open: the number may have gone to another process.
+        let children = all().filter(ours).filter_map(|pid| Self::open(pid, self.uid));
+        let mut children: Vec<_> = children.filter(|child| ours(&child.pid)).collect();
+        if self.ended(Duration::ZERO) {
+            children.clear();
+        }
+        children
+    }
+
+    /// Whether it calls itself so. Narrows a choice down; it never makes one.
+    pub fn is_called(&self, name: &CStr) -> bool {
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.pid));
+        comm.is_ok_and(|comm| comm.trim_end().as_bytes() == name.to_bytes())
+    }
+
+    /// What follows this option in its command line. Reading that may wait for who serves the memory of a process: not for
+    /// other users' processes.
+    pub fn argument(&self, option: &str) -> Option<PathBuf> {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).ok()?;
+        let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != option.as_bytes());
+        Some(OsStr::from_bytes(words.nth(1)?).into())
+    }
+
+    /// Sends a signal, if it has not ended.
+    pub fn signal(&self, signal: Signal) {
+        let (fd, number) = (self.fd.as_raw_fd(), signal as libc::c_int);
+        // SAFETY: the descriptor is open; no siginfo is given.
+        unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, fd, number, std::ptr::null::<libc::c_void>(), 0)
+        };
+    }
+
+    /// Waits for its end.
+    pub fn ended(&self, within: Duration) -> bool {
+        let end = Instant::now() + within;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(n) => return n > 0,
+                Err(Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_dead_leader_is_seen() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let own = nix::unistd::geteuid().as_raw();
+        until_zombie(child.id());
+        assert!(Process::open(child.id(), own).is_none(), "dead");
+        assert!(is_zombie(child.id()), "not waited for yet");
+        assert_eq!(zombies_end(child.id()), None, "0 may mean that it is not told");
+        child.wait().unwrap();
+        assert!(!is_zombie(std::process::id()));
+        assert!(started(std::process::id()) >= started(nix::unistd::getppid().as_raw() as u32));
+        assert_eq!(started(child.id()), None);
+    }
+
+    #[test]
+    fn a_zombie_tells_how_it_ended() {
+        for (script, expected) in [("kill -9 $$", 9), ("exit 7", 7 << 8)] {
+            let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            until_zombie(child.id());
+            assert_eq!(zombies_end(child.id()), Some(ExitStatus::from_raw(expected)), "{script}");
+            assert_eq!(child.wait().unwrap(), ExitStatus::from_raw(expected));
+        }
+    }
+
+    #[test]
+    fn a_process_is_held_by_what_it_is() {
+        let own = nix::unistd::geteuid().as_raw();
+        let me = Process::open(std::process::id(), own).unwrap();
+        assert!(!me.ended(Duration::from_millis(1)));
+        assert_eq!(me.started(), started(std::process::id()));
+        assert!(Process::open(std::process::id(), own + 1).is_none(), "of another user");
+        for number in [0, u32::MAX, i32::MAX as u32] {
+            assert!(Process::open(number, own).is_none(), "{number}");
+        }
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let held = me.children().into_iter().find(|other| other.pid() == child.id()).unwrap();
+        until("it is sleep", || held.is_called(c"sleep"));
+        held.signal(Signal::SIGKILL);
+        assert!(held.ended(Duration::from_secs(10)));
+        child.wait().unwrap();
+        assert_eq!(held.started(), None);
+        assert!(held.children().is_empty());
+    }
+
+    fn until(what: &str, mut is: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !is() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn until_zombie(pid: u32) {
+        until("it has ended", || is_zombie(pid));
+    }
+}

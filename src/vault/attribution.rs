@@ -1,0 +1,211 @@
+//! On whose behalf requests are sent: when the budget is spent, people want to know by which program, and users who were
+//! merely let in have a share of it only.
+//!
+//! A [`Spender`] travels with the task that serves a program ([`on_behalf_of`]) and with the flights that it begins, so
+//! that no call has to carry it. What is sent by nobody's task (refreshing, retries) is vaultfs's own. A flight is paid for
+//! by whoever joined it last ([`Payer::join`]): nobody fails because the share of the user who asked first is spent. A
+//! [`Ledger`] adds up; it stays small, however many programs there are.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+use crate::vault::{ErrorKind, Result};
+
+/// Programs that are told apart.
+const PROGRAMS: usize = 64;
+
+/// What vaultfs does by itself.
+const OWN: &str = "(vaultfs)";
+
+/// All programs that have no line of their own.
+const OTHERS: &str = "(others)";
+
+tokio::task_local! {
+    static SPENDER: Spender;
+}
+
+/// For whom a task works.
+#[derive(Debug, Clone, Default)]
+pub struct Spender {
+    /// The program, as /proc names it.
+    program: Option<Arc<str>>,
+    uid: Option<u32>,
+    payer: Payer,
+}
+
+impl Spender {
+    /// A request of this user. A guest spends a share of the budget only.
+    pub fn of(uid: u32, is_guest: bool) -> Self {
+        Self { program: None, uid: Some(uid), payer: Payer::Task(is_guest.then_some(uid)) }
+    }
+
+    /// With the name of its program.
+    pub fn named(self, program: Option<String>) -> Self {
+        Self { program: program.map(Arc::from), ..self }
+    }
+
+    /// The same for a flight, which others may join.
+    pub fn of_flight(self) -> Self {
+        let payer = Payer::Flight(Arc::new(watch::Sender::new(self.payer.guest())));
+        Self { payer, ..self }
+    }
+
+    /// The same for what has to be asked whoever waits for it.
+    pub fn unlimited(self) -> Self {
+        Self { payer: Payer::default(), ..self }
+    }
+
+    /// Its user; `None` for vaultfs itself.
+    pub fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// Whose share of the budget is spent.
+    pub fn payer(&self) -> &Payer {
+        &self.payer
+    }
+
+    /// Runs `work`, which does not wait, on its behalf.
+    pub fn scope<T>(self, work: impl FnOnce() -> T) -> T {
+        SPENDER.sync_scope(self, work)
+    }
+}
+
+/// Whose share of the budget is spent: a guest's, or that of all others, which is the whole.
+#[derive(Debug, Clone)]
+pub enum Payer {
+    /// Of a task: always the same.
+    Task(Option<u32>),
+    /// Of a flight: whoever joined it last, and no guest after anybody else.
+    Flight(Arc<watch::Sender<Option<u32>>>),
+}
+
+impl Default for Payer {
+    fn default() -> Self {
+        Self::Task(None)
+    }
+}
+
+impl Payer {
+    /// The guest who pays.
+    pub fn guest(&self) -> Option<u32> {
+        match self {
+            Self::Task(guest) => *guest,
+            Self::Flight(payer) => *payer.borrow(),
+        }
+    }
+
+    /// The present task waits for this flight, too.
+    pub fn join(&self) {
+        let Self::Flight(payer) = self else { return };
+        let joining = current().payer.guest();
+        payer.send_if_modified(|payer| {
+            let is_taken_over = payer.is_some() && *payer != joining;
+            if is_taken_over {
+                *payer = joining;
+            }
+            is_taken_over
+        });
+    }
+
+    /// Another than `guest` pays.
+    pub async fn is_not(&self, guest: Option<u32>) {
+        match self {
+            // The sender is here: it is not closed.
+            Self::Flight(payer) => drop(payer.subscribe().wait_for(|now| *now != guest).await),
+            Self::Task(_) => std::future::pending().await,
+        }
+    }
+
+    /// Whether the flight failed for want of the share of `guest`, and somebody else has joined it since.
+    pub fn is_another<T>(&self, guest: Option<u32>, answer: &Result<T>) -> bool {
+        matches!(answer, Err(e) if e.kind == ErrorKind::ShareSpent) && self.guest() != guest
+    }
+}
+
+/// Runs `work` on behalf of a program.
+pub async fn on_behalf_of<T>(spender: Spender, work: impl Future<Output = T>) -> T {
+    SPENDER.scope(spender, work).await
+}
+
+/// On whose behalf this task runs.
+pub fn current() -> Spender {
+    SPENDER.try_with(Spender::clone).unwrap_or_default()
+}
+
+/// Requests sent on behalf of one program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spent {
+    /// Its name, or a word in parentheses.
+    pub program: String,
+    /// How many, since the start.
+    pub requests: u64,
+}
+
+/// Who has spent how much.
+#[derive(Debug, Default)]
+pub struct Ledger(Mutex<HashMap<Arc<str>, u64>>);
+
+impl Ledger {
+    /// The present task sends a request.
+    pub fn add(&self) {
+        let name = current().program.unwrap_or_else(|| OWN.into());
+        let mut counts = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !counts.contains_key(&name) && counts.len() >= PROGRAMS {
+            let fewest =
+                counts.iter().filter(|(name, _)| ***name != *OTHERS).min_by_key(|(_, count)| **count);
+            if let Some(fewest) = fewest.map(|(name, _)| name.clone()) {
+                let count = counts.remove(&fewest).unwrap_or(0);
+                *counts.entry(OTHERS.into()).or_default() += count;
+            }
+        }
+        *counts.entry(name).or_default() += 1;
+    }
+
+    /// The greatest spenders, the greatest first.
+    pub fn top(&self, most: usize) -> Vec<Spent> {
+        let counts = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let spent = counts.iter().map(|(name, n)| Spent { program: name.to_string(), requests: *n });
+        let mut spent: Vec<Spent> = spent.collect();
+        drop(counts);
+        spent.sort_by(|a, b| b.requests.cmp(&a.requests).then_with(|| a.program.cmp(&b.program)));
+        spent.truncate(most);
+        spent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn spend(ledger: &Ledger, name: &str, times: usize) {
+        let spender = Spender::of(0, false).named(Some(name.into()));
+        on_behalf_of(spender, async { (0..times).for_each(|_| ledger.add()) }).await;
+    }
+
+    #[tokio::test]
+    async fn requests_are_booked_on_who_caused_them() {
+        let ledger = Ledger::default();
+        ledger.add();
+        spend(&ledger, "find", 3).await;
+        spend(&ledger, "cat", 1).await;
+        let spent = |program: &str, requests| Spent { program: program.into(), requests };
+        assert_eq!(ledger.top(2), [spent("find", 3), spent("(vaultfs)", 1)]);
+    }
+
+    #[tokio::test]
+    async fn the_ledger_stays_small_and_loses_no_request() {
+        let ledger = Ledger::default();
+        spend(&ledger, "greedy", 5000).await;
+        for n in 0..1000 {
+            spend(&ledger, &format!("p{n}"), 1).await;
+        }
+        let all = ledger.top(usize::MAX);
+        assert!(all.len() <= PROGRAMS + 1);
+        assert_eq!(all[0].program, "greedy");
+        assert_eq!(all.iter().map(|spent| spent.requests).sum::<u64>(), 6000);
+    }
+}

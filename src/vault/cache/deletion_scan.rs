@@ -1,0 +1,143 @@
+//! Deletions in the kv dialect, which tells what has changed and not what is gone: all names are listed for them.
+//!
+//! 1. **After a tick**, and with what that leaves of its tenth of the budget: of few names all pages at once, of more
+//!    a few each time, so that no tick has to wait. Where the vault has no limit, it takes a small part of the time.
+//! 2. Where nobody has listed all names yet they are listed up to [`FEW`] pages: a vault of a million names is not
+//!    taken into memory because one of them is used.
+//! 3. A listing that somebody else has begun later and ended takes the place of this one.
+
+use std::time::{Duration, Instant};
+
+use crate::vault::cache::{Cache, is_outage};
+use crate::vault::model::object::Cursors;
+use crate::vault::{Call, ErrorKind, ListQuery, Result};
+
+/// Pages that are listed although nobody has asked for all names.
+const FEW: usize = 20;
+
+/// Without a limit a listing is begun when so much time for each page has passed since the last.
+const REST: Duration = Duration::from_millis(20);
+
+/// Without a limit there is one page after a tick for so much of the time between ticks.
+const SLICE: Duration = Duration::from_millis(2);
+
+/// A listing that is not at its end.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    asked: Instant,
+    query: ListQuery,
+    cursors: Cursors,
+    pages: usize,
+}
+
+/// How a page left it.
+enum Swept {
+    On,
+    Ended,
+}
+
+impl Cache {
+    /// Lists on after a tick. True if a listing has come to its end.
+    pub async fn look_for_deletions(&self) -> bool {
+        let Some(mut sweep) = self.sweep() else { return false };
+        for _ in 0..self.pages_after_tick() {
+            match self.sweep_page(&mut sweep).await {
+                Ok(Swept::Ended) => return true,
+                Ok(Swept::On) => {}
+                // Goes on when the vault does.
+                Err(e) if is_outage(e.kind) && e.kind != ErrorKind::BadAnswer => break,
+                Err(e) => {
+                    tracing::warn!(error = %e, "deletions made elsewhere cannot be looked for");
+                    return false;
+                }
+            }
+            if sweep.pages >= FEW && self.state().index.complete_as_listed().is_none() {
+                self.refresh_state().vast = true;
+                return false;
+            }
+        }
+        self.refresh_state().sweep = Some(sweep);
+        false
+    }
+
+    /// Within what time a deletion shows, if nothing fails.
+    pub(super) fn deletions_show_within(&self) -> Option<Duration> {
+        let period = self.period();
+        let (_, pages) = self.state().index.complete_as_listed()?;
+        if !self.is_swept() {
+            return Some(period);
+        }
+        let ticks = pages.div_ceil(self.pages_after_tick());
+        Some(period.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX)).max(self.rest(pages)))
+    }
+
+    /// The vault tells its changes, and no tick lists all names.
+    fn is_swept(&self) -> bool {
+        let pages = self.state().index.complete_as_listed().map(|(_, pages)| pages);
+        let many = pages.map_or_else(|| self.refresh_state().many, |pages| pages > 1);
+        self.vault.capabilities().search && many
+    }
+
+    /// The listing that is under way, or one that is due.
+    fn sweep(&self) -> Option<Sweep> {
+        let now = self.clock.now();
+        let listed = self.state().index.complete_as_listed();
+        let (begun, vast) = {
+            let mut refresh = self.refresh_state();
+            if refresh.failed.is_some() {
+                return None;
+            }
+            (refresh.sweep.take(), refresh.vast)
+        };
+        let overtaken = |sweep: &Sweep| listed.is_some_and(|(at, _)| at >= sweep.asked);
+        if let Some(sweep) = begun.filter(|sweep| !overtaken(sweep)) {
+            return Some(sweep);
+        }
+        let due = match listed {
+            Some((at, pages)) => now.saturating_duration_since(at) >= self.rest(pages),
+            None => !vast,
+        };
+        (due && self.is_swept()).then(|| Sweep {
+            asked: now,
+            query: ListQuery::first(),
+            cursors: Cursors::default(),
+            pages: 0,
+        })
+    }
+
+    /// From one listing to the next, at the least.
+    fn rest(&self, pages: usize) -> Duration {
+        let page = if self.price().is_zero() { REST } else { Duration::ZERO };
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        (self.wanted_period() / 2).max(page.saturating_mul(pages))
+    }
+
+    fn pages_after_tick(&self) -> usize {
+        let left = match self.affordable() {
+            Some(requests) => requests.saturating_sub(1),
+            None => self.wanted_period().div_duration_f64(SLICE) as usize,
+        };
+        left.max(1)
+    }
+
+    async fn sweep_page(&self, sweep: &mut Sweep) -> Result<Swept> {
+        let call = Call::background(self.clock.now() + self.config.timeout);
+        self.spend();
+        self.refresh_state().sweep_requests += 1;
+        let page = self.vault.list(&call, &sweep.query).await?;
+        sweep.pages += 1;
+        let next = sweep.cursors.advance(page.next)?;
+        let mut state = self.state();
+        state.take_in(&page.items, sweep.asked);
+        match next {
+            Some(cursor) => {
+                sweep.query = sweep.query.next(cursor);
+                Ok(Swept::On)
+            }
+            None => {
+                state.end_listing(sweep.asked, sweep.pages);
+                Ok(Swept::Ended)
+            }
+        }
+    }
+}

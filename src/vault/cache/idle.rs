@@ -1,0 +1,78 @@
+//! A mount that sleeps hears of no revocation, and what it showed before shall not be shown on for that.
+//!
+//! 1. **Falling asleep** it takes back from the kernel what this could go on showing without asking: pages of open and
+//!    mapped files, listings. Names have run out by then. That costs no request, where staying awake for as long as a
+//!    program has a file open or mapped would cost one a tick, for years.
+//! 2. **The first read after that** comes to us, and though the bytes are at hand the vault is asked first whether
+//!    the key is still taken: one page of names, because a listing is refused also where names are not. Any answer
+//!    that is no refusal counts, so that who looks the name up first waits for nothing more.
+//! 3. Once the mount is awake ticks hear of it. A vault that does not answer is no refusal: see [`STALE_WAIT`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::vault::cache::single_flight::{Flight, STALE_WAIT, fly};
+use crate::vault::cache::{Cache, is_outage};
+use crate::vault::{Call, ListQuery, Result, attribution};
+
+impl Cache {
+    /// Whether the mount has slept, and changes have not been asked for since.
+    pub fn has_dozed(&self) -> bool {
+        self.dozed.load(Ordering::Acquire)
+    }
+
+    /// Whether the vault may have refused the key for longer than a tick would leave unheard.
+    pub fn is_in_doubt(&self) -> bool {
+        if !self.has_dozed() {
+            return false;
+        }
+        let (now, period) = (self.clock.now(), self.period());
+        let heard = self.refresh_state().heard;
+        heard.is_none_or(|heard| now.saturating_duration_since(heard) >= period)
+    }
+
+    /// Asks whether the key is still taken. A refusal is heard as any other is; who waits may go on afterwards in any
+    /// case, and does not wait long for a vault that is away.
+    pub async fn settle_doubt(self: &Arc<Self>, call: &Call) {
+        if self.recent_outage().is_none() {
+            let left = call.deadline.saturating_duration_since(self.clock.now());
+            let answer = tokio::time::timeout(left.min(STALE_WAIT), self.doubt_flight()).await;
+            let answered = answer.is_ok_and(|answer| !answer.is_err_and(|e| is_outage(e.kind)));
+            if answered {
+                return;
+            }
+        }
+        self.served_stale.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn key_was_taken(&self) {
+        let now = self.clock.now();
+        self.refresh_state().heard = Some(now);
+    }
+
+    fn doubt_flight(self: &Arc<Self>) -> Flight<()> {
+        let mut state = self.state();
+        if let Some(out) = &state.doubt {
+            return out.clone();
+        }
+        let cache = self.clone();
+        // About the key, not about what one user may ask: a guest's share does not count.
+        let flight = fly(attribution::current().unlimited(), async move {
+            let answer = cache.ask_for_a_page().await;
+            cache.note(&answer);
+            cache.state().doubt = None;
+            answer
+        });
+        state.doubt = Some(flight.clone());
+        flight
+    }
+
+    async fn ask_for_a_page(&self) -> Result<()> {
+        let asked = self.clock.now();
+        self.ask_for_names_again();
+        let call = Call::foreground(asked + self.config.timeout);
+        let page = self.vault.list(&call, &ListQuery::first()).await?;
+        self.seed(&page, asked);
+        Ok(())
+    }
+}

@@ -1,0 +1,465 @@
+//! The refresher: asks on a tick what has changed, for as long as the mount is used.
+//!
+//! 1. **How it asks.** Where the vault tells what changed since a time (kv), one request a tick, whatever N is; else
+//!    all names are listed, ⌈N/100⌉ requests. Deletions show in listings only: where one page holds all names each
+//!    tick is a listing, else kv is listed after its ticks ([`sweep`](crate::vault::cache::deletion_scan)), and a name's existence is
+//!    believed for [`EXISTS`] at most.
+//! 2. **Since when.** By the vault's own times: a tick asks for what changed since the latest time that an earlier one
+//!    saw, less what that one took and an overlap; never since later than the tick before by the vault's clock, which
+//!    may be put back. Our clock counts only as far as the vault tells in its answers how far it is off.
+//! 3. **What it confirms** is true as of the moment it asked, for every belief that is younger than the first tick of
+//!    the chain: one field in the index, not a million entries.
+//! 4. **Frugal.** A tick, and what follows it, takes at most a tenth of the budget, its pages are spread over time, it
+//!    has background priority, and its moment varies. A mount that nobody uses is asleep and sends nothing; a use is a lookup, and
+//!    keeps it awake for as long as the kernel may go without another one; so does
+//!    whoever watches it (inotify) or subscribes. What open files may show after a sleep: see [`doze`](crate::vault::cache::idle).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::bounded;
+use crate::vault::cache::deletion_scan::Sweep;
+use crate::vault::cache::lag::{AGAIN, WINDOW};
+use crate::vault::cache::revocation::ListingRight;
+use crate::vault::cache::{Cache, is_outage};
+use crate::vault::model::object::Cursors;
+use crate::vault::{Call, ErrorKind, ListQuery, Meta, Result};
+
+/// The part of the budget that ticks may take: one in so many requests.
+const SHARE: u32 = 10;
+
+/// Never more often than this, whatever `--refresh` is.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// Pages that a tick may ask for at once.
+const BURST: usize = 5;
+
+/// Changes are asked for from a little earlier: they are not visible in the order of their times.
+const OVERLAP: Duration = Duration::from_secs(3);
+
+/// How far the vault's clock may be from ours while it has not told its time.
+const UNTOLD: Duration = Duration::from_secs(600);
+
+/// For how long a tick that tells no deletions lets a name be believed to exist.
+pub(super) const EXISTS: Duration = Duration::from_secs(300);
+
+/// How often it is found out whether somebody still watches a mount that is not used otherwise.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Names that are asked for again after a tick; it is the next listing's turn to tell of more.
+const MOST_AGAIN: usize = 16;
+
+/// What is between two ticks, in parts of the refresh time: a little less, so that nothing is past its time before it
+/// is confirmed, and varied, so that many mounts do not ask at once.
+const BETWEEN: (f64, f64) = (0.8, 0.95);
+
+/// The same, in parts of the time that the requests are worth: never less.
+const PAID: (f64, f64) = (1.02, 1.07);
+
+/// What the refresher knows.
+#[derive(Debug, Default)]
+pub(super) struct Refresh {
+    /// Whether anybody ticks at all.
+    runs: bool,
+    /// Somebody uses the mount until then.
+    used_until: Option<Instant>,
+    /// When the chain of ticks began: what was believed before is not confirmed by it.
+    since: Option<Instant>,
+    /// By the vault's clock: all changes before that are known.
+    covered: Option<SystemTime>,
+    /// There are more names than a page holds.
+    pub(super) many: bool,
+    /// The names are listed for deletions.
+    pub(super) sweep: Option<Sweep>,
+    /// There were too many names to list them unasked.
+    pub(super) vast: bool,
+    /// Requests of the last tick, and of what followed it.
+    pub(super) spent: usize,
+    /// When the last tick that went well began.
+    last: Option<Instant>,
+    /// When the vault last gave an answer, and took the key.
+    pub(super) heard: Option<Instant>,
+    ticks: u64,
+    requests: u64,
+    pub(super) sweep_requests: u64,
+    pub(super) failed: Option<String>,
+}
+
+/// The refresher, for `status`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RefreshStatus {
+    /// The mount is in use, so that changes are asked for.
+    pub awake: bool,
+    /// Seconds from one tick to the next, as things are.
+    pub tick_s: f64,
+    /// Ticks so far.
+    pub ticks: u64,
+    /// Requests for them, and for the values in use that had changed.
+    pub requests: u64,
+    /// Of these, those that only looked for deletions.
+    pub deletion_requests: u64,
+    /// Within how many seconds a deletion made elsewhere shows; `None` while that is not known.
+    pub deletions_s: Option<f64>,
+    /// Seconds since the last that went well.
+    pub last_s: Option<u64>,
+    /// Why the last one did not.
+    pub error: Option<String>,
+}
+
+/// How a tick asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Since(SystemTime),
+    All,
+    /// One page, which may be all.
+    First,
+}
+
+impl Cache {
+    pub(super) fn refresh_state(&self) -> std::sync::MutexGuard<'_, Refresh> {
+        self.refresh.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Somebody was answered, and the kernel may go on without asking for `ttl`.
+    pub fn used(&self, ttl: Duration) {
+        let until = self.clock.now() + ttl.max(self.config.refresh);
+        let mut refresh = self.refresh_state();
+        if !refresh.runs {
+            return;
+        }
+        let slept = refresh.used_until.is_none_or(|before| before < self.clock.now());
+        refresh.used_until = refresh.used_until.max(Some(until));
+        if refresh.since.is_none() {
+            refresh.since = Some(self.clock.now());
+            refresh.covered = Some(self.vaults_time());
+        }
+        drop(refresh);
+        if slept {
+            self.woken.notify_one();
+        }
+    }
+
+    /// Goes on for a predecessor that is dead. The kernel still shows `shown`, and may do so for `ttl` without asking, so
+    /// the mount is in use; all changes before `covered`, by the vault's clock, were known. Nothing of it is believed
+    /// to be recent, and what the vault says otherwise is news.
+    pub fn resume(&self, shown: &[Meta], covered: Option<SystemTime>, ttl: Duration) {
+        self.track_changes();
+        let now = self.clock.now();
+        self.compare_times();
+        let mut state = self.state();
+        for meta in shown {
+            state.index.found(meta, now);
+            // It may have been stored here, just before; or made, if it is so new.
+            let is_new = state.lag.is_recent(meta.updated_at);
+            state.lag.stored(meta, is_new, now);
+        }
+        if covered.is_none() {
+            state.listing_right = ListingRight::Untried;
+        }
+        state.index.expire(self.config.refresh);
+        drop(state);
+        self.shown.store(true, Ordering::Release);
+        let mut refresh = self.refresh_state();
+        refresh.used_until = Some(now + ttl);
+        if covered.is_some() {
+            (refresh.since, refresh.covered) = (Some(now), covered);
+        }
+    }
+
+    /// By the vault's clock: all changes before that are known. For [`Cache::resume`].
+    pub fn covered(&self) -> Option<SystemTime> {
+        if self.is_unlisted() {
+            // A successor takes the refusal of a listing for no revocation either.
+            return None;
+        }
+        self.refresh_state().covered
+    }
+
+    /// Whether changes reach us by themselves, well within the refresh time.
+    pub fn is_refreshed(&self) -> bool {
+        let now = self.clock.now();
+        let refresh = self.refresh_state();
+        let recent =
+            refresh.last.is_some_and(|last| now.saturating_duration_since(last) < self.config.refresh);
+        refresh.runs && recent && refresh.failed.is_none()
+    }
+
+    /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up;
+    /// `watched`, which is dear, whether somebody does without having told. `told` is called after each tick, `dozes`
+    /// when it falls asleep (`doze`).
+    pub async fn keep_fresh(
+        self: Arc<Self>,
+        wanted: impl Fn() -> bool,
+        watched: impl Fn() -> bool,
+        told: impl Fn(),
+        dozes: impl Fn(),
+    ) {
+        if self.config.refresh.is_zero() {
+            return;
+        }
+        self.refresh_state().runs = true;
+        let mut looked: Option<(Instant, bool)> = None;
+        loop {
+            let now = self.clock.now();
+            looked = match looked {
+                _ if self.is_used() => None,
+                // Who begins to watch looks names up first.
+                Some((at, watches)) if !watches || now.saturating_duration_since(at) < LOOK => looked,
+                _ => Some((now, watched())),
+            };
+            let is_watched = looked.is_some_and(|(_, watches)| watches);
+            if !self.is_used() && !is_watched && !wanted() {
+                self.refresh_state().sweep = None;
+                if !self.dozed.swap(true, Ordering::AcqRel) {
+                    dozes();
+                }
+                // Looked at now and then, because nobody says that he has begun to want to know.
+                let while_asleep = self.config.refresh.max(Duration::from_secs(1));
+                let _ = tokio::time::timeout(while_asleep, self.woken.notified()).await;
+                continue;
+            }
+            tokio::time::sleep(self.pause()).await;
+            if self.is_used() || is_watched || wanted() {
+                self.tick().await;
+                self.dozed.store(false, Ordering::Release);
+                told();
+                if self.ask_again().await {
+                    told();
+                }
+                if self.look_for_deletions().await {
+                    told();
+                }
+            }
+        }
+    }
+
+    /// Asks again for what a listing said the opposite of what was done here. True if it did.
+    pub async fn ask_again(self: &Arc<Self>) -> bool {
+        if self.state().lag.questions().is_empty() {
+            return false;
+        }
+        tokio::time::sleep(AGAIN).await;
+        let questions = self.state().lag.questions();
+        for name in questions.iter().take(MOST_AGAIN) {
+            // What goes wrong is asked by the next tick.
+            let _ = self.fetch_in_background(name).await;
+        }
+        true
+    }
+
+    /// A value in use is fetched because of a tick.
+    pub(super) fn count_request(&self) {
+        self.refresh_state().requests += 1;
+    }
+
+    /// A page is asked for, by a tick or after it.
+    pub(super) fn spend(&self) {
+        let mut refresh = self.refresh_state();
+        refresh.requests += 1;
+        refresh.spent += 1;
+    }
+
+    fn is_used(&self) -> bool {
+        let now = self.clock.now();
+        self.refresh_state().used_until.is_some_and(|until| now < until)
+    }
+
+    /// The vault's time, or if need be an earlier one.
+    fn vaults_time(&self) -> SystemTime {
+        self.vaults_time_if_told().unwrap_or_else(|| self.clock.wall() - UNTOLD)
+    }
+
+    /// Takes in how the vault's clock stands: what it says was made a moment ago may not be in every answer yet. What it
+    /// says will be made was made before that clock was put back.
+    pub(super) fn compare_times(&self) {
+        let now = self.vaults_time_if_told().map_or_else(|| self.clock.wall(), |early| early + OVERLAP);
+        self.state().lag.set_recent(now - WINDOW - OVERLAP..now + OVERLAP);
+    }
+
+    /// The vault's time, by what it told last of its clock.
+    fn vaults_time_if_told(&self) -> Option<SystemTime> {
+        let (ours, ahead) = (self.clock.wall(), self.vault.status().ahead_ms?);
+        let off = Duration::from_millis(ahead.unsigned_abs());
+        let theirs = if ahead >= 0 { ours.checked_add(off) } else { ours.checked_sub(off) };
+        Some(bounded(bounded(theirs?) - OVERLAP))
+    }
+
+    /// The time that one request is worth, if a tenth of the budget is to last.
+    pub(super) fn price(&self) -> Duration {
+        let budget = self.vault.status().budget;
+        budget.map_or(Duration::ZERO, |budget| {
+            Duration::from_secs_f64(budget.window_s) * SHARE / budget.limit.max(1)
+        })
+    }
+
+    /// The refresh time, where that costs nothing.
+    pub(super) fn wanted_period(&self) -> Duration {
+        self.config.refresh.max(SHORTEST)
+    }
+
+    /// What the requests from one tick to the next are worth.
+    fn cost(&self) -> Duration {
+        let pages = match self.ask() {
+            Ask::Since(_) | Ask::First => 1,
+            Ask::All => self.state().index.complete().map_or(1, |(_, pages)| pages),
+        };
+        let requests = pages.max(self.refresh_state().spent);
+        self.price().saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
+    }
+
+    /// From one tick to the next, without variation.
+    pub(super) fn period(&self) -> Duration {
+        self.wanted_period().max(self.cost())
+    }
+
+    fn pause(&self) -> Duration {
+        let varied = |(least, most): (f64, f64)| least + (most - least) * fraction();
+        self.wanted_period().mul_f64(varied(BETWEEN)).max(self.cost().mul_f64(varied(PAID)))
+    }
+
+    /// How many requests there may be from one tick to the next without making that longer; `None` if any number.
+    pub(super) fn affordable(&self) -> Option<usize> {
+        let price = self.price().mul_f64(PAID.1);
+        let between = self.wanted_period().mul_f64(BETWEEN.0);
+        (!price.is_zero()).then(|| between.div_duration_f64(price) as usize)
+    }
+
+    fn ask(&self) -> Ask {
+        let (covered, many) = {
+            let refresh = self.refresh_state();
+            (refresh.covered, refresh.many)
+        };
+        let listed = self.state().index.complete_as_listed();
+        let Some(covered) = covered.filter(|_| self.vault.capabilities().search) else { return Ask::All };
+        match listed {
+            Some((_, pages)) if pages <= 1 => Ask::All,
+            None if !many => Ask::First,
+            Some(_) | None => Ask::Since(covered - OVERLAP),
+        }
+    }
+
+    /// One tick. What it finds is in the index afterwards, and in [`Cache::take_changes`].
+    pub async fn tick(self: &Arc<Self>) {
+        let asked = self.clock.now();
+        let began = {
+            let mut refresh = self.refresh_state();
+            refresh.ticks += 1;
+            refresh.spent = 0;
+            if refresh.since.is_none() {
+                refresh.since = Some(asked);
+                refresh.covered = Some(self.vaults_time());
+            }
+            refresh.since
+        };
+        let mut ask = self.ask();
+        let mut answer = self.ask_pages(ask, asked).await;
+        if ask == Ask::First && self.refresh_state().many && answer.is_ok() {
+            ask = self.ask();
+            answer = self.ask_pages(ask, asked).await;
+        }
+        // That a tick has to wait says nothing of those who may go before it, while they may.
+        let is_left = || self.vault.status().budget.is_some_and(|budget| budget.remaining > 0);
+        if !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited && is_left()) {
+            self.note(&answer);
+        }
+        match answer {
+            Ok(latest) => {
+                let took = self.clock.now().saturating_duration_since(asked);
+                let now = self.vaults_time_if_told();
+                let mut refresh = self.refresh_state();
+                // Its clock may have been put back since the last tick, and go through the same times again.
+                let since = refresh.last.map_or(took, |last| took + asked.saturating_duration_since(last));
+                let again = now.map(|now| now - since);
+                let put_back =
+                    again.zip(refresh.covered).is_some_and(|(t, covered)| t < covered - 2 * OVERLAP);
+                let seen = latest.map(|latest| latest - took);
+                refresh.covered = refresh.covered.max(seen);
+                refresh.covered = refresh.covered.min(again).or(refresh.covered);
+                (refresh.last, refresh.failed) = (Some(asked), None);
+                drop(refresh);
+                if let (Ask::Since(_), Some(since), false) = (ask, began, put_back) {
+                    self.state().index.confirm(since, asked);
+                }
+            }
+            // Told once, where it was heard.
+            Err(_) if self.is_unlisted() => self.refresh_state().failed = None,
+            Err(e) => {
+                if !is_outage(e.kind) {
+                    tracing::warn!(error = %e, "changes made elsewhere cannot be asked for");
+                }
+                let mut refresh = self.refresh_state();
+                if e.kind == ErrorKind::Unauthorized {
+                    // Nothing is believed any more: the chain begins anew.
+                    (refresh.since, refresh.covered, refresh.sweep) = (None, None, None);
+                    refresh.last = None;
+                }
+                refresh.failed = Some(e.to_string());
+            }
+        }
+    }
+
+    /// Asks page for page; the latest time that it saw.
+    async fn ask_pages(&self, ask: Ask, asked: Instant) -> Result<Option<SystemTime>> {
+        let mut query = ListQuery::first();
+        if let Ask::Since(time) = ask {
+            query.updated_after = Some(time);
+        }
+        let mut cursors = Cursors::default();
+        let (mut pages, mut latest) = (0, None);
+        loop {
+            if pages >= BURST {
+                tokio::time::sleep(self.price()).await;
+            }
+            let call = Call::background(self.clock.now() + self.config.timeout);
+            if self.listing_refused_before().is_none() {
+                self.spend();
+            }
+            let page = self.vault.list(&call, &query).await?;
+            pages += 1;
+            latest = page.items.iter().filter_map(|item| item.updated_at).max().max(latest);
+            let next = cursors.advance(page.next)?;
+            let mut state = self.state();
+            state.take_in(&page.items, asked);
+            match (next, ask) {
+                (Some(_), Ask::First) => {
+                    drop(state);
+                    self.refresh_state().many = true;
+                    return Ok(None);
+                }
+                (Some(cursor), _) => query = query.next(cursor),
+                (None, Ask::All | Ask::First) => {
+                    state.end_listing(asked, pages);
+                    return Ok(latest);
+                }
+                (None, Ask::Since(_)) => return Ok(latest),
+            }
+        }
+    }
+
+    /// What `status` says.
+    pub fn refresh_status(&self) -> RefreshStatus {
+        let (now, period) = (self.clock.now(), self.period());
+        let deletions = self.deletions_show_within();
+        let awake = self.is_used();
+        let refresh = self.refresh_state();
+        RefreshStatus {
+            awake,
+            tick_s: period.as_secs_f64(),
+            ticks: refresh.ticks,
+            requests: refresh.requests,
+            deletion_requests: refresh.sweep_requests,
+            deletions_s: deletions.map(|within| within.as_secs_f64()),
+            last_s: refresh.last.map(|last| now.saturating_duration_since(last).as_secs()),
+            error: refresh.failed.clone(),
+        }
+    }
+}
+
+/// Somewhere in 0..1.
+fn fraction() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(0) >> 11) as f64 / (1_u64 << 53) as f64
+}

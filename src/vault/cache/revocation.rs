@@ -1,0 +1,413 @@
+//! Refusals, heard wherever they come: whoever asks the vault, for whatever, asks through here.
+//!
+//! 1. A 401, or a 403 to a listing, is a revocation: what this key once could read it may not read any more. Every
+//!    value is dropped, every name is past its time and stands in for nothing, and whoever shows values is told.
+//!    A key that could never list names loses nothing by that 403: it is not asked to for a minute.
+//! 2. A 403 to the read of a name is that name's only. A 403 to a change says nothing of what may be read.
+//! 3. An answer that was asked for before a revocation is given to who asked, and not kept.
+//! 4. What is stored and deleted is remembered, and no answer to a read of an object goes on that is older
+//!    ([`lag`](crate::vault::cache::lag)): it is asked for again, or what was stored is given in its place.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+
+use crate::vault::cache::lag::{AGAIN, Changed, Verdict};
+use crate::vault::cache::{Belief, Cache, State, is_outage};
+use crate::vault::{
+    Call, Capabilities, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName,
+    Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+};
+
+/// With less time than this an answer is not asked for again.
+const LEAST: Duration = Duration::from_millis(20);
+
+const GONE: &str = "the object was deleted here a moment ago";
+
+const LAGS: &str =
+    "the vault gives an older version than was stored here a moment ago: try again in a few seconds";
+
+/// Who shows values that came from the cache.
+pub trait Audience: Send + Sync {
+    /// They may not be shown any more: of this name, or at all.
+    fn refused(&self, name: Option<&ObjectName>);
+}
+
+/// For how long a key that may not list names is not asked to.
+pub(super) const NOT_ASKED: Duration = Duration::from_secs(60);
+
+/// Whether the key may list names.
+#[derive(Debug, Default)]
+pub(super) enum ListingRight {
+    /// It may: a refusal takes it away.
+    #[default]
+    Given,
+    /// Nobody knows: it could not at the start, or nobody asked.
+    Untried,
+    /// It never could; when that was last told, and how.
+    Refused(Instant, Error),
+}
+
+impl ListingRight {
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused(..))
+    }
+}
+
+/// What a request was about.
+#[derive(Debug, Clone, Copy)]
+enum About<'a> {
+    Names,
+    Name(&'a ObjectName),
+    Other,
+}
+
+/// A vault whose refusals are heard.
+#[derive(Debug)]
+pub(super) struct Watch {
+    inner: DynVault,
+    cache: Weak<Cache>,
+}
+
+impl Watch {
+    pub(super) fn new(inner: DynVault, cache: Weak<Cache>) -> Self {
+        Self { inner, cache }
+    }
+
+    /// Asks until the answer may go on, or what is remembered can be given in its place. `judge` is told when it was asked
+    /// for and whether that was once more.
+    async fn believed<'a, T>(
+        &self,
+        call: &Call,
+        ask: impl Fn() -> BoxFuture<'a, Result<T>> + Send,
+        judge: impl Fn(&mut State, &Result<T>, Instant, bool) -> Verdict + Send,
+        instead: impl Fn(&mut State, Summary) -> Option<T> + Send,
+    ) -> Result<T> {
+        let Some(cache) = self.cache.upgrade() else { return ask().await };
+        let mut again = false;
+        loop {
+            let asked = cache.clock.now();
+            let answer = ask().await;
+            cache.compare_times();
+            {
+                let mut state = cache.state();
+                match judge(&mut state, &answer, asked, again) {
+                    Verdict::Believed => return answer,
+                    Verdict::Gone => return Err(Error::new(ErrorKind::NotFound, GONE)),
+                    Verdict::Questioned => {}
+                    Verdict::Instead(newest) => {
+                        if let Some(known) = instead(&mut state, newest) {
+                            return Ok(known);
+                        }
+                    }
+                }
+            }
+            let left = call.deadline.saturating_duration_since(cache.clock.now());
+            if left < LEAST {
+                return Err(Error::new(ErrorKind::Deadline, LAGS));
+            }
+            again = true;
+            tokio::time::sleep(AGAIN.min(left / 2)).await;
+        }
+    }
+
+    /// Remembers what was changed here, or may have been.
+    fn changed<T>(
+        &self,
+        answer: Result<T>,
+        of: Changed,
+        remember: impl FnOnce(&mut State, &T, Instant),
+    ) -> Result<T> {
+        let Some(cache) = self.cache.upgrade() else { return answer };
+        let (mut state, now) = (cache.state(), cache.clock.now());
+        match &answer {
+            Ok(done) => {
+                state.lag.settle(&of);
+                remember(&mut state, done, now);
+            }
+            Err(e) if e.maybe_applied => state.lag.doubt(of, now),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    fn heard<T>(&self, answer: Result<T>, about: About<'_>) -> Result<T> {
+        let Some(cache) = self.cache.upgrade() else { return answer };
+        if answer.as_ref().err().is_none_or(|e| e.kind != ErrorKind::Unauthorized && !is_outage(e.kind)) {
+            cache.key_was_taken();
+        }
+        match (answer.as_ref().err().map(|e| (e, e.kind)), about) {
+            (Some((e, ErrorKind::Unauthorized)), _) => cache.revoked(e),
+            (Some((e, ErrorKind::Forbidden)), About::Names) => cache.listing_refused(e),
+            (None, About::Names) => {
+                cache.state().listing_right = ListingRight::Given;
+                cache.shown.store(true, Ordering::Release);
+            }
+            (Some((_, ErrorKind::Forbidden)), About::Name(name)) => cache.refused(name),
+            _ => {}
+        }
+        answer
+    }
+}
+
+impl Cache {
+    /// Who is told of refusals. Only the first call counts.
+    pub fn set_audience(&self, audience: Weak<dyn Audience>) {
+        // A second one would be a second mount over the same cache: there is none.
+        let _ = self.audience.set(audience);
+    }
+
+    /// Whether the key may not list names, and never could.
+    pub fn is_unlisted(&self) -> bool {
+        self.state().listing_right.is_refused()
+    }
+
+    /// No listing has been answered: a refusal of the first takes nothing away.
+    pub fn listing_is_untried(&self) {
+        self.state().listing_right = ListingRight::Untried;
+    }
+
+    /// The refusal of a listing, if it is too recent to ask again.
+    pub(super) fn listing_refused_before(&self) -> Option<Error> {
+        let now = self.clock.now();
+        match &self.state().listing_right {
+            ListingRight::Refused(at, e) if now.saturating_duration_since(*at) < NOT_ASKED => Some(e.clone()),
+            _ => None,
+        }
+    }
+
+    /// The next listing is asked for, whatever was answered before.
+    pub(super) fn ask_for_names_again(&self) {
+        let mut state = self.state();
+        if state.listing_right.is_refused() {
+            state.listing_right = ListingRight::Untried;
+        }
+    }
+
+    fn listing_refused(&self, e: &Error) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let was_given = matches!(state.listing_right, ListingRight::Given);
+        if !was_given {
+            if !state.listing_right.is_refused() {
+                tracing::warn!(error = %e, "the key may not list names: they are looked up one by one");
+            }
+            state.listing_right = ListingRight::Refused(now, e.clone());
+        }
+        drop(state);
+        if was_given {
+            self.revoked(e);
+        }
+    }
+
+    fn revoked(&self, e: &Error) {
+        let news = {
+            let mut state = self.state();
+            state.index.clear_values();
+            state.index.expire(self.config.max_stale + self.config.refresh);
+            state.histories.clear();
+            state.revoked = Some(self.clock.now());
+            self.shown.swap(false, Ordering::AcqRel)
+        };
+        if news {
+            tracing::warn!(error = %e, "the vault refuses the key: what it gave before is shown no more");
+            self.tell(None);
+        }
+    }
+
+    fn refused(&self, name: &ObjectName) {
+        let now = self.clock.now();
+        let known = {
+            let mut state = self.state();
+            let known = state.index.belief(name);
+            state.index.unknown(name, now);
+            matches!(known, crate::vault::cache::Belief::Exists(_))
+        };
+        if known {
+            self.tell(Some(name));
+        }
+    }
+
+    fn tell(&self, name: Option<&ObjectName>) {
+        if let Some(audience) = self.audience.get().and_then(Weak::upgrade) {
+            audience.refused(name);
+        }
+    }
+}
+
+/// What is said of an object in the answer to a read.
+fn judged(
+    state: &mut State,
+    meta: Result<&Meta, &Error>,
+    absence: impl FnOnce(&mut State) -> Verdict,
+    asked: Instant,
+    again: bool,
+) -> Verdict {
+    match meta {
+        Ok(meta) => {
+            let verdict = state.lag.presence(&summary(meta), asked, again);
+            if state.lag.is_in_doubt(&Changed::Id(meta.id.clone()), asked) && !is_news(state, meta) {
+                return Verdict::Questioned;
+            }
+            verdict
+        }
+        Err(e) if e.kind == ErrorKind::NotFound => absence(state),
+        Err(_) => Verdict::Believed,
+    }
+}
+
+/// Whether it is newer than what is known, or of another object.
+fn is_news(state: &mut State, meta: &Meta) -> bool {
+    match state.index.belief(&meta.name) {
+        Belief::Exists(known) => known.id != meta.id || known.updated_at < Some(meta.updated_at),
+        Belief::Absent(_) | Belief::Unknown => true,
+    }
+}
+
+fn summary(Meta { id, name, version, updated_at }: &Meta) -> Summary {
+    Summary {
+        id: id.clone(),
+        name: name.clone(),
+        updated_at: Some(*updated_at),
+        version: Some(version.clone()),
+    }
+}
+
+/// Everything of what is remembered but its value; listings of kv name no version.
+fn known_meta(_: &mut State, newest: Summary) -> Option<Meta> {
+    let Summary { id, name, updated_at, version } = newest;
+    Some(Meta { id, name, version: version?, updated_at: updated_at? })
+}
+
+/// What is remembered, if its value is in memory.
+fn known_object(state: &mut State, newest: Summary) -> Option<Object> {
+    let meta = known_meta(state, newest)?;
+    let object = state.index.value(&meta.id, &meta.version)?;
+    (object.meta == meta).then(|| (*object).clone())
+}
+
+/// Whether a history has the newest version that is remembered.
+fn judged_history(
+    state: &mut State,
+    id: &ObjectId,
+    history: &Result<Vec<VersionInfo>>,
+    asked: Instant,
+    again: bool,
+) -> Verdict {
+    let Ok(history) = history else {
+        let is_absent = history.as_ref().is_err_and(|e| e.kind == ErrorKind::NotFound);
+        return if is_absent { state.lag.absence_of(id, asked, again) } else { Verdict::Believed };
+    };
+    let Some(newest) = state.lag.newest(id, asked) else { return Verdict::Believed };
+    let has_it =
+        |v: &VersionInfo| Some(&v.tag) == newest.version.as_ref() || Some(v.created_at) >= newest.updated_at;
+    if history.iter().any(has_it) {
+        return Verdict::Believed;
+    }
+    state.lag.lacks_newest(id, asked);
+    Verdict::Questioned
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Vault for Watch {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn status(&self) -> VaultStatus {
+        self.inner.status()
+    }
+
+    async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
+        let ask = || self.inner.get_by_name(call, name);
+        let made = Changed::Name(name.clone());
+        let judge = |state: &mut State, answer: &Result<Object>, asked, again| {
+            let absence = |state: &mut State| match state.lag.is_in_doubt(&made, asked) {
+                true => Verdict::Questioned,
+                false => state.lag.absence(name, asked, again),
+            };
+            judged(state, answer.as_ref().map(|object| &object.meta), absence, asked, again)
+        };
+        self.heard(self.believed(call, ask, judge, known_object).await, About::Name(name))
+    }
+
+    async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
+        let ask = || self.inner.get(call, id);
+        let judge = |state: &mut State, answer: &Result<Object>, asked, again| {
+            let absence = |state: &mut State| state.lag.absence_of(id, asked, again);
+            judged(state, answer.as_ref().map(|object| &object.meta), absence, asked, again)
+        };
+        self.heard(self.believed(call, ask, judge, known_object).await, About::Other)
+    }
+
+    async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
+        let ask = || self.inner.metadata(call, id);
+        let judge = |state: &mut State, answer: &Result<Meta>, asked, again| {
+            let absence = |state: &mut State| state.lag.absence_of(id, asked, again);
+            judged(state, answer.as_ref(), absence, asked, again)
+        };
+        self.heard(self.believed(call, ask, judge, known_meta).await, About::Other)
+    }
+
+    async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
+        let made = self.heard(self.inner.create(call, name, content).await, About::Other);
+        self.changed(made, Changed::Name(name.clone()), |state, meta, now| state.lag.stored(meta, true, now))
+    }
+
+    async fn update(
+        &self,
+        call: &Call,
+        id: &ObjectId,
+        content: &Content,
+        check: Option<&VersionTag>,
+    ) -> Result<Meta> {
+        let made = self.heard(self.inner.update(call, id, content, check).await, About::Other);
+        self.changed(made, Changed::Id(id.clone()), |state, meta, now| state.lag.stored(meta, false, now))
+    }
+
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+        let deleted = self.heard(self.inner.delete(call, id, check).await, About::Other);
+        self.changed(deleted, Changed::Id(id.clone()), |state, (), now| state.lag.deleted(id, now))
+    }
+
+    async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {
+        if let Some(refused) = self.cache.upgrade().and_then(|cache| cache.listing_refused_before()) {
+            return Err(refused);
+        }
+        let page = self.heard(self.inner.list(call, query).await, About::Names);
+        if let Some(cache) = self.cache.upgrade() {
+            cache.compare_times();
+        }
+        page
+    }
+
+    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
+        let ask = || self.inner.versions(call, id);
+        let judge = |state: &mut State, answer: &Result<Vec<VersionInfo>>, asked, again| {
+            judged_history(state, id, answer, asked, again)
+        };
+        self.heard(self.believed(call, ask, judge, |_, _| None).await, About::Other)
+    }
+
+    async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
+        let ask = || self.inner.version(call, id, version);
+        // A version never changes, and may not be everywhere yet.
+        let judge = |state: &mut State, answer: &Result<Object>, asked, again| match answer {
+            Err(e) if e.kind == ErrorKind::NotFound => state.lag.absence_of(id, asked, again),
+            _ => Verdict::Believed,
+        };
+        let instead = |state: &mut State, newest: Summary| {
+            known_object(state, newest).filter(|object| object.meta.version == version.tag)
+        };
+        self.heard(self.believed(call, ask, judge, instead).await, About::Other)
+    }
+}
+
+/// The vault of a cache, its refusals heard.
+pub(super) fn watched(inner: DynVault, cache: &Weak<Cache>) -> DynVault {
+    Arc::new(Watch::new(inner, cache.clone()))
+}

@@ -1,0 +1,405 @@
+//! Requests that are out: each is sent once, for everybody who waits for it.
+//!
+//! A flight runs in a task of its own with the full timeout, so a waiter that gives up does not end it, and what it
+//! brings is in the cache for the next one. With an older value at hand nobody waits long for a newer one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::vault::attribution;
+use crate::vault::attribution::{Payer, Spender};
+use crate::vault::cache::revocation::NOT_ASKED;
+use crate::vault::cache::{Belief, Cache, Found, Peek, Read, State, is_outage, is_refusal};
+use crate::vault::model::object::Cursors;
+use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
+
+/// With an older value at hand, nobody waits longer than this for a newer one.
+pub(super) const STALE_WAIT: Duration = Duration::from_secs(2);
+
+/// Pages of a listing that are here and wait to be taken in.
+const PAGES_WAITING: usize = 4;
+
+/// An answer that is on its way.
+pub(super) type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
+
+/// The names under a prefix, as the pages of a listing come in.
+#[derive(Debug)]
+pub struct Feed {
+    told: Vec<ObjectName>,
+    pages: mpsc::UnboundedReceiver<Vec<ObjectName>>,
+    flight: Flight<()>,
+}
+
+impl Feed {
+    /// The next names; `None` when there are no more.
+    pub async fn names(&mut self) -> Option<Vec<ObjectName>> {
+        match std::mem::take(&mut self.told) {
+            told if told.is_empty() => self.pages.recv().await,
+            told => Some(told),
+        }
+    }
+
+    /// How the listing ended.
+    pub async fn ended(self) -> Result<()> {
+        self.flight.await
+    }
+}
+
+impl Cache {
+    /// Reads `name` from the vault, whatever is in memory; old values stand in while the vault is down.
+    pub async fn fetch(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
+        if let Some(refused) = self.refused_before(name) {
+            return Err(refused);
+        }
+        let old = self.stand_in(name);
+        if let Some(old) = &old
+            && let Some(why) = self.recent_outage()
+        {
+            // The answer is not waited for; it will be in the cache for the next one who asks.
+            drop(self.read_flight(name, Priority::Foreground));
+            return Ok(Some(self.serve_stale(old, why)));
+        }
+        let mut patience = call.deadline.saturating_duration_since(self.clock.now());
+        if old.is_some() {
+            patience = patience.min(STALE_WAIT);
+        }
+        let (flight, priority, _) = self.read_flight(name, Priority::Foreground);
+        let mut answer = self.wait_for(flight, name, patience).await;
+        if priority == Priority::Background && matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited) {
+            // Fetched ahead, with less of the budget than who waits for it may use.
+            let left = call.deadline.saturating_duration_since(self.clock.now());
+            let (flight, ..) = self.read_flight(name, Priority::Foreground);
+            answer = self.wait_for(flight, name, patience.min(left)).await;
+        }
+        match (answer, old) {
+            (Ok(None), _) => Ok(None),
+            (Ok(Some(object)), _) => match self.peek(name) {
+                Peek::Value(found) => Ok(Some(found)),
+                Peek::Absent(_) => Ok(None),
+                Peek::Exists | Peek::AbsentBefore | Peek::Unknown => {
+                    Ok(Some(Found { object, ttl: Duration::ZERO, stale: None }))
+                }
+            },
+            (Err(e), Some(old)) if is_outage(e.kind) => {
+                if !self.served_stale.load(Ordering::Relaxed) && e.kind != ErrorKind::ShareSpent {
+                    tracing::warn!(name = name.as_str(), error = %e, "no answer from the vault: an older value is served");
+                }
+                Ok(Some(self.serve_stale(&old, e.kind)))
+            }
+            (Err(e), _) => Err(e),
+        }
+    }
+
+    /// The refusal of a name, for as long as an absence would be believed, and a minute at most: a permission may be given.
+    fn refused_before(&self, name: &ObjectName) -> Option<Error> {
+        let now = self.clock.now();
+        let refused = self.state().refused.peek(name).cloned();
+        let believed =
+            |at: Instant| self.ttl(at, now) > Duration::ZERO && now.saturating_duration_since(at) < NOT_ASKED;
+        refused.filter(|(at, _)| believed(*at)).map(|(_, e)| e)
+    }
+
+    /// The same, but an answer that is younger than `age` will do.
+    pub async fn fetch_within(
+        self: &Arc<Self>,
+        call: &Call,
+        name: &ObjectName,
+        age: Duration,
+    ) -> Result<Option<Found>> {
+        let now = self.clock.now();
+        let is_young = |at: Instant| now.saturating_duration_since(at) < age;
+        let known = {
+            let mut state = self.state();
+            match state.index.belief(name) {
+                Belief::Exists(known) if is_young(known.as_of) => self.value_of(&mut state, &known).map(Some),
+                Belief::Absent(at) if is_young(at) => Some(None),
+                Belief::Exists(_) | Belief::Absent(_) | Belief::Unknown => None,
+            }
+        };
+        match known {
+            Some(known) => Ok(known.map(|object| Found { object, ttl: Duration::ZERO, stale: None })),
+            None => self.fetch(call, name).await,
+        }
+    }
+
+    async fn wait_for<T: Clone>(
+        &self,
+        flight: Flight<T>,
+        name: &ObjectName,
+        patience: Duration,
+    ) -> Result<T> {
+        tokio::time::timeout(patience, flight).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Deadline, format!("the vault did not answer for {name:?} in time")))
+        })
+    }
+
+    /// Reads a value that will be asked for, for nobody yet. What goes wrong is told to who asks.
+    pub async fn fetch_ahead(self: &Arc<Self>, name: &ObjectName) {
+        if matches!(self.peek(name), Peek::Exists) {
+            let (flight, ..) = self.read_flight(name, Priority::Background);
+            drop(flight.await);
+        }
+    }
+
+    /// Makes sure that all names are known, and freshly.
+    pub async fn list_all(self: &Arc<Self>, call: &Call) -> Result<()> {
+        if self.is_complete() {
+            return Ok(());
+        }
+        let patience = call.deadline.saturating_duration_since(self.clock.now());
+        let flight = self.listing_flight();
+        let answer = match tokio::time::timeout(patience, flight).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::new(ErrorKind::Deadline, "the vault did not list its names in time")),
+        };
+        match answer {
+            Err(e) if self.names_may_stand_in(&e) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The last value known of `name`, if it may still stand in for an answer.
+    pub(super) fn stand_in(&self, name: &ObjectName) -> Option<Arc<Object>> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        match state.index.belief(name) {
+            Belief::Exists(known) if now.saturating_duration_since(known.as_of) <= self.config.max_stale => {
+                self.value_of(&mut state, &known)
+            }
+            Belief::Exists(_) | Belief::Absent(_) | Belief::Unknown => None,
+        }
+    }
+
+    pub(super) fn listing_may_stand_in(&self) -> bool {
+        let now = self.clock.now();
+        let complete = self.state().index.complete();
+        complete.is_some_and(|(at, _)| now.saturating_duration_since(at) <= self.config.max_stale)
+    }
+
+    fn serve_stale(&self, object: &Arc<Object>, why: ErrorKind) -> Found {
+        if why != ErrorKind::ShareSpent {
+            self.served_stale.store(true, Ordering::Relaxed);
+        }
+        Found { object: object.clone(), ttl: Duration::ZERO, stale: Some(why) }
+    }
+
+    /// Why the vault did not answer a moment ago, if it did not.
+    pub(super) fn recent_outage(&self) -> Option<ErrorKind> {
+        let now = self.clock.now();
+        let state = self.state();
+        let outage = state.outage.as_ref()?;
+        (now.saturating_duration_since(outage.last) < STALE_WAIT).then_some(outage.error.kind)
+    }
+
+    /// Reads `name` from the vault for the mount itself: nobody waits for it.
+    pub async fn fetch_in_background(self: &Arc<Self>, name: &ObjectName) -> Result<Option<Arc<Object>>> {
+        self.count_request();
+        self.read_flight(name, Priority::Background).0.await
+    }
+
+    /// Joins the read of `name` that is out, or sends one; and as what it was sent.
+    fn read_flight(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Read {
+        // The task cannot end before it is entered here: it needs this lock to leave.
+        let mut state = self.state();
+        if let Some(out) = state.reads.get(name) {
+            out.2.join();
+            return out.clone();
+        }
+        let (cache, wanted) = (self.clone(), name.clone());
+        let (flight, payer) = fly_together(move |payer| async move {
+            loop {
+                let (paid_by, asked) = (payer.guest(), cache.clock.now());
+                let answer = cache.read_once(&wanted, priority).await;
+                let mut state = cache.state();
+                if payer.is_another(paid_by, &answer) {
+                    continue;
+                }
+                match &answer {
+                    Err(e) if is_refusal(e.kind) => {
+                        drop(state.refused.put(wanted.clone(), (asked, e.clone())))
+                    }
+                    _ => drop(state.refused.pop(&wanted)),
+                }
+                state.reads.remove(&wanted);
+                return answer;
+            }
+        });
+        let read = (flight, priority, payer);
+        state.reads.insert(name.clone(), read.clone());
+        read
+    }
+
+    async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<Option<Arc<Object>>> {
+        let asked = self.clock.now();
+        let call = Call { deadline: asked + self.config.timeout, priority, once: None };
+        let answer = self.vault.get_by_name(&call, wanted).await;
+        // Background work that has to wait says nothing of those who may go before it.
+        let told = priority == Priority::Foreground
+            || !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited);
+        if told {
+            self.note(&answer);
+        }
+        match answer {
+            Ok(object) => Ok(Some(self.settle(object, asked))),
+            Err(e) if e.kind == ErrorKind::NotFound => {
+                self.state().take_in_absence(wanted, asked);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Joins the listing that is out, or begins one.
+    fn listing_flight(self: &Arc<Self>) -> Flight<()> {
+        let mut state = self.state();
+        self.join_listing(&mut state)
+    }
+
+    fn join_listing(self: &Arc<Self>, state: &mut State) -> Flight<()> {
+        if let Some((flight, _, payer)) = &state.listing {
+            payer.join();
+            return flight.clone();
+        }
+        let (cache, asked) = (self.clone(), self.clock.now());
+        let (flight, payer) = fly_together(move |payer| async move {
+            loop {
+                let paid_by = payer.guest();
+                let answer = cache.list_pages(asked).await;
+                cache.note(&answer);
+                let mut state = cache.state();
+                if !payer.is_another(paid_by, &answer) {
+                    state.listing = None;
+                    state.feeds = Vec::new();
+                    return answer;
+                }
+            }
+        });
+        state.listing = Some((flight.clone(), asked, payer));
+        flight
+    }
+
+    /// The present task waits for the listing that is out, too.
+    pub fn join_listing_out(&self) {
+        if let Some((.., payer)) = &self.state().listing {
+            payer.join();
+        }
+    }
+
+    /// The names under `prefix` as they come in: joins the listing that is out, or begins one.
+    pub fn feed(self: &Arc<Self>, prefix: &str) -> Feed {
+        let mut state = self.state();
+        let flight = self.join_listing(&mut state);
+        // What was told before, and what has been found or made since.
+        let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked, _)| *asked);
+        // What was made here a moment ago, and the vault does not list yet, comes when the listing has ended well.
+        let told = state.index.names_since(prefix, since);
+        let (sender, pages) = mpsc::unbounded_channel();
+        state.feeds.push((prefix.to_owned(), sender));
+        Feed { told, pages, flight }
+    }
+
+    /// How long to wait for a listing while names that were known before could stand in for it; `None` if none could.
+    pub fn patience_with_listing(&self) -> Option<Duration> {
+        self.listing_may_stand_in().then_some(STALE_WAIT)
+    }
+
+    /// Whether names that were known before may stand in for a listing that failed so.
+    pub fn names_may_stand_in(&self, e: &Error) -> bool {
+        let may = is_outage(e.kind) && self.listing_may_stand_in();
+        if may && e.kind != ErrorKind::ShareSpent {
+            self.served_stale.store(true, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// Each page has the full timeout; the names of a page count as soon as it is there. They are taken in beside, while
+    /// the next page is on its way; only the first page's before the second is asked for, as some readers want no more.
+    async fn list_pages(self: &Arc<Self>, asked: Instant) -> Result<()> {
+        let mut query = ListQuery::first();
+        let mut cursors = Cursors::default();
+        let mut page = self.page(&query).await?;
+        let mut next = cursors.advance(page.next.take())?;
+        self.take_in_page(&page, asked);
+        let mut pages = 1;
+        let (sender, mut coming) = mpsc::channel::<Page>(PAGES_WAITING);
+        let cache = self.clone();
+        let beside = fly(attribution::current(), async move {
+            while let Some(page) = coming.recv().await {
+                cache.take_in_page(&page, asked);
+            }
+            Ok(())
+        });
+        let listed = async {
+            while let Some(cursor) = next {
+                query = query.next(cursor);
+                let mut page = self.page(&query).await?;
+                next = cursors.advance(page.next.take())?;
+                pages += 1;
+                // It is closed at shutdown, which ends this task, too.
+                let _ = sender.send(page).await;
+            }
+            Ok::<_, Error>(())
+        };
+        let listed = listed.await;
+        drop(sender);
+        // What came before an error counts, too.
+        beside.await?;
+        listed?;
+        self.state().end_listing(asked, pages);
+        Ok(())
+    }
+
+    async fn page(&self, query: &ListQuery) -> Result<Page> {
+        let call = Call::foreground(self.clock.now() + self.config.timeout);
+        self.vault.list(&call, query).await
+    }
+
+    fn take_in_page(&self, page: &Page, asked: Instant) {
+        let mut state = self.state();
+        state.take_in(&page.items, asked);
+        let gone = state.lag.gone();
+        state.feeds.retain(|(prefix, feed)| {
+            let names = page.items.iter().map(|item| &item.name);
+            let names = names.filter(|name| name.as_str().starts_with(prefix) && !gone.contains(*name));
+            let names: Vec<_> = names.cloned().collect();
+            names.is_empty() || feed.send(names).is_ok()
+        });
+    }
+}
+
+/// Runs `work` once, in a task of its own, for everybody who waits for it; it is told who pays for it.
+pub(super) fn fly_together<T: Clone + Send + Sync + 'static, W>(
+    work: impl FnOnce(Payer) -> W,
+) -> (Flight<T>, Payer)
+where
+    W: std::future::Future<Output = Result<T>> + Send + 'static,
+{
+    let spender = attribution::current().of_flight();
+    let payer = spender.payer().clone();
+    (fly(spender, work(payer.clone())), payer)
+}
+
+/// Runs `work` once, in a task of its own, for everybody who waits for it, on behalf of who asked first.
+pub(super) fn fly<T: Clone + Send + Sync + 'static>(
+    spender: Spender,
+    work: impl std::future::Future<Output = Result<T>> + Send + 'static,
+) -> Flight<T> {
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(attribution::on_behalf_of(spender, async move {
+        // Nobody may be left to hear it: the answer is in the cache all the same.
+        let _ = sender.send(work.await);
+    }));
+    receiver
+        .map(|answer| {
+            answer.unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Server, "the request was given up at shutdown"))
+            })
+        })
+        .boxed()
+        .shared()
+}

@@ -1,0 +1,202 @@
+//! A vault that is restarted is asked by one request at a time, with growing pauses, until one is answered: a thousand
+//! who wait are no storm, and the budget is there when the vault is.
+//!
+//! The turn covers the pause and the try after it. A try that gets no answer at all keeps it for [`LONGEST_TURN`] only:
+//! the next one may find the vault back.
+
+use std::future::Future;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+/// A try keeps the others waiting for so long at most.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
+
+/// What is known of it.
+#[derive(Debug)]
+pub struct Restart {
+    state: Mutex<State>,
+    turn: Semaphore,
+    back: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Tries in a row that found no server; 0 while it answers.
+    failures: u32,
+    /// When the next try may be made.
+    next: Option<Instant>,
+}
+
+/// The right to send a request.
+#[derive(Debug)]
+pub struct Turn<'a>(Option<SemaphorePermit<'a>>);
+
+impl Restart {
+    /// Of a vault that answers, as far as is known.
+    pub fn new() -> Self {
+        Self { state: Mutex::default(), turn: Semaphore::new(1), back: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A try found no server; `had_turn`: it was not sent before that was known. `pause` says how long to wait after so
+    /// many in a row.
+    pub fn failed(&self, had_turn: bool, pause: impl FnOnce(u32) -> Duration) {
+        let mut state = self.state();
+        if state.failures > 0 && !had_turn {
+            return;
+        }
+        state.failures = state.failures.saturating_add(1);
+        state.next = Some(Instant::now() + pause(state.failures));
+    }
+
+    /// The vault answers.
+    pub fn answered(&self) {
+        if std::mem::take(&mut *self.state()).failures > 0 {
+            self.back.notify_waiters();
+        }
+    }
+
+    /// Whether whoever has no turn has to wait for one.
+    pub fn is_under_way(&self) -> bool {
+        self.state().failures > 0
+    }
+
+    /// Waits for the turn, `left` at most: at once while the vault answers.
+    pub async fn turn(&self, left: Duration) -> Option<Turn<'_>> {
+        let end = Instant::now() + left;
+        loop {
+            // Made before the look, so that no answer between look and wait is missed.
+            let back = self.back.notified();
+            if !self.is_under_way() {
+                return Some(Turn(None));
+            }
+            let waited = async {
+                tokio::select! {
+                    // Never closed.
+                    turn = self.turn.acquire() => turn.ok(),
+                    () = back => None,
+                }
+            };
+            let Some(turn) = timeout_at(end, waited).await.ok()? else { continue };
+            let back = self.back.notified();
+            let Some(next) = self.state().next else { continue };
+            if next >= end {
+                return None;
+            }
+            tokio::select! {
+                () = sleep_until(next) => return Some(Turn(Some(turn))),
+                () = back => {}
+            }
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Whether it was given because the vault answers.
+    pub fn is_free(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Keeps the turn while `attempt` runs, if that is not long.
+    pub async fn keep_for<T>(self, attempt: impl Future<Output = T>) -> T {
+        let mut attempt = std::pin::pin!(attempt);
+        match timeout(LONGEST_TURN, &mut attempt).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(self);
+                attempt.await
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vault::client::tests::{META, OBJECT, call, id, secret, setup};
+    use crate::vault::testing::canned::Canned;
+    use crate::vault::{Call, ErrorKind, ObjectId, Vault};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn one_asks_at_a_time_and_all_go_once_it_answers() {
+        let restart = Restart::new();
+        assert!(restart.turn(LONG).await.unwrap().is_free());
+        restart.failed(false, |_| Duration::from_secs(1));
+        let first = restart.turn(LONG).await.unwrap();
+        assert!(!first.is_free());
+        let waiting = async { restart.turn(Duration::from_secs(5)).await.is_none() };
+        assert!(waiting.await, "the turn is taken, to the end of its time");
+        let others = futures_util::future::join_all((0..1000).map(|_| restart.turn(LONG)));
+        let answer = async {
+            tokio::task::yield_now().await;
+            first.keep_for(std::future::ready(())).await;
+            restart.answered();
+        };
+        let (turns, ()) = tokio::join!(others, answer);
+        assert!(turns.iter().all(|turn| turn.as_ref().is_some_and(Turn::is_free)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_end_with_the_deadline_and_a_try_that_hangs_holds_nobody_up() {
+        let restart = Restart::new();
+        restart.failed(false, |failures| Duration::from_secs(u64::from(failures) * 10));
+        assert!(restart.turn(Duration::from_secs(9)).await.is_none());
+        let hangs = restart.turn(LONG).await.unwrap();
+        let began = Instant::now();
+        let hang = hangs.keep_for(tokio::time::sleep(LONG));
+        let next = async { restart.turn(LONG).await.map(|_| began.elapsed()) };
+        let (next, ()) = tokio::join!(next, hang);
+        assert!(next.is_some_and(|waited| waited < 2 * LONGEST_TURN), "{next:?}");
+    }
+
+    /// The three ways in which a vault that is restarted answers.
+    fn away() -> Vec<Canned> {
+        [502, 503, 504].map(|status| Canned::answer(status, &[], "<html>")).into()
+    }
+
+    #[tokio::test]
+    async fn a_read_waits_for_a_vault_that_is_restarted_and_a_change_is_left_in_doubt() {
+        let mut answers = [away(), away(), away()].concat();
+        answers.extend([Canned::Reset, Canned::json(200, OBJECT)]);
+        let (server, vault) = setup(answers).await;
+        vault.get(&call(), &id()).await.unwrap();
+        assert_eq!(server.seen().len(), 11);
+        for answer in away() {
+            let (server, vault) = setup(vec![answer, Canned::json(200, OBJECT)]).await;
+            let e = vault.update(&call(), &id(), &secret(), None).await.unwrap_err();
+            assert_eq!((e.kind, e.maybe_applied, server.seen().len()), (ErrorKind::Server, true, 1));
+            vault.get(&call(), &id()).await.unwrap();
+        }
+        // What says for how long did nothing, however often it says so.
+        let busy = Canned::answer(503, &["Retry-After: 0"], "");
+        let (server, vault) = setup([vec![busy; 8], vec![Canned::json(200, META)]].concat()).await;
+        vault.update(&call(), &id(), &secret(), None).await.unwrap();
+        assert_eq!(server.seen().len(), 9);
+    }
+
+    #[tokio::test]
+    async fn a_thousand_who_wait_for_a_restart_are_no_storm() {
+        let (server, vault) = setup(vec![Canned::answer(503, &[], "")]).await;
+        let call = Call::foreground(std::time::Instant::now() + Duration::from_secs(3));
+        let waiting = (0..1000).map(|n| {
+            let (vault, id) = (&vault, ObjectId::new(format!("o{n}")));
+            async move { vault.get(&call, &id).await.unwrap_err().kind }
+        });
+        let kinds = futures_util::future::join_all(waiting).await;
+        let told = |kind: &ErrorKind| matches!(kind, ErrorKind::Server | ErrorKind::Deadline);
+        assert!(kinds.iter().all(told), "{kinds:?}");
+        // Those that were out when the first was answered, and one at a time from then on.
+        let sent = server.seen().len();
+        assert!((10..200).contains(&sent), "{sent}");
+        let budget = vault.status().budget.unwrap();
+        assert!(budget.remaining > 700, "{} of {} are left", budget.remaining, budget.limit);
+    }
+}

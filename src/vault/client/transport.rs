@@ -1,0 +1,635 @@
+//! One request to the vault and its answer: key, budget, deadline, retries, limits. Dialects only say what
+//! to ask and what the answer means.
+//!
+//! Whatever happens, a request ends at its deadline, an answer of any size takes a bounded amount of memory,
+//! and no text made here holds a byte of a body, of the key, or of what was sent (but see [`status::reason`]). Request and response
+//! bodies are wiped when they are dropped.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
+use serde_json::value::RawValue;
+use zeroize::Zeroizing;
+
+use crate::clock::Clock;
+use crate::vault::attribution::Ledger;
+use crate::vault::client::advice::next_step;
+use crate::vault::client::api_key::ApiKey;
+use crate::vault::client::budget::{Budget, Headers};
+use crate::vault::client::restart::{Restart, Turn};
+use crate::vault::client::retry::{CONNECT_TIME, Effect, Policy, Trouble};
+use crate::vault::client::status;
+use crate::vault::client::tls::{Connections, is_about_certificates};
+use crate::vault::{Call, Error, ErrorKind, Once, Result, VaultStatus};
+
+/// Requests that are out at a time. Thousands who wait shall not be thousands of connections, of which a process may
+/// have about a thousand; the vault would not answer them any sooner either.
+const ABREAST: usize = 128;
+
+/// A request body (or a header) that is wiped when the last attempt has dropped it.
+#[derive(Clone)]
+pub struct Body(Bytes);
+
+impl Body {
+    /// Takes over the text.
+    pub fn new(text: Zeroizing<Vec<u8>>) -> Self {
+        struct Owner(Zeroizing<Vec<u8>>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        Self(Bytes::from_owner(Owner(text)))
+    }
+
+    /// Whether `word` is somewhere in it.
+    pub fn holds(&self, word: &str) -> bool {
+        // Bodies are made as text; what were not, would hold no word.
+        std::str::from_utf8(&self.0).is_ok_and(|text| text.contains(word))
+    }
+}
+
+impl Body {
+    /// Whether a sentence repeats one of the values in the JSON object that this is, or one of `words` stands in one.
+    /// What is no such object counts as repeated.
+    pub fn quoted_in<'a>(&self, sentence: &str, mut words: impl Iterator<Item = &'a str>) -> bool {
+        let Ok(members) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(&self.0) else { return true };
+        let values = || members.values().map(|value| value.get().trim_matches('"')).filter(|v| !v.is_empty());
+        values().any(|value| sentence.contains(value)) || words.any(|word| values().any(|v| v.contains(word)))
+    }
+}
+
+/// What to ask, and how to speak of it.
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// Path and query are appended to the service's address; the path is encoded already.
+    pub path: Cow<'static, str>,
+    /// Query parameters, not encoded yet.
+    pub query: Vec<(&'static str, String)>,
+    /// JSON.
+    pub body: Option<Body>,
+    /// Whether it may be repeated when its fate is unknown.
+    pub effect: Effect,
+    /// Idempotency-Key: by it the vault knows a request that comes again.
+    pub idempotency: Option<Once>,
+    /// What 409 means for it.
+    pub conflict: ErrorKind,
+    /// It is about an object, which may not be there: to any other request 404 is no answer of a vault.
+    pub of_object: bool,
+    /// For sentences: `reading "db/password"`.
+    pub doing: String,
+}
+
+impl Request {
+    /// A request that changes nothing.
+    pub fn get(
+        path: impl Into<Cow<'static, str>>,
+        query: Vec<(&'static str, String)>,
+        doing: String,
+    ) -> Self {
+        let path = path.into();
+        let (method, effect, conflict) = (Method::GET, Effect::Read, ErrorKind::Invalid);
+        Self { method, path, query, body: None, effect, idempotency: None, conflict, of_object: true, doing }
+    }
+
+    /// A request that changes something; `conflict` is what 409 means.
+    pub fn write(
+        method: Method,
+        path: impl Into<Cow<'static, str>>,
+        body: Option<Body>,
+        conflict: ErrorKind,
+        doing: String,
+    ) -> Self {
+        let (path, effect, query) = (path.into(), Effect::Write, Vec::new());
+        Self { method, path, query, body, effect, idempotency: None, conflict, of_object: true, doing }
+    }
+
+    /// See [`Request::of_object`].
+    pub fn of_no_object(self) -> Self {
+        Self { of_object: false, ..self }
+    }
+}
+
+/// An answer of the vault, whatever its status.
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The whole body.
+    pub body: Zeroizing<Vec<u8>>,
+    /// X-Request-ID.
+    pub request_id: Option<String>,
+    /// How long a 429 or 503 asks to wait.
+    pub retry_after: Option<Duration>,
+    /// Attempts made for it.
+    pub attempts: u32,
+    /// An earlier attempt may have made the change.
+    pub doubt: bool,
+}
+
+/// Why an attempt brought no answer.
+enum Failed {
+    /// No connection could be made; why.
+    NotSent(String),
+    /// No answer came; why.
+    Lost(String),
+    /// The answer was cut short; why.
+    Cut(String),
+    /// What answers does not speak HTTP; why.
+    NoHttp(String),
+    /// The deadline passed, after the request was sent or before.
+    Late { sent: bool },
+    /// A restart of the vault began before it was sent.
+    Deferred,
+    /// The answer is longer than any vault's.
+    TooLong,
+}
+
+/// The parts that [`Transport::new`] puts together.
+pub struct Parts {
+    /// The proxy that connections are made through, as it may be shown.
+    pub proxy: Option<String>,
+    /// Makes the connections.
+    pub connections: Connections,
+    /// The service's address without a trailing slash.
+    pub base: String,
+    /// What people know the vault by: the address, or the socket's path.
+    pub endpoint: String,
+    /// The key.
+    pub key: Arc<ApiKey>,
+    /// The budget.
+    pub budget: Budget,
+    /// When to try again.
+    pub policy: Policy,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Longest answer that is read, in bytes.
+    pub max_body: usize,
+}
+
+/// The header in which `vaultfs serve` says what a key may do.
+const PERMISSIONS: &str = "x-vaultfs-permissions";
+
+/// For how long that is believed.
+const BELIEVED: Duration = Duration::from_secs(60);
+
+/// Programs that status names.
+const SPENDERS: usize = 10;
+
+/// Sends requests to one vault.
+pub struct Transport {
+    parts: Parts,
+    requests: AtomicU64,
+    spent: Ledger,
+    /// An answer has come, whatever its status.
+    answered: AtomicBool,
+    restart: Restart,
+    /// The right to have a request out.
+    abreast: tokio::sync::Semaphore,
+    /// By how much the vault's clock is ahead of ours, once it has told its time.
+    ahead_ms: Mutex<Option<i64>>,
+    /// Whether the key may write, by the last answer that said so, and of which key that is true.
+    may_write: Mutex<Option<(bool, u64, Instant)>>,
+    /// The last key that was told to lack a right: its number, as [`ApiKey::changes`] counts.
+    lacks: AtomicU64,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").field("endpoint", &self.parts.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    /// Nothing is sent yet.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            requests: AtomicU64::new(0),
+            spent: Ledger::default(),
+            answered: AtomicBool::new(false),
+            restart: Restart::new(),
+            abreast: tokio::sync::Semaphore::new(ABREAST),
+            ahead_ms: Mutex::new(None),
+            may_write: Mutex::new(None),
+            lacks: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Where the vault is and what was sent to it. A key that may not do all is looked for anew in its file.
+    pub fn status(&self) -> VaultStatus {
+        if self.lacks.load(Ordering::Relaxed) == self.parts.key.changes() {
+            self.parts.key.look_again();
+        }
+        let now = self.parts.clock.now();
+        let known = *self.may_write.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let key_changes = self.parts.key.changes();
+        VaultStatus {
+            endpoint: self.parts.endpoint.clone(),
+            requests: self.requests.load(Ordering::Relaxed),
+            spent_by: self.spent.top(SPENDERS),
+            budget: self.parts.budget.status(),
+            ahead_ms: *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
+            may_write: known
+                .filter(|(_, of, at)| *of == key_changes && now < *at + BELIEVED)
+                .map(|(may, ..)| may),
+            key_changes,
+        }
+    }
+
+    /// Takes in what the vault says of the key that was the `key`th in use.
+    fn learn_rights(&self, status: StatusCode, headers: &HeaderMap, key: u64) {
+        if status == StatusCode::FORBIDDEN {
+            self.lacks.store(key, Ordering::Relaxed);
+        }
+        let Some(said) = headers.get(PERMISSIONS).and_then(|said| said.to_str().ok()) else { return };
+        let now = self.parts.clock.now();
+        let may = said.split(',').any(|word| word.trim() == "write");
+        if !may {
+            self.lacks.store(key, Ordering::Relaxed);
+        }
+        *self.may_write.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some((may, key, now));
+    }
+
+    /// Takes in the vault's idea of the time.
+    fn compare_clocks(&self, headers: &HeaderMap) {
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let Some(theirs) = date else { return };
+        let ours = self.parts.clock.wall();
+        let ahead = match theirs.duration_since(ours) {
+            Ok(ahead) => i64::try_from(ahead.as_millis()),
+            Err(behind) => i64::try_from(behind.duration().as_millis()).map(|ms| -ms),
+        };
+        *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ahead.ok();
+    }
+
+    /// URL or socket path.
+    pub fn endpoint(&self) -> &str {
+        &self.parts.endpoint
+    }
+
+    /// The time that deadlines are told by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.parts.clock
+    }
+
+    /// The answer to `request` if it is a success; else the error that its status stands for.
+    pub async fn send(&self, call: &Call, request: &Request) -> Result<Answer> {
+        let answer = self.exchange(call, request).await?;
+        self.judge(answer, request)
+    }
+
+    /// The answer if it is a success; else the error that its status stands for.
+    pub fn judge(&self, answer: Answer, request: &Request) -> Result<Answer> {
+        status::check(answer, request, self.parts.key.file(), &self.parts.endpoint)
+    }
+
+    /// What the vault says itself of why it refused, where that can be shown.
+    pub fn reason(&self, answer: &Answer, request: &Request) -> Option<String> {
+        let key = self.parts.key.current();
+        status::reason(answer, request).filter(|sentence| !sentence.contains(key.expose()))
+    }
+
+    /// The last answer to `request`, whatever its status, when no more attempts are to be made.
+    pub async fn exchange(&self, call: &Call, request: &Request) -> Result<Answer> {
+        let mut tries = 0;
+        let mut key_was_read = false;
+        let mut doubt = false;
+        let mut last = Err(Failed::Late { sent: false });
+        loop {
+            // A try that the deadline cuts off says less than the failure before it.
+            let left = self.left(call).saturating_sub(if tries > 0 { CONNECT_TIME } else { Duration::ZERO });
+            let Some(turn) = self.restart.turn(left).await else {
+                return self.ended(last, request, tries, doubt);
+            };
+            let had_turn = !turn.is_free();
+            let ticket = self.parts.budget.acquire(call).await.map_err(|e| {
+                let e = self.describe(e, request, tries);
+                if doubt { e.maybe_applied() } else { e }
+            })?;
+            let attempt = self.attempt(call, request, ticket, turn).await;
+            if matches!(attempt, Err(Failed::Deferred)) {
+                continue;
+            }
+            tries += 1;
+            if let Ok(answer) = &attempt
+                && answer.status == StatusCode::UNAUTHORIZED
+                && !std::mem::replace(&mut key_was_read, true)
+                && self.another_key()
+            {
+                continue;
+            }
+            if matches!(&attempt, Err(Failed::NotSent(why)) if is_about_certificates(why))
+                && self.parts.connections.renewed()
+            {
+                last = attempt;
+                continue;
+            }
+            let trouble = self.trouble_of(&attempt);
+            let left = self.left(call);
+            let wait =
+                trouble.and_then(|t| self.parts.policy.wait(t, request.effect, call.priority, tries, left));
+            if trouble.is_some_and(Trouble::is_restart) {
+                self.restart.failed(had_turn, |failures| self.parts.policy.restart_pause(failures));
+            } else if attempt.is_ok() {
+                self.restart.answered();
+            }
+            let Some(wait) = wait else {
+                let is_cut_off = matches!(attempt, Err(Failed::Late { .. })) && !request.effect.changes();
+                let told = if is_cut_off && tries > 1 { last } else { attempt };
+                return self.ended(told, request, tries, doubt);
+            };
+            doubt |= request.effect.changes() && trouble.is_some_and(Trouble::leaves_doubt);
+            tracing::debug!(doing = request.doing, tries, ?trouble, ?wait, "trying again");
+            if !matches!(trouble, Some(Trouble::Gone | Trouble::Away)) {
+                // Else the pause comes with the turn.
+                tokio::time::sleep(wait).await;
+            }
+            last = attempt;
+        }
+    }
+
+    /// What comes of a request that is not tried again.
+    fn ended(
+        &self,
+        last: Result<Answer, Failed>,
+        request: &Request,
+        tries: u32,
+        doubt: bool,
+    ) -> Result<Answer> {
+        match last {
+            Ok(answer) => Ok(Answer { attempts: tries, doubt, ..answer }),
+            Err(failed) => {
+                let mut error = self.give_up(failed, request, tries);
+                error.maybe_applied |= doubt;
+                Err(error)
+            }
+        }
+    }
+
+    /// How an attempt failed, if another one may do better.
+    fn trouble_of(&self, attempt: &Result<Answer, Failed>) -> Option<Trouble> {
+        let answered = self.answered.load(Ordering::Relaxed);
+        let answer = match attempt {
+            Ok(answer) => answer,
+            Err(Failed::NotSent(_)) if answered => return Some(Trouble::Gone),
+            Err(Failed::NotSent(_)) => return Some(Trouble::NotSent),
+            Err(Failed::Lost(_)) if answered => return Some(Trouble::Away),
+            Err(Failed::Lost(_) | Failed::Cut(_) | Failed::NoHttp(_)) => return Some(Trouble::Lost),
+            Err(Failed::Late { .. } | Failed::TooLong | Failed::Deferred) => return None,
+        };
+        match answer.status {
+            StatusCode::TOO_MANY_REQUESTS => Some(Trouble::RateLimited(answer.retry_after)),
+            StatusCode::REQUEST_TIMEOUT => Some(Trouble::Server),
+            // Whoever waits has to hear of it: a disk seldom empties within a deadline.
+            StatusCode::INSUFFICIENT_STORAGE if status::is_full(answer) => None,
+            StatusCode::SERVICE_UNAVAILABLE => {
+                Some(answer.retry_after.map_or(Trouble::Away, Trouble::Unavailable))
+            }
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Some(Trouble::Away),
+            status if status.is_server_error() => Some(Trouble::Server),
+            _ => None,
+        }
+    }
+
+    fn left(&self, call: &Call) -> Duration {
+        call.deadline.saturating_duration_since(self.parts.clock.now())
+    }
+
+    /// Reads the key's file again; true if it holds another key than the one that was refused.
+    fn another_key(&self) -> bool {
+        match self.parts.key.reload() {
+            Ok(changed) => changed,
+            Err(e) => {
+                // A key that cannot be read now is no better than the one that was refused.
+                tracing::warn!(error = %e, "the API key was refused and cannot be read again");
+                false
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        call: &Call,
+        request: &Request,
+        ticket: crate::vault::client::budget::Ticket<'_>,
+        turn: Turn<'_>,
+    ) -> Result<Answer, Failed> {
+        let left = self.left(call);
+        if left.is_zero() {
+            return Err(Failed::Late { sent: false });
+        }
+        let key = self.parts.key.changes();
+        let built = self.build(request)?;
+        let is_free = turn.is_free();
+        let answer = async {
+            // Never closed: an error would only mean that nobody counts.
+            let _permit = self.abreast.acquire().await;
+            if is_free && self.restart.is_under_way() {
+                self.parts.budget.unused(ticket);
+                return Err(Failed::Deferred);
+            }
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            self.spent.add();
+            let response = match self
+                .parts
+                .connections
+                .client(self.parts.clock.now())
+                .execute(built)
+                .await
+                .map_err(|e| failed_by(&e))
+            {
+                Ok(response) => response,
+                Err(failed) => {
+                    if matches!(failed, Failed::NotSent(_)) {
+                        self.parts.budget.unused(ticket);
+                    }
+                    return Err(failed);
+                }
+            };
+            self.answered.store(true, Ordering::Relaxed);
+            self.compare_clocks(response.headers());
+            self.learn_rights(response.status(), response.headers(), key);
+            let headers = Headers::read(response.headers(), self.parts.clock.wall());
+            let status = response.status();
+            self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
+            let request_id = request_id(response.headers()).filter(|id| self.may_show(id, request));
+            let body = match self.read_body(response).await {
+                Ok(body) => body,
+                // The status alone says all there is to know.
+                Err(_) if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+                    Zeroizing::default()
+                }
+                Err(failed) => return Err(failed),
+            };
+            let retry_after = headers
+                .retry_after
+                .or_else(|| headers.reset.filter(|_| status == StatusCode::TOO_MANY_REQUESTS));
+            Ok(Answer { status, body, request_id, retry_after, attempts: 1, doubt: false })
+        };
+        let answer = tokio::time::timeout(left, answer);
+        turn.keep_for(answer).await.unwrap_or(Err(Failed::Late { sent: true }))
+    }
+
+    /// Whether a word that the vault chose is none that it was sent: services and proxies like to repeat things.
+    fn may_show(&self, word: &str, request: &Request) -> bool {
+        let key = self.parts.key.current();
+        !word.contains(key.expose()) && !request.body.as_ref().is_some_and(|body| body.holds(word))
+    }
+
+    fn build(&self, request: &Request) -> Result<reqwest::Request, Failed> {
+        let bad = |what: &str| Failed::NotSent(what.to_owned());
+        let mut url = Url::parse(&format!("{}{}", self.parts.base, request.path))
+            .map_err(|_| bad("the vault's address is not a URL"))?;
+        if !request.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&request.query);
+        }
+        let key = self.parts.key.current();
+        let bearer = Body::new(Zeroizing::new(["Bearer ", key.expose()].concat().into_bytes()));
+        let bearer = HeaderValue::from_maybe_shared(bearer.0);
+        let mut bearer = bearer.map_err(|_| bad("the API key fits no header"))?;
+        bearer.set_sensitive(true);
+        let mut built = reqwest::Request::new(request.method.clone(), url);
+        built.headers_mut().insert(AUTHORIZATION, bearer);
+        if let Some(key) = request.idempotency {
+            let key = HeaderValue::from_str(&key.to_string())
+                .map_err(|_| bad("the idempotency key fits no header"))?;
+            built.headers_mut().insert("idempotency-key", key);
+        }
+        if let Some(Body(bytes)) = &request.body {
+            built.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            *built.body_mut() = Some(bytes.clone().into());
+        }
+        Ok(built)
+    }
+
+    async fn read_body(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Failed> {
+        let max = self.parts.max_body;
+        let announced = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let announced: Option<usize> = announced;
+        if announced.is_some_and(|len| len > max) {
+            return Err(Failed::TooLong);
+        }
+        let mut body = Zeroizing::new(Vec::with_capacity(announced.unwrap_or(1024)));
+        while let Some(chunk) = response.chunk().await.map_err(|e| Failed::Cut(root_cause(&e)))? {
+            if body.len() + chunk.len() > max {
+                return Err(Failed::TooLong);
+            }
+            append(&mut body, &chunk);
+        }
+        match announced {
+            Some(len) if len != body.len() => {
+                Err(Failed::Cut("its length is not what was announced".to_owned()))
+            }
+            _ => Ok(body),
+        }
+    }
+
+    fn give_up(&self, failed: Failed, request: &Request, tries: u32) -> Error {
+        let endpoint = &self.parts.endpoint;
+        let (kind, sent, sentence) = match failed {
+            Failed::NotSent(why) => {
+                let sentence = match &self.parts.proxy {
+                    Some(proxy) => format!(
+                        "no connection to the vault at {endpoint} through the proxy {proxy} ({why}): check HTTPS_PROXY, \
+                         HTTP_PROXY, ALL_PROXY and NO_PROXY, and that the proxy is running"
+                    ),
+                    None => {
+                        format!("no connection to the vault at {endpoint} ({why}): {}", next_step(&why))
+                    }
+                };
+                (ErrorKind::Unreachable, false, sentence)
+            }
+            Failed::Lost(why) => {
+                let sentence =
+                    format!("the vault at {endpoint} ended the connection without an answer ({why})");
+                (ErrorKind::Unreachable, true, sentence)
+            }
+            Failed::Cut(why) => (
+                ErrorKind::BadAnswer,
+                true,
+                format!("the answer of the vault at {endpoint} was cut short ({why})"),
+            ),
+            Failed::NoHttp(why) => (
+                ErrorKind::BadAnswer,
+                true,
+                format!("what answers at {endpoint} does not speak HTTP ({why}): check the address"),
+            ),
+            Failed::Deferred => {
+                let sentence = format!("the vault at {endpoint} is away");
+                (ErrorKind::Unreachable, false, sentence)
+            }
+            Failed::Late { sent } => {
+                (ErrorKind::Deadline, sent, format!("the vault at {endpoint} did not answer in time"))
+            }
+            Failed::TooLong => {
+                let max = self.parts.max_body;
+                let sentence = format!("{endpoint} sent more than {max} bytes, which no vault does here");
+                (ErrorKind::BadAnswer, true, sentence)
+            }
+        };
+        let mut error = self.describe(Error::new(kind, sentence), request, tries);
+        error.maybe_applied = sent && request.effect.changes();
+        error
+    }
+
+    fn describe(&self, error: Error, request: &Request, tries: u32) -> Error {
+        Error { message: format!("{}: {}", request.doing, error.message), attempts: tries, ..error }
+    }
+}
+
+/// Grows by hand: a `Vec` that grows by itself leaves an unwiped copy behind.
+fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    let need = body.len() + chunk.len();
+    if need > body.capacity() {
+        let mut grown = Zeroizing::new(Vec::with_capacity(need.next_power_of_two()));
+        grown.extend_from_slice(body);
+        *body = grown;
+    }
+    body.extend_from_slice(chunk);
+}
+
+fn failed_by(error: &reqwest::Error) -> Failed {
+    let why = root_cause(error);
+    match error {
+        _ if error.is_connect() || error.is_builder() => Failed::NotSent(why),
+        _ if is_unreadable(error) => Failed::NoHttp(why),
+        _ => Failed::Lost(why),
+    }
+}
+
+/// Whether an answer came that is none in HTTP.
+fn is_unreadable(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = error.source();
+    while let Some(inner) = cause {
+        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
+}
+
+/// The innermost reason: the outer ones repeat the URL.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: Option<&dyn std::error::Error> = error.source();
+    let mut text = "the connection failed".to_owned();
+    while let Some(inner) = cause {
+        text = inner.to_string();
+        cause = inner.source();
+    }
+    text
+}
+
+/// The vault's id for a request, if it is one that can be shown.
+fn request_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get("x-request-id")?.to_str().ok()?;
+    (!id.is_empty() && id.len() <= 128).then(|| id.to_owned())
+}
