@@ -37,14 +37,14 @@ const HARMLESS: &[(&str, &str)] = &[
     // Wrapped: opened only by the vault that made it.
     ("server/api/key.rs", "encrypted_key"),
     // The ids of API keys.
-    ("server/admission.rs", "by_key"),
-    ("server/admission.rs", "key"),
+    ("server/instance/admission.rs", "by_key"),
+    ("server/instance/admission.rs", "key"),
     // Made up by a test.
-    ("fuse/fuzz_tests.rs", "data"),
+    ("daemon/fuzz_tests.rs", "data"),
 ];
 
 /// Formatting of what was exposed. One place: a new key is printed once, because it was asked for.
-const PRINTED: &[(&str, &str)] = &[("cli/serve_key.rs", "writeln!(out, \"{}\", key.expose())?;")];
+const PRINTED: &[(&str, &str)] = &[("cli/commands/serve_key.rs", "writeln!(out, \"{}\", key.expose())?;")];
 
 const MACROS: &[&str] = &[
     "format!(",
@@ -164,7 +164,7 @@ fn violations(file: &str, source: &str) -> Vec<String> {
     }
     let reads_key = code.contains("\"WORKOS_API_KEY\"") && code.contains("env::var");
     if reads_key && code.contains("env::var(\"WORKOS_API_KEY\"") {
-        wrong.push(format!("{file}: the key comes from harden::take_env only"));
+        wrong.push(format!("{file}: the key comes from hardening::take_env only"));
     }
     wrong
 }
@@ -212,7 +212,7 @@ fn the_process_is_hardened_first() {
         let body = code.split_once("fn main() -> ").unwrap().1.split_once('{').unwrap().1.trim().to_owned();
         body.lines().next().unwrap().to_owned()
     };
-    assert_eq!(first(&read("src/main.rs")), "vaultfs::harden::process();");
+    assert_eq!(first(&read("src/main.rs")), "vaultfs::sys::hardening::process();");
     assert_eq!(first(&read("src/cli/mod.rs")), "log::quiet_panics();");
 }
 
