@@ -105,6 +105,7 @@ impl From<vault::Error> for Failure {
             ErrorKind::AlreadyExists
             | ErrorKind::NameNotFree
             | ErrorKind::VersionMismatch
+            | ErrorKind::MadeAndDeleted
             | ErrorKind::Invalid
             | ErrorKind::TooLarge
             | ErrorKind::NameTooLong

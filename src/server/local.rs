@@ -40,7 +40,8 @@ impl From<ServiceError> for Error {
             ServiceError::Store(e) => match e {
                 StoreError::NotFound => ErrorKind::NotFound,
                 StoreError::NameTaken => ErrorKind::AlreadyExists,
-                StoreError::VersionMismatch | StoreError::OnceGone => ErrorKind::VersionMismatch,
+                StoreError::VersionMismatch => ErrorKind::VersionMismatch,
+                StoreError::OnceGone => ErrorKind::MadeAndDeleted,
                 StoreError::UnknownCursor | StoreError::OnceDiffers => ErrorKind::Invalid,
                 StoreError::Full => ErrorKind::Full,
                 StoreError::Seal(_) | StoreError::Backend(_) => ErrorKind::Server,

@@ -22,7 +22,7 @@ use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
 use crate::fs::temporary::provisional::SETTLE;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
-use crate::fs::writeback::doubt::{After, Saved, is_deleted};
+use crate::fs::writeback::doubt::{After, Saved};
 use crate::fs::{Caller, FileSystem, Step};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
@@ -200,7 +200,7 @@ impl FileSystem {
             self.table().unclaim(name);
         }
         let old = source.state().stored.as_ref().map(|stored| stored.id.clone());
-        if let (true, Some(_), Some(id)) = (is_deleted(e), replay::before(), old)
+        if let (true, Some(_), Some(id)) = (e.kind == ErrorKind::MadeAndDeleted, replay::before(), old)
             && let Err(gone) = self.cache.vault().metadata(call, &id).await
             && gone.kind == ErrorKind::NotFound
         {

@@ -57,7 +57,7 @@ impl From<ErrorKind> for Errno {
             ErrorKind::Unauthorized | ErrorKind::Forbidden => Errno::EACCES,
             ErrorKind::NotFound => Errno::ENOENT,
             ErrorKind::AlreadyExists => Errno::EEXIST,
-            ErrorKind::VersionMismatch => Errno::ESTALE,
+            ErrorKind::VersionMismatch | ErrorKind::MadeAndDeleted => Errno::ESTALE,
             ErrorKind::Invalid => Errno::EINVAL,
             ErrorKind::TooLarge => Errno::EFBIG,
             ErrorKind::NameTooLong => Errno::ENAMETOOLONG,

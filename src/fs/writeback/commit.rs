@@ -290,7 +290,7 @@ impl FileSystem {
                 Err(e) => e,
             };
             *in_doubt |= e.maybe_applied;
-            if matches!(after, After::Nothing(_)) && e.kind == ErrorKind::VersionMismatch {
+            if e.kind == ErrorKind::MadeAndDeleted {
                 // It stays written down: no try by itself makes it again.
                 *in_doubt = true;
                 return Err(deleted());
@@ -476,7 +476,7 @@ impl FileSystem {
             state.forget_sent(&job.name);
         }
         let generation = job.generation;
-        let conflict = e.kind == ErrorKind::VersionMismatch;
+        let conflict = matches!(e.kind, ErrorKind::VersionMismatch | ErrorKind::MadeAndDeleted);
         let key_refused = matches!(e.kind, ErrorKind::Unauthorized | ErrorKind::Forbidden);
         let failure = Failure { errno, message: e.to_string(), conflict, key_refused, generation, number };
         let again = failure.is_retried();

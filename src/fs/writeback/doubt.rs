@@ -80,16 +80,13 @@ pub(in crate::fs) fn unknown() -> Error {
     )
 }
 
-const DELETED: &str = "this save was made, and its object was deleted elsewhere before an answer was heard; the bytes are kept \
-     (vaultfs pending): store them again, or discard them";
-
 /// What is said of a save whose object somebody deleted before its answer was heard.
 pub(in crate::fs) fn deleted() -> Error {
-    Error::new(ErrorKind::VersionMismatch, DELETED)
-}
-
-pub(in crate::fs) fn is_deleted(e: &Error) -> bool {
-    e.kind == ErrorKind::VersionMismatch && e.message == DELETED
+    Error::new(
+        ErrorKind::MadeAndDeleted,
+        "this save was made, and its object was deleted elsewhere before an answer was heard; the bytes are kept \
+         (vaultfs pending): store them again, or discard them",
+    )
 }
 
 impl FileState {
@@ -134,7 +131,7 @@ impl FileSystem {
             }
             // What had the name is gone meanwhile.
             Ok(meta) => Ok(Fate::Made(Saved::current(self.cache.stored(meta, content.clone())))),
-            Err(e) if e.kind == ErrorKind::VersionMismatch => Ok(Fate::Deleted(now.clone())),
+            Err(e) if e.kind == ErrorKind::MadeAndDeleted => Ok(Fate::Deleted(now.clone())),
             Err(e) if is_outage(e.kind) => Err(e),
             Err(_) => Ok(fate),
         }

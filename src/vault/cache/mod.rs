@@ -515,6 +515,7 @@ pub fn is_outage(kind: ErrorKind) -> bool {
         | ErrorKind::AlreadyExists
         | ErrorKind::NameNotFree
         | ErrorKind::VersionMismatch
+        | ErrorKind::MadeAndDeleted
         | ErrorKind::Invalid
         | ErrorKind::TooLarge
         | ErrorKind::NameTooLong

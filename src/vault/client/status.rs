@@ -129,7 +129,7 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
                 && said(answer).is_some_and(|code| code == "made_and_deleted") =>
         {
             let sentence = "the object was made by an earlier attempt, and deleted since".to_owned();
-            (ErrorKind::VersionMismatch, sentence)
+            (ErrorKind::MadeAndDeleted, sentence)
         }
         StatusCode::CONFLICT if request.conflict == ErrorKind::AlreadyExists => {
             (ErrorKind::AlreadyExists, "an object of this name exists already: update it".to_owned())

@@ -15,8 +15,10 @@ pub enum ErrorKind {
     AlreadyExists,
     /// The name is taken, of no object: one that was deleted keeps it for a while.
     NameNotFree,
-    /// 409 on update or delete: the version check failed. On a create that was made before: its object was deleted since.
+    /// 409 on update or delete: the version check failed.
     VersionMismatch,
+    /// 409 on a create that was made before (with the same `Idempotency-Key`): its object was deleted since.
+    MadeAndDeleted,
     /// 400, 422: the vault refused the request.
     Invalid,
     /// 413, or a value over the limit.

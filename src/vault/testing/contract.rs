@@ -201,11 +201,11 @@ pub async fn a_creation_that_comes_again_makes_nothing(vault: &DynVault) {
     assert_fails(other, ErrorKind::AlreadyExists, "another creation of that name");
     remove(vault, &made.id).await;
     let again = vault.create(&call_once, &text, &content).await;
-    assert_fails(again, ErrorKind::VersionMismatch, "a creation whose object was deleted since");
+    assert_fails(again, ErrorKind::MadeAndDeleted, "a creation whose object was deleted since");
     assert_empty(vault).await;
     let anew = vault.create(&keyed(), &text, &content).await.expect("create");
     let again = vault.create(&call_once, &text, &content).await;
-    assert_fails(again, ErrorKind::VersionMismatch, "the same, where the name is another's");
+    assert_fails(again, ErrorKind::MadeAndDeleted, "the same, where the name is another's");
     remove(vault, &anew.id).await;
     assert_empty(vault).await;
 }

@@ -317,7 +317,7 @@ impl Vault for MemoryVault {
         }
         if let Some(made) = call.once.and_then(|once| state.made.get(&once)) {
             let gone =
-                |_| Error::new(ErrorKind::VersionMismatch, format!("{name:?} was made, and deleted since"));
+                |_| Error::new(ErrorKind::MadeAndDeleted, format!("{name:?} was made, and deleted since"));
             return state.row(made).map(|row| row.meta_of(&row.versions[0])).map_err(gone);
         }
         if state.by_name.contains_key(name) {
