@@ -2,7 +2,8 @@
 //!
 //! `VAULTFS_TEST_CRASH=FILE` names a file with the name of a point in it. The process that comes by takes the file away
 //! and kills itself, so that each file is one death; behind the word `always` it leaves the file, and behind `abort` it
-//! leaves it and crashes. Behind `stall` the thread stays there for good instead, with what it has locked.
+//! leaves it and crashes. Behind `stall` the thread stays there for good instead, with what it has locked; behind `grow`
+//! it takes memory, 1 GiB at the most.
 
 /// The process may die here.
 #[cfg(debug_assertions)]
@@ -17,6 +18,9 @@ pub fn point(name: &str) {
         loop {
             std::thread::park();
         }
+    }
+    if wanted.trim().strip_prefix("grow ") == Some(name) {
+        std::hint::black_box((0..1024).map(|_| vec![1_u8; 1 << 20]).collect::<Vec<_>>());
     }
     let always = wanted.trim().strip_prefix("always ") == Some(name);
     if wanted.trim().strip_prefix("abort ") == Some(name) {

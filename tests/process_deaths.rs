@@ -1,6 +1,7 @@
 //! What workers die of, and who pays for it: nobody but the request that kills them. Real mounts of a vault that is slow
 //! or silent, so that there is always something in flight.
 
+mod cgroup;
 mod common;
 mod proxy;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use cgroup::Limited;
 use common::{
     IMMORTAL, Mount, Place, assert_nothing_left, child_of, kill, kill_worker, replace_worker, run, signal,
     until, worker_of,
@@ -98,10 +100,10 @@ impl Readers {
 
 #[test]
 fn upgrades_and_kills_in_short_order_fail_nothing() {
-    let slow = Slow::start(60, &[IMMORTAL], &[]);
+    let slow = Slow::start(60, &[IMMORTAL], &["--timeout", "30s"]);
     let keeper = slow.keeper();
     slow.proxy.always(Fault::Delay(Duration::from_millis(700)));
-    for (round, sequence) in ["uuuu", "ku", "uk", "kuku", "kk", "kkkkk"].into_iter().enumerate() {
+    for (round, sequence) in ["uuuu", "ku", "uk", "kuku", "kk", "kkkkkkkkkk"].into_iter().enumerate() {
         let readers = slow.read(10 * round..10 * (round + 1));
         for what in sequence.chars() {
             std::thread::sleep(Duration::from_millis(300));
@@ -119,14 +121,14 @@ fn upgrades_and_kills_in_short_order_fail_nothing() {
 }
 
 #[test]
-fn a_save_alone_in_flight_at_five_kills_is_stored_once() {
-    let slow = Slow::start(0, &[IMMORTAL], &[]);
+fn a_save_alone_in_flight_at_many_kills_is_stored_once() {
+    let slow = Slow::start(0, &[IMMORTAL], &["--timeout", "40s"]);
     let keeper = slow.keeper();
     let mut file = File::create(slow.mount.path("f")).unwrap();
     file.write_all(b"synced").unwrap();
     slow.proxy.always(Fault::Delay(Duration::from_secs(1)));
     let syncing = std::thread::spawn(move || (file.sync_all(), file));
-    for _ in 0..5 {
+    for _ in 0..20 {
         std::thread::sleep(Duration::from_millis(300));
         replace_worker(keeper);
     }
@@ -150,12 +152,31 @@ fn a_request_that_kills_workers_is_given_up() {
     fs::write(slow.mount.path("f"), "everything else goes on").unwrap();
 }
 
+#[test]
+fn a_request_that_takes_all_memory_is_given_up() {
+    let Some(group) = Limited::to("memory", "memory.max", "memory.limit_in_bytes", 192 << 20) else { return };
+    let slow = Slow::start(0, &[IMMORTAL], &[]);
+    let (keeper, worker) = slow.mount.pids();
+    if !group.takes(&[keeper, worker]) {
+        return;
+    }
+    fs::create_dir(slow.mount.path("from")).unwrap();
+    fs::write(&slow.point, "grow rename dir").unwrap();
+    let refused = fs::rename(slow.mount.path("from"), slow.mount.path("to")).unwrap_err();
+    fs::remove_file(&slow.point).unwrap();
+    assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+    let status = slow.mount.status();
+    assert_eq!((&status["restarts"], &status["last_end"]), (&2.into(), &"it was killed by signal 9".into()));
+    fs::write(slow.mount.path("f"), "everything else goes on").unwrap();
+    slow.mount.unmount();
+}
+
 /// One that kills as soon as it is begun, and one that kills with what the vault answers, when others have their answers, too.
 #[test]
 fn the_request_that_kills_workers_is_found_among_others_and_only_that_is_given_up() {
     let slow = Slow::start(40, &[IMMORTAL], &[]);
-    let rounds = [("abort", "rename dir"), ("abort", "found"), ("always", "rename dir"), ("always", "found")];
-    for (round, (how, point)) in rounds.into_iter().enumerate() {
+    let rounds = ["rename dir", "found", "rename dir", "found"];
+    for (round, point) in rounds.into_iter().enumerate() {
         let before = slow.mount.status()["restarts"].as_u64().unwrap();
         let (from, to, read) = (
             slow.mount.path(format!("from{round}")),
@@ -166,7 +187,7 @@ fn the_request_that_kills_workers_is_found_among_others_and_only_that_is_given_u
         slow.proxy.always(Fault::Delay(Duration::from_millis(300)));
         let whose = if point == "found" { format!("found {}", 39 - round) } else { point.to_owned() };
         let others = 8 * round..8 * (round + 1);
-        let put = || fs::write(&slow.point, format!("{how} {whose}")).unwrap();
+        let put = || fs::write(&slow.point, format!("abort {whose}")).unwrap();
         // All are to be in flight at the first death.
         let (readers, refused) = if point == "found" {
             put();
@@ -182,10 +203,9 @@ fn the_request_that_kills_workers_is_found_among_others_and_only_that_is_given_u
         let slowest = readers.got_all();
         slow.proxy.clear();
         let deaths = slow.mount.status()["restarts"].as_u64().unwrap() - before;
-        eprintln!("{how} {whose}: {deaths} deaths, the slowest reader waited {slowest:?}");
-        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EIO), "{how} {whose}");
-        let most = if how == "abort" { 6 } else { 9 };
-        assert!((2..=most).contains(&deaths), "{how} {whose}: {deaths} deaths");
+        eprintln!("{whose}: {deaths} deaths, the slowest reader waited {slowest:?}");
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EIO), "{whose}");
+        assert!((2..=6).contains(&deaths), "{whose}: {deaths} deaths");
     }
     assert_eq!(slow.mount.log().matches("it is given up").count(), rounds.len());
     slow.mount.unmount();

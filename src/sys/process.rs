@@ -64,6 +64,13 @@ pub fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
 }
 
+/// How many processes the kernel has killed for want of memory, in any group, since the machine started; `None` where it
+/// does not say so.
+pub fn oom_kills() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/vmstat").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 /// Whether a process that we may look into has an inotify watch on something of the file system `dev`. Looks at every
 /// descriptor of every process, and touches no file system but /proc.
 pub fn watch(dev: Dev) -> bool {

@@ -48,7 +48,7 @@ impl Kind {
 
     /// Whether workers die of it, with saves out at the vault.
     pub fn may_conflict(self) -> bool {
-        matches!(self, Self::Worker | Self::Both | Self::Freeze | Self::Memory | Self::Upgrade)
+        matches!(self, Self::Worker | Self::Both | Self::Freeze | Self::Memory)
     }
 
     /// Whether programs may see an error: the vault is away, a request is suspected, or the mount is dead.
@@ -103,9 +103,6 @@ impl Kind {
             }
             Self::Worker => {
                 kill(scene, at, "vaultfs-worker");
-                // Six deaths of one request are its own fault: each worker gets the time to carry some out, however busy the
-                // machine is.
-                let _ = nix::sys::statvfs::statvfs(scene.mounts[at].mnt());
                 // Of each mount's workers every 0.4 to 1.2 s.
                 pause(moment);
                 "workers killed"

@@ -341,9 +341,10 @@ impl Keeper {
                         return self.finish(status);
                     }
                     self.replaced |= is_over;
-                    self.weigh(worker_process::verdict(status));
+                    let says = self.what_its_end_says(status);
+                    self.weigh(says);
                     let how = self.worker.as_ref().map_or_else(|| ending(status), |w| w.ending(status));
-                    self.worker_died(worker_process::verdict(status), how);
+                    self.worker_died(says, how);
                 }
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),
             }

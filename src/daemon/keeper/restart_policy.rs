@@ -2,14 +2,14 @@
 //!
 //! | How it ended | It had served | The next one is started |
 //! |---|---|---|
-//! | by SIGKILL: from outside, or nobody knows | anything or nothing | at once; after at most 1 s where many came |
-//! | by itself | anything | the same |
-//! | by itself | nothing | at once, then after pauses from 1 s to 32 s; after ten in a row it is given up |
+//! | by SIGKILL from outside, or nobody knows | anything or nothing | at once; after at most 1 s where many came |
+//! | in any other way ([`Ending::Crashed`]) | anything | the same |
+//! | in any other way | nothing | at once, then after pauses from 1 s to 32 s; after ten in a row it is given up |
 //!
 //! While the mount ends, somebody waits for that: it is given up after ten deaths, or where the pause would be more than 1 s.
 //!
 //! A SIGKILL says nothing of the next worker's chances, so that programs need not wait for it. A worker that has answered
-//! a request can answer others; what ended it is the matter of the quarantine (`fs::suspects`). What keeps each worker from
+//! a request can answer others; what ended it is the matter of the quarantine (`fs::recovery`). What keeps each worker from
 //! serving at all (no memory, a program that is broken) is not cured by another one.
 
 use std::collections::VecDeque;

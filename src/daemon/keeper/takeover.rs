@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use crate::daemon::keeper::events::Event;
-use crate::daemon::keeper::worker_process;
 use crate::daemon::keeper::worker_process::{Worker, ending};
 use crate::daemon::keeper::{DRAIN_MARGIN, Front, Goal, Keeper, Phase, restart_policy};
 use crate::daemon::protocol::{Facts, Failed, ToKeeper, ToWorker};
@@ -126,7 +126,7 @@ impl Keeper {
                 Event::Worker(message) => return Ok(message),
                 Event::WorkerGone(status) => {
                     let how = ending(status);
-                    self.start_ended = Some(worker_process::verdict(status));
+                    self.start_ended = Some(self.what_its_end_says(status));
                     return Err(Failed::new(format!("the worker process died ({how}); see the log")));
                 }
                 Event::Stop | Event::FrontGone if front.is_some() => {
@@ -139,6 +139,11 @@ impl Keeper {
                 Event::FrontGone | Event::Request | Event::Timeout => {}
             }
         }
+    }
+
+    /// What the end of the worker says of the requests it was at.
+    pub(super) fn what_its_end_says(&self, status: Option<ExitStatus>) -> Ending {
+        self.worker.as_ref().map(|worker| worker.what_its_end_says(status)).unwrap_or_default()
     }
 
     /// A worker is gone: what that says of the requests it was at. One that has not served was at none.

@@ -50,6 +50,8 @@ pub struct Worker {
     /// What is felt of its pulse.
     finger: Finger,
     verdict: Verdict,
+    /// The machine's OOM kills when it was started.
+    oom_kills: Option<u64>,
 }
 
 /// What becomes of a worker that does not move.
@@ -59,8 +61,8 @@ enum Verdict {
     Free,
     /// Left to the debugger that holds it.
     Traced(u32),
-    /// It is being killed; why.
-    Condemned(String),
+    /// It is being killed; why, and whether somebody had stopped it.
+    Condemned { why: String, stopped: bool },
 }
 
 /// How long a dead worker's threads may take to go, before it is taken for stuck.
@@ -81,6 +83,7 @@ impl Worker {
             None => "/proc/self/exe".to_owned(),
         };
         let config = &equipment.config;
+        let oom_kills = process::oom_kills();
         let mut child = Command::new(exe)
             .arg0("vaultfs")
             .arg(WORKER_COMMAND)
@@ -98,6 +101,7 @@ impl Worker {
             serving_since: None,
             finger,
             verdict: Verdict::Free,
+            oom_kills,
         };
         match send_config(&mut pipe, config, equipment.key.as_ref())
             .and_then(|()| send_seal(&mut pipe, &equipment.seal))
@@ -150,9 +154,9 @@ impl Worker {
 
     /// Kills it, once; its end is an event to come.
     pub fn condemn(&mut self, why: String) {
-        if !matches!(self.verdict, Verdict::Condemned(_)) {
+        if !matches!(self.verdict, Verdict::Condemned { .. }) {
             tracing::error!("killing the worker: {why}");
-            self.verdict = Verdict::Condemned(why);
+            self.verdict = Verdict::Condemned { why, stopped: process::is_stopped(self.child.id()) };
             let _ = self.child.kill();
         }
     }
@@ -160,9 +164,17 @@ impl Worker {
     /// How it ended, for people.
     pub fn ending(&self, status: Option<ExitStatus>) -> String {
         match &self.verdict {
-            Verdict::Condemned(why) => format!("{why}, and was killed"),
+            Verdict::Condemned { why, .. } => format!("{why}, and was killed"),
             Verdict::Free | Verdict::Traced(_) => ending(status),
         }
+    }
+
+    /// What its end says of the requests that it was at. A SIGKILL that neither the keeper sent nor the kernel, for want of
+    /// memory, says nothing. Nor does one that the keeper sent as somebody had stopped the worker.
+    pub fn what_its_end_says(&self, status: Option<ExitStatus>) -> Ending {
+        let is_stuck = matches!(self.verdict, Verdict::Condemned { stopped: false, .. });
+        // Of the whole machine: no file tells for certain which process it was.
+        verdict(status, is_stuck || process::oom_kills() > self.oom_kills)
     }
 
     /// What its end says, if it is dead or dies now.
@@ -170,7 +182,7 @@ impl Worker {
         let end = Instant::now() + LINGER;
         loop {
             match self.child.try_wait() {
-                Ok(Some(status)) => return Some(verdict(Some(status))),
+                Ok(Some(status)) => return Some(self.what_its_end_says(Some(status))),
                 Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
                 Ok(None) | Err(_) => return None,
             }
@@ -235,28 +247,74 @@ pub fn ending(status: Option<ExitStatus>) -> String {
     }
 }
 
-/// What its end says of the requests that it was at.
-pub fn verdict(status: Option<ExitStatus>) -> Ending {
+/// What an end says; `kill_has_a_reason` where a SIGKILL came for what the worker did.
+fn verdict(status: Option<ExitStatus>, kill_has_a_reason: bool) -> Ending {
     match status.map(|status| status.signal()) {
-        Some(Some(libc::SIGKILL)) | None => Ending::Killed,
-        Some(_) => Ending::Crashed,
+        Some(Some(libc::SIGKILL)) | None if !kill_has_a_reason => Ending::Killed,
+        _ => Ending::Crashed,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::{Signal, kill};
+
     use super::*;
 
+    /// A process that plays a worker.
+    fn worker() -> Worker {
+        let (channel, _) = Channel::pair().unwrap();
+        Worker {
+            child: Command::new("sleep").arg("60").spawn().unwrap(),
+            channel,
+            silent_since: None,
+            serving_since: None,
+            finger: Finger::new(Instant::now()),
+            verdict: Verdict::Free,
+            oom_kills: process::oom_kills(),
+        }
+    }
+
     #[test]
-    fn only_a_worker_that_ends_by_itself_says_much_against_its_requests() {
-        for (status, expected) in [
-            (Some(libc::SIGKILL), Ending::Killed),
-            (None, Ending::Killed),
-            (Some(libc::SIGABRT), Ending::Crashed),
-            (Some(libc::SIGSEGV), Ending::Crashed),
-            (Some(1 << 8), Ending::Crashed),
+    fn a_worker_that_the_keeper_kills_did_not_move_by_itself_unless_somebody_had_stopped_it() {
+        let mut stuck = worker();
+        stuck.condemn("it did not move for 10 s".to_owned());
+        assert_eq!(stuck.verdict(), Some(Ending::Crashed));
+
+        let mut stopped = worker();
+        let pid = Pid::from_raw(stopped.child.id() as i32);
+        kill(pid, Signal::SIGSTOP).unwrap();
+        while !process::is_stopped(stopped.child.id()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stopped.condemn("it did not move for 10 s".to_owned());
+        assert_eq!(stopped.verdict(), Some(Ending::Killed));
+
+        let mut killed = worker();
+        killed.child.kill().unwrap();
+        assert_eq!(killed.verdict(), Some(Ending::Killed));
+
+        let mut without_memory = worker();
+        without_memory.oom_kills = None;
+        without_memory.child.kill().unwrap();
+        let is_counted = process::oom_kills().is_some();
+        let expected = if is_counted { Ending::Crashed } else { Ending::Killed };
+        assert_eq!(without_memory.verdict(), Some(expected));
+    }
+
+    #[test]
+    fn a_kill_from_outside_says_nothing_and_every_other_end_that_nobody_ordered_does() {
+        for (status, has_a_reason, expected) in [
+            (Some(libc::SIGKILL), false, Ending::Killed),
+            (Some(libc::SIGKILL), true, Ending::Crashed),
+            (None, false, Ending::Killed),
+            (None, true, Ending::Crashed),
+            (Some(libc::SIGABRT), false, Ending::Crashed),
+            (Some(libc::SIGSEGV), false, Ending::Crashed),
+            (Some(1 << 8), false, Ending::Crashed),
         ] {
-            assert_eq!(verdict(status.map(ExitStatus::from_raw)), expected, "{status:?}");
+            let said = verdict(status.map(ExitStatus::from_raw), has_a_reason);
+            assert_eq!(said, expected, "{status:?}, {has_a_reason}");
         }
     }
 }

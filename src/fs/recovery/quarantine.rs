@@ -2,14 +2,13 @@
 //!
 //! 1. Each request that waits for something is written down while it is *under way*. A death is charged to those that
 //!    were under way, and to no other.
-//! 2. What a death says depends on how it came ([`Ending`]). Where the keeper wanted it (an upgrade) it says nothing. A
-//!    SIGKILL comes mostly from outside, but no memory looks the same: it says a little. A crash says much.
-//! 3. Once there is much against them (one crash, three kills), those that are sent again are let go a few at a time
-//!    ([`Trial`]), those with the least against them first: one, two, four and so on, each group when the one before it has
-//!    its answers or has had its time. So the innocent come through, and who kills is soon alone, or the only one that was
-//!    there each time.
-//! 4. Given up is who has as much against it as two crashes or six kills, was alone at its last death, or twice more
-//!    suspect than all others. Any number of upgrades, and five kills at any moments, therefore cost nobody anything.
+//! 2. Only a crash is charged ([`Ending`]). An upgrade and a SIGKILL from outside say nothing of any request, however many
+//!    there are.
+//! 3. After a crash, those that were under way and are sent again are let go a few at a time ([`Trial`]), those with the
+//!    least against them first: one, two, four and so on, each group when the one before it has its answers or has had its
+//!    time. So the innocent come through, and the request that kills is soon alone, or the only one that was there each time.
+//! 4. Given up is a request that has two crashes against it, and was alone at its last one, or twice more suspect than all
+//!    others.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,37 +24,22 @@ use tokio::time::Instant;
 pub enum Ending {
     /// As the keeper wanted it.
     Ordered,
-    /// By SIGKILL, from whomever (the keeper, too, if it did not move); or nobody knows.
+    /// By a SIGKILL from outside; or nobody knows.
     #[default]
     Killed,
-    /// By itself.
+    /// By itself; by the kernel, for want of memory; or by the keeper, as it did not move.
     Crashed,
 }
 
-impl Ending {
-    /// How much it says against a request that was under way.
-    fn weight(self) -> u32 {
-        match self {
-            Ending::Ordered => 0,
-            Ending::Killed => 1,
-            Ending::Crashed => CRASH,
-        }
-    }
-}
-
-/// A crash says as much as so many kills.
-const CRASH: u32 = 3;
-/// Who has so much against it is let go in its turn only.
-const SUSPECT: u32 = CRASH;
-/// Who has so much against it may be given up.
-const GUILTY: u32 = 2 * CRASH;
-/// Having been alone at a death; having been more suspect than the others is half of it.
+/// Crashes against a request that may be given up.
+const GUILTY: u32 = 2;
+/// Having been alone at a crash; having been more suspect than the others is half of it.
 const ALONE: u32 = 2;
 
 /// What is known of a request, for the next worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::fs) struct Sighting {
-    /// The deaths while it was under way, by weight. The first field: an older program reads no more than this.
+    /// The crashes while it was under way. The first field: an older program reads no more than this.
     pub deaths: u32,
     /// When the first worker got it, in milliseconds since the machine started.
     pub arrived: u64,
@@ -81,16 +65,18 @@ impl Sighting {
 
     fn charge(&mut self, ending: Ending, alone: u32) {
         self.under_way = false;
-        if ending == Ending::Ordered {
-            return;
+        match ending {
+            Ending::Ordered | Ending::Killed => {}
+            Ending::Crashed => {
+                self.deaths += 1;
+                self.alone += alone;
+                self.guilty |= alone > 0 && self.deaths >= GUILTY && self.alone >= ALONE;
+            }
         }
-        self.deaths += ending.weight();
-        self.alone += alone;
-        self.guilty |= alone > 0 && self.deaths >= GUILTY && self.alone >= ALONE;
     }
 
     pub fn is_suspect(&self) -> bool {
-        self.deaths >= SUSPECT
+        self.deaths > 0
     }
 }
 
@@ -258,29 +244,30 @@ mod tests {
     }
 
     #[test]
-    fn upgrades_and_five_kills_are_held_against_nobody() {
+    fn upgrades_and_kills_are_held_against_nobody() {
         for there in [&[0][..], &[0, 1, 2]] {
             let mut all = [Sighting::default(); 3];
-            for _ in 0..5 {
-                death(&mut all, there, Ending::Killed);
+            death(&mut all, &[0, 1, 2], Ending::Crashed);
+            let before = all;
+            for ending in [Ending::Killed, Ending::Ordered] {
                 for _ in 0..100 {
-                    death(&mut all, there, Ending::Ordered);
+                    death(&mut all, there, ending);
                 }
             }
-            assert_eq!(guilty(&all), [0; 0], "{there:?}");
+            assert_eq!(all, before, "{there:?}");
+            assert!(!Sighting::unknown(0, Ending::Killed, 0).is_suspect());
         }
     }
 
     #[test]
-    fn two_crashes_or_six_kills_alone_are_enough() {
-        for (ending, deaths) in [(Ending::Crashed, 2), (Ending::Killed, 6)] {
-            let mut all = [Sighting::default()];
-            for death_number in 1..=deaths {
-                assert_eq!(guilty(&all), [0; 0]);
-                death(&mut all, &[0], ending);
-                assert_eq!(all[0].guilty, death_number == deaths);
-            }
-        }
+    fn two_crashes_alone_are_enough() {
+        let mut all = [Sighting::default()];
+        death(&mut all, &[0], Ending::Crashed);
+        assert_eq!(guilty(&all), [0; 0]);
+        death(&mut all, &[0], Ending::Killed);
+        assert_eq!(guilty(&all), [0; 0]);
+        death(&mut all, &[0], Ending::Crashed);
+        assert_eq!(guilty(&all), [0]);
         let mut unknown = Sighting::unknown(0, Ending::Crashed, 0);
         unknown.under_way = true;
         charge(std::iter::once(&mut unknown), Ending::Crashed);
@@ -309,11 +296,11 @@ mod tests {
     }
 
     /// Workers that die of request 4 as soon as it is let go, while each of the others takes so long.
-    async fn deaths_until_found(takes: Duration, ending: Ending) -> usize {
+    async fn deaths_until_found(takes: Duration) -> usize {
         let mut left: Vec<(usize, Sighting)> = (0..9).map(|id| (id, Sighting::default())).collect();
         left.iter_mut().for_each(|(_, sighting)| sighting.under_way = true);
         for deaths in 1..=30 {
-            charge(left.iter_mut().map(|(_, sighting)| sighting), ending);
+            charge(left.iter_mut().map(|(_, sighting)| sighting), Ending::Crashed);
             let guilty: Vec<usize> =
                 left.iter().filter(|(_, sighting)| sighting.guilty).map(|(id, _)| *id).collect();
             if !guilty.is_empty() {
@@ -352,14 +339,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_poison_is_found_within_a_few_deaths_and_nobody_else() {
-        for (ending, most) in [(Ending::Crashed, 7), (Ending::Killed, 9)] {
-            for takes in [1, 20, 300].map(Duration::from_millis) {
-                let deaths = deaths_until_found(takes, ending).await;
-                assert!(deaths <= most, "{ending:?}, {takes:?}: {deaths} deaths");
-            }
-            // Nobody gets an answer in time: it is found all the same.
-            deaths_until_found(Duration::from_secs(10), ending).await;
+        for takes in [1, 20, 300].map(Duration::from_millis) {
+            let deaths = deaths_until_found(takes).await;
+            assert!(deaths <= 7, "{takes:?}: {deaths} deaths");
         }
+        // Nobody gets an answer in time: it is found all the same.
+        deaths_until_found(Duration::from_secs(10)).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -367,7 +352,7 @@ mod tests {
         let trial = Arc::new(Trial::default());
         let runtime = tokio::runtime::Handle::current();
         let begun = Instant::now();
-        let turns: Vec<Turn> = (0..500).map(|id| trial.enter(id, 3 + id as u32 % 5, &runtime)).collect();
+        let turns: Vec<Turn> = (0..500).map(|id| trial.enter(id, 1 + id as u32 % 5, &runtime)).collect();
         let mut kept = Vec::new();
         for mut turn in turns {
             turn.come().await;
@@ -376,7 +361,7 @@ mod tests {
         }
         assert!(begun.elapsed() <= ALL_HERE + TRIAL + Duration::from_millis(100), "{:?}", begun.elapsed());
         drop(kept);
-        let mut late = trial.enter(1000, 3, &runtime);
+        let mut late = trial.enter(1000, 1, &runtime);
         late.come().await;
     }
 }

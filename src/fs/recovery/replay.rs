@@ -9,7 +9,7 @@
 //!    these names meanwhile: the kernel holds their directories' locks until it has the answer.
 //! 4. What has to wait is written down when it begins, with its time: its deadline is the same whoever serves it. Only a
 //!    successor that comes late gets a moment all the same ([`ANOTHER_LOOK`]), so that a save that is done is not denied.
-//! 5. Those that workers die of are given up: see `suspects`.
+//! 5. Those that workers die of are given up: see `quarantine`.
 //!
 //! Which request a piece of work is for is known to the task, not handed through every call.
 
