@@ -1,5 +1,6 @@
 //! Real mounts on bad days: a vault that hangs, limits of the machine, floods, a key that is revoked.
 
+mod cgroup;
 mod common;
 mod proxy;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
@@ -13,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use cgroup::Limited;
 use common::{Mount, Place, assert_nothing_left, run, signal, until};
 use nix::sys::signal::Signal;
 use proxy::{Fault, Proxy};
@@ -537,4 +539,45 @@ fn a_mount_in_a_namespace_of_its_own_ends_with_its_keeper_and_leaves_nothing() {
     });
     signal(*keeper.expect("it goes on"), Signal::SIGTERM);
     assert_nothing_left(&place.mnt);
+}
+
+/// Address space that is used up already: whatever more it asks for it does not get, the stack of a thread least of all.
+fn end_memory(pid: i32) {
+    let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+    // SAFETY: the pointers are to a limit that outlives the call, and to none.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_worker_that_gets_no_memory_or_no_thread_leaves_a_dead_mount_when_its_keeper_dies() {
+    for what in ["memory", "threads"] {
+        let mount = Mount::with(&["--drain", "1s"]);
+        fs::write(mount.path("f"), "1").unwrap();
+        let (keeper, worker) = mount.pids();
+        let threads_group = match what {
+            "memory" => {
+                end_memory(worker);
+                None
+            }
+            _ => match Limited::to("pids", "pids.max", "pids.max", 1) {
+                Some(group) if group.takes(&[worker]) => Some(group),
+                _ => return,
+            },
+        };
+        let began = Instant::now();
+        signal(keeper, Signal::SIGKILL);
+        until("the mount is dead", || {
+            fs::metadata(mount.mnt()).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+        });
+        let took = began.elapsed();
+        // The time for what is unsaved, and no wait for a thread that never begins.
+        assert!(took < Duration::from_secs(25), "{what}: {took:?}");
+        until("its processes are gone", || common::processes_of(mount.mnt()).is_empty());
+        eprintln!("{what}: dead after {took:?}, its processes ended after {:?}", began.elapsed());
+        assert!(common::is_mounted(mount.mnt()), "the plain directory does not show");
+        drop(threads_group);
+        run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();
+        mount.unmount_done();
+    }
 }

@@ -1,7 +1,7 @@
 //! The hidden commands: what the processes of a mount are started as.
 //!
 //! Each is this same binary, run again by another of our processes, with its configuration on standard input
-//! (`fuse::handover`). They are no interface: names and arguments may change with every version.
+//! (`daemon::protocol`). They are no interface: names and arguments may change with every version.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -87,6 +87,9 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// What threads are at when a mount has ended nobody waits for longer.
+const LAST_THREADS: Duration = Duration::from_secs(5);
+
 fn keep() -> anyhow::Result<ExitCode> {
     hardening::name_process(keeper::NAME);
     let begun = keeper::begin()?;
@@ -127,6 +130,8 @@ fn work() -> anyhow::Result<ExitCode> {
     let body = worker::Body { memory, state };
     let served = worker::serve(&link, &config, runtime.handle(), filesystem, service, body);
     runtime.block_on(last.stop());
+    // Where there was no memory for them, there are threads that never begin, and that it would wait for.
+    runtime.shutdown_timeout(LAST_THREADS);
     match served {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(failed) => {

@@ -5,16 +5,16 @@
 //!
 //! A worker that is killed meanwhile does not end before that request is answered, by its successor. So the thread shares
 //! no descriptor with the others: with them would stay open the lock and the socket of an embedded vault, which
-//! the successor needs for its answer. A worker that has no successor ends the thread before itself ([`Queue::end`]).
+//! the successor needs for its answer. A worker that has no successor ends the thread before itself ([`Queue::all_sent`]).
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::sync::mpsc::{Sender, channel};
 
 use fuser::{INodeNo, Notifier};
 use nix::sched::{CloneFlags, unshare};
+use tokio::sync::oneshot;
 
 use crate::daemon::helper::Order;
 use crate::fs::{HelperCall, Kernel};
@@ -27,7 +27,7 @@ enum Notice {
     Entry(u64, OsString),
     Inode(u64),
     /// No other is sent.
-    Last(Sender<()>),
+    Last(oneshot::Sender<()>),
 }
 
 /// Queues notices for the thread that sends them.
@@ -38,13 +38,14 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Sends what is queued, and nothing afterwards; false if that takes longer than `within`. A process that ends in the
-    /// midst of a notification holds the device open until the request is answered that this waits for.
-    pub fn end(&self, within: Duration) -> bool {
-        let (all_sent, last) = channel();
-        // No thread: it has ended before.
-        self.notices.send(Notice::Last(all_sent)).is_err()
-            || last.recv_timeout(within) != Err(RecvTimeoutError::Timeout)
+    /// Sends what is queued, and nothing afterwards. A process that ends in the midst of a notification holds the device
+    /// open until the request is answered that this waits for. It needs no thread of its own: there may be none to be had.
+    pub async fn all_sent(&self) {
+        let (all_sent, last) = oneshot::channel();
+        // An error: the thread has ended before.
+        if self.notices.send(Notice::Last(all_sent)).is_ok() {
+            let _ = last.await;
+        }
     }
 }
 
@@ -97,9 +98,9 @@ pub fn spawn(
         }
         for notice in receiver {
             // An error: the kernel does not know the name or the inode any more. The log is not among what is open here.
-            let _ = match &notice {
-                Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(*parent), name),
-                Notice::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
+            let _ = match notice {
+                Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(parent), &name),
+                Notice::Inode(ino) => notifier.inval_inode(INodeNo(ino), 0, 0),
                 Notice::Last(all_sent) => {
                     // Who waits may have given up.
                     let _ = all_sent.send(());

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use fuser::Filesystem;
 use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::unistd::alarm;
 use serde_json::json;
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -390,6 +391,9 @@ pub const LAST_DRAIN: Duration = Duration::from_secs(2);
 /// A notification waits for requests in its directory, which this process answers within `--timeout`.
 const LAST_NOTICES: Duration = Duration::from_secs(30);
 
+/// For all else that an end takes.
+const LAST_WORDS: Duration = Duration::from_secs(20);
+
 type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
 
 async fn supervise(
@@ -451,6 +455,8 @@ async fn supervise(
             "the keeper is gone: storing what is unsaved; then {} is dead until it is mounted again, or unmounted",
             desk.config.mountpoint.shown()
         );
+        // Nobody kills it if it does not move, and a worker without memory or threads may not: the kernel ends it then.
+        alarm::set((patience + LAST_NOTICES + LAST_WORDS).as_secs() as u32);
         // What is still being written is not acknowledged: its writer will be told ENOTCONN.
         Drain::Closed
     } else {
@@ -472,12 +478,9 @@ async fn supervise(
 
 /// Nobody will answer after this process: nothing may keep the device open, and what waits for an answer waiting.
 async fn leave(desk: &Desk) {
-    let notices = desk.notices.clone();
-    let notified = tokio::task::spawn_blocking(move || notices.end(LAST_NOTICES));
-    // Where memory has run out, its thread may never begin.
-    let ended = tokio::time::timeout(LAST_NOTICES + Duration::from_secs(2), notified).await;
+    let all_sent = tokio::time::timeout(LAST_NOTICES, desk.notices.all_sent()).await;
     if let Err(e) = unmount::abort(desk.dev)
-        && !matches!(ended, Ok(Ok(true)))
+        && all_sent.is_err()
     {
         tracing::error!("a notification to the kernel does not end, nor does the connection: {e}");
     }
