@@ -254,6 +254,7 @@ async fn there_is_no_trash_in_the_vault() {
     sh.mkdir("d").await.unwrap();
     for name in ["d/.Trash-0", ".Trashes", ".Trash0"] {
         sh.mkdir(name).await.unwrap();
+        assert_eq!(sh.mv(name, ".Trash-0").await, Err(Errno::EPERM), "{name}");
     }
     // No scratch file either: what has that name is kept.
     sh.write_file(".Trash-x", "value").await.unwrap();

@@ -9,6 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use crate::fs::inode::file::File;
 use crate::fs::inode::{ControlFile, Dir, DirKind, Table};
 use crate::fs::name;
 use crate::fs::name::{CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
@@ -50,7 +51,7 @@ impl FileSystem {
                 )
             }
             DirKind::Histories(under) => {
-                let names = self.names_in(under).into_keys();
+                let names = self.names_where(under, |file| file.state().stored.is_some()).into_keys();
                 with_dots(dir.ino, names.map(|name| DirEntry::new(name, FileKind::Directory, None)))
             }
             DirKind::Control => with_dots(
@@ -65,10 +66,20 @@ impl FileSystem {
 
     /// What shows in the directory `under`: names of the vault, files that it has not yet, directories made here.
     pub(in crate::fs) fn names_in(&self, under: &DirPrefix) -> BTreeMap<String, (FileKind, Option<u64>)> {
+        self.names_where(under, |_| true)
+    }
+
+    /// The same, with those files alone that are `wanted` of all that the vault does not have as they are here.
+    fn names_where(
+        &self,
+        under: &DirPrefix,
+        wanted: impl Fn(&File) -> bool,
+    ) -> BTreeMap<String, (FileKind, Option<u64>)> {
         let mut entries = BTreeMap::new();
         let mut table = self.table();
         if let Some(own) = under.self_name()
             && let Some(ino) = self.exists_now(&table, &own)
+            && table.file(&own).is_none_or(|file| wanted(&file))
         {
             entries.insert(SELF.to_owned(), (FileKind::Regular, ino));
         }
@@ -86,7 +97,7 @@ impl FileSystem {
         });
         let local: Vec<ObjectName> = table
             .files_under(under.as_str())
-            .filter(|(_, file)| file.state().is_beyond_vault())
+            .filter(|(_, file)| file.state().is_beyond_vault() && wanted(file))
             .map(|(name, _)| name.clone())
             .collect();
         for name in local {
@@ -134,10 +145,6 @@ impl FileSystem {
             Ok(under) => under,
             Err(e) => return Step::Ready(Err(e)),
         };
-        if under.is_root() && is_trash(component) {
-            let why = "what is moved to a trash stays in the vault: delete it for good";
-            return Err(self.refused("mkdir", &component.to_string_lossy(), Errno::EPERM, why)).into();
-        }
         let dir = match self.dir_to_make("mkdir", &under, component) {
             Ok(dir) => dir,
             Err(e) => return Step::Ready(Err(e)),
@@ -169,6 +176,10 @@ impl FileSystem {
         under: &DirPrefix,
         component: &OsStr,
     ) -> Result<DirPrefix> {
+        if under.is_root() && is_trash(component) {
+            let why = "what is moved to a trash stays in the vault: delete it for good";
+            return Err(self.refused(operation, &component.to_string_lossy(), Errno::EPERM, why));
+        }
         match name::decode(component.as_bytes(), under) {
             Ok(Decoded::Entry { as_dir: Some(dir), .. }) if !dir.is_continuation() => Ok(dir),
             Ok(Decoded::Entry { as_dir: None, .. }) | Err(Refused::TooLong) => Err(Errno::ENAMETOOLONG),
