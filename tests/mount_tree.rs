@@ -138,7 +138,10 @@ fn histories_are_files_and_restore_by_cp() {
     assert_eq!(mount.sh("stat -c %s .versions/db/password/*"), "2\n3\n4\n");
     assert_eq!(mount.sh("ls -A"), ".versions\ndb\n");
     // What is in memory alone has no history.
-    assert_eq!(mount.sh("echo x > .s.swp; set -C; echo x > s~; set +C; ls -A .versions; rm .s.swp s~"), "db\n");
+    assert_eq!(
+        mount.sh("echo x > .s.swp; set -C; echo x > s~; set +C; ls -A .versions; rm .s.swp s~"),
+        "db\n"
+    );
     mount.sh("cp .versions/db/password/1 db/password");
     assert_eq!(mount.versions("db/password"), [1, 2, 3, 4]);
     assert_eq!(fs::read_to_string(mount.path("db/password")).unwrap(), "1\n");
