@@ -253,7 +253,7 @@ fn when_workers_keep_dying_everything_is_refused_and_nothing_shows_below() {
     let mut unsaved = fs::File::create(mount.path("unsaved")).unwrap();
     unsaved.write_all(b"secret").unwrap();
     // Each by itself, and before it has served.
-    fs::write(&point, "abort inherit").unwrap();
+    fs::write(&point, "abort receive-state").unwrap();
     kill_worker(keeper);
     let refused = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::EIO));
     refused(fs::read_dir(mount.mnt()).unwrap_err());
@@ -285,7 +285,7 @@ fn a_mount_that_was_given_up_is_tried_again() {
     let keeper = slow.keeper();
     let mut unsaved = OpenOptions::new().write(true).open(slow.mount.path("0")).unwrap();
     unsaved.write_all(b"unsaved").unwrap();
-    fs::write(&slow.point, "abort inherit").unwrap();
+    fs::write(&slow.point, "abort receive-state").unwrap();
     kill_worker(keeper);
     let refused = |e: std::io::Error| e.raw_os_error() == Some(libc::EIO);
     assert!(fs::read_dir(slow.mount.mnt()).is_err_and(refused));

@@ -34,10 +34,10 @@ fn a_worker_that_is_stopped_is_succeeded_and_no_operation_fails() {
     drop(unsaved);
     assert_eq!(fs::read_to_string(mount.path("unsaved")).unwrap(), "half and half");
     assert_eq!(mount.versions("unsaved"), [1]);
-    assert_eq!(last_end(&mount), "it did not move for 10 s, and was killed");
+    assert_eq!(last_end(&mount), "no heartbeat for 10 s, and was killed");
     assert_eq!(mount.pids().0, keeper);
     let log = mount.log();
-    assert!(log.contains("killing the worker: it did not move for 10 s"), "{log}");
+    assert!(log.contains("killing the worker: no heartbeat for 10 s"), "{log}");
     mount.unmount();
 }
 
@@ -50,7 +50,7 @@ fn a_worker_that_is_stopped_for_a_moment_goes_on() {
         std::thread::sleep(Duration::from_secs(5));
         signal(before.1, Signal::SIGCONT);
         fs::write(mount.path("f"), "1").unwrap();
-        // A beat.
+        // A heartbeat.
         std::thread::sleep(Duration::from_millis(1500));
     }
     assert_eq!(mount.pids(), before);
@@ -80,7 +80,7 @@ fn a_worker_whose_threads_wait_for_each_other_is_succeeded() {
     let mount = Mount::adopt(place);
     fs::write(mount.path("f"), "1").unwrap();
     let next = point.with_extension("next");
-    fs::write(&next, "stall feel").unwrap();
+    fs::write(&next, "stall liveness").unwrap();
     fs::rename(&next, &point).unwrap();
     until("it stands still, with what requests need", || !point.exists());
     let stalled = Instant::now();
@@ -88,7 +88,7 @@ fn a_worker_whose_threads_wait_for_each_other_is_succeeded() {
     // It waits longer, as it may be at work.
     assert!(stalled.elapsed() < AT_MOST + Duration::from_secs(20), "{:?}", stalled.elapsed());
     assert!(stalled.elapsed() > Duration::from_secs(20), "{:?}", stalled.elapsed());
-    assert_eq!(last_end(&mount), "it did not move for 10 s, and was killed");
+    assert_eq!(last_end(&mount), "no heartbeat for 10 s, and was killed");
     assert!(mount.log().contains("the runtime has not moved for 20 s"), "{}", mount.log());
     mount.unmount();
 }

@@ -310,7 +310,7 @@ fn what_fails_at_any_step_leaves_nothing() {
     assert_nothing_left(&place.mnt);
 
     // The keeper or the worker is killed when the mount is made and not attached.
-    for point in ["detached", "attach", "inherit", "always inherit"] {
+    for point in ["detached", "attach", "receive-state", "always receive-state"] {
         let place = Place::new();
         let death = place.dir.path().join("death");
         fs::write(&death, point).unwrap();
@@ -319,7 +319,7 @@ fn what_fails_at_any_step_leaves_nothing() {
         let said = run(&mut command).fails(1);
         let left = left_by_the_dead();
         // Who is killed cannot tidy up: the next mount does.
-        assert!(left.is_empty() || !point.contains("inherit"), "{point}: {left:?} {said}");
+        assert!(left.is_empty() || !point.contains("receive-state"), "{point}: {left:?} {said}");
         assert_nothing_left(&place.mnt);
         fs::remove_file(&death).unwrap_or_default();
         Mount::at(place, &[]).unmount();

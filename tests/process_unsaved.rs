@@ -380,7 +380,7 @@ fn what_is_unsaved_is_named_also_when_no_worker_comes_up_any_more() {
     let mut file = fs::File::create(mount.path("lost")).unwrap();
     file.write_all(b"precious").unwrap();
     let (_, worker) = mount.pids();
-    fs::write(&point, "always inherit").unwrap();
+    fs::write(&point, "always receive-state").unwrap();
     signal(worker, Signal::SIGSTOP);
     signal(front.0.id() as i32, Signal::SIGTERM);
     assert_eq!(front.ends().code(), Some(7));

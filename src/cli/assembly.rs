@@ -16,7 +16,7 @@ use crate::daemon::hooks::command;
 use crate::daemon::hooks::command::Job;
 use crate::daemon::hooks::{Event, Following, Memory, News};
 use crate::daemon::protocol::MountConfig;
-use crate::daemon::worker::{Inheritance, LAST_DRAIN, Service};
+use crate::daemon::worker::{LAST_DRAIN, Service, TakeoverState};
 use crate::display::Shown;
 use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Options, Processes, Unsaved};
 use crate::fuse::adapter::Adapter;
@@ -44,11 +44,11 @@ pub struct Stack {
 pub async fn build(
     config: &MountConfig,
     key: Option<SecretString>,
-    inheritance: Inheritance,
+    takeover_state: TakeoverState,
 ) -> Result<Stack, Failure> {
     let mut spec: ConnectSpec = serde_json::from_value(config.spec.clone()).map_err(anyhow::Error::from)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let Inheritance { state, takeover, anew } = inheritance;
+    let TakeoverState { state, takeover, anew } = takeover_state;
     spec.takes_over = takeover;
     let start = if takeover { Start::Lazy } else { config.start };
     let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), start).await?;
@@ -168,7 +168,7 @@ impl Service for Mounted {
                 move |bytes| fs.keep_commands(bytes)
             });
             let (changes, memory) = (fs.subscribe(), Memory { kept, keep });
-            let following = hooks::follow(&runtime, changes, news, move || fs.is_settled(), job, memory);
+            let following = hooks::follow(&runtime, changes, news, move || fs.is_propagated(), job, memory);
             *self.following.lock().unwrap_or_else(|e| e.into_inner()) = Some(following);
         }
     }
@@ -195,8 +195,8 @@ impl Service for Mounted {
         self.requests.first_answer().await;
     }
 
-    fn feel(&self) {
-        self.fs.feel();
+    fn check_liveness(&self) {
+        self.fs.check_liveness();
     }
 
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {

@@ -92,7 +92,7 @@ pub trait Upgrade: Send + Sync {
 
 /// How the worker's main loop and the socket's connections reach each other.
 #[derive(Clone)]
-pub struct Wires {
+pub struct ControlChannels {
     /// Somebody asked for the end.
     pub end: mpsc::UnboundedSender<()>,
     /// The way to another program.
@@ -111,16 +111,16 @@ const CONNECTIONS: usize = 64;
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Serves the socket until the mount has ended and everybody who watches has been told.
-pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>, wires: Wires) {
+pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>, channels: ControlChannels) {
     let mut connections = JoinSet::new();
-    let mut ended = wires.ended.clone();
+    let mut ended = channels.ended.clone();
     loop {
         // The end last: who has asked before it is answered.
         tokio::select! {
             biased;
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, handler.clone(), wires.clone()));
+                    connections.spawn(connection(stream, handler.clone(), channels.clone()));
                 }
                 Err(e) => {
                     tracing::warn!("control socket: {e}");
@@ -144,13 +144,13 @@ async fn over(ended: &mut watch::Receiver<Option<Vec<Unsaved>>>) -> Vec<Unsaved>
     }
 }
 
-async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, wires: Wires) {
+async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, channels: ControlChannels) {
     let peer = stream.peer_cred().map(|peer| peer.uid());
     let allowed = peer.as_ref().is_ok_and(|uid| *uid == trust::own() || *uid == 0);
     let longest = if peer.is_ok_and(|uid| uid == trust::own()) { LONGEST } else { LONGEST_OF_OTHERS };
     let (read, mut write) = stream.into_split();
     let mut read = tokio::io::BufReader::new(read);
-    let mut ended = wires.ended.clone();
+    let mut ended = channels.ended.clone();
     loop {
         let mut line = String::new();
         let mut limited = (&mut read).take(MAX_LINE);
@@ -170,11 +170,11 @@ async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, w
                 Answer::Drained(handler.drain(timeout_ms.map(Duration::from_millis)).await)
             }
             Ok(Request::Retry { name }) => Answer::Drained(handler.retry(name.as_deref()).await),
-            Ok(Request::Upgrade { program }) => Answer::Error(wires.upgrade.to(&program).await),
+            Ok(Request::Upgrade { program }) => Answer::Error(channels.upgrade.to(&program).await),
             Ok(Request::Discard { name }) => Answer::Discarded(handler.discard(&name)),
             Ok(request @ (Request::Watch | Request::End)) => {
                 if matches!(request, Request::End) {
-                    let _ = wires.end.send(());
+                    let _ = channels.end.send(());
                 }
                 Answer::Ended(over(&mut ended).await)
             }
@@ -336,8 +336,11 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(&path).expect("own directory");
         let (end, mut asked_to_end) = mpsc::unbounded_channel();
         let (over, ended) = watch::channel(None);
-        let server =
-            tokio::spawn(serve(listener, Arc::new(Fake), Wires { end, ended, upgrade: Arc::new(Fake) }));
+        let server = tokio::spawn(serve(
+            listener,
+            Arc::new(Fake),
+            ControlChannels { end, ended, upgrade: Arc::new(Fake) },
+        ));
         let client = tokio::task::spawn_blocking(move || {
             let second = Duration::from_secs(5);
             let stream = UnixStream::connect(&path).expect("listening");

@@ -1,19 +1,19 @@
-//! The worker's pulse: how the keeper sees that a worker lives and does not move.
+//! The worker's heartbeat: how the keeper sees that a worker lives and makes no progress.
 //!
-//! A worker that is stopped (SIGSTOP), or whose threads wait for each other, holds up every program that uses the
-//! mount, and no death tells of it. So its heart beats once a second, into the memory that the keeper holds, and the
-//! keeper looks there each time it wakes. One that has not beaten for [`STILL`] is killed; its successor answers what
-//! it had read, and nothing is lost. What is not to be mistaken for it:
+//! A worker that is stopped (SIGSTOP), or whose threads are in a deadlock, blocks every program that uses the mount, and
+//! no exit status tells of it. So it counts a heartbeat each second in the memory that the keeper holds, and the keeper
+//! checks it each time it wakes. A worker without a heartbeat for [`TIMEOUT`] is killed; the next one answers what it had
+//! read, and nothing is lost. False alarms, and what excludes them:
 //!
-//! 1. A loaded machine. The heart is a thread of its own that does nothing else, so that no number of requests holds
-//!    it up; and a keeper that did not run counts only a moment of that time ([`Finger`]), as it says nothing of the worker.
-//! 2. Sleep. The clock stops while the machine is suspended, and a frozen group of processes has the keeper in it.
-//! 3. A debugger. Who traces the worker wants it to stand still: it is left alone until it is let go.
-//! 4. A program of another version, whose heart never beats: it is not judged.
+//! 1. A loaded machine. The heartbeat has a thread of its own that does nothing else, so that no number of requests delays
+//!    it; and a keeper that did not run counts only a moment of that time ([`HeartbeatMonitor`]).
+//! 2. Sleep. The clock stops while the machine is suspended, and a frozen cgroup has the keeper in it.
+//! 3. A debugger. A worker that is traced is not killed until it is released.
+//! 4. A program of another version without a heartbeat: it is not judged.
 //!
-//! The heart beats while the runtime moves: a task there takes the locks that requests need, each second. When it has
-//! not come back for [`STUCK`] (which may be work, on a slow machine) the heart stops, and the keeper does the rest. A
-//! notification that the kernel lets wait holds up its own thread only, and is no reason.
+//! The thread counts only while the runtime makes progress: a task there runs the liveness probe each second. When the
+//! probe has not returned for [`STUCK`] (which may be work, on a slow machine) the heartbeat stops, and the keeper does the
+//! rest. A notification that the kernel blocks delays its own thread only, and stops no heartbeat.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,55 +22,56 @@ use std::time::{Duration, Instant};
 use crate::daemon::state_log::State;
 use crate::daemon::worker::Service;
 
-/// Between two beats.
-const BEAT: Duration = Duration::from_secs(1);
+/// Between two heartbeats.
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A worker whose heart has not beaten for so long is killed: the default of a request's deadline, so that who waits
-/// has an answer before long.
-pub const STILL: Duration = Duration::from_secs(10);
+/// A worker without a heartbeat for this long is killed: the default of a request's deadline.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same while the mount ends, and somebody waits for that.
-pub const STILL_AT_THE_END: Duration = Duration::from_secs(5);
+/// The same while the mount ends.
+pub const TIMEOUT_AT_THE_END: Duration = Duration::from_secs(5);
 
-/// Beats after which a runtime that does not move stops the heart.
+/// Intervals without progress of the runtime after which the heartbeat stops.
 const STUCK: u32 = 20;
 
-/// Whether a worker whose heart has beaten so often has answered a request: the first beat is when it begins, the second
-/// when it has answered one, or a second later.
-pub fn has_served(beats: u32) -> bool {
-    beats > 1
+/// Whether a worker with so many heartbeats has answered a request: the first is counted at the start, the second at its
+/// first answer, or a second later.
+pub fn has_served(heartbeats: u32) -> bool {
+    heartbeats > 1
 }
 
-/// Two looks of a keeper that runs are not further apart.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// The longest time between two checks of a keeper that runs.
+const LONGEST_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the keeper has felt of a worker's pulse.
+/// What the keeper has seen of a worker's heartbeat.
 #[derive(Debug)]
-pub struct Finger {
-    beats: Option<u32>,
-    still: Duration,
-    felt: Instant,
+pub struct HeartbeatMonitor {
+    heartbeats: Option<u32>,
+    silent_for: Duration,
+    checked_at: Instant,
 }
 
-impl Finger {
+impl HeartbeatMonitor {
     /// Nothing yet.
     pub fn new(now: Instant) -> Self {
-        Self { beats: None, still: Duration::ZERO, felt: now }
+        Self { heartbeats: None, silent_for: Duration::ZERO, checked_at: now }
     }
 
-    /// Takes in how often the heart has beaten, if it ever did; since when it has not, as far as the keeper was there
-    /// to see it.
-    pub fn feel(&mut self, beats: Option<u32>, now: Instant) -> Duration {
-        let passed = now.duration_since(self.felt).min(BETWEEN_LOOKS);
-        self.felt = now;
-        self.still =
-            if beats.is_none() || beats != self.beats { Duration::ZERO } else { self.still + passed };
-        self.beats = beats;
-        self.still
+    /// Records the worker's count; returns for how long it has not changed, as far as the keeper ran to see it.
+    pub fn observe(&mut self, heartbeats: Option<u32>, now: Instant) -> Duration {
+        let passed = now.duration_since(self.checked_at).min(LONGEST_CHECK_INTERVAL);
+        self.checked_at = now;
+        self.silent_for = if heartbeats.is_none() || heartbeats != self.heartbeats {
+            Duration::ZERO
+        } else {
+            self.silent_for + passed
+        };
+        self.heartbeats = heartbeats;
+        self.silent_for
     }
 }
 
-/// Lets the worker's heart beat, for as long as the process lives.
+/// Starts the worker's heartbeat, which lasts as long as the process.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -84,28 +85,30 @@ pub fn start(
     let (served, answers) = (state.clone(), service.clone());
     runtime.spawn(async move {
         loop {
-            service.feel();
+            service.check_liveness();
             moved.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(BEAT).await;
+            tokio::time::sleep(INTERVAL).await;
         }
     });
-    state.beat();
+    state.tick();
     runtime.spawn(async move {
         answers.first_answer().await;
-        served.beat();
+        served.tick();
     });
-    std::thread::Builder::new().name("heart".into()).spawn(move || {
+    std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
         let (mut known, mut missed) = (0, 0);
         loop {
-            std::thread::sleep(BEAT);
-            // In beats, not by the clock: what stops this thread, too, is no fault of the runtime's.
+            std::thread::sleep(INTERVAL);
+            // In intervals, not by the clock: a stop of this thread, too, is no fault of the runtime.
             let now = moves.load(Ordering::Relaxed);
             missed = if now == known { missed + 1 } else { 0 };
             known = now;
             if missed < STUCK {
-                state.beat();
+                state.tick();
             } else if missed == STUCK {
-                tracing::error!("the runtime has not moved for {STUCK} s: waiting to be replaced");
+                tracing::error!(
+                    "the runtime has not moved for {STUCK} s: no more heartbeats, waiting for a restart"
+                );
             }
         }
     })?;
@@ -121,22 +124,22 @@ mod tests {
     #[test]
     fn only_time_that_the_keeper_saw_counts() {
         let start = Instant::now();
-        let mut finger = Finger::new(start);
+        let mut monitor = HeartbeatMonitor::new(start);
         let mut now = start;
-        let mut feel = |beats, passed| {
+        let mut observe = |heartbeats, passed| {
             now += passed;
-            finger.feel(beats, now)
+            monitor.observe(heartbeats, now)
         };
-        assert_eq!(feel(None, HALF), Duration::ZERO);
-        assert_eq!(feel(None, Duration::from_secs(60)), Duration::ZERO, "it never beat");
-        assert_eq!(feel(Some(1), HALF), Duration::ZERO);
+        assert_eq!(observe(None, HALF), Duration::ZERO);
+        assert_eq!(observe(None, Duration::from_secs(60)), Duration::ZERO, "no heartbeat ever");
+        assert_eq!(observe(Some(1), HALF), Duration::ZERO);
         for n in 1..10 {
-            assert_eq!(feel(Some(1), HALF), HALF * n);
+            assert_eq!(observe(Some(1), HALF), HALF * n);
         }
-        assert_eq!(feel(Some(1), Duration::from_secs(3600)), HALF * 11, "the keeper was stopped, too");
-        assert_eq!(feel(Some(2), HALF), Duration::ZERO, "it goes on");
-        assert_eq!(feel(Some(2), HALF), HALF);
+        assert_eq!(observe(Some(1), Duration::from_secs(3600)), HALF * 11, "the keeper was stopped, too");
+        assert_eq!(observe(Some(2), HALF), Duration::ZERO, "it goes on");
+        assert_eq!(observe(Some(2), HALF), HALF);
         // Of another process.
-        assert_eq!(feel(None, HALF), Duration::ZERO);
+        assert_eq!(observe(None, HALF), Duration::ZERO);
     }
 }

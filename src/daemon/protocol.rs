@@ -104,7 +104,7 @@ pub enum ToWorker {
         /// The mount.
         dev: Dev,
         /// For status.
-        facts: Facts,
+        facts: MountFacts,
         /// A dead worker may have left requests unanswered.
         resend: bool,
     },
@@ -142,7 +142,7 @@ pub enum ToKeeper {
 
 /// What the keeper knows and `status` shows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Facts {
+pub struct MountFacts {
     /// The keeper.
     pub keeper_pid: u32,
     /// The FUSE protocol version the kernel speaks.

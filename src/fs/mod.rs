@@ -40,12 +40,12 @@ pub use crate::fs::propagation::queue::RotationStatus;
 pub use crate::fs::recovery::quarantine::Ending;
 pub use crate::fs::report::audit::{Audit, AuditStatus};
 pub use crate::fs::report::status::{Processes, Status, Unsaved};
-pub use crate::fs::temporary::failed_deletes::Undeleted;
+pub use crate::fs::temporary::failed_deletes::FailedDelete;
 pub use crate::fs::temporary::remover::Remover;
 pub use crate::fs::types::errno::{Errno, Result};
 pub use crate::fs::types::options::Options;
 pub use crate::fs::writeback::commit::Drain;
-pub use crate::fs::writeback::unsaved_from_journal::left_in;
+pub use crate::fs::writeback::unsaved_from_journal::unsaved_from_journal;
 pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
@@ -55,7 +55,7 @@ use crate::fs::report::status::LastError;
 use crate::vault::cache::{Cache, CacheConfig};
 use crate::vault::{Call, DynVault, Error, Page};
 use inode::{Node, Table, TableGuard};
-use journal::Pen;
+use journal::JournalWriter;
 
 /// An answer, or the work that will give one.
 pub enum Step<T> {
@@ -118,15 +118,15 @@ pub struct FileSystem {
     cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
     /// Writes down what a successor needs.
-    pen: Pen,
+    journal: JournalWriter,
     scratch: crate::fs::temporary::scratch::Patterns,
     table: Mutex<Table>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     /// Handles whose OPEN may not have been answered.
-    untold: crate::fs::handle::unacknowledged::Untolds,
+    unacknowledged: crate::fs::handle::unacknowledged::UnacknowledgedOpens,
     /// What requests have begun to do (`request`).
-    doings: Mutex<HashMap<u64, crate::fs::recovery::replay::Doing>>,
+    intents: Mutex<HashMap<u64, crate::fs::recovery::replay::Intent>>,
     /// Requests that wait, or were sent again (`suspects`).
     sightings: Mutex<Sightings>,
     trial: Arc<crate::fs::recovery::quarantine::Trial>,
@@ -134,9 +134,9 @@ pub struct FileSystem {
     kept_commands: Mutex<Option<Vec<u8>>>,
     scratch_bytes: Mutex<u64>,
     /// Bytes that inodes keep beside the cache (`read`).
-    kept_bytes: Arc<AtomicU64>,
+    retained_bytes: Arc<AtomicU64>,
     listings: Mutex<crate::fs::namespace::listing::Listings>,
-    walks: Mutex<crate::fs::ops::prefetch::Walks>,
+    scans: Mutex<crate::fs::ops::prefetch::ScanTrackers>,
     /// Stores take one permit, deletions of hidden objects share all: see `provisional`.
     changes: Arc<tokio::sync::Semaphore>,
     saves: crate::fs::writeback::may_write::Saves,
@@ -147,7 +147,7 @@ pub struct FileSystem {
     audit: OnceLock<Arc<Audit>>,
     processes: OnceLock<Processes>,
     helper: crate::fs::propagation::helper_calls::Register,
-    rotor: crate::fs::propagation::queue::Rotor,
+    propagator: crate::fs::propagation::queue::Propagator,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
     failure_log: Arc<crate::fs::report::failures::FailureLog>,
@@ -174,7 +174,7 @@ impl FileSystem {
         if let Some(page) = first_page {
             cache.seed(&page, clock.now());
         }
-        Self::over(cache, options, clock, Pen::default())
+        Self::over(cache, options, clock, JournalWriter::default())
     }
 
     fn cache_over(vault: DynVault, options: &Options, clock: &Arc<dyn Clock>) -> Arc<Cache> {
@@ -187,22 +187,22 @@ impl FileSystem {
         Cache::new(vault, clock.clone(), config)
     }
 
-    fn over(cache: Arc<Cache>, options: Options, clock: Arc<dyn Clock>, pen: Pen) -> Arc<Self> {
+    fn over(cache: Arc<Cache>, options: Options, clock: Arc<dyn Clock>, journal: JournalWriter) -> Arc<Self> {
         let fs = Arc::new(Self {
-            pen,
+            journal,
             scratch: crate::fs::temporary::scratch::Patterns::new(&options.scratch),
             table: Mutex::new(Table::new(&options.vault)),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
-            untold: crate::fs::handle::unacknowledged::Untolds::default(),
-            doings: Mutex::default(),
+            unacknowledged: crate::fs::handle::unacknowledged::UnacknowledgedOpens::default(),
+            intents: Mutex::default(),
             sightings: Mutex::default(),
             trial: Arc::default(),
             kept_commands: Mutex::default(),
             scratch_bytes: Mutex::new(0),
-            kept_bytes: Arc::default(),
+            retained_bytes: Arc::default(),
             listings: Mutex::default(),
-            walks: Mutex::default(),
+            scans: Mutex::default(),
             changes: Arc::new(tokio::sync::Semaphore::new(
                 crate::fs::temporary::provisional::CHANGES as usize,
             )),
@@ -213,7 +213,7 @@ impl FileSystem {
             audit: OnceLock::new(),
             processes: OnceLock::new(),
             helper: crate::fs::propagation::helper_calls::Register::new(),
-            rotor: crate::fs::propagation::queue::Rotor::new(),
+            propagator: crate::fs::propagation::queue::Propagator::new(),
             runtime: tokio::runtime::Handle::current(),
             failure_log: Arc::default(),
             failures: AtomicU64::new(0),
@@ -257,10 +257,10 @@ impl FileSystem {
         self.table().forget(ino, count);
     }
 
-    /// Takes the locks that requests need, one after the other: it comes back as long as they can be answered.
-    pub fn feel(&self) {
+    /// Liveness probe: acquires the inode and handle locks; blocks if either is stuck.
+    pub fn check_liveness(&self) {
         let table = self.table();
-        crate::failpoint::point("feel");
+        crate::failpoint::point("liveness");
         drop(table);
         drop(self.handles());
     }
@@ -273,8 +273,8 @@ impl FileSystem {
         self.handles.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn doings(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::recovery::replay::Doing>> {
-        self.doings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn intents(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::recovery::replay::Intent>> {
+        self.intents.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn node(&self, ino: u64) -> Result<Node> {

@@ -74,7 +74,7 @@ impl Adapter {
         work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        self.end(req, self.spender(req).scope(|| self.fs.serve(req.unique().0, work)), answer);
+        self.end(req, self.spender(req).scope(|| self.fs.run_mutating(req.unique().0, work)), answer);
     }
 
     /// Answers such a request.
@@ -89,7 +89,7 @@ impl Adapter {
             failpoint::point("answer");
             answer(result);
             failpoint::point("answered");
-            fs.answered(unique);
+            fs.completed(unique);
         });
     }
 
@@ -101,14 +101,14 @@ impl Adapter {
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let unique = req.unique().0;
-        let step = self.spender(req).scope(|| self.fs.attend(unique, work));
+        let step = self.spender(req).scope(|| self.fs.run_idempotent(unique, work));
         if matches!(step, Step::Ready(_)) && unique >> 63 == 0 {
             return self.answer(req, step, answer);
         }
         let fs = self.fs.clone();
         self.answer(req, step, move |result| {
             answer(result);
-            fs.answered(unique);
+            fs.completed(unique);
         });
     }
 
@@ -234,9 +234,9 @@ impl Filesystem for Adapter {
         let done = match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
             (Some(registered), _) => Step::Ready(registered),
             (None, Some(e)) => return reply.error(e),
-            (None, None) => self
-                .spender(req)
-                .scope(|| self.fs.serve(req.unique().0, |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set))),
+            (None, None) => self.spender(req).scope(|| {
+                self.fs.run_mutating(req.unique().0, |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set))
+            }),
         };
         self.end(req, done, move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),

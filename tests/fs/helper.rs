@@ -15,7 +15,7 @@ use super::Shell;
 pub const PID: u32 = 7777;
 
 /// What it did: the call's name, the path, and the inode that the name shows afterwards.
-pub type Deed = (&'static str, String, Option<u64>);
+pub type HelperOp = (&'static str, String, Option<u64>);
 
 /// Something to happen between the order and the call.
 type Before = Box<dyn FnMut(&Arc<FileSystem>) + Send>;
@@ -24,7 +24,7 @@ type Before = Box<dyn FnMut(&Arc<FileSystem>) + Send>;
 pub struct Helper {
     fs: Mutex<Option<Weak<FileSystem>>>,
     lookups: Mutex<HashMap<u64, u64>>,
-    deeds: Mutex<Vec<Deed>>,
+    deeds: Mutex<Vec<HelperOp>>,
     /// What calls end with instead of being made.
     pub fails: Mutex<Option<i32>>,
     /// Orders are heard and not carried out.
@@ -49,7 +49,7 @@ impl Helper {
     }
 
     /// What it did since the last call.
-    pub fn deeds(&self) -> Vec<Deed> {
+    pub fn deeds(&self) -> Vec<HelperOp> {
         std::mem::take(&mut *self.deeds.lock().unwrap())
     }
 

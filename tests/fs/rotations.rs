@@ -239,7 +239,7 @@ async fn a_write_on_a_replaced_inode_is_an_update_and_the_name_is_rotated_to_it(
     assert_eq!(sh.cat("f").await, "theirs");
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.close(fd).await.unwrap();
-    sh.fs.settle_rotations().await;
+    sh.fs.flush_queue().await;
     assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
     assert_eq!(sh.meta("f").await.unwrap().id, id);
     assert_eq!(sh.told.helper.deeds(), [("rename", "f".to_owned(), Some(fd.ino))]);
@@ -256,7 +256,7 @@ async fn normalised_json_appears_as_a_rotation() {
     let sh = watched(sh).await;
     let ino = sh.stat("f").await.unwrap().ino;
     sh.write_file("f", "{\"a\":2}").await.unwrap();
-    sh.fs.settle_rotations().await;
+    sh.fs.flush_queue().await;
     let deeds = sh.told.helper.deeds();
     assert!(matches!(&deeds[..], [("rename", path, Some(new))] if path == "f" && *new != ino), "{deeds:?}");
     assert_eq!(sh.cat("f").await, "{\n  \"a\": 2\n}\n");

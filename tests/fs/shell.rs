@@ -224,9 +224,9 @@ impl Shell {
         let mut unique = self.unique.fetch_add(2, Ordering::Relaxed);
         loop {
             let fs = self.fs.clone();
-            let result = self.step(fs.serve(unique, &work)).await;
+            let result = self.step(fs.run_mutating(unique, &work)).await;
             if !self.bury() {
-                fs.answered(unique);
+                fs.completed(unique);
                 return result;
             }
             unique |= 1 << 63;

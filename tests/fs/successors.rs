@@ -88,12 +88,12 @@ async fn a_rotation_that_the_dead_worker_owed_is_carried_out() {
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.close(fd).await.unwrap();
     death(&sh).await;
-    sh.fs.settle_rotations().await;
+    sh.fs.flush_queue().await;
     assert_eq!(sh.told.helper.deeds(), [("rename", "f".to_owned(), Some(fd.ino))]);
     // And only once.
     sh.die_after(0);
     sh.rmdir("made").await.unwrap();
-    sh.fs.settle_rotations().await;
+    sh.fs.flush_queue().await;
     assert_eq!(sh.told.helper.deeds(), []);
 }
 
@@ -115,7 +115,7 @@ async fn a_successor_that_is_refused_takes_away_what_the_dead_one_showed() {
 /// An open whose answer nobody gets: the worker dies before, and who asked is gone when another one comes.
 async fn lost_open(sh: &Shell, work: impl FnOnce(&std::sync::Arc<FileSystem>) -> Step<u64>) -> u64 {
     let fs = sh.fs.clone();
-    let fh = sh.step(fs.serve(1_000_000, work)).await.unwrap();
+    let fh = sh.step(fs.run_mutating(1_000_000, work)).await.unwrap();
     death(sh).await;
     fh
 }

@@ -68,7 +68,7 @@ async fn a_name_that_is_unlinked_and_made_anew_keeps_its_object() {
             assert_eq!(sh.history(path).await.len(), 2, "{how:?} {path}: one save, one version");
             assert_eq!(sh.meta(path).await.unwrap().id, id, "{how:?} {path}");
             assert_eq!(
-                (sh.vault.count(Op::Delete) > 0, sh.fs.undeleted()),
+                (sh.vault.count(Op::Delete) > 0, sh.fs.failed_deletes()),
                 (matches!(how, Anew::Rename), vec![])
             );
         }
@@ -111,7 +111,7 @@ async fn a_program_that_removes_is_answered_when_the_object_is_deleted() {
             assert_eq!(sh.names().await.contains(&name.to_owned()), left, "{by:?}");
             assert_eq!((sh.stat(name).await, sh.ls("").await.unwrap()), (Err(Errno::ENOENT), vec![]));
             sh.pass(GRACE).await;
-            assert_eq!((sh.names().await, sh.fs.undeleted()), (Vec::<String>::new(), vec![]), "{by:?}");
+            assert_eq!((sh.names().await, sh.fs.failed_deletes()), (Vec::<String>::new(), vec![]), "{by:?}");
         }
         // Made anew after that, it is another object.
         sh.write_file("s", "one").await.unwrap();
@@ -135,7 +135,7 @@ async fn a_deletion_that_is_refused_later_is_told_and_the_next_ones_wait_for_the
         sh.unlink("a", Remover::Unknown).await.unwrap();
         assert_eq!(sh.stat("a").await, Err(Errno::ENOENT));
         sh.pass(GRACE).await;
-        let told = sh.fs.undeleted();
+        let told = sh.fs.failed_deletes();
         assert_eq!(
             told.iter().map(|one| (one.name.as_str(), one.retried)).collect::<Vec<_>>(),
             [("a", false)]
@@ -172,7 +172,7 @@ async fn so_many_are_hidden_at_a_time_and_no_more() {
             sh.vault.fail_always(Op::Delete, Fault::Before(ErrorKind::Server));
             assert_eq!(sh.unlink(&format!("n{MOST}"), Remover::Unknown).await, Err(Errno::EIO));
             sh.pass(PATIENCE).await;
-            assert_eq!(sh.fs.undeleted().len(), MOST);
+            assert_eq!(sh.fs.failed_deletes().len(), MOST);
             sh.vault.clear();
             sh.pass(2 * PATIENCE).await;
             assert_eq!(sh.names().await.len(), 6);
@@ -217,11 +217,11 @@ async fn syncing_the_directory_deletes_what_is_hidden_and_returns_the_error() {
             sh.unlink("d/t", Remover::Unknown).await.unwrap();
             sh.vault.fail_always(Op::Delete, Fault::Before(kind));
             assert_eq!(sh.fsync_dir(dir).await, Err(errno));
-            assert_eq!(sh.fs.undeleted().len(), 1);
-            assert_eq!(sh.fs.undeleted()[0].retried, retried);
+            assert_eq!(sh.fs.failed_deletes().len(), 1);
+            assert_eq!(sh.fs.failed_deletes()[0].retried, retried);
             sh.vault.clear();
             sh.fs.retry_unsaved(None, PATIENCE).await;
-            assert_eq!((sh.stat("d/t").await, sh.fs.undeleted()), (Err(Errno::ENOENT), vec![]));
+            assert_eq!((sh.stat("d/t").await, sh.fs.failed_deletes()), (Err(Errno::ENOENT), vec![]));
         }
     }
 }
@@ -249,13 +249,13 @@ async fn a_directory_with_hidden_objects_is_removed_when_they_are_deleted() {
             sh.unlink("d/s", Remover::Unknown).await.unwrap();
             sh.vault.fail_always(Op::Delete, Fault::Before(kind));
             assert_eq!(sh.rmdir("d").await, Err(errno));
-            assert_eq!(sh.fs.undeleted().len(), 1);
+            assert_eq!(sh.fs.failed_deletes().len(), 1);
             sh.vault.clear();
             if kind == ErrorKind::Forbidden {
                 sh.rm("d/s").await.unwrap();
             }
             sh.rmdir("d").await.unwrap();
-            assert_eq!((sh.names().await, sh.fs.undeleted()), (vec![], vec![]));
+            assert_eq!((sh.names().await, sh.fs.failed_deletes()), (vec![], vec![]));
         }
     }
 }

@@ -112,22 +112,22 @@ fn work() -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     runtime.spawn(allocator::give_back());
-    let inheritance = match link.inherit(&seal) {
-        Ok(inheritance) => inheritance,
+    let takeover_state = match link.receive_state(&seal) {
+        Ok(takeover_state) => takeover_state,
         Err(failed) => {
             tracing::error!("{failed}");
             return Ok(ExitCode::from(failed.exit));
         }
     };
     drop(seal);
-    let state = inheritance.state.clone();
-    let stack = match runtime.block_on(assembly::build(&config, key, inheritance)) {
+    let state = takeover_state.state.clone();
+    let stack = match runtime.block_on(assembly::build(&config, key, takeover_state)) {
         Ok(stack) => stack,
         Err(failure) => return Ok(give_up(&link, &failure)),
     };
     link.connected(stack.spec());
     let (filesystem, service, last) = stack.take_apart(runtime.handle());
-    let body = worker::Body { memory, state };
+    let body = worker::ProcessInfo { memory, state };
     let served = worker::serve(&link, &config, runtime.handle(), filesystem, service, body);
     runtime.block_on(last.stop());
     // Where there was no memory for them, there are threads that never begin, and that it would wait for.
@@ -142,7 +142,7 @@ fn work() -> anyhow::Result<ExitCode> {
     }
 }
 
-fn give_up(link: &worker::Link, failure: &Failure) -> ExitCode {
+fn give_up(link: &worker::KeeperLink, failure: &Failure) -> ExitCode {
     // The keeper says what it means: not mounted, or not taken over.
     tracing::debug!("{failure}");
     link.failed(&Failed { exit: failure.exit as u8, message: failure.message.clone() });

@@ -25,7 +25,7 @@ use crate::daemon::locate;
 use crate::daemon::worker::reason;
 use crate::display;
 use crate::display::Shown;
-use crate::fs::{Undeleted, Unsaved};
+use crate::fs::{FailedDelete, Unsaved};
 use crate::sys::files;
 use crate::sys::mount_table::Dev;
 use crate::sys::stdio;
@@ -131,12 +131,12 @@ fn ask(mount: &LiveMount, request: &Request) -> Result<Answer, Failure> {
 /// What the vault does not have, and what it still has.
 struct Left {
     unsaved: Vec<Unsaved>,
-    undeleted: Vec<Undeleted>,
+    failed_deletes: Vec<FailedDelete>,
 }
 
 impl Left {
     fn is_empty(&self) -> bool {
-        self.unsaved.is_empty() && self.undeleted.is_empty()
+        self.unsaved.is_empty() && self.failed_deletes.is_empty()
     }
 }
 
@@ -145,11 +145,11 @@ fn list(mount: &LiveMount) -> Result<Left, Failure> {
     let mut list = |name: &str| status.pointer_mut(name).map(Value::take).unwrap_or_default();
     let unsaved = serde_json::from_value(list("/fs/unsaved")).map_err(|_| odd(mount))?;
     // A worker of an older version knows of none.
-    let undeleted = serde_json::from_value(list("/fs/undeleted")).unwrap_or_default();
+    let failed_deletes = serde_json::from_value(list("/fs/undeleted")).unwrap_or_default();
     if let Some(omitted) = status.get("omitted").and_then(Value::as_u64) {
         stdio::say(format_args!("{omitted} more are not listed here"));
     }
-    Ok(Left { unsaved, undeleted })
+    Ok(Left { unsaved, failed_deletes })
 }
 
 fn odd(mount: &LiveMount) -> Failure {
@@ -204,10 +204,10 @@ fn next(write: &Unsaved) -> String {
 }
 
 fn as_json(left: &Left) -> Vec<Value> {
-    let undeleted = left.undeleted.iter().map(|one| {
+    let failed_deletes = left.failed_deletes.iter().map(|one| {
         json!({ "name": one.name, "path": one.path, "error": one.error, "retried": one.retried, "undeleted": true })
     });
-    left.unsaved.iter().map(|write| json!(write)).chain(undeleted).collect()
+    left.unsaved.iter().map(|write| json!(write)).chain(failed_deletes).collect()
 }
 
 fn show(out: &mut Lines, left: &Left) {
@@ -216,7 +216,7 @@ fn show(out: &mut Lines, left: &Left) {
         let (name, next) = (display::text(&write.name), next(write));
         out.line(format_args!("{what}  {:>8}  {name}  {}{next}", write.size, reason(write)));
     }
-    for one in &left.undeleted {
+    for one in &left.failed_deletes {
         out.line(format_args!("undeleted  {:>6}  {}  {}", "-", display::text(&one.name), one.error));
     }
 }

@@ -236,7 +236,7 @@ fn show(out: &mut Lines, mount: &Value) {
         if fs.owners_set > 0 {
             line("owners", format!("{} set by chown, forgotten at unmount", fs.owners_set));
         }
-        for one in &fs.undeleted {
+        for one in &fs.failed_deletes {
             line("undeleted", format!("{}: {}", display::text(&one.name), one.error));
         }
         for error in fs.last_errors.iter().rev().take(SHOWN_ERRORS) {
@@ -287,7 +287,7 @@ fn verdict(fs: &Status) -> String {
         1 => Some("a save failed, its bytes are kept".to_owned()),
         n => Some(format!("{n} saves failed, their bytes are kept")),
     };
-    let deleted = match fs.undeleted.len() {
+    let deleted = match fs.failed_deletes.len() {
         0 => None,
         1 => Some("an object that should be gone was not deleted".to_owned()),
         n => Some(format!("{n} objects that should be gone were not deleted")),
@@ -473,9 +473,9 @@ mod tests {
         assert_eq!(verdict(&fs), "NOT WELL: changes elsewhere cannot be asked for (refused)");
         fs.changes.refresh.error = None;
         let left = json!({"name": "a", "path": "a", "error": "no", "retried": false});
-        fs.undeleted.push(serde_json::from_value(left).unwrap());
+        fs.failed_deletes.push(serde_json::from_value(left).unwrap());
         assert_eq!(verdict(&fs), "NOT WELL: an object that should be gone was not deleted");
-        fs.undeleted.clear();
+        fs.failed_deletes.clear();
         fs.audit = Some(AuditStatus { written: 7, lost: 0, error: None });
         assert_eq!(verdict(&fs), "ok");
         fs.audit = Some(AuditStatus { written: 7, lost: 2, error: None });

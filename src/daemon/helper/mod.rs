@@ -197,9 +197,9 @@ fn c_text(text: &[u8]) -> io::Result<CString> {
 /// The longest pause before another one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The keeper's hand on the helper: both ends of its line, and the process.
+/// Supervises the helper: both ends of its channel, and the process.
 #[derive(Debug)]
-pub struct Minder {
+pub struct HelperSupervisor {
     workers: OwnedFd,
     helpers: OwnedFd,
     mountpoint: PathBuf,
@@ -208,8 +208,8 @@ pub struct Minder {
     started: Vec<Instant>,
 }
 
-impl Minder {
-    /// A line; the process is started by [`Minder::look_after`].
+impl HelperSupervisor {
+    /// A line; the process is started by [`HelperSupervisor::look_after`].
     pub fn new(mountpoint: &Path, dev: Dev) -> io::Result<Self> {
         let (workers, helpers) = Channel::pair()?;
         let (workers, helpers) = (OwnedFd::from(workers), OwnedFd::from(helpers));
@@ -254,7 +254,7 @@ impl Minder {
     fn start(&mut self) -> io::Result<Child> {
         let now = Instant::now();
         self.started.retain(|at| now.duration_since(*at) < Duration::from_secs(60));
-        let more = self.started.len().saturating_sub(restart_policy::at_once()) as u32;
+        let more = self.started.len().saturating_sub(restart_policy::immediate_restarts()) as u32;
         self.started.push(now);
         let pause = match more {
             0 => Duration::ZERO,
@@ -281,7 +281,7 @@ impl Minder {
     }
 }
 
-impl Drop for Minder {
+impl Drop for HelperSupervisor {
     fn drop(&mut self) {
         self.end();
     }

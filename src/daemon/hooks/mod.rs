@@ -7,7 +7,7 @@
 //! 3. The command will read the mount. So it is a process of its own, nothing that answers requests waits for it, and it
 //!    begins only when the mount shows what it is told about (`is_shown`), or has had time to.
 //! 4. What is saved on this mount is no news: only changes made elsewhere are. A command may therefore write to the mount.
-//! 5. A command outlives the worker that started it, should that be killed, and what waits does, too ([`desk`]): the
+//! 5. A command outlives the worker that started it, should that be killed, and what waits does, too ([`runs`]): the
 //!    successor waits for the one that runs before it runs the next. Its time is limited all the same, by timeout(1).
 //! 6. When the mount ends, what waits is not run, and what runs is ended: SIGTERM to its process group, and SIGKILL
 //!    [`command::END`] later.
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::daemon::hooks::command::Job;
 use crate::daemon::hooks::debounce::Run;
-use crate::daemon::hooks::runner::{Desk, Keep, Running};
+use crate::daemon::hooks::runner::{Keep, Running, Runs};
 
 pub use crate::daemon::hooks::debounce::{Event, News};
 
@@ -69,15 +69,15 @@ pub fn follow<C: Clone + Send + 'static>(
     memory: Memory,
 ) -> Following {
     let (stop, stopped) = watch::channel(false);
-    let (desk, alive) = Desk::restore(memory.kept.as_deref(), memory.keep, Instant::now().into_std());
-    let task = runtime.spawn(run_all(changes, news, is_shown, Runner { job, desk, stopped }, alive));
+    let (runs, alive) = Runs::restore(memory.kept.as_deref(), memory.keep, Instant::now().into_std());
+    let task = runtime.spawn(run_all(changes, news, is_shown, Runner { job, runs, stopped }, alive));
     Following { stop, task }
 }
 
 #[derive(Clone)]
 struct Runner {
     job: Job,
-    desk: Desk,
+    runs: Runs,
     stopped: watch::Receiver<bool>,
 }
 
@@ -88,34 +88,34 @@ async fn run_all<C: Clone>(
     runner: Runner,
     alive: Option<Running>,
 ) {
-    let desk = runner.desk.clone();
+    let runs = runner.runs.clone();
     let mut running = alive.map(|running| tokio::spawn(runner.clone().go_on_with(running)));
     loop {
-        let due = desk.due().map(Instant::from_std);
+        let due = runs.due().map(Instant::from_std);
         tokio::select! {
             change = changes.recv() => match change {
-                Ok(change) => desk.note(news(change)),
-                Err(RecvError::Lagged(_)) => desk.note_many(),
+                Ok(change) => runs.note(news(change)),
+                Err(RecvError::Lagged(_)) => runs.note_many(),
                 Err(RecvError::Closed) => break,
             },
             () = until(due) => {
-                if let Some(run) = desk.take() {
+                if let Some(run) = runs.take() {
                     running = Some(tokio::spawn(runner.clone().one(run, is_shown.clone())));
                 }
             }
             () = ended(&mut running) => {
                 running = None;
-                desk.ended();
+                runs.ended();
             }
             () = command::told(runner.stopped.clone()) => break,
         }
     }
-    for run in desk.close() {
+    for run in runs.close() {
         tracing::warn!("--on-change for {run}: not run, the mount ends");
     }
     if running.is_some() {
         ended(&mut running).await;
-        desk.ended();
+        runs.ended();
     }
 }
 
@@ -128,7 +128,7 @@ impl Runner {
         if *self.stopped.borrow() {
             return tracing::warn!("--on-change for {run}: not run, the mount ends");
         }
-        match self.job.run(&run, |pid| self.desk.started(pid), self.stopped.clone()).await {
+        match self.job.run(&run, |pid| self.runs.started(pid), self.stopped.clone()).await {
             Ok(()) => tracing::info!("--on-change was run for {run}"),
             Err(e) => tracing::error!("--on-change for {run}: {e}"),
         }

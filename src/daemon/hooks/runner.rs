@@ -42,7 +42,7 @@ pub struct Running {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct SavedRuns {
     waiting: Vec<News>,
     many: bool,
     running: Option<Running>,
@@ -55,17 +55,17 @@ struct State {
 
 /// The queue and the one that runs; cheap to clone.
 #[derive(Clone)]
-pub struct Desk {
+pub struct Runs {
     state: Arc<Mutex<State>>,
     keep: Keep,
 }
 
-impl Desk {
+impl Runs {
     /// Goes on from what a dead worker kept. What it had begun and what lives still is for the caller to wait for.
     pub fn restore(kept: Option<&[u8]>, keep: Keep, now: Instant) -> (Self, Option<Running>) {
         let mut queue = Queue::default();
         let mut alive = None;
-        let kept: Option<Kept> = kept.and_then(|bytes| {
+        let kept: Option<SavedRuns> = kept.and_then(|bytes| {
             let read = postcard::from_bytes(bytes);
             read.inspect_err(|e| tracing::error!("the commands that waited are not understood: {e}")).ok()
         });
@@ -88,9 +88,9 @@ impl Desk {
                 None => {}
             }
         }
-        let desk = Self { state: Arc::new(Mutex::new(State { queue, running: alive.clone() })), keep };
-        desk.change(|_| ());
-        (desk, alive)
+        let runs = Self { state: Arc::new(Mutex::new(State { queue, running: alive.clone() })), keep };
+        runs.change(|_| ());
+        (runs, alive)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -102,7 +102,7 @@ impl Desk {
         let done = work(&mut state);
         let (waiting, many) = state.queue.waiting();
         let idle = waiting.is_empty() && !many && state.running.is_none();
-        let kept = Kept { waiting, many, running: state.running.clone() };
+        let kept = SavedRuns { waiting, many, running: state.running.clone() };
         // Under the lock, so that what is written last is what is so.
         let lost =
             |e: &postcard::Error| tracing::error!("the commands that wait cannot be written down: {e}");
@@ -177,18 +177,18 @@ mod tests {
             Arc::new(move |bytes| *kept.lock().unwrap() = bytes)
         };
         let after_death =
-            || Desk::restore(kept.lock().unwrap().clone().as_deref(), Arc::new(drop), Instant::now());
-        let (desk, _) = Desk::restore(None, keep, Instant::now() - 2 * QUIET);
+            || Runs::restore(kept.lock().unwrap().clone().as_deref(), Arc::new(drop), Instant::now());
+        let (runs, _) = Runs::restore(None, keep, Instant::now() - 2 * QUIET);
         assert!(kept.lock().unwrap().is_none(), "nothing is kept of nothing");
-        desk.state().queue.note(news("a"), Instant::now() - QUIET);
-        assert_eq!(desk.take(), Some(Run::One(news("a"))));
-        desk.note(news("b"));
+        runs.state().queue.note(news("a"), Instant::now() - QUIET);
+        assert_eq!(runs.take(), Some(Run::One(news("a"))));
+        runs.note(news("b"));
 
         let (next, alive) = after_death();
         assert_eq!(alive, None);
         assert_eq!(next.close(), [Run::One(news("a")), Run::One(news("b"))], "a had not begun");
 
-        desk.started(std::process::id());
+        runs.started(std::process::id());
         let (next, alive) = after_death();
         assert!(alive.is_some_and(|running| running.run == Run::One(news("a"))));
         assert_eq!(next.due(), None, "one runs");
@@ -196,13 +196,13 @@ mod tests {
         assert!(next.due().is_some());
         assert_eq!(next.close(), [Run::One(news("b"))]);
 
-        desk.state().running.as_mut().unwrap().leader.as_mut().unwrap().started += 1;
-        desk.note(news("b"));
+        runs.state().running.as_mut().unwrap().leader.as_mut().unwrap().started += 1;
+        runs.note(news("b"));
         let (next, alive) = after_death();
         assert!(alive.is_none() && next.due().is_some(), "another process has its number");
 
-        desk.ended();
-        desk.close();
+        runs.ended();
+        runs.close();
         assert!(kept.lock().unwrap().is_none());
     }
 }

@@ -10,13 +10,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::daemon::heartbeat::{STILL, STILL_AT_THE_END};
+use crate::daemon::heartbeat::{TIMEOUT, TIMEOUT_AT_THE_END};
 use crate::daemon::keeper::worker_process;
-use crate::daemon::keeper::{Front, Goal, Keeper, Phase};
+use crate::daemon::keeper::{Goal, Keeper, Phase, StarterPipe};
 use crate::daemon::protocol::ToKeeper;
 
-/// Between looks at whether the worker's leader is a zombie, or its heart has stopped, which nothing else tells.
-const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Between checks for a zombie leader and for a missing heartbeat, which no event tells.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Something that the keeper reacts to.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) enum Event {
     /// With its exit status, where the kernel gave one.
     WorkerGone(Option<ExitStatus>),
     /// The starting command went away before it heard anything.
-    FrontGone,
+    StarterGone,
     /// There is a request to refuse, or the connection is gone.
     Request,
     Timeout,
@@ -37,14 +37,14 @@ pub(super) enum Event {
 
 impl Keeper {
     /// Waits for the next thing to react to, until `until` at the latest.
-    pub(super) fn next_event(&mut self, front: Option<&Front>, until: Option<Instant>) -> Event {
+    pub(super) fn next_event(&mut self, starter: Option<&StarterPipe>, until: Option<Instant>) -> Event {
         loop {
             if let Some(worker) = self.worker.as_mut().filter(|worker| worker.silent_since.is_some())
                 && let Some(status) = worker.is_gone()
             {
-                return worker.last_words().map_or(Event::WorkerGone(status), Event::Worker);
+                return worker.pending_message().map_or(Event::WorkerGone(status), Event::Worker);
             }
-            let ready = match self.wait(front, until) {
+            let ready = match self.wait(starter, until) {
                 Ok(ready) => ready,
                 Err(e) => {
                     tracing::error!("poll: {e}");
@@ -59,8 +59,8 @@ impl Keeper {
                     Err(e) => tracing::error!("a message of the worker's cannot be read: {e}"),
                 }
             } else if let Some(worker) = &mut self.worker {
-                let patience = if self.goal == Goal::Serve { STILL } else { STILL_AT_THE_END };
-                worker.feel_pulse(self.state.as_fd(), patience);
+                let patience = if self.goal == Goal::Serve { TIMEOUT } else { TIMEOUT_AT_THE_END };
+                worker.check_liveness(self.state.as_fd(), patience);
             }
             if ready.signal {
                 match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {
@@ -76,8 +76,8 @@ impl Keeper {
             if ready.request {
                 return Event::Request;
             }
-            if ready.front_gone {
-                return Event::FrontGone;
+            if ready.starter_gone {
+                return Event::StarterGone;
             }
             if until.is_some_and(|t| Instant::now() >= t) {
                 return Event::Timeout;
@@ -85,12 +85,12 @@ impl Keeper {
         }
     }
 
-    fn wait(&self, front: Option<&Front>, until: Option<Instant>) -> nix::Result<Ready> {
+    fn wait(&self, starter: Option<&StarterPipe>, until: Option<Instant>) -> nix::Result<Ready> {
         let heard = self.worker.as_ref().filter(|worker| worker.silent_since.is_none());
         // A silent worker's exit is looked for now and then, the signal for it may come first.
         let pause = match (&self.worker, heard) {
             (Some(_), None) => Some(Duration::from_millis(20)),
-            (Some(_), Some(_)) => Some(HEARTBEAT),
+            (Some(_), Some(_)) => Some(CHECK_INTERVAL),
             (None, _) => None,
         };
         let left = until.map(|t| t.saturating_duration_since(Instant::now()));
@@ -107,9 +107,9 @@ impl Keeper {
                 fds.len() - 1
             })
         };
-        let front_at = add(front.and_then(Front::fd), PollFlags::empty());
+        let starter_at = add(starter.and_then(StarterPipe::fd), PollFlags::empty());
         let worker_at = add(heard.map(|worker| worker.channel.as_fd()), PollFlags::POLLIN);
-        let refuses = matches!(self.phase, Phase::Broken);
+        let refuses = matches!(self.phase, Phase::Failed);
         let device = self.mounted.as_ref().filter(|_| refuses).map(|mounted| mounted.device.as_fd());
         let request_at = add(device, PollFlags::POLLIN);
         match poll(&mut fds, timeout) {
@@ -119,7 +119,7 @@ impl Keeper {
         let is = |at: Option<usize>| at.is_some_and(|i| fds[i].any() == Some(true));
         Ok(Ready {
             signal: is(Some(0)),
-            front_gone: is(front_at),
+            starter_gone: is(starter_at),
             worker: is(worker_at),
             request: is(request_at),
         })
@@ -128,7 +128,7 @@ impl Keeper {
 
 struct Ready {
     signal: bool,
-    front_gone: bool,
+    starter_gone: bool,
     worker: bool,
     request: bool,
 }

@@ -5,15 +5,15 @@
 //! 2. While it holds /dev/fuse the connection lives, whatever happens to the worker. It therefore never opens a
 //!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts.
 //! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount (`mounting`).
-//! 4. When the worker dies, a successor takes over at once (`succession`): same device, same state, same control socket. Programs only
-//!    wait. Where they keep dying (`restart_policy`) there are pauses, and at last everything on the mount is EIO (`refuse`), but
+//! 4. When the worker dies, a successor takes over at once (`takeover`): same device, same state, same control socket. Programs only
+//!    wait. Where they keep dying (`restart_policy`) there are pauses, and at last everything on the mount is EIO (`fail_request`), but
 //!    for a try each minute: it is not unmounted, because below it is a plain directory, where what programs go on writing would be on disk.
 //! 5. A kernel that cannot send again what a dead worker had read (before Linux 6.9) gets a new mount in the old one's
 //!    place: what was in flight fails, and what was open; what is unsaved goes on.
 //! 6. waitpid(2) is not enough to see a worker's death: a thread stuck in a call on the own mount keeps the
 //!    process a zombie whose parent is not told. The closed channel and the state in /proc are looked at too.
-//! 7. One that lives and does not move (`pulse`) is killed, and followed by another as any that died. So is, once, one
-//!    that does not do what the end of the mount needs.
+//! 7. One without a heartbeat (`heartbeat`) is killed and restarted as any that died. So is, once, one that does not do
+//!    what the end of the mount needs.
 //! 8. SIGTERM and SIGINT act here only: drain, unmount (detached, if it is in use), exit 0 or 7. SIGHUP makes
 //!    the worker read its key file again. Where no worker is left to say what the vault does not have, it is read
 //!    from the state: no unsaved write ends unnamed.
@@ -37,8 +37,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use crate::daemon::helper::Minder;
-use crate::daemon::keeper::worker_process::{Equipment, Worker, ending};
+use crate::daemon::helper::HelperSupervisor;
+use crate::daemon::keeper::worker_process::{SpawnConfig, Worker, ending};
 use crate::daemon::protocol::{
     EXIT_UNSAVED, Failed, MountConfig, Outcome, ToKeeper, ToWorker, receive_config,
 };
@@ -56,7 +56,7 @@ use crate::daemon::state_log;
 use crate::daemon::state_log::SealKey;
 use crate::daemon::worker::reason;
 use crate::display::Shown;
-use crate::fs::{Ending, Unsaved, left_in};
+use crate::fs::{Ending, Unsaved, unsaved_from_journal};
 use crate::secret::SecretString;
 use crate::sys::channel::{close_inherited, receive_descriptor, take_standard};
 use crate::sys::fuse_device;
@@ -88,8 +88,8 @@ pub struct Begun {
     pub key: Option<SecretString>,
     /// The directory to mount on.
     pub target: Target,
-    /// The line to its starter.
-    pub front: Front,
+    /// The pipe to the command that started it.
+    pub starter: StarterPipe,
 }
 
 /// The first steps of a keeper process: descriptors, session, configuration.
@@ -102,19 +102,19 @@ pub fn begin() -> io::Result<Begun> {
     let directory = receive_descriptor(starter.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let (config, key) = receive_config(File::from(starter))?;
     let target = Target::new(config.mountpoint.clone(), directory)?;
-    let front = Front(Some(File::from(take_standard(1)?)));
+    let starter = StarterPipe(Some(File::from(take_standard(1)?)));
     if config.foreground {
         // The command that waits for us is all that a supervisor sees: end with it.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM);
     }
-    Ok(Begun { config, key, target, front })
+    Ok(Begun { config, key, target, starter })
 }
 
-/// The line to the command that started the keeper; silent after one message.
+/// The pipe to the command that started the keeper; closed after one message.
 #[derive(Debug)]
-pub struct Front(Option<File>);
+pub struct StarterPipe(Option<File>);
 
-impl Front {
+impl StarterPipe {
     /// Says how it went, and whether somebody heard it: a command that was interrupted does not listen any more.
     pub fn tell(&mut self, outcome: &Outcome) -> bool {
         let text = serde_json::to_string(outcome).unwrap_or_default();
@@ -128,8 +128,8 @@ impl Front {
 
 /// Runs a mount from start to end. Returns the exit code.
 pub fn run(begun: Begun, memory: LockState) -> u8 {
-    let Begun { config, key, target, mut front } = begun;
-    let started = Keeper::new(config, key, memory).and_then(|keeper| keeper.start(target, &mut front));
+    let Begun { config, key, target, mut starter } = begun;
+    let started = Keeper::new(config, key, memory).and_then(|keeper| keeper.start(target, &mut starter));
     match started {
         Ok(keeper) => keeper.serve(),
         Err(failed) => {
@@ -137,7 +137,7 @@ pub fn run(begun: Begun, memory: LockState) -> u8 {
                 directory.tidy();
             }
             // Who hears it says so; twice in one journal would be once too often.
-            if front.tell(&Outcome::Failed(failed.clone())) {
+            if starter.tell(&Outcome::Failed(failed.clone())) {
                 tracing::debug!("not mounted: {failed}");
             } else {
                 tracing::error!("not mounted: {failed}");
@@ -152,25 +152,25 @@ pub fn run(begun: Begun, memory: LockState) -> u8 {
 enum Phase {
     Serving,
     /// To start another worker.
-    Pausing(Instant),
+    BackingOff(Instant),
     /// To try another worker, in a while: every request is refused.
-    Broken,
+    Failed,
     Draining(Instant),
     /// For the end of the connection, after unmounting.
-    Leaving(Instant),
+    Unmounting(Instant),
     /// For the worker to store what was written while the mount went.
-    Parting(Instant),
+    FinalDrain(Instant),
     Ending(Instant),
 }
 
 impl Phase {
     fn until(self) -> Option<Instant> {
         match self {
-            Phase::Serving | Phase::Broken => None,
-            Phase::Pausing(t)
+            Phase::Serving | Phase::Failed => None,
+            Phase::BackingOff(t)
             | Phase::Draining(t)
-            | Phase::Leaving(t)
-            | Phase::Parting(t)
+            | Phase::Unmounting(t)
+            | Phase::FinalDrain(t)
             | Phase::Ending(t) => Some(t),
         }
     }
@@ -187,13 +187,13 @@ enum Goal {
 }
 
 struct Keeper {
-    equipment: Equipment,
+    spawn_config: SpawnConfig,
     memory: LockState,
     signals: SignalFd,
     /// The mount's state, in a memfd.
     state: OwnedFd,
     worker: Option<Worker>,
-    helper: Option<Minder>,
+    helper: Option<HelperSupervisor>,
     mounted: Option<Mounted>,
     /// The answer to INIT, which each worker has to give alike.
     init_reply: Vec<u8>,
@@ -211,7 +211,7 @@ struct Keeper {
     /// The worker that was being started ended; what that says.
     start_ended: Option<Ending>,
     /// When another worker is tried, where everything is refused.
-    again_at: Option<Instant>,
+    retry_at: Option<Instant>,
     /// Signals that came while a worker was being started.
     later: VecDeque<Event>,
     /// The worker has said that its session is over.
@@ -226,7 +226,7 @@ impl Keeper {
         let seal = SealKey::random().map_err(failed("no key for the mount's state"))?;
         let state = state_log::create().map_err(failed("no memory for the mount's state"))?;
         Ok(Self {
-            equipment: Equipment { config, key, seal, program: None },
+            spawn_config: SpawnConfig { config, key, seal, program: None },
             memory,
             signals,
             state,
@@ -244,7 +244,7 @@ impl Keeper {
             last_end: None,
             ending: Ending::default(),
             start_ended: None,
-            again_at: None,
+            retry_at: None,
             later: VecDeque::new(),
             session_over: false,
         })
@@ -255,7 +255,7 @@ impl Keeper {
     }
 
     fn mountpoint(&self) -> &Path {
-        &self.equipment.config.mountpoint
+        &self.spawn_config.config.mountpoint
     }
 
     fn send(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -272,7 +272,7 @@ impl Keeper {
         broken: Option<String>,
         unsaved: Option<Vec<Unsaved>>,
     ) -> io::Result<()> {
-        let config = &self.equipment.config;
+        let config = &self.spawn_config.config;
         let record = Record::of_this_keeper(config.mountpoint.clone(), config.spec.clone());
         self.directory.write(dev, &Record { broken, unsaved, ..record })
     }
@@ -281,25 +281,25 @@ impl Keeper {
         loop {
             let event = match self.later.pop_front() {
                 Some(event) => event,
-                None => self.next_event(None, self.phase.until().or(self.again_at)),
+                None => self.next_event(None, self.phase.until().or(self.retry_at)),
             };
             match (event, self.phase) {
                 (Event::Stop, Phase::Serving) => {
-                    tracing::info!("asked to stop: storing what is unsaved");
+                    tracing::info!("asked to stop: committing what is unsaved");
                     self.drain();
                 }
                 // There has to be a worker to store what is unsaved.
-                (Event::Stop, Phase::Pausing(_)) => {
+                (Event::Stop, Phase::BackingOff(_)) => {
                     if self.goal == Goal::Serve {
                         self.goal = Goal::Drain;
                     }
-                    self.succeed();
+                    self.replace_worker();
                 }
-                (Event::Stop, Phase::Broken) => return self.end_without_worker(),
-                (Event::Timeout, Phase::Pausing(_)) => self.succeed(),
-                (Event::Timeout, Phase::Broken) => self.try_again(),
-                (Event::Request, Phase::Broken) => {
-                    if !self.refuse() {
+                (Event::Stop, Phase::Failed) => return self.end_without_worker(),
+                (Event::Timeout, Phase::BackingOff(_)) => self.replace_worker(),
+                (Event::Timeout, Phase::Failed) => self.retry(),
+                (Event::Request, Phase::Failed) => {
+                    if !self.fail_request() {
                         return self.end_without_worker();
                     }
                 }
@@ -314,19 +314,20 @@ impl Keeper {
                         self.leave();
                     }
                 }
-                (Event::Timeout, Phase::Leaving(_)) if self.is_connected() => {
+                (Event::Timeout, Phase::Unmounting(_)) if self.is_connected() => {
                     tracing::warn!(
                         "something still has the mount, another mount namespace perhaps: ending it"
                     );
                     self.end_worker();
                 }
-                (Event::Timeout, Phase::Leaving(_)) => {
-                    self.phase = Phase::Parting(Instant::now() + self.equipment.config.drain + DRAIN_MARGIN);
+                (Event::Timeout, Phase::Unmounting(_)) => {
+                    self.phase =
+                        Phase::FinalDrain(Instant::now() + self.spawn_config.config.drain + DRAIN_MARGIN);
                 }
-                (Event::Timeout, Phase::Parting(_)) => self.end_worker(),
+                (Event::Timeout, Phase::FinalDrain(_)) => self.end_worker(),
                 (Event::Timeout, Phase::Ending(_)) => {
                     if let Some(worker) = &mut self.worker {
-                        worker.condemn("it does not end".to_owned());
+                        worker.kill_for("it does not end".to_owned());
                     }
                     self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
                 }
@@ -337,12 +338,12 @@ impl Keeper {
                 }
                 (Event::WorkerGone(status), phase) => {
                     let is_over = self.session_over || matches!(phase, Phase::Ending(_));
-                    if is_over && (has_told(status) || self.session_over || self.replaced) {
+                    if is_over && (has_accounted(status) || self.session_over || self.replaced) {
                         return self.finish(status);
                     }
                     self.replaced |= is_over;
                     let says = self.what_its_end_says(status);
-                    self.weigh(says);
+                    self.record_exit(says);
                     let how = self.worker.as_ref().map_or_else(|| ending(status), |w| w.ending(status));
                     self.worker_died(says, how);
                 }
@@ -352,7 +353,7 @@ impl Keeper {
     }
 
     /// Refuses one request. False when the connection is gone.
-    fn refuse(&self) -> bool {
+    fn fail_request(&self) -> bool {
         let Some(mounted) = &self.mounted else { return false };
         match fail_requests::one(&mounted.device) {
             Ok(connected) => connected,
@@ -369,7 +370,7 @@ impl Keeper {
             tracing::error!("the worker is left behind: {why}");
             return false;
         };
-        worker.condemn(why.to_owned());
+        worker.kill_for(why.to_owned());
         self.replaced = true;
         self.phase = Phase::Draining(Instant::now() + END_PATIENCE);
         true
@@ -378,14 +379,14 @@ impl Keeper {
     fn drain(&mut self) {
         self.goal = Goal::Drain;
         self.tell(&ToWorker::Drain);
-        self.phase = Phase::Draining(Instant::now() + self.equipment.config.drain + DRAIN_MARGIN);
+        self.phase = Phase::Draining(Instant::now() + self.spawn_config.config.drain + DRAIN_MARGIN);
     }
 
     /// Unmounts on request; the worker then sees the end of its session.
     fn leave(&mut self) {
         self.goal = Goal::Leave;
         let Some(mounted) = &self.mounted else { return self.end_worker() };
-        let config = &self.equipment.config;
+        let config = &self.spawn_config.config;
         let mountpoint = &config.mountpoint;
         match unmount::unmount_or_detach(mountpoint, mounted.dev) {
             Ok(_) if self.is_mounted(mounted.dev) => {
@@ -396,7 +397,7 @@ impl Keeper {
                 if !gone {
                     tracing::warn!("{} was in use: detached", mountpoint.shown());
                 }
-                self.phase = Phase::Leaving(Instant::now() + GRACE);
+                self.phase = Phase::Unmounting(Instant::now() + GRACE);
             }
             Err(e) => {
                 tracing::error!("{} cannot be unmounted: {e}", mountpoint.shown());
@@ -414,7 +415,7 @@ impl Keeper {
     /// The worker is gone, as it was to be: nothing may be left of the mount.
     fn finish(mut self, status: Option<ExitStatus>) -> u8 {
         tracing::info!("the worker ended: {}", ending(status));
-        if !has_told(status) {
+        if !has_accounted(status) {
             return self.end_without_worker();
         }
         self.abandon();
@@ -423,7 +424,7 @@ impl Keeper {
 
     /// No worker has said what the vault does not have: this is read from what the last one wrote down.
     fn end_without_worker(&mut self) -> u8 {
-        let left = self.left_behind();
+        let left = self.unsaved_in_state();
         for left in left.iter().flatten() {
             tracing::error!(name = left.name, "not stored when the mount ended: {}", reason(left));
         }
@@ -435,9 +436,9 @@ impl Keeper {
     }
 
     /// What the vault does not have, by what the last worker wrote down; `None` if that cannot be read.
-    fn left_behind(&self) -> Option<Vec<Unsaved>> {
+    fn unsaved_in_state(&self) -> Option<Vec<Unsaved>> {
         match state_log::plain_records(&self.state) {
-            Ok(records) => Some(left_in(records)),
+            Ok(records) => Some(unsaved_from_journal(records)),
             Err(e) => {
                 tracing::error!("what is not stored cannot be named: {e}");
                 None
@@ -449,12 +450,12 @@ impl Keeper {
         let Some(helper) = &mut self.helper else { return };
         match self.phase {
             // Whatever another one did would be refused.
-            Phase::Broken => _ = helper.has_ended(),
+            Phase::Failed => _ = helper.has_ended(),
             Phase::Serving
-            | Phase::Pausing(_)
+            | Phase::BackingOff(_)
             | Phase::Draining(_)
-            | Phase::Leaving(_)
-            | Phase::Parting(_)
+            | Phase::Unmounting(_)
+            | Phase::FinalDrain(_)
             | Phase::Ending(_) => helper.look_after(),
         }
     }
@@ -502,6 +503,6 @@ impl Keeper {
 }
 
 /// Whether a worker that ended so has stored, or named, what was unsaved.
-fn has_told(status: Option<ExitStatus>) -> bool {
+fn has_accounted(status: Option<ExitStatus>) -> bool {
     matches!(status.and_then(|s| s.code()), Some(code) if code == 0 || code == i32::from(EXIT_UNSAVED))
 }

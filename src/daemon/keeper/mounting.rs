@@ -4,8 +4,8 @@
 use std::io;
 use std::path::Path;
 
-use crate::daemon::helper::Minder;
-use crate::daemon::keeper::{Front, Keeper};
+use crate::daemon::helper::HelperSupervisor;
+use crate::daemon::keeper::{Keeper, StarterPipe};
 use crate::daemon::protocol::{Failed, Outcome, ToWorker};
 use crate::daemon::runtime_dir::RuntimeDir;
 use crate::display::Shown;
@@ -17,19 +17,19 @@ use crate::sys::mount_target::Target;
 
 impl Keeper {
     /// Starts a worker and mounts.
-    pub(super) fn start(mut self, target: Target, front: &mut Front) -> Result<Self, Failed> {
-        if let Err(e) = self.try_to_mount(&target, front, Way::Detached)? {
+    pub(super) fn start(mut self, target: Target, starter: &mut StarterPipe) -> Result<Self, Failed> {
+        if let Err(e) = self.try_to_mount(&target, starter, Way::Detached)? {
             tracing::info!("a finished mount cannot be attached here ({e}): mounting at once");
-            self.try_to_mount(&target, front, Way::AtOnce)?.map_err(|e| mount_failed(target.path(), &e))?;
+            self.try_to_mount(&target, starter, Way::AtOnce)?.map_err(|e| mount_failed(target.path(), &e))?;
         }
         // Whatever is open below the mount would keep that busy when this one is gone.
         drop(target);
         let dev = self.dev().expect("just mounted");
-        if !front.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() }) {
+        if !starter.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() }) {
             self.abandon();
             return Err(Failed::new("interrupted when it was mounted"));
         }
-        if !self.equipment.config.foreground {
+        if !self.spawn_config.config.foreground {
             // From here on nobody reads what is written there.
             drop(take_standard(2));
         }
@@ -40,14 +40,14 @@ impl Keeper {
     fn try_to_mount(
         &mut self,
         target: &Target,
-        front: &mut Front,
+        starter: &mut StarterPipe,
         way: Way,
     ) -> Result<io::Result<()>, Failed> {
         let first = ToWorker::State { takeover: false, anew: false };
-        self.worker = Some(self.introduce(None, &first, Some(front))?);
-        self.connect(Some(front))?;
+        self.worker = Some(self.spawn_and_verify(None, &first, Some(starter))?);
+        self.connect(Some(starter))?;
         self.mount(target, way)?;
-        let attached = self.assign(Some(front)).and_then(|()| match self.attach(target) {
+        let attached = self.hand_mount(Some(starter)).and_then(|()| match self.attach(target) {
             Ok(()) => Ok(Ok(())),
             Err(AttachError::NotPermitted(e)) => Ok(Err(e)),
             Err(AttachError::Failed(e)) => Err(mount_failed(target.path(), &e)),
@@ -71,7 +71,7 @@ impl Keeper {
                 mountpoint.shown()
             )));
         }
-        let mounted = mount::mount(target, &self.equipment.config.kernel, way)
+        let mounted = mount::mount(target, &self.spawn_config.config.kernel, way)
             .map_err(|e| mount_failed(mountpoint, &e))?;
         let failed = |e| Failed::new(format!("the control socket cannot be made: {e}"));
         let made = RuntimeDir::listen(mounted.dev, std::process::id()).map_err(failed);
@@ -79,7 +79,7 @@ impl Keeper {
         let (directory, listener) = made.inspect_err(|_| self.abandon())?;
         (self.directory, self.listener) = (directory, Some(listener));
         let dev = self.dev().expect("mounted above");
-        let helper = Minder::new(self.mountpoint(), dev);
+        let helper = HelperSupervisor::new(self.mountpoint(), dev);
         self.helper = Some(helper.map_err(|e| {
             self.abandon();
             Failed::new(format!("there is no line to the helper process: {e}"))

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::fs::Ending;
 
 /// So many that served nothing are followed by another one at once.
-const AT_ONCE: u32 = 3;
+const IMMEDIATE_RESTARTS: u32 = 3;
 /// So many in a row, and it is given up, for a minute.
 const TOO_MANY: u32 = 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(32);
@@ -29,10 +29,10 @@ const MANY: [(usize, Duration); 2] = [(30, Duration::from_secs(1)), (15, Duratio
 /// Who waits for the end does not wait for longer pauses.
 const LONGEST_AT_THE_END: Duration = Duration::from_secs(1);
 
-/// The deaths of workers that nobody asked for.
+/// Counts the deaths of workers that were not asked to end.
 #[derive(Debug)]
 pub struct RestartPolicy {
-    at_once: u32,
+    immediate_restarts: u32,
     too_many: u32,
     lately: VecDeque<Instant>,
     /// By themselves, before they had served anything.
@@ -43,8 +43,8 @@ pub struct RestartPolicy {
 
 impl Default for RestartPolicy {
     fn default() -> Self {
-        let (at_once, too_many) = limits();
-        Self { at_once, too_many, lately: VecDeque::new(), in_a_row: 0, at_the_end: 0 }
+        let (immediate_restarts, too_many) = limits();
+        Self { immediate_restarts, too_many, lately: VecDeque::new(), in_a_row: 0, at_the_end: 0 }
     }
 }
 
@@ -86,26 +86,26 @@ impl RestartPolicy {
         if self.in_a_row > self.too_many {
             return None;
         }
-        match self.in_a_row.saturating_sub(self.at_once) {
+        match self.in_a_row.saturating_sub(self.immediate_restarts) {
             0 => Some(Duration::ZERO),
             more => Some(Duration::from_secs(1 << (more - 1).min(5)).min(LONGEST_PAUSE)),
         }
     }
 
     fn pause_of_many(&self) -> Duration {
-        let free = self.at_once as usize;
+        let free = self.immediate_restarts as usize;
         let reached = |(many, _): &&(usize, Duration)| self.lately.len() > (*many).max(free);
         MANY.iter().find(reached).map_or(Duration::ZERO, |(_, pause)| *pause)
     }
 }
 
 /// So many deaths in a minute are followed by another helper at once.
-pub fn at_once() -> usize {
+pub fn immediate_restarts() -> usize {
     limits().0 as usize
 }
 
 /// How long it stays given up.
-pub fn try_again_after() -> Duration {
+pub fn retry_after() -> Duration {
     #[cfg(debug_assertions)]
     if let Ok(text) = std::env::var("VAULTFS_TEST_AGAIN")
         && let Ok(ms) = text.parse()
@@ -115,16 +115,16 @@ pub fn try_again_after() -> Duration {
     Duration::from_secs(60)
 }
 
-/// [`AT_ONCE`] and [`TOO_MANY`], but where a test wants others (`VAULTFS_TEST_DEATHS=AT_ONCE,TOO_MANY`).
+/// [`IMMEDIATE_RESTARTS`] and [`TOO_MANY`], but where a test wants others (`VAULTFS_TEST_DEATHS=IMMEDIATE_RESTARTS,TOO_MANY`).
 fn limits() -> (u32, u32) {
     #[cfg(debug_assertions)]
     if let Ok(text) = std::env::var("VAULTFS_TEST_DEATHS")
-        && let Some((at_once, too_many)) = text.split_once(',')
-        && let (Ok(at_once), Ok(too_many)) = (at_once.parse(), too_many.parse())
+        && let Some((immediate_restarts, too_many)) = text.split_once(',')
+        && let (Ok(immediate_restarts), Ok(too_many)) = (immediate_restarts.parse(), too_many.parse())
     {
-        return (at_once, too_many);
+        return (immediate_restarts, too_many);
     }
-    (AT_ONCE, TOO_MANY)
+    (IMMEDIATE_RESTARTS, TOO_MANY)
 }
 
 #[cfg(test)]

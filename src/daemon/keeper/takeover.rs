@@ -1,5 +1,5 @@
-//! The keeper's workers follow each other: the first is started as its successors are, an upgrade is one more, and
-//! where they keep dying it comes to an end.
+//! Start, restart and takeover of workers: the first is started as its successors are, and an upgrade is one more
+//! takeover. Where workers keep dying the mount fails.
 
 use std::fs::File;
 use std::io;
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::daemon::keeper::events::Event;
 use crate::daemon::keeper::worker_process::{Worker, ending};
-use crate::daemon::keeper::{DRAIN_MARGIN, Front, Goal, Keeper, Phase, restart_policy};
-use crate::daemon::protocol::{Facts, Failed, ToKeeper, ToWorker};
+use crate::daemon::keeper::{DRAIN_MARGIN, Goal, Keeper, Phase, StarterPipe, restart_policy};
+use crate::daemon::protocol::{Failed, MountFacts, ToKeeper, ToWorker};
 use crate::daemon::runtime_dir::RuntimeDir;
 use crate::daemon::worker::reason;
 use crate::display::Shown;
@@ -32,20 +32,20 @@ pub const UPGRADED: &str = "it was upgraded";
 
 impl Keeper {
     /// Starts a worker that says that it can read the state.
-    pub(super) fn introduce(
+    pub(super) fn spawn_and_verify(
         &mut self,
         program: Option<&File>,
         state: &ToWorker,
-        front: Option<&Front>,
+        starter: Option<&StarterPipe>,
     ) -> Result<Worker, Failed> {
-        let mut worker = Worker::start(&self.equipment, program)
+        let mut worker = Worker::start(&self.spawn_config, program)
             .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
         if let Err(e) = worker.channel.send(state, &[self.state.as_fd()]) {
             self.start_ended = worker.verdict();
             return Err(lost(&e));
         }
         let before = self.worker.replace(worker);
-        let said = self.expect(front);
+        let said = self.expect(starter);
         let worker = std::mem::replace(&mut self.worker, before);
         match (said?, worker) {
             (ToKeeper::Readable, Some(worker)) => Ok(worker),
@@ -54,11 +54,11 @@ impl Keeper {
         }
     }
 
-    pub(super) fn connect(&mut self, front: Option<&Front>) -> Result<(), Failed> {
+    pub(super) fn connect(&mut self, starter: Option<&StarterPipe>) -> Result<(), Failed> {
         self.send(&ToWorker::Connect, &[]).map_err(|e| lost(&e))?;
-        match self.expect(front)? {
+        match self.expect(starter)? {
             ToKeeper::Connected(spec) => {
-                self.equipment.config.spec = spec;
+                self.spawn_config.config.spec = spec;
                 Ok(())
             }
             ToKeeper::Failed(failed) => Err(failed),
@@ -67,13 +67,13 @@ impl Keeper {
     }
 
     /// Hands the mount to the worker, answers INIT if that is still to be done, and writes down where to find it.
-    pub(super) fn assign(&mut self, front: Option<&Front>) -> Result<(), Failed> {
+    pub(super) fn hand_mount(&mut self, starter: Option<&StarterPipe>) -> Result<(), Failed> {
         let (Some(mounted), Some(listener), Some(helper)) = (&self.mounted, &self.listener, &self.helper)
         else {
             return Err(Failed::new("nothing is mounted"));
         };
         let dev = mounted.dev;
-        let facts = Facts {
+        let facts = MountFacts {
             keeper_pid: std::process::id(),
             fuse_abi: mounted.init.abi(),
             resend: can_resend(mounted),
@@ -92,7 +92,7 @@ impl Keeper {
         };
         self.send(&serve, &[mounted.device.as_fd(), listener.as_fd(), helper.workers_end()])
             .map_err(|e| lost(&e))?;
-        let reply = match self.expect(front)? {
+        let reply = match self.expect(starter)? {
             ToKeeper::Init(reply) => reply,
             ToKeeper::Failed(failed) => return Err(failed),
             other => return Err(unexpected(&other)),
@@ -106,7 +106,7 @@ impl Keeper {
             return Err(Failed::new("it does not speak with the kernel as the worker before it did"));
         }
         self.send(&ToWorker::Go, &[]).map_err(|e| lost(&e))?;
-        match self.expect(front)? {
+        match self.expect(starter)? {
             ToKeeper::Serving => {}
             other => return Err(unexpected(&other)),
         }
@@ -119,24 +119,24 @@ impl Keeper {
     }
 
     /// The worker's next message while it is being started.
-    fn expect(&mut self, front: Option<&Front>) -> Result<ToKeeper, Failed> {
-        let until = front.is_none().then(|| Instant::now() + TAKEOVER);
+    fn expect(&mut self, starter: Option<&StarterPipe>) -> Result<ToKeeper, Failed> {
+        let until = starter.is_none().then(|| Instant::now() + TAKEOVER);
         loop {
-            match self.next_event(front, until) {
+            match self.next_event(starter, until) {
                 Event::Worker(message) => return Ok(message),
                 Event::WorkerGone(status) => {
                     let how = ending(status);
                     self.start_ended = Some(self.what_its_end_says(status));
                     return Err(Failed::new(format!("the worker process died ({how}); see the log")));
                 }
-                Event::Stop | Event::FrontGone if front.is_some() => {
+                Event::Stop | Event::StarterGone if starter.is_some() => {
                     return Err(Failed::new("interrupted before it was mounted"));
                 }
                 event @ (Event::Stop | Event::Reload) => self.later.push_back(event),
                 Event::Timeout if until.is_some() => {
                     return Err(Failed::new("the worker process took too long to start"));
                 }
-                Event::FrontGone | Event::Request | Event::Timeout => {}
+                Event::StarterGone | Event::Request | Event::Timeout => {}
             }
         }
     }
@@ -147,13 +147,13 @@ impl Keeper {
     }
 
     /// A worker is gone: what that says of the requests it was at. One that has not served was at none.
-    pub(super) fn weigh(&mut self, ending: Ending) {
+    pub(super) fn record_exit(&mut self, ending: Ending) {
         if self.worker.as_ref().is_some_and(|worker| worker.serving_since.is_some()) {
             self.ending = ending;
         }
     }
 
-    /// Nobody asked it to: another one goes on, now or in a while.
+    /// The worker died unasked: restarts it, now or after a pause.
     pub(super) fn worker_died(&mut self, ending: Ending, how: String) {
         let has_served = self.worker.take().is_some_and(|worker| worker.has_served(self.state.as_fd()));
         self.restarts += 1;
@@ -161,39 +161,38 @@ impl Keeper {
         let mount_ends = self.goal != Goal::Serve;
         match self.restart_policy.died(Instant::now(), ending, has_served, mount_ends) {
             Some(Duration::ZERO) => {
-                tracing::error!("the worker died ({how}): starting another one");
-                self.succeed();
+                tracing::error!("the worker died ({how}): restarting it");
+                self.replace_worker();
             }
             Some(pause) => {
-                tracing::error!("the worker died again ({how}): starting another one in {pause:?}");
+                tracing::error!("the worker died again ({how}): restart in {pause:?}");
                 self.write_down_the_unsaved(None);
-                self.phase = Phase::Pausing(Instant::now() + pause);
+                self.phase = Phase::BackingOff(Instant::now() + pause);
             }
             None => self.give_up(&how),
         }
     }
 
-    /// Starts a worker that takes over, and goes on to where the mount was going. Where it fails it counts as one that
-    /// died.
-    pub(super) fn succeed(&mut self) {
+    /// Starts a worker that takes over, and continues towards the mount's goal. A takeover that fails counts as a death.
+    pub(super) fn replace_worker(&mut self) {
         self.phase = Phase::Serving;
         if let Err(failed) = self.take_over(None) {
-            tracing::error!("a worker could not take over: {failed}");
+            tracing::error!("takeover failed: {failed}");
             let ending = self.verdict_of_start();
             if let Some(worker) = &mut self.worker {
                 worker.kill();
             }
             self.write_down_the_unsaved(None);
-            return self.worker_died(ending, format!("it could not take over: {failed}"));
+            return self.worker_died(ending, format!("its takeover failed: {failed}"));
         }
-        tracing::info!(restarts = self.restarts, "another worker serves the mount");
+        tracing::info!(restarts = self.restarts, "takeover complete: another worker serves the mount");
         match self.goal {
             Goal::Serve => {}
             Goal::Drain => self.drain(),
             // Its session is over at once, and then it stores what is unsaved.
             Goal::Leave => {
-                let time = self.equipment.config.drain + DRAIN_MARGIN;
-                self.phase = Phase::Parting(Instant::now() + time);
+                let time = self.spawn_config.config.drain + DRAIN_MARGIN;
+                self.phase = Phase::FinalDrain(Instant::now() + time);
             }
         }
     }
@@ -201,7 +200,7 @@ impl Keeper {
     /// For commands that find no worker to ask.
     fn write_down_the_unsaved(&self, broken: Option<String>) {
         let Some(dev) = self.dev() else { return };
-        let unsaved = self.left_behind();
+        let unsaved = self.unsaved_in_state();
         for left in unsaved.iter().flatten().filter(|_| broken.is_some()) {
             tracing::error!(name = left.name, "not stored: {}", reason(left));
         }
@@ -214,18 +213,18 @@ impl Keeper {
         let anew = worker.is_none() && self.mounted.as_ref().is_some_and(|mounted| !can_resend(mounted));
         let worker = match worker {
             Some(worker) => worker,
-            None => self.introduce(None, &ToWorker::State { takeover: true, anew }, None)?,
+            None => self.spawn_and_verify(None, &ToWorker::State { takeover: true, anew }, None)?,
         };
         self.worker = Some(worker);
         self.connect(None)?;
         if anew && self.dev().is_some_and(|dev| self.is_mounted(dev)) {
-            self.mount_anew()?;
+            self.remount()?;
         }
-        self.assign(None)
+        self.hand_mount(None)
     }
 
     /// For kernels that cannot send requests again: what is in flight fails, and a new mount takes the old one's place.
-    fn mount_anew(&mut self) -> Result<(), Failed> {
+    fn remount(&mut self) -> Result<(), Failed> {
         if let Some(dev) = self.dev() {
             // Of use only where a stuck thread of the worker holds the device still.
             let _ = unmount::abort(dev);
@@ -238,15 +237,16 @@ impl Keeper {
             return Err(failed(&format_args!("{} leads elsewhere now", self.mountpoint().shown())));
         }
         self.mount(&target, Way::AtOnce)?;
-        tracing::info!(mountpoint = %target.path().shown(), "mounted anew");
+        tracing::info!(mountpoint = %target.path().shown(), "remounted");
         Ok(())
     }
 
     /// A new program is to take over. It has to be able to read the state before the old one ends.
     pub(super) fn upgrade(&mut self, path: &Path) {
-        let ready = File::open(path)
-            .map_err(|e| Failed::new(format!("{}: {e}", path.shown())))
-            .and_then(|program| self.introduce_unless_killed(&program).map(|worker| (program, worker)));
+        let ready =
+            File::open(path).map_err(|e| Failed::new(format!("{}: {e}", path.shown()))).and_then(|program| {
+                self.spawn_and_verify_unless_killed(&program).map(|worker| (program, worker))
+            });
         if !self.mounted.as_ref().is_some_and(can_resend) {
             let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
             return self.tell(&ToWorker::NotUpgraded(why.to_owned()));
@@ -258,18 +258,18 @@ impl Keeper {
                 return self.tell(&ToWorker::NotUpgraded(failed.message));
             }
         };
-        tracing::info!("{} takes over", path.shown());
+        tracing::info!("takeover by {}", path.shown());
         // What it had read and not answered the successor gets again, and none of it is to blame.
-        self.weigh(Ending::Ordered);
+        self.record_exit(Ending::Ordered);
         if let Some(old) = &mut self.worker {
             old.kill();
         }
         self.restarts += 1;
         self.last_end = Some(UPGRADED.to_owned());
         match self.take_over(Some(successor)) {
-            Ok(()) => self.equipment.program = Some(program),
+            Ok(()) => self.spawn_config.program = Some(program),
             Err(failed) => {
-                tracing::error!("the new program could not take over, the old one goes on: {failed}");
+                tracing::error!("takeover by the new program failed, the old one goes on: {failed}");
                 self.last_end = Some(match self.verdict_of_start() {
                     // From outside: another try may do better.
                     Ending::Killed => failed.message,
@@ -279,7 +279,7 @@ impl Keeper {
                     worker.kill();
                 }
                 self.worker = None;
-                self.succeed();
+                self.replace_worker();
             }
         }
     }
@@ -291,12 +291,12 @@ impl Keeper {
     }
 
     /// A worker of another program; one that is killed from outside meanwhile says nothing of it.
-    fn introduce_unless_killed(&mut self, program: &File) -> Result<Worker, Failed> {
+    fn spawn_and_verify_unless_killed(&mut self, program: &File) -> Result<Worker, Failed> {
         let mut tries = 0;
         loop {
             tries += 1;
             let state = ToWorker::State { takeover: true, anew: false };
-            match self.introduce(Some(program), &state, None) {
+            match self.spawn_and_verify(Some(program), &state, None) {
                 Err(_) if self.start_ended.take() == Some(Ending::Killed) && tries < UPGRADE_TRIES => {}
                 other => return other,
             }
@@ -306,8 +306,8 @@ impl Keeper {
     /// Workers keep dying: from now on everything is refused.
     fn give_up(&mut self, how: &str) {
         let path = self.mountpoint().shown().to_string();
-        let again = restart_policy::try_again_after();
-        self.again_at = Some(Instant::now() + again);
+        let again = restart_policy::retry_after();
+        self.retry_at = Some(Instant::now() + again);
         let again = again.as_secs();
         let why = format!(
             "its worker keeps dying ({how}; see the log): everything on it fails with EIO; another one is tried in \
@@ -320,7 +320,7 @@ impl Keeper {
         if let Some(mounted) = self.mounted.as_ref().filter(|mounted| can_resend(mounted)) {
             let _ = fuse_device::resend(&mounted.device);
         }
-        self.phase = Phase::Broken;
+        self.phase = Phase::Failed;
         if self.goal != Goal::Serve {
             self.later.push_back(Event::Stop);
         }
@@ -329,14 +329,14 @@ impl Keeper {
 
 impl Keeper {
     /// What workers died of may be over: one more. Who asks meanwhile waits.
-    pub(super) fn try_again(&mut self) {
-        tracing::info!("another worker is tried");
-        self.again_at = None;
+    pub(super) fn retry(&mut self) {
+        tracing::info!("restart: another worker is tried");
+        self.retry_at = None;
         let made = self.dev().map(|dev| RuntimeDir::listen(dev, std::process::id()));
         match made {
             Some(Ok((directory, listener))) => {
                 (self.directory, self.listener) = (directory, Some(listener));
-                self.succeed();
+                self.replace_worker();
             }
             Some(Err(e)) => self.give_up(&format!("the control socket cannot be made: {e}")),
             None => {}

@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::daemon::heartbeat;
-use crate::daemon::heartbeat::Finger;
+use crate::daemon::heartbeat::HeartbeatMonitor;
 use crate::daemon::keeper::WORKER_COMMAND;
 use crate::daemon::protocol::{MountConfig, ToKeeper, send_config, send_seal};
 use crate::daemon::state_log;
@@ -25,7 +25,7 @@ use crate::sys::process;
 
 /// What a worker is started with; the same for each.
 #[derive(Debug)]
-pub struct Equipment {
+pub struct SpawnConfig {
     /// No secret in it.
     pub config: MountConfig,
     /// The API key, where it did not come from a file.
@@ -47,26 +47,26 @@ pub struct Worker {
     pub silent_since: Option<Instant>,
     /// When it began to serve.
     pub serving_since: Option<Instant>,
-    /// What is felt of its pulse.
-    finger: Finger,
+    /// Its heartbeat, as far as it was seen.
+    heartbeat: HeartbeatMonitor,
     verdict: Verdict,
     /// The machine's OOM kills when it was started.
     oom_kills: Option<u64>,
 }
 
-/// What becomes of a worker that does not move.
+/// What is decided about a worker without a heartbeat.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It moves, or has not stood still for long.
+    /// It has a heartbeat, or has been without one for a short time.
     Free,
     /// Left to the debugger that holds it.
     Traced(u32),
     /// It is being killed; why, and whether somebody had stopped it.
-    Condemned { why: String, stopped: bool },
+    Killed { why: String, stopped: bool },
 }
 
-/// How long a dead worker's threads may take to go, before it is taken for stuck.
-const LINGER: Duration = Duration::from_millis(500);
+/// How long a dead worker's threads may take to go, before the worker counts as stuck.
+const REAP_DELAY: Duration = Duration::from_millis(500);
 
 /// A worker that says nothing of it counts as one that has answered a request after so long.
 const SERVED: Duration = Duration::from_secs(1);
@@ -76,13 +76,13 @@ const DEATH: Duration = Duration::from_secs(2);
 
 impl Worker {
     /// Starts one, from `program` if that is given.
-    pub fn start(equipment: &Equipment, program: Option<&File>) -> io::Result<Self> {
+    pub fn start(spawn_config: &SpawnConfig, program: Option<&File>) -> io::Result<Self> {
         let (ours, theirs) = Channel::pair()?;
-        let exe = match program.or(equipment.program.as_ref()) {
+        let exe = match program.or(spawn_config.program.as_ref()) {
             Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
             None => "/proc/self/exe".to_owned(),
         };
-        let config = &equipment.config;
+        let config = &spawn_config.config;
         let oom_kills = process::oom_kills();
         let mut child = Command::new(exe)
             .arg0("vaultfs")
@@ -93,18 +93,18 @@ impl Worker {
             .stderr(if config.foreground { Stdio::inherit() } else { Stdio::null() })
             .spawn()?;
         let mut pipe = child.stdin.take().expect("asked for above");
-        let finger = Finger::new(Instant::now());
+        let heartbeat = HeartbeatMonitor::new(Instant::now());
         let worker = Self {
             child,
             channel: ours,
             silent_since: None,
             serving_since: None,
-            finger,
+            heartbeat,
             verdict: Verdict::Free,
             oom_kills,
         };
-        match send_config(&mut pipe, config, equipment.key.as_ref())
-            .and_then(|()| send_seal(&mut pipe, &equipment.seal))
+        match send_config(&mut pipe, config, spawn_config.key.as_ref())
+            .and_then(|()| send_seal(&mut pipe, &spawn_config.seal))
         {
             // It is dead already, which its channel will tell, with the reason.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(worker),
@@ -122,12 +122,12 @@ impl Worker {
             Ok(None) | Err(_) => {}
         }
         let since = *self.silent_since.get_or_insert_with(Instant::now);
-        (since.elapsed() >= LINGER).then(|| process::zombies_end(self.child.id()))
+        (since.elapsed() >= REAP_DELAY).then(|| process::zombies_end(self.child.id()))
     }
 
-    /// A dead worker whose leader is a zombie while a thread of it holds the channel open is silent, too. One that lives
-    /// and has not moved for `patience` is killed, unless a debugger has it.
-    pub fn feel_pulse(&mut self, state: BorrowedFd<'_>, patience: Duration) {
+    /// A worker whose leader is a zombie while one of its threads holds the channel open counts as gone. A worker without a
+    /// heartbeat for `patience` is killed, unless a debugger traces it.
+    pub fn check_liveness(&mut self, state: BorrowedFd<'_>, patience: Duration) {
         if self.silent_since.is_some() {
             return;
         }
@@ -136,27 +136,25 @@ impl Worker {
             self.silent_since = Some(Instant::now());
             return;
         }
-        let still = self.finger.feel(state_log::beats(state, pid), Instant::now());
-        if self.serving_since.is_none() || still < patience {
+        let silent_for = self.heartbeat.observe(state_log::heartbeats(state, pid), Instant::now());
+        if self.serving_since.is_none() || silent_for < patience {
             return;
         }
         match process::tracer(pid).map(Verdict::Traced) {
             Some(traced) if self.verdict == traced => {}
             Some(traced) => {
-                tracing::warn!(
-                    "the worker does not move, and is left alone, as a debugger has it: {traced:?}"
-                );
+                tracing::warn!("the worker has no heartbeat; no restart while a debugger has it: {traced:?}");
                 self.verdict = traced;
             }
-            None => self.condemn(format!("it did not move for {} s", still.as_secs())),
+            None => self.kill_for(format!("no heartbeat for {} s", silent_for.as_secs())),
         }
     }
 
     /// Kills it, once; its end is an event to come.
-    pub fn condemn(&mut self, why: String) {
-        if !matches!(self.verdict, Verdict::Condemned { .. }) {
+    pub fn kill_for(&mut self, why: String) {
+        if !matches!(self.verdict, Verdict::Killed { .. }) {
             tracing::error!("killing the worker: {why}");
-            self.verdict = Verdict::Condemned { why, stopped: process::is_stopped(self.child.id()) };
+            self.verdict = Verdict::Killed { why, stopped: process::is_stopped(self.child.id()) };
             let _ = self.child.kill();
         }
     }
@@ -164,7 +162,7 @@ impl Worker {
     /// How it ended, for people.
     pub fn ending(&self, status: Option<ExitStatus>) -> String {
         match &self.verdict {
-            Verdict::Condemned { why, .. } => format!("{why}, and was killed"),
+            Verdict::Killed { why, .. } => format!("{why}, and was killed"),
             Verdict::Free | Verdict::Traced(_) => ending(status),
         }
     }
@@ -172,14 +170,14 @@ impl Worker {
     /// What its end says of the requests that it was at. A SIGKILL that neither the keeper sent nor the kernel, for want of
     /// memory, says nothing. Nor does one that the keeper sent as somebody had stopped the worker.
     pub fn what_its_end_says(&self, status: Option<ExitStatus>) -> Ending {
-        let is_stuck = matches!(self.verdict, Verdict::Condemned { stopped: false, .. });
+        let is_stuck = matches!(self.verdict, Verdict::Killed { stopped: false, .. });
         // Of the whole machine: no file tells for certain which process it was.
         verdict(status, is_stuck || process::oom_kills() > self.oom_kills)
     }
 
-    /// What its end says, if it is dead or dies now.
+    /// What its exit status says, if it is dead or dies now.
     pub fn verdict(&mut self) -> Option<Ending> {
-        let end = Instant::now() + LINGER;
+        let end = Instant::now() + REAP_DELAY;
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return Some(self.what_its_end_says(Some(status))),
@@ -192,11 +190,11 @@ impl Worker {
     /// Whether it has answered a request. A program of an older version does not say so: then whether it has served a while.
     pub fn has_served(&self, state: BorrowedFd<'_>) -> bool {
         let a_while = || self.serving_since.is_some_and(|since| since.elapsed() >= SERVED);
-        state_log::beats(state, self.child.id()).map_or_else(a_while, heartbeat::has_served)
+        state_log::heartbeats(state, self.child.id()).map_or_else(a_while, heartbeat::has_served)
     }
 
-    /// What it said before it died and nobody has heard yet.
-    pub fn last_words(&self) -> Option<ToKeeper> {
+    /// Its last message, sent before it died and not received yet.
+    pub fn pending_message(&self) -> Option<ToKeeper> {
         let mut ready = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, PollTimeout::ZERO) {
             Ok(1..) => self.channel.receive().ok().flatten().map(|(message, _)| message),
@@ -269,7 +267,7 @@ mod tests {
             channel,
             silent_since: None,
             serving_since: None,
-            finger: Finger::new(Instant::now()),
+            heartbeat: HeartbeatMonitor::new(Instant::now()),
             verdict: Verdict::Free,
             oom_kills: process::oom_kills(),
         }
@@ -278,7 +276,7 @@ mod tests {
     #[test]
     fn a_worker_that_the_keeper_kills_did_not_move_by_itself_unless_somebody_had_stopped_it() {
         let mut stuck = worker();
-        stuck.condemn("it did not move for 10 s".to_owned());
+        stuck.kill_for("it did not move for 10 s".to_owned());
         assert_eq!(stuck.verdict(), Some(Ending::Crashed));
 
         let mut stopped = worker();
@@ -287,7 +285,7 @@ mod tests {
         while !process::is_stopped(stopped.child.id()) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        stopped.condemn("it did not move for 10 s".to_owned());
+        stopped.kill_for("it did not move for 10 s".to_owned());
         assert_eq!(stopped.verdict(), Some(Ending::Killed));
 
         let mut killed = worker();

@@ -30,15 +30,15 @@ pub struct Header {
     pub len: [AtomicU64; 2],
     /// 1 while there are changes that there was no memory for.
     pub missed: AtomicU64,
-    /// The worker's process id, and how often its heart has beaten. A program of an older version leaves it alone.
-    pub pulse: AtomicU64,
+    /// The worker's process id, and the count of its heartbeats. A program of an older version leaves it alone.
+    pub heartbeat: AtomicU64,
 }
 
-/// How often the heart of the worker `pid` has beaten; `None` if it never has. Reads one word, so that it can be asked
+/// The heartbeats of the worker `pid`; `None` if it has none. Reads one word, so that it can be asked
 /// for all the time.
-pub fn beats(state: BorrowedFd<'_>, pid: u32) -> Option<u32> {
+pub fn heartbeats(state: BorrowedFd<'_>, pid: u32) -> Option<u32> {
     let mut bytes = [0; 8];
-    let at = std::mem::offset_of!(Header, pulse) as libc::off_t;
+    let at = std::mem::offset_of!(Header, heartbeat) as libc::off_t;
     let read = nix::sys::uio::pread(state, &mut bytes, at);
     let word = u64::from_ne_bytes(bytes);
     (read == Ok(bytes.len()) && word >> 32 == u64::from(pid)).then_some(word as u32)

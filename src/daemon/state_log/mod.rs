@@ -28,7 +28,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 pub use crate::daemon::state_log::key::SealKey;
 use crate::daemon::state_log::memory::{Map, REGION};
-pub use crate::daemon::state_log::memory::{StateError, beats, check, create};
+pub use crate::daemon::state_log::memory::{StateError, check, create, heartbeats};
 use crate::fs::{Journal, JournalStatus, Record, Value};
 use crate::secret::SecretBytes;
 
@@ -109,9 +109,9 @@ impl State {
         })
     }
 
-    /// One more beat of this process' heart, for [`beats`].
-    pub fn beat(&self) {
-        let word = &self.map.header().pulse;
+    /// One more beat of this process' heart, for [`heartbeats`].
+    pub fn tick(&self) {
+        let word = &self.map.header().heartbeat;
         let count = (word.load(Ordering::Relaxed) as u32).wrapping_add(1);
         word.store(u64::from(std::process::id()) << 32 | u64::from(count), Ordering::Relaxed);
     }
@@ -500,14 +500,14 @@ mod tests {
     }
 
     #[test]
-    fn a_heart_is_heard_by_its_process_id() {
+    fn a_heartbeat_is_counted_under_its_process_id() {
         let fd = create().unwrap();
         let state = State::open(fd.try_clone().unwrap(), &SealKey::random().unwrap()).unwrap();
         let own = std::process::id();
-        assert_eq!(beats(fd.as_fd(), own), None);
-        state.beat();
-        state.beat();
-        assert_eq!((beats(fd.as_fd(), own), beats(fd.as_fd(), own + 1)), (Some(2), None));
+        assert_eq!(heartbeats(fd.as_fd(), own), None);
+        state.tick();
+        state.tick();
+        assert_eq!((heartbeats(fd.as_fd(), own), heartbeats(fd.as_fd(), own + 1)), (Some(2), None));
     }
 
     #[test]

@@ -33,10 +33,10 @@ use serde_json::json;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::daemon::control;
-use crate::daemon::control::{Handler, Wires};
+use crate::daemon::control::{ControlChannels, Handler};
 use crate::daemon::heartbeat;
 use crate::daemon::protocol::{
-    EXIT_UNSAVED, Facts, Failed, MountConfig, ToKeeper, ToWorker, receive_config, receive_seal,
+    EXIT_UNSAVED, Failed, MountConfig, MountFacts, ToKeeper, ToWorker, receive_config, receive_seal,
 };
 use crate::daemon::state_log;
 use crate::daemon::state_log::{SealKey, State, StateError};
@@ -67,8 +67,8 @@ pub trait Service: Send + Sync + 'static {
     fn requests(&self) -> serde_json::Value;
     /// Comes back when a request has been answered.
     async fn first_answer(&self);
-    /// Comes back as long as requests can be answered.
-    fn feel(&self);
+    /// Liveness probe: blocks if requests cannot be answered.
+    fn check_liveness(&self);
     /// Stores what is unsaved; returns what could not be stored in time.
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved>;
     /// Stores unsaved writes after all, also over newer versions.
@@ -83,9 +83,9 @@ pub trait Service: Send + Sync + 'static {
     async fn pause(&self, within: Duration) -> Box<dyn Any + Send>;
 }
 
-/// What a worker goes on from.
+/// What a worker takes over.
 #[derive(Debug)]
-pub struct Inheritance {
+pub struct TakeoverState {
     /// Where to write down what changes; what the last worker wrote is in it.
     pub state: Arc<State>,
     /// There was a worker before: the vault need not answer now.
@@ -97,12 +97,12 @@ pub struct Inheritance {
 /// How a worker is called in `ps`; it is recognised by it.
 pub const NAME: &std::ffi::CStr = c"vaultfs-worker";
 
-/// The worker's line to its keeper.
+/// The worker's channel to its keeper.
 #[derive(Debug, Clone)]
-pub struct Link(Arc<Channel>);
+pub struct KeeperLink(Arc<Channel>);
 
 /// The first steps of a worker process: descriptors, signals, configuration.
-pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, SealKey, Link)> {
+pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, SealKey, KeeperLink)> {
     close_inherited();
     for ignored in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         // SAFETY: ignoring installs no handler.
@@ -112,10 +112,10 @@ pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, SealKey, Link)>
     let mut pipe = std::fs::File::from(take_standard(0)?);
     let (config, key) = receive_config(&mut pipe)?;
     let seal = receive_seal(&mut pipe)?;
-    Ok((config, key, seal, Link(Arc::new(Channel::from(take_standard(1)?)))))
+    Ok((config, key, seal, KeeperLink(Arc::new(Channel::from(take_standard(1)?)))))
 }
 
-impl Link {
+impl KeeperLink {
     /// Tells the keeper that there is no vault; the worker then ends with the failure's code.
     pub fn failed(&self, failed: &Failed) {
         self.say(&ToKeeper::Failed(failed.clone()));
@@ -134,7 +134,7 @@ impl Link {
     }
 
     /// Takes the state over, if this program can read it and once the worker before is gone.
-    pub fn inherit(&self, seal: &SealKey) -> Result<Inheritance, Failed> {
+    pub fn receive_state(&self, seal: &SealKey) -> Result<TakeoverState, Failed> {
         let (message, mut fds) = self.0.receive().map_err(lost)?.ok_or_else(|| lost("it ended"))?;
         let (ToWorker::State { takeover, anew }, Some(fd)) = (message, fds.pop()) else {
             return Err(lost("it sent no state"));
@@ -149,9 +149,9 @@ impl Link {
             Some((ToWorker::Connect, _)) => {}
             _ => return Err(lost("it did not say connect")),
         }
-        failpoint::point("inherit");
+        failpoint::point("receive-state");
         let state = Arc::new(State::open(fd, seal).map_err(unreadable)?);
-        Ok(Inheritance { state, takeover, anew })
+        Ok(TakeoverState { state, takeover, anew })
     }
 
     fn expect_serve(&self) -> Result<Assignment, Failed> {
@@ -199,7 +199,7 @@ fn lost(why: impl std::fmt::Display) -> Failed {
 struct Assignment {
     init: Init,
     dev: Dev,
-    facts: Facts,
+    facts: MountFacts,
     resend: bool,
     device: OwnedFd,
     listener: UnixListener,
@@ -208,21 +208,21 @@ struct Assignment {
 
 /// What a worker process has of its own.
 #[derive(Debug)]
-pub struct Body {
+pub struct ProcessInfo {
     /// Whether its memory is locked.
     pub memory: LockState,
-    /// Where its heart beats.
+    /// Where its heartbeat is counted.
     pub state: Arc<State>,
 }
 
 /// Takes over the mount that the keeper hands over and serves it to its end. Returns the exit code.
 pub fn serve(
-    link: &Link,
+    link: &KeeperLink,
     config: &MountConfig,
     runtime: &tokio::runtime::Handle,
     filesystem: impl Filesystem,
     service: Arc<dyn Service>,
-    Body { memory, state }: Body,
+    ProcessInfo { memory, state }: ProcessInfo,
 ) -> Result<u8, Failed> {
     let io_failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
     let Assignment { init, dev, facts, resend, device, listener, helper } = link.expect_serve()?;
@@ -260,11 +260,11 @@ pub fn serve(
         .map_err(io_failed("no thread for the session"))?;
     let from_keeper = link.listen().map_err(io_failed("no thread for the keeper's line"))?;
     listen_to_helper(helper, service.clone()).map_err(io_failed("no thread for the helper's line"))?;
-    heartbeat::start(state, runtime, service.clone()).map_err(io_failed("no thread for the pulse"))?;
+    heartbeat::start(state, runtime, service.clone()).map_err(io_failed("no thread for the heartbeat"))?;
     link.say(&ToKeeper::Serving);
     tracing::info!(mountpoint = %config.mountpoint.shown(), %dev, "serving");
 
-    let desk = Arc::new(Desk {
+    let handler = Arc::new(ControlHandler {
         service,
         config: config.clone(),
         dev,
@@ -273,7 +273,7 @@ pub fn serve(
         memory,
         started: Instant::now(),
     });
-    let unsaved = runtime.block_on(supervise(desk, link.clone(), listener, from_keeper, session_end));
+    let unsaved = runtime.block_on(supervise(handler, link.clone(), listener, from_keeper, session_end));
     for left in &unsaved {
         tracing::error!(name = left.name, "not stored when the mount ended: {}", reason(left));
     }
@@ -301,18 +301,18 @@ pub fn reason(unsaved: &Unsaved) -> &str {
 }
 
 /// What answers the control socket.
-struct Desk {
+struct ControlHandler {
     service: Arc<dyn Service>,
     config: MountConfig,
     dev: Dev,
-    facts: Facts,
+    facts: MountFacts,
     notices: Arc<kernel_notifier::Queue>,
     memory: LockState,
     started: Instant,
 }
 
 #[async_trait::async_trait]
-impl Handler for Desk {
+impl Handler for ControlHandler {
     fn status(&self) -> serde_json::Value {
         json!({
             "mountpoint": self.config.mountpoint,
@@ -351,7 +351,7 @@ impl Handler for Desk {
 
 /// Asks the keeper for an upgrade.
 struct Upgrade {
-    link: Link,
+    link: KeeperLink,
     refused: broadcast::Sender<String>,
     service: Arc<dyn Service>,
 }
@@ -397,15 +397,15 @@ const LAST_WORDS: Duration = Duration::from_secs(20);
 type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
 
 async fn supervise(
-    desk: Arc<Desk>,
-    link: Link,
+    handler: Arc<ControlHandler>,
+    link: KeeperLink,
     listener: UnixListener,
     mut from_keeper: mpsc::UnboundedReceiver<ToWorker>,
     mut session_end: SessionEnd,
 ) -> Vec<Unsaved> {
     let (end, mut asked_to_end) = mpsc::unbounded_channel();
     let (refused, _) = broadcast::channel(1);
-    let upgrade = Upgrade { link: link.clone(), refused: refused.clone(), service: desk.service.clone() };
+    let upgrade = Upgrade { link: link.clone(), refused: refused.clone(), service: handler.service.clone() };
     let (over, ended) = watch::channel(None);
     let socket = listener
         .set_nonblocking(true)
@@ -413,8 +413,8 @@ async fn supervise(
         .map(|listener| {
             tokio::spawn(control::serve(
                 listener,
-                desk.clone(),
-                Wires { end, ended, upgrade: Arc::new(upgrade) },
+                handler.clone(),
+                ControlChannels { end, ended, upgrade: Arc::new(upgrade) },
             ))
         });
     // Draining before the mount is gone, and after: the same time counts for both.
@@ -424,11 +424,11 @@ async fn supervise(
             message = from_keeper.recv() => match message {
                 Some(ToWorker::Drain) => {
                     draining.get_or_insert_with(Instant::now);
-                    drain_and_answer(desk.clone(), link.clone());
+                    drain_and_answer(handler.clone(), link.clone());
                 }
                 Some(ToWorker::ReloadKey) => {
-                    let desk = desk.clone();
-                    tokio::spawn(async move { desk.service.reload_key().await });
+                    let handler = handler.clone();
+                    tokio::spawn(async move { handler.service.reload_key().await });
                 }
                 Some(ToWorker::End) => break Cause::Told,
                 Some(ToWorker::NotUpgraded(why)) => drop(refused.send(why)),
@@ -448,12 +448,12 @@ async fn supervise(
     };
     tracing::info!(?cause, "ending");
     let begun = draining.unwrap_or_else(Instant::now);
-    let left = || desk.config.drain.saturating_sub(begun.elapsed()).max(LAST_DRAIN);
+    let left = || handler.config.drain.saturating_sub(begun.elapsed()).max(LAST_DRAIN);
     let patience = if cause == Cause::Told { LAST_DRAIN } else { left() };
     let what = if cause == Cause::Orphaned {
         tracing::error!(
             "the keeper is gone: storing what is unsaved; then {} is dead until it is mounted again, or unmounted",
-            desk.config.mountpoint.shown()
+            handler.config.mountpoint.shown()
         );
         // Nobody kills it if it does not move, and a worker without memory or threads may not: the kernel ends it then.
         alarm::set((patience + LAST_NOTICES + LAST_WORDS).as_secs() as u32);
@@ -462,11 +462,11 @@ async fn supervise(
     } else {
         Drain::All
     };
-    let unsaved = desk.service.drain(what, patience).await;
+    let unsaved = handler.service.drain(what, patience).await;
     if cause == Cause::Orphaned {
-        leave(&desk).await;
+        leave(&handler).await;
     }
-    desk.service.end_commands().await;
+    handler.service.end_commands().await;
     link.say(&ToKeeper::Ended(unsaved.len()));
     let _ = over.send(Some(unsaved.clone()));
     match socket {
@@ -477,18 +477,18 @@ async fn supervise(
 }
 
 /// Nobody will answer after this process: nothing may keep the device open, and what waits for an answer waiting.
-async fn leave(desk: &Desk) {
-    let all_sent = tokio::time::timeout(LAST_NOTICES, desk.notices.all_sent()).await;
-    if let Err(e) = unmount::abort(desk.dev)
+async fn leave(handler: &ControlHandler) {
+    let all_sent = tokio::time::timeout(LAST_NOTICES, handler.notices.all_sent()).await;
+    if let Err(e) = unmount::abort(handler.dev)
         && all_sent.is_err()
     {
         tracing::error!("a notification to the kernel does not end, nor does the connection: {e}");
     }
 }
 
-fn drain_and_answer(desk: Arc<Desk>, link: Link) {
+fn drain_and_answer(handler: Arc<ControlHandler>, link: KeeperLink) {
     tokio::spawn(async move {
-        let unsaved = desk.service.drain(Drain::Closed, desk.config.drain).await;
+        let unsaved = handler.service.drain(Drain::Closed, handler.config.drain).await;
         for left in &unsaved {
             tracing::warn!(name = left.name, "not stored yet: {}", reason(left));
         }

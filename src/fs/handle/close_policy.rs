@@ -36,7 +36,13 @@ impl Opener {
     ///
     /// `is_ours` tells whether a mount, by its id as the process `pid` has it, is of this file system: other file systems
     /// have files of the same number.
-    pub fn lets_store(&self, pid: u32, ino: u64, only: bool, is_ours: impl Fn(u32, u64) -> bool) -> bool {
+    pub fn commits_on_close(
+        &self,
+        pid: u32,
+        ino: u64,
+        only: bool,
+        is_ours: impl Fn(u32, u64) -> bool,
+    ) -> bool {
         if pid == 0 || self.tgid == 0 {
             return true;
         }
@@ -121,28 +127,31 @@ mod tests {
         let me = Opener::of(std::process::id());
         let thread = std::thread::spawn(|| nix::unistd::gettid().as_raw() as u32).join().unwrap();
         assert!(thread != me.tgid);
-        assert!(!me.lets_store(me.tgid, ino, true, any), "descriptor {} is open", file.as_raw_fd());
-        assert!(me.lets_store(me.tgid, ino, false, any));
-        assert!(me.lets_store(me.tgid, ino, true, |_, _| false), "another file system's file of that number");
+        assert!(!me.commits_on_close(me.tgid, ino, true, any), "descriptor {} is open", file.as_raw_fd());
+        assert!(me.commits_on_close(me.tgid, ino, false, any));
+        assert!(
+            me.commits_on_close(me.tgid, ino, true, |_, _| false),
+            "another file system's file of that number"
+        );
         drop(file);
-        assert!(me.lets_store(me.tgid, ino, true, any));
+        assert!(me.commits_on_close(me.tgid, ino, true, any));
     }
 
     #[test]
     fn a_child_stores_only_after_its_parent() {
         let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         let me = Opener::of(std::process::id());
-        assert!(!me.lets_store(child.id(), 1, true, any));
+        assert!(!me.commits_on_close(child.id(), 1, true, any));
         let gone = Opener::of(child.id());
-        assert!(!gone.lets_store(std::process::id(), 1, true, any));
+        assert!(!gone.commits_on_close(std::process::id(), 1, true, any));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(gone.lets_store(std::process::id(), 1, true, any));
+        assert!(gone.commits_on_close(std::process::id(), 1, true, any));
     }
 
     #[test]
     fn who_cannot_be_seen_stores() {
-        assert!(Opener::of(0).lets_store(1, 1, true, any));
-        assert!(Opener::of(std::process::id()).lets_store(0, 1, true, any));
+        assert!(Opener::of(0).commits_on_close(1, 1, true, any));
+        assert!(Opener::of(std::process::id()).commits_on_close(0, 1, true, any));
     }
 }

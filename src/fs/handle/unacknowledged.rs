@@ -20,9 +20,9 @@ use crate::fs::types::errno::{Errno, Result};
 
 /// The request that opened a handle, while the kernel may not have heard of that.
 #[derive(Debug, Default)]
-pub(in crate::fs) struct Untold(AtomicU64);
+pub(in crate::fs) struct Unacknowledged(AtomicU64);
 
-impl Untold {
+impl Unacknowledged {
     pub fn new(request: Option<u64>) -> Self {
         Self(request.unwrap_or(0).into())
     }
@@ -34,12 +34,12 @@ impl Untold {
 
 /// Untold handles by the request that opened them, and those that count as closed by their number.
 #[derive(Debug, Default)]
-pub(in crate::fs) struct Untolds {
+pub(in crate::fs) struct UnacknowledgedOpens {
     by: Mutex<HashMap<u64, u64>>,
     closed: Mutex<HashMap<u64, Arc<Handle>>>,
 }
 
-impl Untolds {
+impl UnacknowledgedOpens {
     fn by(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
         self.by.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -65,28 +65,28 @@ impl FileSystem {
         let handle = self.handles().get(&fh).cloned();
         match handle {
             Some(handle) => {
-                self.told(&handle);
+                self.acknowledge(&handle);
                 Ok(handle)
             }
-            None => self.open_again(fh).ok_or(Errno::EBADF),
+            None => self.reopen(fh).ok_or(Errno::EBADF),
         }
     }
 
     /// The request has been answered; what it opened is known to the kernel.
-    pub(in crate::fs) fn opening_answered(&self, request: u64) {
-        let Some(fh) = self.untold.handle_of(request) else { return };
+    pub(in crate::fs) fn acknowledge_open(&self, request: u64) {
+        let Some(fh) = self.unacknowledged.handle_of(request) else { return };
         let handle = self.handles().get(&fh).cloned();
         match handle {
-            Some(handle) => self.told(&handle),
+            Some(handle) => self.acknowledge(&handle),
             // It is closed already.
-            None => drop(self.untold.by().remove(&request)),
+            None => drop(self.unacknowledged.by().remove(&request)),
         }
     }
 
-    fn told(&self, handle: &Handle) {
-        let Some(request) = handle.untold.request() else { return };
-        handle.untold.0.store(0, Ordering::Relaxed);
-        self.untold.by().remove(&request);
+    fn acknowledge(&self, handle: &Handle) {
+        let Some(request) = handle.unacknowledged.request() else { return };
+        handle.unacknowledged.0.store(0, Ordering::Relaxed);
+        self.unacknowledged.by().remove(&request);
         // Under the handles' lock: what is closed meanwhile is not written down again.
         let handles = self.handles();
         if handles.contains_key(&handle.fh) {
@@ -95,24 +95,25 @@ impl FileSystem {
     }
 
     /// After a death: those that nobody asks for count as closed in a while.
-    pub(in crate::fs) fn close_untold_later(self: &Arc<Self>) {
-        if self.untold.by().is_empty() {
+    pub(in crate::fs) fn close_unacknowledged_later(self: &Arc<Self>) {
+        if self.unacknowledged.by().is_empty() {
             return;
         }
-        let old: Vec<u64> = self.untold.by().values().copied().collect();
+        let old: Vec<u64> = self.unacknowledged.by().values().copied().collect();
         let fs = self.clone();
         self.runtime.spawn(async move {
             tokio::time::sleep(REQUESTS).await;
             for fh in old {
-                fs.close_untold(fh).await;
+                fs.close_unacknowledged(fh).await;
             }
         });
     }
 
-    async fn close_untold(self: &Arc<Self>, fh: u64) {
+    async fn close_unacknowledged(self: &Arc<Self>, fh: u64) {
         let handle = {
             let mut handles = self.handles();
-            let Some(handle) = handles.get(&fh).filter(|handle| handle.untold.request().is_some()) else {
+            let Some(handle) = handles.get(&fh).filter(|handle| handle.unacknowledged.request().is_some())
+            else {
                 return;
             };
             let is_file = matches!(handle.held, Held::File { .. });
@@ -120,12 +121,12 @@ impl FileSystem {
             // Of anything else there is nothing to let go of.
             if is_file {
                 handles.remove(&fh);
-                self.untold.closed().insert(fh, handle.clone());
+                self.unacknowledged.closed().insert(fh, handle.clone());
             }
             handle
         };
-        if let Some(request) = handle.untold.request() {
-            self.untold.by().remove(&request);
+        if let Some(request) = handle.unacknowledged.request() {
+            self.unacknowledged.by().remove(&request);
         }
         if let Held::File { file, .. } = &handle.held {
             tracing::info!(fh, "nobody has heard of this open file: it counts as closed");
@@ -140,8 +141,8 @@ impl FileSystem {
     }
 
     /// It counted as closed and was not.
-    fn open_again(&self, fh: u64) -> Option<Arc<Handle>> {
-        let handle = self.untold.closed().remove(&fh)?;
+    fn reopen(&self, fh: u64) -> Option<Arc<Handle>> {
+        let handle = self.unacknowledged.closed().remove(&fh)?;
         if let Held::File { file, writer } = &handle.held {
             let mut state = file.state();
             state.opens += 1;
@@ -150,15 +151,15 @@ impl FileSystem {
             }
         }
         self.handles().insert(fh, handle.clone());
-        self.told(&handle);
+        self.acknowledge(&handle);
         Some(handle)
     }
 
     /// A handle is closed; whether it counted as closed before.
     pub(in crate::fs) fn was_closed(&self, fh: u64) -> bool {
-        let was = self.untold.closed().remove(&fh).is_some();
+        let was = self.unacknowledged.closed().remove(&fh).is_some();
         if was {
-            self.pen.delete(&Key::Handle(fh));
+            self.journal.delete(&Key::Handle(fh));
         }
         was
     }

@@ -16,11 +16,11 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::fs::inode::file_snapshot::Written;
-use crate::fs::inode::writers::{Whose, Wrote};
-use crate::fs::journal::Pen;
+use crate::fs::inode::file_snapshot::JournalState;
+use crate::fs::inode::writers::{WriteOrigin, Writers};
+use crate::fs::journal::JournalWriter;
 use crate::fs::namespace::attr::{FileKind, SetAttr};
-use crate::fs::ops::read::Kept;
+use crate::fs::ops::read::RetainedBytes;
 use crate::fs::types::errno::Errno;
 use crate::fs::writeback::doubt::Sent;
 use crate::secret::SecretBytes;
@@ -108,9 +108,9 @@ pub enum Link {
 
 /// Whether a file's bytes go to the vault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Keep {
+pub enum Persistence {
     /// They do.
-    Store,
+    Vault,
     /// Not yet: it may be an editor's temporary (`provisional`).
     Provisional,
     /// Never: it surely is one (`scratch`).
@@ -132,11 +132,11 @@ pub struct Buffer {
     /// that was only created or truncated by open is stored at the last close.
     pub written: bool,
     /// By whom.
-    pub wrote: Wrote,
+    pub writers: Writers,
     /// When it last changed.
     pub changed_at: SystemTime,
     /// The part of the bytes that is not written down yet.
-    pub fresh: Range<usize>,
+    pub unjournaled: Range<usize>,
 }
 
 /// Why the bytes are not in the vault.
@@ -173,17 +173,17 @@ pub struct FileState {
     /// How it hangs on its name.
     pub link: Link,
     /// Whether it is stored.
-    pub keep: Keep,
+    pub persistence: Persistence,
     /// The name whose object this file is, hidden since the file was moved away from it (`provisional`).
     pub origin: Option<ObjectName>,
     /// The version that the clean file is, and the base of what is written; `None` until it is stored.
     pub stored: Option<Stored>,
     /// The version that a lookup found before the change was brought to the kernel: who watches has seen nothing yet.
-    pub unannounced: Option<VersionTag>,
+    pub pending_notify: Option<VersionTag>,
     /// Its bytes, while somebody has it open and they are known.
     pub pinned: Option<Arc<Object>>,
     /// Its bytes, once its name shows another version, where nobody says that the file is open (`read`).
-    pub kept: Option<Kept>,
+    pub retained: Option<RetainedBytes>,
     /// Bytes being written.
     pub buffer: Option<Buffer>,
     /// Open handles.
@@ -198,7 +198,7 @@ pub struct FileState {
     pub failure: Option<Failure>,
     /// A write was refused for want of room: the buffer is not what its writer meant, and is not stored. Forgotten
     /// at the next cut, or with the buffer when the last writer lets go.
-    pub cut_short: Option<Errno>,
+    pub write_error: Option<Errno>,
     /// Created with O_EXCL: a name that turns out to exist is an error, not an update.
     pub exclusive: bool,
     /// A background retry is on its way, or will be at this time.
@@ -206,18 +206,18 @@ pub struct FileState {
     /// Since when nobody has a provisional file open.
     pub idle: Option<Instant>,
     /// Bytes accounted for as held back from the vault (`scratch`).
-    pub room: u64,
+    pub quota_bytes: u64,
     /// Attempts to store it that are out, or may have been made unheard: one for each name (`doubt`).
     pub sent: Vec<Sent>,
     /// What is written down of this file, if it is in the table (`record`).
-    pub written: Written,
+    pub journaled: JournalState,
 }
 
 impl FileState {
     /// Whether there are bytes that the vault has not, and should have.
     pub fn is_dirty(&self) -> bool {
         let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);
-        changed && self.keep == Keep::Store && self.link != Link::Unlinked
+        changed && self.persistence == Persistence::Vault && self.link != Link::Unlinked
     }
 
     /// Whether its bytes are the vault's, and go with the right to read them.
@@ -233,13 +233,13 @@ impl FileState {
 
     /// Whether somebody who has it open has changed it since it failed to be stored, and will store it.
     pub fn is_being_written(&self) -> bool {
-        let is_amid = self.buffer.as_ref().is_some_and(|b| !b.written || !b.wrote.is_empty());
+        let is_amid = self.buffer.as_ref().is_some_and(|b| !b.written || !b.writers.is_empty());
         is_amid && !self.writers.is_empty() && !self.has_failed()
     }
 
     /// Who a change through this handle is noted for.
-    pub fn whose(&self, fh: u64) -> Whose {
-        if self.writers.contains(&fh) { Whose::Handle(fh) } else { Whose::Nobody }
+    pub fn write_origin(&self, fh: u64) -> WriteOrigin {
+        if self.writers.contains(&fh) { WriteOrigin::Handle(fh) } else { WriteOrigin::Nobody }
     }
 
     /// One more handle that may write.
@@ -252,31 +252,31 @@ impl FileState {
     pub fn forget_closed(&mut self) {
         let Self { buffer, writers, .. } = self;
         if let Some(buffer) = buffer {
-            buffer.wrote.keep(|fh| writers.contains(&fh));
+            buffer.writers.retain(|fh| writers.contains(&fh));
         }
     }
 
     /// Whether a close of this handle would store something: what was written since the last commit, and is not
     /// another's to store.
-    pub fn is_stored_by(&self, fh: u64) -> bool {
-        self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.wrote.lets_store(fh))
+    pub fn commits_on_close(&self, fh: u64) -> bool {
+        self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.writers.commits_on_close(fh))
     }
 
     /// A file that mknod(2) made gets its content, or is to be durable: it is stored from now on.
     pub fn store_made(&mut self) {
-        if self.keep == Keep::Made {
-            self.keep = Keep::Store;
+        if self.persistence == Persistence::Made {
+            self.persistence = Persistence::Vault;
         }
     }
 
     /// Whether the file becomes an object by itself.
     pub fn is_held_back(&self) -> bool {
-        matches!(self.keep, Keep::Provisional | Keep::Made) && self.link == Link::Current
+        matches!(self.persistence, Persistence::Provisional | Persistence::Made) && self.link == Link::Current
     }
 
     /// Whether the file is held back from the vault.
     pub fn is_only_here(&self) -> bool {
-        self.keep != Keep::Store
+        self.persistence != Persistence::Vault
     }
 
     /// Whether the file is there although the vault may not have it.
@@ -357,14 +357,14 @@ impl FileState {
             generation: 0,
             committed: 0,
             written: false,
-            wrote: Wrote::default(),
+            writers: Writers::default(),
             changed_at: now,
-            fresh: 0..base.len(),
+            unjournaled: 0..base.len(),
         })
     }
 
     /// Lets go of what is only needed while the file is open.
-    pub fn settle(&mut self) {
+    pub fn release(&mut self) {
         if self.opens > 0 {
             // A buffer stays with whoever reads it: what was stored may be spelt differently.
             return;
@@ -393,15 +393,16 @@ impl Buffer {
 
     /// This part has to be written down.
     fn freshen(&mut self, part: Range<usize>) {
-        let old = std::mem::take(&mut self.fresh);
-        self.fresh = if old.is_empty() { part } else { old.start.min(part.start)..old.end.max(part.end) };
+        let old = std::mem::take(&mut self.unjournaled);
+        self.unjournaled =
+            if old.is_empty() { part } else { old.start.min(part.start)..old.end.max(part.end) };
     }
 
     /// The bytes changed; a time set by utimens no longer holds for them.
-    pub fn changed(&mut self, whose: Whose, now: SystemTime) {
+    pub fn changed(&mut self, origin: WriteOrigin, now: SystemTime) {
         self.generation += 1;
-        self.written |= whose != Whose::Opening;
-        self.wrote.note(whose, self.generation);
+        self.written |= origin != WriteOrigin::Opening;
+        self.writers.note(origin, self.generation);
         self.changed_at = now;
     }
 
@@ -409,14 +410,14 @@ impl Buffer {
     /// version.
     pub fn cut_off(&mut self) {
         self.written = false;
-        self.wrote = Wrote::default();
+        self.writers = Writers::default();
     }
 
     /// The vault has this generation.
     pub fn stored(&mut self, generation: u64) {
         self.committed = generation;
         self.written &= self.generation != generation;
-        self.wrote.stored(generation);
+        self.writers.stored(generation);
     }
 }
 
@@ -428,12 +429,12 @@ pub struct File {
     /// A regular file, or a name of something the kernel does by itself (`special`).
     pub kind: FileKind,
     /// The kernel was given some of its bytes since it was last told to forget them (`revoke`).
-    given: AtomicBool,
+    kernel_cached: AtomicBool,
     state: Mutex<FileState>,
     /// Writes the state down.
-    pub(in crate::fs) pen: Pen,
+    pub(in crate::fs) journal: JournalWriter,
     /// One change of the object at a time is out at the vault: whoever has the permit.
-    pub turn: Arc<Semaphore>,
+    pub commit_lock: Arc<Semaphore>,
 }
 
 impl File {
@@ -456,43 +457,50 @@ impl File {
         let state = FileState {
             name,
             link: Link::Current,
-            keep: Keep::Store,
+            persistence: Persistence::Vault,
             origin: None,
             stored,
-            unannounced: None,
+            pending_notify: None,
             pinned: None,
-            kept: None,
+            retained: None,
             buffer: None,
             opens: 0,
             writers: BTreeSet::new(),
             last_writer: 0,
             local,
             failure: None,
-            cut_short: None,
+            write_error: None,
             exclusive: false,
             retrying: None,
             idle: None,
-            room: 0,
+            quota_bytes: 0,
             sent: Vec::new(),
-            written: Written::default(),
+            journaled: JournalState::default(),
         };
         Self::from_state(ino, FileKind::Regular, state)
     }
 
     /// A file in just this state.
     pub(in crate::fs) fn from_state(ino: u64, kind: FileKind, state: FileState) -> Self {
-        let turn = Arc::new(Semaphore::new(1));
-        Self { ino, kind, given: AtomicBool::new(false), state: Mutex::new(state), pen: Pen::default(), turn }
+        let commit_lock = Arc::new(Semaphore::new(1));
+        Self {
+            ino,
+            kind,
+            kernel_cached: AtomicBool::new(false),
+            state: Mutex::new(state),
+            journal: JournalWriter::default(),
+            commit_lock,
+        }
     }
 
     /// The kernel gets bytes of it, and may keep them.
-    pub fn give(&self) {
-        self.given.store(true, Ordering::Release);
+    pub fn mark_kernel_cached(&self) {
+        self.kernel_cached.store(true, Ordering::Release);
     }
 
     /// Whether the kernel may have some, which it is told to forget now.
-    pub fn take_back(&self) -> bool {
-        self.given.swap(false, Ordering::AcqRel)
+    pub fn clear_kernel_cached(&self) -> bool {
+        self.kernel_cached.swap(false, Ordering::AcqRel)
     }
 
     /// Keeps the bytes in memory for an operation that takes time.
@@ -533,7 +541,7 @@ impl DerefMut for StateGuard<'_> {
 
 impl Drop for StateGuard<'_> {
     fn drop(&mut self) {
-        if self.changed && self.file.pen.writes() {
+        if self.changed && self.file.journal.is_enabled() {
             self.file.write_down(&mut self.state);
         }
     }
@@ -547,6 +555,6 @@ impl Drop for InUse {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.opens -= 1;
-        state.settle();
+        state.release();
     }
 }

@@ -15,9 +15,9 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::inode::file::{Buffer, Failure, File, FileState, Keep, Link, LocalAttr, Stored};
-use crate::fs::inode::writers::Wrote;
-use crate::fs::journal::{Key, PIECE, Pen};
+use crate::fs::inode::file::{Buffer, Failure, File, FileState, Link, LocalAttr, Persistence, Stored};
+use crate::fs::inode::writers::Writers;
+use crate::fs::journal::{CHUNK, JournalWriter, Key};
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::recovery::restore::MOST;
 use crate::fs::report::status::Unsaved;
@@ -28,9 +28,9 @@ use crate::vault::{Content, Meta, Object, ObjectId, ObjectName, VersionTag};
 
 /// What is written down of a file.
 #[derive(Debug, Default)]
-pub struct Written {
+pub struct JournalState {
     /// Whether the file is in the table: only then there are records of it.
-    pub listed: bool,
+    pub registered: bool,
     /// Of the last record.
     fingerprint: Option<u64>,
     /// Pieces of the buffer.
@@ -40,7 +40,7 @@ pub struct Written {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::fs) struct BufferRecord {
+pub(in crate::fs) struct BufferSnapshot {
     len: usize,
     generation: u64,
     committed: u64,
@@ -49,80 +49,80 @@ pub(in crate::fs) struct BufferRecord {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::fs) struct FileRecord {
+pub(in crate::fs) struct FileSnapshot {
     kind: FileKind,
     name: ObjectName,
     link: Link,
-    keep: Keep,
+    persistence: Persistence,
     origin: Option<ObjectName>,
     stored: Option<Stored>,
-    unannounced: Option<VersionTag>,
-    buffer: Option<BufferRecord>,
+    pending_notify: Option<VersionTag>,
+    buffer: Option<BufferSnapshot>,
     /// Length of the pinned bytes.
     pinned: Option<usize>,
     local: LocalAttr,
     failure: Option<Failure>,
-    cut_short: Option<Errno>,
+    write_error: Option<Errno>,
     exclusive: bool,
     sent: Vec<Sent>,
     /// Of the buffer.
-    wrote: Option<Wrote>,
+    writers: Option<Writers>,
 }
 
 /// Pieces that so many bytes take.
-fn pieces(len: usize) -> u32 {
-    len.div_ceil(PIECE) as u32
+fn chunks(len: usize) -> u32 {
+    len.div_ceil(CHUNK) as u32
 }
 
 impl File {
     /// Writes down what is new. Called with the state locked.
     pub(in crate::fs) fn write_down(&self, state: &mut FileState) {
-        if !state.written.listed {
+        if !state.journaled.registered {
             return;
         }
-        let _batch = self.pen.batch();
-        self.write_buffer(state);
-        self.write_pinned(state);
-        let record = FileRecord::of(self.kind, state);
+        let _batch = self.journal.batch();
+        self.record_buffer(state);
+        self.record_pinned(state);
+        let record = FileSnapshot::of(self.kind, state);
         let bytes = record.encode();
         let mut hasher = DefaultHasher::new();
         bytes.as_ref().ok().hash(&mut hasher);
         let fingerprint = Some(hasher.finish());
-        if state.written.fingerprint != fingerprint {
-            state.written.fingerprint = fingerprint;
-            self.pen.put_encoded(&Key::File(self.ino), bytes);
+        if state.journaled.fingerprint != fingerprint {
+            state.journaled.fingerprint = fingerprint;
+            self.journal.record_encoded(&Key::File(self.ino), bytes);
         }
     }
 
-    fn write_buffer(&self, state: &mut FileState) {
-        let before = state.written.buffer;
+    fn record_buffer(&self, state: &mut FileState) {
+        let before = state.journaled.buffer;
         let mut now = 0;
         if let Some(buffer) = &mut state.buffer {
-            now = pieces(buffer.bytes.len());
-            let mut fresh = std::mem::take(&mut buffer.fresh);
+            now = chunks(buffer.bytes.len());
+            let mut unjournaled = std::mem::take(&mut buffer.unjournaled);
             if before == 0 {
-                fresh = 0..buffer.bytes.len();
+                unjournaled = 0..buffer.bytes.len();
             }
             // The piece that was the last one may have been cut.
-            let first = fresh.start / PIECE;
-            let last = pieces(fresh.end.min(buffer.bytes.len())) as usize;
-            for piece in first..last {
-                let end = buffer.bytes.len().min((piece + 1) * PIECE);
-                let part = &buffer.bytes.expose()[piece * PIECE..end];
-                self.pen.put_secret(&Key::Buffer(self.ino, piece as u32), part);
+            let first = unjournaled.start / CHUNK;
+            let last = chunks(unjournaled.end.min(buffer.bytes.len())) as usize;
+            for chunk in first..last {
+                let end = buffer.bytes.len().min((chunk + 1) * CHUNK);
+                let part = &buffer.bytes.expose()[chunk * CHUNK..end];
+                self.journal.record_secret(&Key::Buffer(self.ino, chunk as u32), part);
             }
         }
-        (now..before).for_each(|piece| self.pen.delete(&Key::Buffer(self.ino, piece)));
-        state.written.buffer = now;
+        (now..before).for_each(|chunk| self.journal.delete(&Key::Buffer(self.ino, chunk)));
+        state.journaled.buffer = now;
     }
 
-    fn write_pinned(&self, state: &mut FileState) {
-        let wanted = match &state.kept {
+    fn record_pinned(&self, state: &mut FileState) {
+        let wanted = match &state.retained {
             _ if state.buffer.is_some() => None,
-            Some(kept) => Some(kept.object().clone()),
+            Some(retained) => Some(retained.object().clone()),
             None => pinned_of(state).filter(|_| state.opens > 0),
         };
-        let same = match (&state.written.pinned, &wanted) {
+        let same = match (&state.journaled.pinned, &wanted) {
             (None, None) => true,
             (Some((id, version, _)), Some(object)) => {
                 *id == object.meta.id && *version == object.meta.version
@@ -132,46 +132,46 @@ impl File {
         if same {
             return;
         }
-        let before = state.written.pinned.take().map_or(0, |(_, _, pieces)| pieces);
+        let before = state.journaled.pinned.take().map_or(0, |(_, _, chunks)| chunks);
         let mut now = 0;
         if let Some(object) = wanted {
-            now = put_pieces(&self.pen, self.ino, object.content.bytes.expose());
-            state.written.pinned = Some((object.meta.id.clone(), object.meta.version.clone(), now));
+            now = record_chunks(&self.journal, self.ino, object.content.bytes.expose());
+            state.journaled.pinned = Some((object.meta.id.clone(), object.meta.version.clone(), now));
         }
-        (now..before).for_each(|piece| self.pen.delete(&Key::Pinned(self.ino, piece)));
+        (now..before).for_each(|chunk| self.journal.delete(&Key::Pinned(self.ino, chunk)));
     }
 
     /// The file is in the table from now on: it is written down.
-    pub(in crate::fs) fn list(&self) {
+    pub(in crate::fs) fn register(&self) {
         let mut state = self.state();
-        state.written.listed = true;
+        state.journaled.registered = true;
     }
 
     /// The file has left the table: nothing is left of it.
-    pub(in crate::fs) fn unlist(&self) {
-        if !self.pen.writes() {
+    pub(in crate::fs) fn unregister(&self) {
+        if !self.journal.is_enabled() {
             return;
         }
         let mut state = self.state();
-        let Written { buffer, pinned, .. } = std::mem::take(&mut state.written);
-        let _batch = self.pen.batch();
-        self.pen.delete(&Key::File(self.ino));
-        (0..buffer).for_each(|piece| self.pen.delete(&Key::Buffer(self.ino, piece)));
-        let pinned = pinned.map_or(0, |(_, _, pieces)| pieces);
-        (0..pinned).for_each(|piece| self.pen.delete(&Key::Pinned(self.ino, piece)));
+        let JournalState { buffer, pinned, .. } = std::mem::take(&mut state.journaled);
+        let _batch = self.journal.batch();
+        self.journal.delete(&Key::File(self.ino));
+        (0..buffer).for_each(|chunk| self.journal.delete(&Key::Buffer(self.ino, chunk)));
+        let pinned = pinned.map_or(0, |(_, _, chunks)| chunks);
+        (0..pinned).for_each(|chunk| self.journal.delete(&Key::Pinned(self.ino, chunk)));
         if let Some(buffer) = &mut state.buffer {
             // Should it enter again.
-            buffer.fresh = 0..buffer.bytes.len();
+            buffer.unjournaled = 0..buffer.bytes.len();
         }
     }
 }
 
 /// Writes bytes down as the version that an inode is; returns in how many pieces.
-pub(in crate::fs) fn put_pieces(pen: &Pen, ino: u64, bytes: &[u8]) -> u32 {
-    for (piece, part) in bytes.chunks(PIECE).enumerate() {
-        pen.put_secret(&Key::Pinned(ino, piece as u32), part);
+pub(in crate::fs) fn record_chunks(journal: &JournalWriter, ino: u64, bytes: &[u8]) -> u32 {
+    for (chunk, part) in bytes.chunks(CHUNK).enumerate() {
+        journal.record_secret(&Key::Pinned(ino, chunk as u32), part);
     }
-    pieces(bytes.len())
+    chunks(bytes.len())
 }
 
 /// The pinned object, if it is the version that the file is.
@@ -181,58 +181,58 @@ fn pinned_of(state: &FileState) -> Option<Arc<Object>> {
     (object.meta.id == stored.id && object.meta.version == stored.version).then(|| object.clone())
 }
 
-impl FileRecord {
+impl FileSnapshot {
     fn of(kind: FileKind, state: &FileState) -> Self {
         // Whoever adds to the state decides here whether it has to outlive the process.
         let FileState {
             name,
             link,
-            keep,
+            persistence,
             origin,
             stored,
-            unannounced,
+            pending_notify,
             pinned: _,
-            kept: _,
+            retained: _,
             buffer,
             opens: _,
             writers: _,
             last_writer: _,
             local,
             failure,
-            cut_short,
+            write_error,
             exclusive,
             retrying: _,
             idle: _,
-            room: _,
+            quota_bytes: _,
             sent,
-            written,
+            journaled,
         } = state;
-        let buffer = buffer.as_ref().map(|buffer| BufferRecord {
+        let buffer = buffer.as_ref().map(|buffer| BufferSnapshot {
             len: buffer.bytes.len(),
             generation: buffer.generation,
             committed: buffer.committed,
             written: buffer.written,
             changed_at: buffer.changed_at,
         });
-        let wrote = state.buffer.as_ref().map(|buffer| buffer.wrote.clone());
-        let kept = state.kept.as_ref().map(|kept| kept.object());
-        let pinned = written.pinned.as_ref().and(kept.or(state.pinned.as_ref()));
+        let writers = state.buffer.as_ref().map(|buffer| buffer.writers.clone());
+        let retained = state.retained.as_ref().map(|retained| retained.object());
+        let pinned = journaled.pinned.as_ref().and(retained.or(state.pinned.as_ref()));
         Self {
             kind,
             name: name.clone(),
             link: *link,
-            keep: *keep,
+            persistence: *persistence,
             origin: origin.clone(),
             stored: stored.clone(),
-            unannounced: unannounced.clone(),
+            pending_notify: pending_notify.clone(),
             buffer,
             pinned: pinned.map(|object| object.content.bytes.len()),
             local: local.clone(),
             failure: failure.clone(),
-            cut_short: *cut_short,
+            write_error: *write_error,
             exclusive: *exclusive,
             sent: sent.clone(),
-            wrote,
+            writers,
         }
     }
 
@@ -258,7 +258,7 @@ impl FileRecord {
         let buffer = self.buffer.as_ref()?;
         // As `FileState::is_dirty`.
         let changed = buffer.generation != buffer.committed;
-        (changed && self.keep == Keep::Store && self.link != Link::Unlinked).then(|| Unsaved {
+        (changed && self.persistence == Persistence::Vault && self.link != Link::Unlinked).then(|| Unsaved {
             name: self.name.as_str().to_owned(),
             path: self.name.as_str().to_owned(),
             size: buffer.len as u64,
@@ -268,55 +268,55 @@ impl FileRecord {
         })
     }
 
-    /// The file again; nobody has it open yet. `piece` gives the pieces that were written down.
-    pub(in crate::fs) fn restore(self, ino: u64, piece: &mut dyn FnMut(Key) -> Option<SecretBytes>) -> File {
-        let mut written = Written { listed: true, ..Written::default() };
+    /// The file again; nobody has it open yet. `chunk` gives the pieces that were written down.
+    pub(in crate::fs) fn restore(self, ino: u64, chunk: &mut dyn FnMut(Key) -> Option<SecretBytes>) -> File {
+        let mut journaled = JournalState { registered: true, ..JournalState::default() };
         let buffer = self.buffer.map(|record| {
-            written.buffer = pieces(record.len);
-            let mut bytes = join(written.buffer, |at| piece(Key::Buffer(ino, at)));
+            journaled.buffer = chunks(record.len);
+            let mut bytes = join(journaled.buffer, |at| chunk(Key::Buffer(ino, at)));
             bytes.resize(record.len);
-            let wrote = self.wrote.unwrap_or_default();
+            let writers = self.writers.unwrap_or_default();
             Buffer {
                 bytes,
                 generation: record.generation,
                 committed: record.committed,
                 written: record.written,
-                wrote,
+                writers,
                 changed_at: record.changed_at,
-                fresh: 0..0,
+                unjournaled: 0..0,
             }
         });
         let pinned = self.pinned.zip(self.stored.as_ref()).map(|(len, stored)| {
-            let count = pieces(len);
-            written.pinned = Some((stored.id.clone(), stored.version.clone(), count));
-            let bytes = join(count, |at| piece(Key::Pinned(ino, at)));
+            let count = chunks(len);
+            journaled.pinned = Some((stored.id.clone(), stored.version.clone(), count));
+            let bytes = join(count, |at| chunk(Key::Pinned(ino, at)));
             Arc::new(object(&self.name, stored, bytes))
         });
         let state = FileState {
             name: self.name,
             link: self.link,
-            keep: self.keep,
+            persistence: self.persistence,
             origin: self.origin,
             stored: self.stored,
-            unannounced: self.unannounced,
+            pending_notify: self.pending_notify,
             pinned,
-            kept: None,
+            retained: None,
             buffer,
             opens: 0,
             writers: BTreeSet::new(),
             last_writer: 0,
             local: self.local,
             failure: self.failure,
-            cut_short: self.cut_short,
+            write_error: self.write_error,
             exclusive: self.exclusive,
             retrying: None,
             idle: None,
-            room: 0,
+            quota_bytes: 0,
             sent: self.sent,
-            written,
+            journaled,
         };
         let file = File::from_state(ino, self.kind, state);
-        file.give();
+        file.mark_kernel_cached();
         file
     }
 }
@@ -335,11 +335,11 @@ fn object(name: &ObjectName, stored: &Stored, bytes: SecretBytes) -> Object {
 }
 
 /// Bytes from their pieces.
-pub(in crate::fs) fn join(count: u32, mut piece: impl FnMut(u32) -> Option<SecretBytes>) -> SecretBytes {
+pub(in crate::fs) fn join(count: u32, mut chunk: impl FnMut(u32) -> Option<SecretBytes>) -> SecretBytes {
     let mut bytes = SecretBytes::default();
     for at in 0..count {
-        if let Some(part) = piece(at) {
-            bytes.write_at(at as usize * PIECE, part.expose());
+        if let Some(part) = chunk(at) {
+            bytes.write_at(at as usize * CHUNK, part.expose());
         }
     }
     bytes

@@ -30,11 +30,11 @@ pub use crate::fs::inode::records::TableGuard;
 pub use node::{ControlFile, ControlText, Dir, DirKind, Node, VersionFile};
 use number::{Numbers, What};
 
-use super::journal::{Key, Pen};
+use super::journal::{JournalWriter, Key};
 use super::name::DirPrefix;
 use crate::fs::inode::file::{File, Link, LocalAttr, Stored};
-use crate::fs::journal::tracked::Kept;
-use crate::fs::temporary::failed_deletes::NotDeleted;
+use crate::fs::journal::tracked::Tracked;
+use crate::fs::temporary::failed_deletes::FailedDeleteRecord;
 use crate::vault::{ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.
@@ -53,14 +53,14 @@ struct Slot {
 
 /// An object whose name shows nothing, or something new, while its file has a provisional name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Hidden {
+pub(super) struct DeferredDelete {
     /// The object.
     pub stored: Stored,
     /// The file that has its bytes under another name; `None` if it was unlinked, and goes unless the name is made anew
     /// (`replace`).
     pub backup: Option<u64>,
     /// The name was made anew, and that is not stored yet.
-    pub claimed: bool,
+    pub reused: bool,
     /// When it was hidden.
     #[serde(skip, default = "Instant::now")]
     pub since: Instant,
@@ -69,33 +69,33 @@ pub(super) struct Hidden {
 /// All inodes, and what is known of names beyond the vault.
 #[derive(Debug)]
 pub struct Table {
-    pen: Pen,
+    journal: JournalWriter,
     slots: HashMap<u64, Slot>,
     /// Inodes that are new, gone, or something else than before.
     changed_nodes: Vec<u64>,
     /// Inodes with another number of lookups.
     changed_lookups: Vec<u64>,
     numbers: Numbers,
-    dirs: Kept<HashMap<DirKind, u64>>,
+    dirs: Tracked<HashMap<DirKind, u64>>,
     versions: HashMap<(ObjectId, u64), u64>,
     /// The file that each name shows now.
-    files: Kept<BTreeMap<ObjectName, u64>>,
+    files: Tracked<BTreeMap<ObjectName, u64>>,
     /// Directories that exist although no object is in them: made here, or emptied here.
-    made: Kept<BTreeSet<DirPrefix>>,
+    made: Tracked<BTreeSet<DirPrefix>>,
     /// Objects that were moved away from their names and may come back (`provisional`).
-    pub(super) hidden: Kept<HashMap<ObjectName, Hidden>>,
-    /// Objects that should be gone (`undeleted`).
-    pub(super) undeleted: Kept<HashMap<ObjectName, NotDeleted>>,
+    pub(super) deferred_deletes: Tracked<HashMap<ObjectName, DeferredDelete>>,
+    /// Objects that should be gone (`failed_deletes`).
+    pub(super) failed_deletes: Tracked<HashMap<ObjectName, FailedDeleteRecord>>,
     /// Names shown as files although other names begin with them: their kind was seen first.
-    beside: Kept<HashSet<ObjectName>>,
+    kind_pins: Tracked<HashSet<ObjectName>>,
     /// Directories that were there once, and whose place is free again, or a file has it.
-    taken: Kept<HashSet<DirPrefix>>,
+    vacated: Tracked<HashSet<DirPrefix>>,
     /// Modes, owners and times set here, kept for the life of the mount.
-    local: Kept<HashMap<ObjectName, LocalAttr>>,
+    local: Tracked<HashMap<ObjectName, LocalAttr>>,
     /// The same for directories.
-    dir_local: Kept<HashMap<DirKind, LocalAttr>>,
+    dir_local: Tracked<HashMap<DirKind, LocalAttr>>,
     /// When the set of names in a directory last changed, and a fingerprint of that set.
-    touched: Kept<HashMap<DirKind, (SystemTime, u64)>>,
+    dir_mtimes: Tracked<HashMap<DirKind, (SystemTime, u64)>>,
     /// Moves on whenever names change here.
     changes: u64,
 }
@@ -104,22 +104,22 @@ impl Table {
     /// A table with the root in it, of the vault that is called `vault`.
     pub fn new(vault: &str) -> Self {
         let mut table = Self {
-            pen: Pen::default(),
+            journal: JournalWriter::default(),
             slots: HashMap::new(),
             changed_nodes: Vec::new(),
             changed_lookups: Vec::new(),
             numbers: Numbers::of(vault),
-            dirs: Kept::default(),
+            dirs: Tracked::default(),
             versions: HashMap::new(),
-            files: Kept::default(),
-            made: Kept::default(),
-            hidden: Kept::default(),
-            undeleted: Kept::default(),
-            beside: Kept::default(),
-            taken: Kept::default(),
-            local: Kept::default(),
-            dir_local: Kept::default(),
-            touched: Kept::default(),
+            files: Tracked::default(),
+            made: Tracked::default(),
+            deferred_deletes: Tracked::default(),
+            failed_deletes: Tracked::default(),
+            kind_pins: Tracked::default(),
+            vacated: Tracked::default(),
+            local: Tracked::default(),
+            dir_local: Tracked::default(),
+            dir_mtimes: Tracked::default(),
             changes: 0,
         };
         let kind = DirKind::Tree(DirPrefix::root());
@@ -130,7 +130,7 @@ impl Table {
 
     fn insert_slot(&mut self, ino: u64, slot: Slot) {
         if let Node::File(file) = &slot.node {
-            file.list();
+            file.register();
         }
         self.slots.insert(ino, slot);
         self.changed_nodes.push(ino);
@@ -140,11 +140,11 @@ impl Table {
     fn remove_slot(&mut self, ino: u64) {
         let Some(Slot { node, .. }) = self.slots.remove(&ino) else { return };
         match &node {
-            Node::File(file) => file.unlist(),
+            Node::File(file) => file.unregister(),
             Node::Version(version) => {
                 let len = version.object.as_ref().map_or(0, |object| object.content.bytes.len());
-                (0..len.div_ceil(super::journal::PIECE))
-                    .for_each(|piece| self.pen.delete(&Key::Pinned(ino, piece as u32)));
+                (0..len.div_ceil(super::journal::CHUNK))
+                    .for_each(|chunk| self.journal.delete(&Key::Pinned(ino, chunk as u32)));
             }
             Node::Dir(_) | Node::Control(_) => {}
         }
@@ -243,7 +243,7 @@ impl Table {
     /// The directory of that kind; made at its first mention.
     pub fn dir(&mut self, kind: &DirKind) -> Arc<Dir> {
         if let DirKind::Tree(prefix) = kind {
-            self.taken.remove(prefix);
+            self.vacated.remove(prefix);
         }
         if let Some(ino) = self.dirs.get(kind)
             && let Some(Slot { node: Node::Dir(dir), .. }) = self.slots.get(ino)
@@ -260,10 +260,10 @@ impl Table {
     pub(super) fn remove_dir(&mut self, kind: &DirKind) {
         if let DirKind::Tree(prefix) = kind {
             self.made.remove(prefix);
-            self.taken.remove(prefix);
+            self.vacated.remove(prefix);
         }
         self.dir_local.remove(kind);
-        self.touched.remove(kind);
+        self.dir_mtimes.remove(kind);
         if let Some(ino) = self.dirs.remove(kind) {
             self.drop_unheld(ino);
         }
@@ -301,8 +301,8 @@ impl Table {
         if let Some(local) = self.dir_local.remove(old) {
             self.dir_local.insert(new.clone(), local);
         }
-        if let Some(touched) = self.touched.remove(old) {
-            self.touched.insert(new, touched);
+        if let Some(touched) = self.dir_mtimes.remove(old) {
+            self.dir_mtimes.insert(new, touched);
         }
         let ino = dir.ino;
         if let Some(slot) = self.slots.get_mut(&ino) {
@@ -358,7 +358,7 @@ impl Table {
     pub fn put_file(&mut self, name: &ObjectName, make: impl FnOnce(u64, LocalAttr) -> File) -> Arc<File> {
         let local = self.local.get(name).cloned().unwrap_or_default();
         let mut file = make(self.fresh(What::File(name)), local);
-        file.pen = self.pen.clone();
+        file.journal = self.journal.clone();
         let file = Arc::new(file);
         self.insert_slot(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
         self.files.insert(name.clone(), file.ino);
@@ -373,7 +373,7 @@ impl Table {
     ) -> Arc<File> {
         let local = self.local.get(name).cloned().unwrap_or_default();
         let mut file = make(self.fresh(What::File(name)), local);
-        file.pen = self.pen.clone();
+        file.journal = self.journal.clone();
         let file = Arc::new(file);
         file.state().link = Link::Replaced;
         self.insert_slot(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
@@ -430,9 +430,9 @@ impl Table {
     }
 
     /// A file may show where `dir` was.
-    pub fn take_place_of(&mut self, dir: &DirPrefix) {
+    pub fn vacate(&mut self, dir: &DirPrefix) {
         if self.dirs.contains_key(&DirKind::Tree(dir.clone())) {
-            self.taken.insert(dir.clone());
+            self.vacated.insert(dir.clone());
         }
     }
 
@@ -442,13 +442,13 @@ impl Table {
         if under.self_name().as_ref() != Some(name)
             && let Some(dir) = DirPrefix::new(&format!("{}/", name.as_str()))
         {
-            self.take_place_of(&dir);
+            self.vacate(&dir);
         }
     }
 
     /// Whether `dir` is a directory that has been seen, and no file has its place.
     pub fn is_seen_dir(&self, dir: &DirPrefix) -> bool {
-        self.dirs.contains_key(&DirKind::Tree(dir.clone())) && !self.taken.contains(dir)
+        self.dirs.contains_key(&DirKind::Tree(dir.clone())) && !self.vacated.contains(dir)
     }
 
     /// The directory that has the name of the object `name`, if it is a seen one.
@@ -463,23 +463,23 @@ impl Table {
 
     /// Whether `name` was first seen as a file, so that it stays one while others begin with it.
     pub fn is_kept_a_file(&self, name: &ObjectName) -> bool {
-        self.beside.contains(name) || self.files.contains_key(name)
+        self.kind_pins.contains(name) || self.files.contains_key(name)
     }
 
     /// `name` stays a file for the life of the mount. True the first time.
-    pub fn keep_a_file(&mut self, name: &ObjectName) -> bool {
-        self.beside.insert(name.clone())
+    pub fn pin_as_file(&mut self, name: &ObjectName) -> bool {
+        self.kind_pins.insert(name.clone())
     }
 
     /// Nothing is decided about the kind of `name` any more: it was unlinked here.
-    pub fn release_kind(&mut self, name: &ObjectName) {
-        self.beside.remove(name);
+    pub fn unpin(&mut self, name: &ObjectName) {
+        self.kind_pins.remove(name);
         self.local.remove(name);
-        self.undeleted.remove(name);
+        self.failed_deletes.remove(name);
     }
 
     /// Directories that were made here.
-    pub fn made(&mut self) -> &mut Kept<BTreeSet<DirPrefix>> {
+    pub fn made(&mut self) -> &mut Tracked<BTreeSet<DirPrefix>> {
         &mut self.made
     }
 
@@ -502,7 +502,7 @@ impl Table {
         self.made.contains(dir)
             && dir.self_name().is_some_and(|own| !self.local.contains_key(&own))
             && !self.made.iter().any(|made| within(made.as_str()))
-            && !self.hidden.keys().any(|name| within(name.as_str()))
+            && !self.deferred_deletes.keys().any(|name| within(name.as_str()))
             && !self.files_under(dir.as_str()).any(|(_, file)| file.state().is_beyond_vault())
     }
 
@@ -533,13 +533,13 @@ impl Table {
 
     /// When the set of names in a directory last changed.
     pub fn touched(&self, kind: &DirKind) -> Option<SystemTime> {
-        self.touched.get(kind).map(|(at, _)| *at)
+        self.dir_mtimes.get(kind).map(|(at, _)| *at)
     }
 
     /// The set of names in a directory changed here.
     pub fn touch(&mut self, kind: &DirKind, now: SystemTime) {
         self.changes += 1;
-        self.touched.insert(kind.clone(), (now, 0));
+        self.dir_mtimes.insert(kind.clone(), (now, 0));
     }
 
     /// Moves on whenever names change here.
@@ -556,13 +556,13 @@ impl Table {
     /// first time shows no change, and the time stays what it was shown as, `since`: a newer one would make the
     /// kernel drop the names.
     pub fn seen_names(&mut self, kind: &DirKind, fingerprint: u64, now: SystemTime, since: SystemTime) {
-        let at = match self.touched.get(kind) {
+        let at = match self.dir_mtimes.get(kind) {
             Some((_, old)) if *old == fingerprint => return,
             Some((at, 0)) => *at,
             Some(_) => now,
             None => since,
         };
-        self.touched.insert(kind.clone(), (at, fingerprint));
+        self.dir_mtimes.insert(kind.clone(), (at, fingerprint));
     }
 
     /// Number of inodes.
@@ -571,9 +571,9 @@ impl Table {
     }
 
     fn fresh(&mut self, what: What<'_>) -> u64 {
-        let Self { slots, hidden, numbers, .. } = self;
+        let Self { slots, deferred_deletes, numbers, .. } = self;
         // What hides an object is known by its number, also when it has left the table.
-        let hides = |ino| hidden.values().any(|hidden| hidden.backup == Some(ino));
+        let hides = |ino| deferred_deletes.values().any(|hidden| hidden.backup == Some(ino));
         numbers.first_free(what, |ino| slots.contains_key(&ino) || hides(ino))
     }
 }

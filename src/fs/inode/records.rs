@@ -8,9 +8,9 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::inode::file_snapshot::put_pieces;
+use crate::fs::inode::file_snapshot::record_chunks;
 use crate::fs::inode::{DirKind, Node, Slot, Table};
-use crate::fs::journal::{Batch, Key, Pen};
+use crate::fs::journal::{Batch, JournalWriter, Key};
 use crate::vault::{Form, ObjectId, ObjectName, VersionInfo};
 
 /// An inode as it is written down; a file's state has a record of its own.
@@ -44,50 +44,50 @@ impl NodeRecord {
 }
 impl Table {
     /// From now on what changes is written down.
-    pub(in crate::fs) fn write_with(&mut self, pen: Pen) {
-        self.pen = pen;
+    pub(in crate::fs) fn write_with(&mut self, journal: JournalWriter) {
+        self.journal = journal;
     }
 
     /// Writes down what was changed since the last time.
     fn write_down(&mut self) {
-        let pen = self.pen.clone();
+        let journal = self.journal.clone();
         for ino in std::mem::take(&mut self.changed_nodes) {
             match self.slots.get(&ino) {
                 Some(slot) => {
-                    pen.put(&Key::Node(ino), &NodeRecord::of(&slot.node));
+                    journal.record(&Key::Node(ino), &NodeRecord::of(&slot.node));
                     if let Node::Version(version) = &slot.node
                         && let Some(object) = &version.object
                     {
-                        put_pieces(&pen, ino, object.content.bytes.expose());
+                        record_chunks(&journal, ino, object.content.bytes.expose());
                     }
                 }
                 None => {
-                    pen.delete(&Key::Node(ino));
-                    pen.delete(&Key::Lookups(ino));
+                    journal.delete(&Key::Node(ino));
+                    journal.delete(&Key::Lookups(ino));
                 }
             }
         }
         for ino in std::mem::take(&mut self.changed_lookups) {
             if let Some(slot) = self.slots.get(&ino) {
-                pen.put(&Key::Lookups(ino), &slot.lookups);
+                journal.record(&Key::Lookups(ino), &slot.lookups);
             }
         }
-        self.dirs.write_down(&pen, Key::Dir);
-        self.files.write_down(&pen, Key::Name);
-        self.made.write_down(&pen, Key::Made);
-        self.hidden.write_down(&pen, Key::Hidden);
-        self.undeleted.write_down(&pen, Key::Undeleted);
-        self.beside.write_down(&pen, Key::Beside);
-        self.taken.write_down(&pen, Key::Taken);
-        self.local.write_down(&pen, Key::Local);
-        self.dir_local.write_down(&pen, Key::DirLocal);
-        self.touched.write_down(&pen, Key::Touched);
+        self.dirs.write_down(&journal, Key::Dir);
+        self.files.write_down(&journal, Key::Name);
+        self.made.write_down(&journal, Key::Made);
+        self.deferred_deletes.write_down(&journal, Key::DeferredDelete);
+        self.failed_deletes.write_down(&journal, Key::FailedDelete);
+        self.kind_pins.write_down(&journal, Key::KindPin);
+        self.vacated.write_down(&journal, Key::Vacated);
+        self.local.write_down(&journal, Key::Local);
+        self.dir_local.write_down(&journal, Key::DirLocal);
+        self.dir_mtimes.write_down(&journal, Key::DirMtime);
     }
 
     /// Nobody knows any more what else the kernel holds: from now on other numbers are given out than before.
     pub(in crate::fs) fn give_other_numbers(&mut self) {
         self.numbers.salt = self.numbers.salt.wrapping_add(u64::from(std::process::id())) % (1 << 40) + 1;
-        self.pen.put(&Key::Salt, &self.numbers.salt);
+        self.journal.record(&Key::Salt, &self.numbers.salt);
     }
 
     /// Puts back an inode that is written down. Nothing refers to it yet.
@@ -115,13 +115,13 @@ impl Table {
             Key::Dir(kind) => self.dirs.restore(kind, read(value).ok()?),
             Key::Name(name) => self.files.restore(name, read(value).ok()?),
             Key::Made(dir) => self.made.restore(dir, ()),
-            Key::Hidden(name) => self.hidden.restore(name, read(value).ok()?),
-            Key::Undeleted(name) => self.undeleted.restore(name, read(value).ok()?),
-            Key::Beside(name) => self.beside.restore(name, ()),
-            Key::Taken(dir) => self.taken.restore(dir, ()),
+            Key::DeferredDelete(name) => self.deferred_deletes.restore(name, read(value).ok()?),
+            Key::FailedDelete(name) => self.failed_deletes.restore(name, read(value).ok()?),
+            Key::KindPin(name) => self.kind_pins.restore(name, ()),
+            Key::Vacated(dir) => self.vacated.restore(dir, ()),
             Key::Local(name) => self.local.restore(name, read(value).ok()?),
             Key::DirLocal(kind) => self.dir_local.restore(kind, read(value).ok()?),
-            Key::Touched(kind) => self.touched.restore(kind, read(value).ok()?),
+            Key::DirMtime(kind) => self.dir_mtimes.restore(kind, read(value).ok()?),
             _ => {}
         }
         Some(())
@@ -139,7 +139,7 @@ pub struct TableGuard<'a> {
 
 impl<'a> TableGuard<'a> {
     pub(in crate::fs) fn new(table: MutexGuard<'a, Table>) -> Self {
-        Self { changed: false, _batch: table.pen.batch(), table }
+        Self { changed: false, _batch: table.journal.batch(), table }
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// Who changed the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub enum WriteOrigin {
     /// The user of this handle.
     Handle(u64),
     /// Somebody who has the file mapped.
@@ -28,32 +28,32 @@ pub enum Whose {
 /// Who has written what the vault has not, as numbers of handles and of the buffer's generations. Only open handles are
 /// in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wrote {
+pub struct Writers {
     /// The last write through each handle.
-    by: BTreeMap<u64, u64>,
+    by_handle: BTreeMap<u64, u64>,
     /// The last write of which nobody can say whose it is.
-    anybodys: Option<u64>,
+    by_mapping: Option<u64>,
 }
 
-impl Wrote {
+impl Writers {
     /// A change that made this generation.
-    pub fn note(&mut self, whose: Whose, generation: u64) {
-        match whose {
-            Whose::Handle(fh) => drop(self.by.insert(fh, generation)),
-            Whose::Mapping => self.anybodys = Some(generation),
-            Whose::Nobody | Whose::Opening => {}
+    pub fn note(&mut self, origin: WriteOrigin, generation: u64) {
+        match origin {
+            WriteOrigin::Handle(fh) => drop(self.by_handle.insert(fh, generation)),
+            WriteOrigin::Mapping => self.by_mapping = Some(generation),
+            WriteOrigin::Nobody | WriteOrigin::Opening => {}
         }
     }
 
     /// The vault has this generation.
     pub fn stored(&mut self, generation: u64) {
-        self.by.retain(|_, last| *last > generation);
-        self.anybodys = self.anybodys.filter(|last| *last > generation);
+        self.by_handle.retain(|_, last| *last > generation);
+        self.by_mapping = self.by_mapping.filter(|last| *last > generation);
     }
 
     /// Forgets handles that are not open any more.
-    pub fn keep(&mut self, is_open: impl Fn(u64) -> bool) {
-        self.by.retain(|fh, _| is_open(*fh));
+    pub fn retain(&mut self, is_open: impl Fn(u64) -> bool) {
+        self.by_handle.retain(|fh, _| is_open(*fh));
     }
 
     /// Whether nobody who has the file open has written.
@@ -62,13 +62,13 @@ impl Wrote {
     }
 
     /// Whether the user of this handle may have written.
-    pub fn is_by(&self, fh: u64) -> bool {
-        self.anybodys.is_some() || self.by.contains_key(&fh)
+    pub fn may_have_written(&self, fh: u64) -> bool {
+        self.by_mapping.is_some() || self.by_handle.contains_key(&fh)
     }
 
     /// Whether a close of this handle stores.
-    pub fn lets_store(&self, fh: u64) -> bool {
-        self.is_by(fh) || self.by.is_empty()
+    pub fn commits_on_close(&self, fh: u64) -> bool {
+        self.may_have_written(fh) || self.by_handle.is_empty()
     }
 }
 
@@ -78,19 +78,19 @@ mod tests {
 
     #[test]
     fn who_wrote_stores_and_others_only_where_nobody_else_will() {
-        let mut wrote = Wrote::default();
-        assert!(wrote.lets_store(1) && !wrote.is_by(1));
-        wrote.note(Whose::Handle(1), 1);
-        wrote.note(Whose::Handle(2), 2);
-        assert!(wrote.lets_store(1) && wrote.lets_store(2) && !wrote.lets_store(3));
-        wrote.stored(1);
-        assert!(!wrote.lets_store(1) && wrote.lets_store(2));
-        wrote.note(Whose::Mapping, 3);
-        assert!(wrote.lets_store(1) && wrote.lets_store(3), "whoever has the file mapped");
-        wrote.stored(3);
-        assert_eq!(wrote, Wrote::default());
-        wrote.note(Whose::Handle(1), 4);
-        wrote.keep(|fh| fh != 1);
-        assert!(wrote.lets_store(3), "nobody else will");
+        let mut writers = Writers::default();
+        assert!(writers.commits_on_close(1) && !writers.may_have_written(1));
+        writers.note(WriteOrigin::Handle(1), 1);
+        writers.note(WriteOrigin::Handle(2), 2);
+        assert!(writers.commits_on_close(1) && writers.commits_on_close(2) && !writers.commits_on_close(3));
+        writers.stored(1);
+        assert!(!writers.commits_on_close(1) && writers.commits_on_close(2));
+        writers.note(WriteOrigin::Mapping, 3);
+        assert!(writers.commits_on_close(1) && writers.commits_on_close(3), "whoever has the file mapped");
+        writers.stored(3);
+        assert_eq!(writers, Writers::default());
+        writers.note(WriteOrigin::Handle(1), 4);
+        writers.retain(|fh| fh != 1);
+        assert!(writers.commits_on_close(3), "nobody else will");
     }
 }

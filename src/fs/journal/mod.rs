@@ -94,17 +94,17 @@ pub(super) enum Key {
     /// A directory made here.
     Made(DirPrefix),
     /// See `provisional`.
-    Hidden(ObjectName),
+    DeferredDelete(ObjectName),
     /// A name that stays a file.
-    Beside(ObjectName),
+    KindPin(ObjectName),
     /// A directory whose place is free again.
-    Taken(DirPrefix),
+    Vacated(DirPrefix),
     /// What was set here for a name.
     Local(ObjectName),
     /// The same for a directory.
     DirLocal(DirKind),
     /// When a directory's names changed.
-    Touched(DirKind),
+    DirMtime(DirKind),
     /// The state of a file.
     File(u64),
     /// A piece of what is being written to an inode.
@@ -118,15 +118,15 @@ pub(super) enum Key {
     /// A part of these names.
     ListingPart(u64, u32),
     /// What a request has begun to do.
-    Doing(u64),
+    Intent(u64),
     /// What is known of a request that has no answer yet.
     Sights(u64),
-    /// See `undeleted`.
-    Undeleted(ObjectName),
+    /// See `failed_deletes`.
+    FailedDelete(ObjectName),
     /// By the vault's clock: changes before that are known.
     Covered,
     /// A name that shows another inode than the kernel knows.
-    Moved(ObjectName),
+    Repoint(ObjectName),
     /// See `commands`.
     Commands,
 }
@@ -139,7 +139,7 @@ impl Key {
 }
 
 /// Bytes of a value go in pieces, so that a small write seals a small piece.
-pub(super) const PIECE: usize = 64 << 10;
+pub(super) const CHUNK: usize = 64 << 10;
 
 thread_local! {
     /// The batch that this thread is in: how deep, and what it has so far.
@@ -148,7 +148,7 @@ thread_local! {
 
 /// Writes records; cheap to clone. Without a journal it does nothing.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Pen(Option<Arc<Inner>>);
+pub(super) struct JournalWriter(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -156,13 +156,13 @@ struct Inner {
     order: AtomicU64,
 }
 
-impl Pen {
+impl JournalWriter {
     pub fn new(journal: Arc<dyn Journal>) -> Self {
         Self(Some(Arc::new(Inner { journal, order: AtomicU64::new(1) })))
     }
 
     /// Whether anything is written at all.
-    pub fn writes(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
 
@@ -170,33 +170,33 @@ impl Pen {
         self.0.as_ref().map(|inner| inner.journal.status())
     }
 
-    pub fn put(&self, key: &Key, value: &impl Serialize) {
-        if self.writes() {
-            self.put_encoded(key, postcard::to_allocvec(value));
+    pub fn record(&self, key: &Key, value: &impl Serialize) {
+        if self.is_enabled() {
+            self.record_encoded(key, postcard::to_allocvec(value));
         }
     }
 
     /// The same for what is encoded already. What cannot be is missed, and said in status: a request must not end the
     /// worker by what it brings.
-    pub fn put_encoded(&self, key: &Key, bytes: postcard::Result<Vec<u8>>) {
+    pub fn record_encoded(&self, key: &Key, bytes: postcard::Result<Vec<u8>>) {
         match bytes {
-            Ok(bytes) => self.record(key, Some(Value::Plain(bytes))),
+            Ok(bytes) => self.write(key, Some(Value::Plain(bytes))),
             Err(e) => self.miss(key, &e),
         }
     }
 
     /// A piece of a value.
-    pub fn put_secret(&self, key: &Key, bytes: &[u8]) {
-        if self.writes() {
-            self.record(key, Some(Value::Secret(SecretBytes::from(bytes))));
+    pub fn record_secret(&self, key: &Key, bytes: &[u8]) {
+        if self.is_enabled() {
+            self.write(key, Some(Value::Secret(SecretBytes::from(bytes))));
         }
     }
 
     pub fn delete(&self, key: &Key) {
-        self.record(key, None);
+        self.write(key, None);
     }
 
-    fn record(&self, key: &Key, value: Option<Value>) {
+    fn write(&self, key: &Key, value: Option<Value>) {
         let Some(inner) = &self.0 else { return };
         let slot = match postcard::to_allocvec(key) {
             Ok(slot) => slot,
@@ -225,23 +225,23 @@ impl Pen {
 
     /// What this thread writes from now on goes together, when the last of the nested batches ends.
     pub fn batch(&self) -> Batch {
-        if self.writes() {
+        if self.is_enabled() {
             BATCH.with_borrow_mut(|(depth, _)| *depth += 1);
         }
-        Batch { pen: self.clone(), _thread: std::marker::PhantomData }
+        Batch { writer: self.clone(), _thread: std::marker::PhantomData }
     }
 }
 
-/// See [`Pen::batch`]. Stays in its thread.
+/// See [`JournalWriter::batch`]. Stays in its thread.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pen: Pen,
+    writer: JournalWriter,
     _thread: std::marker::PhantomData<*const ()>,
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        let Some(inner) = &self.pen.0 else { return };
+        let Some(inner) = &self.writer.0 else { return };
         let records = BATCH.with_borrow_mut(|(depth, records)| {
             *depth -= 1;
             if *depth == 0 { std::mem::take(records) } else { Vec::new() }
@@ -255,10 +255,10 @@ impl Drop for Batch {
 /// A journal in memory, for tests: it outlives a file system, not the process. It can stop listening after any
 /// number of commits, as if the process had been killed there.
 #[derive(Debug, Default)]
-pub struct MemoryJournal(Mutex<Kept>);
+pub struct MemoryJournal(Mutex<MemoryState>);
 
 #[derive(Debug, Default)]
-struct Kept {
+struct MemoryState {
     live: HashMap<Vec<u8>, (u64, Option<Value>)>,
     commits: u64,
     stops_after: Option<u64>,
@@ -267,74 +267,74 @@ struct Kept {
 }
 
 impl MemoryJournal {
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+    fn memory(&self) -> std::sync::MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Takes in so many more commits, and nothing after them.
     pub fn stop_after(&self, commits: u64) {
-        let mut kept = self.kept();
-        kept.stops_after = Some(kept.commits + commits);
+        let mut memory = self.memory();
+        memory.stops_after = Some(memory.commits + commits);
     }
 
     /// From now on there is no room for pieces of values.
     pub fn miss_values(&self) {
-        self.kept().misses = true;
+        self.memory().misses = true;
     }
 
     /// Whether it has missed something.
     pub fn has_stopped(&self) -> bool {
-        let kept = self.kept();
-        kept.stops_after.is_some_and(|last| kept.commits > last)
+        let memory = self.memory();
+        memory.stops_after.is_some_and(|last| memory.commits > last)
     }
 
     /// What was written until it stopped, for a successor.
     pub fn successor(&self) -> Self {
-        let kept = self.kept();
-        let live = kept.live.iter().map(|(key, (_, value))| (key.clone(), (0, value.clone()))).collect();
-        Self(Mutex::new(Kept { live, misses: kept.misses, ..Kept::default() }))
+        let memory = self.memory();
+        let live = memory.live.iter().map(|(key, (_, value))| (key.clone(), (0, value.clone()))).collect();
+        Self(Mutex::new(MemoryState { live, misses: memory.misses, ..MemoryState::default() }))
     }
 }
 
 impl Journal for MemoryJournal {
     fn commit(&self, records: Vec<Record>) {
-        let mut kept = self.kept();
-        kept.commits += 1;
-        if kept.stops_after.is_some_and(|last| kept.commits > last) {
+        let mut memory = self.memory();
+        memory.commits += 1;
+        if memory.stops_after.is_some_and(|last| memory.commits > last) {
             return;
         }
-        let misses = kept.misses;
+        let misses = memory.misses;
         for record in records {
             if misses && matches!(record.value, Some(Value::Secret(_))) {
                 continue;
             }
-            if kept.live.get(&record.slot).is_none_or(|(order, _)| *order <= record.order) {
-                kept.live.insert(record.slot, (record.order, record.value));
+            if memory.live.get(&record.slot).is_none_or(|(order, _)| *order <= record.order) {
+                memory.live.insert(record.slot, (record.order, record.value));
             }
         }
     }
 
     fn load(&self) -> Vec<(Vec<u8>, Value)> {
-        let kept = self.kept();
-        kept.live.iter().filter_map(|(key, (_, value))| Some((key.clone(), value.clone()?))).collect()
+        let memory = self.memory();
+        memory.live.iter().filter_map(|(key, (_, value))| Some((key.clone(), value.clone()?))).collect()
     }
 
     fn status(&self) -> JournalStatus {
-        let kept = self.kept();
-        let records = kept.live.values().filter(|(_, value)| value.is_some()).count();
-        let (complete, refused) = (!kept.misses, kept.refused);
+        let memory = self.memory();
+        let records = memory.live.values().filter(|(_, value)| value.is_some()).count();
+        let (complete, refused) = (!memory.misses, memory.refused);
         JournalStatus { complete, records, refused, ..JournalStatus::default() }
     }
 
     fn accept(&self) {
-        self.kept().misses = false;
+        self.memory().misses = false;
     }
 
     fn missed(&self, _slot: Vec<u8>, _why: String) {
-        self.kept().misses = true;
+        self.memory().misses = true;
     }
 
     fn refused(&self, records: usize) {
-        self.kept().refused = records;
+        self.memory().refused = records;
     }
 }

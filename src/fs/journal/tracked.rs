@@ -8,16 +8,16 @@ use std::ops::Deref;
 
 use serde::Serialize;
 
-use crate::fs::journal::{Key, Pen};
+use crate::fs::journal::{JournalWriter, Key};
 
 /// A collection, and what was changed in it since it was last written down.
 #[derive(Debug)]
-pub struct Kept<C: Collection> {
+pub struct Tracked<C: Collection> {
     all: C,
     changed: Vec<C::Key>,
 }
 
-/// What [`Kept`] holds.
+/// What [`Tracked`] holds.
 pub trait Collection: Default {
     /// Of an entry.
     type Key: Clone;
@@ -101,13 +101,13 @@ impl<K: Clone + Ord> Collection for BTreeSet<K> {
     }
 }
 
-impl<C: Collection> Default for Kept<C> {
+impl<C: Collection> Default for Tracked<C> {
     fn default() -> Self {
         Self { all: C::default(), changed: Vec::new() }
     }
 }
 
-impl<C: Collection> Deref for Kept<C> {
+impl<C: Collection> Deref for Tracked<C> {
     type Target = C;
 
     fn deref(&self) -> &C {
@@ -115,7 +115,7 @@ impl<C: Collection> Deref for Kept<C> {
     }
 }
 
-impl<C: Collection> Kept<C> {
+impl<C: Collection> Tracked<C> {
     /// Takes an entry out; its value.
     pub fn remove<Q: ?Sized + Hash + Ord>(&mut self, key: &Q) -> Option<C::Value>
     where
@@ -132,17 +132,17 @@ impl<C: Collection> Kept<C> {
     }
 
     /// Writes down what was changed.
-    pub(in crate::fs) fn write_down(&mut self, pen: &Pen, name: impl Fn(C::Key) -> Key) {
+    pub(in crate::fs) fn write_down(&mut self, journal: &JournalWriter, name: impl Fn(C::Key) -> Key) {
         for key in self.changed.drain(..) {
             match self.all.value(&key) {
-                Some(value) => pen.put(&name(key), value),
-                None => pen.delete(&name(key)),
+                Some(value) => journal.record(&name(key), value),
+                None => journal.delete(&name(key)),
             }
         }
     }
 }
 
-impl<K: Clone + Ord, V: Serialize> Kept<BTreeMap<K, V>> {
+impl<K: Clone + Ord, V: Serialize> Tracked<BTreeMap<K, V>> {
     /// Puts an entry in.
     pub fn insert(&mut self, key: K, value: V) {
         self.changed.push(key.clone());
@@ -150,7 +150,7 @@ impl<K: Clone + Ord, V: Serialize> Kept<BTreeMap<K, V>> {
     }
 }
 
-impl<K: Clone + Hash + Ord, V: Serialize> Kept<HashMap<K, V>> {
+impl<K: Clone + Hash + Ord, V: Serialize> Tracked<HashMap<K, V>> {
     /// Puts an entry in.
     pub fn insert(&mut self, key: K, value: V) {
         self.changed.push(key.clone());
@@ -176,7 +176,7 @@ impl<K: Clone + Hash + Ord, V: Serialize> Kept<HashMap<K, V>> {
 
 macro_rules! set {
     ($set:ident, $($bound:tt)+) => {
-        impl<K: Clone + $($bound)+> Kept<$set<K>> {
+        impl<K: Clone + $($bound)+> Tracked<$set<K>> {
             /// Puts an entry in; whether it is new.
             pub fn insert(&mut self, key: K) -> bool {
                 if self.all.contains(&key) {

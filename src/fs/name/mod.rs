@@ -182,15 +182,15 @@ pub fn split_beside(name: &str, under: &DirPrefix) -> Option<(String, Rest)> {
 /// The entry in `under` for `name`, whose component there ends at `end`.
 fn entry(name: &str, under: &DirPrefix, end: usize) -> Option<(String, Rest)> {
     let component = name.get(under.start..end)?;
-    let piece = spelling::piece(component, under.so_far().len(), under.is_root())?;
-    let rest = if !piece.last {
-        Rest::Dir(DirPrefix { prefix: name[..under.start + piece.end].into(), start: under.start })
+    let chunk = spelling::chunk(component, under.so_far().len(), under.is_root())?;
+    let rest = if !chunk.last {
+        Rest::Dir(DirPrefix { prefix: name[..under.start + chunk.end].into(), start: under.start })
     } else if end == name.len() {
         Rest::File
     } else {
         Rest::Dir(DirPrefix::whole(&name[..=end]))
     };
-    Some((piece.text, rest))
+    Some((chunk.text, rest))
 }
 
 /// What `file_name` can mean in the directory `under`: exactly what [`split`] and [`split_beside`] spell so.
@@ -234,13 +234,13 @@ pub fn decode(file_name: &[u8], under: &DirPrefix) -> Result<Decoded, Refused> {
 /// `None` if there is no cut at `from`, or can be none at the end.
 fn spell(component: &str, from: usize, at_root: bool, continues: bool) -> Option<String> {
     if !continues {
-        let piece = spelling::piece(component, from, at_root)?;
-        return piece.last.then_some(piece.text);
+        let chunk = spelling::chunk(component, from, at_root)?;
+        return chunk.last.then_some(chunk.text);
     }
     // Whether there is a component that is cut here: if any, then one that goes on with the longest text that
     // must not be cut, since that leaves the most room unused.
     let longest = format!("{component}%25{}", "x".repeat(spelling::MAX_FILE_NAME));
-    let Piece { text, end, .. } = spelling::piece(&longest, from, at_root)?;
+    let Piece { text, end, .. } = spelling::chunk(&longest, from, at_root)?;
     (end == component.len()).then_some(text)
 }
 

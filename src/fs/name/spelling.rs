@@ -30,14 +30,14 @@ pub(super) struct Piece {
 
 /// The piece of `component` that begins at `from`; `None` if none begins there. `at_root`: the component is
 /// an entry of the root directory.
-pub(super) fn piece(component: &str, from: usize, at_root: bool) -> Option<Piece> {
+pub(super) fn chunk(component: &str, from: usize, at_root: bool) -> Option<Piece> {
     let mut at = 0;
     while at < from {
-        let piece = piece_from(component, at, at_root);
-        if piece.last {
+        let chunk = piece_from(component, at, at_root);
+        if chunk.last {
             return None;
         }
-        at = piece.end;
+        at = chunk.end;
     }
     (at == from).then(|| piece_from(component, at, at_root))
 }
@@ -104,7 +104,7 @@ fn escape_len(rest: &str) -> usize {
     }
 }
 
-/// What a file name stands for, and whether it ends in `%+`. More is accepted than [`piece`] gives out:
+/// What a file name stands for, and whether it ends in `%+`. More is accepted than [`chunk`] gives out:
 /// the caller spells the result again and compares.
 pub(super) fn unescape(file_name: &str) -> Option<(String, bool)> {
     if file_name == EMPTY {

@@ -181,7 +181,7 @@ fn long_components_become_directories() {
             assert_eq!(resolve(&path(&name)).unwrap().as_str(), name);
         }
     }
-    for (piece, rest) in [
+    for (chunk, rest) in [
         (format!("{}%25%+", "a".repeat(247)), "25xxxxxxxx"),
         (format!("{}%252%+", "a".repeat(246)), "5xxxxxxxxxx"),
         (format!("{}%%+", "a".repeat(249)), "25xxxxxxxx"),
@@ -191,7 +191,7 @@ fn long_components_become_directories() {
         (format!("{}%+", "a".repeat(250)), "aaaaa"),
         (format!("{}%+", "a".repeat(250)), "%_"),
     ] {
-        assert_eq!(resolve(&format!("{piece}/{rest}")), Err(Refused::Spelling), "{piece}/{rest}");
+        assert_eq!(resolve(&format!("{chunk}/{rest}")), Err(Refused::Spelling), "{chunk}/{rest}");
     }
 }
 

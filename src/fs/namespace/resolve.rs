@@ -96,7 +96,7 @@ impl FileSystem {
         let mut absent = Duration::MAX;
         if let Some(name) = as_file.filter(|name| self.is_allowed(name)) {
             let table = self.table();
-            if table.hidden.contains_key(&name) || table.file(&name).is_some() {
+            if table.deferred_deletes.contains_key(&name) || table.file(&name).is_some() {
                 return Duration::ZERO;
             }
             drop(table);
@@ -165,7 +165,7 @@ impl FileSystem {
                 Ok(place) => return Ok(place),
                 Err(Need::Object(name)) => {
                     if matches!(self.cache.peek(&name), Peek::Exists) {
-                        self.read_ahead(under, &name);
+                        self.prefetch(under, &name);
                     }
                     let found = self.cache.read(call, &name).await;
                     failpoint::point_of("found", || name.as_str().to_owned());
@@ -422,7 +422,7 @@ impl FileSystem {
             && let Some(owner) = dir.self_name()
             && self.is_kept_a_file(table, &owner, dir)
         {
-            self.keep_a_file(table, &owner, name);
+            self.pin_as_file(table, &owner, name);
             return name::split_beside(name.as_str(), under);
         }
         if rest == Rest::File
@@ -435,8 +435,8 @@ impl FileSystem {
     }
 
     /// `owner` stays a file, although `name` begins with it.
-    pub(in crate::fs) fn keep_a_file(&self, table: &mut Table, owner: &ObjectName, name: &ObjectName) {
-        if table.keep_a_file(owner) {
+    pub(in crate::fs) fn pin_as_file(&self, table: &mut Table, owner: &ObjectName, name: &ObjectName) {
+        if table.pin_as_file(owner) {
             tracing::warn!(
                 file = owner.as_str(),
                 beside = name.as_str(),
@@ -500,7 +500,7 @@ impl FileSystem {
             if self.options.in_place {
                 drop(state);
                 if self.become_version(file, object) {
-                    file.state().unannounced = Some(object.meta.version.clone());
+                    file.state().pending_notify = Some(object.meta.version.clone());
                 }
                 return file.clone();
             }
@@ -508,7 +508,7 @@ impl FileSystem {
             state.link = Link::Replaced;
         }
         let file = table.put_file(&object.meta.name, |ino, local| File::of(ino, object, local));
-        file.state().unannounced = Some(object.meta.version.clone());
+        file.state().pending_notify = Some(object.meta.version.clone());
         if let Some(before) = before {
             table.drop_unheld(before.ino);
         }

@@ -18,7 +18,7 @@ use crate::fs::namespace::listing::DirEntry;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::ops::readdir::with_dots;
 use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Doing;
+use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Entry, FileSystem, Step};
 use crate::vault::ObjectName;
@@ -153,10 +153,10 @@ impl FileSystem {
         let work = Step::later(async move {
             match fs.find(&fs.call(), &under, &component).await? {
                 Place::Absent => {}
-                Place::Dir(_) if matches!(replay::before(), Some(Doing::Make)) => {}
+                Place::Dir(_) if matches!(replay::resumed(), Some(Intent::Make)) => {}
                 Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
             }
-            fs.doing(Doing::Make);
+            fs.record_intent(Intent::Make);
             let mut table = fs.table();
             table.make_dir(dir.clone());
             let ceiling = fs.options.dir_mode;
@@ -199,13 +199,13 @@ impl FileSystem {
             let call = fs.call();
             let dir = match fs.find(&call, &under, &component).await? {
                 Place::Dir(dir) => dir,
-                Place::Absent if matches!(replay::before(), Some(Doing::Rmdir)) => return Ok(()),
+                Place::Absent if matches!(replay::resumed(), Some(Intent::Rmdir)) => return Ok(()),
                 Place::Absent => return Err(Errno::ENOENT),
                 Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
             };
             fs.cache.list_all(&call).await.map_err(|e| fs.failed("rmdir", dir.as_str(), &e))?;
             if fs.names_in(&dir).is_empty() {
-                fs.settle_hidden_in(&dir, &call).await?;
+                fs.flush_deferred_in(&dir, &call).await?;
             }
             if dir.is_continuation()
                 || fs.cache.implied(dir.as_str()) == Implied::Yes
@@ -213,7 +213,7 @@ impl FileSystem {
             {
                 return Err(Errno::ENOTEMPTY);
             }
-            fs.doing(Doing::Rmdir);
+            fs.record_intent(Intent::Rmdir);
             let mut table = fs.table();
             let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
             table.remove_dir(&DirKind::Tree(dir));

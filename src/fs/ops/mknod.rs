@@ -11,14 +11,14 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use crate::failpoint;
-use crate::fs::inode::file::{File, Keep, LocalAttr};
-use crate::fs::inode::writers::Whose;
+use crate::fs::inode::file::{File, LocalAttr, Persistence};
+use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::inode::{DirKind, Node, Table};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Doing;
+use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
 use crate::fs::{Create, Entry, FileSystem, Step};
@@ -41,21 +41,21 @@ impl FileSystem {
         let (fs, component) = (self.clone(), component.to_owned());
         Step::later(async move {
             match fs.find(&fs.call(), &under, &component).await? {
-                Place::Local(file) if matches!(replay::before(), Some(Doing::Make)) => {
+                Place::Local(file) if matches!(replay::resumed(), Some(Intent::Make)) => {
                     Ok(fs.entry(&Node::File(file), fs.options.refresh))
                 }
                 Place::Absent if kind == FileKind::Regular => {
                     let create = Create { mode, umask, flags: libc::O_EXCL };
-                    let keep = match fs.keep_of_new((&component, &name), libc::O_EXCL) {
-                        Keep::Store => Keep::Made,
+                    let persistence = match fs.persistence_of_new((&component, &name), libc::O_EXCL) {
+                        Persistence::Vault => Persistence::Made,
                         other => other,
                     };
-                    if keep == Keep::Made {
+                    if persistence == Persistence::Made {
                         fs.may_create(&name)?;
                     }
-                    fs.doing(Doing::Make);
-                    let file = fs.new_file(&under, &name, create, keep);
-                    fs.settle_later(&file);
+                    fs.record_intent(Intent::Make);
+                    let file = fs.new_file(&under, &name, create, persistence);
+                    fs.promote_later(&file);
                     Ok(fs.own_entry(&file))
                 }
                 Place::Absent => Ok(fs.put_special(&under, &name, kind, fs.new_mode(mode, umask))),
@@ -66,13 +66,13 @@ impl FileSystem {
 
     fn put_special(&self, under: &DirPrefix, name: &ObjectName, kind: FileKind, mode: u32) -> Entry {
         let now = self.clock.wall();
-        self.doing(Doing::Make);
+        self.record_intent(Intent::Make);
         let mut table = self.table();
-        table.release_kind(name);
+        table.unpin(name);
         let file = table.put_file(name, |ino, local| File::special(ino, name.clone(), local, kind));
         {
             let mut state = file.state();
-            state.keep = Keep::Scratch;
+            state.persistence = Persistence::Scratch;
             state.local.mode = Some(mode);
             // It has a time, and no bytes ever.
             state.buffer(&[], now);
@@ -105,12 +105,12 @@ impl FileSystem {
             }
             match place {
                 Place::Absent => {}
-                Place::Local(at) if at.ino == file.ino && replay::before().is_some() => {}
+                Place::Local(at) if at.ino == file.ino && replay::resumed().is_some() => {}
                 Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
             }
-            fs.doing(Doing::Make);
+            fs.record_intent(Intent::Make);
             let mut table = fs.table();
-            table.release_kind(&name);
+            table.unpin(&name);
             table.point(&name, file.ino);
             table.file_made(&under, &name);
             fs.note_change(&mut table, &under);
@@ -128,7 +128,7 @@ impl FileSystem {
         (under, name): (&DirPrefix, &ObjectName),
         place: Place,
     ) -> Result<Entry> {
-        let goes_on = matches!(replay::before(), Some(Doing::Make));
+        let goes_on = matches!(replay::resumed(), Some(Intent::Make));
         let copy = match place {
             Place::Absent => {
                 let _in_use = source.in_use();
@@ -176,19 +176,19 @@ impl FileSystem {
             (bytes.ok_or(Errno::EIO)?, state.local.clone())
         };
         self.may_create(name)?;
-        self.doing(Doing::Make);
+        self.record_intent(Intent::Make);
         // All of it, or nothing, is there after a crash.
-        let _batch = self.pen.batch();
+        let _batch = self.journal.batch();
         let mode = local.mode.unwrap_or(self.options.file_mode);
         let create = Create { mode, umask: 0, flags: libc::O_EXCL };
-        let copy = self.new_file(under, name, create, Keep::Store);
+        let copy = self.new_file(under, name, create, Persistence::Vault);
         let mut table = self.table();
         let mut state = copy.state();
         state.local = LocalAttr { mtime: None, ..local };
         *table.local(name) = state.local.clone();
         let buffer = state.buffer(&[], self.clock.wall());
         buffer.write_at(0, bytes.expose());
-        buffer.changed(Whose::Nobody, self.clock.wall());
+        buffer.changed(WriteOrigin::Nobody, self.clock.wall());
         drop(state);
         drop(table);
         Ok(copy)
@@ -208,7 +208,7 @@ impl FileSystem {
         let mut table = self.table();
         let others = table.files_under("").filter(|(other, at)| at.ino == file.ino && **other != name);
         let Some(other) = others.map(|(other, _)| other.clone()).next() else { return Ok(false) };
-        self.doing(Doing::Unlink { ino: file.ino });
+        self.record_intent(Intent::Unlink { ino: file.ino });
         if table.file(&name).is_none_or(|at| at.ino != file.ino) {
             // Done before a crash.
             return Ok(true);

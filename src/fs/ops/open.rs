@@ -13,16 +13,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::failpoint;
 use crate::fs::handle::close_policy::Opener;
-use crate::fs::handle::unacknowledged::Untold;
-use crate::fs::inode::file::{File, Keep, Link};
-use crate::fs::inode::writers::Whose;
+use crate::fs::handle::unacknowledged::Unacknowledged;
+use crate::fs::inode::file::{File, Link, Persistence};
+use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::inode::{ControlText, Dir, DirKind, Node, VersionFile};
 use crate::fs::journal::Key;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix, Refused};
 use crate::fs::namespace::listing::Listing;
 use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Doing;
+use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
 use crate::fs::writeback::may_write::Change;
@@ -65,7 +65,7 @@ pub(in crate::fs) struct Handle {
     pub fh: u64,
     pub held: Held,
     /// The request that opened it, until that is known to be answered.
-    pub untold: Untold,
+    pub unacknowledged: Unacknowledged,
 }
 
 /// A handle as it is written down.
@@ -95,7 +95,7 @@ impl HandleRecord {
             Held::Version(version) => HeldRecord::Version(version.ino),
             Held::Control(text) => HeldRecord::Control(text.ino, text.taken, text.text.clone()),
         };
-        Self { held, by: handle.untold.request() }
+        Self { held, by: handle.unacknowledged.request() }
     }
 }
 
@@ -106,7 +106,7 @@ const GUEST_FRESH: Duration = Duration::from_secs(1);
 const NUMBERS: u64 = 4096;
 
 /// Whether a FLUSH of this handle stores, as far as copies of its descriptor are concerned.
-fn lets_store(file: &File, opener: &Opener, caller: Caller, kernel: Option<&dyn Kernel>) -> bool {
+fn commits_on_close(file: &File, opener: &Opener, caller: Caller, kernel: Option<&dyn Kernel>) -> bool {
     let is_ours = |pid, mount| kernel.is_none_or(|kernel| kernel.has_mount(pid, mount));
     loop {
         let (only, seen) = {
@@ -114,7 +114,7 @@ fn lets_store(file: &File, opener: &Opener, caller: Caller, kernel: Option<&dyn 
             // Of several handles the process may have another one's descriptors, too, by inheritance.
             (state.writers.len() == 1, state.last_writer)
         };
-        if opener.lets_store(caller.pid, file.ino, only, is_ours) {
+        if opener.commits_on_close(caller.pid, file.ino, only, is_ours) {
             return true;
         }
         // The copy that was seen may be the descriptor of a handle that was opened meanwhile.
@@ -168,27 +168,27 @@ impl FileSystem {
     fn next_handle(&self) -> u64 {
         let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
         if fh % NUMBERS == 1 {
-            self.pen.put(&Key::NextHandle, &(fh + NUMBERS));
+            self.journal.record(&Key::NextHandle, &(fh + NUMBERS));
         }
         fh
     }
 
     fn number_handle(&self, fh: u64, held: Held) -> Opened {
-        let by = replay::current().filter(|_| self.pen.writes());
-        let handle = Handle { fh, held, untold: Untold::new(by) };
+        let by = replay::current().filter(|_| self.journal.is_enabled());
+        let handle = Handle { fh, held, unacknowledged: Unacknowledged::new(by) };
         let opened = handle.opened();
         self.note_handle(&handle);
         self.handles().insert(fh, Arc::new(handle));
         if let Some(request) = by {
-            self.untold.add(request, fh);
+            self.unacknowledged.add(request, fh);
         }
         opened
     }
 
     /// Writes a handle down.
     pub(in crate::fs) fn note_handle(&self, handle: &Handle) {
-        if self.pen.writes() {
-            self.pen.put(&Key::Handle(handle.fh), &HandleRecord::of(handle));
+        if self.journal.is_enabled() {
+            self.journal.record(&Key::Handle(handle.fh), &HandleRecord::of(handle));
         }
     }
 
@@ -208,7 +208,7 @@ impl FileSystem {
             self.was_closed(fh);
             return None;
         }
-        self.pen.delete(&Key::Handle(fh));
+        self.journal.delete(&Key::Handle(fh));
         handle
     }
 
@@ -385,7 +385,7 @@ impl FileSystem {
         if let Some(file) = shown
             && file.state().link == Link::Current
         {
-            if matches!(replay::before(), Some(Doing::Make)) {
+            if matches!(replay::resumed(), Some(Intent::Make)) {
                 // Made before a crash, by this request.
                 let entry = self.own_entry(&file);
                 let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
@@ -393,14 +393,14 @@ impl FileSystem {
             }
             return self.open_existing(file, create, caller);
         }
-        let keep = self.keep_of_new((component, &name), create.flags);
-        if keep == Keep::Store
+        let persistence = self.persistence_of_new((component, &name), create.flags);
+        if persistence == Persistence::Vault
             && let Err(e) = self.may_create(&name)
         {
             return Err(e).into();
         }
-        self.doing(Doing::Make);
-        let file = self.new_file(&under, &name, create, keep);
+        self.record_intent(Intent::Make);
+        let file = self.new_file(&under, &name, create, persistence);
         let entry = self.own_entry(&file);
         let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
         opened.inspect(|_| self.write_down(file.ino, "create", caller)).map(|opened| (entry, opened)).into()
@@ -408,7 +408,7 @@ impl FileSystem {
 
     /// EACCES for a name that the key may not make anew.
     pub(in crate::fs) fn may_create(&self, name: &ObjectName) -> Result<()> {
-        let is_version = self.table().hidden.contains_key(name);
+        let is_version = self.table().deferred_deletes.contains_key(name);
         self.may_write(name, if is_version { Change::Version } else { Change::Object })
     }
 
@@ -426,7 +426,7 @@ impl FileSystem {
         Step::later(async move {
             if create.flags & libc::O_TRUNC != 0 {
                 // The kernel takes what CREATE opened for empty.
-                fs.resize_now(&file, 0, Whose::Opening).unwrap_or(Err(Errno::EIO))?;
+                fs.resize_now(&file, 0, WriteOrigin::Opening).unwrap_or(Err(Errno::EIO))?;
             }
             let opened = fs.open_loaded(&file, true, caller).await?;
             fs.write_down(file.ino, "write", caller);
@@ -468,22 +468,22 @@ impl FileSystem {
         under: &DirPrefix,
         name: &ObjectName,
         create: Create,
-        keep: Keep,
+        persistence: Persistence,
     ) -> Arc<File> {
         let now = self.clock.wall();
         let mut table = self.table();
-        table.release_kind(name);
+        table.unpin(name);
         table.file_made(under, name);
         // Where an object is hidden, the new file is a change of it.
-        let base = table.claim(name);
+        let base = table.reuse(name);
         let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
         {
             let mut state = file.state();
             state.local.mode = Some(self.new_mode(create.mode, create.umask));
-            state.keep = keep;
+            state.persistence = persistence;
             state.stored = base;
             state.exclusive = create.flags & libc::O_EXCL != 0;
-            state.buffer(&[], now).changed(Whose::Opening, now);
+            state.buffer(&[], now).changed(WriteOrigin::Opening, now);
             *table.local(name) = state.local.clone();
         }
         if !under.is_root() && !under.is_continuation() {
@@ -504,7 +504,7 @@ impl FileSystem {
             return Step::Ready(Err(refused));
         }
         let kernel = self.kernel.get().map(|kernel| &**kernel);
-        if !file.state().is_stored_by(fh) || !lets_store(file, &writer.opener, caller, kernel) {
+        if !file.state().commits_on_close(fh) || !commits_on_close(file, &writer.opener, caller, kernel) {
             return Step::Ready(Ok(()));
         }
         failpoint::point("flush");
@@ -528,7 +528,7 @@ impl FileSystem {
         let (is_dirty, is_its_own, conflict) = {
             let mut state = file.state();
             state.store_made();
-            let is_its_own = state.buffer.as_ref().is_some_and(|b| b.wrote.is_by(handle.fh));
+            let is_its_own = state.buffer.as_ref().is_some_and(|b| b.writers.may_have_written(handle.fh));
             (state.is_dirty(), is_its_own, state.failure.as_ref().map(|failure| failure.conflict))
         };
         if !is_dirty {
@@ -570,18 +570,18 @@ impl FileSystem {
             let last = state.writers.is_empty();
             // What failed at close(2) was told there; what may go well later is tried again by itself.
             let unsaved = writer && last && state.is_dirty() && !state.has_failed();
-            let cut_short = last && state.cut_short.take().is_some() && state.buffer.is_some();
-            if cut_short {
+            let write_error = last && state.write_error.take().is_some() && state.buffer.is_some();
+            if write_error {
                 drop(state);
                 self.take_back(file);
                 return Step::Ready(Ok(()));
             }
-            state.settle();
+            state.release();
             self.account_room(&mut state);
             unsaved
         };
         if !unsaved {
-            self.settle_later(file);
+            self.promote_later(file);
             self.table().drop_unheld(file.ino);
             return Step::Ready(Ok(()));
         }

@@ -1,7 +1,7 @@
 //! Reading ahead: who has listed a directory and asks for the third size in it will ask for the others, too.
 //!
 //! `ls -l` and its kin go through a listing in its order and need each value for its size. From the third on, the
-//! values of the names that follow are fetched beside, at most [`AHEAD`] in front of the reader, a few at a time, in the
+//! values of the names that follow are fetched beside, at most [`WINDOW`] in front of the reader, a few at a time, in the
 //! background, and with no more than a quarter of the requests that are left. What is fetched in vain costs requests
 //! and nothing else. In a long listing only who goes through it in its order counts: finding any other name in it
 //! would take longer than asking for the value.
@@ -20,23 +20,23 @@ use crate::vault::cache::Peek;
 use crate::vault::{ObjectName, attribution};
 
 /// The look that shows that more will follow.
-const SIGN: u32 = 3;
+const PREFETCH_AFTER: u32 = 3;
 
 /// No value is fetched that is further behind the last one that was asked for.
-const AHEAD: usize = 100;
+const WINDOW: usize = 100;
 
 /// Longer listings are not searched for a name.
 const SEARCHED: usize = 10_000;
 
 /// Requests that are out at once.
-const AT_ONCE: usize = 8;
+const MAX_IN_FLIGHT: usize = 8;
 
 /// How a directory is being gone through.
 #[derive(Debug)]
-struct Walk {
+struct ScanTracker {
     /// Of which listing.
     listing: Weak<Listing>,
-    looks: u32,
+    lookups: u32,
     /// The position of the last one.
     at: u64,
     /// The position up to which values are here or on their way.
@@ -47,40 +47,41 @@ struct Walk {
 
 /// The directories that are being gone through, by number.
 #[derive(Debug, Default)]
-pub struct Walks(HashMap<u64, Walk>);
+pub struct ScanTrackers(HashMap<u64, ScanTracker>);
 
 /// Walks that are remembered; the others begin anew.
-const WALKS: usize = 64;
+const MAX_SCANS: usize = 64;
 
 impl FileSystem {
     /// The value of `name`, which shows in `under`, has to be fetched for its size.
-    pub(in crate::fs) fn read_ahead(self: &Arc<Self>, under: &DirPrefix, name: &ObjectName) {
+    pub(in crate::fs) fn prefetch(self: &Arc<Self>, under: &DirPrefix, name: &ObjectName) {
         let Some(dir) = self.table().dir_ino(&DirKind::Tree(under.clone())) else { return };
         let Some(listing) = self.listings().recent(dir, self.clock.now()) else { return };
-        let mut walks = self.walks();
-        if walks.0.len() >= WALKS && !walks.0.contains_key(&dir) {
-            walks.0.retain(|_, walk| walk.out);
+        let mut scans = self.scans();
+        if scans.0.len() >= MAX_SCANS && !scans.0.contains_key(&dir) {
+            scans.0.retain(|_, scan| scan.out);
         }
-        let fresh = || Walk { listing: Arc::downgrade(&listing), looks: 0, at: 0, fetched: 0, out: false };
-        let walk = walks.0.entry(dir).or_insert_with(fresh);
-        if walk.listing.as_ptr() != Arc::as_ptr(&listing) {
-            *walk = Walk { out: walk.out, ..fresh() };
+        let fresh =
+            || ScanTracker { listing: Arc::downgrade(&listing), lookups: 0, at: 0, fetched: 0, out: false };
+        let scan = scans.0.entry(dir).or_insert_with(fresh);
+        if scan.listing.as_ptr() != Arc::as_ptr(&listing) {
+            *scan = ScanTracker { out: scan.out, ..fresh() };
         }
         let Some((text, _)) = name::split(name.as_str(), under) else { return };
-        let Some(here) = listing.position(&text, walk.at, AHEAD, SEARCHED) else { return };
-        walk.at = here;
-        walk.looks += 1;
-        if walk.looks < SIGN || walk.out {
+        let Some(here) = listing.position(&text, scan.at, WINDOW, SEARCHED) else { return };
+        scan.at = here;
+        scan.lookups += 1;
+        if scan.lookups < PREFETCH_AFTER || scan.out {
             return;
         }
-        let fetched = walk.fetched;
-        drop(walks);
-        let Some((ahead, last)) = self.names_ahead(&listing, under, here, fetched) else { return };
-        if ahead.is_empty() {
+        let fetched = scan.fetched;
+        drop(scans);
+        let Some((wanted, last)) = self.names_to_prefetch(&listing, under, here, fetched) else { return };
+        if wanted.is_empty() {
             return;
         }
-        if let Some(walk) = self.walks().0.get_mut(&dir) {
-            (walk.fetched, walk.out) = (last, true);
+        if let Some(scan) = self.scans().0.get_mut(&dir) {
+            (scan.fetched, scan.out) = (last, true);
         }
         let fs = self.clone();
         self.runtime.spawn(attribution::on_behalf_of(attribution::current(), async move {
@@ -88,16 +89,16 @@ impl FileSystem {
                 let cache = fs.cache.clone();
                 async move { cache.fetch_ahead(&name).await }
             };
-            futures_util::stream::iter(ahead).for_each_concurrent(AT_ONCE, fetch).await;
-            if let Some(walk) = fs.walks().0.get_mut(&dir) {
-                walk.out = false;
+            futures_util::stream::iter(wanted).for_each_concurrent(MAX_IN_FLIGHT, fetch).await;
+            if let Some(scan) = fs.scans().0.get_mut(&dir) {
+                scan.out = false;
             }
         }));
     }
 
     /// The objects behind `here` in the listing whose values are to be fetched, and the position of the last; `None`
     /// while there are enough on this side of `fetched`.
-    fn names_ahead(
+    fn names_to_prefetch(
         &self,
         listing: &Listing,
         under: &DirPrefix,
@@ -107,9 +108,9 @@ impl FileSystem {
         let mut entries: Vec<DirEntry> = Vec::new();
         listing.look(here, |entry| {
             entries.push(entry.clone());
-            entries.len() == AHEAD
+            entries.len() == WINDOW
         });
-        if entries.iter().filter(|entry| entry.cookie <= fetched).count() > AHEAD / 2 {
+        if entries.iter().filter(|entry| entry.cookie <= fetched).count() > WINDOW / 2 {
             return None;
         }
         let last = entries.last()?.cookie;
@@ -126,13 +127,13 @@ impl FileSystem {
     /// A quarter of what is left, and nothing of what the foreground is kept free for.
     fn may_fetch_ahead(&self) -> usize {
         match self.cache.vault().status().budget {
-            None => AHEAD,
+            None => WINDOW,
             Some(budget) if budget.remaining <= budget.limit.div_ceil(4) => 0,
             Some(budget) => (budget.remaining / 4) as usize,
         }
     }
 
-    fn walks(&self) -> std::sync::MutexGuard<'_, Walks> {
-        self.walks.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn scans(&self) -> std::sync::MutexGuard<'_, ScanTrackers> {
+        self.scans.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

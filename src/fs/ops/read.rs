@@ -80,12 +80,12 @@ fn range(len: usize, offset: u64, size: u32) -> Range<usize> {
 
 /// The bytes of a version that its name no longer shows, kept for who has it open.
 #[derive(Debug)]
-pub struct Kept {
+pub struct RetainedBytes {
     object: Arc<Object>,
     total: Arc<AtomicU64>,
 }
 
-impl Kept {
+impl RetainedBytes {
     /// The version.
     pub fn object(&self) -> &Arc<Object> {
         &self.object
@@ -96,7 +96,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for RetainedBytes {
     fn drop(&mut self) {
         self.total.fetch_sub(self.size(), Ordering::Relaxed);
     }
@@ -173,13 +173,13 @@ impl FileSystem {
 
     /// What the inode is, if its bytes are in memory, else what to ask for.
     fn unopened_now(&self, file: &File, offset: u64, size: u32) -> Result<Slice, (Stored, ObjectName)> {
-        file.give();
+        file.mark_kernel_cached();
         let state = file.state();
         if let Some(buffer) = &state.buffer {
             return Ok(Slice::copied(buffer.bytes.expose(), offset, size));
         }
-        if let Some(kept) = &state.kept {
-            return Ok(Slice::of_object(&kept.object, offset, size));
+        if let Some(retained) = &state.retained {
+            return Ok(Slice::of_object(&retained.object, offset, size));
         }
         let Some(stored) = &state.stored else { return Ok(Slice::copied(&[], offset, size)) };
         match self.bytes_in_memory(stored) {
@@ -191,17 +191,17 @@ impl FileSystem {
     /// The name of this inode shows another version from now on: where no handle pins the bytes, they stay with the
     /// inode, as long as there is room.
     pub(in crate::fs) fn keep_bytes(&self, state: &mut FileState) {
-        if !self.options.reads_unopened() || state.kept.is_some() {
+        if !self.options.reads_unopened() || state.retained.is_some() {
             return;
         }
         let Some(stored) = &state.stored else { return };
         let Some(object) = self.bytes_in_memory(stored) else { return };
         let size = object.content.bytes.len() as u64;
-        if self.kept_bytes.fetch_add(size, Ordering::Relaxed) + size > self.options.cache_size {
-            self.kept_bytes.fetch_sub(size, Ordering::Relaxed);
+        if self.retained_bytes.fetch_add(size, Ordering::Relaxed) + size > self.options.cache_size {
+            self.retained_bytes.fetch_sub(size, Ordering::Relaxed);
             return;
         }
-        state.kept = Some(Kept { object, total: self.kept_bytes.clone() });
+        state.retained = Some(RetainedBytes { object, total: self.retained_bytes.clone() });
     }
 
     /// The bytes that a dead worker kept so.
@@ -210,9 +210,9 @@ impl FileSystem {
             && state.link != Link::Current
             && let Some(object) = state.pinned.take()
         {
-            let kept = Kept { object, total: self.kept_bytes.clone() };
-            self.kept_bytes.fetch_add(kept.size(), Ordering::Relaxed);
-            state.kept = Some(kept);
+            let retained = RetainedBytes { object, total: self.retained_bytes.clone() };
+            self.retained_bytes.fetch_add(retained.size(), Ordering::Relaxed);
+            state.retained = Some(retained);
         }
     }
 
@@ -236,7 +236,7 @@ impl FileSystem {
     }
 
     fn read_now(&self, file: &File, offset: u64, size: u32) -> Option<Slice> {
-        file.give();
+        file.mark_kernel_cached();
         let mut state = file.state();
         if let Some(buffer) = &state.buffer {
             return Some(Slice::copied(buffer.bytes.expose(), offset, size));

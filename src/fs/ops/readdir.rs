@@ -181,21 +181,21 @@ impl FileSystem {
 
     /// Writes down what readers are told, for a successor that they come back to.
     pub fn note_listing(&self, ino: u64, listing: &Listing) {
-        if self.pen.writes() {
+        if self.journal.is_enabled() {
             listing.note(|note| {
-                let _batch = self.pen.batch();
-                note.obsolete.for_each(|part| self.pen.delete(&Key::ListingPart(ino, part)));
-                self.pen.put(&Key::ListingPart(ino, note.part), &note.entries);
-                self.pen.put(&Key::Listing(ino), &note.head);
+                let _batch = self.journal.batch();
+                note.obsolete.for_each(|part| self.journal.delete(&Key::ListingPart(ino, part)));
+                self.journal.record(&Key::ListingPart(ino, note.part), &note.entries);
+                self.journal.record(&Key::Listing(ino), &note.head);
             });
         }
     }
 
     /// Nobody comes back to this listing.
     fn unnote_listing(&self, ino: u64, parts: u32) {
-        let _batch = self.pen.batch();
-        (0..parts).for_each(|part| self.pen.delete(&Key::ListingPart(ino, part)));
-        self.pen.delete(&Key::Listing(ino));
+        let _batch = self.journal.batch();
+        (0..parts).for_each(|part| self.journal.delete(&Key::ListingPart(ino, part)));
+        self.journal.delete(&Key::Listing(ino));
     }
 
     fn is_known(&self, dir: &Dir) -> bool {
@@ -373,7 +373,7 @@ impl FileSystem {
                 && positions.get(text).is_some_and(|at| listing.is_shown_file(*at))
                 && let Some(owner) = below.self_name()
             {
-                self.keep_a_file(&mut table, &owner, name);
+                self.pin_as_file(&mut table, &owner, name);
                 shown = self.shown(&mut table, name, under);
             }
             let Some((text, rest)) = shown else { continue };

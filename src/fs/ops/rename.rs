@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::failpoint;
-use crate::fs::inode::file::{File, Keep, Link};
-use crate::fs::inode::{DirKind, Hidden, Node};
+use crate::fs::inode::file::{File, Link, Persistence};
+use crate::fs::inode::{DeferredDelete, DirKind, Node};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Doing;
+use crate::fs::recovery::replay::Intent;
 use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
-use crate::fs::temporary::provisional::SETTLE;
+use crate::fs::temporary::provisional::PROMOTE_AFTER;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
 use crate::fs::writeback::doubt::{After, Saved};
@@ -36,7 +36,7 @@ struct Goal {
     /// What the name shows until then.
     target: Option<Arc<File>>,
     /// Whether it is stored under that name.
-    keep: Keep,
+    persistence: Persistence,
     /// The old name is likely to be made anew: since when its object is hidden, rather than deleted (`replace`).
     hides: Option<Instant>,
 }
@@ -58,7 +58,7 @@ impl FileSystem {
             let is_backup = is_backup_of(&from_name, &to_name)
                 && if from_dir == to_dir { from_name != to_name } else { is_by_an_editor(caller.pid) };
             let hides = is_backup.then(|| fs.clock.now());
-            if let Some(Doing::Rename { ino, name, over }) = replay::before() {
+            if let Some(Intent::Rename { ino, name, over }) = replay::resumed() {
                 return fs.move_on(&call, &from_dir, (to_dir, &to_name, name), (ino, over, hides)).await;
             }
             let source = match fs.find(&call, &from_dir, &from_name).await? {
@@ -68,7 +68,7 @@ impl FileSystem {
                     let replace = flags & libc::RENAME_NOREPLACE == 0;
                     return fs.move_dir(&call, &dir, &from_dir, (&to_dir, &to_name), replace).await;
                 }
-                Place::Absent if matches!(replay::before(), Some(Doing::RenameDir)) => return Ok(()),
+                Place::Absent if matches!(replay::resumed(), Some(Intent::RenameDir)) => return Ok(()),
                 Place::Absent => return Err(Errno::ENOENT),
             };
             let target = match fs.find(&call, &to_dir, &to_name).await? {
@@ -85,8 +85,8 @@ impl FileSystem {
             }
             fs.may_replace(&source, target.as_deref())?;
             let name = fs.name_to_create("rename", &to_dir, &to_name)?;
-            let keep = fs.keep_of_moved((&to_name, &name), &source, target.as_deref());
-            let goal = Goal { under: to_dir, name, target, keep, hides };
+            let persistence = fs.persistence_of_moved((&to_name, &name), &source, target.as_deref());
+            let goal = Goal { under: to_dir, name, target, persistence, hides };
             fs.move_file(&call, &from_dir, &source, goal).await
         });
         self.within(from.0, self.within(to.0, work))
@@ -110,8 +110,8 @@ impl FileSystem {
             Some(Node::File(target)) => Some(target),
             _ => None,
         };
-        let keep = self.keep_of_moved((component, &name), &source, target.as_deref());
-        self.move_file(call, from_dir, &source, Goal { under, name, target, keep, hides }).await
+        let persistence = self.persistence_of_moved((component, &name), &source, target.as_deref());
+        self.move_file(call, from_dir, &source, Goal { under, name, target, persistence, hides }).await
     }
 
     async fn move_file(
@@ -123,20 +123,20 @@ impl FileSystem {
     ) -> Result<()> {
         let in_use = source.in_use();
         self.load(call, source).await?;
-        let Some(_turn) = self.turn(source, call).await else { return Err(Errno::ETIMEDOUT) };
-        let _target_turn = match &goal.target {
-            Some(target) => Some(self.turn(target, call).await.ok_or(Errno::ETIMEDOUT)?),
+        let Some(_lock) = self.lock_commit(source, call).await else { return Err(Errno::ETIMEDOUT) };
+        let _target_lock = match &goal.target {
+            Some(target) => Some(self.lock_commit(target, call).await.ok_or(Errno::ETIMEDOUT)?),
             None => None,
         };
         self.clear_doubt(source, call).await?;
-        let (old_name, own) = self.objects_behind(source);
+        let (old_name, own) = self.backing_objects(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
-        let stores = goal.keep == Keep::Store;
+        let stores = goal.persistence == Persistence::Vault;
         let claims = stores && self.is_free_to_claim(&goal.name);
         let mut doomed = if stores { own } else { Vec::new() };
         if let Some(target) = &goal.target {
             // What is overwritten is gone, as after an unlink.
-            doomed.extend(self.table().doomed_with(target));
+            doomed.extend(self.table().deletes_with(target));
         }
         doomed.retain(|(name, _)| *name != goal.name);
         if !doomed.is_empty() && self.options.no_delete {
@@ -146,9 +146,9 @@ impl FileSystem {
         goal.hides = goal.hides.filter(|_| doomed.iter().any(|(name, _)| *name == old_name));
         doomed.retain(|(name, _)| goal.hides.is_none() || *name != old_name);
         let over = goal.target.as_ref().map(|target| target.ino);
-        self.doing(Doing::Rename { ino: source.ino, name: goal.name.clone(), over });
+        self.record_intent(Intent::Rename { ino: source.ino, name: goal.name.clone(), over });
         if claims {
-            self.table().claim(&goal.name);
+            self.table().reuse(&goal.name);
         }
         let stored = match stores {
             true => match self.store_moved(source, &job, call).await {
@@ -169,10 +169,10 @@ impl FileSystem {
         failpoint::point("rename deleted");
         self.switch(from_dir, source, &old_name, &goal, stored.map(|saved| (&job, saved)));
         if let Some(since) = goal.hides {
-            self.delete_later(old_name, since, SETTLE);
+            self.delete_later(old_name, since, PROMOTE_AFTER);
         }
         drop(in_use);
-        self.settle_later(source);
+        self.promote_later(source);
         Ok(())
     }
 
@@ -197,10 +197,10 @@ impl FileSystem {
         call: &Call,
     ) -> Result<()> {
         if claims {
-            self.table().unclaim(name);
+            self.table().cancel_reuse(name);
         }
         let old = source.state().stored.as_ref().map(|stored| stored.id.clone());
-        if let (true, Some(_), Some(id)) = (e.kind == ErrorKind::MadeAndDeleted, replay::before(), old)
+        if let (true, Some(_), Some(id)) = (e.kind == ErrorKind::MadeAndDeleted, replay::resumed(), old)
             && let Err(gone) = self.cache.vault().metadata(call, &id).await
             && gone.kind == ErrorKind::NotFound
         {
@@ -215,14 +215,15 @@ impl FileSystem {
     /// Whether an object is hidden under that name that a move may claim; it may have done so before a crash.
     fn is_free_to_claim(&self, name: &ObjectName) -> bool {
         let table = self.table();
-        table.is_hidden(name) || (replay::before().is_some() && table.hidden.contains_key(name))
+        table.is_hidden(name) || (replay::resumed().is_some() && table.deferred_deletes.contains_key(name))
     }
 
     /// The bytes of `source` as they will be stored under the new name, based on what that shows now.
     fn job_under(&self, source: &File, goal: &Goal) -> Option<Job> {
         let target = goal.target.as_ref().and_then(|t| t.state().stored.clone());
         // Over a hidden object the bytes are its next version, or what it was.
-        let base = target.or_else(|| self.table().hidden.get(&goal.name).map(|hidden| hidden.stored.clone()));
+        let base = target
+            .or_else(|| self.table().deferred_deletes.get(&goal.name).map(|hidden| hidden.stored.clone()));
         let now = self.clock.wall();
         let mut state = source.state();
         state.buffer_of_stored(now)?;
@@ -253,14 +254,14 @@ impl FileSystem {
     ) {
         let now = self.clock.wall();
         // All of it, or nothing, is there after a crash.
-        let _batch = self.pen.batch();
+        let _batch = self.journal.batch();
         let mut table = self.table();
         table.unpoint(old_name, source.ino);
-        table.release_kind(old_name);
+        table.unpin(old_name);
         if let Some(target) = &goal.target {
             let mut state = target.state();
             state.link = Link::Unlinked;
-            state.settle();
+            state.release();
             self.account_room(&mut state);
         }
         let base = match &stored {
@@ -268,8 +269,8 @@ impl FileSystem {
             None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),
         };
         // Held back under the name of an object that was unlinked, it is that object's next version.
-        let base = base.or_else(|| match goal.keep {
-            Keep::Provisional if table.is_unlinked(&goal.name) => table.claim(&goal.name),
+        let base = base.or_else(|| match goal.persistence {
+            Persistence::Provisional if table.is_unlinked(&goal.name) => table.reuse(&goal.name),
             _ => None,
         });
         let object = {
@@ -280,7 +281,7 @@ impl FileSystem {
             let before = std::mem::replace(&mut state.stored, base);
             state.local.mtime = mtime.map(|at| (at, state.stored.as_ref().map(|s| s.version.clone())));
             state.name = goal.name.clone();
-            state.keep = goal.keep;
+            state.persistence = goal.persistence;
             state.link = Link::Current;
             // That the name was free was asked of the old one: a rename replaces.
             state.exclusive = false;
@@ -289,18 +290,18 @@ impl FileSystem {
             *table.local(&goal.name) = state.local.clone();
             before.filter(|_| was_object)
         };
-        match goal.keep {
-            Keep::Store => {
-                table.let_go_of(old_name, source);
+        match goal.persistence {
+            Persistence::Vault => {
+                table.detach(old_name, source);
                 if let (Some(since), Some(stored)) = (goal.hides, object) {
-                    let hidden = Hidden { stored, backup: None, claimed: false, since };
-                    table.hidden.insert(old_name.clone(), hidden);
+                    let hidden = DeferredDelete { stored, backup: None, reused: false, since };
+                    table.deferred_deletes.insert(old_name.clone(), hidden);
                 }
             }
-            Keep::Provisional => {
+            Persistence::Provisional => {
                 table.hide(old_name, object, source, goal.target.as_deref(), self.clock.now());
             }
-            Keep::Scratch | Keep::Made => {}
+            Persistence::Scratch | Persistence::Made => {}
         }
         if let Some(target) = &goal.target {
             table.forget_backup(target);

@@ -10,7 +10,7 @@ use crate::fs::FileSystem;
 use crate::fs::inode::{Dir, DirKind, Node, Table};
 use crate::fs::name::{DirPrefix, SELF};
 use crate::fs::namespace::resolve::Place;
-use crate::fs::recovery::replay::Doing;
+use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::{Errno, Result};
 use crate::vault::Call;
 use crate::vault::cache::Implied;
@@ -43,7 +43,7 @@ impl FileSystem {
         let alone = self.is_in_memory_alone(dir);
         if let Some(target) = over.filter(|_| alone) {
             // Empty as it looks, objects can be hidden in it: they end as at rmdir(2).
-            self.settle_hidden_in(&target, call).await?;
+            self.flush_deferred_in(&target, call).await?;
             if !self.is_in_memory_alone(&target) || !self.names_in(&target).is_empty() {
                 return Err(Errno::ENOTEMPTY);
             }
@@ -52,7 +52,7 @@ impl FileSystem {
             return Err(Errno::EXDEV);
         }
         let now = self.clock.wall();
-        self.doing(Doing::RenameDir);
+        self.record_intent(Intent::RenameDir);
         let mut table = self.table();
         let gone = table.dir_ino(&DirKind::Tree(goal.clone()));
         table.move_dirs(dir, &goal);
@@ -77,7 +77,7 @@ impl FileSystem {
         !dir.is_continuation()
             && self.cache.implied(dir.as_str()) != Implied::Yes
             && !table.files_under(dir.as_str()).any(|(_, file)| file.state().is_beyond_vault())
-            && !table.hidden.keys().any(|name| name.as_str().starts_with(dir.as_str()))
+            && !table.deferred_deletes.keys().any(|name| name.as_str().starts_with(dir.as_str()))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::fs::inode::file::{File, Link};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Doing;
+use crate::fs::recovery::replay::Intent;
 use crate::fs::temporary::remover::Remover;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{FileSystem, Step};
@@ -38,8 +38,8 @@ impl FileSystem {
                 Remover::Unknown => !fs.options.no_delete,
             };
             let call = fs.call();
-            let file = match replay::before() {
-                Some(Doing::Unlink { ino }) => match fs.still_to_unlink(ino) {
+            let file = match replay::resumed() {
+                Some(Intent::Unlink { ino }) => match fs.still_to_unlink(ino) {
                     Some(file) => file,
                     None => return Ok(()),
                 },
@@ -75,10 +75,10 @@ impl FileSystem {
         hides: bool,
     ) -> Result<()> {
         // A commit that is out has to end first: it would make the object anew.
-        let Some(_turn) = self.turn(file, call).await else { return Err(Errno::ETIMEDOUT) };
+        let Some(_lock) = self.lock_commit(file, call).await else { return Err(Errno::ETIMEDOUT) };
         self.clear_doubt(file, call).await?;
-        let (name, doomed) = self.objects_behind(file);
-        self.doing(Doing::Unlink { ino: file.ino });
+        let (name, doomed) = self.backing_objects(file);
+        self.record_intent(Intent::Unlink { ino: file.ino });
         if !hides || !self.hide_unlinked(file) {
             if self.options.no_delete && !doomed.is_empty() {
                 let why = "the mount was made with --no-delete";
@@ -93,12 +93,12 @@ impl FileSystem {
         {
             let mut state = file.state();
             state.link = Link::Unlinked;
-            state.settle();
+            state.release();
             self.account_room(&mut state);
         }
         table.unpoint(&name, file.ino);
-        table.release_kind(&name);
-        table.let_go_of(&name, file);
+        table.unpin(&name);
+        table.detach(&name, file);
         if !under.is_root() && !under.is_continuation() {
             // The directory stays, as in any file system, until rmdir.
             table.made().insert(under.clone());
@@ -127,7 +127,7 @@ impl FileSystem {
     /// Deletes what the name means now: the object we know, or the one that took its name meanwhile.
     pub(in crate::fs) async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
         let failed = |e| self.failed("unlink", name.as_str(), &e);
-        let again = replay::before().is_some();
+        let again = replay::resumed().is_some();
         let mut id = known;
         let mut in_doubt = false;
         for _ in 0..2 {

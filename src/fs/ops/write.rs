@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fs::inode::Node;
-use crate::fs::inode::file::{File, Keep};
-use crate::fs::inode::writers::Whose;
+use crate::fs::inode::file::{File, Persistence};
+use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::namespace::attr::{Attr, SetAttr};
 use crate::fs::ops::open::Held;
 use crate::fs::types::errno::{Errno, Result};
@@ -15,28 +15,28 @@ use crate::fs::{FileSystem, Step};
 impl FileSystem {
     /// WRITE. The bytes a writer's handle builds on are in memory since its open, so this never waits.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
-        self.write_as(Whose::Handle(fh), fh, offset, data)
+        self.write_as(WriteOrigin::Handle(fh), fh, offset, data)
     }
 
     /// WRITE of pages of a mapping: the handle is one of those that the file was mapped with.
     pub fn write_mapped(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
-        self.write_as(Whose::Mapping, fh, offset, data)
+        self.write_as(WriteOrigin::Mapping, fh, offset, data)
     }
 
-    fn write_as(&self, whose: Whose, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+    fn write_as(&self, origin: WriteOrigin, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let Held::File { file, writer: Some(_) } = &handle.held else { return Err(Errno::EBADF) };
         let mut state = file.state();
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
         if end > self.options.max_size {
-            state.cut_short = Some(Errno::EFBIG);
+            state.write_error = Some(Errno::EFBIG);
             self.note_refused(&handle, Errno::EFBIG);
             return Err(self.too_big(state.name.as_str()));
         }
         let grown = state.size().max(end);
         if let Err(full) = self.reserve_room(&mut state, grown) {
-            if state.keep != Keep::Scratch {
-                state.cut_short = Some(full);
+            if state.persistence != Persistence::Scratch {
+                state.write_error = Some(full);
                 self.note_refused(&handle, full);
             }
             return Err(full);
@@ -48,10 +48,10 @@ impl FileSystem {
             self.note_refused(&handle, Errno::EACCES);
             return Err(Errno::EACCES);
         };
-        file.give();
+        file.mark_kernel_cached();
         // Both fit: `end` is at most --max-size, which fits into memory.
         buffer.write_at(offset as usize, data);
-        buffer.changed(whose, now);
+        buffer.changed(origin, now);
         Ok(data.len() as u32)
     }
 
@@ -77,13 +77,13 @@ impl FileSystem {
             self.note_refused(handle, None);
         }
         let fh = handle.map(|handle| handle.fh);
-        let (whose, commits) = {
+        let (origin, commits) = {
             let state = file.state();
             let commits = state.writers.is_empty();
-            let otherwise = if commits { Whose::Nobody } else { Whose::Opening };
-            (fh.map_or(otherwise, |fh| state.whose(fh)), commits)
+            let otherwise = if commits { WriteOrigin::Nobody } else { WriteOrigin::Opening };
+            (fh.map_or(otherwise, |fh| state.write_origin(fh)), commits)
         };
-        if !commits && let Some(result) = self.resize_now(&file, size, whose) {
+        if !commits && let Some(result) = self.resize_now(&file, size, origin) {
             let set_too = result.and_then(|()| self.set_local_if_any(&node, &set));
             return self.attr_after(&node, set_too);
         }
@@ -94,7 +94,7 @@ impl FileSystem {
             if size > 0 {
                 fs.load(&call, &file).await?;
             }
-            fs.resize_now(&file, size, whose).unwrap_or(Err(Errno::EIO))?;
+            fs.resize_now(&file, size, origin).unwrap_or(Err(Errno::EIO))?;
             drop(in_use);
             fs.set_local_if_any(&node, &set)?;
             if commits {
@@ -117,12 +117,17 @@ impl FileSystem {
     }
 
     /// Cuts or extends the buffer; `None` if the bytes to build on are not in memory.
-    pub(in crate::fs) fn resize_now(&self, file: &File, size: u64, whose: Whose) -> Option<Result<()>> {
+    pub(in crate::fs) fn resize_now(
+        &self,
+        file: &File,
+        size: u64,
+        origin: WriteOrigin,
+    ) -> Option<Result<()>> {
         let mut state = file.state();
         if size > self.options.max_size {
             return Some(Err(self.too_big(state.name.as_str())));
         }
-        state.cut_short = None;
+        state.write_error = None;
         state.store_made();
         let before = state.size();
         if size == before {
@@ -143,7 +148,7 @@ impl FileSystem {
             // What was written until now has nobody to store it any more, be it left from an earlier save.
             buffer.cut_off();
         }
-        buffer.changed(whose, now);
+        buffer.changed(origin, now);
         Some(Ok(()))
     }
 

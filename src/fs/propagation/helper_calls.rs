@@ -88,14 +88,14 @@ pub(in crate::fs) struct Expected {
     /// The name that changes.
     pub name: String,
     /// What happens to it.
-    pub deed: Deed,
+    pub op: HelperOp,
 }
 
 /// What a call does.
 #[derive(Debug, Clone)]
-pub(in crate::fs) enum Deed {
+pub(in crate::fs) enum HelperOp {
     /// Nothing: the name does not exist.
-    Greet,
+    Handshake,
     /// The hidden name shows `fresh` and becomes the name, which shows the inode `over` until then.
     Rename { hidden: String, fresh: Arc<File>, over: Option<u64> },
     /// The name goes; it shows `file`.
@@ -106,7 +106,7 @@ pub(in crate::fs) enum Deed {
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::fs) struct Ended {
+pub(in crate::fs) struct CallResult {
     /// The deed was asked for, and answered.
     pub seen: bool,
     /// It was asked for and refused, because things have changed meanwhile.
@@ -130,7 +130,7 @@ enum Standing {
 struct Out {
     number: u64,
     expected: Expected,
-    ended: Ended,
+    ended: CallResult,
     answered: bool,
 }
 
@@ -245,13 +245,14 @@ impl Register {
     }
 
     /// Orders a call and waits for its end.
-    pub async fn order(&self, kernel: &dyn Kernel, expected: Expected, call: &HelperCall) -> Ended {
-        let to = if matches!(expected.deed, Deed::Greet) { 0 } else { self.pid.load(Ordering::Relaxed) };
+    pub async fn order(&self, kernel: &dyn Kernel, expected: Expected, call: &HelperCall) -> CallResult {
+        let to =
+            if matches!(expected.op, HelperOp::Handshake) { 0 } else { self.pid.load(Ordering::Relaxed) };
         let number = {
             let mut state = self.state();
             state.number = state.number.max(first_number()) + 1;
             state.calls += 1;
-            let ended = Ended { seen: false, refused: false, errno: 0 };
+            let ended = CallResult { seen: false, refused: false, errno: 0 };
             state.out = Some(Out { number: state.number, expected, ended, answered: false });
             state.number
         };
@@ -271,7 +272,7 @@ impl Register {
                         state.out = None;
                         return ended;
                     }
-                    _ => return Ended { seen: false, refused: false, errno: libc::ESRCH },
+                    _ => return CallResult { seen: false, refused: false, errno: libc::ESRCH },
                 }
             }
             changed.await;
@@ -279,27 +280,27 @@ impl Register {
     }
 
     /// Makes sure that a helper that has come is known by the process id that the kernel gives its requests.
-    pub async fn greet(&self, kernel: &dyn Kernel) {
+    pub async fn handshake(&self, kernel: &dyn Kernel) {
         if self.state().standing != Standing::New {
             return;
         }
         let name = hidden_name();
         let call = HelperCall::Unlink { path: name.clone() };
-        let expected = Expected { way: Vec::new(), parent: ROOT, name, deed: Deed::Greet };
+        let expected = Expected { way: Vec::new(), parent: ROOT, name, op: HelperOp::Handshake };
         let ended = tokio::time::timeout(GREETING, self.order(kernel, expected, &call)).await;
         let mut state = self.state();
         if state.standing != Standing::New {
             return;
         }
         state.standing = match ended {
-            Ok(Ended { seen: true, errno: libc::ENOENT, .. }) => Standing::Works,
+            Ok(CallResult { seen: true, errno: libc::ENOENT, .. }) => Standing::Works,
             // Another has come in its place.
-            Ok(Ended { errno: libc::ESRCH, .. }) => Standing::New,
-            Ok(Ended { seen: false, errno, .. }) => Standing::Useless(format!(
+            Ok(CallResult { errno: libc::ESRCH, .. }) => Standing::New,
+            Ok(CallResult { seen: false, errno, .. }) => Standing::Useless(format!(
                 "its requests do not come under its process id (another pid namespace?): {}",
                 errno_text(errno)
             )),
-            Ok(Ended { seen: true, errno, .. }) => Standing::Useless(errno_text(errno)),
+            Ok(CallResult { seen: true, errno, .. }) => Standing::Useless(errno_text(errno)),
             Err(_) => Standing::Useless("it does not answer".to_owned()),
         };
         if let Standing::Useless(why) = &state.standing {
@@ -308,14 +309,14 @@ impl Register {
     }
 
     /// What is out, if `is` says that it is meant; marked as seen if it is the deed itself.
-    fn take(&self, is: impl FnOnce(&Expected) -> bool) -> Option<Deed> {
+    fn take(&self, is: impl FnOnce(&Expected) -> bool) -> Option<HelperOp> {
         let mut state = self.state();
         let out = state.out.as_mut().filter(|out| !out.ended.seen && !out.answered)?;
         if !is(&out.expected) {
             return None;
         }
         out.ended.seen = true;
-        Some(out.expected.deed.clone())
+        Some(out.expected.op.clone())
     }
 
     fn refuse(&self) {
@@ -372,7 +373,7 @@ impl FileSystem {
     /// Takes in what the helper says.
     pub fn helper_says(&self, report: HelperReport) {
         self.helper.hear(report);
-        self.rotor.wake();
+        self.propagator.wake();
     }
 
     /// LOOKUP, if it is the helper's or of a hidden name: answered without the vault.
@@ -385,8 +386,9 @@ impl FileSystem {
         if !helper {
             return Some(Ok(None));
         }
-        let greets =
-            |e: &Expected| matches!(e.deed, Deed::Greet) && e.parent == parent && name == e.name.as_str();
+        let greets = |e: &Expected| {
+            matches!(e.op, HelperOp::Handshake) && e.parent == parent && name == e.name.as_str()
+        };
         if self.helper.take(greets).is_some() {
             return Some(Ok(None));
         }
@@ -399,16 +401,19 @@ impl FileSystem {
             return Some(Err(Errno::EPERM));
         }
         let show = |file: &Arc<File>| self.entry(&Node::File(file.clone()), Duration::ZERO);
-        Some(match &expected.deed {
-            Deed::Rename { hidden, fresh, .. } if name == hidden.as_str() => Ok(Some(show(fresh))),
-            Deed::Rename { over, .. } if name == expected.name.as_str() => {
+        Some(match &expected.op {
+            HelperOp::Rename { hidden, fresh, .. } if name == hidden.as_str() => Ok(Some(show(fresh))),
+            HelperOp::Rename { over, .. } if name == expected.name.as_str() => {
                 let over = over.and_then(|ino| self.table().node(ino));
                 Ok(over.map(|node| self.entry(&node, Duration::ZERO)))
             }
-            Deed::Unlink { file } | Deed::Touch { file } if name == expected.name.as_str() => {
+            HelperOp::Unlink { file } | HelperOp::Touch { file } if name == expected.name.as_str() => {
                 Ok(Some(show(file)))
             }
-            Deed::Greet | Deed::Rename { .. } | Deed::Unlink { .. } | Deed::Touch { .. } => Err(Errno::EPERM),
+            HelperOp::Handshake
+            | HelperOp::Rename { .. }
+            | HelperOp::Unlink { .. }
+            | HelperOp::Touch { .. } => Err(Errno::EPERM),
         })
     }
 
@@ -416,12 +421,12 @@ impl FileSystem {
     pub fn helper_rename(&self, pid: u32, from: (u64, &OsStr), to: (u64, &OsStr)) -> Option<Result<()>> {
         self.helper.is(pid).then(|| {
             let is_it = |e: &Expected| {
-                matches!(&e.deed, Deed::Rename { hidden, .. } if from.1 == hidden.as_str())
+                matches!(&e.op, HelperOp::Rename { hidden, .. } if from.1 == hidden.as_str())
                     && (from.0, to.0) == (e.parent, e.parent)
                     && to.1 == e.name.as_str()
             };
             match self.helper.take(is_it) {
-                Some(Deed::Rename { fresh, over, .. }) => self.or_refuse(self.show(&fresh, over)),
+                Some(HelperOp::Rename { fresh, over, .. }) => self.or_refuse(self.show(&fresh, over)),
                 _ => Err(Errno::EPERM),
             }
         })
@@ -431,10 +436,10 @@ impl FileSystem {
     pub fn helper_unlink(&self, pid: u32, parent: u64, name: &OsStr) -> Option<Result<()>> {
         self.helper.is(pid).then(|| {
             let is_it = |e: &Expected| {
-                matches!(e.deed, Deed::Unlink { .. }) && e.parent == parent && name == e.name.as_str()
+                matches!(e.op, HelperOp::Unlink { .. }) && e.parent == parent && name == e.name.as_str()
             };
             match self.helper.take(is_it) {
-                Some(Deed::Unlink { file }) => self.or_refuse(self.show_nothing(&file)),
+                Some(HelperOp::Unlink { file }) => self.or_refuse(self.show_nothing(&file)),
                 _ => Err(Errno::EPERM),
             }
         })
@@ -443,9 +448,9 @@ impl FileSystem {
     /// SETATTR, if it is the helper's.
     pub fn helper_setattr(&self, pid: u32, ino: u64) -> Option<Result<(Attr, Duration)>> {
         self.helper.is(pid).then(|| {
-            let is_it = |e: &Expected| matches!(&e.deed, Deed::Touch { file } if file.ino == ino);
+            let is_it = |e: &Expected| matches!(&e.op, HelperOp::Touch { file } if file.ino == ino);
             match self.helper.take(is_it) {
-                Some(Deed::Touch { file }) => Ok((self.attr(&Node::File(file)), Duration::ZERO)),
+                Some(HelperOp::Touch { file }) => Ok((self.attr(&Node::File(file)), Duration::ZERO)),
                 _ => Err(Errno::EPERM),
             }
         })
@@ -468,8 +473,8 @@ mod tests {
     fn what_was_given_up_is_not_answered_after_all() {
         let register = Register::new();
         register.hear(HelperReport::Started { pid: 1 });
-        let expected = Expected { way: Vec::new(), parent: ROOT, name: "x".into(), deed: Deed::Greet };
-        let ended = Ended { seen: false, refused: false, errno: 0 };
+        let expected = Expected { way: Vec::new(), parent: ROOT, name: "x".into(), op: HelperOp::Handshake };
+        let ended = CallResult { seen: false, refused: false, errno: 0 };
         register.state().out = Some(Out { number: 7, expected, ended, answered: false });
         register.hear(HelperReport::Started { pid: 2 });
         // It carries out what was meant for the one before, unseen because nobody knew its process id yet.

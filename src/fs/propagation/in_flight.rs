@@ -10,15 +10,15 @@ use tokio::sync::Notify;
 
 /// How many are out, by directory.
 #[derive(Debug, Default)]
-pub(in crate::fs) struct Busy {
+pub(in crate::fs) struct InFlight {
     dirs: Mutex<HashMap<u64, usize>>,
     less: Notify,
 }
 
 /// One that is out.
-pub(in crate::fs) struct Out(Arc<Busy>, u64);
+pub(in crate::fs) struct Out(Arc<InFlight>, u64);
 
-impl Busy {
+impl InFlight {
     fn dirs(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
         self.dirs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }

@@ -29,8 +29,10 @@ use crate::fs::inode::file::{File, Link, Stored};
 use crate::fs::inode::{DirKind, ROOT};
 use crate::fs::journal::Key;
 use crate::fs::name::{DirPrefix, Rest, SELF};
-use crate::fs::propagation::helper_calls::{Deed, Ended, Expected, HelperCall, errno_text, hidden_name};
-use crate::fs::propagation::in_flight::Busy;
+use crate::fs::propagation::helper_calls::{
+    CallResult, Expected, HelperCall, HelperOp, errno_text, hidden_name,
+};
+use crate::fs::propagation::in_flight::InFlight;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{FileSystem, HelperStatus, Kernel, Step};
 use crate::vault::cache::{Change, Implied, Peek, RefreshStatus};
@@ -56,14 +58,14 @@ const NO_RIGHT: &str = ": the helper may not change that directory; where it sho
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::fs) enum Why {
     /// It changed elsewhere.
-    News,
+    Changed,
     /// It shows another inode now than the kernel knows.
-    Moved,
+    Repoint,
 }
 
 /// Where a name shows.
 #[derive(Debug)]
-struct Spot {
+struct NamePosition {
     /// The directories on the way: where, under which name, which.
     way: Vec<(u64, String, DirKind)>,
     /// The directory.
@@ -79,22 +81,22 @@ struct Spot {
 
 /// What is to be rotated, and what is out.
 #[derive(Debug)]
-pub(in crate::fs) struct Rotor {
+pub(in crate::fs) struct Propagator {
     queue: Mutex<BTreeMap<ObjectName, Why>>,
     wake: Notify,
-    busy: Arc<Busy>,
+    in_flight: Arc<InFlight>,
     done: Mutex<u64>,
     /// Rotations are being carried out.
     working: AtomicBool,
     events: broadcast::Sender<Change>,
 }
 
-impl Rotor {
+impl Propagator {
     pub fn new() -> Self {
         Self {
             queue: Mutex::default(),
             wake: Notify::new(),
-            busy: Arc::default(),
+            in_flight: Arc::default(),
             done: Mutex::default(),
             working: AtomicBool::new(false),
             events: broadcast::channel(BEHIND).0,
@@ -143,29 +145,29 @@ impl FileSystem {
     pub fn follow_changes(self: &Arc<Self>) {
         self.cache.track_changes();
         let (fs, heard, seen, dozing) = (self.clone(), self.clone(), self.clone(), self.clone());
-        let wanted = move || heard.rotor.events.receiver_count() > 0;
+        let wanted = move || heard.propagator.events.receiver_count() > 0;
         let watched = move || seen.kernel.get().is_some_and(|kernel| kernel.is_watched());
-        let told = move || fs.take_in_changes();
+        let told = move || fs.ingest_changes();
         let dozes = move || dozing.take_back_pages();
         self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, told, dozes));
         let fs = self.clone();
         self.runtime.spawn(async move {
             loop {
-                fs.rotor.wake.notified().await;
-                fs.settle_rotations().await;
+                fs.propagator.wake.notified().await;
+                fs.flush_queue().await;
             }
         });
     }
 
     /// The changes made elsewhere, as they are seen from now on. While somebody listens the mount is in use.
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
-        self.rotor.events.subscribe()
+        self.propagator.events.subscribe()
     }
 
     /// Whether the mount shows every change that subscribers were told.
-    pub fn is_settled(&self) -> bool {
+    pub fn is_propagated(&self) -> bool {
         // In this order: what is taken out of the queue is being worked on before it is gone from there.
-        self.rotor.queue().is_empty() && !self.rotor.working.load(Ordering::Acquire)
+        self.propagator.queue().is_empty() && !self.propagator.working.load(Ordering::Acquire)
     }
 
     /// One tick of the refresher, and all that follows from it.
@@ -173,20 +175,20 @@ impl FileSystem {
         self.cache.track_changes();
         self.cache.tick().await;
         self.cache.ask_again().await;
-        self.take_in_changes();
-        self.settle_rotations().await;
+        self.ingest_changes();
+        self.flush_queue().await;
     }
 
-    fn take_in_changes(&self) {
+    fn ingest_changes(&self) {
         for change in self.cache.take_changes() {
-            self.rotor.add(change.name.clone(), Why::News);
+            self.propagator.add(change.name.clone(), Why::Changed);
             // Nobody may listen.
-            let _ = self.rotor.events.send(change);
+            let _ = self.propagator.events.send(change);
         }
-        if self.pen.writes()
+        if self.journal.is_enabled()
             && let Some(covered) = self.cache.covered()
         {
-            self.pen.put(&Key::Covered, &covered);
+            self.journal.record(&Key::Covered, &covered);
         }
     }
 
@@ -195,7 +197,7 @@ impl FileSystem {
         match step {
             Step::Ready(result) => Step::Ready(result),
             Step::Pending(work) => {
-                let out = self.rotor.busy.enter(parent);
+                let out = self.propagator.in_flight.enter(parent);
                 Step::later(async move {
                     let _out = out;
                     work.await
@@ -205,27 +207,27 @@ impl FileSystem {
     }
 
     /// The name shows another inode than the kernel knows.
-    pub(in crate::fs) fn reshow(&self, name: &ObjectName) {
+    pub(in crate::fs) fn repoint(&self, name: &ObjectName) {
         if self.helper.works() {
-            let mut queue = self.rotor.queue();
-            self.pen.put(&Key::Moved(name.clone()), &());
-            add(&mut queue, name.clone(), Why::Moved);
+            let mut queue = self.propagator.queue();
+            self.journal.record(&Key::Repoint(name.clone()), &());
+            add(&mut queue, name.clone(), Why::Repoint);
             drop(queue);
-            self.rotor.wake();
+            self.propagator.wake();
         } else {
             self.inval_name(name);
         }
     }
 
     /// Carries out all rotations that wait.
-    pub async fn settle_rotations(self: &Arc<Self>) {
+    pub async fn flush_queue(self: &Arc<Self>) {
         let Some(kernel) = self.kernel.get() else { return };
         loop {
-            self.helper.greet(&**kernel).await;
-            self.rotor.working.store(true, Ordering::Release);
-            let batch = std::mem::take(&mut *self.rotor.queue());
+            self.helper.handshake(&**kernel).await;
+            self.propagator.working.store(true, Ordering::Release);
+            let batch = std::mem::take(&mut *self.propagator.queue());
             if batch.is_empty() {
-                self.rotor.working.store(false, Ordering::Release);
+                self.propagator.working.store(false, Ordering::Release);
                 return;
             }
             // The values first, several at once: the helper makes one call after the other.
@@ -238,10 +240,10 @@ impl FileSystem {
             let mut unused = 0;
             for (name, why) in batch {
                 unused += usize::from(self.in_use(&name).is_none());
-                self.rotate(&name, why, unused <= EVENTS).await;
-                let queue = self.rotor.queue();
-                if why == Why::Moved && !queue.contains_key(&name) {
-                    self.pen.delete(&Key::Moved(name));
+                self.propagate(&name, why, unused <= EVENTS).await;
+                let queue = self.propagator.queue();
+                if why == Why::Repoint && !queue.contains_key(&name) {
+                    self.journal.delete(&Key::Repoint(name));
                 }
             }
         }
@@ -264,16 +266,16 @@ impl FileSystem {
         }
     }
 
-    async fn rotate(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) {
+    async fn propagate(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) {
         for _ in 0..ROUNDS {
-            if let Outcome::Done = self.rotate_once(name, why, with_event).await {
+            if let Outcome::Done = self.propagate_once(name, why, with_event).await {
                 return;
             }
         }
         self.only_forget(name, "the file was changed here again and again");
     }
 
-    async fn rotate_once(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) -> Outcome {
+    async fn propagate_once(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) -> Outcome {
         let shown = {
             let table = self.table();
             if table.is_hidden(name) {
@@ -286,18 +288,18 @@ impl FileSystem {
             return Outcome::Done;
         }
         self.make_way_for(name);
-        let Some(spot) = self.spot(name) else { return Outcome::Done };
-        if spot.is_below {
+        let Some(position) = self.name_position(name) else { return Outcome::Done };
+        if position.is_below {
             if let Some(kernel) = self.kernel.get() {
                 // It may have been told that there is no such directory.
-                kernel.inval_entry(spot.parent, OsStr::new(&spot.text));
-                kernel.inval_inode(spot.parent);
+                kernel.inval_entry(position.parent, OsStr::new(&position.text));
+                kernel.inval_inode(position.parent);
             }
             return Outcome::Done;
         }
         let used = self.in_use(name);
-        let deed = match self.deed(name, why, shown.as_ref(), used.as_ref()).await {
-            Ok(Some(deed)) => deed,
+        let op = match self.op(name, why, shown.as_ref(), used.as_ref()).await {
+            Ok(Some(op)) => op,
             Ok(None) => return Outcome::Done,
             Err(e) => {
                 self.only_forget(name, &e.to_string());
@@ -308,47 +310,47 @@ impl FileSystem {
             self.only_forget(name, "so many names changed at once that only those in use are rotated");
             return Outcome::Done;
         }
-        let outcome = self.carry_out(name, spot, deed.clone(), shown).await;
+        let outcome = self.execute(name, position, op.clone(), shown).await;
         // What nobody was shown after all goes.
-        match deed {
-            Deed::Rename { fresh: file, .. } | Deed::Unlink { file } | Deed::Touch { file } => {
+        match op {
+            HelperOp::Rename { fresh: file, .. } | HelperOp::Unlink { file } | HelperOp::Touch { file } => {
                 self.table().drop_unheld(file.ino);
             }
-            Deed::Greet => {}
+            HelperOp::Handshake => {}
         }
         outcome
     }
 
     /// What has to happen so that `name` shows what the vault has.
-    async fn deed(
+    async fn op(
         self: &Arc<Self>,
         name: &ObjectName,
         why: Why,
         shown: Option<&Arc<File>>,
         used: Option<&Arc<File>>,
-    ) -> Result<Option<Deed>, crate::vault::Error> {
+    ) -> Result<Option<HelperOp>, crate::vault::Error> {
         let over = shown.map(|file| file.ino);
-        let rename = |fresh: Arc<File>| Deed::Rename { hidden: hidden_name(), fresh, over };
+        let rename = |fresh: Arc<File>| HelperOp::Rename { hidden: hidden_name(), fresh, over };
         let Some(used) = used else {
             let stays = matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists);
             let nameless = |table: &mut crate::fs::inode::Table| {
                 table.add_nameless(name, |ino, local| File::new(ino, name.clone(), local))
             };
             let file = nameless(&mut self.table());
-            return Ok(Some(if stays { rename(file) } else { Deed::Unlink { file } }));
+            return Ok(Some(if stays { rename(file) } else { HelperOp::Unlink { file } }));
         };
         let Some(object) = self.current(name).await? else {
-            return Ok(Some(Deed::Unlink { file: used.clone() }));
+            return Ok(Some(HelperOp::Unlink { file: used.clone() }));
         };
         let is_shown = used.state().stored.as_ref().is_some_and(|stored| is_version(stored, &object));
         // What a lookup has found already is carried out all the same, for those who watch.
-        let announced = used.state().unannounced.as_ref() != Some(&object.meta.version);
+        let announced = used.state().pending_notify.as_ref() != Some(&object.meta.version);
         Ok(match (is_shown, why) {
-            (true, Why::News) if announced => None,
-            (true, Why::News) if self.options.in_place => Some(Deed::Touch { file: used.clone() }),
-            (true, Why::Moved) => Some(rename(used.clone())),
+            (true, Why::Changed) if announced => None,
+            (true, Why::Changed) if self.options.in_place => Some(HelperOp::Touch { file: used.clone() }),
+            (true, Why::Repoint) => Some(rename(used.clone())),
             (false, _) if self.options.in_place => {
-                self.become_version(used, &object).then(|| Deed::Touch { file: used.clone() })
+                self.become_version(used, &object).then(|| HelperOp::Touch { file: used.clone() })
             }
             _ => {
                 let mut table = self.table();
@@ -358,11 +360,11 @@ impl FileSystem {
     }
 
     /// Has the helper do it, once nothing stands in its way.
-    async fn carry_out(
+    async fn execute(
         self: &Arc<Self>,
         name: &ObjectName,
-        spot: Spot,
-        deed: Deed,
+        position: NamePosition,
+        op: HelperOp,
         shown: Option<Arc<File>>,
     ) -> Outcome {
         let Some(kernel) = self.kernel.get() else { return Outcome::Done };
@@ -370,42 +372,44 @@ impl FileSystem {
             self.only_forget(name, &self.helper.status().state);
             return Outcome::Done;
         }
-        let quiet = self.quiet(spot.parent, shown.as_deref());
+        let quiet = self.quiet(position.parent, shown.as_deref());
         if tokio::time::timeout(2 * self.options.timeout, quiet).await.is_err() {
             self.only_forget(name, "its directory or a write of it is at the vault all the time");
             return Outcome::Done;
         }
-        let to = format!("{}{}", spot.path, spot.text);
-        let call = match &deed {
-            Deed::Greet => return Outcome::Done,
-            Deed::Rename { hidden, .. } => HelperCall::Rename { from: format!("{}{hidden}", spot.path), to },
-            Deed::Unlink { .. } => HelperCall::Unlink { path: to },
-            Deed::Touch { file } => HelperCall::Touch { path: to, mtime: file.state().mtime() },
+        let to = format!("{}{}", position.path, position.text);
+        let call = match &op {
+            HelperOp::Handshake => return Outcome::Done,
+            HelperOp::Rename { hidden, .. } => {
+                HelperCall::Rename { from: format!("{}{hidden}", position.path), to }
+            }
+            HelperOp::Unlink { .. } => HelperCall::Unlink { path: to },
+            HelperOp::Touch { file } => HelperCall::Touch { path: to, mtime: file.state().mtime() },
         };
-        let deletes = matches!(deed, Deed::Unlink { .. });
-        let touched = if let Deed::Touch { file } = &deed { Some(file.clone()) } else { None };
-        let way = spot.way.clone();
-        let expected = Expected { way: spot.way, parent: spot.parent, name: spot.text, deed };
+        let deletes = matches!(op, HelperOp::Unlink { .. });
+        let touched = if let HelperOp::Touch { file } = &op { Some(file.clone()) } else { None };
+        let way = position.way.clone();
+        let expected = Expected { way: position.way, parent: position.parent, name: position.text, op };
         match self.helper.order(&**kernel, expected, &call).await {
-            Ended { refused: true, .. } => Outcome::Again,
+            CallResult { refused: true, .. } => Outcome::Again,
             // A rename onto the same inode is nothing to the kernel, which knew already: it is not seen.
-            Ended { seen, errno, .. } if seen || errno == 0 => {
-                *self.rotor.done.lock().unwrap_or_else(|p| p.into_inner()) += u64::from(seen);
+            CallResult { seen, errno, .. } if seen || errno == 0 => {
+                *self.propagator.done.lock().unwrap_or_else(|p| p.into_inner()) += u64::from(seen);
                 tracing::debug!(name = name.as_str(), ?call, "changed elsewhere");
                 if deletes {
                     self.forget_emptied(&**kernel, &way);
                 }
                 if let Some(touched) = touched {
-                    touched.state().unannounced = None;
+                    touched.state().pending_notify = None;
                 }
                 Outcome::Done
             }
             // The helper died; another one is on its way.
-            Ended { errno: libc::ESRCH, .. } => {
-                self.helper.greet(&**kernel).await;
+            CallResult { errno: libc::ESRCH, .. } => {
+                self.helper.handshake(&**kernel).await;
                 Outcome::Again
             }
-            Ended { errno, .. } => {
+            CallResult { errno, .. } => {
                 let needs = if errno == libc::EACCES { NO_RIGHT } else { "" };
                 self.only_forget(name, &format!("{}{needs}", errno_text(errno)));
                 Outcome::Done
@@ -416,9 +420,11 @@ impl FileSystem {
     /// Waits until no request of the directory and no commit of the file is out at the vault.
     async fn quiet(&self, parent: u64, file: Option<&File>) {
         loop {
-            self.rotor.busy.quiet(parent).await;
+            self.propagator.in_flight.quiet(parent).await;
             match file {
-                Some(file) if file.turn.available_permits() == 0 => drop(file.turn.acquire().await),
+                Some(file) if file.commit_lock.available_permits() == 0 => {
+                    drop(file.commit_lock.acquire().await)
+                }
                 _ => return,
             }
         }
@@ -428,9 +434,9 @@ impl FileSystem {
     fn only_forget(&self, name: &ObjectName, why: &str) {
         self.helper.fell_back(why);
         self.inval_name(name);
-        if let (Some(kernel), Some(spot)) = (self.kernel.get(), self.spot(name)) {
+        if let (Some(kernel), Some(position)) = (self.kernel.get(), self.name_position(name)) {
             // A listing that the kernel keeps.
-            kernel.inval_inode(spot.parent);
+            kernel.inval_inode(position.parent);
         }
     }
 
@@ -491,7 +497,7 @@ impl FileSystem {
     /// Nobody finds this file under its name any more.
     fn replace(&self, old: &File) -> Result<()> {
         let mut state = old.state();
-        if state.is_dirty() || state.is_only_here() || old.turn.available_permits() == 0 {
+        if state.is_dirty() || state.is_only_here() || old.commit_lock.available_permits() == 0 {
             return Err(Errno::EBUSY);
         }
         self.keep_bytes(&mut state);
@@ -515,7 +521,7 @@ impl FileSystem {
     pub(in crate::fs) fn become_version(&self, file: &Arc<File>, object: &Arc<Object>) -> bool {
         {
             let mut state = file.state();
-            if state.is_dirty() || state.is_only_here() || file.turn.available_permits() == 0 {
+            if state.is_dirty() || state.is_only_here() || file.commit_lock.available_permits() == 0 {
                 return false;
             }
             state.stored = Some(Stored::of(object));
@@ -529,29 +535,34 @@ impl FileSystem {
     }
 
     /// Where `name` shows, as far as the kernel knows the way.
-    fn spot(&self, name: &ObjectName) -> Option<Spot> {
+    fn name_position(&self, name: &ObjectName) -> Option<NamePosition> {
         let mut table = self.table();
         let mut under = DirPrefix::root();
-        let mut spot =
-            Spot { way: Vec::new(), parent: ROOT, path: String::new(), text: String::new(), is_below: false };
+        let mut position = NamePosition {
+            way: Vec::new(),
+            parent: ROOT,
+            path: String::new(),
+            text: String::new(),
+            is_below: false,
+        };
         loop {
             let (text, rest) = self.shown(&mut table, name, &under)?;
             let Rest::Dir(dir) = rest else {
-                spot.text = text;
-                return Some(spot);
+                position.text = text;
+                return Some(position);
             };
             let kind = DirKind::Tree(dir.clone());
             let Some(ino) = table.dir_ino(&kind).filter(|ino| table.is_held(*ino)) else {
-                (spot.text, spot.is_below) = (text, true);
-                return Some(spot);
+                (position.text, position.is_below) = (text, true);
+                return Some(position);
             };
-            spot.path.push_str(&text);
-            spot.path.push('/');
-            spot.way.push((spot.parent, text, kind));
-            spot.parent = ino;
+            position.path.push_str(&text);
+            position.path.push('/');
+            position.way.push((position.parent, text, kind));
+            position.parent = ino;
             if dir.self_name().as_ref() == Some(name) {
-                spot.text = SELF.to_owned();
-                return Some(spot);
+                position.text = SELF.to_owned();
+                return Some(position);
             }
             under = dir;
         }
@@ -562,8 +573,8 @@ impl FileSystem {
         RotationStatus {
             refresh: self.cache.refresh_status(),
             helper: self.helper.status(),
-            done: *self.rotor.done.lock().unwrap_or_else(|p| p.into_inner()),
-            waiting: self.rotor.queue().len(),
+            done: *self.propagator.done.lock().unwrap_or_else(|p| p.into_inner()),
+            waiting: self.propagator.queue().len(),
         }
     }
 

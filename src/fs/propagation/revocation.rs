@@ -44,7 +44,7 @@ impl FileSystem {
         let Some(kernel) = self.kernel.get() else { return };
         let (files, versions) = {
             let table = self.table();
-            let given = table.all_files().filter(|file| file.take_back());
+            let given = table.all_files().filter(|file| file.clear_kernel_cached());
             (given.map(|file| file.ino).collect::<Vec<_>>(), table.all_versions())
         };
         let inodes = files.into_iter().chain(versions.iter().map(|version| version.ino));
@@ -67,7 +67,7 @@ impl FileSystem {
             if !state.may_be_taken_away() {
                 return;
             }
-            (state.pinned, state.kept, state.buffer) = (None, None, None);
+            (state.pinned, state.retained, state.buffer) = (None, None, None);
             (state.link == Link::Current).then(|| state.name.clone())
         };
         if let Some(kernel) = self.kernel.get() {

@@ -4,7 +4,7 @@
 //! 2. Most requests can just be done again: a write by its offset, a flush because what is stored is not dirty any
 //!    more, a release because the handle is gone, an open because its handle knows the request it is of.
 //! 3. What changes names cannot: an unlink done twice would be ENOENT. So when such a request has found that it may
-//!    go on, and before its first effect, it writes down what it is [`Doing`], and after its answer that this is
+//!    go on, and before its first effect, it writes down what it is [`Intent`], and after its answer that this is
 //!    over. Sent again it goes on from there, and takes what is done already for done. Nobody else can have changed
 //!    these names meanwhile: the kernel holds their directories' locks until it has the answer.
 //! 4. What has to wait is written down when it begins, with its time: its deadline is the same whoever serves it. Only a
@@ -37,7 +37,7 @@ const LATE: Duration = Duration::from_secs(30);
 
 /// What a request has begun to do; what it has to know of how things were before.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in crate::fs) enum Doing {
+pub(in crate::fs) enum Intent {
     /// Making a file, directory or other name that was not there.
     Make,
     /// Removing a directory that was there and empty.
@@ -50,12 +50,12 @@ pub(in crate::fs) enum Doing {
     RenameDir,
 }
 
-impl Doing {
+impl Intent {
     /// The file whose bytes are needed to go on.
     pub fn moves(&self) -> Option<u64> {
         match self {
-            Doing::Rename { ino, .. } => Some(*ino),
-            Doing::Make | Doing::Rmdir | Doing::Unlink { .. } | Doing::RenameDir => None,
+            Intent::Rename { ino, .. } => Some(*ino),
+            Intent::Make | Intent::Rmdir | Intent::Unlink { .. } | Intent::RenameDir => None,
         }
     }
 }
@@ -64,7 +64,7 @@ impl Doing {
 #[derive(Debug)]
 struct Current {
     id: u64,
-    before: Option<Doing>,
+    resumed: Option<Intent>,
 }
 
 tokio::task_local! {
@@ -78,8 +78,8 @@ pub(in crate::fs) fn current() -> Option<u64> {
 }
 
 /// What this request had begun to do when the last worker died.
-pub(in crate::fs) fn before() -> Option<Doing> {
-    CURRENT.try_with(|current| current.before.clone()).ok().flatten()
+pub(in crate::fs) fn resumed() -> Option<Intent> {
+    CURRENT.try_with(|current| current.resumed.clone()).ok().flatten()
 }
 
 /// The time left for a request that came `age` ago and is begun now.
@@ -88,24 +88,24 @@ fn patience(timeout: Duration, age: Duration) -> Duration {
 }
 
 impl FileSystem {
-    /// Does `work` for the request `unique`, which changes something. [`FileSystem::answered`] ends it.
-    pub fn serve<T: Send + 'static>(
+    /// Does `work` for the request `unique`, which changes something. [`FileSystem::completed`] ends it.
+    pub fn run_mutating<T: Send + 'static>(
         self: &Arc<Self>,
         unique: u64,
         work: impl FnOnce(&Arc<Self>) -> Step<T>,
     ) -> Step<T> {
         let id = unique & !AGAIN;
-        let before = if unique & AGAIN != 0 { self.doings().get(&id).cloned() } else { None };
-        let current = Arc::new(Current { id, before });
-        self.attend(unique, |fs| match CURRENT.sync_scope(current.clone(), || work(fs)) {
+        let resumed = if unique & AGAIN != 0 { self.intents().get(&id).cloned() } else { None };
+        let current = Arc::new(Current { id, resumed });
+        self.run_idempotent(unique, |fs| match CURRENT.sync_scope(current.clone(), || work(fs)) {
             Step::Ready(result) => Step::Ready(result),
             Step::Pending(future) => Step::Pending(Box::pin(CURRENT.scope(current, future))),
         })
     }
 
-    /// The same for one that changes nothing. [`FileSystem::answered`] is to be called if it had to wait, or was sent
+    /// The same for one that changes nothing. [`FileSystem::completed`] is to be called if it had to wait, or was sent
     /// again.
-    pub fn attend<T: Send + 'static>(
+    pub fn run_idempotent<T: Send + 'static>(
         self: &Arc<Self>,
         unique: u64,
         work: impl FnOnce(&Arc<Self>) -> Step<T>,
@@ -164,15 +164,15 @@ impl FileSystem {
     }
 
     fn note(&self, id: u64, sighting: Sighting) {
-        if self.pen.writes() {
+        if self.journal.is_enabled() {
             self.sightings().of.insert(id, sighting);
-            self.pen.put(&Key::Sights(id), &sighting);
+            self.journal.record(&Key::Sights(id), &sighting);
         }
     }
 
     fn forget_sighting(&self, id: u64) {
         if self.sightings().of.remove(&id).is_some() {
-            self.pen.delete(&Key::Sights(id));
+            self.journal.delete(&Key::Sights(id));
         }
     }
 
@@ -184,9 +184,9 @@ impl FileSystem {
             sightings.of.iter().filter(|(_, sighting)| sighting.under_way).map(|(id, _)| *id).collect();
         sightings.charged = there.len();
         quarantine::charge(sightings.of.values_mut(), ending);
-        let batch = self.pen.batch();
+        let batch = self.journal.batch();
         for id in there {
-            self.pen.put(&Key::Sights(id), &sightings.of[&id]);
+            self.journal.record(&Key::Sights(id), &sightings.of[&id]);
         }
         drop(sightings);
         drop(batch);
@@ -207,35 +207,35 @@ impl FileSystem {
     }
 
     /// The request `unique` has been answered: it will not come again.
-    pub fn answered(&self, unique: u64) {
+    pub fn completed(&self, unique: u64) {
         let id = unique & !AGAIN;
-        if self.doings().remove(&id).is_some() {
-            self.pen.delete(&Key::Doing(id));
+        if self.intents().remove(&id).is_some() {
+            self.journal.delete(&Key::Intent(id));
         }
-        self.opening_answered(id);
+        self.acknowledge_open(id);
         self.forget_sighting(id);
     }
 
     /// Writes down what the current request is about to do. From now on it can be done in parts.
-    pub(in crate::fs) fn doing(&self, doing: Doing) {
+    pub(in crate::fs) fn record_intent(&self, intent: Intent) {
         let Some(id) = current() else { return };
-        if self.pen.writes() {
-            self.pen.put(&Key::Doing(id), &doing);
-            self.doings().insert(id, doing.clone());
+        if self.journal.is_enabled() {
+            self.journal.record(&Key::Intent(id), &intent);
+            self.intents().insert(id, intent.clone());
         }
-        failpoint::point(match doing {
-            Doing::Make => "make",
-            Doing::Rmdir => "rmdir",
-            Doing::Unlink { .. } => "unlink",
-            Doing::Rename { .. } => "rename",
-            Doing::RenameDir => "rename dir",
+        failpoint::point(match intent {
+            Intent::Make => "make",
+            Intent::Rmdir => "rmdir",
+            Intent::Unlink { .. } => "unlink",
+            Intent::Rename { .. } => "rename",
+            Intent::RenameDir => "rename dir",
         });
     }
 
     /// The handle that the current request opened before the last worker died.
     pub(in crate::fs) fn opened_before(&self) -> Option<Arc<crate::fs::ops::open::Handle>> {
         let id = current()?;
-        let fh = self.untold.handle_of(id)?;
+        let fh = self.unacknowledged.handle_of(id)?;
         self.handles().get(&fh).cloned()
     }
 }

@@ -3,7 +3,7 @@
 //! First everything is put back as it was, without asking the vault, so that requests can be answered at once. Then
 //! what was only of that process is started again: commits of what nobody will close any more, retries, the timers
 //! of provisional files and of names that are to be replaced, moves that were cut off half-way, and changes made
-//! elsewhere that were not brought to the kernel (`rotate`).
+//! elsewhere that were not brought to the kernel (`propagate`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use crate::clock::Clock;
-use crate::fs::handle::unacknowledged::Untold;
-use crate::fs::inode::file::{Failure, File, Keep};
-use crate::fs::inode::file_snapshot::{FileRecord, join};
+use crate::fs::handle::unacknowledged::Unacknowledged;
+use crate::fs::inode::file::{Failure, File, Persistence};
+use crate::fs::inode::file_snapshot::{FileSnapshot, join};
 use crate::fs::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
-use crate::fs::journal::{Journal, Key, Pen, Value};
+use crate::fs::journal::{Journal, JournalWriter, Key, Value};
 use crate::fs::namespace::listing::{DirEntry, Head, Listing};
 use crate::fs::ops::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
 use crate::fs::propagation::queue::Why;
-use crate::fs::recovery::replay::Doing;
+use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::Errno;
 use crate::fs::writeback::commit::Cause;
 use crate::fs::{FileSystem, Options};
@@ -38,24 +38,24 @@ const DOUBTFUL: &str = "a worker died while there was no memory for the mount's 
 
 /// Everything that was written down, sorted by what it is.
 #[derive(Default)]
-struct Found {
+struct JournalContents {
     plain: HashMap<Key, Vec<u8>>,
     secret: HashMap<Key, SecretBytes>,
     /// Records that make no sense: another version's, or damaged. Nothing of them is used.
     refused: usize,
 }
 
-impl Found {
+impl JournalContents {
     fn in_journal(journal: &dyn Journal) -> Self {
-        let mut found = Self::default();
+        let mut contents = Self::default();
         for (key, value) in journal.load() {
             match (Key::decode(&key), value) {
-                (Some(key), Value::Plain(bytes)) => drop(found.plain.insert(key, bytes)),
-                (Some(key), Value::Secret(bytes)) => drop(found.secret.insert(key, bytes)),
-                (None, _) => found.refused += 1,
+                (Some(key), Value::Plain(bytes)) => drop(contents.plain.insert(key, bytes)),
+                (Some(key), Value::Secret(bytes)) => drop(contents.secret.insert(key, bytes)),
+                (None, _) => contents.refused += 1,
             }
         }
-        found
+        contents
     }
 
     /// Takes out what only the kernel refers to.
@@ -67,7 +67,7 @@ impl Found {
                     | Key::Handle(_)
                     | Key::Listing(_)
                     | Key::ListingPart(..)
-                    | Key::Doing(_)
+                    | Key::Intent(_)
                     | Key::Sights(_)
             )
         };
@@ -98,7 +98,7 @@ impl Found {
 }
 
 impl FileSystem {
-    /// As [`FileSystem::new`], going on from what `journal` has, and writing down there what changes. With `anew` the
+    /// As [`FileSystem::new`], going on from what `journal` has, and writing down there what changes. With `fresh_mount` the
     /// kernel knows nothing of the inodes and handles in it. Call it on the tokio runtime that will run the futures it
     /// returns.
     pub fn restore(
@@ -107,90 +107,93 @@ impl FileSystem {
         options: Options,
         clock: Arc<dyn Clock>,
         journal: Arc<dyn Journal>,
-        anew: bool,
+        fresh_mount: bool,
     ) -> Arc<Self> {
-        let mut found = Found::in_journal(&*journal);
+        let mut contents = JournalContents::in_journal(&*journal);
         let incomplete = !journal.status().complete;
-        let forgotten = if anew { found.forget_kernel() } else { Vec::new() };
-        let pen = Pen::new(journal.clone());
-        forgotten.iter().for_each(|key| pen.delete(key));
+        let forgotten = if fresh_mount { contents.forget_kernel() } else { Vec::new() };
+        let writer = JournalWriter::new(journal.clone());
+        forgotten.iter().for_each(|key| writer.delete(key));
         let cache = Self::cache_over(vault, &options, &clock);
-        let fs = Self::over(cache, options, clock, pen.clone());
-        fs.restore_nodes(&mut found, &pen);
-        fs.restore_handles(&mut found);
-        fs.restore_listings(&mut found);
-        fs.restore_requests(&mut found);
-        if found.plain.keys().any(|key| matches!(key, Key::Node(_))) {
+        let fs = Self::over(cache, options, clock, writer.clone());
+        fs.restore_nodes(&mut contents, &writer);
+        fs.restore_handles(&mut contents);
+        fs.restore_listings(&mut contents);
+        fs.restore_requests(&mut contents);
+        if contents.plain.keys().any(|key| matches!(key, Key::Node(_))) {
             let (inodes, handles) = (fs.table().len(), fs.handles().len());
             tracing::info!(inodes, handles, "going on where the last worker was");
-            let moved = found.plain.keys().filter_map(|key| match key {
-                Key::Moved(name) => Some(name.clone()),
+            let moved = contents.plain.keys().filter_map(|key| match key {
+                Key::Repoint(name) => Some(name.clone()),
                 _ => None,
             });
             let moved = moved.collect();
-            fs.resume_changes(found.read(&Key::Covered), moved);
+            fs.resume_changes(contents.read(&Key::Covered), moved);
         }
         *fs.kept_commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
-            found.read(&Key::Commands);
-        if found.refused > 0 {
-            tracing::error!(records = found.refused, "what the last worker wrote down is not all understood");
-            journal.refused(found.refused);
+            contents.read(&Key::Commands);
+        if contents.refused > 0 {
+            tracing::error!(
+                records = contents.refused,
+                "what the last worker wrote down is not all understood"
+            );
+            journal.refused(contents.refused);
         }
         if let Some(page) = first_page {
             // What it says otherwise than the kernel shows is news.
             fs.cache.seed(&page, fs.clock.now());
         }
-        if incomplete || found.refused > 0 {
+        if incomplete || contents.refused > 0 {
             fs.table().give_other_numbers();
         }
         if incomplete {
             fs.doubt_unsaved();
             journal.accept();
         }
-        fs.go_on();
-        if anew {
+        fs.resume_background();
+        if fresh_mount {
             fs.table().drop_all_unheld();
         }
         fs
     }
 
-    fn restore_nodes(&self, found: &mut Found, pen: &Pen) {
+    fn restore_nodes(&self, contents: &mut JournalContents, journal: &JournalWriter) {
         let mut table = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let max_size = self.options.max_size;
-        let numbers = found.numbered(|key| match key {
+        let numbers = contents.numbered(|key| match key {
             Key::Node(ino) => Some(*ino),
             _ => None,
         });
         for ino in numbers {
-            let Some(record) = found.read::<NodeRecord>(&Key::Node(ino)) else { continue };
+            let Some(record) = contents.read::<NodeRecord>(&Key::Node(ino)) else { continue };
             if ino <= ROOT {
-                found.refused += usize::from(ino < ROOT);
+                contents.refused += usize::from(ino < ROOT);
                 continue;
             }
-            let held = found.plain.contains_key(&Key::Lookups(ino));
-            let lookups = found.count(&Key::Lookups(ino)).unwrap_or(u64::from(held));
+            let held = contents.plain.contains_key(&Key::Lookups(ino));
+            let lookups = contents.count(&Key::Lookups(ino)).unwrap_or(u64::from(held));
             let node = match record {
                 NodeRecord::Dir(kind) => Node::Dir(Arc::new(Dir { ino, kind })),
                 NodeRecord::Control(taken, text) => Node::Control(Arc::new(ControlText { ino, taken, text })),
                 NodeRecord::File => {
-                    let record = found.plain.get(&Key::File(ino));
-                    let record = record.and_then(|bytes| FileRecord::decode(bytes));
+                    let record = contents.plain.get(&Key::File(ino));
+                    let record = record.and_then(|bytes| FileSnapshot::decode(bytes));
                     let Some(record) = record.filter(|record| record.makes_sense(max_size)) else {
-                        found.refused += 1;
+                        contents.refused += 1;
                         continue;
                     };
-                    let mut file = record.restore(ino, &mut |key| found.secret.remove(&key));
-                    file.pen = pen.clone();
+                    let mut file = record.restore(ino, &mut |key| contents.secret.remove(&key));
+                    file.journal = journal.clone();
                     Node::File(Arc::new(file))
                 }
                 NodeRecord::Version { bytes: Some((_, len)), .. } if len as u64 > max_size => {
-                    found.refused += 1;
+                    contents.refused += 1;
                     continue;
                 }
                 NodeRecord::Version { name, id, info, bytes, refused } => {
                     let object = bytes.map(|(form, len)| {
-                        let pieces = len.div_ceil(crate::fs::journal::PIECE) as u32;
-                        let bytes = join(pieces, |at| found.secret.remove(&Key::Pinned(ino, at)));
+                        let chunks = len.div_ceil(crate::fs::journal::CHUNK) as u32;
+                        let bytes = join(chunks, |at| contents.secret.remove(&Key::Pinned(ino, at)));
                         let (version, updated_at) = (info.tag.clone(), info.created_at);
                         let meta = Meta { id: id.clone(), name: name.clone(), version, updated_at };
                         Arc::new(Object { meta, content: Content { bytes: Arc::new(bytes), form } })
@@ -201,49 +204,51 @@ impl FileSystem {
             };
             table.restore_node(node, lookups);
         }
-        for (key, value) in &found.plain {
-            found.refused += usize::from(table.restore(key.clone(), value).is_none());
+        for (key, value) in &contents.plain {
+            contents.refused += usize::from(table.restore(key.clone(), value).is_none());
         }
-        table.write_with(pen.clone());
+        table.write_with(journal.clone());
     }
 
     /// Readers come back with positions in them.
-    fn restore_listings(&self, found: &mut Found) {
-        let numbers = found.numbered(|key| match key {
+    fn restore_listings(&self, contents: &mut JournalContents) {
+        let numbers = contents.numbered(|key| match key {
             Key::Listing(ino) => Some(*ino),
             _ => None,
         });
         let now = self.clock.now();
         for ino in numbers {
-            let Some(head) = found.read::<Head>(&Key::Listing(ino)) else { continue };
-            let mut part = |part| found.read::<Vec<DirEntry>>(&Key::ListingPart(ino, part));
+            let Some(head) = contents.read::<Head>(&Key::Listing(ino)) else { continue };
+            let mut part = |part| contents.read::<Vec<DirEntry>>(&Key::ListingPart(ino, part));
             if let Some(parts) = (0..head.parts).map(&mut part).collect::<Option<Vec<_>>>() {
                 self.listings().put(ino, Listing::restored(parts.concat(), head), now);
             }
         }
     }
 
-    fn restore_handles(self: &Arc<Self>, found: &mut Found) {
-        let numbers = found.numbered(|key| match key {
+    fn restore_handles(self: &Arc<Self>, contents: &mut JournalContents) {
+        let numbers = contents.numbered(|key| match key {
             Key::Handle(fh) => Some(*fh).filter(|fh| *fh <= MOST),
             _ => None,
         });
         // One before: the next number is written down as in use, too.
-        let next = found.count(&Key::NextHandle).unwrap_or(1).max(numbers.last().map_or(1, |last| last + 1));
+        let next =
+            contents.count(&Key::NextHandle).unwrap_or(1).max(numbers.last().map_or(1, |last| last + 1));
         self.next_handle.store(next, Ordering::Relaxed);
         for fh in numbers {
-            let Some(record) = found.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
+            let Some(record) = contents.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
             let Some(held) = self.restore_held(fh, record.held) else {
                 tracing::warn!(fh, "an open file is not known any more");
-                self.pen.delete(&Key::Handle(fh));
+                self.journal.delete(&Key::Handle(fh));
                 continue;
             };
             if let Some(request) = record.by {
-                self.untold.add(request, fh);
+                self.unacknowledged.add(request, fh);
             }
-            self.handles().insert(fh, Arc::new(Handle { fh, held, untold: Untold::new(record.by) }));
+            self.handles()
+                .insert(fh, Arc::new(Handle { fh, held, unacknowledged: Unacknowledged::new(record.by) }));
         }
-        self.close_untold_later();
+        self.close_unacknowledged_later();
     }
 
     fn restore_held(&self, fh: u64, record: HeldRecord) -> Option<Held> {
@@ -279,21 +284,21 @@ impl FileSystem {
         }
     }
 
-    fn restore_requests(self: &Arc<Self>, found: &mut Found) {
+    fn restore_requests(self: &Arc<Self>, contents: &mut JournalContents) {
         let mut old = Vec::new();
-        let is_one = |key: &&Key| matches!(key, Key::Doing(_) | Key::Sights(_));
-        let keys: Vec<Key> = found.plain.keys().filter(is_one).cloned().collect();
+        let is_one = |key: &&Key| matches!(key, Key::Intent(_) | Key::Sights(_));
+        let keys: Vec<Key> = contents.plain.keys().filter(is_one).cloned().collect();
         for key in keys {
             match key {
-                Key::Doing(id) => {
-                    let Some(doing) = found.read::<Doing>(&key) else { continue };
-                    self.doings().insert(id, doing);
+                Key::Intent(id) => {
+                    let Some(intent) = contents.read::<Intent>(&key) else { continue };
+                    self.intents().insert(id, intent);
                     old.push(id);
                 }
                 Key::Sights(id) => {
-                    match found.read(&key) {
+                    match contents.read(&key) {
                         Some(sighting) => drop(self.sightings().of.insert(id, sighting)),
-                        None => self.pen.delete(&key),
+                        None => self.journal.delete(&key),
                     }
                     old.push(id);
                 }
@@ -307,7 +312,7 @@ impl FileSystem {
         self.runtime.spawn(async move {
             tokio::time::sleep(REQUESTS).await;
             for id in old {
-                fs.answered(id);
+                fs.completed(id);
             }
         });
     }
@@ -330,7 +335,7 @@ impl FileSystem {
             }
         }
         self.cache.resume(&shown, covered, self.longest_ttl());
-        moved.into_iter().for_each(|name| self.rotor.add(name, Why::Moved));
+        moved.into_iter().for_each(|name| self.propagator.add(name, Why::Repoint));
     }
 
     /// There was no memory for all that the dead worker had to write down: nobody knows whether the unsaved bytes are those
@@ -346,7 +351,7 @@ impl FileSystem {
             let name = state.name.clone();
             tracing::error!(name = name.as_str(), "{DOUBTFUL}");
             if !state.writers.is_empty() {
-                state.cut_short = Some(Errno::EIO);
+                state.write_error = Some(Errno::EIO);
             }
             let number = state.failure.as_ref().map_or(0, |failure| failure.number) + 1;
             state.failure = Some(Failure {
@@ -361,18 +366,19 @@ impl FileSystem {
     }
 
     /// Starts again what went on by itself.
-    fn go_on(self: &Arc<Self>) {
+    fn resume_background(self: &Arc<Self>) {
         let files: Vec<Arc<File>> = self.table().all_files().collect();
         let mut failures = 0;
-        let moving: Vec<u64> = self.doings().values().filter_map(Doing::moves).collect();
+        let moving: Vec<u64> = self.intents().values().filter_map(Intent::moves).collect();
         for file in files {
             let mut state = file.state();
             failures = failures.max(state.failure.as_ref().map_or(0, |failure| failure.number));
             state.forget_closed();
             let left_alone = state.writers.is_empty();
-            let cut_short = left_alone && state.cut_short.is_some() && state.buffer.is_some();
-            let moved = state.origin.is_some() && state.keep == Keep::Store && !state.is_dirty();
-            let unsaved = left_alone && state.is_dirty() && !cut_short;
+            let write_error = left_alone && state.write_error.is_some() && state.buffer.is_some();
+            let moved =
+                state.origin.is_some() && state.persistence == Persistence::Vault && !state.is_dirty();
+            let unsaved = left_alone && state.is_dirty() && !write_error;
             let failed = state.failure.is_some();
             let again = state.failure.as_ref().is_some_and(|failure| failure.is_retried());
             if again {
@@ -380,11 +386,11 @@ impl FileSystem {
             }
             self.keep_restored(&mut state);
             if !moving.contains(&file.ino) {
-                state.settle();
+                state.release();
             }
             self.account_room(&mut state);
             drop(state);
-            if cut_short {
+            if write_error {
                 self.take_back(&file);
             } else if again {
                 self.runtime.spawn(self.clone().retry(file.clone()));
@@ -399,12 +405,12 @@ impl FileSystem {
                 let (fs, file) = (self.clone(), file.clone());
                 self.runtime.spawn(async move {
                     let call = Call::background(fs.clock.now() + fs.options.timeout);
-                    let _turn = fs.turn(&file, &call).await;
+                    let _lock = fs.lock_commit(&file, &call).await;
                     fs.finish_move(&file, &call).await;
                     fs.table().drop_unheld(file.ino);
                 });
             }
-            self.settle_later(&file);
+            self.promote_later(&file);
             self.table().drop_unheld(file.ino);
         }
         self.failures.store(failures, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::inode::file::Failure;
 use crate::fs::journal::JournalStatus;
 use crate::fs::report::audit::AuditStatus;
-use crate::fs::temporary::failed_deletes::Undeleted;
+use crate::fs::temporary::failed_deletes::FailedDelete;
 use crate::fs::types::errno::Errno;
 use crate::fs::{Ending, FileSystem, RotationStatus};
 
@@ -39,7 +39,8 @@ pub struct Status {
     pub unsaved: Vec<Unsaved>,
     /// Objects that should be gone, and that the vault did not delete.
     #[serde(default)]
-    pub undeleted: Vec<Undeleted>,
+    #[serde(rename = "undeleted")]
+    pub failed_deletes: Vec<FailedDelete>,
     /// The latest failures, oldest first.
     pub last_errors: Vec<LastError>,
     /// The processes that serve it.
@@ -262,9 +263,9 @@ impl FileSystem {
             audit: self.audit.get().map(|audit| audit.status()),
             processes: self.processes.get().cloned(),
             unsaved: self.unsaved(),
-            undeleted: self.undeleted(),
+            failed_deletes: self.failed_deletes(),
             last_errors: self.failure_log.latest(),
-            journal: self.pen.status(),
+            journal: self.journal.status(),
         }
     }
 
@@ -298,7 +299,9 @@ impl FileSystem {
     /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not made.
     pub fn left_over(&self) -> Vec<Unsaved> {
         let mut left = self.unsaved();
-        left.extend(self.undeleted().into_iter().map(|one| Unsaved::deletion(one.name, one.path, one.error)));
+        left.extend(
+            self.failed_deletes().into_iter().map(|one| Unsaved::deletion(one.name, one.path, one.error)),
+        );
         left.sort_by(|a, b| a.name.cmp(&b.name));
         left
     }

@@ -3,7 +3,7 @@
 //!
 //! Taken literally that ends the object and its history. So unlink(2) only hides the object, unless the program is known to
 //! remove files (`remover`); made anew, the name is the next version of the same object. If nothing comes within [`GRACE`],
-//! the object is deleted; a deletion that fails is reported by other means (`undeleted`). fsync(2) of the directory, rmdir(2)
+//! the object is deleted; a deletion that fails is reported by other means (`failed_deletes`). fsync(2) of the directory, rmdir(2)
 //! and unmount delete what is hidden at once, and return the error. At most [`MOST_HIDDEN`] objects are hidden at a time,
 //! and none for [`REFUSAL`] after the vault refused a deletion to the key: then every unlink(2) deletes before it answers.
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use crate::fs::inode::file::File;
-use crate::fs::inode::{DirKind, Hidden, Node};
+use crate::fs::inode::{DeferredDelete, DirKind, Node};
 use crate::fs::temporary::provisional::stores_on_their_way;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::LAST_RETRY;
@@ -55,14 +55,19 @@ impl FileSystem {
             let mut table = self.table();
             let state = file.state();
             let Some(stored) = state.stored.clone() else { return false };
-            if state.is_only_here() || state.origin.is_some() || table.hidden.contains_key(&state.name) {
+            if state.is_only_here()
+                || state.origin.is_some()
+                || table.deferred_deletes.contains_key(&state.name)
+            {
                 return false;
             }
-            if table.hidden.values().filter(|h| h.backup.is_none() && !h.claimed).count() >= MOST_HIDDEN {
+            if table.deferred_deletes.values().filter(|h| h.backup.is_none() && !h.reused).count()
+                >= MOST_HIDDEN
+            {
                 return false;
             }
-            let hidden = Hidden { stored, backup: None, claimed: false, since };
-            table.hidden.insert(state.name.clone(), hidden);
+            let hidden = DeferredDelete { stored, backup: None, reused: false, since };
+            table.deferred_deletes.insert(state.name.clone(), hidden);
             state.name.clone()
         };
         self.delete_later(name, since, GRACE);
@@ -103,7 +108,7 @@ impl FileSystem {
             loop {
                 tokio::time::sleep(pause).await;
                 // Stored and hidden again meanwhile, it has another grace.
-                if fs.table().hidden.get(&name).is_none_or(|hidden| hidden.since != since) {
+                if fs.table().deferred_deletes.get(&name).is_none_or(|hidden| hidden.since != since) {
                     return;
                 }
                 let call = Call::background(fs.clock.now() + fs.options.timeout);
@@ -114,7 +119,7 @@ impl FileSystem {
                 match deleted {
                     Ok(true) => return,
                     Ok(false) => pause = grace,
-                    Err(e) if fs.not_deleted(&name, &e) => pause = (pause * 2).min(LAST_RETRY),
+                    Err(e) if fs.record_failed_delete(&name, &e) => pause = (pause * 2).min(LAST_RETRY),
                     Err(_) => return fs.show_again(&name),
                 }
             }
@@ -124,7 +129,7 @@ impl FileSystem {
     /// Sees to the end of all that were hidden so, after a worker's death.
     pub(in crate::fs) fn watch_unreplaced(self: &Arc<Self>) {
         for name in self.unreplaced("") {
-            let since = self.table().hidden.get(&name).map(|hidden| hidden.since);
+            let since = self.table().deferred_deletes.get(&name).map(|hidden| hidden.since);
             since.into_iter().for_each(|since| self.delete_later(name.clone(), since, GRACE));
         }
     }
@@ -132,7 +137,7 @@ impl FileSystem {
     /// The names beginning with `prefix` whose objects are hidden without a backup.
     pub(in crate::fs) fn unreplaced(&self, prefix: &str) -> Vec<ObjectName> {
         let table = self.table();
-        let unlinked = table.hidden.iter().filter(|(_, hidden)| hidden.backup.is_none());
+        let unlinked = table.deferred_deletes.iter().filter(|(_, hidden)| hidden.backup.is_none());
         unlinked.map(|(name, _)| name.clone()).filter(|name| name.as_str().starts_with(prefix)).collect()
     }
 
@@ -146,7 +151,7 @@ impl FileSystem {
         let deletions = names.iter().map(|name| async move {
             let deleted = self.delete_unless_replaced(name, call).await;
             if let Err(e) = &deleted
-                && !self.not_deleted(name, e)
+                && !self.record_failed_delete(name, e)
             {
                 self.show_again(name);
             }
@@ -162,17 +167,17 @@ impl FileSystem {
             None => Err(stores_on_their_way()),
         };
         if let Err(e) = deleted {
-            self.not_deleted(name, &e);
+            self.record_failed_delete(name, &e);
             self.show_again(name);
         }
     }
 
     /// For a caller that keeps stores away. False while the name has been made anew and is not stored yet.
     async fn delete_unless_replaced(&self, name: &ObjectName, call: &Call) -> Result<bool, Error> {
-        let hidden = self.table().hidden.get(name).filter(|h| h.backup.is_none()).cloned();
+        let hidden = self.table().deferred_deletes.get(name).filter(|h| h.backup.is_none()).cloned();
         match hidden {
             None => return Ok(true),
-            Some(hidden) if hidden.claimed => return Ok(false),
+            Some(hidden) if hidden.reused => return Ok(false),
             Some(_) if self.options.no_delete => {
                 tracing::warn!(
                     name = name.as_str(),
@@ -181,7 +186,7 @@ impl FileSystem {
             }
             Some(hidden) => {
                 self.delete_hidden_alone(call, name, &hidden.stored.id).await?;
-                if self.table().hidden.get(name).is_some_and(|hidden| hidden.claimed) {
+                if self.table().deferred_deletes.get(name).is_some_and(|hidden| hidden.reused) {
                     return Ok(false);
                 }
             }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::FileSystem;
-use crate::fs::inode::Hidden;
+use crate::fs::inode::DeferredDelete;
 use crate::fs::inode::file::Stored;
 use crate::fs::types::errno::Errno;
 use crate::vault::cache::{Peek, is_outage};
@@ -19,7 +19,7 @@ use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
 /// As it is kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in crate::fs) struct NotDeleted {
+pub(in crate::fs) struct FailedDeleteRecord {
     /// The version that was to go.
     stored: Stored,
     errno: Errno,
@@ -29,7 +29,7 @@ pub(in crate::fs) struct NotDeleted {
 
 /// An object that should be gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Undeleted {
+pub struct FailedDelete {
     /// Its name.
     pub name: String,
     /// Where it shows, below the mount point.
@@ -42,13 +42,13 @@ pub struct Undeleted {
 
 impl FileSystem {
     /// Objects that should be gone, by name.
-    pub fn undeleted(&self) -> Vec<Undeleted> {
+    pub fn failed_deletes(&self) -> Vec<FailedDelete> {
         let known: Vec<_> = {
             let table = self.table();
-            let all = table.undeleted.iter();
+            let all = table.failed_deletes.iter();
             all.map(|(name, kept)| (name.clone(), kept.clone(), table.is_hidden(name))).collect()
         };
-        let mut undeleted = Vec::new();
+        let mut failed_deletes = Vec::new();
         for (name, kept, retried) in known {
             let is_still_there = match self.cache.peek(&name) {
                 Peek::Value(found) => kept.stored.is(&found.object.meta),
@@ -57,37 +57,39 @@ impl FileSystem {
             };
             if is_still_there {
                 let path = self.path_of(name.as_str());
-                undeleted.push(Undeleted {
+                failed_deletes.push(FailedDelete {
                     name: name.as_str().to_owned(),
                     path,
                     error: kept.message,
                     retried,
                 });
             } else {
-                self.table().undeleted.remove(&name);
+                self.table().failed_deletes.remove(&name);
             }
         }
-        undeleted.sort_by(|a, b| a.name.cmp(&b.name));
-        undeleted
+        failed_deletes.sort_by(|a, b| a.name.cmp(&b.name));
+        failed_deletes
     }
 
     /// Whether the vault may yet make a deletion that it has not made.
-    pub(in crate::fs) fn owes_deletions(&self) -> bool {
+    pub(in crate::fs) fn has_pending_deletes(&self) -> bool {
         let table = self.table();
         // What shows again is not tried again.
-        table.undeleted.keys().any(|name| table.hidden.contains_key(name))
+        table.failed_deletes.keys().any(|name| table.deferred_deletes.contains_key(name))
     }
 
     /// The deletion of what is hidden under `name` failed. True if it is to be tried again, the object hidden until
     /// then; else it shows again.
-    pub(in crate::fs) fn not_deleted(&self, name: &ObjectName, error: &Error) -> bool {
+    pub(in crate::fs) fn record_failed_delete(&self, name: &ObjectName, error: &Error) -> bool {
         let again = is_outage(error.kind) || error.kind == ErrorKind::Full;
         let errno = Errno::from(error);
         let mut table = self.table();
-        let Some(stored) = table.hidden.get(name).map(|hidden| hidden.stored.clone()) else { return false };
-        let is_news = table.undeleted.get(name).is_none_or(|known| known.errno != errno);
+        let Some(stored) = table.deferred_deletes.get(name).map(|hidden| hidden.stored.clone()) else {
+            return false;
+        };
+        let is_news = table.failed_deletes.get(name).is_none_or(|known| known.errno != errno);
         let message = format!("it should be gone, but was not deleted: {error}");
-        table.undeleted.insert(name.clone(), NotDeleted { stored, errno, message });
+        table.failed_deletes.insert(name.clone(), FailedDeleteRecord { stored, errno, message });
         drop(table);
         if is_news {
             self.failed("deletion of what was moved or unlinked", name.as_str(), error);
@@ -97,14 +99,15 @@ impl FileSystem {
 
     /// What is hidden under `name` shows again.
     pub(in crate::fs) fn show_again(&self, name: &ObjectName) {
-        self.table().hidden.remove(name);
+        self.table().deferred_deletes.remove(name);
         self.inval_name(name);
     }
 
     /// Deletes after all what should be gone (all, or that name), unless it is something else now.
     pub(in crate::fs) async fn delete_after_all(self: &Arc<Self>, name: Option<&str>, call: &Call) {
-        let wanted = |undeleted: &Undeleted| name.is_none_or(|name| name == undeleted.name);
-        let names = self.undeleted().into_iter().filter(wanted).filter_map(|one| ObjectName::new(&one.name));
+        let wanted = |failed_deletes: &FailedDelete| name.is_none_or(|name| name == failed_deletes.name);
+        let names =
+            self.failed_deletes().into_iter().filter(wanted).filter_map(|one| ObjectName::new(&one.name));
         for name in names {
             if self.hide_again(&name) {
                 // What fails is listed again.
@@ -115,7 +118,7 @@ impl FileSystem {
 
     /// Another try at what the vault refused to delete: the mount ends, and this is the last.
     pub(in crate::fs) async fn delete_refused(self: &Arc<Self>, call: &Call) {
-        let refused = self.undeleted().into_iter().filter(|one| !one.retried);
+        let refused = self.failed_deletes().into_iter().filter(|one| !one.retried);
         for name in refused.filter_map(|one| ObjectName::new(&one.name)) {
             if self.hide_again(&name) {
                 // What fails is listed again.
@@ -127,25 +130,27 @@ impl FileSystem {
     /// Hides what showed again, for another try to delete it. Not while somebody changes it.
     fn hide_again(&self, name: &ObjectName) -> bool {
         let mut table = self.table();
-        if table.hidden.contains_key(name) {
+        if table.deferred_deletes.contains_key(name) {
             return true;
         }
-        let Some(stored) = table.undeleted.get(name).map(|kept| kept.stored.clone()) else { return false };
+        let Some(stored) = table.failed_deletes.get(name).map(|kept| kept.stored.clone()) else {
+            return false;
+        };
         if table.file(name).is_some_and(|file| file.state().is_beyond_vault()) {
             return false;
         }
-        let hidden = Hidden { stored, backup: None, claimed: false, since: self.clock.now() };
-        table.hidden.insert(name.clone(), hidden);
+        let hidden = DeferredDelete { stored, backup: None, reused: false, since: self.clock.now() };
+        table.deferred_deletes.insert(name.clone(), hidden);
         drop(table);
         self.inval_name(name);
         true
     }
 
     /// The object stays: a person wants it so. False if there is none of that name that should be gone.
-    pub(in crate::fs) fn keep_after_all(&self, name: &str) -> bool {
+    pub(in crate::fs) fn dismiss(&self, name: &str) -> bool {
         let Some(name) = ObjectName::new(name) else { return false };
         let mut table = self.table();
-        let known = table.undeleted.remove(&name).is_some();
+        let known = table.failed_deletes.remove(&name).is_some();
         let hidden = known && table.is_hidden(&name);
         drop(table);
         if hidden {

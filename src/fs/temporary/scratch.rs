@@ -82,8 +82,8 @@ impl FileSystem {
         }
         let bound = self.options.scratch_size;
         let mut used = self.scratch_used();
-        let next = used.saturating_sub(state.room).saturating_add(size);
-        if size > state.room && next > bound {
+        let next = used.saturating_sub(state.quota_bytes).saturating_add(size);
+        if size > state.quota_bytes && next > bound {
             drop(used);
             let why = format!(
                 "files that are held back from the vault are limited to {bound} bytes together (--scratch-size)"
@@ -91,7 +91,7 @@ impl FileSystem {
             return Err(self.refused("write", state.name.as_str(), Errno::ENOSPC, &why));
         }
         *used = next;
-        state.room = size;
+        state.quota_bytes = size;
         Ok(())
     }
 
@@ -100,8 +100,8 @@ impl FileSystem {
         let held = if state.is_only_here() { state.buffer.as_ref().map_or(0, |b| b.bytes.len()) } else { 0 };
         let now = held as u64;
         let mut used = self.scratch_used();
-        *used = used.saturating_sub(state.room).saturating_add(now);
-        state.room = now;
+        *used = used.saturating_sub(state.quota_bytes).saturating_add(now);
+        state.quota_bytes = now;
     }
 }
 

@@ -187,14 +187,14 @@ impl FileSystem {
     ) -> Result<()> {
         let goal = {
             let state = file.state();
-            if let Some(refused) = state.cut_short.filter(|_| state.is_dirty()) {
+            if let Some(refused) = state.write_error.filter(|_| state.is_dirty()) {
                 // Told and logged at the write.
                 return Err(refused);
             }
             state.buffer.as_ref().map_or(0, |b| b.generation)
         };
         loop {
-            let Some(_turn) = self.turn(file, call).await else {
+            let Some(_lock) = self.lock_commit(file, call).await else {
                 let name = file.state().name.clone();
                 let why =
                     Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
@@ -242,8 +242,8 @@ impl FileSystem {
     }
 
     /// Waits until no change of this file is out at the vault.
-    pub(in crate::fs) async fn turn(&self, file: &File, call: &Call) -> Option<OwnedSemaphorePermit> {
-        let turn = file.turn.clone().acquire_owned();
+    pub(in crate::fs) async fn lock_commit(&self, file: &File, call: &Call) -> Option<OwnedSemaphorePermit> {
+        let turn = file.commit_lock.clone().acquire_owned();
         tokio::time::timeout(self.left(call), turn).await.ok()?.ok()
     }
 
@@ -427,7 +427,7 @@ impl FileSystem {
         state.failure = None;
         state.exclusive = false;
         state.sent.clear();
-        table.reveal(&job.name);
+        table.cancel_delete(&job.name);
         if let Some(buffer) = &mut state.buffer {
             buffer.stored(job.generation);
         }
@@ -447,7 +447,7 @@ impl FileSystem {
             }
             Link::Current | Link::Unlinked => false,
         };
-        state.settle();
+        state.release();
         drop(state);
         if let Some(other) = other.filter(|_| moved) {
             other.state().link = Link::Replaced;
@@ -456,7 +456,7 @@ impl FileSystem {
         }
         drop(table);
         if moved || superseded {
-            self.reshow(&job.name);
+            self.repoint(&job.name);
         }
     }
 
@@ -543,13 +543,13 @@ impl FileSystem {
     /// any more.
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
-        self.settle_all(what, &call).await;
+        self.promote_all(what, &call).await;
         self.delete_refused(&call).await;
         // What fails is among what is left.
         let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
         loop {
             // A change that is on its way ends first: it would meet the next mount's save of the same name.
-            let is_out = |file: &Arc<File>| file.turn.available_permits() == 0;
+            let is_out = |file: &Arc<File>| file.commit_lock.available_permits() == 0;
             let files: Vec<Arc<File>> =
                 self.table().all_files().filter(|file| what.covers(file) || is_out(file)).collect();
             let ends = files.iter().map(|file| async {
@@ -557,7 +557,7 @@ impl FileSystem {
                     // What fails is told by `left_over` below.
                     let _ = self.commit(file, &call, Cause::Drain).await;
                 } else {
-                    drop(self.turn(file, &call).await);
+                    drop(self.lock_commit(file, &call).await);
                 }
             });
             futures_util::future::join_all(ends).await;
@@ -567,7 +567,7 @@ impl FileSystem {
                 let failed = |failure: &Failure| failure.is_retried() && !failure.key_refused;
                 what.covers(file) && file.state().failure.as_ref().is_some_and(failed)
             };
-            let owes = files.iter().any(may_do_better) || self.owes_deletions();
+            let owes = files.iter().any(may_do_better) || self.has_pending_deletes();
             if !owes || self.left(&call) <= FIRST_RETRY {
                 return self.left_over();
             }

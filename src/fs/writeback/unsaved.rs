@@ -24,7 +24,7 @@ impl FileSystem {
     /// Gives the unsaved write of a name up, or its deletion: the name shows what the vault has. False if there is
     /// neither.
     pub fn discard_unsaved(&self, name: &str) -> bool {
-        let kept = self.keep_after_all(name);
+        let kept = self.dismiss(name);
         let files = self.unsaved_files(Some(name));
         for file in &files {
             let name = self.give_up(file);
@@ -49,11 +49,11 @@ impl FileSystem {
         let name = state.name.clone();
         state.link = Link::Unlinked;
         state.failure = None;
-        state.settle();
+        state.release();
         self.account_room(&mut state);
         drop(state);
         table.unpoint(&name, file.ino);
-        table.let_go_of(&name, file);
+        table.detach(&name, file);
         table.drop_unheld(file.ino);
         name
     }

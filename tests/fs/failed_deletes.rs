@@ -17,7 +17,7 @@ const ERROR: &str = "user.vault.error";
 
 /// What should be gone, and whether it is tried again.
 fn told(sh: &Shell) -> Vec<(String, bool)> {
-    sh.fs.undeleted().into_iter().map(|one| (one.name, one.retried)).collect()
+    sh.fs.failed_deletes().into_iter().map(|one| (one.name, one.retried)).collect()
 }
 
 async fn error_of(sh: &Shell, name: &str) -> Result<String, Errno> {
@@ -44,7 +44,10 @@ async fn what_the_vault_does_not_delete_is_told_until_a_person_decides() {
             assert!(error.starts_with("it should be gone, but was not deleted: "), "{error}");
             assert_eq!(error_of(&sh, backup).await, Err(Errno::ENODATA));
             let status = sh.fs.status();
-            assert_eq!((status.undeleted[0].error.as_str(), status.last_errors.len()), (error.as_str(), 1));
+            assert_eq!(
+                (status.failed_deletes[0].error.as_str(), status.last_errors.len()),
+                (error.as_str(), 1)
+            );
 
             // Another worker tells it as well.
             sh.die_after(0);
