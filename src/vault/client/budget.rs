@@ -33,7 +33,10 @@ const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
 const ROUNDED: Duration = Duration::from_secs(1);
 
 /// A reset above this is Unix time, not a number of seconds.
-const UNIX_TIME_FROM: u64 = 1_000_000_000;
+const UNIX_TIME_FROM: f64 = 1e9;
+
+/// Unix time above this is milliseconds, as some services give it.
+const UNIX_MILLISECONDS_FROM: f64 = 1e12;
 
 /// What the headers of one answer say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,27 +56,37 @@ impl Headers {
     /// tells that.
     pub fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
         let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
+        let seconds = |name: &str| {
+            let told = headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok()?;
+            (told.is_finite() && told >= 0.0).then_some(told)
+        };
         let small = |name: &str| number(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let date = |name: &str| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok();
         // By the vault's own clock, if it tells that.
         let now = date(DATE.as_str()).unwrap_or(wall);
-        let reset = number("x-ratelimit-reset").map(|n| {
-            if n <= UNIX_TIME_FROM {
-                return Duration::from_secs(n);
-            }
-            let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-            Duration::from_secs(n).saturating_sub(now)
+        let reset = seconds("x-ratelimit-reset").map(|told| {
+            let since = match told {
+                _ if told <= UNIX_TIME_FROM => return whole(told),
+                _ if told <= UNIX_MILLISECONDS_FROM => told,
+                _ => told / 1000.0,
+            };
+            whole(since - now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
         });
         let (limit, remaining) = (small("x-ratelimit-limit"), small("x-ratelimit-remaining"));
         Self {
             limit: limit.filter(|limit| *limit > 0 || remaining.is_none()),
             remaining,
-            reset: reset.map(|r| r.min(LONGEST_WINDOW)),
-            retry_after: number("retry-after")
-                .map(Duration::from_secs)
+            reset,
+            retry_after: seconds("retry-after")
+                .map(whole)
                 .or_else(|| date("retry-after").map(|at| at.duration_since(now).unwrap_or_default())),
         }
     }
+}
+
+/// A finite time as whole seconds, rounded up: never too early. What is past is now.
+fn whole(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.ceil().clamp(0.0, LONGEST_WINDOW.as_secs_f64()))
 }
 
 /// One window of the limit.
@@ -460,6 +473,15 @@ mod tests {
         assert_eq!(read(&[("x-ratelimit-reset", "1700000042")]).reset, Some(Duration::from_secs(42)));
         assert_eq!(read(&[("x-ratelimit-reset", "1600000000")]).reset, Some(Duration::ZERO));
         assert_eq!(read(&[("x-ratelimit-reset", "1900000000")]).reset, Some(LONGEST_WINDOW));
+        let milliseconds = [("x-ratelimit-reset", "1700000042000")];
+        assert_eq!(read(&milliseconds).reset, Some(Duration::from_secs(42)));
+        for (fraction, told) in [("0.5", 1), ("41.2", 42), ("1700000041.2", 42)] {
+            assert_eq!(read(&[("x-ratelimit-reset", fraction)]).reset, Some(Duration::from_secs(told)));
+        }
+        for nonsense in ["nan", "inf", "-1", "", "1e999"] {
+            assert_eq!(read(&[("x-ratelimit-reset", nonsense)]).reset, None, "{nonsense:?}");
+        }
+        assert_eq!(read(&[("retry-after", "2.5")]).retry_after, Some(Duration::from_secs(3)));
         assert_eq!(read(&[("x-ratelimit-limit", "99999999999")]).limit, Some(u32::MAX));
         let theirs = ("date", "Tue, 14 Nov 2023 22:00:00 GMT");
         let hour = read(&[("x-ratelimit-reset", "1700002800"), theirs]).reset;
