@@ -55,28 +55,39 @@ fn endure(faults: &[Kind], time: Duration) {
     let mut scene = Scene::start(seed, time * slots * 2 + Duration::from_secs(240));
     let mut done = BTreeMap::new();
     let mut failures = Vec::new();
+    let mut may_conflict = false;
+    let (mut patience, mut slowest) = (Duration::ZERO, (Duration::ZERO, String::new()));
     for fault in faults {
         fault.rage(&mut scene, time, &mut done);
+        may_conflict |= fault.may_conflict();
         if !fault.may_fail() {
             failures = scene.failures();
             // kv shows no bytes of old versions: after a death, where somebody else saved the same name, it may not be told
             // what became of a save. That is a conflict which its program hears of.
-            failures.retain(|text| {
-                !(fault.may_conflict() && text.contains(" on kv:") && text.contains("Stale file"))
-            });
+            failures
+                .retain(|text| !(may_conflict && text.contains(" on kv:") && text.contains("Stale file")));
+            // In the few seconds that the turn of all faults gives to each, a loaded machine meets deadlines; nothing else.
+            failures.retain(|text| !(time == SHORT && text.contains("timed out")));
             if !failures.is_empty() {
                 eprintln!("{fault:?}: {} operations failed", failures.len());
-                if time != SHORT {
-                    break;
-                }
+                break;
             }
+        }
+        if let Some(more) = fault.patience() {
+            (patience, slowest) = (patience.max(more), scene.slowest());
         }
     }
     let (wrong, figures) = scene.judge();
-    eprintln!("{figures:?} and {}", Scene::told(&done));
+    if faults.iter().all(|fault| fault.patience().is_some()) {
+        slowest = figures.slowest.clone();
+    }
+    eprintln!("{figures:?}, the longest wait {slowest:?}, and {}", Scene::told(&done));
     failures.iter().take(20).for_each(|text| eprintln!("{text}"));
     let mut broken: BTreeMap<&str, u32> = BTreeMap::new();
-    let may_be_late = faults.iter().any(|fault| fault.may_be_late());
+    let late = wrong.iter().filter(|violation| violation.rule == check::LATE).count();
+    eprintln!("{late} requests arrived after the look for them");
+    // It takes a server that is slower than a worker's successor: seldom.
+    let may_be_late = faults.iter().any(|fault| fault.may_be_late()) && late * 1000 <= figures.saves;
     for violation in wrong.iter().filter(|violation| !may_be_late || violation.rule != check::LATE) {
         let times = broken.entry(violation.rule).or_default();
         *times += 1;
@@ -85,15 +96,9 @@ fn endure(faults: &[Kind], time: Duration) {
         }
     }
     assert!(broken.is_empty(), "rules that were broken, and how often: {broken:?}; seed {seed}");
-    // In the few seconds that the turn of all faults gives to each, a loaded machine meets deadlines.
-    assert!(failures.is_empty() || time == SHORT, "{} operations failed; seed {seed}", failures.len());
-    if time == SHORT {
-        return;
-    }
-    if let Some(patience) = faults.iter().map(|fault| fault.patience()).collect::<Option<Vec<_>>>() {
-        let most = patience.into_iter().max().unwrap_or_default();
-        assert!(figures.slowest < DEADLINE + most, "{figures:?}; seed {seed}");
-    }
+    assert!(failures.is_empty(), "{} operations failed; seed {seed}", failures.len());
+    // Until the first fault that makes programs wait as long as it likes.
+    assert!(slowest.0 < DEADLINE + patience.max(Duration::from_secs(2)), "{slowest:?}; seed {seed}");
 }
 
 #[test]

@@ -77,8 +77,7 @@ pub struct Figures {
     pub saves: usize,
     pub failed: usize,
     pub reads: usize,
-    pub slowest: Duration,
-    pub slowest_of: String,
+    pub slowest: (Duration, String),
 }
 
 impl Scene {
@@ -177,6 +176,12 @@ impl Scene {
         all
     }
 
+    /// The longest operation so far, and which that was.
+    pub fn slowest(&self) -> (Duration, String) {
+        let slowest = self.logs().into_iter().map(|log| log.slowest).max().unwrap_or_default();
+        (Duration::from_nanos(slowest.0), slowest.1)
+    }
+
     /// Ends the load: each program finishes what it is at.
     fn end_load(&mut self) {
         for program in &mut self.programs {
@@ -233,13 +238,11 @@ impl Scene {
             }
         }
         let sum = |of: fn(&Log) -> usize| logs.iter().map(of).sum();
-        let slowest = logs.iter().map(|log| log.slowest.clone()).max().unwrap_or_default();
         let figures = Figures {
             saves: sum(|log| log.acknowledged.len()),
             failed,
             reads: sum(|log| log.reads.len()),
-            slowest: Duration::from_nanos(slowest.0),
-            slowest_of: slowest.1,
+            slowest: self.slowest(),
         };
         self.end(&mut wrong);
         (wrong, figures)

@@ -88,7 +88,7 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// What threads are at when a mount has ended nobody waits for longer.
-const LAST_THREADS: Duration = Duration::from_secs(5);
+const LAST_THREADS: Duration = Duration::from_secs(2);
 
 fn keep() -> anyhow::Result<ExitCode> {
     hardening::name_process(keeper::NAME);
