@@ -106,7 +106,7 @@ impl Grammar for AnyOption {
         Ok(None)
     }
 
-    fn rehearse(&self, _: &[String]) -> Result<(), String> {
+    fn validate(&self, _: &[String]) -> Result<(), String> {
         Ok(())
     }
 }

@@ -222,8 +222,8 @@ impl FileSystem {
             cache,
             clock,
         });
-        let audience = Arc::downgrade(&fs);
-        fs.cache.set_audience(audience);
+        let revocation_listener = Arc::downgrade(&fs);
+        fs.cache.set_revocation_listener(revocation_listener);
         fs
     }
 

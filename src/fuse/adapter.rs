@@ -22,7 +22,7 @@ use crate::fs::{Create, FileSystem, Remover, SetAttr, Step};
 use crate::fuse::request_counts::{Operation, Requests};
 use crate::sys::program::name_of_process;
 use crate::vault::attribution;
-use crate::vault::attribution::Spender;
+use crate::vault::attribution::Attribution;
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -63,8 +63,8 @@ impl Adapter {
     }
 
     /// For whom the request is.
-    fn spender(&self, req: &Request) -> Spender {
-        Spender::of(req.uid(), self.fs.is_guest(req.uid()))
+    fn attribution(&self, req: &Request) -> Attribution {
+        Attribution::of(req.uid(), self.fs.is_guest(req.uid()))
     }
 
     /// Does `work` for a request that changes something, and answers it.
@@ -74,7 +74,7 @@ impl Adapter {
         work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        self.end(req, self.spender(req).scope(|| self.fs.run_mutating(req.unique().0, work)), answer);
+        self.end(req, self.attribution(req).scope(|| self.fs.run_mutating(req.unique().0, work)), answer);
     }
 
     /// Answers such a request.
@@ -101,7 +101,7 @@ impl Adapter {
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let unique = req.unique().0;
-        let step = self.spender(req).scope(|| self.fs.run_idempotent(unique, work));
+        let step = self.attribution(req).scope(|| self.fs.run_idempotent(unique, work));
         if matches!(step, Step::Ready(_)) && unique >> 63 == 0 {
             return self.answer(req, step, answer);
         }
@@ -128,9 +128,9 @@ impl Adapter {
             Step::Ready(result) => answer(result),
             Step::Pending(work) => {
                 let limit = self.fs.time_left(req.unique().0) + GRACE;
-                let spender = self.spender(req).named(name_of_process(req.pid()));
+                let attribution = self.attribution(req).named(name_of_process(req.pid()));
                 let out = self.requests.pause.out();
-                self.runtime.spawn(attribution::on_behalf_of(spender, async move {
+                self.runtime.spawn(attribution::on_behalf_of(attribution, async move {
                     let result = tokio::time::timeout(limit, work).await;
                     answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)));
                     drop(out);
@@ -234,7 +234,7 @@ impl Filesystem for Adapter {
         let done = match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
             (Some(registered), _) => Step::Ready(registered),
             (None, Some(e)) => return reply.error(e),
-            (None, None) => self.spender(req).scope(|| {
+            (None, None) => self.attribution(req).scope(|| {
                 self.fs.run_mutating(req.unique().0, |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set))
             }),
         };
@@ -281,7 +281,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        reply.error(errno(self.spender(req).scope(|| self.fs.refuse_special("symlink", name))));
+        reply.error(errno(self.attribution(req).scope(|| self.fs.refuse_special("symlink", name))));
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -534,7 +534,7 @@ impl Filesystem for Adapter {
         if let Some(e) = self.refused() {
             return reply.error(e);
         }
-        let set = self.spender(req).scope(|| self.fs.setxattr(ino.0, name, value));
+        let set = self.attribution(req).scope(|| self.fs.setxattr(ino.0, name, value));
         empty(reply)(set.map_err(errno));
     }
 

@@ -10,8 +10,8 @@ use super::service::{Create, Service, ServiceError, Value, id_text, parse_id};
 use super::store::{ListRequest, Lookup, ObjectRow, Order, PageFrom, StoreError};
 use crate::vault::codec;
 use crate::vault::{
-    Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object, ObjectId,
-    ObjectName, Once, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Content, Dialect, Error, ErrorKind, IdempotencyKey, ListQuery, Meta, NameLimit,
+    Object, ObjectId, ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
 /// Who wrote, in the database's words.
@@ -145,8 +145,11 @@ impl Vault for LocalVault {
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
         let value = value(content);
-        let once = |key: Once| self.service.once(BY, "local", key.to_string().as_bytes(), &content.bytes);
-        let create = Create { once: call.once.map(once), ..Create::new(name.clone(), &value) };
+        let once = |key: IdempotencyKey| {
+            self.service.idempotency(BY, "local", key.to_string().as_bytes(), &content.bytes)
+        };
+        let create =
+            Create { idempotency: call.idempotency_key.map(once), ..Create::new(name.clone(), &value) };
         meta(&self.change(call, self.service.create(BY, create)).await?)
     }
 
@@ -211,7 +214,7 @@ impl Vault for LocalVault {
 mod tests {
     use super::*;
     use crate::server::instance::data_dir::DataDir;
-    use crate::server::instance::serve::{Owner, ServeOptions};
+    use crate::server::instance::serve::{Instance, ServeOptions};
     use crate::vault::testing::contract;
 
     #[tokio::test]
@@ -219,7 +222,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = DataDir::prepare(temp.path()).unwrap();
         let lock = dir.try_lock().unwrap().unwrap();
-        let owner = Owner::open(dir, lock, ServeOptions::default()).await.unwrap();
-        contract::run(Arc::new(LocalVault::new(Arc::clone(owner.service())))).await;
+        let instance = Instance::open(dir, lock, ServeOptions::default()).await.unwrap();
+        contract::run(Arc::new(LocalVault::new(Arc::clone(instance.service())))).await;
     }
 }

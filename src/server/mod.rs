@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! embedded, cli::serve     who runs it: a mount, or a process of its own
-//!   owner, dir, listen     one directory, one lock, sockets, draining
+//!   instance               one directory, one lock, sockets, draining
 //!     api                  HTTP: routes, gate, envelope, dialects
 //!       service            the vault's operations on text; local: the same as `vault::Vault`
 //!         seal, store      ciphertext in, ciphertext out; SQLite

@@ -87,14 +87,14 @@ pub struct Create<'a> {
     pub value: &'a Value,
     /// Its key context (kv dialect; empty elsewhere).
     pub context: KeyContext,
-    /// See [`Service::once`].
-    pub once: Option<Once>,
+    /// See [`Service::idempotency`].
+    pub idempotency: Option<IdempotencyRecord>,
 }
 
 impl<'a> Create<'a> {
     /// With the empty context, and made as often as it is asked for.
     pub fn new(name: ObjectName, value: &'a Value) -> Self {
-        Self { name, value, context: KeyContext::default(), once: None }
+        Self { name, value, context: KeyContext::default(), idempotency: None }
     }
 }
 
@@ -147,10 +147,10 @@ impl Service {
     }
 
     /// Makes an object; or finds the one that the same request made before, as it was then.
-    pub async fn create(&self, by: &str, create: Create<'_>) -> Result<ObjectRow> {
-        let Create { name, value, context, once } = create;
+    pub async fn create(&self, api_key_id: &str, create: Create<'_>) -> Result<ObjectRow> {
+        let Create { name, value, context, idempotency } = create;
         let size = self.measure(value)?;
-        let stamp = self.stamp(by)?;
+        let stamp = self.stamp(api_key_id)?;
         let id = self.new_ulid()?;
         let (key, wrapped_key) = self.sealer.new_data_key(id)?;
         let place = Place { object: id, version: 1, form: value.form };
@@ -161,7 +161,7 @@ impl Service {
             etag: self.sealer.etag(id, text),
             sealed: self.sealer.seal(&key, place, text)?,
         };
-        let new = NewObject { id, name, key_context: context.text(), wrapped_key, value, once };
+        let new = NewObject { id, name, key_context: context.text(), wrapped_key, value, idempotency };
         Ok(self.store.create(new, stamp).await?)
     }
 
@@ -193,13 +193,13 @@ impl Service {
     /// Makes the next version.
     pub async fn update(
         &self,
-        by: &str,
+        api_key_id: &str,
         id: Ulid,
         check: Option<VersionUid>,
         value: Value,
     ) -> Result<ObjectRow> {
         let size = self.measure(&value)?;
-        let stamp = self.stamp(by)?;
+        let stamp = self.stamp(api_key_id)?;
         let sealer = Arc::clone(&self.sealer);
         let seal: SealFn = Box::new(move |object, version, wrapped_key| {
             let key = sealer.unwrap_data_key(object, wrapped_key)?;
@@ -217,9 +217,15 @@ impl Service {
     }
 
     /// What makes a request with this `Idempotency-Key`, from this API key to this route, one that is done once.
-    pub fn once(&self, by: &str, route: &str, header: &[u8], body: &SecretBytes) -> Once {
+    pub fn idempotency(
+        &self,
+        api_key_id: &str,
+        route: &str,
+        header: &[u8],
+        body: &SecretBytes,
+    ) -> IdempotencyRecord {
         // Only a keyed hash of it is kept.
-        self.sealer.once([by.as_bytes(), route.as_bytes(), header], body.expose())
+        self.sealer.idempotency([api_key_id.as_bytes(), route.as_bytes(), header], body.expose())
     }
 
     /// The vault's id.
@@ -297,8 +303,8 @@ impl Service {
         Ok((object, Value { form, text: SecretString::new(text.to_owned()) }))
     }
 
-    fn stamp(&self, by: &str) -> Result<Stamp> {
-        Ok(Stamp { by: by.to_owned(), at: self.now(), uid: VersionUid(as_uuid(random()?)) })
+    fn stamp(&self, api_key_id: &str) -> Result<Stamp> {
+        Ok(Stamp { api_key_id: api_key_id.to_owned(), at: self.now(), uid: VersionUid(as_uuid(random()?)) })
     }
 
     fn now(&self) -> Millis {

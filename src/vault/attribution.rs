@@ -1,10 +1,10 @@
-//! On whose behalf requests are sent: when the budget is spent, people want to know by which program, and users who were
+//! Attribution: on whose behalf requests are sent: when the budget is spent, people want to know by which program, and users who were
 //! merely let in have a share of it only.
 //!
-//! A [`Spender`] travels with the task that serves a program ([`on_behalf_of`]) and with the flights that it begins, so
+//! A [`Attribution`] travels with the task that serves a program ([`on_behalf_of`]) and with the flights that it begins, so
 //! that no call has to carry it. What is sent by nobody's task (refreshing, retries) is vaultfs's own. A flight is paid for
 //! by whoever joined it last ([`Payer::join`]): nobody fails because the share of the user who asked first is spent. A
-//! [`Ledger`] adds up; it stays small, however many programs there are.
+//! [`RequestCounter`] adds up; it stays small, however many programs there are.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -24,19 +24,19 @@ const OWN: &str = "(vaultfs)";
 const OTHERS: &str = "(others)";
 
 tokio::task_local! {
-    static SPENDER: Spender;
+    static ATTRIBUTION: Attribution;
 }
 
 /// For whom a task works.
 #[derive(Debug, Clone, Default)]
-pub struct Spender {
+pub struct Attribution {
     /// The program, as /proc names it.
     program: Option<Arc<str>>,
     uid: Option<u32>,
     payer: Payer,
 }
 
-impl Spender {
+impl Attribution {
     /// A request of this user. A guest spends a share of the budget only.
     pub fn of(uid: u32, is_guest: bool) -> Self {
         Self { program: None, uid: Some(uid), payer: Payer::Task(is_guest.then_some(uid)) }
@@ -70,7 +70,7 @@ impl Spender {
 
     /// Runs `work`, which does not wait, on its behalf.
     pub fn scope<T>(self, work: impl FnOnce() -> T) -> T {
-        SPENDER.sync_scope(self, work)
+        ATTRIBUTION.sync_scope(self, work)
     }
 }
 
@@ -127,18 +127,18 @@ impl Payer {
 }
 
 /// Runs `work` on behalf of a program.
-pub async fn on_behalf_of<T>(spender: Spender, work: impl Future<Output = T>) -> T {
-    SPENDER.scope(spender, work).await
+pub async fn on_behalf_of<T>(attribution: Attribution, work: impl Future<Output = T>) -> T {
+    ATTRIBUTION.scope(attribution, work).await
 }
 
 /// On whose behalf this task runs.
-pub fn current() -> Spender {
-    SPENDER.try_with(Spender::clone).unwrap_or_default()
+pub fn current() -> Attribution {
+    ATTRIBUTION.try_with(Attribution::clone).unwrap_or_default()
 }
 
 /// Requests sent on behalf of one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spent {
+pub struct RequestCount {
     /// Its name, or a word in parentheses.
     pub program: String,
     /// How many, since the start.
@@ -147,9 +147,9 @@ pub struct Spent {
 
 /// Who has spent how much.
 #[derive(Debug, Default)]
-pub struct Ledger(Mutex<HashMap<Arc<str>, u64>>);
+pub struct RequestCounter(Mutex<HashMap<Arc<str>, u64>>);
 
-impl Ledger {
+impl RequestCounter {
     /// The present task sends a request.
     pub fn add(&self) {
         let name = current().program.unwrap_or_else(|| OWN.into());
@@ -166,10 +166,10 @@ impl Ledger {
     }
 
     /// The greatest spenders, the greatest first.
-    pub fn top(&self, most: usize) -> Vec<Spent> {
+    pub fn top(&self, most: usize) -> Vec<RequestCount> {
         let counts = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let spent = counts.iter().map(|(name, n)| Spent { program: name.to_string(), requests: *n });
-        let mut spent: Vec<Spent> = spent.collect();
+        let spent = counts.iter().map(|(name, n)| RequestCount { program: name.to_string(), requests: *n });
+        let mut spent: Vec<RequestCount> = spent.collect();
         drop(counts);
         spent.sort_by(|a, b| b.requests.cmp(&a.requests).then_with(|| a.program.cmp(&b.program)));
         spent.truncate(most);
@@ -181,29 +181,29 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    async fn spend(ledger: &Ledger, name: &str, times: usize) {
-        let spender = Spender::of(0, false).named(Some(name.into()));
-        on_behalf_of(spender, async { (0..times).for_each(|_| ledger.add()) }).await;
+    async fn spend(counter: &RequestCounter, name: &str, times: usize) {
+        let attribution = Attribution::of(0, false).named(Some(name.into()));
+        on_behalf_of(attribution, async { (0..times).for_each(|_| counter.add()) }).await;
     }
 
     #[tokio::test]
     async fn requests_are_booked_on_who_caused_them() {
-        let ledger = Ledger::default();
-        ledger.add();
-        spend(&ledger, "find", 3).await;
-        spend(&ledger, "cat", 1).await;
-        let spent = |program: &str, requests| Spent { program: program.into(), requests };
-        assert_eq!(ledger.top(2), [spent("find", 3), spent("(vaultfs)", 1)]);
+        let counter = RequestCounter::default();
+        counter.add();
+        spend(&counter, "find", 3).await;
+        spend(&counter, "cat", 1).await;
+        let spent = |program: &str, requests| RequestCount { program: program.into(), requests };
+        assert_eq!(counter.top(2), [spent("find", 3), spent("(vaultfs)", 1)]);
     }
 
     #[tokio::test]
     async fn the_ledger_stays_small_and_loses_no_request() {
-        let ledger = Ledger::default();
-        spend(&ledger, "greedy", 5000).await;
+        let counter = RequestCounter::default();
+        spend(&counter, "greedy", 5000).await;
         for n in 0..1000 {
-            spend(&ledger, &format!("p{n}"), 1).await;
+            spend(&counter, &format!("p{n}"), 1).await;
         }
-        let all = ledger.top(usize::MAX);
+        let all = counter.top(usize::MAX);
         assert!(all.len() <= PROGRAMS + 1);
         assert_eq!(all[0].program, "greedy");
         assert_eq!(all.iter().map(|spent| spent.requests).sum::<u64>(), 6000);

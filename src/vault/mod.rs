@@ -10,9 +10,9 @@ pub mod cache;
 pub mod client;
 pub mod codec;
 pub mod envelope;
+pub mod idempotency_key;
 pub mod lazy;
 pub mod model;
-pub mod once;
 pub mod prefix;
 pub mod testing;
 
@@ -25,7 +25,7 @@ pub use crate::vault::model::error::{Error, ErrorKind, Result};
 pub use crate::vault::model::object::{
     Content, Form, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Summary, VersionInfo, VersionTag,
 };
-pub use once::Once;
+pub use idempotency_key::IdempotencyKey;
 
 /// Who a request is sent for; background work yields the request budget to the foreground.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,18 +44,18 @@ pub struct Call {
     /// Whether somebody waits for it.
     pub priority: Priority,
     /// What a vault that honours such keys knows a creation by that comes again; other operations ignore it.
-    pub once: Option<Once>,
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 impl Call {
     /// A foreground call.
     pub fn foreground(deadline: Instant) -> Self {
-        Self { deadline, priority: Priority::Foreground, once: None }
+        Self { deadline, priority: Priority::Foreground, idempotency_key: None }
     }
 
     /// A background call.
     pub fn background(deadline: Instant) -> Self {
-        Self { deadline, priority: Priority::Background, once: None }
+        Self { deadline, priority: Priority::Background, idempotency_key: None }
     }
 }
 
@@ -125,7 +125,7 @@ pub struct VaultStatus {
     /// Requests sent since the start, retries included.
     pub requests: u64,
     /// On whose behalf, the greatest spenders first.
-    pub spent_by: Vec<crate::vault::attribution::Spent>,
+    pub spent_by: Vec<crate::vault::attribution::RequestCount>,
     /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
     /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not told its time.

@@ -24,13 +24,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::lock::{Idle, VolumeGuard, VolumeLocks};
 use super::mounter::{Interruption, Mounter};
 use super::options::{self, Grammar};
 use super::profile::Profiles;
 use super::protocol::Described;
 use super::state::{self, Refusal, Volume, Volumes};
 use super::store::Store;
-use super::turn::{Idle, MyTurn, Turns};
 use crate::clock::Clock;
 
 /// How long a removal tries to store what is unsaved: podman waits 5 s for the answer, dockerd a minute.
@@ -49,7 +49,7 @@ pub struct Driver {
     /// One change is written at a time. Taken after a volume's lock, before `volumes`.
     saving: tokio::sync::Mutex<()>,
     /// Whose turn it is to change a volume.
-    turns: Turns,
+    locks: VolumeLocks,
     /// The volumes that are mounted and will be unmounted, unless they are used before. Short.
     idle: Mutex<Idle>,
     store: Arc<Store>,
@@ -87,7 +87,7 @@ impl Driver {
         Self {
             volumes: Mutex::new(parts.volumes),
             saving: tokio::sync::Mutex::default(),
-            turns: Turns::default(),
+            locks: VolumeLocks::default(),
             idle: Mutex::default(),
             store: Arc::new(parts.store),
             mounter: parts.mounter,
@@ -102,13 +102,13 @@ impl Driver {
     /// Create.
     pub async fn create(&self, name: &str, options: &BTreeMap<String, String>) -> Result<()> {
         state::check_name(name)?;
-        let _turn = self.turns.next(name).await;
+        let _guard = self.locks.next(name).await;
         // Of one that is there already, by an earlier version perhaps, options and files are the next mount's business.
         if self.volumes().get(name).is_err() {
             let arguments = self.arguments(options).await?;
             options::check_own(name, options, self.profiles.dir(), &*self.grammar).map_err(Refusal::Said)?;
             let grammar = self.grammar.clone();
-            blocking(move || grammar.rehearse(&arguments)).await?;
+            blocking(move || grammar.validate(&arguments)).await?;
         }
         let now = seconds(self.clock.wall());
         self.change(|volumes| volumes.create(name, options, now)).await.map(drop)
@@ -133,15 +133,15 @@ impl Driver {
         engine: Option<u32>,
         tell: impl FnOnce(Result<PathBuf>) -> bool,
     ) {
-        let turn = self.turns.soon(name).await;
-        match self.mount_locked(&turn, name, id, engine).await {
+        let guard = self.locks.soon(name).await;
+        match self.mount_locked(&guard, name, id, engine).await {
             Ok(at) => {
                 if !tell(Ok(at)) {
                     tracing::warn!(
                         volume = name,
                         "the engine waited no longer for its mount: taking it back"
                     );
-                    if let Err(e) = self.take_back(&turn, name, id).await {
+                    if let Err(e) = self.take_back(&guard, name, id).await {
                         tracing::error!(volume = name, "{e}");
                     }
                 }
@@ -154,7 +154,7 @@ impl Driver {
 
     async fn mount_locked(
         &self,
-        turn: &MyTurn,
+        guard: &VolumeGuard,
         name: &str,
         id: &str,
         engine: Option<u32>,
@@ -169,7 +169,7 @@ impl Driver {
             Err(e) => Err(e),
         };
         if done.is_err() && volume.users.is_empty() {
-            let unmounted = self.unmount_unused(name, turn.wanted()).await;
+            let unmounted = self.unmount_unused(name, guard.wanted()).await;
             unmounted.unwrap_or_else(|e| tracing::error!(volume = name, "{e}"));
         }
         done.map(|()| at)
@@ -178,7 +178,7 @@ impl Driver {
     /// Unmount: as [`Driver::mount`]. Returns when the volume is unmounted, if it has no users then; what fails after
     /// the answer is logged.
     pub async fn unmount(&self, name: &str, id: &str, tell: impl FnOnce(Result<()>) -> bool) {
-        let turn = self.turns.next(name).await;
+        let guard = self.locks.next(name).await;
         let was_user = match self.change(|volumes| volumes.release(name, id)).await {
             Ok(was_user) => was_user,
             Err(e) => {
@@ -192,7 +192,7 @@ impl Driver {
                 tracing::error!(volume = name, "{e}");
             }
         } else if self.is_unused(name) {
-            self.leave(name, turn, self.keep).await;
+            self.leave(name, guard, self.keep).await;
         }
     }
 
@@ -203,9 +203,9 @@ impl Driver {
     }
 
     /// Undoes a Mount of which the engine did not hear.
-    async fn take_back(&self, turn: &MyTurn, name: &str, id: &str) -> Result<()> {
+    async fn take_back(&self, guard: &VolumeGuard, name: &str, id: &str) -> Result<()> {
         self.change(|volumes| volumes.release(name, id)).await?;
-        if self.is_unused(name) { self.unmount_unused(name, turn.wanted()).await } else { Ok(()) }
+        if self.is_unused(name) { self.unmount_unused(name, guard.wanted()).await } else { Ok(()) }
     }
 
     fn is_unused(&self, name: &str) -> bool {
@@ -214,22 +214,22 @@ impl Driver {
 
     /// Unmounts a volume without users `after` that time, unless it has some by then. While another mount namespace has
     /// it bound, it stays.
-    async fn leave(&self, name: &str, turn: MyTurn, after: Duration) {
-        let (mut turn, mut pause) = (turn, after);
+    async fn leave(&self, name: &str, guard: VolumeGuard, after: Duration) {
+        let (mut guard, mut pause) = (guard, after);
         let mine = self.idle().begin(name);
         loop {
             if !pause.is_zero() {
-                drop(turn);
+                drop(guard);
                 tokio::time::sleep(pause).await;
-                turn = self.turns.next(name).await;
+                guard = self.locks.next(name).await;
                 if !self.idle().is_since(name, mine) {
                     return;
                 }
             }
-            match self.unmount_unused(name, turn.wanted()).await {
+            match self.unmount_unused(name, guard.wanted()).await {
                 Err(e @ Refusal::Bound { .. }) => tracing::debug!("stays mounted: {e}"),
                 // Whoever interrupted it has the mount now; dockerd does so each time it starts a container.
-                Err(e) if turn.is_wanted() => return tracing::debug!("{e}"),
+                Err(e) if guard.is_wanted() => return tracing::debug!("{e}"),
                 Err(e) => return tracing::error!("{e}"),
                 Ok(()) => return,
             }
@@ -250,7 +250,7 @@ impl Driver {
 
     /// Remove.
     pub async fn remove(&self, name: &str) -> Result<()> {
-        let _turn = self.turns.soon(name).await;
+        let _guard = self.locks.soon(name).await;
         let unused = match self.volumes().check_unused(name) {
             // By a request whose answer was lost.
             Err(Refusal::Unknown(_)) => return Ok(()),
@@ -319,7 +319,7 @@ impl Driver {
     }
 
     async fn settle_one(&self, name: &str) {
-        let turn = self.turns.next(name).await;
+        let guard = self.locks.next(name).await;
         let at = self.store.mountpoint(name);
         let volume = self.volumes().get(name).ok().cloned();
         let (users, options) = volume.map_or_else(Default::default, |volume| (volume.users, volume.options));
@@ -334,7 +334,7 @@ impl Driver {
         match users.len() {
             0 if self.mounter.is_mounted(&at) => {
                 tracing::info!(volume = name, "mounted, and nobody uses it: unmounting");
-                return self.leave(name, turn, Duration::ZERO).await;
+                return self.leave(name, guard, Duration::ZERO).await;
             }
             0 => {}
             n if !self.mounter.is_mounted(&at) => tracing::error!(
@@ -352,7 +352,7 @@ impl Driver {
     /// At the end: what nobody uses is unmounted, without waiting any longer. Names what stays.
     pub async fn end(&self) {
         for name in self.store.mountpoints() {
-            let turn = self.turns.next(&name).await;
+            let guard = self.locks.next(&name).await;
             let at = self.store.mountpoint(&name);
             if !self.mounter.is_mounted(&at) {
                 continue;
@@ -360,7 +360,7 @@ impl Driver {
             let users = self.volumes().get(&name).map_or(0, |volume| volume.users.len());
             if users > 0 {
                 tracing::info!(volume = name, users, "stays mounted for those who use it");
-            } else if let Err(e) = self.unmount_unused(&name, turn.wanted()).await {
+            } else if let Err(e) = self.unmount_unused(&name, guard.wanted()).await {
                 tracing::error!(volume = name, "{e}");
             }
         }

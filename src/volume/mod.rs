@@ -5,7 +5,7 @@
 //! - [`options`]: what `-o` of `volume create` means in options of `vaultfs mount`, and which a volume may have.
 //! - [`profile`]: the others, in files of the plugin's user.
 //! - [`store`]: the state on disk, whole or not at all. No secret is ever in it.
-//! - [`turn`]: one change at a time for each volume.
+//! - [`lock`]: one change at a time for each volume.
 //! - [`driver`]: order and locks around these: one request at a time for each volume, none waits for another volume.
 //! - [`mounter`]: the mounts themselves, each a `vaultfs mount` of its own that outlives the plugin.
 //! - [`socket`]: HTTP over a Unix socket.
@@ -14,6 +14,7 @@
 //! away never holds up `docker volume ls`; and a volume that somebody uses is neither unmounted nor removed.
 
 pub mod driver;
+pub mod lock;
 pub mod mounter;
 pub mod options;
 pub mod profile;
@@ -21,4 +22,3 @@ pub mod protocol;
 pub mod socket;
 pub mod state;
 pub mod store;
-pub mod turn;

@@ -34,7 +34,7 @@ pub trait Grammar: Send + Sync {
     fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String>;
     /// What this machine has against such a mount, as one sentence, before it is made: files that cannot be used, a URL
     /// that is none of a vault. Reads files; asks no vault.
-    fn rehearse(&self, arguments: &[String]) -> Result<(), String>;
+    fn validate(&self, arguments: &[String]) -> Result<(), String>;
 }
 
 /// Options of `vaultfs mount` that say how a person runs it; a volume is not run by one.
@@ -309,7 +309,7 @@ mod tests {
             Ok(wait.map(|time| humantime::parse_duration(time).unwrap()))
         }
 
-        fn rehearse(&self, _: &[String]) -> Result<(), String> {
+        fn validate(&self, _: &[String]) -> Result<(), String> {
             Ok(())
         }
     }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use vaultfs::secret::SecretString;
 use vaultfs::server::instance::data_dir::DataDir;
-use vaultfs::server::instance::serve::{Owner, ServeOptions};
+use vaultfs::server::instance::serve::{Instance, ServeOptions};
 use vaultfs::server::service::Service;
 use vaultfs::server::store::{Permission, Permissions};
 
@@ -102,12 +102,12 @@ impl Server {
         let data = DataDir::prepare(dir.path()).unwrap();
         let lock = data.try_lock().unwrap().unwrap();
         let key_file = data.key_file();
-        let owner = Owner::open(data, lock, options).await.unwrap();
-        let service = Arc::clone(owner.service());
+        let instance = Instance::open(data, lock, options).await.unwrap();
+        let service = Arc::clone(instance.service());
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", tcp.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(owner.listen(Some(tcp.into())).unwrap().run(async {
+        let task = tokio::spawn(instance.listen(Some(tcp.into())).unwrap().run(async {
             let _ = stopped.await;
         }));
         let key = std::fs::read_to_string(key_file).unwrap().trim().to_owned();

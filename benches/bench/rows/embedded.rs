@@ -10,7 +10,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use vaultfs::server::instance::data_dir::DataDir;
-use vaultfs::server::instance::serve::{Owner, ServeOptions};
+use vaultfs::server::instance::serve::{Instance, ServeOptions};
 
 use crate::Plan;
 use crate::measure::{compare, time};
@@ -44,10 +44,10 @@ fn vault(dir: &Path) -> Result<Server, String> {
         let data = DataDir::prepare(dir).map_err(|e| text(&e))?;
         let lock = data.try_lock().map_err(|e| text(&e))?.ok_or("the directory is in use")?;
         let key_file = data.key_file();
-        let owner = Owner::open(data, lock, ServeOptions::default()).await.map_err(|e| text(&e))?;
+        let instance = Instance::open(data, lock, ServeOptions::default()).await.map_err(|e| text(&e))?;
         let tcp = TcpListener::bind("127.0.0.1:0").await.map_err(|e| text(&e))?;
         let url = format!("http://{}", tcp.local_addr().map_err(|e| text(&e))?);
-        let listening = owner.listen(Some(tcp.into())).map_err(|e| text(&e))?;
+        let listening = instance.listen(Some(tcp.into())).map_err(|e| text(&e))?;
         tokio::spawn(listening.run(std::future::pending::<()>()));
         let key = std::fs::read_to_string(key_file).map_err(|e| text(&e))?;
         Ok::<_, String>((url, key.trim().to_owned()))

@@ -337,8 +337,8 @@ impl MountArgs {
 
     /// Refuses what [`run`] refuses without asking a vault or looking at a mount point; for a mount that is made later, by
     /// the volume plugin. `key_later`: it may still get its key.
-    pub fn rehearse(&self, key_later: bool) -> Result<(), Failure> {
-        self.connect().rehearse(key_later)?;
+    pub fn validate(&self, key_later: bool) -> Result<(), Failure> {
+        self.connect().validate(key_later)?;
         if let Some(path) = &self.audit {
             Audit::check(path).map_err(|e| assembly::bad_audit(path, &e))?;
         }

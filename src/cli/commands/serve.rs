@@ -24,7 +24,7 @@ use crate::server::error::ServeError;
 use crate::server::instance::data_dir::DataDir;
 use crate::server::instance::listen;
 use crate::server::instance::listen::Tcp;
-use crate::server::instance::serve::{Owner, ServeOptions};
+use crate::server::instance::serve::{Instance, ServeOptions};
 use crate::server::instance::tls;
 use crate::sys::allocator;
 use crate::sys::hardening;
@@ -147,12 +147,12 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let dir = DataDir::prepare(&args.data)?;
     let lock = dir.try_lock()?.ok_or_else(|| ServeError::AlreadyServed(dir.path().to_owned()))?;
-    let owner = Owner::open(dir, lock, options).await?;
+    let instance = Instance::open(dir, lock, options).await?;
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}: choose another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
-    let listening = owner.listen(Some(Tcp { listener, tls, trusted_proxies: args.trusted_proxy }))?;
+    let listening = instance.listen(Some(Tcp { listener, tls, trusted_proxies: args.trusted_proxy }))?;
     let listening = match &args.socket {
         None => listening,
         Some(path) => {

@@ -192,7 +192,7 @@ fn check_defaults(defaults: &BTreeMap<String, String>) -> Result<(), Failure> {
     let usage = |sentence| Failure::new(Exit::Usage, sentence);
     let arguments = options::arguments(&[defaults], &MountGrammar).map_err(usage)?;
     let mount = parse(&arguments).map_err(usage)?;
-    mount.rehearse(true).map_err(|e| Failure { message: as_options(&e.message), ..e })
+    mount.validate(true).map_err(|e| Failure { message: as_options(&e.message), ..e })
 }
 
 /// `-o a=1,b` as a map; `-o a=1 -o b` is the same.
@@ -235,8 +235,8 @@ impl Grammar for MountGrammar {
         parse(arguments).map(|mount| mount.patience())
     }
 
-    fn rehearse(&self, arguments: &[String]) -> Result<(), String> {
-        parse(arguments)?.rehearse(false).map_err(|e| as_options(&e.message))
+    fn validate(&self, arguments: &[String]) -> Result<(), String> {
+        parse(arguments)?.validate(false).map_err(|e| as_options(&e.message))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::fs::name;
 use crate::fs::name::{CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Entry, FileSystem, Step};
-use crate::vault::cache::{Found, Implied, Peek};
+use crate::vault::cache::{Found, Peek, PrefixState};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
 /// What stands at a place in the tree.
@@ -240,8 +240,8 @@ impl FileSystem {
             Err(Refused::Spelling) => return Ok(Ok(Place::Absent)),
             Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG),
         };
-        let implied = as_dir.as_ref().map(|dir| self.implied(under, component, dir, answers));
-        if let (Some(Implied::Yes), Some(dir)) = (implied, &as_dir) {
+        let prefix = as_dir.as_ref().map(|dir| self.prefix_state(under, component, dir, answers));
+        if let (Some(PrefixState::Yes), Some(dir)) = (prefix, &as_dir) {
             return Ok(self.object_instead_of(dir, answers).map(|object| match object {
                 Some(found) => Place::Object(found),
                 None => Place::Dir(dir.clone()),
@@ -261,13 +261,13 @@ impl FileSystem {
                 Err(need) => return Ok(Err(need)),
             }
         }
-        match (implied, as_dir) {
-            (Some(Implied::Unknown), Some(dir)) if answers.unlisted => {
+        match (prefix, as_dir) {
+            (Some(PrefixState::Unknown), Some(dir)) if answers.unlisted => {
                 self.absent_unlisted(component, &dir).map(Ok)
             }
-            (Some(Implied::Unknown), Some(dir)) if self.is_searched(&dir) => Ok(Err(Need::Prefix(dir))),
-            (Some(Implied::Unknown), _) => Ok(Err(Need::Listing)),
-            (Some(Implied::Yes | Implied::No(_)) | None, _) => Ok(Ok(Place::Absent)),
+            (Some(PrefixState::Unknown), Some(dir)) if self.is_searched(&dir) => Ok(Err(Need::Prefix(dir))),
+            (Some(PrefixState::Unknown), _) => Ok(Err(Need::Listing)),
+            (Some(PrefixState::Yes | PrefixState::No(_)) | None, _) => Ok(Ok(Place::Absent)),
         }
     }
 
@@ -299,7 +299,7 @@ impl FileSystem {
     fn is_bare(&self, dir: &DirPrefix) -> bool {
         !dir.is_continuation()
             && self.table().is_made_and_bare(dir)
-            && self.cache.implied(dir.as_str()) != Implied::Yes
+            && self.cache.prefix_state(dir.as_str()) != PrefixState::Yes
     }
 
     /// The empty directory at `component`, which is there whatever the vault says.
@@ -372,20 +372,26 @@ impl FileSystem {
     }
 
     /// Whether `dir`, spelt `component` in `under`, is there: made here, or because a name is in it.
-    fn implied(&self, under: &DirPrefix, component: &OsStr, dir: &DirPrefix, answers: &Answers) -> Implied {
+    fn prefix_state(
+        &self,
+        under: &DirPrefix,
+        component: &OsStr,
+        dir: &DirPrefix,
+        answers: &Answers,
+    ) -> PrefixState {
         let mut table = self.table();
         if let Some(owner) = dir.self_name()
             && self.is_kept_a_file(&table, &owner, dir)
         {
-            return Implied::No(self.clock.now());
+            return PrefixState::No(self.clock.now());
         }
         let beyond_vault = |(_, file): (&ObjectName, Arc<File>)| file.state().is_beyond_vault();
         if table.is_made(dir) || (!dir.is_continuation() && table.files_under(dir.as_str()).any(beyond_vault))
         {
-            return Implied::Yes;
+            return PrefixState::Yes;
         }
-        let mut implied = self.cache.implied(dir.as_str());
-        if implied == Implied::Yes && dir.is_continuation() {
+        let mut prefix = self.cache.prefix_state(dir.as_str());
+        if prefix == PrefixState::Yes && dir.is_continuation() {
             let mut seen = false;
             self.cache.visit_names(dir.as_str(), |name| {
                 let shown = self.shown(&mut table, name, under);
@@ -393,18 +399,18 @@ impl FileSystem {
                     .is_some_and(|(text, rest)| component == text.as_str() && rest == Rest::Dir(dir.clone()));
                 seen.then(String::new)
             });
-            implied = match (seen, self.cache.is_complete()) {
-                (true, _) => Implied::Yes,
-                (false, true) => Implied::No(self.clock.now()),
-                (false, false) => Implied::Unknown,
+            prefix = match (seen, self.cache.is_complete()) {
+                (true, _) => PrefixState::Yes,
+                (false, true) => PrefixState::No(self.clock.now()),
+                (false, false) => PrefixState::Unknown,
             };
         }
-        match implied {
-            Implied::Unknown if self.options.names.iter().any(|name| name.starts_with(dir.as_str())) => {
-                Implied::Yes
+        match prefix {
+            PrefixState::Unknown if self.options.names.iter().any(|name| name.starts_with(dir.as_str())) => {
+                PrefixState::Yes
             }
-            Implied::Unknown if answers.listed || answers.searched.as_ref() == Some(dir) => {
-                Implied::No(self.clock.now())
+            PrefixState::Unknown if answers.listed || answers.searched.as_ref() == Some(dir) => {
+                PrefixState::No(self.clock.now())
             }
             other => other,
         }

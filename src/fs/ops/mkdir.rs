@@ -22,7 +22,7 @@ use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Entry, FileSystem, Step};
 use crate::vault::ObjectName;
-use crate::vault::cache::Implied;
+use crate::vault::cache::PrefixState;
 
 /// Whether file managers make a directory of this name at the top of a file system, to keep there what is deleted.
 fn is_trash(component: &OsStr) -> bool {
@@ -208,7 +208,7 @@ impl FileSystem {
                 fs.flush_deferred_in(&dir, &call).await?;
             }
             if dir.is_continuation()
-                || fs.cache.implied(dir.as_str()) == Implied::Yes
+                || fs.cache.prefix_state(dir.as_str()) == PrefixState::Yes
                 || !fs.names_in(&dir).is_empty()
             {
                 return Err(Errno::ENOTEMPTY);

@@ -106,7 +106,7 @@ impl FileSystem {
     /// READ. Without a handle (`fh` 0) it is the inode that is read. Of a mount that slept the vault is asked first,
     /// whatever is at hand (`revoke`).
     pub fn read(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
-        if !self.cache.has_dozed() || !self.may_be_taken_away(ino) {
+        if !self.cache.was_idle() || !self.may_be_taken_away(ino) {
             return self.read_held(ino, fh, offset, size);
         }
         self.cache.used(self.longest_ttl());
@@ -115,7 +115,7 @@ impl FileSystem {
         }
         let fs = self.clone();
         Step::later(async move {
-            fs.cache.settle_doubt(&fs.call()).await;
+            fs.cache.resolve_doubt(&fs.call()).await;
             match fs.read_held(ino, fh, offset, size) {
                 Step::Ready(slice) => slice,
                 Step::Pending(work) => work.await,

@@ -21,7 +21,7 @@ use crate::fs::namespace::listing::{DirEntry, Handed, Listing, Listings, Stamp};
 use crate::fs::ops::open::{Handle, Held};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Caller, FileKind, FileSystem, Opened, Step};
-use crate::vault::cache::Feed;
+use crate::vault::cache::NameStream;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, attribution};
 
 /// How often names that the kernel keeps are looked at while they are fresh.
@@ -313,7 +313,13 @@ impl FileSystem {
         listing
     }
 
-    async fn grow(self: &Arc<Self>, dir: &Dir, under: &DirPrefix, listing: &Arc<Listing>, mut feed: Feed) {
+    async fn grow(
+        self: &Arc<Self>,
+        dir: &Dir,
+        under: &DirPrefix,
+        listing: &Arc<Listing>,
+        mut feed: NameStream,
+    ) {
         let mut positions = HashMap::from([(".".to_owned(), 0), ("..".to_owned(), 1)]);
         // While old names are at hand nobody waits long for a vault that hangs.
         let patience = self.cache.patience_with_listing().unwrap_or(Duration::MAX);

@@ -238,7 +238,7 @@ impl FileSystem {
             guarded: false,
             insists: false,
             waited_for: true,
-            once: After::once(sent.as_ref()),
+            idempotency_key: After::idempotency_key(sent.as_ref()),
             sent,
         })
     }

@@ -13,7 +13,7 @@ use crate::fs::namespace::resolve::Place;
 use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::{Errno, Result};
 use crate::vault::Call;
-use crate::vault::cache::Implied;
+use crate::vault::cache::PrefixState;
 
 impl FileSystem {
     /// Moves `dir` to the file name `to.1` in the directory `to.0`.
@@ -75,7 +75,7 @@ impl FileSystem {
         }
         let table = self.table();
         !dir.is_continuation()
-            && self.cache.implied(dir.as_str()) != Implied::Yes
+            && self.cache.prefix_state(dir.as_str()) != PrefixState::Yes
             && !table.files_under(dir.as_str()).any(|(_, file)| file.state().is_beyond_vault())
             && !table.deferred_deletes.keys().any(|name| name.as_str().starts_with(dir.as_str()))
     }

@@ -35,7 +35,7 @@ use crate::fs::propagation::helper_calls::{
 use crate::fs::propagation::in_flight::InFlight;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{FileSystem, HelperStatus, Kernel, Step};
-use crate::vault::cache::{Change, Implied, Peek, RefreshStatus};
+use crate::vault::cache::{Change, Peek, PrefixState, RefreshStatus};
 use crate::vault::{Object, ObjectName};
 
 /// Values fetched at a time.
@@ -144,12 +144,12 @@ impl FileSystem {
     /// Begins to follow what changes elsewhere, for as long as the runtime lives.
     pub fn follow_changes(self: &Arc<Self>) {
         self.cache.track_changes();
-        let (fs, heard, seen, dozing) = (self.clone(), self.clone(), self.clone(), self.clone());
+        let (fs, heard, seen, idle) = (self.clone(), self.clone(), self.clone(), self.clone());
         let wanted = move || heard.propagator.events.receiver_count() > 0;
         let watched = move || seen.kernel.get().is_some_and(|kernel| kernel.is_watched());
         let told = move || fs.ingest_changes();
-        let dozes = move || dozing.take_back_pages();
-        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, told, dozes));
+        let on_idle = move || idle.take_back_pages();
+        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, told, on_idle));
         let fs = self.clone();
         self.runtime.spawn(async move {
             loop {
@@ -445,7 +445,7 @@ impl FileSystem {
         for (parent, text, kind) in way.iter().rev() {
             let DirKind::Tree(dir) = kind else { return };
             let made = self.table().is_made(dir);
-            if made || self.cache.implied(dir.as_str()) == Implied::Yes {
+            if made || self.cache.prefix_state(dir.as_str()) == PrefixState::Yes {
                 return;
             }
             kernel.inval_entry(*parent, OsStr::new(text));

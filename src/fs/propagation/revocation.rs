@@ -15,9 +15,9 @@ use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, Link};
 use crate::fs::inode::{Node, VersionFile};
 use crate::vault::ObjectName;
-use crate::vault::cache::Audience;
+use crate::vault::cache::RevocationListener;
 
-impl Audience for FileSystem {
+impl RevocationListener for FileSystem {
     fn refused(&self, name: Option<&ObjectName>) {
         let (files, versions) = {
             let table = self.table();

@@ -135,14 +135,14 @@ mod tests {
 
     use super::*;
     use crate::fs::Errno;
-    use crate::vault::attribution::Spender;
+    use crate::vault::attribution::Attribution;
 
     struct Setup(Arc<FailureLog>);
 
     impl Setup {
         fn fails(&self, uid: u32, name: &str, errno: Errno) -> bool {
             let failure = LastError::new(SystemTime::UNIX_EPOCH, "lookup", name, errno, String::new());
-            Spender::of(uid, true).scope(|| self.0.add(&Handle::current(), failure))
+            Attribution::of(uid, true).scope(|| self.0.add(&Handle::current(), failure))
         }
 
         fn lines(&self, uid: u32, errno: Errno, names: impl Iterator<Item = u32>) -> usize {

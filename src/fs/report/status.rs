@@ -78,7 +78,7 @@ pub struct Vault {
     pub requests: u64,
     /// On whose behalf, the greatest spenders first.
     #[serde(default)]
-    pub spent_by: Vec<Spent>,
+    pub spent_by: Vec<RequestCount>,
     /// Requests left in this window, where a limit is known.
     pub budget: Option<Budget>,
     /// Why it does not answer, if it does not.
@@ -98,7 +98,7 @@ pub struct Vault {
 
 /// Requests sent on behalf of one program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spent {
+pub struct RequestCount {
     /// Its name.
     pub program: String,
     /// Since the start.
@@ -184,8 +184,8 @@ pub struct LastError {
     pub message: String,
 }
 
-impl From<crate::vault::attribution::Spent> for Spent {
-    fn from(spent: crate::vault::attribution::Spent) -> Self {
+impl From<crate::vault::attribution::RequestCount> for RequestCount {
+    fn from(spent: crate::vault::attribution::RequestCount) -> Self {
         Self { program: spent.program, requests: spent.requests }
     }
 }
@@ -231,7 +231,7 @@ impl FileSystem {
                 endpoint: vault.endpoint,
                 dialect: format!("{:?}", self.cache.vault().capabilities().dialect).to_lowercase(),
                 requests: vault.requests,
-                spent_by: vault.spent_by.into_iter().map(Spent::from).collect(),
+                spent_by: vault.spent_by.into_iter().map(RequestCount::from).collect(),
                 budget: vault.budget.map(|b| Budget {
                     limit: b.limit,
                     remaining: b.remaining,

@@ -26,7 +26,7 @@ use crate::fs::writeback::doubt::{After, Fate, Saved, Sent, deleted, unknown};
 use crate::fs::writeback::may_write::Change;
 use crate::secret::SecretBytes;
 use crate::vault::{
-    Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Once, VersionTag, codec,
+    Call, Content, Error, ErrorKind, IdempotencyKey, Meta, Object, ObjectId, ObjectName, VersionTag, codec,
 };
 
 /// A background retry waits this long first, then twice as long each time.
@@ -114,7 +114,7 @@ pub(in crate::fs) struct Job {
     /// A program waits for it: nobody has looked at the file since it was closed.
     pub waited_for: bool,
     /// What the vault is to know it by, should it make the object.
-    pub once: Option<Once>,
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 impl Job {
@@ -134,7 +134,7 @@ impl Job {
             insists,
             waited_for: true,
             // What a person wants is made whatever an earlier attempt made.
-            once: After::once(sent.as_ref().filter(|_| !insists)),
+            idempotency_key: After::idempotency_key(sent.as_ref().filter(|_| !insists)),
             sent,
         })
     }
@@ -269,7 +269,7 @@ impl FileSystem {
                 Some(object) => Next::Break(Saved::current(object)),
                 None => Next::Continue(self.after(&base.id, &base.version)),
             },
-            (None, None) => Next::Continue(After::Nothing(job.once)),
+            (None, None) => Next::Continue(After::Nothing(job.idempotency_key)),
         };
         let mut last = None;
         let mut before = job.sent.clone();
@@ -350,7 +350,7 @@ impl FileSystem {
             Some(now) if job.guarded && !job.is_based_on(&now) => Err(superseded()),
             Some(now) => Ok(Next::Continue(self.after(&now.id, &now.version))),
             None if job.guarded && job.base.is_some() => Err(superseded()),
-            None => Ok(Next::Continue(After::Nothing(job.once))),
+            None => Ok(Next::Continue(After::Nothing(job.idempotency_key))),
         }
     }
 
@@ -377,7 +377,7 @@ impl FileSystem {
         let vault = self.cache.vault();
         let (id, check) = match after {
             After::Nothing(once) => {
-                return vault.create(&Call { once: *once, ..*call }, &job.name, content).await;
+                return vault.create(&Call { idempotency_key: *once, ..*call }, &job.name, content).await;
             }
             After::Any(id, _) => (id, None),
             After::Just(id, version) => (id, Some(version)),

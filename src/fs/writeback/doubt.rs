@@ -18,7 +18,8 @@ use crate::fs::inode::file::FileState;
 use crate::fs::writeback::commit::Job;
 use crate::vault::cache::is_outage;
 use crate::vault::{
-    Call, Content, Error, ErrorKind, Meta, Object, ObjectId, ObjectName, Once, VersionInfo, VersionTag,
+    Call, Content, Error, ErrorKind, IdempotencyKey, Meta, Object, ObjectId, ObjectName, VersionInfo,
+    VersionTag,
 };
 
 /// An attempt that is out, or may have been made unheard.
@@ -36,7 +37,7 @@ pub struct Sent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum After {
     /// Nothing: it makes the object, and the vault may know it by this key.
-    Nothing(Option<Once>),
+    Nothing(Option<IdempotencyKey>),
     /// This version of the object, or any later one.
     Any(ObjectId, VersionTag),
     /// Just this version: the vault checks.
@@ -124,7 +125,7 @@ impl FileSystem {
             return Ok(fate);
         };
         // The name is taken: sent once more, it makes nothing, and a vault that knows it says what it made.
-        match self.cache.vault().create(&Call { once: *once, ..*call }, &job.name, content).await {
+        match self.cache.vault().create(&Call { idempotency_key: *once, ..*call }, &job.name, content).await {
             Ok(meta) if meta.id == now.id => {
                 let object = Arc::new(Object { meta, content: content.clone() });
                 Ok(Fate::Made(Saved { object, superseded: true }))
@@ -150,7 +151,7 @@ impl FileSystem {
             Ok(object) if object.content.bytes == content.bytes => {
                 return Ok(Fate::Made(Saved::current(self.cache.stored(object.meta, object.content))));
             }
-            Ok(object) => self.cache.settle(object, asked),
+            Ok(object) => self.cache.ingest_object(object, asked),
             Err(e) if e.kind == ErrorKind::NotFound => {
                 return Ok(match after {
                     Some(After::Any(..) | After::Just(..)) => Fate::Unknown(None),
@@ -226,10 +227,10 @@ fn candidates<'h>(history: &'h [VersionInfo], after: &After, now: &Meta) -> Opti
 
 impl After {
     /// The key of a creation that goes on after that attempt.
-    pub(in crate::fs) fn once(sent: Option<&Self>) -> Option<Once> {
+    pub(in crate::fs) fn idempotency_key(sent: Option<&Self>) -> Option<IdempotencyKey> {
         match sent {
             Some(Self::Nothing(once)) => *once,
-            _ => Once::random(),
+            _ => IdempotencyKey::random(),
         }
     }
 

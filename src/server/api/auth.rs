@@ -14,7 +14,7 @@ use crate::server::api::error::{ApiError, ErrorType};
 use crate::server::api::load::too_busy;
 use crate::server::api::{App, rate_limit};
 use crate::server::instance::admission::Seat;
-use crate::server::store::{KeyRow, Once, Permission};
+use crate::server::store::{IdempotencyRecord, KeyRow, Permission};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -25,15 +25,15 @@ const PERMISSIONS: HeaderName = HeaderName::from_static("x-vaultfs-permissions")
 pub struct Caller(pub KeyRow);
 
 /// What makes this request one that is done once: its `Idempotency-Key`, if it has one.
-pub fn once(
+pub fn idempotency(
     app: &App,
     caller: &Caller,
     headers: &HeaderMap,
     route: &str,
     body: &SecretBytes,
-) -> Option<Once> {
+) -> Option<IdempotencyRecord> {
     let key = headers.get(IDEMPOTENCY_KEY).filter(|key| !key.is_empty())?;
-    Some(app.service.once(&caller.0.id, route, key.as_bytes(), body))
+    Some(app.service.idempotency(&caller.0.id, route, key.as_bytes(), body))
 }
 
 /// Puts the gate before a route's methods. Methods the route does not take stay outside: 405 needs no key.

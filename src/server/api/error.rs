@@ -166,11 +166,11 @@ impl From<ServiceError> for ApiError {
                     ErrorType::Conflict,
                     "the object has changed since: read it again, then repeat with its current version",
                 ),
-                StoreError::OnceDiffers => Self::new(
+                StoreError::IdempotencyMismatch => Self::new(
                     ErrorType::UnprocessableEntity,
                     "another request came with this Idempotency-Key: send a new key with a new request",
                 ),
-                StoreError::OnceGone => Self::new(
+                StoreError::IdempotencyGone => Self::new(
                     ErrorType::MadeAndDeleted,
                     "the object that this Idempotency-Key made has been deleted: send a new key to make another",
                 ),

@@ -16,7 +16,7 @@ use super::load::Received;
 use super::object::{Ends, List, page_from};
 use super::query::{Query, decode_path};
 use super::time::parse_moment;
-use crate::server::api::auth::{Caller, once};
+use crate::server::api::auth::{Caller, idempotency};
 use crate::server::crypto::context::KeyContext;
 use crate::server::service::{Create, Service, ServiceError, Value, id_text, parse_id};
 use crate::server::store::{Actor, ListRequest, Lookup, ObjectRow, Order, StoreError, VersionUid};
@@ -166,8 +166,8 @@ pub async fn create(
     let name = ObjectName::new(&name).filter(|name| name.as_str().chars().count() <= MAX_NAME_CHARS);
     let name =
         name.ok_or_else(|| unprocessable(format!("name must be 1 to {MAX_NAME_CHARS} characters long")))?;
-    let once = once(&app, &caller, &headers, "kv", &body);
-    let create = Create { name, value: &value, context, once };
+    let idempotency = idempotency(&app, &caller, &headers, "kv", &body);
+    let create = Create { name, value: &value, context, idempotency };
     let row = app.service.create(&caller.0.id, create).await.map_err(value_error)?;
     Ok(json(StatusCode::CREATED, &metadata_of(&app.service, &row)?))
 }

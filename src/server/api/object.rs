@@ -12,7 +12,7 @@ use super::error::{ApiError, ErrorType};
 use super::load::Received;
 use super::query::{Query, number};
 use crate::secret::SecretBytes;
-use crate::server::api::auth::{Caller, once};
+use crate::server::api::auth::{Caller, idempotency};
 use crate::server::service::{Create, Value, id_text, parse_id};
 use crate::server::store::{ListPage, ListRequest, Lookup, ObjectRow, Order, PageFrom};
 use crate::vault::ObjectName;
@@ -158,8 +158,8 @@ pub async fn create(
     let name = ObjectName::new(&fields.string("name")?)
         .ok_or_else(|| ApiError::invalid(format!("name must be 1 to {MAX_NAME_BYTES} bytes long")))?;
     let value = data(&fields)?;
-    let once = once(&app, &caller, &headers, "object", &body);
-    shown(&app.service.create(&caller.0.id, Create { once, ..Create::new(name, &value) }).await?)
+    let idempotency = idempotency(&app, &caller, &headers, "object", &body);
+    shown(&app.service.create(&caller.0.id, Create { idempotency, ..Create::new(name, &value) }).await?)
 }
 
 /// GET /vault/object/get?id=

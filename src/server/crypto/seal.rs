@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::secret::{SecretBytes, SecretString};
 use crate::server::crypto::data_keys::DataKeys;
-use crate::server::store::{Etag, KeyHash, Once, StoredForm, VaultId};
+use crate::server::store::{Etag, IdempotencyRecord, KeyHash, StoredForm, VaultId};
 
 /// Bytes of every key here.
 pub(in crate::server) const KEY_LEN: usize = 32;
@@ -94,7 +94,7 @@ pub struct Sealer {
     wrap: LessSafeKey,
     etag: hmac::Key,
     api_key: hmac::Key,
-    once: hmac::Key,
+    idempotency: hmac::Key,
     data_keys: DataKeys,
     check: [u8; KEY_LEN],
 }
@@ -128,7 +128,7 @@ impl Sealer {
             wrap: aead_key(&*derive("vaultfs wrap v1")),
             etag: hmac::Key::new(hmac::HMAC_SHA256, &*derive("vaultfs etag v1")),
             api_key: hmac::Key::new(hmac::HMAC_SHA256, &*derive("vaultfs api key v1")),
-            once: hmac::Key::new(hmac::HMAC_SHA256, &*derive("vaultfs request v1")),
+            idempotency: hmac::Key::new(hmac::HMAC_SHA256, &*derive("vaultfs request v1")),
             data_keys: DataKeys::new(&derive("vaultfs data keys v1"), vault),
             check: *derive("vaultfs check v1"),
         }
@@ -184,8 +184,8 @@ impl Sealer {
 
     /// What a request with an idempotency key is recognised by: `scope` says who sent it, where to and with
     /// which key, each part on its own.
-    pub fn once(&self, scope: [&[u8]; 3], body: &[u8]) -> Once {
-        let mut context = hmac::Context::with_key(&self.once);
+    pub fn idempotency(&self, scope: [&[u8]; 3], body: &[u8]) -> IdempotencyRecord {
+        let mut context = hmac::Context::with_key(&self.idempotency);
         for part in scope {
             // With its length in front, so that no two scopes are one text.
             context.update(&(part.len() as u64).to_be_bytes());
@@ -197,10 +197,10 @@ impl Sealer {
             hash
         };
         let scope = hash(context.sign());
-        let mut context = hmac::Context::with_key(&self.once);
+        let mut context = hmac::Context::with_key(&self.idempotency);
         context.update(&scope);
         context.update(body);
-        Once { scope, request: hash(context.sign()) }
+        IdempotencyRecord { scope, request: hash(context.sign()) }
     }
 
     /// The keys that the vault makes for others.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::server::error::ServeError;
 use crate::server::instance::data_dir::{DataDir, DirLock};
-use crate::server::instance::serve::{Listening, Owner, ServeOptions};
+use crate::server::instance::serve::{Instance, Listening, ServeOptions};
 
 /// How long a process that holds the lock may take to answer on its socket.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ impl Embedded {
         let (socket, key_file) = (dir.socket(), dir.key_file());
         let (stop, stopped) = watch::channel(false);
         let task = match own_or_attach(&dir).await? {
-            Role::Owner(lock) => {
+            Role::Instance(lock) => {
                 let listening = open(dir.clone(), lock, options).await?;
                 tokio::spawn(listening.run(told(stopped)))
             }
@@ -80,12 +80,12 @@ impl Drop for Embedded {
 }
 
 enum Role {
-    Owner(DirLock),
+    Instance(DirLock),
     Attached(UnixStream),
 }
 
 async fn open(dir: DataDir, lock: DirLock, options: ServeOptions) -> Result<Listening, ServeError> {
-    Owner::open(dir, lock, options).await?.listen(None)
+    Instance::open(dir, lock, options).await?.listen(None)
 }
 
 async fn told(mut stop: watch::Receiver<bool>) {
@@ -98,13 +98,13 @@ async fn own_or_attach(dir: &DataDir) -> Result<Role, ServeError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(lock) = dir.try_lock()? {
-            return Ok(Role::Owner(lock));
+            return Ok(Role::Instance(lock));
         }
         if let Ok(stream) = UnixStream::connect(dir.socket()).await {
             return Ok(Role::Attached(stream));
         }
         if Instant::now() > deadline {
-            return Err(ServeError::OwnerSilent(dir.path().to_owned()));
+            return Err(ServeError::InstanceSilent(dir.path().to_owned()));
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -123,7 +123,7 @@ async fn succeed(dir: DataDir, options: ServeOptions, first: UnixStream, stop: w
                 stream = other;
                 continue;
             }
-            Ok(Role::Owner(lock)) => open(dir.clone(), lock, options.clone()).await,
+            Ok(Role::Instance(lock)) => open(dir.clone(), lock, options.clone()).await,
             Err(e) => Err(e),
         };
         return match served {

@@ -57,7 +57,7 @@ impl Default for ServeOptions {
 
 /// A vault whose directory this process has locked.
 #[derive(Debug)]
-pub struct Owner {
+pub struct Instance {
     dir: DataDir,
     service: Arc<Service>,
     limit: Option<Arc<RateLimit>>,
@@ -65,14 +65,14 @@ pub struct Owner {
     lock: DirLock,
 }
 
-impl Owner {
+impl Instance {
     /// Opens the vault in `dir`, making what a first start makes.
     pub async fn open(dir: DataDir, lock: DirLock, options: ServeOptions) -> Result<Self, ServeError> {
         let limit = options.rate_limit.map(|n| Arc::new(RateLimit::new(n, Arc::clone(&options.clock))));
         let service = open_service(&dir, options).await?;
-        let owner = Self { dir, service: Arc::new(service), limit, lock };
-        owner.first_key().await?;
-        Ok(owner)
+        let instance = Self { dir, service: Arc::new(service), limit, lock };
+        instance.first_key().await?;
+        Ok(instance)
     }
 
     /// The vault itself, with no HTTP between.
@@ -93,7 +93,7 @@ impl Owner {
         let unix = UnixListener::bind(&path).map_err(ServeError::io("cannot listen on", &path))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(&path, mode).map_err(ServeError::io("cannot set the mode of", &path))?;
-        Ok(Listening { owner: self, listeners: Listeners { unix, shared: None, tcp } })
+        Ok(Listening { instance: self, listeners: Listeners { unix, shared: None, tcp } })
     }
 
     /// Makes the API key of a vault that has none.
@@ -122,7 +122,7 @@ impl Owner {
 /// A vault that is about to answer.
 #[derive(Debug)]
 pub struct Listening {
-    owner: Owner,
+    instance: Instance,
     listeners: Listeners,
 }
 
@@ -135,7 +135,7 @@ impl Listening {
 
     /// Answers until `stop` is done, drains, removes the socket and gives up the lock.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Owner { dir, service, limit, lock } = self.owner;
+        let Instance { dir, service, limit, lock } = self.instance;
         let router = api::router(App::new(service, limit));
         listen::serve(self.listeners, router, stop).await;
         if let Err(e) = std::fs::remove_file(dir.socket()) {

@@ -93,7 +93,7 @@ pub struct SealedValue {
 #[derive(Debug, Clone)]
 pub struct Stamp {
     /// Id of the API key.
-    pub by: String,
+    pub api_key_id: String,
     /// The clock's time; the store may move it on.
     pub at: Millis,
     /// The new version's id.
@@ -102,7 +102,7 @@ pub struct Stamp {
 
 /// A request that is done once however often it is sent: what an `Idempotency-Key` comes down to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Once {
+pub struct IdempotencyRecord {
     /// Keyed hash of who sent it, where to, and the header.
     pub scope: [u8; 32],
     /// Keyed hash of the body.
@@ -123,7 +123,7 @@ pub struct NewObject {
     /// Version 1, sealed.
     pub value: SealedValue,
     /// Makes a repeated request find the object that the first one made.
-    pub once: Option<Once>,
+    pub idempotency: Option<IdempotencyRecord>,
 }
 
 /// Who wrote a version.
@@ -325,12 +325,12 @@ pub enum StoreError {
     /// The version check failed.
     #[error("the current version is another one")]
     VersionMismatch,
-    /// [`Once`]: another request was sent with the same key.
+    /// [`IdempotencyRecord`]: another request was sent with the same key.
     #[error("another request came with the same idempotency key")]
-    OnceDiffers,
-    /// [`Once`]: what the first request made is deleted.
+    IdempotencyMismatch,
+    /// [`IdempotencyRecord`]: what the first request made is deleted.
     #[error("what was made with this idempotency key is deleted")]
-    OnceGone,
+    IdempotencyGone,
     /// A cursor that names no object there ever was.
     #[error("unknown cursor")]
     UnknownCursor,
@@ -348,7 +348,7 @@ pub enum StoreError {
 /// The vault's transactions.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
-    /// Makes an object with version 1, or finds the one that the same [`Once`] made, as it was then.
+    /// Makes an object with version 1, or finds the one that the same [`IdempotencyRecord`] made, as it was then.
     async fn create(&self, new: NewObject, stamp: Stamp) -> Result<ObjectRow, StoreError>;
     /// The object with its current value.
     async fn get(&self, which: Lookup) -> Result<SealedObject, StoreError>;

@@ -19,7 +19,7 @@ fn value() -> SealedValue {
 }
 
 fn stamp(at: i64) -> Stamp {
-    Stamp { by: "key_test".into(), at: Millis(at), uid: VersionUid(Ulid::new().to_bytes()) }
+    Stamp { api_key_id: "key_test".into(), at: Millis(at), uid: VersionUid(Ulid::new().to_bytes()) }
 }
 
 impl Vault {
@@ -30,7 +30,7 @@ impl Vault {
             key_context: "{}".into(),
             wrapped_key: vec![1, 2],
             value: value(),
-            once: None,
+            idempotency: None,
         };
         self.store.create(new, stamp(at)).await
     }

@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use super::lag::Verdict;
-use super::{Belief, Cache, State};
+use super::{Cache, Knowledge, State};
 use crate::vault::{Meta, ObjectName, Summary, VersionTag};
 
 /// What happened to a name elsewhere.
@@ -34,7 +34,7 @@ pub struct Change {
 
 impl State {
     /// Lines of a listing that was begun at `asked`.
-    pub(super) fn take_in(&mut self, items: &[Summary], asked: Instant) {
+    pub(super) fn ingest(&mut self, items: &[Summary], asked: Instant) {
         for item in items {
             match self.lag.presence(item, asked, false) {
                 Verdict::Believed => {}
@@ -76,7 +76,7 @@ impl State {
     pub(super) fn end_listing(&mut self, asked: Instant, pages: usize) {
         let mut kept = Vec::new();
         for name in self.lag.names() {
-            let Belief::Exists(known) = self.index.belief(&name) else { continue };
+            let Knowledge::Exists(known) = self.index.knowledge(&name) else { continue };
             if !self.index.lacks(&name, asked) {
                 continue;
             }

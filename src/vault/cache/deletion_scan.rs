@@ -23,7 +23,7 @@ const SLICE: Duration = Duration::from_millis(2);
 
 /// A listing that is not at its end.
 #[derive(Debug)]
-pub(super) struct Sweep {
+pub(super) struct DeletionScan {
     asked: Instant,
     query: ListQuery,
     cursors: Cursors,
@@ -31,19 +31,19 @@ pub(super) struct Sweep {
 }
 
 /// How a page left it.
-enum Swept {
+enum ScanStep {
     On,
     Ended,
 }
 
 impl Cache {
     /// Lists on after a tick. True if a listing has come to its end.
-    pub async fn look_for_deletions(&self) -> bool {
-        let Some(mut sweep) = self.sweep() else { return false };
+    pub async fn scan_for_deletions(&self) -> bool {
+        let Some(mut scan) = self.scan() else { return false };
         for _ in 0..self.pages_after_tick() {
-            match self.sweep_page(&mut sweep).await {
-                Ok(Swept::Ended) => return true,
-                Ok(Swept::On) => {}
+            match self.scan_page(&mut scan).await {
+                Ok(ScanStep::Ended) => return true,
+                Ok(ScanStep::On) => {}
                 // Goes on when the vault does.
                 Err(e) if is_outage(e.kind) && e.kind != ErrorKind::BadAnswer => break,
                 Err(e) => {
@@ -51,12 +51,12 @@ impl Cache {
                     return false;
                 }
             }
-            if sweep.pages >= FEW && self.state().index.complete_as_listed().is_none() {
-                self.refresh_state().vast = true;
+            if scan.pages >= FEW && self.state().index.complete_as_listed().is_none() {
+                self.refresh_state().too_large = true;
                 return false;
             }
         }
-        self.refresh_state().sweep = Some(sweep);
+        self.refresh_state().scan = Some(scan);
         false
     }
 
@@ -64,7 +64,7 @@ impl Cache {
     pub(super) fn deletions_show_within(&self) -> Option<Duration> {
         let period = self.period();
         let (_, pages) = self.state().index.complete_as_listed()?;
-        if !self.is_swept() {
+        if !self.needs_scan() {
             return Some(period);
         }
         let ticks = pages.div_ceil(self.pages_after_tick());
@@ -72,32 +72,32 @@ impl Cache {
     }
 
     /// The vault tells its changes, and no tick lists all names.
-    fn is_swept(&self) -> bool {
+    fn needs_scan(&self) -> bool {
         let pages = self.state().index.complete_as_listed().map(|(_, pages)| pages);
         let many = pages.map_or_else(|| self.refresh_state().many, |pages| pages > 1);
         self.vault.capabilities().search && many
     }
 
     /// The listing that is under way, or one that is due.
-    fn sweep(&self) -> Option<Sweep> {
+    fn scan(&self) -> Option<DeletionScan> {
         let now = self.clock.now();
         let listed = self.state().index.complete_as_listed();
-        let (begun, vast) = {
+        let (begun, too_large) = {
             let mut refresh = self.refresh_state();
             if refresh.failed.is_some() {
                 return None;
             }
-            (refresh.sweep.take(), refresh.vast)
+            (refresh.scan.take(), refresh.too_large)
         };
-        let overtaken = |sweep: &Sweep| listed.is_some_and(|(at, _)| at >= sweep.asked);
-        if let Some(sweep) = begun.filter(|sweep| !overtaken(sweep)) {
-            return Some(sweep);
+        let overtaken = |scan: &DeletionScan| listed.is_some_and(|(at, _)| at >= scan.asked);
+        if let Some(scan) = begun.filter(|scan| !overtaken(scan)) {
+            return Some(scan);
         }
         let due = match listed {
             Some((at, pages)) => now.saturating_duration_since(at) >= self.rest(pages),
-            None => !vast,
+            None => !too_large,
         };
-        (due && self.is_swept()).then(|| Sweep {
+        (due && self.needs_scan()).then(|| DeletionScan {
             asked: now,
             query: ListQuery::first(),
             cursors: Cursors::default(),
@@ -107,7 +107,7 @@ impl Cache {
 
     /// From one listing to the next, at the least.
     fn rest(&self, pages: usize) -> Duration {
-        let page = if self.price().is_zero() { REST } else { Duration::ZERO };
+        let page = if self.request_cost().is_zero() { REST } else { Duration::ZERO };
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         (self.wanted_period() / 2).max(page.saturating_mul(pages))
     }
@@ -120,23 +120,23 @@ impl Cache {
         left.max(1)
     }
 
-    async fn sweep_page(&self, sweep: &mut Sweep) -> Result<Swept> {
+    async fn scan_page(&self, scan: &mut DeletionScan) -> Result<ScanStep> {
         let call = Call::background(self.clock.now() + self.config.timeout);
         self.spend();
-        self.refresh_state().sweep_requests += 1;
-        let page = self.vault.list(&call, &sweep.query).await?;
-        sweep.pages += 1;
-        let next = sweep.cursors.advance(page.next)?;
+        self.refresh_state().scan_requests += 1;
+        let page = self.vault.list(&call, &scan.query).await?;
+        scan.pages += 1;
+        let next = scan.cursors.advance(page.next)?;
         let mut state = self.state();
-        state.take_in(&page.items, sweep.asked);
+        state.ingest(&page.items, scan.asked);
         match next {
             Some(cursor) => {
-                sweep.query = sweep.query.next(cursor);
-                Ok(Swept::On)
+                scan.query = scan.query.next(cursor);
+                Ok(ScanStep::On)
             }
             None => {
-                state.end_listing(sweep.asked, sweep.pages);
-                Ok(Swept::Ended)
+                state.end_listing(scan.asked, scan.pages);
+                Ok(ScanStep::Ended)
             }
         }
     }

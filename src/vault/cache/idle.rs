@@ -11,29 +11,29 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::vault::cache::single_flight::{Flight, STALE_WAIT, fly};
+use crate::vault::cache::single_flight::{Flight, STALE_WAIT, spawn_shared};
 use crate::vault::cache::{Cache, is_outage};
 use crate::vault::{Call, ListQuery, Result, attribution};
 
 impl Cache {
     /// Whether the mount has slept, and changes have not been asked for since.
-    pub fn has_dozed(&self) -> bool {
-        self.dozed.load(Ordering::Acquire)
+    pub fn was_idle(&self) -> bool {
+        self.was_idle.load(Ordering::Acquire)
     }
 
     /// Whether the vault may have refused the key for longer than a tick would leave unheard.
     pub fn is_in_doubt(&self) -> bool {
-        if !self.has_dozed() {
+        if !self.was_idle() {
             return false;
         }
         let (now, period) = (self.clock.now(), self.period());
-        let heard = self.refresh_state().heard;
-        heard.is_none_or(|heard| now.saturating_duration_since(heard) >= period)
+        let observed_at = self.refresh_state().observed_at;
+        observed_at.is_none_or(|observed_at| now.saturating_duration_since(observed_at) >= period)
     }
 
     /// Asks whether the key is still taken. A refusal is heard as any other is; who waits may go on afterwards in any
     /// case, and does not wait long for a vault that is away.
-    pub async fn settle_doubt(self: &Arc<Self>, call: &Call) {
+    pub async fn resolve_doubt(self: &Arc<Self>, call: &Call) {
         if self.recent_outage().is_none() {
             let left = call.deadline.saturating_duration_since(self.clock.now());
             let answer = tokio::time::timeout(left.min(STALE_WAIT), self.doubt_flight()).await;
@@ -47,7 +47,7 @@ impl Cache {
 
     pub(super) fn key_was_taken(&self) {
         let now = self.clock.now();
-        self.refresh_state().heard = Some(now);
+        self.refresh_state().observed_at = Some(now);
     }
 
     fn doubt_flight(self: &Arc<Self>) -> Flight<()> {
@@ -57,7 +57,7 @@ impl Cache {
         }
         let cache = self.clone();
         // About the key, not about what one user may ask: a guest's share does not count.
-        let flight = fly(attribution::current().unlimited(), async move {
+        let flight = spawn_shared(attribution::current().unlimited(), async move {
             let answer = cache.ask_for_a_page().await;
             cache.note(&answer);
             cache.state().doubt = None;

@@ -34,7 +34,7 @@ pub struct Known {
 
 /// What a look into the index says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Belief {
+pub enum Knowledge {
     /// It exists; fresh if `as_of` is recent.
     Exists(Known),
     /// It did not exist at that moment.
@@ -45,7 +45,7 @@ pub enum Belief {
 
 /// Whether any name starts with a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Implied {
+pub enum PrefixState {
     /// At least one name does.
     Yes,
     /// None did at that moment.
@@ -83,28 +83,28 @@ impl Index {
     }
 
     /// What is believed of `name`.
-    pub fn belief(&self, name: &ObjectName) -> Belief {
+    pub fn knowledge(&self, name: &ObjectName) -> Knowledge {
         if let Some(known) = self.names.get(name.as_str()) {
             let as_of = self.confirmed(known.as_of).min(known.as_of + EXISTS).max(known.as_of);
-            return Belief::Exists(Known { as_of, ..known });
+            return Knowledge::Exists(Known { as_of, ..known });
         }
         let single = self.absent.peek(name).map(|at| self.confirmed(*at));
         match (single, self.complete()) {
-            (Some(at), Some((listed, _))) => Belief::Absent(at.max(listed)),
-            (Some(at), None) | (None, Some((at, _))) => Belief::Absent(at),
-            (None, None) => Belief::Unknown,
+            (Some(at), Some((listed, _))) => Knowledge::Absent(at.max(listed)),
+            (Some(at), None) | (None, Some((at, _))) => Knowledge::Absent(at),
+            (None, None) => Knowledge::Unknown,
         }
     }
 
     /// Whether some name starts with `prefix`.
-    pub fn implied(&self, prefix: &str) -> Implied {
+    pub fn prefix_state(&self, prefix: &str) -> PrefixState {
         if self.names.has_under(prefix) {
-            return Implied::Yes;
+            return PrefixState::Yes;
         }
         let listed = self.complete().map(|(at, _)| at);
         listed
             .max(self.searched.peek(prefix).map(|at| self.confirmed(*at)))
-            .map_or(Implied::Unknown, Implied::No)
+            .map_or(PrefixState::Unknown, PrefixState::No)
     }
 
     /// All names from `start` on, in order.
@@ -355,27 +355,31 @@ mod tests {
         index.found(&meta("new", "1"), later);
         index.listed(&summary("gone"), t0);
         index.listing_ended(t0, 1);
-        assert_eq!(index.belief(&name("gone")), Belief::Absent(later));
-        assert!(matches!(index.belief(&name("new")), Belief::Exists(_)));
+        assert_eq!(index.knowledge(&name("gone")), Knowledge::Absent(later));
+        assert!(matches!(index.knowledge(&name("new")), Knowledge::Exists(_)));
     }
 
     #[test]
     fn absence_is_known_only_from_a_complete_listing_or_a_read() {
         let t0 = Instant::now();
         let mut index = Index::new(t0, 1 << 20);
-        assert_eq!(index.belief(&name("a")), Belief::Unknown);
-        assert_eq!(index.implied("a/"), Implied::Unknown);
+        assert_eq!(index.knowledge(&name("a")), Knowledge::Unknown);
+        assert_eq!(index.prefix_state("a/"), PrefixState::Unknown);
         index.listed(&summary("a/b"), t0);
-        assert_eq!(index.implied("a/"), Implied::Yes);
-        assert_eq!(index.belief(&name("a")), Belief::Unknown);
+        assert_eq!(index.prefix_state("a/"), PrefixState::Yes);
+        assert_eq!(index.knowledge(&name("a")), Knowledge::Unknown);
         index.listing_ended(t0, 1);
-        assert_eq!(index.belief(&name("a")), Belief::Absent(t0));
-        assert_eq!(index.implied("c/"), Implied::No(t0));
+        assert_eq!(index.knowledge(&name("a")), Knowledge::Absent(t0));
+        assert_eq!(index.prefix_state("c/"), PrefixState::No(t0));
         let later = t0 + Duration::from_secs(1);
         index.searched("c/", later);
         index.searched("a/", later);
-        assert_eq!(index.implied("c/"), Implied::No(later));
-        assert_eq!(index.implied("a/"), Implied::Yes, "what we know of outlives a search that missed it");
+        assert_eq!(index.prefix_state("c/"), PrefixState::No(later));
+        assert_eq!(
+            index.prefix_state("a/"),
+            PrefixState::Yes,
+            "what we know of outlives a search that missed it"
+        );
     }
 
     #[test]
@@ -384,7 +388,7 @@ mod tests {
         let mut index = Index::new(t0, 1 << 20);
         index.found(&meta("a", "2"), t0 + Duration::from_secs(1));
         assert!(!index.found(&meta("a", "1"), t0));
-        let Belief::Exists(known) = index.belief(&name("a")) else { panic!("it exists") };
+        let Knowledge::Exists(known) = index.knowledge(&name("a")) else { panic!("it exists") };
         assert_eq!(known.version, Some(VersionTag::new("2")));
     }
 }

@@ -36,12 +36,12 @@ use super::{
 use crate::clock::Clock;
 use crate::vault::attribution::Payer;
 pub use crate::vault::cache::refresher::RefreshStatus;
-pub use crate::vault::cache::revocation::Audience;
-pub use crate::vault::cache::single_flight::Feed;
+pub use crate::vault::cache::revocation::RevocationListener;
 use crate::vault::cache::single_flight::Flight;
+pub use crate::vault::cache::single_flight::NameStream;
 pub use changes::{Change, ChangeKind};
 use index::Index;
-pub use index::{Belief, Implied, Known};
+pub use index::{Knowledge, Known, PrefixState};
 use lag::Lag;
 pub use table::Usage;
 
@@ -97,7 +97,7 @@ struct State {
     /// The listing that is out, when it was begun, and who pays for it.
     listing: Option<(Flight<()>, Instant, Payer)>,
     /// Who wants to hear of its names, by prefix.
-    feeds: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
+    streams: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
     searches: HashMap<String, (Flight<()>, Payer)>,
     /// Whether the key may list names.
     listing_right: crate::vault::cache::revocation::ListingRight,
@@ -135,12 +135,12 @@ pub struct Cache {
     /// The refresher may have to get up.
     woken: tokio::sync::Notify,
     /// It has slept, and not ticked since.
-    dozed: AtomicBool,
+    was_idle: AtomicBool,
     /// A value past its time was served since the vault last answered.
     served_stale: AtomicBool,
     /// Names or values were taken in since the last revocation.
     shown: AtomicBool,
-    audience: OnceLock<Weak<dyn Audience>>,
+    revocation_listener: OnceLock<Weak<dyn RevocationListener>>,
 }
 
 /// What `status` says of the cache.
@@ -189,7 +189,7 @@ impl Cache {
                 lag: Lag::default(),
                 reads: HashMap::new(),
                 listing: None,
-                feeds: Vec::new(),
+                streams: Vec::new(),
                 searches: HashMap::new(),
                 listing_right: crate::vault::cache::revocation::ListingRight::default(),
                 refused: lru::LruCache::new(histories),
@@ -201,10 +201,10 @@ impl Cache {
             }),
             refresh: Mutex::default(),
             woken: tokio::sync::Notify::new(),
-            dozed: AtomicBool::new(false),
+            was_idle: AtomicBool::new(false),
             served_stale: AtomicBool::new(false),
             shown: AtomicBool::new(false),
-            audience: OnceLock::new(),
+            revocation_listener: OnceLock::new(),
         })
     }
 
@@ -222,7 +222,7 @@ impl Cache {
         let mut state = self.state();
         state.listing_right = crate::vault::cache::revocation::ListingRight::Given;
         self.shown.store(true, Ordering::Release);
-        state.take_in(&page.items, asked);
+        state.ingest(&page.items, asked);
         if page.next.is_none() {
             state.end_listing(asked, 1);
         }
@@ -232,26 +232,26 @@ impl Cache {
     pub fn peek(&self, name: &ObjectName) -> Peek {
         let now = self.clock.now();
         let mut state = self.state();
-        match state.index.belief(name) {
-            Belief::Exists(known) => match self.value_of(&mut state, &known) {
+        match state.index.knowledge(name) {
+            Knowledge::Exists(known) => match self.value_of(&mut state, &known) {
                 Some(object) if self.ttl(known.as_of, now) > Duration::ZERO => {
                     Peek::Value(Found { object, ttl: self.ttl(known.as_of, now), stale: None })
                 }
                 _ => Peek::Exists,
             },
-            Belief::Absent(at) => match self.ttl(at, now) {
+            Knowledge::Absent(at) => match self.ttl(at, now) {
                 Duration::ZERO => Peek::AbsentBefore,
                 ttl => Peek::Absent(ttl),
             },
-            Belief::Unknown => Peek::Unknown,
+            Knowledge::Unknown => Peek::Unknown,
         }
     }
 
     /// Whether some name starts with `prefix`; `No` only while that is fresh.
-    pub fn implied(&self, prefix: &str) -> Implied {
+    pub fn prefix_state(&self, prefix: &str) -> PrefixState {
         let now = self.clock.now();
-        match self.state().index.implied(prefix) {
-            Implied::No(at) if self.ttl(at, now) == Duration::ZERO => Implied::Unknown,
+        match self.state().index.prefix_state(prefix) {
+            PrefixState::No(at) if self.ttl(at, now) == Duration::ZERO => PrefixState::Unknown,
             implied => implied,
         }
     }
@@ -259,9 +259,9 @@ impl Cache {
     /// For how long it stays freshly known that no name starts with `prefix`.
     pub fn not_implied_for(&self, prefix: &str) -> Duration {
         let now = self.clock.now();
-        match self.state().index.implied(prefix) {
-            Implied::No(at) => self.ttl(at, now),
-            Implied::Yes | Implied::Unknown => Duration::ZERO,
+        match self.state().index.prefix_state(prefix) {
+            PrefixState::No(at) => self.ttl(at, now),
+            PrefixState::Yes | PrefixState::Unknown => Duration::ZERO,
         }
     }
 
@@ -331,7 +331,7 @@ impl Cache {
         }
         let asked = self.clock.now();
         let current = self.vault.get(call, id).await?;
-        let current = self.settle(current, asked);
+        let current = self.ingest_object(current, asked);
         if current.meta.version == *version {
             return Ok(current);
         }
@@ -396,7 +396,7 @@ impl Cache {
     pub fn deleted(&self, name: &ObjectName) {
         let now = self.clock.now();
         let mut state = self.state();
-        if let Belief::Exists(known) = state.index.belief(name) {
+        if let Knowledge::Exists(known) = state.index.knowledge(name) {
             state.lag.deleted_name(name, &known.id);
         }
         state.index.missing(name, now);
@@ -406,7 +406,7 @@ impl Cache {
     pub fn deleted_object(&self, name: &ObjectName, id: &ObjectId) {
         let now = self.clock.now();
         let mut state = self.state();
-        if matches!(state.index.belief(name), Belief::Exists(known) if known.id == *id) {
+        if matches!(state.index.knowledge(name), Knowledge::Exists(known) if known.id == *id) {
             state.lag.deleted_name(name, id);
             state.index.missing(name, now);
         }
@@ -452,7 +452,7 @@ impl Cache {
     }
 
     /// Takes in an answer that was asked for at `asked`.
-    pub fn settle(&self, object: Object, asked: Instant) -> Arc<Object> {
+    pub fn ingest_object(&self, object: Object, asked: Instant) -> Arc<Object> {
         let object = Arc::new(object);
         let mut state = self.state();
         if state.revoked.is_some_and(|at| asked <= at) {

@@ -2,7 +2,7 @@
 //!
 //! 1. **How it asks.** Where the vault tells what changed since a time (kv), one request a tick, whatever N is; else
 //!    all names are listed, ⌈N/100⌉ requests. Deletions show in listings only: where one page holds all names each
-//!    tick is a listing, else kv is listed after its ticks ([`sweep`](crate::vault::cache::deletion_scan)), and a name's existence is
+//!    tick is a listing, else kv is listed after its ticks ([`scan`](crate::vault::cache::deletion_scan)), and a name's existence is
 //!    believed for [`EXISTS`] at most.
 //! 2. **Since when.** By the vault's own times: a tick asks for what changed since the latest time that an earlier one
 //!    saw, less what that one took and an overlap; never since later than the tick before by the vault's clock, which
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::bounded;
-use crate::vault::cache::deletion_scan::Sweep;
+use crate::vault::cache::deletion_scan::DeletionScan;
 use crate::vault::cache::lag::{AGAIN, WINDOW};
 use crate::vault::cache::revocation::ListingRight;
 use crate::vault::cache::{Cache, is_outage};
@@ -73,18 +73,18 @@ pub(super) struct Refresh {
     /// There are more names than a page holds.
     pub(super) many: bool,
     /// The names are listed for deletions.
-    pub(super) sweep: Option<Sweep>,
+    pub(super) scan: Option<DeletionScan>,
     /// There were too many names to list them unasked.
-    pub(super) vast: bool,
+    pub(super) too_large: bool,
     /// Requests of the last tick, and of what followed it.
     pub(super) spent: usize,
     /// When the last tick that went well began.
     last: Option<Instant>,
     /// When the vault last gave an answer, and took the key.
-    pub(super) heard: Option<Instant>,
+    pub(super) observed_at: Option<Instant>,
     ticks: u64,
     requests: u64,
-    pub(super) sweep_requests: u64,
+    pub(super) scan_requests: u64,
     pub(super) failed: Option<String>,
 }
 
@@ -188,14 +188,14 @@ impl Cache {
     }
 
     /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up;
-    /// `watched`, which is dear, whether somebody does without having told. `told` is called after each tick, `dozes`
+    /// `watched`, which is dear, whether somebody does without having told. `told` is called after each tick, `on_idle`
     /// when it falls asleep (`doze`).
     pub async fn keep_fresh(
         self: Arc<Self>,
         wanted: impl Fn() -> bool,
         watched: impl Fn() -> bool,
         told: impl Fn(),
-        dozes: impl Fn(),
+        on_idle: impl Fn(),
     ) {
         if self.config.refresh.is_zero() {
             return;
@@ -212,9 +212,9 @@ impl Cache {
             };
             let is_watched = looked.is_some_and(|(_, watches)| watches);
             if !self.is_used() && !is_watched && !wanted() {
-                self.refresh_state().sweep = None;
-                if !self.dozed.swap(true, Ordering::AcqRel) {
-                    dozes();
+                self.refresh_state().scan = None;
+                if !self.was_idle.swap(true, Ordering::AcqRel) {
+                    on_idle();
                 }
                 // Looked at now and then, because nobody says that he has begun to want to know.
                 let while_asleep = self.config.refresh.max(Duration::from_secs(1));
@@ -224,12 +224,12 @@ impl Cache {
             tokio::time::sleep(self.pause()).await;
             if self.is_used() || is_watched || wanted() {
                 self.tick().await;
-                self.dozed.store(false, Ordering::Release);
+                self.was_idle.store(false, Ordering::Release);
                 told();
                 if self.ask_again().await {
                     told();
                 }
-                if self.look_for_deletions().await {
+                if self.scan_for_deletions().await {
                     told();
                 }
             }
@@ -288,7 +288,7 @@ impl Cache {
     }
 
     /// The time that one request is worth, if a tenth of the budget is to last.
-    pub(super) fn price(&self) -> Duration {
+    pub(super) fn request_cost(&self) -> Duration {
         let budget = self.vault.status().budget;
         budget.map_or(Duration::ZERO, |budget| {
             Duration::from_secs_f64(budget.window_s) * SHARE / budget.limit.max(1)
@@ -307,7 +307,7 @@ impl Cache {
             Ask::All => self.state().index.complete().map_or(1, |(_, pages)| pages),
         };
         let requests = pages.max(self.refresh_state().spent);
-        self.price().saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
+        self.request_cost().saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
     }
 
     /// From one tick to the next, without variation.
@@ -322,9 +322,9 @@ impl Cache {
 
     /// How many requests there may be from one tick to the next without making that longer; `None` if any number.
     pub(super) fn affordable(&self) -> Option<usize> {
-        let price = self.price().mul_f64(PAID.1);
+        let request_cost = self.request_cost().mul_f64(PAID.1);
         let between = self.wanted_period().mul_f64(BETWEEN.0);
-        (!price.is_zero()).then(|| between.div_duration_f64(price) as usize)
+        (!request_cost.is_zero()).then(|| between.div_duration_f64(request_cost) as usize)
     }
 
     fn ask(&self) -> Ask {
@@ -393,7 +393,7 @@ impl Cache {
                 let mut refresh = self.refresh_state();
                 if e.kind == ErrorKind::Unauthorized {
                     // Nothing is believed any more: the chain begins anew.
-                    (refresh.since, refresh.covered, refresh.sweep) = (None, None, None);
+                    (refresh.since, refresh.covered, refresh.scan) = (None, None, None);
                     refresh.last = None;
                 }
                 refresh.failed = Some(e.to_string());
@@ -411,7 +411,7 @@ impl Cache {
         let (mut pages, mut latest) = (0, None);
         loop {
             if pages >= BURST {
-                tokio::time::sleep(self.price()).await;
+                tokio::time::sleep(self.request_cost()).await;
             }
             let call = Call::background(self.clock.now() + self.config.timeout);
             if self.listing_refused_before().is_none() {
@@ -422,7 +422,7 @@ impl Cache {
             latest = page.items.iter().filter_map(|item| item.updated_at).max().max(latest);
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
-            state.take_in(&page.items, asked);
+            state.ingest(&page.items, asked);
             match (next, ask) {
                 (Some(_), Ask::First) => {
                     drop(state);
@@ -450,7 +450,7 @@ impl Cache {
             tick_s: period.as_secs_f64(),
             ticks: refresh.ticks,
             requests: refresh.requests,
-            deletion_requests: refresh.sweep_requests,
+            deletion_requests: refresh.scan_requests,
             deletions_s: deletions.map(|within| within.as_secs_f64()),
             last_s: refresh.last.map(|last| now.saturating_duration_since(last).as_secs()),
             error: refresh.failed.clone(),

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
 use crate::vault::cache::lag::{AGAIN, Changed, Verdict};
-use crate::vault::cache::{Belief, Cache, State, is_outage};
+use crate::vault::cache::{Cache, Knowledge, State, is_outage};
 use crate::vault::{
     Call, Capabilities, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName,
     Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
@@ -31,7 +31,7 @@ const LAGS: &str =
     "the vault gives an older version than was stored here a moment ago: try again in a few seconds";
 
 /// Who shows values that came from the cache.
-pub trait Audience: Send + Sync {
+pub trait RevocationListener: Send + Sync {
     /// They may not be shown any more: of this name, or at all.
     fn refused(&self, name: Option<&ObjectName>);
 }
@@ -67,12 +67,12 @@ enum About<'a> {
 
 /// A vault whose refusals are heard.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct RevocationDetector {
     inner: DynVault,
     cache: Weak<Cache>,
 }
 
-impl Watch {
+impl RevocationDetector {
     pub(super) fn new(inner: DynVault, cache: Weak<Cache>) -> Self {
         Self { inner, cache }
     }
@@ -134,7 +134,7 @@ impl Watch {
         answer
     }
 
-    fn heard<T>(&self, answer: Result<T>, about: About<'_>) -> Result<T> {
+    fn observe<T>(&self, answer: Result<T>, about: About<'_>) -> Result<T> {
         let Some(cache) = self.cache.upgrade() else { return answer };
         if answer.as_ref().err().is_none_or(|e| e.kind != ErrorKind::Unauthorized && !is_outage(e.kind)) {
             cache.key_was_taken();
@@ -155,9 +155,9 @@ impl Watch {
 
 impl Cache {
     /// Who is told of refusals. Only the first call counts.
-    pub fn set_audience(&self, audience: Weak<dyn Audience>) {
+    pub fn set_revocation_listener(&self, revocation_listener: Weak<dyn RevocationListener>) {
         // A second one would be a second mount over the same cache: there is none.
-        let _ = self.audience.set(audience);
+        let _ = self.revocation_listener.set(revocation_listener);
     }
 
     /// Whether the key may not list names, and never could.
@@ -222,9 +222,9 @@ impl Cache {
         let now = self.clock.now();
         let known = {
             let mut state = self.state();
-            let known = state.index.belief(name);
+            let known = state.index.knowledge(name);
             state.index.unknown(name, now);
-            matches!(known, crate::vault::cache::Belief::Exists(_))
+            matches!(known, crate::vault::cache::Knowledge::Exists(_))
         };
         if known {
             self.tell(Some(name));
@@ -232,8 +232,8 @@ impl Cache {
     }
 
     fn tell(&self, name: Option<&ObjectName>) {
-        if let Some(audience) = self.audience.get().and_then(Weak::upgrade) {
-            audience.refused(name);
+        if let Some(revocation_listener) = self.revocation_listener.get().and_then(Weak::upgrade) {
+            revocation_listener.refused(name);
         }
     }
 }
@@ -261,9 +261,9 @@ fn judged(
 
 /// Whether it is newer than what is known, or of another object.
 fn is_news(state: &mut State, meta: &Meta) -> bool {
-    match state.index.belief(&meta.name) {
-        Belief::Exists(known) => known.id != meta.id || known.updated_at < Some(meta.updated_at),
-        Belief::Absent(_) | Belief::Unknown => true,
+    match state.index.knowledge(&meta.name) {
+        Knowledge::Exists(known) => known.id != meta.id || known.updated_at < Some(meta.updated_at),
+        Knowledge::Absent(_) | Knowledge::Unknown => true,
     }
 }
 
@@ -313,7 +313,7 @@ fn judged_history(
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl Vault for Watch {
+impl Vault for RevocationDetector {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
@@ -332,7 +332,7 @@ impl Vault for Watch {
             };
             judged(state, answer.as_ref().map(|object| &object.meta), absence, asked, again)
         };
-        self.heard(self.believed(call, ask, judge, known_object).await, About::Name(name))
+        self.observe(self.believed(call, ask, judge, known_object).await, About::Name(name))
     }
 
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
@@ -341,7 +341,7 @@ impl Vault for Watch {
             let absence = |state: &mut State| state.lag.absence_of(id, asked, again);
             judged(state, answer.as_ref().map(|object| &object.meta), absence, asked, again)
         };
-        self.heard(self.believed(call, ask, judge, known_object).await, About::Other)
+        self.observe(self.believed(call, ask, judge, known_object).await, About::Other)
     }
 
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
@@ -350,11 +350,11 @@ impl Vault for Watch {
             let absence = |state: &mut State| state.lag.absence_of(id, asked, again);
             judged(state, answer.as_ref(), absence, asked, again)
         };
-        self.heard(self.believed(call, ask, judge, known_meta).await, About::Other)
+        self.observe(self.believed(call, ask, judge, known_meta).await, About::Other)
     }
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
-        let made = self.heard(self.inner.create(call, name, content).await, About::Other);
+        let made = self.observe(self.inner.create(call, name, content).await, About::Other);
         self.changed(made, Changed::Name(name.clone()), |state, meta, now| state.lag.stored(meta, true, now))
     }
 
@@ -365,12 +365,12 @@ impl Vault for Watch {
         content: &Content,
         check: Option<&VersionTag>,
     ) -> Result<Meta> {
-        let made = self.heard(self.inner.update(call, id, content, check).await, About::Other);
+        let made = self.observe(self.inner.update(call, id, content, check).await, About::Other);
         self.changed(made, Changed::Id(id.clone()), |state, meta, now| state.lag.stored(meta, false, now))
     }
 
     async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
-        let deleted = self.heard(self.inner.delete(call, id, check).await, About::Other);
+        let deleted = self.observe(self.inner.delete(call, id, check).await, About::Other);
         self.changed(deleted, Changed::Id(id.clone()), |state, (), now| state.lag.deleted(id, now))
     }
 
@@ -378,7 +378,7 @@ impl Vault for Watch {
         if let Some(refused) = self.cache.upgrade().and_then(|cache| cache.listing_refused_before()) {
             return Err(refused);
         }
-        let page = self.heard(self.inner.list(call, query).await, About::Names);
+        let page = self.observe(self.inner.list(call, query).await, About::Names);
         if let Some(cache) = self.cache.upgrade() {
             cache.compare_times();
         }
@@ -390,7 +390,7 @@ impl Vault for Watch {
         let judge = |state: &mut State, answer: &Result<Vec<VersionInfo>>, asked, again| {
             judged_history(state, id, answer, asked, again)
         };
-        self.heard(self.believed(call, ask, judge, |_, _| None).await, About::Other)
+        self.observe(self.believed(call, ask, judge, |_, _| None).await, About::Other)
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
@@ -403,11 +403,11 @@ impl Vault for Watch {
         let instead = |state: &mut State, newest: Summary| {
             known_object(state, newest).filter(|object| object.meta.version == version.tag)
         };
-        self.heard(self.believed(call, ask, judge, instead).await, About::Other)
+        self.observe(self.believed(call, ask, judge, instead).await, About::Other)
     }
 }
 
 /// The vault of a cache, its refusals heard.
 pub(super) fn watched(inner: DynVault, cache: &Weak<Cache>) -> DynVault {
-    Arc::new(Watch::new(inner, cache.clone()))
+    Arc::new(RevocationDetector::new(inner, cache.clone()))
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::{Cache, is_outage};
-use crate::vault::cache::single_flight::{Flight, fly_together};
+use crate::vault::cache::single_flight::{Flight, spawn_shared_with_payer};
 use crate::vault::model::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Result};
 
@@ -38,7 +38,7 @@ impl Cache {
             return flight.clone();
         }
         let (cache, wanted) = (self.clone(), prefix.to_owned());
-        let out = fly_together(move |payer| async move {
+        let out = spawn_shared_with_payer(move |payer| async move {
             loop {
                 let paid_by = payer.guest();
                 let answer = cache.search_pages(&wanted).await;
@@ -63,8 +63,8 @@ impl Cache {
             let page = self.vault.list(&call, &query).await?;
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
-            state.take_in(&page.items, asked);
-            if state.index.implied(prefix) == super::Implied::Yes {
+            state.ingest(&page.items, asked);
+            if state.index.prefix_state(prefix) == super::PrefixState::Yes {
                 return Ok(());
             }
             match next {
@@ -79,9 +79,9 @@ impl Cache {
 
     fn absence_may_stand_in(&self, prefix: &str) -> bool {
         let now = self.clock.now();
-        match self.state().index.implied(prefix) {
-            super::Implied::No(at) => now.saturating_duration_since(at) <= self.config.max_stale,
-            super::Implied::Yes | super::Implied::Unknown => false,
+        match self.state().index.prefix_state(prefix) {
+            super::PrefixState::No(at) => now.saturating_duration_since(at) <= self.config.max_stale,
+            super::PrefixState::Yes | super::PrefixState::Unknown => false,
         }
     }
 }
@@ -92,7 +92,7 @@ mod tests {
 
     use super::*;
     use crate::clock::{Clock, ManualClock};
-    use crate::vault::cache::{CacheConfig, Implied};
+    use crate::vault::cache::{CacheConfig, PrefixState};
     use crate::vault::model::op::Op;
     use crate::vault::testing::memory::{KV_CAPABILITIES, MemoryVault};
     use crate::vault::{Content, ObjectName, Vault};
@@ -130,19 +130,22 @@ mod tests {
             Call::foreground(self.clock.now() + Duration::from_secs(10))
         }
 
-        async fn implied(&self, prefix: &str) -> Implied {
+        async fn prefix_state(&self, prefix: &str) -> PrefixState {
             self.cache.search_prefix(&self.call(), prefix).await.unwrap();
-            self.cache.implied(prefix)
+            self.cache.prefix_state(prefix)
         }
     }
 
     #[tokio::test]
     async fn one_request_tells_whether_a_directory_is_implied() {
         let setup = Setup::with(&["x/a/b", "a/b", "a", "ab"]).await;
-        assert_eq!(setup.cache.implied("a/"), Implied::Unknown);
-        assert_eq!(setup.implied("a/").await, Implied::Yes);
-        assert!(matches!(setup.implied("b/").await, Implied::No(_)));
-        assert!(matches!(setup.implied("/b").await, Implied::No(_)), "only names that begin so count");
+        assert_eq!(setup.cache.prefix_state("a/"), PrefixState::Unknown);
+        assert_eq!(setup.prefix_state("a/").await, PrefixState::Yes);
+        assert!(matches!(setup.prefix_state("b/").await, PrefixState::No(_)));
+        assert!(
+            matches!(setup.prefix_state("/b").await, PrefixState::No(_)),
+            "only names that begin so count"
+        );
         assert_eq!(setup.memory.count(Op::List), 3);
         assert!(!setup.cache.is_complete());
     }
@@ -150,11 +153,11 @@ mod tests {
     #[tokio::test]
     async fn an_absence_is_fresh_for_the_refresh_time() {
         let setup = Setup::with(&[]).await;
-        assert!(matches!(setup.implied("a/").await, Implied::No(_)));
+        assert!(matches!(setup.prefix_state("a/").await, PrefixState::No(_)));
         setup.clock.advance(Duration::from_secs(6));
-        assert_eq!(setup.cache.implied("a/"), Implied::Unknown);
+        assert_eq!(setup.cache.prefix_state("a/"), PrefixState::Unknown);
         setup.make("a/b").await;
-        assert_eq!(setup.implied("a/").await, Implied::Yes);
+        assert_eq!(setup.prefix_state("a/").await, PrefixState::Yes);
     }
 
     #[tokio::test]
@@ -164,16 +167,16 @@ mod tests {
             setup.make(&format!("{n}/deep/x")).await;
         }
         setup.make("deep/x").await;
-        assert_eq!(setup.implied("deep/").await, Implied::Yes);
+        assert_eq!(setup.prefix_state("deep/").await, PrefixState::Yes);
         assert_eq!(setup.memory.count(Op::List), 3);
     }
 
     #[tokio::test]
     async fn all_who_wait_share_one_request() {
         let setup = Setup::with(&["a/b"]).await;
-        let waiting = (0..100).map(|_| setup.implied("a/"));
+        let waiting = (0..100).map(|_| setup.prefix_state("a/"));
         let answers = futures_util::future::join_all(waiting).await;
-        assert!(answers.iter().all(|a| *a == Implied::Yes));
+        assert!(answers.iter().all(|a| *a == PrefixState::Yes));
         assert_eq!(setup.memory.count(Op::List), 1);
     }
 }

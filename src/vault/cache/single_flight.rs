@@ -12,9 +12,9 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::vault::attribution;
-use crate::vault::attribution::{Payer, Spender};
+use crate::vault::attribution::{Attribution, Payer};
 use crate::vault::cache::revocation::NOT_ASKED;
-use crate::vault::cache::{Belief, Cache, Found, Peek, Read, State, is_outage, is_refusal};
+use crate::vault::cache::{Cache, Found, Knowledge, Peek, Read, State, is_outage, is_refusal};
 use crate::vault::model::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
 
@@ -29,13 +29,13 @@ pub(super) type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
 
 /// The names under a prefix, as the pages of a listing come in.
 #[derive(Debug)]
-pub struct Feed {
+pub struct NameStream {
     told: Vec<ObjectName>,
     pages: mpsc::UnboundedReceiver<Vec<ObjectName>>,
     flight: Flight<()>,
 }
 
-impl Feed {
+impl NameStream {
     /// The next names; `None` when there are no more.
     pub async fn names(&mut self) -> Option<Vec<ObjectName>> {
         match std::mem::take(&mut self.told) {
@@ -56,7 +56,7 @@ impl Cache {
         if let Some(refused) = self.refused_before(name) {
             return Err(refused);
         }
-        let old = self.stand_in(name);
+        let old = self.stale_fallback(name);
         if let Some(old) = &old
             && let Some(why) = self.recent_outage()
         {
@@ -115,10 +115,12 @@ impl Cache {
         let is_young = |at: Instant| now.saturating_duration_since(at) < age;
         let known = {
             let mut state = self.state();
-            match state.index.belief(name) {
-                Belief::Exists(known) if is_young(known.as_of) => self.value_of(&mut state, &known).map(Some),
-                Belief::Absent(at) if is_young(at) => Some(None),
-                Belief::Exists(_) | Belief::Absent(_) | Belief::Unknown => None,
+            match state.index.knowledge(name) {
+                Knowledge::Exists(known) if is_young(known.as_of) => {
+                    self.value_of(&mut state, &known).map(Some)
+                }
+                Knowledge::Absent(at) if is_young(at) => Some(None),
+                Knowledge::Exists(_) | Knowledge::Absent(_) | Knowledge::Unknown => None,
             }
         };
         match known {
@@ -164,14 +166,16 @@ impl Cache {
     }
 
     /// The last value known of `name`, if it may still stand in for an answer.
-    pub(super) fn stand_in(&self, name: &ObjectName) -> Option<Arc<Object>> {
+    pub(super) fn stale_fallback(&self, name: &ObjectName) -> Option<Arc<Object>> {
         let now = self.clock.now();
         let mut state = self.state();
-        match state.index.belief(name) {
-            Belief::Exists(known) if now.saturating_duration_since(known.as_of) <= self.config.max_stale => {
+        match state.index.knowledge(name) {
+            Knowledge::Exists(known)
+                if now.saturating_duration_since(known.as_of) <= self.config.max_stale =>
+            {
                 self.value_of(&mut state, &known)
             }
-            Belief::Exists(_) | Belief::Absent(_) | Belief::Unknown => None,
+            Knowledge::Exists(_) | Knowledge::Absent(_) | Knowledge::Unknown => None,
         }
     }
 
@@ -211,7 +215,7 @@ impl Cache {
             return out.clone();
         }
         let (cache, wanted) = (self.clone(), name.clone());
-        let (flight, payer) = fly_together(move |payer| async move {
+        let (flight, payer) = spawn_shared_with_payer(move |payer| async move {
             loop {
                 let (paid_by, asked) = (payer.guest(), cache.clock.now());
                 let answer = cache.read_once(&wanted, priority).await;
@@ -236,7 +240,7 @@ impl Cache {
 
     async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<Option<Arc<Object>>> {
         let asked = self.clock.now();
-        let call = Call { deadline: asked + self.config.timeout, priority, once: None };
+        let call = Call { deadline: asked + self.config.timeout, priority, idempotency_key: None };
         let answer = self.vault.get_by_name(&call, wanted).await;
         // Background work that has to wait says nothing of those who may go before it.
         let told = priority == Priority::Foreground
@@ -245,7 +249,7 @@ impl Cache {
             self.note(&answer);
         }
         match answer {
-            Ok(object) => Ok(Some(self.settle(object, asked))),
+            Ok(object) => Ok(Some(self.ingest_object(object, asked))),
             Err(e) if e.kind == ErrorKind::NotFound => {
                 self.state().take_in_absence(wanted, asked);
                 Ok(None)
@@ -266,7 +270,7 @@ impl Cache {
             return flight.clone();
         }
         let (cache, asked) = (self.clone(), self.clock.now());
-        let (flight, payer) = fly_together(move |payer| async move {
+        let (flight, payer) = spawn_shared_with_payer(move |payer| async move {
             loop {
                 let paid_by = payer.guest();
                 let answer = cache.list_pages(asked).await;
@@ -274,7 +278,7 @@ impl Cache {
                 let mut state = cache.state();
                 if !payer.is_another(paid_by, &answer) {
                     state.listing = None;
-                    state.feeds = Vec::new();
+                    state.streams = Vec::new();
                     return answer;
                 }
             }
@@ -291,7 +295,7 @@ impl Cache {
     }
 
     /// The names under `prefix` as they come in: joins the listing that is out, or begins one.
-    pub fn feed(self: &Arc<Self>, prefix: &str) -> Feed {
+    pub fn stream(self: &Arc<Self>, prefix: &str) -> NameStream {
         let mut state = self.state();
         let flight = self.join_listing(&mut state);
         // What was told before, and what has been found or made since.
@@ -299,8 +303,8 @@ impl Cache {
         // What was made here a moment ago, and the vault does not list yet, comes when the listing has ended well.
         let told = state.index.names_since(prefix, since);
         let (sender, pages) = mpsc::unbounded_channel();
-        state.feeds.push((prefix.to_owned(), sender));
-        Feed { told, pages, flight }
+        state.streams.push((prefix.to_owned(), sender));
+        NameStream { told, pages, flight }
     }
 
     /// How long to wait for a listing while names that were known before could stand in for it; `None` if none could.
@@ -324,13 +328,13 @@ impl Cache {
         let mut cursors = Cursors::default();
         let mut page = self.page(&query).await?;
         let mut next = cursors.advance(page.next.take())?;
-        self.take_in_page(&page, asked);
+        self.ingest_page(&page, asked);
         let mut pages = 1;
         let (sender, mut coming) = mpsc::channel::<Page>(PAGES_WAITING);
         let cache = self.clone();
-        let beside = fly(attribution::current(), async move {
+        let beside = spawn_shared(attribution::current(), async move {
             while let Some(page) = coming.recv().await {
-                cache.take_in_page(&page, asked);
+                cache.ingest_page(&page, asked);
             }
             Ok(())
         });
@@ -359,38 +363,38 @@ impl Cache {
         self.vault.list(&call, query).await
     }
 
-    fn take_in_page(&self, page: &Page, asked: Instant) {
+    fn ingest_page(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
-        state.take_in(&page.items, asked);
+        state.ingest(&page.items, asked);
         let gone = state.lag.gone();
-        state.feeds.retain(|(prefix, feed)| {
+        state.streams.retain(|(prefix, stream)| {
             let names = page.items.iter().map(|item| &item.name);
             let names = names.filter(|name| name.as_str().starts_with(prefix) && !gone.contains(*name));
             let names: Vec<_> = names.cloned().collect();
-            names.is_empty() || feed.send(names).is_ok()
+            names.is_empty() || stream.send(names).is_ok()
         });
     }
 }
 
 /// Runs `work` once, in a task of its own, for everybody who waits for it; it is told who pays for it.
-pub(super) fn fly_together<T: Clone + Send + Sync + 'static, W>(
+pub(super) fn spawn_shared_with_payer<T: Clone + Send + Sync + 'static, W>(
     work: impl FnOnce(Payer) -> W,
 ) -> (Flight<T>, Payer)
 where
     W: std::future::Future<Output = Result<T>> + Send + 'static,
 {
-    let spender = attribution::current().of_flight();
-    let payer = spender.payer().clone();
-    (fly(spender, work(payer.clone())), payer)
+    let attribution = attribution::current().of_flight();
+    let payer = attribution.payer().clone();
+    (spawn_shared(attribution, work(payer.clone())), payer)
 }
 
 /// Runs `work` once, in a task of its own, for everybody who waits for it, on behalf of who asked first.
-pub(super) fn fly<T: Clone + Send + Sync + 'static>(
-    spender: Spender,
+pub(super) fn spawn_shared<T: Clone + Send + Sync + 'static>(
+    attribution: Attribution,
     work: impl std::future::Future<Output = Result<T>> + Send + 'static,
 ) -> Flight<T> {
     let (sender, receiver) = oneshot::channel();
-    tokio::spawn(attribution::on_behalf_of(spender, async move {
+    tokio::spawn(attribution::on_behalf_of(attribution, async move {
         // Nobody may be left to hear it: the answer is in the cache all the same.
         let _ = sender.send(work.await);
     }));

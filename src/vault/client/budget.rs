@@ -5,7 +5,7 @@
 //! less what is still on its way. Until the first header, 1000 requests a minute are assumed for a service,
 //! and no limit for the embedded vault. How long a window is no header says: it is as long as the longest time to its
 //! end that this window or the one before has told, so a first answer late in a window is mended by the next one. Background work leaves a quarter of the limit to the foreground.
-//! A guest (`spender`) takes no request once it has had as many in the window as are left: never more than half, the whole
+//! A guest (`attribution`) takes no request once it has had as many in the window as are left: never more than half, the whole
 //! of them no more than three quarters, and who comes later finds some.
 //! A caller waits for the next window only if that begins before its deadline; else it is told at once.
 //! The arithmetic is in [`Window`], which is told the time and never asks for it.
@@ -246,12 +246,12 @@ impl Budget {
 
     /// Waits for the right to send, to the call's deadline; [`ErrorKind::RateLimited`] if that is too early.
     pub async fn acquire(&self, call: &Call) -> Result<Ticket<'_>> {
-        let spender = attribution::current();
+        let attribution = attribution::current();
         loop {
             // Made before the look, so that no change between look and wait is missed.
             let changed = self.changed.notified();
             let now = self.clock.now();
-            let guest = spender.payer().guest();
+            let guest = attribution.payer().guest();
             let taken = self.lock().take(now, call.priority, guest);
             let (until, error) = match taken {
                 Take::Go => return Ok(Ticket(self, guest)),
@@ -264,7 +264,7 @@ impl Budget {
             tokio::select! {
                 () = tokio::time::sleep(until.saturating_duration_since(now)) => {}
                 () = changed => {}
-                () = spender.payer().is_not(guest) => {}
+                () = attribution.payer().is_not(guest) => {}
             }
         }
     }
@@ -385,7 +385,7 @@ mod tests {
         let clock = ManualClock::new();
         let budget = Budget::new(Some(8), Arc::new(clock.clone()));
         let call = Call::foreground(clock.now() + Duration::from_secs(600));
-        let guest = || attribution::Spender::of(1000, true);
+        let guest = || attribution::Attribution::of(1000, true);
         for _ in 0..4 {
             attribution::on_behalf_of(guest(), async { budget.acquire(&call).await.map(drop) })
                 .await

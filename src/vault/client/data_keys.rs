@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::secret::SecretString;
-use crate::vault::client::retry::Effect;
+use crate::vault::client::retry::Idempotency;
 use crate::vault::client::status::bad_answer;
 use crate::vault::client::transport::{Answer, Body, Request, Transport};
 use crate::vault::client::wire::parse;
@@ -58,7 +58,7 @@ impl KeyService {
             return Ok(Self { transport, dialect });
         }
         let (dialect, request, answer) = probe(&transport, call, want, &ListQuery::first()).await?;
-        match transport.judge(answer, &request) {
+        match transport.check_status(answer, &request) {
             // Not allowed to list, which is not asked of it.
             Err(e) if e.kind == ErrorKind::Forbidden => {}
             Err(e) if matches!(e.kind, ErrorKind::BadAnswer | ErrorKind::NotFound) => {
@@ -133,9 +133,9 @@ impl KeyService {
     }
 
     async fn send(&self, call: &Call, request: &Request) -> Result<Answer> {
-        let answer = self.transport.exchange(call, request).await?;
+        let answer = self.transport.send_with_retries(call, request).await?;
         let reason = self.transport.reason(&answer, request);
-        self.transport.judge(answer, request).map_err(|mut e| match e.kind {
+        self.transport.check_status(answer, request).map_err(|mut e| match e.kind {
             ErrorKind::Invalid => {
                 if let Some(reason) = reason {
                     e.message = format!("{}: the vault refused the request: {reason}", request.doing);
@@ -154,7 +154,7 @@ impl KeyService {
 fn ask(path: &'static str, body: &[u8], doing: &str) -> Request {
     let body = Body::new(zeroize::Zeroizing::new(body.to_vec()));
     let mut request = Request::write(Method::POST, path, Some(body), ErrorKind::Invalid, doing.to_owned());
-    request.effect = Effect::Read;
+    request.idempotency = Idempotency::Read;
     request
 }
 

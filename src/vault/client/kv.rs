@@ -16,7 +16,7 @@ use reqwest::Method;
 use zeroize::Zeroizing;
 
 use crate::clock::bounded;
-use crate::vault::client::retry::Effect;
+use crate::vault::client::retry::Idempotency;
 use crate::vault::client::status::{bad_answer, confirmed};
 use crate::vault::client::transport::{Answer, Body, Request, Transport};
 use crate::vault::client::wire::{WireKvMetadata, WireKvObject, WireKvVersion, WirePage, parse, parse_time};
@@ -24,8 +24,8 @@ use crate::vault::client::{MAX_PAGES, quoted, segment, too_large, too_long};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::testing::memory::KV_CAPABILITIES;
 use crate::vault::{
-    Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Once, Page,
-    Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Content, Error, ErrorKind, IdempotencyKey, ListQuery, Meta, Object, ObjectId,
+    ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
 const KV: &str = "/vault/v1/kv";
@@ -67,9 +67,9 @@ impl KvVault {
         let body = body(&[("name", &name), ("key_context", &context), ("value", value.expose())]);
         let mut request =
             Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, doing).of_no_object();
-        request.idempotency = call.once.or_else(Once::random);
-        if request.idempotency.is_some() {
-            request.effect = Effect::Keyed;
+        request.idempotency_key = call.idempotency_key.or_else(IdempotencyKey::random);
+        if request.idempotency_key.is_some() {
+            request.idempotency = Idempotency::Keyed;
         }
         request
     }

@@ -249,7 +249,7 @@ impl Connector {
             ErrorKind::BadAnswer | ErrorKind::NotFound => no_vault(transport.endpoint(), &e.message),
             _ => e,
         };
-        let first_page = match transport.judge(answer, &request) {
+        let first_page = match transport.check_status(answer, &request) {
             Err(e) if e.kind == ErrorKind::Forbidden => None,
             Err(e) => return Err(no_vault(e)),
             Ok(answer) => Some(match dialect {
@@ -322,7 +322,7 @@ pub async fn look(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Res
     let asked = clock.now();
     let (dialect, request, answer) = probe(&transport, call, want, &ListQuery::first()).await?;
     let took = clock.now().saturating_duration_since(asked);
-    let may_list = match transport.judge(answer, &request) {
+    let may_list = match transport.check_status(answer, &request) {
         Ok(_) => true,
         Err(e) if e.kind == ErrorKind::Forbidden => false,
         Err(e) => return Err(e),
@@ -340,13 +340,13 @@ async fn probe(
 ) -> Result<(Dialect, Request, Answer)> {
     if want != Some(Dialect::Kv) {
         let request = object::list_request(query);
-        let answer = transport.exchange(call, &request).await?;
+        let answer = transport.send_with_retries(call, &request).await?;
         if answer.status != reqwest::StatusCode::NOT_FOUND || want.is_some() {
             return Ok((Dialect::Object, request, answer));
         }
     }
     let request = kv::list_request(query);
-    let answer = transport.exchange(call, &request).await?;
+    let answer = transport.send_with_retries(call, &request).await?;
     Ok((Dialect::Kv, request, answer))
 }
 

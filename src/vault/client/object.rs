@@ -192,7 +192,7 @@ impl Vault for ObjectVault {
         let mut request =
             Request::write(Method::POST, "/vault/object/create", Some(body), ErrorKind::AlreadyExists, doing)
                 .of_no_object();
-        request.idempotency = call.once;
+        request.idempotency_key = call.idempotency_key;
         self.write(call, &request, Some(name)).await
     }
 

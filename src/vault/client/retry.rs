@@ -18,7 +18,7 @@ use crate::vault::Priority;
 
 /// Whether a request may be repeated when its fate is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub enum Idempotency {
     /// It changes nothing.
     Read,
     /// It changes something each time it arrives.
@@ -27,19 +27,19 @@ pub enum Effect {
     Keyed,
 }
 
-impl Effect {
+impl Idempotency {
     /// Whether it changes anything.
     pub fn changes(self) -> bool {
         match self {
-            Effect::Read => false,
-            Effect::Write | Effect::Keyed => true,
+            Idempotency::Read => false,
+            Idempotency::Write | Idempotency::Keyed => true,
         }
     }
 }
 
 /// How one attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum FailureClass {
     /// No connection: it was never sent.
     NotSent,
     /// The same, of a vault that has answered before.
@@ -56,18 +56,21 @@ pub enum Trouble {
     Server,
 }
 
-impl Trouble {
+impl FailureClass {
     /// Whether the vault may have done what was asked.
     pub fn leaves_doubt(self) -> bool {
         match self {
-            Trouble::NotSent | Trouble::Gone | Trouble::RateLimited(_) | Trouble::Unavailable(_) => false,
-            Trouble::Lost | Trouble::Away | Trouble::Server => true,
+            FailureClass::NotSent
+            | FailureClass::Gone
+            | FailureClass::RateLimited(_)
+            | FailureClass::Unavailable(_) => false,
+            FailureClass::Lost | FailureClass::Away | FailureClass::Server => true,
         }
     }
 
     /// Whether it is the vault's for the moment, whatever it is asked.
     pub fn is_restart(self) -> bool {
-        matches!(self, Trouble::Gone | Trouble::Away | Trouble::Unavailable(_))
+        matches!(self, FailureClass::Gone | FailureClass::Away | FailureClass::Unavailable(_))
     }
 }
 
@@ -125,28 +128,32 @@ impl Policy {
     /// deadline: a wait that would use it up is not begun.
     pub fn wait(
         &self,
-        trouble: Trouble,
-        effect: Effect,
+        class: FailureClass,
+        idempotency: Idempotency,
         priority: Priority,
         tries: u32,
         left: Duration,
     ) -> Option<Duration> {
-        if tries >= self.max_tries && !trouble.is_restart()
-            || trouble.leaves_doubt() && effect == Effect::Write
+        if tries >= self.max_tries && !class.is_restart()
+            || class.leaves_doubt() && idempotency == Idempotency::Write
         {
             return None;
         }
-        let wait = match (trouble, priority) {
-            (Trouble::RateLimited(Some(after)), _) => after,
-            (Trouble::Unavailable(after), _) => after.max(self.restart_pause(tries)),
-            (Trouble::RateLimited(None), Priority::Background) => *ADVICE.get(tries as usize - 1)?,
-            (Trouble::RateLimited(None) | Trouble::NotSent | Trouble::Lost | Trouble::Server, _) => {
-                self.backoff(tries, self.cap)
-            }
-            (Trouble::Gone | Trouble::Away, _) => self.restart_pause(tries),
+        let wait = match (class, priority) {
+            (FailureClass::RateLimited(Some(after)), _) => after,
+            (FailureClass::Unavailable(after), _) => after.max(self.restart_pause(tries)),
+            (FailureClass::RateLimited(None), Priority::Background) => *ADVICE.get(tries as usize - 1)?,
+            (
+                FailureClass::RateLimited(None)
+                | FailureClass::NotSent
+                | FailureClass::Lost
+                | FailureClass::Server,
+                _,
+            ) => self.backoff(tries, self.cap),
+            (FailureClass::Gone | FailureClass::Away, _) => self.restart_pause(tries),
         };
         // A try that the deadline cuts off says less than the failure before it.
-        let needed = if trouble.is_restart() { wait + CONNECT_TIME } else { wait };
+        let needed = if class.is_restart() { wait + CONNECT_TIME } else { wait };
         (needed < left).then_some(wait)
     }
 
@@ -172,63 +179,76 @@ mod tests {
         Policy { jitter: Arc::new(|max| max), ..Policy::default() }
     }
 
-    fn front(trouble: Trouble, effect: Effect, tries: u32, left: Duration) -> Option<Duration> {
-        policy().wait(trouble, effect, Priority::Foreground, tries, left)
+    fn front(class: FailureClass, idempotency: Idempotency, tries: u32, left: Duration) -> Option<Duration> {
+        policy().wait(class, idempotency, Priority::Foreground, tries, left)
     }
 
     #[test]
     fn writes_are_repeated_only_when_surely_not_applied() {
-        for trouble in [
-            Trouble::NotSent,
-            Trouble::Gone,
-            Trouble::RateLimited(None),
-            Trouble::RateLimited(Some(SECOND)),
-            Trouble::Unavailable(SECOND),
+        for class in [
+            FailureClass::NotSent,
+            FailureClass::Gone,
+            FailureClass::RateLimited(None),
+            FailureClass::RateLimited(Some(SECOND)),
+            FailureClass::Unavailable(SECOND),
         ] {
-            assert!(front(trouble, Effect::Write, 1, LONG).is_some(), "{trouble:?}");
-            assert!(front(trouble, Effect::Read, 1, LONG).is_some(), "{trouble:?}");
+            assert!(front(class, Idempotency::Write, 1, LONG).is_some(), "{class:?}");
+            assert!(front(class, Idempotency::Read, 1, LONG).is_some(), "{class:?}");
         }
-        for trouble in [Trouble::Lost, Trouble::Away, Trouble::Server] {
-            assert_eq!(front(trouble, Effect::Write, 1, LONG), None, "{trouble:?}");
-            assert!(front(trouble, Effect::Read, 1, LONG).is_some(), "{trouble:?}");
-            assert!(front(trouble, Effect::Keyed, 1, LONG).is_some(), "{trouble:?}");
-            assert!(trouble.leaves_doubt());
+        for class in [FailureClass::Lost, FailureClass::Away, FailureClass::Server] {
+            assert_eq!(front(class, Idempotency::Write, 1, LONG), None, "{class:?}");
+            assert!(front(class, Idempotency::Read, 1, LONG).is_some(), "{class:?}");
+            assert!(front(class, Idempotency::Keyed, 1, LONG).is_some(), "{class:?}");
+            assert!(class.leaves_doubt());
         }
     }
 
     #[test]
     fn backoff_doubles_and_ends() {
-        let waits: Vec<_> = (1..=4).map(|n| front(Trouble::Lost, Effect::Read, n, LONG)).collect();
+        let waits: Vec<_> = (1..=4).map(|n| front(FailureClass::Lost, Idempotency::Read, n, LONG)).collect();
         let ms = |n| Some(Duration::from_millis(n));
         assert_eq!(waits, [ms(100), ms(200), ms(400), None]);
         let eager = Policy { max_tries: 100, ..policy() };
-        let late = eager.wait(Trouble::Lost, Effect::Read, Priority::Foreground, 90, LONG);
+        let late = eager.wait(FailureClass::Lost, Idempotency::Read, Priority::Foreground, 90, LONG);
         assert_eq!(late, Some(eager.cap));
     }
 
     #[test]
     fn a_vault_that_was_there_is_waited_for() {
-        for (trouble, effect) in [(Trouble::Gone, Effect::Write), (Trouble::Away, Effect::Read)] {
-            let waits: Vec<_> = (1..40).map(|tries| front(trouble, effect, tries, LONG).unwrap()).collect();
+        for (class, idempotency) in
+            [(FailureClass::Gone, Idempotency::Write), (FailureClass::Away, Idempotency::Read)]
+        {
+            let waits: Vec<_> =
+                (1..40).map(|tries| front(class, idempotency, tries, LONG).unwrap()).collect();
             assert!(waits.is_sorted() && waits.ends_with(&[SECOND]), "they grow to {SECOND:?}: {waits:?}");
             assert!(waits.iter().sum::<Duration>() > 30 * SECOND);
-            assert_eq!(front(trouble, effect, 20, SECOND), None, "the deadline ends it");
+            assert_eq!(front(class, idempotency, 20, SECOND), None, "the deadline ends it");
         }
-        assert_eq!(front(Trouble::NotSent, Effect::Write, 4, LONG), None, "one that never was is not");
+        assert_eq!(
+            front(FailureClass::NotSent, Idempotency::Write, 4, LONG),
+            None,
+            "one that never was is not"
+        );
     }
 
     #[test]
     fn no_wait_outlasts_the_deadline() {
-        let asked = Trouble::RateLimited(Some(5 * SECOND));
-        assert_eq!(front(asked, Effect::Write, 1, 6 * SECOND), Some(5 * SECOND));
-        assert_eq!(front(asked, Effect::Write, 1, 5 * SECOND), None);
-        assert_eq!(front(Trouble::Lost, Effect::Read, 1, Duration::from_millis(100)), None);
+        let asked = FailureClass::RateLimited(Some(5 * SECOND));
+        assert_eq!(front(asked, Idempotency::Write, 1, 6 * SECOND), Some(5 * SECOND));
+        assert_eq!(front(asked, Idempotency::Write, 1, 5 * SECOND), None);
+        assert_eq!(front(FailureClass::Lost, Idempotency::Read, 1, Duration::from_millis(100)), None);
     }
 
     #[test]
     fn background_follows_the_advice() {
         let wait = |tries, left| {
-            policy().wait(Trouble::RateLimited(None), Effect::Read, Priority::Background, tries, left)
+            policy().wait(
+                FailureClass::RateLimited(None),
+                Idempotency::Read,
+                Priority::Background,
+                tries,
+                left,
+            )
         };
         assert_eq!([1, 2, 3].map(|n| wait(n, LONG)), ADVICE.map(Some));
         assert_eq!(wait(4, LONG), None);

@@ -78,7 +78,7 @@ fn error(kind: ErrorKind, sentence: &str, answer: &Answer, request: &Request) ->
         message: format!("{}: {sentence}", request.doing),
         request_id: answer.request_id.clone(),
         attempts: answer.attempts,
-        maybe_applied: doubt && request.effect.changes(),
+        maybe_applied: doubt && request.idempotency.changes(),
         retry_after: answer.retry_after,
     }
 }
@@ -125,7 +125,7 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
         }
         StatusCode::NOT_FOUND => (ErrorKind::NotFound, "the vault has no such object or version".to_owned()),
         StatusCode::CONFLICT
-            if request.idempotency.is_some()
+            if request.idempotency_key.is_some()
                 && said(answer).is_some_and(|code| code == "made_and_deleted") =>
         {
             let sentence = "the object was made by an earlier attempt, and deleted since".to_owned();

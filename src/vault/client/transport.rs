@@ -19,19 +19,19 @@ use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
-use crate::vault::attribution::Ledger;
+use crate::vault::attribution::RequestCounter;
 use crate::vault::client::advice::next_step;
 use crate::vault::client::api_key::ApiKey;
 use crate::vault::client::budget::{Budget, Headers};
 use crate::vault::client::restart::{Restart, Turn};
-use crate::vault::client::retry::{CONNECT_TIME, Effect, Policy, Trouble};
+use crate::vault::client::retry::{CONNECT_TIME, FailureClass, Idempotency, Policy};
 use crate::vault::client::status;
 use crate::vault::client::tls::{Connections, is_about_certificates};
-use crate::vault::{Call, Error, ErrorKind, Once, Result, VaultStatus};
+use crate::vault::{Call, Error, ErrorKind, IdempotencyKey, Result, VaultStatus};
 
 /// Requests that are out at a time. Thousands who wait shall not be thousands of connections, of which a process may
 /// have about a thousand; the vault would not answer them any sooner either.
-const ABREAST: usize = 128;
+const MAX_IN_FLIGHT: usize = 128;
 
 /// A request body (or a header) that is wiped when the last attempt has dropped it.
 #[derive(Clone)]
@@ -77,9 +77,9 @@ pub struct Request {
     /// JSON.
     pub body: Option<Body>,
     /// Whether it may be repeated when its fate is unknown.
-    pub effect: Effect,
+    pub idempotency: Idempotency,
     /// Idempotency-Key: by it the vault knows a request that comes again.
-    pub idempotency: Option<Once>,
+    pub idempotency_key: Option<IdempotencyKey>,
     /// What 409 means for it.
     pub conflict: ErrorKind,
     /// It is about an object, which may not be there: to any other request 404 is no answer of a vault.
@@ -96,8 +96,18 @@ impl Request {
         doing: String,
     ) -> Self {
         let path = path.into();
-        let (method, effect, conflict) = (Method::GET, Effect::Read, ErrorKind::Invalid);
-        Self { method, path, query, body: None, effect, idempotency: None, conflict, of_object: true, doing }
+        let (method, idempotency, conflict) = (Method::GET, Idempotency::Read, ErrorKind::Invalid);
+        Self {
+            method,
+            path,
+            query,
+            body: None,
+            idempotency,
+            idempotency_key: None,
+            conflict,
+            of_object: true,
+            doing,
+        }
     }
 
     /// A request that changes something; `conflict` is what 409 means.
@@ -108,8 +118,18 @@ impl Request {
         conflict: ErrorKind,
         doing: String,
     ) -> Self {
-        let (path, effect, query) = (path.into(), Effect::Write, Vec::new());
-        Self { method, path, query, body, effect, idempotency: None, conflict, of_object: true, doing }
+        let (path, idempotency, query) = (path.into(), Idempotency::Write, Vec::new());
+        Self {
+            method,
+            path,
+            query,
+            body,
+            idempotency,
+            idempotency_key: None,
+            conflict,
+            of_object: true,
+            doing,
+        }
     }
 
     /// See [`Request::of_object`].
@@ -187,12 +207,12 @@ const SPENDERS: usize = 10;
 pub struct Transport {
     parts: Parts,
     requests: AtomicU64,
-    spent: Ledger,
+    spent: RequestCounter,
     /// An answer has come, whatever its status.
     answered: AtomicBool,
     restart: Restart,
     /// The right to have a request out.
-    abreast: tokio::sync::Semaphore,
+    in_flight: tokio::sync::Semaphore,
     /// By how much the vault's clock is ahead of ours, once it has told its time.
     ahead_ms: Mutex<Option<i64>>,
     /// Whether the key may write, by the last answer that said so, and of which key that is true.
@@ -213,10 +233,10 @@ impl Transport {
         Self {
             parts,
             requests: AtomicU64::new(0),
-            spent: Ledger::default(),
+            spent: RequestCounter::default(),
             answered: AtomicBool::new(false),
             restart: Restart::new(),
-            abreast: tokio::sync::Semaphore::new(ABREAST),
+            in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
             ahead_ms: Mutex::new(None),
             may_write: Mutex::new(None),
             lacks: AtomicU64::new(u64::MAX),
@@ -282,12 +302,12 @@ impl Transport {
 
     /// The answer to `request` if it is a success; else the error that its status stands for.
     pub async fn send(&self, call: &Call, request: &Request) -> Result<Answer> {
-        let answer = self.exchange(call, request).await?;
-        self.judge(answer, request)
+        let answer = self.send_with_retries(call, request).await?;
+        self.check_status(answer, request)
     }
 
     /// The answer if it is a success; else the error that its status stands for.
-    pub fn judge(&self, answer: Answer, request: &Request) -> Result<Answer> {
+    pub fn check_status(&self, answer: Answer, request: &Request) -> Result<Answer> {
         status::check(answer, request, self.parts.key.file(), &self.parts.endpoint)
     }
 
@@ -298,7 +318,7 @@ impl Transport {
     }
 
     /// The last answer to `request`, whatever its status, when no more attempts are to be made.
-    pub async fn exchange(&self, call: &Call, request: &Request) -> Result<Answer> {
+    pub async fn send_with_retries(&self, call: &Call, request: &Request) -> Result<Answer> {
         let mut tries = 0;
         let mut key_was_read = false;
         let mut doubt = false;
@@ -332,23 +352,24 @@ impl Transport {
                 last = attempt;
                 continue;
             }
-            let trouble = self.trouble_of(&attempt);
+            let class = self.class_of(&attempt);
             let left = self.left(call);
-            let wait =
-                trouble.and_then(|t| self.parts.policy.wait(t, request.effect, call.priority, tries, left));
-            if trouble.is_some_and(Trouble::is_restart) {
+            let wait = class
+                .and_then(|t| self.parts.policy.wait(t, request.idempotency, call.priority, tries, left));
+            if class.is_some_and(FailureClass::is_restart) {
                 self.restart.failed(had_turn, |failures| self.parts.policy.restart_pause(failures));
             } else if attempt.is_ok() {
                 self.restart.answered();
             }
             let Some(wait) = wait else {
-                let is_cut_off = matches!(attempt, Err(Failed::Late { .. })) && !request.effect.changes();
+                let is_cut_off =
+                    matches!(attempt, Err(Failed::Late { .. })) && !request.idempotency.changes();
                 let told = if is_cut_off && tries > 1 { last } else { attempt };
                 return self.ended(told, request, tries, doubt);
             };
-            doubt |= request.effect.changes() && trouble.is_some_and(Trouble::leaves_doubt);
-            tracing::debug!(doing = request.doing, tries, ?trouble, ?wait, "trying again");
-            if !matches!(trouble, Some(Trouble::Gone | Trouble::Away)) {
+            doubt |= request.idempotency.changes() && class.is_some_and(FailureClass::leaves_doubt);
+            tracing::debug!(doing = request.doing, tries, ?class, ?wait, "trying again");
+            if !matches!(class, Some(FailureClass::Gone | FailureClass::Away)) {
                 // Else the pause comes with the turn.
                 tokio::time::sleep(wait).await;
             }
@@ -375,26 +396,26 @@ impl Transport {
     }
 
     /// How an attempt failed, if another one may do better.
-    fn trouble_of(&self, attempt: &Result<Answer, Failed>) -> Option<Trouble> {
+    fn class_of(&self, attempt: &Result<Answer, Failed>) -> Option<FailureClass> {
         let answered = self.answered.load(Ordering::Relaxed);
         let answer = match attempt {
             Ok(answer) => answer,
-            Err(Failed::NotSent(_)) if answered => return Some(Trouble::Gone),
-            Err(Failed::NotSent(_)) => return Some(Trouble::NotSent),
-            Err(Failed::Lost(_)) if answered => return Some(Trouble::Away),
-            Err(Failed::Lost(_) | Failed::Cut(_) | Failed::NoHttp(_)) => return Some(Trouble::Lost),
+            Err(Failed::NotSent(_)) if answered => return Some(FailureClass::Gone),
+            Err(Failed::NotSent(_)) => return Some(FailureClass::NotSent),
+            Err(Failed::Lost(_)) if answered => return Some(FailureClass::Away),
+            Err(Failed::Lost(_) | Failed::Cut(_) | Failed::NoHttp(_)) => return Some(FailureClass::Lost),
             Err(Failed::Late { .. } | Failed::TooLong | Failed::Deferred) => return None,
         };
         match answer.status {
-            StatusCode::TOO_MANY_REQUESTS => Some(Trouble::RateLimited(answer.retry_after)),
-            StatusCode::REQUEST_TIMEOUT => Some(Trouble::Server),
+            StatusCode::TOO_MANY_REQUESTS => Some(FailureClass::RateLimited(answer.retry_after)),
+            StatusCode::REQUEST_TIMEOUT => Some(FailureClass::Server),
             // Whoever waits has to hear of it: a disk seldom empties within a deadline.
             StatusCode::INSUFFICIENT_STORAGE if status::is_full(answer) => None,
             StatusCode::SERVICE_UNAVAILABLE => {
-                Some(answer.retry_after.map_or(Trouble::Away, Trouble::Unavailable))
+                Some(answer.retry_after.map_or(FailureClass::Away, FailureClass::Unavailable))
             }
-            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Some(Trouble::Away),
-            status if status.is_server_error() => Some(Trouble::Server),
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Some(FailureClass::Away),
+            status if status.is_server_error() => Some(FailureClass::Server),
             _ => None,
         }
     }
@@ -431,7 +452,7 @@ impl Transport {
         let is_free = turn.is_free();
         let answer = async {
             // Never closed: an error would only mean that nobody counts.
-            let _permit = self.abreast.acquire().await;
+            let _permit = self.in_flight.acquire().await;
             if is_free && self.restart.is_under_way() {
                 self.parts.budget.unused(ticket);
                 return Err(Failed::Deferred);
@@ -498,7 +519,7 @@ impl Transport {
         bearer.set_sensitive(true);
         let mut built = reqwest::Request::new(request.method.clone(), url);
         built.headers_mut().insert(AUTHORIZATION, bearer);
-        if let Some(key) = request.idempotency {
+        if let Some(key) = request.idempotency_key {
             let key = HeaderValue::from_str(&key.to_string())
                 .map_err(|_| bad("the idempotency key fits no header"))?;
             built.headers_mut().insert("idempotency-key", key);
@@ -576,7 +597,7 @@ impl Transport {
             }
         };
         let mut error = self.describe(Error::new(kind, sentence), request, tries);
-        error.maybe_applied = sent && request.effect.changes();
+        error.maybe_applied = sent && request.idempotency.changes();
         error
     }
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::secret::SecretBytes;
 use crate::vault::{
-    Call, Content, DynVault, ErrorKind, Form, ListQuery, Meta, NameLimit, Object, ObjectId, ObjectName, Once,
-    Result, Summary, VersionInfo, VersionTag,
+    Call, Content, DynVault, ErrorKind, Form, IdempotencyKey, ListQuery, Meta, NameLimit, Object, ObjectId,
+    ObjectName, Result, Summary, VersionInfo, VersionTag,
 };
 
 /// Names that break vaults, paths and URLs that do not take care.
@@ -191,7 +191,7 @@ pub async fn names_are_taken_once(vault: &DynVault) {
 /// A creation with a key has the first one's answer when it comes again, and makes nothing even where its object is gone.
 pub async fn a_creation_that_comes_again_makes_nothing(vault: &DynVault) {
     let (text, content) = (name("made once"), Content::plain("first"));
-    let keyed = || Call { once: Once::random(), ..call() };
+    let keyed = || Call { idempotency_key: IdempotencyKey::random(), ..call() };
     let call_once = keyed();
     let made = vault.create(&call_once, &text, &content).await.expect("create");
     assert_eq!(vault.create(&call_once, &text, &content).await.expect("again"), made);

@@ -16,8 +16,9 @@ use async_trait::async_trait;
 use crate::clock::{Clock, SystemClock};
 use crate::vault::model::op::{Op, OpCounts};
 use crate::vault::{
-    BudgetStatus, Call, Capabilities, Content, Dialect, Error, ErrorKind, ListQuery, Meta, NameLimit, Object,
-    ObjectId, ObjectName, Once, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    BudgetStatus, Call, Capabilities, Content, Dialect, Error, ErrorKind, IdempotencyKey, ListQuery, Meta,
+    NameLimit, Object, ObjectId, ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo,
+    VersionTag,
 };
 
 /// What the object dialect offers (VAULT-API.md §1).
@@ -102,7 +103,7 @@ struct State {
     by_name: HashMap<ObjectName, u64>,
     by_id: HashMap<ObjectId, u64>,
     /// What creations with a key made.
-    made: HashMap<Once, ObjectId>,
+    made: HashMap<IdempotencyKey, ObjectId>,
     /// The last number given out, to rows and to version tags alike.
     last: u64,
 }
@@ -315,7 +316,7 @@ impl Vault for MemoryVault {
         if !self.capabilities.max_name.allows(name.as_str()) {
             return Err(Error::new(ErrorKind::NameTooLong, format!("the name {name:?} is too long")));
         }
-        if let Some(made) = call.once.and_then(|once| state.made.get(&once)) {
+        if let Some(made) = call.idempotency_key.and_then(|once| state.made.get(&once)) {
             let gone =
                 |_| Error::new(ErrorKind::MadeAndDeleted, format!("{name:?} was made, and deleted since"));
             return state.row(made).map(|row| row.meta_of(&row.versions[0])).map_err(gone);
@@ -329,7 +330,7 @@ impl Vault for MemoryVault {
         let id = ObjectId::new(format!("memory_{number}"));
         let row = Row { id: id.clone(), name: name.clone(), versions: vec![version] };
         let meta = row.meta();
-        state.made.extend(call.once.map(|once| (once, id.clone())));
+        state.made.extend(call.idempotency_key.map(|once| (once, id.clone())));
         state.by_name.insert(name.clone(), number);
         state.by_id.insert(id, number);
         state.rows.insert(number, row);

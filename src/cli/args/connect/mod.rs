@@ -335,7 +335,7 @@ impl ConnectArgs {
 }
 
 /// What to type for the vault of a mount, on a line of its own.
-fn way_to(mountpoint: &Path, spec: &serde_json::Value) -> Option<String> {
+fn suggest_options(mountpoint: &Path, spec: &serde_json::Value) -> Option<String> {
     let way = match serde_json::from_value::<ConnectSpec>(spec.clone()) {
         Err(_) => return None,
         Ok(ConnectSpec { endpoint: Endpoint::Embedded(dir), prefix, .. }) => {
@@ -358,7 +358,7 @@ fn of_the_one_mount(
         [] => Failure::new(Exit::Key, NO_VAULT),
         several => {
             let names: Vec<_> = several.iter().map(|(path, _)| path.shown().to_string()).collect();
-            let ways = several.iter().filter_map(|(path, spec)| way_to(path, spec)).collect();
+            let ways = several.iter().filter_map(|(path, spec)| suggest_options(path, spec)).collect();
             usage(format!("which vault? There are several mounts ({}):", names.join(", "))).with_lines(ways)
         }
     })?;
@@ -386,7 +386,7 @@ fn of_the_one_mount(
 }
 
 /// What there is before the vault is asked anything.
-struct Reached {
+struct Prepared {
     config: HttpConfig,
     key: Arc<ApiKey>,
     embedded: Option<Embedded>,
@@ -417,7 +417,7 @@ async fn open(
     clock: Arc<dyn Clock>,
     how: impl AsyncFnOnce(Connector) -> crate::vault::Result<(DynVault, Option<Page>)>,
 ) -> Result<Connected, Failure> {
-    let Reached { config, key, embedded } = reach(spec, key, clock).await?;
+    let Prepared { config, key, embedded } = prepare(spec, key, clock).await?;
     let tls = config.tls.clone();
     let opened = async { how(Connector::new(config, spec.dialect())?).await };
     let ((vault, first_page), embedded) = keep(opened.await, embedded).await?;
@@ -438,7 +438,7 @@ pub async fn look(
     key: ApiKeyInput,
     clock: Arc<dyn Clock>,
 ) -> Result<client::Look, Failure> {
-    let Reached { config, .. } = reach(spec, key, clock).await?;
+    let Prepared { config, .. } = prepare(spec, key, clock).await?;
     let call = Call::foreground(config.clock.now() + spec.timeout);
     Ok(client::look(config, &call, spec.dialect()).await?)
 }
@@ -449,7 +449,7 @@ pub async fn connect_keys(
     key: ApiKeyInput,
     clock: Arc<dyn Clock>,
 ) -> Result<(KeyService, Option<Embedded>), Failure> {
-    let Reached { config, embedded, .. } = reach(spec, key, clock).await?;
+    let Prepared { config, embedded, .. } = prepare(spec, key, clock).await?;
     let call = Call::foreground(config.clock.now() + spec.timeout);
     let (keys, embedded) = keep(KeyService::open(config, &call, spec.dialect()).await, embedded).await?;
     has_contexts(spec, keys.dialect())?;
@@ -483,8 +483,8 @@ async fn keep<T>(
 }
 
 /// Starts or joins the embedded vault, if it is that, and makes ready to ask.
-async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> Result<Reached, Failure> {
-    let tls = Arc::new(rehearsal::tls_files(spec)?);
+async fn prepare(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> Result<Prepared, Failure> {
+    let tls = Arc::new(validate::tls_files(spec)?);
     let max_size = usize::try_from(spec.max_size).unwrap_or(usize::MAX);
     let (target, embedded) = match &spec.endpoint {
         Endpoint::Url(url) => (Target::of_url(url), None),
@@ -514,7 +514,7 @@ async fn reach(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) -> R
         listeners,
         key_context: spec.key_context.clone(),
     };
-    Ok(Reached { config, key, embedded })
+    Ok(Prepared { config, key, embedded })
 }
 
 /// The key that was handed over, or that of the embedded vault.
@@ -536,7 +536,7 @@ fn usable_key(
 
 fn not_served(e: ServeError) -> Failure {
     let exit = match e {
-        ServeError::OwnerSilent(_) => Exit::Unreachable,
+        ServeError::InstanceSilent(_) => Exit::Unreachable,
         ServeError::ApiKey { .. } => Exit::Key,
         _ => Exit::Failed,
     };
@@ -634,6 +634,6 @@ fn clean_url(text: &str, origin: &str) -> Result<String, Failure> {
     client::check_url(text).map_err(|why| usage(format!("{origin}: {why} (example: {DEFAULT_URL})")))
 }
 
-mod rehearsal;
 #[cfg(test)]
 mod tests;
+mod validate;

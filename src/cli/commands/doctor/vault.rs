@@ -13,7 +13,7 @@ use crate::display::Shown;
 use crate::secret::SecretString;
 use crate::server::error::ServeError;
 use crate::server::instance::inspect;
-use crate::server::instance::inspect::Examined;
+use crate::server::instance::inspect::Inspected;
 use crate::vault::client;
 use crate::vault::client::api_key::ApiKey;
 use crate::vault::client::{HttpConfig, Target};
@@ -116,14 +116,14 @@ fn rate(budget: &BudgetStatus) -> Finding {
 /// Nothing is started for it: the first use would make one. What opening it would say is found without.
 async fn embedded(dir: &Path, spec: &ConnectSpec) -> Vec<Finding> {
     let shown = dir.shown();
-    let mut found = match inspect::examine(dir).await {
+    let mut found = match inspect::inspect(dir).await {
         Err(e) => return vec![unusable(dir, &e)],
-        Ok(Examined::New) => vec![Finding::ok("vault", format!("{shown} is made at the first mount"))],
-        Ok(Examined::Served { socket, key_file }) => match key_file::read(&key_file, None) {
+        Ok(Inspected::New) => vec![Finding::ok("vault", format!("{shown} is made at the first mount"))],
+        Ok(Inspected::Served { socket, key_file }) => match key_file::read(&key_file, None) {
             Ok(key) => asked(ask(socket, key, spec).await),
             Err(failure) => vec![bad_key(&failure)],
         },
-        Ok(Examined::Good(vault)) => {
+        Ok(Inspected::Openable(vault)) => {
             let key = key_file::read(&vault.key_file, None).map(|key| vault.takes(&key));
             vec![match key {
                 Ok(Ok(true)) => {

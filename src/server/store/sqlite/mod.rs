@@ -126,7 +126,7 @@ impl SqliteStore {
     }
 
     /// For one statement that finds its row by an index.
-    async fn look<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    async fn read_indexed<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         work(self.connections.reader().await?.connection()?)
     }
 }
@@ -165,7 +165,7 @@ fn insert_version(
         number as i64,
         stamp.uid.0,
         stamp.at.0,
-        stamp.by,
+        stamp.api_key_id,
         value.form.code(),
         value.size as i64,
         value.etag.0,
@@ -176,10 +176,10 @@ fn insert_version(
 
 fn create(tx: &Transaction<'_>, new: &NewObject, mut stamp: Stamp) -> Result<ObjectRow> {
     let now = stamp.at;
-    if let Some(once) = &new.once
-        && let Some(made) = once::made_by(tx, once, now)?
+    if let Some(idempotency) = &new.idempotency
+        && let Some(made) = idempotency::made_by(tx, idempotency, now)?
     {
-        return Ok(version(tx, made, 1).map_err(once::gone)?.object);
+        return Ok(version(tx, made, 1).map_err(idempotency::gone)?.object);
     }
     stamp.at = not_before_last(tx, stamp.at)?;
     let inserted = tx
@@ -195,7 +195,7 @@ fn create(tx: &Transaction<'_>, new: &NewObject, mut stamp: Stamp) -> Result<Obj
             new.wrapped_key,
             stamp.uid.0,
             stamp.at.0,
-            stamp.by
+            stamp.api_key_id
         ]);
     match inserted {
         // The id is random: of the two unique columns only the name can meet itself again.
@@ -205,8 +205,8 @@ fn create(tx: &Transaction<'_>, new: &NewObject, mut stamp: Stamp) -> Result<Obj
         other => other?,
     };
     insert_version(tx, tx.last_insert_rowid(), 1, &stamp, &new.value)?;
-    if let Some(once) = &new.once {
-        once::remember(tx, once, new.id, now)?;
+    if let Some(idempotency) = &new.idempotency {
+        idempotency::remember(tx, idempotency, new.id, now)?;
     }
     Ok(object_by_id(tx, new.id)?.row)
 }
@@ -229,7 +229,7 @@ fn update(
     tx.prepare_cached(
         "UPDATE objects SET version = ?2, version_uid = ?3, updated_at = ?4, updated_by = ?5 WHERE seq = ?1",
     )?
-    .execute(params![found.seq, number as i64, stamp.uid.0, stamp.at.0, stamp.by])?;
+    .execute(params![found.seq, number as i64, stamp.uid.0, stamp.at.0, stamp.api_key_id])?;
     Ok(object_by_id(tx, id)?.row)
 }
 
@@ -287,11 +287,11 @@ impl Store for SqliteStore {
     }
 
     async fn get(&self, which: Lookup) -> Result<SealedObject> {
-        self.look(|db| get(db, &which)).await
+        self.read_indexed(|db| get(db, &which)).await
     }
 
     async fn metadata(&self, id: Ulid) -> Result<ObjectRow> {
-        self.look(|db| Ok(object_by_id(db, id)?.row)).await
+        self.read_indexed(|db| Ok(object_by_id(db, id)?.row)).await
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
@@ -317,11 +317,11 @@ impl Store for SqliteStore {
     }
 
     async fn version(&self, id: Ulid, number: u64) -> Result<SealedObject> {
-        self.look(|db| version(db, id, number)).await
+        self.read_indexed(|db| version(db, id, number)).await
     }
 
     async fn find_key(&self, hash: KeyHash) -> Result<Option<KeyRow>> {
-        self.look(|db| {
+        self.read_indexed(|db| {
             let sql = "SELECT id, name, permissions, created_at FROM api_keys WHERE hash = ?1";
             Ok(db.prepare_cached(sql)?.query_row([hash.0], key_row).optional()?)
         })
@@ -360,9 +360,9 @@ impl Store for SqliteStore {
 }
 
 pub(in crate::server::store) mod connections;
+pub(in crate::server::store) mod idempotency;
 pub(in crate::server::store) mod list;
-pub mod look;
-pub(in crate::server::store) mod once;
+pub mod read_only;
 pub(in crate::server::store) mod rows;
 pub mod schema;
 #[cfg(test)]

@@ -66,7 +66,7 @@ fn page(from: PageFrom, order: Order, since: Option<u64>) -> ListRequest {
 }
 
 fn stamp(n: u64) -> Stamp {
-    Stamp { by: "key_1".into(), at: Millis(n as i64), uid: VersionUid([9; 16]) }
+    Stamp { api_key_id: "key_1".into(), at: Millis(n as i64), uid: VersionUid([9; 16]) }
 }
 
 fn sealed() -> SealedValue {
@@ -74,7 +74,7 @@ fn sealed() -> SealedValue {
 }
 
 fn creation(tx: &Transaction<'_>, n: u64) {
-    let once = Once { scope: [7; 32], request: [7; 32] };
+    let idempotency = IdempotencyRecord { scope: [7; 32], request: [7; 32] };
     let name = ObjectName::new("new").unwrap();
     let new = NewObject {
         id: id(n + 1),
@@ -82,7 +82,7 @@ fn creation(tx: &Transaction<'_>, n: u64) {
         key_context: "{}".into(),
         wrapped_key: vec![1],
         value: sealed(),
-        once: Some(once),
+        idempotency: Some(idempotency),
     };
     create(tx, &new, stamp(n)).unwrap();
 }

@@ -9,74 +9,74 @@ use super::mounter::Interruption;
 
 /// The volumes that are being changed, one change at a time for each.
 #[derive(Default)]
-pub struct Turns(Mutex<HashMap<String, Arc<Turn>>>);
+pub struct VolumeLocks(Mutex<HashMap<String, Arc<VolumeLock>>>);
 
-impl Turns {
+impl VolumeLocks {
     /// Waits for the turn.
-    pub async fn next(&self, name: &str) -> MyTurn {
-        let turn = self.of(name);
-        let lock = turn.lock.clone().lock_owned().await;
-        MyTurn { turn, _lock: lock }
+    pub async fn next(&self, name: &str) -> VolumeGuard {
+        let volume = self.of(name);
+        let lock = volume.lock.clone().lock_owned().await;
+        VolumeGuard { volume, _lock: lock }
     }
 
-    /// As [`Turns::next`], but an unmounting that goes on for nobody gives way.
-    pub async fn soon(&self, name: &str) -> MyTurn {
-        let turn = self.of(name);
-        let hurry = Hurry::new(&turn.hurry);
-        let lock = turn.lock.clone().lock_owned().await;
-        drop(hurry);
-        MyTurn { turn, _lock: lock }
+    /// As [`VolumeLocks::next`], but an unmounting that goes on for nobody gives way.
+    pub async fn soon(&self, name: &str) -> VolumeGuard {
+        let volume = self.of(name);
+        let waiters = Waiter::new(&volume.waiters);
+        let lock = volume.lock.clone().lock_owned().await;
+        drop(waiters);
+        VolumeGuard { volume, _lock: lock }
     }
 
-    fn of(&self, name: &str) -> Arc<Turn> {
-        let mut turns = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        turns.entry(name.to_owned()).or_default().clone()
+    fn of(&self, name: &str) -> Arc<VolumeLock> {
+        let mut locks = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        locks.retain(|_, volume| Arc::strong_count(volume) > 1);
+        locks.entry(name.to_owned()).or_default().clone()
     }
 }
 
 /// The turns of one volume.
 #[derive(Default)]
-struct Turn {
+struct VolumeLock {
     lock: Arc<tokio::sync::Mutex<()>>,
     /// How many engines wait for the volume, to mount or to remove it.
-    hurry: watch::Sender<usize>,
+    waiters: watch::Sender<usize>,
 }
 
 /// The turn of whoever holds it.
-pub struct MyTurn {
-    turn: Arc<Turn>,
+pub struct VolumeGuard {
+    volume: Arc<VolumeLock>,
     _lock: tokio::sync::OwnedMutexGuard<()>,
 }
 
 /// Counts one who waits, as long as it is there.
-struct Hurry<'a>(&'a watch::Sender<usize>);
+struct Waiter<'a>(&'a watch::Sender<usize>);
 
-impl<'a> Hurry<'a> {
-    fn new(hurry: &'a watch::Sender<usize>) -> Self {
-        hurry.send_modify(|n| *n += 1);
-        Self(hurry)
+impl<'a> Waiter<'a> {
+    fn new(waiters: &'a watch::Sender<usize>) -> Self {
+        waiters.send_modify(|n| *n += 1);
+        Self(waiters)
     }
 }
 
-impl Drop for Hurry<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|n| *n -= 1);
     }
 }
 
-impl MyTurn {
+impl VolumeGuard {
     /// Whether an engine wants the volume.
     pub fn is_wanted(&self) -> bool {
-        *self.turn.hurry.borrow() > 0
+        *self.volume.waiters.borrow() > 0
     }
 
     /// Ends when an engine wants the volume.
     pub fn wanted(&self) -> Interruption {
-        let mut hurry = self.turn.hurry.subscribe();
+        let mut waiters = self.volume.waiters.subscribe();
         Box::pin(async move {
             // The sender is held as long as this turn is.
-            if hurry.wait_for(|n| *n > 0).await.is_err() {
+            if waiters.wait_for(|n| *n > 0).await.is_err() {
                 std::future::pending().await
             }
         })

@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use ulid::Ulid;
 
 use crate::server::store::sqlite::rows::uid;
-use crate::server::store::{Millis, Once, StoreError};
+use crate::server::store::{IdempotencyRecord, Millis, StoreError};
 
 /// How long a request is remembered.
 const KEPT_MS: i64 = 24 * 60 * 60 * 1000;
@@ -16,19 +16,28 @@ const KEPT_MS: i64 = 24 * 60 * 60 * 1000;
 const SWEPT: i64 = 100;
 
 /// The object that this request made before, if it did.
-pub fn made_by(tx: &Transaction<'_>, once: &Once, now: Millis) -> Result<Option<Ulid>, StoreError> {
+pub fn made_by(
+    tx: &Transaction<'_>,
+    idempotency: &IdempotencyRecord,
+    now: Millis,
+) -> Result<Option<Ulid>, StoreError> {
     let known: Option<([u8; 32], [u8; 16])> = tx
         .prepare_cached("SELECT request, object FROM idempotency WHERE scope = ?1 AND made_at > ?2")?
-        .query_row(params![once.scope, now.0 - KEPT_MS], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![idempotency.scope, now.0 - KEPT_MS], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     match known {
-        Some((request, _)) if request != once.request => Err(StoreError::OnceDiffers),
+        Some((request, _)) if request != idempotency.request => Err(StoreError::IdempotencyMismatch),
         known => Ok(known.map(|(_, object)| Ulid::from_bytes(object))),
     }
 }
 
 /// Remembers that this request made `object`, and forgets what is older than a day.
-pub fn remember(tx: &Transaction<'_>, once: &Once, object: Ulid, now: Millis) -> Result<(), StoreError> {
+pub fn remember(
+    tx: &Transaction<'_>,
+    idempotency: &IdempotencyRecord,
+    object: Ulid,
+    now: Millis,
+) -> Result<(), StoreError> {
     tx.prepare_cached(
         "DELETE FROM idempotency WHERE scope IN
              (SELECT scope FROM idempotency WHERE made_at <= ?1 ORDER BY made_at LIMIT ?2)",
@@ -38,14 +47,14 @@ pub fn remember(tx: &Transaction<'_>, once: &Once, object: Ulid, now: Millis) ->
     tx.prepare_cached(
         "INSERT OR REPLACE INTO idempotency (scope, request, object, made_at) VALUES (?1, ?2, ?3, ?4)",
     )?
-    .execute(params![once.scope, once.request, uid(object), now.0])?;
+    .execute(params![idempotency.scope, idempotency.request, uid(object), now.0])?;
     Ok(())
 }
 
 /// An object that was made and is not there was deleted.
 pub fn gone(e: StoreError) -> StoreError {
     match e {
-        StoreError::NotFound => StoreError::OnceGone,
+        StoreError::NotFound => StoreError::IdempotencyGone,
         e => e,
     }
 }

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// An `Idempotency-Key`: random, and the same for each attempt of one creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Once([u8; 16]);
+pub struct IdempotencyKey([u8; 16]);
 
-impl Once {
+impl IdempotencyKey {
     /// A new one; `None` should the system have no randomness to give.
     pub fn random() -> Option<Self> {
         let mut bytes = [0; 16];
@@ -17,7 +17,7 @@ impl Once {
     }
 }
 
-impl fmt::Display for Once {
+impl fmt::Display for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vaultfs-{:032x}", u128::from_be_bytes(self.0))
     }

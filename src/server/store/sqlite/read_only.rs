@@ -12,7 +12,7 @@ use crate::server::store::{KeyHash, StoreError, VaultId};
 
 /// What a database says of its vault.
 #[derive(Debug)]
-pub struct Look {
+pub struct ReadOnlyDatabase {
     conn: Connection,
     /// The vault's id.
     pub vault: VaultId,
@@ -20,7 +20,7 @@ pub struct Look {
     pub key_check: Option<[u8; 32]>,
 }
 
-impl Look {
+impl ReadOnlyDatabase {
     /// `Ok(None)` if there is nothing to be seen yet: a start that did not get far, or a log without its index, which
     /// only who opens the database for writing can take in.
     pub fn at(path: &Path) -> Result<Option<Self>, StoreError> {

@@ -11,7 +11,7 @@ use crate::vault::client::tls::TlsFiles;
 impl ConnectArgs {
     /// Refuses what [`ConnectArgs::resolve`] and [`crate::cli::args::connect::connect`] refuse without asking a vault, of a mount that has
     /// neither the credential nor the environment of this process. `key_later`: it may still get its key.
-    pub fn rehearse(&self, key_later: bool) -> Result<(), Failure> {
+    pub fn validate(&self, key_later: bool) -> Result<(), Failure> {
         let spec = self.spec()?;
         tls_files(&spec)?.check()?;
         match (&spec.endpoint, &self.api_key_file) {

@@ -1,0 +1,82 @@
+//! Old private words stay away: no identifier and no file of `src` has one of them. The field's word is beside it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Old words, and what stands in their place.
+const BANNED: &[(&str, &str)] = &[
+    ("crew equipment Equipment", "worker_process, SpawnConfig"),
+    ("last_words condemn weigh", "pending_message, kill_for, record_exit"),
+    ("Deaths LINGER introduce assign", "RestartPolicy, REAP_DELAY, spawn_and_verify, hand_mount"),
+    ("Front Facts Inheritance inheritance", "StarterPipe, MountFacts, TakeoverState"),
+    ("Pausing Parting Broken", "BackingOff, FinalDrain, Failed"),
+    ("pulse Finger finger feel STILL beat", "heartbeat, HeartbeatMonitor, check_liveness, TIMEOUT, tick"),
+    ("Minder Desk desk Wires", "HelperSupervisor, ControlHandler, ControlChannels"),
+    ("untold Untold Untolds", "unacknowledged, UnacknowledgedOpens"),
+    ("Wrote Whose lets_store is_stored_by", "Writers, WriteOrigin, commits_on_close"),
+    ("Doing doings attend", "Intent, intents, run_idempotent"),
+    ("Pen pen Kept left_in", "JournalWriter, Tracked or RetainedBytes, unsaved_from_journal"),
+    ("Rotor rotor Deed deed Greet greet", "Propagator, HelperOp, Handshake"),
+    ("carry_out reshow go_on Busy", "execute, repoint, resume_background, InFlight"),
+    ("keep_a_file release_kind take_place_of", "pin_as_file, unpin, vacate"),
+    ("Walk Walks SIGN", "ScanTracker, PREFETCH_AFTER"),
+    ("reveal doomed_with objects_behind let_go_of", "cancel_delete, deletes_with, backing_objects, detach"),
+    ("undeleted Undeleted NotDeleted", "failed_deletes, FailedDelete"),
+    ("keep_after_all owes_deletions", "dismiss, has_pending_deletes"),
+    ("cut_short unannounced", "write_error, pending_notify"),
+    ("settle_later settle_rotations", "promote_later, flush_queue"),
+    ("doze dozes dozed has_dozed Audience audience", "idle, was_idle, RevocationListener"),
+    ("fly flights Feed Belief belief Implied", "spawn_shared, NameStream, Knowledge, PrefixState"),
+    ("stand_in sweep Sweep vast price", "stale_fallback, deletion_scan, too_large, request_cost"),
+    ("spender Spender Ledger Spent", "Attribution, RequestCounter, RequestCount"),
+    ("Trouble trouble Effect", "FailureClass, Idempotency"),
+    ("exchange ABREAST abreast", "send_with_retries, MAX_IN_FLIGHT"),
+    ("Examined rehearsal rehearse way_to", "Inspected, validate, suggest_options"),
+    ("MyTurn Turns Hurry hurry", "VolumeGuard, VolumeLocks, Waiter"),
+];
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            sources(&entry, found);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            found.push(entry);
+        }
+    }
+}
+
+/// The identifiers of a line of code; what stands in a comment or in quotes is prose.
+fn identifiers(line: &str) -> Vec<String> {
+    let code = line.split("//").next().unwrap_or_default();
+    let unquoted: String = code.split('"').step_by(2).collect::<Vec<_>>().join(" ");
+    let words = unquoted.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+    words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn old_private_words_do_not_come_back() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&source, &mut files);
+    assert!(files.len() > 200, "{} files", files.len());
+    let instead = |word: &str| BANNED.iter().find(|(old, _)| old.split(' ').any(|old| old == word));
+    let mut wrong = Vec::new();
+    for file in &files {
+        let shown = file.strip_prefix(&source).unwrap().display().to_string();
+        for part in shown.trim_end_matches(".rs").split('/') {
+            wrong.extend(instead(part).map(|(_, new)| format!("{shown}: a file called {part} ({new})")));
+        }
+        for (number, line) in fs::read_to_string(file).unwrap().lines().enumerate() {
+            for word in identifiers(line) {
+                let new = instead(&word).map(|(_, new)| new);
+                wrong.extend(new.map(|new| format!("{shown}:{}: {word} ({new})", number + 1)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_search_sees_code_and_no_prose() {
+    assert_eq!(identifiers(r#"let pen = "a rotor"; // the pulse"#), ["let", "pen"]);
+}
