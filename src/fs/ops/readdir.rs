@@ -307,7 +307,7 @@ impl FileSystem {
         listings.put(dir.ino, listing.clone(), self.clock.now());
         self.watch_listings(&mut listings);
         drop(listings);
-        let feed = self.cache.feed(under.as_str());
+        let feed = self.cache.stream(under.as_str());
         let (fs, dir, under, grown) = (self.clone(), dir.clone(), under.clone(), listing.clone());
         self.runtime.spawn(async move { fs.grow(&dir, &under, &grown, feed).await });
         listing
