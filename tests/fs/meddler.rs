@@ -174,7 +174,8 @@ impl Meddler {
     }
 
     async fn act(&self, call: &Call, what: Other) {
-        let call = &Call { deadline: call.deadline + Duration::from_secs(600), once: None, ..*call };
+        let call =
+            &Call { deadline: call.deadline + Duration::from_secs(600), idempotency_key: None, ..*call };
         let len = *self.len.lock().unwrap();
         match what {
             Other::Nothing => {}
