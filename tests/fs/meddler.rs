@@ -231,7 +231,8 @@ impl Meddler {
             Loss::None => made,
             Loss::Answer | Loss::Request => Err(lost(ErrorKind::Server)),
             Loss::Late => {
-                *self.late.lock().unwrap() = Some((call.once, id.cloned(), content.clone(), check.cloned()));
+                *self.late.lock().unwrap() =
+                    Some((call.idempotency_key, id.cloned(), content.clone(), check.cloned()));
                 Err(lost(ErrorKind::Server))
             }
             Loss::AnswerAndVault => {
@@ -254,9 +255,12 @@ impl Meddler {
     ) -> Result<Meta> {
         let meta = match id {
             None => {
-                let once = call.once.filter(|_| self.knows_keys.load(Ordering::SeqCst));
+                let once = call.idempotency_key.filter(|_| self.knows_keys.load(Ordering::SeqCst));
                 let is_there = self.memory.get_by_name(call, &Self::name()).await.is_ok();
-                let meta = self.memory.create(&Call { once, ..*call }, &Self::name(), content).await?;
+                let meta = self
+                    .memory
+                    .create(&Call { idempotency_key: once, ..*call }, &Self::name(), content)
+                    .await?;
                 if is_there {
                     // It was made before.
                     return Ok(meta);
@@ -275,7 +279,9 @@ impl Meddler {
         let late = self.late.lock().unwrap().take();
         if let Some((once, id, content, check)) = late {
             // A check refuses what is overtaken.
-            let _ = self.make(&Call { once, ..*call }, &content, id.as_ref(), check.as_ref()).await;
+            let _ = self
+                .make(&Call { idempotency_key: once, ..*call }, &content, id.as_ref(), check.as_ref())
+                .await;
         }
         let what = self.after_look.lock().unwrap().take();
         self.act(call, what.unwrap_or(Other::Nothing)).await;
