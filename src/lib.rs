@@ -11,6 +11,8 @@
 //! - [`sys`]: the operating system.
 //! - [`secret`], [`clock`], [`failpoint`], [`display`]: what everything uses.
 
+#![warn(clippy::unwrap_used)]
+
 pub mod cli;
 pub mod clock;
 pub mod daemon;

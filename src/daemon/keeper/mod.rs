@@ -277,12 +277,28 @@ impl Keeper {
         self.directory.write(dev, &Record { broken, unsaved, ..record })
     }
 
+    /// What came while a worker was replaced, or what comes next.
+    fn event(&mut self) -> Event {
+        let later = self.later.pop_front();
+        later.unwrap_or_else(|| self.next_event(None, self.phase.until().or(self.retry_at)))
+    }
+
+    fn session_ended(&mut self, left: usize) {
+        tracing::debug!(left, "the session is over");
+        self.session_over = true;
+        self.withdraw();
+    }
+
+    fn worker_gone(&mut self, status: Option<ExitStatus>) {
+        let says = self.what_its_end_says(status);
+        self.record_exit(says);
+        let how = self.worker.as_ref().map_or_else(|| ending(status), |w| w.ending(status));
+        self.worker_died(says, how);
+    }
+
     fn serve(mut self) -> u8 {
         loop {
-            let event = match self.later.pop_front() {
-                Some(event) => event,
-                None => self.next_event(None, self.phase.until().or(self.retry_at)),
-            };
+            let event = self.event();
             match (event, self.phase) {
                 (Event::Stop, Phase::Serving) => {
                     tracing::info!("asked to stop: committing what is unsaved");
@@ -326,26 +342,17 @@ impl Keeper {
                 }
                 (Event::Timeout, Phase::FinalDrain(_)) => self.end_worker(),
                 (Event::Timeout, Phase::Ending(_)) => {
-                    if let Some(worker) = &mut self.worker {
-                        worker.kill_for("it does not end".to_owned());
-                    }
+                    self.worker.iter_mut().for_each(|worker| worker.kill_for("it does not end".to_owned()));
                     self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
                 }
-                (Event::Worker(ToKeeper::Ended(left)), _) => {
-                    tracing::debug!(left, "the session is over");
-                    self.session_over = true;
-                    self.withdraw();
-                }
+                (Event::Worker(ToKeeper::Ended(left)), _) => self.session_ended(left),
                 (Event::WorkerGone(status), phase) => {
                     let is_over = self.session_over || matches!(phase, Phase::Ending(_));
                     if is_over && (has_accounted(status) || self.session_over || self.replaced) {
                         return self.finish(status);
                     }
                     self.replaced |= is_over;
-                    let says = self.what_its_end_says(status);
-                    self.record_exit(says);
-                    let how = self.worker.as_ref().map_or_else(|| ending(status), |w| w.ending(status));
-                    self.worker_died(says, how);
+                    self.worker_gone(status);
                 }
                 (event, phase) => tracing::debug!(?event, ?phase, "nothing to do"),
             }

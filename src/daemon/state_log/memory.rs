@@ -49,7 +49,12 @@ pub fn heartbeats(state: BorrowedFd<'_>, pid: u32) -> Option<u32> {
 pub enum StateError {
     /// Another version's.
     #[error("the mount's state has version {found}, and this program knows version {known}")]
-    Version { found: u64, known: u64 },
+    Version {
+        /// What the state says.
+        found: u64,
+        /// What this program writes.
+        known: u64,
+    },
     /// The memory.
     #[error("the mount's state cannot be used: {0}")]
     Io(#[from] io::Error),

@@ -396,6 +396,10 @@ const LAST_WORDS: Duration = Duration::from_secs(20);
 
 type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
 
+fn reload_key(handler: Arc<ControlHandler>) {
+    tokio::spawn(async move { handler.service.reload_key().await });
+}
+
 async fn supervise(
     handler: Arc<ControlHandler>,
     link: KeeperLink,
@@ -407,16 +411,11 @@ async fn supervise(
     let (refused, _) = broadcast::channel(1);
     let upgrade = Upgrade { link: link.clone(), refused: refused.clone(), service: handler.service.clone() };
     let (over, ended) = watch::channel(None);
+    let channels = ControlChannels { end, ended, upgrade: Arc::new(upgrade) };
     let socket = listener
         .set_nonblocking(true)
         .and_then(|()| tokio::net::UnixListener::from_std(listener))
-        .map(|listener| {
-            tokio::spawn(control::serve(
-                listener,
-                handler.clone(),
-                ControlChannels { end, ended, upgrade: Arc::new(upgrade) },
-            ))
-        });
+        .map(|listener| tokio::spawn(control::serve(listener, handler.clone(), channels)));
     // Draining before the mount is gone, and after: the same time counts for both.
     let mut draining: Option<Instant> = None;
     let cause = loop {
@@ -426,10 +425,7 @@ async fn supervise(
                     draining.get_or_insert_with(Instant::now);
                     drain_and_answer(handler.clone(), link.clone());
                 }
-                Some(ToWorker::ReloadKey) => {
-                    let handler = handler.clone();
-                    tokio::spawn(async move { handler.service.reload_key().await });
-                }
+                Some(ToWorker::ReloadKey) => reload_key(handler.clone()),
                 Some(ToWorker::End) => break Cause::Told,
                 Some(ToWorker::NotUpgraded(why)) => drop(refused.send(why)),
                 Some(
@@ -450,7 +446,7 @@ async fn supervise(
     let begun = draining.unwrap_or_else(Instant::now);
     let left = || handler.config.drain.saturating_sub(begun.elapsed()).max(LAST_DRAIN);
     let patience = if cause == Cause::Told { LAST_DRAIN } else { left() };
-    let what = if cause == Cause::Orphaned {
+    let unsaved = if cause == Cause::Orphaned {
         tracing::error!(
             "the keeper is gone: storing what is unsaved; then {} is dead until it is mounted again, or unmounted",
             handler.config.mountpoint.shown()
@@ -458,14 +454,12 @@ async fn supervise(
         // Nobody kills it if it does not move, and a worker without memory or threads may not: the kernel ends it then.
         alarm::set((patience + LAST_NOTICES + LAST_WORDS).as_secs() as u32);
         // What is still being written is not acknowledged: its writer will be told ENOTCONN.
-        Drain::Closed
-    } else {
-        Drain::All
-    };
-    let unsaved = handler.service.drain(what, patience).await;
-    if cause == Cause::Orphaned {
+        let unsaved = handler.service.drain(Drain::Closed, patience).await;
         leave(&handler).await;
-    }
+        unsaved
+    } else {
+        handler.service.drain(Drain::All, patience).await
+    };
     handler.service.end_commands().await;
     link.say(&ToKeeper::Ended(unsaved.len()));
     let _ = over.send(Some(unsaved.clone()));

@@ -542,6 +542,14 @@ impl Table {
         self.dir_mtimes.insert(kind.clone(), (now, 0));
     }
 
+    /// The set of names in a directory changed here: it stays, as in any file system, until rmdir.
+    pub fn names_changed_in(&mut self, dir: &DirPrefix, now: SystemTime) {
+        if !dir.is_root() && !dir.is_continuation() {
+            self.made.insert(dir.clone());
+        }
+        self.touch(&DirKind::Tree(dir.clone()), now);
+    }
+
     /// Moves on whenever names change here.
     pub fn changes(&self) -> u64 {
         self.changes

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::failpoint;
 use crate::fs::inode::file::{File, LocalAttr, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
-use crate::fs::inode::{DirKind, Node, Table};
+use crate::fs::inode::{Node, Table};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::namespace::resolve::Place;
@@ -232,10 +232,7 @@ impl FileSystem {
 
     /// The names in `under` changed; it stays, as in any file system, until rmdir.
     fn note_change(&self, table: &mut Table, under: &DirPrefix) {
-        if !under.is_root() && !under.is_continuation() {
-            table.made().insert(under.clone());
-        }
-        table.touch(&DirKind::Tree(under.clone()), self.clock.wall());
+        table.names_changed_in(under, self.clock.wall());
     }
 
     /// A FIFO or socket may take any name but an object's: the object would be gone, and history with it.

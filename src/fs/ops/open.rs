@@ -16,7 +16,7 @@ use crate::fs::handle::close_policy::Opener;
 use crate::fs::handle::unacknowledged::Unacknowledged;
 use crate::fs::inode::file::{File, Link, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
-use crate::fs::inode::{ControlText, Dir, DirKind, Node, VersionFile};
+use crate::fs::inode::{ControlText, Dir, Node, VersionFile};
 use crate::fs::journal::Key;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix, Refused};
@@ -486,10 +486,7 @@ impl FileSystem {
             state.buffer(&[], now).changed(WriteOrigin::Opening, now);
             *table.local(name) = state.local.clone();
         }
-        if !under.is_root() && !under.is_continuation() {
-            table.made().insert(under.clone());
-        }
-        table.touch(&DirKind::Tree(under.clone()), now);
+        table.names_changed_in(under, now);
         file
     }
 

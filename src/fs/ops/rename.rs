@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use crate::failpoint;
 use crate::fs::inode::file::{File, Link, Persistence};
-use crate::fs::inode::{DeferredDelete, DirKind, Node};
+use crate::fs::inode::{DeferredDelete, Node};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::recovery::replay;
@@ -303,20 +303,13 @@ impl FileSystem {
             }
             Persistence::Scratch | Persistence::Made => {}
         }
-        if let Some(target) = &goal.target {
-            table.forget_backup(target);
-        }
+        goal.target.iter().for_each(|target| table.forget_backup(target));
         table.point(&goal.name, source.ino);
         table.file_made(&goal.under, &goal.name);
         if let Some(target) = &goal.target {
             table.drop_unheld(target.ino);
         }
-        for dir in [from_dir, &goal.under] {
-            if !dir.is_root() && !dir.is_continuation() {
-                table.made().insert(dir.clone());
-            }
-            table.touch(&DirKind::Tree(dir.clone()), now);
-        }
+        [from_dir, &goal.under].into_iter().for_each(|dir| table.names_changed_in(dir, now));
         drop(table);
         if let Some((job, saved)) = stored {
             self.committed(source, job, saved);

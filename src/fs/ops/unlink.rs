@@ -6,7 +6,6 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::failpoint;
-use crate::fs::inode::DirKind;
 use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, Link};
 use crate::fs::name::DirPrefix;
@@ -99,11 +98,7 @@ impl FileSystem {
         table.unpoint(&name, file.ino);
         table.unpin(&name);
         table.detach(&name, file);
-        if !under.is_root() && !under.is_continuation() {
-            // The directory stays, as in any file system, until rmdir.
-            table.made().insert(under.clone());
-        }
-        table.touch(&DirKind::Tree(under.clone()), self.clock.wall());
+        table.names_changed_in(under, self.clock.wall());
         table.drop_unheld(file.ino);
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
 use crate::fs::FileSystem;
-use crate::fs::report::status::{Status, Vault};
+use crate::fs::report::status::{CacheUse, Status, Vault};
 
 /// The text under construction.
 struct Text(String);
@@ -53,6 +53,14 @@ fn render(status: &Status, failures: &BTreeMap<String, u64>) -> String {
     let labels = format!("{{version=\"{version}\",dialect=\"{}\"}}", vault.dialect);
     text.samples("gauge", "build_info", "Always 1; what is running.", &[(labels, "1".into())]);
     text.gauge("uptime_seconds", "Time since the worker started.", status.uptime_s);
+    of_vault(&mut text, vault);
+    of_cache(&mut text, cache);
+    of_files(&mut text, status);
+    of_failures(&mut text, status, failures);
+    text.0
+}
+
+fn of_vault(text: &mut Text, vault: &Vault) {
     text.gauge(
         "vault_up",
         "1 if the vault answered when it was last asked, else 0.",
@@ -75,6 +83,9 @@ fn render(status: &Status, failures: &BTreeMap<String, u64>) -> String {
         text.gauge("vault_budget_remaining", "Requests that are left in this window.", budget.remaining);
         text.gauge("vault_budget_reset_seconds", "Time until the window ends.", budget.reset_s);
     }
+}
+
+fn of_cache(text: &mut Text, cache: &CacheUse) {
     text.gauge("cache_names", "Names of objects that are known.", cache.names);
     text.gauge("cache_values", "Values that are held in memory.", cache.values);
     text.gauge("cache_bytes", "Memory that they take.", cache.bytes);
@@ -93,6 +104,9 @@ fn render(status: &Status, failures: &BTreeMap<String, u64>) -> String {
     if let Some(listed) = cache.listed_s {
         text.gauge("cache_listed_seconds", "Time since the last complete listing.", listed);
     }
+}
+
+fn of_files(text: &mut Text, status: &Status) {
     text.gauge("inodes", "Files and directories that the kernel knows.", status.inodes);
     text.gauge("open_files", "Open files and directories.", status.handles);
     text.gauge("scratch_bytes", "Memory for files that are never stored.", status.scratch_bytes);
@@ -110,6 +124,9 @@ fn render(status: &Status, failures: &BTreeMap<String, u64>) -> String {
         "Bytes of writes that the vault does not have.",
         status.unsaved.iter().map(|w| w.size).sum::<u64>(),
     );
+}
+
+fn of_failures(text: &mut Text, status: &Status, failures: &BTreeMap<String, u64>) {
     let by_errno: Vec<(String, String)> =
         failures.iter().map(|(errno, count)| (format!("{{errno=\"{errno}\"}}"), count.to_string())).collect();
     text.samples("counter", "failed_operations_total", "Operations that failed or were refused.", &by_errno);
@@ -120,7 +137,6 @@ fn render(status: &Status, failures: &BTreeMap<String, u64>) -> String {
             locked.map(|(process, is)| (format!("{{process=\"{process}\"}}"), u8::from(is).to_string()));
         text.samples("gauge", "memory_locked", "1 if the process stays out of the swap, else 0.", &locked);
     }
-    text.0
 }
 
 /// The requests of the greatest spenders, and of all others: so their sum is that of all.

@@ -108,13 +108,7 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
             no_vault()
         }
         StatusCode::NOT_FOUND if !request.of_object => no_vault(),
-        StatusCode::UNAUTHORIZED => {
-            let next = match key_file {
-                Some(path) => format!("check the key in {}", path.shown()),
-                None => "check WORKOS_API_KEY or --api-key-file".to_owned(),
-            };
-            (ErrorKind::Unauthorized, format!("the vault refused the API key: {next}"))
-        }
+        StatusCode::UNAUTHORIZED => (ErrorKind::Unauthorized, unauthorized(key_file)),
         StatusCode::FORBIDDEN => {
             let sentence = format!(
                 "the API key may not do this, which takes the permission {}: enable Vault for it in the dashboard, or \
@@ -124,20 +118,7 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
             (ErrorKind::Forbidden, sentence)
         }
         StatusCode::NOT_FOUND => (ErrorKind::NotFound, "the vault has no such object or version".to_owned()),
-        StatusCode::CONFLICT
-            if request.idempotency_key.is_some()
-                && said(answer).is_some_and(|code| code == "made_and_deleted") =>
-        {
-            let sentence = "the object was made by an earlier attempt, and deleted since".to_owned();
-            (ErrorKind::MadeAndDeleted, sentence)
-        }
-        StatusCode::CONFLICT if request.conflict == ErrorKind::AlreadyExists => {
-            (ErrorKind::AlreadyExists, "an object of this name exists already: update it".to_owned())
-        }
-        StatusCode::CONFLICT => {
-            let sentence = "the object was changed meanwhile: read it again".to_owned();
-            (request.conflict, sentence)
-        }
+        StatusCode::CONFLICT => conflict(answer, request),
         StatusCode::BAD_REQUEST
         | StatusCode::UNPROCESSABLE_ENTITY
         | StatusCode::URI_TOO_LONG
@@ -161,6 +142,29 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
             (ErrorKind::Server, sentence)
         }
         _ => no_vault(),
+    }
+}
+
+fn unauthorized(key_file: Option<&Path>) -> String {
+    let next = match key_file {
+        Some(path) => format!("check the key in {}", path.shown()),
+        None => "check WORKOS_API_KEY or --api-key-file".to_owned(),
+    };
+    format!("the vault refused the API key: {next}")
+}
+
+fn conflict(answer: &Answer, request: &Request) -> (ErrorKind, String) {
+    let was_made =
+        request.idempotency_key.is_some() && said(answer).is_some_and(|code| code == "made_and_deleted");
+    match request.conflict {
+        _ if was_made => {
+            let sentence = "the object was made by an earlier attempt, and deleted since".to_owned();
+            (ErrorKind::MadeAndDeleted, sentence)
+        }
+        ErrorKind::AlreadyExists => {
+            (ErrorKind::AlreadyExists, "an object of this name exists already: update it".to_owned())
+        }
+        other => (other, "the object was changed meanwhile: read it again".to_owned()),
     }
 }
 
