@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use vaultfs::vault::testing::memory::MemoryVault;
 use vaultfs::vault::{
-    Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Once, Page,
-    Result, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Content, Error, ErrorKind, IdempotencyKey, ListQuery, Meta, Object, ObjectId,
+    ObjectName, Page, Result, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
 /// What becomes of the request and its answer.
@@ -67,7 +67,7 @@ pub struct Script {
 }
 
 /// A change on its way.
-type Late = (Option<Once>, Option<ObjectId>, Content, Option<VersionTag>);
+type Late = (Option<IdempotencyKey>, Option<ObjectId>, Content, Option<VersionTag>);
 
 type Kill = Box<dyn Fn() + Send + Sync>;
 
