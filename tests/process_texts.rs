@@ -189,8 +189,12 @@ fn logs_and_audit_files_are_ones_own_files_or_none() {
     }
     assert_eq!(fs::read_to_string(dir.join("own")).unwrap(), "sk_x\n", "nothing was written through a link");
     assert!(!dir.join("real/new").exists());
+    let mode = || fs::metadata("/dev/null").unwrap().permissions();
+    let before = mode();
+    run(&mut place.mount_command(&["--audit", "/dev/null"])).fails(1);
     run(&mut place.mount_command(&["--log", "/dev/null"])).ok();
     drop(Mount::adopt(place).unmount());
+    assert_eq!(mode(), before, "the device stays everybody's");
 }
 
 #[test]

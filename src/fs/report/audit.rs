@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::Node;
 use crate::fs::{Caller, FileSystem};
-use crate::sys::files::Place;
+use crate::sys::files::{Place, Unfit};
 use crate::sys::program::Program;
 
 /// Lines that may wait to be written.
@@ -183,7 +183,12 @@ fn write_line(file: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result
 /// Opens the file, and closes it to others: names of secrets are in it.
 fn open_private(place: &Place) -> io::Result<File> {
     let file = place.append()?;
-    if file.metadata()?.mode() & 0o077 != 0 {
+    let metadata = file.metadata()?;
+    // A log may be the null device, whose mode is everybody's.
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, Unfit::NotRegular.to_string()));
+    }
+    if metadata.mode() & 0o077 != 0 {
         file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     }
     Ok(file)
@@ -277,9 +282,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc/hostname", dir.path().join("link")).unwrap();
         nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        for name in ["link", "fifo", ".", "/dev/zero"] {
+        let mode = || std::fs::metadata("/dev/null").unwrap().mode();
+        let before = mode();
+        for name in ["link", "fifo", ".", "/dev/zero", "/dev/null"] {
             assert!(Audit::open(&dir.path().join(name)).is_err(), "{name}");
         }
+        assert_eq!(mode(), before);
     }
 
     /// Takes half a line when it is full.
