@@ -240,8 +240,8 @@ impl LogFile {
         let stays = match &*open {
             None => false,
             Some((place, file)) => {
-                let (current, named) = (file.metadata()?, place.look().ok().flatten());
-                let same = named.is_some_and(|n| current.ino() == n.st_ino && current.dev() == n.st_dev);
+                let current = file.metadata()?;
+                let same = place.leads_to(&current);
                 let full = current.len() > MAX_FILE;
                 if same && full {
                     let mut old = place.name().to_owned();

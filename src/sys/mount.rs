@@ -273,7 +273,9 @@ fn remove_new(before: &[Entry]) {
             match probe::look(&entry.mountpoint, Duration::from_secs(5)) {
                 Ok(Ok((seen, root))) if mount_id(root.as_fd()).is_ok_and(|id| id == entry.id) => {
                     let is_dead = mountpoint::is_dead(&entry, &seen);
-                    moved |= is_dead && !matches!(unmount::detach(&entry), Ok(true));
+                    // A look that was under way when the connection ended has another error than those that come later.
+                    let is_ending = !is_dead && seen.statfs.is_err();
+                    moved |= is_ending || is_dead && !matches!(unmount::detach(&entry), Ok(true));
                 }
                 _ => moved = true,
             }

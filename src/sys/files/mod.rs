@@ -28,9 +28,9 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open as open_at_root, openat, readlinkat, renameat};
+use nix::fcntl::{AtFlags, OFlag, open as open_at_root, openat, readlinkat, renameat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{FileStat, Mode, SFlag};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use zeroize::Zeroizing;
 
@@ -258,16 +258,17 @@ impl Place {
 
     /// Whether [`Place::append`] would refuse what is there; nothing is made.
     pub fn check(&self) -> Result<(), Unfit> {
-        self.look()?.map_or(Ok(()), |stat| is_writable(&stat))
-    }
-
-    /// What has the name now.
-    pub fn look(&self) -> Result<Option<FileStat>, Unfit> {
         match peek(self.dir.as_fd(), &self.name) {
-            Ok((_, stat)) => Ok(Some(stat)),
-            Err(Unfit::Io(e)) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Ok((_, stat)) => is_writable(&stat),
+            Err(Unfit::Io(e)) if e.kind() == ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether the name still leads to what was opened by it. No descriptor is needed: a process that has none left can log.
+    pub fn leads_to(&self, opened: &Metadata) -> bool {
+        let found = fstatat(&self.dir, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        found.is_ok_and(|found| found.st_ino == opened.ino() && found.st_dev == opened.dev())
     }
 
     /// Renames the file, within its directory.
