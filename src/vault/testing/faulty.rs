@@ -2,7 +2,8 @@
 //!
 //! ```
 //! # use std::sync::Arc;
-//! # use vaultfs::vault::{ErrorKind, faulty::{Fault, FaultyVault}, memory::MemoryVault, op::Op};
+//! # use vaultfs::vault::{ErrorKind, model::op::Op};
+//! # use vaultfs::vault::testing::{faulty::{Fault, FaultyVault}, memory::MemoryVault};
 //! let memory = Arc::new(MemoryVault::object());
 //! let faulty = FaultyVault::new(memory.clone());
 //! faulty.fail_next(Op::Update, Fault::After(ErrorKind::Deadline)); // stored, but the answer is lost
