@@ -88,7 +88,13 @@ fn endure(faults: &[Kind], time: Duration) {
     eprintln!("{late} requests arrived after the look for them");
     // It takes a server that is slower than a worker's successor: seldom.
     let may_be_late = faults.iter().any(|fault| fault.may_be_late()) && late * 1000 <= figures.saves;
-    for violation in wrong.iter().filter(|violation| !may_be_late || violation.rule != check::LATE) {
+    // A known fault: a save through a descriptor of a file that was replaced meanwhile is at its name some milliseconds after
+    // its close. The long forms judge it; the turn of all faults, that it stays as seldom.
+    let behind = wrong.iter().filter(|violation| violation.rule == check::BEHIND).count();
+    eprintln!("{behind} reads were behind");
+    let may_be_behind = time == SHORT && behind * 1000 <= figures.reads;
+    let is_accepted = |rule| may_be_late && rule == check::LATE || may_be_behind && rule == check::BEHIND;
+    for violation in wrong.iter().filter(|violation| !is_accepted(violation.rule)) {
         let times = broken.entry(violation.rule).or_default();
         *times += 1;
         if *times <= 4 {
