@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Old words, and what stands in their place.
 const BANNED: &[(&str, &str)] = &[
+    ("Sighting sighting", "CrashRecord, crash_record"),
     ("crew equipment Equipment", "worker_process, SpawnConfig"),
     ("last_words condemn weigh", "pending_message, kill_for, record_exit"),
     ("Deaths LINGER introduce assign", "RestartPolicy, REAP_DELAY, spawn_and_verify, hand_mount"),

@@ -107,7 +107,7 @@ pub trait Kernel: Send + Sync {
 /// What is known of requests that have no answer yet.
 #[derive(Debug, Default)]
 struct Sightings {
-    of: HashMap<u64, crate::fs::recovery::quarantine::Sighting>,
+    of: HashMap<u64, crate::fs::recovery::quarantine::CrashRecord>,
     /// So many were under way when the last worker died.
     charged: usize,
 }

@@ -1,4 +1,4 @@
-//! Attribution: on whose behalf requests are sent: when the budget is spent, people want to know by which program, and users who were
+//! Attribution: for which program and user requests are sent. When the budget is spent, people want to know by which program, and users who were
 //! merely let in have a share of it only.
 //!
 //! A [`Attribution`] travels with the task that serves a program ([`on_behalf_of`]) and with the flights that it begins, so

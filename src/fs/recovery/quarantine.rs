@@ -38,7 +38,7 @@ const ALONE: u32 = 2;
 
 /// What is known of a request, for the next worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::fs) struct Sighting {
+pub(in crate::fs) struct CrashRecord {
     /// The crashes while it was under way. The first field: an older program reads no more than this.
     pub deaths: u32,
     /// When the first worker got it, in milliseconds since the machine started.
@@ -51,16 +51,16 @@ pub(in crate::fs) struct Sighting {
     pub guilty: bool,
 }
 
-impl Sighting {
+impl CrashRecord {
     pub fn new(arrived: u64) -> Self {
         Self { arrived, under_way: true, ..Self::default() }
     }
 
     /// One that was not written down: it was not waiting, or nobody has begun with it. `others` were under way.
     pub fn unknown(arrived: u64, ending: Ending, others: usize) -> Self {
-        let mut sighting = Self::new(arrived);
-        sighting.charge(ending, if others == 0 { ALONE } else { 0 });
-        sighting
+        let mut crash_record = Self::new(arrived);
+        crash_record.charge(ending, if others == 0 { ALONE } else { 0 });
+        crash_record
     }
 
     fn charge(&mut self, ending: Ending, alone: u32) {
@@ -81,18 +81,18 @@ impl Sighting {
 }
 
 /// Charges a worker's death to those that were under way.
-pub(in crate::fs) fn charge<'a>(all: impl Iterator<Item = &'a mut Sighting>, ending: Ending) {
-    let mut there: Vec<&mut Sighting> = all.filter(|sighting| sighting.under_way).collect();
-    let most = there.iter().map(|sighting| sighting.deaths).max().unwrap_or(0);
+pub(in crate::fs) fn charge<'a>(all: impl Iterator<Item = &'a mut CrashRecord>, ending: Ending) {
+    let mut there: Vec<&mut CrashRecord> = all.filter(|crash_record| crash_record.under_way).collect();
+    let most = there.iter().map(|crash_record| crash_record.deaths).max().unwrap_or(0);
     let count = there.len();
-    let leaders = there.iter().filter(|sighting| sighting.deaths == most).count();
-    for sighting in &mut there {
+    let leaders = there.iter().filter(|crash_record| crash_record.deaths == most).count();
+    for crash_record in &mut there {
         let alone = match (count, leaders) {
             (1, _) => ALONE,
-            (_, 1) if sighting.deaths == most => ALONE / 2,
+            (_, 1) if crash_record.deaths == most => ALONE / 2,
             _ => 0,
         };
-        sighting.charge(ending, alone);
+        crash_record.charge(ending, alone);
     }
 }
 
@@ -233,20 +233,20 @@ mod tests {
     use super::*;
 
     /// A worker dies while these are under way.
-    fn death(all: &mut [Sighting], there: &[usize], ending: Ending) {
+    fn death(all: &mut [CrashRecord], there: &[usize], ending: Ending) {
         there.iter().for_each(|at| all[*at].under_way = true);
         charge(all.iter_mut(), ending);
-        assert!(all.iter().all(|sighting| !sighting.under_way));
+        assert!(all.iter().all(|crash_record| !crash_record.under_way));
     }
 
-    fn guilty(all: &[Sighting]) -> Vec<usize> {
+    fn guilty(all: &[CrashRecord]) -> Vec<usize> {
         (0..all.len()).filter(|at| all[*at].guilty).collect()
     }
 
     #[test]
     fn upgrades_and_kills_are_held_against_nobody() {
         for there in [&[0][..], &[0, 1, 2]] {
-            let mut all = [Sighting::default(); 3];
+            let mut all = [CrashRecord::default(); 3];
             death(&mut all, &[0, 1, 2], Ending::Crashed);
             let before = all;
             for ending in [Ending::Killed, Ending::Ordered] {
@@ -255,20 +255,20 @@ mod tests {
                 }
             }
             assert_eq!(all, before, "{there:?}");
-            assert!(!Sighting::unknown(0, Ending::Killed, 0).is_suspect());
+            assert!(!CrashRecord::unknown(0, Ending::Killed, 0).is_suspect());
         }
     }
 
     #[test]
     fn two_crashes_alone_are_enough() {
-        let mut all = [Sighting::default()];
+        let mut all = [CrashRecord::default()];
         death(&mut all, &[0], Ending::Crashed);
         assert_eq!(guilty(&all), [0; 0]);
         death(&mut all, &[0], Ending::Killed);
         assert_eq!(guilty(&all), [0; 0]);
         death(&mut all, &[0], Ending::Crashed);
         assert_eq!(guilty(&all), [0]);
-        let mut unknown = Sighting::unknown(0, Ending::Crashed, 0);
+        let mut unknown = CrashRecord::unknown(0, Ending::Crashed, 0);
         unknown.under_way = true;
         charge(std::iter::once(&mut unknown), Ending::Crashed);
         assert!(unknown.guilty);
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn who_was_there_with_others_as_suspect_is_not_guilty() {
-        let mut all = [Sighting::default(); 9];
+        let mut all = [CrashRecord::default(); 9];
         for _ in 0..20 {
             death(&mut all, &[0, 1, 2, 3, 4, 5, 6, 7, 8], Ending::Crashed);
         }
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn one_that_is_there_each_time_is_found_among_new_ones() {
-        let mut all = [Sighting::default(); 9];
+        let mut all = [CrashRecord::default(); 9];
         death(&mut all, &[0, 1, 2, 3, 4], Ending::Crashed);
         death(&mut all, &[0, 5, 6], Ending::Crashed);
         assert_eq!(guilty(&all), [0; 0], "by accident it was the one that was there before");
@@ -297,12 +297,12 @@ mod tests {
 
     /// Workers that die of request 4 as soon as it is let go, while each of the others takes so long.
     async fn deaths_until_found(takes: Duration) -> usize {
-        let mut left: Vec<(usize, Sighting)> = (0..9).map(|id| (id, Sighting::default())).collect();
-        left.iter_mut().for_each(|(_, sighting)| sighting.under_way = true);
+        let mut left: Vec<(usize, CrashRecord)> = (0..9).map(|id| (id, CrashRecord::default())).collect();
+        left.iter_mut().for_each(|(_, crash_record)| crash_record.under_way = true);
         for deaths in 1..=30 {
-            charge(left.iter_mut().map(|(_, sighting)| sighting), Ending::Crashed);
+            charge(left.iter_mut().map(|(_, crash_record)| crash_record), Ending::Crashed);
             let guilty: Vec<usize> =
-                left.iter().filter(|(_, sighting)| sighting.guilty).map(|(id, _)| *id).collect();
+                left.iter().filter(|(_, crash_record)| crash_record.guilty).map(|(id, _)| *id).collect();
             if !guilty.is_empty() {
                 assert_eq!(guilty, [4]);
                 return deaths;
@@ -312,9 +312,10 @@ mod tests {
             let world = Arc::new(Mutex::new(left.clone()));
             let runtime = tokio::runtime::Handle::current();
             let mut tasks = tokio::task::JoinSet::new();
-            for (id, sighting) in &left {
+            for (id, crash_record) in &left {
                 let (id, lot_id) = (*id, *id as u64 + 100 * deaths as u64);
-                let turn = sighting.is_suspect().then(|| trial.enter(lot_id, sighting.deaths, &runtime));
+                let turn =
+                    crash_record.is_suspect().then(|| trial.enter(lot_id, crash_record.deaths, &runtime));
                 let (died, world) = (died.clone(), world.clone());
                 tasks.spawn(async move {
                     let mut turn = turn;

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::failpoint;
 use crate::fs::journal::Key;
 use crate::fs::recovery::quarantine;
-use crate::fs::recovery::quarantine::Sighting;
+use crate::fs::recovery::quarantine::CrashRecord;
 use crate::fs::types::errno::Errno;
 use crate::fs::{FileSystem, Sightings, Step};
 use crate::vault::{Call, ObjectName};
@@ -112,61 +112,62 @@ impl FileSystem {
     ) -> Step<T> {
         let id = unique & !AGAIN;
         let known = if unique & AGAIN != 0 { Some(self.seen_again(id)) } else { None };
-        if known.is_some_and(|sighting| sighting.guilty) {
+        if known.is_some_and(|crash_record| crash_record.guilty) {
             let why = "workers keep dying of this request: it is given up";
             return Step::Ready(Err(self.refused("request", &format!("number {id}"), Errno::EIO, why)));
         }
-        let suspect = known.is_some_and(|sighting| sighting.is_suspect());
+        let suspect = known.is_some_and(|crash_record| crash_record.is_suspect());
         let alone =
             suspect.then(|| self.trial.at_once.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        if let Some(sighting) = known {
-            self.note(id, Sighting { under_way: true, ..sighting });
+        if let Some(crash_record) = known {
+            self.note(id, CrashRecord { under_way: true, ..crash_record });
         }
         let deadline = self.clock.now() + self.time_left(unique);
         let future = match DEADLINE.sync_scope(deadline, || work(self)) {
             Step::Ready(result) => return Step::Ready(result),
             Step::Pending(future) => DEADLINE.scope(deadline, future),
         };
-        let sighting = known.unwrap_or_else(|| Sighting::new(self.clock.since_boot().as_millis() as u64));
+        let crash_record =
+            known.unwrap_or_else(|| CrashRecord::new(self.clock.since_boot().as_millis() as u64));
         if known.is_none() || suspect {
-            self.note(id, Sighting { under_way: !suspect, ..sighting });
+            self.note(id, CrashRecord { under_way: !suspect, ..crash_record });
         }
         drop(alone);
         if !suspect {
             return Step::Pending(Box::pin(future));
         }
-        let mut turn = self.trial.enter(id, sighting.deaths, &self.runtime);
+        let mut turn = self.trial.enter(id, crash_record.deaths, &self.runtime);
         let fs = self.clone();
         Step::later(async move {
             turn.come().await;
-            fs.note(id, Sighting { under_way: true, ..sighting });
+            fs.note(id, CrashRecord { under_way: true, ..crash_record });
             future.await
         })
     }
 
     /// What there is against a request that is sent again.
-    fn seen_again(&self, id: u64) -> Sighting {
+    fn seen_again(&self, id: u64) -> CrashRecord {
         let found = self.sightings().of.get(&id).copied();
         found.unwrap_or_else(|| {
             let (arrived, ending) = (self.clock.since_boot().as_millis() as u64, self.last_ending());
-            Sighting::unknown(arrived, ending, self.sightings().charged)
+            CrashRecord::unknown(arrived, ending, self.sightings().charged)
         })
     }
 
     /// How long the request may take from now on.
     pub fn time_left(&self, unique: u64) -> Duration {
         let timeout = self.options.timeout;
-        let sighting = self.sightings().of.get(&(unique & !AGAIN)).copied();
-        sighting.filter(|_| unique & AGAIN != 0).map_or(timeout, |sighting| {
-            let age = self.clock.since_boot().saturating_sub(Duration::from_millis(sighting.arrived));
+        let crash_record = self.sightings().of.get(&(unique & !AGAIN)).copied();
+        crash_record.filter(|_| unique & AGAIN != 0).map_or(timeout, |crash_record| {
+            let age = self.clock.since_boot().saturating_sub(Duration::from_millis(crash_record.arrived));
             patience(timeout, age)
         })
     }
 
-    fn note(&self, id: u64, sighting: Sighting) {
+    fn note(&self, id: u64, crash_record: CrashRecord) {
         if self.journal.is_enabled() {
-            self.sightings().of.insert(id, sighting);
-            self.journal.record(&Key::Sights(id), &sighting);
+            self.sightings().of.insert(id, crash_record);
+            self.journal.record(&Key::Sights(id), &crash_record);
         }
     }
 
@@ -180,8 +181,12 @@ impl FileSystem {
     pub(in crate::fs) fn charge_last_death(&self) {
         let ending = self.last_ending();
         let mut sightings = self.sightings();
-        let there: Vec<u64> =
-            sightings.of.iter().filter(|(_, sighting)| sighting.under_way).map(|(id, _)| *id).collect();
+        let there: Vec<u64> = sightings
+            .of
+            .iter()
+            .filter(|(_, crash_record)| crash_record.under_way)
+            .map(|(id, _)| *id)
+            .collect();
         sightings.charged = there.len();
         quarantine::charge(sightings.of.values_mut(), ending);
         let batch = self.journal.batch();

@@ -297,7 +297,7 @@ impl FileSystem {
                 }
                 Key::Sights(id) => {
                     match contents.read(&key) {
-                        Some(sighting) => drop(self.sightings().of.insert(id, sighting)),
+                        Some(crash_record) => drop(self.sightings().of.insert(id, crash_record)),
                         None => self.journal.delete(&key),
                     }
                     old.push(id);

@@ -9,7 +9,7 @@
 //! 2. **To append** ([`Place`]): the directory is found in the same way, once. The file itself is no link, is regular, has
 //!    no second name, belongs to us or root, and others cannot write to it.
 //! 3. Nothing waits: opens do not block, a pipe has a time limit, and a FUSE file system of another user is not asked
-//!    ([`whose`]).
+//!    ([`ownership`]).
 //! 4. The walk uses descriptors, component by component, so that what was checked is what is opened.
 //!
 //! Directories of our own (runtime directory, embedded vault, volumes) are checked as directories; their files need none
