@@ -252,12 +252,11 @@ fn check_place(mount: Option<&Entry>, path: &Path, parent: u64) -> io::Result<()
     if mount.is_some_and(is_there) { Ok(()) } else { Err(elsewhere()) }
 }
 
-/// The mounts of this user's that were not in the mount table.
+/// The mounts of this user's that were not in the mount table. The kernel gives ids and device numbers of mounts that
+/// ended meanwhile to new ones: whole entries are compared.
 fn new_since(before: &[Entry]) -> io::Result<Vec<Entry>> {
     let own = nix::unistd::geteuid().as_raw();
-    let is_new = |entry: &Entry| {
-        entry.is_vaultfs() && entry.owner == Some(own) && !before.iter().any(|b| b.id == entry.id)
-    };
+    let is_new = |entry: &Entry| entry.is_vaultfs() && entry.owner == Some(own) && !before.contains(entry);
     Ok(mount_table::table()?.into_iter().filter(is_new).collect())
 }
 
