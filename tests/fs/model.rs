@@ -523,7 +523,7 @@ proptest! {
 #[test]
 fn sessions_that_once_failed() {
     use Step::*;
-    let sessions: [&[Step]; 7] = [
+    let sessions: [&[Step]; 8] = [
         // A file in the place of a directory that emptied elsewhere: nothing could be made below it.
         &[PutElsewhere(1), CreateExclusively(1), DeleteElsewhere(1), CreateExclusively(0), Write(1)],
         // A directory with nothing in it but a hidden object.
@@ -538,6 +538,8 @@ fn sessions_that_once_failed() {
         &[Mkdir(2), PutElsewhere(0), CreateExclusively(4), Unlink(0, true)],
         // The worker died of what it heard of a change elsewhere.
         &[Write(3), Remount, PutElsewhere(0), Write(2), Die(14), Write(3), Pass, PutElsewhere(0)],
+        // A directory whose only object was made here and deleted elsewhere could not be removed.
+        &[Write(1), DeleteElsewhere(1), Rmdir(0)],
     ];
     for steps in sessions {
         for (kv, checks_each) in [(false, false), (false, true), (true, false), (true, true)] {

@@ -207,10 +207,16 @@ impl FileSystem {
             if fs.names_in(&dir).is_empty() {
                 fs.flush_deferred_in(&dir, &call).await?;
             }
-            if dir.is_continuation()
-                || fs.cache.prefix_state(dir.as_str()) == PrefixState::Yes
-                || !fs.names_in(&dir).is_empty()
-            {
+            let is_full = || {
+                dir.is_continuation()
+                    || fs.cache.prefix_state(dir.as_str()) == PrefixState::Yes
+                    || !fs.names_in(&dir).is_empty()
+            };
+            // What was made here and is not listed any more is asked for once more before its absence is believed.
+            if is_full() {
+                fs.cache.ask_again().await;
+            }
+            if is_full() {
                 return Err(Errno::ENOTEMPTY);
             }
             fs.record_intent(Intent::Rmdir);
