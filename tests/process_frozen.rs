@@ -27,17 +27,18 @@ fn a_worker_that_is_stopped_is_succeeded_and_no_operation_fails() {
     let stopped = Instant::now();
     // The kernel does not know this name, so that it has to ask.
     fs::write(mount.path("new"), "2").unwrap();
-    assert!(stopped.elapsed() < AT_MOST, "{:?}", stopped.elapsed());
+    // The deadline of each request, and what an operation may wait beyond it.
+    assert!(stopped.elapsed() < Duration::from_secs(12), "{:?}", stopped.elapsed());
     assert_eq!(fs::read_to_string(mount.path("f")).unwrap(), "1");
     unsaved.write_all(b" and half").unwrap();
     unsaved.sync_all().unwrap();
     drop(unsaved);
     assert_eq!(fs::read_to_string(mount.path("unsaved")).unwrap(), "half and half");
     assert_eq!(mount.versions("unsaved"), [1]);
-    assert_eq!(last_end(&mount), "no heartbeat for 10 s, and was killed");
+    assert_eq!(last_end(&mount), "no heartbeat for 5 s, and was killed");
     assert_eq!(mount.pids().0, keeper);
     let log = mount.log();
-    assert!(log.contains("killing the worker: no heartbeat for 10 s"), "{log}");
+    assert!(log.contains("killing the worker: no heartbeat for 5 s"), "{log}");
     mount.unmount();
 }
 
@@ -47,7 +48,7 @@ fn a_worker_that_is_stopped_for_a_moment_goes_on() {
     let before = mount.pids();
     for _ in 0..3 {
         signal(before.1, Signal::SIGSTOP);
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::sleep(Duration::from_secs(3));
         signal(before.1, Signal::SIGCONT);
         fs::write(mount.path("f"), "1").unwrap();
         // A heartbeat.
@@ -88,7 +89,7 @@ fn a_worker_whose_threads_wait_for_each_other_is_succeeded() {
     // It waits longer, as it may be at work.
     assert!(stalled.elapsed() < AT_MOST + Duration::from_secs(20), "{:?}", stalled.elapsed());
     assert!(stalled.elapsed() > Duration::from_secs(20), "{:?}", stalled.elapsed());
-    assert_eq!(last_end(&mount), "no heartbeat for 10 s, and was killed");
+    assert_eq!(last_end(&mount), "no heartbeat for 5 s, and was killed");
     assert!(mount.log().contains("the runtime has not moved for 20 s"), "{}", mount.log());
     mount.unmount();
 }

@@ -10,9 +10,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::daemon::heartbeat::{TIMEOUT, TIMEOUT_AT_THE_END};
 use crate::daemon::keeper::worker_process;
-use crate::daemon::keeper::{Goal, Keeper, Phase, StarterPipe};
+use crate::daemon::keeper::{Keeper, Phase, StarterPipe};
 use crate::daemon::protocol::ToKeeper;
 
 /// Between checks for a zombie leader and for a missing heartbeat, which no event tells.
@@ -59,8 +58,7 @@ impl Keeper {
                     Err(e) => tracing::error!("a message of the worker's cannot be read: {e}"),
                 }
             } else if let Some(worker) = &mut self.worker {
-                let patience = if self.goal == Goal::Serve { TIMEOUT } else { TIMEOUT_AT_THE_END };
-                worker.check_liveness(self.state.as_fd(), patience);
+                worker.check_liveness(self.state.as_fd());
             }
             if ready.signal {
                 match self.signals.read_signal().ok().flatten().map(|s| s.ssi_signo as i32) {

@@ -126,8 +126,8 @@ impl Worker {
     }
 
     /// A worker whose leader is a zombie while one of its threads holds the channel open counts as gone. A worker without a
-    /// heartbeat for `patience` is killed, unless a debugger traces it.
-    pub fn check_liveness(&mut self, state: BorrowedFd<'_>, patience: Duration) {
+    /// heartbeat is killed, unless a debugger traces it.
+    pub fn check_liveness(&mut self, state: BorrowedFd<'_>) {
         if self.silent_since.is_some() {
             return;
         }
@@ -137,7 +137,7 @@ impl Worker {
             return;
         }
         let silent_for = self.heartbeat.observe(state_log::heartbeats(state, pid), Instant::now());
-        if self.serving_since.is_none() || silent_for < patience {
+        if self.serving_since.is_none() || silent_for < heartbeat::TIMEOUT {
             return;
         }
         match process::tracer(pid).map(Verdict::Traced) {
@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn a_worker_that_the_keeper_kills_did_not_move_by_itself_unless_somebody_had_stopped_it() {
         let mut stuck = worker();
-        stuck.kill_for("it did not move for 10 s".to_owned());
+        stuck.kill_for("it did not move for 5 s".to_owned());
         assert_eq!(stuck.verdict(), Some(Ending::Crashed));
 
         let mut stopped = worker();
@@ -285,7 +285,7 @@ mod tests {
         while !process::is_stopped(stopped.child.id()) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        stopped.kill_for("it did not move for 10 s".to_owned());
+        stopped.kill_for("it did not move for 5 s".to_owned());
         assert_eq!(stopped.verdict(), Some(Ending::Killed));
 
         let mut killed = worker();
