@@ -230,6 +230,45 @@ fn a_thousand_rotations_under_readers_tear_and_cut_nothing() {
     assert_eq!(status["helper"]["fallbacks"], 0, "{status}");
 }
 
+/// By fsync and by close, of what was changed and what was deleted elsewhere.
+#[test]
+fn a_save_of_a_file_that_was_replaced_is_what_the_next_open_finds() {
+    let mount = Mount::with(&["--refresh", "100ms"]);
+    let api = Api::of(&mount);
+    helper_works(&mount);
+    let path = mount.path("f");
+    let id = api.create("f", b"theirs");
+    until("it is there", || path.exists());
+    for round in 0..60 {
+        let (theirs, ours) = (format!("theirs {round}"), format!("our {round}"));
+        let by = |path: &Path| {
+            let (file, ours) = (File::options().read(true).write(true).open(path).unwrap(), ours.clone());
+            move |path: &Path| {
+                file.set_len(0).unwrap();
+                file.write_all_at(ours.as_bytes(), 0).unwrap();
+                if round % 2 == 0 {
+                    file.sync_all().unwrap();
+                    assert_eq!(fs::read_to_string(path).unwrap(), ours, "fsync, round {round}");
+                }
+                drop(file);
+                assert_eq!(fs::read_to_string(path).unwrap(), ours, "close, round {round}");
+            }
+        };
+        let save = by(&path);
+        api.update(&id, theirs.as_bytes());
+        until("it shows", || fs::read_to_string(&path).unwrap() == theirs);
+        save(&path);
+        let made = mount.path(format!("made {round}"));
+        let id = api.create(&format!("made {round}"), theirs.as_bytes());
+        until("it is there", || made.exists());
+        let save = by(&made);
+        api.delete(&id);
+        until("it is gone", || !made.exists());
+        save(&made);
+    }
+    mount.unmount();
+}
+
 #[test]
 fn watchers_see_creation_change_and_deletion_made_elsewhere() {
     let mount = Mount::with(&["--refresh", "100ms"]);

@@ -94,6 +94,8 @@ pub trait Kernel: Send + Sync {
     fn inval_entry(&self, parent: u64, name: &OsStr);
     /// Forget attributes and pages of an inode.
     fn inval_inode(&self, ino: u64);
+    /// Calls `then` when all that it was told so far to forget is forgotten.
+    fn after_notices(&self, then: Box<dyn FnOnce() + Send>);
     /// Has the helper make a call; `to` is the process that is meant, 0 for any. The answer comes with
     /// [`FileSystem::helper_says`]. False if there is no way to it.
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
@@ -148,6 +150,7 @@ pub struct FileSystem {
     processes: OnceLock<Processes>,
     helper: crate::fs::propagation::helper_calls::Register,
     propagator: crate::fs::propagation::queue::Propagator,
+    repoints: Arc<crate::fs::propagation::repoint::Repoints>,
     /// For work that nobody waits for; operations are called from threads that are not the runtime's.
     runtime: tokio::runtime::Handle,
     failure_log: Arc<crate::fs::report::failures::FailureLog>,
@@ -189,6 +192,7 @@ impl FileSystem {
 
     fn over(cache: Arc<Cache>, options: Options, clock: Arc<dyn Clock>, journal: JournalWriter) -> Arc<Self> {
         let fs = Arc::new(Self {
+            repoints: crate::fs::propagation::repoint::Repoints::new(journal.clone()),
             journal,
             scratch: crate::fs::temporary::scratch::Patterns::new(&options.scratch),
             table: Mutex::new(Table::new(&options.vault)),

@@ -235,7 +235,8 @@ impl Filesystem for Adapter {
             (Some(registered), _) => Step::Ready(registered),
             (None, Some(e)) => return reply.error(e),
             (None, None) => self.attribution(req).scope(|| {
-                self.fs.run_mutating(req.unique().0, |fs| fs.setattr(ino.0, fh.map(|fh| fh.0), set))
+                let (fh, caller) = (fh.map(|fh| fh.0), caller(req));
+                self.fs.run_mutating(req.unique().0, |fs| fs.setattr(ino.0, fh, set, caller))
             }),
         };
         self.end(req, done, move |result| match result {

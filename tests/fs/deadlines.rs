@@ -72,7 +72,7 @@ async fn time_of(operation: &str, fault: Fault, kv: bool) -> Duration {
         "truncate" => {
             let ino = sh.stat("f").await.unwrap().ino;
             let set = vaultfs::fs::SetAttr { size: Some(1), ..Default::default() };
-            sh.step(sh.fs.setattr(ino, None, set)).await.map(drop)
+            sh.step(sh.fs.setattr(ino, None, set, sh.caller())).await.map(drop)
         }
         "unlink" => sh.rm("f").await,
         "rename" | "rename onto" => sh.mv("f", "g").await,

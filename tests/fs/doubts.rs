@@ -10,7 +10,7 @@ use vaultfs::fs::{Errno, Options};
 use vaultfs::vault::testing::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
 
 use crate::meddler::{Event, Loss, Meddler, NAME, Other, Script};
-use crate::shell::{CREATE, Shell};
+use crate::shell::{CREATE, READ, Shell};
 
 /// How a program saves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,6 +249,31 @@ async fn a_save_that_was_made_and_superseded_is_stored() {
         let last = session.sh.history(NAME).await.pop().unwrap();
         assert_eq!(shown, last, "kv {kv}, {loss:?}: the name shows what is newest");
     }
+}
+
+/// Its inode was replaced before; what replaced it is older than the save.
+#[tokio::test(start_paused = true)]
+async fn a_save_that_was_superseded_leaves_nothing_older_at_its_name() {
+    let session = Session::new(false);
+    let sh = &session.sh;
+    sh.put(NAME, "before").await;
+    let fd = sh.open(NAME, libc::O_RDWR).await.unwrap();
+    sh.put(NAME, "theirs").await;
+    sh.refresh().await;
+    let shown = sh.stat(NAME).await.unwrap().ino;
+    assert_ne!(shown, fd.ino);
+    // The kernel goes on with the name that it knows for a while.
+    sh.told.is_slow.store(true, Ordering::SeqCst);
+    let others = [Other::Nothing, Other::Puts, Other::Nothing];
+    session.meddler.play(Script { loss: Loss::Answer, others });
+    sh.pwrite(&fd, 0, "[mine]").unwrap();
+    sh.close(fd).await.unwrap();
+    session.meddler.rest();
+    let stale = sh.step(sh.fs.open(shown, READ, sh.caller())).await;
+    assert_eq!(stale.unwrap_err(), Errno::ESTALE);
+    let history = sh.history(NAME).await;
+    assert!(history[2].contains("[mine]") && history.len() == 4, "{history:?}");
+    assert_eq!(sh.cat(NAME).await, history[3]);
 }
 
 /// A check that is refused each time does not keep a save waiting, nor does one whose request was lost before.

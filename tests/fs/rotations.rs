@@ -1,15 +1,17 @@
 //! Changes made elsewhere are brought to the kernel: a rename, an unlink, or a word to forget. Local writers first.
 
 use std::ffi::OsStr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vaultfs::fs::{Errno, HelperReport, Options, ROOT};
+use futures_util::FutureExt;
+use vaultfs::fs::{Caller, Errno, HelperReport, Options, ROOT, SetAttr, Step};
 use vaultfs::vault::cache::ChangeKind;
 use vaultfs::vault::model::op::Op;
 use vaultfs::vault::testing::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 
 use crate::shell::helper::{Helper, PID};
-use crate::shell::{READ, Shell};
+use crate::shell::{Fd, READ, Shell};
 
 /// A mount with a helper, that has seen all names once, a while after they were made.
 async fn watched(sh: Shell) -> Shell {
@@ -244,6 +246,150 @@ async fn a_write_on_a_replaced_inode_is_an_update_and_the_name_is_rotated_to_it(
     assert_eq!(sh.meta("f").await.unwrap().id, id);
     assert_eq!(sh.told.helper.deeds(), [("rename", "f".to_owned(), Some(fd.ino))]);
     assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
+}
+
+/// What an open of this inode gets, by whatever name the kernel came to it.
+async fn opened(sh: &Shell, ino: u64, thread: u32) -> Result<Vec<u8>, Errno> {
+    let caller = Caller { pid: thread, uid: 0, gid: 0 };
+    let opened = sh.step(sh.fs.open(ino, READ, caller)).await?;
+    let bytes = sh.step(sh.fs.read(ino, opened.fh, 0, 1 << 20)).await?.expose().to_vec();
+    sh.step(sh.fs.release(opened.fh)).await?;
+    Ok(bytes)
+}
+
+/// A descriptor of a file that was replaced by `theirs`, and the inode that the kernel knows under its name. What was found
+/// out is not carried out before [`FileSystem::flush_queue`] and [`Told::forget`].
+async fn replaced(with_helper: bool) -> (Shell, Fd, u64) {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let sh = if with_helper { watched(sh).await } else { sh };
+    let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+    sh.put("f", "theirs").await;
+    sh.pass(Duration::from_secs(10)).await;
+    sh.fs.refresh_now().await;
+    let shown = sh.stat("f").await.unwrap().ino;
+    assert_ne!(shown, fd.ino);
+    sh.told.helper.deeds();
+    sh.invalidated();
+    sh.told.is_slow.store(true, Ordering::Relaxed);
+    (sh, fd, shown)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_through_a_replaced_inode_is_what_the_next_open_of_its_name_finds() {
+    for (with_helper, dies) in [(true, false), (true, true), (false, false)] {
+        let (sh, fd, shown) = replaced(with_helper).await;
+        assert_eq!(opened(&sh, shown, 1).await.unwrap(), b"theirs");
+        sh.pwrite(&fd, 0, "our").unwrap();
+        sh.fsync(&fd).await.unwrap();
+        if dies {
+            sh.die_after(0);
+            sh.bury();
+        }
+        // The kernel knows the inode from before: it looks the name up again.
+        for thread in [2, 2, 3] {
+            assert_eq!(opened(&sh, shown, thread).await, Err(Errno::ESTALE), "{thread}");
+            let found = sh.stat("f").await.unwrap().ino;
+            assert_eq!((found, opened(&sh, found, thread).await.unwrap()), (fd.ino, b"our".to_vec()));
+        }
+        let set = SetAttr { size: Some(1), ..SetAttr::default() };
+        let cut = sh.step(sh.fs.setattr(shown, None, set, Caller { pid: 4, uid: 0, gid: 0 })).await;
+        assert_eq!(cut.unwrap_err(), Errno::ESTALE, "truncate(2)");
+        // A bind mount of that inode: it comes again, and is not sent about for ever.
+        for _ in 0..2 {
+            assert_eq!(opened(&sh, shown, 5).await, Err(Errno::ESTALE));
+            assert_eq!(opened(&sh, shown, 5).await.unwrap(), b"theirs");
+        }
+        sh.fs.flush_queue().await;
+        assert_eq!(opened(&sh, shown, 6).await, Err(Errno::ESTALE), "not before the kernel has heard of it");
+        sh.told.forget();
+        assert_eq!(opened(&sh, shown, 7).await.unwrap(), b"theirs");
+        assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
+        sh.close(fd).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_inode_that_is_written_again_at_once_is_at_its_name_all_the_same() {
+    let (sh, fd, shown) = replaced(true).await;
+    sh.pwrite(&fd, 0, "our").unwrap();
+    sh.fsync(&fd).await.unwrap();
+    sh.pwrite(&fd, 0, "next").unwrap();
+    sh.fs.flush_queue().await;
+    assert_eq!(sh.told.helper.deeds(), [], "it is being written");
+    assert_eq!(sh.invalidated(), [(ROOT, "f".to_owned())]);
+    assert_eq!(opened(&sh, shown, 1).await, Err(Errno::ESTALE));
+    sh.close(fd).await.unwrap();
+    assert_eq!(sh.cat("f").await, "next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_watches_is_told_of_a_save_that_a_lookup_found_before() {
+    let (sh, fd, _) = replaced(true).await;
+    sh.pwrite(&fd, 0, "our").unwrap();
+    sh.fsync(&fd).await.unwrap();
+    // The kernel knows of it: a rename of the inode to its own name is none.
+    *sh.told.helper.knows.lock().unwrap() = true;
+    sh.fs.flush_queue().await;
+    let deeds = sh.told.helper.deeds();
+    assert!(matches!(&deeds[..], [("rename", path, Some(ino))] if path == "f" && *ino != fd.ino), "{deeds:?}");
+    assert_eq!(sh.cat("f").await, "our");
+    sh.pwrite(&fd, 0, "again").unwrap();
+    sh.close(fd).await.unwrap();
+    assert_eq!(sh.cat("f").await, "again");
+    assert_eq!(sh.history("f").await, ["old", "theirs", "our", "again"]);
+}
+
+/// Whatever was ordered before the save.
+#[tokio::test(start_paused = true)]
+async fn a_save_while_a_change_is_on_its_way_stays_at_its_name() {
+    for is_deleted in [false, true] {
+        let sh = Shell::new();
+        sh.put("f", "old").await;
+        let sh = watched(sh).await;
+        let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+        let fh = fd.fh;
+        sh.told.helper.before_next(move |fs| {
+            assert_eq!(fs.write(fh, 0, b"our"), Ok(3));
+            let Step::Pending(fsync) = fs.fsync(fh) else { panic!("there is something to store") };
+            fsync.now_or_never().expect("the vault answers at once").unwrap();
+        });
+        match is_deleted {
+            true => sh.delete("f").await,
+            false => drop(sh.put("f", "theirs").await),
+        }
+        sh.fs.refresh_now().await;
+        let deeds = sh.told.helper.deeds();
+        let shown = (sh.cat("f").await, sh.stat("f").await.unwrap().ino);
+        assert_eq!(shown, ("our".to_owned(), fd.ino), "deleted: {is_deleted}, {deeds:?}");
+        sh.close(fd).await.unwrap();
+        sh.fs.refresh_now().await;
+        assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
+    }
+}
+
+/// A save through the descriptor brings the name back, and the kernel would go on without asking.
+#[tokio::test(start_paused = true)]
+async fn the_name_of_a_file_that_is_open_for_writing_is_absent_for_no_time() {
+    for name in ["f", "d/f"] {
+        let sh = Shell::new();
+        sh.put(name, "old").await;
+        sh.put("other", "x").await;
+        let sh = watched(sh).await;
+        let fd = sh.open(name, libc::O_RDWR).await.unwrap();
+        sh.delete(name).await;
+        sh.fs.refresh_now().await;
+        let first = OsStr::new(&name[..1]);
+        assert_eq!(sh.lookup(ROOT, &name[..1]).await.unwrap(), None);
+        assert_eq!(sh.fs.absent_for(ROOT, first), Duration::ZERO);
+        sh.pwrite(&fd, 0, "our").unwrap();
+        sh.close(fd).await.unwrap();
+        assert_eq!(sh.cat(name).await, "our");
+        sh.delete(name).await;
+        sh.fs.refresh_now().await;
+        assert_eq!(sh.lookup(ROOT, &name[..1]).await.unwrap(), None);
+        assert!(sh.fs.absent_for(ROOT, first) > Duration::ZERO);
+    }
 }
 
 #[tokio::test(start_paused = true)]

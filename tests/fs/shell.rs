@@ -68,6 +68,16 @@ pub struct Told {
     pub helper: Helper,
     /// Somebody watches something.
     pub watched: std::sync::atomic::AtomicBool,
+    /// What it is told to forget it forgets later.
+    pub is_slow: std::sync::atomic::AtomicBool,
+    then: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Told {
+    /// All is forgotten that was to be.
+    pub fn forget(&self) {
+        std::mem::take(&mut *self.then.lock().unwrap()).into_iter().for_each(|then| then());
+    }
 }
 
 impl Kernel for Told {
@@ -76,6 +86,12 @@ impl Kernel for Told {
     }
     fn inval_inode(&self, ino: u64) {
         self.inodes.lock().unwrap().push(ino);
+    }
+    fn after_notices(&self, then: Box<dyn FnOnce() + Send>) {
+        self.then.lock().unwrap().push(then);
+        if !self.is_slow.load(Ordering::Relaxed) {
+            self.forget();
+        }
     }
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
         self.helper.order(number, to, call)
@@ -345,7 +361,7 @@ impl Shell {
         let fd = Fd { ino, fh: opened.fh, no_flush: opened.no_flush };
         if flags & libc::O_TRUNC != 0 {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
-            if let Err(e) = self.request(|fs| fs.setattr(ino, None, set)).await {
+            if let Err(e) = self.request(|fs| fs.setattr(ino, None, set, self.caller())).await {
                 self.close(fd).await?;
                 return Err(e);
             }
@@ -415,7 +431,7 @@ impl Shell {
 
     pub async fn ftruncate(&self, fd: &Fd, size: u64) -> Result<()> {
         let set = SetAttr { size: Some(size), ..SetAttr::default() };
-        let (attr, _) = self.request(|fs| fs.setattr(fd.ino, Some(fd.fh), set)).await?;
+        let (attr, _) = self.request(|fs| fs.setattr(fd.ino, Some(fd.fh), set, self.caller())).await?;
         assert_eq!(attr.size, size);
         Ok(())
     }
@@ -424,14 +440,14 @@ impl Shell {
     pub async fn truncate(&self, path: &str, size: u64) -> Result<()> {
         let ino = self.stat(path).await?.ino;
         let set = SetAttr { size: Some(size), mtime: Some(self.fs.now()), ..SetAttr::default() };
-        let (attr, _) = self.request(|fs| fs.setattr(ino, None, set)).await?;
+        let (attr, _) = self.request(|fs| fs.setattr(ino, None, set, self.caller())).await?;
         assert_eq!(attr.size, size);
         Ok(())
     }
 
     pub async fn set(&self, path: &str, set: SetAttr) -> Result<Attr> {
         let ino = self.stat(path).await?.ino;
-        Ok(self.request(|fs| fs.setattr(ino, None, set)).await?.0)
+        Ok(self.request(|fs| fs.setattr(ino, None, set, self.caller())).await?.0)
     }
 
     pub async fn chmod(&self, path: &str, mode: u32) -> Result<Attr> {

@@ -19,9 +19,6 @@ use crate::work::{FULL, Role};
 /// dialect that checks no version.
 pub const LATE: &str = "a save is not its own next version";
 
-/// The rule that a reader breaks which reads a name just after a save by a descriptor from before the file was replaced.
-pub const BEHIND: &str = "a reader goes forward";
-
 /// What one program of the load wrote down.
 #[derive(Debug, Default)]
 pub struct Log {
@@ -228,7 +225,7 @@ impl Name<'_> {
                         seconds(read.start),
                         before + 1
                     );
-                    wrong.push(self.told(BEHIND, &what, index));
+                    wrong.push(self.told("a reader goes forward", &what, index));
                 }
                 if newest.as_ref().is_none_or(|(newest, _)| *newest < index) {
                     newest = Some((index, format!("it read {}", read.save)));
@@ -325,7 +322,7 @@ mod tests {
             (&[0, 1, 2, 1], &[1, 2], &[], "a save is one version"),
             (&[0, 2], &[1, 2], &[], "what is acknowledged is stored"),
             (&[0, 2, 1], &[1, 2], &[], "saves are in the order of time"),
-            (&[0, 1, 2], &[1, 2], &[2, 1], BEHIND),
+            (&[0, 1, 2], &[1, 2], &[2, 1], "a reader goes forward"),
         ];
         for (history, acknowledged, reads, why) in wrong {
             let said = judge(history, acknowledged, reads);

@@ -64,18 +64,6 @@ impl Kind {
         !matches!(self, Self::None | Self::Helper | Self::Upgrade | Self::Disk)
     }
 
-    /// How much longer than its deadline an operation may take; `None` where that is not the matter.
-    pub fn patience(self) -> Option<Duration> {
-        match self {
-            Self::None | Self::Helper | Self::Worker | Self::Upgrade | Self::Both => {
-                Some(Duration::from_secs(2))
-            }
-            // A worker that does not move is killed after ten seconds of the keeper's.
-            Self::Freeze => Some(Duration::from_secs(15)),
-            Self::Memory | Self::Network | Self::Server | Self::Disk | Self::Keeper => None,
-        }
-    }
-
     /// Goes on for so long. What was done, and how often.
     pub fn rage(self, scene: &mut Scene, time: Duration, done: &mut BTreeMap<&'static str, u32>) {
         let end = Instant::now() + time;

@@ -75,7 +75,8 @@ pub struct Scene {
 #[allow(dead_code, reason = "they are shown, and people read them")]
 pub struct Figures {
     pub saves: usize,
-    pub failed: usize,
+    /// By errno.
+    pub failed: BTreeMap<String, usize>,
     pub reads: usize,
     pub slowest: (Duration, String),
 }
@@ -229,11 +230,17 @@ impl Scene {
             }
         }
         let deleted: Vec<&String> = logs.iter().flat_map(|log| &log.deleted).collect();
-        let (names, failed) = (self.names(), logs.iter().map(|log| log.failed.len()).sum());
+        let mut failed = BTreeMap::new();
+        for (_, why) in logs.iter().flat_map(|log| &log.failed) {
+            let errno = why.rsplit(": ").next().unwrap_or(why);
+            let errno = errno.split(" (os error").next().unwrap_or(errno);
+            *failed.entry(errno.to_owned()).or_default() += 1;
+        }
+        let names = self.names();
         for name in api.names() {
             if deleted.contains(&&name) {
                 wrong.push(Violation { rule: "what was deleted is gone", text: name });
-            } else if failed == 0 && !names.contains(&name.as_str()) {
+            } else if failed.is_empty() && !names.contains(&name.as_str()) {
                 wrong.push(Violation { rule: "no temporary is left", text: name });
             }
         }

@@ -26,6 +26,7 @@ use crate::sys::process;
 enum Notice {
     Entry(u64, OsString),
     Inode(u64),
+    Then(Box<dyn FnOnce() + Send>),
     /// No other is sent.
     Last(oneshot::Sender<()>),
 }
@@ -57,6 +58,10 @@ impl Kernel for Queue {
 
     fn inval_inode(&self, ino: u64) {
         let _ = self.notices.send(Notice::Inode(ino));
+    }
+
+    fn after_notices(&self, then: Box<dyn FnOnce() + Send>) {
+        let _ = self.notices.send(Notice::Then(then));
     }
 
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool {
@@ -101,6 +106,10 @@ pub fn spawn(
             let _ = match notice {
                 Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(parent), &name),
                 Notice::Inode(ino) => notifier.inval_inode(INodeNo(ino), 0, 0),
+                Notice::Then(then) => {
+                    then();
+                    Ok(())
+                }
                 Notice::Last(all_sent) => {
                     // Who waits may have given up.
                     let _ = all_sent.send(());

@@ -93,8 +93,12 @@ impl FileSystem {
             Ok(Decoded::Entry { as_file, as_dir }) => (as_file, as_dir),
             Ok(Decoded::SelfFile(_) | Decoded::Beside { .. }) | Err(_) => return Duration::ZERO,
         };
+        let as_file = as_file.filter(|name| self.is_allowed(name));
+        if self.may_come_back(as_file.as_ref(), as_dir.as_ref()) {
+            return Duration::ZERO;
+        }
         let mut absent = Duration::MAX;
-        if let Some(name) = as_file.filter(|name| self.is_allowed(name)) {
+        if let Some(name) = as_file {
             let table = self.table();
             if table.deferred_deletes.contains_key(&name) || table.file(&name).is_some() {
                 return Duration::ZERO;
@@ -495,11 +499,11 @@ impl FileSystem {
         let mut table = self.table();
         let before = table.file(&object.meta.name);
         if let Some(file) = &before {
+            // It may have been saved since this was asked.
+            let is_newest = self.is_newest(file);
             let mut state = file.state();
-            if state.is_dirty()
-                || state.is_only_here()
-                || state.stored.as_ref().is_some_and(|stored| stored.is(&object.meta))
-            {
+            let is_version = state.stored.as_ref().is_some_and(|stored| stored.is(&object.meta));
+            if is_newest || is_version || state.is_dirty() || state.is_only_here() {
                 drop(state);
                 return file.clone();
             }

@@ -245,6 +245,11 @@ impl FileSystem {
         {
             return Err(e).into();
         }
+        if let Node::File(file) = &node
+            && let Err(e) = self.is_at_its_name(file, caller)
+        {
+            return Err(e).into();
+        }
         match node {
             Node::Dir(_) => Err(Errno::EISDIR).into(),
             Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),

@@ -10,7 +10,7 @@ use crate::fs::namespace::attr::{Attr, SetAttr};
 use crate::fs::ops::open::Held;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
-use crate::fs::{FileSystem, Step};
+use crate::fs::{Caller, FileSystem, Step};
 
 impl FileSystem {
     /// WRITE. The bytes a writer's handle builds on are in memory since its open, so this never waits.
@@ -57,7 +57,13 @@ impl FileSystem {
 
     /// SETATTR: local attributes at once; a new size in the buffer, stored before the answer if no writer has the
     /// file open, who would store it otherwise.
-    pub fn setattr(self: &Arc<Self>, ino: u64, fh: Option<u64>, set: SetAttr) -> Step<(Attr, Duration)> {
+    pub fn setattr(
+        self: &Arc<Self>,
+        ino: u64,
+        fh: Option<u64>,
+        set: SetAttr,
+        caller: Caller,
+    ) -> Step<(Attr, Duration)> {
         let node = match self.node(ino) {
             Ok(node) => node,
             Err(e) => return Step::Ready(Err(e)),
@@ -83,6 +89,12 @@ impl FileSystem {
             let otherwise = if commits { WriteOrigin::Nobody } else { WriteOrigin::Opening };
             (fh.map_or(otherwise, |fh| state.write_origin(fh)), commits)
         };
+        if commits
+            && fh.is_none()
+            && let Err(e) = self.is_at_its_name(&file, caller)
+        {
+            return Err(e).into();
+        }
         if !commits && let Some(result) = self.resize_now(&file, size, origin) {
             let set_too = result.and_then(|()| self.set_local_if_any(&node, &set));
             return self.attr_after(&node, set_too);

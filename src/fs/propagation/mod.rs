@@ -4,4 +4,5 @@ pub(in crate::fs) mod helper_calls;
 pub(in crate::fs) mod hook_state;
 pub(in crate::fs) mod in_flight;
 pub(in crate::fs) mod queue;
+pub(in crate::fs) mod repoint;
 pub(in crate::fs) mod revocation;

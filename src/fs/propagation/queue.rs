@@ -61,6 +61,8 @@ pub(in crate::fs) enum Why {
     Changed,
     /// It shows another inode now than the kernel knows.
     Repoint,
+    /// The same, but the kernel knows by now, from a lookup: who watches has seen nothing.
+    Known,
 }
 
 /// Where a name shows.
@@ -137,6 +139,8 @@ pub struct RotationStatus {
 
 enum Outcome {
     Done,
+    /// The kernel had nothing to do.
+    Unseen,
     Again,
 }
 
@@ -206,19 +210,6 @@ impl FileSystem {
         }
     }
 
-    /// The name shows another inode than the kernel knows.
-    pub(in crate::fs) fn repoint(&self, name: &ObjectName) {
-        if self.helper.works() {
-            let mut queue = self.propagator.queue();
-            self.journal.record(&Key::Repoint(name.clone()), &());
-            add(&mut queue, name.clone(), Why::Repoint);
-            drop(queue);
-            self.propagator.wake();
-        } else {
-            self.inval_name(name);
-        }
-    }
-
     /// Carries out all rotations that wait.
     pub async fn flush_queue(self: &Arc<Self>) {
         let Some(kernel) = self.kernel.get() else { return };
@@ -240,10 +231,10 @@ impl FileSystem {
             let mut unused = 0;
             for (name, why) in batch {
                 unused += usize::from(self.in_use(&name).is_none());
+                let number = self.repoints.number(&name);
                 self.propagate(&name, why, unused <= EVENTS).await;
-                let queue = self.propagator.queue();
-                if why == Why::Repoint && !queue.contains_key(&name) {
-                    self.journal.delete(&Key::Repoint(name));
+                if why != Why::Changed {
+                    self.repointed(&name, number);
                 }
             }
         }
@@ -266,10 +257,12 @@ impl FileSystem {
         }
     }
 
-    async fn propagate(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) {
+    async fn propagate(self: &Arc<Self>, name: &ObjectName, mut why: Why, with_event: bool) {
         for _ in 0..ROUNDS {
-            if let Outcome::Done = self.propagate_once(name, why, with_event).await {
-                return;
+            match self.propagate_once(name, why, with_event).await {
+                Outcome::Done => return,
+                Outcome::Unseen => why = Why::Known,
+                Outcome::Again => {}
             }
         }
         self.only_forget(name, "the file was changed here again and again");
@@ -284,7 +277,10 @@ impl FileSystem {
             table.file(name)
         };
         if shown.as_ref().is_some_and(|file| file.state().is_beyond_vault()) {
-            // Its commit decides.
+            // Its commit decides what the name shows. That it is another inode than before is so already.
+            if why == Why::Repoint {
+                self.inval_name(name);
+            }
             return Outcome::Done;
         }
         self.make_way_for(name);
@@ -347,8 +343,8 @@ impl FileSystem {
         let announced = used.state().pending_notify.as_ref() != Some(&object.meta.version);
         Ok(match (is_shown, why) {
             (true, Why::Changed) if announced => None,
-            (true, Why::Changed) if self.options.in_place => Some(HelperOp::Touch { file: used.clone() }),
             (true, Why::Repoint) => Some(rename(used.clone())),
+            (true, _) if self.options.in_place => Some(HelperOp::Touch { file: used.clone() }),
             (false, _) if self.options.in_place => {
                 self.become_version(used, &object).then(|| HelperOp::Touch { file: used.clone() })
             }
@@ -387,12 +383,14 @@ impl FileSystem {
             HelperOp::Touch { file } => HelperCall::Touch { path: to, mtime: file.state().mtime() },
         };
         let deletes = matches!(op, HelperOp::Unlink { .. });
+        let is_same = matches!(&op, HelperOp::Rename { fresh, over, .. } if *over == Some(fresh.ino));
         let touched = if let HelperOp::Touch { file } = &op { Some(file.clone()) } else { None };
         let way = position.way.clone();
         let expected = Expected { way: position.way, parent: position.parent, name: position.text, op };
         match self.helper.order(&**kernel, expected, &call).await {
             CallResult { refused: true, .. } => Outcome::Again,
-            // A rename onto the same inode is nothing to the kernel, which knew already: it is not seen.
+            // A rename onto the same inode is nothing to the kernel, which knew already.
+            CallResult { seen: false, errno: 0, .. } if is_same => Outcome::Unseen,
             CallResult { seen, errno, .. } if seen || errno == 0 => {
                 *self.propagator.done.lock().unwrap_or_else(|p| p.into_inner()) += u64::from(seen);
                 tracing::debug!(name = name.as_str(), ?call, "changed elsewhere");
@@ -468,6 +466,10 @@ impl FileSystem {
         }
         let old = shown.filter(|file| file.ino != fresh.ino);
         if let Some(old) = &old {
+            if self.is_newest(old) && !self.is_newest(fresh) {
+                // Saved since the rename was ordered.
+                return Err(Errno::EBUSY);
+            }
             self.replace(old)?;
         }
         fresh.state().link = Link::Current;
@@ -484,7 +486,7 @@ impl FileSystem {
         let name = file.state().name.clone();
         let mut table = self.table();
         match table.file(&name) {
-            Some(shown) if shown.ino != file.ino => return Err(Errno::EBUSY),
+            Some(shown) if shown.ino != file.ino || self.is_newest(&shown) => return Err(Errno::EBUSY),
             Some(shown) => self.replace(&shown)?,
             None => {}
         }
@@ -520,6 +522,9 @@ impl FileSystem {
     /// `--in-place`: the inode shows another version from now on. False if it has bytes of ours.
     pub(in crate::fs) fn become_version(&self, file: &Arc<File>, object: &Arc<Object>) -> bool {
         {
+            if self.is_newest(file) {
+                return false;
+            }
             let mut state = file.state();
             if state.is_dirty() || state.is_only_here() || file.commit_lock.available_permits() == 0 {
                 return false;

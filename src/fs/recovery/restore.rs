@@ -335,7 +335,10 @@ impl FileSystem {
             }
         }
         self.cache.resume(&shown, covered, self.longest_ttl());
-        moved.into_iter().for_each(|name| self.propagator.add(name, Why::Repoint));
+        for name in moved {
+            self.repoints.begin(&name);
+            self.propagator.add(name, Why::Repoint);
+        }
     }
 
     /// There was no memory for all that the dead worker had to write down: nobody knows whether the unsaved bytes are those

@@ -427,6 +427,8 @@ impl FileSystem {
         state.failure = None;
         state.exclusive = false;
         state.sent.clear();
+        // A lookup found another version, which may have the same number in another object.
+        state.pending_notify = None;
         table.cancel_delete(&job.name);
         if let Some(buffer) = &mut state.buffer {
             buffer.stored(job.generation);
@@ -447,10 +449,20 @@ impl FileSystem {
             }
             Link::Current | Link::Unlinked => false,
         };
+        let is_behind = superseded && state.link == Link::Replaced;
         state.release();
         drop(state);
-        if let Some(other) = other.filter(|_| moved) {
-            other.state().link = Link::Replaced;
+        // What is older than this save leaves the name, too, where another one's version is to show there.
+        let gives_way = |other: &Arc<File>| {
+            let is_ours = other.state().is_beyond_vault();
+            moved || (is_behind && !is_ours && !self.is_newest(other))
+        };
+        if let Some(other) = other.filter(gives_way) {
+            {
+                let mut state = other.state();
+                self.keep_bytes(&mut state);
+                state.link = Link::Replaced;
+            }
             table.unpoint(&job.name, other.ino);
             table.drop_unheld(other.ino);
         }

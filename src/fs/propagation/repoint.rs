@@ -1,0 +1,132 @@
+//! Names that show another inode than the kernel knows, until the kernel knows it, too.
+//!
+//! A save through a descriptor from before its file was replaced brings that inode back to the name. The save is
+//! answered before the kernel is told: the helper's rename waits for the lock of the inode, which an fsync holds, and a
+//! notification for that of the directory. Until then an open of the name comes for the inode that the kernel still
+//! knows. It is ESTALE, once: the kernel looks the name up again and opens what it finds. An open that has come to the
+//! inode in another way (a bind mount, /proc/PID/fd) comes for the same inode again, and gets it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::fs::inode::file::{File, Link};
+use crate::fs::journal::{JournalWriter, Key};
+use crate::fs::name::DirPrefix;
+use crate::fs::ops::open::Held;
+use crate::fs::propagation::queue::Why;
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::{Caller, FileSystem};
+use crate::vault::ObjectName;
+use crate::vault::cache::Peek;
+
+/// One name.
+#[derive(Debug, Default)]
+struct Repoint {
+    /// Counts how often the name has moved.
+    number: u64,
+    /// Threads whose open was sent to look the name up, and that have opened nothing since.
+    sent: HashSet<u32>,
+}
+
+/// A leaf: nothing else is locked while this is, but the journal.
+#[derive(Debug)]
+pub(in crate::fs) struct Repoints {
+    names: Mutex<HashMap<ObjectName, Repoint>>,
+    journal: JournalWriter,
+}
+
+impl Repoints {
+    pub fn new(journal: JournalWriter) -> Arc<Self> {
+        Arc::new(Self { names: Mutex::default(), journal })
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<ObjectName, Repoint>> {
+        self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The name shows another inode from now on than the kernel knows.
+    pub fn begin(&self, name: &ObjectName) {
+        let mut names = self.names();
+        names.entry(name.clone()).or_default().number += 1;
+        self.journal.record(&Key::Repoint(name.clone()), &());
+    }
+
+    /// How often the name has moved.
+    pub fn number(&self, name: &ObjectName) -> u64 {
+        self.names().get(name).map_or(0, |repoint| repoint.number)
+    }
+
+    /// The kernel knows, unless the name has moved again.
+    fn end(&self, name: &ObjectName, number: u64) {
+        let mut names = self.names();
+        if names.get(name).is_some_and(|repoint| repoint.number == number) {
+            names.remove(name);
+            self.journal.delete(&Key::Repoint(name.clone()));
+        }
+    }
+
+    /// Whether an open of `file` by this thread has to look the name up first.
+    fn sends(&self, file: &File, thread: u32) -> bool {
+        let mut names = self.names();
+        if names.is_empty() {
+            return false;
+        }
+        drop(names);
+        let (name, link) = {
+            let state = file.state();
+            (state.name.clone(), state.link)
+        };
+        names = self.names();
+        let Some(repoint) = names.get_mut(&name) else { return false };
+        !repoint.sent.remove(&thread) && link == Link::Replaced && repoint.sent.insert(thread)
+    }
+}
+
+impl FileSystem {
+    /// The name shows another inode than the kernel knows.
+    pub(in crate::fs) fn repoint(&self, name: &ObjectName) {
+        self.repoints.begin(name);
+        if self.helper.works() {
+            self.propagator.add(name.clone(), Why::Repoint);
+        } else {
+            self.inval_name(name);
+            self.repointed(name, self.repoints.number(name));
+        }
+    }
+
+    /// The kernel knows what the name shows, or will once it has what it was sent.
+    pub(in crate::fs) fn repointed(&self, name: &ObjectName, number: u64) {
+        let (repoints, name) = (self.repoints.clone(), name.clone());
+        let end = move || repoints.end(&name, number);
+        match self.kernel.get() {
+            Some(kernel) => kernel.after_notices(Box::new(end)),
+            None => end(),
+        }
+    }
+
+    /// ESTALE for an open, or a truncate(2), that may be meant for another inode, which the name shows by now.
+    pub(in crate::fs) fn is_at_its_name(&self, file: &File, caller: Caller) -> Result<()> {
+        match self.repoints.sends(file, caller.pid) {
+            true => Err(Errno::ESTALE),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a save brings back a name that shows nothing: somebody writes to a file that was replaced.
+    pub(in crate::fs) fn may_come_back(&self, file: Option<&ObjectName>, dir: Option<&DirPrefix>) -> bool {
+        self.handles().values().any(|handle| {
+            let Held::File { file: open, writer: Some(_) } = &handle.held else { return false };
+            let state = open.state();
+            let is_it = file == Some(&state.name)
+                || dir.is_some_and(|dir| state.name.as_str().starts_with(dir.as_str()));
+            is_it && state.link == Link::Replaced
+        })
+    }
+
+    /// Whether the file is the newest version that is known: what says otherwise was asked for earlier.
+    pub(in crate::fs) fn is_newest(&self, file: &File) -> bool {
+        let state = file.state();
+        let Some(stored) = &state.stored else { return false };
+        matches!(self.cache.peek(&state.name), Peek::Value(found) if stored.is(&found.object.meta))
+    }
+}
