@@ -332,7 +332,10 @@ async fn who_watches_is_told_of_a_save_that_a_lookup_found_before() {
     *sh.told.helper.knows.lock().unwrap() = true;
     sh.fs.flush_queue().await;
     let deeds = sh.told.helper.deeds();
-    assert!(matches!(&deeds[..], [("rename", path, Some(ino))] if path == "f" && *ino != fd.ino), "{deeds:?}");
+    assert!(
+        matches!(&deeds[..], [("rename", path, Some(ino))] if path == "f" && *ino != fd.ino),
+        "{deeds:?}"
+    );
     assert_eq!(sh.cat("f").await, "our");
     sh.pwrite(&fd, 0, "again").unwrap();
     sh.close(fd).await.unwrap();
