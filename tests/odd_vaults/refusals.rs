@@ -119,6 +119,42 @@ fn a_refused_name_is_not_asked_for_at_each_look() {
     }
 }
 
+/// It is no word on any object: not absent, not forbidden, and what is in memory is served as in an outage.
+#[test]
+fn a_page_in_place_of_an_answer_is_one_error_for_a_while() {
+    for api in DIALECTS {
+        for status in [200, 401, 403, 404] {
+            let vault = OddVault::start(Rules::default());
+            for name in ["a", "b", "seen"] {
+                vault.holds(name, "x");
+            }
+            let mount = Client::new(&vault.url, api).mount(&[]);
+            assert_eq!(mount.sh("cat seen"), "x");
+            vault.refuse(move |_| Some((status, None, "<html>Blocked</html>")));
+            vault.take_log();
+            let begun = std::time::Instant::now();
+            for look in ["ls -l a b", "cat a", "stat a b", "cat b", "getfattr -d a", "ls -l a b"] {
+                let ran = mount.script("bash", look);
+                assert!(ran.code != Some(0) && ran.err.contains("Input/output error"), "{api} {look}: {ran:?}");
+            }
+            // Once in five seconds for each name; ticks ask as well.
+            let log = vault.take_log();
+            let periods = 1 + begun.elapsed().as_secs() as usize / 5;
+            for name in ["a", "b"] {
+                let asked = log.iter().filter(|line| line.ends_with(&format!("/name/{name}")));
+                assert!(asked.count() <= periods, "{api} {status}: {log:?}");
+            }
+            assert!(log.len() <= 6 * periods, "{api} {status}: {log:?}");
+            let said = format!("(status {status}, text/html)");
+            assert!(mount.log().contains(&said), "{}", mount.log());
+            std::thread::sleep(std::time::Duration::from_secs(6));
+            assert_eq!(mount.sh("cat seen"), "x", "{api} {status}: past its time");
+            vault.refuse(|_| None);
+            until("it is asked for again", || mount.script("bash", "cat a b").out == "xx");
+        }
+    }
+}
+
 #[test]
 fn a_name_that_is_not_free_yet_is_waited_for() {
     for api in DIALECTS {

@@ -497,7 +497,14 @@ fn why(e: &Error) -> String {
 
 /// Whether a name that was refused so would be refused again at once.
 fn is_refusal(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Invalid | ErrorKind::Forbidden | ErrorKind::TooLarge | ErrorKind::OtherObject)
+    matches!(
+        kind,
+        ErrorKind::Invalid
+            | ErrorKind::Forbidden
+            | ErrorKind::TooLarge
+            | ErrorKind::OtherObject
+            | ErrorKind::BadAnswer
+    )
 }
 
 /// Whether an older answer may stand in for this failure.

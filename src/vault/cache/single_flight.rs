@@ -21,6 +21,9 @@ use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, 
 /// With an older value at hand, nobody waits longer than this for a newer one.
 pub(super) const STALE_WAIT: Duration = Duration::from_secs(2);
 
+/// For how long a name is not asked for again to which something else than a vault answered.
+const FOREIGN: Duration = Duration::from_secs(5);
+
 /// Pages of a listing that are here and wait to be taken in.
 const PAGES_WAITING: usize = 4;
 
@@ -53,10 +56,12 @@ impl NameStream {
 impl Cache {
     /// Reads `name` from the vault, whatever is in memory; old values stand in while the vault is down.
     pub async fn fetch(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
-        if let Some(refused) = self.refused_before(name) {
-            return Err(refused);
-        }
         let old = self.stale_fallback(name);
+        match (self.refused_before(name), &old) {
+            (Some(e), Some(old)) if is_outage(e.kind) => return Ok(Some(self.serve_stale(old, e.kind))),
+            (Some(e), _) => return Err(e),
+            (None, _) => {}
+        }
         if let Some(old) = &old
             && let Some(why) = self.recent_outage()
         {
@@ -96,12 +101,15 @@ impl Cache {
     }
 
     /// The refusal of a name, for as long as an absence would be believed, and a minute at most: a permission may be given.
+    /// What was no answer of a vault says nothing of the name, and is remembered for [`FOREIGN`].
     fn refused_before(&self, name: &ObjectName) -> Option<Error> {
         let now = self.clock.now();
         let refused = self.state().refused.peek(name).cloned();
-        let believed =
-            |at: Instant| self.ttl(at, now) > Duration::ZERO && now.saturating_duration_since(at) < NOT_ASKED;
-        refused.filter(|(at, _)| believed(*at)).map(|(_, e)| e)
+        let believed = |at: Instant, kind| {
+            let longest = if kind == ErrorKind::BadAnswer { FOREIGN } else { NOT_ASKED };
+            self.ttl(at, now) > Duration::ZERO && now.saturating_duration_since(at) < longest
+        };
+        refused.filter(|(at, e)| believed(*at, e.kind)).map(|(_, e)| e)
     }
 
     /// The same, but an answer that is younger than `age` will do.

@@ -17,6 +17,7 @@ fn answer(status: u16, body: Vec<u8>) -> Answer {
         status: StatusCode::from_u16(status).unwrap(),
         body: Zeroizing::new(body),
         request_id: None,
+        media_type: None,
         retry_after: None,
         attempts: 1,
         doubt: false,

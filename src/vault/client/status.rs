@@ -45,7 +45,8 @@ pub fn check(answer: Answer, request: &Request, key_file: Option<&Path>, endpoin
 
 /// The error of an answer whose status says success and whose body says nothing that can be used.
 pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
-    error(ErrorKind::BadAnswer, &format!("the vault's answer cannot be used: {why}"), answer, request)
+    let sentence = format!("the vault's answer cannot be used: {why} (status {})", described(answer));
+    error(ErrorKind::BadAnswer, &sentence, answer, request)
 }
 
 /// For an answer to a deletion, which need not say anything: whether it is one of a vault at all, and not some page's,
@@ -94,11 +95,20 @@ pub fn is_full(answer: &Answer) -> bool {
         && said(answer).is_some_and(|code| code == "insufficient_storage")
 }
 
+/// Status and media type: what tells whose answer it is.
+fn described(answer: &Answer) -> String {
+    let status = answer.status.as_u16();
+    answer.media_type.as_ref().map_or_else(|| status.to_string(), |name| format!("{status}, {name}"))
+}
+
 fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (ErrorKind, String) {
     let status = answer.status.as_u16();
     let is_vault = answer.body.trim_ascii().is_empty() || is_json_object(&answer.body);
     let no_vault = || {
-        let sentence = format!("the answer (status {status}) is not one of a vault: check the address");
+        let sentence = format!(
+            "the answer (status {}) is not one of a vault: check the address, and what is between here and the vault",
+            described(answer)
+        );
         (ErrorKind::BadAnswer, sentence)
     };
     match answer.status {
@@ -239,6 +249,7 @@ mod tests {
             status: StatusCode::UNPROCESSABLE_ENTITY,
             body: Zeroizing::new(body.into_bytes()),
             request_id: None,
+            media_type: None,
             retry_after: None,
             attempts: 1,
             doubt: false,

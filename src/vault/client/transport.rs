@@ -146,6 +146,8 @@ pub struct Answer {
     pub body: Zeroizing<Vec<u8>>,
     /// X-Request-ID.
     pub request_id: Option<String>,
+    /// Its media type, if it is one that can be shown.
+    pub media_type: Option<String>,
     /// How long a 429 or 503 asks to wait.
     pub retry_after: Option<Duration>,
     /// Attempts made for it.
@@ -482,6 +484,7 @@ impl Transport {
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
             let request_id = request_id(response.headers()).filter(|id| self.may_show(id, request));
+            let media_type = media_type(response.headers()).filter(|name| self.may_show(name, request));
             let body = match self.read_body(response).await {
                 Ok(body) => body,
                 // The status alone says all there is to know.
@@ -493,7 +496,7 @@ impl Transport {
             let retry_after = headers
                 .retry_after
                 .or_else(|| headers.reset.filter(|_| status == StatusCode::TOO_MANY_REQUESTS));
-            Ok(Answer { status, body, request_id, retry_after, attempts: 1, doubt: false })
+            Ok(Answer { status, body, request_id, media_type, retry_after, attempts: 1, doubt: false })
         };
         let answer = tokio::time::timeout(left, answer);
         turn.keep_for(answer).await.unwrap_or(Err(Failed::Late { sent: true }))
@@ -653,4 +656,15 @@ fn root_cause(error: &reqwest::Error) -> String {
 fn request_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     (!id.is_empty() && id.len() <= 128).then(|| id.to_owned())
+}
+
+/// The Content-Type without its parameters, if it is spelt like one.
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let said = headers.get(CONTENT_TYPE)?.to_str().ok()?.split(';').next()?.trim();
+    let is_word = |word: &str| {
+        (1..=32).contains(&word.len())
+            && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b))
+    };
+    let (kind, format) = said.split_once('/')?;
+    (is_word(kind) && is_word(format)).then(|| said.to_owned())
 }
