@@ -160,9 +160,8 @@ impl FileSystem {
         failpoint::point("rename stored");
         for (name, id) in doomed {
             let deleted = self.delete_doomed(call, &old_name, &name, id).await;
-            if let (Err(_), Some(target), Some(_)) = (&deleted, &goal.target, &stored) {
-                // The name has these bytes all the same: what it failed to store before does not go over them by itself.
-                self.conflict(target);
+            if deleted.is_err() && stored.is_some() {
+                self.both_are_there(&goal);
             }
             deleted?;
         }
@@ -174,6 +173,16 @@ impl FileSystem {
         drop(in_use);
         self.promote_later(source);
         Ok(())
+    }
+
+    /// The new name has the bytes, and the old one stays.
+    fn both_are_there(&self, goal: &Goal) {
+        if let Some(target) = &goal.target {
+            // What it failed to store before does not go over them by itself.
+            self.conflict(target);
+        }
+        // The kernel knows it as it was.
+        self.repoint(&goal.name);
     }
 
     /// Stores a file under its new name.
