@@ -139,15 +139,24 @@ pub fn bad_audit(path: &Path, e: &std::io::Error) -> Failure {
     Failure::new(Exit::Failed, sentence)
 }
 
-/// A change as the command is told.
-fn news(change: Change) -> News {
-    let event = match change.kind {
-        ChangeKind::Created => Event::Created,
-        ChangeKind::Changed => Event::Changed,
-        ChangeKind::Deleted => Event::Deleted,
-    };
-    let version = change.version.map(|version| version.as_str().to_owned());
-    News { name: change.name.as_str().to_owned(), version, event }
+impl hooks::Source<Change> for Arc<FileSystem> {
+    fn news(&self, change: &Change) -> News {
+        let event = match change.kind {
+            ChangeKind::Created => Event::Created,
+            ChangeKind::Changed => Event::Changed,
+            ChangeKind::Deleted => Event::Deleted,
+        };
+        let version = change.version.as_ref().map(|version| version.as_str().to_owned());
+        News { name: change.name.as_str().to_owned(), version, event }
+    }
+
+    fn is_shown(&self) -> bool {
+        self.is_propagated()
+    }
+
+    fn is_own(&self, change: &Change) -> bool {
+        self.is_own_change(change)
+    }
 }
 
 #[async_trait::async_trait]
@@ -168,7 +177,7 @@ impl Service for Mounted {
                 move |bytes| fs.keep_commands(bytes)
             });
             let (changes, memory) = (fs.subscribe(), Memory { kept, keep });
-            let following = hooks::follow(&runtime, changes, news, move || fs.is_propagated(), job, memory);
+            let following = hooks::follow(&runtime, changes, fs, job, memory);
             *self.following.lock().unwrap_or_else(|e| e.into_inner()) = Some(following);
         }
     }

@@ -79,3 +79,24 @@ fn a_worker_that_takes_over_reads_what_was_written_before() {
         mount.unmount();
     });
 }
+
+/// Listings show the changes of this mount before the answers to them have come.
+#[test]
+fn what_was_changed_here_is_never_told_as_made_elsewhere() {
+    for api in DIALECTS {
+        let rules = Rules { answers_late: Duration::from_millis(300), ..Rules::default() };
+        let vault = OddVault::start(rules);
+        vault.holds("f", "old\n");
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let on_change = format!("echo \"$VAULTFS_NAME $VAULTFS_EVENT\" >> {}", log.path().display());
+        let mount = Client::new(&vault.url, api).mount(&["--refresh", "100ms", "--on-change", &on_change]);
+        assert_eq!(mount.sh("ls; cat f"), "f\nold\n");
+        mount.sh("set -e; for n in 1 2 3; do echo $n >> f; echo $n > x; sync x; mv x y; rm y; echo $n > z$n; rm z$n; done");
+        std::thread::sleep(Duration::from_secs(2));
+        vault.holds("other", "1");
+        let told = || fs::read_to_string(log.path()).unwrap();
+        until("it is told of another's", || told().contains("other"));
+        assert_eq!(told(), "other created\n", "{api}");
+        mount.unmount();
+    }
+}

@@ -135,7 +135,10 @@ fn a_page_in_place_of_an_answer_is_one_error_for_a_while() {
             let begun = std::time::Instant::now();
             for look in ["ls -l a b", "cat a", "stat a b", "cat b", "getfattr -d a", "ls -l a b"] {
                 let ran = mount.script("bash", look);
-                assert!(ran.code != Some(0) && ran.err.contains("Input/output error"), "{api} {look}: {ran:?}");
+                assert!(
+                    ran.code != Some(0) && ran.err.contains("Input/output error"),
+                    "{api} {look}: {ran:?}"
+                );
             }
             // Once in five seconds for each name; ticks ask as well.
             let log = vault.take_log();
@@ -230,6 +233,31 @@ fn a_key_that_may_not_write_is_refused_at_open() {
         fs::write(&key_file, &served.key).unwrap();
         mount.sh("echo new > d/f && echo new > h && sync d/f h");
         assert_eq!(mount.sh("cat d/f h"), "new\nnew\n");
+        mount.unmount();
+    }
+}
+
+#[test]
+fn what_a_rename_stored_shows_at_once_though_the_old_name_is_not_deleted() {
+    for api in DIALECTS {
+        let vault = OddVault::start(Rules::default());
+        for name in ["f", "g", "there"] {
+            vault.holds(name, name);
+        }
+        let mount = Client::new(&vault.url, api).mount(&["--refresh", "1h"]);
+        mount.sh("ls; cat f g there; test ! -e new");
+        vault.refuse(|asked| {
+            (asked.method == "DELETE" || asked.path.ends_with("/delete")).then_some(FORBIDDEN)
+        });
+        for (from, to) in [("f", "new"), ("g", "there")] {
+            let ran = mount.script("bash", &format!("mv {from} {to}"));
+            assert!(ran.code == Some(1) && ran.err.contains("Permission denied"), "{ran:?}");
+            let both = format!("{from}{from}");
+            until("both names have the bytes", || {
+                mount.script("bash", &format!("cat {from} {to}")).out == both
+            });
+            assert_eq!(vault.values(to).last().map(String::as_str), Some(from), "{api}");
+        }
         mount.unmount();
     }
 }

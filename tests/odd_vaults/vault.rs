@@ -58,6 +58,8 @@ pub struct Rules {
     pub lags: Duration,
     /// Every other one does.
     pub lags_in_turn: bool,
+    /// A change is answered so long after it was made.
+    pub answers_late: Duration,
 }
 
 impl Default for Rules {
@@ -69,6 +71,7 @@ impl Default for Rules {
             reserves: false,
             lags: Duration::ZERO,
             lags_in_turn: false,
+            answers_late: Duration::ZERO,
         }
     }
 }
@@ -195,6 +198,16 @@ fn answer(status: u16, header: Option<(&'static str, &'static str)>, body: Strin
 }
 
 async fn handle(State(inner): State<Arc<Inner>>, method: Method, uri: Uri, body: Bytes) -> Response {
+    let late = match method {
+        Method::GET => Duration::ZERO,
+        _ => inner.rules.lock().unwrap().answers_late,
+    };
+    let response = answered(&inner, &method, &uri, &body);
+    tokio::time::sleep(late).await;
+    response
+}
+
+fn answered(inner: &Inner, method: &Method, uri: &Uri, body: &Bytes) -> Response {
     let mut rules = inner.rules.lock().unwrap();
     let mut held = inner.held.lock().unwrap();
     let came = decoded(uri.path());
@@ -205,7 +218,7 @@ async fn handle(State(inner): State<Arc<Inner>>, method: Method, uri: Uri, body:
     }
     let query = reqwest::Url::parse(&format!("http://x/?{}", uri.query().unwrap_or(""))).unwrap();
     let query = |wanted: &str| query.query_pairs().find(|(k, _)| k == wanted).map(|(_, v)| v.into_owned());
-    let sent: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let sent: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let id = query("id").or_else(|| sent["id"].as_str().map(str::to_owned));
     let path = (rules.path)(&came);
     let mut past = None;

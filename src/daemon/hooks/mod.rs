@@ -6,7 +6,9 @@
 //!    never holds a value, in a process group of its own, with a time limit.
 //! 3. The command will read the mount. So it is a process of its own, nothing that answers requests waits for it, and it
 //!    begins only when the mount shows what it is told about (`is_shown`), or has had time to.
-//! 4. What is saved on this mount is no news: only changes made elsewhere are. A command may therefore write to the mount.
+//! 4. What is saved on this mount is no news: only changes made elsewhere are. A command may therefore write to the mount. A
+//!    change may be heard of before the answer to it: whether all that was heard of a name is our own (`is_own`) is asked
+//!    when the run is due.
 //! 5. A command outlives the worker that started it, should that be killed, and what waits does, too ([`runs`]): the
 //!    successor waits for the one that runs before it runs the next. Its time is limited all the same, by timeout(1).
 //! 6. When the mount ends, what waits is not run, and what runs is ended: SIGTERM to its process group, and SIGKILL
@@ -16,6 +18,7 @@ pub mod command;
 pub mod debounce;
 pub mod runner;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::broadcast::error::RecvError;
@@ -59,18 +62,27 @@ impl Following {
     }
 }
 
+/// What is asked of the mount about the changes `C` that it tells.
+pub trait Source<C>: Clone + Send + Sync + 'static {
+    /// What the command is told.
+    fn news(&self, change: &C) -> News;
+    /// Whether the mount shows every change that it told.
+    fn is_shown(&self) -> bool;
+    /// Whether it made the change itself.
+    fn is_own(&self, change: &C) -> bool;
+}
+
 /// Runs the job for what `changes` brings, in a task of `runtime`.
 pub fn follow<C: Clone + Send + 'static>(
     runtime: &tokio::runtime::Handle,
     changes: broadcast::Receiver<C>,
-    news: impl Fn(C) -> News + Send + 'static,
-    is_shown: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    source: impl Source<C>,
     job: Job,
     memory: Memory,
 ) -> Following {
     let (stop, stopped) = watch::channel(false);
     let (runs, alive) = Runs::restore(memory.kept.as_deref(), memory.keep, Instant::now().into_std());
-    let task = runtime.spawn(run_all(changes, news, is_shown, Runner { job, runs, stopped }, alive));
+    let task = runtime.spawn(run_all(changes, source, Runner { job, runs, stopped }, alive));
     Following { stop, task }
 }
 
@@ -81,26 +93,36 @@ struct Runner {
     stopped: watch::Receiver<bool>,
 }
 
-async fn run_all<C: Clone>(
+async fn run_all<C: Clone + Send + 'static>(
     mut changes: broadcast::Receiver<C>,
-    news: impl Fn(C) -> News,
-    is_shown: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    source: impl Source<C>,
     runner: Runner,
     alive: Option<Running>,
 ) {
     let runs = runner.runs.clone();
+    let mut heard: HashMap<String, Heard<C>> =
+        runs.waiting().into_iter().map(|name| (name, Heard { others: true, ..Heard::default() })).collect();
     let mut running = alive.map(|running| tokio::spawn(runner.clone().go_on_with(running)));
     loop {
         let due = runs.due().map(Instant::from_std);
+        if due.is_none() && running.is_none() {
+            heard.clear();
+        }
         tokio::select! {
             change = changes.recv() => match change {
-                Ok(change) => runs.note(news(change)),
+                Ok(change) => {
+                    let news = source.news(&change);
+                    heard.entry(news.name.clone()).or_default().add(change, &source);
+                    runs.note(news);
+                }
                 Err(RecvError::Lagged(_)) => runs.note_many(),
                 Err(RecvError::Closed) => break,
             },
             () = until(due) => {
-                if let Some(run) = runs.take() {
-                    running = Some(tokio::spawn(runner.clone().one(run, is_shown.clone())));
+                match runs.take() {
+                    Some(run) if is_own(&run, &mut heard, &source) => runs.ended(),
+                    Some(run) => running = Some(tokio::spawn(runner.clone().one(run, source.clone()))),
+                    None => {}
                 }
             }
             () = ended(&mut running) => {
@@ -119,10 +141,45 @@ async fn run_all<C: Clone>(
     }
 }
 
+/// What was heard of a name that waits.
+struct Heard<C> {
+    /// What nobody knows to be our own yet.
+    open: Vec<C>,
+    /// Some of it is surely not.
+    others: bool,
+}
+
+impl<C> Default for Heard<C> {
+    fn default() -> Self {
+        Self { open: Vec::new(), others: false }
+    }
+}
+
+impl<C> Heard<C> {
+    fn add(&mut self, change: C, source: &impl Source<C>) {
+        self.open.retain(|change| !source.is_own(change));
+        self.open.push(change);
+        self.others |= self.open.len() > debounce::MOST;
+        if self.others {
+            self.open.clear();
+        }
+    }
+}
+
+/// Whether all that was heard of what a run is for was made by the mount itself. It is forgotten with that.
+fn is_own<C>(run: &Run, heard: &mut HashMap<String, Heard<C>>, source: &impl Source<C>) -> bool {
+    let Run::One(news) = run else {
+        heard.clear();
+        return false;
+    };
+    let heard = heard.remove(&news.name);
+    heard.is_some_and(|heard| !heard.others && heard.open.iter().all(|change| source.is_own(change)))
+}
+
 impl Runner {
-    async fn one(self, run: Run, is_shown: impl Fn() -> bool + Send + Sync) {
+    async fn one<C>(self, run: Run, source: impl Source<C>) {
         let end = Instant::now() + SHOWN_WITHIN;
-        while !is_shown() && Instant::now() < end && !*self.stopped.borrow() {
+        while !source.is_shown() && Instant::now() < end && !*self.stopped.borrow() {
             tokio::time::sleep(ASK).await;
         }
         if *self.stopped.borrow() {

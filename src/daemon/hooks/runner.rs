@@ -110,6 +110,11 @@ impl Runs {
         done
     }
 
+    /// The names that wait.
+    pub fn waiting(&self) -> Vec<String> {
+        self.state().queue.waiting().0.into_iter().map(|news| news.name).collect()
+    }
+
     /// News came in.
     pub fn note(&self, news: News) {
         self.change(|state| state.queue.note(news, Instant::now()));

@@ -174,6 +174,11 @@ impl FileSystem {
         self.propagator.queue().is_empty() && !self.propagator.working.load(Ordering::Acquire)
     }
 
+    /// Whether a change that subscribers were told was made here.
+    pub fn is_own_change(&self, change: &Change) -> bool {
+        self.cache.is_own(change)
+    }
+
     /// One tick of the refresher, and all that follows from it.
     pub async fn refresh_now(self: &Arc<Self>) {
         self.cache.track_changes();

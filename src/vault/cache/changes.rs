@@ -4,7 +4,7 @@
 //! comparison is made where the answer enters the index. Our own changes are entered by another door and are no
 //! news. Nothing is noted until somebody wants to know ([`Cache::track_changes`]).
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::lag::Verdict;
 use super::{Cache, Knowledge, State};
@@ -28,6 +28,8 @@ pub struct Change {
     pub name: ObjectName,
     /// The version it has now, where the news says so: listings of kv do not.
     pub version: Option<VersionTag>,
+    /// When that was made, where the news says so.
+    pub made: Option<SystemTime>,
     /// What happened.
     pub kind: ChangeKind,
 }
@@ -47,12 +49,12 @@ impl State {
             if self.index.enters(item, asked) {
                 // Before all names were known nothing could be told from not knowing one.
                 let news = self.index.complete_as_listed().map(|_| ChangeKind::Created);
-                self.note_change(&item.name, item.version.clone(), news);
+                self.note_change(&item.name, item.version.clone(), item.updated_at, news);
                 continue;
             }
             let news =
                 self.index.news_of(&item.name, &item.id, item.version.as_ref(), item.updated_at, asked);
-            self.note_change(&item.name, item.version.clone(), news);
+            self.note_change(&item.name, item.version.clone(), item.updated_at, news);
             self.index.listed(item, asked);
         }
     }
@@ -61,14 +63,14 @@ impl State {
     pub(super) fn take_in_read(&mut self, meta: &Meta, asked: Instant) {
         let at = Some(meta.updated_at);
         let news = self.index.news_of(&meta.name, &meta.id, Some(&meta.version), at, asked);
-        self.note_change(&meta.name, Some(meta.version.clone()), news);
+        self.note_change(&meta.name, Some(meta.version.clone()), at, news);
         self.index.found(meta, asked);
     }
 
     /// A read that was sent at `asked` found nothing.
     pub(super) fn take_in_absence(&mut self, name: &ObjectName, asked: Instant) {
         let news = self.index.loses(name, asked).then_some(ChangeKind::Deleted);
-        self.note_change(name, None, news);
+        self.note_change(name, None, None, news);
         self.index.missing(name, asked);
     }
 
@@ -89,16 +91,22 @@ impl State {
             self.index.hold(&name, asked);
         }
         for name in self.index.listing_ended(asked, pages) {
-            self.note_change(&name, None, Some(ChangeKind::Deleted));
+            self.note_change(&name, None, None, Some(ChangeKind::Deleted));
         }
         for (name, as_of) in kept {
             self.index.hold(&name, as_of);
         }
     }
 
-    fn note_change(&mut self, name: &ObjectName, version: Option<VersionTag>, news: Option<ChangeKind>) {
+    fn note_change(
+        &mut self,
+        name: &ObjectName,
+        version: Option<VersionTag>,
+        made: Option<SystemTime>,
+        news: Option<ChangeKind>,
+    ) {
         if let (Some(changes), Some(kind)) = (&mut self.changes, news) {
-            changes.push(Change { name: name.clone(), version, kind });
+            changes.push(Change { name: name.clone(), version, made, kind });
         }
     }
 }
@@ -107,6 +115,11 @@ impl Cache {
     /// From now on changes are noted, for [`Cache::take_changes`].
     pub fn track_changes(&self) {
         self.state().changes.get_or_insert_default();
+    }
+
+    /// Whether it was made here after all: a listing may show a change before the answer to it has come.
+    pub fn is_own(&self, change: &Change) -> bool {
+        self.state().lag.made(change)
     }
 
     /// The changes noted since the last call, in the order in which they were seen.

@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::vault::cache::changes::{Change, ChangeKind};
 use crate::vault::{Meta, ObjectId, ObjectName, Summary, VersionTag};
 
 /// No vault's reads lag behind its writes for longer.
@@ -104,6 +105,8 @@ pub(super) struct Lag {
     names: HashMap<ObjectName, ObjectId>,
     /// By time; what has been remembered anew since is passed over.
     order: VecDeque<(Instant, ObjectId)>,
+    /// Names of what was deleted here, by time.
+    removed: VecDeque<(Instant, ObjectName)>,
     /// Changes whose answers were lost: of what, and when.
     doubts: Vec<(Changed, Instant)>,
     /// When an answer last showed that the vault lags.
@@ -164,6 +167,30 @@ impl Lag {
             id,
             Entry { newest, name, earlier, is_ours: true, created: false, at: now, question: None },
         );
+    }
+
+    /// Whether this change was made here, and is remembered.
+    pub fn made(&self, change: &Change) -> bool {
+        if change.kind == ChangeKind::Deleted {
+            return self.removed.iter().any(|(_, name)| *name == change.name);
+        }
+        let entry = self.names.get(&change.name).and_then(|id| self.entries.get(id));
+        let Some(entry) = entry.filter(|entry| entry.is_ours) else { return false };
+        let is_it = |version: Option<&VersionTag>, made: Option<SystemTime>| match (&change.version, version)
+        {
+            (Some(told), Some(version)) => told == version,
+            _ => change.made.is_some() && change.made == made,
+        };
+        entry.newest.as_ref().is_some_and(|newest| is_it(newest.version.as_ref(), newest.updated_at))
+            || entry.earlier.iter().any(|(version, made)| is_it(Some(version), Some(*made)))
+    }
+
+    /// The object of that name was deleted here.
+    pub fn removed(&mut self, name: &ObjectName, now: Instant) {
+        while self.removed.len() >= MOST || self.removed.front().is_some_and(|(at, _)| *at + WINDOW <= now) {
+            self.removed.pop_front();
+        }
+        self.removed.push_back((now, name.clone()));
     }
 
     /// That is the name of what was deleted here.

@@ -399,6 +399,7 @@ impl Cache {
         if let Knowledge::Exists(known) = state.index.knowledge(name) {
             state.lag.deleted_name(name, &known.id);
         }
+        state.lag.removed(name, now);
         state.index.missing(name, now);
     }
 
@@ -406,6 +407,7 @@ impl Cache {
     pub fn deleted_object(&self, name: &ObjectName, id: &ObjectId) {
         let now = self.clock.now();
         let mut state = self.state();
+        state.lag.removed(name, now);
         if matches!(state.index.knowledge(name), Knowledge::Exists(known) if known.id == *id) {
             state.lag.deleted_name(name, id);
             state.index.missing(name, now);
