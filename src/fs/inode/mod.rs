@@ -531,6 +531,14 @@ impl Table {
         self.dir_local.get(kind)
     }
 
+    /// What is made in a directory belongs to whom the directory was given, if it was.
+    pub fn give(&self, made: &mut LocalAttr, under: &DirPrefix) {
+        if let Some(dir) = self.dir_local_of(&DirKind::Tree(under.clone())) {
+            made.uid = made.uid.or(dir.uid);
+            made.gid = made.gid.or(dir.gid);
+        }
+    }
+
     /// When the set of names in a directory last changed.
     pub fn touched(&self, kind: &DirKind) -> Option<SystemTime> {
         self.dir_mtimes.get(kind).map(|(at, _)| *at)

@@ -160,7 +160,10 @@ impl FileSystem {
             let mut table = fs.table();
             table.make_dir(dir.clone());
             let ceiling = fs.options.dir_mode;
-            table.dir_local(&DirKind::Tree(dir.clone())).mode = Some(mode & 0o777 & ceiling);
+            let mut local = table.dir_local(&DirKind::Tree(dir.clone())).clone();
+            local.mode = Some(mode & 0o777 & ceiling);
+            table.give(&mut local, &under);
+            *table.dir_local(&DirKind::Tree(dir.clone())) = local;
             table.touch(&DirKind::Tree(dir.clone()), fs.clock.wall());
             table.touch(&DirKind::Tree(under), fs.clock.wall());
             drop(table);

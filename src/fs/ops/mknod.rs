@@ -74,6 +74,7 @@ impl FileSystem {
             let mut state = file.state();
             state.persistence = Persistence::Scratch;
             state.local.mode = Some(mode);
+            table.give(&mut state.local, under);
             // It has a time, and no bytes ever.
             state.buffer(&[], now);
             *table.local(name) = state.local.clone();

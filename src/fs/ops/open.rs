@@ -485,6 +485,7 @@ impl FileSystem {
         {
             let mut state = file.state();
             state.local.mode = Some(self.new_mode(create.mode, create.umask));
+            table.give(&mut state.local, under);
             state.persistence = persistence;
             state.stored = base;
             state.exclusive = create.flags & libc::O_EXCL != 0;
