@@ -46,6 +46,21 @@ async fn keys_are_made_listed_and_revoked_beside_a_server() {
     assert_eq!(key(&dir, &["add", "--permissions", "everything"]).status.code(), Some(2));
 }
 
+/// A command ends while the store still cleans up after a deletion.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_about_keys_says_nothing_of_its_own_end() {
+    let s = Server::start().await;
+    let dir = s.dir.path().to_owned();
+    for round in 0..40 {
+        out(key(&dir, &["add", "--name", "x"]));
+        let listed = out(key(&dir, &["list"]));
+        let id = listed.lines().last().unwrap().split('\t').next().unwrap();
+        let revoked = key(&dir, &["revoke", id]);
+        assert_eq!(String::from_utf8_lossy(&revoked.stderr), "", "round {round}");
+        out(revoked);
+    }
+}
+
 #[test]
 fn a_directory_without_a_vault_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();

@@ -102,8 +102,9 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     allocator::tune();
     hardening::raise_descriptors();
     let memory = hardening::lock_memory();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if let Some(command) = args.command {
+        // Of one thread: what the store does in the background is not polled any more when its timers are gone.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let done = runtime.block_on(serve_key::run(&args.data, args.master_key_file, command));
         return done.map(|()| ExitCode::SUCCESS);
     }
@@ -121,10 +122,12 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if let LockState::NotLocked(why) = &memory {
         tracing::warn!("memory is not locked, secrets may reach the swap: {why}");
     }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.spawn(allocator::give_back());
     let served = runtime.block_on(serve(args));
-    // Requests that outlived the drain are cut off here, not waited for.
-    runtime.shutdown_background();
+    // Requests that outlived the drain are cut off by the end of the process, not waited for. While a runtime is shut down,
+    // its other thread may poll a task whose timer is gone, which is a panic.
+    std::mem::forget(runtime);
     served.map(|()| ExitCode::SUCCESS)
 }
 
