@@ -263,14 +263,26 @@ fn given_to_keepers() -> Vec<PathBuf> {
     keepers.filter_map(|process| Some(process.argument(keeper::RUNTIME_DIR)?.join("vaultfs"))).collect()
 }
 
+/// XDG_RUNTIME_DIR.
+fn named_by_environment() -> Option<PathBuf> {
+    std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// XDG_RUNTIME_DIR, where a mount's socket comes there and commands without that variable would not look there.
+pub fn known_by_environment_alone() -> Option<PathBuf> {
+    let named = named_by_environment()?;
+    let usual = Path::new("/run/user").join(trust::own().to_string());
+    (named != usual && RuntimeDir::own().ok()?.0.path() == named.join("vaultfs")).then_some(named)
+}
+
 /// Where the runtime directory of `uid` may be, best first.
 fn candidates(uid: u32) -> Vec<PathBuf> {
     let mut places = Vec::new();
     if uid == 0 {
         places.push(PathBuf::from("/run/vaultfs"));
     }
-    let named = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| uid == trust::own()).map(PathBuf::from);
-    places.extend(named.filter(|path| path.is_absolute()).map(|path| path.join("vaultfs")));
+    let named = named_by_environment().filter(|_| uid == trust::own());
+    places.extend(named.map(|path| path.join("vaultfs")));
     places.push(PathBuf::from(format!("/run/user/{uid}/vaultfs")));
     places.push(PathBuf::from(format!("/tmp/vaultfs-{uid}")));
     places.dedup();

@@ -28,6 +28,7 @@ use crate::cli::log::LogConfig;
 use crate::cli::{assembly, service};
 use crate::daemon::keeper;
 use crate::daemon::protocol::{MountConfig, Outcome, send_config};
+use crate::daemon::runtime_dir;
 use crate::display::Shown;
 use crate::fs::{self, Audit, Options};
 use crate::sys::channel::send_descriptor;
@@ -287,7 +288,9 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> R
 /// Runs the command.
 pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     let (config, key, target) = prepare(&args)?;
-    let (mut child, ready) = start_keeper(&config, key.secret.as_ref(), target, args.connect.runtime.dir())?;
+    let given = args.connect.runtime.dir().map(Path::to_owned);
+    let runtime_dir = given.or_else(runtime_dir::known_by_environment_alone);
+    let (mut child, ready) = start_keeper(&config, key.secret.as_ref(), target, runtime_dir.as_deref())?;
     drop(key);
     let dev = match ready {
         Outcome::Ready { dev, .. } => dev,
