@@ -150,6 +150,94 @@ fn nano() {
     saves_once(&[("nano", &nano("")), ("nano -B", &format!("{}; rm s~", nano("-B")))]);
 }
 
+/// What busybox has under other programs' names; its tar, gunzip and unzip unlink first.
+#[test]
+fn programs_of_busybox() {
+    let tar = "cp ../after ../s; busybox tar -C .. -cf ../t.tar s; busybox tar -xf ../t.tar";
+    saves_once_and_unlinks(&[
+        ("sed -i", "busybox sed -i s/before/after/ s"),
+        ("sed -i.bak", "busybox sed -i.bak s/before/after/ s; rm s.bak"),
+        ("ed", "printf '%s\\n' s/before/after/ w q | busybox ed s > /dev/null"),
+        ("tar", tar),
+        ("gunzip -f", "gzip -c ../after > s.gz; busybox gunzip -f s.gz"),
+        (
+            "unzip -o",
+            "cp ../after ../s; rm -f ../a.zip; (cd .. && zip -q a.zip s); busybox unzip -qo ../a.zip",
+        ),
+        ("patch", &format!("{DIFF} | busybox patch s > /dev/null")),
+        ("dos2unix", "printf 'after\\r\\n' > ../dos; cp ../dos s.tmp; busybox dos2unix s.tmp; mv s.tmp s"),
+        ("cp -f", "busybox cp -f ../after s"),
+        ("sort -o", "busybox sort -o s ../after"),
+        ("tee", "echo after | busybox tee s > /dev/null"),
+    ]);
+}
+
+/// Editors that want a terminal, and get one.
+#[test]
+fn editors_on_a_terminal() {
+    let typed = |program: &str, keys: &[&str]| {
+        let keys: String = keys.iter().map(|keys| format!("sleep 0.5; printf '{keys}'; ")).collect();
+        format!(
+            "export TERM=xterm; {{ {keys} sleep 0.5; }} | timeout 20 script -qec '{program} s' /dev/null > /dev/null"
+        )
+    };
+    let emacs_like = [r"\013after", r"\030\023", r"\030\003"];
+    let vi_like = [r"ddiafter\033:x\r"];
+    saves_once(&[
+        ("mg -n", &typed("mg -n", &emacs_like)),
+        ("mg with a backup", &format!("{}; rm s~", typed("mg", &emacs_like))),
+        ("jed", &format!("{}; rm -f s~", typed("jed", &emacs_like))),
+        ("nvi", &typed("nvi", &vi_like)),
+        ("nvi -e", "printf '%%s/before/after/\\nx\\n' | nvi -e -s s"),
+        ("joe", &format!("{}; rm s~", typed("joe", &[r"\031after\r", r"\013x"]))),
+    ]);
+}
+
+#[test]
+fn editors_of_settings() {
+    let file = "$(pwd -P)/s";
+    let augtool = |how: &str| {
+        format!(
+            "augtool {how} -At \"Simplevars.lns incl {file}\" set \"/files{file}/k\" after -s > /dev/null"
+        )
+    };
+    let ini = "test \"$(tr -d ' \\n' < s)\" = '[a]k=after'";
+    saves_settings(&[
+        ("crudini", "[a]\nk = before\n", &format!("crudini --set s a k after && {ini}")),
+        ("crudini --inplace", "[a]\nk = before\n", &format!("crudini --inplace --set s a k after && {ini}")),
+        (
+            "git config -f",
+            "[a]\n\tk = before\n",
+            "git config -f s a.k after && test $(git config -f s a.k) = after",
+        ),
+        ("augtool", "k = before\n", &format!("{} && grep -q 'k = after' s", augtool(""))),
+        ("augtool -b", "k = before\n", &format!("{} && grep -q 'k = after' s; rm s.augsave", augtool("-b"))),
+        ("xmlstarlet", "<a><b>before</b></a>\n", "xmlstarlet ed -L -u /a/b -v after s && grep -q after s"),
+        ("htpasswd", "u:x\n", "htpasswd -b s after pw 2> /dev/null && grep -q ^after: s"),
+        ("htpasswd -D", "u:x\nafter:y\n", "htpasswd -D s u 2> /dev/null && ! grep -q ^u: s"),
+        ("ksh93 >;", "before\n", "ksh93 -c 'echo after >; s' && grep -q after s"),
+        ("ksh93 <>;", "befor\nxx\n", "ksh93 -c 'echo after 1<>; s' && test \"$(cat s)\" = after"),
+        ("dd conv=notrunc", "befor\n", "printf after | dd of=s conv=notrunc status=none && grep -q after s"),
+        ("truncate", "after\nbefore\n", "truncate -s 6 s && test \"$(cat s)\" = after"),
+        ("tee -a", "before\n", "echo after | tee -a s > /dev/null && grep -q after s"),
+    ]);
+}
+
+/// Each changes `s` from what is given, as one version of the same object, and leaves nothing.
+fn saves_settings(scripts: &[(&str, &str, &str)]) {
+    let mount = mount();
+    mount.sh("echo first > s");
+    let before = id(&mount, "s");
+    for (program, given, script) in scripts {
+        fs::write(mount.path("s"), given).unwrap();
+        let versions = mount.versions("s").len();
+        mount.sh(script);
+        assert_eq!(mount.versions("s").len(), versions + 1, "{program}: one version");
+        assert_eq!(id(&mount, "s"), before, "{program}: the same object");
+        common::until(program, || names(&mount) == ["s"]);
+    }
+}
+
 #[test]
 fn copying_programs() {
     saves_once(&[
@@ -365,8 +453,10 @@ fn copies_of_what_belongs_to_others() {
     assert_eq!(status["fs"]["owners_set"], 1, "{status}");
     let text = run(&mut mount.vaultfs([std::ffi::OsStr::new("status"), mount.mnt().as_os_str()])).ok();
     assert!(text.contains("1 set by chown, forgotten at unmount"), "{text}");
+    let made = "mkdir d; chown 1234:2345 d; echo x > d/a; mkdir d/e; echo x > d/e/b; mkfifo d/p; mknod d/q p; stat -c %u:%g d/* d/e/b";
+    assert_eq!(mount.sh(made), "1234:2345\n".repeat(5), "in a directory that was given away");
     let mount = Mount::at(mount.unmount(), &[]);
-    assert_eq!(mount.sh("stat -c %u:%g s"), "0:0\n");
+    assert_eq!(mount.sh("stat -c %u:%g s d/a"), "0:0\n0:0\n");
 }
 
 #[test]
