@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -543,4 +543,38 @@ fn in_place_a_file_changes_under_its_watchers() {
     });
     assert_eq!(fs::metadata(mount.path("f")).unwrap().ino(), ino);
     assert_eq!(fs::metadata(mount.path("f")).unwrap().size(), 12);
+}
+
+/// An overlay keeps the inodes of its lower layer.
+#[test]
+fn in_place_an_overlay_above_the_mount_shows_what_is_new() {
+    if !common::is_root() {
+        eprintln!("SKIPPED: only root mounts overlays");
+        return;
+    }
+    let mount = Mount::with(&["--refresh", "100ms", "--in-place"]);
+    let api = Api::of(&mount);
+    helper_works(&mount);
+    let id = api.create("f", b"one");
+    until("it is there", || mount.path("f").exists());
+    // In a mount namespace of its own; the upper layer may not be on the same kind of file system as a container's root.
+    let script = "mount -t tmpfs none /mnt && cd /mnt && mkdir upper work all && \
+                  mount -t overlay -o lowerdir=\"$0\",upperdir=upper,workdir=work none all && cat all/f && \
+                  while read -r line; do cat all/f; echo; done";
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "sh", "-c", script]).arg(mount.mnt());
+    let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut ask, mut said) = (shell.stdin.take().unwrap(), BufReader::new(shell.stdout.take().unwrap()));
+    let mut first = [0; 3];
+    said.read_exact(&mut first).expect("an overlay can be mounted");
+    assert_eq!(&first, b"one");
+    api.update(&id, b"two and more");
+    until("the overlay shows it", || {
+        writeln!(ask).unwrap();
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        line == "two and more\n"
+    });
+    drop(ask);
+    assert!(shell.wait().unwrap().success());
 }

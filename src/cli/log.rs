@@ -129,11 +129,12 @@ fn default_file(mountpoint: &Path) -> io::Result<PathBuf> {
         .or_else(system)
         .ok_or_else(|| io::Error::other("HOME is not set: use --log FILE"))?;
     let dir = state.join("vaultfs");
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .map_err(|e| io::Error::other(format!("{}: {e}: name a file with --log FILE", dir.shown())))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| {
+        io::Error::other(format!(
+            "{}: {e}: name a file with --log FILE, or log to standard error with -f",
+            dir.shown()
+        ))
+    })?;
     Ok(dir.join(format!("{}.log", file_name(mountpoint))))
 }
 
