@@ -310,7 +310,7 @@ fn archivers_and_filters() {
         (
             "gpg -o",
             "export GNUPGHOME=$(mktemp -d) && gpg='gpg --batch -q --yes --pinentry-mode loopback --passphrase x' \
-             && $gpg -c -o ../g.gpg ../after && $gpg -o s -d ../g.gpg; rm -r $GNUPGHOME",
+             && $gpg -c -o ../g.gpg ../after && $gpg -o s -d ../g.gpg; rm -rf $GNUPGHOME",
         ),
         ("rsync --delay-updates", "rsync -I --delay-updates ../after s"),
         ("rsync --partial-dir", "rsync -I --partial-dir=.p ../after s"),
