@@ -149,6 +149,14 @@ pub struct Create {
 }
 
 impl Handle {
+    /// The file, if the handle may write to it.
+    pub fn written_file(&self) -> Option<&File> {
+        match &self.held {
+            Held::File { file, writer: Some(_) } => Some(file),
+            _ => None,
+        }
+    }
+
     /// What the kernel is told of it.
     pub fn opened(&self) -> Opened {
         let no_flush = match &self.held {

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::fs::inode::file::{File, Link};
 use crate::fs::journal::{JournalWriter, Key};
 use crate::fs::name::DirPrefix;
-use crate::fs::ops::open::Held;
 use crate::fs::propagation::queue::Why;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Caller, FileSystem};
@@ -114,8 +113,7 @@ impl FileSystem {
 
     /// Whether a save brings back a name that shows nothing: somebody writes to a file that was replaced.
     pub(in crate::fs) fn may_come_back(&self, file: Option<&ObjectName>, dir: Option<&DirPrefix>) -> bool {
-        self.handles().values().any(|handle| {
-            let Held::File { file: open, writer: Some(_) } = &handle.held else { return false };
+        self.handles().values().filter_map(|handle| handle.written_file()).any(|open| {
             let state = open.state();
             let is_it = file == Some(&state.name)
                 || dir.is_some_and(|dir| state.name.as_str().starts_with(dir.as_str()));
