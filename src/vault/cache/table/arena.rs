@@ -1,42 +1,33 @@
 //! Memory for small values: mapped by ourselves, left out of core dumps, locked as far as the limit allows.
 //!
-//! 1. Records are laid one after another in segments; a record knows its owner, so that it can be moved. What is
-//!    freed is wiped at once. A segment without a record goes back to the system at once; when a quarter of the
-//!    memory is holes, the emptiest segment is emptied by moving what it holds.
+//! 1. Records are laid one after another in segments. A record has a number for as long as it is there, by which its place is
+//!    found, so that it can be moved. What is freed is wiped at once. A segment without a record goes back to the system at
+//!    once; when a quarter of the memory is holes, the emptiest segment is emptied by moving what it holds.
 //! 2. Locking (mlock) is tried for each segment while the limit has room for it, and some is left to others: what
 //!    was put in first is locked first. [`Arena::usage`] says how much that is.
 
 use std::ptr::NonNull;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Bytes of a segment.
 const SEGMENT: usize = 256 * 1024;
-/// References count in units of so many bytes.
+/// Places count in units of so many bytes.
 const UNIT: usize = 4;
 const UNITS: u32 = (SEGMENT / UNIT) as u32;
-/// Owner and length.
+/// Number and length.
 const HEAD: usize = 8;
-/// The owner of a hole.
-const NOBODY: u32 = u32::MAX;
+/// The number of a hole, and the place of a number that no record has.
+const NONE: u32 = u32::MAX;
 /// Longest record.
 pub const LONGEST: usize = 4096;
 /// Locked memory that is left to the rest of the process, where there is a limit.
 const SPARED: u64 = 2 * 1024 * 1024;
 
-/// Where a record is.
+/// A record, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot(pub u32);
-
-/// A record that was moved: its owner has to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moved {
-    /// Whose it is.
-    pub owner: u32,
-    /// Where it is now.
-    pub to: Slot,
-}
+pub struct Slot(u32);
 
 /// Memory of an arena, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +42,10 @@ pub struct Usage {
 #[derive(Debug, Default)]
 pub struct Arena {
     segments: Vec<Option<Segment>>,
+    /// Where each record is: the segment, and the place in it.
+    places: Vec<u32>,
+    /// Numbers that no record has.
+    free: Vec<u32>,
     /// The segment that takes new records.
     head: Option<usize>,
     mapped: usize,
@@ -59,70 +54,83 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Keeps `bytes` for `owner`. `None` if they are too long, or the system gives no memory.
-    pub fn put(&mut self, owner: u32, bytes: &[u8]) -> Option<Slot> {
+    /// Keeps `bytes`. `None` if they are too long, or the system gives no memory.
+    pub fn put(&mut self, bytes: &[u8]) -> Option<Slot> {
+        let next = u32::try_from(self.places.len()).ok().filter(|next| *next != NONE)?;
+        let number = self.free.last().copied().unwrap_or(next);
+        let place = self.append(number, bytes)?;
+        match self.free.pop() {
+            Some(number) => self.places[number as usize] = place,
+            None => self.places.push(place),
+        }
+        Some(Slot(number))
+    }
+
+    fn append(&mut self, number: u32, bytes: &[u8]) -> Option<u32> {
         if bytes.len() > LONGEST {
             return None;
         }
         let need = space(bytes.len());
-        let number = match self.head {
-            Some(number) if self.segment(number).room() >= need => number,
+        let at = match self.head {
+            Some(at) if self.segment(at).room() >= need => at,
             _ => self.open()?,
         };
-        let segment = self.segments[number].as_mut()?;
-        let at = segment.append(owner, bytes);
+        let offset = self.segments[at].as_mut()?.append(number, bytes);
         self.live += need;
-        Some(Slot(number as u32 * UNITS + at))
+        Some(at as u32 * UNITS + offset)
     }
 
-    /// The bytes at `slot`.
+    /// The bytes of a record.
     pub fn get(&self, slot: Slot) -> &[u8] {
-        self.segment((slot.0 / UNITS) as usize).record((slot.0 % UNITS) as usize * UNIT).1
+        let (at, offset) = self.place(slot);
+        self.segment(at).record(offset).1
     }
 
-    /// The record at `slot` belongs to another owner from now on.
-    pub fn give_to(&mut self, slot: Slot, owner: u32) {
-        if let Some(segment) = self.segments[(slot.0 / UNITS) as usize].as_mut() {
-            segment.set_owner((slot.0 % UNITS) as usize * UNIT, owner);
-        }
-    }
-
-    /// Wipes the record at `slot`.
+    /// Wipes a record.
     pub fn free(&mut self, slot: Slot) {
-        let number = (slot.0 / UNITS) as usize;
-        let Some(segment) = self.segments[number].as_mut() else { return };
-        self.live -= segment.wipe((slot.0 % UNITS) as usize * UNIT);
+        let (at, offset) = self.place(slot);
+        let Some(segment) = self.segments[at].as_mut() else { return };
+        self.live -= segment.wipe(offset);
         if segment.live == 0 {
-            self.close(number);
+            self.close(at);
         }
+        self.places[slot.0 as usize] = NONE;
+        self.free.push(slot.0);
+        if self.free.len() == self.places.len() {
+            (self.places, self.free) = (Vec::new(), Vec::new());
+        }
+        self.tidy();
     }
 
-    /// Moves what one segment holds, if a quarter of the memory is holes. What was moved is put into `moved`.
-    pub fn tidy(&mut self, moved: &mut Vec<Moved>) {
+    fn place(&self, Slot(number): Slot) -> (usize, usize) {
+        let place = self.places[number as usize];
+        ((place / UNITS) as usize, (place % UNITS) as usize * UNIT)
+    }
+
+    /// Moves what one segment holds, if a quarter of the memory is holes.
+    fn tidy(&mut self) {
         if self.mapped <= self.live + self.live / 3 + 2 * SEGMENT {
             return;
         }
         let number_of = |(number, segment): (usize, &Option<Segment>)| Some((segment.as_ref()?.live, number));
         let others =
             self.segments.iter().enumerate().filter_map(number_of).filter(|(_, n)| self.head != Some(*n));
-        let Some((_, number)) = others.min() else { return };
-        let Some(mut victim) = self.segments[number].take() else { return };
+        let Some((_, emptiest)) = others.min() else { return };
         let mut at = 0;
-        while let Some((owner, bytes)) = victim.record_at(at) {
-            let next = at + space(bytes.len());
-            if owner != NOBODY {
-                // Without memory to move it to, the rest stays where it is.
-                let Some(to) = self.put(owner, bytes) else { break };
-                moved.push(Moved { owner, to });
-                self.live -= victim.wipe(at);
+        while let Some((number, bytes)) = self.segment(emptiest).record_at(at) {
+            let (offset, bytes) = (at, Zeroizing::new(bytes.to_vec()));
+            at += space(bytes.len());
+            if number == NONE {
+                continue;
             }
-            at = next;
+            // Without memory to move it to, the rest stays where it is.
+            let Some(place) = self.append(number, &bytes) else { return };
+            self.places[number as usize] = place;
+            if let Some(segment) = self.segments[emptiest].as_mut() {
+                self.live -= segment.wipe(offset);
+            }
         }
-        let empty = victim.live == 0;
-        self.segments[number] = Some(victim);
-        if empty {
-            self.close(number);
-        }
+        self.close(emptiest);
     }
 
     /// Mapped and locked bytes.
@@ -137,7 +145,7 @@ impl Arena {
     /// Opens a segment for new records.
     fn open(&mut self) -> Option<usize> {
         let free = self.segments.iter().position(Option::is_none);
-        // The last numbers are left out: callers use the highest references for something else.
+        // The last segment is left out: no place is [`NONE`].
         let number =
             free.or((self.segments.len() < (u32::MAX / UNITS) as usize).then_some(self.segments.len()))?;
         let segment = Segment::map(self.may_lock())?;
@@ -222,10 +230,10 @@ impl Segment {
     }
 
     /// Where the record begins, in units.
-    fn append(&mut self, owner: u32, bytes: &[u8]) -> u32 {
+    fn append(&mut self, number: u32, bytes: &[u8]) -> u32 {
         let (at, need) = (self.used, space(bytes.len()));
         let place = &mut self.bytes_mut()[at..at + need];
-        place[..4].copy_from_slice(&owner.to_ne_bytes());
+        place[..4].copy_from_slice(&number.to_ne_bytes());
         place[4..HEAD].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
         place[HEAD..HEAD + bytes.len()].copy_from_slice(bytes);
         self.used += need;
@@ -242,15 +250,15 @@ impl Segment {
         (word(at), &self.bytes()[at + HEAD..][..word(at + 4) as usize])
     }
 
-    fn set_owner(&mut self, at: usize, owner: u32) {
-        self.bytes_mut()[at..at + 4].copy_from_slice(&owner.to_ne_bytes());
+    fn set_number(&mut self, at: usize, number: u32) {
+        self.bytes_mut()[at..at + 4].copy_from_slice(&number.to_ne_bytes());
     }
 
     /// Makes the record a hole; returns the bytes it took.
     fn wipe(&mut self, at: usize) -> usize {
         let len = self.record(at).1.len();
         self.bytes_mut()[at + HEAD..][..len].zeroize();
-        self.set_owner(at, NOBODY);
+        self.set_number(at, NONE);
         self.live -= space(len);
         space(len)
     }
@@ -284,48 +292,41 @@ mod tests {
     fn records_keep_their_bytes_while_others_come_and_go() {
         let mut arena = Arena::default();
         let mut slots = HashMap::new();
-        let mut moves = 0;
         for n in 0..20_000 {
-            slots.insert(n, arena.put(n, &value(n)).unwrap());
+            slots.insert(n, arena.put(&value(n)).unwrap());
             if n % 3 != 0 {
                 arena.free(slots.remove(&(n - n % 7)).unwrap_or_else(|| slots.remove(&n).unwrap()));
             }
-            let mut moved = Vec::new();
-            arena.tidy(&mut moved);
-            moves += moved.len();
-            for Moved { owner, to } in moved {
-                *slots.get_mut(&owner).expect("a hole is not moved") = to;
-            }
+            // Without moves most of the memory would be holes.
+            assert!(arena.mapped <= arena.live + arena.live / 3 + 3 * SEGMENT);
         }
-        assert!(moves > 0);
         let live: usize = slots.keys().map(|n| space(value(*n).len())).sum();
         assert_eq!(arena.live, live);
-        assert!(arena.mapped <= live + live / 3 + 3 * SEGMENT);
         for (n, slot) in &slots {
             assert_eq!(arena.get(*slot), value(*n));
         }
         slots.into_values().for_each(|slot| arena.free(slot));
         assert_eq!((arena.live, arena.usage()), (0, Usage::default()));
-        assert!(arena.segments.is_empty());
+        assert!(arena.segments.is_empty() && arena.places.is_empty());
     }
 
     #[test]
     fn what_is_freed_is_wiped() {
         let mut arena = Arena::default();
-        let slot = arena.put(1, b"hunter2").unwrap();
-        let other = arena.put(2, b"").unwrap();
+        let slot = arena.put(b"hunter2").unwrap();
+        let other = arena.put(b"").unwrap();
         arena.free(slot);
         let memory = arena.segment(0).bytes();
         assert!(!memory.windows(7).any(|w| w == b"hunter2"));
         assert_eq!(arena.get(other), b"");
-        assert!(arena.put(3, &[0; LONGEST + 1]).is_none());
+        assert!(arena.put(&[0; LONGEST + 1]).is_none());
     }
 
     #[test]
     fn no_more_is_locked_than_the_limit_leaves() {
         let mut arena = Arena::default();
-        for n in 0..4000 {
-            arena.put(n, &[7; LONGEST]).unwrap();
+        for n in (0..16).flat_map(|_| 0..250) {
+            arena.put(&[n; LONGEST]).unwrap();
         }
         let usage = arena.usage();
         let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();

@@ -1,104 +1,61 @@
-//! Names, what is known of them, and their values, in about 230 bytes for a secret of 100.
+//! Names, what is known of them, and their values.
 //!
-//! 1. One [`Entry`] of fixed size a name. Texts of names are in a [`Pool`], ids and versions are [`Packed`], small
-//!    values in an [`Arena`]; larger ones, whose size dwarfs any overhead, stay the objects they came as. What goes
-//!    in and comes out are the vault's own types: nobody outside knows how it is kept.
-//! 2. An entry that is *listed* is what its name means now. One that is not is an old version that still has its
-//!    value. Names are found by hash, walked in order; values are found by hash of id and version.
-//! 3. Values are bounded in bytes ([`Table::usage`] is what they and their entries take); the least recently used
-//!    leaves first. Names are as many as the vault has.
+//! 1. **Names** are a map in the order of names: as many as the vault has. The texts of one version (name, id, version)
+//!    are one allocation, [`Texts`], which its name and its value share.
+//! 2. **Values** are an LRU map by id and version, bounded in bytes ([`Table::usage`] is what they take with their
+//!    entries). The value of a version that is no longer current stays until it is the least recently used.
+//! 3. Small values are in an [`Arena`]; larger ones, whose size dwarfs any overhead, stay the objects they came as. A
+//!    value that an open handle pins lives on through its `Arc` when it leaves here. Values are wiped when they leave: in the
+//!    arena at once, larger ones when their last owner drops them ([`crate::secret::SecretBytes`]).
 //!
 //! No step but [`Table::retain`] and [`Table::put_back`] visits all names.
 
 mod arena;
-mod order;
-mod packed;
-mod pool;
 #[cfg(test)]
 mod tests;
-mod values;
+mod texts;
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use hashbrown::HashTable;
+use lru::LruCache;
 
 pub use self::arena::Usage;
 use self::arena::{Arena, Slot};
-use self::order::{Order, Place};
-use self::packed::{Key, Packed, Prefixes};
-use self::pool::{Pool, Text};
+use self::texts::{Texts, Version};
 use super::Known;
-use crate::vault::{Object, ObjectId, ObjectName, VersionTag};
+use crate::vault::{Content, Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 
-/// No entry.
-const NONE: u32 = u32::MAX;
-/// Entries that are allocated at once.
-const BLOCK: usize = 1024;
+/// What a value costs beside its texts and its bytes: its place in both maps, and its record's head.
+const OVERHEAD: u64 = 200;
+/// What a value that stays an object costs more: its allocations.
+const LARGE_OVERHEAD: u64 = 300;
 
-/// Where an entry's value is.
+/// What is known of a name besides its texts. Times are numbers, because there may be millions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ValueAt(u32);
-
-impl ValueAt {
-    const NOWHERE: Self = Self(u32::MAX);
-    /// Among the large ones, under the entry's number.
-    const LARGE: Self = Self(u32::MAX - 1);
-
-    fn slot(self) -> Option<Slot> {
-        (self != Self::NOWHERE && self != Self::LARGE).then_some(Slot(self.0))
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
 struct Entry {
     /// Nanoseconds since 1970; [`NO_TIME`] if not known.
-    updated: [u32; 2],
+    updated: i64,
     /// Nanoseconds since the table's beginning, which may be before it.
-    as_of: [u32; 2],
-    name: Text,
-    value: ValueAt,
-    /// Towards the more recently used, in the circle of those that have a value.
-    newer: u32,
-    older: u32,
-    id: Packed,
-    version: Packed,
-    listed: bool,
-    structured: bool,
+    as_of: i64,
 }
 
 const NO_TIME: i64 = i64::MIN;
 
-/// Halved, so that an entry needs no padding.
-fn halves(n: i64) -> [u32; 2] {
-    [(n as u64 >> 32) as u32, n as u32]
-}
-
-fn whole([high, low]: [u32; 2]) -> i64 {
-    (u64::from(high) << 32 | u64::from(low)) as i64
+#[derive(Debug)]
+enum Value {
+    Small { at: Slot, form: Form, updated: i64 },
+    Large(Arc<Object>),
 }
 
 /// The table.
 #[derive(Debug)]
 pub struct Table {
     base: Instant,
-    hasher: RandomState,
-    blocks: Vec<Vec<Entry>>,
-    free: Vec<u32>,
-    pool: Pool,
-    prefixes: Prefixes,
-    /// Listed entries by the hash of their names.
-    by_name: HashTable<u32>,
-    /// Listed entries in the order of their names.
-    order: Order,
-    /// Entries with a value, by the hash of id and version.
-    by_version: HashTable<u32>,
+    names: BTreeMap<Texts, Entry>,
+    values: LruCache<Version, Value>,
     arena: Arena,
-    large: HashMap<u32, Arc<Object>>,
-    /// The most recently used entry with a value.
-    newest: u32,
     bytes: u64,
     capacity: u64,
 }
@@ -109,17 +66,9 @@ impl Table {
     pub fn new(base: Instant, capacity: u64) -> Self {
         Self {
             base,
-            hasher: RandomState::new(),
-            blocks: Vec::new(),
-            free: Vec::new(),
-            pool: Pool::default(),
-            prefixes: Prefixes::default(),
-            by_name: HashTable::new(),
-            order: Order::default(),
-            by_version: HashTable::new(),
+            names: BTreeMap::new(),
+            values: LruCache::unbounded(),
             arena: Arena::default(),
-            large: HashMap::new(),
-            newest: NONE,
             bytes: 0,
             capacity,
         }
@@ -127,234 +76,197 @@ impl Table {
 
     /// Number of names.
     pub fn len(&self) -> usize {
-        self.by_name.len()
+        self.names.len()
     }
 
     /// What is known of a name.
     pub fn get(&self, name: &str) -> Option<Known> {
-        self.find(name).map(|number| self.known(number))
+        let (texts, entry) = self.names.get_key_value(name)?;
+        Some(Known {
+            id: ObjectId::new(texts.id()),
+            version: texts.version().map(VersionTag::new),
+            updated_at: time(entry.updated),
+            as_of: self.moment(entry.as_of),
+        })
     }
 
     /// As of when a name is known.
     pub fn as_of(&self, name: &str) -> Option<Instant> {
-        self.find(name).map(|number| self.moment(whole(self.entry(number).as_of)))
+        self.names.get(name).map(|entry| self.moment(entry.as_of))
     }
 
-    /// Learns what a name is; true if it was not known before.
+    /// Learns what a name is; true if it was not known before. A value of another version stays as that of an old one.
     pub fn insert(&mut self, name: &ObjectName, known: &Known) -> bool {
-        if self.enter(name, known) {
-            return true;
+        let new = self.entry_of(known);
+        let id = known.id.as_str();
+        let version = known.version.as_ref().map(VersionTag::as_str);
+        let before = self.names.get_key_value(name.as_str());
+        let is_same = before.is_some_and(|(texts, _)| texts.id() == id && texts.version() == version);
+        if is_same && let Some(entry) = self.names.get_mut(name.as_str()) {
+            *entry = new;
+        } else {
+            let was_known = self.names.remove(name.as_str()).is_some();
+            self.names.insert(Texts::new(name.as_str(), id, version), new);
+            return !was_known;
         }
-        if let Some(number) = self.find(name.as_str()) {
-            self.renew(number, known);
+        if let Some(version) = version {
+            self.drop_value_of_another_time(id, version, new.updated);
         }
         false
     }
 
-    /// Learns what a name is, if it was not known before; false if it was, or if there is no room for it.
+    /// Learns what a name is, if it was not known before; false if it was.
     pub fn enter(&mut self, name: &ObjectName, known: &Known) -> bool {
-        let hash = self.hasher.hash_one(name.as_str().as_bytes());
-        if self.find_hashed(hash, name.as_str()).is_some() {
-            return false;
-        }
-        let Some(packed) = self.pack(known) else { return false };
-        let Some(text) = self.pool.put(name.as_str()) else { return false };
-        let (updated, as_of) = (self.time_of(known.updated_at), halves(self.since_base(known.as_of)));
-        let number = self.add(Entry {
-            updated,
-            as_of,
-            name: text,
-            value: ValueAt::NOWHERE,
-            newer: NONE,
-            older: NONE,
-            id: packed.0,
-            version: packed.1,
-            listed: true,
-            structured: false,
-        });
-        let (blocks, pool, hasher) = (&self.blocks, &self.pool, &self.hasher);
-        let name_of = |n: u32| pool.bytes(entry(blocks, n).name);
-        self.by_name.insert_unique(hash, number, |n| hasher.hash_one(name_of(*n)));
-        self.order.insert(number, |n| name_of(n).cmp(name.as_str().as_bytes()));
-        true
+        !self.names.contains_key(name.as_str()) && self.insert(name, known)
     }
 
     /// Takes a name out; true if it was there. Its value, if there is one, stays as that of an old version.
     pub fn remove(&mut self, name: &str) -> bool {
-        let Some(number) = self.find(name) else { return false };
-        let (blocks, pool) = (&self.blocks, &self.pool);
-        self.order.remove(|n| pool.bytes(entry(blocks, n).name).cmp(name.as_bytes()));
-        self.unlist(number);
-        self.tidy();
-        true
+        self.names.remove(name).is_some()
     }
 
     /// Keeps the names that are known as of `asked` or later; those that go.
     pub fn retain(&mut self, asked: Instant) -> Vec<ObjectName> {
         let asked = self.since_base(asked);
-        let blocks = &self.blocks;
-        let gone = self.by_name.iter().filter(|n| whole(entry(blocks, **n).as_of) < asked);
-        let gone: Vec<u32> = gone.copied().collect();
-        if gone.is_empty() {
-            return Vec::new();
-        }
-        let names = gone.iter().map(|number| self.name(*number)).collect();
-        self.order.retain(|n| whole(entry(blocks, n).as_of) >= asked);
-        gone.into_iter().for_each(|number| self.unlist(number));
-        self.tidy();
-        names
+        let mut gone = Vec::new();
+        self.names.retain(|texts, entry| {
+            let stays = entry.as_of >= asked;
+            if !stays {
+                gone.extend(ObjectName::new(texts.name()));
+            }
+            stays
+        });
+        gone
     }
 
     /// Dates all that is known back by `by`.
     pub fn put_back(&mut self, by: Duration) {
-        let by = i64::try_from(by.as_nanos()).unwrap_or(i64::MAX);
-        for entry in self.blocks.iter_mut().flatten() {
-            entry.as_of = halves(whole(entry.as_of).saturating_sub(by));
-        }
+        let by = nanos(by);
+        self.names.values_mut().for_each(|entry| entry.as_of = entry.as_of.saturating_sub(by));
     }
 
     /// All names from `start` on, in order.
     pub fn names_from(&self, start: &str) -> impl Iterator<Item = ObjectName> + '_ {
-        let place = self.place_of(start);
-        self.order.from(place).map(|n| self.name(n))
+        self.texts_from(start).filter_map(|texts| ObjectName::new(texts.name()))
     }
 
     /// Whether a name begins with `prefix`. No name is made for the answer.
     pub fn has_under(&self, prefix: &str) -> bool {
-        let first = self.order.from(self.place_of(prefix)).next();
-        first.is_some_and(|n| self.pool.bytes(self.entry(n).name).starts_with(prefix.as_bytes()))
+        self.texts_from(prefix).next().is_some_and(|texts| texts.name().starts_with(prefix))
     }
 
-    fn place_of(&self, start: &str) -> Place {
-        self.order.first_not_before(&mut |n| self.pool.bytes(self.entry(n).name).cmp(start.as_bytes()))
+    fn texts_from<'a>(&'a self, start: &str) -> impl Iterator<Item = &'a Texts> + use<'a> {
+        use std::ops::Bound::{Included, Unbounded};
+        self.names.range::<str, _>((Included(start), Unbounded)).map(|(texts, _)| texts)
     }
 
-    fn find(&self, name: &str) -> Option<u32> {
-        self.find_hashed(self.hasher.hash_one(name.as_bytes()), name)
-    }
-
-    fn find_hashed(&self, hash: u64, name: &str) -> Option<u32> {
-        self.by_name.find(hash, |n| self.pool.bytes(self.entry(*n).name) == name.as_bytes()).copied()
-    }
-
-    fn name(&self, number: u32) -> ObjectName {
-        ObjectName::new(self.pool.text(self.entry(number).name)).expect("it was a name when it came")
-    }
-
-    fn id(&self, number: u32) -> ObjectId {
-        ObjectId::new(self.entry(number).id.text(&self.prefixes, &self.pool).unwrap_or_default())
-    }
-
-    fn version(&self, number: u32) -> Option<VersionTag> {
-        self.entry(number).version.text(&self.prefixes, &self.pool).map(VersionTag::new)
-    }
-
-    fn known(&self, number: u32) -> Known {
-        let entry = self.entry(number);
-        Known {
-            id: self.id(number),
-            version: self.version(number),
-            updated_at: time(whole(entry.updated)),
-            as_of: self.moment(whole(entry.as_of)),
-        }
-    }
-
-    /// The name is known anew. A value of another version stays as that of an old one.
-    fn renew(&mut self, number: u32, known: &Known) {
-        let same = {
-            let entry = self.entry(number);
-            let version = known.version.as_ref().map(|v| self.prefixes.key(v.as_str()));
-            entry.id.key(&self.pool) == self.prefixes.key(known.id.as_str())
-                && version == entry.version.is_something().then(|| entry.version.key(&self.pool))
+    /// The value of a version, if it is here; counts as a use.
+    pub fn value(&mut self, id: &ObjectId, version: &VersionTag) -> Option<Arc<Object>> {
+        let key = Version(Texts::new("", id.as_str(), Some(version.as_str())));
+        self.values.promote(&key);
+        let (Version(texts), value) = self.values.peek_mru().filter(|(found, _)| **found == key)?;
+        let (at, form, updated) = match value {
+            Value::Small { at, form, updated } => (*at, *form, *updated),
+            Value::Large(object) => return Some(Arc::clone(object)),
         };
-        if !same {
-            let Some((id, version)) = self.pack(known) else { return };
-            if self.entry(number).value == ValueAt::NOWHERE {
-                self.drop_texts(number, false);
-            } else {
-                self.split_off(number);
+        let meta = Meta {
+            id: id.clone(),
+            name: ObjectName::new(texts.name())?,
+            version: version.clone(),
+            updated_at: time(updated).unwrap_or(UNIX_EPOCH),
+        };
+        Some(Arc::new(Object { meta, content: Content { form, ..Content::plain(self.arena.get(at)) } }))
+    }
+
+    /// Takes a value in and lets the oldest go.
+    pub fn put_value(&mut self, object: &Arc<Object>) {
+        let Meta { id, name, version, updated_at } = &object.meta;
+        self.drop_version(id, version);
+        let (id, version) = (id.as_str(), Some(version.as_str()));
+        let current = self.names.get_key_value(name.as_str()).map(|(texts, _)| texts);
+        let current = current.filter(|texts| texts.id() == id && texts.version() == version).cloned();
+        let texts = current.unwrap_or_else(|| Texts::new(name.as_str(), id, version));
+        let value = match self.arena.put(object.content.bytes.expose()) {
+            Some(at) => {
+                Value::Small { at, form: object.content.form, updated: since_1970(Some(*updated_at)) }
             }
-            let entry = self.entry_mut(number);
-            (entry.id, entry.version) = (id, version);
-        }
-        let (updated, as_of) = (self.time_of(known.updated_at), halves(self.since_base(known.as_of)));
-        let Entry { updated: before, value, .. } = *self.entry(number);
-        let told_both = known.updated_at.is_some() && before != self.time_of(None);
-        if same && told_both && before != updated && value != ValueAt::NOWHERE {
-            // The vault went back, and forward another way: the same version is not the same bytes.
-            self.drop_value(number);
-        }
-        let entry = self.entry_mut(number);
-        (entry.updated, entry.as_of) = (updated, as_of);
-        self.tidy();
-    }
-
-    fn pack(&mut self, known: &Known) -> Option<(Packed, Packed)> {
-        let id = Packed::new(known.id.as_str(), &mut self.prefixes, &mut self.pool)?;
-        let version = match &known.version {
-            Some(version) => Packed::new(version.as_str(), &mut self.prefixes, &mut self.pool)?,
-            None => Packed::NOTHING,
+            None => Value::Large(Arc::clone(object)),
         };
-        Some((id, version))
-    }
-
-    /// The name, which is out of the order already, is not what this entry is any more.
-    fn unlist(&mut self, number: u32) {
-        let hash = self.hasher.hash_one(self.pool.bytes(self.entry(number).name));
-        if let Ok(found) = self.by_name.find_entry(hash, |n| *n == number) {
-            found.remove();
-        }
-        self.entry_mut(number).listed = false;
-        if self.entry(number).value == ValueAt::NOWHERE {
-            self.give_up(number);
+        self.bytes += self.cost(&texts, &value);
+        self.values.put(Version(texts), value);
+        while self.bytes > self.capacity
+            && self.values.len() > 1
+            && let Some((Version(texts), value)) = self.values.pop_lru()
+        {
+            self.release(&texts, value);
         }
     }
 
-    fn add(&mut self, new: Entry) -> u32 {
-        if let Some(number) = self.free.pop() {
-            *self.entry_mut(number) = new;
-            return number;
-        }
-        if self.blocks.last().is_none_or(|block| block.len() == BLOCK) {
-            self.blocks.push(Vec::with_capacity(BLOCK));
-        }
-        let block = self.blocks.len() - 1;
-        self.blocks[block].push(new);
-        (block * BLOCK + self.blocks[block].len() - 1) as u32
+    /// Lets the value of a version go.
+    pub fn drop_version(&mut self, id: &ObjectId, version: &VersionTag) {
+        self.drop_value(Version(Texts::new("", id.as_str(), Some(version.as_str()))));
     }
 
-    /// Lets an entry go that is neither listed nor has a value.
-    fn give_up(&mut self, number: u32) {
-        self.drop_texts(number, true);
-        self.free.push(number);
-        if self.free.len() == self.blocks.iter().map(Vec::len).sum::<usize>() {
-            // Nothing is left: nor need be its memory.
-            self.blocks = Vec::new();
-            self.free = Vec::new();
-            self.pool = Pool::default();
-            self.by_name = HashTable::new();
-            self.by_version = HashTable::new();
-            self.order = Order::default();
+    /// Lets all values go.
+    pub fn clear_values(&mut self) {
+        self.values = LruCache::unbounded();
+        (self.arena, self.bytes) = (Arena::default(), 0);
+    }
+
+    /// Number of values, and the bytes that they take with their entries.
+    pub fn usage(&self) -> (usize, u64) {
+        (self.values.len(), self.bytes)
+    }
+
+    /// Memory of small values.
+    pub fn arena(&self) -> Usage {
+        self.arena.usage()
+    }
+
+    /// The vault went back, and forward another way: the same version is not the same bytes.
+    fn drop_value_of_another_time(&mut self, id: &str, version: &str, updated: i64) {
+        let key = Version(Texts::new("", id, Some(version)));
+        let then = match self.values.peek(&key) {
+            Some(Value::Small { updated, .. }) => *updated,
+            Some(Value::Large(object)) => since_1970(Some(object.meta.updated_at)),
+            None => return,
+        };
+        if updated != NO_TIME && then != NO_TIME && then != updated {
+            self.drop_value(key);
         }
     }
 
-    fn drop_texts(&mut self, number: u32, name: bool) {
-        let Entry { id, version, name: text, .. } = *self.entry(number);
-        for text in [id.pooled(), version.pooled(), name.then_some(text)].into_iter().flatten() {
-            self.pool.drop_text(text);
+    fn drop_value(&mut self, key: Version) {
+        if let Some((Version(texts), value)) = self.values.pop_entry(&key) {
+            self.release(&texts, value);
         }
     }
 
-    fn entry(&self, number: u32) -> &Entry {
-        entry(&self.blocks, number)
+    /// Wipes a value that is in the map no more.
+    fn release(&mut self, texts: &Texts, value: Value) {
+        self.bytes -= self.cost(texts, &value);
+        if let Value::Small { at, .. } = value {
+            self.arena.free(at);
+        }
+        if self.values.is_empty() {
+            // The map keeps the room that it once had.
+            self.clear_values();
+        }
     }
 
-    fn entry_mut(&mut self, number: u32) -> &mut Entry {
-        &mut self.blocks[number as usize / BLOCK][number as usize % BLOCK]
+    fn cost(&self, texts: &Texts, value: &Value) -> u64 {
+        let bytes = match value {
+            Value::Small { at, .. } => self.arena.get(*at).len() as u64,
+            Value::Large(object) => object.content.bytes.len() as u64 + LARGE_OVERHEAD,
+        };
+        bytes + texts.len() as u64 + OVERHEAD
+    }
+
+    fn entry_of(&self, known: &Known) -> Entry {
+        Entry { updated: since_1970(known.updated_at), as_of: self.since_base(known.as_of) }
     }
 
     fn since_base(&self, at: Instant) -> i64 {
-        let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
         match at.checked_duration_since(self.base) {
             Some(after) => nanos(after),
             None => -nanos(self.base.saturating_duration_since(at)),
@@ -367,42 +279,18 @@ impl Table {
             if since < 0 { self.base.checked_sub(distance) } else { self.base.checked_add(distance) };
         moment.unwrap_or(self.base)
     }
-
-    fn time_of(&self, at: Option<SystemTime>) -> [u32; 2] {
-        let nanos = |at: SystemTime| match at.duration_since(UNIX_EPOCH) {
-            Ok(after) => i64::try_from(after.as_nanos()).ok(),
-            Err(before) => i64::try_from(before.duration().as_nanos()).ok().map(|n| -n),
-        };
-        halves(at.and_then(nanos).unwrap_or(NO_TIME))
-    }
-
-    /// What outlived its use is given back: texts that nobody refers to, holes among the values.
-    fn tidy(&mut self) {
-        if self.pool.is_wasteful() {
-            self.rebuild_pool();
-        }
-        self.tidy_values();
-    }
-
-    fn rebuild_pool(&mut self) {
-        let old = std::mem::take(&mut self.pool);
-        let free: std::collections::HashSet<u32> = self.free.iter().copied().collect();
-        for (block, entries) in self.blocks.iter_mut().enumerate() {
-            for (at, entry) in entries.iter_mut().enumerate() {
-                if free.contains(&((block * BLOCK + at) as u32)) {
-                    continue;
-                }
-                let pool = &mut self.pool;
-                entry.name = pool.copy(&old, entry.name);
-                entry.id.move_text(&mut |text| pool.copy(&old, text));
-                entry.version.move_text(&mut |text| pool.copy(&old, text));
-            }
-        }
-    }
 }
 
-fn entry(blocks: &[Vec<Entry>], number: u32) -> &Entry {
-    &blocks[number as usize / BLOCK][number as usize % BLOCK]
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn since_1970(at: Option<SystemTime>) -> i64 {
+    let signed = |at: SystemTime| match at.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_nanos()).ok(),
+        Err(before) => i64::try_from(before.duration().as_nanos()).ok().map(|n| -n),
+    };
+    at.and_then(signed).unwrap_or(NO_TIME)
 }
 
 fn time(nanos: i64) -> Option<SystemTime> {
