@@ -7,6 +7,7 @@
 //! Where to look: `rows` has a module a group, `vault` the vault that answers as fast as HTTP allows or as slowly as
 //! is asked, `mount` and `peers` what is measured, `measure` how, `report` the table, `notes` why a goal may be missed.
 
+mod against;
 mod measure;
 mod mount;
 mod notes;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use report::Report;
 
 /// What a run is asked to do.
+#[derive(Clone)]
 pub struct Plan {
     /// Rounds of each measurement.
     pub rounds: usize,
@@ -29,19 +31,23 @@ pub struct Plan {
     /// Which groups and rows.
     only: Option<glob::Pattern>,
     out: Option<PathBuf>,
+    /// Another build to compare with.
+    against: Option<PathBuf>,
 }
 
-const USAGE: &str = "usage: scripts/bench [--only GLOB] [--rounds N] [--quick] [--out FILE]
+const USAGE: &str = "usage: scripts/bench [--only GLOB] [--rounds N] [--quick] [--out FILE] [--against BINARY]
 
   --only GLOB   only the groups whose names match; the table is printed, not written
   --rounds N    rounds of each measurement (9; quick: 3)
   --quick       fewer rounds, files and objects: 5 minutes at most
   --out FILE    where the table goes (docs/BENCHMARKS.md)
+  --against BINARY
+                measures this build and BINARY in turn, --rounds times (11), and prints the ratio new / old of each row
   --list        the groups' names";
 
 impl Plan {
     fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut plan = Self { rounds: 0, quick: false, only: None, out: None };
+        let mut plan = Self { rounds: 0, quick: false, only: None, out: None, against: None };
         let mut args = args;
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value\n{USAGE}"));
@@ -49,6 +55,7 @@ impl Plan {
                 "--only" => plan.only = Some(glob::Pattern::new(&value()?).map_err(|e| e.to_string())?),
                 "--rounds" => plan.rounds = value()?.parse().map_err(|_| "--rounds wants a number")?,
                 "--out" => plan.out = Some(value()?.into()),
+                "--against" => plan.against = Some(value()?.into()),
                 "--quick" => plan.quick = true,
                 // What cargo adds.
                 "--bench" => {}
@@ -64,7 +71,11 @@ impl Plan {
             }
         }
         if plan.rounds == 0 {
-            plan.rounds = if plan.quick { 3 } else { 9 };
+            plan.rounds = match plan.against {
+                Some(_) => 11,
+                None if plan.quick => 3,
+                None => 9,
+            };
         }
         Ok(plan)
     }
@@ -85,6 +96,18 @@ fn main() -> std::process::ExitCode {
     };
     // The clients here, like those measured, bring their own cryptography.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    if let Some(old) = &plan.against {
+        return match against::compare(&plan, old) {
+            Ok(table) => {
+                println!("{table}");
+                std::process::ExitCode::SUCCESS
+            }
+            Err(e) => {
+                eprintln!("{e}");
+                1.into()
+            }
+        };
+    }
     let begun = Instant::now();
     let mut report = Report::default();
     for group in rows::GROUPS {

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -11,6 +12,14 @@ use tempfile::TempDir;
 
 /// How long a mount, an unmount or anything else that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The build that is measured, if it is not this one.
+static BINARY: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// From now on this build is measured; `None` is the one that was built with the benchmark.
+pub fn measure_binary(binary: Option<&Path>) {
+    *BINARY.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = binary.map(Path::to_owned);
+}
 
 /// A directory that goes with everything in it.
 pub struct Place {
@@ -40,7 +49,8 @@ impl Place {
 
     /// The program, in an environment of its own.
     pub fn vaultfs(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vaultfs"));
+        let binary = BINARY.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let mut command = Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_vaultfs").as_ref()));
         for name in ["WORKOS_API_KEY", "WORKOS_API_URL", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR"] {
             command.env_remove(name);
         }

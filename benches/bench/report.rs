@@ -99,6 +99,19 @@ impl Report {
         self.failures.push(format!("{group}: {why}"));
     }
 
+    /// The rows that have a figure, without its unit, which is always the same for one row.
+    pub fn figures(&self) -> Vec<(String, f64)> {
+        let rows = self.lines.iter().filter_map(|line| match line {
+            Line::Title(_) => None,
+            Line::Row(row) => Some(row),
+        });
+        let figure = |row: &Row| {
+            let number = row.figure.split(' ').next()?.replace(',', "");
+            Some((row.work.clone(), number.parse().ok()?))
+        };
+        rows.filter_map(figure).collect()
+    }
+
     /// Whether every group was measured.
     pub fn is_whole(&self) -> bool {
         self.failures.is_empty()
