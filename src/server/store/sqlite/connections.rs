@@ -4,9 +4,11 @@
 //! 2. **Alone**: on a full disk the index of the log finds no room. One connection with its index in memory then does
 //!    all the work: everything can be read, changes are refused with [`StoreError::Full`]. The first change that
 //!    succeeds ends it.
-//! 3. **What was deleted leaves the log, too.** `secure_delete` overwrites pages of the database, not those of the log.
-//!    [`Connections::purge_log`] puts the log into the database and cuts it off. It waits for no reader and is repeated
-//!    each second until it succeeds. A killed process owes it to its successor: opening begins with it.
+//! 3. **What was deleted leaves the files, too** ([`purge`](super::purge)). [`Connections::purge`] waits for no reader and is
+//!    repeated each second until it succeeds. A killed process owes the log's part to its successor: opening begins with it.
+//!
+//! 4. **Walks leave a reader.** What may walk over many rows has [`WALKERS`] of the readers at most: what finds its row by an
+//!    index, the look-up of an API key first of all, does not wait for walks.
 //!
 //! Locks: the writer's is taken first, then that of the idle readers.
 
@@ -20,13 +22,16 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::server::store::StoreError;
+use crate::server::store::sqlite::purge::{cut_log, purge};
 use crate::server::store::sqlite::schema;
 
 /// Two cores are served well by this; more only helps where there are more.
 const READERS: usize = 4;
+/// Readers that may be walking over many rows at a time.
+const WALKERS: usize = READERS - 1;
 /// How long a statement waits for another process that holds the database.
-const BUSY: Duration = Duration::from_secs(5);
-/// From one attempt to purge the log to the next.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
+/// From one attempt to purge to the next.
 const PURGE_PAUSE: Duration = Duration::from_secs(1);
 /// After so many failures in a row a warning is logged.
 const PURGES_BEFORE_WARNING: u32 = 5;
@@ -42,9 +47,13 @@ pub struct Connections {
     idle: std::sync::Mutex<Vec<Connection>>,
     /// One permit for each reading connection.
     turns: Arc<Semaphore>,
+    /// One permit for each of these that may walk.
+    walks: Arc<Semaphore>,
     /// `None` only while the database could not be opened again.
     writer: Arc<Mutex<Option<Connection>>>,
     alone: AtomicBool,
+    /// The marks of what was deleted since the last purge.
+    marks: std::sync::Mutex<Vec<Vec<u8>>>,
     purge_owed: AtomicBool,
     purging: AtomicBool,
 }
@@ -67,14 +76,16 @@ impl Connections {
         let connections = Arc::new(Self {
             path: path.to_owned(),
             turns: Arc::new(Semaphore::new(readers.len())),
+            walks: Arc::new(Semaphore::new(WALKERS)),
             idle: std::sync::Mutex::new(readers),
             writer: Arc::new(Mutex::new(Some(writer))),
             alone: AtomicBool::new(alone),
+            marks: std::sync::Mutex::default(),
             purge_owed: AtomicBool::new(false),
             purging: AtomicBool::new(false),
         });
         if !purged {
-            connections.purge_log();
+            connections.purge(Vec::new());
         }
         Ok(connections)
     }
@@ -100,19 +111,35 @@ impl Connections {
         Ok(Reader::Pooled { connection, of: Arc::clone(self), _turn: turn })
     }
 
-    /// Takes what was deleted out of the log: now, and again each second until that is done.
-    pub fn purge_log(self: &Arc<Self>) {
+    /// The same, to walk over many rows.
+    pub async fn walker(self: &Arc<Self>) -> Result<(Reader, OwnedSemaphorePermit)> {
+        let walk = Arc::clone(&self.walks).acquire_owned().await.map_err(|e| gone(&e))?;
+        Ok((self.reader().await?, walk))
+    }
+
+    /// Takes what was deleted, and has these marks, out of the files: now, and again each second until that is done.
+    pub fn purge(self: &Arc<Self>, marks: Vec<Vec<u8>>) {
+        if let Ok(mut owed) = self.marks.lock() {
+            owed.extend(marks);
+        }
         self.purge_owed.store(true, Ordering::Release);
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.purging.swap(true, Ordering::AcqRel) {
-            // Not a strong reference: the last connection to close purges the log by itself.
+            // Not a strong reference: what is owed at the end is done at the end.
             runtime.spawn(purge_until_done(Arc::downgrade(self)));
         }
     }
 
     async fn purge_once(self: &Arc<Self>) -> Result<bool> {
         let mut writer = self.writer().await;
-        blocking(move || cut_log(writer.connection()?)).await
+        let (path, marks) = (self.path.clone(), self.marks.lock().map(|marks| marks.clone()));
+        let marks = marks.unwrap_or_default();
+        let done = marks.len();
+        let purged = blocking(move || purge(&path, writer.connection()?, &marks)).await?;
+        if purged && let Ok(mut marks) = self.marks.lock() {
+            marks.drain(..done);
+        }
+        Ok(purged)
     }
 
     /// Ends the state of the sole connection, if there is room by now.
@@ -130,6 +157,19 @@ impl Connections {
     }
 }
 
+impl Drop for Connections {
+    fn drop(&mut self) {
+        let marks = self.marks.get_mut().map(std::mem::take).unwrap_or_default();
+        if !marks.is_empty()
+            && let Ok(writer) = self.writer.try_lock()
+            && let Some(writer) = writer.as_ref()
+            && let Err(e) = purge(&self.path, writer, &marks)
+        {
+            tracing::warn!(error = %e, "what was deleted last may still be in the database's file");
+        }
+    }
+}
+
 async fn purge_until_done(connections: Weak<Connections>) {
     let mut failures = 0;
     loop {
@@ -139,9 +179,7 @@ async fn purge_until_done(connections: Weak<Connections>) {
         failures = if matches!(purged, Ok(true)) { 0 } else { failures + 1 };
         if failures == PURGES_BEFORE_WARNING {
             let why = purged.err().map_or_else(|| "it is being read".to_owned(), |e| e.to_string());
-            tracing::warn!(
-                "deleted values are still in the write-ahead log: {why}; it is tried again each second"
-            );
+            tracing::warn!("deleted values are still in the files: {why}; it is tried again each second");
         }
         drop(strong);
         tokio::time::sleep(PURGE_PAUSE).await;
@@ -215,25 +253,6 @@ impl Drop for Reader {
         {
             idle.push(connection);
         }
-    }
-}
-
-/// Copies the log into the database and cuts it off; false if a reader of something older is in the way.
-fn cut_log(writer: &Connection) -> Result<bool> {
-    let checkpoint = |mode: &str| {
-        writer.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-            let (busy, in_log, copied): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(busy == 0 && in_log == copied)
-        })
-    };
-    // With a wait, others could not write meanwhile.
-    writer.busy_timeout(Duration::ZERO)?;
-    // Once all is copied, reads that begin need no log: the second one is blocked by older ones only.
-    let cut = checkpoint("PASSIVE").and_then(|copied| Ok(copied && checkpoint("TRUNCATE")?));
-    writer.busy_timeout(BUSY)?;
-    match cut {
-        Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(false),
-        cut => Ok(cut?),
     }
 }
 
@@ -326,4 +345,21 @@ fn is_full(e: &rusqlite::Error) -> bool {
     e.sqlite_error().is_some_and(|e| {
         e.code == ErrorCode::DiskFull || e.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn walks_leave_a_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vault.db");
+        std::fs::write(&path, "").unwrap();
+        let connections = Connections::open(&path).unwrap();
+        let walks: Vec<_> = std::iter::from_fn(|| connections.walker().now_or_never()).collect();
+        assert!(!walks.is_empty());
+        assert!(connections.reader().now_or_never().is_some(), "a look-up by an index does not wait");
+    }
 }

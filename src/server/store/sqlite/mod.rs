@@ -99,14 +99,14 @@ impl SqliteStore {
         .await
     }
 
-    /// A change that removes something: it leaves the files, too.
+    /// A change that removes something: it leaves the files, too. `work` returns the marks of it, too.
     async fn remove<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<(T, Vec<Vec<u8>>)> + Send + 'static,
     {
-        let removed = self.write(work).await?;
-        self.connections.purge_log();
+        let (removed, marks) = self.write(work).await?;
+        self.connections.purge(marks);
         Ok(removed)
     }
 
@@ -116,8 +116,9 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     {
-        let mut reader = self.connections.reader().await?;
+        let (mut reader, walk) = self.connections.walker().await?;
         blocking(move || {
+            let _walk = walk;
             // One transaction: several statements see one state of the vault.
             let tx = reader.connection()?.transaction()?;
             work(&tx)
@@ -233,15 +234,16 @@ fn update(
     Ok(object_by_id(tx, id)?.row)
 }
 
-fn delete(tx: &Transaction<'_>, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow> {
+fn delete(tx: &Transaction<'_>, id: Ulid, check: Option<VersionUid>) -> Result<(ObjectRow, Vec<Vec<u8>>)> {
     let found = object_by_id(tx, id)?;
     if check.is_some_and(|check| check != found.row.version_uid) {
         return Err(StoreError::VersionMismatch);
     }
     tx.execute("INSERT INTO tombstones (id, seq) VALUES (?1, ?2)", params![uid(id), found.seq])?;
+    let marks = purge::marks_of(tx, found.seq, found.wrapped_key)?;
     // The versions go with it: ON DELETE CASCADE.
     tx.execute("DELETE FROM objects WHERE seq = ?1", [found.seq])?;
-    Ok(found.row)
+    Ok((found.row, marks))
 }
 
 fn get(tx: &Connection, which: &Lookup) -> Result<SealedObject> {
@@ -353,7 +355,7 @@ impl Store for SqliteStore {
         let id = id.to_owned();
         self.remove(move |tx| match tx.execute("DELETE FROM api_keys WHERE id = ?1", [id])? {
             0 => Err(StoreError::NotFound),
-            _ => Ok(()),
+            _ => Ok(((), Vec::new())),
         })
         .await
     }
@@ -362,6 +364,7 @@ impl Store for SqliteStore {
 pub(in crate::server::store) mod connections;
 pub(in crate::server::store) mod idempotency;
 pub(in crate::server::store) mod list;
+pub(in crate::server::store) mod purge;
 pub mod read_only;
 pub(in crate::server::store) mod rows;
 pub mod schema;
