@@ -10,7 +10,7 @@ use std::fmt;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -18,6 +18,9 @@ use super::error::{ApiError, ErrorType};
 use crate::secret::{SecretBytes, SecretString};
 use crate::server::crypto::context::{KeyContext, MAX_CHARS, MAX_PAIRS};
 use crate::vault::codec::parse_json_text;
+
+/// Most fields that a body may have: each costs memory, and no route knows more than a few.
+const MAX_FIELDS: usize = 64;
 
 /// The fields of a JSON object, in the order sent, unparsed.
 pub struct Fields<'a>(Vec<(String, &'a RawValue)>);
@@ -101,6 +104,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
+                    if fields.len() == MAX_FIELDS {
+                        return Err(serde::de::Error::custom("too many fields"));
+                    }
                     fields.push(field);
                 }
                 Ok(fields)
@@ -131,6 +137,10 @@ impl<'de> Deserialize<'de> for Pairs {
                 while let Some((name, value)) = map.next_entry()? {
                     if pairs.insert(name, value).is_some() {
                         return Err(serde::de::Error::custom("a name occurs twice"));
+                    }
+                    if pairs.len() > MAX_PAIRS {
+                        // Over the limit whatever follows.
+                        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                     }
                 }
                 Ok(pairs)
@@ -197,6 +207,19 @@ mod tests {
                 assert!(message.contains(field) && !message.contains("hunter2"), "{message}");
             }
         });
+    }
+
+    #[test]
+    fn a_body_and_a_context_cost_little_however_many_names_they_have() {
+        let many = |field: &str, n| format!("{{{}}}", vec![field; n].join(","));
+        let body = SecretBytes::from(many(r#""":1"#, MAX_FIELDS).as_bytes());
+        assert!(Fields::parse(&body).is_ok());
+        let body = SecretBytes::from(many(r#""":1"#, MAX_FIELDS + 1).as_bytes());
+        assert_eq!(Fields::parse(&body).err().unwrap().kind, ErrorType::InvalidRequest);
+        let pairs: Vec<_> = (0..1000).map(|n| format!(r#""{n}":"""#)).collect();
+        let pairs: Pairs = serde_json::from_str(&format!("{{{}}}", pairs.join(","))).unwrap();
+        assert_eq!(pairs.0.len(), MAX_PAIRS + 1);
+        assert!(serde_json::from_str::<Pairs>(r#"{"a":"1","a":"2"}"#).is_err());
     }
 
     #[test]
