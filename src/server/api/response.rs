@@ -71,8 +71,10 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
 /// Where the request comes from, for the log.
 fn peer(request: &Request) -> Option<String> {
     let seat = request.extensions().get::<Arc<Seat>>()?;
-    let forwarded = request.headers().get("x-forwarded-for").and_then(|value| value.to_str().ok());
-    Some(seat.peer(forwarded)?.to_string())
+    // A proxy may add a line of its own to the one that the client sent.
+    let lines = request.headers().get_all("x-forwarded-for").into_iter();
+    let lines: Vec<_> = lines.map(|line| line.to_str().unwrap_or_default()).collect();
+    Some(seat.peer(&lines.join(","))?.to_string())
 }
 
 /// Puts a body in place of the request's that leaves what is not read of it in what this returns.

@@ -1,16 +1,18 @@
 //! Which connections may stay.
 //!
 //! 1. A connection is **unproven** until a request on it brings an API key that is known. There are at most
-//!    [`UNPROVEN`] of these: one more ends the oldest. So a client that sends its request at once is served, however
-//!    many others say nothing.
+//!    [`UNPROVEN`] of these: one more ends the oldest of the [`Origin`] that has the most. So a client that sends its
+//!    request at once is served, however many others say nothing, and a far one is not ended by a crowd from elsewhere.
 //! 2. A connection on which no request begins within [`FIRST_HEAD`] ends.
 //! 3. Proven connections count for their key, at most [`PER_KEY`].
-//! 4. TCP never takes the last descriptors: [`RESERVED`] are left to the Unix socket and the store.
+//! 4. Neither TCP nor a shared socket takes the last descriptors: [`RESERVED`] are left to the vault's own socket and
+//!    the store.
 //!
 //! The lock is held for a few instructions; nothing else is locked meanwhile.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,6 +31,36 @@ const RESERVED: usize = 128;
 /// Equal events are logged once in this time.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
+/// Who a connection comes from, as far as that is known before a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A machine.
+    Address(IpAddr),
+    /// A user of this machine.
+    User(u32),
+}
+
+impl Origin {
+    /// What counts as one: whoever has an IPv6 address has its network of 64 bits.
+    fn crowd(self) -> Self {
+        match self {
+            Self::Address(IpAddr::V6(ip)) => {
+                Self::Address(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into())
+            }
+            other => other,
+        }
+    }
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(ip) => ip.fmt(f),
+            Self::User(uid) => write!(f, "user {uid} of this machine"),
+        }
+    }
+}
+
 /// Counts the connections of one listener.
 #[derive(Debug)]
 pub struct Admission {
@@ -41,7 +73,7 @@ pub struct Admission {
 struct State {
     next: u64,
     open: usize,
-    unproven: BTreeMap<u64, Arc<Notify>>,
+    unproven: BTreeMap<u64, (Origin, Arc<Notify>)>,
     by_key: HashMap<String, usize>,
     evictions: Evictions,
 }
@@ -54,31 +86,27 @@ struct Evictions {
 }
 
 impl Admission {
-    /// As many connections as there are descriptors; `X-Forwarded-For` is believed from `proxies`.
-    pub fn new(proxies: Vec<IpNet>) -> Arc<Self> {
+    /// For one of so many `listeners` that share the descriptors; `X-Forwarded-For` is believed from `proxies`.
+    pub fn new(proxies: Vec<IpNet>, listeners: usize) -> Arc<Self> {
         use nix::sys::resource::{Resource, getrlimit};
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-        let most = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(RESERVED).max(UNPROVEN);
-        Arc::new(Self { most, proxies, state: Mutex::default() })
+        let most = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(RESERVED) / listeners.max(1);
+        Arc::new(Self { most: most.max(1), proxies, state: Mutex::default() })
     }
 
     /// Takes a connection in; `None` if there is no room for it.
-    pub fn admit(self: &Arc<Self>, peer: Option<IpAddr>) -> Option<Arc<Seat>> {
+    pub fn admit(self: &Arc<Self>, origin: Origin) -> Option<Arc<Seat>> {
         let mut state = self.state();
         if state.unproven.len() >= UNPROVEN || state.open >= self.most {
-            let oldest = state.unproven.pop_first();
-            state.evicted(peer);
-            match oldest {
-                Some((_, end)) => end.notify_one(),
-                None => return None,
-            }
+            state.evicted(origin);
+            state.take_oldest_of_the_most()?.notify_one();
         }
         let (id, end) = (state.next, Arc::new(Notify::new()));
         state.next += 1;
         state.open += 1;
-        state.unproven.insert(id, Arc::clone(&end));
+        state.unproven.insert(id, (origin.crowd(), Arc::clone(&end)));
         let begun = AtomicBool::new(false);
-        Some(Arc::new(Seat { of: Arc::clone(self), id, peer, end, begun, key: Mutex::default() }))
+        Some(Arc::new(Seat { of: Arc::clone(self), id, origin, end, begun, key: Mutex::default() }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -87,15 +115,24 @@ impl Admission {
 }
 
 impl State {
-    fn evicted(&mut self, peer: Option<IpAddr>) {
+    fn take_oldest_of_the_most(&mut self) -> Option<Arc<Notify>> {
+        let mut crowds: HashMap<Origin, (usize, Reverse<u64>)> = HashMap::new();
+        for (id, (crowd, _)) in &self.unproven {
+            crowds.entry(*crowd).or_insert((0, Reverse(*id))).0 += 1;
+        }
+        let (_, Reverse(oldest)) = crowds.into_values().max()?;
+        self.unproven.remove(&oldest).map(|(_, end)| end)
+    }
+
+    fn evicted(&mut self, newest: Origin) {
         self.evictions.number += 1;
         if self.evictions.logged.is_some_and(|at| at.elapsed() < LOG_EVERY) {
             return;
         }
-        let newest = peer.map_or_else(|| "the Unix socket".to_owned(), |ip| ip.to_string());
         tracing::warn!(
             number = self.evictions.number,
-            "too many connections without an API key: the oldest are closed (the newest comes from {newest})"
+            "too many connections without an API key: the oldest are closed, first those of whoever has the most (the \
+             newest comes from {newest})"
         );
         self.evictions = Evictions { number: 0, logged: Some(Instant::now()) };
     }
@@ -106,7 +143,7 @@ impl State {
 pub struct Seat {
     of: Arc<Admission>,
     id: u64,
-    peer: Option<IpAddr>,
+    origin: Origin,
     end: Arc<Notify>,
     begun: AtomicBool,
     key: Mutex<Option<String>>,
@@ -149,11 +186,12 @@ impl Seat {
         }
     }
 
-    /// Where a request with this `X-Forwarded-For` came from: the last address that no trusted proxy has.
-    pub fn peer(&self, forwarded: Option<&str>) -> Option<IpAddr> {
+    /// Where a request with this `X-Forwarded-For` came from: the last address that no trusted proxy has. `None` for what
+    /// came over no network.
+    pub fn peer(&self, forwarded: &str) -> Option<IpAddr> {
         let is_proxy = |ip: &IpAddr| self.of.proxies.iter().any(|net| net.contains(ip));
-        let direct = self.peer?;
-        let mut hops = forwarded.unwrap_or_default().rsplit(',').map(|hop| hop.trim().parse::<IpAddr>());
+        let Origin::Address(direct) = self.origin else { return None };
+        let mut hops = forwarded.rsplit(',').map(|hop| hop.trim().parse::<IpAddr>());
         let mut origin = direct;
         while is_proxy(&origin) {
             let Some(Ok(hop)) = hops.next() else { break };
@@ -189,6 +227,8 @@ impl Drop for Seat {
 mod tests {
     use super::*;
 
+    const HERE: Origin = Origin::User(0);
+
     fn admission(proxies: &[&str]) -> Arc<Admission> {
         let proxies = proxies.iter().map(|net| net.parse().unwrap()).collect();
         Arc::new(Admission { most: 1_000, proxies, state: Mutex::default() })
@@ -202,9 +242,9 @@ mod tests {
     #[test]
     fn the_oldest_unproven_connection_makes_room() {
         let admission = admission(&[]);
-        let seats: Vec<_> = (0..UNPROVEN).map(|_| admission.admit(None).unwrap()).collect();
+        let seats: Vec<_> = (0..UNPROVEN).map(|_| admission.admit(HERE).unwrap()).collect();
         assert!(seats[0].prove("a") && seats[0].prove("a"));
-        let more = [admission.admit(None).unwrap(), admission.admit(None).unwrap()];
+        let more = [admission.admit(HERE).unwrap(), admission.admit(HERE).unwrap()];
         assert!(!has_ended(&seats[0]), "it is proven");
         assert!(has_ended(&seats[1]) && !has_ended(&seats[2]));
         drop((seats, more));
@@ -213,16 +253,28 @@ mod tests {
     }
 
     #[test]
+    fn a_crowd_ends_its_own_connections() {
+        let admission = admission(&[]);
+        let from = |ip: String| admission.admit(Origin::Address(ip.parse().unwrap())).unwrap();
+        let far = [from("192.0.2.7".into()), admission.admit(Origin::User(7)).unwrap()];
+        // One machine with as many addresses as it likes.
+        let crowd: Vec<_> = (0..10 * UNPROVEN).map(|n| from(format!("2001:db8::{n:x}"))).collect();
+        assert!(!far.iter().any(|seat| has_ended(seat)));
+        assert_eq!(crowd.iter().filter(|seat| !has_ended(seat)).count(), UNPROVEN - far.len());
+        assert!(!has_ended(crowd.last().unwrap()), "the oldest go");
+    }
+
+    #[test]
     fn a_key_has_so_many_connections() {
         let admission = Arc::new(Admission { most: 10_000, proxies: Vec::new(), state: Mutex::default() });
         let mut seats: Vec<_> = (0..PER_KEY)
             .map(|_| {
-                let seat = admission.admit(None).unwrap();
+                let seat = admission.admit(HERE).unwrap();
                 assert!(seat.prove("a"));
                 seat
             })
             .collect();
-        let one_more = admission.admit(None).unwrap();
+        let one_more = admission.admit(HERE).unwrap();
         assert!(!one_more.prove("a") && one_more.prove("b"));
         seats.pop();
         assert!(one_more.prove("a"), "a connection may change its key");
@@ -232,30 +284,32 @@ mod tests {
     #[test]
     fn descriptors_are_kept() {
         let admission = Arc::new(Admission { most: 3, proxies: Vec::new(), state: Mutex::default() });
-        let seats: Vec<_> = (0..3).map(|_| admission.admit(None).unwrap()).collect();
+        let seats: Vec<_> = (0..3).map(|_| admission.admit(HERE).unwrap()).collect();
         seats.iter().for_each(|seat| assert!(seat.prove("a")));
-        assert!(admission.admit(None).is_none());
+        assert!(admission.admit(HERE).is_none());
+        let (one, two) = (Admission::new(Vec::new(), 1), Admission::new(Vec::new(), 2));
+        assert!(one.most > two.most && two.most * 2 <= one.most);
     }
 
     #[test]
     fn only_trusted_proxies_are_believed() {
         let peer = |proxies: &[&str], direct: &str, forwarded| {
-            let seat = admission(proxies).admit(Some(direct.parse().unwrap())).unwrap();
+            let seat = admission(proxies).admit(Origin::Address(direct.parse().unwrap())).unwrap();
             seat.peer(forwarded).unwrap().to_string()
         };
-        let chain = Some("6.6.6.6, 203.0.113.9, 10.0.0.2");
+        let chain = "6.6.6.6, 203.0.113.9, 10.0.0.2";
         assert_eq!(peer(&[], "10.0.0.1", chain), "10.0.0.1");
         assert_eq!(peer(&["10.0.0.0/8"], "10.0.0.1", chain), "203.0.113.9");
         assert_eq!(peer(&["10.0.0.1/32"], "10.0.0.1", chain), "10.0.0.2");
-        assert_eq!(peer(&["10.0.0.0/8"], "10.0.0.1", None), "10.0.0.1");
-        assert_eq!(peer(&["10.0.0.0/8"], "10.0.0.1", Some("nonsense")), "10.0.0.1");
+        assert_eq!(peer(&["10.0.0.0/8"], "10.0.0.1", ""), "10.0.0.1");
+        assert_eq!(peer(&["10.0.0.0/8"], "10.0.0.1", "nonsense"), "10.0.0.1");
         assert_eq!(peer(&["10.0.0.0/8"], "192.0.2.7", chain), "192.0.2.7");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_connection_ends_and_one_that_began_stays() {
         let admission = admission(&[]);
-        let (silent, begun) = (admission.admit(None).unwrap(), admission.admit(None).unwrap());
+        let (silent, begun) = (admission.admit(HERE).unwrap(), admission.admit(HERE).unwrap());
         begun.begin();
         let within = |seat: Arc<Seat>| async move {
             tokio::time::timeout(Duration::from_secs(3600), seat.ended()).await.is_ok()

@@ -3,8 +3,8 @@
 //! TCP is plain on loopback, or TLS. A handshake has its own time limit and holds up no other connection.
 //! On the vault's Unix socket only processes of our own user (or root) are let in, whatever the file's mode says. On a
 //! shared one the file's mode decides who connects, and the key who gets what.
-//! Each listener has an [`Admission`] of its own, so that whoever fills the port leaves the socket alone. Draining gets a
-//! limited time.
+//! Each listener has an [`Admission`] of its own, so that whoever fills the port leaves the socket alone. A client that takes
+//! nothing of its answer loses its connection. Draining gets a limited time.
 
 use std::io;
 use std::net::IpAddr;
@@ -23,15 +23,18 @@ use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::server::instance::admission::{Admission, Seat};
+use crate::server::instance::admission::{Admission, Origin, Seat};
 
 /// How long a connection may stay between two requests. Longer than clients keep idle connections
 /// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just going.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// What a connection may hold of what it received and nobody has read yet: a head fits.
 const BUFFER: usize = 64 * 1024;
+/// How long a client may take nothing of what is sent to it.
+const STALL: Duration = Duration::from_secs(30);
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the server is told to stop.
@@ -75,9 +78,11 @@ impl std::fmt::Debug for Tcp {
 /// Answers with `router` until `stop` is done; then takes no more connections and finishes those it has.
 pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Output = ()>) {
     let Listeners { unix, shared, tcp } = listeners;
-    let local = Admission::new(Vec::new());
-    let others = Admission::new(Vec::new());
-    let remote = Admission::new(tcp.as_ref().map_or_else(Vec::new, |tcp| tcp.trusted_proxies.clone()));
+    let of_others = usize::from(shared.is_some()) + usize::from(tcp.is_some());
+    let local = Admission::new(Vec::new(), 1);
+    let others = Admission::new(Vec::new(), of_others);
+    let proxies = tcp.as_ref().map_or_else(Vec::new, |tcp| tcp.trusted_proxies.clone());
+    let remote = Admission::new(proxies, of_others);
     let connections = GracefulShutdown::new();
     // Dropped at the end of taking connections: a handshake that is not done by then has no request to lose.
     let (taking, stopped) = watch::channel(());
@@ -86,14 +91,14 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
         let (stream, seat) = tokio::select! {
             () = &mut stop => break,
             accepted = unix.accept() => match accepted.and_then(|(stream, _)| own_user(stream)) {
-                Ok(stream) => (Stream::Unix(stream), local.admit(None)),
+                Ok(stream) => (Stream::Unix(stream), local.admit(Origin::User(geteuid().as_raw()))),
                 Err(e) => {
                     refused(&e).await;
                     continue;
                 }
             },
             accepted = accept_shared(shared.as_ref()) => match accepted {
-                Ok(stream) => (Stream::Unix(stream), others.admit(None)),
+                Ok((stream, uid)) => (Stream::Unix(stream), others.admit(Origin::User(uid))),
                 Err(e) => {
                     refused(&e).await;
                     continue;
@@ -101,7 +106,7 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
             },
             accepted = accept_tcp(tcp.as_ref()) => match accepted {
                 Ok((stream, peer, tls)) => {
-                    let seat = remote.admit(Some(peer));
+                    let seat = remote.admit(Origin::Address(peer));
                     (Stream::Tcp(stream, tls), seat)
                 }
                 Err(e) => {
@@ -169,9 +174,13 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Seated {
     }
 }
 
-async fn accept_shared(shared: Option<&UnixListener>) -> io::Result<UnixStream> {
+async fn accept_shared(shared: Option<&UnixListener>) -> io::Result<(UnixStream, u32)> {
     match shared {
-        Some(listener) => listener.accept().await.map(|(stream, _)| stream),
+        Some(listener) => {
+            let (stream, _) = listener.accept().await?;
+            let uid = stream.peer_cred()?.uid();
+            Ok((stream, uid))
+        }
         None => std::future::pending().await,
     }
 }
@@ -249,11 +258,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let seat = Arc::clone(&router.seat);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(STALL));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(stream), router);
+        .serve_connection(TokioIo::new(Box::pin(stream)), router);
     let connection = connections.watch(connection);
     tokio::spawn(async move {
         tokio::select! {
