@@ -5,6 +5,7 @@ mod vault_server;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vault_server::{Server, id};
 use vaultfs::server::store::{Permission, Permissions};
 
@@ -155,6 +156,52 @@ async fn each_route_takes_its_permission_and_only_reads_give_values() {
         }
     }
     assert_eq!(answered, ROUTES.len() * 7);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_revoked_while_its_body_comes_in_gets_nothing_done() {
+    let s = Server::start().await;
+    let canary = id(&s.create("canary", r#"{"value":"canary-value"}"#).await.ok());
+    let made = s.send("POST", "/vault/key/create-data-key", "").await.ok();
+    let (plain, blob) = (made["plaintext_key"].as_str().unwrap(), made["encrypted_key"].as_str().unwrap());
+    let body = serde_json::json!({"plaintext": "p", "data_key": plain}).to_string();
+    let sealed = s.send("POST", "/vault/key/encrypt-data", body).await.ok();
+    let sealed = sealed["ciphertext"].as_str().unwrap();
+    let all = [Permission::Read, Permission::Write, Permission::Delete, Permission::Keys];
+    let state = async || {
+        let list = s.get("/vault/v1/kv").await.text;
+        (list, s.get(&format!("/vault/object/versions?id={canary}")).await.text)
+    };
+    let before = state().await;
+    let mut tried = 0;
+    for (method, path, body, ..) in ROUTES.iter().filter(|(_, _, body, ..)| !body.is_empty()) {
+        let fill = |text: &str| {
+            let ids = text.replace("OTHER", &canary).replace("ID", &canary);
+            ids.replace("KEY", plain).replace("BLOB", blob).replace("SEALED", sealed)
+        };
+        let (path, body, key) = (fill(path), fill(body), s.key_with(&all).await);
+        let address = s.url.strip_prefix("http://").unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\
+             Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The server asks for the body when the key was let in.
+        let mut go_on = [0; 25];
+        stream.read_exact(&mut go_on).await.unwrap();
+        assert!(go_on.starts_with(b"HTTP/1.1 100 "), "{method} {path}");
+        let newest = s.service.keys().await.unwrap().pop().unwrap();
+        s.service.revoke_key(&newest.id).await.unwrap();
+        stream.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{method} {path}: {answer}");
+        assert_eq!(state().await, before, "{method} {path}");
+        tried += 1;
+    }
+    assert!(tried >= 10, "{tried}");
 }
 
 #[test]

@@ -312,15 +312,82 @@ async fn bodies_that_stall_hold_little_memory_and_shut_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_takes_hold_little_memory_and_shut_nobody_out() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("vault");
+    let served = Served::start(&dir);
+    let reader = key_with(&dir, "read");
+    let api = Api::of(&served);
+    assert_eq!(api.create("long", &"y".repeat(1_000_000)).await, StatusCode::OK);
+    assert_eq!(api.create("short", "value").await, StatusCode::OK);
+    let before = memory(&served);
+    let head = format!(
+        "GET /vault/object/get-by-name?name=long HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer {reader}\r\n\r\n"
+    );
+    let address = address(&served).parse().unwrap();
+    let mut connections = Vec::new();
+    // Fewer than may be open before their keys are looked at.
+    for _ in 0..200 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        connections.push(stream);
+    }
+    assert_eq!(api.get("short").await.0, StatusCode::OK, "another key does not wait for them");
+    // Each has an answer by then, and takes nothing of it.
+    let answered = async {
+        for stream in &connections {
+            assert_eq!(stream.peek(&mut [0; 1]).await.unwrap(), 1);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), answered).await.unwrap();
+    let grown = memory(&served).saturating_sub(before) / 1024;
+    assert!(grown < 64, "{grown} MiB are held");
+    // The connections end, and what they held is free again for the same key.
+    let begun = Instant::now();
+    while Api::with_key(&served, &reader).get("short").await.0 != StatusCode::OK {
+        assert!(begun.elapsed() < Duration::from_secs(120), "the key cannot read any more");
+    }
+    drop(connections);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_from_one_address_ends_no_connection_from_another() {
+    let temp = tempfile::tempdir().unwrap();
+    let served = Served::start(temp.path());
+    let mut far = TcpStream::connect(address(&served)).await.unwrap();
+    let mut crowd = Vec::new();
+    for _ in 0..1000 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        crowd.push(socket.connect(address(&served).parse().unwrap()).await.unwrap());
+    }
+    let head =
+        format!("GET /vault/object/list HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer {}\r\n\r\n", served.key);
+    far.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    far.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_names_the_client_behind_a_trusted_proxy_only() {
-    for (trusted, expected) in [("127.0.0.0/8", "203.0.113.9"), ("10.0.0.0/8", "127.0.0.1")] {
+    for (trusted, expected, lines) in [
+        ("127.0.0.0/8", "203.0.113.9", &["6.6.6.6, 203.0.113.9"][..]),
+        ("127.0.0.0/8", "203.0.113.9", &["6.6.6.6", "203.0.113.9"]),
+        ("10.0.0.0/8", "127.0.0.1", &["6.6.6.6, 203.0.113.9"]),
+    ] {
         let temp = tempfile::tempdir().unwrap();
         let log = temp.path().join("log");
         let options = ["--listen", "127.0.0.1:0", "--trusted-proxy", trusted];
         let file = fs::File::create(&log).unwrap();
         let served = Served::start_with(&temp.path().join("vault"), file.into(), &options);
-        let request = client().get(format!("{}/vault/object/list", served.url)).bearer_auth(&served.key);
-        let answer = request.header("X-Forwarded-For", "6.6.6.6, 203.0.113.9").send().await.unwrap();
+        let mut request = client().get(format!("{}/vault/object/list", served.url)).bearer_auth(&served.key);
+        for line in lines {
+            request = request.header("X-Forwarded-For", *line);
+        }
+        let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         let line = |log: &str| log.lines().any(|line| line.contains("answered") && line.contains(expected));
         assert!(line(&fs::read_to_string(&log).unwrap()), "{}", fs::read_to_string(&log).unwrap());

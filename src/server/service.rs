@@ -253,9 +253,14 @@ impl Service {
         Ok(data_keys::decrypt(data_key, ciphertext)?)
     }
 
-    /// The API key that `text` is, if it is one.
-    pub async fn authenticate(&self, text: &SecretString) -> Result<Option<KeyRow>> {
-        Ok(self.store.find_key(self.sealer.hash_api_key(text.expose())).await?)
+    /// What an API key is found by.
+    pub fn hash_api_key(&self, text: &SecretString) -> KeyHash {
+        self.sealer.hash_api_key(text.expose())
+    }
+
+    /// The API key with this hash, if there is one.
+    pub async fn authenticate(&self, hash: KeyHash) -> Result<Option<KeyRow>> {
+        Ok(self.store.find_key(hash).await?)
     }
 
     /// All API keys, oldest first.

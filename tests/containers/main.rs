@@ -221,6 +221,7 @@ fn volumes(engine: &Engine) {
         refused.code != Some(0) && refused.err.contains("-o colour: there is no such option"),
         "{refused:?}"
     );
+    hostile_options(engine, &plugin);
     plugin_and_container_killed(engine, &mut plugin, &defaults);
     container_removed_while_the_plugin_is_away(engine, &mut plugin, &defaults);
 
@@ -230,6 +231,32 @@ fn volumes(engine: &Engine) {
     assert_eq!(fs::read_dir(plugin.state().join("volumes")).unwrap().count(), 0);
     plugin.stop();
     assert!(!plugin.socket().exists());
+}
+
+/// Options of somebody who may create volumes and wants more.
+fn hostile_options(engine: &Engine, plugin: &Plugin) {
+    let mark = plugin.place.dir.path().join("mark").display().to_string();
+    let command = format!("on-change=touch {mark}");
+    for (option, sentence) in [
+        (&*command, "not for a volume to say"),
+        ("on_change=/bin/true", "not for a volume to say"),
+        ("api-key-file=/etc/shadow", "not for a volume to say"),
+        ("o=on-change=/bin/true", "there is no such option"),
+        ("profile=../../etc/passwd", "a profile's name has"),
+        ("mode=4777", "permissions in octal"),
+        ("file-mode=4755", "file-mode"),
+        ("uid=0 --on-change=/bin/true", "uid"),
+    ] {
+        let refused = engine.run(["volume", "create", "--driver", &engine.driver, "-o", option, "hostile"]);
+        assert!(refused.code != Some(0) && refused.err.contains(sentence), "{option}: {refused:?}");
+        engine.run(["volume", "inspect", "hostile"]).fails(1);
+    }
+    // A value is a value, whatever it looks like.
+    let prefix = format!("prefix=app/../ --{command}");
+    engine.volume("hostile", &[&prefix]);
+    assert_eq!(engine.sh(&["-v", "hostile:/s"], "ls -A /s; cat /s/../s/token").out, "");
+    engine.run(["volume", "rm", "hostile"]).ok();
+    assert!(!std::path::Path::new(&mark).exists());
 }
 
 fn nothing_of_the_image_gets_into_the_vault(engine: &Engine, plugin: &Plugin) {

@@ -14,7 +14,7 @@ use crate::server::api::error::{ApiError, ErrorType};
 use crate::server::api::load::too_busy;
 use crate::server::api::{App, rate_limit};
 use crate::server::instance::admission::Seat;
-use crate::server::store::{IdempotencyRecord, KeyRow, Permission};
+use crate::server::store::{IdempotencyRecord, KeyHash, KeyRow, Permission};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -22,7 +22,25 @@ const PERMISSIONS: HeaderName = HeaderName::from_static("x-vaultfs-permissions")
 
 /// The API key a request came with; in the request's extensions behind the gate.
 #[derive(Debug, Clone)]
-pub struct Caller(pub KeyRow);
+pub struct Caller {
+    /// The key, as it was when the request began.
+    pub key: KeyRow,
+    hash: KeyHash,
+}
+
+impl Caller {
+    /// Looks the key up.
+    async fn find(app: &App, hash: KeyHash) -> Result<Self, ApiError> {
+        let key = app.service.authenticate(hash).await?;
+        let key = key.ok_or_else(|| unauthorized("the API key is not known"))?;
+        Ok(Self { key, hash })
+    }
+
+    /// Looks the key up again, after a wait in which it may have been revoked.
+    pub async fn check_again(&self, app: &App) -> Result<(), ApiError> {
+        Self::find(app, self.hash).await.map(drop)
+    }
+}
 
 /// What makes this request one that is done once: its `Idempotency-Key`, if it has one.
 pub fn idempotency(
@@ -33,7 +51,7 @@ pub fn idempotency(
     body: &SecretBytes,
 ) -> Option<IdempotencyRecord> {
     let key = headers.get(IDEMPOTENCY_KEY).filter(|key| !key.is_empty())?;
-    Some(app.service.idempotency(&caller.0.id, route, key.as_bytes(), body))
+    Some(app.service.idempotency(&caller.key.id, route, key.as_bytes(), body))
 }
 
 /// Puts the gate before a route's methods. Methods the route does not take stay outside: 405 needs no key.
@@ -46,29 +64,26 @@ async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let row = match identify(&app, request.headers()).await {
-        Ok(row) => row,
+    let caller = match identify(&app, request.headers()).await {
+        Ok(caller) => caller,
         Err(e) => return e.into_response(),
     };
+    let row = &caller.key;
     if let Some(seat) = request.extensions().get::<Arc<Seat>>()
         && !seat.prove(&row.id)
     {
         return too_busy("this API key has too many connections").into_response();
     }
-    let rights = permissions(&row);
+    let rights = permissions(row);
     let allowance = app.limit.as_ref().map(|limit| limit.take(&row.id));
     let mut response = match allowance {
         Some(allowance) if !allowance.granted => allowance.exceeded().into_response(),
-        _ => match permit(&row, permission) {
+        _ => match permit(row, permission) {
             Ok(()) => {
                 // Nothing behind the gate needs the key.
                 request.headers_mut().remove(AUTHORIZATION);
-                let turn = app.load.turn(&row.id).await;
-                request.extensions_mut().insert(Caller(row));
-                match turn {
-                    Ok(_turn) => next.run(request).await,
-                    Err(e) => e.into_response(),
-                }
+                let answer = in_turn(&app, caller, permission, request, next).await;
+                answer.unwrap_or_else(IntoResponse::into_response)
             }
             Err(e) => e.into_response(),
         },
@@ -79,6 +94,23 @@ async fn check(
     }
     response.headers_mut().insert(PERMISSIONS, rights);
     response
+}
+
+/// Runs a request when the key has room for it.
+async fn in_turn(
+    app: &App,
+    caller: Caller,
+    permission: Permission,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let answers_may_be_long = matches!(permission, Permission::Read | Permission::Keys);
+    let turn = app.load.turn(&caller.key.id, answers_may_be_long).await?;
+    if turn.waited {
+        caller.check_again(app).await?;
+    }
+    request.extensions_mut().insert(caller);
+    Ok(turn.answer(next.run(request).await).await)
 }
 
 /// What the key may do, in the words of `key add`: a client need not find out by what is refused.
@@ -106,12 +138,9 @@ fn bearer(headers: &HeaderMap) -> Result<SecretString, ApiError> {
 fn identify<'a>(
     app: &'a App,
     headers: &HeaderMap,
-) -> impl Future<Output = Result<KeyRow, ApiError>> + Send + use<'a> {
-    let key = bearer(headers);
-    async move {
-        let known = app.service.authenticate(&key?).await?;
-        known.ok_or_else(|| unauthorized("the API key is not known"))
-    }
+) -> impl Future<Output = Result<Caller, ApiError>> + Send + use<'a> {
+    let hash = bearer(headers).map(|key| app.service.hash_api_key(&key));
+    async move { Caller::find(app, hash?).await }
 }
 
 fn permit(row: &KeyRow, permission: Permission) -> Result<(), ApiError> {

@@ -168,7 +168,7 @@ pub async fn create(
         name.ok_or_else(|| unprocessable(format!("name must be 1 to {MAX_NAME_CHARS} characters long")))?;
     let idempotency = idempotency(&app, &caller, &headers, "kv", &body);
     let create = Create { name, value: &value, context, idempotency };
-    let row = app.service.create(&caller.0.id, create).await.map_err(value_error)?;
+    let row = app.service.create(&caller.key.id, create).await.map_err(value_error)?;
     Ok(json(StatusCode::CREATED, &metadata_of(&app.service, &row)?))
 }
 
@@ -198,7 +198,7 @@ pub async fn update(
     let fields = Fields::parse(&body)?;
     let value = Value::kv(fields.secret("value")?);
     let check = fields.optional_string("version_check")?.map(|text| version_uid(&text));
-    let row = app.service.update(&caller.0.id, id(&uri)?, check, value).await.map_err(value_error)?;
+    let row = app.service.update(&caller.key.id, id(&uri)?, check, value).await.map_err(value_error)?;
     described(&app.service, StatusCode::CREATED, &row)
 }
 

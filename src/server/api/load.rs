@@ -1,18 +1,23 @@
-//! How much of the server one API key may take: requests at a time, and memory for bodies that come in.
+//! How much of the server one API key may take: requests at a time, and memory for bodies and answers.
 //!
-//! 1. A key has at most [`IN_FLIGHT`] requests at a time; more wait for [`WAIT`], then 503.
+//! 1. A key has at most [`IN_FLIGHT`] requests at a time, of which [`READS`] give values or list names; more wait for
+//!    [`WAIT`], then 503.
 //! 2. The first [`SMALL`] bytes of a body are free. What is beyond comes out of a budget, a share of it for each key, so that
 //!    bodies that stall hold a bounded amount of memory and leave room for other keys.
 //! 3. A body has [`BODY_TIME`] to come in whole, then 408.
+//! 4. An answer of more than [`SMALL`] bytes counts as one of [`READS`] until the connection has sent it.
+//! 5. After each wait the key is looked up again: one that was revoked meanwhile changes nothing and reads nothing.
 
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::header::CONTENT_LENGTH;
-use futures_util::StreamExt;
+use axum::response::Response;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::App;
@@ -22,9 +27,11 @@ use crate::server::api::auth::Caller;
 
 /// Requests of one key at a time.
 const IN_FLIGHT: usize = 256;
+/// Of these, requests that give values or list names.
+const READS: usize = 16;
 /// How long a request waits for its turn.
 const WAIT: Duration = Duration::from_secs(10);
-/// Bytes of a body that cost nothing.
+/// Bytes of a body or an answer that cost nothing.
 const SMALL: usize = 64 * 1024;
 /// Memory for bodies, in KiB, unless one body may be larger than a quarter of that.
 const BUDGET: usize = 32 * 1024;
@@ -43,6 +50,7 @@ pub struct Load {
 #[derive(Debug)]
 struct KeyLoad {
     requests: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
 }
 
@@ -68,28 +76,73 @@ impl Load {
         keys.retain(|_, load| Arc::strong_count(load) > 1);
         let load = Arc::new(KeyLoad {
             requests: Arc::new(Semaphore::new(IN_FLIGHT)),
+            reads: Arc::new(Semaphore::new(READS)),
             bodies: Arc::new(Semaphore::new(self.share)),
         });
         keys.insert(key.to_owned(), Arc::clone(&load));
         load
     }
 
-    /// Waits for the turn of a request of this key.
-    pub async fn turn(&self, key: &str) -> Result<Turn, ApiError> {
+    /// Waits for the turn of a request of this key, one that `reads` or another one.
+    pub async fn turn(&self, key: &str, reads: bool) -> Result<Turn, ApiError> {
         let load = self.of(key);
-        let permit = tokio::time::timeout(WAIT, Arc::clone(&load.requests).acquire_owned()).await;
-        match permit {
-            Ok(Ok(permit)) => Ok(Turn { _load: load, _permit: permit }),
-            _ => Err(too_busy("this API key has too many requests under way")),
-        }
+        let mut permits = std::pin::pin!(load.permits(reads));
+        let (permits, waited) = match (&mut permits).now_or_never() {
+            Some(permits) => (permits, false),
+            None => (tokio::time::timeout(WAIT, permits).await.unwrap_or(None), true),
+        };
+        let busy =
+            || too_busy("this API key has too many requests under way, or answers that were not taken");
+        let (request, read) = permits.ok_or_else(busy)?;
+        Ok(Turn { waited, _request: request, read, load: Arc::clone(&load) })
+    }
+}
+
+impl KeyLoad {
+    /// A permit for a request, and one for a read; `None` when the server is ending.
+    async fn permits(&self, reads: bool) -> Option<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)> {
+        // First: reads that wait keep no change from its turn.
+        let read = if reads { Some(Arc::clone(&self.reads).acquire_owned().await.ok()?) } else { None };
+        Some((Arc::clone(&self.requests).acquire_owned().await.ok()?, read))
     }
 }
 
 /// The right of one request to be worked on.
+#[derive(Debug)]
 pub struct Turn {
+    /// Whether time went by until it was given.
+    pub waited: bool,
+    _request: OwnedSemaphorePermit,
+    read: Option<OwnedSemaphorePermit>,
     // Kept so that the key's counters are found again by its next request.
+    load: Arc<KeyLoad>,
+}
+
+impl Turn {
+    /// Ends the turn with this answer; a long one keeps the permit of the read until it is sent.
+    pub async fn answer(self, answer: Response) -> Response {
+        let Some(read) = self.read.filter(|_| answer.body().size_hint().lower() > SMALL as u64) else {
+            return answer;
+        };
+        let (head, body) = answer.into_parts();
+        // It is one piece of memory already.
+        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+        let counted = Counted { bytes, _read: read, _load: self.load };
+        Response::from_parts(head, Body::from(Bytes::from_owner(counted)))
+    }
+}
+
+/// An answer that counts as a read; dropped when the last of it is sent.
+struct Counted {
+    bytes: Bytes,
+    _read: OwnedSemaphorePermit,
     _load: Arc<KeyLoad>,
-    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// 503 with a sentence.
@@ -120,13 +173,16 @@ impl FromRequest<App> for Received {
             return Err(too_large(load.largest_body));
         }
         // Each route that takes a body is behind the gate.
-        let key = request.extensions().get::<Caller>().map_or("", |caller| caller.0.id.as_str());
-        let key = load.of(key);
+        let outside = || ApiError::new(ErrorType::Internal, "the request has no API key");
+        let caller = request.extensions().get::<Caller>().cloned().ok_or_else(outside)?;
+        let key = load.of(&caller.key.id);
         let received = tokio::time::timeout(BODY_TIME, receive(request, load, &key)).await;
-        received.unwrap_or_else(|_| {
+        let received = received.unwrap_or_else(|_| {
             let message = format!("the body did not arrive within {} s: send it again", BODY_TIME.as_secs());
             Err(ApiError::new(ErrorType::RequestTimeout, message))
-        })
+        })?;
+        caller.check_again(app).await?;
+        Ok(received)
     }
 }
 
@@ -170,15 +226,38 @@ mod tests {
         let load = Load::new(1024);
         let mut turns = Vec::new();
         for _ in 0..IN_FLIGHT {
-            turns.push(load.turn("a").await.unwrap());
+            turns.push(load.turn("a", false).await.unwrap());
         }
-        assert_eq!(load.turn("a").await.err().unwrap().kind, ErrorType::Unavailable);
-        assert!(load.turn("b").await.is_ok());
+        assert_eq!(load.turn("a", false).await.err().unwrap().kind, ErrorType::Unavailable);
+        assert!(load.turn("b", false).await.is_ok());
         turns.pop();
-        assert!(load.turn("a").await.is_ok());
+        assert!(load.turn("a", false).await.is_ok());
         drop(turns);
-        assert!(load.turn("c").await.is_ok());
+        assert!(load.turn("c", false).await.is_ok());
         assert_eq!(load.keys.lock().unwrap().len(), 1, "what has nothing under way is forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_answer_counts_until_it_is_sent() {
+        let load = Load::new(1024);
+        assert!(!load.turn("a", true).await.unwrap().waited);
+        let mut answers = Vec::new();
+        for size in [SMALL; 100].into_iter().chain([SMALL + 1; READS]) {
+            let turn = load.turn("a", true).await.unwrap();
+            answers.push(turn.answer(Response::new(Body::from(vec![b'x'; size]))).await);
+        }
+        assert!(load.turn("b", true).await.is_ok(), "forgets keys that have nothing under way");
+        assert_eq!(load.turn("a", true).await.unwrap_err().kind, ErrorType::Unavailable);
+        assert!(load.turn("a", false).await.is_ok(), "changes have short answers");
+        // Sent, but for a last piece that the connection still has.
+        let sent = axum::body::to_bytes(answers.pop().unwrap().into_body(), usize::MAX).await.unwrap();
+        assert_eq!(sent.len(), SMALL + 1);
+        let last = sent.slice(SMALL..);
+        drop(sent);
+        let next = tokio::spawn(async move { load.turn("a", true).await.unwrap().waited });
+        tokio::task::yield_now().await;
+        drop(last);
+        assert!(next.await.unwrap());
     }
 
     #[test]

@@ -159,7 +159,7 @@ pub async fn create(
         .ok_or_else(|| ApiError::invalid(format!("name must be 1 to {MAX_NAME_BYTES} bytes long")))?;
     let value = data(&fields)?;
     let idempotency = idempotency(&app, &caller, &headers, "object", &body);
-    shown(&app.service.create(&caller.0.id, Create { idempotency, ..Create::new(name, &value) }).await?)
+    shown(&app.service.create(&caller.key.id, Create { idempotency, ..Create::new(name, &value) }).await?)
 }
 
 /// GET /vault/object/get?id=
@@ -221,7 +221,7 @@ pub async fn update(State(app): State<App>, Extension(caller): Extension<Caller>
     let fields = Fields::parse(&body)?;
     let id = fields.string("id")?;
     let value = data(&fields)?;
-    shown(&app.service.update(&caller.0.id, object_id(&id)?, None, value).await?)
+    shown(&app.service.update(&caller.key.id, object_id(&id)?, None, value).await?)
 }
 
 /// DELETE /vault/object/delete
