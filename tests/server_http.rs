@@ -400,6 +400,19 @@ async fn a_request_that_is_refused_is_read_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_body_of_more_fields_than_any_route_knows_is_refused() {
+    let s = Server::start().await;
+    let with = |fields: usize| {
+        let fields: Vec<_> = (0..fields).map(|n| format!(r#""unknown-{n}":{n},"#)).collect();
+        format!(r#"{{{}"name":"n{}","data":{{"value":"v"}}}}"#, fields.concat(), fields.len())
+    };
+    s.send("POST", "/vault/object/create", with(20)).await.ok();
+    for many in [63, 100_000] {
+        s.send("POST", "/vault/object/create", with(many)).await.is_error(400, "invalid_request", "fields");
+    }
+}
+
+#[tokio::test]
 async fn many_writers_make_one_history() {
     let s = Server::start().await;
     let made = id(&s.create("a", r#"{"value":"0"}"#).await.ok());
