@@ -1,5 +1,5 @@
-//! The contract suite on what needs more than the vault layer: SQLite without a wire, and the client over
-//! TCP and over the Unix socket against the embedded server.
+//! The contract suite on what needs more than the vault layer: the client over TCP and over the Unix socket against
+//! the embedded server.
 
 mod vault_server;
 
@@ -10,7 +10,6 @@ use vault_server::Server;
 use vaultfs::clock::SystemClock;
 use vaultfs::secret::SecretString;
 use vaultfs::server::instance::embedded::Embedded;
-use vaultfs::server::local::LocalVault;
 use vaultfs::vault::client;
 use vaultfs::vault::client::api_key::{ApiKey, read_key_file};
 use vaultfs::vault::client::retry::Policy;
@@ -49,13 +48,6 @@ async fn open_as(
 
 async fn server() -> Server {
     Server::start_in(tempfile::tempdir().unwrap(), MAX_SIZE).await
-}
-
-#[tokio::test]
-async fn sqlite_without_a_wire() {
-    let server = server().await;
-    contract::run(Arc::new(LocalVault::new(server.service.clone()))).await;
-    server.stop().await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 //! embedded, cli::serve     who runs it: a mount, or a process of its own
 //!   instance               one directory, one lock, sockets, draining
 //!     api                  HTTP: routes, gate, envelope, dialects
-//!       service            the vault's operations on text; local: the same as `vault::Vault`
+//!       service            the vault's operations on text
 //!         seal, store      ciphertext in, ciphertext out; SQLite
 //! ```
 //! Calls go down only. A value is plain text above `service` and ciphertext below it.
@@ -13,6 +13,5 @@ pub mod api;
 pub mod crypto;
 pub mod error;
 pub mod instance;
-pub mod local;
 pub mod service;
 pub mod store;

@@ -17,8 +17,8 @@ use crate::vault::cache::is_outage;
 use crate::vault::client::{Connector, Opened};
 use crate::vault::testing::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
 use crate::vault::{
-    Call, Capabilities, Content, Dialect, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId,
-    ObjectName, Page, Result, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Check, Content, Dialect, DynVault, Error, ErrorKind, ListQuery, Meta, Object,
+    ObjectId, ObjectName, Page, Result, Vault, VaultStatus, VersionInfo,
 };
 
 /// What to do when the vault does not answer at the start.
@@ -178,17 +178,11 @@ impl Vault for LazyVault {
         self.vault(call).await?.create(call, name, content).await
     }
 
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         self.vault(call).await?.update(call, id, content, check).await
     }
 
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         self.vault(call).await?.delete(call, id, check).await
     }
 

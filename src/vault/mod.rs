@@ -136,6 +136,9 @@ pub struct VaultStatus {
     pub key_changes: u64,
 }
 
+/// The version that a change expects to be the current one; `None` takes any.
+pub type Check<'a> = Option<&'a VersionTag>;
+
 /// A secrets vault. Errors are typed so that one table can turn them into errno values.
 ///
 /// Names that are too long for the dialect are refused locally with [`ErrorKind::NameTooLong`].
@@ -158,15 +161,9 @@ pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta>;
     /// Makes a new version. With `check`, only while that is the current version, else
     /// [`ErrorKind::VersionMismatch`]; ignored where [`Capabilities::version_check`] is false.
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta>;
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta>;
     /// Deletes an object with its history. `check` as for `update`.
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()>;
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()>;
     /// One page of names, creation order ascending.
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page>;
     /// The versions of an object, oldest first, numbered from 1.

@@ -7,8 +7,8 @@
 use async_trait::async_trait;
 
 use super::{
-    Call, Capabilities, Content, DynVault, Error, ErrorKind, ListQuery, Meta, NameLimit, Object, ObjectId,
-    ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Check, Content, DynVault, Error, ErrorKind, ListQuery, Meta, NameLimit, Object,
+    ObjectId, ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo,
 };
 
 /// The part of a vault whose names start with a prefix.
@@ -92,17 +92,11 @@ impl Vault for PrefixVault {
         self.meta(self.inner.create(call, &self.lengthen(name)?, content).await?)
     }
 
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         self.meta(self.inner.update(call, id, content, check).await?)
     }
 
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         self.inner.delete(call, id, check).await
     }
 

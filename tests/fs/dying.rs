@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use vaultfs::fs::{FileSystem, MemoryJournal};
 use vaultfs::vault::testing::faulty::FaultyVault;
 use vaultfs::vault::{
-    Call, Capabilities, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page,
-    Result, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Check, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName,
+    Page, Result, Vault, VaultStatus, VersionInfo,
 };
 
 /// The file system that lives now.
@@ -83,16 +83,10 @@ impl Vault for Gate {
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
         self.open()?.create(call, name, content).await
     }
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         self.open()?.update(call, id, content, check).await
     }
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         self.open()?.delete(call, id, check).await
     }
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use vaultfs::vault::testing::memory::MemoryVault;
 use vaultfs::vault::{
-    Call, Capabilities, Content, Error, ErrorKind, IdempotencyKey, ListQuery, Meta, Object, ObjectId,
+    Call, Capabilities, Check, Content, Error, ErrorKind, IdempotencyKey, ListQuery, Meta, Object, ObjectId,
     ObjectName, Page, Result, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
@@ -203,7 +203,7 @@ impl Meddler {
         call: &Call,
         content: &Content,
         id: Option<&ObjectId>,
-        check: Option<&VersionTag>,
+        check: Check<'_>,
     ) -> Result<Meta> {
         self.here()?;
         if self.busy.load(Ordering::SeqCst) && check.is_some() {
@@ -251,7 +251,7 @@ impl Meddler {
         call: &Call,
         content: &Content,
         id: Option<&ObjectId>,
-        check: Option<&VersionTag>,
+        check: Check<'_>,
     ) -> Result<Meta> {
         let meta = match id {
             None => {
@@ -319,20 +319,14 @@ impl Vault for Meddler {
         self.here()?;
         self.memory.create(call, name, content).await
     }
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         if self.is_it(call, id).await {
             return self.change(call, content, Some(id), check).await;
         }
         self.here()?;
         self.memory.update(call, id, content, check).await
     }
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         self.here()?;
         self.memory.delete(call, id, check).await
     }

@@ -1,5 +1,5 @@
-//! Collections that remember which of their entries were changed, so that these are written down when the lock
-//! they are under is let go of (`journal`). Reading goes to the collection itself.
+//! Collections that remember which entries changed, so that the journal gets these when the lock that guards the
+//! collection is released. Reads go to the collection itself.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -33,73 +33,71 @@ pub trait Collection: Default {
         Self::Key: Borrow<Q>;
 }
 
-impl<K: Clone + Hash + Ord, V: Serialize> Collection for HashMap<K, V> {
-    type Key = K;
-    type Value = V;
-    fn value(&self, key: &K) -> Option<&V> {
-        self.get(key)
-    }
-    fn put(&mut self, key: K, value: V) {
-        self.insert(key, value);
-    }
-    fn take<Q: ?Sized + Hash + Ord>(&mut self, key: &Q) -> Option<(K, V)>
-    where
-        K: Borrow<Q>,
-    {
-        self.remove_entry(key)
-    }
+macro_rules! map {
+    ($map:ident, $($bound:tt)+) => {
+        impl<K: Clone + $($bound)+, V: Serialize> Collection for $map<K, V> {
+            type Key = K;
+            type Value = V;
+            fn value(&self, key: &K) -> Option<&V> {
+                self.get(key)
+            }
+            fn put(&mut self, key: K, value: V) {
+                self.insert(key, value);
+            }
+            fn take<Q: ?Sized + Hash + Ord>(&mut self, key: &Q) -> Option<(K, V)>
+            where
+                K: Borrow<Q>,
+            {
+                self.remove_entry(key)
+            }
+        }
+
+        impl<K: Clone + $($bound)+, V: Serialize> Tracked<$map<K, V>> {
+            /// Puts an entry in.
+            pub fn insert(&mut self, key: K, value: V) {
+                self.changed.push(key.clone());
+                self.all.insert(key, value);
+            }
+        }
+    };
 }
 
-impl<K: Clone + Ord, V: Serialize> Collection for BTreeMap<K, V> {
-    type Key = K;
-    type Value = V;
-    fn value(&self, key: &K) -> Option<&V> {
-        self.get(key)
-    }
-    fn put(&mut self, key: K, value: V) {
-        self.insert(key, value);
-    }
-    fn take<Q: ?Sized + Hash + Ord>(&mut self, key: &Q) -> Option<(K, V)>
-    where
-        K: Borrow<Q>,
-    {
-        self.remove_entry(key)
-    }
+macro_rules! set {
+    ($set:ident, $($bound:tt)+) => {
+        impl<K: Clone + $($bound)+> Collection for $set<K> {
+            type Key = K;
+            type Value = ();
+            fn value(&self, key: &K) -> Option<&()> {
+                self.contains(key).then_some(&())
+            }
+            fn put(&mut self, key: K, (): ()) {
+                self.insert(key);
+            }
+            fn take<Q: ?Sized + Hash + Ord>(&mut self, key: &Q) -> Option<(K, ())>
+            where
+                K: Borrow<Q>,
+            {
+                $set::take(self, key).map(|key| (key, ()))
+            }
+        }
+
+        impl<K: Clone + $($bound)+> Tracked<$set<K>> {
+            /// Puts an entry in; whether it is new.
+            pub fn insert(&mut self, key: K) -> bool {
+                if self.all.contains(&key) {
+                    return false;
+                }
+                self.changed.push(key.clone());
+                self.all.insert(key)
+            }
+        }
+    };
 }
 
-impl<K: Clone + Hash + Ord> Collection for HashSet<K> {
-    type Key = K;
-    type Value = ();
-    fn value(&self, key: &K) -> Option<&()> {
-        self.contains(key).then_some(&())
-    }
-    fn put(&mut self, key: K, (): ()) {
-        self.insert(key);
-    }
-    fn take<Q: ?Sized + Hash + Ord>(&mut self, key: &Q) -> Option<(K, ())>
-    where
-        K: Borrow<Q>,
-    {
-        HashSet::take(self, key).map(|key| (key, ()))
-    }
-}
-
-impl<K: Clone + Ord> Collection for BTreeSet<K> {
-    type Key = K;
-    type Value = ();
-    fn value(&self, key: &K) -> Option<&()> {
-        self.contains(key).then_some(&())
-    }
-    fn put(&mut self, key: K, (): ()) {
-        self.insert(key);
-    }
-    fn take<Q: ?Sized + Hash + Ord>(&mut self, key: &Q) -> Option<(K, ())>
-    where
-        K: Borrow<Q>,
-    {
-        BTreeSet::take(self, key).map(|key| (key, ()))
-    }
-}
+map!(HashMap, Hash + Ord);
+map!(BTreeMap, Ord);
+set!(HashSet, Hash + Ord);
+set!(BTreeSet, Ord);
 
 impl<C: Collection> Default for Tracked<C> {
     fn default() -> Self {
@@ -142,21 +140,7 @@ impl<C: Collection> Tracked<C> {
     }
 }
 
-impl<K: Clone + Ord, V: Serialize> Tracked<BTreeMap<K, V>> {
-    /// Puts an entry in.
-    pub fn insert(&mut self, key: K, value: V) {
-        self.changed.push(key.clone());
-        self.all.insert(key, value);
-    }
-}
-
 impl<K: Clone + Hash + Ord, V: Serialize> Tracked<HashMap<K, V>> {
-    /// Puts an entry in.
-    pub fn insert(&mut self, key: K, value: V) {
-        self.changed.push(key.clone());
-        self.all.insert(key, value);
-    }
-
     /// An entry's value, to change it.
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         let value = self.all.get_mut(key)?;
@@ -173,21 +157,3 @@ impl<K: Clone + Hash + Ord, V: Serialize> Tracked<HashMap<K, V>> {
         self.all.entry(key.clone()).or_default()
     }
 }
-
-macro_rules! set {
-    ($set:ident, $($bound:tt)+) => {
-        impl<K: Clone + $($bound)+> Tracked<$set<K>> {
-            /// Puts an entry in; whether it is new.
-            pub fn insert(&mut self, key: K) -> bool {
-                if self.all.contains(&key) {
-                    return false;
-                }
-                self.changed.push(key.clone());
-                self.all.insert(key)
-            }
-        }
-    };
-}
-
-set!(HashSet, Hash + Ord);
-set!(BTreeSet, Ord);

@@ -18,8 +18,8 @@ use futures_util::future::BoxFuture;
 use crate::vault::cache::lag::{AGAIN, Changed, Verdict};
 use crate::vault::cache::{Cache, Knowledge, State, is_outage};
 use crate::vault::{
-    Call, Capabilities, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName,
-    Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Check, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId,
+    ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo,
 };
 
 /// With less time than this an answer is not asked for again.
@@ -358,18 +358,12 @@ impl Vault for RevocationDetector {
         self.changed(made, Changed::Name(name.clone()), |state, meta, now| state.lag.stored(meta, true, now))
     }
 
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         let made = self.observe(self.inner.update(call, id, content, check).await, About::Other);
         self.changed(made, Changed::Id(id.clone()), |state, meta, now| state.lag.stored(meta, false, now))
     }
 
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         let deleted = self.observe(self.inner.delete(call, id, check).await, About::Other);
         self.changed(deleted, Changed::Id(id.clone()), |state, (), now| state.lag.deleted(id, now))
     }

@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use crate::vault::client::quoted;
 use crate::vault::model::object::Cursors;
 use crate::vault::{
-    Call, Capabilities, Content, Dialect, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId,
-    ObjectName, Page, Result, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Check, Content, Dialect, DynVault, Error, ErrorKind, ListQuery, Meta, Object,
+    ObjectId, ObjectName, Page, Result, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
 /// A vault whose answers are about what was asked.
@@ -193,19 +193,13 @@ impl Vault for CheckedVault {
         }
     }
 
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         self.check_id(call, id).await?;
         let meta = self.inner.update(call, id, content, check).await?;
         of_id(id, &meta, "updating").map(|()| meta)
     }
 
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         self.check_id(call, id).await?;
         self.inner.delete(call, id, check).await
     }

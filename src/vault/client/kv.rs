@@ -24,7 +24,7 @@ use crate::vault::client::{MAX_PAGES, quoted, segment, too_large, too_long};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::testing::memory::KV_CAPABILITIES;
 use crate::vault::{
-    Call, Capabilities, Content, Error, ErrorKind, IdempotencyKey, ListQuery, Meta, Object, ObjectId,
+    Call, Capabilities, Check, Content, Error, ErrorKind, IdempotencyKey, ListQuery, Meta, Object, ObjectId,
     ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
@@ -100,7 +100,7 @@ fn body(members: &[(&str, &str)]) -> Body {
 }
 
 /// The version to check for, if the tag is one that the vault gave.
-fn checkable(check: Option<&VersionTag>) -> Option<&str> {
+fn checkable(check: Check<'_>) -> Option<&str> {
     check.map(VersionTag::as_str).filter(|tag| !tag.starts_with(TIME_TAG))
 }
 
@@ -279,13 +279,7 @@ impl Vault for KvVault {
         created(&answer, &request, name)
     }
 
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         let doing = format!("updating the object {}", quoted(id.as_str()));
         self.check_size(content, &doing)?;
         let path = path(id, "", &doing)?;
@@ -299,7 +293,7 @@ impl Vault for KvVault {
         meta_of(&parse(&answer, &request)?, None, &answer, &request)
     }
 
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         let doing = format!("deleting the object {}", quoted(id.as_str()));
         let path = path(id, "", &doing)?;
         let mut request = Request::write(Method::DELETE, path, None, ErrorKind::VersionMismatch, doing);

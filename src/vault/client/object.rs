@@ -15,8 +15,8 @@ use crate::vault::client::{MAX_PAGES, quoted, too_large, too_long};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::testing::memory::OBJECT_CAPABILITIES;
 use crate::vault::{
-    Call, Capabilities, Content, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page, Result,
-    Summary, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Check, Content, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName, Page,
+    Result, Summary, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
 /// A vault that speaks the object dialect.
@@ -196,13 +196,7 @@ impl Vault for ObjectVault {
         self.write(call, &request, Some(name)).await
     }
 
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        _check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, _check: Check<'_>) -> Result<Meta> {
         let doing = format!("updating the object {}", quoted(id.as_str()));
         self.check_size(content, &doing)?;
         let body = body("id", id.as_str(), Some(content));
@@ -216,7 +210,7 @@ impl Vault for ObjectVault {
         self.write(call, &request, None).await
     }
 
-    async fn delete(&self, call: &Call, id: &ObjectId, _check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, _check: Check<'_>) -> Result<()> {
         let doing = format!("deleting the object {}", quoted(id.as_str()));
         let body = body("id", id.as_str(), None);
         let request = Request::write(

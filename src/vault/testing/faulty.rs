@@ -24,8 +24,8 @@ use tokio::sync::watch;
 use crate::clock::{Clock, SystemClock};
 use crate::vault::model::op::{Op, OpCounts};
 use crate::vault::{
-    Call, Capabilities, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName,
-    Page, Result, Vault, VaultStatus, VersionInfo, VersionTag,
+    Call, Capabilities, Check, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId,
+    ObjectName, Page, Result, Vault, VaultStatus, VersionInfo,
 };
 
 /// What happens to a call.
@@ -335,18 +335,12 @@ impl Vault for FaultyVault {
         self.run(call, Op::Create, Some(name), real).await
     }
 
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         let real = self.inner.update(call, id, content, check);
         self.run(call, Op::Update, self.name_of(id).as_ref(), real).await
     }
 
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         let real = self.inner.delete(call, id, check);
         self.run(call, Op::Delete, self.name_of(id).as_ref(), real).await
     }

@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use crate::clock::{Clock, SystemClock};
 use crate::vault::model::op::{Op, OpCounts};
 use crate::vault::{
-    BudgetStatus, Call, Capabilities, Content, Dialect, Error, ErrorKind, IdempotencyKey, ListQuery, Meta,
-    NameLimit, Object, ObjectId, ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo,
+    BudgetStatus, Call, Capabilities, Check, Content, Dialect, Error, ErrorKind, IdempotencyKey, ListQuery,
+    Meta, NameLimit, Object, ObjectId, ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo,
     VersionTag,
 };
 
@@ -165,7 +165,7 @@ fn no_such_id(id: &ObjectId) -> Error {
     Error::new(ErrorKind::NotFound, format!("no object has the id {id}"))
 }
 
-fn check_version(row: &Row, check: Option<&VersionTag>) -> Result<()> {
+fn check_version(row: &Row, check: Check<'_>) -> Result<()> {
     match check {
         Some(tag) if *tag != row.current().tag => Err(Error::new(
             ErrorKind::VersionMismatch,
@@ -337,13 +337,7 @@ impl Vault for MemoryVault {
         Ok(meta)
     }
 
-    async fn update(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        content: &Content,
-        check: Option<&VersionTag>,
-    ) -> Result<Meta> {
+    async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         let mut state = self.begin(call, Op::Update)?;
         let unique = state.next();
         let row = state.row_mut(id)?;
@@ -355,7 +349,7 @@ impl Vault for MemoryVault {
         Ok(row.meta())
     }
 
-    async fn delete(&self, call: &Call, id: &ObjectId, check: Option<&VersionTag>) -> Result<()> {
+    async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
         let mut state = self.begin(call, Op::Delete)?;
         let row = state.row(id)?;
         if self.capabilities.version_check {
