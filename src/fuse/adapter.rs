@@ -1,8 +1,5 @@
 //! Between fuser and the file system: decode, one call, one reply. No logic and no state of its own.
-//!
-//! What is known is answered on the kernel's own thread; what has to ask the vault moves with its reply into a
-//! task, so that no session thread ever waits for the network. Each request has one deadline, counted from when the
-//! first worker got it: the vault's calls are bounded by it, and a task that overruns it all the same is answered ETIMEDOUT.
+//! `dispatch` runs the call and sends the reply.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -17,12 +14,8 @@ use tokio::runtime::Handle;
 
 use super::reply::{absent, caller, empty, entry, errno, file_attr, fopen_flags, kind, opened, xattr};
 use crate::clock::bounded;
-use crate::failpoint;
 use crate::fs::{Create, FileSystem, Remover, SetAttr, Step};
 use crate::fuse::request_counts::{Operation, Requests};
-use crate::sys::program::name_of_process;
-use crate::vault::attribution;
-use crate::vault::attribution::Attribution;
 
 /// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -31,14 +24,14 @@ const UNKNOWN_INO: u64 = 0xffff_ffff;
 const MAX_WRITE: u32 = 1 << 20;
 
 /// What a task gets beyond its deadline before it is answered for: every vault call ends by itself in time.
-const GRACE: Duration = Duration::from_millis(500);
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 /// The file system as fuser wants it.
 #[derive(Debug)]
 pub struct Adapter {
-    fs: Arc<FileSystem>,
-    runtime: Handle,
-    requests: Arc<Requests>,
+    pub(super) fs: Arc<FileSystem>,
+    pub(super) runtime: Handle,
+    pub(super) requests: Arc<Requests>,
     /// OPEN and FLUSH are answered ENOSYS, for good: the kernel then opens, reads and closes by itself.
     no_open: bool,
     /// The same for OPENDIR.
@@ -60,83 +53,6 @@ impl Adapter {
     /// too, and the file system refuses those of others.
     fn refused(&self) -> Option<Errno> {
         self.fs.options().read_only.then_some(Errno::EROFS)
-    }
-
-    /// For whom the request is.
-    fn attribution(&self, req: &Request) -> Attribution {
-        Attribution::of(req.uid(), self.fs.is_guest(req.uid()))
-    }
-
-    /// Does `work` for a request that changes something, and answers it.
-    fn serve<T: Send + 'static>(
-        &self,
-        req: &Request,
-        work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
-        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) {
-        self.end(req, self.attribution(req).scope(|| self.fs.run_mutating(req.unique().0, work)), answer);
-    }
-
-    /// Answers such a request.
-    fn end<T: Send + 'static>(
-        &self,
-        req: &Request,
-        step: Step<T>,
-        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) {
-        let (fs, unique) = (self.fs.clone(), req.unique().0);
-        self.answer(req, step, move |result| {
-            failpoint::point("answer");
-            answer(result);
-            failpoint::point("answered");
-            fs.completed(unique);
-        });
-    }
-
-    /// The same for one that changes nothing.
-    fn look<T: Send + 'static>(
-        &self,
-        req: &Request,
-        work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
-        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) {
-        let unique = req.unique().0;
-        let step = self.attribution(req).scope(|| self.fs.run_idempotent(unique, work));
-        if matches!(step, Step::Ready(_)) && unique >> 63 == 0 {
-            return self.answer(req, step, answer);
-        }
-        let fs = self.fs.clone();
-        self.answer(req, step, move |result| {
-            answer(result);
-            fs.completed(unique);
-        });
-    }
-
-    /// Gives `answer` the result, now or when the task has ended.
-    fn answer<T: Send + 'static>(
-        &self,
-        req: &Request,
-        step: Step<T>,
-        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) {
-        let requests = self.requests.clone();
-        let answer = move |result: crate::fs::Result<T>| {
-            answer(result.map_err(errno));
-            requests.answered();
-        };
-        match step {
-            Step::Ready(result) => answer(result),
-            Step::Pending(work) => {
-                let limit = self.fs.time_left(req.unique().0) + GRACE;
-                let attribution = self.attribution(req).named(name_of_process(req.pid()));
-                let out = self.requests.pause.out();
-                self.runtime.spawn(attribution::on_behalf_of(attribution, async move {
-                    let result = tokio::time::timeout(limit, work).await;
-                    answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)));
-                    drop(out);
-                }));
-            }
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! whose INIT came long ago. Nothing in here mounts or starts a process.
 
 pub mod adapter;
+mod dispatch;
 pub mod pause;
 mod reply;
 pub mod request_counts;

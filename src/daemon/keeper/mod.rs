@@ -22,6 +22,7 @@ mod events;
 pub mod fail_requests;
 mod mounting;
 pub mod restart_policy;
+mod shutdown;
 mod takeover;
 pub mod worker_process;
 
@@ -39,24 +40,19 @@ use nix::sys::signalfd::SignalFd;
 
 use crate::daemon::helper::HelperSupervisor;
 use crate::daemon::keeper::worker_process::{SpawnConfig, Worker, ending};
-use crate::daemon::protocol::{
-    EXIT_UNSAVED, Failed, MountConfig, Outcome, ToKeeper, ToWorker, receive_config,
-};
+use crate::daemon::protocol::{Failed, MountConfig, Outcome, ToKeeper, ToWorker, receive_config};
 use crate::sys::mount::Mounted;
 use crate::sys::mount_table;
 use crate::sys::mount_table::Dev;
-use crate::sys::unmount;
-use crate::sys::unmount::Mode;
 
 use crate::daemon::keeper::events::{Event, take_signals};
 use crate::daemon::keeper::restart_policy::RestartPolicy;
+use crate::daemon::keeper::shutdown::has_accounted;
 pub use crate::daemon::keeper::takeover::{NOT_UPGRADED, UPGRADED};
 use crate::daemon::runtime_dir::{Record, RuntimeDir};
 use crate::daemon::state_log;
 use crate::daemon::state_log::SealKey;
-use crate::daemon::worker::reason;
-use crate::display::Shown;
-use crate::fs::{Ending, Unsaved, unsaved_from_journal};
+use crate::fs::{Ending, Unsaved};
 use crate::secret::SecretString;
 use crate::sys::channel::{close_inherited, receive_descriptor, take_standard};
 use crate::sys::fuse_device;
@@ -371,88 +367,6 @@ impl Keeper {
         }
     }
 
-    /// A worker that does not do what the end needs is killed, for another one to do it. False if that was tried.
-    fn replace(&mut self, why: &str) -> bool {
-        let Some(worker) = self.worker.as_mut().filter(|_| !self.replaced) else {
-            tracing::error!("the worker is left behind: {why}");
-            return false;
-        };
-        worker.kill_for(why.to_owned());
-        self.replaced = true;
-        self.phase = Phase::Draining(Instant::now() + END_PATIENCE);
-        true
-    }
-
-    fn drain(&mut self) {
-        self.goal = Goal::Drain;
-        self.tell(&ToWorker::Drain);
-        self.phase = Phase::Draining(Instant::now() + self.spawn_config.config.drain + DRAIN_MARGIN);
-    }
-
-    /// Unmounts on request; the worker then sees the end of its session.
-    fn leave(&mut self) {
-        self.goal = Goal::Leave;
-        let Some(mounted) = &self.mounted else { return self.end_worker() };
-        let config = &self.spawn_config.config;
-        let mountpoint = &config.mountpoint;
-        match unmount::unmount_or_detach(mountpoint, mounted.dev) {
-            Ok(_) if self.is_mounted(mounted.dev) => {
-                tracing::error!("another mount covers {}: it is left in place", mountpoint.shown());
-                self.end_worker();
-            }
-            Ok(gone) => {
-                if !gone {
-                    tracing::warn!("{} was in use: detached", mountpoint.shown());
-                }
-                self.phase = Phase::Unmounting(Instant::now() + GRACE);
-            }
-            Err(e) => {
-                tracing::error!("{} cannot be unmounted: {e}", mountpoint.shown());
-                self.end_worker();
-            }
-        }
-    }
-
-    fn end_worker(&mut self) {
-        self.goal = Goal::Leave;
-        self.tell(&ToWorker::End);
-        self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
-    }
-
-    /// The worker is gone, as it was to be: nothing may be left of the mount.
-    fn finish(mut self, status: Option<ExitStatus>) -> u8 {
-        tracing::info!("the worker ended: {}", ending(status));
-        if !has_accounted(status) {
-            return self.end_without_worker();
-        }
-        self.abandon();
-        status.and_then(|s| s.code()).and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
-    }
-
-    /// No worker has said what the vault does not have: this is read from what the last one wrote down.
-    fn end_without_worker(&mut self) -> u8 {
-        let left = self.unsaved_in_state();
-        for left in left.iter().flatten() {
-            tracing::error!(name = left.name, "not stored when the mount ended: {}", reason(left));
-        }
-        self.abandon();
-        match left {
-            Some(left) if !left.is_empty() => EXIT_UNSAVED,
-            _ => 1,
-        }
-    }
-
-    /// What the vault does not have, by what the last worker wrote down; `None` if that cannot be read.
-    fn unsaved_in_state(&self) -> Option<Vec<Unsaved>> {
-        match state_log::plain_records(&self.state) {
-            Ok(records) => Some(unsaved_from_journal(records)),
-            Err(e) => {
-                tracing::error!("what is not stored cannot be named: {e}");
-                None
-            }
-        }
-    }
-
     fn look_after_helper(&mut self) {
         let Some(helper) = &mut self.helper else { return };
         match self.phase {
@@ -476,40 +390,10 @@ impl Keeper {
         mount_table::is_mounted(self.mountpoint(), dev)
     }
 
-    /// Lets go of the connection and removes the mount, if it is still there and still ours.
-    fn abandon(&mut self) {
-        // The descriptor first: from here on every request fails at once, so that unmounting cannot wait for one.
-        let Some(Mounted { device, dev, .. }) = self.mounted.take() else { return };
-        drop(device);
-        self.helper = None;
-        let mountpoint = self.mountpoint();
-        match unmount::unmount(mountpoint, dev, Mode::Lazy) {
-            Ok(true) => tracing::info!("unmounted"),
-            Ok(false) if mount_table::is_mounted(mountpoint, dev) => {
-                tracing::error!("another mount covers {}: it is left in place", mountpoint.shown());
-            }
-            Ok(false) => {}
-            Err(e) => tracing::error!("{} cannot be unmounted: {e}", mountpoint.shown()),
-        }
-        self.directory.leave(dev, std::process::id());
-    }
-
-    /// Nobody shall find this mount any more; who is connected already stays so.
-    fn withdraw(&self) {
-        if let Some(mounted) = &self.mounted {
-            self.directory.leave(mounted.dev, std::process::id());
-        }
-    }
-
     fn tell(&self, message: &ToWorker) {
         if let Err(e) = self.send(message, &[]) {
             // Its end is the next event.
             tracing::debug!("the worker does not hear: {e}");
         }
     }
-}
-
-/// Whether a worker that ended so has stored, or named, what was unsaved.
-fn has_accounted(status: Option<ExitStatus>) -> bool {
-    matches!(status.and_then(|s| s.code()), Some(code) if code == 0 || code == i32::from(EXIT_UNSAVED))
 }

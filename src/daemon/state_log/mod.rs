@@ -15,8 +15,8 @@
 
 mod key;
 mod memory;
+mod writer;
 
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,6 +29,7 @@ use zeroize::{Zeroize, Zeroizing};
 pub use crate::daemon::state_log::key::SealKey;
 use crate::daemon::state_log::memory::{Map, REGION};
 pub use crate::daemon::state_log::memory::{StateError, check, create, heartbeats};
+use crate::daemon::state_log::writer::{DELETED, NONCE, PLAIN, PREFIX, Place, SEALED, Writer};
 use crate::fs::{Journal, JournalStatus, Record, Value};
 use crate::secret::SecretBytes;
 
@@ -36,41 +37,6 @@ use crate::secret::SecretBytes;
 const STEP: usize = 1 << 20;
 /// A region is not cleaned up before it has this much.
 const SMALL: usize = 4 << 20;
-/// Before each record: its length, the key's length, what it is.
-const PREFIX: usize = 9;
-/// What sealing adds: a nonce and a tag.
-const NONCE: usize = 12;
-
-const DELETED: u8 = 0;
-const PLAIN: u8 = 1;
-const SEALED: u8 = 2;
-
-/// Where a live record is.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    at: usize,
-    len: usize,
-    order: u64,
-}
-
-struct Writer {
-    region: usize,
-    /// Bytes of the region that count.
-    used: usize,
-    /// Bytes of it that there is memory for.
-    room: usize,
-    live: HashMap<Box<[u8]>, Place>,
-    live_bytes: usize,
-    /// The latest deletions, so that a record that comes late does not undo one.
-    deleted: HashMap<Box<[u8]>, u64>,
-    sealed: u64,
-    /// Slots whose last change there was no memory for.
-    missed: HashSet<Box<[u8]>>,
-    problem: Option<String>,
-    /// Records of the last worker that made no sense.
-    refused: usize,
-}
-
 /// The state of a mount, as its worker writes it.
 pub struct State {
     file: File,
@@ -261,76 +227,6 @@ pub fn plain_records(state: impl AsFd) -> Result<Vec<PlainRecord>, StateError> {
         (record[8] == PLAIN).then(|| (key.to_vec(), record[PREFIX + key.len()..].to_vec()))
     };
     Ok(Writer::over(&map).live.into_iter().filter_map(record).collect())
-}
-
-impl Writer {
-    /// Goes on where the last writer was.
-    fn over(map: &Map) -> Self {
-        let header = map.header();
-        let region = (header.active.load(Ordering::Acquire) as usize) & 1;
-        let used = (header.len[region].load(Ordering::Acquire) as usize).min(REGION);
-        let mut writer = Self {
-            region,
-            used,
-            room: used,
-            live: HashMap::new(),
-            live_bytes: 0,
-            deleted: HashMap::new(),
-            sealed: 0,
-            missed: HashSet::new(),
-            problem: None,
-            refused: 0,
-        };
-        if header.missed.load(Ordering::Acquire) != 0 {
-            writer.problem = Some("the last worker had no memory for all of it".to_owned());
-        }
-        writer.scan(map);
-        writer
-    }
-
-    /// Finds what is live in the active region.
-    fn scan(&mut self, map: &Map) {
-        let start = Map::start(self.region);
-        let mut at = 0;
-        while at + PREFIX <= self.used {
-            let prefix = map.read(start + at, PREFIX);
-            let number = |part: &[u8]| u32::from_le_bytes(part.try_into().expect("four bytes")) as usize;
-            let (len, key) = (number(&prefix[..4]), number(&prefix[4..8]));
-            if len < PREFIX + key || at + len > self.used {
-                self.problem = Some("the last worker's records are damaged".to_owned());
-                self.refused += 1;
-                break;
-            }
-            let kind = prefix[8];
-            let key: Box<[u8]> = map.read(start + at + PREFIX, key).into();
-            let place = Place { at: start + at, len, order: 0 };
-            self.take_in(key, (kind != DELETED).then_some(place), 0);
-            at += len;
-        }
-        self.deleted.clear();
-    }
-
-    fn take_in(&mut self, key: Box<[u8]>, place: Option<Place>, order: u64) {
-        let before = match place {
-            Some(place) => {
-                self.live_bytes += place.len;
-                self.live.insert(key, place)
-            }
-            None => {
-                let before = self.live.remove(&key);
-                if order > 0 {
-                    self.deleted.insert(key, order);
-                }
-                before
-            }
-        };
-        self.live_bytes -= before.map_or(0, |before| before.len);
-    }
-
-    fn is_late(&self, record: &Record) -> bool {
-        self.live.get(&*record.slot).is_some_and(|place| place.order > record.order)
-            || self.deleted.get(&*record.slot).is_some_and(|order| *order > record.order)
-    }
 }
 
 /// More deletions than this are not remembered: nothing comes that late.

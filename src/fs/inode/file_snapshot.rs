@@ -15,7 +15,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::inode::file::{Buffer, Failure, File, FileState, Link, LocalAttr, Persistence, Stored};
+use crate::fs::inode::buffer::Buffer;
+use crate::fs::inode::file::{Failure, File, FileState, Link, LocalAttr, Persistence, Stored};
 use crate::fs::inode::writers::Writers;
 use crate::fs::journal::{CHUNK, JournalWriter, Key};
 use crate::fs::namespace::attr::FileKind;

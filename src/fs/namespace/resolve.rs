@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use crate::failpoint;
 use crate::fs::inode::file::{File, Link};
-use crate::fs::inode::{ControlFile, Dir, DirKind, Node, Table};
+use crate::fs::inode::{ControlFile, Dir, DirKind, Node};
 use crate::fs::name;
-use crate::fs::name::{CONTROL, Decoded, DirPrefix, Refused, Rest, SELF, VERSIONS};
+use crate::fs::name::{CONTROL, Decoded, DirPrefix, Refused, Rest, VERSIONS};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Entry, FileSystem, Step};
 use crate::vault::cache::{Found, Peek, PrefixState};
@@ -420,51 +420,6 @@ impl FileSystem {
         }
     }
 
-    /// The entry under which `name` shows in `under`, now.
-    pub(in crate::fs) fn shown(
-        &self,
-        table: &mut Table,
-        name: &ObjectName,
-        under: &DirPrefix,
-    ) -> Option<(String, Rest)> {
-        let (text, rest) = name::split(name.as_str(), under)?;
-        if let Rest::Dir(dir) = &rest
-            && let Some(owner) = dir.self_name()
-            && self.is_kept_a_file(table, &owner, dir)
-        {
-            self.pin_as_file(table, &owner, name);
-            return name::split_beside(name.as_str(), under);
-        }
-        if rest == Rest::File
-            && let Some(dir) = table.seen_dir_of(name)
-        {
-            // Once a directory, it stays one: the object is in it.
-            return Some((text, Rest::Dir(dir)));
-        }
-        Some((text, rest))
-    }
-
-    /// `owner` stays a file, although `name` begins with it.
-    pub(in crate::fs) fn pin_as_file(&self, table: &mut Table, owner: &ObjectName, name: &ObjectName) {
-        if table.pin_as_file(owner) {
-            tracing::warn!(
-                file = owner.as_str(),
-                beside = name.as_str(),
-                "a name begins with that of a file: it is shown beside it, with %2F for the slash"
-            );
-        }
-    }
-
-    /// Whether `owner` is shown as a file rather than as the directory `dir` of the same name.
-    fn is_kept_a_file(&self, table: &Table, owner: &ObjectName, dir: &DirPrefix) -> bool {
-        table.is_kept_a_file(owner) && !table.is_seen_dir(dir) && !table.is_made(dir)
-    }
-
-    fn is_shown_as(&self, name: &ObjectName, under: &DirPrefix, component: &OsStr) -> bool {
-        let shown = self.shown(&mut self.table(), name, under);
-        shown.is_some_and(|(text, rest)| rest == Rest::File && component == text.as_str())
-    }
-
     /// Whether the vault could hold this name at all.
     pub(in crate::fs) fn is_allowed(&self, name: &ObjectName) -> bool {
         self.cache.vault().capabilities().max_name.allows(name.as_str())
@@ -523,108 +478,5 @@ impl FileSystem {
             table.drop_unheld(before.ino);
         }
         file
-    }
-
-    fn tree_entry(&self, place: Place) -> Option<Entry> {
-        match place {
-            Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Tree(prefix))),
-            Place::Local(file) => Some(self.own_entry(&file)),
-            Place::Object(found) => {
-                let file = self.file_node(&found);
-                Some(self.entry(&Node::File(file), self.ttl(found.ttl)))
-            }
-            Place::Absent => None,
-        }
-    }
-
-    /// The entry of a file that has bytes of ours.
-    pub(in crate::fs) fn own_entry(&self, file: &Arc<File>) -> Entry {
-        let node = Node::File(file.clone());
-        let ttl = self.attr_ttl(&node).min(self.options.refresh);
-        self.entry(&node, ttl)
-    }
-
-    /// Asked for at each use, where names are unlinked and made anew: they have another history then.
-    fn history_entry(&self, place: Place) -> Option<Entry> {
-        let entry = match place {
-            Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
-            Place::Local(file) => {
-                let state = file.state();
-                let (name, stored) = (state.name.clone(), state.stored.clone());
-                drop(state);
-                Some(self.dir_entry(&DirKind::History(name, stored?.id)))
-            }
-            Place::Object(found) => {
-                let meta = &found.object.meta;
-                Some(self.dir_entry(&DirKind::History(meta.name.clone(), meta.id.clone())))
-            }
-            Place::Absent => None,
-        };
-        if self.options.read_only {
-            return entry;
-        }
-        entry.map(|entry| Entry { ttl: Duration::ZERO, ..entry })
-    }
-
-    /// The entry of a directory.
-    pub(in crate::fs) fn dir_entry(&self, kind: &DirKind) -> Entry {
-        let dir = self.table().dir(kind);
-        let node = Node::Dir(dir);
-        let ttl = self.attr_ttl(&node);
-        self.entry(&node, ttl)
-    }
-
-    /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name there.
-    pub(in crate::fs) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
-        let mut table = self.table();
-        let mut under = DirPrefix::root();
-        loop {
-            match self.shown(&mut table, name, &under)? {
-                (text, Rest::File) => return Some((table.dir_ino(&DirKind::Tree(under))?, text)),
-                (_, Rest::Dir(dir)) => {
-                    if dir.self_name().as_ref() == Some(name) {
-                        return Some((table.dir_ino(&DirKind::Tree(dir))?, SELF.to_owned()));
-                    }
-                    under = dir;
-                }
-            }
-        }
-    }
-
-    /// The path, below the mount point, under which `name` shows now.
-    pub(in crate::fs) fn path_of(&self, name: &str) -> String {
-        let Some(name) = ObjectName::new(name) else { return String::new() };
-        let mut table = self.table();
-        let (mut path, mut under) = (String::new(), DirPrefix::root());
-        while let Some((text, rest)) = self.shown(&mut table, &name, &under) {
-            path.push_str(&text);
-            match rest {
-                Rest::File => break,
-                Rest::Dir(dir) => {
-                    path.push('/');
-                    if dir.self_name().as_ref() == Some(&name) {
-                        path.push_str(SELF);
-                        break;
-                    }
-                    under = dir;
-                }
-            }
-        }
-        path
-    }
-
-    /// Makes the kernel look `name` up again.
-    pub(in crate::fs) fn inval_name(&self, name: &ObjectName) {
-        self.table().names_changed();
-        if let (Some(kernel), Some((parent, text))) = (self.kernel.get(), self.position(name)) {
-            kernel.inval_entry(parent, OsStr::new(&text));
-        }
-    }
-
-    /// Makes the kernel read an inode anew.
-    pub fn inval_pages(&self, ino: u64) {
-        if let Some(kernel) = self.kernel.get() {
-            kernel.inval_inode(ino);
-        }
     }
 }

@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::failpoint;
 use crate::fs::handle::close_policy::Opener;
 use crate::fs::handle::unacknowledged::Unacknowledged;
 use crate::fs::inode::file::{File, Link, Persistence};
@@ -24,7 +23,6 @@ use crate::fs::namespace::listing::Listing;
 use crate::fs::recovery::replay;
 use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::writeback::commit::Cause;
 use crate::fs::writeback::may_write::Change;
 use crate::fs::{Caller, Entry, FileSystem, Kernel, Step};
 use crate::vault::ObjectName;
@@ -54,7 +52,7 @@ pub(in crate::fs) struct Writer {
 }
 
 impl Writer {
-    fn refusal(&self) -> Option<Errno> {
+    pub(super) fn refusal(&self) -> Option<Errno> {
         Some(self.refused.load(Ordering::Relaxed)).filter(|code| *code != 0).map(Errno)
     }
 }
@@ -106,7 +104,12 @@ const GUEST_FRESH: Duration = Duration::from_secs(1);
 const NUMBERS: u64 = 4096;
 
 /// Whether a FLUSH of this handle stores, as far as copies of its descriptor are concerned.
-fn commits_on_close(file: &File, opener: &Opener, caller: Caller, kernel: Option<&dyn Kernel>) -> bool {
+pub(super) fn commits_on_close(
+    file: &File,
+    opener: &Opener,
+    caller: Caller,
+    kernel: Option<&dyn Kernel>,
+) -> bool {
     let is_ours = |pid, mount| kernel.is_none_or(|kernel| kernel.has_mount(pid, mount));
     loop {
         let (only, seen) = {
@@ -502,113 +505,5 @@ impl FileSystem {
         }
         table.names_changed_in(under, now);
         file
-    }
-
-    /// FLUSH: one close(2) of one descriptor. Stores what was written if this close decides.
-    pub fn flush(self: &Arc<Self>, fh: u64, caller: Caller) -> Step<()> {
-        let handle = match self.handle(fh) {
-            Ok(handle) => handle,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let Held::File { file, writer: Some(writer) } = &handle.held else { return Step::Ready(Ok(())) };
-        if let Some(refused) = writer.refusal() {
-            return Step::Ready(Err(refused));
-        }
-        let kernel = self.kernel.get().map(|kernel| &**kernel);
-        if !file.state().commits_on_close(fh) || !commits_on_close(file, &writer.opener, caller, kernel) {
-            return Step::Ready(Ok(()));
-        }
-        failpoint::point("flush");
-        self.store_for(handle.clone(), Cause::Close)
-    }
-
-    /// FSYNC: stores whatever there is to store, whoever wrote it and whatever this handle is for.
-    pub fn fsync(self: &Arc<Self>, fh: u64) -> Step<()> {
-        failpoint::point("fsync");
-        match self.handle(fh) {
-            Ok(handle) => self.store_for(handle, Cause::Fsync),
-            Err(e) => Step::Ready(Err(e)),
-        }
-    }
-
-    fn store_for(self: &Arc<Self>, handle: Arc<Handle>, cause: Cause) -> Step<()> {
-        let Held::File { file, writer } = &handle.held else { return Step::Ready(Ok(())) };
-        if let Some(refused) = writer.as_ref().and_then(Writer::refusal) {
-            return Step::Ready(Err(refused));
-        }
-        let (is_dirty, is_its_own, conflict) = {
-            let mut state = file.state();
-            state.store_made();
-            let is_its_own = state.buffer.as_ref().is_some_and(|b| b.writers.may_have_written(handle.fh));
-            (state.is_dirty(), is_its_own, state.failure.as_ref().map(|failure| failure.conflict))
-        };
-        if !is_dirty {
-            return Step::Ready(Ok(()));
-        }
-        let is_told = is_its_own || cause == Cause::Fsync;
-        let cause = match (cause, conflict) {
-            // Who wrote nothing tries again what another could not store. How that ends is no answer to them.
-            (Cause::Close, Some(_)) if !is_its_own => Cause::Retry,
-            // Nor do they decide about another's bytes: they are told.
-            (Cause::Fsync, Some(true)) if !is_its_own => return Step::Ready(Err(Errno::ESTALE)),
-            _ => cause,
-        };
-        let (fs, file) = (self.clone(), file.clone());
-        Step::later(async move {
-            let result = fs.commit(&file, &fs.call(), cause).await;
-            if is_told { result } else { Ok(()) }
-        })
-    }
-
-    /// RELEASE: the last close of a handle. What is unsaved is stored now, after close(2) has returned.
-    pub fn release(self: &Arc<Self>, fh: u64) -> Step<()> {
-        failpoint::point("release");
-        let handle = self.drop_handle(fh);
-        failpoint::point("released");
-        match handle.as_ref().map(|h| &h.held) {
-            Some(Held::File { file, .. }) => self.let_go(file, fh),
-            _ => Step::Ready(Ok(())),
-        }
-    }
-
-    /// One handle of the file less, which may have been a writer's.
-    pub(in crate::fs) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> Step<()> {
-        let unsaved = {
-            let mut state = file.state();
-            state.opens -= 1;
-            let writer = state.writers.remove(&fh);
-            state.forget_closed();
-            let last = state.writers.is_empty();
-            // What failed at close(2) was told there; what may go well later is tried again by itself.
-            let unsaved = writer && last && state.is_dirty() && !state.has_failed();
-            let write_error = last && state.write_error.take().is_some() && state.buffer.is_some();
-            if write_error {
-                drop(state);
-                self.take_back(file);
-                return Step::Ready(Ok(()));
-            }
-            state.release();
-            self.account_room(&mut state);
-            unsaved
-        };
-        if !unsaved {
-            self.promote_later(file);
-            self.table().drop_unheld(file.ino);
-            return Step::Ready(Ok(()));
-        }
-        let (fs, file) = (self.clone(), file.clone());
-        Step::later(async move {
-            // The failure is kept on the file, logged, and in status: nobody waits for this answer.
-            let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
-            fs.table().drop_unheld(file.ino);
-            Ok(())
-        })
-    }
-
-    /// What was written is only a part, and its writer was told so: the name shows again what the vault has.
-    pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
-        let name = self.give_up(file);
-        tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");
-        self.inval_name(&name);
     }
 }

@@ -7,12 +7,15 @@
 
 mod advice;
 pub mod api_key;
+mod attempt_error;
 pub mod budget;
 pub mod checked;
 pub mod data_keys;
 pub mod kv;
 mod listener;
 pub mod object;
+mod rate_limit_headers;
+mod request;
 mod restart;
 pub mod retry;
 mod status;

@@ -5,174 +5,31 @@
 //! and no text made here holds a byte of a body, of the key, or of what was sent (but see [`status::reason`]). Request and response
 //! bodies are wiped when they are dropped.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
-use reqwest::{Method, StatusCode, Url};
-use serde_json::value::RawValue;
+use reqwest::{StatusCode, Url};
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::vault::attribution::RequestCounter;
 use crate::vault::client::advice::next_step;
 use crate::vault::client::api_key::ApiKey;
-use crate::vault::client::budget::{Budget, Headers};
+use crate::vault::client::attempt_error::{AttemptError, root_cause};
+use crate::vault::client::budget::Budget;
+use crate::vault::client::rate_limit_headers::Headers;
+pub use crate::vault::client::request::{Answer, Body, Request};
 use crate::vault::client::restart::{Restart, Turn};
-use crate::vault::client::retry::{CONNECT_TIME, FailureClass, Idempotency, Policy};
+use crate::vault::client::retry::{CONNECT_TIME, FailureClass, Policy};
 use crate::vault::client::status;
 use crate::vault::client::tls::{Connections, is_about_certificates};
-use crate::vault::{Call, Error, ErrorKind, IdempotencyKey, Result, VaultStatus};
+use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
 
 /// Requests that are out at a time. Thousands who wait shall not be thousands of connections, of which a process may
 /// have about a thousand; the vault would not answer them any sooner either.
 const MAX_IN_FLIGHT: usize = 128;
-
-/// A request body (or a header) that is wiped when the last attempt has dropped it.
-#[derive(Clone)]
-pub struct Body(Bytes);
-
-impl Body {
-    /// Takes over the text.
-    pub fn new(text: Zeroizing<Vec<u8>>) -> Self {
-        struct Owner(Zeroizing<Vec<u8>>);
-        impl AsRef<[u8]> for Owner {
-            fn as_ref(&self) -> &[u8] {
-                &self.0
-            }
-        }
-        Self(Bytes::from_owner(Owner(text)))
-    }
-
-    /// Whether `word` is somewhere in it.
-    pub fn holds(&self, word: &str) -> bool {
-        // Bodies are made as text; what were not, would hold no word.
-        std::str::from_utf8(&self.0).is_ok_and(|text| text.contains(word))
-    }
-}
-
-impl Body {
-    /// Whether a sentence repeats one of the values in the JSON object that this is, or one of `words` stands in one.
-    /// What is no such object counts as repeated.
-    pub fn quoted_in<'a>(&self, sentence: &str, mut words: impl Iterator<Item = &'a str>) -> bool {
-        let Ok(members) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(&self.0) else { return true };
-        let values = || members.values().map(|value| value.get().trim_matches('"')).filter(|v| !v.is_empty());
-        values().any(|value| sentence.contains(value)) || words.any(|word| values().any(|v| v.contains(word)))
-    }
-}
-
-/// What to ask, and how to speak of it.
-pub struct Request {
-    /// The method.
-    pub method: Method,
-    /// Path and query are appended to the service's address; the path is encoded already.
-    pub path: Cow<'static, str>,
-    /// Query parameters, not encoded yet.
-    pub query: Vec<(&'static str, String)>,
-    /// JSON.
-    pub body: Option<Body>,
-    /// Whether it may be repeated when its fate is unknown.
-    pub idempotency: Idempotency,
-    /// Idempotency-Key: by it the vault knows a request that comes again.
-    pub idempotency_key: Option<IdempotencyKey>,
-    /// What 409 means for it.
-    pub conflict: ErrorKind,
-    /// It is about an object, which may not be there: to any other request 404 is no answer of a vault.
-    pub of_object: bool,
-    /// For sentences: `reading "db/password"`.
-    pub doing: String,
-}
-
-impl Request {
-    /// A request that changes nothing.
-    pub fn get(
-        path: impl Into<Cow<'static, str>>,
-        query: Vec<(&'static str, String)>,
-        doing: String,
-    ) -> Self {
-        let path = path.into();
-        let (method, idempotency, conflict) = (Method::GET, Idempotency::Read, ErrorKind::Invalid);
-        Self {
-            method,
-            path,
-            query,
-            body: None,
-            idempotency,
-            idempotency_key: None,
-            conflict,
-            of_object: true,
-            doing,
-        }
-    }
-
-    /// A request that changes something; `conflict` is what 409 means.
-    pub fn write(
-        method: Method,
-        path: impl Into<Cow<'static, str>>,
-        body: Option<Body>,
-        conflict: ErrorKind,
-        doing: String,
-    ) -> Self {
-        let (path, idempotency, query) = (path.into(), Idempotency::Write, Vec::new());
-        Self {
-            method,
-            path,
-            query,
-            body,
-            idempotency,
-            idempotency_key: None,
-            conflict,
-            of_object: true,
-            doing,
-        }
-    }
-
-    /// See [`Request::of_object`].
-    pub fn of_no_object(self) -> Self {
-        Self { of_object: false, ..self }
-    }
-}
-
-/// An answer of the vault, whatever its status.
-pub struct Answer {
-    /// The status.
-    pub status: StatusCode,
-    /// The whole body.
-    pub body: Zeroizing<Vec<u8>>,
-    /// X-Request-ID.
-    pub request_id: Option<String>,
-    /// Its media type, if it is one that can be shown.
-    pub media_type: Option<String>,
-    /// How long a 429 or 503 asks to wait.
-    pub retry_after: Option<Duration>,
-    /// Attempts made for it.
-    pub attempts: u32,
-    /// An earlier attempt may have made the change.
-    pub doubt: bool,
-}
-
-/// Why an attempt brought no answer.
-enum Failed {
-    /// No connection could be made; why.
-    NotSent(String),
-    /// No answer came; why.
-    Lost(String),
-    /// The answer was cut short; why.
-    Cut(String),
-    /// What answers does not speak HTTP; why.
-    NoHttp(String),
-    /// The deadline passed, after the request was sent or before.
-    Late { sent: bool },
-    /// A restart of the vault began before it was sent.
-    Deferred,
-    /// The answer is longer than any vault's.
-    TooLong,
-}
 
 /// The parts that [`Transport::new`] puts together.
 pub struct Parts {
@@ -324,7 +181,7 @@ impl Transport {
         let mut tries = 0;
         let mut key_was_read = false;
         let mut doubt = false;
-        let mut last = Err(Failed::Late { sent: false });
+        let mut last = Err(AttemptError::Late { sent: false });
         loop {
             // A try that the deadline cuts off says less than the failure before it.
             let left = self.left(call).saturating_sub(if tries > 0 { CONNECT_TIME } else { Duration::ZERO });
@@ -337,7 +194,7 @@ impl Transport {
                 if doubt { e.maybe_applied() } else { e }
             })?;
             let attempt = self.attempt(call, request, ticket, turn).await;
-            if matches!(attempt, Err(Failed::Deferred)) {
+            if matches!(attempt, Err(AttemptError::Deferred)) {
                 continue;
             }
             tries += 1;
@@ -348,7 +205,7 @@ impl Transport {
             {
                 continue;
             }
-            if matches!(&attempt, Err(Failed::NotSent(why)) if is_about_certificates(why))
+            if matches!(&attempt, Err(AttemptError::NotSent(why)) if is_about_certificates(why))
                 && self.parts.connections.renewed()
             {
                 last = attempt;
@@ -365,7 +222,7 @@ impl Transport {
             }
             let Some(wait) = wait else {
                 let is_cut_off =
-                    matches!(attempt, Err(Failed::Late { .. })) && !request.idempotency.changes();
+                    matches!(attempt, Err(AttemptError::Late { .. })) && !request.idempotency.changes();
                 let told = if is_cut_off && tries > 1 { last } else { attempt };
                 return self.ended(told, request, tries, doubt);
             };
@@ -382,7 +239,7 @@ impl Transport {
     /// What comes of a request that is not tried again.
     fn ended(
         &self,
-        last: Result<Answer, Failed>,
+        last: Result<Answer, AttemptError>,
         request: &Request,
         tries: u32,
         doubt: bool,
@@ -398,15 +255,17 @@ impl Transport {
     }
 
     /// How an attempt failed, if another one may do better.
-    fn class_of(&self, attempt: &Result<Answer, Failed>) -> Option<FailureClass> {
+    fn class_of(&self, attempt: &Result<Answer, AttemptError>) -> Option<FailureClass> {
         let answered = self.answered.load(Ordering::Relaxed);
         let answer = match attempt {
             Ok(answer) => answer,
-            Err(Failed::NotSent(_)) if answered => return Some(FailureClass::Gone),
-            Err(Failed::NotSent(_)) => return Some(FailureClass::NotSent),
-            Err(Failed::Lost(_)) if answered => return Some(FailureClass::Away),
-            Err(Failed::Lost(_) | Failed::Cut(_) | Failed::NoHttp(_)) => return Some(FailureClass::Lost),
-            Err(Failed::Late { .. } | Failed::TooLong | Failed::Deferred) => return None,
+            Err(AttemptError::NotSent(_)) if answered => return Some(FailureClass::Gone),
+            Err(AttemptError::NotSent(_)) => return Some(FailureClass::NotSent),
+            Err(AttemptError::Lost(_)) if answered => return Some(FailureClass::Away),
+            Err(AttemptError::Lost(_) | AttemptError::Cut(_) | AttemptError::NoHttp(_)) => {
+                return Some(FailureClass::Lost);
+            }
+            Err(AttemptError::Late { .. } | AttemptError::TooLong | AttemptError::Deferred) => return None,
         };
         match answer.status {
             StatusCode::TOO_MANY_REQUESTS => Some(FailureClass::RateLimited(answer.retry_after)),
@@ -444,10 +303,10 @@ impl Transport {
         request: &Request,
         ticket: crate::vault::client::budget::Ticket<'_>,
         turn: Turn<'_>,
-    ) -> Result<Answer, Failed> {
+    ) -> Result<Answer, AttemptError> {
         let left = self.left(call);
         if left.is_zero() {
-            return Err(Failed::Late { sent: false });
+            return Err(AttemptError::Late { sent: false });
         }
         let key = self.parts.key.changes();
         let built = self.build(request)?;
@@ -457,7 +316,7 @@ impl Transport {
             let _permit = self.in_flight.acquire().await;
             if is_free && self.restart.is_under_way() {
                 self.parts.budget.unused(ticket);
-                return Err(Failed::Deferred);
+                return Err(AttemptError::Deferred);
             }
             self.requests.fetch_add(1, Ordering::Relaxed);
             self.spent.add();
@@ -467,11 +326,11 @@ impl Transport {
                 .client(self.parts.clock.now())
                 .execute(built)
                 .await
-                .map_err(|e| failed_by(&e))
+                .map_err(|e| AttemptError::from(&e))
             {
                 Ok(response) => response,
                 Err(failed) => {
-                    if matches!(failed, Failed::NotSent(_)) {
+                    if matches!(failed, AttemptError::NotSent(_)) {
                         self.parts.budget.unused(ticket);
                     }
                     return Err(failed);
@@ -499,7 +358,7 @@ impl Transport {
             Ok(Answer { status, body, request_id, media_type, retry_after, attempts: 1, doubt: false })
         };
         let answer = tokio::time::timeout(left, answer);
-        turn.keep_for(answer).await.unwrap_or(Err(Failed::Late { sent: true }))
+        turn.keep_for(answer).await.unwrap_or(Err(AttemptError::Late { sent: true }))
     }
 
     /// Whether a word that the vault chose is none that it was sent: services and proxies like to repeat things.
@@ -508,8 +367,8 @@ impl Transport {
         !word.contains(key.expose()) && !request.body.as_ref().is_some_and(|body| body.holds(word))
     }
 
-    fn build(&self, request: &Request) -> Result<reqwest::Request, Failed> {
-        let bad = |what: &str| Failed::NotSent(what.to_owned());
+    fn build(&self, request: &Request) -> Result<reqwest::Request, AttemptError> {
+        let bad = |what: &str| AttemptError::NotSent(what.to_owned());
         let mut url = Url::parse(&format!("{}{}", self.parts.base, request.path))
             .map_err(|_| bad("the vault's address is not a URL"))?;
         if !request.query.is_empty() {
@@ -534,32 +393,32 @@ impl Transport {
         Ok(built)
     }
 
-    async fn read_body(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Failed> {
+    async fn read_body(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, AttemptError> {
         let max = self.parts.max_body;
         let announced = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let announced: Option<usize> = announced;
         if announced.is_some_and(|len| len > max) {
-            return Err(Failed::TooLong);
+            return Err(AttemptError::TooLong);
         }
         let mut body = Zeroizing::new(Vec::with_capacity(announced.unwrap_or(1024)));
-        while let Some(chunk) = response.chunk().await.map_err(|e| Failed::Cut(root_cause(&e)))? {
+        while let Some(chunk) = response.chunk().await.map_err(|e| AttemptError::Cut(root_cause(&e)))? {
             if body.len() + chunk.len() > max {
-                return Err(Failed::TooLong);
+                return Err(AttemptError::TooLong);
             }
             append(&mut body, &chunk);
         }
         match announced {
             Some(len) if len != body.len() => {
-                Err(Failed::Cut("its length is not what was announced".to_owned()))
+                Err(AttemptError::Cut("its length is not what was announced".to_owned()))
             }
             _ => Ok(body),
         }
     }
 
-    fn give_up(&self, failed: Failed, request: &Request, tries: u32) -> Error {
+    fn give_up(&self, failed: AttemptError, request: &Request, tries: u32) -> Error {
         let endpoint = &self.parts.endpoint;
         let (kind, sent, sentence) = match failed {
-            Failed::NotSent(why) => {
+            AttemptError::NotSent(why) => {
                 let sentence = match &self.parts.proxy {
                     Some(proxy) => format!(
                         "no connection to the vault at {endpoint} through the proxy {proxy} ({why}): check HTTPS_PROXY, \
@@ -571,29 +430,29 @@ impl Transport {
                 };
                 (ErrorKind::Unreachable, false, sentence)
             }
-            Failed::Lost(why) => {
+            AttemptError::Lost(why) => {
                 let sentence =
                     format!("the vault at {endpoint} ended the connection without an answer ({why})");
                 (ErrorKind::Unreachable, true, sentence)
             }
-            Failed::Cut(why) => (
+            AttemptError::Cut(why) => (
                 ErrorKind::BadAnswer,
                 true,
                 format!("the answer of the vault at {endpoint} was cut short ({why})"),
             ),
-            Failed::NoHttp(why) => (
+            AttemptError::NoHttp(why) => (
                 ErrorKind::BadAnswer,
                 true,
                 format!("what answers at {endpoint} does not speak HTTP ({why}): check the address"),
             ),
-            Failed::Deferred => {
+            AttemptError::Deferred => {
                 let sentence = format!("the vault at {endpoint} is away");
                 (ErrorKind::Unreachable, false, sentence)
             }
-            Failed::Late { sent } => {
+            AttemptError::Late { sent } => {
                 (ErrorKind::Deadline, sent, format!("the vault at {endpoint} did not answer in time"))
             }
-            Failed::TooLong => {
+            AttemptError::TooLong => {
                 let max = self.parts.max_body;
                 let sentence = format!("{endpoint} sent more than {max} bytes, which no vault does here");
                 (ErrorKind::BadAnswer, true, sentence)
@@ -618,38 +477,6 @@ fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
         *body = grown;
     }
     body.extend_from_slice(chunk);
-}
-
-fn failed_by(error: &reqwest::Error) -> Failed {
-    let why = root_cause(error);
-    match error {
-        _ if error.is_connect() || error.is_builder() => Failed::NotSent(why),
-        _ if is_unreadable(error) => Failed::NoHttp(why),
-        _ => Failed::Lost(why),
-    }
-}
-
-/// Whether an answer came that is none in HTTP.
-fn is_unreadable(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = error.source();
-    while let Some(inner) = cause {
-        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
-            return true;
-        }
-        cause = inner.source();
-    }
-    false
-}
-
-/// The innermost reason: the outer ones repeat the URL.
-fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause: Option<&dyn std::error::Error> = error.source();
-    let mut text = "the connection failed".to_owned();
-    while let Some(inner) = cause {
-        text = inner.to_string();
-        cause = inner.source();
-    }
-    text
 }
 
 /// The vault's id for a request, if it is one that can be shown.

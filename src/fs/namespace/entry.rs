@@ -1,0 +1,118 @@
+//! What a name is for the kernel: the entry of a place in the tree, and the directory and file name that an object shows
+//! under now.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fs::inode::file::File;
+use crate::fs::inode::{DirKind, Node};
+use crate::fs::name::{DirPrefix, Rest, SELF};
+use crate::fs::namespace::resolve::Place;
+use crate::fs::{Entry, FileSystem};
+use crate::vault::ObjectName;
+
+impl FileSystem {
+    pub(in crate::fs) fn tree_entry(&self, place: Place) -> Option<Entry> {
+        match place {
+            Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Tree(prefix))),
+            Place::Local(file) => Some(self.own_entry(&file)),
+            Place::Object(found) => {
+                let file = self.file_node(&found);
+                Some(self.entry(&Node::File(file), self.ttl(found.ttl)))
+            }
+            Place::Absent => None,
+        }
+    }
+
+    /// The entry of a file that has bytes of ours.
+    pub(in crate::fs) fn own_entry(&self, file: &Arc<File>) -> Entry {
+        let node = Node::File(file.clone());
+        let ttl = self.attr_ttl(&node).min(self.options.refresh);
+        self.entry(&node, ttl)
+    }
+
+    /// Asked for at each use, where names are unlinked and made anew: they have another history then.
+    pub(in crate::fs) fn history_entry(&self, place: Place) -> Option<Entry> {
+        let entry = match place {
+            Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
+            Place::Local(file) => {
+                let state = file.state();
+                let (name, stored) = (state.name.clone(), state.stored.clone());
+                drop(state);
+                Some(self.dir_entry(&DirKind::History(name, stored?.id)))
+            }
+            Place::Object(found) => {
+                let meta = &found.object.meta;
+                Some(self.dir_entry(&DirKind::History(meta.name.clone(), meta.id.clone())))
+            }
+            Place::Absent => None,
+        };
+        if self.options.read_only {
+            return entry;
+        }
+        entry.map(|entry| Entry { ttl: Duration::ZERO, ..entry })
+    }
+
+    /// The entry of a directory.
+    pub(in crate::fs) fn dir_entry(&self, kind: &DirKind) -> Entry {
+        let dir = self.table().dir(kind);
+        let node = Node::Dir(dir);
+        let ttl = self.attr_ttl(&node);
+        self.entry(&node, ttl)
+    }
+
+    /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name there.
+    pub(in crate::fs) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
+        let mut table = self.table();
+        let mut under = DirPrefix::root();
+        loop {
+            match self.shown(&mut table, name, &under)? {
+                (text, Rest::File) => return Some((table.dir_ino(&DirKind::Tree(under))?, text)),
+                (_, Rest::Dir(dir)) => {
+                    if dir.self_name().as_ref() == Some(name) {
+                        return Some((table.dir_ino(&DirKind::Tree(dir))?, SELF.to_owned()));
+                    }
+                    under = dir;
+                }
+            }
+        }
+    }
+
+    /// The path, below the mount point, under which `name` shows now.
+    pub(in crate::fs) fn path_of(&self, name: &str) -> String {
+        let Some(name) = ObjectName::new(name) else { return String::new() };
+        let mut table = self.table();
+        let (mut path, mut under) = (String::new(), DirPrefix::root());
+        while let Some((text, rest)) = self.shown(&mut table, &name, &under) {
+            path.push_str(&text);
+            match rest {
+                Rest::File => break,
+                Rest::Dir(dir) => {
+                    path.push('/');
+                    if dir.self_name().as_ref() == Some(&name) {
+                        path.push_str(SELF);
+                        break;
+                    }
+                    under = dir;
+                }
+            }
+        }
+        path
+    }
+
+    /// Makes the kernel look `name` up again.
+    pub(in crate::fs) fn inval_name(&self, name: &ObjectName) {
+        self.table().names_changed();
+        if let (Some(kernel), Some((parent, text))) = (self.kernel.get(), self.position(name)) {
+            kernel.inval_entry(parent, OsStr::new(&text));
+        }
+    }
+
+    /// Makes the kernel read an inode anew.
+    pub fn inval_pages(&self, ino: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(ino);
+        }
+    }
+}

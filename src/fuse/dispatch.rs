@@ -1,0 +1,94 @@
+//! From a request to its reply. What is known is answered on the kernel's own thread; what has to ask the vault moves
+//! with its reply into a task, so that no session thread waits for the network. Each request has one deadline, counted
+//! from when the first worker got it: a task that overruns it is answered ETIMEDOUT.
+
+use std::sync::Arc;
+
+use fuser::{Errno, Request};
+
+use super::reply::errno;
+use crate::failpoint;
+use crate::fs::{FileSystem, Step};
+use crate::fuse::adapter::{Adapter, GRACE};
+use crate::sys::program::name_of_process;
+use crate::vault::attribution;
+use crate::vault::attribution::Attribution;
+
+impl Adapter {
+    /// For whom the request is.
+    fn attribution(&self, req: &Request) -> Attribution {
+        Attribution::of(req.uid(), self.fs.is_guest(req.uid()))
+    }
+
+    /// Does `work` for a request that changes something, and answers it.
+    pub(super) fn serve<T: Send + 'static>(
+        &self,
+        req: &Request,
+        work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        self.end(req, self.attribution(req).scope(|| self.fs.run_mutating(req.unique().0, work)), answer);
+    }
+
+    /// Answers such a request.
+    pub(super) fn end<T: Send + 'static>(
+        &self,
+        req: &Request,
+        step: Step<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let (fs, unique) = (self.fs.clone(), req.unique().0);
+        self.answer(req, step, move |result| {
+            failpoint::point("answer");
+            answer(result);
+            failpoint::point("answered");
+            fs.completed(unique);
+        });
+    }
+
+    /// The same for one that changes nothing.
+    pub(super) fn look<T: Send + 'static>(
+        &self,
+        req: &Request,
+        work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let unique = req.unique().0;
+        let step = self.attribution(req).scope(|| self.fs.run_idempotent(unique, work));
+        if matches!(step, Step::Ready(_)) && unique >> 63 == 0 {
+            return self.answer(req, step, answer);
+        }
+        let fs = self.fs.clone();
+        self.answer(req, step, move |result| {
+            answer(result);
+            fs.completed(unique);
+        });
+    }
+
+    /// Gives `answer` the result, now or when the task has ended.
+    pub(super) fn answer<T: Send + 'static>(
+        &self,
+        req: &Request,
+        step: Step<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let requests = self.requests.clone();
+        let answer = move |result: crate::fs::Result<T>| {
+            answer(result.map_err(errno));
+            requests.answered();
+        };
+        match step {
+            Step::Ready(result) => answer(result),
+            Step::Pending(work) => {
+                let limit = self.fs.time_left(req.unique().0) + GRACE;
+                let attribution = self.attribution(req).named(name_of_process(req.pid()));
+                let out = self.requests.pause.out();
+                self.runtime.spawn(attribution::on_behalf_of(attribution, async move {
+                    let result = tokio::time::timeout(limit, work).await;
+                    answer(result.unwrap_or(Err(crate::fs::Errno::ETIMEDOUT)));
+                    drop(out);
+                }));
+            }
+        }
+    }
+}
