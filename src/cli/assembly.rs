@@ -14,7 +14,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::daemon::hooks;
 use crate::daemon::hooks::command;
 use crate::daemon::hooks::command::Job;
-use crate::daemon::hooks::{Event, Following, Memory, News};
+use crate::daemon::hooks::{ChangeEvent, Event, Following, Memory};
 use crate::daemon::protocol::MountConfig;
 use crate::daemon::worker::{LAST_DRAIN, Service, TakeoverState};
 use crate::display::Shown;
@@ -140,14 +140,14 @@ pub fn bad_audit(path: &Path, e: &std::io::Error) -> Failure {
 }
 
 impl hooks::Source<Change> for Arc<FileSystem> {
-    fn news(&self, change: &Change) -> News {
+    fn news(&self, change: &Change) -> ChangeEvent {
         let event = match change.kind {
             ChangeKind::Created => Event::Created,
             ChangeKind::Changed => Event::Changed,
             ChangeKind::Deleted => Event::Deleted,
         };
         let version = change.version.as_ref().map(|version| version.as_str().to_owned());
-        News { name: change.name.as_str().to_owned(), version, event }
+        ChangeEvent { name: change.name.as_str().to_owned(), version, event }
     }
 
     fn is_shown(&self) -> bool {
@@ -250,6 +250,6 @@ impl Service for Mounted {
             Ok(false) => tracing::info!("the key is the same as before"),
             Err(e) => tracing::error!("the key file cannot be used, the old key stays: {e}"),
         }
-        self.tls.reload_and_tell();
+        self.tls.reload_and_log();
     }
 }

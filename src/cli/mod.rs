@@ -105,7 +105,7 @@ pub fn main() -> ExitCode {
 fn help(e: &clap::Error) -> ExitCode {
     match e.print() {
         Err(unwritten) if !e.use_stderr() => {
-            end(output::heard(Err(unwritten)).map(|_| ExitCode::SUCCESS).map_err(Into::into))
+            end(output::is_read(Err(unwritten)).map(|_| ExitCode::SUCCESS).map_err(Into::into))
         }
         _ => ExitCode::from(e.exit_code() as u8),
     }

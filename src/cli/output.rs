@@ -32,17 +32,17 @@ impl Output {
 
     /// Data, as it is; false if nobody reads any more.
     pub fn bytes(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
-        heard(self.out.write_all(bytes))
+        is_read(self.out.write_all(bytes))
     }
 
     /// What is there goes out now; false if nobody reads any more.
     pub fn flush(&mut self) -> Result<bool, Failure> {
-        heard(self.out.flush())
+        is_read(self.out.flush())
     }
 
     /// The end of the output, and of the command.
     pub fn finish(mut self) -> Result<ExitCode, Failure> {
-        heard(self.out.flush()).map(|_| ExitCode::SUCCESS)
+        is_read(self.out.flush()).map(|_| ExitCode::SUCCESS)
     }
 }
 
@@ -78,7 +78,7 @@ pub fn data(text: &str) -> Result<(), Failure> {
 }
 
 /// False if nobody reads any more, who had all that was wanted; an error if it could not be written.
-pub fn heard(result: io::Result<()>) -> Result<bool, Failure> {
+pub fn is_read(result: io::Result<()>) -> Result<bool, Failure> {
     match result {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),

@@ -34,7 +34,7 @@ pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PI
 /// The control file that is read to see whether the mount answers.
 const CONTROL: &str = ".vaultfs/status.json";
 /// How often the mount is looked at where the manager has no wish of its own.
-const LOOK: Duration = Duration::from_secs(30);
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// How long an answer may take where it has none.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -86,7 +86,7 @@ pub fn stay(mut keeper: Child, mountpoint: &Path) -> anyhow::Result<ExitCode> {
 fn watch(mountpoint: PathBuf, stopped: &Receiver<()>) {
     let watchdog = watchdog();
     // As sd_watchdog_enabled(3) advises: at half of the time; and an answer that takes longer comes too late.
-    let pause = watchdog.map_or(LOOK, |time| time / 2);
+    let pause = watchdog.map_or(CHECK_INTERVAL, |time| time / 2);
     let patience = watchdog.map_or(PATIENCE, |time| time / 2);
     let mut said = String::new();
     loop {
@@ -141,12 +141,12 @@ pub fn tell(state: &str) {
         None => SocketAddr::from_pathname(&name),
     };
     // A manager that does not read must not stop us from passing on its signals.
-    let told = address.and_then(|address| {
+    let sent = address.and_then(|address| {
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(Duration::from_secs(1)))?;
         socket.send_to_addr(state.as_bytes(), &address)
     });
-    if let Err(e) = told {
+    if let Err(e) = sent {
         stdio::say(format_args!("hint: the service manager cannot be told how it goes: {e}"));
     }
 }

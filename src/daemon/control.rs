@@ -132,8 +132,8 @@ pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>
             _ = over(&mut ended) => break,
         }
     }
-    let all_told = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(Duration::from_secs(1), all_told).await;
+    let all_notified = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(1), all_notified).await;
 }
 
 /// Waits for the end; a worker that goes away without a word has nothing unsaved to name.

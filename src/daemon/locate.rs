@@ -36,7 +36,7 @@ pub fn vaultfs_at(path: &Path) -> Result<Entry, LocateError> {
     let absolute = lexically_absolute(path).map_err(LocateError::Table)?;
     let mut top = mount_table::top_at(&absolute).map_err(LocateError::Table)?;
     if top.is_none() {
-        match probe::look(path, Duration::from_secs(5)) {
+        match probe::stat(path, Duration::from_secs(5)) {
             Ok(Ok((seen, _))) => top = mount_table::top_at(&seen.canonical).map_err(LocateError::Table)?,
             Ok(Err(WalkError::Link { .. })) => return Err(LocateError::Link(absolute)),
             Ok(Err(_)) | Err(_) => {}

@@ -108,7 +108,7 @@ pub trait Kernel: Send + Sync {
 
 /// What is known of requests that have no answer yet.
 #[derive(Debug, Default)]
-struct Sightings {
+struct CrashRecords {
     of: HashMap<u64, crate::fs::recovery::quarantine::CrashRecord>,
     /// So many were under way when the last worker died.
     charged: usize,
@@ -130,8 +130,8 @@ pub struct FileSystem {
     /// What requests have begun to do (`request`).
     intents: Mutex<HashMap<u64, crate::fs::recovery::replay::Intent>>,
     /// Requests that wait, or were sent again (`suspects`).
-    sightings: Mutex<Sightings>,
-    trial: Arc<crate::fs::recovery::quarantine::Trial>,
+    crash_records: Mutex<CrashRecords>,
+    quarantine: Arc<crate::fs::recovery::quarantine::Quarantine>,
     /// See `commands`.
     kept_commands: Mutex<Option<Vec<u8>>>,
     scratch_bytes: Mutex<u64>,
@@ -200,8 +200,8 @@ impl FileSystem {
             next_handle: AtomicU64::new(1),
             unacknowledged: crate::fs::handle::unacknowledged::UnacknowledgedOpens::default(),
             intents: Mutex::default(),
-            sightings: Mutex::default(),
-            trial: Arc::default(),
+            crash_records: Mutex::default(),
+            quarantine: Arc::default(),
             kept_commands: Mutex::default(),
             scratch_bytes: Mutex::new(0),
             retained_bytes: Arc::default(),

@@ -97,7 +97,7 @@ impl Filesystem for Adapter {
             });
         }
         let (of, fs) = (name.to_owned(), self.fs.clone());
-        self.look(
+        self.query(
             req,
             |fs| fs.lookup(parent.0, name),
             move |found| match found {
@@ -176,7 +176,7 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
-        self.serve(
+        self.mutate(
             req,
             |fs| fs.mknod(parent.0, name, mode, umask),
             move |made| match made {
@@ -207,7 +207,7 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
-        self.serve(
+        self.mutate(
             req,
             |fs| fs.link(ino.0, newparent.0, name),
             move |made| match made {
@@ -223,7 +223,7 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
-        self.serve(
+        self.mutate(
             req,
             |fs| fs.mkdir(parent.0, name, mode & !umask),
             move |made| match made {
@@ -237,13 +237,13 @@ impl Filesystem for Adapter {
         self.requests.count(Operation::Unlink, req, parent, Some(name));
         let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
         let fs = |fs: &Arc<FileSystem>| fs.unlink(parent.0, name, Remover::of(req.pid()));
-        self.serve(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
+        self.mutate(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Rmdir, req, parent, Some(name));
         refuse_helper!(self, req, reply);
-        self.serve(req, |fs| fs.rmdir(parent.0, name), empty(reply));
+        self.mutate(req, |fs| fs.rmdir(parent.0, name), empty(reply));
     }
 
     fn rename(
@@ -260,7 +260,7 @@ impl Filesystem for Adapter {
         let (from, to) = ((parent.0, name), (newparent.0, newname));
         let registered = self.fs.helper_rename(req.pid(), from, to);
         let fs = |fs: &Arc<FileSystem>| fs.rename(from, to, flags.bits(), caller(req));
-        self.serve(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
+        self.mutate(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -269,7 +269,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         refuse_helper!(self, req, reply);
-        self.serve(req, |fs| fs.open(ino.0, flags.0, caller(req)), opened(reply));
+        self.mutate(req, |fs| fs.open(ino.0, flags.0, caller(req)), opened(reply));
     }
 
     fn read(
@@ -284,7 +284,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.requests.count(Operation::Read, req, ino, None);
-        self.look(
+        self.query(
             req,
             |fs| fs.read(ino.0, fh.0, offset, size),
             move |slice| match slice {
@@ -312,7 +312,7 @@ impl Filesystem for Adapter {
             self.fs.inval_pages(ino.0);
             return reply.error(e);
         }
-        self.serve(
+        self.mutate(
             req,
             |fs| match write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
                 true => fs.write_mapped(fh.0, offset, data).into(),
@@ -330,7 +330,7 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
-        self.serve(req, |fs| fs.flush(fh.0, caller(req)), empty(reply));
+        self.mutate(req, |fs| fs.flush(fh.0, caller(req)), empty(reply));
     }
 
     fn release(
@@ -344,12 +344,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Release, req, ino, None);
-        self.serve(req, |fs| fs.release(fh.0), empty(reply));
+        self.mutate(req, |fs| fs.release(fh.0), empty(reply));
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsync, req, ino, None);
-        self.serve(req, |fs| fs.fsync(fh.0), empty(reply));
+        self.mutate(req, |fs| fs.fsync(fh.0), empty(reply));
     }
 
     fn create(
@@ -368,7 +368,7 @@ impl Filesystem for Adapter {
         }
         refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
-        self.serve(
+        self.mutate(
             req,
             |fs| fs.create(parent.0, name, create, caller(req)),
             move |made| match made {
@@ -393,13 +393,13 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         refuse_helper!(self, req, reply);
-        self.serve(req, |fs| fs.opendir(ino.0, caller(req)).into(), opened(reply));
+        self.mutate(req, |fs| fs.opendir(ino.0, caller(req)).into(), opened(reply));
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         self.requests.count(Operation::Readdir, req, ino, None);
         let (fs, dir) = (self.fs.clone(), ino.0);
-        self.look(
+        self.query(
             req,
             |fs| fs.readdir(dir, fh.0, offset),
             move |listing| match listing {
@@ -422,13 +422,13 @@ impl Filesystem for Adapter {
             fs.releasedir(fh.0);
             Step::Ready(Ok(()))
         };
-        self.serve(req, done, empty(reply));
+        self.mutate(req, done, empty(reply));
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsyncdir, req, ino, None);
         refuse_helper!(self, req, reply);
-        self.serve(req, |fs| fs.fsync_dir(ino.0), empty(reply));
+        self.mutate(req, |fs| fs.fsync_dir(ino.0), empty(reply));
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -21,7 +21,7 @@ impl Adapter {
     }
 
     /// Does `work` for a request that changes something, and answers it.
-    pub(super) fn serve<T: Send + 'static>(
+    pub(super) fn mutate<T: Send + 'static>(
         &self,
         req: &Request,
         work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
@@ -47,7 +47,7 @@ impl Adapter {
     }
 
     /// The same for one that changes nothing.
-    pub(super) fn look<T: Send + 'static>(
+    pub(super) fn query<T: Send + 'static>(
         &self,
         req: &Request,
         work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,

@@ -87,17 +87,17 @@ mod tests {
         pause.wait();
         let out = pause.out();
         let paused = pause.begin(Duration::from_millis(10)).await;
-        let (told, heard) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let reader = std::thread::spawn({
             let pause = pause.clone();
             move || {
                 pause.wait();
-                told.send(()).unwrap();
+                sender.send(()).unwrap();
             }
         });
-        assert!(heard.recv_timeout(Duration::from_millis(20)).is_err(), "it is not begun");
+        assert!(receiver.recv_timeout(Duration::from_millis(20)).is_err(), "it is not begun");
         drop(paused);
-        heard.recv().unwrap();
+        receiver.recv().unwrap();
         reader.join().unwrap();
         let ends = async {
             tokio::task::yield_now().await;

@@ -35,7 +35,7 @@ pub async fn give_back() {
     loop {
         tokio::time::sleep(PAUSE).await;
         // It walks through the heap: for a large one that takes longer than others should wait.
-        let look = tokio::task::spawn_blocking(move || {
+        let task = tokio::task::spawn_blocking(move || {
             if watch.is_time(resident(), in_use()) {
                 trim();
                 watch.trimmed(resident(), in_use());
@@ -43,7 +43,7 @@ pub async fn give_back() {
             watch
         });
         // A panic in there would be the allocator's.
-        watch = look.await.unwrap_or_default();
+        watch = task.await.unwrap_or_default();
     }
 }
 

@@ -269,7 +269,7 @@ fn remove_new(before: &[Entry]) {
         let left = new_since(before).unwrap_or_default();
         let mut moved = false;
         for entry in left {
-            match probe::look(&entry.mountpoint, Duration::from_secs(5)) {
+            match probe::stat(&entry.mountpoint, Duration::from_secs(5)) {
                 Ok(Ok((seen, root))) if mount_id(root.as_fd()).is_ok_and(|id| id == entry.id) => {
                     let is_dead = mountpoint::is_dead(&entry, &seen);
                     // A look that was under way when the connection ended has another error than those that come later.

@@ -68,7 +68,7 @@ pub enum MountpointError {
 pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
     // Dead mounts may be stacked; each turn removes one.
     for _ in 0..16 {
-        let (seen, target) = look(path)?;
+        let (seen, target) = inspect(path)?;
         let at = target.path();
         let other = |e| MountpointError::Other(at.to_owned(), e);
         if at.to_str().is_none() {
@@ -95,9 +95,9 @@ pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
     Err(MountpointError::Stuck(path.into(), io::Error::other("too many of them")))
 }
 
-fn look(path: &Path) -> Result<(Seen, Target), MountpointError> {
+fn inspect(path: &Path) -> Result<(Seen, Target), MountpointError> {
     let other = |e| MountpointError::Other(path.into(), e);
-    match probe::look(path, PATIENCE) {
+    match probe::stat(path, PATIENCE) {
         Ok(Ok((seen, directory))) => {
             let target = Target::new(seen.canonical.clone(), directory).map_err(other)?;
             Ok((seen, target))

@@ -54,7 +54,7 @@ pub enum ProbeError {
 }
 
 /// Walks to `path` in a child process ([`mount_target::walk`]) and looks at what is there, for at most `within`.
-pub fn look(path: &Path, within: Duration) -> Result<Result<(Seen, OwnedFd), WalkError>, ProbeError> {
+pub fn stat(path: &Path, within: Duration) -> Result<Result<(Seen, OwnedFd), WalkError>, ProbeError> {
     let end = Instant::now() + within;
     let (ours, theirs) = Channel::pair()?;
     let mut child = start(&[path.as_os_str()], OwnedFd::from(theirs).into())?;

@@ -37,7 +37,7 @@ pub enum Start {
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A mount that starts without a vault waits no longer than this for one that may be there.
-const GLANCE: Duration = Duration::from_secs(1);
+const LAZY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The vault and, if it has answered, the first page of its names.
 pub async fn start(
@@ -54,7 +54,7 @@ pub async fn start(
         }
         Start::Wait(patience) => {
             let end = clock.now() + patience;
-            let mut told = false;
+            let mut warned = false;
             let mut before: Option<Error> = None;
             loop {
                 let is_last = clock.now() + timeout > end;
@@ -70,7 +70,7 @@ pub async fn start(
                 if left.is_zero() {
                     return Err(failed);
                 }
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut warned, true) {
                     tracing::warn!(error = %failed, "the vault does not answer yet: waiting for it");
                 }
                 before = Some(failed);
@@ -78,7 +78,7 @@ pub async fn start(
             }
         }
         Start::Lazy => {
-            let call = Call::foreground(clock.now() + timeout.min(GLANCE));
+            let call = Call::foreground(clock.now() + timeout.min(LAZY_TIMEOUT));
             match connector.open(&call).await {
                 Ok(opened) => Ok(answered(opened)),
                 Err(e) if is_outage(e.kind) => {

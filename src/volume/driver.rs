@@ -36,9 +36,9 @@ use crate::clock::Clock;
 /// How long a removal tries to store what is unsaved: podman waits 5 s for the answer, dockerd a minute.
 const REMOVAL: Duration = Duration::from_secs(3);
 /// How often it is looked whether a mount namespace that has a volume bound has ended, at least.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The same while an engine waits for its removal.
-const LOOK_SOON: Duration = Duration::from_millis(100);
+const FIRST_POLL: Duration = Duration::from_millis(100);
 
 type Result<T> = std::result::Result<T, Refusal>;
 
@@ -233,7 +233,7 @@ impl Driver {
                 Err(e) => return tracing::error!("{e}"),
                 Ok(()) => return,
             }
-            pause = self.keep.max(LOOK);
+            pause = self.keep.max(POLL_INTERVAL);
         }
     }
 
@@ -286,7 +286,7 @@ impl Driver {
     async fn unbound(&self, at: &std::path::Path, within: Duration) {
         let gone = async {
             while self.mounter.holder(at).await.is_some() {
-                tokio::time::sleep(LOOK_SOON).await;
+                tokio::time::sleep(FIRST_POLL).await;
             }
         };
         // Else it is told who has it.
@@ -313,12 +313,12 @@ impl Driver {
     }
 
     /// After a start: what is mounted for nobody is unmounted, what is gone is named. Waits for mounts; run it beside.
-    pub async fn settle(&self) {
-        let settled = self.known().into_iter().map(|name| async move { self.settle_one(&name).await });
-        futures_util::future::join_all(settled).await;
+    pub async fn check_mounts(&self) {
+        let checks = self.known().into_iter().map(|name| async move { self.check_mount(&name).await });
+        futures_util::future::join_all(checks).await;
     }
 
-    async fn settle_one(&self, name: &str) {
+    async fn check_mount(&self, name: &str) {
         let guard = self.locks.next(name).await;
         let at = self.store.mountpoint(name);
         let volume = self.volumes().get(name).ok().cloned();

@@ -36,7 +36,7 @@ const DRAIN: Duration = Duration::from_secs(60);
 /// How long a mount may take to answer a read that asks no vault.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often the mount table is looked at while something is being unmounted.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// More than any sentence of ours.
 const SENTENCE: u64 = 4096;
 /// A file that every mount has, and answers itself.
@@ -157,7 +157,7 @@ impl Mounter for Commands {
         loop {
             tokio::select! {
                 ended = &mut ended => return ended.unwrap_or_else(|e| Err(e.to_string())),
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = &mut unless => {
                     let _ = stop.send(());
                     // Until it has ended it may still unmount.

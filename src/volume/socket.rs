@@ -146,9 +146,9 @@ async fn unmount(State(driver): Shared, body: Bytes) -> Response {
         Ok(user) => user,
         Err(e) => return refused(e),
     };
-    let (tell, hear) = oneshot::channel();
-    tokio::spawn(async move { driver.unmount(&name, &id, |answer| tell.send(answer).is_ok()).await });
-    answer(heard(hear.await).map(|()| Answer::Done {}))
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(async move { driver.unmount(&name, &id, |answer| sender.send(answer).is_ok()).await });
+    answer(joined(receiver.await).map(|()| Answer::Done {}))
 }
 
 async fn remove(State(driver): Shared, body: Bytes) -> Response {
@@ -161,9 +161,9 @@ async fn mount(State(driver): Shared, Extension(Peer(engine)): Extension<Peer>, 
         Ok(user) => user,
         Err(e) => return refused(e),
     };
-    let (tell, hear) = oneshot::channel();
-    tokio::spawn(async move { driver.mount(&name, &id, engine, |answer| tell.send(answer).is_ok()).await });
-    answer(heard(hear.await).map(|mountpoint| Answer::Mountpoint { mountpoint }))
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(async move { driver.mount(&name, &id, engine, |answer| sender.send(answer).is_ok()).await });
+    answer(joined(receiver.await).map(|mountpoint| Answer::Mountpoint { mountpoint }))
 }
 
 async fn path(State(driver): Shared, body: Bytes) -> Response {
@@ -186,14 +186,14 @@ where
     F: Future<Output = Result<(), Refusal>> + Send + 'static,
 {
     let done = match name {
-        Ok(name) => heard(tokio::spawn(change(name)).await),
+        Ok(name) => joined(tokio::spawn(change(name)).await),
         Err(e) => Err(e),
     };
     answer(done.map(|()| Answer::Done {}))
 }
 
 /// A task that was to answer and died did so because of a bug, which the log names.
-fn heard<T, E>(answer: Result<Result<T, Refusal>, E>) -> Result<T, Refusal> {
+fn joined<T, E>(answer: Result<Result<T, Refusal>, E>) -> Result<T, Refusal> {
     answer.unwrap_or_else(|_| Err(Refusal::Said("vaultfs failed; its log says where".into())))
 }
 

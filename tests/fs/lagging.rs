@@ -20,7 +20,7 @@ const DIALECTS: [Capabilities; 2] = [OBJECT_CAPABILITIES, KV_CAPABILITIES];
 async fn each() -> Vec<(Shell, String)> {
     let mut all = Vec::new();
     for capabilities in DIALECTS {
-        for lagging in [Lagging::Always(LAG), Lagging::InTurn(LAG)] {
+        for lagging in [Lagging::Always(LAG), Lagging::Alternating(LAG)] {
             let sh = Shell::of(capabilities, Options { refresh: SECOND, ..Options::default() });
             sh.put("f", "old\n").await;
             sh.pass(30 * SECOND).await;
@@ -115,7 +115,7 @@ async fn of_two_replicas_one_that_knows_is_found_by_asking_once_more() {
     for capabilities in DIALECTS {
         let sh = Shell::of(capabilities, Options { refresh: SECOND, ..Options::default() });
         sh.put("other", "x").await;
-        sh.memory.lag(Lagging::InTurn(LAG));
+        sh.memory.lag(Lagging::Alternating(LAG));
         sh.write_file("made", "1").await.unwrap();
         for _ in 0..5 {
             sh.refresh().await;

@@ -508,7 +508,7 @@ proptest! {
         lagging in prop_oneof![
             8 => Just(Lagging::Never),
             1 => Just(Lagging::Always(LONGEST_LAG)),
-            1 => Just(Lagging::InTurn(LONGEST_LAG)),
+            1 => Just(Lagging::Alternating(LONGEST_LAG)),
         ],
         steps in steps(),
     ) {

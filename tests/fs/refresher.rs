@@ -17,7 +17,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// A mount of a vault with objects `n0`, `n1` …, which is followed for as long as somebody listens.
 async fn followed(sh: Shell, names: usize, limit: Option<(u32, Duration)>) -> Shell {
     if let Some((limit, window)) = limit {
-        sh.memory.tell_limit(limit, window);
+        sh.memory.report_limit(limit, window);
     }
     for n in 0..names {
         sh.put(&format!("n{n}"), "x").await;
@@ -132,7 +132,7 @@ async fn beside(ahead_ms: i64, told: bool) -> (Shell, Arc<Skewed>) {
     let right = Shell::paused();
     let clock = Arc::new(Skewed { right: right.clone(), ahead_ms: AtomicI64::new(ahead_ms) });
     let memory = Arc::new(MemoryVault::new(KV_CAPABILITIES, clock.clone()));
-    memory.tell_ahead(told.then_some(ahead_ms));
+    memory.report_ahead(told.then_some(ahead_ms));
     let sh = Shell::mounted(memory, right, Options::default());
     for n in 0..250 {
         sh.put(&format!("n{n}"), "x").await;
@@ -208,7 +208,7 @@ async fn a_clock_that_is_put_back_hides_no_change() {
     sh.fs.refresh_now().await;
     assert_eq!(rotated(&sh), ["n1"]);
     clock.ahead_ms.store(-HOURS, Ordering::Relaxed);
-    sh.memory.tell_ahead(Some(-HOURS));
+    sh.memory.report_ahead(Some(-HOURS));
     sh.put("n2", "after").await;
     sh.pass(Duration::from_secs(4)).await;
     // The first tick hears of the other time, and believes nothing for it.

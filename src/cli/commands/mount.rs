@@ -213,7 +213,7 @@ pub struct MountArgs {
 }
 
 /// A wait that takes longer than this is told.
-const BEFORE_TOLD: Duration = Duration::from_secs(1);
+const QUIET_WAIT: Duration = Duration::from_secs(1);
 
 /// Checks everything that can be checked before a process is started.
 fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target)> {
@@ -299,7 +299,7 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
             return Err(Failure::with_code(failed.exit, failed.message).into());
         }
     };
-    match look_from_outside(&config.mountpoint, dev) {
+    match stat_from_outside(&config.mountpoint, dev) {
         Ok(status) if !args.read_only => hint_at_key(&status),
         Ok(_) => {}
         Err(failure) => {
@@ -433,7 +433,7 @@ fn start_keeper(
     // From here on the keeper alone keeps the directory open.
     drop(target);
     send_config(pipe, config, key)?;
-    if matches!(config.start, Start::Wait(_)) && !speaks_within(&said, BEFORE_TOLD)? {
+    if matches!(config.start, Start::Wait(_)) && !speaks_within(&said, QUIET_WAIT)? {
         stdio::say("waiting for the vault; the log says why it is not there yet");
     }
     let mut line = String::new();
@@ -469,9 +469,9 @@ fn hint_at_key(status: &[u8]) {
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The mount answers, a file in it can be read, and it is the one that was made. What it says of itself.
-fn look_from_outside(mountpoint: &Path, dev: Dev) -> Result<Vec<u8>, Failure> {
+fn stat_from_outside(mountpoint: &Path, dev: Dev) -> Result<Vec<u8>, Failure> {
     let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.shown()));
-    let seen = probe::look(mountpoint, ANSWER)
+    let seen = probe::stat(mountpoint, ANSWER)
         .map_err(|e| failed(format!("mounted, but it cannot be used: {e}")))?;
     let (seen, _) = seen.map_err(|_| failed("mounted, but something on the way was replaced".into()))?;
     match (seen.stat, seen.statfs) {

@@ -196,7 +196,7 @@ fn answer(mount: &LiveMount, within: Duration) -> Value {
 
 fn without_processes(entry: &Entry, within: Duration) -> String {
     let path = entry.mountpoint.shown();
-    match probe::look(&entry.mountpoint, within) {
+    match probe::stat(&entry.mountpoint, within) {
         Ok(Ok((seen, _))) if mountpoint::is_dead(entry, &seen) => format!(
             "DEAD: its processes died, nothing can be read or written there; `vaultfs mount` with the same options \
              replaces it, `vaultfs unmount {path}` removes it; the log says what happened"

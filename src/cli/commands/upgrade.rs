@@ -100,7 +100,7 @@ fn ask(mount: &LiveMount, program: &std::path::Path, end: Instant) -> Result<Ask
     });
     if let Ok(mut client) = asked {
         // The old worker says why not; one that is relieved, or dies, says nothing more.
-        hear(mount, &client)?;
+        wait_for_answer(mount, &client)?;
         match client.receive(ANSWER) {
             Ok(Some(Answer::Error(why))) => return Ok(Asked::Refused(why)),
             Ok(Some(_)) => return Ok(Asked::Refused("an odd answer".to_owned())),
@@ -126,7 +126,7 @@ fn ask(mount: &LiveMount, program: &std::path::Path, end: Instant) -> Result<Ask
 }
 
 /// Waits until the old worker says something, or ends. The keeper decides about both.
-fn hear(mount: &LiveMount, client: &Client) -> Result<(), Failure> {
+fn wait_for_answer(mount: &LiveMount, client: &Client) -> Result<(), Failure> {
     let (path, keeper) = (mount.mountpoint.shown(), mount.keeper_pid());
     let end = Instant::now() + TAKEOVER;
     let mut moved = Instant::now();

@@ -134,7 +134,7 @@ async fn serve(path: &Path, state: &Path, settings: Settings) -> anyhow::Result<
     }
     let settling = tokio::spawn({
         let driver = driver.clone();
-        async move { driver.settle().await }
+        async move { driver.check_mounts().await }
     });
     let stop = async {
         tokio::select! {

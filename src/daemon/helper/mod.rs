@@ -228,7 +228,7 @@ impl HelperSupervisor {
     }
 
     /// Starts a helper if there is none and the mount is there. To be called whenever a child may have died.
-    pub fn look_after(&mut self) {
+    pub fn supervise(&mut self) {
         if !self.has_ended() || !is_there(self.dev) {
             return;
         }

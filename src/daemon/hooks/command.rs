@@ -37,7 +37,7 @@ pub const END: Duration = Duration::from_secs(2);
 /// What is said of it then.
 const WITH_THE_MOUNT: &str = "was ended with the mount";
 /// How often a command is looked at that is no child of ours.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Variables that a command may need and that hold no secret.
 const PASSED_ON: [&str; 6] =
     ["HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"];
@@ -85,7 +85,7 @@ impl Job {
             });
             let ended = tokio::select! {
                 ended = waited => Some(ended),
-                () = told(stopped) => None,
+                () = stop_requested(stopped) => None,
             };
             if !listening.is_terminated() {
                 let _ = tokio::time::timeout(REST, listening).await;
@@ -159,13 +159,13 @@ pub async fn outlive(leader: Leader, limit: Duration, stopped: watch::Receiver<b
     let group = Some(Pid::from_raw(leader.pid as i32));
     let gone = async || {
         while leader.lives() {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     // Nearly always timeout(1) is faster.
     let late = tokio::select! {
         ended = tokio::time::timeout(limit + GRACE, gone()) => ended.is_err(),
-        () = told(stopped) => {
+        () = stop_requested(stopped) => {
             signal_group(group, Signal::SIGTERM);
             if tokio::time::timeout(END, gone()).await.is_err() {
                 signal_group(group, Signal::SIGKILL);
@@ -181,7 +181,7 @@ pub async fn outlive(leader: Leader, limit: Duration, stopped: watch::Receiver<b
 }
 
 /// Until it is said, or nobody is left who could.
-pub async fn told(mut stopped: watch::Receiver<bool>) {
+pub async fn stop_requested(mut stopped: watch::Receiver<bool>) {
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -222,14 +222,14 @@ fn like_new() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::hooks::debounce::{Event, News};
+    use crate::daemon::hooks::debounce::{ChangeEvent, Event};
 
     fn job(command: &str, limit: Duration) -> Job {
         Job { command: command.into(), mountpoint: "/mnt/v".into(), limit }
     }
 
     fn changed() -> Run {
-        Run::One(News { name: "tls/key".into(), version: Some("3".into()), event: Event::Changed })
+        Run::One(ChangeEvent { name: "tls/key".into(), version: Some("3".into()), event: Event::Changed })
     }
 
     fn never() -> watch::Receiver<bool> {

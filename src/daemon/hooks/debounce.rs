@@ -50,7 +50,7 @@ impl Event {
 
 /// A change, without its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct News {
+pub struct ChangeEvent {
     /// The object's name, as the mount has it.
     pub name: String,
     /// Its version now, if that is known.
@@ -63,7 +63,7 @@ pub struct News {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Run {
     /// One name.
-    One(News),
+    One(ChangeEvent),
     /// So many names that they are not told.
     Many,
 }
@@ -78,12 +78,12 @@ impl fmt::Display for Run {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Heard {
+struct Burst {
     first: Instant,
     last: Instant,
 }
 
-impl Heard {
+impl Burst {
     fn due(self) -> Instant {
         (self.last + QUIET).min(self.first + LONGEST)
     }
@@ -92,25 +92,26 @@ impl Heard {
 /// What waits.
 #[derive(Debug, Default)]
 pub struct Queue {
-    waiting: BTreeMap<String, (News, Heard)>,
-    many: Option<Heard>,
+    waiting: BTreeMap<String, (ChangeEvent, Burst)>,
+    many: Option<Burst>,
     running: bool,
 }
 
 impl Queue {
     /// Takes news in.
-    pub fn note(&mut self, news: News, now: Instant) {
+    pub fn note(&mut self, news: ChangeEvent, now: Instant) {
         if self.many.is_some() {
             return self.note_many(now);
         }
         let mut first = now;
         let mut event = Some(news.event);
-        if let Some((old, heard)) = self.waiting.remove(&news.name) {
-            first = heard.first;
+        if let Some((old, burst)) = self.waiting.remove(&news.name) {
+            first = burst.first;
             event = old.event.then(news.event);
         }
         if let Some(event) = event {
-            self.waiting.insert(news.name.clone(), (News { event, ..news }, Heard { first, last: now }));
+            self.waiting
+                .insert(news.name.clone(), (ChangeEvent { event, ..news }, Burst { first, last: now }));
         }
         if self.waiting.len() > MOST {
             self.note_many(now);
@@ -119,9 +120,9 @@ impl Queue {
 
     /// More news than can be told one by one.
     pub fn note_many(&mut self, now: Instant) {
-        let first = self.many.map_or(now, |heard| heard.first);
-        let first = self.waiting.values().map(|(_, heard)| heard.first).chain([first]).min().unwrap_or(now);
-        self.many = Some(Heard { first, last: now });
+        let first = self.many.map_or(now, |burst| burst.first);
+        let first = self.waiting.values().map(|(_, burst)| burst.first).chain([first]).min().unwrap_or(now);
+        self.many = Some(Burst { first, last: now });
         self.waiting.clear();
     }
 
@@ -130,7 +131,7 @@ impl Queue {
         if self.running {
             return None;
         }
-        self.waiting.values().map(|(_, heard)| heard.due()).chain(self.many.map(Heard::due)).min()
+        self.waiting.values().map(|(_, burst)| burst.due()).chain(self.many.map(Burst::due)).min()
     }
 
     /// The run that is due, which has then begun.
@@ -143,12 +144,12 @@ impl Queue {
             return Some(Run::Many);
         }
         let name =
-            self.waiting.iter().min_by_key(|(_, (_, heard))| heard.due()).map(|(name, _)| name.clone())?;
+            self.waiting.iter().min_by_key(|(_, (_, burst))| burst.due()).map(|(name, _)| name.clone())?;
         self.waiting.remove(&name).map(|(news, _)| Run::One(news))
     }
 
     /// What waits: each name, and whether there is more than can be told.
-    pub fn waiting(&self) -> (Vec<News>, bool) {
+    pub fn waiting(&self) -> (Vec<ChangeEvent>, bool) {
         (self.waiting.values().map(|(news, _)| news.clone()).collect(), self.many.is_some())
     }
 
@@ -167,8 +168,8 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn news(name: &str, event: Event) -> News {
-        News { name: name.into(), version: None, event }
+    fn news(name: &str, event: Event) -> ChangeEvent {
+        ChangeEvent { name: name.into(), version: None, event }
     }
 
     fn one(name: &str, event: Event) -> Option<Run> {

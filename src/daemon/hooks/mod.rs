@@ -28,9 +28,9 @@ use tokio::time::Instant;
 
 use crate::daemon::hooks::command::Job;
 use crate::daemon::hooks::debounce::Run;
-use crate::daemon::hooks::runner::{Keep, Running, Runs};
+use crate::daemon::hooks::runner::{Running, Runs, SaveState};
 
-pub use crate::daemon::hooks::debounce::{Event, News};
+pub use crate::daemon::hooks::debounce::{ChangeEvent, Event};
 
 /// How long the mount may take to show a change before the command is run all the same.
 const SHOWN_WITHIN: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub struct Memory {
     /// What the worker before this one kept.
     pub kept: Option<Vec<u8>>,
     /// Keeps for the next one.
-    pub keep: Keep,
+    pub save_state: SaveState,
 }
 
 /// Tells the commands that the mount ends.
@@ -65,7 +65,7 @@ impl Following {
 /// What is asked of the mount about the changes `C` that it tells.
 pub trait Source<C>: Clone + Send + Sync + 'static {
     /// What the command is told.
-    fn news(&self, change: &C) -> News;
+    fn news(&self, change: &C) -> ChangeEvent;
     /// Whether the mount shows every change that it told.
     fn is_shown(&self) -> bool;
     /// Whether it made the change itself.
@@ -81,7 +81,7 @@ pub fn follow<C: Clone + Send + 'static>(
     memory: Memory,
 ) -> Following {
     let (stop, stopped) = watch::channel(false);
-    let (runs, alive) = Runs::restore(memory.kept.as_deref(), memory.keep, Instant::now().into_std());
+    let (runs, alive) = Runs::restore(memory.kept.as_deref(), memory.save_state, Instant::now().into_std());
     let task = runtime.spawn(run_all(changes, source, Runner { job, runs, stopped }, alive));
     Following { stop, task }
 }
@@ -129,7 +129,7 @@ async fn run_all<C: Clone + Send + 'static>(
                 running = None;
                 runs.ended();
             }
-            () = command::told(runner.stopped.clone()) => break,
+            () = command::stop_requested(runner.stopped.clone()) => break,
         }
     }
     for run in runs.close() {

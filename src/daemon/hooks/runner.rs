@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::hooks::debounce::{News, Queue, Run};
+use crate::daemon::hooks::debounce::{ChangeEvent, Queue, Run};
 use crate::sys::process;
 
 /// Writes down for a successor, or takes away what is written.
-pub type Keep = Arc<dyn Fn(Option<Vec<u8>>) + Send + Sync>;
+pub type SaveState = Arc<dyn Fn(Option<Vec<u8>>) + Send + Sync>;
 
 /// The process that leads a command's group, told from whoever gets its number later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ pub struct Running {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedRuns {
-    waiting: Vec<News>,
+    waiting: Vec<ChangeEvent>,
     many: bool,
     running: Option<Running>,
 }
@@ -57,12 +57,12 @@ struct State {
 #[derive(Clone)]
 pub struct Runs {
     state: Arc<Mutex<State>>,
-    keep: Keep,
+    save_state: SaveState,
 }
 
 impl Runs {
     /// Goes on from what a dead worker kept. What it had begun and what lives still is for the caller to wait for.
-    pub fn restore(kept: Option<&[u8]>, keep: Keep, now: Instant) -> (Self, Option<Running>) {
+    pub fn restore(kept: Option<&[u8]>, save_state: SaveState, now: Instant) -> (Self, Option<Running>) {
         let mut queue = Queue::default();
         let mut alive = None;
         let kept: Option<SavedRuns> = kept.and_then(|bytes| {
@@ -88,7 +88,7 @@ impl Runs {
                 None => {}
             }
         }
-        let runs = Self { state: Arc::new(Mutex::new(State { queue, running: alive.clone() })), keep };
+        let runs = Self { state: Arc::new(Mutex::new(State { queue, running: alive.clone() })), save_state };
         runs.change(|_| ());
         (runs, alive)
     }
@@ -106,7 +106,9 @@ impl Runs {
         // Under the lock, so that what is written last is what is so.
         let lost =
             |e: &postcard::Error| tracing::error!("the commands that wait cannot be written down: {e}");
-        (self.keep)((!idle).then(|| postcard::to_allocvec(&kept).inspect_err(lost)).and_then(Result::ok));
+        (self.save_state)(
+            (!idle).then(|| postcard::to_allocvec(&kept).inspect_err(lost)).and_then(Result::ok),
+        );
         done
     }
 
@@ -116,7 +118,7 @@ impl Runs {
     }
 
     /// News came in.
-    pub fn note(&self, news: News) {
+    pub fn note(&self, news: ChangeEvent) {
         self.change(|state| state.queue.note(news, Instant::now()));
     }
 
@@ -170,20 +172,20 @@ mod tests {
     use super::*;
     use crate::daemon::hooks::debounce::{Event, QUIET};
 
-    fn news(name: &str) -> News {
-        News { name: name.into(), version: Some("2".into()), event: Event::Changed }
+    fn news(name: &str) -> ChangeEvent {
+        ChangeEvent { name: name.into(), version: Some("2".into()), event: Event::Changed }
     }
 
     #[test]
     fn a_successor_has_what_waited_and_knows_what_runs() {
         let kept: Arc<Mutex<Option<Vec<u8>>>> = Arc::default();
-        let keep: Keep = {
+        let save_state: SaveState = {
             let kept = kept.clone();
             Arc::new(move |bytes| *kept.lock().unwrap() = bytes)
         };
         let after_death =
             || Runs::restore(kept.lock().unwrap().clone().as_deref(), Arc::new(drop), Instant::now());
-        let (runs, _) = Runs::restore(None, keep, Instant::now() - 2 * QUIET);
+        let (runs, _) = Runs::restore(None, save_state, Instant::now() - 2 * QUIET);
         assert!(kept.lock().unwrap().is_none(), "nothing is kept of nothing");
         runs.state().queue.note(news("a"), Instant::now() - QUIET);
         assert_eq!(runs.take(), Some(Run::One(news("a"))));

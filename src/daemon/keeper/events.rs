@@ -66,7 +66,7 @@ impl Keeper {
                     Some(libc::SIGHUP) => return Event::Reload,
                     Some(libc::SIGCHLD) => {
                         worker_process::reap();
-                        self.look_after_helper();
+                        self.supervise_helper();
                     }
                     _ => {}
                 }
@@ -84,9 +84,9 @@ impl Keeper {
     }
 
     fn wait(&self, starter: Option<&StarterPipe>, until: Option<Instant>) -> nix::Result<Ready> {
-        let heard = self.worker.as_ref().filter(|worker| worker.silent_since.is_none());
+        let connected = self.worker.as_ref().filter(|worker| worker.silent_since.is_none());
         // A silent worker's exit is looked for now and then, the signal for it may come first.
-        let pause = match (&self.worker, heard) {
+        let pause = match (&self.worker, connected) {
             (Some(_), None) => Some(Duration::from_millis(20)),
             (Some(_), Some(_)) => Some(CHECK_INTERVAL),
             (None, _) => None,
@@ -106,7 +106,7 @@ impl Keeper {
             })
         };
         let starter_at = add(starter.and_then(StarterPipe::fd), PollFlags::empty());
-        let worker_at = add(heard.map(|worker| worker.channel.as_fd()), PollFlags::POLLIN);
+        let worker_at = add(connected.map(|worker| worker.channel.as_fd()), PollFlags::POLLIN);
         let refuses = matches!(self.phase, Phase::Failed);
         let device = self.mounted.as_ref().filter(|_| refuses).map(|mounted| mounted.device.as_fd());
         let request_at = add(device, PollFlags::POLLIN);

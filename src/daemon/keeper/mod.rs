@@ -367,7 +367,7 @@ impl Keeper {
         }
     }
 
-    fn look_after_helper(&mut self) {
+    fn supervise_helper(&mut self) {
         let Some(helper) = &mut self.helper else { return };
         match self.phase {
             // Whatever another one did would be refused.
@@ -377,7 +377,7 @@ impl Keeper {
             | Phase::Draining(_)
             | Phase::Unmounting(_)
             | Phase::FinalDrain(_)
-            | Phase::Ending(_) => helper.look_after(),
+            | Phase::Ending(_) => helper.supervise(),
         }
     }
 

@@ -94,7 +94,7 @@ impl Keeper {
         mounted.attach(target)?;
         tracing::info!(mountpoint = %target.path().shown(), dev = %mounted.dev, "mounted");
         // It works on the mount where that is seen.
-        self.look_after_helper();
+        self.supervise_helper();
         Ok(())
     }
 }

@@ -113,7 +113,7 @@ impl Keeper {
         if let Some(worker) = &mut self.worker {
             worker.serving_since = Some(Instant::now());
         }
-        self.look_after_helper();
+        self.supervise_helper();
         self.write_record(dev, None, None)
             .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
     }

@@ -382,7 +382,7 @@ enum Cause {
     /// The keeper died.
     Orphaned,
     /// The keeper or a person wants it over now.
-    Told,
+    Requested,
 }
 
 /// What was written while the mount was going, or is being written when it is told to end, still gets so much time.
@@ -426,7 +426,7 @@ async fn supervise(
                     drain_and_answer(handler.clone(), link.clone());
                 }
                 Some(ToWorker::ReloadKey) => reload_key(handler.clone()),
-                Some(ToWorker::End) => break Cause::Told,
+                Some(ToWorker::End) => break Cause::Requested,
                 Some(ToWorker::NotUpgraded(why)) => drop(refused.send(why)),
                 Some(
                     ToWorker::State { .. } | ToWorker::Connect | ToWorker::Serve { .. } | ToWorker::Go,
@@ -439,13 +439,13 @@ async fn supervise(
                 }
                 break Cause::SessionOver;
             }
-            Some(()) = asked_to_end.recv() => break Cause::Told,
+            Some(()) = asked_to_end.recv() => break Cause::Requested,
         }
     };
     tracing::info!(?cause, "ending");
     let begun = draining.unwrap_or_else(Instant::now);
     let left = || handler.config.drain.saturating_sub(begun.elapsed()).max(LAST_DRAIN);
-    let patience = if cause == Cause::Told { LAST_DRAIN } else { left() };
+    let patience = if cause == Cause::Requested { LAST_DRAIN } else { left() };
     let unsaved = if cause == Cause::Orphaned {
         tracing::error!(
             "the keeper is gone: storing what is unsaved; then {} is dead until it is mounted again, or unmounted",

@@ -120,7 +120,7 @@ pub(super) enum Key {
     /// What a request has begun to do.
     Intent(u64),
     /// What is known of a request that has no answer yet.
-    Sights(u64),
+    CrashRecord(u64),
     /// See `failed_deletes`.
     FailedDelete(ObjectName),
     /// By the vault's clock: changes before that are known.

@@ -183,12 +183,12 @@ impl FileSystem {
                     let listed = self.cache.list_all(call).await;
                     match (listed, self.bare_at(under, component)) {
                         (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
-                        (listed, _) => answers.listed = self.was_told(listed, component, &mut answers)?,
+                        (listed, _) => answers.listed = self.was_answered(listed, component, &mut answers)?,
                     }
                 }
                 Err(Need::Prefix(dir)) => {
                     let searched = self.cache.search_prefix(call, dir.as_str()).await;
-                    if self.was_told(searched, component, &mut answers)? {
+                    if self.was_answered(searched, component, &mut answers)? {
                         answers.searched = Some(dir);
                     }
                 }
@@ -197,7 +197,12 @@ impl FileSystem {
     }
 
     /// Whether a listing or a search was answered; a key that may not list names goes on without.
-    fn was_told(&self, asked: Result<(), Error>, component: &OsStr, answers: &mut Answers) -> Result<bool> {
+    fn was_answered(
+        &self,
+        asked: Result<(), Error>,
+        component: &OsStr,
+        answers: &mut Answers,
+    ) -> Result<bool> {
         match asked {
             Ok(()) => Ok(true),
             Err(e) if e.kind == ErrorKind::Forbidden && self.cache.is_unlisted() => {

@@ -51,7 +51,7 @@ impl FileSystem {
         if !is_dirty {
             return Step::Ready(Ok(()));
         }
-        let is_told = is_its_own || cause == Cause::Fsync;
+        let reports_result = is_its_own || cause == Cause::Fsync;
         let cause = match (cause, conflict) {
             // Who wrote nothing tries again what another could not store. How that ends is no answer to them.
             (Cause::Close, Some(_)) if !is_its_own => Cause::Retry,
@@ -62,7 +62,7 @@ impl FileSystem {
         let (fs, file) = (self.clone(), file.clone());
         Step::later(async move {
             let result = fs.commit(&file, &fs.call(), cause).await;
-            if is_told { result } else { Ok(()) }
+            if reports_result { result } else { Ok(()) }
         })
     }
 

@@ -419,7 +419,7 @@ impl FileSystem {
             loop {
                 tokio::time::sleep(wait).await;
                 let Some(fs) = fs.upgrade() else { return };
-                match fs.look_at_listings() {
+                match fs.observe_listings() {
                     true => wait = fs.cache.complete_for().clamp(Duration::from_millis(1), tick),
                     false => return,
                 }
@@ -428,7 +428,7 @@ impl FileSystem {
     }
 
     /// Makes the kernel forget names that may not be true any more. False when there is nothing left to look after.
-    fn look_at_listings(&self) -> bool {
+    fn observe_listings(&self) -> bool {
         let (now, fresh, stamp) = (self.clock.now(), self.cache.is_complete(), self.stamp());
         let mut listings = self.listings();
         let nothing_recent = listings.tidy(now);

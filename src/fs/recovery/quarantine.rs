@@ -4,7 +4,7 @@
 //!    were under way, and to no other.
 //! 2. Only a crash is charged ([`Ending`]). An upgrade and a SIGKILL from outside say nothing of any request, however many
 //!    there are.
-//! 3. After a crash, those that were under way and are sent again are let go a few at a time ([`Trial`]), those with the
+//! 3. After a crash, those that were under way and are sent again are let go a few at a time ([`Quarantine`]), those with the
 //!    least against them first: one, two, four and so on, each group when the one before it has its answers or has had its
 //!    time. So the innocent come through, and the request that kills is soon alone, or the only one that was there each time.
 //! 4. Given up is a request that has two crashes against it, and was alone at its last one, or twice more suspect than all
@@ -32,7 +32,7 @@ pub enum Ending {
 }
 
 /// Crashes against a request that may be given up.
-const GUILTY: u32 = 2;
+const MIN_CRASHES: u32 = 2;
 /// Having been alone at a crash; having been more suspect than the others is half of it.
 const ALONE: u32 = 2;
 
@@ -48,7 +48,7 @@ pub(in crate::fs) struct CrashRecord {
     /// See [`ALONE`].
     pub alone: u32,
     /// It is given up.
-    pub guilty: bool,
+    pub poisoned: bool,
 }
 
 impl CrashRecord {
@@ -70,7 +70,7 @@ impl CrashRecord {
             Ending::Crashed => {
                 self.deaths += 1;
                 self.alone += alone;
-                self.guilty |= alone > 0 && self.deaths >= GUILTY && self.alone >= ALONE;
+                self.poisoned |= alone > 0 && self.deaths >= MIN_CRASHES && self.alone >= ALONE;
             }
         }
     }
@@ -99,67 +99,67 @@ pub(in crate::fs) fn charge<'a>(all: impl Iterator<Item = &'a mut CrashRecord>, 
 /// Within so long after the first of them all that a dead worker had are here.
 const ALL_HERE: Duration = Duration::from_millis(50);
 /// By then all are let go. Each group gets half of what is left of it.
-const TRIAL: Duration = Duration::from_millis(1500);
+const RELEASED_WITHIN: Duration = Duration::from_millis(1500);
 
 /// Lets suspects go, a few at a time.
 #[derive(Debug, Default)]
-pub(in crate::fs) struct Trial {
-    bench: Mutex<Bench>,
+pub(in crate::fs) struct Quarantine {
+    queue: Mutex<Queue>,
     /// One of those that were let go has ended.
     ended: Notify,
     /// What is done at once, on the kernel's threads, is done by one suspect at a time.
-    pub at_once: Mutex<()>,
+    pub immediate: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct Bench {
+struct Queue {
     waiting: Vec<Waiting>,
-    at_large: HashSet<u64>,
-    in_session: bool,
+    running: HashSet<u64>,
+    is_releasing: bool,
 }
 
 #[derive(Debug)]
 struct Waiting {
     deaths: u32,
     /// Among equals another order each time.
-    lot: u64,
+    shuffle_key: u64,
     id: u64,
-    go: oneshot::Sender<()>,
+    release: oneshot::Sender<()>,
 }
 
-impl Trial {
-    fn bench(&self) -> MutexGuard<'_, Bench> {
-        self.bench.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+impl Quarantine {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// A suspect is here. It waits for its turn, and says when it has ended by dropping that.
-    pub fn enter(self: &Arc<Self>, id: u64, deaths: u32, runtime: &tokio::runtime::Handle) -> Turn {
-        let (go, told) = oneshot::channel();
-        let lot = lot(id);
-        let mut bench = self.bench();
-        bench.waiting.push(Waiting { deaths, lot, id, go });
-        if !std::mem::replace(&mut bench.in_session, true) {
-            runtime.spawn(self.clone().hear());
+    pub fn enter(self: &Arc<Self>, id: u64, deaths: u32, runtime: &tokio::runtime::Handle) -> Ticket {
+        let (release, released) = oneshot::channel();
+        let shuffle_key = shuffle_key(id);
+        let mut queue = self.queue();
+        queue.waiting.push(Waiting { deaths, shuffle_key, id, release });
+        if !std::mem::replace(&mut queue.is_releasing, true) {
+            runtime.spawn(self.clone().release_in_groups());
         }
-        Turn { trial: self.clone(), id, told }
+        Ticket { quarantine: self.clone(), id, released }
     }
 
-    async fn hear(self: Arc<Self>) {
+    async fn release_in_groups(self: Arc<Self>) {
         tokio::time::sleep(ALL_HERE).await;
-        let end = Instant::now() + TRIAL;
+        let end = Instant::now() + RELEASED_WITHIN;
         let (mut level, mut size) = (0, 1);
         loop {
             {
-                let mut bench = self.bench();
-                bench.waiting.retain(|waiting| !waiting.go.is_closed());
-                let Some(least) = bench.waiting.iter().map(|waiting| waiting.deaths).min() else {
-                    bench.in_session = false;
+                let mut queue = self.queue();
+                queue.waiting.retain(|waiting| !waiting.release.is_closed());
+                let Some(least) = queue.waiting.iter().map(|waiting| waiting.deaths).min() else {
+                    queue.is_releasing = false;
                     return;
                 };
                 if least > level {
                     (level, size) = (least, 1);
                 }
-                bench.let_go(least, size);
+                queue.release(least, size);
             }
             size *= 2;
             let time = end.saturating_duration_since(Instant::now()) / 2;
@@ -171,7 +171,7 @@ impl Trial {
     async fn all_ended(&self) {
         loop {
             let ended = self.ended.notified();
-            if self.bench().at_large.is_empty() {
+            if self.queue().running.is_empty() {
                 return;
             }
             ended.await;
@@ -179,51 +179,51 @@ impl Trial {
     }
 }
 
-impl Bench {
+impl Queue {
     /// Lets up to `count` go that have so much against them.
-    fn let_go(&mut self, deaths: u32, count: usize) {
+    fn release(&mut self, deaths: u32, count: usize) {
         let (mut next, others): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.deaths == deaths);
         self.waiting = others;
-        next.sort_by_key(|waiting| waiting.lot);
+        next.sort_by_key(|waiting| waiting.shuffle_key);
         self.waiting.extend(next.split_off(count.min(next.len())));
-        for Waiting { id, go, .. } in next {
-            if go.send(()).is_ok() {
-                self.at_large.insert(id);
+        for Waiting { id, release, .. } in next {
+            if release.send(()).is_ok() {
+                self.running.insert(id);
             }
         }
     }
 }
 
 /// Different for each process.
-fn lot(id: u64) -> u64 {
+fn shuffle_key(id: u64) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     use std::sync::LazyLock;
-    static LOTS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    LOTS.hash_one(id)
+    static SHUFFLE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    SHUFFLE.hash_one(id)
 }
 
 /// A suspect's place.
 #[derive(Debug)]
-pub(in crate::fs) struct Turn {
-    trial: Arc<Trial>,
+pub(in crate::fs) struct Ticket {
+    quarantine: Arc<Quarantine>,
     id: u64,
-    told: oneshot::Receiver<()>,
+    released: oneshot::Receiver<()>,
 }
 
-impl Turn {
+impl Ticket {
     /// Waits until it may go on.
-    pub async fn come(&mut self) {
+    pub async fn released(&mut self) {
         // The sender goes with the whole mount only.
-        let _ = (&mut self.told).await;
+        let _ = (&mut self.released).await;
     }
 }
 
-impl Drop for Turn {
+impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut bench = self.trial.bench();
-        if bench.at_large.remove(&self.id) && bench.at_large.is_empty() {
-            self.trial.ended.notify_one();
+        let mut queue = self.quarantine.queue();
+        if queue.running.remove(&self.id) && queue.running.is_empty() {
+            self.quarantine.ended.notify_one();
         }
     }
 }
@@ -239,8 +239,8 @@ mod tests {
         assert!(all.iter().all(|crash_record| !crash_record.under_way));
     }
 
-    fn guilty(all: &[CrashRecord]) -> Vec<usize> {
-        (0..all.len()).filter(|at| all[*at].guilty).collect()
+    fn poisoned(all: &[CrashRecord]) -> Vec<usize> {
+        (0..all.len()).filter(|at| all[*at].poisoned).collect()
     }
 
     #[test]
@@ -263,15 +263,15 @@ mod tests {
     fn two_crashes_alone_are_enough() {
         let mut all = [CrashRecord::default()];
         death(&mut all, &[0], Ending::Crashed);
-        assert_eq!(guilty(&all), [0; 0]);
+        assert_eq!(poisoned(&all), [0; 0]);
         death(&mut all, &[0], Ending::Killed);
-        assert_eq!(guilty(&all), [0; 0]);
+        assert_eq!(poisoned(&all), [0; 0]);
         death(&mut all, &[0], Ending::Crashed);
-        assert_eq!(guilty(&all), [0]);
+        assert_eq!(poisoned(&all), [0]);
         let mut unknown = CrashRecord::unknown(0, Ending::Crashed, 0);
         unknown.under_way = true;
         charge(std::iter::once(&mut unknown), Ending::Crashed);
-        assert!(unknown.guilty);
+        assert!(unknown.poisoned);
     }
 
     #[test]
@@ -280,9 +280,9 @@ mod tests {
         for _ in 0..20 {
             death(&mut all, &[0, 1, 2, 3, 4, 5, 6, 7, 8], Ending::Crashed);
         }
-        assert_eq!(guilty(&all), [0; 0]);
+        assert_eq!(poisoned(&all), [0; 0]);
         death(&mut all, &[4], Ending::Crashed);
-        assert_eq!(guilty(&all), [4]);
+        assert_eq!(poisoned(&all), [4]);
     }
 
     #[test]
@@ -290,9 +290,9 @@ mod tests {
         let mut all = [CrashRecord::default(); 9];
         death(&mut all, &[0, 1, 2, 3, 4], Ending::Crashed);
         death(&mut all, &[0, 5, 6], Ending::Crashed);
-        assert_eq!(guilty(&all), [0; 0], "by accident it was the one that was there before");
+        assert_eq!(poisoned(&all), [0; 0], "by accident it was the one that was there before");
         death(&mut all, &[0, 7, 8], Ending::Crashed);
-        assert_eq!(guilty(&all), [0]);
+        assert_eq!(poisoned(&all), [0]);
     }
 
     /// Workers that die of request 4 as soon as it is let go, while each of the others takes so long.
@@ -301,26 +301,27 @@ mod tests {
         left.iter_mut().for_each(|(_, crash_record)| crash_record.under_way = true);
         for deaths in 1..=30 {
             charge(left.iter_mut().map(|(_, crash_record)| crash_record), Ending::Crashed);
-            let guilty: Vec<usize> =
-                left.iter().filter(|(_, crash_record)| crash_record.guilty).map(|(id, _)| *id).collect();
-            if !guilty.is_empty() {
-                assert_eq!(guilty, [4]);
+            let poisoned: Vec<usize> =
+                left.iter().filter(|(_, crash_record)| crash_record.poisoned).map(|(id, _)| *id).collect();
+            if !poisoned.is_empty() {
+                assert_eq!(poisoned, [4]);
                 return deaths;
             }
-            let trial = Arc::new(Trial::default());
+            let quarantine = Arc::new(Quarantine::default());
             let died = Arc::new(Notify::new());
             let world = Arc::new(Mutex::new(left.clone()));
             let runtime = tokio::runtime::Handle::current();
             let mut tasks = tokio::task::JoinSet::new();
             for (id, crash_record) in &left {
-                let (id, lot_id) = (*id, *id as u64 + 100 * deaths as u64);
-                let turn =
-                    crash_record.is_suspect().then(|| trial.enter(lot_id, crash_record.deaths, &runtime));
+                let (id, entry_id) = (*id, *id as u64 + 100 * deaths as u64);
+                let ticket = crash_record
+                    .is_suspect()
+                    .then(|| quarantine.enter(entry_id, crash_record.deaths, &runtime));
                 let (died, world) = (died.clone(), world.clone());
                 tasks.spawn(async move {
-                    let mut turn = turn;
-                    if let Some(turn) = &mut turn {
-                        turn.come().await;
+                    let mut ticket = ticket;
+                    if let Some(ticket) = &mut ticket {
+                        ticket.released().await;
                     }
                     world.lock().unwrap().iter_mut().find(|(at, _)| *at == id).unwrap().1.under_way = true;
                     if id == 4 {
@@ -350,19 +351,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_of_many_are_let_go_in_time() {
-        let trial = Arc::new(Trial::default());
+        let quarantine = Arc::new(Quarantine::default());
         let runtime = tokio::runtime::Handle::current();
         let begun = Instant::now();
-        let turns: Vec<Turn> = (0..500).map(|id| trial.enter(id, 1 + id as u32 % 5, &runtime)).collect();
+        let tickets: Vec<Ticket> =
+            (0..500).map(|id| quarantine.enter(id, 1 + id as u32 % 5, &runtime)).collect();
         let mut kept = Vec::new();
-        for mut turn in turns {
-            turn.come().await;
+        for mut ticket in tickets {
+            ticket.released().await;
             // Nobody is answered.
-            kept.push(turn);
+            kept.push(ticket);
         }
-        assert!(begun.elapsed() <= ALL_HERE + TRIAL + Duration::from_millis(100), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() <= ALL_HERE + RELEASED_WITHIN + Duration::from_millis(100),
+            "{:?}",
+            begun.elapsed()
+        );
         drop(kept);
-        let mut late = trial.enter(1000, 1, &runtime);
-        late.come().await;
+        let mut late = quarantine.enter(1000, 1, &runtime);
+        late.released().await;
     }
 }

@@ -8,7 +8,7 @@
 //!    over. Sent again it goes on from there, and takes what is done already for done. Nobody else can have changed
 //!    these names meanwhile: the kernel holds their directories' locks until it has the answer.
 //! 4. What has to wait is written down when it begins, with its time: its deadline is the same whoever serves it. Only a
-//!    successor that comes late gets a moment all the same ([`ANOTHER_LOOK`]), so that a save that is done is not denied.
+//!    successor that comes late gets a moment all the same ([`MIN_RETRY_TIME`]), so that a save that is done is not denied.
 //! 5. Those that workers die of are given up: see `quarantine`.
 //!
 //! Which request a piece of work is for is known to the task, not handed through every call.
@@ -23,16 +23,16 @@ use crate::fs::journal::Key;
 use crate::fs::recovery::quarantine;
 use crate::fs::recovery::quarantine::CrashRecord;
 use crate::fs::types::errno::Errno;
-use crate::fs::{FileSystem, Sightings, Step};
+use crate::fs::{CrashRecords, FileSystem, Step};
 use crate::vault::{Call, ObjectName};
 
 /// Set in the number of a request that is sent again.
 const AGAIN: u64 = 1 << 63;
 
 /// What a successor gets at least for a request whose time is over, or nearly: there may have been nobody to answer it.
-const ANOTHER_LOOK: Duration = Duration::from_secs(1);
+const MIN_RETRY_TIME: Duration = Duration::from_secs(1);
 /// And if that was so for longer than [`LATE`], which no one death is the reason for: for what is known without the vault.
-const GLANCE: Duration = Duration::from_millis(100);
+const MIN_TIME: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_secs(30);
 
 /// What a request has begun to do; what it has to know of how things were before.
@@ -84,7 +84,7 @@ pub(in crate::fs) fn resumed() -> Option<Intent> {
 
 /// The time left for a request that came `age` ago and is begun now.
 fn patience(timeout: Duration, age: Duration) -> Duration {
-    timeout.saturating_sub(age).max(if age < timeout + LATE { ANOTHER_LOOK } else { GLANCE })
+    timeout.saturating_sub(age).max(if age < timeout + LATE { MIN_RETRY_TIME } else { MIN_TIME })
 }
 
 impl FileSystem {
@@ -111,14 +111,14 @@ impl FileSystem {
         work: impl FnOnce(&Arc<Self>) -> Step<T>,
     ) -> Step<T> {
         let id = unique & !AGAIN;
-        let known = if unique & AGAIN != 0 { Some(self.seen_again(id)) } else { None };
-        if known.is_some_and(|crash_record| crash_record.guilty) {
+        let known = if unique & AGAIN != 0 { Some(self.record_of_resent(id)) } else { None };
+        if known.is_some_and(|crash_record| crash_record.poisoned) {
             let why = "workers keep dying of this request: it is given up";
             return Step::Ready(Err(self.refused("request", &format!("number {id}"), Errno::EIO, why)));
         }
         let suspect = known.is_some_and(|crash_record| crash_record.is_suspect());
-        let alone =
-            suspect.then(|| self.trial.at_once.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let alone = suspect
+            .then(|| self.quarantine.immediate.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
         if let Some(crash_record) = known {
             self.note(id, CrashRecord { under_way: true, ..crash_record });
         }
@@ -136,28 +136,28 @@ impl FileSystem {
         if !suspect {
             return Step::Pending(Box::pin(future));
         }
-        let mut turn = self.trial.enter(id, crash_record.deaths, &self.runtime);
+        let mut ticket = self.quarantine.enter(id, crash_record.deaths, &self.runtime);
         let fs = self.clone();
         Step::later(async move {
-            turn.come().await;
+            ticket.released().await;
             fs.note(id, CrashRecord { under_way: true, ..crash_record });
             future.await
         })
     }
 
     /// What there is against a request that is sent again.
-    fn seen_again(&self, id: u64) -> CrashRecord {
-        let found = self.sightings().of.get(&id).copied();
+    fn record_of_resent(&self, id: u64) -> CrashRecord {
+        let found = self.crash_records().of.get(&id).copied();
         found.unwrap_or_else(|| {
             let (arrived, ending) = (self.clock.since_boot().as_millis() as u64, self.last_ending());
-            CrashRecord::unknown(arrived, ending, self.sightings().charged)
+            CrashRecord::unknown(arrived, ending, self.crash_records().charged)
         })
     }
 
     /// How long the request may take from now on.
     pub fn time_left(&self, unique: u64) -> Duration {
         let timeout = self.options.timeout;
-        let crash_record = self.sightings().of.get(&(unique & !AGAIN)).copied();
+        let crash_record = self.crash_records().of.get(&(unique & !AGAIN)).copied();
         crash_record.filter(|_| unique & AGAIN != 0).map_or(timeout, |crash_record| {
             let age = self.clock.since_boot().saturating_sub(Duration::from_millis(crash_record.arrived));
             patience(timeout, age)
@@ -166,34 +166,34 @@ impl FileSystem {
 
     fn note(&self, id: u64, crash_record: CrashRecord) {
         if self.journal.is_enabled() {
-            self.sightings().of.insert(id, crash_record);
-            self.journal.record(&Key::Sights(id), &crash_record);
+            self.crash_records().of.insert(id, crash_record);
+            self.journal.record(&Key::CrashRecord(id), &crash_record);
         }
     }
 
-    fn forget_sighting(&self, id: u64) {
-        if self.sightings().of.remove(&id).is_some() {
-            self.journal.delete(&Key::Sights(id));
+    fn forget_crash_record(&self, id: u64) {
+        if self.crash_records().of.remove(&id).is_some() {
+            self.journal.delete(&Key::CrashRecord(id));
         }
     }
 
     /// The worker before this one is dead: says so of what it was at.
     pub(in crate::fs) fn charge_last_death(&self) {
         let ending = self.last_ending();
-        let mut sightings = self.sightings();
-        let there: Vec<u64> = sightings
+        let mut crash_records = self.crash_records();
+        let there: Vec<u64> = crash_records
             .of
             .iter()
             .filter(|(_, crash_record)| crash_record.under_way)
             .map(|(id, _)| *id)
             .collect();
-        sightings.charged = there.len();
-        quarantine::charge(sightings.of.values_mut(), ending);
+        crash_records.charged = there.len();
+        quarantine::charge(crash_records.of.values_mut(), ending);
         let batch = self.journal.batch();
         for id in there {
-            self.journal.record(&Key::Sights(id), &sightings.of[&id]);
+            self.journal.record(&Key::CrashRecord(id), &crash_records.of[&id]);
         }
-        drop(sightings);
+        drop(crash_records);
         drop(batch);
     }
 
@@ -201,8 +201,8 @@ impl FileSystem {
         self.processes.get().map(|processes| processes.ending).unwrap_or_default()
     }
 
-    pub(in crate::fs) fn sightings(&self) -> MutexGuard<'_, Sightings> {
-        self.sightings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    pub(in crate::fs) fn crash_records(&self) -> MutexGuard<'_, CrashRecords> {
+        self.crash_records.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The bound of what the current request does; of work that is for none, a whole `--timeout`.
@@ -218,7 +218,7 @@ impl FileSystem {
             self.journal.delete(&Key::Intent(id));
         }
         self.acknowledge_open(id);
-        self.forget_sighting(id);
+        self.forget_crash_record(id);
     }
 
     /// Writes down what the current request is about to do. From now on it can be done in parts.

@@ -68,7 +68,7 @@ impl JournalContents {
                     | Key::Listing(_)
                     | Key::ListingPart(..)
                     | Key::Intent(_)
-                    | Key::Sights(_)
+                    | Key::CrashRecord(_)
             )
         };
         let keys: Vec<Key> = self.plain.keys().filter(|key| is_its(key)).cloned().collect();
@@ -286,7 +286,7 @@ impl FileSystem {
 
     fn restore_requests(self: &Arc<Self>, contents: &mut JournalContents) {
         let mut old = Vec::new();
-        let is_one = |key: &&Key| matches!(key, Key::Intent(_) | Key::Sights(_));
+        let is_one = |key: &&Key| matches!(key, Key::Intent(_) | Key::CrashRecord(_));
         let keys: Vec<Key> = contents.plain.keys().filter(is_one).cloned().collect();
         for key in keys {
             match key {
@@ -295,9 +295,9 @@ impl FileSystem {
                     self.intents().insert(id, intent);
                     old.push(id);
                 }
-                Key::Sights(id) => {
+                Key::CrashRecord(id) => {
                     match contents.read(&key) {
-                        Some(crash_record) => drop(self.sightings().of.insert(id, crash_record)),
+                        Some(crash_record) => drop(self.crash_records().of.insert(id, crash_record)),
                         None => self.journal.delete(&key),
                     }
                     old.push(id);

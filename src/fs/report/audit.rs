@@ -108,10 +108,10 @@ impl Audit {
     ) -> io::Result<Arc<Self>> {
         let (queue, messages) = sync_channel(QUEUE);
         let tally = Arc::new(Tally::default());
-        let told = tally.clone();
+        let counted = tally.clone();
         std::thread::Builder::new()
             .name("audit".into())
-            .spawn(move || write_lines(&messages, file, reopen, &told))?;
+            .spawn(move || write_lines(&messages, file, reopen, &counted))?;
         Ok(Arc::new(Self { queue, tally }))
     }
 

@@ -33,7 +33,7 @@ type Kind = (Option<u32>, String);
 
 /// The failures of one kind in the present minute.
 #[derive(Debug, Default)]
-struct Told {
+struct Logged {
     /// Those that have a line, and how often they came again.
     lines: HashMap<Same, u64>,
     /// Those that have none.
@@ -45,7 +45,7 @@ struct Inner {
     latest: VecDeque<LastError>,
     /// How often each errno was the answer.
     counts: BTreeMap<String, u64>,
-    minute: HashMap<Kind, Told>,
+    minute: HashMap<Kind, Logged>,
 }
 
 /// See the module.
@@ -70,18 +70,18 @@ impl FailureLog {
         if inner.minute.len() >= KINDS && !inner.minute.contains_key(&kind) {
             kind.0 = None;
         }
-        let told = inner.minute.entry(kind).or_default();
+        let logged = inner.minute.entry(kind).or_default();
         let same = (failure.operation.clone(), failure.name.clone(), failure.errno.clone());
-        if let Some(again) = told.lines.get_mut(&same) {
+        if let Some(again) = logged.lines.get_mut(&same) {
             *again += 1;
             inner.keep(failure);
             return false;
         }
-        if told.lines.len() >= LINES {
-            told.others += 1;
+        if logged.lines.len() >= LINES {
+            logged.others += 1;
             return false;
         }
-        told.lines.insert(same, 0);
+        logged.lines.insert(same, 0);
         inner.keep(failure);
         true
     }
@@ -99,12 +99,13 @@ impl FailureLog {
     /// Tells what has no line of its own.
     fn end_minute(&self) {
         let minute = std::mem::take(&mut self.lock().minute);
-        for ((uid, errno), told) in minute {
-            for ((operation, name, errno), times) in told.lines.into_iter().filter(|(_, times)| *times > 0) {
+        for ((uid, errno), logged) in minute {
+            for ((operation, name, errno), times) in logged.lines.into_iter().filter(|(_, times)| *times > 0)
+            {
                 tracing::warn!(operation, name, errno, times, "the same failure again within a minute");
             }
-            if told.others > 0 {
-                let (uid, times) = (uid.map(i64::from), told.others);
+            if logged.others > 0 {
+                let (uid, times) = (uid.map(i64::from), logged.others);
                 tracing::warn!(
                     uid,
                     errno,

@@ -285,7 +285,7 @@ impl FileSystem {
             self.account_room(&mut state);
         }
         // A failure is kept on the file, logged, listed and tried again like that of any other write.
-        let _ = self.commit(file, call, Cause::Settle).await;
+        let _ = self.commit(file, call, Cause::Promote).await;
         self.table().drop_unheld(file.ino);
     }
 

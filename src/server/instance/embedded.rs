@@ -46,7 +46,7 @@ impl Embedded {
         let task = match own_or_attach(&dir).await? {
             Role::Instance(lock) => {
                 let listening = open(dir.clone(), lock, options).await?;
-                tokio::spawn(listening.run(told(stopped)))
+                tokio::spawn(listening.run(stop_requested(stopped)))
             }
             Role::Attached(stream) => tokio::spawn(succeed(dir, options, stream, stopped)),
         };
@@ -88,7 +88,7 @@ async fn open(dir: DataDir, lock: DirLock, options: ServeOptions) -> Result<List
     Instance::open(dir, lock, options).await?.listen(None)
 }
 
-async fn told(mut stop: watch::Receiver<bool>) {
+async fn stop_requested(mut stop: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a way of saying stop.
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -115,7 +115,7 @@ async fn succeed(dir: DataDir, options: ServeOptions, first: UnixStream, stop: w
     let mut stream = first;
     loop {
         let role = tokio::select! {
-            () = told(stop.clone()) => return,
+            () = stop_requested(stop.clone()) => return,
             role = next_role(&dir, stream) => role,
         };
         let served = match role {
@@ -129,7 +129,7 @@ async fn succeed(dir: DataDir, options: ServeOptions, first: UnixStream, stop: w
         return match served {
             Ok(listening) => {
                 tracing::info!("took over serving the vault");
-                listening.run(told(stop)).await;
+                listening.run(stop_requested(stop)).await;
             }
             Err(e) => tracing::error!(error = %e, "cannot take over serving the vault"),
         };

@@ -39,7 +39,7 @@ impl State {
     pub(super) fn ingest(&mut self, items: &[Summary], asked: Instant) {
         for item in items {
             match self.lag.presence(item, asked, false) {
-                Verdict::Believed => {}
+                Verdict::Accepted => {}
                 Verdict::Instead(newest) => {
                     self.index.listed(&newest, asked);
                     continue;
@@ -83,7 +83,7 @@ impl State {
                 continue;
             }
             match self.lag.absence(&name, asked, false) {
-                Verdict::Believed => continue,
+                Verdict::Accepted => continue,
                 Verdict::Instead(_) | Verdict::Gone => {}
                 // Not freshly known either.
                 Verdict::Questioned => kept.push((name.clone(), known.as_of)),

@@ -160,11 +160,11 @@ impl Index {
             return (self.complete.is_some() || self.absent.contains(name)).then_some(ChangeKind::Created);
         };
         let same_time = match (known.updated_at, updated_at) {
-            (Some(known), Some(told)) => known == told,
+            (Some(known), Some(seen)) => known == seen,
             (_, None) | (None, _) => true,
         };
         let same = match (&known.version, version) {
-            (Some(known), Some(told)) => known == told && same_time,
+            (Some(known), Some(seen)) => known == seen && same_time,
             (_, None) | (None, _) => same_time,
         };
         (known.id != *id || !same).then_some(ChangeKind::Changed)
@@ -319,8 +319,8 @@ impl Index {
     }
 
     fn is_older_than_ours(&self, name: &ObjectName, asked: Instant) -> bool {
-        let told = self.names.as_of(name.as_str()).or_else(|| self.absent.peek(name).copied());
-        told.is_some_and(|at| at > asked)
+        let as_of = self.names.as_of(name.as_str()).or_else(|| self.absent.peek(name).copied());
+        as_of.is_some_and(|at| at > asked)
     }
 }
 

@@ -43,13 +43,13 @@ const MOST_EARLIER: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Take it in.
-    Believed,
+    Accepted,
     /// This is what is there.
     Instead(Summary),
     /// The object is gone.
     Gone,
     /// Ask again.
-    Questioned,
+    Retry,
 }
 
 /// An answer contradicted what is remembered.
@@ -58,7 +58,7 @@ enum Question {
     /// And is to be asked for again.
     Open(Instant),
     /// And was believed.
-    Settled,
+    Confirmed,
 }
 
 #[derive(Debug)]
@@ -257,7 +257,7 @@ impl Lag {
 
     /// The answer to a change was lost at `now`.
     pub fn doubt(&mut self, of: Changed, now: Instant) {
-        self.settle(&of);
+        self.resolve_doubt(&of);
         if self.doubts.len() >= MOST {
             self.doubts.remove(0);
         }
@@ -265,7 +265,7 @@ impl Lag {
     }
 
     /// Another change of it was acknowledged.
-    pub fn settle(&mut self, of: &Changed) {
+    pub fn resolve_doubt(&mut self, of: &Changed) {
         self.doubts.retain(|(other, _)| other != of);
     }
 
@@ -307,7 +307,7 @@ impl Lag {
             }
             if item.updated_at.is_some() && item.updated_at < other.updated_at {
                 match self.absence(&item.name, asked, again) {
-                    Verdict::Believed => {}
+                    Verdict::Accepted => {}
                     verdict => return verdict,
                 }
             }
@@ -317,7 +317,7 @@ impl Lag {
         }
         let Some(entry) = self.entries.get_mut(&item.id) else {
             self.saw(item, asked);
-            return Verdict::Believed;
+            return Verdict::Accepted;
         };
         if let Some(newest) = entry.newer_than(item) {
             let newest = newest.clone();
@@ -331,27 +331,27 @@ impl Lag {
             self.shows(asked);
         }
         self.saw(item, asked);
-        Verdict::Believed
+        Verdict::Accepted
     }
 
     /// An answer that was asked for at `asked` shows that there is no such object.
     pub fn absence(&mut self, name: &ObjectName, asked: Instant, again: bool) -> Verdict {
         self.forget(asked);
         let is_known = self.is_known(asked);
-        let Some(id) = self.names.get(name).cloned() else { return Verdict::Believed };
-        let Some(entry) = self.entries.get_mut(&id) else { return Verdict::Believed };
+        let Some(id) = self.names.get(name).cloned() else { return Verdict::Accepted };
+        let Some(entry) = self.entries.get_mut(&id) else { return Verdict::Accepted };
         match entry.newest.clone() {
             None => {
                 if entry.question.take().is_some() {
                     // It was there before.
                     self.shows(asked);
                 }
-                Verdict::Believed
+                Verdict::Accepted
             }
             Some(newest) if entry.created || is_known => {
                 self.question(&id, asked, again, Verdict::Instead(newest))
             }
-            Some(_) => Verdict::Believed,
+            Some(_) => Verdict::Accepted,
         }
     }
 
@@ -359,26 +359,26 @@ impl Lag {
     pub fn absence_of(&mut self, id: &ObjectId, asked: Instant, again: bool) -> Verdict {
         match self.entries.get(id).and_then(|entry| entry.name.clone()) {
             Some(name) if self.names.get(&name) == Some(id) => self.absence(&name, asked, again),
-            _ => Verdict::Believed,
+            _ => Verdict::Accepted,
         }
     }
 
     /// What comes of an answer that says the opposite of what was done here; `kept` if it is not believed.
     fn question(&mut self, id: &ObjectId, asked: Instant, again: bool, kept: Verdict) -> Verdict {
         let is_known = self.is_known(asked);
-        let Some(entry) = self.entries.get_mut(id) else { return Verdict::Believed };
+        let Some(entry) = self.entries.get_mut(id) else { return Verdict::Accepted };
         if is_known || asked < entry.at {
             return kept;
         }
         match entry.question {
-            Some(Question::Settled) => Verdict::Believed,
+            Some(Question::Confirmed) => Verdict::Accepted,
             Some(Question::Open(at)) if again || asked.saturating_duration_since(at) >= AGAIN => {
-                entry.question = Some(Question::Settled);
-                Verdict::Believed
+                entry.question = Some(Question::Confirmed);
+                Verdict::Accepted
             }
             _ => {
                 entry.question.get_or_insert(Question::Open(asked));
-                Verdict::Questioned
+                Verdict::Retry
             }
         }
     }
@@ -410,7 +410,7 @@ impl Lag {
 
     /// Names of what was deleted here, and is not believed to be there again.
     pub fn gone(&self) -> HashSet<ObjectName> {
-        let gone = |entry: &&Entry| entry.newest.is_none() && entry.question != Some(Question::Settled);
+        let gone = |entry: &&Entry| entry.newest.is_none() && entry.question != Some(Question::Confirmed);
         let gone = self.entries.iter().filter(|(_, entry)| gone(entry));
         let gone = gone
             .filter_map(|(id, entry)| entry.name.as_ref().filter(|name| self.names.get(*name) == Some(id)));
@@ -445,7 +445,7 @@ mod tests {
             lag.stored(&meta("i", "f", n), n == 0, start + SECOND * n as u32 * 2);
         }
         let last = start + SECOND * 18;
-        for (after, verdict) in [(1, Verdict::Instead(item("i", "f", 9))), (15, Verdict::Believed)] {
+        for (after, verdict) in [(1, Verdict::Instead(item("i", "f", 9))), (15, Verdict::Accepted)] {
             assert_eq!(lag.presence(&item("i", "f", 8), last + SECOND * after, false), verdict);
         }
         assert!(lag.entries.is_empty() && lag.names.is_empty() && lag.order.is_empty());
@@ -465,8 +465,8 @@ mod tests {
         for older in [&first, &second] {
             assert_eq!(lag.presence(&asked(older), now, false), Verdict::Instead(asked(&third)));
         }
-        assert_eq!(lag.presence(&asked(&third), now, false), Verdict::Believed);
-        assert_eq!(lag.presence(&asked(&at("d", 4)), now, false), Verdict::Believed, "somebody else's");
+        assert_eq!(lag.presence(&asked(&third), now, false), Verdict::Accepted);
+        assert_eq!(lag.presence(&asked(&at("d", 4)), now, false), Verdict::Accepted, "somebody else's");
     }
 
     #[test]
@@ -479,8 +479,8 @@ mod tests {
         }
         assert_eq!((lag.entries.len(), lag.names.len(), lag.doubts.len()), (MOST, MOST, MOST));
         let older = |n: usize| item(&format!("i{n}"), &format!("f{n}"), 1);
-        assert_eq!(lag.presence(&older(0), now, false), Verdict::Believed);
-        assert_ne!(lag.presence(&older(all - 1), now, false), Verdict::Believed);
+        assert_eq!(lag.presence(&older(0), now, false), Verdict::Accepted);
+        assert_ne!(lag.presence(&older(all - 1), now, false), Verdict::Accepted);
     }
 
     #[test]
@@ -493,11 +493,11 @@ mod tests {
             Verdict::Instead(item("i", "f", 1)),
             "asked before"
         );
-        assert_eq!(lag.absence(&name, now, false), Verdict::Questioned);
+        assert_eq!(lag.absence(&name, now, false), Verdict::Retry);
         assert_eq!(lag.questions(), std::slice::from_ref(&name));
-        assert_eq!(lag.absence(&name, now + AGAIN, false), Verdict::Believed);
+        assert_eq!(lag.absence(&name, now + AGAIN, false), Verdict::Accepted);
         assert!(lag.questions().is_empty() && !lag.is_known(now));
-        assert_eq!(lag.presence(&item("i", "f", 1), now + SECOND * 2, false), Verdict::Believed);
+        assert_eq!(lag.presence(&item("i", "f", 1), now + SECOND * 2, false), Verdict::Accepted);
         assert!(lag.is_known(now + SECOND * 3) && !lag.is_known(now + SECOND * 603));
         assert_eq!(lag.absence(&name, now + SECOND * 3, true), Verdict::Instead(item("i", "f", 1)));
         lag.deleted(&ObjectId::new("i"), now + SECOND * 4);
@@ -507,6 +507,6 @@ mod tests {
             lag.presence(&item("i", "f", 1), now + SECOND * 7, false),
             Verdict::Instead(item("j", "f", 1))
         );
-        assert_eq!(lag.absence(&name, now + SECOND * 21, false), Verdict::Believed);
+        assert_eq!(lag.absence(&name, now + SECOND * 21, false), Verdict::Accepted);
     }
 }

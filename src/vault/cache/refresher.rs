@@ -41,13 +41,13 @@ const BURST: usize = 5;
 const OVERLAP: Duration = Duration::from_secs(3);
 
 /// How far the vault's clock may be from ours while it has not told its time.
-const UNTOLD: Duration = Duration::from_secs(600);
+const UNKNOWN_SKEW: Duration = Duration::from_secs(600);
 
 /// For how long a tick that tells no deletions lets a name be believed to exist.
 pub(super) const EXISTS: Duration = Duration::from_secs(300);
 
 /// How often it is found out whether somebody still watches a mount that is not used otherwise.
-const LOOK: Duration = Duration::from_secs(60);
+const WATCH_CHECK: Duration = Duration::from_secs(60);
 
 /// Names that are asked for again after a tick; it is the next listing's turn to tell of more.
 const MOST_AGAIN: usize = 16;
@@ -194,23 +194,23 @@ impl Cache {
         self: Arc<Self>,
         wanted: impl Fn() -> bool,
         watched: impl Fn() -> bool,
-        told: impl Fn(),
+        on_change: impl Fn(),
         on_idle: impl Fn(),
     ) {
         if self.config.refresh.is_zero() {
             return;
         }
         self.refresh_state().runs = true;
-        let mut looked: Option<(Instant, bool)> = None;
+        let mut checked: Option<(Instant, bool)> = None;
         loop {
             let now = self.clock.now();
-            looked = match looked {
+            checked = match checked {
                 _ if self.is_used() => None,
                 // Who begins to watch looks names up first.
-                Some((at, watches)) if !watches || now.saturating_duration_since(at) < LOOK => looked,
+                Some((at, watches)) if !watches || now.saturating_duration_since(at) < WATCH_CHECK => checked,
                 _ => Some((now, watched())),
             };
-            let is_watched = looked.is_some_and(|(_, watches)| watches);
+            let is_watched = checked.is_some_and(|(_, watches)| watches);
             if !self.is_used() && !is_watched && !wanted() {
                 self.refresh_state().scan = None;
                 if !self.was_idle.swap(true, Ordering::AcqRel) {
@@ -225,12 +225,12 @@ impl Cache {
             if self.is_used() || is_watched || wanted() {
                 self.tick().await;
                 self.was_idle.store(false, Ordering::Release);
-                told();
+                on_change();
                 if self.ask_again().await {
-                    told();
+                    on_change();
                 }
                 if self.scan_for_deletions().await {
-                    told();
+                    on_change();
                 }
             }
         }
@@ -269,18 +269,18 @@ impl Cache {
 
     /// The vault's time, or if need be an earlier one.
     fn vaults_time(&self) -> SystemTime {
-        self.vaults_time_if_told().unwrap_or_else(|| self.clock.wall() - UNTOLD)
+        self.vaults_time_if_known().unwrap_or_else(|| self.clock.wall() - UNKNOWN_SKEW)
     }
 
     /// Takes in how the vault's clock stands: what it says was made a moment ago may not be in every answer yet. What it
     /// says will be made was made before that clock was put back.
     pub(super) fn compare_times(&self) {
-        let now = self.vaults_time_if_told().map_or_else(|| self.clock.wall(), |early| early + OVERLAP);
+        let now = self.vaults_time_if_known().map_or_else(|| self.clock.wall(), |early| early + OVERLAP);
         self.state().lag.set_recent(now - WINDOW - OVERLAP..now + OVERLAP);
     }
 
     /// The vault's time, by what it told last of its clock.
-    fn vaults_time_if_told(&self) -> Option<SystemTime> {
+    fn vaults_time_if_known(&self) -> Option<SystemTime> {
         let (ours, ahead) = (self.clock.wall(), self.vault.status().ahead_ms?);
         let off = Duration::from_millis(ahead.unsigned_abs());
         let theirs = if ahead >= 0 { ours.checked_add(off) } else { ours.checked_sub(off) };
@@ -368,7 +368,7 @@ impl Cache {
         match answer {
             Ok(latest) => {
                 let took = self.clock.now().saturating_duration_since(asked);
-                let now = self.vaults_time_if_told();
+                let now = self.vaults_time_if_known();
                 let mut refresh = self.refresh_state();
                 // Its clock may have been put back since the last tick, and go through the same times again.
                 let since = refresh.last.map_or(took, |last| took + asked.saturating_duration_since(last));

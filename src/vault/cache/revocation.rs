@@ -79,25 +79,25 @@ impl RevocationDetector {
 
     /// Asks until the answer may go on, or what is remembered can be given in its place. `judge` is told when it was asked
     /// for and whether that was once more.
-    async fn believed<'a, T>(
+    async fn ask_until_accepted<'a, T>(
         &self,
         call: &Call,
         ask: impl Fn() -> BoxFuture<'a, Result<T>> + Send,
-        judge: impl Fn(&mut State, &Result<T>, Instant, bool) -> Verdict + Send,
+        check: impl Fn(&mut State, &Result<T>, Instant, bool) -> Verdict + Send,
         instead: impl Fn(&mut State, Summary) -> Option<T> + Send,
     ) -> Result<T> {
         let Some(cache) = self.cache.upgrade() else { return ask().await };
-        let mut again = false;
+        let mut is_retry = false;
         loop {
             let asked = cache.clock.now();
             let answer = ask().await;
             cache.compare_times();
             {
                 let mut state = cache.state();
-                match judge(&mut state, &answer, asked, again) {
-                    Verdict::Believed => return answer,
+                match check(&mut state, &answer, asked, is_retry) {
+                    Verdict::Accepted => return answer,
                     Verdict::Gone => return Err(Error::new(ErrorKind::NotFound, GONE)),
-                    Verdict::Questioned => {}
+                    Verdict::Retry => {}
                     Verdict::Instead(newest) => {
                         if let Some(known) = instead(&mut state, newest) {
                             return Ok(known);
@@ -109,7 +109,7 @@ impl RevocationDetector {
             if left < LEAST {
                 return Err(Error::new(ErrorKind::Deadline, LAGS));
             }
-            again = true;
+            is_retry = true;
             tokio::time::sleep(AGAIN.min(left / 2)).await;
         }
     }
@@ -125,7 +125,7 @@ impl RevocationDetector {
         let (mut state, now) = (cache.state(), cache.clock.now());
         match &answer {
             Ok(done) => {
-                state.lag.settle(&of);
+                state.lag.resolve_doubt(&of);
                 remember(&mut state, done, now);
             }
             Err(e) if e.maybe_applied => state.lag.doubt(of, now),
@@ -214,7 +214,7 @@ impl Cache {
         };
         if news {
             tracing::warn!(error = %e, "the vault refuses the key: what it gave before is shown no more");
-            self.tell(None);
+            self.notify(None);
         }
     }
 
@@ -227,11 +227,11 @@ impl Cache {
             matches!(known, crate::vault::cache::Knowledge::Exists(_))
         };
         if known {
-            self.tell(Some(name));
+            self.notify(Some(name));
         }
     }
 
-    fn tell(&self, name: Option<&ObjectName>) {
+    fn notify(&self, name: Option<&ObjectName>) {
         if let Some(revocation_listener) = self.revocation_listener.get().and_then(Weak::upgrade) {
             revocation_listener.refused(name);
         }
@@ -239,23 +239,23 @@ impl Cache {
 }
 
 /// What is said of an object in the answer to a read.
-fn judged(
+fn check_object(
     state: &mut State,
     meta: Result<&Meta, &Error>,
     absence: impl FnOnce(&mut State) -> Verdict,
     asked: Instant,
-    again: bool,
+    is_retry: bool,
 ) -> Verdict {
     match meta {
         Ok(meta) => {
-            let verdict = state.lag.presence(&summary(meta), asked, again);
+            let verdict = state.lag.presence(&summary(meta), asked, is_retry);
             if state.lag.is_in_doubt(&Changed::Id(meta.id.clone()), asked) && !is_news(state, meta) {
-                return Verdict::Questioned;
+                return Verdict::Retry;
             }
             verdict
         }
         Err(e) if e.kind == ErrorKind::NotFound => absence(state),
-        Err(_) => Verdict::Believed,
+        Err(_) => Verdict::Accepted,
     }
 }
 
@@ -290,25 +290,25 @@ fn known_object(state: &mut State, newest: Summary) -> Option<Object> {
 }
 
 /// Whether a history has the newest version that is remembered.
-fn judged_history(
+fn check_history(
     state: &mut State,
     id: &ObjectId,
     history: &Result<Vec<VersionInfo>>,
     asked: Instant,
-    again: bool,
+    is_retry: bool,
 ) -> Verdict {
     let Ok(history) = history else {
         let is_absent = history.as_ref().is_err_and(|e| e.kind == ErrorKind::NotFound);
-        return if is_absent { state.lag.absence_of(id, asked, again) } else { Verdict::Believed };
+        return if is_absent { state.lag.absence_of(id, asked, is_retry) } else { Verdict::Accepted };
     };
-    let Some(newest) = state.lag.newest(id, asked) else { return Verdict::Believed };
+    let Some(newest) = state.lag.newest(id, asked) else { return Verdict::Accepted };
     let has_it =
         |v: &VersionInfo| Some(&v.tag) == newest.version.as_ref() || Some(v.created_at) >= newest.updated_at;
     if history.iter().any(has_it) {
-        return Verdict::Believed;
+        return Verdict::Accepted;
     }
     state.lag.lacks_newest(id, asked);
-    Verdict::Questioned
+    Verdict::Retry
 }
 
 #[async_trait]
@@ -325,32 +325,32 @@ impl Vault for RevocationDetector {
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
         let ask = || self.inner.get_by_name(call, name);
         let made = Changed::Name(name.clone());
-        let judge = |state: &mut State, answer: &Result<Object>, asked, again| {
+        let check = |state: &mut State, answer: &Result<Object>, asked, is_retry| {
             let absence = |state: &mut State| match state.lag.is_in_doubt(&made, asked) {
-                true => Verdict::Questioned,
-                false => state.lag.absence(name, asked, again),
+                true => Verdict::Retry,
+                false => state.lag.absence(name, asked, is_retry),
             };
-            judged(state, answer.as_ref().map(|object| &object.meta), absence, asked, again)
+            check_object(state, answer.as_ref().map(|object| &object.meta), absence, asked, is_retry)
         };
-        self.observe(self.believed(call, ask, judge, known_object).await, About::Name(name))
+        self.observe(self.ask_until_accepted(call, ask, check, known_object).await, About::Name(name))
     }
 
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
         let ask = || self.inner.get(call, id);
-        let judge = |state: &mut State, answer: &Result<Object>, asked, again| {
-            let absence = |state: &mut State| state.lag.absence_of(id, asked, again);
-            judged(state, answer.as_ref().map(|object| &object.meta), absence, asked, again)
+        let check = |state: &mut State, answer: &Result<Object>, asked, is_retry| {
+            let absence = |state: &mut State| state.lag.absence_of(id, asked, is_retry);
+            check_object(state, answer.as_ref().map(|object| &object.meta), absence, asked, is_retry)
         };
-        self.observe(self.believed(call, ask, judge, known_object).await, About::Other)
+        self.observe(self.ask_until_accepted(call, ask, check, known_object).await, About::Other)
     }
 
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
         let ask = || self.inner.metadata(call, id);
-        let judge = |state: &mut State, answer: &Result<Meta>, asked, again| {
-            let absence = |state: &mut State| state.lag.absence_of(id, asked, again);
-            judged(state, answer.as_ref(), absence, asked, again)
+        let check = |state: &mut State, answer: &Result<Meta>, asked, is_retry| {
+            let absence = |state: &mut State| state.lag.absence_of(id, asked, is_retry);
+            check_object(state, answer.as_ref(), absence, asked, is_retry)
         };
-        self.observe(self.believed(call, ask, judge, known_meta).await, About::Other)
+        self.observe(self.ask_until_accepted(call, ask, check, known_meta).await, About::Other)
     }
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
@@ -381,23 +381,23 @@ impl Vault for RevocationDetector {
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
         let ask = || self.inner.versions(call, id);
-        let judge = |state: &mut State, answer: &Result<Vec<VersionInfo>>, asked, again| {
-            judged_history(state, id, answer, asked, again)
+        let check = |state: &mut State, answer: &Result<Vec<VersionInfo>>, asked, is_retry| {
+            check_history(state, id, answer, asked, is_retry)
         };
-        self.observe(self.believed(call, ask, judge, |_, _| None).await, About::Other)
+        self.observe(self.ask_until_accepted(call, ask, check, |_, _| None).await, About::Other)
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
         let ask = || self.inner.version(call, id, version);
         // A version never changes, and may not be everywhere yet.
-        let judge = |state: &mut State, answer: &Result<Object>, asked, again| match answer {
-            Err(e) if e.kind == ErrorKind::NotFound => state.lag.absence_of(id, asked, again),
-            _ => Verdict::Believed,
+        let check = |state: &mut State, answer: &Result<Object>, asked, is_retry| match answer {
+            Err(e) if e.kind == ErrorKind::NotFound => state.lag.absence_of(id, asked, is_retry),
+            _ => Verdict::Accepted,
         };
         let instead = |state: &mut State, newest: Summary| {
             known_object(state, newest).filter(|object| object.meta.version == version.tag)
         };
-        self.observe(self.believed(call, ask, judge, instead).await, About::Other)
+        self.observe(self.ask_until_accepted(call, ask, check, instead).await, About::Other)
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
 /// The names under a prefix, as the pages of a listing come in.
 #[derive(Debug)]
 pub struct NameStream {
-    told: Vec<ObjectName>,
+    known: Vec<ObjectName>,
     pages: mpsc::UnboundedReceiver<Vec<ObjectName>>,
     flight: Flight<()>,
 }
@@ -41,9 +41,9 @@ pub struct NameStream {
 impl NameStream {
     /// The next names; `None` when there are no more.
     pub async fn names(&mut self) -> Option<Vec<ObjectName>> {
-        match std::mem::take(&mut self.told) {
-            told if told.is_empty() => self.pages.recv().await,
-            told => Some(told),
+        match std::mem::take(&mut self.known) {
+            known if known.is_empty() => self.pages.recv().await,
+            known => Some(known),
         }
     }
 
@@ -251,9 +251,9 @@ impl Cache {
         let call = Call { deadline: asked + self.config.timeout, priority, idempotency_key: None };
         let answer = self.vault.get_by_name(&call, wanted).await;
         // Background work that has to wait says nothing of those who may go before it.
-        let told = priority == Priority::Foreground
+        let counts = priority == Priority::Foreground
             || !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited);
-        if told {
+        if counts {
             self.note(&answer);
         }
         match answer {
@@ -309,10 +309,10 @@ impl Cache {
         // What was told before, and what has been found or made since.
         let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked, _)| *asked);
         // What was made here a moment ago, and the vault does not list yet, comes when the listing has ended well.
-        let told = state.index.names_since(prefix, since);
+        let known = state.index.names_since(prefix, since);
         let (sender, pages) = mpsc::unbounded_channel();
         state.streams.push((prefix.to_owned(), sender));
-        NameStream { told, pages, flight }
+        NameStream { known, pages, flight }
     }
 
     /// How long to wait for a listing while names that were known before could stand in for it; `None` if none could.

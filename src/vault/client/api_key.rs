@@ -162,7 +162,7 @@ impl ApiKey {
     }
 
     /// Reads the file again if it was changed since it was read.
-    pub fn look_again(&self) {
+    pub fn reload_if_changed(&self) {
         let now = self.file.as_deref().and_then(stamp);
         let is_other = *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) != now;
         if is_other

@@ -41,7 +41,7 @@ struct Window {
     /// `None` until the first request of a window.
     ends: Option<Instant>,
     /// The longest time to its end that the present window told, and the one before.
-    told: [Duration; 2],
+    resets: [Duration; 2],
     /// Sent and not answered: the count of an answer does not know of them.
     in_flight: u32,
     /// Whether a header has told the limit.
@@ -61,12 +61,12 @@ enum Take {
 
 impl Window {
     fn new(limit: Option<u32>) -> Self {
-        let told = [Duration::ZERO; 2];
+        let resets = [Duration::ZERO; 2];
         Self {
             limit,
             remaining: limit.unwrap_or(0),
             ends: None,
-            told,
+            resets,
             in_flight: 0,
             learnt: false,
             shares: HashMap::new(),
@@ -78,7 +78,7 @@ impl Window {
         if self.ends.is_some_and(|ends| ends <= now) {
             self.ends = None;
             self.remaining = self.limit.unwrap_or(0);
-            self.told = [Duration::ZERO, self.told[0]];
+            self.resets = [Duration::ZERO, self.resets[0]];
             self.shares_end = Some(now);
         }
         if self.shares_end.is_some_and(|end| end <= now) {
@@ -89,7 +89,7 @@ impl Window {
 
     /// How long a window is, as far as is known.
     fn length(&self) -> Duration {
-        let longest = self.told[0].max(self.told[1]);
+        let longest = self.resets[0].max(self.resets[1]);
         if longest.is_zero() { WINDOW } else { longest }
     }
 
@@ -97,9 +97,9 @@ impl Window {
     fn learn_end(&mut self, now: Instant, reset: Duration) {
         let whole = reset.max(ROUNDED);
         let is_new = self.ends.is_none_or(|ends| now + reset > ends + ROUNDED);
-        self.told = match is_new {
-            true => [whole, self.told[0]],
-            false => [self.told[0].max(whole), self.told[1]],
+        self.resets = match is_new {
+            true => [whole, self.resets[0]],
+            false => [self.resets[0].max(whole), self.resets[1]],
         };
         self.ends = Some(now + reset);
     }
@@ -138,7 +138,7 @@ impl Window {
             if self.limit != Some(limit) || !self.learnt {
                 // Another limit, other windows.
                 self.remaining = limit.saturating_sub(self.in_flight);
-                (self.told, self.ends) = ([Duration::ZERO; 2], None);
+                (self.resets, self.ends) = ([Duration::ZERO; 2], None);
             }
             self.limit = Some(limit);
             self.learnt = true;
@@ -452,17 +452,17 @@ mod tests {
             let start = Instant::now();
             let into = (length as f64 * late) as u64;
             let mut window = Window::new(Some(ASSUMED_LIMIT));
-            let (mut at, mut told) = (0, Vec::new());
+            let (mut at, mut resets) = (0, Vec::new());
             while at < 3 * length {
                 let now = start + Duration::from_secs(at);
                 window.take(now, FRONT, None);
                 window.in_flight = 0;
                 window.learn(now, &answers(limit, length, into, at, limit), false);
-                told.push((at, window.length().as_secs()));
+                resets.push((at, window.length().as_secs()));
                 at += between;
             }
-            proptest::prop_assert!(told.iter().all(|(_, told)| *told <= length));
-            let second = told.iter().filter(|(at, _)| at + into >= length).map(|(_, told)| *told);
+            proptest::prop_assert!(resets.iter().all(|(_, resets)| *resets <= length));
+            let second = resets.iter().filter(|(at, _)| at + into >= length).map(|(_, resets)| *resets);
             // A window may be over before anything was asked in it: what was asked first in another tells.
             proptest::prop_assert!(second.min().unwrap_or(length) + between >= length);
             // It has other windows now.

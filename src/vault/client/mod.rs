@@ -304,7 +304,7 @@ pub async fn open(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Res
 
 /// What a look at a vault shows.
 #[derive(Debug)]
-pub struct Look {
+pub struct Probe {
     /// The dialect that answered.
     pub dialect: Dialect,
     /// How long the answer took.
@@ -319,7 +319,7 @@ pub struct Look {
 ///
 /// # Errors
 /// As [`open`].
-pub async fn look(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Look> {
+pub async fn probe(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Probe> {
     let clock = config.clock.clone();
     let transport = config.transport()?;
     let asked = clock.now();
@@ -330,7 +330,7 @@ pub async fn look(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Res
         Err(e) if e.kind == ErrorKind::Forbidden => false,
         Err(e) => return Err(e),
     };
-    Ok(Look { dialect, took, may_list, status: transport.status() })
+    Ok(Probe { dialect, took, may_list, status: transport.status() })
 }
 
 /// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the answer to that

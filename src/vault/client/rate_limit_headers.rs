@@ -29,20 +29,20 @@ impl Headers {
     /// Reads them leniently: what is missing or makes no sense is absent. Unix time is told by the vault's own clock, if it
     /// tells that.
     pub fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
-        let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
+        let integer = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
         let seconds = |name: &str| {
-            let told = headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok()?;
-            (told.is_finite() && told >= 0.0).then_some(told)
+            let number = headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok()?;
+            (number.is_finite() && number >= 0.0).then_some(number)
         };
-        let small = |name: &str| number(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let small = |name: &str| integer(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let date = |name: &str| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok();
         // By the vault's own clock, if it tells that.
         let now = date(DATE.as_str()).unwrap_or(wall);
-        let reset = seconds("x-ratelimit-reset").map(|told| {
-            let since = match told {
-                _ if told <= UNIX_TIME_FROM => return whole(told),
-                _ if told <= UNIX_MILLISECONDS_FROM => told,
-                _ => told / 1000.0,
+        let reset = seconds("x-ratelimit-reset").map(|number| {
+            let since = match number {
+                _ if number <= UNIX_TIME_FROM => return whole(number),
+                _ if number <= UNIX_MILLISECONDS_FROM => number,
+                _ => number / 1000.0,
             };
             whole(since - now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
         });
@@ -86,8 +86,8 @@ mod tests {
         assert_eq!(read(&[("x-ratelimit-reset", "1900000000")]).reset, Some(LONGEST_WINDOW));
         let milliseconds = [("x-ratelimit-reset", "1700000042000")];
         assert_eq!(read(&milliseconds).reset, Some(Duration::from_secs(42)));
-        for (fraction, told) in [("0.5", 1), ("41.2", 42), ("1700000041.2", 42)] {
-            assert_eq!(read(&[("x-ratelimit-reset", fraction)]).reset, Some(Duration::from_secs(told)));
+        for (fraction, number) in [("0.5", 1), ("41.2", 42), ("1700000041.2", 42)] {
+            assert_eq!(read(&[("x-ratelimit-reset", fraction)]).reset, Some(Duration::from_secs(number)));
         }
         for nonsense in ["nan", "inf", "-1", "", "1e999"] {
             assert_eq!(read(&[("x-ratelimit-reset", nonsense)]).reset, None, "{nonsense:?}");

@@ -19,13 +19,13 @@ pub struct Body(pub(super) Bytes);
 impl Body {
     /// Takes over the text.
     pub fn new(text: Zeroizing<Vec<u8>>) -> Self {
-        struct Owner(Zeroizing<Vec<u8>>);
-        impl AsRef<[u8]> for Owner {
+        struct WipedText(Zeroizing<Vec<u8>>);
+        impl AsRef<[u8]> for WipedText {
             fn as_ref(&self) -> &[u8] {
                 &self.0
             }
         }
-        Self(Bytes::from_owner(Owner(text)))
+        Self(Bytes::from_owner(WipedText(text)))
     }
 
     /// Whether `word` is somewhere in it.

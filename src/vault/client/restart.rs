@@ -18,7 +18,7 @@ const LONGEST_TURN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Restart {
     state: Mutex<State>,
-    turn: Semaphore,
+    permit: Semaphore,
     back: Notify,
 }
 
@@ -32,12 +32,12 @@ struct State {
 
 /// The right to send a request.
 #[derive(Debug)]
-pub struct Turn<'a>(Option<SemaphorePermit<'a>>);
+pub struct Permit<'a>(Option<SemaphorePermit<'a>>);
 
 impl Restart {
     /// Of a vault that answers, as far as is known.
     pub fn new() -> Self {
-        Self { state: Mutex::default(), turn: Semaphore::new(1), back: Notify::new() }
+        Self { state: Mutex::default(), permit: Semaphore::new(1), back: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -46,9 +46,9 @@ impl Restart {
 
     /// A try found no server; `had_turn`: it was not sent before that was known. `pause` says how long to wait after so
     /// many in a row.
-    pub fn failed(&self, had_turn: bool, pause: impl FnOnce(u32) -> Duration) {
+    pub fn failed(&self, had_permit: bool, pause: impl FnOnce(u32) -> Duration) {
         let mut state = self.state();
-        if state.failures > 0 && !had_turn {
+        if state.failures > 0 && !had_permit {
             return;
         }
         state.failures = state.failures.saturating_add(1);
@@ -68,36 +68,36 @@ impl Restart {
     }
 
     /// Waits for the turn, `left` at most: at once while the vault answers.
-    pub async fn turn(&self, left: Duration) -> Option<Turn<'_>> {
+    pub async fn permit(&self, left: Duration) -> Option<Permit<'_>> {
         let end = Instant::now() + left;
         loop {
             // Made before the look, so that no answer between look and wait is missed.
             let back = self.back.notified();
             if !self.is_under_way() {
-                return Some(Turn(None));
+                return Some(Permit(None));
             }
             let waited = async {
                 tokio::select! {
                     // Never closed.
-                    turn = self.turn.acquire() => turn.ok(),
+                    permit = self.permit.acquire() => permit.ok(),
                     () = back => None,
                 }
             };
-            let Some(turn) = timeout_at(end, waited).await.ok()? else { continue };
+            let Some(permit) = timeout_at(end, waited).await.ok()? else { continue };
             let back = self.back.notified();
             let Some(next) = self.state().next else { continue };
             if next >= end {
                 return None;
             }
             tokio::select! {
-                () = sleep_until(next) => return Some(Turn(Some(turn))),
+                () = sleep_until(next) => return Some(Permit(Some(permit))),
                 () = back => {}
             }
         }
     }
 }
 
-impl Turn<'_> {
+impl Permit<'_> {
     /// Whether it was given because the vault answers.
     pub fn is_free(&self) -> bool {
         self.0.is_none()
@@ -128,31 +128,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_asks_at_a_time_and_all_go_once_it_answers() {
         let restart = Restart::new();
-        assert!(restart.turn(LONG).await.unwrap().is_free());
+        assert!(restart.permit(LONG).await.unwrap().is_free());
         restart.failed(false, |_| Duration::from_secs(1));
-        let first = restart.turn(LONG).await.unwrap();
+        let first = restart.permit(LONG).await.unwrap();
         assert!(!first.is_free());
-        let waiting = async { restart.turn(Duration::from_secs(5)).await.is_none() };
+        let waiting = async { restart.permit(Duration::from_secs(5)).await.is_none() };
         assert!(waiting.await, "the turn is taken, to the end of its time");
-        let others = futures_util::future::join_all((0..1000).map(|_| restart.turn(LONG)));
+        let others = futures_util::future::join_all((0..1000).map(|_| restart.permit(LONG)));
         let answer = async {
             tokio::task::yield_now().await;
             first.keep_for(std::future::ready(())).await;
             restart.answered();
         };
-        let (turns, ()) = tokio::join!(others, answer);
-        assert!(turns.iter().all(|turn| turn.as_ref().is_some_and(Turn::is_free)));
+        let (permits, ()) = tokio::join!(others, answer);
+        assert!(permits.iter().all(|permit| permit.as_ref().is_some_and(Permit::is_free)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn pauses_end_with_the_deadline_and_a_try_that_hangs_holds_nobody_up() {
         let restart = Restart::new();
         restart.failed(false, |failures| Duration::from_secs(u64::from(failures) * 10));
-        assert!(restart.turn(Duration::from_secs(9)).await.is_none());
-        let hangs = restart.turn(LONG).await.unwrap();
+        assert!(restart.permit(Duration::from_secs(9)).await.is_none());
+        let hangs = restart.permit(LONG).await.unwrap();
         let began = Instant::now();
         let hang = hangs.keep_for(tokio::time::sleep(LONG));
-        let next = async { restart.turn(LONG).await.map(|_| began.elapsed()) };
+        let next = async { restart.permit(LONG).await.map(|_| began.elapsed()) };
         let (next, ()) = tokio::join!(next, hang);
         assert!(next.is_some_and(|waited| waited < 2 * LONGEST_TURN), "{next:?}");
     }
@@ -191,8 +191,8 @@ mod tests {
             async move { vault.get(&call, &id).await.unwrap_err().kind }
         });
         let kinds = futures_util::future::join_all(waiting).await;
-        let told = |kind: &ErrorKind| matches!(kind, ErrorKind::Server | ErrorKind::Deadline);
-        assert!(kinds.iter().all(told), "{kinds:?}");
+        let is_expected = |kind: &ErrorKind| matches!(kind, ErrorKind::Server | ErrorKind::Deadline);
+        assert!(kinds.iter().all(is_expected), "{kinds:?}");
         // Those that were out when the first was answered, and one at a time from then on.
         let sent = server.seen().len();
         assert!((10..200).contains(&sent), "{sent}");

@@ -72,7 +72,7 @@ impl TlsFiles {
     /// The same, without certificates of its own until the file can be used: it is read again when it is another one.
     pub fn read_if_usable(ca_file: Option<&Path>, also: Option<u32>) -> Self {
         let files = Self { ca_file: ca_file.map(Path::to_owned), also, current: Mutex::default() };
-        files.reload_and_tell();
+        files.reload_and_log();
         files
     }
 
@@ -133,11 +133,11 @@ impl TlsFiles {
         if stamp == self.lock().seen {
             return false;
         }
-        self.reload_and_tell()
+        self.reload_and_log()
     }
 
     /// Reads the files again, and tells what came of it. True if what they hold is new.
-    pub fn reload_and_tell(&self) -> bool {
+    pub fn reload_and_log(&self) -> bool {
         let renewed = self.reload();
         match &renewed {
             Ok(true) => tracing::info!("the file of --ca-file was renewed: using its certificates"),

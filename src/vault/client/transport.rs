@@ -21,7 +21,7 @@ use crate::vault::client::attempt_error::{AttemptError, root_cause};
 use crate::vault::client::budget::Budget;
 use crate::vault::client::rate_limit_headers::Headers;
 pub use crate::vault::client::request::{Answer, Body, Request};
-use crate::vault::client::restart::{Restart, Turn};
+use crate::vault::client::restart::{Permit, Restart};
 use crate::vault::client::retry::{CONNECT_TIME, FailureClass, Policy};
 use crate::vault::client::status;
 use crate::vault::client::tls::{Connections, is_about_certificates};
@@ -105,7 +105,7 @@ impl Transport {
     /// Where the vault is and what was sent to it. A key that may not do all is looked for anew in its file.
     pub fn status(&self) -> VaultStatus {
         if self.lacks.load(Ordering::Relaxed) == self.parts.key.changes() {
-            self.parts.key.look_again();
+            self.parts.key.reload_if_changed();
         }
         let now = self.parts.clock.now();
         let known = *self.may_write.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -185,15 +185,15 @@ impl Transport {
         loop {
             // A try that the deadline cuts off says less than the failure before it.
             let left = self.left(call).saturating_sub(if tries > 0 { CONNECT_TIME } else { Duration::ZERO });
-            let Some(turn) = self.restart.turn(left).await else {
+            let Some(permit) = self.restart.permit(left).await else {
                 return self.ended(last, request, tries, doubt);
             };
-            let had_turn = !turn.is_free();
+            let had_permit = !permit.is_free();
             let ticket = self.parts.budget.acquire(call).await.map_err(|e| {
                 let e = self.describe(e, request, tries);
                 if doubt { e.maybe_applied() } else { e }
             })?;
-            let attempt = self.attempt(call, request, ticket, turn).await;
+            let attempt = self.attempt(call, request, ticket, permit).await;
             if matches!(attempt, Err(AttemptError::Deferred)) {
                 continue;
             }
@@ -216,15 +216,15 @@ impl Transport {
             let wait = class
                 .and_then(|t| self.parts.policy.wait(t, request.idempotency, call.priority, tries, left));
             if class.is_some_and(FailureClass::is_restart) {
-                self.restart.failed(had_turn, |failures| self.parts.policy.restart_pause(failures));
+                self.restart.failed(had_permit, |failures| self.parts.policy.restart_pause(failures));
             } else if attempt.is_ok() {
                 self.restart.answered();
             }
             let Some(wait) = wait else {
                 let is_cut_off =
                     matches!(attempt, Err(AttemptError::Late { .. })) && !request.idempotency.changes();
-                let told = if is_cut_off && tries > 1 { last } else { attempt };
-                return self.ended(told, request, tries, doubt);
+                let outcome = if is_cut_off && tries > 1 { last } else { attempt };
+                return self.ended(outcome, request, tries, doubt);
             };
             doubt |= request.idempotency.changes() && class.is_some_and(FailureClass::leaves_doubt);
             tracing::debug!(doing = request.doing, tries, ?class, ?wait, "trying again");
@@ -302,7 +302,7 @@ impl Transport {
         call: &Call,
         request: &Request,
         ticket: crate::vault::client::budget::Ticket<'_>,
-        turn: Turn<'_>,
+        permit: Permit<'_>,
     ) -> Result<Answer, AttemptError> {
         let left = self.left(call);
         if left.is_zero() {
@@ -310,7 +310,7 @@ impl Transport {
         }
         let key = self.parts.key.changes();
         let built = self.build(request)?;
-        let is_free = turn.is_free();
+        let is_free = permit.is_free();
         let answer = async {
             // Never closed: an error would only mean that nobody counts.
             let _permit = self.in_flight.acquire().await;
@@ -358,7 +358,7 @@ impl Transport {
             Ok(Answer { status, body, request_id, media_type, retry_after, attempts: 1, doubt: false })
         };
         let answer = tokio::time::timeout(left, answer);
-        turn.keep_for(answer).await.unwrap_or(Err(AttemptError::Late { sent: true }))
+        permit.keep_for(answer).await.unwrap_or(Err(AttemptError::Late { sent: true }))
     }
 
     /// Whether a word that the vault chose is none that it was sent: services and proxies like to repeat things.

@@ -46,7 +46,7 @@ pub struct MemoryVault {
     clock: Arc<dyn Clock>,
     counts: OpCounts,
     state: Mutex<State>,
-    told: Mutex<Told>,
+    reported: Mutex<Reported>,
     lag: Mutex<Lag>,
 }
 
@@ -59,7 +59,7 @@ pub enum Lagging {
     /// Everybody's, as it was so long ago.
     Always(Duration),
     /// Every other one, as it was so long ago: there are two replicas, and requests go to them in turn.
-    InTurn(Duration),
+    Alternating(Duration),
 }
 
 /// What a read sees.
@@ -91,7 +91,7 @@ struct Lag {
 
 /// What it tells of itself.
 #[derive(Debug, Clone, Copy)]
-struct Told {
+struct Reported {
     budget: Option<BudgetStatus>,
     ahead_ms: Option<i64>,
 }
@@ -188,27 +188,27 @@ impl MemoryVault {
 
     /// An empty vault.
     pub fn new(capabilities: Capabilities, clock: Arc<dyn Clock>) -> Self {
-        let told = Mutex::new(Told { budget: None, ahead_ms: Some(0) });
+        let reported = Mutex::new(Reported { budget: None, ahead_ms: Some(0) });
         Self {
             capabilities,
             clock,
             counts: OpCounts::default(),
             state: Mutex::default(),
-            told,
+            reported,
             lag: Mutex::default(),
         }
     }
 
     /// From now on [`Vault::status`] tells of a limit of so many requests in windows of such a length. It is not enforced.
-    pub fn tell_limit(&self, limit: u32, window: Duration) {
+    pub fn report_limit(&self, limit: u32, window: Duration) {
         let (reset_s, window_s) = (window.as_secs(), window.as_secs_f64());
         let budget = BudgetStatus { limit, remaining: limit, reset_s, window_s, assumed: false };
-        self.told().budget = Some(budget);
+        self.reported().budget = Some(budget);
     }
 
     /// From now on [`Vault::status`] tells that its clock is so far ahead of its user's, or nothing of it.
-    pub fn tell_ahead(&self, ahead_ms: Option<i64>) {
-        self.told().ahead_ms = ahead_ms;
+    pub fn report_ahead(&self, ahead_ms: Option<i64>) {
+        self.reported().ahead_ms = ahead_ms;
     }
 
     /// From now on reads show what there was before. What they showed until now.
@@ -218,8 +218,8 @@ impl MemoryVault {
         std::mem::replace(&mut lag.lagging, lagging)
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().expect("no holder of this lock can panic")
+    fn reported(&self) -> MutexGuard<'_, Reported> {
+        self.reported.lock().expect("no holder of this lock can panic")
     }
 
     /// How often `op` was called.
@@ -252,8 +252,8 @@ impl MemoryVault {
         lag.reads += 1;
         let by = match lag.lagging {
             Lagging::Always(by) => by,
-            Lagging::InTurn(by) if lag.reads.is_multiple_of(2) => by,
-            Lagging::InTurn(_) | Lagging::Never => Duration::ZERO,
+            Lagging::Alternating(by) if lag.reads.is_multiple_of(2) => by,
+            Lagging::Alternating(_) | Lagging::Never => Duration::ZERO,
         };
         let now = self.clock.now();
         let hidden = lag.before.iter().find(|(made, _)| *made + by > now);
@@ -291,7 +291,7 @@ impl Vault for MemoryVault {
 
     fn status(&self) -> VaultStatus {
         let (endpoint, requests) = ("memory".to_owned(), self.counts.total());
-        let Told { budget, ahead_ms } = *self.told();
+        let Reported { budget, ahead_ms } = *self.reported();
         let spent_by = Vec::new();
         VaultStatus { endpoint, requests, spent_by, budget, ahead_ms, may_write: None, key_changes: 0 }
     }
@@ -316,7 +316,7 @@ impl Vault for MemoryVault {
         if !self.capabilities.max_name.allows(name.as_str()) {
             return Err(Error::new(ErrorKind::NameTooLong, format!("the name {name:?} is too long")));
         }
-        if let Some(made) = call.idempotency_key.and_then(|once| state.made.get(&once)) {
+        if let Some(made) = call.idempotency_key.and_then(|key| state.made.get(&key)) {
             let gone =
                 |_| Error::new(ErrorKind::MadeAndDeleted, format!("{name:?} was made, and deleted since"));
             return state.row(made).map(|row| row.meta_of(&row.versions[0])).map_err(gone);
@@ -330,7 +330,7 @@ impl Vault for MemoryVault {
         let id = ObjectId::new(format!("memory_{number}"));
         let row = Row { id: id.clone(), name: name.clone(), versions: vec![version] };
         let meta = row.meta();
-        state.made.extend(call.idempotency_key.map(|once| (once, id.clone())));
+        state.made.extend(call.idempotency_key.map(|key| (key, id.clone())));
         state.by_name.insert(name.clone(), number);
         state.by_id.insert(id, number);
         state.rows.insert(number, row);

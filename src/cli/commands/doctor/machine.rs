@@ -61,7 +61,7 @@ impl Machine {
 }
 
 /// Everything about the machine.
-pub fn examine(machine: &Machine) -> Vec<Finding> {
+pub fn check(machine: &Machine) -> Vec<Finding> {
     let mut found = vec![
         device(machine),
         fusermount(machine),
@@ -531,7 +531,7 @@ mod tests {
     fn each_finding_that_is_not_well_has_its_fix() {
         let (_dir, machine) =
             machine(&[("usr/bin/docker", ""), ("usr/bin/baloo_file", ""), (".dockerenv", "")]);
-        for finding in examine(&machine) {
+        for finding in check(&machine) {
             assert_eq!(finding.fix.is_none(), finding.level == Level::Ok, "{finding:?}");
         }
     }

@@ -88,8 +88,8 @@ pub fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         return Err(Failure::new(Exit::Usage, sentence).into());
     }
     args.connect.runtime.apply();
-    let mut found = machine::examine(&machine::Machine::new(&args.root));
-    found.extend(vault::examine(&args.connect)?);
+    let mut found = machine::check(&machine::Machine::new(&args.root));
+    found.extend(vault::check(&args.connect)?);
     match args.json {
         true => output::print_json(&found)?,
         false => output::print(|out| print(out, &found))?,

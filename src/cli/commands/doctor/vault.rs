@@ -23,7 +23,7 @@ use crate::vault::{BudgetStatus, Call};
 const CLOCKS: Duration = Duration::from_secs(60);
 
 /// What there is to say about the vault that is named, if one is.
-pub fn examine(args: &ConnectArgs) -> Result<Vec<Finding>, Failure> {
+pub fn check(args: &ConnectArgs) -> Result<Vec<Finding>, Failure> {
     if !args.names_a_vault() {
         let how =
             "give --api-url and --api-key-file, or --embedded, or set WORKOS_API_KEY, to have it looked at";
@@ -43,25 +43,25 @@ pub fn examine(args: &ConnectArgs) -> Result<Vec<Finding>, Failure> {
     if let Endpoint::Embedded(dir) = &spec.endpoint {
         return Ok(runtime.block_on(embedded(dir, &spec)));
     }
-    Ok(asked(runtime.block_on(connect::look(&spec, key, Arc::new(SystemClock)))))
+    Ok(asked(runtime.block_on(connect::probe(&spec, key, Arc::new(SystemClock)))))
 }
 
 /// What came of asking a vault.
-fn asked(looked: Result<client::Look, Failure>) -> Vec<Finding> {
-    match looked {
-        Ok(look) => {
+fn asked(answer: Result<client::Probe, Failure>) -> Vec<Finding> {
+    match answer {
+        Ok(probe) => {
             let says = format!(
                 "it answers in {} ms, {:?} API, and takes the key",
-                look.took.as_millis(),
-                look.dialect
+                probe.took.as_millis(),
+                probe.dialect
             );
             let mut found = vec![Finding::ok("vault", says)];
-            if !look.may_list {
+            if !probe.may_list {
                 let fix = "names are found one by one: mount with --name NAME, or use a key that may list";
                 found.push(Finding::note("key", "it may not list names", fix));
             }
-            found.extend(look.status.ahead_ms.map(|ms| clock(Duration::from_millis(ms.unsigned_abs()))));
-            found.extend(look.status.budget.map(|budget| rate(&budget)));
+            found.extend(probe.status.ahead_ms.map(|ms| clock(Duration::from_millis(ms.unsigned_abs()))));
+            found.extend(probe.status.budget.map(|budget| rate(&budget)));
             found
         }
         Err(failure) => vec![Finding::problem("vault", failure.message, next_step(failure.exit))],
@@ -168,7 +168,7 @@ fn unusable(dir: &Path, e: &ServeError) -> Finding {
 }
 
 /// Asks the process that serves an embedded vault.
-async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<client::Look, Failure> {
+async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<client::Probe, Failure> {
     let config = HttpConfig {
         target: Target::Socket(socket),
         tls: Arc::default(),
@@ -180,7 +180,7 @@ async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<c
         key_context: spec.key_context.clone(),
     };
     let call = Call::foreground(config.clock.now() + spec.timeout);
-    Ok(client::look(config, &call, spec.dialect()).await?)
+    Ok(client::probe(config, &call, spec.dialect()).await?)
 }
 
 #[cfg(test)]

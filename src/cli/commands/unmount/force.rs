@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{ANSWER, END, FORCED_DRAIN, SUCCESSION, drain, drain_once, gone, not_stored, odd, silent};
+use super::{ANSWER, END, FORCED_DRAIN, TAKEOVER, drain, drain_once, gone, not_stored, odd, silent};
 use crate::cli::exit::{Exit, Failure};
 use crate::daemon::control::{Answer, Request};
 use crate::daemon::live_mounts::LiveMount;
@@ -39,7 +39,7 @@ pub(super) fn force(entry: Option<&Entry>, mount: &LiveMount) -> anyhow::Result<
                 for worker in children(mount).iter().filter(|child| child.is_called(worker::NAME)) {
                     worker.signal(Signal::SIGKILL);
                 }
-                within = SUCCESSION;
+                within = TAKEOVER;
                 continue;
             }
             Err(_) => {

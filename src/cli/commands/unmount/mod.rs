@@ -75,7 +75,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// The same of a mount whose keeper may be replacing its worker meanwhile.
 const REPLACED: Duration = Duration::from_secs(20);
 /// The same where the worker was killed: its keeper may pause before it starts another one.
-const SUCCESSION: Duration = Duration::from_secs(45);
+const TAKEOVER: Duration = Duration::from_secs(45);
 /// The time a worker gets beyond its own `--drain`.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
 /// What `--drain` is where nothing is said.
@@ -90,12 +90,12 @@ const END: Duration = Duration::from_secs(30);
 const TRANSIENT: Duration = Duration::from_secs(2);
 
 /// How long another worker may take to answer, after one that died.
-const SUCCESSOR: Duration = Duration::from_secs(30);
+const NEXT_WORKER: Duration = Duration::from_secs(30);
 /// An unmounted mount that nobody has any more ends within that time. A container that is just being made has a copy of each
 /// mount for a moment.
-const SETTLED: Duration = Duration::from_secs(5);
+const DETACHED_AFTER: Duration = Duration::from_secs(5);
 /// How often a drain is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs the command.
 pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
@@ -184,7 +184,7 @@ fn drain(
     let begun = Instant::now();
     let mut own = None;
     loop {
-        let patience = if own.is_some() { SUCCESSOR } else { within.saturating_sub(begun.elapsed()) };
+        let patience = if own.is_some() { NEXT_WORKER } else { within.saturating_sub(begun.elapsed()) };
         let e = match drain_once(mount, patience, limit, &mut own) {
             Ok(Answer::Drained(unsaved)) => {
                 return Ok((unsaved, own.map_or(Duration::ZERO, |(all, _)| all) + DRAIN_MARGIN));
@@ -254,7 +254,7 @@ fn wait_for_drain(mount: &LiveMount, client: &mut Client, time: Duration) -> std
     let end = asked_until + DRAIN_MARGIN;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        if client.has_answered(left.min(LOOK))? || left.is_zero() {
+        if client.has_answered(left.min(POLL_INTERVAL))? || left.is_zero() {
             return client.receive(left)?.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into());
         }
         let asked = mount.connect(ANSWER).and_then(|mut c| c.ask(&Request::Status, ANSWER));
@@ -329,7 +329,9 @@ fn names(users: &[mount_users::User]) -> String {
 
 fn wait_for_end(mount: &LiveMount, watcher: Option<Client>, patience: Duration) -> anyhow::Result<ExitCode> {
     let path = mount.mountpoint.shown();
-    let unsaved = match watcher.map_or(Ok(Ok(None)), |watcher| hear_the_end(mount, watcher, patience))? {
+    let unsaved = match watcher
+        .map_or(Ok(Ok(None)), |watcher| wait_for_last_answer(mount, watcher, patience))?
+    {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
         Ok(_) => Vec::new(),
         // It had ended before it read the question.
@@ -359,7 +361,7 @@ fn wait_for_end(mount: &LiveMount, watcher: Option<Client>, patience: Duration) 
 }
 
 /// What the worker says at its end, unless another mount namespace keeps it from ending.
-fn hear_the_end(
+fn wait_for_last_answer(
     mount: &LiveMount,
     mut watcher: Client,
     patience: Duration,
@@ -367,12 +369,12 @@ fn hear_the_end(
     let begun = Instant::now();
     loop {
         let left = patience.saturating_sub(begun.elapsed());
-        match watcher.has_answered(left.min(LOOK)) {
+        match watcher.has_answered(left.min(POLL_INTERVAL)) {
             Ok(false) if !left.is_zero() => {}
             Ok(_) => return Ok(watcher.receive(left)),
             Err(e) => return Ok(Err(e)),
         }
-        if begun.elapsed() >= SETTLED && !mount_users::namespaces_with(mount.dev).is_empty() {
+        if begun.elapsed() >= DETACHED_AFTER && !mount_users::namespaces_with(mount.dev).is_empty() {
             return Err(detached(mount));
         }
     }
@@ -468,7 +470,7 @@ fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCo
         )
         .into());
     }
-    let dead = probe::look(path, Duration::from_secs(5))
+    let dead = probe::stat(path, Duration::from_secs(5))
         .is_ok_and(|seen| seen.is_ok_and(|(seen, _)| mountpoint::is_dead(entry, &seen)));
     if !dead && !args.force {
         return Err(Failure::new(

@@ -68,7 +68,7 @@ struct State {
     /// Readers who wait for more.
     waiting: usize,
     /// One has waited in vain, and has said so.
-    told: bool,
+    reported: bool,
 }
 
 /// What is written down of a listing.
@@ -123,7 +123,7 @@ impl Listing {
             noted: Noted::default(),
             given_way: false,
             waiting: 0,
-            told: false,
+            reported: false,
         };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
@@ -239,7 +239,7 @@ impl Listing {
         // Both may be at their end at one moment: the reader after the listing.
         let mut state = self.state();
         let ready = state.ready(after);
-        state.told |= ready.is_none();
+        state.reported |= ready.is_none();
         ready
     }
 
@@ -331,7 +331,7 @@ impl Listing {
     pub fn fail(&self, errno: Errno) -> bool {
         let mut state = self.state();
         state.progress = Progress::Failed(errno);
-        let news = state.waiting > 0 || !state.told;
+        let news = state.waiting > 0 || !state.reported;
         drop(state);
         self.changed.notify_waiters();
         news
