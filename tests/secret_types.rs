@@ -39,8 +39,6 @@ const HARMLESS: &[(&str, &str)] = &[
     // The ids of API keys.
     ("server/instance/admission.rs", "by_key"),
     ("server/instance/admission.rs", "key"),
-    // Made up by a test.
-    ("daemon/fuzz_tests.rs", "data"),
 ];
 
 /// Formatting of what was exposed. One place: a new key is printed once, because it was asked for.

@@ -34,6 +34,15 @@ const BANNED: &[(&str, &str)] = &[
     ("exchange ABREAST abreast", "send_with_retries, MAX_IN_FLIGHT"),
     ("Examined rehearsal rehearse way_to", "Inspected, validate, suggest_options"),
     ("MyTurn Turns Hurry hurry", "VolumeGuard, VolumeLocks, Waiter"),
+    ("Trial TRIAL Bench bench", "Quarantine, Queue"),
+    ("at_large lot lots guilty GUILTY", "running, shuffle_key, poisoned"),
+    ("Sights Sightings sightings", "CrashRecord, CrashRecords, crash_records"),
+    ("Told was_told stop_told", "the name of what was reported, logged or requested"),
+    ("Settle Settled SETTLED", "Promote, Confirmed, DETACHED_AFTER"),
+    ("Believed Questioned judged judged_history", "Accepted, Retry, check_object, check_history"),
+    ("Heard News", "Burst, ChangeEvent"),
+    ("examine Look LOOK look_again look_after", "check, Probe, POLL_INTERVAL, reload_if_changed, supervise"),
+    ("reload_and_tell hear_the_end SUCCESSION", "reload_and_log, wait_for_last_answer, TAKEOVER"),
 ];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {

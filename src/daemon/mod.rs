@@ -11,8 +11,6 @@
 
 pub mod capabilities;
 pub mod control;
-#[cfg(test)]
-pub mod fuzz_tests;
 pub mod heartbeat;
 pub mod helper;
 pub mod hooks;

@@ -3,6 +3,9 @@
 
 mod asleep;
 mod backups;
+#[allow(dead_code, reason = "not each kind of answer is made up here")]
+#[path = "../odd_vaults/canned.rs"]
+mod canned;
 mod closes;
 mod deadlines;
 mod dirs;
@@ -11,6 +14,7 @@ mod dying;
 mod editors;
 mod failed_deletes;
 mod failures;
+mod fuzz;
 mod held;
 mod lagging;
 mod made;
@@ -29,4 +33,6 @@ mod rotations;
 mod saves;
 mod shell;
 mod successors;
+#[path = "../../src/vault/testing/fuzz.rs"]
+mod ten_minutes;
 mod unlinked;

@@ -1,9 +1,12 @@
 //! Vaults that are not ours, and what stands before them: each with a small server that behaves so, and the built
 //! binary as its client.
 
+mod canned;
+mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod folding;
+mod kv_client;
 mod lagging;
 mod refusals;
 #[allow(dead_code, reason = "only the one that nginx is before")]

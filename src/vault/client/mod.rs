@@ -25,10 +25,6 @@ mod wire;
 
 #[cfg(test)]
 mod fuzz_tests;
-#[cfg(test)]
-mod kv_tests;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -119,9 +119,6 @@ impl Permit<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vault::client::tests::{META, OBJECT, call, id, secret, setup};
-    use crate::vault::testing::canned::Canned;
-    use crate::vault::{Call, ErrorKind, ObjectId, Vault};
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -155,48 +152,5 @@ mod tests {
         let next = async { restart.permit(LONG).await.map(|_| began.elapsed()) };
         let (next, ()) = tokio::join!(next, hang);
         assert!(next.is_some_and(|waited| waited < 2 * LONGEST_TURN), "{next:?}");
-    }
-
-    /// The three ways in which a vault that is restarted answers.
-    fn away() -> Vec<Canned> {
-        [502, 503, 504].map(|status| Canned::answer(status, &[], "<html>")).into()
-    }
-
-    #[tokio::test]
-    async fn a_read_waits_for_a_vault_that_is_restarted_and_a_change_is_left_in_doubt() {
-        let mut answers = [away(), away(), away()].concat();
-        answers.extend([Canned::Reset, Canned::json(200, OBJECT)]);
-        let (server, vault) = setup(answers).await;
-        vault.get(&call(), &id()).await.unwrap();
-        assert_eq!(server.seen().len(), 11);
-        for answer in away() {
-            let (server, vault) = setup(vec![answer, Canned::json(200, OBJECT)]).await;
-            let e = vault.update(&call(), &id(), &secret(), None).await.unwrap_err();
-            assert_eq!((e.kind, e.maybe_applied, server.seen().len()), (ErrorKind::Server, true, 1));
-            vault.get(&call(), &id()).await.unwrap();
-        }
-        // What says for how long did nothing, however often it says so.
-        let busy = Canned::answer(503, &["Retry-After: 0"], "");
-        let (server, vault) = setup([vec![busy; 8], vec![Canned::json(200, META)]].concat()).await;
-        vault.update(&call(), &id(), &secret(), None).await.unwrap();
-        assert_eq!(server.seen().len(), 9);
-    }
-
-    #[tokio::test]
-    async fn a_thousand_who_wait_for_a_restart_are_no_storm() {
-        let (server, vault) = setup(vec![Canned::answer(503, &[], "")]).await;
-        let call = Call::foreground(std::time::Instant::now() + Duration::from_secs(3));
-        let waiting = (0..1000).map(|n| {
-            let (vault, id) = (&vault, ObjectId::new(format!("o{n}")));
-            async move { vault.get(&call, &id).await.unwrap_err().kind }
-        });
-        let kinds = futures_util::future::join_all(waiting).await;
-        let is_expected = |kind: &ErrorKind| matches!(kind, ErrorKind::Server | ErrorKind::Deadline);
-        assert!(kinds.iter().all(is_expected), "{kinds:?}");
-        // Those that were out when the first was answered, and one at a time from then on.
-        let sent = server.seen().len();
-        assert!((10..200).contains(&sent), "{sent}");
-        let budget = vault.status().budget.unwrap();
-        assert!(budget.remaining > 700, "{} of {} are left", budget.remaining, budget.limit);
     }
 }

@@ -1,7 +1,7 @@
 //! Long runs of property tests: made-up input for ten minutes, other input each time.
 //!
 //! Each parser that meets the network has one of its own, ignored but for `scripts/test --all`. A shorter run by
-//! hand: `VAULTFS_FUZZ_SECONDS=20 cargo test --lib -- --ignored ten_minutes --nocapture`.
+//! hand: `VAULTFS_FUZZ_SECONDS=20 cargo test --lib --test fs -- --ignored ten_minutes --nocapture`.
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
@@ -27,5 +27,5 @@ where
         TestRunner::new(config.clone()).run(strategy, &check).unwrap();
         cases += u64::from(ROUND);
     }
-    crate::sys::stdio::line(format_args!("{what}: {cases} made-up inputs in {seconds} s"));
+    println!("{what}: {cases} made-up inputs in {seconds} s");
 }

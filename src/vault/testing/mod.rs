@@ -1,7 +1,5 @@
-//! Vaults for tests: in memory, faulty, canned; and the contract that each vault fulfils.
+//! Vaults for tests: in memory, and faulty; and the contract that each vault fulfils.
 
-#[cfg(test)]
-pub(crate) mod canned;
 pub mod contract;
 pub mod faulty;
 #[cfg(test)]

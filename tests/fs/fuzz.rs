@@ -16,22 +16,23 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
-use crate::clock::SystemClock;
-use crate::daemon::state_log;
-use crate::fs::{FileSystem, Journal, MemoryJournal, Options, Record, Value};
-use crate::fuse::adapter::Adapter;
-use crate::fuse::session;
-use crate::secret::{SecretBytes, SecretString};
-use crate::sys::fuse_device::Init;
-use crate::vault::client::api_key::ApiKey;
-use crate::vault::client::kv::KvVault;
-use crate::vault::client::object::ObjectVault;
-use crate::vault::client::retry::Policy;
-use crate::vault::client::{HttpConfig, Target};
-use crate::vault::testing::canned::{Canned, CannedServer};
-use crate::vault::testing::fuzz::for_ten_minutes;
-use crate::vault::testing::memory::{MemoryVault, OBJECT_CAPABILITIES};
-use crate::vault::{Call, Content, DynVault, ObjectName, Vault};
+use vaultfs::clock::SystemClock;
+use vaultfs::daemon::state_log;
+use vaultfs::fs::{FileSystem, Journal, MemoryJournal, Options, Record, Value};
+use vaultfs::fuse::adapter::Adapter;
+use vaultfs::fuse::session;
+use vaultfs::secret::{SecretBytes, SecretString};
+use vaultfs::sys::fuse_device::Init;
+use vaultfs::vault::client::api_key::ApiKey;
+use vaultfs::vault::client::kv::KvVault;
+use vaultfs::vault::client::object::ObjectVault;
+use vaultfs::vault::client::retry::Policy;
+use vaultfs::vault::client::{HttpConfig, Target};
+use vaultfs::vault::testing::memory::{MemoryVault, OBJECT_CAPABILITIES};
+use vaultfs::vault::{Call, Content, DynVault, ObjectName, Vault};
+
+use super::canned::{Canned, CannedServer};
+use super::ten_minutes::for_ten_minutes;
 
 /// What each request has behind its header: `4` and `8` are numbers of so many bytes, `t` seconds, `u` nanoseconds, `i` an
 /// inode, `f` a handle, `n` a name, `S` the length of the data at the end (`D`), `C` a count of pairs (`P`).

@@ -1,20 +1,29 @@
 //! The client against answers that a vault should never give, and against those it may.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::clock::{Clock, ManualClock, SystemClock};
-use crate::secret::SecretString;
-use crate::vault::client::*;
-use crate::vault::testing::canned::{Canned, CannedServer};
-use crate::vault::{Content, Form, ObjectId, ObjectName, Priority, Vault, VersionTag};
+use vaultfs::clock::{Clock, ManualClock, SystemClock};
+use vaultfs::secret::SecretString;
+use vaultfs::vault::client::api_key::ApiKey;
+use vaultfs::vault::client::object::ObjectVault;
+use vaultfs::vault::client::retry::Policy;
+use vaultfs::vault::client::tls::TlsFiles;
+use vaultfs::vault::client::{HttpConfig, Opened, Target, api_key, is_loopback, open};
+use vaultfs::vault::{
+    Call, Content, Dialect, Error, ErrorKind, Form, ListQuery, ObjectId, ObjectName, Priority, Vault,
+    VersionTag,
+};
+
+use super::canned::{Canned, CannedServer};
 
 const KEY: &str = "sk_test_canary_key";
 const SECRET: &str = "canary value 5d41402a";
 
-pub(super) const OBJECT: &str = r#"{"id":"vault_obj_1","name":"a/b","data":{"value":"canary value 5d41402a"},
+const OBJECT: &str = r#"{"id":"vault_obj_1","name":"a/b","data":{"value":"canary value 5d41402a"},
     "created_at":"2024-01-15T10:30:00.000Z","updated_at":"2024-01-20T14:00:00.000Z","version":2,"new":[1]}"#;
-pub(super) const META: &str =
-    r#"{"id":"vault_obj_1","name":"a/b","updated_at":"2024-01-20T14:00:00.000Z","version":2}"#;
+const META: &str = r#"{"id":"vault_obj_1","name":"a/b","updated_at":"2024-01-20T14:00:00.000Z","version":2}"#;
 
 pub(super) fn config(url: &str) -> HttpConfig {
     HttpConfig {
@@ -34,7 +43,7 @@ fn vault_with(config: HttpConfig) -> ObjectVault {
     ObjectVault::new(Arc::new(config.transport().unwrap()), max_size)
 }
 
-pub(super) async fn setup(answers: Vec<Canned>) -> (CannedServer, ObjectVault) {
+async fn setup(answers: Vec<Canned>) -> (CannedServer, ObjectVault) {
     let server = CannedServer::start(answers).await;
     let vault = vault_with(config(&server.url));
     (server, vault)
@@ -48,11 +57,11 @@ fn name() -> ObjectName {
     ObjectName::new("a/b").unwrap()
 }
 
-pub(super) fn id() -> ObjectId {
+fn id() -> ObjectId {
     ObjectId::new("vault_obj_1")
 }
 
-pub(super) fn secret() -> Content {
+fn secret() -> Content {
     Content::plain(SECRET)
 }
 
@@ -500,4 +509,47 @@ async fn tls_is_set_up_and_bad_certificates_are_named() {
         assert_eq!(e.kind, ErrorKind::Invalid);
         assert!(e.message.contains("--ca-file") || e.message.contains("TLS"), "{e}");
     }
+}
+
+/// The three ways in which a vault that is restarted answers.
+fn away() -> Vec<Canned> {
+    [502, 503, 504].map(|status| Canned::answer(status, &[], "<html>")).into()
+}
+
+#[tokio::test]
+async fn a_read_waits_for_a_vault_that_is_restarted_and_a_change_is_left_in_doubt() {
+    let mut answers = [away(), away(), away()].concat();
+    answers.extend([Canned::Reset, Canned::json(200, OBJECT)]);
+    let (server, vault) = setup(answers).await;
+    vault.get(&call(), &id()).await.unwrap();
+    assert_eq!(server.seen().len(), 11);
+    for answer in away() {
+        let (server, vault) = setup(vec![answer, Canned::json(200, OBJECT)]).await;
+        let e = vault.update(&call(), &id(), &secret(), None).await.unwrap_err();
+        assert_eq!((e.kind, e.maybe_applied, server.seen().len()), (ErrorKind::Server, true, 1));
+        vault.get(&call(), &id()).await.unwrap();
+    }
+    // What says for how long did nothing, however often it says so.
+    let busy = Canned::answer(503, &["Retry-After: 0"], "");
+    let (server, vault) = setup([vec![busy; 8], vec![Canned::json(200, META)]].concat()).await;
+    vault.update(&call(), &id(), &secret(), None).await.unwrap();
+    assert_eq!(server.seen().len(), 9);
+}
+
+#[tokio::test]
+async fn a_thousand_who_wait_for_a_restart_are_no_storm() {
+    let (server, vault) = setup(vec![Canned::answer(503, &[], "")]).await;
+    let call = Call::foreground(Instant::now() + Duration::from_secs(3));
+    let waiting = (0..1000).map(|n| {
+        let (vault, id) = (&vault, ObjectId::new(format!("o{n}")));
+        async move { vault.get(&call, &id).await.unwrap_err().kind }
+    });
+    let kinds = futures_util::future::join_all(waiting).await;
+    let is_expected = |kind: &ErrorKind| matches!(kind, ErrorKind::Server | ErrorKind::Deadline);
+    assert!(kinds.iter().all(is_expected), "{kinds:?}");
+    // Those that were out when the first was answered, and one at a time from then on.
+    let sent = server.seen().len();
+    assert!((10..200).contains(&sent), "{sent}");
+    let budget = vault.status().budget.unwrap();
+    assert!(budget.remaining > 700, "{} of {} are left", budget.remaining, budget.limit);
 }

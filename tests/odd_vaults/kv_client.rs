@@ -1,11 +1,15 @@
 //! The kv dialect against what a live service may answer and ours does not.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vault::client::tests::{assert_clean, call, config};
-use crate::vault::client::*;
-use crate::vault::testing::canned::{Canned, CannedServer};
-use crate::vault::{Content, ObjectId, ObjectName, Vault, VersionInfo, VersionTag};
+use vaultfs::vault::client::checked::CheckedVault;
+use vaultfs::vault::client::kv::KvVault;
+use vaultfs::vault::{Content, ErrorKind, ListQuery, ObjectId, ObjectName, Vault, VersionInfo, VersionTag};
+
+use super::canned::{Canned, CannedServer};
+use super::client::{assert_clean, call, config};
 
 const SECRET: &str = "canary value 5d41402a";
 const OBJECT: &str = r#"{"id":"u-1","name":"a/b","value":"canary value 5d41402a","new":{},"metadata":{
