@@ -12,7 +12,7 @@ use vaultfs::vault::client::retry::Policy;
 use vaultfs::vault::client::tls::TlsFiles;
 use vaultfs::vault::client::{HttpConfig, Opened, Target, api_key, is_loopback, open};
 use vaultfs::vault::{
-    Call, Content, Dialect, Error, ErrorKind, Form, ListQuery, ObjectId, ObjectName, Priority, Vault,
+    Call, Content, Dialect, Error, ErrorKind, Form, ListQuery, ObjectId, ObjectName, Priority, Result, Vault,
     VersionTag,
 };
 

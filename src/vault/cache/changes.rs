@@ -44,7 +44,7 @@ impl State {
                     self.index.listed(&newest, asked);
                     continue;
                 }
-                Verdict::Gone | Verdict::Questioned => continue,
+                Verdict::Gone | Verdict::Retry => continue,
             }
             if self.index.enters(item, asked) {
                 // Before all names were known nothing could be told from not knowing one.
@@ -86,7 +86,7 @@ impl State {
                 Verdict::Accepted => continue,
                 Verdict::Instead(_) | Verdict::Gone => {}
                 // Not freshly known either.
-                Verdict::Questioned => kept.push((name.clone(), known.as_of)),
+                Verdict::Retry => kept.push((name.clone(), known.as_of)),
             }
             self.index.hold(&name, asked);
         }
