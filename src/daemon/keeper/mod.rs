@@ -1,22 +1,25 @@
-//! The keeper: mounts, holds the /dev/fuse descriptor and the mount's state, keeps a worker alive, unmounts.
+//! The keeper: mounts, holds the /dev/fuse descriptor and the mount's state, keeps a worker alive,
+//! unmounts.
 //!
-//! 1. It must survive what the worker may die of. So it is one thread, no runtime, and does little: wait for
-//!    signals and for the worker's messages, with a deadline where it waits for something to happen.
-//! 2. While it holds /dev/fuse the connection lives, whatever happens to the worker. It therefore never opens a
-//!    file on its own mount (nobody might be there to answer), and lets go of the descriptor before it unmounts.
-//! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead mount (`mounting`).
-//! 4. When the worker dies, a successor takes over at once (`takeover`): same device, same state, same control socket. Programs only
-//!    wait. Where they keep dying (`restart_policy`) there are pauses, and at last everything on the mount is EIO (`fail_request`), but
-//!    for a try each minute: it is not unmounted, because below it is a plain directory, where what programs go on writing would be on disk.
-//! 5. A kernel that cannot send again what a dead worker had read (before Linux 6.9) gets a new mount in the old one's
-//!    place: what was in flight fails, and what was open; what is unsaved goes on.
-//! 6. waitpid(2) is not enough to see a worker's death: a thread stuck in a call on the own mount keeps the
-//!    process a zombie whose parent is not told. The closed channel and the state in /proc are looked at too.
-//! 7. One without a heartbeat (`heartbeat`) is killed and restarted as any that died. So is, once, one that does not do
-//!    what the end of the mount needs.
-//! 8. SIGTERM and SIGINT act here only: drain, unmount (detached, if it is in use), exit 0 or 7. SIGHUP makes
-//!    the worker read its key file again. Where no worker is left to say what the vault does not have, it is read
-//!    from the state: no unsaved write ends unnamed.
+//! 1. It must survive whatever kills a worker: one thread, no runtime, and little to do. It waits
+//!    for signals and for the worker's messages, with a timeout.
+//! 2. The connection lives while the keeper holds /dev/fuse. The keeper therefore opens no file on
+//!    its own mount (nobody might answer), and closes the descriptor before it unmounts.
+//! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead
+//!    mount (`mounting`).
+//! 4. A dead worker is replaced at once (`takeover`): same device, same state, same control socket;
+//!    programs only wait. After repeated deaths (`restart_policy`) restarts are delayed; in the end
+//!    every request fails with EIO (`fail_requests`), with one retry a minute. The mount stays:
+//!    below it is a plain directory, where programs would write to disk.
+//! 5. A kernel that cannot resend what a dead worker had read (before Linux 6.9) gets a new mount
+//!    in place of the old one: requests in flight and open files fail; unsaved writes continue.
+//! 6. waitpid(2) does not show every death: a thread stuck in a call on its own mount keeps the
+//!    process a zombie. The closed channel and /proc are checked, too.
+//! 7. A worker without a heartbeat (`heartbeat`) is killed and restarted. So is, once, a worker
+//!    that does not complete a step of the shutdown (`shutdown`).
+//! 8. SIGTERM and SIGINT: drain, unmount (detached if in use), exit 0 or 7. SIGHUP: the worker
+//!    reads its key file again. Without a worker, unsaved writes are read from the state, so that
+//!    each is named.
 
 mod events;
 pub mod fail_requests;
@@ -59,20 +62,20 @@ use crate::sys::fuse_device;
 use crate::sys::hardening::LockState;
 use crate::sys::mount_target::Target;
 
-/// The hidden commands that the processes of a mount are started with.
+/// The hidden commands that start the processes of a mount.
 pub const COMMAND: &str = "keeper";
-/// The option of [`COMMAND`] that says where the control socket is to be, absolute.
+/// The option of [`COMMAND`] for the directory of the control socket, absolute.
 pub const RUNTIME_DIR: &str = "--runtime-dir";
 /// See [`COMMAND`].
 pub const WORKER_COMMAND: &str = "worker";
-/// How the keeper is called in `ps`; it is recognised by it.
+/// The keeper's name in `ps`, by which it is recognised.
 pub const NAME: &std::ffi::CStr = c"vaultfs-keeper";
 
-/// How long a worker may take, beyond `--drain`, to say that it has drained.
+/// Time that a worker may take beyond `--drain` to report the end of the drain.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
-/// How long programs, and other mount namespaces, may go on using a mount that was taken away because of SIGTERM.
+/// Time that programs and other mount namespaces may use a mount after SIGTERM unmounted it.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a worker that was told to end may take: it stores for 2 s, and ends commands within 2 s more.
+/// Timeout of a worker's end: it stores for 2 s, and ends commands within 2 s more.
 const END_PATIENCE: Duration = Duration::from_secs(8);
 
 /// What a keeper process starts with.
@@ -91,7 +94,7 @@ pub struct Begun {
 /// The first steps of a keeper process: descriptors, session, configuration.
 pub fn begin() -> io::Result<Begun> {
     close_inherited();
-    // Fails only for a process group's leader, which a freshly started child is not.
+    // Fails only for a process group's leader, which a new child is not.
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
     let starter = take_standard(0)?;
@@ -100,7 +103,7 @@ pub fn begin() -> io::Result<Begun> {
     let target = Target::new(config.mountpoint.clone(), directory)?;
     let starter = StarterPipe(Some(File::from(take_standard(1)?)));
     if config.foreground {
-        // The command that waits for us is all that a supervisor sees: end with it.
+        // The waiting command is all that a supervisor sees: end with it.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM);
     }
     Ok(Begun { config, key, target, starter })
@@ -111,7 +114,7 @@ pub fn begin() -> io::Result<Begun> {
 pub struct StarterPipe(Option<File>);
 
 impl StarterPipe {
-    /// Says how it went, and whether somebody heard it: a command that was interrupted does not listen any more.
+    /// Reports the outcome, and whether anybody read it: an interrupted command does not.
     pub fn tell(&mut self, outcome: &Outcome) -> bool {
         let text = serde_json::to_string(outcome).unwrap_or_default();
         self.0.take().is_some_and(|mut pipe| writeln!(pipe, "{text}").is_ok())
@@ -132,7 +135,7 @@ pub fn run(begun: Begun, memory: LockState) -> u8 {
             if let Ok(directory) = RuntimeDir::own() {
                 directory.tidy();
             }
-            // Who hears it says so; twice in one journal would be once too often.
+            // The reader reports it: one journal should not have it twice.
             if starter.tell(&Outcome::Failed(failed.clone())) {
                 tracing::debug!("not mounted: {failed}");
             } else {
@@ -143,18 +146,18 @@ pub fn run(begun: Begun, memory: LockState) -> u8 {
     }
 }
 
-/// What the keeper is waiting for.
+/// What the keeper waits for.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Serving,
-    /// To start another worker.
+    /// A restart of the worker is delayed until then.
     BackingOff(Instant),
-    /// To try another worker, in a while: every request is refused.
+    /// Every request is failed; a worker is retried from time to time.
     Failed,
     Draining(Instant),
-    /// For the end of the connection, after unmounting.
+    /// The mount is unmounted; the connection has to end.
     Unmounting(Instant),
-    /// For the worker to store what was written while the mount went.
+    /// The worker stores what was written during the unmount.
     FinalDrain(Instant),
     Ending(Instant),
 }
@@ -172,13 +175,13 @@ impl Phase {
     }
 }
 
-/// What is to become of the mount.
+/// The target state of the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Goal {
     Serve,
-    /// It ends, once everything is stored.
+    /// It ends once everything is stored.
     Drain,
-    /// It is unmounted, or cannot be: only its worker has to end.
+    /// It is unmounted, or cannot be: only the worker has to end.
     Leave,
 }
 
@@ -191,26 +194,26 @@ struct Keeper {
     worker: Option<Worker>,
     helper: Option<HelperSupervisor>,
     mounted: Option<Mounted>,
-    /// The answer to INIT, which each worker has to give alike.
+    /// The answer to INIT, which every worker has to repeat.
     init_reply: Vec<u8>,
     listener: Option<UnixListener>,
     directory: RuntimeDir,
     phase: Phase,
     goal: Goal,
-    /// A worker that did not end as it was told to has been replaced: the next one is the last.
+    /// A worker that did not end was replaced: the next one is the last.
     replaced: bool,
     restart_policy: RestartPolicy,
     restarts: u32,
     last_end: Option<String>,
-    /// What the end of the last worker that served says of the requests it was at.
+    /// How the last serving worker ended.
     ending: Ending,
-    /// The worker that was being started ended; what that says.
+    /// How a worker ended during its start.
     start_ended: Option<Ending>,
-    /// When another worker is tried, where everything is refused.
+    /// When the next worker is tried while every request fails.
     retry_at: Option<Instant>,
-    /// Signals that came while a worker was being started.
+    /// Signals that arrived during the start of a worker.
     later: VecDeque<Event>,
-    /// The worker has said that its session is over.
+    /// The worker has reported the end of its session.
     session_over: bool,
 }
 
@@ -261,7 +264,7 @@ impl Keeper {
         }
     }
 
-    /// With what the vault does not have, where there is no worker to ask.
+    /// Includes the unsaved writes where there is no worker to ask.
     fn write_record(
         &self,
         dev: Dev,
@@ -273,7 +276,7 @@ impl Keeper {
         self.directory.write(dev, &Record { broken, unsaved, ..record })
     }
 
-    /// What came while a worker was replaced, or what comes next.
+    /// A deferred event, or the next one.
     fn event(&mut self) -> Event {
         let later = self.later.pop_front();
         later.unwrap_or_else(|| self.next_event(None, self.phase.until().or(self.retry_at)))
@@ -300,7 +303,7 @@ impl Keeper {
                     tracing::info!("asked to stop: committing what is unsaved");
                     self.drain();
                 }
-                // There has to be a worker to store what is unsaved.
+                // A worker is needed to store what is unsaved.
                 (Event::Stop, Phase::BackingOff(_)) => {
                     if self.goal == Goal::Serve {
                         self.goal = Goal::Drain;
@@ -355,7 +358,7 @@ impl Keeper {
         }
     }
 
-    /// Refuses one request. False when the connection is gone.
+    /// Fails one request. False when the connection is gone.
     fn fail_request(&self) -> bool {
         let Some(mounted) = &self.mounted else { return false };
         match fail_requests::one(&mounted.device) {
@@ -370,7 +373,7 @@ impl Keeper {
     fn supervise_helper(&mut self) {
         let Some(helper) = &mut self.helper else { return };
         match self.phase {
-            // Whatever another one did would be refused.
+            // A new helper's calls would fail.
             Phase::Failed => _ = helper.has_ended(),
             Phase::Serving
             | Phase::BackingOff(_)
@@ -381,7 +384,7 @@ impl Keeper {
         }
     }
 
-    /// Whether the kernel still has the mount, wherever.
+    /// Whether the kernel still has the mount, in any namespace.
     fn is_connected(&self) -> bool {
         self.mounted.as_ref().is_some_and(|mounted| fuse_device::is_connected(&mounted.device))
     }
@@ -392,7 +395,7 @@ impl Keeper {
 
     fn tell(&self, message: &ToWorker) {
         if let Err(e) = self.send(message, &[]) {
-            // Its end is the next event.
+            // The next event is its end.
             tracing::debug!("the worker does not hear: {e}");
         }
     }

@@ -1,5 +1,5 @@
-//! Start, restart and takeover of workers: the first is started as its successors are, and an upgrade is one more
-//! takeover. Where workers keep dying the mount fails.
+//! Start, restart and takeover of workers: the first one starts like every successor, and an
+//! upgrade is one more takeover. After repeated deaths the mount fails.
 
 use std::fs::File;
 use std::io;
@@ -21,17 +21,17 @@ use crate::sys::mount::{Mounted, Way};
 use crate::sys::mountpoint;
 use crate::sys::unmount;
 
-/// How long a successor may take from its start to serving.
+/// Timeout from a successor's start to serving.
 const TAKEOVER: Duration = Duration::from_secs(30);
-/// So many workers of another program may be killed before it is refused.
+/// An upgrade is refused after so many kills of the new worker.
 const UPGRADE_TRIES: u32 = 5;
-/// What begins the same where that other program could not.
+/// Prefix of the message of a failed upgrade.
 pub const NOT_UPGRADED: &str = "the new program could not take over";
-/// How a worker ended that another program took over from, in status: `vaultfs upgrade` looks for it.
+/// The end of a worker that an upgrade replaced, in status: `vaultfs upgrade` looks for it.
 pub const UPGRADED: &str = "it was upgraded";
 
 impl Keeper {
-    /// Starts a worker that says that it can read the state.
+    /// Starts a worker that confirms that it can read the state.
     pub(super) fn spawn_and_verify(
         &mut self,
         program: Option<&File>,
@@ -66,7 +66,7 @@ impl Keeper {
         }
     }
 
-    /// Hands the mount to the worker, answers INIT if that is still to be done, and writes down where to find it.
+    /// Passes the mount to the worker, answers INIT if still open, and publishes the record.
     pub(super) fn hand_mount(&mut self, starter: Option<&StarterPipe>) -> Result<(), Failed> {
         let (Some(mounted), Some(listener), Some(helper)) = (&self.mounted, &self.listener, &self.helper)
         else {
@@ -118,7 +118,7 @@ impl Keeper {
             .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
     }
 
-    /// The worker's next message while it is being started.
+    /// The next message of a starting worker.
     fn expect(&mut self, starter: Option<&StarterPipe>) -> Result<ToKeeper, Failed> {
         let until = starter.is_none().then(|| Instant::now() + TAKEOVER);
         loop {
@@ -141,19 +141,19 @@ impl Keeper {
         }
     }
 
-    /// What the end of the worker says of the requests it was at.
+    /// What the exit says of the requests in progress.
     pub(super) fn what_its_end_says(&self, status: Option<ExitStatus>) -> Ending {
         self.worker.as_ref().map(|worker| worker.what_its_end_says(status)).unwrap_or_default()
     }
 
-    /// A worker is gone: what that says of the requests it was at. One that has not served was at none.
+    /// Records a worker's exit for the requests in progress. One that has not served had none.
     pub(super) fn record_exit(&mut self, ending: Ending) {
         if self.worker.as_ref().is_some_and(|worker| worker.serving_since.is_some()) {
             self.ending = ending;
         }
     }
 
-    /// The worker died unasked: restarts it, now or after a pause.
+    /// The worker died: restarts it, now or after a pause.
     pub(super) fn worker_died(&mut self, ending: Ending, how: String) {
         let has_served = self.worker.take().is_some_and(|worker| worker.has_served(self.state.as_fd()));
         self.restarts += 1;
@@ -173,7 +173,8 @@ impl Keeper {
         }
     }
 
-    /// Starts a worker that takes over, and continues towards the mount's goal. A takeover that fails counts as a death.
+    /// Starts a worker that takes over, and continues towards the mount's goal. A failed takeover
+    /// counts as a death.
     pub(super) fn replace_worker(&mut self) {
         self.phase = Phase::Serving;
         if let Err(failed) = self.take_over(None) {
@@ -189,7 +190,7 @@ impl Keeper {
         match self.goal {
             Goal::Serve => {}
             Goal::Drain => self.drain(),
-            // Its session is over at once, and then it stores what is unsaved.
+            // Its session ends at once, and then it stores what is unsaved.
             Goal::Leave => {
                 let time = self.spawn_config.config.drain + DRAIN_MARGIN;
                 self.phase = Phase::FinalDrain(Instant::now() + time);
@@ -223,14 +224,15 @@ impl Keeper {
         self.hand_mount(None)
     }
 
-    /// For kernels that cannot send requests again: what is in flight fails, and a new mount takes the old one's place.
+    /// For kernels that cannot resend requests: requests in flight fail, and a new mount replaces
+    /// the old one.
     fn remount(&mut self) -> Result<(), Failed> {
         if let Some(dev) = self.dev() {
-            // Of use only where a stuck thread of the worker holds the device still.
+            // Only needed if a stuck thread of the worker still holds the device.
             let _ = unmount::abort(dev);
         }
         self.abandon();
-        // The same directory, if it is where it was: nothing about it was kept open.
+        // The same directory, if it is where it was: nothing of it was kept open.
         let failed = |e: &dyn std::fmt::Display| Failed::new(e.to_string());
         let target = mountpoint::check(self.mountpoint(), true).map_err(|e| failed(&e))?;
         if target.path() != self.mountpoint() {
@@ -241,7 +243,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// A new program is to take over. It has to be able to read the state before the old one ends.
+    /// A new program takes over. It must be able to read the state before the old worker ends.
     pub(super) fn upgrade(&mut self, path: &Path) {
         let ready =
             File::open(path).map_err(|e| Failed::new(format!("{}: {e}", path.shown()))).and_then(|program| {
@@ -259,7 +261,7 @@ impl Keeper {
             }
         };
         tracing::info!("takeover by {}", path.shown());
-        // What it had read and not answered the successor gets again, and none of it is to blame.
+        // The successor gets the unanswered requests again; none of them is to blame.
         self.record_exit(Ending::Ordered);
         if let Some(old) = &mut self.worker {
             old.kill();
@@ -271,7 +273,7 @@ impl Keeper {
             Err(failed) => {
                 tracing::error!("takeover by the new program failed, the old one goes on: {failed}");
                 self.last_end = Some(match self.verdict_of_start() {
-                    // From outside: another try may do better.
+                    // Killed from outside: a retry may succeed.
                     Ending::Killed => failed.message,
                     Ending::Crashed | Ending::Ordered => format!("{NOT_UPGRADED}: {failed}"),
                 });
@@ -284,13 +286,13 @@ impl Keeper {
         }
     }
 
-    /// What it says of the next one that a worker did not come to serve.
+    /// What the exit of a worker that never served says of the next one.
     fn verdict_of_start(&mut self) -> Ending {
         let seen = self.start_ended.take();
         seen.or_else(|| self.worker.as_mut().and_then(Worker::verdict)).unwrap_or(Ending::Crashed)
     }
 
-    /// A worker of another program; one that is killed from outside meanwhile says nothing of it.
+    /// A worker of the new program; a kill from outside is retried.
     fn spawn_and_verify_unless_killed(&mut self, program: &File) -> Result<Worker, Failed> {
         let mut tries = 0;
         loop {
@@ -303,7 +305,7 @@ impl Keeper {
         }
     }
 
-    /// Workers keep dying: from now on everything is refused.
+    /// Workers keep dying: from now on every request fails.
     fn give_up(&mut self, how: &str) {
         let path = self.mountpoint().shown().to_string();
         let again = restart_policy::retry_after();
@@ -314,7 +316,7 @@ impl Keeper {
              {again} s, and so on; `vaultfs unmount --force {path}` removes it, and what was not stored is lost then"
         );
         tracing::error!("{path}: {why}");
-        // Nobody listens any more: who asks finds the record.
+        // The socket is closed: commands find the record.
         self.listener = None;
         self.write_down_the_unsaved(Some(why));
         if let Some(mounted) = self.mounted.as_ref().filter(|mounted| can_resend(mounted)) {
@@ -328,7 +330,7 @@ impl Keeper {
 }
 
 impl Keeper {
-    /// What workers died of may be over: one more. Who asks meanwhile waits.
+    /// The cause of the deaths may be over: one retry. Requests wait meanwhile.
     pub(super) fn retry(&mut self) {
         tracing::info!("restart: another worker is tried");
         self.retry_at = None;
@@ -344,7 +346,7 @@ impl Keeper {
     }
 }
 
-/// Whether the kernel sends again what a dead worker had read; a test may pretend that it does not.
+/// Whether the kernel resends what a dead worker had read; a test may pretend that it does not.
 fn can_resend(mounted: &Mounted) -> bool {
     #[cfg(debug_assertions)]
     if std::env::var_os("VAULTFS_TEST_NO_RESEND").is_some() {

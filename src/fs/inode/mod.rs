@@ -1,15 +1,16 @@
 //! Inodes: what the kernel holds by number.
 //!
-//! 1. An inode of a file is *one version of one object*; only a local writer changes its bytes. When the
-//!    object changes elsewhere the name gets a new inode and the old one is `Replaced`: whoever has it open
-//!    keeps the old bytes whole.
-//! 2. A directory keeps its inode until rmdir(2), because binds and volumes hold it. The kernel takes a removed directory
-//!    for dead as long as it holds it, so one that is made later is another inode.
-//! 3. A lookup count is raised before the reply that hands the inode out is sent, and lowered by FORGET; an
-//!    inode that nobody holds leaves the table, unless it has bytes that the vault has not.
+//! 1. The inode of a file is *one version of one object*; only a local writer changes its bytes.
+//!    When the object changes elsewhere the name gets a new inode and the old one is `Replaced`:
+//!    open handles keep the old bytes whole.
+//! 2. A directory keeps its inode until rmdir(2), because binds and volumes hold it. The kernel
+//!    treats a removed directory as dead while it holds it, so a new one of that name is another
+//!    inode.
+//! 3. A lookup count is raised before the reply with the inode is sent, and lowered by FORGET. An
+//!    inode that nobody holds leaves the table, unless it has bytes that the vault lacks.
 //!
-//! Lock order: `Table` before a file's `state`. Neither is held while something else is awaited or locked, but the
-//! journal, to which a [`TableGuard`] writes what was changed when it is let go of.
+//! Lock order: `Table` before a file's `state`. While either is held nothing else is awaited or
+//! locked but the journal, to which a [`TableGuard`] writes the changes when it is dropped.
 
 pub(in crate::fs) mod buffer;
 pub(in crate::fs) mod file;
@@ -42,9 +43,9 @@ use crate::vault::{ObjectId, ObjectName, VersionInfo};
 /// The root's inode number, fixed by the FUSE protocol.
 pub const ROOT: u64 = 1;
 
-/// Room for inodes that is not worth giving back.
+/// Capacity below this is not returned.
 const ROOMY: usize = 4096;
-/// So many directories are looked through one by one.
+/// Up to so many directories are searched linearly.
 const FEW_DIRS: usize = 16;
 
 #[derive(Debug)]
@@ -53,15 +54,15 @@ struct Slot {
     lookups: u64,
 }
 
-/// An object whose name shows nothing, or something new, while its file has a provisional name.
+/// An object whose name shows nothing, or another file, while its file has a provisional name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct DeferredDelete {
     /// The object.
     pub stored: Stored,
-    /// The file that has its bytes under another name; `None` if it was unlinked, and goes unless the name is made anew
-    /// (`replace`).
+    /// The file that has its bytes under another name; `None` if it was unlinked, and is deleted
+    /// unless the name is reused.
     pub backup: Option<u64>,
-    /// The name was made anew, and that is not stored yet.
+    /// The name was reused, and the new file is not stored yet.
     pub reused: bool,
     /// When it was hidden.
     #[serde(skip, default = "Instant::now")]
@@ -73,24 +74,24 @@ pub(super) struct DeferredDelete {
 pub struct Table {
     journal: JournalWriter,
     slots: HashMap<u64, Slot>,
-    /// Inodes that are new, gone, or something else than before.
+    /// Inodes that were added, removed or changed.
     changed_nodes: Vec<u64>,
-    /// Inodes with another number of lookups.
+    /// Inodes with another lookup count.
     changed_lookups: Vec<u64>,
     numbers: Numbers,
     dirs: Tracked<HashMap<DirKind, u64>>,
     versions: HashMap<(ObjectId, u64), u64>,
     /// The file that each name shows now.
     files: Tracked<BTreeMap<ObjectName, u64>>,
-    /// Directories that exist although no object is in them: made here, or emptied here.
+    /// Directories without an object: made here, or emptied here.
     made: Tracked<BTreeSet<DirPrefix>>,
-    /// Objects that were moved away from their names and may come back (`provisional`).
+    /// Objects moved away from their names, which may come back (`provisional`).
     pub(super) deferred_deletes: Tracked<HashMap<ObjectName, DeferredDelete>>,
-    /// Objects that should be gone (`failed_deletes`).
+    /// Objects whose deletion failed (`failed_deletes`).
     pub(super) failed_deletes: Tracked<HashMap<ObjectName, FailedDeleteRecord>>,
-    /// Names shown as files although other names begin with them: their kind was seen first.
+    /// Names shown as files although other names begin with them: first seen as files.
     kind_pins: Tracked<HashSet<ObjectName>>,
-    /// Directories that were there once, and whose place is free again, or a file has it.
+    /// Former directories whose place is free, or taken by a file.
     vacated: Tracked<HashSet<DirPrefix>>,
     /// Modes, owners and times set here, kept for the life of the mount.
     local: Tracked<HashMap<ObjectName, LocalAttr>>,
@@ -98,12 +99,12 @@ pub struct Table {
     dir_local: Tracked<HashMap<DirKind, LocalAttr>>,
     /// When the set of names in a directory last changed, and a fingerprint of that set.
     dir_mtimes: Tracked<HashMap<DirKind, (SystemTime, u64)>>,
-    /// Moves on whenever names change here.
+    /// Counts local changes of names.
     changes: u64,
 }
 
 impl Table {
-    /// A table with the root in it, of the vault that is called `vault`.
+    /// A table with the root, for the vault of that name.
     pub fn new(vault: &str) -> Self {
         let mut table = Self {
             journal: JournalWriter::default(),
@@ -159,8 +160,8 @@ impl Table {
         self.slots.get(&ino).map(|slot| slot.node.clone())
     }
 
-    /// Counts one more lookup of an inode that is about to be handed to the kernel. A FORGET of the lookups before
-    /// may have come since it was found: then it enters again.
+    /// Counts one more lookup of an inode that is about to be passed to the kernel. A FORGET of the
+    /// earlier lookups may have removed it: then it is inserted again.
     pub fn hold(&mut self, node: &Node) {
         let ino = node.ino();
         if let Some(slot) = self.slots.get_mut(&ino) {
@@ -186,7 +187,7 @@ impl Table {
         self.insert_slot(ino, Slot { node: node.clone(), lookups: 1 });
     }
 
-    /// The kernel gave back `count` lookups.
+    /// FORGET: the kernel released `count` lookups.
     pub fn forget(&mut self, ino: u64, count: u64) {
         match self.slots.get_mut(&ino) {
             Some(slot) => {
@@ -196,13 +197,13 @@ impl Table {
             None => self.numbers.forget(ino),
         }
         self.drop_unheld(ino);
-        // After a `find` over everything the kernel forgets it all: no reason to keep room for it.
+        // After a `find` over everything the kernel forgets it all: the capacity is returned.
         if self.slots.len() < self.slots.capacity() / 8 && self.slots.capacity() > ROOMY {
             self.slots.shrink_to(self.slots.len() * 2);
         }
     }
 
-    /// Lets an inode go if neither the kernel nor unsaved bytes hold it.
+    /// Removes an inode that neither the kernel nor unsaved bytes hold.
     pub fn drop_unheld(&mut self, ino: u64) {
         let Some(slot) = self.slots.get(&ino) else { return };
         if slot.lookups > 0 {
@@ -236,13 +237,13 @@ impl Table {
         }
     }
 
-    /// Lets all go that nobody holds.
+    /// Removes all inodes that nobody holds.
     pub(super) fn drop_all_unheld(&mut self) {
         let all: Vec<u64> = self.slots.keys().copied().collect();
         all.into_iter().for_each(|ino| self.drop_unheld(ino));
     }
 
-    /// The directory of that kind; made at its first mention.
+    /// The directory of that kind; inserted at its first use.
     pub fn dir(&mut self, kind: &DirKind) -> Arc<Dir> {
         if let DirKind::Tree(prefix) = kind {
             self.vacated.remove(prefix);
@@ -258,7 +259,7 @@ impl Table {
         dir
     }
 
-    /// The directory was removed, as rmdir(2) does it: what has its name from now on is another one.
+    /// rmdir(2): the name gets another inode from now on.
     pub(super) fn remove_dir(&mut self, kind: &DirKind) {
         if let DirKind::Tree(prefix) = kind {
             self.made.remove(prefix);
@@ -271,7 +272,7 @@ impl Table {
         }
     }
 
-    /// Whether the directory was removed, and is there for those who hold it.
+    /// Whether the directory was removed, and exists only for its holders.
     pub(super) fn is_removed(&self, dir: &Dir) -> bool {
         self.dirs.get(&dir.kind) != Some(&dir.ino)
     }
@@ -290,7 +291,7 @@ impl Table {
         dirs.collect()
     }
 
-    /// The inode of the directory `old` shows another one from now on, which is told by `node`.
+    /// The inode of the directory `old` shows the directory of `node` from now on.
     pub(super) fn rename_dir(&mut self, old: &DirKind, node: Node) {
         let Node::Dir(dir) = &node else { return };
         let new = dir.kind.clone();
@@ -313,13 +314,13 @@ impl Table {
         }
     }
 
-    /// The number of the directory of that kind, if the kernel has ever been told of it.
+    /// The number of the directory of that kind, if the kernel was ever given it.
     pub fn dir_ino(&self, kind: &DirKind) -> Option<u64> {
         self.dirs.get(kind).copied()
     }
 
-    /// The inode of an old version; made by `make` from its number. One that was made while the bytes were not
-    /// to be had gives way to one that has them.
+    /// The inode of an old version; made by `make` from its number. One made without its bytes is
+    /// replaced by one that has them.
     pub fn version(
         &mut self,
         (id, info): (&ObjectId, &VersionInfo),
@@ -340,7 +341,7 @@ impl Table {
         version
     }
 
-    /// An inode for a control file's text as it is now.
+    /// An inode for the present text of a control file.
     pub fn control(&mut self, text: Vec<u8>, taken: SystemTime) -> Node {
         let control = Arc::new(ControlText { ino: self.fresh(What::Control), taken, text });
         let node = Node::Control(control.clone());
@@ -348,7 +349,7 @@ impl Table {
         node
     }
 
-    /// The file that `name` shows now, if there is an inode for it.
+    /// The file that `name` shows, if it has an inode.
     pub fn file(&self, name: &ObjectName) -> Option<Arc<File>> {
         match self.slots.get(self.files.get(name)?).map(|slot| &slot.node) {
             Some(Node::File(file)) => Some(file.clone()),
@@ -356,7 +357,7 @@ impl Table {
         }
     }
 
-    /// From now on `name` shows a new inode, made by `make` from its number.
+    /// `name` shows a new inode from now on, made by `make` from its number.
     pub fn put_file(&mut self, name: &ObjectName, make: impl FnOnce(u64, LocalAttr) -> File) -> Arc<File> {
         let local = self.local.get(name).cloned().unwrap_or_default();
         let mut file = make(self.fresh(What::File(name)), local);
@@ -367,7 +368,7 @@ impl Table {
         file
     }
 
-    /// A file that no name shows yet, made by `make` from its number.
+    /// A file without a name, made by `make` from its number.
     pub fn add_nameless(
         &mut self,
         name: &ObjectName,
@@ -387,7 +388,7 @@ impl Table {
         self.slots.get(&ino).is_some_and(|slot| slot.lookups > 0)
     }
 
-    /// `name` shows this inode, which is in the table already.
+    /// `name` shows this inode, which is in the table.
     pub fn point(&mut self, name: &ObjectName, ino: u64) {
         self.files.insert(name.clone(), ino);
     }
@@ -407,7 +408,7 @@ impl Table {
         })
     }
 
-    /// The inode is to be written down again.
+    /// Marks the inode for the journal.
     pub(super) fn note_node(&mut self, ino: u64) {
         self.changed_nodes.push(ino);
     }
@@ -421,7 +422,7 @@ impl Table {
         versions.collect()
     }
 
-    /// The names that begin with `prefix` and show a file inode: for files the vault does not have yet.
+    /// The names that begin with `prefix` and show a file inode: for files that the vault lacks.
     pub fn files_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a ObjectName, Arc<File>)> {
         let from = self.files.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         let within = from.take_while(move |(name, _)| name.as_str().starts_with(prefix));
@@ -438,7 +439,7 @@ impl Table {
 
     fn fresh(&mut self, what: What<'_>) -> u64 {
         let Self { slots, deferred_deletes, numbers, .. } = self;
-        // What hides an object is known by its number, also when it has left the table.
+        // The number of a file with a deferred delete stays reserved after it has left the table.
         let hides = |ino| deferred_deletes.values().any(|hidden| hidden.backup == Some(ino));
         numbers.first_free(what, |ino| slots.contains_key(&ino) || hides(ino))
     }
@@ -455,7 +456,7 @@ mod tests {
         let file = table.put_file(&name, |ino, local| File::new(ino, name.clone(), local));
         let node = Node::File(file.clone());
         table.hold(&node);
-        // The next lookup has found it and not counted yet when this comes.
+        // A lookup found it and has not counted it yet when this FORGET arrives.
         table.forget(file.ino, 1);
         assert!(table.node(file.ino).is_none());
         table.hold(&node);

@@ -1,14 +1,15 @@
-//! Which request workers die of: whoever is to blame is found out, and nobody else pays for it.
+//! Finds the request that kills workers (poison), without failing any other.
 //!
-//! 1. Each request that waits for something is written down while it is *under way*. A death is charged to those that
-//!    were under way, and to no other.
-//! 2. Only a crash is charged ([`Ending`]). An upgrade and a SIGKILL from outside say nothing of any request, however many
-//!    there are.
-//! 3. After a crash, those that were under way and are sent again are let go a few at a time ([`Quarantine`]), those with the
-//!    least against them first: one, two, four and so on, each group when the one before it has its answers or has had its
-//!    time. So the innocent come through, and the request that kills is soon alone, or the only one that was there each time.
-//! 4. Given up is a request that has two crashes against it, and was alone at its last one, or twice more suspect than all
-//!    others.
+//! 1. Each request that waits for something is journaled while it is *under way*. A death is
+//!    charged to those under way, and to no other.
+//! 2. Only crashes are charged ([`Ending`]); upgrades and a SIGKILL from outside are not, however
+//!    many there are.
+//! 3. After a crash, resent requests that were under way are released in groups of one, two, four
+//!    and so on ([`Quarantine`]), those with the fewest crashes first; each group waits for the
+//!    answers of the one before, up to a timeout. Innocent requests complete, and the poison is
+//!    soon alone, or the only one present each time.
+//! 4. A request is poisoned, and failed, once it has two crashes, and was alone at the last one, or
+//!    twice more suspect than all others.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,32 +23,32 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
-    /// As the keeper wanted it.
+    /// As the keeper ordered.
     Ordered,
-    /// By a SIGKILL from outside; or nobody knows.
+    /// By a SIGKILL from outside, or unknown.
     #[default]
     Killed,
-    /// By itself; by the kernel, for want of memory; or by the keeper, as it did not move.
+    /// By itself; by the kernel's OOM killer; or by the keeper, for want of a heartbeat.
     Crashed,
 }
 
-/// Crashes against a request that may be given up.
+/// Crashes before a request may be poisoned.
 const MIN_CRASHES: u32 = 2;
-/// Having been alone at a crash; having been more suspect than the others is half of it.
+/// Points for having been alone at a crash; for having been the most suspect, half of it.
 const ALONE: u32 = 2;
 
-/// What is known of a request, for the next worker.
+/// What the next worker knows of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::fs) struct CrashRecord {
-    /// The crashes while it was under way. The first field: an older program reads no more than this.
+    /// Crashes while it was under way. The first field: an older program reads no more than this.
     pub deaths: u32,
-    /// When the first worker got it, in milliseconds since the machine started.
+    /// When the first worker got it, in milliseconds since boot.
     pub arrived: u64,
-    /// A worker is at it, which may die of it.
+    /// A worker handles it, and may die of it.
     pub under_way: bool,
     /// See [`ALONE`].
     pub alone: u32,
-    /// It is given up.
+    /// It is failed.
     pub poisoned: bool,
 }
 
@@ -56,7 +57,7 @@ impl CrashRecord {
         Self { arrived, under_way: true, ..Self::default() }
     }
 
-    /// One that was not written down: it was not waiting, or nobody has begun with it. `others` were under way.
+    /// Of a request without a record: it did not wait, or was never begun. `others` were under way.
     pub fn unknown(arrived: u64, ending: Ending, others: usize) -> Self {
         let mut crash_record = Self::new(arrived);
         crash_record.charge(ending, if others == 0 { ALONE } else { 0 });
@@ -96,18 +97,18 @@ pub(in crate::fs) fn charge<'a>(all: impl Iterator<Item = &'a mut CrashRecord>, 
     }
 }
 
-/// Within so long after the first of them all that a dead worker had are here.
+/// All requests of a dead worker arrive within so long after the first of them.
 const ALL_HERE: Duration = Duration::from_millis(50);
-/// By then all are let go. Each group gets half of what is left of it.
+/// All are released by then. Each group gets half of the remaining time.
 const RELEASED_WITHIN: Duration = Duration::from_millis(1500);
 
-/// Lets suspects go, a few at a time.
+/// Releases suspects in groups.
 #[derive(Debug, Default)]
 pub(in crate::fs) struct Quarantine {
     queue: Mutex<Queue>,
-    /// One of those that were let go has ended.
+    /// A released request has ended.
     ended: Notify,
-    /// What is done at once, on the kernel's threads, is done by one suspect at a time.
+    /// Work on the kernel's threads is done by one suspect at a time.
     pub immediate: Mutex<()>,
 }
 
@@ -121,7 +122,7 @@ struct Queue {
 #[derive(Debug)]
 struct Waiting {
     deaths: u32,
-    /// Among equals another order each time.
+    /// Random order among equals.
     shuffle_key: u64,
     id: u64,
     release: oneshot::Sender<()>,
@@ -132,7 +133,7 @@ impl Quarantine {
         self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A suspect is here. It waits for its turn, and says when it has ended by dropping that.
+    /// Enqueues a suspect. Dropping the ticket reports its end.
     pub fn enter(self: &Arc<Self>, id: u64, deaths: u32, runtime: &tokio::runtime::Handle) -> Ticket {
         let (release, released) = oneshot::channel();
         let shuffle_key = shuffle_key(id);
@@ -163,7 +164,7 @@ impl Quarantine {
             }
             size *= 2;
             let time = end.saturating_duration_since(Instant::now()) / 2;
-            // Whoever comes late has no time of its own left, and goes at once.
+            // Late arrivals have no time of their own left, and are released at once.
             let _ = tokio::time::timeout(time, self.all_ended()).await;
         }
     }
@@ -180,7 +181,7 @@ impl Quarantine {
 }
 
 impl Queue {
-    /// Lets up to `count` go that have so much against them.
+    /// Releases up to `count` requests with so many crashes.
     fn release(&mut self, deaths: u32, count: usize) {
         let (mut next, others): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.deaths == deaths);
@@ -195,7 +196,7 @@ impl Queue {
     }
 }
 
-/// Different for each process.
+/// Differs between processes.
 fn shuffle_key(id: u64) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     use std::sync::LazyLock;
@@ -203,7 +204,7 @@ fn shuffle_key(id: u64) -> u64 {
     SHUFFLE.hash_one(id)
 }
 
-/// A suspect's place.
+/// A suspect's place in the queue.
 #[derive(Debug)]
 pub(in crate::fs) struct Ticket {
     quarantine: Arc<Quarantine>,
@@ -212,9 +213,9 @@ pub(in crate::fs) struct Ticket {
 }
 
 impl Ticket {
-    /// Waits until it may go on.
+    /// Waits for the release.
     pub async fn released(&mut self) {
-        // The sender goes with the whole mount only.
+        // The sender lives as long as the mount.
         let _ = (&mut self.released).await;
     }
 }
@@ -295,7 +296,7 @@ mod tests {
         assert_eq!(poisoned(&all), [0]);
     }
 
-    /// Workers that die of request 4 as soon as it is let go, while each of the others takes so long.
+    /// Workers that die of request 4 once it is released, while each of the others takes so long.
     async fn deaths_until_found(takes: Duration) -> usize {
         let mut left: Vec<(usize, CrashRecord)> = (0..9).map(|id| (id, CrashRecord::default())).collect();
         left.iter_mut().for_each(|(_, crash_record)| crash_record.under_way = true);
@@ -345,7 +346,7 @@ mod tests {
             let deaths = deaths_until_found(takes).await;
             assert!(deaths <= 7, "{takes:?}: {deaths} deaths");
         }
-        // Nobody gets an answer in time: it is found all the same.
+        // Without any answer in time it is found all the same.
         deaths_until_found(Duration::from_secs(10)).await;
     }
 
@@ -359,7 +360,7 @@ mod tests {
         let mut kept = Vec::new();
         for mut ticket in tickets {
             ticket.released().await;
-            // Nobody is answered.
+            // None is answered.
             kept.push(ticket);
         }
         assert!(

@@ -1,17 +1,19 @@
-//! Requests that a worker's death leaves unanswered: the kernel sends them again, and each effect happens once.
+//! Requests that a worker's death leaves unanswered: the kernel resends them, and each effect
+//! happens once.
 //!
-//! 1. A request keeps its number (`unique`); sent again, its top bit is set.
-//! 2. Most requests can just be done again: a write by its offset, a flush because what is stored is not dirty any
-//!    more, a release because the handle is gone, an open because its handle knows the request it is of.
-//! 3. What changes names cannot: an unlink done twice would be ENOENT. So when such a request has found that it may
-//!    go on, and before its first effect, it writes down what it is [`Intent`], and after its answer that this is
-//!    over. Sent again it goes on from there, and takes what is done already for done. Nobody else can have changed
-//!    these names meanwhile: the kernel holds their directories' locks until it has the answer.
-//! 4. What has to wait is written down when it begins, with its time: its deadline is the same whoever serves it. Only a
-//!    successor that comes late gets a moment all the same ([`MIN_RETRY_TIME`]), so that a save that is done is not denied.
-//! 5. Those that workers die of are given up: see `quarantine`.
+//! 1. A request keeps its number (`unique`); in a resent one the top bit is set.
+//! 2. Most requests are idempotent: a write by its offset, a flush because stored bytes are not
+//!    dirty, a release because the handle is gone, an open because its handle knows its request.
+//! 3. Changes of names are not: a repeated unlink would be ENOENT. Before its first effect such a
+//!    request journals an [`Intent`], which is removed after its answer. A resent one resumes from
+//!    there, and takes completed steps as done. Nothing else changes these names meanwhile: the
+//!    kernel holds the locks of their directories until the answer.
+//! 4. A request that waits is journaled with its arrival time: its deadline is the same in every
+//!    worker. A successor that comes late gets [`MIN_RETRY_TIME`], so that a completed save is not
+//!    reported as failed.
+//! 5. Requests that kill workers are failed: see `quarantine`.
 //!
-//! Which request a piece of work is for is known to the task, not handed through every call.
+//! The task knows the request that it works for; it is not passed through every call.
 
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -26,32 +28,33 @@ use crate::fs::types::errno::Errno;
 use crate::fs::{CrashRecords, FileSystem, Step};
 use crate::vault::{Call, ObjectName};
 
-/// Set in the number of a request that is sent again.
+/// The flag in the number of a resent request.
 const AGAIN: u64 = 1 << 63;
 
-/// What a successor gets at least for a request whose time is over, or nearly: there may have been nobody to answer it.
+/// Minimum time of a resent request whose deadline has passed: perhaps no worker could answer.
 const MIN_RETRY_TIME: Duration = Duration::from_secs(1);
-/// And if that was so for longer than [`LATE`], which no one death is the reason for: for what is known without the vault.
+/// The same after [`LATE`], which no single death explains: enough for what is known without the
+/// vault.
 const MIN_TIME: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_secs(30);
 
-/// What a request has begun to do; what it has to know of how things were before.
+/// What a request has begun to do, and what it must know of the state before.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::fs) enum Intent {
-    /// Making a file, directory or other name that was not there.
+    /// Makes a file, directory or other name.
     Make,
-    /// Removing a directory that was there and empty.
+    /// Removes an empty directory.
     Rmdir,
-    /// Removing a file's name, with the objects behind it.
+    /// Removes a file's name, with the objects behind it.
     Unlink { ino: u64 },
-    /// Moving a file to a name, over another file or not.
+    /// Moves a file to a name, over another file or not.
     Rename { ino: u64, name: ObjectName, over: Option<u64> },
-    /// Moving a directory.
+    /// Moves a directory.
     RenameDir,
 }
 
 impl Intent {
-    /// The file whose bytes are needed to go on.
+    /// The file whose bytes are needed to resume.
     pub fn moves(&self) -> Option<u64> {
         match self {
             Intent::Rename { ino, .. } => Some(*ino),
@@ -72,23 +75,24 @@ tokio::task_local! {
     static DEADLINE: Instant;
 }
 
-/// The number of the request that this task works for.
+/// The number of this task's request.
 pub(in crate::fs) fn current() -> Option<u64> {
     CURRENT.try_with(|current| current.id).ok()
 }
 
-/// What this request had begun to do when the last worker died.
+/// The intent of this task's request, if a dead worker had recorded one.
 pub(in crate::fs) fn resumed() -> Option<Intent> {
     CURRENT.try_with(|current| current.resumed.clone()).ok().flatten()
 }
 
-/// The time left for a request that came `age` ago and is begun now.
+/// The time left for a request of that age.
 fn patience(timeout: Duration, age: Duration) -> Duration {
     timeout.saturating_sub(age).max(if age < timeout + LATE { MIN_RETRY_TIME } else { MIN_TIME })
 }
 
 impl FileSystem {
-    /// Does `work` for the request `unique`, which changes something. [`FileSystem::completed`] ends it.
+    /// Runs `work` for the request `unique`, which changes something. [`FileSystem::completed`]
+    /// ends it.
     pub fn run_mutating<T: Send + 'static>(
         self: &Arc<Self>,
         unique: u64,
@@ -103,8 +107,8 @@ impl FileSystem {
         })
     }
 
-    /// The same for one that changes nothing. [`FileSystem::completed`] is to be called if it had to wait, or was sent
-    /// again.
+    /// The same for a request that changes nothing. It needs [`FileSystem::completed`] if it
+    /// waited, or was resent.
     pub fn run_idempotent<T: Send + 'static>(
         self: &Arc<Self>,
         unique: u64,
@@ -145,7 +149,7 @@ impl FileSystem {
         })
     }
 
-    /// What there is against a request that is sent again.
+    /// The crash record of a resent request.
     fn record_of_resent(&self, id: u64) -> CrashRecord {
         let found = self.crash_records().of.get(&id).copied();
         found.unwrap_or_else(|| {
@@ -154,7 +158,7 @@ impl FileSystem {
         })
     }
 
-    /// How long the request may take from now on.
+    /// The time left for the request.
     pub fn time_left(&self, unique: u64) -> Duration {
         let timeout = self.options.timeout;
         let crash_record = self.crash_records().of.get(&(unique & !AGAIN)).copied();
@@ -177,7 +181,7 @@ impl FileSystem {
         }
     }
 
-    /// The worker before this one is dead: says so of what it was at.
+    /// Charges the death of the previous worker.
     pub(in crate::fs) fn charge_last_death(&self) {
         let ending = self.last_ending();
         let mut crash_records = self.crash_records();
@@ -205,13 +209,13 @@ impl FileSystem {
         self.crash_records.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The bound of what the current request does; of work that is for none, a whole `--timeout`.
+    /// The deadline of the current request; outside of requests, a whole `--timeout` from now.
     pub(in crate::fs) fn call(&self) -> Call {
         let deadline = DEADLINE.try_with(|deadline| *deadline);
         Call::foreground(deadline.unwrap_or_else(|_| self.clock.now() + self.options.timeout))
     }
 
-    /// The request `unique` has been answered: it will not come again.
+    /// The request `unique` has been answered: it will not be resent.
     pub fn completed(&self, unique: u64) {
         let id = unique & !AGAIN;
         if self.intents().remove(&id).is_some() {
@@ -221,7 +225,7 @@ impl FileSystem {
         self.forget_crash_record(id);
     }
 
-    /// Writes down what the current request is about to do. From now on it can be done in parts.
+    /// Journals the intent of the current request. From now on it may be done in parts.
     pub(in crate::fs) fn record_intent(&self, intent: Intent) {
         let Some(id) = current() else { return };
         if self.journal.is_enabled() {

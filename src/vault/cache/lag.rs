@@ -1,18 +1,20 @@
 //! Read your writes, over a vault whose reads lag behind its writes by seconds (replicas).
 //!
-//! 1. **What is remembered**, for [`WINDOW`]: what was stored and deleted here, and what was seen here less than that after
-//!    it was made elsewhere. Versions of one object are in the order of the times that the vault gives them.
-//! 2. **An older version** than is remembered is not believed: what is remembered is given in its place, and the vault is
-//!    known to lag for [`KNOWN`].
-//! 3. **An absence** of what was created here, and a presence of what was deleted here, is the vault's lag or a change made
-//!    elsewhere: it is asked for once more after [`AGAIN`], and believed then. Of a vault that is known to lag neither is
-//!    believed within the window, nor is the absence of anything else that is remembered.
-//! 4. **A change whose answer was lost** may have been made: of a vault that is known to lag no answer is believed within the
-//!    window that shows nothing newer than was known before.
-//! 5. **After the window** every answer is believed: the vault may have been restored from a backup.
+//! 1. **Remembered** for [`WINDOW`]: changes made here, and versions seen here shortly after they
+//!    were made elsewhere. Versions of one object are ordered by the vault's times.
+//! 2. **An older version** than the remembered one is rejected: the remembered one replaces it, and
+//!    the vault counts as lagging for [`KNOWN`].
+//! 3. **An absence** of what was created here, or a presence of what was deleted here, is lag or a
+//!    change made elsewhere: the query is repeated after [`AGAIN`], and the second answer is
+//!    accepted. Of a lagging vault neither is accepted within the window, nor is the absence of any
+//!    other remembered object.
+//! 4. **A change whose answer was lost** may have been made: of a lagging vault no answer within
+//!    the window is accepted that shows nothing newer than was known before.
+//! 5. **After the window** every answer is accepted: the vault may have been restored from a
+//!    backup.
 //!
-//! Each answer is judged once: reads of one object where they come in (`watch`), lines of listings where they enter the
-//! index (`changes`). Pure state without I/O, time comes in with each call.
+//! Each answer is checked once: reads of one object in `revocation`, lines of listings in
+//! `changes`. Pure state without I/O; the time is an argument.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -21,30 +23,30 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::vault::cache::changes::{Change, ChangeKind};
 use crate::vault::{Meta, ObjectId, ObjectName, Summary, VersionTag};
 
-/// No vault's reads lag behind its writes for longer.
+/// Upper bound of a vault's lag.
 pub(super) const WINDOW: Duration = Duration::from_secs(15);
 
-/// An answer that contradicts what was done here is asked for again after so long.
+/// Pause before a contradicting answer is asked for again.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
-/// A vault that lagged is expected to for so long.
+/// How long a vault counts as lagging after it lagged.
 const KNOWN: Duration = Duration::from_secs(600);
 
-/// A clock that goes back so far was put back; those of replicas differ by less.
+/// A clock that goes back so far was set back; those of replicas differ by less.
 const PUT_BACK: Duration = Duration::from_secs(60);
 
-/// Objects that are remembered at a time; the oldest are forgotten first.
+/// Remembered objects at a time; the oldest are forgotten first.
 const MOST: usize = 4096;
 
-/// Versions made here that are told from one another although the vault gave them one time.
+/// Versions made here that are distinguished although the vault gave them one time.
 const MOST_EARLIER: usize = 32;
 
 /// What to do with an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Take it in.
+    /// Use the answer.
     Accepted,
-    /// This is what is there.
+    /// Use this version.
     Instead(Summary),
     /// The object is gone.
     Gone,
@@ -52,33 +54,33 @@ pub(super) enum Verdict {
     Retry,
 }
 
-/// An answer contradicted what is remembered.
+/// The state of an answer that contradicted what is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Question {
-    /// And is to be asked for again.
+    /// It is to be asked for again.
     Open(Instant),
-    /// And was believed.
+    /// It was confirmed.
     Confirmed,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// The newest version that is known, or the last one.
+    /// The newest known version; `None` if the object was deleted.
     newest: Option<Summary>,
     name: Option<ObjectName>,
-    /// Versions before it that were made here, with their times.
+    /// Earlier versions made here, with their times.
     earlier: Vec<(VersionTag, SystemTime)>,
     /// It was stored or deleted here.
     is_ours: bool,
-    /// It was made here: it is not there in every answer yet.
+    /// It was created here: some answers may lack it.
     created: bool,
-    /// Answers that were asked for before that may be older.
+    /// Answers requested before that may be older.
     at: Instant,
     question: Option<Question>,
 }
 
 impl Entry {
-    /// The newest version, if this is an older one.
+    /// The newest version, if `item` is an older one.
     fn newer_than(&self, item: &Summary) -> Option<&Summary> {
         let made = item.updated_at?;
         let is_same =
@@ -91,7 +93,7 @@ impl Entry {
     }
 }
 
-/// What a change is of.
+/// The subject of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Changed {
     Id(ObjectId),
@@ -103,38 +105,38 @@ pub(super) enum Changed {
 pub(super) struct Lag {
     entries: HashMap<ObjectId, Entry>,
     names: HashMap<ObjectName, ObjectId>,
-    /// By time; what has been remembered anew since is passed over.
+    /// By time; entries that were remembered anew since are skipped.
     order: VecDeque<(Instant, ObjectId)>,
     /// Names of what was deleted here, by time.
     removed: VecDeque<(Instant, ObjectName)>,
-    /// Changes whose answers were lost: of what, and when.
+    /// Changes whose answers were lost, and when.
     doubts: Vec<(Changed, Instant)>,
-    /// When an answer last showed that the vault lags.
+    /// When an answer last showed lag.
     seen: Option<Instant>,
-    /// By the vault's clock, when that was made which may not be everywhere yet.
+    /// By the vault's clock: changes made in this time may be missing in some answers.
     recent: Option<Range<SystemTime>>,
 }
 
 impl Lag {
-    /// By the vault's clock, what was made in this time may not be in every answer yet.
+    /// By the vault's clock, changes made in this time may be missing in some answers.
     pub fn set_recent(&mut self, times: Range<SystemTime>) {
         if self.recent.as_ref().is_some_and(|before| times.start + PUT_BACK < before.start) {
-            // What others make from now on is not older than what they made.
+            // Later changes made elsewhere are not older than what they made before.
             self.entries.retain(|_, entry| entry.is_ours);
             self.names.retain(|_, id| self.entries.contains_key(id));
         }
         self.recent = Some(times);
     }
 
-    /// Whether what was made then may not be in every answer yet.
+    /// Whether a change made then may be missing in some answers.
     pub fn is_recent(&self, made: SystemTime) -> bool {
         self.recent.as_ref().is_some_and(|times| times.contains(&made))
     }
 
-    /// This was stored here, and acknowledged at `now`. `created`: nothing had the name before.
+    /// This was stored here, and acknowledged at `now`. `created`: the name was free before.
     pub fn stored(&mut self, meta: &Meta, created: bool, now: Instant) {
         if created && self.entries.get(&meta.id).is_some_and(|before| before.newest.is_some()) {
-            // A creation that came again: what is known since is newer than the first one's answer.
+            // A repeated creation: what is known since is newer than the first answer.
             return;
         }
         let mut earlier = Vec::new();
@@ -159,7 +161,7 @@ impl Lag {
         );
     }
 
-    /// This was deleted here, and acknowledged at `now`.
+    /// The object was deleted here; acknowledged at `now`.
     pub fn deleted(&mut self, id: &ObjectId, now: Instant) {
         let name = self.entries.get(id).and_then(|before| before.name.clone());
         let (newest, earlier) = (None, Vec::new());
@@ -193,7 +195,7 @@ impl Lag {
         self.removed.push_back((now, name.clone()));
     }
 
-    /// That is the name of what was deleted here.
+    /// The name of an object that was deleted here.
     pub fn deleted_name(&mut self, name: &ObjectName, id: &ObjectId) {
         if let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.newest.is_none()) {
             entry.name = Some(name.clone());
@@ -201,7 +203,7 @@ impl Lag {
         }
     }
 
-    /// An answer that is believed and was asked for at `asked` shows this.
+    /// An accepted answer, requested at `asked`, shows this version.
     fn saw(&mut self, item: &Summary, asked: Instant) {
         if let Some(entry) = self.entries.get_mut(&item.id) {
             if entry.newest.as_ref().is_some_and(|newest| newest.updated_at < item.updated_at) {
@@ -235,14 +237,15 @@ impl Lag {
         self.entries.insert(id.clone(), entry);
     }
 
-    /// Forgets what was done so long before `now` that no answer is older any more.
+    /// Forgets changes whose window has passed at `now`.
     fn forget(&mut self, now: Instant) {
         while self.order.front().is_some_and(|(at, _)| *at + WINDOW <= now) {
             self.forget_first();
         }
     }
 
-    /// Forgets what is the first in the order, if it was not remembered anew since. False if nothing is.
+    /// Forgets the first in the order, if it was not remembered anew since. False if nothing is
+    /// left.
     fn forget_first(&mut self) -> bool {
         let Some((at, id)) = self.order.pop_front() else { return false };
         if self.entries.get(&id).is_none_or(|entry| entry.at != at) {
@@ -264,23 +267,23 @@ impl Lag {
         self.doubts.push((of, now));
     }
 
-    /// Another change of it was acknowledged.
+    /// A later change of the same subject was acknowledged.
     pub fn resolve_doubt(&mut self, of: &Changed) {
         self.doubts.retain(|(other, _)| other != of);
     }
 
-    /// Whether an answer that was asked for at `asked` may be too old to show a change of it.
+    /// Whether an answer requested at `asked` may be too old to show a change of it.
     pub fn is_in_doubt(&mut self, of: &Changed, asked: Instant) -> bool {
         self.doubts.retain(|(_, at)| *at + WINDOW > asked);
         self.is_known(asked) && self.doubts.iter().any(|(other, _)| other == of)
     }
 
-    /// Whether the vault is known to lag.
+    /// Whether the vault counts as lagging.
     pub fn is_known(&self, now: Instant) -> bool {
         self.seen.is_some_and(|seen| now.saturating_duration_since(seen) < KNOWN)
     }
 
-    /// When an answer last showed that it does, while it is known to.
+    /// When an answer last showed lag, while the vault counts as lagging.
     pub fn last_seen(&self, now: Instant) -> Option<Instant> {
         self.seen.filter(|_| self.is_known(now))
     }
@@ -295,7 +298,7 @@ impl Lag {
         self.seen = self.seen.max(Some(asked));
     }
 
-    /// An answer that was asked for at `asked` shows this version; `again`: it was asked for once more.
+    /// An answer requested at `asked` shows this version; `again`: the query was a repetition.
     pub fn presence(&mut self, item: &Summary, asked: Instant, again: bool) -> Verdict {
         self.forget(asked);
         let is_gone = self.entries.get(&item.id).is_some_and(|entry| entry.newest.is_none());
@@ -334,7 +337,7 @@ impl Lag {
         Verdict::Accepted
     }
 
-    /// An answer that was asked for at `asked` shows that there is no such object.
+    /// An answer requested at `asked` shows that there is no such object.
     pub fn absence(&mut self, name: &ObjectName, asked: Instant, again: bool) -> Verdict {
         self.forget(asked);
         let is_known = self.is_known(asked);
@@ -355,7 +358,7 @@ impl Lag {
         }
     }
 
-    /// The same of its id.
+    /// The same for an id.
     pub fn absence_of(&mut self, id: &ObjectId, asked: Instant, again: bool) -> Verdict {
         match self.entries.get(id).and_then(|entry| entry.name.clone()) {
             Some(name) if self.names.get(&name) == Some(id) => self.absence(&name, asked, again),
@@ -363,7 +366,7 @@ impl Lag {
         }
     }
 
-    /// What comes of an answer that says the opposite of what was done here; `kept` if it is not believed.
+    /// The verdict on an answer that contradicts a change made here; `kept` if it is rejected.
     fn question(&mut self, id: &ObjectId, asked: Instant, again: bool, kept: Verdict) -> Verdict {
         let is_known = self.is_known(asked);
         let Some(entry) = self.entries.get_mut(id) else { return Verdict::Accepted };
@@ -389,26 +392,26 @@ impl Lag {
         self.entries.get(id)?.newest.clone()
     }
 
-    /// A history that was asked for at `asked` lacks the newest version.
+    /// A history requested at `asked` lacks the newest version.
     pub fn lacks_newest(&mut self, id: &ObjectId, asked: Instant) {
         if self.entries.get(id).is_some_and(|entry| asked >= entry.at) {
             self.shows(asked);
         }
     }
 
-    /// Names that are to be asked for again.
+    /// Names to be asked for again.
     pub fn questions(&self) -> Vec<ObjectName> {
         let open = |entry: &&Entry| matches!(entry.question, Some(Question::Open(_)));
         self.entries.values().filter(open).filter_map(|entry| entry.name.clone()).collect()
     }
 
-    /// Names of what is there as far as is remembered.
+    /// Names that exist as far as is remembered.
     pub fn names(&self) -> Vec<ObjectName> {
         let there = |id: &ObjectId| self.entries.get(id).is_some_and(|entry| entry.newest.is_some());
         self.names.iter().filter(|(_, id)| there(id)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Names of what was deleted here, and is not believed to be there again.
+    /// Names deleted here and not confirmed to exist again.
     pub fn gone(&self) -> HashSet<ObjectName> {
         let gone = |entry: &&Entry| entry.newest.is_none() && entry.question != Some(Question::Confirmed);
         let gone = self.entries.iter().filter(|(_, entry)| gone(entry));

@@ -1,15 +1,16 @@
-//! What we know of the vault without asking, and how we ask only once.
+//! A cache in front of the vault, which never sends the same request twice at a time.
 //!
-//! 1. **Freshness.** Every belief carries the moment as of which it is true. It is *fresh* for the refresh
-//!    time; after that it is asked for again; up to `max_stale` it may stand in while the vault is down.
-//! 2. **One request for all who wait.** Reads of one name share a flight, searches for one prefix too, and there
-//!    is one listing at a time (`flights`, `search`).
-//! 3. **Refusals are answers.** 401, 403 and 404 are never papered over with old values; a revocation, wherever it is
-//!    heard, drops all of them (`watch`).
-//! 4. **Our own changes win** over answers that were asked for earlier (see `index`), and over those of a vault whose
-//!    reads lag behind its writes (see `lag`).
+//! 1. **Freshness.** Knowledge carries the moment as of which it is true. It is *fresh* for the
+//!    refresh time; then it is *stale* and requested again; up to `max_stale` it is the fallback
+//!    while the vault is down.
+//! 2. **Single flight.** Reads of one name share a request, searches for one prefix too, and there
+//!    is one listing at a time (`single_flight`, `search`).
+//! 3. **Refusals are answers.** 401, 403 and 404 are never hidden by old values; a revocation drops
+//!    all of them (`revocation`).
+//! 4. **Local changes win** over answers requested earlier (`index`), and over those of a vault
+//!    whose reads lag behind its writes (`lag`).
 //!
-//! The one lock here is a leaf: nothing else is locked and nothing awaited while it is held.
+//! The lock is a leaf: nothing else is locked or awaited while it is held.
 
 mod changes;
 mod deletion_scan;
@@ -45,19 +46,19 @@ pub use index::{Knowledge, Known, PrefixState};
 use lag::Lag;
 pub use table::Usage;
 
-/// Histories kept; each is a few dozen bytes a version.
+/// Histories in memory; each takes a few dozen bytes a version.
 const HISTORIES: usize = 1024;
 
-/// The times and sizes of the cache.
+/// Times and sizes of the cache.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheConfig {
-    /// For how long an answer is fresh.
+    /// How long an answer is fresh.
     pub refresh: Duration,
     /// How old an answer may be while the vault is down.
     pub max_stale: Duration,
-    /// How long one read or one page may take, retries included.
+    /// Timeout of one read or page, retries included.
     pub timeout: Duration,
-    /// Bytes of values kept.
+    /// Bytes for values.
     pub capacity: u64,
 }
 
@@ -66,61 +67,61 @@ pub struct CacheConfig {
 pub struct Found {
     /// The object.
     pub object: Arc<Object>,
-    /// For how long it stays fresh.
+    /// How long it stays fresh.
     pub ttl: Duration,
-    /// Why it is past its time and stands in for an answer the vault could not give.
+    /// Why it is stale and serves as the fallback.
     pub stale: Option<ErrorKind>,
 }
 
-/// What is known of a name without asking the vault.
+/// What is known of a name without a request.
 #[derive(Debug, Clone)]
 pub enum Peek {
-    /// It exists and the fresh value is here.
+    /// It exists, and the fresh value is in memory.
     Value(Found),
-    /// It exists, but a value has to be fetched.
+    /// It exists; the value has to be fetched.
     Exists,
-    /// It freshly does not exist; for how long that holds.
+    /// It does not exist, and for how long that stays fresh.
     Absent(Duration),
-    /// It was not there in the last complete listing, which is no longer fresh.
+    /// The last complete listing lacks it, which is stale.
     AbsentBefore,
     /// Nothing is known.
     Unknown,
 }
 
-/// A read that is out, as what it was sent, and who pays for it.
+/// A read in flight, its priority, and who pays for it.
 type Read = (Flight<Option<Arc<Object>>>, Priority, Payer);
 
 struct State {
     index: Index,
     lag: Lag,
     reads: HashMap<ObjectName, Read>,
-    /// The listing that is out, when it was begun, and who pays for it.
+    /// The listing in flight, its start, and who pays for it.
     listing: Option<(Flight<()>, Instant, Payer)>,
-    /// Who wants to hear of its names, by prefix.
+    /// Receivers of its names, by prefix.
     streams: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,
     searches: HashMap<String, (Flight<()>, Payer)>,
     /// Whether the key may list names.
     listing_right: crate::vault::cache::revocation::ListingRight,
-    /// Names that the vault, or what is before it, refused to read.
+    /// Names whose read was refused, by the vault or a proxy.
     refused: lru::LruCache<ObjectName, (Instant, Error)>,
-    /// The question that is out whether the key is still taken.
+    /// The check in flight whether the key is still accepted.
     doubt: Option<Flight<()>>,
     /// `None` once the vault has answered.
     outage: Option<Outage>,
     histories: lru::LruCache<(ObjectId, VersionTag, SystemTime), Arc<Vec<VersionInfo>>>,
-    /// What was asked for before that moment is not kept.
+    /// Answers requested before that moment are not cached.
     revoked: Option<Instant>,
-    /// Changes made elsewhere that nobody has taken yet; `None` while nobody wants them.
+    /// Changes made elsewhere that were not taken yet; `None` while nobody wants them.
     changes: Option<Vec<Change>>,
 }
 
 /// The vault does not answer.
 struct Outage {
-    /// Since when.
+    /// Its begin.
     since: Instant,
-    /// The last time it failed to.
+    /// The last failure.
     last: Instant,
-    /// Why, that last time.
+    /// The reason of the last failure.
     error: Error,
 }
 
@@ -130,15 +131,15 @@ pub struct Cache {
     clock: Arc<dyn Clock>,
     config: CacheConfig,
     state: Mutex<State>,
-    /// A leaf as well.
+    /// A leaf lock, too.
     refresh: Mutex<crate::vault::cache::refresher::Refresh>,
-    /// The refresher may have to get up.
+    /// Wakes the refresher.
     woken: tokio::sync::Notify,
-    /// It has slept, and not ticked since.
+    /// It was idle, and has not ticked since.
     was_idle: AtomicBool,
-    /// A value past its time was served since the vault last answered.
+    /// A stale value was served since the vault last answered.
     served_stale: AtomicBool,
-    /// Names or values were taken in since the last revocation.
+    /// Names or values were cached since the last revocation.
     shown: AtomicBool,
     revocation_listener: OnceLock<Weak<dyn RevocationListener>>,
 }
@@ -148,22 +149,22 @@ pub struct Cache {
 pub struct CacheStatus {
     /// Names known to exist.
     pub names: usize,
-    /// Seconds since the last complete listing was begun.
+    /// Seconds since the start of the last complete listing.
     pub listed_s: Option<u64>,
-    /// Values held.
+    /// Values in memory.
     pub values: usize,
-    /// Bytes they take, overhead included.
+    /// Their bytes, overhead included.
     pub bytes: u64,
-    /// Bytes allowed.
+    /// The limit of these bytes.
     pub capacity: u64,
-    /// Memory mapped for values of up to 4 KiB, and how much of it cannot be swapped out.
+    /// Memory mapped for values of up to 4 KiB, and how much of it is locked.
     pub arena: Usage,
-    /// Why the vault is not asked or does not answer, and for how many seconds that has been known. Starts with
+    /// Why the vault is not asked or does not answer, and for how many seconds. Starts with
     /// [`RATE_LIMITED`] if that is all.
     pub outage: Option<(String, u64)>,
-    /// Old values are being served because of it.
+    /// Stale values are served because of it.
     pub serving_stale: bool,
-    /// Its reads lag behind its writes, as an answer showed so many seconds ago.
+    /// Its reads lag, as an answer showed so many seconds ago.
     pub lagged_s: Option<u64>,
     /// The key may not list names.
     pub unlisted: bool,
@@ -212,12 +213,12 @@ impl Cache {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The vault behind the cache, for what is not cached: changes.
+    /// The vault behind the cache, for requests that are not cached: changes.
     pub fn vault(&self) -> &DynVault {
         &self.vault
     }
 
-    /// Takes in the page that the start-up probe read anyway; `asked` is when it was asked for.
+    /// Ingests the page of the start-up probe, which was requested at `asked`.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
         state.listing_right = crate::vault::cache::revocation::ListingRight::Given;
@@ -228,7 +229,7 @@ impl Cache {
         }
     }
 
-    /// What is known of `name` without asking.
+    /// What is known of `name` without a request.
     pub fn peek(&self, name: &ObjectName) -> Peek {
         let now = self.clock.now();
         let mut state = self.state();
@@ -247,7 +248,7 @@ impl Cache {
         }
     }
 
-    /// Whether some name starts with `prefix`; `No` only while that is fresh.
+    /// Whether a name starts with `prefix`; `No` only while that is fresh.
     pub fn prefix_state(&self, prefix: &str) -> PrefixState {
         let now = self.clock.now();
         match self.state().index.prefix_state(prefix) {
@@ -256,7 +257,7 @@ impl Cache {
         }
     }
 
-    /// For how long it stays freshly known that no name starts with `prefix`.
+    /// How long the absence of names under `prefix` stays fresh.
     pub fn not_implied_for(&self, prefix: &str) -> Duration {
         let now = self.clock.now();
         match self.state().index.prefix_state(prefix) {
@@ -265,29 +266,29 @@ impl Cache {
         }
     }
 
-    /// Whether one page holds all names, so that listing costs no more than asking for one name.
+    /// Whether one page holds all names, so that a listing costs one request.
     pub fn listing_is_one_page(&self) -> bool {
         self.state().index.complete().is_some_and(|(_, pages)| pages <= 1)
     }
 
-    /// Whether all names are freshly known.
+    /// Whether the set of all names is fresh.
     pub fn is_complete(&self) -> bool {
         self.complete_for() > Duration::ZERO
     }
 
-    /// For how long all names stay freshly known.
+    /// How long the set of all names stays fresh.
     pub fn complete_for(&self) -> Duration {
         let now = self.clock.now();
         self.state().index.complete().map_or(Duration::ZERO, |(at, _)| self.ttl(at, now))
     }
 
-    /// Moves on whenever the set of names changes.
+    /// Changes whenever the set of names does.
     pub fn generation(&self) -> u64 {
         self.state().index.generation()
     }
 
-    /// Calls `visit` with each name under `prefix`, in order; it answers where to go on: `None` for the next
-    /// name, or the first string not to skip.
+    /// Calls `visit` with each name under `prefix`, in order; its result says where to continue:
+    /// `None` for the next name, or the first string not to skip.
     pub fn visit_names(&self, prefix: &str, mut visit: impl FnMut(&ObjectName) -> Option<String>) {
         let state = self.state();
         let mut start = prefix.to_owned();
@@ -309,7 +310,7 @@ impl Cache {
         }
     }
 
-    /// Reads `name`, from memory while that is fresh; `None` if there is no such object.
+    /// Reads `name`, from memory while fresh; `None` if there is no such object.
     pub async fn read(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
         match self.peek(name) {
             Peek::Value(found) => Ok(Some(found)),
@@ -318,8 +319,8 @@ impl Cache {
         }
     }
 
-    /// The bytes of one version: from memory, or asked for by id while it is still the current one, or as an
-    /// old version. [`ErrorKind::NotFound`] where they cannot be had again.
+    /// The bytes of one version: from memory, or by id while it is current, or as an old version.
+    /// [`ErrorKind::NotFound`] where they are not available any more.
     pub async fn value(
         self: &Arc<Self>,
         call: &Call,
@@ -350,7 +351,7 @@ impl Cache {
         self.state().index.value(id, version)
     }
 
-    /// The history of an object that is now `current`; asked for once a version.
+    /// The history of an object whose current version is `current`; requested once a version.
     pub async fn history(&self, call: &Call, current: &Meta) -> Result<Arc<Vec<VersionInfo>>> {
         let id = &current.id;
         let key = (id.clone(), current.version.clone(), current.updated_at);
@@ -364,7 +365,7 @@ impl Cache {
         Ok(history)
     }
 
-    /// The value of an old version, kept like any other: it never changes.
+    /// The value of an old version, cached like any other: it never changes.
     pub async fn old_value(&self, call: &Call, id: &ObjectId, info: &VersionInfo) -> Result<Arc<Object>> {
         if let Some(object) = self.value_in_memory(id, &info.tag)
             && object.meta.updated_at == info.created_at
@@ -381,7 +382,7 @@ impl Cache {
         Ok(object)
     }
 
-    /// We stored this ourselves; it is the current version as of now.
+    /// Stored here: the current version as of now.
     pub fn stored(&self, meta: Meta, content: Content) -> Arc<Object> {
         let (object, now) = (Arc::new(Object { meta, content }), self.clock.now());
         self.shown.store(true, Ordering::Release);
@@ -392,7 +393,7 @@ impl Cache {
         object
     }
 
-    /// We deleted this ourselves, or know otherwise that it is gone as of now.
+    /// Deleted here, or known to be gone as of now.
     pub fn deleted(&self, name: &ObjectName) {
         let now = self.clock.now();
         let mut state = self.state();
@@ -403,7 +404,7 @@ impl Cache {
         state.index.missing(name, now);
     }
 
-    /// We deleted this object, which may not be the one that has the name by now.
+    /// This object was deleted here; the name may belong to another one by now.
     pub fn deleted_object(&self, name: &ObjectName, id: &ObjectId) {
         let now = self.clock.now();
         let mut state = self.state();
@@ -449,11 +450,11 @@ impl Cache {
     fn value_of(&self, state: &mut State, known: &Known) -> Option<Arc<Object>> {
         let version = known.version.as_ref()?;
         let object = state.index.value(&known.id, version)?;
-        // A vault that was restored from a backup gives a version's number to other bytes.
+        // A vault restored from a backup gives a version's number to other bytes.
         known.updated_at.is_none_or(|at| at == object.meta.updated_at).then_some(object)
     }
 
-    /// Takes in an answer that was asked for at `asked`.
+    /// Ingests an answer that was requested at `asked`.
     pub fn ingest_object(&self, object: Object, asked: Instant) -> Arc<Object> {
         let object = Arc::new(object);
         let mut state = self.state();
@@ -466,18 +467,18 @@ impl Cache {
         object
     }
 
-    /// Remembers whether the vault answers at all.
+    /// Records whether the vault answers at all.
     fn note<T>(&self, answer: &Result<T>) {
         let mut state = self.state();
         match answer {
-            // Of one user: nothing was asked.
+            // A local limit of one user: nothing was sent.
             Err(e) if e.kind == ErrorKind::ShareSpent => {}
             Err(e) if is_outage(e.kind) => {
                 let now = self.clock.now();
                 let since = state.outage.as_ref().map_or(now, |outage| outage.since);
                 state.outage = Some(Outage { since, last: now, error: e.clone() });
             }
-            // Heard already (`watch`).
+            // Handled by `revocation`.
             Err(e) if e.kind == ErrorKind::Unauthorized => {}
             Ok(_) | Err(_) => {
                 state.outage = None;
@@ -487,7 +488,7 @@ impl Cache {
     }
 }
 
-/// How an outage begins that is none: the vault answers, but may not be asked now.
+/// Prefix of an outage that is none: the vault answers, but the budget is used up.
 pub const RATE_LIMITED: &str = "rate limit used up";
 
 fn why(e: &Error) -> String {
@@ -497,7 +498,7 @@ fn why(e: &Error) -> String {
     }
 }
 
-/// Whether a name that was refused so would be refused again at once.
+/// Whether an immediate retry of that refusal is useless.
 fn is_refusal(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -509,7 +510,7 @@ fn is_refusal(kind: ErrorKind) -> bool {
     )
 }
 
-/// Whether an older answer may stand in for this failure.
+/// Whether a stale answer may replace this failure.
 pub fn is_outage(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::RateLimited

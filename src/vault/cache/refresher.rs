@@ -1,18 +1,20 @@
-//! The refresher: asks on a tick what has changed, for as long as the mount is used.
+//! The refresher: polls the vault for changes on a tick, while the mount is in use.
 //!
-//! 1. **How it asks.** Where the vault tells what changed since a time (kv), one request a tick, whatever N is; else
-//!    all names are listed, ⌈N/100⌉ requests. Deletions show in listings only: where one page holds all names each
-//!    tick is a listing, else kv is listed after its ticks ([`scan`](crate::vault::cache::deletion_scan)), and a name's existence is
-//!    believed for [`EXISTS`] at most.
-//! 2. **Since when.** By the vault's own times: a tick asks for what changed since the latest time that an earlier one
-//!    saw, less what that one took and an overlap; never since later than the tick before by the vault's clock, which
-//!    may be put back. Our clock counts only as far as the vault tells in its answers how far it is off.
-//! 3. **What it confirms** is true as of the moment it asked, for every belief that is younger than the first tick of
-//!    the chain: one field in the index, not a million entries.
-//! 4. **Frugal.** A tick, and what follows it, takes at most a tenth of the budget, its pages are spread over time, it
-//!    has background priority, and its moment varies. A mount that nobody uses is asleep and sends nothing; a use is a lookup, and
-//!    keeps it awake for as long as the kernel may go without another one; so does
-//!    whoever watches it (inotify) or subscribes. What open files may show after a sleep: see [`doze`](crate::vault::cache::idle).
+//! 1. **Query.** A vault that lists changes since a time (kv) costs one request a tick, whatever N
+//!    is; otherwise all names are listed, ⌈N/100⌉ requests. Deletions show in listings only: where
+//!    one page holds all names each tick is a listing, otherwise kv is listed after its ticks
+//!    ([`deletion_scan`](crate::vault::cache::deletion_scan)), and a name's existence is trusted
+//!    for [`EXISTS`] at most.
+//! 2. **Start time.** By the vault's own times: a tick asks for changes since the latest time that
+//!    an earlier tick saw, minus that tick's duration and an overlap; never since later than the
+//!    previous tick by the vault's clock, which may be set back. Our clock counts only as far as
+//!    the vault's answers tell the difference.
+//! 3. **Confirmation** holds as of the moment of the request, for all knowledge younger than the
+//!    first tick of the chain: one field in the index, not a million entries.
+//! 4. **Cost.** A tick and its follow-ups take at most a tenth of the budget, at background
+//!    priority; pages are spread over time, and the moment varies. An unused mount is idle and
+//!    sends nothing. Lookups, watchers (inotify) and subscribers keep it awake. What open files may
+//!    show after an idle time: [`idle`](crate::vault::cache::idle).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,59 +30,59 @@ use crate::vault::cache::{Cache, is_outage};
 use crate::vault::model::object::Cursors;
 use crate::vault::{Call, ErrorKind, ListQuery, Meta, Result};
 
-/// The part of the budget that ticks may take: one in so many requests.
+/// The share of the budget for ticks: one in so many requests.
 const SHARE: u32 = 10;
 
-/// Never more often than this, whatever `--refresh` is.
+/// Lower bound of the interval, whatever `--refresh` is.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// Pages that a tick may ask for at once.
+/// Pages that a tick may request at once.
 const BURST: usize = 5;
 
-/// Changes are asked for from a little earlier: they are not visible in the order of their times.
+/// Overlap of two queries: changes do not become visible in the order of their times.
 const OVERLAP: Duration = Duration::from_secs(3);
 
-/// How far the vault's clock may be from ours while it has not told its time.
+/// How far the vault's clock may be from ours while it has not reported its time.
 const UNKNOWN_SKEW: Duration = Duration::from_secs(600);
 
-/// For how long a tick that tells no deletions lets a name be believed to exist.
+/// How long a name is trusted to exist after a tick that shows no deletions.
 pub(super) const EXISTS: Duration = Duration::from_secs(300);
 
-/// How often it is found out whether somebody still watches a mount that is not used otherwise.
+/// How often an otherwise unused mount is checked for watchers.
 const WATCH_CHECK: Duration = Duration::from_secs(60);
 
-/// Names that are asked for again after a tick; it is the next listing's turn to tell of more.
+/// Names that are asked for again after a tick; the next listing covers more.
 const MOST_AGAIN: usize = 16;
 
-/// What is between two ticks, in parts of the refresh time: a little less, so that nothing is past its time before it
-/// is confirmed, and varied, so that many mounts do not ask at once.
+/// The interval in parts of the refresh time: a little less, so that nothing expires before it is
+/// confirmed, and varied, so that many mounts do not ask at once.
 const BETWEEN: (f64, f64) = (0.8, 0.95);
 
-/// The same, in parts of the time that the requests are worth: never less.
+/// The interval in parts of the time that the requests are worth: never less.
 const PAID: (f64, f64) = (1.02, 1.07);
 
-/// What the refresher knows.
+/// The refresher's state.
 #[derive(Debug, Default)]
 pub(super) struct Refresh {
-    /// Whether anybody ticks at all.
+    /// Whether ticks run at all.
     runs: bool,
-    /// Somebody uses the mount until then.
+    /// The mount is in use until then.
     used_until: Option<Instant>,
-    /// When the chain of ticks began: what was believed before is not confirmed by it.
+    /// When the chain of ticks began: it does not confirm older knowledge.
     since: Option<Instant>,
-    /// By the vault's clock: all changes before that are known.
+    /// By the vault's clock: all earlier changes are known.
     covered: Option<SystemTime>,
-    /// There are more names than a page holds.
+    /// The names take more than one page.
     pub(super) many: bool,
-    /// The names are listed for deletions.
+    /// A deletion scan is running.
     pub(super) scan: Option<DeletionScan>,
-    /// There were too many names to list them unasked.
+    /// There were too many names for a deletion scan.
     pub(super) too_large: bool,
-    /// Requests of the last tick, and of what followed it.
+    /// Requests of the last tick and its follow-ups.
     pub(super) spent: usize,
-    /// When the last tick that went well began.
+    /// Start of the last tick that succeeded.
     last: Option<Instant>,
-    /// When the vault last gave an answer, and took the key.
+    /// When the vault last answered and accepted the key.
     pub(super) observed_at: Option<Instant>,
     ticks: u64,
     requests: u64,
@@ -91,25 +93,25 @@ pub(super) struct Refresh {
 /// The refresher, for `status`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RefreshStatus {
-    /// The mount is in use, so that changes are asked for.
+    /// The mount is in use, so that changes are polled.
     pub awake: bool,
-    /// Seconds from one tick to the next, as things are.
+    /// Seconds between ticks, at present.
     pub tick_s: f64,
     /// Ticks so far.
     pub ticks: u64,
-    /// Requests for them, and for the values in use that had changed.
+    /// Requests for them, and for changed values in use.
     pub requests: u64,
-    /// Of these, those that only looked for deletions.
+    /// Of these, the ones of deletion scans.
     pub deletion_requests: u64,
-    /// Within how many seconds a deletion made elsewhere shows; `None` while that is not known.
+    /// Seconds within which a deletion made elsewhere shows; `None` while unknown.
     pub deletions_s: Option<f64>,
-    /// Seconds since the last that went well.
+    /// Seconds since the last success.
     pub last_s: Option<u64>,
-    /// Why the last one did not.
+    /// Why the last tick failed.
     pub error: Option<String>,
 }
 
-/// How a tick asks.
+/// The kind of query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ask {
     Since(SystemTime),
@@ -123,7 +125,7 @@ impl Cache {
         self.refresh.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Somebody was answered, and the kernel may go on without asking for `ttl`.
+    /// A request was answered, and the kernel may use the answer for `ttl`.
     pub fn used(&self, ttl: Duration) {
         let until = self.clock.now() + ttl.max(self.config.refresh);
         let mut refresh = self.refresh_state();
@@ -142,9 +144,9 @@ impl Cache {
         }
     }
 
-    /// Goes on for a predecessor that is dead. The kernel still shows `shown`, and may do so for `ttl` without asking, so
-    /// the mount is in use; all changes before `covered`, by the vault's clock, were known. Nothing of it is believed
-    /// to be recent, and what the vault says otherwise is news.
+    /// Resumes after the death of the predecessor. The kernel still shows `shown`, for `ttl`
+    /// without asking, so the mount is in use; all changes before `covered`, by the vault's clock,
+    /// were known. None of it counts as recent, and any difference is a change.
     pub fn resume(&self, shown: &[Meta], covered: Option<SystemTime>, ttl: Duration) {
         self.track_changes();
         let now = self.clock.now();
@@ -152,7 +154,7 @@ impl Cache {
         let mut state = self.state();
         for meta in shown {
             state.index.found(meta, now);
-            // It may have been stored here, just before; or made, if it is so new.
+            // It may have been stored or made here just before.
             let is_new = state.lag.is_recent(meta.updated_at);
             state.lag.stored(meta, is_new, now);
         }
@@ -169,16 +171,16 @@ impl Cache {
         }
     }
 
-    /// By the vault's clock: all changes before that are known. For [`Cache::resume`].
+    /// By the vault's clock: all earlier changes are known. For [`Cache::resume`].
     pub fn covered(&self) -> Option<SystemTime> {
         if self.is_unlisted() {
-            // A successor takes the refusal of a listing for no revocation either.
+            // A successor must not take the refusal of a listing for a revocation either.
             return None;
         }
         self.refresh_state().covered
     }
 
-    /// Whether changes reach us by themselves, well within the refresh time.
+    /// Whether changes arrive unasked, well within the refresh time.
     pub fn is_refreshed(&self) -> bool {
         let now = self.clock.now();
         let refresh = self.refresh_state();
@@ -187,9 +189,9 @@ impl Cache {
         refresh.runs && recent && refresh.failed.is_none()
     }
 
-    /// Ticks for ever. `wanted` tells whether somebody wants to know of changes although nobody looks anything up;
-    /// `watched`, which is dear, whether somebody does without having told. `told` is called after each tick, `on_idle`
-    /// when it falls asleep (`doze`).
+    /// Runs ticks forever. `wanted` tells whether a subscriber wants changes although nothing is
+    /// looked up; `watched`, which is expensive, whether a watcher exists that did not register.
+    /// `on_change` runs after each tick, `on_idle` when the mount becomes idle.
     pub async fn keep_fresh(
         self: Arc<Self>,
         wanted: impl Fn() -> bool,
@@ -206,7 +208,7 @@ impl Cache {
             let now = self.clock.now();
             checked = match checked {
                 _ if self.is_used() => None,
-                // Who begins to watch looks names up first.
+                // A new watcher looks names up first.
                 Some((at, watches)) if !watches || now.saturating_duration_since(at) < WATCH_CHECK => checked,
                 _ => Some((now, watched())),
             };
@@ -216,7 +218,7 @@ impl Cache {
                 if !self.was_idle.swap(true, Ordering::AcqRel) {
                     on_idle();
                 }
-                // Looked at now and then, because nobody says that he has begun to want to know.
+                // Checked now and then: a subscriber does not announce itself.
                 let while_asleep = self.config.refresh.max(Duration::from_secs(1));
                 let _ = tokio::time::timeout(while_asleep, self.woken.notified()).await;
                 continue;
@@ -236,7 +238,7 @@ impl Cache {
         }
     }
 
-    /// Asks again for what a listing said the opposite of what was done here. True if it did.
+    /// Repeats the query where a listing contradicted a change made here. True if it did.
     pub async fn ask_again(self: &Arc<Self>) -> bool {
         if self.state().lag.questions().is_empty() {
             return false;
@@ -244,7 +246,7 @@ impl Cache {
         tokio::time::sleep(AGAIN).await;
         let questions = self.state().lag.questions();
         for name in questions.iter().take(MOST_AGAIN) {
-            // What goes wrong is asked by the next tick.
+            // A failure is left to the next tick.
             let _ = self.fetch_in_background(name).await;
         }
         true
@@ -255,7 +257,7 @@ impl Cache {
         self.refresh_state().requests += 1;
     }
 
-    /// A page is asked for, by a tick or after it.
+    /// A page is requested, by a tick or its follow-up.
     pub(super) fn spend(&self) {
         let mut refresh = self.refresh_state();
         refresh.requests += 1;
@@ -267,19 +269,19 @@ impl Cache {
         self.refresh_state().used_until.is_some_and(|until| now < until)
     }
 
-    /// The vault's time, or if need be an earlier one.
+    /// The vault's time, or an earlier one if it is unknown.
     fn vaults_time(&self) -> SystemTime {
         self.vaults_time_if_known().unwrap_or_else(|| self.clock.wall() - UNKNOWN_SKEW)
     }
 
-    /// Takes in how the vault's clock stands: what it says was made a moment ago may not be in every answer yet. What it
-    /// says will be made was made before that clock was put back.
+    /// Records the vault's clock: what it dates to a moment ago may be missing in some answers.
+    /// What it dates to the future was made before the clock was set back.
     pub(super) fn compare_times(&self) {
         let now = self.vaults_time_if_known().map_or_else(|| self.clock.wall(), |early| early + OVERLAP);
         self.state().lag.set_recent(now - WINDOW - OVERLAP..now + OVERLAP);
     }
 
-    /// The vault's time, by what it told last of its clock.
+    /// The vault's time, by the last report of its clock.
     fn vaults_time_if_known(&self) -> Option<SystemTime> {
         let (ours, ahead) = (self.clock.wall(), self.vault.status().ahead_ms?);
         let off = Duration::from_millis(ahead.unsigned_abs());
@@ -295,12 +297,12 @@ impl Cache {
         })
     }
 
-    /// The refresh time, where that costs nothing.
+    /// The refresh time, where requests are free.
     pub(super) fn wanted_period(&self) -> Duration {
         self.config.refresh.max(SHORTEST)
     }
 
-    /// What the requests from one tick to the next are worth.
+    /// The worth of the requests between two ticks.
     fn cost(&self) -> Duration {
         let pages = match self.ask() {
             Ask::Since(_) | Ask::First => 1,
@@ -310,7 +312,7 @@ impl Cache {
         self.request_cost().saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
     }
 
-    /// From one tick to the next, without variation.
+    /// The interval without variation.
     pub(super) fn period(&self) -> Duration {
         self.wanted_period().max(self.cost())
     }
@@ -320,7 +322,8 @@ impl Cache {
         self.wanted_period().mul_f64(varied(BETWEEN)).max(self.cost().mul_f64(varied(PAID)))
     }
 
-    /// How many requests there may be from one tick to the next without making that longer; `None` if any number.
+    /// How many requests there may be between two ticks without a longer interval; `None` if any
+    /// number.
     pub(super) fn affordable(&self) -> Option<usize> {
         let request_cost = self.request_cost().mul_f64(PAID.1);
         let between = self.wanted_period().mul_f64(BETWEEN.0);
@@ -341,7 +344,7 @@ impl Cache {
         }
     }
 
-    /// One tick. What it finds is in the index afterwards, and in [`Cache::take_changes`].
+    /// One tick. Results are in the index and in [`Cache::take_changes`].
     pub async fn tick(self: &Arc<Self>) {
         let asked = self.clock.now();
         let began = {
@@ -360,7 +363,7 @@ impl Cache {
             ask = self.ask();
             answer = self.ask_pages(ask, asked).await;
         }
-        // That a tick has to wait says nothing of those who may go before it, while they may.
+        // A tick that has to wait says nothing of the foreground, which may go before it.
         let is_left = || self.vault.status().budget.is_some_and(|budget| budget.remaining > 0);
         if !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited && is_left()) {
             self.note(&answer);
@@ -370,7 +373,7 @@ impl Cache {
                 let took = self.clock.now().saturating_duration_since(asked);
                 let now = self.vaults_time_if_known();
                 let mut refresh = self.refresh_state();
-                // Its clock may have been put back since the last tick, and go through the same times again.
+                // The clock may have been set back since the last tick and repeat the same times.
                 let since = refresh.last.map_or(took, |last| took + asked.saturating_duration_since(last));
                 let again = now.map(|now| now - since);
                 let put_back =
@@ -384,7 +387,7 @@ impl Cache {
                     self.state().index.confirm(since, asked);
                 }
             }
-            // Told once, where it was heard.
+            // Logged once, where it was detected.
             Err(_) if self.is_unlisted() => self.refresh_state().failed = None,
             Err(e) => {
                 if !is_outage(e.kind) {
@@ -392,7 +395,7 @@ impl Cache {
                 }
                 let mut refresh = self.refresh_state();
                 if e.kind == ErrorKind::Unauthorized {
-                    // Nothing is believed any more: the chain begins anew.
+                    // Nothing is confirmed any more: a new chain begins.
                     (refresh.since, refresh.covered, refresh.scan) = (None, None, None);
                     refresh.last = None;
                 }
@@ -401,7 +404,7 @@ impl Cache {
         }
     }
 
-    /// Asks page for page; the latest time that it saw.
+    /// Requests page after page; the latest time that it saw.
     async fn ask_pages(&self, ask: Ask, asked: Instant) -> Result<Option<SystemTime>> {
         let mut query = ListQuery::first();
         if let Ask::Since(time) = ask {

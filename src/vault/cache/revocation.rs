@@ -1,12 +1,14 @@
-//! Refusals, heard wherever they come: whoever asks the vault, for whatever, asks through here.
+//! Detects refusals: every request to the vault goes through here.
 //!
-//! 1. A 401, or a 403 to a listing, is a revocation: what this key once could read it may not read any more. Every
-//!    value is dropped, every name is past its time and stands in for nothing, and whoever shows values is told.
-//!    A key that could never list names loses nothing by that 403: it is not asked to for a minute.
-//! 2. A 403 to the read of a name is that name's only. A 403 to a change says nothing of what may be read.
-//! 3. An answer that was asked for before a revocation is given to who asked, and not kept.
-//! 4. What is stored and deleted is remembered, and no answer to a read of an object goes on that is older
-//!    ([`lag`](crate::vault::cache::lag)): it is asked for again, or what was stored is given in its place.
+//! 1. A 401, or a 403 to a listing, is a revocation: the key lost its right to read. All values are
+//!    dropped, all names expire and serve as no fallback, and the listener is notified. A key that
+//!    could never list names loses nothing by that 403: listing is not retried for a minute.
+//! 2. A 403 to the read of a name concerns that name only. A 403 to a change says nothing about
+//!    reads.
+//! 3. An answer requested before a revocation goes to its caller, and is not cached.
+//! 4. An answer to a read of an object that is older than a change made here
+//!    ([`lag`](crate::vault::cache::lag)) is not passed on: it is requested again, or the known
+//!    version replaces it.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -22,7 +24,7 @@ use crate::vault::{
     ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo,
 };
 
-/// With less time than this an answer is not asked for again.
+/// With less time left than this a request is not repeated.
 const LEAST: Duration = Duration::from_millis(20);
 
 const GONE: &str = "the object was deleted here a moment ago";
@@ -30,24 +32,24 @@ const GONE: &str = "the object was deleted here a moment ago";
 const LAGS: &str =
     "the vault gives an older version than was stored here a moment ago: try again in a few seconds";
 
-/// Who shows values that came from the cache.
+/// Shows values that came from the cache.
 pub trait RevocationListener: Send + Sync {
-    /// They may not be shown any more: of this name, or at all.
+    /// They may not be shown any more: of this name, or none at all.
     fn refused(&self, name: Option<&ObjectName>);
 }
 
-/// For how long a key that may not list names is not asked to.
+/// How long listing is not retried with a key that may not list names.
 pub(super) const NOT_ASKED: Duration = Duration::from_secs(60);
 
 /// Whether the key may list names.
 #[derive(Debug, Default)]
 pub(super) enum ListingRight {
-    /// It may: a refusal takes it away.
+    /// It may: a refusal revokes it.
     #[default]
     Given,
-    /// Nobody knows: it could not at the start, or nobody asked.
+    /// Unknown: no listing was tried yet.
     Untried,
-    /// It never could; when that was last told, and how.
+    /// It never could; when that was last seen, and the refusal.
     Refused(Instant, Error),
 }
 
@@ -57,7 +59,7 @@ impl ListingRight {
     }
 }
 
-/// What a request was about.
+/// The subject of a request.
 #[derive(Debug, Clone, Copy)]
 enum About<'a> {
     Names,
@@ -65,7 +67,7 @@ enum About<'a> {
     Other,
 }
 
-/// A vault whose refusals are heard.
+/// Wraps a vault and detects refusals.
 #[derive(Debug)]
 pub(super) struct RevocationDetector {
     inner: DynVault,
@@ -77,8 +79,8 @@ impl RevocationDetector {
         Self { inner, cache }
     }
 
-    /// Asks until the answer may go on, or what is remembered can be given in its place. `judge` is told when it was asked
-    /// for and whether that was once more.
+    /// Repeats the request until the answer is accepted, or the known version can replace it.
+    /// `check` gets the time of the request and whether it was a repetition.
     async fn ask_until_accepted<'a, T>(
         &self,
         call: &Call,
@@ -114,7 +116,7 @@ impl RevocationDetector {
         }
     }
 
-    /// Remembers what was changed here, or may have been.
+    /// Remembers a change that was made here, or may have been.
     fn changed<T>(
         &self,
         answer: Result<T>,
@@ -154,7 +156,7 @@ impl RevocationDetector {
 }
 
 impl Cache {
-    /// Who is told of refusals. Only the first call counts.
+    /// Registers who is notified of refusals. Only the first call counts.
     pub fn set_revocation_listener(&self, revocation_listener: Weak<dyn RevocationListener>) {
         // A second one would be a second mount over the same cache: there is none.
         let _ = self.revocation_listener.set(revocation_listener);
@@ -165,12 +167,12 @@ impl Cache {
         self.state().listing_right.is_refused()
     }
 
-    /// No listing has been answered: a refusal of the first takes nothing away.
+    /// No listing was tried: a refusal of the first one revokes nothing.
     pub fn listing_is_untried(&self) {
         self.state().listing_right = ListingRight::Untried;
     }
 
-    /// The refusal of a listing, if it is too recent to ask again.
+    /// The refusal of a listing, if it is too recent to retry.
     pub(super) fn listing_refused_before(&self) -> Option<Error> {
         let now = self.clock.now();
         match &self.state().listing_right {
@@ -179,7 +181,7 @@ impl Cache {
         }
     }
 
-    /// The next listing is asked for, whatever was answered before.
+    /// The next listing is tried, whatever was answered before.
     pub(super) fn ask_for_names_again(&self) {
         let mut state = self.state();
         if state.listing_right.is_refused() {
@@ -238,7 +240,7 @@ impl Cache {
     }
 }
 
-/// What is said of an object in the answer to a read.
+/// Checks the metadata in the answer to a read.
 fn check_object(
     state: &mut State,
     meta: Result<&Meta, &Error>,
@@ -259,7 +261,7 @@ fn check_object(
     }
 }
 
-/// Whether it is newer than what is known, or of another object.
+/// Whether it is newer than what is known, or another object.
 fn is_news(state: &mut State, meta: &Meta) -> bool {
     match state.index.knowledge(&meta.name) {
         Knowledge::Exists(known) => known.id != meta.id || known.updated_at < Some(meta.updated_at),
@@ -276,20 +278,20 @@ fn summary(Meta { id, name, version, updated_at }: &Meta) -> Summary {
     }
 }
 
-/// Everything of what is remembered but its value; listings of kv name no version.
+/// The remembered metadata; listings of kv name no version.
 fn known_meta(_: &mut State, newest: Summary) -> Option<Meta> {
     let Summary { id, name, updated_at, version } = newest;
     Some(Meta { id, name, version: version?, updated_at: updated_at? })
 }
 
-/// What is remembered, if its value is in memory.
+/// The remembered version, if its value is in memory.
 fn known_object(state: &mut State, newest: Summary) -> Option<Object> {
     let meta = known_meta(state, newest)?;
     let object = state.index.value(&meta.id, &meta.version)?;
     (object.meta == meta).then(|| (*object).clone())
 }
 
-/// Whether a history has the newest version that is remembered.
+/// Checks that a history has the newest remembered version.
 fn check_history(
     state: &mut State,
     id: &ObjectId,
@@ -389,7 +391,7 @@ impl Vault for RevocationDetector {
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
         let ask = || self.inner.version(call, id, version);
-        // A version never changes, and may not be everywhere yet.
+        // A version never changes, and may be missing in some answers at first.
         let check = |state: &mut State, answer: &Result<Object>, asked, is_retry| match answer {
             Err(e) if e.kind == ErrorKind::NotFound => state.lag.absence_of(id, asked, is_retry),
             _ => Verdict::Accepted,
@@ -401,7 +403,7 @@ impl Vault for RevocationDetector {
     }
 }
 
-/// The vault of a cache, its refusals heard.
+/// Wraps the vault of a cache.
 pub(super) fn watched(inner: DynVault, cache: &Weak<Cache>) -> DynVault {
     Arc::new(RevocationDetector::new(inner, cache.clone()))
 }

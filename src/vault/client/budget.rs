@@ -1,14 +1,16 @@
-//! The request budget: never send what the vault would refuse, and let those who wait go first.
+//! The request budget: avoids requests that the vault would refuse, and puts the foreground first.
 //!
-//! The vault counts requests in fixed windows and says in each answer how many are left and when the window
-//! ends. [`Budget`] keeps that count: every request takes a token first, every answer corrects the count,
-//! less what is still on its way. Until the first header, 1000 requests a minute are assumed for a service,
-//! and no limit for the embedded vault. How long a window is no header says: it is as long as the longest time to its
-//! end that this window or the one before has told, so a first answer late in a window is mended by the next one. Background work leaves a quarter of the limit to the foreground.
-//! A guest (`attribution`) takes no request once it has had as many in the window as are left: never more than half, the whole
-//! of them no more than three quarters, and who comes later finds some.
-//! A caller waits for the next window only if that begins before its deadline; else it is told at once.
-//! The arithmetic is in [`Window`], which is told the time and never asks for it.
+//! The vault counts requests in fixed windows. Each answer says how many are left and when the
+//! window ends. [`Budget`] mirrors that count: a request takes a token, an answer corrects the
+//! count by the requests in flight. Until the first header, 1000 requests a minute are assumed for
+//! a service, and no limit for the embedded vault.
+//! No header gives the length of a window. It is estimated as the longest time to a window's end
+//! that this window or the previous one reported.
+//! Background work leaves a quarter of the limit to the foreground. A guest (`attribution`) gets no
+//! request once it has used as many in the window as are left: at most half for one guest, three
+//! quarters for all.
+//! A caller waits for the next window only if it begins before the caller's deadline; otherwise it
+//! fails at once. The arithmetic is in [`Window`], which takes the time as an argument.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,16 +22,16 @@ use crate::clock::Clock;
 use crate::vault::client::rate_limit_headers::Headers;
 use crate::vault::{BudgetStatus, Call, Error, ErrorKind, Priority, Result, attribution};
 
-/// What is assumed of a service that sends no headers, a minute.
+/// The limit assumed of a service that sends no headers, per minute.
 pub const ASSUMED_LIMIT: u32 = 1000;
 
-/// The window of the service (VAULT-API.md §1), and of whom tells no end of one.
+/// The window of the service (VAULT-API.md §1), and of vaults that report no end.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// No window is believed to be longer than this: a wrong clock must not stop us for years.
+/// Upper bound of a window, so that a wrong clock does not stop the client for years.
 pub(super) const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
-/// An end that is told to lie so much later than the one before is that of another window: ends come in whole seconds.
+/// Ends are reported in whole seconds: one that differs by more belongs to another window.
 const ROUNDED: Duration = Duration::from_secs(1);
 
 /// One window of the limit.
@@ -40,13 +42,13 @@ struct Window {
     remaining: u32,
     /// `None` until the first request of a window.
     ends: Option<Instant>,
-    /// The longest time to its end that the present window told, and the one before.
+    /// The longest reported time to the end of the present window, and of the previous one.
     resets: [Duration; 2],
-    /// Sent and not answered: the count of an answer does not know of them.
+    /// Requests in flight, which the count of an answer does not include.
     in_flight: u32,
-    /// Whether a header has told the limit.
+    /// Whether a header has reported the limit.
     learnt: bool,
-    /// What each guest has had, and until when that counts: some vaults' windows never end.
+    /// Requests of each guest, and until when they count: windows of some vaults never end.
     shares: HashMap<u32, u32>,
     shares_end: Option<Instant>,
 }
@@ -55,7 +57,7 @@ struct Window {
 enum Take {
     Go,
     WaitUntil(Instant),
-    /// There are some, but not for this guest.
+    /// Requests are left, but not for this guest.
     ShareSpent(Instant),
 }
 
@@ -87,7 +89,7 @@ impl Window {
         }
     }
 
-    /// How long a window is, as far as is known.
+    /// The length of a window, as far as is known.
     fn length(&self) -> Duration {
         let longest = self.resets[0].max(self.resets[1]);
         if longest.is_zero() { WINDOW } else { longest }
@@ -159,7 +161,7 @@ impl Window {
     }
 }
 
-/// Hands out the right to send a request.
+/// Grants the right to send requests.
 #[derive(Debug)]
 pub struct Budget {
     clock: Arc<dyn Clock>,
@@ -187,11 +189,12 @@ impl Budget {
         self.window.lock().expect("no holder of this lock can panic")
     }
 
-    /// Waits for the right to send, to the call's deadline; [`ErrorKind::RateLimited`] if that is too early.
+    /// Waits for the right to send, at most to the call's deadline; [`ErrorKind::RateLimited`] if
+    /// the wait would be longer.
     pub async fn acquire(&self, call: &Call) -> Result<Ticket<'_>> {
         let attribution = attribution::current();
         loop {
-            // Made before the look, so that no change between look and wait is missed.
+            // Registered before the check, so that no change between check and wait is missed.
             let changed = self.changed.notified();
             let now = self.clock.now();
             let guest = attribution.payer().guest();
@@ -212,7 +215,7 @@ impl Budget {
         }
     }
 
-    /// Corrects the count by what an answer says and gives the ticket back. `refused`: it was a 429.
+    /// Corrects the count by an answer and returns the ticket. `refused`: the answer was a 429.
     pub fn learn(&self, ticket: Ticket<'_>, headers: &Headers, refused: bool) {
         drop(ticket);
         let now = self.clock.now();
@@ -220,7 +223,7 @@ impl Budget {
         self.changed.notify_waiters();
     }
 
-    /// Gives a ticket back that was not used: the vault never saw the request.
+    /// Returns an unused ticket: the vault never saw the request.
     pub fn unused(&self, ticket: Ticket<'_>) {
         let guest = ticket.1;
         drop(ticket);
@@ -463,9 +466,10 @@ mod tests {
             }
             proptest::prop_assert!(resets.iter().all(|(_, resets)| *resets <= length));
             let second = resets.iter().filter(|(at, _)| at + into >= length).map(|(_, resets)| *resets);
-            // A window may be over before anything was asked in it: what was asked first in another tells.
+            // A window may end before any request was sent in it: the first request in another one
+            // tells.
             proptest::prop_assert!(second.min().unwrap_or(length) + between >= length);
-            // It has other windows now.
+            // The vault changes the length of its windows.
             let other = if length > 30 { length / 10 } else { length * 10 };
             for n in 0..4 {
                 let now = start + Duration::from_secs(at + n * other.max(length));

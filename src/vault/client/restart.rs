@@ -1,8 +1,9 @@
-//! A vault that is restarted is asked by one request at a time, with growing pauses, until one is answered: a thousand
-//! who wait are no storm, and the budget is there when the vault is.
+//! While a vault restarts, one request at a time is sent, with growing pauses, until one is
+//! answered. Thousands of waiting callers cause no storm, and the budget is left for when the vault
+//! is back.
 //!
-//! The turn covers the pause and the try after it. A try that gets no answer at all keeps it for [`LONGEST_TURN`] only:
-//! the next one may find the vault back.
+//! A permit covers the pause and the attempt after it. An attempt without any answer holds it for
+//! [`LONGEST_TURN`] at most: the next one may find the vault back.
 
 use std::future::Future;
 use std::sync::{Mutex, MutexGuard};
@@ -11,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-/// A try keeps the others waiting for so long at most.
+/// How long an attempt keeps the others waiting, at most.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
 
-/// What is known of it.
+/// What is known of the vault.
 #[derive(Debug)]
 pub struct Restart {
     state: Mutex<State>,
@@ -24,9 +25,9 @@ pub struct Restart {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Tries in a row that found no server; 0 while it answers.
+    /// Consecutive attempts that found no server; 0 while the vault answers.
     failures: u32,
-    /// When the next try may be made.
+    /// When the next attempt may start.
     next: Option<Instant>,
 }
 
@@ -35,7 +36,7 @@ struct State {
 pub struct Permit<'a>(Option<SemaphorePermit<'a>>);
 
 impl Restart {
-    /// Of a vault that answers, as far as is known.
+    /// Given while the vault answers, as far as is known.
     pub fn new() -> Self {
         Self { state: Mutex::default(), permit: Semaphore::new(1), back: Notify::new() }
     }
@@ -44,8 +45,8 @@ impl Restart {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A try found no server; `had_turn`: it was not sent before that was known. `pause` says how long to wait after so
-    /// many in a row.
+    /// An attempt found no server. `had_permit`: it held a permit, so it was sent after the failure
+    /// was known. `pause` gives the pause after so many failures in a row.
     pub fn failed(&self, had_permit: bool, pause: impl FnOnce(u32) -> Duration) {
         let mut state = self.state();
         if state.failures > 0 && !had_permit {
@@ -62,16 +63,16 @@ impl Restart {
         }
     }
 
-    /// Whether whoever has no turn has to wait for one.
+    /// Whether a caller without a permit has to wait for one.
     pub fn is_under_way(&self) -> bool {
         self.state().failures > 0
     }
 
-    /// Waits for the turn, `left` at most: at once while the vault answers.
+    /// Waits for a permit, `left` at most; returns at once while the vault answers.
     pub async fn permit(&self, left: Duration) -> Option<Permit<'_>> {
         let end = Instant::now() + left;
         loop {
-            // Made before the look, so that no answer between look and wait is missed.
+            // Registered before the check, so that no answer between check and wait is missed.
             let back = self.back.notified();
             if !self.is_under_way() {
                 return Some(Permit(None));
@@ -103,7 +104,7 @@ impl Permit<'_> {
         self.0.is_none()
     }
 
-    /// Keeps the turn while `attempt` runs, if that is not long.
+    /// Holds the permit while `attempt` runs, up to the limit.
     pub async fn keep_for<T>(self, attempt: impl Future<Output = T>) -> T {
         let mut attempt = std::pin::pin!(attempt);
         match timeout(LONGEST_TURN, &mut attempt).await {

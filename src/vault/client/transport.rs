@@ -1,9 +1,9 @@
-//! One request to the vault and its answer: key, budget, deadline, retries, limits. Dialects only say what
-//! to ask and what the answer means.
+//! One request to the vault and its answer: key, budget, deadline, retries, limits. Dialects only
+//! say what to ask and what the answer means.
 //!
-//! Whatever happens, a request ends at its deadline, an answer of any size takes a bounded amount of memory,
-//! and no text made here holds a byte of a body, of the key, or of what was sent (but see [`status::reason`]). Request and response
-//! bodies are wiped when they are dropped.
+//! A request ends at its deadline. An answer of any size takes a bounded amount of memory. No text
+//! made here contains a byte of a body, of the key, or of what was sent (except through
+//! [`status::reason`]). Request and response bodies are wiped when they are dropped.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,19 +27,19 @@ use crate::vault::client::status;
 use crate::vault::client::tls::{Connections, is_about_certificates};
 use crate::vault::{Call, Error, ErrorKind, Result, VaultStatus};
 
-/// Requests that are out at a time. Thousands who wait shall not be thousands of connections, of which a process may
-/// have about a thousand; the vault would not answer them any sooner either.
+/// Requests in flight at a time. Thousands of waiting callers must not open thousands of
+/// connections: a process may have about a thousand, and the vault would not answer sooner.
 const MAX_IN_FLIGHT: usize = 128;
 
 /// The parts that [`Transport::new`] puts together.
 pub struct Parts {
-    /// The proxy that connections are made through, as it may be shown.
+    /// The proxy for connections, as it may be shown.
     pub proxy: Option<String>,
     /// Makes the connections.
     pub connections: Connections,
     /// The service's address without a trailing slash.
     pub base: String,
-    /// What people know the vault by: the address, or the socket's path.
+    /// The vault's name for people: the address, or the socket's path.
     pub endpoint: String,
     /// The key.
     pub key: Arc<ApiKey>,
@@ -56,10 +56,10 @@ pub struct Parts {
 /// The header in which `vaultfs serve` says what a key may do.
 const PERMISSIONS: &str = "x-vaultfs-permissions";
 
-/// For how long that is believed.
+/// How long that header is trusted.
 const BELIEVED: Duration = Duration::from_secs(60);
 
-/// Programs that status names.
+/// Programs that status lists.
 const SPENDERS: usize = 10;
 
 /// Sends requests to one vault.
@@ -70,13 +70,13 @@ pub struct Transport {
     /// An answer has come, whatever its status.
     answered: AtomicBool,
     restart: Restart,
-    /// The right to have a request out.
+    /// Permits for requests in flight.
     in_flight: tokio::sync::Semaphore,
-    /// By how much the vault's clock is ahead of ours, once it has told its time.
+    /// How far the vault's clock is ahead of ours, once it has reported its time.
     ahead_ms: Mutex<Option<i64>>,
-    /// Whether the key may write, by the last answer that said so, and of which key that is true.
+    /// Whether the key may write, by the last answer that said so, and the number of that key.
     may_write: Mutex<Option<(bool, u64, Instant)>>,
-    /// The last key that was told to lack a right: its number, as [`ApiKey::changes`] counts.
+    /// The last key that lacked a right: its number, as [`ApiKey::changes`] counts.
     lacks: AtomicU64,
 }
 
@@ -102,7 +102,7 @@ impl Transport {
         }
     }
 
-    /// Where the vault is and what was sent to it. A key that may not do all is looked for anew in its file.
+    /// The endpoint and what was sent to it. A key that lacks a right is read again from its file.
     pub fn status(&self) -> VaultStatus {
         if self.lacks.load(Ordering::Relaxed) == self.parts.key.changes() {
             self.parts.key.reload_if_changed();
@@ -123,7 +123,7 @@ impl Transport {
         }
     }
 
-    /// Takes in what the vault says of the key that was the `key`th in use.
+    /// Records what the vault says of the key that was the `key`th in use.
     fn learn_rights(&self, status: StatusCode, headers: &HeaderMap, key: u64) {
         if status == StatusCode::FORBIDDEN {
             self.lacks.store(key, Ordering::Relaxed);
@@ -137,7 +137,7 @@ impl Transport {
         *self.may_write.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some((may, key, now));
     }
 
-    /// Takes in the vault's idea of the time.
+    /// Records how far the vault's clock differs from ours.
     fn compare_clocks(&self, headers: &HeaderMap) {
         let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         let Some(theirs) = date else { return };
@@ -154,7 +154,7 @@ impl Transport {
         &self.parts.endpoint
     }
 
-    /// The time that deadlines are told by.
+    /// The clock of deadlines.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.parts.clock
     }
@@ -170,7 +170,7 @@ impl Transport {
         status::check(answer, request, self.parts.key.file(), &self.parts.endpoint)
     }
 
-    /// What the vault says itself of why it refused, where that can be shown.
+    /// The vault's own reason for a refusal, where it can be shown.
     pub fn reason(&self, answer: &Answer, request: &Request) -> Option<String> {
         let key = self.parts.key.current();
         status::reason(answer, request).filter(|sentence| !sentence.contains(key.expose()))
@@ -183,7 +183,7 @@ impl Transport {
         let mut doubt = false;
         let mut last = Err(AttemptError::Late { sent: false });
         loop {
-            // A try that the deadline cuts off says less than the failure before it.
+            // An attempt cut off by the deadline says less than the failure before it.
             let left = self.left(call).saturating_sub(if tries > 0 { CONNECT_TIME } else { Duration::ZERO });
             let Some(permit) = self.restart.permit(left).await else {
                 return self.ended(last, request, tries, doubt);
@@ -229,14 +229,14 @@ impl Transport {
             doubt |= request.idempotency.changes() && class.is_some_and(FailureClass::leaves_doubt);
             tracing::debug!(doing = request.doing, tries, ?class, ?wait, "trying again");
             if !matches!(class, Some(FailureClass::Gone | FailureClass::Away)) {
-                // Else the pause comes with the turn.
+                // Otherwise the permit includes the pause.
                 tokio::time::sleep(wait).await;
             }
             last = attempt;
         }
     }
 
-    /// What comes of a request that is not tried again.
+    /// The result of a request that is not retried.
     fn ended(
         &self,
         last: Result<Answer, AttemptError>,
@@ -254,7 +254,7 @@ impl Transport {
         }
     }
 
-    /// How an attempt failed, if another one may do better.
+    /// The class of a failure that another attempt may avoid.
     fn class_of(&self, attempt: &Result<Answer, AttemptError>) -> Option<FailureClass> {
         let answered = self.answered.load(Ordering::Relaxed);
         let answer = match attempt {
@@ -270,7 +270,7 @@ impl Transport {
         match answer.status {
             StatusCode::TOO_MANY_REQUESTS => Some(FailureClass::RateLimited(answer.retry_after)),
             StatusCode::REQUEST_TIMEOUT => Some(FailureClass::Server),
-            // Whoever waits has to hear of it: a disk seldom empties within a deadline.
+            // Callers must see this: a disk seldom empties within a deadline.
             StatusCode::INSUFFICIENT_STORAGE if status::is_full(answer) => None,
             StatusCode::SERVICE_UNAVAILABLE => {
                 Some(answer.retry_after.map_or(FailureClass::Away, FailureClass::Unavailable))
@@ -285,12 +285,12 @@ impl Transport {
         call.deadline.saturating_duration_since(self.parts.clock.now())
     }
 
-    /// Reads the key's file again; true if it holds another key than the one that was refused.
+    /// Reads the key's file again; true if it holds another key than the refused one.
     fn another_key(&self) -> bool {
         match self.parts.key.reload() {
             Ok(changed) => changed,
             Err(e) => {
-                // A key that cannot be read now is no better than the one that was refused.
+                // A key that cannot be read now is no better than the refused one.
                 tracing::warn!(error = %e, "the API key was refused and cannot be read again");
                 false
             }
@@ -312,7 +312,7 @@ impl Transport {
         let built = self.build(request)?;
         let is_free = permit.is_free();
         let answer = async {
-            // Never closed: an error would only mean that nobody counts.
+            // Never closed: an error only means that nobody counts.
             let _permit = self.in_flight.acquire().await;
             if is_free && self.restart.is_under_way() {
                 self.parts.budget.unused(ticket);
@@ -346,7 +346,7 @@ impl Transport {
             let media_type = media_type(response.headers()).filter(|name| self.may_show(name, request));
             let body = match self.read_body(response).await {
                 Ok(body) => body,
-                // The status alone says all there is to know.
+                // The status says enough.
                 Err(_) if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
                     Zeroizing::default()
                 }
@@ -361,7 +361,8 @@ impl Transport {
         permit.keep_for(answer).await.unwrap_or(Err(AttemptError::Late { sent: true }))
     }
 
-    /// Whether a word that the vault chose is none that it was sent: services and proxies like to repeat things.
+    /// Whether a word that the vault chose does not repeat what it was sent: services and proxies
+    /// echo.
     fn may_show(&self, word: &str, request: &Request) -> bool {
         let key = self.parts.key.current();
         !word.contains(key.expose()) && !request.body.as_ref().is_some_and(|body| body.holds(word))
