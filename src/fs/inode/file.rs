@@ -1,11 +1,10 @@
-//! A file's state: the version it is, the bytes being written, what was set locally.
+//! A file's state: its version, the bytes being written, local attributes.
 //!
-//! A file is *clean* (it shows `stored`), or it has a [`Buffer`] that readers and writers share. The buffer's
-//! generation counts changes; a commit stores one generation and remembers which, so that a write that comes
-//! while a commit is out is never taken for stored.
+//! A file is *clean* (it shows `stored`), or it has a [`Buffer`] that readers and writers share.
+//! The generation of the buffer counts changes; a commit stores one generation and remembers which,
+//! so that a write during a commit is never taken for stored.
 //!
-//! The state is reached through a [`StateGuard`], which writes down what was changed when it is let go of
-//! (`record`).
+//! The state is accessed through a [`StateGuard`], which journals the changes when it is dropped.
 
 use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
@@ -27,7 +26,7 @@ use crate::fs::writeback::doubt::Sent;
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 
-/// What was set by chmod, chown and utimens; lives as long as the mount.
+/// Attributes set by chmod, chown and utimens; they live as long as the mount.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LocalAttr {
     /// Permission bits.
@@ -45,7 +44,7 @@ pub struct LocalAttr {
 }
 
 impl LocalAttr {
-    /// What chmod and chown set. chown takes the set-id bits of a file.
+    /// chmod and chown. chown removes the set-id bits of a file.
     pub fn set(&mut self, set: &SetAttr, kind: FileKind) {
         let chown = set.uid.is_some() || set.gid.is_some();
         let kept = if chown && kind != FileKind::Directory { 0o1777 } else { 0o7777 };
@@ -55,14 +54,15 @@ impl LocalAttr {
         self.atime = set.atime.or(self.atime);
     }
 
-    /// The content changed: a time set before no longer holds, and set-id bits go, as for any write.
+    /// The content changed: a time set before is void, and set-id bits are removed, as for any
+    /// write.
     pub fn written(&mut self) {
         self.mtime = None;
         self.mode = self.mode.map(|mode| mode & !0o6000);
     }
 }
 
-/// The version of the vault's object that a file is.
+/// The object's version that a file shows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Stored {
     /// The object.
@@ -78,7 +78,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Whether an object is just this version. Its number alone does not tell: a vault that is restored from a backup
+    /// Whether an object is this version. Its number is not enough: a vault restored from a backup
     /// gives it to other bytes.
     pub fn is(&self, meta: &Meta) -> bool {
         self.id == meta.id && self.version == meta.version && self.updated_at == meta.updated_at
@@ -96,14 +96,14 @@ impl Stored {
     }
 }
 
-/// How a file hangs on its name.
+/// The relation between a file and its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Link {
     /// The name shows this inode.
     Current,
-    /// The name shows a newer version; this inode lives for those who have it open.
+    /// The name shows a newer version; this inode lives for its open handles.
     Replaced,
-    /// The name was unlinked here; nothing written is stored any more.
+    /// The name was unlinked here; its bytes are not stored any more.
     Unlinked,
 }
 
@@ -114,31 +114,31 @@ pub enum Persistence {
     Vault,
     /// Not yet: it may be an editor's temporary (`provisional`).
     Provisional,
-    /// Never: it surely is one (`scratch`).
+    /// Never: it is an editor's temporary (`scratch`).
     Scratch,
-    /// Not yet: mknod(2) made it empty, and who opens it for writing stores it (`special`).
+    /// Not yet: mknod(2) made it empty, and an open for writing stores it.
     Made,
 }
 
 /// Why the bytes are not in the vault.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Failure {
-    /// What writers were told.
+    /// The errno for writers.
     pub errno: Errno,
     /// The sentence for people.
     pub message: String,
-    /// Whether the vault moved on meanwhile, so that no retry is sent by itself.
+    /// The vault has a newer version, so that there is no automatic retry.
     pub conflict: bool,
-    /// The key was refused, or lacks a permission: another one, or the same later, may do.
+    /// The key was refused, or lacks a permission: a retry may succeed, later or with another key.
     pub key_refused: bool,
     /// The buffer's generation that was not stored.
     pub generation: u64,
-    /// Counts failures, so that each handle is told.
+    /// Counts failures, so that each handle reports each one.
     pub number: u64,
 }
 
 impl Failure {
-    /// Whether it may go well later, and no person has to decide.
+    /// Whether it is retried without a decision by a person.
     pub fn is_retried(&self) -> bool {
         !self.conflict
             && (self.key_refused
@@ -146,7 +146,7 @@ impl Failure {
     }
 }
 
-/// What changes about a file.
+/// The mutable state of a file.
 #[derive(Debug)]
 pub struct FileState {
     /// The object's name.
@@ -155,15 +155,15 @@ pub struct FileState {
     pub link: Link,
     /// Whether it is stored.
     pub persistence: Persistence,
-    /// The name whose object this file is, hidden since the file was moved away from it (`provisional`).
+    /// The name whose object this file was, hidden since the file was moved away (`provisional`).
     pub origin: Option<ObjectName>,
-    /// The version that the clean file is, and the base of what is written; `None` until it is stored.
+    /// The version that the clean file shows, and the base of writes; `None` until it is stored.
     pub stored: Option<Stored>,
-    /// The version that a lookup found before the change was brought to the kernel: who watches has seen nothing yet.
+    /// A version found by a lookup before its change was propagated: watchers have not seen it yet.
     pub pending_notify: Option<VersionTag>,
-    /// Its bytes, while somebody has it open and they are known.
+    /// Its bytes, while it is open and they are known.
     pub pinned: Option<Arc<Object>>,
-    /// Its bytes, once its name shows another version, where nobody says that the file is open (`read`).
+    /// Its bytes, once its name shows another version, where the kernel reports no opens (`read`).
     pub retained: Option<RetainedBytes>,
     /// Bytes being written.
     pub buffer: Option<Buffer>,
@@ -177,59 +177,59 @@ pub struct FileState {
     pub local: LocalAttr,
     /// The last commit failed.
     pub failure: Option<Failure>,
-    /// A write was refused for want of room: the buffer is not what its writer meant, and is not stored. Forgotten
-    /// at the next cut, or with the buffer when the last writer lets go.
+    /// A write failed for want of memory: the buffer is partial, and is not stored. Reset by the
+    /// next truncation, or with the buffer at the last writer's close.
     pub write_error: Option<Errno>,
-    /// Created with O_EXCL: a name that turns out to exist is an error, not an update.
+    /// Created with O_EXCL: an existing name is an error, not an update.
     pub exclusive: bool,
-    /// A background retry is on its way, or will be at this time.
+    /// A background retry runs, or is due at this time.
     pub retrying: Option<Instant>,
-    /// Since when nobody has a provisional file open.
+    /// When the last handle of a provisional file was closed.
     pub idle: Option<Instant>,
-    /// Bytes accounted for as held back from the vault (`scratch`).
+    /// Bytes that count as held back from the vault (`scratch`).
     pub quota_bytes: u64,
-    /// Attempts to store it that are out, or may have been made unheard: one for each name (`doubt`).
+    /// Commits in flight, or of unknown result: one for each name (`doubt`).
     pub sent: Vec<Sent>,
-    /// What is written down of this file, if it is in the table (`record`).
+    /// What is journaled of this file, if it is in the table.
     pub journaled: JournalState,
 }
 
 impl FileState {
-    /// Whether there are bytes that the vault has not, and should have.
+    /// Whether it has bytes that the vault lacks and should have.
     pub fn is_dirty(&self) -> bool {
         let changed = self.buffer.as_ref().is_some_and(|b| b.generation != b.committed);
         changed && self.persistence == Persistence::Vault && self.link != Link::Unlinked
     }
 
-    /// Whether its bytes are the vault's, and go with the right to read them.
+    /// Whether its bytes are the vault's, and are lost with the right to read them.
     pub fn may_be_taken_away(&self) -> bool {
         !self.is_dirty() && !self.is_only_here() && self.stored.is_some()
     }
 
-    /// Whether just these bytes have failed to be stored: whoever wrote them knows.
+    /// Whether just these bytes failed to be stored, so that their writer knows.
     pub fn has_failed(&self) -> bool {
         let failed = self.failure.as_ref().map(|failure| failure.generation);
         failed.is_some() && failed == self.buffer.as_ref().map(|buffer| buffer.generation)
     }
 
-    /// Whether somebody who has it open has changed it since it failed to be stored, and will store it.
+    /// Whether an open handle has changed it since the failure, and will store it.
     pub fn is_being_written(&self) -> bool {
         let is_amid = self.buffer.as_ref().is_some_and(|b| !b.written || !b.writers.is_empty());
         is_amid && !self.writers.is_empty() && !self.has_failed()
     }
 
-    /// Who a change through this handle is noted for.
+    /// The origin of a change through this handle.
     pub fn write_origin(&self, fh: u64) -> WriteOrigin {
         if self.writers.contains(&fh) { WriteOrigin::Handle(fh) } else { WriteOrigin::Nobody }
     }
 
-    /// One more handle that may write.
+    /// Registers a handle that may write.
     pub fn add_writer(&mut self, fh: u64) {
         self.writers.insert(fh);
         self.last_writer = self.last_writer.max(fh);
     }
 
-    /// Of handles that are not open any more nobody will store what was written through them.
+    /// Drops attribution to closed handles; they can no longer commit.
     pub fn forget_closed(&mut self) {
         let Self { buffer, writers, .. } = self;
         if let Some(buffer) = buffer {
@@ -237,8 +237,8 @@ impl FileState {
         }
     }
 
-    /// Whether a close of this handle would store something: what was written since the last commit, and is not
-    /// another's to store.
+    /// Whether a close of this handle has something to commit: written since the last commit, and
+    /// not another handle's.
     pub fn commits_on_close(&self, fh: u64) -> bool {
         self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.writers.commits_on_close(fh))
     }
@@ -260,18 +260,18 @@ impl FileState {
         self.persistence != Persistence::Vault
     }
 
-    /// Whether the file is there although the vault may not have it.
+    /// Whether the file exists although the vault may lack it.
     pub fn is_beyond_vault(&self) -> bool {
         self.is_only_here() || self.is_dirty() || (self.stored.is_none() && self.opens > 0)
     }
 
-    /// Nobody has the file open from now on; what is noted.
+    /// The last handle is closed: records and returns the time.
     pub fn idle_since(&mut self, now: Instant) -> Instant {
         *self.idle.insert(now)
     }
 
-    /// Whether the inode has to stay although the kernel has forgotten it: a backup, too, until the object that is
-    /// hidden behind it is deleted.
+    /// Whether the inode has to stay although the kernel has forgotten it: also a backup, until the
+    /// object hidden behind it is deleted.
     pub fn is_needed(&self) -> bool {
         let is_only_here = self.is_only_here() && self.link == Link::Current;
         self.opens > 0 || self.is_dirty() || is_only_here || self.origin.is_some()
@@ -286,7 +286,7 @@ impl FileState {
         }
     }
 
-    /// What utimens set on the version that this is.
+    /// The time that utimens set on this version.
     pub fn set_mtime(&self) -> Option<SystemTime> {
         let version = self.stored.as_ref().map(|s| &s.version);
         self.local.mtime.as_ref().filter(|(_, on)| on.as_ref() == version).map(|(at, _)| *at)
@@ -305,24 +305,24 @@ impl FileState {
         }
     }
 
-    /// The bytes are a version of the vault's now. What utimens set for them holds for it, and so long for the mount.
-    /// Otherwise it has the vault's time, like any version in any mount: it is set before close(2) returns, so that a
-    /// program that looks afterwards takes its own save for nobody else's. A version that is stored later keeps the times that
-    /// the file had at its close (not `waited_for`).
+    /// The bytes are a version of the vault now. A time set by utimens holds for it, for the life
+    /// of the mount. Otherwise it has the vault's time, set before close(2) returns, so that a
+    /// program does not take its own save for another's. A version stored later keeps the times
+    /// that the file had at its close (not `waited_for`).
     pub fn times_of_stored(&mut self, meta: &Meta, waited_for: bool) {
         let written = self.mtime();
         let set = self.set_mtime();
         if set.is_none() && waited_for {
             self.local.ctime = None;
         }
-        // A vault may tell no time.
+        // A vault may report no time.
         let keeps = !waited_for || meta.updated_at == SystemTime::UNIX_EPOCH;
         let at = set.or(keeps.then_some(written));
         self.local.mtime = at.map(|at| (at, Some(meta.version.clone())));
     }
 
-    /// The buffer, made from the stored bytes if there is none yet; `None` if those are not in memory. Nothing is
-    /// ever written over bytes that are not known.
+    /// The buffer, made from the stored bytes if there is none; `None` if those are not in memory.
+    /// Unknown bytes are never overwritten.
     pub fn buffer_of_stored(&mut self, now: SystemTime) -> Option<&mut Buffer> {
         if self.buffer.is_none() && self.pinned.is_none() && self.stored.is_some() {
             return None;
@@ -331,7 +331,7 @@ impl FileState {
         Some(self.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now))
     }
 
-    /// The buffer, made from `base` if there is none yet.
+    /// The buffer, made from `base` if there is none.
     pub fn buffer(&mut self, base: &[u8], now: SystemTime) -> &mut Buffer {
         self.buffer.get_or_insert_with(|| Buffer {
             bytes: SecretBytes::from(base),
@@ -344,10 +344,10 @@ impl FileState {
         })
     }
 
-    /// Lets go of what is only needed while the file is open.
+    /// Drops what only open handles need.
     pub fn release(&mut self) {
         if self.opens > 0 {
-            // A buffer stays with whoever reads it: what was stored may be spelt differently.
+            // Readers keep the buffer: the stored form may be spelt differently.
             return;
         }
         self.pinned = None;
@@ -357,19 +357,19 @@ impl FileState {
     }
 }
 
-/// A file: an identity that never changes, and its state.
+/// A file: an immutable identity, and its state.
 #[derive(Debug)]
 pub struct File {
     /// Its number.
     pub ino: u64,
-    /// A regular file, or a name of something the kernel does by itself (`special`).
+    /// A regular file, or a name of something the kernel handles by itself (`mknod`).
     pub kind: FileKind,
-    /// The kernel was given some of its bytes since it was last told to forget them (`revoke`).
+    /// The kernel was given some of its bytes since the last invalidation.
     kernel_cached: AtomicBool,
     state: Mutex<FileState>,
-    /// Writes the state down.
+    /// Journals the state.
     pub(in crate::fs) journal: JournalWriter,
-    /// One change of the object at a time is out at the vault: whoever has the permit.
+    /// Serializes changes of the object at the vault.
     pub commit_lock: Arc<Semaphore>,
 }
 
@@ -416,7 +416,7 @@ impl File {
         Self::from_state(ino, FileKind::Regular, state)
     }
 
-    /// A file in just this state.
+    /// A file in this state.
     pub(in crate::fs) fn from_state(ino: u64, kind: FileKind, state: FileState) -> Self {
         let commit_lock = Arc::new(Semaphore::new(1));
         Self {
@@ -429,30 +429,30 @@ impl File {
         }
     }
 
-    /// The kernel gets bytes of it, and may keep them.
+    /// The kernel gets bytes of it, and may cache them.
     pub fn mark_kernel_cached(&self) {
         self.kernel_cached.store(true, Ordering::Release);
     }
 
-    /// Whether the kernel may have some, which it is told to forget now.
+    /// Whether the kernel may have cached some; resets it.
     pub fn clear_kernel_cached(&self) -> bool {
         self.kernel_cached.swap(false, Ordering::AcqRel)
     }
 
-    /// Keeps the bytes in memory for an operation that takes time.
+    /// Keeps the bytes in memory for a longer operation.
     pub fn in_use(self: &Arc<Self>) -> InUse {
         self.state().opens += 1;
         InUse(self.clone())
     }
 
-    /// The state, locked. Take the table's lock before it, never after.
+    /// The state, locked. Lock order: the table first.
     pub fn state(&self) -> StateGuard<'_> {
         let state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         StateGuard { file: self, state, changed: false }
     }
 }
 
-/// A file's state, locked. What was changed through it is written down before the lock is let go of.
+/// A file's state, locked. Changes are journaled before the lock is released.
 #[derive(Debug)]
 pub struct StateGuard<'a> {
     file: &'a File,
@@ -483,7 +483,7 @@ impl Drop for StateGuard<'_> {
     }
 }
 
-/// An operation works with the file's bytes: they stay in memory, as for an open handle.
+/// An operation uses the file's bytes: they stay in memory, as for an open handle.
 #[derive(Debug)]
 pub struct InUse(Arc<File>);
 

@@ -1,11 +1,13 @@
-//! The only place where names mean something: from a directory and a file name to an inode.
+//! Resolves a directory and a file name to an inode. No other module interprets names.
 //!
-//! 1. What is known is answered at once. Otherwise [`FileSystem::locate`] says what it [`Need`]s, the caller
-//!    fetches that and asks again, with the answers at hand: an absence is never guessed.
-//! 2. A name can be an object, a directory that other names imply, or both. Both: it is a directory, and the
-//!    object is `.self` in it. But a name first seen as a file stays one for the life of the mount, and what
-//!    would be below it is shown beside it (`a%2Fb`).
-//! 3. A file that has bytes of ours is what the name shows, whatever the vault says: its commit decides.
+//! 1. What is known is answered at once. Otherwise [`FileSystem::locate`] returns what it
+//!    [`Need`]s; the caller requests it and calls again with the answers. An absence is never
+//!    guessed.
+//! 2. A name can be an object, a directory that other names imply, or both. Both: it is a
+//!    directory, and the object is `.self` in it. But a name first seen as a file stays one for the
+//!    life of the mount, and what would be below it is shown beside it (`a%2Fb`).
+//! 3. A file with unsaved bytes is what the name shows, whatever the vault says: its commit
+//!    decides.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -22,11 +24,11 @@ use crate::fs::{Entry, FileSystem, Step};
 use crate::vault::cache::{Found, Peek, PrefixState};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
-/// What stands at a place in the tree.
+/// What is at a place in the tree.
 pub(in crate::fs) enum Place {
     /// A directory.
     Dir(DirPrefix),
-    /// A file that has an inode of its own already, with bytes that may not be in the vault.
+    /// A file with an inode, whose bytes may not be in the vault.
     Local(Arc<File>),
     /// An object.
     Object(Found),
@@ -34,19 +36,19 @@ pub(in crate::fs) enum Place {
     Absent,
 }
 
-/// What has to be asked before a place is known.
+/// What has to be requested before a place is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::fs) enum Need {
     /// This object, by name.
     Object(ObjectName),
     /// All names.
     Listing,
-    /// Whether any name begins so, of a vault that can search.
+    /// Whether a name begins so, of a vault that can search.
     Prefix(DirPrefix),
 }
 
-/// What was asked on behalf of this operation. It may be past its time (the vault is down), so it counts for
-/// this operation only.
+/// Answers to the requests of this operation. They may be stale (the vault is down), so they count
+/// for this operation only.
 #[derive(Default)]
 pub(in crate::fs) struct Answers {
     object: Option<(ObjectName, Option<Found>)>,
@@ -156,7 +158,7 @@ impl FileSystem {
         }
     }
 
-    /// What stands at `component` in `under`, asking the vault as far as needed.
+    /// Resolves `component` in `under`, with requests to the vault as needed.
     pub(in crate::fs) async fn find(
         self: &Arc<Self>,
         call: &Call,
@@ -196,7 +198,7 @@ impl FileSystem {
         }
     }
 
-    /// Whether a listing or a search was answered; a key that may not list names goes on without.
+    /// Whether a listing or a search was answered; a key that may not list names does without.
     fn was_answered(
         &self,
         asked: Result<(), Error>,
@@ -213,8 +215,8 @@ impl FileSystem {
         }
     }
 
-    /// `component` is no object, and nobody can tell whether it is a directory. A name that was given by `--name`, and an
-    /// editor's temporary, is none.
+    /// `component` is no object, and the key may not list names. A name given by `--name`, or an
+    /// editor's temporary, is absent.
     fn absent_unlisted(&self, component: &OsStr, dir: &DirPrefix) -> Result<Place> {
         let text = component.to_string_lossy();
         let is_file =
@@ -233,7 +235,7 @@ impl FileSystem {
         }
     }
 
-    /// What stands at `component` in `under`, or what has to be asked first.
+    /// Resolves `component` in `under`, or returns what has to be requested first.
     pub(in crate::fs) fn locate(
         &self,
         under: &DirPrefix,
@@ -280,8 +282,8 @@ impl FileSystem {
         }
     }
 
-    /// Whether to search for the directory: where all names are one page, listing them tells more for the same,
-    /// and of a piece of a long component one hit does not tell whether it shows so.
+    /// Whether to search for the directory. Where one page holds all names, a listing tells more
+    /// for the same cost; for a part of a long component a hit does not tell whether it shows so.
     fn is_searched(&self, dir: &DirPrefix) -> bool {
         let searches = self.cache.vault().capabilities().search;
         searches && !dir.is_continuation() && !self.cache.listing_is_one_page()
@@ -298,20 +300,20 @@ impl FileSystem {
         Ok(self.object_at(name, answers)?.map_or(Place::Absent, Place::Object))
     }
 
-    /// The object that keeps a directory there although nothing else is in it: its `.self`.
+    /// The object that keeps an otherwise empty directory: its `.self`.
     fn object_of_seen(&self, dir: &DirPrefix) -> Option<ObjectName> {
         let own = dir.self_name()?;
         self.table().is_seen_dir(dir).then_some(own)
     }
 
-    /// Whether the directory was made here, and nothing is in it.
+    /// Whether the directory was made here and is empty.
     fn is_bare(&self, dir: &DirPrefix) -> bool {
         !dir.is_continuation()
             && self.table().is_made_and_bare(dir)
             && self.cache.prefix_state(dir.as_str()) != PrefixState::Yes
     }
 
-    /// The empty directory at `component`, which is there whatever the vault says.
+    /// The empty directory at `component`, which exists whatever the vault says.
     fn bare_at(&self, under: &DirPrefix, component: &OsStr) -> Option<DirPrefix> {
         match name::decode(component.as_bytes(), under) {
             Ok(Decoded::Entry { as_dir, .. } | Decoded::Beside { as_dir, .. }) => {
@@ -321,8 +323,8 @@ impl FileSystem {
         }
     }
 
-    /// The object that shows from now on instead of an empty directory that was made here: container engines make one for
-    /// what they are to bind and do not find.
+    /// The object that shows from now on instead of an empty directory made here: container engines
+    /// make one for a bind source that is missing.
     fn object_instead_of(&self, dir: &DirPrefix, answers: &Answers) -> Result<Option<Found>, Need> {
         let Some(own) = dir.self_name().filter(|own| self.is_bare(dir) && !self.table().is_hidden(own))
         else {
@@ -351,7 +353,8 @@ impl FileSystem {
         gone.into_iter().for_each(|ino| self.listings().removed(ino));
     }
 
-    /// An object was made elsewhere: where an empty directory has its name, that goes, and the kernel is told.
+    /// An object was made elsewhere: an empty directory of its name is removed, and the kernel is
+    /// notified.
     pub(in crate::fs) fn make_way_for(&self, name: &ObjectName) {
         let dir = DirPrefix::of_name(name);
         if self.table().is_made_and_bare(&dir)
@@ -363,8 +366,8 @@ impl FileSystem {
         }
     }
 
-    /// The object of that name, or what has to be asked first. Where one page lists all names, listing them
-    /// costs no more than asking for one, and tells about directories as well.
+    /// The object of that name, or what has to be requested first. Where one page lists all names,
+    /// a listing costs no more than one name, and covers directories as well.
     fn object_at(&self, name: &ObjectName, answers: &Answers) -> Result<Option<Found>, Need> {
         if let Some((asked, found)) = &answers.object
             && asked == name
@@ -380,7 +383,8 @@ impl FileSystem {
         }
     }
 
-    /// Whether `dir`, spelt `component` in `under`, is there: made here, or because a name is in it.
+    /// Whether the directory `dir`, spelt `component` in `under`, exists: made here, or implied by
+    /// a name.
     fn prefix_state(
         &self,
         under: &DirPrefix,
@@ -437,8 +441,8 @@ impl FileSystem {
         local.then_some(file)
     }
 
-    /// The object was deleted elsewhere: who has it open keeps it, but its name shows nothing, so that it can be
-    /// made anew.
+    /// The object was deleted elsewhere: open handles keep it, but its name shows nothing, so that
+    /// it can be reused.
     fn vanished(&self, name: &ObjectName) {
         let mut table = self.table();
         let Some(file) = table.file(name) else { return };
@@ -453,7 +457,7 @@ impl FileSystem {
         table.unpoint(name, file.ino);
     }
 
-    /// The inode that shows this object: the one there is if it is this version, else a new one.
+    /// The inode of this object: the existing one if it is this version, otherwise a new one.
     pub(in crate::fs) fn file_node(&self, found: &Found) -> Arc<File> {
         let object = &found.object;
         let mut table = self.table();

@@ -10,7 +10,7 @@ use crate::fs::writeback::commit::Cause;
 use crate::fs::{Caller, FileSystem, Step};
 
 impl FileSystem {
-    /// FLUSH: one close(2) of one descriptor. Stores what was written if this close decides.
+    /// FLUSH: close(2) of one descriptor. Commits if the close policy says so.
     pub fn flush(self: &Arc<Self>, fh: u64, caller: Caller) -> Step<()> {
         let handle = match self.handle(fh) {
             Ok(handle) => handle,
@@ -28,7 +28,7 @@ impl FileSystem {
         self.store_for(handle.clone(), Cause::Close)
     }
 
-    /// FSYNC: stores whatever there is to store, whoever wrote it and whatever this handle is for.
+    /// FSYNC: commits whatever is unsaved, by any handle.
     pub fn fsync(self: &Arc<Self>, fh: u64) -> Step<()> {
         failpoint::point("fsync");
         match self.handle(fh) {
@@ -53,9 +53,10 @@ impl FileSystem {
         }
         let reports_result = is_its_own || cause == Cause::Fsync;
         let cause = match (cause, conflict) {
-            // Who wrote nothing tries again what another could not store. How that ends is no answer to them.
+            // A close without writes retries another handle's failed commit, whose result it does
+            // not report.
             (Cause::Close, Some(_)) if !is_its_own => Cause::Retry,
-            // Nor do they decide about another's bytes: they are told.
+            // A conflict about another handle's bytes is reported, not decided.
             (Cause::Fsync, Some(true)) if !is_its_own => return Step::Ready(Err(Errno::ESTALE)),
             _ => cause,
         };
@@ -66,7 +67,8 @@ impl FileSystem {
         })
     }
 
-    /// RELEASE: the last close of a handle. What is unsaved is stored now, after close(2) has returned.
+    /// RELEASE: the last close of a handle. Unsaved bytes are committed now, after close(2) has
+    /// returned.
     pub fn release(self: &Arc<Self>, fh: u64) -> Step<()> {
         failpoint::point("release");
         let handle = self.drop_handle(fh);
@@ -77,7 +79,7 @@ impl FileSystem {
         }
     }
 
-    /// One handle of the file less, which may have been a writer's.
+    /// Closes one handle of the file, which may have been a writer's.
     pub(in crate::fs) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> Step<()> {
         let unsaved = {
             let mut state = file.state();
@@ -85,7 +87,7 @@ impl FileSystem {
             let writer = state.writers.remove(&fh);
             state.forget_closed();
             let last = state.writers.is_empty();
-            // What failed at close(2) was told there; what may go well later is tried again by itself.
+            // A failure was reported by close(2); a temporary one is retried in the background.
             let unsaved = writer && last && state.is_dirty() && !state.has_failed();
             let write_error = last && state.write_error.take().is_some() && state.buffer.is_some();
             if write_error {
@@ -104,14 +106,16 @@ impl FileSystem {
         }
         let (fs, file) = (self.clone(), file.clone());
         Step::later(async move {
-            // The failure is kept on the file, logged, and in status: nobody waits for this answer.
+            // The failure is recorded in the file, the log and status: no program waits for this
+            // answer.
             let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
             fs.table().drop_unheld(file.ino);
             Ok(())
         })
     }
 
-    /// What was written is only a part, and its writer was told so: the name shows again what the vault has.
+    /// A write failed for want of memory: the partial buffer is dropped, and the name shows the
+    /// vault's version.
     pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
         let name = self.give_up(file);
         tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");

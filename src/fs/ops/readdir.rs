@@ -1,14 +1,14 @@
-//! Reading directories: what is known at once, what is not while it comes in, and for how long the kernel may keep
-//! the names.
+//! Reading directories: known names at once, others page by page, and how long the kernel may cache
+//! them.
 //!
-//! 1. Of a directory whose names are not freshly known the names of each page of the vault's listing are shown as
-//!    soon as that page is here. A name that a reader was given as a file, and that others turn out to begin with,
-//!    stays a file, as everywhere (`resolve`).
-//! 2. The kernel keeps the names that it has read. With OPENDIR it is told at each whether they are still true.
-//!    Without ([`crate::fs::Options::reads_unopened`]) it is told when they no longer are: as soon as the names change, or
-//!    are not freshly known any more. A listing is never older for a reader than the refresh time.
-//! 3. While somebody is in the middle of reading a directory the kernel is not given newer names of it to keep: it
-//!    would look for the reader's position in them, and end its reading where that has gone.
+//! 1. If the names are not fresh, those of each page of the vault's listing are shown as soon as
+//!    the page arrives. A name that a reader was given as a file stays a file, although other names
+//!    begin with it (`resolve`).
+//! 2. The kernel caches the names. With OPENDIR each answer says whether its cache is valid.
+//!    Without ([`crate::fs::Options::reads_unopened`]) it is notified when the names change or stop
+//!    being fresh. No reader gets a listing older than the refresh time.
+//! 3. While a reader is in the middle of a directory the kernel gets no newer names to cache: it
+//!    would search them for the reader's position, and stop where that is gone.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -24,10 +24,10 @@ use crate::fs::{Caller, FileKind, FileSystem, Opened, Step};
 use crate::vault::cache::NameStream;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, attribution};
 
-/// How often names that the kernel keeps are looked at while they are fresh.
+/// How often cached names are checked while they are fresh.
 const WATCH: Duration = Duration::from_millis(250);
 
-/// How often listings that nobody uses are let go, where that is all there is to do.
+/// How often unused listings are dropped, where nothing else is to do.
 const TIDY: Duration = Duration::from_secs(10);
 
 impl FileSystem {
@@ -62,8 +62,8 @@ impl FileSystem {
         }
     }
 
-    /// READDIR behind a position; from the beginning (0) with the names as they are now. Without a handle (`fh` 0) it
-    /// is the directory that is read.
+    /// READDIR after a position; from the beginning (0) with the present names. Without a handle
+    /// (`fh` 0) the directory is read.
     pub fn readdir(self: &Arc<Self>, ino: u64, fh: u64, after: u64) -> Step<Arc<Listing>> {
         self.cache.used(self.longest_ttl());
         match self.listing_to_read(ino, fh, after) {
@@ -89,7 +89,7 @@ impl FileSystem {
         }
     }
 
-    /// The directory, and the listing to answer from, where that is here or can be made without asking anybody.
+    /// The directory, and the listing to answer from if it is known without a request.
     fn listing_to_read(
         self: &Arc<Self>,
         ino: u64,
@@ -130,7 +130,7 @@ impl FileSystem {
         Ok((dir, Some(listing)))
     }
 
-    /// Readers of directories have to ask before they go on, wherever they are in them.
+    /// Readers of directories have to wait for a new request, at any position.
     pub(in crate::fs) fn take_listings_away(&self) {
         let handles: Vec<Arc<Handle>> = self.handles().values().cloned().collect();
         for handle in handles {
@@ -160,7 +160,7 @@ impl FileSystem {
         }
     }
 
-    /// Goes on with a listing that a worker's death or a revocation has cut off: its readers' positions stay.
+    /// Resumes a listing that a death or a revocation cut off: its readers' positions stay.
     async fn complete(self: &Arc<Self>, dir: &Arc<Dir>, fh: u64, listing: &Listing) -> Result<Arc<Listing>> {
         let entries = match &dir.kind {
             DirKind::History(name, id) => self.numbers_in(dir, name, id, &self.call()).await?,
@@ -179,7 +179,7 @@ impl FileSystem {
         Ok(listing)
     }
 
-    /// Writes down what readers are told, for a successor that they come back to.
+    /// Journals what readers were given, for a successor.
     pub fn note_listing(&self, ino: u64, listing: &Listing) {
         if self.journal.is_enabled() {
             listing.note(|note| {
@@ -191,7 +191,7 @@ impl FileSystem {
         }
     }
 
-    /// Nobody comes back to this listing.
+    /// No reader resumes this listing.
     fn unnote_listing(&self, ino: u64, parts: u32) {
         let _batch = self.journal.batch();
         (0..parts).for_each(|part| self.journal.delete(&Key::ListingPart(ino, part)));
@@ -206,7 +206,7 @@ impl FileSystem {
         }
     }
 
-    /// What changes when a name appears or goes, here or in the vault.
+    /// What changes when a name appears or disappears, here or in the vault.
     fn stamp(&self) -> Stamp {
         let here = self.table().changes();
         (self.cache.generation(), here)
@@ -218,7 +218,7 @@ impl FileSystem {
         self.watch_listings(&mut listings);
     }
 
-    /// The reader has this listing from its beginning on, and the kernel with it.
+    /// The reader has this listing from its beginning, and so has the kernel.
     fn hand_out(self: &Arc<Self>, dir: &Dir, fh: u64, listing: &Arc<Listing>) {
         self.hand_out_at(dir, fh, listing, None);
     }
@@ -254,7 +254,7 @@ impl FileSystem {
         if waited != Err(Errno::EBUSY) || after != 0 || attribution::current().payer().guest().is_some() {
             return waited.map(|()| listing);
         }
-        // It may have failed for want of a guest's share.
+        // It may have failed because a guest's share was used up.
         let listing = self.ask_anew(dir, fh).await?;
         self.wait_for(dir, &listing, after, &call).await.map(|()| listing)
     }
@@ -266,14 +266,14 @@ impl FileSystem {
         })
     }
 
-    /// Asks the vault for the names, for the reader of this handle first.
+    /// Requests the names, for the reader of this handle first.
     async fn ask_anew(self: &Arc<Self>, dir: &Arc<Dir>, fh: u64) -> Result<Arc<Listing>> {
         let listing = self.begin_asking(dir, &self.call()).await?;
         self.hand_out(dir, fh, &listing);
         Ok(listing)
     }
 
-    /// Asks the vault for the names.
+    /// Requests the names.
     async fn begin_asking(self: &Arc<Self>, dir: &Arc<Dir>, call: &Call) -> Result<Arc<Listing>> {
         match &dir.kind {
             DirKind::History(name, id) => Ok(Listing::whole(self.numbers_in(dir, name, id, call).await?)),
@@ -295,7 +295,7 @@ impl FileSystem {
         Ok(with_dots(dir.ino, numbers.map(|name| DirEntry::new(name, FileKind::Regular, None))))
     }
 
-    /// A listing that grows with the vault's answers, for all who read this directory meanwhile.
+    /// A listing that grows with the vault's pages, for all present readers of this directory.
     fn follow_listing(self: &Arc<Self>, dir: &Arc<Dir>, under: &DirPrefix) -> Arc<Listing> {
         let mut listings = self.listings();
         if let Some(recent) = listings.recent(dir.ino, self.clock.now())
@@ -321,7 +321,7 @@ impl FileSystem {
         mut feed: NameStream,
     ) {
         let mut positions = HashMap::from([(".".to_owned(), 0), ("..".to_owned(), 1)]);
-        // While old names are at hand nobody waits long for a vault that hangs.
+        // With stale names at hand the wait for a hanging vault is short.
         let patience = self.cache.patience_with_listing().unwrap_or(Duration::MAX);
         let ended = loop {
             match tokio::time::timeout(patience, feed.names()).await {
@@ -360,7 +360,7 @@ impl FileSystem {
         }
     }
 
-    /// How names that have just come show in `under`.
+    /// How new names show in `under`.
     fn entries_of(
         &self,
         dir: &Dir,
@@ -394,7 +394,7 @@ impl FileSystem {
             if kind == FileKind::Directory {
                 dirs.insert(text.clone());
             } else if dirs.contains(&text) || positions.contains_key(&text) {
-                // A directory is there already, in which this is `.self`.
+                // The directory exists; this is `.self` in it.
                 continue;
             }
             let (kind, ino) = if histories { (FileKind::Directory, None) } else { (kind, ino) };
@@ -407,7 +407,7 @@ impl FileSystem {
         self.listings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Looks after the listings, in a task of its own that ends when there are none.
+    /// Maintains the listings, in a task that ends when there are none.
     fn watch_listings(self: &Arc<Self>, listings: &mut Listings) {
         if std::mem::replace(&mut listings.watched, true) {
             return;
@@ -427,7 +427,7 @@ impl FileSystem {
         });
     }
 
-    /// Makes the kernel forget names that may not be true any more. False when there is nothing left to look after.
+    /// Invalidates names in the kernel that may be wrong. False when nothing is left to maintain.
     fn observe_listings(&self) -> bool {
         let (now, fresh, stamp) = (self.clock.now(), self.cache.is_complete(), self.stamp());
         let mut listings = self.listings();
@@ -459,7 +459,7 @@ impl FileSystem {
         !over
     }
 
-    /// The kernel is to ask before anybody reads on in a directory, also in one that is open.
+    /// The kernel has to ask before a reader continues, also in an open directory.
     pub(in crate::fs) fn forget_kernel_listings(&self) {
         let dirs: Vec<u64> = self.table().all_dirs();
         dirs.into_iter().for_each(|ino| self.inval_pages(ino));
@@ -475,7 +475,7 @@ fn path(dir: &Dir) -> &str {
     }
 }
 
-/// The entries with `.` and `..` before them.
+/// The entries, with `.` and `..` first.
 pub(in crate::fs) fn with_dots(ino: u64, entries: impl Iterator<Item = DirEntry>) -> Vec<DirEntry> {
     let dot = |name: &str| DirEntry::new(name, FileKind::Directory, Some(ino));
     [dot("."), dot("..")].into_iter().chain(entries).collect()

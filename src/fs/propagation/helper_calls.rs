@@ -1,17 +1,19 @@
-//! The helper's register: which of its requests are ours, and what they mean.
+//! The register of helper calls: which requests of the helper are ours, and how they are answered.
 //!
-//! The helper is a process of the mount that makes system calls on it (`rename` a hidden name over a file, `unlink`
-//! one), so that the kernel and everybody who watches see a change made elsewhere as what it is. What comes back
-//! as requests is answered here:
+//! The helper is a process of the mount that makes system calls on it (`rename` of a hidden name
+//! over a file, `unlink`), so that the kernel and all watchers see a change made elsewhere for what
+//! it is. The requests that result are answered here:
 //!
-//! 1. **Each call is registered before it is ordered**; only an exact match is taken for ours, and the deed itself
-//!    only once. Anything else from that process is EPERM.
-//! 2. **No request of the helper ever reaches the vault**, and no request waits for the helper.
-//! 3. Its process id is believed once a request for a hidden name, which nobody else can know, has come from it.
-//! 4. A hidden name is spelt as no object's name is, so that it is ENOENT to everybody else without asking.
+//! 1. **Each call is registered before it is ordered**; only an exact match is accepted, and the
+//!    operation itself only once. Anything else from that process is EPERM.
+//! 2. **No request of the helper reaches the vault**, and no request waits for the helper.
+//! 3. Its process id is accepted once a request for a hidden name, which no other process can know,
+//!    has come from it.
+//! 4. A hidden name is spelt like no object's name, so that it is ENOENT for all others without a
+//!    request.
 //!
-//! One call is out at a time. If there is no helper, or a call fails, the caller falls back to a notification to the
-//! kernel, and that is counted and told in status.
+//! One call is in flight at a time. Without a helper, or if a call fails, the caller falls back to
+//! a notification to the kernel, which is counted in status.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -30,10 +32,10 @@ use crate::fs::{Attr, Entry, FileSystem, Kernel};
 /// How hidden names begin. `%2E` is an escape only at the beginning of a name.
 const HIDDEN: &str = ".%2E";
 
-/// How long the helper may take to make the call that tells its process id.
+/// Timeout of the call that verifies the helper's process id.
 const GREETING: Duration = Duration::from_secs(10);
 
-/// What the helper is ordered to do. Paths are relative to the root of the mount.
+/// An order to the helper. Paths are relative to the root of the mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HelperCall {
@@ -41,15 +43,15 @@ pub enum HelperCall {
     Rename {
         /// The hidden name.
         from: String,
-        /// What it becomes.
+        /// Its new name.
         to: String,
     },
     /// unlink(2)
     Unlink {
-        /// What goes.
+        /// The name to remove.
         path: String,
     },
-    /// utimensat(2), of the time of change alone.
+    /// utimensat(2), of the change time only.
     Touch {
         /// Of what.
         path: String,
@@ -58,11 +60,11 @@ pub enum HelperCall {
     },
 }
 
-/// What the helper says.
+/// Messages of the helper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HelperReport {
-    /// It is there; whatever its predecessor was ordered and has not answered, it will not do.
+    /// It has started; open orders of its predecessor will not be executed.
     Started {
         /// Its process id.
         pid: u32,
@@ -71,58 +73,58 @@ pub enum HelperReport {
     Done {
         /// The order's number.
         number: u64,
-        /// 0 if it went well.
+        /// 0 on success.
         errno: i32,
     },
-    /// There is none any more, and no other will come.
+    /// It is gone, and no other will follow.
     Leaving,
 }
 
-/// What a call will be seen as.
+/// The requests that a call results in.
 #[derive(Debug, Clone)]
 pub(in crate::fs) struct Expected {
-    /// The directories on the way: where, under which name, which.
+    /// The directories on the way: parent, name, inode.
     pub way: Vec<(u64, String, DirKind)>,
-    /// The directory in which it happens.
+    /// The directory of the change.
     pub parent: u64,
     /// The name that changes.
     pub name: String,
-    /// What happens to it.
+    /// The change.
     pub op: HelperOp,
 }
 
-/// What a call does.
+/// The effect of a call.
 #[derive(Debug, Clone)]
 pub(in crate::fs) enum HelperOp {
-    /// Nothing: the name does not exist.
+    /// None: the name does not exist.
     Handshake,
     /// The hidden name shows `fresh` and becomes the name, which shows the inode `over` until then.
     Rename { hidden: String, fresh: Arc<File>, over: Option<u64> },
-    /// The name goes; it shows `file`.
+    /// The name is removed; it shows `file`.
     Unlink { file: Arc<File> },
     /// The time of `file` is set.
     Touch { file: Arc<File> },
 }
 
-/// How a call ended.
+/// The result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::fs) struct CallResult {
-    /// The deed was asked for, and answered.
+    /// The request arrived, and was answered.
     pub seen: bool,
-    /// It was asked for and refused, because things have changed meanwhile.
+    /// The request arrived and was refused, because of a change meanwhile.
     pub refused: bool,
     /// What the helper got.
     pub errno: i32,
 }
 
-/// Whether there is a helper.
+/// The state of the helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Standing {
     Absent,
-    /// It has said so, and is to be greeted.
+    /// It has started, and is to be verified.
     New,
     Works,
-    /// Why not.
+    /// The reason why there is none.
     Useless(String),
 }
 
@@ -147,7 +149,7 @@ struct State {
 /// What is known of the helper.
 #[derive(Debug)]
 pub(in crate::fs) struct Register {
-    /// Whose requests are the helper's; 0 for nobody's.
+    /// The process id of the helper's requests; 0 for none.
     pid: AtomicU32,
     state: Mutex<State>,
     changed: Notify,
@@ -160,11 +162,11 @@ pub struct HelperStatus {
     pub pid: u32,
     /// `works`, or why it does not.
     pub state: String,
-    /// Calls it has made.
+    /// Calls made.
     pub calls: u64,
-    /// Changes that the kernel was only told of, because no call could be made.
+    /// Changes that were only notified to the kernel, because no call could be made.
     pub fallbacks: u64,
-    /// Why, the last time.
+    /// The reason, the last time.
     pub last_fallback: Option<String>,
 }
 
@@ -195,7 +197,7 @@ impl Register {
         self.state().standing == Standing::Works
     }
 
-    /// A change was told to the kernel by a notification only.
+    /// A change was only notified to the kernel.
     pub fn fell_back(&self, why: impl std::fmt::Display) {
         let mut state = self.state();
         state.fallbacks += 1;
@@ -228,7 +230,8 @@ impl Register {
                 give_up(&mut state, libc::ESRCH);
             }
             HelperReport::Done { number, errno } => {
-                // What was given up when another helper came stays so, although that one may have carried it out.
+                // Orders that were abandoned when another helper came stay so, although that one
+                // may execute them.
                 let out = state.out.as_mut().filter(|out| out.number == number && !out.answered);
                 if let Some(out) = out {
                     (out.answered, out.ended.errno) = (true, errno);
@@ -244,7 +247,7 @@ impl Register {
         self.changed.notify_waiters();
     }
 
-    /// Orders a call and waits for its end.
+    /// Orders a call and waits for its result.
     pub async fn order(&self, kernel: &dyn Kernel, expected: Expected, call: &HelperCall) -> CallResult {
         let to =
             if matches!(expected.op, HelperOp::Handshake) { 0 } else { self.pid.load(Ordering::Relaxed) };
@@ -279,7 +282,7 @@ impl Register {
         }
     }
 
-    /// Makes sure that a helper that has come is known by the process id that the kernel gives its requests.
+    /// Verifies a new helper: finds the process id that the kernel gives its requests.
     pub async fn handshake(&self, kernel: &dyn Kernel) {
         if self.state().standing != Standing::New {
             return;
@@ -294,7 +297,7 @@ impl Register {
         }
         state.standing = match ended {
             Ok(CallResult { seen: true, errno: libc::ENOENT, .. }) => Standing::Works,
-            // Another has come in its place.
+            // Another helper has replaced it.
             Ok(CallResult { errno: libc::ESRCH, .. }) => Standing::New,
             Ok(CallResult { seen: false, errno, .. }) => Standing::Useless(format!(
                 "its requests do not come under its process id (another pid namespace?): {}",
@@ -308,7 +311,7 @@ impl Register {
         }
     }
 
-    /// What is out, if `is` says that it is meant; marked as seen if it is the deed itself.
+    /// The call in flight, if `is` accepts it; marked as seen if it is the operation itself.
     fn take(&self, is: impl FnOnce(&Expected) -> bool) -> Option<HelperOp> {
         let mut state = self.state();
         let out = state.out.as_mut().filter(|out| !out.ended.seen && !out.answered)?;
@@ -341,7 +344,7 @@ pub(in crate::fs) fn errno_text(errno: i32) -> String {
     std::io::Error::from_raw_os_error(errno).to_string()
 }
 
-/// Orders of a worker have other numbers than those of its predecessor.
+/// The orders of each worker have numbers of their own.
 fn first_number() -> u64 {
     static FIRST: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     *FIRST.get_or_init(|| u64::from(random() as u32) << 32)
@@ -359,24 +362,24 @@ fn random() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
-/// A name that is used once and that nobody can guess.
+/// A name that is used once and that cannot be guessed.
 pub(in crate::fs) fn hidden_name() -> String {
     format!("{HIDDEN}{:016x}{:016x}", random(), random())
 }
 
 impl FileSystem {
-    /// Whether the thread `pid` is the helper: what it asks beyond what is registered is EPERM.
+    /// Whether the thread `pid` is the helper: unregistered requests of it are EPERM.
     pub fn is_helper(&self, pid: u32) -> bool {
         self.helper.is(pid)
     }
 
-    /// Takes in what the helper says.
+    /// Handles a message of the helper.
     pub fn helper_says(&self, report: HelperReport) {
         self.helper.hear(report);
         self.propagator.wake();
     }
 
-    /// LOOKUP, if it is the helper's or of a hidden name: answered without the vault.
+    /// LOOKUP by the helper, or of a hidden name: answered without the vault.
     pub fn helper_lookup(&self, pid: u32, parent: u64, name: &OsStr) -> Option<Result<Option<Entry>>> {
         let hidden = name.as_bytes().starts_with(HIDDEN.as_bytes());
         let helper = self.helper.is(pid);
@@ -477,7 +480,7 @@ mod tests {
         let ended = CallResult { seen: false, refused: false, errno: 0 };
         register.state().out = Some(Out { number: 7, expected, ended, answered: false });
         register.hear(HelperReport::Started { pid: 2 });
-        // It carries out what was meant for the one before, unseen because nobody knew its process id yet.
+        // It executes an order to its predecessor, unseen because its process id was not known yet.
         register.hear(HelperReport::Done { number: 7, errno: libc::ENOENT });
         assert_eq!(register.state().out.as_ref().map(|out| out.ended.errno), Some(libc::ESRCH));
     }

@@ -1,7 +1,7 @@
-//! Requests that are out: each is sent once, for everybody who waits for it.
+//! Requests in flight: each is sent once, for all waiters.
 //!
-//! A flight runs in a task of its own with the full timeout, so a waiter that gives up does not end it, and what it
-//! brings is in the cache for the next one. With an older value at hand nobody waits long for a newer one.
+//! A flight runs in a task of its own with the full timeout: a waiter that gives up does not end
+//! it, and its answer is cached. With a stale value at hand the wait for a new one is short.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use crate::vault::cache::{Cache, Found, Knowledge, Peek, Read, State, is_outage,
 use crate::vault::model::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
 
-/// With an older value at hand, nobody waits longer than this for a newer one.
+/// With a stale value at hand, the longest wait for a new one.
 pub(super) const STALE_WAIT: Duration = Duration::from_secs(2);
 
 /// For how long a name is not asked for again to which something else than a vault answered.
@@ -30,7 +30,7 @@ const PAGES_WAITING: usize = 4;
 /// An answer that is on its way.
 pub(super) type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
 
-/// The names under a prefix, as the pages of a listing come in.
+/// The names under a prefix, as the pages of a listing arrive.
 #[derive(Debug)]
 pub struct NameStream {
     known: Vec<ObjectName>,
@@ -54,7 +54,8 @@ impl NameStream {
 }
 
 impl Cache {
-    /// Reads `name` from the vault, whatever is in memory; old values stand in while the vault is down.
+    /// Reads `name` from the vault, whatever is in memory; stale values are the fallback while the
+    /// vault is down.
     pub async fn fetch(self: &Arc<Self>, call: &Call, name: &ObjectName) -> Result<Option<Found>> {
         let old = self.stale_fallback(name);
         match (self.refused_before(name), &old) {
@@ -65,7 +66,7 @@ impl Cache {
         if let Some(old) = &old
             && let Some(why) = self.recent_outage()
         {
-            // The answer is not waited for; it will be in the cache for the next one who asks.
+            // Not awaited; the answer will be cached.
             drop(self.read_flight(name, Priority::Foreground));
             return Ok(Some(self.serve_stale(old, why)));
         }
@@ -76,7 +77,7 @@ impl Cache {
         let (flight, priority, _) = self.read_flight(name, Priority::Foreground);
         let mut answer = self.wait_for(flight, name, patience).await;
         if priority == Priority::Background && matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited) {
-            // Fetched ahead, with less of the budget than who waits for it may use.
+            // It was prefetched, with less of the budget than a waiting caller may use.
             let left = call.deadline.saturating_duration_since(self.clock.now());
             let (flight, ..) = self.read_flight(name, Priority::Foreground);
             answer = self.wait_for(flight, name, patience.min(left)).await;
@@ -100,8 +101,8 @@ impl Cache {
         }
     }
 
-    /// The refusal of a name, for as long as an absence would be believed, and a minute at most: a permission may be given.
-    /// What was no answer of a vault says nothing of the name, and is remembered for [`FOREIGN`].
+    /// The refusal of a name, trusted as long as an absence, and a minute at most: permissions
+    /// change.
     fn refused_before(&self, name: &ObjectName) -> Option<Error> {
         let now = self.clock.now();
         let refused = self.state().refused.peek(name).cloned();
@@ -112,7 +113,7 @@ impl Cache {
         refused.filter(|(at, e)| believed(*at, e.kind)).map(|(_, e)| e)
     }
 
-    /// The same, but an answer that is younger than `age` will do.
+    /// The same, but an answer younger than `age` will do.
     pub async fn fetch_within(
         self: &Arc<Self>,
         call: &Call,
@@ -148,7 +149,7 @@ impl Cache {
         })
     }
 
-    /// Reads a value that will be asked for, for nobody yet. What goes wrong is told to who asks.
+    /// Prefetches a value. A failure is reported to the later reader.
     pub async fn fetch_ahead(self: &Arc<Self>, name: &ObjectName) {
         if matches!(self.peek(name), Peek::Exists) {
             let (flight, ..) = self.read_flight(name, Priority::Background);
@@ -156,7 +157,7 @@ impl Cache {
         }
     }
 
-    /// Makes sure that all names are known, and freshly.
+    /// Makes sure that all names are known and fresh.
     pub async fn list_all(self: &Arc<Self>, call: &Call) -> Result<()> {
         if self.is_complete() {
             return Ok(());
@@ -173,7 +174,7 @@ impl Cache {
         }
     }
 
-    /// The last value known of `name`, if it may still stand in for an answer.
+    /// The last known value of `name`, if it may serve as the fallback.
     pub(super) fn stale_fallback(&self, name: &ObjectName) -> Option<Arc<Object>> {
         let now = self.clock.now();
         let mut state = self.state();
@@ -200,7 +201,7 @@ impl Cache {
         Found { object: object.clone(), ttl: Duration::ZERO, stale: Some(why) }
     }
 
-    /// Why the vault did not answer a moment ago, if it did not.
+    /// Why the vault failed to answer a moment ago, if it did.
     pub(super) fn recent_outage(&self) -> Option<ErrorKind> {
         let now = self.clock.now();
         let state = self.state();
@@ -208,13 +209,13 @@ impl Cache {
         (now.saturating_duration_since(outage.last) < STALE_WAIT).then_some(outage.error.kind)
     }
 
-    /// Reads `name` from the vault for the mount itself: nobody waits for it.
+    /// Reads `name` for the mount itself: no program waits.
     pub async fn fetch_in_background(self: &Arc<Self>, name: &ObjectName) -> Result<Option<Arc<Object>>> {
         self.count_request();
         self.read_flight(name, Priority::Background).0.await
     }
 
-    /// Joins the read of `name` that is out, or sends one; and as what it was sent.
+    /// Joins the read of `name` in flight, or sends one; and its priority.
     fn read_flight(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Read {
         // The task cannot end before it is entered here: it needs this lock to leave.
         let mut state = self.state();
@@ -250,7 +251,7 @@ impl Cache {
         let asked = self.clock.now();
         let call = Call { deadline: asked + self.config.timeout, priority, idempotency_key: None };
         let answer = self.vault.get_by_name(&call, wanted).await;
-        // Background work that has to wait says nothing of those who may go before it.
+        // A background request that has to wait says nothing of the foreground.
         let counts = priority == Priority::Foreground
             || !matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited);
         if counts {
@@ -266,7 +267,7 @@ impl Cache {
         }
     }
 
-    /// Joins the listing that is out, or begins one.
+    /// Joins the listing in flight, or begins one.
     fn listing_flight(self: &Arc<Self>) -> Flight<()> {
         let mut state = self.state();
         self.join_listing(&mut state)
@@ -295,32 +296,33 @@ impl Cache {
         flight
     }
 
-    /// The present task waits for the listing that is out, too.
+    /// The present task waits for the listing in flight, too.
     pub fn join_listing_out(&self) {
         if let Some((.., payer)) = &self.state().listing {
             payer.join();
         }
     }
 
-    /// The names under `prefix` as they come in: joins the listing that is out, or begins one.
+    /// The names under `prefix` as they arrive: joins the listing in flight, or begins one.
     pub fn stream(self: &Arc<Self>, prefix: &str) -> NameStream {
         let mut state = self.state();
         let flight = self.join_listing(&mut state);
-        // What was told before, and what has been found or made since.
+        // What was received before, and what was found or made since.
         let since = state.listing.as_ref().map_or_else(|| self.clock.now(), |(_, asked, _)| *asked);
-        // What was made here a moment ago, and the vault does not list yet, comes when the listing has ended well.
+        // Names made here a moment ago, which the vault does not list yet, follow at the end of the
+        // listing.
         let known = state.index.names_since(prefix, since);
         let (sender, pages) = mpsc::unbounded_channel();
         state.streams.push((prefix.to_owned(), sender));
         NameStream { known, pages, flight }
     }
 
-    /// How long to wait for a listing while names that were known before could stand in for it; `None` if none could.
+    /// How long to wait for a listing while stale names could replace it; `None` if none could.
     pub fn patience_with_listing(&self) -> Option<Duration> {
         self.listing_may_stand_in().then_some(STALE_WAIT)
     }
 
-    /// Whether names that were known before may stand in for a listing that failed so.
+    /// Whether stale names may replace a listing that failed so.
     pub fn names_may_stand_in(&self, e: &Error) -> bool {
         let may = is_outage(e.kind) && self.listing_may_stand_in();
         if may && e.kind != ErrorKind::ShareSpent {
@@ -329,8 +331,9 @@ impl Cache {
         may
     }
 
-    /// Each page has the full timeout; the names of a page count as soon as it is there. They are taken in beside, while
-    /// the next page is on its way; only the first page's before the second is asked for, as some readers want no more.
+    /// Each page has the full timeout, and counts when it arrives. It is ingested while the next
+    /// one is on its way; only the first one before the second is requested, as some readers want
+    /// no more.
     async fn list_pages(self: &Arc<Self>, asked: Instant) -> Result<()> {
         let mut query = ListQuery::first();
         let mut cursors = Cursors::default();
@@ -352,14 +355,14 @@ impl Cache {
                 let mut page = self.page(&query).await?;
                 next = cursors.advance(page.next.take())?;
                 pages += 1;
-                // It is closed at shutdown, which ends this task, too.
+                // Closed at shutdown, which ends this task, too.
                 let _ = sender.send(page).await;
             }
             Ok::<_, Error>(())
         };
         let listed = listed.await;
         drop(sender);
-        // What came before an error counts, too.
+        // Pages before an error count, too.
         beside.await?;
         listed?;
         self.state().end_listing(asked, pages);
@@ -384,7 +387,7 @@ impl Cache {
     }
 }
 
-/// Runs `work` once, in a task of its own, for everybody who waits for it; it is told who pays for it.
+/// Runs `work` once, in a task of its own, for all waiters; it gets the payer.
 pub(super) fn spawn_shared_with_payer<T: Clone + Send + Sync + 'static, W>(
     work: impl FnOnce(Payer) -> W,
 ) -> (Flight<T>, Payer)
@@ -396,14 +399,14 @@ where
     (spawn_shared(attribution, work(payer.clone())), payer)
 }
 
-/// Runs `work` once, in a task of its own, for everybody who waits for it, on behalf of who asked first.
+/// Runs `work` once, in a task of its own, for all waiters, attributed to the first one.
 pub(super) fn spawn_shared<T: Clone + Send + Sync + 'static>(
     attribution: Attribution,
     work: impl std::future::Future<Output = Result<T>> + Send + 'static,
 ) -> Flight<T> {
     let (sender, receiver) = oneshot::channel();
     tokio::spawn(attribution::on_behalf_of(attribution, async move {
-        // Nobody may be left to hear it: the answer is in the cache all the same.
+        // Without waiters the answer is cached all the same.
         let _ = sender.send(work.await);
     }));
     receiver

@@ -1,12 +1,8 @@
-//! `vaultfs unmount`: stores what is unsaved, unmounts, waits until everything has ended.
+//! `vaultfs unmount`: stores what is unsaved, unmounts, and waits for the end of all processes.
 //!
-//! Exit 0 means: the vault has every write, the mount is gone, and so are its processes. Otherwise the mount
-//! stays (exit 7: unsaved writes are left; exit 1: programs use it, and are named), unless `--lazy` or
-//! `--force` say to give that up. Exit 7 also when `--force` gave writes up.
-//!
-//! `--force` ends a worker that does not answer, too: it is killed, and its successor is asked instead, which has all
-//! that was unsaved. Only where that one does not answer either its keeper is killed, and what is lost then is named
-//! as far as the keeper has written it down.
+//! Exit 0: the vault has every write, the mount is gone, and so are its processes. Otherwise the
+//! mount stays (exit 7: unsaved writes are left; exit 1: programs use it, and are named), unless
+//! `--lazy` or `--force` is given. Exit 7 also when `--force` discarded writes (`force`).
 
 mod force;
 
@@ -70,31 +66,31 @@ impl UnmountArgs {
     }
 }
 
-/// A worker that has not answered a question about its state by then hangs.
+/// A worker that has not reported its state within this time hangs.
 const ANSWER: Duration = Duration::from_secs(5);
-/// The same of a mount whose keeper may be replacing its worker meanwhile.
+/// The same where the keeper may be replacing its worker.
 const REPLACED: Duration = Duration::from_secs(20);
-/// The same where the worker was killed: its keeper may pause before it starts another one.
+/// The same after the worker was killed: the keeper may delay the restart.
 const TAKEOVER: Duration = Duration::from_secs(45);
-/// The time a worker gets beyond its own `--drain`.
+/// Time for the worker beyond its own `--drain`.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
-/// What `--drain` is where nothing is said.
+/// The default of `--drain`.
 const USUAL_DRAIN: Duration = Duration::from_secs(60);
-/// More than anybody waits for.
+/// Upper bound of `--drain`.
 const LONGEST_DRAIN: Duration = Duration::from_secs(7 * 24 * 3600);
-/// With `--force` nobody wants to wait for a whole `--drain`.
+/// Drain time with `--force`.
 const FORCED_DRAIN: Duration = Duration::from_secs(10);
-/// How long processes may take to end after the mount is gone.
+/// Timeout of the processes' end after the unmount.
 const END: Duration = Duration::from_secs(30);
-/// How long a mount may look busy without anybody to name.
+/// How long a mount may be busy without a known user.
 const TRANSIENT: Duration = Duration::from_secs(2);
 
-/// How long another worker may take to answer, after one that died.
+/// Timeout of the next worker's answer, after a death.
 const NEXT_WORKER: Duration = Duration::from_secs(30);
-/// An unmounted mount that nobody has any more ends within that time. A container that is just being made has a copy of each
-/// mount for a moment.
+/// An unmounted mount without users ends within that time. A container that is being made has a
+/// copy of each mount for a moment.
 const DETACHED_AFTER: Duration = Duration::from_secs(5);
-/// How often a drain is looked at.
+/// How often a drain is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs the command.
@@ -105,7 +101,7 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         Ok(entry) => entry,
         Err(e) => return not_mounted_here(&args, &e),
     };
-    // What this process got from the shell must not keep the mount busy.
+    // The shell's working directory must not keep the mount busy.
     std::env::set_current_dir("/")?;
     let Some(mount) = live_mounts::of(&entry) else {
         return match live_mounts::orphan(&entry) {
@@ -115,7 +111,8 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         };
     };
     if !args.lazy && !args.force {
-        // Before draining: a file that somebody is still writing must not be stored half-written for nothing.
+        // Before draining: a file that is being written must not be stored half-written for
+        // nothing.
         refuse_if_busy(&entry)?;
     }
     if args.force {
@@ -152,7 +149,7 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
     wait_for_end(&mount, watcher, patience)
 }
 
-/// The mount goes on as long as it is at other places, too.
+/// The mount lives as long as it is mounted elsewhere, too.
 fn refuse_if_bound(entry: &Entry) -> anyhow::Result<()> {
     let others = mount_table::table()?.into_iter().filter(|e| e.dev == entry.dev);
     let others: Vec<_> = others.map(|e| e.mountpoint.shown().to_string()).collect();
@@ -170,12 +167,12 @@ fn watch(mount: &LiveMount) -> std::io::Result<Client> {
     Ok(watcher)
 }
 
-/// How long the mount takes for a drain by its `--drain`, and since when it has been known.
+/// The drain time by the mount's `--drain`, and since when it is known.
 type Own = Option<(Duration, Instant)>;
 
-/// Has everything stored, for as long as the mount's `--drain` says and not longer than `limit`; a worker is to answer
-/// `within` that time at first. Also says how long it may take for that, now and at its end. Where it dies meanwhile,
-/// its successor goes on, with what is unsaved.
+/// Drains, for the mount's `--drain` and at most `limit`; the worker has to answer `within` that
+/// time at first. Returns the time for the drain and for its end. If the worker dies its successor
+/// continues.
 fn drain(
     mount: &LiveMount,
     within: Duration,
@@ -215,13 +212,13 @@ fn odd(mount: &LiveMount) -> Failure {
     silent(mount, &std::io::ErrorKind::InvalidData.into())
 }
 
-/// Whether that is what a worker's death looks like from here.
+/// Whether the error is a sign of a worker's death.
 fn has_died(e: &std::io::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// The mount's `--drain`, as far as it is believed: what another user's says has to be waited for no longer than usual.
+/// The mount's `--drain`, as far as it is trusted: another user's waits no longer than the default.
 fn drain_time(mount: &LiveMount, status: &serde_json::Value) -> Duration {
     let longest = if mount.is_own() { LONGEST_DRAIN } else { USUAL_DRAIN };
     status["drain_s"].as_u64().map_or(USUAL_DRAIN, Duration::from_secs).min(longest)
@@ -245,9 +242,9 @@ fn drain_once(
     wait_for_drain(mount, &mut client, time)
 }
 
-/// The answer to a drain; who watches a terminal sees how many writes are still to be stored.
+/// Waits for the answer to a drain, and shows on a terminal how many writes are left.
 ///
-/// What is shown counts from `time`, which is what the worker was given; it is waited for a little longer.
+/// Progress counts from `time`, the worker's limit; the wait is a little longer.
 fn wait_for_drain(mount: &LiveMount, client: &mut Client, time: Duration) -> std::io::Result<Answer> {
     let mut progress = Progress::on_stderr();
     let asked_until = Instant::now() + time;
@@ -292,7 +289,7 @@ fn take_away(entry: &Entry, lazy: bool) -> Result<bool, Failure> {
         if !users.is_empty() || Instant::now() >= end {
             return Err(in_use(entry, &users));
         }
-        // It looked busy, but nobody can be named: somebody just looked.
+        // Busy without a known user: a program opened it for a moment.
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -334,7 +331,7 @@ fn wait_for_end(mount: &LiveMount, watcher: Option<Client>, patience: Duration) 
     {
         Ok(Some(Answer::Ended(unsaved))) => unsaved,
         Ok(_) => Vec::new(),
-        // It had ended before it read the question.
+        // It ended before it read the request.
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Vec::new(),
         Err(e) => {
             return Err(Failure::new(
@@ -360,7 +357,7 @@ fn wait_for_end(mount: &LiveMount, watcher: Option<Client>, patience: Duration) 
     Err(not_stored(&unsaved, "they were written while the mount ended, and are lost").into())
 }
 
-/// What the worker says at its end, unless another mount namespace keeps it from ending.
+/// The worker's last answer, unless another mount namespace keeps it from ending.
 fn wait_for_last_answer(
     mount: &LiveMount,
     mut watcher: Client,
@@ -380,7 +377,7 @@ fn wait_for_last_answer(
     }
 }
 
-/// It is not mounted here any more, and goes on.
+/// It is unmounted here, and lives elsewhere.
 fn detached(mount: &LiveMount) -> Failure {
     let path = mount.mountpoint.shown();
     let message = format!(
@@ -392,7 +389,7 @@ fn detached(mount: &LiveMount) -> Failure {
     Failure::new(Exit::Failed, message)
 }
 
-/// Who has a mount that is not mounted here.
+/// The holders of a mount that is not mounted here.
 pub(in crate::cli) fn holders(mount: &LiveMount) -> String {
     match mount_users::namespaces_with(mount.dev).as_slice() {
         [] => "programs have files of it open still, or a mount namespace that this user cannot see".into(),
@@ -413,7 +410,8 @@ fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<Exi
     }
 }
 
-/// The keeper is gone: the worker stores what is unsaved and ends, without being asked. The mount is dead then, and removed.
+/// The keeper is gone: the worker stores what is unsaved and ends by itself. The dead mount is
+/// removed.
 fn end_of_orphan(entry: &Entry, mount: &LiveMount) -> anyhow::Result<ExitCode> {
     let path = mount.mountpoint.shown();
     let silent = |e: std::io::Error| {
@@ -460,7 +458,7 @@ fn gone(mount: &LiveMount, has_ended: bool) -> Result<(), Failure> {
     Err(Failure::new(Exit::Failed, format!("{path} is still there; see the log")))
 }
 
-/// A mount in the table that no process of this user's answers for.
+/// A mount in the table without a process of this user.
 fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCode> {
     let path: &Path = &entry.mountpoint;
     if trust::may_ask(entry).is_none() {

@@ -1,14 +1,14 @@
-//! The names in a directory as readers see them: each name once, in an order that lasts.
+//! The names in a directory as readers see them: each name once, in a stable order.
 //!
-//! 1. A reader comes back with the position (`cookie`) of the last name it got. So a name keeps its position as
-//!    long as somebody may come back: a newer listing takes positions over from the one before and puts new names
-//!    at the end. Nothing that stays is skipped or doubled, whoever reads beside, and also where the kernel
-//!    tells of no handle.
-//! 2. A listing of many pages is shown while it grows: names come in the order in which the vault tells them.
-//! 3. Listings are large. They are let go [`KEPT`] after their last use; a reader that comes back later still finds
-//!    its place as long as no name has changed.
-//! 4. What readers have been told is written down for a successor, in parts: each part once, however often a listing
-//!    grows.
+//! 1. A reader resumes at the position (`cookie`) of the last name it got. A name keeps its
+//!    position as long as a reader may resume: a newer listing takes over the positions of the
+//!    previous one and appends new names. No remaining name is skipped or repeated, with concurrent
+//!    readers, and without handles.
+//! 2. A listing of many pages is shown while it grows, in the order of the vault's pages.
+//! 3. Listings are large. They are dropped [`KEPT`] after their last use; a reader that resumes
+//!    later still finds its place if no name has changed.
+//! 4. What readers were given is journaled for a successor, in parts: each part once, however often
+//!    a listing grows.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::types::errno::{Errno, Result};
 
-/// For how long a listing is kept for readers that come back.
+/// How long a listing is kept for readers that resume.
 pub const KEPT: Duration = Duration::from_secs(30);
 
 /// One entry of a listing.
@@ -32,14 +32,14 @@ pub struct DirEntry {
     pub name: String,
     /// What it is.
     pub kind: FileKind,
-    /// Its inode number, where the kernel has been told one.
+    /// Its inode number, if the kernel was given one.
     pub ino: Option<u64>,
     /// Its position, from 1 on.
     pub cookie: u64,
 }
 
 impl DirEntry {
-    /// An entry that has no position yet.
+    /// An entry without a position.
     pub fn new(name: impl Into<String>, kind: FileKind, ino: Option<u64>) -> Self {
         Self { name: name.into(), kind, ino, cookie: 0 }
     }
@@ -48,7 +48,7 @@ impl DirEntry {
 #[derive(Debug, Clone, Copy)]
 enum Progress {
     Growing,
-    /// A dead worker had come so far: its readers' positions are good, and more names are to come.
+    /// The state of a dead worker: its readers' positions are valid, and more names follow.
     CutOff,
     Done,
     Failed(Errno),
@@ -63,29 +63,29 @@ struct State {
     /// The last position that a reader was given.
     shown: u64,
     noted: Noted,
-    /// A newer listing is written down instead.
+    /// A newer listing is journaled instead.
     given_way: bool,
-    /// Readers who wait for more.
+    /// Readers that wait for more.
     waiting: usize,
-    /// One has waited in vain, and has said so.
+    /// A reader timed out, and reported the failure.
     reported: bool,
 }
 
-/// What is written down of a listing.
+/// What is journaled of a listing.
 #[derive(Debug, Clone, Copy, Default)]
 struct Noted {
-    /// So many entries, the first ones, as they are.
+    /// So many entries, the first ones, unchanged.
     entries: usize,
-    /// In so many parts; what is in parts but does not count is written anew.
+    /// The number of parts; parts that do not count are rewritten.
     parts: u32,
-    /// It was said that these are all.
+    /// The listing was journaled as complete.
     whole: bool,
 }
 
-/// What is to be written down of a listing that has changed.
+/// What is to be journaled of a changed listing.
 #[derive(Debug)]
 pub struct Note<'a> {
-    /// The number of the part that the new entries go to.
+    /// The number of the part for the new entries.
     pub part: u32,
     /// The new entries.
     pub entries: &'a [DirEntry],
@@ -95,18 +95,18 @@ pub struct Note<'a> {
     pub head: Head,
 }
 
-/// What is written down of a listing beside its parts.
+/// The journal's record of a listing, beside its parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The number of parts.
     pub parts: u32,
     /// The last position.
     pub last: u64,
-    /// Whether that is all.
+    /// Whether it is complete.
     pub whole: bool,
 }
 
-/// The entries of a directory, `.` and `..` included. Only a journal is locked while the lock is held.
+/// The entries of a directory, including `.` and `..`. Only the journal is locked under the lock.
 #[derive(Debug)]
 pub struct Listing {
     state: Mutex<State>,
@@ -128,19 +128,19 @@ impl Listing {
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
-    /// A whole listing.
+    /// A complete listing.
     pub fn whole(entries: Vec<DirEntry>) -> Arc<Self> {
         let (entries, last) = renew(&[], 0, entries);
         Self::with(entries, last, Progress::Done)
     }
 
-    /// One that begins with these and grows.
+    /// A listing that begins with these and grows.
     pub fn growing(entries: Vec<DirEntry>) -> Arc<Self> {
         let (entries, last) = renew(&[], 0, entries);
         Self::with(entries, last, Progress::Growing)
     }
 
-    /// What a dead worker had, all of it or a part.
+    /// The state of a dead worker, complete or not.
     pub fn restored(entries: Vec<DirEntry>, head: Head) -> Arc<Self> {
         let progress = if head.whole { Progress::Done } else { Progress::CutOff };
         let noted = Noted { entries: entries.len(), parts: head.parts, whole: head.whole };
@@ -149,7 +149,7 @@ impl Listing {
         listing
     }
 
-    /// Its names may not be shown any more without asking for them again. One that grows ends with its own answer.
+    /// Its names may not be shown without a new request. One that grows ends with its own answer.
     pub fn take_away(&self) {
         let mut state = self.state();
         if matches!(state.progress, Progress::Done) {
@@ -157,12 +157,12 @@ impl Listing {
         }
     }
 
-    /// Whether the names have to be asked for before a reader goes on.
+    /// Whether a reader has to wait for a new request.
     pub fn is_cut_off(&self) -> bool {
         matches!(self.state().progress, Progress::CutOff)
     }
 
-    /// Has `write` write down what is not yet. In the order in which it is called, whoever calls beside.
+    /// Has `write` journal what is missing. Concurrent calls are ordered.
     pub fn note(&self, write: impl FnOnce(Note<'_>)) {
         let mut state = self.state();
         let whole = matches!(state.progress, Progress::Done);
@@ -178,13 +178,13 @@ impl Listing {
         state.noted = Noted { entries: state.entries.len(), parts, whole };
     }
 
-    /// The number of parts that are written down.
+    /// The number of journaled parts.
     pub fn noted_parts(&self) -> u32 {
         self.state().noted.parts
     }
 
-    /// Takes the place of another listing of the same directory, which is not written down any more: its readers'
-    /// positions are in this one. What it wrote down and is still so counts for this one.
+    /// Replaces another listing of the same directory, which is not journaled any more: its
+    /// readers' positions are valid in this one, and its unchanged parts count for this one.
     fn take_the_place_of(&self, before: &Self) {
         if !std::ptr::eq(self, before) {
             let (mut before, mut now) = (before.state(), self.state());
@@ -205,12 +205,12 @@ impl Listing {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether more is to come.
+    /// Whether more names follow.
     pub fn is_growing(&self) -> bool {
         matches!(self.state().progress, Progress::Growing)
     }
 
-    /// Whether a reader at this position can be answered, and how; `None` while nothing is known yet.
+    /// Whether a reader at this position can be answered, and how; `None` while unknown.
     pub fn ready(&self, after: u64) -> Option<Result<()>> {
         self.state().ready(after)
     }
@@ -218,7 +218,7 @@ impl Listing {
     /// Waits until [`Listing::ready`].
     pub async fn wait(&self, after: u64) -> Result<()> {
         loop {
-            // Made before the look, so that no change between look and wait is missed.
+            // Registered before the check, so that no change between check and wait is missed.
             let changed = self.changed.notified();
             if let Some(ready) = self.ready(after) {
                 return ready;
@@ -227,7 +227,7 @@ impl Listing {
         }
     }
 
-    /// The same, for so long; `None` if that was in vain, which the caller has to say.
+    /// The same with a timeout; `None` after it, which the caller has to report.
     pub async fn wait_for(&self, after: u64, patience: Duration) -> Option<Result<()>> {
         self.state().waiting += 1;
         let waited = timeout(patience, self.wait(after)).await.ok();
@@ -236,14 +236,14 @@ impl Listing {
     }
 
     fn given_up(&self, after: u64) -> Option<Result<()>> {
-        // Both may be at their end at one moment: the reader after the listing.
+        // Both may end at one moment: the reader after the listing.
         let mut state = self.state();
         let ready = state.ready(after);
         state.reported |= ready.is_none();
         ready
     }
 
-    /// Gives the entries behind a position to `take`, until it says that it has no room for one.
+    /// Passes the entries after a position to `take`, until it has no room for one.
     pub fn visit(&self, after: u64, mut take: impl FnMut(&DirEntry) -> bool) {
         let mut state = self.state();
         let mut shown = state.shown;
@@ -256,14 +256,14 @@ impl Listing {
         state.shown = shown;
     }
 
-    /// The same, for nobody: it counts as shown to no reader.
+    /// The same without a reader: nothing counts as shown.
     pub fn look(&self, after: u64, take: impl FnMut(&DirEntry) -> bool) {
         let state = self.state();
         let _ = state.entries[state.first_after(after)..].iter().any(take);
     }
 
-    /// The position of a name: looked for among the next `near` entries behind a position, then, where there are no more than
-    /// `few`, among all.
+    /// The position of a name: searched among the next `near` entries after a position, then, if
+    /// there are at most `few`, among all.
     pub fn position(&self, name: &str, after: u64, near: usize, few: usize) -> Option<u64> {
         let state = self.state();
         let behind = &state.entries[state.first_after(after)..];
@@ -272,7 +272,7 @@ impl Listing {
         found.map(|entry| entry.cookie)
     }
 
-    /// The entries behind a position.
+    /// The entries after a position.
     pub fn after(&self, after: u64) -> Vec<DirEntry> {
         let mut entries = Vec::new();
         self.visit(after, |entry| {
@@ -282,7 +282,7 @@ impl Listing {
         entries
     }
 
-    /// Names have come, some for the second time, as something else. `positions`: where each name is.
+    /// Adds names; some may be repeated with another kind. `positions`: the index of each name.
     pub fn grow(&self, found: Vec<DirEntry>, positions: &mut HashMap<String, usize>) {
         let mut state = self.state();
         for mut entry in found {
@@ -306,14 +306,14 @@ impl Listing {
         self.changed.notify_waiters();
     }
 
-    /// Whether a reader has been given this entry, by its index, as a file.
+    /// Whether a reader was given this entry, by its index, as a file.
     pub fn is_shown_file(&self, at: usize) -> bool {
         let state = self.state();
         let entry = state.entries.get(at);
         entry.is_some_and(|entry| entry.cookie <= state.shown && entry.kind != FileKind::Directory)
     }
 
-    /// All names are known. Returns whether one that a reader was given is not among them.
+    /// All names are known. Returns whether a name that a reader was given is missing.
     pub fn finish(&self, entries: Vec<DirEntry>) -> bool {
         let mut state = self.state();
         let before = state.shown_count();
@@ -327,7 +327,8 @@ impl Listing {
         after < before
     }
 
-    /// No more names will come. True if that is still to be said: not if all who waited had given up before.
+    /// No more names follow. True if the failure is still to be reported: not if all waiting
+    /// readers had timed out.
     pub fn fail(&self, errno: Errno) -> bool {
         let mut state = self.state();
         state.progress = Progress::Failed(errno);
@@ -341,7 +342,7 @@ impl Listing {
 impl State {
     fn ready(&self, after: u64) -> Option<Result<()>> {
         let first = self.first_after(after);
-        // The dots alone are no answer to who has just begun.
+        // The dots alone are no answer to a new reader.
         let more = self.entries.len() > first && (after > 0 || self.entries.len() > 2);
         match self.progress {
             Progress::Failed(errno) if !more => Some(Err(errno)),
@@ -358,7 +359,7 @@ impl State {
         self.first_after(self.shown)
     }
 
-    /// What counts of what is written down where `entries` are the entries from now on.
+    /// The journaled parts that stay valid for `entries`.
     fn still_noted(&self, entries: &[DirEntry]) -> Noted {
         let noted = self.noted.entries;
         let same = |(a, b): (&DirEntry, &DirEntry)| a.cookie == b.cookie && a.kind == b.kind;
@@ -367,11 +368,11 @@ impl State {
     }
 }
 
-/// Gives `entries` their positions: those of before where they were there, the others behind `last`.
+/// Gives `entries` their positions: the previous ones, or new ones after `last`.
 fn renew(before: &[DirEntry], last: u64, mut entries: Vec<DirEntry>) -> (Vec<DirEntry>, u64) {
     let mut known: Vec<(&str, u64)> =
         before.iter().map(|entry| (entry.name.as_str(), entry.cookie)).collect();
-    // Both come in the order of their names, nearly: a look at the next one finds most.
+    // Both are nearly in the order of their names: the next entry is mostly the one.
     known.sort_unstable();
     let (mut last, mut next) = (last, 0);
     for entry in &mut entries {
@@ -394,14 +395,14 @@ fn renew(before: &[DirEntry], last: u64, mut entries: Vec<DirEntry>) -> (Vec<Dir
     (entries, last)
 }
 
-/// What the vault's names and the names made here were when a listing was handed out: while neither has moved on it
-/// is still true.
+/// The change counters of the vault's names and of the names made here, at the time of a listing:
+/// while both are unchanged the listing is valid.
 pub type Stamp = (u64, u64);
 
 /// A listing that the kernel keeps.
 #[derive(Debug, Clone, Copy)]
 pub struct Handed {
-    /// True as long as this is; `None` where that is not known.
+    /// Valid as long as this is; `None` where that is unknown.
     pub stamp: Option<Stamp>,
     /// And as long as this.
     pub until: Option<Instant>,
@@ -411,18 +412,18 @@ pub struct Handed {
 #[derive(Debug, Default)]
 pub struct Listings {
     recent: HashMap<u64, (Arc<Listing>, Instant)>,
-    /// Directories whose listings were let go of, and the parts of them that are written down.
+    /// Directories whose listings were dropped, and their journaled parts.
     pub dropped: Vec<(u64, u32)>,
     /// What the kernel may have.
     pub handed: HashMap<u64, Handed>,
     /// Open handles.
     pub opens: HashMap<u64, usize>,
-    /// Somebody looks after them.
+    /// A task maintains them.
     pub watched: bool,
 }
 
 impl Listings {
-    /// The last listing of a directory, if it is still here.
+    /// The last listing of a directory, if it was not dropped.
     pub fn recent(&mut self, ino: u64, now: Instant) -> Option<Arc<Listing>> {
         let (listing, used) = self.recent.get_mut(&ino)?;
         *used = now;
@@ -441,7 +442,7 @@ impl Listings {
         self.recent.values().for_each(|(listing, _)| listing.take_away());
     }
 
-    /// It was no listing after all.
+    /// The listing is withdrawn.
     pub fn drop_listing(&mut self, ino: u64, listing: &Arc<Listing>) {
         if self.recent.get(&ino).is_some_and(|(recent, _)| Arc::ptr_eq(recent, listing)) {
             self.recent.remove(&ino);
@@ -449,7 +450,7 @@ impl Listings {
         }
     }
 
-    /// The directory was removed; another one may have its number later.
+    /// The directory was removed; another one may get its number later.
     pub fn removed(&mut self, ino: u64) {
         self.handed.remove(&ino);
         if let Some((listing, _)) = self.recent.remove(&ino) {
@@ -473,7 +474,7 @@ impl Listings {
         growing.map(|(ino, _)| *ino).collect()
     }
 
-    /// Lets go of what has not been used lately. Whether nothing is left to look after.
+    /// Drops what was not used lately. Whether nothing is left to maintain.
     pub fn tidy(&mut self, now: Instant) -> bool {
         self.recent.retain(|ino, (listing, used)| {
             let stays = listing.is_growing() || now.saturating_duration_since(*used) < KEPT;
