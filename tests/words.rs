@@ -41,7 +41,7 @@ const BANNED: &[(&str, &str)] = &[
     ("Settle Settled SETTLED", "Promote, Confirmed, DETACHED_AFTER"),
     ("Believed Questioned judged judged_history", "Accepted, Retry, check_object, check_history"),
     ("Heard News", "Burst, ChangeEvent"),
-    ("examine Look LOOK look_again look_after", "check, Probe, POLL_INTERVAL, reload_if_changed, supervise"),
+    ("examine Look LOOK look_again look_after", "check, Survey, POLL_INTERVAL, reload_if_changed, supervise"),
     ("reload_and_tell hear_the_end SUCCESSION", "reload_and_log, wait_for_last_answer, TAKEOVER"),
 ];
 

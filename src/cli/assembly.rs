@@ -172,7 +172,7 @@ impl Service for Mounted {
         if let Some((job, runtime)) = job {
             let fs = self.fs.clone();
             let kept = fs.kept_commands();
-            let keep = Arc::new({
+            let save_state = Arc::new({
                 let fs = fs.clone();
                 move |bytes| fs.keep_commands(bytes)
             });

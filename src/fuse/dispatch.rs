@@ -16,7 +16,7 @@ use crate::vault::attribution::Attribution;
 
 impl Adapter {
     /// For whom the request is.
-    fn attribution(&self, req: &Request) -> Attribution {
+    pub(super) fn attribution(&self, req: &Request) -> Attribution {
         Attribution::of(req.uid(), self.fs.is_guest(req.uid()))
     }
 

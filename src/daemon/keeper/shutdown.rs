@@ -90,7 +90,7 @@ impl Keeper {
     }
 
     /// What the vault does not have, by what the last worker wrote down; `None` if that cannot be read.
-    fn unsaved_in_state(&self) -> Option<Vec<Unsaved>> {
+    pub(super) fn unsaved_in_state(&self) -> Option<Vec<Unsaved>> {
         match state_log::plain_records(&self.state) {
             Ok(records) => Some(unsaved_from_journal(records)),
             Err(e) => {

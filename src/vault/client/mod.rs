@@ -300,7 +300,7 @@ pub async fn open(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Res
 
 /// What a look at a vault shows.
 #[derive(Debug)]
-pub struct Probe {
+pub struct Survey {
     /// The dialect that answered.
     pub dialect: Dialect,
     /// How long the answer took.
@@ -315,7 +315,7 @@ pub struct Probe {
 ///
 /// # Errors
 /// As [`open`].
-pub async fn probe(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Probe> {
+pub async fn survey(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Result<Survey> {
     let clock = config.clock.clone();
     let transport = config.transport()?;
     let asked = clock.now();
@@ -326,7 +326,7 @@ pub async fn probe(config: HttpConfig, call: &Call, want: Option<Dialect>) -> Re
         Err(e) if e.kind == ErrorKind::Forbidden => false,
         Err(e) => return Err(e),
     };
-    Ok(Probe { dialect, took, may_list, status: transport.status() })
+    Ok(Survey { dialect, took, may_list, status: transport.status() })
 }
 
 /// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the answer to that

@@ -11,7 +11,7 @@ pub mod key_file;
 mod open;
 mod validate;
 
-pub use open::{connect, connect_keys, probe};
+pub use open::{connect, connect_keys, survey};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -63,14 +63,14 @@ async fn open(
 }
 
 /// Looks at the service that `spec` names, for `vaultfs doctor`.
-pub async fn probe(
+pub async fn survey(
     spec: &ConnectSpec,
     key: ApiKeyInput,
     clock: Arc<dyn Clock>,
-) -> Result<client::Probe, Failure> {
+) -> Result<client::Survey, Failure> {
     let Prepared { config, .. } = prepare(spec, key, clock).await?;
     let call = Call::foreground(config.clock.now() + spec.timeout);
-    Ok(client::probe(config, &call, spec.dialect()).await?)
+    Ok(client::survey(config, &call, spec.dialect()).await?)
 }
 
 /// Connects to the key endpoints of the vault that `spec` names. The embedded vault is to be shut down last.

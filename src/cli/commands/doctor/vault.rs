@@ -43,25 +43,25 @@ pub fn check(args: &ConnectArgs) -> Result<Vec<Finding>, Failure> {
     if let Endpoint::Embedded(dir) = &spec.endpoint {
         return Ok(runtime.block_on(embedded(dir, &spec)));
     }
-    Ok(asked(runtime.block_on(connect::probe(&spec, key, Arc::new(SystemClock)))))
+    Ok(asked(runtime.block_on(connect::survey(&spec, key, Arc::new(SystemClock)))))
 }
 
 /// What came of asking a vault.
-fn asked(answer: Result<client::Probe, Failure>) -> Vec<Finding> {
+fn asked(answer: Result<client::Survey, Failure>) -> Vec<Finding> {
     match answer {
-        Ok(probe) => {
+        Ok(survey) => {
             let says = format!(
                 "it answers in {} ms, {:?} API, and takes the key",
-                probe.took.as_millis(),
-                probe.dialect
+                survey.took.as_millis(),
+                survey.dialect
             );
             let mut found = vec![Finding::ok("vault", says)];
-            if !probe.may_list {
+            if !survey.may_list {
                 let fix = "names are found one by one: mount with --name NAME, or use a key that may list";
                 found.push(Finding::note("key", "it may not list names", fix));
             }
-            found.extend(probe.status.ahead_ms.map(|ms| clock(Duration::from_millis(ms.unsigned_abs()))));
-            found.extend(probe.status.budget.map(|budget| rate(&budget)));
+            found.extend(survey.status.ahead_ms.map(|ms| clock(Duration::from_millis(ms.unsigned_abs()))));
+            found.extend(survey.status.budget.map(|budget| rate(&budget)));
             found
         }
         Err(failure) => vec![Finding::problem("vault", failure.message, next_step(failure.exit))],
@@ -168,7 +168,7 @@ fn unusable(dir: &Path, e: &ServeError) -> Finding {
 }
 
 /// Asks the process that serves an embedded vault.
-async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<client::Probe, Failure> {
+async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<client::Survey, Failure> {
     let config = HttpConfig {
         target: Target::Socket(socket),
         tls: Arc::default(),
@@ -180,7 +180,7 @@ async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<c
         key_context: spec.key_context.clone(),
     };
     let call = Call::foreground(config.clock.now() + spec.timeout);
-    Ok(client::probe(config, &call, spec.dialect()).await?)
+    Ok(client::survey(config, &call, spec.dialect()).await?)
 }
 
 #[cfg(test)]

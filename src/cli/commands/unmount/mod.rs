@@ -19,7 +19,6 @@ use crate::daemon::live_mounts;
 use crate::daemon::live_mounts::LiveMount;
 use crate::daemon::locate;
 use crate::daemon::locate::LocateError;
-use crate::daemon::worker;
 use crate::daemon::worker::reason;
 use crate::display;
 use crate::display::Shown;
