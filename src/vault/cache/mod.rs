@@ -21,6 +21,7 @@ mod refresher;
 mod revocation;
 mod search;
 mod single_flight;
+mod status;
 mod table;
 
 use std::collections::HashMap;
@@ -40,6 +41,7 @@ pub use crate::vault::cache::refresher::RefreshStatus;
 pub use crate::vault::cache::revocation::RevocationListener;
 use crate::vault::cache::single_flight::Flight;
 pub use crate::vault::cache::single_flight::NameStream;
+pub use crate::vault::cache::status::CacheStatus;
 pub use changes::{Change, ChangeKind};
 use index::Index;
 pub use index::{Knowledge, Known, PrefixState};
@@ -142,32 +144,6 @@ pub struct Cache {
     /// Names or values were cached since the last revocation.
     shown: AtomicBool,
     revocation_listener: OnceLock<Weak<dyn RevocationListener>>,
-}
-
-/// What `status` says of the cache.
-#[derive(Debug, Clone)]
-pub struct CacheStatus {
-    /// Names known to exist.
-    pub names: usize,
-    /// Seconds since the start of the last complete listing.
-    pub listed_s: Option<u64>,
-    /// Values in memory.
-    pub values: usize,
-    /// Their bytes, overhead included.
-    pub bytes: u64,
-    /// The limit of these bytes.
-    pub capacity: u64,
-    /// Memory mapped for values of up to 4 KiB, and how much of it is locked.
-    pub arena: Usage,
-    /// Why the vault is not asked or does not answer, and for how many seconds. Starts with
-    /// [`RATE_LIMITED`] if that is all.
-    pub outage: Option<(String, u64)>,
-    /// Stale values are served because of it.
-    pub serving_stale: bool,
-    /// Its reads lag, as an answer showed so many seconds ago.
-    pub lagged_s: Option<u64>,
-    /// The key may not list names.
-    pub unlisted: bool,
 }
 
 impl std::fmt::Debug for Cache {
@@ -419,28 +395,6 @@ impl Cache {
     pub fn expire(&self) {
         let beyond = self.config.refresh;
         self.state().index.expire(beyond);
-    }
-
-    /// What `status` says.
-    pub fn status(&self) -> CacheStatus {
-        let now = self.clock.now();
-        let state = self.state();
-        let (values, bytes) = state.index.usage();
-        CacheStatus {
-            names: state.index.len(),
-            listed_s: state.index.complete().map(|(at, _)| now.saturating_duration_since(at).as_secs()),
-            values,
-            bytes,
-            capacity: self.config.capacity,
-            arena: state.index.arena(),
-            outage: state
-                .outage
-                .as_ref()
-                .map(|o| (why(&o.error), now.saturating_duration_since(o.since).as_secs())),
-            serving_stale: self.served_stale.load(Ordering::Relaxed),
-            lagged_s: state.lag.last_seen(now).map(|seen| now.saturating_duration_since(seen).as_secs()),
-            unlisted: state.listing_right.is_refused(),
-        }
     }
 
     fn ttl(&self, as_of: Instant, now: Instant) -> Duration {

@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::cli::commands::doctor::containers::{containers, volumes};
 use crate::cli::commands::doctor::{Finding, Level};
-use crate::cli::commands::{status, volume_plugin};
+use crate::cli::commands::status;
 use crate::display::Shown;
 use crate::sys::{mount_table, mountpoint};
-use crate::volume::{options, store};
 
 /// Programs that read every file they find, and how to keep each away from mounts.
 const CRAWLERS: [(&str, &str, &str); 6] = [
@@ -38,7 +38,7 @@ pub struct Machine {
     /// Whether it is the one that this runs on.
     here: bool,
     /// Whether who runs this is to mount there, and needs fusermount3 for it.
-    ordinary: bool,
+    pub(super) ordinary: bool,
 }
 
 impl Machine {
@@ -47,15 +47,15 @@ impl Machine {
         Self { root: root.to_owned(), here, ordinary: here && !nix::unistd::geteuid().is_root() }
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(super) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
 
-    fn text(&self, path: &str) -> Option<String> {
+    pub(super) fn text(&self, path: &str) -> Option<String> {
         fs::read_to_string(self.path(path)).ok()
     }
 
-    fn has(&self, path: &str) -> bool {
+    pub(super) fn has(&self, path: &str) -> bool {
         fs::symlink_metadata(self.path(path)).is_ok()
     }
 }
@@ -272,65 +272,6 @@ fn crawlers(machine: &Machine) -> Vec<Finding> {
     .collect()
 }
 
-fn containers(machine: &Machine) -> Vec<Finding> {
-    let mut found = Vec::new();
-    if machine.has(".dockerenv") || machine.has("run/.containerenv") {
-        found.push(Finding::note(
-            "container",
-            "this is a container",
-            "to mount in it: --device /dev/fuse --cap-add SYS_ADMIN; to use a mount of the host: bind it into it",
-        ));
-    }
-    for (path, name) in [("usr/bin/docker", "Docker"), ("usr/bin/podman", "Podman")] {
-        if machine.has(path) {
-            found.push(Finding::note(
-                "container",
-                format!("{name} is installed"),
-                "containers that do not run as the owner of a mount need --allow-other",
-            ));
-        }
-    }
-    let permits = mountpoint::permits_allow_other(&machine.text("etc/fuse.conf").unwrap_or_default());
-    if machine.has("usr/bin/podman") && !permits {
-        found.push(Finding::note(
-            "container",
-            "rootless containers with --userns=keep-id, --userns=auto or --user cannot enter their user's mounts: \
-             podman says `OCI permission denied`",
-            "the line user_allow_other in /etc/fuse.conf, then mount with --allow-other, for --user and auto with \
-             --file-mode 0644 --dir-mode 0755, too",
-        ));
-    }
-    found
-}
-
-/// Volumes whose options could not be given any more.
-fn volumes(machine: &Machine) -> Vec<Finding> {
-    let of_root = machine.path("var/lib/vaultfs-volumes");
-    let own = machine.ordinary.then(|| volume_plugin::default_state().ok()).flatten();
-    let mut found = Vec::new();
-    for dir in [Some(of_root), own].into_iter().flatten() {
-        let volumes = match store::volumes_in(&dir) {
-            Ok(volumes) => volumes,
-            // Another user's, most likely.
-            Err(_) => continue,
-        };
-        for (name, volume) in volumes.iter() {
-            let old = options::old(&volume.options);
-            if !old.is_empty() {
-                found.push(Finding::warning(
-                    "volume",
-                    format!("the volume {name} has options that belong into a profile: {}", old.join(", ")),
-                    format!(
-                        "write them into /etc/vaultfs/profiles/{name} (name=value, a line each), then `volume rm {name}` \
-                         and `volume create … -o profile={name}`: this deletes nothing in the vault"
-                    ),
-                ));
-            }
-        }
-    }
-    found
-}
-
 /// The keys of the units that the package installs.
 fn key_files(machine: &Machine) -> Vec<Finding> {
     let files = fs::read_dir(machine.path("etc/vaultfs")).into_iter().flatten().flatten();
@@ -388,11 +329,11 @@ fn clause(text: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A machine made of these files.
-    fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, Machine) {
+    pub(in crate::cli::commands::doctor) fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, Machine) {
         let dir = tempfile::tempdir().expect("a directory");
         for (path, text) in files {
             let path = dir.path().join(path);
@@ -486,32 +427,6 @@ mod tests {
         assert_eq!(of("unlimited"), Level::Ok);
         assert_eq!(of("65536"), Level::Warning);
         assert_eq!(swap(&machine(&[("proc/swaps", "Filename\n")]).1).level, Level::Ok);
-    }
-
-    #[test]
-    fn volumes_with_options_of_profiles_are_listed() {
-        let written = |options: &str| {
-            format!(r#"{{"boot":"b","volumes":{{"app":{{"options":{options},"created":7,"users":["x"]}}}}}}"#)
-        };
-        let of = |text: &str| volumes(&machine(&[("var/lib/vaultfs-volumes/volumes.json", text)]).1);
-        let old = of(&written(r#"{"prefix":"a","on-change":"true","api_key_file":"/k"}"#));
-        assert_eq!((old.len(), old[0].level), (1, Level::Warning));
-        assert!(
-            old[0]
-                .says
-                .ends_with("volume app has options that belong into a profile: api_key_file, on-change")
-        );
-        assert!(of(&written(r#"{"prefix":"a","profile":"p"}"#)).is_empty());
-        assert!(of("{").is_empty() && volumes(&machine(&[]).1).is_empty());
-    }
-
-    #[test]
-    fn rootless_containers_need_mounts_for_others() {
-        let said = |conf: &str| {
-            let (_dir, machine) = machine(&[("usr/bin/podman", ""), ("etc/fuse.conf", conf)]);
-            containers(&machine).iter().any(|finding| finding.says.contains("--userns=keep-id"))
-        };
-        assert!(said("#user_allow_other\n") && !said("user_allow_other\n"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! that is given, so that a disk image can be examined, and a test can show it a machine. What it finds about a vault
 //! costs one or two requests, and only if a vault is named. Exit code 1 if something has to be mended.
 
+mod containers;
 mod machine;
 mod vault;
 
