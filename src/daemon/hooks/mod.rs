@@ -194,9 +194,11 @@ impl Runner {
     /// Waits for what a worker before this one started, which is no child of ours.
     async fn go_on_with(self, Running { run, leader }: Running) {
         let Some(leader) = leader else { return };
-        tracing::info!("--on-change for {run} goes on after its worker");
+        tracing::info!("--on-change for {run} continues after a takeover");
         match command::outlive(leader, self.job.limit, self.stopped).await {
-            Ok(()) => tracing::warn!("--on-change for {run}: it ended; how, only its worker could see"),
+            Ok(()) => {
+                tracing::warn!("--on-change for {run}: it ended; the exit status is lost with its worker")
+            }
             Err(e) => tracing::error!("--on-change for {run}: {e}"),
         }
     }

@@ -67,7 +67,7 @@ impl Runs {
         let mut alive = None;
         let kept: Option<SavedRuns> = kept.and_then(|bytes| {
             let read = postcard::from_bytes(bytes);
-            read.inspect_err(|e| tracing::error!("the commands that waited are not understood: {e}")).ok()
+            read.inspect_err(|e| tracing::error!("the waiting commands cannot be read: {e}")).ok()
         });
         if let Some(kept) = kept {
             kept.waiting.into_iter().for_each(|news| queue.note(news, now));
@@ -80,7 +80,9 @@ impl Runs {
                     alive = Some(running);
                 }
                 Some(Running { run, leader: Some(_) }) => {
-                    tracing::warn!("--on-change for {run}: it ended while no worker was there to see how");
+                    tracing::warn!(
+                        "--on-change for {run}: it ended while no worker ran; the exit status is lost"
+                    );
                 }
                 // It was not there yet.
                 Some(Running { run: Run::One(news), leader: None }) => queue.note(news, now),
@@ -104,8 +106,7 @@ impl Runs {
         let idle = waiting.is_empty() && !many && state.running.is_none();
         let kept = SavedRuns { waiting, many, running: state.running.clone() };
         // Under the lock, so that what is written last is what is so.
-        let lost =
-            |e: &postcard::Error| tracing::error!("the commands that wait cannot be written down: {e}");
+        let lost = |e: &postcard::Error| tracing::error!("the waiting commands cannot be recorded: {e}");
         (self.save_state)(
             (!idle).then(|| postcard::to_allocvec(&kept).inspect_err(lost)).and_then(Result::ok),
         );

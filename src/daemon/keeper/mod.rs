@@ -331,7 +331,7 @@ impl Keeper {
                 }
                 (Event::Timeout, Phase::Unmounting(_)) if self.is_connected() => {
                     tracing::warn!(
-                        "something still has the mount, another mount namespace perhaps: ending it"
+                        "the mount is still in use, perhaps in another mount namespace: ending the worker"
                     );
                     self.end_worker();
                 }

@@ -21,7 +21,7 @@ impl Keeper {
     /// A worker that does not do what the end needs is killed, for another one to do it. False if that was tried.
     pub(super) fn replace(&mut self, why: &str) -> bool {
         let Some(worker) = self.worker.as_mut().filter(|_| !self.replaced) else {
-            tracing::error!("the worker is left behind: {why}");
+            tracing::error!("the worker is not replaced once more: {why}");
             return false;
         };
         worker.kill_for(why.to_owned());

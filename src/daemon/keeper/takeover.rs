@@ -332,7 +332,7 @@ impl Keeper {
 impl Keeper {
     /// The cause of the deaths may be over: one retry. Requests wait meanwhile.
     pub(super) fn retry(&mut self) {
-        tracing::info!("restart: another worker is tried");
+        tracing::info!("restart: retrying with another worker");
         self.retry_at = None;
         let made = self.dev().map(|dev| RuntimeDir::listen(dev, std::process::id()));
         match made {

@@ -248,7 +248,8 @@ pub fn serve(
     link.expect_go()?;
     if let Some(device) = again {
         // Before this session reads anything: what it had read would be sent again, too.
-        fuse_device::resend(&device.into()).unwrap_or_else(|e| tracing::error!("nothing is sent again: {e}"));
+        fuse_device::resend(&device.into())
+            .unwrap_or_else(|e| tracing::error!("requests cannot be resent: {e}"));
     }
 
     let (over, session_end) = tokio::sync::oneshot::channel();
@@ -288,7 +289,7 @@ fn listen_to_helper(line: Arc<Channel>, service: Arc<dyn Service>) -> io::Result
                 Ok(Some((report, _))) => service.helper_says(report),
                 // Both ends are the keeper's: it is gone, and the helper with it.
                 Ok(None) => return service.helper_says(HelperReport::Leaving),
-                Err(e) => tracing::error!("the helper's line: {e}"),
+                Err(e) => tracing::error!("the channel to the helper failed: {e}"),
             }
         }
     })?;

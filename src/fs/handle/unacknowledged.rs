@@ -129,7 +129,7 @@ impl FileSystem {
             self.unacknowledged.by().remove(&request);
         }
         if let Held::File { file, .. } = &handle.held {
-            tracing::info!(fh, "nobody has heard of this open file: it counts as closed");
+            tracing::info!(fh, "an open was never acknowledged: the file counts as closed");
             if let crate::fs::Step::Pending(stored) = self.let_go(file, fh) {
                 let _ = stored.await;
             }

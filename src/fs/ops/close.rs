@@ -118,7 +118,7 @@ impl FileSystem {
     /// vault's version.
     pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
         let name = self.give_up(file);
-        tracing::warn!(name = name.as_str(), "a write was refused for want of room: nothing of it is stored");
+        tracing::warn!(name = name.as_str(), "a write failed for want of memory: nothing of it is stored");
         self.inval_name(&name);
     }
 }

@@ -307,7 +307,7 @@ impl Register {
             Err(_) => Standing::Useless("it does not answer".to_owned()),
         };
         if let Standing::Useless(why) = &state.standing {
-            tracing::warn!("changes made elsewhere are told to the kernel without the helper: {why}");
+            tracing::warn!("the kernel is notified of remote changes without the helper: {why}");
         }
     }
 

@@ -122,7 +122,7 @@ impl FileSystem {
         fs.restore_requests(&mut contents);
         if contents.plain.keys().any(|key| matches!(key, Key::Node(_))) {
             let (inodes, handles) = (fs.table().len(), fs.handles().len());
-            tracing::info!(inodes, handles, "going on where the last worker was");
+            tracing::info!(inodes, handles, "takeover: the state of the last worker is restored");
             let moved = contents.plain.keys().filter_map(|key| match key {
                 Key::Repoint(name) => Some(name.clone()),
                 _ => None,
@@ -135,7 +135,7 @@ impl FileSystem {
         if contents.refused > 0 {
             tracing::error!(
                 records = contents.refused,
-                "what the last worker wrote down is not all understood"
+                "takeover: some records of the last worker cannot be read"
             );
             journal.refused(contents.refused);
         }
@@ -238,7 +238,7 @@ impl FileSystem {
         for fh in numbers {
             let Some(record) = contents.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
             let Some(held) = self.restore_held(fh, record.held) else {
-                tracing::warn!(fh, "an open file is not known any more");
+                tracing::warn!(fh, "takeover: an open file is lost");
                 self.journal.delete(&Key::Handle(fh));
                 continue;
             };

@@ -47,7 +47,7 @@ impl Cache {
                 // Goes on when the vault does.
                 Err(e) if is_outage(e.kind) && e.kind != ErrorKind::BadAnswer => break,
                 Err(e) => {
-                    tracing::warn!(error = %e, "deletions made elsewhere cannot be looked for");
+                    tracing::warn!(error = %e, "remote deletions cannot be scanned for");
                     return false;
                 }
             }

@@ -391,7 +391,7 @@ impl Cache {
             Err(_) if self.is_unlisted() => self.refresh_state().failed = None,
             Err(e) => {
                 if !is_outage(e.kind) {
-                    tracing::warn!(error = %e, "changes made elsewhere cannot be asked for");
+                    tracing::warn!(error = %e, "remote changes cannot be polled");
                 }
                 let mut refresh = self.refresh_state();
                 if e.kind == ErrorKind::Unauthorized {

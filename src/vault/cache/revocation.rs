@@ -215,7 +215,7 @@ impl Cache {
             self.shown.swap(false, Ordering::AcqRel)
         };
         if news {
-            tracing::warn!(error = %e, "the vault refuses the key: what it gave before is shown no more");
+            tracing::warn!(error = %e, "the vault refuses the key: cached names and values are dropped");
             self.notify(None);
         }
     }

@@ -93,7 +93,7 @@ impl Cache {
             },
             (Err(e), Some(old)) if is_outage(e.kind) => {
                 if !self.served_stale.load(Ordering::Relaxed) && e.kind != ErrorKind::ShareSpent {
-                    tracing::warn!(name = name.as_str(), error = %e, "no answer from the vault: an older value is served");
+                    tracing::warn!(name = name.as_str(), error = %e, "the vault does not answer: a stale value is served");
                 }
                 Ok(Some(self.serve_stale(&old, e.kind)))
             }
