@@ -1,4 +1,5 @@
-//! The store by itself, on ciphertext that is none: paging with conditions, time, cursors, keys.
+//! The store by itself, on ciphertext that is none: paging with conditions, time, cursors. Version checks and keys have their tests in
+//! `tests/server_kv.rs` and `tests/server_keys.rs`.
 
 use super::sqlite::SqliteStore;
 use super::*;
@@ -111,23 +112,6 @@ async fn time_does_not_run_backwards() {
 }
 
 #[tokio::test]
-async fn version_checks_hold() {
-    let v = vault();
-    let first = v.create("a", 1).await.unwrap();
-    let second = v.update(first.id, Some(first.version_uid), 2).await.unwrap();
-    let late = v.update(first.id, Some(first.version_uid), 3).await;
-    assert!(matches!(late, Err(StoreError::VersionMismatch)));
-    let late = v.store.delete(first.id, Some(first.version_uid)).await;
-    assert!(matches!(late, Err(StoreError::VersionMismatch)));
-    assert_eq!(v.store.metadata(first.id).await.unwrap(), second);
-    v.store.delete(first.id, Some(second.version_uid)).await.unwrap();
-    assert!(matches!(v.store.metadata(first.id).await, Err(StoreError::NotFound)));
-    assert!(matches!(v.store.version(first.id, 1).await, Err(StoreError::NotFound)));
-    assert!(matches!(v.create("a", 4).await, Ok(row) if row.version == 1));
-    assert!(matches!(v.create("a", 4).await, Err(StoreError::NameTaken)));
-}
-
-#[tokio::test]
 async fn a_failed_seal_changes_nothing() {
     let v = vault();
     let made = v.create("a", 1).await.unwrap();
@@ -163,26 +147,6 @@ async fn cursors_are_known_or_refused() {
     let next = v.create("a", 1).await.unwrap();
     // The place of what was deleted is not given away again.
     assert_eq!(v.store.list(from(made.id)).await.unwrap().objects, [next]);
-}
-
-#[tokio::test]
-async fn keys_come_and_go() {
-    let v = vault();
-    let row = |id: &str, permissions| KeyRow {
-        id: id.into(),
-        name: "n".into(),
-        permissions,
-        created_at: Millis(1),
-    };
-    let (a, b) = (row("key_1", Permissions::ALL), row("key_2", Permissions::of(&[Permission::Read])));
-    v.store.add_key(a.clone(), KeyHash([1; 32])).await.unwrap();
-    v.store.add_key(b.clone(), KeyHash([2; 32])).await.unwrap();
-    assert_eq!(v.store.list_keys().await.unwrap(), [a.clone(), b.clone()]);
-    assert_eq!(v.store.find_key(KeyHash([2; 32])).await.unwrap(), Some(b));
-    v.store.revoke_key("key_2").await.unwrap();
-    assert_eq!(v.store.find_key(KeyHash([2; 32])).await.unwrap(), None);
-    assert!(matches!(v.store.revoke_key("key_2").await, Err(StoreError::NotFound)));
-    assert_eq!(v.store.list_keys().await.unwrap(), [a]);
 }
 
 #[tokio::test]
