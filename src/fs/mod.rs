@@ -1,14 +1,15 @@
-//! The file system's logic, without a kernel: names become inodes, inodes become bytes, bytes become versions.
+//! The file system's logic, without a kernel: names become inodes, inodes become bytes, bytes
+//! become versions.
 //!
 //! Operations return values, never hold a reply, and never block: what is known is answered at once
-//! ([`Step::Ready`]), everything that asks the vault is a future ([`Step::Pending`]) that the adapter runs on
-//! the runtime. No fuser, no HTTP in here; time comes from a [`Clock`].
+//! ([`Step::Ready`]); a request to the vault is a future ([`Step::Pending`]) that the adapter runs
+//! on the runtime. No fuser, no HTTP in here; time comes from a [`Clock`].
 //!
-//! Where to look: `ops` has a file for each family of operations; `namespace` is the only place where names mean
-//! something; `inode` holds the state and the lock order, `handle` what is open and which close stores; `writeback` turns
-//! written bytes into versions and remembers failure; `temporary` knows what a name shows while an editor juggles it;
-//! `propagation` brings to the kernel what changed elsewhere; `journal` and `recovery` carry the state over to a successor;
-//! `report` is what the mount says of itself; `types` has the one table of errors.
+//! `ops`: a file for each family of operations. `namespace`: interprets names. `inode`: state and
+//! lock order. `handle`: open handles and the close policy. `writeback`: commits. `temporary`:
+//! names while an editor juggles them. `propagation`: remote changes to the kernel. `journal`,
+//! `recovery`: state over a takeover. `report`: status, metrics, audit. `types`: the table of
+//! errors.
 
 mod handle;
 mod inode;
@@ -57,11 +58,11 @@ use crate::vault::{Call, DynVault, Error, Page};
 use inode::{Node, Table, TableGuard};
 use journal::JournalWriter;
 
-/// An answer, or the work that will give one.
+/// An answer, or the future that gives it.
 pub enum Step<T> {
-    /// Known without asking anybody.
+    /// Known without a request.
     Ready(Result<T>),
-    /// Has to ask the vault.
+    /// Needs requests to the vault.
     Pending(BoxFuture<'static, Result<T>>),
 }
 
@@ -77,7 +78,7 @@ impl<T> From<Result<T>> for Step<T> {
     }
 }
 
-/// Who sent a request, as the kernel says.
+/// The sender of a request, according to the kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
     /// The calling thread in the mounter's pid namespace; 0 from outside it and for write-back.
@@ -88,29 +89,29 @@ pub struct Caller {
     pub gid: u32,
 }
 
-/// What the file system asks of the kernel. Implementations never block the caller.
+/// The kernel's side. Implementations never block the caller.
 pub trait Kernel: Send + Sync {
-    /// Forget the entry `name` of directory `parent`, so that the next use of it is a lookup.
+    /// Invalidates the entry `name` of directory `parent`, so that its next use is a lookup.
     fn inval_entry(&self, parent: u64, name: &OsStr);
-    /// Forget attributes and pages of an inode.
+    /// Invalidates attributes and pages of an inode.
     fn inval_inode(&self, ino: u64);
-    /// Calls `then` when all that it was told so far to forget is forgotten.
+    /// Calls `then` after all previous invalidations.
     fn after_notices(&self, then: Box<dyn FnOnce() + Send>);
-    /// Has the helper make a call; `to` is the process that is meant, 0 for any. The answer comes with
-    /// [`FileSystem::helper_says`]. False if there is no way to it.
+    /// Orders a helper call; `to` is the helper's process id, 0 for any. The answer comes with
+    /// [`FileSystem::helper_says`]. False without a channel.
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
-    /// Whether some program watches something of the mount (inotify), as far as that can be seen.
+    /// Whether a program watches something of the mount (inotify), as far as that is visible.
     fn is_watched(&self) -> bool;
-    /// Whether the mount with this id, in the mount namespace of the process `pid`, is of this file system. True where that
-    /// cannot be told.
+    /// Whether the mount with this id, in the mount namespace of the process `pid`, is of this file
+    /// system. True if unknown.
     fn has_mount(&self, pid: u32, mount: u64) -> bool;
 }
 
-/// What is known of requests that have no answer yet.
+/// Crash records of unanswered requests.
 #[derive(Debug, Default)]
 struct CrashRecords {
     of: HashMap<u64, crate::fs::recovery::quarantine::CrashRecord>,
-    /// So many were under way when the last worker died.
+    /// How many were under way when the last worker died.
     charged: usize,
 }
 
@@ -119,7 +120,7 @@ pub struct FileSystem {
     options: Options,
     cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
-    /// Writes down what a successor needs.
+    /// Journals what a successor needs.
     journal: JournalWriter,
     scratch: crate::fs::temporary::scratch::Patterns,
     table: Mutex<Table>,
@@ -127,9 +128,9 @@ pub struct FileSystem {
     next_handle: AtomicU64,
     /// Handles whose OPEN may not have been answered.
     unacknowledged: crate::fs::handle::unacknowledged::UnacknowledgedOpens,
-    /// What requests have begun to do (`request`).
+    /// Intents of requests (`replay`).
     intents: Mutex<HashMap<u64, crate::fs::recovery::replay::Intent>>,
-    /// Requests that wait, or were sent again (`suspects`).
+    /// Releases suspects in groups (`quarantine`).
     crash_records: Mutex<CrashRecords>,
     quarantine: Arc<crate::fs::recovery::quarantine::Quarantine>,
     /// See `commands`.
@@ -139,11 +140,11 @@ pub struct FileSystem {
     retained_bytes: Arc<AtomicU64>,
     listings: Mutex<crate::fs::namespace::listing::Listings>,
     scans: Mutex<crate::fs::ops::prefetch::ScanTrackers>,
-    /// Stores take one permit, deletions of hidden objects share all: see `provisional`.
+    /// A commit takes one permit, deferred deletes share all (`provisional`).
     changes: Arc<tokio::sync::Semaphore>,
     saves: crate::fs::writeback::may_write::Saves,
     deletions: tokio::sync::Mutex<crate::fs::temporary::provisional::Deletions>,
-    /// When the vault last refused a deletion to the key (`replace`).
+    /// When the vault last refused a deletion (`deferred_delete`).
     deletion_refused: Mutex<Option<Instant>>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     audit: OnceLock<Arc<Audit>>,
@@ -151,7 +152,7 @@ pub struct FileSystem {
     helper: crate::fs::propagation::helper_calls::Register,
     propagator: crate::fs::propagation::queue::Propagator,
     repoints: Arc<crate::fs::propagation::repoint::Repoints>,
-    /// For work that nobody waits for; operations are called from threads that are not the runtime's.
+    /// For background work; operations are called from threads outside of the runtime.
     runtime: tokio::runtime::Handle,
     failure_log: Arc<crate::fs::report::failures::FailureLog>,
     failures: AtomicU64,
@@ -231,17 +232,17 @@ impl FileSystem {
         fs
     }
 
-    /// Tells the file system how to reach the kernel. Only the first call counts.
+    /// Attaches the kernel. Only the first call counts.
     pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         // A second one would be a second mount of the same state: there is none.
         let _ = self.kernel.set(kernel);
         if self.options.reads_unopened() {
-            // A kernel that is taken over may have names that nobody remembers having told it.
+            // After a takeover the kernel may have names that are unknown here.
             self.forget_kernel_listings();
         }
     }
 
-    /// The start-up check brought no names: the vault was away, or the key may not list them.
+    /// The start-up check brought no names: the vault was away, or the key may not list.
     pub fn listing_is_untried(&self) {
         self.cache.listing_is_untried();
     }
@@ -256,7 +257,7 @@ impl FileSystem {
         self.clock.wall()
     }
 
-    /// FORGET: the kernel gave back `count` lookups of an inode.
+    /// FORGET: the kernel released `count` lookups of an inode.
     pub fn forget(&self, ino: u64, count: u64) {
         self.table().forget(ino, count);
     }
@@ -290,7 +291,7 @@ impl FileSystem {
         call.deadline.saturating_duration_since(self.clock.now())
     }
 
-    /// Logs a failure, with the operation and the name, keeps it for `status`, and gives its errno.
+    /// Logs a failure with operation and name, keeps it for `status`, and returns its errno.
     fn failed(&self, operation: &'static str, name: &str, error: &Error) -> Errno {
         let errno = Errno::from(error);
         let failure = LastError::new(self.clock.wall(), operation, name, errno, error.to_string());
@@ -300,7 +301,7 @@ impl FileSystem {
         errno
     }
 
-    /// The same for what is refused here: `why` tells what to do.
+    /// The same for a local refusal: `why` tells what to do.
     fn refused(&self, operation: &'static str, name: &str, errno: Errno, why: &str) -> Errno {
         let failure = LastError::new(self.clock.wall(), operation, name, errno, why.to_owned());
         if self.failure_log.add(&self.runtime, failure) {
@@ -309,7 +310,7 @@ impl FileSystem {
         errno
     }
 
-    /// Whether this user was merely let in: neither the owner of the mount or of its files, nor root.
+    /// Whether this user is a guest: neither the owner of the mount or of its files, nor root.
     pub fn is_guest(&self, uid: u32) -> bool {
         uid != 0 && uid != self.options.uid && uid != nix::unistd::geteuid().as_raw()
     }

@@ -1,16 +1,20 @@
-//! The helper process: makes system calls on our own mount, so that a change made elsewhere is a rename there.
+//! The helper process: makes system calls on the mount, so that a change made elsewhere is a rename
+//! there.
 //!
-//! 1. Worker and keeper never touch their own mount (whoever waits for an answer that he has to give cannot be
-//!    killed); this process does, and nothing else: one thread, one call at a time, each ordered by the worker.
-//! 2. It knows no names and decides nothing: the worker registers each call before it orders it (`fs::helper`),
-//!    and refuses everything else that comes from here.
-//! 3. It must never keep `umount` from succeeding. With CAP_SYS_ADMIN it holds a detached clone of the mount, which
-//!    keeps nothing busy, and lets go of it when the visible mount is gone from the mount table, because the clone
-//!    keeps the file system alive. Without the capability it opens the path for each call, looks whether that is
-//!    the mount that was meant, and closes it. An O_PATH descriptor that stays open would make umount fail for ever.
-//! 4. The keeper holds both ends of its line, so that the line outlives it and the worker: orders are numbered, and
-//!    an answer to another number than the one that is out is one to a predecessor. It ends with the keeper.
-//! 5. An ordinary user's is refused by the modes of a read-only mount; then it overrides them ([`userns`]).
+//! 1. Worker and keeper never access their own mount (a process that waits for an answer of its own
+//!    cannot be killed). This process does nothing else: one thread, one call at a time, each
+//!    ordered by the worker.
+//! 2. It decides nothing: the worker registers each call before it orders it
+//!    (`fs::propagation::helper_calls`), and refuses any other request of this process.
+//! 3. It must not keep `umount` from succeeding. With CAP_SYS_ADMIN it holds a detached clone of
+//!    the mount, which keeps nothing busy; it closes the clone, which keeps the file system alive,
+//!    when the mount leaves the mount table. Without the capability it opens the path for each
+//!    call, verifies the mount, and closes it. An O_PATH descriptor that stays open would make
+//!    umount fail forever.
+//! 4. The keeper holds both ends of its channel, which therefore outlives helper and worker. Orders
+//!    are numbered: an answer with another number belongs to a predecessor. The helper ends with
+//!    the keeper.
+//! 5. Read-only modes refuse an ordinary user's helper; then it overrides them ([`userns`]).
 
 pub mod userns;
 
@@ -36,25 +40,25 @@ use crate::sys::mount_table::Dev;
 use crate::fs::{HelperCall, HelperReport};
 use crate::sys::channel::{Channel, close_inherited, take_standard};
 
-/// The hidden command that it is started with.
+/// The hidden command that starts it.
 pub const COMMAND: &str = "helper";
-/// How it is called in `ps`.
+/// Its name in `ps`.
 pub const NAME: &std::ffi::CStr = c"vaultfs-helper";
 
 /// From worker to helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// Comes back with the answer.
+    /// Repeated in the answer.
     pub number: u64,
-    /// The process that is meant: an order to a dead one must not be carried out by its successor, whose requests
-    /// the worker does not know yet. 0 for any.
+    /// The helper's process id: an order to a dead helper must not be executed by its successor,
+    /// which the worker has not verified. 0 for any.
     pub to: u32,
     /// What to do.
     pub call: HelperCall,
 }
 
-/// Runs the helper to the end of the mount. `pause` is waited for first: a helper that dies again and again is not
-/// to keep the machine busy.
+/// Runs the helper to the end of the mount, after `pause`: repeated deaths must not keep the
+/// machine busy.
 pub fn run(mountpoint: &Path, dev: Dev, pause: Duration) -> io::Result<()> {
     let parent = nix::unistd::getppid();
     close_inherited();
@@ -73,7 +77,7 @@ pub fn run(mountpoint: &Path, dev: Dev, pause: Duration) -> io::Result<()> {
     let place = Place::of(mountpoint, dev);
     capabilities::limit(Role::Helper);
     let own = std::process::id();
-    // Root's overrides modes as it is.
+    // Root overrides modes anyway.
     let mut may_override = !nix::unistd::geteuid().is_root();
     line.send(&HelperReport::Started { pid: own }, &[])?;
     while is_there(dev) {
@@ -84,7 +88,7 @@ pub fn run(mountpoint: &Path, dev: Dev, pause: Duration) -> io::Result<()> {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(e) => return Err(e.into()),
         }
-        // A change of the mount table first: it may be the end of ours.
+        // First a change of the mount table, which may be the end of ours.
         if fds[1].any() == Some(true) || fds[0].any() != Some(true) {
             continue;
         }
@@ -100,7 +104,7 @@ pub fn run(mountpoint: &Path, dev: Dev, pause: Duration) -> io::Result<()> {
         let errno = made.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
         line.send(&HelperReport::Done { number, errno }, &[])?;
     }
-    // Nobody may be left to hear it.
+    // The worker may be gone.
     let _ = line.send(&HelperReport::Leaving, &[]);
     Ok(())
 }
@@ -109,18 +113,18 @@ fn not_me() -> io::Error {
     io::Error::from_raw_os_error(libc::ESRCH)
 }
 
-/// Whether the file system is mounted anywhere that we see.
+/// Whether the file system is mounted in a visible place.
 fn is_there(dev: Dev) -> bool {
-    // A table that cannot be read says nothing against it.
+    // An unreadable table is no evidence against it.
     mount_table::table()
         .map_or(true, |table| table.iter().any(|entry| entry.dev == dev && entry.is_vaultfs()))
 }
 
-/// The way to the mount.
+/// The access to the mount.
 enum Place {
     /// A detached clone.
     Clone(OwnedFd),
-    /// To be opened for each call.
+    /// A path, opened for each call.
     Path(PathBuf, Dev),
 }
 
@@ -146,7 +150,7 @@ impl Place {
     }
 }
 
-/// A copy of the mount that is attached nowhere.
+/// A detached clone of the mount.
 fn clone_of(mountpoint: &Path) -> io::Result<OwnedFd> {
     const OPEN_TREE_CLONE: libc::c_uint = 1;
     let path = c_text(mountpoint.as_os_str().as_bytes())?;
@@ -194,7 +198,7 @@ fn c_text(text: &[u8]) -> io::Result<CString> {
     CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-/// The longest pause before another one.
+/// The longest pause before a restart.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Supervises the helper: both ends of its channel, and the process.
@@ -209,7 +213,7 @@ pub struct HelperSupervisor {
 }
 
 impl HelperSupervisor {
-    /// A line; the process is started by [`HelperSupervisor::look_after`].
+    /// A channel; [`HelperSupervisor::supervise`] starts the process.
     pub fn new(mountpoint: &Path, dev: Dev) -> io::Result<Self> {
         let (workers, helpers) = Channel::pair()?;
         let (workers, helpers) = (OwnedFd::from(workers), OwnedFd::from(helpers));
@@ -222,12 +226,12 @@ impl HelperSupervisor {
         self.child.as_ref().map_or(0, Child::id)
     }
 
-    /// The end that each worker is given.
+    /// The end for each worker.
     pub fn workers_end(&self) -> BorrowedFd<'_> {
         self.workers.as_fd()
     }
 
-    /// Starts a helper if there is none and the mount is there. To be called whenever a child may have died.
+    /// Starts a helper if there is none and the mount exists. To be called after any child's death.
     pub fn supervise(&mut self) {
         if !self.has_ended() || !is_there(self.dev) {
             return;
@@ -272,7 +276,7 @@ impl HelperSupervisor {
             .spawn()
     }
 
-    /// Ends the helper. Whatever it waits for on the mount must be answered or given up by then.
+    /// Ends the helper. Its call on the mount must be answered or failed by then.
     pub fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

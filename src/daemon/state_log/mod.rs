@@ -1,17 +1,19 @@
 //! The journal that outlives a worker: records in a memfd that the keeper holds.
 //!
-//! 1. A log in memory: two regions of which one is active. Records are appended whole and then counted in by one
-//!    store of the region's length, so that after a death at any moment there is all of a commit, or nothing of it.
-//! 2. What is live is known by key to the one worker that writes. When most of a region is dead, the live records are
-//!    copied to the other one, which one store makes the active one; the old one's pages are given back.
-//! 3. Pages of a memfd can be swapped. So what is secret is sealed (AES-256-GCM) with a key that the keeper makes for
-//!    the mount and that is in locked memory only. A nonce is never used twice: each worker counts an epoch up in the
-//!    header and then its own records.
-//! 4. Room is asked for before it is touched, so that a machine out of memory is an error here and not a signal. Then
-//!    the mount goes on, status says that a crash would lose what came after, and a successor is told. It is over when
-//!    each slot that was missed has been written again.
-//! 5. The header says which version of the format, and of the records, it is. A worker that does not know it has to
-//!    leave it alone ([`check`]).
+//! 1. A log in memory with two regions, one of them active. Records are appended, then committed by
+//!    one store of the region's length: after a death at any moment a commit is there as a whole,
+//!    or not at all.
+//! 2. The one writing worker knows the live records by key (`writer`). When most of a region is
+//!    dead, the live records are copied to the other region, which one store activates; the old
+//!    pages are freed.
+//! 3. Pages of a memfd can be swapped. Secrets are therefore sealed (AES-256-GCM) with a key of the
+//!    keeper, which exists in locked memory only. A nonce is never reused: it has an epoch, which
+//!    each worker increments in the header, and a counter.
+//! 4. Memory is allocated before it is written, so that a machine out of memory is an error and no
+//!    signal. The mount goes on, status says that a crash would lose data, and the successor learns
+//!    of it, until each missed slot has been written again.
+//! 5. The header has the version of the format and of the records. A worker that does not know it
+//!    must not use the state ([`check`]).
 
 mod key;
 mod memory;
@@ -33,9 +35,9 @@ use crate::daemon::state_log::writer::{DELETED, NONCE, PLAIN, PREFIX, Place, SEA
 use crate::fs::{Journal, JournalStatus, Record, Value};
 use crate::secret::SecretBytes;
 
-/// Room is asked for in steps of this.
+/// Allocation step.
 const STEP: usize = 1 << 20;
-/// A region is not cleaned up before it has this much.
+/// A smaller region is not compacted.
 const SMALL: usize = 4 << 20;
 /// The state of a mount, as its worker writes it.
 pub struct State {
@@ -44,7 +46,7 @@ pub struct State {
     key: LessSafeKey,
     epoch: u32,
     writer: Mutex<Writer>,
-    /// More at once there is no room for.
+    /// Limit of one allocation.
     #[cfg(test)]
     largest: usize,
 }
@@ -56,7 +58,7 @@ impl std::fmt::Debug for State {
 }
 
 impl State {
-    /// Takes the state over. Whoever wrote before is dead.
+    /// Takes the state over. The previous writer is dead.
     pub fn open(state: OwnedFd, key: &SealKey) -> Result<Self, StateError> {
         check(&state)?;
         let file = File::from(state);
@@ -75,7 +77,7 @@ impl State {
         })
     }
 
-    /// One more beat of this process' heart, for [`heartbeats`].
+    /// Increments this process's heartbeat, for [`heartbeats`].
     pub fn tick(&self) {
         let word = &self.map.header().heartbeat;
         let count = (word.load(Ordering::Relaxed) as u32).wrapping_add(1);
@@ -93,12 +95,12 @@ impl State {
         nonce[4..].copy_from_slice(&writer.sealed.to_le_bytes());
         out.extend_from_slice(&nonce);
         let start = out.len();
-        // Sealed in place; where `out` grows it leaves no copy, as room is made first.
+        // Sealed in place; `out` does not grow, so no copy is left.
         out.extend_from_slice(bytes.expose());
         let nonce = Nonce::assume_unique_for_key(nonce);
         match self.key.seal_in_place_separate_tag(nonce, Aad::from(key), &mut out[start..]) {
             Ok(tag) => out.extend_from_slice(tag.as_ref()),
-            // Only of far more bytes than a piece has.
+            // Only for far more bytes than a chunk has.
             Err(_) => {
                 out[start..].zeroize();
                 writer.problem = Some("a value could not be sealed".to_owned());
@@ -114,7 +116,7 @@ impl State {
         Some(SecretBytes::from(&*plain))
     }
 
-    /// Puts records where they do not count yet.
+    /// Encodes records; they are not committed yet.
     fn encode(&self, writer: &mut Writer, records: &[Record]) -> (Vec<u8>, Vec<(usize, usize)>) {
         let room: usize = records
             .iter()
@@ -153,7 +155,7 @@ impl State {
         (out, places)
     }
 
-    /// Makes room for so many bytes more in the active region.
+    /// Allocates so many bytes more in the active region.
     fn make_room(&self, writer: &mut Writer, more: usize) -> io::Result<()> {
         #[cfg(test)]
         if more > self.largest {
@@ -177,7 +179,7 @@ impl State {
         Ok(())
     }
 
-    /// Copies what is live to the other region and makes that the active one.
+    /// Copies the live records to the other region and activates it.
     fn clean_up(&self, writer: &mut Writer) -> io::Result<()> {
         let (from, to) = (writer.region, 1 - writer.region);
         let start = Map::start(to);
@@ -195,7 +197,7 @@ impl State {
         self.map.give_back(&self.file, Map::start(from), writer.room.max(writer.used));
         (writer.region, writer.used, writer.room, writer.live_bytes) = (to, used, room, used);
         writer.deleted.clear();
-        // After a walk over everything most is dead, and so is the room for where it was.
+        // After a walk over everything most records are dead: the map shrinks, too.
         if writer.live.len() < writer.live.capacity() / 8 {
             writer.live.shrink_to(writer.live.len() * 2);
         }
@@ -204,7 +206,7 @@ impl State {
 }
 
 impl State {
-    /// Where something was missed before, whether that is over.
+    /// Clears the problem once no slot is missed.
     fn note_missed(&self, writer: &mut Writer, before: bool) {
         if before && writer.missed.is_empty() {
             writer.problem = None;
@@ -214,11 +216,10 @@ impl State {
     }
 }
 
-/// A slot and what it holds.
+/// A slot and its value.
 pub type PlainRecord = (Vec<u8>, Vec<u8>);
 
-/// The records in which there is no secret, by slot. Changes nothing: for the keeper of a mount that has no worker any
-/// more.
+/// The records without secrets, by slot. Read-only: for the keeper of a mount without a worker.
 pub fn plain_records(state: impl AsFd) -> Result<Vec<PlainRecord>, StateError> {
     check(&state)?;
     let map = Map::of(&File::from(state.as_fd().try_clone_to_owned()?))?;
@@ -229,7 +230,7 @@ pub fn plain_records(state: impl AsFd) -> Result<Vec<PlainRecord>, StateError> {
     Ok(Writer::over(&map).live.into_iter().filter_map(record).collect())
 }
 
-/// More deletions than this are not remembered: nothing comes that late.
+/// Remembered deletions: no record comes later than that.
 const DELETIONS: usize = 4096;
 
 impl Journal for State {
@@ -241,7 +242,7 @@ impl Journal for State {
         for record in &records {
             writer.missed.remove(&*record.slot);
         }
-        // What is not there need not be taken away.
+        // A slot without a record needs no deletion.
         records.retain(|record| record.value.is_some() || writer.live.contains_key(&*record.slot));
         if records.is_empty() {
             self.note_missed(writer, missed);
@@ -366,7 +367,7 @@ mod tests {
         let first = State::open(fd.try_clone().unwrap(), &key).unwrap();
         first.commit(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
         first.commit(vec![put("a", 4, "three"), gone("b", 5)]);
-        // Later in coming, earlier in order.
+        // Later to arrive, earlier in order.
         first.commit(vec![put("a", 3, "late"), put("b", 2, "late")]);
         let memory = first.map.read(0, HEADER + STEP);
         assert!(!memory.windows(7).any(|part| part == b"correct"));

@@ -1,13 +1,14 @@
-//! What has to outlive the process: each change of the state that the kernel refers to, written down as it is made.
+//! The journal: every change of the state that the kernel refers to, for a successor.
 //!
-//! 1. The file system knows of a [`Journal`] only that it takes records and gives the live ones back. Where it
-//!    keeps them, and that it seals what is secret, is the caller's business; without one nothing is kept.
-//! 2. Records are written under the lock of what they describe, and before the reply that tells of it. A *batch*
-//!    is all that one lock covers, the table's with the files in it: after a crash all of it is there or nothing.
-//! 3. A file's lock may be let go of inside a batch, and its next change be written first. So each record has an
-//!    order, taken while the lock is held, and a journal drops what comes late.
+//! 1. A [`Journal`] takes records and returns the live ones. Where it keeps them, and how it seals
+//!    secrets, is the caller's business; without one nothing is kept.
+//! 2. Records are written under the lock of their subject, and before the reply that depends on
+//!    them. A *batch* covers one lock, the table's with the files in it: after a crash it is there
+//!    as a whole, or not at all.
+//! 3. A file's lock may be released inside a batch, and its next change be written first. Each
+//!    record therefore has an order, taken under the lock, and a journal drops late ones.
 //!
-//! The journal's own lock is a leaf. Nothing in here fails: a journal that is full says so in its status.
+//! The journal's own lock is a leaf. Nothing in here fails: a full journal says so in its status.
 
 pub(in crate::fs) mod tracked;
 
@@ -24,19 +25,19 @@ use super::name::DirPrefix;
 use crate::secret::SecretBytes;
 use crate::vault::ObjectName;
 
-/// What a record says.
+/// The value of a record.
 #[derive(Debug, Clone)]
 pub enum Value {
-    /// No secret is in it.
+    /// No secret.
     Plain(Vec<u8>),
-    /// A part of a value: to be sealed where it is kept.
+    /// A chunk of a secret value, to be sealed.
     Secret(SecretBytes),
 }
 
 /// One record: from now on `slot` has this value, or none.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// What it is about.
+    /// The encoded key.
     pub slot: Vec<u8>,
     /// Of two records of one slot the one with the higher order is the later one.
     pub order: u64,
@@ -46,46 +47,46 @@ pub struct Record {
 
 /// Keeps records for a successor.
 pub trait Journal: Send + Sync + fmt::Debug {
-    /// Takes all of these records or, should the process die meanwhile, none.
+    /// Takes all of these records; none if the process dies meanwhile.
     fn commit(&self, records: Vec<Record>);
-    /// What there is. Called once, before the first [`Journal::commit`].
+    /// The live records. Called once, before the first [`Journal::commit`].
     fn load(&self) -> Vec<(Vec<u8>, Value)>;
-    /// For `status`. Right after [`Journal::load`] it is not complete where the predecessor's was not.
+    /// For `status`. After [`Journal::load`] it is incomplete if the predecessor's was.
     fn status(&self) -> JournalStatus;
-    /// What the predecessor missed is made up for: from now on this one's own counts.
+    /// The predecessor's losses are accounted for: from now on only new ones count.
     fn accept(&self);
-    /// The slot has changed, and its value cannot be written down.
+    /// The slot changed, and its value cannot be recorded.
     fn missed(&self, slot: Vec<u8>, why: String);
     /// So many records of the predecessor were refused.
     fn refused(&self, records: usize);
 }
 
-/// How a journal is doing.
+/// The state of a journal, for `status`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct JournalStatus {
     /// Whether a crash would lose nothing.
     pub complete: bool,
     /// Bytes in use.
     pub bytes: u64,
-    /// Records that count.
+    /// Live records.
     pub records: usize,
     /// Why it is not complete.
     pub problem: Option<String>,
-    /// So many records of the predecessor made no sense, and are not used.
+    /// Unreadable records of the predecessor, which are not used.
     #[serde(default)]
     pub refused: usize,
 }
 
-/// What a record is about, in the file system's own words.
+/// The key of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Key {
-    /// Which inode numbers are given out (`inode`).
+    /// The salt of the inode numbers.
     Salt,
     /// The same for handles.
     NextHandle,
-    /// What an inode is.
+    /// The kind of an inode.
     Node(u64),
-    /// How often the kernel holds it.
+    /// Its lookup count.
     Lookups(u64),
     /// The inode of a directory.
     Dir(DirKind),
@@ -95,11 +96,11 @@ pub(super) enum Key {
     Made(DirPrefix),
     /// See `provisional`.
     DeferredDelete(ObjectName),
-    /// A name that stays a file.
+    /// A name pinned as a file.
     KindPin(ObjectName),
-    /// A directory whose place is free again.
+    /// A former directory whose place is free.
     Vacated(DirPrefix),
-    /// What was set here for a name.
+    /// Local attributes of a name.
     Local(ObjectName),
     /// The same for a directory.
     DirLocal(DirKind),
@@ -107,42 +108,42 @@ pub(super) enum Key {
     DirMtime(DirKind),
     /// The state of a file.
     File(u64),
-    /// A piece of what is being written to an inode.
+    /// A chunk of an inode's buffer.
     Buffer(u64, u32),
-    /// A piece of the version that an inode is.
+    /// A chunk of an inode's version.
     Pinned(u64, u32),
     /// An open file or directory.
     Handle(u64),
-    /// The names that a directory's readers are being told; how far.
+    /// The listing of a directory, for readers that resume.
     Listing(u64),
-    /// A part of these names.
+    /// A part of it.
     ListingPart(u64, u32),
-    /// What a request has begun to do.
+    /// The intent of a request.
     Intent(u64),
-    /// What is known of a request that has no answer yet.
+    /// The crash record of an unanswered request.
     CrashRecord(u64),
     /// See `failed_deletes`.
     FailedDelete(ObjectName),
-    /// By the vault's clock: changes before that are known.
+    /// By the vault's clock: all earlier changes are known.
     Covered,
-    /// A name that shows another inode than the kernel knows.
+    /// A name whose inode the kernel does not know yet.
     Repoint(ObjectName),
-    /// See `commands`.
+    /// Waiting commands (`hooks`).
     Commands,
 }
 
 impl Key {
-    /// `None` for what another version of this program wrote.
+    /// `None` for a key of another version.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         postcard::from_bytes(bytes).ok()
     }
 }
 
-/// Bytes of a value go in pieces, so that a small write seals a small piece.
+/// Chunk size of values, so that a small write seals a small record.
 pub(super) const CHUNK: usize = 64 << 10;
 
 thread_local! {
-    /// The batch that this thread is in: how deep, and what it has so far.
+    /// The batch of this thread: its depth and its records.
     static BATCH: RefCell<(usize, Vec<Record>)> = const { RefCell::new((0, Vec::new())) };
 }
 
@@ -161,7 +162,7 @@ impl JournalWriter {
         Self(Some(Arc::new(Inner { journal, order: AtomicU64::new(1) })))
     }
 
-    /// Whether anything is written at all.
+    /// Whether there is a journal.
     pub fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
@@ -176,8 +177,8 @@ impl JournalWriter {
         }
     }
 
-    /// The same for what is encoded already. What cannot be is missed, and said in status: a request must not end the
-    /// worker by what it brings.
+    /// The same for an encoded value. If encoding failed the slot is missed, which status reports:
+    /// a request must not end the worker.
     pub fn record_encoded(&self, key: &Key, bytes: postcard::Result<Vec<u8>>) {
         match bytes {
             Ok(bytes) => self.write(key, Some(Value::Plain(bytes))),
@@ -185,7 +186,7 @@ impl JournalWriter {
         }
     }
 
-    /// A piece of a value.
+    /// A chunk of a value.
     pub fn record_secret(&self, key: &Key, bytes: &[u8]) {
         if self.is_enabled() {
             self.write(key, Some(Value::Secret(SecretBytes::from(bytes))));
@@ -223,7 +224,7 @@ impl JournalWriter {
         }
     }
 
-    /// What this thread writes from now on goes together, when the last of the nested batches ends.
+    /// Collects the records of this thread, until the last of the nested batches ends.
     pub fn batch(&self) -> Batch {
         if self.is_enabled() {
             BATCH.with_borrow_mut(|(depth, _)| *depth += 1);
@@ -232,7 +233,7 @@ impl JournalWriter {
     }
 }
 
-/// See [`JournalWriter::batch`]. Stays in its thread.
+/// See [`JournalWriter::batch`]. Bound to its thread.
 #[derive(Debug)]
 pub(super) struct Batch {
     writer: JournalWriter,
@@ -252,8 +253,8 @@ impl Drop for Batch {
     }
 }
 
-/// A journal in memory, for tests: it outlives a file system, not the process. It can stop listening after any
-/// number of commits, as if the process had been killed there.
+/// A journal in memory, for tests: it outlives a file system, not the process. It can stop after
+/// any number of commits, like a killed process.
 #[derive(Debug, Default)]
 pub struct MemoryJournal(Mutex<MemoryState>);
 
@@ -271,24 +272,24 @@ impl MemoryJournal {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Takes in so many more commits, and nothing after them.
+    /// Takes so many more commits, and nothing after them.
     pub fn stop_after(&self, commits: u64) {
         let mut memory = self.memory();
         memory.stops_after = Some(memory.commits + commits);
     }
 
-    /// From now on there is no room for pieces of values.
+    /// From now on chunks of values are lost.
     pub fn miss_values(&self) {
         self.memory().misses = true;
     }
 
-    /// Whether it has missed something.
+    /// Whether a commit was lost.
     pub fn has_stopped(&self) -> bool {
         let memory = self.memory();
         memory.stops_after.is_some_and(|last| memory.commits > last)
     }
 
-    /// What was written until it stopped, for a successor.
+    /// A copy for a successor.
     pub fn successor(&self) -> Self {
         let memory = self.memory();
         let live = memory.live.iter().map(|(key, (_, value))| (key.clone(), (0, value.clone()))).collect();

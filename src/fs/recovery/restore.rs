@@ -1,9 +1,9 @@
-//! From what a dead worker wrote down to a file system that goes on where it was.
+//! Restores a file system from the journal of a dead worker.
 //!
-//! First everything is put back as it was, without asking the vault, so that requests can be answered at once. Then
-//! what was only of that process is started again: commits of what nobody will close any more, retries, the timers
-//! of provisional files and of names that are to be replaced, moves that were cut off half-way, and changes made
-//! elsewhere that were not brought to the kernel (`propagate`).
+//! First the state is restored, without a request to the vault, so that the kernel is answered at
+//! once. Then the work of the dead process is restarted: commits of closed files, retries, timers
+//! of provisional files and deferred deletes, interrupted moves, and changes that were not
+//! propagated to the kernel.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,22 +26,22 @@ use crate::fs::{FileSystem, Options};
 use crate::secret::SecretBytes;
 use crate::vault::{Call, Content, DynVault, Meta, Object, ObjectName, Page};
 
-/// What requests of the dead worker have left is kept for this long: those that are sent again come at once.
+/// How long crash records and intents of the dead worker are kept: resent requests arrive at once.
 pub(in crate::fs) const REQUESTS: Duration = Duration::from_secs(60);
 
-/// No count comes this far by itself.
+/// Upper bound of valid counters.
 pub(in crate::fs) const MOST: u64 = u64::MAX >> 2;
 
-/// What is said of unsaved bytes after a crash without memory.
+/// The message for unsaved bytes after a crash without memory.
 const DOUBTFUL: &str = "a worker died while there was no memory for the mount's state: these bytes may not be what was \
                         written, and are not stored by themselves";
 
-/// Everything that was written down, sorted by what it is.
+/// The journal's contents by kind.
 #[derive(Default)]
 struct JournalContents {
     plain: HashMap<Key, Vec<u8>>,
     secret: HashMap<Key, SecretBytes>,
-    /// Records that make no sense: another version's, or damaged. Nothing of them is used.
+    /// Unreadable records: of another version, or damaged. They are not used.
     refused: usize,
 }
 
@@ -58,7 +58,7 @@ impl JournalContents {
         contents
     }
 
-    /// Takes out what only the kernel refers to.
+    /// Drops what only the kernel refers to.
     fn forget_kernel(&mut self) -> Vec<Key> {
         let is_its = |key: &Key| {
             matches!(
@@ -82,14 +82,14 @@ impl JournalContents {
         read
     }
 
-    /// A number that goes on being counted up.
+    /// A counter that continues.
     fn count(&mut self, key: &Key) -> Option<u64> {
         let read = self.read(key)?;
         self.refused += usize::from(read > MOST);
         Some(read).filter(|count| *count <= MOST)
     }
 
-    /// All of a kind, by number.
+    /// All records of a kind, by number.
     fn numbered(&self, number: impl Fn(&Key) -> Option<u64>) -> Vec<u64> {
         let mut all: Vec<u64> = self.plain.keys().filter_map(number).collect();
         all.sort_unstable();
@@ -98,9 +98,9 @@ impl JournalContents {
 }
 
 impl FileSystem {
-    /// As [`FileSystem::new`], going on from what `journal` has, and writing down there what changes. With `fresh_mount` the
-    /// kernel knows nothing of the inodes and handles in it. Call it on the tokio runtime that will run the futures it
-    /// returns.
+    /// As [`FileSystem::new`], with the state of `journal`, which gets the changes. With
+    /// `fresh_mount` the kernel knows no inodes and handles. Call it on the tokio runtime that will
+    /// run the returned futures.
     pub fn restore(
         vault: DynVault,
         first_page: Option<Page>,
@@ -140,7 +140,7 @@ impl FileSystem {
             journal.refused(contents.refused);
         }
         if let Some(page) = first_page {
-            // What it says otherwise than the kernel shows is news.
+            // Any difference to what the kernel shows is a change.
             fs.cache.seed(&page, fs.clock.now());
         }
         if incomplete || contents.refused > 0 {
@@ -210,7 +210,7 @@ impl FileSystem {
         table.write_with(journal.clone());
     }
 
-    /// Readers come back with positions in them.
+    /// Readers resume at positions in them.
     fn restore_listings(&self, contents: &mut JournalContents) {
         let numbers = contents.numbered(|key| match key {
             Key::Listing(ino) => Some(*ino),
@@ -231,7 +231,7 @@ impl FileSystem {
             Key::Handle(fh) => Some(*fh).filter(|fh| *fh <= MOST),
             _ => None,
         });
-        // One before: the next number is written down as in use, too.
+        // One less: the next number is recorded as in use, too.
         let next =
             contents.count(&Key::NextHandle).unwrap_or(1).max(numbers.last().map_or(1, |last| last + 1));
         self.next_handle.store(next, Ordering::Relaxed);
@@ -317,8 +317,8 @@ impl FileSystem {
         });
     }
 
-    /// The kernel shows what a dead worker told it, and did not hear of what has changed since: the first answers that
-    /// say otherwise are news. What that worker knew of and had not brought to the kernel yet comes first.
+    /// The kernel shows the dead worker's answers and missed later changes: the first answers that
+    /// differ are changes. Changes that the worker knew and had not propagated come first.
     fn resume_changes(&self, covered: Option<SystemTime>, moved: Vec<ObjectName>) {
         let mut shown = Vec::new();
         {
@@ -341,8 +341,8 @@ impl FileSystem {
         }
     }
 
-    /// There was no memory for all that the dead worker had to write down: nobody knows whether the unsaved bytes are those
-    /// that were written. Who has them open is told so; others have to decide.
+    /// The dead worker had no memory for its journal: the unsaved bytes may be incomplete. Open
+    /// handles report that; otherwise a person has to decide.
     fn doubt_unsaved(&self) {
         let files: Vec<Arc<File>> = self.table().all_files().collect();
         for file in files {
@@ -368,7 +368,7 @@ impl FileSystem {
         }
     }
 
-    /// Starts again what went on by itself.
+    /// Restarts background work.
     fn resume_background(self: &Arc<Self>) {
         let files: Vec<Arc<File>> = self.table().all_files().collect();
         let mut failures = 0;
@@ -398,7 +398,7 @@ impl FileSystem {
             } else if again {
                 self.runtime.spawn(self.clone().retry(file.clone()));
             } else if unsaved && !failed {
-                // Its last close was answered, or will not be: nobody else stores it.
+                // Its last close was answered, or will not be: no handle stores it.
                 let (fs, file) = (self.clone(), file.clone());
                 self.runtime.spawn(async move {
                     let _ = fs.commit(&file, &fs.call(), Cause::Release).await;

@@ -1,11 +1,12 @@
-//! Files that are unlinked, or renamed to a backup, to be made anew a moment later: `git checkout`, `gunzip -f`, `install`,
-//! any script that unlinks a file and creates it.
+//! Deferred deletes: files that are unlinked, or renamed to a backup, and made anew a moment later
+//! (`git checkout`, `gunzip -f`, `install`, scripts).
 //!
-//! Taken literally that ends the object and its history. So unlink(2) only hides the object, unless the program is known to
-//! remove files (`remover`); made anew, the name is the next version of the same object. If nothing comes within [`GRACE`],
-//! the object is deleted; a deletion that fails is reported by other means (`failed_deletes`). fsync(2) of the directory, rmdir(2)
-//! and unmount delete what is hidden at once, and return the error. At most [`MOST_HIDDEN`] objects are hidden at a time,
-//! and none for [`REFUSAL`] after the vault refused a deletion to the key: then every unlink(2) deletes before it answers.
+//! Taken literally, unlink(2) would end the object and its history. So it only hides the object,
+//! unless the program is known to remove files (`remover`); a new file of the name is the next
+//! version of the same object. After [`GRACE`] the object is deleted; a failure is reported by
+//! other means (`failed_deletes`). fsync(2) of the directory, rmdir(2) and unmount delete at once,
+//! and return the error. At most [`MOST_HIDDEN`] objects are hidden at a time, and none for
+//! [`REFUSAL`] after the vault refused a deletion: then every unlink(2) deletes before it answers.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -23,29 +24,29 @@ use crate::fs::{FileSystem, Step};
 use crate::sys::program::name_of;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, VersionTag};
 
-/// How long a name may stay empty between the unlink and the creation.
+/// How long a name may be absent between unlink and creation.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// So many objects are hidden at a time.
+/// Hidden objects at a time.
 const MOST_HIDDEN: usize = 64;
 
-/// So long after a refused deletion no object is hidden.
+/// How long after a refused deletion no object is hidden.
 const REFUSAL: Duration = Duration::from_secs(60);
 
-/// Whether a file that is renamed so is likely to be made anew: it becomes a backup of itself.
+/// Whether a file renamed like this will likely be made anew: the new name is its backup.
 pub(in crate::fs) fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
     let (name, new) = (name.as_bytes(), new.as_bytes());
     new.starts_with(name) || new.ends_with(name)
 }
 
-/// Whether this thread moves files to other directories to keep a backup there (`rsync --backup-dir`, `perl -i'old/*'`):
-/// any program but the one that people move files with.
+/// Whether this thread moves files to other directories as backups (`rsync --backup-dir`, `perl
+/// -i'old/*'`): any program but mv.
 pub(in crate::fs) fn is_by_an_editor(pid: u32) -> bool {
     pid != 0 && name_of(pid).is_some_and(|name| name != "mv")
 }
 
 impl FileSystem {
-    /// Hides the object that `file` shows, if it is one and may be hidden, and sees to its end.
+    /// Hides the object that `file` shows, if allowed, and schedules its deletion.
     pub(in crate::fs) fn hide_unlinked(self: &Arc<Self>, file: &File) -> bool {
         let since = self.clock.now();
         if self.deletion_refused().is_some_and(|at| since.saturating_duration_since(at) < REFUSAL) {
@@ -92,7 +93,7 @@ impl FileSystem {
         self.deletion_refused.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// FSYNCDIR: deletes what is hidden in the directory and below it, and returns the error.
+    /// FSYNCDIR: executes deferred deletes in and below the directory, and returns the error.
     pub fn fsync_dir(self: &Arc<Self>, ino: u64) -> Step<()> {
         let Ok(Node::Dir(dir)) = self.node(ino) else { return Ok(()).into() };
         let DirKind::Tree(under) = &dir.kind else { return Ok(()).into() };
@@ -100,14 +101,15 @@ impl FileSystem {
         Step::later(async move { fs.delete_hidden_now(&names, &fs.call()).await })
     }
 
-    /// Deletes what has been hidden under `name` since that moment, unless it is made anew within `grace`.
+    /// Deletes what has been hidden under `name` since that moment, unless the name is reused
+    /// within `grace`.
     pub(in crate::fs) fn delete_later(self: &Arc<Self>, name: ObjectName, since: Instant, grace: Duration) {
         let fs = self.clone();
         self.runtime.spawn(async move {
             let mut pause = grace;
             loop {
                 tokio::time::sleep(pause).await;
-                // Stored and hidden again meanwhile, it has another grace.
+                // Stored and hidden again meanwhile: another grace period.
                 if fs.table().deferred_deletes.get(&name).is_none_or(|hidden| hidden.since != since) {
                     return;
                 }
@@ -126,7 +128,7 @@ impl FileSystem {
         });
     }
 
-    /// Sees to the end of all that were hidden so, after a worker's death.
+    /// Schedules the deletions of all hidden objects, after a worker's death.
     pub(in crate::fs) fn watch_unreplaced(self: &Arc<Self>) {
         for name in self.unreplaced("") {
             let since = self.table().deferred_deletes.get(&name).map(|hidden| hidden.since);
@@ -134,15 +136,15 @@ impl FileSystem {
         }
     }
 
-    /// The names beginning with `prefix` whose objects are hidden without a backup.
+    /// The names under `prefix` whose objects are hidden without a backup.
     pub(in crate::fs) fn unreplaced(&self, prefix: &str) -> Vec<ObjectName> {
         let table = self.table();
         let unlinked = table.deferred_deletes.iter().filter(|(_, hidden)| hidden.backup.is_none());
         unlinked.map(|(name, _)| name.clone()).filter(|name| name.as_str().starts_with(prefix)).collect()
     }
 
-    /// Deletes what is hidden under these names now. Returns the first error; what failed is reported, and tried again,
-    /// as if nobody had waited.
+    /// Executes the deferred deletes of these names now. Returns the first error; failures are
+    /// reported and retried as usual.
     pub(in crate::fs) async fn delete_hidden_now(&self, names: &[ObjectName], call: &Call) -> Result<()> {
         if names.is_empty() {
             return Ok(());
@@ -160,7 +162,7 @@ impl FileSystem {
         join_all(deletions).await.into_iter().collect()
     }
 
-    /// Deletes what is hidden under `name` now; what cannot be deleted shows again.
+    /// Executes the deferred delete of `name` now; an object that cannot be deleted shows again.
     pub(in crate::fs) async fn end_unreplaced(&self, name: &ObjectName, call: &Call) {
         let deleted = match self.without_stores(call).await {
             Some(_alone) => self.delete_unless_replaced(name, call).await,
@@ -172,7 +174,8 @@ impl FileSystem {
         }
     }
 
-    /// For a caller that keeps stores away. False while the name has been made anew and is not stored yet.
+    /// For a caller that holds the permit. False while the name was reused and the new file is not
+    /// stored yet.
     async fn delete_unless_replaced(&self, name: &ObjectName, call: &Call) -> Result<bool, Error> {
         let hidden = self.table().deferred_deletes.get(name).filter(|h| h.backup.is_none()).cloned();
         match hidden {

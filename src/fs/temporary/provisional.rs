@@ -1,18 +1,20 @@
 //! Provisional files: names that are often an editor's temporary, and sometimes not.
 //!
-//! 1. Created with O_EXCL or by rename under such a name, a file is held back. Renamed to another name it is
-//!    stored under that; left alone it becomes an object of its own after [`PROMOTE_AFTER`], and at unmount.
-//! 2. An object that is renamed to such a name (vim's backup, `s` to `s~`) is only *hidden*: nothing is sent. When
-//!    `s` is made anew, that is the next version of the same object, history and all. When the backup is
-//!    unlinked while `s` is still absent, the object is deleted; when it comes back, nothing has happened; when it
-//!    is left alone, the rename is carried out.
-//! 3. A name whose object is hidden can be given to another file, backup or not. Storing that is a change of the
-//!    hidden object, which is *claimed* by it, never a second object of the name; and what is claimed is not deleted.
-//!    A hidden object is deleted while no store is on its way, by its id and nothing else, so that the two cannot
-//!    cross at the vault.
-//! 4. What is hidden is deleted later than a program asked for it: if the object was changed elsewhere meanwhile, it
-//!    stays, and shows again.
-//! 5. An object that exists in the vault is never provisional. Cut off at any step, the vault still has it.
+//! 1. A file created with O_EXCL, or by rename, under such a name is held back. Renamed to another
+//!    name it is stored under that; left alone it becomes an object after [`PROMOTE_AFTER`], and at
+//!    unmount.
+//! 2. An object renamed to such a name (vim's backup, `s` to `s~`) is only *hidden*: no request is
+//!    sent. A new `s` is the next version of the same object. If the backup is unlinked while `s`
+//!    is absent, the object is deleted; if it is renamed back, nothing has happened; if it is left
+//!    alone, the rename is executed.
+//! 3. The name of a hidden object can be reused by another file. Its commit is a change of the
+//!    hidden object, never a second object of the name; and a reused object is not deleted. Hidden
+//!    objects are deleted by id, while no commit is in flight, so that the two cannot cross at the
+//!    vault.
+//! 4. A deferred delete happens later than the program's request: if the object was changed
+//!    elsewhere meanwhile, it stays, and shows again.
+//! 5. An object in the vault is never provisional. After a death at any step the vault still has
+//!    it.
 
 use std::ffi::OsStr;
 use std::sync::{Arc, Weak};
@@ -30,21 +32,21 @@ use crate::fs::types::errno::Result;
 use crate::fs::writeback::commit::{Cause, Drain};
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName};
 
-/// Stores that may be on their way at once.
+/// Commits in flight at a time.
 pub(in crate::fs) const CHANGES: u32 = 1024;
 
-/// A provisional file that nobody has open becomes an object after this.
+/// A provisional file without open handles becomes an object after this.
 pub(in crate::fs) const PROMOTE_AFTER: Duration = Duration::from_secs(5);
 
-/// Deletions of hidden objects share a permit if they begin within this.
+/// Deferred deletes share a permit if they begin within this time.
 const TOGETHER: Duration = Duration::from_millis(250);
 
-/// Hidden objects that are being deleted together.
+/// Deferred deletes that run together.
 #[derive(Debug, Default)]
 pub(in crate::fs) struct Deletions {
-    /// The permit, while one of them lasts.
+    /// The permit, while one of them runs.
     permit: Weak<OwnedSemaphorePermit>,
-    /// When the first one began.
+    /// The begin of the first one.
     begun: Option<Instant>,
 }
 
@@ -53,24 +55,24 @@ pub(in crate::fs) fn stores_on_their_way() -> Error {
 }
 
 impl Table {
-    /// Whether the object of that name is hidden, and nothing new took its place.
+    /// Whether the object of that name is hidden, and the name was not reused.
     pub(in crate::fs) fn is_hidden(&self, name: &ObjectName) -> bool {
         self.deferred_deletes.get(name).is_some_and(|hidden| !hidden.reused)
     }
 
-    /// Whether the object of that name is hidden because it was unlinked, and nothing new took its place.
+    /// Whether the object of that name is hidden by an unlink, and the name was not reused.
     pub(in crate::fs) fn is_unlinked(&self, name: &ObjectName) -> bool {
         self.deferred_deletes.get(name).is_some_and(|hidden| hidden.backup.is_none() && !hidden.reused)
     }
 
-    /// The name is made anew: what the new file is a change of.
+    /// Reuses the name: returns what the new file is a change of.
     pub(in crate::fs) fn reuse(&mut self, name: &ObjectName) -> Option<Stored> {
         let hidden = self.deferred_deletes.get_mut(name)?;
         hidden.reused = true;
         Some(hidden.stored.clone())
     }
 
-    /// The name was not stored after all.
+    /// The new file was not stored.
     pub(in crate::fs) fn cancel_reuse(&mut self, name: &ObjectName) {
         if let Some(hidden) = self.deferred_deletes.get_mut(name) {
             hidden.reused = false;
@@ -78,26 +80,26 @@ impl Table {
         }
     }
 
-    /// Whether this is still the object that is hidden under `name`, with nothing new in its place.
+    /// Whether this object is hidden under `name`, and the name was not reused.
     fn is_hidden_object(&self, name: &ObjectName, id: &ObjectId) -> bool {
         self.deferred_deletes.get(name).is_some_and(|hidden| !hidden.reused && hidden.stored.id == *id)
     }
 
-    /// The name has been stored anew: its backup is a file like any other.
+    /// The new file of the name is stored: the backup is an ordinary file from now on.
     pub(in crate::fs) fn cancel_delete(&mut self, name: &ObjectName) {
         self.deferred_deletes.remove(name);
         self.failed_deletes.remove(name);
         self.names_changed();
     }
 
-    /// `file` lost the name `name`. A new file over a hidden object uncovers that the object is hidden; a backup
-    /// takes the hidden object along, which has been deleted.
+    /// `file` lost the name `name`. Without a reusing file the object is hidden only; with its
+    /// backup the hidden object is deleted, too.
     pub(in crate::fs) fn detach(&mut self, name: &ObjectName, file: &File) {
         self.cancel_reuse(name);
         self.forget_backup(file);
     }
 
-    /// `file` is a backup no more: its bytes are stored or gone.
+    /// `file` is no backup any more: its bytes are stored or gone.
     pub(in crate::fs) fn forget_backup(&mut self, file: &File) {
         if let Some((origin, _)) = self.deferred_by(file) {
             self.deferred_deletes.remove(&origin);
@@ -106,7 +108,7 @@ impl Table {
         file.state().origin = None;
     }
 
-    /// The object that is hidden because this file, its backup, was moved away from it.
+    /// The object that is hidden because this file, its backup, was moved away.
     fn deferred_by(&self, file: &File) -> Option<(ObjectName, DeferredDelete)> {
         let origin = file.state().origin.clone()?;
         // Another backup may have hidden the name since.
@@ -115,14 +117,14 @@ impl Table {
         Some((origin, hidden))
     }
 
-    /// The object that goes with this backup, as its name is still absent.
+    /// The object that is deleted with this backup, as its name is still absent.
     pub(in crate::fs) fn deletes_with(&self, file: &File) -> Option<(ObjectName, ObjectId)> {
         let (origin, hidden) = self.deferred_by(file)?;
         (!hidden.reused).then_some((origin, hidden.stored.id))
     }
 
-    /// `file` is moved from `name` to a provisional name, over `target`. If it was the object of that name, that is
-    /// hidden from now on; if it was made over a hidden one, that is hidden again, behind the backup it has.
+    /// `file` is moved from `name` to a provisional name, over `target`. The object of `name` is
+    /// hidden from now on; one that was reused by `file` is hidden again, behind its backup.
     pub(in crate::fs) fn hide(
         &mut self,
         name: &ObjectName,
@@ -148,7 +150,7 @@ impl Table {
 }
 
 impl FileSystem {
-    /// Whether a new file of this name is stored. It is if there is an object of the name, hidden.
+    /// Whether a new file of this name is stored: it is if the object of the name is hidden.
     pub(in crate::fs) fn persistence_of_new(
         &self,
         (component, name): (&OsStr, &ObjectName),
@@ -166,8 +168,8 @@ impl FileSystem {
         }
     }
 
-    /// Whether a file that gets this name by a rename is stored. What has been in the vault is never turned into a
-    /// scratch file: it would be gone at unmount.
+    /// Whether a file renamed to this name is stored. A file that was in the vault never becomes
+    /// scratch: it would be lost at unmount.
     pub(in crate::fs) fn persistence_of_moved(
         &self,
         (component, name): (&OsStr, &ObjectName),
@@ -182,7 +184,8 @@ impl FileSystem {
             let state = source.state();
             let comes_back = state.origin.as_ref() == Some(name);
             if comes_back || (state.is_only_here() && state.stored.is_some()) {
-                // It is the object of that name again; or it was moved over an object, which has to go now.
+                // It is the object of that name again; or it was moved over an object, which is
+                // deleted now.
                 return Persistence::Vault;
             }
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
@@ -198,8 +201,8 @@ impl FileSystem {
         }
     }
 
-    /// The objects that go when this file loses its name, with the names they have in the vault; and the file's
-    /// own name.
+    /// The objects that are deleted when this file loses its name, with their names in the vault,
+    /// and the file's own name.
     pub(in crate::fs) fn backing_objects(&self, file: &File) -> (ObjectName, Vec<(ObjectName, ObjectId)>) {
         let table = self.table();
         let mut doomed: Vec<_> = table.deletes_with(file).into_iter().collect();
@@ -213,7 +216,7 @@ impl FileSystem {
         (name, doomed)
     }
 
-    /// Makes an object of the file when it has been left alone for long enough.
+    /// Makes an object of the file once it has been left alone for long enough.
     pub(in crate::fs) fn promote_later(self: &Arc<Self>, file: &Arc<File>) {
         let waits = |file: &File| {
             let state = file.state();
@@ -227,8 +230,8 @@ impl FileSystem {
                 tokio::time::sleep(PROMOTE_AFTER).await;
                 match waits(&file) {
                     Some((0, idle)) if idle == Some(seen) => break,
-                    // Something works with it, a rename that may fail: nobody else will come back to it then. Who closes
-                    // it begins to wait anew.
+                    // In use by an operation that may fail, such as a rename; the next close
+                    // restarts the timer.
                     Some((_, idle)) if idle == Some(seen) => {}
                     _ => return,
                 }
@@ -249,8 +252,8 @@ impl FileSystem {
         futures_util::future::join_all(files.iter().map(|file| self.promote_provisional(file, call))).await;
     }
 
-    /// Ends what is hidden in `dir`, which is to be removed: moves are carried out, unlinked objects deleted. Returns the
-    /// error of a deletion.
+    /// Completes deferred deletes in `dir`, which is to be removed: moves are executed, unlinked
+    /// objects deleted. Returns the error of a deletion.
     pub(in crate::fs) async fn flush_deferred_in(
         self: &Arc<Self>,
         dir: &DirPrefix,
@@ -284,12 +287,13 @@ impl FileSystem {
             }
             self.account_room(&mut state);
         }
-        // A failure is kept on the file, logged, listed and tried again like that of any other write.
+        // A failure is recorded, logged, listed and retried like that of any other write.
         let _ = self.commit(file, call, Cause::Promote).await;
         self.table().drop_unheld(file.ino);
     }
 
-    /// The bytes of a hidden object are stored under another name: the object goes, as after any rename.
+    /// The bytes of a hidden object are stored under another name: the object is deleted, as after
+    /// any rename.
     pub(in crate::fs) async fn finish_move(self: &Arc<Self>, file: &File, call: &Call) {
         let doomed = self.table().deletes_with(file);
         if let Some((name, id)) = doomed {
@@ -304,7 +308,7 @@ impl FileSystem {
         self.table().forget_backup(file);
     }
 
-    /// What is hidden under `name` is deleted later; its backup is a file like any other from now on.
+    /// The object hidden under `name` is deleted later; its backup is an ordinary file from now on.
     fn delete_without(self: &Arc<Self>, backup: &File, name: ObjectName) {
         let since = {
             let mut table = self.table();
@@ -318,8 +322,8 @@ impl FileSystem {
         since.into_iter().for_each(|since| self.delete_later(name.clone(), since, PROMOTE_AFTER));
     }
 
-    /// Deletes an object that is hidden, unless its name has been claimed meanwhile. One that was changed elsewhere
-    /// since shows again.
+    /// Deletes a hidden object, unless its name was reused meanwhile. If it was changed elsewhere
+    /// it shows again.
     pub(in crate::fs) async fn delete_hidden(
         &self,
         call: &Call,
@@ -332,7 +336,7 @@ impl FileSystem {
         }
     }
 
-    /// The same for a caller that keeps stores away.
+    /// The same for a caller that holds the permit.
     pub(in crate::fs) async fn delete_hidden_alone(
         &self,
         call: &Call,
@@ -371,8 +375,8 @@ impl FileSystem {
         Err(Error::new(ErrorKind::Server, "no answer told whether it was deleted"))
     }
 
-    /// Deletes the object if this is its current version; where the dialect cannot check, that is looked at just
-    /// before, which leaves a moment for somebody else.
+    /// Deletes the object if this is its current version. Where the dialect cannot check that, it
+    /// is read just before, which leaves a moment for another change.
     async fn delete_version(&self, call: &Call, stored: &Stored) -> Result<(), Error> {
         let vault = self.cache.vault();
         if !vault.capabilities().version_check
@@ -383,8 +387,8 @@ impl FileSystem {
         self.delete_object(call, &stored.id, Some(&stored.version)).await
     }
 
-    /// A permit to delete hidden objects: nothing is stored meanwhile. Deletions that begin at about the same time share it;
-    /// who comes later waits for its turn behind the stores that wait.
+    /// A permit for deferred deletes: no commit is in flight. Deletes that begin at about the same
+    /// time share it; later ones queue behind the waiting commits.
     pub(in crate::fs) async fn without_stores(&self, call: &Call) -> Option<Arc<OwnedSemaphorePermit>> {
         let permit = async {
             let mut shared = self.deletions.lock().await;
@@ -401,13 +405,13 @@ impl FileSystem {
         tokio::time::timeout(self.left(call), permit).await.ok()?
     }
 
-    /// Waits until what is being stored is written down as stored; nothing more is begun until the result is dropped.
+    /// Waits until the commits in flight are recorded; no other begins until the result is dropped.
     pub async fn hold_stores(&self, within: Duration) -> Option<OwnedSemaphorePermit> {
         let all = self.changes.clone().acquire_many_owned(CHANGES);
         tokio::time::timeout(within, all).await.ok()?.ok()
     }
 
-    /// A store's permit: no hidden object is deleted meanwhile.
+    /// A permit for a commit: no hidden object is deleted meanwhile.
     pub(in crate::fs) async fn among_stores(&self, call: &Call) -> Option<OwnedSemaphorePermit> {
         let permit = self.changes.clone().acquire_owned();
         tokio::time::timeout(self.left(call), permit).await.ok()?.ok()
