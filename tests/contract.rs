@@ -1,11 +1,13 @@
-//! The contract suite on what needs more than the vault layer: the client over TCP and over the Unix socket against
-//! the embedded server.
+//! The contract suite on each vault: in memory, faulty, behind a prefix, and the client over TCP and over the Unix socket
+//! against the embedded server.
 
+mod vault_contract;
 mod vault_server;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vault_contract as contract;
 use vault_server::Server;
 use vaultfs::clock::SystemClock;
 use vaultfs::secret::SecretString;
@@ -15,7 +17,8 @@ use vaultfs::vault::client::api_key::{ApiKey, read_key_file};
 use vaultfs::vault::client::retry::Policy;
 use vaultfs::vault::client::{HttpConfig, Opened, Target};
 use vaultfs::vault::prefix::PrefixVault;
-use vaultfs::vault::testing::contract;
+use vaultfs::vault::testing::faulty::FaultyVault;
+use vaultfs::vault::testing::memory::MemoryVault;
 use vaultfs::vault::{Call, Content, Dialect, DynVault, ErrorKind, ListQuery, ObjectName};
 
 const MAX_SIZE: usize = 1024 * 1024;
@@ -48,6 +51,31 @@ async fn open_as(
 
 async fn server() -> Server {
     Server::start_in(tempfile::tempdir().unwrap(), MAX_SIZE).await
+}
+
+#[tokio::test]
+async fn memory_in_both_dialects() {
+    contract::run(Arc::new(MemoryVault::object())).await;
+    contract::run(Arc::new(MemoryVault::kv())).await;
+}
+
+#[tokio::test]
+async fn a_faulty_vault_without_faults() {
+    contract::run(Arc::new(FaultyVault::new(Arc::new(MemoryVault::object())))).await;
+}
+
+#[tokio::test]
+async fn a_prefix_beside_other_objects() {
+    for memory in [MemoryVault::object(), MemoryVault::kv()] {
+        let memory: DynVault = Arc::new(memory);
+        let name = |text: &str| ObjectName::new(text).unwrap();
+        for other in ["app", "apple", "other/app/x", "app2/x", "x"] {
+            memory.create(&call(), &name(other), &Content::plain("not yours")).await.unwrap();
+        }
+        contract::run(Arc::new(PrefixVault::new(memory.clone(), "app"))).await;
+        contract::run(Arc::new(PrefixVault::new(memory.clone(), "a//ü"))).await;
+        assert_eq!(contract::list_all(&memory, 100).await.len(), 5);
+    }
 }
 
 #[tokio::test]

@@ -119,25 +119,10 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::vault::testing::contract;
     use crate::vault::testing::memory::MemoryVault;
 
     fn name(text: &str) -> ObjectName {
         ObjectName::new(text).unwrap()
-    }
-
-    #[tokio::test]
-    async fn passes_the_contract_beside_other_objects() {
-        for memory in [MemoryVault::object(), MemoryVault::kv()] {
-            let memory: DynVault = Arc::new(memory);
-            let call = Call::foreground(Instant::now() + Duration::from_secs(30));
-            for other in ["app", "apple", "other/app/x", "app2/x", "x"] {
-                memory.create(&call, &name(other), &Content::plain("not yours")).await.unwrap();
-            }
-            contract::run(Arc::new(PrefixVault::new(memory.clone(), "app"))).await;
-            contract::run(Arc::new(PrefixVault::new(memory.clone(), "a//ü"))).await;
-            assert_eq!(contract::list_all(&memory, 100).await.len(), 5);
-        }
     }
 
     #[tokio::test]

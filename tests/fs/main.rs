@@ -16,6 +16,8 @@ mod failed_deletes;
 mod failures;
 mod fuzz;
 mod held;
+#[path = "../vault_contract/hostile_names.rs"]
+mod hostile_names;
 mod lagging;
 mod made;
 mod meddler;

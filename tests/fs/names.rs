@@ -1,8 +1,8 @@
 //! Names and paths: every object can be reached, every path means one name.
 
 use vaultfs::fs::{Errno, FileKind};
-use vaultfs::vault::testing::contract::HOSTILE_NAMES;
 
+use crate::hostile_names::HOSTILE_NAMES;
 use crate::shell::{CREATE, Shell};
 
 #[tokio::test(start_paused = true)]

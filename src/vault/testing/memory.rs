@@ -430,13 +430,6 @@ impl Vault for MemoryVault {
 mod tests {
     use super::*;
     use crate::clock::ManualClock;
-    use crate::vault::testing::contract;
-
-    #[tokio::test]
-    async fn passes_the_contract_in_both_dialects() {
-        contract::run(Arc::new(MemoryVault::object())).await;
-        contract::run(Arc::new(MemoryVault::kv())).await;
-    }
 
     #[tokio::test]
     async fn counts_calls_and_takes_its_time_from_the_clock() {

@@ -1,7 +1,5 @@
-//! Vaults for tests: in memory, and faulty; and the contract that each vault fulfils.
+//! Vaults for tests: in memory, and faulty. The contract that each vault fulfils is in `tests/vault_contract`.
 
-pub mod contract;
-mod contract_listing;
 pub mod faulty;
 #[cfg(test)]
 pub(crate) mod fuzz;

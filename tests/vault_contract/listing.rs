@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::vault::testing::contract::{
-    assert_empty, assert_fails, call, create, list_all, name, remove, rest_of,
-};
-use crate::vault::{Content, DynVault, ErrorKind, ListQuery, ObjectName};
+use super::{assert_empty, assert_fails, call, create, list_all, name, remove, rest_of};
+use vaultfs::vault::{Content, DynVault, ErrorKind, ListQuery, ObjectName};
 
 /// Pages of any size give every object once, oldest first; an update does not move one.
 pub async fn listing_pages_in_creation_order(vault: &DynVault) {
@@ -71,7 +69,7 @@ pub async fn search_and_changes_since(vault: &DynVault) {
         metas.push(create(vault, text, "x").await);
     }
     let search = |text: &str| ListQuery { search: Some(text.to_owned()), ..ListQuery::first() };
-    let names = |page: crate::vault::Page| page.items.into_iter().map(|s| s.name).collect::<Vec<_>>();
+    let names = |page: vaultfs::vault::Page| page.items.into_iter().map(|s| s.name).collect::<Vec<_>>();
     if vault.capabilities().search {
         let found = names(vault.list(&call(), &search("find/")).await.expect("list"));
         assert_eq!(found, [metas[0].name.clone(), metas[2].name.clone()]);

@@ -1,74 +1,25 @@
 //! What every vault must do: one suite, run by each implementation's tests.
 //!
 //! It depends on the trait alone. Each check is a function of its own, so that a failure names what broke;
-//! each expects an empty vault and leaves one behind. A check fails by panicking, because it is a test that
-//! happens to live where implementations in other places (`tests/contract.rs`) can reach it. Where a vault's
-//! [`Capabilities`](crate::vault::Capabilities) leave something out, the check asserts the refusal instead.
+//! each expects an empty vault and leaves one behind. Where a vault's `Capabilities` leave something out, the check asserts
+//! the refusal instead.
+
+mod hostile_names;
+mod listing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::secret::SecretBytes;
-use crate::vault::testing::contract_listing::{
-    bad_cursor_is_refused, cursor_outlives_its_row, listing_pages_in_creation_order, search_and_changes_since,
-};
-use crate::vault::{
+use vaultfs::secret::SecretBytes;
+use vaultfs::vault::{
     Call, Content, DynVault, ErrorKind, Form, IdempotencyKey, ListQuery, Meta, NameLimit, Object, ObjectId,
     ObjectName, Result, Summary, VersionInfo, VersionTag,
 };
 
-/// Names that break vaults, paths and URLs that do not take care.
-pub const HOSTILE_NAMES: &[&str] = &[
-    ".",
-    "..",
-    "../..",
-    "a/../b",
-    "/",
-    "//",
-    "/etc/passwd",
-    "a//b",
-    "a/",
-    "/a",
-    "a/./b",
-    "\0",
-    "a\0b",
-    "\n",
-    "tab\there",
-    "\u{1}\u{1f}\u{7f}",
-    "\r\nX-Injected: 1",
-    " ",
-    " leading and trailing ",
-    "?id=1",
-    "#fragment",
-    "a&name=b",
-    "a+b",
-    "a b",
-    "a%20b",
-    "%41",
-    "%2e%2e",
-    "%",
-    "%%",
-    "%zz",
-    ".versions",
-    ".versions/a/1",
-    ".vaultfs",
-    ".self",
-    "\"quoted\"",
-    "back\\slash",
-    "';DROP TABLE objects;--",
-    "{\"value\":1}",
-    "*",
-    "~",
-    "-rf",
-    "Straße",
-    "e\u{301}",
-    "\u{e9}",
-    "日本語/秘密",
-    "🔑",
-    "\u{feff}bom",
-    "\u{202e}rtl",
-    "\u{fffd}",
-];
+use hostile_names::HOSTILE_NAMES;
+use listing::{
+    bad_cursor_is_refused, cursor_outlives_its_row, listing_pages_in_creation_order, search_and_changes_since,
+};
 
 /// Runs every check.
 pub async fn run(vault: DynVault) {
@@ -92,19 +43,19 @@ pub async fn run(vault: DynVault) {
     racing_updates_all_count(&vault).await;
 }
 
-pub(super) fn call() -> Call {
+fn call() -> Call {
     Call::foreground(Instant::now() + Duration::from_secs(30))
 }
 
-pub(super) fn name(text: &str) -> ObjectName {
+fn name(text: &str) -> ObjectName {
     ObjectName::new(text).expect("the suite's names are valid")
 }
 
-pub(super) async fn create(vault: &DynVault, text: &str, value: &str) -> Meta {
+async fn create(vault: &DynVault, text: &str, value: &str) -> Meta {
     vault.create(&call(), &name(text), &Content::plain(value)).await.expect("create")
 }
 
-pub(super) async fn remove(vault: &DynVault, id: &ObjectId) {
+async fn remove(vault: &DynVault, id: &ObjectId) {
     vault.delete(&call(), id, None).await.expect("delete");
 }
 
@@ -113,7 +64,7 @@ pub async fn list_all(vault: &DynVault, limit: u32) -> Vec<Summary> {
     rest_of(vault, ListQuery { limit, ..ListQuery::default() }).await
 }
 
-pub(super) async fn rest_of(vault: &DynVault, mut query: ListQuery) -> Vec<Summary> {
+async fn rest_of(vault: &DynVault, mut query: ListQuery) -> Vec<Summary> {
     let mut all = Vec::new();
     loop {
         let page = vault.list(&call(), &query).await.expect("list");
@@ -126,12 +77,12 @@ pub(super) async fn rest_of(vault: &DynVault, mut query: ListQuery) -> Vec<Summa
     }
 }
 
-pub(super) async fn assert_empty(vault: &DynVault) {
+async fn assert_empty(vault: &DynVault) {
     assert_eq!(list_all(vault, 100).await, [], "the check leaves nothing behind");
 }
 
 #[track_caller]
-pub(super) fn assert_fails<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, what: &str) {
+fn assert_fails<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, what: &str) {
     match result {
         Err(e) => {
             assert_eq!(e.kind, kind, "{what}: {e}");
@@ -368,7 +319,7 @@ pub async fn structured_content_stays_structured(vault: &DynVault) {
     let made = vault.create(&call(), &name("structured"), &content).await.expect("create");
     let read = vault.get(&call(), &made.id).await.expect("get");
     assert_eq!(String::from_utf8_lossy(read.content.bytes.expose()), text);
-    if vault.capabilities().dialect == crate::vault::Dialect::Object {
+    if vault.capabilities().dialect == vaultfs::vault::Dialect::Object {
         assert_eq!(read.content.form, Form::Structured);
     }
     vault.update(&call(), &made.id, &Content::plain("plain now"), None).await.expect("update");
