@@ -176,7 +176,7 @@ impl Service for Mounted {
                 let fs = fs.clone();
                 move |bytes| fs.keep_commands(bytes)
             });
-            let (changes, memory) = (fs.subscribe(), Memory { kept, keep });
+            let (changes, memory) = (fs.subscribe(), Memory { kept, save_state });
             let following = hooks::follow(&runtime, changes, fs, job, memory);
             *self.following.lock().unwrap_or_else(|e| e.into_inner()) = Some(following);
         }

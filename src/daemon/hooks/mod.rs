@@ -100,19 +100,22 @@ async fn run_all<C: Clone + Send + 'static>(
     alive: Option<Running>,
 ) {
     let runs = runner.runs.clone();
-    let mut heard: HashMap<String, Heard<C>> =
-        runs.waiting().into_iter().map(|name| (name, Heard { others: true, ..Heard::default() })).collect();
+    let mut received: HashMap<String, Received<C>> = runs
+        .waiting()
+        .into_iter()
+        .map(|name| (name, Received { others: true, ..Received::default() }))
+        .collect();
     let mut running = alive.map(|running| tokio::spawn(runner.clone().go_on_with(running)));
     loop {
         let due = runs.due().map(Instant::from_std);
         if due.is_none() && running.is_none() {
-            heard.clear();
+            received.clear();
         }
         tokio::select! {
             change = changes.recv() => match change {
                 Ok(change) => {
                     let news = source.news(&change);
-                    heard.entry(news.name.clone()).or_default().add(change, &source);
+                    received.entry(news.name.clone()).or_default().add(change, &source);
                     runs.note(news);
                 }
                 Err(RecvError::Lagged(_)) => runs.note_many(),
@@ -120,7 +123,7 @@ async fn run_all<C: Clone + Send + 'static>(
             },
             () = until(due) => {
                 match runs.take() {
-                    Some(run) if is_own(&run, &mut heard, &source) => runs.ended(),
+                    Some(run) if is_own(&run, &mut received, &source) => runs.ended(),
                     Some(run) => running = Some(tokio::spawn(runner.clone().one(run, source.clone()))),
                     None => {}
                 }
@@ -142,20 +145,20 @@ async fn run_all<C: Clone + Send + 'static>(
 }
 
 /// What was heard of a name that waits.
-struct Heard<C> {
+struct Received<C> {
     /// What nobody knows to be our own yet.
     open: Vec<C>,
     /// Some of it is surely not.
     others: bool,
 }
 
-impl<C> Default for Heard<C> {
+impl<C> Default for Received<C> {
     fn default() -> Self {
         Self { open: Vec::new(), others: false }
     }
 }
 
-impl<C> Heard<C> {
+impl<C> Received<C> {
     fn add(&mut self, change: C, source: &impl Source<C>) {
         self.open.retain(|change| !source.is_own(change));
         self.open.push(change);
@@ -167,13 +170,14 @@ impl<C> Heard<C> {
 }
 
 /// Whether all that was heard of what a run is for was made by the mount itself. It is forgotten with that.
-fn is_own<C>(run: &Run, heard: &mut HashMap<String, Heard<C>>, source: &impl Source<C>) -> bool {
+fn is_own<C>(run: &Run, received: &mut HashMap<String, Received<C>>, source: &impl Source<C>) -> bool {
     let Run::One(news) = run else {
-        heard.clear();
+        received.clear();
         return false;
     };
-    let heard = heard.remove(&news.name);
-    heard.is_some_and(|heard| !heard.others && heard.open.iter().all(|change| source.is_own(change)))
+    let received = received.remove(&news.name);
+    received
+        .is_some_and(|received| !received.others && received.open.iter().all(|change| source.is_own(change)))
 }
 
 impl Runner {

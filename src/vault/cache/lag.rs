@@ -180,7 +180,7 @@ impl Lag {
         let Some(entry) = entry.filter(|entry| entry.is_ours) else { return false };
         let is_it = |version: Option<&VersionTag>, made: Option<SystemTime>| match (&change.version, version)
         {
-            (Some(told), Some(version)) => told == version,
+            (Some(changed), Some(version)) => changed == version,
             _ => change.made.is_some() && change.made == made,
         };
         entry.newest.as_ref().is_some_and(|newest| is_it(newest.version.as_ref(), newest.updated_at))
