@@ -556,7 +556,7 @@ fn sessions_that_once_failed_over_a_vault_that_lags() {
     // What is deleted elsewhere within the seconds in which the vault's absences are not believed.
     let steps = [Write(3), Write(2), DeleteElsewhere(2)];
     for (kv, checks_each) in [(false, false), (false, true), (true, false), (true, true)] {
-        for lagging in [Lagging::Always(LONGEST_LAG), Lagging::InTurn(LONGEST_LAG)] {
+        for lagging in [Lagging::Always(LONGEST_LAG), Lagging::Alternating(LONGEST_LAG)] {
             session(kv, false, lagging, &steps, checks_each);
             session(kv, true, lagging, &steps, checks_each);
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{assert_empty, assert_fails, call, create, list_all, name, remove, rest_of};
+use super::{assert_empty, assert_fails, call, create, list_all, remove, rest_of};
 use vaultfs::vault::{Content, DynVault, ErrorKind, ListQuery, ObjectName};
 
 /// Pages of any size give every object once, oldest first; an update does not move one.
