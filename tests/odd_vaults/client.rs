@@ -490,13 +490,6 @@ fn loopback_is_told_from_the_world() {
     }
 }
 
-#[test]
-fn names_in_sentences_are_escaped_and_cut() {
-    assert_eq!(quoted("a\n\"b"), "\"a\\n\\\"b\"");
-    let long = quoted(&"é".repeat(200));
-    assert!(long.ends_with("é\"…") && long.chars().count() == 83, "{long}");
-}
-
 #[tokio::test]
 async fn tls_is_set_up_and_bad_certificates_are_named() {
     let https = |tls: TlsFiles| HttpConfig { tls: Arc::new(tls), ..config("https://127.0.0.1:1") };

@@ -387,3 +387,15 @@ fn too_large(doing: &str, max: usize) -> Error {
     let sentence = format!("{doing}: the value is larger than {max} bytes, see --max-size");
     Error::new(ErrorKind::TooLarge, sentence)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_sentences_are_escaped_and_cut() {
+        assert_eq!(quoted("a\n\"b"), "\"a\\n\\\"b\"");
+        let long = quoted(&"é".repeat(200));
+        assert!(long.ends_with("é\"…") && long.chars().count() == 83, "{long}");
+    }
+}
