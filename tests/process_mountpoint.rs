@@ -161,9 +161,15 @@ impl User {
     }
 
     fn vaultfs(&self, args: &[&str]) -> Command {
+        let mut command = self.program();
+        command.args(args).arg(&self.place.mnt);
+        command
+    }
+
+    fn program(&self) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
-        command.arg(self.root.join("vaultfs")).args(args).arg(&self.place.mnt);
+        command.arg(self.root.join("vaultfs"));
         self.place.isolate(&mut command);
         let home = self.root.join("home");
         command.env("XDG_STATE_HOME", home.join("state")).env("HOME", home).current_dir("/");
@@ -172,6 +178,14 @@ impl User {
 
     fn mount(&self) -> Command {
         self.vaultfs(&["mount", &format!("--embedded={}", self.root.join("home/data").display())])
+    }
+
+    /// Mounts another vault on this directory below the root.
+    fn mount_at(&self, name: &str) -> Command {
+        let mut command = self.program();
+        let vault = format!("--embedded={}", self.root.join("home").join(name).display());
+        command.args(["mount", &vault]).arg(self.root.join(name));
+        command
     }
 
     /// Has this script run in the place of fusermount3 where that is to mount; `$0` is fusermount3 then.
@@ -223,6 +237,53 @@ fn an_ordinary_user_mounts_while_a_link_of_anothers_comes_and_goes() {
         _ => user.vaultfs(&["unmount"]),
     });
     eprintln!("mounted {mounted} times of 20");
+}
+
+/// Id and device number of what is mounted there.
+fn numbers(mnt: &Path) -> [String; 2] {
+    let line = mount_lines(mnt).pop().unwrap();
+    let mut fields = line.split(' ').map(str::to_owned);
+    [fields.next().unwrap(), fields.nth(1).unwrap()]
+}
+
+#[test]
+fn numbers_that_another_mount_had_just_now_confuse_nobody() {
+    if skip() {
+        return;
+    }
+    let user = User::new();
+    let (root, mnt) = (user.root.display(), &user.place.mnt);
+    let other = user.root.join("other");
+    fs::create_dir(&other).unwrap();
+    chown(&other, Some(NOBODY), Some(NOBODY)).unwrap();
+    // What is mounted next gets what the other one had.
+    let free = format!("{root}/vaultfs unmount {root}/other || exit 1");
+    let mounts = format!("{free}; exec \"$r\" \"$@\"");
+    let leads_elsewhere = format!("{free}; exec \"$r\" -o \"$2\" -- {root}/victim");
+    let (mut led, mut reused) = (false, false);
+    for round in 0..20 {
+        run(&mut user.mount_at("other")).ok();
+        let had = numbers(&other);
+        let bin = user.before_mounting(if led { &leads_elsewhere } else { &mounts });
+        let ran = run(user.mount().env("PATH", format!("{}:/usr/bin:/bin", bin.display())));
+        assert!(!is_mounted(&other), "{ran:?}");
+        if led {
+            let said = ran.fails(1);
+            assert!(said.contains("moved") && said.contains("replaced"), "{said}");
+        } else {
+            ran.ok();
+            reused |= numbers(mnt).iter().zip(&had).any(|(now, before)| now == before);
+            run(&mut user.vaultfs(&["unmount"])).ok();
+        }
+        assert_eq!(mounts_below(&user.root), [""; 0], "round {round}");
+        until("its processes are gone", || common::processes_of(&user.root).is_empty());
+        // Others mount on this machine, too.
+        if led && reused {
+            return;
+        }
+        led = !led;
+    }
+    panic!("no number was used again");
 }
 
 /// A command for which the kernel, or what filters calls to it, fails these calls with this errno.
