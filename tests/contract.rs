@@ -39,7 +39,7 @@ async fn open_as(
     let config = HttpConfig {
         target,
         tls: Arc::default(),
-        key: Arc::new(ApiKey::new(key, None)),
+        key: Arc::new(ApiKey::new(key, None, None)),
         clock: Arc::new(SystemClock),
         max_size: MAX_SIZE,
         policy: Policy::default(),

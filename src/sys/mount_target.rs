@@ -3,28 +3,28 @@
 //! 1. A path is walked once, component by component, and never looked up again: whoever exchanges a component later
 //!    changes nothing. Should the directory itself be moved or removed meanwhile, nothing is mounted.
 //! 2. A link on the way is followed if it belongs to root or to this user. Any other could point into a directory that
-//!    its owner has no right to cover. On a file system that another user serves by FUSE each link counts as that user's.
+//!    its owner has no right to cover.
 //! 3. A directory is followed whoever owns it or may write in it. A user who may rename there can put other directories
 //!    in its place, but only such as that user may rename, and whoever uses their names depends on that user anyway.
 //! 4. No link can be mounted on, and an automount that waits at the mount point is not triggered: it is what is mounted on.
-//! 5. Walking may hang: it is done in a child process ([`crate::sys::probe`]).
+//! 5. Nothing is looked up in what another user serves by FUSE ([`Walk`]), and a mount within it is refused: it could not be
+//!    removed without asking that user. What is mounted at the path's end is not looked into here.
+//! 6. Walking may hang: it is done in a child process ([`crate::sys::probe`]).
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
+use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, fstat};
 use serde::{Deserialize, Serialize};
 
-use crate::sys::files::ownership;
+use crate::sys::files::Unfit;
 use crate::sys::files::ownership::mount_id;
+use crate::sys::files::walk::Walk;
 use crate::sys::mount_table;
-
-/// As many links as the kernel follows in one path.
-const MAX_LINKS: u32 = 40;
 
 /// Where a mount is to be made.
 #[derive(Debug)]
@@ -79,6 +79,20 @@ pub enum WalkError {
         /// Whose.
         uid: u32,
     },
+    /// It is in a file system that this user serves.
+    Served(u32),
+}
+
+impl From<Unfit> for WalkError {
+    fn from(e: Unfit) -> Self {
+        match e {
+            Unfit::Link { path, owner } => {
+                Self::Link { link: path.to_string_lossy().into_owned(), uid: owner }
+            }
+            Unfit::Served(uid) => Self::Served(uid),
+            e => io::Error::from(e).into(),
+        }
+    }
 }
 
 impl From<Errno> for WalkError {
@@ -95,53 +109,24 @@ impl From<io::Error> for WalkError {
 
 /// Opens what `path` leads to, for a [`Target`], with its path without links: where the names led.
 pub fn walk(path: &Path) -> Result<(PathBuf, OwnedFd), WalkError> {
-    // The components to come, the next one last.
-    let mut ahead = Vec::new();
-    let mut at = enter(path, &mut ahead)?;
-    let mut walked = mount_table::path_of(at.as_fd())?;
-    let mut links = 0;
-    while let Some(name) = ahead.pop() {
-        let next = step(at.as_fd(), &name, ahead.is_empty())?;
+    let mut walk = Walk::along(path, None)?;
+    while let Some((name, last)) = walk.next()? {
+        let next = step(walk.dir.as_fd(), &name, last)?;
         // Asks nobody where it is no link, even of a dead mount.
-        let Ok(text) = readlinkat(&next, "") else {
-            at = next;
-            if name == ".." {
-                walked.pop();
-            } else {
-                walked.push(name);
-            }
-            continue;
-        };
-        check_owner(next.as_fd(), at.as_fd())?;
-        links += 1;
-        if links > MAX_LINKS {
-            return Err(Errno::ELOOP.into());
-        }
-        let text = Path::new(&text);
-        let start = enter(text, &mut ahead)?;
-        if text.is_absolute() {
-            (at, walked) = (start, "/".into());
+        if readlinkat(&next, "").is_ok() {
+            let owner = fstat(&next)?.st_uid;
+            walk.follow(next.as_fd(), &name, owner)?;
+        } else {
+            walk.enter(next, name);
         }
     }
     // There are file systems to which the case of names is all the same.
     let folded = |path: &Path| path.to_string_lossy().to_lowercase();
-    let is = mount_table::path_of(at.as_fd())?;
-    if folded(&is) != folded(&walked) {
+    let is = mount_table::path_of(walk.dir.as_fd())?;
+    if folded(&is) != folded(&walk.path) {
         return Err(WalkError::Moved);
     }
-    Ok((is, at))
-}
-
-/// Puts the components of `path` ahead of what is there; where the path begins.
-fn enter(path: &Path, ahead: &mut Vec<OsString>) -> nix::Result<OwnedFd> {
-    let names = path.components().rev().filter_map(|component| match component {
-        Component::Normal(name) => Some(name),
-        Component::ParentDir => Some(OsStr::new("..")),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    });
-    ahead.extend(names.map(OsStr::to_owned));
-    let start = if path.is_absolute() { "/" } else { "." };
-    openat(AT_FDCWD, start, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+    Ok((is, walk.dir))
 }
 
 /// Opens one component, a link as itself.
@@ -155,17 +140,6 @@ fn step(at: BorrowedFd<'_>, name: &OsStr, is_last: bool) -> nix::Result<OwnedFd>
         }
     }
     openat(at, name, flags, Mode::empty())
-}
-
-/// Refuses to follow a link, in that directory, of another user.
-fn check_owner(link: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> Result<(), WalkError> {
-    // Its server says whose a link is.
-    let served_by = ownership::server(link)?;
-    let uid = served_by.map_or_else(|| Ok(fstat(link)?.st_uid), Ok::<_, Errno>)?;
-    if served_by.is_none() && ownership::is_trusted_link(uid, directory, None)? {
-        return Ok(());
-    }
-    Err(WalkError::Link { link: mount_table::path_of(link)?.to_string_lossy().into_owned(), uid })
 }
 
 #[cfg(test)]

@@ -55,6 +55,12 @@ pub enum MountpointError {
         "{0} leads through {1}, a link that belongs to another user (uid {2}): give the path of the directory itself"
     )]
     Link(PathBuf, String, u32),
+    /// It could not be unmounted without asking that user's process.
+    #[error(
+        "{0} is within a file system that another user (uid {1}) serves, who could keep the mount from being removed: choose \
+         a directory outside of it"
+    )]
+    Served(PathBuf, u32),
     /// Paths travel as JSON.
     #[error("{0}: only UTF-8 paths can be mounted on")]
     NotUtf8(PathBuf),
@@ -105,6 +111,7 @@ fn inspect(path: &Path) -> Result<(Seen, Target), MountpointError> {
         Ok(Err(WalkError::Errno(errno))) => Err(refusal(path, errno)),
         Ok(Err(WalkError::Moved)) => Err(other(io::Error::other("it was moved or replaced meanwhile"))),
         Ok(Err(WalkError::Link { link, uid })) => Err(MountpointError::Link(path.into(), link, uid)),
+        Ok(Err(WalkError::Served(uid))) => Err(MountpointError::Served(path.into(), uid)),
         Err(ProbeError::Hangs) => Err(MountpointError::Hangs(path.into())),
         Err(ProbeError::Failed(e)) => Err(other(e)),
     }

@@ -23,8 +23,9 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, mkdirat};
 
-use crate::sys::files::check_way;
-use crate::sys::files::ownership::{by_descriptor, is_root, mount_id, server};
+use crate::sys::files;
+use crate::sys::files::ownership::{by_descriptor, is_root, mount_id};
+use crate::sys::files::walk::not_of_others;
 use crate::sys::mount_table::Entry;
 
 /// Longest record, and longest answer of a control socket, of one's own mounts.
@@ -59,14 +60,6 @@ fn open_at(dir: BorrowedFd<'_>, name: &OsStr, more: OFlag) -> io::Result<OwnedFd
 
 fn root() -> io::Result<OwnedFd> {
     Ok(open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
-}
-
-/// Refuses what is in a FUSE file system of another user.
-fn not_of_others(fd: BorrowedFd<'_>) -> io::Result<()> {
-    match server(fd)? {
-        Some(_) => Err(io::Error::other("it is in a file system of another user")),
-        None => Ok(()),
-    }
 }
 
 /// The directory `path`, without links, held open; nothing on the way is in a FUSE file system of another user.
@@ -136,9 +129,7 @@ impl Directory {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        check_way(parent)?;
-        let above = open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        not_of_others(above.as_fd())?;
+        let (above, _) = files::directory(parent)?;
         let made = if make { mkdirat(above.as_fd(), name, Mode::S_IRWXU) } else { Ok(()) };
         made.or_else(|e| if e == Errno::EEXIST { Ok(()) } else { Err(e) })?;
         let directory =

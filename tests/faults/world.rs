@@ -111,7 +111,7 @@ async fn open(url: &str, key: &str, dialect: Dialect, clock: Arc<dyn Clock>) -> 
     let config = HttpConfig {
         target: Target::Url(url.to_owned()),
         tls: Arc::default(),
-        key: Arc::new(ApiKey::new(SecretString::new(key.to_owned()), None)),
+        key: Arc::new(ApiKey::new(SecretString::new(key.to_owned()), None, None)),
         clock,
         max_size: 1 << 14,
         policy: Policy { base: Duration::from_millis(5), ..Policy::default() },

@@ -539,7 +539,7 @@ fn answers_are_survived((answers, asks, kind): (Vec<Canned>, Vec<Ask>, u8)) -> R
     let config = HttpConfig {
         target: Target::Url(server.url.clone()),
         tls: Arc::default(),
-        key: Arc::new(ApiKey::new(SecretString::new("sk".into()), None)),
+        key: Arc::new(ApiKey::new(SecretString::new("sk".into()), None, None)),
         clock: Arc::new(SystemClock),
         max_size: 100_000,
         policy: Policy { base: Duration::from_millis(1), ..Policy::default() },

@@ -29,7 +29,7 @@ pub(super) fn config(url: &str) -> HttpConfig {
     HttpConfig {
         target: Target::Url(url.to_owned()),
         tls: Arc::default(),
-        key: Arc::new(ApiKey::new(SecretString::new(KEY.into()), None)),
+        key: Arc::new(ApiKey::new(SecretString::new(KEY.into()), None, None)),
         clock: Arc::new(SystemClock),
         max_size: 64 * 1024,
         policy: Policy { base: Duration::from_millis(1), ..Policy::default() },
@@ -409,7 +409,7 @@ async fn after_a_401_the_key_file_is_read_again_once() {
     let path = dir.path().join("key");
     std::fs::write(&path, "sk_old_canary").unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let key = ApiKey::new(api_key::read_key_file(&path, None).unwrap(), Some(path.clone()));
+    let key = ApiKey::new(api_key::read_key_file(&path, None).unwrap(), Some(path.clone()), None);
     let refused = Canned::json(401, r#"{"message":"bad key sk_old_canary"}"#);
     let server = CannedServer::start(vec![refused.clone(), Canned::json(200, META), refused]).await;
     let vault = vault_with(HttpConfig { key: Arc::new(key), ..config(&server.url) });

@@ -17,28 +17,27 @@
 
 pub mod ownership;
 mod secret_mount;
+pub mod walk;
 
-use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open as open_at_root, openat, readlinkat, renameat};
+use nix::fcntl::{AtFlags, OFlag, open as open_path, openat, renameat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::unistd::Gid;
 use zeroize::Zeroizing;
 
 use crate::display::Shown;
-use crate::sys::files::ownership::is_trusted;
-
-/// As many as the kernel follows.
-const MAX_LINKS: usize = 40;
+use crate::sys::files::ownership::{by_descriptor, is_trusted};
+use crate::sys::files::walk::{Walk, not_of_others};
 
 /// How long a command behind a pipe may take to write.
 const WRITTEN: Duration = Duration::from_secs(10);
@@ -75,7 +74,7 @@ pub enum Unfit {
     #[error("it has a second name (a hard link): name a file of its own")]
     Linked,
     /// It may never answer, and says what it likes.
-    #[error("it is in a file system that user {0} serves, and is not asked: copy it elsewhere")]
+    #[error("it is in a file system that user {0} serves, and is not asked: use a place outside of it")]
     Served(u32),
 }
 
@@ -126,18 +125,42 @@ pub fn open(path: &Path, also: Option<u32>) -> Result<Opened, Unfit> {
 pub fn metadata(path: &Path, also: Option<u32>) -> Result<Metadata, Unfit> {
     let spot = Spot::of(path, also, true)?;
     if spot.is_magic {
-        return Ok(std::fs::metadata(
-            crate::sys::files::ownership::by_descriptor(&spot.dir).join(&spot.name),
-        )?);
+        return Ok(std::fs::metadata(by_descriptor(&spot.dir).join(&spot.name))?);
     }
     Ok(File::from(peek(spot.dir.as_fd(), &spot.name)?.0).metadata()?)
 }
 
-/// Refuses a path that leads into a file system which another user serves.
+/// A directory, found by trusted links only, and where it is, without links.
+pub fn directory(path: &Path) -> Result<(OwnedFd, PathBuf), Unfit> {
+    let mut walk = Walk::along(path, None)?;
+    while let Some((name, _)) = walk.next()? {
+        let (opened, found) = peek(walk.dir.as_fd(), &name)?;
+        match found.st_mode & libc::S_IFMT == libc::S_IFLNK {
+            true => walk.follow(opened.as_fd(), &name, found.st_uid)?,
+            false => walk.enter(opened, name),
+        }
+    }
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok((openat(&walk.dir, ".", flags, Mode::empty())?, walk.path))
+}
+
+/// Gives a socket that was just made a group and a mode. Whatever else has its name by now stays as it is.
+pub fn let_in(socket: &Path, group: Option<Gid>, mode: u32) -> io::Result<()> {
+    let found = open_path(socket, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let stat = nix::sys::stat::fstat(&found)?;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFSOCK || stat.st_uid != nix::unistd::geteuid().as_raw() {
+        return Err(io::Error::other("something else was put in its place"));
+    }
+    let found = by_descriptor(&found);
+    nix::unistd::chown(&found, None, group)?;
+    std::fs::set_permissions(&found, Permissions::from_mode(mode))
+}
+
+/// Refuses a path that leads into a file system which another user serves, or that a link of another user could lead there.
 pub fn check_way(path: &Path) -> io::Result<()> {
     match Spot::of(path, None, true) {
-        Err(served @ Unfit::Served(_)) => Err(served.into()),
-        _ => Ok(()),
+        Err(Unfit::Io(_)) | Ok(_) => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -278,7 +301,7 @@ impl Place {
 
     /// Where its directory is.
     pub fn directory(&self) -> io::Result<PathBuf> {
-        std::fs::read_link(crate::sys::files::ownership::by_descriptor(&self.dir))
+        std::fs::read_link(by_descriptor(&self.dir))
     }
 
     /// Its name.
@@ -305,11 +328,6 @@ fn is_writable(stat: &FileStat) -> Result<(), Unfit> {
     if stat.st_nlink > 1 { Err(Unfit::Linked) } else { Ok(()) }
 }
 
-/// Refuses what another user serves.
-fn not_of_others(fd: BorrowedFd<'_>) -> Result<(), Unfit> {
-    crate::sys::files::ownership::server(fd)?.map_or(Ok(()), |user| Err(Unfit::Served(user)))
-}
-
 /// What has that name, a link itself, and what it is.
 fn peek(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(OwnedFd, FileStat), Unfit> {
     let opened = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -329,54 +347,39 @@ struct Spot {
 impl Spot {
     /// `follow`: also where the last name is a link.
     fn of(path: &Path, also: Option<u32>, follow: bool) -> Result<Self, Unfit> {
-        let mut at = PathBuf::from("/");
-        let mut dir = root()?;
-        let mut left = names(&std::path::absolute(path)?);
-        let mut links = 0;
-        while let Some(name) = left.pop_front() {
-            let last = left.is_empty();
+        let mut walk = Walk::along(path, also)?;
+        while let Some((name, last)) = walk.next()? {
             if last && !follow {
-                return Ok(Self { dir, name, is_magic: false });
+                return Ok(Self { dir: walk.dir, name, is_magic: false });
             }
-            let (opened, found) = peek(dir.as_fd(), &name)?;
+            let (opened, found) = peek(walk.dir.as_fd(), &name)?;
             let is_link = found.st_mode & libc::S_IFMT == libc::S_IFLNK;
-            let is_magic = is_link && fstatfs(&dir)?.filesystem_type() == PROC_SUPER_MAGIC;
+            let is_magic = is_link && fstatfs(&walk.dir)?.filesystem_type() == PROC_SUPER_MAGIC;
             if is_link && !is_magic {
-                links += 1;
-                if links > MAX_LINKS {
-                    return Err(Errno::ELOOP.into());
-                }
-                if !crate::sys::files::ownership::is_trusted_link(found.st_uid, dir.as_fd(), also)? {
-                    return Err(Unfit::Link { path: at.join(name), owner: found.st_uid });
-                }
-                let target = PathBuf::from(readlinkat(&opened, "")?);
-                if target.is_absolute() {
-                    (at, dir) = (PathBuf::from("/"), root()?);
-                }
-                left = names(&target).into_iter().chain(left).collect();
+                walk.follow(opened.as_fd(), &name, found.st_uid)?;
                 continue;
             }
             if last {
-                return Ok(Self { dir, name, is_magic });
+                return Ok(Self { dir: walk.dir, name, is_magic });
             }
             let link = if is_magic { OFlag::empty() } else { OFlag::O_NOFOLLOW };
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | link;
-            dir = openat(&dir, name.as_os_str(), flags, Mode::empty())?;
-            not_of_others(dir.as_fd())?;
-            at.push(name);
+            let dir = openat(&walk.dir, name.as_os_str(), flags, Mode::empty())?;
+            walk.enter(dir, name);
         }
         Err(io::Error::from(ErrorKind::IsADirectory).into())
     }
 }
 
-fn root() -> Result<OwnedFd, Errno> {
-    open_at_root("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-}
+/// Which state of a file it is: one that was written or replaced is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp([i64; 6]);
 
-/// The names of a path's components, `..` among them.
-fn names(path: &Path) -> VecDeque<OsString> {
-    let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
-    names.map(|part| part.as_os_str().to_owned()).collect()
+/// That of a regular file which [`open`] might open.
+pub fn stamp(path: &Path, also: Option<u32>) -> Option<Stamp> {
+    let meta = metadata(path, also).ok().filter(Metadata::is_file)?;
+    let (dev, ino) = (meta.dev().cast_signed(), meta.ino().cast_signed());
+    Some(Stamp([dev, ino, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()]))
 }
 
 #[cfg(test)]

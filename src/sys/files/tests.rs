@@ -129,3 +129,43 @@ fn below_a_directory_no_name_leads_out() {
     }
     assert!(below(&at("top/in/file")).is_err());
 }
+
+#[test]
+fn what_was_put_in_the_place_of_a_socket_keeps_its_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let mode = |name: &str| fs::metadata(at(name)).unwrap().mode() & 0o777;
+    fs::write(at("file"), "").unwrap();
+    fs::set_permissions(at("file"), fs::Permissions::from_mode(0o600)).unwrap();
+    let _listening = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    symlink("file", at("link")).unwrap();
+    symlink("socket", at("other")).unwrap();
+    let before = mode("socket");
+    for name in ["file", "link", "other", "none"] {
+        assert!(let_in(&at(name), None, 0o666).is_err(), "{name}");
+    }
+    assert_eq!((mode("file"), mode("socket")), (0o600, before));
+    let_in(&at("socket"), None, 0o660).unwrap();
+    assert_eq!(mode("socket"), 0o660);
+}
+
+#[test]
+fn a_directory_is_opened_where_trusted_links_lead() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    fs::create_dir_all(root.join("a/b")).unwrap();
+    symlink("a/../a", root.join("link")).unwrap();
+    fs::write(root.join("file"), "").unwrap();
+    for name in ["a/b", "link/b", "link/b/../b/."] {
+        assert_eq!(directory(&root.join(name)).unwrap().1, root.join("a/b"), "{name}");
+    }
+    assert_eq!(directory(Path::new(".")).unwrap().1, std::env::current_dir().unwrap());
+    assert_eq!(directory(Path::new("/")).unwrap().1, Path::new("/"));
+    for name in ["file", "none", "file/x"] {
+        assert!(directory(&root.join(name)).is_err(), "{name}");
+    }
+    if is_root() {
+        std::os::unix::fs::lchown(root.join("link"), Some(OTHER), None).unwrap();
+        assert!(matches!(directory(&root.join("link/b")), Err(Unfit::Link { owner: OTHER, .. })));
+    }
+}

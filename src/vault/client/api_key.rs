@@ -4,7 +4,6 @@
 //! The group may read a file that root owns (a service's key, a systemd credential).
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
@@ -14,7 +13,7 @@ use zeroize::Zeroize;
 use crate::display::Shown;
 use crate::secret::SecretString;
 use crate::sys::files;
-use crate::sys::files::{Opened, Unfit};
+use crate::sys::files::{Opened, Stamp, Unfit};
 
 /// A key is one line; whatever is longer than this is another file.
 const MAX_KEY_BYTES: u64 = 4096;
@@ -112,24 +111,11 @@ pub struct ApiKey {
     changes: AtomicU64,
 }
 
-/// What tells a file that was written or replaced from what it was: device, inode, size, time of change.
-type Stamp = (u64, u64, u64, i64, i64);
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let meta = path.metadata().ok().filter(|meta| meta.is_file())?;
-    Some((meta.dev(), meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
-}
-
 impl ApiKey {
-    /// A key, and the file it came from if it came from one.
-    pub fn new(key: SecretString, file: Option<PathBuf>) -> Self {
-        let read = Mutex::new(file.as_deref().and_then(stamp));
-        Self { current: RwLock::new(key), file, also: None, read, changes: AtomicU64::new(0) }
-    }
-
-    /// The same where the file may belong to the user `also`, too.
-    pub fn of_user(self, also: Option<u32>) -> Self {
-        Self { also, ..self }
+    /// A key, and the file it came from if it came from one. `also` as for [`read_key_file`].
+    pub fn new(key: SecretString, file: Option<PathBuf>, also: Option<u32>) -> Self {
+        let read = Mutex::new(file.as_deref().and_then(|file| files::stamp(file, also)));
+        Self { current: RwLock::new(key), file, also, read, changes: AtomicU64::new(0) }
     }
 
     /// The file that the key came from.
@@ -145,7 +131,7 @@ impl ApiKey {
     /// Reads the file again, on SIGHUP and after a 401. True if there is a file and the key is another now.
     pub fn reload(&self) -> Result<bool, KeyError> {
         let Some(path) = &self.file else { return Ok(false) };
-        *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = stamp(path);
+        *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = files::stamp(path, self.also);
         let fresh = read_key_file(path, self.also)?;
         let mut current = self.current.write().expect("no holder of this lock can panic");
         let changed = *current != fresh;
@@ -163,10 +149,9 @@ impl ApiKey {
 
     /// Reads the file again if it was changed since it was read.
     pub fn reload_if_changed(&self) {
-        let now = self.file.as_deref().and_then(stamp);
-        let is_other = *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) != now;
-        if is_other
-            && now.is_some()
+        let now = self.file.as_deref().and_then(|file| files::stamp(file, self.also));
+        let read = *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if now != read
             && let Err(e) = self.reload()
         {
             tracing::warn!(error = %e, "the file of the API key was changed and cannot be used");
@@ -239,7 +224,7 @@ mod tests {
     #[test]
     fn reload_tells_whether_the_key_changed() {
         let (_dir, path) = key_file(b"sk_old\n", 0o600);
-        let key = ApiKey::new(read_key_file(&path, None).unwrap(), Some(path.clone()));
+        let key = ApiKey::new(read_key_file(&path, None).unwrap(), Some(path.clone()), None);
         assert!(!key.reload().unwrap());
         fs::write(&path, "sk_new\n").unwrap();
         assert!(key.reload().unwrap());
@@ -247,6 +232,71 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(key.reload().is_err());
         assert_eq!(key.current().expose(), "sk_new");
-        assert!(!ApiKey::new(SecretString::new("sk_env".into()), None).reload().unwrap());
+        assert!(!ApiKey::new(SecretString::new("sk_env".into()), None, None).reload().unwrap());
+    }
+
+    #[test]
+    fn a_reload_takes_the_care_of_the_first_reading() {
+        if !nix::unistd::geteuid().is_root() {
+            crate::sys::stdio::say("SKIPPED: only root can make files of others and mount");
+            return;
+        }
+        let (dir, path) = key_file(b"sk_old\n", 0o600);
+        let at = |name: &str| dir.path().join(name);
+        let key = ApiKey::new(read_key_file(&path, None).unwrap(), Some(path.clone()), None);
+        let replace = |from: &str| fs::rename(at(from), &path).unwrap();
+        let make = |name: &str| {
+            fs::write(at(name), "sk_new\n").unwrap();
+            fs::set_permissions(at(name), fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        // Another user's file; another user's link to one's own; what others can read; a pipe that nobody writes.
+        make("theirs");
+        std::os::unix::fs::chown(at("theirs"), Some(1), None).unwrap();
+        make("target");
+        std::os::unix::fs::symlink(at("target"), at("link")).unwrap();
+        std::os::unix::fs::lchown(at("link"), Some(1), None).unwrap();
+        make("open");
+        fs::set_permissions(at("open"), fs::Permissions::from_mode(0o644)).unwrap();
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+        for name in ["theirs", "link", "open", "pipe"] {
+            replace(name);
+            key.reload_if_changed();
+            assert_eq!((key.current().expose(), key.changes()), ("sk_old", 0), "{name}");
+            assert!(key.reload().is_err(), "{name}");
+        }
+        // A file system of another user, who does not answer.
+        let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let data = format!(
+            "fd={},rootmode=100000,user_id=1,group_id=1,allow_other",
+            std::os::fd::AsRawFd::as_raw_fd(&device)
+        );
+        make("served");
+        nix::mount::mount(
+            Some("x"),
+            &at("served"),
+            Some("fuse"),
+            nix::mount::MsFlags::MS_NOSUID,
+            Some(&*data),
+        )
+        .unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("served", &path).unwrap();
+        let (said, heard) = std::sync::mpsc::channel();
+        let looking = std::thread::spawn(move || {
+            key.reload_if_changed();
+            said.send(key.reload().is_err()).unwrap();
+            key
+        });
+        let refused = heard.recv_timeout(std::time::Duration::from_secs(60));
+        // Whoever waits for it is let go.
+        drop(device);
+        nix::mount::umount2(&at("served"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        let key = looking.join().unwrap();
+        assert!(refused.expect("nobody is waited for"));
+        fs::remove_file(&path).unwrap();
+        make("own");
+        replace("own");
+        key.reload_if_changed();
+        assert_eq!((key.current().expose(), key.changes()), ("sk_new", 1));
     }
 }

@@ -2,15 +2,15 @@
 //! that failed for its certificates, once for each state of the files. What cannot be used is told, and what was read
 //! before stays. A client's own certificate would be one more file here.
 
-use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::display::Shown;
 use crate::sys::files;
+use crate::sys::files::Stamp;
 use crate::vault::client::{Target, client};
 use crate::vault::{Error, ErrorKind, Result};
 
@@ -27,19 +27,6 @@ pub struct Material {
     pub more_roots: Option<Vec<u8>>,
     /// Counts the times that it was renewed.
     pub generation: u64,
-}
-
-/// Which state of a file it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp([i64; 6]);
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        let (dev, ino) = (meta.dev().cast_signed(), meta.ino().cast_signed());
-        let changed = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
-        let [mtime, mtime_ns, ctime, ctime_ns] = changed;
-        Self([dev, ino, mtime, mtime_ns, ctime, ctime_ns])
-    }
 }
 
 /// The files, and what was last read from them.
@@ -63,9 +50,9 @@ impl TlsFiles {
     /// certificates is seen when they are used.
     pub fn read(ca_file: Option<&Path>, also: Option<u32>) -> io::Result<Self> {
         let Some(path) = ca_file else { return Ok(Self::default()) };
-        let (pem, stamp) = read(path, also)?;
+        let (pem, seen) = read(path, also)?;
         let material = Material { more_roots: Some(pem), generation: 0 };
-        let current = Mutex::new(Current { material, seen: Some(stamp) });
+        let current = Mutex::new(Current { material, seen });
         Ok(Self { ca_file: Some(path.to_owned()), also, current })
     }
 
@@ -108,15 +95,15 @@ impl TlsFiles {
         let is_pipe = files::metadata(path, self.also).is_ok_and(|meta| meta.file_type().is_fifo());
         let read = if is_pipe { Ok(None) } else { read(path, self.also).map(Some) };
         let mut current = self.lock();
-        let (pem, stamp) = match read {
+        let (pem, seen) = match read {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(false),
             Err(e) => {
-                current.seen = files::metadata(path, self.also).ok().map(|meta| Stamp::of(&meta));
+                current.seen = files::stamp(path, self.also);
                 return Err(broken(&e));
             }
         };
-        current.seen = Some(stamp);
+        current.seen = seen;
         if current.material.more_roots.as_ref() == Some(&pem) {
             return Ok(false);
         }
@@ -129,8 +116,7 @@ impl TlsFiles {
     /// Reads the files again if they are others than were read last, and tells. True if what they hold is new.
     pub fn reload_if_renewed(&self) -> bool {
         let Some(path) = &self.ca_file else { return false };
-        let stamp = files::metadata(path, self.also).ok().map(|meta| Stamp::of(&meta));
-        if stamp == self.lock().seen {
+        if files::stamp(path, self.also) == self.lock().seen {
             return false;
         }
         self.reload_and_log()
@@ -206,10 +192,10 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<reqwest::Certificate>> {
     }
 }
 
-fn read(path: &Path, also: Option<u32>) -> io::Result<(Vec<u8>, Stamp)> {
-    let meta = files::metadata(path, also)?;
+fn read(path: &Path, also: Option<u32>) -> io::Result<(Vec<u8>, Option<Stamp>)> {
+    let stamp = files::stamp(path, also);
     let pem = files::open(path, also)?.read(MAX_BYTES)?;
-    Ok((pem.to_vec(), Stamp::of(&meta)))
+    Ok((pem.to_vec(), stamp))
 }
 
 #[cfg(test)]

@@ -427,7 +427,7 @@ fn env(name: &str) -> Option<String> {
 pub fn credential() -> Option<PathBuf> {
     let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("workos-api-key");
     // A unit that is also for vaults without a key hands over an empty one.
-    path.metadata().is_ok_and(|meta| meta.len() > 1).then_some(path)
+    files::metadata(&path, None).is_ok_and(|meta| meta.len() > 1).then_some(path)
 }
 
 fn default_dir() -> Result<PathBuf, Failure> {

@@ -150,7 +150,7 @@ fn usable_key(
         (None, Some(secret)) => (secret, spec.key_file.clone()),
         (None, None) => return Err(Failure::new(Exit::Key, NO_KEY)),
     };
-    Ok(Arc::new(ApiKey::new(secret, file).of_user(spec.also)))
+    Ok(Arc::new(ApiKey::new(secret, file, spec.also)))
 }
 
 fn not_served(e: ServeError) -> Failure {

@@ -172,7 +172,7 @@ async fn ask(socket: PathBuf, key: SecretString, spec: &ConnectSpec) -> Result<c
     let config = HttpConfig {
         target: Target::Socket(socket),
         tls: Arc::default(),
-        key: Arc::new(ApiKey::new(key, None)),
+        key: Arc::new(ApiKey::new(key, None, None)),
         clock: Arc::new(SystemClock),
         max_size: usize::try_from(spec.max_size).unwrap_or(usize::MAX),
         policy: client::retry::Policy::default(),
