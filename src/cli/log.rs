@@ -27,7 +27,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::cli::args::values::home;
 use crate::display;
 use crate::display::Shown;
-use crate::sys::files::Place;
+use crate::sys::files::{Place, check_way};
 use crate::sys::journald;
 use crate::sys::journald::JOURNAL;
 use crate::sys::stdio;
@@ -128,6 +128,7 @@ fn default_file(mountpoint: &Path) -> io::Result<PathBuf> {
         .or_else(|| home().map(|home| home.join(".local/state")))
         .or_else(system)
         .ok_or_else(|| io::Error::other("HOME is not set: use --log FILE"))?;
+    check_way(&state)?;
     let dir = state.join("vaultfs");
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| {
         io::Error::other(format!(

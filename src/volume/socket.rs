@@ -21,7 +21,7 @@ use super::driver::Driver;
 use super::protocol::{Answer, Ask, CONTENT_TYPE, Refused, Scope};
 use super::state::Refusal;
 use crate::server::instance::listen::Peer;
-use crate::sys::trust;
+use crate::sys::{files, trust};
 
 /// Where dockerd looks for plugins.
 const OF_DOCKER: &str = "/run/docker/plugins";
@@ -47,8 +47,9 @@ pub enum SocketError {
 
 /// Listens at `path`, 0600; what an ended plugin left there is replaced.
 pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
-    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    use std::os::unix::fs::FileTypeExt;
     let failed = |e| SocketError::Io(path.to_owned(), e);
+    files::check_way(path).map_err(failed)?;
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
         Ok(_) if UnixStream::connect(path).await.is_ok() => return Err(SocketError::Taken(path.to_owned())),
@@ -62,7 +63,7 @@ pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     }
     // The umask of every process of ours closes it from the start.
     let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    files::let_in(path, None, 0o600).map_err(failed)?;
     Ok(listener)
 }
 

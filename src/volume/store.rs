@@ -7,16 +7,21 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::state::Volumes;
+use crate::sys::files;
+use crate::sys::files::ownership::by_descriptor;
 
 /// The state.
 const VOLUMES: &str = "volumes.json";
+/// A thousand volumes are a tenth of this.
+const LONGEST: u64 = 16 << 20;
 /// The database of an embedded vault.
 const VAULT: &str = "vault.db";
 
@@ -32,6 +37,9 @@ pub enum StoreError {
     /// Not what this version writes.
     #[error("{0} cannot be understood ({1}): move it away to begin without volumes")]
     Garbled(PathBuf, serde_json::Error),
+    /// Its owner says what volumes there are, and leads mount points elsewhere.
+    #[error("{0} belongs to user {1}: give volumes a directory of your own with --state DIR")]
+    Foreign(PathBuf, u32),
     /// The file system says no.
     #[error("{0}: {1}: choose a directory that you can write to with --state DIR")]
     Io(PathBuf, io::Error),
@@ -54,33 +62,55 @@ struct OnDisk {
 
 /// What is remembered in a state directory, whoever uses it.
 pub fn volumes_in(dir: &Path) -> io::Result<Volumes> {
-    let text = fs::read(dir.join(VOLUMES))?;
+    let text = read(&dir.join(VOLUMES))?;
     Ok(serde_json::from_slice::<OnDisk>(&text)?.volumes)
+}
+
+/// The state, as this user or root wrote it.
+fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    files::open(path, None)?.read(LONGEST)
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> StoreError {
+    move |e| StoreError::Io(path.to_owned(), e)
+}
+
+/// Makes a directory, or takes one of this user's, and lets everybody pass through. Where it is, without links.
+fn take(path: &Path) -> Result<PathBuf, StoreError> {
+    DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(at(path))?;
+    let (opened, real) = files::directory(path).map_err(|e| at(path)(e.into()))?;
+    let opened = File::open(by_descriptor(&opened)).map_err(at(path))?;
+    let owner = opened.metadata().map_err(at(path))?.uid();
+    if owner != nix::unistd::geteuid().as_raw() {
+        return Err(StoreError::Foreign(real, owner));
+    }
+    opened.set_permissions(Permissions::from_mode(0o711)).map_err(at(path))?;
+    Ok(real)
 }
 
 impl Store {
     /// Takes the directory, made if it is missing, and reads what is in it. `boot` identifies this run of the machine.
     pub fn open(dir: &Path, boot: &str) -> Result<(Self, Volumes), StoreError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |e: io::Error| StoreError::Io(path, e)
-        };
+        files::check_way(dir).map_err(at(dir))?;
         if dir.join(VAULT).exists() {
             return Err(StoreError::Vault(dir.to_owned()));
         }
-        for path in [dir.to_owned(), dir.join("volumes")] {
-            DirBuilder::new().recursive(true).mode(0o711).create(&path).map_err(at(&path))?;
-            fs::set_permissions(&path, Permissions::from_mode(0o711)).map_err(at(&path))?;
-        }
         // Without links: mount points are compared, as text, with the mount table.
-        let dir = fs::canonicalize(dir).map_err(at(dir))?;
+        let dir = take(dir)?;
+        take(&dir.join("volumes"))?;
         let lock = dir.join("lock");
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&lock);
         let lock = Flock::lock(file.map_err(at(&lock))?, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::Locked(dir.clone()))?;
         let store = Self { dir, boot: boot.to_owned(), _lock: lock };
         let path = store.file();
-        let volumes = match fs::read(&path) {
+        let volumes = match read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Volumes::default(),
             Err(e) => return Err(StoreError::Io(path, e)),
             Ok(text) => {
@@ -124,8 +154,6 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]
@@ -157,6 +185,48 @@ mod tests {
         assert!(said.contains("holds a vault") && said.contains("--state DIR"), "{said}");
         let mode = fs::metadata(dir.path()).expect("there").mode() & 0o777;
         assert_eq!((mode, dir.path().join("lock").exists()), (0o700, false), "untouched");
+    }
+
+    #[test]
+    fn a_directory_of_another_user_holds_no_state() {
+        if !nix::unistd::geteuid().is_root() {
+            crate::sys::stdio::say("SKIPPED: only root can give a directory away");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        let make = |name: &str| fs::create_dir_all(at(name)).expect("own directory");
+        let give = |name: &str| std::os::unix::fs::lchown(at(name), Some(1), Some(1)).expect("as root");
+        let link =
+            |to: &str, name: &str| std::os::unix::fs::symlink(at(to), at(name)).expect("own directory");
+        make("victim");
+        fs::set_permissions(at("victim"), Permissions::from_mode(0o700)).expect("own directory");
+        for name in ["theirs", "own/volumes"] {
+            make(name);
+            give(name);
+        }
+        make("leads");
+        for name in ["link", "leads/volumes"] {
+            link("victim", name);
+            give(name);
+        }
+        make("read");
+        fs::write(at("read/volumes.json"), r#"{"boot":"b","volumes":{}}"#).expect("own directory");
+        give("read/volumes.json");
+        make("locked");
+        link("victim/new", "locked/lock");
+        for name in ["theirs", "own", "link", "leads", "read", "locked"] {
+            assert!(Store::open(&at(name), "b").is_err(), "{name}");
+        }
+        assert_eq!(fs::metadata(at("victim")).expect("there").mode() & 0o777, 0o700);
+        assert_eq!(fs::read_dir(at("victim")).expect("there").count(), 0);
+        // A link of root's is root's choice.
+        link("own2", "chosen");
+        make("own2");
+        assert_eq!(
+            Store::open(&at("chosen"), "b").expect("own").0.dir,
+            at("own2").canonicalize().expect("there")
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use nix::unistd::{Group, User};
 
 use crate::daemon::runtime_dir;
+use crate::sys::files;
 use crate::vault::ObjectName;
 
 /// The largest `--max-size`: a value is in memory several times while it is read or stored.
@@ -16,10 +17,14 @@ const LARGEST_VALUE: ByteSize = ByteSize::gib(1);
 /// the password file. Root has none at boot, and places of its own for what others keep at home.
 pub fn home() -> Option<PathBuf> {
     let given =
-        std::env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute() && path.is_dir());
+        std::env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute() && is_directory(path));
     let user = nix::unistd::geteuid();
     let own = || User::from_uid(user).ok().flatten().map(|user| user.dir).filter(|path| path.is_absolute());
     given.or_else(|| (!user.is_root()).then(own).flatten())
+}
+
+fn is_directory(path: &Path) -> bool {
+    files::check_way(path).is_ok() && path.is_dir()
 }
 
 /// Of each command that finds mounts.

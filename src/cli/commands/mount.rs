@@ -32,6 +32,7 @@ use crate::daemon::runtime_dir;
 use crate::display::Shown;
 use crate::fs::{self, Audit, Options};
 use crate::sys::channel::send_descriptor;
+use crate::sys::files;
 use crate::sys::mount::KernelOptions;
 use crate::sys::mount_table::Dev;
 use crate::sys::mount_target::Target;
@@ -273,6 +274,7 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> R
     };
     let needed = [data, spec.key_file.as_ref(), spec.ca_file.as_ref(), audit];
     for path in needed.into_iter().flatten() {
+        files::check_way(path).map_err(|e| usage(format!("{}: {e}", path.shown())))?;
         // Of a path that is not there yet, the part that is.
         let real = path.ancestors().find_map(|part| part.canonicalize().ok());
         if real.is_some_and(|real| real.starts_with(mountpoint)) {

@@ -24,6 +24,7 @@ use crate::secret::SecretString;
 use crate::server::error::ServeError;
 use crate::server::store::sqlite::schema::APPLICATION_ID;
 use crate::sys::files;
+use crate::sys::files::ownership::by_descriptor;
 use crate::sys::files::{Opened, Unfit};
 
 /// What a start opens or trusts, if it is there.
@@ -98,8 +99,9 @@ impl DataDir {
 
     /// A directory of ours for a vault, open so that what was checked is what is tightened.
     fn checked(path: &Path) -> Result<(Self, File, fs::Metadata), ServeError> {
-        let path = fs::canonicalize(path).map_err(ServeError::io("cannot open directory", path))?;
-        let dir = File::open(&path).map_err(ServeError::io("cannot open directory", &path))?;
+        let (dir, path) =
+            files::directory(path).map_err(|e| ServeError::io("cannot open directory", path)(e.into()))?;
+        let dir = File::open(by_descriptor(&dir)).map_err(ServeError::io("cannot open directory", &path))?;
         let meta = dir.metadata().map_err(ServeError::io("cannot open directory", &path))?;
         if meta.uid() != geteuid().as_raw() {
             return Err(ServeError::ForeignDirectory { path, owner: meta.uid() });

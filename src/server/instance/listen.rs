@@ -27,6 +27,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::server::instance::admission::{Admission, Origin, Seat};
+use crate::sys::files;
 
 /// How long a connection may stay between two requests. Longer than clients keep idle connections
 /// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just going.
@@ -187,7 +188,8 @@ async fn accept_shared(shared: Option<&UnixListener>) -> io::Result<(UnixStream,
 
 /// Makes a socket that others may open: those of `group`, or everybody. One that nobody listens on is replaced.
 pub fn share(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
-    use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    files::check_way(path)?;
     if let Ok(meta) = std::fs::symlink_metadata(path) {
         let is_ours = meta.file_type().is_socket() && meta.uid() == geteuid().as_raw();
         if !is_ours || std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -197,9 +199,8 @@ pub fn share(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(path)?;
     // Closed to others (umask 077) until it has its group.
-    nix::unistd::chown(path, None, group.map(nix::unistd::Gid::from_raw))?;
     let mode = if group.is_some() { 0o660 } else { 0o666 };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    files::let_in(path, group.map(nix::unistd::Gid::from_raw), mode)?;
     Ok(listener)
 }
 

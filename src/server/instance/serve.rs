@@ -242,7 +242,7 @@ pub(in crate::server) fn known_master_key(
 
 fn credential() -> Option<PathBuf> {
     let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(MASTER_KEY_CREDENTIAL);
-    path.exists().then_some(path)
+    files::metadata(&path, None).is_ok().then_some(path)
 }
 
 fn master_in(

@@ -4,6 +4,7 @@
 use crate::cli::args::connect::{ConnectArgs, ConnectSpec, Endpoint, absolute, bad_key, usage};
 use crate::cli::exit::{Exit, Failure};
 use crate::display::Shown;
+use crate::sys::files;
 use crate::vault::client::api_key;
 use crate::vault::client::api_key::KeyError;
 use crate::vault::client::tls::TlsFiles;
@@ -15,15 +16,15 @@ impl ConnectArgs {
         let spec = self.spec()?;
         tls_files(&spec)?.check()?;
         match (&spec.endpoint, &self.api_key_file) {
-            (Endpoint::Embedded(dir), _) if dir.exists() && !dir.is_dir() => {
+            (Endpoint::Embedded(dir), _) if files::metadata(dir, None).is_ok_and(|meta| !meta.is_dir()) => {
                 Err(usage(format!("--embedded={} is no directory: choose another place", dir.shown())))
             }
             (Endpoint::Embedded(_), _) => Ok(()),
             (Endpoint::Url(_), Some(file)) => {
                 let file = absolute(file)?;
-                let pipe = |file: &std::path::Path| file.exists() && !file.is_dir() && !file.is_file();
+                let meta = files::metadata(&file, self.also);
                 // Each mount reads it anew, which a pipe gives only once.
-                let key = if pipe(&file) {
+                let key = if meta.is_ok_and(|meta| !meta.is_dir() && !meta.is_file()) {
                     Err(KeyError::NotAFile(file.clone()))
                 } else {
                     api_key::read_key_file(&file, self.also)

@@ -1,7 +1,8 @@
 //! The machine: what a mount needs, and what would find secrets that are in one.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::cli::commands::doctor::containers::{containers, volumes};
@@ -32,6 +33,9 @@ const CRAWLERS: [(&str, &str, &str); 6] = [
     ),
 ];
 
+/// More than that is read of no file below `--root`.
+const LONGEST: u64 = 1 << 20;
+
 /// A machine, seen through its files.
 pub struct Machine {
     root: PathBuf,
@@ -52,7 +56,11 @@ impl Machine {
     }
 
     pub(super) fn text(&self, path: &str) -> Option<String> {
-        fs::read_to_string(self.path(path)).ok()
+        let mut text = String::new();
+        let file =
+            fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(self.path(path)).ok()?;
+        let is_file = file.metadata().is_ok_and(|meta| meta.is_file());
+        (is_file && file.take(LONGEST).read_to_string(&mut text).is_ok()).then_some(text)
     }
 
     pub(super) fn has(&self, path: &str) -> bool {
@@ -91,7 +99,8 @@ fn device(machine: &Machine) -> Finding {
     if machine.here && !meta.file_type().is_char_device() {
         return Finding::problem("device", "/dev/fuse is not a device", "remove it, then `modprobe fuse`");
     }
-    match fs::OpenOptions::new().read(true).write(true).open(&path) {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    match fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path) {
         Ok(_) => Finding::ok("device", "/dev/fuse can be opened"),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
             Finding::problem("device", format!("/dev/fuse cannot be opened: {e}"), missing)

@@ -20,6 +20,7 @@ use crate::cli::output;
 use crate::cli::output::Lines;
 
 use crate::display::Shown;
+use crate::sys::files;
 
 /// Look for what would get in the way of a mount, and say how to mend it
 #[derive(Debug, clap::Args)]
@@ -84,7 +85,7 @@ impl Finding {
 
 /// Runs the command.
 pub fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    if !args.root.is_dir() {
+    if files::check_way(&args.root).is_err() || !args.root.is_dir() {
         let sentence = format!("--root {}: there is no such directory", args.root.shown());
         return Err(Failure::new(Exit::Usage, sentence).into());
     }
