@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{DeviceForAll, Mount, Place, Ran, is_mounted, mount_lines, open_to_all, run, until};
+use nix::mount::MntFlags;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
 use serde_json::{Value, json};
 use vaultfs::sys::mountpoint::permits_allow_other;
@@ -86,13 +87,23 @@ impl Drop for Other {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        for mnt in mounts_below(self.place.dir.path()).into_iter().rev() {
-            let _ = Command::new("umount").arg("-l").arg(mnt).status();
+        let run = PathBuf::from(format!("/tmp/vaultfs-{}", self.uid));
+        // Also on records in it.
+        for mnt in mounts_below(self.place.dir.path()).into_iter().chain(mounts_below(&run)).rev() {
+            let _ = nix::mount::umount2(Path::new(&mnt), MntFlags::MNT_DETACH);
         }
-        let _ = Command::new("umount").arg("-lq").arg(odd_name(self.path())).status();
-        let _ = Command::new("umount").arg("-lq").arg(format!("/tmp/vaultfs-{}", self.uid)).status();
-        let _ = fs::remove_dir_all(format!("/tmp/vaultfs-{}", self.uid));
+        let _ = nix::mount::umount2(&odd_name(self.path()), MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir_all(run);
     }
+}
+
+/// All cases at a time: what they wait for are time limits of the commands.
+fn each<T: Send>(cases: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(|| check(case));
+        }
+    });
 }
 
 fn mounts_below(dir: &Path) -> Vec<String> {
@@ -286,13 +297,13 @@ fn no_signal_goes_to_a_number_in_a_file() {
     let place = Place::new();
     let mut victim = Victim::new(&place);
     let pid = u64::from(victim.0.id());
-    for number in [pid, 0, 1, 0x7fff_ffff, u64::from(std::process::id()), 0xffff_ffff] {
+    each([pid, 0, 1, 0x7fff_ffff, u64::from(std::process::id()), 0xffff_ffff], |number| {
         let other =
             Other::with(json!({"pid": number, "socket": if number == pid { "silent" } else { "full" }}));
         let ran = other.root(&["unmount", "--force", other.path()]);
-        victim.assert_lives();
         assert!(!is_mounted(&other.mnt), "{number}: {ran:?}");
-    }
+    });
+    victim.assert_lives();
 }
 
 #[test]
@@ -338,14 +349,14 @@ fn a_link_to_roots_socket_leads_nowhere() {
     assert!(Path::new(&socket).exists());
     let whole: [&[&str]; 5] =
         [&["status"], &["pending"], &["upgrade"], &["unmount"], &["unmount", "--force"]];
-    for command in whole {
+    each(whole, |command| {
         let other = Other::with(json!({"socket": socket}));
         let ran = other.root(&[command, &[other.path()]].concat());
         assert_ne!(ran.code, Some(0), "{command:?}: {ran:?}");
         assert!(!ran.out.contains("answers,"), "{ran:?}");
         assert!(is_mounted(mount.mnt()), "{command:?} ended root's mount");
         assert_eq!(mount.status()["worker_pid"], status["worker_pid"], "{command:?}");
-    }
+    });
     fs::write(mount.path("f"), "1").unwrap();
     mount.unmount();
 }
@@ -353,29 +364,28 @@ fn a_link_to_roots_socket_leads_nowhere() {
 #[test]
 fn a_socket_that_does_not_answer_holds_nobody_up() {
     let Some(_turn) = turn() else { return };
-    for manner in ["drips", "floods", "silent", "full"] {
-        let other = Other::with(json!({"socket": manner}));
-        let commands = match manner {
-            "drips" => [&["status"][..], &["upgrade", other.path()]],
-            "floods" => [&["status"][..], &["pending", other.path()]],
-            "full" => [&["doctor"][..], &["pending", other.path()]],
-            _ => [&["status", other.path()][..], &["unmount", other.path()]],
-        };
-        for command in commands {
-            let ran = other.root(command);
-            assert_ne!(ran.code, Some(0), "{manner}, {command:?}: {ran:?}");
-        }
-    }
+    let others = ["drips", "floods", "silent", "full"].map(|manner| Other::with(json!({"socket": manner})));
+    each(&others, |other| {
+        each([&["status"][..], &["pending"], &["upgrade"], &["unmount"]], |command| {
+            let ran = other.root(&[command, &[other.path()]].concat());
+            assert_ne!(ran.code, Some(0), "{command:?}: {ran:?}");
+        });
+    });
+    // All of them are asked, each user for some seconds.
+    each(["status", "doctor"], |command| {
+        let ran = others[0].root(&[command]);
+        assert!(ran.code != Some(0) && others.iter().all(|other| ran.out.contains(other.path())), "{ran:?}");
+    });
 }
 
 #[test]
 fn a_mount_point_that_is_no_text_is_shown_as_well_as_it_can_be() {
     let Some(_turn) = turn() else { return };
     let other = Other::with(json!({"socket": "full", "odd name": true}));
-    for command in [&["status"][..], &["status", "--json"], &["doctor"]] {
+    each([&["status"][..], &["status", "--json"], &["doctor"]], |command| {
         let ran = other.root(command);
         assert!(ran.out.matches(other.path()).count() >= 2, "{command:?}: {ran:?}");
-    }
+    });
 }
 
 #[test]
@@ -392,6 +402,11 @@ fn a_file_system_of_another_user_is_not_asked_for_files() {
     fs::write(&key, "sk_x").unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let url = ["--api-url", "http://127.0.0.1:1", "--api-key-file", key.to_str().unwrap()];
+    // Nor is anything mounted there, which could not be removed without asking.
+    for path in [inside.clone(), other.path().to_owned() + "/..", link.to_str().unwrap().to_owned() + "/x"] {
+        let ran = other.root(&["mount", &other.place.embedded(), &path]);
+        assert!(ran.fails(1).contains(&format!("another user (uid {}) serves", other.uid)), "{path}");
+    }
     for path in [inside.as_str(), link.to_str().unwrap()] {
         let ran = other.root(&["ls", "--api-url", url[1], "--api-key-file", path]);
         assert!(ran.fails(3).contains("serves, and is not asked"), "{path}");
@@ -422,6 +437,140 @@ fn a_file_system_of_another_user_is_not_asked_for_files() {
     }
 }
 
+/// A file system of user 1, who does not answer; others are let in.
+struct Silent(PathBuf, Option<fs::File>);
+
+impl Silent {
+    fn at(path: PathBuf) -> Self {
+        let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let data = format!("fd={},rootmode=40000,user_id=1,group_id=1,allow_other", device.as_raw_fd());
+        let flags = nix::mount::MsFlags::MS_NOSUID;
+        nix::mount::mount(Some("x"), &path, Some("fuse"), flags, Some(&*data)).unwrap();
+        Self(path, Some(device))
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        // Whoever waits for it is let go.
+        self.1 = None;
+        let _ = nix::mount::umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn no_variable_and_no_option_leads_into_a_file_system_of_another_user() {
+    let Some(_turn) = turn() else { return };
+    let place = Place::new();
+    let at = |name: &str| place.dir.path().join(name);
+    let text = |name: &str| at(name).to_str().unwrap().to_owned();
+    for name in ["theirs", "free"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    let _theirs = Silent::at(at("theirs"));
+    symlink(at("theirs"), at("link")).unwrap();
+    std::os::unix::fs::lchown(at("link"), Some(1), Some(1)).unwrap();
+    let run = |command: &mut Command| {
+        let begun = Instant::now();
+        let ran = run(command);
+        assert!(begun.elapsed() < ENDS && ran.code.is_some(), "{command:?}: {ran:?}");
+        ran
+    };
+    let data = format!("--embedded={}", text("own"));
+    let (free, served, socket, state) = (text("free"), text("served"), text("socket"), text("state"));
+    for way in ["theirs", "link"] {
+        let inside = text(way) + "/x";
+        let embedded = format!("--embedded={inside}");
+        let refused = [
+            &["ls", &embedded][..],
+            &["mount", &embedded, &free],
+            &["mount", &data, &inside],
+            &["mount", &data, "--audit", &inside, &free],
+            &["mount", &data, "--log", &inside, &free],
+            &["doctor", "--root", &inside],
+            &["serve", "--data", &inside],
+            &["serve", "--data", &served, "--socket", &inside],
+            &["volume-plugin", "--socket", &inside, "--state", &state],
+            &["volume-plugin", "--socket", &socket, "--state", &inside],
+        ];
+        each(refused, |words| assert_ne!(run(&mut place.vaultfs(words)).code, Some(0), "{words:?}"));
+        let variables = [
+            "HOME",
+            "XDG_STATE_HOME",
+            "XDG_DATA_HOME",
+            "XDG_CONFIG_HOME",
+            "XDG_RUNTIME_DIR",
+            "TMPDIR",
+            "STATE_DIRECTORY",
+            "CREDENTIALS_DIRECTORY",
+        ];
+        for variable in variables {
+            // Nothing but that variable says where.
+            let led = |command: &mut Command| {
+                if variable == "HOME" {
+                    command.env_remove("XDG_STATE_HOME").env_remove("XDG_DATA_HOME");
+                }
+                run(command.env(variable, at(way)))
+            };
+            each(["ls", "status", "pending", "doctor", "upgrade"], |word| {
+                drop(led(&mut place.vaultfs([word])))
+            });
+            led(&mut place.vaultfs(["ls", "--embedded"]));
+            if led(&mut place.mount_command(&[])).code == Some(0) {
+                run(place.vaultfs(["unmount"]).arg(&place.mnt)).ok();
+            }
+            assert!(!is_mounted(&place.mnt), "{variable}");
+        }
+    }
+}
+
+#[test]
+fn where_root_has_no_number_its_links_are_known_by_where_they_are() {
+    let Some(_turn) = turn() else { return };
+    let place = Place::new();
+    open_to_all(place.dir.path());
+    let (uid, at) = (USERS[1], |name: &str| place.dir.path().join(name));
+    for (dir, mode) in [("closed", 0o755), ("sticky", 0o1777)] {
+        fs::create_dir(at(dir)).unwrap();
+        fs::set_permissions(at(dir), fs::Permissions::from_mode(mode)).unwrap();
+        for (link, owner) in [("roots", 0), ("own", uid), ("theirs", USERS[0])] {
+            let link = at(dir).join(link);
+            symlink(at("key"), &link).unwrap();
+            std::os::unix::fs::lchown(&link, Some(owner), Some(owner)).unwrap();
+        }
+    }
+    fs::write(at("key"), "sk_x\n").unwrap();
+    fs::set_permissions(at("key"), fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(at("key"), Some(uid), Some(uid)).unwrap();
+    let inside = |program: &str, args: &[&str]| {
+        let mut command = Command::new("unshare");
+        place.isolate(&mut command);
+        command
+            .args(["--user", &format!("--map-user={uid}"), &format!("--map-group={uid}"), program])
+            .args(args);
+        run(command.uid(uid).gid(uid).current_dir("/"))
+    };
+    if inside("true", &[]).code != Some(0) {
+        eprintln!("SKIPPED: this machine gives no user namespaces to ordinary users");
+        return;
+    }
+    // Who else made it cannot be told there: only that nobody else could.
+    for (link, is_followed) in [
+        ("closed/roots", true),
+        ("closed/own", true),
+        ("sticky/own", true),
+        ("sticky/roots", false),
+        ("sticky/theirs", false),
+    ] {
+        let link = at(link);
+        let args = ["ls", "--api-url", "http://127.0.0.1:1", "--api-key-file", link.to_str().unwrap()];
+        let ran = inside(common::VAULTFS, &args);
+        let code = if is_followed { 4 } else { 3 };
+        let said = ran.fails(code);
+        assert!(is_followed || said.contains("is a link that belongs to"), "{said}");
+    }
+}
+
 #[test]
 fn many_mounts_of_one_user_take_the_time_of_one() {
     let Some(_turn) = turn() else { return };
@@ -437,16 +586,20 @@ fn nothing_in_place_of_a_record_is_waited_for_or_followed() {
     let secret = tempfile::NamedTempFile::new().unwrap();
     let record = json!({"mountpoint": "/x", "keeper_pid": 1, "spec": null, "broken": "of root alone"});
     fs::write(&secret, record.to_string()).unwrap();
-    for instead in ["fifo", "vast", "mount", "/dev/zero", secret.path().to_str().unwrap()] {
-        let other = Other::with(json!({"record": instead, "socket": "silent"}));
-        for command in [&["status"][..], &["pending", other.path()]] {
+    let instead = ["fifo", "vast", "mount", "/dev/zero", secret.path().to_str().unwrap()];
+    let others = instead.map(|instead| Other::with(json!({"record": instead, "socket": "silent"})));
+    let ran = others[0].root(&["status"]);
+    assert!(ran.code != Some(0) && !ran.out.contains("of root alone"), "{ran:?}");
+    each(&others, |other| {
+        for command in [&["status", other.path()], &["pending", other.path()]] {
             let ran = other.root(command);
-            assert_ne!(ran.code, Some(0), "{instead}, {command:?}: {ran:?}");
+            assert_ne!(ran.code, Some(0), "{command:?}: {ran:?}");
             assert!(!ran.out.contains("of root alone"), "{ran:?}");
         }
         other.root(&["unmount", "--force", other.path()]).ok();
-        assert!(!is_mounted(&other.mnt), "{instead}");
-    }
+        assert!(!is_mounted(&other.mnt), "{}", other.path());
+    });
+    drop(others);
     let other = Other::with(json!({"directory": "mount"}));
     assert_eq!(other.root(&["status"]).code, Some(1));
     // Also where root is led to the other user's directory.
@@ -470,7 +623,7 @@ fn what_another_user_answers_is_shown_and_not_believed() {
         json!({"status": {"fs": {"unsaved": [
             {"name": "a", "path": "../../../../etc/shadow", "size": 1, "error": null, "conflict": false}]}}}),
     ];
-    for answer in answers {
+    each(answers, |answer| {
         let other = Other::with(json!({"socket": answer.to_string(), "mountpoint": "/elsewhere"}));
         for command in [
             &["status", other.path()][..],
@@ -485,7 +638,7 @@ fn what_another_user_answers_is_shown_and_not_believed() {
             assert!(!ran.out.contains("root:"), "{ran:?}");
         }
         other.root(&["unmount", other.path()]);
-    }
+    });
 }
 
 #[test]
