@@ -239,6 +239,35 @@ fn an_ordinary_user_mounts_while_a_link_of_anothers_comes_and_goes() {
     eprintln!("mounted {mounted} times of 20");
 }
 
+#[test]
+fn a_mount_whose_directory_was_moved_ends_where_it_is() {
+    if skip() {
+        return;
+    }
+    let user = User::new();
+    let mut by_root = user.place.vaultfs(["mount", &user.place.embedded()]);
+    by_root.arg(user.root.join("roots/mnt"));
+    for (name, mut mount) in [("roots", by_root), ("theirs", user.mount_at("theirs/mnt"))] {
+        let dir = user.root.join(name);
+        fs::create_dir_all(dir.join("mnt")).unwrap();
+        for dir in [&dir, &dir.join("mnt")] {
+            chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        run(&mut mount).ok();
+        // Whoever owns the directory above can do that.
+        let moved = user.root.join("moved").join(name);
+        fs::create_dir_all(moved.parent().unwrap()).unwrap();
+        fs::rename(&dir, &moved).unwrap();
+        symlink("victim", &dir).unwrap();
+        let status = run(user.place.vaultfs(["status", "--json"]).arg(moved.join("mnt"))).ok();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let keeper = status[0]["keeper_pid"].as_i64().unwrap() as i32;
+        common::signal(keeper, nix::sys::signal::Signal::SIGTERM);
+        until("it is unmounted", || mounts_below(&user.root).is_empty());
+        until("its processes are gone", || common::processes_of(&user.root).is_empty());
+    }
+}
+
 /// Id and device number of what is mounted there.
 fn numbers(mnt: &Path) -> [String; 2] {
     let line = mount_lines(mnt).pop().unwrap();

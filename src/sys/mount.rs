@@ -63,6 +63,8 @@ impl KernelOptions {
 pub struct Mounted {
     /// /dev/fuse, connected to the mount.
     pub device: File,
+    /// The mount's id: where the mount is says the mount table.
+    pub id: u64,
     /// The mount's device number.
     pub dev: Dev,
     /// The kernel's INIT request, as it came.
@@ -86,10 +88,10 @@ pub fn mount(target: &Target, options: &KernelOptions, way: Way) -> io::Result<M
     if way == Way::Detached && nix::unistd::geteuid().is_root() {
         match make_detached(options) {
             Ok((device, detached)) => {
-                let dev = Dev::of(detached.as_fd())?;
+                let (id, dev) = (mount_id(detached.as_fd())?, Dev::of(detached.as_fd())?);
                 let init = Init::read(&device)?;
                 failpoint::point("detached");
-                return Ok(Mounted { device, dev, init, detached: Some(detached) });
+                return Ok(Mounted { device, id, dev, init, detached: Some(detached) });
             }
             // The older call says what is wrong, if it is not only this one that is missing.
             Err(e) => tracing::debug!("no detached mount: {e}"),
@@ -123,9 +125,7 @@ impl Mounted {
         }
         failpoint::point("attached");
         let parent = dead.as_ref().map_or(target.mount_id(), |dead| dead.parent);
-        let id = mount_id(detached.as_fd()).map_err(AttachError::Failed)?;
-        let checked = mount_table::table().and_then(|table| {
-            let entry = table.into_iter().find(|entry| entry.id == id);
+        let checked = mount_table::find(self.id, self.dev).and_then(|entry| {
             check_place(entry.as_ref(), target.path(), parent)?;
             dead.map_or(Ok(()), |_| unmount::detach_opened(target.directory()))
         });
@@ -200,9 +200,9 @@ fn mount_at_once(target: &Target, options: &KernelOptions, before: &[Entry]) -> 
     let entry = if made.len() == 1 { made.pop() } else { None };
     target.check_in_place()?;
     check_place(entry.as_ref(), target.path(), target.mount_id())?;
-    let dev = entry.map(|entry| entry.dev).ok_or_else(elsewhere)?;
+    let Entry { id, dev, .. } = entry.ok_or_else(elsewhere)?;
     let init = Init::read(&device)?;
-    Ok(Mounted { device, dev, init, detached: None })
+    Ok(Mounted { device, id, dev, init, detached: None })
 }
 
 /// MS_NOSYMFOLLOW, from Linux 5.10 on; before that the bit means nothing.
@@ -260,13 +260,10 @@ fn new_since(before: &[Entry]) -> io::Result<Vec<Entry>> {
     Ok(mount_table::table()?.into_iter().filter(is_new).collect())
 }
 
-/// How often a mount is looked for that somebody keeps moving.
-const TRIES: u32 = 100;
-
 /// Removes what [`mount_at_once`] left. Its device is closed, so that it is dead; what others made meanwhile is not.
 fn remove_new(before: &[Entry]) {
-    for _ in 0..TRIES {
-        let left = new_since(before).unwrap_or_default();
+    for _ in 0..unmount::TRIES {
+        let Ok(left) = new_since(before) else { continue };
         let mut moved = false;
         for entry in left {
             match probe::stat(&entry.mountpoint, Duration::from_secs(5)) {

@@ -125,6 +125,11 @@ pub fn top_at(mountpoint: &Path) -> io::Result<Option<Entry>> {
     Ok(table()?.into_iter().rfind(|e| e.mountpoint == mountpoint))
 }
 
+/// The mount with this id and device number, wherever it is by now: whoever may rename its directory moves it.
+pub fn find(id: u64, dev: Dev) -> io::Result<Option<Entry>> {
+    Ok(table()?.into_iter().find(|entry| entry.id == id && entry.dev == dev))
+}
+
 /// Where the directory is that a descriptor is open on, as this process sees it now.
 pub fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     std::fs::read_link(by_descriptor(fd))

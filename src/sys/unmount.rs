@@ -62,14 +62,28 @@ pub fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(umount2(&by_descriptor(root), MntFlags::MNT_DETACH)?)
 }
 
-/// Unmounts, lazily if it is in use. `Ok(true)` if it is gone at once.
-pub fn unmount_or_detach(mountpoint: &Path, dev: Dev) -> io::Result<bool> {
-    match unmount(mountpoint, dev, Mode::Plain) {
-        Ok(_) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-            unmount(mountpoint, dev, Mode::Lazy).map(|_| false)
+/// How often a mount is looked for that somebody keeps moving.
+pub const TRIES: u32 = 100;
+
+/// Unmounts the mount `id`, wherever it is by now. `Ok(false)` if it is there still: another mount covers it, or somebody
+/// keeps moving it.
+pub fn unmount_moved(id: u64, dev: Dev, mode: Mode) -> io::Result<bool> {
+    let mut failed = None;
+    for _ in 0..TRIES {
+        let Some(mount) = mount_table::find(id, dev)? else { return Ok(true) };
+        match unmount(&mount.mountpoint, dev, mode) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(e),
+            result => failed = result.err(),
         }
-        Err(e) => Err(e),
+    }
+    failed.map_or(Ok(false), Err)
+}
+
+/// The same, lazily if it is in use: then it is `Ok(false)`, too.
+pub fn unmount_or_detach(id: u64, dev: Dev) -> io::Result<bool> {
+    match unmount_moved(id, dev, Mode::Plain) {
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => unmount_moved(id, dev, Mode::Lazy).map(|_| false),
+        result => result,
     }
 }
 

@@ -306,6 +306,8 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         Ok(_) => {}
         Err(failure) => {
             let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+            // Where it is not where it was to be, it is nowhere when that is said.
+            let _ = child.wait();
             return Err(failure.into());
         }
     }

@@ -389,8 +389,11 @@ impl Keeper {
         self.mounted.as_ref().is_some_and(|mounted| fuse_device::is_connected(&mounted.device))
     }
 
-    fn is_mounted(&self, dev: Dev) -> bool {
-        mount_table::is_mounted(self.mountpoint(), dev)
+    /// Whether this mount namespace has it, wherever.
+    fn is_mounted(&self) -> bool {
+        let is_there =
+            |mounted: &Mounted| mount_table::find(mounted.id, mounted.dev).is_ok_and(|at| at.is_some());
+        self.mounted.as_ref().is_some_and(is_there)
     }
 
     fn tell(&self, message: &ToWorker) {

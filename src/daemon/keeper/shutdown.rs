@@ -14,8 +14,8 @@ use crate::daemon::worker::reason;
 use crate::display::Shown;
 use crate::fs::{Unsaved, unsaved_from_journal};
 use crate::sys::mount::Mounted;
+use crate::sys::unmount;
 use crate::sys::unmount::Mode;
-use crate::sys::{mount_table, unmount};
 
 impl Keeper {
     /// A worker that does not do what the end needs is killed, for another one to do it. False if that was tried.
@@ -42,8 +42,8 @@ impl Keeper {
         let Some(mounted) = &self.mounted else { return self.end_worker() };
         let config = &self.spawn_config.config;
         let mountpoint = &config.mountpoint;
-        match unmount::unmount_or_detach(mountpoint, mounted.dev) {
-            Ok(_) if self.is_mounted(mounted.dev) => {
+        match unmount::unmount_or_detach(mounted.id, mounted.dev) {
+            Ok(_) if self.is_mounted() => {
                 tracing::error!("another mount covers {}: it is left in place", mountpoint.shown());
                 self.end_worker();
             }
@@ -103,16 +103,13 @@ impl Keeper {
     /// Lets go of the connection and removes the mount, if it is still there and still ours.
     pub(super) fn abandon(&mut self) {
         // The descriptor first: from here on every request fails at once, so that unmounting cannot wait for one.
-        let Some(Mounted { device, dev, .. }) = self.mounted.take() else { return };
+        let Some(Mounted { device, id, dev, .. }) = self.mounted.take() else { return };
         drop(device);
         self.helper = None;
         let mountpoint = self.mountpoint();
-        match unmount::unmount(mountpoint, dev, Mode::Lazy) {
+        match unmount::unmount_moved(id, dev, Mode::Lazy) {
             Ok(true) => tracing::info!("unmounted"),
-            Ok(false) if mount_table::is_mounted(mountpoint, dev) => {
-                tracing::error!("another mount covers {}: it is left in place", mountpoint.shown());
-            }
-            Ok(false) => {}
+            Ok(false) => tracing::error!("another mount covers {}: it is left in place", mountpoint.shown()),
             Err(e) => tracing::error!("{} cannot be unmounted: {e}", mountpoint.shown()),
         }
         self.directory.leave(dev, std::process::id());

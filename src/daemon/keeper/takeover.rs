@@ -218,7 +218,7 @@ impl Keeper {
         };
         self.worker = Some(worker);
         self.connect(None)?;
-        if anew && self.dev().is_some_and(|dev| self.is_mounted(dev)) {
+        if anew && self.is_mounted() {
             self.remount()?;
         }
         self.hand_mount(None)
