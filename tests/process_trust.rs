@@ -476,15 +476,18 @@ fn no_variable_and_no_option_leads_into_a_file_system_of_another_user() {
         assert!(begun.elapsed() < ENDS && ran.code.is_some(), "{command:?}: {ran:?}");
         ran
     };
-    let data = format!("--embedded={}", text("own"));
+    let (data, key) = (format!("--embedded={}", text("own")), text("key"));
+    fs::write(&key, "sk_x").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let (free, served, socket, state) = (text("free"), text("served"), text("socket"), text("state"));
     for way in ["theirs", "link"] {
         let inside = text(way) + "/x";
-        let embedded = format!("--embedded={inside}");
+        let (embedded, unix) = (format!("--embedded={inside}"), format!("unix:{inside}"));
         let refused = [
             &["ls", &embedded][..],
             &["mount", &embedded, &free],
             &["mount", &data, &inside],
+            &["ls", "--api-url", &unix, "--api-key-file", &key],
             &["mount", &data, "--audit", &inside, &free],
             &["mount", &data, "--log", &inside, &free],
             &["doctor", "--root", &inside],

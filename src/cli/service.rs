@@ -25,6 +25,7 @@ use crate::cli::commands::status;
 use crate::display;
 use crate::display::Shown;
 use crate::fs::Status;
+use crate::sys::files::check_way;
 use crate::sys::probe;
 use crate::sys::probe::ProbeError;
 use crate::sys::stdio;
@@ -138,7 +139,7 @@ pub fn tell(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&name),
+        None => check_way(name.as_ref()).and_then(|()| SocketAddr::from_pathname(&name)),
     };
     // A manager that does not read must not stop us from passing on its signals.
     let sent = address.and_then(|address| {

@@ -34,6 +34,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::display::Shown;
+use crate::sys::files::check_way;
 use crate::vault::client::api_key::ApiKey;
 use crate::vault::client::budget::{ASSUMED_LIMIT, Budget};
 use crate::vault::client::checked::CheckedVault;
@@ -144,6 +145,7 @@ fn client(
         .pool_max_idle_per_host(IDLE_CONNECTIONS);
     let (direct, tls) = match target {
         Target::Socket(path) => {
+            check_way(path).map_err(|e| broken(&path.shown().to_string(), &e))?;
             builder = builder.unix_socket(path.as_path());
             (true, false)
         }
