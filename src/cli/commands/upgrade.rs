@@ -94,7 +94,8 @@ fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> 
 }
 
 fn ask(mount: &LiveMount, program: &std::path::Path, end: Instant) -> Result<Asked, Failure> {
-    let before = worker(mount, end)?;
+    // Another user's is waited for no longer than for any answer of that user's.
+    let before = worker(mount, if mount.is_own() { end } else { Instant::now() + ANSWER })?;
     let asked = mount.connect(ANSWER).and_then(|mut client| {
         client.send(&Request::Upgrade { program: program.to_owned() }).map(|()| client)
     });
