@@ -7,7 +7,7 @@
 //! 3. A directory is followed whoever owns it or may write in it. A user who may rename there can put other directories
 //!    in its place, but only such as that user may rename, and whoever uses their names depends on that user anyway.
 //! 4. No link can be mounted on, and an automount that waits at the mount point is not triggered: it is what is mounted on.
-//! 5. Nothing is looked up in what another user serves by FUSE ([`Walk`]), and a mount within it is refused: it could not be
+//! 5. Nothing is looked up in what another user serves by FUSE ([`Route`]), and a mount within it is refused: it could not be
 //!    removed without asking that user. What is mounted at the path's end is not looked into here.
 //! 6. Walking may hang: it is done in a child process ([`crate::sys::probe`]).
 
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::files::Unfit;
 use crate::sys::files::ownership::mount_id;
-use crate::sys::files::walk::Walk;
+use crate::sys::files::walk::Route;
 use crate::sys::mount_table;
 
 /// Where a mount is to be made.
@@ -109,7 +109,7 @@ impl From<io::Error> for WalkError {
 
 /// Opens what `path` leads to, for a [`Target`], with its path without links: where the names led.
 pub fn walk(path: &Path) -> Result<(PathBuf, OwnedFd), WalkError> {
-    let mut walk = Walk::along(path, None)?;
+    let mut walk = Route::along(path, None)?;
     while let Some((name, last)) = walk.next()? {
         let next = step(walk.dir.as_fd(), &name, last)?;
         // Asks nobody where it is no link, even of a dead mount.

@@ -274,7 +274,7 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> R
     };
     let needed = [data, spec.key_file.as_ref(), spec.ca_file.as_ref(), audit];
     for path in needed.into_iter().flatten() {
-        files::check_way(path).map_err(|e| usage(format!("{}: {e}", path.shown())))?;
+        files::check_way(path).map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", path.shown())))?;
         // Of a path that is not there yet, the part that is.
         let real = path.ancestors().find_map(|part| part.canonicalize().ok());
         if real.is_some_and(|real| real.starts_with(mountpoint)) {

@@ -37,7 +37,7 @@ use zeroize::Zeroizing;
 
 use crate::display::Shown;
 use crate::sys::files::ownership::{by_descriptor, is_trusted};
-use crate::sys::files::walk::{Walk, not_of_others};
+use crate::sys::files::walk::{Route, not_of_others};
 
 /// How long a command behind a pipe may take to write.
 const WRITTEN: Duration = Duration::from_secs(10);
@@ -132,7 +132,7 @@ pub fn metadata(path: &Path, also: Option<u32>) -> Result<Metadata, Unfit> {
 
 /// A directory, found by trusted links only, and where it is, without links.
 pub fn directory(path: &Path) -> Result<(OwnedFd, PathBuf), Unfit> {
-    let mut walk = Walk::along(path, None)?;
+    let mut walk = Route::along(path, None)?;
     while let Some((name, _)) = walk.next()? {
         let (opened, found) = peek(walk.dir.as_fd(), &name)?;
         match found.st_mode & libc::S_IFMT == libc::S_IFLNK {
@@ -347,7 +347,7 @@ struct Spot {
 impl Spot {
     /// `follow`: also where the last name is a link.
     fn of(path: &Path, also: Option<u32>, follow: bool) -> Result<Self, Unfit> {
-        let mut walk = Walk::along(path, also)?;
+        let mut walk = Route::along(path, also)?;
         while let Some((name, last)) = walk.next()? {
             if last && !follow {
                 return Ok(Self { dir: walk.dir, name, is_magic: false });

@@ -20,7 +20,7 @@ const MAX_LINKS: usize = 40;
 
 /// A directory on the way, and the names that lead on from there.
 #[derive(Debug)]
-pub struct Walk {
+pub struct Route {
     /// The directory.
     pub dir: OwnedFd,
     /// Where the names led, without links.
@@ -30,7 +30,7 @@ pub struct Walk {
     also: Option<u32>,
 }
 
-impl Walk {
+impl Route {
     /// At the beginning of `path`. Links of `also` are as good as one's own.
     pub fn along(path: &Path, also: Option<u32>) -> Result<Self, Unfit> {
         let dir = start(path)?;
