@@ -110,7 +110,7 @@ impl From<io::Error> for WalkError {
 /// Opens what `path` leads to, for a [`Target`], with its path without links: where the names led.
 pub fn walk(path: &Path) -> Result<(PathBuf, OwnedFd), WalkError> {
     let mut walk = Route::along(path, None)?;
-    while let Some((name, last)) = walk.next()? {
+    while let Some((name, last)) = walk.next_name()? {
         let next = step(walk.dir.as_fd(), &name, last)?;
         // Asks nobody where it is no link, even of a dead mount.
         if readlinkat(&next, "").is_ok() {

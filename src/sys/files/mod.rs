@@ -133,7 +133,7 @@ pub fn metadata(path: &Path, also: Option<u32>) -> Result<Metadata, Unfit> {
 /// A directory, found by trusted links only, and where it is, without links.
 pub fn directory(path: &Path) -> Result<(OwnedFd, PathBuf), Unfit> {
     let mut walk = Route::along(path, None)?;
-    while let Some((name, _)) = walk.next()? {
+    while let Some((name, _)) = walk.next_name()? {
         let (opened, found) = peek(walk.dir.as_fd(), &name)?;
         match found.st_mode & libc::S_IFMT == libc::S_IFLNK {
             true => walk.follow(opened.as_fd(), &name, found.st_uid)?,
@@ -348,7 +348,7 @@ impl Spot {
     /// `follow`: also where the last name is a link.
     fn of(path: &Path, also: Option<u32>, follow: bool) -> Result<Self, Unfit> {
         let mut walk = Route::along(path, also)?;
-        while let Some((name, last)) = walk.next()? {
+        while let Some((name, last)) = walk.next_name()? {
             if last && !follow {
                 return Ok(Self { dir: walk.dir, name, is_magic: false });
             }

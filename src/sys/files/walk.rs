@@ -40,7 +40,7 @@ impl Route {
     }
 
     /// The next name, to be looked up in the directory, and whether it is the last one.
-    pub fn next(&mut self) -> Result<Option<(OsString, bool)>, Unfit> {
+    pub fn next_name(&mut self) -> Result<Option<(OsString, bool)>, Unfit> {
         let Some(name) = self.ahead.pop_front() else { return Ok(None) };
         not_of_others(self.dir.as_fd())?;
         Ok(Some((name, self.ahead.is_empty())))
