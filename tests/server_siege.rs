@@ -337,11 +337,16 @@ async fn answers_that_nobody_takes_hold_little_memory_and_shut_nobody_out() {
     assert_eq!(api.get("short").await.0, StatusCode::OK, "another key does not wait for them");
     // Each has an answer by then, and takes nothing of it.
     let answered = async {
+        let mut given = 0;
         for stream in &connections {
-            assert_eq!(stream.peek(&mut [0; 1]).await.unwrap(), 1);
+            let mut begun = [0; 12];
+            stream.peek(&mut begun).await.unwrap();
+            given += usize::from(begun == *b"HTTP/1.1 200");
         }
+        given
     };
-    tokio::time::timeout(Duration::from_secs(120), answered).await.unwrap();
+    let given = tokio::time::timeout(Duration::from_secs(120), answered).await.unwrap();
+    assert!((1..50).contains(&given), "{given} long answers are under way");
     let grown = memory(&served).saturating_sub(before) / 1024;
     assert!(grown < 64, "{grown} MiB are held");
     // The connections end, and what they held is free again for the same key.

@@ -34,6 +34,8 @@ use crate::sys::files;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// What a connection may hold of what it received and nobody has read yet: a head fits.
 const BUFFER: usize = 64 * 1024;
+/// What the system may hold of an answer that the network does not take yet. The rest stays here, where it is counted.
+const UNSENT: u32 = 64 * 1024;
 /// How long a client may take nothing of what is sent to it.
 const STALL: Duration = Duration::from_secs(30);
 /// How long a TLS handshake may take.
@@ -209,6 +211,7 @@ async fn accept_tcp(tcp: Option<&Tcp>) -> io::Result<(TcpStream, IpAddr, Option<
         Some(Tcp { listener, tls, .. }) => {
             let (stream, peer) = listener.accept().await?;
             stream.set_nodelay(true)?;
+            socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
             // An IPv4 peer of an IPv6 listener is the same machine as on an IPv4 one.
             Ok((stream, peer.ip().to_canonical(), tls.clone()))
         }
