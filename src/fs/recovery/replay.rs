@@ -31,11 +31,13 @@ use crate::vault::{Call, ObjectName};
 /// The flag in the number of a resent request.
 const AGAIN: u64 = 1 << 63;
 
-/// Minimum time of a resent request whose deadline has passed: perhaps no worker could answer.
+/// Minimum time of a resent request whose deadline has passed: perhaps no worker could answer. Given
+/// once.
 const MIN_RETRY_TIME: Duration = Duration::from_secs(1);
-/// The same after [`LATE`], which no single death explains: enough for what is known without the
-/// vault.
+/// The same once a worker had that time: enough for what is known without the vault. Otherwise
+/// deaths in short order would delay the answer without end.
 const MIN_TIME: Duration = Duration::from_millis(100);
+/// The age past its deadline at which a request counts as one that had [`MIN_RETRY_TIME`].
 const LATE: Duration = Duration::from_secs(30);
 
 /// What a request has begun to do, and what it must know of the state before.
@@ -171,7 +173,18 @@ impl FileSystem {
     fn note(&self, id: u64, crash_record: CrashRecord) {
         if self.journal.is_enabled() {
             self.crash_records().of.insert(id, crash_record);
-            self.journal.record(&Key::CrashRecord(id), &crash_record);
+            let arrived = self.arrived_for_successor(crash_record.arrived);
+            self.journal.record(&Key::CrashRecord(id), &CrashRecord { arrived, ..crash_record });
+        }
+    }
+
+    /// The arrival time that the successor reads: a request that gets [`MIN_RETRY_TIME`] from this
+    /// worker is [`LATE`] there.
+    fn arrived_for_successor(&self, arrived: u64) -> u64 {
+        let age = self.clock.since_boot().saturating_sub(Duration::from_millis(arrived));
+        match age + MIN_RETRY_TIME > self.options.timeout.max(2 * MIN_RETRY_TIME) {
+            true => arrived.saturating_sub(LATE.as_millis() as u64),
+            false => arrived,
         }
     }
 
