@@ -38,8 +38,8 @@ pub(in crate::fs) const LAST_RETRY: Duration = Duration::from_secs(60);
 /// Attempts of one commit: each of them but the first answers a change made elsewhere meanwhile.
 const ROUNDS: usize = 16;
 /// After so many that somebody else forestalled an update goes over whatever came since: checked, it could wait to its deadline
-/// for a moment in which nobody else writes. Of an unchecked one that is in doubt a dialect without old values tells hardly anything.
-const CHECKED: usize = 8;
+/// for a moment in which nobody else writes.
+const CHECKED: usize = 4;
 
 /// What made a commit necessary, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
