@@ -57,7 +57,10 @@ pub fn namespaces_with(dev: Dev) -> Vec<User> {
     let mut pids: Vec<u32> = process::all().collect();
     pids.sort_unstable();
     let device = dev.to_string();
-    let has = |table: &str| table.lines().any(|line| line.split(' ').nth(2) == Some(&*device));
+    // Its device number goes to the next file system when it ends.
+    let kind = format!(" - {} ", mount_table::FS_TYPE);
+    let is_it = |line: &str| line.split(' ').nth(2) == Some(&*device) && line.contains(&kind);
+    let has = |table: &str| table.lines().any(is_it);
     let mut seen = Vec::new();
     let mut found = Vec::new();
     for pid in pids {

@@ -141,17 +141,20 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         Err(_) if !is_here() => None,
         Err(e) => return Err(e.into()),
     };
+    // Device numbers of file systems that ended go to others at once.
+    let mut elsewhere = mount_table::table()?;
+    elsewhere.retain(|other| other.dev == entry.dev && other.id != entry.id);
     if !take_away(&entry, args.lazy)? {
         return Ok(ExitCode::SUCCESS);
     }
-    refuse_if_bound(&entry)?;
+    refuse_if_bound(&entry, &elsewhere)?;
     wait_for_end(&mount, watcher, patience)
 }
 
 /// The mount lives as long as it is mounted elsewhere, too.
-fn refuse_if_bound(entry: &Entry) -> anyhow::Result<()> {
-    let others = mount_table::table()?.into_iter().filter(|e| e.dev == entry.dev);
-    let others: Vec<_> = others.map(|e| e.mountpoint.shown().to_string()).collect();
+fn refuse_if_bound(entry: &Entry, elsewhere: &[Entry]) -> anyhow::Result<()> {
+    let others = mount_table::table()?.into_iter().filter(|other| elsewhere.contains(other));
+    let others: Vec<_> = others.map(|other| other.mountpoint.shown().to_string()).collect();
     if others.is_empty() {
         return Ok(());
     }
