@@ -245,7 +245,7 @@ async fn play(steps: &[Step]) {
                 }
                 drop(now);
                 now = driver(&root, &mounter, &boot.to_string());
-                now.settle().await;
+                now.check_mounts().await;
             }
         }
         check(&now, &mounter, &model, &root);
@@ -310,7 +310,7 @@ async fn mounts_of_one_user_are_counted_over_restarts_and_removing_what_is_gone_
         mount(&now, "v", "a", true).await.unwrap();
         drop(now);
         now = driver(dir.path(), &mounter, "0");
-        now.settle().await;
+        now.check_mounts().await;
         unmount(&now, "v", "a", true).await.unwrap();
         assert_eq!((mounts(), now.get("v").unwrap().status["users"].clone()), (1, 1.into()));
     }
