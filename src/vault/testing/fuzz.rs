@@ -27,5 +27,5 @@ where
         TestRunner::new(config.clone()).run(strategy, &check).unwrap();
         cases += u64::from(ROUND);
     }
-    println!("{what}: {cases} made-up inputs in {seconds} s");
+    crate::sys::stdio::line(format_args!("{what}: {cases} made-up inputs in {seconds} s"));
 }
