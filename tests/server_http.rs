@@ -407,7 +407,7 @@ async fn a_body_of_more_fields_than_any_route_knows_is_refused() {
         format!(r#"{{{}"name":"n{}","data":{{"value":"v"}}}}"#, fields.concat(), fields.len())
     };
     s.send("POST", "/vault/object/create", with(20)).await.ok();
-    for many in [63, 100_000] {
+    for many in [63, 2000] {
         s.send("POST", "/vault/object/create", with(many)).await.is_error(400, "invalid_request", "fields");
     }
 }
