@@ -249,7 +249,7 @@ fn hostile_options(engine: &Engine, plugin: &Plugin) {
     ] {
         let refused = engine.run(["volume", "create", "--driver", &engine.driver, "-o", option, "hostile"]);
         assert!(refused.code != Some(0) && refused.err.contains(sentence), "{option}: {refused:?}");
-        engine.run(["volume", "inspect", "hostile"]).fails(1);
+        assert_ne!(engine.run(["volume", "inspect", "hostile"]).code, Some(0), "{option}");
     }
     // A value is a value, whatever it looks like.
     let prefix = format!("prefix=app/../ --{command}");
