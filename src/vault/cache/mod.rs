@@ -104,6 +104,8 @@ struct State {
     searches: HashMap<String, (Flight<()>, Payer)>,
     /// Whether the key may list names.
     listing_right: crate::vault::cache::revocation::ListingRight,
+    /// When something else than a vault last answered to a listing, and how.
+    foreign_listing: Option<(Instant, Error)>,
     /// Names whose read was refused, by the vault or a proxy.
     refused: lru::LruCache<ObjectName, (Instant, Error)>,
     /// The check in flight whether the key is still accepted.
@@ -169,6 +171,7 @@ impl Cache {
                 streams: Vec::new(),
                 searches: HashMap::new(),
                 listing_right: crate::vault::cache::revocation::ListingRight::default(),
+                foreign_listing: None,
                 refused: lru::LruCache::new(histories),
                 doubt: None,
                 outage: None,

@@ -41,6 +41,9 @@ pub trait RevocationListener: Send + Sync {
 /// How long listing is not retried with a key that may not list names.
 pub(super) const NOT_ASKED: Duration = Duration::from_secs(60);
 
+/// For how long nothing is asked for again to which something else than a vault answered.
+pub(super) const FOREIGN: Duration = Duration::from_secs(5);
+
 /// Whether the key may list names.
 #[derive(Debug, Default)]
 pub(super) enum ListingRight {
@@ -144,8 +147,13 @@ impl RevocationDetector {
         match (answer.as_ref().err().map(|e| (e, e.kind)), about) {
             (Some((e, ErrorKind::Unauthorized)), _) => cache.revoked(e),
             (Some((e, ErrorKind::Forbidden)), About::Names) => cache.listing_refused(e),
+            (Some((e, ErrorKind::BadAnswer)), About::Names) => {
+                cache.state().foreign_listing = Some((cache.clock.now(), e.clone()));
+            }
             (None, About::Names) => {
-                cache.state().listing_right = ListingRight::Given;
+                let mut state = cache.state();
+                (state.listing_right, state.foreign_listing) = (ListingRight::Given, None);
+                drop(state);
                 cache.shown.store(true, Ordering::Release);
             }
             (Some((_, ErrorKind::Forbidden)), About::Name(name)) => cache.refused(name),
@@ -172,13 +180,16 @@ impl Cache {
         self.state().listing_right = ListingRight::Untried;
     }
 
-    /// The refusal of a listing, if it is too recent to retry.
+    /// The refusal of a listing, or what was no vault's answer to it, if it is too recent to retry.
     pub(super) fn listing_refused_before(&self) -> Option<Error> {
         let now = self.clock.now();
-        match &self.state().listing_right {
-            ListingRight::Refused(at, e) if now.saturating_duration_since(*at) < NOT_ASKED => Some(e.clone()),
-            _ => None,
-        }
+        let state = self.state();
+        let (at, e, longest) = match (&state.listing_right, &state.foreign_listing) {
+            (ListingRight::Refused(at, e), _) => (at, e, NOT_ASKED),
+            (_, Some((at, e))) => (at, e, FOREIGN.min(self.config.refresh)),
+            (_, None) => return None,
+        };
+        (now.saturating_duration_since(*at) < longest).then(|| e.clone())
     }
 
     /// The next listing is tried, whatever was answered before.

@@ -13,16 +13,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::vault::attribution;
 use crate::vault::attribution::{Attribution, Payer};
-use crate::vault::cache::revocation::NOT_ASKED;
+use crate::vault::cache::revocation::{FOREIGN, NOT_ASKED};
 use crate::vault::cache::{Cache, Found, Knowledge, Peek, Read, State, is_outage, is_refusal};
 use crate::vault::model::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
 
 /// With a stale value at hand, the longest wait for a new one.
 pub(super) const STALE_WAIT: Duration = Duration::from_secs(2);
-
-/// For how long a name is not asked for again to which something else than a vault answered.
-const FOREIGN: Duration = Duration::from_secs(5);
 
 /// Pages of a listing that are here and wait to be taken in.
 const PAGES_WAITING: usize = 4;
