@@ -30,6 +30,8 @@ pub struct Change {
     pub version: Option<VersionTag>,
     /// When that was made, where the news says so.
     pub made: Option<SystemTime>,
+    /// When the answer that shows it was asked for.
+    pub asked: Instant,
     /// What happened.
     pub kind: ChangeKind,
 }
@@ -49,12 +51,12 @@ impl State {
             if self.index.enters(item, asked) {
                 // Before all names were known nothing could be told from not knowing one.
                 let news = self.index.complete_as_listed().map(|_| ChangeKind::Created);
-                self.note_change(&item.name, item.version.clone(), item.updated_at, news);
+                self.note_change(&item.name, (item.version.clone(), item.updated_at), news, asked);
                 continue;
             }
             let news =
                 self.index.news_of(&item.name, &item.id, item.version.as_ref(), item.updated_at, asked);
-            self.note_change(&item.name, item.version.clone(), item.updated_at, news);
+            self.note_change(&item.name, (item.version.clone(), item.updated_at), news, asked);
             self.index.listed(item, asked);
         }
     }
@@ -63,14 +65,14 @@ impl State {
     pub(super) fn take_in_read(&mut self, meta: &Meta, asked: Instant) {
         let at = Some(meta.updated_at);
         let news = self.index.news_of(&meta.name, &meta.id, Some(&meta.version), at, asked);
-        self.note_change(&meta.name, Some(meta.version.clone()), at, news);
+        self.note_change(&meta.name, (Some(meta.version.clone()), at), news, asked);
         self.index.found(meta, asked);
     }
 
     /// A read that was sent at `asked` found nothing.
     pub(super) fn take_in_absence(&mut self, name: &ObjectName, asked: Instant) {
         let news = self.index.loses(name, asked).then_some(ChangeKind::Deleted);
-        self.note_change(name, None, None, news);
+        self.note_change(name, (None, None), news, asked);
         self.index.missing(name, asked);
     }
 
@@ -91,7 +93,7 @@ impl State {
             self.index.hold(&name, asked);
         }
         for name in self.index.listing_ended(asked, pages) {
-            self.note_change(&name, None, None, Some(ChangeKind::Deleted));
+            self.note_change(&name, (None, None), Some(ChangeKind::Deleted), asked);
         }
         for (name, as_of) in kept {
             self.index.hold(&name, as_of);
@@ -101,12 +103,12 @@ impl State {
     fn note_change(
         &mut self,
         name: &ObjectName,
-        version: Option<VersionTag>,
-        made: Option<SystemTime>,
+        (version, made): (Option<VersionTag>, Option<SystemTime>),
         news: Option<ChangeKind>,
+        asked: Instant,
     ) {
         if let (Some(changes), Some(kind)) = (&mut self.changes, news) {
-            changes.push(Change { name: name.clone(), version, made, kind });
+            changes.push(Change { name: name.clone(), version, made, asked, kind });
         }
     }
 }

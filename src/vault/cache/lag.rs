@@ -174,7 +174,7 @@ impl Lag {
     /// Whether this change was made here, and is remembered.
     pub fn made(&self, change: &Change) -> bool {
         if change.kind == ChangeKind::Deleted {
-            return self.removed.iter().any(|(_, name)| *name == change.name);
+            return self.removed.iter().any(|(at, name)| *at >= change.asked && *name == change.name);
         }
         let entry = self.names.get(&change.name).and_then(|id| self.entries.get(id));
         let Some(entry) = entry.filter(|entry| entry.is_ours) else { return false };
