@@ -91,6 +91,21 @@ fn docker_cp_leaves_a_volume_to_its_container() {
     }
 }
 
+/// `:U` chowns the volume to whom the container runs as, whatever it was created for.
+#[test]
+fn a_volume_that_podman_gives_to_a_user_is_theirs() {
+    if cannot() {
+        return;
+    }
+    let (engine, place) = (Engine::podman(), Place::new());
+    common::open_to_all(place.dir.path());
+    let _plugin = Plugin::listening_at(engine.plugin_socket.clone(), place, &[]);
+    engine.volume("given", &["uid=1000", "gid=1000"]);
+    let script = "echo -n x > /s/a && mkdir /s/d && echo -n y > /s/d/b && cat /s/a /s/d/b";
+    assert_eq!(engine.sh(&["--user=1001:1001", "-v", "given:/s:U"], script).ok(), "xy");
+    engine.run(["volume", "rm", "given"]).ok();
+}
+
 #[test]
 fn podman_in_a_mount_namespace_of_its_own_writes_no_secret_to_the_disk() {
     if !cannot() {

@@ -148,7 +148,7 @@ impl Cache {
 
     /// Prefetches a value. A failure is reported to the later reader.
     pub async fn fetch_ahead(self: &Arc<Self>, name: &ObjectName) {
-        if matches!(self.peek(name), Peek::Exists) {
+        if matches!(self.peek(name), Peek::Exists) && self.refused_before(name).is_none() {
             let (flight, ..) = self.read_flight(name, Priority::Background);
             drop(flight.await);
         }
