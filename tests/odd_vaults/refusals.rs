@@ -162,6 +162,32 @@ fn a_page_in_place_of_an_answer_is_one_error_for_a_while() {
 }
 
 #[test]
+fn a_page_in_place_of_an_answer_to_a_save_is_told_after_a_few_tries() {
+    for api in DIALECTS {
+        for status in [200, 403, 500] {
+            let vault = OddVault::start(Rules::default());
+            vault.holds("a", "old");
+            let mount = Client::new(&vault.url, api).mount(&["--refresh", "1h"]);
+            assert_eq!(mount.sh("cat a"), "old");
+            vault.refuse(move |asked| asked.changes().then_some((status, None, "<html>Blocked</html>")));
+            vault.take_log();
+            let begun = std::time::Instant::now();
+            let ran = mount.script("bash", "echo new > a; sync a");
+            assert!(ran.code == Some(1) && ran.err.contains("Input/output error"), "{api} {status}: {ran:?}");
+            let log = vault.take_log();
+            let sent = log.iter().filter(|line| !line.starts_with("GET")).count();
+            // At close, at fsync, and by itself once a second at the most.
+            let most = 4 * (3 + begun.elapsed().as_secs() as usize);
+            assert!(sent <= most, "{api} {status}: {sent} of {log:?}");
+            assert_eq!(mount.sh("cat a"), "new\n", "the bytes are kept");
+            vault.refuse(|_| None);
+            until("it is stored", || vault.values("a") == ["old", "new\n"]);
+            mount.unmount();
+        }
+    }
+}
+
+#[test]
 fn a_name_that_is_not_free_yet_is_waited_for() {
     for api in DIALECTS {
         let vault = OddVault::start(Rules { reserves: true, ..Rules::default() });

@@ -37,6 +37,8 @@ pub(in crate::fs) const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Attempts of one commit: each of them but the first answers a change made elsewhere meanwhile.
 const ROUNDS: usize = 16;
+/// So many attempts may be answered by a failure, as of a read; after that who waits has to hear of it.
+const FAILING: usize = 4;
 /// After so many that somebody else forestalled an update goes over whatever came since: checked, it could wait to its deadline
 /// for a moment in which nobody else writes.
 const CHECKED: usize = 4;
@@ -306,7 +308,11 @@ impl FileSystem {
                 Next::Break(_) if taken(&e) && job.exclusive => return Err(e),
                 _ => {}
             }
+            let is_failing = matches!(e.kind, ErrorKind::BadAnswer | ErrorKind::Server);
             last = Some(e);
+            if is_failing && round >= FAILING && matches!(next, Next::Continue(_)) {
+                break;
+            }
         }
         // As often as it was tried something came in between: what came last is told.
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
