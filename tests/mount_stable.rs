@@ -124,6 +124,25 @@ fn looks(mnt: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, i64, i64, u64)> {
 const TREE: &str = "set -e; mkdir -p d/e; for n in 1 2 3; do echo $n > f$n; echo $n > d/f$n; echo $n > d/e/f$n; done; \
                     touch empty; echo x >> f1; sed -i s/1/one/ d/f1; cp -a f2 d/copy; chmod 640 f3";
 
+/// `ls -i` and find(1) take the numbers of listings.
+#[test]
+fn listings_have_the_numbers_of_lookups() {
+    let mount = Mount::start();
+    mount.sh(
+        "mkdir -p d/e; for n in 1 2 3; do echo $n > f$n; echo $n > d/e/g$n; done; echo x > d/s; mkdir d/s2",
+    );
+    let mount = Mount::at(mount.unmount(), &[]);
+    let compare = "import os
+def walk(path):
+    listed = [(e.path, e.inode()) for e in os.scandir(path)]
+    for path, number in listed:
+        assert number == os.lstat(path).st_ino < 2**32 - 1, (path, number)
+    return len(listed) + sum(walk(path) for path, _ in listed if os.path.isdir(path))
+os.mkdir('made')
+print(walk('.'))";
+    assert_eq!(mount.sh(&format!("python3 -c \"{compare}\"")), "10\n");
+}
+
 #[test]
 fn numbers_and_times_are_the_same_after_unmount_and_mount() {
     let mount = Mount::start();

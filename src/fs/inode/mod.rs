@@ -368,6 +368,17 @@ impl Table {
         file
     }
 
+    /// The number of a file in listings: the one that a lookup gives it, or would.
+    pub fn listed_file(&mut self, name: &ObjectName) -> u64 {
+        self.files.get(name).copied().unwrap_or_else(|| self.fresh(What::File(name)))
+    }
+
+    /// The same of a directory.
+    pub fn listed_dir(&mut self, dir: &DirPrefix) -> u64 {
+        let dir = DirKind::Tree(dir.clone());
+        self.dir_ino(&dir).unwrap_or_else(|| self.fresh(What::Dir(&dir)))
+    }
+
     /// A file without a name, made by `make` from its number.
     pub fn add_nameless(
         &mut self,

@@ -89,7 +89,7 @@ impl FileSystem {
             if (is_own || rest == Rest::File) && table.is_hidden(name) {
                 return None;
             }
-            add(&mut entries, &table, name, text, &rest);
+            add(&mut entries, &mut table, name, text, &rest);
             match rest {
                 Rest::Dir(dir) if name.as_str().starts_with(dir.as_str()) => after(&dir),
                 Rest::Dir(_) | Rest::File => None,
@@ -102,7 +102,7 @@ impl FileSystem {
             .collect();
         for name in local {
             if let Some((text, rest)) = self.shown(&mut table, &name, under) {
-                add(&mut entries, &table, &name, text, &rest);
+                add(&mut entries, &mut table, &name, text, &rest);
             }
         }
         let made: Vec<DirPrefix> = table
@@ -113,8 +113,7 @@ impl FileSystem {
             .collect();
         for dir in made {
             if let Some((text, Rest::Dir(dir))) = name::split(dir.as_str(), under) {
-                let ino = table.dir_ino(&DirKind::Tree(dir));
-                entries.insert(text, (FileKind::Directory, ino));
+                entries.insert(text, (FileKind::Directory, Some(table.listed_dir(&dir))));
             }
         }
         entries
@@ -251,20 +250,18 @@ impl FileSystem {
 
 fn add(
     entries: &mut BTreeMap<String, (FileKind, Option<u64>)>,
-    table: &Table,
+    table: &mut Table,
     name: &ObjectName,
     text: String,
     rest: &Rest,
 ) {
     match rest {
         Rest::Dir(dir) => {
-            let ino = table.dir_ino(&DirKind::Tree(dir.clone()));
-            entries.insert(text, (FileKind::Directory, ino));
+            entries.insert(text, (FileKind::Directory, Some(table.listed_dir(dir))));
         }
         Rest::File => {
-            let file = table.file(name);
-            let kind = file.as_ref().map_or(FileKind::Regular, |file| file.kind);
-            entries.entry(text).or_insert((kind, file.map(|file| file.ino)));
+            let kind = table.file(name).map_or(FileKind::Regular, |file| file.kind);
+            entries.entry(text).or_insert_with(|| (kind, Some(table.listed_file(name))));
         }
     }
 }

@@ -388,8 +388,8 @@ impl FileSystem {
                 continue;
             }
             let (kind, ino) = match &rest {
-                Rest::Dir(below) => (FileKind::Directory, table.dir_ino(&DirKind::Tree(below.clone()))),
-                Rest::File => (FileKind::Regular, table.file(name).map(|file| file.ino)),
+                Rest::Dir(below) => (FileKind::Directory, Some(table.listed_dir(below))),
+                Rest::File => (FileKind::Regular, Some(table.listed_file(name))),
             };
             if kind == FileKind::Directory {
                 dirs.insert(text.clone());
