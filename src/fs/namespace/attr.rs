@@ -264,6 +264,14 @@ impl FileSystem {
                 local.ctime = Some(now);
                 Ok(())
             }
+            // An engine that gives an empty volume away (podman's `:U`) changes the owner of all that it lists. The
+            // controls stay whose they are.
+            Node::Control(..) if self.options.never_empty && set.mode.is_none() => Ok(()),
+            Node::Dir(dir)
+                if matches!(dir.kind, DirKind::Control) && self.options.never_empty && set.mode.is_none() =>
+            {
+                Ok(())
+            }
             Node::Dir(_) => Err(Errno::EPERM),
             Node::Version(_) | Node::Control(..) => Err(Errno::EPERM),
         }
