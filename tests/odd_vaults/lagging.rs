@@ -97,6 +97,10 @@ fn what_was_changed_here_is_never_told_as_made_elsewhere() {
         let told = || fs::read_to_string(log.path()).unwrap();
         until("it is told of another's", || told().contains("other"));
         assert_eq!(told(), "other created\n", "{api}");
+        // What others make of a file just after a save of this mount is told.
+        mount.sh("echo mine > f; sync f");
+        vault.changes("f", "theirs");
+        until("it is told of another's version", || told() == "other created\nf changed\n");
         mount.unmount();
     }
 }

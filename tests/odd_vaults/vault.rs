@@ -123,6 +123,13 @@ impl OddVault {
         self.inner.held.lock().unwrap().create(name, value);
     }
 
+    /// A version of an object, made by somebody else.
+    pub fn changes(&self, name: &str, value: &str) {
+        let mut held = self.inner.held.lock().unwrap();
+        let object = held.objects.iter_mut().find(|o| o.name == name).unwrap();
+        object.values.push(value.to_owned());
+    }
+
     /// The values of an object, oldest first; none if there is no such object.
     pub fn values(&self, name: &str) -> Vec<String> {
         let held = self.inner.held.lock().unwrap();

@@ -107,6 +107,8 @@ pub(super) struct Lag {
     names: HashMap<ObjectName, ObjectId>,
     /// By time; entries that were remembered anew since are skipped.
     order: VecDeque<(Instant, ObjectId)>,
+    /// The versions that were made here, by time.
+    made: VecDeque<(Instant, Meta)>,
     /// Names of what was deleted here, by time.
     removed: VecDeque<(Instant, ObjectName)>,
     /// Changes whose answers were lost, and when.
@@ -135,6 +137,10 @@ impl Lag {
 
     /// This was stored here, and acknowledged at `now`. `created`: the name was free before.
     pub fn stored(&mut self, meta: &Meta, created: bool, now: Instant) {
+        while self.made.len() >= MOST || self.made.front().is_some_and(|(at, _)| *at + WINDOW <= now) {
+            self.made.pop_front();
+        }
+        self.made.push_back((now, meta.clone()));
         if created && self.entries.get(&meta.id).is_some_and(|before| before.newest.is_some()) {
             // A repeated creation: what is known since is newer than the first answer.
             return;
@@ -176,15 +182,13 @@ impl Lag {
         if change.kind == ChangeKind::Deleted {
             return self.removed.iter().any(|(at, name)| *at >= change.asked && *name == change.name);
         }
-        let entry = self.names.get(&change.name).and_then(|id| self.entries.get(id));
-        let Some(entry) = entry.filter(|entry| entry.is_ours) else { return false };
-        let is_it = |version: Option<&VersionTag>, made: Option<SystemTime>| match (&change.version, version)
-        {
-            (Some(changed), Some(version)) => changed == version,
-            _ => change.made.is_some() && change.made == made,
-        };
-        entry.newest.as_ref().is_some_and(|newest| is_it(newest.version.as_ref(), newest.updated_at))
-            || entry.earlier.iter().any(|(version, made)| is_it(Some(version), Some(*made)))
+        self.made.iter().any(|(_, meta)| {
+            meta.name == change.name
+                && match &change.version {
+                    Some(told) => *told == meta.version,
+                    None => change.made == Some(meta.updated_at),
+                }
+        })
     }
 
     /// The object of that name was deleted here.
