@@ -185,7 +185,10 @@ impl Lag {
         self.made.iter().any(|(_, meta)| {
             meta.name == change.name
                 && match &change.version {
-                    Some(told) => *told == meta.version,
+                    // Another object of the name may count its versions from 1, too.
+                    Some(told) => {
+                        *told == meta.version && change.made.is_none_or(|at| at == meta.updated_at)
+                    }
                     None => change.made == Some(meta.updated_at),
                 }
         })
