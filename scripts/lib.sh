@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What scripts/run, scripts/test and scripts/limit share. Sourced, never executed: it defines functions and
+# What scripts/run, scripts/test and others share. Sourced, never executed: it defines functions and
 # sets ROOT, the top of the source tree. Nothing in here changes the system but need_command and need_cargo.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -9,7 +9,7 @@
 //!    standard error, `cli::output` on standard output, `cli::log` and the journal for each event. One call is one line:
 //!    a newline in it is escaped like the rest. A message of several lines is several calls.
 //! 2. **The source makes it unambiguous.** [`text`], [`bytes`] and [`Shown::shown`] escape the backslash, too, so that two
-//!    texts never look alike. `tests/layering.rs` bans `Path::display`, which hides what is no UTF-8. `{:?}` is as good.
+//!    texts never look alike. `tests/project/layering.rs` bans `Path::display`, which hides what is no UTF-8. `{:?}` is as good.
 //! 3. **Data is not text.** Values, names on a pipe, and `--json` are exact. [`json`] writes the same characters as JSON escapes.
 
 use std::borrow::Cow;

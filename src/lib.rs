@@ -1,6 +1,6 @@
 //! vaultfs: a secrets vault as a directory.
 //!
-//! Layers, from the top down; imports go down only, and `tests/layering.rs` checks it:
+//! Layers, from the top down; imports go down only, and `tests/project/layering.rs` checks it:
 //!
 //! - [`cli`]: what a person types and reads.
 //! - [`volume`]: the container volume plugin.

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     /// The initial block is what counts, so a child process is looked at from outside in
-    /// `tests/process_secrets.rs`; here: the value comes out once and the variable is gone.
+    /// `tests/process/secrets.rs`; here: the value comes out once and the variable is gone.
     #[test]
     fn a_scrubbed_variable_is_gone_and_its_bytes_are_wiped() {
         // SAFETY: no other test of this binary touches this variable.

@@ -3,7 +3,7 @@
 //! Whoever reads them may be gone: a terminal that was closed, a pipe's reader that had enough, a full disk. The
 //! macros of the standard library panic then, which would end a daemon with all that is unsaved, and a command with
 //! another exit code than its own. So: what is said on standard error may be lost, and nothing else comes of it; what
-//! cannot be written to standard output is an error like any other. `tests/layering.rs` keeps others away.
+//! cannot be written to standard output is an error like any other. `tests/project/layering.rs` keeps others away.
 //! What is said is escaped ([`crate::display`]): each call is one line, whatever text of others is in it.
 //!
 //! SIGPIPE is ignored in all our processes (the runtime does that before `main`), so a missing reader is EPIPE here.

@@ -1,7 +1,7 @@
 //! What a vault is, whoever keeps it: objects with names, versions and values.
 //!
 //! [`Vault`] is the one interface of everything above. The HTTP client, the memory and the faulty vault and
-//! the wrappers (prefix) implement it, and all of them pass the contract in `tests/vault_contract`. A value crosses it as *file
+//! the wrappers (prefix) implement it, and all of them pass the contract in `tests/conformance/vault_contract`. A value crosses it as *file
 //! bytes* ([`Content`]): what those bytes look like on the wire is decided by `codec` at the edge.
 //! Nothing in here knows of inodes, FUSE or the server.
 

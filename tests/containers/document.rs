@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use crate::common::{Place, VAULTFS, assert_nothing_left, run, until};
 use crate::engine::{Engine, IMAGE};
 use crate::put;
+use crate::support::common::{Place, VAULTFS, assert_nothing_left, run, until};
 
 /// The blocks of commands, in their order.
 fn blocks() -> Vec<String> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::{Beside, Ran, run, signal, until, wait};
+use crate::support::common::{Beside, Ran, run, signal, until, wait};
 
 /// The image. At /data it has files that must never get into a vault.
 pub const IMAGE: &str = "vaultfs-test:1";
@@ -206,7 +206,10 @@ impl Drop for Engine {
 }
 
 fn directory() -> TempDir {
-    tempfile::Builder::new().prefix("vaultfs-test-engine-").tempdir().unwrap()
+    tempfile::Builder::new()
+        .prefix(&format!("vaultfs-test-{}-engine-", std::process::id()))
+        .tempdir()
+        .unwrap()
 }
 
 pub fn need(command: &str, package: &str) {

@@ -3,22 +3,21 @@
 //! Needs root, podman, dockerd, runc, busybox-static and inotify-tools, which scripts/test installs. Each engine has
 //! directories of its own, dockerd a socket of its own; nothing of the machine's engines is touched.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod document;
 mod engine;
-#[path = "../plugin/mod.rs"]
-mod plugin;
+#[path = "../support/mod.rs"]
+mod support;
 mod users;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Mount, Place, is_mounted, is_root, processes_of, run, until};
 use engine::Engine;
-use plugin::Plugin;
 use serde_json::json;
+
+use crate::support::common::{self, Mount, Place, is_mounted, is_root, processes_of, run, until};
+use crate::support::plugin::{self, Plugin};
 
 /// Says aloud that nothing was tested.
 fn cannot() -> bool {

@@ -8,8 +8,10 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Beside, DeviceForAll, Mount, Place, Ran, VAULTFS, open_to_all, run, signal, until};
 use crate::engine::{self, Engine, IMAGE, need};
+use crate::support::common::{
+    Beside, DeviceForAll, Mount, Place, Ran, VAULTFS, open_to_all, run, signal, until,
+};
 
 /// A user with a mount and a volume plugin of their own. In namespaces of the test's own, so that podman's pause process
 /// ends with it; and with shared mounts, as systemd makes them, else podman would not see what is mounted later.

@@ -31,8 +31,8 @@ use vaultfs::vault::client::{HttpConfig, Target};
 use vaultfs::vault::testing::memory::{MemoryVault, OBJECT_CAPABILITIES};
 use vaultfs::vault::{Call, Content, DynVault, ObjectName, Vault};
 
-use super::canned::{Canned, CannedServer};
 use super::ten_minutes::for_ten_minutes;
+use crate::support::canned::{Canned, CannedServer};
 
 /// What each request has behind its header: `4` and `8` are numbers of so many bytes, `t` seconds, `u` nanoseconds, `i` an
 /// inode, `f` a handle, `n` a name, `S` the length of the data at the end (`D`), `C` a count of pairs (`P`).

@@ -3,9 +3,6 @@
 
 mod asleep;
 mod backups;
-#[allow(dead_code, reason = "not each kind of answer is made up here")]
-#[path = "../odd_vaults/canned.rs"]
-mod canned;
 mod closes;
 mod deadlines;
 mod dirs;
@@ -14,10 +11,9 @@ mod dying;
 mod editors;
 mod failed_deletes;
 mod failures;
+mod faults;
 mod fuzz;
 mod held;
-#[path = "../vault_contract/hostile_names.rs"]
-mod hostile_names;
 mod lagging;
 mod made;
 mod meddler;
@@ -35,6 +31,8 @@ mod rotations;
 mod saves;
 mod shell;
 mod successors;
+#[path = "../support/mod.rs"]
+mod support;
 #[path = "../../src/vault/testing/fuzz.rs"]
 mod ten_minutes;
 mod unlinked;

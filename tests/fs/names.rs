@@ -2,8 +2,8 @@
 
 use vaultfs::fs::{Errno, FileKind};
 
-use crate::hostile_names::HOSTILE_NAMES;
 use crate::shell::{CREATE, Shell};
+use crate::support::hostile_names::HOSTILE_NAMES;
 
 #[tokio::test(start_paused = true)]
 async fn every_hostile_name_is_reached_by_walking_and_read_whole() {

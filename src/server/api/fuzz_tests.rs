@@ -1,4 +1,4 @@
-//! Whatever a client sends: each parser of requests takes it or refuses it. `tests/server_fuzz.rs` does the same from
+//! Whatever a client sends: each parser of requests takes it or refuses it. `tests/server/fuzz.rs` does the same from
 //! outside, which is slower.
 
 use proptest::prelude::*;

@@ -1,0 +1,8 @@
+//! The commands as people and scripts use them.
+
+mod help;
+mod keys;
+mod objects;
+#[path = "../support/mod.rs"]
+mod support;
+mod texts;

@@ -1,0 +1,124 @@
+//! Histories: many programs save and read on two mounts of one vault, in different dialects, and past them; each value
+//! says who wrote it. While they do, processes are killed, stopped, upgraded and starved, answers are lost, disks fill.
+//! Afterwards the vault's history must be one that a correct file system could have made (`check`).
+//!
+//! The short form takes the faults in turn. The long one is a test for each (`VAULTFS_HISTORY_MINUTES`, else 20).
+//! `VAULTFS_HISTORY_SEED` repeats the random choices of a run, though not how processes happened to be scheduled.
+//! What it does not do is move the clocks: they are those of the machine, and libfaketime is none of ours.
+
+mod api;
+mod check;
+mod faults;
+mod scene;
+mod value;
+mod work;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use faults::Kind;
+use scene::{DEADLINE, Scene};
+
+/// Of the short form, each fault.
+const SHORT: Duration = Duration::from_millis(4000);
+
+#[test]
+#[ignore = "the programs of the load, started by the other tests"]
+fn worker() {
+    work::work();
+}
+
+fn seed() -> u64 {
+    let given = std::env::var("VAULTFS_HISTORY_SEED").ok().and_then(|seed| seed.parse().ok());
+    given.unwrap_or_else(|| work::now() % 1_000_000)
+}
+
+/// A long form's time.
+fn long() -> Duration {
+    let minutes = std::env::var("VAULTFS_HISTORY_MINUTES").ok().and_then(|m| m.parse::<f64>().ok());
+    Duration::from_secs_f64(minutes.unwrap_or(20.0) * 60.0)
+}
+
+/// Lets each of these happen for `time`, one after the other, and judges what came out.
+#[track_caller]
+fn endure(faults: &[Kind], time: Duration) {
+    let seed = seed();
+    eprintln!("seed {seed}, {faults:?}");
+    let slots = u32::try_from(faults.len()).unwrap();
+    let mut scene = Scene::start(seed, time * slots * 2 + Duration::from_secs(240));
+    let mut done = BTreeMap::new();
+    let mut failures = Vec::new();
+    let mut may_conflict = false;
+    let mut slowest = (Duration::ZERO, String::new());
+    for fault in faults {
+        fault.rage(&mut scene, time, &mut done);
+        may_conflict |= fault.may_conflict();
+        if !fault.may_fail() {
+            failures = scene.failures();
+            // kv shows no bytes of old versions: after a death, where somebody else saved the same name, it may not be told
+            // what became of a save. That is a conflict which its program hears of.
+            failures
+                .retain(|text| !(may_conflict && text.contains(" on kv:") && text.contains("Stale file")));
+            // In the few seconds that the turn of all faults gives to each, a loaded machine meets deadlines; nothing else.
+            failures.retain(|text| !(time == SHORT && text.contains("timed out")));
+            if !failures.is_empty() {
+                eprintln!("{fault:?}: {} operations failed", failures.len());
+                break;
+            }
+        }
+        if !fault.may_fail() {
+            slowest = scene.slowest();
+        }
+    }
+    let (wrong, figures) = scene.judge();
+    if !faults.iter().any(|fault| fault.may_fail()) {
+        slowest = figures.slowest.clone();
+    }
+    eprintln!("{figures:?}, the longest wait {slowest:?}, and {}", Scene::told(&done));
+    failures.iter().take(20).for_each(|text| eprintln!("{text}"));
+    let mut broken: BTreeMap<&str, u32> = BTreeMap::new();
+    let late = wrong.iter().filter(|violation| violation.rule == check::LATE).count();
+    eprintln!("{late} requests arrived after the look for them");
+    // It takes a server that is slower than a worker's successor: seldom.
+    let may_be_late = faults.iter().any(|fault| fault.may_be_late()) && late * 1000 <= figures.saves;
+    for violation in wrong.iter().filter(|violation| !(may_be_late && violation.rule == check::LATE)) {
+        let times = broken.entry(violation.rule).or_default();
+        *times += 1;
+        if *times <= 4 {
+            eprintln!("{}: {}", violation.rule, violation.text);
+        }
+    }
+    assert!(broken.is_empty(), "rules that were broken, and how often: {broken:?}; seed {seed}");
+    assert!(failures.is_empty(), "{} operations failed; seed {seed}", failures.len());
+    // Until the first fault that makes programs wait as long as it likes.
+    assert!(slowest.0 < DEADLINE + Duration::from_secs(2), "{slowest:?}; seed {seed}");
+}
+
+#[test]
+fn histories_hold_whatever_happens() {
+    endure(&Kind::ALL, SHORT);
+}
+
+macro_rules! long {
+    ($($name:ident $kind:ident),* $(,)?) => {$(
+        #[test]
+        #[ignore = "takes 20 minutes"]
+        fn $name() {
+            endure(&[Kind::$kind], long());
+        }
+    )*};
+}
+
+long! {
+    histories_hold_without_a_fault None,
+    histories_hold_when_helpers_die Helper,
+    histories_hold_when_workers_die Worker,
+    histories_hold_over_upgrades Upgrade,
+    histories_hold_when_workers_die_while_they_are_upgraded Both,
+    histories_hold_when_workers_freeze Freeze,
+    histories_hold_when_memory_runs_out Memory,
+    histories_hold_when_answers_are_cut_held_and_late Network,
+    histories_hold_when_the_server_dies Server,
+    histories_hold_when_the_disk_is_full Disk,
+    histories_hold_when_keepers_die Keeper,
+}

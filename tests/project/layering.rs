@@ -1,0 +1,274 @@
+//! Imports go down only: `cli` → `volume` → `daemon` → `fuse` → `fs`, `server` → `vault` → `sys` → `secret`, `clock`,
+//! `failpoint` → `display`; and so do those between the folders of `fs`, but for the arrows that are listed.
+//!
+//! Reads the sources as text: every `crate::…` path, in `use` or in code, must lead to the same layer or to a
+//! lower one, and crates that stand for a layer's job are named in that layer only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the top down; layers in one row may not import each other.
+const LAYERS: &[&[&str]] = &[
+    &["cli"],
+    &["volume"],
+    &["daemon"],
+    &["fuse"],
+    &["fs", "server"],
+    &["vault"],
+    &["sys"],
+    &["secret", "clock", "failpoint"],
+    &["display"],
+];
+
+/// The folders of `fs`, likewise. What stands in `fs/mod.rs` itself is the facade, which all of them may name.
+const FS_FOLDERS: &[&[&str]] = &[
+    &["report"],
+    &["ops"],
+    &["recovery"],
+    &["temporary"],
+    &["writeback"],
+    &["propagation"],
+    &["namespace", "handle"],
+    &["inode"],
+    &["journal"],
+    &["name", "types"],
+];
+
+/// Arrows that still point up in `fs`, until the parts have private fields: the file, the folder, and the reason.
+const ARROWS_UP: &[(&str, &str, &str)] = &[
+    ("fs/handle/unacknowledged", "ops", "it holds and returns open handles, whose type is in `open`"),
+    ("fs/handle/unacknowledged", "recovery", "it bounds how many requests may be repeated"),
+    ("fs/inode/file", "namespace", "a file knows its kind as attributes show it"),
+    ("fs/inode/file", "ops", "a file counts the bytes that reads retain"),
+    ("fs/inode/file", "writeback", "a file's state has the attempt that is in doubt"),
+    ("fs/inode/file_snapshot", "namespace", "a record of a file has its kind"),
+    ("fs/inode/file_snapshot", "recovery", "a record is bounded as the restored state is"),
+    ("fs/inode/file_snapshot", "report", "unsaved files are listed from their records"),
+    ("fs/inode/file_snapshot", "writeback", "a record of a file has the attempt that is in doubt"),
+    ("fs/inode/mod", "temporary", "the table keeps the deletions that failed"),
+    ("fs/recovery/replay", "ops", "a repeated open returns its handle"),
+    ("fs/recovery/restore", "ops", "it puts open handles and listings together again"),
+    ("fs/writeback/commit", "report", "a failed commit is listed as unsaved"),
+    ("fs/writeback/unsaved", "report", "what is unsaved is listed"),
+    ("fs/writeback/unsaved_from_journal", "temporary", "deletions that failed are unsaved, too"),
+];
+
+/// Crates and the only layers that may name them. (Of reqwest, `cli` uses the URL parser.)
+const CRATES: &[(&str, &[&str])] = &[
+    ("fuser", &["fuse", "daemon"]),
+    ("reqwest", &["vault", "cli"]),
+    ("axum", &["server", "volume"]),
+    ("rusqlite", &["server"]),
+    ("clap", &["cli"]),
+    ("anyhow", &["cli"]),
+];
+
+/// What writes to the standard streams, or leads there: it panics, or fails, where nobody reads, and is for `sys::stdio` only.
+const STREAMS: &[&str] = &["println!", "print!", "eprintln!", "eprint!", "dbg!", "io::stdout", "io::stderr"];
+
+/// What was locked is never unlocked while the process lives: it could reach the swap meanwhile.
+const UNLOCKING: &[&str] = &["munlockall", "munlock", "MADV_PAGEOUT"];
+
+fn rank(layer: &str) -> Option<usize> {
+    LAYERS.iter().position(|row| row.contains(&layer))
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+fn word_at(text: &str) -> &str {
+    &text[..text.find(|c| !is_word(c)).unwrap_or(text.len())]
+}
+
+/// The source without comments; line numbers stay.
+fn code(source: &str) -> String {
+    let strip = |line: &str| -> String {
+        let comment = line.match_indices("//").map(|(at, _)| at).find(|&at| !line[..at].ends_with(':'));
+        line[..comment.unwrap_or(line.len())].to_owned()
+    };
+    source.lines().map(|line| strip(line) + "\n").collect()
+}
+
+/// The first words of all paths after `root::`, with their places: of each branch where braces follow.
+fn paths<'a>(code: &'a str, root: &str) -> Vec<(usize, &'a str)> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices(root) {
+        let after = at + root.len();
+        if code[..at].ends_with(is_word) || !code[after..].starts_with("::") {
+            continue;
+        }
+        let rest = &code[after + 2..];
+        if !rest.starts_with('{') {
+            found.push((at, word_at(rest)));
+            continue;
+        }
+        let (mut depth, mut expects) = (0, true);
+        for (i, c) in rest.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' => expects = depth == 1,
+                c if depth == 1 && expects && is_word(c) => {
+                    found.push((at, word_at(&rest[i..])));
+                    expects = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// What is wrong in a file, named by its path below `src`, whose module is `depth` levels below the crate's root.
+fn violations(file: &str, depth: usize, source: &str) -> Vec<String> {
+    let layer = file.split('/').next().unwrap();
+    let code = code(source);
+    let line = |at: usize| code[..at].matches('\n').count() + 1;
+    let mut wrong = Vec::new();
+    let from = rank(layer)
+        .unwrap_or_else(|| panic!("{layer} is no layer: add it to LAYERS in tests/project/layering.rs"));
+    let to_root = vec!["super"; depth].join("::");
+    for root in ["crate", "vaultfs", &to_root] {
+        for (at, target) in paths(&code, root) {
+            if target != layer && rank(target).is_some_and(|target| target <= from) {
+                wrong.push(format!("line {}: {layer} may not import {target}", line(at)));
+            }
+        }
+    }
+    for (name, layers) in CRATES {
+        if !layers.contains(&layer) {
+            for (at, _) in paths(&code, name) {
+                wrong.push(format!("line {}: {layer} may not name the crate {name}", line(at)));
+            }
+        }
+    }
+    // Code of tests may stand at the end of a file.
+    let own = &code[..code.find("#[cfg(test)]\nmod tests {").unwrap_or(code.len())];
+    for (at, _) in own.match_indices(".display()").filter(|_| layer != "display") {
+        wrong.push(format!(
+            "line {}: Path::display hides what is no UTF-8: use crate::display::Shown",
+            line(at)
+        ));
+    }
+    for word in STREAMS.iter().filter(|_| file != "sys/stdio") {
+        for (at, _) in own.match_indices(word).filter(|(at, _)| !own[..*at].ends_with(is_word)) {
+            wrong.push(format!("line {}: {word} panics where nobody reads: use crate::sys::stdio", line(at)));
+        }
+    }
+    for word in UNLOCKING {
+        for (at, _) in code.match_indices(word).filter(|(at, _)| !code[..*at].ends_with(is_word)) {
+            wrong.push(format!("line {}: {word} lets secrets reach the swap", line(at)));
+        }
+    }
+    wrong
+}
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn imports_go_down_only() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for file in files {
+        let below = file.strip_prefix(&src).unwrap().with_extension("");
+        let modules: Vec<&str> =
+            below.iter().map(|part| part.to_str().unwrap()).filter(|m| *m != "mod").collect();
+        if modules == ["lib"] || modules == ["main"] {
+            continue;
+        }
+        let source = fs::read_to_string(&file).unwrap();
+        let found = violations(below.to_str().unwrap(), modules.len(), &source);
+        wrong.extend(found.iter().map(|w| format!("{}: {w}", below.display())));
+        checked += 1;
+    }
+    assert!(checked > 20, "only {checked} files were found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn folder_rank(folder: &str) -> Option<usize> {
+    FS_FOLDERS.iter().position(|row| row.contains(&folder))
+}
+
+/// The folders above its own, or beside it, that a file of `fs` names.
+fn arrows_up(folder: &str, source: &str) -> Vec<String> {
+    let code = code(source);
+    let own = &code[..code.find("#[cfg(test)]\nmod tests {").unwrap_or(code.len())];
+    let from =
+        folder_rank(folder).unwrap_or_else(|| panic!("{folder} is no folder of fs: add it to FS_FOLDERS"));
+    let mut found: Vec<String> = paths(own, "crate::fs")
+        .into_iter()
+        .filter(|(_, target)| *target != folder && folder_rank(target).is_some_and(|target| target <= from))
+        .map(|(_, target)| target.to_owned())
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+#[test]
+fn in_the_file_system_imports_go_down_but_for_the_listed_arrows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src.join("fs"), &mut files);
+    let mut found = Vec::new();
+    for file in files {
+        let below = file.strip_prefix(&src).unwrap().with_extension("");
+        let below = below.to_str().unwrap();
+        let Some((folder, _)) = below["fs/".len()..].split_once('/') else { continue };
+        let up = arrows_up(folder, &fs::read_to_string(&file).unwrap());
+        found.extend(up.into_iter().map(|target| (below.to_owned(), target)));
+    }
+    found.sort();
+    let mut listed: Vec<_> =
+        ARROWS_UP.iter().map(|(file, target, _)| ((*file).to_owned(), (*target).to_owned())).collect();
+    listed.sort();
+    assert_eq!(found, listed, "an arrow that points up, or one of the list that is gone");
+}
+
+#[test]
+fn the_check_sees_what_it_should() {
+    for (layer, depth, source, count) in [
+        ("fs", 2, "use crate::vault::Error;\nuse crate::secret::SecretBytes;", 0),
+        ("fs", 2, "use crate::server::Store;", 1),
+        ("vault", 3, "use crate::{clock::Clock, fs::{name, types}, secret};", 1),
+        ("vault", 2, "fn f() { crate::cli::main(); }", 1),
+        ("vault", 2, "// use crate::cli;\n//! [`crate::fs`] https://crate::fs", 0),
+        ("vault", 2, "use super::super::fs::name;", 1),
+        ("vault", 3, "use super::super::object::Content;", 0),
+        ("secret", 1, "use crate::clock::Clock;", 1),
+        ("sys/hardening", 2, "use crate::secret::SecretBytes;", 0),
+        ("sys/hardening", 2, "use crate::vault::Error;", 1),
+        ("cli", 2, "use crate::{fuse, server, fs};", 0),
+        ("fuse", 2, "use crate::daemon::keeper;", 1),
+        ("server", 2, "use crate::fs::name;", 1),
+        ("fs", 2, "use fuser::Session;", 1),
+        ("fs", 2, "fn f(e: reqwest::Error, a: axum::Router) {}", 2),
+        ("cli", 2, "fn f() { println!(\"a\"); std::io::stderr(); }", 2),
+        ("sys/stdio", 2, "fn f() { eprint!(\"a\"); }", 0),
+        ("cli", 2, "fn f(p: &Path) -> String { p.display().to_string() }", 1),
+        ("cli", 2, "#[cfg(test)]\nmod tests {\n fn f(p: &Path) -> String { p.display().to_string() } }", 0),
+        ("fs", 2, "use my_axum::Router;\nlet anyhow = 1;", 0),
+    ] {
+        assert_eq!(violations(layer, depth, source).len(), count, "{layer}: {source}");
+    }
+    let wrong = violations("vault", 2, "\n\nuse crate::fs::name;");
+    assert_eq!(wrong, ["line 3: vault may not import fs"]);
+    assert_eq!(arrows_up("inode", "use crate::fs::{ops::open, journal, writeback};"), ["ops", "writeback"]);
+    assert!(arrows_up("ops", "use crate::fs::{inode, types::errno};\n// crate::fs::report").is_empty());
+}

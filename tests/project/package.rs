@@ -1,0 +1,199 @@
+//! The Debian package: what is in it, where its links lead, and what its scripts say when it goes.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// The package of this build, unpacked: its files, and what dpkg reads in `DEBIAN/`.
+struct Package {
+    root: PathBuf,
+}
+
+/// Making it takes long, and each test may be a process of its own: the first test of a run makes it for all of them.
+static PACKAGE: LazyLock<Package> = LazyLock::new(|| {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package");
+    fs::create_dir_all(&dir).unwrap();
+    let _turn = Flock::lock(fs::File::open(&dir).unwrap(), FlockArg::LockExclusive).unwrap();
+    // A run is the process that started the tests: its number, and when it began.
+    let parent = nix::unistd::getppid();
+    let stat = fs::read_to_string(format!("/proc/{parent}/stat")).unwrap();
+    let run = format!(
+        "{parent} {}",
+        stat.rsplit(") ").next().and_then(|fields| fields.split(' ').nth(19)).unwrap()
+    );
+    let (made_by, root) = (dir.join("run"), dir.join("root"));
+    if fs::read_to_string(&made_by).is_ok_and(|text| text == run) {
+        return Package { root };
+    }
+    let _ = fs::remove_dir_all(&root);
+    let mut make = Command::new("scripts/package");
+    make.current_dir(env!("CARGO_MANIFEST_DIR")).arg("--debug").arg(&dir);
+    make.envs([("DEBFULLNAME", "A Builder"), ("DEBEMAIL", "builder@example.com")]);
+    let made = ok(&mut make);
+    let package = String::from_utf8(made.stdout).unwrap();
+    ok(Command::new("dpkg-deb").arg("--raw-extract").arg(package.trim()).arg(&root));
+    fs::write(made_by, run).unwrap();
+    Package { root }
+});
+
+#[track_caller]
+fn ok(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    output
+}
+
+/// Everything below a directory, links as they are.
+fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => files(&entry.path(), found),
+            false => found.push(entry.path()),
+        }
+    }
+}
+
+#[test]
+fn the_package_lists_its_crates_and_their_licences() {
+    let doc = PACKAGE.root.join("usr/share/doc/vaultfs");
+    let list: serde_json::Value =
+        serde_json::from_slice(&fs::read(doc.join("vaultfs.cdx.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&list["bomFormat"], &list["metadata"]["component"]["name"]),
+        (&"CycloneDX".into(), &"vaultfs".into())
+    );
+    let unpacked = ok(Command::new("gzip").arg("-dc").arg(doc.join("crates-licenses.gz"))).stdout;
+    let licences = String::from_utf8(unpacked).unwrap();
+    let crates = list["components"].as_array().unwrap();
+    for name in ["fuser", "rustls", "rusqlite", "tokio"] {
+        assert!(crates.iter().any(|one| one["name"] == name), "{name} is linked");
+    }
+    for one in crates {
+        let (name, version) = (one["name"].as_str().unwrap(), one["version"].as_str().unwrap());
+        let licence = one["licenses"][0]["expression"].as_str().unwrap();
+        assert!(!licence.is_empty(), "{name}");
+        assert!(licences.contains(&format!("{name} {version}: {licence}\n")), "{name} {version}");
+    }
+    assert!(!crates.iter().any(|one| one["name"] == "proptest"), "it is for tests only");
+}
+
+#[test]
+fn every_link_leads_to_a_file_of_the_package() {
+    let mut found = Vec::new();
+    files(&PACKAGE.root, &mut found);
+    let links: Vec<_> = found.iter().filter(|path| path.is_symlink()).collect();
+    assert!(links.len() >= 6, "helpers and pages: {links:?}");
+    for link in links {
+        let target = fs::read_link(link).unwrap();
+        assert!(target.is_relative(), "{} leads to {}", link.display(), target.display());
+        assert!(link.exists(), "{} leads to {}", link.display(), target.display());
+    }
+    let helper = fs::canonicalize(PACKAGE.root.join("usr/sbin/mount.vaultfs")).unwrap();
+    assert_eq!(helper, fs::canonicalize(PACKAGE.root.join("usr/bin/vaultfs")).unwrap());
+}
+
+#[test]
+fn the_documents_lead_to_each_other_where_they_are_installed() {
+    let doc = PACKAGE.root.join("usr/share/doc/vaultfs");
+    let mut found = Vec::new();
+    files(&doc, &mut found);
+    let mut links = 0;
+    for document in found.iter().filter(|path| path.extension().is_some_and(|e| e == "md")) {
+        let text = fs::read_to_string(document).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = target.split('#').next().unwrap();
+            if path.is_empty() || path.contains("://") {
+                continue;
+            }
+            links += 1;
+            let there = document.parent().unwrap().join(path);
+            assert!(there.is_file(), "{} leads to {target}", document.display());
+        }
+    }
+    assert!(links > 8, "{links}");
+    let copyright = fs::read_to_string(doc.join("copyright")).unwrap();
+    assert!(
+        copyright.contains("Copyright: 20") && copyright.contains("common-licenses/Apache-2.0"),
+        "{copyright}"
+    );
+}
+
+#[test]
+fn the_program_has_no_symbols_and_runs() {
+    let program = PACKAGE.root.join("usr/bin/vaultfs");
+    let sections = String::from_utf8(ok(Command::new("objdump").arg("-h").arg(&program)).stdout).unwrap();
+    assert!(sections.contains(".text") && !sections.contains(".debug_info"), "{sections}");
+    let symbols = Command::new("objdump").arg("-t").arg(&program).output().unwrap();
+    assert!(String::from_utf8(symbols.stdout).unwrap().contains("no symbols"));
+    let said = String::from_utf8(ok(Command::new(program).arg("--version")).stdout).unwrap();
+    assert_eq!(said, concat!("vaultfs ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn the_builder_answers_for_the_package() {
+    let control = fs::read_to_string(PACKAGE.root.join("DEBIAN/control")).unwrap();
+    assert!(control.contains("\nMaintainer: A Builder <builder@example.com>\n"), "{control}");
+    let long = control.lines().find(|line| line.len() > 79);
+    assert_eq!(long, None);
+    let keys = fs::metadata(PACKAGE.root.join("etc/vaultfs")).unwrap();
+    assert_eq!(keys.permissions().mode() & 0o777, 0o700);
+}
+
+/// Runs a script of the package on a machine that is a directory, as dpkg does with --root; what it said.
+fn script(name: &str, action: &str, machine: &Path) -> String {
+    let mut command = Command::new(PACKAGE.root.join("DEBIAN").join(name));
+    let output = ok(command.arg(action).env("DPKG_ROOT", machine));
+    assert!(output.stdout.is_empty(), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn put(machine: &Path, path: &str, text: &str) {
+    let path = machine.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+#[test]
+fn removal_says_what_still_counts_on_the_package() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = dir.path();
+    assert_eq!(script("prerm", "remove", machine), "", "nothing is there");
+    put(machine, "etc/fstab", "# embedded /srv/no vaultfs x 0 0\nproc /proc proc defaults 0 0\n");
+    assert_eq!(script("prerm", "remove", machine), "");
+    let lines =
+        "UUID=1 / ext4 rw 0 1\n  embedded\t/srv/own vaultfs noauto 0 0\nnone /srv/x fuse.vaultfs ro\n";
+    put(machine, "etc/fstab", lines);
+    put(machine, "proc/self/mounts", "embedded /srv/own fuse.vaultfs rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n");
+    let said = script("prerm", "remove", machine);
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "a sentence each: {said}");
+    assert!(lines[0].contains("/etc/fstab") && lines[0].ends_with("/srv/own, /srv/x"), "{said}");
+    assert!(lines[1].contains("still mounted") && lines[1].ends_with(" /srv/own"), "{said}");
+    assert_eq!(script("prerm", "upgrade", machine), "", "they go on with the next version");
+}
+
+#[test]
+fn purging_takes_what_is_configured_and_leaves_a_vault() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = dir.path();
+    put(machine, "etc/vaultfs/app.key", "sk_x");
+    put(machine, "var/log/vaultfs/x.log", "");
+    put(machine, "etc/systemd/system/multi-user.target.wants/vaultfs@app.service", "");
+    put(machine, "var/lib/vaultfs-volumes/volumes.json", "");
+    fs::create_dir_all(machine.join("var/lib/vaultfs-volumes/volumes/a")).unwrap();
+    put(machine, "var/lib/vaultfs/vault.db", "secrets");
+    let said = script("postrm", "purge", machine);
+    assert!(said.contains("the vault in /var/lib/vaultfs stays"), "{said}");
+    let mut left = Vec::new();
+    files(machine, &mut left);
+    assert_eq!(left, [machine.join("var/lib/vaultfs/vault.db")]);
+    assert!(!machine.join("etc/vaultfs").exists() && !machine.join("var/lib/vaultfs-volumes").exists());
+    // What the unit made, and nobody used.
+    fs::remove_file(machine.join("var/lib/vaultfs/vault.db")).unwrap();
+    assert_eq!(script("postrm", "purge", machine), "");
+    assert!(!machine.join("var/lib/vaultfs").exists());
+}

@@ -1,0 +1,13 @@
+//! What tests share: real mounts, vaults, proxies. Each test binary has all of it.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub mod canned;
+pub mod cgroup;
+pub mod common;
+pub mod home;
+pub mod hostile_names;
+pub mod mount_table;
+pub mod plugin;
+pub mod proxy;
+pub mod vault_server;
