@@ -24,12 +24,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::failpoint;
 use crate::sys::files::ownership::{by_descriptor, mount_id};
+use crate::sys::fuse_device;
 use crate::sys::fuse_device::Init;
 use crate::sys::fusermount;
 use crate::sys::mount_table;
 use crate::sys::mount_table::{Dev, Entry};
 use crate::sys::mount_target::Target;
 use crate::sys::unmount;
+use crate::sys::unmount::Mode;
 use crate::sys::{mountpoint, probe};
 
 /// What the kernel is told at mount(2). nosuid and nodev are not a choice.
@@ -104,6 +106,57 @@ pub fn mount(target: &Target, options: &KernelOptions, way: Way) -> io::Result<M
 }
 
 impl Mounted {
+    /// Unmounts it, wherever it is by now. `Ok(false)` if it is there still: another mount covers it, or somebody keeps moving it.
+    pub fn unmount(&self, made_at: &Path, mode: Mode) -> io::Result<bool> {
+        let mut failed = None;
+        for _ in 0..TRIES {
+            let Some(entry) = self.entry(made_at)? else { return Ok(true) };
+            match unmount::unmount(&entry.mountpoint, self.dev, mode) {
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(e),
+                result => failed = result.err(),
+            }
+        }
+        failed.map_or(Ok(false), Err)
+    }
+
+    /// The same, lazily if it is in use: then it is `Ok(false)`, too.
+    pub fn unmount_or_detach(&self, made_at: &Path) -> io::Result<bool> {
+        match self.unmount(made_at, Mode::Plain) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                self.unmount(made_at, Mode::Lazy).map(|_| false)
+            }
+            result => result,
+        }
+    }
+
+    /// Ends the connection, then removes the mount: from then on every request fails at once, so that unmounting cannot
+    /// wait for one.
+    pub fn abandon(self, made_at: &Path) -> io::Result<bool> {
+        let found = self.entry(made_at);
+        let Self { device, id, dev, .. } = self;
+        drop(device);
+        let Some(mut entry) = found? else { return Ok(true) };
+        for _ in 0..TRIES {
+            if unmount::unmount(&entry.mountpoint, dev, Mode::Lazy)? {
+                return Ok(true);
+            }
+            let Some(moved) = mount_table::find(id, dev)? else { return Ok(true) };
+            entry = moved;
+        }
+        Ok(false)
+    }
+
+    /// Where the mount is, if this mount namespace has it: whoever may rename its directory moves it. The kernel gives its
+    /// numbers to another mount once it has ended, so without a connection it is only sought where it was made.
+    pub fn entry(&self, made_at: &Path) -> io::Result<Option<Entry>> {
+        let table = mount_table::table()?;
+        let is_at = |entry: &&Entry| match fuse_device::is_connected(&self.device) {
+            true => entry.id == self.id,
+            false => entry.mountpoint == made_at && entry.is_vaultfs(),
+        };
+        Ok(table.iter().filter(|entry| entry.dev == self.dev).rfind(is_at).cloned())
+    }
+
     /// Puts a detached mount onto `target`; one that is at its place stays there. After an error it is nowhere.
     pub fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         let Some(detached) = self.detached.take() else { return Ok(()) };
@@ -260,9 +313,12 @@ fn new_since(before: &[Entry]) -> io::Result<Vec<Entry>> {
     Ok(mount_table::table()?.into_iter().filter(is_new).collect())
 }
 
+/// How often a mount is looked for that somebody keeps moving.
+const TRIES: u32 = 100;
+
 /// Removes what [`mount_at_once`] left. Its device is closed, so that it is dead; what others made meanwhile is not.
 fn remove_new(before: &[Entry]) {
-    for _ in 0..unmount::TRIES {
+    for _ in 0..TRIES {
         let Ok(left) = new_since(before) else { continue };
         let mut moved = false;
         for entry in left {

@@ -62,31 +62,6 @@ pub fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(umount2(&by_descriptor(root), MntFlags::MNT_DETACH)?)
 }
 
-/// How often a mount is looked for that somebody keeps moving.
-pub const TRIES: u32 = 100;
-
-/// Unmounts the mount `id`, wherever it is by now. `Ok(false)` if it is there still: another mount covers it, or somebody
-/// keeps moving it.
-pub fn unmount_moved(id: u64, dev: Dev, mode: Mode) -> io::Result<bool> {
-    let mut failed = None;
-    for _ in 0..TRIES {
-        let Some(mount) = mount_table::find(id, dev)? else { return Ok(true) };
-        match unmount(&mount.mountpoint, dev, mode) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(e),
-            result => failed = result.err(),
-        }
-    }
-    failed.map_or(Ok(false), Err)
-}
-
-/// The same, lazily if it is in use: then it is `Ok(false)`, too.
-pub fn unmount_or_detach(id: u64, dev: Dev) -> io::Result<bool> {
-    match unmount_moved(id, dev, Mode::Plain) {
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => unmount_moved(id, dev, Mode::Lazy).map(|_| false),
-        result => result,
-    }
-}
-
 /// Ends a connection, whoever holds its device; the mount stays, dead. By fusectl, where systemd or somebody has mounted it; root
 /// can do without.
 pub fn abort(dev: Dev) -> io::Result<()> {

@@ -268,7 +268,8 @@ fn hostile_options(engine: &Engine, plugin: &Plugin) {
     // A value is a value, whatever it looks like.
     let prefix = format!("prefix=app/../ --{command}");
     engine.volume("hostile", &[&prefix]);
-    assert_eq!(engine.sh(&["-v", "hostile:/s"], "ls -A /s; cat /s/../s/token").out, "");
+    // Nothing but what an engine has to see, so that it does not fill the volume.
+    assert_eq!(engine.sh(&["-v", "hostile:/s"], "ls -A /s; cat /s/../s/token").out, ".vaultfs\n");
     engine.run(["volume", "rm", "hostile"]).ok();
     assert!(!std::path::Path::new(&mark).exists());
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vaultfs::fs::{Drain, Errno, Options, SetAttr};
+use vaultfs::fs::{Drain, Errno, Options, Remover, SetAttr};
 use vaultfs::vault::model::op::Op;
 use vaultfs::vault::testing::faulty::Fault;
 use vaultfs::vault::testing::memory::{KV_CAPABILITIES, OBJECT_CAPABILITIES};
@@ -143,15 +143,20 @@ async fn what_is_not_stored_has_no_link() {
     sh.put("s", "value").await;
     let open = sh.open("s", WRITE).await.unwrap();
     sh.pwrite(&open, 0, "half").unwrap();
+    let mut fds = vec![open];
     for name in ["f.tmp", ".f.swp"] {
         let fd = sh.open(name, EXCL).await.unwrap();
         sh.pwrite(&fd, 0, "x").unwrap();
-        sh.close(fd).await.unwrap();
+        fds.push(fd);
     }
     for name in ["s", "f.tmp", ".f.swp"] {
         assert_eq!(sh.link(name, "t").await, Err(Errno::EPERM), "{name}");
     }
-    sh.close(open).await.unwrap();
+    for fd in fds {
+        sh.close(fd).await.unwrap();
+    }
+    // What no vault gets has none at all.
+    assert_eq!(sh.link(".f.swp", "t").await, Err(Errno::EPERM));
     // Nor one that the vault does not take.
     for (kind, errno) in [(ErrorKind::Forbidden, Errno::EACCES), (ErrorKind::Server, Errno::EIO)] {
         sh.vault.fail_always(Op::Create, Fault::Before(kind));
@@ -160,6 +165,30 @@ async fn what_is_not_stored_has_no_link() {
         sh.vault.clear();
         sh.pass(PATIENCE).await;
         assert_eq!(sh.names().await, ["f.tmp", "s"]);
+    }
+}
+
+/// `ln -f`, and programs that put a new file in place by link(2) and unlink(2).
+#[tokio::test(start_paused = true)]
+async fn a_link_of_a_temporary_file_puts_it_in_place() {
+    for had_target in [true, false] {
+        let sh = Shell::new();
+        if had_target {
+            sh.put("t", "old").await;
+        }
+        let fd = sh.open("f.tmp", EXCL).await.unwrap();
+        sh.pwrite(&fd, 0, "new").unwrap();
+        sh.close(fd).await.unwrap();
+        if had_target {
+            sh.unlink("t", Remover::Unknown).await.unwrap();
+        }
+        sh.link("f.tmp", "t").await.unwrap();
+        sh.unlink("f.tmp", Remover::Unknown).await.unwrap();
+        sh.pass(PATIENCE).await;
+        assert_eq!((sh.names().await, sh.cat("t").await), (vec!["t".to_owned()], "new".to_owned()));
+        let history = if had_target { vec!["old", "new"] } else { vec!["new"] };
+        assert_eq!(sh.history("t").await, history, "one save, one version, same object");
+        assert_eq!(sh.fs.unsaved(), []);
     }
 }
 

@@ -96,7 +96,7 @@ fn a_command_outlives_its_worker_and_what_waits_is_run_after_it() {
     until("all were run", || runs().lines().count() == 4);
     let order: Vec<String> = runs().lines().map(str::to_owned).collect();
     assert_eq!(order, ["slow begins", "slow ends", "after ends", "after2 ends"], "one at a time");
-    assert!(mount.log().contains("\"slow\" (created) goes on after its worker"), "{}", mount.log());
+    assert!(mount.log().contains("\"slow\" (created) continues after a takeover"), "{}", mount.log());
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::Signal;
+
 use crate::support::common::{
     self, DeviceForAll, Mount, Place, VAULTFS, assert_nothing_left, is_mounted, is_root, mount_lines,
     open_to_all, run, until,
@@ -312,6 +314,33 @@ fn numbers_that_another_mount_had_just_now_confuse_nobody() {
         led = !led;
     }
     panic!("no number was used again");
+}
+
+/// The keeper of a mount that was unmounted ends when the next mount has the numbers of the first.
+#[test]
+fn a_keeper_that_ends_late_leaves_the_mount_that_has_its_numbers_by_then() {
+    if skip() {
+        return;
+    }
+    let _alone = mount_table::take();
+    for _ in 0..20 {
+        let late = Mount::start();
+        let ((keeper, _), had) = (late.pids(), numbers(late.mnt()));
+        common::signal(keeper, Signal::SIGSTOP);
+        run(Command::new("umount").arg(late.mnt())).ok();
+        let next = Mount::start();
+        let has = numbers(next.mnt());
+        common::signal(keeper, Signal::SIGCONT);
+        until("the late one is gone", || common::processes_of(late.mnt()).is_empty());
+        fs::write(next.path("a"), "1").unwrap();
+        assert_eq!(fs::read_to_string(next.path("a")).unwrap(), "1");
+        next.unmount();
+        // Others mount on this machine, too.
+        if has == had {
+            return;
+        }
+    }
+    panic!("no mount got the numbers of the one before");
 }
 
 /// A command for which the kernel, or what filters calls to it, fails these calls with this errno.

@@ -45,7 +45,6 @@ use crate::daemon::helper::HelperSupervisor;
 use crate::daemon::keeper::worker_process::{SpawnConfig, Worker, ending};
 use crate::daemon::protocol::{Failed, MountConfig, Outcome, ToKeeper, ToWorker, receive_config};
 use crate::sys::mount::Mounted;
-use crate::sys::mount_table;
 use crate::sys::mount_table::Dev;
 
 use crate::daemon::keeper::events::{Event, take_signals};
@@ -391,8 +390,7 @@ impl Keeper {
 
     /// Whether this mount namespace has it, wherever.
     fn is_mounted(&self) -> bool {
-        let is_there =
-            |mounted: &Mounted| mount_table::find(mounted.id, mounted.dev).is_ok_and(|at| at.is_some());
+        let is_there = |mounted: &Mounted| mounted.entry(self.mountpoint()).is_ok_and(|at| at.is_some());
         self.mounted.as_ref().is_some_and(is_there)
     }
 

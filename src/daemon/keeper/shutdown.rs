@@ -13,9 +13,6 @@ use crate::daemon::state_log;
 use crate::daemon::worker::reason;
 use crate::display::Shown;
 use crate::fs::{Unsaved, unsaved_from_journal};
-use crate::sys::mount::Mounted;
-use crate::sys::unmount;
-use crate::sys::unmount::Mode;
 
 impl Keeper {
     /// A worker that does not do what the end needs is killed, for another one to do it. False if that was tried.
@@ -42,7 +39,7 @@ impl Keeper {
         let Some(mounted) = &self.mounted else { return self.end_worker() };
         let config = &self.spawn_config.config;
         let mountpoint = &config.mountpoint;
-        match unmount::unmount_or_detach(mounted.id, mounted.dev) {
+        match mounted.unmount_or_detach(mountpoint) {
             Ok(_) if self.is_mounted() => {
                 tracing::error!("another mount covers {}: it is left in place", mountpoint.shown());
                 self.end_worker();
@@ -102,12 +99,10 @@ impl Keeper {
 
     /// Lets go of the connection and removes the mount, if it is still there and still ours.
     pub(super) fn abandon(&mut self) {
-        // The descriptor first: from here on every request fails at once, so that unmounting cannot wait for one.
-        let Some(Mounted { device, id, dev, .. }) = self.mounted.take() else { return };
-        drop(device);
+        let Some(mounted) = self.mounted.take() else { return };
         self.helper = None;
-        let mountpoint = self.mountpoint();
-        match unmount::unmount_moved(id, dev, Mode::Lazy) {
+        let (mountpoint, dev) = (self.mountpoint(), mounted.dev);
+        match mounted.abandon(mountpoint) {
             Ok(true) => tracing::info!("unmounted"),
             Ok(false) => tracing::error!("another mount covers {}: it is left in place", mountpoint.shown()),
             Err(e) => tracing::error!("{} cannot be unmounted: {e}", mountpoint.shown()),

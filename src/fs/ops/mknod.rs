@@ -148,7 +148,7 @@ impl FileSystem {
         Ok(self.own_entry(&copy))
     }
 
-    /// A new file with the bytes of `source`, which is stored.
+    /// A new file with the bytes of `source`, which is stored, or closed and not stored yet.
     async fn copy_held(
         self: &Arc<Self>,
         call: &Call,
@@ -168,8 +168,10 @@ impl FileSystem {
         self.load(call, source).await?;
         let (bytes, local) = {
             let state = source.state();
-            if state.is_only_here() || state.is_dirty() {
-                let why = "only a file that the vault has can be linked: save it first";
+            let is_closed = state.persistence == Persistence::Provisional && !state.is_being_written();
+            if state.is_only_here() && !is_closed || state.is_dirty() {
+                let why =
+                    "a file that is being written, or that no vault gets, cannot be linked: close it first";
                 return Err(self.refused("link", state.name.as_str(), Errno::EPERM, why));
             }
             let stored = state.pinned.as_ref().map(|object| SecretBytes::from(object.content.bytes.expose()));
