@@ -57,6 +57,8 @@ impl Other {
         let uid = USERS[NEXT.fetch_add(1, Ordering::Relaxed) % USERS.len()];
         let place = Place::new();
         open_to_all(place.dir.path());
+        // What a test that was killed has left.
+        let _ = fs::remove_dir_all(format!("/tmp/vaultfs-{uid}"));
         std::os::unix::fs::chown(&place.mnt, Some(uid), Some(uid)).unwrap();
         let mnt = place.mnt.join("m");
         let order = json!({"mnt": mnt, "run": format!("/tmp/vaultfs-{uid}"), "leaves": leaves});

@@ -28,7 +28,8 @@ static LAST: Mutex<Weak<Held>> = Mutex::new(Weak::new());
 /// Nobody has the table to itself meanwhile, but perhaps the test of this thread.
 pub fn share() -> Arc<Held> {
     // The threads that tests begin have no names. What their test holds must not keep them waiting.
-    let of_test = || std::thread::current().name().is_none().then(|| LAST.lock().unwrap().upgrade()).flatten();
+    let of_test =
+        || std::thread::current().name().is_none().then(|| LAST.lock().unwrap().upgrade()).flatten();
     HELD.with_borrow(Weak::upgrade).or_else(of_test).unwrap_or_else(|| hold(FlockArg::LockShared))
 }
 
