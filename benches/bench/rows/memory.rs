@@ -82,9 +82,9 @@ fn secrets(plan: &Plan, report: &mut Report) -> Result<(), String> {
     report.row(
         "secret",
         format!("each further cached secret of 100 bytes, name of 22, from {few} to {many}"),
-        "≤ 250 bytes",
+        "≤ 450 bytes",
         (format!("{each:.0} bytes"), format!("{} to {}", megabytes(measured[0]), megabytes(measured[1]))),
-        each <= 250.0,
+        each <= 450.0,
     );
     Ok(())
 }
