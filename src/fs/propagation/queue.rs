@@ -151,9 +151,9 @@ impl FileSystem {
         let (fs, heard, seen, idle) = (self.clone(), self.clone(), self.clone(), self.clone());
         let wanted = move || heard.propagator.events.receiver_count() > 0;
         let watched = move || seen.kernel.get().is_some_and(|kernel| kernel.is_watched());
-        let told = move || fs.ingest_changes();
+        let on_tick = move || fs.ingest_changes();
         let on_idle = move || idle.take_back_pages();
-        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, told, on_idle));
+        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, on_tick, on_idle));
         let fs = self.clone();
         self.runtime.spawn(async move {
             loop {

@@ -168,8 +168,9 @@ impl FromRequest<App> for Received {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let load = &app.load;
-        let told = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-        if told.is_some_and(|told| told > load.largest_body) {
+        let declared =
+            request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+        if declared.is_some_and(|declared| declared > load.largest_body) {
             return Err(too_large(load.largest_body));
         }
         // Each route that takes a body is behind the gate.

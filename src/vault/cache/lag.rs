@@ -186,7 +186,9 @@ impl Lag {
             meta.name == change.name
                 && match &change.version {
                     // Another object of the name may count its versions from 1, too.
-                    Some(told) => *told == meta.version && change.made.is_none_or(|at| at == meta.updated_at),
+                    Some(version) => {
+                        *version == meta.version && change.made.is_none_or(|at| at == meta.updated_at)
+                    }
                     None => change.made == Some(meta.updated_at),
                 }
         })
