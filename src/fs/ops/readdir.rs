@@ -341,11 +341,13 @@ impl FileSystem {
             && !self.cache.names_may_stand_in(&e)
         {
             self.listings().drop_listing(dir.ino, listing);
-            if listing.fail(Errno::from(&e)) {
-                self.failed("readdir", path(dir), &e);
-            } else {
-                tracing::debug!(error = %e, "a listing has failed that nobody waits for any more");
-            }
+            listing.fail(Errno::from(&e), |is_news| {
+                if is_news {
+                    self.failed("readdir", path(dir), &e);
+                } else {
+                    tracing::debug!(error = %e, "a listing has failed that nobody waits for any more");
+                }
+            });
             return;
         }
         let stamp = self.stamp();

@@ -123,9 +123,9 @@ impl FileSystem {
     ) -> Result<()> {
         let in_use = source.in_use();
         self.load(call, source).await?;
-        let Some(_lock) = self.lock_commit(source, call).await else { return Err(Errno::ETIMEDOUT) };
+        let _lock = self.lock_commit(source, call, "rename").await?;
         let _target_lock = match &goal.target {
-            Some(target) => Some(self.lock_commit(target, call).await.ok_or(Errno::ETIMEDOUT)?),
+            Some(target) => Some(self.lock_commit(target, call, "rename").await?),
             None => None,
         };
         self.clear_doubt(source, call).await?;
@@ -187,9 +187,7 @@ impl FileSystem {
 
     /// Stores a file under its new name.
     async fn store_moved(&self, source: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
-        let Some(_permit) = self.among_stores(call).await else {
-            return Err(Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first"));
-        };
+        let _permit = self.among_stores(call).await?;
         let stored = self.store(source, job, call).await;
         if stored.as_ref().is_err_and(|e| !e.maybe_applied) {
             source.state().forget_sent(&job.name);

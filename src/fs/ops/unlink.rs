@@ -74,7 +74,7 @@ impl FileSystem {
         hides: bool,
     ) -> Result<()> {
         // A commit that is out has to end first: it would make the object anew.
-        let Some(_lock) = self.lock_commit(file, call).await else { return Err(Errno::ETIMEDOUT) };
+        let _lock = self.lock_commit(file, call, "unlink").await?;
         self.clear_doubt(file, call).await?;
         let (name, doomed) = self.backing_objects(file);
         self.record_intent(Intent::Unlink { ino: file.ino });

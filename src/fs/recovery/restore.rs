@@ -408,7 +408,7 @@ impl FileSystem {
                 let (fs, file) = (self.clone(), file.clone());
                 self.runtime.spawn(async move {
                     let call = Call::background(fs.clock.now() + fs.options.timeout);
-                    let _lock = fs.lock_commit(&file, &call).await;
+                    let _lock = fs.lock_commit(&file, &call, "rename").await;
                     fs.finish_move(&file, &call).await;
                     fs.table().drop_unheld(file.ino);
                 });

@@ -17,7 +17,6 @@ use futures_util::future::join_all;
 
 use crate::fs::inode::file::File;
 use crate::fs::inode::{DeferredDelete, DirKind, Node};
-use crate::fs::temporary::provisional::stores_on_their_way;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::LAST_RETRY;
 use crate::fs::{FileSystem, Step};
@@ -115,8 +114,8 @@ impl FileSystem {
                 }
                 let call = Call::background(fs.clock.now() + fs.options.timeout);
                 let deleted = match fs.without_stores(&call).await {
-                    Some(_alone) => fs.delete_unless_replaced(&name, &call).await,
-                    None => Err(stores_on_their_way()),
+                    Ok(_alone) => fs.delete_unless_replaced(&name, &call).await,
+                    Err(e) => Err(e),
                 };
                 match deleted {
                     Ok(true) => return,
@@ -149,7 +148,8 @@ impl FileSystem {
         if names.is_empty() {
             return Ok(());
         }
-        let Some(_alone) = self.without_stores(call).await else { return Err(Errno::ETIMEDOUT) };
+        let alone = self.without_stores(call).await;
+        let _alone = alone.map_err(|e| self.failed("unlink", names[0].as_str(), &e))?;
         let deletions = names.iter().map(|name| async move {
             let deleted = self.delete_unless_replaced(name, call).await;
             if let Err(e) = &deleted
@@ -165,8 +165,8 @@ impl FileSystem {
     /// Executes the deferred delete of `name` now; an object that cannot be deleted shows again.
     pub(in crate::fs) async fn end_unreplaced(&self, name: &ObjectName, call: &Call) {
         let deleted = match self.without_stores(call).await {
-            Some(_alone) => self.delete_unless_replaced(name, call).await,
-            None => Err(stores_on_their_way()),
+            Ok(_alone) => self.delete_unless_replaced(name, call).await,
+            Err(e) => Err(e),
         };
         if let Err(e) = deleted {
             self.record_failed_delete(name, &e);

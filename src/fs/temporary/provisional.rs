@@ -50,10 +50,6 @@ pub(in crate::fs) struct Deletions {
     begun: Option<Instant>,
 }
 
-pub(in crate::fs) fn stores_on_their_way() -> Error {
-    Error::new(ErrorKind::Deadline, "saves were on their way all the time")
-}
-
 impl Table {
     /// Whether the object of that name is hidden, and the name was not reused.
     pub(in crate::fs) fn is_hidden(&self, name: &ObjectName) -> bool {
@@ -330,10 +326,8 @@ impl FileSystem {
         name: &ObjectName,
         id: &ObjectId,
     ) -> Result<(), Error> {
-        match self.without_stores(call).await {
-            Some(_alone) => self.delete_hidden_alone(call, name, id).await,
-            None => Err(stores_on_their_way()),
-        }
+        let _alone = self.without_stores(call).await?;
+        self.delete_hidden_alone(call, name, id).await
     }
 
     /// The same for a caller that holds the permit.
@@ -389,7 +383,10 @@ impl FileSystem {
 
     /// A permit for deferred deletes: no commit is in flight. Deletes that begin at about the same
     /// time share it; later ones queue behind the waiting commits.
-    pub(in crate::fs) async fn without_stores(&self, call: &Call) -> Option<Arc<OwnedSemaphorePermit>> {
+    pub(in crate::fs) async fn without_stores(
+        &self,
+        call: &Call,
+    ) -> Result<Arc<OwnedSemaphorePermit>, Error> {
         let permit = async {
             let mut shared = self.deletions.lock().await;
             let begun = shared.begun.map(|at| self.clock.now().saturating_duration_since(at));
@@ -402,7 +399,8 @@ impl FileSystem {
             *shared = Deletions { permit: Arc::downgrade(&permit), begun: Some(self.clock.now()) };
             Some(permit)
         };
-        tokio::time::timeout(self.left(call), permit).await.ok()?
+        let permit = tokio::time::timeout(self.left(call), permit).await.ok().flatten();
+        permit.ok_or_else(|| Error::new(ErrorKind::Deadline, "a save is on its way that has to end first"))
     }
 
     /// Waits until the commits in flight are recorded; no other begins until the result is dropped.
@@ -412,8 +410,11 @@ impl FileSystem {
     }
 
     /// A permit for a commit: no hidden object is deleted meanwhile.
-    pub(in crate::fs) async fn among_stores(&self, call: &Call) -> Option<OwnedSemaphorePermit> {
-        let permit = self.changes.clone().acquire_owned();
-        tokio::time::timeout(self.left(call), permit).await.ok()?.ok()
+    pub(in crate::fs) async fn among_stores(&self, call: &Call) -> Result<OwnedSemaphorePermit, Error> {
+        let permit = tokio::time::timeout(self.left(call), self.changes.clone().acquire_owned()).await;
+        permit
+            .ok()
+            .and_then(std::result::Result::ok)
+            .ok_or_else(|| Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first"))
     }
 }

@@ -196,18 +196,10 @@ impl FileSystem {
             state.buffer.as_ref().map_or(0, |b| b.generation)
         };
         loop {
-            let Some(_lock) = self.lock_commit(file, call).await else {
-                let name = file.state().name.clone();
-                let why =
-                    Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
-                return Err(self.failed(cause.name(), name.as_str(), &why));
-            };
+            let _lock = self.lock_commit(file, call, cause.name()).await?;
             // Held until it is written down that it is stored: who takes over then knows (`hold_stores`).
-            let Some(permit) = self.among_stores(call).await else {
-                let name = file.state().name.clone();
-                let why = Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first");
-                return Err(self.failed(cause.name(), name.as_str(), &why));
-            };
+            let permit = self.among_stores(call).await;
+            let permit = permit.map_err(|e| self.failed(cause.name(), file.state().name.as_str(), &e))?;
             let Some(job) = self.job_of(file, cause)? else { return Ok(()) };
             failpoint::point("commit");
             match self.store(file, &job, call).await {
@@ -243,10 +235,19 @@ impl FileSystem {
         Ok(job.map(|job| Job { waited_for: cause.is_waited_for(), ..job }))
     }
 
-    /// Waits until no change of this file is out at the vault.
-    pub(in crate::fs) async fn lock_commit(&self, file: &File, call: &Call) -> Option<OwnedSemaphorePermit> {
-        let turn = file.commit_lock.clone().acquire_owned();
-        tokio::time::timeout(self.left(call), turn).await.ok()?.ok()
+    /// Waits until no change of this file is out at the vault. A wait that is too long is reported as a failure of
+    /// `operation`.
+    pub(in crate::fs) async fn lock_commit(
+        &self,
+        file: &File,
+        call: &Call,
+        operation: &'static str,
+    ) -> Result<OwnedSemaphorePermit> {
+        let lock = tokio::time::timeout(self.left(call), file.commit_lock.clone().acquire_owned()).await;
+        lock.ok().and_then(std::result::Result::ok).ok_or_else(|| {
+            let why = Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
+            self.failed(operation, file.state().name.as_str(), &why)
+        })
     }
 
     /// Brings a job to the vault; the caller has the file's turn, and a permit for stores. An error says in
@@ -575,7 +576,7 @@ impl FileSystem {
                     // What fails is told by `left_over` below.
                     let _ = self.commit(file, &call, Cause::Drain).await;
                 } else {
-                    drop(self.lock_commit(file, &call).await);
+                    let _ = tokio::time::timeout(self.left(&call), file.commit_lock.acquire()).await;
                 }
             });
             futures_util::future::join_all(ends).await;

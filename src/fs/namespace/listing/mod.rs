@@ -327,15 +327,14 @@ impl Listing {
         after < before
     }
 
-    /// No more names follow. True if the failure is still to be reported: not if all waiting
-    /// readers had timed out.
-    pub fn fail(&self, errno: Errno) -> bool {
+    /// No more names follow. `report` is told whether the failure is news (it is not if all waiting readers had timed
+    /// out), and ends before any reader has the errno.
+    pub fn fail(&self, errno: Errno, report: impl FnOnce(bool)) {
         let mut state = self.state();
+        report(state.waiting > 0 || !state.reported);
         state.progress = Progress::Failed(errno);
-        let news = state.waiting > 0 || !state.reported;
         drop(state);
         self.changed.notify_waiters();
-        news
     }
 }
 

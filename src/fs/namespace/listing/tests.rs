@@ -1,3 +1,6 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::fs::namespace::listing::*;
 
 fn entries(names: &[&str]) -> Vec<DirEntry> {
@@ -111,7 +114,7 @@ async fn readers_wait_for_what_is_to_come() {
 async fn a_listing_that_breaks_off_gives_what_it_has_and_then_the_error() {
     let listing = Listing::growing(entries(&[".", ".."]));
     listing.grow(entries(&["b"]), &mut HashMap::new());
-    listing.fail(Errno::EBUSY);
+    listing.fail(Errno::EBUSY, |_| {});
     assert_eq!(listing.wait(0).await, Ok(()));
     let last = listing.after(0).last().unwrap().cookie;
     assert_eq!(listing.wait(last).await, Err(Errno::EBUSY));
@@ -121,9 +124,9 @@ async fn a_listing_that_breaks_off_gives_what_it_has_and_then_the_error() {
 async fn one_failure_is_told_once_whoever_of_two_is_late_first() {
     let late = Listing::growing(entries(&[".", ".."]));
     assert_eq!(late.wait_for(0, Duration::from_secs(1)).await, None, "the reader tells");
-    assert!(!late.fail(Errno::ETIMEDOUT), "so the listing does not");
+    late.fail(Errno::ETIMEDOUT, |is_news| assert!(!is_news, "so the listing does not"));
     let failed = Listing::growing(entries(&[".", ".."]));
-    assert!(failed.fail(Errno::ETIMEDOUT), "the listing tells");
+    failed.fail(Errno::ETIMEDOUT, |is_news| assert!(is_news, "the listing tells"));
     assert_eq!(
         failed.wait_for(0, Duration::ZERO).await,
         Some(Err(Errno::ETIMEDOUT)),
@@ -133,6 +136,27 @@ async fn one_failure_is_told_once_whoever_of_two_is_late_first() {
     let both = Listing::growing(entries(&[".", ".."]));
     assert_eq!(both.wait_for(0, Duration::ZERO).await, None);
     let wait = both.wait_for(0, Duration::from_secs(1));
-    let fail = async { both.fail(Errno::EIO) };
-    assert_eq!(tokio::join!(wait, fail), (Some(Err(Errno::EIO)), true));
+    let fail = async { both.fail(Errno::EIO, |is_news| assert!(is_news)) };
+    assert_eq!(tokio::join!(wait, fail).0, Some(Err(Errno::EIO)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_is_reported_before_a_reader_has_it() {
+    let listing = Arc::new(Listing::growing(entries(&[".", ".."])));
+    let reported = Arc::new(AtomicBool::new(false));
+    let reader = tokio::spawn({
+        let (listing, reported) = (listing.clone(), reported.clone());
+        async move {
+            assert_eq!(listing.wait(0).await, Err(Errno::EIO));
+            assert!(reported.load(Ordering::SeqCst));
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    tokio::task::block_in_place(|| {
+        listing.fail(Errno::EIO, |_| {
+            std::thread::sleep(Duration::from_millis(100));
+            reported.store(true, Ordering::SeqCst);
+        });
+    });
+    reader.await.unwrap();
 }
