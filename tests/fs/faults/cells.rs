@@ -7,6 +7,7 @@ use vaultfs::clock::Clock;
 use vaultfs::fs::{Drain, Errno, Options, Result};
 use vaultfs::vault::Dialect;
 
+use super::WAITED;
 use super::world::{MovedClock, World};
 use crate::shell::{CREATE, Fd, READ, Shell, WRITE};
 use crate::support::proxy::{Fault, HUGE, Proxy};
@@ -137,7 +138,9 @@ pub async fn check(world: Arc<World>, cell: Cell, number: usize) {
     let result = scene.act().await;
     let took = began.elapsed();
     let said = scene.sh.fs.status().last_errors;
-    assert_eq!(result.err(), cell.expected(), "{said:?}");
+    // An answer that is asked for until the deadline may be under way at its end.
+    let is_late = cell.requests == WAITED && took >= TIMEOUT && result == Err(Errno::ETIMEDOUT);
+    assert!(result.err() == cell.expected() || is_late, "{result:?}, not {:?}: {said:?}", cell.expected());
     assert!(took < TIMEOUT + SLACK, "it took {took:?}");
     let sent = proxy.requests() - requests;
     assert!(sent <= cell.most_requests(), "{sent} requests");
