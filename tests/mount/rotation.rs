@@ -446,7 +446,7 @@ fn a_new_value_is_seen_soon_after_the_mount_has_it() {
     }
     waits.sort_by_key(|(wait, _)| *wait);
     // Most of it is the wait for the tick.
-    assert!(waits[waits.len() / 2].0 < Duration::from_secs(2), "{waits:?}");
+    assert!(waits[waits.len() / 2].0 < Duration::from_secs(10), "{waits:?}");
 }
 
 #[test]

@@ -189,13 +189,13 @@ fn a_flood_of_cold_readers_and_of_questions_is_bounded() {
             let errno = fs::read(mount.path(format!("cold-{n}"))).unwrap_err().raw_os_error();
             let answers = [Some(libc::ENOENT), Some(libc::ETIMEDOUT), Some(libc::EBUSY)];
             assert!(answers.contains(&errno), "{errno:?}");
-            assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
         });
         // Nobody else is held up by them.
         while !readers.iter().all(|reader| reader.is_finished()) {
             let began = Instant::now();
             assert_eq!(fs::read_to_string(mount.path("warm")).unwrap(), "1");
-            assert!(began.elapsed() < Duration::from_secs(2), "what is here takes {:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(10), "what is here takes {:?}", began.elapsed());
             assert!(open_files(worker) < files + 300, "{} descriptors", open_files(worker));
             assert!(threads(worker) <= tasks + 4, "{} threads", threads(worker));
             std::thread::sleep(Duration::from_millis(10));
@@ -390,7 +390,7 @@ fn a_revocation_takes_the_pages_of_mappings_and_of_mounts_that_are_not_asked_at_
         let began = Instant::now();
         until("the mapping is taken away", || page.first().is_err());
         // The refresh time, and what a loaded machine takes beyond it.
-        assert!(began.elapsed() < Duration::from_secs(5), "{more:?}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(20), "{more:?}: {:?}", began.elapsed());
         assert_eq!(page.first().unwrap_err().raw_os_error(), Some(libc::EFAULT));
         held.rewind().unwrap();
         assert_eq!(held.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::EACCES), "{more:?}");

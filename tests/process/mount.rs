@@ -370,7 +370,7 @@ fn no_vault_no_mount() {
         let mut command = place.vaultfs(["mount", "--api-url", url, "--timeout", "3s"]);
         let start = Instant::now();
         let ran = run(command.arg(&place.mnt).env("WORKOS_API_KEY", key));
-        assert!(start.elapsed() < Duration::from_secs(6), "at once, took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "at once, took {:?}", start.elapsed());
         ran
     };
     // Reserved, and nothing listens there.

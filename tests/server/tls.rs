@@ -100,7 +100,7 @@ fn a_vault_is_served_to_other_machines_over_tls() {
     let begun = Instant::now();
     served.signal(libc::SIGTERM);
     assert_eq!(served.wait().code(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(8), "it waited for a connection that says nothing");
+    assert!(begun.elapsed() < Duration::from_secs(20), "it waited for a connection that says nothing");
     drop(idle);
 }
 

@@ -390,15 +390,15 @@ async fn a_vault_that_hangs_ends_at_the_deadline() {
     for hang in [Canned::Hang, drip] {
         let (_server, vault) = setup(vec![hang]).await;
         let started = Instant::now();
-        let short = Call::foreground(started + Duration::from_millis(100));
+        let short = Call::foreground(started + Duration::from_secs(1));
         let e = vault.get(&short, &id()).await.unwrap_err();
         assert_eq!((e.kind, e.maybe_applied), (ErrorKind::Deadline, false));
-        let short = Call::foreground(Instant::now() + Duration::from_millis(100));
+        let short = Call::foreground(Instant::now() + Duration::from_secs(1));
         let e = vault.update(&short, &id(), &secret(), None).await.unwrap_err();
         assert_eq!((e.kind, e.maybe_applied), (ErrorKind::Deadline, true));
         let e = vault.update(&short, &id(), &secret(), None).await.unwrap_err();
         assert_eq!((e.kind, e.maybe_applied), (ErrorKind::Deadline, false), "nothing was sent");
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 }
 
