@@ -14,7 +14,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::daemon::hooks;
 use crate::daemon::hooks::command;
 use crate::daemon::hooks::command::Job;
-use crate::daemon::hooks::{ChangeEvent, Event, Following, Memory};
+use crate::daemon::hooks::{ChangeEvent, EventKind, Following, Memory};
 use crate::daemon::protocol::MountConfig;
 use crate::daemon::worker::{LAST_DRAIN, Service, TakeoverState};
 use crate::display::Shown;
@@ -142,9 +142,9 @@ pub fn bad_audit(path: &Path, e: &std::io::Error) -> Failure {
 impl hooks::Source<Change> for Arc<FileSystem> {
     fn news(&self, change: &Change) -> ChangeEvent {
         let event = match change.kind {
-            ChangeKind::Created => Event::Created,
-            ChangeKind::Changed => Event::Changed,
-            ChangeKind::Deleted => Event::Deleted,
+            ChangeKind::Created => EventKind::Created,
+            ChangeKind::Changed => EventKind::Changed,
+            ChangeKind::Deleted => EventKind::Deleted,
         };
         let version = change.version.as_ref().map(|version| version.as_str().to_owned());
         ChangeEvent { name: change.name.as_str().to_owned(), version, event }

@@ -50,14 +50,14 @@ pub struct MountConfig {
 /// Why something ended: an exit code of the command line, and a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
-pub struct Failed {
+pub struct ExitError {
     /// The exit code.
     pub exit: u8,
     /// What happened and what to do.
     pub message: String,
 }
 
-impl Failed {
+impl ExitError {
     /// Exit code 1, for what has no code of its own.
     pub fn new(message: impl Into<String>) -> Self {
         Self { exit: 1, message: message.into() }
@@ -79,7 +79,7 @@ pub enum Outcome {
         keeper_pid: u32,
     },
     /// Nothing is mounted.
-    Failed(Failed),
+    Failed(ExitError),
 }
 
 /// From keeper to worker.
@@ -127,7 +127,7 @@ pub enum ToKeeper {
     /// The vault answered and took the key (or need not answer yet); its description, as far as it is known now.
     Connected(serde_json::Value),
     /// It did not; the worker ends.
-    Failed(Failed),
+    Failed(ExitError),
     /// The answer to INIT that this worker's session is built for.
     Init(Vec<u8>),
     /// Requests are being served.

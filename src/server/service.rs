@@ -124,7 +124,7 @@ impl From<SealError> for ServiceError {
     }
 }
 
-type Result<T, E = ServiceError> = std::result::Result<T, E>;
+type ServiceResult<T> = Result<T, ServiceError>;
 
 /// One vault: everything a front needs.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ impl Service {
     }
 
     /// Makes an object; or finds the one that the same request made before, as it was then.
-    pub async fn create(&self, api_key_id: &str, create: Create<'_>) -> Result<ObjectRow> {
+    pub async fn create(&self, api_key_id: &str, create: Create<'_>) -> ServiceResult<ObjectRow> {
         let Create { name, value, context, idempotency } = create;
         let size = self.measure(value)?;
         let stamp = self.stamp(api_key_id)?;
@@ -166,27 +166,27 @@ impl Service {
     }
 
     /// Reads an object with its current value.
-    pub async fn get(&self, which: Lookup) -> Result<(ObjectRow, Value)> {
+    pub async fn get(&self, which: Lookup) -> ServiceResult<(ObjectRow, Value)> {
         self.open(self.store.get(which).await?)
     }
 
     /// Reads an object as it was at one version.
-    pub async fn version(&self, id: Ulid, number: u64) -> Result<(ObjectRow, Value)> {
+    pub async fn version(&self, id: Ulid, number: u64) -> ServiceResult<(ObjectRow, Value)> {
         self.open(self.store.version(id, number).await?)
     }
 
     /// Reads an object without its value.
-    pub async fn metadata(&self, id: Ulid) -> Result<ObjectRow> {
+    pub async fn metadata(&self, id: Ulid) -> ServiceResult<ObjectRow> {
         Ok(self.store.metadata(id).await?)
     }
 
     /// All versions, newest first.
-    pub async fn versions(&self, id: Ulid) -> Result<Vec<VersionRow>> {
+    pub async fn versions(&self, id: Ulid) -> ServiceResult<Vec<VersionRow>> {
         Ok(self.store.versions(id).await?)
     }
 
     /// One page of objects.
-    pub async fn list(&self, request: ListRequest) -> Result<ListPage> {
+    pub async fn list(&self, request: ListRequest) -> ServiceResult<ListPage> {
         Ok(self.store.list(request).await?)
     }
 
@@ -197,7 +197,7 @@ impl Service {
         id: Ulid,
         check: Option<VersionUid>,
         value: Value,
-    ) -> Result<ObjectRow> {
+    ) -> ServiceResult<ObjectRow> {
         let size = self.measure(&value)?;
         let stamp = self.stamp(api_key_id)?;
         let sealer = Arc::clone(&self.sealer);
@@ -212,7 +212,7 @@ impl Service {
     }
 
     /// Deletes an object with its history.
-    pub async fn delete(&self, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow> {
+    pub async fn delete(&self, id: Ulid, check: Option<VersionUid>) -> ServiceResult<ObjectRow> {
         Ok(self.store.delete(id, check).await?)
     }
 
@@ -240,7 +240,7 @@ impl Service {
 
     /// Encrypts a text under a client's own data key. Bytes that are no text come in as kv stores them, which is
     /// longer: the limit is on what they stand for, as for values.
-    pub fn encrypt(&self, data_key: &SecretString, text: &SecretString) -> Result<String> {
+    pub fn encrypt(&self, data_key: &SecretString, text: &SecretString) -> ServiceResult<String> {
         if codec::decode_value(text.expose()).bytes.len() > self.max_value {
             return Err(ServiceError::TooLarge { limit: self.max_value });
         }
@@ -249,7 +249,7 @@ impl Service {
     }
 
     /// Decrypts what [`Service::encrypt`] made.
-    pub fn decrypt(&self, data_key: &SecretString, ciphertext: &str) -> Result<SecretString> {
+    pub fn decrypt(&self, data_key: &SecretString, ciphertext: &str) -> ServiceResult<SecretString> {
         Ok(data_keys::decrypt(data_key, ciphertext)?)
     }
 
@@ -259,17 +259,22 @@ impl Service {
     }
 
     /// The API key with this hash, if there is one.
-    pub async fn authenticate(&self, hash: KeyHash) -> Result<Option<KeyRow>> {
+    pub async fn authenticate(&self, hash: KeyHash) -> ServiceResult<Option<KeyRow>> {
         Ok(self.store.find_key(hash).await?)
     }
 
     /// All API keys, oldest first.
-    pub async fn keys(&self) -> Result<Vec<KeyRow>> {
+    pub async fn keys(&self) -> ServiceResult<Vec<KeyRow>> {
         Ok(self.store.list_keys().await?)
     }
 
     /// Makes `text` an API key.
-    pub async fn add_key(&self, text: &SecretString, name: &str, permissions: Permissions) -> Result<KeyRow> {
+    pub async fn add_key(
+        &self,
+        text: &SecretString,
+        name: &str,
+        permissions: Permissions,
+    ) -> ServiceResult<KeyRow> {
         let id = format!("key_{}", self.new_ulid()?);
         let key = KeyRow { id, name: name.to_owned(), permissions, created_at: self.now() };
         self.store.add_key(key.clone(), self.sealer.hash_api_key(text.expose())).await?;
@@ -277,11 +282,11 @@ impl Service {
     }
 
     /// Refuses the API key with this id from now on.
-    pub async fn revoke_key(&self, id: &str) -> Result<()> {
+    pub async fn revoke_key(&self, id: &str) -> ServiceResult<()> {
         Ok(self.store.revoke_key(id).await?)
     }
 
-    fn measure(&self, value: &Value) -> Result<u64> {
+    fn measure(&self, value: &Value) -> ServiceResult<u64> {
         let limit = self.max_value;
         let content = match value.form {
             StoredForm::Object => codec::decode_data_within(value.text.expose(), limit),
@@ -298,7 +303,7 @@ impl Service {
         Ok(len as u64)
     }
 
-    fn open(&self, found: SealedObject) -> Result<(ObjectRow, Value)> {
+    fn open(&self, found: SealedObject) -> ServiceResult<(ObjectRow, Value)> {
         let SealedObject { object, wrapped_key, form, sealed } = found;
         let key = self.sealer.unwrap_data_key(object.id, &wrapped_key)?;
         let place = Place { object: object.id, version: object.version, form };
@@ -308,7 +313,7 @@ impl Service {
         Ok((object, Value { form, text: SecretString::new(text.to_owned()) }))
     }
 
-    fn stamp(&self, api_key_id: &str) -> Result<Stamp> {
+    fn stamp(&self, api_key_id: &str) -> ServiceResult<Stamp> {
         Ok(Stamp { api_key_id: api_key_id.to_owned(), at: self.now(), uid: VersionUid(as_uuid(random()?)) })
     }
 
@@ -317,7 +322,7 @@ impl Service {
         Millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 
-    fn new_ulid(&self) -> Result<Ulid> {
+    fn new_ulid(&self) -> ServiceResult<Ulid> {
         let noise = u128::from_be_bytes(random::<16>()?);
         Ok(Ulid::from_parts(self.now().0.unsigned_abs(), noise))
     }

@@ -75,12 +75,12 @@ fn descend(path: &Path) -> io::Result<OwnedFd> {
 
 /// A mount's mount point by way of a descriptor of the directory that it is in.
 #[derive(Debug)]
-pub struct Spot {
+pub struct MountpointHandle {
     parent: OwnedFd,
     name: OsString,
 }
 
-impl Spot {
+impl MountpointHandle {
     /// Of the path in the mount table.
     pub fn of(mountpoint: &Path) -> io::Result<Self> {
         let (Some(parent), Some(name)) = (mountpoint.parent(), mountpoint.file_name()) else {
@@ -278,12 +278,12 @@ mod tests {
         let (_dir, place) = place();
         fs::create_dir_all(place.join("a/b")).expect("own directory");
         let id = mount_id(File::open(&place).expect("own").as_fd()).expect("of any descriptor");
-        let spot = Spot::of(&place.join("a/b")).expect("no links");
+        let spot = MountpointHandle::of(&place.join("a/b")).expect("no links");
         fs::rename(place.join("a"), place.join("c")).expect("own directory");
         symlink("/", place.join("a")).expect("own directory");
         assert!(spot.root(id).expect("held").is_some());
         assert!(spot.root(id + 1).expect("held").is_none());
-        assert!(Spot::of(&place.join("a/etc")).is_err(), "a link");
-        assert!(Spot::of(Path::new("/")).is_err());
+        assert!(MountpointHandle::of(&place.join("a/etc")).is_err(), "a link");
+        assert!(MountpointHandle::of(Path::new("/")).is_err());
     }
 }

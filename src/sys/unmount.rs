@@ -15,7 +15,7 @@ use crate::sys::files::ownership::by_descriptor;
 use crate::sys::fusermount;
 use crate::sys::mount_table;
 use crate::sys::mount_table::{Dev, Entry};
-use crate::sys::trust::Spot;
+use crate::sys::trust::MountpointHandle;
 
 /// How to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum Mode {
 }
 
 /// Unmounts the mount `dev` if that is what is visible at `mountpoint`; `Ok(false)` if it is not. Root's system call takes
-/// no path that somebody else could lead elsewhere meanwhile: see [`Spot`]. fusermount3 has its own care.
+/// no path that somebody else could lead elsewhere meanwhile: see [`MountpointHandle`]. fusermount3 has its own care.
 pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
     let top = mount_table::top_at(mountpoint)?;
     let Some(mount) = top.filter(|top| top.dev == dev && top.is_vaultfs()) else { return Ok(false) };
@@ -37,7 +37,7 @@ pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
     if !nix::unistd::geteuid().is_root() {
         return fusermount::unmount(mountpoint, false).map(|()| true);
     }
-    let spot = Spot::of(mountpoint)?;
+    let spot = MountpointHandle::of(mountpoint)?;
     if spot.root(mount.id)?.is_none() {
         return Ok(false);
     }
@@ -47,7 +47,7 @@ pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
 
 /// Detaches this mount and no other. `Ok(false)` if something else is at its path.
 pub fn detach(mount: &Entry) -> io::Result<bool> {
-    let Some(root) = Spot::of(&mount.mountpoint)?.root(mount.id)? else { return Ok(false) };
+    let Some(root) = MountpointHandle::of(&mount.mountpoint)?.root(mount.id)? else { return Ok(false) };
     if nix::unistd::geteuid().is_root() {
         detach_opened(root.as_fd())?;
     } else {
@@ -75,7 +75,8 @@ pub fn abort(dev: Dev) -> io::Result<()> {
 /// A forced unmount ends the connection before it looks whether the mount is in use, which it is here.
 fn abort_by_mount(dev: Dev) -> io::Result<()> {
     let mount = mount_table::table()?.into_iter().rfind(|mount| mount.dev == dev);
-    let root = mount.map(|mount| Spot::of(&mount.mountpoint)?.root(mount.id)).transpose()?.flatten();
+    let root =
+        mount.map(|mount| MountpointHandle::of(&mount.mountpoint)?.root(mount.id)).transpose()?.flatten();
     let root = root.ok_or(io::ErrorKind::NotFound)?;
     match umount2(&by_descriptor(root.as_fd()), MntFlags::MNT_FORCE) {
         Ok(()) | Err(Errno::EBUSY) => Ok(()),

@@ -1,5 +1,6 @@
 //! Old private words stay away: no identifier and no file of `src` has one of them. The field's word is beside it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -89,4 +90,42 @@ fn old_private_words_do_not_come_back() {
 #[test]
 fn the_search_sees_code_and_no_prose() {
     assert_eq!(identifiers(r#"let pen = "a rotor"; // the pulse"#), ["let", "pen"]);
+}
+
+/// The type that a line defines, unless it is one of a trait.
+fn defined_type(line: &str) -> Option<&str> {
+    let is_visibility = |word: &&str| word.starts_with("pub") || word.ends_with(')');
+    let mut words = line.split_whitespace().skip_while(is_visibility);
+    let kind = words.next()?;
+    let is_own = ["struct", "enum", "trait"].contains(&kind) || kind == "type" && !line.starts_with(' ');
+    let name = words.next().filter(|_| is_own)?;
+    name.split(|c: char| !(c.is_alphanumeric() || c == '_')).next()
+}
+
+#[test]
+fn a_layer_has_each_type_name_once() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&source, &mut files);
+    let mut seen = HashMap::new();
+    let mut twice = Vec::new();
+    for file in &files {
+        let shown = file.strip_prefix(&source).unwrap().display().to_string();
+        let layer = shown.split('/').next().unwrap().to_owned();
+        for name in fs::read_to_string(file).unwrap().lines().filter_map(defined_type) {
+            if let Some(other) = seen.insert((layer.clone(), name.to_owned()), shown.clone()) {
+                twice.push(format!("{name}: {other} and {shown}"));
+            }
+        }
+    }
+    assert!(seen.len() > 500, "{} types", seen.len());
+    assert!(twice.is_empty(), "{}", twice.join("\n"));
+}
+
+#[test]
+fn a_definition_is_seen() {
+    assert_eq!(defined_type("pub(in crate::fs) struct File {"), Some("File"));
+    assert_eq!(defined_type("type Read = u8;"), Some("Read"));
+    assert_eq!(defined_type("    type Read;"), None);
+    assert_eq!(defined_type("    structure(of)"), None);
 }

@@ -13,7 +13,7 @@ use crate::cli::exit::Failure;
 use crate::cli::{assembly, log};
 use crate::daemon::capabilities;
 use crate::daemon::capabilities::Role;
-use crate::daemon::protocol::Failed;
+use crate::daemon::protocol::ExitError;
 use crate::daemon::{helper, keeper, runtime_dir, worker};
 use crate::sys::mount_table::Dev;
 use crate::sys::probe;
@@ -145,6 +145,6 @@ fn work() -> anyhow::Result<ExitCode> {
 fn give_up(link: &worker::KeeperLink, failure: &Failure) -> ExitCode {
     // The keeper says what it means: not mounted, or not taken over.
     tracing::debug!("{failure}");
-    link.failed(&Failed { exit: failure.exit as u8, message: failure.message.clone() });
+    link.failed(&ExitError { exit: failure.exit as u8, message: failure.message.clone() });
     ExitCode::from(failure.exit as u8)
 }

@@ -155,7 +155,7 @@ pub fn run(args: KeyArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// What one command works with.
-struct Session {
+struct KeySession {
     keys: KeyService,
     /// Of `--key-context`.
     key_context: BTreeMap<String, String>,
@@ -163,16 +163,16 @@ struct Session {
     max_size: u64,
 }
 
-impl Session {
+impl KeySession {
     /// Connects, does `work`, and lets go of the vault whatever comes of it.
     async fn with<T>(
         args: &ConnectArgs,
-        work: impl AsyncFnOnce(&Session) -> Result<T, Failure>,
+        work: impl AsyncFnOnce(&KeySession) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let (spec, key) = args.resolve_or_mounted()?;
         let (keys, embedded) = connect_keys(&spec, key, Arc::new(SystemClock)).await?;
         let (timeout, max_size) = (spec.timeout, spec.max_size);
-        let result = work(&Session { keys, key_context: spec.key_context, timeout, max_size }).await;
+        let result = work(&KeySession { keys, key_context: spec.key_context, timeout, max_size }).await;
         if let Some(embedded) = embedded {
             embedded.shutdown().await;
         }
@@ -217,7 +217,7 @@ impl Session {
 
 async fn create(args: CreateArgs) -> Result<ExitCode, Failure> {
     let file = args.output.file()?;
-    Session::with(&args.connect, async |session| {
+    KeySession::with(&args.connect, async |session| {
         let context = session.context(&args.context)?;
         let key = session.keys.create(&session.call(), &context).await?;
         let mut out = Output::new();
@@ -236,7 +236,7 @@ async fn unwrap(args: UnwrapArgs) -> Result<ExitCode, Failure> {
         return Err(usage("where to? --out FILE writes the plaintext key to a file, --show-key prints it"));
     }
     let file = args.output.file()?;
-    Session::with(&args.connect, async |session| {
+    KeySession::with(&args.connect, async |session| {
         let wrapped = session.encrypted_input()?;
         let key = session.keys.unwrap(&session.call(), &wrapped).await?;
         let mut out = Output::new();
@@ -248,7 +248,7 @@ async fn unwrap(args: UnwrapArgs) -> Result<ExitCode, Failure> {
 
 async fn encrypt(args: EncryptArgs) -> Result<ExitCode, Failure> {
     let file = args.data_key_file.as_deref().map(read_data_key).transpose()?;
-    Session::with(&args.connect, async |session| {
+    KeySession::with(&args.connect, async |session| {
         session.refuse_aad(args.aad.as_deref())?;
         let context = session.context(&args.context)?;
         let plain = read_stdin(session.max_size)?;
@@ -264,7 +264,7 @@ async fn encrypt(args: EncryptArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn seal(
-    session: &Session,
+    session: &KeySession,
     file: Option<KeyFile>,
     context: &BTreeMap<String, String>,
     aad: Option<&str>,
@@ -288,7 +288,7 @@ async fn seal(
 }
 
 async fn encrypt_there(
-    session: &Session,
+    session: &KeySession,
     file: Option<KeyFile>,
     plain: &SecretBytes,
 ) -> Result<String, Failure> {
@@ -304,7 +304,7 @@ async fn encrypt_there(
 
 async fn decrypt(args: DecryptArgs) -> Result<ExitCode, Failure> {
     let file = args.data_key_file.as_deref().map(read_data_key).transpose()?;
-    Session::with(&args.connect, async |session| {
+    KeySession::with(&args.connect, async |session| {
         session.refuse_aad(args.aad.as_deref())?;
         let input = session.encrypted_input()?;
         let plain = match session.keys.dialect() {
@@ -325,7 +325,7 @@ async fn decrypt(args: DecryptArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn decrypt_there(
-    session: &Session,
+    session: &KeySession,
     file: Option<KeyFile>,
     input: &str,
 ) -> Result<SecretBytes, Failure> {

@@ -19,12 +19,12 @@ use crate::sys::stdio;
 pub enum ServeCommand {
     /// Make, list and revoke API keys
     #[command(subcommand)]
-    Key(KeyCommand),
+    Key(ApiKeyCommand),
 }
 
 /// What to do with API keys.
 #[derive(Debug, clap::Subcommand)]
-pub enum KeyCommand {
+pub enum ApiKeyCommand {
     /// Make an API key and print it, this once
     Add {
         /// What the key may do
@@ -62,7 +62,7 @@ pub async fn run(data: &Path, master: Option<PathBuf>, command: ServeCommand) ->
     let service = serve::open_beside(data, options).await?;
     let ServeCommand::Key(command) = command;
     match command {
-        KeyCommand::Add { permissions, name } => {
+        ApiKeyCommand::Add { permissions, name } => {
             let key = serve::new_api_key()?;
             let row = service.add_key(&key, &name, Permissions::of(&permissions)).await?;
             // The one place where a key is printed: it was asked for, and is not kept anywhere.
@@ -71,8 +71,8 @@ pub async fn run(data: &Path, master: Option<PathBuf>, command: ServeCommand) ->
             out.finish()?;
             stdio::line(format_args!("made {} ({}): the key is shown this once", row.id, row.permissions));
         }
-        KeyCommand::List => list(&service).await?,
-        KeyCommand::Revoke { id } => service.revoke_key(&id).await.map_err(|e| match e {
+        ApiKeyCommand::List => list(&service).await?,
+        ApiKeyCommand::Revoke { id } => service.revoke_key(&id).await.map_err(|e| match e {
             ServiceError::Store(StoreError::NotFound) => {
                 anyhow::Error::new(Failure::new(Exit::NotFound, "there is no key with this id: see key list"))
             }

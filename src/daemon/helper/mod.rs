@@ -74,7 +74,7 @@ pub fn run(mountpoint: &Path, dev: Dev, pause: Duration) -> io::Result<()> {
     let line = Channel::from(take_standard(1)?);
     std::thread::sleep(pause);
     let table = std::fs::File::open("/proc/self/mountinfo")?;
-    let place = Place::of(mountpoint, dev);
+    let place = MountAccess::of(mountpoint, dev);
     capabilities::limit(Role::Helper);
     let own = std::process::id();
     // Root overrides modes anyway.
@@ -121,14 +121,14 @@ fn is_there(dev: Dev) -> bool {
 }
 
 /// The access to the mount.
-enum Place {
+enum MountAccess {
     /// A detached clone.
     Clone(OwnedFd),
     /// A path, opened for each call.
     Path(PathBuf, Dev),
 }
 
-impl Place {
+impl MountAccess {
     fn of(mountpoint: &Path, dev: Dev) -> Self {
         match clone_of(mountpoint) {
             Ok(clone) if Dev::of(clone.as_fd()).is_ok_and(|at| at == dev) => Self::Clone(clone),
@@ -314,7 +314,7 @@ mod tests {
     fn another_file_system_at_the_path_is_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a"), "1").unwrap();
-        let place = Place::Path(dir.path().to_owned(), Dev::from_raw(0));
+        let place = MountAccess::Path(dir.path().to_owned(), Dev::from_raw(0));
         let refused = place.make(&HelperCall::Unlink { path: "a".into() }).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EXDEV));
         assert!(dir.path().join("a").exists());

@@ -222,14 +222,14 @@ fn like_new() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::hooks::debounce::{ChangeEvent, Event};
+    use crate::daemon::hooks::debounce::{ChangeEvent, EventKind};
 
     fn job(command: &str, limit: Duration) -> Job {
         Job { command: command.into(), mountpoint: "/mnt/v".into(), limit }
     }
 
     fn changed() -> Run {
-        Run::One(ChangeEvent { name: "tls/key".into(), version: Some("3".into()), event: Event::Changed })
+        Run::One(ChangeEvent { name: "tls/key".into(), version: Some("3".into()), event: EventKind::Changed })
     }
 
     fn never() -> watch::Receiver<bool> {

@@ -18,7 +18,7 @@ pub const MOST: usize = 64;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
+pub enum EventKind {
     /// The name is new.
     Created,
     /// It has another version.
@@ -27,23 +27,23 @@ pub enum Event {
     Deleted,
 }
 
-impl Event {
+impl EventKind {
     /// As the command is told.
     pub fn as_str(self) -> &'static str {
         match self {
-            Event::Created => "created",
-            Event::Changed => "changed",
-            Event::Deleted => "deleted",
+            EventKind::Created => "created",
+            EventKind::Changed => "changed",
+            EventKind::Deleted => "deleted",
         }
     }
 
     /// What two events in a row amount to; `None` if to nothing.
-    fn then(self, next: Event) -> Option<Event> {
+    fn then(self, next: EventKind) -> Option<EventKind> {
         match (self, next) {
-            (Event::Created, Event::Created | Event::Changed) => Some(Event::Created),
-            (Event::Created, Event::Deleted) => None,
-            (Event::Deleted, Event::Created | Event::Changed) => Some(Event::Changed),
-            (Event::Changed | Event::Deleted, next) => Some(next),
+            (EventKind::Created, EventKind::Created | EventKind::Changed) => Some(EventKind::Created),
+            (EventKind::Created, EventKind::Deleted) => None,
+            (EventKind::Deleted, EventKind::Created | EventKind::Changed) => Some(EventKind::Changed),
+            (EventKind::Changed | EventKind::Deleted, next) => Some(next),
         }
     }
 }
@@ -56,7 +56,7 @@ pub struct ChangeEvent {
     /// Its version now, if that is known.
     pub version: Option<String>,
     /// What happened.
-    pub event: Event,
+    pub event: EventKind,
 }
 
 /// What one run of the command is for.
@@ -91,13 +91,13 @@ impl Burst {
 
 /// What waits.
 #[derive(Debug, Default)]
-pub struct Queue {
+pub struct Debouncer {
     waiting: BTreeMap<String, (ChangeEvent, Burst)>,
     many: Option<Burst>,
     running: bool,
 }
 
-impl Queue {
+impl Debouncer {
     /// Takes news in.
     pub fn note(&mut self, news: ChangeEvent, now: Instant) {
         if self.many.is_some() {
@@ -168,51 +168,51 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn news(name: &str, event: Event) -> ChangeEvent {
+    fn news(name: &str, event: EventKind) -> ChangeEvent {
         ChangeEvent { name: name.into(), version: None, event }
     }
 
-    fn one(name: &str, event: Event) -> Option<Run> {
+    fn one(name: &str, event: EventKind) -> Option<Run> {
         Some(Run::One(news(name, event)))
     }
 
     #[test]
     fn news_about_a_name_waits_for_quiet_but_not_for_ever() {
-        let (mut queue, start) = (Queue::default(), Instant::now());
-        queue.note(news("a", Event::Changed), start);
+        let (mut queue, start) = (Debouncer::default(), Instant::now());
+        queue.note(news("a", EventKind::Changed), start);
         assert_eq!(queue.take(start + QUIET / 2), None);
-        queue.note(news("a", Event::Changed), start + QUIET / 2);
+        queue.note(news("a", EventKind::Changed), start + QUIET / 2);
         assert_eq!(queue.take(start + QUIET), None, "not quiet yet");
-        assert_eq!(queue.take(start + QUIET * 3 / 2), one("a", Event::Changed));
+        assert_eq!(queue.take(start + QUIET * 3 / 2), one("a", EventKind::Changed));
         queue.ended();
         assert_eq!(queue.due(), None);
         let mut at = start;
         while at < start + LONGEST {
-            queue.note(news("a", Event::Changed), at);
+            queue.note(news("a", EventKind::Changed), at);
             at += QUIET / 2;
         }
-        assert_eq!(queue.take(start + LONGEST), one("a", Event::Changed));
+        assert_eq!(queue.take(start + LONGEST), one("a", EventKind::Changed));
     }
 
     #[test]
     fn one_runs_at_a_time_and_what_comes_meanwhile_is_kept() {
-        let (mut queue, start) = (Queue::default(), Instant::now());
-        queue.note(news("a", Event::Changed), start);
-        queue.note(news("b", Event::Deleted), start + QUIET / 4);
+        let (mut queue, start) = (Debouncer::default(), Instant::now());
+        queue.note(news("a", EventKind::Changed), start);
+        queue.note(news("b", EventKind::Deleted), start + QUIET / 4);
         let later = start + 2 * QUIET;
-        assert_eq!(queue.take(later), one("a", Event::Changed), "the older first");
+        assert_eq!(queue.take(later), one("a", EventKind::Changed), "the older first");
         assert_eq!((queue.take(later), queue.due()), (None, None));
-        queue.note(news("a", Event::Changed), later);
+        queue.note(news("a", EventKind::Changed), later);
         queue.ended();
-        assert_eq!(queue.take(later), one("b", Event::Deleted));
+        assert_eq!(queue.take(later), one("b", EventKind::Deleted));
         queue.ended();
         assert_eq!(queue.take(later), None);
-        assert_eq!(queue.take(later + QUIET), one("a", Event::Changed));
+        assert_eq!(queue.take(later + QUIET), one("a", EventKind::Changed));
     }
 
     #[test]
     fn several_events_amount_to_one() {
-        use Event::{Changed, Created, Deleted};
+        use EventKind::{Changed, Created, Deleted};
         for (events, amount) in [
             (&[Created, Changed][..], Some(Created)),
             (&[Changed, Deleted], Some(Deleted)),
@@ -220,7 +220,7 @@ mod tests {
             (&[Created, Deleted], None),
             (&[Created, Deleted, Created], Some(Created)),
         ] {
-            let (mut queue, now) = (Queue::default(), Instant::now());
+            let (mut queue, now) = (Debouncer::default(), Instant::now());
             for event in events {
                 queue.note(news("a", *event), now);
             }
@@ -230,11 +230,11 @@ mod tests {
 
     #[test]
     fn of_very_many_there_is_one_run() {
-        let (mut queue, now) = (Queue::default(), Instant::now());
+        let (mut queue, now) = (Debouncer::default(), Instant::now());
         for n in 0..=MOST {
-            queue.note(news(&n.to_string(), Event::Changed), now);
+            queue.note(news(&n.to_string(), EventKind::Changed), now);
         }
-        queue.note(news("a", Event::Changed), now);
+        queue.note(news("a", EventKind::Changed), now);
         assert_eq!(queue.take(now + QUIET), Some(Run::Many));
         queue.ended();
         assert_eq!(queue.due(), None);

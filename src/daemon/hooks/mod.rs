@@ -30,7 +30,7 @@ use crate::daemon::hooks::command::Job;
 use crate::daemon::hooks::debounce::Run;
 use crate::daemon::hooks::runner::{Running, Runs, SaveState};
 
-pub use crate::daemon::hooks::debounce::{ChangeEvent, Event};
+pub use crate::daemon::hooks::debounce::{ChangeEvent, EventKind};
 
 /// How long the mount may take to show a change before the command is run all the same.
 const SHOWN_WITHIN: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::hooks::debounce::{ChangeEvent, Queue, Run};
+use crate::daemon::hooks::debounce::{ChangeEvent, Debouncer, Run};
 use crate::sys::process;
 
 /// Writes down for a successor, or takes away what is written.
@@ -48,22 +48,22 @@ struct SavedRuns {
     running: Option<Running>,
 }
 
-struct State {
-    queue: Queue,
+struct RunnerState {
+    queue: Debouncer,
     running: Option<Running>,
 }
 
 /// The queue and the one that runs; cheap to clone.
 #[derive(Clone)]
 pub struct Runs {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<RunnerState>>,
     save_state: SaveState,
 }
 
 impl Runs {
     /// Goes on from what a dead worker kept. What it had begun and what lives still is for the caller to wait for.
     pub fn restore(kept: Option<&[u8]>, save_state: SaveState, now: Instant) -> (Self, Option<Running>) {
-        let mut queue = Queue::default();
+        let mut queue = Debouncer::default();
         let mut alive = None;
         let kept: Option<SavedRuns> = kept.and_then(|bytes| {
             let read = postcard::from_bytes(bytes);
@@ -90,16 +90,17 @@ impl Runs {
                 None => {}
             }
         }
-        let runs = Self { state: Arc::new(Mutex::new(State { queue, running: alive.clone() })), save_state };
+        let runs =
+            Self { state: Arc::new(Mutex::new(RunnerState { queue, running: alive.clone() })), save_state };
         runs.change(|_| ());
         (runs, alive)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RunnerState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn change<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+    fn change<T>(&self, work: impl FnOnce(&mut RunnerState) -> T) -> T {
         let mut state = self.state();
         let done = work(&mut state);
         let (waiting, many) = state.queue.waiting();
@@ -171,10 +172,10 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::hooks::debounce::{Event, QUIET};
+    use crate::daemon::hooks::debounce::{EventKind, QUIET};
 
     fn news(name: &str) -> ChangeEvent {
-        ChangeEvent { name: name.into(), version: Some("2".into()), event: Event::Changed }
+        ChangeEvent { name: name.into(), version: Some("2".into()), event: EventKind::Changed }
     }
 
     #[test]

@@ -43,7 +43,7 @@ use nix::sys::signalfd::SignalFd;
 
 use crate::daemon::helper::HelperSupervisor;
 use crate::daemon::keeper::worker_process::{SpawnConfig, Worker, ending};
-use crate::daemon::protocol::{Failed, MountConfig, Outcome, ToKeeper, ToWorker, receive_config};
+use crate::daemon::protocol::{ExitError, MountConfig, Outcome, ToKeeper, ToWorker, receive_config};
 use crate::sys::mount::Mounted;
 use crate::sys::mount_table::Dev;
 
@@ -217,10 +217,10 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(config: MountConfig, key: Option<SecretString>, memory: LockState) -> Result<Self, Failed> {
-        let failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
+    fn new(config: MountConfig, key: Option<SecretString>, memory: LockState) -> Result<Self, ExitError> {
+        let failed = |what: &'static str| move |e: io::Error| ExitError::new(format!("{what}: {e}"));
         let directory = RuntimeDir::own().map_err(failed("there is no place for the control socket"))?;
-        let signals = take_signals().map_err(|e| Failed::new(format!("signals: {e}")))?;
+        let signals = take_signals().map_err(|e| ExitError::new(format!("signals: {e}")))?;
         let seal = SealKey::random().map_err(failed("no key for the mount's state"))?;
         let state = state_log::create().map_err(failed("no memory for the mount's state"))?;
         Ok(Self {

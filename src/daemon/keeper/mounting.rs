@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::daemon::helper::HelperSupervisor;
 use crate::daemon::keeper::{Keeper, StarterPipe};
-use crate::daemon::protocol::{Failed, Outcome, ToWorker};
+use crate::daemon::protocol::{ExitError, Outcome, ToWorker};
 use crate::daemon::runtime_dir::RuntimeDir;
 use crate::display::Shown;
 use crate::sys::channel::take_standard;
@@ -17,7 +17,7 @@ use crate::sys::mount_target::Target;
 
 impl Keeper {
     /// Starts a worker and mounts.
-    pub(super) fn start(mut self, target: Target, starter: &mut StarterPipe) -> Result<Self, Failed> {
+    pub(super) fn start(mut self, target: Target, starter: &mut StarterPipe) -> Result<Self, ExitError> {
         if let Err(e) = self.try_to_mount(&target, starter, Way::Detached)? {
             tracing::info!("a finished mount cannot be attached here ({e}): mounting at once");
             self.try_to_mount(&target, starter, Way::AtOnce)?.map_err(|e| mount_failed(target.path(), &e))?;
@@ -27,7 +27,7 @@ impl Keeper {
         let dev = self.dev().expect("just mounted");
         if !starter.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() }) {
             self.abandon();
-            return Err(Failed::new("interrupted when it was mounted"));
+            return Err(ExitError::new("interrupted when it was mounted"));
         }
         if !self.spawn_config.config.foreground {
             // From here on nobody reads what is written there.
@@ -42,7 +42,7 @@ impl Keeper {
         target: &Target,
         starter: &mut StarterPipe,
         way: Way,
-    ) -> Result<io::Result<()>, Failed> {
+    ) -> Result<io::Result<()>, ExitError> {
         let first = ToWorker::State { takeover: false, anew: false };
         self.worker = Some(self.spawn_and_verify(None, &first, Some(starter))?);
         self.connect(Some(starter))?;
@@ -60,20 +60,20 @@ impl Keeper {
     }
 
     /// Makes the mount and what belongs to it.
-    pub(super) fn mount(&mut self, target: &Target, way: Way) -> Result<(), Failed> {
+    pub(super) fn mount(&mut self, target: &Target, way: Way) -> Result<(), ExitError> {
         let mountpoint = self.mountpoint();
         // A dead one that is to be replaced is the target itself.
         let is_another = |top: mount_table::Entry| top.is_vaultfs() && top.id != target.mount_id();
         let taken = mount_table::top_at(mountpoint).ok().flatten().is_some_and(is_another);
         if taken {
-            return Err(Failed::new(format!(
+            return Err(ExitError::new(format!(
                 "{} was mounted by another vaultfs meanwhile",
                 mountpoint.shown()
             )));
         }
         let mounted = mount::mount(target, &self.spawn_config.config.kernel, way)
             .map_err(|e| mount_failed(mountpoint, &e))?;
-        let failed = |e| Failed::new(format!("the control socket cannot be made: {e}"));
+        let failed = |e| ExitError::new(format!("the control socket cannot be made: {e}"));
         let made = RuntimeDir::listen(mounted.dev, std::process::id()).map_err(failed);
         self.mounted = Some(mounted);
         let (directory, listener) = made.inspect_err(|_| self.abandon())?;
@@ -82,7 +82,7 @@ impl Keeper {
         let helper = HelperSupervisor::new(self.mountpoint(), dev);
         self.helper = Some(helper.map_err(|e| {
             self.abandon();
-            Failed::new(format!("there is no line to the helper process: {e}"))
+            ExitError::new(format!("there is no line to the helper process: {e}"))
         })?);
         self.init_reply.clear();
         Ok(())
@@ -99,9 +99,9 @@ impl Keeper {
     }
 }
 
-fn mount_failed(mountpoint: &Path, e: &io::Error) -> Failed {
+fn mount_failed(mountpoint: &Path, e: &io::Error) -> ExitError {
     let what = format!("{} cannot be mounted: {e}", mountpoint.shown());
-    Failed::new(match e.raw_os_error() {
+    ExitError::new(match e.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             format!("{what}; a container needs CAP_SYS_ADMIN and the device /dev/fuse for it")
         }

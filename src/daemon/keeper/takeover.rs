@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::daemon::keeper::events::Event;
 use crate::daemon::keeper::worker_process::{Worker, ending};
 use crate::daemon::keeper::{DRAIN_MARGIN, Goal, Keeper, Phase, StarterPipe, restart_policy};
-use crate::daemon::protocol::{Failed, MountFacts, ToKeeper, ToWorker};
+use crate::daemon::protocol::{ExitError, MountFacts, ToKeeper, ToWorker};
 use crate::daemon::runtime_dir::RuntimeDir;
 use crate::daemon::worker::reason;
 use crate::display::Shown;
@@ -37,9 +37,9 @@ impl Keeper {
         program: Option<&File>,
         state: &ToWorker,
         starter: Option<&StarterPipe>,
-    ) -> Result<Worker, Failed> {
+    ) -> Result<Worker, ExitError> {
         let mut worker = Worker::start(&self.spawn_config, program)
-            .map_err(|e| Failed::new(format!("the worker process cannot be started: {e}")))?;
+            .map_err(|e| ExitError::new(format!("the worker process cannot be started: {e}")))?;
         if let Err(e) = worker.channel.send(state, &[self.state.as_fd()]) {
             self.start_ended = worker.verdict();
             return Err(lost(&e));
@@ -54,7 +54,7 @@ impl Keeper {
         }
     }
 
-    pub(super) fn connect(&mut self, starter: Option<&StarterPipe>) -> Result<(), Failed> {
+    pub(super) fn connect(&mut self, starter: Option<&StarterPipe>) -> Result<(), ExitError> {
         self.send(&ToWorker::Connect, &[]).map_err(|e| lost(&e))?;
         match self.expect(starter)? {
             ToKeeper::Connected(spec) => {
@@ -67,10 +67,10 @@ impl Keeper {
     }
 
     /// Passes the mount to the worker, answers INIT if still open, and publishes the record.
-    pub(super) fn hand_mount(&mut self, starter: Option<&StarterPipe>) -> Result<(), Failed> {
+    pub(super) fn hand_mount(&mut self, starter: Option<&StarterPipe>) -> Result<(), ExitError> {
         let (Some(mounted), Some(listener), Some(helper)) = (&self.mounted, &self.listener, &self.helper)
         else {
-            return Err(Failed::new("nothing is mounted"));
+            return Err(ExitError::new("nothing is mounted"));
         };
         let dev = mounted.dev;
         let facts = MountFacts {
@@ -100,10 +100,10 @@ impl Keeper {
         if is_new {
             let mounted = self.mounted.as_ref().expect("looked at above");
             fuse_device::answer(&mounted.device, &reply)
-                .map_err(|e| Failed::new(format!("the kernel did not take the answer to INIT: {e}")))?;
+                .map_err(|e| ExitError::new(format!("the kernel did not take the answer to INIT: {e}")))?;
             self.init_reply = reply;
         } else if reply != self.init_reply {
-            return Err(Failed::new("it does not speak with the kernel as the worker before it did"));
+            return Err(ExitError::new("it does not speak with the kernel as the worker before it did"));
         }
         self.send(&ToWorker::Go, &[]).map_err(|e| lost(&e))?;
         match self.expect(starter)? {
@@ -115,11 +115,11 @@ impl Keeper {
         }
         self.supervise_helper();
         self.write_record(dev, None, None)
-            .map_err(|e| Failed::new(format!("the mount cannot be written down: {e}")))
+            .map_err(|e| ExitError::new(format!("the mount cannot be written down: {e}")))
     }
 
     /// The next message of a starting worker.
-    fn expect(&mut self, starter: Option<&StarterPipe>) -> Result<ToKeeper, Failed> {
+    fn expect(&mut self, starter: Option<&StarterPipe>) -> Result<ToKeeper, ExitError> {
         let until = starter.is_none().then(|| Instant::now() + TAKEOVER);
         loop {
             match self.next_event(starter, until) {
@@ -127,14 +127,14 @@ impl Keeper {
                 Event::WorkerGone(status) => {
                     let how = ending(status);
                     self.start_ended = Some(self.what_its_end_says(status));
-                    return Err(Failed::new(format!("the worker process died ({how}); see the log")));
+                    return Err(ExitError::new(format!("the worker process died ({how}); see the log")));
                 }
                 Event::Stop | Event::StarterGone if starter.is_some() => {
-                    return Err(Failed::new("interrupted before it was mounted"));
+                    return Err(ExitError::new("interrupted before it was mounted"));
                 }
                 event @ (Event::Stop | Event::Reload) => self.later.push_back(event),
                 Event::Timeout if until.is_some() => {
-                    return Err(Failed::new("the worker process took too long to start"));
+                    return Err(ExitError::new("the worker process took too long to start"));
                 }
                 Event::StarterGone | Event::Request | Event::Timeout => {}
             }
@@ -210,7 +210,7 @@ impl Keeper {
         }
     }
 
-    fn take_over(&mut self, worker: Option<Worker>) -> Result<(), Failed> {
+    fn take_over(&mut self, worker: Option<Worker>) -> Result<(), ExitError> {
         let anew = worker.is_none() && self.mounted.as_ref().is_some_and(|mounted| !can_resend(mounted));
         let worker = match worker {
             Some(worker) => worker,
@@ -226,14 +226,14 @@ impl Keeper {
 
     /// For kernels that cannot resend requests: requests in flight fail, and a new mount replaces
     /// the old one.
-    fn remount(&mut self) -> Result<(), Failed> {
+    fn remount(&mut self) -> Result<(), ExitError> {
         if let Some(dev) = self.dev() {
             // Only needed if a stuck thread of the worker still holds the device.
             let _ = unmount::abort(dev);
         }
         self.abandon();
         // The same directory, if it is where it was: nothing of it was kept open.
-        let failed = |e: &dyn std::fmt::Display| Failed::new(e.to_string());
+        let failed = |e: &dyn std::fmt::Display| ExitError::new(e.to_string());
         let target = mountpoint::check(self.mountpoint(), true).map_err(|e| failed(&e))?;
         if target.path() != self.mountpoint() {
             return Err(failed(&format_args!("{} leads elsewhere now", self.mountpoint().shown())));
@@ -245,10 +245,9 @@ impl Keeper {
 
     /// A new program takes over. It must be able to read the state before the old worker ends.
     pub(super) fn upgrade(&mut self, path: &Path) {
-        let ready =
-            File::open(path).map_err(|e| Failed::new(format!("{}: {e}", path.shown()))).and_then(|program| {
-                self.spawn_and_verify_unless_killed(&program).map(|worker| (program, worker))
-            });
+        let ready = File::open(path).map_err(|e| ExitError::new(format!("{}: {e}", path.shown()))).and_then(
+            |program| self.spawn_and_verify_unless_killed(&program).map(|worker| (program, worker)),
+        );
         if !self.mounted.as_ref().is_some_and(can_resend) {
             let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
             return self.tell(&ToWorker::NotUpgraded(why.to_owned()));
@@ -293,7 +292,7 @@ impl Keeper {
     }
 
     /// A worker of the new program; a kill from outside is retried.
-    fn spawn_and_verify_unless_killed(&mut self, program: &File) -> Result<Worker, Failed> {
+    fn spawn_and_verify_unless_killed(&mut self, program: &File) -> Result<Worker, ExitError> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -355,10 +354,10 @@ fn can_resend(mounted: &Mounted) -> bool {
     mounted.init.resend()
 }
 
-fn unexpected(message: &ToKeeper) -> Failed {
-    Failed::new(format!("the worker said {message:?} out of turn"))
+fn unexpected(message: &ToKeeper) -> ExitError {
+    ExitError::new(format!("the worker said {message:?} out of turn"))
 }
 
-fn lost(e: &io::Error) -> Failed {
-    Failed::new(format!("the worker cannot be reached: {e}"))
+fn lost(e: &io::Error) -> ExitError {
+    ExitError::new(format!("the worker cannot be reached: {e}"))
 }

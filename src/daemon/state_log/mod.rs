@@ -31,7 +31,7 @@ use zeroize::{Zeroize, Zeroizing};
 pub use crate::daemon::state_log::key::SealKey;
 use crate::daemon::state_log::memory::{Map, REGION};
 pub use crate::daemon::state_log::memory::{StateError, check, create, heartbeats};
-use crate::daemon::state_log::writer::{DELETED, NONCE, PLAIN, PREFIX, Place, SEALED, Writer};
+use crate::daemon::state_log::writer::{DELETED, NONCE, PLAIN, PREFIX, RecordLocation, SEALED, Writer};
 use crate::fs::{Journal, JournalStatus, Record, Value};
 use crate::secret::SecretBytes;
 
@@ -223,7 +223,7 @@ pub type PlainRecord = (Vec<u8>, Vec<u8>);
 pub fn plain_records(state: impl AsFd) -> Result<Vec<PlainRecord>, StateError> {
     check(&state)?;
     let map = Map::of(&File::from(state.as_fd().try_clone_to_owned()?))?;
-    let record = |(key, place): (Box<[u8]>, Place)| {
+    let record = |(key, place): (Box<[u8]>, RecordLocation)| {
         let record = map.read(place.at, place.len);
         (record[8] == PLAIN).then(|| (key.to_vec(), record[PREFIX + key.len()..].to_vec()))
     };
@@ -265,7 +265,7 @@ impl Journal for State {
         writer.used += bytes.len();
         self.map.header().len[writer.region].store(writer.used as u64, Ordering::Release);
         for (record, (at, len)) in records.into_iter().zip(places) {
-            let place = Place { at: start + at, len, order: record.order };
+            let place = RecordLocation { at: start + at, len, order: record.order };
             let place = record.value.is_some().then_some(place);
             writer.take_in(record.slot.into(), place, record.order);
         }

@@ -18,7 +18,7 @@ pub(super) const SEALED: u8 = 2;
 
 /// Where a live record is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct RecordLocation {
     pub at: usize,
     pub len: usize,
     pub order: u64,
@@ -30,7 +30,7 @@ pub(super) struct Writer {
     pub used: usize,
     /// Bytes of it that there is memory for.
     pub room: usize,
-    pub live: HashMap<Box<[u8]>, Place>,
+    pub live: HashMap<Box<[u8]>, RecordLocation>,
     pub live_bytes: usize,
     /// The latest deletions, so that a record that comes late does not undo one.
     pub deleted: HashMap<Box<[u8]>, u64>,
@@ -82,14 +82,14 @@ impl Writer {
             }
             let kind = prefix[8];
             let key: Box<[u8]> = map.read(start + at + PREFIX, key).into();
-            let place = Place { at: start + at, len, order: 0 };
+            let place = RecordLocation { at: start + at, len, order: 0 };
             self.take_in(key, (kind != DELETED).then_some(place), 0);
             at += len;
         }
         self.deleted.clear();
     }
 
-    pub(super) fn take_in(&mut self, key: Box<[u8]>, place: Option<Place>, order: u64) {
+    pub(super) fn take_in(&mut self, key: Box<[u8]>, place: Option<RecordLocation>, order: u64) {
         let before = match place {
             Some(place) => {
                 self.live_bytes += place.len;

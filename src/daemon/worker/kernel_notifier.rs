@@ -5,7 +5,7 @@
 //!
 //! A worker that is killed meanwhile does not end before that request is answered, by its successor. So the thread shares
 //! no descriptor with the others: with them would stay open the lock and the socket of an embedded vault, which
-//! the successor needs for its answer. A worker that has no successor ends the thread before itself ([`Queue::all_sent`]).
+//! the successor needs for its answer. A worker that has no successor ends the thread before itself ([`NoticeQueue::all_sent`]).
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -32,13 +32,13 @@ enum Notice {
 }
 
 /// Queues notices for the thread that sends them.
-pub struct Queue {
+pub struct NoticeQueue {
     notices: Sender<Notice>,
     helper: Arc<Channel>,
     dev: Dev,
 }
 
-impl Queue {
+impl NoticeQueue {
     /// Sends what is queued, and nothing afterwards. A process that ends in the midst of a notification holds the device
     /// open until the request is answered that this waits for. It needs no thread of its own: there may be none to be had.
     pub async fn all_sent(&self) {
@@ -50,7 +50,7 @@ impl Queue {
     }
 }
 
-impl Kernel for Queue {
+impl Kernel for NoticeQueue {
     fn inval_entry(&self, parent: u64, name: &OsStr) {
         // The thread ends only with the process.
         let _ = self.notices.send(Notice::Entry(parent, name.to_owned()));
@@ -94,7 +94,7 @@ pub fn spawn(
     device: BorrowedFd<'_>,
     helper: Arc<Channel>,
     dev: Dev,
-) -> std::io::Result<Arc<Queue>> {
+) -> std::io::Result<Arc<NoticeQueue>> {
     let (sender, receiver) = channel();
     let device = device.as_raw_fd();
     std::thread::Builder::new().name("notify".into()).spawn(move || {
@@ -118,7 +118,7 @@ pub fn spawn(
             };
         }
     })?;
-    Ok(Arc::new(Queue { notices: sender, helper, dev }))
+    Ok(Arc::new(NoticeQueue { notices: sender, helper, dev }))
 }
 
 /// From now on this thread has descriptors of its own, and of those only `kept`.

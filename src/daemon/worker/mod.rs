@@ -36,7 +36,7 @@ use crate::daemon::control;
 use crate::daemon::control::{ControlChannels, Handler};
 use crate::daemon::heartbeat;
 use crate::daemon::protocol::{
-    EXIT_UNSAVED, Failed, MountConfig, MountFacts, ToKeeper, ToWorker, receive_config, receive_seal,
+    EXIT_UNSAVED, ExitError, MountConfig, MountFacts, ToKeeper, ToWorker, receive_config, receive_seal,
 };
 use crate::daemon::state_log;
 use crate::daemon::state_log::{SealKey, State, StateError};
@@ -117,7 +117,7 @@ pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, SealKey, Keeper
 
 impl KeeperLink {
     /// Tells the keeper that there is no vault; the worker then ends with the failure's code.
-    pub fn failed(&self, failed: &Failed) {
+    pub fn failed(&self, failed: &ExitError) {
         self.say(&ToKeeper::Failed(failed.clone()));
     }
 
@@ -134,12 +134,12 @@ impl KeeperLink {
     }
 
     /// Takes the state over, if this program can read it and once the worker before is gone.
-    pub fn receive_state(&self, seal: &SealKey) -> Result<TakeoverState, Failed> {
+    pub fn receive_state(&self, seal: &SealKey) -> Result<TakeoverState, ExitError> {
         let (message, mut fds) = self.0.receive().map_err(lost)?.ok_or_else(|| lost("it ended"))?;
         let (ToWorker::State { takeover, anew }, Some(fd)) = (message, fds.pop()) else {
             return Err(lost("it sent no state"));
         };
-        let unreadable = |e: StateError| Failed::new(e.to_string());
+        let unreadable = |e: StateError| ExitError::new(e.to_string());
         if let Err(e) = state_log::check(&fd).map_err(unreadable) {
             self.failed(&e);
             return Err(e);
@@ -154,7 +154,7 @@ impl KeeperLink {
         Ok(TakeoverState { state, takeover, anew })
     }
 
-    fn expect_serve(&self) -> Result<Assignment, Failed> {
+    fn expect_serve(&self) -> Result<Assignment, ExitError> {
         let (message, fds) = self.0.receive().map_err(lost)?.ok_or_else(|| lost("it ended"))?;
         let ToWorker::Serve { init, dev, facts, resend } = message else {
             return Err(lost("it asked for something else first"));
@@ -169,7 +169,7 @@ impl KeeperLink {
         }
     }
 
-    fn expect_go(&self) -> Result<(), Failed> {
+    fn expect_go(&self) -> Result<(), ExitError> {
         match self.0.receive().map_err(lost)? {
             Some((ToWorker::Go, _)) => Ok(()),
             _ => Err(lost("it did not say go")),
@@ -191,8 +191,8 @@ impl KeeperLink {
     }
 }
 
-fn lost(why: impl std::fmt::Display) -> Failed {
-    Failed::new(format!("the keeper cannot be followed: {why}"))
+fn lost(why: impl std::fmt::Display) -> ExitError {
+    ExitError::new(format!("the keeper cannot be followed: {why}"))
 }
 
 /// What the keeper hands over.
@@ -223,8 +223,8 @@ pub fn serve(
     filesystem: impl Filesystem,
     service: Arc<dyn Service>,
     ProcessInfo { memory, state }: ProcessInfo,
-) -> Result<u8, Failed> {
-    let io_failed = |what: &'static str| move |e: io::Error| Failed::new(format!("{what}: {e}"));
+) -> Result<u8, ExitError> {
+    let io_failed = |what: &'static str| move |e: io::Error| ExitError::new(format!("{what}: {e}"));
     let Assignment { init, dev, facts, resend, device, listener, helper } = link.expect_serve()?;
     let again = resend.then(|| device.try_clone()).transpose().map_err(io_failed("no descriptor"))?;
     let (session, reply) =
@@ -307,7 +307,7 @@ struct ControlHandler {
     config: MountConfig,
     dev: Dev,
     facts: MountFacts,
-    notices: Arc<kernel_notifier::Queue>,
+    notices: Arc<kernel_notifier::NoticeQueue>,
     memory: LockState,
     started: Instant,
 }
@@ -351,7 +351,7 @@ impl Handler for ControlHandler {
 }
 
 /// Asks the keeper for an upgrade.
-struct Upgrade {
+struct Upgrader {
     link: KeeperLink,
     refused: broadcast::Sender<String>,
     service: Arc<dyn Service>,
@@ -361,7 +361,7 @@ struct Upgrade {
 const PAUSE: Duration = Duration::from_secs(1);
 
 #[async_trait::async_trait]
-impl control::Upgrade for Upgrade {
+impl control::Upgrade for Upgrader {
     async fn to(&self, program: &Path) -> String {
         let mut refused = self.refused.subscribe();
         let paused = self.service.pause(PAUSE).await;
@@ -410,7 +410,7 @@ async fn supervise(
 ) -> Vec<Unsaved> {
     let (end, mut asked_to_end) = mpsc::unbounded_channel();
     let (refused, _) = broadcast::channel(1);
-    let upgrade = Upgrade { link: link.clone(), refused: refused.clone(), service: handler.service.clone() };
+    let upgrade = Upgrader { link: link.clone(), refused: refused.clone(), service: handler.service.clone() };
     let (over, ended) = watch::channel(None);
     let channels = ControlChannels { end, ended, upgrade: Arc::new(upgrade) };
     let socket = listener

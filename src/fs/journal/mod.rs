@@ -149,17 +149,17 @@ thread_local! {
 
 /// Writes records; cheap to clone. Without a journal it does nothing.
 #[derive(Debug, Clone, Default)]
-pub(super) struct JournalWriter(Option<Arc<Inner>>);
+pub(super) struct JournalWriter(Option<Arc<WriterInner>>);
 
 #[derive(Debug)]
-struct Inner {
+struct WriterInner {
     journal: Arc<dyn Journal>,
     order: AtomicU64,
 }
 
 impl JournalWriter {
     pub fn new(journal: Arc<dyn Journal>) -> Self {
-        Self(Some(Arc::new(Inner { journal, order: AtomicU64::new(1) })))
+        Self(Some(Arc::new(WriterInner { journal, order: AtomicU64::new(1) })))
     }
 
     /// Whether there is a journal.

@@ -129,7 +129,7 @@ enum Standing {
 }
 
 #[derive(Debug)]
-struct Out {
+struct PendingCall {
     number: u64,
     expected: Expected,
     ended: CallResult,
@@ -137,10 +137,10 @@ struct Out {
 }
 
 #[derive(Debug)]
-struct State {
+struct HelperState {
     standing: Standing,
     number: u64,
-    out: Option<Out>,
+    out: Option<PendingCall>,
     calls: u64,
     fallbacks: u64,
     last_fallback: Option<String>,
@@ -151,7 +151,7 @@ struct State {
 pub(in crate::fs) struct Register {
     /// The process id of the helper's requests; 0 for none.
     pid: AtomicU32,
-    state: Mutex<State>,
+    state: Mutex<HelperState>,
     changed: Notify,
 }
 
@@ -172,7 +172,7 @@ pub struct HelperStatus {
 
 impl Register {
     pub fn new() -> Self {
-        let state = State {
+        let state = HelperState {
             standing: Standing::Absent,
             number: 0,
             out: None,
@@ -183,7 +183,7 @@ impl Register {
         Self { pid: AtomicU32::new(0), state: Mutex::new(state), changed: Notify::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HelperState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -256,7 +256,7 @@ impl Register {
             state.number = state.number.max(first_number()) + 1;
             state.calls += 1;
             let ended = CallResult { seen: false, refused: false, errno: 0 };
-            state.out = Some(Out { number: state.number, expected, ended, answered: false });
+            state.out = Some(PendingCall { number: state.number, expected, ended, answered: false });
             state.number
         };
         if !kernel.order(number, to, call) {
@@ -334,7 +334,7 @@ impl Register {
     }
 }
 
-fn give_up(state: &mut State, errno: i32) {
+fn give_up(state: &mut HelperState, errno: i32) {
     if let Some(out) = &mut state.out {
         (out.answered, out.ended.errno) = (true, errno);
     }
@@ -478,7 +478,7 @@ mod tests {
         register.hear(HelperReport::Started { pid: 1 });
         let expected = Expected { way: Vec::new(), parent: ROOT, name: "x".into(), op: HelperOp::Handshake };
         let ended = CallResult { seen: false, refused: false, errno: 0 };
-        register.state().out = Some(Out { number: 7, expected, ended, answered: false });
+        register.state().out = Some(PendingCall { number: 7, expected, ended, answered: false });
         register.hear(HelperReport::Started { pid: 2 });
         // It executes an order to its predecessor, unseen because its process id was not known yet.
         register.hear(HelperReport::Done { number: 7, errno: libc::ENOENT });

@@ -16,7 +16,7 @@ pub(in crate::fs) struct InFlight {
 }
 
 /// One that is out.
-pub(in crate::fs) struct Out(Arc<InFlight>, u64);
+pub(in crate::fs) struct InFlightGuard(Arc<InFlight>, u64);
 
 impl InFlight {
     fn dirs(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
@@ -24,9 +24,9 @@ impl InFlight {
     }
 
     /// One more, until what is returned is dropped.
-    pub fn enter(self: &Arc<Self>, dir: u64) -> Out {
+    pub fn enter(self: &Arc<Self>, dir: u64) -> InFlightGuard {
         *self.dirs().entry(dir).or_default() += 1;
-        Out(self.clone(), dir)
+        InFlightGuard(self.clone(), dir)
     }
 
     /// Waits until none of that directory is out.
@@ -43,7 +43,7 @@ impl InFlight {
     }
 }
 
-impl Drop for Out {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         let mut dirs = self.0.dirs();
         if let Some(count) = dirs.get_mut(&self.1) {

@@ -137,7 +137,7 @@ pub struct RotationStatus {
     pub waiting: usize,
 }
 
-enum Outcome {
+enum Propagated {
     Done,
     /// The kernel had nothing to do.
     Unseen,
@@ -265,19 +265,19 @@ impl FileSystem {
     async fn propagate(self: &Arc<Self>, name: &ObjectName, mut why: Why, with_event: bool) {
         for _ in 0..ROUNDS {
             match self.propagate_once(name, why, with_event).await {
-                Outcome::Done => return,
-                Outcome::Unseen => why = Why::Known,
-                Outcome::Again => {}
+                Propagated::Done => return,
+                Propagated::Unseen => why = Why::Known,
+                Propagated::Again => {}
             }
         }
         self.only_forget(name, "the file was changed here again and again");
     }
 
-    async fn propagate_once(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) -> Outcome {
+    async fn propagate_once(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) -> Propagated {
         let shown = {
             let table = self.table();
             if table.is_hidden(name) {
-                return Outcome::Done;
+                return Propagated::Done;
             }
             table.file(name)
         };
@@ -286,30 +286,30 @@ impl FileSystem {
             if why == Why::Repoint {
                 self.inval_name(name);
             }
-            return Outcome::Done;
+            return Propagated::Done;
         }
         self.make_way_for(name);
-        let Some(position) = self.name_position(name) else { return Outcome::Done };
+        let Some(position) = self.name_position(name) else { return Propagated::Done };
         if position.is_below {
             if let Some(kernel) = self.kernel.get() {
                 // It may have been told that there is no such directory.
                 kernel.inval_entry(position.parent, OsStr::new(&position.text));
                 kernel.inval_inode(position.parent);
             }
-            return Outcome::Done;
+            return Propagated::Done;
         }
         let used = self.in_use(name);
         let op = match self.op(name, why, shown.as_ref(), used.as_ref()).await {
             Ok(Some(op)) => op,
-            Ok(None) => return Outcome::Done,
+            Ok(None) => return Propagated::Done,
             Err(e) => {
                 self.only_forget(name, &e.to_string());
-                return Outcome::Done;
+                return Propagated::Done;
             }
         };
         if used.is_none() && !with_event {
             self.only_forget(name, "so many names changed at once that only those in use are rotated");
-            return Outcome::Done;
+            return Propagated::Done;
         }
         let outcome = self.execute(name, position, op.clone(), shown).await;
         // What nobody was shown after all goes.
@@ -367,20 +367,20 @@ impl FileSystem {
         position: NamePosition,
         op: HelperOp,
         shown: Option<Arc<File>>,
-    ) -> Outcome {
-        let Some(kernel) = self.kernel.get() else { return Outcome::Done };
+    ) -> Propagated {
+        let Some(kernel) = self.kernel.get() else { return Propagated::Done };
         if !self.helper.works() {
             self.only_forget(name, &self.helper.status().state);
-            return Outcome::Done;
+            return Propagated::Done;
         }
         let quiet = self.quiet(position.parent, shown.as_deref());
         if tokio::time::timeout(2 * self.options.timeout, quiet).await.is_err() {
             self.only_forget(name, "its directory or a write of it is at the vault all the time");
-            return Outcome::Done;
+            return Propagated::Done;
         }
         let to = format!("{}{}", position.path, position.text);
         let call = match &op {
-            HelperOp::Handshake => return Outcome::Done,
+            HelperOp::Handshake => return Propagated::Done,
             HelperOp::Rename { hidden, .. } => {
                 HelperCall::Rename { from: format!("{}{hidden}", position.path), to }
             }
@@ -393,9 +393,9 @@ impl FileSystem {
         let way = position.way.clone();
         let expected = Expected { way: position.way, parent: position.parent, name: position.text, op };
         match self.helper.order(&**kernel, expected, &call).await {
-            CallResult { refused: true, .. } => Outcome::Again,
+            CallResult { refused: true, .. } => Propagated::Again,
             // A rename onto the same inode is nothing to the kernel, which knew already.
-            CallResult { seen: false, errno: 0, .. } if is_same => Outcome::Unseen,
+            CallResult { seen: false, errno: 0, .. } if is_same => Propagated::Unseen,
             CallResult { seen, errno, .. } if seen || errno == 0 => {
                 *self.propagator.done.lock().unwrap_or_else(|p| p.into_inner()) += u64::from(seen);
                 tracing::debug!(name = name.as_str(), ?call, "changed elsewhere");
@@ -405,17 +405,17 @@ impl FileSystem {
                 if let Some(touched) = touched {
                     touched.state().pending_notify = None;
                 }
-                Outcome::Done
+                Propagated::Done
             }
             // The helper died; another one is on its way.
             CallResult { errno: libc::ESRCH, .. } => {
                 self.helper.handshake(&**kernel).await;
-                Outcome::Again
+                Propagated::Again
             }
             CallResult { errno, .. } => {
                 let needs = if errno == libc::EACCES { NO_RIGHT } else { "" };
                 self.only_forget(name, &format!("{}{needs}", errno_text(errno)));
-                Outcome::Done
+                Propagated::Done
             }
         }
     }

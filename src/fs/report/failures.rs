@@ -41,7 +41,7 @@ struct Logged {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct FailureCounts {
     latest: VecDeque<LastError>,
     /// How often each errno was the answer.
     counts: BTreeMap<String, u64>,
@@ -50,7 +50,7 @@ struct Inner {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(in crate::fs) struct FailureLog(Mutex<Inner>);
+pub(in crate::fs) struct FailureLog(Mutex<FailureCounts>);
 
 impl FailureLog {
     /// Keeps a failure; whether it is to be logged now.
@@ -116,12 +116,12 @@ impl FailureLog {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, FailureCounts> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-impl Inner {
+impl FailureCounts {
     fn keep(&mut self, failure: LastError) {
         if self.latest.len() == LAST_ERRORS {
             self.latest.pop_front();

@@ -41,7 +41,7 @@ impl Change {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Outcome {
+enum LastSave {
     Accepted,
     Refused(Instant),
 }
@@ -50,7 +50,7 @@ enum Outcome {
 #[derive(Debug)]
 pub(in crate::fs) struct Saves {
     /// By the key that was in use; a directory ends with a slash, or is empty.
-    of: Mutex<LruCache<(Change, String, u64), Outcome>>,
+    of: Mutex<LruCache<(Change, String, u64), LastSave>>,
 }
 
 impl Default for Saves {
@@ -65,7 +65,7 @@ fn directory(name: &str) -> &str {
 }
 
 impl FileSystem {
-    fn saves(&self) -> std::sync::MutexGuard<'_, LruCache<(Change, String, u64), Outcome>> {
+    fn saves(&self) -> std::sync::MutexGuard<'_, LruCache<(Change, String, u64), LastSave>> {
         self.saves.of.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -82,12 +82,12 @@ impl FileSystem {
         let dir = directory(name.as_str()).to_owned();
         let mut saves = self.saves();
         let outcome = match is_accepted {
-            true => Outcome::Accepted,
-            false => Outcome::Refused(self.clock.now()),
+            true => LastSave::Accepted,
+            false => LastSave::Refused(self.clock.now()),
         };
         saves.put((change, name.as_str().to_owned(), key), outcome);
         let of_dir = (change, dir, key);
-        if is_accepted || !matches!(saves.get(&of_dir), Some(Outcome::Accepted)) {
+        if is_accepted || !matches!(saves.get(&of_dir), Some(LastSave::Accepted)) {
             saves.put(of_dir, outcome);
         }
     }
@@ -98,7 +98,7 @@ impl FileSystem {
         let now = self.clock.now();
         let is_refused = |what: &str| {
             let refused = self.saves().get(&(change, what.to_owned(), vault.key_changes)).copied();
-            matches!(refused, Some(Outcome::Refused(at)) if now.saturating_duration_since(at) < BELIEVED)
+            matches!(refused, Some(LastSave::Refused(at)) if now.saturating_duration_since(at) < BELIEVED)
         };
         let may_not = vault.may_write == Some(false);
         match may_not || is_refused(name.as_str()) || is_refused(directory(name.as_str())) {

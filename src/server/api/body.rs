@@ -95,8 +95,8 @@ impl<'a> Fields<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
+        struct CollectFields;
+        impl<'de> Visitor<'de> for CollectFields {
             type Value = Vec<(String, &'de RawValue)>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -112,7 +112,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
                 Ok(fields)
             }
         }
-        deserializer.deserialize_map(Collect).map(Fields)
+        deserializer.deserialize_map(CollectFields).map(Fields)
     }
 }
 
@@ -126,8 +126,8 @@ struct Pairs(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Pairs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
+        struct CollectPairs;
+        impl<'de> Visitor<'de> for CollectPairs {
             type Value = BTreeMap<String, String>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of strings")
@@ -146,7 +146,7 @@ impl<'de> Deserialize<'de> for Pairs {
                 Ok(pairs)
             }
         }
-        deserializer.deserialize_map(Collect).map(Pairs)
+        deserializer.deserialize_map(CollectPairs).map(Pairs)
     }
 }
 

@@ -64,6 +64,9 @@ impl ErrorType {
     }
 }
 
+/// What a route answers.
+pub type ApiResult = Result<Response, ApiError>;
+
 /// An error answer. The message is ours: it names fields, never repeats what the client sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::App;
 use super::body::{Fields, json, secret_json};
-use super::error::{ApiError, ErrorType};
+use super::error::{ApiError, ApiResult, ErrorType};
 use super::kv::uuid_text;
 use super::load::Received;
 use crate::secret::SecretString;
@@ -18,8 +18,6 @@ use crate::server::crypto::context::KeyContext;
 use crate::server::crypto::data_keys::{Issued, KeyError};
 use crate::server::service::ServiceError;
 use crate::vault::codec::json_with_text;
-
-type Answer = Result<Response, ApiError>;
 
 #[derive(Serialize)]
 struct Encrypted {
@@ -47,34 +45,34 @@ fn secret_only(name: &str, secret: &SecretString) -> Response {
 }
 
 /// POST /vault/key/create-data-key
-pub async fn create_data_key(State(app): State<App>, body: Received) -> Answer {
+pub async fn create_data_key(State(app): State<App>, body: Received) -> ApiResult {
     #[derive(Serialize)]
-    struct Rest {
+    struct EncryptedKey {
         encrypted_key: String,
     }
     if !body.expose().trim_ascii().is_empty() {
         Fields::parse(&body)?;
     }
     let issued = app.service.data_keys().issue(&KeyContext::default()).map_err(ServiceError::from)?;
-    Ok(with_secret("plaintext_key", &issued.key, &Rest { encrypted_key: issued.blob }))
+    Ok(with_secret("plaintext_key", &issued.key, &EncryptedKey { encrypted_key: issued.blob }))
 }
 
 /// POST /vault/key/encrypt-data
-pub async fn encrypt_data(State(app): State<App>, body: Received) -> Answer {
+pub async fn encrypt_data(State(app): State<App>, body: Received) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let (text, key) = (fields.secret("plaintext")?, fields.secret("data_key")?);
     Ok(json(StatusCode::OK, &Encrypted { ciphertext: app.service.encrypt(&key, &text)? }))
 }
 
 /// POST /vault/key/decrypt-data
-pub async fn decrypt_data(State(app): State<App>, body: Received) -> Answer {
+pub async fn decrypt_data(State(app): State<App>, body: Received) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let (ciphertext, key) = (fields.string("ciphertext")?, fields.secret("data_key")?);
     Ok(secret_only("plaintext", &app.service.decrypt(&key, &ciphertext)?))
 }
 
 /// POST /vault/key/decrypt-data-key
-pub async fn decrypt_data_key(State(app): State<App>, body: Received) -> Answer {
+pub async fn decrypt_data_key(State(app): State<App>, body: Received) -> ApiResult {
     let blob = Fields::parse(&body)?.string("encrypted_key")?;
     let (_, key) = app.service.data_keys().open(&blob).map_err(ServiceError::from)?;
     Ok(secret_only("plaintext_key", &key))
@@ -95,24 +93,24 @@ fn issued(issued: Issued, context: KeyContext) -> Response {
 }
 
 /// POST /vault/v1/keys/data-key
-pub async fn kv_data_key(State(app): State<App>, body: Received) -> Answer {
+pub async fn kv_data_key(State(app): State<App>, body: Received) -> ApiResult {
     let context = Fields::parse(&body)?.context("context")?;
     Ok(issued(app.service.data_keys().issue(&context).map_err(kv_error)?, context))
 }
 
 /// POST /vault/v1/keys/decrypt
-pub async fn kv_decrypt(State(app): State<App>, body: Received) -> Answer {
+pub async fn kv_decrypt(State(app): State<App>, body: Received) -> ApiResult {
     #[derive(Serialize)]
-    struct Rest {
+    struct KeyId {
         id: String,
     }
     let blob = Fields::parse(&body)?.string("keys")?;
     let (id, key) = app.service.data_keys().open(&blob).map_err(kv_error)?;
-    Ok(with_secret("data_key", &key, &Rest { id: uuid_text(id) }))
+    Ok(with_secret("data_key", &key, &KeyId { id: uuid_text(id) }))
 }
 
 /// POST /vault/v1/keys/rekey
-pub async fn kv_rekey(State(app): State<App>, body: Received) -> Answer {
+pub async fn kv_rekey(State(app): State<App>, body: Received) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let (blob, context) = (fields.string("encrypted_keys")?, fields.context("context")?);
     Ok(issued(app.service.data_keys().rekey(&blob, &context).map_err(kv_error)?, context))

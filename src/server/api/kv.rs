@@ -5,13 +5,12 @@
 
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::Response;
 use serde::Serialize;
 use ulid::Ulid;
 
 use super::App;
 use super::body::{Fields, json, secret_json};
-use super::error::{ApiError, ErrorType};
+use super::error::{ApiError, ApiResult, ErrorType};
 use super::load::Received;
 use super::object::{Ends, List, page_from};
 use super::query::{Query, decode_path};
@@ -32,8 +31,6 @@ const DEFAULT_LIMIT: u32 = 10;
 const MAX_LIMIT: u32 = 100;
 /// A version that no object has: it is not a UUID of version 4.
 const NO_VERSION: VersionUid = VersionUid([0; 16]);
-
-type Answer = Result<Response, ApiError>;
 
 #[derive(Serialize)]
 struct Metadata<'a> {
@@ -68,7 +65,7 @@ struct Summary {
 }
 
 #[derive(Serialize)]
-struct ShownVersion {
+struct KvVersion {
     id: String,
     created_at: String,
     current_version: bool,
@@ -77,7 +74,7 @@ struct ShownVersion {
 }
 
 #[derive(Serialize)]
-struct Deleted {
+struct KvDeleted {
     name: String,
     success: bool,
 }
@@ -117,13 +114,13 @@ fn metadata_of<'a>(service: &Service, row: &'a ObjectRow) -> Result<Metadata<'a>
     })
 }
 
-fn described(service: &Service, status: StatusCode, row: &ObjectRow) -> Answer {
+fn described(service: &Service, status: StatusCode, row: &ObjectRow) -> ApiResult {
     let metadata = metadata_of(service, row)?;
     Ok(json(status, &Described { id: id_text(row.id), name: &row.name, metadata }))
 }
 
 /// The object with its value.
-fn shown(service: &Service, row: &ObjectRow, value: &Value) -> Answer {
+fn shown(service: &Service, row: &ObjectRow, value: &Value) -> ApiResult {
     let value = value.as_kv().map_err(ServiceError::from)?;
     let described = Described { id: id_text(row.id), name: &row.name, metadata: metadata_of(service, row)? };
     // A plain struct of strings, which serde_json writes without fail.
@@ -159,7 +156,7 @@ pub async fn create(
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Received,
-) -> Answer {
+) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let (name, value) = (fields.string("name")?, Value::kv(fields.secret("value")?));
     let context = fields.context("key_context")?;
@@ -173,7 +170,7 @@ pub async fn create(
 }
 
 /// GET /vault/v1/kv/name/{name}
-pub async fn get_by_name(State(app): State<App>, uri: Uri) -> Answer {
+pub async fn get_by_name(State(app): State<App>, uri: Uri) -> ApiResult {
     let name = uri.path().strip_prefix(BY_NAME).unwrap_or_default();
     let name = decode_path(name)
         .ok_or_else(|| ApiError::invalid("the name in the path is not valid percent-encoded UTF-8"))?;
@@ -183,7 +180,7 @@ pub async fn get_by_name(State(app): State<App>, uri: Uri) -> Answer {
 }
 
 /// GET /vault/v1/kv/{id}
-pub async fn get(State(app): State<App>, uri: Uri) -> Answer {
+pub async fn get(State(app): State<App>, uri: Uri) -> ApiResult {
     let (row, value) = app.service.get(Lookup::Id(id(&uri)?)).await?;
     shown(&app.service, &row, &value)
 }
@@ -194,7 +191,7 @@ pub async fn update(
     Extension(caller): Extension<Caller>,
     uri: Uri,
     body: Received,
-) -> Answer {
+) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let value = Value::kv(fields.secret("value")?);
     let check = fields.optional_string("version_check")?.map(|text| version_uid(&text));
@@ -203,24 +200,24 @@ pub async fn update(
 }
 
 /// DELETE /vault/v1/kv/{id}?version_check=
-pub async fn delete(State(app): State<App>, uri: Uri, RawQuery(query): RawQuery) -> Answer {
+pub async fn delete(State(app): State<App>, uri: Uri, RawQuery(query): RawQuery) -> ApiResult {
     let query = Query::parse(query.as_deref())?;
     let mut checks = query.all("version_check").map(version_uid);
     // No object is at two versions at once.
     let check = checks.next().map(|first| if checks.all(|next| next == first) { first } else { NO_VERSION });
     let row = app.service.delete(id(&uri)?, check).await?;
-    Ok(json(StatusCode::OK, &Deleted { name: row.name, success: true }))
+    Ok(json(StatusCode::OK, &KvDeleted { name: row.name, success: true }))
 }
 
 /// GET /vault/v1/kv/{id}/metadata
-pub async fn metadata(State(app): State<App>, uri: Uri) -> Answer {
+pub async fn metadata(State(app): State<App>, uri: Uri) -> ApiResult {
     described(&app.service, StatusCode::OK, &app.service.metadata(id(&uri)?).await?)
 }
 
 /// GET /vault/v1/kv/{id}/versions
-pub async fn versions(State(app): State<App>, uri: Uri) -> Answer {
+pub async fn versions(State(app): State<App>, uri: Uri) -> ApiResult {
     let rows = app.service.versions(id(&uri)?).await?.into_iter();
-    let data = rows.map(|row| ShownVersion {
+    let data = rows.map(|row| KvVersion {
         id: uuid_text(row.uid.0),
         created_at: row.created_at.to_string(),
         current_version: row.current,
@@ -231,7 +228,7 @@ pub async fn versions(State(app): State<App>, uri: Uri) -> Answer {
 }
 
 /// GET /vault/v1/kv?limit&before&after&order&search&updatedAfter
-pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
+pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
     let request = list_request(&Query::parse(query.as_deref())?)?;
     let page = app.service.list(request).await?;
     let ends = Ends::of(&page);

@@ -2,13 +2,12 @@
 
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
 use serde::Serialize;
 use ulid::Ulid;
 
 use super::App;
 use super::body::{Fields, json, secret_json};
-use super::error::{ApiError, ErrorType};
+use super::error::{ApiError, ApiResult, ErrorType};
 use super::load::Received;
 use super::query::{Query, number};
 use crate::secret::SecretBytes;
@@ -20,8 +19,6 @@ use crate::vault::model::object::MAX_NAME_BYTES;
 
 const DEFAULT_LIMIT: u32 = 10;
 const MAX_LIMIT: u32 = 100;
-
-type Answer = Result<Response, ApiError>;
 
 /// An object without `data`, as the dialect shows it.
 #[derive(Serialize)]
@@ -110,12 +107,12 @@ struct ShownVersion {
     current: bool,
 }
 
-fn shown(row: &ObjectRow) -> Answer {
+fn shown(row: &ObjectRow) -> ApiResult {
     Ok(json(StatusCode::OK, &Shown::new(row)))
 }
 
 /// The object with `data` among its other fields, the text of it untouched.
-fn shown_with_data(row: &ObjectRow, value: &Value) -> Answer {
+fn shown_with_data(row: &ObjectRow, value: &Value) -> ApiResult {
     let data = value.as_data();
     // Plain structs, which serde_json writes without fail: `{…}` each.
     let Shown { which, as_of } = Shown::new(row);
@@ -153,7 +150,7 @@ pub async fn create(
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Received,
-) -> Answer {
+) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let name = ObjectName::new(&fields.string("name")?)
         .ok_or_else(|| ApiError::invalid(format!("name must be 1 to {MAX_NAME_BYTES} bytes long")))?;
@@ -163,14 +160,14 @@ pub async fn create(
 }
 
 /// GET /vault/object/get?id=
-pub async fn get(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
+pub async fn get(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
     let id = object_id(Query::parse(query.as_deref())?.required("id")?)?;
     let (row, value) = app.service.get(Lookup::Id(id)).await?;
     shown_with_data(&row, &value)
 }
 
 /// GET /vault/object/get-by-name?name=
-pub async fn get_by_name(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
+pub async fn get_by_name(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
     let query = Query::parse(query.as_deref())?;
     let name = ObjectName::new(query.required("name")?).ok_or_else(|| ApiError::not_found("name"))?;
     let (row, value) = app.service.get(Lookup::Name(name.as_str().to_owned())).await?;
@@ -178,7 +175,7 @@ pub async fn get_by_name(State(app): State<App>, RawQuery(query): RawQuery) -> A
 }
 
 /// GET /vault/object/list?limit=&after=&before=
-pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
+pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
     let query = Query::parse(query.as_deref())?;
     let limit = match query.optional("limit")? {
         None => DEFAULT_LIMIT,
@@ -217,7 +214,11 @@ pub(super) fn page_from(query: &Query) -> Result<PageFrom, ApiError> {
 }
 
 /// PUT /vault/object/update
-pub async fn update(State(app): State<App>, Extension(caller): Extension<Caller>, body: Received) -> Answer {
+pub async fn update(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: Received,
+) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let id = fields.string("id")?;
     let value = data(&fields)?;
@@ -225,20 +226,20 @@ pub async fn update(State(app): State<App>, Extension(caller): Extension<Caller>
 }
 
 /// DELETE /vault/object/delete
-pub async fn delete(State(app): State<App>, body: Received) -> Answer {
+pub async fn delete(State(app): State<App>, body: Received) -> ApiResult {
     let id = object_id(&Fields::parse(&body)?.string("id")?)?;
     let row = app.service.delete(id, None).await?;
     Ok(json(StatusCode::OK, &Deleted { id: id_text(row.id), deleted: true }))
 }
 
 /// GET /vault/object/metadata?id=
-pub async fn metadata(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
+pub async fn metadata(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
     let id = object_id(Query::parse(query.as_deref())?.required("id")?)?;
     shown(&app.service.metadata(id).await?)
 }
 
 /// GET /vault/object/versions?id=
-pub async fn versions(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
+pub async fn versions(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
     let id = object_id(Query::parse(query.as_deref())?.required("id")?)?;
     let rows = app.service.versions(id).await?.into_iter();
     let data = rows.map(|row| ShownVersion {
@@ -251,7 +252,7 @@ pub async fn versions(State(app): State<App>, RawQuery(query): RawQuery) -> Answ
 }
 
 /// GET /vault/object/version?id=&version=N
-pub async fn version(State(app): State<App>, RawQuery(query): RawQuery) -> Answer {
+pub async fn version(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
     let query = Query::parse(query.as_deref())?;
     let (id, version) = (query.required("id")?, query.required("version")?);
     let id = object_id(id)?;

@@ -102,7 +102,7 @@ pub struct Opened {
 
 /// Opens a file to read it. `also`: a user whose files are as good as one's own.
 pub fn open(path: &Path, also: Option<u32>) -> Result<Opened, Unfit> {
-    let spot = Spot::of(path, also, true)?;
+    let spot = ResolvedName::of(path, also, true)?;
     let link = if spot.is_magic { OFlag::empty() } else { OFlag::O_NOFOLLOW };
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | link;
     let file = File::from(openat(&spot.dir, spot.name.as_os_str(), flags, Mode::empty())?);
@@ -123,7 +123,7 @@ pub fn open(path: &Path, also: Option<u32>) -> Result<Opened, Unfit> {
 
 /// What stat(2) says of a file that [`open`] might open.
 pub fn metadata(path: &Path, also: Option<u32>) -> Result<Metadata, Unfit> {
-    let spot = Spot::of(path, also, true)?;
+    let spot = ResolvedName::of(path, also, true)?;
     if spot.is_magic {
         return Ok(std::fs::metadata(by_descriptor(&spot.dir).join(&spot.name))?);
     }
@@ -158,7 +158,7 @@ pub fn let_in(socket: &Path, group: Option<Gid>, mode: u32) -> io::Result<()> {
 
 /// Refuses a path that leads into a file system which another user serves, or that a link of another user could lead there.
 pub fn check_way(path: &Path) -> io::Result<()> {
-    match Spot::of(path, None, true) {
+    match ResolvedName::of(path, None, true) {
         Err(Unfit::Io(_)) | Ok(_) => Ok(()),
         Err(e) => Err(e.into()),
     }
@@ -255,7 +255,7 @@ pub struct Place {
 impl Place {
     /// Finds the directory; the file need not be there yet.
     pub fn of(path: &Path) -> Result<Self, Unfit> {
-        let Spot { dir, name, .. } = Spot::of(path, None, false)?;
+        let ResolvedName { dir, name, .. } = ResolvedName::of(path, None, false)?;
         Ok(Self { dir, name })
     }
 
@@ -337,14 +337,14 @@ fn peek(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(OwnedFd, FileStat), Unfit>
 }
 
 /// The directory of a file, found by following trusted links only, and the file's name in it.
-struct Spot {
+struct ResolvedName {
     dir: OwnedFd,
     name: OsString,
     /// A link of procfs's to a file that is open, as behind `/dev/stdin`: only the kernel can follow it.
     is_magic: bool,
 }
 
-impl Spot {
+impl ResolvedName {
     /// `follow`: also where the last name is a link.
     fn of(path: &Path, also: Option<u32>, follow: bool) -> Result<Self, Unfit> {
         let mut walk = Route::along(path, also)?;

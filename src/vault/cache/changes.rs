@@ -7,7 +7,7 @@
 use std::time::{Instant, SystemTime};
 
 use super::lag::Verdict;
-use super::{Cache, Knowledge, State};
+use super::{Cache, CacheState, Knowledge};
 use crate::vault::{Meta, ObjectName, Summary, VersionTag};
 
 /// What happened to a name elsewhere.
@@ -36,7 +36,7 @@ pub struct Change {
     pub kind: ChangeKind,
 }
 
-impl State {
+impl CacheState {
     /// Lines of a listing that was begun at `asked`.
     pub(super) fn ingest(&mut self, items: &[Summary], asked: Instant) {
         for item in items {

@@ -64,7 +64,7 @@ enum Question {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct LagEntry {
     /// The newest known version; `None` if the object was deleted.
     newest: Option<Summary>,
     name: Option<ObjectName>,
@@ -79,7 +79,7 @@ struct Entry {
     question: Option<Question>,
 }
 
-impl Entry {
+impl LagEntry {
     /// The newest version, if `item` is an older one.
     fn newer_than(&self, item: &Summary) -> Option<&Summary> {
         let made = item.updated_at?;
@@ -103,7 +103,7 @@ pub(super) enum Changed {
 /// What is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Lag {
-    entries: HashMap<ObjectId, Entry>,
+    entries: HashMap<ObjectId, LagEntry>,
     names: HashMap<ObjectName, ObjectId>,
     /// By time; entries that were remembered anew since are skipped.
     order: VecDeque<(Instant, ObjectId)>,
@@ -163,7 +163,7 @@ impl Lag {
         let name = Some(meta.name.clone());
         self.remember(
             &meta.id,
-            Entry { newest: Some(newest), name, earlier, is_ours: true, created, at: now, question: None },
+            LagEntry { newest: Some(newest), name, earlier, is_ours: true, created, at: now, question: None },
         );
     }
 
@@ -173,7 +173,7 @@ impl Lag {
         let (newest, earlier) = (None, Vec::new());
         self.remember(
             id,
-            Entry { newest, name, earlier, is_ours: true, created: false, at: now, question: None },
+            LagEntry { newest, name, earlier, is_ours: true, created: false, at: now, question: None },
         );
     }
 
@@ -222,7 +222,7 @@ impl Lag {
         }
         if item.updated_at.is_some_and(|made| self.is_recent(made)) && self.entries.len() < MOST {
             let (newest, name) = (Some(item.clone()), Some(item.name.clone()));
-            let entry = Entry {
+            let entry = LagEntry {
                 newest,
                 name,
                 earlier: Vec::new(),
@@ -235,7 +235,7 @@ impl Lag {
         }
     }
 
-    fn remember(&mut self, id: &ObjectId, entry: Entry) {
+    fn remember(&mut self, id: &ObjectId, entry: LagEntry) {
         while self.entries.len() >= MOST && !self.entries.contains_key(id) && self.forget_first() {}
         self.order.push_back((entry.at, id.clone()));
         if let Some(name) = &entry.name {
@@ -408,7 +408,7 @@ impl Lag {
 
     /// Names to be asked for again.
     pub fn questions(&self) -> Vec<ObjectName> {
-        let open = |entry: &&Entry| matches!(entry.question, Some(Question::Open(_)));
+        let open = |entry: &&LagEntry| matches!(entry.question, Some(Question::Open(_)));
         self.entries.values().filter(open).filter_map(|entry| entry.name.clone()).collect()
     }
 
@@ -420,7 +420,7 @@ impl Lag {
 
     /// Names deleted here and not confirmed to exist again.
     pub fn gone(&self) -> HashSet<ObjectName> {
-        let gone = |entry: &&Entry| entry.newest.is_none() && entry.question != Some(Question::Confirmed);
+        let gone = |entry: &&LagEntry| entry.newest.is_none() && entry.question != Some(Question::Confirmed);
         let gone = self.entries.iter().filter(|(_, entry)| gone(entry));
         let gone = gone
             .filter_map(|(id, entry)| entry.name.as_ref().filter(|name| self.names.get(*name) == Some(id)));

@@ -93,7 +93,7 @@ pub enum Peek {
 /// A read in flight, its priority, and who pays for it.
 type Read = (Flight<Option<Arc<Object>>>, Priority, Payer);
 
-struct State {
+struct CacheState {
     index: Index,
     lag: Lag,
     reads: HashMap<ObjectName, Read>,
@@ -134,7 +134,7 @@ pub struct Cache {
     vault: DynVault,
     clock: Arc<dyn Clock>,
     config: CacheConfig,
-    state: Mutex<State>,
+    state: Mutex<CacheState>,
     /// A leaf lock, too.
     refresh: Mutex<crate::vault::cache::refresher::Refresh>,
     /// Wakes the refresher.
@@ -163,7 +163,7 @@ impl Cache {
             vault: crate::vault::cache::revocation::watched(vault, cache),
             clock,
             config,
-            state: Mutex::new(State {
+            state: Mutex::new(CacheState {
                 index: Index::new(now, config.capacity),
                 lag: Lag::default(),
                 reads: HashMap::new(),
@@ -188,7 +188,7 @@ impl Cache {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CacheState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -404,7 +404,7 @@ impl Cache {
         self.config.refresh.saturating_sub(now.saturating_duration_since(as_of))
     }
 
-    fn value_of(&self, state: &mut State, known: &Known) -> Option<Arc<Object>> {
+    fn value_of(&self, state: &mut CacheState, known: &Known) -> Option<Arc<Object>> {
         let version = known.version.as_ref()?;
         let object = state.index.value(&known.id, version)?;
         // A vault restored from a backup gives a version's number to other bytes.

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
 use crate::vault::cache::lag::{AGAIN, Changed, Verdict};
-use crate::vault::cache::{Cache, Knowledge, State, is_outage};
+use crate::vault::cache::{Cache, CacheState, Knowledge, is_outage};
 use crate::vault::{
     Call, Capabilities, Check, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectId,
     ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo,
@@ -88,8 +88,8 @@ impl RevocationDetector {
         &self,
         call: &Call,
         ask: impl Fn() -> BoxFuture<'a, Result<T>> + Send,
-        check: impl Fn(&mut State, &Result<T>, Instant, bool) -> Verdict + Send,
-        instead: impl Fn(&mut State, Summary) -> Option<T> + Send,
+        check: impl Fn(&mut CacheState, &Result<T>, Instant, bool) -> Verdict + Send,
+        instead: impl Fn(&mut CacheState, Summary) -> Option<T> + Send,
     ) -> Result<T> {
         let Some(cache) = self.cache.upgrade() else { return ask().await };
         let mut is_retry = false;
@@ -124,7 +124,7 @@ impl RevocationDetector {
         &self,
         answer: Result<T>,
         of: Changed,
-        remember: impl FnOnce(&mut State, &T, Instant),
+        remember: impl FnOnce(&mut CacheState, &T, Instant),
     ) -> Result<T> {
         let Some(cache) = self.cache.upgrade() else { return answer };
         let (mut state, now) = (cache.state(), cache.clock.now());
@@ -253,9 +253,9 @@ impl Cache {
 
 /// Checks the metadata in the answer to a read.
 fn check_object(
-    state: &mut State,
+    state: &mut CacheState,
     meta: Result<&Meta, &Error>,
-    absence: impl FnOnce(&mut State) -> Verdict,
+    absence: impl FnOnce(&mut CacheState) -> Verdict,
     asked: Instant,
     is_retry: bool,
 ) -> Verdict {
@@ -273,7 +273,7 @@ fn check_object(
 }
 
 /// Whether it is newer than what is known, or another object.
-fn is_news(state: &mut State, meta: &Meta) -> bool {
+fn is_news(state: &mut CacheState, meta: &Meta) -> bool {
     match state.index.knowledge(&meta.name) {
         Knowledge::Exists(known) => known.id != meta.id || known.updated_at < Some(meta.updated_at),
         Knowledge::Absent(_) | Knowledge::Unknown => true,
@@ -290,13 +290,13 @@ fn summary(Meta { id, name, version, updated_at }: &Meta) -> Summary {
 }
 
 /// The remembered metadata; listings of kv name no version.
-fn known_meta(_: &mut State, newest: Summary) -> Option<Meta> {
+fn known_meta(_: &mut CacheState, newest: Summary) -> Option<Meta> {
     let Summary { id, name, updated_at, version } = newest;
     Some(Meta { id, name, version: version?, updated_at: updated_at? })
 }
 
 /// The remembered version, if its value is in memory.
-fn known_object(state: &mut State, newest: Summary) -> Option<Object> {
+fn known_object(state: &mut CacheState, newest: Summary) -> Option<Object> {
     let meta = known_meta(state, newest)?;
     let object = state.index.value(&meta.id, &meta.version)?;
     (object.meta == meta).then(|| (*object).clone())
@@ -304,7 +304,7 @@ fn known_object(state: &mut State, newest: Summary) -> Option<Object> {
 
 /// Checks that a history has the newest remembered version.
 fn check_history(
-    state: &mut State,
+    state: &mut CacheState,
     id: &ObjectId,
     history: &Result<Vec<VersionInfo>>,
     asked: Instant,
@@ -338,8 +338,8 @@ impl Vault for RevocationDetector {
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
         let ask = || self.inner.get_by_name(call, name);
         let made = Changed::Name(name.clone());
-        let check = |state: &mut State, answer: &Result<Object>, asked, is_retry| {
-            let absence = |state: &mut State| match state.lag.is_in_doubt(&made, asked) {
+        let check = |state: &mut CacheState, answer: &Result<Object>, asked, is_retry| {
+            let absence = |state: &mut CacheState| match state.lag.is_in_doubt(&made, asked) {
                 true => Verdict::Retry,
                 false => state.lag.absence(name, asked, is_retry),
             };
@@ -350,8 +350,8 @@ impl Vault for RevocationDetector {
 
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
         let ask = || self.inner.get(call, id);
-        let check = |state: &mut State, answer: &Result<Object>, asked, is_retry| {
-            let absence = |state: &mut State| state.lag.absence_of(id, asked, is_retry);
+        let check = |state: &mut CacheState, answer: &Result<Object>, asked, is_retry| {
+            let absence = |state: &mut CacheState| state.lag.absence_of(id, asked, is_retry);
             check_object(state, answer.as_ref().map(|object| &object.meta), absence, asked, is_retry)
         };
         self.observe(self.ask_until_accepted(call, ask, check, known_object).await, About::Other)
@@ -359,8 +359,8 @@ impl Vault for RevocationDetector {
 
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
         let ask = || self.inner.metadata(call, id);
-        let check = |state: &mut State, answer: &Result<Meta>, asked, is_retry| {
-            let absence = |state: &mut State| state.lag.absence_of(id, asked, is_retry);
+        let check = |state: &mut CacheState, answer: &Result<Meta>, asked, is_retry| {
+            let absence = |state: &mut CacheState| state.lag.absence_of(id, asked, is_retry);
             check_object(state, answer.as_ref(), absence, asked, is_retry)
         };
         self.observe(self.ask_until_accepted(call, ask, check, known_meta).await, About::Other)
@@ -394,7 +394,7 @@ impl Vault for RevocationDetector {
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
         let ask = || self.inner.versions(call, id);
-        let check = |state: &mut State, answer: &Result<Vec<VersionInfo>>, asked, is_retry| {
+        let check = |state: &mut CacheState, answer: &Result<Vec<VersionInfo>>, asked, is_retry| {
             check_history(state, id, answer, asked, is_retry)
         };
         self.observe(self.ask_until_accepted(call, ask, check, |_, _| None).await, About::Other)
@@ -403,11 +403,11 @@ impl Vault for RevocationDetector {
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
         let ask = || self.inner.version(call, id, version);
         // A version never changes, and may be missing in some answers at first.
-        let check = |state: &mut State, answer: &Result<Object>, asked, is_retry| match answer {
+        let check = |state: &mut CacheState, answer: &Result<Object>, asked, is_retry| match answer {
             Err(e) if e.kind == ErrorKind::NotFound => state.lag.absence_of(id, asked, is_retry),
             _ => Verdict::Accepted,
         };
-        let instead = |state: &mut State, newest: Summary| {
+        let instead = |state: &mut CacheState, newest: Summary| {
             known_object(state, newest).filter(|object| object.meta.version == version.tag)
         };
         self.observe(self.ask_until_accepted(call, ask, check, instead).await, About::Other)

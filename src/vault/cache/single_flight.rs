@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::vault::attribution;
 use crate::vault::attribution::{Attribution, Payer};
 use crate::vault::cache::revocation::{FOREIGN, NOT_ASKED};
-use crate::vault::cache::{Cache, Found, Knowledge, Peek, Read, State, is_outage, is_refusal};
+use crate::vault::cache::{Cache, CacheState, Found, Knowledge, Peek, Read, is_outage, is_refusal};
 use crate::vault::model::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
 
@@ -270,7 +270,7 @@ impl Cache {
         self.join_listing(&mut state)
     }
 
-    fn join_listing(self: &Arc<Self>, state: &mut State) -> Flight<()> {
+    fn join_listing(self: &Arc<Self>, state: &mut CacheState) -> Flight<()> {
         if let Some((flight, _, payer)) = &state.listing {
             payer.join();
             return flight.clone();

@@ -34,7 +34,7 @@ impl CheckedVault {
         Self { inner, encoded_passes: AtomicBool::new(false) }
     }
 
-    /// Whether a failed read by name may be the doing of what is between here and the vault.
+    /// Whether a failed read by name may come from a proxy between here and the vault.
     fn may_be_the_path(&self, name: &ObjectName, e: &Error) -> bool {
         if is_plain(name.as_str()) {
             return e.kind == ErrorKind::Invalid;
@@ -121,10 +121,10 @@ fn reading(name: &ObjectName) -> String {
     format!("reading {}", quoted(name.as_str()))
 }
 
-/// The error of an answer about another object than `doing` names.
-pub(super) fn other_object(doing: &str, answered: &str) -> Error {
+/// The error of an answer about another object than `operation` names.
+pub(super) fn other_object(operation: &str, answered: &str) -> Error {
     let sentence = format!(
-        "{doing}: the answer is about another object ({}): something between here and the vault rewrites paths, or the \
+        "{operation}: the answer is about another object ({}): something between here and the vault rewrites paths, or the \
          vault takes the two for one",
         quoted(answered)
     );
@@ -132,10 +132,12 @@ pub(super) fn other_object(doing: &str, answered: &str) -> Error {
 }
 
 /// The answer, if it is about this object.
-fn of_id(id: &ObjectId, meta: &Meta, doing: &str) -> Result<()> {
+fn of_id(id: &ObjectId, meta: &Meta, operation: &str) -> Result<()> {
     match meta.id == *id {
         true => Ok(()),
-        false => Err(other_object(&format!("{doing} the object {}", quoted(id.as_str())), meta.id.as_str())),
+        false => {
+            Err(other_object(&format!("{operation} the object {}", quoted(id.as_str())), meta.id.as_str()))
+        }
     }
 }
 
@@ -219,9 +221,9 @@ impl Vault for CheckedVault {
         let number = |tag: &VersionTag| tag.as_str().parse::<u64>().ok();
         match (number(&object.meta.version), number(&version.tag)) {
             (Some(answered), Some(asked)) if answered != asked => {
-                let doing =
+                let operation =
                     format!("reading version {} of the object {}", version.number, quoted(id.as_str()));
-                Err(other_object(&doing, &format!("version {answered}")))
+                Err(other_object(&operation, &format!("version {answered}")))
             }
             _ => Ok(object),
         }

@@ -80,12 +80,12 @@ impl KeyService {
 
     /// Makes a data key, in the kv dialect for a context.
     pub async fn create(&self, call: &Call, context: &BTreeMap<String, String>) -> Result<NewKey> {
-        let doing = "making a data key";
+        let operation = "making a data key";
         let request = match self.dialect {
-            Dialect::Object => ask("/vault/key/create-data-key", b"{}", doing),
+            Dialect::Object => ask("/vault/key/create-data-key", b"{}", operation),
             Dialect::Kv => {
                 let context = serde_json::json!({ "context": context }).to_string();
-                ask("/vault/v1/keys/data-key", context.as_bytes(), doing)
+                ask("/vault/v1/keys/data-key", context.as_bytes(), operation)
             }
         };
         let answer = self.send(call, &request).await?;
@@ -97,15 +97,15 @@ impl KeyService {
 
     /// Opens a data key.
     pub async fn unwrap(&self, call: &Call, wrapped: &str) -> Result<SecretString> {
-        let doing = "opening a data key";
+        let operation = "opening a data key";
         let request = match self.dialect {
             Dialect::Object => {
                 let body = serde_json::json!({ "encrypted_key": wrapped }).to_string();
-                ask("/vault/key/decrypt-data-key", body.as_bytes(), doing)
+                ask("/vault/key/decrypt-data-key", body.as_bytes(), operation)
             }
             Dialect::Kv => {
                 let body = serde_json::json!({ "keys": wrapped }).to_string();
-                ask("/vault/v1/keys/decrypt", body.as_bytes(), doing)
+                ask("/vault/v1/keys/decrypt", body.as_bytes(), operation)
             }
         };
         let answer = self.send(call, &request).await?;
@@ -138,7 +138,7 @@ impl KeyService {
         self.transport.check_status(answer, request).map_err(|mut e| match e.kind {
             ErrorKind::Invalid => {
                 if let Some(reason) = reason {
-                    e.message = format!("{}: the vault refused the request: {reason}", request.doing);
+                    e.message = format!("{}: the vault refused the request: {reason}", request.operation);
                 }
                 e
             }
@@ -151,9 +151,10 @@ impl KeyService {
     }
 }
 
-fn ask(path: &'static str, body: &[u8], doing: &str) -> Request {
+fn ask(path: &'static str, body: &[u8], operation: &str) -> Request {
     let body = Body::new(zeroize::Zeroizing::new(body.to_vec()));
-    let mut request = Request::write(Method::POST, path, Some(body), ErrorKind::Invalid, doing.to_owned());
+    let mut request =
+        Request::write(Method::POST, path, Some(body), ErrorKind::Invalid, operation.to_owned());
     request.idempotency = Idempotency::Read;
     request
 }

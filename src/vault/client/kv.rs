@@ -53,20 +53,20 @@ impl KvVault {
         object(&answer, request, name, self.max_size)
     }
 
-    fn check_size(&self, content: &Content, doing: &str) -> Result<()> {
+    fn check_size(&self, content: &Content, operation: &str) -> Result<()> {
         match content.bytes.len() > self.max_size {
-            true => Err(too_large(doing, self.max_size)),
+            true => Err(too_large(operation, self.max_size)),
             false => Ok(()),
         }
     }
 
-    fn creation(&self, call: &Call, name: &ObjectName, content: &Content, doing: String) -> Request {
+    fn creation(&self, call: &Call, name: &ObjectName, content: &Content, operation: String) -> Request {
         let context = serde_json::to_string(&self.key_context).expect("text always serialises");
         let name = serde_json::Value::from(name.as_str()).to_string();
         let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let body = body(&[("name", &name), ("key_context", &context), ("value", value.expose())]);
         let mut request =
-            Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, doing).of_no_object();
+            Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, operation).of_no_object();
         request.idempotency_key = call.idempotency_key.or_else(IdempotencyKey::random);
         if request.idempotency_key.is_some() {
             request.idempotency = Idempotency::Keyed;
@@ -76,11 +76,11 @@ impl KvVault {
 }
 
 /// `/vault/v1/kv/{id}` and what follows.
-fn path(id: &ObjectId, tail: &str, doing: &str) -> Result<String> {
+fn path(id: &ObjectId, tail: &str, operation: &str) -> Result<String> {
     match segment(id.as_str()) {
         Some(id) => Ok(format!("{KV}/{id}{tail}")),
         // Nothing that a vault gave out.
-        None => Err(Error::new(ErrorKind::NotFound, format!("{doing}: the vault has no such object"))),
+        None => Err(Error::new(ErrorKind::NotFound, format!("{operation}: the vault has no such object"))),
     }
 }
 
@@ -112,7 +112,7 @@ fn object(answer: &Answer, request: &Request, asked: Option<&ObjectName>, max_si
         return Err(bad_answer("it holds no value", answer, request));
     };
     let content = codec::decode_value_within(value.get(), max_size).map_err(|e| match e {
-        CodecError::TooLarge { max } => too_large(&request.doing, max),
+        CodecError::TooLarge { max } => too_large(&request.operation, max),
         e => bad_answer(&e.to_string(), answer, request),
     })?;
     Ok(Object { meta, content })
@@ -241,35 +241,36 @@ impl Vault for KvVault {
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
-        let doing = format!("reading {}", quoted(name.as_str()));
+        let operation = format!("reading {}", quoted(name.as_str()));
         let Some(encoded) = segment(name.as_str()) else {
-            let sentence = format!("{doing}: no path can hold this name");
+            let sentence = format!("{operation}: no path can hold this name");
             return Err(Error::new(ErrorKind::Unsupported, sentence));
         };
-        self.read(call, &Request::get(format!("{KV}/name/{encoded}"), Vec::new(), doing), Some(name)).await
+        self.read(call, &Request::get(format!("{KV}/name/{encoded}"), Vec::new(), operation), Some(name))
+            .await
     }
 
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
-        let doing = format!("reading the object {}", quoted(id.as_str()));
-        let path = path(id, "", &doing)?;
-        self.read(call, &Request::get(path, Vec::new(), doing), None).await
+        let operation = format!("reading the object {}", quoted(id.as_str()));
+        let path = path(id, "", &operation)?;
+        self.read(call, &Request::get(path, Vec::new(), operation), None).await
     }
 
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
-        let doing = format!("looking at the object {}", quoted(id.as_str()));
-        let path = path(id, "/metadata", &doing)?;
-        let request = Request::get(path, Vec::new(), doing);
+        let operation = format!("looking at the object {}", quoted(id.as_str()));
+        let path = path(id, "/metadata", &operation)?;
+        let request = Request::get(path, Vec::new(), operation);
         let answer = self.transport.send(call, &request).await?;
         meta_of(&parse(&answer, &request)?, None, &answer, &request)
     }
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
-        let doing = format!("creating {}", quoted(name.as_str()));
+        let operation = format!("creating {}", quoted(name.as_str()));
         if !self.capabilities().max_name.allows(name.as_str()) {
-            return Err(too_long(&doing));
+            return Err(too_long(&operation));
         }
-        self.check_size(content, &doing)?;
-        let request = self.creation(call, name, content, doing);
+        self.check_size(content, &operation)?;
+        let request = self.creation(call, name, content, operation);
         let answer = self.transport.send(call, &request).await.map_err(|mut e| {
             if e.kind == ErrorKind::Invalid && self.key_context.is_empty() {
                 e.message.push_str("; if it wants a key context, give it with --key-context K=V");
@@ -280,23 +281,23 @@ impl Vault for KvVault {
     }
 
     async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
-        let doing = format!("updating the object {}", quoted(id.as_str()));
-        self.check_size(content, &doing)?;
-        let path = path(id, "", &doing)?;
+        let operation = format!("updating the object {}", quoted(id.as_str()));
+        self.check_size(content, &operation)?;
+        let path = path(id, "", &operation)?;
         let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let check = checkable(check).map(|tag| serde_json::Value::from(tag).to_string());
         let mut members = vec![("value", value.expose())];
         members.extend(check.as_deref().map(|check| ("version_check", check)));
         let request =
-            Request::write(Method::PUT, path, Some(body(&members)), ErrorKind::VersionMismatch, doing);
+            Request::write(Method::PUT, path, Some(body(&members)), ErrorKind::VersionMismatch, operation);
         let answer = self.transport.send(call, &request).await?;
         meta_of(&parse(&answer, &request)?, None, &answer, &request)
     }
 
     async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {
-        let doing = format!("deleting the object {}", quoted(id.as_str()));
-        let path = path(id, "", &doing)?;
-        let mut request = Request::write(Method::DELETE, path, None, ErrorKind::VersionMismatch, doing);
+        let operation = format!("deleting the object {}", quoted(id.as_str()));
+        let path = path(id, "", &operation)?;
+        let mut request = Request::write(Method::DELETE, path, None, ErrorKind::VersionMismatch, operation);
         request.query.extend(checkable(check).map(|tag| ("version_check", tag.to_owned())));
         confirmed(&self.transport.send(call, &request).await?, &request, id)
     }
@@ -307,8 +308,8 @@ impl Vault for KvVault {
     }
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
-        let doing = format!("listing the versions of the object {}", quoted(id.as_str()));
-        let mut request = Request::get(path(id, "/versions", &doing)?, Vec::new(), doing);
+        let operation = format!("listing the versions of the object {}", quoted(id.as_str()));
+        let mut request = Request::get(path(id, "/versions", &operation)?, Vec::new(), operation);
         let mut found: Vec<WireKvVersion> = Vec::new();
         let mut after: Option<String> = None;
         for _ in 0..MAX_PAGES {

@@ -87,7 +87,7 @@ fn holders(addresses: &[IpAddr], port: u16) -> Vec<u32> {
 
 /// One socket of the kernel's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Row {
+struct SocketRow {
     local: IpAddr,
     port: u16,
     listens: bool,
@@ -97,11 +97,11 @@ struct Row {
 }
 
 /// The sockets at one address. A dual-stack listener shows in the second table only.
-fn holders_in(tables: &[Vec<Row>; 2], address: IpAddr, port: u16) -> Vec<u32> {
+fn holders_in(tables: &[Vec<SocketRow>; 2], address: IpAddr, port: u16) -> Vec<u32> {
     let rows = || tables.iter().flatten().filter(move |row| row.port == port);
-    let listens = |row: &&Row| row.listens && (row.local == address || row.local.is_unspecified());
-    let same_family = |row: &&Row| row.local.is_ipv4() == address.is_ipv4();
-    let mut listeners: Vec<&Row> = rows().filter(listens).filter(same_family).collect();
+    let listens = |row: &&SocketRow| row.listens && (row.local == address || row.local.is_unspecified());
+    let same_family = |row: &&SocketRow| row.local.is_ipv4() == address.is_ipv4();
+    let mut listeners: Vec<&SocketRow> = rows().filter(listens).filter(same_family).collect();
     if listeners.is_empty() && address.is_ipv4() {
         listeners = rows().filter(listens).collect();
     }
@@ -110,11 +110,11 @@ fn holders_in(tables: &[Vec<Row>; 2], address: IpAddr, port: u16) -> Vec<u32> {
 }
 
 /// Reads the kernel's table; what is not understood is left out.
-fn parse(table: &str) -> Vec<Row> {
+fn parse(table: &str) -> Vec<SocketRow> {
     let row = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let (local, port) = fields.get(1)?.split_once(':')?;
-        Some(Row {
+        Some(SocketRow {
             local: address(local)?,
             port: u16::from_str_radix(port, 16).ok()?,
             listens: *fields.get(3)? == "0A",
@@ -185,7 +185,7 @@ mod tests {
     const HEAD: &str =
         "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
 
-    fn table(rows: &[(&str, &str, u32, u64)]) -> Vec<Row> {
+    fn table(rows: &[(&str, &str, u32, u64)]) -> Vec<SocketRow> {
         let line = |(local, state, uid, inode): &(&str, &str, u32, u64)| {
             format!(
                 "   0: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 {uid} 0 {inode} 1 0\n"

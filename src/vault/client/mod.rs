@@ -381,12 +381,12 @@ fn quoted(text: &str) -> String {
     }
 }
 
-fn too_long(doing: &str) -> Error {
-    Error::new(ErrorKind::NameTooLong, format!("{doing}: the name is longer than the vault takes"))
+fn too_long(operation: &str) -> Error {
+    Error::new(ErrorKind::NameTooLong, format!("{operation}: the name is longer than the vault takes"))
 }
 
-fn too_large(doing: &str, max: usize) -> Error {
-    let sentence = format!("{doing}: the value is larger than {max} bytes, see --max-size");
+fn too_large(operation: &str, max: usize) -> Error {
+    let sentence = format!("{operation}: the value is larger than {max} bytes, see --max-size");
     Error::new(ErrorKind::TooLarge, sentence)
 }
 

@@ -43,9 +43,9 @@ impl ObjectVault {
         meta(&parse(&answer, request)?, name, &answer, request)
     }
 
-    fn check_size(&self, content: &Content, doing: &str) -> Result<()> {
+    fn check_size(&self, content: &Content, operation: &str) -> Result<()> {
         match content.bytes.len() > self.max_size {
-            true => Err(too_large(doing, self.max_size)),
+            true => Err(too_large(operation, self.max_size)),
             false => Ok(()),
         }
     }
@@ -78,7 +78,7 @@ fn object(answer: &Answer, request: &Request, asked: Option<&ObjectName>, max_si
         return Err(bad_answer("it holds no data", answer, request));
     };
     let content = codec::decode_data_within(data.get(), max_size).map_err(|e| match e {
-        CodecError::TooLarge { max } => too_large(&request.doing, max),
+        CodecError::TooLarge { max } => too_large(&request.operation, max),
         e => bad_answer(&e.to_string(), answer, request),
     })?;
     Ok(Object { meta, content })
@@ -171,54 +171,60 @@ impl Vault for ObjectVault {
     }
 
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
-        let doing = format!("reading the object {}", quoted(id.as_str()));
-        self.read(call, &Request::get("/vault/object/get", vec![("id", id.to_string())], doing), None).await
+        let operation = format!("reading the object {}", quoted(id.as_str()));
+        self.read(call, &Request::get("/vault/object/get", vec![("id", id.to_string())], operation), None)
+            .await
     }
 
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
-        let doing = format!("looking at the object {}", quoted(id.as_str()));
-        let request = Request::get("/vault/object/metadata", vec![("id", id.to_string())], doing);
+        let operation = format!("looking at the object {}", quoted(id.as_str()));
+        let request = Request::get("/vault/object/metadata", vec![("id", id.to_string())], operation);
         let answer = self.transport.send(call, &request).await?;
         meta(&parse(&answer, &request)?, None, &answer, &request)
     }
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
-        let doing = format!("creating {}", quoted(name.as_str()));
+        let operation = format!("creating {}", quoted(name.as_str()));
         if !self.capabilities().max_name.allows(name.as_str()) {
-            return Err(too_long(&doing));
+            return Err(too_long(&operation));
         }
-        self.check_size(content, &doing)?;
+        self.check_size(content, &operation)?;
         let body = body("name", name.as_str(), Some(content));
-        let mut request =
-            Request::write(Method::POST, "/vault/object/create", Some(body), ErrorKind::AlreadyExists, doing)
-                .of_no_object();
+        let mut request = Request::write(
+            Method::POST,
+            "/vault/object/create",
+            Some(body),
+            ErrorKind::AlreadyExists,
+            operation,
+        )
+        .of_no_object();
         request.idempotency_key = call.idempotency_key;
         self.write(call, &request, Some(name)).await
     }
 
     async fn update(&self, call: &Call, id: &ObjectId, content: &Content, _check: Check<'_>) -> Result<Meta> {
-        let doing = format!("updating the object {}", quoted(id.as_str()));
-        self.check_size(content, &doing)?;
+        let operation = format!("updating the object {}", quoted(id.as_str()));
+        self.check_size(content, &operation)?;
         let body = body("id", id.as_str(), Some(content));
         let request = Request::write(
             Method::PUT,
             "/vault/object/update",
             Some(body),
             ErrorKind::VersionMismatch,
-            doing,
+            operation,
         );
         self.write(call, &request, None).await
     }
 
     async fn delete(&self, call: &Call, id: &ObjectId, _check: Check<'_>) -> Result<()> {
-        let doing = format!("deleting the object {}", quoted(id.as_str()));
+        let operation = format!("deleting the object {}", quoted(id.as_str()));
         let body = body("id", id.as_str(), None);
         let request = Request::write(
             Method::DELETE,
             "/vault/object/delete",
             Some(body),
             ErrorKind::VersionMismatch,
-            doing,
+            operation,
         );
         confirmed(&self.transport.send(call, &request).await?, &request, id)
     }
@@ -229,8 +235,8 @@ impl Vault for ObjectVault {
     }
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
-        let doing = format!("listing the versions of the object {}", quoted(id.as_str()));
-        let mut request = Request::get("/vault/object/versions", vec![("id", id.to_string())], doing);
+        let operation = format!("listing the versions of the object {}", quoted(id.as_str()));
+        let mut request = Request::get("/vault/object/versions", vec![("id", id.to_string())], operation);
         let mut found: Vec<WireVersionInfo> = Vec::new();
         let mut after: Option<String> = None;
         for _ in 0..MAX_PAGES {
@@ -245,9 +251,9 @@ impl Vault for ObjectVault {
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
-        let doing = format!("reading version {} of the object {}", version.number, quoted(id.as_str()));
+        let operation = format!("reading version {} of the object {}", version.number, quoted(id.as_str()));
         let query = vec![("id", id.to_string()), ("version", version.tag.to_string())];
-        self.read(call, &Request::get("/vault/object/version", query, doing), None).await
+        self.read(call, &Request::get("/vault/object/version", query, operation), None).await
     }
 }
 

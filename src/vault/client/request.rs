@@ -62,7 +62,7 @@ pub struct Request {
     /// It is about an object, which may not be there: to any other request 404 is no answer of a vault.
     pub of_object: bool,
     /// For sentences: `reading "db/password"`.
-    pub doing: String,
+    pub operation: String,
 }
 
 impl Request {
@@ -70,7 +70,7 @@ impl Request {
     pub fn get(
         path: impl Into<Cow<'static, str>>,
         query: Vec<(&'static str, String)>,
-        doing: String,
+        operation: String,
     ) -> Self {
         let path = path.into();
         let (method, idempotency, conflict) = (Method::GET, Idempotency::Read, ErrorKind::Invalid);
@@ -83,7 +83,7 @@ impl Request {
             idempotency_key: None,
             conflict,
             of_object: true,
-            doing,
+            operation,
         }
     }
 
@@ -93,7 +93,7 @@ impl Request {
         path: impl Into<Cow<'static, str>>,
         body: Option<Body>,
         conflict: ErrorKind,
-        doing: String,
+        operation: String,
     ) -> Self {
         let (path, idempotency, query) = (path.into(), Idempotency::Write, Vec::new());
         Self {
@@ -105,7 +105,7 @@ impl Request {
             idempotency_key: None,
             conflict,
             of_object: true,
-            doing,
+            operation,
         }
     }
 

@@ -18,13 +18,13 @@ const LONGEST_TURN: Duration = Duration::from_secs(1);
 /// What is known of the vault.
 #[derive(Debug)]
 pub struct Restart {
-    state: Mutex<State>,
+    state: Mutex<RestartState>,
     permit: Semaphore,
     back: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RestartState {
     /// Consecutive attempts that found no server; 0 while the vault answers.
     failures: u32,
     /// When the next attempt may start.
@@ -41,7 +41,7 @@ impl Restart {
         Self { state: Mutex::default(), permit: Semaphore::new(1), back: Notify::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RestartState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 

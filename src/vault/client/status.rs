@@ -53,7 +53,7 @@ pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
 /// and about this object.
 pub fn confirmed(answer: &Answer, request: &Request, id: &ObjectId) -> Result<()> {
     #[derive(Deserialize)]
-    struct Said {
+    struct DeletionAnswer {
         id: Option<String>,
         deleted: Option<bool>,
         success: Option<bool>,
@@ -61,9 +61,9 @@ pub fn confirmed(answer: &Answer, request: &Request, id: &ObjectId) -> Result<()
     if answer.body.trim_ascii().is_empty() {
         return Ok(());
     }
-    let said: Said = parse(answer, request)?;
+    let said: DeletionAnswer = parse(answer, request)?;
     match said.id {
-        Some(other) if other != id.as_str() => Err(other_object(&request.doing, &other)),
+        Some(other) if other != id.as_str() => Err(other_object(&request.operation, &other)),
         _ if said.deleted == Some(false) || said.success == Some(false) => {
             Err(bad_answer("it says that nothing was deleted", answer, request))
         }
@@ -76,7 +76,7 @@ fn error(kind: ErrorKind, sentence: &str, answer: &Answer, request: &Request) ->
     let doubt = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) || answer.doubt;
     Error {
         kind,
-        message: format!("{}: {sentence}", request.doing),
+        message: format!("{}: {sentence}", request.operation),
         request_id: answer.request_id.clone(),
         attempts: answer.attempts,
         maybe_applied: doubt && request.idempotency.changes(),
@@ -209,19 +209,19 @@ fn code(answer: &Answer, request: &Request) -> Option<String> {
 
 fn said(answer: &Answer) -> Option<String> {
     #[derive(Deserialize)]
-    struct Said {
+    struct ErrorCode {
         code: Option<String>,
     }
-    serde_json::from_slice::<Said>(&answer.body).ok()?.code
+    serde_json::from_slice::<ErrorCode>(&answer.body).ok()?.code
 }
 
 /// The vault's own sentence on a request for keys, unless it could hold anything of what was sent, or look like a key.
 pub fn reason(answer: &Answer, request: &Request) -> Option<String> {
     #[derive(Deserialize)]
-    struct Said {
+    struct ErrorMessage {
         message: Option<String>,
     }
-    let sentence = serde_json::from_slice::<Said>(&answer.body).ok()?.message?;
+    let sentence = serde_json::from_slice::<ErrorMessage>(&answer.body).ok()?.message?;
     let words =
         || sentence.split_whitespace().map(|word| word.trim_matches(|c: char| c.is_ascii_punctuation()));
     let is_plain = |word: &str| {

@@ -227,7 +227,7 @@ impl Transport {
                 return self.ended(outcome, request, tries, doubt);
             };
             doubt |= request.idempotency.changes() && class.is_some_and(FailureClass::leaves_doubt);
-            tracing::debug!(doing = request.doing, tries, ?class, ?wait, "trying again");
+            tracing::debug!(operation = request.operation, tries, ?class, ?wait, "trying again");
             if !matches!(class, Some(FailureClass::Gone | FailureClass::Away)) {
                 // Otherwise the permit includes the pause.
                 tokio::time::sleep(wait).await;
@@ -465,7 +465,7 @@ impl Transport {
     }
 
     fn describe(&self, error: Error, request: &Request, tries: u32) -> Error {
-        Error { message: format!("{}: {}", request.doing, error.message), attempts: tries, ..error }
+        Error { message: format!("{}: {}", request.operation, error.message), attempts: tries, ..error }
     }
 }
 

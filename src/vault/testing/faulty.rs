@@ -49,11 +49,11 @@ pub struct FaultyVault {
     inner: DynVault,
     clock: Arc<dyn Clock>,
     counts: OpCounts,
-    state: Mutex<State>,
+    state: Mutex<FaultState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FaultState {
     plans: Vec<Planned>,
     /// Names of ids that passed by, so that plans by name reach calls by id.
     names: HashMap<ObjectId, ObjectName>,
@@ -210,7 +210,7 @@ impl FaultyVault {
         self.counts.total()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FaultState> {
         self.state.lock().expect("no holder of this lock can panic")
     }
 

@@ -47,7 +47,7 @@ pub struct MemoryVault {
     counts: OpCounts,
     state: Mutex<State>,
     reported: Mutex<Reported>,
-    lag: Mutex<Lag>,
+    lag: Mutex<SimulatedLag>,
 }
 
 /// Whose reads show the past.
@@ -80,7 +80,7 @@ impl std::ops::Deref for Shown<'_> {
 }
 
 #[derive(Debug, Default)]
-struct Lag {
+struct SimulatedLag {
     lagging: Lagging,
     /// It is known since then what there was.
     is_kept: bool,

@@ -163,7 +163,7 @@ pub fn run(command: ObjectCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// What one command works with.
-struct Session {
+struct ObjectSession {
     vault: DynVault,
     /// What came with the connection, until somebody takes it.
     first_page: Option<Page>,
@@ -171,15 +171,15 @@ struct Session {
     max_size: u64,
 }
 
-impl Session {
+impl ObjectSession {
     /// Connects, does `work`, and lets go of the vault whatever comes of it.
     async fn with<T>(
         args: &ConnectArgs,
-        work: impl AsyncFnOnce(&mut Session) -> Result<T, Failure>,
+        work: impl AsyncFnOnce(&mut ObjectSession) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let (spec, key) = args.resolve_or_mounted()?;
         let connected = connect(&spec, key, Arc::new(SystemClock), Start::AtOnce).await?;
-        let mut session = Session {
+        let mut session = ObjectSession {
             vault: connected.vault,
             first_page: connected.first_page,
             timeout: spec.timeout,
@@ -236,7 +236,7 @@ fn object_name(text: &str) -> Result<ObjectName, Failure> {
 }
 
 async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
-    Session::with(&args.connect, async |session| {
+    ObjectSession::with(&args.connect, async |session| {
         let mut out = Output::new();
         let mut query = ListQuery::first();
         let mut page = match session.first_page.take() {
@@ -276,7 +276,7 @@ async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
 
 async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
-    Session::with(&args.connect, async |session| {
+    ObjectSession::with(&args.connect, async |session| {
         let object = session.read(&name).await?;
         let content = match args.version {
             None => object.content,
@@ -295,7 +295,7 @@ async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
 
 async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
-    Session::with(&args.connect, async |session| {
+    ObjectSession::with(&args.connect, async |session| {
         let bytes = read_stdin(session.max_size)?;
         save(session, &name, |base| {
             codec::to_content(args.format, base, bytes.expose())
@@ -309,7 +309,7 @@ async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
 
 async fn rm(args: RmArgs) -> Result<ExitCode, Failure> {
     let names = args.names.iter().map(|name| object_name(name)).collect::<Result<Vec<_>, _>>()?;
-    Session::with(&args.connect, async |session| {
+    ObjectSession::with(&args.connect, async |session| {
         let mut failed: Option<Failure> = None;
         for name in &names {
             if let Err(e) = delete(session, name).await {
@@ -326,7 +326,7 @@ async fn rm(args: RmArgs) -> Result<ExitCode, Failure> {
 
 async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
-    Session::with(&args.connect, async |session| {
+    ObjectSession::with(&args.connect, async |session| {
         let meta = session.read(&name).await?.meta;
         let history = session.history(&meta).await?;
         let mut out = Output::new();
@@ -342,7 +342,7 @@ async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
 
 async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
-    Session::with(&args.connect, async |session| {
+    ObjectSession::with(&args.connect, async |session| {
         let meta = session.read(&name).await?.meta;
         let info = session.version_info(&meta, args.version).await?;
         let old = session.old(&meta, &info).await?;

@@ -1,6 +1,6 @@
 //! Saving and deleting so that the vault holds what was asked for, once, whatever happens on the way.
 
-use crate::cli::commands::objects::{Session, named};
+use crate::cli::commands::objects::{ObjectSession, named};
 use crate::cli::exit::{Exit, Failure};
 use crate::vault::{Content, Error, ErrorKind, Form, ObjectName};
 
@@ -21,7 +21,7 @@ pub enum Saved {
 /// An object that comes or goes meanwhile, or a failure that leaves the effect in doubt, makes it look again:
 /// what is asked for is that the vault holds these bytes, once.
 pub async fn save(
-    session: &Session,
+    session: &ObjectSession,
     name: &ObjectName,
     content: impl Fn(Option<Form>) -> Result<Content, Failure>,
 ) -> Result<Saved, Failure> {
@@ -78,7 +78,7 @@ pub async fn save(
 
 /// Makes an object that the key may not look at. A version of one that is there takes its id, which only a look tells;
 /// nor can a lost answer be looked up, so that is told as it is.
-async fn make(session: &Session, name: &ObjectName, content: &Content) -> Result<Saved, Failure> {
+async fn make(session: &ObjectSession, name: &ObjectName, content: &Content) -> Result<Saved, Failure> {
     match session.vault.create(&session.call(), name, content).await {
         Ok(_) => Ok(Saved::Stored),
         Err(e) if e.kind == ErrorKind::AlreadyExists => {
@@ -93,7 +93,7 @@ async fn make(session: &Session, name: &ObjectName, content: &Content) -> Result
 }
 
 /// Deletes an object; a lost answer is looked up.
-pub async fn delete(session: &Session, name: &ObjectName) -> Result<(), Error> {
+pub async fn delete(session: &ObjectSession, name: &ObjectName) -> Result<(), Error> {
     let id = session.read(name).await?.meta.id;
     match session.vault.delete(&session.call(), &id, None).await {
         // Ids are never given twice: if it is gone now, it was this delete or one that came before it.
@@ -120,18 +120,18 @@ mod tests {
         ObjectName::new("a").unwrap()
     }
 
-    fn setup() -> (Arc<MemoryVault>, Arc<FaultyVault>, Session) {
+    fn setup() -> (Arc<MemoryVault>, Arc<FaultyVault>, ObjectSession) {
         let memory = Arc::new(MemoryVault::object());
         let faulty = Arc::new(FaultyVault::new(memory.clone()));
         let timeout = Duration::from_secs(20);
-        (memory, faulty.clone(), Session { vault: faulty, first_page: None, timeout, max_size: 1000 })
+        (memory, faulty.clone(), ObjectSession { vault: faulty, first_page: None, timeout, max_size: 1000 })
     }
 
-    async fn put(session: &Session, value: &str) -> Result<Saved, Failure> {
+    async fn put(session: &ObjectSession, value: &str) -> Result<Saved, Failure> {
         save(session, &name(), |_| Ok(Content::plain(value))).await
     }
 
-    async fn history(session: &Session) -> usize {
+    async fn history(session: &ObjectSession) -> usize {
         let id = session.read(&name()).await.unwrap().meta.id;
         session.vault.versions(&session.call(), &id).await.unwrap().len()
     }

@@ -55,7 +55,7 @@ enum Progress {
 }
 
 #[derive(Debug)]
-struct State {
+struct ListingState {
     /// Ascending by cookie.
     entries: Vec<DirEntry>,
     last: u64,
@@ -109,13 +109,13 @@ pub struct Head {
 /// The entries of a directory, including `.` and `..`. Only the journal is locked under the lock.
 #[derive(Debug)]
 pub struct Listing {
-    state: Mutex<State>,
+    state: Mutex<ListingState>,
     changed: Notify,
 }
 
 impl Listing {
     fn with(entries: Vec<DirEntry>, last: u64, progress: Progress) -> Arc<Self> {
-        let state = State {
+        let state = ListingState {
             entries,
             last,
             progress,
@@ -201,7 +201,7 @@ impl Listing {
         Self::with(entries, last, Progress::Done)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ListingState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -338,7 +338,7 @@ impl Listing {
     }
 }
 
-impl State {
+impl ListingState {
     fn ready(&self, after: u64) -> Option<Result<()>> {
         let first = self.first_after(after);
         // The dots alone are no answer to a new reader.

@@ -22,6 +22,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::server::store::StoreError;
+use crate::server::store::sqlite::Result;
 use crate::server::store::sqlite::purge::{cut_log, purge};
 use crate::server::store::sqlite::schema;
 
@@ -35,8 +36,6 @@ pub(super) const BUSY: Duration = Duration::from_secs(5);
 const PURGE_PAUSE: Duration = Duration::from_secs(1);
 /// After so many failures in a row a warning is logged.
 const PURGES_BEFORE_WARNING: u32 = 5;
-
-type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// The connections of one process to one database.
 #[derive(Debug)]

@@ -16,9 +16,8 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Transaction};
 
 use crate::server::store::StoreError;
+use crate::server::store::sqlite::Result;
 use crate::server::store::sqlite::connections::BUSY;
-
-type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// A database that is larger is not written anew: VACUUM takes as much memory.
 const LARGEST: u64 = 64 << 20;

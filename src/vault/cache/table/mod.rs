@@ -23,7 +23,7 @@ use lru::LruCache;
 
 pub use self::arena::Usage;
 use self::arena::{Arena, Slot};
-use self::texts::{Texts, Version};
+use self::texts::{Texts, VersionTexts};
 use super::Known;
 use crate::vault::{Content, Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 
@@ -54,7 +54,7 @@ enum Value {
 pub struct Table {
     base: Instant,
     names: BTreeMap<Texts, Entry>,
-    values: LruCache<Version, Value>,
+    values: LruCache<VersionTexts, Value>,
     arena: Arena,
     bytes: u64,
     capacity: u64,
@@ -162,9 +162,9 @@ impl Table {
 
     /// The value of a version, if it is here; counts as a use.
     pub fn value(&mut self, id: &ObjectId, version: &VersionTag) -> Option<Arc<Object>> {
-        let key = Version(Texts::new("", id.as_str(), Some(version.as_str())));
+        let key = VersionTexts(Texts::new("", id.as_str(), Some(version.as_str())));
         self.values.promote(&key);
-        let (Version(texts), value) = self.values.peek_mru().filter(|(found, _)| **found == key)?;
+        let (VersionTexts(texts), value) = self.values.peek_mru().filter(|(found, _)| **found == key)?;
         let (at, form, updated) = match value {
             Value::Small { at, form, updated } => (*at, *form, *updated),
             Value::Large(object) => return Some(Arc::clone(object)),
@@ -193,10 +193,10 @@ impl Table {
             None => Value::Large(Arc::clone(object)),
         };
         self.bytes += self.cost(&texts, &value);
-        self.values.put(Version(texts), value);
+        self.values.put(VersionTexts(texts), value);
         while self.bytes > self.capacity
             && self.values.len() > 1
-            && let Some((Version(texts), value)) = self.values.pop_lru()
+            && let Some((VersionTexts(texts), value)) = self.values.pop_lru()
         {
             self.release(&texts, value);
         }
@@ -204,7 +204,7 @@ impl Table {
 
     /// Lets the value of a version go.
     pub fn drop_version(&mut self, id: &ObjectId, version: &VersionTag) {
-        self.drop_value(Version(Texts::new("", id.as_str(), Some(version.as_str()))));
+        self.drop_value(VersionTexts(Texts::new("", id.as_str(), Some(version.as_str()))));
     }
 
     /// Lets all values go.
@@ -225,7 +225,7 @@ impl Table {
 
     /// The vault went back, and forward another way: the same version is not the same bytes.
     fn drop_value_of_another_time(&mut self, id: &str, version: &str, updated: i64) {
-        let key = Version(Texts::new("", id, Some(version)));
+        let key = VersionTexts(Texts::new("", id, Some(version)));
         let then = match self.values.peek(&key) {
             Some(Value::Small { updated, .. }) => *updated,
             Some(Value::Large(object)) => since_1970(Some(object.meta.updated_at)),
@@ -236,8 +236,8 @@ impl Table {
         }
     }
 
-    fn drop_value(&mut self, key: Version) {
-        if let Some((Version(texts), value)) = self.values.pop_entry(&key) {
+    fn drop_value(&mut self, key: VersionTexts) {
+        if let Some((VersionTexts(texts), value)) = self.values.pop_entry(&key) {
             self.release(&texts, value);
         }
     }

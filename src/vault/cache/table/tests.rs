@@ -44,7 +44,7 @@ impl Table {
 
     /// Everything that must hold at any time.
     fn check(&self) {
-        let costs = self.values.iter().map(|(Version(texts), value)| self.cost(texts, value));
+        let costs = self.values.iter().map(|(VersionTexts(texts), value)| self.cost(texts, value));
         assert_eq!(self.bytes, costs.sum::<u64>());
         assert_eq!(self.names_from("").count(), self.len());
     }

@@ -68,17 +68,17 @@ impl Ord for Texts {
 
 /// The same, equal where id and version are.
 #[derive(Debug)]
-pub struct Version(pub Texts);
+pub struct VersionTexts(pub Texts);
 
-impl PartialEq for Version {
+impl PartialEq for VersionTexts {
     fn eq(&self, Self(other): &Self) -> bool {
         self.0.id() == other.id() && self.0.version() == other.version()
     }
 }
 
-impl Eq for Version {}
+impl Eq for VersionTexts {}
 
-impl Hash for Version {
+impl Hash for VersionTexts {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.0.id(), self.0.version()).hash(state);
     }
