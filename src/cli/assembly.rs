@@ -2,9 +2,10 @@
 
 use std::any::Any;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::cli::args::connect;
@@ -168,7 +169,7 @@ impl Service for Mounted {
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         self.fs.attach_kernel(kernel);
         self.fs.follow_changes();
-        let job = self.on_change.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let job = self.on_change.lock().take();
         if let Some((job, runtime)) = job {
             let fs = self.fs.clone();
             let kept = fs.kept_commands();
@@ -178,7 +179,7 @@ impl Service for Mounted {
             });
             let (changes, memory) = (fs.subscribe(), Memory { kept, save_state });
             let following = hooks::follow(&runtime, changes, fs, job, memory);
-            *self.following.lock().unwrap_or_else(|e| e.into_inner()) = Some(following);
+            *self.following.lock() = Some(following);
         }
     }
 
@@ -230,7 +231,7 @@ impl Service for Mounted {
     }
 
     async fn end_commands(&self) {
-        let following = self.following.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let following = self.following.lock().take();
         if let Some(following) = following {
             following.end().await;
         }

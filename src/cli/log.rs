@@ -12,8 +12,8 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
@@ -238,7 +238,7 @@ impl LogFile {
     }
 
     fn append(&self, line: &[u8]) -> io::Result<()> {
-        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        let mut open = self.open.lock();
         let stays = match &*open {
             None => false,
             Some((place, file)) => {

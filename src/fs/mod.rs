@@ -28,10 +28,11 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, MutexGuard};
 
 pub use crate::fs::namespace::attr::{Attr, Entry, FileKind, SetAttr};
 pub use crate::fs::namespace::listing::{DirEntry, Listing};
@@ -271,15 +272,15 @@ impl FileSystem {
     }
 
     fn table(&self) -> TableGuard<'_> {
-        TableGuard::new(self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        TableGuard::new(self.table.lock())
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
-        self.handles.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.handles.lock()
     }
 
     fn intents(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::recovery::replay::Intent>> {
-        self.intents.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.intents.lock()
     }
 
     fn node(&self, ino: u64) -> Result<Node> {

@@ -1,9 +1,10 @@
 //! Before another worker takes over at an upgrade, this one ends what it is at: requests that come meanwhile wait where they
 //! were read, not begun, and those that are out are answered. So the successor has nothing to guess.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// Whether requests are begun, and how many are out.
@@ -32,14 +33,12 @@ pub struct Paused(Arc<Pause>);
 
 impl Pause {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock()
     }
 
     /// A request was read: blocks its thread during a pause.
     pub fn wait(&self) {
-        let state = self.state();
-        let over = self.over.wait_while(state, |state| state.paused);
-        drop(over.unwrap_or_else(|poisoned| poisoned.into_inner()));
+        self.over.wait_while(&mut self.state(), |state| state.paused);
     }
 
     /// A request waits for the vault until the result is dropped.

@@ -10,10 +10,10 @@
 //! module may not log: it runs before there is a log.
 
 use std::ffi::{CStr, CString};
-use std::sync::Mutex;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::SecretString;
@@ -34,21 +34,21 @@ pub fn process() {
     umask(Mode::from_bits_truncate(0o077));
     for name in SECRET_VARIABLES {
         if let Some(value) = scrub(name) {
-            TAKEN.lock().unwrap_or_else(|e| e.into_inner()).push((name, value));
+            TAKEN.lock().push((name, value));
         }
     }
 }
 
 /// The secret that came in the environment variable `name`, once: the second call finds nothing.
 pub fn take_env(name: &str) -> Option<SecretString> {
-    let mut taken = TAKEN.lock().unwrap_or_else(|e| e.into_inner());
+    let mut taken = TAKEN.lock();
     let found = taken.iter().position(|(n, _)| *n == name)?;
     Some(taken.swap_remove(found).1)
 }
 
 /// Whether the environment variable `name` brought a secret that nobody has taken yet.
 pub fn has_env(name: &str) -> bool {
-    TAKEN.lock().unwrap_or_else(|e| e.into_inner()).iter().any(|(n, _)| *n == name)
+    TAKEN.lock().iter().any(|(n, _)| *n == name)
 }
 
 /// Lets this process have as many descriptors as it may: a server's connections take one each.
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_twice() {
-        TAKEN.lock().unwrap().push(("X", SecretString::new("once".into())));
+        TAKEN.lock().push(("X", SecretString::new("once".into())));
         assert_eq!(take_env("X").expect("there").expose(), "once");
         assert!(take_env("X").is_none());
     }

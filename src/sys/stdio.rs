@@ -11,9 +11,9 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Stderr, Stdout, Write};
 use std::os::fd::AsFd;
-use std::sync::Mutex;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::Mutex;
 
 use crate::display;
 
@@ -65,7 +65,7 @@ static ASLEEP: Mutex<bool> = Mutex::new(false);
 impl Write for LogStream {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let stderr = io::stderr();
-        let mut asleep = ASLEEP.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut asleep = ASLEEP.lock();
         // Only the first line waits for a reader that sleeps.
         let patience = if *asleep { PollTimeout::ZERO } else { PollTimeout::from(PATIENCE_MS) };
         *asleep = poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)], patience) == Ok(0);

@@ -8,8 +8,9 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::vault::{ErrorKind, Result};
@@ -153,7 +154,7 @@ impl RequestCounter {
     /// The present task sends a request.
     pub fn add(&self) {
         let name = current().program.unwrap_or_else(|| OWN.into());
-        let mut counts = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut counts = self.0.lock();
         if !counts.contains_key(&name) && counts.len() >= PROGRAMS {
             let fewest =
                 counts.iter().filter(|(name, _)| ***name != *OTHERS).min_by_key(|(_, count)| **count);
@@ -167,7 +168,7 @@ impl RequestCounter {
 
     /// The greatest spenders, the greatest first.
     pub fn top(&self, most: usize) -> Vec<RequestCount> {
-        let counts = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let counts = self.0.lock();
         let spent = counts.iter().map(|(name, n)| RequestCount { program: name.to_string(), requests: *n });
         let mut spent: Vec<RequestCount> = spent.collect();
         drop(counts);

@@ -21,8 +21,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::lock::{Idle, VolumeGuard, VolumeLocks};
 use super::mounter::{Interruption, Mounter};
@@ -367,7 +369,7 @@ impl Driver {
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(|e| e.into_inner())
+        self.idle.lock()
     }
 
     /// The names of volumes, and of mount points that are there.
@@ -377,7 +379,7 @@ impl Driver {
     }
 
     fn volumes(&self) -> MutexGuard<'_, Volumes> {
-        self.volumes.lock().unwrap_or_else(|e| e.into_inner())
+        self.volumes.lock()
     }
 
     /// Makes a change, writes it, then shows it.

@@ -1,8 +1,9 @@
 //! Whose turn it is to change a volume, and which volumes are without users.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::mounter::Interruption;
@@ -29,7 +30,7 @@ impl VolumeLocks {
     }
 
     fn of(&self, name: &str) -> Arc<VolumeLock> {
-        let mut locks = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut locks = self.0.lock();
         locks.retain(|_, volume| Arc::strong_count(volume) > 1);
         locks.entry(name.to_owned()).or_default().clone()
     }

@@ -1,9 +1,10 @@
 //! What waits and what runs, written down at each change: a worker that dies must lose no command, and its successor
 //! must not run a second one beside the one that goes on.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::hooks::debounce::{ChangeEvent, Debouncer, Run};
@@ -97,7 +98,7 @@ impl Runs {
     }
 
     fn state(&self) -> MutexGuard<'_, RunnerState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock()
     }
 
     fn change<T>(&self, work: impl FnOnce(&mut RunnerState) -> T) -> T {
@@ -183,12 +184,11 @@ mod tests {
         let kept: Arc<Mutex<Option<Vec<u8>>>> = Arc::default();
         let save_state: SaveState = {
             let kept = kept.clone();
-            Arc::new(move |bytes| *kept.lock().unwrap() = bytes)
+            Arc::new(move |bytes| *kept.lock() = bytes)
         };
-        let after_death =
-            || Runs::restore(kept.lock().unwrap().clone().as_deref(), Arc::new(drop), Instant::now());
+        let after_death = || Runs::restore(kept.lock().clone().as_deref(), Arc::new(drop), Instant::now());
         let (runs, _) = Runs::restore(None, save_state, Instant::now() - 2 * QUIET);
-        assert!(kept.lock().unwrap().is_none(), "nothing is kept of nothing");
+        assert!(kept.lock().is_none(), "nothing is kept of nothing");
         runs.state().queue.note(news("a"), Instant::now() - QUIET);
         assert_eq!(runs.take(), Some(Run::One(news("a"))));
         runs.note(news("b"));
@@ -212,6 +212,6 @@ mod tests {
 
         runs.ended();
         runs.close();
-        assert!(kept.lock().unwrap().is_none());
+        assert!(kept.lock().is_none());
     }
 }

@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::daemon::heartbeat;
 use crate::daemon::heartbeat::HeartbeatMonitor;
@@ -227,7 +227,7 @@ impl Drop for Worker {
 static LINGERING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 fn lingering() -> MutexGuard<'static, Vec<Pid>> {
-    LINGERING.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    LINGERING.lock()
 }
 
 /// Lets those go whose last thread has ended. To be called whenever a child may have died.

@@ -9,8 +9,10 @@
 //!    when it is used.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::fs::FileSystem;
 use crate::fs::journal::Key;
@@ -41,11 +43,11 @@ pub(in crate::fs) struct UnacknowledgedOpens {
 
 impl UnacknowledgedOpens {
     fn by(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
-        self.by.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.by.lock()
     }
 
     fn closed(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
-        self.closed.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.closed.lock()
     }
 
     /// A handle was opened by `request`.

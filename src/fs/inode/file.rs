@@ -8,10 +8,11 @@
 
 use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Instant, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -447,7 +448,7 @@ impl File {
 
     /// The state, locked. Lock order: the table first.
     pub fn state(&self) -> StateGuard<'_> {
-        let state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let state = self.state.lock();
         StateGuard { file: self, state, changed: false }
     }
 }

@@ -2,10 +2,10 @@
 //! table is let go of, all of it together.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use parking_lot::MutexGuard;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::file_snapshot::record_chunks;

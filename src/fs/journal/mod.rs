@@ -15,9 +15,10 @@ pub(in crate::fs) mod tracked;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::inode::DirKind;
@@ -268,8 +269,8 @@ struct MemoryState {
 }
 
 impl MemoryJournal {
-    fn memory(&self) -> std::sync::MutexGuard<'_, MemoryState> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn memory(&self) -> parking_lot::MutexGuard<'_, MemoryState> {
+        self.0.lock()
     }
 
     /// Takes so many more commits, and nothing after them.

@@ -133,7 +133,7 @@ impl FileSystem {
         }
     }
 
-    fn scans(&self) -> std::sync::MutexGuard<'_, ScanTrackers> {
-        self.scans.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn scans(&self) -> parking_lot::MutexGuard<'_, ScanTrackers> {
+        self.scans.lock()
     }
 }

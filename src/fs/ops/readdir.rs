@@ -11,8 +11,10 @@
 //!    would search them for the reader's position, and stop where that is gone.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::fs::inode::{Dir, DirKind};
 use crate::fs::journal::Key;
@@ -136,7 +138,7 @@ impl FileSystem {
         for handle in handles {
             if let Held::Dir { listing, dir, .. } = &handle.held
                 && !matches!(dir.kind, DirKind::Control)
-                && let Some(listing) = &*listing.lock().unwrap_or_else(|p| p.into_inner())
+                && let Some(listing) = &*listing.lock()
             {
                 listing.take_away();
             }
@@ -147,7 +149,7 @@ impl FileSystem {
 
     fn own_listing(&self, fh: u64) -> Option<Arc<Listing>> {
         match &self.handle(fh).ok()?.held {
-            Held::Dir { listing, .. } => listing.lock().unwrap_or_else(|p| p.into_inner()).clone(),
+            Held::Dir { listing, .. } => listing.lock().clone(),
             Held::File { .. } | Held::Version(_) | Held::Control(_) => None,
         }
     }
@@ -156,7 +158,7 @@ impl FileSystem {
         if let Ok(handle) = self.handle(fh)
             && let Handle { held: Held::Dir { listing, .. }, .. } = &*handle
         {
-            *listing.lock().unwrap_or_else(|p| p.into_inner()) = Some(kept.clone());
+            *listing.lock() = Some(kept.clone());
         }
     }
 
@@ -405,8 +407,8 @@ impl FileSystem {
         found
     }
 
-    pub(in crate::fs) fn listings(&self) -> std::sync::MutexGuard<'_, Listings> {
-        self.listings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    pub(in crate::fs) fn listings(&self) -> parking_lot::MutexGuard<'_, Listings> {
+        self.listings.lock()
     }
 
     /// Maintains the listings, in a task that ends when there are none.

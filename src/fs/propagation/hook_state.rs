@@ -6,7 +6,7 @@ use crate::fs::journal::Key;
 impl FileSystem {
     /// What the dead worker before this one had kept. Once.
     pub fn kept_commands(&self) -> Option<Vec<u8>> {
-        self.kept_commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
+        self.kept_commands.lock().take()
     }
 
     /// Keeps this for a successor, in place of what was kept before.

@@ -4,8 +4,9 @@
 //! where nobody is held up.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// How many are out, by directory.
@@ -20,7 +21,7 @@ pub(in crate::fs) struct InFlightGuard(Arc<InFlight>, u64);
 
 impl InFlight {
     fn dirs(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
-        self.dirs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.dirs.lock()
     }
 
     /// One more, until what is returned is dropped.

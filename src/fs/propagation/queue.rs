@@ -17,11 +17,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
@@ -109,8 +110,8 @@ impl Propagator {
         self.wake.notify_one();
     }
 
-    fn queue(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectName, Why>> {
-        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn queue(&self) -> parking_lot::MutexGuard<'_, BTreeMap<ObjectName, Why>> {
+        self.queue.lock()
     }
 
     pub fn add(&self, name: ObjectName, why: Why) {
@@ -397,7 +398,7 @@ impl FileSystem {
             // A rename onto the same inode is nothing to the kernel, which knew already.
             CallResult { seen: false, errno: 0, .. } if is_same => Propagated::Unseen,
             CallResult { seen, errno, .. } if seen || errno == 0 => {
-                *self.propagator.done.lock().unwrap_or_else(|p| p.into_inner()) += u64::from(seen);
+                *self.propagator.done.lock() += u64::from(seen);
                 tracing::debug!(name = name.as_str(), ?call, "changed elsewhere");
                 if deletes {
                     self.forget_emptied(&**kernel, &way);
@@ -583,7 +584,7 @@ impl FileSystem {
         RotationStatus {
             refresh: self.cache.refresh_status(),
             helper: self.helper.status(),
-            done: *self.propagator.done.lock().unwrap_or_else(|p| p.into_inner()),
+            done: *self.propagator.done.lock(),
             waiting: self.propagator.queue().len(),
         }
     }

@@ -7,7 +7,9 @@
 //! inode in another way (a bind mount, /proc/PID/fd) comes for the same inode again, and gets it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::fs::inode::file::{File, Link};
 use crate::fs::journal::{JournalWriter, Key};
@@ -40,7 +42,7 @@ impl Repoints {
     }
 
     fn names(&self) -> MutexGuard<'_, HashMap<ObjectName, Repoint>> {
-        self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.names.lock()
     }
 
     /// The name shows another inode from now on than the kernel knows.

@@ -12,9 +12,10 @@
 //!    twice more suspect than all others.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -130,7 +131,7 @@ struct Waiting {
 
 impl Quarantine {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.queue.lock()
     }
 
     /// Enqueues a suspect. Dropping the ticket reports its end.
@@ -324,18 +325,18 @@ mod tests {
                     if let Some(ticket) = &mut ticket {
                         ticket.released().await;
                     }
-                    world.lock().unwrap().iter_mut().find(|(at, _)| *at == id).unwrap().1.under_way = true;
+                    world.lock().iter_mut().find(|(at, _)| *at == id).unwrap().1.under_way = true;
                     if id == 4 {
                         died.notify_one();
                         std::future::pending::<()>().await;
                     }
                     tokio::time::sleep(takes).await;
-                    world.lock().unwrap().retain(|(at, _)| *at != id);
+                    world.lock().retain(|(at, _)| *at != id);
                 });
             }
             died.notified().await;
             tasks.shutdown().await;
-            left = world.lock().unwrap().clone();
+            left = world.lock().clone();
         }
         panic!("not found");
     }

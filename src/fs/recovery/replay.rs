@@ -15,9 +15,10 @@
 //!
 //! The task knows the request that it works for; it is not passed through every call.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::MutexGuard;
 use serde::{Deserialize, Serialize};
 
 use crate::failpoint;
@@ -123,8 +124,7 @@ impl FileSystem {
             return Step::Ready(Err(self.refused("request", &format!("number {id}"), Errno::EIO, why)));
         }
         let suspect = known.is_some_and(|crash_record| crash_record.is_suspect());
-        let alone = suspect
-            .then(|| self.quarantine.immediate.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let alone = suspect.then(|| self.quarantine.immediate.lock());
         if let Some(crash_record) = known {
             self.note(id, CrashRecord { under_way: true, ..crash_record });
         }
@@ -219,7 +219,7 @@ impl FileSystem {
     }
 
     pub(in crate::fs) fn crash_records(&self) -> MutexGuard<'_, CrashRecords> {
-        self.crash_records.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.crash_records.lock()
     }
 
     /// The deadline of the current request; outside of requests, a whole `--timeout` from now.

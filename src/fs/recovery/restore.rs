@@ -130,8 +130,7 @@ impl FileSystem {
             let moved = moved.collect();
             fs.resume_changes(contents.read(&Key::Covered), moved);
         }
-        *fs.kept_commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
-            contents.read(&Key::Commands);
+        *fs.kept_commands.lock() = contents.read(&Key::Commands);
         if contents.refused > 0 {
             tracing::error!(
                 records = contents.refused,
@@ -158,7 +157,7 @@ impl FileSystem {
     }
 
     fn restore_nodes(&self, contents: &mut JournalContents, journal: &JournalWriter) {
-        let mut table = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut table = self.table.lock();
         let max_size = self.options.max_size;
         let numbers = contents.numbered(|key| match key {
             Key::Node(ino) => Some(*ino),

@@ -11,10 +11,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::Node;
@@ -71,7 +72,7 @@ impl Tally {
     }
 
     fn set_error(&self, error: Option<String>) -> Option<String> {
-        let mut last = self.error.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut last = self.error.lock();
         std::mem::replace(&mut *last, error)
     }
 }
@@ -133,7 +134,7 @@ impl Audit {
 
     /// What `status` says.
     pub fn status(&self) -> AuditStatus {
-        let error = self.tally.error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let error = self.tally.error.lock().clone();
         AuditStatus {
             written: self.tally.written.load(Ordering::Relaxed),
             lost: self.tally.lost.load(Ordering::Relaxed),
@@ -295,7 +296,7 @@ mod tests {
 
     impl Write for Disk {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut disk = self.0.lock().unwrap();
+            let mut disk = self.0.lock();
             if !disk.1 {
                 disk.0.extend_from_slice(bytes);
                 return Ok(bytes.len());
@@ -317,14 +318,14 @@ mod tests {
         let audit = Audit::start(Disk(disk.clone()), || Err(io::Error::other("not asked"))).unwrap();
         audit.write(&line("a"));
         until(&audit, |status| status.written == 1);
-        disk.lock().unwrap().1 = true;
+        disk.lock().1 = true;
         (0..10).for_each(|_| audit.write(&line("b")));
         let status = until(&audit, |status| status.lost == 10);
         assert!(status.error.is_some());
-        disk.lock().unwrap().1 = false;
+        disk.lock().1 = false;
         audit.write(&line("c"));
         assert_eq!(until(&audit, |status| status.written == 2).error, None);
-        let text = String::from_utf8(disk.lock().unwrap().0.clone()).unwrap();
+        let text = String::from_utf8(disk.lock().0.clone()).unwrap();
         let whole: Vec<&str> = text.lines().filter(|line| line.ends_with('}')).collect();
         assert_eq!(whole.len(), 2, "{text}");
     }

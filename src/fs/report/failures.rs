@@ -5,9 +5,10 @@
 //! Minutes begin with the first failure after the last one.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 
 use crate::fs::report::status::LastError;
@@ -117,7 +118,7 @@ impl FailureLog {
     }
 
     fn lock(&self) -> MutexGuard<'_, FailureCounts> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.lock()
     }
 }
 

@@ -10,10 +10,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use parking_lot::MutexGuard;
 
 use crate::fs::inode::file::File;
 use crate::fs::inode::{DeferredDelete, DirKind, Node};
@@ -89,7 +90,7 @@ impl FileSystem {
     }
 
     fn deletion_refused(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.deletion_refused.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.deletion_refused.lock()
     }
 
     /// FSYNCDIR: executes deferred deletes in and below the directory, and returns the error.

@@ -3,9 +3,8 @@
 //! Only names that are certain are in here (FIELD-NOTES: what programs leave beside a file); a name that
 //! exists in the vault is never scratch. They live in memory, bounded, and are gone at unmount.
 
-use std::sync::MutexGuard;
-
 use glob::Pattern;
+use parking_lot::MutexGuard;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::file::FileState;
@@ -72,7 +71,7 @@ impl Patterns {
 impl FileSystem {
     /// Bytes held back in all. A leaf: nothing else is locked while this is.
     pub(in crate::fs) fn scratch_used(&self) -> MutexGuard<'_, u64> {
-        self.scratch_bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.scratch_bytes.lock()
     }
 
     /// Makes room for a file that is held back to have `size` bytes; ENOSPC beyond the bound. Others need none.

@@ -7,10 +7,10 @@
 //! 3. Another key, once it is in the key's file, is refused nothing yet.
 
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
+use parking_lot::Mutex;
 
 use crate::fs::FileSystem;
 use crate::fs::types::errno::{Errno, Result};
@@ -65,8 +65,8 @@ fn directory(name: &str) -> &str {
 }
 
 impl FileSystem {
-    fn saves(&self) -> std::sync::MutexGuard<'_, LruCache<(Change, String, u64), LastSave>> {
-        self.saves.of.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn saves(&self) -> parking_lot::MutexGuard<'_, LruCache<(Change, String, u64), LastSave>> {
+        self.saves.of.lock()
     }
 
     /// A save was accepted, or refused for want of a permission; nothing else tells of permissions. A guarded save may

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -18,6 +18,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::header::CONTENT_LENGTH;
 use axum::response::Response;
 use futures_util::{FutureExt, StreamExt};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::App;
@@ -68,7 +69,7 @@ impl Load {
     }
 
     fn of(&self, key: &str) -> Arc<KeyLoad> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = self.keys.lock();
         if let Some(known) = keys.get(key) {
             return Arc::clone(known);
         }
@@ -235,7 +236,7 @@ mod tests {
         assert!(load.turn("a", false).await.is_ok());
         drop(turns);
         assert!(load.turn("c", false).await.is_ok());
-        assert_eq!(load.keys.lock().unwrap().len(), 1, "what has nothing under way is forgotten");
+        assert_eq!(load.keys.lock().len(), 1, "what has nothing under way is forgotten");
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,11 +9,12 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::Response;
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::server::api::error::{ApiError, ErrorType};
@@ -58,7 +59,7 @@ impl RateLimit {
     /// Counts a request of this key.
     pub fn take(&self, key_id: &str) -> Allowance {
         let now = self.clock.now();
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self.windows.lock();
         let fresh = Window { ends: now + WINDOW, used: 0 };
         let window = windows.entry(key_id.to_owned()).or_insert(fresh);
         if window.ends <= now {

@@ -5,7 +5,7 @@
 //! the connection would be closed with an answer that does not say so, and the client's next request be lost.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -14,6 +14,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::{FutureExt, Stream, StreamExt, stream};
+use parking_lot::Mutex;
 use tracing::Instrument;
 use ulid::Ulid;
 
@@ -84,7 +85,7 @@ fn lend_body(request: &mut Request) -> impl Stream<Item = Result<Bytes, axum::Er
     let body = Arc::new(Mutex::new(body));
     let read = || {
         let body = Arc::clone(&body);
-        stream::poll_fn(move |cx| body.lock().unwrap_or_else(PoisonError::into_inner).poll_next_unpin(cx))
+        stream::poll_fn(move |cx| body.lock().poll_next_unpin(cx))
     };
     *request.body_mut() = Body::from_stream(read());
     read()

@@ -13,11 +13,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// Most connections without an authenticated request.
@@ -110,7 +111,7 @@ impl Admission {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -157,7 +158,7 @@ impl Seat {
 
     /// A request came with this API key, which is known. False if the key has too many connections.
     pub fn prove(&self, key: &str) -> bool {
-        let mut known = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.key.lock();
         if known.as_deref() == Some(key) {
             return true;
         }
@@ -215,7 +216,7 @@ impl State {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let key = self.key.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let key = self.key.lock().take();
         let mut state = self.of.state();
         state.open -= 1;
         state.unproven.remove(&self.id);

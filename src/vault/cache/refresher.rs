@@ -121,8 +121,8 @@ enum Ask {
 }
 
 impl Cache {
-    pub(super) fn refresh_state(&self) -> std::sync::MutexGuard<'_, Refresh> {
-        self.refresh.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    pub(super) fn refresh_state(&self) -> parking_lot::MutexGuard<'_, Refresh> {
+        self.refresh.lock()
     }
 
     /// A request was answered, and the kernel may use the answer for `ttl`.

@@ -6,8 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, RwLock};
 
+use parking_lot::{Mutex, RwLock};
 use zeroize::Zeroize;
 
 use crate::display::Shown;
@@ -125,15 +125,15 @@ impl ApiKey {
 
     /// The key of this moment.
     pub fn current(&self) -> SecretString {
-        self.current.read().expect("no holder of this lock can panic").clone()
+        self.current.read().clone()
     }
 
     /// Reads the file again, on SIGHUP and after a 401. True if there is a file and the key is another now.
     pub fn reload(&self) -> Result<bool, KeyError> {
         let Some(path) = &self.file else { return Ok(false) };
-        *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = files::stamp(path, self.also);
+        *self.read.lock() = files::stamp(path, self.also);
         let fresh = read_key_file(path, self.also)?;
-        let mut current = self.current.write().expect("no holder of this lock can panic");
+        let mut current = self.current.write();
         let changed = *current != fresh;
         *current = fresh;
         if changed {
@@ -150,7 +150,7 @@ impl ApiKey {
     /// Reads the file again if it was changed since it was read.
     pub fn reload_if_changed(&self) {
         let now = self.file.as_deref().and_then(|file| files::stamp(file, self.also));
-        let read = *self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let read = *self.read.lock();
         if now != read
             && let Err(e) = self.reload()
         {

@@ -13,9 +13,10 @@
 //! fails at once. The arithmetic is in [`Window`], which takes the time as an argument.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
@@ -186,7 +187,7 @@ impl Budget {
     }
 
     fn lock(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().expect("no holder of this lock can panic")
+        self.window.lock()
     }
 
     /// Waits for the right to send, at most to the call's deadline; [`ErrorKind::RateLimited`] if

@@ -6,9 +6,9 @@
 //! [`LONGEST_TURN`] at most: the next one may find the vault back.
 
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -42,7 +42,7 @@ impl Restart {
     }
 
     fn state(&self) -> MutexGuard<'_, RestartState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock()
     }
 
     /// An attempt found no server. `had_permit`: it held a permit, so it was sent after the failure

@@ -5,8 +5,10 @@
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::display::Shown;
 use crate::sys::files;
@@ -64,7 +66,7 @@ impl TlsFiles {
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.current.lock()
     }
 
     /// What was read last that could be used.
@@ -160,7 +162,7 @@ impl Connections {
     /// What sends requests. Connections that were made before the files were renewed, or longer than [`MAX_AGE`] ago, are
     /// used by nobody afterwards.
     pub fn client(&self, now: Instant) -> reqwest::Client {
-        let mut current = self.client.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut current = self.client.lock();
         let since = *current.2.get_or_insert(now);
         if current.1 != self.tls.generation() || now.saturating_duration_since(since) >= MAX_AGE {
             let material = self.tls.material();

@@ -5,10 +5,11 @@
 //! made here contains a byte of a body, of the key, or of what was sent (except through
 //! [`status::reason`]). Request and response bodies are wiped when they are dropped.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url};
 use zeroize::Zeroizing;
@@ -108,14 +109,14 @@ impl Transport {
             self.parts.key.reload_if_changed();
         }
         let now = self.parts.clock.now();
-        let known = *self.may_write.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let known = *self.may_write.lock();
         let key_changes = self.parts.key.changes();
         VaultStatus {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
             spent_by: self.spent.top(SPENDERS),
             budget: self.parts.budget.status(),
-            ahead_ms: *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
+            ahead_ms: *self.ahead_ms.lock(),
             may_write: known
                 .filter(|(_, of, at)| *of == key_changes && now < *at + BELIEVED)
                 .map(|(may, ..)| may),
@@ -134,7 +135,7 @@ impl Transport {
         if !may {
             self.lacks.store(key, Ordering::Relaxed);
         }
-        *self.may_write.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some((may, key, now));
+        *self.may_write.lock() = Some((may, key, now));
     }
 
     /// Records how far the vault's clock differs from ours.
@@ -146,7 +147,7 @@ impl Transport {
             Ok(ahead) => i64::try_from(ahead.as_millis()),
             Err(behind) => i64::try_from(behind.duration().as_millis()).map(|ms| -ms),
         };
-        *self.ahead_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ahead.ok();
+        *self.ahead_ms.lock() = ahead.ok();
     }
 
     /// URL or socket path.

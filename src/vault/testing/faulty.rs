@@ -15,10 +15,11 @@
 //! time by the clock given: a fault that hangs ends at the call's deadline, as the HTTP client's calls do.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, SystemClock};
@@ -211,7 +212,7 @@ impl FaultyVault {
     }
 
     fn lock(&self) -> MutexGuard<'_, FaultState> {
-        self.state.lock().expect("no holder of this lock can panic")
+        self.state.lock()
     }
 
     fn learn(&self, id: &ObjectId, name: &ObjectName) {

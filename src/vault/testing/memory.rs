@@ -8,10 +8,11 @@
 //! its writes ([`Lagging`]).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::clock::{Clock, SystemClock};
 use crate::vault::model::op::{Op, OpCounts};
@@ -213,13 +214,13 @@ impl MemoryVault {
 
     /// From now on reads show what there was before. What they showed until now.
     pub fn lag(&self, lagging: Lagging) -> Lagging {
-        let mut lag = self.lag.lock().expect("no holder of this lock can panic");
+        let mut lag = self.lag.lock();
         lag.is_kept |= lagging != Lagging::Never;
         std::mem::replace(&mut lag.lagging, lagging)
     }
 
     fn reported(&self) -> MutexGuard<'_, Reported> {
-        self.reported.lock().expect("no holder of this lock can panic")
+        self.reported.lock()
     }
 
     /// How often `op` was called.
@@ -237,8 +238,8 @@ impl MemoryVault {
         if call.deadline <= self.clock.now() {
             return Err(Error::new(ErrorKind::Deadline, "no time was left to ask the vault"));
         }
-        let state = self.state.lock().expect("no holder of this lock can panic");
-        let mut lag = self.lag.lock().expect("no holder of this lock can panic");
+        let state = self.state.lock();
+        let mut lag = self.lag.lock();
         if lag.is_kept && op.writes() {
             lag.before.push_back((self.clock.now(), state.clone()));
         }
@@ -248,7 +249,7 @@ impl MemoryVault {
     /// What a read shows.
     fn read(&self, call: &Call, op: Op) -> Result<Shown<'_>> {
         let state = self.begin(call, op)?;
-        let mut lag = self.lag.lock().expect("no holder of this lock can panic");
+        let mut lag = self.lag.lock();
         lag.reads += 1;
         let by = match lag.lagging {
             Lagging::Always(by) => by,

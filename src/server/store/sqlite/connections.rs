@@ -43,7 +43,7 @@ pub struct Connections {
     path: PathBuf,
     // Closed before the writer: SQLite puts the log into the database when the last one closes, and only a
     // writer can.
-    idle: std::sync::Mutex<Vec<Connection>>,
+    idle: parking_lot::Mutex<Vec<Connection>>,
     /// One permit for each reading connection.
     turns: Arc<Semaphore>,
     /// One permit for each of these that may walk.
@@ -52,7 +52,7 @@ pub struct Connections {
     writer: Arc<Mutex<Option<Connection>>>,
     alone: AtomicBool,
     /// The marks of what was deleted since the last purge.
-    marks: std::sync::Mutex<Vec<Vec<u8>>>,
+    marks: parking_lot::Mutex<Vec<Vec<u8>>>,
     purge_owed: AtomicBool,
     purging: AtomicBool,
 }
@@ -76,10 +76,10 @@ impl Connections {
             path: path.to_owned(),
             turns: Arc::new(Semaphore::new(readers.len())),
             walks: Arc::new(Semaphore::new(WALKERS)),
-            idle: std::sync::Mutex::new(readers),
+            idle: parking_lot::Mutex::new(readers),
             writer: Arc::new(Mutex::new(Some(writer))),
             alone: AtomicBool::new(alone),
-            marks: std::sync::Mutex::default(),
+            marks: parking_lot::Mutex::default(),
             purge_owed: AtomicBool::new(false),
             purging: AtomicBool::new(false),
         });
@@ -106,7 +106,7 @@ impl Connections {
             return Ok(Reader::Sole(self.writer().await));
         }
         let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|e| gone(&e))?;
-        let connection = self.idle.lock().ok().and_then(|mut idle| idle.pop());
+        let connection = self.idle.lock().pop();
         Ok(Reader::Pooled { connection, of: Arc::clone(self), _turn: turn })
     }
 
@@ -118,9 +118,7 @@ impl Connections {
 
     /// Takes what was deleted, and has these marks, out of the files: now, and again each second until that is done.
     pub fn purge(self: &Arc<Self>, marks: Vec<Vec<u8>>) {
-        if let Ok(mut owed) = self.marks.lock() {
-            owed.extend(marks);
-        }
+        self.marks.lock().extend(marks);
         self.purge_owed.store(true, Ordering::Release);
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.purging.swap(true, Ordering::AcqRel) {
@@ -131,12 +129,11 @@ impl Connections {
 
     async fn purge_once(self: &Arc<Self>) -> Result<bool> {
         let mut writer = self.writer().await;
-        let (path, marks) = (self.path.clone(), self.marks.lock().map(|marks| marks.clone()));
-        let marks = marks.unwrap_or_default();
+        let (path, marks) = (self.path.clone(), self.marks.lock().clone());
         let done = marks.len();
         let purged = blocking(move || purge(&path, writer.connection()?, &marks)).await?;
-        if purged && let Ok(mut marks) = self.marks.lock() {
-            marks.drain(..done);
+        if purged {
+            self.marks.lock().drain(..done);
         }
         Ok(purged)
     }
@@ -148,7 +145,7 @@ impl Connections {
         let shared = shared_writer(&self.path).and_then(|w| Ok((w, readers(&self.path)?)));
         let Ok((shared, readers)) = shared else { return };
         *writer = Some(shared);
-        let Ok(mut idle) = self.idle.lock() else { return };
+        let mut idle = self.idle.lock();
         self.turns.add_permits(readers.len());
         idle.extend(readers);
         self.alone.store(false, Ordering::Release);
@@ -158,7 +155,7 @@ impl Connections {
 
 impl Drop for Connections {
     fn drop(&mut self) {
-        let marks = self.marks.get_mut().map(std::mem::take).unwrap_or_default();
+        let marks = std::mem::take(self.marks.get_mut());
         if !marks.is_empty()
             && let Ok(writer) = self.writer.try_lock()
             && let Some(writer) = writer.as_ref()
@@ -248,9 +245,9 @@ impl Drop for Reader {
     fn drop(&mut self) {
         // Before the turn is given back: whoever gets it finds the connection.
         if let Reader::Pooled { connection, of, .. } = self
-            && let (Some(connection), Ok(mut idle)) = (connection.take(), of.idle.lock())
+            && let Some(connection) = connection.take()
         {
-            idle.push(connection);
+            of.idle.lock().push(connection);
         }
     }
 }
