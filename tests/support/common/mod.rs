@@ -27,7 +27,7 @@ pub const VAULTFS: &str = env!("CARGO_BIN_EXE_vaultfs");
 /// Whether this binary mounts over the kv dialect: `mount_kv` runs the bodies of others so.
 pub const KV: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"mount_kv");
 /// How long a mounted test may take before its connection is aborted.
-pub const TEST_TIME: Duration = Duration::from_secs(60);
+pub const TEST_TIME: Duration = Duration::from_secs(180);
 /// How long any one command may take.
 pub const COMMAND_TIME: Duration = Duration::from_secs(45);
 
