@@ -312,8 +312,9 @@ fn a_mount_that_was_given_up_is_tried_again() {
     slow.mount.unmount();
 }
 
-/// A read or a write of the load takes no longer than a request's deadline and this.
-const GRACE: Duration = Duration::from_secs(2);
+/// A read or a write of the load takes no longer than a request's deadline and this. A quiet machine needs less than 2 s of
+/// it.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Programs that read and write while `disturb` does its worst; none of it fails, or waits for long.
 fn nobody_waits_long(mount: &Mount, disturb: impl FnOnce()) {

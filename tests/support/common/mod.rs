@@ -98,10 +98,10 @@ pub fn wait<T>(mut ask: impl FnMut() -> Option<T>, within: Duration) -> Option<T
     }
 }
 
-/// Waits until `is` is true; fails with `what` after 20 s.
+/// Waits until `is` is true; fails with `what` after 40 s, of which a quiet machine needs a fraction.
 #[track_caller]
 pub fn until(what: &str, mut is: impl FnMut() -> bool) {
-    assert!(wait(|| is().then_some(()), Duration::from_secs(20)).is_some(), "not within 20 s: {what}");
+    assert!(wait(|| is().then_some(()), Duration::from_secs(40)).is_some(), "not within 40 s: {what}");
 }
 
 /// Directories of a test: a home, a vault's data, an empty directory to mount on.
@@ -453,7 +453,7 @@ pub fn replace_worker(keeper: i32) -> i32 {
     let worker = wait(|| worker_of(keeper), Duration::from_secs(20)).expect("a worker");
     signal(worker, nix::sys::signal::Signal::SIGKILL);
     let other = || worker_of(keeper).filter(|now| *now != worker);
-    wait(other, Duration::from_secs(20)).expect("a successor")
+    wait(other, Duration::from_secs(40)).expect("a successor")
 }
 
 pub fn is_root() -> bool {
