@@ -258,6 +258,33 @@ async fn connections_that_say_nothing_shut_nobody_out() {
     assert_eq!(log.matches("the oldest are closed").count(), 1, "one line a minute");
 }
 
+/// A server that was busy finds a crowd at its port, and requests that were sent long ago in the middle of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_in_a_crowd_from_their_own_address_are_answered() {
+    let temp = tempfile::tempdir().unwrap();
+    let served = Served::start(temp.path());
+    let head =
+        format!("GET /vault/object/list HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer {}\r\n\r\n", served.key);
+    for crowd in ["", "GET /vault"] {
+        served.signal(libc::SIGSTOP);
+        let (mut silent, mut asking) = (Vec::new(), Vec::new());
+        // No more than the system keeps for a server that does not accept.
+        for n in 0..1000 {
+            let connect = tokio::time::timeout(Duration::from_secs(30), TcpStream::connect(address(&served)));
+            let mut stream = connect.await.expect("the system keeps it").unwrap();
+            let asks = n % 10 == 0;
+            stream.write_all(if asks { &head } else { crowd }.as_bytes()).await.unwrap();
+            if asks { &mut asking } else { &mut silent }.push(stream);
+        }
+        served.signal(libc::SIGCONT);
+        for mut stream in asking {
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_begins_no_request_ends() {
     let temp = tempfile::tempdir().unwrap();

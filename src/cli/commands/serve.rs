@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -151,8 +150,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let dir = DataDir::prepare(&args.data)?;
     let lock = dir.try_lock()?.ok_or_else(|| ServeError::AlreadyServed(dir.path().to_owned()))?;
     let instance = Instance::open(dir, lock, options).await?;
-    let listener = TcpListener::bind(args.listen)
-        .await
+    let listener = listen::bind(args.listen)
         .with_context(|| format!("cannot listen on {}: choose another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
     let listening = instance.listen(Some(Tcp { listener, tls, trusted_proxies: args.trusted_proxy }))?;

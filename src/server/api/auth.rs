@@ -64,16 +64,11 @@ async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let caller = match identify(&app, request.headers()).await {
+    let caller = match admit(&app, &request).await {
         Ok(caller) => caller,
         Err(e) => return e.into_response(),
     };
     let row = &caller.key;
-    if let Some(seat) = request.extensions().get::<Arc<Seat>>()
-        && !seat.prove(&row.id)
-    {
-        return too_busy("this API key has too many connections").into_response();
-    }
     let rights = permissions(row);
     let allowance = app.limit.as_ref().map(|limit| limit.take(&row.id));
     let mut response = match allowance {
@@ -94,6 +89,25 @@ async fn check(
     }
     response.headers_mut().insert(PERMISSIONS, rights);
     response
+}
+
+/// Looks up whose request this is, and gives its connection to the key. What is needed of the request is taken before
+/// the look-up begins: a request is not `Sync`.
+fn admit<'a>(
+    app: &'a App,
+    request: &Request,
+) -> impl Future<Output = Result<Caller, ApiError>> + Send + use<'a> {
+    let hash = bearer(request.headers()).map(|key| app.service.hash_api_key(&key));
+    let seat = request.extensions().get::<Arc<Seat>>().cloned();
+    async move {
+        let Some(seat) = seat else { return Caller::find(app, hash?).await };
+        let _looking = seat.look_up().await;
+        let caller = Caller::find(app, hash?).await?;
+        if !seat.prove(&caller.key.id) {
+            return Err(too_busy("this API key has too many connections"));
+        }
+        Ok(caller)
+    }
 }
 
 /// Runs a request when the key has room for it.
@@ -132,15 +146,6 @@ fn bearer(headers: &HeaderMap) -> Result<SecretString, ApiError> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, key)| SecretString::new(key.trim().to_owned()))
         .ok_or_else(|| unauthorized("no API key was sent as a bearer token"))
-}
-
-/// Whose request this is. The headers are done with before the look-up begins: a request is not `Sync`.
-fn identify<'a>(
-    app: &'a App,
-    headers: &HeaderMap,
-) -> impl Future<Output = Result<Caller, ApiError>> + Send + use<'a> {
-    let hash = bearer(headers).map(|key| app.service.hash_api_key(&key));
-    async move { Caller::find(app, hash?).await }
 }
 
 fn permit(row: &KeyRow, permission: Permission) -> Result<(), ApiError> {

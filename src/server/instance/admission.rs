@@ -1,11 +1,14 @@
 //! Which connections may stay.
 //!
 //! 1. A connection is **unproven** until a request on it brings an API key that is known. There are at most
-//!    [`UNPROVEN`] of these: one more ends the oldest of the [`Origin`] that has the most. So a client that sends its
-//!    request at once is served, however many others say nothing, and a far one is not ended by a crowd from elsewhere.
-//! 2. A connection on which no request begins within [`FIRST_HEAD`] ends.
-//! 3. Proven connections count for their key, at most [`PER_KEY`].
-//! 4. Neither TCP nor a shared socket takes the last descriptors: [`RESERVED`] are left to the vault's own socket and
+//!    [`UNPROVEN`] of these: one more evicts the oldest of the [`Group`] that has the most. So a far client is not evicted
+//!    by a crowd from elsewhere, nor one in the middle of a handshake by a crowd that says nothing.
+//! 2. An evicted connection ends in its own task, after a look at what has arrived: a request that is there is read, and
+//!    its key decides. Until then the connection counts as **leaving**, and while there are [`LEAVING`] none is
+//!    accepted. They wait for this process only, so a crowd cannot prolong that.
+//! 3. A connection on which no request begins within [`FIRST_HEAD`] ends.
+//! 4. Proven connections count for their key, at most [`PER_KEY`].
+//! 5. Neither TCP nor a shared socket takes the last descriptors: [`RESERVED`] are left to the vault's own socket and
 //!    the store.
 //!
 //! The lock is held for a few instructions; nothing else is locked meanwhile.
@@ -19,10 +22,12 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Most connections without an authenticated request.
 pub const UNPROVEN: usize = 256;
+/// Most connections that are evicted and not closed yet.
+const LEAVING: usize = 64;
 /// Most connections of one API key.
 pub const PER_KEY: usize = 1024;
 /// How long a connection may take to begin its first request.
@@ -67,14 +72,20 @@ impl std::fmt::Display for Origin {
 pub struct Admission {
     most: usize,
     proxies: Vec<IpNet>,
+    left: Notify,
     state: Mutex<State>,
 }
+
+/// Of which the oldest is evicted if it has the most: a crowd, and whether a byte has come.
+type Group = (Origin, bool);
 
 #[derive(Debug, Default)]
 struct State {
     next: u64,
     open: usize,
-    unproven: BTreeMap<u64, (Origin, Arc<Notify>)>,
+    /// With a sender that is dropped when the connection is no longer one of these.
+    unproven: BTreeMap<u64, (Group, watch::Sender<()>)>,
+    leaving: usize,
     by_key: HashMap<String, usize>,
     evictions: Evictions,
 }
@@ -92,22 +103,42 @@ impl Admission {
         use nix::sys::resource::{Resource, getrlimit};
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let most = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(RESERVED) / listeners.max(1);
-        Arc::new(Self { most: most.max(1), proxies, state: Mutex::default() })
+        Arc::new(Self::with_most(most.max(1), proxies))
     }
 
-    /// Takes a connection in; `None` if there is no room for it.
+    fn with_most(most: usize, proxies: Vec<IpNet>) -> Self {
+        Self { most, proxies, left: Notify::new(), state: Mutex::default() }
+    }
+
+    /// Returns when a connection may be accepted. One task at a time may wait.
+    pub async fn room(&self) {
+        while self.state().leaving >= LEAVING {
+            self.left.notified().await;
+        }
+    }
+
+    /// Takes a connection in; `None` if there is no descriptor for it.
     pub fn admit(self: &Arc<Self>, origin: Origin) -> Option<Arc<Seat>> {
         let mut state = self.state();
         if state.unproven.len() >= UNPROVEN || state.open >= self.most {
             state.evicted(origin);
-            state.take_oldest_of_the_most()?.notify_one();
+            state.evict_oldest_of_the_most()?;
         }
-        let (id, end) = (state.next, Arc::new(Notify::new()));
+        let id = state.next;
         state.next += 1;
         state.open += 1;
-        state.unproven.insert(id, (origin.crowd(), Arc::clone(&end)));
-        let begun = AtomicBool::new(false);
-        Some(Arc::new(Seat { of: Arc::clone(self), id, origin, end, begun, key: Mutex::default() }))
+        let (unproven, end) = watch::channel(());
+        state.unproven.insert(id, ((origin.crowd(), false), unproven));
+        Some(Arc::new(Seat {
+            of: Arc::clone(self),
+            id,
+            origin,
+            end,
+            admitted: tokio::time::Instant::now(),
+            begun: AtomicBool::new(false),
+            looking: tokio::sync::Mutex::default(),
+            key: Mutex::default(),
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -116,13 +147,15 @@ impl Admission {
 }
 
 impl State {
-    fn take_oldest_of_the_most(&mut self) -> Option<Arc<Notify>> {
-        let mut crowds: HashMap<Origin, (usize, Reverse<u64>)> = HashMap::new();
-        for (id, (crowd, _)) in &self.unproven {
-            crowds.entry(*crowd).or_insert((0, Reverse(*id))).0 += 1;
+    fn evict_oldest_of_the_most(&mut self) -> Option<()> {
+        let mut groups: HashMap<Group, (usize, Reverse<u64>)> = HashMap::new();
+        for (id, (group, _)) in &self.unproven {
+            groups.entry(*group).or_insert((0, Reverse(*id))).0 += 1;
         }
-        let (_, Reverse(oldest)) = crowds.into_values().max()?;
-        self.unproven.remove(&oldest).map(|(_, end)| end)
+        let (_, Reverse(oldest)) = groups.into_values().max()?;
+        self.unproven.remove(&oldest)?;
+        self.leaving += 1;
+        Some(())
     }
 
     fn evicted(&mut self, newest: Origin) {
@@ -145,15 +178,30 @@ pub struct Seat {
     of: Arc<Admission>,
     id: u64,
     origin: Origin,
-    end: Arc<Notify>,
+    /// Closed when the connection is evicted or proven.
+    end: watch::Receiver<()>,
+    admitted: tokio::time::Instant,
     begun: AtomicBool,
+    looking: tokio::sync::Mutex<()>,
     key: Mutex<Option<String>>,
 }
 
 impl Seat {
+    /// Something has come.
+    pub fn speaks(&self) {
+        if let Some(((_, speaks), _)) = self.of.state().unproven.get_mut(&self.id) {
+            *speaks = true;
+        }
+    }
+
     /// A request began.
     pub fn begin(&self) {
         self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Held while the key of a request is looked up: the connection does not end meanwhile.
+    pub async fn look_up(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.looking.lock().await
     }
 
     /// A request came with this API key, which is known. False if the key has too many connections.
@@ -168,22 +216,40 @@ impl Seat {
             return false;
         }
         *count += 1;
-        state.unproven.remove(&self.id);
-        state.leave(known.replace(key.to_owned()));
+        match known.replace(key.to_owned()) {
+            Some(other) => state.leave(&other),
+            None => self.proven_or_gone(state),
+        }
         true
     }
 
-    /// Returns when the connection has to end.
+    fn proven_or_gone(&self, mut state: MutexGuard<'_, State>) {
+        if state.unproven.remove(&self.id).is_none() {
+            state.leaving -= 1;
+            self.of.left.notify_one();
+        }
+    }
+
+    fn is_proven(&self) -> bool {
+        self.key.lock().is_some()
+    }
+
+    /// Returns when the connection has to end. What has arrived is to be read first.
     pub async fn ended(&self) {
+        let mut end = self.end.clone();
         let silent = async {
-            tokio::time::sleep(FIRST_HEAD).await;
+            tokio::time::sleep_until(self.admitted + FIRST_HEAD).await;
             if self.begun.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
         };
         tokio::select! {
-            () = self.end.notified() => {}
+            _ = end.changed() => {}
             () = silent => {}
+        }
+        drop(self.look_up().await);
+        if self.is_proven() {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -203,12 +269,11 @@ impl Seat {
 }
 
 impl State {
-    fn leave(&mut self, key: Option<String>) {
-        let Some(key) = key else { return };
-        if let Some(count) = self.by_key.get_mut(&key) {
+    fn leave(&mut self, key: &str) {
+        if let Some(count) = self.by_key.get_mut(key) {
             *count -= 1;
             if *count == 0 {
-                self.by_key.remove(&key);
+                self.by_key.remove(key);
             }
         }
     }
@@ -219,8 +284,10 @@ impl Drop for Seat {
         let key = self.key.lock().take();
         let mut state = self.of.state();
         state.open -= 1;
-        state.unproven.remove(&self.id);
-        state.leave(key);
+        match key {
+            Some(key) => state.leave(&key),
+            None => self.proven_or_gone(state),
+        }
     }
 }
 
@@ -232,12 +299,15 @@ mod tests {
 
     fn admission(proxies: &[&str]) -> Arc<Admission> {
         let proxies = proxies.iter().map(|net| net.parse().unwrap()).collect();
-        Arc::new(Admission { most: 1_000, proxies, state: Mutex::default() })
+        Arc::new(Admission::with_most(1_000, proxies))
     }
 
-    fn has_ended(seat: &Seat) -> bool {
-        let notified = seat.end.notified();
-        futures_util::FutureExt::now_or_never(notified).is_some()
+    fn is_evicted(seat: &Seat) -> bool {
+        seat.end.has_changed().is_err() && !seat.is_proven()
+    }
+
+    async fn ends_within_an_hour(seat: &Seat) -> bool {
+        tokio::time::timeout(Duration::from_secs(3600), seat.ended()).await.is_ok()
     }
 
     #[test]
@@ -246,11 +316,11 @@ mod tests {
         let seats: Vec<_> = (0..UNPROVEN).map(|_| admission.admit(HERE).unwrap()).collect();
         assert!(seats[0].prove("a") && seats[0].prove("a"));
         let more = [admission.admit(HERE).unwrap(), admission.admit(HERE).unwrap()];
-        assert!(!has_ended(&seats[0]), "it is proven");
-        assert!(has_ended(&seats[1]) && !has_ended(&seats[2]));
+        assert!(!is_evicted(&seats[0]), "it is proven");
+        assert!(is_evicted(&seats[1]) && !is_evicted(&seats[2]));
         drop((seats, more));
         let state = admission.state();
-        assert_eq!((state.open, state.unproven.len(), state.by_key.len()), (0, 0, 0));
+        assert_eq!((state.open, state.unproven.len(), state.leaving, state.by_key.len()), (0, 0, 0, 0));
     }
 
     #[test]
@@ -260,14 +330,14 @@ mod tests {
         let far = [from("192.0.2.7".into()), admission.admit(Origin::User(7)).unwrap()];
         // One machine with as many addresses as it likes.
         let crowd: Vec<_> = (0..10 * UNPROVEN).map(|n| from(format!("2001:db8::{n:x}"))).collect();
-        assert!(!far.iter().any(|seat| has_ended(seat)));
-        assert_eq!(crowd.iter().filter(|seat| !has_ended(seat)).count(), UNPROVEN - far.len());
-        assert!(!has_ended(crowd.last().unwrap()), "the oldest go");
+        assert!(!far.iter().any(|seat| is_evicted(seat)));
+        assert_eq!(crowd.iter().filter(|seat| !is_evicted(seat)).count(), UNPROVEN - far.len());
+        assert!(!is_evicted(crowd.last().unwrap()), "the oldest go");
     }
 
     #[test]
     fn a_key_has_so_many_connections() {
-        let admission = Arc::new(Admission { most: 10_000, proxies: Vec::new(), state: Mutex::default() });
+        let admission = Arc::new(Admission::with_most(10_000, Vec::new()));
         let mut seats: Vec<_> = (0..PER_KEY)
             .map(|_| {
                 let seat = admission.admit(HERE).unwrap();
@@ -284,7 +354,7 @@ mod tests {
 
     #[test]
     fn descriptors_are_kept() {
-        let admission = Arc::new(Admission { most: 3, proxies: Vec::new(), state: Mutex::default() });
+        let admission = Arc::new(Admission::with_most(3, Vec::new()));
         let seats: Vec<_> = (0..3).map(|_| admission.admit(HERE).unwrap()).collect();
         seats.iter().for_each(|seat| assert!(seat.prove("a")));
         assert!(admission.admit(HERE).is_none());
@@ -312,10 +382,52 @@ mod tests {
         let admission = admission(&[]);
         let (silent, begun) = (admission.admit(HERE).unwrap(), admission.admit(HERE).unwrap());
         begun.begin();
-        let within = |seat: Arc<Seat>| async move {
-            tokio::time::timeout(Duration::from_secs(3600), seat.ended()).await.is_ok()
+        assert!(ends_within_an_hour(&silent).await);
+        assert!(!ends_within_an_hour(&begun).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_evicted_connection_ends_when_its_key_was_looked_up_and_is_not_known() {
+        let admission = admission(&[]);
+        let seats: Vec<_> = (0..2 * UNPROVEN).map(|_| admission.admit(HERE).unwrap()).collect();
+        let (known, unknown) = (&seats[0], &seats[1]);
+        assert!(is_evicted(known) && is_evicted(unknown));
+        let looking = (known.look_up().await, unknown.look_up().await);
+        assert!(!ends_within_an_hour(known).await && !ends_within_an_hour(unknown).await);
+        assert!(known.prove("a"));
+        drop(looking);
+        assert!(!ends_within_an_hour(known).await);
+        assert!(ends_within_an_hour(unknown).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_accepted_while_many_evicted_connections_are_not_closed() {
+        let admission = admission(&[]);
+        let mut seats: Vec<_> = (0..UNPROVEN + LEAVING).map(|_| admission.admit(HERE).unwrap()).collect();
+        let waits = async || tokio::time::timeout(Duration::from_secs(3600), admission.room()).await.is_err();
+        assert!(waits().await);
+        assert!(seats[1].prove("a"), "its request came");
+        assert!(!waits().await);
+        seats.push(admission.admit(HERE).unwrap());
+        assert!(waits().await);
+        seats.remove(0);
+        assert!(!waits().await);
+    }
+
+    #[test]
+    fn a_crowd_that_says_nothing_ends_no_connection_that_does() {
+        let admission = admission(&[]);
+        let speaks = || {
+            let seat = admission.admit(HERE).unwrap();
+            seat.speaks();
+            seat
         };
-        assert!(within(silent).await);
-        assert!(!within(begun).await);
+        let first = speaks();
+        let silent: Vec<_> = (0..10 * UNPROVEN).map(|_| admission.admit(HERE).unwrap()).collect();
+        assert!(!is_evicted(&first));
+        drop(silent);
+        let one = admission.admit(HERE).unwrap();
+        let crowd: Vec<_> = (0..UNPROVEN).map(|_| speaks()).collect();
+        assert!(!is_evicted(&one) && is_evicted(&first) && is_evicted(&crowd[0]));
     }
 }

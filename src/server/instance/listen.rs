@@ -1,13 +1,15 @@
 //! Connections: accepted from a Unix socket and from TCP, answered by one router, drained at the end.
 //!
-//! TCP is plain on loopback, or TLS. A handshake has its own time limit and holds up no other connection.
+//! TCP is plain on loopback, or TLS. A connection is a task from the start: nothing that it does not say, no handshake and
+//! no head, holds up another, and one that says nothing has no buffers.
 //! On the vault's Unix socket only processes of our own user (or root) are let in, whatever the file's mode says. On a
 //! shared one the file's mode decides who connects, and the key who gets what.
 //! Each listener has an [`Admission`] of its own, so that whoever fills the port leaves the socket alone. A client that takes
 //! nothing of its answer loses its connection. Draining gets a limited time.
 
 use std::io;
-use std::net::IpAddr;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +22,9 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use nix::unistd::geteuid;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
@@ -29,6 +32,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::server::instance::admission::{Admission, Origin, Seat};
 use crate::sys::files;
 
+/// Connections that the system keeps while none is accepted, if it is allowed as many.
+const BACKLOG: u32 = 4096;
 /// How long a connection may stay between two requests. Longer than clients keep idle connections
 /// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just going.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
@@ -38,8 +43,6 @@ const BUFFER: usize = 64 * 1024;
 const UNSENT: u32 = 64 * 1024;
 /// How long a client may take nothing of what is sent to it.
 const STALL: Duration = Duration::from_secs(30);
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the server is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of file descriptors, most likely.
@@ -87,52 +90,28 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
     let proxies = tcp.as_ref().map_or_else(Vec::new, |tcp| tcp.trusted_proxies.clone());
     let remote = Admission::new(proxies, of_others);
     let connections = GracefulShutdown::new();
-    // Dropped at the end of taking connections: a handshake that is not done by then has no request to lose.
+    // Dropped at the end of taking connections: what has sent no request by then has none to lose.
     let (taking, stopped) = watch::channel(());
     tokio::pin!(stop);
     loop {
-        let (stream, seat) = tokio::select! {
+        let accepted = tokio::select! {
             () = &mut stop => break,
-            accepted = unix.accept() => match accepted.and_then(|(stream, _)| own_user(stream)) {
-                Ok(stream) => (Stream::Unix(stream), local.admit(Origin::User(geteuid().as_raw()))),
-                Err(e) => {
-                    refused(&e).await;
-                    continue;
-                }
-            },
-            accepted = accept_shared(shared.as_ref()) => match accepted {
-                Ok((stream, uid)) => (Stream::Unix(stream), others.admit(Origin::User(uid))),
-                Err(e) => {
-                    refused(&e).await;
-                    continue;
-                }
-            },
-            accepted = accept_tcp(tcp.as_ref()) => match accepted {
-                Ok((stream, peer, tls)) => {
-                    let seat = remote.admit(Origin::Address(peer));
-                    (Stream::Tcp(stream, tls), seat)
-                }
-                Err(e) => {
-                    refused(&e).await;
-                    continue;
-                }
-            },
+            accepted = accept_own(&unix, &local) => accepted,
+            accepted = accept_shared(shared.as_ref(), &others) => accepted,
+            accepted = accept_tcp(tcp.as_ref(), &remote) => accepted,
         };
-        // Without a seat the connection is dropped here.
-        let Some(seat) = seat else { continue };
-        let peer = match &stream {
-            Stream::Unix(stream) => Peer::of(stream),
-            Stream::Tcp(..) => Peer(None),
-        };
-        let router = Seated { router: TowerToHyperService::new(router.clone()), seat, peer };
-        match stream {
-            Stream::Unix(stream) => answer(connections.watcher(), router, stream),
-            Stream::Tcp(stream, None) => answer(connections.watcher(), router, stream),
-            Stream::Tcp(stream, Some(tls)) => {
-                let handshake = Handshake { stream, tls, stopped: stopped.clone() };
-                answer_tls(connections.watcher(), router, handshake);
+        let (stream, seat) = match accepted {
+            Ok((stream, Some(seat))) => (stream, seat),
+            // Without a seat the connection is dropped here.
+            Ok((_, None)) => continue,
+            Err(e) => {
+                refused(&e).await;
+                continue;
             }
-        }
+        };
+        let peer = Peer::of(&stream);
+        let router = Seated { router: TowerToHyperService::new(router.clone()), seat, peer };
+        tokio::spawn(answer(stream, router, connections.watcher(), stopped.clone()));
     }
     drop((unix, shared, tcp, taking));
     if tokio::time::timeout(DRAIN, connections.shutdown()).await.is_err() {
@@ -145,12 +124,31 @@ enum Stream {
     Tcp(TcpStream, Option<TlsAcceptor>),
 }
 
+impl Stream {
+    async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.readable().await,
+            Self::Tcp(stream, _) => stream.readable().await,
+        }
+    }
+
+    /// Whether bytes are there, which the runtime may not have been told of.
+    fn has_bytes(&self) -> bool {
+        let socket = match self {
+            Self::Unix(stream) => SockRef::from(stream),
+            Self::Tcp(stream, _) => SockRef::from(stream),
+        };
+        socket.peek(&mut [MaybeUninit::uninit()]).is_ok_and(|n| n > 0)
+    }
+}
+
 /// The process at the other end of a Unix socket, if it has a number in this pid namespace. An extension of each request.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub Option<u32>);
 
 impl Peer {
-    fn of(stream: &UnixStream) -> Self {
+    fn of(stream: &Stream) -> Self {
+        let Stream::Unix(stream) = stream else { return Self(None) };
         let pid = stream.peer_cred().ok().and_then(|peer| u32::try_from(peer.pid()?).ok());
         Self(pid.filter(|pid| *pid != 0))
     }
@@ -177,15 +175,43 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Seated {
     }
 }
 
-async fn accept_shared(shared: Option<&UnixListener>) -> io::Result<(UnixStream, u32)> {
-    match shared {
-        Some(listener) => {
-            let (stream, _) = listener.accept().await?;
-            let uid = stream.peer_cred()?.uid();
-            Ok((stream, uid))
-        }
-        None => std::future::pending().await,
+type Accepted = io::Result<(Stream, Option<Arc<Seat>>)>;
+
+async fn accept_own(listener: &UnixListener, admission: &Arc<Admission>) -> Accepted {
+    admission.room().await;
+    let (stream, _) = listener.accept().await?;
+    let (own, peer) = (geteuid().as_raw(), stream.peer_cred()?.uid());
+    if peer != own && peer != 0 {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {peer} is not let in")));
     }
+    Ok((Stream::Unix(stream), admission.admit(Origin::User(own))))
+}
+
+async fn accept_shared(listener: Option<&UnixListener>, admission: &Arc<Admission>) -> Accepted {
+    let Some(listener) = listener else { return std::future::pending().await };
+    admission.room().await;
+    let (stream, _) = listener.accept().await?;
+    let user = Origin::User(stream.peer_cred()?.uid());
+    Ok((Stream::Unix(stream), admission.admit(user)))
+}
+
+async fn accept_tcp(tcp: Option<&Tcp>, admission: &Arc<Admission>) -> Accepted {
+    let Some(Tcp { listener, tls, .. }) = tcp else { return std::future::pending().await };
+    admission.room().await;
+    let (stream, peer) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
+    // An IPv4 peer of an IPv6 listener is the same machine as on an IPv4 one.
+    let address = Origin::Address(peer.ip().to_canonical());
+    Ok((Stream::Tcp(stream, tls.clone()), admission.admit(address)))
+}
+
+/// Listens on a TCP port.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Makes a socket that others may open: those of `group`, or everybody. One that nobody listens on is replaced.
@@ -206,27 +232,6 @@ pub fn share(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept_tcp(tcp: Option<&Tcp>) -> io::Result<(TcpStream, IpAddr, Option<TlsAcceptor>)> {
-    match tcp {
-        Some(Tcp { listener, tls, .. }) => {
-            let (stream, peer) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
-            // An IPv4 peer of an IPv6 listener is the same machine as on an IPv4 one.
-            Ok((stream, peer.ip().to_canonical(), tls.clone()))
-        }
-        None => std::future::pending().await,
-    }
-}
-
-fn own_user(stream: UnixStream) -> io::Result<UnixStream> {
-    let peer = stream.peer_cred()?.uid();
-    if peer == geteuid().as_raw() || peer == 0 {
-        return Ok(stream);
-    }
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {peer} is not let in")))
-}
-
 async fn refused(e: &io::Error) {
     tracing::warn!(error = %e, "a connection was not accepted");
     if e.kind() != io::ErrorKind::PermissionDenied {
@@ -234,30 +239,39 @@ async fn refused(e: &io::Error) {
     }
 }
 
-/// A connection on which nothing was said yet.
-struct Handshake {
-    stream: TcpStream,
-    tls: TlsAcceptor,
-    stopped: watch::Receiver<()>,
-}
-
-fn answer_tls(connections: Watcher, router: Seated, handshake: Handshake) {
-    let Handshake { stream, tls, mut stopped } = handshake;
-    tokio::spawn(async move {
-        let accepted = tokio::select! {
-            accepted = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => accepted,
-            () = router.seat.ended() => return,
-            _ = stopped.changed() => return,
-        };
-        match accepted {
-            Ok(Ok(stream)) => answer(connections, router, stream),
-            Ok(Err(e)) => tracing::debug!(error = %e, "a TLS handshake failed"),
-            Err(_) => tracing::debug!("a TLS handshake took too long"),
+/// One connection, from its first byte to its end.
+async fn answer(stream: Stream, router: Seated, connections: Watcher, mut stopped: watch::Receiver<()>) {
+    let seat = Arc::clone(&router.seat);
+    let speaks = tokio::select! {
+        biased;
+        readable = stream.readable() => readable.is_ok(),
+        () = seat.ended() => stream.has_bytes() && stream.readable().await.is_ok(),
+        _ = stopped.changed() => false,
+    };
+    if !speaks {
+        tracing::debug!("a connection that said nothing was closed");
+        return;
+    }
+    seat.speaks();
+    match stream {
+        Stream::Unix(stream) => answer_http(stream, router, connections).await,
+        Stream::Tcp(stream, None) => answer_http(stream, router, connections).await,
+        Stream::Tcp(stream, Some(tls)) => {
+            let accepted = tokio::select! {
+                biased;
+                accepted = tls.accept(stream) => accepted,
+                () = seat.ended() => return,
+                _ = stopped.changed() => return,
+            };
+            match accepted {
+                Ok(stream) => answer_http(stream, router, connections).await,
+                Err(e) => tracing::debug!(error = %e, "a TLS handshake failed"),
+            }
         }
-    });
+    }
 }
 
-fn answer<S>(connections: Watcher, router: Seated, stream: S)
+async fn answer_http<S>(stream: S, router: Seated, connections: Watcher)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -269,13 +283,39 @@ where
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(Box::pin(stream)), router);
-    let connection = connections.watch(connection);
-    tokio::spawn(async move {
-        tokio::select! {
-            ended = connection => if let Err(e) = ended {
-                tracing::debug!(error = %e, "a connection ended early");
-            },
-            () = seat.ended() => tracing::debug!("a connection that brought no API key was closed"),
+    tokio::select! {
+        // First: what has arrived is read before the connection is ended.
+        biased;
+        ended = connections.watch(connection) => if let Err(e) = ended {
+            tracing::debug!(error = %e, "a connection ended early");
+        },
+        () = seat.ended() => tracing::debug!("a connection that brought no API key was closed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::server::instance::admission::UNPROVEN;
+
+    #[tokio::test]
+    async fn what_came_before_the_eviction_is_read_and_answered() {
+        for _ in 0..20 {
+            let admission = Admission::new(Vec::new(), 1);
+            let admit = || admission.admit(Origin::User(0)).unwrap();
+            let (mut client, stream) = UnixStream::pair().unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nHost: v\r\n\r\n").await.unwrap();
+            let seat = admit();
+            let _crowd: Vec<_> = (0..UNPROVEN).map(|_| admit()).collect();
+            let router = TowerToHyperService::new(Router::new().fallback(async || "answered"));
+            let (connections, (_taking, stopped)) = (GracefulShutdown::new(), watch::channel(()));
+            let router = Seated { router, seat, peer: Peer(None) };
+            answer(Stream::Unix(stream), router, connections.watcher(), stopped).await;
+            let mut text = String::new();
+            client.read_to_string(&mut text).await.unwrap();
+            assert!(text.ends_with("answered"), "{text:?}");
         }
-    });
+    }
 }
