@@ -296,6 +296,7 @@ fn what_is_no_vault_is_said() {
     assert_fails(&ls(&url), 4, "not a vault at http://127.0.0.1:");
     page.join().unwrap();
     assert_fails(&ls(&url), 4, "no connection to the vault");
+    assert_fails(&ls("http://192.0.2.7"), 2, "plain http would show key and values to the network");
 }
 
 /// Neither value nor key shows in any output but `get`'s, or in any file but DIR/api-key.
