@@ -183,8 +183,8 @@ impl Service for Mounted {
         }
     }
 
-    fn helper_says(&self, report: HelperReport) {
-        self.fs.helper_says(report);
+    fn helper_reports(&self, report: HelperReport) {
+        self.fs.helper_reports(report);
     }
 
     fn status(&self) -> serde_json::Value {

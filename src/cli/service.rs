@@ -58,7 +58,7 @@ pub fn stay(mut keeper: Child, mountpoint: &Path) -> anyhow::Result<ExitCode> {
     let (stop, stopped) = channel::<()>();
     if managed {
         let mountpoint = mountpoint.to_owned();
-        tell("READY=1\nSTATUS=mounted");
+        notify("READY=1\nSTATUS=mounted");
         std::thread::Builder::new().name("watch".into()).spawn(move || watch(mountpoint, &stopped))?;
     }
     let pid = Pid::from_raw(keeper.id() as i32);
@@ -75,7 +75,7 @@ pub fn stay(mut keeper: Child, mountpoint: &Path) -> anyhow::Result<ExitCode> {
                 let signal = Signal::try_from(number)?;
                 if managed && signal != Signal::SIGHUP {
                     let _ = stop.send(());
-                    tell("STOPPING=1\nSTATUS=storing what is unsaved, unmounting");
+                    notify("STOPPING=1\nSTATUS=storing what is unsaved, unmounting");
                 }
                 kill(pid, signal)?;
             }
@@ -94,7 +94,7 @@ fn watch(mountpoint: PathBuf, stopped: &Receiver<()>) {
         let text = match read_through(&mountpoint, patience) {
             Ok(text) => {
                 if watchdog.is_some() {
-                    tell("WATCHDOG=1");
+                    notify("WATCHDOG=1");
                 }
                 serde_json::from_slice(&text).map_or_else(|_| "mounted".into(), |status| line(&status))
             }
@@ -102,7 +102,7 @@ fn watch(mountpoint: PathBuf, stopped: &Receiver<()>) {
         };
         // The end has the last word.
         match stopped.try_recv() {
-            Err(TryRecvError::Empty) if text != said => tell(&format!("STATUS={}", display::line(&text))),
+            Err(TryRecvError::Empty) if text != said => notify(&format!("STATUS={}", display::line(&text))),
             Err(TryRecvError::Empty) => {}
             _ => return,
         }
@@ -135,7 +135,7 @@ pub fn watchdog() -> Option<Duration> {
 }
 
 /// Tells the manager, where there is one (sd_notify(3)). The crate sd-notify does not know the abstract sockets that containers use.
-pub fn tell(state: &str) {
+pub fn notify(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),

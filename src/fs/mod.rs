@@ -36,7 +36,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 pub use crate::fs::namespace::attr::{Attr, Entry, FileKind, SetAttr};
 pub use crate::fs::namespace::listing::{DirEntry, Listing};
-pub use crate::fs::ops::open::{Create, Opened};
+pub use crate::fs::ops::create::Create;
+pub use crate::fs::ops::open::Opened;
 pub use crate::fs::propagation::helper_calls::{HelperCall, HelperReport, HelperStatus};
 pub use crate::fs::propagation::queue::RotationStatus;
 pub use crate::fs::recovery::quarantine::Ending;
@@ -99,7 +100,7 @@ pub trait Kernel: Send + Sync {
     /// Calls `then` after all previous invalidations.
     fn after_notices(&self, then: Box<dyn FnOnce() + Send>);
     /// Orders a helper call; `to` is the helper's process id, 0 for any. The answer comes with
-    /// [`FileSystem::helper_says`]. False without a channel.
+    /// [`FileSystem::helper_reports`]. False without a channel.
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
     /// Whether a program watches something of the mount (inotify), as far as that is visible.
     fn is_watched(&self) -> bool;

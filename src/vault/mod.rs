@@ -157,7 +157,7 @@ pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
     /// Reads everything of an object but its value.
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta>;
     /// Makes a new object; [`ErrorKind::AlreadyExists`] if the name is taken. A creation that comes again with its
-    /// [`Call::once`] has the first one's answer, or [`ErrorKind::MadeAndDeleted`] if its object was deleted since.
+    /// [`Call::idempotency_key`] has the first one's answer, or [`ErrorKind::MadeAndDeleted`] if its object was deleted since.
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta>;
     /// Makes a new version. With `check`, only while that is the current version, else
     /// [`ErrorKind::VersionMismatch`]; ignored where [`Capabilities::version_check`] is false.

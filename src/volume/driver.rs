@@ -108,7 +108,8 @@ impl Driver {
         // Of one that is there already, by an earlier version perhaps, options and files are the next mount's business.
         if self.volumes().get(name).is_err() {
             let arguments = self.arguments(options).await?;
-            options::check_own(name, options, self.profiles.dir(), &*self.grammar).map_err(Refusal::Said)?;
+            options::check_own(name, options, self.profiles.dir(), &*self.grammar)
+                .map_err(Refusal::Message)?;
             let grammar = self.grammar.clone();
             blocking(move || grammar.validate(&arguments)).await?;
         }
@@ -123,7 +124,8 @@ impl Driver {
             Some(name) => Some(blocking(move || profiles.read(&name)).await?),
             None => None,
         };
-        options::of_volume(&self.defaults, profile.as_ref(), options, &*self.grammar).map_err(Refusal::Said)
+        options::of_volume(&self.defaults, profile.as_ref(), options, &*self.grammar)
+            .map_err(Refusal::Message)
     }
 
     /// Mount, for an engine whose process is known: `tell` gets the answer while the volume is still locked, and says
@@ -164,8 +166,8 @@ impl Driver {
         let volume = self.volumes().get(name)?.clone();
         let arguments = self.arguments(&volume.options).await?;
         let at = self.store.mountpoint(name);
-        self.mounter.mount(&at, &arguments).await.map_err(|e| said(name, &e))?;
-        let seen = self.mounter.is_seen_by(&at, engine).map_err(|e| said(name, &e));
+        self.mounter.mount(&at, &arguments).await.map_err(|e| failure(name, &e))?;
+        let seen = self.mounter.is_seen_by(&at, engine).map_err(|e| failure(name, &e));
         let done = match seen {
             Ok(()) => self.acquire(name, id).await,
             Err(e) => Err(e),
@@ -245,7 +247,7 @@ impl Driver {
         if let Some(holder) = self.mounter.holder(&at).await {
             return Err(Refusal::Bound { name: name.to_owned(), holder });
         }
-        self.mounter.unmount(&at, unless).await.map_err(|e| said(name, &e))?;
+        self.mounter.unmount(&at, unless).await.map_err(|e| failure(name, &e))?;
         self.mounter.tidy(&at);
         Ok(())
     }
@@ -265,7 +267,7 @@ impl Driver {
                 Some(holder) => Err(holder),
                 None => self.mounter.unmount_idle(&at, REMOVAL).await,
             };
-            idle.map_err(|e| Refusal::Said(format!("{in_use} ({e})")))?;
+            idle.map_err(|e| Refusal::Message(format!("{in_use} ({e})")))?;
             self.mounter.tidy(&at);
             tracing::warn!(
                 volume = name,
@@ -273,7 +275,7 @@ impl Driver {
             );
         } else {
             self.unbound(&at, REMOVAL).await;
-            self.mounter.store(&at, REMOVAL).await.map_err(|e| said(name, &e))?;
+            self.mounter.store(&at, REMOVAL).await.map_err(|e| failure(name, &e))?;
             self.unmount_unused(name, Box::pin(std::future::pending())).await?;
         }
         self.idle().end(name);
@@ -394,7 +396,7 @@ impl Driver {
         let saved = tokio::task::spawn_blocking(move || store.save(&volumes).map(|()| volumes)).await;
         let volumes = saved
             .unwrap_or_else(|e| Err(std::io::Error::other(e)))
-            .map_err(|e| Refusal::Said(format!("the volumes of vaultfs cannot be written down: {e}")))?;
+            .map_err(|e| Refusal::Message(format!("the volumes of vaultfs cannot be written down: {e}")))?;
         *self.volumes() = volumes;
         Ok(done)
     }
@@ -418,8 +420,8 @@ impl Driver {
     }
 }
 
-fn said(name: &str, sentence: &str) -> Refusal {
-    Refusal::Said(format!("vaultfs volume {name}: {sentence}"))
+fn failure(name: &str, sentence: &str) -> Refusal {
+    Refusal::Message(format!("vaultfs volume {name}: {sentence}"))
 }
 
 /// Runs what reads files.
@@ -427,7 +429,7 @@ async fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(read).await;
-    done.unwrap_or_else(|e| Err(e.to_string())).map_err(Refusal::Said)
+    done.unwrap_or_else(|e| Err(e.to_string())).map_err(Refusal::Message)
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -112,7 +112,7 @@ pub fn router(driver: Arc<Driver>) -> Router {
         .route("/VolumeDriver.Get", post(get))
         .route("/VolumeDriver.List", post(list))
         .fallback(async || {
-            refused(Refusal::Said("this socket speaks the volume plugin protocol only".into()))
+            refused(Refusal::Message("this socket speaks the volume plugin protocol only".into()))
         })
         .layer(middleware::from_fn(whole))
         .with_state(driver)
@@ -125,7 +125,7 @@ async fn whole(request: Request, next: Next) -> Response {
     let asked = head.uri.path().to_owned();
     let answer = match axum::body::to_bytes(body, LONGEST).await {
         Ok(body) => next.run(Request::from_parts(head, body.into())).await,
-        Err(e) => refused(Refusal::Said(format!("the request cannot be read: {e}"))),
+        Err(e) => refused(Refusal::Message(format!("the request cannot be read: {e}"))),
     };
     tracing::debug!(status = answer.status().as_u16(), "{asked}");
     answer
@@ -195,7 +195,7 @@ where
 
 /// A task that was to answer and died did so because of a bug, which the log names.
 fn joined<T, E>(answer: Result<Result<T, Refusal>, E>) -> Result<T, Refusal> {
-    answer.unwrap_or_else(|_| Err(Refusal::Said("vaultfs failed; its log says where".into())))
+    answer.unwrap_or_else(|_| Err(Refusal::Message("vaultfs failed; its log says where".into())))
 }
 
 /// The body; engines leave it out where there is nothing to say.
@@ -203,7 +203,7 @@ fn ask(body: &Bytes) -> Result<Ask, Refusal> {
     if body.trim_ascii().is_empty() {
         return Ok(Ask::default());
     }
-    serde_json::from_slice(body).map_err(|e| Refusal::Said(format!("the request cannot be read: {e}")))
+    serde_json::from_slice(body).map_err(|e| Refusal::Message(format!("the request cannot be read: {e}")))
 }
 
 fn named(ask: &Ask) -> Result<String, Refusal> {

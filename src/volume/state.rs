@@ -40,7 +40,7 @@ pub enum Refusal {
     },
     /// Anything that a layer below says, a sentence already.
     #[error("{0}")]
-    Said(String),
+    Message(String),
 }
 
 /// One volume.

@@ -40,7 +40,7 @@ impl Helper {
         let helper = &sh.told.helper;
         *helper.fs.lock().unwrap() = Some(Arc::downgrade(&sh.fs));
         *helper.is_dead.lock().unwrap() = false;
-        sh.fs.helper_says(HelperReport::Started { pid: PID });
+        sh.fs.helper_reports(HelperReport::Started { pid: PID });
     }
 
     /// The worker is another one: it is told of the helper that is there, as the keeper does.
@@ -81,7 +81,7 @@ impl Helper {
             None if meant => self.make(&fs, call).err().map_or(0, |e| e.0),
             None => libc::ESRCH,
         };
-        fs.helper_says(HelperReport::Done { number, errno });
+        fs.helper_reports(HelperReport::Done { number, errno });
         true
     }
 

@@ -497,7 +497,7 @@ async fn nothing_but_what_is_registered_is_done_for_the_helper() {
     assert_eq!(sh.fs.helper_unlink(PID + 1, ROOT, f), None);
     assert_eq!(sh.fs.helper_lookup(PID + 1, ROOT, OsStr::new(".%2E0123")), Some(Ok(None)));
     assert_eq!(sh.vault.total(), before);
-    sh.fs.helper_says(HelperReport::Leaving);
+    sh.fs.helper_reports(HelperReport::Leaving);
     assert!(!sh.fs.is_helper(PID));
 }
 

@@ -43,6 +43,14 @@ const BANNED: &[(&str, &str)] = &[
     ("Believed Questioned judged judged_history", "Accepted, Retry, check_object, check_history"),
     ("Heard News", "Burst, ChangeEvent"),
     ("examine Look LOOK look_again look_after", "check, Survey, POLL_INTERVAL, reload_if_changed, supervise"),
+    (
+        "Fate fate DOUBTFUL doubt doubts in_doubt is_in_doubt",
+        "Outcome, INCOMPLETE, maybe_applied, unanswered",
+    ),
+    ("clear_doubt resolve_doubt doubt_unsaved", "resolve_creation, verify_key, mark_unsaved_incomplete"),
+    ("Said Spot Flaw flaw", "ErrorMessage, MountpointHandle, SyntaxError"),
+    ("Load KeyLoad Turn turn Seat seat", "KeyLimits, KeyUse, RequestPermit, permit, ConnectionPermit"),
+    ("hear helper_says what_its_end_says", "note_report, helper_reports, exit_message"),
     ("reload_and_tell hear_the_end SUCCESSION", "reload_and_log, wait_for_last_answer, TAKEOVER"),
 ];
 

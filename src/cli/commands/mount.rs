@@ -1,43 +1,36 @@
-//! `vaultfs mount`: checks everything that can be checked, starts the keeper, waits for its word.
+//! `vaultfs mount`: validates the options, starts the keeper, waits for its answer.
 //!
-//! The key and the configuration go to the keeper through a pipe. The command returns when the mount answers
-//! (it looks itself, from outside), or with the exit code and the sentence of whoever failed. `-o` options are
-//! the long ones by another name ([`mount_options`]).
+//! The key and the configuration go to the keeper through a pipe. The command returns when the mount answers a request
+//! of its own, or with the exit code and the message of the process that failed. `-o` options are the long options
+//! under another name ([`mount_options`]).
 
-use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+mod start;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cli::args::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
 use crate::cli::args::{mount_options, values};
+use crate::cli::commands::mount::start::{start_keeper, stat_from_outside};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::log;
 use crate::cli::log::LogConfig;
 use crate::cli::{assembly, service};
-use crate::daemon::keeper;
-use crate::daemon::protocol::{MountConfig, Outcome, send_config};
+use crate::daemon::protocol::{MountConfig, Outcome};
 use crate::daemon::runtime_dir;
 use crate::display::Shown;
 use crate::fs::{self, Audit, Options};
-use crate::sys::channel::send_descriptor;
 use crate::sys::files;
 use crate::sys::mount::KernelOptions;
-use crate::sys::mount_table::Dev;
 use crate::sys::mount_target::Target;
+use crate::sys::mountpoint;
 use crate::sys::stdio;
-use crate::sys::{mountpoint, probe};
 use crate::vault::codec::Format;
 use crate::vault::lazy::Start;
 
@@ -213,10 +206,7 @@ pub struct MountArgs {
     fsname: Option<String>,
 }
 
-/// A wait that takes longer than this is told.
-const QUIET_WAIT: Duration = Duration::from_secs(1);
-
-/// Checks everything that can be checked before a process is started.
+/// Validates the options and the mount point before a process is started.
 fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target)> {
     if let Some(option) = args.options.first() {
         return Err(usage(mount_options::refusal(option)).into());
@@ -266,7 +256,7 @@ fn bad_log(e: &std::io::Error) -> Failure {
     Failure::new(Exit::Failed, format!("the log cannot be written: {e}"))
 }
 
-/// What the worker needs must not be on the mount: it would wait for an answer of its own, for ever.
+/// Refuses files of the worker on the mount itself: the worker would wait for itself.
 fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> Result<(), Failure> {
     let data = match &spec.endpoint {
         Endpoint::Embedded(dir) => Some(dir),
@@ -275,7 +265,7 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> R
     let needed = [data, spec.key_file.as_ref(), spec.ca_file.as_ref(), audit];
     for path in needed.into_iter().flatten() {
         files::check_way(path).map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", path.shown())))?;
-        // Of a path that is not there yet, the part that is.
+        // Of a missing path: its nearest existing ancestor.
         let real = path.ancestors().find_map(|part| part.canonicalize().ok());
         if real.is_some_and(|real| real.starts_with(mountpoint)) {
             let (path, mountpoint) = (path.shown(), mountpoint.shown());
@@ -306,7 +296,7 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         Ok(_) => {}
         Err(failure) => {
             let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
-            // Where it is not where it was to be, it is nowhere when that is said.
+            // The mount is gone before its failure is reported.
             let _ = child.wait();
             return Err(failure.into());
         }
@@ -317,17 +307,17 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     service::stay(child, &config.mountpoint)
 }
 
-/// `mount -f`: everything but the mount.
+/// `mount -f`: checks everything and mounts nothing.
 pub fn check(args: &MountArgs) -> anyhow::Result<ExitCode> {
     prepare(args).map(|_| ExitCode::SUCCESS)
 }
 
 impl MountArgs {
-    /// `mount -s`: what is not understood is passed over.
+    /// `mount -s`: ignores unknown options, with a hint for each.
     pub fn forget_unknown_options(&mut self) {
         let mut named: Option<String> = None;
         for option in self.options.drain(..) {
-            // What comes after an unknown name=value may be the rest of that value, if there was a comma in it.
+            // Text after an unknown name=value may be the rest of a value with a comma in it.
             let rest = !option.contains('=') && named.as_ref().is_some_and(|before| before.contains('='));
             if !rest {
                 let shown = mount_options::shown(&option);
@@ -337,13 +327,13 @@ impl MountArgs {
         }
     }
 
-    /// How long it waits for a vault that does not answer yet.
+    /// `--wait`: how long to wait for a vault that does not answer.
     pub fn patience(&self) -> Option<Duration> {
         self.wait
     }
 
-    /// Refuses what [`run`] refuses without asking a vault or looking at a mount point; for a mount that is made later, by
-    /// the volume plugin. `key_later`: it may still get its key.
+    /// The checks of [`run`] that need neither a vault nor a mount point, for the volume plugin. `key_later`: the key may
+    /// come later.
     pub fn validate(&self, key_later: bool) -> Result<(), Failure> {
         self.connect().validate(key_later)?;
         if let Some(path) = &self.audit {
@@ -352,7 +342,7 @@ impl MountArgs {
         self.log.as_deref().map_or(Ok(()), log::check).map_err(|e| bad_log(&e))
     }
 
-    /// Files of the user for whom it is are as good as one's own.
+    /// Connection options; files of the user that `--uid` names are trusted too.
     fn connect(&self) -> ConnectArgs {
         ConnectArgs { also: self.uid, ..self.connect.clone() }
     }
@@ -360,7 +350,7 @@ impl MountArgs {
     fn file_system_options(&self) -> Options {
         let own = Options::default();
         Options {
-            // Known where the vault is connected to (`stack`).
+            // Filled in by `assembly::stack`.
             vault: own.vault,
             read_only: self.read_only,
             no_delete: self.no_delete,
@@ -398,7 +388,7 @@ fn mode(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Something for a shell.
+/// A shell command.
 fn command_line(text: &str) -> Result<String, String> {
     if text.trim().is_empty() || text.contains('\0') {
         return Err("give a command, like 'nginx -s reload'".into());
@@ -410,83 +400,13 @@ fn glob_pattern(text: &str) -> Result<String, String> {
     glob::Pattern::new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
 }
 
-/// Starts the keeper and waits for its one line.
-fn start_keeper(
-    config: &MountConfig,
-    key: Option<&crate::secret::SecretString>,
-    target: Target,
-    runtime_dir: Option<&Path>,
-) -> anyhow::Result<(Child, Outcome)> {
-    let (pipe, theirs) = UnixStream::pair()?;
-    let mut keeper = Command::new("/proc/self/exe");
-    keeper
-        .arg0("vaultfs")
-        .arg(keeper::COMMAND)
-        .arg(&config.mountpoint)
-        .args(runtime_dir.into_iter().flat_map(|dir| [OsStr::new(keeper::RUNTIME_DIR), dir.as_os_str()]))
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::piped());
-    for variable in service::VARIABLES {
-        keeper.env_remove(variable);
-    }
-    let mut child = keeper.spawn()?;
-    // The command holds the keeper's end of the socket.
-    drop(keeper);
-    let Some(said) = child.stdout.take() else { anyhow::bail!("no pipe from the keeper") };
-    send_descriptor(pipe.as_fd(), target.directory())?;
-    // From here on the keeper alone keeps the directory open.
-    drop(target);
-    send_config(pipe, config, key)?;
-    if matches!(config.start, Start::Wait(_)) && !speaks_within(&said, QUIET_WAIT)? {
-        stdio::say("waiting for the vault; the log says why it is not there yet");
-    }
-    let mut line = String::new();
-    BufReader::new(said).read_line(&mut line)?;
-    if line.is_empty() {
-        let status = child.wait()?;
-        anyhow::bail!("the keeper process ended without a word ({status})");
-    }
-    Ok((child, serde_json::from_str(&line)?))
-}
-
-/// Whether something can be read, or the end of it, before the time is up.
-fn speaks_within(said: &impl AsFd, time: Duration) -> nix::Result<bool> {
-    let mut fds = [PollFd::new(said.as_fd(), PollFlags::POLLIN)];
-    let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-    match poll(&mut fds, time) {
-        Err(Errno::EINTR) => Ok(false),
-        ready => ready.map(|n| n > 0),
-    }
-}
-
-/// Says once that nothing can be saved, where the vault has told what the key may do.
+/// Prints a hint if the vault has reported that the key may not write.
 fn hint_at_key(status: &[u8]) {
     let status = serde_json::from_slice::<fs::Status>(status);
     if status.is_ok_and(|status| status.vault.may_write == Some(false)) {
         stdio::say(
             "hint: this key may not write: files cannot be opened for writing (EACCES); --read-only says so from the start",
         );
-    }
-}
-
-/// How long a fresh mount may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
-
-/// The mount answers, a file in it can be read, and it is the one that was made. What it says of itself.
-fn stat_from_outside(mountpoint: &Path, dev: Dev) -> Result<Vec<u8>, Failure> {
-    let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.shown()));
-    let seen = probe::stat(mountpoint, ANSWER)
-        .map_err(|e| failed(format!("mounted, but it cannot be used: {e}")))?;
-    let (seen, _) = seen.map_err(|_| failed("mounted, but something on the way was replaced".into()))?;
-    match (seen.stat, seen.statfs) {
-        (Ok((true, seen)), Ok(())) if seen == dev => service::read_through(mountpoint, ANSWER)
-            .map_err(|e| failed(format!("mounted, but nothing can be read: {e}"))),
-        (Ok((_, seen)), Ok(())) if seen != dev => Err(failed("mounted, but another mount covers it".into())),
-        (Err(errno), _) | (_, Err(errno)) => Err(failed(format!(
-            "mounted, but it cannot be used: {}",
-            std::io::Error::from_raw_os_error(errno)
-        ))),
-        _ => Err(failed("mounted, but it is no directory".into())),
     }
 }
 

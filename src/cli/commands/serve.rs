@@ -162,7 +162,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         }
     };
     say_where(&format!("{scheme}://{address}"))?;
-    service::tell(&format!("READY=1\nSTATUS=serving {scheme}://{address}"));
+    service::notify(&format!("READY=1\nSTATUS=serving {scheme}://{address}"));
     listening
         .run(async {
             tokio::select! {
@@ -173,7 +173,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
             if let Some(path) = &args.socket {
                 let _ = std::fs::remove_file(path);
             }
-            service::tell("STOPPING=1\nSTATUS=finishing the requests under way");
+            service::notify("STOPPING=1\nSTATUS=finishing the requests under way");
         })
         .await;
     Ok(())

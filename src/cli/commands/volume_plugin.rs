@@ -128,7 +128,7 @@ async fn serve(path: &Path, state: &Path, settings: Settings) -> anyhow::Result<
     }));
     let unix = socket::listen(path).await?;
     tracing::info!(socket = %path.shown(), state = %state.shown(), "volumes are served");
-    service::tell("READY=1");
+    service::notify("READY=1");
     if let Some(within) = service::watchdog() {
         tokio::spawn(feed_watchdog(path.to_owned(), within));
     }
@@ -141,7 +141,7 @@ async fn serve(path: &Path, state: &Path, settings: Settings) -> anyhow::Result<
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        service::tell("STOPPING=1");
+        service::notify("STOPPING=1");
         // Nobody may find a socket that nobody answers.
         let _ = std::fs::remove_file(path);
     };
@@ -157,7 +157,7 @@ async fn feed_watchdog(socket: PathBuf, within: Duration) {
     let part = within / 3;
     loop {
         match tokio::time::timeout(part, socket::ask_for_volumes(&socket)).await {
-            Ok(Ok(())) => service::tell("WATCHDOG=1"),
+            Ok(Ok(())) => service::notify("WATCHDOG=1"),
             Ok(Err(e)) => tracing::error!(socket = %socket.shown(), "the plugin cannot ask itself: {e}"),
             Err(_) => tracing::error!(socket = %socket.shown(), "the plugin does not answer itself"),
         }

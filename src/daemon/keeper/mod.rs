@@ -114,7 +114,7 @@ pub struct StarterPipe(Option<File>);
 
 impl StarterPipe {
     /// Reports the outcome, and whether anybody read it: an interrupted command does not.
-    pub fn tell(&mut self, outcome: &Outcome) -> bool {
+    pub fn report(&mut self, outcome: &Outcome) -> bool {
         let text = serde_json::to_string(outcome).unwrap_or_default();
         self.0.take().is_some_and(|mut pipe| writeln!(pipe, "{text}").is_ok())
     }
@@ -135,7 +135,7 @@ pub fn run(begun: Begun, memory: LockState) -> u8 {
                 directory.tidy();
             }
             // The reader reports it: one journal should not have it twice.
-            if starter.tell(&Outcome::Failed(failed.clone())) {
+            if starter.report(&Outcome::Failed(failed.clone())) {
                 tracing::debug!("not mounted: {failed}");
             } else {
                 tracing::error!("not mounted: {failed}");
@@ -288,7 +288,7 @@ impl Keeper {
     }
 
     fn worker_gone(&mut self, status: Option<ExitStatus>) {
-        let says = self.what_its_end_says(status);
+        let says = self.exit_message(status);
         self.record_exit(says);
         let how = self.worker.as_ref().map_or_else(|| ending(status), |w| w.ending(status));
         self.worker_died(says, how);
@@ -317,7 +317,7 @@ impl Keeper {
                         return self.end_without_worker();
                     }
                 }
-                (Event::Reload, _) => self.tell(&ToWorker::ReloadKey),
+                (Event::Reload, _) => self.notify(&ToWorker::ReloadKey),
                 (Event::Worker(ToKeeper::Upgrade(path)), Phase::Serving) => self.upgrade(&path),
                 (Event::Worker(ToKeeper::Drained(left)), Phase::Draining(_)) => {
                     tracing::info!(left, "drained");
@@ -394,10 +394,10 @@ impl Keeper {
         self.mounted.as_ref().is_some_and(is_there)
     }
 
-    fn tell(&self, message: &ToWorker) {
+    fn notify(&self, message: &ToWorker) {
         if let Err(e) = self.send(message, &[]) {
             // The next event is its end.
-            tracing::debug!("the worker does not hear: {e}");
+            tracing::debug!("the worker cannot be reached: {e}");
         }
     }
 }

@@ -25,7 +25,7 @@ impl Keeper {
         // Whatever is open below the mount would keep that busy when this one is gone.
         drop(target);
         let dev = self.dev().expect("just mounted");
-        if !starter.tell(&Outcome::Ready { dev, keeper_pid: std::process::id() }) {
+        if !starter.report(&Outcome::Ready { dev, keeper_pid: std::process::id() }) {
             self.abandon();
             return Err(ExitError::new("interrupted when it was mounted"));
         }

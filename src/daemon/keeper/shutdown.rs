@@ -29,7 +29,7 @@ impl Keeper {
 
     pub(super) fn drain(&mut self) {
         self.goal = Goal::Drain;
-        self.tell(&ToWorker::Drain);
+        self.notify(&ToWorker::Drain);
         self.phase = Phase::Draining(Instant::now() + self.spawn_config.config.drain + DRAIN_MARGIN);
     }
 
@@ -59,7 +59,7 @@ impl Keeper {
 
     pub(super) fn end_worker(&mut self) {
         self.goal = Goal::Leave;
-        self.tell(&ToWorker::End);
+        self.notify(&ToWorker::End);
         self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
     }
 

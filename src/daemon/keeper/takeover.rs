@@ -126,7 +126,7 @@ impl Keeper {
                 Event::Worker(message) => return Ok(message),
                 Event::WorkerGone(status) => {
                     let how = ending(status);
-                    self.start_ended = Some(self.what_its_end_says(status));
+                    self.start_ended = Some(self.exit_message(status));
                     return Err(ExitError::new(format!("the worker process died ({how}); see the log")));
                 }
                 Event::Stop | Event::StarterGone if starter.is_some() => {
@@ -142,8 +142,8 @@ impl Keeper {
     }
 
     /// What the exit says of the requests in progress.
-    pub(super) fn what_its_end_says(&self, status: Option<ExitStatus>) -> Ending {
-        self.worker.as_ref().map(|worker| worker.what_its_end_says(status)).unwrap_or_default()
+    pub(super) fn exit_message(&self, status: Option<ExitStatus>) -> Ending {
+        self.worker.as_ref().map(|worker| worker.exit_message(status)).unwrap_or_default()
     }
 
     /// Records a worker's exit for the requests in progress. One that has not served had none.
@@ -250,13 +250,13 @@ impl Keeper {
         );
         if !self.mounted.as_ref().is_some_and(can_resend) {
             let why = "this kernel cannot hand a mount over (Linux 6.9 can): unmount and mount again";
-            return self.tell(&ToWorker::NotUpgraded(why.to_owned()));
+            return self.notify(&ToWorker::NotUpgraded(why.to_owned()));
         }
         let (program, successor) = match ready {
             Ok(ready) => ready,
             Err(failed) => {
                 tracing::error!("no upgrade to {}: {failed}", path.shown());
-                return self.tell(&ToWorker::NotUpgraded(failed.message));
+                return self.notify(&ToWorker::NotUpgraded(failed.message));
             }
         };
         tracing::info!("takeover by {}", path.shown());
@@ -355,7 +355,7 @@ fn can_resend(mounted: &Mounted) -> bool {
 }
 
 fn unexpected(message: &ToKeeper) -> ExitError {
-    ExitError::new(format!("the worker said {message:?} out of turn"))
+    ExitError::new(format!("the worker sent an unexpected {message:?}"))
 }
 
 fn lost(e: &io::Error) -> ExitError {

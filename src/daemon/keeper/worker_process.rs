@@ -169,7 +169,7 @@ impl Worker {
 
     /// What its end says of the requests that it was at. A SIGKILL that neither the keeper sent nor the kernel, for want of
     /// memory, says nothing. Nor does one that the keeper sent as somebody had stopped the worker.
-    pub fn what_its_end_says(&self, status: Option<ExitStatus>) -> Ending {
+    pub fn exit_message(&self, status: Option<ExitStatus>) -> Ending {
         let is_stuck = matches!(self.verdict, Verdict::Killed { stopped: false, .. });
         // Of the whole machine: no file tells for certain which process it was.
         verdict(status, is_stuck || process::oom_kills() > self.oom_kills)
@@ -180,7 +180,7 @@ impl Worker {
         let end = Instant::now() + REAP_DELAY;
         loop {
             match self.child.try_wait() {
-                Ok(Some(status)) => return Some(self.what_its_end_says(Some(status))),
+                Ok(Some(status)) => return Some(self.exit_message(Some(status))),
                 Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
                 Ok(None) | Err(_) => return None,
             }

@@ -69,7 +69,7 @@ impl Kernel for NoticeQueue {
         match self.helper.send(&Order { number, to, call: call.clone() }, &[]) {
             Ok(()) => true,
             Err(error) => {
-                tracing::debug!(%error, "the helper does not hear");
+                tracing::debug!(%error, "the helper cannot be reached");
                 false
             }
         }

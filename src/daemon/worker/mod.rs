@@ -60,7 +60,7 @@ pub trait Service: Send + Sync + 'static {
     /// Called once, before the first request, with the way to send notifications.
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>);
     /// Something came from the helper.
-    fn helper_says(&self, report: HelperReport);
+    fn helper_reports(&self, report: HelperReport);
     /// File system, cache and vault, as JSON for `status`.
     fn status(&self) -> serde_json::Value;
     /// How often the kernel asked for what, as JSON for `status`.
@@ -118,18 +118,18 @@ pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, SealKey, Keeper
 impl KeeperLink {
     /// Tells the keeper that there is no vault; the worker then ends with the failure's code.
     pub fn failed(&self, failed: &ExitError) {
-        self.say(&ToKeeper::Failed(failed.clone()));
+        self.send(&ToKeeper::Failed(failed.clone()));
     }
 
     /// Tells the keeper that the vault answered, and which it is: for the workers after this one.
     pub fn connected(&self, spec: serde_json::Value) {
-        self.say(&ToKeeper::Connected(spec));
+        self.send(&ToKeeper::Connected(spec));
     }
 
     /// A keeper that is gone is noticed where the channel is read.
-    fn say(&self, message: &ToKeeper) {
+    fn send(&self, message: &ToKeeper) {
         if let Err(e) = self.0.send(message, &[]) {
-            tracing::debug!("the keeper did not hear {message:?}: {e}");
+            tracing::debug!("the keeper did not receive {message:?}: {e}");
         }
     }
 
@@ -144,7 +144,7 @@ impl KeeperLink {
             self.failed(&e);
             return Err(e);
         }
-        self.say(&ToKeeper::Readable);
+        self.send(&ToKeeper::Readable);
         match self.0.receive().map_err(lost)? {
             Some((ToWorker::Connect, _)) => {}
             _ => return Err(lost("it did not say connect")),
@@ -242,9 +242,9 @@ pub fn serve(
     });
     service.attach_kernel(notices.clone());
     if facts.helper_pid != 0 {
-        service.helper_says(HelperReport::Started { pid: facts.helper_pid });
+        service.helper_reports(HelperReport::Started { pid: facts.helper_pid });
     }
-    link.say(&ToKeeper::Init(reply));
+    link.send(&ToKeeper::Init(reply));
     link.expect_go()?;
     if let Some(device) = again {
         // Before this session reads anything: what it had read would be sent again, too.
@@ -262,7 +262,7 @@ pub fn serve(
     let from_keeper = link.listen().map_err(io_failed("no thread for the keeper's line"))?;
     listen_to_helper(helper, service.clone()).map_err(io_failed("no thread for the helper's line"))?;
     heartbeat::start(state, runtime, service.clone()).map_err(io_failed("no thread for the heartbeat"))?;
-    link.say(&ToKeeper::Serving);
+    link.send(&ToKeeper::Serving);
     tracing::info!(mountpoint = %config.mountpoint.shown(), %dev, "serving");
 
     let handler = Arc::new(ControlHandler {
@@ -286,9 +286,9 @@ fn listen_to_helper(line: Arc<Channel>, service: Arc<dyn Service>) -> io::Result
     std::thread::Builder::new().name("helper-link".into()).spawn(move || {
         loop {
             match line.receive::<HelperReport>() {
-                Ok(Some((report, _))) => service.helper_says(report),
+                Ok(Some((report, _))) => service.helper_reports(report),
                 // Both ends are the keeper's: it is gone, and the helper with it.
-                Ok(None) => return service.helper_says(HelperReport::Leaving),
+                Ok(None) => return service.helper_reports(HelperReport::Leaving),
                 Err(e) => tracing::error!("the channel to the helper failed: {e}"),
             }
         }
@@ -365,7 +365,7 @@ impl control::Upgrade for Upgrader {
     async fn to(&self, program: &Path) -> String {
         let mut refused = self.refused.subscribe();
         let paused = self.service.pause(PAUSE).await;
-        self.link.say(&ToKeeper::Upgrade(program.to_owned()));
+        self.link.send(&ToKeeper::Upgrade(program.to_owned()));
         // Granted, it ends this process.
         if let Ok(refused) = tokio::time::timeout(PAUSE, refused.recv()).await {
             return refused.unwrap_or_default();
@@ -462,7 +462,7 @@ async fn supervise(
         handler.service.drain(Drain::All, patience).await
     };
     handler.service.end_commands().await;
-    link.say(&ToKeeper::Ended(unsaved.len()));
+    link.send(&ToKeeper::Ended(unsaved.len()));
     let _ = over.send(Some(unsaved.clone()));
     match socket {
         Ok(serving) => drop(serving.await),
@@ -487,6 +487,6 @@ fn drain_and_answer(handler: Arc<ControlHandler>, link: KeeperLink) {
         for left in &unsaved {
             tracing::warn!(name = left.name, "not stored yet: {}", reason(left));
         }
-        link.say(&ToKeeper::Drained(unsaved.len()));
+        link.send(&ToKeeper::Drained(unsaved.len()));
     });
 }

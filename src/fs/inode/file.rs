@@ -23,7 +23,7 @@ use crate::fs::journal::JournalWriter;
 use crate::fs::namespace::attr::{FileKind, SetAttr};
 use crate::fs::ops::read::RetainedBytes;
 use crate::fs::types::errno::Errno;
-use crate::fs::writeback::doubt::Sent;
+use crate::fs::writeback::outcome::Sent;
 use crate::secret::SecretBytes;
 use crate::vault::{Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 
@@ -189,7 +189,7 @@ pub struct FileState {
     pub idle: Option<Instant>,
     /// Bytes that count as held back from the vault (`scratch`).
     pub quota_bytes: u64,
-    /// Commits in flight, or of unknown result: one for each name (`doubt`).
+    /// Commits in flight, or of unknown result: one for each name (`outcome`).
     pub sent: Vec<Sent>,
     /// What is journaled of this file, if it is in the table.
     pub journaled: JournalState,

@@ -23,7 +23,7 @@ use crate::fs::namespace::attr::FileKind;
 use crate::fs::recovery::restore::MOST;
 use crate::fs::report::status::Unsaved;
 use crate::fs::types::errno::Errno;
-use crate::fs::writeback::doubt::Sent;
+use crate::fs::writeback::outcome::Sent;
 use crate::secret::SecretBytes;
 use crate::vault::{Content, Meta, Object, ObjectId, ObjectName, VersionTag};
 

@@ -1,6 +1,7 @@
 //! Operations: one file a family. They return values and never block.
 
 mod close;
+pub(in crate::fs) mod create;
 pub(in crate::fs) mod mkdir;
 pub(in crate::fs) mod mknod;
 pub(in crate::fs) mod open;

@@ -1,10 +1,9 @@
-//! Handles: what open(2) and opendir(2) hand out, and what their closing means.
+//! Handles: what open(2) and opendir(2) return, and which close stores.
 //!
 //! A handle pins the bytes of the version it opened, so that a rotation or a full cache never takes them away
-//! from a reader. The handle of a writer remembers who opened it: that decides which FLUSH stores (`opener`).
+//! from a reader. The handle of a writer records the process that opened it, which decides the FLUSH that stores
+//! (`close_policy`).
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -14,19 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::handle::close_policy::Opener;
 use crate::fs::handle::unacknowledged::Unacknowledged;
-use crate::fs::inode::file::{File, Link, Persistence};
-use crate::fs::inode::writers::WriteOrigin;
+use crate::fs::inode::file::File;
 use crate::fs::inode::{ControlText, Dir, Node, VersionFile};
 use crate::fs::journal::Key;
-use crate::fs::name;
-use crate::fs::name::{Decoded, DirPrefix, Refused};
 use crate::fs::namespace::listing::Listing;
 use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
-use crate::fs::{Caller, Entry, FileSystem, Kernel, Step};
-use crate::vault::ObjectName;
+use crate::fs::{Caller, FileSystem, Kernel, Step};
 use crate::vault::cache::Found;
 
 /// What a handle is open on.
@@ -139,17 +133,6 @@ pub struct Opened {
     pub no_flush: bool,
     /// The kernel may keep the names that it reads.
     pub cache_dir: bool,
-}
-
-/// What CREATE asks for.
-#[derive(Debug, Clone, Copy)]
-pub struct Create {
-    /// Permission bits asked for.
-    pub mode: u32,
-    /// The caller's umask.
-    pub umask: u32,
-    /// open(2)'s flags.
-    pub flags: i32,
 }
 
 impl Handle {
@@ -340,7 +323,7 @@ impl FileSystem {
 
     /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one step: the
     /// RELEASE of another handle comes at any time, and lets go of bytes that nobody has open.
-    fn open_now(&self, file: &Arc<File>, writes: bool, caller: Caller) -> Option<Opened> {
+    pub(super) fn open_now(&self, file: &Arc<File>, writes: bool, caller: Caller) -> Option<Opened> {
         let mut state = file.state();
         if state.buffer.is_none()
             && state.pinned.is_none()
@@ -367,144 +350,17 @@ impl FileSystem {
     }
 
     /// The same, fetching the bytes if need be.
-    async fn open_loaded(self: &Arc<Self>, file: &Arc<File>, writes: bool, caller: Caller) -> Result<Opened> {
+    pub(super) async fn open_loaded(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        writes: bool,
+        caller: Caller,
+    ) -> Result<Opened> {
         if let Some(opened) = self.open_now(file, writes, caller) {
             return Ok(opened);
         }
         let _in_use = file.in_use();
         self.load(&self.call(), file).await?;
         self.open_now(file, writes, caller).ok_or(Errno::EIO)
-    }
-
-    /// CREATE: a new file, open for writing. It reaches the vault when it is closed.
-    pub fn create(
-        self: &Arc<Self>,
-        parent: u64,
-        component: &OsStr,
-        create: Create,
-        caller: Caller,
-    ) -> Step<(Entry, Opened)> {
-        let under = match self.changeable(parent) {
-            Ok(under) => under,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let name = match self.name_to_create("create", &under, component) {
-            Ok(name) => name,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        if let Some(handle) = self.opened_before()
-            && let Held::File { file, .. } = &handle.held
-        {
-            let entry = self.own_entry(file);
-            return Ok((entry, handle.opened())).into();
-        }
-        let shown = self.table().file(&name);
-        if let Some(file) = shown
-            && file.state().link == Link::Current
-        {
-            if matches!(replay::resumed(), Some(Intent::Make)) {
-                // Made before a crash, by this request.
-                let entry = self.own_entry(&file);
-                let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
-                return opened.map(|opened| (entry, opened)).into();
-            }
-            return self.open_existing(file, create, caller);
-        }
-        let persistence = self.persistence_of_new((component, &name), create.flags);
-        if persistence == Persistence::Vault
-            && let Err(e) = self.may_create(&name)
-        {
-            return Err(e).into();
-        }
-        self.record_intent(Intent::Make);
-        let file = self.new_file(&under, &name, create, persistence);
-        let entry = self.own_entry(&file);
-        let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
-        opened.inspect(|_| self.write_down(file.ino, "create", caller)).map(|opened| (entry, opened)).into()
-    }
-
-    /// EACCES for a name that the key may not make anew.
-    pub(in crate::fs) fn may_create(&self, name: &ObjectName) -> Result<()> {
-        let is_version = self.table().deferred_deletes.contains_key(name);
-        self.may_write(name, if is_version { Change::Version } else { Change::Object })
-    }
-
-    /// The kernel asked to create what has appeared since it looked.
-    fn open_existing(
-        self: &Arc<Self>,
-        file: Arc<File>,
-        create: Create,
-        caller: Caller,
-    ) -> Step<(Entry, Opened)> {
-        if create.flags & libc::O_EXCL != 0 {
-            return Err(Errno::EEXIST).into();
-        }
-        let fs = self.clone();
-        Step::later(async move {
-            if create.flags & libc::O_TRUNC != 0 {
-                // The kernel takes what CREATE opened for empty.
-                fs.resize_now(&file, 0, WriteOrigin::Opening).unwrap_or(Err(Errno::EIO))?;
-            }
-            let opened = fs.open_loaded(&file, true, caller).await?;
-            fs.write_down(file.ino, "write", caller);
-            Ok((fs.own_entry(&file), opened))
-        })
-    }
-
-    /// The object name that `component` in `under` stands for, for something new.
-    pub(in crate::fs) fn name_to_create(
-        &self,
-        operation: &'static str,
-        under: &DirPrefix,
-        component: &OsStr,
-    ) -> Result<ObjectName> {
-        let name = match name::decode(component.as_bytes(), under) {
-            Ok(Decoded::SelfFile(name)) => return Ok(name),
-            Ok(Decoded::Entry { as_file, .. } | Decoded::Beside { as_file, .. }) => as_file,
-            Err(Refused::TooLong) => return Err(Errno::ENAMETOOLONG),
-            Err(Refused::Spelling) => None,
-        };
-        let name = name.ok_or_else(|| self.no_such_name(operation, component))?;
-        if !self.is_allowed(&name) {
-            return Err(self.refused(
-                operation,
-                name.as_str(),
-                Errno::ENAMETOOLONG,
-                "the vault takes shorter names only",
-            ));
-        }
-        let shown = self.shown(&mut self.table(), &name, under);
-        if shown.is_none_or(|(text, _)| component != text.as_str()) {
-            return Err(self.no_such_name(operation, component));
-        }
-        Ok(name)
-    }
-
-    pub(in crate::fs) fn new_file(
-        &self,
-        under: &DirPrefix,
-        name: &ObjectName,
-        create: Create,
-        persistence: Persistence,
-    ) -> Arc<File> {
-        let now = self.clock.wall();
-        let mut table = self.table();
-        table.unpin(name);
-        table.file_made(under, name);
-        // Where an object is hidden, the new file is a change of it.
-        let base = table.reuse(name);
-        let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
-        {
-            let mut state = file.state();
-            state.local.mode = Some(self.new_mode(create.mode, create.umask));
-            table.give(&mut state.local, under);
-            state.persistence = persistence;
-            state.stored = base;
-            state.exclusive = create.flags & libc::O_EXCL != 0;
-            state.buffer(&[], now).changed(WriteOrigin::Opening, now);
-            *table.local(name) = state.local.clone();
-        }
-        table.names_changed_in(under, now);
-        file
     }
 }

@@ -106,7 +106,7 @@ impl FileSystem {
         fetched: u64,
     ) -> Option<(Vec<ObjectName>, u64)> {
         let mut entries: Vec<DirEntry> = Vec::new();
-        listing.look(here, |entry| {
+        listing.peek(here, |entry| {
             entries.push(entry.clone());
             entries.len() == WINDOW
         });

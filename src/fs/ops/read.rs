@@ -110,12 +110,12 @@ impl FileSystem {
             return self.read_held(ino, fh, offset, size);
         }
         self.cache.used(self.longest_ttl());
-        if !self.cache.is_in_doubt() {
+        if !self.cache.is_key_unverified() {
             return self.read_held(ino, fh, offset, size);
         }
         let fs = self.clone();
         Step::later(async move {
-            fs.cache.resolve_doubt(&fs.call()).await;
+            fs.cache.verify_key(&fs.call()).await;
             match fs.read_held(ino, fh, offset, size) {
                 Step::Ready(slice) => slice,
                 Step::Pending(work) => work.await,

@@ -22,7 +22,7 @@ use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
 use crate::fs::temporary::provisional::PROMOTE_AFTER;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
-use crate::fs::writeback::doubt::{After, Saved};
+use crate::fs::writeback::outcome::{After, Saved};
 use crate::fs::{Caller, FileSystem, Step};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
@@ -128,7 +128,7 @@ impl FileSystem {
             Some(target) => Some(self.lock_commit(target, call, "rename").await?),
             None => None,
         };
-        self.clear_doubt(source, call).await?;
+        self.resolve_creation(source, call).await?;
         let (old_name, own) = self.backing_objects(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
         let stores = goal.persistence == Persistence::Vault;

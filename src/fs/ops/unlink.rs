@@ -75,7 +75,7 @@ impl FileSystem {
     ) -> Result<()> {
         // A commit that is out has to end first: it would make the object anew.
         let _lock = self.lock_commit(file, call, "unlink").await?;
-        self.clear_doubt(file, call).await?;
+        self.resolve_creation(file, call).await?;
         let (name, doomed) = self.backing_objects(file);
         self.record_intent(Intent::Unlink { ino: file.ino });
         if !hides || !self.hide_unlinked(file) {
@@ -124,7 +124,7 @@ impl FileSystem {
         let failed = |e| self.failed("unlink", name.as_str(), &e);
         let again = replay::resumed().is_some();
         let mut id = known;
-        let mut in_doubt = false;
+        let mut maybe_applied = false;
         for _ in 0..2 {
             match self.delete_object(call, &id, None).await {
                 Ok(()) => {
@@ -136,7 +136,9 @@ impl FileSystem {
                     self.cache.deleted_object(name, &id);
                     return Ok(());
                 }
-                Err(e) if e.kind == ErrorKind::NotFound || e.maybe_applied => in_doubt |= e.maybe_applied,
+                Err(e) if e.kind == ErrorKind::NotFound || e.maybe_applied => {
+                    maybe_applied |= e.maybe_applied
+                }
                 Err(e) => return Err(failed(e)),
             }
             match self.cache.vault().get_by_name(call, name).await {
@@ -148,7 +150,7 @@ impl FileSystem {
                 Err(e) => return Err(failed(e)),
             }
         }
-        let why = if in_doubt {
+        let why = if maybe_applied {
             "no answer told whether it was deleted"
         } else {
             "it is replaced elsewhere all the time"

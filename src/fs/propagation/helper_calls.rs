@@ -221,7 +221,7 @@ impl Register {
         }
     }
 
-    fn hear(&self, report: HelperReport) {
+    fn note_report(&self, report: HelperReport) {
         let mut state = self.state();
         match report {
             HelperReport::Started { pid } => {
@@ -261,7 +261,7 @@ impl Register {
             state.number
         };
         if !kernel.order(number, to, call) {
-            self.hear(HelperReport::Done { number, errno: libc::EPIPE });
+            self.note_report(HelperReport::Done { number, errno: libc::EPIPE });
         }
         loop {
             let changed = self.changed.notified();
@@ -375,8 +375,8 @@ impl FileSystem {
     }
 
     /// Handles a message of the helper.
-    pub fn helper_says(&self, report: HelperReport) {
-        self.helper.hear(report);
+    pub fn helper_reports(&self, report: HelperReport) {
+        self.helper.note_report(report);
         self.propagator.wake();
     }
 
@@ -476,13 +476,13 @@ mod tests {
     #[test]
     fn what_was_given_up_is_not_answered_after_all() {
         let register = Register::new();
-        register.hear(HelperReport::Started { pid: 1 });
+        register.note_report(HelperReport::Started { pid: 1 });
         let expected = Expected { way: Vec::new(), parent: ROOT, name: "x".into(), op: HelperOp::Handshake };
         let ended = CallResult { seen: false, refused: false, errno: 0 };
         register.state().out = Some(PendingCall { number: 7, expected, ended, answered: false });
-        register.hear(HelperReport::Started { pid: 2 });
+        register.note_report(HelperReport::Started { pid: 2 });
         // It executes an order to its predecessor, unseen because its process id was not known yet.
-        register.hear(HelperReport::Done { number: 7, errno: libc::ENOENT });
+        register.note_report(HelperReport::Done { number: 7, errno: libc::ENOENT });
         assert_eq!(register.state().out.as_ref().map(|out| out.ended.errno), Some(libc::ESRCH));
     }
 

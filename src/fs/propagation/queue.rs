@@ -26,15 +26,14 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
-use crate::fs::inode::file::{File, Link, Stored};
-use crate::fs::inode::{DirKind, ROOT};
+use crate::fs::inode::DirKind;
+use crate::fs::inode::file::File;
 use crate::fs::journal::Key;
-use crate::fs::name::{DirPrefix, Rest, SELF};
 use crate::fs::propagation::helper_calls::{
     CallResult, Expected, HelperCall, HelperOp, errno_text, hidden_name,
 };
 use crate::fs::propagation::in_flight::InFlight;
-use crate::fs::types::errno::{Errno, Result};
+use crate::fs::propagation::position::NamePosition;
 use crate::fs::{FileSystem, HelperStatus, Kernel, Step};
 use crate::vault::cache::{Change, Peek, PrefixState, RefreshStatus};
 use crate::vault::{Object, ObjectName};
@@ -64,22 +63,6 @@ pub(in crate::fs) enum Why {
     Repoint,
     /// The same, but the kernel knows by now, from a lookup: who watches has seen nothing.
     Known,
-}
-
-/// Where a name shows.
-#[derive(Debug)]
-struct NamePosition {
-    /// The directories on the way: where, under which name, which.
-    way: Vec<(u64, String, DirKind)>,
-    /// The directory.
-    parent: u64,
-    /// The directory's path with a slash at its end; empty for the root.
-    path: String,
-    /// The file name.
-    text: String,
-    /// The kernel does not know the directory: `parent` is the nearest above it that it knows, and `text` what is in
-    /// that.
-    is_below: bool,
 }
 
 /// What is to be rotated, and what is out.
@@ -344,7 +327,7 @@ impl FileSystem {
         let Some(object) = self.current(name).await? else {
             return Ok(Some(HelperOp::Unlink { file: used.clone() }));
         };
-        let is_shown = used.state().stored.as_ref().is_some_and(|stored| is_version(stored, &object));
+        let is_shown = used.state().stored.as_ref().is_some_and(|stored| stored.is(&object.meta));
         // What a lookup has found already is carried out all the same, for those who watch.
         let announced = used.state().pending_notify.as_ref() != Some(&object.meta.version);
         Ok(match (is_shown, why) {
@@ -456,129 +439,6 @@ impl FileSystem {
         }
     }
 
-    /// The helper's rename: the name shows `fresh` from now on. Refused if the name shows another inode than `over`
-    /// by now, or one with bytes of ours.
-    pub(in crate::fs) fn show(&self, fresh: &Arc<File>, over: Option<u64>) -> Result<()> {
-        let name = fresh.state().name.clone();
-        let mut table = self.table();
-        if fresh.state().stored.is_none() {
-            // Nobody has looked: what the name is, a file or a directory, is decided by the first who does.
-            self.names_changed(&mut table, &name);
-            return Ok(());
-        }
-        let shown = table.file(&name);
-        if shown.as_ref().map(|file| file.ino) != over || table.is_hidden(&name) {
-            return Err(Errno::EBUSY);
-        }
-        let old = shown.filter(|file| file.ino != fresh.ino);
-        if let Some(old) = &old {
-            if self.is_newest(old) && !self.is_newest(fresh) {
-                // Saved since the rename was ordered.
-                return Err(Errno::EBUSY);
-            }
-            self.replace(old)?;
-        }
-        fresh.state().link = Link::Current;
-        table.point(&name, fresh.ino);
-        match old {
-            Some(old) => table.drop_unheld(old.ino),
-            None => self.names_changed(&mut table, &name),
-        }
-        Ok(())
-    }
-
-    /// The helper's unlink: the name of `file` shows nothing from now on.
-    pub(in crate::fs) fn show_nothing(&self, file: &Arc<File>) -> Result<()> {
-        let name = file.state().name.clone();
-        let mut table = self.table();
-        match table.file(&name) {
-            Some(shown) if shown.ino != file.ino || self.is_newest(&shown) => return Err(Errno::EBUSY),
-            Some(shown) => self.replace(&shown)?,
-            None => {}
-        }
-        table.unpoint(&name, file.ino);
-        table.drop_unheld(file.ino);
-        self.names_changed(&mut table, &name);
-        Ok(())
-    }
-
-    /// Nobody finds this file under its name any more.
-    fn replace(&self, old: &File) -> Result<()> {
-        let mut state = old.state();
-        if state.is_dirty() || state.is_only_here() || old.commit_lock.available_permits() == 0 {
-            return Err(Errno::EBUSY);
-        }
-        self.keep_bytes(&mut state);
-        state.link = Link::Replaced;
-        Ok(())
-    }
-
-    fn names_changed(&self, table: &mut crate::fs::inode::Table, name: &ObjectName) {
-        let mut under = DirPrefix::root();
-        while let Some((_, Rest::Dir(dir))) = self.shown(table, name, &under) {
-            if dir.self_name().as_ref() == Some(name) {
-                under = dir;
-                break;
-            }
-            under = dir;
-        }
-        table.touch(&DirKind::Tree(under), self.clock.wall());
-    }
-
-    /// `--in-place`: the inode shows another version from now on. False if it has bytes of ours.
-    pub(in crate::fs) fn become_version(&self, file: &Arc<File>, object: &Arc<Object>) -> bool {
-        {
-            if self.is_newest(file) {
-                return false;
-            }
-            let mut state = file.state();
-            if state.is_dirty() || state.is_only_here() || file.commit_lock.available_permits() == 0 {
-                return false;
-            }
-            state.stored = Some(Stored::of(object));
-            state.pinned = (state.opens > 0).then(|| object.clone());
-            state.buffer = None;
-        }
-        if let Some(kernel) = self.kernel.get() {
-            kernel.inval_inode(file.ino);
-        }
-        true
-    }
-
-    /// Where `name` shows, as far as the kernel knows the way.
-    fn name_position(&self, name: &ObjectName) -> Option<NamePosition> {
-        let mut table = self.table();
-        let mut under = DirPrefix::root();
-        let mut position = NamePosition {
-            way: Vec::new(),
-            parent: ROOT,
-            path: String::new(),
-            text: String::new(),
-            is_below: false,
-        };
-        loop {
-            let (text, rest) = self.shown(&mut table, name, &under)?;
-            let Rest::Dir(dir) = rest else {
-                position.text = text;
-                return Some(position);
-            };
-            let kind = DirKind::Tree(dir.clone());
-            let Some(ino) = table.dir_ino(&kind).filter(|ino| table.is_held(*ino)) else {
-                (position.text, position.is_below) = (text, true);
-                return Some(position);
-            };
-            position.path.push_str(&text);
-            position.path.push('/');
-            position.way.push((position.parent, text, kind));
-            position.parent = ino;
-            if dir.self_name().as_ref() == Some(name) {
-                position.text = SELF.to_owned();
-                return Some(position);
-            }
-            under = dir;
-        }
-    }
-
     /// What `status` says.
     pub(in crate::fs) fn rotation_status(&self) -> RotationStatus {
         RotationStatus {
@@ -602,7 +462,3 @@ impl FileSystem {
 
 /// How many refresh times the kernel goes without asking while changes are brought to it.
 const TTL_TICKS: u32 = 12;
-
-fn is_version(stored: &Stored, object: &Object) -> bool {
-    stored.is(&object.meta)
-}

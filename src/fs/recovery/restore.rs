@@ -33,7 +33,7 @@ pub(in crate::fs) const REQUESTS: Duration = Duration::from_secs(60);
 pub(in crate::fs) const MOST: u64 = u64::MAX >> 2;
 
 /// The message for unsaved bytes after a crash without memory.
-const DOUBTFUL: &str = "a worker died while there was no memory for the mount's state: these bytes may not be what was \
+const INCOMPLETE: &str = "a worker died while there was no memory for the mount's state: these bytes may not be what was \
                         written, and are not stored by themselves";
 
 /// The journal's contents by kind.
@@ -146,7 +146,7 @@ impl FileSystem {
             fs.table().give_other_numbers();
         }
         if incomplete {
-            fs.doubt_unsaved();
+            fs.mark_unsaved_incomplete();
             journal.accept();
         }
         fs.resume_background();
@@ -342,7 +342,7 @@ impl FileSystem {
 
     /// The dead worker had no memory for its journal: the unsaved bytes may be incomplete. Open
     /// handles report that; otherwise a person has to decide.
-    fn doubt_unsaved(&self) {
+    fn mark_unsaved_incomplete(&self) {
         let files: Vec<Arc<File>> = self.table().all_files().collect();
         for file in files {
             let mut state = file.state();
@@ -351,14 +351,14 @@ impl FileSystem {
                 continue;
             }
             let name = state.name.clone();
-            tracing::error!(name = name.as_str(), "{DOUBTFUL}");
+            tracing::error!(name = name.as_str(), "{INCOMPLETE}");
             if !state.writers.is_empty() {
                 state.write_error = Some(Errno::EIO);
             }
             let number = state.failure.as_ref().map_or(0, |failure| failure.number) + 1;
             state.failure = Some(Failure {
                 errno: Errno::EIO,
-                message: DOUBTFUL.to_owned(),
+                message: INCOMPLETE.to_owned(),
                 conflict: true,
                 key_refused: false,
                 generation,

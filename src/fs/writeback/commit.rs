@@ -4,7 +4,7 @@
 //!    them in the buffer with the [`Failure`], readable, listed in `status`, and tried again.
 //! 2. **One save, one version.** Commits of a file take turns; a commit stores one generation of the buffer, and
 //!    who comes later for the same generation finds it stored. Bytes that the vault has already make no version.
-//! 3. **An effect in doubt is looked for before it is repeated**, and never repeated where it cannot be told (`doubt`).
+//! 3. **An effect in doubt is looked for before it is repeated**, and never repeated where it cannot be told (`outcome`).
 //! 4. **A save never ends in EEXIST or ENOENT**: a create that meets a name becomes an update, an update that
 //!    meets a deleted object looks the name up and updates or creates. Only O_EXCL wants EEXIST.
 //! 5. **A retry by itself never overwrites a newer version**: it is sent only while the vault still has the version
@@ -22,8 +22,8 @@ use crate::fs::FileSystem;
 use crate::fs::inode::file::{Failure, File, FileState, Link, Stored};
 use crate::fs::report::status::Unsaved;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::writeback::doubt::{After, Fate, Saved, Sent, deleted, unknown};
 use crate::fs::writeback::may_write::Change;
+use crate::fs::writeback::outcome::{After, Outcome, Saved, Sent, deleted, unknown};
 use crate::secret::SecretBytes;
 use crate::vault::{
     Call, Content, Error, ErrorKind, IdempotencyKey, Meta, Object, ObjectId, ObjectName, VersionTag, codec,
@@ -250,12 +250,12 @@ impl FileSystem {
         })
     }
 
-    /// Brings a job to the vault; the caller has the file's turn, and a permit for stores. An error says in
+    /// Brings a job to the vault; the caller holds the file's commit lock and a permit for stores. An error says in
     /// `maybe_applied` whether any attempt may have been made.
     pub(in crate::fs) async fn store(&self, file: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
-        let mut in_doubt = job.sent.is_some();
-        let stored = self.attempt(file, job, call, &mut in_doubt).await;
-        stored.map_err(|e| Error { maybe_applied: in_doubt, ..e })
+        let mut maybe_applied = job.sent.is_some();
+        let stored = self.attempt(file, job, call, &mut maybe_applied).await;
+        stored.map_err(|e| Error { maybe_applied, ..e })
     }
 
     async fn attempt(
@@ -263,11 +263,11 @@ impl FileSystem {
         file: &File,
         job: &Job,
         call: &Call,
-        in_doubt: &mut bool,
+        maybe_applied: &mut bool,
     ) -> Result<Saved, Error> {
         let content = self.content_of(job)?;
         let mut next = match (&job.sent, &job.base) {
-            (Some(after), _) => self.next(job, self.fate(job, Some(after), &content, call).await?)?,
+            (Some(after), _) => self.next(job, self.outcome_of(job, Some(after), &content, call).await?)?,
             (None, Some(base)) => match self.unchanged(base, &content, job, call).await? {
                 Some(object) => Next::Break(Saved::current(object)),
                 None => Next::Continue(self.after(&base.id, &base.version)),
@@ -277,11 +277,13 @@ impl FileSystem {
         let mut last = None;
         let mut before = job.sent.clone();
         for round in 1..=ROUNDS {
-            *in_doubt &= !is_refused(before.as_ref(), &next);
+            *maybe_applied &= !is_refused(before.as_ref(), &next);
             let after = match next {
                 Next::Break(saved) => return Ok(saved),
                 // Somebody else writes all the time: the last who writes wins.
-                Next::Continue(after) if round > CHECKED && !job.guarded && !*in_doubt => after.unchecked(),
+                Next::Continue(after) if round > CHECKED && !job.guarded && !*maybe_applied => {
+                    after.unchecked()
+                }
                 Next::Continue(after) => after,
             };
             let (name, generation) = (job.name.clone(), job.generation);
@@ -292,15 +294,16 @@ impl FileSystem {
                 Ok(meta) => return Ok(Saved::current(self.cache.stored(meta, content))),
                 Err(e) => e,
             };
-            *in_doubt |= e.maybe_applied;
+            *maybe_applied |= e.maybe_applied;
             if e.kind == ErrorKind::MadeAndDeleted {
                 // It stays written down: no try by itself makes it again.
-                *in_doubt = true;
+                *maybe_applied = true;
                 return Err(deleted());
             }
-            next = self.after_failure(job, e.clone(), in_doubt.then_some(&after), &content, call).await?;
+            next =
+                self.after_failure(job, e.clone(), maybe_applied.then_some(&after), &content, call).await?;
             before = Some(after);
-            let taken = |e: &Error| e.kind == ErrorKind::AlreadyExists && !*in_doubt;
+            let taken = |e: &Error| e.kind == ErrorKind::AlreadyExists && !*maybe_applied;
             // It may have been deleted just now: once more, where a program waits.
             let is_told = job.guarded || job.exclusive || last.as_ref().is_some_and(taken);
             match &next {
@@ -333,8 +336,8 @@ impl FileSystem {
         if !e.maybe_applied && !moved {
             return Err(e);
         }
-        match self.fate(job, after, content, call).await {
-            Ok(fate) => self.next(job, fate),
+        match self.outcome_of(job, after, content, call).await {
+            Ok(outcome) => self.next(job, outcome),
             Err(_) if e.maybe_applied => Err(e),
             Err(_) if job.guarded && after.is_none() => Err(superseded()),
             Err(unknown) => Err(unknown),
@@ -342,13 +345,13 @@ impl FileSystem {
     }
 
     /// What to do where that is what became of attempts so far.
-    fn next(&self, job: &Job, fate: Fate) -> Result<Next, Error> {
-        let now = match fate {
-            Fate::Made(saved) => return Ok(Next::Break(saved)),
-            Fate::Unknown(_) if !job.insists => return Err(unknown()),
-            Fate::Deleted(_) if !job.insists => return Err(deleted()),
-            Fate::Deleted(now) => Some(now),
-            Fate::Unknown(now) | Fate::NotMade(now) => now,
+    fn next(&self, job: &Job, outcome: Outcome) -> Result<Next, Error> {
+        let now = match outcome {
+            Outcome::Made(saved) => return Ok(Next::Break(saved)),
+            Outcome::Unknown(_) if !job.insists => return Err(unknown()),
+            Outcome::Deleted(_) if !job.insists => return Err(deleted()),
+            Outcome::Deleted(now) => Some(now),
+            Outcome::Unknown(now) | Outcome::NotMade(now) => now,
         };
         match now {
             Some(_) if job.exclusive && job.base.is_none() => {
@@ -383,8 +386,10 @@ impl FileSystem {
     async fn send(&self, after: &After, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
         let vault = self.cache.vault();
         let (id, check) = match after {
-            After::Nothing(once) => {
-                return vault.create(&Call { idempotency_key: *once, ..*call }, &job.name, content).await;
+            After::Nothing(idempotency_key) => {
+                return vault
+                    .create(&Call { idempotency_key: *idempotency_key, ..*call }, &job.name, content)
+                    .await;
             }
             After::Any(id, _) => (id, None),
             After::Just(id, version) => (id, Some(version)),
@@ -534,14 +539,16 @@ impl FileSystem {
     }
 
     /// Before a file loses its name: if its creation is in doubt, finds out whether there is an object to delete.
-    pub(in crate::fs) async fn clear_doubt(&self, file: &File, call: &Call) -> Result<()> {
+    pub(in crate::fs) async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
         let job = Job::of(&file.state(), false, false).filter(|job| job.base.is_none());
         let Some((job, after)) = job.and_then(|job| job.sent.clone().map(|after| (job, after))) else {
             return Ok(());
         };
         let failed = |e| self.failed("unlink", job.name.as_str(), &e);
         let content = self.content_of(&job).map_err(failed)?;
-        if let Fate::Made(saved) = self.fate(&job, Some(&after), &content, call).await.map_err(failed)? {
+        if let Outcome::Made(saved) =
+            self.outcome_of(&job, Some(&after), &content, call).await.map_err(failed)?
+        {
             file.state().stored = Some(Stored::of(&saved.object));
         }
         Ok(())

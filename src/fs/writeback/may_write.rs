@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use crate::fs::FileSystem;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
-use crate::fs::writeback::doubt::After;
+use crate::fs::writeback::outcome::After;
 use crate::vault::{Error, ErrorKind, ObjectName};
 
 /// For how long a refusal is believed.

@@ -11,9 +11,9 @@ use axum::routing::MethodRouter;
 
 use crate::secret::{SecretBytes, SecretString};
 use crate::server::api::error::{ApiError, ErrorType};
-use crate::server::api::load::too_busy;
+use crate::server::api::key_limits::too_busy;
 use crate::server::api::{App, rate_limit};
-use crate::server::instance::admission::Seat;
+use crate::server::instance::admission::ConnectionPermit;
 use crate::server::store::{IdempotencyRecord, KeyHash, KeyRow, Permission};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -77,7 +77,7 @@ async fn check(
             Ok(()) => {
                 // Nothing behind the gate needs the key.
                 request.headers_mut().remove(AUTHORIZATION);
-                let answer = in_turn(&app, caller, permission, request, next).await;
+                let answer = with_permit(&app, caller, permission, request, next).await;
                 answer.unwrap_or_else(IntoResponse::into_response)
             }
             Err(e) => e.into_response(),
@@ -98,12 +98,12 @@ fn admit<'a>(
     request: &Request,
 ) -> impl Future<Output = Result<Caller, ApiError>> + Send + use<'a> {
     let hash = bearer(request.headers()).map(|key| app.service.hash_api_key(&key));
-    let seat = request.extensions().get::<Arc<Seat>>().cloned();
+    let permit = request.extensions().get::<Arc<ConnectionPermit>>().cloned();
     async move {
-        let Some(seat) = seat else { return Caller::find(app, hash?).await };
-        let _looking = seat.look_up().await;
+        let Some(permit) = permit else { return Caller::find(app, hash?).await };
+        let _looking = permit.look_up().await;
         let caller = Caller::find(app, hash?).await?;
-        if !seat.prove(&caller.key.id) {
+        if !permit.prove(&caller.key.id) {
             return Err(too_busy("this API key has too many connections"));
         }
         Ok(caller)
@@ -111,7 +111,7 @@ fn admit<'a>(
 }
 
 /// Runs a request when the key has room for it.
-async fn in_turn(
+async fn with_permit(
     app: &App,
     caller: Caller,
     permission: Permission,
@@ -119,12 +119,12 @@ async fn in_turn(
     next: Next,
 ) -> Result<Response, ApiError> {
     let answers_may_be_long = matches!(permission, Permission::Read | Permission::Keys);
-    let turn = app.load.turn(&caller.key.id, answers_may_be_long).await?;
-    if turn.waited {
+    let permit = app.key_limits.admit(&caller.key.id, answers_may_be_long).await?;
+    if permit.waited {
         caller.check_again(app).await?;
     }
     request.extensions_mut().insert(caller);
-    Ok(turn.answer(next.run(request).await).await)
+    Ok(permit.answer(next.run(request).await).await)
 }
 
 /// What the key may do, in the words of `key add`: a client need not find out by what is refused.

@@ -11,7 +11,7 @@ use ulid::Ulid;
 use super::App;
 use super::body::{Fields, json, secret_json};
 use super::error::{ApiError, ApiResult, ErrorType};
-use super::load::Received;
+use super::key_limits::Received;
 use super::object::{Ends, List, page_from};
 use super::query::{Query, decode_path};
 use super::time::parse_moment;

@@ -10,8 +10,8 @@ pub mod error;
 #[cfg(test)]
 mod fuzz_tests;
 pub mod key;
+pub mod key_limits;
 pub mod kv;
-pub mod load;
 pub mod object;
 pub mod query;
 pub mod rate_limit;
@@ -27,7 +27,7 @@ use super::service::Service;
 use super::store::Permission::{self, Delete, Keys, Read, Write};
 use crate::server::api::rate_limit::RateLimit;
 use error::{ApiError, ErrorType};
-use load::Load;
+use key_limits::KeyLimits;
 
 /// What handlers share.
 #[derive(Debug, Clone)]
@@ -37,14 +37,14 @@ pub struct App {
     /// The rate limit, if there is one.
     pub limit: Option<Arc<RateLimit>>,
     /// What is in use of the server.
-    pub load: Arc<Load>,
+    pub key_limits: Arc<KeyLimits>,
 }
 
 impl App {
     /// In front of `service`, with a rate limit if there is one.
     pub fn new(service: Arc<Service>, limit: Option<Arc<RateLimit>>) -> Self {
-        let load = Arc::new(Load::new(service.max_body()));
-        Self { service, limit, load }
+        let key_limits = Arc::new(KeyLimits::new(service.max_body()));
+        Self { service, limit, key_limits }
     }
 }
 

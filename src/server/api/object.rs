@@ -8,7 +8,7 @@ use ulid::Ulid;
 use super::App;
 use super::body::{Fields, json, secret_json};
 use super::error::{ApiError, ApiResult, ErrorType};
-use super::load::Received;
+use super::key_limits::Received;
 use super::query::{Query, number};
 use crate::secret::SecretBytes;
 use crate::server::api::auth::{Caller, idempotency};

@@ -19,7 +19,7 @@ use tracing::Instrument;
 use ulid::Ulid;
 
 use crate::server::api::error::{ApiError, ErrorType};
-use crate::server::instance::admission::Seat;
+use crate::server::instance::admission::ConnectionPermit;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -71,11 +71,11 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
 
 /// Where the request comes from, for the log.
 fn peer(request: &Request) -> Option<String> {
-    let seat = request.extensions().get::<Arc<Seat>>()?;
+    let permit = request.extensions().get::<Arc<ConnectionPermit>>()?;
     // A proxy may add a line of its own to the one that the client sent.
     let lines = request.headers().get_all("x-forwarded-for").into_iter();
     let lines: Vec<_> = lines.map(|line| line.to_str().unwrap_or_default()).collect();
-    Some(seat.peer(&lines.join(","))?.to_string())
+    Some(permit.peer(&lines.join(","))?.to_string())
 }
 
 /// Puts a body in place of the request's that leaves what is not read of it in what this returns.

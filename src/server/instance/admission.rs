@@ -48,7 +48,7 @@ pub enum Origin {
 
 impl Origin {
     /// What counts as one: whoever has an IPv6 address has its network of 64 bits.
-    fn crowd(self) -> Self {
+    fn network(self) -> Self {
         match self {
             Self::Address(IpAddr::V6(ip)) => {
                 Self::Address(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into())
@@ -76,7 +76,7 @@ pub struct Admission {
     state: Mutex<State>,
 }
 
-/// Of which the oldest is evicted if it has the most: a crowd, and whether a byte has come.
+/// Of which the oldest is evicted if it has the most: a network, and whether a byte has come.
 type Group = (Origin, bool);
 
 #[derive(Debug, Default)]
@@ -118,7 +118,7 @@ impl Admission {
     }
 
     /// Takes a connection in; `None` if there is no descriptor for it.
-    pub fn admit(self: &Arc<Self>, origin: Origin) -> Option<Arc<Seat>> {
+    pub fn admit(self: &Arc<Self>, origin: Origin) -> Option<Arc<ConnectionPermit>> {
         let mut state = self.state();
         if state.unproven.len() >= UNPROVEN || state.open >= self.most {
             state.evicted(origin);
@@ -128,8 +128,8 @@ impl Admission {
         state.next += 1;
         state.open += 1;
         let (unproven, end) = watch::channel(());
-        state.unproven.insert(id, ((origin.crowd(), false), unproven));
-        Some(Arc::new(Seat {
+        state.unproven.insert(id, ((origin.network(), false), unproven));
+        Some(Arc::new(ConnectionPermit {
             of: Arc::clone(self),
             id,
             origin,
@@ -174,7 +174,7 @@ impl State {
 
 /// The place of one connection, until dropped.
 #[derive(Debug)]
-pub struct Seat {
+pub struct ConnectionPermit {
     of: Arc<Admission>,
     id: u64,
     origin: Origin,
@@ -186,7 +186,7 @@ pub struct Seat {
     key: Mutex<Option<String>>,
 }
 
-impl Seat {
+impl ConnectionPermit {
     /// Something has come.
     pub fn speaks(&self) {
         if let Some(((_, speaks), _)) = self.of.state().unproven.get_mut(&self.id) {
@@ -279,7 +279,7 @@ impl State {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let key = self.key.lock().take();
         let mut state = self.of.state();
@@ -302,12 +302,12 @@ mod tests {
         Arc::new(Admission::with_most(1_000, proxies))
     }
 
-    fn is_evicted(seat: &Seat) -> bool {
-        seat.end.has_changed().is_err() && !seat.is_proven()
+    fn is_evicted(permit: &ConnectionPermit) -> bool {
+        permit.end.has_changed().is_err() && !permit.is_proven()
     }
 
-    async fn ends_within_an_hour(seat: &Seat) -> bool {
-        tokio::time::timeout(Duration::from_secs(3600), seat.ended()).await.is_ok()
+    async fn ends_within_an_hour(permit: &ConnectionPermit) -> bool {
+        tokio::time::timeout(Duration::from_secs(3600), permit.ended()).await.is_ok()
     }
 
     #[test]
@@ -330,8 +330,8 @@ mod tests {
         let far = [from("192.0.2.7".into()), admission.admit(Origin::User(7)).unwrap()];
         // One machine with as many addresses as it likes.
         let crowd: Vec<_> = (0..10 * UNPROVEN).map(|n| from(format!("2001:db8::{n:x}"))).collect();
-        assert!(!far.iter().any(|seat| is_evicted(seat)));
-        assert_eq!(crowd.iter().filter(|seat| !is_evicted(seat)).count(), UNPROVEN - far.len());
+        assert!(!far.iter().any(|permit| is_evicted(permit)));
+        assert_eq!(crowd.iter().filter(|permit| !is_evicted(permit)).count(), UNPROVEN - far.len());
         assert!(!is_evicted(crowd.last().unwrap()), "the oldest go");
     }
 
@@ -340,9 +340,9 @@ mod tests {
         let admission = Arc::new(Admission::with_most(10_000, Vec::new()));
         let mut seats: Vec<_> = (0..PER_KEY)
             .map(|_| {
-                let seat = admission.admit(HERE).unwrap();
-                assert!(seat.prove("a"));
-                seat
+                let permit = admission.admit(HERE).unwrap();
+                assert!(permit.prove("a"));
+                permit
             })
             .collect();
         let one_more = admission.admit(HERE).unwrap();
@@ -356,7 +356,7 @@ mod tests {
     fn descriptors_are_kept() {
         let admission = Arc::new(Admission::with_most(3, Vec::new()));
         let seats: Vec<_> = (0..3).map(|_| admission.admit(HERE).unwrap()).collect();
-        seats.iter().for_each(|seat| assert!(seat.prove("a")));
+        seats.iter().for_each(|permit| assert!(permit.prove("a")));
         assert!(admission.admit(HERE).is_none());
         let (one, two) = (Admission::new(Vec::new(), 1), Admission::new(Vec::new(), 2));
         assert!(one.most > two.most && two.most * 2 <= one.most);
@@ -365,8 +365,8 @@ mod tests {
     #[test]
     fn only_trusted_proxies_are_believed() {
         let peer = |proxies: &[&str], direct: &str, forwarded| {
-            let seat = admission(proxies).admit(Origin::Address(direct.parse().unwrap())).unwrap();
-            seat.peer(forwarded).unwrap().to_string()
+            let permit = admission(proxies).admit(Origin::Address(direct.parse().unwrap())).unwrap();
+            permit.peer(forwarded).unwrap().to_string()
         };
         let chain = "6.6.6.6, 203.0.113.9, 10.0.0.2";
         assert_eq!(peer(&[], "10.0.0.1", chain), "10.0.0.1");
@@ -418,9 +418,9 @@ mod tests {
     fn a_crowd_that_says_nothing_ends_no_connection_that_does() {
         let admission = admission(&[]);
         let speaks = || {
-            let seat = admission.admit(HERE).unwrap();
-            seat.speaks();
-            seat
+            let permit = admission.admit(HERE).unwrap();
+            permit.speaks();
+            permit
         };
         let first = speaks();
         let silent: Vec<_> = (0..10 * UNPROVEN).map(|_| admission.admit(HERE).unwrap()).collect();

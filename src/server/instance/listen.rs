@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::server::instance::admission::{Admission, Origin, Seat};
+use crate::server::instance::admission::{Admission, Origin, ConnectionPermit};
 use crate::sys::files;
 
 /// Connections that the system keeps while none is accepted, if it is allowed as many.
@@ -100,9 +100,9 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
             accepted = accept_shared(shared.as_ref(), &others) => accepted,
             accepted = accept_tcp(tcp.as_ref(), &remote) => accepted,
         };
-        let (stream, seat) = match accepted {
-            Ok((stream, Some(seat))) => (stream, seat),
-            // Without a seat the connection is dropped here.
+        let (stream, permit) = match accepted {
+            Ok((stream, Some(permit))) => (stream, permit),
+            // Without a permit the connection is dropped here.
             Ok((_, None)) => continue,
             Err(e) => {
                 refused(&e).await;
@@ -110,7 +110,7 @@ pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Outpu
             }
         };
         let peer = Peer::of(&stream);
-        let router = Seated { router: TowerToHyperService::new(router.clone()), seat, peer };
+        let router = PermittedRouter { router: TowerToHyperService::new(router.clone()), permit, peer };
         tokio::spawn(answer(stream, router, connections.watcher(), stopped.clone()));
     }
     drop((unix, shared, tcp, taking));
@@ -154,28 +154,28 @@ impl Peer {
     }
 }
 
-/// The router of one connection: each request knows its seat and its peer.
+/// The router of one connection: each request knows its permit and its peer.
 #[derive(Clone)]
-struct Seated {
+struct PermittedRouter {
     router: TowerToHyperService<Router>,
-    seat: Arc<Seat>,
+    permit: Arc<ConnectionPermit>,
     peer: Peer,
 }
 
-impl hyper::service::Service<hyper::Request<Incoming>> for Seated {
+impl hyper::service::Service<hyper::Request<Incoming>> for PermittedRouter {
     type Response = axum::response::Response;
     type Error = std::convert::Infallible;
     type Future = <TowerToHyperService<Router> as hyper::service::Service<hyper::Request<Incoming>>>::Future;
 
     fn call(&self, mut request: hyper::Request<Incoming>) -> Self::Future {
-        self.seat.begin();
-        request.extensions_mut().insert(Arc::clone(&self.seat));
+        self.permit.begin();
+        request.extensions_mut().insert(Arc::clone(&self.permit));
         request.extensions_mut().insert(self.peer);
         self.router.call(request)
     }
 }
 
-type Accepted = io::Result<(Stream, Option<Arc<Seat>>)>;
+type Accepted = io::Result<(Stream, Option<Arc<ConnectionPermit>>)>;
 
 async fn accept_own(listener: &UnixListener, admission: &Arc<Admission>) -> Accepted {
     admission.room().await;
@@ -240,19 +240,19 @@ async fn refused(e: &io::Error) {
 }
 
 /// One connection, from its first byte to its end.
-async fn answer(stream: Stream, router: Seated, connections: Watcher, mut stopped: watch::Receiver<()>) {
-    let seat = Arc::clone(&router.seat);
+async fn answer(stream: Stream, router: PermittedRouter, connections: Watcher, mut stopped: watch::Receiver<()>) {
+    let permit = Arc::clone(&router.permit);
     let speaks = tokio::select! {
         biased;
         readable = stream.readable() => readable.is_ok(),
-        () = seat.ended() => stream.has_bytes() && stream.readable().await.is_ok(),
+        () = permit.ended() => stream.has_bytes() && stream.readable().await.is_ok(),
         _ = stopped.changed() => false,
     };
     if !speaks {
         tracing::debug!("a connection that said nothing was closed");
         return;
     }
-    seat.speaks();
+    permit.speaks();
     match stream {
         Stream::Unix(stream) => answer_http(stream, router, connections).await,
         Stream::Tcp(stream, None) => answer_http(stream, router, connections).await,
@@ -260,7 +260,7 @@ async fn answer(stream: Stream, router: Seated, connections: Watcher, mut stoppe
             let accepted = tokio::select! {
                 biased;
                 accepted = tls.accept(stream) => accepted,
-                () = seat.ended() => return,
+                () = permit.ended() => return,
                 _ = stopped.changed() => return,
             };
             match accepted {
@@ -271,11 +271,11 @@ async fn answer(stream: Stream, router: Seated, connections: Watcher, mut stoppe
     }
 }
 
-async fn answer_http<S>(stream: S, router: Seated, connections: Watcher)
+async fn answer_http<S>(stream: S, router: PermittedRouter, connections: Watcher)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let seat = Arc::clone(&router.seat);
+    let permit = Arc::clone(&router.permit);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALL));
     let connection = http1::Builder::new()
@@ -289,7 +289,7 @@ where
         ended = connections.watch(connection) => if let Err(e) = ended {
             tracing::debug!(error = %e, "a connection ended early");
         },
-        () = seat.ended() => tracing::debug!("a connection that brought no API key was closed"),
+        () = permit.ended() => tracing::debug!("a connection that brought no API key was closed"),
     }
 }
 
@@ -307,11 +307,11 @@ mod tests {
             let admit = || admission.admit(Origin::User(0)).unwrap();
             let (mut client, stream) = UnixStream::pair().unwrap();
             client.write_all(b"GET / HTTP/1.1\r\nHost: v\r\n\r\n").await.unwrap();
-            let seat = admit();
+            let permit = admit();
             let _crowd: Vec<_> = (0..UNPROVEN).map(|_| admit()).collect();
             let router = TowerToHyperService::new(Router::new().fallback(async || "answered"));
             let (connections, (_taking, stopped)) = (GracefulShutdown::new(), watch::channel(()));
-            let router = Seated { router, seat, peer: Peer(None) };
+            let router = PermittedRouter { router, permit, peer: Peer(None) };
             answer(Stream::Unix(stream), router, connections.watcher(), stopped).await;
             let mut text = String::new();
             client.read_to_string(&mut text).await.unwrap();

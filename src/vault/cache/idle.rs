@@ -22,7 +22,7 @@ impl Cache {
     }
 
     /// Whether the vault may have refused the key for longer than a tick would leave unheard.
-    pub fn is_in_doubt(&self) -> bool {
+    pub fn is_key_unverified(&self) -> bool {
         if !self.was_idle() {
             return false;
         }
@@ -33,10 +33,10 @@ impl Cache {
 
     /// Asks whether the key is still taken. A refusal is heard as any other is; who waits may go on afterwards in any
     /// case, and does not wait long for a vault that is away.
-    pub async fn resolve_doubt(self: &Arc<Self>, call: &Call) {
+    pub async fn verify_key(self: &Arc<Self>, call: &Call) {
         if self.recent_outage().is_none() {
             let left = call.deadline.saturating_duration_since(self.clock.now());
-            let answer = tokio::time::timeout(left.min(STALE_WAIT), self.doubt_flight()).await;
+            let answer = tokio::time::timeout(left.min(STALE_WAIT), self.key_check_flight()).await;
             let answered = answer.is_ok_and(|answer| !answer.is_err_and(|e| is_outage(e.kind)));
             if answered {
                 return;
@@ -45,29 +45,29 @@ impl Cache {
         self.served_stale.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn key_was_taken(&self) {
+    pub(super) fn key_accepted(&self) {
         let now = self.clock.now();
         self.refresh_state().observed_at = Some(now);
     }
 
-    fn doubt_flight(self: &Arc<Self>) -> Flight<()> {
+    fn key_check_flight(self: &Arc<Self>) -> Flight<()> {
         let mut state = self.state();
-        if let Some(out) = &state.doubt {
+        if let Some(out) = &state.key_check {
             return out.clone();
         }
         let cache = self.clone();
         // About the key, not about what one user may ask: a guest's share does not count.
         let flight = spawn_shared(attribution::current().unlimited(), async move {
-            let answer = cache.ask_for_a_page().await;
+            let answer = cache.check_key().await;
             cache.note(&answer);
-            cache.state().doubt = None;
+            cache.state().key_check = None;
             answer
         });
-        state.doubt = Some(flight.clone());
+        state.key_check = Some(flight.clone());
         flight
     }
 
-    async fn ask_for_a_page(&self) -> Result<()> {
+    async fn check_key(&self) -> Result<()> {
         let asked = self.clock.now();
         self.ask_for_names_again();
         let call = Call::foreground(asked + self.config.timeout);

@@ -112,7 +112,7 @@ pub(super) struct Lag {
     /// Names of what was deleted here, by time.
     removed: VecDeque<(Instant, ObjectName)>,
     /// Changes whose answers were lost, and when.
-    doubts: Vec<(Changed, Instant)>,
+    unanswered: Vec<(Changed, Instant)>,
     /// When an answer last showed lag.
     seen: Option<Instant>,
     /// By the vault's clock: changes made in this time may be missing in some answers.
@@ -211,7 +211,7 @@ impl Lag {
     }
 
     /// An accepted answer, requested at `asked`, shows this version.
-    fn saw(&mut self, item: &Summary, asked: Instant) {
+    fn observe(&mut self, item: &Summary, asked: Instant) {
         if let Some(entry) = self.entries.get_mut(&item.id) {
             if entry.newest.as_ref().is_some_and(|newest| newest.updated_at < item.updated_at) {
                 // Made elsewhere after it.
@@ -266,23 +266,23 @@ impl Lag {
     }
 
     /// The answer to a change was lost at `now`.
-    pub fn doubt(&mut self, of: Changed, now: Instant) {
-        self.resolve_doubt(&of);
-        if self.doubts.len() >= MOST {
-            self.doubts.remove(0);
+    pub fn note_unanswered(&mut self, of: Changed, now: Instant) {
+        self.resolve_unanswered(&of);
+        if self.unanswered.len() >= MOST {
+            self.unanswered.remove(0);
         }
-        self.doubts.push((of, now));
+        self.unanswered.push((of, now));
     }
 
     /// A later change of the same subject was acknowledged.
-    pub fn resolve_doubt(&mut self, of: &Changed) {
-        self.doubts.retain(|(other, _)| other != of);
+    pub fn resolve_unanswered(&mut self, of: &Changed) {
+        self.unanswered.retain(|(other, _)| other != of);
     }
 
     /// Whether an answer requested at `asked` may be too old to show a change of it.
-    pub fn is_in_doubt(&mut self, of: &Changed, asked: Instant) -> bool {
-        self.doubts.retain(|(_, at)| *at + WINDOW > asked);
-        self.is_known(asked) && self.doubts.iter().any(|(other, _)| other == of)
+    pub fn is_unanswered(&mut self, of: &Changed, asked: Instant) -> bool {
+        self.unanswered.retain(|(_, at)| *at + WINDOW > asked);
+        self.is_known(asked) && self.unanswered.iter().any(|(other, _)| other == of)
     }
 
     /// Whether the vault counts as lagging.
@@ -326,7 +326,7 @@ impl Lag {
             return self.question(&item.id, asked, again, Verdict::Gone);
         }
         let Some(entry) = self.entries.get_mut(&item.id) else {
-            self.saw(item, asked);
+            self.observe(item, asked);
             return Verdict::Accepted;
         };
         if let Some(newest) = entry.newer_than(item) {
@@ -340,7 +340,7 @@ impl Lag {
             // It was absent before.
             self.shows(asked);
         }
-        self.saw(item, asked);
+        self.observe(item, asked);
         Verdict::Accepted
     }
 

@@ -110,7 +110,7 @@ struct CacheState {
     /// Names whose read was refused, by the vault or a proxy.
     refused: lru::LruCache<ObjectName, (Instant, Error)>,
     /// The check in flight whether the key is still accepted.
-    doubt: Option<Flight<()>>,
+    key_check: Option<Flight<()>>,
     /// `None` once the vault has answered.
     outage: Option<Outage>,
     histories: lru::LruCache<(ObjectId, VersionTag, SystemTime), Arc<Vec<VersionInfo>>>,
@@ -174,7 +174,7 @@ impl Cache {
                 listing_right: crate::vault::cache::revocation::ListingRight::default(),
                 foreign_listing: None,
                 refused: lru::LruCache::new(histories),
-                doubt: None,
+                key_check: None,
                 outage: None,
                 histories: lru::LruCache::new(histories),
                 revoked: None,

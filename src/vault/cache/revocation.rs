@@ -130,10 +130,10 @@ impl RevocationDetector {
         let (mut state, now) = (cache.state(), cache.clock.now());
         match &answer {
             Ok(done) => {
-                state.lag.resolve_doubt(&of);
+                state.lag.resolve_unanswered(&of);
                 remember(&mut state, done, now);
             }
-            Err(e) if e.maybe_applied => state.lag.doubt(of, now),
+            Err(e) if e.maybe_applied => state.lag.note_unanswered(of, now),
             Err(_) => {}
         }
         answer
@@ -142,7 +142,7 @@ impl RevocationDetector {
     fn observe<T>(&self, answer: Result<T>, about: About<'_>) -> Result<T> {
         let Some(cache) = self.cache.upgrade() else { return answer };
         if answer.as_ref().err().is_none_or(|e| e.kind != ErrorKind::Unauthorized && !is_outage(e.kind)) {
-            cache.key_was_taken();
+            cache.key_accepted();
         }
         match (answer.as_ref().err().map(|e| (e, e.kind)), about) {
             (Some((e, ErrorKind::Unauthorized)), _) => cache.revoked(e),
@@ -262,7 +262,7 @@ fn check_object(
     match meta {
         Ok(meta) => {
             let verdict = state.lag.presence(&summary(meta), asked, is_retry);
-            if state.lag.is_in_doubt(&Changed::Id(meta.id.clone()), asked) && !is_news(state, meta) {
+            if state.lag.is_unanswered(&Changed::Id(meta.id.clone()), asked) && !is_news(state, meta) {
                 return Verdict::Retry;
             }
             verdict
@@ -339,7 +339,7 @@ impl Vault for RevocationDetector {
         let ask = || self.inner.get_by_name(call, name);
         let made = Changed::Name(name.clone());
         let check = |state: &mut CacheState, answer: &Result<Object>, asked, is_retry| {
-            let absence = |state: &mut CacheState| match state.lag.is_in_doubt(&made, asked) {
+            let absence = |state: &mut CacheState| match state.lag.is_unanswered(&made, asked) {
                 true => Verdict::Retry,
                 false => state.lag.absence(name, asked, is_retry),
             };

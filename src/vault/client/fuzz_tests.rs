@@ -20,7 +20,7 @@ fn answer(status: u16, body: Vec<u8>) -> Answer {
         media_type: None,
         retry_after: None,
         attempts: 1,
-        doubt: false,
+        maybe_applied: false,
     }
 }
 

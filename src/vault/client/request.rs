@@ -53,7 +53,7 @@ pub struct Request {
     pub query: Vec<(&'static str, String)>,
     /// JSON.
     pub body: Option<Body>,
-    /// Whether it may be repeated when its fate is unknown.
+    /// Whether it may be repeated when it may have been applied.
     pub idempotency: Idempotency,
     /// Idempotency-Key: by it the vault knows a request that comes again.
     pub idempotency_key: Option<IdempotencyKey>,
@@ -130,5 +130,5 @@ pub struct Answer {
     /// Attempts made for it.
     pub attempts: u32,
     /// An earlier attempt may have made the change.
-    pub doubt: bool,
+    pub maybe_applied: bool,
 }

@@ -2,8 +2,8 @@
 //!
 //! A read may be repeated freely. A write is repeated only when the vault surely did not do it: no
 //! connection, 429, or 503 with Retry-After. A write that carries an Idempotency-Key is repeated like a read,
-//! because the vault knows it again; what comes of it is in doubt all the same. Every other failure of a write leaves its effect in doubt and
-//! goes to the caller, who looks before it tries again. Tries are bounded by the deadline, and by number where
+//! because the vault recognizes it; its failure still counts as possibly applied. Every other failed write may have
+//! been applied and goes to the caller, which reads the vault before it tries again. Tries are bounded by the deadline, and by number where
 //! a further try says nothing new: a server that answered 500 or nonsense will do so again, and a vault that has
 //! never answered is not there. A vault that has answered before and takes no connections, or ends them without an
 //! answer, and a proxy that has no server behind it (502, 503, 504) are a restart: it is waited for to the deadline.
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::vault::Priority;
 
-/// Whether a request may be repeated when its fate is unknown.
+/// Whether a request may be repeated when it may have been applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idempotency {
     /// It changes nothing.
@@ -58,7 +58,7 @@ pub enum FailureClass {
 
 impl FailureClass {
     /// Whether the vault may have done what was asked.
-    pub fn leaves_doubt(self) -> bool {
+    pub fn maybe_applied(self) -> bool {
         match self {
             FailureClass::NotSent
             | FailureClass::Gone
@@ -135,7 +135,7 @@ impl Policy {
         left: Duration,
     ) -> Option<Duration> {
         if tries >= self.max_tries && !class.is_restart()
-            || class.leaves_doubt() && idempotency == Idempotency::Write
+            || class.maybe_applied() && idempotency == Idempotency::Write
         {
             return None;
         }
@@ -199,7 +199,7 @@ mod tests {
             assert_eq!(front(class, Idempotency::Write, 1, LONG), None, "{class:?}");
             assert!(front(class, Idempotency::Read, 1, LONG).is_some(), "{class:?}");
             assert!(front(class, Idempotency::Keyed, 1, LONG).is_some(), "{class:?}");
-            assert!(class.leaves_doubt());
+            assert!(class.maybe_applied());
         }
     }
 

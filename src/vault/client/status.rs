@@ -73,13 +73,13 @@ pub fn confirmed(answer: &Answer, request: &Request, id: &ObjectId) -> Result<()
 
 fn error(kind: ErrorKind, sentence: &str, answer: &Answer, request: &Request) -> Error {
     // A server that failed, or that answered nonsense, may have done its work before.
-    let doubt = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) || answer.doubt;
+    let maybe_applied = matches!(kind, ErrorKind::Server | ErrorKind::BadAnswer) || answer.maybe_applied;
     Error {
         kind,
         message: format!("{}: {sentence}", request.operation),
         request_id: answer.request_id.clone(),
         attempts: answer.attempts,
-        maybe_applied: doubt && request.idempotency.changes(),
+        maybe_applied: maybe_applied && request.idempotency.changes(),
         retry_after: answer.retry_after,
     }
 }
@@ -252,7 +252,7 @@ mod tests {
             media_type: None,
             retry_after: None,
             attempts: 1,
-            doubt: false,
+            maybe_applied: false,
         };
         let sent = Body::new(Zeroizing::new(sent.to_string().into_bytes()));
         let request =

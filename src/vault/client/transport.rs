@@ -181,18 +181,18 @@ impl Transport {
     pub async fn send_with_retries(&self, call: &Call, request: &Request) -> Result<Answer> {
         let mut tries = 0;
         let mut key_was_read = false;
-        let mut doubt = false;
+        let mut maybe_applied = false;
         let mut last = Err(AttemptError::Late { sent: false });
         loop {
             // An attempt cut off by the deadline says less than the failure before it.
             let left = self.left(call).saturating_sub(if tries > 0 { CONNECT_TIME } else { Duration::ZERO });
             let Some(permit) = self.restart.permit(left).await else {
-                return self.ended(last, request, tries, doubt);
+                return self.ended(last, request, tries, maybe_applied);
             };
             let had_permit = !permit.is_free();
             let ticket = self.parts.budget.acquire(call).await.map_err(|e| {
                 let e = self.describe(e, request, tries);
-                if doubt { e.maybe_applied() } else { e }
+                if maybe_applied { e.maybe_applied() } else { e }
             })?;
             let attempt = self.attempt(call, request, ticket, permit).await;
             if matches!(attempt, Err(AttemptError::Deferred)) {
@@ -225,9 +225,9 @@ impl Transport {
                 let is_cut_off =
                     matches!(attempt, Err(AttemptError::Late { .. })) && !request.idempotency.changes();
                 let outcome = if is_cut_off && tries > 1 { last } else { attempt };
-                return self.ended(outcome, request, tries, doubt);
+                return self.ended(outcome, request, tries, maybe_applied);
             };
-            doubt |= request.idempotency.changes() && class.is_some_and(FailureClass::leaves_doubt);
+            maybe_applied |= request.idempotency.changes() && class.is_some_and(FailureClass::maybe_applied);
             tracing::debug!(operation = request.operation, tries, ?class, ?wait, "trying again");
             if !matches!(class, Some(FailureClass::Gone | FailureClass::Away)) {
                 // Otherwise the permit includes the pause.
@@ -243,13 +243,13 @@ impl Transport {
         last: Result<Answer, AttemptError>,
         request: &Request,
         tries: u32,
-        doubt: bool,
+        maybe_applied: bool,
     ) -> Result<Answer> {
         match last {
-            Ok(answer) => Ok(Answer { attempts: tries, doubt, ..answer }),
+            Ok(answer) => Ok(Answer { attempts: tries, maybe_applied, ..answer }),
             Err(failed) => {
                 let mut error = self.give_up(failed, request, tries);
-                error.maybe_applied |= doubt;
+                error.maybe_applied |= maybe_applied;
                 Err(error)
             }
         }
@@ -356,7 +356,8 @@ impl Transport {
             let retry_after = headers
                 .retry_after
                 .or_else(|| headers.reset.filter(|_| status == StatusCode::TOO_MANY_REQUESTS));
-            Ok(Answer { status, body, request_id, media_type, retry_after, attempts: 1, doubt: false })
+            let (attempts, maybe_applied) = (1, false);
+            Ok(Answer { status, body, request_id, media_type, retry_after, attempts, maybe_applied })
         };
         let answer = tokio::time::timeout(left, answer);
         permit.keep_for(answer).await.unwrap_or(Err(AttemptError::Late { sent: true }))

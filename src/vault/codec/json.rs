@@ -18,7 +18,7 @@ pub(super) const MAX_DEPTH: usize = 128;
 
 /// Why a text is no storable JSON object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flaw {
+pub(super) enum SyntaxError {
     /// Not JSON, or not UTF-8.
     Syntax,
     /// JSON, but no object. (What follows the first character of the value has not been looked at.)
@@ -32,19 +32,19 @@ pub(super) enum Flaw {
 }
 
 /// [`canonical_within`] with room for any sensible layout: sixteen times the text and 64 MiB.
-pub(super) fn canonical(text: &[u8]) -> Result<SecretBytes, Flaw> {
+pub(super) fn canonical(text: &[u8]) -> Result<SecretBytes, SyntaxError> {
     canonical_within(text, text.len().saturating_mul(16).saturating_add(64 << 20))
 }
 
 /// The canonical text of a JSON object: two-space indent, `{}` and `[]` inline, shortest escapes, a final
 /// newline. Idempotent.
-pub(super) fn canonical_within(text: &[u8], max: usize) -> Result<SecretBytes, Flaw> {
-    let text = std::str::from_utf8(text).map_err(|_| Flaw::Syntax)?.as_bytes();
+pub(super) fn canonical_within(text: &[u8], max: usize) -> Result<SecretBytes, SyntaxError> {
+    let text = std::str::from_utf8(text).map_err(|_| SyntaxError::Syntax)?.as_bytes();
     let mut measure = Scanner { text, at: 0, depth: 0, sink: Measure(0) };
     measure.document()?;
     let len = measure.sink.0;
     if len > max {
-        return Err(Flaw::TooLong);
+        return Err(SyntaxError::TooLong);
     }
     let sink = Write { out: Vec::with_capacity(len), keys: Vec::new() };
     let mut write = Scanner { text, at: 0, depth: 0, sink };
@@ -217,14 +217,16 @@ struct Scanner<'a, S> {
 }
 
 impl<S: Sink> Scanner<'_, S> {
-    fn document(&mut self) -> Result<(), Flaw> {
+    fn document(&mut self) -> Result<(), SyntaxError> {
         match self.next_token() {
             Some(b'{') => self.value()?,
-            Some(b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => return Err(Flaw::NotAnObject),
-            _ => return Err(Flaw::Syntax),
+            Some(b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => {
+                return Err(SyntaxError::NotAnObject);
+            }
+            _ => return Err(SyntaxError::Syntax),
         }
         self.sink.put(b"\n");
-        if self.next_token().is_none() { Ok(()) } else { Err(Flaw::Syntax) }
+        if self.next_token().is_none() { Ok(()) } else { Err(SyntaxError::Syntax) }
     }
 
     /// The next byte that is not white space; it is not consumed.
@@ -235,7 +237,7 @@ impl<S: Sink> Scanner<'_, S> {
         self.text.get(self.at).copied()
     }
 
-    fn value(&mut self) -> Result<(), Flaw> {
+    fn value(&mut self) -> Result<(), SyntaxError> {
         match self.next_token() {
             Some(b'{') => self.nested(b'}', Self::member),
             Some(b'[') => self.nested(b']', Self::value),
@@ -244,14 +246,14 @@ impl<S: Sink> Scanner<'_, S> {
             Some(b't') => self.word(b"true"),
             Some(b'f') => self.word(b"false"),
             Some(b'n') => self.word(b"null"),
-            _ => Err(Flaw::Syntax),
+            _ => Err(SyntaxError::Syntax),
         }
     }
 
     /// An object or array; the opening bracket is next.
-    fn nested(&mut self, end: u8, item: fn(&mut Self) -> Result<(), Flaw>) -> Result<(), Flaw> {
+    fn nested(&mut self, end: u8, item: fn(&mut Self) -> Result<(), SyntaxError>) -> Result<(), SyntaxError> {
         if self.depth == MAX_DEPTH {
-            return Err(Flaw::TooDeep);
+            return Err(SyntaxError::TooDeep);
         }
         self.depth += 1;
         self.copy(1);
@@ -263,7 +265,7 @@ impl<S: Sink> Scanner<'_, S> {
                 match self.next_token() {
                     Some(b',') => self.copy(1),
                     Some(found) if found == end => break,
-                    _ => return Err(Flaw::Syntax),
+                    _ => return Err(SyntaxError::Syntax),
                 }
             }
             self.depth -= 1;
@@ -272,18 +274,18 @@ impl<S: Sink> Scanner<'_, S> {
             self.depth -= 1;
         }
         self.copy(1);
-        if self.sink.close(keys) { Ok(()) } else { Err(Flaw::DuplicateKey) }
+        if self.sink.close(keys) { Ok(()) } else { Err(SyntaxError::DuplicateKey) }
     }
 
-    fn member(&mut self) -> Result<(), Flaw> {
+    fn member(&mut self) -> Result<(), SyntaxError> {
         if self.next_token() != Some(b'"') {
-            return Err(Flaw::Syntax);
+            return Err(SyntaxError::Syntax);
         }
         let from = self.sink.len();
         self.string()?;
         self.sink.key(from);
         if self.next_token() != Some(b':') {
-            return Err(Flaw::Syntax);
+            return Err(SyntaxError::Syntax);
         }
         self.copy(1);
         self.sink.put(b" ");
@@ -303,27 +305,27 @@ impl<S: Sink> Scanner<'_, S> {
         self.at += n;
     }
 
-    fn word(&mut self, word: &[u8]) -> Result<(), Flaw> {
+    fn word(&mut self, word: &[u8]) -> Result<(), SyntaxError> {
         if !self.text[self.at..].starts_with(word) {
-            return Err(Flaw::Syntax);
+            return Err(SyntaxError::Syntax);
         }
         self.copy(word.len());
         Ok(())
     }
 
-    fn number(&mut self) -> Result<(), Flaw> {
+    fn number(&mut self) -> Result<(), SyntaxError> {
         let rest = &self.text[self.at..];
         let mut n = usize::from(rest[0] == b'-');
         let digits = |from: usize| rest[from..].iter().take_while(|b| b.is_ascii_digit()).count();
         let whole = digits(n);
         if whole == 0 || (whole > 1 && rest[n] == b'0') {
-            return Err(Flaw::Syntax);
+            return Err(SyntaxError::Syntax);
         }
         n += whole;
         if rest.get(n) == Some(&b'.') {
             let fraction = digits(n + 1);
             if fraction == 0 {
-                return Err(Flaw::Syntax);
+                return Err(SyntaxError::Syntax);
             }
             n += 1 + fraction;
         }
@@ -331,7 +333,7 @@ impl<S: Sink> Scanner<'_, S> {
             n += 1 + usize::from(matches!(rest.get(n + 1), Some(b'+' | b'-')));
             let exponent = digits(n);
             if exponent == 0 {
-                return Err(Flaw::Syntax);
+                return Err(SyntaxError::Syntax);
             }
             n += exponent;
         }
@@ -340,12 +342,12 @@ impl<S: Sink> Scanner<'_, S> {
     }
 
     /// A string; its opening quote is next.
-    fn string(&mut self) -> Result<(), Flaw> {
+    fn string(&mut self) -> Result<(), SyntaxError> {
         self.copy(1);
         loop {
             let rest = &self.text[self.at..];
             let special = |b: &u8| *b < b' ' || *b == b'"' || *b == b'\\';
-            let plain = rest.iter().position(special).ok_or(Flaw::Syntax)?;
+            let plain = rest.iter().position(special).ok_or(SyntaxError::Syntax)?;
             self.copy(plain);
             match rest[plain] {
                 b'"' => {
@@ -353,13 +355,13 @@ impl<S: Sink> Scanner<'_, S> {
                     return Ok(());
                 }
                 b'\\' => self.escape()?,
-                _ => return Err(Flaw::Syntax),
+                _ => return Err(SyntaxError::Syntax),
             }
         }
     }
 
     /// An escape; its backslash is next.
-    fn escape(&mut self) -> Result<(), Flaw> {
+    fn escape(&mut self) -> Result<(), SyntaxError> {
         match self.text.get(self.at + 1) {
             Some(b'"' | b'\\' | b'b' | b'f' | b'n' | b'r' | b't') => self.copy(2),
             Some(b'/') => {
@@ -367,7 +369,7 @@ impl<S: Sink> Scanner<'_, S> {
                 self.sink.put(b"/");
             }
             Some(b'u') => {
-                let first = self.unit().ok_or(Flaw::Syntax)?;
+                let first = self.unit().ok_or(SyntaxError::Syntax)?;
                 self.at += 6;
                 let second = if (0xd800..0xdc00).contains(&first) { self.unit() } else { None };
                 let units = [first, second.unwrap_or_default()];
@@ -380,7 +382,7 @@ impl<S: Sink> Scanner<'_, S> {
                     }
                 }
             }
-            _ => return Err(Flaw::Syntax),
+            _ => return Err(SyntaxError::Syntax),
         }
         Ok(())
     }

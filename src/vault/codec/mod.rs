@@ -20,7 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-use self::json::Flaw;
+use self::json::SyntaxError;
 use crate::secret::{SecretBytes, SecretString};
 use crate::vault::model::object::{Content, Form};
 
@@ -56,14 +56,14 @@ pub enum CodecError {
     },
 }
 
-impl From<Flaw> for CodecError {
-    fn from(flaw: Flaw) -> Self {
-        Self::BadData(match flaw {
-            Flaw::Syntax => "data is not valid JSON",
-            Flaw::NotAnObject => "data must be a JSON object",
-            Flaw::DuplicateKey => "data must be a JSON object in which no key occurs twice",
-            Flaw::TooDeep => "data must be a JSON object that is nested at most 128 levels deep",
-            Flaw::TooLong => "data is too large once it is laid out as a file",
+impl From<SyntaxError> for CodecError {
+    fn from(error: SyntaxError) -> Self {
+        Self::BadData(match error {
+            SyntaxError::Syntax => "data is not valid JSON",
+            SyntaxError::NotAnObject => "data must be a JSON object",
+            SyntaxError::DuplicateKey => "data must be a JSON object in which no key occurs twice",
+            SyntaxError::TooDeep => "data must be a JSON object that is nested at most 128 levels deep",
+            SyntaxError::TooLong => "data is too large once it is laid out as a file",
         })
     }
 }
@@ -84,8 +84,8 @@ pub fn to_content(format: Format, base: Option<Form>, bytes: &[u8]) -> Result<Co
     let canonical = match json::canonical(bytes) {
         Ok(canonical) => canonical,
         Err(_) if format == Format::Auto => return Ok(plain()),
-        Err(Flaw::Syntax | Flaw::NotAnObject) => return Err(CodecError::NotAnObject),
-        Err(flaw) => return Err(flaw.into()),
+        Err(SyntaxError::Syntax | SyntaxError::NotAnObject) => return Err(CodecError::NotAnObject),
+        Err(error) => return Err(error.into()),
     };
     let reformats = format == Format::Json || base == Some(Form::Structured);
     let same = canonical.expose() == bytes;
@@ -116,9 +116,9 @@ pub fn decode_data_within(data: &str, max: usize) -> Result<Content, CodecError>
     let too_large = CodecError::TooLarge { max };
     // A byte of text takes at most six bytes in JSON, `\u0001`, and what surrounds it less than 100.
     let room = max.saturating_mul(6).saturating_add(100);
-    let canonical = json::canonical_within(data.as_bytes(), room).map_err(|flaw| match flaw {
-        Flaw::TooLong => too_large.clone(),
-        flaw => flaw.into(),
+    let canonical = json::canonical_within(data.as_bytes(), room).map_err(|error| match error {
+        SyntaxError::TooLong => too_large.clone(),
+        error => error.into(),
     })?;
     let content = match plain_view(canonical.expose()) {
         Some(bytes) => plain_content(bytes),

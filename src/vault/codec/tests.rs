@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn canon(text: &str) -> Result<String, Flaw> {
+fn canon(text: &str) -> Result<String, SyntaxError> {
     json::canonical(text.as_bytes()).map(|bytes| String::from_utf8(bytes.expose().to_vec()).unwrap())
 }
 
@@ -26,25 +26,25 @@ fn canonical_text_keeps_what_the_vault_stores() {
 fn data_that_cannot_be_stored_is_refused_with_a_sentence_that_names_it() {
     let deep = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n - 1), "]".repeat(n - 1));
     assert!(decode_data(&deep(128)).is_ok());
-    for (text, flaw) in [
-        ("", Flaw::Syntax),
-        ("{", Flaw::Syntax),
-        ("{\"a\":1,}", Flaw::Syntax),
-        ("{\"a\":01}", Flaw::Syntax),
-        ("{\"a\":\"\n\"}", Flaw::Syntax),
-        ("{\"a\":\"\\x\"}", Flaw::Syntax),
-        ("{\"a\":\"\\ud800\\uzzzz\"}", Flaw::Syntax),
-        ("{} {}", Flaw::Syntax),
-        ("\u{feff}{}", Flaw::Syntax),
-        ("[1]", Flaw::NotAnObject),
-        (" \"x\"", Flaw::NotAnObject),
-        ("null", Flaw::NotAnObject),
-        ("{\"a\":1,\"a\":1}", Flaw::DuplicateKey),
-        ("{\"x\":[{\"a\":1,\"b\":2,\"\\u0061\":1}]}", Flaw::DuplicateKey),
-        ("{\"\\ud800\":1,\"\\uD800\":1}", Flaw::DuplicateKey),
-        (&deep(129), Flaw::TooDeep),
+    for (text, error) in [
+        ("", SyntaxError::Syntax),
+        ("{", SyntaxError::Syntax),
+        ("{\"a\":1,}", SyntaxError::Syntax),
+        ("{\"a\":01}", SyntaxError::Syntax),
+        ("{\"a\":\"\n\"}", SyntaxError::Syntax),
+        ("{\"a\":\"\\x\"}", SyntaxError::Syntax),
+        ("{\"a\":\"\\ud800\\uzzzz\"}", SyntaxError::Syntax),
+        ("{} {}", SyntaxError::Syntax),
+        ("\u{feff}{}", SyntaxError::Syntax),
+        ("[1]", SyntaxError::NotAnObject),
+        (" \"x\"", SyntaxError::NotAnObject),
+        ("null", SyntaxError::NotAnObject),
+        ("{\"a\":1,\"a\":1}", SyntaxError::DuplicateKey),
+        ("{\"x\":[{\"a\":1,\"b\":2,\"\\u0061\":1}]}", SyntaxError::DuplicateKey),
+        ("{\"\\ud800\":1,\"\\uD800\":1}", SyntaxError::DuplicateKey),
+        (&deep(129), SyntaxError::TooDeep),
     ] {
-        assert_eq!(canon(text), Err(flaw), "{text}");
+        assert_eq!(canon(text), Err(error), "{text}");
         let error = decode_data(text).unwrap_err();
         assert!(matches!(error, CodecError::BadData(sentence) if sentence.contains("data")), "{text}");
     }
@@ -264,7 +264,7 @@ proptest! {
         if value.is_object() {
             prop_assert_eq!(ours.unwrap(), serde_json::to_string_pretty(&value).unwrap() + "\n");
         } else {
-            prop_assert_eq!(ours, Err(Flaw::NotAnObject));
+            prop_assert_eq!(ours, Err(SyntaxError::NotAnObject));
         }
     }
 
@@ -282,7 +282,7 @@ proptest! {
                         prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&once).unwrap(), value);
                     }
                 }
-                Err(Flaw::Syntax) => prop_assert!(!known, "{}", text),
+                Err(SyntaxError::Syntax) => prop_assert!(!known, "{}", text),
                 Err(_) => prop_assert!(true),
             }
         }

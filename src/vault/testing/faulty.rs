@@ -251,9 +251,9 @@ impl FaultyVault {
         Some(action)
     }
 
-    fn error(op: Op, kind: ErrorKind, doubt: bool) -> Error {
+    fn error(op: Op, kind: ErrorKind, maybe_applied: bool) -> Error {
         let error = Error::new(kind, format!("planned fault of {op:?}: {kind:?}"));
-        if doubt && op.writes() { error.maybe_applied() } else { error }
+        if maybe_applied && op.writes() { error.maybe_applied() } else { error }
     }
 
     /// Waits until `until` is over; fails at the call's deadline.

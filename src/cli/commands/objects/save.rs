@@ -18,29 +18,29 @@ pub enum Saved {
 
 /// Makes the object or a version of it. `content` decides how it is stored, given the form of what is there.
 ///
-/// An object that comes or goes meanwhile, or a failure that leaves the effect in doubt, makes it look again:
+/// An object that comes or goes meanwhile, or a failure after which the change may have been applied, makes it read the vault again:
 /// what is asked for is that the vault holds these bytes, once.
 pub async fn save(
     session: &ObjectSession,
     name: &ObjectName,
     content: impl Fn(Option<Form>) -> Result<Content, Failure>,
 ) -> Result<Saved, Failure> {
-    let mut doubt: Option<Error> = None;
+    let mut unconfirmed: Option<Error> = None;
     let mut refused_as_taken = false;
     for _ in 0..MAX_SAVES {
         let there = match session.read(name).await {
             Ok(object) => Some(object),
             Err(e) if e.kind == ErrorKind::NotFound => None,
-            Err(e) if e.kind == ErrorKind::Forbidden && doubt.is_none() => {
+            Err(e) if e.kind == ErrorKind::Forbidden && unconfirmed.is_none() => {
                 return make(session, name, &content(None)?).await;
             }
-            Err(e) => return Err(doubt.unwrap_or(e).into()),
+            Err(e) => return Err(unconfirmed.unwrap_or(e).into()),
         };
         let content = content(there.as_ref().map(|object| object.content.form))?;
         if there.as_ref().is_some_and(|object| object.content == content) {
-            return Ok(if doubt.is_some() { Saved::Stored } else { Saved::Equal });
+            return Ok(if unconfirmed.is_some() { Saved::Stored } else { Saved::Equal });
         }
-        if let Some(e) = doubt {
+        if let Some(e) = unconfirmed {
             return Err(e.into());
         }
         let call = session.call();
@@ -54,7 +54,7 @@ pub async fn save(
         };
         match result {
             Ok(_) => return Ok(Saved::Stored),
-            Err(e) if e.maybe_applied => doubt = Some(e),
+            Err(e) if e.maybe_applied => unconfirmed = Some(e),
             Err(e) => match (e.kind, &there) {
                 (ErrorKind::AlreadyExists, None) if refused_as_taken => {
                     let sentence = format!(
@@ -69,7 +69,7 @@ pub async fn save(
             },
         }
     }
-    let sentence = match doubt {
+    let sentence = match unconfirmed {
         Some(e) => return Err(e.into()),
         None => format!("{name:?} is being changed by others all the time: try again"),
     };

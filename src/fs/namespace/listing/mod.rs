@@ -258,7 +258,7 @@ impl Listing {
     }
 
     /// The same without a reader: nothing counts as shown.
-    pub fn look(&self, after: u64, take: impl FnMut(&DirEntry) -> bool) {
+    pub fn peek(&self, after: u64, take: impl FnMut(&DirEntry) -> bool) {
         let state = self.state();
         let _ = state.entries[state.first_after(after)..].iter().any(take);
     }

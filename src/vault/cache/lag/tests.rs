@@ -54,9 +54,9 @@ fn of_thousands_the_newest_are_remembered() {
     let all = 2 * MOST;
     for n in 0..all {
         lag.stored(&meta(&format!("i{n}"), &format!("f{n}"), 2), true, now);
-        lag.doubt(Changed::Name(ObjectName::new(&format!("f{n}")).unwrap()), now);
+        lag.note_unanswered(Changed::Name(ObjectName::new(&format!("f{n}")).unwrap()), now);
     }
-    assert_eq!((lag.entries.len(), lag.names.len(), lag.doubts.len()), (MOST, MOST, MOST));
+    assert_eq!((lag.entries.len(), lag.names.len(), lag.unanswered.len()), (MOST, MOST, MOST));
     let older = |n: usize| item(&format!("i{n}"), &format!("f{n}"), 1);
     assert_eq!(lag.presence(&older(0), now, false), Verdict::Accepted);
     assert_ne!(lag.presence(&older(all - 1), now, false), Verdict::Accepted);

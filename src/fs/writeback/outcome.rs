@@ -2,7 +2,7 @@
 //!
 //! 1. Before an attempt is sent it is written down what it is sent after ([`Sent`]). The note goes with the answer, or
 //!    where the attempt surely changed nothing.
-//! 2. A later try of the same bytes looks among the versions since ([`Fate`]): made is stored, whoever saved after it;
+//! 2. A later try of the same bytes looks among the versions since ([`Outcome`]): made is stored, whoever saved after it;
 //!    not made is sent; what cannot be told is a conflict, never a second update.
 //! 3. A creation carries a key, the same in each attempt: a vault that honours such keys knows it again, and tells that
 //!    it made the object, and whether that was deleted since. Any other vault is asked in vain.
@@ -46,7 +46,7 @@ pub enum After {
 
 /// What became of an attempt.
 #[derive(Debug)]
-pub(in crate::fs) enum Fate {
+pub(in crate::fs) enum Outcome {
     /// The vault has the bytes.
     Made(Saved),
     /// It was not made; what the name is now.
@@ -72,7 +72,7 @@ impl Saved {
     }
 }
 
-/// What is said of a save whose fate nobody can tell.
+/// What is said of a save whose outcome nobody can tell.
 pub(in crate::fs) fn unknown() -> Error {
     Error::new(
         ErrorKind::VersionMismatch,
@@ -111,85 +111,92 @@ impl FileState {
 
 impl FileSystem {
     /// What became of an attempt to store `content`; without one, what the name is now.
-    pub(in crate::fs) async fn fate(
+    pub(in crate::fs) async fn outcome_of(
         &self,
         job: &Job,
         after: Option<&After>,
         content: &Content,
         call: &Call,
-    ) -> Result<Fate, Error> {
-        let fate = self.look(job, after, content, call).await?;
-        let (Some(After::Nothing(once @ Some(_))), Fate::NotMade(Some(now)) | Fate::Unknown(Some(now))) =
-            (after, &fate)
+    ) -> Result<Outcome, Error> {
+        let outcome = self.outcome_by_versions(job, after, content, call).await?;
+        let (
+            Some(After::Nothing(idempotency_key @ Some(_))),
+            Outcome::NotMade(Some(now)) | Outcome::Unknown(Some(now)),
+        ) = (after, &outcome)
         else {
-            return Ok(fate);
+            return Ok(outcome);
         };
         // The name is taken: sent once more, it makes nothing, and a vault that knows it says what it made.
-        match self.cache.vault().create(&Call { idempotency_key: *once, ..*call }, &job.name, content).await {
+        match self
+            .cache
+            .vault()
+            .create(&Call { idempotency_key: *idempotency_key, ..*call }, &job.name, content)
+            .await
+        {
             Ok(meta) if meta.id == now.id => {
                 let object = Arc::new(Object { meta, content: content.clone() });
-                Ok(Fate::Made(Saved { object, superseded: true }))
+                Ok(Outcome::Made(Saved { object, superseded: true }))
             }
             // What had the name is gone meanwhile.
-            Ok(meta) => Ok(Fate::Made(Saved::current(self.cache.stored(meta, content.clone())))),
-            Err(e) if e.kind == ErrorKind::MadeAndDeleted => Ok(Fate::Deleted(now.clone())),
+            Ok(meta) => Ok(Outcome::Made(Saved::current(self.cache.stored(meta, content.clone())))),
+            Err(e) if e.kind == ErrorKind::MadeAndDeleted => Ok(Outcome::Deleted(now.clone())),
             Err(e) if is_outage(e.kind) => Err(e),
-            Err(_) => Ok(fate),
+            Err(_) => Ok(outcome),
         }
     }
 
     /// The same, as far as the object and its versions tell it.
-    async fn look(
+    async fn outcome_by_versions(
         &self,
         job: &Job,
         after: Option<&After>,
         content: &Content,
         call: &Call,
-    ) -> Result<Fate, Error> {
+    ) -> Result<Outcome, Error> {
         let asked = self.clock.now();
         let current = match self.cache.vault().get_by_name(call, &job.name).await {
             Ok(object) if object.content.bytes == content.bytes => {
-                return Ok(Fate::Made(Saved::current(self.cache.stored(object.meta, object.content))));
+                return Ok(Outcome::Made(Saved::current(self.cache.stored(object.meta, object.content))));
             }
             Ok(object) => self.cache.ingest_object(object, asked),
             Err(e) if e.kind == ErrorKind::NotFound => {
                 return Ok(match after {
-                    Some(After::Any(..) | After::Just(..)) => Fate::Unknown(None),
-                    Some(After::Nothing(_)) | None => Fate::NotMade(None),
+                    Some(After::Any(..) | After::Just(..)) => Outcome::Unknown(None),
+                    Some(After::Nothing(_)) | None => Outcome::NotMade(None),
                 });
             }
             Err(e) => return Err(e),
         };
         let now = &current.meta;
         match after {
-            None => return Ok(Fate::NotMade(Some(now.clone()))),
+            None => return Ok(Outcome::NotMade(Some(now.clone()))),
             Some(After::Any(id, _) | After::Just(id, _)) if *id != now.id => {
-                return Ok(Fate::Unknown(Some(now.clone())));
+                return Ok(Outcome::Unknown(Some(now.clone())));
             }
             Some(After::Any(_, version) | After::Just(_, version)) if *version == now.version => {
-                return Ok(Fate::NotMade(Some(now.clone())));
+                return Ok(Outcome::NotMade(Some(now.clone())));
             }
             Some(_) => {}
         }
         let history = match self.cache.vault().versions(call, &now.id).await {
             Ok(history) => history,
             Err(e) if is_outage(e.kind) => return Err(e),
-            Err(_) => return Ok(Fate::Unknown(Some(now.clone()))),
+            Err(_) => return Ok(Outcome::Unknown(Some(now.clone()))),
         };
         match after.and_then(|after| candidates(&history, after, now)) {
-            Some(candidates) => self.among(candidates, now, content, call).await,
-            None => Ok(Fate::Unknown(Some(now.clone()))),
+            Some(candidates) => self.search_versions(candidates, now, content, call).await,
+            None => Ok(Outcome::Unknown(Some(now.clone()))),
         }
     }
 
     /// Looks for the bytes among superseded versions.
-    async fn among(
+    async fn search_versions(
         &self,
         candidates: Vec<&VersionInfo>,
         now: &Meta,
         content: &Content,
         call: &Call,
-    ) -> Result<Fate, Error> {
+    ) -> Result<Outcome, Error> {
         let size = content.bytes.len() as u64;
         let can_read = self.cache.vault().capabilities().old_values;
         let mut unknown = false;
@@ -201,14 +208,14 @@ impl FileSystem {
             };
             match found {
                 Ok(object) if object.content.bytes == content.bytes => {
-                    return Ok(Fate::Made(Saved { object, superseded: true }));
+                    return Ok(Outcome::Made(Saved { object, superseded: true }));
                 }
                 Ok(_) => {}
                 Err(e) if is_outage(e.kind) => return Err(e),
                 Err(_) => unknown = true,
             }
         }
-        Ok(if unknown { Fate::Unknown(Some(now.clone())) } else { Fate::NotMade(Some(now.clone())) })
+        Ok(if unknown { Outcome::Unknown(Some(now.clone())) } else { Outcome::NotMade(Some(now.clone())) })
     }
 }
 
@@ -229,7 +236,7 @@ impl After {
     /// The key of a creation that goes on after that attempt.
     pub(in crate::fs) fn idempotency_key(sent: Option<&Self>) -> Option<IdempotencyKey> {
         match sent {
-            Some(Self::Nothing(once)) => *once,
+            Some(Self::Nothing(idempotency_key)) => *idempotency_key,
             _ => IdempotencyKey::random(),
         }
     }

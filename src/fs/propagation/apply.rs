@@ -1,0 +1,103 @@
+//! What the helper's requests change in the inode table: which inode a name shows.
+//!
+//! An inode with bytes that the vault does not have is never replaced (EBUSY): its commit decides what the name shows.
+
+use std::sync::Arc;
+
+use crate::fs::FileSystem;
+use crate::fs::inode::DirKind;
+use crate::fs::inode::file::{File, Link, Stored};
+use crate::fs::name::{DirPrefix, Rest};
+use crate::fs::types::errno::{Errno, Result};
+use crate::vault::{Object, ObjectName};
+
+impl FileSystem {
+    /// The helper's rename: the name shows `fresh` from now on. EBUSY if the name shows another inode than `over` by
+    /// now, or one with bytes that the vault does not have.
+    pub(in crate::fs) fn show(&self, fresh: &Arc<File>, over: Option<u64>) -> Result<()> {
+        let name = fresh.state().name.clone();
+        let mut table = self.table();
+        if fresh.state().stored.is_none() {
+            // Not looked up yet: the first lookup decides whether the name is a file or a directory.
+            self.names_changed(&mut table, &name);
+            return Ok(());
+        }
+        let shown = table.file(&name);
+        if shown.as_ref().map(|file| file.ino) != over || table.is_hidden(&name) {
+            return Err(Errno::EBUSY);
+        }
+        let old = shown.filter(|file| file.ino != fresh.ino);
+        if let Some(old) = &old {
+            if self.is_newest(old) && !self.is_newest(fresh) {
+                // Saved since the rename was ordered.
+                return Err(Errno::EBUSY);
+            }
+            self.replace(old)?;
+        }
+        fresh.state().link = Link::Current;
+        table.point(&name, fresh.ino);
+        match old {
+            Some(old) => table.drop_unheld(old.ino),
+            None => self.names_changed(&mut table, &name),
+        }
+        Ok(())
+    }
+
+    /// The helper's unlink: the name of `file` shows nothing from now on.
+    pub(in crate::fs) fn show_nothing(&self, file: &Arc<File>) -> Result<()> {
+        let name = file.state().name.clone();
+        let mut table = self.table();
+        match table.file(&name) {
+            Some(shown) if shown.ino != file.ino || self.is_newest(&shown) => return Err(Errno::EBUSY),
+            Some(shown) => self.replace(&shown)?,
+            None => {}
+        }
+        table.unpoint(&name, file.ino);
+        table.drop_unheld(file.ino);
+        self.names_changed(&mut table, &name);
+        Ok(())
+    }
+
+    /// Detaches a file from its name.
+    fn replace(&self, old: &File) -> Result<()> {
+        let mut state = old.state();
+        if state.is_dirty() || state.is_only_here() || old.commit_lock.available_permits() == 0 {
+            return Err(Errno::EBUSY);
+        }
+        self.keep_bytes(&mut state);
+        state.link = Link::Replaced;
+        Ok(())
+    }
+
+    fn names_changed(&self, table: &mut crate::fs::inode::Table, name: &ObjectName) {
+        let mut under = DirPrefix::root();
+        while let Some((_, Rest::Dir(dir))) = self.shown(table, name, &under) {
+            if dir.self_name().as_ref() == Some(name) {
+                under = dir;
+                break;
+            }
+            under = dir;
+        }
+        table.touch(&DirKind::Tree(under), self.clock.wall());
+    }
+
+    /// `--in-place`: the inode shows another version from now on. False if it has bytes that the vault does not have.
+    pub(in crate::fs) fn become_version(&self, file: &Arc<File>, object: &Arc<Object>) -> bool {
+        {
+            if self.is_newest(file) {
+                return false;
+            }
+            let mut state = file.state();
+            if state.is_dirty() || state.is_only_here() || file.commit_lock.available_permits() == 0 {
+                return false;
+            }
+            state.stored = Some(Stored::of(object));
+            state.pinned = (state.opens > 0).then(|| object.clone());
+            state.buffer = None;
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_inode(file.ino);
+        }
+        true
+    }
+}
