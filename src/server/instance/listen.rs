@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::server::instance::admission::{Admission, Origin, ConnectionPermit};
+use crate::server::instance::admission::{Admission, ConnectionPermit, Origin};
 use crate::sys::files;
 
 /// Connections that the system keeps while none is accepted, if it is allowed as many.
@@ -240,7 +240,12 @@ async fn refused(e: &io::Error) {
 }
 
 /// One connection, from its first byte to its end.
-async fn answer(stream: Stream, router: PermittedRouter, connections: Watcher, mut stopped: watch::Receiver<()>) {
+async fn answer(
+    stream: Stream,
+    router: PermittedRouter,
+    connections: Watcher,
+    mut stopped: watch::Receiver<()>,
+) {
     let permit = Arc::clone(&router.permit);
     let speaks = tokio::select! {
         biased;
