@@ -45,7 +45,7 @@ pub struct Connections {
     // writer can.
     idle: parking_lot::Mutex<Vec<Connection>>,
     /// One permit for each reading connection.
-    permits: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
     /// One permit for each of these that may walk.
     walks: Arc<Semaphore>,
     /// `None` only while the database could not be opened again.
@@ -74,7 +74,7 @@ impl Connections {
         let readers = if alone { Vec::new() } else { readers(path)? };
         let connections = Arc::new(Self {
             path: path.to_owned(),
-            permits: Arc::new(Semaphore::new(readers.len())),
+            turns: Arc::new(Semaphore::new(readers.len())),
             walks: Arc::new(Semaphore::new(WALKERS)),
             idle: parking_lot::Mutex::new(readers),
             writer: Arc::new(Mutex::new(Some(writer))),
@@ -105,9 +105,9 @@ impl Connections {
         if self.alone.load(Ordering::Acquire) {
             return Ok(Reader::Sole(self.writer().await));
         }
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|e| gone(&e))?;
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|e| gone(&e))?;
         let connection = self.idle.lock().pop();
-        Ok(Reader::Pooled { connection, of: Arc::clone(self), _permit: permit })
+        Ok(Reader::Pooled { connection, of: Arc::clone(self), _turn: turn })
     }
 
     /// The same, to walk over many rows.
@@ -146,7 +146,7 @@ impl Connections {
         let Ok((shared, readers)) = shared else { return };
         *writer = Some(shared);
         let mut idle = self.idle.lock();
-        self.permits.add_permits(readers.len());
+        self.turns.add_permits(readers.len());
         idle.extend(readers);
         self.alone.store(false, Ordering::Release);
         tracing::info!("there is room on the disk again");
@@ -223,7 +223,7 @@ pub enum Reader {
         /// To whom.
         of: Arc<Connections>,
         /// The right to it.
-        _permit: OwnedSemaphorePermit,
+        _turn: OwnedSemaphorePermit,
     },
     /// The only one.
     Sole(Writer),
@@ -243,7 +243,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Before the permit is released: the next holder finds the connection.
+        // Before the turn is given back: whoever gets it finds the connection.
         if let Reader::Pooled { connection, of, .. } = self
             && let Some(connection) = connection.take()
         {
