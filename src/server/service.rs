@@ -141,6 +141,11 @@ impl Service {
         Self { store, sealer, clock, max_value }
     }
 
+    /// The vault ends.
+    pub async fn close(&self) {
+        self.store.close().await;
+    }
+
     /// Longest request body that is read: a value may be escaped at worst eightfold, and there is more than the value.
     pub fn max_body(&self) -> usize {
         8 * self.max_value + 64 * 1024

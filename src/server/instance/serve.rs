@@ -136,8 +136,9 @@ impl Listening {
     /// Answers until `stop` is done, drains, removes the socket and gives up the lock.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Instance { dir, service, limit, lock } = self.instance;
-        let router = api::router(App::new(service, limit));
+        let router = api::router(App::new(service.clone(), limit));
         listen::serve(self.listeners, router, stop).await;
+        service.close().await;
         if let Err(e) = std::fs::remove_file(dir.socket()) {
             tracing::warn!(error = %e, "the socket's file could not be removed");
         }

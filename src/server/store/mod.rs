@@ -378,4 +378,6 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn list_keys(&self) -> Result<Vec<KeyRow>, StoreError>;
     /// Forgets an API key; [`StoreError::NotFound`] if there is none with this id.
     async fn revoke_key(&self, id: &str) -> Result<(), StoreError>;
+    /// Ends the work that goes on behind the answers, and lets go of what is on the disk. Nothing can be asked afterwards.
+    async fn close(&self);
 }

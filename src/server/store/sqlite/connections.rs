@@ -20,6 +20,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use crate::server::store::StoreError;
 use crate::server::store::sqlite::Result;
@@ -34,6 +35,8 @@ const WALKERS: usize = READERS - 1;
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 /// From one attempt to purge to the next.
 const PURGE_PAUSE: Duration = Duration::from_secs(1);
+/// How long the end waits for readers.
+const LAST_READERS: Duration = Duration::from_secs(1);
 /// After so many failures in a row a warning is logged.
 const PURGES_BEFORE_WARNING: u32 = 5;
 
@@ -48,13 +51,14 @@ pub struct Connections {
     turns: Arc<Semaphore>,
     /// One permit for each of these that may walk.
     walks: Arc<Semaphore>,
-    /// `None` only while the database could not be opened again.
+    /// `None` while the database could not be opened again, and once it is closed.
     writer: Arc<Mutex<Option<Connection>>>,
     alone: AtomicBool,
     /// The marks of what was deleted since the last purge.
     marks: parking_lot::Mutex<Vec<Vec<u8>>>,
     purge_owed: AtomicBool,
     purging: AtomicBool,
+    closed: AtomicBool,
 }
 
 impl Connections {
@@ -82,6 +86,7 @@ impl Connections {
             marks: parking_lot::Mutex::default(),
             purge_owed: AtomicBool::new(false),
             purging: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         });
         if !purged {
             connections.purge(Vec::new());
@@ -127,6 +132,31 @@ impl Connections {
         }
     }
 
+    /// Purges what is owed and closes the database, which is one file then. A reader is waited for a moment only: what a
+    /// request holds that outlived the drain stays open until the process ends.
+    pub async fn close(self: &Arc<Self>) {
+        let mut writer = self.writer().await;
+        self.closed.store(true, Ordering::Release);
+        if !self.alone.load(Ordering::Acquire) {
+            let _ = timeout(LAST_READERS, self.turns.acquire_many(READERS as u32)).await;
+        }
+        self.turns.close();
+        // One by one: SQLite puts the log into the database when the last one closes, and only a writer can.
+        self.idle.lock().clear();
+        self.purge_last(writer.connection.take());
+    }
+
+    /// With the last connection, which is closed here.
+    fn purge_last(&self, writer: Option<Connection>) {
+        let marks = std::mem::take(&mut *self.marks.lock());
+        if !marks.is_empty()
+            && let Some(writer) = &writer
+            && let Err(e) = purge(&self.path, writer, &marks)
+        {
+            tracing::warn!(error = %e, "what was deleted last may still be in the database's file");
+        }
+    }
+
     async fn purge_once(self: &Arc<Self>) -> Result<bool> {
         let mut writer = self.writer().await;
         let (path, marks) = (self.path.clone(), self.marks.lock().clone());
@@ -155,13 +185,9 @@ impl Connections {
 
 impl Drop for Connections {
     fn drop(&mut self) {
-        let marks = std::mem::take(self.marks.get_mut());
-        if !marks.is_empty()
-            && let Ok(writer) = self.writer.try_lock()
-            && let Some(writer) = writer.as_ref()
-            && let Err(e) = purge(&self.path, writer, &marks)
-        {
-            tracing::warn!(error = %e, "what was deleted last may still be in the database's file");
+        self.idle.get_mut().clear();
+        if let Ok(mut writer) = self.writer.try_lock() {
+            self.purge_last(writer.take());
         }
     }
 }
@@ -169,7 +195,10 @@ impl Drop for Connections {
 async fn purge_until_done(connections: Weak<Connections>) {
     let mut failures = 0;
     loop {
-        let Some(strong) = connections.upgrade() else { return };
+        let Some(strong) = connections.upgrade().filter(|strong| !strong.closed.load(Ordering::Acquire))
+        else {
+            return;
+        };
         strong.purge_owed.store(false, Ordering::Release);
         let purged = strong.purge_once().await;
         failures = if matches!(purged, Ok(true)) { 0 } else { failures + 1 };
@@ -200,6 +229,9 @@ pub struct Writer {
 impl Writer {
     /// The connection; opened again if that failed before.
     pub fn connection(&mut self) -> Result<&mut Connection> {
+        if self.connection.is_none() && self.of.closed.load(Ordering::Acquire) {
+            return Err(gone(&"the vault has ended"));
+        }
         if self.connection.is_none() {
             *self.connection = Some(sole_connection(&self.of.path)?);
         }

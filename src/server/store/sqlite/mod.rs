@@ -359,6 +359,10 @@ impl Store for SqliteStore {
         })
         .await
     }
+
+    async fn close(&self) {
+        self.connections.close().await;
+    }
 }
 
 pub(in crate::server::store) mod connections;
