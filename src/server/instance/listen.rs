@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -26,6 +27,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::task::consume_budget;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -43,6 +45,9 @@ const BUFFER: usize = 64 * 1024;
 const UNSENT: u32 = 64 * 1024;
 /// How long a client may take nothing of what is sent to it.
 const STALL: Duration = Duration::from_secs(30);
+/// What a request costs of the 128 operations that a task may do in its turn. The look-ups in the store are made within the
+/// task, so a connection with many requests in a pipeline would take sixteen of them in one turn.
+const REQUEST: usize = 60;
 /// How long requests under way may take once the server is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of file descriptors, most likely.
@@ -165,13 +170,20 @@ struct PermittedRouter {
 impl hyper::service::Service<hyper::Request<Incoming>> for PermittedRouter {
     type Response = axum::response::Response;
     type Error = std::convert::Infallible;
-    type Future = <TowerToHyperService<Router> as hyper::service::Service<hyper::Request<Incoming>>>::Future;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn call(&self, mut request: hyper::Request<Incoming>) -> Self::Future {
         self.permit.begin();
         request.extensions_mut().insert(Arc::clone(&self.permit));
         request.extensions_mut().insert(self.peer);
-        self.router.call(request)
+        let answer = self.router.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            for _ in 0..REQUEST {
+                consume_budget().await;
+            }
+            answer
+        })
     }
 }
 
@@ -304,6 +316,32 @@ mod tests {
 
     use super::*;
     use crate::server::instance::admission::UNPROVEN;
+
+    #[tokio::test]
+    async fn a_pipeline_of_requests_takes_turns_with_other_connections() {
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (admission, connections) = (Admission::new(Vec::new(), 1), GracefulShutdown::new());
+        let (_taking, stopped) = watch::channel(());
+        let mut clients = Vec::new();
+        for (name, requests) in [("many", 64), ("one", 1)] {
+            let (mut client, stream) = UnixStream::pair().unwrap();
+            let request = b"GET / HTTP/1.1\r\nHost: v\r\n\r\n".repeat(requests);
+            client.write_all(&request).await.unwrap();
+            // Known to the runtime before the first of the two has its turn.
+            stream.readable().await.unwrap();
+            clients.push(client);
+            let order = Arc::clone(&order);
+            let router = Router::new().fallback(async move || order.lock().unwrap().push(name));
+            let seat = admission.admit(Origin::User(0)).unwrap();
+            let router = Seated { router: TowerToHyperService::new(router), seat, peer: Peer(None) };
+            tokio::spawn(answer(Stream::Unix(stream), router, connections.watcher(), stopped.clone()));
+        }
+        for client in &mut clients {
+            assert!(client.read(&mut [0; 4096]).await.unwrap() > 0);
+        }
+        let turn = order.lock().unwrap().iter().position(|name| *name == "one").unwrap();
+        assert!(turn < 8, "{turn} of the others were answered first");
+    }
 
     #[tokio::test]
     async fn what_came_before_the_eviction_is_read_and_answered() {
