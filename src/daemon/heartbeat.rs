@@ -9,7 +9,7 @@
 //!    it; and a keeper that did not run counts only a moment of that time ([`HeartbeatMonitor`]).
 //! 2. Sleep. The clock stops while the machine is suspended, and a frozen cgroup has the keeper in it.
 //! 3. A debugger. A worker that is traced is not killed until it is released.
-//! 4. A program of another version without a heartbeat: it is not judged.
+//! 4. A worker that starts, and a program of another version: it has no heartbeat, and is judged only while it is stopped.
 //!
 //! The thread counts only while the runtime makes progress: a task there runs the liveness probe each second. When the
 //! probe has not returned for [`STUCK`] (which may be work, on a slow machine) the heartbeat stops, and the keeper does the

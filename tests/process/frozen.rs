@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::common::{Mount, Place, run, signal, until, wait};
+use crate::support::common::{Mount, Place, run, signal, until, wait, worker_of};
 
 /// The keeper's patience, and what a loaded machine may add to it.
 const AT_MOST: Duration = Duration::from_secs(25);
@@ -38,6 +39,48 @@ fn a_worker_that_is_stopped_is_succeeded_and_no_operation_fails() {
     assert_eq!(mount.pids().0, keeper);
     let log = mount.log();
     assert!(log.contains("killing the worker: no heartbeat for 5 s"), "{log}");
+    mount.unmount();
+}
+
+/// A mount, and the file that tells its workers where to stand still.
+fn stalling() -> (Mount, PathBuf) {
+    let place = Place::new();
+    let point = place.dir.path().join("point");
+    let mut command = place.mount_command(&[]);
+    run(command.env("VAULTFS_TEST_CRASH", &point)).ok();
+    (Mount::adopt(place), point)
+}
+
+/// The first thread that comes to that point stands still there, and takes the file away.
+fn stall(point: &Path, at: &str) {
+    let next = point.with_extension("next");
+    fs::write(&next, format!("stall {at}")).unwrap();
+    fs::rename(&next, point).unwrap();
+}
+
+#[test]
+fn workers_that_are_stopped_while_they_start_are_succeeded() {
+    let (mount, point) = stalling();
+    fs::write(mount.path("f"), "1").unwrap();
+    let (keeper, mut worker) = mount.pids();
+    stall(&point, "receive-state");
+    signal(worker, Signal::SIGKILL);
+    let begun = Instant::now();
+    for is_last in [false, true] {
+        let next = || worker_of(keeper).filter(|now| *now != worker && !point.exists());
+        worker = wait(next, AT_MOST).expect("the next worker, at the point");
+        if !is_last {
+            stall(&point, "receive-state");
+        }
+        signal(worker, Signal::SIGSTOP);
+    }
+    fs::write(mount.path("new"), "2").unwrap();
+    assert!(begun.elapsed() < 2 * AT_MOST, "{:?}", begun.elapsed());
+    let why = "its takeover failed: the worker process died (no heartbeat for 5 s, and was killed); see the log";
+    assert_eq!(last_end(&mount), why);
+    assert_eq!(mount.status()["restarts"], 3);
+    assert_eq!(mount.pids().0, keeper);
+    assert_eq!(fs::read_to_string(mount.path("f")).unwrap(), "1");
     mount.unmount();
 }
 
@@ -73,15 +116,9 @@ fn a_worker_that_was_stopped_with_its_keeper_goes_on() {
 
 #[test]
 fn a_worker_whose_threads_wait_for_each_other_is_succeeded() {
-    let place = Place::new();
-    let point = place.dir.path().join("point");
-    let mut command = place.mount_command(&[]);
-    run(command.env("VAULTFS_TEST_CRASH", &point)).ok();
-    let mount = Mount::adopt(place);
+    let (mount, point) = stalling();
     fs::write(mount.path("f"), "1").unwrap();
-    let next = point.with_extension("next");
-    fs::write(&next, "stall liveness").unwrap();
-    fs::rename(&next, &point).unwrap();
+    stall(&point, "liveness");
     until("it stands still, with what requests need", || !point.exists());
     let stalled = Instant::now();
     fs::write(mount.path("new"), "2").unwrap();

@@ -287,11 +287,15 @@ impl Keeper {
         self.withdraw();
     }
 
+    /// For people.
+    fn how_it_ended(&self, status: Option<ExitStatus>) -> String {
+        self.worker.as_ref().map_or_else(|| ending(status), |worker| worker.ending(status))
+    }
+
     fn worker_gone(&mut self, status: Option<ExitStatus>) {
         let says = self.exit_message(status);
         self.record_exit(says);
-        let how = self.worker.as_ref().map_or_else(|| ending(status), |w| w.ending(status));
-        self.worker_died(says, how);
+        self.worker_died(says, self.how_it_ended(status));
     }
 
     fn serve(mut self) -> u8 {

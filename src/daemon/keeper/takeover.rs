@@ -9,7 +9,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use crate::daemon::keeper::events::Event;
-use crate::daemon::keeper::worker_process::{Worker, ending};
+use crate::daemon::keeper::worker_process::Worker;
 use crate::daemon::keeper::{DRAIN_MARGIN, Goal, Keeper, Phase, StarterPipe, restart_policy};
 use crate::daemon::protocol::{ExitError, MountFacts, ToKeeper, ToWorker};
 use crate::daemon::runtime_dir::RuntimeDir;
@@ -125,7 +125,7 @@ impl Keeper {
             match self.next_event(starter, until) {
                 Event::Worker(message) => return Ok(message),
                 Event::WorkerGone(status) => {
-                    let how = ending(status);
+                    let how = self.how_it_ended(status);
                     self.start_ended = Some(self.exit_message(status));
                     return Err(ExitError::new(format!("the worker process died ({how}); see the log")));
                 }

@@ -126,7 +126,8 @@ impl Worker {
     }
 
     /// A worker whose leader is a zombie while one of its threads holds the channel open counts as gone. A worker without a
-    /// heartbeat is killed, unless a debugger traces it.
+    /// heartbeat is killed, unless a debugger traces it. One whose heartbeat has not begun, as it does not serve yet, counts as
+    /// without one while it is stopped.
     pub fn check_liveness(&mut self, state: BorrowedFd<'_>) {
         if self.silent_since.is_some() {
             return;
@@ -136,8 +137,9 @@ impl Worker {
             self.silent_since = Some(Instant::now());
             return;
         }
-        let silent_for = self.heartbeat.observe(state_log::heartbeats(state, pid), Instant::now());
-        if self.serving_since.is_none() || silent_for < heartbeat::TIMEOUT {
+        let heartbeats = state_log::heartbeats(state, pid).or_else(|| process::is_stopped(pid).then_some(0));
+        let silent_for = self.heartbeat.observe(heartbeats, Instant::now());
+        if silent_for < heartbeat::TIMEOUT {
             return;
         }
         match process::tracer(pid).map(Verdict::Traced) {
