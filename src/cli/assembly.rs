@@ -53,8 +53,9 @@ pub async fn build(
     spec.takes_over = takeover;
     let start = if takeover { Start::Lazy } else { config.start };
     let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), start).await?;
-    if connected.first_page.is_some() && spec.api == Api::Auto {
+    if connected.first_page.is_some() {
         // A successor need not ask: it may have to start while the vault is away.
+        spec.lists = true;
         spec.api = match connected.vault.capabilities().dialect {
             Dialect::Object => Api::Object,
             Dialect::Kv => Api::Kv,
@@ -63,9 +64,8 @@ pub async fn build(
     let vault = connected.vault.clone();
     let which = serde_json::json!([spec.endpoint, spec.prefix]).to_string();
     let (page, options) = (connected.first_page, Options { vault: which, ..config.options.clone() });
-    let untried = page.is_none() && !takeover;
     let fs = FileSystem::restore(connected.vault, page, options, clock, state, anew);
-    if untried {
+    if !spec.lists {
         fs.listing_is_untried();
     }
     if let Some(path) = &config.options.audit {

@@ -91,6 +91,14 @@ pub async fn start(
     }
 }
 
+/// The vault of who goes on for another one: programs wait, and it may be away just now.
+pub fn take_over(connector: Connector) -> DynVault {
+    match connector.known() {
+        Some(vault) => vault,
+        None => Arc::new(LazyVault::new(connector)),
+    }
+}
+
 /// A vault that is asked who it is when it is first needed.
 #[derive(Debug)]
 pub struct LazyVault {

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -246,6 +247,27 @@ fn a_deadline_goes_on_over_a_death() {
 #[test]
 fn many_deaths_hold_nobody_up_beyond_the_deadline() {
     deadlines_go_on(3000, &[1600; 7], Duration::from_secs(9));
+}
+
+/// Programs wait for the vault only where they need it: it may be slow, or silent.
+#[test]
+fn a_successor_asks_the_vault_nothing_before_it_serves() {
+    let slow = Slow::start(1, &[IMMORTAL], &["--refresh", "1h"]);
+    let keeper = slow.keeper();
+    let file = OpenOptions::new().read(true).write(true).open(slow.mount.path("0")).unwrap();
+    slow.proxy.always(Fault::Silence);
+    let asked = slow.proxy.requests();
+    for death in 0..5 {
+        replace_worker(keeper);
+        file.write_all_at(&[b'a' + death], 0).unwrap();
+        let mut bytes = [0; 2];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [b'a' + death, b'a']);
+        assert_eq!(slow.proxy.requests(), asked);
+    }
+    slow.proxy.clear();
+    drop(file);
+    slow.mount.unmount();
 }
 
 #[test]

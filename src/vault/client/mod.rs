@@ -261,6 +261,11 @@ impl Connector {
         Ok(Opened { vault: self.vault(dialect), first_page })
     }
 
+    /// The vault, unasked, where it is said which dialect it speaks.
+    pub fn known(&self) -> Option<DynVault> {
+        self.want.map(|dialect| self.vault(dialect))
+    }
+
     fn vault(&self, dialect: Dialect) -> DynVault {
         let spoken: DynVault = match dialect {
             Dialect::Object => {

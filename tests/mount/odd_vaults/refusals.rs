@@ -1,11 +1,12 @@
 //! Keys that may not do all, names that cannot be asked for, names that are not free, and a proxy that is down.
 
 use std::fs;
+use std::io::Read;
 use std::process::Command;
 
 use super::vault::{OddVault, Refusal, Rules};
 use super::{Client, DIALECTS};
-use crate::support::common::{Mount, run, until};
+use crate::support::common::{Mount, replace_worker, run, until};
 use crate::support::vault_server::served::Served;
 
 const FORBIDDEN: Refusal = (403, None, r#"{"code":"forbidden","message":"no"}"#);
@@ -69,6 +70,15 @@ fn a_mount_whose_key_may_not_list_finds_names_in_known_directories() {
         let said = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
         assert!(said.contains("the key may not list names") && !said.contains("NOT WELL"), "{said}");
         assert!(mount.log().contains("--name NAME"), "{}", mount.log());
+        // A successor has no listing either, and takes that for no revocation.
+        let mut held = fs::File::open(mount.path("top")).unwrap();
+        replace_worker(mount.pids().0);
+        assert_eq!(errno(fs::metadata(mount.path("other"))), Some(libc::EACCES), "{api}");
+        assert_eq!(mount.sh("cat app/db app/deep/x; echo 5 > top; cat top"), "2\n4\n5\n");
+        let mut text = String::new();
+        held.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "2\n");
+        assert_eq!(mount.status()["fs"]["vault"]["unlisted"], true);
         mount.sh("rm app/new app/deep/x");
         assert!(vault.values("app/new").is_empty());
         mount.unmount();

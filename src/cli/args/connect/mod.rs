@@ -150,9 +150,13 @@ pub struct ConnectSpec {
     pub key_file: Option<PathBuf>,
     /// More certificates to trust.
     pub ca_file: Option<PathBuf>,
-    /// A worker goes on for another one: a file that cannot be used at this moment is no reason to end the mount.
+    /// A worker goes on for another one: a file that cannot be used at this moment is no reason to end the mount, and the vault
+    /// is asked nothing before it is needed.
     #[serde(skip)]
     pub takes_over: bool,
+    /// The vault has listed names for the key: should it refuse that once, the key has lost its right to read.
+    #[serde(default)]
+    pub lists: bool,
     /// For new objects in the kv dialect.
     pub key_context: BTreeMap<String, String>,
     /// Shown and written names start with this and a slash.
@@ -249,6 +253,7 @@ impl ConnectArgs {
             key_file: None,
             ca_file: self.ca_file.as_deref().map(absolute).transpose()?,
             takes_over: false,
+            lists: false,
             key_context: self.key_context.iter().cloned().collect(),
             prefix: self.prefix.as_deref().map(clean_prefix).transpose()?.flatten(),
             timeout: self.timeout,

@@ -23,15 +23,17 @@ struct Prepared {
 }
 
 /// Connects to the vault that `spec` names, and makes sure that it is one and takes the key; `start` says what to do
-/// while it does not answer.
+/// while it does not answer. Whoever takes over asks nothing.
 pub async fn connect(
     spec: &ConnectSpec,
     key: ApiKeyInput,
     clock: Arc<dyn Clock>,
     start: Start,
 ) -> Result<Connected, Failure> {
-    let connected =
-        open(spec, key, clock, async |connector| lazy::start(connector, start, spec.timeout).await);
+    let connected = open(spec, key, clock, async |connector| match spec.takes_over {
+        true => Ok((lazy::take_over(connector), None)),
+        false => lazy::start(connector, start, spec.timeout).await,
+    });
     let connected = connected.await?;
     // A mount that goes on without a vault has said yes to what it finds later: there the log says it.
     if start != Start::Lazy {
