@@ -10,7 +10,7 @@ use ulid::Ulid;
 
 use super::store::*;
 use crate::clock::Clock;
-use crate::secret::{SecretBytes, SecretString};
+use crate::secret::SecretString;
 use crate::server::crypto::context::KeyContext;
 use crate::server::crypto::data_keys;
 use crate::server::crypto::data_keys::{DataKeys, KeyError, as_uuid};
@@ -195,13 +195,14 @@ impl Service {
         Ok(self.store.list(request).await?)
     }
 
-    /// Makes the next version.
+    /// Makes the next version; or finds the one that the same request made before, as it was then.
     pub async fn update(
         &self,
         api_key_id: &str,
         id: Ulid,
         check: Option<VersionUid>,
         value: Value,
+        idempotency: Option<IdempotencyRecord>,
     ) -> ServiceResult<ObjectRow> {
         let size = self.measure(&value)?;
         let stamp = self.stamp(api_key_id)?;
@@ -213,7 +214,7 @@ impl Service {
             let sealed = sealer.seal(&key, place, text)?;
             Ok(SealedValue { form: value.form, size, etag: sealer.etag(object, text), sealed })
         });
-        Ok(self.store.update(id, check, stamp, seal).await?)
+        Ok(self.store.update(id, check, stamp, seal, idempotency).await?)
     }
 
     /// Deletes an object with its history.
@@ -227,10 +228,10 @@ impl Service {
         api_key_id: &str,
         route: &str,
         header: &[u8],
-        body: &SecretBytes,
+        body: &[u8],
     ) -> IdempotencyRecord {
         // Only a keyed hash of it is kept.
-        self.sealer.idempotency([api_key_id.as_bytes(), route.as_bytes(), header], body.expose())
+        self.sealer.idempotency([api_key_id.as_bytes(), route.as_bytes(), header], body)
     }
 
     /// The vault's id.

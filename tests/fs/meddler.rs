@@ -1,6 +1,7 @@
 //! A vault where somebody else acts at each step between a request and its answer, and where an answer is lost; it writes
 //! down who stored what.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -74,8 +75,10 @@ type Kill = Box<dyn Fn() + Send + Sync>;
 pub struct Meddler {
     pub memory: Arc<MemoryVault>,
     pub log: Mutex<Vec<Event>>,
-    /// The vault knows a creation again.
+    /// The vault knows a request again.
     pub knows_keys: AtomicBool,
+    /// By these.
+    made: Mutex<HashSet<IdempotencyKey>>,
     /// A program waits for a save.
     pub asked: AtomicBool,
     /// Somebody else writes before each checked update.
@@ -110,6 +113,7 @@ impl Meddler {
             memory,
             log: Mutex::default(),
             knows_keys: AtomicBool::new(true),
+            made: Mutex::default(),
             asked: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             script: Mutex::default(),
@@ -253,22 +257,16 @@ impl Meddler {
         id: Option<&ObjectId>,
         check: Check<'_>,
     ) -> Result<Meta> {
+        let idempotency_key = call.idempotency_key.filter(|_| self.knows_keys.load(Ordering::SeqCst));
+        let call = &Call { idempotency_key, ..*call };
         let meta = match id {
-            None => {
-                let once = call.idempotency_key.filter(|_| self.knows_keys.load(Ordering::SeqCst));
-                let is_there = self.memory.get_by_name(call, &Self::name()).await.is_ok();
-                let meta = self
-                    .memory
-                    .create(&Call { idempotency_key: once, ..*call }, &Self::name(), content)
-                    .await?;
-                if is_there {
-                    // It was made before.
-                    return Ok(meta);
-                }
-                meta
-            }
+            None => self.memory.create(call, &Self::name(), content).await?,
             Some(id) => self.memory.update(call, id, content, check).await?,
         };
+        if idempotency_key.is_some_and(|key| !self.made.lock().unwrap().insert(key)) {
+            // It was made before.
+            return Ok(meta);
+        }
         let value = String::from_utf8(content.bytes.expose().to_vec()).unwrap();
         self.note(Event::Ours { value, made: id.is_none(), asked: self.asked.load(Ordering::SeqCst) });
         Ok(meta)

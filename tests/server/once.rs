@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: a repeated POST makes nothing twice and hears the same answer, also when the server was
+//! `Idempotency-Key`: a repeated creation or update makes nothing twice and hears the same answer, also when the server was
 //! killed in between; and nothing of the request is kept.
 
 use std::sync::Arc;
@@ -52,6 +52,40 @@ async fn a_repeated_request_finds_what_the_first_one_made() {
     s.send("DELETE", &format!("{KV}/{}", id(&made)), "").await.ok();
     s.post_once("k1", KV, &body("a", "one")).await.is_kv_error(409, "made_and_deleted", "deleted");
     assert_eq!(count(&s).await, 1, "what was deleted does not come back");
+}
+
+#[tokio::test]
+async fn a_repeated_update_finds_the_version_that_the_first_one_made() {
+    let s = Server::start().await;
+    let (a, b) = (s.post_once("k", KV, &body("a", "one")).await.made(), s.kv_create("b", "one").await.made());
+    let put = async |object: &Value, key: &str, body: Value| {
+        let path = format!("{KV}/{}", id(object));
+        s.send_with(Some(&s.key), "PUT", &path, body.to_string().into(), Some(key)).await
+    };
+    let first = a["version_id"].clone();
+    let made = put(&a, "k", json!({"value": "two", "version_check": first})).await.made();
+    s.kv_update(&id(&a), "three").await.made();
+    // What it is to follow does not count, nor how the body is spelt.
+    for body in [json!({"value": "two", "version_check": first}), json!({"value": "two"})] {
+        assert_eq!(put(&a, "k", body).await.made(), made);
+    }
+    put(&a, "k", json!({"value": "four"})).await.is_kv_error(422, "unprocessable_entity", "Idempotency-Key");
+    put(&a, "other", json!({"value": "two", "version_check": first})).await.is_kv_error(409, "conflict", "");
+    assert_eq!(s.kv_get(&id(&a)).await.ok()["value"], "three");
+    let of_another = put(&b, "k", json!({"value": "two"})).await.made();
+    assert_ne!(of_another["metadata"]["version_id"], made["metadata"]["version_id"]);
+
+    let object = s.create("c", r#"{"n":1}"#).await.ok();
+    let text = format!(r#"{{"id":"{}","data":{{"n":2}}}}"#, id(&object));
+    let update = async || {
+        s.send_with(Some(&s.key), "PUT", "/vault/object/update", text.clone().into(), Some("k")).await.ok()
+    };
+    let made = update().await;
+    s.update(&id(&object), r#"{"n":3}"#).await.ok();
+    assert_eq!((update().await, &made["version"]), (made.clone(), &json!(2)));
+    s.delete(&id(&object)).await.ok();
+    let path = "/vault/object/update";
+    s.send_with(Some(&s.key), "PUT", path, text.into(), Some("k")).await.is_error(404, "not_found", "id");
 }
 
 #[tokio::test]

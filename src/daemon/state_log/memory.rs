@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const FORMAT: u64 = 1;
 /// The version of what the records say: counted up with each change of them that an older or newer worker would not
 /// understand.
-const STATE_VERSION: &str = "vaultfs state 3";
+const STATE_VERSION: &str = "vaultfs state 4";
 const MAGIC: u64 = u64::from_le_bytes(*b"vaultfs\x01");
 pub const HEADER: usize = 4096;
 /// The most that one region can hold. Only what is used takes memory.

@@ -22,7 +22,7 @@ use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
 use crate::fs::temporary::provisional::PROMOTE_AFTER;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
-use crate::fs::writeback::outcome::{After, Saved};
+use crate::fs::writeback::outcome::{Saved, Sent};
 use crate::fs::{Caller, FileSystem, Step};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
@@ -235,7 +235,7 @@ impl FileSystem {
         let mut state = source.state();
         state.buffer_of_stored(now)?;
         let buffer = state.buffer.as_ref()?;
-        let sent = state.sent(&goal.name).map(|sent| sent.after.clone());
+        let sent = state.sent(&goal.name).cloned();
         Some(Job {
             name: goal.name.clone(),
             bytes: buffer.bytes.clone(),
@@ -245,7 +245,7 @@ impl FileSystem {
             guarded: false,
             insists: false,
             waited_for: true,
-            idempotency_key: After::idempotency_key(sent.as_ref()),
+            idempotency_key: Sent::key_after(sent.as_ref()),
             sent,
         })
     }

@@ -111,11 +111,11 @@ pub(in crate::fs) struct Job {
     pub guarded: bool,
     /// A person wants these bytes, whatever became of an attempt before.
     pub insists: bool,
-    /// What an attempt to store these bytes was sent after that may have been made.
-    pub sent: Option<After>,
+    /// An attempt to store these bytes that may have been made.
+    pub sent: Option<Sent>,
     /// A program waits for it: nobody has looked at the file since it was closed.
     pub waited_for: bool,
-    /// What the vault is to know it by, should it make the object.
+    /// What the vault may know each attempt by.
     pub idempotency_key: Option<IdempotencyKey>,
 }
 
@@ -125,7 +125,7 @@ impl Job {
             return None;
         }
         let buffer = state.buffer.as_ref()?;
-        let sent = state.sent(&state.name).map(|sent| sent.after.clone());
+        let sent = state.sent(&state.name).cloned();
         Some(Self {
             name: state.name.clone(),
             bytes: buffer.bytes.clone(),
@@ -136,7 +136,7 @@ impl Job {
             insists,
             waited_for: true,
             // What a person wants is made whatever an earlier attempt made.
-            idempotency_key: After::idempotency_key(sent.as_ref().filter(|_| !insists)),
+            idempotency_key: Sent::key_after(sent.as_ref().filter(|_| !insists)),
             sent,
         })
     }
@@ -267,17 +267,17 @@ impl FileSystem {
     ) -> Result<Saved, Error> {
         let content = self.content_of(job)?;
         let mut next = match (&job.sent, &job.base) {
-            (Some(after), _) => self.next(job, self.outcome_of(job, Some(after), &content, call).await?)?,
+            (Some(sent), _) => self.next(job, self.outcome_of(job, Some(sent), &content, call).await?)?,
             (None, Some(base)) => match self.unchanged(base, &content, job, call).await? {
                 Some(object) => Next::Break(Saved::current(object)),
                 None => Next::Continue(self.after(&base.id, &base.version)),
             },
-            (None, None) => Next::Continue(After::Nothing(job.idempotency_key)),
+            (None, None) => Next::Continue(After::Nothing),
         };
         let mut last = None;
         let mut before = job.sent.clone();
         for round in 1..=ROUNDS {
-            *maybe_applied &= !is_refused(before.as_ref(), &next);
+            *maybe_applied &= !is_refused(before.as_ref().map(|sent| &sent.after), &next);
             let after = match next {
                 Next::Break(saved) => return Ok(saved),
                 // Somebody else writes all the time: the last who writes wins.
@@ -286,11 +286,12 @@ impl FileSystem {
                 }
                 Next::Continue(after) => after,
             };
-            let (name, generation) = (job.name.clone(), job.generation);
-            file.state().note_sent(Sent { name, generation, after: after.clone() });
-            let sent = self.send(&after, job, &content, call).await;
-            self.note_save(job, Change::of(&after), sent.as_ref().err());
-            let e = match sent {
+            let (name, generation, key) = (job.name.clone(), job.generation, job.idempotency_key);
+            let sent = Sent { name, generation, after, key };
+            file.state().note_sent(sent.clone());
+            let made = self.send(&sent.after, job, &content, call).await;
+            self.note_save(job, Change::of(&sent.after), made.as_ref().err());
+            let e = match made {
                 Ok(meta) => return Ok(Saved::current(self.cache.stored(meta, content))),
                 Err(e) => e,
             };
@@ -300,14 +301,13 @@ impl FileSystem {
                 *maybe_applied = true;
                 return Err(deleted());
             }
-            next =
-                self.after_failure(job, e.clone(), maybe_applied.then_some(&after), &content, call).await?;
-            before = Some(after);
+            next = self.after_failure(job, e.clone(), maybe_applied.then_some(&sent), &content, call).await?;
+            before = Some(sent);
             let taken = |e: &Error| e.kind == ErrorKind::AlreadyExists && !*maybe_applied;
             // It may have been deleted just now: once more, where a program waits.
             let is_told = job.guarded || job.exclusive || last.as_ref().is_some_and(taken);
             match &next {
-                Next::Continue(After::Nothing(_)) if taken(&e) && is_told => return Err(not_free(&job.name)),
+                Next::Continue(After::Nothing) if taken(&e) && is_told => return Err(not_free(&job.name)),
                 // Somebody else's object of the same bytes.
                 Next::Break(_) if taken(&e) && job.exclusive => return Err(e),
                 _ => {}
@@ -322,12 +322,12 @@ impl FileSystem {
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
     }
 
-    /// What to do after an attempt that failed with `e`; `after` if it, or one before it, may have been made.
+    /// What to do after an attempt that failed with `e`; `sent` if it, or one before it, may have been made.
     async fn after_failure(
         &self,
         job: &Job,
         e: Error,
-        after: Option<&After>,
+        sent: Option<&Sent>,
         content: &Content,
         call: &Call,
     ) -> Result<Next, Error> {
@@ -336,10 +336,10 @@ impl FileSystem {
         if !e.maybe_applied && !moved {
             return Err(e);
         }
-        match self.outcome_of(job, after, content, call).await {
+        match self.outcome_of(job, sent, content, call).await {
             Ok(outcome) => self.next(job, outcome),
             Err(_) if e.maybe_applied => Err(e),
-            Err(_) if job.guarded && after.is_none() => Err(superseded()),
+            Err(_) if job.guarded && sent.is_none() => Err(superseded()),
             Err(unknown) => Err(unknown),
         }
     }
@@ -360,7 +360,7 @@ impl FileSystem {
             Some(now) if job.guarded && !job.is_based_on(&now) => Err(superseded()),
             Some(now) => Ok(Next::Continue(self.after(&now.id, &now.version))),
             None if job.guarded && job.base.is_some() => Err(superseded()),
-            None => Ok(Next::Continue(After::Nothing(job.idempotency_key))),
+            None => Ok(Next::Continue(After::Nothing)),
         }
     }
 
@@ -372,7 +372,7 @@ impl FileSystem {
         }
     }
 
-    fn can_check(&self) -> bool {
+    pub(in crate::fs) fn can_check(&self) -> bool {
         self.cache.vault().capabilities().version_check
     }
 
@@ -384,13 +384,9 @@ impl FileSystem {
     }
 
     async fn send(&self, after: &After, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
-        let vault = self.cache.vault();
+        let (vault, call) = (self.cache.vault(), &Call { idempotency_key: job.idempotency_key, ..*call });
         let (id, check) = match after {
-            After::Nothing(idempotency_key) => {
-                return vault
-                    .create(&Call { idempotency_key: *idempotency_key, ..*call }, &job.name, content)
-                    .await;
-            }
+            After::Nothing => return vault.create(call, &job.name, content).await,
             After::Any(id, _) => (id, None),
             After::Just(id, version) => (id, Some(version)),
         };
@@ -541,14 +537,12 @@ impl FileSystem {
     /// Before a file loses its name: if its creation is in doubt, finds out whether there is an object to delete.
     pub(in crate::fs) async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
         let job = Job::of(&file.state(), false, false).filter(|job| job.base.is_none());
-        let Some((job, after)) = job.and_then(|job| job.sent.clone().map(|after| (job, after))) else {
+        let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {
             return Ok(());
         };
         let failed = |e| self.failed("unlink", job.name.as_str(), &e);
         let content = self.content_of(&job).map_err(failed)?;
-        if let Outcome::Made(saved) =
-            self.outcome_of(&job, Some(&after), &content, call).await.map_err(failed)?
-        {
+        if let Outcome::Made(saved) = self.outcome_of(&job, Some(&sent), &content, call).await.map_err(failed)? {
             file.state().stored = Some(Stored::of(&saved.object));
         }
         Ok(())

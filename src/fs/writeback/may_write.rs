@@ -34,7 +34,7 @@ pub(in crate::fs) enum Change {
 impl Change {
     pub fn of(after: &After) -> Self {
         match after {
-            After::Nothing(_) => Self::Object,
+            After::Nothing => Self::Object,
             After::Any(..) | After::Just(..) => Self::Version,
         }
     }

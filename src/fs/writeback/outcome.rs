@@ -4,8 +4,9 @@
 //!    where the attempt surely changed nothing.
 //! 2. A later try of the same bytes looks among the versions since ([`Outcome`]): made is stored, whoever saved after it;
 //!    not made is sent; what cannot be told is a conflict, never a second update.
-//! 3. A creation carries a key, the same in each attempt: a vault that honours such keys knows it again, and tells that
-//!    it made the object, and whether that was deleted since. Any other vault is asked in vain.
+//! 3. Each attempt carries a key, the same for the same bytes: a vault that honours such keys makes them once, however often
+//!    and however late they come, and tells what it made, and of a creation whether the object was deleted since. It is asked
+//!    before its versions are. Any other vault is asked in vain.
 //! 4. Where the vault checks versions each update names the one that it follows: just the next one can be it, and a
 //!    request that arrives after the look is refused once another one was made.
 
@@ -31,13 +32,22 @@ pub struct Sent {
     pub generation: u64,
     /// What it follows.
     pub after: After,
+    /// What the vault may know it by.
+    pub key: Option<IdempotencyKey>,
+}
+
+impl Sent {
+    /// The key of an attempt that goes on after that one.
+    pub(in crate::fs) fn key_after(sent: Option<&Self>) -> Option<IdempotencyKey> {
+        sent.map_or_else(IdempotencyKey::random, |sent| sent.key)
+    }
 }
 
 /// What an attempt follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum After {
-    /// Nothing: it makes the object, and the vault may know it by this key.
-    Nothing(Option<IdempotencyKey>),
+    /// Nothing: it makes the object.
+    Nothing,
     /// This version of the object, or any later one.
     Any(ObjectId, VersionTag),
     /// Just this version: the vault checks.
@@ -114,46 +124,12 @@ impl FileSystem {
     pub(in crate::fs) async fn outcome_of(
         &self,
         job: &Job,
-        after: Option<&After>,
-        content: &Content,
-        call: &Call,
-    ) -> Result<Outcome, Error> {
-        let outcome = self.outcome_by_versions(job, after, content, call).await?;
-        let (
-            Some(After::Nothing(idempotency_key @ Some(_))),
-            Outcome::NotMade(Some(now)) | Outcome::Unknown(Some(now)),
-        ) = (after, &outcome)
-        else {
-            return Ok(outcome);
-        };
-        // The name is taken: sent once more, it makes nothing, and a vault that knows it says what it made.
-        match self
-            .cache
-            .vault()
-            .create(&Call { idempotency_key: *idempotency_key, ..*call }, &job.name, content)
-            .await
-        {
-            Ok(meta) if meta.id == now.id => {
-                let object = Arc::new(Object { meta, content: content.clone() });
-                Ok(Outcome::Made(Saved { object, superseded: true }))
-            }
-            // What had the name is gone meanwhile.
-            Ok(meta) => Ok(Outcome::Made(Saved::current(self.cache.stored(meta, content.clone())))),
-            Err(e) if e.kind == ErrorKind::MadeAndDeleted => Ok(Outcome::Deleted(now.clone())),
-            Err(e) if is_outage(e.kind) => Err(e),
-            Err(_) => Ok(outcome),
-        }
-    }
-
-    /// The same, as far as the object and its versions tell it.
-    async fn outcome_by_versions(
-        &self,
-        job: &Job,
-        after: Option<&After>,
+        sent: Option<&Sent>,
         content: &Content,
         call: &Call,
     ) -> Result<Outcome, Error> {
         let asked = self.clock.now();
+        let after = sent.map(|sent| &sent.after);
         let current = match self.cache.vault().get_by_name(call, &job.name).await {
             Ok(object) if object.content.bytes == content.bytes => {
                 return Ok(Outcome::Made(Saved::current(self.cache.stored(object.meta, object.content))));
@@ -162,30 +138,67 @@ impl FileSystem {
             Err(e) if e.kind == ErrorKind::NotFound => {
                 return Ok(match after {
                     Some(After::Any(..) | After::Just(..)) => Outcome::Unknown(None),
-                    Some(After::Nothing(_)) | None => Outcome::NotMade(None),
+                    Some(After::Nothing) | None => Outcome::NotMade(None),
                 });
             }
             Err(e) => return Err(e),
         };
         let now = &current.meta;
-        match after {
-            None => return Ok(Outcome::NotMade(Some(now.clone()))),
-            Some(After::Any(id, _) | After::Just(id, _)) if *id != now.id => {
+        let Some(sent) = sent else { return Ok(Outcome::NotMade(Some(now.clone()))) };
+        match &sent.after {
+            After::Any(id, _) | After::Just(id, _) if *id != now.id => {
                 return Ok(Outcome::Unknown(Some(now.clone())));
             }
-            Some(After::Any(_, version) | After::Just(_, version)) if *version == now.version => {
+            After::Any(_, version) | After::Just(_, version) if *version == now.version => {
                 return Ok(Outcome::NotMade(Some(now.clone())));
             }
-            Some(_) => {}
+            After::Any(..) | After::Just(..) | After::Nothing => {}
+        }
+        if let Some(outcome) = self.outcome_by_key(job, sent, now, content, call).await? {
+            return Ok(outcome);
         }
         let history = match self.cache.vault().versions(call, &now.id).await {
             Ok(history) => history,
             Err(e) if is_outage(e.kind) => return Err(e),
             Err(_) => return Ok(Outcome::Unknown(Some(now.clone()))),
         };
-        match after.and_then(|after| candidates(&history, after, now)) {
+        match candidates(&history, &sent.after, now) {
             Some(candidates) => self.search_versions(candidates, now, content, call).await,
             None => Ok(Outcome::Unknown(Some(now.clone()))),
+        }
+    }
+
+    /// Sends an attempt once more that makes nothing now: the name is taken, or another version follows the one that it is
+    /// to follow. A vault that knows it by its key says what it made.
+    async fn outcome_by_key(
+        &self,
+        job: &Job,
+        sent: &Sent,
+        now: &Meta,
+        content: &Content,
+        call: &Call,
+    ) -> Result<Option<Outcome>, Error> {
+        let (vault, call) = (self.cache.vault(), &Call { idempotency_key: sent.key, ..*call });
+        let again = match &sent.after {
+            _ if sent.key.is_none() => return Ok(None),
+            After::Nothing => vault.create(call, &job.name, content).await,
+            After::Any(id, version) | After::Just(id, version)
+                if self.can_check() && version.is_the_vaults() =>
+            {
+                vault.update(call, id, content, Some(version)).await
+            }
+            After::Any(..) | After::Just(..) => return Ok(None),
+        };
+        match again {
+            Ok(meta) if meta.id == now.id => {
+                let object = Arc::new(Object { meta, content: content.clone() });
+                Ok(Some(Outcome::Made(Saved { object, superseded: true })))
+            }
+            // What had the name is gone meanwhile.
+            Ok(meta) => Ok(Some(Outcome::Made(Saved::current(self.cache.stored(meta, content.clone()))))),
+            Err(e) if e.kind == ErrorKind::MadeAndDeleted => Ok(Some(Outcome::Deleted(now.clone()))),
+            Err(e) if is_outage(e.kind) => Err(e),
+            Err(_) => Ok(None),
         }
     }
 
@@ -224,7 +237,7 @@ impl FileSystem {
 fn candidates<'h>(history: &'h [VersionInfo], after: &After, now: &Meta) -> Option<Vec<&'h VersionInfo>> {
     let behind = |version: &VersionTag| Some(history.iter().position(|info| info.tag == *version)? + 1);
     let (first, only_next) = match after {
-        After::Nothing(_) => (0, true),
+        After::Nothing => (0, true),
         After::Any(_, version) => (behind(version)?, false),
         After::Just(_, version) => (behind(version)?, true),
     };
@@ -233,14 +246,6 @@ fn candidates<'h>(history: &'h [VersionInfo], after: &After, now: &Meta) -> Opti
 }
 
 impl After {
-    /// The key of a creation that goes on after that attempt.
-    pub(in crate::fs) fn idempotency_key(sent: Option<&Self>) -> Option<IdempotencyKey> {
-        match sent {
-            Some(Self::Nothing(idempotency_key)) => *idempotency_key,
-            _ => IdempotencyKey::random(),
-        }
-    }
-
     /// The same, over whatever came since.
     pub(in crate::fs) fn unchecked(self) -> Self {
         match self {

@@ -9,7 +9,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 
-use crate::secret::{SecretBytes, SecretString};
+use crate::secret::SecretString;
 use crate::server::api::error::{ApiError, ErrorType};
 use crate::server::api::key_limits::too_busy;
 use crate::server::api::{App, rate_limit};
@@ -42,13 +42,14 @@ impl Caller {
     }
 }
 
-/// What makes this request one that is done once: its `Idempotency-Key`, if it has one.
+/// What makes this request one that is done once: its `Idempotency-Key`, if it has one. `body` is what it asks for: of an
+/// update the value alone, so that one that is sent again after another version is the same.
 pub fn idempotency(
     app: &App,
     caller: &Caller,
     headers: &HeaderMap,
     route: &str,
-    body: &SecretBytes,
+    body: &[u8],
 ) -> Option<IdempotencyRecord> {
     let key = headers.get(IDEMPOTENCY_KEY).filter(|key| !key.is_empty())?;
     Some(app.service.idempotency(&caller.key.id, route, key.as_bytes(), body))

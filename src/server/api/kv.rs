@@ -163,7 +163,7 @@ pub async fn create(
     let name = ObjectName::new(&name).filter(|name| name.as_str().chars().count() <= MAX_NAME_CHARS);
     let name =
         name.ok_or_else(|| unprocessable(format!("name must be 1 to {MAX_NAME_CHARS} characters long")))?;
-    let idempotency = idempotency(&app, &caller, &headers, "kv", &body);
+    let idempotency = idempotency(&app, &caller, &headers, "kv", body.expose());
     let create = Create { name, value: &value, context, idempotency };
     let row = app.service.create(&caller.key.id, create).await.map_err(value_error)?;
     Ok(json(StatusCode::CREATED, &metadata_of(&app.service, &row)?))
@@ -190,12 +190,16 @@ pub async fn update(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     uri: Uri,
+    headers: HeaderMap,
     body: Received,
 ) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let value = Value::kv(fields.secret("value")?);
     let check = fields.optional_string("version_check")?.map(|text| version_uid(&text));
-    let row = app.service.update(&caller.key.id, id(&uri)?, check, value).await.map_err(value_error)?;
+    let (id, text) = (id(&uri)?, value.text.expose().as_bytes());
+    let idempotency = idempotency(&app, &caller, &headers, &format!("kv {id}"), text);
+    let made = app.service.update(&caller.key.id, id, check, value, idempotency).await;
+    let row = made.map_err(value_error)?;
     described(&app.service, StatusCode::CREATED, &row)
 }
 

@@ -155,7 +155,7 @@ pub async fn create(
     let name = ObjectName::new(&fields.string("name")?)
         .ok_or_else(|| ApiError::invalid(format!("name must be 1 to {MAX_NAME_BYTES} bytes long")))?;
     let value = data(&fields)?;
-    let idempotency = idempotency(&app, &caller, &headers, "object", &body);
+    let idempotency = idempotency(&app, &caller, &headers, "object", body.expose());
     shown(&app.service.create(&caller.key.id, Create { idempotency, ..Create::new(name, &value) }).await?)
 }
 
@@ -217,12 +217,15 @@ pub(super) fn page_from(query: &Query) -> Result<PageFrom, ApiError> {
 pub async fn update(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
     body: Received,
 ) -> ApiResult {
     let fields = Fields::parse(&body)?;
     let id = fields.string("id")?;
     let value = data(&fields)?;
-    shown(&app.service.update(&caller.key.id, object_id(&id)?, None, value).await?)
+    let (id, text) = (object_id(&id)?, value.text.expose().as_bytes());
+    let idempotency = idempotency(&app, &caller, &headers, &format!("object {id}"), text);
+    shown(&app.service.update(&caller.key.id, id, None, value, idempotency).await?)
 }
 
 /// DELETE /vault/object/delete

@@ -356,13 +356,15 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn metadata(&self, id: Ulid) -> Result<ObjectRow, StoreError>;
     /// One page of objects.
     async fn list(&self, request: ListRequest) -> Result<ListPage, StoreError>;
-    /// Makes the next version; with `check`, only while that is the current one.
+    /// Makes the next version; with `check`, only while that is the current one. Or finds the one that the same
+    /// [`IdempotencyRecord`] made, as it was then.
     async fn update(
         &self,
         id: Ulid,
         check: Option<VersionUid>,
         stamp: Stamp,
         seal: SealFn,
+        idempotency: Option<IdempotencyRecord>,
     ) -> Result<ObjectRow, StoreError>;
     /// Deletes the object with all its versions; with `check`, only while that is the current one.
     async fn delete(&self, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow, StoreError>;

@@ -37,7 +37,7 @@ impl Vault {
     }
 
     async fn update(&self, id: Ulid, check: Option<VersionUid>, at: i64) -> Result<ObjectRow, StoreError> {
-        self.store.update(id, check, stamp(at), Box::new(|_, _, _| Ok(value()))).await
+        self.store.update(id, check, stamp(at), Box::new(|_, _, _| Ok(value())), None).await
     }
 
     async fn names(&self, request: ListRequest) -> Vec<String> {
@@ -119,11 +119,11 @@ async fn a_failed_seal_changes_nothing() {
         assert_eq!((number, wrapped), (2, &[1, 2][..]));
         Err(SealError::NotAuthentic)
     });
-    assert!(matches!(v.store.update(made.id, None, stamp(2), failing).await, Err(StoreError::Seal(_))));
+    assert!(matches!(v.store.update(made.id, None, stamp(2), failing, None).await, Err(StoreError::Seal(_))));
     assert_eq!(v.store.metadata(made.id).await.unwrap(), made);
     // A panic in there is an error here, and the store goes on.
     let panicking: SealFn = Box::new(|_, _, _| panic!("made for a test"));
-    assert!(matches!(v.store.update(made.id, None, stamp(2), panicking).await, Err(StoreError::Backend(_))));
+    assert!(matches!(v.store.update(made.id, None, stamp(2), panicking, None).await, Err(StoreError::Backend(_))));
     assert_eq!(v.update(made.id, None, 3).await.unwrap().version, 2);
 }
 
@@ -133,7 +133,7 @@ async fn a_full_disk_is_called_so_and_changes_nothing() {
     let made = v.create("a", 1).await.unwrap();
     v.store.allow_no_more_pages().await;
     let big: SealFn = Box::new(|_, _, _| Ok(SealedValue { sealed: vec![0; 1 << 20], ..value() }));
-    assert!(matches!(v.store.update(made.id, None, stamp(2), big).await, Err(StoreError::Full)));
+    assert!(matches!(v.store.update(made.id, None, stamp(2), big, None).await, Err(StoreError::Full)));
     assert_eq!(v.store.metadata(made.id).await.unwrap(), made);
 }
 

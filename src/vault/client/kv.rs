@@ -30,9 +30,6 @@ use crate::vault::{
 
 const KV: &str = "/vault/v1/kv";
 
-/// Begins a tag that is no version's id but the time of the change.
-const TIME_TAG: &str = "@";
-
 /// A vault that speaks the kv dialect.
 #[derive(Debug)]
 pub struct KvVault {
@@ -101,7 +98,7 @@ fn body(members: &[(&str, &str)]) -> Body {
 
 /// The version to check for, if the tag is one that the vault gave.
 fn checkable(check: Check<'_>) -> Option<&str> {
-    check.map(VersionTag::as_str).filter(|tag| !tag.starts_with(TIME_TAG))
+    check.filter(|tag| tag.is_the_vaults()).map(VersionTag::as_str)
 }
 
 /// An object with its value; `asked` as in [`meta_of`].
@@ -160,7 +157,7 @@ fn meta(
     let version = wire.version_id.as_deref().filter(|v| !v.is_empty());
     let version = match (version, &wire.updated_at) {
         (Some(version), _) => VersionTag::new(version),
-        (None, Some(time)) => VersionTag::new(format!("{TIME_TAG}{time}")),
+        (None, Some(time)) => VersionTag::of_time(time),
         (None, None) => return Err(bad_answer("it holds no version", answer, request)),
     };
     let updated_at = wire.updated_at.as_deref().and_then(parse_time).unwrap_or(UNIX_EPOCH);
@@ -288,8 +285,9 @@ impl Vault for KvVault {
         let check = checkable(check).map(|tag| serde_json::Value::from(tag).to_string());
         let mut members = vec![("value", value.expose())];
         members.extend(check.as_deref().map(|check| ("version_check", check)));
-        let request =
+        let mut request =
             Request::write(Method::PUT, path, Some(body(&members)), ErrorKind::VersionMismatch, operation);
+        request.idempotency_key = call.idempotency_key;
         let answer = self.transport.send(call, &request).await?;
         meta_of(&parse(&answer, &request)?, None, &answer, &request)
     }
@@ -339,8 +337,7 @@ impl Vault for KvVault {
         if object.meta.version == version.tag {
             return Ok(object);
         }
-        let is_told_by_time = object.meta.version.as_str().starts_with(TIME_TAG);
-        if is_told_by_time && object.meta.updated_at == version.created_at {
+        if !object.meta.version.is_the_vaults() && object.meta.updated_at == version.created_at {
             object.meta.version = version.tag.clone();
             return Ok(object);
         }

@@ -206,13 +206,14 @@ impl Vault for ObjectVault {
         let operation = format!("updating the object {}", quoted(id.as_str()));
         self.check_size(content, &operation)?;
         let body = body("id", id.as_str(), Some(content));
-        let request = Request::write(
+        let mut request = Request::write(
             Method::PUT,
             "/vault/object/update",
             Some(body),
             ErrorKind::VersionMismatch,
             operation,
         );
+        request.idempotency_key = call.idempotency_key;
         self.write(call, &request, None).await
     }
 

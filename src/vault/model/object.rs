@@ -80,6 +80,21 @@ opaque_text! {
     VersionTag
 }
 
+/// Begins a tag that is no version's id but the time of the change.
+const TIME_TAG: &str = "@";
+
+impl VersionTag {
+    /// Of a version that the vault gives no tag.
+    pub fn of_time(time: &str) -> Self {
+        Self::new(format!("{TIME_TAG}{time}"))
+    }
+
+    /// Whether the vault gave it, and can check it.
+    pub fn is_the_vaults(&self) -> bool {
+        !self.0.starts_with(TIME_TAG)
+    }
+}
+
 /// How the vault holds a value: as plain bytes, or as a JSON object of its own (kind 3 of VAULT-API.md §3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {

@@ -103,8 +103,8 @@ struct State {
     rows: BTreeMap<u64, Row>,
     by_name: HashMap<ObjectName, u64>,
     by_id: HashMap<ObjectId, u64>,
-    /// What creations with a key made.
-    made: HashMap<IdempotencyKey, ObjectId>,
+    /// What requests with a key made.
+    made: HashMap<IdempotencyKey, (ObjectId, VersionTag)>,
     /// The last number given out, to rows and to version tags alike.
     last: u64,
 }
@@ -151,6 +151,13 @@ impl State {
     fn next(&mut self) -> u64 {
         self.last += 1;
         self.last
+    }
+
+    /// What a request with that key made before.
+    fn made(&self, call: &Call) -> Option<Result<Meta>> {
+        let (id, tag) = self.made.get(&call.idempotency_key?)?;
+        let version = |row: &Row| row.versions.iter().find(|v| v.tag == *tag).map(|v| row.meta_of(v));
+        Some(self.row(id).map(|row| version(row).expect("versions stay")))
     }
 
     fn row(&self, id: &ObjectId) -> Result<&Row> {
@@ -317,10 +324,10 @@ impl Vault for MemoryVault {
         if !self.capabilities.max_name.allows(name.as_str()) {
             return Err(Error::new(ErrorKind::NameTooLong, format!("the name {name:?} is too long")));
         }
-        if let Some(made) = call.idempotency_key.and_then(|key| state.made.get(&key)) {
+        if let Some(made) = state.made(call) {
             let gone =
                 |_| Error::new(ErrorKind::MadeAndDeleted, format!("{name:?} was made, and deleted since"));
-            return state.row(made).map(|row| row.meta_of(&row.versions[0])).map_err(gone);
+            return made.map_err(gone);
         }
         if state.by_name.contains_key(name) {
             let sentence = format!("an object is named {name:?} already");
@@ -331,7 +338,7 @@ impl Vault for MemoryVault {
         let id = ObjectId::new(format!("memory_{number}"));
         let row = Row { id: id.clone(), name: name.clone(), versions: vec![version] };
         let meta = row.meta();
-        state.made.extend(call.idempotency_key.map(|key| (key, id.clone())));
+        state.made.extend(call.idempotency_key.map(|key| (key, (id.clone(), meta.version.clone()))));
         state.by_name.insert(name.clone(), number);
         state.by_id.insert(id, number);
         state.rows.insert(number, row);
@@ -340,6 +347,9 @@ impl Vault for MemoryVault {
 
     async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         let mut state = self.begin(call, Op::Update)?;
+        if let Some(made) = state.made(call) {
+            return made;
+        }
         let unique = state.next();
         let row = state.row_mut(id)?;
         if self.capabilities.version_check {
@@ -347,7 +357,9 @@ impl Vault for MemoryVault {
         }
         let tag = self.tag(row.versions.len() as u64 + 1, unique);
         row.versions.push(Version { tag, created_at: self.now(), content: content.clone() });
-        Ok(row.meta())
+        let meta = row.meta();
+        state.made.extend(call.idempotency_key.map(|key| (key, (id.clone(), meta.version.clone()))));
+        Ok(meta)
     }
 
     async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What must be true of a history, whatever happened while it was made.
 //!
 //! 1. Every version is whole: one line that a save wrote (of a file that is appended to: several), versions are 1..N
-//!    (`Api::history` looks at that), and no save is in it twice (but see [`LATE`]).
+//!    (`Api::history` looks at that), and no save is in it twice.
 //! 2. Every save that was acknowledged is in it, once, and in the order of time: a save that began when another one
 //!    was acknowledged already is a later version.
 //! 3. Nobody reads anything torn. What one reader sees of a name goes forward only, and not behind what was
@@ -14,10 +14,6 @@ use std::path::Path;
 
 use super::value::{self, Save};
 use super::work::{FULL, Role};
-
-/// The rule that a request of a dead worker, or one that was thought lost, can break when it arrives after the look for it, in the
-/// dialect that checks no version.
-pub const LATE: &str = "a save is not its own next version";
 
 /// What one program of the load wrote down.
 #[derive(Debug, Default)]
@@ -111,10 +107,6 @@ impl Name<'_> {
         let mut at: HashMap<Save, usize> = HashMap::new();
         let mut before: Vec<Save> = Vec::new();
         for (index, bytes) in self.versions.iter().enumerate() {
-            if index > 0 && self.versions[index - 1] == *bytes && self.is_of_objects(bytes) {
-                wrong.push(self.told(LATE, "these bytes are the version before, too", index));
-                continue;
-            }
             let Some(saves) = value::parse(bytes) else {
                 wrong.push(self.told("a version is whole", "this one is not", index));
                 continue;
@@ -137,12 +129,6 @@ impl Name<'_> {
             before = saves;
         }
         at
-    }
-
-    fn is_of_objects(&self, bytes: &[u8]) -> bool {
-        let last = value::parse(bytes).and_then(|saves| saves.last().copied());
-        let by = |save: Save| self.logs.iter().find(|(writer, _, _)| *writer == save.writer);
-        last.and_then(by).is_some_and(|(_, role, _)| role.by == "object")
     }
 
     fn acknowledged(&self) -> Vec<(Told, &Role)> {

@@ -46,22 +46,12 @@ impl Kind {
         Self::Keeper,
     ];
 
-    /// Whether workers die of it, with saves out at the vault.
-    pub fn may_conflict(self) -> bool {
-        matches!(self, Self::Worker | Self::Both | Self::Freeze | Self::Memory)
-    }
-
     /// Whether programs may see an error: the vault is away, a request is suspected, or the mount is dead.
     pub fn may_fail(self) -> bool {
         match self {
             Self::None | Self::Helper | Self::Worker | Self::Upgrade | Self::Both | Self::Freeze => false,
             Self::Memory | Self::Network | Self::Server | Self::Disk | Self::Keeper => true,
         }
-    }
-
-    /// Whether a request may arrive after whoever sent it is gone, or has given it up.
-    pub fn may_be_late(self) -> bool {
-        !matches!(self, Self::None | Self::Helper | Self::Upgrade | Self::Disk)
     }
 
     /// Goes on for so long. What was done, and how often.

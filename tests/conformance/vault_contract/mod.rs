@@ -27,6 +27,7 @@ pub async fn run(vault: DynVault) {
     create_then_read_each_way(&vault).await;
     names_are_taken_once(&vault).await;
     a_creation_that_comes_again_makes_nothing(&vault).await;
+    an_update_that_comes_again_makes_nothing(&vault).await;
     update_makes_versions(&vault).await;
     version_check_guards(&vault).await;
     delete_is_for_good(&vault).await;
@@ -161,6 +162,37 @@ pub async fn a_creation_that_comes_again_makes_nothing(vault: &DynVault) {
     let again = vault.create(&call_once, &text, &content).await;
     assert_fails(again, ErrorKind::MadeAndDeleted, "the same, where the name is another's");
     remove(vault, &anew.id).await;
+    assert_empty(vault).await;
+}
+
+/// An update with a key has the first one's answer when it comes again, whatever it is to follow by then, and makes nothing.
+pub async fn an_update_that_comes_again_makes_nothing(vault: &DynVault) {
+    let content = Content::plain("second");
+    let keyed = || Call { idempotency_key: IdempotencyKey::random(), ..call() };
+    let first = create(vault, "updated once", "first").await;
+    let other = create(vault, "another", "first").await;
+    let once = keyed();
+    let made = vault.update(&once, &first.id, &content, Some(&first.version)).await.expect("update");
+    vault.update(&keyed(), &first.id, &Content::plain("third"), None).await.expect("update");
+    for check in [Some(&first.version), None, Some(&made.version)] {
+        let again = vault.update(&once, &first.id, &content, check).await.expect("again");
+        assert_eq!(again, made, "as it was at first");
+    }
+    assert_eq!(vault.versions(&call(), &first.id).await.expect("versions").len(), 3);
+    assert_eq!(vault.get(&call(), &first.id).await.expect("get").content, Content::plain("third"));
+    vault.update(&keyed(), &other.id, &content, None).await.expect("update of another");
+    // What was refused made nothing, and may come again.
+    let refused = keyed();
+    if vault.capabilities().version_check {
+        let stale = vault.update(&refused, &other.id, &content, Some(&other.version)).await;
+        assert_fails(stale, ErrorKind::VersionMismatch, "update on an old version");
+    }
+    let made = vault.update(&refused, &other.id, &Content::plain("later"), None).await;
+    assert_ne!(made.expect("update").version, other.version);
+    remove(vault, &first.id).await;
+    let again = vault.update(&once, &first.id, &content, None).await;
+    assert_fails(again, ErrorKind::NotFound, "update of a deleted object");
+    remove(vault, &other.id).await;
     assert_empty(vault).await;
 }
 

@@ -180,7 +180,7 @@ fn create(tx: &Transaction<'_>, new: &NewObject, mut stamp: Stamp) -> Result<Obj
     if let Some(idempotency) = &new.idempotency
         && let Some(made) = idempotency::made_by(tx, idempotency, now)?
     {
-        return Ok(version(tx, made, 1).map_err(idempotency::gone)?.object);
+        return Ok(version(tx, Ulid::from_bytes(made), 1).map_err(idempotency::gone)?.object);
     }
     stamp.at = not_before_last(tx, stamp.at)?;
     let inserted = tx
@@ -207,7 +207,7 @@ fn create(tx: &Transaction<'_>, new: &NewObject, mut stamp: Stamp) -> Result<Obj
     };
     insert_version(tx, tx.last_insert_rowid(), 1, &stamp, &new.value)?;
     if let Some(idempotency) = &new.idempotency {
-        idempotency::remember(tx, idempotency, new.id, now)?;
+        idempotency::remember(tx, idempotency, uid(new.id), now)?;
     }
     Ok(object_by_id(tx, new.id)?.row)
 }
@@ -218,8 +218,14 @@ fn update(
     check: Option<VersionUid>,
     mut stamp: Stamp,
     seal: SealFn,
+    idempotency: Option<IdempotencyRecord>,
 ) -> Result<ObjectRow> {
-    let found = object_by_id(tx, id)?;
+    let (now, found) = (stamp.at, object_by_id(tx, id)?);
+    if let Some(idempotency) = &idempotency
+        && let Some(made) = idempotency::made_by(tx, idempotency, now)?
+    {
+        return Ok(version(tx, id, u128::from_be_bytes(made) as u64)?.object);
+    }
     if check.is_some_and(|check| check != found.row.version_uid) {
         return Err(StoreError::VersionMismatch);
     }
@@ -231,6 +237,9 @@ fn update(
         "UPDATE objects SET version = ?2, version_uid = ?3, updated_at = ?4, updated_by = ?5 WHERE seq = ?1",
     )?
     .execute(params![found.seq, number as i64, stamp.uid.0, stamp.at.0, stamp.api_key_id])?;
+    if let Some(idempotency) = &idempotency {
+        idempotency::remember(tx, idempotency, u128::from(number).to_be_bytes(), now)?;
+    }
     Ok(object_by_id(tx, id)?.row)
 }
 
@@ -306,8 +315,9 @@ impl Store for SqliteStore {
         check: Option<VersionUid>,
         stamp: Stamp,
         seal: SealFn,
+        idempotency: Option<IdempotencyRecord>,
     ) -> Result<ObjectRow> {
-        self.write(move |tx| update(tx, id, check, stamp, seal)).await
+        self.write(move |tx| update(tx, id, check, stamp, seal, idempotency)).await
     }
 
     async fn delete(&self, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow> {

@@ -117,7 +117,8 @@ const OPERATIONS: &[(&str, Work)] = &[
     }),
     ("create", creation),
     ("update", |tx, n| {
-        drop(update(tx, id(n / 2), None, stamp(n), Box::new(|_, _, _| Ok(sealed()))).unwrap())
+        let once = IdempotencyRecord { scope: [8; 32], request: [8; 32] };
+        drop(update(tx, id(n / 2), None, stamp(n), Box::new(|_, _, _| Ok(sealed())), Some(once)).unwrap())
     }),
 ];
 
