@@ -104,16 +104,16 @@ pub fn take_over(connector: Connector) -> DynVault {
 pub struct LazyVault {
     connector: Connector,
     vault: OnceCell<DynVault>,
-    /// How often it was asked in vain.
-    failures: AtomicU64,
-    /// Held by whoever asks; the last failure.
-    asking: Mutex<Option<Error>>,
+    /// How often it was asked.
+    asked: AtomicU64,
+    /// Held by whoever asks; the last question that failed, by its number, and why.
+    asking: Mutex<Option<(u64, Error)>>,
 }
 
 impl LazyVault {
     /// Asks nothing yet.
     pub fn new(connector: Connector) -> Self {
-        Self { connector, vault: OnceCell::new(), failures: AtomicU64::new(0), asking: Mutex::new(None) }
+        Self { connector, vault: OnceCell::new(), asked: AtomicU64::new(0), asking: Mutex::new(None) }
     }
 
     async fn vault(&self, call: &Call) -> Result<&DynVault> {
@@ -129,17 +129,16 @@ impl LazyVault {
     }
 
     async fn ask(&self, call: &Call) -> Result<&DynVault> {
-        let before = self.failures.load(Ordering::Acquire);
+        let before = self.asked.load(Ordering::Acquire);
         let mut last = self.asking.lock().await;
         if let Some(vault) = self.vault.get() {
             return Ok(vault);
         }
-        if self.failures.load(Ordering::Acquire) != before
-            && let Some(failed) = last.as_ref()
-        {
-            // It was asked while we waited.
+        if let Some((_, failed)) = last.as_ref().filter(|(number, _)| *number > before) {
+            // It was asked since we came.
             return Err(failed.clone());
         }
+        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         match self.connector.open(call).await {
             Ok(Opened { vault, .. }) => {
                 let dialect = vault.capabilities().dialect;
@@ -147,8 +146,7 @@ impl LazyVault {
                 Ok(self.vault.get_or_init(|| async { vault }).await)
             }
             Err(e) => {
-                *last = Some(e.clone());
-                self.failures.fetch_add(1, Ordering::Release);
+                *last = Some((number, e.clone()));
                 Err(e)
             }
         }
