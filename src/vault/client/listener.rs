@@ -9,8 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use tokio::sync::Mutex;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -30,6 +32,10 @@ enum Place {
 pub struct Listener {
     place: Place,
     trusted: Vec<u32>,
+    /// How often the kernel's tables were read.
+    looks: AtomicU64,
+    /// The last look, by its number, and whom it showed. Held by whoever reads.
+    seen: Mutex<(u64, Vec<u32>)>,
 }
 
 /// The key would go to somebody else.
@@ -52,19 +58,34 @@ impl Listener {
             // The name of loopback stands for both.
             Err(_) => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
         };
-        Some(Self { place: Place::Port(addresses, url.port_or_known_default()?), trusted })
+        Some(Self::at(Place::Port(addresses, url.port_or_known_default()?), trusted))
     }
 
     /// Of a Unix socket.
     pub fn of_socket(path: PathBuf, trusted: Vec<u32>) -> Self {
-        Self { place: Place::Socket(path), trusted }
+        Self::at(Place::Socket(path), trusted)
+    }
+
+    fn at(place: Place, trusted: Vec<u32>) -> Self {
+        Self { place, trusted, looks: AtomicU64::new(0), seen: Mutex::default() }
+    }
+
+    /// [`holders`], by a look that began after the connection was made. The tables have every connection of the machine that
+    /// ended in the last minute: of many that are made at once, as after a takeover, those that wait share a look.
+    async fn holders(&self, addresses: &[IpAddr], port: u16) -> Vec<u32> {
+        let before = self.looks.load(Ordering::Acquire);
+        let mut seen = self.seen.lock().await;
+        if seen.0 <= before {
+            *seen = (self.looks.fetch_add(1, Ordering::AcqRel) + 1, holders(addresses, port));
+        }
+        seen.1.clone()
     }
 
     /// Refuses a listener of another user's.
     async fn check(&self) -> Result<(), BoxError> {
         let (place, uids) = match &self.place {
             Place::Port(addresses, port) => {
-                (format!("port {port} of this machine"), holders(addresses, *port))
+                (format!("port {port} of this machine"), self.holders(addresses, *port).await)
             }
             Place::Socket(path) => {
                 let peer = tokio::net::UnixStream::connect(path).await?.peer_cred()?;
@@ -81,7 +102,11 @@ impl Listener {
 /// The users of the sockets that listen at the port, or have accepted connections there.
 fn holders(addresses: &[IpAddr], port: u16) -> Vec<u32> {
     let read = |name: &str| std::fs::read_to_string(name).unwrap_or_default();
-    let rows = [read("/proc/self/net/tcp"), read("/proc/self/net/tcp6")].map(|table| parse(&table));
+    let local = format!(":{port:04X} ");
+    // Not those that have ended (TIME_WAIT), which may be many thousands.
+    let may_count = |line: &&str| line.contains(&local) && !line.contains(" 06 ");
+    let of_port = |table: String| parse(table.lines().filter(may_count));
+    let rows = [read("/proc/self/net/tcp"), read("/proc/self/net/tcp6")].map(of_port);
     addresses.iter().flat_map(|address| holders_in(&rows, *address, port)).collect()
 }
 
@@ -110,7 +135,7 @@ fn holders_in(tables: &[Vec<SocketRow>; 2], address: IpAddr, port: u16) -> Vec<u
 }
 
 /// Reads the kernel's table; what is not understood is left out.
-fn parse(table: &str) -> Vec<SocketRow> {
+fn parse<'t>(lines: impl Iterator<Item = &'t str>) -> Vec<SocketRow> {
     let row = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let (local, port) = fields.get(1)?.split_once(':')?;
@@ -122,7 +147,7 @@ fn parse(table: &str) -> Vec<SocketRow> {
             inode: fields.get(9)?.parse().ok()?,
         })
     };
-    table.lines().skip(1).filter_map(row).collect()
+    lines.filter_map(row).collect()
 }
 
 /// Words of 32 bits in the machine's order.
@@ -191,7 +216,20 @@ mod tests {
                 "   0: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 {uid} 0 {inode} 1 0\n"
             )
         };
-        parse(&(HEAD.to_owned() + &rows.iter().map(line).collect::<String>()))
+        parse((HEAD.to_owned() + &rows.iter().map(line).collect::<String>()).lines())
+    }
+
+    #[tokio::test]
+    async fn connections_that_wait_share_a_look_that_begins_after_them() {
+        let listener = Listener::of_url("http://127.0.0.1:9", Vec::new()).unwrap();
+        let looks = || listener.looks.load(Ordering::Relaxed);
+        let held = listener.seen.lock().await;
+        let waiting = futures_util::future::join_all((0..10).map(|_| listener.holders(&[], 9)));
+        tokio::join!(waiting, async { drop(held) });
+        assert_eq!(looks(), 1);
+        // Who comes later needs another one.
+        listener.holders(&[], 9).await;
+        assert_eq!(looks(), 2);
     }
 
     fn seen(v4: &[(&str, &str, u32, u64)], v6: &[(&str, &str, u32, u64)], address: &str) -> Vec<u32> {
