@@ -255,10 +255,16 @@ async fn a_save_that_was_made_and_superseded_is_stored() {
             let case = format!("kv {kv}, keys {keys}, {loss:?}, {others:?}");
             let unsaved = session.sh.fs.unsaved();
             assert_eq!(unsaved.is_empty(), is_told || loss == Loss::None, "{case}: {unsaved:?}");
-            assert!(told || !unsaved.is_empty() || loss == Loss::AnswerAndVault, "{case}: its program is told");
+            assert!(
+                told || !unsaved.is_empty() || loss == Loss::AnswerAndVault,
+                "{case}: its program is told"
+            );
             let shown = session.sh.cat(NAME).await;
             let last = session.sh.history(NAME).await.pop().unwrap();
-            assert!(shown == last || !unsaved.is_empty(), "{case}: the name shows what is newest, and not {shown}");
+            assert!(
+                shown == last || !unsaved.is_empty(),
+                "{case}: the name shows what is newest, and not {shown}"
+            );
         }
     }
 }

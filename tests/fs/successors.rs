@@ -88,7 +88,10 @@ async fn an_open_after_a_death_is_of_the_newest_version_whatever_inode_the_kerne
             // What it is open on stays, and is another inode than the name shows from the rename on.
             sh.fs.refresh_now().await;
             let deeds = sh.told.helper.deeds();
-            assert!(deeds.iter().any(|(deed, path, _)| (*deed, path.as_str()) == ("rename", "f")), "{deeds:?}");
+            assert!(
+                deeds.iter().any(|(deed, path, _)| (*deed, path.as_str()) == ("rename", "f")),
+                "{deeds:?}"
+            );
             assert_ne!(of("f").await, ino);
             sh.put("f", "once more").await;
             assert_eq!(read(ino, fh).await, now);

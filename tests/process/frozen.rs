@@ -76,7 +76,8 @@ fn workers_that_are_stopped_while_they_start_are_succeeded() {
     }
     fs::write(mount.path("new"), "2").unwrap();
     assert!(begun.elapsed() < 2 * AT_MOST, "{:?}", begun.elapsed());
-    let why = "its takeover failed: the worker process died (no heartbeat for 5 s, and was killed); see the log";
+    let why =
+        "its takeover failed: the worker process died (no heartbeat for 5 s, and was killed); see the log";
     assert_eq!(last_end(&mount), why);
     assert_eq!(mount.status()["restarts"], 3);
     assert_eq!(mount.pids().0, keeper);

@@ -542,7 +542,9 @@ impl FileSystem {
         };
         let failed = |e| self.failed("unlink", job.name.as_str(), &e);
         let content = self.content_of(&job).map_err(failed)?;
-        if let Outcome::Made(saved) = self.outcome_of(&job, Some(&sent), &content, call).await.map_err(failed)? {
+        if let Outcome::Made(saved) =
+            self.outcome_of(&job, Some(&sent), &content, call).await.map_err(failed)?
+        {
             file.state().stored = Some(Stored::of(&saved.object));
         }
         Ok(())

@@ -123,7 +123,10 @@ async fn a_failed_seal_changes_nothing() {
     assert_eq!(v.store.metadata(made.id).await.unwrap(), made);
     // A panic in there is an error here, and the store goes on.
     let panicking: SealFn = Box::new(|_, _, _| panic!("made for a test"));
-    assert!(matches!(v.store.update(made.id, None, stamp(2), panicking, None).await, Err(StoreError::Backend(_))));
+    assert!(matches!(
+        v.store.update(made.id, None, stamp(2), panicking, None).await,
+        Err(StoreError::Backend(_))
+    ));
     assert_eq!(v.update(made.id, None, 3).await.unwrap().version, 2);
 }
 
