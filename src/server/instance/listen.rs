@@ -27,7 +27,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::consume_budget;
+use tokio::task::{consume_budget, unconstrained};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -306,7 +306,10 @@ where
         ended = connections.watch(connection) => if let Err(e) = ended {
             tracing::debug!(error = %e, "a connection ended early");
         },
-        () = permit.ended() => tracing::debug!("a connection that brought no API key was closed"),
+        // Heard also when the requests of a pipeline have used up the turn.
+        () = unconstrained(permit.ended()) => {
+            tracing::debug!("a connection that brought no API key was closed");
+        }
     }
 }
 
@@ -332,8 +335,9 @@ mod tests {
             clients.push(client);
             let order = Arc::clone(&order);
             let router = Router::new().fallback(async move || order.lock().unwrap().push(name));
-            let seat = admission.admit(Origin::User(0)).unwrap();
-            let router = Seated { router: TowerToHyperService::new(router), seat, peer: Peer(None) };
+            let permit = admission.admit(Origin::User(0)).unwrap();
+            let router =
+                PermittedRouter { router: TowerToHyperService::new(router), permit, peer: Peer(None) };
             tokio::spawn(answer(Stream::Unix(stream), router, connections.watcher(), stopped.clone()));
         }
         for client in &mut clients {
@@ -341,6 +345,27 @@ mod tests {
         }
         let turn = order.lock().unwrap().iter().position(|name| *name == "one").unwrap();
         assert!(turn < 8, "{turn} of the others were answered first");
+    }
+
+    #[tokio::test]
+    async fn an_endless_pipeline_does_not_keep_an_evicted_connection() {
+        let (admission, connections) = (Admission::new(Vec::new(), 1), GracefulShutdown::new());
+        let (_taking, stopped) = watch::channel(());
+        let (client, stream) = UnixStream::pair().unwrap();
+        let (mut answers, mut requests) = client.into_split();
+        let permit = admission.admit(Origin::User(0)).unwrap();
+        let router = TowerToHyperService::new(Router::new().fallback(async || "answered"));
+        let router = PermittedRouter { router, permit, peer: Peer(None) };
+        let ended = tokio::spawn(answer(Stream::Unix(stream), router, connections.watcher(), stopped));
+        tokio::spawn(async move {
+            let many = b"GET / HTTP/1.1\r\nHost: v\r\n\r\n".repeat(1000);
+            while requests.write_all(&many).await.is_ok() {}
+        });
+        let mut buffer = [0; 4096];
+        assert!(answers.read(&mut buffer).await.unwrap() > 0);
+        tokio::spawn(async move { while answers.read(&mut buffer).await.is_ok_and(|n| n > 0) {} });
+        let _crowd: Vec<_> = (0..UNPROVEN).map(|_| admission.admit(Origin::User(0)).unwrap()).collect();
+        assert!(tokio::time::timeout(Duration::from_secs(60), ended).await.is_ok());
     }
 
     #[tokio::test]
