@@ -48,7 +48,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when told to.
+/// A clock that only tests advance.
 #[derive(Debug, Clone)]
 pub struct ManualClock(Arc<Mutex<(Instant, SystemTime)>>, Instant);
 

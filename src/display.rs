@@ -21,7 +21,7 @@ fn is_plain(c: char) -> bool {
     if c.is_ascii() {
         return c == ' ' || c.is_ascii_graphic();
     }
-    // The standard library knows what is printable, and tells it by escaping. Behind another character, where
+    // The standard library knows what is printable, and shows it by escaping. Behind another character, where
     // combining marks are as good as any.
     let mut pair = [b'a', 0, 0, 0, 0];
     let len = c.encode_utf8(&mut pair[1..]).len();

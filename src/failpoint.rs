@@ -1,4 +1,4 @@
-//! Where a test makes a process die: nowhere, but in debug builds that are told so.
+//! Points where a test makes a process die; only in debug builds.
 //!
 //! `VAULTFS_TEST_CRASH=FILE` names a file with the name of a point in it. The process that comes by takes the file away
 //! and kills itself, so that each file is one death; behind the word `always` it leaves the file, and behind `abort` it

@@ -157,7 +157,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// What is logged. rustls has a line for each handshake that fails, which could fill the log: the request that failed for
-/// it is told once a minute, with a count (`fs::failures`).
+/// it is logged once a minute, with a count (`fs::failures`).
 fn filter(verbosity: u8) -> &'static str {
     match verbosity {
         0 => "warn,vaultfs=info,fuser=error,rustls=off",

@@ -77,7 +77,7 @@ pub fn data(text: &str) -> Result<(), Failure> {
     out.finish().map(drop)
 }
 
-/// False if nobody reads any more, who had all that was wanted; an error if it could not be written.
+/// False if the reader has closed the pipe; an error if it could not be written.
 pub fn is_read(result: io::Result<()>) -> Result<bool, Failure> {
     match result {
         Ok(()) => Ok(true),

@@ -1,4 +1,4 @@
-//! One line that says how far something is, for who watches a terminal.
+//! A progress line for terminals.
 //!
 //! On standard error, and only when that is a terminal: scripts and logs never see it. The line is written over and
 //! taken away at the end, so what is printed afterwards stands alone.

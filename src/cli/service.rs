@@ -1,7 +1,7 @@
 //! `vaultfs mount --foreground` under a service manager: it says when the mount is ready, how it is doing, and that
 //! it is alive.
 //!
-//! systemd (or whoever set `NOTIFY_SOCKET`) hears READY=1 once a file was really read through the mount, a STATUS=
+//! systemd (or the process that set `NOTIFY_SOCKET`) gets READY=1 once a file was really read through the mount, a STATUS=
 //! line when something changes, STOPPING=1 before the end, and, where it set a watchdog, WATCHDOG=1 as long as the
 //! mount answers: each time a child process reads a control file on it, which may hang without harm. A mount
 //! whose keeper cannot help it is thus restarted by the manager, and a vault that is away is not: control files never ask the vault.
@@ -30,7 +30,7 @@ use crate::sys::probe;
 use crate::sys::probe::ProbeError;
 use crate::sys::stdio;
 
-/// How a manager is told about; nobody else needs these variables.
+/// The variables of a service manager; no other process needs them.
 pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 /// The control file that is read to see whether the mount answers.
 const CONTROL: &str = ".vaultfs/status.json";
@@ -127,7 +127,7 @@ fn line(status: &Status) -> String {
     format!("the vault {said}{unsaved}")
 }
 
-/// The time within which the manager wants to hear WATCHDOG=1 from this process, if it does.
+/// The time within which the manager wants WATCHDOG=1 from this process, if it does.
 pub fn watchdog() -> Option<Duration> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));

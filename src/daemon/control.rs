@@ -1,9 +1,9 @@
 //! The control socket of a mount: how commands ask the worker.
 //!
 //! One JSON request a line, one JSON answer a line. The keeper makes the listener, so that it outlives a
-//! worker; the worker serves it. Only the mount's owner and root are heard (SO_PEERCRED), whatever the
-//! permissions of the socket file say. No value and no key ever crosses it. A command believes a socket as far as
-//! [`crate::sys::trust`] says; an answer is bounded in size, and by one deadline for all of it.
+//! worker; the worker serves it. Only the mount's owner and root may send requests (SO_PEERCRED), whatever the
+//! permissions of the socket file. No value and no key ever crosses it. [`crate::sys::trust`] decides which sockets a
+//! command trusts; an answer is bounded in size, and by one deadline for all of it.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -22,11 +22,11 @@ use crate::fs::Unsaved;
 use crate::sys::trust;
 use crate::sys::trust::{LONGEST, LONGEST_OF_OTHERS};
 
-/// What can be asked.
+/// A request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
-    /// How the mount is doing.
+    /// The status of the mount.
     Status,
     /// Store what is unsaved.
     Drain {
@@ -35,15 +35,15 @@ pub enum Request {
     },
     /// Store unsaved writes again, also over newer versions; answered by [`Answer::Drained`].
     Retry {
-        /// Only this one.
+        /// Only this object.
         name: Option<String>,
     },
-    /// Give an unsaved write up; answered by [`Answer::Discarded`].
+    /// Discard an unsaved write; answered by [`Answer::Discarded`].
     Discard {
         /// The object's name.
         name: String,
     },
-    /// Let this program take over; answered only if that is refused.
+    /// Let this program take over; answered only if it is refused.
     Upgrade {
         /// The program, absolute.
         program: PathBuf,
@@ -70,7 +70,7 @@ pub enum Answer {
     Error(String),
 }
 
-/// What stands behind the socket.
+/// Serves the requests.
 #[async_trait::async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// The whole status, as JSON.
@@ -79,25 +79,25 @@ pub trait Handler: Send + Sync + 'static {
     async fn drain(&self, within: Option<Duration>) -> Vec<Unsaved>;
     /// Stores unsaved writes after all; returns what is unsaved afterwards.
     async fn retry(&self, name: Option<&str>) -> Vec<Unsaved>;
-    /// Gives an unsaved write up.
+    /// Discards an unsaved write.
     fn discard(&self, name: &str) -> bool;
 }
 
 /// Hands the mount to another program.
 #[async_trait::async_trait]
 pub trait Upgrade: Send + Sync {
-    /// Comes back only if it is refused: with the reason.
+    /// Returns only if it is refused, with the reason.
     async fn to(&self, program: &Path) -> String;
 }
 
 /// How the worker's main loop and the socket's connections reach each other.
 #[derive(Clone)]
 pub struct ControlChannels {
-    /// Somebody asked for the end.
+    /// A command asked for the end.
     pub end: mpsc::UnboundedSender<()>,
-    /// The way to another program.
+    /// Starts a takeover by another program.
     pub upgrade: Arc<dyn Upgrade>,
-    /// Set once, when it is over.
+    /// Set once, when the mount has ended.
     pub ended: watch::Receiver<Option<Vec<Unsaved>>>,
 }
 
@@ -107,15 +107,15 @@ const MAX_LINE: u64 = 64 * 1024;
 /// Connections at a time: others wait until one of these ends.
 const CONNECTIONS: usize = 64;
 
-/// Who has asked nothing for so long is let go.
+/// A connection without a request for this long is closed.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Serves the socket until the mount has ended and everybody who watches has been told.
+/// Serves the socket until the mount has ended and all watchers have their answer.
 pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>, channels: ControlChannels) {
     let mut connections = JoinSet::new();
     let mut ended = channels.ended.clone();
     loop {
-        // The end last: who has asked before it is answered.
+        // The end comes last: earlier requests are answered.
         tokio::select! {
             biased;
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
@@ -136,7 +136,7 @@ pub async fn serve(listener: tokio::net::UnixListener, handler: Arc<dyn Handler>
     let _ = tokio::time::timeout(Duration::from_secs(1), all_notified).await;
 }
 
-/// Waits for the end; a worker that goes away without a word has nothing unsaved to name.
+/// Waits for the end; a worker that dies without an answer has no unsaved writes to name.
 async fn over(ended: &mut watch::Receiver<Option<Vec<Unsaved>>>) -> Vec<Unsaved> {
     match ended.wait_for(Option::is_some).await {
         Ok(unsaved) => unsaved.clone().unwrap_or_default(),
@@ -186,7 +186,7 @@ async fn connection(stream: tokio::net::UnixStream, handler: Arc<dyn Handler>, c
     }
 }
 
-/// An answer as it is sent. Of lists that are too long for a client the end is left out, and counted.
+/// Encodes an answer. Lists that are too long for a client are cut, and the rest is counted.
 fn line_of(mut answer: Answer, longest: usize) -> Option<Vec<u8>> {
     let mut omitted = 0;
     loop {
@@ -223,9 +223,9 @@ fn halve<T>(list: &mut Vec<T>) -> usize {
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
-    /// What has come and was not asked for yet.
+    /// Received bytes that are not consumed yet.
     come: Vec<u8>,
-    /// The longest answer that is taken.
+    /// The longest accepted answer.
     longest: usize,
 }
 
@@ -282,7 +282,7 @@ impl Client {
         }
     }
 
-    /// Asks and waits.
+    /// Sends a request and waits for its answer.
     pub fn ask(&mut self, request: &Request, within: Duration) -> io::Result<Answer> {
         self.send(request)?;
         self.receive(within)?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))

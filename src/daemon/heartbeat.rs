@@ -1,9 +1,9 @@
 //! The worker's heartbeat: how the keeper sees that a worker lives and makes no progress.
 //!
 //! A worker that is stopped (SIGSTOP), or whose threads are in a deadlock, blocks every program that uses the mount, and
-//! no exit status tells of it. So it counts a heartbeat each second in the memory that the keeper holds, and the keeper
-//! checks it each time it wakes. A worker without a heartbeat for [`TIMEOUT`] is killed; the next one answers what it had
-//! read, and nothing is lost. False alarms, and what excludes them:
+//! no exit status shows it. So it counts a heartbeat each second in the memory that the keeper holds, and the keeper
+//! checks it each time it wakes. A worker without a heartbeat for [`TIMEOUT`] is killed; its successor answers the
+//! requests that it had read. False alarms are excluded:
 //!
 //! 1. A loaded machine. The heartbeat has a thread of its own that does nothing else, so that no number of requests delays
 //!    it; and a keeper that did not run counts only a moment of that time ([`HeartbeatMonitor`]).
@@ -25,8 +25,8 @@ use crate::daemon::worker::Service;
 /// Between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A worker without a heartbeat for this long is killed: half the default of a request's deadline, so that what it was asked
-/// ends in time at the next one.
+/// A worker without a heartbeat for this long is killed: half the default deadline of a request, so that its successor
+/// can answer in time.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Intervals without progress of the runtime after which the heartbeat stops.
@@ -41,7 +41,7 @@ pub fn has_served(heartbeats: u32) -> bool {
 /// The longest time between two checks of a keeper that runs.
 const LONGEST_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the keeper has seen of a worker's heartbeat.
+/// What the keeper knows of a worker's heartbeat.
 #[derive(Debug)]
 pub struct HeartbeatMonitor {
     heartbeats: Option<u32>,
@@ -55,7 +55,7 @@ impl HeartbeatMonitor {
         Self { heartbeats: None, silent_for: Duration::ZERO, checked_at: now }
     }
 
-    /// Records the worker's count; returns for how long it has not changed, as far as the keeper ran to see it.
+    /// Records the worker's count; returns for how long it has not changed while the keeper was running.
     pub fn observe(&mut self, heartbeats: Option<u32>, now: Instant) -> Duration {
         let passed = now.duration_since(self.checked_at).min(LONGEST_CHECK_INTERVAL);
         self.checked_at = now;

@@ -1,4 +1,4 @@
-//! The mounts of this machine that have running processes, and what those left in the runtime directory.
+//! The mounts of this machine that have running processes, with their files in the runtime directory.
 
 use std::io;
 use std::path::PathBuf;
@@ -49,12 +49,12 @@ pub fn of(entry: &Entry) -> Option<LiveMount> {
 }
 
 impl LiveMount {
-    /// Whether it is this user's. Of another user's nothing is believed.
+    /// Whether it is this user's. Another user's files are not trusted.
     pub fn is_own(&self) -> bool {
         self.found.owner() == trust::own()
     }
 
-    /// Whose it is.
+    /// Its owner.
     pub fn owner(&self) -> u32 {
         self.found.owner()
     }
@@ -69,7 +69,7 @@ impl LiveMount {
         self.found.connect(within)
     }
 
-    /// The number that its keeper has, or had.
+    /// Its keeper's process id, also of a dead one.
     pub fn keeper_pid(&self) -> u32 {
         self.found.record.keeper_pid
     }
@@ -96,12 +96,12 @@ impl LiveMount {
         self.found.record.broken.as_deref()
     }
 
-    /// What the vault does not have, where its keeper found no worker that could be asked.
+    /// Unsaved writes, as its keeper recorded them without a worker.
     pub fn unsaved(&self) -> Option<&Vec<Unsaved>> {
         self.found.record.unsaved.as_ref()
     }
 
-    /// Removes what its keeper, which was killed, did not come to remove.
+    /// Removes the files of its killed keeper.
     pub fn clear(&self) {
         if self.is_own() {
             self.found.dir.leave(self.dev, self.keeper_pid());
@@ -127,7 +127,7 @@ pub fn detached() -> Vec<LiveMount> {
 pub fn orphan(entry: &Entry) -> Option<LiveMount> {
     let found = runtime_dir::find(trust::may_ask(entry)?, Some(entry.dev)).into_iter().rev();
     let mut left = found.filter(|found| found.keeper.is_none());
-    // A listener that takes nobody is there, too.
+    // A listener that accepts no connection also counts.
     let listens = |found: &Found| match found.connect(LISTENS) {
         Ok(_) => true,
         Err(e) => e.kind() == io::ErrorKind::WouldBlock,
@@ -136,5 +136,5 @@ pub fn orphan(entry: &Entry) -> Option<LiveMount> {
     Some(LiveMount { mountpoint: entry.mountpoint.clone(), dev: entry.dev, found })
 }
 
-/// How long a listener may take that is only asked whether it is there.
+/// Timeout for finding out whether a listener exists.
 const LISTENS: Duration = Duration::from_secs(1);

@@ -1,9 +1,9 @@
-//! What the processes of a mount hand to each other.
+//! The messages between the processes of a mount.
 //!
 //! - A new process gets its [`MountConfig`] and the API key on its standard input, a pipe: never in arguments,
 //!   environment or a file. The key travels beside the JSON, not in it. The keeper's is a socket, on which the directory
 //!   to mount on comes first, as a descriptor.
-//! - The keeper tells the command that started it how it went, one JSON line on its standard output.
+//! - The keeper reports the outcome to the command that started it: one JSON line on its standard output.
 //! - Keeper and worker talk over a [`Channel`](crate::sys::channel::Channel): datagrams of JSON that may carry descriptors. Either side sees
 //!   the end of the other as the end of the channel.
 //!
@@ -33,7 +33,7 @@ pub struct MountConfig {
     pub options: Options,
     /// For the kernel.
     pub kernel: KernelOptions,
-    /// Which vault: understood by the command line's layer only.
+    /// Which vault; opaque to this layer.
     pub spec: serde_json::Value,
     /// What to do when the vault does not answer at the start.
     pub start: Start,
@@ -41,13 +41,13 @@ pub struct MountConfig {
     pub drain: Duration,
     /// What to run when something was changed elsewhere.
     pub on_change: Option<String>,
-    /// Where log lines go: understood by the command line's layer only.
+    /// Where log lines go; opaque to this layer.
     pub log: serde_json::Value,
     /// `--foreground`: log on standard error, end with the parent.
     pub foreground: bool,
 }
 
-/// Why something ended: an exit code of the command line, and a sentence.
+/// Why a process ended: an exit code of the command line, and a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ExitError {
@@ -67,7 +67,7 @@ impl ExitError {
 /// The exit code of a mount that ended with writes the vault does not have.
 pub const EXIT_UNSAVED: u8 = 7;
 
-/// What the starting command hears.
+/// The keeper's report to the starting command.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -88,7 +88,7 @@ pub enum Outcome {
 pub enum ToWorker {
     /// The first message: carries the state of the mount. The worker says whether it can read it.
     State {
-        /// There was a worker before: what it knew is in the state, and the vault need not answer now.
+        /// A takeover: the state is of a previous worker, and the vault need not answer now.
         takeover: bool,
         /// The mount is a new one that knows nothing of the inodes and handles in the state.
         anew: bool,
@@ -124,15 +124,15 @@ pub enum ToWorker {
 pub enum ToKeeper {
     /// The state can be read.
     Readable,
-    /// The vault answered and took the key (or need not answer yet); its description, as far as it is known now.
+    /// The vault accepted the key (or need not answer yet); its description, as far as it is known.
     Connected(serde_json::Value),
-    /// It did not; the worker ends.
+    /// It did not, or the worker cannot start; the worker ends.
     Failed(ExitError),
     /// The answer to INIT that this worker's session is built for.
     Init(Vec<u8>),
     /// Requests are being served.
     Serving,
-    /// Somebody wants this program to take over.
+    /// A command asked for a takeover by this program.
     Upgrade(PathBuf),
     /// The answer to [`ToWorker::Drain`]: how many writes are left.
     Drained(usize),
@@ -155,7 +155,7 @@ pub struct MountFacts {
     pub restarts: u32,
     /// How the last one ended.
     pub last_end: Option<String>,
-    /// What the end of the last worker that served says of the requests it was at.
+    /// How the last serving worker ended: evidence about the requests it had read.
     #[serde(default)]
     pub ending: Ending,
     /// The helper that is there already, 0 if none: what it asks is never taken for a program's request.
@@ -166,7 +166,7 @@ pub struct MountFacts {
 pub fn send_config(mut to: impl Write, config: &MountConfig, key: Option<&SecretString>) -> io::Result<()> {
     write_part(&mut to, &serde_json::to_vec(config)?)?;
     match key {
-        // Handing it on is what this is for.
+        // This function exists to pass the key on.
         Some(key) => {
             to.write_all(&[1])?;
             write_part(&mut to, key.expose().as_bytes())
@@ -191,7 +191,7 @@ pub fn receive_config(mut from: impl Read) -> io::Result<(MountConfig, Option<Se
 
 /// Writes the key that seals the mount's state, after [`send_config`].
 pub fn send_seal(mut to: impl Write, seal: &SealKey) -> io::Result<()> {
-    // Handing it on is what this is for.
+    // This function exists to pass the key on.
     write_part(&mut to, seal.expose())
 }
 

@@ -1,4 +1,4 @@
-//! The directory where a user's mounts are found: one control socket and one record a mount.
+//! The directory by which commands find a user's mounts: one control socket and one record a mount.
 //!
 //! `DIR/vaultfs` of `--runtime-dir DIR`; else the first of `/run/vaultfs` (root's), `$XDG_RUNTIME_DIR/vaultfs`,
 //! `/run/user/UID/vaultfs` and `/tmp/vaultfs-UID` that can be used. It is 0700 and is checked each time, and held open
@@ -28,22 +28,22 @@ use crate::sys::process::Process;
 use crate::sys::trust;
 use crate::sys::trust::Directory;
 
-/// What a keeper writes down about its mount.
+/// A keeper's record of its mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// The keeper.
     pub keeper_pid: u32,
-    /// When it was started: with its number that is which process it is. Keepers of older versions did not say.
+    /// Its start time, which with its number identifies the process. Keepers of older versions leave it out.
     #[serde(default)]
     pub keeper_started: Option<u64>,
     /// Which vault: the connection's description, without any secret.
     pub spec: serde_json::Value,
-    /// Why everything on the mount fails, if it does: the keeper has given up.
+    /// Why everything on the mount fails, if the keeper has given up.
     #[serde(default)]
     pub broken: Option<String>,
-    /// What the vault does not have, where there is no worker that could be asked.
+    /// Unsaved writes of a mount without a worker.
     #[serde(default)]
     pub unsaved: Option<Vec<Unsaved>>,
 }
@@ -54,11 +54,11 @@ pub struct RuntimeDir(Arc<Directory>);
 
 /// `--runtime-dir`.
 static GIVEN: OnceLock<PathBuf> = OnceLock::new();
-/// More names than that are not looked at: whoever made them wants that we look for long.
+/// Limit of names that are read: another user may have made many to delay commands.
 const MOST_NAMES: usize = 10_000;
-/// More records of another user's mount than that are not looked at; there is one, or two while it is replaced.
+/// Limit of records of another user's mount; there is one, or two while it is replaced.
 const MOST_OF_OTHERS: usize = 4;
-/// How long a listener may take that is only asked who it is.
+/// Timeout for identifying a listener.
 const LISTENS: Duration = Duration::from_secs(1);
 
 /// Takes `DIR/vaultfs` first of all, and makes sockets nowhere else.
@@ -200,7 +200,7 @@ impl Record {
     }
 }
 
-/// What a keeper left in a runtime directory.
+/// The files of a keeper in a runtime directory.
 #[derive(Debug, Clone)]
 pub struct Found {
     /// Where.
@@ -220,7 +220,7 @@ impl Found {
         Ok(Client::new(stream, trust::longest(self.dir.0.owner())))
     }
 
-    /// Whose it is.
+    /// Its owner.
     pub fn owner(&self) -> u32 {
         self.dir.0.owner()
     }

@@ -47,7 +47,7 @@ pub use crate::fs::temporary::failed_deletes::FailedDelete;
 pub use crate::fs::temporary::remover::Remover;
 pub use crate::fs::types::errno::{Errno, Result};
 pub use crate::fs::types::options::Options;
-pub use crate::fs::writeback::commit::Drain;
+pub use crate::fs::writeback::drain::Drain;
 pub use crate::fs::writeback::unsaved_from_journal::unsaved_from_journal;
 pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
@@ -303,7 +303,7 @@ impl FileSystem {
         errno
     }
 
-    /// The same for a local refusal: `why` tells what to do.
+    /// The same for a local refusal: `why` says what to do.
     fn refused(&self, operation: &'static str, name: &str, errno: Errno, why: &str) -> Errno {
         let failure = LastError::new(self.clock.wall(), operation, name, errno, why.to_owned());
         if self.failure_log.add(&self.runtime, failure) {

@@ -17,7 +17,7 @@ use crate::clock::bounded;
 use crate::fs::{Create, FileSystem, Remover, SetAttr, Step};
 use crate::fuse::request_counts::{Operation, Requests};
 
-/// Inode number of an entry that the kernel has not been told of (libfuse uses the same).
+/// Inode number of a listed entry that the kernel has not looked up (libfuse uses the same).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
 
 /// Largest WRITE the kernel sends at once, bytes.

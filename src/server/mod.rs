@@ -1,7 +1,7 @@
 //! The embedded vault: a WorkOS-style vault over SQLite, served on a Unix socket and, if asked, on TCP.
 //!
 //! ```text
-//! embedded, cli::serve     who runs it: a mount, or a process of its own
+//! embedded, cli::serve     its host: a mount, or a process of its own
 //!   instance               one directory, one lock, sockets, draining
 //!     api                  HTTP: routes, gate, envelope, dialects
 //!       service            the vault's operations on text

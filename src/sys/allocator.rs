@@ -1,25 +1,24 @@
-//! Memory that is not needed any more goes back to the system.
+//! Returns unused memory to the system.
 //!
-//! glibc keeps what is freed below what is still in use, and gives each thread that allocates an arena of its own: a burst
-//! of requests would stay resident for as long as the mount lives. So there are few arenas, large blocks are mapped on
-//! their own and go back when they are freed, and once memory does not grow any more and much of it is free, free pages are
-//! given back. Memory that is locked stays locked: of it, only what lies at the end of the heap can be given back (the
-//! kernel refuses to drop locked pages in the middle), and a smaller block has a mapping of its own.
-//! Nothing in here knows what the memory is used for.
+//! glibc keeps freed memory below blocks in use, and has an arena for each allocating thread: a burst of requests would
+//! stay resident for the life of the mount. So there are few arenas, large blocks have their own mapping and are
+//! returned when they are freed, and free pages are trimmed when memory has stopped growing and much of it is free.
+//! Locked memory stays locked: only the end of the heap can be trimmed then (the kernel refuses to drop locked pages in
+//! the middle), and smaller blocks already have their own mapping.
 
 use std::time::Duration;
 
 /// Arenas of the allocator: threads that allocate at once are few, and each arena holds on to what it had.
 const ARENAS: libc::c_int = 2;
-/// Blocks from this size on, in bytes, have a mapping of their own. Unless told, glibc raises this to the largest that was
+/// Blocks from this size on, in bytes, have a mapping of their own. Without this setting glibc raises this to the largest that was
 /// ever freed (up to 32 MiB), and a vault's answers without end would leave holes in the heap that grow by and by.
 const LARGE: libc::c_int = 64 * 1024;
-/// Between two looks.
+/// Interval between checks.
 const PAUSE: Duration = Duration::from_secs(10);
-/// What is worth the walk through the heap, in bytes.
+/// Trim only for at least so many free bytes.
 const WORTH: u64 = 512 * 1024;
 
-/// To be called before there are threads.
+/// Sets the limits of the allocator. To be called before there are threads.
 pub fn tune() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets two numbers, in a process that has one thread.
@@ -29,7 +28,7 @@ pub fn tune() {
     }
 }
 
-/// Gives memory back from time to time, for ever.
+/// Trims from time to time, for ever.
 pub async fn give_back() {
     let mut watch = Watch::default();
     loop {
@@ -47,7 +46,7 @@ pub async fn give_back() {
     }
 }
 
-/// Bytes of this process that are in memory; 0 where that cannot be told.
+/// Resident bytes of this process; 0 if unknown.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
@@ -76,14 +75,14 @@ fn trim() {
 
 #[derive(Debug, Default)]
 struct Watch {
-    /// Resident at the last look.
+    /// Resident bytes at the last check.
     last: u64,
-    /// What was resident and not in use after the last trim.
+    /// Resident bytes not in use after the last trim.
     rest: u64,
 }
 
 impl Watch {
-    /// Whether memory does not grow any more, and more of it is not in use than a trim left.
+    /// Whether memory has stopped growing and a trim would free pages.
     fn is_time(&mut self, resident: u64, in_use: u64) -> bool {
         let stopped = resident <= self.last + WORTH;
         self.last = resident;

@@ -38,11 +38,11 @@ pub fn receive_descriptor(from: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
-/// One end of the line between keeper and worker.
+/// One end of the channel between keeper and worker.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
 
-/// No message is longer: they hold an INIT request at most.
+/// Longest message: it holds at most an INIT request.
 const MAX_MESSAGE: usize = 16 * 1024;
 
 impl Channel {

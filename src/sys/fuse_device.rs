@@ -1,4 +1,4 @@
-//! /dev/fuse: the connection, and the first words of the protocol.
+//! /dev/fuse: the connection and the INIT request.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Whether the connection behind the device is still there: it goes with the last mount, in whatever mount namespace.
+/// Whether the connection still exists: it ends with its last mount, in any mount namespace.
 pub fn is_connected(device: &File) -> bool {
     let mut fds = [PollFd::new(device.as_fd(), PollFlags::empty())];
     match poll(&mut fds, PollTimeout::ZERO) {
@@ -29,7 +29,7 @@ const FLAG2_RESEND: u32 = 1 << 7;
 const FLAG_INIT_EXT: u32 = 1 << 30;
 
 impl Init {
-    /// Takes the kernel's first request from a fresh mount.
+    /// Reads the first request of a new mount.
     pub fn read(device: &File) -> io::Result<Self> {
         // The kernel queued it when the mount was made; one that somebody removed meanwhile answers ENODEV.
         let mut ready = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
@@ -76,7 +76,7 @@ impl Init {
     }
 }
 
-/// Makes the kernel send again what was read and not answered: by a worker that died.
+/// Makes the kernel resend the requests that a dead worker had read and not answered.
 pub fn resend(device: &File) -> io::Result<()> {
     // fuse_out_header: len, error (FUSE_NOTIFY_RESEND), unique
     let mut notice = [0; 16];

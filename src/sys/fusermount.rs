@@ -95,7 +95,7 @@ fn option_text(options: &KernelOptions) -> String {
     text
 }
 
-/// The program's own words, without its name.
+/// The program's message, without its name.
 fn said(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let text = text.trim();

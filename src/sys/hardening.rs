@@ -21,7 +21,7 @@ use crate::secret::SecretString;
 /// Environment variables that hold secrets.
 const SECRET_VARIABLES: [&str; 1] = ["WORKOS_API_KEY"];
 
-/// The secrets taken out of the environment, until somebody asks for them.
+/// The secrets taken out of the environment, until they are requested.
 static TAKEN: Mutex<Vec<(&'static str, SecretString)>> = Mutex::new(Vec::new());
 
 /// Hardens this process. To be called before any thread is started and before any secret is read.
@@ -46,12 +46,12 @@ pub fn take_env(name: &str) -> Option<SecretString> {
     Some(taken.swap_remove(found).1)
 }
 
-/// Whether the environment variable `name` brought a secret that nobody has taken yet.
+/// Whether a secret of the environment variable `name` is still to be taken.
 pub fn has_env(name: &str) -> bool {
     TAKEN.lock().iter().any(|(n, _)| *n == name)
 }
 
-/// Lets this process have as many descriptors as it may: a server's connections take one each.
+/// Raises the limit of descriptors: each connection of a server needs one.
 pub fn raise_descriptors() {
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);

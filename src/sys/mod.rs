@@ -15,6 +15,7 @@ pub mod mountpoint;
 pub mod probe;
 pub mod process;
 pub mod program;
+pub mod random;
 pub mod stdio;
 pub mod trust;
 pub mod unmount;

@@ -1,13 +1,14 @@
-//! Making the mount.
+//! Makes the mount.
 //!
-//! 1. Root makes it detached: it is connected, answers INIT and is served before it is anywhere. Attaching it to the
-//!    directory that was checked comes last, so that closing it leaves nothing, whatever fails or dies before.
-//! 2. Where a kernel or a security policy does not have that, root mounts at once, on the descriptor by its name in /proc.
-//! 3. An ordinary user's mount is made by fusermount3, at once and by path. Then the mount table says where it is: if
-//!    it is not on the directory that was checked, it is removed.
-//! 4. A dead mount is replaced without a gap in which programs would find the plain directory: the new one is put beneath
-//!    it, and then it is removed. Where that is not to be had (before Linux 6.5, an ordinary user) it is removed first.
-//! 5. What was mounted at once and fails later is found by being new in the mount table, and dead.
+//! 1. Root makes it detached: it is connected, answers INIT and is served before it is attached to the checked
+//!    directory. A failure or death before that leaves no mount.
+//! 2. Where a kernel or a security policy does not permit that, root mounts at once, on the descriptor by its name in
+//!    /proc.
+//! 3. fusermount3 makes an ordinary user's mount, at once and by path. If the mount table shows it elsewhere than on the
+//!    checked directory, it is removed.
+//! 4. A dead mount is replaced without a moment in which programs find the plain directory: the new one is attached
+//!    beneath it before it is removed. Where that is impossible (before Linux 6.5, an ordinary user) it is removed first.
+//! 5. A mount that was made at once and failed later is identified as new in the mount table, and dead.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -34,7 +35,7 @@ use crate::sys::unmount;
 use crate::sys::unmount::Mode;
 use crate::sys::{mountpoint, probe};
 
-/// What the kernel is told at mount(2). nosuid and nodev are not a choice.
+/// Flags of mount(2). nosuid and nodev are always set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelOptions {
     /// Other users may enter; the kernel then checks modes.
@@ -43,13 +44,13 @@ pub struct KernelOptions {
     pub noexec: bool,
     /// Every write waits for the vault (it does anyway; kept for `mount -o sync`).
     pub sync: bool,
-    /// As the mount table shows it; nobody writes times of reading down anyway.
+    /// As the mount table shows it; access times are never stored.
     #[serde(default)]
     pub noatime: bool,
     /// Links are not followed there. Root only: fusermount3 does not know it.
     #[serde(default)]
     pub nosymfollow: bool,
-    /// What the mount table calls the mounted thing; `mount -a` and systemd compare it with /etc/fstab.
+    /// The source in the mount table; `mount -a` and systemd compare it with /etc/fstab.
     pub source: Option<String>,
 }
 
@@ -106,7 +107,7 @@ pub fn mount(target: &Target, options: &KernelOptions, way: Way) -> io::Result<M
 }
 
 impl Mounted {
-    /// Unmounts it, wherever it is by now. `Ok(false)` if it is there still: another mount covers it, or somebody keeps moving it.
+    /// Unmounts it, wherever it is. `Ok(false)` if it remains: another mount covers it, or it keeps moving.
     pub fn unmount(&self, made_at: &Path, mode: Mode) -> io::Result<bool> {
         let mut failed = None;
         for _ in 0..TRIES {
@@ -146,8 +147,8 @@ impl Mounted {
         Ok(false)
     }
 
-    /// Where the mount is, if this mount namespace has it: whoever may rename its directory moves it. The kernel gives its
-    /// numbers to another mount once it has ended, so without a connection it is only sought where it was made.
+    /// Where the mount is, if this mount namespace has it: renaming its directory moves it. The kernel reuses its numbers
+    /// once it has ended, so without a connection it is only searched for where it was made.
     pub fn entry(&self, made_at: &Path) -> io::Result<Option<Entry>> {
         let table = mount_table::table()?;
         let is_at = |entry: &&Entry| match fuse_device::is_connected(&self.device) {
@@ -157,7 +158,7 @@ impl Mounted {
         Ok(table.iter().filter(|entry| entry.dev == self.dev).rfind(is_at).cloned())
     }
 
-    /// Puts a detached mount onto `target`; one that is at its place stays there. After an error it is nowhere.
+    /// Attaches a detached mount to `target`; an attached one stays. After an error it is nowhere.
     pub fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         let Some(detached) = self.detached.take() else { return Ok(()) };
         target.check_in_place().map_err(AttachError::Failed)?;
@@ -199,7 +200,7 @@ pub enum AttachError {
     Failed(io::Error),
 }
 
-/// Seccomp filters, AppArmor: each call has rules of its own there.
+/// Whether a policy (seccomp, AppArmor) may have refused the call.
 fn may_be_a_policy(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EACCES))
 }
@@ -232,7 +233,7 @@ fn open_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse")
 }
 
-/// What the kernel is told besides switches.
+/// The data string of mount(2).
 fn values(device: &File) -> [(&'static str, String); 4] {
     [
         ("fd", device.as_raw_fd().to_string()),
@@ -249,7 +250,7 @@ fn mount_at_once(target: &Target, options: &KernelOptions, before: &[Entry]) -> 
     };
     let mut made = new_since(before)?;
     made.retain(|entry| entry.mountpoint == target.path());
-    // Two are two vaultfs that mount there at once: neither can tell which one is its own.
+    // Two vaultfs that mount there at the same time cannot identify their own mount.
     let entry = if made.len() == 1 { made.pop() } else { None };
     target.check_in_place()?;
     check_place(entry.as_ref(), target.path(), target.mount_id())?;
@@ -299,7 +300,7 @@ fn uncover(target: &Target) -> io::Result<Target> {
     if below.path() == target.path() { Ok(below) } else { Err(elsewhere()) }
 }
 
-/// Whether a mount is where it was to be: on the directory that was checked, in that mount, and that directory at its path.
+/// Whether a mount is on the checked directory, in that directory's mount, and the directory is still at its path.
 fn check_place(mount: Option<&Entry>, path: &Path, parent: u64) -> io::Result<()> {
     let is_there = |mount: &Entry| mount.is_vaultfs() && mount.mountpoint == path && mount.parent == parent;
     if mount.is_some_and(is_there) { Ok(()) } else { Err(elsewhere()) }
@@ -313,10 +314,10 @@ fn new_since(before: &[Entry]) -> io::Result<Vec<Entry>> {
     Ok(mount_table::table()?.into_iter().filter(is_new).collect())
 }
 
-/// How often a mount is looked for that somebody keeps moving.
+/// Attempts to find a mount that keeps moving.
 const TRIES: u32 = 100;
 
-/// Removes what [`mount_at_once`] left. Its device is closed, so that it is dead; what others made meanwhile is not.
+/// Removes the mount of a failed [`mount_at_once`]: its device is closed, so it is the dead one.
 fn remove_new(before: &[Entry]) {
     for _ in 0..TRIES {
         let Ok(left) = new_since(before) else { continue };

@@ -1,11 +1,11 @@
-//! The directory that a mount goes on, as a descriptor: what was checked is what is mounted on.
+//! The directory to mount on, as a descriptor: the checked directory is the one that is mounted on.
 //!
-//! 1. A path is walked once, component by component, and never looked up again: whoever exchanges a component later
-//!    changes nothing. Should the directory itself be moved or removed meanwhile, nothing is mounted.
+//! 1. A path is walked once, component by component, and never looked up again: a later exchange of a component has no
+//!    effect. If the directory itself is moved or removed meanwhile, nothing is mounted.
 //! 2. A link on the way is followed if it belongs to root or to this user. Any other could point into a directory that
 //!    its owner has no right to cover.
-//! 3. A directory is followed whoever owns it or may write in it. A user who may rename there can put other directories
-//!    in its place, but only such as that user may rename, and whoever uses their names depends on that user anyway.
+//! 3. A directory is followed whatever its owner and mode. A user that may rename there can put other directories in its
+//!    place, but only those that this user may rename, and users of these names depend on that user anyway.
 //! 4. No link can be mounted on, and an automount that waits at the mount point is not triggered: it is what is mounted on.
 //! 5. Nothing is looked up in what another user serves by FUSE ([`Route`]), and a mount within it is refused: it could not be
 //!    removed without asking that user. What is mounted at the path's end is not looked into here.
@@ -56,7 +56,7 @@ impl Target {
         self.mount_id
     }
 
-    /// Fails if the directory was moved or removed since it was checked.
+    /// Fails if the directory was moved or removed since the check.
     pub fn check_in_place(&self) -> io::Result<()> {
         match mount_table::path_of(self.directory()) {
             Ok(path) if path == self.path => Ok(()),
@@ -70,7 +70,7 @@ impl Target {
 pub enum WalkError {
     /// An errno value.
     Errno(i32),
-    /// Something on the way is somewhere else than it was just now.
+    /// A component was exchanged during the walk.
     Moved,
     /// A link of another user's is on the way.
     Link {

@@ -1,4 +1,4 @@
-//! Who keeps a mount from being unmounted, found without touching it.
+//! The processes that keep a mount busy, found without accessing the mount.
 //!
 //! Following a link in /proc/PID/fd, or stat(2) on a path, may ask the mount's daemon. What is read here does
 //! not: `mnt_id` in /proc/PID/fdinfo, device numbers in /proc/PID/maps, and the *text* of the links cwd, root and
@@ -21,7 +21,7 @@ pub struct User {
     pub name: String,
 }
 
-/// The processes that use `mount`, but for this one: who asks is about to let go.
+/// The processes that use `mount`, without the calling one.
 pub fn users(mount: &Entry) -> Vec<User> {
     let mut found: Vec<User> = process::all()
         .filter(|pid| *pid != std::process::id() && uses(*pid, mount))

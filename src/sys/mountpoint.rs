@@ -1,10 +1,10 @@
-//! Whether a directory can be mounted on, decided before anything is started. What was looked at stays open, and is
-//! what is mounted on ([`Target`]).
+//! Checks whether a directory can be mounted on, before any process is started. The checked directory stays open and is
+//! the one that is mounted on ([`Target`]).
 //!
 //! What is there already decides: nothing, and it is checked like any directory; a *dead* mount of ours (our
 //! type in the mount table, ENOTCONN from the kernel) is removed and replaced; anything else, live, hanging or
-//! foreign, is left alone. Looking may hang, so a child process looks ([`probe`]). Each refusal is one sentence
-//! with the next step in it.
+//! foreign, is left alone. Access may hang, so a child process does it ([`probe`]). Each refusal is one sentence with
+//! the next step in it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::sys::probe;
 use crate::sys::probe::{ProbeError, Seen};
 use crate::sys::unmount;
 
-/// How long a file system may take to answer before it counts as hanging.
+/// Timeout after which a file system counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a directory cannot be mounted on.
@@ -28,7 +28,7 @@ pub enum MountpointError {
     /// ENOENT.
     #[error("{0} does not exist: make it with `mkdir {0}`")]
     Missing(PathBuf),
-    /// Something else is there.
+    /// It is no directory.
     #[error("{0} is not a directory: choose or make another")]
     NotADirectory(PathBuf),
     /// Files would be hidden.
@@ -39,7 +39,7 @@ pub enum MountpointError {
     /// A live mount of ours.
     #[error("{0} has a vault mounted already: unmount it with `vaultfs unmount {0}` first")]
     Mounted(PathBuf),
-    /// Somebody else's mount.
+    /// Another file system's mount.
     #[error("{0} is the mount point of another file system ({1}): choose another directory")]
     Foreign(PathBuf, String),
     /// No answer.
@@ -50,12 +50,12 @@ pub enum MountpointError {
     /// A dead mount that cannot be removed.
     #[error("{0} has a dead mount that cannot be removed: {1}")]
     Stuck(PathBuf, io::Error),
-    /// It could be pointed elsewhere at any moment.
+    /// A link of another user is on the way.
     #[error(
         "{0} leads through {1}, a link that belongs to another user (uid {2}): give the path of the directory itself"
     )]
     Link(PathBuf, String, u32),
-    /// It could not be unmounted without asking that user's process.
+    /// It is in a FUSE file system of another user, whose process could prevent unmounting.
     #[error(
         "{0} is within a file system that another user (uid {1}) serves, who could keep the mount from being removed: choose \
          a directory outside of it"
@@ -117,7 +117,7 @@ fn inspect(path: &Path) -> Result<(Seen, Target), MountpointError> {
     }
 }
 
-/// Ours, and its daemon is gone for good.
+/// Whether it is a vaultfs mount without a daemon.
 pub fn is_dead(top: &Entry, seen: &Seen) -> bool {
     top.is_vaultfs() && seen.statfs == Err(libc::ENOTCONN)
 }
@@ -155,7 +155,7 @@ fn refusal(path: &Path, errno: i32) -> MountpointError {
     }
 }
 
-/// What the machine lacks for a mount.
+/// What this machine lacks for a mount.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// No device.

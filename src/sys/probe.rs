@@ -1,9 +1,8 @@
-//! Looking at a path that may hang, without hanging.
+//! Access to a path that may hang, with a timeout.
 //!
 //! stat(2) on a mount whose daemon is stuck cannot be interrupted, and a process that waits in it cannot even
-//! be killed. So a child process looks, and reports on its standard output; if it says nothing within the
-//! deadline it is killed and *not waited for*: should it be stuck, it stays so until the mount is
-//! gone, and init collects it.
+//! be killed. So a child process does it and reports on its standard output. Without a report within the deadline the
+//! child is killed and *not waited for*: a stuck child stays until the mount is gone, and init reaps it.
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read, Write};
@@ -25,10 +24,10 @@ use crate::sys::mount_target;
 use crate::sys::mount_target::WalkError;
 use crate::sys::stdio;
 
-/// The hidden command that looks.
+/// The hidden command of the child.
 pub const COMMAND: &str = "probe";
 
-/// What the child saw. Errors are errno values.
+/// The child's report. Errors are errno values.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Seen {
     /// The path without links, also where what it leads to cannot be looked at (a dead mount).
@@ -42,7 +41,7 @@ pub struct Seen {
     pub empty: Result<bool, i32>,
 }
 
-/// Why nothing was seen.
+/// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The file system did not answer.
@@ -88,7 +87,7 @@ fn start(args: &[&OsStr], output: Stdio) -> io::Result<Child> {
     command.stdin(Stdio::null()).stdout(output).stderr(Stdio::null()).spawn()
 }
 
-/// Waits until the child says something, or has nothing more to say.
+/// Waits for output of the child, or its end.
 fn wait_for(child: &mut Child, output: BorrowedFd<'_>, end: Instant) -> Result<(), ProbeError> {
     loop {
         let left = end.saturating_duration_since(Instant::now());

@@ -1,6 +1,6 @@
-//! What /proc and pidfds tell about processes that are not our children.
+//! Processes that are not children of this one, as /proc and pidfds show them.
 //!
-//! A number names another process as soon as the first has ended, so nothing is signalled by number ([`Process`]).
+//! Process ids are reused, so nothing is signalled by its number ([`Process`]).
 
 use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -31,48 +31,47 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// When a process was started, in the kernel's ticks: with its number that is who it is.
+/// A process's start time in kernel ticks, which with its number identifies it.
 pub fn started(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The 22nd field; the state, after the name, is the third.
     text.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
-/// State Z: the leader is dead, whatever its other threads wait for.
+/// State Z: the leader is dead, although other threads may still run.
 pub fn is_zombie(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state == 'Z')
 }
 
-/// Who holds the process as a debugger does, if somebody does.
+/// The debugger that traces the process, if any.
 pub fn tracer(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
     tracer.trim().parse().ok().filter(|tracer| *tracer != 0)
 }
 
-/// How a zombie ended that cannot be waited for yet, where the kernel says so: to who may look into the process.
+/// Exit status of a zombie that cannot be waited for yet; the kernel shows it only with the right to trace the process.
 pub fn zombies_end(pid: u32) -> Option<ExitStatus> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = text.rsplit_once(") ")?;
-    // Field 52, as waitpid(2) has it; the state is the third. Whoever may not look is told 0.
+    // Field 52, as waitpid(2) has it; the state is the third. Without the right to trace it is 0.
     let status: i32 = rest.trim_end().split(' ').nth(52 - 3)?.parse().ok()?;
     (status != 0).then(|| ExitStatus::from_raw(status))
 }
 
-/// State T: somebody sent SIGSTOP, or a debugger holds it.
+/// State T: stopped by SIGSTOP, or by a debugger.
 pub fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
 }
 
-/// How many processes the kernel has killed for want of memory, in any group, since the machine started; `None` where it
-/// does not say so.
+/// Processes that the kernel has killed for lack of memory since boot, in any cgroup; `None` if unknown.
 pub fn oom_kills() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/vmstat").ok()?;
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
-/// Whether a process that we may look into has an inotify watch on something of the file system `dev`. Looks at every
-/// descriptor of every process, and touches no file system but /proc.
+/// Whether a visible process has an inotify watch on the file system `dev`. Reads every descriptor of every process, and
+/// accesses no file system but /proc.
 pub fn watch(dev: Dev) -> bool {
     let (major, minor) = dev.numbers();
     // As the kernel has it inside.
@@ -94,7 +93,7 @@ fn is_number(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
 }
 
-/// A live process of one user's, held by a pidfd: whatever happens to its number, this is what is waited for and signalled.
+/// A live process of one user, held by a pidfd, so that waits and signals never reach another process of its number.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
@@ -103,8 +102,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process that has this number now, if user `uid` is all that it runs as: set-uid programs are not theirs who
-    /// started them.
+    /// The process that has this number now, if all its user ids are `uid` (not a set-uid program).
     pub fn open(pid: u32, uid: u32) -> Option<Self> {
         let number = libc::pid_t::try_from(pid).ok()?;
         // SAFETY: takes numbers only; the descriptor it returns is ours.
@@ -144,13 +142,13 @@ impl Process {
         children
     }
 
-    /// Whether it calls itself so. Narrows a choice down; it never makes one.
+    /// Whether it has this name. A hint only: any process may take a name.
     pub fn is_called(&self, name: &CStr) -> bool {
         let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.pid));
         comm.is_ok_and(|comm| comm.trim_end().as_bytes() == name.to_bytes())
     }
 
-    /// What follows this option in its command line. Reading that may wait for who serves the memory of a process: not for
+    /// The argument after this option in its command line. Reading it may block on a page fault of the process: not for
     /// other users' processes.
     pub fn argument(&self, option: &str) -> Option<PathBuf> {
         let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).ok()?;

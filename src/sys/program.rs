@@ -1,5 +1,5 @@
-//! Who a process is: its program, and the service or container it belongs to. Read from /proc as far as that shows
-//! it; never a path on the mount.
+//! The program of a process, and the service or container that it belongs to. Read from /proc, as far as that shows it;
+//! never a path on the mount.
 
 use std::fs;
 
@@ -23,7 +23,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Whose thread `tid` is; 0 is one that cannot be seen.
+    /// The process of the thread `tid`; 0 if it cannot be seen.
     pub fn of(tid: u32) -> Self {
         if tid == 0 {
             return Self::default();

@@ -1,10 +1,10 @@
 //! Standard output and standard error: the one place that writes there.
 //!
-//! Whoever reads them may be gone: a terminal that was closed, a pipe's reader that had enough, a full disk. The
-//! macros of the standard library panic then, which would end a daemon with all that is unsaved, and a command with
-//! another exit code than its own. So: what is said on standard error may be lost, and nothing else comes of it; what
-//! cannot be written to standard output is an error like any other. `tests/project/layering.rs` keeps others away.
-//! What is said is escaped ([`crate::display`]): each call is one line, whatever text of others is in it.
+//! Their reader may be gone: a closed terminal, a pipe without a reader, a full disk. The macros of the standard library
+//! panic then, which would end a daemon with its unsaved writes, and a command with a wrong exit code. So a line on
+//! standard error may be lost without further effect, and a failed write to standard output is an error like any other.
+//! `tests/project/layering.rs` forbids the macros elsewhere. Text on standard error is escaped ([`crate::display`]):
+//! each call is one line.
 //!
 //! SIGPIPE is ignored in all our processes (the runtime does that before `main`), so a missing reader is EPIPE here.
 
@@ -17,10 +17,10 @@ use parking_lot::Mutex;
 
 use crate::display;
 
-/// A log's reader that has not taken a line by then is asleep.
+/// Timeout after which the reader of a log counts as stopped.
 const PATIENCE_MS: u16 = 200;
 
-/// Says a sentence to who called the program.
+/// Prints a message for the caller of the program on standard error.
 pub fn say(sentence: impl Display) {
     line(format_args!("vaultfs: {sentence}"));
 }
@@ -30,7 +30,7 @@ pub fn line(text: impl Display) {
     write(&format!("{}\n", display::line(text)));
 }
 
-/// Shows this in the last line of a terminal instead of what was shown there; nothing takes it away.
+/// Replaces the last line of a terminal; empty text clears it.
 pub fn replace_line(text: impl Display) {
     write(&format!("\r\x1b[K{}", display::line(text)));
 }
@@ -44,7 +44,7 @@ pub fn is_watched() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Standard error as a descriptor, to look at.
+/// Standard error as a descriptor, for checks.
 pub fn stderr() -> Stderr {
     io::stderr()
 }
@@ -59,7 +59,7 @@ pub fn stdout() -> Stdout {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LogStream;
 
-/// One line at a time; whether the reader was asleep at the last.
+/// Serializes lines; whether the reader had stopped at the last one.
 static ASLEEP: Mutex<bool> = Mutex::new(false);
 
 impl Write for LogStream {

@@ -1,11 +1,11 @@
-//! The boundary to other users: which mounts, files, sockets and paths may be believed, and for what.
+//! The boundary to other users: which mounts, files, sockets and paths are trusted, and for what.
 //!
-//! 1. A name, a path or a number in a file proves nothing: another user may have made it, or may lead it elsewhere later.
-//!    What counts is what the kernel says of a descriptor: owner, mount id, peer. Processes: [`crate::sys::process::Process`].
-//! 2. A mount is of the user that `user_id=` in the mount table names. This user's own keepers are believed. Of a mount
-//!    of another user root shows what is answered and believes nothing of it; everybody else leaves it alone.
-//! 3. A FUSE file system of another user is never asked: it may not answer, and it says what it likes about owners.
-//! 4. What is read of another user is bounded, in bytes and by one deadline.
+//! 1. A name, a path or a number in a file proves nothing: another user may have made it, or may exchange it later. Only
+//!    what the kernel shows of a descriptor counts: owner, mount id, peer. Processes: [`crate::sys::process::Process`].
+//! 2. A mount belongs to the user that `user_id=` in the mount table names. This user's own keepers are trusted. Root
+//!    shows the answers of another user's mount and trusts none of them; other users do not access it.
+//! 3. A FUSE file system of another user is never accessed: it may not answer, and it may report any owner.
+//! 4. What is read from another user is bounded, in bytes and by one deadline.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -43,17 +43,17 @@ pub fn is_own(mount: &Entry) -> bool {
     mount.owner == Some(own())
 }
 
-/// The owner of a mount whose processes this user may ask: its own, and root any.
+/// The owner of a mount that this user may query: its own, and any for root.
 pub fn may_ask(mount: &Entry) -> Option<u32> {
     mount.owner.filter(|owner| *owner == own() || own() == 0)
 }
 
-/// The most that is read of what this user says.
+/// Limit of bytes read from this user.
 pub fn longest(owner: u32) -> usize {
     if owner == own() { LONGEST } else { LONGEST_OF_OTHERS }
 }
 
-/// Opens what is there, a link itself, without asking the file system of it.
+/// Opens a path, also a link itself, without a request to its file system.
 fn open_at(dir: BorrowedFd<'_>, name: &OsStr, more: OFlag) -> io::Result<OwnedFd> {
     Ok(openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | more, Mode::empty())?)
 }
@@ -106,7 +106,7 @@ pub fn peer(stream: &UnixStream) -> io::Result<u32> {
     Ok(getsockopt(stream, PeerCredentials)?.pid() as u32)
 }
 
-/// A directory that only one user can use, held open: it stays this one, wherever its path leads later.
+/// A directory that only one user can use, held open: its path is not looked up again.
 #[derive(Debug)]
 pub struct Directory {
     fd: OwnedFd,
@@ -145,7 +145,7 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Whose it is.
+    /// Its owner.
     pub fn owner(&self) -> u32 {
         self.owner
     }
@@ -166,7 +166,7 @@ impl Directory {
         entries.take(most).filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
-    /// Opens what the owner made in it, without asking more than the kernel.
+    /// Opens a file of the owner in it, without access to a FUSE file system.
     fn look_up(&self, name: &str) -> io::Result<(OwnedFd, std::fs::Metadata)> {
         let fd = open_at(self.fd.as_fd(), OsStr::new(name), OFlag::empty())?;
         not_of_others(fd.as_fd())?;

@@ -1,8 +1,7 @@
-//! Removing the mount, and the first words of the FUSE protocol. [`crate::sys::mount`] makes it.
+//! Removes the mount that [`crate::sys::mount`] makes.
 //!
-//! Unmounting is done by the keeper, by `vaultfs unmount`, or by a child process of a
-//! worker whose keeper died; each first checks in the mount table that what it would remove is the mount it
-//! means. Root uses the system calls, everybody else `fusermount3`.
+//! The keeper, `vaultfs unmount`, or a child process of a worker whose keeper died unmounts; each first verifies in the
+//! mount table that it removes the intended mount. Root uses the system calls, other users `fusermount3`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,12 +21,12 @@ use crate::sys::trust::MountpointHandle;
 pub enum Mode {
     /// Fails with EBUSY while something is open.
     Plain,
-    /// Detaches now; ends when the last program lets go.
+    /// Detaches now; the mount ends with its last open file.
     Lazy,
 }
 
-/// Unmounts the mount `dev` if that is what is visible at `mountpoint`; `Ok(false)` if it is not. Root's system call takes
-/// no path that somebody else could lead elsewhere meanwhile: see [`MountpointHandle`]. fusermount3 has its own care.
+/// Unmounts the mount `dev` if it is visible at `mountpoint`; `Ok(false)` if it is not. Root's system call uses no path
+/// that another user could exchange meanwhile: see [`MountpointHandle`]. fusermount3 checks the path itself.
 pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
     let top = mount_table::top_at(mountpoint)?;
     let Some(mount) = top.filter(|top| top.dev == dev && top.is_vaultfs()) else { return Ok(false) };
@@ -62,7 +61,7 @@ pub fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(umount2(&by_descriptor(root), MntFlags::MNT_DETACH)?)
 }
 
-/// Ends a connection, whoever holds its device; the mount stays, dead. By fusectl, where systemd or somebody has mounted it; root
+/// Aborts a connection, whichever process holds its device; the mount stays, dead. Uses fusectl where it is mounted; root
 /// can do without.
 pub fn abort(dev: Dev) -> io::Result<()> {
     let (_, connection) = dev.numbers();

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::vault::{ErrorKind, Result};
 
-/// Programs that are told apart.
+/// Programs that are counted separately.
 const PROGRAMS: usize = 64;
 
 /// What vaultfs does by itself.
@@ -91,7 +91,7 @@ impl Default for Payer {
 }
 
 impl Payer {
-    /// The guest who pays.
+    /// The guest that is charged.
     pub fn guest(&self) -> Option<u32> {
         match self {
             Self::Task(guest) => *guest,

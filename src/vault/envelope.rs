@@ -8,10 +8,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
-use ring::rand::SecureRandom;
 use zeroize::Zeroizing;
 
 use crate::secret::{SecretBytes, SecretString};
+use crate::sys::random;
 
 const NONCE: usize = 12;
 const TAG: usize = 16;
@@ -68,9 +68,7 @@ pub struct Envelope {
 impl Envelope {
     /// Encrypts under `key`, which the vault knows as `blob`; `aad` is needed again to decrypt.
     pub fn seal(key: &DataKey, blob: &[u8], aad: &[u8], plain: &SecretBytes) -> Result<Self, EnvelopeError> {
-        let mut nonce = [0; NONCE];
-        let random = ring::rand::SystemRandom::new();
-        random.fill(&mut nonce).map_err(|_| EnvelopeError::NoRandomness)?;
+        let nonce = random::bytes().map_err(|_| EnvelopeError::NoRandomness)?;
         Self::seal_with(nonce, key, blob, aad, plain)
     }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::random;
+
 /// An `Idempotency-Key`: random, and the same for each attempt of one creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct IdempotencyKey([u8; 16]);
@@ -11,9 +13,7 @@ pub struct IdempotencyKey([u8; 16]);
 impl IdempotencyKey {
     /// A new one; `None` should the system have no randomness to give.
     pub fn random() -> Option<Self> {
-        let mut bytes = [0; 16];
-        ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).ok()?;
-        Some(Self(bytes))
+        random::bytes().ok().map(Self)
     }
 }
 

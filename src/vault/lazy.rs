@@ -33,7 +33,7 @@ pub enum Start {
     Lazy,
 }
 
-/// Between two questions of somebody who waits.
+/// Interval between two attempts of a waiting caller.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A mount that starts without a vault waits no longer than this for one that may be there.
@@ -99,7 +99,7 @@ pub fn take_over(connector: Connector) -> DynVault {
     }
 }
 
-/// A vault that is asked who it is when it is first needed.
+/// A vault that is connected to at its first use.
 #[derive(Debug)]
 pub struct LazyVault {
     connector: Connector,

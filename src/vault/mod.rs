@@ -113,7 +113,7 @@ pub struct BudgetStatus {
     pub reset_s: u64,
     /// Seconds that a window lasts, as far as is known.
     pub window_s: f64,
-    /// The vault has not told a limit: this one is ours.
+    /// The vault has reported no limit: this one is assumed.
     pub assumed: bool,
 }
 
@@ -128,7 +128,7 @@ pub struct VaultStatus {
     pub spent_by: Vec<crate::vault::attribution::RequestCount>,
     /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
-    /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not told its time.
+    /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not reported its time.
     pub ahead_ms: Option<i64>,
     /// Whether the key may make and update objects, where the vault says so.
     pub may_write: Option<bool>,

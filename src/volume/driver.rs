@@ -1,23 +1,21 @@
-//! Order around the state: what is asked, checked, mounted, written down and answered, in which sequence.
+//! Serves the requests of an engine: the order of checks, mounts, state changes and answers.
 //!
-//! 1. Requests that change a volume are taken one by one for each volume; volumes do not wait for each other. What only
-//!    asks waits for nobody.
-//! 2. A user is written down after the mount answers and before the engine hears of it. A crash in between leaves a
+//! 1. A lock for each volume serializes its changes; volumes do not wait for each other. Read-only requests never wait.
+//! 2. A user is recorded after the mount answers and before the engine gets its answer. A crash in between leaves a
 //!    mount without users, which the next start unmounts; never a user without a mount.
-//! 3. An engine that has given up waiting does not use what it asked for: its user is taken back, under the same lock,
-//!    so that a repeated request finds either the user or its absence, never something in between.
-//! 4. A user is struck out, and the engine told so, before the volume is unmounted: podman waits 5 s for an answer, and
-//!    without one goes on to believe that the volume is mounted. If unmounting fails (writes that the vault does not
-//!    take), the mount stays for the next user or for `vaultfs pending`. An engine that did not hear the answer has its
-//!    user back. As long as unmounting waits for a vault that is away, a Mount or a Remove ends it and goes first.
-//! 5. The mount point exists only while something is mounted there. An engine that is wrong about that fails; it does not
-//!    get a directory of the disk in place of the vault. Nor does one whose mount namespace does not have the mount.
-//! 6. An engine that is killed, or that removes a container while the plugin is away, never strikes out its users. So
-//!    users do not keep a volume from being removed, provided that nothing that can be seen uses the mount: the engine
-//!    asks for the removal only of what it believes to be unused. An Unmount says nothing of other users, of whom one
-//!    may have been told of its mount and not have bound it yet: they are left.
-//! 7. After its last user a volume stays mounted for a while: a container that restarts while the vault is away finds it.
-//!    And it is never unmounted while another mount namespace has it bound, whatever was counted.
+//! 3. An engine that has stopped waiting does not use the mount: its user is removed under the same lock, so that a
+//!    repeated request finds the user either recorded or absent.
+//! 4. A user is removed, and the engine answered, before the volume is unmounted: podman waits 5 s for an answer, and
+//!    without one takes the volume for mounted. If unmounting fails (writes that the vault does not accept), the mount
+//!    stays for the next user or for `vaultfs pending`. If the answer did not arrive, the user is recorded again. A
+//!    Mount or a Remove interrupts an unmounting that waits for the vault.
+//! 5. The mount point exists only while something is mounted there, so that an engine never binds a directory of the
+//!    disk in place of the vault. A Mount fails if the engine's mount namespace does not have the mount.
+//! 6. An engine that is killed, or that removes a container while the plugin is stopped, leaves its users recorded. So
+//!    recorded users do not prevent a Remove if no visible process uses the mount: an engine removes only volumes that
+//!    it takes for unused. An Unmount does not remove other users: one may have its answer and not have bound it yet.
+//! 7. After its last user a volume stays mounted for a while, for containers that restart while the vault does not
+//!    answer. It is never unmounted while another mount namespace has it bound.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -35,9 +33,9 @@ use super::state::{self, Refusal, Volume, Volumes};
 use super::store::Store;
 use crate::clock::Clock;
 
-/// How long a removal tries to store what is unsaved: podman waits 5 s for the answer, dockerd a minute.
+/// Timeout for storing unsaved writes before a removal: podman waits 5 s for the answer, dockerd a minute.
 const REMOVAL: Duration = Duration::from_secs(3);
-/// How often it is looked whether a mount namespace that has a volume bound has ended, at least.
+/// Interval between checks for mount namespaces that have a volume bound.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The same while an engine waits for its removal.
 const FIRST_POLL: Duration = Duration::from_millis(100);
@@ -46,13 +44,13 @@ type Result<T> = std::result::Result<T, Refusal>;
 
 /// The volumes of one state directory.
 pub struct Driver {
-    /// What is on disk. Short: never held while anything is waited for.
+    /// What is on disk. Never held across a wait.
     volumes: Mutex<Volumes>,
-    /// One change is written at a time. Taken after a volume's lock, before `volumes`.
+    /// Serializes writes. Acquired after a volume's lock, before `volumes`.
     saving: tokio::sync::Mutex<()>,
-    /// Whose turn it is to change a volume.
+    /// Serialize the changes of each volume.
     locks: VolumeLocks,
-    /// The volumes that are mounted and will be unmounted, unless they are used before. Short.
+    /// Mounted volumes without users, which will be unmounted. Never held across a wait.
     idle: Mutex<Idle>,
     store: Arc<Store>,
     mounter: Arc<dyn Mounter>,
@@ -63,13 +61,13 @@ pub struct Driver {
     clock: Arc<dyn Clock>,
 }
 
-/// What the driver works with.
+/// The parts of a [`Driver`].
 pub struct Parts {
-    /// Where volumes are remembered.
+    /// Writes the volumes.
     pub store: Store,
-    /// What was remembered.
+    /// The volumes as they were read.
     pub volumes: Volumes,
-    /// What mounts.
+    /// Makes the mounts.
     pub mounter: Arc<dyn Mounter>,
     /// Which options there are.
     pub grammar: Arc<dyn Grammar>,
@@ -84,7 +82,7 @@ pub struct Parts {
 }
 
 impl Driver {
-    /// A driver over what was remembered.
+    /// A driver of these parts.
     pub fn new(parts: Parts) -> Self {
         Self {
             volumes: Mutex::new(parts.volumes),
@@ -105,7 +103,7 @@ impl Driver {
     pub async fn create(&self, name: &str, options: &BTreeMap<String, String>) -> Result<()> {
         state::check_name(name)?;
         let _guard = self.locks.next(name).await;
-        // Of one that is there already, by an earlier version perhaps, options and files are the next mount's business.
+        // The next mount validates the options of an existing volume, which an earlier version may have created.
         if self.volumes().get(name).is_err() {
             let arguments = self.arguments(options).await?;
             options::check_own(name, options, self.profiles.dir(), &*self.grammar)
@@ -128,8 +126,8 @@ impl Driver {
             .map_err(Refusal::Message)
     }
 
-    /// Mount, for an engine whose process is known: `tell` gets the answer while the volume is still locked, and says
-    /// whether anybody heard it.
+    /// Mount, for an engine whose process is known. `tell` gets the answer while the volume is locked, and returns whether
+    /// the engine received it.
     pub async fn mount(
         &self,
         name: &str,
@@ -179,8 +177,8 @@ impl Driver {
         done.map(|()| at)
     }
 
-    /// Unmount: as [`Driver::mount`]. Returns when the volume is unmounted, if it has no users then; what fails after
-    /// the answer is logged.
+    /// Unmount, as [`Driver::mount`]. Without users left, returns when the volume is unmounted; failures after the answer
+    /// are logged.
     pub async fn unmount(&self, name: &str, id: &str, tell: impl FnOnce(Result<()>) -> bool) {
         let guard = self.locks.next(name).await;
         let was_user = match self.change(|volumes| volumes.release(name, id)).await {
@@ -206,7 +204,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Undoes a Mount of which the engine did not hear.
+    /// Undoes a Mount whose answer the engine did not receive.
     async fn take_back(&self, guard: &VolumeGuard, name: &str, id: &str) -> Result<()> {
         self.change(|volumes| volumes.release(name, id)).await?;
         if self.is_unused(name) { self.unmount_unused(name, guard.wanted()).await } else { Ok(()) }
@@ -216,8 +214,8 @@ impl Driver {
         self.volumes().get(name).map_or(true, |volume| volume.users.is_empty())
     }
 
-    /// Unmounts a volume without users `after` that time, unless it has some by then. While another mount namespace has
-    /// it bound, it stays.
+    /// Unmounts a volume without users `after` that time, unless it has users by then or another mount namespace has it
+    /// bound.
     async fn leave(&self, name: &str, guard: VolumeGuard, after: Duration) {
         let (mut guard, mut pause) = (guard, after);
         let mine = self.idle().begin(name);
@@ -232,7 +230,7 @@ impl Driver {
             }
             match self.unmount_unused(name, guard.wanted()).await {
                 Err(e @ Refusal::Bound { .. }) => tracing::debug!("stays mounted: {e}"),
-                // Whoever interrupted it has the mount now; dockerd does so each time it starts a container.
+                // The Mount that interrupted it uses the volume; dockerd does so each time it starts a container.
                 Err(e) if guard.is_wanted() => return tracing::debug!("{e}"),
                 Err(e) => return tracing::error!("{e}"),
                 Ok(()) => return,
@@ -241,7 +239,7 @@ impl Driver {
         }
     }
 
-    /// Storing what is unsaved may take long where the vault is away.
+    /// Unmounts a volume; may take long while the vault does not answer.
     async fn unmount_unused(&self, name: &str, unless: Interruption) -> Result<()> {
         let at = self.store.mountpoint(name);
         if let Some(holder) = self.mounter.holder(&at).await {
@@ -256,7 +254,7 @@ impl Driver {
     pub async fn remove(&self, name: &str) -> Result<()> {
         let _guard = self.locks.soon(name).await;
         let unused = match self.volumes().check_unused(name) {
-            // By a request whose answer was lost.
+            // An earlier request removed it, and its answer was lost.
             Err(Refusal::Unknown(_)) => return Ok(()),
             unused => unused,
         };
@@ -286,18 +284,18 @@ impl Driver {
         .await
     }
 
-    /// Waits until no other mount namespace has what is mounted there: that of a container that ends goes after it.
+    /// Waits until no other mount namespace has the mount: the kernel removes a container's namespace after its end.
     async fn unbound(&self, at: &std::path::Path, within: Duration) {
         let gone = async {
             while self.mounter.holder(at).await.is_some() {
                 tokio::time::sleep(FIRST_POLL).await;
             }
         };
-        // Else it is told who has it.
+        // On a timeout the caller reports the holder.
         let _ = tokio::time::timeout(within, gone).await;
     }
 
-    /// Path: where it is mounted, empty while nobody uses it.
+    /// Path: the mount point, empty without users.
     pub fn path(&self, name: &str) -> Result<PathBuf> {
         let volumes = self.volumes();
         let volume = volumes.get(name)?;
@@ -316,7 +314,7 @@ impl Driver {
         self.volumes().iter().map(|(name, volume)| self.describe(name, volume)).collect()
     }
 
-    /// After a start: what is mounted for nobody is unmounted, what is gone is named. Waits for mounts; run it beside.
+    /// After a start: unmounts volumes without users and logs missing mounts. Waits for mounts: run it in the background.
     pub async fn check_mounts(&self) {
         let checks = self.known().into_iter().map(|name| async move { self.check_mount(&name).await });
         futures_util::future::join_all(checks).await;
@@ -353,7 +351,7 @@ impl Driver {
         }
     }
 
-    /// At the end: what nobody uses is unmounted, without waiting any longer. Names what stays.
+    /// At the end: unmounts volumes without users, and logs those that stay.
     pub async fn end(&self) {
         for name in self.store.mountpoints() {
             let guard = self.locks.next(&name).await;
@@ -384,7 +382,7 @@ impl Driver {
         self.volumes.lock()
     }
 
-    /// Makes a change, writes it, then shows it.
+    /// Applies a change to a copy, writes it to disk, then makes it visible.
     async fn change<T>(&self, change: impl FnOnce(&mut Volumes) -> Result<T>) -> Result<T> {
         let _one = self.saving.lock().await;
         let mut volumes = self.volumes().clone();
@@ -424,7 +422,7 @@ fn failure(name: &str, sentence: &str) -> Refusal {
     Refusal::Message(format!("vaultfs volume {name}: {sentence}"))
 }
 
-/// Runs what reads files.
+/// Runs a function that reads files on a blocking thread.
 async fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
 ) -> Result<T> {

@@ -1,4 +1,4 @@
-//! Whose turn it is to change a volume, and which volumes are without users.
+//! A lock for each volume, and the list of volumes without users.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use super::mounter::Interruption;
 pub struct VolumeLocks(Mutex<HashMap<String, Arc<VolumeLock>>>);
 
 impl VolumeLocks {
-    /// Waits for the turn.
+    /// Waits for the lock of a volume.
     pub async fn next(&self, name: &str) -> VolumeGuard {
         let volume = self.of(name);
         let lock = volume.lock.clone().lock_owned().await;
         VolumeGuard { volume, _lock: lock }
     }
 
-    /// As [`VolumeLocks::next`], but an unmounting that goes on for nobody gives way.
+    /// As [`VolumeLocks::next`], and interrupts the unmounting of an unused volume.
     pub async fn soon(&self, name: &str) -> VolumeGuard {
         let volume = self.of(name);
         let waiters = Waiter::new(&volume.waiters);
@@ -36,7 +36,7 @@ impl VolumeLocks {
     }
 }
 
-/// The turns of one volume.
+/// The lock of one volume.
 #[derive(Default)]
 struct VolumeLock {
     lock: Arc<tokio::sync::Mutex<()>>,
@@ -44,13 +44,13 @@ struct VolumeLock {
     waiters: watch::Sender<usize>,
 }
 
-/// The turn of whoever holds it.
+/// A held lock of one volume.
 pub struct VolumeGuard {
     volume: Arc<VolumeLock>,
     _lock: tokio::sync::OwnedMutexGuard<()>,
 }
 
-/// Counts one who waits, as long as it is there.
+/// Counts as a waiting engine until it is dropped.
 struct Waiter<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Waiter<'a> {
@@ -76,7 +76,7 @@ impl VolumeGuard {
     pub fn wanted(&self) -> Interruption {
         let mut waiters = self.volume.waiters.subscribe();
         Box::pin(async move {
-            // The sender is held as long as this turn is.
+            // The guard holds the sender.
             if waiters.wait_for(|n| *n > 0).await.is_err() {
                 std::future::pending().await
             }

@@ -1,7 +1,7 @@
 //! The mounts of volumes: each one `vaultfs mount`, with processes of its own that outlive the plugin.
 //!
-//! The plugin never calls into a mount: whether one is there is read in the mount table, whether it answers is looked
-//! at by a child process that may hang. "Mounted" is said only after a file was really read through the mount.
+//! The plugin never accesses a mount itself: the mount table shows whether it exists, and a child process, which may
+//! hang, checks that it answers. A mount counts as made only after a file was read through it.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -27,44 +27,43 @@ use crate::sys::probe;
 use crate::sys::probe::ProbeError;
 use crate::sys::{mount_table, mount_users, mountpoint, trust};
 
-/// How long `vaultfs mount` may take. dockerd hangs up after 120 s, and should have heard a sentence by then.
+/// Timeout of `vaultfs mount`. dockerd closes the connection after 120 s and should have an error message by then.
 const PATIENCE: Duration = Duration::from_secs(110);
-/// What `vaultfs unmount` takes at most, beyond the mount's `drain` now and again at its end.
+/// Timeout of `vaultfs unmount`, beyond twice the mount's `drain`.
 const END: Duration = Duration::from_secs(120);
-/// What [`END`] is added to where a mount does not say how long it drains.
+/// Assumed `drain` of a mount that does not report it.
 const DRAIN: Duration = Duration::from_secs(60);
 /// How long a mount may take to answer a read that asks no vault.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How often the mount table is looked at while something is being unmounted.
+/// Interval between checks of the mount table during an unmount.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// More than any sentence of ours.
+/// Limit of a command's error output.
 const SENTENCE: u64 = 4096;
 /// A file that every mount has, and answers itself.
 const CONTROL_FILE: &str = ".vaultfs/status.json";
 
-/// Ends when what is being done is no longer wanted.
+/// Completes when the operation is to be interrupted.
 pub type Interruption = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What makes and removes mounts. Errors are sentences for the user of the container engine.
+/// Makes and removes mounts. Errors are messages for the user of the container engine.
 #[async_trait]
 pub trait Mounter: Send + Sync {
-    /// Mounts at `at`, made if it is missing, unless that is done; returns when it answers.
+    /// Mounts at `at`, which it makes if it is missing; returns when the mount answers.
     async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String>;
-    /// Stores what is unsaved, if anything of ours is mounted there; an error names what could not be stored in time.
+    /// Stores unsaved writes of the mount there; an error names what could not be stored in time.
     async fn store(&self, at: &Path, within: Duration) -> Result<(), String>;
-    /// Stores what is unsaved and unmounts, if anything of ours is mounted there. Interrupted, it leaves it mounted, for
-    /// certain; or it is unmounted already.
+    /// Stores unsaved writes and unmounts. If it is interrupted, the mount stays, or is gone already.
     async fn unmount(&self, at: &Path, unless: Interruption) -> Result<(), String>;
-    /// As [`Mounter::unmount`], but refuses while a process that can be seen uses the mount; and after this time while
-    /// something is unsaved.
+    /// As [`Mounter::unmount`], but refuses while a visible process uses the mount, and if unsaved writes remain after this
+    /// time.
     async fn unmount_idle(&self, at: &Path, within: Duration) -> Result<(), String>;
-    /// Who has it in a mount namespace, bound to another place, as a sentence. Touches no mount.
+    /// A process whose mount namespace has it bound elsewhere, as a message. Accesses no mount.
     async fn holder(&self, at: &Path) -> Option<String>;
-    /// Whether a process, which is about to bind it, finds the mount at this path. Touches no mount.
+    /// Refuses if the mount is missing at this path for a process that is about to bind it. Accesses no mount.
     fn is_seen_by(&self, at: &Path, process: Option<u32>) -> Result<(), String>;
-    /// Whether a vaultfs is mounted there. Touches no mount.
+    /// Whether a vaultfs is mounted there. Accesses no mount.
     fn is_mounted(&self, at: &Path) -> bool;
-    /// Removes the empty directory of a mount that is no more.
+    /// Removes the mount point of an ended mount.
     fn tidy(&self, at: &Path);
 }
 
@@ -76,7 +75,7 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// Looks at what this machine permits.
+    /// Checks what this machine permits.
     pub fn new() -> Self {
         let kernel = KernelOptions { allow_other: true, ..KernelOptions::default() };
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
@@ -109,10 +108,10 @@ impl Mounter for Commands {
         }
         let bare = make_bare(at).map_err(|e| format!("{} cannot be made: {e}", at.shown()))?;
         let mut command = vaultfs("mount");
-        // An engine takes an empty volume as an invitation to copy the image's files into it.
+        // An engine copies the image's files into an empty volume.
         command.arg("--never-empty").args(self.allow_other.then_some("--allow-other"));
         if !arguments.iter().any(|argument| argument.starts_with("--embedded")) {
-            // The key in there is the default vault's, which has it among its options: no other vault shall see it.
+            // That directory has the key of the default vault, which names it in its options: no other vault may get it.
             command.env_remove("CREDENTIALS_DIRECTORY");
         }
         let mounted = run(command.args(arguments).arg("--").arg(at), PATIENCE).await;
@@ -142,7 +141,7 @@ impl Mounter for Commands {
     async fn unmount(&self, at: &Path, mut unless: Interruption) -> Result<(), String> {
         let Some(top) = ours(at)? else { return Ok(()) };
         let patience = time_to_end(top).await;
-        // Lazy: nobody who counts uses it; who looks at it from the host's side does not hold up the engine.
+        // Lazy: no container uses it, and a process on the host that has it open must not delay the engine.
         let mut command = vaultfs("unmount");
         command.arg("--lazy").arg("--").arg(at);
         let (stop, stopped) = oneshot::channel();
@@ -160,7 +159,7 @@ impl Mounter for Commands {
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = &mut unless => {
                     let _ = stop.send(());
-                    // Until it has ended it may still unmount.
+                    // It may still unmount until it has ended.
                     let ended = ended.await.unwrap_or_else(|e| Err(e.to_string()));
                     return if self.is_mounted(at) { ended } else { Ok(()) };
                 }
@@ -177,7 +176,7 @@ impl Mounter for Commands {
         let Some(top) = ours(at)? else { return Ok(()) };
         let patience = time_to_end(top).await;
         self.store(at, within).await?;
-        // Not lazy: it fails while a process has anything of it open, and stores what is unsaved since.
+        // Not lazy: it fails while a process has a file of it open, and stores writes made since.
         run(vaultfs("unmount").arg("--").arg(at), patience).await
     }
 
@@ -240,7 +239,7 @@ fn is_ours(mount: &Entry) -> bool {
     mount.is_vaultfs() && trust::is_own(mount)
 }
 
-/// Asks a mount's processes; they answer without the file system.
+/// Queries a mount's processes over their socket, not over the file system.
 async fn ask(mount: Entry, request: Request, within: Duration) -> Option<Answer> {
     let asked = tokio::task::spawn_blocking(move || {
         let mount = live_mounts::of(&mount)?;
@@ -258,8 +257,8 @@ async fn time_to_end(mount: Entry) -> Duration {
     drain.unwrap_or(DRAIN).saturating_mul(2).saturating_add(END)
 }
 
-/// A command of ours, which ends with the plugin: what it did after that would be for nobody, and might take a mount
-/// away that the next run of the plugin has just given to a container.
+/// A `vaultfs` command that ends with the plugin: later it could remove a mount that the next run of the plugin has
+/// given to a container.
 fn vaultfs(command: &str) -> Command {
     let mut vaultfs = Command::new("/proc/self/exe");
     vaultfs.arg0("vaultfs").arg(command).kill_on_drop(true);
@@ -267,7 +266,7 @@ fn vaultfs(command: &str) -> Command {
     let plugin = nix::unistd::getpid();
     let ends_with_it = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-        // It may have died before that.
+        // The parent may have died before prctl.
         if nix::unistd::getppid() == plugin { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
     };
     // SAFETY: prctl and getppid may be called between fork and exec.
@@ -275,12 +274,12 @@ fn vaultfs(command: &str) -> Command {
     vaultfs
 }
 
-/// Runs a command of ours; its failure is what it said.
+/// Runs a `vaultfs` command; the error is its message.
 async fn run(command: &mut Command, patience: Duration) -> Result<(), String> {
     run_unless(command, patience, std::future::pending()).await
 }
 
-/// As [`run`]; interrupted, the command has ended when this returns.
+/// As [`run`], with an interruption; the command has ended when this returns.
 async fn run_unless(
     command: &mut Command,
     patience: Duration,
@@ -308,7 +307,7 @@ async fn run_unless(
     Err(why)
 }
 
-/// What a command said on standard error, as one sentence without its name and hints.
+/// A command's standard error as one sentence, without its name and hints.
 fn sentence(said: &str, status: &std::process::ExitStatus) -> String {
     let lines = said.lines().map(|line| line.strip_prefix("vaultfs: ").unwrap_or(line).trim());
     let lines: Vec<_> = lines.filter(|line| !line.is_empty() && !line.starts_with("hint:")).collect();
@@ -334,7 +333,7 @@ impl std::fmt::Display for Unread {
     }
 }
 
-/// A real read through the mount, of what it answers without asking the vault.
+/// Reads a file through the mount that it answers without the vault.
 async fn read_control_file(at: &Path) -> Result<(), Unread> {
     let file = at.join(CONTROL_FILE);
     let read = tokio::task::spawn_blocking(move || probe::read(&file, ANSWER)).await;

@@ -1,10 +1,10 @@
 //! What `-o` of `docker volume create` and `podman volume create` means: the long options of `vaultfs mount`.
 //!
-//! Which options there are is the command line's business ([`Grammar`]); which of them a volume may have, the few that
-//! mean something of their own, and the sentences for what is wrong are in here.
+//! The command line defines the options ([`Grammar`]); this file decides which of them a volume may have, translates those
+//! that only volumes have, and words the errors.
 //!
-//! Who may create a volume is not who runs the plugin. So a volume's own options open no file of the host, run no command
-//! and choose no vault: that is for the plugin's options and for profiles ([`super::profile`]).
+//! A user that may create volumes is not trusted as the plugin's user is. So a volume's own options open no file of the
+//! host, run no command and choose no vault: the plugin's options and profiles ([`super::profile`]) do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::display::Shown;
 /// What an option of `vaultfs mount` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
-    /// Nothing: it is there or not.
+    /// No value.
     Nothing,
     /// A value.
     Value,
@@ -37,13 +37,13 @@ pub trait Grammar: Send + Sync {
     fn validate(&self, arguments: &[String]) -> Result<(), String>;
 }
 
-/// Options of `vaultfs mount` that say how a person runs it; a volume is not run by one.
+/// Options of `vaultfs mount` for interactive use, which volumes do not have.
 const NOT_FOR_VOLUMES: [&str; 6] = ["foreground", "nonempty", "verbose", "help", "version", "never-empty"];
 
 /// The option of a volume that names its profile.
 pub const PROFILE: &str = "profile";
 
-/// What a volume may say for itself.
+/// Options that a volume may have itself.
 const OF_A_VOLUME: [&str; 16] = [
     "prefix",
     "read-only",
@@ -78,7 +78,7 @@ const PATHS: [&str; 5] = ["embedded", "api-key-file", "ca-file", "audit", "log"]
 /// What `mode` sets both of.
 const SINGLE_MODES: [&str; 2] = ["file-mode", "dir-mode"];
 
-/// Longest `wait`. dockerd hangs up on a Mount after 120 s, and what it shows then says nothing of the vault.
+/// Longest `wait`. dockerd gives up on a Mount after 120 s, with a message that does not mention the vault.
 const LONGEST_WAIT: Duration = Duration::from_secs(90);
 
 /// What a volume offers, of all long options of `vaultfs mount`.
@@ -103,7 +103,7 @@ pub fn old(options: &BTreeMap<String, String>) -> Vec<&str> {
     options.keys().map(String::as_str).filter(|name| !is_fit(&spelt(name))).collect()
 }
 
-/// Refuses options that a volume may not say for itself, with the profile that may.
+/// Refuses options that only a profile may have, and says where to put them.
 pub fn check_own(
     volume: &str,
     options: &BTreeMap<String, String>,
@@ -191,7 +191,7 @@ pub fn arguments(layers: &[&BTreeMap<String, String>], grammar: &dyn Grammar) ->
     }
 }
 
-/// Puts options over others.
+/// Overrides options with others.
 fn lay<'a>(all: &mut BTreeMap<String, &'a str>, layer: &'a BTreeMap<String, String>) -> Result<(), String> {
     one_way_of_modes(layer)?;
     let says = |name: &str| layer.keys().any(|given| spelt(given) == name);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// What answers are sent as.
+/// Media type of answers.
 pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
 /// Any request's body.
@@ -17,14 +17,14 @@ pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 pub struct Ask {
     /// The volume.
     pub name: Option<String>,
-    /// Who mounts or unmounts it.
+    /// The ID of the user that mounts or unmounts it.
     #[serde(rename = "ID")]
     pub id: Option<String>,
     /// Options of Create.
     pub opts: Option<BTreeMap<String, String>>,
 }
 
-/// A volume as Get and List tell it.
+/// A volume in the answers of Get and List.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Described {
@@ -51,19 +51,19 @@ pub enum Answer {
     /// To Capabilities.
     #[serde(rename_all = "PascalCase")]
     Capabilities {
-        /// What we are.
+        /// The capabilities.
         capabilities: Scope,
     },
     /// To Mount and Path.
     #[serde(rename_all = "PascalCase")]
     Mountpoint {
-        /// Where.
+        /// The mount point.
         mountpoint: PathBuf,
     },
     /// To Get.
     #[serde(rename_all = "PascalCase")]
     Volume {
-        /// The one asked for.
+        /// The volume.
         volume: Described,
     },
     /// To List.
@@ -72,11 +72,11 @@ pub enum Answer {
         /// All of them.
         volumes: Vec<Described>,
     },
-    /// To Create, Remove and Unmount: nothing to say.
+    /// To Create, Remove and Unmount.
     Done {},
 }
 
-/// How far a volume of this driver reaches.
+/// Scope of this driver's volumes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Scope {

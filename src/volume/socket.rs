@@ -1,7 +1,7 @@
 //! The plugin's socket: HTTP requests of the container engine, each handed to the driver.
 //!
-//! Only root and the plugin's own user are heard. A change runs to its end even if the engine hangs up (podman does so
-//! after 5 s): what is half done would be worse. Errors are HTTP 500 with the sentence in `Err`, which both engines show.
+//! Only root and the plugin's own user may send requests. A change runs to its end even if the engine closes the
+//! connection (podman does after 5 s). Errors are HTTP 500 with the message in `Err`, which both engines show.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,10 +31,10 @@ const LONGEST: usize = 1 << 20;
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody listens already.
+    /// Another process listens there.
     #[error("{0} is answered by another process: end it, or choose another --socket")]
     Taken(PathBuf),
-    /// Something that is no socket.
+    /// A file that is no socket.
     #[error("{0} is there and is no socket: choose another --socket")]
     NotASocket(PathBuf),
     /// More than the last directory is missing.
@@ -61,7 +61,7 @@ pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
             }
         }
     }
-    // The umask of every process of ours closes it from the start.
+    // The umask keeps others out from the start.
     let listener = UnixListener::bind(path).map_err(failed)?;
     files::let_in(path, None, 0o600).map_err(failed)?;
     Ok(listener)
@@ -80,7 +80,7 @@ fn make_directory(dir: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// Asks for the list of volumes, as an engine does: an error says that no engine would get an answer.
+/// Requests the list of volumes as an engine does, to verify that engines get answers.
 pub async fn ask_for_volumes(path: &Path) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(path).await?;
     if stream.peer_cred()?.uid() != trust::own() {
@@ -93,7 +93,7 @@ pub async fn ask_for_volumes(path: &Path) -> std::io::Result<()> {
     if said == WELL { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
 }
 
-/// What answers each request.
+/// Answers each request.
 pub fn router(driver: Arc<Driver>) -> Router {
     Router::new()
         .route(
@@ -181,7 +181,7 @@ async fn list(State(driver): Shared) -> Response {
     answer(Ok(Answer::Volumes { volumes: driver.list() }))
 }
 
-/// Runs a change in a task of its own, which goes on when the engine hangs up.
+/// Runs a change in its own task, which continues when the engine closes the connection.
 async fn to_the_end<F>(name: Result<String, Refusal>, change: impl FnOnce(String) -> F) -> Response
 where
     F: Future<Output = Result<(), Refusal>> + Send + 'static,
@@ -198,7 +198,7 @@ fn joined<T, E>(answer: Result<Result<T, Refusal>, E>) -> Result<T, Refusal> {
     answer.unwrap_or_else(|_| Err(Refusal::Message("vaultfs failed; its log says where".into())))
 }
 
-/// The body; engines leave it out where there is nothing to say.
+/// The body; engines leave it out where it would be empty.
 fn ask(body: &Bytes) -> Result<Ask, Refusal> {
     if body.trim_ascii().is_empty() {
         return Ok(Ask::default());

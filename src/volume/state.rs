@@ -1,4 +1,4 @@
-//! Which volumes there are, and who uses them. Pure: each change is a function from state to state.
+//! The volumes and their users. Pure: each change is a function from state to state.
 //!
 //! Mounts are counted for each ID that comes with Mount and Unmount: `docker cp` mounts and unmounts with the ID of the
 //! container that runs. An Unmount of an ID that has no Mount changes nothing.
@@ -19,10 +19,10 @@ pub enum Refusal {
     /// The request lacks something.
     #[error("the request names no {0}")]
     Missing(&'static str),
-    /// Created before, differently.
+    /// Created before with other options.
     #[error("the vaultfs volume {0} exists with other options: remove it first, or choose another name")]
     Differs(String),
-    /// Remove, while it is mounted for somebody.
+    /// Remove of a volume in use.
     #[error("the vaultfs volume {name} is in use by {users}: stop what uses it first")]
     InUse {
         /// The volume.
@@ -30,7 +30,7 @@ pub enum Refusal {
         /// How many, in words.
         users: String,
     },
-    /// Nobody is counted, but it is bound.
+    /// Without a counted user, but bound in a mount namespace.
     #[error("the vaultfs volume {name} is in use: {holder}")]
     Bound {
         /// The volume.
@@ -38,7 +38,7 @@ pub enum Refusal {
         /// Where it is bound, as a sentence.
         holder: String,
     },
-    /// Anything that a layer below says, a sentence already.
+    /// The message of a layer below.
     #[error("{0}")]
     Message(String),
 }
@@ -84,7 +84,7 @@ impl Volumes {
         self.0.iter().map(|(name, volume)| (name.as_str(), volume))
     }
 
-    /// Adds a volume. False if it was there already, just so.
+    /// Adds a volume. False if it exists with the same options.
     pub fn create(
         &mut self,
         name: &str,
@@ -126,7 +126,7 @@ impl Volumes {
         Ok(&mut volume.users)
     }
 
-    /// Whether it may be removed: nobody uses it.
+    /// Refuses a volume with users.
     pub fn check_unused(&self, name: &str) -> Result<(), Refusal> {
         let users = match self.get(name)?.users.len() {
             0 => return Ok(()),
@@ -136,18 +136,18 @@ impl Volumes {
         Err(Refusal::InUse { name: name.to_owned(), users })
     }
 
-    /// Takes a volume away. It is done when there is none.
+    /// Removes a volume, if there is one.
     pub fn remove(&mut self, name: &str) {
         self.0.remove(name);
     }
 
-    /// After a restart of the machine nobody uses anything.
+    /// After a restart of the machine no volume has users.
     pub fn forget_users(&mut self) {
         self.0.values_mut().for_each(|volume| volume.users.clear());
     }
 }
 
-/// A volume's name is a directory's name on the host: nothing in it may lead elsewhere.
+/// Refuses names that are no plain directory name: the name is used as one on the host.
 pub fn check_name(name: &str) -> Result<(), Refusal> {
     let mut bytes = name.bytes();
     let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());

@@ -1,9 +1,8 @@
-//! The state on disk: one JSON file, replaced whole, 0600 in a directory that one plugin at a time uses.
+//! The state on disk: one JSON file, replaced atomically, 0600 in a directory that one plugin at a time uses.
 //!
-//! With it goes the boot it belongs to: after a restart of the machine no mount and no container is left, so nobody
-//! uses anything. The directory also holds the mount points (`volumes/NAME`). It and they can be passed through by
-//! everybody (0711), because in a user namespace the container's runtime walks to the volume as another user; what is
-//! in a volume is decided by the mount.
+//! The file names the boot it belongs to: after a restart of the machine no volume has users. The directory also holds
+//! the mount points (`volumes/NAME`). Both are 0711, because in a user namespace the container's runtime reaches the
+//! volume as another user; the mount decides who may read it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -28,19 +27,19 @@ const VAULT: &str = "vault.db";
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It is the directory of an embedded vault, which nobody else may enter.
+    /// It is the directory of an embedded vault, which must stay private.
     #[error("{0} holds a vault: give volumes a directory of their own with --state DIR")]
     Vault(PathBuf),
-    /// Another plugin has it.
+    /// Another plugin uses it.
     #[error("another volume plugin uses {0}: end it first, or give each its own --state DIR")]
     Locked(PathBuf),
-    /// Not what this version writes.
+    /// Not in this version's format.
     #[error("{0} cannot be understood ({1}): move it away to begin without volumes")]
     Garbled(PathBuf, serde_json::Error),
-    /// Its owner says what volumes there are, and leads mount points elsewhere.
+    /// It belongs to another user, which could change volumes and mount points.
     #[error("{0} belongs to user {1}: give volumes a directory of your own with --state DIR")]
     Foreign(PathBuf, u32),
-    /// The file system says no.
+    /// An error of the file system.
     #[error("{0}: {1}: choose a directory that you can write to with --state DIR")]
     Io(PathBuf, io::Error),
 }
@@ -60,7 +59,7 @@ struct OnDisk {
     volumes: Volumes,
 }
 
-/// What is remembered in a state directory, whoever uses it.
+/// Reads the volumes of a state directory without using it.
 pub fn volumes_in(dir: &Path) -> io::Result<Volumes> {
     let text = read(&dir.join(VOLUMES))?;
     Ok(serde_json::from_slice::<OnDisk>(&text)?.volumes)

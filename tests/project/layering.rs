@@ -48,7 +48,7 @@ const ARROWS_UP: &[(&str, &str, &str)] = &[
     ("fs/inode/mod", "temporary", "the table keeps the deletions that failed"),
     ("fs/recovery/replay", "ops", "a repeated open returns its handle"),
     ("fs/recovery/restore", "ops", "it puts open handles and listings together again"),
-    ("fs/writeback/commit", "report", "a failed commit is listed as unsaved"),
+    ("fs/writeback/drain", "report", "a drain returns what is unsaved"),
     ("fs/writeback/unsaved", "report", "what is unsaved is listed"),
     ("fs/writeback/unsaved_from_journal", "temporary", "deletions that failed are unsaved, too"),
 ];

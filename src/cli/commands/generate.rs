@@ -1,6 +1,6 @@
 //! `vaultfs generate`: man pages and shell completions, from the definitions that parse the command line.
 //!
-//! Hidden: `scripts/package` runs it, and who packages vaultfs by other means.
+//! Hidden: `scripts/package` runs it, and other packaging may.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

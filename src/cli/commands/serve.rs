@@ -1,7 +1,7 @@
 //! `vaultfs serve`: the embedded vault on its own.
 //!
 //! Standard output is one line, the URL, printed when connections are accepted: a script waits for it, and a service
-//! manager is told at the same moment.
+//! manager is notified at the same moment.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -179,7 +179,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Told once; who does not read it may have the server all the same.
+/// Printed once; a closed standard output does not stop the server.
 fn say_where(url: &str) -> Result<(), Failure> {
     let mut out = Output::new();
     out.line(url)?;

@@ -37,7 +37,7 @@ use crate::volume::store::Store;
 /// Serve volumes to Docker and Podman
 ///
 /// Each volume is a mount of its own with the options that `docker volume create -o …` gave it, made when the first
-/// container needs it and removed after the last. docs/CONTAINERS.md tells it step by step.
+/// container needs it and removed after the last. docs/CONTAINERS.md has the steps.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs volume-plugin --socket /run/docker/plugins/vaultfs.sock \\\n    \
@@ -249,7 +249,7 @@ fn parse(arguments: &[String]) -> Result<MountArgs, String> {
     }
 }
 
-/// A sentence about the command line of `vaultfs mount`, for who gives options of a volume.
+/// A sentence about the command line of `vaultfs mount`, for the user that gives options of a volume.
 fn as_options(sentence: &str) -> String {
     let sentence = sentence.replace(" --", " -o ").replace("'--", "'-o ");
     sentence.strip_prefix("--").map_or(sentence.clone(), |rest| format!("-o {rest}"))

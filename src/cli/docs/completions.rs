@@ -1,7 +1,7 @@
 //! Completions for the shells, from the definitions that parse the command line.
 //!
 //! clap_complete writes them. What it does not do is done here: hidden options and commands are left out, what an
-//! option takes is told by the name of its value, and so is what a command takes (bash and fish know that of options
+//! option takes is known by the name of its value, and so is what a command takes (bash and fish know that of options
 //! only, and would offer the files of the working directory as names of secrets).
 
 use clap::builder::ValueHint;

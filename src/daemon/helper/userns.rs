@@ -1,9 +1,8 @@
 //! The right to change directories that show no `w`, for the helper of an ordinary user.
 //!
-//! On a read-only mount nothing shows a `w`, and the kernel holds an ordinary user's helper to that: its rename is EACCES
-//! before the worker hears of it. In a user namespace of its own a process overrides the modes of what belongs to its
-//! own user and group, and of nothing else; as seen from the mount it stays who it is. Where user namespaces are
-//! forbidden, all stays as it was.
+//! On a read-only mount nothing shows a `w`, and the kernel enforces that for an ordinary user's helper: its rename is
+//! EACCES before the worker gets it. In a user namespace a process overrides the modes of files of its own user and
+//! group only; the mount sees the same user. Where user namespaces are forbidden, the helper runs without one.
 
 use std::fs;
 use std::io;
@@ -23,7 +22,7 @@ pub fn enter() -> io::Result<()> {
     mapped
 }
 
-/// Who it is outside it is inside.
+/// The same user and group inside as outside.
 fn map(uid: u32, gid: u32) -> io::Result<()> {
     // Or the kernel takes no map of groups.
     fs::write("/proc/self/setgroups", "deny")?;

@@ -1,9 +1,8 @@
 //! One run of the command.
 //!
-//! It gets nothing of the worker's: no descriptors, no ignored signals, no environment but what is listed in
-//! [`Job::environment`], no terminal. What it prints on standard output is dropped; of standard error the end is logged if
-//! it fails. Its process group is killed when its time is up: by the worker, and should that not be there any more, by
-//! timeout(1), which leads the group.
+//! It inherits no descriptors, no ignored signals, no terminal, and only the environment of [`Job::environment`]. Its
+//! standard output is dropped; the end of its standard error is logged if it fails. At its timeout the worker kills its
+//! process group; without a worker timeout(1), which leads the group, does.
 
 use std::ffi::OsString;
 use std::io;
@@ -24,19 +23,19 @@ use crate::display;
 
 /// How long the command may run.
 pub const LIMIT: Duration = Duration::from_secs(60);
-/// How much later timeout(1) ends it, if nobody did: the worker logs what it said, so that it should be the first.
+/// timeout(1) ends it this much later than the worker, which also logs its output.
 const GRACE: Duration = Duration::from_secs(2);
 /// Part of every system but the smallest containers; looked for here alone, `PATH` is for the command.
 const TIMEOUT: &str = "/usr/bin/timeout";
 /// What is logged of its standard error.
 const SAID: usize = 1024;
-/// How long to wait for the rest of that once the command has ended: what it left in the background may hold it open.
+/// How long to read standard error after the command has ended: its background processes may hold it open.
 const REST: Duration = Duration::from_millis(200);
-/// How long it may take to end when the mount does, before it is killed.
+/// Time between SIGTERM and SIGKILL when the mount ends.
 pub const END: Duration = Duration::from_secs(2);
 /// What is said of it then.
 const WITH_THE_MOUNT: &str = "was ended with the mount";
-/// How often a command is looked at that is no child of ours.
+/// Interval between checks of a command that is no child of this process.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Variables that a command may need and that hold no secret.
 const PASSED_ON: [&str; 6] =
@@ -56,8 +55,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// Runs the command to its end, or to that of the mount; an error says how it ended, and what it said. `started`
-    /// is told its process, which leads its group.
+    /// Runs the command until it or the mount ends; an error has its exit status and output. `started` gets the leader of
+    /// its process group.
     pub async fn run(
         &self,
         run: &Run,
@@ -180,14 +179,14 @@ pub async fn outlive(leader: Leader, limit: Duration, stopped: watch::Receiver<b
     Ok(())
 }
 
-/// Until it is said, or nobody is left who could.
+/// Completes at the signal, or when its sender is gone.
 pub async fn stop_requested(mut stopped: watch::Receiver<bool>) {
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// Keeps the end of what the command says.
+/// Keeps the end of the command's output.
 async fn listen(stderr: Option<ChildStderr>, said: &mut Vec<u8>) {
     let Some(mut stderr) = stderr else { return };
     let mut part = [0; SAID];

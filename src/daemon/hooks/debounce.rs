@@ -1,7 +1,7 @@
-//! When the command is to be run, and for what. Pure: time comes in.
+//! Decides when the command runs, and for which names. Pure: the time is an argument.
 //!
-//! News about a name waits until nothing more was heard of that name for [`QUIET`], and never longer than [`LONGEST`].
-//! While the command runs, news waits, too. With more than [`MOST`] names waiting, one run stands for all of them.
+//! A change waits until its name has not changed for [`QUIET`], at most [`LONGEST`], and while the command runs. With
+//! more than [`MOST`] waiting names one run covers all of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,24 +11,24 @@ use serde::{Deserialize, Serialize};
 
 /// A rotation of several secrets, or one in several steps, is over after this.
 pub const QUIET: Duration = Duration::from_millis(500);
-/// A name that keeps changing is told about so often.
+/// A name that keeps changing runs the command at this interval.
 pub const LONGEST: Duration = Duration::from_secs(5);
-/// Names that each have a run of their own.
+/// Limit of waiting names with their own run.
 pub const MOST: usize = 64;
 
-/// What happened.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EventKind {
-    /// The name is new.
+    /// A new name.
     Created,
-    /// It has another version.
+    /// A new version.
     Changed,
-    /// It is gone.
+    /// A deletion.
     Deleted,
 }
 
 impl EventKind {
-    /// As the command is told.
+    /// The name of the kind in the command's environment.
     pub fn as_str(self) -> &'static str {
         match self {
             EventKind::Created => "created",
@@ -37,7 +37,7 @@ impl EventKind {
         }
     }
 
-    /// What two events in a row amount to; `None` if to nothing.
+    /// Two events in a row as one; `None` if they cancel out.
     fn then(self, next: EventKind) -> Option<EventKind> {
         match (self, next) {
             (EventKind::Created, EventKind::Created | EventKind::Changed) => Some(EventKind::Created),
@@ -64,7 +64,7 @@ pub struct ChangeEvent {
 pub enum Run {
     /// One name.
     One(ChangeEvent),
-    /// So many names that they are not told.
+    /// Too many names to list.
     Many,
 }
 
@@ -89,7 +89,7 @@ impl Burst {
     }
 }
 
-/// What waits.
+/// Waiting changes.
 #[derive(Debug, Default)]
 pub struct Debouncer {
     waiting: BTreeMap<String, (ChangeEvent, Burst)>,
@@ -98,7 +98,7 @@ pub struct Debouncer {
 }
 
 impl Debouncer {
-    /// Takes news in.
+    /// Adds a change.
     pub fn note(&mut self, news: ChangeEvent, now: Instant) {
         if self.many.is_some() {
             return self.note_many(now);
@@ -118,7 +118,7 @@ impl Debouncer {
         }
     }
 
-    /// More news than can be told one by one.
+    /// Adds a change of too many names to list.
     pub fn note_many(&mut self, now: Instant) {
         let first = self.many.map_or(now, |burst| burst.first);
         let first = self.waiting.values().map(|(_, burst)| burst.first).chain([first]).min().unwrap_or(now);
@@ -126,7 +126,7 @@ impl Debouncer {
         self.waiting.clear();
     }
 
-    /// When the next run is due; `None` while one is under way, or nothing waits.
+    /// When the next run is due; `None` while one runs or nothing waits.
     pub fn due(&self) -> Option<Instant> {
         if self.running {
             return None;
@@ -134,7 +134,7 @@ impl Debouncer {
         self.waiting.values().map(|(_, burst)| burst.due()).chain(self.many.map(Burst::due)).min()
     }
 
-    /// The run that is due, which has then begun.
+    /// Starts the run that is due.
     pub fn take(&mut self, now: Instant) -> Option<Run> {
         if self.due()? > now {
             return None;
@@ -148,12 +148,12 @@ impl Debouncer {
         self.waiting.remove(&name).map(|(news, _)| Run::One(news))
     }
 
-    /// What waits: each name, and whether there is more than can be told.
+    /// Waiting changes, and whether there are more than can be listed.
     pub fn waiting(&self) -> (Vec<ChangeEvent>, bool) {
         (self.waiting.values().map(|(news, _)| news.clone()).collect(), self.many.is_some())
     }
 
-    /// A run goes on that was not taken from here.
+    /// A run of a previous worker is still running.
     pub fn begin(&mut self) {
         self.running = true;
     }

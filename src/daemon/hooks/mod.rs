@@ -1,18 +1,17 @@
-//! `--on-change CMD`: a command that is run when a secret was changed elsewhere, so that nginx reloads its new key.
+//! `--on-change CMD`: runs a command when a secret was changed elsewhere, so that nginx reloads its new key.
 //!
-//! 1. [`queue`] decides when: news about one name within a short time is one run, one command runs at a time, and of
-//!    very many names there is one run for all.
+//! 1. [`debounce`] decides when: changes of one name within a short time are one run, one command runs at a time, and
+//!    very many names share one run.
 //! 2. [`command`] runs it: through `/bin/sh -c`, as the mount's user, with a clean environment that names what changed and
 //!    never holds a value, in a process group of its own, with a time limit.
-//! 3. The command will read the mount. So it is a process of its own, nothing that answers requests waits for it, and it
-//!    begins only when the mount shows what it is told about (`is_shown`), or has had time to.
-//! 4. What is saved on this mount is no news: only changes made elsewhere are. A command may therefore write to the mount. A
-//!    change may be heard of before the answer to it: whether all that was heard of a name is our own (`is_own`) is asked
-//!    when the run is due.
-//! 5. A command outlives the worker that started it, should that be killed, and what waits does, too ([`runs`]): the
-//!    successor waits for the one that runs before it runs the next. Its time is limited all the same, by timeout(1).
-//! 6. When the mount ends, what waits is not run, and what runs is ended: SIGTERM to its process group, and SIGKILL
-//!    [`command::END`] later.
+//! 3. The command will read the mount. So no thread that answers requests waits for it, and it starts only when the
+//!    mount shows the change (`is_shown`) or after a timeout.
+//! 4. Only changes made elsewhere run it, so a command may write to the mount. A change of this mount may be observed
+//!    before its answer: whether all changes of a name are its own (`is_own`) is checked when the run is due.
+//! 5. A command and the waiting changes outlive a killed worker ([`runner`]): the successor waits for the running
+//!    command before it runs the next. timeout(1) limits its time in any case.
+//! 6. When the mount ends, waiting changes are dropped and a running command is ended: SIGTERM to its process group,
+//!    SIGKILL [`command::END`] later.
 
 pub mod command;
 pub mod debounce;
@@ -32,20 +31,20 @@ use crate::daemon::hooks::runner::{Running, Runs, SaveState};
 
 pub use crate::daemon::hooks::debounce::{ChangeEvent, EventKind};
 
-/// How long the mount may take to show a change before the command is run all the same.
+/// After this time the command runs although the mount does not show the change.
 const SHOWN_WITHIN: Duration = Duration::from_secs(5);
-/// How often it is asked.
+/// Interval between checks whether it is shown.
 const ASK: Duration = Duration::from_millis(20);
 
-/// What there is between workers.
+/// State that outlives a worker.
 pub struct Memory {
-    /// What the worker before this one kept.
+    /// What the previous worker stored.
     pub kept: Option<Vec<u8>>,
-    /// Keeps for the next one.
+    /// Stores it for the next worker.
     pub save_state: SaveState,
 }
 
-/// Tells the commands that the mount ends.
+/// Ends the commands of a mount that ends.
 #[derive(Debug)]
 pub struct Following {
     stop: watch::Sender<bool>,
@@ -53,7 +52,7 @@ pub struct Following {
 }
 
 impl Following {
-    /// Ends the command that runs, and runs no other.
+    /// Ends the running command and starts no other.
     pub async fn end(self) {
         self.stop.send_replace(true);
         if let Err(e) = self.task.await {
@@ -62,17 +61,17 @@ impl Following {
     }
 }
 
-/// What is asked of the mount about the changes `C` that it tells.
+/// What the mount reports about its changes `C`.
 pub trait Source<C>: Clone + Send + Sync + 'static {
-    /// What the command is told.
+    /// The event for the command.
     fn news(&self, change: &C) -> ChangeEvent;
-    /// Whether the mount shows every change that it told.
+    /// Whether the mount shows every reported change.
     fn is_shown(&self) -> bool;
     /// Whether it made the change itself.
     fn is_own(&self, change: &C) -> bool;
 }
 
-/// Runs the job for what `changes` brings, in a task of `runtime`.
+/// Runs the job for each of `changes`, in a task of `runtime`.
 pub fn follow<C: Clone + Send + 'static>(
     runtime: &tokio::runtime::Handle,
     changes: broadcast::Receiver<C>,
@@ -144,11 +143,11 @@ async fn run_all<C: Clone + Send + 'static>(
     }
 }
 
-/// What was heard of a name that waits.
+/// The observed changes of a waiting name.
 struct Received<C> {
-    /// What nobody knows to be our own yet.
+    /// Changes that are not known to be of this mount.
     open: Vec<C>,
-    /// Some of it is surely not.
+    /// At least one is certainly not of this mount.
     others: bool,
 }
 
@@ -169,7 +168,7 @@ impl<C> Received<C> {
     }
 }
 
-/// Whether all that was heard of what a run is for was made by the mount itself. It is forgotten with that.
+/// Whether this mount made all changes of the names of a run; forgets them.
 fn is_own<C>(run: &Run, received: &mut HashMap<String, Received<C>>, source: &impl Source<C>) -> bool {
     let Run::One(news) = run else {
         received.clear();
@@ -195,7 +194,7 @@ impl Runner {
         }
     }
 
-    /// Waits for what a worker before this one started, which is no child of ours.
+    /// Waits for a command that a previous worker started, which is no child of this process.
     async fn go_on_with(self, Running { run, leader }: Running) {
         let Some(leader) = leader else { return };
         tracing::info!("--on-change for {run} continues after a takeover");

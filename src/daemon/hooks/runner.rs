@@ -1,5 +1,5 @@
-//! What waits and what runs, written down at each change: a worker that dies must lose no command, and its successor
-//! must not run a second one beside the one that goes on.
+//! Waiting changes and the running command, stored at each change: a dead worker must lose no run, and its successor
+//! must not start a second command while the first one runs.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,35 +10,35 @@ use serde::{Deserialize, Serialize};
 use crate::daemon::hooks::debounce::{ChangeEvent, Debouncer, Run};
 use crate::sys::process;
 
-/// Writes down for a successor, or takes away what is written.
+/// Stores the state for a successor, or deletes it.
 pub type SaveState = Arc<dyn Fn(Option<Vec<u8>>) + Send + Sync>;
 
-/// The process that leads a command's group, told from whoever gets its number later.
+/// The leader of a command's process group, with its start time: the number may be used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
-    /// Also the group's number.
+    /// Also the process group.
     pub pid: u32,
     started: u64,
 }
 
 impl Leader {
-    /// Of a process that lives.
+    /// Of a living process.
     pub fn of(pid: u32) -> Option<Self> {
         Some(Self { pid, started: process::started(pid)? })
     }
 
-    /// Whether it lives still.
+    /// Whether it still lives.
     pub fn lives(self) -> bool {
         process::started(self.pid) == Some(self.started) && !process::is_zombie(self.pid)
     }
 }
 
-/// A run that was begun.
+/// A started run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
-    /// What for.
+    /// Its names.
     pub run: Run,
-    /// `None` before its process is there.
+    /// `None` before its process exists.
     pub leader: Option<Leader>,
 }
 
@@ -54,7 +54,7 @@ struct RunnerState {
     running: Option<Running>,
 }
 
-/// The queue and the one that runs; cheap to clone.
+/// The waiting changes and the running command; cheap to clone.
 #[derive(Clone)]
 pub struct Runs {
     state: Arc<Mutex<RunnerState>>,
@@ -62,7 +62,7 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// Goes on from what a dead worker kept. What it had begun and what lives still is for the caller to wait for.
+    /// Restores the state of a dead worker. The caller waits for a command that still runs.
     pub fn restore(kept: Option<&[u8]>, save_state: SaveState, now: Instant) -> (Self, Option<Running>) {
         let mut queue = Debouncer::default();
         let mut alive = None;
@@ -107,7 +107,7 @@ impl Runs {
         let (waiting, many) = state.queue.waiting();
         let idle = waiting.is_empty() && !many && state.running.is_none();
         let kept = SavedRuns { waiting, many, running: state.running.clone() };
-        // Under the lock, so that what is written last is what is so.
+        // Under the lock, so that the last write has the latest state.
         let lost = |e: &postcard::Error| tracing::error!("the waiting commands cannot be recorded: {e}");
         (self.save_state)(
             (!idle).then(|| postcard::to_allocvec(&kept).inspect_err(lost)).and_then(Result::ok),
@@ -115,17 +115,17 @@ impl Runs {
         done
     }
 
-    /// The names that wait.
+    /// The waiting names.
     pub fn waiting(&self) -> Vec<String> {
         self.state().queue.waiting().0.into_iter().map(|news| news.name).collect()
     }
 
-    /// News came in.
+    /// Adds a change.
     pub fn note(&self, news: ChangeEvent) {
         self.change(|state| state.queue.note(news, Instant::now()));
     }
 
-    /// More news than can be told.
+    /// Adds a change of too many names to list.
     pub fn note_many(&self) {
         self.change(|state| state.queue.note_many(Instant::now()));
     }
@@ -135,7 +135,7 @@ impl Runs {
         self.state().queue.due()
     }
 
-    /// The run that is due, which has then begun.
+    /// Starts the run that is due.
     pub fn take(&self) -> Option<Run> {
         self.change(|state| {
             let run = state.queue.take(Instant::now())?;
@@ -144,7 +144,7 @@ impl Runs {
         })
     }
 
-    /// The command that was begun has its process.
+    /// The started command has a process.
     pub fn started(&self, pid: u32) {
         self.change(|state| {
             if let Some(running) = &mut state.running {
@@ -161,7 +161,7 @@ impl Runs {
         });
     }
 
-    /// Nothing is run any more: what waited, and is forgotten.
+    /// Drops and returns the waiting runs: no run starts any more.
     pub fn close(&self) -> Vec<Run> {
         self.change(|state| {
             let (waiting, many) = std::mem::take(&mut state.queue).waiting();

@@ -14,10 +14,10 @@ use crate::daemon::keeper::worker_process;
 use crate::daemon::keeper::{Keeper, Phase, StarterPipe};
 use crate::daemon::protocol::ToKeeper;
 
-/// Between checks for a zombie leader and for a missing heartbeat, which no event tells.
+/// Interval between checks for a zombie leader and for a missing heartbeat, which have no event.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Something that the keeper reacts to.
+/// An event that the keeper handles.
 #[derive(Debug)]
 pub(super) enum Event {
     /// SIGTERM or SIGINT.
@@ -27,7 +27,7 @@ pub(super) enum Event {
     Worker(ToKeeper),
     /// With its exit status, where the kernel gave one.
     WorkerGone(Option<ExitStatus>),
-    /// The starting command went away before it heard anything.
+    /// The starting command ended before it had a report.
     StarterGone,
     /// There is a request to refuse, or the connection is gone.
     Request,
@@ -35,7 +35,7 @@ pub(super) enum Event {
 }
 
 impl Keeper {
-    /// Waits for the next thing to react to, until `until` at the latest.
+    /// Waits for the next event, until `until` at the latest.
     pub(super) fn next_event(&mut self, starter: Option<&StarterPipe>, until: Option<Instant>) -> Event {
         loop {
             if let Some(worker) = self.worker.as_mut().filter(|worker| worker.silent_since.is_some())
@@ -85,7 +85,7 @@ impl Keeper {
 
     fn wait(&self, starter: Option<&StarterPipe>, until: Option<Instant>) -> nix::Result<Ready> {
         let connected = self.worker.as_ref().filter(|worker| worker.silent_since.is_none());
-        // A silent worker's exit is looked for now and then, the signal for it may come first.
+        // A worker's exit is also polled: SIGCHLD may arrive before it can be reaped.
         let pause = match (&self.worker, connected) {
             (Some(_), None) => Some(Duration::from_millis(20)),
             (Some(_), Some(_)) => Some(CHECK_INTERVAL),

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::sys::fuse_device;
 
-/// A request is never longer: the largest WRITE, and its headers.
+/// Longest request: the largest WRITE with its headers.
 const LONGEST: usize = (1 << 20) + 8192;
 
 const FORGET: u32 = 2;
@@ -17,7 +17,7 @@ const INTERRUPT: u32 = 36;
 const DESTROY: u32 = 38;
 const BATCH_FORGET: u32 = 42;
 
-/// Answers one request, which has to be there. False when the connection is gone.
+/// Answers one pending request. False when the connection is gone.
 pub fn one(mut device: &File) -> io::Result<bool> {
     let mut request = vec![0; LONGEST];
     let len = match device.read(&mut request) {

@@ -67,7 +67,7 @@ pub const COMMAND: &str = "keeper";
 pub const RUNTIME_DIR: &str = "--runtime-dir";
 /// See [`COMMAND`].
 pub const WORKER_COMMAND: &str = "worker";
-/// The keeper's name in `ps`, by which it is recognised.
+/// The keeper's name in `ps`, by which commands recognize it.
 pub const NAME: &std::ffi::CStr = c"vaultfs-keeper";
 
 /// Time that a worker may take beyond `--drain` to report the end of the drain.
@@ -113,7 +113,7 @@ pub fn begin() -> io::Result<Begun> {
 pub struct StarterPipe(Option<File>);
 
 impl StarterPipe {
-    /// Reports the outcome, and whether anybody read it: an interrupted command does not.
+    /// Reports the outcome. False if the starting command did not read it.
     pub fn report(&mut self, outcome: &Outcome) -> bool {
         let text = serde_json::to_string(outcome).unwrap_or_default();
         self.0.take().is_some_and(|mut pipe| writeln!(pipe, "{text}").is_ok())

@@ -1,5 +1,5 @@
-//! From a worker that has a vault to a mount that it serves. The mount is attached last (`attach`): before that, what
-//! fails leaves nothing in the mount table.
+//! Makes the mount for the first worker. The mount is attached last (`attach`): a failure before that leaves nothing
+//! in the mount table.
 
 use std::io;
 use std::path::Path;
@@ -36,7 +36,7 @@ impl Keeper {
         Ok(self)
     }
 
-    /// The inner error: this way of mounting is not permitted here. After each error everything is as it was before.
+    /// The inner error: this way of mounting is not permitted here. An error leaves nothing behind.
     fn try_to_mount(
         &mut self,
         target: &Target,
@@ -59,7 +59,7 @@ impl Keeper {
         attached
     }
 
-    /// Makes the mount and what belongs to it.
+    /// Makes the mount, its control socket and its record.
     pub(super) fn mount(&mut self, target: &Target, way: Way) -> Result<(), ExitError> {
         let mountpoint = self.mountpoint();
         // A dead one that is to be replaced is the target itself.
@@ -88,7 +88,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Puts the mount at its place, where it is not there yet.
+    /// Attaches the mount, unless it is attached.
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         let Some(mounted) = &mut self.mounted else { return Ok(()) };
         mounted.attach(target)?;

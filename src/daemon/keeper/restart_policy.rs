@@ -1,32 +1,32 @@
-//! When the next worker is started after one that died unasked.
+//! When a dead worker is restarted.
 //!
 //! | How it ended | It had served | The next one is started |
 //! |---|---|---|
-//! | by SIGKILL from outside, or nobody knows | anything or nothing | at once; after at most 1 s where many came |
+//! | by SIGKILL from outside, or unknown | anything or nothing | at once; after at most 1 s after many deaths |
 //! | in any other way ([`Ending::Crashed`]) | anything | the same |
 //! | in any other way | nothing | at once, then after pauses from 1 s to 32 s; after ten in a row it is given up |
 //!
-//! While the mount ends, somebody waits for that: it is given up after ten deaths, or where the pause would be more than 1 s.
+//! While the mount ends, it is given up after ten deaths, or where the pause would be more than 1 s.
 //!
-//! A SIGKILL says nothing of the next worker's chances, so that programs need not wait for it. A worker that has answered
-//! a request can answer others; what ended it is the matter of the quarantine (`fs::recovery`). What keeps each worker from
-//! serving at all (no memory, a program that is broken) is not cured by another one.
+//! A SIGKILL from outside is no evidence against the next worker, so programs do not wait. A worker that has answered a
+//! request can answer others; the quarantine (`fs::recovery`) handles a request that kills workers. A cause that keeps
+//! every worker from serving (no memory, a broken program) is not cured by a restart.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::fs::Ending;
 
-/// So many that served nothing are followed by another one at once.
+/// Deaths without a served request that are followed by an immediate restart.
 const IMMEDIATE_RESTARTS: u32 = 3;
-/// So many in a row, and it is given up, for a minute.
+/// Deaths in a row after which restarts are given up, for a minute.
 const TOO_MANY: u32 = 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(32);
-/// Deaths within so long are lately.
-const LATELY: Duration = Duration::from_secs(10);
-/// More deaths than this lately, and the next one is started after the pause: a loop of kills is not to take a whole processor.
+/// Deaths within this time are recent.
+const RECENT_TIME: Duration = Duration::from_secs(10);
+/// With more recent deaths the restart is delayed, so that a loop of kills does not use a whole processor.
 const MANY: [(usize, Duration); 2] = [(30, Duration::from_secs(1)), (15, Duration::from_millis(250))];
-/// Who waits for the end does not wait for longer pauses.
+/// Longest pause while the mount ends.
 const LONGEST_AT_THE_END: Duration = Duration::from_secs(1);
 
 /// Counts the deaths of workers that were not asked to end.
@@ -34,22 +34,22 @@ const LONGEST_AT_THE_END: Duration = Duration::from_secs(1);
 pub struct RestartPolicy {
     immediate_restarts: u32,
     too_many: u32,
-    lately: VecDeque<Instant>,
-    /// By themselves, before they had served anything.
+    recent: VecDeque<Instant>,
+    /// Crashes before a served request.
     in_a_row: u32,
-    /// Since the mount was to end.
+    /// Since the shutdown began.
     at_the_end: u32,
 }
 
 impl Default for RestartPolicy {
     fn default() -> Self {
         let (immediate_restarts, too_many) = limits();
-        Self { immediate_restarts, too_many, lately: VecDeque::new(), in_a_row: 0, at_the_end: 0 }
+        Self { immediate_restarts, too_many, recent: VecDeque::new(), in_a_row: 0, at_the_end: 0 }
     }
 }
 
 impl RestartPolicy {
-    /// Takes in a death; how long to wait before the next worker, or `None` to give up.
+    /// Records a death; returns the pause before the restart, or `None` to give up.
     pub fn died(
         &mut self,
         now: Instant,
@@ -66,10 +66,10 @@ impl RestartPolicy {
     }
 
     fn pause(&mut self, now: Instant, ending: Ending, has_served: bool) -> Option<Duration> {
-        while self.lately.front().is_some_and(|at| now.duration_since(*at) >= LATELY) {
-            self.lately.pop_front();
+        while self.recent.front().is_some_and(|at| now.duration_since(*at) >= RECENT_TIME) {
+            self.recent.pop_front();
         }
-        self.lately.push_back(now);
+        self.recent.push_back(now);
         if has_served {
             self.in_a_row = 0;
         }
@@ -94,17 +94,17 @@ impl RestartPolicy {
 
     fn pause_of_many(&self) -> Duration {
         let free = self.immediate_restarts as usize;
-        let reached = |(many, _): &&(usize, Duration)| self.lately.len() > (*many).max(free);
+        let reached = |(many, _): &&(usize, Duration)| self.recent.len() > (*many).max(free);
         MANY.iter().find(reached).map_or(Duration::ZERO, |(_, pause)| *pause)
     }
 }
 
-/// So many deaths in a minute are followed by another helper at once.
+/// Deaths of helpers in a minute that are followed by an immediate restart.
 pub fn immediate_restarts() -> usize {
     limits().0 as usize
 }
 
-/// How long it stays given up.
+/// Time before a retry after giving up.
 pub fn retry_after() -> Duration {
     #[cfg(debug_assertions)]
     if let Ok(text) = std::env::var("VAULTFS_TEST_AGAIN")

@@ -1,7 +1,7 @@
-//! How a mount ends: its worker drains, the mount goes, the worker ends, and what is not stored is named.
+//! The shutdown of a mount: the worker drains, the mount is removed, the worker ends, unsaved writes are reported.
 //!
-//! A worker that does not do its part is killed once, for another one to do it. The descriptor of the connection is
-//! closed before anything is unmounted: from then on each request fails at once, and unmounting waits for none.
+//! A worker that does not complete a step is killed once, and its successor repeats the step. The connection's
+//! descriptor is closed before the unmount, so that each request fails at once and the unmount waits for none.
 
 use std::process::ExitStatus;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::display::Shown;
 use crate::fs::{Unsaved, unsaved_from_journal};
 
 impl Keeper {
-    /// A worker that does not do what the end needs is killed, for another one to do it. False if that was tried.
+    /// Kills a worker that does not complete a step of the shutdown, for its successor to do. False if that was tried.
     pub(super) fn replace(&mut self, why: &str) -> bool {
         let Some(worker) = self.worker.as_mut().filter(|_| !self.replaced) else {
             tracing::error!("the worker is not replaced once more: {why}");
@@ -63,7 +63,7 @@ impl Keeper {
         self.phase = Phase::Ending(Instant::now() + END_PATIENCE);
     }
 
-    /// The worker is gone, as it was to be: nothing may be left of the mount.
+    /// The worker has ended as requested: removes what is left of the mount.
     pub(super) fn finish(mut self, status: Option<ExitStatus>) -> u8 {
         tracing::info!("the worker ended: {}", ending(status));
         if !has_accounted(status) {
@@ -73,7 +73,7 @@ impl Keeper {
         status.and_then(|s| s.code()).and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
     }
 
-    /// No worker has said what the vault does not have: this is read from what the last one wrote down.
+    /// Without a report of a worker: reads the unsaved writes from the state.
     pub(super) fn end_without_worker(&mut self) -> u8 {
         let left = self.unsaved_in_state();
         for left in left.iter().flatten() {
@@ -86,7 +86,7 @@ impl Keeper {
         }
     }
 
-    /// What the vault does not have, by what the last worker wrote down; `None` if that cannot be read.
+    /// The unsaved writes in the state; `None` if it cannot be read.
     pub(super) fn unsaved_in_state(&self) -> Option<Vec<Unsaved>> {
         match state_log::plain_records(&self.state) {
             Ok(records) => Some(unsaved_from_journal(records)),
@@ -97,7 +97,7 @@ impl Keeper {
         }
     }
 
-    /// Lets go of the connection and removes the mount, if it is still there and still ours.
+    /// Closes the connection and removes the mount, if it still exists.
     pub(super) fn abandon(&mut self) {
         let Some(mounted) = self.mounted.take() else { return };
         self.helper = None;
@@ -110,7 +110,7 @@ impl Keeper {
         self.directory.leave(dev, std::process::id());
     }
 
-    /// Nobody shall find this mount any more; who is connected already stays so.
+    /// Removes the mount's files from the runtime directory; existing connections stay.
     pub(super) fn withdraw(&self) {
         if let Some(mounted) = &self.mounted {
             self.directory.leave(mounted.dev, std::process::id());
@@ -118,7 +118,7 @@ impl Keeper {
     }
 }
 
-/// Whether a worker that ended so has stored, or named, what was unsaved.
+/// Whether a worker with this exit has stored or reported its unsaved writes.
 pub(super) fn has_accounted(status: Option<ExitStatus>) -> bool {
     matches!(status.and_then(|s| s.code()), Some(code) if code == 0 || code == i32::from(EXIT_UNSAVED))
 }

@@ -1,4 +1,4 @@
-//! The keeper's workers: how one is started, and how its death is seen.
+//! Worker processes: start, supervision and exit.
 
 use std::fs::File;
 use std::io;
@@ -23,10 +23,10 @@ use crate::secret::SecretString;
 use crate::sys::channel::Channel;
 use crate::sys::process;
 
-/// What a worker is started with; the same for each.
+/// How workers are started; the same for each.
 #[derive(Debug)]
 pub struct SpawnConfig {
-    /// No secret in it.
+    /// The configuration, without secrets.
     pub config: MountConfig,
     /// The API key, where it did not come from a file.
     pub key: Option<SecretString>,
@@ -41,37 +41,37 @@ pub struct SpawnConfig {
 pub struct Worker {
     /// The process.
     pub child: Child,
-    /// The line to it.
+    /// The channel to it.
     pub channel: Channel,
     /// The channel has ended; only the exit status is missing.
     pub silent_since: Option<Instant>,
     /// When it began to serve.
     pub serving_since: Option<Instant>,
-    /// Its heartbeat, as far as it was seen.
+    /// Its heartbeat.
     heartbeat: HeartbeatMonitor,
     verdict: Verdict,
     /// The machine's OOM kills when it was started.
     oom_kills: Option<u64>,
 }
 
-/// What is decided about a worker without a heartbeat.
+/// The result of a heartbeat check.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// It has a heartbeat, or has been without one for a short time.
     Free,
-    /// Left to the debugger that holds it.
+    /// A debugger traces it.
     Traced(u32),
-    /// It is being killed; why, and whether somebody had stopped it.
+    /// It is killed: the reason, and whether it was stopped (SIGSTOP).
     Killed { why: String, stopped: bool },
 }
 
-/// How long a dead worker's threads may take to go, before the worker counts as stuck.
+/// Time for a dead worker's threads to end, before the worker counts as stuck.
 const REAP_DELAY: Duration = Duration::from_millis(500);
 
-/// A worker that says nothing of it counts as one that has answered a request after so long.
+/// A worker of a version that does not report it counts as having answered a request after this time.
 const SERVED: Duration = Duration::from_secs(1);
 
-/// How long a worker that is killed may take to go.
+/// Timeout for the end of a killed worker.
 const DEATH: Duration = Duration::from_secs(2);
 
 impl Worker {
@@ -106,15 +106,15 @@ impl Worker {
         match send_config(&mut pipe, config, spawn_config.key.as_ref())
             .and_then(|()| send_seal(&mut pipe, &spawn_config.seal))
         {
-            // It is dead already, which its channel will tell, with the reason.
+            // It is dead already, which its channel will report, with the reason.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(worker),
             sent => sent.map(|()| worker),
         }
     }
 
-    /// Whether it is dead, and how it ended where the kernel says so. A thread that is stuck in a call on the own
-    /// mount, or on its way out of a large memory, keeps a dead process from being waited for: its leader is a zombie
-    /// then, of which /proc tells how it ended.
+    /// Whether it is dead, with its exit status where the kernel shows it. A thread that is stuck in a call on the own
+    /// mount, or still frees a large memory, delays waitpid(2): the leader is then a zombie, whose exit status /proc
+    /// shows.
     pub fn is_gone(&mut self) -> Option<Option<ExitStatus>> {
         match self.child.try_wait() {
             Ok(Some(status)) => return Some(Some(status)),
@@ -152,7 +152,7 @@ impl Worker {
         }
     }
 
-    /// Kills it, once; its end is an event to come.
+    /// Kills it, once; its exit is a later event.
     pub fn kill_for(&mut self, why: String) {
         if !matches!(self.verdict, Verdict::Killed { .. }) {
             tracing::error!("killing the worker: {why}");
@@ -161,7 +161,7 @@ impl Worker {
         }
     }
 
-    /// How it ended, for people.
+    /// How it ended, as text.
     pub fn ending(&self, status: Option<ExitStatus>) -> String {
         match &self.verdict {
             Verdict::Killed { why, .. } => format!("{why}, and was killed"),
@@ -169,15 +169,15 @@ impl Worker {
         }
     }
 
-    /// What its end says of the requests that it was at. A SIGKILL that neither the keeper sent nor the kernel, for want of
-    /// memory, says nothing. Nor does one that the keeper sent as somebody had stopped the worker.
+    /// How its exit counts for the requests that it had read. A SIGKILL from outside counts for nothing, unless the kernel
+    /// sent it for lack of memory; nor does one of the keeper's for a stopped worker.
     pub fn exit_message(&self, status: Option<ExitStatus>) -> Ending {
         let is_stuck = matches!(self.verdict, Verdict::Killed { stopped: false, .. });
-        // Of the whole machine: no file tells for certain which process it was.
+        // Of the whole machine: no file shows for certain which process it was.
         verdict(status, is_stuck || process::oom_kills() > self.oom_kills)
     }
 
-    /// What its exit status says, if it is dead or dies now.
+    /// Its exit status, if it is dead or dies now.
     pub fn verdict(&mut self) -> Option<Ending> {
         let end = Instant::now() + REAP_DELAY;
         loop {
@@ -189,13 +189,13 @@ impl Worker {
         }
     }
 
-    /// Whether it has answered a request. A program of an older version does not say so: then whether it has served a while.
+    /// Whether it has answered a request; for a version that does not report it, whether it has served for a while.
     pub fn has_served(&self, state: BorrowedFd<'_>) -> bool {
         let a_while = || self.serving_since.is_some_and(|since| since.elapsed() >= SERVED);
         state_log::heartbeats(state, self.child.id()).map_or_else(a_while, heartbeat::has_served)
     }
 
-    /// Its last message, sent before it died and not received yet.
+    /// A message that it sent before its death.
     pub fn pending_message(&self) -> Option<ToKeeper> {
         let mut ready = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, PollTimeout::ZERO) {
@@ -225,20 +225,20 @@ impl Drop for Worker {
     }
 }
 
-/// Dead workers that a stuck thread kept from being waited for.
+/// Dead workers that cannot be reaped because of a stuck thread.
 static LINGERING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 fn lingering() -> MutexGuard<'static, Vec<Pid>> {
     LINGERING.lock()
 }
 
-/// Lets those go whose last thread has ended. To be called whenever a child may have died.
+/// Reaps those whose last thread has ended. To be called whenever a child may have died.
 pub fn reap() {
     let is_still_there = |pid: &Pid| waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
     lingering().retain(is_still_there);
 }
 
-/// How a worker ended, for people.
+/// How a worker ended, as text.
 pub fn ending(status: Option<ExitStatus>) -> String {
     match status.map(|status| (status.code(), status.signal())) {
         Some((Some(code), _)) => format!("it exited with code {code}"),
@@ -247,7 +247,7 @@ pub fn ending(status: Option<ExitStatus>) -> String {
     }
 }
 
-/// What an end says; `kill_has_a_reason` where a SIGKILL came for what the worker did.
+/// How an exit counts; `kill_has_a_reason` if the worker caused its SIGKILL.
 fn verdict(status: Option<ExitStatus>, kill_has_a_reason: bool) -> Ending {
     match status.map(|status| status.signal()) {
         Some(Some(libc::SIGKILL)) | None if !kill_has_a_reason => Ending::Killed,

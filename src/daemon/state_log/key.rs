@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::sys::random;
+
 /// The key that seals what is secret. Made by the keeper, in its locked memory; handed over a pipe.
 #[derive(Clone, zeroize::ZeroizeOnDrop)]
 pub struct SealKey([u8; 32]);
@@ -15,10 +17,7 @@ impl std::fmt::Debug for SealKey {
 impl SealKey {
     /// A fresh key.
     pub fn random() -> io::Result<Self> {
-        let mut key = [0; 32];
-        let random = ring::rand::SystemRandom::new();
-        ring::rand::SecureRandom::fill(&random, &mut key).map_err(|_| io::Error::other("no randomness"))?;
-        Ok(Self(key))
+        random::bytes().map(Self)
     }
 
     /// The key's bytes: to hand it on is what they are for.

@@ -10,11 +10,11 @@
 //! | the keeper died | drains what is closed, names what is left, exits: the mount stays, dead |
 //! | [`ToWorker::End`], or `unmount --force` | names what is left and exits |
 //!
-//! Nobody asked for the end when the keeper died, and below the mount is a plain directory, where programs would go on
-//! writing. So the mount is not taken away: with the worker the last holder of the device goes, and everything is ENOTCONN.
+//! After the death of the keeper the mount is not removed: programs would go on writing to the plain directory below it.
+//! The worker holds the device last; when it exits, every request fails with ENOTCONN.
 //!
-//! Signals are the keeper's business: the worker ignores them, because a service manager sends SIGTERM to
-//! every process of a service. It makes no call on its own mount.
+//! The worker ignores signals, which the keeper handles: a service manager sends SIGTERM to every process of a
+//! service. The worker makes no call on its own mount.
 
 pub mod kernel_notifier;
 
@@ -59,13 +59,13 @@ pub trait Service: Send + Sync + 'static {
     fn attach_processes(&self, processes: Processes);
     /// Called once, before the first request, with the way to send notifications.
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>);
-    /// Something came from the helper.
+    /// Handles a report of the helper.
     fn helper_reports(&self, report: HelperReport);
     /// File system, cache and vault, as JSON for `status`.
     fn status(&self) -> serde_json::Value;
-    /// How often the kernel asked for what, as JSON for `status`.
+    /// Request counts, as JSON for `status`.
     fn requests(&self) -> serde_json::Value;
-    /// Comes back when a request has been answered.
+    /// Returns when a request has been answered.
     async fn first_answer(&self);
     /// Liveness probe: blocks if requests cannot be answered.
     fn check_liveness(&self);
@@ -73,28 +73,28 @@ pub trait Service: Send + Sync + 'static {
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved>;
     /// Stores unsaved writes after all, also over newer versions.
     async fn retry(&self, name: Option<&str>) -> Vec<Unsaved>;
-    /// Gives an unsaved write up. False if there is none of that name.
+    /// Discards an unsaved write. False if there is none of that name.
     fn discard(&self, name: &str) -> bool;
     /// Reads the key file again.
     async fn reload_key(&self);
-    /// The mount ends: so do the commands that it runs.
+    /// Ends the commands that the mount runs.
     async fn end_commands(&self);
-    /// Ends what it is at, within that time, and begins nothing more until the result is dropped.
+    /// Finishes what is in flight, within that time, and starts nothing until the result is dropped.
     async fn pause(&self, within: Duration) -> Box<dyn Any + Send>;
 }
 
 /// What a worker takes over.
 #[derive(Debug)]
 pub struct TakeoverState {
-    /// Where to write down what changes; what the last worker wrote is in it.
+    /// The state log, with the records of the previous worker.
     pub state: Arc<State>,
-    /// There was a worker before: the vault need not answer now.
+    /// A takeover: the vault need not answer now.
     pub takeover: bool,
     /// The kernel knows nothing of the inodes and handles in the state.
     pub anew: bool,
 }
 
-/// How a worker is called in `ps`; it is recognised by it.
+/// The name of a worker in `ps`, by which commands recognize it.
 pub const NAME: &std::ffi::CStr = c"vaultfs-worker";
 
 /// The worker's channel to its keeper.
@@ -116,24 +116,24 @@ pub fn begin() -> io::Result<(MountConfig, Option<SecretString>, SealKey, Keeper
 }
 
 impl KeeperLink {
-    /// Tells the keeper that there is no vault; the worker then ends with the failure's code.
+    /// Reports that there is no vault; the worker then ends with the failure's code.
     pub fn failed(&self, failed: &ExitError) {
         self.send(&ToKeeper::Failed(failed.clone()));
     }
 
-    /// Tells the keeper that the vault answered, and which it is: for the workers after this one.
+    /// Reports the vault that answered, for the workers after this one.
     pub fn connected(&self, spec: serde_json::Value) {
         self.send(&ToKeeper::Connected(spec));
     }
 
-    /// A keeper that is gone is noticed where the channel is read.
+    /// Sends a message. The reader of the channel notices a dead keeper.
     fn send(&self, message: &ToKeeper) {
         if let Err(e) = self.0.send(message, &[]) {
             tracing::debug!("the keeper did not receive {message:?}: {e}");
         }
     }
 
-    /// Takes the state over, if this program can read it and once the worker before is gone.
+    /// Takes over the state, if this program can read it, once the previous worker is gone.
     pub fn receive_state(&self, seal: &SealKey) -> Result<TakeoverState, ExitError> {
         let (message, mut fds) = self.0.receive().map_err(lost)?.ok_or_else(|| lost("it ended"))?;
         let (ToWorker::State { takeover, anew }, Some(fd)) = (message, fds.pop()) else {
@@ -206,7 +206,7 @@ struct Assignment {
     helper: Channel,
 }
 
-/// What a worker process has of its own.
+/// Facts of a worker process.
 #[derive(Debug)]
 pub struct ProcessInfo {
     /// Whether its memory is locked.
@@ -301,7 +301,7 @@ pub fn reason(unsaved: &Unsaved) -> &str {
     unsaved.error.as_deref().unwrap_or("the file is still open")
 }
 
-/// What answers the control socket.
+/// Serves the control socket.
 struct ControlHandler {
     service: Arc<dyn Service>,
     config: MountConfig,
@@ -382,18 +382,18 @@ enum Cause {
     SessionOver,
     /// The keeper died.
     Orphaned,
-    /// The keeper or a person wants it over now.
+    /// The keeper or a command asked for the end.
     Requested,
 }
 
-/// What was written while the mount was going, or is being written when it is told to end, still gets so much time.
+/// Time for a last drain: of writes made during the unmount, or in flight when the end is requested.
 pub const LAST_DRAIN: Duration = Duration::from_secs(2);
 
 /// A notification waits for requests in its directory, which this process answers within `--timeout`.
 const LAST_NOTICES: Duration = Duration::from_secs(30);
 
-/// For all else that an end takes.
-const LAST_WORDS: Duration = Duration::from_secs(20);
+/// Time for the other steps of an exit.
+const EXIT_MARGIN: Duration = Duration::from_secs(20);
 
 type SessionEnd = tokio::sync::oneshot::Receiver<io::Result<()>>;
 
@@ -452,9 +452,9 @@ async fn supervise(
             "the keeper is gone: storing what is unsaved; then {} is dead until it is mounted again, or unmounted",
             handler.config.mountpoint.shown()
         );
-        // Nobody kills it if it does not move, and a worker without memory or threads may not: the kernel ends it then.
-        alarm::set((patience + LAST_NOTICES + LAST_WORDS).as_secs() as u32);
-        // What is still being written is not acknowledged: its writer will be told ENOTCONN.
+        // No process kills a stuck worker without a keeper: an alarm ends it.
+        alarm::set((patience + LAST_NOTICES + EXIT_MARGIN).as_secs() as u32);
+        // Writes in flight are not acknowledged: their writer gets ENOTCONN.
         let unsaved = handler.service.drain(Drain::Closed, patience).await;
         leave(&handler).await;
         unsaved

@@ -17,7 +17,7 @@ use crate::sys::program::tgid_of;
 /// More descriptors than this are not searched: the close then stores.
 const MAX_DESCRIPTORS: usize = 4096;
 
-/// The process that opened a handle. `start` tells it from a later one with the same number.
+/// The process that opened a handle. `start` distinguishes it from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opener {
     tgid: u32,
@@ -34,7 +34,7 @@ impl Opener {
     /// Whether a FLUSH from the thread `pid` stores. `ino` is the file's, `only` that this process has it open
     /// through no other handle.
     ///
-    /// `is_ours` tells whether a mount, by its id as the process `pid` has it, is of this file system: other file systems
+    /// `is_ours` returns whether a mount, by its id as the process `pid` has it, is of this file system: other file systems
     /// have files of the same number.
     pub fn commits_on_close(
         &self,

@@ -1,7 +1,7 @@
 //! Handles that nobody may have: a worker died between opening and saying so, and OPEN does not come again.
 //!
 //! 1. Who waits for an answer to OPEN waits until it is there, also when he is killed; the kernel sends OPEN again and the
-//!    handle finds its owner. But who is killed between that and the successor's reading of it is gone, and so is the
+//!    handle finds its owner. But a process that is killed between that and the successor's reading of it is gone, and so is the
 //!    request. Nobody will ever close that handle.
 //! 2. So a handle is *untold* until its OPEN has been answered, or until it is used. One that is still untold a minute after
 //!    its worker's death counts as closed: its file lets go of bytes, a file that was only created is stored.
@@ -20,7 +20,7 @@ use crate::fs::ops::open::{Handle, Held};
 use crate::fs::recovery::restore::REQUESTS;
 use crate::fs::types::errno::{Errno, Result};
 
-/// The request that opened a handle, while the kernel may not have heard of that.
+/// The request that opened a handle, until its answer is known to have reached the kernel.
 #[derive(Debug, Default)]
 pub(in crate::fs) struct Unacknowledged(AtomicU64);
 

@@ -1,6 +1,6 @@
 //! A file's state as records, and back.
 //!
-//! One record tells all of a file but its bytes; those go in sealed pieces, and only the pieces that changed. A
+//! One record holds all of a file but its bytes; those go in sealed chunks, and only the chunks that changed. A
 //! record that would say what the last one said is not written: most guards change nothing that lasts. What is
 //! only of this process is left out: open handles are counted again from the handles, timers and retries are
 //! started again by whoever restores ([`restore`](crate::fs::recovery::restore)).

@@ -1,6 +1,6 @@
 //! Inode numbers: the same in every mount of a vault, and below 2^32.
 //!
-//! Programs for 32 bits cannot be told of greater ones (EOVERFLOW), and backup programs read every file again whose number
+//! Programs for 32 bits cannot get greater ones (EOVERFLOW), and backup programs read every file again whose number
 //! has changed. So a number is not counted up: it is the first *free* one of h(vault, what it is, k) for k = 0, 1, 2 …,
 //! where h is 32 bits of a SHA-256. It is free when neither the kernel nor anybody in this process has an inode of it. What
 //! takes a name while the inode before it is still held (a rotation, a directory made anew) therefore has the next number,
@@ -15,7 +15,7 @@ use ring::digest::{Context, SHA256};
 use super::{DirKind, Node, ROOT};
 use crate::vault::{ObjectId, ObjectName};
 
-/// How inodes that the kernel has not been told of are shown in listings: no inode's number.
+/// Inode number in listings for entries that the kernel has not looked up: no inode has it.
 const UNKNOWN: u32 = u32::MAX;
 
 /// What an inode is, as far as its number is concerned.

@@ -4,7 +4,7 @@
 //! 1. A close of a handle that wrote since the last commit stores, and with it all that the buffer holds.
 //! 2. A close of one that did not leaves the bytes to the handles that did: each of them is closed some time, and the
 //!    last close of all stores whatever is left.
-//! 3. Where nobody who wrote has the file open any more (a save that failed), any close stores.
+//! 3. Where no writer has the file open any more (a save that failed), any close stores.
 //! 4. The kernel sends the pages of a mapping with the handle of any mapping of the file: they count for all handles.
 //! 5. Who cuts the file to nothing takes what others wrote with it: they have nothing to store any more.
 
@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 pub enum WriteOrigin {
     /// The user of this handle.
     Handle(u64),
-    /// Somebody who has the file mapped.
+    /// A program that has the file mapped.
     Mapping,
-    /// Nobody who has the file open.
+    /// No program that has the file open.
     Nobody,
     /// Who opens the file, creating or cutting it: that alone is stored at the last close.
     Opening,
@@ -56,7 +56,7 @@ impl Writers {
         self.by_handle.retain(|fh, _| is_open(*fh));
     }
 
-    /// Whether nobody who has the file open has written.
+    /// Whether no program that has the file open has written.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -1,8 +1,8 @@
 //! Object names as paths, and back: a bijection (DESIGN.md, "The tree").
 //!
 //! Names are any UTF-8 of 1 to 1024 bytes; file names are 1 to 255 bytes without `/` and NUL, and neither `.`
-//! nor `..`. A name is cut at its slashes; what a file system cannot hold, or would take for something else,
-//! is escaped. The escapes, and there are no others:
+//! nor `..`. A name is cut at its slashes; what a file name cannot hold, or would be ambiguous, is escaped. These are all
+//! escapes:
 //!
 //! | Escape | stands for | where |
 //! |---|---|---|
@@ -19,8 +19,8 @@
 //! beyond it, and one directory has one spelling.
 //!
 //! [`split`] goes from names to file names, [`decode`] from file names to names. `decode` accepts only what
-//! `split` gives out: it decodes, encodes again and compares. Pure functions on text: nothing in here knows
-//! what exists in the vault, or of inodes. `.versions` and `.vaultfs` at the root are the caller's business.
+//! `split` returns: it decodes, encodes again and compares. Pure functions on text, without knowledge of the vault or of
+//! inodes. The caller handles `.versions` and `.vaultfs` at the root.
 
 mod spelling;
 
@@ -65,7 +65,7 @@ impl DirPrefix {
         (prefix.is_empty() || prefix.ends_with('/')).then(|| Self::whole(prefix))
     }
 
-    /// The directory that an object's name would be, were it one's.
+    /// The directory with an object's name.
     pub fn of_name(name: &ObjectName) -> Self {
         let (mut text, len) = ([b'/'; MAX_NAME_BYTES + 1], name.as_str().len());
         text[..len].copy_from_slice(name.as_str().as_bytes());
@@ -88,8 +88,8 @@ impl DirPrefix {
         self.prefix.is_empty()
     }
 
-    /// Whether this directory continues an over-long component. It has no [`SELF`] and cannot be made by
-    /// itself: it is there while an object is in it.
+    /// Whether this directory continues an over-long component. It has no [`SELF`] and cannot be made with mkdir: it exists
+    /// while an object is in it.
     pub fn is_continuation(&self) -> bool {
         self.start < self.prefix.len()
     }
@@ -121,7 +121,7 @@ pub enum Rest {
     Dir(DirPrefix),
 }
 
-/// What a file name in a directory can mean. Which of the meanings there is, only the vault knows.
+/// What a file name in a directory can mean; the vault decides which of these exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
     /// `.self`: the object with the directory's own name.
@@ -142,10 +142,10 @@ pub enum Decoded {
     },
 }
 
-/// Why a file name is no name.
+/// Why a file name is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// It is not how any name is spelt: ENOENT on lookup, EINVAL on create.
+    /// No name is spelt so: ENOENT on lookup, EINVAL on create.
     #[error("no object can have this file name")]
     Spelling,
     /// The name would have more than 1024 bytes, or the file name has more than 255: ENAMETOOLONG.
@@ -167,9 +167,8 @@ pub fn split(name: &str, under: &DirPrefix) -> Option<(String, Rest)> {
     entry(name, under, end)
 }
 
-/// [`split`] for an object that cannot be where its slashes put it, because a directory on the way would
-/// have the name of an object that is shown as a file: it is shown beside that file, all of the rest of its
-/// name as one component. With `a` a file, `a/b/c` is `a%2Fb%2Fc`.
+/// [`split`] for an object that would be below an object that is shown as a file: it is shown beside that file, with the
+/// rest of its name as one component. With `a` a file, `a/b/c` is `a%2Fb%2Fc`.
 ///
 /// `under` is the directory in which that file is, or a continuation that this function has returned.
 pub fn split_beside(name: &str, under: &DirPrefix) -> Option<(String, Rest)> {
@@ -196,7 +195,7 @@ fn entry(name: &str, under: &DirPrefix, end: usize) -> Option<(String, Rest)> {
 /// What `file_name` can mean in the directory `under`: exactly what [`split`] and [`split_beside`] spell so.
 ///
 /// # Errors
-/// [`Refused::Spelling`] for what they never give out, reserved names and bytes that are no UTF-8 included;
+/// [`Refused::Spelling`] for what they never return, including reserved names and invalid UTF-8;
 /// [`Refused::TooLong`] for more than 255 bytes, and for what would stand for more than 1024.
 pub fn decode(file_name: &[u8], under: &DirPrefix) -> Result<Decoded, Refused> {
     let file_name = std::str::from_utf8(file_name).map_err(|_| Refused::Spelling)?;
@@ -244,7 +243,7 @@ fn spell(component: &str, from: usize, at_root: bool, continues: bool) -> Option
     (end == component.len()).then_some(text)
 }
 
-/// The path of an object where nothing stands in its way, relative to the root.
+/// The path of an object relative to the root, if no other object is shown as a file on the way.
 pub fn path(name: &str) -> String {
     let (mut path, mut under) = (String::new(), DirPrefix::root());
     while let Some((component, rest)) = split(name, &under) {

@@ -114,7 +114,7 @@ impl FileSystem {
     }
 
     /// For how long the kernel may keep attributes. Of a file whose bytes an open asks for they may change with its answer
-    /// (`renew`). A chmod of a file changes who may read its history, which the
+    /// (`renew`). A chmod of a file changes which users may read its history, which the
     /// kernel does not know to belong to it: that is asked for each time, where there is a chmod.
     pub(in crate::fs) fn attr_ttl(&self, node: &Node) -> Duration {
         match node {
@@ -210,7 +210,7 @@ impl FileSystem {
         attr
     }
 
-    /// Who may read the versions of an object: who may read its file.
+    /// The users that may read an object's versions: those that may read its file.
     fn history_perm(&self, local: Option<&LocalAttr>) -> u32 {
         local.and_then(|local| local.mode).unwrap_or(self.options.file_mode) & 0o444
     }
@@ -283,7 +283,7 @@ impl FileSystem {
         }
     }
 
-    /// STATFS: the vault has no size to tell. Never asks it.
+    /// STATFS: the vault has no size. Never asks it.
     pub fn statfs(&self) -> StatFs {
         let cache = self.cache.status();
         StatFs {

@@ -282,8 +282,8 @@ impl FileSystem {
         }
     }
 
-    /// Whether to search for the directory. Where one page holds all names, a listing tells more
-    /// for the same cost; for a part of a long component a hit does not tell whether it shows so.
+    /// Whether to search for the directory. Where one page holds all names, a listing shows more
+    /// for the same cost; for a part of a long component a hit does not show whether it is spelt so.
     fn is_searched(&self, dir: &DirPrefix) -> bool {
         let searches = self.cache.vault().capabilities().search;
         searches && !dir.is_continuation() && !self.cache.listing_is_one_page()

@@ -1,7 +1,7 @@
 //! mknod(2) and link(2).
 //!
 //! FIFOs and sockets are names in memory, like scratch files, for what keeps them beside its secrets (gpg's home, ssh's
-//! ControlPath). The kernel itself carries what goes through them; this never sees a byte of it, and no vault ever hears of
+//! ControlPath). The kernel itself carries what goes through them; this never sees a byte of it, and no vault ever has
 //! the name. They may have several names. Device nodes are refused.
 //!
 //! A regular file that mknod(2) makes is stored by its first writer, or empty when it has been left alone as long as a

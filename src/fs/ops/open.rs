@@ -129,7 +129,7 @@ pub struct Opened {
     pub fh: u64,
     /// Pages the kernel has of this inode are still its bytes.
     pub keep_cache: bool,
-    /// The kernel need not tell of each close.
+    /// The kernel need not send FLUSH.
     pub no_flush: bool,
     /// The kernel may keep the names that it reads.
     pub cache_dir: bool,
@@ -144,7 +144,7 @@ impl Handle {
         }
     }
 
-    /// What the kernel is told of it.
+    /// The answer to the kernel.
     pub fn opened(&self) -> Opened {
         let no_flush = match &self.held {
             Held::File { writer, .. } => writer.is_none(),

@@ -1,9 +1,9 @@
-//! Reading ahead: who has listed a directory and asks for the third size in it will ask for the others, too.
+//! Prefetch: a program that has listed a directory and asks for the third size in it will ask for the others, too.
 //!
 //! `ls -l` and its kin go through a listing in its order and need each value for its size. From the third on, the
 //! values of the names that follow are fetched beside, at most [`WINDOW`] in front of the reader, a few at a time, in the
 //! background, and with no more than a quarter of the requests that are left. What is fetched in vain costs requests
-//! and nothing else. In a long listing only who goes through it in its order counts: finding any other name in it
+//! and nothing else. In a long listing only requests in its order count: finding any other name in it
 //! would take longer than asking for the value.
 
 use std::collections::HashMap;

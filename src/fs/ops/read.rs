@@ -81,7 +81,7 @@ fn range(len: usize, offset: u64, size: u32) -> Range<usize> {
     start..start.saturating_add(size as usize).min(len)
 }
 
-/// The bytes of a version that its name no longer shows, kept for who has it open.
+/// The bytes of a version that its name no longer shows, kept for its open handles.
 #[derive(Debug)]
 pub struct RetainedBytes {
     object: Arc<Object>,

@@ -2,7 +2,7 @@
 //!
 //! The order never loses the value: until the new name is stored the old one stays, and a failure between the
 //! two leaves both. Onto an existing name it is an update, which keeps that object's history; the history of the
-//! old name ends with its object. The inode goes along, as the kernel expects: who has the file open has it open
+//! old name ends with its object. The inode goes along, as the kernel expects: a program that has the file open has it open
 //! under its new name. Directories: `move_dir`. Nothing is sent where a file only changes
 //! from one temporary name to another, or becomes a backup (`provisional`). What is likely a backup by its name alone
 //! is stored like any other, and its old object deleted a little later (`replace`).

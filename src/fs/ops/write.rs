@@ -77,7 +77,7 @@ impl FileSystem {
         };
         // The kernel sends the time of truncate(2) with it, which is nobody's utimens.
         let set = SetAttr { mtime: None, ..set };
-        // A handle that was not heard of is open again when it is used.
+        // An unacknowledged handle is open again when it is used.
         let handle = fh.and_then(|fh| self.handle(fh).ok());
         if let Some(handle) = &handle {
             self.note_refused(handle, None);

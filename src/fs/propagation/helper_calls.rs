@@ -16,6 +16,7 @@
 //! a notification to the kernel, which is counted in status.
 
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,6 +30,7 @@ use crate::fs::inode::file::File;
 use crate::fs::inode::{DirKind, Node, ROOT};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Attr, Entry, FileSystem, Kernel};
+use crate::sys::random;
 
 /// How hidden names begin. `%2E` is an escape only at the beginning of a name.
 const HIDDEN: &str = ".%2E";
@@ -348,24 +350,18 @@ pub(in crate::fs) fn errno_text(errno: i32) -> String {
 /// The orders of each worker have numbers of their own.
 fn first_number() -> u64 {
     static FIRST: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *FIRST.get_or_init(|| u64::from(random() as u32) << 32)
+    *FIRST.get_or_init(|| u64::from(random_number() as u32) << 32)
 }
 
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    // SAFETY: the buffer has that length. The call gives all of so few bytes or fails, and then the name is still
-    // made only once: nobody but the helper's process id is believed on its ground.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if got == 8 {
-        return u64::from_ne_bytes(bytes);
-    }
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::process::id())
+fn random_number() -> u64 {
+    // Without randomness the name is still unique, and only the helper's process id gives a request its rights.
+    let fallback = |_| RandomState::new().hash_one(std::process::id());
+    random::bytes().map_or_else(fallback, u64::from_ne_bytes)
 }
 
 /// A name that is used once and that cannot be guessed.
 pub(in crate::fs) fn hidden_name() -> String {
-    format!("{HIDDEN}{:016x}{:016x}", random(), random())
+    format!("{HIDDEN}{:016x}{:016x}", random_number(), random_number())
 }
 
 impl FileSystem {

@@ -1,4 +1,4 @@
-//! What of `--on-change` has to outlive the process: bytes that only who runs the commands understands.
+//! What of `--on-change` has to outlive the process: bytes that only the command runner understands.
 
 use crate::fs::FileSystem;
 use crate::fs::journal::Key;

@@ -11,7 +11,7 @@
 //! 5. In the kernel a rename waits for whatever is out in that directory, and holds up what comes after it: one is
 //!    ordered only when no request of that directory and no commit of that file is out at the vault.
 //! 6. A directory is never removed by the helper: the kernel would hold its inode for dead, and it may revive.
-//! 7. Without a helper, or where it fails, the kernel is told to forget the entry, and the next lookup does the rest.
+//! 7. Without a helper, or where it fails, the kernel is notified to forget the entry, and the next lookup does the rest.
 //!
 //! With `--in-place` the inode stays and its bytes change, which may be seen half way.
 
@@ -61,7 +61,7 @@ pub(in crate::fs) enum Why {
     Changed,
     /// It shows another inode now than the kernel knows.
     Repoint,
-    /// The same, but the kernel knows by now, from a lookup: who watches has seen nothing.
+    /// The same, but the kernel knows by now, from a lookup: watchers had no event.
     Known,
 }
 
@@ -152,13 +152,13 @@ impl FileSystem {
         self.propagator.events.subscribe()
     }
 
-    /// Whether the mount shows every change that subscribers were told.
+    /// Whether the mount shows every change that subscribers received.
     pub fn is_propagated(&self) -> bool {
         // In this order: what is taken out of the queue is being worked on before it is gone from there.
         self.propagator.queue().is_empty() && !self.propagator.working.load(Ordering::Acquire)
     }
 
-    /// Whether a change that subscribers were told was made here.
+    /// Whether a change that subscribers received was made here.
     pub fn is_own_change(&self, change: &Change) -> bool {
         self.cache.is_own(change)
     }
@@ -276,7 +276,7 @@ impl FileSystem {
         let Some(position) = self.name_position(name) else { return Propagated::Done };
         if position.is_below {
             if let Some(kernel) = self.kernel.get() {
-                // It may have been told that there is no such directory.
+                // It may have a negative entry for that directory.
                 kernel.inval_entry(position.parent, OsStr::new(&position.text));
                 kernel.inval_inode(position.parent);
             }
@@ -328,7 +328,7 @@ impl FileSystem {
             return Ok(Some(HelperOp::Unlink { file: used.clone() }));
         };
         let is_shown = used.state().stored.as_ref().is_some_and(|stored| stored.is(&object.meta));
-        // What a lookup has found already is carried out all the same, for those who watch.
+        // What a lookup has found already is executed all the same, for watchers.
         let announced = used.state().pending_notify.as_ref() != Some(&object.meta.version);
         Ok(match (is_shown, why) {
             (true, Why::Changed) if announced => None,

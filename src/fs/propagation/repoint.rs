@@ -1,7 +1,7 @@
 //! Names that show another inode than the kernel knows, until the kernel knows it, too.
 //!
 //! A save through a descriptor from before its file was replaced brings that inode back to the name. The save is
-//! answered before the kernel is told: the helper's rename waits for the lock of the inode, which an fsync holds, and a
+//! answered before the kernel is notified: the helper's rename waits for the lock of the inode, which an fsync holds, and a
 //! notification for that of the directory. Until then an open of the name comes for the inode that the kernel still
 //! knows. It is ESTALE, once: the kernel looks the name up again and opens what it finds. An open that has come to the
 //! inode in another way (a bind mount, /proc/PID/fd) comes for the same inode again, and gets it.

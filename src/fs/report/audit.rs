@@ -1,11 +1,11 @@
-//! `--audit`: who opened what, one JSON line each. Never a value.
+//! `--audit`: one JSON line for each open, with the program and user. Never a value.
 //!
 //! 1. Nobody waits for the file: lines go through a bounded queue to a thread that writes them. What does not fit
 //!    into the queue, or cannot be written (a full disk), is dropped, counted, and said by `status`.
 //! 2. The file belongs to a directory that is opened once, before the mount is there ([`Place`]). It is opened anew
 //!    (SIGHUP, for logrotate) from that directory and never through a link, so that no path on our own mount is ever
 //!    touched: the process would wait for itself.
-//! 3. It is made 0600: names of secrets and of who uses them are not for everybody.
+//! 3. It is made 0600: names of secrets and of their users are private.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -95,7 +95,7 @@ impl Audit {
         Self::start(file, move || open_private(&place))
     }
 
-    /// Whether it could be opened, as far as can be told without making it.
+    /// Whether it could be opened, as far as can be checked without making it.
     ///
     /// # Errors
     /// As [`Audit::open`].

@@ -1,7 +1,7 @@
 //! The failures of the file system: for `status`, for the metrics and for the log.
 //!
 //! In the log the same failure (operation, name and errno) is one line a minute, with a count at its end; and of the
-//! failures of one user with one errno only the first [`LINES`] are told one by one: a program in a loop fills no disk.
+//! failures of one user with one errno only the first [`LINES`] are logged one by one: a program in a loop fills no disk.
 //! Minutes begin with the first failure after the last one.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -17,13 +17,13 @@ use crate::vault::attribution;
 /// Failures kept for `status`.
 const LAST_ERRORS: usize = 20;
 
-/// How long the same is told only once.
+/// In this time a repeated failure is logged once.
 const FOLDED: Duration = Duration::from_secs(60);
 
-/// Failures of one user with one errno that are told one by one in that time.
+/// Failures of one user with one errno that are logged one by one in that time.
 const LINES: usize = 10;
 
-/// Users and errnos that are told apart in that time: there may be more users than anybody reads lines.
+/// Pairs of user and errno that are counted separately in that time.
 const KINDS: usize = 1000;
 
 /// Operation, name and errno.

@@ -19,7 +19,7 @@ use parking_lot::MutexGuard;
 use crate::fs::inode::file::File;
 use crate::fs::inode::{DeferredDelete, DirKind, Node};
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::writeback::commit::LAST_RETRY;
+use crate::fs::writeback::retry::LAST_RETRY;
 use crate::fs::{FileSystem, Step};
 use crate::sys::program::name_of;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, VersionTag};

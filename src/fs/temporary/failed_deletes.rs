@@ -1,7 +1,7 @@
 //! Deletions that the vault did not make although rename(2) or unlink(2) has answered: of what was hidden first, because
 //! its name was likely to be made anew (`provisional`, `replace`).
 //!
-//! Nobody waits for an answer any more, so `user.vault.error`, status and `vaultfs pending` tell of it. While the vault
+//! No program waits for an answer any more, so `user.vault.error`, status and `vaultfs pending` report it. While the vault
 //! is away the object stays hidden and the deletion is tried again; what the vault refuses shows again, and a person
 //! decides. Each is forgotten with what it was about: the name is stored anew, renamed or unlinked, or changes
 //! elsewhere.

@@ -29,7 +29,8 @@ use crate::fs::inode::{DeferredDelete, Node, Table};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::types::errno::Result;
-use crate::fs::writeback::commit::{Cause, Drain};
+use crate::fs::writeback::commit::Cause;
+use crate::fs::writeback::drain::Drain;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName};
 
 /// Commits in flight at a time.

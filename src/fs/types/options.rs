@@ -59,7 +59,7 @@ pub struct Options {
     /// List `.vaultfs` in the root while nothing else is there: container engines copy an image's files into a volume
     /// that looks empty.
     pub never_empty: bool,
-    /// Write down who opens what (`audit`).
+    /// Record each open (`audit`).
     pub audit: Option<PathBuf>,
 }
 

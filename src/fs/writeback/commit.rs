@@ -2,9 +2,10 @@
 //!
 //! 1. **Acknowledged is stored.** A commit ends well only when the vault has the bytes. One that fails leaves
 //!    them in the buffer with the [`Failure`], readable, listed in `status`, and tried again.
-//! 2. **One save, one version.** Commits of a file take turns; a commit stores one generation of the buffer, and
-//!    who comes later for the same generation finds it stored. Bytes that the vault has already make no version.
-//! 3. **An effect in doubt is looked for before it is repeated**, and never repeated where it cannot be told (`outcome`).
+//! 2. **One save, one version.** A lock serializes the commits of a file; a commit stores one generation of the buffer,
+//!    and a later commit of the same generation finds it stored. Bytes that the vault has already make no version.
+//! 3. **A save that may have been applied is looked up before it is repeated**, and is never repeated where the vault
+//!    cannot show its outcome (`outcome`).
 //! 4. **A save never ends in EEXIST or ENOENT**: a create that meets a name becomes an update, an update that
 //!    meets a deleted object looks the name up and updates or creates. Only O_EXCL wants EEXIST.
 //! 5. **A retry by itself never overwrites a newer version**: it is sent only while the vault still has the version
@@ -12,15 +13,12 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::failpoint;
 use crate::fs::FileSystem;
-use crate::fs::inode::file::{Failure, File, FileState, Link, Stored};
-use crate::fs::report::status::Unsaved;
+use crate::fs::inode::file::{File, FileState, Link, Stored};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
 use crate::fs::writeback::outcome::{After, Outcome, Saved, Sent, deleted, unknown};
@@ -29,15 +27,9 @@ use crate::vault::{
     Call, Content, Error, ErrorKind, IdempotencyKey, Meta, Object, ObjectId, ObjectName, VersionTag, codec,
 };
 
-/// A background retry waits this long first, then twice as long each time.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-
-/// And mostly never longer than this (`last_pause`).
-pub(in crate::fs) const LAST_RETRY: Duration = Duration::from_secs(60);
-
 /// Attempts of one commit: each of them but the first answers a change made elsewhere meanwhile.
 const ROUNDS: usize = 16;
-/// So many attempts may be answered by a failure, as of a read; after that who waits has to hear of it.
+/// Failed attempts before the failure is reported to the waiting program.
 const FAILING: usize = 4;
 /// After so many that somebody else forestalled an update goes over whatever came since: checked, it could wait to its deadline
 /// for a moment in which nobody else writes.
@@ -59,7 +51,7 @@ pub(in crate::fs) enum Cause {
 
 impl Cause {
     /// No program waits for it.
-    fn is_by_itself(self) -> bool {
+    pub(super) fn is_by_itself(self) -> bool {
         matches!(self, Cause::Retry | Cause::Drain)
     }
 
@@ -68,7 +60,7 @@ impl Cause {
         matches!(self, Cause::Close | Cause::Fsync | Cause::Truncate | Cause::Link)
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Cause::Close => "close",
             Cause::Fsync => "fsync",
@@ -80,22 +72,6 @@ impl Cause {
             Cause::Drain => "unmount",
             Cause::Asked => "retry that was asked for",
         }
-    }
-}
-
-/// What a drain stores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drain {
-    /// What nobody is writing any more: the mount may stay.
-    Closed,
-    /// Everything: the mount is gone, and who wrote will not come back.
-    All,
-}
-
-impl Drain {
-    fn covers(self, file: &File) -> bool {
-        let state = file.state();
-        state.is_dirty() && (self == Drain::All || state.writers.is_empty())
     }
 }
 
@@ -190,14 +166,14 @@ impl FileSystem {
         let goal = {
             let state = file.state();
             if let Some(refused) = state.write_error.filter(|_| state.is_dirty()) {
-                // Told and logged at the write.
+                // Reported and logged at the write.
                 return Err(refused);
             }
             state.buffer.as_ref().map_or(0, |b| b.generation)
         };
         loop {
             let _lock = self.lock_commit(file, call, cause.name()).await?;
-            // Held until it is written down that it is stored: who takes over then knows (`hold_stores`).
+            // Held until the journal has that it is stored: a successor then knows (`hold_stores`).
             let permit = self.among_stores(call).await;
             let permit = permit.map_err(|e| self.failed(cause.name(), file.state().name.as_str(), &e))?;
             let Some(job) = self.job_of(file, cause)? else { return Ok(()) };
@@ -280,7 +256,7 @@ impl FileSystem {
             *maybe_applied &= !is_refused(before.as_ref().map(|sent| &sent.after), &next);
             let after = match next {
                 Next::Break(saved) => return Ok(saved),
-                // Somebody else writes all the time: the last who writes wins.
+                // Another writer saves all the time: the last writer wins.
                 Next::Continue(after) if round > CHECKED && !job.guarded && !*maybe_applied => {
                     after.unchecked()
                 }
@@ -318,7 +294,7 @@ impl FileSystem {
                 break;
             }
         }
-        // As often as it was tried something came in between: what came last is told.
+        // Each attempt met another change: the last failure is reported.
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
     }
 
@@ -480,60 +456,6 @@ impl FileSystem {
         }
     }
 
-    fn commit_failed(self: &Arc<Self>, file: &Arc<File>, job: &Job, cause: Cause, e: Error) -> Errno {
-        let before = file.state().failure.as_ref().map(|f| (f.errno, f.number));
-        let errno = Errno::from(&e);
-        let number = match before {
-            // Known, logged and told already: a retry by itself is news only if it fails in another way.
-            Some((known, number)) if cause.is_by_itself() && known == errno => number,
-            _ => {
-                self.failed(cause.name(), job.name.as_str(), &e);
-                self.failures.fetch_add(1, Ordering::Relaxed) + 1
-            }
-        };
-        let mut state = file.state();
-        if !e.maybe_applied {
-            state.forget_sent(&job.name);
-        }
-        let generation = job.generation;
-        let conflict = matches!(e.kind, ErrorKind::VersionMismatch | ErrorKind::MadeAndDeleted);
-        let key_refused = matches!(e.kind, ErrorKind::Unauthorized | ErrorKind::Forbidden);
-        let failure = Failure { errno, message: e.to_string(), conflict, key_refused, generation, number };
-        let again = failure.is_retried();
-        state.failure = Some(failure);
-        if again && state.retrying.is_none() {
-            state.retrying = Some(self.clock.now() + FIRST_RETRY);
-            self.runtime.spawn(self.clone().retry(file.clone()));
-        }
-        errno
-    }
-
-    /// Tries a failed commit again until it is stored, refused for good, or in conflict.
-    pub(in crate::fs) async fn retry(self: Arc<Self>, file: Arc<File>) {
-        let mut pause = FIRST_RETRY;
-        loop {
-            file.state().retrying = Some(self.clock.now() + pause);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(self.last_pause(&file));
-            let call = Call::background(self.clock.now() + self.options.timeout);
-            let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
-            let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
-            if stored || !again {
-                break;
-            }
-        }
-        file.state().retrying = None;
-        self.table().drop_unheld(file.ino);
-    }
-
-    /// A key that may not do it may stay so for weeks: each file costs at most one request a minute then.
-    fn last_pause(&self, file: &File) -> Duration {
-        let state = file.state();
-        let refused = state.failure.as_ref().is_some_and(|failure| failure.key_refused);
-        let looks_first = state.stored.is_some() && !self.cache.vault().capabilities().version_check;
-        if refused && looks_first { LAST_RETRY * 2 } else { LAST_RETRY }
-    }
-
     /// Before a file loses its name: if its creation is in doubt, finds out whether there is an object to delete.
     pub(in crate::fs) async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
         let job = Job::of(&file.state(), false, false).filter(|job| job.base.is_none());
@@ -548,53 +470,5 @@ impl FileSystem {
             file.state().stored = Some(Stored::of(&saved.object));
         }
         Ok(())
-    }
-
-    /// What failed to be stored is in conflict with what the vault has: no retry is sent by itself.
-    pub(in crate::fs) fn conflict(&self, file: &File) {
-        let mut state = file.state();
-        let name = state.name.clone();
-        if let Some(failure) = &mut state.failure {
-            failure.conflict = true;
-            failure.message = "the object has changed in the vault since; the bytes are kept here".to_owned();
-            tracing::warn!(name = name.as_str(), "an unsaved write is in conflict with a newer version");
-        }
-    }
-
-    /// Stores what is unsaved, deletes what should be gone, and names what is left of both when nothing is on its way
-    /// any more.
-    pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
-        let call = Call::foreground(self.clock.now() + patience);
-        self.promote_all(what, &call).await;
-        self.delete_refused(&call).await;
-        // What fails is among what is left.
-        let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
-        loop {
-            // A change that is on its way ends first: it would meet the next mount's save of the same name.
-            let is_out = |file: &Arc<File>| file.commit_lock.available_permits() == 0;
-            let files: Vec<Arc<File>> =
-                self.table().all_files().filter(|file| what.covers(file) || is_out(file)).collect();
-            let ends = files.iter().map(|file| async {
-                if what.covers(file) {
-                    // What fails is told by `left_over` below.
-                    let _ = self.commit(file, &call, Cause::Drain).await;
-                } else {
-                    let _ = tokio::time::timeout(self.left(&call), file.commit_lock.acquire()).await;
-                }
-            });
-            futures_util::future::join_all(ends).await;
-            // A vault that fails at once may do better before the time is up. A key will hardly: where there is a new one
-            // in its file, it was read at the first refusal.
-            let may_do_better = |file: &Arc<File>| {
-                let failed = |failure: &Failure| failure.is_retried() && !failure.key_refused;
-                what.covers(file) && file.state().failure.as_ref().is_some_and(failed)
-            };
-            let owes = files.iter().any(may_do_better) || self.has_pending_deletes();
-            if !owes || self.left(&call) <= FIRST_RETRY {
-                return self.left_over();
-            }
-            tokio::time::sleep(FIRST_RETRY).await;
-            let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
-        }
     }
 }

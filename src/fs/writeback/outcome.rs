@@ -1,9 +1,9 @@
-//! What became of a save of which no answer was heard: the one rule, for lost answers, deaths, upgrades and retries alike.
+//! The outcome of a save whose answer was lost: one rule for lost answers, deaths, upgrades and retries.
 //!
 //! 1. Before an attempt is sent it is written down what it is sent after ([`Sent`]). The note goes with the answer, or
 //!    where the attempt surely changed nothing.
 //! 2. A later try of the same bytes looks among the versions since ([`Outcome`]): made is stored, whoever saved after it;
-//!    not made is sent; what cannot be told is a conflict, never a second update.
+//!    not made is sent; an unknown outcome is a conflict, never a second update.
 //! 3. Each attempt carries a key, the same for the same bytes: a vault that honours such keys makes them once, however often
 //!    and however late they come, and tells what it made, and of a creation whether the object was deleted since. It is asked
 //!    before its versions are. Any other vault is asked in vain.
@@ -23,7 +23,7 @@ use crate::vault::{
     VersionTag,
 };
 
-/// An attempt that is out, or may have been made unheard.
+/// An attempt that is in flight, or whose answer was lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
     /// The name that it stores under: a rename stores under another one than the file's.
@@ -82,7 +82,7 @@ impl Saved {
     }
 }
 
-/// What is said of a save whose outcome nobody can tell.
+/// The error of a save whose outcome is unknown.
 pub(in crate::fs) fn unknown() -> Error {
     Error::new(
         ErrorKind::VersionMismatch,
@@ -91,7 +91,7 @@ pub(in crate::fs) fn unknown() -> Error {
     )
 }
 
-/// What is said of a save whose object somebody deleted before its answer was heard.
+/// The error of a save whose object was deleted before its answer arrived.
 pub(in crate::fs) fn deleted() -> Error {
     Error::new(
         ErrorKind::MadeAndDeleted,
@@ -113,7 +113,7 @@ impl FileState {
         self.sent.push(sent);
     }
 
-    /// No attempt for that name is in doubt any more.
+    /// The outcome of all attempts for that name is known.
     pub(in crate::fs) fn forget_sent(&mut self, name: &ObjectName) {
         self.sent.retain(|sent| sent.name != *name);
     }

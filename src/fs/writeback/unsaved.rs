@@ -15,7 +15,7 @@ impl FileSystem {
     pub async fn retry_unsaved(self: &Arc<Self>, name: Option<&str>, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         let files = self.unsaved_files(name);
-        // What fails is told by `unsaved` below.
+        // `unsaved` below reports what fails.
         futures_util::future::join_all(files.iter().map(|file| self.commit(file, &call, Cause::Asked))).await;
         self.delete_after_all(name, &call).await;
         self.unsaved()

@@ -155,7 +155,7 @@ struct Wiped(SecretBytes);
 
 impl AsRef<[u8]> for Wiped {
     fn as_ref(&self) -> &[u8] {
-        // On its way to the client who asked for it.
+        // The answer to the client that asked for it.
         self.0.expose()
     }
 }

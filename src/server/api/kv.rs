@@ -106,7 +106,7 @@ fn metadata_of<'a>(service: &Service, row: &'a ObjectRow) -> Result<Metadata<'a>
         id: id_text(row.id),
         environment_id: format!("environment_{}", Ulid::from_bytes(service.vault().0)),
         key_id: uuid_text(service.data_keys().context_id(&context)),
-        // A key that is revoked has no name any more, and is still who it was.
+        // A revoked key has no name any more, and keeps its id.
         updated_by: By { id, name: name.as_deref().unwrap_or(id) },
         updated_at: row.updated_at.to_string(),
         context,

@@ -88,7 +88,7 @@ impl DataKeys {
     /// The id and the key in a blob.
     pub fn open(&self, blob: &str) -> Result<([u8; ID_LEN], SecretString), KeyError> {
         let (id, key) = self.unwrap(blob)?;
-        // The key's way to the client who asked for it.
+        // The answer to the client that asked for the key.
         Ok((id, SecretString::new(BASE64.encode(key.expose()))))
     }
 

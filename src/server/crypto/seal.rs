@@ -12,7 +12,6 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::rand::{SecureRandom, SystemRandom};
 use ring::{hkdf, hmac};
 use ulid::Ulid;
 use zeroize::Zeroizing;
@@ -20,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::secret::{SecretBytes, SecretString};
 use crate::server::crypto::data_keys::DataKeys;
 use crate::server::store::{Etag, IdempotencyRecord, KeyHash, StoredForm, VaultId};
+use crate::sys::random;
 
 /// Bytes of every key here.
 pub(in crate::server) const KEY_LEN: usize = 32;
@@ -42,9 +42,7 @@ pub enum SealError {
 
 /// `N` random bytes from the operating system.
 pub fn random<const N: usize>() -> Result<[u8; N], SealError> {
-    let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| SealError::NoRandomness)?;
-    Ok(bytes)
+    random::bytes().map_err(|_| SealError::NoRandomness)
 }
 
 /// The key of keys.
@@ -182,7 +180,7 @@ impl Sealer {
         hash
     }
 
-    /// What a request with an idempotency key is recognised by: `scope` says who sent it, where to and with
+    /// What a request with an idempotency key is recognised by: `scope` has its API key, its path and with
     /// which key, each part on its own.
     pub fn idempotency(&self, scope: [&[u8]; 3], body: &[u8]) -> IdempotencyRecord {
         let mut context = hmac::Context::with_key(&self.idempotency);

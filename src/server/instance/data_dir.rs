@@ -8,7 +8,7 @@
 //!   api-key      an API key with all permissions, made at the first start
 //!   vault.sock   the Unix socket, while someone serves
 //! ```
-//! vault.sock is made, replaced and removed only by who holds the lock.
+//! only the holder of the lock makes, replaces and removes vault.sock.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -189,7 +189,7 @@ impl DataDir {
 /// Whether a directory is empty, is a vault's already, or holds nothing but what a start that did not get far
 /// leaves: what else there is must not be closed to others, nor get a vault's files.
 fn is_for_a_vault(dir: &Path) -> io::Result<bool> {
-    // The database first: who makes one at this moment has made the lock before it.
+    // The database first: a process that makes one has made the lock before it.
     let database = fs::metadata(dir.join("vault.db")).is_ok_and(|meta| meta.len() > 0);
     let names =
         fs::read_dir(dir)?.map(|entry| entry.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>()?;

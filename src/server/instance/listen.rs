@@ -3,7 +3,7 @@
 //! TCP is plain on loopback, or TLS. A connection is a task from the start: nothing that it does not say, no handshake and
 //! no head, holds up another, and one that says nothing has no buffers.
 //! On the vault's Unix socket only processes of our own user (or root) are let in, whatever the file's mode says. On a
-//! shared one the file's mode decides who connects, and the key who gets what.
+//! shared one the file's mode decides which users connect, and the key what they get.
 //! Each listener has an [`Admission`] of its own, so that whoever fills the port leaves the socket alone. A client that takes
 //! nothing of its answer loses its connection. Draining gets a limited time.
 
@@ -48,7 +48,7 @@ const STALL: Duration = Duration::from_secs(30);
 /// What a request costs of the 128 operations that a task may do in its turn. The look-ups in the store are made within the
 /// task, so a connection with many requests in a pipeline would take sixteen of them in one turn.
 const REQUEST: usize = 60;
-/// How long requests under way may take once the server is told to stop.
+/// How long requests under way may take once the server is to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of file descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -58,7 +58,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Listeners {
     /// The vault's socket, for its own user.
     pub unix: UnixListener,
-    /// A socket for any user who may open it.
+    /// A socket for any user that may open it.
     pub shared: Option<UnixListener>,
     /// TCP, if asked for.
     pub tcp: Option<Tcp>,
@@ -137,7 +137,7 @@ impl Stream {
         }
     }
 
-    /// Whether bytes are there, which the runtime may not have been told of.
+    /// Whether bytes are there, which the runtime may not know of.
     fn has_bytes(&self) -> bool {
         let socket = match self {
             Self::Unix(stream) => SockRef::from(stream),

@@ -1,4 +1,4 @@
-//! A vault on this machine: its directory, its listeners, and who may connect.
+//! A vault on this machine: its directory, its listeners, and which clients may connect.
 
 pub mod admission;
 pub mod data_dir;

@@ -147,7 +147,7 @@ impl Listening {
 }
 
 /// The vault in `data` for a command beside the server, if there is one: without the lock, and only if the
-/// vault exists already, because making one is for who holds the lock.
+/// vault exists already, because only the holder of the lock makes one.
 pub async fn open_beside(data: &Path, options: ServeOptions) -> Result<Service, ServeError> {
     files::check_way(data).map_err(ServeError::io("cannot open directory", data))?;
     let dir = data.join("vault.db");

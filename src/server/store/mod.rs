@@ -103,7 +103,7 @@ pub struct Stamp {
 /// A request that is done once however often it is sent: what an `Idempotency-Key` comes down to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdempotencyRecord {
-    /// Keyed hash of who sent it, where to, and the header.
+    /// Keyed hash of the API key, the path and the header.
     pub scope: [u8; 32],
     /// Keyed hash of the body.
     pub request: [u8; 32],

@@ -80,7 +80,7 @@ pub fn is_trusted(owner: u32, also: Option<u32>) -> bool {
 
 /// Whether the link may be followed that has this owner and is in this directory.
 pub fn is_trusted_link(owner: u32, directory: BorrowedFd<'_>, also: Option<u32>) -> io::Result<bool> {
-    // Without a number root is told from other users by where its links are.
+    // Without a user id, the place of its links distinguishes root from other users.
     Ok(is_trusted(owner, also) || is_root(owner) && fstat(directory)?.st_mode & 0o002 == 0)
 }
 

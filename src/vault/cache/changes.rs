@@ -1,4 +1,4 @@
-//! What changed elsewhere: told by comparing each answer with what was believed before it.
+//! Changes made elsewhere: found by comparing each answer with what was known before it.
 //!
 //! Whatever brings the news (a tick of the refresher, a listing, a read), it is noted once, because the
 //! comparison is made where the answer enters the index. Our own changes are entered by another door and are no
@@ -49,7 +49,7 @@ impl CacheState {
                 Verdict::Gone | Verdict::Retry => continue,
             }
             if self.index.enters(item, asked) {
-                // Before all names were known nothing could be told from not knowing one.
+                // Before all names were known, an unknown name meant nothing.
                 let news = self.index.complete_as_listed().map(|_| ChangeKind::Created);
                 self.note_change(&item.name, (item.version.clone(), item.updated_at), news, asked);
                 continue;

@@ -1,4 +1,4 @@
-//! Deletions in the kv dialect, which tells what has changed and not what is gone: all names are listed for them.
+//! Deletions in the kv dialect, which reports changes and no deletions: a scan lists all names.
 //!
 //! 1. **After a tick**, and with what that leaves of its tenth of the budget: of few names all pages at once, of more
 //!    a few each time, so that no tick has to wait. Where the vault has no limit, it takes a small part of the time.
@@ -71,7 +71,7 @@ impl Cache {
         Some(period.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX)).max(self.rest(pages)))
     }
 
-    /// The vault tells its changes, and no tick lists all names.
+    /// The vault reports its changes, and no tick lists all names.
     fn needs_scan(&self) -> bool {
         let pages = self.state().index.complete_as_listed().map(|(_, pages)| pages);
         let many = pages.map_or_else(|| self.refresh_state().many, |pages| pages > 1);

@@ -28,7 +28,7 @@ pub struct Known {
     pub version: Option<VersionTag>,
     /// When it last changed, where the source said so.
     pub updated_at: Option<SystemTime>,
-    /// The moment as of which this is true: when the request that told us was sent.
+    /// The moment as of which this is true: when its request was sent.
     pub as_of: Instant,
 }
 
@@ -112,7 +112,7 @@ impl Index {
         self.names.names_from(start)
     }
 
-    /// The names that start with `prefix` of which something was heard at `since` or later.
+    /// The names that start with `prefix` that were observed at `since` or later.
     pub fn names_since(&self, prefix: &str, since: Instant) -> Vec<ObjectName> {
         let names = self.names_from(prefix).take_while(|name| name.as_str().starts_with(prefix));
         names.filter(|name| self.names.as_of(name.as_str()).is_some_and(|at| at >= since)).collect()
@@ -123,7 +123,7 @@ impl Index {
         self.names.len()
     }
 
-    /// As of when all names are known, and of how many pages the listing was that told them.
+    /// As of when all names are known, and the number of pages of that listing.
     pub fn complete(&self) -> Option<(Instant, usize)> {
         self.complete.map(|(at, pages)| (self.confirmed(at), pages))
     }
@@ -143,7 +143,7 @@ impl Index {
         self.confirmed.filter(|(since, _)| *since <= at).map_or(at, |(_, asked)| asked.max(at))
     }
 
-    /// What an answer that was asked for at `asked` tells of a name that is new to us.
+    /// What an answer requested at `asked` shows of an unknown name.
     pub fn news_of(
         &self,
         name: &ObjectName,
@@ -156,7 +156,7 @@ impl Index {
             return None;
         }
         let Some(known) = self.names.get(name.as_str()) else {
-            // Before all names were known nothing can be told from not knowing one.
+            // Before all names are known, an unknown name means nothing.
             return (self.complete.is_some() || self.absent.contains(name)).then_some(ChangeKind::Created);
         };
         let same_time = match (known.updated_at, updated_at) {
@@ -192,7 +192,7 @@ impl Index {
         self.generation
     }
 
-    /// What a listing that was begun at `asked` says, if the name was never heard of; false if it was.
+    /// Ingests an entry of a listing that was begun at `asked`, if the name is unknown; false if it is known.
     pub fn enters(&mut self, item: &Summary, asked: Instant) -> bool {
         let Summary { id, name, updated_at, version } = item;
         if self.absent.contains(name) {

@@ -91,14 +91,14 @@ pub enum Peek {
     Unknown,
 }
 
-/// A read in flight, its priority, and who pays for it.
+/// A read in flight, its priority, and the users it is charged to.
 type Read = (Flight<Option<Arc<Object>>>, Priority, Payer);
 
 struct CacheState {
     index: Index,
     lag: Lag,
     reads: HashMap<ObjectName, Read>,
-    /// The listing in flight, its start, and who pays for it.
+    /// The listing in flight, its start, and the users it is charged to.
     listing: Option<(Flight<()>, Instant, Payer)>,
     /// Receivers of its names, by prefix.
     streams: Vec<(String, mpsc::UnboundedSender<Vec<ObjectName>>)>,

@@ -8,7 +8,7 @@
 //! 2. **Start time.** By the vault's own times: a tick asks for changes since the latest time that
 //!    an earlier tick saw, minus that tick's duration and an overlap; never since later than the
 //!    previous tick by the vault's clock, which may be set back. Our clock counts only as far as
-//!    the vault's answers tell the difference.
+//!    the vault's answers show the difference.
 //! 3. **Confirmation** holds as of the moment of the request, for all knowledge younger than the
 //!    first tick of the chain: one field in the index, not a million entries.
 //! 4. **Cost.** A tick and its follow-ups take at most a tenth of the budget, at background
@@ -189,7 +189,7 @@ impl Cache {
         refresh.runs && recent && refresh.failed.is_none()
     }
 
-    /// Runs ticks forever. `wanted` tells whether a subscriber wants changes although nothing is
+    /// Runs ticks forever. `wanted` returns whether a subscriber wants changes although nothing is
     /// looked up; `watched`, which is expensive, whether a watcher exists that did not register.
     /// `on_change` runs after each tick, `on_idle` when the mount becomes idle.
     pub async fn keep_fresh(

@@ -164,7 +164,7 @@ impl RevocationDetector {
 }
 
 impl Cache {
-    /// Registers who is notified of refusals. Only the first call counts.
+    /// Registers the listener of refusals. Only the first call counts.
     pub fn set_revocation_listener(&self, revocation_listener: Weak<dyn RevocationListener>) {
         // A second one would be a second mount over the same cache: there is none.
         let _ = self.revocation_listener.set(revocation_listener);

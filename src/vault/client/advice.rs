@@ -1,4 +1,4 @@
-//! What to do when there is no connection to the vault, told from the reason that the TLS library gives. Its words are
+//! What to do when there is no connection to the vault, derived from the reason that the TLS library gives. Its words are
 //! all there is: what refuses a certificate is wrapped so often that no type of it is left. The tests know them.
 
 /// What a person who reads `why` does next.

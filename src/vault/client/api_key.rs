@@ -264,7 +264,7 @@ mod tests {
             assert_eq!((key.current().expose(), key.changes()), ("sk_old", 0), "{name}");
             assert!(key.reload().is_err(), "{name}");
         }
-        // A file system of another user, who does not answer.
+        // A file system of another user, which does not answer.
         let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
         let data = format!(
             "fd={},rootmode=100000,user_id=1,group_id=1,allow_other",

@@ -1,6 +1,6 @@
 //! Who is about to get the key: the user behind a port or a socket of this machine.
 //!
-//! TLS tells whether the other side is the vault; plain http to this machine and Unix sockets do not, and any user may take a port
+//! TLS verifies that the other side is the vault; plain http to this machine and Unix sockets do not, and any user may take a port
 //! while the vault is down. So a new connection is looked up before anything is sent on it: the listener, and each socket that has
 //! accepted a connection there, has to belong to a trusted user. (A connection that nobody has accepted yet is the
 //! listener's.) Where the kernel shows neither, a rule of root's leads it elsewhere.

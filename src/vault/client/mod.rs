@@ -224,7 +224,7 @@ pub struct Opened {
     pub first_page: Option<Page>,
 }
 
-/// What it takes to ask a vault who it is, as often as needed. Connects to nothing yet.
+/// Everything that is needed to connect to a vault. Connects to nothing yet.
 #[derive(Debug)]
 pub struct Connector {
     transport: Arc<Transport>,
@@ -294,7 +294,7 @@ impl Connector {
         self.transport.status()
     }
 
-    /// The time that deadlines are told by.
+    /// The clock of deadlines.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         self.transport.clock()
     }
@@ -318,7 +318,7 @@ pub struct Survey {
     pub status: VaultStatus,
 }
 
-/// Asks for the dialect and whether the key is taken, and tells what else the answer says.
+/// Asks for the dialect and whether the key is accepted, and returns what else the answer has.
 ///
 /// # Errors
 /// As [`open`].

@@ -21,13 +21,13 @@ pub struct Headers {
     pub remaining: Option<u32>,
     /// X-RateLimit-Reset as time from now.
     pub reset: Option<Duration>,
-    /// Retry-After, as time from now; a date counts by the vault's own clock, if it tells that.
+    /// Retry-After, as time from now; a date counts by the vault's own clock, if it reports that.
     pub retry_after: Option<Duration>,
 }
 
 impl Headers {
-    /// Reads them leniently: what is missing or makes no sense is absent. Unix time is told by the vault's own clock, if it
-    /// tells that.
+    /// Reads them leniently: what is missing or makes no sense is absent. Unix time counts by the vault's own clock, if it
+    /// reports that.
     pub fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
         let integer = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
         let seconds = |name: &str| {
@@ -36,7 +36,7 @@ impl Headers {
         };
         let small = |name: &str| integer(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let date = |name: &str| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok();
-        // By the vault's own clock, if it tells that.
+        // By the vault's own clock, if it reports that.
         let now = date(DATE.as_str()).unwrap_or(wall);
         let reset = seconds("x-ratelimit-reset").map(|number| {
             let since = match number {

@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::sys::random;
 use crate::vault::Priority;
 
 /// Whether a request may be repeated when it may have been applied.
@@ -107,9 +108,8 @@ impl Default for Policy {
 
 /// A random part of `max`; half of it should the system have no randomness to give.
 fn random_part(max: Duration) -> Duration {
-    let mut bytes = [0; 4];
-    match ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes) {
-        Ok(()) => max.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)),
+    match random::bytes() {
+        Ok(bytes) => max.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)),
         Err(_) => max / 2,
     }
 }

@@ -95,7 +95,7 @@ pub fn is_full(answer: &Answer) -> bool {
         && said(answer).is_some_and(|code| code == "insufficient_storage")
 }
 
-/// Status and media type: what tells whose answer it is.
+/// Status and media type, which show whether a vault or a proxy answered.
 fn described(answer: &Answer) -> String {
     let status = answer.status.as_u16();
     answer.media_type.as_ref().map_or_else(|| status.to_string(), |name| format!("{status}, {name}"))

@@ -1,5 +1,5 @@
 //! The files that connections are secured with, read again when they are renewed: on SIGHUP, and after a connection
-//! that failed for its certificates, once for each state of the files. What cannot be used is told, and what was read
+//! that failed for its certificates, once for each state of the files. Unusable files are reported, and what was read
 //! before stays. A client's own certificate would be one more file here.
 
 use std::io;
@@ -115,7 +115,7 @@ impl TlsFiles {
         Ok(true)
     }
 
-    /// Reads the files again if they are others than were read last, and tells. True if what they hold is new.
+    /// Reads the files again if they have changed, and logs it. True if their content is new.
     pub fn reload_if_renewed(&self) -> bool {
         let Some(path) = &self.ca_file else { return false };
         if files::stamp(path, self.also) == self.lock().seen {
@@ -124,7 +124,7 @@ impl TlsFiles {
         self.reload_and_log()
     }
 
-    /// Reads the files again, and tells what came of it. True if what they hold is new.
+    /// Reads the files again, and logs the outcome. True if their content is new.
     pub fn reload_and_log(&self) -> bool {
         let renewed = self.reload();
         match &renewed {

@@ -76,7 +76,7 @@ opaque_text! {
     ObjectId
 }
 opaque_text! {
-    /// What tells one version of an object from another: its number in the object dialect, its id in kv.
+    /// Distinguishes the versions of an object: its number in the object dialect, its id in kv.
     VersionTag
 }
 

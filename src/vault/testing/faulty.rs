@@ -149,7 +149,7 @@ impl Gate {
         *self.arrivals.borrow()
     }
 
-    /// Lets everybody pass, those who come later too.
+    /// Lets all calls pass, also later ones.
     pub fn release(&self) {
         self.open.send_replace(true);
     }

@@ -90,7 +90,7 @@ struct SimulatedLag {
     before: VecDeque<(Instant, State)>,
 }
 
-/// What it tells of itself.
+/// What it reports of itself.
 #[derive(Debug, Clone, Copy)]
 struct Reported {
     budget: Option<BudgetStatus>,
@@ -207,14 +207,14 @@ impl MemoryVault {
         }
     }
 
-    /// From now on [`Vault::status`] tells of a limit of so many requests in windows of such a length. It is not enforced.
+    /// From now on [`Vault::status`] reports a limit of so many requests in windows of such a length. It is not enforced.
     pub fn report_limit(&self, limit: u32, window: Duration) {
         let (reset_s, window_s) = (window.as_secs(), window.as_secs_f64());
         let budget = BudgetStatus { limit, remaining: limit, reset_s, window_s, assumed: false };
         self.reported().budget = Some(budget);
     }
 
-    /// From now on [`Vault::status`] tells that its clock is so far ahead of its user's, or nothing of it.
+    /// From now on [`Vault::status`] reports a clock so far ahead of its user's, or none.
     pub fn report_ahead(&self, ahead_ms: Option<i64>) {
         self.reported().ahead_ms = ahead_ms;
     }

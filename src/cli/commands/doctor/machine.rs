@@ -41,7 +41,7 @@ pub struct Machine {
     root: PathBuf,
     /// Whether it is the one that this runs on.
     here: bool,
-    /// Whether who runs this is to mount there, and needs fusermount3 for it.
+    /// Whether the caller is to mount there, and needs fusermount3 for it.
     pub(super) ordinary: bool,
 }
 

@@ -226,7 +226,7 @@ impl ObjectSession {
     }
 }
 
-/// What was asked for by its id is told by its name first.
+/// An object that is given by its id is reported with its name first.
 fn named(name: &ObjectName, e: Error) -> Error {
     Error { message: format!("{name:?}: {}", e.message), ..e }
 }

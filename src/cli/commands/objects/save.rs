@@ -76,8 +76,8 @@ pub async fn save(
     Err(Failure::new(Exit::Failed, sentence))
 }
 
-/// Makes an object that the key may not look at. A version of one that is there takes its id, which only a look tells;
-/// nor can a lost answer be looked up, so that is told as it is.
+/// Makes an object that the key may not look at. A version of one that is there takes its id, which only a read shows;
+/// nor can a lost answer be looked up, so it is reported as it is.
 async fn make(session: &ObjectSession, name: &ObjectName, content: &Content) -> Result<Saved, Failure> {
     match session.vault.create(&session.call(), name, content).await {
         Ok(_) => Ok(Saved::Stored),

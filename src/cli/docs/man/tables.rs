@@ -281,7 +281,7 @@ mod tests {
         assert!(read.contains(&"HOME".to_owned()) && read.contains(&"WORKOS_API_KEY".to_owned()), "{read:?}");
         read.extend(crate::cli::service::VARIABLES.map(str::to_owned));
         let known: Vec<&str> = VARIABLES.iter().flat_map(|entry| entry.name.split(", ")).collect();
-        // Of tests, and of those who build packages.
+        // Of tests, and of package builds.
         let inner = |name: &str| name.starts_with("VAULTFS_") || name == "SOURCE_DATE_EPOCH";
         let missing: Vec<_> =
             read.iter().filter(|name| !inner(name) && !known.contains(&name.as_str())).collect();

@@ -1,7 +1,7 @@
 //! What requests with an `Idempotency-Key` made, for a day: a repeated request finds the object, or the version, again.
 //!
 //! The row is written in the transaction that makes it, so that either both are on disk or neither:
-//! a client that never heard the answer asks again and gets it, whatever happened in between. The row holds
+//! a client that did not receive the answer asks again and gets it, whatever happened in between. The row holds
 //! keyed hashes and an id, never anything of the request itself.
 
 use rusqlite::{OptionalExtension, Transaction, params};

@@ -22,7 +22,7 @@ pub struct ReadOnlyDatabase {
 
 impl ReadOnlyDatabase {
     /// `Ok(None)` if there is nothing to be seen yet: a start that did not get far, or a log without its index, which
-    /// only who opens the database for writing can take in.
+    /// only a process that opens the database for writing can take in.
     pub fn at(path: &Path) -> Result<Option<Self>, StoreError> {
         let beside = |suffix: &str| {
             let mut name = OsString::from(path);
