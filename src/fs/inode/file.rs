@@ -55,8 +55,7 @@ impl LocalAttr {
         self.atime = set.atime.or(self.atime);
     }
 
-    /// The content changed: a time set before is void, and set-id bits are removed, as for any
-    /// write.
+    /// The content changed: a time set before is void, and set-id bits are removed.
     pub fn written(&mut self) {
         self.mtime = None;
         self.mode = self.mode.map(|mode| mode & !0o6000);
@@ -79,8 +78,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Whether an object is this version. Its number is not enough: a vault restored from a backup
-    /// gives it to other bytes.
+    /// Whether an object is this version. Its number is not enough: a restored vault gives it to other bytes.
     pub fn is(&self, meta: &Meta) -> bool {
         self.id == meta.id && self.version == meta.version && self.updated_at == meta.updated_at
     }
@@ -152,7 +150,7 @@ impl Failure {
 pub struct FileState {
     /// The object's name.
     pub name: ObjectName,
-    /// How it hangs on its name.
+    /// Its relation to its name.
     pub link: Link,
     /// Whether it is stored.
     pub persistence: Persistence,
@@ -172,7 +170,7 @@ pub struct FileState {
     pub opens: usize,
     /// Open handles that may write.
     pub writers: BTreeSet<u64>,
-    /// The last one that was opened.
+    /// The writer that was opened last.
     pub last_writer: u64,
     /// What was set locally.
     pub local: LocalAttr,

@@ -343,8 +343,8 @@ mod tests {
         for client in &mut clients {
             assert!(client.read(&mut [0; 4096]).await.unwrap() > 0);
         }
-        let turn = order.lock().unwrap().iter().position(|name| *name == "one").unwrap();
-        assert!(turn < 8, "{turn} of the others were answered first");
+        let position = order.lock().unwrap().iter().position(|name| *name == "one").unwrap();
+        assert!(position < 8, "{position} of the others were answered first");
     }
 
     #[tokio::test]
