@@ -205,11 +205,6 @@ impl FileState {
         !self.is_dirty() && !self.is_only_here() && self.stored.is_some()
     }
 
-    /// Whether its bytes are in memory for who has it open.
-    pub fn has_bytes(&self) -> bool {
-        self.buffer.is_some() || self.pinned.is_some() || self.stored.is_none()
-    }
-
     /// Whether just these bytes failed to be stored, so that their writer knows.
     pub fn has_failed(&self) -> bool {
         let failed = self.failure.as_ref().map(|failure| failure.generation);

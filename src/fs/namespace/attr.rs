@@ -113,19 +113,13 @@ impl FileSystem {
         Ok((self.attr(&node), self.attr_ttl(&node)))
     }
 
-    /// For how long the kernel may keep attributes. Of a file whose bytes an open asks for they may change with its answer
-    /// (`renew`). A chmod of a file changes which users may read its history, which the
+    /// For how long the kernel may keep attributes. A chmod of a file changes which users may read its history, which the
     /// kernel does not know to belong to it: that is asked for each time, where there is a chmod.
     pub(in crate::fs) fn attr_ttl(&self, node: &Node) -> Duration {
         match node {
-            Node::File(file) => {
-                let state = file.state();
-                // Its times are others once it is stored.
-                match state.is_dirty() || (state.opens > 0 && !state.has_bytes()) {
-                    true => Duration::ZERO,
-                    false => self.ttl(self.options.refresh),
-                }
-            }
+            // Its times are others once it is stored.
+            Node::File(file) if file.state().is_dirty() => Duration::ZERO,
+            Node::File(_) => self.ttl(self.options.refresh),
             Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.ttl(self.options.refresh),
             Node::Control(_) => self.options.refresh,
             Node::Dir(_) | Node::Version(_) if self.options.read_only => self.options.refresh,

@@ -262,14 +262,14 @@ impl FileSystem {
                 let fs = self.clone();
                 Step::later(async move {
                     fs.is_still_current(&file, caller).await?;
-                    fs.open_renewed(&file, writes, caller).await
+                    fs.open_loaded(&file, writes, caller).await
                 })
             }
             Node::File(file) => match self.open_now(&file, writes, caller) {
                 Some(opened) => Ok(opened).into(),
                 None => {
                     let fs = self.clone();
-                    Step::later(async move { fs.open_renewed(&file, writes, caller).await })
+                    Step::later(async move { fs.open_loaded(&file, writes, caller).await })
                 }
             },
         }
@@ -347,18 +347,6 @@ impl FileSystem {
         });
         drop(state);
         Some(self.number_handle(fh, Held::File { file: file.clone(), writer }))
-    }
-
-    /// The same for OPEN, which waits for no lock of the kernel's: of what has changed since the kernel heard of it the newest.
-    async fn open_renewed(
-        self: &Arc<Self>,
-        file: &Arc<File>,
-        writes: bool,
-        caller: Caller,
-    ) -> Result<Opened> {
-        let _in_use = file.in_use();
-        self.renew(&self.call(), file).await?;
-        self.open_loaded(file, writes, caller).await
     }
 
     /// The same, fetching the bytes if need be.

@@ -11,15 +11,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::oneshot;
-
 use crate::fs::inode::file::{File, FileState, Link, Stored};
 use crate::fs::inode::{ControlText, Node, VersionFile};
 use crate::fs::ops::open::Held;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{FileSystem, Step};
 use crate::secret::SecretBytes;
-use crate::vault::cache::{Found, Peek};
 use crate::vault::{Call, ErrorKind, Object, ObjectName};
 
 /// Bytes to answer a READ with: of a value that stays as it is, not a copy of it.
@@ -275,55 +272,6 @@ impl FileSystem {
             state.pinned = Some(object.clone());
         }
         Ok(Some(object))
-    }
-
-    /// For an open of a file that nobody has open, and whose bytes are not in memory, as after a takeover: where the object
-    /// has changed, the inode becomes the newest version. The kernel drops size and pages first; the rename for those who
-    /// watch follows. An inode that its name no longer shows keeps its version where the vault gives old ones.
-    pub(in crate::fs) async fn renew(self: &Arc<Self>, call: &Call, file: &Arc<File>) -> Result<()> {
-        let (stored, name) = {
-            let state = file.state();
-            let is_kept = match state.link {
-                Link::Current => false,
-                Link::Replaced => self.cache.vault().capabilities().old_values,
-                Link::Unlinked => true,
-            };
-            match &state.stored {
-                Some(stored) if !is_kept && !state.has_bytes() => (stored.clone(), state.name.clone()),
-                _ => return Ok(()),
-            }
-        };
-        let has_it = |held: &Held| matches!(held, Held::File { file: open, .. } if open.ino == file.ino);
-        if self.handles().values().any(|handle| has_it(&handle.held)) {
-            return Ok(());
-        }
-        // By its name, as lookups ask: of two requests the one that was asked first may be answered with the newer version.
-        let found = self.cache.read(call, &name).await;
-        let Some(Found { mut object, stale: None, .. }) =
-            found.map_err(|e| self.failed("open", name.as_str(), &e))?
-        else {
-            return Ok(());
-        };
-        if stored.is(&object.meta) || object.meta.updated_at < stored.updated_at {
-            return Ok(());
-        }
-        if let Some(kernel) = self.kernel.get() {
-            let (forgotten, told) = oneshot::channel();
-            kernel.inval_inode(file.ino);
-            // Who opens it may have given up.
-            kernel.after_notices(Box::new(move || _ = forgotten.send(())));
-            if tokio::time::timeout(self.left(call), told).await.is_err() {
-                let why = "the file has changed, and the kernel did not take that in time";
-                return Err(self.refused("open", name.as_str(), Errno::ETIMEDOUT, why));
-            }
-        }
-        if let Peek::Value(newest) = self.cache.peek(&name) {
-            object = newest.object;
-        }
-        if self.become_version(file, &object) {
-            file.state().pending_notify = Some(object.meta.version.clone());
-        }
-        Ok(())
     }
 
     /// The bytes of this version and of no other; ESTALE where they are not to be had.

@@ -28,8 +28,8 @@ impl FileSystem {
         }
         let old = shown.filter(|file| file.ino != fresh.ino);
         if let Some(old) = &old {
-            if (self.is_newest(old) || is_older(fresh, old)) && !self.is_newest(fresh) {
-                // Saved, or opened on what is newer, since the rename was ordered.
+            if self.is_newest(old) && !self.is_newest(fresh) {
+                // Saved since the rename was ordered.
                 return Err(Errno::EBUSY);
             }
             self.replace(old)?;
@@ -88,9 +88,7 @@ impl FileSystem {
                 return false;
             }
             let mut state = file.state();
-            let is_ours = state.is_dirty() || state.is_only_here();
-            let stays = state.has_bytes() && !self.options.in_place;
-            if is_ours || stays || file.commit_lock.available_permits() == 0 {
+            if state.is_dirty() || state.is_only_here() || file.commit_lock.available_permits() == 0 {
                 return false;
             }
             state.stored = Some(Stored::of(object));
@@ -102,10 +100,4 @@ impl FileSystem {
         }
         true
     }
-}
-
-/// Whether a file is an earlier version of the same object than another one.
-fn is_older(file: &File, other: &File) -> bool {
-    let stored = |file: &File| file.state().stored.clone();
-    matches!((stored(file), stored(other)), (Some(this), Some(other)) if this.id == other.id && this.updated_at < other.updated_at)
 }
