@@ -451,6 +451,9 @@ impl FileSystem {
             table.drop_unheld(other.ino);
         }
         drop(table);
+        if superseded {
+            self.cache.superseded(&job.name);
+        }
         if moved || superseded {
             self.repoint(&job.name);
         }

@@ -425,6 +425,13 @@ impl Cache {
         object
     }
 
+    /// A save of ours was made, and somebody saved over it since: what is current is asked for anew, and no answer counts to
+    /// what was asked before.
+    pub fn superseded(&self, name: &ObjectName) {
+        let now = self.clock.now();
+        self.state().index.unknown(name, now);
+    }
+
     /// Records whether the vault answers at all.
     fn note<T>(&self, answer: &Result<T>) {
         let mut state = self.state();
