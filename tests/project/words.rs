@@ -49,7 +49,7 @@ const BANNED: &[(&str, &str)] = &[
     ),
     ("clear_doubt resolve_doubt doubt_unsaved", "resolve_creation, verify_key, mark_unsaved_incomplete"),
     ("Said Spot Flaw flaw", "ErrorMessage, MountpointHandle, SyntaxError"),
-    ("Load KeyLoad Turn Seat seat", "KeyLimits, KeyUse, RequestPermit, permit, ConnectionPermit"),
+    ("Load KeyLoad Turn turn Seat seat", "KeyLimits, KeyUse, RequestPermit, permit, ConnectionPermit"),
     ("LATELY lately LAST_WORDS SystemRandom", "RECENT_TIME, recent, EXIT_MARGIN, sys::random"),
     ("hear helper_says what_its_end_says", "note_report, helper_reports, exit_message"),
     ("reload_and_tell hear_the_end SUCCESSION", "reload_and_log, wait_for_last_answer, TAKEOVER"),

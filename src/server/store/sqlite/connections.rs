@@ -48,7 +48,7 @@ pub struct Connections {
     // writer can.
     idle: parking_lot::Mutex<Vec<Connection>>,
     /// One permit for each reading connection.
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     /// One permit for each of these that may walk.
     walks: Arc<Semaphore>,
     /// `None` while the database could not be opened again, and once it is closed.
@@ -78,7 +78,7 @@ impl Connections {
         let readers = if alone { Vec::new() } else { readers(path)? };
         let connections = Arc::new(Self {
             path: path.to_owned(),
-            turns: Arc::new(Semaphore::new(readers.len())),
+            permits: Arc::new(Semaphore::new(readers.len())),
             walks: Arc::new(Semaphore::new(WALKERS)),
             idle: parking_lot::Mutex::new(readers),
             writer: Arc::new(Mutex::new(Some(writer))),
@@ -110,9 +110,9 @@ impl Connections {
         if self.alone.load(Ordering::Acquire) {
             return Ok(Reader::Sole(self.writer().await));
         }
-        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|e| gone(&e))?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|e| gone(&e))?;
         let connection = self.idle.lock().pop();
-        Ok(Reader::Pooled { connection, of: Arc::clone(self), _turn: turn })
+        Ok(Reader::Pooled { connection, of: Arc::clone(self), _permit: permit })
     }
 
     /// The same, to walk over many rows.
@@ -138,9 +138,9 @@ impl Connections {
         let mut writer = self.writer().await;
         self.closed.store(true, Ordering::Release);
         if !self.alone.load(Ordering::Acquire) {
-            let _ = timeout(LAST_READERS, self.turns.acquire_many(READERS as u32)).await;
+            let _ = timeout(LAST_READERS, self.permits.acquire_many(READERS as u32)).await;
         }
-        self.turns.close();
+        self.permits.close();
         // One by one: SQLite puts the log into the database when the last one closes, and only a writer can.
         self.idle.lock().clear();
         self.purge_last(writer.connection.take());
@@ -176,7 +176,7 @@ impl Connections {
         let Ok((shared, readers)) = shared else { return };
         *writer = Some(shared);
         let mut idle = self.idle.lock();
-        self.turns.add_permits(readers.len());
+        self.permits.add_permits(readers.len());
         idle.extend(readers);
         self.alone.store(false, Ordering::Release);
         tracing::info!("there is room on the disk again");
@@ -255,7 +255,7 @@ pub enum Reader {
         /// To whom.
         of: Arc<Connections>,
         /// The right to it.
-        _turn: OwnedSemaphorePermit,
+        _permit: OwnedSemaphorePermit,
     },
     /// The only one.
     Sole(Writer),
@@ -275,7 +275,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Before the turn is given back: whoever gets it finds the connection.
+        // Before the permit is released: its next holder finds the connection.
         if let Reader::Pooled { connection, of, .. } = self
             && let Some(connection) = connection.take()
         {
