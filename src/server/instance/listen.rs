@@ -364,8 +364,12 @@ mod tests {
         let mut buffer = [0; 4096];
         assert!(answers.read(&mut buffer).await.unwrap() > 0);
         tokio::spawn(async move { while answers.read(&mut buffer).await.is_ok_and(|n| n > 0) {} });
-        let _crowd: Vec<_> = (0..UNPROVEN).map(|_| admission.admit(Origin::User(0)).unwrap()).collect();
+        let crowd: Vec<_> = (0..UNPROVEN)
+            .map(|_| admission.admit(Origin::User(0)).unwrap())
+            .inspect(|one| one.speaks())
+            .collect();
         assert!(tokio::time::timeout(Duration::from_secs(60), ended).await.is_ok());
+        drop(crowd);
     }
 
     #[tokio::test]
