@@ -425,8 +425,7 @@ impl Cache {
         object
     }
 
-    /// A save of ours was made, and somebody saved over it since: what is current is asked for anew, and no answer counts to
-    /// what was asked before.
+    /// A save of this mount was superseded: the current version is requested again, and earlier answers do not count.
     pub fn superseded(&self, name: &ObjectName) {
         let now = self.clock.now();
         self.state().index.unknown(name, now);
