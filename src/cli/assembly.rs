@@ -168,17 +168,18 @@ impl Service for Mounted {
 
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         self.fs.attach_kernel(kernel);
-        self.fs.follow_changes();
         let job = self.on_change.lock().take();
-        if let Some((job, runtime)) = job {
+        // Subscribed before changes are followed: the first tick knows that somebody wants them.
+        let job = job.map(|(job, runtime)| (job, runtime, self.fs.subscribe()));
+        self.fs.follow_changes();
+        if let Some((job, runtime, changes)) = job {
             let fs = self.fs.clone();
             let kept = fs.kept_commands();
             let save_state = Arc::new({
                 let fs = fs.clone();
                 move |bytes| fs.keep_commands(bytes)
             });
-            let (changes, memory) = (fs.subscribe(), Memory { kept, save_state });
-            let following = hooks::follow(&runtime, changes, fs, job, memory);
+            let following = hooks::follow(&runtime, changes, fs, job, Memory { kept, save_state });
             *self.following.lock() = Some(following);
         }
     }

@@ -92,6 +92,8 @@ fn a_command_outlives_its_worker_and_what_waits_is_run_after_it() {
     let (_, worker) = mount.pids();
     common::signal(worker, nix::sys::signal::Signal::SIGKILL);
     until("another worker serves", || mount.pids().1 != worker);
+    // A name is new to it once it has listed all names, at once after it serves.
+    until("it has listed them", || mount.status()["fs"]["changes"]["refresh"]["ticks"] != 0);
     put(mount.place(), "after2", "1");
     until("all were run", || runs().lines().count() == 4);
     let order: Vec<String> = runs().lines().map(str::to_owned).collect();

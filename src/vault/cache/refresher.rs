@@ -204,6 +204,8 @@ impl Cache {
         }
         self.refresh_state().runs = true;
         let mut checked: Option<(Instant, bool)> = None;
+        // Where not all names are known, as after a takeover, no name is news: whoever wants changes waits for no pause.
+        let mut is_due = wanted() && self.state().index.complete_as_listed().is_none();
         loop {
             let now = self.clock.now();
             checked = match checked {
@@ -223,7 +225,9 @@ impl Cache {
                 let _ = tokio::time::timeout(while_asleep, self.woken.notified()).await;
                 continue;
             }
-            tokio::time::sleep(self.pause()).await;
+            if !std::mem::take(&mut is_due) {
+                tokio::time::sleep(self.pause()).await;
+            }
             if self.is_used() || is_watched || wanted() {
                 self.tick().await;
                 self.was_idle.store(false, Ordering::Release);
