@@ -240,10 +240,9 @@ fn what_is_warm_outlives_the_processes() {
     let mount = Mount::at(vault_of([("f", "value"), ("g", "x")]), &["--read-only", LONG]);
     (0..2).for_each(|_| drop(cat(&mount.path("f"))));
     let (keeper, worker) = mount.pids();
-    common::signal(keeper, nix::sys::signal::Signal::SIGKILL);
-    // It ends with its keeper, and may have done so.
-    let worker = nix::unistd::Pid::from_raw(worker);
-    let _ = nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL);
+    for pid in [keeper, worker] {
+        common::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    }
     let dead = || fs::metadata(mount.path("g")).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
     common::until("nobody answers", dead);
     assert_eq!(cat(&mount.path("f")), b"value");

@@ -416,9 +416,12 @@ impl Size {
     }
 }
 
-/// Sends a signal.
+/// Sends a signal. A process that has ended needs no SIGKILL: workers end with their keeper.
 pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal) {
+        Err(nix::errno::Errno::ESRCH) if signal == nix::sys::signal::Signal::SIGKILL => {}
+        sent => sent.unwrap(),
+    }
 }
 
 /// Any number of deaths, each followed by another worker at once.
