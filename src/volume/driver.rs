@@ -126,7 +126,7 @@ impl Driver {
             .map_err(Refusal::Message)
     }
 
-    /// Mount, for an engine whose process is known. `tell` gets the answer while the volume is locked, and returns whether
+    /// Mount, for an engine with a known process. `tell` gets the answer while the volume is locked, and returns whether
     /// the engine received it.
     pub async fn mount(
         &self,
@@ -204,7 +204,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Undoes a Mount whose answer the engine did not receive.
+    /// Undoes a Mount if the engine did not receive the answer.
     async fn take_back(&self, guard: &VolumeGuard, name: &str, id: &str) -> Result<()> {
         self.change(|volumes| volumes.release(name, id)).await?;
         if self.is_unused(name) { self.unmount_unused(name, guard.wanted()).await } else { Ok(()) }

@@ -57,7 +57,7 @@ pub trait Mounter: Send + Sync {
     /// As [`Mounter::unmount`], but refuses while a visible process uses the mount, and if unsaved writes remain after this
     /// time.
     async fn unmount_idle(&self, at: &Path, within: Duration) -> Result<(), String>;
-    /// A process whose mount namespace has it bound elsewhere, as a message. Accesses no mount.
+    /// A process that has it bound elsewhere in its mount namespace, as a message. Accesses no mount.
     async fn holder(&self, at: &Path) -> Option<String>;
     /// Refuses if the mount is missing at this path for a process that is about to bind it. Accesses no mount.
     fn is_seen_by(&self, at: &Path, process: Option<u32>) -> Result<(), String>;

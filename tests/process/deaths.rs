@@ -324,7 +324,7 @@ fn a_mount_that_was_given_up_is_tried_again() {
     assert!(run(slow.mount.vaultfs(["status"]).arg(slow.mount.mnt())).out.contains("BROKEN"));
     fs::remove_file(&slow.point).unwrap();
     until("it is served again", || fs::read_dir(slow.mount.mnt()).is_ok());
-    // The keeper hears of it after the first answers.
+    // The keeper is notified after the first answers.
     let status = || run(slow.mount.vaultfs(["status"]).arg(slow.mount.mnt()));
     until("status says so", || status().code == Some(0));
     unsaved.write_all(b"!").unwrap();

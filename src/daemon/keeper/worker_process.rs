@@ -232,7 +232,7 @@ fn lingering() -> MutexGuard<'static, Vec<Pid>> {
     LINGERING.lock()
 }
 
-/// Reaps those whose last thread has ended. To be called whenever a child may have died.
+/// Reaps those that have no thread left. To be called whenever a child may have died.
 pub fn reap() {
     let is_still_there = |pid: &Pid| waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
     lingering().retain(is_still_there);

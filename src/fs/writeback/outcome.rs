@@ -1,4 +1,4 @@
-//! The outcome of a save whose answer was lost: one rule for lost answers, deaths, upgrades and retries.
+//! The outcome of a save without an answer: one rule for lost answers, deaths, upgrades and retries.
 //!
 //! 1. Before an attempt is sent it is written down what it is sent after ([`Sent`]). The note goes with the answer, or
 //!    where the attempt surely changed nothing.
@@ -23,7 +23,7 @@ use crate::vault::{
     VersionTag,
 };
 
-/// An attempt that is in flight, or whose answer was lost.
+/// An attempt that is in flight, or has lost its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
     /// The name that it stores under: a rename stores under another one than the file's.
@@ -82,7 +82,7 @@ impl Saved {
     }
 }
 
-/// The error of a save whose outcome is unknown.
+/// The error of a save with an unknown outcome.
 pub(in crate::fs) fn unknown() -> Error {
     Error::new(
         ErrorKind::VersionMismatch,
@@ -91,7 +91,7 @@ pub(in crate::fs) fn unknown() -> Error {
     )
 }
 
-/// The error of a save whose object was deleted before its answer arrived.
+/// The error of a save after which the object was deleted, before the answer arrived.
 pub(in crate::fs) fn deleted() -> Error {
     Error::new(
         ErrorKind::MadeAndDeleted,

@@ -306,7 +306,7 @@ where
         ended = connections.watch(connection) => if let Err(e) = ended {
             tracing::debug!(error = %e, "a connection ended early");
         },
-        // Heard also when the requests of a pipeline have used up the turn.
+        // Polled also when the requests of a pipeline have used up the budget of the task.
         () = unconstrained(permit.ended()) => {
             tracing::debug!("a connection that brought no API key was closed");
         }
