@@ -1,8 +1,8 @@
 //! Time, handed in from outside so that tests never wait for it.
 //!
-//! Production code asks a [`Clock`] and never the operating system; [`ManualClock`] stands still until a
-//! test moves it. Only freshness, deadlines and timestamps go through here: sleeping inside the runtime
-//! uses tokio's timer, which tests can pause.
+//! Production code asks a [`Clock`] and never the operating system; [`ManualClock`] stands still
+//! until a test moves it. Only freshness, deadlines and timestamps go through here: sleeping inside
+//! the runtime uses tokio's timer, which tests can pause.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 /// The last second that RFC 3339 can write, in seconds since 1970.
 pub const LAST_SECOND: u64 = 253_402_300_799;
 
-/// The nearest time from 1970 to 9999: what can be written down, in records and as text. Whatever brings a time in from
-/// outside (a program, the vault) passes it through here.
+/// The nearest time from 1970 to 9999: what can be written down, in records and as text. Whatever
+/// brings a time in from outside (a program, the vault) passes it through here.
 pub fn bounded(at: SystemTime) -> SystemTime {
     let last = Duration::new(LAST_SECOND, 999_999_999);
     UNIX_EPOCH + at.duration_since(UNIX_EPOCH).unwrap_or_default().min(last)
@@ -25,7 +25,8 @@ pub trait Clock: Send + Sync + std::fmt::Debug + 'static {
     fn now(&self) -> Instant;
     /// Wall-clock time: timestamps that a user sees.
     fn wall(&self) -> SystemTime;
-    /// Monotonic time that means the same to every process of the machine, until that is started again.
+    /// Monotonic time that means the same to every process of the machine, until that is started
+    /// again.
     fn since_boot(&self) -> Duration;
 }
 

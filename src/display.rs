@@ -1,16 +1,19 @@
 //! Text that is not ours, as people see it.
 //!
-//! Names of objects, programs and mount points, errors of servers, and what other programs say may hold anything: an escape
-//! sequence that a terminal obeys, a newline that forges a line, a mark that reverses what follows, a character that
-//! nobody sees. Here they become visible, in the notation of Rust's strings: `\n`, `\u{1b}`, `\u{202e}`, `\xff`
-//! for a byte that is no UTF-8.
+//! Names of objects, programs and mount points, errors of servers, and what other programs say may
+//! hold anything: an escape sequence that a terminal obeys, a newline that forges a line, a mark
+//! that reverses what follows, a character that nobody sees. Here they become visible, in the
+//! notation of Rust's strings: `\n`, `\u{1b}`, `\u{202e}`, `\xff` for a byte that is no UTF-8.
 //!
-//! 1. **The sinks escape, whoever forgets.** Whatever is written for people goes through [`line`]: [`crate::sys::stdio`] on
-//!    standard error, `cli::output` on standard output, `cli::log` and the journal for each event. One call is one line:
-//!    a newline in it is escaped like the rest. A message of several lines is several calls.
-//! 2. **The source makes it unambiguous.** [`text`], [`bytes`] and [`Shown::shown`] escape the backslash, too, so that two
-//!    texts never look alike. `tests/project/layering.rs` bans `Path::display`, which hides what is no UTF-8. `{:?}` is as good.
-//! 3. **Data is not text.** Values, names on a pipe, and `--json` are exact. [`json`] writes the same characters as JSON escapes.
+//! 1. **The sinks escape, whoever forgets.** Whatever is written for people goes through [`line`]:
+//!    [`crate::sys::stdio`] on standard error, `cli::output` on standard output, `cli::log` and the
+//!    journal for each event. One call is one line: a newline in it is escaped like the rest. A
+//!    message of several lines is several calls.
+//! 2. **The source makes it unambiguous.** [`text`], [`bytes`] and [`Shown::shown`] escape the
+//!    backslash, too, so that two texts never look alike. `tests/project/layering.rs` bans
+//!    `Path::display`, which hides what is no UTF-8. `{:?}` is as good.
+//! 3. **Data is not text.** Values, names on a pipe, and `--json` are exact. [`json`] writes the
+//!    same characters as JSON escapes.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
@@ -21,8 +24,8 @@ fn is_plain(c: char) -> bool {
     if c.is_ascii() {
         return c == ' ' || c.is_ascii_graphic();
     }
-    // The standard library knows what is printable, and shows it by escaping. Behind another character, where
-    // combining marks are as good as any.
+    // The standard library knows what is printable, and shows it by escaping. Behind another
+    // character, where combining marks are as good as any.
     let mut pair = [b'a', 0, 0, 0, 0];
     let len = c.encode_utf8(&mut pair[1..]).len();
     let printable =
@@ -30,7 +33,8 @@ fn is_plain(c: char) -> bool {
     printable && !is_invisible(c)
 }
 
-/// Characters that count as letters, marks or symbols, and show nothing (Unicode's Default_Ignorable_Code_Point, and blanks).
+/// Characters that count as letters, marks or symbols, and show nothing (Unicode's
+/// Default_Ignorable_Code_Point, and blanks).
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{2800}'
         | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}')
@@ -77,7 +81,8 @@ impl Display for Foreign<'_> {
     }
 }
 
-/// One line for people, whatever is in it. Backslashes stay: they are ours, or [`text`] has doubled them.
+/// One line for people, whatever is in it. Backslashes stay: they are ours, or [`text`] has doubled
+/// them.
 pub fn line<T: Display>(text: T) -> Line<T> {
     Line(text)
 }
@@ -112,7 +117,8 @@ impl<W: Write> Write for Plain<W> {
     }
 }
 
-/// JSON that says the same and holds plain characters only: in JSON, others are only within strings.
+/// JSON that says the same and holds plain characters only: in JSON, others are only within
+/// strings.
 pub fn json(text: &str) -> Cow<'_, str> {
     let escaped = |c: char| c != '\n' && !is_plain(c);
     if !text.contains(escaped) {

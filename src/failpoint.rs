@@ -1,9 +1,10 @@
 //! Points where a test makes a process die; only in debug builds.
 //!
-//! `VAULTFS_TEST_CRASH=FILE` names a file with the name of a point in it. The process that comes by takes the file away
-//! and kills itself, so that each file is one death; behind the word `always` it leaves the file, and behind `abort` it
-//! leaves it and crashes. Behind `stall` the thread stays there for good instead, with what it has locked; behind `grow`
-//! it takes memory, 1 GiB at the most.
+//! `VAULTFS_TEST_CRASH=FILE` names a file with the name of a point in it. The process that comes by
+//! takes the file away and kills itself, so that each file is one death; behind the word `always`
+//! it leaves the file, and behind `abort` it leaves it and crashes. Behind `stall` the thread stays
+//! there for good instead, with what it has locked; behind `grow` it takes memory, 1 GiB at the
+//! most.
 
 /// The process may die here.
 #[cfg(debug_assertions)]

@@ -1,8 +1,8 @@
 //! Secret bytes and strings: wiped when dropped, never shown by `Debug`.
 //!
-//! Every value of the vault and every key travels in one of these types. They have no `Display` and no
-//! `Serialize`, so that a secret cannot slip into a log line or an error by accident: reading one is an
-//! explicit call to [`SecretBytes::expose`] or [`SecretString::expose`].
+//! Every value of the vault and every key travels in one of these types. They have no `Display` and
+//! no `Serialize`, so that a secret cannot slip into a log line or an error by accident: reading
+//! one is an explicit call to [`SecretBytes::expose`] or [`SecretString::expose`].
 
 use std::fmt;
 

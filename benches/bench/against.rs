@@ -1,7 +1,8 @@
-//! `--against BINARY`: the same rows with another build of vaultfs, in rounds that go to and fro between the two.
+//! `--against BINARY`: the same rows with another build of vaultfs, in rounds that go to and fro
+//! between the two.
 //!
-//! Each round sets every group up anew for each build, so that what the machine does in a minute meets both. A ratio is
-//! taken for each row and round; its median counts.
+//! Each round sets every group up anew for each build, so that what the machine does in a minute
+//! meets both. A ratio is taken for each row and round; its median counts.
 
 use std::collections::BTreeMap;
 use std::path::Path;

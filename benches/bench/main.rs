@@ -1,11 +1,14 @@
-//! `scripts/bench`: what the goals of speed and thrift come to on this machine, beside what they are compared with.
+//! `scripts/bench`: what the goals of speed and thrift come to on this machine, beside what they
+//! are compared with.
 //!
-//! Each group of rows sets up what it needs (a vault of our own making, mounts, peers), measures in rounds that go
-//! to and fro between the sides, and reports medians and spread. Requests are counted, by the vault and by the
-//! daemon, not derived. All groups together write `docs/BENCHMARKS.md`; some of them (`--only`) print to the terminal.
+//! Each group of rows sets up what it needs (a vault of our own making, mounts, peers), measures in
+//! rounds that go to and fro between the sides, and reports medians and spread. Requests are
+//! counted, by the vault and by the daemon, not derived. All groups together write
+//! `docs/BENCHMARKS.md`; some of them (`--only`) print to the terminal.
 //!
-//! Where to look: `rows` has a module a group, `vault` the vault that answers as fast as HTTP allows or as slowly as
-//! is asked, `mount` and `peers` what is measured, `measure` how, `report` the table, `notes` why a goal may be missed.
+//! Where to look: `rows` has a module a group, `vault` the vault that answers as fast as HTTP
+//! allows or as slowly as is asked, `mount` and `peers` what is measured, `measure` how, `report`
+//! the table, `notes` why a goal may be missed.
 
 mod against;
 mod measure;

@@ -1,4 +1,5 @@
-//! Times, ratios and their spread; and the operations that are timed, as system calls without anything around them.
+//! Times, ratios and their spread; and the operations that are timed, as system calls without
+//! anything around them.
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -45,8 +46,8 @@ pub fn quantile(figures: &mut [f64], part: f64) -> f64 {
     figures[((figures.len() - 1) as f64 * part).round() as usize]
 }
 
-/// Times two sides in rounds, the one that begins taking turns; each side is measured in `parts` of a round, one of
-/// ours, one of theirs and so on, and the median of its parts is what it took.
+/// Times two sides in rounds, the one that begins taking turns; each side is measured in `parts` of
+/// a round, one of ours, one of theirs and so on, and the median of its parts is what it took.
 pub fn compare(
     rounds: usize,
     parts: usize,

@@ -151,7 +151,8 @@ impl Mount<'_> {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
         let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         all.filter(|pid| {
-            // Their names begin so (`vaultfs-keeper`), and the mount point is among their arguments.
+            // Their names begin so (`vaultfs-keeper`), and the mount point is among their
+            // arguments.
             let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             name.starts_with(b"vaultfs") && line.windows(needle.len()).any(|part| part == needle)

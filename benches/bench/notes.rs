@@ -1,4 +1,5 @@
-//! What the table cannot say: why a goal is missed (each from a profile), and how each row is measured.
+//! What the table cannot say: why a goal is missed (each from a profile), and how each row is
+//! measured.
 
 /// Why the row of this id may miss its goal.
 pub fn why(id: &str) -> Option<&'static str> {

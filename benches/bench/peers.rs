@@ -1,4 +1,5 @@
-//! What vaultfs is compared with: tmpfs, and file systems in user space that everybody knows, over files on tmpfs.
+//! What vaultfs is compared with: tmpfs, and file systems in user space that everybody knows, over
+//! files on tmpfs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

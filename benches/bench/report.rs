@@ -1,4 +1,5 @@
-//! The table: a line a row, with goal, figure, spread and whether the goal is met; then why not, and the machine.
+//! The table: a line a row, with goal, figure, spread and whether the goal is met; then why not,
+//! and the machine.
 
 use std::fmt::Write;
 use std::time::Duration;

@@ -1,5 +1,6 @@
-//! A vault that answers at once, or after as long as is asked: the kv dialect over objects that are made up as they are
-//! asked for. It counts requests, changes objects on demand, and remembers when it told of a change.
+//! A vault that answers at once, or after as long as is asked: the kv dialect over objects that are
+//! made up as they are asked for. It counts requests, changes objects on demand, and remembers when
+//! it told of a change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -74,7 +75,8 @@ struct Changes {
 const HOUR_MS: u64 = 3_600_000;
 
 impl Vault {
-    /// With objects of these names; each is as large as `size_of` says of its number and version (1 at first).
+    /// With objects of these names; each is as large as `size_of` says of its number and version (1
+    /// at first).
     pub fn start(names: Vec<String>, size_of: SizeOf) -> Result<Self, String> {
         let began = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| e.to_string())?;
         let index = names.iter().enumerate().map(|(n, name)| (name.clone(), n as u32)).collect();
@@ -138,7 +140,8 @@ impl Vault {
         self.shared.change(n)
     }
 
-    /// When an answer that names this version, or shows that there is one, was sent for the first time.
+    /// When an answer that names this version, or shows that there is one, was sent for the first
+    /// time.
     pub fn told(&self, n: u32, version: u32) -> Option<Instant> {
         self.shared.changes.lock().ok()?.told.get(&(n, version)).copied()
     }

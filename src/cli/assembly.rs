@@ -213,7 +213,8 @@ impl Service for Mounted {
     async fn drain(&self, what: Drain, within: Duration) -> Vec<Unsaved> {
         let known = if within <= LAST_DRAIN { self.fs.left_over() } else { Vec::new() };
         let mut left = self.fs.drain(what, within).await;
-        // In so little time a try may end at its deadline: that is no reason, what was known before is.
+        // In so little time a try may end at its deadline: that is no reason, what was known before
+        // is.
         for write in left.iter_mut().filter(|write| !write.conflict) {
             let before = known.iter().find(|before| before.name == write.name && before.error.is_some());
             if let Some(before) = before {

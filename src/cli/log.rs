@@ -1,10 +1,10 @@
 //! Where the processes of a mount write what people should know.
 //!
 //! `-f` logs on standard error; else `--log FILE`; else the journal, when there is one; else
-//! `$XDG_STATE_HOME/vaultfs/NAME.log`. Files are 0600 and renamed to `.1` when they grow. Keeper and worker
-//! write to the same file, each line with one write, so both look for a rotation by the other. No line holds a
-//! value or a key: they have types that cannot be printed, and a panic's text, which could quote anything, is
-//! replaced by its place.
+//! `$XDG_STATE_HOME/vaultfs/NAME.log`. Files are 0600 and renamed to `.1` when they grow. Keeper
+//! and worker write to the same file, each line with one write, so both look for a rotation by the
+//! other. No line holds a value or a key: they have types that cannot be printed, and a panic's
+//! text, which could quote anything, is replaced by its place.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -81,8 +81,8 @@ impl LogConfig {
             None => Target::File(default_file(mountpoint)?),
         };
         if let Target::File(path) = &target {
-            // Now, where somebody reads the message; and never on the mount itself, which could not be served while
-            // it waits for its own log.
+            // Now, where somebody reads the message; and never on the mount itself, which could not
+            // be served while it waits for its own log.
             let failed = |e: io::Error| unusable(path, file.is_some(), &e);
             let place = Place::of(path).map_err(|e| failed(e.into()))?;
             if place.directory().map_err(failed)?.starts_with(mountpoint) {
@@ -156,8 +156,8 @@ fn file_name(path: &Path) -> String {
     name.split_off(cut)
 }
 
-/// What is logged. rustls has a line for each handshake that fails, which could fill the log: the request that failed for
-/// it is logged once a minute, with a count (`fs::failures`).
+/// What is logged. rustls has a line for each handshake that fails, which could fill the log: the
+/// request that failed for it is logged once a minute, with a count (`fs::failures`).
 fn filter(verbosity: u8) -> &'static str {
     match verbosity {
         0 => "warn,vaultfs=info,fuser=error,rustls=off",
@@ -167,7 +167,8 @@ fn filter(verbosity: u8) -> &'static str {
     }
 }
 
-/// Starts logging in this process, which serves `mountpoint`, and makes panics say no more than where they happened.
+/// Starts logging in this process, which serves `mountpoint`, and makes panics say no more than
+/// where they happened.
 pub fn start(config: &LogConfig, mountpoint: &Path) {
     let filter = filter(config.verbosity);
     let lines = tracing_subscriber::fmt()
@@ -175,7 +176,8 @@ pub fn start(config: &LogConfig, mountpoint: &Path) {
         .with_ansi(false)
         .with_target(false)
         .fmt_fields(fields())
-        // It would complain about the log on standard error, with a macro that panics where that is gone.
+        // It would complain about the log on standard error, with a macro that panics where that is
+        // gone.
         .log_internal_errors(false);
     let started = match &config.target {
         Target::Stderr => lines.with_writer(|| stdio::LogStream).try_init(),
@@ -207,7 +209,8 @@ pub fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     format::debug_fn(field).delimited(" ")
 }
 
-/// Makes panics say no more than where they happened, on standard error: for every process, until it has a log.
+/// Makes panics say no more than where they happened, on standard error: for every process, until
+/// it has a log.
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|panic| {
         stdio::say(bug(panic));

@@ -1,5 +1,5 @@
-//! The command line: `commands` has one file a command, `args` the options they share, `docs` the man pages and
-//! completions. Builds the stack of layers ([`assembly`]); nobody imports it.
+//! The command line: `commands` has one file a command, `args` the options they share, `docs` the
+//! man pages and completions. Builds the stack of layers ([`assembly`]); nobody imports it.
 
 pub mod args;
 pub mod assembly;
@@ -17,8 +17,9 @@ use clap::{Parser, Subcommand};
 
 /// Mount a secrets vault as a directory
 ///
-/// Programs that can read a file can use a vault: reading a file gets the current value of an object, and saving it makes
-/// a new version. The vault is a service that speaks the WorkOS vault API, or an encrypted one of your own (--embedded).
+/// Programs that can read a file can use a vault: reading a file gets the current value of an
+/// object, and saving it makes a new version. The vault is a service that speaks the WorkOS vault
+/// API, or an encrypted one of your own (--embedded).
 #[derive(Debug, Parser)]
 #[command(name = "vaultfs", version, arg_required_else_help = true, after_help = examples())]
 pub struct Cli {
@@ -60,7 +61,8 @@ enum Command {
     Objects(crate::cli::commands::objects::ObjectCommand),
 }
 
-/// The commands that our own processes are started with. Apart, so that no hint of the parser's names them.
+/// The commands that our own processes are started with. Apart, so that no hint of the parser's
+/// names them.
 #[derive(Debug, Parser)]
 #[command(name = "vaultfs")]
 struct Internal {

@@ -1,4 +1,5 @@
-//! Standard output of the commands: lines for people, which are escaped ([`crate::display`]), and data, which is exact.
+//! Standard output of the commands: lines for people, which are escaped ([`crate::display`]), and
+//! data, which is exact.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};

@@ -1,7 +1,7 @@
 //! A progress line for terminals.
 //!
-//! On standard error, and only when that is a terminal: scripts and logs never see it. The line is written over and
-//! taken away at the end, so what is printed afterwards stands alone.
+//! On standard error, and only when that is a terminal: scripts and logs never see it. The line is
+//! written over and taken away at the end, so what is printed afterwards stands alone.
 
 use crate::sys::stdio;
 

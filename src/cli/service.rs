@@ -1,10 +1,11 @@
-//! `vaultfs mount --foreground` under a service manager: it says when the mount is ready, how it is doing, and that
-//! it is alive.
+//! `vaultfs mount --foreground` under a service manager: it says when the mount is ready, how it is
+//! doing, and that it is alive.
 //!
-//! systemd (or the process that set `NOTIFY_SOCKET`) gets READY=1 once a file was really read through the mount, a STATUS=
-//! line when something changes, STOPPING=1 before the end, and, where it set a watchdog, WATCHDOG=1 as long as the
-//! mount answers: each time a child process reads a control file on it, which may hang without harm. A mount
-//! whose keeper cannot help it is thus restarted by the manager, and a vault that is away is not: control files never ask the vault.
+//! systemd (or the process that set `NOTIFY_SOCKET`) gets READY=1 once a file was really read
+//! through the mount, a STATUS= line when something changes, STOPPING=1 before the end, and, where
+//! it set a watchdog, WATCHDOG=1 as long as the mount answers: each time a child process reads a
+//! control file on it, which may hang without harm. A mount whose keeper cannot help it is thus
+//! restarted by the manager, and a vault that is away is not: control files never ask the vault.
 
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
@@ -86,7 +87,8 @@ pub fn stay(mut keeper: Child, mountpoint: &Path) -> anyhow::Result<ExitCode> {
 /// Looks at the mount again and again, until it is to end.
 fn watch(mountpoint: PathBuf, stopped: &Receiver<()>) {
     let watchdog = watchdog();
-    // As sd_watchdog_enabled(3) advises: at half of the time; and an answer that takes longer comes too late.
+    // As sd_watchdog_enabled(3) advises: at half of the time; and an answer that takes longer comes
+    // too late.
     let pause = watchdog.map_or(CHECK_INTERVAL, |time| time / 2);
     let patience = watchdog.map_or(PATIENCE, |time| time / 2);
     let mut said = String::new();
@@ -134,7 +136,8 @@ pub fn watchdog() -> Option<Duration> {
     number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0).map(Duration::from_micros)
 }
 
-/// Tells the manager, where there is one (sd_notify(3)). The crate sd-notify does not know the abstract sockets that containers use.
+/// Tells the manager, where there is one (sd_notify(3)). The crate sd-notify does not know the
+/// abstract sockets that containers use.
 pub fn notify(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match name.as_bytes().strip_prefix(b"@") {

@@ -1,13 +1,15 @@
 //! Which of root's capabilities each process of a mount keeps.
 //!
-//! 1. A process keeps what its own work needs ([`Role`]) and drops the rest before it starts a thread: capabilities
-//!    belong to threads, and a thread inherits them from the one that starts it.
-//! 2. execve(2) gives a process of uid 0 its whole bounding set again. The keeper starts workers by it, and a worker the
-//!    `--on-change` command, which is the administrator's own and runs with all that the mount command had. These two keep
-//!    their bounding set, and nobody sets `no_new_privs`, with which `sudo` in such a command would fail. A process that
-//!    starts no program loses what it drops from its bounding set, too.
-//! 3. Who is not root has only what somebody gave to it on purpose, and keeps it. So does root where `SECBIT_NOROOT` is
-//!    set: there an exec gives nothing back.
+//! 1. A process keeps what its own work needs ([`Role`]) and drops the rest before it starts a
+//!    thread: capabilities belong to threads, and a thread inherits them from the one that starts
+//!    it.
+//! 2. execve(2) gives a process of uid 0 its whole bounding set again. The keeper starts workers by
+//!    it, and a worker the `--on-change` command, which is the administrator's own and runs with
+//!    all that the mount command had. These two keep their bounding set, and nobody sets
+//!    `no_new_privs`, with which `sudo` in such a command would fail. A process that starts no
+//!    program loses what it drops from its bounding set, too.
+//! 3. Who is not root has only what somebody gave to it on purpose, and keeps it. So does root
+//!    where `SECBIT_NOROOT` is set: there an exec gives nothing back.
 
 use nix::sys::statfs::{FsType, statfs};
 use rustix::thread::{
@@ -20,7 +22,8 @@ const FUSECTL: &str = "/sys/fs/fuse/connections";
 /// `FUSE_CTL_SUPER_MAGIC` of linux/magic.h.
 const FUSECTL_MAGIC: FsType = FsType(0x6573_5543);
 
-/// For a vault's socket that belongs to another user, for logs in another user's directory, and for /proc/PID/fd.
+/// For a vault's socket that belongs to another user, for logs in another user's directory, and for
+/// /proc/PID/fd.
 const FILES: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
 
 /// What a process is for.
@@ -46,11 +49,13 @@ impl Role {
             Role::Worker { runs_commands } => {
                 let mut kept = FILES | CapabilitySet::SYS_PTRACE | CapabilitySet::IPC_LOCK;
                 kept.set(CapabilitySet::KILL, runs_commands);
-                // It ends the connection when the keeper dies. Without fusectl that takes a forced unmount.
+                // It ends the connection when the keeper dies. Without fusectl that takes a forced
+                // unmount.
                 kept.set(CapabilitySet::SYS_ADMIN, !has_fusectl());
                 kept
             }
-            // Modes and owners of what it renames, removes and touches are those that the mount shows.
+            // Modes and owners of what it renames, removes and touches are those that the mount
+            // shows.
             Role::Helper => FILES | CapabilitySet::FOWNER,
         }
     }
@@ -64,8 +69,8 @@ impl Role {
     }
 }
 
-/// Drops what `role` does not need. To be called while the process has one thread. A kernel that refuses leaves everything
-/// as it was, which is how it would be without this.
+/// Drops what `role` does not need. To be called while the process has one thread. A kernel that
+/// refuses leaves everything as it was, which is how it would be without this.
 pub fn limit(role: Role) {
     let gives_back =
         capabilities_secure_bits().is_ok_and(|bits| !bits.contains(CapabilitiesSecureBits::NO_ROOT));

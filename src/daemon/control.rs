@@ -1,9 +1,10 @@
 //! The control socket of a mount: how commands ask the worker.
 //!
-//! One JSON request a line, one JSON answer a line. The keeper makes the listener, so that it outlives a
-//! worker; the worker serves it. Only the mount's owner and root may send requests (SO_PEERCRED), whatever the
-//! permissions of the socket file. No value and no key ever crosses it. [`crate::sys::trust`] decides which sockets a
-//! command trusts; an answer is bounded in size, and by one deadline for all of it.
+//! One JSON request a line, one JSON answer a line. The keeper makes the listener, so that it
+//! outlives a worker; the worker serves it. Only the mount's owner and root may send requests
+//! (SO_PEERCRED), whatever the permissions of the socket file. No value and no key ever crosses it.
+//! [`crate::sys::trust`] decides which sockets a command trusts; an answer is bounded in size, and
+//! by one deadline for all of it.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -64,7 +65,8 @@ pub enum Answer {
     Drained(Vec<Unsaved>),
     /// To [`Request::Discard`]: whether there was such a write.
     Discarded(bool),
-    /// To [`Request::Watch`] and [`Request::End`]: what the vault does not have, now that it is over.
+    /// To [`Request::Watch`] and [`Request::End`]: what the vault does not have, now that it is
+    /// over.
     Ended(Vec<Unsaved>),
     /// The request was refused.
     Error(String),

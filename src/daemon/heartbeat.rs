@@ -1,19 +1,24 @@
 //! The worker's heartbeat: how the keeper sees that a worker lives and makes no progress.
 //!
-//! A worker that is stopped (SIGSTOP), or whose threads are in a deadlock, blocks every program that uses the mount, and
-//! no exit status shows it. So it counts a heartbeat each second in the memory that the keeper holds, and the keeper
-//! checks it each time it wakes. A worker without a heartbeat for [`TIMEOUT`] is killed; its successor answers the
-//! requests that it had read. False alarms are excluded:
+//! A worker that is stopped (SIGSTOP), or whose threads are in a deadlock, blocks every program
+//! that uses the mount, and no exit status shows it. So it counts a heartbeat each second in the
+//! memory that the keeper holds, and the keeper checks it each time it wakes. A worker without a
+//! heartbeat for [`TIMEOUT`] is killed; its successor answers the requests that it had read. False
+//! alarms are excluded:
 //!
-//! 1. A loaded machine. The heartbeat has a thread of its own that does nothing else, so that no number of requests delays
-//!    it; and a keeper that did not run counts only a moment of that time ([`HeartbeatMonitor`]).
-//! 2. Sleep. The clock stops while the machine is suspended, and a frozen cgroup has the keeper in it.
+//! 1. A loaded machine. The heartbeat has a thread of its own that does nothing else, so that no
+//!    number of requests delays it; and a keeper that did not run counts only a moment of that time
+//!    ([`HeartbeatMonitor`]).
+//! 2. Sleep. The clock stops while the machine is suspended, and a frozen cgroup has the keeper in
+//!    it.
 //! 3. A debugger. A worker that is traced is not killed until it is released.
-//! 4. A worker that starts, and a program of another version: it has no heartbeat, and is judged only while it is stopped.
+//! 4. A worker that starts, and a program of another version: it has no heartbeat, and is judged
+//!    only while it is stopped.
 //!
-//! The thread counts only while the runtime makes progress: a task there runs the liveness probe each second. When the
-//! probe has not returned for [`STUCK`] (which may be work, on a slow machine) the heartbeat stops, and the keeper does the
-//! rest. A notification that the kernel blocks delays its own thread only, and stops no heartbeat.
+//! The thread counts only while the runtime makes progress: a task there runs the liveness probe
+//! each second. When the probe has not returned for [`STUCK`] (which may be work, on a slow
+//! machine) the heartbeat stops, and the keeper does the rest. A notification that the kernel
+//! blocks delays its own thread only, and stops no heartbeat.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,15 +30,15 @@ use crate::daemon::worker::Service;
 /// Between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A worker without a heartbeat for this long is killed: half the default deadline of a request, so that its successor
-/// can answer in time.
+/// A worker without a heartbeat for this long is killed: half the default deadline of a request, so
+/// that its successor can answer in time.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Intervals without progress of the runtime after which the heartbeat stops.
 const STUCK: u32 = 20;
 
-/// Whether a worker with so many heartbeats has answered a request: the first is counted at the start, the second at its
-/// first answer, or a second later.
+/// Whether a worker with so many heartbeats has answered a request: the first is counted at the
+/// start, the second at its first answer, or a second later.
 pub fn has_served(heartbeats: u32) -> bool {
     heartbeats > 1
 }
@@ -55,7 +60,8 @@ impl HeartbeatMonitor {
         Self { heartbeats: None, silent_for: Duration::ZERO, checked_at: now }
     }
 
-    /// Records the worker's count; returns for how long it has not changed while the keeper was running.
+    /// Records the worker's count; returns for how long it has not changed while the keeper was
+    /// running.
     pub fn observe(&mut self, heartbeats: Option<u32>, now: Instant) -> Duration {
         let passed = now.duration_since(self.checked_at).min(LONGEST_CHECK_INTERVAL);
         self.checked_at = now;
@@ -97,7 +103,8 @@ pub fn start(
         let (mut known, mut missed) = (0, 0);
         loop {
             std::thread::sleep(INTERVAL);
-            // In intervals, not by the clock: a stop of this thread, too, is no fault of the runtime.
+            // In intervals, not by the clock: a stop of this thread, too, is no fault of the
+            // runtime.
             let now = moves.load(Ordering::Relaxed);
             missed = if now == known { missed + 1 } else { 0 };
             known = now;

@@ -1,4 +1,5 @@
-//! The mounts of this machine that have running processes, with their files in the runtime directory.
+//! The mounts of this machine that have running processes, with their files in the runtime
+//! directory.
 
 use std::io;
 use std::path::PathBuf;
@@ -115,7 +116,8 @@ impl From<Found> for LiveMount {
     }
 }
 
-/// Mounts of this user's whose keepers live, and which this mount namespace does not have (any more).
+/// Mounts of this user's whose keepers live, and which this mount namespace does not have (any
+/// more).
 pub fn detached() -> Vec<LiveMount> {
     let here = table().unwrap_or_default();
     let elsewhere = |dev: Dev| !here.iter().any(|entry| entry.dev == dev && entry.is_vaultfs());
@@ -123,7 +125,8 @@ pub fn detached() -> Vec<LiveMount> {
     found.filter(|found| found.keeper.is_some() && elsewhere(found.dev)).map(LiveMount::from).collect()
 }
 
-/// The worker of a mount whose keeper is gone, if it has not ended yet: it stores what is unsaved, unmounts and ends.
+/// The worker of a mount whose keeper is gone, if it has not ended yet: it stores what is unsaved,
+/// unmounts and ends.
 pub fn orphan(entry: &Entry) -> Option<LiveMount> {
     let found = runtime_dir::find(trust::may_ask(entry)?, Some(entry.dev)).into_iter().rev();
     let mut left = found.filter(|found| found.keeper.is_none());

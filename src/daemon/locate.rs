@@ -1,7 +1,7 @@
 //! From the path that a person typed to the mount that is meant.
 //!
-//! The mount may hang, so the path itself is not touched at first: it is compared, as text, with the mount
-//! table. Only when that finds nothing are links resolved, in a child process.
+//! The mount may hang, so the path itself is not touched at first: it is compared, as text, with
+//! the mount table. Only when that finds nothing are links resolved, in a child process.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};

@@ -1,14 +1,16 @@
 //! The messages between the processes of a mount.
 //!
-//! - A new process gets its [`MountConfig`] and the API key on its standard input, a pipe: never in arguments,
-//!   environment or a file. The key travels beside the JSON, not in it. The keeper's is a socket, on which the directory
-//!   to mount on comes first, as a descriptor.
-//! - The keeper reports the outcome to the command that started it: one JSON line on its standard output.
-//! - Keeper and worker talk over a [`Channel`](crate::sys::channel::Channel): datagrams of JSON that may carry descriptors. Either side sees
-//!   the end of the other as the end of the channel.
+//! - A new process gets its [`MountConfig`] and the API key on its standard input, a pipe: never in
+//!   arguments, environment or a file. The key travels beside the JSON, not in it. The keeper's is
+//!   a socket, on which the directory to mount on comes first, as a descriptor.
+//! - The keeper reports the outcome to the command that started it: one JSON line on its standard
+//!   output.
+//! - Keeper and worker talk over a [`Channel`](crate::sys::channel::Channel): datagrams of JSON
+//!   that may carry descriptors. Either side sees the end of the other as the end of the channel.
 //!
-//! The descriptors 0-2 carry everything that is inherited; [`close_inherited`](crate::sys::channel::close_inherited) closes the rest, so that a
-//! mount never holds open what the shell that started it had open.
+//! The descriptors 0-2 carry everything that is inherited;
+//! [`close_inherited`](crate::sys::channel::close_inherited) closes the rest, so that a mount never
+//! holds open what the shell that started it had open.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -97,7 +99,8 @@ pub enum ToWorker {
     Connect,
     /// An upgrade that was asked for does not take place.
     NotUpgraded(String),
-    /// Take over this mount. Carries the /dev/fuse descriptor, the control socket's listener and the line to the helper.
+    /// Take over this mount. Carries the /dev/fuse descriptor, the control socket's listener and
+    /// the line to the helper.
     Serve {
         /// The INIT request as the kernel sent it.
         init: Vec<u8>,
@@ -158,7 +161,8 @@ pub struct MountFacts {
     /// How the last serving worker ended: evidence about the requests it had read.
     #[serde(default)]
     pub ending: Ending,
-    /// The helper that is there already, 0 if none: what it asks is never taken for a program's request.
+    /// The helper that is there already, 0 if none: what it asks is never taken for a program's
+    /// request.
     pub helper_pid: u32,
 }
 

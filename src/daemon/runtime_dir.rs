@@ -1,11 +1,12 @@
 //! The directory by which commands find a user's mounts: one control socket and one record a mount.
 //!
-//! `DIR/vaultfs` of `--runtime-dir DIR`; else the first of `/run/vaultfs` (root's), `$XDG_RUNTIME_DIR/vaultfs`,
-//! `/run/user/UID/vaultfs` and `/tmp/vaultfs-UID` that can be used. It is 0700 and is checked each time, and held open
-//! ([`trust::Directory`]), because anybody may make a directory in /tmp. Files are named by the mount's device number,
-//! and by the keeper: the kernel uses the number again as soon as a mount is gone, when its keeper may still be busy
-//! ending, and each keeper removes only what is its own. A record holds no secret; it may be stale after a crash, so
-//! a live keeper is one with the number *and* the start time that its record says.
+//! `DIR/vaultfs` of `--runtime-dir DIR`; else the first of `/run/vaultfs` (root's),
+//! `$XDG_RUNTIME_DIR/vaultfs`, `/run/user/UID/vaultfs` and `/tmp/vaultfs-UID` that can be used. It
+//! is 0700 and is checked each time, and held open ([`trust::Directory`]), because anybody may make
+//! a directory in /tmp. Files are named by the mount's device number, and by the keeper: the kernel
+//! uses the number again as soon as a mount is gone, when its keeper may still be busy ending, and
+//! each keeper removes only what is its own. A record holds no secret; it may be stale after a
+//! crash, so a live keeper is one with the number *and* the start time that its record says.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -35,7 +36,8 @@ pub struct Record {
     pub mountpoint: PathBuf,
     /// The keeper.
     pub keeper_pid: u32,
-    /// Its start time, which with its number identifies the process. Keepers of older versions leave it out.
+    /// Its start time, which with its number identifies the process. Keepers of older versions
+    /// leave it out.
     #[serde(default)]
     pub keeper_started: Option<u64>,
     /// Which vault: the connection's description, without any secret.
@@ -149,7 +151,8 @@ impl RuntimeDir {
         }
     }
 
-    /// What the names in the directory say, of one mount or of all. The file systems of their files are not asked.
+    /// What the names in the directory say, of one mount or of all. The file systems of their files
+    /// are not asked.
     fn keepers(&self, of: Option<Dev>) -> Vec<(Dev, u32)> {
         let parse = |name: String| {
             let mut parts = name.split('.');
@@ -256,7 +259,8 @@ pub fn find(uid: u32, of: Option<Dev>) -> Vec<Found> {
     found
 }
 
-/// What this user's running keepers were given with `--runtime-dir`, which not every command has (umount(8)'s).
+/// What this user's running keepers were given with `--runtime-dir`, which not every command has
+/// (umount(8)'s).
 fn given_to_keepers() -> Vec<PathBuf> {
     let own = process::all().filter_map(|pid| Process::open(pid, trust::own()));
     let keepers = own.filter(|process| process.is_called(keeper::NAME));
@@ -268,7 +272,8 @@ fn named_by_environment() -> Option<PathBuf> {
     std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
-/// XDG_RUNTIME_DIR, where a mount's socket comes there and commands without that variable would not look there.
+/// XDG_RUNTIME_DIR, where a mount's socket comes there and commands without that variable would not
+/// look there.
 pub fn known_by_environment_alone() -> Option<PathBuf> {
     let named = named_by_environment()?;
     let usual = Path::new("/run/user").join(trust::own().to_string());

@@ -168,8 +168,8 @@ impl std::fmt::Debug for FileSystem {
 }
 
 impl FileSystem {
-    /// A file system over `vault`. `first_page` is what the start-up check of the vault listed, if it did.
-    /// Call it on the tokio runtime that will run the futures it returns.
+    /// A file system over `vault`. `first_page` is what the start-up check of the vault listed, if
+    /// it did. Call it on the tokio runtime that will run the futures it returns.
     pub fn new(
         vault: DynVault,
         first_page: Option<Page>,

@@ -1,5 +1,5 @@
-//! Between fuser and the file system: decode, one call, one reply. No logic and no state of its own.
-//! `dispatch` runs the call and sends the reply.
+//! Between fuser and the file system: decode, one call, one reply. No logic and no state of its
+//! own. `dispatch` runs the call and sends the reply.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ const UNKNOWN_INO: u64 = 0xffff_ffff;
 /// Largest WRITE the kernel sends at once, bytes.
 const MAX_WRITE: u32 = 1 << 20;
 
-/// What a task gets beyond its deadline before it is answered for: every vault call ends by itself in time.
+/// What a task gets beyond its deadline before it is answered for: every vault call ends by itself
+/// in time.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 /// The file system as fuser wants it.
@@ -32,7 +33,8 @@ pub struct Adapter {
     pub(super) fs: Arc<FileSystem>,
     pub(super) runtime: Handle,
     pub(super) requests: Arc<Requests>,
-    /// OPEN and FLUSH are answered ENOSYS, for good: the kernel then opens, reads and closes by itself.
+    /// OPEN and FLUSH are answered ENOSYS, for good: the kernel then opens, reads and closes by
+    /// itself.
     no_open: bool,
     /// The same for OPENDIR.
     no_opendir: bool,
@@ -49,8 +51,8 @@ impl Adapter {
         self.requests.clone()
     }
 
-    /// On a read-only mount, EROFS for what would change something. Not for names: ours are changed in such a mount,
-    /// too, and the file system refuses those of others.
+    /// On a read-only mount, EROFS for what would change something. Not for names: ours are changed
+    /// in such a mount, too, and the file system refuses those of others.
     fn refused(&self) -> Option<Errno> {
         self.fs.options().read_only.then_some(Errno::EROFS)
     }

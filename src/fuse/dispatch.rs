@@ -1,6 +1,7 @@
-//! From a request to its reply. What is known is answered on the kernel's own thread; what has to ask the vault moves
-//! with its reply into a task, so that no session thread waits for the network. Each request has one deadline, counted
-//! from when the first worker got it: a task that overruns it is answered ETIMEDOUT.
+//! From a request to its reply. What is known is answered on the kernel's own thread; what has to
+//! ask the vault moves with its reply into a task, so that no session thread waits for the network.
+//! Each request has one deadline, counted from when the first worker got it: a task that overruns
+//! it is answered ETIMEDOUT.
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! Before another worker takes over at an upgrade, this one ends what it is at: requests that come meanwhile wait where they
-//! were read, not begun, and those that are out are answered. So the successor has nothing to guess.
+//! Before another worker takes over at an upgrade, this one ends what it is at: requests that come
+//! meanwhile wait where they were read, not begun, and those that are out are answered. So the
+//! successor has nothing to guess.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,7 +48,8 @@ impl Pause {
         Out(self.clone())
     }
 
-    /// Begins no request from now on, and waits until those that are out are answered, for so long at the most.
+    /// Begins no request from now on, and waits until those that are out are answered, for so long
+    /// at the most.
     pub async fn begin(self: &Arc<Self>, within: Duration) -> Paused {
         self.state().paused = true;
         let paused = Paused(self.clone());

@@ -58,7 +58,8 @@ pub fn entry(reply: ReplyEntry, entry: &Entry) {
     reply.entry(&entry.ttl, &file_attr(&entry.attr), Generation(0));
 }
 
-/// There is nothing of that name; the kernel need not ask again for so long. An entry with inode number 0 says so.
+/// There is nothing of that name; the kernel need not ask again for so long. An entry with inode
+/// number 0 says so.
 pub fn absent(reply: ReplyEntry, ttl: Duration) {
     if ttl.is_zero() {
         return reply.error(Errno::ENOENT);

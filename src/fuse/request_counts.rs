@@ -1,7 +1,8 @@
-//! How often the kernel asked for what: the price of each operation, for `vaultfs status`, tests and benchmarks.
+//! How often the kernel asked for what: the price of each operation, for `vaultfs status`, tests
+//! and benchmarks.
 //!
-//! A warm operation is meant to cost no request, or one that somebody waits for: these counters are how that is
-//! seen. FORGET and RELEASE are counted, too, but nobody waits for them.
+//! A warm operation is meant to cost no request, or one that somebody waits for: these counters are
+//! how that is seen. FORGET and RELEASE are counted, too, but nobody waits for them.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -77,8 +78,8 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// One more, which waits here during a pause: counted, and with `-vv` logged, with the file or directory that it is
-    /// about, and in there the name.
+    /// One more, which waits here during a pause: counted, and with `-vv` logged, with the file or
+    /// directory that it is about, and in there the name.
     pub fn count(&self, operation: Operation, request: &Request, ino: INodeNo, name: Option<&OsStr>) {
         let (place, pid) = (operation as usize, request.pid());
         self.pause.wait();

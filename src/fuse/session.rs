@@ -1,12 +1,14 @@
-//! Taking over a mount: how a worker gets a fuser session for a connection whose INIT came long ago.
+//! Taking over a mount: how a worker gets a fuser session for a connection whose INIT came long
+//! ago.
 //!
-//! The kernel sends INIT once in a mount's life, and fuser insists on a handshake at the start. So each
-//! worker, the first like any other, shakes hands with a socket: the INIT request that the keeper saved is
-//! written into one end of a socket pair, [`fuser::Session::from_fd`] answers it on the other, and then the real
-//! /dev/fuse descriptor is put (dup2) where that other end was. The first worker's answer is what the keeper
-//! writes to the kernel: kernel and fuser agree exactly, without a second implementation of the negotiation, and
-//! the keeper keeps it to compare a successor's answer with. Nothing here mounts or unmounts, and the
-//! descriptor is never cloned (closing a clone aborts the requests it has read).
+//! The kernel sends INIT once in a mount's life, and fuser insists on a handshake at the start. So
+//! each worker, the first like any other, shakes hands with a socket: the INIT request that the
+//! keeper saved is written into one end of a socket pair, [`fuser::Session::from_fd`] answers it on
+//! the other, and then the real /dev/fuse descriptor is put (dup2) where that other end was. The
+//! first worker's answer is what the keeper writes to the kernel: kernel and fuser agree exactly,
+//! without a second implementation of the negotiation, and the keeper keeps it to compare a
+//! successor's answer with. Nothing here mounts or unmounts, and the descriptor is never cloned
+//! (closing a clone aborts the requests it has read).
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -25,7 +27,8 @@ pub fn shake_hands<F: Filesystem>(filesystem: F, init: &Init) -> io::Result<(Ses
     let mut ours = std::fs::File::from(ours);
     ours.write_all(init.as_bytes())?;
     let mut config = Config::default();
-    // The kernel lets nobody but the owner in without allow_other; fuser's own check would only repeat it.
+    // The kernel lets nobody but the owner in without allow_other; fuser's own check would only
+    // repeat it.
     config.acl = SessionACL::All;
     config.n_threads = Some(THREADS);
     config.clone_fd = false;
@@ -44,8 +47,8 @@ pub fn shake_hands<F: Filesystem>(filesystem: F, init: &Init) -> io::Result<(Ses
 /// Puts the real device in the place of the socket that the session shook hands on.
 pub fn attach<F: Filesystem>(session: &Session<F>, device: OwnedFd) -> io::Result<()> {
     let place = session.as_fd().as_raw_fd();
-    // SAFETY: `place` stays owned by the session; dup3 swaps what it refers to in one step, and no thread uses it
-    // yet, because the session does not run before this.
+    // SAFETY: `place` stays owned by the session; dup3 swaps what it refers to in one step, and no
+    // thread uses it yet, because the session does not run before this.
     match unsafe { libc::dup3(device.as_raw_fd(), place, libc::O_CLOEXEC) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),

@@ -1,4 +1,5 @@
-//! The embedded vault: a WorkOS-style vault over SQLite, served on a Unix socket and, if asked, on TCP.
+//! The embedded vault: a WorkOS-style vault over SQLite, served on a Unix socket and, if asked, on
+//! TCP.
 //!
 //! ```text
 //! embedded, cli::serve     its host: a mount, or a process of its own

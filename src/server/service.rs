@@ -1,7 +1,8 @@
 //! What the vault does, before any dialect: seals, stores, opens, checks limits and keys.
 //!
-//! Both dialects and the in-process vault call this and nothing below it. Text goes in and comes out as
-//! the dialect wrote it ([`Value`]); here it meets the codec only to learn the size of its file view.
+//! Both dialects and the in-process vault call this and nothing below it. Text goes in and comes
+//! out as the dialect wrote it ([`Value`]); here it meets the codec only to learn the size of its
+//! file view.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -146,7 +147,8 @@ impl Service {
         self.store.close().await;
     }
 
-    /// Longest request body that is read: a value may be escaped at worst eightfold, and there is more than the value.
+    /// Longest request body that is read: a value may be escaped at worst eightfold, and there is
+    /// more than the value.
     pub fn max_body(&self) -> usize {
         8 * self.max_value + 64 * 1024
     }
@@ -222,7 +224,8 @@ impl Service {
         Ok(self.store.delete(id, check).await?)
     }
 
-    /// What makes a request with this `Idempotency-Key`, from this API key to this route, one that is done once.
+    /// What makes a request with this `Idempotency-Key`, from this API key to this route, one that
+    /// is done once.
     pub fn idempotency(
         &self,
         api_key_id: &str,
@@ -244,8 +247,8 @@ impl Service {
         self.sealer.data_keys()
     }
 
-    /// Encrypts a text under a client's own data key. Bytes that are no text come in as kv stores them, which is
-    /// longer: the limit is on what they stand for, as for values.
+    /// Encrypts a text under a client's own data key. Bytes that are no text come in as kv stores
+    /// them, which is longer: the limit is on what they stand for, as for values.
     pub fn encrypt(&self, data_key: &SecretString, text: &SecretString) -> ServiceResult<String> {
         if codec::decode_value(text.expose()).bytes.len() > self.max_value {
             return Err(ServiceError::TooLarge { limit: self.max_value });

@@ -1,17 +1,20 @@
 //! Returns unused memory to the system.
 //!
-//! glibc keeps freed memory below blocks in use, and has an arena for each allocating thread: a burst of requests would
-//! stay resident for the life of the mount. So there are few arenas, large blocks have their own mapping and are
-//! returned when they are freed, and free pages are trimmed when memory has stopped growing and much of it is free.
-//! Locked memory stays locked: only the end of the heap can be trimmed then (the kernel refuses to drop locked pages in
-//! the middle), and smaller blocks already have their own mapping.
+//! glibc keeps freed memory below blocks in use, and has an arena for each allocating thread: a
+//! burst of requests would stay resident for the life of the mount. So there are few arenas, large
+//! blocks have their own mapping and are returned when they are freed, and free pages are trimmed
+//! when memory has stopped growing and much of it is free. Locked memory stays locked: only the end
+//! of the heap can be trimmed then (the kernel refuses to drop locked pages in the middle), and
+//! smaller blocks already have their own mapping.
 
 use std::time::Duration;
 
-/// Arenas of the allocator: threads that allocate at once are few, and each arena holds on to what it had.
+/// Arenas of the allocator: threads that allocate at once are few, and each arena holds on to what
+/// it had.
 const ARENAS: libc::c_int = 2;
-/// Blocks from this size on, in bytes, have a mapping of their own. Without this setting glibc raises this to the largest that was
-/// ever freed (up to 32 MiB), and a vault's answers without end would leave holes in the heap that grow by and by.
+/// Blocks from this size on, in bytes, have a mapping of their own. Without this setting glibc
+/// raises this to the largest that was ever freed (up to 32 MiB), and a vault's answers without end
+/// would leave holes in the heap that grow by and by.
 const LARGE: libc::c_int = 64 * 1024;
 /// Interval between checks.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -53,7 +56,8 @@ fn resident() -> u64 {
     pages * 4096
 }
 
-/// Bytes that the allocator has handed out, modulo 4 GiB (mallinfo2 is not in every C library that is in use).
+/// Bytes that the allocator has handed out, modulo 4 GiB (mallinfo2 is not in every C library that
+/// is in use).
 fn in_use() -> u64 {
     #[cfg(target_env = "gnu")]
     {
@@ -129,7 +133,8 @@ mod tests {
         tune();
         for size in (1..4).map(|n| n << 22) {
             let block = std::hint::black_box(vec![1_u8; size]);
-            // What has a mapping of its own begins behind the allocator's 16 bytes at the start of a page.
+            // What has a mapping of its own begins behind the allocator's 16 bytes at the start of
+            // a page.
             assert_eq!(block.as_ptr().addr() % 4096, 16, "{size} bytes are in the heap");
             drop(std::hint::black_box(vec![1_u8; 4 * size]));
         }

@@ -18,7 +18,8 @@ pub fn send_descriptor(to: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()>
     Ok(())
 }
 
-/// Reads what [`send_descriptor`] sent, as fusermount3 does, too. `None` if the other end closed or sent none.
+/// Reads what [`send_descriptor`] sent, as fusermount3 does, too. `None` if the other end closed or
+/// sent none.
 pub fn receive_descriptor(from: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     let mut byte = [0u8];
     let mut parts = [IoSliceMut::new(&mut byte)];
@@ -109,8 +110,8 @@ impl From<Channel> for OwnedFd {
     }
 }
 
-/// Closes every descriptor above standard error. To be called first thing in a process of a mount, before
-/// anything is opened.
+/// Closes every descriptor above standard error. To be called first thing in a process of a mount,
+/// before anything is opened.
 pub fn close_inherited() {
     // SAFETY: nothing in this process owns a descriptor above 2 yet.
     if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } == 0 {
@@ -126,8 +127,8 @@ pub fn close_inherited() {
 /// Moves a standard descriptor to a close-on-exec one of its own and puts /dev/null in its place.
 pub fn take_standard(fd: RawFd) -> io::Result<OwnedFd> {
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    // SAFETY: descriptors 0-2 are open in every process that a mount command or a keeper starts; dup2 below
-    // replaces, it does not close what somebody owns.
+    // SAFETY: descriptors 0-2 are open in every process that a mount command or a keeper starts;
+    // dup2 below replaces, it does not close what somebody owns.
     let moved = unsafe {
         let moved = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3);
         if moved < 0 || libc::dup2(null.as_raw_fd(), fd) < 0 {

@@ -1,8 +1,8 @@
 //! Mounting and unmounting for ordinary users, through the set-uid program `fusermount3`.
 //!
-//! The protocol: it is started with the number of a socket in `_FUSE_COMMFD`, mounts, sends the open
-//! /dev/fuse descriptor over that socket (one byte and SCM_RIGHTS) and exits. What it prints on standard error
-//! is written for people and is passed on.
+//! The protocol: it is started with the number of a socket in `_FUSE_COMMFD`, mounts, sends the
+//! open /dev/fuse descriptor over that socket (one byte and SCM_RIGHTS) and exits. What it prints
+//! on standard error is written for people and is passed on.
 
 use std::ffi::OsString;
 use std::io;
@@ -33,8 +33,8 @@ fn program() -> io::Result<PathBuf> {
     find().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "fusermount3 is not installed"))
 }
 
-/// Mounts on `directory`, and returns the /dev/fuse descriptor (close-on-exec). The program takes the directory's path and
-/// looks that up once more: the caller compares where the mount is.
+/// Mounts on `directory`, and returns the /dev/fuse descriptor (close-on-exec). The program takes
+/// the directory's path and looks that up once more: the caller compares where the mount is.
 pub fn mount(directory: BorrowedFd<'_>, options: &KernelOptions) -> io::Result<OwnedFd> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
     let mut command = Command::new(program()?);
@@ -43,7 +43,8 @@ pub fn mount(directory: BorrowedFd<'_>, options: &KernelOptions) -> io::Result<O
     command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let inherited = theirs.as_raw_fd();
-    // SAFETY: only fcntl(2) is called between fork and exec, on a descriptor that is open in the child.
+    // SAFETY: only fcntl(2) is called between fork and exec, on a descriptor that is open in the
+    // child.
     unsafe {
         command.pre_exec(move || match libc::fcntl(inherited, libc::F_SETFD, 0) {
             -1 => Err(io::Error::last_os_error()),

@@ -1,13 +1,16 @@
-//! What keeps secrets inside the process: called first thing in `main`, in every process, after each exec.
+//! What keeps secrets inside the process: called first thing in `main`, in every process, after
+//! each exec.
 //!
 //! 1. No other process of the user may look in: not dumpable, no core file, umask 077.
-//! 2. A key that came in the environment leaves it: it is kept in a [`SecretString`], its bytes in the initial
-//!    environment block (what `/proc/PID/environ` shows) are wiped, and children do not inherit it.
-//! 3. Memory is locked where that cannot fail later: under a limit, MCL_FUTURE makes allocations fail once
-//!    the limit is reached (measured), so it is done only where the limit is, or can be made, unlimited.
+//! 2. A key that came in the environment leaves it: it is kept in a [`SecretString`], its bytes in
+//!    the initial environment block (what `/proc/PID/environ` shows) are wiped, and children do not
+//!    inherit it.
+//! 3. Memory is locked where that cannot fail later: under a limit, MCL_FUTURE makes allocations
+//!    fail once the limit is reached (measured), so it is done only where the limit is, or can be
+//!    made, unlimited.
 //!
-//! exec(2) resets all of this, which is why nothing here is inherited and each process calls it again. The
-//! module may not log: it runs before there is a log.
+//! exec(2) resets all of this, which is why nothing here is inherited and each process calls it
+//! again. The module may not log: it runs before there is a log.
 
 use std::ffi::{CStr, CString};
 
@@ -68,10 +71,12 @@ fn scrub(name: &str) -> Option<SecretString> {
     let value = std::env::var_os(name)?;
     for place in places_of(name) {
         // SAFETY: the pointer came from `environ` in this single thread and points to a writable
-        // NUL-terminated string; `getenv` finds an empty value there until the variable is removed below.
+        // NUL-terminated string; `getenv` finds an empty value there until the variable is removed
+        // below.
         unsafe { wipe(place) };
     }
-    // SAFETY: `process` runs before any other thread exists, so nobody reads the environment meanwhile.
+    // SAFETY: `process` runs before any other thread exists, so nobody reads the environment
+    // meanwhile.
     unsafe { std::env::remove_var(name) };
     // A key is ASCII; what is not UTF-8 is no key, and is dropped with the block wiped.
     value.into_string().ok().map(SecretString::new)
@@ -84,7 +89,8 @@ fn places_of(name: &str) -> Vec<*mut libc::c_char> {
     }
     let prefix = CString::new(format!("{name}=")).expect("names of variables have no NUL");
     let mut found = Vec::new();
-    // SAFETY: `environ` is a NULL-terminated array of NUL-terminated strings, read in a single thread.
+    // SAFETY: `environ` is a NULL-terminated array of NUL-terminated strings, read in a single
+    // thread.
     unsafe {
         let mut entry = environ;
         while !entry.is_null() && !(*entry).is_null() {

@@ -1,9 +1,10 @@
 //! Log lines for the systemd journal in its native protocol, with fields that can be queried.
 //!
-//! `journalctl VAULTFS_NAME=db/password` is the history of one secret, `VAULTFS_MOUNTPOINT=/srv/secrets -p warning` the
-//! warnings of one mount. MESSAGE is the line that a log file has; each field of the event is there as `VAULTFS_…`, too.
-//! Values are escaped ([`display`]), as a line is: `journalctl -o verbose` would show a newline as it is.
-//! Fields are what the line shows anyway: no value and no key, which have types that cannot be printed.
+//! `journalctl VAULTFS_NAME=db/password` is the history of one secret,
+//! `VAULTFS_MOUNTPOINT=/srv/secrets -p warning` the warnings of one mount. MESSAGE is the line that
+//! a log file has; each field of the event is there as `VAULTFS_…`, too. Values are escaped
+//! ([`display`]), as a line is: `journalctl -o verbose` would show a newline as it is. Fields are
+//! what the line shows anyway: no value and no key, which have types that cannot be printed.
 
 use std::fmt::Write as _;
 use std::io::Write;

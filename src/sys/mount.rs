@@ -1,14 +1,16 @@
 //! Makes the mount.
 //!
-//! 1. Root makes it detached: it is connected, answers INIT and is served before it is attached to the checked
-//!    directory. A failure or death before that leaves no mount.
-//! 2. Where a kernel or a security policy does not permit that, root mounts at once, on the descriptor by its name in
-//!    /proc.
-//! 3. fusermount3 makes an ordinary user's mount, at once and by path. If the mount table shows it elsewhere than on the
-//!    checked directory, it is removed.
-//! 4. A dead mount is replaced without a moment in which programs find the plain directory: the new one is attached
-//!    beneath it before it is removed. Where that is impossible (before Linux 6.5, an ordinary user) it is removed first.
-//! 5. A mount that was made at once and failed later is identified as new in the mount table, and dead.
+//! 1. Root makes it detached: it is connected, answers INIT and is served before it is attached to
+//!    the checked directory. A failure or death before that leaves no mount.
+//! 2. Where a kernel or a security policy does not permit that, root mounts at once, on the
+//!    descriptor by its name in /proc.
+//! 3. fusermount3 makes an ordinary user's mount, at once and by path. If the mount table shows it
+//!    elsewhere than on the checked directory, it is removed.
+//! 4. A dead mount is replaced without a moment in which programs find the plain directory: the new
+//!    one is attached beneath it before it is removed. Where that is impossible (before Linux 6.5,
+//!    an ordinary user) it is removed first.
+//! 5. A mount that was made at once and failed later is identified as new in the mount table, and
+//!    dead.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -61,7 +63,8 @@ impl KernelOptions {
     }
 }
 
-/// A mount that this process made: the device to serve it with, and its INIT request, not answered yet.
+/// A mount that this process made: the device to serve it with, and its INIT request, not answered
+/// yet.
 #[derive(Debug)]
 pub struct Mounted {
     /// /dev/fuse, connected to the mount.
@@ -107,7 +110,8 @@ pub fn mount(target: &Target, options: &KernelOptions, way: Way) -> io::Result<M
 }
 
 impl Mounted {
-    /// Unmounts it, wherever it is. `Ok(false)` if it remains: another mount covers it, or it keeps moving.
+    /// Unmounts it, wherever it is. `Ok(false)` if it remains: another mount covers it, or it keeps
+    /// moving.
     pub fn unmount(&self, made_at: &Path, mode: Mode) -> io::Result<bool> {
         let mut failed = None;
         for _ in 0..TRIES {
@@ -130,8 +134,8 @@ impl Mounted {
         }
     }
 
-    /// Ends the connection, then removes the mount: from then on every request fails at once, so that unmounting cannot
-    /// wait for one.
+    /// Ends the connection, then removes the mount: from then on every request fails at once, so
+    /// that unmounting cannot wait for one.
     pub fn abandon(self, made_at: &Path) -> io::Result<bool> {
         let found = self.entry(made_at);
         let Self { device, id, dev, .. } = self;
@@ -147,8 +151,9 @@ impl Mounted {
         Ok(false)
     }
 
-    /// Where the mount is, if this mount namespace has it: renaming its directory moves it. The kernel reuses its numbers
-    /// once it has ended, so without a connection it is only searched for where it was made.
+    /// Where the mount is, if this mount namespace has it: renaming its directory moves it. The
+    /// kernel reuses its numbers once it has ended, so without a connection it is only searched for
+    /// where it was made.
     pub fn entry(&self, made_at: &Path) -> io::Result<Option<Entry>> {
         let table = mount_table::table()?;
         let is_at = |entry: &&Entry| match fuse_device::is_connected(&self.device) {
@@ -285,7 +290,8 @@ fn elsewhere() -> io::Error {
     io::Error::other("something was moved, replaced or mounted there meanwhile")
 }
 
-/// The dead mount whose root is the target, if it is one: no other mount of ours can be one (`mountpoint::check`).
+/// The dead mount whose root is the target, if it is one: no other mount of ours can be one
+/// (`mountpoint::check`).
 fn dead_mount(target: &Target) -> io::Result<Option<Entry>> {
     let is_it = |entry: &Entry| {
         entry.id == target.mount_id() && entry.mountpoint == target.path() && entry.is_vaultfs()
@@ -300,14 +306,15 @@ fn uncover(target: &Target) -> io::Result<Target> {
     if below.path() == target.path() { Ok(below) } else { Err(elsewhere()) }
 }
 
-/// Whether a mount is on the checked directory, in that directory's mount, and the directory is still at its path.
+/// Whether a mount is on the checked directory, in that directory's mount, and the directory is
+/// still at its path.
 fn check_place(mount: Option<&Entry>, path: &Path, parent: u64) -> io::Result<()> {
     let is_there = |mount: &Entry| mount.is_vaultfs() && mount.mountpoint == path && mount.parent == parent;
     if mount.is_some_and(is_there) { Ok(()) } else { Err(elsewhere()) }
 }
 
-/// The mounts of this user's that were not in the mount table. The kernel gives ids and device numbers of mounts that
-/// ended meanwhile to new ones: whole entries are compared.
+/// The mounts of this user's that were not in the mount table. The kernel gives ids and device
+/// numbers of mounts that ended meanwhile to new ones: whole entries are compared.
 fn new_since(before: &[Entry]) -> io::Result<Vec<Entry>> {
     let own = nix::unistd::geteuid().as_raw();
     let is_new = |entry: &Entry| entry.is_vaultfs() && entry.owner == Some(own) && !before.contains(entry);
@@ -326,7 +333,8 @@ fn remove_new(before: &[Entry]) {
             match probe::stat(&entry.mountpoint, Duration::from_secs(5)) {
                 Ok(Ok((seen, root))) if mount_id(root.as_fd()).is_ok_and(|id| id == entry.id) => {
                     let is_dead = mountpoint::is_dead(&entry, &seen);
-                    // A look that was under way when the connection ended has another error than those that come later.
+                    // A look that was under way when the connection ended has another error than
+                    // those that come later.
                     let is_ending = !is_dead && seen.statfs.is_err();
                     moved |= is_ending || is_dead && !matches!(unmount::detach(&entry), Ok(true));
                 }

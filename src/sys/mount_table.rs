@@ -1,8 +1,9 @@
 //! The mount table, as /proc/self/mountinfo has it.
 //!
-//! Reading it touches no file system, so it works while a mount hangs; it is the only source of truth for
-//! "is this mount ours". A mount is identified by its device number ([`Dev`]): unlike a path, it cannot be
-//! covered by, or confused with, a foreign mount. Paths in the table are octal-escaped.
+//! Reading it touches no file system, so it works while a mount hangs; it is the only source of
+//! truth for "is this mount ours". A mount is identified by its device number ([`Dev`]): unlike a
+//! path, it cannot be covered by, or confused with, a foreign mount. Paths in the table are
+//! octal-escaped.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -19,7 +20,8 @@ use crate::sys::files::ownership::by_descriptor;
 /// The type of our mounts in the mount table.
 pub const FS_TYPE: &str = "fuse.vaultfs";
 
-/// A device number; for FUSE the minor is also the number of the connection below /sys/fs/fuse/connections.
+/// A device number; for FUSE the minor is also the number of the connection below
+/// /sys/fs/fuse/connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Dev {
     major: u32,
@@ -125,7 +127,8 @@ pub fn top_at(mountpoint: &Path) -> io::Result<Option<Entry>> {
     Ok(table()?.into_iter().rfind(|e| e.mountpoint == mountpoint))
 }
 
-/// The mount with this id and device number, wherever it is by now: whoever may rename its directory moves it.
+/// The mount with this id and device number, wherever it is by now: whoever may rename its
+/// directory moves it.
 pub fn find(id: u64, dev: Dev) -> io::Result<Option<Entry>> {
     Ok(table()?.into_iter().find(|entry| entry.id == id && entry.dev == dev))
 }
@@ -166,7 +169,8 @@ pub fn unescape(field: &[u8]) -> OsString {
         match octal {
             Some(digits) => {
                 let value = digits.iter().fold(0u32, |v, d| v * 8 + u32::from(d - b'0'));
-                // At most \377 is ever written; anything above would not be an escape of the kernel's.
+                // At most \377 is ever written; anything above would not be an escape of the
+                // kernel's.
                 out.push(value as u8);
                 rest = &tail[3..];
             }

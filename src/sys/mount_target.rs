@@ -1,14 +1,18 @@
 //! The directory to mount on, as a descriptor: the checked directory is the one that is mounted on.
 //!
-//! 1. A path is walked once, component by component, and never looked up again: a later exchange of a component has no
-//!    effect. If the directory itself is moved or removed meanwhile, nothing is mounted.
-//! 2. A link on the way is followed if it belongs to root or to this user. Any other could point into a directory that
-//!    its owner has no right to cover.
-//! 3. A directory is followed whatever its owner and mode. A user that may rename there can put other directories in its
-//!    place, but only those that this user may rename, and users of these names depend on that user anyway.
-//! 4. No link can be mounted on, and an automount that waits at the mount point is not triggered: it is what is mounted on.
-//! 5. Nothing is looked up in what another user serves by FUSE ([`Route`]), and a mount within it is refused: it could not be
-//!    removed without asking that user. What is mounted at the path's end is not looked into here.
+//! 1. A path is walked once, component by component, and never looked up again: a later exchange of
+//!    a component has no effect. If the directory itself is moved or removed meanwhile, nothing is
+//!    mounted.
+//! 2. A link on the way is followed if it belongs to root or to this user. Any other could point
+//!    into a directory that its owner has no right to cover.
+//! 3. A directory is followed whatever its owner and mode. A user that may rename there can put
+//!    other directories in its place, but only those that this user may rename, and users of these
+//!    names depend on that user anyway.
+//! 4. No link can be mounted on, and an automount that waits at the mount point is not triggered:
+//!    it is what is mounted on.
+//! 5. Nothing is looked up in what another user serves by FUSE ([`Route`]), and a mount within it
+//!    is refused: it could not be removed without asking that user. What is mounted at the path's
+//!    end is not looked into here.
 //! 6. Walking may hang: it is done in a child process ([`crate::sys::probe`]).
 
 use std::ffi::OsStr;
@@ -35,7 +39,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// The directory behind a descriptor that was opened with O_PATH; its path was `path` when it was checked.
+    /// The directory behind a descriptor that was opened with O_PATH; its path was `path` when it
+    /// was checked.
     pub fn new(path: PathBuf, directory: OwnedFd) -> io::Result<Self> {
         let mount_id = mount_id(directory.as_fd())?;
         Ok(Self { path, directory, mount_id })

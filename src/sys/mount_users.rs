@@ -1,8 +1,8 @@
 //! The processes that keep a mount busy, found without accessing the mount.
 //!
-//! Following a link in /proc/PID/fd, or stat(2) on a path, may ask the mount's daemon. What is read here does
-//! not: `mnt_id` in /proc/PID/fdinfo, device numbers in /proc/PID/maps, and the *text* of the links cwd, root and
-//! exe. Processes of other users are seen by root only.
+//! Following a link in /proc/PID/fd, or stat(2) on a path, may ask the mount's daemon. What is read
+//! here does not: `mnt_id` in /proc/PID/fdinfo, device numbers in /proc/PID/maps, and the *text* of
+//! the links cwd, root and exe. Processes of other users are seen by root only.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -31,9 +31,9 @@ pub fn users(mount: &Entry) -> Vec<User> {
     found
 }
 
-/// Processes in whose mount namespace the file system of `mount` is bound to another place than its own: containers. A
-/// namespace that was copied whole has it where it was, and one that was given all of `/` has it below that
-/// (`-v /:/host`): neither uses it.
+/// Processes in whose mount namespace the file system of `mount` is bound to another place than its
+/// own: containers. A namespace that was copied whole has it where it was, and one that was given
+/// all of `/` has it below that (`-v /:/host`): neither uses it.
 pub fn bound_elsewhere(mount: &Entry) -> Vec<User> {
     let is_bound = |pid: &u32| {
         fs::read(format!("/proc/{pid}/mountinfo")).is_ok_and(|table| is_bound_elsewhere(&table, mount))

@@ -1,10 +1,10 @@
-//! Checks whether a directory can be mounted on, before any process is started. The checked directory stays open and is
-//! the one that is mounted on ([`Target`]).
+//! Checks whether a directory can be mounted on, before any process is started. The checked
+//! directory stays open and is the one that is mounted on ([`Target`]).
 //!
-//! What is there already decides: nothing, and it is checked like any directory; a *dead* mount of ours (our
-//! type in the mount table, ENOTCONN from the kernel) is removed and replaced; anything else, live, hanging or
-//! foreign, is left alone. Access may hang, so a child process does it ([`probe`]). Each refusal is one sentence with
-//! the next step in it.
+//! What is there already decides: nothing, and it is checked like any directory; a *dead* mount of
+//! ours (our type in the mount table, ENOTCONN from the kernel) is removed and replaced; anything
+//! else, live, hanging or foreign, is left alone. Access may hang, so a child process does it
+//! ([`probe`]). Each refusal is one sentence with the next step in it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -69,8 +69,8 @@ pub enum MountpointError {
     Other(PathBuf, io::Error),
 }
 
-/// Checks that `path` leads to a directory that can be mounted on. A dead mount of ours is removed, or, for
-/// root, is itself what is mounted on.
+/// Checks that `path` leads to a directory that can be mounted on. A dead mount of ours is removed,
+/// or, for root, is itself what is mounted on.
 pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
     // Dead mounts may be stacked; each turn removes one.
     for _ in 0..16 {
@@ -86,7 +86,8 @@ pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
             Some(top) if is_dead(&top, &seen) => {
                 let is_stacked =
                     table.iter().any(|entry| entry.id == top.parent && entry.mountpoint == top.mountpoint);
-                // The next mount takes its place (`attach`): nobody finds the plain directory in between.
+                // The next mount takes its place (`attach`): nobody finds the plain directory in
+                // between.
                 if nix::unistd::geteuid().is_root() && !is_stacked {
                     return Ok(target);
                 }

@@ -1,8 +1,9 @@
 //! Access to a path that may hang, with a timeout.
 //!
-//! stat(2) on a mount whose daemon is stuck cannot be interrupted, and a process that waits in it cannot even
-//! be killed. So a child process does it and reports on its standard output. Without a report within the deadline the
-//! child is killed and *not waited for*: a stuck child stays until the mount is gone, and init reaps it.
+//! stat(2) on a mount whose daemon is stuck cannot be interrupted, and a process that waits in it
+//! cannot even be killed. So a child process does it and reports on its standard output. Without a
+//! report within the deadline the child is killed and *not waited for*: a stuck child stays until
+//! the mount is gone, and init reaps it.
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read, Write};
@@ -36,8 +37,8 @@ pub struct Seen {
     pub stat: Result<(bool, Dev), i32>,
     /// statfs(2), which asks a mount's daemon even where stat is answered from the kernel's memory.
     pub statfs: Result<(), i32>,
-    /// Whether the directory is empty. What is mounted is never looked into: of a vault that would be a request for
-    /// each hundred names.
+    /// Whether the directory is empty. What is mounted is never looked into: of a vault that would
+    /// be a request for each hundred names.
     pub empty: Result<bool, i32>,
 }
 
@@ -52,7 +53,8 @@ pub enum ProbeError {
     Failed(#[from] io::Error),
 }
 
-/// Walks to `path` in a child process ([`mount_target::walk`]) and looks at what is there, for at most `within`.
+/// Walks to `path` in a child process ([`mount_target::walk`]) and looks at what is there, for at
+/// most `within`.
 pub fn stat(path: &Path, within: Duration) -> Result<Result<(Seen, OwnedFd), WalkError>, ProbeError> {
     let end = Instant::now() + within;
     let (ours, theirs) = Channel::pair()?;

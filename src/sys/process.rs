@@ -50,7 +50,8 @@ pub fn tracer(pid: u32) -> Option<u32> {
     tracer.trim().parse().ok().filter(|tracer| *tracer != 0)
 }
 
-/// Exit status of a zombie that cannot be waited for yet; the kernel shows it only with the right to trace the process.
+/// Exit status of a zombie that cannot be waited for yet; the kernel shows it only with the right
+/// to trace the process.
 pub fn zombies_end(pid: u32) -> Option<ExitStatus> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = text.rsplit_once(") ")?;
@@ -64,14 +65,15 @@ pub fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
 }
 
-/// Processes that the kernel has killed for lack of memory since boot, in any cgroup; `None` if unknown.
+/// Processes that the kernel has killed for lack of memory since boot, in any cgroup; `None` if
+/// unknown.
 pub fn oom_kills() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/vmstat").ok()?;
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
-/// Whether a visible process has an inotify watch on the file system `dev`. Reads every descriptor of every process, and
-/// accesses no file system but /proc.
+/// Whether a visible process has an inotify watch on the file system `dev`. Reads every descriptor
+/// of every process, and accesses no file system but /proc.
 pub fn watch(dev: Dev) -> bool {
     let (major, minor) = dev.numbers();
     // As the kernel has it inside.
@@ -93,7 +95,8 @@ fn is_number(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
 }
 
-/// A live process of one user, held by a pidfd, so that waits and signals never reach another process of its number.
+/// A live process of one user, held by a pidfd, so that waits and signals never reach another
+/// process of its number.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
@@ -148,8 +151,8 @@ impl Process {
         comm.is_ok_and(|comm| comm.trim_end().as_bytes() == name.to_bytes())
     }
 
-    /// The argument after this option in its command line. Reading it may block on a page fault of the process: not for
-    /// other users' processes.
+    /// The argument after this option in its command line. Reading it may block on a page fault of
+    /// the process: not for other users' processes.
     pub fn argument(&self, option: &str) -> Option<PathBuf> {
         let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).ok()?;
         let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != option.as_bytes());

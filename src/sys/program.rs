@@ -1,5 +1,5 @@
-//! The program of a process, and the service or container that it belongs to. Read from /proc, as far as that shows it;
-//! never a path on the mount.
+//! The program of a process, and the service or container that it belongs to. Read from /proc, as
+//! far as that shows it; never a path on the mount.
 
 use std::fs;
 
@@ -57,7 +57,8 @@ fn components(cgroup: &str) -> impl Iterator<Item = &str> {
     paths.flat_map(|path| path.split('/').rev())
 }
 
-/// The id that container engines put into the path: 64 hexadecimal digits, alone or in the name of a scope.
+/// The id that container engines put into the path: 64 hexadecimal digits, alone or in the name of
+/// a scope.
 fn container(cgroup: &str) -> Option<String> {
     let id = |component: &str| {
         let name = component.trim_end_matches(".scope");

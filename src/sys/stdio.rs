@@ -1,12 +1,14 @@
 //! Standard output and standard error: the one place that writes there.
 //!
-//! Their reader may be gone: a closed terminal, a pipe without a reader, a full disk. The macros of the standard library
-//! panic then, which would end a daemon with its unsaved writes, and a command with a wrong exit code. So a line on
-//! standard error may be lost without further effect, and a failed write to standard output is an error like any other.
-//! `tests/project/layering.rs` forbids the macros elsewhere. Text on standard error is escaped ([`crate::display`]):
-//! each call is one line.
+//! Their reader may be gone: a closed terminal, a pipe without a reader, a full disk. The macros of
+//! the standard library panic then, which would end a daemon with its unsaved writes, and a command
+//! with a wrong exit code. So a line on standard error may be lost without further effect, and a
+//! failed write to standard output is an error like any other. `tests/project/layering.rs` forbids
+//! the macros elsewhere. Text on standard error is escaped ([`crate::display`]): each call is one
+//! line.
 //!
-//! SIGPIPE is ignored in all our processes (the runtime does that before `main`), so a missing reader is EPIPE here.
+//! SIGPIPE is ignored in all our processes (the runtime does that before `main`), so a missing
+//! reader is EPIPE here.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Stderr, Stdout, Write};
@@ -54,8 +56,9 @@ pub fn stdout() -> Stdout {
     io::stdout()
 }
 
-/// Standard error as a log's place: lines are lost where they cannot be written, or would have to wait for a reader that sleeps
-/// (a terminal that was stopped, a pager), because a mount must not wait for its log.
+/// Standard error as a log's place: lines are lost where they cannot be written, or would have to
+/// wait for a reader that sleeps (a terminal that was stopped, a pager), because a mount must not
+/// wait for its log.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LogStream;
 

@@ -1,10 +1,13 @@
 //! The boundary to other users: which mounts, files, sockets and paths are trusted, and for what.
 //!
-//! 1. A name, a path or a number in a file proves nothing: another user may have made it, or may exchange it later. Only
-//!    what the kernel shows of a descriptor counts: owner, mount id, peer. Processes: [`crate::sys::process::Process`].
-//! 2. A mount belongs to the user that `user_id=` in the mount table names. This user's own keepers are trusted. Root
-//!    shows the answers of another user's mount and trusts none of them; other users do not access it.
-//! 3. A FUSE file system of another user is never accessed: it may not answer, and it may report any owner.
+//! 1. A name, a path or a number in a file proves nothing: another user may have made it, or may
+//!    exchange it later. Only what the kernel shows of a descriptor counts: owner, mount id, peer.
+//!    Processes: [`crate::sys::process::Process`].
+//! 2. A mount belongs to the user that `user_id=` in the mount table names. This user's own keepers
+//!    are trusted. Root shows the answers of another user's mount and trusts none of them; other
+//!    users do not access it.
+//! 3. A FUSE file system of another user is never accessed: it may not answer, and it may report
+//!    any owner.
 //! 4. What is read from another user is bounded, in bytes and by one deadline.
 
 use std::ffi::{OsStr, OsString};
@@ -62,7 +65,8 @@ fn root() -> io::Result<OwnedFd> {
     Ok(open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-/// The directory `path`, without links, held open; nothing on the way is in a FUSE file system of another user.
+/// The directory `path`, without links, held open; nothing on the way is in a FUSE file system of
+/// another user.
 fn descend(path: &Path) -> io::Result<OwnedFd> {
     let mut at = root()?;
     for component in path.components() {
@@ -89,7 +93,8 @@ impl MountpointHandle {
         Ok(Self { parent: descend(parent)?, name: name.to_owned() })
     }
 
-    /// The root of the mount with this id, if that is what is visible there. As long as it is open the mount is busy.
+    /// The root of the mount with this id, if that is what is visible there. As long as it is open
+    /// the mount is busy.
     pub fn root(&self, id: u64) -> io::Result<Option<OwnedFd>> {
         let root = open_at(self.parent.as_fd(), &self.name, OFlag::empty())?;
         Ok((mount_id(root.as_fd())? == id).then_some(root))

@@ -1,7 +1,8 @@
 //! Removes the mount that [`crate::sys::mount`] makes.
 //!
-//! The keeper, `vaultfs unmount`, or a child process of a worker whose keeper died unmounts; each first verifies in the
-//! mount table that it removes the intended mount. Root uses the system calls, other users `fusermount3`.
+//! The keeper, `vaultfs unmount`, or a child process of a worker whose keeper died unmounts; each
+//! first verifies in the mount table that it removes the intended mount. Root uses the system
+//! calls, other users `fusermount3`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,8 +26,9 @@ pub enum Mode {
     Lazy,
 }
 
-/// Unmounts the mount `dev` if it is visible at `mountpoint`; `Ok(false)` if it is not. Root's system call uses no path
-/// that another user could exchange meanwhile: see [`MountpointHandle`]. fusermount3 checks the path itself.
+/// Unmounts the mount `dev` if it is visible at `mountpoint`; `Ok(false)` if it is not. Root's
+/// system call uses no path that another user could exchange meanwhile: see [`MountpointHandle`].
+/// fusermount3 checks the path itself.
 pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
     let top = mount_table::top_at(mountpoint)?;
     let Some(mount) = top.filter(|top| top.dev == dev && top.is_vaultfs()) else { return Ok(false) };
@@ -61,8 +63,8 @@ pub fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(umount2(&by_descriptor(root), MntFlags::MNT_DETACH)?)
 }
 
-/// Aborts a connection, whichever process holds its device; the mount stays, dead. Uses fusectl where it is mounted; root
-/// can do without.
+/// Aborts a connection, whichever process holds its device; the mount stays, dead. Uses fusectl
+/// where it is mounted; root can do without.
 pub fn abort(dev: Dev) -> io::Result<()> {
     let (_, connection) = dev.numbers();
     match std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1") {
@@ -71,7 +73,8 @@ pub fn abort(dev: Dev) -> io::Result<()> {
     }
 }
 
-/// A forced unmount ends the connection before it looks whether the mount is in use, which it is here.
+/// A forced unmount ends the connection before it looks whether the mount is in use, which it is
+/// here.
 fn abort_by_mount(dev: Dev) -> io::Result<()> {
     let mount = mount_table::table()?.into_iter().rfind(|mount| mount.dev == dev);
     let root =

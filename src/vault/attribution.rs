@@ -1,9 +1,10 @@
-//! Attribution: for which program and user requests are sent. When the budget is spent, people want to know by which program, and users who were
-//! merely let in have a share of it only.
+//! Attribution: for which program and user requests are sent. When the budget is spent, people want
+//! to know by which program, and users who were merely let in have a share of it only.
 //!
-//! A [`Attribution`] travels with the task that serves a program ([`on_behalf_of`]) and with the flights that it begins, so
-//! that no call has to carry it. What is sent by nobody's task (refreshing, retries) is vaultfs's own. A flight is paid for
-//! by whoever joined it last ([`Payer::join`]): nobody fails because the share of the user who asked first is spent. A
+//! A [`Attribution`] travels with the task that serves a program ([`on_behalf_of`]) and with the
+//! flights that it begins, so that no call has to carry it. What is sent by nobody's task
+//! (refreshing, retries) is vaultfs's own. A flight is paid for by whoever joined it last
+//! ([`Payer::join`]): nobody fails because the share of the user who asked first is spent. A
 //! [`RequestCounter`] adds up; it stays small, however many programs there are.
 
 use std::collections::HashMap;
@@ -121,7 +122,8 @@ impl Payer {
         }
     }
 
-    /// Whether the flight failed for want of the share of `guest`, and somebody else has joined it since.
+    /// Whether the flight failed for want of the share of `guest`, and somebody else has joined it
+    /// since.
     pub fn is_another<T>(&self, guest: Option<u32>, answer: &Result<T>) -> bool {
         matches!(answer, Err(e) if e.kind == ErrorKind::ShareSpent) && self.guest() != guest
     }

@@ -1,9 +1,10 @@
-//! Client-side encryption as the official SDKs of the kv dialect do it (VAULT-API.md §2): what they made is
-//! opened here, and the other way round.
+//! Client-side encryption as the official SDKs of the kv dialect do it (VAULT-API.md §2): what they
+//! made is opened here, and the other way round.
 //!
-//! An envelope is base64 of nonce (12 bytes), tag (16), length of the key blob (LEB128 of 32 bits), key blob,
-//! ciphertext; AES-256-GCM. The key blob is the data key as only the vault can open it, so an envelope needs
-//! nothing beside it but associated data, if there was some. Pure: knows no vault; no input panics.
+//! An envelope is base64 of nonce (12 bytes), tag (16), length of the key blob (LEB128 of 32 bits),
+//! key blob, ciphertext; AES-256-GCM. The key blob is the data key as only the vault can open it,
+//! so an envelope needs nothing beside it but associated data, if there was some. Pure: knows no
+//! vault; no input panics.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,9 +1,10 @@
 //! A vault that is not there yet: how a mount starts without one.
 //!
-//! [`Start`] says what is to happen when the vault does not answer at first: give up, wait, or go on without it.
-//! Going on is [`LazyVault`]: it asks which dialect is spoken when somebody first needs an answer, again at each
-//! need until there is one, and from then on only passes on. Who needs it meanwhile waits for one question, shared by
-//! all, and to its own deadline. Until the dialect is known it says what the object dialect can do.
+//! [`Start`] says what is to happen when the vault does not answer at first: give up, wait, or go
+//! on without it. Going on is [`LazyVault`]: it asks which dialect is spoken when somebody first
+//! needs an answer, again at each need until there is one, and from then on only passes on. Who
+//! needs it meanwhile waits for one question, shared by all, and to its own deadline. Until the
+//! dialect is known it says what the object dialect can do.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,9 +1,10 @@
 //! What a vault is, whoever keeps it: objects with names, versions and values.
 //!
-//! [`Vault`] is the one interface of everything above. The HTTP client, the memory and the faulty vault and
-//! the wrappers (prefix) implement it, and all of them pass the contract in `tests/conformance/vault_contract`. A value crosses it as *file
-//! bytes* ([`Content`]): what those bytes look like on the wire is decided by `codec` at the edge.
-//! Nothing in here knows of inodes, FUSE or the server.
+//! [`Vault`] is the one interface of everything above. The HTTP client, the memory and the faulty
+//! vault and the wrappers (prefix) implement it, and all of them pass the contract in
+//! `tests/conformance/vault_contract`. A value crosses it as *file bytes* ([`Content`]): what those
+//! bytes look like on the wire is decided by `codec` at the edge. Nothing in here knows of inodes,
+//! FUSE or the server.
 
 pub mod attribution;
 pub mod cache;
@@ -43,7 +44,8 @@ pub struct Call {
     pub deadline: Instant,
     /// Whether somebody waits for it.
     pub priority: Priority,
-    /// What a vault that honours such keys knows a creation by that comes again; other operations ignore it.
+    /// What a vault that honours such keys knows a creation by that comes again; other operations
+    /// ignore it.
     pub idempotency_key: Option<IdempotencyKey>,
 }
 
@@ -79,7 +81,8 @@ pub struct Capabilities {
     pub version_check: bool,
     /// `list` honours `search` and `updated_after`.
     pub search: bool,
-    /// Longest name, in the dialect's own unit: see [`Dialect`]. Object: 1024 bytes; kv: 200 characters.
+    /// Longest name, in the dialect's own unit: see [`Dialect`]. Object: 1024 bytes; kv: 200
+    /// characters.
     pub max_name: NameLimit,
 }
 
@@ -128,7 +131,8 @@ pub struct VaultStatus {
     pub spent_by: Vec<crate::vault::attribution::RequestCount>,
     /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
-    /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has not reported its time.
+    /// By how many milliseconds its clock is ahead of ours, within a second; `None` while it has
+    /// not reported its time.
     pub ahead_ms: Option<i64>,
     /// Whether the key may make and update objects, where the vault says so.
     pub may_write: Option<bool>,
@@ -141,9 +145,9 @@ pub type Check<'a> = Option<&'a VersionTag>;
 
 /// A secrets vault. Errors are typed so that one table can turn them into errno values.
 ///
-/// Names that are too long for the dialect are refused locally with [`ErrorKind::NameTooLong`].
-/// An error whose `maybe_applied` is set leaves open whether the change was made: the caller looks before
-/// it tries again.
+/// Names that are too long for the dialect are refused locally with [`ErrorKind::NameTooLong`]. An
+/// error whose `maybe_applied` is set leaves open whether the change was made: the caller looks
+/// before it tries again.
 #[async_trait]
 pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
     /// What this vault can do.
@@ -156,8 +160,9 @@ pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object>;
     /// Reads everything of an object but its value.
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta>;
-    /// Makes a new object; [`ErrorKind::AlreadyExists`] if the name is taken. A creation that comes again with its
-    /// [`Call::idempotency_key`] has the first one's answer, or [`ErrorKind::MadeAndDeleted`] if its object was deleted since.
+    /// Makes a new object; [`ErrorKind::AlreadyExists`] if the name is taken. A creation that comes
+    /// again with its [`Call::idempotency_key`] has the first one's answer, or
+    /// [`ErrorKind::MadeAndDeleted`] if its object was deleted since.
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta>;
     /// Makes a new version. With `check`, only while that is the current version, else
     /// [`ErrorKind::VersionMismatch`]; ignored where [`Capabilities::version_check`] is false.
@@ -168,8 +173,8 @@ pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page>;
     /// The versions of an object, oldest first, numbered from 1.
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>>;
-    /// Reads one version; [`ErrorKind::Unsupported`] where [`Capabilities::old_values`] is false and it is
-    /// not the current one.
+    /// Reads one version; [`ErrorKind::Unsupported`] where [`Capabilities::old_values`] is false
+    /// and it is not the current one.
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object>;
 }
 

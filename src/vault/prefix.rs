@@ -1,8 +1,8 @@
 //! `--prefix P`: only the names starting `P/`, shown without it, written with it.
 //!
-//! A wrapper like any other: ids pass through, names are translated on the way in and out. An object
-//! outside the prefix does not exist here, by whatever way it is asked for; only ids that came from here
-//! are ever asked for, so changes by id need no check of their own.
+//! A wrapper like any other: ids pass through, names are translated on the way in and out. An
+//! object outside the prefix does not exist here, by whatever way it is asked for; only ids that
+//! came from here are ever asked for, so changes by id need no check of their own.
 
 use async_trait::async_trait;
 

@@ -1,21 +1,26 @@
 //! Serves the requests of an engine: the order of checks, mounts, state changes and answers.
 //!
-//! 1. A lock for each volume serializes its changes; volumes do not wait for each other. Read-only requests never wait.
-//! 2. A user is recorded after the mount answers and before the engine gets its answer. A crash in between leaves a
-//!    mount without users, which the next start unmounts; never a user without a mount.
-//! 3. An engine that has stopped waiting does not use the mount: its user is removed under the same lock, so that a
-//!    repeated request finds the user either recorded or absent.
-//! 4. A user is removed, and the engine answered, before the volume is unmounted: podman waits 5 s for an answer, and
-//!    without one takes the volume for mounted. If unmounting fails (writes that the vault does not accept), the mount
-//!    stays for the next user or for `vaultfs pending`. If the answer did not arrive, the user is recorded again. A
-//!    Mount or a Remove interrupts an unmounting that waits for the vault.
-//! 5. The mount point exists only while something is mounted there, so that an engine never binds a directory of the
-//!    disk in place of the vault. A Mount fails if the engine's mount namespace does not have the mount.
-//! 6. An engine that is killed, or that removes a container while the plugin is stopped, leaves its users recorded. So
-//!    recorded users do not prevent a Remove if no visible process uses the mount: an engine removes only volumes that
-//!    it takes for unused. An Unmount does not remove other users: one may have its answer and not have bound it yet.
-//! 7. After its last user a volume stays mounted for a while, for containers that restart while the vault does not
-//!    answer. It is never unmounted while another mount namespace has it bound.
+//! 1. A lock for each volume serializes its changes; volumes do not wait for each other. Read-only
+//!    requests never wait.
+//! 2. A user is recorded after the mount answers and before the engine gets its answer. A crash in
+//!    between leaves a mount without users, which the next start unmounts; never a user without a
+//!    mount.
+//! 3. An engine that has stopped waiting does not use the mount: its user is removed under the same
+//!    lock, so that a repeated request finds the user either recorded or absent.
+//! 4. A user is removed, and the engine answered, before the volume is unmounted: podman waits 5 s
+//!    for an answer, and without one takes the volume for mounted. If unmounting fails (writes that
+//!    the vault does not accept), the mount stays for the next user or for `vaultfs pending`. If
+//!    the answer did not arrive, the user is recorded again. A Mount or a Remove interrupts an
+//!    unmounting that waits for the vault.
+//! 5. The mount point exists only while something is mounted there, so that an engine never binds a
+//!    directory of the disk in place of the vault. A Mount fails if the engine's mount namespace
+//!    does not have the mount.
+//! 6. An engine that is killed, or that removes a container while the plugin is stopped, leaves its
+//!    users recorded. So recorded users do not prevent a Remove if no visible process uses the
+//!    mount: an engine removes only volumes that it takes for unused. An Unmount does not remove
+//!    other users: one may have its answer and not have bound it yet.
+//! 7. After its last user a volume stays mounted for a while, for containers that restart while the
+//!    vault does not answer. It is never unmounted while another mount namespace has it bound.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -33,7 +38,8 @@ use super::state::{self, Refusal, Volume, Volumes};
 use super::store::Store;
 use crate::clock::Clock;
 
-/// Timeout for storing unsaved writes before a removal: podman waits 5 s for the answer, dockerd a minute.
+/// Timeout for storing unsaved writes before a removal: podman waits 5 s for the answer, dockerd a
+/// minute.
 const REMOVAL: Duration = Duration::from_secs(3);
 /// Interval between checks for mount namespaces that have a volume bound.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -103,7 +109,8 @@ impl Driver {
     pub async fn create(&self, name: &str, options: &BTreeMap<String, String>) -> Result<()> {
         state::check_name(name)?;
         let _guard = self.locks.next(name).await;
-        // The next mount validates the options of an existing volume, which an earlier version may have created.
+        // The next mount validates the options of an existing volume, which an earlier version may
+        // have created.
         if self.volumes().get(name).is_err() {
             let arguments = self.arguments(options).await?;
             options::check_own(name, options, self.profiles.dir(), &*self.grammar)
@@ -126,8 +133,8 @@ impl Driver {
             .map_err(Refusal::Message)
     }
 
-    /// Mount, for an engine with a known process. `tell` gets the answer while the volume is locked, and returns whether
-    /// the engine received it.
+    /// Mount, for an engine with a known process. `tell` gets the answer while the volume is
+    /// locked, and returns whether the engine received it.
     pub async fn mount(
         &self,
         name: &str,
@@ -177,8 +184,8 @@ impl Driver {
         done.map(|()| at)
     }
 
-    /// Unmount, as [`Driver::mount`]. Without users left, returns when the volume is unmounted; failures after the answer
-    /// are logged.
+    /// Unmount, as [`Driver::mount`]. Without users left, returns when the volume is unmounted;
+    /// failures after the answer are logged.
     pub async fn unmount(&self, name: &str, id: &str, tell: impl FnOnce(Result<()>) -> bool) {
         let guard = self.locks.next(name).await;
         let was_user = match self.change(|volumes| volumes.release(name, id)).await {
@@ -214,8 +221,8 @@ impl Driver {
         self.volumes().get(name).map_or(true, |volume| volume.users.is_empty())
     }
 
-    /// Unmounts a volume without users `after` that time, unless it has users by then or another mount namespace has it
-    /// bound.
+    /// Unmounts a volume without users `after` that time, unless it has users by then or another
+    /// mount namespace has it bound.
     async fn leave(&self, name: &str, guard: VolumeGuard, after: Duration) {
         let (mut guard, mut pause) = (guard, after);
         let mine = self.idle().begin(name);
@@ -230,7 +237,8 @@ impl Driver {
             }
             match self.unmount_unused(name, guard.wanted()).await {
                 Err(e @ Refusal::Bound { .. }) => tracing::debug!("stays mounted: {e}"),
-                // The Mount that interrupted it uses the volume; dockerd does so each time it starts a container.
+                // The Mount that interrupted it uses the volume; dockerd does so each time it
+                // starts a container.
                 Err(e) if guard.is_wanted() => return tracing::debug!("{e}"),
                 Err(e) => return tracing::error!("{e}"),
                 Ok(()) => return,
@@ -284,7 +292,8 @@ impl Driver {
         .await
     }
 
-    /// Waits until no other mount namespace has the mount: the kernel removes a container's namespace after its end.
+    /// Waits until no other mount namespace has the mount: the kernel removes a container's
+    /// namespace after its end.
     async fn unbound(&self, at: &std::path::Path, within: Duration) {
         let gone = async {
             while self.mounter.holder(at).await.is_some() {
@@ -314,7 +323,8 @@ impl Driver {
         self.volumes().iter().map(|(name, volume)| self.describe(name, volume)).collect()
     }
 
-    /// After a start: unmounts volumes without users and logs missing mounts. Waits for mounts: run it in the background.
+    /// After a start: unmounts volumes without users and logs missing mounts. Waits for mounts: run
+    /// it in the background.
     pub async fn check_mounts(&self) {
         let checks = self.known().into_iter().map(|name| async move { self.check_mount(&name).await });
         futures_util::future::join_all(checks).await;

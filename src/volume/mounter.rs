@@ -1,7 +1,9 @@
-//! The mounts of volumes: each one `vaultfs mount`, with processes of its own that outlive the plugin.
+//! The mounts of volumes: each one `vaultfs mount`, with processes of its own that outlive the
+//! plugin.
 //!
-//! The plugin never accesses a mount itself: the mount table shows whether it exists, and a child process, which may
-//! hang, checks that it answers. A mount counts as made only after a file was read through it.
+//! The plugin never accesses a mount itself: the mount table shows whether it exists, and a child
+//! process, which may hang, checks that it answers. A mount counts as made only after a file was
+//! read through it.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -27,7 +29,8 @@ use crate::sys::probe;
 use crate::sys::probe::ProbeError;
 use crate::sys::{mount_table, mount_users, mountpoint, trust};
 
-/// Timeout of `vaultfs mount`. dockerd closes the connection after 120 s and should have an error message by then.
+/// Timeout of `vaultfs mount`. dockerd closes the connection after 120 s and should have an error
+/// message by then.
 const PATIENCE: Duration = Duration::from_secs(110);
 /// Timeout of `vaultfs unmount`, beyond twice the mount's `drain`.
 const END: Duration = Duration::from_secs(120);
@@ -52,14 +55,17 @@ pub trait Mounter: Send + Sync {
     async fn mount(&self, at: &Path, arguments: &[String]) -> Result<(), String>;
     /// Stores unsaved writes of the mount there; an error names what could not be stored in time.
     async fn store(&self, at: &Path, within: Duration) -> Result<(), String>;
-    /// Stores unsaved writes and unmounts. If it is interrupted, the mount stays, or is gone already.
+    /// Stores unsaved writes and unmounts. If it is interrupted, the mount stays, or is gone
+    /// already.
     async fn unmount(&self, at: &Path, unless: Interruption) -> Result<(), String>;
-    /// As [`Mounter::unmount`], but refuses while a visible process uses the mount, and if unsaved writes remain after this
-    /// time.
+    /// As [`Mounter::unmount`], but refuses while a visible process uses the mount, and if unsaved
+    /// writes remain after this time.
     async fn unmount_idle(&self, at: &Path, within: Duration) -> Result<(), String>;
-    /// A process that has it bound elsewhere in its mount namespace, as a message. Accesses no mount.
+    /// A process that has it bound elsewhere in its mount namespace, as a message. Accesses no
+    /// mount.
     async fn holder(&self, at: &Path) -> Option<String>;
-    /// Refuses if the mount is missing at this path for a process that is about to bind it. Accesses no mount.
+    /// Refuses if the mount is missing at this path for a process that is about to bind it.
+    /// Accesses no mount.
     fn is_seen_by(&self, at: &Path, process: Option<u32>) -> Result<(), String>;
     /// Whether a vaultfs is mounted there. Accesses no mount.
     fn is_mounted(&self, at: &Path) -> bool;
@@ -111,11 +117,13 @@ impl Mounter for Commands {
         // An engine copies the image's files into an empty volume.
         command.arg("--never-empty").args(self.allow_other.then_some("--allow-other"));
         if !arguments.iter().any(|argument| argument.starts_with("--embedded")) {
-            // That directory has the key of the default vault, which names it in its options: no other vault may get it.
+            // That directory has the key of the default vault, which names it in its options: no
+            // other vault may get it.
             command.env_remove("CREDENTIALS_DIRECTORY");
         }
         let mounted = run(command.args(arguments).arg("--").arg(at), PATIENCE).await;
-        // It is below the mount by now. Whoever has it in place of the mount gets nothing out of it, and nothing in.
+        // It is below the mount by now. Whoever has it in place of the mount gets nothing out of
+        // it, and nothing in.
         let closed = bare.set_permissions(Permissions::from_mode(0o000));
         if !self.is_mounted(at) {
             self.tidy(at);
@@ -141,7 +149,8 @@ impl Mounter for Commands {
     async fn unmount(&self, at: &Path, mut unless: Interruption) -> Result<(), String> {
         let Some(top) = ours(at)? else { return Ok(()) };
         let patience = time_to_end(top).await;
-        // Lazy: no container uses it, and a process on the host that has it open must not delay the engine.
+        // Lazy: no container uses it, and a process on the host that has it open must not delay the
+        // engine.
         let mut command = vaultfs("unmount");
         command.arg("--lazy").arg("--").arg(at);
         let (stop, stopped) = oneshot::channel();
@@ -164,8 +173,8 @@ impl Mounter for Commands {
                     return if self.is_mounted(at) { ended } else { Ok(()) };
                 }
             }
-            // The command goes on until the mount's processes have ended, which the mount namespace of a container
-            // that is just ending may delay; the next mount need not wait for them.
+            // The command goes on until the mount's processes have ended, which the mount namespace
+            // of a container that is just ending may delay; the next mount need not wait for them.
             if !self.is_mounted(at) {
                 return Ok(());
             }
@@ -257,8 +266,8 @@ async fn time_to_end(mount: Entry) -> Duration {
     drain.unwrap_or(DRAIN).saturating_mul(2).saturating_add(END)
 }
 
-/// A `vaultfs` command that ends with the plugin: later it could remove a mount that the next run of the plugin has
-/// given to a container.
+/// A `vaultfs` command that ends with the plugin: later it could remove a mount that the next run
+/// of the plugin has given to a container.
 fn vaultfs(command: &str) -> Command {
     let mut vaultfs = Command::new("/proc/self/exe");
     vaultfs.arg0("vaultfs").arg(command).kill_on_drop(true);

@@ -1,10 +1,12 @@
-//! What `-o` of `docker volume create` and `podman volume create` means: the long options of `vaultfs mount`.
+//! What `-o` of `docker volume create` and `podman volume create` means: the long options of
+//! `vaultfs mount`.
 //!
-//! The command line defines the options ([`Grammar`]); this file decides which of them a volume may have, translates those
-//! that only volumes have, and words the errors.
+//! The command line defines the options ([`Grammar`]); this file decides which of them a volume may
+//! have, translates those that only volumes have, and words the errors.
 //!
-//! A user that may create volumes is not trusted as the plugin's user is. So a volume's own options open no file of the
-//! host, run no command and choose no vault: the plugin's options and profiles ([`super::profile`]) do.
+//! A user that may create volumes is not trusted as the plugin's user is. So a volume's own options
+//! open no file of the host, run no command and choose no vault: the plugin's options and profiles
+//! ([`super::profile`]) do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,11 +31,11 @@ pub trait Grammar: Send + Sync {
     fn takes(&self, name: &str) -> Option<Takes>;
     /// The option of a volume that was probably meant by `name`.
     fn nearest(&self, name: &str) -> Option<String>;
-    /// How long such a mount waits for a vault that does not answer, if these arguments parse; else what is wrong, as
-    /// one sentence.
+    /// How long such a mount waits for a vault that does not answer, if these arguments parse; else
+    /// what is wrong, as one sentence.
     fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String>;
-    /// What this machine has against such a mount, as one sentence, before it is made: files that cannot be used, a URL
-    /// that is none of a vault. Reads files; asks no vault.
+    /// What this machine has against such a mount, as one sentence, before it is made: files that
+    /// cannot be used, a URL that is none of a vault. Reads files; asks no vault.
     fn validate(&self, arguments: &[String]) -> Result<(), String>;
 }
 
@@ -78,7 +80,8 @@ const PATHS: [&str; 5] = ["embedded", "api-key-file", "ca-file", "audit", "log"]
 /// What `mode` sets both of.
 const SINGLE_MODES: [&str; 2] = ["file-mode", "dir-mode"];
 
-/// Longest `wait`. dockerd gives up on a Mount after 120 s, with a message that does not mention the vault.
+/// Longest `wait`. dockerd gives up on a Mount after 120 s, with a message that does not mention
+/// the vault.
 const LONGEST_WAIT: Duration = Duration::from_secs(90);
 
 /// What a volume offers, of all long options of `vaultfs mount`.
@@ -97,7 +100,8 @@ pub fn default_key(defaults: &mut BTreeMap<String, String>, file: String) {
 /// A profile's name and options.
 pub type Profile = (String, BTreeMap<String, String>);
 
-/// The options of a volume that it could not be created with any more. Empty unless an earlier version created it.
+/// The options of a volume that it could not be created with any more. Empty unless an earlier
+/// version created it.
 pub fn old(options: &BTreeMap<String, String>) -> Vec<&str> {
     let is_fit = |name: &str| OF_A_VOLUME.contains(&name) || OF_THE_ENGINES.contains(&name);
     options.keys().map(String::as_str).filter(|name| !is_fit(&spelt(name))).collect()
@@ -138,8 +142,8 @@ pub fn check_own(
     ))
 }
 
-/// The arguments of `vaultfs mount` for a volume: its own options over those of its profile, these over the plugin's. What
-/// the profile says holds.
+/// The arguments of `vaultfs mount` for a volume: its own options over those of its profile, these
+/// over the plugin's. What the profile says holds.
 pub fn of_volume(
     defaults: &BTreeMap<String, String>,
     profile: Option<&Profile>,

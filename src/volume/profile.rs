@@ -1,7 +1,8 @@
 //! Profiles: options that a volume names (`-o profile=NAME`) and does not have itself.
 //!
-//! A profile is a file of the plugin's user or root that others cannot write to: a vault, its key file, commands to run. One
-//! option in a line, `name=value` or `name`; lines that begin with `#` are comments. It is read at each mount.
+//! A profile is a file of the plugin's user or root that others cannot write to: a vault, its key
+//! file, commands to run. One option in a line, `name=value` or `name`; lines that begin with `#`
+//! are comments. It is read at each mount.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

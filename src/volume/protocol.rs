@@ -1,7 +1,9 @@
-//! The volume plugin protocol, version 1 (JSON over HTTP over a Unix socket), as dockerd and podman speak it.
+//! The volume plugin protocol, version 1 (JSON over HTTP over a Unix socket), as dockerd and podman
+//! speak it.
 //!
-//! Measured: `Opts` may be null or missing, the body may be empty, and Host is empty or `plugin`. One lenient type reads
-//! every request; each answer has the members its kind of request needs and nothing else.
+//! Measured: `Opts` may be null or missing, the body may be empty, and Host is empty or `plugin`.
+//! One lenient type reads every request; each answer has the members its kind of request needs and
+//! nothing else.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

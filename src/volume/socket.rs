@@ -1,7 +1,8 @@
 //! The plugin's socket: HTTP requests of the container engine, each handed to the driver.
 //!
-//! Only root and the plugin's own user may send requests. A change runs to its end even if the engine closes the
-//! connection (podman does after 5 s). Errors are HTTP 500 with the message in `Err`, which both engines show.
+//! Only root and the plugin's own user may send requests. A change runs to its end even if the
+//! engine closes the connection (podman does after 5 s). Errors are HTTP 500 with the message in
+//! `Err`, which both engines show.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,8 +68,9 @@ pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
-/// The directory of a socket, unless it is there. A path that is mostly missing is a slip; but where dockerd looks for
-/// plugins nothing needs to be before its first start, and plugins are started before it.
+/// The directory of a socket, unless it is there. A path that is mostly missing is a slip; but
+/// where dockerd looks for plugins nothing needs to be before its first start, and plugins are
+/// started before it.
 fn make_directory(dir: &Path) -> Result<(), SocketError> {
     let failed = |e| SocketError::Io(dir.to_owned(), e);
     match dir.parent() {
@@ -118,8 +120,8 @@ pub fn router(driver: Arc<Driver>) -> Router {
         .with_state(driver)
 }
 
-/// Reads a request to its end before it is answered, whatever it is: a client that sends its body after the head meets
-/// a closed connection otherwise.
+/// Reads a request to its end before it is answered, whatever it is: a client that sends its body
+/// after the head meets a closed connection otherwise.
 async fn whole(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let asked = head.uri.path().to_owned();

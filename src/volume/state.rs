@@ -1,7 +1,8 @@
 //! The volumes and their users. Pure: each change is a function from state to state.
 //!
-//! Mounts are counted for each ID that comes with Mount and Unmount: `docker cp` mounts and unmounts with the ID of the
-//! container that runs. An Unmount of an ID that has no Mount changes nothing.
+//! Mounts are counted for each ID that comes with Mount and Unmount: `docker cp` mounts and
+//! unmounts with the ID of the container that runs. An Unmount of an ID that has no Mount changes
+//! nothing.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,10 @@
-//! The state on disk: one JSON file, replaced atomically, 0600 in a directory that one plugin at a time uses.
+//! The state on disk: one JSON file, replaced atomically, 0600 in a directory that one plugin at a
+//! time uses.
 //!
-//! The file names the boot it belongs to: after a restart of the machine no volume has users. The directory also holds
-//! the mount points (`volumes/NAME`). Both are 0711, because in a user namespace the container's runtime reaches the
-//! volume as another user; the mount decides who may read it.
+//! The file names the boot it belongs to: after a restart of the machine no volume has users. The
+//! directory also holds the mount points (`volumes/NAME`). Both are 0711, because in a user
+//! namespace the container's runtime reaches the volume as another user; the mount decides who may
+//! read it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -74,7 +76,8 @@ fn at(path: &Path) -> impl Fn(io::Error) -> StoreError {
     move |e| StoreError::Io(path.to_owned(), e)
 }
 
-/// Makes a directory, or takes one of this user's, and lets everybody pass through. Where it is, without links.
+/// Makes a directory, or takes one of this user's, and lets everybody pass through. Where it is,
+/// without links.
 fn take(path: &Path) -> Result<PathBuf, StoreError> {
     DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(at(path))?;
     let (opened, real) = files::directory(path).map_err(|e| at(path)(e.into()))?;
@@ -88,7 +91,8 @@ fn take(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 impl Store {
-    /// Takes the directory, made if it is missing, and reads what is in it. `boot` identifies this run of the machine.
+    /// Takes the directory, made if it is missing, and reads what is in it. `boot` identifies this
+    /// run of the machine.
     pub fn open(dir: &Path, boot: &str) -> Result<(Self, Volumes), StoreError> {
         files::check_way(dir).map_err(at(dir))?;
         if dir.join(VAULT).exists() {

@@ -1,4 +1,5 @@
-//! Names, texts and files that others chose: what a terminal sees of them, and which of them are read and written.
+//! Names, texts and files that others chose: what a terminal sees of them, and which of them are
+//! read and written.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,7 +14,8 @@ use nix::sys::stat::Mode;
 use crate::support::common::{self, Beside, Mount, Place, Ran, is_root, run, until};
 use crate::support::mount_table;
 
-/// A name that would clear the screen, forge a line, reverse what follows and hide a part of itself, where it were shown as it is.
+/// A name that would clear the screen, forge a line, reverse what follows and hide a part of
+/// itself, where it were shown as it is.
 const NAME: &str = "a\n\u{1b}[2J\u{9b}1m\u{202e}\u{2066}\u{200b}\u{2028}\u{7f}\r\tvaultfs: all is well";
 /// The same as a file's name.
 const FILE: &str = "a%0A%1B[2J\u{9b}1m\u{202e}\u{2066}\u{200b}\u{2028}\u{7f}%0D%09vaultfs: all is well";
@@ -41,7 +43,8 @@ fn plain(ran: Ran) -> String {
     ran.out + &ran.err
 }
 
-/// A mount of a vault with a hostile name in it, which is open for writing; its key may only read from then on.
+/// A mount of a vault with a hostile name in it, which is open for writing; its key may only read
+/// from then on.
 fn hostile_mount() -> (Mount, fs::File) {
     let place = Place::new();
     run(place.vaultfs(["put", NAME, &place.embedded()]).stdin(Stdio::null())).ok();

@@ -1,5 +1,5 @@
-//! The contract suite on each vault: in memory, faulty, behind a prefix, and the client over TCP and over the Unix socket
-//! against the embedded server.
+//! The contract suite on each vault: in memory, faulty, behind a prefix, and the client over TCP
+//! and over the Unix socket against the embedded server.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,7 +85,8 @@ async fn http_over_tcp() {
     contract::create_then_read_each_way(&opened.vault).await;
     assert_eq!(opened.vault.status().requests - before, 8, "each operation is one request");
     contract::run(opened.vault).await;
-    // A client of its own, because each assumes 1000 requests a minute while no header says otherwise.
+    // A client of its own, because each assumes 1000 requests a minute while no header says
+    // otherwise.
     let opened = open(Target::Url(server.url.clone()), SecretString::new(server.key.clone())).await.unwrap();
     contract::run(Arc::new(PrefixVault::new(opened.vault, "app"))).await;
     server.stop().await;

@@ -1,6 +1,6 @@
-//! The same random operations on a mount and on a directory of a local file system: results, error numbers, contents,
-//! sizes and modes have to be the same. What may differ is listed in [`allowed`], each with its reason; such an
-//! operation is not run on the local side.
+//! The same random operations on a mount and on a directory of a local file system: results, error
+//! numbers, contents, sizes and modes have to be the same. What may differ is listed in
+//! [`allowed`], each with its reason; such an operation is not run on the local side.
 //!
 //! A failure prints its sequence. `VAULTFS_SEED=N` runs other sequences than the usual ones.
 
@@ -287,10 +287,12 @@ fn shown(played: &[String]) -> String {
     played.iter().map(cut).collect::<Vec<_>>().join("\n")
 }
 
-/// Plays this many sequences, on a new mount every ten: each mount has a minute, enough on a busy machine, too.
+/// Plays this many sequences, on a new mount every ten: each mount has a minute, enough on a busy
+/// machine, too.
 fn sequences(count: u64) {
     let first: u64 = std::env::var("VAULTFS_SEED").map_or(1, |seed| seed.parse().unwrap());
-    // What is read-only for its owner is so on both sides only for who is not root, or root on both.
+    // What is read-only for its owner is so on both sides only for who is not root, or root on
+    // both.
     for seeds in (first..first + count).collect::<Vec<_>>().chunks(10) {
         let place = Place::below("/var/tmp");
         let local = place.dir.path().join("local");

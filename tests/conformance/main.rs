@@ -1,4 +1,5 @@
-//! Judged by something else than our own expectations: one contract for all vaults, a local file system, a history.
+//! Judged by something else than our own expectations: one contract for all vaults, a local file
+//! system, a history.
 
 mod contract;
 mod differential;

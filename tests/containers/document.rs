@@ -1,4 +1,5 @@
-//! docs/CONTAINERS.md, followed word by word: each block of commands is run, with this test's places for the document's.
+//! docs/CONTAINERS.md, followed word by word: each block of commands is run, with this test's
+//! places for the document's.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -50,8 +50,8 @@ impl Engine {
         Self::dockerd(Command::new("dockerd"), directory())
     }
 
-    /// One that maps users: the container's root is the machine's user 100000. The machine's own table of such users is
-    /// hidden by one in a mount namespace of the daemon's own.
+    /// One that maps users: the container's root is the machine's user 100000. The machine's own
+    /// table of such users is hidden by one in a mount namespace of the daemon's own.
     pub fn docker_remapped() -> Self {
         let dir = directory();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -97,7 +97,8 @@ impl Engine {
     pub fn kill_and_start(&mut self) {
         let (mut command, killed) = self.dockerd.take().unwrap();
         drop(killed);
-        // Its containerd dies with it, and may stay a zombie that the next dockerd would take for alive.
+        // Its containerd dies with it, and may stay a zombie that the next dockerd would take for
+        // alive.
         let file = self.dir.path().join("exec/containerd/containerd.pid");
         let stat = format!("/proc/{}/stat", fs::read_to_string(&file).unwrap().trim());
         let dead = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
@@ -196,7 +197,8 @@ impl Drop for Engine {
             signal(dockerd.0.id() as i32, Signal::SIGTERM);
             // It ends its containerd, too.
             dockerd.ends();
-            // One that was killed leaves its directory mounted on itself, and the next one takes that for the machine's.
+            // One that was killed leaves its directory mounted on itself, and the next one takes
+            // that for the machine's.
             run(Command::new("umount").arg("--quiet").arg(self.dir.path().join("data")));
         } else {
             self.run(["rm", "-f", "-a"]);

@@ -1,7 +1,9 @@
-//! Containers for real: podman and dockerd, with the mount bound into them and with volumes of the plugin.
+//! Containers for real: podman and dockerd, with the mount bound into them and with volumes of the
+//! plugin.
 //!
-//! Needs root, podman, dockerd, runc, busybox-static and inotify-tools, which scripts/test installs. Each engine has
-//! directories of its own, dockerd a socket of its own; nothing of the machine's engines is touched.
+//! Needs root, podman, dockerd, runc, busybox-static and inotify-tools, which scripts/test
+//! installs. Each engine has directories of its own, dockerd a socket of its own; nothing of the
+//! machine's engines is touched.
 
 mod document;
 mod engine;
@@ -186,7 +188,8 @@ fn put(place: &Place, name: &str, value: &str) {
     run(shell.arg("-c").arg(line)).ok();
 }
 
-/// A change made elsewhere, seen in a bound directory with inotify, and in a single bound file with `--in-place`.
+/// A change made elsewhere, seen in a bound directory with inotify, and in a single bound file with
+/// `--in-place`.
 fn rotations(engine: &Engine) {
     let place = Place::new();
     put(&place, "db", "old");
@@ -327,7 +330,8 @@ fn plugin_and_container_killed(engine: &Engine, plugin: &mut Plugin, defaults: &
     until("no process is left", || processes_of(&at).is_empty());
 }
 
-/// A dockerd that was killed has forgotten for whom it mounted a volume, and never says that they are gone.
+/// A dockerd that was killed has forgotten for whom it mounted a volume, and never says that they
+/// are gone.
 fn engine_killed(engine: &mut Engine) {
     let place = Place::new();
     let defaults = format!("embedded={}", place.data.display());
@@ -433,8 +437,8 @@ fn restarts(engine: &Engine) {
     assert!(!plugin.state().join("volumes/kept").exists(), "a removal does not wait");
 }
 
-/// The engine cannot tell the plugin that a container is gone. Its volume can be removed all the same, and one whose
-/// container still runs cannot.
+/// The engine cannot tell the plugin that a container is gone. Its volume can be removed all the
+/// same, and one whose container still runs cannot.
 fn container_removed_while_the_plugin_is_away(engine: &Engine, plugin: &mut Plugin, defaults: &str) {
     let at = |plugin: &Plugin, name: &str| plugin.state().join("volumes").join(name);
     for end in [Plugin::kill, Plugin::stop] {

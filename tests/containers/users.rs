@@ -1,4 +1,5 @@
-//! Engines whose containers have other users than the machine: rootless podman, and dockerd with `userns-remap`.
+//! Engines whose containers have other users than the machine: rootless podman, and dockerd with
+//! `userns-remap`.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -13,8 +14,9 @@ use crate::support::common::{
     Beside, DeviceForAll, Mount, Place, Ran, VAULTFS, open_to_all, run, signal, until,
 };
 
-/// A user with a mount and a volume plugin of their own. In namespaces of the test's own, so that podman's pause process
-/// ends with it; and with shared mounts, as systemd makes them, else podman would not see what is mounted later.
+/// A user with a mount and a volume plugin of their own. In namespaces of the test's own, so that
+/// podman's pause process ends with it; and with shared mounts, as systemd makes them, else podman
+/// would not see what is mounted later.
 pub fn rootless() {
     let place = Place::new();
     let _device = DeviceForAll::open();
@@ -44,7 +46,8 @@ pub fn rootless() {
     assert!(said.err.contains("Read-only file system"), "{said:?}");
 }
 
-/// The second table of docs/CONTAINERS.md: rootless containers whose users are mapped in another way.
+/// The second table of docs/CONTAINERS.md: rootless containers whose users are mapped in another
+/// way.
 pub fn rootless_and_mapped() {
     need("newuidmap", "uidmap");
     let place = Place::new();
@@ -149,7 +152,8 @@ pub fn remapped() {
     drop(engine);
 }
 
-/// The plugin has to be where dockerd sees what is mounted, which here is a namespace of dockerd's own.
+/// The plugin has to be where dockerd sees what is mounted, which here is a namespace of dockerd's
+/// own.
 fn volumes_of_mapped_users(engine: &Engine, place: &Place) {
     let mut command = engine.beside_dockerd(VAULTFS);
     place.isolate(&mut command);

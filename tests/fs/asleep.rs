@@ -1,5 +1,5 @@
-//! A mount that sleeps hears of no revocation: what the kernel could show on without asking is taken back by then, and
-//! the first read after that asks the vault.
+//! A mount that sleeps hears of no revocation: what the kernel could show on without asking is
+//! taken back by then, and the first read after that asks the vault.
 
 use std::time::Duration;
 

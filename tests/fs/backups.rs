@@ -1,5 +1,5 @@
-//! Backups by rename, whatever they are called: the history stays with the name that is made anew, and what was
-//! hidden meanwhile is never lost to a deletion that comes late.
+//! Backups by rename, whatever they are called: the history stays with the name that is made anew,
+//! and what was hidden meanwhile is never lost to a deletion that comes late.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Whose close stores: with several who have a file open for writing, each save is one version, and nobody's close
-//! stores what another one is in the middle of writing.
+//! Whose close stores: with several who have a file open for writing, each save is one version, and
+//! nobody's close stores what another one is in the middle of writing.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ async fn death(sh: &Shell) {
     assert!(sh.deaths.swap(0, std::sync::atomic::Ordering::Relaxed) > 0);
 }
 
-/// Opens for reading and writing, writes nothing, closes: who looks at the file under a lock, or waits for it.
+/// Opens for reading and writing, writes nothing, closes: who looks at the file under a lock, or
+/// waits for it.
 async fn look(sh: &Shell, name: &str) {
     let fd = sh.open(name, BOTH).await.unwrap();
     sh.read_all(&fd).await.unwrap();

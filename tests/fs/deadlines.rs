@@ -1,4 +1,5 @@
-//! One deadline for each request of the kernel, whatever it takes: tries, looks, both halves of a rename.
+//! One deadline for each request of the kernel, whatever it takes: tries, looks, both halves of a
+//! rename.
 //!
 //! Time is paused, so what is measured is exact: no slack but for the looks at the clock.
 
@@ -91,7 +92,8 @@ async fn no_operation_outlasts_one_deadline() {
         for operation in OPERATIONS {
             for kv in [false, true] {
                 let took = time_of(operation, fault.clone(), kv).await;
-                // A second for the looks at the clock and for timers, which are rounded up to milliseconds.
+                // A second for the looks at the clock and for timers, which are rounded up to
+                // milliseconds.
                 assert!(
                     took <= TIMEOUT + Duration::from_secs(1),
                     "{operation} under {fault:?}: {took:?} (kv: {kv})"

@@ -1,4 +1,5 @@
-//! Directories: implied by names, made in memory, emptied and revived; modes, ceilings and refusals.
+//! Directories: implied by names, made in memory, emptied and revived; modes, ceilings and
+//! refusals.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! A save of which no answer was heard, with a second writer at each step between request and answer: it is made once,
-//! goes over nobody's newer version, and what cannot be told is a conflict that is told (`meddler`).
+//! A save of which no answer was heard, with a second writer at each step between request and
+//! answer: it is made once, goes over nobody's newer version, and what cannot be told is a conflict
+//! that is told (`meddler`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -62,8 +63,8 @@ impl Session {
         session
     }
 
-    /// One save, and all that happens to it until the vault is well and time has gone by. Whether its program was told that it
-    /// is stored.
+    /// One save, and all that happens to it until the vault is well and time has gone by. Whether
+    /// its program was told that it is stored.
     async fn save(&mut self, how: Save, script: Script) -> bool {
         self.number += 1;
         // By its size what is unsaved is told from what an earlier save left.
@@ -130,7 +131,8 @@ impl Session {
         let is_ours = |event: &Event| matches!(event, Event::Ours { value, .. } if value.ends_with(tag));
         let made: Vec<usize> = (0..log.len()).filter(|at| is_ours(&log[*at])).collect();
         let since = |at: usize| &log[at + 1..];
-        // What a vault without keys cannot tell: a new name whose creation was not heard of, and that is absent.
+        // What a vault without keys cannot tell: a new name whose creation was not heard of, and
+        // that is absent.
         let is_made_anew = |first: usize, second: usize| {
             !self.knows_keys()
                 && matches!(log[first], Event::Ours { made: true, .. })
@@ -235,8 +237,8 @@ proptest! {
     }
 }
 
-/// The history of the object dialect has all bytes, and a vault that knows a request again tells what it made: a save that
-/// is in the history is stored.
+/// The history of the object dialect has all bytes, and a vault that knows a request again tells
+/// what it made: a save that is in the history is stored.
 #[tokio::test(start_paused = true)]
 async fn a_save_that_was_made_and_superseded_is_stored() {
     let vaults = [(false, false), (false, true), (true, false), (true, true)];
@@ -245,7 +247,8 @@ async fn a_save_that_was_made_and_superseded_is_stored() {
             continue;
         }
         for others in [Other::Nothing, Other::PutsTwice, Other::PutsAlike] {
-            // Otherwise the next version of kv is told by its size where it is another's, and by its bytes where it is current.
+            // Otherwise the next version of kv is told by its size where it is another's, and by
+            // its bytes where it is current.
             let is_told = keys || !kv || others == Other::Nothing;
             let mut session = if keys { Session::new(kv) } else { Session::without_keys(kv) };
             session.sh.put(NAME, "before").await;
@@ -294,7 +297,8 @@ async fn a_save_that_was_superseded_leaves_nothing_older_at_its_name() {
     assert_eq!(sh.cat(NAME).await, history[3]);
 }
 
-/// A check that is refused each time does not keep a save waiting, nor does one whose request was lost before.
+/// A check that is refused each time does not keep a save waiting, nor does one whose request was
+/// lost before.
 #[tokio::test(start_paused = true)]
 async fn a_save_is_made_though_somebody_else_writes_all_the_time() {
     for loss in [Loss::None, Loss::Request] {
@@ -350,7 +354,8 @@ async fn a_creation_in_doubt_whose_object_was_deleted_elsewhere_is_not_made_agai
         assert!(log[2..].iter().all(|event| *event == Event::Theirs), "{case}");
         let sh = &session.sh;
         if how == Save::Rename {
-            // Its program has the file where it was; unless the worker that died had moved all of it.
+            // Its program has the file where it was; unless the worker that died had moved all of
+            // it.
             let kept = sh.read_file("t").await;
             match kept {
                 Ok(bytes) => assert!(!told && bytes.ends_with(b"mine 0001]"), "{case}: {bytes:?}"),

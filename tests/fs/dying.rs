@@ -1,7 +1,8 @@
-//! A worker that dies between two records, and its successor: the file system is dropped in the middle of whatever
-//! it was doing, and another one goes on from what was written down.
+//! A worker that dies between two records, and its successor: the file system is dropped in the
+//! middle of whatever it was doing, and another one goes on from what was written down.
 //!
-//! From the moment of its death the old one reaches neither journal nor vault, whatever its tasks still try.
+//! From the moment of its death the old one reaches neither journal nor vault, whatever its tasks
+//! still try.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicPtr, Ordering};

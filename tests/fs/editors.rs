@@ -1,4 +1,5 @@
-//! Editors' temporaries: one save, one version of the same object, nothing left behind, nothing lost when cut off.
+//! Editors' temporaries: one save, one version of the same object, nothing left behind, nothing
+//! lost when cut off.
 
 use std::time::Duration;
 

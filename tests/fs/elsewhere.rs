@@ -45,7 +45,8 @@ impl Shell {
         self.as_it_is(self.memory.get_by_name(&self.elsewhere(), &name)).await.ok().map(|object| object.meta)
     }
 
-    /// All versions of an object's bytes, oldest first; empty if there is none. Of kv's old versions, empty bytes.
+    /// All versions of an object's bytes, oldest first; empty if there is none. Of kv's old
+    /// versions, empty bytes.
     pub async fn history(&self, name: &str) -> Vec<String> {
         let Some(meta) = self.meta(name).await else { return Vec::new() };
         let mut all = Vec::new();

@@ -1,5 +1,5 @@
-//! Deletions that come later than the program was answered, and that the vault does not make: told, tried again or
-//! left to a person, and forgotten with what they were about.
+//! Deletions that come later than the program was answered, and that the vault does not make: told,
+//! tried again or left to a person, and forgotten with what they were about.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -344,7 +344,8 @@ async fn a_file_unlinked_after_a_creation_in_doubt_does_not_come_back() {
     assert_eq!(sh.stat("f").await, Err(Errno::ENOENT));
 }
 
-/// The bytes that are renamed over it make no version where the vault has them already: no version tells.
+/// The bytes that are renamed over it make no version where the vault has them already: no version
+/// tells.
 #[tokio::test(start_paused = true)]
 async fn a_failed_save_never_goes_over_what_was_renamed_over_it() {
     for waits in [Duration::ZERO, Duration::from_secs(60)] {

@@ -1,8 +1,10 @@
-//! Whatever the kernel asks, the vault answers or a predecessor has left: no panic, and an answer to each request.
+//! Whatever the kernel asks, the vault answers or a predecessor has left: no panic, and an answer
+//! to each request.
 //!
-//! The requests are bytes, as they come from /dev/fuse, and go through fuser's decoder into the adapter: a session whose
-//! device is a socket ([`session`]). The kernel is believed in the form of what it sends (a WRITE has as many bytes as it
-//! says, nanoseconds are less than a second); every number, name and length in it is made up.
+//! The requests are bytes, as they come from /dev/fuse, and go through fuser's decoder into the
+//! adapter: a session whose device is a socket ([`session`]). The kernel is believed in the form of
+//! what it sends (a WRITE has as many bytes as it says, nanoseconds are less than a second); every
+//! number, name and length in it is made up.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -34,8 +36,9 @@ use vaultfs::vault::{Call, Content, DynVault, ObjectName, Vault};
 use super::ten_minutes::for_ten_minutes;
 use crate::support::canned::{Canned, CannedServer};
 
-/// What each request has behind its header: `4` and `8` are numbers of so many bytes, `t` seconds, `u` nanoseconds, `i` an
-/// inode, `f` a handle, `n` a name, `S` the length of the data at the end (`D`), `C` a count of pairs (`P`).
+/// What each request has behind its header: `4` and `8` are numbers of so many bytes, `t` seconds,
+/// `u` nanoseconds, `i` an inode, `f` a handle, `n` a name, `S` the length of the data at the end
+/// (`D`), `C` a count of pairs (`P`).
 const LAYOUTS: &[(u32, &str)] = &[
     (1, "n"),
     (2, "8"),
@@ -106,7 +109,8 @@ struct Ask {
     cut: Option<prop::sample::Index>,
 }
 
-/// Numbers around everything that is a limit somewhere. Small ones stand for inodes and handles that were given out.
+/// Numbers around everything that is a limit somewhere. Small ones stand for inodes and handles
+/// that were given out.
 fn number() -> impl Strategy<Value = u64> {
     let edges =
         [0, 1, i32::MAX as u64, u64::from(u32::MAX), 1 << 20, i64::MAX as u64, i64::MIN as u64, u64::MAX];
@@ -190,7 +194,8 @@ impl Ask {
         for field in layout.chars() {
             let number = *numbers.next().unwrap();
             match field {
-                // Which times are set, and whether to now, is left to chance; what is on in the rest is small.
+                // Which times are set, and whether to now, is left to chance; what is on in the
+                // rest is small.
                 'V' => body.extend((number as u32 | 1 << (number % 11)).to_ne_bytes()),
                 '4' => body.extend((number as u32).to_ne_bytes()),
                 '8' => body.extend(number.to_ne_bytes()),
@@ -347,7 +352,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // DESTROY ends one thread of the session each; what waits for the vault is answered into the void.
+        // DESTROY ends one thread of the session each; what waits for the vault is answered into
+        // the void.
         let mut destroy = vec![0; 40];
         destroy[..8].copy_from_slice(&[40, 0, 0, 0, 38, 0, 0, 0]);
         for _ in 0..2 {
@@ -375,7 +381,8 @@ fn requests_are_answered((asks, kind): (Vec<Ask>, u8)) -> Result<(), TestCaseErr
     result
 }
 
-/// What becomes of a record: a byte of it is another one, it is cut off, it is under another one's key, or it is gone.
+/// What becomes of a record: a byte of it is another one, it is cut off, it is under another one's
+/// key, or it is gone.
 #[derive(Debug, Clone)]
 struct Bend {
     record: prop::sample::Index,

@@ -1,4 +1,5 @@
-//! Lookup counts: what the kernel gives back leaves the table, unless it has bytes that the vault has not.
+//! Lookup counts: what the kernel gives back leaves the table, unless it has bytes that the vault
+//! has not.
 
 use vaultfs::fs::{Drain, Errno};
 use vaultfs::vault::ErrorKind;

@@ -1,5 +1,5 @@
-//! The helper process and the kernel between it and the file system: a call becomes the requests that Linux sends
-//! for it, answered at once.
+//! The helper process and the kernel between it and the file system: a call becomes the requests
+//! that Linux sends for it, answered at once.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -30,7 +30,8 @@ pub struct Helper {
     /// Orders are heard and not carried out.
     pub is_dead: Mutex<bool>,
     before: Mutex<Option<Before>>,
-    /// The kernel has looked a name up already: the next rename of an inode to its own name is none.
+    /// The kernel has looked a name up already: the next rename of an inode to its own name is
+    /// none.
     pub knows: Mutex<bool>,
 }
 

@@ -1,4 +1,5 @@
-//! What else is made and set: files of mknod(2), copies by link(2), owners, attributes, directories for a trash.
+//! What else is made and set: files of mknod(2), copies by link(2), owners, attributes, directories
+//! for a trash.
 
 use std::ffi::OsStr;
 use std::sync::atomic::Ordering;

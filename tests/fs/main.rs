@@ -1,5 +1,6 @@
-//! The file system's promises, without a kernel: a pretend program sends what a kernel would, to a vault in
-//! memory that fails where a test says so. One module a promise; `model` compares random sessions with a map.
+//! The file system's promises, without a kernel: a pretend program sends what a kernel would, to a
+//! vault in memory that fails where a test says so. One module a promise; `model` compares random
+//! sessions with a map.
 
 mod asleep;
 mod backups;

@@ -1,5 +1,5 @@
-//! A vault where somebody else acts at each step between a request and its answer, and where an answer is lost; it writes
-//! down who stored what.
+//! A vault where somebody else acts at each step between a request and its answer, and where an
+//! answer is lost; it writes down who stored what.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -51,7 +51,8 @@ pub enum Other {
 /// What happened to the object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The mount stored this value; whether that made the object, and whether a program waited for it.
+    /// The mount stored this value; whether that made the object, and whether a program waited for
+    /// it.
     Ours { value: String, made: bool, asked: bool },
     /// Somebody else stored something.
     Theirs,
@@ -63,7 +64,8 @@ pub enum Event {
 #[derive(Clone, Copy, Debug)]
 pub struct Script {
     pub loss: Loss,
-    /// Before the request arrives; between its effect and its answer; between a look and what is sent after it.
+    /// Before the request arrives; between its effect and its answer; between a look and what is
+    /// sent after it.
     pub others: [Other; 3],
 }
 

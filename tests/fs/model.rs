@@ -1,9 +1,10 @@
-//! Random sessions against a map: whatever programs and others do, each object shows exactly once, whole, where
-//! walking and looking agree, and the vault ends up with just that.
+//! Random sessions against a map: whatever programs and others do, each object shows exactly once,
+//! whole, where walking and looking agree, and the vault ends up with just that.
 //!
-//! Names collide on purpose: files below files, names of backups and temporaries, escapes. Every value is made up
-//! only once, so a value tells its object. What several paths could mean is taken from the spelling alone
-//! (`candidates`): which of them an object has depends on what was seen first.
+//! Names collide on purpose: files below files, names of backups and temporaries, escapes. Every
+//! value is made up only once, so a value tells its object. What several paths could mean is taken
+//! from the spelling alone (`candidates`): which of them an object has depends on what was seen
+//! first.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,7 +36,8 @@ enum Step {
     Link(usize, usize),
     Rename(usize, usize),
     Open(usize),
-    /// Cuts an open file and writes it anew, without closing it: its user is in the middle of writing.
+    /// Cuts an open file and writes it anew, without closing it: its user is in the middle of
+    /// writing.
     WriteOpen(usize),
     /// The same through a mapping, and without a cut.
     WriteMapped(usize),
@@ -117,7 +119,8 @@ struct Session {
     model: BTreeMap<&'static str, Vec<u8>>,
     open: Vec<Open>,
     made: u32,
-    /// Whether what happens elsewhere is brought to the kernel at once, by a helper, or found out later.
+    /// Whether what happens elsewhere is brought to the kernel at once, by a helper, or found out
+    /// later.
     helped: bool,
     /// Whether the vault does.
     lags: bool,
@@ -204,7 +207,8 @@ impl Session {
         }
     }
 
-    /// Writes a name that may be new: some path takes it, with the directories before it made as needed.
+    /// Writes a name that may be new: some path takes it, with the directories before it made as
+    /// needed.
     async fn write(&mut self, name: &'static str, flags: i32) -> Option<()> {
         let bytes = self.fresh();
         let versions = self.sh.history(name).await.len();
@@ -264,7 +268,8 @@ impl Session {
         value[..bytes.len()].copy_from_slice(&bytes);
     }
 
-    /// A close stores what was written through its handle, and nothing that somebody else is in the middle of writing.
+    /// A close stores what was written through its handle, and nothing that somebody else is in the
+    /// middle of writing.
     async fn close(&mut self, at: usize) {
         let closed = self.open.remove(at);
         let Some(name) = closed.name else { return self.sh.close(closed.fd).await.unwrap() };
@@ -382,7 +387,8 @@ impl Session {
                     self.settle().await;
                     match self.sh.ls(DIRS[d]).await {
                         Ok(names) => assert_ne!(names, Vec::<String>::new()),
-                        // The object of the directory's own name was in it, and nothing else is left.
+                        // The object of the directory's own name was in it, and nothing else is
+                        // left.
                         Err(e) => assert!(e == Errno::ENOTDIR && self.model.contains_key(DIRS[d]), "{e:?}"),
                     }
                 }
@@ -420,7 +426,8 @@ impl Session {
         self.settle().await;
         self.put_or_delete(step).await;
         if self.lags {
-            // Of a vault that was seen to lag no answer is believed before that undoes what was done here.
+            // Of a vault that was seen to lag no answer is believed before that undoes what was
+            // done here.
             self.sh.pass(NOT_UNDONE).await;
         }
         self.shows().await;
@@ -528,15 +535,18 @@ proptest! {
 fn sessions_that_once_failed() {
     use Step::*;
     let sessions: [&[Step]; 8] = [
-        // A file in the place of a directory that emptied elsewhere: nothing could be made below it.
+        // A file in the place of a directory that emptied elsewhere: nothing could be made below
+        // it.
         &[PutElsewhere(1), CreateExclusively(1), DeleteElsewhere(1), CreateExclusively(0), Write(1)],
         // A directory with nothing in it but a hidden object.
         &[Write(3), Write(4), Cut(0, 0), Rename(4, 3), Rmdir(0)],
         // A backup over an object, moved on: the object showed again.
         &[CreateExclusively(3), Write(1), Pass, Rename(1, 3), Rename(3, 6)],
-        // A directory that emptied elsewhere became a file when a listing said so, not when it was looked up.
+        // A directory that emptied elsewhere became a file when a listing said so, not when it was
+        // looked up.
         &[PutElsewhere(2), PutElsewhere(0), Mkdir(2), WriteOpen(0), DeleteElsewhere(2)],
-        // An object came back to a name like a backup's, and was replaced there by a file that is held back.
+        // An object came back to a name like a backup's, and was replaced there by a file that is
+        // held back.
         &[PutElsewhere(6), Rename(6, 3), Rename(3, 6), CreateExclusively(4), Rename(4, 6)],
         // The directory of a file that is held back was listed, and not found.
         &[Mkdir(2), PutElsewhere(0), CreateExclusively(4), Unlink(0, true)],

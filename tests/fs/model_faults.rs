@@ -1,9 +1,10 @@
-//! Random sessions with a vault that fails: whatever fails between whichever steps, no value is lost that a program
-//! was told is saved and that nobody has overwritten or deleted since.
+//! Random sessions with a vault that fails: whatever fails between whichever steps, no value is
+//! lost that a program was told is saved and that nobody has overwritten or deleted since.
 //!
-//! Where a value is after a failed rename is not certain: it may be at either name. So the model keeps, for each value,
-//! the names under which it may be, and forgets it when one of those is given up. At the end the vault is well again,
-//! time goes by, and each value has to be the current one of one of its names, or be listed as not saved.
+//! Where a value is after a failed rename is not certain: it may be at either name. So the model
+//! keeps, for each value, the names under which it may be, and forgets it when one of those is
+//! given up. At the end the vault is well again, time goes by, and each value has to be the current
+//! one of one of its names, or be listed as not saved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -113,7 +114,8 @@ impl Session {
         // What was there may be overwritten, whatever the answer.
         self.give_up(to);
         for names in self.held.values_mut().filter(|names| names.contains(from)) {
-            // In doubt before, it may not be what was moved: unsaved bytes can have shown in its place.
+            // In doubt before, it may not be what was moved: unsaved bytes can have shown in its
+            // place.
             if moved && names.len() == 1 {
                 names.remove(from);
             }
@@ -214,7 +216,8 @@ fn sessions_that_once_lost_a_value() {
     use Step::*;
     let late = || Fail(2, Fault::Delay(Duration::from_secs(3)), 1);
     let sessions: [&[Step]; 4] = [
-        // The deletion that ends a move was on its way when the mount ended, and met the next mount's save.
+        // The deletion that ends a move was on its way when the mount ended, and met the next
+        // mount's save.
         &[Save(2), late(), Rename(2, 1), Pass(6), Remount, Save(2)],
         &[Save(0), late(), Rename(0, 3), Pass(6), Remount, Save(0)],
         &[Save(0), late(), Rename(0, 1), Pass(6), Remount, Save(0)],

@@ -1,4 +1,5 @@
-//! Inode numbers and times: the same in every mount, below 2^32, and never given to two inodes at a time.
+//! Inode numbers and times: the same in every mount, below 2^32, and never given to two inodes at a
+//! time.
 
 use std::time::Duration;
 
@@ -160,7 +161,8 @@ async fn a_file_that_is_stored_after_its_close_keeps_its_times() {
     let vaults = std::sync::Arc::new(Skewed { clock: clock.clone(), behind: Duration::ZERO, ahead });
     let memory = std::sync::Arc::new(MemoryVault::new(OBJECT_CAPABILITIES, vaults));
     let sh = Shell::mounted(memory, clock, Options::default());
-    // Without a write nothing is stored before the release; a retry comes after a close that failed.
+    // Without a write nothing is stored before the release; a retry comes after a close that
+    // failed.
     let fd = sh.open("empty", CREATE).await.unwrap();
     sh.close(fd).await.unwrap();
     sh.write_file("old", "value").await.unwrap();

@@ -1,4 +1,5 @@
-//! The refresher: how soon a deletion shows, what it may spend, and a vault whose clock is not ours. Time is paused.
+//! The refresher: how soon a deletion shows, what it may spend, and a vault whose clock is not
+//! ours. Time is paused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -77,8 +78,8 @@ async fn a_vast_vault_is_not_listed_because_one_name_is_used() {
 
 #[tokio::test(start_paused = true)]
 async fn an_hour_of_ticks_takes_a_tenth_of_the_budget_at_most() {
-    // A request is worth 6 s and 0.6 s: ticks that want to be oftener, that just need not, and rarer. And windows that
-    // are no minutes: a second, an hour.
+    // A request is worth 6 s and 0.6 s: ticks that want to be oftener, that just need not, and
+    // rarer. And windows that are no minutes: a second, an hour.
     let times = [
         (100, MINUTE, 100),
         (100, MINUTE, 6500),
@@ -127,7 +128,8 @@ impl Clock for Skewed {
     }
 }
 
-/// A mount of a vault of 250 names in kv, all of them known, with a clock that is ahead, and that tells so or not.
+/// A mount of a vault of 250 names in kv, all of them known, with a clock that is ahead, and that
+/// tells so or not.
 async fn beside(ahead_ms: i64, told: bool) -> (Shell, Arc<Skewed>) {
     let right = Shell::paused();
     let clock = Arc::new(Skewed { right: right.clone(), ahead_ms: AtomicI64::new(ahead_ms) });

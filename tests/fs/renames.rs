@@ -1,4 +1,5 @@
-//! rename(2): the new name is stored before the old one is deleted; onto an existing name it is an update.
+//! rename(2): the new name is stored before the old one is deleted; onto an existing name it is an
+//! update.
 
 use std::time::Duration;
 

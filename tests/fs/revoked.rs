@@ -1,4 +1,5 @@
-//! Revocation: what the vault refuses now is shown no more, to nobody, whatever was open; what is only here stays.
+//! Revocation: what the vault refuses now is shown no more, to nobody, whatever was open; what is
+//! only here stays.
 
 use std::time::Duration;
 

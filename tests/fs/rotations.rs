@@ -1,4 +1,5 @@
-//! Changes made elsewhere are brought to the kernel: a rename, an unlink, or a word to forget. Local writers first.
+//! Changes made elsewhere are brought to the kernel: a rename, an unlink, or a word to forget.
+//! Local writers first.
 
 use std::ffi::OsStr;
 use std::sync::atomic::Ordering;
@@ -257,8 +258,9 @@ async fn opened(sh: &Shell, ino: u64, thread: u32) -> Result<Vec<u8>, Errno> {
     Ok(bytes)
 }
 
-/// A descriptor of a file that was replaced by `theirs`, and the inode that the kernel knows under its name. What was found
-/// out is not carried out before [`FileSystem::flush_queue`] and [`Told::forget`].
+/// A descriptor of a file that was replaced by `theirs`, and the inode that the kernel knows under
+/// its name. What was found out is not carried out before [`FileSystem::flush_queue`] and
+/// [`Told::forget`].
 async fn replaced(with_helper: bool) -> (Shell, Fd, u64) {
     let sh = Shell::new();
     sh.put("f", "old").await;

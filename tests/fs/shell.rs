@@ -1,9 +1,11 @@
-//! A pretend program on a pretend kernel: each call sends the requests that Linux sends for the system call.
+//! A pretend program on a pretend kernel: each call sends the requests that Linux sends for the
+//! system call.
 //!
-//! Nothing is cached here, so every walk is one LOOKUP a component: the dearest case. Sizes are asserted on every
-//! read, lookups are counted as the kernel counts them. Time is tokio's paused time, for vault and file system
-//! alike; each look at the clock is a nanosecond later than the one before, as on a machine. A worker that dies
-//! ([`Shell::die_after`]) has a successor at once, which gets the request in flight again.
+//! Nothing is cached here, so every walk is one LOOKUP a component: the dearest case. Sizes are
+//! asserted on every read, lookups are counted as the kernel counts them. Time is tokio's paused
+//! time, for vault and file system alike; each look at the clock is a nanosecond later than the one
+//! before, as on a machine. A worker that dies ([`Shell::die_after`]) has a successor at once,
+//! which gets the request in flight again.
 
 #[path = "elsewhere.rs"]
 mod elsewhere;
@@ -573,7 +575,8 @@ impl Shell {
 
     // Programs.
 
-    /// `printf … > path` of a shell: the descriptor is copied and the first one closed before anything is written.
+    /// `printf … > path` of a shell: the descriptor is copied and the first one closed before
+    /// anything is written.
     pub async fn write_file(&self, path: &str, bytes: impl AsRef<[u8]>) -> Result<()> {
         let fd = self.open(path, CREATE).await?;
         self.flush(&fd).await?;

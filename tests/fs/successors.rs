@@ -1,4 +1,5 @@
-//! A worker dies, and the vault goes on without one: what its successor finds out is brought to the kernel like any change.
+//! A worker dies, and the vault goes on without one: what its successor finds out is brought to the
+//! kernel like any change.
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -112,7 +113,8 @@ async fn a_successor_that_is_refused_takes_away_what_the_dead_one_showed() {
     assert_eq!(sh.read_all(&held).await, Err(Errno::EACCES));
 }
 
-/// An open whose answer nobody gets: the worker dies before, and who asked is gone when another one comes.
+/// An open whose answer nobody gets: the worker dies before, and who asked is gone when another one
+/// comes.
 async fn lost_open(sh: &Shell, work: impl FnOnce(&std::sync::Arc<FileSystem>) -> Step<u64>) -> u64 {
     let fs = sh.fs.clone();
     let fh = sh.step(fs.run_mutating(1_000_000, work)).await.unwrap();
@@ -212,7 +214,8 @@ async fn bytes_that_the_vault_has_make_no_version_over_a_death() {
         death(&sh).await;
         sh.close(fd).await.unwrap();
         assert_eq!(sh.history("f").await, ["same"]);
-        // Others of that length, and what changed elsewhere meanwhile. (kv gives no bytes of old versions.)
+        // Others of that length, and what changed elsewhere meanwhile. (kv gives no bytes of old
+        // versions.)
         for (theirs, versions) in [(None, 2), (Some("more"), 4)] {
             let fd = sh.open("f", CREATE).await.unwrap();
             sh.pwrite(&fd, 0, "ours").unwrap();
@@ -240,7 +243,8 @@ async fn a_save_that_was_out_at_a_death_is_no_conflict_with_itself_after_an_outa
         let mut gate = sh.vault.gate(Op::Update);
         let dies = async {
             gate.arrived(1).await;
-            // The vault makes the version, nobody hears of it, and is away when the successor would ask.
+            // The vault makes the version, nobody hears of it, and is away when the successor would
+            // ask.
             sh.die_after(0);
             sh.vault.outage();
             gate.release();

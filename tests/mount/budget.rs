@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use crate::support::common::{self, Beside, Mount, Place, run};
 
-/// A vault with `count` objects `f1`, `f2` …, served with this rate limit, and the options that reach it.
+/// A vault with `count` objects `f1`, `f2` …, served with this rate limit, and the options that
+/// reach it.
 fn served(count: usize, limit: &str) -> (Place, Beside, Vec<String>) {
     let mount = Mount::start();
     (1..=count).for_each(|n| fs::write(mount.path(format!("f{n}")), format!("value {n}")).unwrap());

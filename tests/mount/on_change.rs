@@ -7,7 +7,8 @@ use crate::support::common::{self, Mount, Place, run, until};
 
 const CANARY: &str = "canary-3f9b1c";
 
-/// A vault with `tls/key`, mounted with this command; `$OUT` in it stands for a directory for what it writes.
+/// A vault with `tls/key`, mounted with this command; `$OUT` in it stands for a directory for what
+/// it writes.
 fn mounted(command: &str) -> (Mount, PathBuf) {
     let place = Place::new();
     let out = place.dir.path().join("out");

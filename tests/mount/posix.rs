@@ -30,7 +30,8 @@ fn open_rw(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
-/// The kernel sends the RELEASE of a handle after close(2) has returned: while the next open is on its way.
+/// The kernel sends the RELEASE of a handle after close(2) has returned: while the next open is on
+/// its way.
 #[test]
 fn reopening_at_once_never_loses_bytes() {
     let mount = Mount::start();
@@ -159,7 +160,8 @@ fn an_unlinked_file_lives_until_it_is_closed() {
     assert_eq!(mount.versions("s"), [1, 2]);
 }
 
-/// telldir(3)'s places stay good while names come and go: none of those that stay is skipped or doubled.
+/// telldir(3)'s places stay good while names come and go: none of those that stay is skipped or
+/// doubled.
 #[test]
 fn reading_a_directory_that_changes() {
     let mount = Mount::start();

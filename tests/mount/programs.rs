@@ -1,5 +1,5 @@
-//! The programs people save with, on a real mount: one save is one version of the same object, and nothing of the
-//! program's own is left in the vault.
+//! The programs people save with, on a real mount: one save is one version of the same object, and
+//! nothing of the program's own is left in the vault.
 
 use std::fs;
 
@@ -22,7 +22,8 @@ fn id(mount: &Mount, name: &str) -> String {
     mount.sh(&format!("getfattr --only-values -n user.vault.id {name}"))
 }
 
-/// Each script changes `s` from `before` to `after`, as one version of the same object, and leaves nothing.
+/// Each script changes `s` from `before` to `after`, as one version of the same object, and leaves
+/// nothing.
 fn saves_once(scripts: &[(&str, &str)]) {
     saves(scripts, |mount, program| assert_eq!(names(mount), ["s"], "{program}: nothing left"));
 }

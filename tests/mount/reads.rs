@@ -1,4 +1,5 @@
-//! What reading costs on a real mount, counted by the mount itself: requests of the kernel, and of the vault.
+//! What reading costs on a real mount, counted by the mount itself: requests of the kernel, and of
+//! the vault.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -1,5 +1,5 @@
-//! Real mounts of which the vault is changed elsewhere: no reader sees a mix, watchers see real events, the mount
-//! stays frugal, and umount is never held up by the helper.
+//! Real mounts of which the vault is changed elsewhere: no reader sees a mix, watchers see real
+//! events, the mount stays frugal, and umount is never held up by the helper.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -172,8 +172,8 @@ impl Watches {
     }
 }
 
-/// Both ends: of events that are alike in a row the kernel keeps one as long as nobody has read it, and hidden names are
-/// never alike.
+/// Both ends: of events that are alike in a row the kernel keeps one as long as nobody has read it,
+/// and hidden names are never alike.
 const RENAMES: u32 = libc::IN_MOVED_FROM | libc::IN_MOVED_TO;
 
 /// What was renamed to since the last call.
@@ -313,7 +313,8 @@ fn each_version_has_its_event_though_nobody_reads_them_in_between() {
         until("by a rename", || done() == n + 1);
     }
     assert_eq!(moved_to(&both), ["f"; 6]);
-    // inotify(7): successive events that are identical are coalesced if the older has not yet been read.
+    // inotify(7): successive events that are identical are coalesced if the older has not yet been
+    // read.
     assert_eq!(moved_to(&one), ["f"]);
 }
 
@@ -558,7 +559,8 @@ fn in_place_an_overlay_above_the_mount_shows_what_is_new() {
     helper_works(&mount);
     let id = api.create("f", b"one");
     until("it is there", || mount.path("f").exists());
-    // In a mount namespace of its own; the upper layer may not be on the same kind of file system as a container's root.
+    // In a mount namespace of its own; the upper layer may not be on the same kind of file system
+    // as a container's root.
     let script = "mount -t tmpfs none /mnt && cd /mnt && mkdir upper work all && \
                   mount -t overlay -o lowerdir=\"$0\",upperdir=upper,workdir=work none all && cat all/f && \
                   while read -r line; do cat all/f; echo; done";

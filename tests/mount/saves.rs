@@ -162,8 +162,8 @@ os.close(a); os.pwrite(b, b"!", 6); os.close(b); os.close(c)
     assert_eq!(mount.versions("f").len(), 2, "one for each close that had something to store");
 }
 
-/// A program that keeps rewriting `f` under a lock, which others do as well, in threads or processes; how often, and in
-/// how many threads, its arguments say.
+/// A program that keeps rewriting `f` under a lock, which others do as well, in threads or
+/// processes; how often, and in how many threads, its arguments say.
 const REWRITES: &str = r#"
 import fcntl, os, sys, threading
 count, threads = int(sys.argv[1]), int(sys.argv[2])
@@ -181,7 +181,8 @@ for t in all: t.start()
 for t in all: t.join()
 "#;
 
-/// Programs that open `f` for writing and close it again until `stop` is there, having read it, under a lock or not.
+/// Programs that open `f` for writing and close it again until `stop` is there, having read it,
+/// under a lock or not.
 const LOOKS: &str = r#"
 import fcntl, os, sys
 while not os.path.exists("../stop"):

@@ -1,5 +1,6 @@
-//! Servers that read their keys from a mount, started as their documentation says, and what keeps sockets beside its
-//! keys. Their packages are heavy, so these run with scripts/test --all, which installs them.
+//! Servers that read their keys from a mount, started as their documentation says, and what keeps
+//! sockets beside its keys. Their packages are heavy, so these run with scripts/test --all, which
+//! installs them.
 
 use std::fs;
 use std::net::TcpListener;

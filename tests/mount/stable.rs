@@ -1,4 +1,5 @@
-//! What programs may bring along without ending a worker, and what stays the same when a vault is mounted again.
+//! What programs may bring along without ending a worker, and what stays the same when a vault is
+//! mounted again.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;

@@ -1,4 +1,5 @@
-//! The tree on a real mount: hostile names, `a` beside `a/b`, histories, directories, options that restrict.
+//! The tree on a real mount: hostile names, `a` beside `a/b`, histories, directories, options that
+//! restrict.
 
 use std::fs;
 use std::io::ErrorKind;

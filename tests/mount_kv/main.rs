@@ -1,4 +1,5 @@
-//! Mounts over the kv dialect: everything that mounts over the object dialect do, and what is its own.
+//! Mounts over the kv dialect: everything that mounts over the object dialect do, and what is its
+//! own.
 
 #[path = "../mount/programs.rs"]
 mod programs;

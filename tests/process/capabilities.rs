@@ -23,8 +23,8 @@ fn set(status: &str, name: &str) -> u64 {
     u64::from_str_radix(hex.trim(), 16).expect("hexadecimal")
 }
 
-/// Each thread has permitted and effective what of `kept` this process has, and in the bounding set that or, where it starts
-/// programs, what this process has.
+/// Each thread has permitted and effective what of `kept` this process has, and in the bounding set
+/// that or, where it starts programs, what this process has.
 fn assert_kept(who: &str, pid: i32, kept: u64, starts_programs: bool) {
     let own = fs::read_to_string("/proc/self/status").unwrap();
     let (own_bounding, own_permitted) = (set(&own, "CapBnd:"), set(&own, "CapPrm:"));
@@ -38,7 +38,8 @@ fn assert_kept(who: &str, pid: i32, kept: u64, starts_programs: bool) {
     }
 }
 
-/// What a worker needs besides where it has to end a connection by a forced unmount. To be asked before the mount is made.
+/// What a worker needs besides where it has to end a connection by a forced unmount. To be asked
+/// before the mount is made.
 fn without_fusectl() -> u64 {
     let place = "/sys/fs/fuse/connections";
     if fs::read_dir(place).is_ok_and(|mut connections| connections.next().is_none()) {
@@ -109,7 +110,8 @@ fn a_command_of_on_change_has_what_the_mount_command_had() {
     mount.unmount();
 }
 
-/// Files that another user owns, whose times and names the helper changes, and whose closing the worker decides on.
+/// Files that another user owns, whose times and names the helper changes, and whose closing the
+/// worker decides on.
 #[test]
 fn what_is_left_is_enough_for_files_and_programs_of_another_user() {
     if !is_root() {
@@ -132,7 +134,8 @@ fn what_is_left_is_enough_for_files_and_programs_of_another_user() {
         ]);
         run(command.current_dir("/")).ok()
     };
-    // Two descriptors of one open file: the close of the first one stores nothing, which is told from fdinfo.
+    // Two descriptors of one open file: the close of the first one stores nothing, which is told
+    // from fdinfo.
     let file = mount.path("a");
     as_nobody(&format!("exec 3> '{0}' && echo 1 >&3 && echo 2 >&3 && exec 3>&-", file.display()));
     assert_eq!(mount.versions("a"), [1]);

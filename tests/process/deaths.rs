@@ -1,5 +1,5 @@
-//! What workers die of, and who pays for it: nobody but the request that kills them. Real mounts of a vault that is slow
-//! or silent, so that there is always something in flight.
+//! What workers die of, and who pays for it: nobody but the request that kills them. Real mounts of
+//! a vault that is slow or silent, so that there is always something in flight.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -166,7 +166,8 @@ fn a_request_that_takes_all_memory_is_given_up() {
     slow.mount.unmount();
 }
 
-/// One that kills as soon as it is begun, and one that kills with what the vault answers, when others have their answers, too.
+/// One that kills as soon as it is begun, and one that kills with what the vault answers, when
+/// others have their answers, too.
 #[test]
 fn the_request_that_kills_workers_is_found_among_others_and_only_that_is_given_up() {
     let slow = Slow::start(40, &[IMMORTAL], &[]);
@@ -206,8 +207,8 @@ fn the_request_that_kills_workers_is_found_among_others_and_only_that_is_given_u
     slow.mount.unmount();
 }
 
-/// A save and a read time out over these deaths, each of which has so many milliseconds after it; the save is made all the
-/// same. Nobody waits until `latest`.
+/// A save and a read time out over these deaths, each of which has so many milliseconds after it;
+/// the save is made all the same. Nobody waits until `latest`.
 fn deadlines_go_on(first: u64, deaths: &[u64], latest: Duration) {
     let slow = Slow::start(1, &[IMMORTAL], &["--timeout", "4s"]);
     let keeper = slow.keeper();
@@ -243,7 +244,8 @@ fn a_deadline_goes_on_over_a_death() {
     deadlines_go_on(3400, &[0], Duration::from_millis(5900));
 }
 
-/// Each successor begins to serve after a second, as the vault is silent, and the time is over by then.
+/// Each successor begins to serve after a second, as the vault is silent, and the time is over by
+/// then.
 #[test]
 fn many_deaths_hold_nobody_up_beyond_the_deadline() {
     deadlines_go_on(3000, &[1600; 7], Duration::from_secs(9));
@@ -334,11 +336,12 @@ fn a_mount_that_was_given_up_is_tried_again() {
     slow.mount.unmount();
 }
 
-/// A read or a write of the load takes no longer than a request's deadline and this. A quiet machine needs less than 2 s of
-/// it.
+/// A read or a write of the load takes no longer than a request's deadline and this. A quiet
+/// machine needs less than 2 s of it.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Programs that read and write while `disturb` does its worst; none of it fails, or waits for long.
+/// Programs that read and write while `disturb` does its worst; none of it fails, or waits for
+/// long.
 fn nobody_waits_long(mount: &Mount, disturb: impl FnOnce()) {
     let over = std::sync::atomic::AtomicBool::new(false);
     let work = |name: &str| {
@@ -361,7 +364,8 @@ fn nobody_waits_long(mount: &Mount, disturb: impl FnOnce()) {
         for program in programs {
             let (longest, turns) = program.join().unwrap();
             eprintln!("{turns} saves, the longest operation took {longest:?}");
-            // A save is three requests that may wait, each for its own deadline; the default is 10 s.
+            // A save is three requests that may wait, each for its own deadline; the default is 10
+            // s.
             assert!(longest < Duration::from_secs(10) + GRACE, "{longest:?}");
         }
     });
@@ -376,7 +380,8 @@ fn kills_from_outside_make_nobody_wait_and_are_no_reason_to_give_up() {
             kill_worker(keeper);
             std::thread::sleep(Duration::from_millis(150 + 37 * (kill % 9)));
         }
-        // As soon as there is one, before it serves anybody: so many kills are held against no request.
+        // As soon as there is one, before it serves anybody: so many kills are held against no
+        // request.
         for _ in 0..5 {
             replace_worker(keeper);
         }

@@ -1,4 +1,5 @@
-//! Ends of mounts that others have a say in: other mount namespaces, other commands, processes that die meanwhile.
+//! Ends of mounts that others have a say in: other mount namespaces, other commands, processes that
+//! die meanwhile.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,4 +1,5 @@
-//! Real mounts on bad days: a vault that hangs, limits of the machine, floods, a key that is revoked.
+//! Real mounts on bad days: a vault that hangs, limits of the machine, floods, a key that is
+//! revoked.
 
 use std::fs;
 use std::io::{Read, Seek, Write};
@@ -102,7 +103,8 @@ fn an_answer_without_end_takes_no_memory() {
     let mount = scene.mount();
     let (_, worker) = mount.pids();
     let before = resident_kib(worker);
-    // Several are taken in at once, each up to what eight times `--max-size` is: none of that may stay.
+    // Several are taken in at once, each up to what eight times `--max-size` is: none of that may
+    // stay.
     for (round, fault) in
         [Fault::Huge, Fault::Endless, Fault::Endless, Fault::Endless].into_iter().enumerate()
     {
@@ -180,8 +182,9 @@ fn a_flood_of_cold_readers_and_of_questions_is_bounded() {
     let asked = scene.proxy.requests() - before;
     assert!(asked <= 3, "{asked} requests, the refresher's among them");
 
-    // As many names, of which none exists. What each gets is one of the answers there are, within its deadline (3 s
-    // for its lookup, and half a second until the answer is given for it) and what so many threads take by themselves.
+    // As many names, of which none exists. What each gets is one of the answers there are, within
+    // its deadline (3 s for its lookup, and half a second until the answer is given for it) and
+    // what so many threads take by themselves.
     scene.proxy.always(Fault::Delay(Duration::from_millis(20)));
     std::thread::scope(|scope| {
         let readers = crowd(scope, READERS, |n| {
@@ -358,7 +361,8 @@ impl Page {
     /// The first byte, or the error that a program would die of.
     fn first(&self) -> std::io::Result<u8> {
         let (mut read, write) = std::io::pipe().unwrap();
-        // SAFETY: the kernel looks at one byte of the mapping, and says EFAULT where a program would get SIGBUS.
+        // SAFETY: the kernel looks at one byte of the mapping, and says EFAULT where a program
+        // would get SIGBUS.
         match unsafe { libc::write(write.as_raw_fd(), self.0, 1) } {
             1 => {
                 let mut byte = [0];
@@ -537,7 +541,8 @@ fn a_mount_in_a_namespace_of_its_own_ends_with_its_keeper_and_leaves_nothing() {
     assert_nothing_left(&place.mnt);
 }
 
-/// Address space that is used up already: whatever more it asks for it does not get, the stack of a thread least of all.
+/// Address space that is used up already: whatever more it asks for it does not get, the stack of a
+/// thread least of all.
 fn end_memory(pid: i32) {
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
     // SAFETY: the pointers are to a limit that outlives the call, and to none.

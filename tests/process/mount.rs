@@ -203,7 +203,8 @@ fn when_the_keeper_dies_the_mount_is_dead_until_it_is_mounted_again_or_unmounted
         until("a save was made", || fs::read(mount.path("a")).is_ok_and(|text| !text.is_empty()));
         signal(keeper, Signal::SIGKILL);
         let (saved, refused) = service.join().unwrap();
-        // A request that was out when the worker ended is aborted; its vault, which is in it here, ends a little before it.
+        // A request that was out when the worker ended is aborted; its vault, which is in it here,
+        // ends a little before it.
         assert!(matches!(refused, Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO)), "{refused:?}");
         until("its processes are gone", || processes_of(mount.mnt()).is_empty());
         assert!(is_mounted(mount.mnt()));

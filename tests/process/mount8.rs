@@ -1,4 +1,5 @@
-//! mount(8), /etc/fstab and umount(8) with the helpers in place. Root only: mount(8) looks for them in /sbin.
+//! mount(8), /etc/fstab and umount(8) with the helpers in place. Root only: mount(8) looks for them
+//! in /sbin.
 
 use std::fs;
 use std::io::Write;
@@ -14,7 +15,8 @@ use crate::support::common::{
 };
 use crate::support::mount_table;
 
-/// The helpers in /sbin, for the one test that uses them: mount(8) and umount(8) of all others would, too.
+/// The helpers in /sbin, for the one test that uses them: mount(8) and umount(8) of all others
+/// would, too.
 struct Helpers {
     _alone: Arc<mount_table::Held>,
 }
@@ -185,7 +187,8 @@ fn umount_stores_and_names_what_keeps_it() {
     // Held back for five seconds, or until the mount ends.
     run(Command::new("bash").arg("-c").arg(format!("cd {mnt}; set -C; echo kept > tmp12345678"))).ok();
     let held = fs::File::open(place.mnt.join("tmp12345678")).unwrap();
-    // Root's plain `umount` asks statfs(2) for the type, which knows no more than "fuse": no helper. systemd gives -c.
+    // Root's plain `umount` asks statfs(2) for the type, which knows no more than "fuse": no
+    // helper. systemd gives -c.
     let refused = umount(&place, &["-c"]).fails(32);
     assert!(refused.contains("in use by"), "{refused}");
     drop(held);
@@ -218,7 +221,8 @@ fn a_mount_namespace_of_somebody_elses() {
     assert_nothing_left(&place.mnt);
 }
 
-/// In a mount namespace with an `/etc/fstab` and an `/sbin` of its own: nothing of the machine is changed.
+/// In a mount namespace with an `/etc/fstab` and an `/sbin` of its own: nothing of the machine is
+/// changed.
 #[test]
 #[allow(clippy::too_many_lines, reason = "one story, or one table")]
 fn an_ordinary_user_mounts_by_a_line_of_fstab_and_unmounts() {
@@ -287,7 +291,8 @@ fn an_ordinary_user_mounts_by_a_line_of_fstab_and_unmounts() {
     assert_nothing_left(&place.mnt);
 }
 
-/// What mount(8) runs for a user whose line in fstab says `user`: the helper, with the user's rights.
+/// What mount(8) runs for a user whose line in fstab says `user`: the helper, with the user's
+/// rights.
 #[test]
 fn an_ordinary_user_mounts_through_fusermount3() {
     let Some(_helpers) = Helpers::install() else { return };

@@ -1,5 +1,5 @@
-//! Where a mount may be made, and where it is made while somebody exchanges what is on the way; what is left of one that
-//! fails. Real mounts.
+//! Where a mount may be made, and where it is made while somebody exchanges what is on the way;
+//! what is left of one that fails. Real mounts.
 
 use std::ffi::CString;
 use std::fs;
@@ -62,7 +62,8 @@ fn a_link_of_another_users_is_not_followed_at_the_end_and_not_on_the_way() {
     }
     assert_eq!(mounts_below(&root), [""; 0]);
 
-    // A directory of the other user's is none: it can be mounted on, there or through a link of one's own.
+    // A directory of the other user's is none: it can be mounted on, there or through a link of
+    // one's own.
     let theirs = shared.join("theirs");
     fs::create_dir(&theirs).unwrap();
     chown(&theirs, Some(OTHER), Some(OTHER)).unwrap();
@@ -189,7 +190,8 @@ impl User {
         command
     }
 
-    /// Has this script run in the place of fusermount3 where that is to mount; `$0` is fusermount3 then.
+    /// Has this script run in the place of fusermount3 where that is to mount; `$0` is fusermount3
+    /// then.
     fn before_mounting(&self, script: &str) -> PathBuf {
         let bin = self.root.join("bin");
         let _ = fs::create_dir(&bin);
@@ -383,7 +385,8 @@ fn the_mount_table_shows_the_same_however_the_mount_is_made() {
     type Case = (&'static [libc::c_long], i32);
     let all: [Case; 7] = [
         (&[], 0),
-        // As Docker's profile has it for who has no CAP_SYS_ADMIN, and as kernels before 5.2 have it.
+        // As Docker's profile has it for who has no CAP_SYS_ADMIN, and as kernels before 5.2 have
+        // it.
         (&[libc::SYS_fsopen], libc::EPERM),
         (&[libc::SYS_fsopen, libc::SYS_move_mount, libc::SYS_open_tree], libc::ENOSYS),
         (&[libc::SYS_fsconfig], libc::EINVAL),

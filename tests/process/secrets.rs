@@ -1,4 +1,5 @@
-//! Nothing of a key can be seen in our processes from outside. Real mounts; the ordinary user's too.
+//! Nothing of a key can be seen in our processes from outside. Real mounts; the ordinary user's
+//! too.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -35,8 +36,8 @@ fn no_process_shows_the_key_or_leaves_a_core() {
         let numbers: Vec<&str> = core.split_whitespace().filter(|w| w.parse::<u64>().is_ok()).collect();
         assert_eq!(numbers, ["0", "0"], "{core}");
     }
-    // Before it is replaced by another environment, the initial block did hold the key: without that the test
-    // would prove nothing.
+    // Before it is replaced by another environment, the initial block did hold the key: without
+    // that the test would prove nothing.
     let probe = Beside::start(Command::new("sleep").arg("60").env("WORKOS_API_KEY", KEY));
     until("the environment shows", || shown(probe.0.id() as i32).contains(KEY));
     run(mount.vaultfs(["unmount"]).arg(mount.mnt())).ok();

@@ -1,4 +1,5 @@
-//! `vaultfs mount --foreground` under a service manager: what it is told, and the units that are installed.
+//! `vaultfs mount --foreground` under a service manager: what it is told, and the units that are
+//! installed.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -261,7 +262,8 @@ fn a_mount_of_root_needs_none_of_the_capabilities_that_the_units_take() {
         assert_eq!(mount.sh("echo one > a; mv a b; cat b"), "one\n");
         let mut other = Command::new("setpriv");
         other.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c"]);
-        // What a process and its child write to one descriptor is one version: that is seen in their /proc/PID/fdinfo.
+        // What a process and its child write to one descriptor is one version: that is seen in
+        // their /proc/PID/fdinfo.
         run(other.arg("(echo x; (echo y); echo z) > other").current_dir(mount.mnt())).ok();
         assert_eq!(mount.sh("cat other"), "x\ny\nz\n");
         assert_eq!(mount.versions("other").len(), 1);

@@ -1,4 +1,5 @@
-//! The long form: mixed load on a real mount while the proxy has bad days, and nothing grows. Run by scripts/soak.
+//! The long form: mixed load on a real mount while the proxy has bad days, and nothing grows. Run
+//! by scripts/soak.
 
 use std::fs;
 use std::path::Path;

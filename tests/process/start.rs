@@ -87,7 +87,8 @@ fn wait_mounts_when_the_vault_comes_and_says_that_it_waits() {
     let place = Place::new();
     let vault = Vault::start(&place);
     vault.proxy.down();
-    // The first seconds of a service that starts: refused, then a load balancer that has nobody to ask.
+    // The first seconds of a service that starts: refused, then a load balancer that has nobody to
+    // ask.
     let mut mounting =
         Beside::start(vault.mount_command(&place, &["--wait"]).stderr(Stdio::piped()).stdin(Stdio::null()));
     let mut said = String::new();

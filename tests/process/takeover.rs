@@ -1,5 +1,6 @@
-//! The worker dies, and nobody notices: kills at random moments under load, at chosen points of each operation, in
-//! loops; and another program that takes over. Real mounts, with the vault in the worker that is killed.
+//! The worker dies, and nobody notices: kills at random moments under load, at chosen points of
+//! each operation, in loops; and another program that takes over. Real mounts, with the vault in
+//! the worker that is killed.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -63,7 +64,8 @@ struct Load {
     wrong: Mutex<Vec<String>>,
     /// Milliseconds.
     slowest_read: AtomicU64,
-    /// The same of a sync of a file beside the vault: what its disk makes everybody wait, and a dying worker, too.
+    /// The same of a sync of a file beside the vault: what its disk makes everybody wait, and a
+    /// dying worker, too.
     slowest_sync: AtomicU64,
 }
 
@@ -199,7 +201,8 @@ fn start_load(load: &Arc<Load>, mnt: &Path) -> Vec<(&'static str, std::thread::J
     vec![("plain", plain), ("moved", moved), ("vim", vim), ("synced", synced)]
 }
 
-/// `deaths` is how many workers died since the slowest read was last looked at: each may hold a reader up.
+/// `deaths` is how many workers died since the slowest read was last looked at: each may hold a
+/// reader up.
 fn end_load(
     load: &Load,
     mount: &Mount,
@@ -218,14 +221,16 @@ fn end_load(
     let slowest = load.slowest_read.load(Ordering::SeqCst) / deaths.max(1);
     let disk = load.slowest_sync.load(Ordering::SeqCst);
     eprintln!("{turns:?} saves; the slowest read took {slowest} ms, a sync elsewhere {disk} ms");
-    // Past its deadline no operation waits for longer than 2 s. A quiet machine needs 1 to 2 s in all.
+    // Past its deadline no operation waits for longer than 2 s. A quiet machine needs 1 to 2 s in
+    // all.
     assert!(slowest < 12_000 + disk, "a reader waited {slowest} ms, a sync elsewhere {disk} ms");
 }
 
 /// Who changes things past the mount.
 const CHANGER: &str = "changer";
 
-/// Changes a name in the vault, past the mount, and reads it there: it goes forward only, and whole.
+/// Changes a name in the vault, past the mount, and reads it there: it goes forward only, and
+/// whole.
 fn start_changes(load: &Arc<Load>, mount: &Mount) -> std::thread::JoinHandle<u64> {
     let api = Api::of(mount);
     let id = api.create("changing", &value(0));

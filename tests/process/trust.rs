@@ -1,7 +1,8 @@
 //! What another user of the machine can make root's commands do: nothing.
 //!
-//! The other user is a process of its own (this binary again, [`hostile`], under another uid): it makes a real mount of
-//! type fuse.vaultfs with fusermount3, and leaves what it likes where root's commands look.
+//! The other user is a process of its own (this binary again, [`hostile`], under another uid): it
+//! makes a real mount of type fuse.vaultfs with fusermount3, and leaves what it likes where root's
+//! commands look.
 
 use std::ffi::OsString;
 use std::fs;
@@ -119,7 +120,8 @@ fn mounts_below(dir: &Path) -> Vec<String> {
     points.filter(|point| Path::new(point).starts_with(dir)).map(str::to_owned).collect()
 }
 
-/// The other user's process. Does what `HOSTILE` says, says so, and stays until it is killed. Not a test.
+/// The other user's process. Does what `HOSTILE` says, says so, and stays until it is killed. Not a
+/// test.
 #[test]
 #[ignore = "it is started by the tests here"]
 fn hostile() {

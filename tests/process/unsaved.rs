@@ -1,4 +1,5 @@
-//! How a mount ends that has writes the vault does not have. Real mounts of a server that stops answering.
+//! How a mount ends that has writes the vault does not have. Real mounts of a server that stops
+//! answering.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -124,7 +125,8 @@ fn what_the_vault_refuses_to_delete_is_listed_until_it_is_kept() {
     run(&mut server.mount_command(&place, &[])).ok();
     let mount = Mount::adopt(place);
     let pending = |args: &[&str]| run(mount.vaultfs(["pending"]).arg(mount.mnt()).args(args));
-    // A backup by its name: rename(2) answers at once, and the vault is asked to delete a little later.
+    // A backup by its name: rename(2) answers at once, and the vault is asked to delete a little
+    // later.
     mount.sh("echo value > f; mv f f.save");
     pending(&[]).ok();
     until("the deletion is refused", || pending(&[]).code == Some(7));
@@ -204,7 +206,8 @@ fn a_worker_that_is_killed_while_it_waits_to_tell_the_kernel_something_is_succee
     assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EACCES));
     drop(file);
 
-    // A lookup that is out holds the directory, and a notification about a name in it waits for that.
+    // A lookup that is out holds the directory, and a notification about a name in it waits for
+    // that.
     server.silence();
     let requests = || mount.status()["fs"]["vault"]["requests"].as_u64().unwrap();
     let (before, cold) = (requests(), mount.path("cold"));
@@ -303,7 +306,8 @@ fn a_foreground_mount_that_ends_with_unsaved_writes_exits_7() {
     }
 }
 
-/// What a frozen worker has not stored is its successor's: stored where the vault is back, named where it is not.
+/// What a frozen worker has not stored is its successor's: stored where the vault is back, named
+/// where it is not.
 #[test]
 fn force_on_a_frozen_worker_stores_or_names_what_is_unsaved() {
     for vault_is_back in [true, false] {

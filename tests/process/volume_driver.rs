@@ -1,5 +1,5 @@
-//! The volume driver without mounts: whatever the engine asks, in whatever order, with crashes between, users are counted
-//! truly, and what is mounted is what is used.
+//! The volume driver without mounts: whatever the engine asks, in whatever order, with crashes
+//! between, users are counted truly, and what is mounted is what is used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

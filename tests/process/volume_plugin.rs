@@ -1,4 +1,5 @@
-//! The volume plugin as an engine meets it: its socket, spoken to as dockerd and podman do, over real mounts.
+//! The volume plugin as an engine meets it: its socket, spoken to as dockerd and podman do, over
+//! real mounts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
@@ -39,7 +40,8 @@ fn a_conversation_with_dockerd() {
         (listed["Volumes"][0]["Name"].as_str(), listed["Volumes"][0]["Mountpoint"].as_str()),
         (Some("v1"), Some(""))
     );
-    // `docker run`: mounted, unmounted, mounted again under another ID; a second container beside it.
+    // `docker run`: mounted, unmounted, mounted again under another ID; a second container beside
+    // it.
     let at = plugin.mount("v1", "id-1");
     plugin.unmount("v1", "id-1");
     until("it is unmounted and leaves no directory", || !at.exists());
@@ -529,7 +531,8 @@ fn a_plugin_killed_at_any_point_leaves_nothing_and_forgets_nothing() {
     plugin.stop();
 }
 
-/// As a container has it: bound to another place, in a mount namespace that hears nothing of the host's.
+/// As a container has it: bound to another place, in a mount namespace that hears nothing of the
+/// host's.
 fn container(plugin: &Plugin, at: &Path) -> Beside {
     let place = plugin.place.dir.path().join("in-the-container");
     fs::create_dir_all(&place).unwrap();

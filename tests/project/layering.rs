@@ -1,8 +1,9 @@
-//! Imports go down only: `cli` → `volume` → `daemon` → `fuse` → `fs`, `server` → `vault` → `sys` → `secret`, `clock`,
-//! `failpoint` → `display`; and so do those between the folders of `fs`, but for the arrows that are listed.
+//! Imports go down only: `cli` → `volume` → `daemon` → `fuse` → `fs`, `server` → `vault` → `sys` →
+//! `secret`, `clock`, `failpoint` → `display`; and so do those between the folders of `fs`, but for
+//! the arrows that are listed.
 //!
-//! Reads the sources as text: every `crate::…` path, in `use` or in code, must lead to the same layer or to a
-//! lower one, and crates that stand for a layer's job are named in that layer only.
+//! Reads the sources as text: every `crate::…` path, in `use` or in code, must lead to the same
+//! layer or to a lower one, and crates that stand for a layer's job are named in that layer only.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ const LAYERS: &[&[&str]] = &[
     &["display"],
 ];
 
-/// The folders of `fs`, likewise. What stands in `fs/mod.rs` itself is the facade, which all of them may name.
+/// The folders of `fs`, likewise. What stands in `fs/mod.rs` itself is the facade, which all of
+/// them may name.
 const FS_FOLDERS: &[&[&str]] = &[
     &["report"],
     &["ops"],
@@ -34,7 +36,8 @@ const FS_FOLDERS: &[&[&str]] = &[
     &["name", "types"],
 ];
 
-/// Arrows that still point up in `fs`, until the parts have private fields: the file, the folder, and the reason.
+/// Arrows that still point up in `fs`, until the parts have private fields: the file, the folder,
+/// and the reason.
 const ARROWS_UP: &[(&str, &str, &str)] = &[
     ("fs/handle/unacknowledged", "ops", "it holds and returns open handles, whose type is in `open`"),
     ("fs/handle/unacknowledged", "recovery", "it bounds how many requests may be repeated"),
@@ -63,7 +66,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["cli"]),
 ];
 
-/// What writes to the standard streams, or leads there: it panics, or fails, where nobody reads, and is for `sys::stdio` only.
+/// What writes to the standard streams, or leads there: it panics, or fails, where nobody reads,
+/// and is for `sys::stdio` only.
 const STREAMS: &[&str] = &["println!", "print!", "eprintln!", "eprint!", "dbg!", "io::stdout", "io::stderr"];
 
 /// What was locked is never unlocked while the process lives: it could reach the swap meanwhile.
@@ -90,7 +94,8 @@ fn code(source: &str) -> String {
     source.lines().map(|line| strip(line) + "\n").collect()
 }
 
-/// The first words of all paths after `root::`, with their places: of each branch where braces follow.
+/// The first words of all paths after `root::`, with their places: of each branch where braces
+/// follow.
 fn paths<'a>(code: &'a str, root: &str) -> Vec<(usize, &'a str)> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices(root) {
@@ -123,7 +128,8 @@ fn paths<'a>(code: &'a str, root: &str) -> Vec<(usize, &'a str)> {
     found
 }
 
-/// What is wrong in a file, named by its path below `src`, whose module is `depth` levels below the crate's root.
+/// What is wrong in a file, named by its path below `src`, whose module is `depth` levels below the
+/// crate's root.
 fn violations(file: &str, depth: usize, source: &str) -> Vec<String> {
     let layer = file.split('/').next().unwrap();
     let code = code(source);

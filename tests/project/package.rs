@@ -13,7 +13,8 @@ struct Package {
     root: PathBuf,
 }
 
-/// Making it takes long, and each test may be a process of its own: the first test of a run makes it for all of them.
+/// Making it takes long, and each test may be a process of its own: the first test of a run makes
+/// it for all of them.
 static PACKAGE: LazyLock<Package> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package");
     fs::create_dir_all(&dir).unwrap();
@@ -143,7 +144,8 @@ fn the_builder_answers_for_the_package() {
     assert_eq!(keys.permissions().mode() & 0o777, 0o700);
 }
 
-/// Runs a script of the package on a machine that is a directory, as dpkg does with --root; what it said.
+/// Runs a script of the package on a machine that is a directory, as dpkg does with --root; what it
+/// said.
 fn script(name: &str, action: &str, machine: &Path) -> String {
     let mut command = Command::new(PACKAGE.root.join("DEBIAN").join(name));
     let output = ok(command.arg(action).env("DPKG_ROOT", machine));

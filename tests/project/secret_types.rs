@@ -1,10 +1,13 @@
 //! Secrets travel in types that cannot be printed: read from the sources as text.
 //!
-//! 1. What derives `Debug` or `Serialize` holds no secret in a plain type: a field whose name says so
-//!    (`key`, `value`, `password`, …) is no `String`, no `Vec<u8>`, and nothing else that would be shown.
-//! 2. What derives `Serialize` or `Deserialize` holds no secret type either: keys travel beside JSON, not in it.
+//! 1. What derives `Debug` or `Serialize` holds no secret in a plain type: a field whose name says
+//!    so (`key`, `value`, `password`, …) is no `String`, no `Vec<u8>`, and nothing else that would
+//!    be shown.
+//! 2. What derives `Serialize` or `Deserialize` holds no secret type either: keys travel beside
+//!    JSON, not in it.
 //! 3. What is exposed goes into no formatting macro; the exceptions are few, and listed here.
-//! 4. The header with the key is marked sensitive, and the key leaves the environment before anything else.
+//! 4. The header with the key is marked sensitive, and the key leaves the environment before
+//!    anything else.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Old private words stay away: no identifier and no file of `src` has one of them. The field's word is beside it.
+//! Old private words stay away: no identifier and no file of `src` has one of them. The field's
+//! word is beside it.
 
 use std::collections::HashMap;
 use std::fs;

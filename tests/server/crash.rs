@@ -1,5 +1,5 @@
-//! The built server, killed at random moments under a writing load: what it acknowledged is there afterwards.
-//! And what lies on its disk holds no value and no usable key.
+//! The built server, killed at random moments under a writing load: what it acknowledged is there
+//! afterwards. And what lies on its disk holds no value and no usable key.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -98,7 +98,8 @@ async fn what_was_acknowledged_survives_a_kill() {
                 tokio::spawn(write_until_it_dies(url, key, label, Arc::clone(&known)))
             })
             .collect();
-        // A moment that differs from round to round: it is the subject here, not something to wait for.
+        // A moment that differs from round to round: it is the subject here, not something to wait
+        // for.
         let moment = u64::from(ulid::Ulid::new().random() as u16) % 300;
         tokio::time::sleep(Duration::from_millis(20 + moment)).await;
         served.signal(libc::SIGKILL);

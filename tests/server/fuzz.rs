@@ -1,5 +1,6 @@
-//! Whatever is sent, the answer is a documented status with a sentence: never a 5xx, never a dropped
-//! connection. Random bytes, random JSON, JSON that is nearly right, random queries, at every endpoint.
+//! Whatever is sent, the answer is a documented status with a sentence: never a 5xx, never a
+//! dropped connection. Random bytes, random JSON, JSON that is nearly right, random queries, at
+//! every endpoint.
 
 use std::time::{Duration, Instant};
 

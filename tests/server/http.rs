@@ -1,5 +1,5 @@
-//! The object dialect on the wire (VAULT-API.md §1): each operation, each row of the error table, paging
-//! both ways, hostile names and bodies.
+//! The object dialect on the wire (VAULT-API.md §1): each operation, each row of the error table,
+//! paging both ways, hostile names and bodies.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -447,7 +447,8 @@ async fn the_rate_limit_is_hit_announced_and_recovered_from() {
     let answer = s.create("a", "{}").await;
     assert_eq!(answer.limits, [Some(3), Some(0), Some(43), Some(43)]);
     answer.is_error(429, "rate_limit_exceeded", "wait 43 s");
-    // What is refused for its permission counts; what has no key has no limit, and another key its own.
+    // What is refused for its permission counts; what has no key has no limit, and another key its
+    // own.
     let reader = s.key_with(&[Permission::Read]).await;
     let answer = s.send_as(Some(&reader), "POST", "/vault/object/create", vec![]).await;
     assert_eq!(answer.limits, [Some(3), Some(2), Some(60), None]);

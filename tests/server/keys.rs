@@ -1,4 +1,5 @@
-//! `vaultfs serve --data DIR key …` beside a running server: what is made works, what is revoked does not.
+//! `vaultfs serve --data DIR key …` beside a running server: what is made works, what is revoked
+//! does not.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -73,8 +74,9 @@ fn a_directory_without_a_vault_is_left_alone() {
     assert!(!dir.path().join("missing").exists());
 }
 
-/// Every route: method, path, body, the permission that it takes and the status where that is given. `ID` and `OTHER` are objects of
-/// the vault, `KEY`, `BLOB` and `SEALED` what it made for a client.
+/// Every route: method, path, body, the permission that it takes and the status where that is
+/// given. `ID` and `OTHER` are objects of the vault, `KEY`, `BLOB` and `SEALED` what it made for a
+/// client.
 const ROUTES: &[(&str, &str, &str, &str, u16)] = &[
     ("POST", "/vault/object/create", r#"{"name":"made","data":{"value":"v"}}"#, "write", 200),
     ("GET", "/vault/object/get?id=ID", "", "read", 200),

@@ -1,5 +1,5 @@
-//! The kv dialect on the wire (VAULT-API.md §2): each operation, each error, paging, hostile names, and what
-//! each dialect shows of the other's writes.
+//! The kv dialect on the wire (VAULT-API.md §2): each operation, each error, paging, hostile names,
+//! and what each dialect shows of the other's writes.
 
 use serde_json::{Value, json};
 use vaultfs::server::store::Permission;

@@ -1,5 +1,5 @@
-//! `Idempotency-Key`: a repeated creation or update makes nothing twice and hears the same answer, also when the server was
-//! killed in between; and nothing of the request is kept.
+//! `Idempotency-Key`: a repeated creation or update makes nothing twice and hears the same answer,
+//! also when the server was killed in between; and nothing of the request is kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

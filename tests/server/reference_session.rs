@@ -1,5 +1,5 @@
-//! The API reference's shell session, with curl and jq, against the built server: lifecycle, key flow, paging,
-//! each row of the error table, the rate limit.
+//! The API reference's shell session, with curl and jq, against the built server: lifecycle, key
+//! flow, paging, each row of the error table, the rate limit.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

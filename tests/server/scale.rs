@@ -1,5 +1,6 @@
-//! A vault of a million objects: a read by name, a page, and the changes since a moment take at most twice as
-//! long as in a vault of a thousand. (That the work does not grow at all is counted beside the store.)
+//! A vault of a million objects: a read by name, a page, and the changes since a moment take at
+//! most twice as long as in a vault of a thousand. (That the work does not grow at all is counted
+//! beside the store.)
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ const MANY: i64 = 1_000_000;
 /// Bytes of a value, sealed.
 const SEALED: u32 = 130;
 
-/// Fills the vault up to `n` objects, behind the server's back: of most of them only the row matters.
+/// Fills the vault up to `n` objects, behind the server's back: of most of them only the row
+/// matters.
 fn fill(s: &Server, n: i64) {
     let mut database = rusqlite::Connection::open(s.dir.path().join("vault.db")).unwrap();
     database.busy_timeout(Duration::from_secs(60)).unwrap();

@@ -1,4 +1,5 @@
-//! The built server in bad circumstances: a full disk, connections that say nothing, bodies that stall.
+//! The built server in bad circumstances: a full disk, connections that say nothing, bodies that
+//! stall.
 
 use std::fs;
 use std::io::Write;
@@ -258,7 +259,8 @@ async fn connections_that_say_nothing_shut_nobody_out() {
     assert_eq!(log.matches("the oldest are closed").count(), 1, "one line a minute");
 }
 
-/// A server that was busy finds a crowd at its port, and requests that were sent long ago in the middle of it.
+/// A server that was busy finds a crowd at its port, and requests that were sent long ago in the
+/// middle of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_in_a_crowd_from_their_own_address_are_answered() {
     let temp = tempfile::tempdir().unwrap();

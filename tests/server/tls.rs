@@ -1,5 +1,5 @@
-//! TLS on the served vault: a round trip with the certificate trusted, none without, and key files that are
-//! refused.
+//! TLS on the served vault: a round trip with the certificate trusted, none without, and key files
+//! that are refused.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -186,7 +186,8 @@ fn a_renewed_ca_file_is_read_by_a_running_mount() {
             &["--listen", listen, "--tls-cert", &cert, "--tls-key", &key],
         )
     };
-    // The second is called like the first, so that its certificates look like forged ones of the first.
+    // The second is called like the first, so that its certificates look like forged ones of the
+    // first.
     for (name, subject) in [("1", "authority"), ("2", "authority"), ("3", "another")] {
         std::fs::create_dir(dir.path().join(name)).unwrap();
         authority(&dir.path().join(name), subject);

@@ -1,4 +1,5 @@
-//! A server for tests that answers what it was told to, however wrong: bytes on a socket of 127.0.0.1.
+//! A server for tests that answers what it was told to, however wrong: bytes on a socket of
+//! 127.0.0.1.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -9,7 +9,8 @@ use super::common::until;
 pub struct Limited(PathBuf);
 
 impl Limited {
-    /// The limit's file by its name in version 2 and in version 1. `None`, said aloud, where no group can be made.
+    /// The limit's file by its name in version 2 and in version 1. `None`, said aloud, where no
+    /// group can be made.
     pub fn to(controller: &str, limit: &str, old_limit: &str, value: u64) -> Option<Self> {
         let all = Path::new("/sys/fs/cgroup");
         let (parent, limit) = if all.join("cgroup.controllers").exists() {

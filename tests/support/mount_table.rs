@@ -1,9 +1,10 @@
 //! Who may do what to all mounts of this mount namespace at once.
 //!
-//! A test that copies the mount table into another namespace keeps every mount of the machine from ending; one that
-//! makes mounts nobody serves, or puts helpers in /sbin, disturbs whoever looks at all mounts. Such a test has the table
-//! to itself; all others share it, by their [`Place`](super::common::Place). Tests run in processes of their own, so
-//! the locks are of flock(2), on the namespace itself: they are free again whatever ends a test.
+//! A test that copies the mount table into another namespace keeps every mount of the machine from
+//! ending; one that makes mounts nobody serves, or puts helpers in /sbin, disturbs whoever looks at
+//! all mounts. Such a test has the table to itself; all others share it, by their
+//! [`Place`](super::common::Place). Tests run in processes of their own, so the locks are of
+//! flock(2), on the namespace itself: they are free again whatever ends a test.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -33,7 +34,8 @@ pub fn share() -> Arc<Held> {
     HELD.with_borrow(Weak::upgrade).or_else(of_test).unwrap_or_else(|| hold(FlockArg::LockShared))
 }
 
-/// Nobody else has a mount meanwhile. To be called before the test makes its first [`Place`](super::common::Place).
+/// Nobody else has a mount meanwhile. To be called before the test makes its first
+/// [`Place`](super::common::Place).
 pub fn take() -> Arc<Held> {
     let held = HELD.with_borrow(Weak::upgrade).unwrap_or_else(|| hold(FlockArg::LockExclusive));
     assert!(held.queue.is_some(), "this test shares the mount table already");

@@ -34,7 +34,8 @@ impl Plugin {
         plugin
     }
 
-    /// Without options of its own it gives all volumes the place's vault. What nobody uses is unmounted at once.
+    /// Without options of its own it gives all volumes the place's vault. What nobody uses is
+    /// unmounted at once.
     pub fn run(&mut self, args: &[&str]) {
         let mut command = self.place.vaultfs(["volume-plugin", "--socket"]);
         command.arg(self.socket()).arg("--state").arg(self.state());
@@ -50,7 +51,8 @@ impl Plugin {
         let log =
             fs::File::options().create(true).append(true).open(self.place.dir.path().join("plugin.log"));
         self.process = Some(Beside::start(command.stdin(Stdio::null()).stderr(log.unwrap())));
-        // Not only listens: the socket of one that was killed may be held for a moment by what it was about to run.
+        // Not only listens: the socket of one that was killed may be held for a moment by what it
+        // was about to run.
         until("the plugin answers", || self.try_ask("Plugin.Activate", "").is_some());
     }
 

@@ -1,9 +1,11 @@
-//! A proxy between vaultfs and a vault, which does to requests and answers what networks and services do on bad days.
+//! A proxy between vaultfs and a vault, which does to requests and answers what networks and
+//! services do on bad days.
 //!
-//! One thread a connection; a request is read whole (unless the fault says otherwise), passed on or not, and its answer
-//! given back as the [`Fault`] in force says. Bytes are never looked at beyond what HTTP/1.1 framing needs, so both
-//! dialects go through alike. Everything is counted: requests that came, those that reached the vault, and bytes that
-//! were sent of a body without end. Dropping it closes every connection.
+//! One thread a connection; a request is read whole (unless the fault says otherwise), passed on or
+//! not, and its answer given back as the [`Fault`] in force says. Bytes are never looked at beyond
+//! what HTTP/1.1 framing needs, so both dialects go through alike. Everything is counted: requests
+//! that came, those that reached the vault, and bytes that were sent of a body without end.
+//! Dropping it closes every connection.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -223,8 +225,9 @@ fn address_of(url: &str) -> SocketAddr {
     url.trim_start_matches("http://").parse().unwrap()
 }
 
-/// Not on port 0: while a proxy is down its port must not go to anybody else, which happens to those that the kernel
-/// hands out. So each proxy of a process has one of its own below their range.
+/// Not on port 0: while a proxy is down its port must not go to anybody else, which happens to
+/// those that the kernel hands out. So each proxy of a process has one of its own below their
+/// range.
 fn listen() -> TcpListener {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
@@ -471,7 +474,8 @@ impl Connection<'_> {
 /// A message's head, up to the empty line, and its body.
 fn read_message(from: &mut impl Read) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let mut head = Vec::new();
-    // A byte at a time: what follows the head stays where it is. Heads are short, and this is a test.
+    // A byte at a time: what follows the head stays where it is. Heads are short, and this is a
+    // test.
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
         if from.read(&mut byte)? == 0 {

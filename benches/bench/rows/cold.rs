@@ -1,4 +1,5 @@
-//! What has to be asked: how much a read, a save and a listing cost beside the bare requests that they are.
+//! What has to be asked: how much a read, a save and a listing cost beside the bare requests that
+//! they are.
 
 use std::ffi::CString;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! The embedded vault beside the parts it is made of: HTTP that answers a constant, SQLite that commits.
+//! The embedded vault beside the parts it is made of: HTTP that answers a constant, SQLite that
+//! commits.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -182,7 +183,8 @@ fn updates(
     id: &str,
 ) -> Result<(), String> {
     let mut bare = Bare::open(&place.path("bare.db")).map_err(|e| e.to_string())?;
-    // Until its log is as long as it gets, as the other's is: growing a file costs more than writing it.
+    // Until its log is as long as it gets, as the other's is: growing a file costs more than
+    // writing it.
     (0..1500).try_for_each(|_| bare.update()).map_err(|e| e.to_string())?;
     let each = if plan.quick { 30 } else { 100 };
     let write = |n: usize| {

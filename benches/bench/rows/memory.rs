@@ -1,4 +1,5 @@
-//! What all processes of a mount take: with nothing in the cache, for each secret more, and after a burst.
+//! What all processes of a mount take: with nothing in the cache, for each secret more, and after a
+//! burst.
 
 use std::time::Duration;
 

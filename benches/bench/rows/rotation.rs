@@ -161,8 +161,9 @@ fn hold(n: u32, path: &CString, seen: &Seen) -> Option<()> {
 /// Maps a file, and looks at it twice.
 fn map(n: u32, path: &CString, seen: &Seen) -> Option<()> {
     let (fd, told) = open(path)?;
-    // SAFETY: the mapping is of the size asked for, private to this function, and unmapped at its end. The file does
-    // not shrink under it: that is what is measured, and a fault would end the run.
+    // SAFETY: the mapping is of the size asked for, private to this function, and unmapped at its
+    // end. The file does not shrink under it: that is what is measured, and a fault would end the
+    // run.
     unsafe {
         let at = libc::mmap(std::ptr::null_mut(), told, libc::PROT_READ, libc::MAP_SHARED, fd.0, 0);
         if at == libc::MAP_FAILED {
@@ -270,8 +271,8 @@ pub fn rotations(plan: &Plan, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// Changes all files so many times, each time once the last is done: the refresher has seen it, and everybody who
-/// watches. Returns the events that came.
+/// Changes all files so many times, each time once the last is done: the refresher has seen it, and
+/// everybody who watches. Returns the events that came.
 fn rotate(vault: &Vault, watch: &Watch, batches: usize) -> Result<u64, String> {
     let mut moved = 0;
     for _ in 0..batches {

@@ -1,4 +1,5 @@
-//! Does anything grow with the number of objects? Lookups, reads and the refresher's tick, at three sizes side by side.
+//! Does anything grow with the number of objects? Lookups, reads and the refresher's tick, at three
+//! sizes side by side.
 
 use std::time::{Duration, Instant};
 
@@ -117,7 +118,8 @@ impl Side<'_> {
     }
 }
 
-/// What a side has done so far: requests, but for those that look for deletions after a tick; ticks, time on a processor.
+/// What a side has done so far: requests, but for those that look for deletions after a tick;
+/// ticks, time on a processor.
 fn so_far(side: &Side<'_>) -> Result<(u64, u64, Duration), String> {
     let status = side.mount.status()?;
     let count = |what: &str| {

@@ -1,4 +1,5 @@
-//! `vaultfs serve` while others hold connections and bodies: what an authorised client waits, and what memory it takes.
+//! `vaultfs serve` while others hold connections and bodies: what an authorised client waits, and
+//! what memory it takes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

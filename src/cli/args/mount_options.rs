@@ -1,9 +1,11 @@
-//! `-o` lists as mount(8), /etc/fstab and systemd write them, in terms of `vaultfs mount`'s long options.
+//! `-o` lists as mount(8), /etc/fstab and systemd write them, in terms of `vaultfs mount`'s long
+//! options.
 //!
-//! The list is rewritten before the command line is parsed, so that each option has one meaning and one check. An
-//! option is one of four kinds: ours (`refresh=2s` is `--refresh=2s`), one that changes nothing here because it is
-//! so anyway or speaks to mount(8) itself, one that cannot be had and says so in a hint, or unknown. What is unknown
-//! stays `-o NAME`, for the command to refuse with a sentence.
+//! The list is rewritten before the command line is parsed, so that each option has one meaning and
+//! one check. An option is one of four kinds: ours (`refresh=2s` is `--refresh=2s`), one that
+//! changes nothing here because it is so anyway or speaks to mount(8) itself, one that cannot be
+//! had and says so in a hint, or unknown. What is unknown stays `-o NAME`, for the command to
+//! refuse with a sentence.
 
 use std::ffi::OsString;
 

@@ -1,7 +1,9 @@
-//! What the parser says about a command line that it does not understand, without repeating what may be a secret.
+//! What the parser says about a command line that it does not understand, without repeating what
+//! may be a secret.
 //!
-//! Somebody who takes `vaultfs put NAME VALUE` for the way to store a value, or gives a switch a key, has it in the
-//! shell's history already. What is said here may go to a journal or a build's log besides: there it must not be.
+//! Somebody who takes `vaultfs put NAME VALUE` for the way to store a value, or gives a switch a
+//! key, has it in the shell's history already. What is said here may go to a journal or a build's
+//! log besides: there it must not be.
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -39,7 +41,8 @@ pub fn without_values(mut e: clap::Error) -> clap::Error {
     escaped(e)
 }
 
-/// The same error with what was given shown as other text that is not ours is: the parser would repeat it as it is.
+/// The same error with what was given shown as other text that is not ours is: the parser would
+/// repeat it as it is.
 fn escaped(mut e: clap::Error) -> clap::Error {
     let given = e.context().filter_map(|(kind, value)| match value {
         ContextValue::String(text) => Some((kind, text.clone(), display::line(text).to_string())),

@@ -13,8 +13,9 @@ use crate::vault::ObjectName;
 /// The largest `--max-size`: a value is in memory several times while it is read or stored.
 const LARGEST_VALUE: ByteSize = ByteSize::gib(1);
 
-/// `HOME`, where it exists: nobody's home is made here. Where an ordinary user has none, as behind mount(8), which is set-uid and passes none on, the user's entry in
-/// the password file. Root has none at boot, and places of its own for what others keep at home.
+/// `HOME`, where it exists: nobody's home is made here. Where an ordinary user has none, as behind
+/// mount(8), which is set-uid and passes none on, the user's entry in the password file. Root has
+/// none at boot, and places of its own for what others keep at home.
 pub fn home() -> Option<PathBuf> {
     let given =
         std::env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute() && is_directory(path));
@@ -32,8 +33,9 @@ fn is_directory(path: &Path) -> bool {
 pub struct RuntimeDirArg {
     /// Where control sockets of mounts are: in DIR/vaultfs
     ///
-    /// Without it the first of /run/vaultfs (root's), $XDG_RUNTIME_DIR/vaultfs, /run/user/UID/vaultfs and /tmp/vaultfs-UID
-    /// that can be used. Commands look in all of them, and in DIR.
+    /// Without it the first of /run/vaultfs (root's), $XDG_RUNTIME_DIR/vaultfs,
+    /// /run/user/UID/vaultfs and /tmp/vaultfs-UID that can be used. Commands look in all of them,
+    /// and in DIR.
     #[arg(help_heading = None, long, value_name = "DIR", value_parser = absolute_path)]
     runtime_dir: Option<PathBuf>,
 }

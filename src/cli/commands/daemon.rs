@@ -1,7 +1,8 @@
 //! The hidden commands: what the processes of a mount are started as.
 //!
-//! Each is this same binary, run again by another of our processes, with its configuration on standard input
-//! (`daemon::protocol`). They are no interface: names and arguments may change with every version.
+//! Each is this same binary, run again by another of our processes, with its configuration on
+//! standard input (`daemon::protocol`). They are no interface: names and arguments may change with
+//! every version.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -130,7 +131,8 @@ fn work() -> anyhow::Result<ExitCode> {
     let body = worker::ProcessInfo { memory, state };
     let served = worker::serve(&link, &config, runtime.handle(), filesystem, service, body);
     runtime.block_on(last.stop());
-    // Where there was no memory for them, there are threads that never begin, and that it would wait for.
+    // Where there was no memory for them, there are threads that never begin, and that it would
+    // wait for.
     runtime.shutdown_timeout(LAST_THREADS);
     match served {
         Ok(code) => Ok(ExitCode::from(code)),

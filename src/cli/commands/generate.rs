@@ -1,4 +1,5 @@
-//! `vaultfs generate`: man pages and shell completions, from the definitions that parse the command line.
+//! `vaultfs generate`: man pages and shell completions, from the definitions that parse the command
+//! line.
 //!
 //! Hidden: `scripts/package` runs it, and other packaging may.
 

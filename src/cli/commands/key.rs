@@ -1,8 +1,10 @@
-//! `vaultfs key create|unwrap|encrypt|decrypt`: data keys, and data encrypted under them, in both dialects.
+//! `vaultfs key create|unwrap|encrypt|decrypt`: data keys, and data encrypted under them, in both
+//! dialects.
 //!
-//! In the kv dialect data is encrypted here, in the envelope of the official SDKs, which holds the data key as
-//! only the vault can open it. In the object dialect the vault encrypts text; what is no text goes in as kv
-//! stores it (VAULT-API.md §3). A plaintext key goes to a file of its own or is asked for by name, never else.
+//! In the kv dialect data is encrypted here, in the envelope of the official SDKs, which holds the
+//! data key as only the vault can open it. In the object dialect the vault encrypts text; what is
+//! no text goes in as kv stores it (VAULT-API.md §3). A plaintext key goes to a file of its own or
+//! is asked for by name, never else.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -48,7 +50,8 @@ pub struct KeyArgs {
 enum KeyCommand {
     /// Make a data key; prints it encrypted
     ///
-    /// What is printed is of no use without the vault and can be stored anywhere; `vaultfs key unwrap` opens it.
+    /// What is printed is of no use without the vault and can be stored anywhere; `vaultfs key
+    /// unwrap` opens it.
     #[command(after_help = "Example:\n  vaultfs key create > data-key\n  \
                             vaultfs key encrypt --data-key-file data-key < plain > sealed")]
     Create(CreateArgs),
@@ -56,14 +59,15 @@ enum KeyCommand {
     Unwrap(UnwrapArgs),
     /// Encrypt standard input
     ///
-    /// With the kv API the result is one line that holds the encrypted data key as well: vaultfs key decrypt and
-    /// vault.decrypt of the official SDKs need nothing else. With the object API it is the ciphertext, or
-    /// {"ciphertext", "encrypted_key"} if a new data key was made for it.
+    /// With the kv API the result is one line that holds the encrypted data key as well: vaultfs
+    /// key decrypt and vault.decrypt of the official SDKs need nothing else. With the object API it
+    /// is the ciphertext, or {"ciphertext", "encrypted_key"} if a new data key was made for it.
     #[command(
         after_help = "Example:\n  vaultfs key encrypt < plain > sealed\n  vaultfs key decrypt < sealed"
     )]
     Encrypt(EncryptArgs),
-    /// Decrypt what `vaultfs key encrypt` or vault.encrypt of an SDK printed, read from standard input
+    /// Decrypt what `vaultfs key encrypt` or vault.encrypt of an SDK printed, read from standard
+    /// input
     Decrypt(DecryptArgs),
 }
 
@@ -99,8 +103,8 @@ struct UnwrapArgs {
 
 #[derive(Debug, clap::Args)]
 struct EncryptArgs {
-    /// Use the data key in FILE instead of a new one: as `vaultfs key create` printed it, or (object API only) as
-    /// --out wrote it
+    /// Use the data key in FILE instead of a new one: as `vaultfs key create` printed it, or
+    /// (object API only) as --out wrote it
     #[arg(long, value_name = "FILE")]
     data_key_file: Option<PathBuf>,
     /// Key context of the new data key, kv API only (repeatable)
@@ -207,7 +211,8 @@ impl KeySession {
         }
     }
 
-    /// Standard input as text: something that was encrypted, which is longer than what it stands for.
+    /// Standard input as text: something that was encrypted, which is longer than what it stands
+    /// for.
     fn encrypted_input(&self) -> Result<String, Failure> {
         let bytes = read_stdin(self.max_size.saturating_mul(8).saturating_add(MAX_KEY_FILE))?;
         let text = std::str::from_utf8(bytes.expose()).map(|text| text.trim().to_owned());
@@ -221,7 +226,8 @@ async fn create(args: CreateArgs) -> Result<ExitCode, Failure> {
         let context = session.context(&args.context)?;
         let key = session.keys.create(&session.call(), &context).await?;
         let mut out = Output::new();
-        // Without the encrypted key the other one is of no use: what nobody has got is not written down.
+        // Without the encrypted key the other one is of no use: what nobody has got is not written
+        // down.
         if !out.line(&key.wrapped)? || !out.flush()? {
             return Err(Failure::new(Exit::Failed, "nobody reads the encrypted key"));
         }
@@ -396,8 +402,8 @@ impl Drop for NewFile {
     }
 }
 
-/// Tells a plaintext key, which is 32 bytes, from an encrypted one, which is longer. A plaintext key that
-/// others can read is refused.
+/// Tells a plaintext key, which is 32 bytes, from an encrypted one, which is longer. A plaintext
+/// key that others can read is refused.
 fn read_data_key(path: &Path) -> Result<KeyFile, Failure> {
     let failed = |why: String| usage(format!("--data-key-file {}: {why}", path.shown()));
     let file = files::open(path, None).map_err(|e| failed(e.to_string()))?;

@@ -1,8 +1,8 @@
 //! `vaultfs mount`: validates the options, starts the keeper, waits for its answer.
 //!
-//! The key and the configuration go to the keeper through a pipe. The command returns when the mount answers a request
-//! of its own, or with the exit code and the message of the process that failed. `-o` options are the long options
-//! under another name ([`mount_options`]).
+//! The key and the configuration go to the keeper through a pipe. The command returns when the
+//! mount answers a request of its own, or with the exit code and the message of the process that
+//! failed. `-o` options are the long options under another name ([`mount_options`]).
 
 mod start;
 
@@ -36,9 +36,10 @@ use crate::vault::lazy::Start;
 
 /// Mount a vault on a directory; returns when it can be used
 ///
-/// Each object of the vault is a file. Reading a file gets the object's current version; when a save returns, the vault has
-/// a new one. Old versions are in .versions in the root, `vaultfs status` says how the mount is doing. It is served in the
-/// background until `vaultfs unmount`, and outlives a crash of the process that serves it.
+/// Each object of the vault is a file. Reading a file gets the object's current version; when a
+/// save returns, the vault has a new one. Old versions are in .versions in the root, `vaultfs
+/// status` says how the mount is doing. It is served in the background until `vaultfs unmount`, and
+/// outlives a crash of the process that serves it.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -65,12 +66,13 @@ pub struct MountArgs {
 
     /// Fail a save with ESTALE when the object was changed elsewhere since it was opened
     ///
-    /// What was written stays in the mount, readable and listed by `vaultfs status`. Without it the last writer
-    /// wins, and what the other wrote is in .versions.
+    /// What was written stays in the mount, readable and listed by `vaultfs status`. Without it the
+    /// last writer wins, and what the other wrote is in .versions.
     #[arg(help_heading = "What may be done", long)]
     strict: bool,
 
-    /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON, only bytes (raw)
+    /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON,
+    /// only bytes (raw)
     #[arg(help_heading = "What may be done", long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
 
@@ -80,8 +82,9 @@ pub struct MountArgs {
 
     /// Change a file's bytes under those who have it open, for a single file bound into a container
     ///
-    /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. Whoever reads at that moment
-    /// may see a part of each version. Without it a change looks like an atomic rename, and nobody sees a mix.
+    /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. Whoever
+    /// reads at that moment may see a part of each version. Without it a change looks like an
+    /// atomic rename, and nobody sees a mix.
     #[arg(help_heading = "How fresh", long)]
     in_place: bool,
 
@@ -100,15 +103,16 @@ pub struct MountArgs {
           value_parser = values::time, conflicts_with = "lazy")]
     wait: Option<Duration>,
 
-    /// Mount without a vault that does not answer yet: what needs it fails with ETIMEDOUT until it does
+    /// Mount without a vault that does not answer yet: what needs it fails with ETIMEDOUT until it
+    /// does
     #[arg(help_heading = "How fresh", long)]
     lazy: bool,
 
     /// Run CMD (with /bin/sh) when something was changed elsewhere
     ///
-    /// Its environment says what: VAULTFS_NAME, VAULTFS_VERSION, VAULTFS_EVENT (created, changed, deleted, or many), and
-    /// VAULTFS_MOUNTPOINT. Several changes of one name within half a second are one run, one runs at a time, and none
-    /// longer than 60 s.
+    /// Its environment says what: VAULTFS_NAME, VAULTFS_VERSION, VAULTFS_EVENT (created, changed,
+    /// deleted, or many), and VAULTFS_MOUNTPOINT. Several changes of one name within half a second
+    /// are one run, one runs at a time, and none longer than 60 s.
     #[arg(help_heading = "How fresh", long, value_name = "CMD", value_parser = command_line)]
     on_change: Option<String>,
 
@@ -116,10 +120,11 @@ pub struct MountArgs {
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
     cache_size: ByteSize,
 
-    /// A name in the vault, of which the directories shall be there for a key that may not list names (repeatable)
+    /// A name in the vault, of which the directories shall be there for a key that may not list
+    /// names (repeatable)
     ///
-    /// Such a key finds names without a slash, and names below directories that are known from here, from an object that
-    /// was read, or from a save. What is no object is EACCES elsewhere.
+    /// Such a key finds names without a slash, and names below directories that are known from
+    /// here, from an object that was read, or from a save. What is no object is EACCES elsewhere.
     #[arg(help_heading = "What may be done", long = "name", value_name = "NAME", value_parser = values::name)]
     names: Vec<String>,
 
@@ -169,7 +174,8 @@ pub struct MountArgs {
     #[arg(help_heading = "The process", short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
-    /// Log more: -v what is tried again and what changes elsewhere, -vv each request of the kernel, too
+    /// Log more: -v what is tried again and what changes elsewhere, -vv each request of the kernel,
+    /// too
     #[arg(help_heading = "The process", short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 
@@ -332,8 +338,8 @@ impl MountArgs {
         self.wait
     }
 
-    /// The checks of [`run`] that need neither a vault nor a mount point, for the volume plugin. `key_later`: the key may
-    /// come later.
+    /// The checks of [`run`] that need neither a vault nor a mount point, for the volume plugin.
+    /// `key_later`: the key may come later.
     pub fn validate(&self, key_later: bool) -> Result<(), Failure> {
         self.connect().validate(key_later)?;
         if let Some(path) = &self.audit {

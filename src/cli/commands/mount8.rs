@@ -1,10 +1,11 @@
-//! `mount.vaultfs`, `mount.fuse.vaultfs` and their `umount` counterparts: how mount(8) calls vaultfs.
+//! `mount.vaultfs`, `mount.fuse.vaultfs` and their `umount` counterparts: how mount(8) calls
+//! vaultfs.
 //!
-//! mount(8) knows no file system of this type, so it runs the program `/sbin/mount.TYPE SRC DIR -o OPTIONS`, which is
-//! this binary under another name. What it was called as decides (argv[0]). SRC says which vault, and the rest is
-//! `vaultfs mount` with the options rewritten. umount(8) runs `/sbin/umount.fuse.vaultfs` likewise, so that it stores
-//! what is unsaved before it unmounts, and fails where that fails. Exit codes are mount(8)'s: 1 for a wrong command
-//! line, 32 for a failure.
+//! mount(8) knows no file system of this type, so it runs the program `/sbin/mount.TYPE SRC DIR -o
+//! OPTIONS`, which is this binary under another name. What it was called as decides (argv[0]). SRC
+//! says which vault, and the rest is `vaultfs mount` with the options rewritten. umount(8) runs
+//! `/sbin/umount.fuse.vaultfs` likewise, so that it stores what is unsaved before it unmounts, and
+//! fails where that fails. Exit codes are mount(8)'s: 1 for a wrong command line, 32 for a failure.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -45,9 +46,11 @@ pub const EXIT_CODES: [(u8, &str); 2] = [
                   _netdev,nofail,api_key_file=/etc/vaultfs/key 0 0"
 )]
 pub struct MountHelper {
-    /// Which vault: `embedded`, `embedded=DIR`, the URL of a service, or `none` if the options say it
+    /// Which vault: `embedded`, `embedded=DIR`, the URL of a service, or `none` if the options say
+    /// it
     ///
-    /// `embedded` alone is /var/lib/vaultfs for root, and for everybody else the vault of `vaultfs mount --embedded`.
+    /// `embedded` alone is /var/lib/vaultfs for root, and for everybody else the vault of `vaultfs
+    /// mount --embedded`.
     #[arg(value_name = "SRC")]
     source: String,
 
@@ -55,7 +58,8 @@ pub struct MountHelper {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 
-    /// Options, separated by commas: those of vaultfs-mount(1), with or without dashes, and those of mount(8)
+    /// Options, separated by commas: those of vaultfs-mount(1), with or without dashes, and those
+    /// of mount(8)
     #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
@@ -94,9 +98,9 @@ pub struct MountHelper {
 
 /// Unmount a vault, for umount(8): store what is unsaved first
 ///
-/// umount(8) runs this program for file systems of type fuse.vaultfs; there is no need to call it by hand. It fails, and
-/// the mount stays, if something cannot be stored or programs use it. Root's plain `umount DIR` does not look for it:
-/// give `umount -c DIR`, or use `vaultfs unmount`.
+/// umount(8) runs this program for file systems of type fuse.vaultfs; there is no need to call it
+/// by hand. It fails, and the mount stays, if something cannot be stored or programs use it. Root's
+/// plain `umount DIR` does not look for it: give `umount -c DIR`, or use `vaultfs unmount`.
 #[derive(Debug, Parser)]
 #[command(name = "umount.fuse.vaultfs", version)]
 pub struct UmountHelper {
@@ -222,8 +226,9 @@ fn unmount_as_asked(helper: UmountHelper) -> anyhow::Result<ExitCode> {
     unmount::run(unmount::UnmountArgs::new(helper.directory, helper.lazy, helper.force))
 }
 
-/// Goes to another mount namespace. No thread runs yet, which the kernel asks for. Who made a namespace in a user
-/// namespace of its own decides what is at each path there, /proc too: that is for its users.
+/// Goes to another mount namespace. No thread runs yet, which the kernel asks for. Who made a
+/// namespace in a user namespace of its own decides what is at each path there, /proc too: that is
+/// for its users.
 fn enter(namespace: Option<&str>) -> Result<(), Failure> {
     let Some(namespace) = namespace else { return Ok(()) };
     let path = match namespace.parse::<u32>() {

@@ -1,7 +1,7 @@
 //! `vaultfs pending`: writes that the vault does not have, and what becomes of them.
 //!
-//! The list and the decisions go over the control socket; bytes never do: `--save` reads the file in the mount,
-//! which shows what was written.
+//! The list and the decisions go over the control socket; bytes never do: `--save` reads the file
+//! in the mount, which shows what was written.
 
 use std::fs::File;
 use std::io::Read;
@@ -32,9 +32,10 @@ use crate::sys::stdio;
 
 /// List writes that the vault does not have, and store or drop them
 ///
-/// A save that failed stays in the mount and is tried again by itself, unless the object has changed in the vault
-/// since (a conflict), or the vault can never take it (invalid, too large): then it is yours to decide. So is what should
-/// be gone after a rename to a backup, and was not deleted by the vault.
+/// A save that failed stays in the mount and is tried again by itself, unless the object has
+/// changed in the vault since (a conflict), or the vault can never take it (invalid, too large):
+/// then it is yours to decide. So is what should be gone after a rename to a backup, and was not
+/// deleted by the vault.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs pending\n  vaultfs pending --retry ~/secrets\n  vaultfs pending --save \
@@ -44,7 +45,8 @@ pub struct PendingArgs {
     /// Where the vault is mounted; not needed while there is only one mount
     mountpoint: Option<PathBuf>,
 
-    /// Store them now, also over a newer version (which stays in .versions), and delete what should be gone
+    /// Store them now, also over a newer version (which stays in .versions), and delete what should
+    /// be gone
     #[arg(long)]
     retry: bool,
 
@@ -52,7 +54,8 @@ pub struct PendingArgs {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["retry", "discard", "json"])]
     save: Option<String>,
 
-    /// Drop the unsaved bytes of this object, or keep what should be gone: its file shows what the vault has
+    /// Drop the unsaved bytes of this object, or keep what should be gone: its file shows what the
+    /// vault has
     #[arg(long, value_name = "NAME", conflicts_with = "retry")]
     discard: Option<String>,
 
@@ -66,7 +69,8 @@ pub struct PendingArgs {
 
 /// A retry is bounded by the mount's --timeout, which is not known here.
 const ANSWER: Duration = Duration::from_secs(60);
-/// What asks no vault is answered by then, and another user's worker is not waited for while it is replaced.
+/// What asks no vault is answered by then, and another user's worker is not waited for while it is
+/// replaced.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Runs the command.

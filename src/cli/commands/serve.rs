@@ -1,7 +1,7 @@
 //! `vaultfs serve`: the embedded vault on its own.
 //!
-//! Standard output is one line, the URL, printed when connections are accepted: a script waits for it, and a service
-//! manager is notified at the same moment.
+//! Standard output is one line, the URL, printed when connections are accepted: a script waits for
+//! it, and a service manager is notified at the same moment.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -35,10 +35,10 @@ const MAX_MAX_SIZE: bytesize::ByteSize = bytesize::ByteSize::mib(64);
 
 /// Run the embedded vault on its own
 ///
-/// Serves the vault in DIR over HTTP, on a TCP address and on the Unix socket DIR/vault.sock. Prints the
-/// URL once connections are accepted. The first start makes DIR, a master key and, in DIR/api-key, an API
-/// key with all permissions. SIGTERM and SIGINT finish the requests under way and end it. Under systemd it is
-/// a service of Type=notify.
+/// Serves the vault in DIR over HTTP, on a TCP address and on the Unix socket DIR/vault.sock.
+/// Prints the URL once connections are accepted. The first start makes DIR, a master key and, in
+/// DIR/api-key, an API key with all permissions. SIGTERM and SIGINT finish the requests under way
+/// and end it. Under systemd it is a service of Type=notify.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs serve --data ~/vault\n  vaultfs serve --data ~/vault key add --permissions \
@@ -49,11 +49,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
 
-    /// Address and port to listen on; port 0 picks a free one. Other than loopback only with --tls-cert
+    /// Address and port to listen on; port 0 picks a free one. Other than loopback only with
+    /// --tls-cert
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8200")]
     listen: SocketAddr,
 
-    /// Listen on the Unix socket PATH as well, for other users: api-url unix:PATH. The API key decides what they may do
+    /// Listen on the Unix socket PATH as well, for other users: api-url unix:PATH. The API key
+    /// decides what they may do
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
@@ -82,8 +84,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     rate_limit: u32,
 
-    /// Proxies in front of this server, as addresses or networks (10.0.0.0/8): X-Forwarded-For of their requests names the
-    /// client in the log. May be repeated
+    /// Proxies in front of this server, as addresses or networks (10.0.0.0/8): X-Forwarded-For of
+    /// their requests names the client in the log. May be repeated
     #[arg(long, value_name = "CIDR", value_parser = values::network)]
     trusted_proxy: Vec<ipnet::IpNet>,
 
@@ -102,7 +104,8 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     hardening::raise_descriptors();
     let memory = hardening::lock_memory();
     if let Some(command) = args.command {
-        // Of one thread: what the store does in the background is not polled any more when its timers are gone.
+        // Of one thread: what the store does in the background is not polled any more when its
+        // timers are gone.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let done = runtime.block_on(serve_key::run(&args.data, args.master_key_file, command));
         return done.map(|()| ExitCode::SUCCESS);
@@ -124,8 +127,9 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.spawn(allocator::give_back());
     let served = runtime.block_on(serve(args));
-    // Requests that outlived the drain are cut off by the end of the process, not waited for. While a runtime is shut down,
-    // its other thread may poll a task whose timer is gone, which is a panic.
+    // Requests that outlived the drain are cut off by the end of the process, not waited for. While
+    // a runtime is shut down, its other thread may poll a task whose timer is gone, which is a
+    // panic.
     std::mem::forget(runtime);
     served.map(|()| ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! `vaultfs serve --data DIR key …`: API keys, beside a running server or without one.
 //!
-//! A key is shown once, when it is made: the vault keeps a keyed hash of it. What is revoked is refused from
-//! the next request on.
+//! A key is shown once, when it is made: the vault keeps a keyed hash of it. What is revoked is
+//! refused from the next request on.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,8 @@
 //! `vaultfs status`: how each mount is doing, for people and (`--json`) for scripts.
 //!
-//! Mounts are found in the mount table, which answers whatever state they are in; what they say about
-//! themselves comes over their control sockets. A mount that does not answer is shown as such.
+//! Mounts are found in the mount table, which answers whatever state they are in; what they say
+//! about themselves comes over their control sockets. A mount that does not answer is shown as
+//! such.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -33,8 +34,8 @@ use crate::vault::cache::RATE_LIMITED;
 
 /// Say how mounts are doing
 ///
-/// First whether all is well, then the vault, what is unsaved, the latest failures, the requests left and the cache. It
-/// never asks the vault itself.
+/// First whether all is well, then the vault, what is unsaved, the latest failures, the requests
+/// left and the cache. It never asks the vault itself.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs status\n  vaultfs status --json ~/secrets | jq .[0].unsaved\n\nExit code 1 if a \
@@ -92,8 +93,8 @@ pub(in crate::cli) fn problems() -> std::io::Result<Vec<(PathBuf, Option<String>
     Ok(all.iter().map(|entry| entry.mountpoint.clone()).zip(problems).collect())
 }
 
-/// The status of each mount. All mounts of one other user together get the time of one, and little memory: there may be a
-/// thousand that do not answer, or answer much.
+/// The status of each mount. All mounts of one other user together get the time of one, and little
+/// memory: there may be a thousand that do not answer, or answer much.
 fn each(mounts: &[Entry]) -> Vec<Value> {
     let mut left: HashMap<Option<u32>, (Duration, usize)> = HashMap::new();
     let status = |entry: &Entry| {
@@ -114,7 +115,8 @@ fn each(mounts: &[Entry]) -> Vec<Value> {
     mounts.iter().map(status).collect()
 }
 
-/// Each vaultfs file system once, also where it is bound to several places. Those of others are root's to see.
+/// Each vaultfs file system once, also where it is bound to several places. Those of others are
+/// root's to see.
 fn all() -> std::io::Result<Vec<Entry>> {
     let mut found: Vec<Entry> = Vec::new();
     for entry in mount_table::table()? {

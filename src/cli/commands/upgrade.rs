@@ -1,7 +1,8 @@
 //! `vaultfs upgrade`: the program that is called takes a mount over from the one that serves it.
 //!
-//! The keeper starts it as the next worker; where it cannot read the mount's state, the old one goes on. Programs
-//! that use the mount only wait. The keeper itself stays what it was until the mount ends.
+//! The keeper starts it as the next worker; where it cannot read the mount's state, the old one
+//! goes on. Programs that use the mount only wait. The keeper itself stays what it was until the
+//! mount ends.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

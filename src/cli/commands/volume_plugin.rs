@@ -1,7 +1,8 @@
 //! `vaultfs volume-plugin`: volumes for Docker and Podman.
 //!
-//! Stays in the foreground, for a service manager, and logs on standard error. SIGTERM and SIGINT end it: requests
-//! under way are answered, volumes in use stay mounted, and the next start finds them.
+//! Stays in the foreground, for a service manager, and logs on standard error. SIGTERM and SIGINT
+//! end it: requests under way are answered, volumes in use stay mounted, and the next start finds
+//! them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,8 +37,9 @@ use crate::volume::store::Store;
 
 /// Serve volumes to Docker and Podman
 ///
-/// Each volume is a mount of its own with the options that `docker volume create -o …` gave it, made when the first
-/// container needs it and removed after the last. docs/CONTAINERS.md has the steps.
+/// Each volume is a mount of its own with the options that `docker volume create -o …` gave it,
+/// made when the first container needs it and removed after the last. docs/CONTAINERS.md has the
+/// steps.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs volume-plugin --socket /run/docker/plugins/vaultfs.sock \\\n    \
@@ -46,7 +48,8 @@ use crate::volume::store::Store;
                         docker run -v app:/run/secrets IMAGE"
 )]
 pub struct VolumePluginArgs {
-    /// Where the engine asks, for example /run/docker/plugins/vaultfs.sock; its directory is made if it is missing
+    /// Where the engine asks, for example /run/docker/plugins/vaultfs.sock; its directory is made
+    /// if it is missing
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 
@@ -55,8 +58,8 @@ pub struct VolumePluginArgs {
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 
-    /// Profiles for `-o profile=NAME` of volumes: a file each, with an option a line [default: /etc/vaultfs/profiles; not
-    /// as root: $XDG_CONFIG_HOME/vaultfs/profiles]
+    /// Profiles for `-o profile=NAME` of volumes: a file each, with an option a line [default:
+    /// /etc/vaultfs/profiles; not as root: $XDG_CONFIG_HOME/vaultfs/profiles]
     #[arg(long, value_name = "DIR")]
     profiles: Option<PathBuf>,
 
@@ -151,7 +154,8 @@ async fn serve(path: &Path, state: &Path, settings: Settings) -> anyhow::Result<
     Ok(())
 }
 
-/// Tells the service manager that the plugin lives, as long as it answers on its socket as it would answer an engine.
+/// Tells the service manager that the plugin lives, as long as it answers on its socket as it would
+/// answer an engine.
 async fn feed_watchdog(socket: PathBuf, within: Duration) {
     // An answer that takes a third of the time, after a pause of as much, still comes in time.
     let part = within / 3;
@@ -249,7 +253,8 @@ fn parse(arguments: &[String]) -> Result<MountArgs, String> {
     }
 }
 
-/// A sentence about the command line of `vaultfs mount`, for the user that gives options of a volume.
+/// A sentence about the command line of `vaultfs mount`, for the user that gives options of a
+/// volume.
 fn as_options(sentence: &str) -> String {
     let sentence = sentence.replace(" --", " -o ").replace("'--", "'-o ");
     sentence.strip_prefix("--").map_or(sentence.clone(), |rest| format!("-o {rest}"))

@@ -1,8 +1,9 @@
 //! Completions for the shells, from the definitions that parse the command line.
 //!
-//! clap_complete writes them. What it does not do is done here: hidden options and commands are left out, what an
-//! option takes is known by the name of its value, and so is what a command takes (bash and fish know that of options
-//! only, and would offer the files of the working directory as names of secrets).
+//! clap_complete writes them. What it does not do is done here: hidden options and commands are
+//! left out, what an option takes is known by the name of its value, and so is what a command takes
+//! (bash and fish know that of options only, and would offer the files of the working directory as
+//! names of secrets).
 
 use clap::builder::ValueHint;
 use clap::{Arg, Command, CommandFactory};
@@ -66,7 +67,8 @@ fn hint(argument: &Arg) -> ValueHint {
     }
 }
 
-/// Every command that takes arguments, by the words that lead to it, with what its first argument is.
+/// Every command that takes arguments, by the words that lead to it, with what its first argument
+/// is.
 fn taking<'a>(command: &'a Command, path: &[&'a str], out: &mut Vec<(Vec<&'a str>, ValueHint)>) {
     for sub in command.get_subcommands() {
         let path = [path, &[sub.get_name()]].concat();

@@ -1,8 +1,9 @@
 //! The right to change directories that show no `w`, for the helper of an ordinary user.
 //!
-//! On a read-only mount nothing shows a `w`, and the kernel enforces that for an ordinary user's helper: its rename is
-//! EACCES before the worker gets it. In a user namespace a process overrides the modes of files of its own user and
-//! group only; the mount sees the same user. Where user namespaces are forbidden, the helper runs without one.
+//! On a read-only mount nothing shows a `w`, and the kernel enforces that for an ordinary user's
+//! helper: its rename is EACCES before the worker gets it. In a user namespace a process overrides
+//! the modes of files of its own user and group only; the mount sees the same user. Where user
+//! namespaces are forbidden, the helper runs without one.
 
 use std::fs;
 use std::io;
@@ -11,8 +12,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_dumpable;
 use nix::unistd::{getegid, geteuid};
 
-/// Enters one. Only for a process with one thread, and for one that holds no secret: for a moment it is dumpable,
-/// because the files under /proc/self that have to be written are root's until then.
+/// Enters one. Only for a process with one thread, and for one that holds no secret: for a moment
+/// it is dumpable, because the files under /proc/self that have to be written are root's until
+/// then.
 pub fn enter() -> io::Result<()> {
     let (uid, gid) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER)?;

@@ -1,8 +1,9 @@
 //! One run of the command.
 //!
-//! It inherits no descriptors, no ignored signals, no terminal, and only the environment of [`Job::environment`]. Its
-//! standard output is dropped; the end of its standard error is logged if it fails. At its timeout the worker kills its
-//! process group; without a worker timeout(1), which leads the group, does.
+//! It inherits no descriptors, no ignored signals, no terminal, and only the environment of
+//! [`Job::environment`]. Its standard output is dropped; the end of its standard error is logged if
+//! it fails. At its timeout the worker kills its process group; without a worker timeout(1), which
+//! leads the group, does.
 
 use std::ffi::OsString;
 use std::io;
@@ -25,11 +26,13 @@ use crate::display;
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// timeout(1) ends it this much later than the worker, which also logs its output.
 const GRACE: Duration = Duration::from_secs(2);
-/// Part of every system but the smallest containers; looked for here alone, `PATH` is for the command.
+/// Part of every system but the smallest containers; looked for here alone, `PATH` is for the
+/// command.
 const TIMEOUT: &str = "/usr/bin/timeout";
 /// What is logged of its standard error.
 const SAID: usize = 1024;
-/// How long to read standard error after the command has ended: its background processes may hold it open.
+/// How long to read standard error after the command has ended: its background processes may hold
+/// it open.
 const REST: Duration = Duration::from_millis(200);
 /// Time between SIGTERM and SIGKILL when the mount ends.
 pub const END: Duration = Duration::from_secs(2);
@@ -55,8 +58,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// Runs the command until it or the mount ends; an error has its exit status and output. `started` gets the leader of
-    /// its process group.
+    /// Runs the command until it or the mount ends; an error has its exit status and output.
+    /// `started` gets the leader of its process group.
     pub async fn run(
         &self,
         run: &Run,
@@ -206,7 +209,8 @@ fn ended(status: ExitStatus) -> String {
     }
 }
 
-/// Between fork and exec: signals as a program expects them (the worker ignores some), and no descriptor but 0 to 2.
+/// Between fork and exec: signals as a program expects them (the worker ignores some), and no
+/// descriptor but 0 to 2.
 fn like_new() -> io::Result<()> {
     for signal in 1..=64 {
         // SAFETY: async-signal-safe; SIGKILL and SIGSTOP refuse, which is fine.

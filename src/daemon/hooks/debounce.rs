@@ -1,7 +1,7 @@
 //! Decides when the command runs, and for which names. Pure: the time is an argument.
 //!
-//! A change waits until its name has not changed for [`QUIET`], at most [`LONGEST`], and while the command runs. With
-//! more than [`MOST`] waiting names one run covers all of them.
+//! A change waits until its name has not changed for [`QUIET`], at most [`LONGEST`], and while the
+//! command runs. With more than [`MOST`] waiting names one run covers all of them.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,17 +1,19 @@
-//! `--on-change CMD`: runs a command when a secret was changed elsewhere, so that nginx reloads its new key.
+//! `--on-change CMD`: runs a command when a secret was changed elsewhere, so that nginx reloads its
+//! new key.
 //!
-//! 1. [`debounce`] decides when: changes of one name within a short time are one run, one command runs at a time, and
-//!    very many names share one run.
-//! 2. [`command`] runs it: through `/bin/sh -c`, as the mount's user, with a clean environment that names what changed and
-//!    never holds a value, in a process group of its own, with a time limit.
-//! 3. The command will read the mount. So no thread that answers requests waits for it, and it starts only when the
-//!    mount shows the change (`is_shown`) or after a timeout.
-//! 4. Only changes made elsewhere run it, so a command may write to the mount. A change of this mount may be observed
-//!    before its answer: whether all changes of a name are its own (`is_own`) is checked when the run is due.
-//! 5. A command and the waiting changes outlive a killed worker ([`runner`]): the successor waits for the running
-//!    command before it runs the next. timeout(1) limits its time in any case.
-//! 6. When the mount ends, waiting changes are dropped and a running command is ended: SIGTERM to its process group,
-//!    SIGKILL [`command::END`] later.
+//! 1. [`debounce`] decides when: changes of one name within a short time are one run, one command
+//!    runs at a time, and very many names share one run.
+//! 2. [`command`] runs it: through `/bin/sh -c`, as the mount's user, with a clean environment that
+//!    names what changed and never holds a value, in a process group of its own, with a time limit.
+//! 3. The command will read the mount. So no thread that answers requests waits for it, and it
+//!    starts only when the mount shows the change (`is_shown`) or after a timeout.
+//! 4. Only changes made elsewhere run it, so a command may write to the mount. A change of this
+//!    mount may be observed before its answer: whether all changes of a name are its own (`is_own`)
+//!    is checked when the run is due.
+//! 5. A command and the waiting changes outlive a killed worker ([`runner`]): the successor waits
+//!    for the running command before it runs the next. timeout(1) limits its time in any case.
+//! 6. When the mount ends, waiting changes are dropped and a running command is ended: SIGTERM to
+//!    its process group, SIGKILL [`command::END`] later.
 
 pub mod command;
 pub mod debounce;

@@ -1,5 +1,5 @@
-//! Waiting changes and the running command, stored at each change: a dead worker must lose no run, and its successor
-//! must not start a second command while the first one runs.
+//! Waiting changes and the running command, stored at each change: a dead worker must lose no run,
+//! and its successor must not start a second command while the first one runs.
 
 use std::sync::Arc;
 use std::time::Instant;

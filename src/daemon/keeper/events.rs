@@ -1,5 +1,5 @@
-//! What the keeper waits for: signals, the worker's messages and its death, the command that started it, and, where
-//! everything is refused, requests. One poll(2), with a deadline.
+//! What the keeper waits for: signals, the worker's messages and its death, the command that
+//! started it, and, where everything is refused, requests. One poll(2), with a deadline.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::process::ExitStatus;

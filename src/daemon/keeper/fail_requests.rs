@@ -1,4 +1,5 @@
-//! The last resort: when no worker lives long enough to serve, the keeper answers every request with EIO itself.
+//! The last resort: when no worker lives long enough to serve, the keeper answers every request
+//! with EIO itself.
 //!
 //! So no program hangs, and none sees, or writes into, the plain directory below the mount.
 

@@ -1,5 +1,5 @@
-//! Makes the mount for the first worker. The mount is attached last (`attach`): a failure before that leaves nothing
-//! in the mount table.
+//! Makes the mount for the first worker. The mount is attached last (`attach`): a failure before
+//! that leaves nothing in the mount table.
 
 use std::io;
 use std::path::Path;

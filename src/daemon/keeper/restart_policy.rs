@@ -6,11 +6,13 @@
 //! | in any other way ([`Ending::Crashed`]) | anything | the same |
 //! | in any other way | nothing | at once, then after pauses from 1 s to 32 s; after ten in a row it is given up |
 //!
-//! While the mount ends, it is given up after ten deaths, or where the pause would be more than 1 s.
+//! While the mount ends, it is given up after ten deaths, or where the pause would be more than 1
+//! s.
 //!
-//! A SIGKILL from outside is no evidence against the next worker, so programs do not wait. A worker that has answered a
-//! request can answer others; the quarantine (`fs::recovery`) handles a request that kills workers. A cause that keeps
-//! every worker from serving (no memory, a broken program) is not cured by a restart.
+//! A SIGKILL from outside is no evidence against the next worker, so programs do not wait. A worker
+//! that has answered a request can answer others; the quarantine (`fs::recovery`) handles a request
+//! that kills workers. A cause that keeps every worker from serving (no memory, a broken program)
+//! is not cured by a restart.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -24,7 +26,8 @@ const TOO_MANY: u32 = 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(32);
 /// Deaths within this time are recent.
 const RECENT_TIME: Duration = Duration::from_secs(10);
-/// With more recent deaths the restart is delayed, so that a loop of kills does not use a whole processor.
+/// With more recent deaths the restart is delayed, so that a loop of kills does not use a whole
+/// processor.
 const MANY: [(usize, Duration); 2] = [(30, Duration::from_secs(1)), (15, Duration::from_millis(250))];
 /// Longest pause while the mount ends.
 const LONGEST_AT_THE_END: Duration = Duration::from_secs(1);
@@ -115,7 +118,8 @@ pub fn retry_after() -> Duration {
     Duration::from_secs(60)
 }
 
-/// [`IMMEDIATE_RESTARTS`] and [`TOO_MANY`], but where a test wants others (`VAULTFS_TEST_DEATHS=IMMEDIATE_RESTARTS,TOO_MANY`).
+/// [`IMMEDIATE_RESTARTS`] and [`TOO_MANY`], but where a test wants others
+/// (`VAULTFS_TEST_DEATHS=IMMEDIATE_RESTARTS,TOO_MANY`).
 fn limits() -> (u32, u32) {
     #[cfg(debug_assertions)]
     if let Ok(text) = std::env::var("VAULTFS_TEST_DEATHS")
@@ -143,7 +147,8 @@ mod tests {
     fn the_whole_table() {
         let outside = [(Ending::Killed, false), (Ending::Killed, true), (Ending::Crashed, true)];
         for (ending, has_served) in outside {
-            // (how far apart, how many, the pauses that there are): never longer than a second, never given up.
+            // (how far apart, how many, the pauses that there are): never longer than a second,
+            // never given up.
             let rows: [(u64, u32, &[u64]); 4] =
                 [(60_000, 50, &[0]), (800, 200, &[0]), (500, 200, &[0, 250]), (100, 500, &[0, 250, 1000])];
             for (apart, deaths, expected) in rows {

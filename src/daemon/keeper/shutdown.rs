@@ -1,7 +1,9 @@
-//! The shutdown of a mount: the worker drains, the mount is removed, the worker ends, unsaved writes are reported.
+//! The shutdown of a mount: the worker drains, the mount is removed, the worker ends, unsaved
+//! writes are reported.
 //!
-//! A worker that does not complete a step is killed once, and its successor repeats the step. The connection's
-//! descriptor is closed before the unmount, so that each request fails at once and the unmount waits for none.
+//! A worker that does not complete a step is killed once, and its successor repeats the step. The
+//! connection's descriptor is closed before the unmount, so that each request fails at once and the
+//! unmount waits for none.
 
 use std::process::ExitStatus;
 use std::time::Instant;
@@ -15,7 +17,8 @@ use crate::display::Shown;
 use crate::fs::{Unsaved, unsaved_from_journal};
 
 impl Keeper {
-    /// Kills a worker that does not complete a step of the shutdown, for its successor to do. False if that was tried.
+    /// Kills a worker that does not complete a step of the shutdown, for its successor to do. False
+    /// if that was tried.
     pub(super) fn replace(&mut self, why: &str) -> bool {
         let Some(worker) = self.worker.as_mut().filter(|_| !self.replaced) else {
             tracing::error!("the worker is not replaced once more: {why}");

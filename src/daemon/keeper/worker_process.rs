@@ -68,7 +68,8 @@ enum Verdict {
 /// Time for a dead worker's threads to end, before the worker counts as stuck.
 const REAP_DELAY: Duration = Duration::from_millis(500);
 
-/// A worker of a version that does not report it counts as having answered a request after this time.
+/// A worker of a version that does not report it counts as having answered a request after this
+/// time.
 const SERVED: Duration = Duration::from_secs(1);
 
 /// Timeout for the end of a killed worker.
@@ -112,9 +113,9 @@ impl Worker {
         }
     }
 
-    /// Whether it is dead, with its exit status where the kernel shows it. A thread that is stuck in a call on the own
-    /// mount, or still frees a large memory, delays waitpid(2): the leader is then a zombie, whose exit status /proc
-    /// shows.
+    /// Whether it is dead, with its exit status where the kernel shows it. A thread that is stuck
+    /// in a call on the own mount, or still frees a large memory, delays waitpid(2): the leader is
+    /// then a zombie, whose exit status /proc shows.
     pub fn is_gone(&mut self) -> Option<Option<ExitStatus>> {
         match self.child.try_wait() {
             Ok(Some(status)) => return Some(Some(status)),
@@ -125,9 +126,10 @@ impl Worker {
         (since.elapsed() >= REAP_DELAY).then(|| process::zombies_end(self.child.id()))
     }
 
-    /// A worker whose leader is a zombie while one of its threads holds the channel open counts as gone. A worker without a
-    /// heartbeat is killed, unless a debugger traces it. One whose heartbeat has not begun, as it does not serve yet, counts as
-    /// without one while it is stopped.
+    /// A worker whose leader is a zombie while one of its threads holds the channel open counts as
+    /// gone. A worker without a heartbeat is killed, unless a debugger traces it. One whose
+    /// heartbeat has not begun, as it does not serve yet, counts as without one while it is
+    /// stopped.
     pub fn check_liveness(&mut self, state: BorrowedFd<'_>) {
         if self.silent_since.is_some() {
             return;
@@ -169,8 +171,9 @@ impl Worker {
         }
     }
 
-    /// How its exit counts for the requests that it had read. A SIGKILL from outside counts for nothing, unless the kernel
-    /// sent it for lack of memory; nor does one of the keeper's for a stopped worker.
+    /// How its exit counts for the requests that it had read. A SIGKILL from outside counts for
+    /// nothing, unless the kernel sent it for lack of memory; nor does one of the keeper's for a
+    /// stopped worker.
     pub fn exit_message(&self, status: Option<ExitStatus>) -> Ending {
         let is_stuck = matches!(self.verdict, Verdict::Killed { stopped: false, .. });
         // Of the whole machine: no file shows for certain which process it was.
@@ -189,7 +192,8 @@ impl Worker {
         }
     }
 
-    /// Whether it has answered a request; for a version that does not report it, whether it has served for a while.
+    /// Whether it has answered a request; for a version that does not report it, whether it has
+    /// served for a while.
     pub fn has_served(&self, state: BorrowedFd<'_>) -> bool {
         let a_while = || self.serving_since.is_some_and(|since| since.elapsed() >= SERVED);
         state_log::heartbeats(state, self.child.id()).map_or_else(a_while, heartbeat::has_served)

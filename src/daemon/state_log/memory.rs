@@ -1,4 +1,5 @@
-//! The memfd that the keeper holds: how it is laid out, which version it is of, and what of it has pages.
+//! The memfd that the keeper holds: how it is laid out, which version it is of, and what of it has
+//! pages.
 
 use std::fs::File;
 use std::io;
@@ -8,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How the memory is laid out.
 const FORMAT: u64 = 1;
-/// The version of what the records say: counted up with each change of them that an older or newer worker would not
-/// understand.
+/// The version of what the records say: counted up with each change of them that an older or newer
+/// worker would not understand.
 const STATE_VERSION: &str = "vaultfs state 4";
 const MAGIC: u64 = u64::from_le_bytes(*b"vaultfs\x01");
 pub const HEADER: usize = 4096;
@@ -30,12 +31,13 @@ pub struct Header {
     pub len: [AtomicU64; 2],
     /// 1 while there are changes that there was no memory for.
     pub missed: AtomicU64,
-    /// The worker's process id, and the count of its heartbeats. A program of an older version leaves it alone.
+    /// The worker's process id, and the count of its heartbeats. A program of an older version
+    /// leaves it alone.
     pub heartbeat: AtomicU64,
 }
 
-/// The heartbeats of the worker `pid`; `None` if it has none. Reads one word, so that it can be asked
-/// for all the time.
+/// The heartbeats of the worker `pid`; `None` if it has none. Reads one word, so that it can be
+/// asked for all the time.
 pub fn heartbeats(state: BorrowedFd<'_>, pid: u32) -> Option<u32> {
     let mut bytes = [0; 8];
     let at = std::mem::offset_of!(Header, heartbeat) as libc::off_t;
@@ -105,7 +107,8 @@ pub fn check(state: impl AsFd) -> Result<(), StateError> {
     }
 }
 
-/// [`STATE_VERSION`] as a number. Read from the text, which a test changes in a copy of the program.
+/// [`STATE_VERSION`] as a number. Read from the text, which a test changes in a copy of the
+/// program.
 pub fn state_version() -> u64 {
     let (_, number) = std::hint::black_box(STATE_VERSION).rsplit_once(' ').unwrap_or_default();
     number.parse().unwrap_or(0)
@@ -171,7 +174,8 @@ impl Map {
 
     pub fn read(&self, at: usize, len: usize) -> &[u8] {
         assert!(at + len <= self.len);
-        // SAFETY: within the mapping; written before its length was counted in, and not changed afterwards.
+        // SAFETY: within the mapping; written before its length was counted in, and not changed
+        // afterwards.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr().add(at), len) }
     }
 

@@ -1,5 +1,5 @@
-//! What the one worker that writes a state log knows of it: where each live record is, and how far the active region is
-//! in use. It is built again from the records by each worker.
+//! What the one worker that writes a state log knows of it: where each live record is, and how far
+//! the active region is in use. It is built again from the records by each worker.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;

@@ -1,11 +1,13 @@
 //! Notifications to the kernel, from a thread of their own, and orders to the helper.
 //!
-//! A notification can wait for requests that are in flight in the same directory, so it must never be sent from
-//! a thread that answers requests, nor under a lock that a request needs (FIELD-NOTES: the classic deadlock).
+//! A notification can wait for requests that are in flight in the same directory, so it must never
+//! be sent from a thread that answers requests, nor under a lock that a request needs (FIELD-NOTES:
+//! the classic deadlock).
 //!
-//! A worker that is killed meanwhile does not end before that request is answered, by its successor. So the thread shares
-//! no descriptor with the others: with them would stay open the lock and the socket of an embedded vault, which
-//! the successor needs for its answer. A worker that has no successor ends the thread before itself ([`NoticeQueue::all_sent`]).
+//! A worker that is killed meanwhile does not end before that request is answered, by its
+//! successor. So the thread shares no descriptor with the others: with them would stay open the
+//! lock and the socket of an embedded vault, which the successor needs for its answer. A worker
+//! that has no successor ends the thread before itself ([`NoticeQueue::all_sent`]).
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -39,8 +41,9 @@ pub struct NoticeQueue {
 }
 
 impl NoticeQueue {
-    /// Sends what is queued, and nothing afterwards. A process that ends in the midst of a notification holds the device
-    /// open until the request is answered that this waits for. It needs no thread of its own: there may be none to be had.
+    /// Sends what is queued, and nothing afterwards. A process that ends in the midst of a
+    /// notification holds the device open until the request is answered that this waits for. It
+    /// needs no thread of its own: there may be none to be had.
     pub async fn all_sent(&self) {
         let (all_sent, last) = oneshot::channel();
         // An error: the thread has ended before.
@@ -85,7 +88,8 @@ impl Kernel for NoticeQueue {
     }
 }
 
-/// Starts the thread, which writes to `device`. It ends when the returned queue is ended, or dropped.
+/// Starts the thread, which writes to `device`. It ends when the returned queue is ended, or
+/// dropped.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -102,7 +106,8 @@ pub fn spawn(
             tracing::debug!(%error, "the thread for notifications shares its descriptors");
         }
         for notice in receiver {
-            // An error: the kernel does not know the name or the inode any more. The log is not among what is open here.
+            // An error: the kernel does not know the name or the inode any more. The log is not
+            // among what is open here.
             let _ = match notice {
                 Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(parent), &name),
                 Notice::Inode(ino) => notifier.inval_inode(INodeNo(ino), 0, 0),
@@ -125,7 +130,8 @@ pub fn spawn(
 fn keep_only(kept: RawFd) -> nix::Result<()> {
     unshare(CloneFlags::CLONE_FILES)?;
     let close = |from: RawFd, to: libc::c_uint| {
-        // SAFETY: nobody else has this table of descriptors, and this thread uses none of the closed.
+        // SAFETY: nobody else has this table of descriptors, and this thread uses none of the
+        // closed.
         let rc = unsafe { libc::syscall(libc::SYS_close_range, from as libc::c_uint, to, 0) };
         rc == 0
     };

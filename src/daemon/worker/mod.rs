@@ -1,7 +1,7 @@
 //! The worker's life between "the vault answered" and its exit.
 //!
-//! It takes over the mount ([`session`]), serves until the session ends, and then stores what is unsaved. It
-//! ends for one of four reasons, each with a defined end:
+//! It takes over the mount ([`session`]), serves until the session ends, and then stores what is
+//! unsaved. It ends for one of four reasons, each with a defined end:
 //!
 //! | Reason | What it does |
 //! |---|---|
@@ -10,11 +10,12 @@
 //! | the keeper died | drains what is closed, names what is left, exits: the mount stays, dead |
 //! | [`ToWorker::End`], or `unmount --force` | names what is left and exits |
 //!
-//! After the death of the keeper the mount is not removed: programs would go on writing to the plain directory below it.
-//! The worker holds the device last; when it exits, every request fails with ENOTCONN.
+//! After the death of the keeper the mount is not removed: programs would go on writing to the
+//! plain directory below it. The worker holds the device last; when it exits, every request fails
+//! with ENOTCONN.
 //!
-//! The worker ignores signals, which the keeper handles: a service manager sends SIGTERM to every process of a
-//! service. The worker makes no call on its own mount.
+//! The worker ignores signals, which the keeper handles: a service manager sends SIGTERM to every
+//! process of a service. The worker makes no call on its own mount.
 
 pub mod kernel_notifier;
 
@@ -79,7 +80,8 @@ pub trait Service: Send + Sync + 'static {
     async fn reload_key(&self);
     /// Ends the commands that the mount runs.
     async fn end_commands(&self);
-    /// Finishes what is in flight, within that time, and starts nothing until the result is dropped.
+    /// Finishes what is in flight, within that time, and starts nothing until the result is
+    /// dropped.
     async fn pause(&self, within: Duration) -> Box<dyn Any + Send>;
 }
 
@@ -357,7 +359,8 @@ struct Upgrader {
     service: Arc<dyn Service>,
 }
 
-/// How long what is out may take to end before an upgrade; and the new program to start, while nothing is begun.
+/// How long what is out may take to end before an upgrade; and the new program to start, while
+/// nothing is begun.
 const PAUSE: Duration = Duration::from_secs(1);
 
 #[async_trait::async_trait]
@@ -386,10 +389,12 @@ enum Cause {
     Requested,
 }
 
-/// Time for a last drain: of writes made during the unmount, or in flight when the end is requested.
+/// Time for a last drain: of writes made during the unmount, or in flight when the end is
+/// requested.
 pub const LAST_DRAIN: Duration = Duration::from_secs(2);
 
-/// A notification waits for requests in its directory, which this process answers within `--timeout`.
+/// A notification waits for requests in its directory, which this process answers within
+/// `--timeout`.
 const LAST_NOTICES: Duration = Duration::from_secs(30);
 
 /// Time for the other steps of an exit.
@@ -471,7 +476,8 @@ async fn supervise(
     unsaved
 }
 
-/// Nobody will answer after this process: nothing may keep the device open, and what waits for an answer waiting.
+/// Nobody will answer after this process: nothing may keep the device open, and what waits for an
+/// answer waiting.
 async fn leave(handler: &ControlHandler) {
     let all_sent = tokio::time::timeout(LAST_NOTICES, handler.notices.all_sent()).await;
     if let Err(e) = unmount::abort(handler.dev)

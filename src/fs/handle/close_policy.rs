@@ -1,9 +1,11 @@
-//! Which close(2) stores: a FLUSH comes at *every* close of *every* descriptor, copies and children included.
+//! Which close(2) stores: a FLUSH comes at *every* close of *every* descriptor, copies and children
+//! included.
 //!
-//! 1. Only the process that opened a handle decides; a forked child that closes what it inherited only leaves
-//!    a mark, or `{ cat a; cat b; } > f` would store a version after each command.
-//! 2. While that process itself still holds another descriptor of the same open file (`exec 3>f; echo a >&3`
-//!    closes a copy), the writing goes on. Told from its `fdinfo`, where we may read it.
+//! 1. Only the process that opened a handle decides; a forked child that closes what it inherited
+//!    only leaves a mark, or `{ cat a; cat b; } > f` would store a version after each command.
+//! 2. While that process itself still holds another descriptor of the same open file (`exec 3>f;
+//!    echo a >&3` closes a copy), the writing goes on. Told from its `fdinfo`, where we may read
+//!    it.
 //! 3. When it is gone, or cannot be seen (pid 0: another pid namespace), whoever closes decides.
 //!
 //! Reads /proc only; never touches a path on the mount, which would be a request to ourselves.
@@ -17,7 +19,8 @@ use crate::sys::program::tgid_of;
 /// More descriptors than this are not searched: the close then stores.
 const MAX_DESCRIPTORS: usize = 4096;
 
-/// The process that opened a handle. `start` distinguishes it from a later one with the same number.
+/// The process that opened a handle. `start` distinguishes it from a later one with the same
+/// number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opener {
     tgid: u32,
@@ -31,11 +34,11 @@ impl Opener {
         Self { tgid, start: start_of(tgid).unwrap_or(0) }
     }
 
-    /// Whether a FLUSH from the thread `pid` stores. `ino` is the file's, `only` that this process has it open
-    /// through no other handle.
+    /// Whether a FLUSH from the thread `pid` stores. `ino` is the file's, `only` that this process
+    /// has it open through no other handle.
     ///
-    /// `is_ours` returns whether a mount, by its id as the process `pid` has it, is of this file system: other file systems
-    /// have files of the same number.
+    /// `is_ours` returns whether a mount, by its id as the process `pid` has it, is of this file
+    /// system: other file systems have files of the same number.
     pub fn commits_on_close(
         &self,
         pid: u32,
@@ -78,8 +81,8 @@ impl Opener {
     }
 }
 
-/// Whether proc(5) `fdinfo` text is of a descriptor for writing on inode `ino`. The `ino` line is there since
-/// Linux 5.14; without it the answer is no, and each close of the opener stores.
+/// Whether proc(5) `fdinfo` text is of a descriptor for writing on inode `ino`. The `ino` line is
+/// there since Linux 5.14; without it the answer is no, and each close of the opener stores.
 fn is_writable_descriptor_of(info: &str, ino: u64) -> bool {
     let writes = line(info, "flags:")
         .and_then(|f| i32::from_str_radix(f, 8).ok())
@@ -99,8 +102,9 @@ fn start_of(tgid: u32) -> Option<u64> {
     stat_fields(tgid).map(|(_, start)| start)
 }
 
-/// State letter and start time (clock ticks since boot) of a process: fields 3 and 22 of proc(5) stat. The
-/// command in field 2 may hold spaces and parentheses, so fields are counted from the last parenthesis.
+/// State letter and start time (clock ticks since boot) of a process: fields 3 and 22 of proc(5)
+/// stat. The command in field 2 may hold spaces and parentheses, so fields are counted from the
+/// last parenthesis.
 fn stat_fields(tgid: u32) -> Option<(char, u64)> {
     let stat = fs::read_to_string(format!("/proc/{tgid}/stat")).ok()?;
     let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();

@@ -1,12 +1,15 @@
-//! Handles that nobody may have: a worker died between opening and saying so, and OPEN does not come again.
+//! Handles that nobody may have: a worker died between opening and saying so, and OPEN does not
+//! come again.
 //!
-//! 1. Who waits for an answer to OPEN waits until it is there, also when he is killed; the kernel sends OPEN again and the
-//!    handle finds its owner. But a process that is killed between that and the successor's reading of it is gone, and so is the
-//!    request. Nobody will ever close that handle.
-//! 2. So a handle is *untold* until its OPEN has been answered, or until it is used. One that is still untold a minute after
-//!    its worker's death counts as closed: its file lets go of bytes, a file that was only created is stored.
-//! 3. It may be that the answer was sent and only that was not written down. So the handle itself stays, and is open again
-//!    when it is used.
+//! 1. Who waits for an answer to OPEN waits until it is there, also when he is killed; the kernel
+//!    sends OPEN again and the handle finds its owner. But a process that is killed between that
+//!    and the successor's reading of it is gone, and so is the request. Nobody will ever close that
+//!    handle.
+//! 2. So a handle is *untold* until its OPEN has been answered, or until it is used. One that is
+//!    still untold a minute after its worker's death counts as closed: its file lets go of bytes, a
+//!    file that was only created is stored.
+//! 3. It may be that the answer was sent and only that was not written down. So the handle itself
+//!    stays, and is open again when it is used.
 
 use std::collections::HashMap;
 use std::sync::Arc;

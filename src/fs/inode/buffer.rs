@@ -1,5 +1,5 @@
-//! The bytes being written to a file. The generation counts changes: a commit stores one generation, and a write that
-//! comes while it is out makes the next one.
+//! The bytes being written to a file. The generation counts changes: a commit stores one
+//! generation, and a write that comes while it is out makes the next one.
 
 use std::ops::Range;
 use std::time::SystemTime;
@@ -16,8 +16,8 @@ pub struct Buffer {
     pub generation: u64,
     /// The generation the vault has.
     pub committed: u64,
-    /// Something was written (or cut through a handle) since the last commit: a FLUSH has to store it. A file
-    /// that was only created or truncated by open is stored at the last close.
+    /// Something was written (or cut through a handle) since the last commit: a FLUSH has to store
+    /// it. A file that was only created or truncated by open is stored at the last close.
     pub written: bool,
     /// By whom.
     pub writers: Writers,
@@ -57,8 +57,8 @@ impl Buffer {
         self.changed_at = now;
     }
 
-    /// Nothing is left of what was written: the flush of a copied descriptor after O_TRUNC must not store an empty
-    /// version.
+    /// Nothing is left of what was written: the flush of a copied descriptor after O_TRUNC must not
+    /// store an empty version.
     pub fn cut_off(&mut self) {
         self.written = false;
         self.writers = Writers::default();

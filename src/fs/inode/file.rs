@@ -78,7 +78,8 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Whether an object is this version. Its number is not enough: a restored vault gives it to other bytes.
+    /// Whether an object is this version. Its number is not enough: a restored vault gives it to
+    /// other bytes.
     pub fn is(&self, meta: &Meta) -> bool {
         self.id == meta.id && self.version == meta.version && self.updated_at == meta.updated_at
     }

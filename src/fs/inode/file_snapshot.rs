@@ -1,12 +1,13 @@
 //! A file's state as records, and back.
 //!
-//! One record holds all of a file but its bytes; those go in sealed chunks, and only the chunks that changed. A
-//! record that would say what the last one said is not written: most guards change nothing that lasts. What is
-//! only of this process is left out: open handles are counted again from the handles, timers and retries are
-//! started again by whoever restores ([`restore`](crate::fs::recovery::restore)).
+//! One record holds all of a file but its bytes; those go in sealed chunks, and only the chunks
+//! that changed. A record that would say what the last one said is not written: most guards change
+//! nothing that lasts. What is only of this process is left out: open handles are counted again
+//! from the handles, timers and retries are started again by whoever restores
+//! ([`restore`](crate::fs::recovery::restore)).
 //!
-//! The bytes of a version that somebody has open are written down too, as the vault may not have them any more
-//! when they are asked for again.
+//! The bytes of a version that somebody has open are written down too, as the vault may not have
+//! them any more when they are asked for again.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};

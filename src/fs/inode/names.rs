@@ -1,5 +1,5 @@
-//! What the table knows of names beyond the vault: which stay files, which directories exist without an object, what was
-//! set here for them, and when their names changed.
+//! What the table knows of names beyond the vault: which stay files, which directories exist
+//! without an object, what was set here for them, and when their names changed.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -35,7 +35,8 @@ impl Table {
 
     /// The directory that has the name of the object `name`, if it is a seen one.
     pub fn seen_dir_of(&self, name: &ObjectName) -> Option<DirPrefix> {
-        // Listings ask for each name; mostly there are few directories, and a glance at each is less than a hash.
+        // Listings ask for each name; mostly there are few directories, and a glance at each is
+        // less than a hash.
         let is_it = |kind: &DirKind| matches!(kind, DirKind::Tree(dir) if dir.as_str().strip_suffix('/') == Some(name.as_str()));
         if self.dirs.len() <= FEW_DIRS && !self.dirs.keys().any(is_it) {
             return None;
@@ -78,7 +79,8 @@ impl Table {
         self.made.insert(dir);
     }
 
-    /// Whether `dir` was made here, and nothing was made here in it: neither the object of its name, as `.self`.
+    /// Whether `dir` was made here, and nothing was made here in it: neither the object of its
+    /// name, as `.self`.
     pub fn is_made_and_bare(&self, dir: &DirPrefix) -> bool {
         let within = |other: &str| other.len() > dir.as_str().len() && other.starts_with(dir.as_str());
         self.made.contains(dir)
@@ -150,9 +152,9 @@ impl Table {
         self.changes += 1;
     }
 
-    /// A directory was listed and its names have this fingerprint: a change means that they changed elsewhere. The
-    /// first time shows no change, and the time stays what it was shown as, `since`: a newer one would make the
-    /// kernel drop the names.
+    /// A directory was listed and its names have this fingerprint: a change means that they changed
+    /// elsewhere. The first time shows no change, and the time stays what it was shown as, `since`:
+    /// a newer one would make the kernel drop the names.
     pub fn seen_names(&mut self, kind: &DirKind, fingerprint: u64, now: SystemTime, since: SystemTime) {
         let at = match self.dir_mtimes.get(kind) {
             Some((_, old)) if *old == fingerprint => return,

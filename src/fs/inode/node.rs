@@ -66,8 +66,8 @@ pub enum ControlFile {
     Metrics,
 }
 
-/// A control file as it was when it was looked up: its size has to be true, and where the kernel opens files by
-/// itself there is no open at which to take the text.
+/// A control file as it was when it was looked up: its size has to be true, and where the kernel
+/// opens files by itself there is no open at which to take the text.
 #[derive(Debug)]
 pub struct ControlText {
     /// Its number.

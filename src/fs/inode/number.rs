@@ -1,9 +1,10 @@
 //! Inode numbers: the same in every mount of a vault, and below 2^32.
 //!
-//! Programs for 32 bits cannot get greater ones (EOVERFLOW), and backup programs read every file again whose number
-//! has changed. So a number is not counted up: it is the first *free* one of h(vault, what it is, k) for k = 0, 1, 2 …,
-//! where h is 32 bits of a SHA-256. It is free when neither the kernel nor anybody in this process has an inode of it. What
-//! takes a name while the inode before it is still held (a rotation, a directory made anew) therefore has the next number,
+//! Programs for 32 bits cannot get greater ones (EOVERFLOW), and backup programs read every file
+//! again whose number has changed. So a number is not counted up: it is the first *free* one of
+//! h(vault, what it is, k) for k = 0, 1, 2 …, where h is 32 bits of a SHA-256. It is free when
+//! neither the kernel nor anybody in this process has an inode of it. What takes a name while the
+//! inode before it is still held (a rotation, a directory made anew) therefore has the next number,
 //! and the first one again in the next mount.
 
 use std::any::Any;

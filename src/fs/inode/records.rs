@@ -1,5 +1,5 @@
-//! The table as it is written down, for the next worker: what was changed goes to the journal when the lock on the
-//! table is let go of, all of it together.
+//! The table as it is written down, for the next worker: what was changed goes to the journal when
+//! the lock on the table is let go of, all of it together.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering;
@@ -84,7 +84,8 @@ impl Table {
         self.dir_mtimes.write_down(&journal, Key::DirMtime);
     }
 
-    /// Nobody knows any more what else the kernel holds: from now on other numbers are given out than before.
+    /// Nobody knows any more what else the kernel holds: from now on other numbers are given out
+    /// than before.
     pub(in crate::fs) fn give_other_numbers(&mut self) {
         self.numbers.salt = self.numbers.salt.wrapping_add(u64::from(std::process::id())) % (1 << 40) + 1;
         self.journal.record(&Key::Salt, &self.numbers.salt);
@@ -128,7 +129,8 @@ impl Table {
     }
 }
 
-/// The table, locked. What was changed in it, and in files meanwhile, is written down together when it is let go of.
+/// The table, locked. What was changed in it, and in files meanwhile, is written down together when
+/// it is let go of.
 #[derive(Debug)]
 pub struct TableGuard<'a> {
     changed: bool,

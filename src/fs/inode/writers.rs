@@ -1,12 +1,16 @@
-//! Whose writes they are: a close stores what was written through its own handle, and not what another program is in
-//! the middle of writing (a file that is cut and rewritten under a lock, while others open and close it).
+//! Whose writes they are: a close stores what was written through its own handle, and not what
+//! another program is in the middle of writing (a file that is cut and rewritten under a lock,
+//! while others open and close it).
 //!
-//! 1. A close of a handle that wrote since the last commit stores, and with it all that the buffer holds.
-//! 2. A close of one that did not leaves the bytes to the handles that did: each of them is closed some time, and the
-//!    last close of all stores whatever is left.
+//! 1. A close of a handle that wrote since the last commit stores, and with it all that the buffer
+//!    holds.
+//! 2. A close of one that did not leaves the bytes to the handles that did: each of them is closed
+//!    some time, and the last close of all stores whatever is left.
 //! 3. Where no writer has the file open any more (a save that failed), any close stores.
-//! 4. The kernel sends the pages of a mapping with the handle of any mapping of the file: they count for all handles.
-//! 5. Who cuts the file to nothing takes what others wrote with it: they have nothing to store any more.
+//! 4. The kernel sends the pages of a mapping with the handle of any mapping of the file: they
+//!    count for all handles.
+//! 5. Who cuts the file to nothing takes what others wrote with it: they have nothing to store any
+//!    more.
 
 use std::collections::BTreeMap;
 
@@ -25,8 +29,8 @@ pub enum WriteOrigin {
     Opening,
 }
 
-/// Who has written what the vault has not, as numbers of handles and of the buffer's generations. Only open handles are
-/// in it.
+/// Who has written what the vault has not, as numbers of handles and of the buffer's generations.
+/// Only open handles are in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writers {
     /// The last write through each handle.

@@ -1,8 +1,8 @@
 //! Object names as paths, and back: a bijection (DESIGN.md, "The tree").
 //!
-//! Names are any UTF-8 of 1 to 1024 bytes; file names are 1 to 255 bytes without `/` and NUL, and neither `.`
-//! nor `..`. A name is cut at its slashes; what a file name cannot hold, or would be ambiguous, is escaped. These are all
-//! escapes:
+//! Names are any UTF-8 of 1 to 1024 bytes; file names are 1 to 255 bytes without `/` and NUL, and
+//! neither `.` nor `..`. A name is cut at its slashes; what a file name cannot hold, or would be
+//! ambiguous, is escaped. These are all escapes:
 //!
 //! | Escape | stands for | where |
 //! |---|---|---|
@@ -13,14 +13,15 @@
 //! | `%_` | nothing | an empty component |
 //! | `%+` | more follows | last in a directory's name: the component goes on inside |
 //!
-//! Hexadecimal digits are upper case; `%2f` and `%41` are ordinary text. A component that takes more than 255
-//! bytes becomes nested directories, each filled with at most 250 bytes and `%+`. A cut never separates an
-//! escape, nor an escaped `%` from what made it need escaping: so how a piece is spelt depends on nothing
-//! beyond it, and one directory has one spelling.
+//! Hexadecimal digits are upper case; `%2f` and `%41` are ordinary text. A component that takes
+//! more than 255 bytes becomes nested directories, each filled with at most 250 bytes and `%+`. A
+//! cut never separates an escape, nor an escaped `%` from what made it need escaping: so how a
+//! piece is spelt depends on nothing beyond it, and one directory has one spelling.
 //!
-//! [`split`] goes from names to file names, [`decode`] from file names to names. `decode` accepts only what
-//! `split` returns: it decodes, encodes again and compares. Pure functions on text, without knowledge of the vault or of
-//! inodes. The caller handles `.versions` and `.vaultfs` at the root.
+//! [`split`] goes from names to file names, [`decode`] from file names to names. `decode` accepts
+//! only what `split` returns: it decodes, encodes again and compares. Pure functions on text,
+//! without knowledge of the vault or of inodes. The caller handles `.versions` and `.vaultfs` at
+//! the root.
 
 mod spelling;
 
@@ -44,13 +45,13 @@ pub const CONTROL: &str = ".vaultfs";
 
 /// A directory, by what the names of all objects in it begin with.
 ///
-/// `""` is the root and `"a/b/"` the directory `a/b`. A directory that continues an over-long component is
-/// the text so far, and where in it that component begins.
+/// `""` is the root and `"a/b/"` the directory `a/b`. A directory that continues an over-long
+/// component is the text so far, and where in it that component begins.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DirPrefix {
     prefix: Arc<str>,
-    /// Where the component begins that the directory's entries belong to: at the end of `prefix`, or before
-    /// it in a continuation. Always on a character boundary.
+    /// Where the component begins that the directory's entries belong to: at the end of `prefix`,
+    /// or before it in a continuation. Always on a character boundary.
     start: usize,
 }
 
@@ -77,8 +78,8 @@ impl DirPrefix {
         Self { prefix: prefix.into(), start: prefix.len() }
     }
 
-    /// What the names of all objects in this directory begin with. In a continuation, not every name that
-    /// begins so is in it: ask [`split`].
+    /// What the names of all objects in this directory begin with. In a continuation, not every
+    /// name that begins so is in it: ask [`split`].
     pub fn as_str(&self) -> &str {
         &self.prefix
     }
@@ -88,8 +89,8 @@ impl DirPrefix {
         self.prefix.is_empty()
     }
 
-    /// Whether this directory continues an over-long component. It has no [`SELF`] and cannot be made with mkdir: it exists
-    /// while an object is in it.
+    /// Whether this directory continues an over-long component. It has no [`SELF`] and cannot be
+    /// made with mkdir: it exists while an object is in it.
     pub fn is_continuation(&self) -> bool {
         self.start < self.prefix.len()
     }
@@ -133,7 +134,8 @@ pub enum Decoded {
         /// The directory, if it is one.
         as_dir: Option<DirPrefix>,
     },
-    /// An entry with a `%2F` in it, or on the way to it: valid only beside a file, see [`split_beside`].
+    /// An entry with a `%2F` in it, or on the way to it: valid only beside a file, see
+    /// [`split_beside`].
     Beside {
         /// The object, if it is a file.
         as_file: Option<ObjectName>,
@@ -153,10 +155,11 @@ pub enum Refused {
     TooLong,
 }
 
-/// The entry under which the object `name` shows in the directory `under`, and what that entry is. `None` if
-/// the object is not in there.
+/// The entry under which the object `name` shows in the directory `under`, and what that entry is.
+/// `None` if the object is not in there.
 ///
-/// The entry is a valid file name, and [`decode`] in the same directory gives back what is returned here.
+/// The entry is a valid file name, and [`decode`] in the same directory gives back what is returned
+/// here.
 pub fn split(name: &str, under: &DirPrefix) -> Option<(String, Rest)> {
     let after = name.strip_prefix(under.as_str())?;
     // Once a slash is part of the component, the rest of the name is, too.
@@ -167,10 +170,12 @@ pub fn split(name: &str, under: &DirPrefix) -> Option<(String, Rest)> {
     entry(name, under, end)
 }
 
-/// [`split`] for an object that would be below an object that is shown as a file: it is shown beside that file, with the
-/// rest of its name as one component. With `a` a file, `a/b/c` is `a%2Fb%2Fc`.
+/// [`split`] for an object that would be below an object that is shown as a file: it is shown
+/// beside that file, with the rest of its name as one component. With `a` a file, `a/b/c` is
+/// `a%2Fb%2Fc`.
 ///
-/// `under` is the directory in which that file is, or a continuation that this function has returned.
+/// `under` is the directory in which that file is, or a continuation that this function has
+/// returned.
 pub fn split_beside(name: &str, under: &DirPrefix) -> Option<(String, Rest)> {
     if !name.starts_with(under.as_str()) {
         return None;
@@ -192,7 +197,8 @@ fn entry(name: &str, under: &DirPrefix, end: usize) -> Option<(String, Rest)> {
     Some((chunk.text, rest))
 }
 
-/// What `file_name` can mean in the directory `under`: exactly what [`split`] and [`split_beside`] spell so.
+/// What `file_name` can mean in the directory `under`: exactly what [`split`] and [`split_beside`]
+/// spell so.
 ///
 /// # Errors
 /// [`Refused::Spelling`] for what they never return, including reserved names and invalid UTF-8;
@@ -229,15 +235,15 @@ pub fn decode(file_name: &[u8], under: &DirPrefix) -> Result<Decoded, Refused> {
     }
 }
 
-/// How `component` is spelt from byte `from` to its end; with `continues`, how a cut at its end is spelt.
-/// `None` if there is no cut at `from`, or can be none at the end.
+/// How `component` is spelt from byte `from` to its end; with `continues`, how a cut at its end is
+/// spelt. `None` if there is no cut at `from`, or can be none at the end.
 fn spell(component: &str, from: usize, at_root: bool, continues: bool) -> Option<String> {
     if !continues {
         let chunk = spelling::chunk(component, from, at_root)?;
         return chunk.last.then_some(chunk.text);
     }
-    // Whether there is a component that is cut here: if any, then one that goes on with the longest text that
-    // must not be cut, since that leaves the most room unused.
+    // Whether there is a component that is cut here: if any, then one that goes on with the longest
+    // text that must not be cut, since that leaves the most room unused.
     let longest = format!("{component}%25{}", "x".repeat(spelling::MAX_FILE_NAME));
     let Piece { text, end, .. } = spelling::chunk(&longest, from, at_root)?;
     (end == component.len()).then_some(text)

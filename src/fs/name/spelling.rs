@@ -1,8 +1,8 @@
 //! How one component of a name is spelt: escapes, and cuts into pieces that fit a file name.
 //!
-//! Text is encoded in *atoms* that are never cut: a character, an escape, or an escaped `%` together with the
-//! characters that made it need escaping. How an atom is spelt depends on nothing outside it. The one rule
-//! that looks at a whole piece is the first dot of reserved names.
+//! Text is encoded in *atoms* that are never cut: a character, an escape, or an escaped `%`
+//! together with the characters that made it need escaping. How an atom is spelt depends on nothing
+//! outside it. The one rule that looks at a whole piece is the first dot of reserved names.
 
 use super::{CONTROL, SELF, VERSIONS};
 
@@ -28,8 +28,8 @@ pub(super) struct Piece {
     pub(super) last: bool,
 }
 
-/// The piece of `component` that begins at `from`; `None` if none begins there. `at_root`: the component is
-/// an entry of the root directory.
+/// The piece of `component` that begins at `from`; `None` if none begins there. `at_root`: the
+/// component is an entry of the root directory.
 pub(super) fn chunk(component: &str, from: usize, at_root: bool) -> Option<Piece> {
     let mut at = 0;
     while at < from {
@@ -69,7 +69,8 @@ fn is_reserved(text: &str, at_root: bool) -> bool {
     matches!(text, "." | ".." | SELF) || (at_root && matches!(text, VERSIONS | CONTROL))
 }
 
-/// Appends the atom that `rest`, which is not empty, begins with; returns how much of `rest` that is.
+/// Appends the atom that `rest`, which is not empty, begins with; returns how much of `rest` that
+/// is.
 fn push_atom(text: &mut String, rest: &str) -> usize {
     let mut chars = rest.chars();
     match chars.next() {
@@ -104,8 +105,8 @@ fn escape_len(rest: &str) -> usize {
     }
 }
 
-/// What a file name stands for, and whether it ends in `%+`. More is accepted than [`chunk`] gives out:
-/// the caller spells the result again and compares.
+/// What a file name stands for, and whether it ends in `%+`. More is accepted than [`chunk`] gives
+/// out: the caller spells the result again and compares.
 pub(super) fn unescape(file_name: &str) -> Option<(String, bool)> {
     if file_name == EMPTY {
         return Some((String::new(), false));

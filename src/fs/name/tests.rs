@@ -174,7 +174,8 @@ fn long_components_become_directories() {
     let wide = "😀".repeat(200);
     let parts: Vec<String> = path(&wide).split('/').map(str::to_owned).collect();
     assert_eq!(parts.iter().map(String::len).collect::<Vec<_>>(), [250, 250, 250, 56]);
-    // No cut between an escaped `%` and what made it need escaping, nor after a cut that could have been later.
+    // No cut between an escaped `%` and what made it need escaping, nor after a cut that could have
+    // been later.
     for fill in 244..256 {
         for tail in ["%25xxxxxxxx", "%%%%_______", "%1%1Fxxxxxx", "\x01\x01\x01\x01\x01", ".........."] {
             let name = format!("{}{tail}", "a".repeat(fill));
@@ -322,7 +323,8 @@ proptest! {
 
     #[test]
     fn an_entry_is_a_directory_or_an_object_of_its_own(names in prop::collection::vec(name(), 1..20)) {
-        // Whatever is in a vault, one file name in one directory never stands for two different things.
+        // Whatever is in a vault, one file name in one directory never stands for two different
+        // things.
         let mut seen: HashMap<(DirPrefix, String), (Option<String>, Option<DirPrefix>)> = HashMap::new();
         for name in &names {
             let steps = walk(name);

@@ -1,7 +1,8 @@
 //! Attributes: what stat(2) says, and the entries that lookups hand out.
 //!
-//! Sizes are true because an inode's bytes are known before its attributes are shown. Modes of new files are
-//! cut to the mount's ceiling; what chmod, chown and utimens set is kept for the life of the mount.
+//! Sizes are true because an inode's bytes are known before its attributes are shown. Modes of new
+//! files are cut to the mount's ceiling; what chmod, chown and utimens set is kept for the life of
+//! the mount.
 
 use std::time::{Duration, SystemTime};
 
@@ -58,7 +59,8 @@ pub struct Entry {
     pub ttl: Duration,
 }
 
-/// What statfs(2) says. There is no real figure for a vault; programs that check for room find some.
+/// What statfs(2) says. There is no real figure for a vault; programs that check for room find
+/// some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StatFs {
     /// Blocks in all.
@@ -113,8 +115,9 @@ impl FileSystem {
         Ok((self.attr(&node), self.attr_ttl(&node)))
     }
 
-    /// For how long the kernel may keep attributes. A chmod of a file changes which users may read its history, which the
-    /// kernel does not know to belong to it: that is asked for each time, where there is a chmod.
+    /// For how long the kernel may keep attributes. A chmod of a file changes which users may read
+    /// its history, which the kernel does not know to belong to it: that is asked for each time,
+    /// where there is a chmod.
     pub(in crate::fs) fn attr_ttl(&self, node: &Node) -> Duration {
         match node {
             // Its times are others once it is stored.
@@ -230,7 +233,8 @@ impl FileSystem {
         Entry { attr: self.attr(node), ttl }
     }
 
-    /// chmod, chown and utimens of a file or directory: kept in memory. The kernel has checked that the caller may.
+    /// chmod, chown and utimens of a file or directory: kept in memory. The kernel has checked that
+    /// the caller may.
     pub(in crate::fs) fn set_local(&self, node: &Node, set: &SetAttr) -> Result<()> {
         if self.options.read_only {
             return Err(Errno::EROFS);
@@ -264,8 +268,8 @@ impl FileSystem {
                 local.ctime = Some(now);
                 Ok(())
             }
-            // An engine that gives an empty volume away (podman's `:U`) changes the owner of all that it lists. The
-            // controls stay whose they are.
+            // An engine that gives an empty volume away (podman's `:U`) changes the owner of all
+            // that it lists. The controls stay whose they are.
             Node::Control(..) if self.options.never_empty && set.mode.is_none() => Ok(()),
             Node::Dir(dir)
                 if matches!(dir.kind, DirKind::Control) && self.options.never_empty && set.mode.is_none() =>

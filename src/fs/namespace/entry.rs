@@ -1,5 +1,5 @@
-//! What a name is for the kernel: the entry of a place in the tree, and the directory and file name that an object shows
-//! under now.
+//! What a name is for the kernel: the entry of a place in the tree, and the directory and file name
+//! that an object shows under now.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -32,7 +32,8 @@ impl FileSystem {
         self.entry(&node, ttl)
     }
 
-    /// Asked for at each use, where names are unlinked and made anew: they have another history then.
+    /// Asked for at each use, where names are unlinked and made anew: they have another history
+    /// then.
     pub(in crate::fs) fn history_entry(&self, place: Place) -> Option<Entry> {
         let entry = match place {
             Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Histories(prefix))),
@@ -62,7 +63,8 @@ impl FileSystem {
         self.entry(&node, ttl)
     }
 
-    /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name there.
+    /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name
+    /// there.
     pub(in crate::fs) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
         let mut table = self.table();
         let mut under = DirPrefix::root();

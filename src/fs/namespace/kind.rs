@@ -1,5 +1,6 @@
-//! Whether a name is shown as a file or as a directory, and under which text. What was seen first stays: a name seen as a
-//! file is one for the life of the mount, and what would be below it is shown beside it.
+//! Whether a name is shown as a file or as a directory, and under which text. What was seen first
+//! stays: a name seen as a file is one for the life of the mount, and what would be below it is
+//! shown beside it.
 
 use std::ffi::OsStr;
 

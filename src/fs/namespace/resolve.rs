@@ -85,9 +85,9 @@ impl FileSystem {
         }
     }
 
-    /// For how long the kernel may take it for true that a lookup found nothing: as long as the vault's answer is
-    /// fresh. Nothing but a look in here brings such a name about: what is made here is made through the kernel, and
-    /// what shows by itself again (`inval_name`) is told.
+    /// For how long the kernel may take it for true that a lookup found nothing: as long as the
+    /// vault's answer is fresh. Nothing but a look in here brings such a name about: what is made
+    /// here is made through the kernel, and what shows by itself again (`inval_name`) is told.
     pub fn absent_for(&self, parent: u64, component: &OsStr) -> Duration {
         let Ok(dir) = self.directory(parent) else { return Duration::ZERO };
         let DirKind::Tree(under) = &dir.kind else { return Duration::ZERO };
@@ -283,7 +283,8 @@ impl FileSystem {
     }
 
     /// Whether to search for the directory. Where one page holds all names, a listing shows more
-    /// for the same cost; for a part of a long component a hit does not show whether it is spelt so.
+    /// for the same cost; for a part of a long component a hit does not show whether it is spelt
+    /// so.
     fn is_searched(&self, dir: &DirPrefix) -> bool {
         let searches = self.cache.vault().capabilities().search;
         searches && !dir.is_continuation() && !self.cache.listing_is_one_page()

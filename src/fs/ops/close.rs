@@ -1,4 +1,5 @@
-//! FLUSH, FSYNC and RELEASE: which of them stores what was written, and what the last close of a file ends.
+//! FLUSH, FSYNC and RELEASE: which of them stores what was written, and what the last close of a
+//! file ends.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Directories: what is in them, making, removing. How they are read is in `readdir`.
 //!
-//! A listing needs all names and no values. Directories exist because names imply them; one that was made or
-//! emptied here stays until rmdir.
+//! A listing needs all names and no values. Directories exist because names imply them; one that
+//! was made or emptied here stays until rmdir.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -24,7 +24,8 @@ use crate::fs::{Entry, FileSystem, Step};
 use crate::vault::ObjectName;
 use crate::vault::cache::PrefixState;
 
-/// Whether file managers make a directory of this name at the top of a file system, to keep there what is deleted.
+/// Whether file managers make a directory of this name at the top of a file system, to keep there
+/// what is deleted.
 fn is_trash(component: &OsStr) -> bool {
     component == ".Trash" || component.as_bytes().starts_with(b".Trash-")
 }
@@ -64,12 +65,14 @@ impl FileSystem {
         }
     }
 
-    /// What shows in the directory `under`: names of the vault, files that it has not yet, directories made here.
+    /// What shows in the directory `under`: names of the vault, files that it has not yet,
+    /// directories made here.
     pub(in crate::fs) fn names_in(&self, under: &DirPrefix) -> BTreeMap<String, (FileKind, Option<u64>)> {
         self.names_where(under, |_| true)
     }
 
-    /// The same, with those files alone that are `wanted` of all that the vault does not have as they are here.
+    /// The same, with those files alone that are `wanted` of all that the vault does not have as
+    /// they are here.
     fn names_where(
         &self,
         under: &DirPrefix,
@@ -214,7 +217,8 @@ impl FileSystem {
                     || fs.cache.prefix_state(dir.as_str()) == PrefixState::Yes
                     || !fs.names_in(&dir).is_empty()
             };
-            // What was made here and is not listed any more is asked for once more before its absence is believed.
+            // What was made here and is not listed any more is asked for once more before its
+            // absence is believed.
             if is_full() {
                 fs.cache.ask_again().await;
             }
@@ -266,8 +270,8 @@ fn add(
     }
 }
 
-/// The first text after everything that begins with the prefix of `dir`; `None` for a continuation, whose
-/// prefix other entries may share.
+/// The first text after everything that begins with the prefix of `dir`; `None` for a continuation,
+/// whose prefix other entries may share.
 fn after(dir: &DirPrefix) -> Option<String> {
     if dir.is_continuation() {
         return None;

@@ -1,11 +1,13 @@
 //! mknod(2) and link(2).
 //!
-//! FIFOs and sockets are names in memory, like scratch files, for what keeps them beside its secrets (gpg's home, ssh's
-//! ControlPath). The kernel itself carries what goes through them; this never sees a byte of it, and no vault ever has
-//! the name. They may have several names. Device nodes are refused.
+//! FIFOs and sockets are names in memory, like scratch files, for what keeps them beside its
+//! secrets (gpg's home, ssh's ControlPath). The kernel itself carries what goes through them; this
+//! never sees a byte of it, and no vault ever has the name. They may have several names. Device
+//! nodes are refused.
 //!
-//! A regular file that mknod(2) makes is stored by its first writer, or empty when it has been left alone as long as a
-//! provisional file. A link of a regular file is a copy: another object, stored before the answer.
+//! A regular file that mknod(2) makes is stored by its first writer, or empty when it has been left
+//! alone as long as a provisional file. A link of a regular file is a copy: another object, stored
+//! before the answer.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -85,8 +87,8 @@ impl FileSystem {
         self.entry(&Node::File(file), self.options.refresh)
     }
 
-    /// LINK: a FIFO or socket may have several names, which is how ssh puts its ControlPath in place. An object has
-    /// one: its link is another object with the same bytes.
+    /// LINK: a FIFO or socket may have several names, which is how ssh puts its ControlPath in
+    /// place. An object has one: its link is another object with the same bytes.
     pub fn link(self: &Arc<Self>, ino: u64, parent: u64, component: &OsStr) -> Step<Entry> {
         let file = match self.node(ino) {
             Ok(Node::File(file)) => file,
@@ -238,7 +240,8 @@ impl FileSystem {
         table.names_changed_in(under, self.clock.wall());
     }
 
-    /// A FIFO or socket may take any name but an object's: the object would be gone, and history with it.
+    /// A FIFO or socket may take any name but an object's: the object would be gone, and history
+    /// with it.
     pub(in crate::fs) fn may_replace(&self, source: &File, target: Option<&File>) -> Result<()> {
         match target {
             Some(target) if source.kind != FileKind::Regular && !target.state().is_only_here() => {

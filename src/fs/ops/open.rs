@@ -1,8 +1,8 @@
 //! Handles: what open(2) and opendir(2) return, and which close stores.
 //!
-//! A handle pins the bytes of the version it opened, so that a rotation or a full cache never takes them away
-//! from a reader. The handle of a writer records the process that opened it, which decides the FLUSH that stores
-//! (`close_policy`).
+//! A handle pins the bytes of the version it opened, so that a rotation or a full cache never takes
+//! them away from a reader. The handle of a writer records the process that opened it, which
+//! decides the FLUSH that stores (`close_policy`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -26,7 +26,8 @@ use crate::vault::cache::Found;
 /// What a handle is open on.
 #[derive(Debug)]
 pub(in crate::fs) enum Held {
-    /// A directory, its names as of the last read from the beginning, and whether the kernel keeps them.
+    /// A directory, its names as of the last read from the beginning, and whether the kernel keeps
+    /// them.
     Dir { dir: Arc<Dir>, listing: Mutex<Option<Arc<Listing>>>, cached: bool },
     /// A file.
     File { file: Arc<File>, writer: Option<Writer> },
@@ -41,8 +42,8 @@ pub(in crate::fs) enum Held {
 pub(in crate::fs) struct Writer {
     /// Who opened it.
     pub opener: Opener,
-    /// A write through this handle was refused: what its user meant is not in the buffer. Nothing is stored at its close,
-    /// which says so, until the user cuts the file. 0, or the errno.
+    /// A write through this handle was refused: what its user meant is not in the buffer. Nothing
+    /// is stored at its close, which says so, until the user cuts the file. 0, or the errno.
     pub refused: AtomicI32,
 }
 
@@ -109,7 +110,8 @@ pub(super) fn commits_on_close(
     loop {
         let (only, seen) = {
             let state = file.state();
-            // Of several handles the process may have another one's descriptors, too, by inheritance.
+            // Of several handles the process may have another one's descriptors, too, by
+            // inheritance.
             (state.writers.len() == 1, state.last_writer)
         };
         if opener.commits_on_close(caller.pid, file.ino, only, is_ours) {
@@ -187,7 +189,8 @@ impl FileSystem {
         }
     }
 
-    /// A write through this handle was refused with that; [`None`](Option::None) once its user begins anew.
+    /// A write through this handle was refused with that; [`None`](Option::None) once its user
+    /// begins anew.
     pub(in crate::fs) fn note_refused(&self, handle: &Handle, why: impl Into<Option<Errno>>) {
         let Held::File { writer: Some(writer), .. } = &handle.held else { return };
         let code = why.into().map_or(0, |errno| errno.0);
@@ -288,8 +291,8 @@ impl FileSystem {
         self.may_write(&name, change)
     }
 
-    /// O_DIRECT asks the vault, whatever is cached; for a guest what was asked a moment ago will do. ESTALE makes the
-    /// kernel look the name up again and open what it finds then.
+    /// O_DIRECT asks the vault, whatever is cached; for a guest what was asked a moment ago will
+    /// do. ESTALE makes the kernel look the name up again and open what it finds then.
     async fn is_still_current(self: &Arc<Self>, file: &File, caller: Caller) -> Result<()> {
         let (name, stored) = {
             let state = file.state();
@@ -321,8 +324,9 @@ impl FileSystem {
         }
     }
 
-    /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one step: the
-    /// RELEASE of another handle comes at any time, and lets go of bytes that nobody has open.
+    /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one
+    /// step: the RELEASE of another handle comes at any time, and lets go of bytes that nobody has
+    /// open.
     pub(super) fn open_now(&self, file: &Arc<File>, writes: bool, caller: Caller) -> Option<Opened> {
         let mut state = file.state();
         if state.buffer.is_none()
@@ -332,7 +336,8 @@ impl FileSystem {
             state.pinned = Some(self.bytes_in_memory(stored)?);
         }
         if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
-            // Who opens the file now has seen that the name is taken, and means to change what it shows.
+            // Who opens the file now has seen that the name is taken, and means to change what it
+            // shows.
             state.exclusive = false;
             state.failure = None;
         }

@@ -1,10 +1,12 @@
-//! Prefetch: a program that has listed a directory and asks for the third size in it will ask for the others, too.
+//! Prefetch: a program that has listed a directory and asks for the third size in it will ask for
+//! the others, too.
 //!
-//! `ls -l` and its kin go through a listing in its order and need each value for its size. From the third on, the
-//! values of the names that follow are fetched beside, at most [`WINDOW`] in front of the reader, a few at a time, in the
-//! background, and with no more than a quarter of the requests that are left. What is fetched in vain costs requests
-//! and nothing else. In a long listing only requests in its order count: finding any other name in it
-//! would take longer than asking for the value.
+//! `ls -l` and its kin go through a listing in its order and need each value for its size. From the
+//! third on, the values of the names that follow are fetched beside, at most [`WINDOW`] in front of
+//! the reader, a few at a time, in the background, and with no more than a quarter of the requests
+//! that are left. What is fetched in vain costs requests and nothing else. In a long listing only
+//! requests in its order count: finding any other name in it would take longer than asking for the
+//! value.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -96,8 +98,8 @@ impl FileSystem {
         }));
     }
 
-    /// The objects behind `here` in the listing whose values are to be fetched, and the position of the last; `None`
-    /// while there are enough on this side of `fetched`.
+    /// The objects behind `here` in the listing whose values are to be fetched, and the position of
+    /// the last; `None` while there are enough on this side of `fetched`.
     fn names_to_prefetch(
         &self,
         listing: &Listing,

@@ -1,11 +1,12 @@
 //! Reading: a slice of the bytes that an inode is.
 //!
-//! A reader never sees a mix: without a local writer an inode's bytes never change, and where they have to be
-//! fetched again they are fetched by id and version, or the read fails with ESTALE.
+//! A reader never sees a mix: without a local writer an inode's bytes never change, and where they
+//! have to be fetched again they are fetched by id and version, or the read fails with ESTALE.
 //!
-//! Where the kernel opens files by itself ([`crate::fs::Options::reads_unopened`]) no handle pins the bytes. Those of
-//! the version that the name shows are in the cache or can be had again. Those of a replaced or deleted version
-//! may be lost to the vault: the inode keeps them until it is forgotten, up to `--cache-size` in all.
+//! Where the kernel opens files by itself ([`crate::fs::Options::reads_unopened`]) no handle pins
+//! the bytes. Those of the version that the name shows are in the cache or can be had again. Those
+//! of a replaced or deleted version may be lost to the vault: the inode keeps them until it is
+//! forgotten, up to `--cache-size` in all.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -103,8 +104,8 @@ impl Drop for RetainedBytes {
 }
 
 impl FileSystem {
-    /// READ. Without a handle (`fh` 0) it is the inode that is read. Of a mount that slept the vault is asked first,
-    /// whatever is at hand (`revoke`).
+    /// READ. Without a handle (`fh` 0) it is the inode that is read. Of a mount that slept the
+    /// vault is asked first, whatever is at hand (`revoke`).
     pub fn read(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
         if !self.cache.was_idle() || !self.may_be_taken_away(ino) {
             return self.read_held(ino, fh, offset, size);
@@ -188,8 +189,8 @@ impl FileSystem {
         }
     }
 
-    /// The name of this inode shows another version from now on: where no handle pins the bytes, they stay with the
-    /// inode, as long as there is room.
+    /// The name of this inode shows another version from now on: where no handle pins the bytes,
+    /// they stay with the inode, as long as there is room.
     pub(in crate::fs) fn keep_bytes(&self, state: &mut FileState) {
         if !self.options.reads_unopened() || state.retained.is_some() {
             return;
@@ -248,8 +249,8 @@ impl FileSystem {
         state.pinned.as_ref().map(|object| Slice::of_object(object, offset, size))
     }
 
-    /// Makes sure that the file's bytes are in memory and stay there while it is open; `None` if they are in its
-    /// buffer.
+    /// Makes sure that the file's bytes are in memory and stay there while it is open; `None` if
+    /// they are in its buffer.
     pub(in crate::fs) async fn load(
         self: &Arc<Self>,
         call: &Call,

@@ -1,11 +1,13 @@
-//! rename(2): the vault has none, so a file is stored under its new name, then its old name is deleted.
+//! rename(2): the vault has none, so a file is stored under its new name, then its old name is
+//! deleted.
 //!
-//! The order never loses the value: until the new name is stored the old one stays, and a failure between the
-//! two leaves both. Onto an existing name it is an update, which keeps that object's history; the history of the
-//! old name ends with its object. The inode goes along, as the kernel expects: a program that has the file open has it open
-//! under its new name. Directories: `move_dir`. Nothing is sent where a file only changes
-//! from one temporary name to another, or becomes a backup (`provisional`). What is likely a backup by its name alone
-//! is stored like any other, and its old object deleted a little later (`replace`).
+//! The order never loses the value: until the new name is stored the old one stays, and a failure
+//! between the two leaves both. Onto an existing name it is an update, which keeps that object's
+//! history; the history of the old name ends with its object. The inode goes along, as the kernel
+//! expects: a program that has the file open has it open under its new name. Directories:
+//! `move_dir`. Nothing is sent where a file only changes from one temporary name to another, or
+//! becomes a backup (`provisional`). What is likely a backup by its name alone is stored like any
+//! other, and its old object deleted a little later (`replace`).
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -37,7 +39,8 @@ struct Goal {
     target: Option<Arc<File>>,
     /// Whether it is stored under that name.
     persistence: Persistence,
-    /// The old name is likely to be made anew: since when its object is hidden, rather than deleted (`replace`).
+    /// The old name is likely to be made anew: since when its object is hidden, rather than deleted
+    /// (`replace`).
     hides: Option<Instant>,
 }
 
@@ -92,8 +95,8 @@ impl FileSystem {
         self.within(from.0, self.within(to.0, work))
     }
 
-    /// Goes on with a move that a worker's death cut off. Nothing here has changed before it is done; what the vault
-    /// has already is found there.
+    /// Goes on with a move that a worker's death cut off. Nothing here has changed before it is
+    /// done; what the vault has already is found there.
     async fn move_on(
         self: &Arc<Self>,
         call: &Call,
@@ -219,13 +222,15 @@ impl FileSystem {
         Err(self.failed("rename", name.as_str(), e))
     }
 
-    /// Whether an object is hidden under that name that a move may claim; it may have done so before a crash.
+    /// Whether an object is hidden under that name that a move may claim; it may have done so
+    /// before a crash.
     fn is_free_to_claim(&self, name: &ObjectName) -> bool {
         let table = self.table();
         table.is_hidden(name) || (replay::resumed().is_some() && table.deferred_deletes.contains_key(name))
     }
 
-    /// The bytes of `source` as they will be stored under the new name, based on what that shows now.
+    /// The bytes of `source` as they will be stored under the new name, based on what that shows
+    /// now.
     fn job_under(&self, source: &File, goal: &Goal) -> Option<Job> {
         let target = goal.target.as_ref().and_then(|t| t.state().stored.clone());
         // Over a hidden object the bytes are its next version, or what it was.
@@ -275,14 +280,16 @@ impl FileSystem {
             Some((job, _)) => job.base.clone(),
             None => goal.target.as_ref().and_then(|t| t.state().stored.clone()),
         };
-        // Held back under the name of an object that was unlinked, it is that object's next version.
+        // Held back under the name of an object that was unlinked, it is that object's next
+        // version.
         let base = base.or_else(|| match goal.persistence {
             Persistence::Provisional if table.is_unlinked(&goal.name) => table.reuse(&goal.name),
             _ => None,
         });
         let object = {
             let mut state = source.state();
-            // A new name is no new content. What is stored under it has the vault's time, like any save.
+            // A new name is no new content. What is stored under it has the vault's time, like any
+            // save.
             let mtime = state.set_mtime().or(stored.is_none().then(|| state.mtime()));
             let was_object = !state.is_only_here();
             let before = std::mem::replace(&mut state.stored, base);

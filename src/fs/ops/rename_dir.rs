@@ -1,7 +1,9 @@
-//! rename(2) of a directory that is in memory alone: made here, with nothing in it but others like it.
+//! rename(2) of a directory that is in memory alone: made here, with nothing in it but others like
+//! it.
 //!
-//! Any other is EXDEV, because the vault has no rename and each object below would end its history: mv(1) then copies,
-//! which is what it says it does. The kernel moves the entry with its inode, so the inode gets the new name here.
+//! Any other is EXDEV, because the vault has no rename and each object below would end its history:
+//! mv(1) then copies, which is what it says it does. The kernel moves the entry with its inode, so
+//! the inode gets the new name here.
 
 use std::ffi::OsStr;
 use std::sync::Arc;

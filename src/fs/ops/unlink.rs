@@ -1,5 +1,5 @@
-//! unlink(2): deletes the object, history and all, or hides it for a moment where its name may be made anew (`replace`). A
-//! file that never reached the vault just goes.
+//! unlink(2): deletes the object, history and all, or hides it for a moment where its name may be
+//! made anew (`replace`). A file that never reached the vault just goes.
 
 use std::ffi::OsStr;
 use std::future::Future;
@@ -18,7 +18,8 @@ use crate::fs::{FileSystem, Step};
 use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
 
 impl FileSystem {
-    /// UNLINK. Whoever has the file open keeps its bytes. `remover` is waited for first: the program may be gone later.
+    /// UNLINK. Whoever has the file open keeps its bytes. `remover` is waited for first: the
+    /// program may be gone later.
     pub fn unlink(
         self: &Arc<Self>,
         parent: u64,
@@ -65,7 +66,8 @@ impl FileSystem {
         }
     }
 
-    /// Takes `file` from its name. With `hides` its object only goes if the name is not made anew at once.
+    /// Takes `file` from its name. With `hides` its object only goes if the name is not made anew
+    /// at once.
     async fn remove(
         self: &Arc<Self>,
         call: &Call,
@@ -103,7 +105,8 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Deletes what goes with a file that had the name `own`: its own object, or one that is hidden behind it.
+    /// Deletes what goes with a file that had the name `own`: its own object, or one that is hidden
+    /// behind it.
     pub(in crate::fs) async fn delete_doomed(
         &self,
         call: &Call,
@@ -119,7 +122,8 @@ impl FileSystem {
         }
     }
 
-    /// Deletes what the name means now: the object we know, or the one that took its name meanwhile.
+    /// Deletes what the name means now: the object we know, or the one that took its name
+    /// meanwhile.
     pub(in crate::fs) async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
         let failed = |e| self.failed("unlink", name.as_str(), &e);
         let again = replay::resumed().is_some();

@@ -1,9 +1,10 @@
 //! `.versions/`: an object's history as read-only files, 1 the oldest.
 //!
-//! A version's bytes are fetched when it is looked up, because its size has to be true and only the bytes show it;
-//! listing the numbers fetches nothing. A version never changes, so all its opens share one inode.
-//! Where the vault gives no bytes of old versions (kv), those that this mount has not seen itself are shown with
-//! the size that the vault lists, and cannot be opened: EOPNOTSUPP, never other bytes.
+//! A version's bytes are fetched when it is looked up, because its size has to be true and only the
+//! bytes show it; listing the numbers fetches nothing. A version never changes, so all its opens
+//! share one inode. Where the vault gives no bytes of old versions (kv), those that this mount has
+//! not seen itself are shown with the size that the vault lists, and cannot be opened: EOPNOTSUPP,
+//! never other bytes.
 
 use std::ffi::OsStr;
 use std::sync::Arc;

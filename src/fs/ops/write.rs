@@ -1,4 +1,5 @@
-//! Writing and cutting: changes to a file's buffer, nothing else. `commit` brings them to the vault.
+//! Writing and cutting: changes to a file's buffer, nothing else. `commit` brings them to the
+//! vault.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use crate::fs::writeback::commit::Cause;
 use crate::fs::{Caller, FileSystem, Step};
 
 impl FileSystem {
-    /// WRITE. The bytes a writer's handle builds on are in memory since its open, so this never waits.
+    /// WRITE. The bytes a writer's handle builds on are in memory since its open, so this never
+    /// waits.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         self.write_as(WriteOrigin::Handle(fh), fh, offset, data)
     }
@@ -55,8 +57,8 @@ impl FileSystem {
         Ok(data.len() as u32)
     }
 
-    /// SETATTR: local attributes at once; a new size in the buffer, stored before the answer if no writer has the
-    /// file open, who would store it otherwise.
+    /// SETATTR: local attributes at once; a new size in the buffer, stored before the answer if no
+    /// writer has the file open, who would store it otherwise.
     pub fn setattr(
         self: &Arc<Self>,
         ino: u64,
@@ -157,7 +159,8 @@ impl FileSystem {
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
         buffer.resize(size as usize);
         if size == 0 {
-            // What was written until now has nobody to store it any more, be it left from an earlier save.
+            // What was written until now has nobody to store it any more, be it left from an
+            // earlier save.
             buffer.cut_off();
         }
         buffer.changed(origin, now);

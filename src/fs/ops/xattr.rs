@@ -1,5 +1,6 @@
-//! Extended attributes: what the vault knows of an object, read-only, as `user.vault.*`. They answer to their names and are
-//! not listed: a program that copies what is listed could not set them where it copies to.
+//! Extended attributes: what the vault knows of an object, read-only, as `user.vault.*`. They
+//! answer to their names and are not listed: a program that copies what is listed could not set
+//! them where it copies to.
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -27,8 +28,9 @@ impl FileSystem {
         self.node(ino).map(|_| Vec::new())
     }
 
-    /// SETXATTR: to the value that it has, which changes nothing. Others are not supported, also of `user.vault.*`: EPERM
-    /// would make mv(1), which copies attributes where it can, complain of each.
+    /// SETXATTR: to the value that it has, which changes nothing. Others are not supported, also of
+    /// `user.vault.*`: EPERM would make mv(1), which copies attributes where it can, complain of
+    /// each.
     pub fn setxattr(&self, ino: u64, name: &OsStr, value: &[u8]) -> Result<()> {
         match self.getxattr(ino, name) {
             Ok(known) if known == value => Ok(()),

@@ -1,6 +1,7 @@
 //! What the helper's requests change in the inode table: which inode a name shows.
 //!
-//! An inode with bytes that the vault does not have is never replaced (EBUSY): its commit decides what the name shows.
+//! An inode with bytes that the vault does not have is never replaced (EBUSY): its commit decides
+//! what the name shows.
 
 use std::sync::Arc;
 
@@ -12,13 +13,14 @@ use crate::fs::types::errno::{Errno, Result};
 use crate::vault::{Object, ObjectName};
 
 impl FileSystem {
-    /// The helper's rename: the name shows `fresh` from now on. EBUSY if the name shows another inode than `over` by
-    /// now, or one with bytes that the vault does not have.
+    /// The helper's rename: the name shows `fresh` from now on. EBUSY if the name shows another
+    /// inode than `over` by now, or one with bytes that the vault does not have.
     pub(in crate::fs) fn show(&self, fresh: &Arc<File>, over: Option<u64>) -> Result<()> {
         let name = fresh.state().name.clone();
         let mut table = self.table();
         if fresh.state().stored.is_none() {
-            // Not looked up yet: the first lookup decides whether the name is a file or a directory.
+            // Not looked up yet: the first lookup decides whether the name is a file or a
+            // directory.
             self.names_changed(&mut table, &name);
             return Ok(());
         }
@@ -81,7 +83,8 @@ impl FileSystem {
         table.touch(&DirKind::Tree(under), self.clock.wall());
     }
 
-    /// `--in-place`: the inode shows another version from now on. False if it has bytes that the vault does not have.
+    /// `--in-place`: the inode shows another version from now on. False if it has bytes that the
+    /// vault does not have.
     pub(in crate::fs) fn become_version(&self, file: &Arc<File>, object: &Arc<Object>) -> bool {
         {
             if self.is_newest(file) {

@@ -354,7 +354,8 @@ fn first_number() -> u64 {
 }
 
 fn random_number() -> u64 {
-    // Without randomness the name is still unique, and only the helper's process id gives a request its rights.
+    // Without randomness the name is still unique, and only the helper's process id gives a request
+    // its rights.
     let fallback = |_| RandomState::new().hash_one(std::process::id());
     random::bytes().map_or_else(fallback, u64::from_ne_bytes)
 }

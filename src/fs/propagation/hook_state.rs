@@ -1,4 +1,5 @@
-//! What of `--on-change` has to outlive the process: bytes that only the command runner understands.
+//! What of `--on-change` has to outlive the process: bytes that only the command runner
+//! understands.
 
 use crate::fs::FileSystem;
 use crate::fs::journal::Key;

@@ -1,7 +1,7 @@
 //! Requests that are out at the vault, by the directory whose lock the kernel holds meanwhile.
 //!
-//! In the kernel a rename waits for them and holds up what comes after it: whoever wants one ordered waits here first,
-//! where nobody is held up.
+//! In the kernel a rename waits for them and holds up what comes after it: whoever wants one
+//! ordered waits here first, where nobody is held up.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -16,8 +16,8 @@ pub(super) struct NamePosition {
     pub path: String,
     /// The file name.
     pub text: String,
-    /// The kernel does not know the directory: `parent` is the nearest above it that it knows, and `text` what is in
-    /// that.
+    /// The kernel does not know the directory: `parent` is the nearest above it that it knows, and
+    /// `text` what is in that.
     pub is_below: bool,
 }
 

@@ -1,17 +1,21 @@
 //! Rotation: a change made elsewhere becomes a rename on our own mount.
 //!
-//! 1. What changed is queued by name, once; what a name is to show is found out when its turn comes, so that of several
-//!    versions in quick succession the newest wins.
-//! 2. A value in use (the kernel holds its inode) is fetched first, in the background. Of any other only the name
-//!    changes: what is shown until the next lookup has no size and is never believed.
-//! 3. The new version gets an inode of its own under a hidden name, and the helper renames that over the old one.
-//!    Creation is a rename to a name that was not there, deletion an unlink. The old inode is `Replaced`.
-//! 4. **Local writers come first.** An inode with bytes that the vault has not is not replaced, neither when its turn
-//!    comes nor when the helper's request does: its commit decides.
-//! 5. In the kernel a rename waits for whatever is out in that directory, and holds up what comes after it: one is
-//!    ordered only when no request of that directory and no commit of that file is out at the vault.
-//! 6. A directory is never removed by the helper: the kernel would hold its inode for dead, and it may revive.
-//! 7. Without a helper, or where it fails, the kernel is notified to forget the entry, and the next lookup does the rest.
+//! 1. What changed is queued by name, once; what a name is to show is found out when its turn
+//!    comes, so that of several versions in quick succession the newest wins.
+//! 2. A value in use (the kernel holds its inode) is fetched first, in the background. Of any other
+//!    only the name changes: what is shown until the next lookup has no size and is never believed.
+//! 3. The new version gets an inode of its own under a hidden name, and the helper renames that
+//!    over the old one. Creation is a rename to a name that was not there, deletion an unlink. The
+//!    old inode is `Replaced`.
+//! 4. **Local writers come first.** An inode with bytes that the vault has not is not replaced,
+//!    neither when its turn comes nor when the helper's request does: its commit decides.
+//! 5. In the kernel a rename waits for whatever is out in that directory, and holds up what comes
+//!    after it: one is ordered only when no request of that directory and no commit of that file is
+//!    out at the vault.
+//! 6. A directory is never removed by the helper: the kernel would hold its inode for dead, and it
+//!    may revive.
+//! 7. Without a helper, or where it fails, the kernel is notified to forget the entry, and the next
+//!    lookup does the rest.
 //!
 //! With `--in-place` the inode stays and its bytes change, which may be seen half way.
 
@@ -41,7 +45,8 @@ use crate::vault::{Object, ObjectName};
 /// Values fetched at a time.
 const FETCHES: usize = 8;
 
-/// So many names that nobody uses get an event of their own in one go; of more, the kernel only forgets.
+/// So many names that nobody uses get an event of their own in one go; of more, the kernel only
+/// forgets.
 const EVENTS: usize = 1000;
 
 /// How often things may change while a rotation is on its way.
@@ -147,14 +152,16 @@ impl FileSystem {
         });
     }
 
-    /// The changes made elsewhere, as they are seen from now on. While somebody listens the mount is in use.
+    /// The changes made elsewhere, as they are seen from now on. While somebody listens the mount
+    /// is in use.
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.propagator.events.subscribe()
     }
 
     /// Whether the mount shows every change that subscribers received.
     pub fn is_propagated(&self) -> bool {
-        // In this order: what is taken out of the queue is being worked on before it is gone from there.
+        // In this order: what is taken out of the queue is being worked on before it is gone from
+        // there.
         self.propagator.queue().is_empty() && !self.propagator.working.load(Ordering::Acquire)
     }
 
@@ -266,7 +273,8 @@ impl FileSystem {
             table.file(name)
         };
         if shown.as_ref().is_some_and(|file| file.state().is_beyond_vault()) {
-            // Its commit decides what the name shows. That it is another inode than before is so already.
+            // Its commit decides what the name shows. That it is another inode than before is so
+            // already.
             if why == Why::Repoint {
                 self.inval_name(name);
             }

@@ -1,10 +1,11 @@
 //! Names that show another inode than the kernel knows, until the kernel knows it, too.
 //!
-//! A save through a descriptor from before its file was replaced brings that inode back to the name. The save is
-//! answered before the kernel is notified: the helper's rename waits for the lock of the inode, which an fsync holds, and a
-//! notification for that of the directory. Until then an open of the name comes for the inode that the kernel still
-//! knows. It is ESTALE, once: the kernel looks the name up again and opens what it finds. An open that has come to the
-//! inode in another way (a bind mount, /proc/PID/fd) comes for the same inode again, and gets it.
+//! A save through a descriptor from before its file was replaced brings that inode back to the
+//! name. The save is answered before the kernel is notified: the helper's rename waits for the lock
+//! of the inode, which an fsync holds, and a notification for that of the directory. Until then an
+//! open of the name comes for the inode that the kernel still knows. It is ESTALE, once: the kernel
+//! looks the name up again and opens what it finds. An open that has come to the inode in another
+//! way (a bind mount, /proc/PID/fd) comes for the same inode again, and gets it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -105,7 +106,8 @@ impl FileSystem {
         }
     }
 
-    /// ESTALE for an open, or a truncate(2), that may be meant for another inode, which the name shows by now.
+    /// ESTALE for an open, or a truncate(2), that may be meant for another inode, which the name
+    /// shows by now.
     pub(in crate::fs) fn is_at_its_name(&self, file: &File, caller: Caller) -> Result<()> {
         match self.repoints.sends(file, caller.pid) {
             true => Err(Errno::ESTALE),
@@ -113,7 +115,8 @@ impl FileSystem {
         }
     }
 
-    /// Whether a save brings back a name that shows nothing: somebody writes to a file that was replaced.
+    /// Whether a save brings back a name that shows nothing: somebody writes to a file that was
+    /// replaced.
     pub(in crate::fs) fn may_come_back(&self, file: Option<&ObjectName>, dir: Option<&DirPrefix>) -> bool {
         self.handles().values().filter_map(|handle| handle.written_file()).any(|open| {
             let state = open.state();
@@ -123,7 +126,8 @@ impl FileSystem {
         })
     }
 
-    /// Whether the file is the newest version that is known: what says otherwise was asked for earlier.
+    /// Whether the file is the newest version that is known: what says otherwise was asked for
+    /// earlier.
     pub(in crate::fs) fn is_newest(&self, file: &File) -> bool {
         let state = file.state();
         let Some(stored) = &state.stored else { return false };

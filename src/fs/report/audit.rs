@@ -1,10 +1,11 @@
 //! `--audit`: one JSON line for each open, with the program and user. Never a value.
 //!
-//! 1. Nobody waits for the file: lines go through a bounded queue to a thread that writes them. What does not fit
-//!    into the queue, or cannot be written (a full disk), is dropped, counted, and said by `status`.
-//! 2. The file belongs to a directory that is opened once, before the mount is there ([`Place`]). It is opened anew
-//!    (SIGHUP, for logrotate) from that directory and never through a link, so that no path on our own mount is ever
-//!    touched: the process would wait for itself.
+//! 1. Nobody waits for the file: lines go through a bounded queue to a thread that writes them.
+//!    What does not fit into the queue, or cannot be written (a full disk), is dropped, counted,
+//!    and said by `status`.
+//! 2. The file belongs to a directory that is opened once, before the mount is there ([`Place`]).
+//!    It is opened anew (SIGHUP, for logrotate) from that directory and never through a link, so
+//!    that no path on our own mount is ever touched: the process would wait for itself.
 //! 3. It is made 0600: names of secrets and of their users are private.
 
 use std::fs::File;
@@ -118,7 +119,8 @@ impl Audit {
 
     /// Opens the file again under its name: it was moved away.
     pub fn reopen(&self) {
-        // A queue that is full has lines for the old file in it, whoever reads that: the next SIGHUP will do.
+        // A queue that is full has lines for the old file in it, whoever reads that: the next
+        // SIGHUP will do.
         if self.queue.try_send(Message::Reopen).is_err() {
             tracing::warn!("the audit file is not opened again: too many lines wait to be written");
         }

@@ -1,8 +1,9 @@
 //! The failures of the file system: for `status`, for the metrics and for the log.
 //!
-//! In the log the same failure (operation, name and errno) is one line a minute, with a count at its end; and of the
-//! failures of one user with one errno only the first [`LINES`] are logged one by one: a program in a loop fills no disk.
-//! Minutes begin with the first failure after the last one.
+//! In the log the same failure (operation, name and errno) is one line a minute, with a count at
+//! its end; and of the failures of one user with one errno only the first [`LINES`] are logged one
+//! by one: a program in a loop fills no disk. Minutes begin with the first failure after the last
+//! one.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! `/.vaultfs/metrics`: the status as Prometheus scrapes it, in its text format.
 //!
-//! Numbers only: no value, no key and no object's name, which would be a label without bound; of programs the greatest
-//! spenders have a label each, all others one. What grows for ever is a
-//! counter and ends in `_total`; times are in seconds, sizes in bytes. Made when it is read, from the same state as
-//! `status.json`, so the two never disagree.
+//! Numbers only: no value, no key and no object's name, which would be a label without bound; of
+//! programs the greatest spenders have a label each, all others one. What grows for ever is a
+//! counter and ends in `_total`; times are in seconds, sizes in bytes. Made when it is read, from
+//! the same state as `status.json`, so the two never disagree.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};

@@ -1,4 +1,5 @@
-//! What the file system says of itself: to `vaultfs status`, to `/.vaultfs/status.json`. Never a value.
+//! What the file system says of itself: to `vaultfs status`, to `/.vaultfs/status.json`. Never a
+//! value.
 
 use std::time::{Duration, SystemTime};
 
@@ -223,7 +224,8 @@ impl FileSystem {
         let cache = self.cache.status();
         let (outage, outage_s) = cache.outage.unzip();
         let (inodes, handles) = (self.table().len(), self.handles().len());
-        // Each lock is let go of before the next is taken: within one expression they would all be held.
+        // Each lock is let go of before the next is taken: within one expression they would all be
+        // held.
         let scratch_bytes = *self.scratch_used();
         Status {
             uptime_s: self.clock.wall().duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
@@ -296,7 +298,8 @@ impl FileSystem {
         unsaved
     }
 
-    /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not made.
+    /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not
+    /// made.
     pub fn left_over(&self) -> Vec<Unsaved> {
         let mut left = self.unsaved();
         left.extend(

@@ -1,10 +1,10 @@
-//! Deletions that the vault did not make although rename(2) or unlink(2) has answered: of what was hidden first, because
-//! its name was likely to be made anew (`provisional`, `replace`).
+//! Deletions that the vault did not make although rename(2) or unlink(2) has answered: of what was
+//! hidden first, because its name was likely to be made anew (`provisional`, `replace`).
 //!
-//! No program waits for an answer any more, so `user.vault.error`, status and `vaultfs pending` report it. While the vault
-//! is away the object stays hidden and the deletion is tried again; what the vault refuses shows again, and a person
-//! decides. Each is forgotten with what it was about: the name is stored anew, renamed or unlinked, or changes
-//! elsewhere.
+//! No program waits for an answer any more, so `user.vault.error`, status and `vaultfs pending`
+//! report it. While the vault is away the object stays hidden and the deletion is tried again; what
+//! the vault refuses shows again, and a person decides. Each is forgotten with what it was about:
+//! the name is stored anew, renamed or unlinked, or changes elsewhere.
 
 use std::sync::Arc;
 
@@ -78,8 +78,8 @@ impl FileSystem {
         table.failed_deletes.keys().any(|name| table.deferred_deletes.contains_key(name))
     }
 
-    /// The deletion of what is hidden under `name` failed. True if it is to be tried again, the object hidden until
-    /// then; else it shows again.
+    /// The deletion of what is hidden under `name` failed. True if it is to be tried again, the
+    /// object hidden until then; else it shows again.
     pub(in crate::fs) fn record_failed_delete(&self, name: &ObjectName, error: &Error) -> bool {
         let again = is_outage(error.kind) || error.kind == ErrorKind::Full;
         let errno = Errno::from(error);
@@ -146,7 +146,8 @@ impl FileSystem {
         true
     }
 
-    /// The object stays: a person wants it so. False if there is none of that name that should be gone.
+    /// The object stays: a person wants it so. False if there is none of that name that should be
+    /// gone.
     pub(in crate::fs) fn dismiss(&self, name: &str) -> bool {
         let Some(name) = ObjectName::new(name) else { return false };
         let mut table = self.table();

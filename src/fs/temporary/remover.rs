@@ -1,4 +1,5 @@
-//! Which program unlinks a file: one that removes files, or one that may be about to create the file anew.
+//! Which program unlinks a file: one that removes files, or one that may be about to create the
+//! file anew.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -96,7 +97,8 @@ const REPLACE: &[&str] = &[
 /// Programs that are many, the first argument says which.
 const MANY: &[&str] = &["busybox", "toybox", "coreutils"];
 
-/// How long the arguments of a process are waited for: they are in its memory, which it may have put where reading waits.
+/// How long the arguments of a process are waited for: they are in its memory, which it may have
+/// put where reading waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Remover {

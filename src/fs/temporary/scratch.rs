@@ -1,7 +1,8 @@
 //! Scratch files: editors' temporaries that never reach the vault, recognized by their name.
 //!
-//! Only names that are certain are in here (FIELD-NOTES: what programs leave beside a file); a name that
-//! exists in the vault is never scratch. They live in memory, bounded, and are gone at unmount.
+//! Only names that are certain are in here (FIELD-NOTES: what programs leave beside a file); a name
+//! that exists in the vault is never scratch. They live in memory, bounded, and are gone at
+//! unmount.
 
 use glob::Pattern;
 use parking_lot::MutexGuard;
@@ -74,7 +75,8 @@ impl FileSystem {
         self.scratch_bytes.lock()
     }
 
-    /// Makes room for a file that is held back to have `size` bytes; ENOSPC beyond the bound. Others need none.
+    /// Makes room for a file that is held back to have `size` bytes; ENOSPC beyond the bound.
+    /// Others need none.
     pub(in crate::fs) fn reserve_room(&self, state: &mut FileState, size: u64) -> Result<()> {
         if !state.is_only_here() {
             return Ok(());
@@ -94,7 +96,8 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Accounts for a file that was moved, closed, unlinked or stored: what it holds back now, whatever the bound.
+    /// Accounts for a file that was moved, closed, unlinked or stored: what it holds back now,
+    /// whatever the bound.
     pub(in crate::fs) fn account_room(&self, state: &mut FileState) {
         let held = if state.is_only_here() { state.buffer.as_ref().map_or(0, |b| b.bytes.len()) } else { 0 };
         let now = held as u64;

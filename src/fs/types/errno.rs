@@ -1,5 +1,5 @@
-//! One table from what went wrong to what a program sees. Nothing else in the project chooses an errno for a
-//! vault's answer.
+//! One table from what went wrong to what a program sees. Nothing else in the project chooses an
+//! errno for a vault's answer.
 
 use crate::vault::{Error, ErrorKind};
 

@@ -1,8 +1,8 @@
 //! What a mount was asked to do, as far as the file system is concerned.
 //!
-//! The command line fills it, the keeper hands it to each worker as JSON, the file system reads it. It holds
-//! no secret and no address: where the vault is and with which key is the connection's business. Defaults are
-//! those of the command line (README, "Options").
+//! The command line fills it, the keeper hands it to each worker as JSON, the file system reads it.
+//! It holds no secret and no address: where the vault is and with which key is the connection's
+//! business. Defaults are those of the command line (README, "Options").
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,7 +28,8 @@ pub struct Options {
     pub format: Format,
     /// How old an answer may be before the vault is asked again.
     pub refresh: Duration,
-    /// A change made elsewhere changes the bytes of the same inode, instead of a new one taking its name.
+    /// A change made elsewhere changes the bytes of the same inode, instead of a new one taking its
+    /// name.
     #[serde(default)]
     pub in_place: bool,
     /// How long what is cached is served while the vault does not answer.
@@ -56,16 +57,16 @@ pub struct Options {
     pub dir_mode: u32,
     /// List `.versions` in the root.
     pub show_versions: bool,
-    /// List `.vaultfs` in the root while nothing else is there: container engines copy an image's files into a volume
-    /// that looks empty.
+    /// List `.vaultfs` in the root while nothing else is there: container engines copy an image's
+    /// files into a volume that looks empty.
     pub never_empty: bool,
     /// Record each open (`audit`).
     pub audit: Option<PathBuf>,
 }
 
 impl Options {
-    /// Whether the kernel opens files and directories without asking: on a read-only mount there is nothing that an
-    /// open could decide, unless it is to be written down.
+    /// Whether the kernel opens files and directories without asking: on a read-only mount there is
+    /// nothing that an open could decide, unless it is to be written down.
     pub fn reads_unopened(&self) -> bool {
         self.read_only && self.audit.is_none()
     }

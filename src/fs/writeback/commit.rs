@@ -1,15 +1,18 @@
 //! Commits: a file's buffer becomes a version of its object.
 //!
-//! 1. **Acknowledged is stored.** A commit ends well only when the vault has the bytes. One that fails leaves
-//!    them in the buffer with the [`Failure`], readable, listed in `status`, and tried again.
-//! 2. **One save, one version.** A lock serializes the commits of a file; a commit stores one generation of the buffer,
-//!    and a later commit of the same generation finds it stored. Bytes that the vault has already make no version.
-//! 3. **A save that may have been applied is looked up before it is repeated**, and is never repeated where the vault
-//!    cannot show its outcome (`outcome`).
-//! 4. **A save never ends in EEXIST or ENOENT**: a create that meets a name becomes an update, an update that
-//!    meets a deleted object looks the name up and updates or creates. Only O_EXCL wants EEXIST.
-//! 5. **A retry by itself never overwrites a newer version**: it is sent only while the vault still has the version
-//!    that the bytes were based on; else it is a conflict, and a person decides.
+//! 1. **Acknowledged is stored.** A commit ends well only when the vault has the bytes. One that
+//!    fails leaves them in the buffer with the [`Failure`], readable, listed in `status`, and tried
+//!    again.
+//! 2. **One save, one version.** A lock serializes the commits of a file; a commit stores one
+//!    generation of the buffer, and a later commit of the same generation finds it stored. Bytes
+//!    that the vault has already make no version.
+//! 3. **A save that may have been applied is looked up before it is repeated**, and is never
+//!    repeated where the vault cannot show its outcome (`outcome`).
+//! 4. **A save never ends in EEXIST or ENOENT**: a create that meets a name becomes an update, an
+//!    update that meets a deleted object looks the name up and updates or creates. Only O_EXCL
+//!    wants EEXIST.
+//! 5. **A retry by itself never overwrites a newer version**: it is sent only while the vault still
+//!    has the version that the bytes were based on; else it is a conflict, and a person decides.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -31,8 +34,8 @@ use crate::vault::{
 const ROUNDS: usize = 16;
 /// Failed attempts before the failure is reported to the waiting program.
 const FAILING: usize = 4;
-/// After so many that somebody else forestalled an update goes over whatever came since: checked, it could wait to its deadline
-/// for a moment in which nobody else writes.
+/// After so many that somebody else forestalled an update goes over whatever came since: checked,
+/// it could wait to its deadline for a moment in which nobody else writes.
 const CHECKED: usize = 4;
 
 /// What made a commit necessary, for the log.
@@ -131,8 +134,8 @@ fn superseded() -> Error {
     )
 }
 
-/// The vault refuses a name as taken that it has no object of: it keeps names of deleted objects for a while, or takes
-/// another name for this one.
+/// The vault refuses a name as taken that it has no object of: it keeps names of deleted objects
+/// for a while, or takes another name for this one.
 fn not_free(name: &ObjectName) -> Error {
     let sentence = format!(
         "creating {name:?}: the name is not free yet: the vault has no such object and refuses the name as taken; it is \
@@ -144,8 +147,8 @@ fn not_free(name: &ObjectName) -> Error {
 /// What comes next: it is stored, or is sent.
 type Next = ControlFlow<Saved, After>;
 
-/// Whether an attempt that was not made can never be made any more: the vault refuses it, since another version follows the one
-/// that it was to follow.
+/// Whether an attempt that was not made can never be made any more: the vault refuses it, since
+/// another version follows the one that it was to follow.
 fn is_refused(attempt: Option<&After>, next: &Next) -> bool {
     match (attempt, next) {
         (Some(After::Just(id, before)), Next::Continue(After::Just(now_id, now))) => {
@@ -211,8 +214,8 @@ impl FileSystem {
         Ok(job.map(|job| Job { waited_for: cause.is_waited_for(), ..job }))
     }
 
-    /// Waits until no change of this file is out at the vault. A wait that is too long is reported as a failure of
-    /// `operation`.
+    /// Waits until no change of this file is out at the vault. A wait that is too long is reported
+    /// as a failure of `operation`.
     pub(in crate::fs) async fn lock_commit(
         &self,
         file: &File,
@@ -226,8 +229,8 @@ impl FileSystem {
         })
     }
 
-    /// Brings a job to the vault; the caller holds the file's commit lock and a permit for stores. An error says in
-    /// `maybe_applied` whether any attempt may have been made.
+    /// Brings a job to the vault; the caller holds the file's commit lock and a permit for stores.
+    /// An error says in `maybe_applied` whether any attempt may have been made.
     pub(in crate::fs) async fn store(&self, file: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
         let mut maybe_applied = job.sent.is_some();
         let stored = self.attempt(file, job, call, &mut maybe_applied).await;
@@ -298,7 +301,8 @@ impl FileSystem {
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
     }
 
-    /// What to do after an attempt that failed with `e`; `sent` if it, or one before it, may have been made.
+    /// What to do after an attempt that failed with `e`; `sent` if it, or one before it, may have
+    /// been made.
     async fn after_failure(
         &self,
         job: &Job,
@@ -376,7 +380,8 @@ impl FileSystem {
         vault.update(call, id, content, check).await
     }
 
-    /// The current object, if it has these bytes already and is the version that they were based on.
+    /// The current object, if it has these bytes already and is the version that they were based
+    /// on.
     async fn unchanged(
         &self,
         base: &Stored,
@@ -392,7 +397,8 @@ impl FileSystem {
         if !may_be {
             return Ok(None);
         }
-        // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a save.
+        // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a
+        // save.
         let current = self.cache.fetch(call, &job.name).await?;
         Ok(current.filter(|c| c.stale.is_none() && c.object.content.bytes == content.bytes).map(|c| c.object))
     }
@@ -436,7 +442,8 @@ impl FileSystem {
         let is_behind = superseded && state.link == Link::Replaced;
         state.release();
         drop(state);
-        // What is older than this save leaves the name, too, where another one's version is to show there.
+        // What is older than this save leaves the name, too, where another one's version is to show
+        // there.
         let gives_way = |other: &Arc<File>| {
             let is_ours = other.state().is_beyond_vault();
             moved || (is_behind && !is_ours && !self.is_newest(other))
@@ -459,7 +466,8 @@ impl FileSystem {
         }
     }
 
-    /// Before a file loses its name: if its creation is in doubt, finds out whether there is an object to delete.
+    /// Before a file loses its name: if its creation is in doubt, finds out whether there is an
+    /// object to delete.
     pub(in crate::fs) async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
         let job = Job::of(&file.state(), false, false).filter(|job| job.base.is_none());
         let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {

@@ -27,8 +27,8 @@ impl Drain {
 }
 
 impl FileSystem {
-    /// Stores what is unsaved, deletes what should be gone, and names what is left of both when nothing is on its way
-    /// any more.
+    /// Stores what is unsaved, deletes what should be gone, and names what is left of both when
+    /// nothing is on its way any more.
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         self.promote_all(what, &call).await;
@@ -36,7 +36,8 @@ impl FileSystem {
         // What fails is among what is left.
         let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
         loop {
-            // A change that is on its way ends first: it would meet the next mount's save of the same name.
+            // A change that is on its way ends first: it would meet the next mount's save of the
+            // same name.
             let is_out = |file: &Arc<File>| file.commit_lock.available_permits() == 0;
             let files: Vec<Arc<File>> =
                 self.table().all_files().filter(|file| what.covers(file) || is_out(file)).collect();
@@ -49,8 +50,8 @@ impl FileSystem {
                 }
             });
             futures_util::future::join_all(ends).await;
-            // A vault that fails at once may do better before the time is up. A key will hardly: where there is a new one
-            // in its file, it was read at the first refusal.
+            // A vault that fails at once may do better before the time is up. A key will hardly:
+            // where there is a new one in its file, it was read at the first refusal.
             let may_do_better = |file: &Arc<File>| {
                 let failed = |failure: &Failure| failure.is_retried() && !failure.key_refused;
                 what.covers(file) && file.state().failure.as_ref().is_some_and(failed)

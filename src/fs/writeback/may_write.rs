@@ -1,9 +1,10 @@
 //! What is known to fail fails at open(2): shells ignore a close(2) that fails.
 //!
-//! 1. A vault that says what its keys may do (`vaultfs serve`) is believed: with a key that may not write, nothing is
-//!    opened for writing.
-//! 2. With any other vault a refused save shows that saves of its kind (new objects, new versions) are refused, for that
-//!    name and, unless one was accepted there, for its directory; for [`BELIEVED`] at most, then the next save tries.
+//! 1. A vault that says what its keys may do (`vaultfs serve`) is believed: with a key that may not
+//!    write, nothing is opened for writing.
+//! 2. With any other vault a refused save shows that saves of its kind (new objects, new versions)
+//!    are refused, for that name and, unless one was accepted there, for its directory; for
+//!    [`BELIEVED`] at most, then the next save tries.
 //! 3. Another key, once it is in the key's file, is refused nothing yet.
 
 use std::num::NonZeroUsize;
@@ -69,8 +70,8 @@ impl FileSystem {
         self.saves.of.lock()
     }
 
-    /// A save was accepted, or refused for want of a permission; nothing else shows permissions. A guarded save may
-    /// have been refused the look before it.
+    /// A save was accepted, or refused for want of a permission; nothing else shows permissions. A
+    /// guarded save may have been refused the look before it.
     pub(in crate::fs) fn note_save(&self, job: &Job, change: Change, failed: Option<&Error>) {
         let is_accepted = match failed {
             None => true,

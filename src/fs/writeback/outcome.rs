@@ -1,14 +1,17 @@
-//! The outcome of a save without an answer: one rule for lost answers, deaths, upgrades and retries.
+//! The outcome of a save without an answer: one rule for lost answers, deaths, upgrades and
+//! retries.
 //!
-//! 1. Before an attempt is sent it is written down what it is sent after ([`Sent`]). The note goes with the answer, or
-//!    where the attempt surely changed nothing.
-//! 2. A later try of the same bytes looks among the versions since ([`Outcome`]): made is stored, whoever saved after it;
-//!    not made is sent; an unknown outcome is a conflict, never a second update.
-//! 3. Each attempt carries a key, the same for the same bytes: a vault that honours such keys makes them once, however often
-//!    and however late they come, and tells what it made, and of a creation whether the object was deleted since. It is asked
-//!    before its versions are. Any other vault is asked in vain.
-//! 4. Where the vault checks versions each update names the one that it follows: just the next one can be it, and a
-//!    request that arrives after the look is refused once another one was made.
+//! 1. Before an attempt is sent it is written down what it is sent after ([`Sent`]). The note goes
+//!    with the answer, or where the attempt surely changed nothing.
+//! 2. A later try of the same bytes looks among the versions since ([`Outcome`]): made is stored,
+//!    whoever saved after it; not made is sent; an unknown outcome is a conflict, never a second
+//!    update.
+//! 3. Each attempt carries a key, the same for the same bytes: a vault that honours such keys makes
+//!    them once, however often and however late they come, and tells what it made, and of a
+//!    creation whether the object was deleted since. It is asked before its versions are. Any other
+//!    vault is asked in vain.
+//! 4. Where the vault checks versions each update names the one that it follows: just the next one
+//!    can be it, and a request that arrives after the look is refused once another one was made.
 
 use std::sync::Arc;
 
@@ -168,8 +171,8 @@ impl FileSystem {
         }
     }
 
-    /// Sends an attempt once more that makes nothing now: the name is taken, or another version follows the one that it is
-    /// to follow. A vault that knows it by its key says what it made.
+    /// Sends an attempt once more that makes nothing now: the name is taken, or another version
+    /// follows the one that it is to follow. A vault that knows it by its key says what it made.
     async fn outcome_by_key(
         &self,
         job: &Job,
@@ -232,8 +235,8 @@ impl FileSystem {
     }
 }
 
-/// The superseded versions that an attempt can be; `None` where the history does not have what it was sent after. The
-/// newest first: what is looked for was made a moment ago.
+/// The superseded versions that an attempt can be; `None` where the history does not have what it
+/// was sent after. The newest first: what is looked for was made a moment ago.
 fn candidates<'h>(history: &'h [VersionInfo], after: &After, now: &Meta) -> Option<Vec<&'h VersionInfo>> {
     let behind = |version: &VersionTag| Some(history.iter().position(|info| info.tag == *version)? + 1);
     let (first, only_next) = match after {

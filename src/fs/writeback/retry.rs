@@ -28,7 +28,8 @@ impl FileSystem {
         let before = file.state().failure.as_ref().map(|f| (f.errno, f.number));
         let errno = Errno::from(&e);
         let number = match before {
-            // Logged and reported already: a background retry is reported only if it fails in another way.
+            // Logged and reported already: a background retry is reported only if it fails in
+            // another way.
             Some((known, number)) if cause.is_by_itself() && known == errno => number,
             _ => {
                 self.failed(cause.name(), job.name.as_str(), &e);
@@ -70,7 +71,8 @@ impl FileSystem {
         self.table().drop_unheld(file.ino);
     }
 
-    /// The longest pause. A key may lack a permission for weeks: each file then costs at most one request a minute.
+    /// The longest pause. A key may lack a permission for weeks: each file then costs at most one
+    /// request a minute.
     fn last_pause(&self, file: &File) -> Duration {
         let state = file.state();
         let refused = state.failure.as_ref().is_some_and(|failure| failure.key_refused);

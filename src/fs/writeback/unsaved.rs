@@ -1,4 +1,5 @@
-//! What a person decides about writes that the vault does not have: store them after all, or give them up.
+//! What a person decides about writes that the vault does not have: store them after all, or give
+//! them up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use crate::fs::writeback::commit::Cause;
 use crate::vault::{Call, ObjectName};
 
 impl FileSystem {
-    /// Stores unsaved writes (all, or that of one name), also over a newer version: the person who asks has seen
-    /// the conflict. Deletes what should be gone. Returns what is unsaved afterwards.
+    /// Stores unsaved writes (all, or that of one name), also over a newer version: the person who
+    /// asks has seen the conflict. Deletes what should be gone. Returns what is unsaved afterwards.
     pub async fn retry_unsaved(self: &Arc<Self>, name: Option<&str>, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);
         let files = self.unsaved_files(name);
@@ -21,8 +22,8 @@ impl FileSystem {
         self.unsaved()
     }
 
-    /// Gives the unsaved write of a name up, or its deletion: the name shows what the vault has. False if there is
-    /// neither.
+    /// Gives the unsaved write of a name up, or its deletion: the name shows what the vault has.
+    /// False if there is neither.
     pub fn discard_unsaved(&self, name: &str) -> bool {
         let kept = self.dismiss(name);
         let files = self.unsaved_files(Some(name));

@@ -1,12 +1,13 @@
-//! What the vault does not have, read from what a worker wrote down: for when there is no worker that could be asked.
+//! What the vault does not have, read from what a worker wrote down: for when there is no worker
+//! that could be asked.
 
 use crate::fs::Unsaved;
 use crate::fs::inode::file_snapshot::FileSnapshot;
 use crate::fs::journal::Key;
 use crate::fs::temporary::failed_deletes::FailedDeleteRecord;
 
-/// The writes, and the deletions, in these records that the vault does not have, by name. Records that are not
-/// understood are passed over.
+/// The writes, and the deletions, in these records that the vault does not have, by name. Records
+/// that are not understood are passed over.
 pub fn unsaved_from_journal(records: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Vec<Unsaved> {
     let left = |(key, value): (Vec<u8>, Vec<u8>)| match Key::decode(&key)? {
         Key::File(_) => FileSnapshot::decode(&value)?.unsaved(),

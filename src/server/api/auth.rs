@@ -42,8 +42,9 @@ impl Caller {
     }
 }
 
-/// What makes this request one that is done once: its `Idempotency-Key`, if it has one. `body` is what it asks for: of an
-/// update the value alone, so that one that is sent again after another version is the same.
+/// What makes this request one that is done once: its `Idempotency-Key`, if it has one. `body` is
+/// what it asks for: of an update the value alone, so that one that is sent again after another
+/// version is the same.
 pub fn idempotency(
     app: &App,
     caller: &Caller,
@@ -55,7 +56,8 @@ pub fn idempotency(
     Some(app.service.idempotency(&caller.key.id, route, key.as_bytes(), body))
 }
 
-/// Puts the gate before a route's methods. Methods the route does not take stay outside: 405 needs no key.
+/// Puts the gate before a route's methods. Methods the route does not take stay outside: 405 needs
+/// no key.
 pub fn guard(app: &App, permission: Permission, route: MethodRouter<App>) -> MethodRouter<App> {
     route.route_layer(from_fn_with_state((app.clone(), permission), check))
 }
@@ -92,8 +94,8 @@ async fn check(
     response
 }
 
-/// Looks up whose request this is, and gives its connection to the key. What is needed of the request is taken before
-/// the look-up begins: a request is not `Sync`.
+/// Looks up whose request this is, and gives its connection to the key. What is needed of the
+/// request is taken before the look-up begins: a request is not `Sync`.
 fn admit<'a>(
     app: &'a App,
     request: &Request,

@@ -1,8 +1,10 @@
-//! Request and response bodies: JSON taken apart without losing a byte of it, secrets wiped afterwards.
+//! Request and response bodies: JSON taken apart without losing a byte of it, secrets wiped
+//! afterwards.
 //!
-//! What this module holds is wiped; the copies that the HTTP library makes while it reads and writes are not.
-//! A body is an object of fields; each field stays the text it was sent as until it is asked for. That is
-//! how `data` is kept verbatim, and how an error can name the field it is about.
+//! What this module holds is wiped; the copies that the HTTP library makes while it reads and
+//! writes are not. A body is an object of fields; each field stays the text it was sent as until it
+//! is asked for. That is how `data` is kept verbatim, and how an error can name the field it is
+//! about.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -77,8 +79,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The key context in a field, which must be there; 400 if it is not pairs of text, 422 if it is over
-    /// the limits.
+    /// The key context in a field, which must be there; 400 if it is not pairs of text, 422 if it
+    /// is over the limits.
     pub fn context(&self, name: &str) -> Result<KeyContext, ApiError> {
         let pairs: Pairs = serde_json::from_str(self.raw(name)?).map_err(|_| {
             let message = format!("the field {name} must be a JSON object of strings, each name once");
@@ -167,7 +169,8 @@ pub fn secret_json(text: impl Into<SecretBytes>) -> Response {
 
 /// An answer that holds no value.
 pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    // Every body here is a plain struct of strings and numbers, which serde_json writes without fail.
+    // Every body here is a plain struct of strings and numbers, which serde_json writes without
+    // fail.
     respond(status, serde_json::to_vec(body).expect("plain structs serialise").into())
 }
 

@@ -9,7 +9,8 @@ use crate::server::crypto::data_keys::KeyError;
 use crate::server::service::ServiceError;
 use crate::server::store::StoreError;
 
-/// The kinds of errors a client sees (VAULT-API.md §1), one of repeated requests, and four of HTTP's own.
+/// The kinds of errors a client sees (VAULT-API.md §1), one of repeated requests, and four of
+/// HTTP's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorType {
     /// 400: the request is not of the documented form.
@@ -115,8 +116,8 @@ struct KvWire<'a> {
 }
 
 impl ApiError {
-    /// What the kv dialect answers. The Node SDK takes any body with `error` for an OAuth error, but for the
-    /// statuses it knows: 403 and 5xx do without it.
+    /// What the kv dialect answers. The Node SDK takes any body with `error` for an OAuth error,
+    /// but for the statuses it knows: 403 and 5xx do without it.
     pub fn kv_body(&self) -> Vec<u8> {
         let (status, code) = self.kind.wire();
         let plain = status == StatusCode::FORBIDDEN || status.is_server_error();

@@ -1,5 +1,5 @@
-//! Whatever a client sends: each parser of requests takes it or refuses it. `tests/server/fuzz.rs` does the same from
-//! outside, which is slower.
+//! Whatever a client sends: each parser of requests takes it or refuses it. `tests/server/fuzz.rs`
+//! does the same from outside, which is slower.
 
 use proptest::prelude::*;
 

@@ -1,7 +1,8 @@
-//! The key endpoints of both dialects: data keys made, wrapped and opened, texts encrypted under them.
+//! The key endpoints of both dialects: data keys made, wrapped and opened, texts encrypted under
+//! them.
 //!
-//! Nothing here is stored and nothing is replayed: the same request gives another key each time. A key that
-//! is corrupt or not this vault's is 422 in the object dialect and 400 in kv.
+//! Nothing here is stored and nothing is replayed: the same request gives another key each time. A
+//! key that is corrupt or not this vault's is 422 in the object dialect and 400 in kv.
 
 use axum::extract::State;
 use axum::http::StatusCode;

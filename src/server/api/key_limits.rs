@@ -1,12 +1,16 @@
-//! How much of the server one API key may take: requests at a time, and memory for bodies and answers.
+//! How much of the server one API key may take: requests at a time, and memory for bodies and
+//! answers.
 //!
-//! 1. A key has at most [`IN_FLIGHT`] requests at a time, of which [`READS`] give values or list names; more wait for
-//!    [`WAIT`], then 503.
-//! 2. The first [`SMALL`] bytes of a body are free. What is beyond comes out of a budget, a share of it for each key, so that
-//!    bodies that stall hold a bounded amount of memory and leave room for other keys.
+//! 1. A key has at most [`IN_FLIGHT`] requests at a time, of which [`READS`] give values or list
+//!    names; more wait for [`WAIT`], then 503.
+//! 2. The first [`SMALL`] bytes of a body are free. What is beyond comes out of a budget, a share
+//!    of it for each key, so that bodies that stall hold a bounded amount of memory and leave room
+//!    for other keys.
 //! 3. A body has [`BODY_TIME`] to come in whole, then 408.
-//! 4. An answer of more than [`SMALL`] bytes counts as one of [`READS`] until the connection has sent it.
-//! 5. After each wait the key is looked up again: one that was revoked meanwhile changes nothing and reads nothing.
+//! 4. An answer of more than [`SMALL`] bytes counts as one of [`READS`] until the connection has
+//!    sent it.
+//! 5. After each wait the key is looked up again: one that was revoked meanwhile changes nothing
+//!    and reads nothing.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -84,7 +88,8 @@ impl KeyLimits {
         key_use
     }
 
-    /// Waits for the permit of a request of this key; `reads`: one that gives values or lists names.
+    /// Waits for the permit of a request of this key; `reads`: one that gives values or lists
+    /// names.
     pub async fn admit(&self, key: &str, reads: bool) -> Result<RequestPermit, ApiError> {
         let key_use = self.of(key);
         let mut permits = std::pin::pin!(key_use.permits(reads));
@@ -188,7 +193,8 @@ impl FromRequest<App> for Received {
     }
 }
 
-/// Reads a body. The envelope reads on after a refusal, so that a client that is still sending gets to see the answer.
+/// Reads a body. The envelope reads on after a refusal, so that a client that is still sending gets
+/// to see the answer.
 async fn receive(request: Request, limits: &KeyLimits, key: &KeyUse) -> Result<Received, ApiError> {
     let mut received = Received { bytes: SecretBytes::default(), held: Vec::new() };
     let mut paid = SMALL;

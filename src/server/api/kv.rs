@@ -1,7 +1,7 @@
 //! The kv dialect's eight operations on objects (VAULT-API.md §2, `workos-vault-openapi.yaml`).
 //!
-//! Ids are the object dialect's; versions are known by ids of their own. Paths are taken apart here, from the
-//! text that was sent: a name may hold anything, slashes encoded or not.
+//! Ids are the object dialect's; versions are known by ids of their own. Paths are taken apart
+//! here, from the text that was sent: a name may hold anything, slashes encoded or not.
 
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -258,8 +258,8 @@ fn list_request(query: &Query) -> Result<ListRequest, ApiError> {
     };
     let bad_date =
         || ApiError::invalid("updatedAfter must be a date and time like 2024-01-01T00:00:00Z (RFC 3339)");
-    // The official Node SDK spells it the second way for the first page and the first way for those after it:
-    // a filter that is not seen would be a listing of everything.
+    // The official Node SDK spells it the second way for the first page and the first way for those
+    // after it: a filter that is not seen would be a listing of everything.
     let after = query.optional("updatedAfter")?.or(query.optional("updated_after")?);
     let updated_after = after.map(|text| parse_moment(text).ok_or_else(bad_date)).transpose()?;
     let search = query.optional("search")?.map(str::to_owned);

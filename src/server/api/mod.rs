@@ -1,8 +1,10 @@
-//! HTTP in front of the service: one route table, one gate for keys, one envelope around every answer.
+//! HTTP in front of the service: one route table, one gate for keys, one envelope around every
+//! answer.
 //!
-//! Each route names the permission it needs, and the gate checks key and permission before the handler
-//! sees the request. Whatever happens, the envelope gives the answer an id, forbids storing it, and turns a
-//! panic into a 500. An error always leaves as [`error::ApiError`]: no handler writes a status of its own.
+//! Each route names the permission it needs, and the gate checks key and permission before the
+//! handler sees the request. Whatever happens, the envelope gives the answer an id, forbids storing
+//! it, and turns a panic into a 500. An error always leaves as [`error::ApiError`]: no handler
+//! writes a status of its own.
 
 pub mod auth;
 pub mod body;

@@ -132,7 +132,8 @@ fn object_id(text: &str) -> Result<Ulid, ApiError> {
     parse_id(text).ok_or_else(|| ApiError::not_found("id"))
 }
 
-/// `data` as sent: its JSON must be an object, which is a matter of content (422), not of form (400).
+/// `data` as sent: its JSON must be an object, which is a matter of content (422), not of form
+/// (400).
 fn data(fields: &Fields<'_>) -> Result<Value, ApiError> {
     let text = fields.raw("data")?;
     if !text.starts_with('{') {

@@ -1,5 +1,5 @@
-//! The query part of a URL, strictly: percent-encoding that is none, bytes that are no UTF-8 and parameters
-//! given twice are refused rather than guessed at. Unknown parameters are ignored.
+//! The query part of a URL, strictly: percent-encoding that is none, bytes that are no UTF-8 and
+//! parameters given twice are refused rather than guessed at. Unknown parameters are ignored.
 
 use super::error::ApiError;
 
@@ -48,7 +48,8 @@ impl Query {
     }
 }
 
-/// `application/x-www-form-urlencoded`: `+` is a space, `%` must be followed by two hexadecimal digits.
+/// `application/x-www-form-urlencoded`: `+` is a space, `%` must be followed by two hexadecimal
+/// digits.
 fn decode(text: &str) -> Option<String> {
     decode_with(text, b' ')
 }

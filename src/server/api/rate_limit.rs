@@ -1,11 +1,13 @@
-//! The rate limit: so many requests a key in a fixed window of one minute, and the headers that report it.
+//! The rate limit: so many requests a key in a fixed window of one minute, and the headers that
+//! report it.
 //!
-//! A key's window begins with its first request and ends a minute later, whatever happened in between.
-//! Requests beyond the limit are counted by nobody: waiting for the end of the window is always enough.
+//! A key's window begins with its first request and ends a minute later, whatever happened in
+//! between. Requests beyond the limit are counted by nobody: waiting for the end of the window is
+//! always enough.
 
 //!
-//! A server without a limit says `X-RateLimit-Limit: 0` and nothing else. The API has no word for that, and
-//! vaultfs, like any careful client, would assume a limit where none is reported.
+//! A server without a limit says `X-RateLimit-Limit: 0` and nothing else. The API has no word for
+//! that, and vaultfs, like any careful client, would assume a limit where none is reported.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;

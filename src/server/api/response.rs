@@ -1,8 +1,9 @@
 //! Around every answer: a request id, no caching, a log line, and 500 in place of a panic.
 //!
-//! Also what the routes do not have to know: that no path takes HEAD, that errors of the kv dialect have a body
-//! of their own, and that a request is read to its end before it is answered, whoever refused it. Without that
-//! the connection would be closed with an answer that does not say so, and the client's next request be lost.
+//! Also what the routes do not have to know: that no path takes HEAD, that errors of the kv dialect
+//! have a body of their own, and that a request is read to its end before it is answered, whoever
+//! refused it. Without that the connection would be closed with an answer that does not say so, and
+//! the client's next request be lost.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Where the kv dialect lives.
 const KV: &str = "/vault/v1/";
 
-/// How much of a body that nobody wanted is read, in bytes, and for how long; then the connection is closed.
+/// How much of a body that nobody wanted is read, in bytes, and for how long; then the connection
+/// is closed.
 const DISCARD: usize = 64 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
@@ -102,7 +104,8 @@ async fn discard(mut rest: impl Stream<Item = Result<Bytes, axum::Error>> + Unpi
     }
 }
 
-/// The path for the log: what the kv dialect has of names and ids in it is left out, as the query is.
+/// The path for the log: what the kv dialect has of names and ids in it is left out, as the query
+/// is.
 fn without_names(path: &str) -> &str {
     match path.strip_prefix(KV).map(|rest| rest.split('/').collect::<Vec<_>>()).as_deref() {
         Some(["kv", "name", _, ..]) => "/vault/v1/kv/name/…",

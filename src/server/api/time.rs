@@ -1,5 +1,6 @@
-//! Moments as clients write them: RFC 3339 with any offset and any number of fraction digits, and what
-//! JavaScript makes of a `Date` that is put into a query, which is what the official Node SDK does.
+//! Moments as clients write them: RFC 3339 with any offset and any number of fraction digits, and
+//! what JavaScript makes of a `Date` that is put into a query, which is what the official Node SDK
+//! does.
 
 use crate::server::store::Millis;
 
@@ -12,8 +13,8 @@ pub fn parse_moment(text: &str) -> Option<Millis> {
     parse_rfc3339(text).or_else(|| parse_javascript(text))
 }
 
-/// `Sat Jun 15 2024 10:30:00 GMT+0000 (Coordinated Universal Time)`, where the name of the zone may be in any
-/// language or missing.
+/// `Sat Jun 15 2024 10:30:00 GMT+0000 (Coordinated Universal Time)`, where the name of the zone may
+/// be in any language or missing.
 fn parse_javascript(text: &str) -> Option<Millis> {
     let mut words = text.splitn(7, ' ');
     let mut word = || words.next();
@@ -28,9 +29,11 @@ fn parse_javascript(text: &str) -> Option<Millis> {
     parse_rfc3339(&format!("{year}-{month:02}-{day}T{time}{hours}:{minutes}"))
 }
 
-/// The moment that `text` names, cut to milliseconds; `None` if it is not of RFC 3339's form or no real date.
+/// The moment that `text` names, cut to milliseconds; `None` if it is not of RFC 3339's form or no
+/// real date.
 ///
-/// A space is taken for the `+` of the offset: that is what a query makes of a `+` that was not encoded.
+/// A space is taken for the `+` of the offset: that is what a query makes of a `+` that was not
+/// encoded.
 fn parse_rfc3339(text: &str) -> Option<Millis> {
     // Nothing but ASCII from here on: cutting anywhere is safe.
     let text = Some(text).filter(|text| text.is_ascii())?;

@@ -1,4 +1,5 @@
-//! Key contexts of the kv dialect: a few pairs of text that say which key something is encrypted under.
+//! Key contexts of the kv dialect: a few pairs of text that say which key something is encrypted
+//! under.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +7,12 @@ use serde::Serialize;
 
 /// Most pairs in a context.
 pub const MAX_PAIRS: usize = 10;
-/// Longest value of a pair, in characters. The API sets no limit to names; without one a page of a listing
-/// could take any amount of memory, so here it is the same.
+/// Longest value of a pair, in characters. The API sets no limit to names; without one a page of a
+/// listing could take any amount of memory, so here it is the same.
 pub const MAX_CHARS: usize = 500;
 
-/// A context within the limits. Equal contexts have equal texts: the pairs are sorted by their names.
+/// A context within the limits. Equal contexts have equal texts: the pairs are sorted by their
+/// names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct KeyContext(BTreeMap<String, String>);

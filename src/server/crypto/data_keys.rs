@@ -1,9 +1,9 @@
 //! Data keys: what the vault makes for clients that encrypt on their own.
 //!
-//! A data key is 32 random bytes. The vault keeps none of them: it hands out the key and, beside it, the key
-//! wrapped in a blob that only this vault opens. The blob is
-//! `scheme(1) ‖ id of the data key(16) ‖ id of the context(16) ‖ sealed key`, where the wrapping key is derived
-//! from the context's id, and everything in front is authenticated with the vault's id. So a blob cannot be
+//! A data key is 32 random bytes. The vault keeps none of them: it hands out the key and, beside
+//! it, the key wrapped in a blob that only this vault opens. The blob is `scheme(1) ‖ id of the
+//! data key(16) ‖ id of the context(16) ‖ sealed key`, where the wrapping key is derived from the
+//! context's id, and everything in front is authenticated with the vault's id. So a blob cannot be
 //! moved to another context, another vault or another id, and shows nothing of its context's text.
 
 use base64::Engine;

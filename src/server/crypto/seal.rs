@@ -1,13 +1,14 @@
 //! Sealing: what stands between a value and the disk.
 //!
-//! One master key (32 bytes, never in the database) gives, by HKDF with the vault's id as salt, separate
-//! keys for wrapping, for etags, for API keys and for recognising the master key itself. Every object has a
-//! random data key, stored wrapped; every version is sealed under it with AES-256-GCM. The associated data
-//! names vault, object, version and form, so that no sealed value opens anywhere but where it was put.
+//! One master key (32 bytes, never in the database) gives, by HKDF with the vault's id as salt,
+//! separate keys for wrapping, for etags, for API keys and for recognising the master key itself.
+//! Every object has a random data key, stored wrapped; every version is sealed under it with
+//! AES-256-GCM. The associated data names vault, object, version and form, so that no sealed value
+//! opens anywhere but where it was put.
 //!
-//! Hashes kept in the database (etags, API keys, requests) are HMACs: a plain hash of a secret is an oracle for guesses.
-//! Key bytes and opened values are wiped on drop; ring's expanded key schedules are not, which only matters
-//! to someone who reads this process's memory.
+//! Hashes kept in the database (etags, API keys, requests) are HMACs: a plain hash of a secret is
+//! an oracle for guesses. Key bytes and opened values are wiped on drop; ring's expanded key
+//! schedules are not, which only matters to someone who reads this process's memory.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -163,7 +164,8 @@ impl Sealer {
         open_with(&key.0, &self.value_aad(place), sealed)
     }
 
-    /// A keyed hash of an object's value: equal for equal values of one object, says nothing otherwise.
+    /// A keyed hash of an object's value: equal for equal values of one object, says nothing
+    /// otherwise.
     pub fn etag(&self, object: Ulid, text: &[u8]) -> Etag {
         let mut context = hmac::Context::with_key(&self.etag);
         context.update(&object.to_bytes());
@@ -180,8 +182,8 @@ impl Sealer {
         hash
     }
 
-    /// What a request with an idempotency key is recognised by: `scope` has its API key, its path and with
-    /// which key, each part on its own.
+    /// What a request with an idempotency key is recognised by: `scope` has its API key, its path
+    /// and with which key, each part on its own.
     pub fn idempotency(&self, scope: [&[u8]; 3], body: &[u8]) -> IdempotencyRecord {
         let mut context = hmac::Context::with_key(&self.idempotency);
         for part in scope {
@@ -222,7 +224,8 @@ impl Sealer {
     }
 }
 
-/// Scheme ‖ nonce ‖ ciphertext ‖ tag. The plaintext's copy is overwritten in place by the ciphertext.
+/// Scheme ‖ nonce ‖ ciphertext ‖ tag. The plaintext's copy is overwritten in place by the
+/// ciphertext.
 pub(in crate::server) fn seal_with(key: &LessSafeKey, aad: &[u8], text: &[u8]) -> Result<Vec<u8>, SealError> {
     let nonce = random::<NONCE_LEN>()?;
     let mut out = Vec::with_capacity(1 + NONCE_LEN + text.len() + TAG_LEN);

@@ -1,15 +1,17 @@
 //! Which connections may stay.
 //!
-//! 1. A connection is **unproven** until a request on it brings an API key that is known. There are at most
-//!    [`UNPROVEN`] of these: one more evicts the oldest of the [`Group`] that has the most. So a far client is not evicted
-//!    by a crowd from elsewhere, nor one in the middle of a handshake by a crowd that says nothing.
-//! 2. An evicted connection ends in its own task, after a look at what has arrived: a request that is there is read, and
-//!    its key decides. Until then the connection counts as **leaving**, and while there are [`LEAVING`] none is
-//!    accepted. They wait for this process only, so a crowd cannot prolong that.
+//! 1. A connection is **unproven** until a request on it brings an API key that is known. There are
+//!    at most [`UNPROVEN`] of these: one more evicts the oldest of the [`Group`] that has the most.
+//!    So a far client is not evicted by a crowd from elsewhere, nor one in the middle of a
+//!    handshake by a crowd that says nothing.
+//! 2. An evicted connection ends in its own task, after a look at what has arrived: a request that
+//!    is there is read, and its key decides. Until then the connection counts as **leaving**, and
+//!    while there are [`LEAVING`] none is accepted. They wait for this process only, so a crowd
+//!    cannot prolong that.
 //! 3. A connection on which no request begins within [`FIRST_HEAD`] ends.
 //! 4. Proven connections count for their key, at most [`PER_KEY`].
-//! 5. Neither TCP nor a shared socket takes the last descriptors: [`RESERVED`] are left to the vault's own socket and
-//!    the store.
+//! 5. Neither TCP nor a shared socket takes the last descriptors: [`RESERVED`] are left to the
+//!    vault's own socket and the store.
 //!
 //! The lock is held for a few instructions; nothing else is locked meanwhile.
 
@@ -98,7 +100,8 @@ struct Evictions {
 }
 
 impl Admission {
-    /// For one of so many `listeners` that share the descriptors; `X-Forwarded-For` is believed from `proxies`.
+    /// For one of so many `listeners` that share the descriptors; `X-Forwarded-For` is believed
+    /// from `proxies`.
     pub fn new(proxies: Vec<IpNet>, listeners: usize) -> Arc<Self> {
         use nix::sys::resource::{Resource, getrlimit};
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
@@ -253,8 +256,8 @@ impl ConnectionPermit {
         }
     }
 
-    /// Where a request with this `X-Forwarded-For` came from: the last address that no trusted proxy has. `None` for what
-    /// came over no network.
+    /// Where a request with this `X-Forwarded-For` came from: the last address that no trusted
+    /// proxy has. `None` for what came over no network.
     pub fn peer(&self, forwarded: &str) -> Option<IpAddr> {
         let is_proxy = |ip: &IpAddr| self.of.proxies.iter().any(|net| net.contains(ip));
         let Origin::Address(direct) = self.origin else { return None };

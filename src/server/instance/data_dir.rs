@@ -53,8 +53,8 @@ pub struct DirLock {
 }
 
 impl DataDir {
-    /// Makes the directory, or takes an existing one that is empty or a vault's, and tightens its mode. Anything
-    /// else that is there is somebody's, and stays as it is.
+    /// Makes the directory, or takes an existing one that is empty or a vault's, and tightens its
+    /// mode. Anything else that is there is somebody's, and stays as it is.
     pub fn prepare(path: &Path) -> Result<Self, ServeError> {
         let failed = |what| ServeError::io(what, path);
         files::check_way(path).map_err(failed("cannot open directory"))?;
@@ -76,7 +76,8 @@ impl DataDir {
         Ok(dir)
     }
 
-    /// The checks of [`DataDir::prepare`] alone; `None` if the directory does not exist and could be made.
+    /// The checks of [`DataDir::prepare`] alone; `None` if the directory does not exist and could
+    /// be made.
     pub fn existing(path: &Path) -> Result<Option<Self>, ServeError> {
         files::check_way(path).map_err(ServeError::io("cannot open directory", path))?;
         match fs::metadata(path) {
@@ -167,7 +168,8 @@ impl DataDir {
         self.path.join("master-key")
     }
 
-    /// Puts a secret into a file of the directory: whole or not at all, 0600, on disk when this returns.
+    /// Puts a secret into a file of the directory: whole or not at all, 0600, on disk when this
+    /// returns.
     pub fn write_secret(&self, path: &Path, text: &SecretString) -> Result<(), ServeError> {
         let failed = |what| ServeError::io(what, path);
         let partial = path.with_extension("partial");
@@ -186,8 +188,8 @@ impl DataDir {
     }
 }
 
-/// Whether a directory is empty, is a vault's already, or holds nothing but what a start that did not get far
-/// leaves: what else there is must not be closed to others, nor get a vault's files.
+/// Whether a directory is empty, is a vault's already, or holds nothing but what a start that did
+/// not get far leaves: what else there is must not be closed to others, nor get a vault's files.
 fn is_for_a_vault(dir: &Path) -> io::Result<bool> {
     // The database first: a process that makes one has made the lock before it.
     let database = fs::metadata(dir.join("vault.db")).is_ok_and(|meta| meta.len() > 0);
@@ -227,12 +229,14 @@ pub fn read_secret(path: &Path) -> Result<SecretString, SecretFileError> {
     read(path, MAX_KEY_FILE, |_| 0o077)
 }
 
-/// Reads a credential of systemd's, which lets its service in by an access list: that shows in the group's bits.
+/// Reads a credential of systemd's, which lets its service in by an access list: that shows in the
+/// group's bits.
 pub fn read_credential(path: &Path) -> Result<SecretString, SecretFileError> {
     read(path, MAX_KEY_FILE, |_| 0o037)
 }
 
-/// Reads the private key of a certificate. The group may read one that root owns, as distributions keep them.
+/// Reads the private key of a certificate. The group may read one that root owns, as distributions
+/// keep them.
 pub fn read_tls_key(path: &Path) -> Result<SecretString, SecretFileError> {
     read(path, MAX_TLS_KEY_FILE, |file| if file.is_roots() { 0o037 } else { 0o077 })
 }

@@ -1,8 +1,8 @@
 //! The vault inside another process: attach to the one that serves a directory, or be it.
 //!
-//! Whoever holds the lock serves; everyone else waits for it. While attached, a connection is kept to the
-//! one who serves: when it ends, that process is likely gone, and the lock is tried again. So a second
-//! mount goes on when the first ends, however it ends.
+//! Whoever holds the lock serves; everyone else waits for it. While attached, a connection is kept
+//! to the one who serves: when it ends, that process is likely gone, and the lock is tried again.
+//! So a second mount goes on when the first ends, however it ends.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,8 +32,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Makes `dir` if needed; attaches to a running server's `dir/vault.sock`, or serves it in this process.
-    /// While attached, takes over serving as soon as the other process goes away.
+    /// Makes `dir` if needed; attaches to a running server's `dir/vault.sock`, or serves it in this
+    /// process. While attached, takes over serving as soon as the other process goes away.
     pub async fn start(dir: &Path) -> Result<Self, ServeError> {
         Self::start_with(dir, ServeOptions::default()).await
     }

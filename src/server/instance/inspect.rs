@@ -1,6 +1,8 @@
-//! Whether a vault's directory could be opened, for `vaultfs doctor`: the checks of opening it, and none of its doings.
+//! Whether a vault's directory could be opened, for `vaultfs doctor`: the checks of opening it, and
+//! none of its doings.
 //!
-//! Nothing is made, changed or locked, so that a server that runs, or starts at this moment, notices nothing.
+//! Nothing is made, changed or locked, so that a server that runs, or starts at this moment,
+//! notices nothing.
 
 use std::path::{Path, PathBuf};
 

@@ -1,11 +1,13 @@
-//! Connections: accepted from a Unix socket and from TCP, answered by one router, drained at the end.
+//! Connections: accepted from a Unix socket and from TCP, answered by one router, drained at the
+//! end.
 //!
-//! TCP is plain on loopback, or TLS. A connection is a task from the start: nothing that it does not say, no handshake and
-//! no head, holds up another, and one that says nothing has no buffers.
-//! On the vault's Unix socket only processes of our own user (or root) are let in, whatever the file's mode says. On a
-//! shared one the file's mode decides which users connect, and the key what they get.
-//! Each listener has an [`Admission`] of its own, so that whoever fills the port leaves the socket alone. A client that takes
-//! nothing of its answer loses its connection. Draining gets a limited time.
+//! TCP is plain on loopback, or TLS. A connection is a task from the start: nothing that it does
+//! not say, no handshake and no head, holds up another, and one that says nothing has no buffers.
+//! On the vault's Unix socket only processes of our own user (or root) are let in, whatever the
+//! file's mode says. On a shared one the file's mode decides which users connect, and the key what
+//! they get. Each listener has an [`Admission`] of its own, so that whoever fills the port leaves
+//! the socket alone. A client that takes nothing of its answer loses its connection. Draining gets
+//! a limited time.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -37,16 +39,19 @@ use crate::sys::files;
 /// Connections that the system keeps while none is accepted, if it is allowed as many.
 const BACKLOG: u32 = 4096;
 /// How long a connection may stay between two requests. Longer than clients keep idle connections
-/// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just going.
+/// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just
+/// going.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// What a connection may hold of what it received and nobody has read yet: a head fits.
 const BUFFER: usize = 64 * 1024;
-/// What the system may hold of an answer that the network does not take yet. The rest stays here, where it is counted.
+/// What the system may hold of an answer that the network does not take yet. The rest stays here,
+/// where it is counted.
 const UNSENT: u32 = 64 * 1024;
 /// How long a client may take nothing of what is sent to it.
 const STALL: Duration = Duration::from_secs(30);
-/// What a request costs of the 128 operations that a task may do in its turn. The look-ups in the store are made within the
-/// task, so a connection with many requests in a pipeline would take sixteen of them in one turn.
+/// What a request costs of the 128 operations that a task may do in its turn. The look-ups in the
+/// store are made within the task, so a connection with many requests in a pipeline would take
+/// sixteen of them in one turn.
 const REQUEST: usize = 60;
 /// How long requests under way may take once the server is to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -86,7 +91,8 @@ impl std::fmt::Debug for Tcp {
     }
 }
 
-/// Answers with `router` until `stop` is done; then takes no more connections and finishes those it has.
+/// Answers with `router` until `stop` is done; then takes no more connections and finishes those it
+/// has.
 pub async fn serve(listeners: Listeners, router: Router, stop: impl Future<Output = ()>) {
     let Listeners { unix, shared, tcp } = listeners;
     let of_others = usize::from(shared.is_some()) + usize::from(tcp.is_some());
@@ -147,7 +153,8 @@ impl Stream {
     }
 }
 
-/// The process at the other end of a Unix socket, if it has a number in this pid namespace. An extension of each request.
+/// The process at the other end of a Unix socket, if it has a number in this pid namespace. An
+/// extension of each request.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub Option<u32>);
 
@@ -226,7 +233,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Makes a socket that others may open: those of `group`, or everybody. One that nobody listens on is replaced.
+/// Makes a socket that others may open: those of `group`, or everybody. One that nobody listens on
+/// is replaced.
 pub fn share(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     files::check_way(path)?;

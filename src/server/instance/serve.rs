@@ -1,8 +1,10 @@
-//! Opening a vault's directory and serving it: what `vaultfs serve` and the embedded vault have in common.
+//! Opening a vault's directory and serving it: what `vaultfs serve` and the embedded vault have in
+//! common.
 //!
-//! Order matters and is the same every time: lock, master key, database, API key, socket. The lock comes
-//! first so that nothing is made twice, and is given up last so that the socket's file is never removed
-//! from under a successor. A crash between any two steps leaves a directory that opens again.
+//! Order matters and is the same every time: lock, master key, database, API key, socket. The lock
+//! comes first so that nothing is made twice, and is given up last so that the socket's file is
+//! never removed from under a successor. A crash between any two steps leaves a directory that
+//! opens again.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -146,8 +148,8 @@ impl Listening {
     }
 }
 
-/// The vault in `data` for a command beside the server, if there is one: without the lock, and only if the
-/// vault exists already, because only the holder of the lock makes one.
+/// The vault in `data` for a command beside the server, if there is one: without the lock, and only
+/// if the vault exists already, because only the holder of the lock makes one.
 pub async fn open_beside(data: &Path, options: ServeOptions) -> Result<Service, ServeError> {
     files::check_way(data).map_err(ServeError::io("cannot open directory", data))?;
     let dir = data.join("vault.db");
@@ -211,8 +213,8 @@ impl Master {
     }
 }
 
-/// `--master-key-file`, else systemd's credential, else the file beside the database, which is made for a
-/// vault that has no database yet, and never otherwise: a new key would open nothing.
+/// `--master-key-file`, else systemd's credential, else the file beside the database, which is made
+/// for a vault that has no database yet, and never otherwise: a new key would open nothing.
 fn master_key(dir: &DataDir, named: Option<PathBuf>) -> Result<Master, ServeError> {
     if let Some(master) = known_master_key(dir, named)? {
         return Ok(master);

@@ -1,6 +1,7 @@
 //! TLS for the served vault: a certificate chain and its private key, from PEM files.
 //!
-//! The key's file must be closed to others, like every file with a secret in it. Read once, at the start.
+//! The key's file must be closed to others, like every file with a secret in it. Read once, at the
+//! start.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,10 +1,11 @@
-//! Where sealed objects are kept: the vault's transactions as a trait, SQLite as the first thing behind it.
+//! Where sealed objects are kept: the vault's transactions as a trait, SQLite as the first thing
+//! behind it.
 //!
-//! A store sees names, times, sizes and ciphertext, never a value or a usable key. Each method is one
-//! transaction: when it returns `Ok`, what it did is on disk. It decides everything that has to be decided
-//! together with the write: whether a name is free, which number a version gets, whether a version check
-//! holds, and the time (which never runs backwards within a vault, so that "changed since" misses nothing
-//! when a clock is set back).
+//! A store sees names, times, sizes and ciphertext, never a value or a usable key. Each method is
+//! one transaction: when it returns `Ok`, what it did is on disk. It decides everything that has to
+//! be decided together with the write: whether a name is free, which number a version gets, whether
+//! a version check holds, and the time (which never runs backwards within a vault, so that "changed
+//! since" misses nothing when a clock is set back).
 
 pub mod sqlite;
 #[cfg(test)]
@@ -156,7 +157,8 @@ pub struct ObjectRow {
     pub updated_by: Actor,
 }
 
-/// An object at one of its versions, value sealed: `object.version`, `updated_at` and so on are that version's.
+/// An object at one of its versions, value sealed: `object.version`, `updated_at` and so on are
+/// that version's.
 #[derive(Debug, Clone)]
 pub struct SealedObject {
     /// The object.
@@ -310,7 +312,8 @@ pub struct KeyRow {
     pub created_at: Millis,
 }
 
-/// Seals a version for the object and number it turns out to get. Runs inside the store's transaction.
+/// Seals a version for the object and number it turns out to get. Runs inside the store's
+/// transaction.
 pub type SealFn = Box<dyn FnOnce(Ulid, u64, &[u8]) -> Result<SealedValue, SealError> + Send>;
 
 /// Why a transaction was not made.
@@ -348,7 +351,8 @@ pub enum StoreError {
 /// The vault's transactions.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
-    /// Makes an object with version 1, or finds the one that the same [`IdempotencyRecord`] made, as it was then.
+    /// Makes an object with version 1, or finds the one that the same [`IdempotencyRecord`] made,
+    /// as it was then.
     async fn create(&self, new: NewObject, stamp: Stamp) -> Result<ObjectRow, StoreError>;
     /// The object with its current value.
     async fn get(&self, which: Lookup) -> Result<SealedObject, StoreError>;
@@ -356,8 +360,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn metadata(&self, id: Ulid) -> Result<ObjectRow, StoreError>;
     /// One page of objects.
     async fn list(&self, request: ListRequest) -> Result<ListPage, StoreError>;
-    /// Makes the next version; with `check`, only while that is the current one. Or finds the one that the same
-    /// [`IdempotencyRecord`] made, as it was then.
+    /// Makes the next version; with `check`, only while that is the current one. Or finds the one
+    /// that the same [`IdempotencyRecord`] made, as it was then.
     async fn update(
         &self,
         id: Ulid,
@@ -380,6 +384,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn list_keys(&self) -> Result<Vec<KeyRow>, StoreError>;
     /// Forgets an API key; [`StoreError::NotFound`] if there is none with this id.
     async fn revoke_key(&self, id: &str) -> Result<(), StoreError>;
-    /// Ends the work that goes on behind the answers, and lets go of what is on the disk. Nothing can be asked afterwards.
+    /// Ends the work that goes on behind the answers, and lets go of what is on the disk. Nothing
+    /// can be asked afterwards.
     async fn close(&self);
 }

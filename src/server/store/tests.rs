@@ -1,5 +1,5 @@
-//! The store by itself, on ciphertext that is none: paging with conditions, time, cursors. Version checks and keys have their tests in
-//! `tests/server_kv.rs` and `tests/server_keys.rs`.
+//! The store by itself, on ciphertext that is none: paging with conditions, time, cursors. Version
+//! checks and keys have their tests in `tests/server_kv.rs` and `tests/server_keys.rs`.
 
 use super::sqlite::SqliteStore;
 use super::*;

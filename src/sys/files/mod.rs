@@ -1,19 +1,23 @@
-//! Files of the user's that are read or written: opened so that nobody else decides which file it is.
+//! Files of the user's that are read or written: opened so that nobody else decides which file it
+//! is.
 //!
-//! Keys, certificates, logs and audit files may be in places where others can write, and root reads and writes for
-//! everybody. So:
+//! Keys, certificates, logs and audit files may be in places where others can write, and root reads
+//! and writes for everybody. So:
 //!
-//! 1. **To read** ([`open`]): links are followed as long as each is trusted, which means that root made it, or we did, or
-//!    the user for whom the mount is (`--uid`). Links of Kubernetes (`..data`), agenix and sops-nix are. What is opened is a
-//!    regular file, or a private pipe (`<(command)`), of one of these users, and its size is bounded.
-//! 2. **To append** ([`Place`]): the directory is found in the same way, once. The file itself is no link, is regular, has
-//!    no second name, belongs to us or root, and others cannot write to it.
-//! 3. Nothing waits: opens do not block, a pipe has a time limit, and a FUSE file system of another user is not asked
-//!    ([`ownership`]).
-//! 4. The walk uses descriptors, component by component, so that what was checked is what is opened.
+//! 1. **To read** ([`open`]): links are followed as long as each is trusted, which means that root
+//!    made it, or we did, or the user for whom the mount is (`--uid`). Links of Kubernetes
+//!    (`..data`), agenix and sops-nix are. What is opened is a regular file, or a private pipe
+//!    (`<(command)`), of one of these users, and its size is bounded.
+//! 2. **To append** ([`Place`]): the directory is found in the same way, once. The file itself is
+//!    no link, is regular, has no second name, belongs to us or root, and others cannot write to
+//!    it.
+//! 3. Nothing waits: opens do not block, a pipe has a time limit, and a FUSE file system of another
+//!    user is not asked ([`ownership`]).
+//! 4. The walk uses descriptors, component by component, so that what was checked is what is
+//!    opened.
 //!
-//! Directories of our own (runtime directory, embedded vault, volumes) are checked as directories; their files need none
-//! of this. `/proc`, `/sys` and `/dev/fuse` are the kernel's.
+//! Directories of our own (runtime directory, embedded vault, volumes) are checked as directories;
+//! their files need none of this. `/proc`, `/sys` and `/dev/fuse` are the kernel's.
 
 pub mod ownership;
 mod secret_mount;
@@ -144,7 +148,8 @@ pub fn directory(path: &Path) -> Result<(OwnedFd, PathBuf), Unfit> {
     Ok((openat(&walk.dir, ".", flags, Mode::empty())?, walk.path))
 }
 
-/// Gives a socket that was just made a group and a mode. Whatever else has its name by now stays as it is.
+/// Gives a socket that was just made a group and a mode. Whatever else has its name by now stays as
+/// it is.
 pub fn let_in(socket: &Path, group: Option<Gid>, mode: u32) -> io::Result<()> {
     let found = open_path(socket, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
     let stat = nix::sys::stat::fstat(&found)?;
@@ -156,7 +161,8 @@ pub fn let_in(socket: &Path, group: Option<Gid>, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(&found, Permissions::from_mode(mode))
 }
 
-/// Refuses a path that leads into a file system which another user serves, or that a link of another user could lead there.
+/// Refuses a path that leads into a file system which another user serves, or that a link of
+/// another user could lead there.
 pub fn check_way(path: &Path) -> io::Result<()> {
     match ResolvedName::of(path, None, true) {
         Err(Unfit::Io(_)) | Ok(_) => Ok(()),
@@ -175,8 +181,8 @@ impl Opened {
         self.meta.mode() & 0o7777
     }
 
-    /// Whether others than its owner can use it in one of the ways of `forbidden`. A container's secret is for the container,
-    /// whatever its mode says.
+    /// Whether others than its owner can use it in one of the ways of `forbidden`. A container's
+    /// secret is for the container, whatever its mode says.
     pub fn is_exposed(&self, forbidden: u32) -> bool {
         self.meta.mode() & forbidden != 0 && !(self.meta.mode() & 0o022 == 0 && secret_mount::has(&self.file))
     }
@@ -224,7 +230,8 @@ fn read_pipe(pipe: &mut File, bytes: &mut Vec<u8>, max: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a file to read it, below a directory that is open, by names alone: no link, no `..`, no other file system.
+/// Opens a file to read it, below a directory that is open, by names alone: no link, no `..`, no
+/// other file system.
 pub fn open_below(dir: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
     let device = nix::sys::stat::fstat(dir)?.st_dev;
     let mut at = dir.try_clone_to_owned()?;
@@ -288,7 +295,8 @@ impl Place {
         }
     }
 
-    /// Whether the name still leads to what was opened by it. No descriptor is needed: a process that has none left can log.
+    /// Whether the name still leads to what was opened by it. No descriptor is needed: a process
+    /// that has none left can log.
     pub fn leads_to(&self, opened: &Metadata) -> bool {
         let found = fstatat(&self.dir, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
         found.is_ok_and(|found| found.st_ino == opened.ino() && found.st_dev == opened.dev())
@@ -340,7 +348,8 @@ fn peek(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(OwnedFd, FileStat), Unfit>
 struct ResolvedName {
     dir: OwnedFd,
     name: OsString,
-    /// A link of procfs's to a file that is open, as behind `/dev/stdin`: only the kernel can follow it.
+    /// A link of procfs's to a file that is open, as behind `/dev/stdin`: only the kernel can
+    /// follow it.
     is_magic: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Whose a file or a link is, by what the kernel says of a descriptor. No file system is asked.
 //!
-//! A FUSE file system says what it likes about owners, and need not answer: what is in one of another user is that
-//! user's, and is not asked.
+//! A FUSE file system says what it likes about owners, and need not answer: what is in one of
+//! another user is that user's, and is not asked.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -15,7 +15,8 @@ pub fn by_descriptor(fd: impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
-/// The id of the mount that a descriptor is in: that of a line of the mount table as long as the descriptor is open.
+/// The id of the mount that a descriptor is in: that of a line of the mount table as long as the
+/// descriptor is open.
 pub fn mount_id(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let id = |info: String| info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
     match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())) {
@@ -53,7 +54,8 @@ pub fn mount_line(fd: BorrowedFd<'_>) -> io::Result<Option<String>> {
 /// The other user, not root, that serves the FUSE file system which a descriptor is in.
 pub fn server(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     let Some(line) = mount_line(fd)? else {
-        // The root directory's own mount need not be listed (chroot); anything else has just been taken away.
+        // The root directory's own mount need not be listed (chroot); anything else has just been
+        // taken away.
         let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         return match mount_id(fd)? == mount_id(root.as_fd())? {
             true => Ok(None),

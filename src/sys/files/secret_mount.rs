@@ -1,7 +1,9 @@
-//! The secrets of containers: files of mode 0444 in a file system in memory at `/run/secrets`, which only the container has.
+//! The secrets of containers: files of mode 0444 in a file system in memory at `/run/secrets`,
+//! which only the container has.
 //!
-//! Engines make them so for programs of any user in the container. The mode says nothing about other users of the
-//! machine, because the file system is read-only, or its mount is private to the container (in no peer group, mount_namespaces(7)).
+//! Engines make them so for programs of any user in the container. The mode says nothing about
+//! other users of the machine, because the file system is read-only, or its mount is private to the
+//! container (in no peer group, mount_namespaces(7)).
 
 use std::fs::File;
 use std::os::fd::AsFd;

@@ -1,6 +1,7 @@
 //! Walking along a path by descriptors, component by component: what was checked is what is used.
 //!
-//! A link is followed if it is trusted ([`is_trusted_link`]). Nothing is looked up in what another user serves by FUSE.
+//! A link is followed if it is trusted ([`is_trusted_link`]). Nothing is looked up in what another
+//! user serves by FUSE.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};

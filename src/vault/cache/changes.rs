@@ -1,8 +1,8 @@
 //! Changes made elsewhere: found by comparing each answer with what was known before it.
 //!
-//! Whatever brings the news (a tick of the refresher, a listing, a read), it is noted once, because the
-//! comparison is made where the answer enters the index. Our own changes are entered by another door and are no
-//! news. Nothing is noted until somebody wants to know ([`Cache::track_changes`]).
+//! Whatever brings the news (a tick of the refresher, a listing, a read), it is noted once, because
+//! the comparison is made where the answer enters the index. Our own changes are entered by another
+//! door and are no news. Nothing is noted until somebody wants to know ([`Cache::track_changes`]).
 
 use std::time::{Instant, SystemTime};
 
@@ -119,7 +119,8 @@ impl Cache {
         self.state().changes.get_or_insert_default();
     }
 
-    /// Whether it was made here after all: a listing may show a change before the answer to it has come.
+    /// Whether it was made here after all: a listing may show a change before the answer to it has
+    /// come.
     pub fn is_own(&self, change: &Change) -> bool {
         self.state().lag.made(change)
     }

@@ -1,9 +1,10 @@
 //! Deletions in the kv dialect, which reports changes and no deletions: a scan lists all names.
 //!
-//! 1. **After a tick**, and with what that leaves of its tenth of the budget: of few names all pages at once, of more
-//!    a few each time, so that no tick has to wait. Where the vault has no limit, it takes a small part of the time.
-//! 2. Where nobody has listed all names yet they are listed up to [`FEW`] pages: a vault of a million names is not
-//!    taken into memory because one of them is used.
+//! 1. **After a tick**, and with what that leaves of its tenth of the budget: of few names all
+//!    pages at once, of more a few each time, so that no tick has to wait. Where the vault has no
+//!    limit, it takes a small part of the time.
+//! 2. Where nobody has listed all names yet they are listed up to [`FEW`] pages: a vault of a
+//!    million names is not taken into memory because one of them is used.
 //! 3. A listing that somebody else has begun later and ended takes the place of this one.
 
 use std::time::{Duration, Instant};

@@ -1,12 +1,15 @@
 //! An idle mount observes no revocation, and must not go on showing what it showed before.
 //!
-//! 1. **Falling asleep** it takes back from the kernel what this could go on showing without asking: pages of open and
-//!    mapped files, listings. Names have run out by then. That costs no request, where staying awake for as long as a
-//!    program has a file open or mapped would cost one a tick, for years.
-//! 2. **The first read after that** comes to us, and though the bytes are at hand the vault is asked first whether
-//!    the key is still taken: one page of names, because a listing is refused also where names are not. Any answer
-//!    that is no refusal counts, so that a lookup before the read waits for nothing more.
-//! 3. Once the mount is awake ticks observe it. A vault that does not answer is no refusal: see [`STALE_WAIT`].
+//! 1. **Falling asleep** it takes back from the kernel what this could go on showing without
+//!    asking: pages of open and mapped files, listings. Names have run out by then. That costs no
+//!    request, where staying awake for as long as a program has a file open or mapped would cost
+//!    one a tick, for years.
+//! 2. **The first read after that** comes to us, and though the bytes are at hand the vault is
+//!    asked first whether the key is still taken: one page of names, because a listing is refused
+//!    also where names are not. Any answer that is no refusal counts, so that a lookup before the
+//!    read waits for nothing more.
+//! 3. Once the mount is awake ticks observe it. A vault that does not answer is no refusal: see
+//!    [`STALE_WAIT`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,8 +34,8 @@ impl Cache {
         observed_at.is_none_or(|observed_at| now.saturating_duration_since(observed_at) >= period)
     }
 
-    /// Asks whether the vault still accepts the key. A refusal is handled as any other; the caller continues in any case,
-    /// and waits only briefly for a vault that does not answer.
+    /// Asks whether the vault still accepts the key. A refusal is handled as any other; the caller
+    /// continues in any case, and waits only briefly for a vault that does not answer.
     pub async fn verify_key(self: &Arc<Self>, call: &Call) {
         if self.recent_outage().is_none() {
             let left = call.deadline.saturating_duration_since(self.clock.now());

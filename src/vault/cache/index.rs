@@ -1,9 +1,9 @@
 //! The name index: what we believe exists, as of when.
 //!
-//! Three sources feed it: listings (all names, no values), single reads, and our own changes. An answer
-//! that was asked for before one of our own changes to the same name is older than that change and is
-//! ignored, so a slow listing can never resurrect a deleted name or bring an old version back.
-//! Pure state without I/O, time comes in with each call.
+//! Three sources feed it: listings (all names, no values), single reads, and our own changes. An
+//! answer that was asked for before one of our own changes to the same name is older than that
+//! change and is ignored, so a slow listing can never resurrect a deleted name or bring an old
+//! version back. Pure state without I/O, time comes in with each call.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use super::table::{Table, Usage};
 use crate::vault::cache::refresher::EXISTS;
 use crate::vault::{Meta, Object, ObjectId, ObjectName, Summary, VersionTag};
 
-/// Names (and prefixes) whose absence is remembered beside a complete listing; the oldest are dropped.
+/// Names (and prefixes) whose absence is remembered beside a complete listing; the oldest are
+/// dropped.
 const ABSENT_NAMES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// What we believe of a name that exists.
@@ -63,14 +64,16 @@ pub struct Index {
     searched: LruCache<String, Instant>,
     /// Since when all names are known, and of how many pages that listing was.
     complete: Option<(Instant, usize)>,
-    /// Beliefs since the first moment are known to hold as of the second: nothing has changed in between.
+    /// Beliefs since the first moment are known to hold as of the second: nothing has changed in
+    /// between.
     confirmed: Option<(Instant, Instant)>,
     /// Moves on whenever the set of names changes.
     generation: u64,
 }
 
 impl Index {
-    /// Knows nothing. `now` is any moment of the clock in use; `capacity` bounds the values, in bytes.
+    /// Knows nothing. `now` is any moment of the clock in use; `capacity` bounds the values, in
+    /// bytes.
     pub fn new(now: Instant, capacity: u64) -> Self {
         Self {
             names: Table::new(now, capacity),
@@ -170,12 +173,14 @@ impl Index {
         (known.id != *id || !same).then_some(ChangeKind::Changed)
     }
 
-    /// Whether a name that is believed to exist does not, by an answer that was asked for at `asked`.
+    /// Whether a name that is believed to exist does not, by an answer that was asked for at
+    /// `asked`.
     pub fn loses(&self, name: &ObjectName, asked: Instant) -> bool {
         self.names.as_of(name.as_str()).is_some_and(|at| at <= asked)
     }
 
-    /// Whether a listing that was begun at `asked` and has ended has not named this, which is believed to exist.
+    /// Whether a listing that was begun at `asked` and has ended has not named this, which is
+    /// believed to exist.
     pub fn lacks(&self, name: &ObjectName, asked: Instant) -> bool {
         self.names.as_of(name.as_str()).is_some_and(|at| at < asked)
     }
@@ -192,7 +197,8 @@ impl Index {
         self.generation
     }
 
-    /// Ingests an entry of a listing that was begun at `asked`, if the name is unknown; false if it is known.
+    /// Ingests an entry of a listing that was begun at `asked`, if the name is unknown; false if it
+    /// is known.
     pub fn enters(&mut self, item: &Summary, asked: Instant) -> bool {
         let Summary { id, name, updated_at, version } = item;
         if self.absent.contains(name) {
@@ -236,7 +242,8 @@ impl Index {
         self.searched.put(prefix.to_owned(), asked);
     }
 
-    /// A read that was sent at `asked`, or a change of ours that ended then, says that this is current.
+    /// A read that was sent at `asked`, or a change of ours that ended then, says that this is
+    /// current.
     pub fn found(&mut self, meta: &Meta, asked: Instant) -> bool {
         if self.is_older_than_ours(&meta.name, asked) {
             return false;
@@ -251,7 +258,8 @@ impl Index {
         true
     }
 
-    /// A read that was sent at `asked`, or a deletion of ours that ended then, says that it is absent.
+    /// A read that was sent at `asked`, or a deletion of ours that ended then, says that it is
+    /// absent.
     pub fn missing(&mut self, name: &ObjectName, asked: Instant) {
         if self.is_older_than_ours(name, asked) {
             return;

@@ -425,7 +425,8 @@ impl Cache {
         object
     }
 
-    /// A save of this mount was superseded: the current version is requested again, and earlier answers do not count.
+    /// A save of this mount was superseded: the current version is requested again, and earlier
+    /// answers do not count.
     pub fn superseded(&self, name: &ObjectName) {
         let now = self.clock.now();
         self.state().index.unknown(name, now);

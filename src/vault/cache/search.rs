@@ -1,8 +1,9 @@
-//! Whether any name starts with a prefix, asked of a vault that can search: a directory that names imply is
-//! found without listing them all.
+//! Whether any name starts with a prefix, asked of a vault that can search: a directory that names
+//! imply is found without listing them all.
 //!
-//! The vault searches for the text anywhere in a name, so what it finds is checked here. One hit is enough; a
-//! search that ends without one is remembered as an absence, as fresh as any other answer.
+//! The vault searches for the text anywhere in a name, so what it finds is checked here. One hit is
+//! enough; a search that ends without one is remembered as an absence, as fresh as any other
+//! answer.
 
 use std::sync::Arc;
 
@@ -12,8 +13,8 @@ use crate::vault::model::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Result};
 
 impl Cache {
-    /// Makes sure that [`Cache::implied`] freshly knows about `prefix`. While the vault is down, what was known
-    /// before may stand in, as in [`Cache::list_all`].
+    /// Makes sure that [`Cache::implied`] freshly knows about `prefix`. While the vault is down,
+    /// what was known before may stand in, as in [`Cache::list_all`].
     pub async fn search_prefix(self: &Arc<Self>, call: &Call, prefix: &str) -> Result<()> {
         let patience = call.deadline.saturating_duration_since(self.clock.now());
         let flight = self.search_flight(prefix);

@@ -1,5 +1,6 @@
-//! What to do when there is no connection to the vault, derived from the reason that the TLS library gives. Its words are
-//! all there is: what refuses a certificate is wrapped so often that no type of it is left. The tests know them.
+//! What to do when there is no connection to the vault, derived from the reason that the TLS
+//! library gives. Its words are all there is: what refuses a certificate is wrapped so often that
+//! no type of it is left. The tests know them.
 
 /// What a person who reads `why` does next.
 pub fn next_step(why: &str) -> &'static str {

@@ -1,7 +1,7 @@
 //! The API key: held in one place, read again from its file when it may have changed.
 //!
-//! A key file that others can read is refused: a key in it must count as known to everyone on the machine.
-//! The group may read a file that root owns (a service's key, a systemd credential).
+//! A key file that others can read is refused: a key in it must count as known to everyone on the
+//! machine. The group may read a file that root owns (a service's key, a systemd credential).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,8 @@ pub fn clean_key(mut text: String) -> Result<SecretString, KeyError> {
     }
 }
 
-/// Reads a key from a file that only its owner can read. `also`: a user whose files are as good as one's own.
+/// Reads a key from a file that only its owner can read. `also`: a user whose files are as good as
+/// one's own.
 pub fn read_key_file(path: &Path, also: Option<u32>) -> Result<SecretString, KeyError> {
     let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
     let opened = files::open(path, also).map_err(|e| match e {
@@ -128,7 +129,8 @@ impl ApiKey {
         self.current.read().clone()
     }
 
-    /// Reads the file again, on SIGHUP and after a 401. True if there is a file and the key is another now.
+    /// Reads the file again, on SIGHUP and after a 401. True if there is a file and the key is
+    /// another now.
     pub fn reload(&self) -> Result<bool, KeyError> {
         let Some(path) = &self.file else { return Ok(false) };
         *self.read.lock() = files::stamp(path, self.also);
@@ -249,7 +251,8 @@ mod tests {
             fs::write(at(name), "sk_new\n").unwrap();
             fs::set_permissions(at(name), fs::Permissions::from_mode(0o600)).unwrap();
         };
-        // Another user's file; another user's link to one's own; what others can read; a pipe that nobody writes.
+        // Another user's file; another user's link to one's own; what others can read; a pipe that
+        // nobody writes.
         make("theirs");
         std::os::unix::fs::chown(at("theirs"), Some(1), None).unwrap();
         make("target");

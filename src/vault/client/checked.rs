@@ -1,13 +1,15 @@
 //! An answer about another object than was asked for is no answer.
 //!
-//! Proxies decode and fold paths (`%2F`, `//`, `./`, `../`) or refuse them, and a vault may take two names for one
-//! (case, Unicode normalisation, blanks at the end). This wrapper of both dialects checks every answer against its
-//! request.
+//! Proxies decode and fold paths (`%2F`, `//`, `./`, `../`) or refuse them, and a vault may take
+//! two names for one (case, Unicode normalisation, blanks at the end). This wrapper of both
+//! dialects checks every answer against its request.
 //!
-//! 1. A name, id or version in an answer is the one that was asked for, else [`ErrorKind::OtherObject`].
-//! 2. An object that cannot be read by its name is looked up in the listing and read by its id. What the listing does
-//!    not have is absent.
-//! 3. A change goes by an id, which was learnt with its name. An id that a path could fold is read before it is used.
+//! 1. A name, id or version in an answer is the one that was asked for, else
+//!    [`ErrorKind::OtherObject`].
+//! 2. An object that cannot be read by its name is looked up in the listing and read by its id.
+//!    What the listing does not have is absent.
+//! 3. A change goes by an id, which was learnt with its name. An id that a path could fold is read
+//!    before it is used.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,7 +26,8 @@ use crate::vault::{
 #[derive(Debug)]
 pub struct CheckedVault {
     inner: DynVault,
-    /// A name with an encoded character has come through: what is said of the next one is the vault's word.
+    /// A name with an encoded character has come through: what is said of the next one is the
+    /// vault's word.
     encoded_passes: AtomicBool,
 }
 

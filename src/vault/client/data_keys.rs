@@ -1,8 +1,8 @@
-//! The key endpoints of both dialects: data keys made and unwrapped, and in the object dialect texts encrypted
-//! and decrypted by the vault itself.
+//! The key endpoints of both dialects: data keys made and unwrapped, and in the object dialect
+//! texts encrypted and decrypted by the vault itself.
 //!
-//! Nothing of this is stored by the vault, so each request may be repeated. Data keys are base64 text here as on
-//! the wire.
+//! Nothing of this is stored by the vault, so each request may be repeated. Data keys are base64
+//! text here as on the wire.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

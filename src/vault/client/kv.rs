@@ -1,10 +1,13 @@
-//! The kv dialect: `/vault/v1/kv*` (VAULT-API.md §2), what api.workos.com serves and the official SDKs send.
+//! The kv dialect: `/vault/v1/kv*` (VAULT-API.md §2), what api.workos.com serves and the official
+//! SDKs send.
 //!
-//! 1. Names and ids are path segments, with everything encoded that could be taken for something else. URL
-//!    libraries fold the segments `.` and `..` even then: by these names nothing can be asked ([`crate::vault::client::checked`]).
-//! 2. An answer may leave out the version's id. The time of the change stands in for it, marked so that it is
-//!    never sent as a version check.
-//! 3. No route reads the value of an old version: that is [`ErrorKind::Unsupported`], never other bytes.
+//! 1. Names and ids are path segments, with everything encoded that could be taken for something
+//!    else. URL libraries fold the segments `.` and `..` even then: by these names nothing can be
+//!    asked ([`crate::vault::client::checked`]).
+//! 2. An answer may leave out the version's id. The time of the change stands in for it, marked so
+//!    that it is never sent as a version check.
+//! 3. No route reads the value of an old version: that is [`ErrorKind::Unsupported`], never other
+//!    bytes.
 //! 4. A create carries an Idempotency-Key, the same on each attempt, so that it may be repeated.
 
 use std::collections::BTreeMap;
@@ -40,7 +43,8 @@ pub struct KvVault {
 }
 
 impl KvVault {
-    /// A vault behind `transport`, with values of at most `max_size` bytes. New objects get `key_context`.
+    /// A vault behind `transport`, with values of at most `max_size` bytes. New objects get
+    /// `key_context`.
     pub fn new(transport: Arc<Transport>, max_size: usize, key_context: BTreeMap<String, String>) -> Self {
         Self { transport, max_size, key_context }
     }
@@ -173,8 +177,8 @@ fn summary(wire: &WireKvObject) -> Option<Summary> {
     })
 }
 
-/// One page of the listing from an answer: also what asking for the dialect brings. The search is checked: the
-/// service's may find more than was asked for.
+/// One page of the listing from an answer: also what asking for the dialect brings. The search is
+/// checked: the service's may find more than was asked for.
 pub(super) fn page(answer: &Answer, request: &Request, query: &ListQuery) -> Result<Page> {
     let wire: WirePage<WireKvObject> = parse(answer, request)?;
     let found = |s: &Summary| query.search.as_ref().is_none_or(|text| s.name.as_str().contains(text));
@@ -187,14 +191,16 @@ pub(super) fn page(answer: &Answer, request: &Request, query: &ListQuery) -> Res
 pub(super) fn list_request(query: &ListQuery) -> Request {
     let mut pairs = vec![("limit", query.limit.to_string()), ("order", "asc".to_owned())];
     pairs.extend(query.after.iter().map(|cursor| ("after", cursor.clone())));
-    // The service takes JSON for a search by structure; such a text is looked for in the whole listing.
+    // The service takes JSON for a search by structure; such a text is looked for in the whole
+    // listing.
     let text = query.search.iter().filter(|text| !text.trim_start().starts_with(['{', '[', '"']));
     pairs.extend(text.map(|text| ("search", text.clone())));
     pairs.extend(query.updated_after.map(|time| ("updatedAfter", written(time))));
     Request::get(KV, pairs, "listing the vault".to_owned()).of_no_object()
 }
 
-/// A time in whole milliseconds, as the vault has them; a part of one is cut off, so that no change is missed.
+/// A time in whole milliseconds, as the vault has them; a part of one is cut off, so that no change
+/// is missed.
 fn written(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(bounded(time)).to_string()
 }

@@ -1,8 +1,9 @@
 //! Who is about to get the key: the user behind a port or a socket of this machine.
 //!
-//! TLS verifies that the other side is the vault; plain http to this machine and Unix sockets do not, and any user may take a port
-//! while the vault is down. So a new connection is looked up before anything is sent on it: the listener, and each socket that has
-//! accepted a connection there, has to belong to a trusted user. (A connection that nobody has accepted yet is the
+//! TLS verifies that the other side is the vault; plain http to this machine and Unix sockets do
+//! not, and any user may take a port while the vault is down. So a new connection is looked up
+//! before anything is sent on it: the listener, and each socket that has accepted a connection
+//! there, has to belong to a trusted user. (A connection that nobody has accepted yet is the
 //! listener's.) Where the kernel shows neither, a rule of root's leads it elsewhere.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -70,8 +71,9 @@ impl Listener {
         Self { place, trusted, looks: AtomicU64::new(0), seen: Mutex::default() }
     }
 
-    /// [`holders`], by a look that began after the connection was made. The tables have every connection of the machine that
-    /// ended in the last minute: of many that are made at once, as after a takeover, those that wait share a look.
+    /// [`holders`], by a look that began after the connection was made. The tables have every
+    /// connection of the machine that ended in the last minute: of many that are made at once, as
+    /// after a takeover, those that wait share a look.
     async fn holders(&self, addresses: &[IpAddr], port: u16) -> Vec<u32> {
         let before = self.looks.load(Ordering::Acquire);
         let mut seen = self.seen.lock().await;
@@ -249,7 +251,8 @@ mod tests {
             seen(&[(one, "0A", 7, 1)], &[("00000000000000000000000001000000:2008", "0A", 9, 1)], "::1"),
             [9]
         );
-        // Accepted by another user's process, which has closed its listener since; and not accepted yet.
+        // Accepted by another user's process, which has closed its listener since; and not accepted
+        // yet.
         assert_eq!(
             seen(&[(one, "0A", 7, 1), (one, "01", 9, 5), (one, "01", 0, 0)], &[], "127.0.0.1"),
             [7, 9]

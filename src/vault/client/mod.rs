@@ -1,9 +1,10 @@
 //! A vault behind HTTP: TLS to a service, plain to loopback, a Unix socket to the embedded one.
 //!
-//! [`open`] asks which dialect answers and returns a vault that speaks it. A dialect is one file (`object`, `kv`)
-//! that turns operations into requests; [`transport`] does for each request what does not depend on the
-//! dialect: key, budget, deadline, retries, limits, errors. Redirects are never followed, since they would
-//! carry the key elsewhere; loopback and sockets are never reached through a proxy.
+//! [`open`] asks which dialect answers and returns a vault that speaks it. A dialect is one file
+//! (`object`, `kv`) that turns operations into requests; [`transport`] does for each request what
+//! does not depend on the dialect: key, budget, deadline, retries, limits, errors. Redirects are
+//! never followed, since they would carry the key elsewhere; loopback and sockets are never reached
+//! through a proxy.
 
 mod advice;
 pub mod api_key;
@@ -46,10 +47,12 @@ use crate::vault::client::tls::{Connections, TlsFiles};
 use crate::vault::client::transport::{Answer, Parts, Request, Transport};
 use crate::vault::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result, VaultStatus};
 
-/// A connection that was idle for longer is not used again: servers and middleboxes close them silently.
+/// A connection that was idle for longer is not used again: servers and middleboxes close them
+/// silently.
 const IDLE: Duration = Duration::from_secs(50);
 
-/// Connections that are kept while idle: each holds on to the room that its largest answer took, for a minute or two.
+/// Connections that are kept while idle: each holds on to the room that its largest answer took,
+/// for a minute or two.
 const IDLE_CONNECTIONS: usize = 8;
 
 /// Names and ids in sentences are cut after so many characters.
@@ -95,7 +98,8 @@ pub struct HttpConfig {
     pub max_size: usize,
     /// When to try again.
     pub policy: Policy,
-    /// Users whose listeners on this machine may have the key; everybody's if `None`: they are in a place that nobody else reaches.
+    /// Users whose listeners on this machine may have the key; everybody's if `None`: they are in a
+    /// place that nobody else reaches.
     pub listeners: Option<Vec<u32>>,
     /// The key context of new objects, kv dialect only.
     pub key_context: BTreeMap<String, String>,
@@ -173,7 +177,8 @@ fn client(
     builder.build().map_err(|e| broken("TLS cannot be set up", &e.without_url()))
 }
 
-/// The proxy that the environment has requests to `base` go through, as it may be shown: without user and password.
+/// The proxy that the environment has requests to `base` go through, as it may be shown: without
+/// user and password.
 fn proxy_before(base: &str) -> Option<String> {
     let url = reqwest::Url::parse(base).ok()?;
     if is_loopback(url.host_str()?) {
@@ -220,7 +225,8 @@ pub fn check_url(text: &str) -> Result<String, &'static str> {
 pub struct Opened {
     /// The vault.
     pub vault: DynVault,
-    /// The page that came with the question, of [`ListQuery::first`]; `None` for a key that may not list names.
+    /// The page that came with the question, of [`ListQuery::first`]; `None` for a key that may not
+    /// list names.
     pub first_page: Option<Page>,
 }
 
@@ -240,8 +246,8 @@ impl Connector {
         Ok(Self { transport: Arc::new(config.transport()?), max_size, key_context, want })
     }
 
-    /// Asks which dialect answers, and whether the key is taken. At most two requests. A key that may not list names may
-    /// do all else.
+    /// Asks which dialect answers, and whether the key is taken. At most two requests. A key that
+    /// may not list names may do all else.
     pub async fn open(&self, call: &Call) -> Result<Opened> {
         let transport = &self.transport;
         let query = ListQuery::first();
@@ -336,8 +342,8 @@ pub async fn survey(config: HttpConfig, call: &Call, want: Option<Dialect>) -> R
     Ok(Survey { dialect, took, may_list, status: transport.status() })
 }
 
-/// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the answer to that
-/// is 404. What it says is for the caller to judge.
+/// The answer to a first page of the dialect that is spoken: `want`, or object, or kv where the
+/// answer to that is 404. What it says is for the caller to judge.
 async fn probe(
     transport: &Transport,
     call: &Call,

@@ -1,6 +1,7 @@
 //! The object dialect: `/vault/object/*` (VAULT-API.md §1).
 //!
-//! Each operation is one request. There is no optimistic locking in this dialect: a version check is ignored.
+//! Each operation is one request. There is no optimistic locking in this dialect: a version check
+//! is ignored.
 
 use std::sync::Arc;
 

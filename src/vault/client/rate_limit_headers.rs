@@ -15,7 +15,8 @@ const UNIX_MILLISECONDS_FROM: f64 = 1e12;
 /// What the headers of one answer say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Headers {
-    /// X-RateLimit-Limit; 0, and no count of what is left, means that there is none (vaultfs serve says so).
+    /// X-RateLimit-Limit; 0, and no count of what is left, means that there is none (vaultfs serve
+    /// says so).
     pub limit: Option<u32>,
     /// X-RateLimit-Remaining.
     pub remaining: Option<u32>,
@@ -26,8 +27,8 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// Reads them leniently: what is missing or makes no sense is absent. Unix time counts by the vault's own clock, if it
-    /// reports that.
+    /// Reads them leniently: what is missing or makes no sense is absent. Unix time counts by the
+    /// vault's own clock, if it reports that.
     pub fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
         let integer = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
         let seconds = |name: &str| {

@@ -34,8 +34,8 @@ impl Body {
         std::str::from_utf8(&self.0).is_ok_and(|text| text.contains(word))
     }
 
-    /// Whether a sentence repeats one of the values in the JSON object that this is, or one of `words` stands in one.
-    /// What is no such object counts as repeated.
+    /// Whether a sentence repeats one of the values in the JSON object that this is, or one of
+    /// `words` stands in one. What is no such object counts as repeated.
     pub fn quoted_in<'a>(&self, sentence: &str, mut words: impl Iterator<Item = &'a str>) -> bool {
         let Ok(members) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(&self.0) else { return true };
         let values = || members.values().map(|value| value.get().trim_matches('"')).filter(|v| !v.is_empty());
@@ -59,7 +59,8 @@ pub struct Request {
     pub idempotency_key: Option<IdempotencyKey>,
     /// What 409 means for it.
     pub conflict: ErrorKind,
-    /// It is about an object, which may not be there: to any other request 404 is no answer of a vault.
+    /// It is about an object, which may not be there: to any other request 404 is no answer of a
+    /// vault.
     pub of_object: bool,
     /// For sentences: `reading "db/password"`.
     pub operation: String,

@@ -1,14 +1,16 @@
 //! When to try again, and after how long. Decisions only: nothing here sends or sleeps.
 //!
 //! A read may be repeated freely. A write is repeated only when the vault surely did not do it: no
-//! connection, 429, or 503 with Retry-After. A write that carries an Idempotency-Key is repeated like a read,
-//! because the vault recognizes it; its failure still counts as possibly applied. Every other failed write may have
-//! been applied and goes to the caller, which reads the vault before it tries again. Tries are bounded by the deadline, and by number where
-//! a further try says nothing new: a server that answered 500 or nonsense will do so again, and a vault that has
-//! never answered is not there. A vault that has answered before and takes no connections, or ends them without an
-//! answer, and a proxy that has no server behind it (502, 503, 504) are a restart: it is waited for to the deadline.
-//! The wait is exponential with full jitter, or what the vault asks for if that fits the deadline.
-//! Background calls follow the service's advice for 429: 60, 120, 240 seconds.
+//! connection, 429, or 503 with Retry-After. A write that carries an Idempotency-Key is repeated
+//! like a read, because the vault recognizes it; its failure still counts as possibly applied.
+//! Every other failed write may have been applied and goes to the caller, which reads the vault
+//! before it tries again. Tries are bounded by the deadline, and by number where a further try says
+//! nothing new: a server that answered 500 or nonsense will do so again, and a vault that has never
+//! answered is not there. A vault that has answered before and takes no connections, or ends them
+//! without an answer, and a proxy that has no server behind it (502, 503, 504) are a restart: it is
+//! waited for to the deadline. The wait is exponential with full jitter, or what the vault asks for
+//! if that fits the deadline. Background calls follow the service's advice for 429: 60, 120, 240
+//! seconds.
 
 use std::fmt;
 use std::sync::Arc;
@@ -47,7 +49,8 @@ pub enum FailureClass {
     Gone,
     /// Sent, and no whole answer came back.
     Lost,
-    /// Sent, and no server answered: 502, 503, 504, or the connection ended, of a vault that has answered before.
+    /// Sent, and no server answered: 502, 503, 504, or the connection ended, of a vault that has
+    /// answered before.
     Away,
     /// 429, and how long the vault asks to wait.
     RateLimited(Option<Duration>),
@@ -124,8 +127,8 @@ const RESTART_CAP: Duration = Duration::from_secs(1);
 pub const CONNECT_TIME: Duration = Duration::from_millis(100);
 
 impl Policy {
-    /// How long to wait before the next attempt after `tries`; `None` to give up. `left` is the time to the
-    /// deadline: a wait that would use it up is not begun.
+    /// How long to wait before the next attempt after `tries`; `None` to give up. `left` is the
+    /// time to the deadline: a wait that would use it up is not begun.
     pub fn wait(
         &self,
         class: FailureClass,

@@ -1,9 +1,10 @@
 //! From the status of an answer to an error that a caller can act on and a person can read.
 //!
-//! Of what the vault says itself only the code is repeated, a word of the API: services like to quote keys and
-//! what they were sent or hold, and a sentence of theirs would carry that into logs. The request id in each
-//! error leads to the sentence. Requests for keys concern nothing that the vault holds: there [`reason`] shows the
-//! sentence, if it is plain words and none of them was sent.
+//! Of what the vault says itself only the code is repeated, a word of the API: services like to
+//! quote keys and what they were sent or hold, and a sentence of theirs would carry that into logs.
+//! The request id in each error leads to the sentence. Requests for keys concern nothing that the
+//! vault holds: there [`reason`] shows the sentence, if it is plain words and none of them was
+//! sent.
 
 use std::path::Path;
 
@@ -31,7 +32,8 @@ const MAX_NUMBER: usize = 8;
 /// A shorter word may be part of anything by chance.
 const TELLING: usize = 4;
 
-/// The answer if it is a success, else its error. `key_file` is where the key came from, `endpoint` where the vault is.
+/// The answer if it is a success, else its error. `key_file` is where the key came from, `endpoint`
+/// where the vault is.
 pub fn check(answer: Answer, request: &Request, key_file: Option<&Path>, endpoint: &str) -> Result<Answer> {
     if answer.status.is_success() {
         return Ok(answer);
@@ -49,8 +51,8 @@ pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
     error(ErrorKind::BadAnswer, &sentence, answer, request)
 }
 
-/// For an answer to a deletion, which need not say anything: whether it is one of a vault at all, and not some page's,
-/// and about this object.
+/// For an answer to a deletion, which need not say anything: whether it is one of a vault at all,
+/// and not some page's, and about this object.
 pub fn confirmed(answer: &Answer, request: &Request, id: &ObjectId) -> Result<()> {
     #[derive(Deserialize)]
     struct DeletionAnswer {
@@ -89,7 +91,8 @@ pub fn is_json_object(body: &[u8]) -> bool {
     body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
-/// A vault of one's own says that its disk is full. Of a service 507 is a failure like any other 5xx.
+/// A vault of one's own says that its disk is full. Of a service 507 is a failure like any other
+/// 5xx.
 pub fn is_full(answer: &Answer) -> bool {
     answer.status == StatusCode::INSUFFICIENT_STORAGE
         && said(answer).is_some_and(|code| code == "insufficient_storage")
@@ -215,7 +218,8 @@ fn said(answer: &Answer) -> Option<String> {
     serde_json::from_slice::<ErrorCode>(&answer.body).ok()?.code
 }
 
-/// The vault's own sentence on a request for keys, unless it could hold anything of what was sent, or look like a key.
+/// The vault's own sentence on a request for keys, unless it could hold anything of what was sent,
+/// or look like a key.
 pub fn reason(answer: &Answer, request: &Request) -> Option<String> {
     #[derive(Deserialize)]
     struct ErrorMessage {

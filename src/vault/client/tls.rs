@@ -1,6 +1,7 @@
-//! The files that connections are secured with, read again when they are renewed: on SIGHUP, and after a connection
-//! that failed for its certificates, once for each state of the files. Unusable files are reported, and what was read
-//! before stays. A client's own certificate would be one more file here.
+//! The files that connections are secured with, read again when they are renewed: on SIGHUP, and
+//! after a connection that failed for its certificates, once for each state of the files. Unusable
+//! files are reported, and what was read before stays. A client's own certificate would be one more
+//! file here.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -48,8 +49,8 @@ struct Current {
 }
 
 impl TlsFiles {
-    /// Reads the file of `--ca-file`, if there is one; files of `also` are as good as one's own. Whether it holds
-    /// certificates is seen when they are used.
+    /// Reads the file of `--ca-file`, if there is one; files of `also` are as good as one's own.
+    /// Whether it holds certificates is seen when they are used.
     pub fn read(ca_file: Option<&Path>, also: Option<u32>) -> io::Result<Self> {
         let Some(path) = ca_file else { return Ok(Self::default()) };
         let (pem, seen) = read(path, also)?;
@@ -58,7 +59,8 @@ impl TlsFiles {
         Ok(Self { ca_file: Some(path.to_owned()), also, current })
     }
 
-    /// The same, without certificates of its own until the file can be used: it is read again when it is another one.
+    /// The same, without certificates of its own until the file can be used: it is read again when
+    /// it is another one.
     pub fn read_if_usable(ca_file: Option<&Path>, also: Option<u32>) -> Self {
         let files = Self { ca_file: ca_file.map(Path::to_owned), also, current: Mutex::default() };
         files.reload_and_log();
@@ -159,8 +161,8 @@ impl Connections {
         self.tls.reload_if_renewed()
     }
 
-    /// What sends requests. Connections that were made before the files were renewed, or longer than [`MAX_AGE`] ago, are
-    /// used by nobody afterwards.
+    /// What sends requests. Connections that were made before the files were renewed, or longer
+    /// than [`MAX_AGE`] ago, are used by nobody afterwards.
     pub fn client(&self, now: Instant) -> reqwest::Client {
         let mut current = self.client.lock();
         let since = *current.2.get_or_insert(now);
@@ -178,7 +180,8 @@ impl Connections {
     }
 }
 
-/// Whether a connection failed in a way that other certificates may mend; `why` is the TLS library's reason.
+/// Whether a connection failed in a way that other certificates may mend; `why` is the TLS
+/// library's reason.
 pub fn is_about_certificates(why: &str) -> bool {
     why.contains("invalid peer certificate")
 }

@@ -1,5 +1,5 @@
-//! What the vault sends as JSON, read leniently: unknown fields are ignored, missing ones tolerated where
-//! the answer still makes sense. Nothing in here repeats what it read.
+//! What the vault sends as JSON, read leniently: unknown fields are ignored, missing ones tolerated
+//! where the answer still makes sense. Nothing in here repeats what it read.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -157,8 +157,9 @@ pub struct WireCursors {
 }
 
 impl<T> WirePage<T> {
-    /// Where the next page starts, by the rules of VAULT-API.md §1: the end is reached when the metadata is
-    /// empty, `after` is null or absent, `data` is empty, or the cursor does not advance.
+    /// Where the next page starts, by the rules of VAULT-API.md §1: the end is reached when the
+    /// metadata is empty, `after` is null or absent, `data` is empty, or the cursor does not
+    /// advance.
     pub fn next(&self, after: Option<&str>) -> Option<String> {
         let next = self.list_metadata.as_ref()?.after.as_deref()?;
         let advances = !next.is_empty() && Some(next) != after;

@@ -1,13 +1,15 @@
 //! A JSON scanner that keeps what a parser into values loses.
 //!
-//! The file view of a structured object must not change what the vault stores, so numbers stay verbatim
-//! (`1.0`, `1E5`, `-0`, `1e400`), keys keep their order, and a lone surrogate escape, which no Rust string can
-//! hold, stays an escape. Duplicate keys and nesting over [`MAX_DEPTH`] are refused, never resolved silently.
+//! The file view of a structured object must not change what the vault stores, so numbers stay
+//! verbatim (`1.0`, `1E5`, `-0`, `1e400`), keys keep their order, and a lone surrogate escape,
+//! which no Rust string can hold, stays an escape. Duplicate keys and nesting over [`MAX_DEPTH`]
+//! are refused, never resolved silently.
 //!
-//! Two passes over the input: the first checks the grammar and measures the result, the second writes into a
-//! buffer of exactly that size. So a secret is never left behind by a growing buffer, and a text that would
-//! unfold to a hundred times its size (deep nesting costs indentation on every line) is refused before any
-//! memory is taken. Recursion is bounded by [`MAX_DEPTH`]; time is linear but for the sorting of keys.
+//! Two passes over the input: the first checks the grammar and measures the result, the second
+//! writes into a buffer of exactly that size. So a secret is never left behind by a growing buffer,
+//! and a text that would unfold to a hundred times its size (deep nesting costs indentation on
+//! every line) is refused before any memory is taken. Recursion is bounded by [`MAX_DEPTH`]; time
+//! is linear but for the sorting of keys.
 
 use std::ops::Range;
 
@@ -36,8 +38,8 @@ pub(super) fn canonical(text: &[u8]) -> Result<SecretBytes, SyntaxError> {
     canonical_within(text, text.len().saturating_mul(16).saturating_add(64 << 20))
 }
 
-/// The canonical text of a JSON object: two-space indent, `{}` and `[]` inline, shortest escapes, a final
-/// newline. Idempotent.
+/// The canonical text of a JSON object: two-space indent, `{}` and `[]` inline, shortest escapes, a
+/// final newline. Idempotent.
 pub(super) fn canonical_within(text: &[u8], max: usize) -> Result<SecretBytes, SyntaxError> {
     let text = std::str::from_utf8(text).map_err(|_| SyntaxError::Syntax)?.as_bytes();
     let mut measure = Scanner { text, at: 0, depth: 0, sink: Measure(0) };
@@ -64,7 +66,8 @@ pub(super) fn document(before: &str, text: &str, after: &str) -> SecretString {
     put_text(&mut sink, text);
     sink.put(b"\"");
     sink.put(after.as_bytes());
-    // Only whole `str`s and ASCII were put, so this is UTF-8; an empty document could not go unnoticed.
+    // Only whole `str`s and ASCII were put, so this is UTF-8; an empty document could not go
+    // unnoticed.
     SecretString::new(String::from_utf8(sink.out).unwrap_or_default())
 }
 
@@ -84,7 +87,8 @@ pub(super) fn string(text: &str) -> Option<SecretBytes> {
     unescape(out.expose().get(1..out.len() - 1)?).filter(|_| whole)
 }
 
-/// The bytes of a string in canonical form, without its quotes; `None` if there is a lone surrogate in it.
+/// The bytes of a string in canonical form, without its quotes; `None` if there is a lone surrogate
+/// in it.
 pub(super) fn unescape(inner: &[u8]) -> Option<SecretBytes> {
     let mut out = SecretBytes::new(Vec::new());
     out.resize(inner.len());

@@ -1,16 +1,17 @@
 //! Between the bytes of a file and what the vault stores (VAULT-API.md §3).
 //!
-//! One object has three views: file bytes, `data` (object dialect, a JSON object) and `value` (kv dialect, a
-//! string). The rule that everything here serves: *a file gives back exactly the bytes that were written to
-//! it.* The one exception is white space in JSON written over an object that is already structured.
+//! One object has three views: file bytes, `data` (object dialect, a JSON object) and `value` (kv
+//! dialect, a string). The rule that everything here serves: *a file gives back exactly the bytes
+//! that were written to it.* The one exception is white space in JSON written over an object that
+//! is already structured.
 //!
-//! `data` comes in three kinds: `{"value": text}`, `{"value": base64, "encoding": "base64"}`, and any other
-//! object, which a file shows as canonical JSON. What is stored structured is always of the third kind: the
-//! text `{"value":"x"}` in a file is text, else it would read back as `x`.
+//! `data` comes in three kinds: `{"value": text}`, `{"value": base64, "encoding": "base64"}`, and
+//! any other object, which a file shows as canonical JSON. What is stored structured is always of
+//! the third kind: the text `{"value":"x"}` in a file is text, else it would read back as `x`.
 //!
-//! Pure functions: no input panics, time and memory are linear in it (`json` bounds how far canonical text
-//! may grow), errors hold none of the bytes, intermediate copies are wiped. Knows nothing of names, requests
-//! or limits on the size of values.
+//! Pure functions: no input panics, time and memory are linear in it (`json` bounds how far
+//! canonical text may grow), errors hold none of the bytes, intermediate copies are wiped. Knows
+//! nothing of names, requests or limits on the size of values.
 
 mod json;
 
@@ -70,9 +71,9 @@ impl From<SyntaxError> for CodecError {
 
 /// Decides how `bytes` are stored and returns what the file will show afterwards.
 ///
-/// `base` is the form of the version that the writer started from, `None` for a new object. Only with
-/// [`Format::Auto`] over [`Form::Structured`], and with [`Format::Json`], may the returned bytes differ from
-/// `bytes`, and then in JSON layout alone.
+/// `base` is the form of the version that the writer started from, `None` for a new object. Only
+/// with [`Format::Auto`] over [`Form::Structured`], and with [`Format::Json`], may the returned
+/// bytes differ from `bytes`, and then in JSON layout alone.
 ///
 /// # Errors
 /// Only with [`Format::Json`]: bytes that are no JSON object, or one that cannot be stored.
@@ -107,14 +108,15 @@ pub fn decode_data(data: &str) -> Result<Content, CodecError> {
     })
 }
 
-/// [`decode_data`] for a file of at most `max` bytes. Memory stays within a small multiple of `max`, also
-/// for `data` whose canonical layout is a hundred times as long as itself.
+/// [`decode_data`] for a file of at most `max` bytes. Memory stays within a small multiple of
+/// `max`, also for `data` whose canonical layout is a hundred times as long as itself.
 ///
 /// # Errors
 /// As [`decode_data`], and [`CodecError::TooLarge`].
 pub fn decode_data_within(data: &str, max: usize) -> Result<Content, CodecError> {
     let too_large = CodecError::TooLarge { max };
-    // A byte of text takes at most six bytes in JSON, `\u0001`, and what surrounds it less than 100.
+    // A byte of text takes at most six bytes in JSON, `\u0001`, and what surrounds it less than
+    // 100.
     let room = max.saturating_mul(6).saturating_add(100);
     let canonical = json::canonical_within(data.as_bytes(), room).map_err(|error| match error {
         SyntaxError::TooLong => too_large.clone(),
@@ -127,8 +129,8 @@ pub fn decode_data_within(data: &str, max: usize) -> Result<Content, CodecError>
     if content.bytes.len() > max { Err(too_large) } else { Ok(content) }
 }
 
-/// Object dialect: file bytes to the JSON text of `data`. Reads back as the same content for all that
-/// [`to_content`] and [`decode_data`] return.
+/// Object dialect: file bytes to the JSON text of `data`. Reads back as the same content for all
+/// that [`to_content`] and [`decode_data`] return.
 pub fn encode_data(content: &Content) -> SecretString {
     let bytes = content.bytes.expose();
     let text = std::str::from_utf8(bytes).ok();
@@ -168,7 +170,8 @@ pub fn encode_value(bytes: &[u8]) -> SecretString {
 /// [`decode_value`] from the JSON text of `value`, for a file of at most `max` bytes.
 ///
 /// # Errors
-/// [`CodecError::BadData`] for what is no string of Unicode characters, and [`CodecError::TooLarge`].
+/// [`CodecError::BadData`] for what is no string of Unicode characters, and
+/// [`CodecError::TooLarge`].
 pub fn decode_value_within(json: &str, max: usize) -> Result<Content, CodecError> {
     let no_text = CodecError::BadData("value is not a string of Unicode characters");
     let content = decode_value(parse_json_text(json).ok_or(no_text)?.expose());
@@ -182,8 +185,8 @@ pub fn parse_json_text(json: &str) -> Option<SecretString> {
     std::str::from_utf8(bytes.expose()).ok().map(|text| SecretString::new(text.to_owned()))
 }
 
-/// `before`, then `text` as a JSON string, then `after`: how a secret text gets into a JSON document with no
-/// copy of it left behind.
+/// `before`, then `text` as a JSON string, then `after`: how a secret text gets into a JSON
+/// document with no copy of it left behind.
 pub fn json_with_text(before: &str, text: &SecretString, after: &str) -> SecretString {
     json::document(before, text.expose(), after)
 }
@@ -198,8 +201,8 @@ fn plain_content(bytes: SecretBytes) -> Content {
 
 /// The bytes that canonical `data` of kind 1 or 2 stands for; `None` for kind 3.
 ///
-/// Canonical text has one member of the outer object a line and no line break inside strings, so lines tell
-/// all there is to know.
+/// Canonical text has one member of the outer object a line and no line break inside strings, so
+/// lines tell all there is to know.
 fn plain_view(canonical: &[u8]) -> Option<SecretBytes> {
     const ENCODING: &[u8] = b"  \"encoding\": \"base64\"";
     let members = canonical.strip_prefix(b"{\n")?.strip_suffix(b"\n}\n")?;

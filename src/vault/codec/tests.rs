@@ -277,7 +277,8 @@ proptest! {
                 Ok(once) => {
                     prop_assert!(known, "{}", text);
                     prop_assert_eq!(canon(&once).unwrap(), once.clone());
-                    // The same value, where serde_json can hold it (no lone surrogate, no number too large).
+                    // The same value, where serde_json can hold it (no lone surrogate, no number
+                    // too large).
                     if let Ok(value) = serde_json::from_str::<serde_json::Value>(&text) {
                         prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&once).unwrap(), value);
                     }

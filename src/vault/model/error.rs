@@ -1,8 +1,10 @@
-//! What can go wrong between us and a vault. A kind for the caller to act on, a sentence for a person.
+//! What can go wrong between us and a vault. A kind for the caller to act on, a sentence for a
+//! person.
 
 use std::time::Duration;
 
-/// What happened, in the terms a caller can act on. The errno table (`fs::errno`) matches it exhaustively.
+/// What happened, in the terms a caller can act on. The errno table (`fs::errno`) matches it
+/// exhaustively.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// 401: key missing or unknown.
@@ -17,7 +19,8 @@ pub enum ErrorKind {
     NameNotFree,
     /// 409 on update or delete: the version check failed.
     VersionMismatch,
-    /// 409 on a create that was made before (with the same `Idempotency-Key`): its object was deleted since.
+    /// 409 on a create that was made before (with the same `Idempotency-Key`): its object was
+    /// deleted since.
     MadeAndDeleted,
     /// 400, 422: the vault refused the request.
     Invalid,
@@ -27,7 +30,8 @@ pub enum ErrorKind {
     NameTooLong,
     /// 429 until the deadline, or until the tries were used up.
     RateLimited,
-    /// The share of the budget that one user may spend is spent: nothing was sent, and others may go on.
+    /// The share of the budget that one user may spend is spent: nothing was sent, and others may
+    /// go on.
     ShareSpent,
     /// The deadline passed.
     Deadline,
@@ -37,7 +41,8 @@ pub enum ErrorKind {
     Server,
     /// 507, said by a vault: its disk is full, and nothing was changed.
     Full,
-    /// An answer that is not one of a vault: not JSON, fields missing, cut short, too long, a redirect.
+    /// An answer that is not one of a vault: not JSON, fields missing, cut short, too long, a
+    /// redirect.
     BadAnswer,
     /// An answer about another object than was asked for.
     OtherObject,

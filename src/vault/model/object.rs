@@ -1,4 +1,5 @@
-//! Objects of a vault as values: names, ids, versions, contents, listings. No behaviour beyond validity.
+//! Objects of a vault as values: names, ids, versions, contents, listings. No behaviour beyond
+//! validity.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::secret::SecretBytes;
 use crate::vault::{Error, ErrorKind, Result};
 
-/// Longest name any dialect takes, in bytes (object dialect, VAULT-API.md; 200 characters of kv are at most 800).
+/// Longest name any dialect takes, in bytes (object dialect, VAULT-API.md; 200 characters of kv are
+/// at most 800).
 pub const MAX_NAME_BYTES: usize = 1024;
 
 /// An object's name: 1 to 1024 bytes of any UTF-8, control characters and slashes included.
@@ -95,7 +97,8 @@ impl VersionTag {
     }
 }
 
-/// How the vault holds a value: as plain bytes, or as a JSON object of its own (kind 3 of VAULT-API.md §3).
+/// How the vault holds a value: as plain bytes, or as a JSON object of its own (kind 3 of
+/// VAULT-API.md §3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
     /// Bytes, as text or base64.
@@ -204,8 +207,8 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// Follows the cursors of one listing and notices when they go in circles, in constant memory: one cursor is
-/// kept, replaced after 1, 2, 4 … steps, and a circle comes back to it (Brent).
+/// Follows the cursors of one listing and notices when they go in circles, in constant memory: one
+/// cursor is kept, replaced after 1, 2, 4 … steps, and a circle comes back to it (Brent).
 #[derive(Debug, Default)]
 pub struct Cursors {
     kept: Option<String>,

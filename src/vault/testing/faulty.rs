@@ -1,4 +1,5 @@
-//! A vault that fails where a test says so: before the change, after it, late, or not until released.
+//! A vault that fails where a test says so: before the change, after it, late, or not until
+//! released.
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -6,13 +7,17 @@
 //! # use vaultfs::vault::testing::{faulty::{Fault, FaultyVault}, memory::MemoryVault};
 //! let memory = Arc::new(MemoryVault::object());
 //! let faulty = FaultyVault::new(memory.clone());
-//! faulty.fail_next(Op::Update, Fault::After(ErrorKind::Deadline)); // stored, but the answer is lost
-//! faulty.plan(Op::Create).named("db/password").nth(3).always().fail(Fault::Before(ErrorKind::Server));
-//! let gate = faulty.gate(Op::GetByName); // calls wait here until gate.release(), or their deadline
+//! // Stored, but the answer is lost.
+//! faulty.fail_next(Op::Update, Fault::After(ErrorKind::Deadline));
+//! let third = faulty.plan(Op::Create).named("db/password").nth(3);
+//! third.always().fail(Fault::Before(ErrorKind::Server));
+//! // Calls wait here until gate.release(), or their deadline.
+//! let gate = faulty.gate(Op::GetByName);
 //! # drop(gate);
 //! ```
-//! Plans are asked in the order they were made, and the first that fits decides. Time limits count in real
-//! time by the clock given: a fault that hangs ends at the call's deadline, as the HTTP client's calls do.
+//! Plans are asked in the order they were made, and the first that fits decides. Time limits count
+//! in real time by the clock given: a fault that hangs ends at the call's deadline, as the HTTP
+//! client's calls do.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! Long runs of property tests: made-up input for ten minutes, other input each time.
 //!
-//! Each parser that meets the network has one of its own, ignored but for `scripts/test --all`. A shorter run by
-//! hand: `VAULTFS_FUZZ_SECONDS=20 cargo test --lib --test fs -- --ignored ten_minutes --nocapture`.
+//! Each parser that meets the network has one of its own, ignored but for `scripts/test --all`. A
+//! shorter run by hand: `VAULTFS_FUZZ_SECONDS=20 cargo test --lib --test fs -- --ignored
+//! ten_minutes --nocapture`.
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};

@@ -1,11 +1,11 @@
 //! A vault in memory: what a real one does, without network, for tests of everything above.
 //!
-//! It plays either dialect: what it offers is decided by the [`Capabilities`] it is made with, and the
-//! contract suite holds it to the same rules as the real ones. Share the `Arc` and write through it to
-//! play "a change made elsewhere"; every call is counted, so that tests can assert how many requests
-//! an operation costs. Time comes from the clock it is given, in whole milliseconds as a server sends it.
-//! It keeps values as [`Content`], so bytes and form come back as they went in. It can play one whose reads lag behind
-//! its writes ([`Lagging`]).
+//! It plays either dialect: what it offers is decided by the [`Capabilities`] it is made with, and
+//! the contract suite holds it to the same rules as the real ones. Share the `Arc` and write
+//! through it to play "a change made elsewhere"; every call is counted, so that tests can assert
+//! how many requests an operation costs. Time comes from the clock it is given, in whole
+//! milliseconds as a server sends it. It keeps values as [`Content`], so bytes and form come back
+//! as they went in. It can play one whose reads lag behind its writes ([`Lagging`]).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -59,7 +59,8 @@ pub enum Lagging {
     Never,
     /// Everybody's, as it was so long ago.
     Always(Duration),
-    /// Every other one, as it was so long ago: there are two replicas, and requests go to them in turn.
+    /// Every other one, as it was so long ago: there are two replicas, and requests go to them in
+    /// turn.
     Alternating(Duration),
 }
 
@@ -207,7 +208,8 @@ impl MemoryVault {
         }
     }
 
-    /// From now on [`Vault::status`] reports a limit of so many requests in windows of such a length. It is not enforced.
+    /// From now on [`Vault::status`] reports a limit of so many requests in windows of such a
+    /// length. It is not enforced.
     pub fn report_limit(&self, limit: u32, window: Duration) {
         let (reset_s, window_s) = (window.as_secs(), window.as_secs_f64());
         let budget = BudgetStatus { limit, remaining: limit, reset_s, window_s, assumed: false };

@@ -1,4 +1,5 @@
-//! Vaults for tests: in memory, and faulty. The contract that each vault fulfils is in `tests/conformance/vault_contract`.
+//! Vaults for tests: in memory, and faulty. The contract that each vault fulfils is in
+//! `tests/conformance/vault_contract`.
 
 pub mod faulty;
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! What must be true of a history, whatever happened while it was made.
 //!
-//! 1. Every version is whole: one line that a save wrote (of a file that is appended to: several), versions are 1..N
-//!    (`Api::history` looks at that), and no save is in it twice.
-//! 2. Every save that was acknowledged is in it, once, and in the order of time: a save that began when another one
-//!    was acknowledged already is a later version.
-//! 3. Nobody reads anything torn. What one reader sees of a name goes forward only, and not behind what was
-//!    acknowledged on its own mount before it looked.
+//! 1. Every version is whole: one line that a save wrote (of a file that is appended to: several),
+//!    versions are 1..N (`Api::history` looks at that), and no save is in it twice.
+//! 2. Every save that was acknowledged is in it, once, and in the order of time: a save that began
+//!    when another one was acknowledged already is a later version.
+//! 3. Nobody reads anything torn. What one reader sees of a name goes forward only, and not behind
+//!    what was acknowledged on its own mount before it looked.
 //! 4. What was deleted elsewhere does not come back.
 
 use std::collections::HashMap;
@@ -94,7 +94,8 @@ impl Name<'_> {
     pub fn violations(&self) -> Vec<Violation> {
         let mut wrong = Vec::new();
         let at = self.positions(&mut wrong);
-        // Its object ends with each save, and begins anew, where whoever removes it is not known to replace it.
+        // Its object ends with each save, and begins anew, where whoever removes it is not known to
+        // replace it.
         if self.name != "anew" {
             self.acknowledged_are_there(&at, &mut wrong);
         }
@@ -119,8 +120,9 @@ impl Name<'_> {
                     index,
                 ));
             }
-            // Who begins anew may fail, and add to that before it is stored. Where saves fail for a while, the lines of some
-            // that are not stored fill the file, too: a dozen at the most, and no file that is far from full begins anew.
+            // Who begins anew may fail, and add to that before it is stored. Where saves fail for a
+            // while, the lines of some that are not stored fill the file, too: a dozen at the most,
+            // and no file that is far from full begins anew.
             let was_full = index > 0 && self.versions[index - 1].len() as u64 > FULL * 3 / 4;
             if saves.len() > 1 && !was_full && !saves.starts_with(&before) {
                 wrong.push(self.told("an append adds", "lines of the version before are missing", index));
@@ -280,7 +282,8 @@ mod tests {
         Save { writer: 0, number }
     }
 
-    /// Save `n` is made in the n-th second; the history is this, and a reader sees the saves of `reads`.
+    /// Save `n` is made in the n-th second; the history is this, and a reader sees the saves of
+    /// `reads`.
     fn judge(history: &[u32], acknowledged: &[u32], reads: &[u32]) -> Vec<Violation> {
         let told = |number: u32| {
             let start = u64::from(number) * 1000;

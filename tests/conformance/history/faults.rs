@@ -1,4 +1,5 @@
-//! What happens to the processes of a mount, to the vault, and to the way between them while programs save.
+//! What happens to the processes of a mount, to the vault, and to the way between them while
+//! programs save.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -51,7 +52,8 @@ impl Kind {
         matches!(self, Self::Worker | Self::Upgrade | Self::Both | Self::Freeze | Self::Memory)
     }
 
-    /// Whether programs may see an error: the vault is away, a request is suspected, or the mount is dead.
+    /// Whether programs may see an error: the vault is away, a request is suspected, or the mount
+    /// is dead.
     pub fn may_fail(self) -> bool {
         match self {
             Self::None | Self::Helper | Self::Worker | Self::Upgrade | Self::Both | Self::Freeze => false,

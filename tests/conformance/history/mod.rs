@@ -1,10 +1,12 @@
-//! Histories: many programs save and read on two mounts of one vault, in different dialects, and past them; each value
-//! says who wrote it. While they do, processes are killed, stopped, upgraded and starved, answers are lost, disks fill.
-//! Afterwards the vault's history must be one that a correct file system could have made (`check`).
+//! Histories: many programs save and read on two mounts of one vault, in different dialects, and
+//! past them; each value says who wrote it. While they do, processes are killed, stopped, upgraded
+//! and starved, answers are lost, disks fill. Afterwards the vault's history must be one that a
+//! correct file system could have made (`check`).
 //!
-//! The short form takes the faults in turn. The long one is a test for each (`VAULTFS_HISTORY_MINUTES`, else 20).
-//! `VAULTFS_HISTORY_SEED` repeats the random choices of a run, though not how processes happened to be scheduled.
-//! What it does not do is move the clocks: they are those of the machine, and libfaketime is none of ours.
+//! The short form takes the faults in turn. The long one is a test for each
+//! (`VAULTFS_HISTORY_MINUTES`, else 20). `VAULTFS_HISTORY_SEED` repeats the random choices of a
+//! run, though not how processes happened to be scheduled. What it does not do is move the clocks:
+//! they are those of the machine, and libfaketime is none of ours.
 
 mod api;
 mod check;
@@ -54,15 +56,17 @@ fn endure(faults: &[Kind], time: Duration) {
         fault.rage(&mut scene, time, &mut done);
         if !fault.may_fail() {
             failures = scene.failures();
-            // kv gives no bytes of old versions: an open that meets two deaths, each with a version that somebody else saved in
-            // between, is ESTALE for the kernel twice, and for its program then. No save is.
+            // kv gives no bytes of old versions: an open that meets two deaths, each with a version
+            // that somebody else saved in between, is ESTALE for the kernel twice, and for its
+            // program then. No save is.
             let opens = ["open: ", "cannot create", "can't read", "Can't open", "cannot open"];
             let is_open = |text: &str| opens.iter().any(|open| text.contains(open));
             may_be_stale |= fault.ends_workers();
             failures.retain(|text| {
                 !(may_be_stale && text.contains(" on kv:") && text.contains("Stale file") && is_open(text))
             });
-            // In the few seconds that the turn of all faults gives to each, a loaded machine meets deadlines; nothing else.
+            // In the few seconds that the turn of all faults gives to each, a loaded machine meets
+            // deadlines; nothing else.
             failures.retain(|text| !(time == SHORT && text.contains("timed out")));
             if !failures.is_empty() {
                 eprintln!("{fault:?}: {} operations failed", failures.len());

@@ -1,5 +1,5 @@
-//! One vault in a process of its own, two mounts of it in different dialects, each behind a proxy, and the programs
-//! that use them.
+//! One vault in a process of its own, two mounts of it in different dialects, each behind a proxy,
+//! and the programs that use them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +24,8 @@ const fn role(kind: &'static str, name: &'static str, by: &'static str) -> Role 
     Role { kind, name, by }
 }
 
-/// Who does what. Where a name is written in place, readers on the same mount take its lock, or there are none.
+/// Who does what. Where a name is written in place, readers on the same mount take its lock, or
+/// there are none.
 const ROLES: &[Role] = &[
     role("rename", "renamed", "object"),
     role("rename", "renamed", "kv"),

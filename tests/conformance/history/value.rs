@@ -17,7 +17,8 @@ fn checksum(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, b| (sum ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// No two writers' lines are of one length, up to so many: in kv an old version is known by its size alone.
+/// No two writers' lines are of one length, up to so many: in kv an old version is known by its
+/// size alone.
 pub const WRITERS: u32 = 32;
 
 /// The line of a save, with its newline. Lengths differ from save to save, up to about `longest`.

@@ -1,6 +1,6 @@
-//! The programs of the load. Each is a process of its own: this test binary again, told by its environment what to do,
-//! which may start real programs (sed, perl, cp, mv) in turn. What it did is written down in a log of its own, by the
-//! clock that all processes share.
+//! The programs of the load. Each is a process of its own: this test binary again, told by its
+//! environment what to do, which may start real programs (sed, perl, cp, mv) in turn. What it did
+//! is written down in a log of its own, by the clock that all processes share.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -113,7 +113,8 @@ fn said<T>(what: &'static str, operation: impl FnOnce() -> io::Result<T>) -> Res
     let begun = now();
     let result = operation();
     let took = now() - begun;
-    // Of real programs it is not known what of it they waited for, and who waits for a lock waits for others.
+    // Of real programs it is not known what of it they waited for, and who waits for a lock waits
+    // for others.
     if took > 500_000_000 && !["spawn", "lock"].contains(&what) {
         SLOW.lock().unwrap().push((what, took));
     }

@@ -1,8 +1,8 @@
 //! What every vault must do: one suite, run by each implementation's tests.
 //!
-//! It depends on the trait alone. Each check is a function of its own, so that a failure names what broke;
-//! each expects an empty vault and leaves one behind. Where a vault's `Capabilities` leave something out, the check asserts
-//! the refusal instead.
+//! It depends on the trait alone. Each check is a function of its own, so that a failure names what
+//! broke; each expects an empty vault and leaves one behind. Where a vault's `Capabilities` leave
+//! something out, the check asserts the refusal instead.
 
 mod listing;
 
@@ -143,7 +143,8 @@ pub async fn names_are_taken_once(vault: &DynVault) {
     assert_empty(vault).await;
 }
 
-/// A creation with a key has the first one's answer when it comes again, and makes nothing even where its object is gone.
+/// A creation with a key has the first one's answer when it comes again, and makes nothing even
+/// where its object is gone.
 pub async fn a_creation_that_comes_again_makes_nothing(vault: &DynVault) {
     let (text, content) = (name("made once"), Content::plain("first"));
     let keyed = || Call { idempotency_key: IdempotencyKey::random(), ..call() };
@@ -165,7 +166,8 @@ pub async fn a_creation_that_comes_again_makes_nothing(vault: &DynVault) {
     assert_empty(vault).await;
 }
 
-/// An update with a key has the first one's answer when it comes again, whatever it is to follow by then, and makes nothing.
+/// An update with a key has the first one's answer when it comes again, whatever it is to follow by
+/// then, and makes nothing.
 pub async fn an_update_that_comes_again_makes_nothing(vault: &DynVault) {
     let content = Content::plain("second");
     let keyed = || Call { idempotency_key: IdempotencyKey::random(), ..call() };
@@ -230,7 +232,8 @@ pub async fn update_makes_versions(vault: &DynVault) {
     assert_empty(vault).await;
 }
 
-/// With a check, update and delete work on that version alone; without the capability it is ignored.
+/// With a check, update and delete work on that version alone; without the capability it is
+/// ignored.
 pub async fn version_check_guards(vault: &DynVault) {
     let made = create(vault, "guarded", "1").await;
     let two = vault.update(&call(), &made.id, &Content::plain("2"), Some(&made.version)).await;
@@ -344,7 +347,8 @@ pub async fn contents_come_back(vault: &DynVault) {
     assert_empty(vault).await;
 }
 
-/// A JSON object comes back as the same canonical text, still structured where the dialect knows of it.
+/// A JSON object comes back as the same canonical text, still structured where the dialect knows of
+/// it.
 pub async fn structured_content_stays_structured(vault: &DynVault) {
     let text = "{\n  \"user\": \"bob\",\n  \"n\": [\n    1.0,\n    1e400,\n    -0\n  ],\n  \"none\": {}\n}\n";
     let content = Content { bytes: Arc::new(SecretBytes::from(text.as_bytes())), form: Form::Structured };

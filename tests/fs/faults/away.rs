@@ -1,4 +1,5 @@
-//! A vault that goes and comes back: an outage in compressed time, and one that comes back from a backup.
+//! A vault that goes and comes back: an outage in compressed time, and one that comes back from a
+//! backup.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -82,7 +83,8 @@ async fn an_outage_is_bridged_told_and_over() {
         scene.eventually("f2", "value 2").await;
         let before = scene.proxy.requests();
         for n in 3..20 {
-            // A question of the time before may still be on its way, and ends late by the clock that was moved.
+            // A question of the time before may still be on its way, and ends late by the clock
+            // that was moved.
             scene.eventually(&format!("f{n}"), &format!("value {n}")).await;
         }
         let sent = scene.proxy.requests() - before;

@@ -1,4 +1,5 @@
-//! One cell of the table: what is made ready, what is done while the fault lasts, what must hold afterwards.
+//! One cell of the table: what is made ready, what is done while the fault lasts, what must hold
+//! afterwards.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -211,7 +212,8 @@ impl Scene {
         }
     }
 
-    /// Who asks while an earlier question hangs still gets the answer to that one; nobody waits longer for it.
+    /// Who asks while an earlier question hangs still gets the answer to that one; nobody waits
+    /// longer for it.
     async fn until_it_works(&mut self) {
         let end = Instant::now() + TIMEOUT + SLACK;
         while let Err(e) = self.act().await {

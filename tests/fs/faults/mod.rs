@@ -1,8 +1,9 @@
-//! Faults × operations: a file system without kernel, a real vault, and between them a proxy with bad days.
+//! Faults × operations: a file system without kernel, a real vault, and between them a proxy with
+//! bad days.
 //!
-//! Each cell of the table is one operation under one fault: it must end with the errno that is written down here, in
-//! time, with few requests and one line in the log; and when the fault is over, everything works at once, and the
-//! vault's own history shows every write once.
+//! Each cell of the table is one operation under one fault: it must end with the errno that is
+//! written down here, in time, with few requests and one line in the log; and when the fault is
+//! over, everything works at once, and the vault's own history shows every write once.
 
 mod away;
 mod cells;
@@ -24,10 +25,12 @@ const ABREAST: usize = 24;
 
 const DRIP: Fault = Fault::Drip(Duration::from_millis(300));
 
-/// Requests to a vault that may be back any moment, with pauses that grow to a second, in the time of one operation.
+/// Requests to a vault that may be back any moment, with pauses that grow to a second, in the time
+/// of one operation.
 const WAITED: u64 = 40;
 
-/// Each fault, the errno of an operation that needs an answer while it lasts, and the requests of a read then.
+/// Each fault, the errno of an operation that needs an answer while it lasts, and the requests of a
+/// read then.
 const FAULTS: [(Fault, Errno, u64); 22] = [
     (Fault::Reset(At::Request), Errno::ETIMEDOUT, WAITED),
     (Fault::Reset(At::Answer), Errno::ETIMEDOUT, WAITED),

@@ -1,5 +1,5 @@
-//! Paths that are rewritten on the way, and names that a vault takes for one: no other object is read, overwritten or
-//! deleted than the one that was named.
+//! Paths that are rewritten on the way, and names that a vault takes for one: no other object is
+//! read, overwritten or deleted than the one that was named.
 
 use std::fs;
 use std::net::TcpListener;
@@ -124,8 +124,8 @@ fn spelt(name: &str) -> String {
     parts.collect::<Vec<_>>().join("/")
 }
 
-/// nginx with a `proxy_pass` that has a path decodes, folds and encodes anew. Its one process is this test's user's, to
-/// whom the client sends its key.
+/// nginx with a `proxy_pass` that has a path decodes, folds and encodes anew. Its one process is
+/// this test's user's, to whom the client sends its key.
 fn nginx(dir: &std::path::Path, upstream: &str) -> (Beside, String) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let at = dir.display();

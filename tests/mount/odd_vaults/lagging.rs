@@ -1,4 +1,5 @@
-//! A vault whose reads lag behind its writes by seconds: all of them, or every other one, as of two replicas.
+//! A vault whose reads lag behind its writes by seconds: all of them, or every other one, as of two
+//! replicas.
 
 use std::fs;
 use std::time::{Duration, Instant};

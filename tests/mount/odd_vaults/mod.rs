@@ -1,5 +1,5 @@
-//! Vaults that are not ours, and what stands before them: each with a small server that behaves so, and the built
-//! binary as its client.
+//! Vaults that are not ours, and what stands before them: each with a small server that behaves so,
+//! and the built binary as its client.
 
 mod client;
 mod folding;

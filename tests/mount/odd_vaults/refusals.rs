@@ -1,4 +1,5 @@
-//! Keys that may not do all, names that cannot be asked for, names that are not free, and a proxy that is down.
+//! Keys that may not do all, names that cannot be asked for, names that are not free, and a proxy
+//! that is down.
 
 use std::fs;
 use std::io::Read;
@@ -130,7 +131,8 @@ fn a_refused_name_is_not_asked_for_at_each_look() {
     }
 }
 
-/// It is no word on any object: not absent, not forbidden, and what is in memory is served as in an outage.
+/// It is no word on any object: not absent, not forbidden, and what is in memory is served as in an
+/// outage.
 #[test]
 fn a_page_in_place_of_an_answer_is_one_error_for_a_while() {
     for api in DIALECTS {

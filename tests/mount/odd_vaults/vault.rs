@@ -1,5 +1,5 @@
-//! A small vault that behaves as some services do and ours does not: both dialects over one map in memory, and
-//! [`Rules`] for what is odd about it.
+//! A small vault that behaves as some services do and ours does not: both dialects over one map in
+//! memory, and [`Rules`] for what is odd about it.
 
 #![allow(dead_code, reason = "some rules are not tried by all tests")]
 

@@ -1,5 +1,6 @@
-//! A vault gone wrong: it lists objects that can be asked for, and answers in every broken way there is, each
-//! repeating the key it was sent, the value it was sent, and the one it pretends to hold.
+//! A vault gone wrong: it lists objects that can be asked for, and answers in every broken way
+//! there is, each repeating the key it was sent, the value it was sent, and the one it pretends to
+//! hold.
 //!
 //! `getN` breaks when it is read, `putN` when it is written; N is the way.
 

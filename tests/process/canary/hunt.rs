@@ -1,8 +1,10 @@
-//! Looks for secrets where none may be: in what was said, in files, in what /proc shows of processes.
+//! Looks for secrets where none may be: in what was said, in files, in what /proc shows of
+//! processes.
 //!
-//! A canary is a word that occurs nowhere else. It is looked for as it is, in base64 (whatever precedes it), in
-//! hexadecimal and as a list of numbers (how `Debug` shows bytes). It consists of letters and digits only, so
-//! that JSON, URLs and escapes leave it as it is; what stands around it in a value is what they change.
+//! A canary is a word that occurs nowhere else. It is looked for as it is, in base64 (whatever
+//! precedes it), in hexadecimal and as a list of numbers (how `Debug` shows bytes). It consists of
+//! letters and digits only, so that JSON, URLs and escapes leave it as it is; what stands around it
+//! in a value is what they change.
 
 use std::fs;
 use std::io::Read;
@@ -73,8 +75,8 @@ impl Hunt {
         found.map(|needle| needle.what.as_str()).collect()
     }
 
-    /// Fails if a secret was said, lies in a file below `roots` (but those in `except`), or shows in one of
-    /// the processes.
+    /// Fails if a secret was said, lies in a file below `roots` (but those in `except`), or shows
+    /// in one of the processes.
     #[track_caller]
     pub fn nowhere(&self, when: &str, roots: &[&Path], except: &[&Path], pids: &[i32]) {
         let mut seen = self.heard.clone();
@@ -112,7 +114,8 @@ fn files(dir: &Path, except: &[&Path], seen: &mut Vec<(String, Vec<u8>)>) {
     }
 }
 
-/// The bytes of a file but its holes: the state of a mount is kept in one of a gigabyte, nearly all hole.
+/// The bytes of a file but its holes: the state of a mount is kept in one of a gigabyte, nearly all
+/// hole.
 fn written(path: &Path) -> std::io::Result<Vec<u8>> {
     use nix::unistd::{Whence, lseek};
     let (mut file, mut bytes, mut at) = (fs::File::open(path)?, Vec::new(), 0);

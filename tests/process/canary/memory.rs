@@ -19,7 +19,8 @@ fn held(pid: i32, word: &str) -> BTreeSet<usize> {
     for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|how| how.starts_with("rw"))) {
         let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [mut at, to] = [from, to].map(|hex| u64::from_str_radix(hex, 16).unwrap());
-        // Pieces overlap by the longest needle. What was never touched cannot be told from what is empty.
+        // Pieces overlap by the longest needle. What was never touched cannot be told from what is
+        // empty.
         let mut piece = vec![0; 1 << 20];
         while at < to {
             let most = piece.len().min((to - at) as usize);
@@ -66,7 +67,8 @@ fn after_a_burst_memory_holds_little_more_than_the_cache() {
     });
     assert!(!held(worker, &word).is_empty(), "the search finds what is there");
     assert_eq!(held(keeper, &word).len() + held(helper, &word).len(), 0, "these two have no value at all");
-    // The cache holds 50. The buffers of libraries and of threads hold some more, which are used again by later requests.
+    // The cache holds 50. The buffers of libraries and of threads hold some more, which are used
+    // again by later requests.
     let bound = VALUES / 4;
     let few = || Some(held(worker, &word).len()).filter(|n| *n <= bound);
     let left = wait(few, Duration::from_secs(60));

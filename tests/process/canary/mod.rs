@@ -1,8 +1,8 @@
-//! The canary test: secrets that occur nowhere else go through every path of the built program, failures
-//! included, at its most verbose; then they are looked for wherever a secret must not be.
+//! The canary test: secrets that occur nowhere else go through every path of the built program,
+//! failures included, at its most verbose; then they are looked for wherever a secret must not be.
 //!
-//! `hunt` knows where to look, `play` drives a mount and the commands, `echo` is a server that repeats in its
-//! broken answers what it was sent, `memory` looks into the processes.
+//! `hunt` knows where to look, `play` drives a mount and the commands, `echo` is a server that
+//! repeats in its broken answers what it was sent, `memory` looks into the processes.
 
 mod echo;
 mod hunt;
@@ -114,7 +114,8 @@ fn serve(place: &Place) -> (Beside, String) {
     (served, out().trim().to_owned())
 }
 
-/// Mounts the vault at `url` in the foreground, so that the process that had the key in its environment stays.
+/// Mounts the vault at `url` in the foreground, so that the process that had the key in its
+/// environment stays.
 fn mount_in_front(place: &Place, url: &str, key: &str) -> Beside {
     let log = fs::File::create(place.dir.path().join("front.log")).unwrap();
     let timeouts = ["--timeout", "2s", "--drain", "1s", "--refresh", "10ms", "--max-size", "128KiB"];
@@ -185,7 +186,8 @@ fn refused(vault: &Vault, secret: &Secret) -> i32 {
     stored.unwrap_err().raw_os_error().unwrap()
 }
 
-/// A new key of the served vault, and its id. It is printed once, and from then on it is looked for.
+/// A new key of the served vault, and its id. It is printed once, and from then on it is looked
+/// for.
 fn made_key(place: &Place, permissions: &str, hunt: &mut Hunt) -> (String, String) {
     let data = place.data.to_str().unwrap();
     let add = ["serve", "-vvv", "--data", data, "key", "add", "--permissions", permissions];
@@ -307,8 +309,8 @@ fn answers_that_repeat_secrets_are_not_repeated() {
     nothing_shows("afterwards", &hunt, vault.place());
 }
 
-/// What a panic says could quote anything: only its place is shown. The panic is provoked in a process of its own,
-/// by this test itself when it finds the variable.
+/// What a panic says could quote anything: only its place is shown. The panic is provoked in a
+/// process of its own, by this test itself when it finds the variable.
 #[test]
 fn a_panic_says_only_where() {
     const VARIABLE: &str = "VAULTFS_TEST_PANIC";

@@ -1,5 +1,5 @@
-//! The vault that a mount serves, over its API: whatever is done here is done elsewhere. Never becomes the vault's owner,
-//! as a command with `--embedded` may.
+//! The vault that a mount serves, over its API: whatever is done here is done elsewhere. Never
+//! becomes the vault's owner, as a command with `--embedded` may.
 
 use std::fs;
 

@@ -1,8 +1,9 @@
 //! Real mounts for tests: started, watched, unmounted, and checked to leave nothing.
 //!
-//! A test that waits for a mount whose worker is stuck cannot be killed, so each [`Mount`] has a watchdog that
-//! aborts the FUSE connection when its time is up; what waited then fails with ENOTCONN and the test with it.
-//! Dropping a [`Mount`] unmounts it, and fails the test if a process or a mount is left.
+//! A test that waits for a mount whose worker is stuck cannot be killed, so each [`Mount`] has a
+//! watchdog that aborts the FUSE connection when its time is up; what waited then fails with
+//! ENOTCONN and the test with it. Dropping a [`Mount`] unmounts it, and fails the test if a process
+//! or a mount is left.
 
 pub mod api;
 
@@ -98,7 +99,8 @@ pub fn wait<T>(mut ask: impl FnMut() -> Option<T>, within: Duration) -> Option<T
     }
 }
 
-/// Waits until `is` is true; fails with `what` after 40 s, of which a quiet machine needs a fraction.
+/// Waits until `is` is true; fails with `what` after 40 s, of which a quiet machine needs a
+/// fraction.
 #[track_caller]
 pub fn until(what: &str, mut is: impl FnMut() -> bool) {
     assert!(wait(|| is().then_some(()), Duration::from_secs(40)).is_some(), "not within 40 s: {what}");
@@ -273,7 +275,8 @@ impl Mount {
         numbers
     }
 
-    /// Requests sent to the vault so far, as the mount itself says, but for those that follow changes made elsewhere.
+    /// Requests sent to the vault so far, as the mount itself says, but for those that follow
+    /// changes made elsewhere.
     pub fn requests(&self) -> u64 {
         let text = fs::read(self.path(".vaultfs/status.json")).unwrap();
         let status: serde_json::Value = serde_json::from_slice(&text).unwrap();
@@ -305,8 +308,8 @@ impl Mount {
         self.unmount_done()
     }
 
-    /// The same where another test's engine may have copied all mounts into a mount namespace of its own: that has to be
-    /// told, and the mount ends by force.
+    /// The same where another test's engine may have copied all mounts into a mount namespace of
+    /// its own: that has to be told, and the mount ends by force.
     pub fn unmount_beside_engines(self) -> Place {
         let ran = run(self.vaultfs(["unmount"]).arg(self.mnt()));
         if ran.code != Some(0) {
@@ -401,7 +404,8 @@ impl Size {
         Self([resident.trim().trim_end_matches(" kB").trim().parse().unwrap(), count("fd"), count("task")])
     }
 
-    /// Fails if `late` is more than a tenth above this; a page or two, and two descriptors or threads, are no growth.
+    /// Fails if `late` is more than a tenth above this; a page or two, and two descriptors or
+    /// threads, are no growth.
     #[track_caller]
     pub fn assert_not_outgrown(self, who: &str, late: Self) {
         eprintln!("{who}: {:?} KiB, descriptors, threads early on, {:?} at the end", self.0, late.0);
@@ -528,7 +532,8 @@ impl Drop for Beside {
     }
 }
 
-/// `vaultfs mount -f …`: returns when it says on standard error that it is mounted, with the rest of that.
+/// `vaultfs mount -f …`: returns when it says on standard error that it is mounted, with the rest
+/// of that.
 pub fn in_foreground(command: &mut Command) -> (Beside, BufReader<ChildStderr>) {
     let mut front = Beside::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()));
     let mut said = BufReader::new(front.0.stderr.take().unwrap());
@@ -545,7 +550,8 @@ pub fn open_to_all(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// /dev/fuse open to everybody, as distributions have it and some containers do not; one test at a time.
+/// /dev/fuse open to everybody, as distributions have it and some containers do not; one test at a
+/// time.
 pub struct DeviceForAll {
     mode: u32,
     /// Two tests would change the mode under each other.

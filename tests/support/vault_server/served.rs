@@ -42,7 +42,8 @@ impl Served {
     }
 
     pub fn signal(&self, signal: i32) {
-        // SAFETY: kill(2) takes no pointers, and the pid is that of a child that was not waited for.
+        // SAFETY: kill(2) takes no pointers, and the pid is that of a child that was not waited
+        // for.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 

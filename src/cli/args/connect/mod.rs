@@ -1,11 +1,12 @@
 //! Which vault, with which key: the options every command shares.
 //!
-//! Two steps, because `vaultfs mount` takes them in different processes. [`ConnectArgs::resolve`] runs where
-//! the command line and the environment are: it settles the URL or directory, checks the rules of the
-//! command line, reads the key, and makes every path absolute. Its results travel: [`ConnectSpec`] is
-//! serialisable and holds no secret, [`ApiKeyInput`] is the secret alone. [`connect`] runs where the vault
-//! is used: it starts or joins the embedded vault, asks which dialect answers, and returns a vault.
-//! Nothing in here keeps a key longer than it takes to hand it on.
+//! Two steps, because `vaultfs mount` takes them in different processes. [`ConnectArgs::resolve`]
+//! runs where the command line and the environment are: it settles the URL or directory, checks the
+//! rules of the command line, reads the key, and makes every path absolute. Its results travel:
+//! [`ConnectSpec`] is serialisable and holds no secret, [`ApiKeyInput`] is the secret alone.
+//! [`connect`] runs where the vault is used: it starts or joins the embedded vault, asks which
+//! dialect answers, and returns a vault. Nothing in here keeps a key longer than it takes to hand
+//! it on.
 
 pub mod key_file;
 mod open;
@@ -56,14 +57,16 @@ const WAYS: &str = "give --embedded=DIR, or --api-url URL, or set WORKOS_API_URL
 pub struct ConnectArgs {
     /// Use the embedded vault in DIR (equals sign needed) instead of a service
     ///
-    /// It is made on first use, with an API key of its own in DIR/api-key. Without DIR: $STATE_DIRECTORY in a
-    /// service that has one, $XDG_DATA_HOME/vaultfs, or ~/.local/share/vaultfs; /var/lib/vaultfs for root without HOME.
+    /// It is made on first use, with an API key of its own in DIR/api-key. Without DIR:
+    /// $STATE_DIRECTORY in a service that has one, $XDG_DATA_HOME/vaultfs, or
+    /// ~/.local/share/vaultfs; /var/lib/vaultfs for root without HOME.
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     pub embedded: Option<Option<PathBuf>>,
 
     /// The service's address [env WORKOS_API_URL; default https://api.workos.com]
     ///
-    /// Plain http is taken for loopback addresses only. unix:PATH is the socket of a `vaultfs serve --socket PATH`.
+    /// Plain http is taken for loopback addresses only. unix:PATH is the socket of a `vaultfs serve
+    /// --socket PATH`.
     #[arg(long, value_name = "URL")]
     pub api_url: Option<String>,
 
@@ -73,21 +76,23 @@ pub struct ConnectArgs {
 
     /// File with the API key, readable by its owner only
     ///
-    /// Without it: $CREDENTIALS_DIRECTORY/workos-api-key, then the environment variable WORKOS_API_KEY. There is
-    /// no option for the key itself, because every user of the machine can read the arguments of a process.
+    /// Without it: $CREDENTIALS_DIRECTORY/workos-api-key, then the environment variable
+    /// WORKOS_API_KEY. There is no option for the key itself, because every user of the machine can
+    /// read the arguments of a process.
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
 
     /// Send the key to a vault of USER on this machine, too (plain http or unix:)
     ///
-    /// Without it a listener has to be root's, your own, or of the owner of the key's file: any user may take a port while
-    /// the vault is down.
+    /// Without it a listener has to be root's, your own, or of the owner of the key's file: any
+    /// user may take a port while the vault is down.
     #[arg(long, value_name = "USER", value_parser = values::user)]
     pub api_uid: Option<u32>,
 
     /// Trust the certificates in FILE (PEM) besides the system's
     ///
-    /// A mount reads it again on SIGHUP to its keeper, and when it is renewed and a connection failed for it.
+    /// A mount reads it again on SIGHUP to its keeper, and when it is renewed and a connection
+    /// failed for it.
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
@@ -146,15 +151,17 @@ pub struct ConnectSpec {
     pub endpoint: Endpoint,
     /// Which dialect to speak.
     pub api: Api,
-    /// Where the key was read from, to be read again after a 401 or SIGHUP. `None`: environment, or embedded.
+    /// Where the key was read from, to be read again after a 401 or SIGHUP. `None`: environment, or
+    /// embedded.
     pub key_file: Option<PathBuf>,
     /// More certificates to trust.
     pub ca_file: Option<PathBuf>,
-    /// A worker goes on for another one: a file that cannot be used at this moment is no reason to end the mount, and the vault
-    /// is asked nothing before it is needed.
+    /// A worker goes on for another one: a file that cannot be used at this moment is no reason to
+    /// end the mount, and the vault is asked nothing before it is needed.
     #[serde(skip)]
     pub takes_over: bool,
-    /// The vault has listed names for the key: should it refuse that once, the key has lost its right to read.
+    /// The vault has listed names for the key: should it refuse that once, the key has lost its
+    /// right to read.
     #[serde(default)]
     pub lists: bool,
     /// For new objects in the kv dialect.
@@ -186,7 +193,8 @@ impl ConnectSpec {
         [Some(0), Some(own), owner, self.also, self.api_uid].into_iter().flatten().collect()
     }
 
-    /// The dialect to speak; `None` to ask the service. The embedded vault speaks both, and is not asked.
+    /// The dialect to speak; `None` to ask the service. The embedded vault speaks both, and is not
+    /// asked.
     pub fn dialect(&self) -> Option<Dialect> {
         match (self.api, &self.endpoint) {
             (Api::Auto, Endpoint::Url(_)) => None,
@@ -208,7 +216,8 @@ pub struct ApiKeyInput {
 pub struct Connected {
     /// The vault, `--prefix` applied.
     pub vault: DynVault,
-    /// The first page of the listing, if asking for the dialect brought one (with [`ListQuery::first`]).
+    /// The first page of the listing, if asking for the dialect brought one (with
+    /// [`ListQuery::first`]).
     ///
     /// [`ListQuery::first`]: crate::vault::ListQuery::first
     pub first_page: Option<Page>,
@@ -273,7 +282,8 @@ impl ConnectArgs {
         Ok(spec)
     }
 
-    /// As [`ConnectArgs::resolve`]; but if nothing names a vault and exactly one mount lives, that mount's.
+    /// As [`ConnectArgs::resolve`]; but if nothing names a vault and exactly one mount lives, that
+    /// mount's.
     pub fn resolve_or_mounted(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
         if self.names_a_vault() {
             return self.resolve();

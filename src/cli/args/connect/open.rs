@@ -1,4 +1,5 @@
-//! Connects to the vault that a [`ConnectSpec`] names: starts or joins the embedded one, asks which dialect answers.
+//! Connects to the vault that a [`ConnectSpec`] names: starts or joins the embedded one, asks which
+//! dialect answers.
 
 use std::sync::Arc;
 
@@ -22,8 +23,8 @@ struct Prepared {
     embedded: Option<Embedded>,
 }
 
-/// Connects to the vault that `spec` names, and makes sure that it is one and takes the key; `start` says what to do
-/// while it does not answer. Whoever takes over asks nothing.
+/// Connects to the vault that `spec` names, and makes sure that it is one and takes the key;
+/// `start` says what to do while it does not answer. Whoever takes over asks nothing.
 pub async fn connect(
     spec: &ConnectSpec,
     key: ApiKeyInput,
@@ -35,7 +36,8 @@ pub async fn connect(
         false => lazy::start(connector, start, spec.timeout).await,
     });
     let connected = connected.await?;
-    // A mount that goes on without a vault has said yes to what it finds later: there the log says it.
+    // A mount that goes on without a vault has said yes to what it finds later: there the log says
+    // it.
     if start != Start::Lazy {
         has_contexts(spec, connected.vault.capabilities().dialect)?;
     }
@@ -75,7 +77,8 @@ pub async fn survey(
     Ok(client::survey(config, &call, spec.dialect()).await?)
 }
 
-/// Connects to the key endpoints of the vault that `spec` names. The embedded vault is to be shut down last.
+/// Connects to the key endpoints of the vault that `spec` names. The embedded vault is to be shut
+/// down last.
 pub async fn connect_keys(
     spec: &ConnectSpec,
     key: ApiKeyInput,

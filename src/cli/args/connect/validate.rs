@@ -1,5 +1,6 @@
-//! What is wrong with a vault's options as far as this machine can tell, before anything is mounted: the volume plugin
-//! says so when a volume is created, not when the first container needs it.
+//! What is wrong with a vault's options as far as this machine can tell, before anything is
+//! mounted: the volume plugin says so when a volume is created, not when the first container needs
+//! it.
 
 use crate::cli::args::connect::{ConnectArgs, ConnectSpec, Endpoint, absolute, bad_key, usage};
 use crate::cli::exit::{Exit, Failure};
@@ -10,8 +11,9 @@ use crate::vault::client::api_key::KeyError;
 use crate::vault::client::tls::TlsFiles;
 
 impl ConnectArgs {
-    /// Refuses what [`ConnectArgs::resolve`] and [`crate::cli::args::connect::connect`] refuse without asking a vault, of a mount that has
-    /// neither the credential nor the environment of this process. `key_later`: it may still get its key.
+    /// Refuses what [`ConnectArgs::resolve`] and [`crate::cli::args::connect::connect`] refuse
+    /// without asking a vault, of a mount that has neither the credential nor the environment of
+    /// this process. `key_later`: it may still get its key.
     pub fn validate(&self, key_later: bool) -> Result<(), Failure> {
         let spec = self.spec()?;
         tls_files(&spec)?.check()?;

@@ -251,7 +251,8 @@ fn updatedb(machine: &Machine) -> Finding {
     let Some(conf) = machine.text("etc/updatedb.conf") else {
         return Finding::ok("updatedb", "locate's index is not made here");
     };
-    // The package's drop-in counts only where systemd starts it: else cron runs updatedb, without it.
+    // The package's drop-in counts only where systemd starts it: else cron runs updatedb, without
+    // it.
     let drop_in = machine.text("usr/lib/systemd/system/plocate-updatedb.service.d/vaultfs.conf");
     let by_systemd = machine.has("run/systemd/system") && machine.has("usr/sbin/updatedb.plocate");
     if by_systemd && drop_in.is_some_and(|text| text.contains(mount_table::FS_TYPE)) {

@@ -1,8 +1,10 @@
-//! `vaultfs doctor`: what on this machine, and on the way to the vault, will get in the way, each with its fix.
+//! `vaultfs doctor`: what on this machine, and on the way to the vault, will get in the way, each
+//! with its fix.
 //!
-//! It changes nothing and mounts nothing. What it finds about the machine it reads from files, below `--root` where
-//! that is given, so that a disk image can be examined, and a test can show it a machine. What it finds about a vault
-//! costs one or two requests, and only if a vault is named. Exit code 1 if something has to be mended.
+//! It changes nothing and mounts nothing. What it finds about the machine it reads from files,
+//! below `--root` where that is given, so that a disk image can be examined, and a test can show it
+//! a machine. What it finds about a vault costs one or two requests, and only if a vault is named.
+//! Exit code 1 if something has to be mended.
 
 mod containers;
 mod machine;

@@ -113,7 +113,8 @@ fn rate(budget: &BudgetStatus) -> Finding {
     )
 }
 
-/// Nothing is started for it: the first use would make one. What opening it would say is found without.
+/// Nothing is started for it: the first use would make one. What opening it would say is found
+/// without.
 async fn embedded(dir: &Path, spec: &ConnectSpec) -> Vec<Finding> {
     let shown = dir.shown();
     let mut found = match inspect::inspect(dir).await {

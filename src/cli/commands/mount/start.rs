@@ -79,8 +79,8 @@ fn speaks_within(said: &impl AsFd, time: Duration) -> nix::Result<bool> {
 /// Timeout for the first request to a new mount.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Verifies that the mount answers, is the one that was made (`dev`), and that a file in it can be read. Returns the
-/// content of its status file.
+/// Verifies that the mount answers, is the one that was made (`dev`), and that a file in it can be
+/// read. Returns the content of its status file.
 pub(super) fn stat_from_outside(mountpoint: &Path, dev: Dev) -> Result<Vec<u8>, Failure> {
     let failed = |what: String| Failure::new(Exit::Failed, format!("{}: {what}", mountpoint.shown()));
     let seen = probe::stat(mountpoint, ANSWER)

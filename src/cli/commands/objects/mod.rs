@@ -1,8 +1,8 @@
 //! `vaultfs ls|get|put|rm|log|restore`: objects without a mount.
 //!
-//! Standard output is data and nothing else; sentences go to standard error. Each command connects, does its
-//! work with a few requests and leaves. A save here keeps the promises of a save through a mount: one
-//! version, none for equal bytes, an answer only when the vault has it.
+//! Standard output is data and nothing else; sentences go to standard error. Each command connects,
+//! does its work with a few requests and leaves. A save here keeps the promises of a save through a
+//! mount: one version, none for equal bytes, an answer only when the vault has it.
 
 mod lines;
 mod save;
@@ -36,8 +36,8 @@ use crate::vault::{Call, Content, DynVault, Error, ListQuery, Meta, Object, Obje
 pub enum ObjectCommand {
     /// List names
     ///
-    /// One name a line. A name may hold any character: on a terminal control characters are shown escaped; for
-    /// scripts use --json, which prints one JSON object a line.
+    /// One name a line. A name may hold any character: on a terminal control characters are shown
+    /// escaped; for scripts use --json, which prints one JSON object a line.
     #[command(after_help = "Examples:\n  vaultfs ls\n  vaultfs ls -l db/\n  vaultfs ls --json | jq -r .name")]
     Ls(LsArgs),
     /// Print a value, byte for byte
@@ -47,8 +47,9 @@ pub enum ObjectCommand {
     Get(GetArgs),
     /// Store standard input as a value
     ///
-    /// Makes the object, or a new version of it. Bytes that the vault has already make no new version. For a new object
-    /// the permission write will do; for a version the key has to look the object up, which takes read as well.
+    /// Makes the object, or a new version of it. Bytes that the vault has already make no new
+    /// version. For a new object the permission write will do; for a version the key has to look
+    /// the object up, which takes read as well.
     #[command(after_help = "Examples:\n  printf %s \"$PASSWORD\" | vaultfs put db/password\n  \
                             vaultfs put tls/key < key.pem\n\necho adds a newline to what it prints, printf %s does not.")]
     Put(PutArgs),
@@ -72,8 +73,8 @@ pub enum ObjectCommand {
 pub struct LsArgs {
     /// Only names that start with this
     ///
-    /// A terminal gets names with control characters escaped; a pipe gets them as they are, newlines too: --json is
-    /// exact for all.
+    /// A terminal gets names with control characters escaped; a pipe gets them as they are,
+    /// newlines too: --json is exact for all.
     #[arg(value_name = "PREFIX")]
     start: Option<String>,
     /// One JSON object a line: name, id, version, updated_at
@@ -103,7 +104,8 @@ pub struct GetArgs {
 pub struct PutArgs {
     /// The object
     name: String,
-    /// How to store it: auto keeps JSON objects structured, json takes nothing else, raw stores bytes
+    /// How to store it: auto keeps JSON objects structured, json takes nothing else, raw stores
+    /// bytes
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
     #[command(flatten)]
@@ -146,7 +148,8 @@ pub struct RestoreArgs {
 
 /// Runs the command.
 pub fn run(command: ObjectCommand) -> anyhow::Result<ExitCode> {
-    // Where the limit forbids it nothing is said: the value is here for moments, and on its way to a pipe.
+    // Where the limit forbids it nothing is said: the value is here for moments, and on its way to
+    // a pipe.
     let _ = hardening::lock_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
@@ -355,8 +358,8 @@ async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
     .await
 }
 
-/// Whether a standard descriptor was closed when the program started: the runtime puts /dev/null in its place, for reading and
-/// writing, while a shell's `< /dev/null` is for reading only.
+/// Whether a standard descriptor was closed when the program started: the runtime puts /dev/null in
+/// its place, for reading and writing, while a shell's `< /dev/null` is for reading only.
 fn is_closed(standard: impl AsFd) -> bool {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let null = std::fs::metadata("/dev/null").ok();

@@ -1,4 +1,5 @@
-//! Saving and deleting so that the vault holds what was asked for, once, whatever happens on the way.
+//! Saving and deleting so that the vault holds what was asked for, once, whatever happens on the
+//! way.
 
 use crate::cli::commands::objects::{ObjectSession, named};
 use crate::cli::exit::{Exit, Failure};
@@ -16,10 +17,12 @@ pub enum Saved {
     Equal,
 }
 
-/// Makes the object or a version of it. `content` decides how it is stored, given the form of what is there.
+/// Makes the object or a version of it. `content` decides how it is stored, given the form of what
+/// is there.
 ///
-/// An object that comes or goes meanwhile, or a failure after which the change may have been applied, makes it read the vault again:
-/// what is asked for is that the vault holds these bytes, once.
+/// An object that comes or goes meanwhile, or a failure after which the change may have been
+/// applied, makes it read the vault again: what is asked for is that the vault holds these bytes,
+/// once.
 pub async fn save(
     session: &ObjectSession,
     name: &ObjectName,
@@ -76,8 +79,8 @@ pub async fn save(
     Err(Failure::new(Exit::Failed, sentence))
 }
 
-/// Makes an object that the key may not look at. A version of one that is there takes its id, which only a read shows;
-/// nor can a lost answer be looked up, so it is reported as it is.
+/// Makes an object that the key may not look at. A version of one that is there takes its id, which
+/// only a read shows; nor can a lost answer be looked up, so it is reported as it is.
 async fn make(session: &ObjectSession, name: &ObjectName, content: &Content) -> Result<Saved, Failure> {
     match session.vault.create(&session.call(), name, content).await {
         Ok(_) => Ok(Saved::Stored),
@@ -96,7 +99,8 @@ async fn make(session: &ObjectSession, name: &ObjectName, content: &Content) -> 
 pub async fn delete(session: &ObjectSession, name: &ObjectName) -> Result<(), Error> {
     let id = session.read(name).await?.meta.id;
     match session.vault.delete(&session.call(), &id, None).await {
-        // Ids are never given twice: if it is gone now, it was this delete or one that came before it.
+        // Ids are never given twice: if it is gone now, it was this delete or one that came before
+        // it.
         Err(e) if e.maybe_applied => match session.vault.metadata(&session.call(), &id).await {
             Err(gone) if gone.kind == ErrorKind::NotFound => Ok(()),
             _ => Err(named(name, e)),

@@ -1,8 +1,8 @@
 //! `vaultfs unmount --force`: unmounts although writes cannot be stored, or nothing answers.
 //!
-//! A worker that does not answer is killed, and its successor is asked to store what is unsaved. A keeper whose workers
-//! do not answer is killed, too; then the mount is detached here, and what is lost is named as far as the keeper has
-//! written it down.
+//! A worker that does not answer is killed, and its successor is asked to store what is unsaved. A
+//! keeper whose workers do not answer is killed, too; then the mount is detached here, and what is
+//! lost is named as far as the keeper has written it down.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -91,7 +91,8 @@ fn end(mount: &LiveMount) -> Result<Vec<Unsaved>, Failure> {
 fn take_from_keeper(mount: &LiveMount, patience: Duration) -> Result<(), Failure> {
     let path = mount.mountpoint.shown();
     if !mount.has_ended(patience) {
-        // The keeper would start another worker: it goes first, and cannot clean up, which is for us to do then.
+        // The keeper would start another worker: it goes first, and cannot clean up, which is for
+        // us to do then.
         let children = children(mount);
         mount.signal(Signal::SIGKILL);
         children.iter().for_each(|child| child.signal(Signal::SIGKILL));

@@ -34,8 +34,8 @@ use crate::sys::{mount_users, mountpoint, probe, trust};
 
 /// Store what is unsaved, then unmount
 ///
-/// Done means that the vault has every write, and that the mount and its processes are gone. If something cannot be
-/// stored, or if programs use the mount, they are named, and the mount stays.
+/// Done means that the vault has every write, and that the mount and its processes are gone. If
+/// something cannot be stored, or if programs use the mount, they are named, and the mount stays.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs unmount ~/secrets\n  vaultfs unmount --lazy ~/secrets     its users keep it \

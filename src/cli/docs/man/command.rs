@@ -147,7 +147,8 @@ impl Page<'_> {
         }
     }
 
-    /// The pages above and below, those that the text of this page names, and those that each page leads to.
+    /// The pages above and below, those that the text of this page names, and those that each page
+    /// leads to.
     fn related(&self, text: &str) -> BTreeSet<(char, String)> {
         let mut found = BTreeSet::from([('1', "vaultfs".to_owned()), ('5', "vaultfs".to_owned())]);
         found.extend(self.parent.map(|parent| ('1', name_of(parent).to_owned())));

@@ -1,4 +1,5 @@
-//! vaultfs(5): the tree of a mounted vault, and a line of /etc/fstab. Its options are those of `vaultfs mount`.
+//! vaultfs(5): the tree of a mounted vault, and a line of /etc/fstab. Its options are those of
+//! `vaultfs mount`.
 
 use std::collections::BTreeSet;
 

@@ -1,9 +1,10 @@
 //! Man pages in the form of man-pages(7), from the definitions that parse the command line.
 //!
-//! Nothing about a command is written down twice: what it takes and does is clap's, its examples are those of `--help`,
-//! exit codes are those that commands end with, and what else a page has to say (which variables and files count for a
-//! command) follows from its options, by the tables in [`tables`]. Sections 1 and 8 are the commands and the helpers of
-//! mount(8); section 5 is the tree of a mount and a line of /etc/fstab.
+//! Nothing about a command is written down twice: what it takes and does is clap's, its examples
+//! are those of `--help`, exit codes are those that commands end with, and what else a page has to
+//! say (which variables and files count for a command) follows from its options, by the tables in
+//! [`tables`]. Sections 1 and 8 are the commands and the helpers of mount(8); section 5 is the tree
+//! of a mount and a line of /etc/fstab.
 
 mod command;
 mod format;

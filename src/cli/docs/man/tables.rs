@@ -1,5 +1,5 @@
-//! What counts for several commands: exit codes, variables of the environment, files, related pages. Which command has
-//! which follows from its options.
+//! What counts for several commands: exit codes, variables of the environment, files, related
+//! pages. Which command has which follows from its options.
 
 use clap::CommandFactory;
 

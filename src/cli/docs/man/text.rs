@@ -30,7 +30,8 @@ fn push_word(word: &str, out: &mut Vec<Inline>) {
     }
 }
 
-/// Paragraphs, which an empty line separates. The first is begun already if `begun`; the next ones by `macro`.
+/// Paragraphs, which an empty line separates. The first is begun already if `begun`; the next ones
+/// by `macro`.
 pub fn paragraphs(page: &mut Roff, text: &str, begun: bool, next: &str) {
     for (i, paragraph) in text.split("\n\n").filter(|text| !text.trim().is_empty()).enumerate() {
         if i > 0 || !begun {

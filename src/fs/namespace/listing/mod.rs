@@ -328,8 +328,8 @@ impl Listing {
         after < before
     }
 
-    /// No more names follow. `report` gets whether the failure is new (it is not if all waiting readers had timed
-    /// out), and ends before any reader has the errno.
+    /// No more names follow. `report` gets whether the failure is new (it is not if all waiting
+    /// readers had timed out), and ends before any reader has the errno.
     pub fn fail(&self, errno: Errno, report: impl FnOnce(bool)) {
         let mut state = self.state();
         report(state.waiting > 0 || !state.reported);

@@ -1,14 +1,17 @@
-//! The connections to the database: one that writes, a few that read, and the write-ahead log between them.
+//! The connections to the database: one that writes, a few that read, and the write-ahead log
+//! between them.
 //!
 //! 1. **Shared** is the usual state: readers see the last commit and wait for nobody.
-//! 2. **Alone**: on a full disk the index of the log finds no room. One connection with its index in memory then does
-//!    all the work: everything can be read, changes are refused with [`StoreError::Full`]. The first change that
-//!    succeeds ends it.
-//! 3. **What was deleted leaves the files, too** ([`purge`](super::purge)). [`Connections::purge`] waits for no reader and is
-//!    repeated each second until it succeeds. A killed process owes the log's part to its successor: opening begins with it.
+//! 2. **Alone**: on a full disk the index of the log finds no room. One connection with its index
+//!    in memory then does all the work: everything can be read, changes are refused with
+//!    [`StoreError::Full`]. The first change that succeeds ends it.
+//! 3. **What was deleted leaves the files, too** ([`purge`](super::purge)). [`Connections::purge`]
+//!    waits for no reader and is repeated each second until it succeeds. A killed process owes the
+//!    log's part to its successor: opening begins with it.
 //!
-//! 4. **Walks leave a reader.** What may walk over many rows has [`WALKERS`] of the readers at most: what finds its row by an
-//!    index, the look-up of an API key first of all, does not wait for walks.
+//! 4. **Walks leave a reader.** What may walk over many rows has [`WALKERS`] of the readers at
+//!    most: what finds its row by an index, the look-up of an API key first of all, does not wait
+//!    for walks.
 //!
 //! Locks: the writer's is taken first, then that of the idle readers.
 
@@ -44,8 +47,8 @@ const PURGES_BEFORE_WARNING: u32 = 5;
 #[derive(Debug)]
 pub struct Connections {
     path: PathBuf,
-    // Closed before the writer: SQLite puts the log into the database when the last one closes, and only a
-    // writer can.
+    // Closed before the writer: SQLite puts the log into the database when the last one closes, and
+    // only a writer can.
     idle: parking_lot::Mutex<Vec<Connection>>,
     /// One permit for each reading connection.
     permits: Arc<Semaphore>,
@@ -121,7 +124,8 @@ impl Connections {
         Ok((self.reader().await?, walk))
     }
 
-    /// Takes what was deleted, and has these marks, out of the files: now, and again each second until that is done.
+    /// Takes what was deleted, and has these marks, out of the files: now, and again each second
+    /// until that is done.
     pub fn purge(self: &Arc<Self>, marks: Vec<Vec<u8>>) {
         self.marks.lock().extend(marks);
         self.purge_owed.store(true, Ordering::Release);
@@ -132,8 +136,9 @@ impl Connections {
         }
     }
 
-    /// Purges what is owed and closes the database, which is one file then. A reader is waited for a moment only: what a
-    /// request holds that outlived the drain stays open until the process ends.
+    /// Purges what is owed and closes the database, which is one file then. A reader is waited for
+    /// a moment only: what a request holds that outlived the drain stays open until the process
+    /// ends.
     pub async fn close(self: &Arc<Self>) {
         let mut writer = self.writer().await;
         self.closed.store(true, Ordering::Release);
@@ -141,7 +146,8 @@ impl Connections {
             let _ = timeout(LAST_READERS, self.permits.acquire_many(READERS as u32)).await;
         }
         self.permits.close();
-        // One by one: SQLite puts the log into the database when the last one closes, and only a writer can.
+        // One by one: SQLite puts the log into the database when the last one closes, and only a
+        // writer can.
         self.idle.lock().clear();
         self.purge_last(writer.connection.take());
     }
@@ -284,14 +290,15 @@ impl Drop for Reader {
     }
 }
 
-/// Where the runtime has several threads, this one does the work and another one takes over what else it had: the
-/// caller, who waits, does not also wait for two threads to wake.
+/// Where the runtime has several threads, this one does the work and another one takes over what
+/// else it had: the caller, who waits, does not also wait for two threads to wake.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     // Not the panic's own text, which could be anything.
     let ended = || gone(&"a task of the store ended without a result");
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => {
-            // What the closure owns is a transaction that rolls back, and a connection that stays good.
+            // What the closure owns is a transaction that rolls back, and a connection that stays
+            // good.
             let work = std::panic::AssertUnwindSafe(work);
             tokio::task::block_in_place(|| std::panic::catch_unwind(work)).map_err(|_| ended())?
         }
@@ -330,7 +337,8 @@ fn set_up_writer(conn: &Connection) -> Result<()> {
 fn readers(path: &Path) -> Result<Vec<Connection>> {
     let reader = |_| {
         let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        // KiB. The system keeps the pages, too; what each reader has of its own stays for as long as the vault is open.
+        // KiB. The system keeps the pages, too; what each reader has of its own stays for as long
+        // as the vault is open.
         conn.pragma_update(None, "cache_size", -512)?;
         Ok(conn)
     };
@@ -358,7 +366,8 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// SQLite does not say why a file cannot be opened. It takes several descriptors, and has let go of them by now.
+/// SQLite does not say why a file cannot be opened. It takes several descriptors, and has let go of
+/// them by now.
 fn lacks_descriptors(e: &rusqlite::Error) -> bool {
     let few = || {
         let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);

@@ -1,14 +1,16 @@
-//! What requests with an `Idempotency-Key` made, for a day: a repeated request finds the object, or the version, again.
+//! What requests with an `Idempotency-Key` made, for a day: a repeated request finds the object, or
+//! the version, again.
 //!
 //! The row is written in the transaction that makes it, so that either both are on disk or neither:
-//! a client that did not receive the answer asks again and gets it, whatever happened in between. The row holds
-//! keyed hashes and an id, never anything of the request itself.
+//! a client that did not receive the answer asks again and gets it, whatever happened in between.
+//! The row holds keyed hashes and an id, never anything of the request itself.
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::server::store::{IdempotencyRecord, Millis, StoreError};
 
-/// What was made: the id of an object, or the number of a version of the object that the request names.
+/// What was made: the id of an object, or the number of a version of the object that the request
+/// names.
 pub type Made = [u8; 16];
 
 /// How long a request is remembered.

@@ -1,8 +1,9 @@
 //! Pages of a listing, in creation order, both ways.
 //!
-//! A page costs the same wherever it lies and however many objects there are: the cursor is turned into a
-//! place in creation order (of a deleted object too) and the table is read from there. Only where few
-//! objects changed after the time that is asked for is the index of changes the shorter way.
+//! A page costs the same wherever it lies and however many objects there are: the cursor is turned
+//! into a place in creation order (of a deleted object too) and the table is read from there. Only
+//! where few objects changed after the time that is asked for is the index of changes the shorter
+//! way.
 
 use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Transaction, params_from_iter};

@@ -1,10 +1,11 @@
 //! The store over SQLite: every commit is on disk before it returns.
 //!
-//! Writers queue for the one writing connection in the order they came ([`Connections`]). What writes, or may walk over
-//! many rows, runs as blocking work, and waiting for a connection happens before that begins, so that a load of
-//! requests never exhausts tokio's threads. What finds a few rows by an index is done where it is asked for: waking
-//! another thread takes several times as long as the look itself. A request that is dropped while it waits does
-//! nothing; one that has begun is finished.
+//! Writers queue for the one writing connection in the order they came ([`Connections`]). What
+//! writes, or may walk over many rows, runs as blocking work, and waiting for a connection happens
+//! before that begins, so that a load of requests never exhausts tokio's threads. What finds a few
+//! rows by an index is done where it is asked for: waking another thread takes several times as
+//! long as the look itself. A request that is dropped while it waits does nothing; one that has
+//! begun is finished.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -99,7 +100,8 @@ impl SqliteStore {
         .await
     }
 
-    /// A change that removes something: it leaves the files, too. `work` returns the marks of it, too.
+    /// A change that removes something: it leaves the files, too. `work` returns the marks of it,
+    /// too.
     async fn remove<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,

@@ -1,10 +1,11 @@
 //! Taking what was deleted out of the files, too.
 //!
-//! 1. `secure_delete` overwrites pages of the database, not those of the write-ahead log: the log is put into the database
-//!    and cut off.
-//! 2. As pages fill and empty, SQLite moves rows between them, and what a move leaves in the unused part of a page is not
-//!    overwritten. So a copy of a row can outlive the row. The file is searched for the marks of what was deleted: wrapped
-//!    data keys, beginnings and ends of sealed values. Where one is found, VACUUM writes all pages anew.
+//! 1. `secure_delete` overwrites pages of the database, not those of the write-ahead log: the log
+//!    is put into the database and cut off.
+//! 2. As pages fill and empty, SQLite moves rows between them, and what a move leaves in the unused
+//!    part of a page is not overwritten. So a copy of a row can outlive the row. The file is
+//!    searched for the marks of what was deleted: wrapped data keys, beginnings and ends of sealed
+//!    values. Where one is found, VACUUM writes all pages anew.
 //! 3. Names are not searched for: one may be a part of another.
 
 use std::collections::HashSet;
@@ -35,8 +36,8 @@ pub fn marks_of(tx: &Transaction<'_>, seq: i64, wrapped_key: Vec<u8>) -> rusqlit
     std::iter::once(Ok(wrapped_key)).chain(ends).collect()
 }
 
-/// Takes what was deleted out of the log, and what has one of `marks` out of the database at `path`; false if a reader of
-/// something older is in the way.
+/// Takes what was deleted out of the log, and what has one of `marks` out of the database at
+/// `path`; false if a reader of something older is in the way.
 pub fn purge(path: &Path, writer: &Connection, marks: &[Vec<u8>]) -> Result<bool> {
     if !cut_log(writer)? {
         return Ok(false);
@@ -51,7 +52,8 @@ pub fn purge(path: &Path, writer: &Connection, marks: &[Vec<u8>]) -> Result<bool
     cut_log(writer)
 }
 
-/// Copies the log into the database and cuts it off; false if a reader of something older is in the way.
+/// Copies the log into the database and cuts it off; false if a reader of something older is in the
+/// way.
 pub fn cut_log(writer: &Connection) -> Result<bool> {
     let checkpoint = |mode: &str| {
         writer.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
@@ -61,7 +63,8 @@ pub fn cut_log(writer: &Connection) -> Result<bool> {
     };
     // With a wait, others could not write meanwhile.
     writer.busy_timeout(Duration::ZERO)?;
-    // Once all is copied, reads that begin need no log: the second one is blocked by older ones only.
+    // Once all is copied, reads that begin need no log: the second one is blocked by older ones
+    // only.
     let cut = checkpoint("PASSIVE").and_then(|copied| Ok(copied && checkpoint("TRUNCATE")?));
     writer.busy_timeout(BUSY)?;
     match cut {

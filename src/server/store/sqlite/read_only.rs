@@ -1,4 +1,5 @@
-//! A look at a database that nobody serves, which leaves everything as it is: no file is made, none is changed.
+//! A look at a database that nobody serves, which leaves everything as it is: no file is made, none
+//! is changed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -21,8 +22,8 @@ pub struct ReadOnlyDatabase {
 }
 
 impl ReadOnlyDatabase {
-    /// `Ok(None)` if there is nothing to be seen yet: a start that did not get far, or a log without its index, which
-    /// only a process that opens the database for writing can take in.
+    /// `Ok(None)` if there is nothing to be seen yet: a start that did not get far, or a log
+    /// without its index, which only a process that opens the database for writing can take in.
     pub fn at(path: &Path) -> Result<Option<Self>, StoreError> {
         let beside = |suffix: &str| {
             let mut name = OsString::from(path);

@@ -1,7 +1,8 @@
 //! The database's tables and how an older database becomes a newer one.
 //!
-//! `PRAGMA user_version` counts the steps of [`STEPS`] that were taken. A step, once released, is never
-//! edited: a change is a new step at the end. Ids are stored as 16 bytes, times as milliseconds UTC.
+//! `PRAGMA user_version` counts the steps of [`STEPS`] that were taken. A step, once released, is
+//! never edited: a change is a new step at the end. Ids are stored as 16 bytes, times as
+//! milliseconds UTC.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
@@ -94,7 +95,8 @@ fn is_marked(conn: &Connection) -> rusqlite::Result<bool> {
     Ok(id == APPLICATION_ID)
 }
 
-/// How many steps were taken; an error if this is no vault's database, or that of a newer program. Changes nothing.
+/// How many steps were taken; an error if this is no vault's database, or that of a newer program.
+/// Changes nothing.
 pub fn steps_done(conn: &Connection) -> Result<usize, MigrateError> {
     let id: i32 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     // The first vaults had no id: they are known by their table.

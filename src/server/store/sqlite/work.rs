@@ -1,5 +1,5 @@
-//! What an operation costs the database, counted and not timed: the steps that SQLite's machine takes must not
-//! grow with the number of objects, and no table may be read from end to end.
+//! What an operation costs the database, counted and not timed: the steps that SQLite's machine
+//! takes must not grow with the number of objects, and no table may be read from end to end.
 
 use std::ffi::CStr;
 use std::ptr::null_mut;
@@ -33,11 +33,13 @@ fn vault(n: u64) -> Connection {
     conn
 }
 
-/// Steps, and steps of scans from end to end, of all statements that are prepared, since the last time.
+/// Steps, and steps of scans from end to end, of all statements that are prepared, since the last
+/// time.
 fn counters(conn: &Connection) -> (i32, i32, Vec<String>) {
     let (mut steps, mut scans, mut texts) = (0, 0, Vec::new());
-    // SAFETY: the handle is the open connection's own, used on this thread only while `conn` is borrowed; each
-    // statement comes from SQLite's own list and is looked at before anything could finalise it.
+    // SAFETY: the handle is the open connection's own, used on this thread only while `conn` is
+    // borrowed; each statement comes from SQLite's own list and is looked at before anything could
+    // finalise it.
     unsafe {
         let handle = conn.handle();
         let mut statement = ffi::sqlite3_next_stmt(handle, null_mut());

@@ -1,10 +1,12 @@
-//! Memory for small values: mapped by ourselves, left out of core dumps, locked as far as the limit allows.
+//! Memory for small values: mapped by ourselves, left out of core dumps, locked as far as the limit
+//! allows.
 //!
-//! 1. Records are laid one after another in segments. A record has a number for as long as it is there, by which its place is
-//!    found, so that it can be moved. What is freed is wiped at once. A segment without a record goes back to the system at
-//!    once; when a quarter of the memory is holes, the emptiest segment is emptied by moving what it holds.
-//! 2. Locking (mlock) is tried for each segment while the limit has room for it, and some is left to others: what
-//!    was put in first is locked first. [`Arena::usage`] says how much that is.
+//! 1. Records are laid one after another in segments. A record has a number for as long as it is
+//!    there, by which its place is found, so that it can be moved. What is freed is wiped at once.
+//!    A segment without a record goes back to the system at once; when a quarter of the memory is
+//!    holes, the emptiest segment is emptied by moving what it holds.
+//! 2. Locking (mlock) is tried for each segment while the limit has room for it, and some is left
+//!    to others: what was put in first is locked first. [`Arena::usage`] says how much that is.
 
 use std::ptr::NonNull;
 

@@ -1,12 +1,14 @@
 //! Names, what is known of them, and their values.
 //!
-//! 1. **Names** are a map in the order of names: as many as the vault has. The texts of one version (name, id, version)
-//!    are one allocation, [`Texts`], which its name and its value share.
-//! 2. **Values** are an LRU map by id and version, bounded in bytes ([`Table::usage`] is what they take with their
-//!    entries). The value of a version that is no longer current stays until it is the least recently used.
-//! 3. Small values are in an [`Arena`]; larger ones, whose size dwarfs any overhead, stay the objects they came as. A
-//!    value that an open handle pins lives on through its `Arc` when it leaves here. Values are wiped when they leave: in the
-//!    arena at once, larger ones when their last owner drops them ([`crate::secret::SecretBytes`]).
+//! 1. **Names** are a map in the order of names: as many as the vault has. The texts of one version
+//!    (name, id, version) are one allocation, [`Texts`], which its name and its value share.
+//! 2. **Values** are an LRU map by id and version, bounded in bytes ([`Table::usage`] is what they
+//!    take with their entries). The value of a version that is no longer current stays until it is
+//!    the least recently used.
+//! 3. Small values are in an [`Arena`]; larger ones, whose size dwarfs any overhead, stay the
+//!    objects they came as. A value that an open handle pins lives on through its `Arc` when it
+//!    leaves here. Values are wiped when they leave: in the arena at once, larger ones when their
+//!    last owner drops them ([`crate::secret::SecretBytes`]).
 //!
 //! No step but [`Table::retain`] and [`Table::put_back`] visits all names.
 
@@ -27,7 +29,8 @@ use self::texts::{Texts, VersionTexts};
 use super::Known;
 use crate::vault::{Content, Form, Meta, Object, ObjectId, ObjectName, VersionTag};
 
-/// What a value costs beside its texts and its bytes: its place in both maps, and its record's head.
+/// What a value costs beside its texts and its bytes: its place in both maps, and its record's
+/// head.
 const OVERHEAD: u64 = 200;
 /// What a value that stays an object costs more: its allocations.
 const LARGE_OVERHEAD: u64 = 300;
@@ -61,8 +64,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table whose values take at most `capacity` bytes; the newest stays whatever its size. `base` is some
-    /// moment of the clock that entries are dated by.
+    /// An empty table whose values take at most `capacity` bytes; the newest stays whatever its
+    /// size. `base` is some moment of the clock that entries are dated by.
     pub fn new(base: Instant, capacity: u64) -> Self {
         Self {
             base,
@@ -95,7 +98,8 @@ impl Table {
         self.names.get(name).map(|entry| self.moment(entry.as_of))
     }
 
-    /// Learns what a name is; true if it was not known before. A value of another version stays as that of an old one.
+    /// Learns what a name is; true if it was not known before. A value of another version stays as
+    /// that of an old one.
     pub fn insert(&mut self, name: &ObjectName, known: &Known) -> bool {
         let new = self.entry_of(known);
         let id = known.id.as_str();
@@ -120,7 +124,8 @@ impl Table {
         !self.names.contains_key(name.as_str()) && self.insert(name, known)
     }
 
-    /// Takes a name out; true if it was there. Its value, if there is one, stays as that of an old version.
+    /// Takes a name out; true if it was there. Its value, if there is one, stays as that of an old
+    /// version.
     pub fn remove(&mut self, name: &str) -> bool {
         self.names.remove(name).is_some()
     }

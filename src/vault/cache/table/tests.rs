@@ -1,4 +1,5 @@
-//! The table against a plain map, its count against a count, its memory against the allocator, its lookups counted.
+//! The table against a plain map, its count against a count, its memory against the allocator, its
+//! lookups counted.
 
 use std::collections::{BTreeMap, HashMap};
 
