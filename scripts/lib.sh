@@ -50,14 +50,31 @@ at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; 
 
 wanted_rust() { sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$ROOT/Cargo.toml"; }
 
-# Both have to do: cargo alone says nothing about the compiler. Run in the tree, where a toolchain file would count.
-rust_will_do() {
-    local wanted found
-    have cargo && have rustc || return
-    wanted=$(wanted_rust)
-    found=$(cd "$ROOT" && rustc --version 2>/dev/null | cut -d' ' -f2)
-    [ -n "$found" ] && at_least "$wanted" "$found"
+# The toolchains that rustup has: stable first, then releases, the newest first, then what is in development.
+installed_toolchains() {
+    rustup toolchain list 2>/dev/null |
+        awk '{ print (/^stable/ ? 0 : /^(beta|nightly)/ ? 2 : 1), $1 }' | sort -k1,1n -k2,2Vr | cut -d' ' -f2
 }
+
+# rust_version COMMAND...: the version of the Rust compiler that COMMAND is. Run in the tree, where rust-toolchain.toml counts.
+rust_version() { (cd "$ROOT" && RUSTUP_AUTO_INSTALL=0 "$@" --version 2>/dev/null | cut -d' ' -f2); }
+
+# rust-toolchain.toml names the stable toolchain, which rustup fetches if it is missing. Where a toolchain that is new
+# enough is installed, that one is used and nothing is fetched.
+choose_toolchain() {
+    local name wanted
+    have rustup && [ -z "${RUSTUP_TOOLCHAIN:-}" ] || return 0
+    wanted=$(wanted_rust)
+    for name in $(installed_toolchains); do
+        if at_least "$wanted" "$(rust_version rustup run "$name" rustc)"; then
+            export RUSTUP_TOOLCHAIN=$name
+            return
+        fi
+    done
+}
+
+# Cargo alone says nothing about the compiler: both are needed.
+rust_will_do() { have cargo && have rustc && at_least "$(wanted_rust)" "$(rust_version rustc)"; }
 
 # The version of a package that apt would install, without epoch and revision.
 candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: *\([0-9]*:\)\?\([0-9.]*\).*/\2/p'; }
@@ -66,6 +83,7 @@ candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: *\([0-
 need_cargo() {
     local wanted
     need_command cc gcc libc6-dev
+    choose_toolchain
     rust_will_do && return
     wanted=$(wanted_rust)
     if ! have rustup && have apt-get; then
