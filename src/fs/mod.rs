@@ -128,11 +128,11 @@ pub struct FileSystem {
     table: Mutex<Table>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
-    /// Handles whose OPEN may not have been answered.
+    /// Handles with an OPEN that may not have been answered.
     unacknowledged: crate::fs::handle::unacknowledged::UnacknowledgedOpens,
     /// Intents of requests (`replay`).
     intents: Mutex<HashMap<u64, crate::fs::recovery::replay::Intent>>,
-    /// Releases suspects in groups (`quarantine`).
+    /// Releases quarantined requests in groups (`quarantine`).
     crash_records: Mutex<CrashRecords>,
     quarantine: Arc<crate::fs::recovery::quarantine::Quarantine>,
     /// See `commands`.

@@ -4,9 +4,9 @@
 //! 1. Only the process that opened a handle decides; a forked child that closes what it inherited
 //!    only leaves a mark, or `{ cat a; cat b; } > f` would store a version after each command.
 //! 2. While that process itself still holds another descriptor of the same open file (`exec 3>f;
-//!    echo a >&3` closes a copy), the writing goes on. Told from its `fdinfo`, where we may read
-//!    it.
-//! 3. When it is gone, or cannot be seen (pid 0: another pid namespace), whoever closes decides.
+//!    echo a >&3` closes a copy), the writing goes on. Read from its `fdinfo`, where permitted.
+//! 3. When it is gone, or cannot be seen (pid 0: another pid namespace), any process that closes
+//!    decides.
 //!
 //! Reads /proc only; never touches a path on the mount, which would be a request to ourselves.
 

@@ -1,15 +1,15 @@
-//! Handles that nobody may have: a worker died between opening and saying so, and OPEN does not
+//! Handles that no process may hold: a worker died between opening and answering, and OPEN does not
 //! come again.
 //!
-//! 1. Who waits for an answer to OPEN waits until it is there, also when he is killed; the kernel
-//!    sends OPEN again and the handle finds its owner. But a process that is killed between that
-//!    and the successor's reading of it is gone, and so is the request. Nobody will ever close that
-//!    handle.
-//! 2. So a handle is *untold* until its OPEN has been answered, or until it is used. One that is
-//!    still untold a minute after its worker's death counts as closed: its file lets go of bytes, a
-//!    file that was only created is stored.
-//! 3. It may be that the answer was sent and only that was not written down. So the handle itself
-//!    stays, and is open again when it is used.
+//! 1. A process that waits for the answer to OPEN waits until it arrives, even when it is killed;
+//!    the kernel sends OPEN again and the handle finds its owner. But if the process is killed
+//!    before the next worker reads that OPEN, process and request are gone, and the handle is never
+//!    closed.
+//! 2. So a handle is *unacknowledged* until its OPEN has been answered, or until it is used. One
+//!    that is still unacknowledged a minute after its worker's death counts as closed: its file
+//!    releases its bytes, a file that was only created is stored.
+//! 3. The answer may have been sent without a record of it. So the handle itself stays, and is open
+//!    again when it is used.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl FileSystem {
         }
     }
 
-    /// After a death: those that nobody asks for count as closed in a while.
+    /// After a death: handles that are not used in time count as closed.
     pub(in crate::fs) fn close_unacknowledged_later(self: &Arc<Self>) {
         if self.unacknowledged.by().is_empty() {
             return;

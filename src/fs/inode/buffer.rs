@@ -19,7 +19,7 @@ pub struct Buffer {
     /// Something was written (or cut through a handle) since the last commit: a FLUSH has to store
     /// it. A file that was only created or truncated by open is stored at the last close.
     pub written: bool,
-    /// By whom.
+    /// The handles that wrote it.
     pub writers: Writers,
     /// When it last changed.
     pub changed_at: SystemTime,

@@ -155,7 +155,8 @@ pub struct FileState {
     pub link: Link,
     /// Whether it is stored.
     pub persistence: Persistence,
-    /// The name whose object this file was, hidden since the file was moved away (`provisional`).
+    /// The name of the object that this file was, hidden since the file was moved away
+    /// (`provisional`).
     pub origin: Option<ObjectName>,
     /// The version that the clean file shows, and the base of writes; `None` until it is stored.
     pub stored: Option<Stored>,
@@ -220,7 +221,7 @@ impl FileState {
 
     /// The origin of a change through this handle.
     pub fn write_origin(&self, fh: u64) -> WriteOrigin {
-        if self.writers.contains(&fh) { WriteOrigin::Handle(fh) } else { WriteOrigin::Nobody }
+        if self.writers.contains(&fh) { WriteOrigin::Handle(fh) } else { WriteOrigin::Unattributed }
     }
 
     /// Registers a handle that may write.

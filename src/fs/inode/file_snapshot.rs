@@ -3,11 +3,11 @@
 //! One record holds all of a file but its bytes; those go in sealed chunks, and only the chunks
 //! that changed. A record that would say what the last one said is not written: most guards change
 //! nothing that lasts. What is only of this process is left out: open handles are counted again
-//! from the handles, timers and retries are started again by whoever restores
-//! ([`restore`](crate::fs::recovery::restore)).
+//! from the handles, timers and retries are started again by
+//! [`restore`](crate::fs::recovery::restore).
 //!
-//! The bytes of a version that somebody has open are written down too, as the vault may not have
-//! them any more when they are asked for again.
+//! The bytes of a version that is open are written down too, as the vault may not have them any
+//! more when they are asked for again.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -37,7 +37,7 @@ pub struct JournalState {
     fingerprint: Option<u64>,
     /// Pieces of the buffer.
     buffer: u32,
-    /// The version whose bytes are written down, and their pieces.
+    /// The version of the bytes that are written down, and their chunks.
     pinned: Option<(ObjectId, VersionTag, u32)>,
 }
 
@@ -105,7 +105,7 @@ impl File {
             if before == 0 {
                 unjournaled = 0..buffer.bytes.len();
             }
-            // The piece that was the last one may have been cut.
+            // The chunk that was the last one may have been cut.
             let first = unjournaled.start / CHUNK;
             let last = chunks(unjournaled.end.min(buffer.bytes.len())) as usize;
             for chunk in first..last {
@@ -168,7 +168,7 @@ impl File {
     }
 }
 
-/// Writes bytes down as the version that an inode is; returns in how many pieces.
+/// Writes bytes down as the version that an inode is; returns the number of chunks.
 pub(in crate::fs) fn record_chunks(journal: &JournalWriter, ino: u64, bytes: &[u8]) -> u32 {
     for (chunk, part) in bytes.chunks(CHUNK).enumerate() {
         journal.record_secret(&Key::Pinned(ino, chunk as u32), part);
@@ -247,7 +247,7 @@ impl FileSnapshot {
         postcard::from_bytes(bytes).ok()
     }
 
-    /// Whether a file can be made of it, whose bytes are at most `max_size`.
+    /// Whether a file of at most `max_size` bytes can be made of it.
     pub(in crate::fs) fn makes_sense(&self, max_size: u64) -> bool {
         let fits = |len: usize| len as u64 <= max_size;
         self.pinned.is_none_or(fits)
@@ -270,7 +270,7 @@ impl FileSnapshot {
         })
     }
 
-    /// The file again; nobody has it open yet. `chunk` gives the pieces that were written down.
+    /// The file again; it is not open yet. `chunk` gives the chunks that were written down.
     pub(in crate::fs) fn restore(self, ino: u64, chunk: &mut dyn FnMut(Key) -> Option<SecretBytes>) -> File {
         let mut journaled = JournalState { registered: true, ..JournalState::default() };
         let buffer = self.buffer.map(|record| {
@@ -336,7 +336,7 @@ fn object(name: &ObjectName, stored: &Stored, bytes: SecretBytes) -> Object {
     }
 }
 
-/// Bytes from their pieces.
+/// Bytes from their chunks.
 pub(in crate::fs) fn join(count: u32, mut chunk: impl FnMut(u32) -> Option<SecretBytes>) -> SecretBytes {
     let mut bytes = SecretBytes::default();
     for at in 0..count {

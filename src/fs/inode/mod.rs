@@ -7,7 +7,7 @@
 //!    treats a removed directory as dead while it holds it, so a new one of that name is another
 //!    inode.
 //! 3. A lookup count is raised before the reply with the inode is sent, and lowered by FORGET. An
-//!    inode that nobody holds leaves the table, unless it has bytes that the vault lacks.
+//!    inode without holders leaves the table, unless it has bytes that the vault lacks.
 //!
 //! Lock order: `Table` before a file's `state`. While either is held nothing else is awaited or
 //! locked but the journal, to which a [`TableGuard`] writes the changes when it is dropped.
@@ -54,7 +54,8 @@ struct Slot {
     lookups: u64,
 }
 
-/// An object whose name shows nothing, or another file, while its file has a provisional name.
+/// An object that is hidden, or replaced by another file under its name, while its file has a
+/// provisional name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct DeferredDelete {
     /// The object.
@@ -87,11 +88,11 @@ pub struct Table {
     made: Tracked<BTreeSet<DirPrefix>>,
     /// Objects moved away from their names, which may come back (`provisional`).
     pub(super) deferred_deletes: Tracked<HashMap<ObjectName, DeferredDelete>>,
-    /// Objects whose deletion failed (`failed_deletes`).
+    /// Objects with a failed deletion (`failed_deletes`).
     pub(super) failed_deletes: Tracked<HashMap<ObjectName, FailedDeleteRecord>>,
     /// Names shown as files although other names begin with them: first seen as files.
     kind_pins: Tracked<HashSet<ObjectName>>,
-    /// Former directories whose place is free, or taken by a file.
+    /// Former directories: their place is free, or taken by a file.
     vacated: Tracked<HashSet<DirPrefix>>,
     /// Modes, owners and times set here, kept for the life of the mount.
     local: Tracked<HashMap<ObjectName, LocalAttr>>,
@@ -237,7 +238,7 @@ impl Table {
         }
     }
 
-    /// Removes all inodes that nobody holds.
+    /// Removes all inodes without holders.
     pub(super) fn drop_all_unheld(&mut self) {
         let all: Vec<u64> = self.slots.keys().copied().collect();
         all.into_iter().for_each(|ino| self.drop_unheld(ino));
@@ -304,8 +305,8 @@ impl Table {
         if let Some(local) = self.dir_local.remove(old) {
             self.dir_local.insert(new.clone(), local);
         }
-        if let Some(touched) = self.dir_mtimes.remove(old) {
-            self.dir_mtimes.insert(new, touched);
+        if let Some(mtime) = self.dir_mtimes.remove(old) {
+            self.dir_mtimes.insert(new, mtime);
         }
         let ino = dir.ino;
         if let Some(slot) = self.slots.get_mut(&ino) {

@@ -20,7 +20,7 @@ impl Table {
 
     /// A file was made in `under` or moved there.
     pub fn file_made(&mut self, under: &DirPrefix, name: &ObjectName) {
-        // As `.self` it is in the directory of its name, and takes nobody's place.
+        // As `.self` it is in the directory of its name, and displaces no other entry.
         if under.self_name().as_ref() != Some(name)
             && let Some(dir) = DirPrefix::new(&format!("{}/", name.as_str()))
         {
@@ -115,7 +115,7 @@ impl Table {
         self.dir_local.get(kind)
     }
 
-    /// What is made in a directory belongs to whom the directory was given, if it was.
+    /// What is made in a directory gets the owner that was set on the directory, if any.
     pub fn give(&self, made: &mut LocalAttr, under: &DirPrefix) {
         if let Some(dir) = self.dir_local_of(&DirKind::Tree(under.clone())) {
             made.uid = made.uid.or(dir.uid);
@@ -124,7 +124,7 @@ impl Table {
     }
 
     /// When the set of names in a directory last changed.
-    pub fn touched(&self, kind: &DirKind) -> Option<SystemTime> {
+    pub fn dir_mtime(&self, kind: &DirKind) -> Option<SystemTime> {
         self.dir_mtimes.get(kind).map(|(at, _)| *at)
     }
 

@@ -13,7 +13,7 @@ use crate::vault::{Object, ObjectId, ObjectName, VersionInfo};
 /// What a directory shows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DirKind {
-    /// The objects whose names begin with the prefix.
+    /// The objects with names that begin with the prefix.
     Tree(DirPrefix),
     /// `/.versions` and below: the same names, each a directory of its versions.
     Histories(DirPrefix),

@@ -1,11 +1,11 @@
 //! Inode numbers: the same in every mount of a vault, and below 2^32.
 //!
-//! Programs for 32 bits cannot get greater ones (EOVERFLOW), and backup programs read every file
-//! again whose number has changed. So a number is not counted up: it is the first *free* one of
+//! Programs for 32 bits cannot get greater ones (EOVERFLOW), and backup programs read a file again
+//! when its number has changed. So a number is not counted up: it is the first *free* one of
 //! h(vault, what it is, k) for k = 0, 1, 2 …, where h is 32 bits of a SHA-256. It is free when
-//! neither the kernel nor anybody in this process has an inode of it. What takes a name while the
-//! inode before it is still held (a rotation, a directory made anew) therefore has the next number,
-//! and the first one again in the next mount.
+//! neither the kernel nor this process holds an inode with it. What takes a name while the inode
+//! before it is still held (a rotation, a directory made anew) therefore has the next number, and
+//! the first one again in the next mount.
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -58,7 +58,7 @@ pub(super) struct Numbers {
     pub salt: u64,
     /// The kernel holds these, and nothing is known of them.
     unknown: HashSet<u64>,
-    /// Inodes that left the table while somebody in this process was at them.
+    /// Inodes that left the table while this process still used them.
     leaving: Vec<(u64, Weak<dyn Any + Send + Sync>)>,
 }
 

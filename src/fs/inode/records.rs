@@ -84,7 +84,7 @@ impl Table {
         self.dir_mtimes.write_down(&journal, Key::DirMtime);
     }
 
-    /// Nobody knows any more what else the kernel holds: from now on other numbers are given out
+    /// It is no longer known what else the kernel holds: from now on other numbers are given out
     /// than before.
     pub(in crate::fs) fn give_other_numbers(&mut self) {
         self.numbers.salt = self.numbers.salt.wrapping_add(u64::from(std::process::id())) % (1 << 40) + 1;

@@ -1,6 +1,6 @@
-//! Whose writes they are: a close stores what was written through its own handle, and not what
-//! another program is in the middle of writing (a file that is cut and rewritten under a lock,
-//! while others open and close it).
+//! Attribution of writes to handles: a close stores what was written through its own handle, not
+//! what another program is still writing (a file that is cut and rewritten under a lock, while
+//! others open and close it).
 //!
 //! 1. A close of a handle that wrote since the last commit stores, and with it all that the buffer
 //!    holds.
@@ -9,14 +9,13 @@
 //! 3. Where no writer has the file open any more (a save that failed), any close stores.
 //! 4. The kernel sends the pages of a mapping with the handle of any mapping of the file: they
 //!    count for all handles.
-//! 5. Who cuts the file to nothing takes what others wrote with it: they have nothing to store any
-//!    more.
+//! 5. Truncation to zero drops what other handles wrote: they have nothing left to store.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Who changed the bytes.
+/// What changed the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteOrigin {
     /// The user of this handle.
@@ -24,18 +23,19 @@ pub enum WriteOrigin {
     /// A program that has the file mapped.
     Mapping,
     /// No program that has the file open.
-    Nobody,
-    /// Who opens the file, creating or cutting it: that alone is stored at the last close.
+    Unattributed,
+    /// The open itself, which created or truncated the file: that alone is stored at the last
+    /// close.
     Opening,
 }
 
-/// Who has written what the vault has not, as numbers of handles and of the buffer's generations.
-/// Only open handles are in it.
+/// The writers of bytes that the vault lacks, as numbers of handles and of the buffer's
+/// generations. Only open handles are in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writers {
     /// The last write through each handle.
     by_handle: BTreeMap<u64, u64>,
-    /// The last write of which nobody can say whose it is.
+    /// The last write that cannot be attributed to a handle.
     by_mapping: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl Writers {
         match origin {
             WriteOrigin::Handle(fh) => drop(self.by_handle.insert(fh, generation)),
             WriteOrigin::Mapping => self.by_mapping = Some(generation),
-            WriteOrigin::Nobody | WriteOrigin::Opening => {}
+            WriteOrigin::Unattributed | WriteOrigin::Opening => {}
         }
     }
 
@@ -90,11 +90,11 @@ mod tests {
         writers.stored(1);
         assert!(!writers.commits_on_close(1) && writers.commits_on_close(2));
         writers.note(WriteOrigin::Mapping, 3);
-        assert!(writers.commits_on_close(1) && writers.commits_on_close(3), "whoever has the file mapped");
+        assert!(writers.commits_on_close(1) && writers.commits_on_close(3), "any handle may have it mapped");
         writers.stored(3);
         assert_eq!(writers, Writers::default());
         writers.note(WriteOrigin::Handle(1), 4);
         writers.retain(|fh| fh != 1);
-        assert!(writers.commits_on_close(3), "nobody else will");
+        assert!(writers.commits_on_close(3), "no other handle will");
     }
 }

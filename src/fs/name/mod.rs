@@ -183,7 +183,7 @@ pub fn split_beside(name: &str, under: &DirPrefix) -> Option<(String, Rest)> {
     entry(name, under, name.len())
 }
 
-/// The entry in `under` for `name`, whose component there ends at `end`.
+/// The entry in `under` for `name`; its component there ends at `end`.
 fn entry(name: &str, under: &DirPrefix, end: usize) -> Option<(String, Rest)> {
     let component = name.get(under.start..end)?;
     let chunk = spelling::chunk(component, under.so_far().len(), under.is_root())?;

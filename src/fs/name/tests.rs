@@ -339,7 +339,7 @@ proptest! {
     }
 }
 
-/// Names that a vault lists, as paths and back; and paths that nobody made.
+/// Names that a vault lists, as paths and back; and paths that are not made from names.
 #[test]
 #[ignore = "ten minutes of made-up names: run by scripts/test --all"]
 fn names_for_ten_minutes() {

@@ -135,13 +135,13 @@ impl FileSystem {
         match node {
             Node::Dir(dir) => {
                 let table = self.table();
-                let touched = table.touched(&dir.kind).unwrap_or(self.started);
+                let changed = table.dir_mtime(&dir.kind).unwrap_or(self.started);
                 let (perm, local) = match &dir.kind {
                     DirKind::Tree(_) => {
                         let local = table.dir_local_of(&dir.kind).cloned().unwrap_or_default();
                         let nlink = u32::from(!table.is_removed(dir));
                         drop(table);
-                        return Attr { nlink, ..self.tree_dir_attr(dir.ino, touched, &local) };
+                        return Attr { nlink, ..self.tree_dir_attr(dir.ino, changed, &local) };
                     }
                     DirKind::Histories(prefix) => {
                         let local = table.dir_local_of(&DirKind::Tree(prefix.clone()));
@@ -154,7 +154,7 @@ impl FileSystem {
                     }
                     DirKind::Control => (self.options.dir_mode & 0o500, None),
                 };
-                owned(self.plain(dir.ino, FileKind::Directory, 0, perm, touched), local)
+                owned(self.plain(dir.ino, FileKind::Directory, 0, perm, changed), local)
             }
             Node::File(file) => self.file_attr(file),
             Node::Version(version) => {
@@ -196,14 +196,14 @@ impl FileSystem {
     }
 
     /// A directory's time of change is what utimens set, until its names change.
-    fn tree_dir_attr(&self, ino: u64, touched: SystemTime, local: &LocalAttr) -> Attr {
+    fn tree_dir_attr(&self, ino: u64, changed: SystemTime, local: &LocalAttr) -> Attr {
         let perm = local.mode.unwrap_or(self.options.dir_mode);
         let perm = if self.options.read_only { perm & 0o555 } else { perm };
-        let set = local.mtime.as_ref().filter(|_| local.ctime.is_some_and(|set| set >= touched));
-        let mtime = set.map_or(touched, |(at, _)| *at);
+        let set = local.mtime.as_ref().filter(|_| local.ctime.is_some_and(|set| set >= changed));
+        let mtime = set.map_or(changed, |(at, _)| *at);
         let mut attr = owned(self.plain(ino, FileKind::Directory, 0, perm, mtime), Some(local));
         attr.atime = local.atime.unwrap_or(attr.mtime);
-        attr.ctime = local.ctime.map_or(touched, |c| c.max(touched));
+        attr.ctime = local.ctime.map_or(changed, |c| c.max(changed));
         attr
     }
 
@@ -268,8 +268,8 @@ impl FileSystem {
                 local.ctime = Some(now);
                 Ok(())
             }
-            // An engine that gives an empty volume away (podman's `:U`) changes the owner of all
-            // that it lists. The controls stay whose they are.
+            // An engine that hands over an empty volume (podman's `:U`) changes the owner of all
+            // that it lists. The control files keep their owner.
             Node::Control(..) if self.options.never_empty && set.mode.is_none() => Ok(()),
             Node::Dir(dir)
                 if matches!(dir.kind, DirKind::Control) && self.options.never_empty && set.mode.is_none() =>

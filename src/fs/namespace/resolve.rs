@@ -28,7 +28,7 @@ use crate::vault::{Call, Error, ErrorKind, ObjectName};
 pub(in crate::fs) enum Place {
     /// A directory.
     Dir(DirPrefix),
-    /// A file with an inode, whose bytes may not be in the vault.
+    /// A file with an inode; its bytes may not be in the vault.
     Local(Arc<File>),
     /// An object.
     Object(Found),
@@ -87,7 +87,8 @@ impl FileSystem {
 
     /// For how long the kernel may take it for true that a lookup found nothing: as long as the
     /// vault's answer is fresh. Nothing but a look in here brings such a name about: what is made
-    /// here is made through the kernel, and what shows by itself again (`inval_name`) is told.
+    /// here is made through the kernel, and what reappears without a request is announced
+    /// (`inval_name`).
     pub fn absent_for(&self, parent: u64, component: &OsStr) -> Duration {
         let Ok(dir) = self.directory(parent) else { return Duration::ZERO };
         let DirKind::Tree(under) = &dir.kind else { return Duration::ZERO };
@@ -229,7 +230,7 @@ impl FileSystem {
                 "lookup",
                 &text,
                 Errno::EACCES,
-                "there is no such object, and the key may not list names, which would tell whether it is a directory: give \
+                "there is no such object, and the key may not list names, which would show whether it is a directory: give \
                  mount a name below it with --name NAME",
             )),
         }

@@ -54,8 +54,8 @@ impl FileSystem {
         }
         let reports_result = is_its_own || cause == Cause::Fsync;
         let cause = match (cause, conflict) {
-            // A close without writes retries another handle's failed commit, whose result it does
-            // not report.
+            // A close without writes retries another handle's failed commit, and does not report
+            // its result.
             (Cause::Close, Some(_)) if !is_its_own => Cause::Retry,
             // A conflict about another handle's bytes is reported, not decided.
             (Cause::Fsync, Some(true)) if !is_its_own => return Step::Ready(Err(Errno::ESTALE)),

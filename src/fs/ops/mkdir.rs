@@ -218,7 +218,7 @@ impl FileSystem {
                     || !fs.names_in(&dir).is_empty()
             };
             // What was made here and is not listed any more is asked for once more before its
-            // absence is believed.
+            // absence is accepted.
             if is_full() {
                 fs.cache.ask_again().await;
             }
@@ -270,8 +270,8 @@ fn add(
     }
 }
 
-/// The first text after everything that begins with the prefix of `dir`; `None` for a continuation,
-/// whose prefix other entries may share.
+/// The first text after everything that begins with the prefix of `dir`; `None` for a continuation:
+/// other entries may share its prefix.
 fn after(dir: &DirPrefix) -> Option<String> {
     if dir.is_continuation() {
         return None;

@@ -161,7 +161,7 @@ impl FileSystem {
             let mut state = source.state();
             state.store_made();
             let written = state.buffer.as_ref().is_some_and(|buffer| buffer.written);
-            // Nobody is writing it: its last close may be on its way.
+            // No handle writes to it: its last close may be in flight.
             state.is_dirty() && !state.has_failed() && (state.writers.is_empty() || !written)
         };
         if closes {
@@ -193,7 +193,7 @@ impl FileSystem {
         *table.local(name) = state.local.clone();
         let buffer = state.buffer(&[], self.clock.wall());
         buffer.write_at(0, bytes.expose());
-        buffer.changed(WriteOrigin::Nobody, self.clock.wall());
+        buffer.changed(WriteOrigin::Unattributed, self.clock.wall());
         drop(state);
         drop(table);
         Ok(copy)

@@ -40,7 +40,7 @@ pub(in crate::fs) enum Held {
 /// The writing side of a handle.
 #[derive(Debug)]
 pub(in crate::fs) struct Writer {
-    /// Who opened it.
+    /// The process that opened it.
     pub opener: Opener,
     /// A write through this handle was refused: what its user meant is not in the buffer. Nothing
     /// is stored at its close, which says so, until the user cuts the file. 0, or the errno.
@@ -325,7 +325,7 @@ impl FileSystem {
     }
 
     /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one
-    /// step: the RELEASE of another handle comes at any time, and lets go of bytes that nobody has
+    /// step: the RELEASE of another handle comes at any time, and frees bytes that no handle has
     /// open.
     pub(super) fn open_now(&self, file: &Arc<File>, writes: bool, caller: Caller) -> Option<Opened> {
         let mut state = file.state();
@@ -336,7 +336,7 @@ impl FileSystem {
             state.pinned = Some(self.bytes_in_memory(stored)?);
         }
         if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
-            // Who opens the file now has seen that the name is taken, and means to change what it
+            // This open comes after the name was seen to be taken: it means to change what it
             // shows.
             state.exclusive = false;
             state.failure = None;

@@ -51,7 +51,7 @@ struct ScanTracker {
 #[derive(Debug, Default)]
 pub struct ScanTrackers(HashMap<u64, ScanTracker>);
 
-/// Walks that are remembered; the others begin anew.
+/// Scans that are remembered; the others begin again.
 const MAX_SCANS: usize = 64;
 
 impl FileSystem {
@@ -98,8 +98,8 @@ impl FileSystem {
         }));
     }
 
-    /// The objects behind `here` in the listing whose values are to be fetched, and the position of
-    /// the last; `None` while there are enough on this side of `fetched`.
+    /// The objects to fetch behind `here` in the listing, and the position of the last; `None`
+    /// while there are enough on this side of `fetched`.
     fn names_to_prefetch(
         &self,
         listing: &Listing,

@@ -309,9 +309,9 @@ impl FileSystem {
         listings.put(dir.ino, listing.clone(), self.clock.now());
         self.watch_listings(&mut listings);
         drop(listings);
-        let feed = self.cache.stream(under.as_str());
+        let stream = self.cache.stream(under.as_str());
         let (fs, dir, under, grown) = (self.clone(), dir.clone(), under.clone(), listing.clone());
-        self.runtime.spawn(async move { fs.grow(&dir, &under, &grown, feed).await });
+        self.runtime.spawn(async move { fs.grow(&dir, &under, &grown, stream).await });
         listing
     }
 
@@ -320,18 +320,18 @@ impl FileSystem {
         dir: &Dir,
         under: &DirPrefix,
         listing: &Arc<Listing>,
-        mut feed: NameStream,
+        mut stream: NameStream,
     ) {
         let mut positions = HashMap::from([(".".to_owned(), 0), ("..".to_owned(), 1)]);
         // With stale names at hand the wait for a hanging vault is short.
         let patience = self.cache.patience_with_listing().unwrap_or(Duration::MAX);
         let ended = loop {
-            match tokio::time::timeout(patience, feed.names()).await {
+            match tokio::time::timeout(patience, stream.names()).await {
                 Ok(Some(names)) => {
                     let found = self.entries_of(dir, under, &names, listing, &positions);
                     listing.grow(found, &mut positions);
                 }
-                Ok(None) => break feed.ended().await,
+                Ok(None) => break stream.ended().await,
                 Err(_) => {
                     let hangs = "the vault does not go on listing its names";
                     break Err(Error::new(ErrorKind::Deadline, hangs));
@@ -347,7 +347,7 @@ impl FileSystem {
                 if is_news {
                     self.failed("readdir", path(dir), &e);
                 } else {
-                    tracing::debug!(error = %e, "a listing has failed that nobody waits for any more");
+                    tracing::debug!(error = %e, "a listing failed that no request waits for");
                 }
             });
             return;

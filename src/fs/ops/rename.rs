@@ -135,33 +135,33 @@ impl FileSystem {
         let (old_name, own) = self.backing_objects(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
         let stores = goal.persistence == Persistence::Vault;
-        let claims = stores && self.is_free_to_claim(&goal.name);
-        let mut doomed = if stores { own } else { Vec::new() };
+        let reuses = stores && self.is_reusable(&goal.name);
+        let mut deletes = if stores { own } else { Vec::new() };
         if let Some(target) = &goal.target {
             // What is overwritten is gone, as after an unlink.
-            doomed.extend(self.table().deletes_with(target));
+            deletes.extend(self.table().deletes_with(target));
         }
-        doomed.retain(|(name, _)| *name != goal.name);
-        if !doomed.is_empty() && self.options.no_delete {
+        deletes.retain(|(name, _)| *name != goal.name);
+        if !deletes.is_empty() && self.options.no_delete {
             let why = "renaming deletes the old name, and the mount was made with --no-delete";
             return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
         }
-        goal.hides = goal.hides.filter(|_| doomed.iter().any(|(name, _)| *name == old_name));
-        doomed.retain(|(name, _)| goal.hides.is_none() || *name != old_name);
+        goal.hides = goal.hides.filter(|_| deletes.iter().any(|(name, _)| *name == old_name));
+        deletes.retain(|(name, _)| goal.hides.is_none() || *name != old_name);
         let over = goal.target.as_ref().map(|target| target.ino);
         self.record_intent(Intent::Rename { ino: source.ino, name: goal.name.clone(), over });
-        if claims {
+        if reuses {
             self.table().reuse(&goal.name);
         }
         let stored = match stores {
             true => match self.store_moved(source, &job, call).await {
                 Ok(saved) => Some(saved),
-                Err(e) => return self.not_moved((source, &old_name), (&goal.name, claims), &e, call).await,
+                Err(e) => return self.not_moved((source, &old_name), (&goal.name, reuses), &e, call).await,
             },
             false => None,
         };
         failpoint::point("rename stored");
-        for (name, id) in doomed {
+        for (name, id) in deletes {
             let deleted = self.delete_doomed(call, &old_name, &name, id).await;
             if deleted.is_err() && stored.is_some() {
                 self.both_are_there(&goal);
@@ -202,11 +202,11 @@ impl FileSystem {
     async fn not_moved(
         &self,
         (source, old_name): (&File, &ObjectName),
-        (name, claims): (&ObjectName, bool),
+        (name, reuses): (&ObjectName, bool),
         e: &Error,
         call: &Call,
     ) -> Result<()> {
-        if claims {
+        if reuses {
             self.table().cancel_reuse(name);
         }
         let old = source.state().stored.as_ref().map(|stored| stored.id.clone());
@@ -222,9 +222,9 @@ impl FileSystem {
         Err(self.failed("rename", name.as_str(), e))
     }
 
-    /// Whether an object is hidden under that name that a move may claim; it may have done so
+    /// Whether an object is hidden under that name that a move may reuse; it may have done so
     /// before a crash.
-    fn is_free_to_claim(&self, name: &ObjectName) -> bool {
+    fn is_reusable(&self, name: &ObjectName) -> bool {
         let table = self.table();
         table.is_hidden(name) || (replay::resumed().is_some() && table.deferred_deletes.contains_key(name))
     }

@@ -78,14 +78,14 @@ impl FileSystem {
         // A commit that is out has to end first: it would make the object anew.
         let _lock = self.lock_commit(file, call, "unlink").await?;
         self.resolve_creation(file, call).await?;
-        let (name, doomed) = self.backing_objects(file);
+        let (name, deletes) = self.backing_objects(file);
         self.record_intent(Intent::Unlink { ino: file.ino });
         if !hides || !self.hide_unlinked(file) {
-            if self.options.no_delete && !doomed.is_empty() {
+            if self.options.no_delete && !deletes.is_empty() {
                 let why = "the mount was made with --no-delete";
                 return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
             }
-            for (object, id) in doomed {
+            for (object, id) in deletes {
                 self.delete_doomed(call, &name, &object, id).await?;
             }
         }
@@ -135,7 +135,7 @@ impl FileSystem {
                     self.cache.deleted(name);
                     return Ok(());
                 }
-                // Deleted before a crash; what has the name now is somebody else's.
+                // Deleted before a crash; the name now has an object made elsewhere.
                 Err(e) if e.kind == ErrorKind::NotFound && again => {
                     self.cache.deleted_object(name, &id);
                     return Ok(());
@@ -155,7 +155,7 @@ impl FileSystem {
             }
         }
         let why = if maybe_applied {
-            "no answer told whether it was deleted"
+            "no answer shows whether it was deleted"
         } else {
             "it is replaced elsewhere all the time"
         };

@@ -58,7 +58,7 @@ impl FileSystem {
     }
 
     /// SETATTR: local attributes at once; a new size in the buffer, stored before the answer if no
-    /// writer has the file open, who would store it otherwise.
+    /// writer has the file open; otherwise its close stores it.
     pub fn setattr(
         self: &Arc<Self>,
         ino: u64,
@@ -77,7 +77,7 @@ impl FileSystem {
             (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR).into(),
             (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM).into(),
         };
-        // The kernel sends the time of truncate(2) with it, which is nobody's utimens.
+        // The kernel sends the time of truncate(2) with it, which is no utimens call.
         let set = SetAttr { mtime: None, ..set };
         // An unacknowledged handle is open again when it is used.
         let handle = fh.and_then(|fh| self.handle(fh).ok());
@@ -88,7 +88,7 @@ impl FileSystem {
         let (origin, commits) = {
             let state = file.state();
             let commits = state.writers.is_empty();
-            let otherwise = if commits { WriteOrigin::Nobody } else { WriteOrigin::Opening };
+            let otherwise = if commits { WriteOrigin::Unattributed } else { WriteOrigin::Opening };
             (fh.map_or(otherwise, |fh| state.write_origin(fh)), commits)
         };
         if commits
@@ -159,8 +159,7 @@ impl FileSystem {
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
         buffer.resize(size as usize);
         if size == 0 {
-            // What was written until now has nobody to store it any more, be it left from an
-            // earlier save.
+            // No close stores what was written before, even if it is left from an earlier save.
             buffer.cut_off();
         }
         buffer.changed(origin, now);

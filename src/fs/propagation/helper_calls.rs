@@ -213,7 +213,7 @@ impl Register {
             pid: self.pid.load(Ordering::Relaxed),
             state: match &state.standing {
                 Standing::Absent => "there is none".to_owned(),
-                Standing::New => "not heard of yet".to_owned(),
+                Standing::New => "no handshake yet".to_owned(),
                 Standing::Works => "works".to_owned(),
                 Standing::Useless(why) => why.clone(),
             },
@@ -387,10 +387,10 @@ impl FileSystem {
         if !helper {
             return Some(Ok(None));
         }
-        let greets = |e: &Expected| {
+        let is_handshake = |e: &Expected| {
             matches!(e.op, HelperOp::Handshake) && e.parent == parent && name == e.name.as_str()
         };
-        if self.helper.take(greets).is_some() {
+        if self.helper.take(is_handshake).is_some() {
             return Some(Ok(None));
         }
         let Some(expected) = self.helper.expected() else { return Some(Err(Errno::EPERM)) };

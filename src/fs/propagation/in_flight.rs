@@ -1,7 +1,7 @@
-//! Requests that are out at the vault, by the directory whose lock the kernel holds meanwhile.
+//! Requests in flight at the vault, by the directory that the kernel keeps locked meanwhile.
 //!
-//! In the kernel a rename waits for them and holds up what comes after it: whoever wants one
-//! ordered waits here first, where nobody is held up.
+//! In the kernel a rename waits for them and blocks what comes after it. A caller that is about to
+//! order a rename waits here first, where it blocks nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;

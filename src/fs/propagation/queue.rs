@@ -1,9 +1,9 @@
 //! Rotation: a change made elsewhere becomes a rename on our own mount.
 //!
 //! 1. What changed is queued by name, once; what a name is to show is found out when its turn
-//!    comes, so that of several versions in quick succession the newest wins.
+//!    comes, so that of several versions in a short time the newest wins.
 //! 2. A value in use (the kernel holds its inode) is fetched first, in the background. Of any other
-//!    only the name changes: what is shown until the next lookup has no size and is never believed.
+//!    only the name changes: what is shown until the next lookup has no size and is never trusted.
 //! 3. The new version gets an inode of its own under a hidden name, and the helper renames that
 //!    over the old one. Creation is a rename to a name that was not there, deletion an unlink. The
 //!    old inode is `Replaced`.
@@ -45,7 +45,7 @@ use crate::vault::{Object, ObjectName};
 /// Values fetched at a time.
 const FETCHES: usize = 8;
 
-/// So many names that nobody uses get an event of their own in one go; of more, the kernel only
+/// Unused names up to this number get an event each in one pass; beyond it, the kernel only
 /// forgets.
 const EVENTS: usize = 1000;
 
@@ -137,8 +137,8 @@ impl FileSystem {
     /// Begins to follow what changes elsewhere, for as long as the runtime lives.
     pub fn follow_changes(self: &Arc<Self>) {
         self.cache.track_changes();
-        let (fs, heard, seen, idle) = (self.clone(), self.clone(), self.clone(), self.clone());
-        let wanted = move || heard.propagator.events.receiver_count() > 0;
+        let (fs, subscribed, seen, idle) = (self.clone(), self.clone(), self.clone(), self.clone());
+        let wanted = move || subscribed.propagator.events.receiver_count() > 0;
         let watched = move || seen.kernel.get().is_some_and(|kernel| kernel.is_watched());
         let on_tick = move || fs.ingest_changes();
         let on_idle = move || idle.take_back_pages();
@@ -152,8 +152,8 @@ impl FileSystem {
         });
     }
 
-    /// The changes made elsewhere, as they are seen from now on. While somebody listens the mount
-    /// is in use.
+    /// The changes made elsewhere, as they are seen from now on. While there is a subscriber the
+    /// mount is in use.
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.propagator.events.subscribe()
     }
@@ -182,7 +182,7 @@ impl FileSystem {
     fn ingest_changes(&self) {
         for change in self.cache.take_changes() {
             self.propagator.add(change.name.clone(), Why::Changed);
-            // Nobody may listen.
+            // There may be no subscriber.
             let _ = self.propagator.events.send(change);
         }
         if self.journal.is_enabled()
@@ -304,7 +304,7 @@ impl FileSystem {
             return Propagated::Done;
         }
         let outcome = self.execute(name, position, op.clone(), shown).await;
-        // What nobody was shown after all goes.
+        // What was not shown is dropped.
         match op {
             HelperOp::Rename { fresh: file, .. } | HelperOp::Unlink { file } | HelperOp::Touch { file } => {
                 self.table().drop_unheld(file.ino);
@@ -381,7 +381,7 @@ impl FileSystem {
         };
         let deletes = matches!(op, HelperOp::Unlink { .. });
         let is_same = matches!(&op, HelperOp::Rename { fresh, over, .. } if *over == Some(fresh.ino));
-        let touched = if let HelperOp::Touch { file } = &op { Some(file.clone()) } else { None };
+        let file = if let HelperOp::Touch { file } = &op { Some(file.clone()) } else { None };
         let way = position.way.clone();
         let expected = Expected { way: position.way, parent: position.parent, name: position.text, op };
         match self.helper.order(&**kernel, expected, &call).await {
@@ -394,8 +394,8 @@ impl FileSystem {
                 if deletes {
                     self.forget_emptied(&**kernel, &way);
                 }
-                if let Some(touched) = touched {
-                    touched.state().pending_notify = None;
+                if let Some(file) = file {
+                    file.state().pending_notify = None;
                 }
                 Propagated::Done
             }

@@ -26,7 +26,7 @@ use crate::vault::cache::Peek;
 struct Repoint {
     /// Counts how often the name has moved.
     number: u64,
-    /// Threads whose open was sent to look the name up, and that have opened nothing since.
+    /// Threads that were sent to look the name up by an open, and have opened nothing since.
     sent: HashSet<u32>,
 }
 
@@ -115,7 +115,7 @@ impl FileSystem {
         }
     }
 
-    /// Whether a save brings back a name that shows nothing: somebody writes to a file that was
+    /// Whether a save brings back a name that shows nothing: a program writes to a file that was
     /// replaced.
     pub(in crate::fs) fn may_come_back(&self, file: Option<&ObjectName>, dir: Option<&DirPrefix>) -> bool {
         self.handles().values().filter_map(|handle| handle.written_file()).any(|open| {

@@ -1,13 +1,13 @@
-//! Revocation: the vault refuses what it gave before, and nobody shall see it any more.
+//! Revocation: the vault refuses what it gave before, and no program may see it any more.
 //!
 //! It overrides that an open handle keeps its version. Bytes that came from the vault leave the
 //! inodes, and the kernel is notified to forget its pages, entries and listings; the next read then
 //! asks the vault, by id and version, and gets EACCES, or the same bytes again once the key is
-//! taken again. What was written here and is not in the vault is nobody else's to take away:
-//! unsaved bytes, scratch and provisional files stay.
+//! taken again. Revocation does not cover what was written here and is not in the vault: unsaved
+//! bytes, scratch and provisional files stay.
 //!
 //! An idle mount would not observe it: it takes the kernel's pages and listings back by then, so
-//! that the next read comes here, and asks the vault before it is answered (`vault::cache::doze`).
+//! that the next read comes here, and asks the vault before it is answered (`vault::cache::idle`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,6 +1,6 @@
 //! `--audit`: one JSON line for each open, with the program and user. Never a value.
 //!
-//! 1. Nobody waits for the file: lines go through a bounded queue to a thread that writes them.
+//! 1. No request waits for the file: lines go through a bounded queue to a thread that writes them.
 //!    What does not fit into the queue, or cannot be written (a full disk), is dropped, counted,
 //!    and said by `status`.
 //! 2. The file belongs to a directory that is opened once, before the mount is there ([`Place`]).
@@ -68,7 +68,7 @@ impl Tally {
     fn failed(&self, error: &io::Error) {
         let before = self.set_error(Some(error.to_string()));
         if before.is_none() {
-            tracing::error!("the audit file cannot be written, who opens what is not written down: {error}");
+            tracing::error!("the audit file cannot be written, opens are not recorded: {error}");
         }
     }
 
@@ -119,8 +119,7 @@ impl Audit {
 
     /// Opens the file again under its name: it was moved away.
     pub fn reopen(&self) {
-        // A queue that is full has lines for the old file in it, whoever reads that: the next
-        // SIGHUP will do.
+        // A full queue still has lines for the old file: the next SIGHUP reopens it.
         if self.queue.try_send(Message::Reopen).is_err() {
             tracing::warn!("the audit file is not opened again: too many lines wait to be written");
         }
@@ -187,7 +186,7 @@ fn write_line(file: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result
 fn open_private(place: &Place) -> io::Result<File> {
     let file = place.append()?;
     let metadata = file.metadata()?;
-    // A log may be the null device, whose mode is everybody's.
+    // A log may be the null device, which is writable for all.
     if !metadata.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, Unfit::NotRegular.to_string()));
     }

@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_loop_has_few_lines_a_minute_and_hides_nobody_elses() {
         let log = Setup(Arc::default());
-        assert_eq!(log.lines(1, Errno::EBUSY, (0..1000).map(|n| n % 2)), 2, "the same is told once");
+        assert_eq!(log.lines(1, Errno::EBUSY, (0..1000).map(|n| n % 2)), 2, "the same is logged once");
         assert_eq!(log.lines(1, Errno::EBUSY, 0..1000), LINES - 2, "and of many the first");
         assert_eq!(log.0.counts()["EBUSY"], 2000, "all are counted");
         assert!(log.fails(1, "x", Errno::EIO) && log.fails(2, "x", Errno::EBUSY));

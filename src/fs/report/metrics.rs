@@ -1,8 +1,8 @@
 //! `/.vaultfs/metrics`: the status as Prometheus scrapes it, in its text format.
 //!
 //! Numbers only: no value, no key and no object's name, which would be a label without bound; of
-//! programs the greatest spenders have a label each, all others one. What grows for ever is a
-//! counter and ends in `_total`; times are in seconds, sizes in bytes. Made when it is read, from
+//! programs those with the most requests have a label each, all others one. What grows for ever is
+//! a counter and ends in `_total`; times are in seconds, sizes in bytes. Made when it is read, from
 //! the same state as `status.json`, so the two never disagree.
 
 use std::collections::BTreeMap;
@@ -117,8 +117,8 @@ fn of_files(text: &mut Text, status: &Status) {
         "Writes that the vault does not have, open files included.",
         status.unsaved.len(),
     );
-    text.gauge("unsaved_failed_writes", "Those of them whose save failed.", failed);
-    text.gauge("unsaved_conflicts", "Those of them that somebody has to decide about.", conflicts);
+    text.gauge("unsaved_failed_writes", "Those of them with a failed save.", failed);
+    text.gauge("unsaved_conflicts", "Those of them that need a decision.", conflicts);
     text.gauge(
         "unsaved_bytes",
         "Bytes of writes that the vault does not have.",
@@ -139,11 +139,11 @@ fn of_failures(text: &mut Text, status: &Status, failures: &BTreeMap<String, u64
     }
 }
 
-/// The requests of the greatest spenders, and of all others: so their sum is that of all.
+/// The requests of the programs with the most, and of all others: so their sum is that of all.
 fn spent_by(vault: &Vault) -> Vec<(String, String)> {
     const OTHERS: &str = "(others)";
     if vault.spent_by.is_empty() {
-        // A vault in the same process does not ask on whose behalf.
+        // A vault in the same process does not count requests by origin.
         return Vec::new();
     }
     let named: Vec<_> = vault.spent_by.iter().filter(|spent| spent.program != OTHERS).collect();

@@ -30,7 +30,7 @@ pub struct Status {
     pub handles: usize,
     /// Bytes in scratch files, which are never stored.
     pub scratch_bytes: u64,
-    /// Files and directories whose owner was set here: that is forgotten at unmount.
+    /// Files and directories with an owner set here: that is forgotten at unmount.
     #[serde(default)]
     pub owners_set: usize,
     /// The file that openings are written to, if they are.
@@ -77,7 +77,7 @@ pub struct Vault {
     pub dialect: String,
     /// Requests sent, retries included.
     pub requests: u64,
-    /// On whose behalf, the greatest spenders first.
+    /// The requests by origin, the largest number first.
     #[serde(default)]
     pub spent_by: Vec<RequestCount>,
     /// Requests left in this window, where a limit is known.

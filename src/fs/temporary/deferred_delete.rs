@@ -136,7 +136,7 @@ impl FileSystem {
         }
     }
 
-    /// The names under `prefix` whose objects are hidden without a backup.
+    /// The names under `prefix` of objects that are hidden without a backup.
     pub(in crate::fs) fn unreplaced(&self, prefix: &str) -> Vec<ObjectName> {
         let table = self.table();
         let unlinked = table.deferred_deletes.iter().filter(|(_, hidden)| hidden.backup.is_none());

@@ -127,7 +127,7 @@ impl FileSystem {
         }
     }
 
-    /// Hides what showed again, for another try to delete it. Not while somebody changes it.
+    /// Hides what showed again, for another try to delete it. Not while a program changes it.
     fn hide_again(&self, name: &ObjectName) -> bool {
         let mut table = self.table();
         if table.deferred_deletes.contains_key(name) {

@@ -202,15 +202,15 @@ impl FileSystem {
     /// and the file's own name.
     pub(in crate::fs) fn backing_objects(&self, file: &File) -> (ObjectName, Vec<(ObjectName, ObjectId)>) {
         let table = self.table();
-        let mut doomed: Vec<_> = table.deletes_with(file).into_iter().collect();
+        let mut deletes: Vec<_> = table.deletes_with(file).into_iter().collect();
         let state = file.state();
         let name = state.name.clone();
         if let Some(stored) = &state.stored
             && !table.deferred_deletes.contains_key(&name)
         {
-            doomed.push((name.clone(), stored.id.clone()));
+            deletes.push((name.clone(), stored.id.clone()));
         }
-        (name, doomed)
+        (name, deletes)
     }
 
     /// Makes an object of the file once it has been left alone for long enough.
@@ -280,7 +280,7 @@ impl FileSystem {
                 state.stored = table.reuse(&state.name);
             }
             if let Some(buffer) = &mut state.buffer {
-                buffer.changed(WriteOrigin::Nobody, buffer.changed_at);
+                buffer.changed(WriteOrigin::Unattributed, buffer.changed_at);
             }
             self.account_room(&mut state);
         }
@@ -292,8 +292,8 @@ impl FileSystem {
     /// The bytes of a hidden object are stored under another name: the object is deleted, as after
     /// any rename.
     pub(in crate::fs) async fn finish_move(self: &Arc<Self>, file: &File, call: &Call) {
-        let doomed = self.table().deletes_with(file);
-        if let Some((name, id)) = doomed {
+        let deletes = self.table().deletes_with(file);
+        if let Some((name, id)) = deletes {
             if self.options.no_delete {
                 tracing::warn!(name = name.as_str(), "moved, but the old name stays: --no-delete");
             } else if let Err(e) = self.delete_hidden(call, &name, &id).await
@@ -367,7 +367,7 @@ impl FileSystem {
                 }
             }
         }
-        Err(Error::new(ErrorKind::Server, "no answer told whether it was deleted"))
+        Err(Error::new(ErrorKind::Server, "no answer shows whether it was deleted"))
     }
 
     /// Deletes the object if this is its current version. Where the dialect cannot check that, it

@@ -75,7 +75,7 @@ impl FileSystem {
         self.scratch_bytes.lock()
     }
 
-    /// Makes room for a file that is held back to have `size` bytes; ENOSPC beyond the bound.
+    /// Reserves quota for a file that is held back to have `size` bytes; ENOSPC beyond the bound.
     /// Others need none.
     pub(in crate::fs) fn reserve_room(&self, state: &mut FileState, size: u64) -> Result<()> {
         if !state.is_only_here() {

@@ -34,8 +34,8 @@ use crate::vault::{
 const ROUNDS: usize = 16;
 /// Failed attempts before the failure is reported to the waiting program.
 const FAILING: usize = 4;
-/// After so many that somebody else forestalled an update goes over whatever came since: checked,
-/// it could wait to its deadline for a moment in which nobody else writes.
+/// After this many attempts that another writer forestalled, an update overwrites what came since:
+/// checked, it could wait until its deadline for a moment without another writer.
 const CHECKED: usize = 4;
 
 /// What made a commit necessary, for the log.
@@ -92,7 +92,7 @@ pub(in crate::fs) struct Job {
     pub insists: bool,
     /// An attempt to store these bytes that may have been made.
     pub sent: Option<Sent>,
-    /// A program waits for it: nobody has looked at the file since it was closed.
+    /// A program waits for it: the file has not been looked at since it was closed.
     pub waited_for: bool,
     /// What the vault may know each attempt by.
     pub idempotency_key: Option<IdempotencyKey>,
@@ -159,7 +159,8 @@ fn is_refused(attempt: Option<&After>, next: &Next) -> bool {
 }
 
 impl FileSystem {
-    /// Stores what the file's buffer holds now. Ends well if the vault has it, whoever stored it.
+    /// Stores what the file's buffer holds now. Succeeds if the vault has it, even if stored by
+    /// another client.
     pub(in crate::fs) async fn commit(
         self: &Arc<Self>,
         file: &Arc<File>,
@@ -371,7 +372,8 @@ impl FileSystem {
             After::Just(id, version) => (id, Some(version)),
         };
         if job.guarded && !self.can_check() {
-            // The dialect cannot check: look just before, which leaves a moment for somebody else.
+            // The dialect cannot check: look just before, which leaves a short race with other
+            // writers.
             let now = vault.metadata(call, id).await?;
             if !job.is_based_on(&now) {
                 return Err(superseded());

@@ -56,8 +56,8 @@ impl FileSystem {
                 let failed = |failure: &Failure| failure.is_retried() && !failure.key_refused;
                 what.covers(file) && file.state().failure.as_ref().is_some_and(failed)
             };
-            let owes = files.iter().any(may_do_better) || self.has_pending_deletes();
-            if !owes || self.left(&call) <= FIRST_RETRY {
+            let may_progress = files.iter().any(may_do_better) || self.has_pending_deletes();
+            if !may_progress || self.left(&call) <= FIRST_RETRY {
                 return self.left_over();
             }
             tokio::time::sleep(FIRST_RETRY).await;

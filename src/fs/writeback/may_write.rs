@@ -1,6 +1,6 @@
 //! What is known to fail fails at open(2): shells ignore a close(2) that fails.
 //!
-//! 1. A vault that says what its keys may do (`vaultfs serve`) is believed: with a key that may not
+//! 1. A vault that says what its keys may do (`vaultfs serve`) is trusted: with a key that may not
 //!    write, nothing is opened for writing.
 //! 2. With any other vault a refused save shows that saves of its kind (new objects, new versions)
 //!    are refused, for that name and, unless one was accepted there, for its directory; for
@@ -19,7 +19,7 @@ use crate::fs::writeback::commit::Job;
 use crate::fs::writeback::outcome::After;
 use crate::vault::{Error, ErrorKind, ObjectName};
 
-/// For how long a refusal is believed.
+/// For how long a refusal is assumed to hold.
 const BELIEVED: Duration = Duration::from_secs(60);
 
 /// Names and directories of which something is remembered.
@@ -93,7 +93,7 @@ impl FileSystem {
         }
     }
 
-    /// Refuses an open for writing whose save is known to be refused.
+    /// Refuses an open for writing if its save is known to be refused.
     pub(in crate::fs) fn may_write(&self, name: &ObjectName, change: Change) -> Result<()> {
         let vault = self.cache.vault().status();
         let now = self.clock.now();

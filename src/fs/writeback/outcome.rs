@@ -3,11 +3,11 @@
 //!
 //! 1. Before an attempt is sent it is written down what it is sent after ([`Sent`]). The note goes
 //!    with the answer, or where the attempt surely changed nothing.
-//! 2. A later try of the same bytes looks among the versions since ([`Outcome`]): made is stored,
-//!    whoever saved after it; not made is sent; an unknown outcome is a conflict, never a second
-//!    update.
+//! 2. A later try of the same bytes looks among the versions since ([`Outcome`]): made counts as
+//!    stored, whatever was saved after it; not made is sent; an unknown outcome is a conflict,
+//!    never a second update.
 //! 3. Each attempt carries a key, the same for the same bytes: a vault that honours such keys makes
-//!    them once, however often and however late they come, and tells what it made, and of a
+//!    them once, however often and however late they come, and returns what it made, and for a
 //!    creation whether the object was deleted since. It is asked before its versions are. Any other
 //!    vault is asked in vain.
 //! 4. Where the vault checks versions each update names the one that it follows: just the next one
@@ -66,7 +66,7 @@ pub(in crate::fs) enum Outcome {
     NotMade(Option<Meta>),
     /// It made an object, which was deleted since, and the name is another's now.
     Deleted(Meta),
-    /// Nobody can say; what the name is now.
+    /// Unknown; what the name is now.
     Unknown(Option<Meta>),
 }
 
@@ -89,7 +89,7 @@ impl Saved {
 pub(in crate::fs) fn unknown() -> Error {
     Error::new(
         ErrorKind::VersionMismatch,
-        "no answer told whether this save was made, and the object was changed elsewhere since; the bytes are kept \
+        "no answer shows whether this save was made, and the object was changed elsewhere since; the bytes are kept \
          (vaultfs pending): compare before you store them again",
     )
 }
@@ -98,7 +98,7 @@ pub(in crate::fs) fn unknown() -> Error {
 pub(in crate::fs) fn deleted() -> Error {
     Error::new(
         ErrorKind::MadeAndDeleted,
-        "this save was made, and its object was deleted elsewhere before an answer was heard; the bytes are kept \
+        "this save was made, and its object was deleted elsewhere before an answer arrived; the bytes are kept \
          (vaultfs pending): store them again, or discard them",
     )
 }

@@ -11,7 +11,7 @@ use crate::fs::writeback::commit::Cause;
 use crate::vault::{Call, ObjectName};
 
 impl FileSystem {
-    /// Stores unsaved writes (all, or that of one name), also over a newer version: the person who
+    /// Stores unsaved writes (all, or that of one name), also over a newer version: the user who
     /// asks has seen the conflict. Deletes what should be gone. Returns what is unsaved afterwards.
     pub async fn retry_unsaved(self: &Arc<Self>, name: Option<&str>, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.clock.now() + patience);

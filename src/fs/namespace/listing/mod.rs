@@ -412,7 +412,7 @@ pub struct Handed {
 #[derive(Debug, Default)]
 pub struct Listings {
     recent: HashMap<u64, (Arc<Listing>, Instant)>,
-    /// Directories whose listings were dropped, and their journaled parts.
+    /// Directories with dropped listings, and their journaled parts.
     pub dropped: Vec<(u64, u32)>,
     /// What the kernel may have.
     pub handed: HashMap<u64, Handed>,
@@ -468,7 +468,7 @@ impl Listings {
         }
     }
 
-    /// The directories whose listings grow.
+    /// The directories with growing listings.
     pub fn growing(&self) -> Vec<u64> {
         let growing = self.recent.iter().filter(|(_, (listing, _))| listing.is_growing());
         growing.map(|(ino, _)| *ino).collect()

@@ -123,10 +123,10 @@ async fn a_listing_that_breaks_off_gives_what_it_has_and_then_the_error() {
 #[tokio::test(start_paused = true)]
 async fn one_failure_is_told_once_whoever_of_two_is_late_first() {
     let late = Listing::growing(entries(&[".", ".."]));
-    assert_eq!(late.wait_for(0, Duration::from_secs(1)).await, None, "the reader tells");
+    assert_eq!(late.wait_for(0, Duration::from_secs(1)).await, None, "the reader reports it");
     late.fail(Errno::ETIMEDOUT, |is_news| assert!(!is_news, "so the listing does not"));
     let failed = Listing::growing(entries(&[".", ".."]));
-    failed.fail(Errno::ETIMEDOUT, |is_news| assert!(is_news, "the listing tells"));
+    failed.fail(Errno::ETIMEDOUT, |is_news| assert!(is_news, "the listing reports it"));
     assert_eq!(
         failed.wait_for(0, Duration::ZERO).await,
         Some(Err(Errno::ETIMEDOUT)),
