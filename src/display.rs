@@ -2,10 +2,10 @@
 //!
 //! Names of objects, programs and mount points, errors of servers, and what other programs say may
 //! hold anything: an escape sequence that a terminal obeys, a newline that forges a line, a mark
-//! that reverses what follows, a character that nobody sees. Here they become visible, in the
-//! notation of Rust's strings: `\n`, `\u{1b}`, `\u{202e}`, `\xff` for a byte that is no UTF-8.
+//! that reverses what follows, an invisible character. Here they become visible, in the notation of
+//! Rust's strings: `\n`, `\u{1b}`, `\u{202e}`, `\xff` for a byte that is no UTF-8.
 //!
-//! 1. **The sinks escape, whoever forgets.** Whatever is written for people goes through [`line`]:
+//! 1. **The sinks escape, not the callers.** Whatever is written for people goes through [`line`]:
 //!    [`crate::sys::stdio`] on standard error, `cli::output` on standard output, `cli::log` and the
 //!    journal for each event. One call is one line: a newline in it is escaped like the rest. A
 //!    message of several lines is several calls.

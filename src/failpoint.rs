@@ -36,12 +36,12 @@ pub fn point(name: &str) {
 #[cfg(not(debug_assertions))]
 pub fn point(_name: &str) {}
 
-/// The same for the sake of somebody: a test names both.
+/// The same for one subject, which a test also names.
 #[cfg(debug_assertions)]
-pub fn point_of(name: &str, whose: impl FnOnce() -> String) {
-    point(&format!("{name} {}", whose()));
+pub fn point_of(name: &str, subject: impl FnOnce() -> String) {
+    point(&format!("{name} {}", subject()));
 }
 
-/// The same for the sake of somebody: a test names both.
+/// The same for one subject, which a test also names.
 #[cfg(not(debug_assertions))]
-pub fn point_of(_name: &str, _whose: impl FnOnce() -> String) {}
+pub fn point_of(_name: &str, _subject: impl FnOnce() -> String) {}

@@ -49,7 +49,7 @@ pub async fn build(
 ) -> Result<Stack, Failure> {
     let mut spec: ConnectSpec = serde_json::from_value(config.spec.clone()).map_err(anyhow::Error::from)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let TakeoverState { state, takeover, anew } = takeover_state;
+    let TakeoverState { state, takeover, fresh_mount } = takeover_state;
     spec.takes_over = takeover;
     let start = if takeover { Start::Lazy } else { config.start };
     let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), start).await?;
@@ -64,7 +64,7 @@ pub async fn build(
     let vault = connected.vault.clone();
     let which = serde_json::json!([spec.endpoint, spec.prefix]).to_string();
     let (page, options) = (connected.first_page, Options { vault: which, ..config.options.clone() });
-    let fs = FileSystem::restore(connected.vault, page, options, clock, state, anew);
+    let fs = FileSystem::restore(connected.vault, page, options, clock, state, fresh_mount);
     if !spec.lists {
         fs.listing_is_untried();
     }
@@ -169,7 +169,7 @@ impl Service for Mounted {
     fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         self.fs.attach_kernel(kernel);
         let job = self.on_change.lock().take();
-        // Subscribed before changes are followed: the first tick knows that somebody wants them.
+        // Subscribed before changes are followed: the first tick knows that they are wanted.
         let job = job.map(|(job, runtime)| (job, runtime, self.fs.subscribe()));
         self.fs.follow_changes();
         if let Some((job, runtime, changes)) = job {
@@ -241,7 +241,7 @@ impl Service for Mounted {
 
     async fn pause(&self, within: Duration) -> Box<dyn Any + Send> {
         let requests = self.requests.pause.begin(within).await;
-        // What nobody waits for, too.
+        // What no program waits for, too.
         Box::new((requests, self.fs.hold_stores(within).await))
     }
 

@@ -81,8 +81,8 @@ impl LogConfig {
             None => Target::File(default_file(mountpoint)?),
         };
         if let Target::File(path) = &target {
-            // Now, where somebody reads the message; and never on the mount itself, which could not
-            // be served while it waits for its own log.
+            // Now, where the message is read; and never on the mount itself, which could not be
+            // served while it waits for its own log.
             let failed = |e: io::Error| unusable(path, file.is_some(), &e);
             let place = Place::of(path).map_err(|e| failed(e.into()))?;
             if place.directory().map_err(failed)?.starts_with(mountpoint) {

@@ -1,5 +1,5 @@
 //! The command line: `commands` has one file a command, `args` the options they share, `docs` the
-//! man pages and completions. Builds the stack of layers ([`assembly`]); nobody imports it.
+//! man pages and completions. Builds the stack of layers ([`assembly`]); nothing imports it.
 
 pub mod args;
 pub mod assembly;

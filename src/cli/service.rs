@@ -4,8 +4,9 @@
 //! systemd (or the process that set `NOTIFY_SOCKET`) gets READY=1 once a file was really read
 //! through the mount, a STATUS= line when something changes, STOPPING=1 before the end, and, where
 //! it set a watchdog, WATCHDOG=1 as long as the mount answers: each time a child process reads a
-//! control file on it, which may hang without harm. A mount whose keeper cannot help it is thus
-//! restarted by the manager, and a vault that is away is not: control files never ask the vault.
+//! control file on it, which may hang without harm. A mount that its keeper cannot restore is thus
+//! restarted by the manager, and a vault that is unreachable is not a reason: control files never
+//! ask the vault.
 
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;

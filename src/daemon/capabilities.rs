@@ -5,10 +5,10 @@
 //!    it.
 //! 2. execve(2) gives a process of uid 0 its whole bounding set again. The keeper starts workers by
 //!    it, and a worker the `--on-change` command, which is the administrator's own and runs with
-//!    all that the mount command had. These two keep their bounding set, and nobody sets
+//!    all that the mount command had. These two keep their bounding set, and no process sets
 //!    `no_new_privs`, with which `sudo` in such a command would fail. A process that starts no
 //!    program loses what it drops from its bounding set, too.
-//! 3. Who is not root has only what somebody gave to it on purpose, and keeps it. So does root
+//! 3. A process that is not root has only what it was given on purpose, and keeps it. So does root
 //!    where `SECBIT_NOROOT` is set: there an exec gives nothing back.
 
 use nix::sys::statfs::{FsType, statfs};
@@ -33,7 +33,7 @@ pub enum Role {
     Keeper,
     /// Serves; `runs_commands` with `--on-change`.
     Worker {
-        /// It starts programs, and ends them, whoever they run as by then.
+        /// It starts programs, and ends them, even if they changed their user.
         runs_commands: bool,
     },
     /// Makes calls on the mount, of which it has its clone already.

@@ -1,12 +1,11 @@
 //! The worker's heartbeat: how the keeper sees that a worker lives and makes no progress.
 //!
-//! A worker that is stopped (SIGSTOP), or whose threads are in a deadlock, blocks every program
-//! that uses the mount, and no exit status shows it. So it counts a heartbeat each second in the
-//! memory that the keeper holds, and the keeper checks it each time it wakes. A worker without a
-//! heartbeat for [`TIMEOUT`] is killed; its successor answers the requests that it had read. False
-//! alarms are excluded:
+//! A worker that is stopped (SIGSTOP), or deadlocked, blocks every program that uses the mount, and
+//! no exit status shows it. So it counts a heartbeat each second in the memory that the keeper
+//! holds, and the keeper checks it each time it wakes. A worker without a heartbeat for [`TIMEOUT`]
+//! is killed; its successor answers the requests that it had read. False alarms are excluded:
 //!
-//! 1. A loaded machine. The heartbeat has a thread of its own that does nothing else, so that no
+//! 1. A busy machine. The heartbeat has a thread of its own that does nothing else, so that no
 //!    number of requests delays it; and a keeper that did not run counts only a moment of that time
 //!    ([`HeartbeatMonitor`]).
 //! 2. Sleep. The clock stops while the machine is suspended, and a frozen cgroup has the keeper in

@@ -116,8 +116,7 @@ impl From<Found> for LiveMount {
     }
 }
 
-/// Mounts of this user's whose keepers live, and which this mount namespace does not have (any
-/// more).
+/// Mounts of this user with a live keeper that are not (any more) in this mount namespace.
 pub fn detached() -> Vec<LiveMount> {
     let here = table().unwrap_or_default();
     let elsewhere = |dev: Dev| !here.iter().any(|entry| entry.dev == dev && entry.is_vaultfs());
@@ -125,7 +124,7 @@ pub fn detached() -> Vec<LiveMount> {
     found.filter(|found| found.keeper.is_some() && elsewhere(found.dev)).map(LiveMount::from).collect()
 }
 
-/// The worker of a mount whose keeper is gone, if it has not ended yet: it stores what is unsaved,
+/// The worker of a mount without a keeper, if it has not ended yet: it stores what is unsaved,
 /// unmounts and ends.
 pub fn orphan(entry: &Entry) -> Option<LiveMount> {
     let found = runtime_dir::find(trust::may_ask(entry)?, Some(entry.dev)).into_iter().rev();

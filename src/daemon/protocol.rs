@@ -93,7 +93,8 @@ pub enum ToWorker {
         /// A takeover: the state is of a previous worker, and the vault need not answer now.
         takeover: bool,
         /// The mount is a new one that knows nothing of the inodes and handles in the state.
-        anew: bool,
+        #[serde(rename = "anew")]
+        fresh_mount: bool,
     },
     /// Connect to the vault.
     Connect,

@@ -2,11 +2,12 @@
 //!
 //! `DIR/vaultfs` of `--runtime-dir DIR`; else the first of `/run/vaultfs` (root's),
 //! `$XDG_RUNTIME_DIR/vaultfs`, `/run/user/UID/vaultfs` and `/tmp/vaultfs-UID` that can be used. It
-//! is 0700 and is checked each time, and held open ([`trust::Directory`]), because anybody may make
-//! a directory in /tmp. Files are named by the mount's device number, and by the keeper: the kernel
-//! uses the number again as soon as a mount is gone, when its keeper may still be busy ending, and
-//! each keeper removes only what is its own. A record holds no secret; it may be stale after a
-//! crash, so a live keeper is one with the number *and* the start time that its record says.
+//! is 0700 and is checked each time, and held open ([`trust::Directory`]), because any user may
+//! make a directory in /tmp. Files are named by the mount's device number, and by the keeper: the
+//! kernel uses the number again as soon as a mount is gone, when its keeper may still be busy
+//! ending, and each keeper removes only what is its own. A record holds no secret; it may be stale
+//! after a crash, so a live keeper is one with the number *and* the start time that its record
+//! says.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

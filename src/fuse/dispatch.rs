@@ -16,7 +16,7 @@ use crate::vault::attribution;
 use crate::vault::attribution::Attribution;
 
 impl Adapter {
-    /// For whom the request is.
+    /// The process that sent the request.
     pub(super) fn attribution(&self, req: &Request) -> Attribution {
         Attribution::of(req.uid(), self.fs.is_guest(req.uid()))
     }

@@ -1,5 +1,5 @@
 //! The kernel's protocol: the adapter between fuser and [`crate::fs`], and how a worker gets a
-//! session for a connection whose INIT came long ago. Nothing in here mounts or starts a process.
+//! session for a connection after its INIT. Nothing in here mounts or starts a process.
 
 pub mod adapter;
 mod dispatch;

@@ -1,8 +1,8 @@
-//! How often the kernel asked for what: the price of each operation, for `vaultfs status`, tests
+//! The number of kernel requests by kind: the cost of each operation, for `vaultfs status`, tests
 //! and benchmarks.
 //!
-//! A warm operation is meant to cost no request, or one that somebody waits for: these counters are
-//! how that is seen. FORGET and RELEASE are counted, too, but nobody waits for them.
+//! A warm operation costs no request, or a single one that a program waits for: these counters show
+//! it. FORGET and RELEASE are counted, too, but no program waits for them.
 
 use std::ffi::OsStr;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
-//! Taking over a mount: how a worker gets a fuser session for a connection whose INIT came long
-//! ago.
+//! Takeover of a mount: how a worker gets a fuser session for a connection after its INIT.
 //!
 //! The kernel sends INIT once in a mount's life, and fuser insists on a handshake at the start. So
 //! each worker, the first like any other, shakes hands with a socket: the INIT request that the
@@ -27,8 +26,7 @@ pub fn shake_hands<F: Filesystem>(filesystem: F, init: &Init) -> io::Result<(Ses
     let mut ours = std::fs::File::from(ours);
     ours.write_all(init.as_bytes())?;
     let mut config = Config::default();
-    // The kernel lets nobody but the owner in without allow_other; fuser's own check would only
-    // repeat it.
+    // Without allow_other the kernel admits only the owner; fuser's own check would only repeat it.
     config.acl = SessionACL::All;
     config.n_threads = Some(THREADS);
     config.clone_fd = false;

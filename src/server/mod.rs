@@ -4,7 +4,7 @@
 //! ```text
 //! embedded, cli::serve     its host: a mount, or a process of its own
 //!   instance               one directory, one lock, sockets, draining
-//!     api                  HTTP: routes, gate, envelope, dialects
+//!     api                  HTTP: routes, auth, response, dialects
 //!       service            the vault's operations on text
 //!         seal, store      ciphertext in, ciphertext out; SQLite
 //! ```

@@ -80,7 +80,7 @@ impl Channel {
         let mut fds = Vec::new();
         for message in received.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = message {
-                // SAFETY: the kernel just made these descriptors for us, nobody else owns them.
+                // SAFETY: the kernel just made these descriptors for us, they have no other owner.
                 fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
         }
@@ -128,7 +128,7 @@ pub fn close_inherited() {
 pub fn take_standard(fd: RawFd) -> io::Result<OwnedFd> {
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     // SAFETY: descriptors 0-2 are open in every process that a mount command or a keeper starts;
-    // dup2 below replaces, it does not close what somebody owns.
+    // dup2 below replaces, it does not close what is owned elsewhere.
     let moved = unsafe {
         let moved = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3);
         if moved < 0 || libc::dup2(null.as_raw_fd(), fd) < 0 {

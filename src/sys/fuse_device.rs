@@ -31,7 +31,7 @@ const FLAG_INIT_EXT: u32 = 1 << 30;
 impl Init {
     /// Reads the first request of a new mount.
     pub fn read(device: &File) -> io::Result<Self> {
-        // The kernel queued it when the mount was made; one that somebody removed meanwhile answers
+        // The kernel queued it when the mount was made; one that was removed meanwhile answers
         // ENODEV.
         let mut ready = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(Duration::from_secs(5)).unwrap_or(PollTimeout::MAX);

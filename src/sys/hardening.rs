@@ -75,7 +75,7 @@ fn scrub(name: &str) -> Option<SecretString> {
         // below.
         unsafe { wipe(place) };
     }
-    // SAFETY: `process` runs before any other thread exists, so nobody reads the environment
+    // SAFETY: `process` runs before any other thread exists, so nothing reads the environment
     // meanwhile.
     unsafe { std::env::remove_var(name) };
     // A key is ASCII; what is not UTF-8 is no key, and is dropped with the block wiped.
@@ -106,7 +106,7 @@ fn places_of(name: &str) -> Vec<*mut libc::c_char> {
 /// Overwrites a C string with zeros, in a way the compiler keeps.
 ///
 /// # Safety
-/// `text` is a writable NUL-terminated string that nobody else uses.
+/// `text` is a writable NUL-terminated string that has no other user.
 unsafe fn wipe(text: *mut libc::c_char) {
     let mut at = text;
     // SAFETY: by the contract above each byte up to the NUL is writable.
@@ -131,7 +131,7 @@ pub enum LockState {
 /// Locks this process' memory if that can be done without making later allocations fail.
 pub fn lock_memory() -> LockState {
     let unlimited = nix::sys::resource::RLIM_INFINITY;
-    // Root may raise the hard limit; anybody may raise the soft one to it.
+    // Root may raise the hard limit; any process may raise the soft one to it.
     let raised = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited).is_ok();
     if !raised && !has_cap_ipc_lock() {
         let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft / 1024);

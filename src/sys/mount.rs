@@ -290,7 +290,7 @@ fn elsewhere() -> io::Error {
     io::Error::other("something was moved, replaced or mounted there meanwhile")
 }
 
-/// The dead mount whose root is the target, if it is one: no other mount of ours can be one
+/// The dead mount with the target as its root, if it is one: no other mount of ours can be one
 /// (`mountpoint::check`).
 fn dead_mount(target: &Target) -> io::Result<Option<Entry>> {
     let is_it = |entry: &Entry| {
@@ -299,7 +299,7 @@ fn dead_mount(target: &Target) -> io::Result<Option<Entry>> {
     Ok(mount_table::table()?.into_iter().find(is_it))
 }
 
-/// Removes the dead mount whose root is the target; what is below it.
+/// Removes the dead mount with the target as its root; returns what is below it.
 fn uncover(target: &Target) -> io::Result<Target> {
     unmount::detach_opened(target.directory())?;
     let below = mountpoint::check(target.path(), true).map_err(io::Error::other)?;

@@ -34,7 +34,7 @@ impl Dev {
         Self { major: libc::major(dev), minor: libc::minor(dev) }
     }
 
-    /// Of what a descriptor is open on, without asking whoever serves it.
+    /// Of what a descriptor is open on, without a request to its server.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let mut seen = std::mem::MaybeUninit::<libc::statx>::zeroed();
         let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
@@ -97,7 +97,7 @@ pub struct Entry {
     pub fs_type: String,
     /// What was mounted, as the mounter called it.
     pub source: String,
-    /// Who mounted it, for FUSE.
+    /// The user that mounted it, for FUSE.
     pub owner: Option<u32>,
 }
 
@@ -127,8 +127,8 @@ pub fn top_at(mountpoint: &Path) -> io::Result<Option<Entry>> {
     Ok(table()?.into_iter().rfind(|e| e.mountpoint == mountpoint))
 }
 
-/// The mount with this id and device number, wherever it is by now: whoever may rename its
-/// directory moves it.
+/// The mount with this id and device number, wherever it is by now: a rename of its directory moves
+/// it.
 pub fn find(id: u64, dev: Dev) -> io::Result<Option<Entry>> {
     Ok(table()?.into_iter().find(|entry| entry.id == id && entry.dev == dev))
 }

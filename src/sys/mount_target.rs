@@ -81,7 +81,7 @@ pub enum WalkError {
     Link {
         /// Where.
         link: String,
-        /// Whose.
+        /// Its owner.
         uid: u32,
     },
     /// It is in a file system that this user serves.
@@ -117,7 +117,7 @@ pub fn walk(path: &Path) -> Result<(PathBuf, OwnedFd), WalkError> {
     let mut walk = Route::along(path, None)?;
     while let Some((name, last)) = walk.next_name()? {
         let next = step(walk.dir.as_fd(), &name, last)?;
-        // Asks nobody where it is no link, even of a dead mount.
+        // Sends no request where it is no link, even of a dead mount.
         if readlinkat(&next, "").is_ok() {
             let owner = fstat(&next)?.st_uid;
             walk.follow(next.as_fd(), &name, owner)?;

@@ -31,9 +31,9 @@ pub fn users(mount: &Entry) -> Vec<User> {
     found
 }
 
-/// Processes in whose mount namespace the file system of `mount` is bound to another place than its
-/// own: containers. A namespace that was copied whole has it where it was, and one that was given
-/// all of `/` has it below that (`-v /:/host`): neither uses it.
+/// Processes in a mount namespace that has the file system of `mount` bound to another place than
+/// its own: containers. A namespace that was copied whole has it where it was, and one that was
+/// given all of `/` has it below that (`-v /:/host`): neither uses it.
 pub fn bound_elsewhere(mount: &Entry) -> Vec<User> {
     let is_bound = |pid: &u32| {
         fs::read(format!("/proc/{pid}/mountinfo")).is_ok_and(|table| is_bound_elsewhere(&table, mount))

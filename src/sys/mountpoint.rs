@@ -55,7 +55,7 @@ pub enum MountpointError {
         "{0} leads through {1}, a link that belongs to another user (uid {2}): give the path of the directory itself"
     )]
     Link(PathBuf, String, u32),
-    /// It is in a FUSE file system of another user, whose process could prevent unmounting.
+    /// It is in a FUSE file system of another user, which could prevent unmounting.
     #[error(
         "{0} is within a file system that another user (uid {1}) serves, who could keep the mount from being removed: choose \
          a directory outside of it"
@@ -86,7 +86,7 @@ pub fn check(path: &Path, nonempty: bool) -> Result<Target, MountpointError> {
             Some(top) if is_dead(&top, &seen) => {
                 let is_stacked =
                     table.iter().any(|entry| entry.id == top.parent && entry.mountpoint == top.mountpoint);
-                // The next mount takes its place (`attach`): nobody finds the plain directory in
+                // The next mount takes its place (`attach`): the plain directory never shows in
                 // between.
                 if nix::unistd::geteuid().is_root() && !is_stacked {
                     return Ok(target);
@@ -249,6 +249,6 @@ mod tests {
         entry.fs_type = mount_table::FS_TYPE.into();
         assert!(is_dead(&entry, &seen));
         seen.statfs = Err(libc::EACCES);
-        assert!(!is_dead(&entry, &seen), "somebody else's, alive");
+        assert!(!is_dead(&entry, &seen), "another user's, alive");
     }
 }

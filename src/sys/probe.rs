@@ -1,6 +1,6 @@
 //! Access to a path that may hang, with a timeout.
 //!
-//! stat(2) on a mount whose daemon is stuck cannot be interrupted, and a process that waits in it
+//! stat(2) on a mount with a stuck daemon cannot be interrupted, and a process that waits in it
 //! cannot even be killed. So a child process does it and reports on its standard output. Without a
 //! report within the deadline the child is killed and *not waited for*: a stuck child stays until
 //! the mount is gone, and init reaps it.

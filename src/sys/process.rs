@@ -196,7 +196,7 @@ mod tests {
         until_zombie(child.id());
         assert!(Process::open(child.id(), own).is_none(), "dead");
         assert!(is_zombie(child.id()), "not waited for yet");
-        assert_eq!(zombies_end(child.id()), None, "0 may mean that it is not told");
+        assert_eq!(zombies_end(child.id()), None, "0 may mean that it is not shown");
         child.wait().unwrap();
         assert!(!is_zombie(std::process::id()));
         assert!(started(std::process::id()) >= started(nix::unistd::getppid().as_raw() as u32));

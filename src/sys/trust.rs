@@ -203,10 +203,10 @@ impl Directory {
         }
         let flags = SockFlag::SOCK_CLOEXEC;
         let stream = UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, flags, None)?);
-        // Of connect(2) as well: whoever listens need not take any connection.
+        // Of connect(2) as well: a listener need not accept any connection.
         stream.set_write_timeout(Some(within.max(Duration::from_millis(1))))?;
         connect(stream.as_raw_fd(), &UnixAddr::new(&by_descriptor(&fd))?)?;
-        // Who called listen(2).
+        // The process that called listen(2).
         match getsockopt(&stream, PeerCredentials)?.uid() == self.owner {
             true => Ok(stream),
             false => Err(io::ErrorKind::PermissionDenied.into()),
@@ -255,8 +255,8 @@ mod tests {
         assert!(directory.read("link").is_err());
         nix::unistd::mkfifo(&directory.entry("fifo"), Mode::S_IRWXU).expect("own directory");
         assert!(directory.read("fifo").is_err(), "and does not wait for a writer");
-        File::create(directory.entry("vast")).expect("own directory").set_len(1 << 40).expect("sparse");
-        assert!(directory.read("vast").is_err());
+        File::create(directory.entry("large")).expect("own directory").set_len(1 << 40).expect("sparse");
+        assert!(directory.read("large").is_err());
         let _listener = UnixListener::bind(directory.entry("s")).expect("own directory");
         assert!(directory.connect("s", within).is_ok());
         symlink("s", directory.entry("other")).expect("own directory");
@@ -283,11 +283,11 @@ mod tests {
         let (_dir, place) = place();
         fs::create_dir_all(place.join("a/b")).expect("own directory");
         let id = mount_id(File::open(&place).expect("own").as_fd()).expect("of any descriptor");
-        let spot = MountpointHandle::of(&place.join("a/b")).expect("no links");
+        let handle = MountpointHandle::of(&place.join("a/b")).expect("no links");
         fs::rename(place.join("a"), place.join("c")).expect("own directory");
         symlink("/", place.join("a")).expect("own directory");
-        assert!(spot.root(id).expect("held").is_some());
-        assert!(spot.root(id + 1).expect("held").is_none());
+        assert!(handle.root(id).expect("held").is_some());
+        assert!(handle.root(id + 1).expect("held").is_none());
         assert!(MountpointHandle::of(&place.join("a/etc")).is_err(), "a link");
         assert!(MountpointHandle::of(Path::new("/")).is_err());
     }

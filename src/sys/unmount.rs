@@ -1,8 +1,8 @@
 //! Removes the mount that [`crate::sys::mount`] makes.
 //!
-//! The keeper, `vaultfs unmount`, or a child process of a worker whose keeper died unmounts; each
-//! first verifies in the mount table that it removes the intended mount. Root uses the system
-//! calls, other users `fusermount3`.
+//! The keeper, `vaultfs unmount`, or a child process of an orphaned worker unmounts; each first
+//! verifies in the mount table that it removes the intended mount. Root uses the system calls,
+//! other users `fusermount3`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -38,11 +38,11 @@ pub fn unmount(mountpoint: &Path, dev: Dev, mode: Mode) -> io::Result<bool> {
     if !nix::unistd::geteuid().is_root() {
         return fusermount::unmount(mountpoint, false).map(|()| true);
     }
-    let spot = MountpointHandle::of(mountpoint)?;
-    if spot.root(mount.id)?.is_none() {
+    let handle = MountpointHandle::of(mountpoint)?;
+    if handle.root(mount.id)?.is_none() {
         return Ok(false);
     }
-    umount2(&spot.path(), MntFlags::UMOUNT_NOFOLLOW)?;
+    umount2(&handle.path(), MntFlags::UMOUNT_NOFOLLOW)?;
     Ok(true)
 }
 
@@ -58,7 +58,7 @@ pub fn detach(mount: &Entry) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Detaches the mount whose root is open, wherever it is. For root.
+/// Detaches the mount by its open root, wherever it is. For root.
 pub fn detach_opened(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(umount2(&by_descriptor(root), MntFlags::MNT_DETACH)?)
 }

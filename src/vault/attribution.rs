@@ -1,10 +1,10 @@
-//! Attribution: for which program and user requests are sent. When the budget is spent, people want
-//! to know by which program, and users who were merely let in have a share of it only.
+//! Attribution: the program and user that requests are sent for. Status shows which program spent
+//! the budget, and guests (users admitted by `--allow-other`) have only a share of it.
 //!
-//! A [`Attribution`] travels with the task that serves a program ([`on_behalf_of`]) and with the
-//! flights that it begins, so that no call has to carry it. What is sent by nobody's task
-//! (refreshing, retries) is vaultfs's own. A flight is paid for by whoever joined it last
-//! ([`Payer::join`]): nobody fails because the share of the user who asked first is spent. A
+//! An [`Attribution`] belongs to the task that serves a program ([`on_behalf_of`]) and to the
+//! flights that it begins, so that no call has to carry it. Requests outside of such a task
+//! (refreshing, retries) are vaultfs's own. A flight counts for the caller that joined it last
+//! ([`Payer::join`]): none fails because the share of the first caller is spent. A
 //! [`RequestCounter`] adds up; it stays small, however many programs there are.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ tokio::task_local! {
     static ATTRIBUTION: Attribution;
 }
 
-/// For whom a task works.
+/// The program and user that a task works for.
 #[derive(Debug, Clone, Default)]
 pub struct Attribution {
     /// The program, as /proc names it.
@@ -55,7 +55,7 @@ impl Attribution {
         Self { payer, ..self }
     }
 
-    /// The same for what has to be asked whoever waits for it.
+    /// The same without a share, for requests that must be sent in any case.
     pub fn unlimited(self) -> Self {
         Self { payer: Payer::default(), ..self }
     }
@@ -65,7 +65,7 @@ impl Attribution {
         self.uid
     }
 
-    /// Whose share of the budget is spent.
+    /// The share of the budget that is spent.
     pub fn payer(&self) -> &Payer {
         &self.payer
     }
@@ -76,12 +76,12 @@ impl Attribution {
     }
 }
 
-/// Whose share of the budget is spent: a guest's, or that of all others, which is the whole.
+/// The share of the budget that is spent: a guest's, or that of all others, which is the whole.
 #[derive(Debug, Clone)]
 pub enum Payer {
     /// Of a task: always the same.
     Task(Option<u32>),
-    /// Of a flight: whoever joined it last, and no guest after anybody else.
+    /// Of a flight: the caller that joined last, but no guest after another user.
     Flight(Arc<watch::Sender<Option<u32>>>),
 }
 
@@ -122,7 +122,7 @@ impl Payer {
         }
     }
 
-    /// Whether the flight failed for want of the share of `guest`, and somebody else has joined it
+    /// Whether the flight failed for want of the share of `guest`, and another caller has joined it
     /// since.
     pub fn is_another<T>(&self, guest: Option<u32>, answer: &Result<T>) -> bool {
         matches!(answer, Err(e) if e.kind == ErrorKind::ShareSpent) && self.guest() != guest
@@ -134,7 +134,7 @@ pub async fn on_behalf_of<T>(attribution: Attribution, work: impl Future<Output 
     ATTRIBUTION.scope(attribution, work).await
 }
 
-/// On whose behalf this task runs.
+/// The attribution of this task.
 pub fn current() -> Attribution {
     ATTRIBUTION.try_with(Attribution::clone).unwrap_or_default()
 }
@@ -148,7 +148,7 @@ pub struct RequestCount {
     pub requests: u64,
 }
 
-/// Who has spent how much.
+/// Requests by program.
 #[derive(Debug, Default)]
 pub struct RequestCounter(Mutex<HashMap<Arc<str>, u64>>);
 
@@ -168,7 +168,7 @@ impl RequestCounter {
         *counts.entry(name).or_default() += 1;
     }
 
-    /// The greatest spenders, the greatest first.
+    /// The programs with the most requests, in descending order.
     pub fn top(&self, most: usize) -> Vec<RequestCount> {
         let counts = self.0.lock();
         let spent = counts.iter().map(|(name, n)| RequestCount { program: name.to_string(), requests: *n });
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_ledger_stays_small_and_loses_no_request() {
+    async fn the_counter_stays_small_and_loses_no_request() {
         let counter = RequestCounter::default();
         spend(&counter, "greedy", 5000).await;
         for n in 0..1000 {

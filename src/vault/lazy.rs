@@ -1,10 +1,10 @@
 //! A vault that is not there yet: how a mount starts without one.
 //!
 //! [`Start`] says what is to happen when the vault does not answer at first: give up, wait, or go
-//! on without it. Going on is [`LazyVault`]: it asks which dialect is spoken when somebody first
-//! needs an answer, again at each need until there is one, and from then on only passes on. Who
-//! needs it meanwhile waits for one question, shared by all, and to its own deadline. Until the
-//! dialect is known it says what the object dialect can do.
+//! on without it. Going on is [`LazyVault`]: it asks for the dialect when an answer is first
+//! needed, again at each need until there is one, and from then on only passes calls on. Callers
+//! meanwhile share one question, each until its own deadline. Until the dialect is known it says
+//! what the object dialect can do.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,7 @@ pub enum Start {
     AtOnce,
     /// Ask again for so long, then fail.
     Wait(Duration),
-    /// Go on; whoever needs the vault later finds out.
+    /// Go on; the first call that needs the vault reports the failure.
     Lazy,
 }
 
@@ -92,7 +92,7 @@ pub async fn start(
     }
 }
 
-/// The vault of who goes on for another one: programs wait, and it may be away just now.
+/// The vault of a worker after a takeover: programs wait, and it may be unreachable just now.
 pub fn take_over(connector: Connector) -> DynVault {
     match connector.known() {
         Some(vault) => vault,
@@ -107,7 +107,7 @@ pub struct LazyVault {
     vault: OnceCell<DynVault>,
     /// How often it was asked.
     asked: AtomicU64,
-    /// Held by whoever asks; the last question that failed, by its number, and why.
+    /// Held while a question is in flight; the last one that failed, by its number, and why.
     asking: Mutex<Option<(u64, Error)>>,
 }
 

@@ -1,4 +1,4 @@
-//! What a vault is, whoever keeps it: objects with names, versions and values.
+//! What a vault is, for every backend: objects with names, versions and values.
 //!
 //! [`Vault`] is the one interface of everything above. The HTTP client, the memory and the faulty
 //! vault and the wrappers (prefix) implement it, and all of them pass the contract in
@@ -28,7 +28,7 @@ pub use crate::vault::model::object::{
 };
 pub use idempotency_key::IdempotencyKey;
 
-/// Who a request is sent for; background work yields the request budget to the foreground.
+/// The urgency of a request; background work yields the request budget to the foreground.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
     /// A program waits for the answer.
@@ -42,7 +42,7 @@ pub enum Priority {
 pub struct Call {
     /// The answer is worthless after this moment: the operation ends with [`ErrorKind::Deadline`].
     pub deadline: Instant,
-    /// Whether somebody waits for it.
+    /// Whether a program waits for it.
     pub priority: Priority,
     /// What a vault that honours such keys knows a creation by that comes again; other operations
     /// ignore it.
@@ -127,7 +127,7 @@ pub struct VaultStatus {
     pub endpoint: String,
     /// Requests sent since the start, retries included.
     pub requests: u64,
-    /// On whose behalf, the greatest spenders first.
+    /// The requests by program, the largest number first.
     pub spent_by: Vec<crate::vault::attribution::RequestCount>,
     /// The budget; `None` where there is no limit.
     pub budget: Option<BudgetStatus>,
@@ -146,8 +146,8 @@ pub type Check<'a> = Option<&'a VersionTag>;
 /// A secrets vault. Errors are typed so that one table can turn them into errno values.
 ///
 /// Names that are too long for the dialect are refused locally with [`ErrorKind::NameTooLong`]. An
-/// error whose `maybe_applied` is set leaves open whether the change was made: the caller looks
-/// before it tries again.
+/// error with `maybe_applied` leaves open whether the change was made: the caller looks before it
+/// tries again.
 #[async_trait]
 pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
     /// What this vault can do.

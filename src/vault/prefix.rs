@@ -11,7 +11,7 @@ use super::{
     ObjectId, ObjectName, Page, Result, Summary, Vault, VaultStatus, VersionInfo,
 };
 
-/// The part of a vault whose names start with a prefix.
+/// The part of a vault with names that start with a prefix.
 #[derive(Debug)]
 pub struct PrefixVault {
     inner: DynVault,

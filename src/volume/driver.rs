@@ -133,19 +133,19 @@ impl Driver {
             .map_err(Refusal::Message)
     }
 
-    /// Mount, for an engine with a known process. `tell` gets the answer while the volume is
+    /// Mount, for an engine with a known process. `answer` gets the answer while the volume is
     /// locked, and returns whether the engine received it.
     pub async fn mount(
         &self,
         name: &str,
         id: &str,
         engine: Option<u32>,
-        tell: impl FnOnce(Result<PathBuf>) -> bool,
+        answer: impl FnOnce(Result<PathBuf>) -> bool,
     ) {
         let guard = self.locks.soon(name).await;
         match self.mount_locked(&guard, name, id, engine).await {
             Ok(at) => {
-                if !tell(Ok(at)) {
+                if !answer(Ok(at)) {
                     tracing::warn!(
                         volume = name,
                         "the engine waited no longer for its mount: taking it back"
@@ -156,7 +156,7 @@ impl Driver {
                 }
             }
             Err(e) => {
-                tell(Err(e));
+                answer(Err(e));
             }
         }
     }
@@ -186,16 +186,16 @@ impl Driver {
 
     /// Unmount, as [`Driver::mount`]. Without users left, returns when the volume is unmounted;
     /// failures after the answer are logged.
-    pub async fn unmount(&self, name: &str, id: &str, tell: impl FnOnce(Result<()>) -> bool) {
+    pub async fn unmount(&self, name: &str, id: &str, answer: impl FnOnce(Result<()>) -> bool) {
         let guard = self.locks.next(name).await;
         let was_user = match self.change(|volumes| volumes.release(name, id)).await {
             Ok(was_user) => was_user,
             Err(e) => {
-                tell(Err(e));
+                answer(Err(e));
                 return;
             }
         };
-        if !tell(Ok(())) && was_user {
+        if !answer(Ok(())) && was_user {
             tracing::warn!(volume = name, "the engine waited no longer for its unmounting: it stays mounted");
             if let Err(e) = self.acquire(name, id).await {
                 tracing::error!(volume = name, "{e}");

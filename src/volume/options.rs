@@ -275,7 +275,7 @@ fn argument(name: &str, value: &str, grammar: &dyn Grammar) -> Result<Option<Str
     }
 }
 
-/// `mode=0640`: files so, and directories that whoever may read may also enter.
+/// `mode=0640`: files so; directories can be entered by those that may read them.
 fn modes(value: &str) -> Result<[String; 2], String> {
     let mode = u32::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o777);
     let mode = mode.ok_or_else(|| format!("-o mode={value}: give permissions in octal, like 0640"))?;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Why something cannot be done; the sentence is shown to whoever ran `docker` or `podman`.
+/// Why something cannot be done; the sentence is shown to the user of `docker` or `podman`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Not there.

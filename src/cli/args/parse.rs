@@ -1,9 +1,9 @@
 //! What the parser says about a command line that it does not understand, without repeating what
 //! may be a secret.
 //!
-//! Somebody who takes `vaultfs put NAME VALUE` for the way to store a value, or gives a switch a
-//! key, has it in the shell's history already. What is said here may go to a journal or a build's
-//! log besides: there it must not be.
+//! A value in `vaultfs put NAME VALUE`, or a key given to a switch, is in the shell's history
+//! already. But the parser's message may also go to a journal or a build's log, where it must not
+//! be.
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};

@@ -13,7 +13,7 @@ use crate::vault::ObjectName;
 /// The largest `--max-size`: a value is in memory several times while it is read or stored.
 const LARGEST_VALUE: ByteSize = ByteSize::gib(1);
 
-/// `HOME`, where it exists: nobody's home is made here. Where an ordinary user has none, as behind
+/// `HOME`, where it exists: no home is made here. Where an ordinary user has none, as behind
 /// mount(8), which is set-uid and passes none on, the user's entry in the password file. Root has
 /// none at boot, and places of its own for what others keep at home.
 pub fn home() -> Option<PathBuf> {

@@ -88,7 +88,7 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What threads are at when a mount has ended nobody waits for longer.
+/// How long threads may take to finish after a mount has ended.
 const LAST_THREADS: Duration = Duration::from_secs(2);
 
 fn keep() -> anyhow::Result<ExitCode> {

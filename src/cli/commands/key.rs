@@ -226,8 +226,8 @@ async fn create(args: CreateArgs) -> Result<ExitCode, Failure> {
         let context = session.context(&args.context)?;
         let key = session.keys.create(&session.call(), &context).await?;
         let mut out = Output::new();
-        // Without the encrypted key the other one is of no use: what nobody has got is not written
-        // down.
+        // Without the encrypted key the other one is of no use: what was not delivered is not
+        // written down.
         if !out.line(&key.wrapped)? || !out.flush()? {
             return Err(Failure::new(Exit::Failed, "nobody reads the encrypted key"));
         }

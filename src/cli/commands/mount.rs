@@ -84,7 +84,7 @@ pub struct MountArgs {
     ///
     /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. Whoever
     /// reads at that moment may see a part of each version. Without it a change looks like an
-    /// atomic rename, and nobody sees a mix.
+    /// atomic rename, and no reader sees a mix.
     #[arg(help_heading = "How fresh", long)]
     in_place: bool,
 

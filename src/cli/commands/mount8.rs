@@ -226,9 +226,9 @@ fn unmount_as_asked(helper: UmountHelper) -> anyhow::Result<ExitCode> {
     unmount::run(unmount::UnmountArgs::new(helper.directory, helper.lazy, helper.force))
 }
 
-/// Goes to another mount namespace. No thread runs yet, which the kernel asks for. Who made a
-/// namespace in a user namespace of its own decides what is at each path there, /proc too: that is
-/// for its users.
+/// Goes to another mount namespace. No thread runs yet, which the kernel asks for. The maker of a
+/// namespace in a user namespace of its own decides what is at each path there, /proc too: that
+/// affects only its users.
 fn enter(namespace: Option<&str>) -> Result<(), Failure> {
     let Some(namespace) = namespace else { return Ok(()) };
     let path = match namespace.parse::<u32>() {

@@ -197,7 +197,7 @@ fn open_in(mount: &LiveMount, path: &Path) -> std::io::Result<File> {
     files::open_below(root.as_fd(), path)
 }
 
-/// What becomes of a write that failed, if nobody does anything.
+/// What becomes of a write that failed, if nothing is done.
 fn next(write: &Unsaved) -> String {
     match (&write.error, write.retry_s) {
         (None, _) => String::new(),

@@ -59,7 +59,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Group whose members may open that socket; without it, everybody may
+    /// Group that may open that socket; without it, all users may
     #[arg(long, value_name = "GROUP", requires = "socket", value_parser = values::group)]
     socket_group: Option<u32>,
 
@@ -128,8 +128,8 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     runtime.spawn(allocator::give_back());
     let served = runtime.block_on(serve(args));
     // Requests that outlived the drain are cut off by the end of the process, not waited for. While
-    // a runtime is shut down, its other thread may poll a task whose timer is gone, which is a
-    // panic.
+    // a runtime is shut down, its other thread may poll a task with a timer that is gone, which is
+    // a panic.
     std::mem::forget(runtime);
     served.map(|()| ExitCode::SUCCESS)
 }

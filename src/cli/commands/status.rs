@@ -53,7 +53,7 @@ pub struct StatusArgs {
     runtime: RuntimeDirArg,
 }
 
-/// Of a mount that is nobody's here, and may be well.
+/// Of a mount without a process here; it may be well.
 pub(in crate::cli) const NOT_OURS: &str =
     "no process of this user's answers for it: it is somebody else's, or of another namespace";
 /// Status never waits for the network, so a worker that takes longer hangs.
@@ -159,7 +159,7 @@ fn unwell(mountpoint: &Path, dev: Dev, problem: &str) -> Value {
     json!({ "mountpoint": mountpoint.to_string_lossy(), "dev": dev, "problem": problem })
 }
 
-/// What a worker says whose keeper is gone, as a problem.
+/// What an orphaned worker says, as a problem.
 fn orphaned(mut status: Value) -> Value {
     if status.get("problem").is_none() {
         let unsaved = status["fs"]["unsaved"].as_array().map_or(0, Vec::len);
@@ -281,7 +281,7 @@ fn processes(mount: &Value) -> String {
 /// The latest failures, in the list for people; `--json` has all that are kept.
 const SHOWN_ERRORS: usize = 5;
 
-/// What matters first: ok, or what somebody should look at.
+/// What matters first: ok, or what needs attention.
 fn verdict(fs: &Status) -> String {
     let failed = fs.unsaved.iter().filter(|write| write.error.is_some()).count();
     let stored = match failed {
@@ -365,7 +365,7 @@ fn budget(fs: &Status, assumed: &Value) -> String {
     format!("{} of {} requests left {time}{why}", b.remaining, b.limit)
 }
 
-/// Who caused the requests, the greatest spenders first.
+/// The requests by program, the largest number first.
 fn spent_by(fs: &Status) -> String {
     let spent = fs.vault.spent_by.iter().take(5);
     spent

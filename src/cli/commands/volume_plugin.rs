@@ -145,7 +145,7 @@ async fn serve(path: &Path, state: &Path, settings: Settings) -> anyhow::Result<
             _ = interrupt.recv() => {}
         }
         service::notify("STOPPING=1");
-        // Nobody may find a socket that nobody answers.
+        // No client may find a socket without a listener.
         let _ = std::fs::remove_file(path);
     };
     listen::serve(Listeners { unix, shared: None, tcp: None }, socket::router(driver.clone()), stop).await;

@@ -145,7 +145,7 @@ impl Job {
     }
 }
 
-/// To a group whose leader is not reaped yet, so that the number is still its own.
+/// To a group with a leader that is not reaped yet, so that the number is still its own.
 fn signal_group(group: Option<Pid>, signal: Signal) {
     if let Some(group) = group {
         let _ = killpg(group, signal);
@@ -309,7 +309,7 @@ mod tests {
         job("sleep 5 >&2 &", LIMIT).run(&changed(), drop, never()).await.expect("its shell has ended");
     }
 
-    /// As when the worker is killed: nobody waits for it any more.
+    /// As when the worker is killed: nothing waits for it any more.
     #[tokio::test]
     async fn what_nobody_waits_for_is_ended_all_the_same() {
         let file = tempfile::NamedTempFile::new().expect("a file");

@@ -178,36 +178,36 @@ mod tests {
 
     #[test]
     fn news_about_a_name_waits_for_quiet_but_not_for_ever() {
-        let (mut queue, start) = (Debouncer::default(), Instant::now());
-        queue.note(news("a", EventKind::Changed), start);
-        assert_eq!(queue.take(start + QUIET / 2), None);
-        queue.note(news("a", EventKind::Changed), start + QUIET / 2);
-        assert_eq!(queue.take(start + QUIET), None, "not quiet yet");
-        assert_eq!(queue.take(start + QUIET * 3 / 2), one("a", EventKind::Changed));
-        queue.ended();
-        assert_eq!(queue.due(), None);
+        let (mut debouncer, start) = (Debouncer::default(), Instant::now());
+        debouncer.note(news("a", EventKind::Changed), start);
+        assert_eq!(debouncer.take(start + QUIET / 2), None);
+        debouncer.note(news("a", EventKind::Changed), start + QUIET / 2);
+        assert_eq!(debouncer.take(start + QUIET), None, "not quiet yet");
+        assert_eq!(debouncer.take(start + QUIET * 3 / 2), one("a", EventKind::Changed));
+        debouncer.ended();
+        assert_eq!(debouncer.due(), None);
         let mut at = start;
         while at < start + LONGEST {
-            queue.note(news("a", EventKind::Changed), at);
+            debouncer.note(news("a", EventKind::Changed), at);
             at += QUIET / 2;
         }
-        assert_eq!(queue.take(start + LONGEST), one("a", EventKind::Changed));
+        assert_eq!(debouncer.take(start + LONGEST), one("a", EventKind::Changed));
     }
 
     #[test]
     fn one_runs_at_a_time_and_what_comes_meanwhile_is_kept() {
-        let (mut queue, start) = (Debouncer::default(), Instant::now());
-        queue.note(news("a", EventKind::Changed), start);
-        queue.note(news("b", EventKind::Deleted), start + QUIET / 4);
+        let (mut debouncer, start) = (Debouncer::default(), Instant::now());
+        debouncer.note(news("a", EventKind::Changed), start);
+        debouncer.note(news("b", EventKind::Deleted), start + QUIET / 4);
         let later = start + 2 * QUIET;
-        assert_eq!(queue.take(later), one("a", EventKind::Changed), "the older first");
-        assert_eq!((queue.take(later), queue.due()), (None, None));
-        queue.note(news("a", EventKind::Changed), later);
-        queue.ended();
-        assert_eq!(queue.take(later), one("b", EventKind::Deleted));
-        queue.ended();
-        assert_eq!(queue.take(later), None);
-        assert_eq!(queue.take(later + QUIET), one("a", EventKind::Changed));
+        assert_eq!(debouncer.take(later), one("a", EventKind::Changed), "the older first");
+        assert_eq!((debouncer.take(later), debouncer.due()), (None, None));
+        debouncer.note(news("a", EventKind::Changed), later);
+        debouncer.ended();
+        assert_eq!(debouncer.take(later), one("b", EventKind::Deleted));
+        debouncer.ended();
+        assert_eq!(debouncer.take(later), None);
+        assert_eq!(debouncer.take(later + QUIET), one("a", EventKind::Changed));
     }
 
     #[test]
@@ -220,23 +220,23 @@ mod tests {
             (&[Created, Deleted], None),
             (&[Created, Deleted, Created], Some(Created)),
         ] {
-            let (mut queue, now) = (Debouncer::default(), Instant::now());
+            let (mut debouncer, now) = (Debouncer::default(), Instant::now());
             for event in events {
-                queue.note(news("a", *event), now);
+                debouncer.note(news("a", *event), now);
             }
-            assert_eq!(queue.take(now + QUIET), amount.and_then(|event| one("a", event)), "{events:?}");
+            assert_eq!(debouncer.take(now + QUIET), amount.and_then(|event| one("a", event)), "{events:?}");
         }
     }
 
     #[test]
     fn of_very_many_there_is_one_run() {
-        let (mut queue, now) = (Debouncer::default(), Instant::now());
+        let (mut debouncer, now) = (Debouncer::default(), Instant::now());
         for n in 0..=MOST {
-            queue.note(news(&n.to_string(), EventKind::Changed), now);
+            debouncer.note(news(&n.to_string(), EventKind::Changed), now);
         }
-        queue.note(news("a", EventKind::Changed), now);
-        assert_eq!(queue.take(now + QUIET), Some(Run::Many));
-        queue.ended();
-        assert_eq!(queue.due(), None);
+        debouncer.note(news("a", EventKind::Changed), now);
+        assert_eq!(debouncer.take(now + QUIET), Some(Run::Many));
+        debouncer.ended();
+        assert_eq!(debouncer.due(), None);
     }
 }

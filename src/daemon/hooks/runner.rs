@@ -50,7 +50,7 @@ struct SavedRuns {
 }
 
 struct RunnerState {
-    queue: Debouncer,
+    debouncer: Debouncer,
     running: Option<Running>,
 }
 
@@ -64,20 +64,20 @@ pub struct Runs {
 impl Runs {
     /// Restores the state of a dead worker. The caller waits for a command that still runs.
     pub fn restore(kept: Option<&[u8]>, save_state: SaveState, now: Instant) -> (Self, Option<Running>) {
-        let mut queue = Debouncer::default();
+        let mut debouncer = Debouncer::default();
         let mut alive = None;
         let kept: Option<SavedRuns> = kept.and_then(|bytes| {
             let read = postcard::from_bytes(bytes);
             read.inspect_err(|e| tracing::error!("the waiting commands cannot be read: {e}")).ok()
         });
         if let Some(kept) = kept {
-            kept.waiting.into_iter().for_each(|news| queue.note(news, now));
+            kept.waiting.into_iter().for_each(|news| debouncer.note(news, now));
             if kept.many {
-                queue.note_many(now);
+                debouncer.note_many(now);
             }
             match kept.running {
                 Some(running) if running.leader.is_some_and(Leader::lives) => {
-                    queue.begin();
+                    debouncer.begin();
                     alive = Some(running);
                 }
                 Some(Running { run, leader: Some(_) }) => {
@@ -86,13 +86,15 @@ impl Runs {
                     );
                 }
                 // It was not there yet.
-                Some(Running { run: Run::One(news), leader: None }) => queue.note(news, now),
-                Some(Running { run: Run::Many, leader: None }) => queue.note_many(now),
+                Some(Running { run: Run::One(news), leader: None }) => debouncer.note(news, now),
+                Some(Running { run: Run::Many, leader: None }) => debouncer.note_many(now),
                 None => {}
             }
         }
-        let runs =
-            Self { state: Arc::new(Mutex::new(RunnerState { queue, running: alive.clone() })), save_state };
+        let runs = Self {
+            state: Arc::new(Mutex::new(RunnerState { debouncer, running: alive.clone() })),
+            save_state,
+        };
         runs.change(|_| ());
         (runs, alive)
     }
@@ -104,7 +106,7 @@ impl Runs {
     fn change<T>(&self, work: impl FnOnce(&mut RunnerState) -> T) -> T {
         let mut state = self.state();
         let done = work(&mut state);
-        let (waiting, many) = state.queue.waiting();
+        let (waiting, many) = state.debouncer.waiting();
         let idle = waiting.is_empty() && !many && state.running.is_none();
         let kept = SavedRuns { waiting, many, running: state.running.clone() };
         // Under the lock, so that the last write has the latest state.
@@ -117,28 +119,28 @@ impl Runs {
 
     /// The waiting names.
     pub fn waiting(&self) -> Vec<String> {
-        self.state().queue.waiting().0.into_iter().map(|news| news.name).collect()
+        self.state().debouncer.waiting().0.into_iter().map(|news| news.name).collect()
     }
 
     /// Adds a change.
     pub fn note(&self, news: ChangeEvent) {
-        self.change(|state| state.queue.note(news, Instant::now()));
+        self.change(|state| state.debouncer.note(news, Instant::now()));
     }
 
     /// Adds a change of too many names to list.
     pub fn note_many(&self) {
-        self.change(|state| state.queue.note_many(Instant::now()));
+        self.change(|state| state.debouncer.note_many(Instant::now()));
     }
 
     /// When the next run is due.
     pub fn due(&self) -> Option<Instant> {
-        self.state().queue.due()
+        self.state().debouncer.due()
     }
 
     /// Starts the run that is due.
     pub fn take(&self) -> Option<Run> {
         self.change(|state| {
-            let run = state.queue.take(Instant::now())?;
+            let run = state.debouncer.take(Instant::now())?;
             state.running = Some(Running { run: run.clone(), leader: None });
             Some(run)
         })
@@ -156,7 +158,7 @@ impl Runs {
     /// It has ended.
     pub fn ended(&self) {
         self.change(|state| {
-            state.queue.ended();
+            state.debouncer.ended();
             state.running = None;
         });
     }
@@ -164,7 +166,7 @@ impl Runs {
     /// Drops and returns the waiting runs: no run starts any more.
     pub fn close(&self) -> Vec<Run> {
         self.change(|state| {
-            let (waiting, many) = std::mem::take(&mut state.queue).waiting();
+            let (waiting, many) = std::mem::take(&mut state.debouncer).waiting();
             waiting.into_iter().map(Run::One).chain(many.then_some(Run::Many)).collect()
         })
     }
@@ -189,7 +191,7 @@ mod tests {
         let after_death = || Runs::restore(kept.lock().clone().as_deref(), Arc::new(drop), Instant::now());
         let (runs, _) = Runs::restore(None, save_state, Instant::now() - 2 * QUIET);
         assert!(kept.lock().is_none(), "nothing is kept of nothing");
-        runs.state().queue.note(news("a"), Instant::now() - QUIET);
+        runs.state().debouncer.note(news("a"), Instant::now() - QUIET);
         assert_eq!(runs.take(), Some(Run::One(news("a"))));
         runs.note(news("b"));
 

@@ -4,7 +4,7 @@
 //! 1. It must survive whatever kills a worker: one thread, no runtime, and little to do. It waits
 //!    for signals and for the worker's messages, with a timeout.
 //! 2. The connection lives while the keeper holds /dev/fuse. The keeper therefore opens no file on
-//!    its own mount (nobody might answer), and closes the descriptor before it unmounts.
+//!    its own mount (there may be no answer), and closes the descriptor before it unmounts.
 //! 3. Nothing is mounted before the worker has a vault: a wrong key is an exit code, not a dead
 //!    mount (`mounting`).
 //! 4. A dead worker is replaced at once (`takeover`): same device, same state, same control socket;

@@ -30,7 +30,7 @@ impl Keeper {
             return Err(ExitError::new("interrupted when it was mounted"));
         }
         if !self.spawn_config.config.foreground {
-            // From here on nobody reads what is written there.
+            // From here on there is no reader for what is written there.
             drop(take_standard(2));
         }
         Ok(self)
@@ -43,7 +43,7 @@ impl Keeper {
         starter: &mut StarterPipe,
         way: Way,
     ) -> Result<io::Result<()>, ExitError> {
-        let first = ToWorker::State { takeover: false, anew: false };
+        let first = ToWorker::State { takeover: false, fresh_mount: false };
         self.worker = Some(self.spawn_and_verify(None, &first, Some(starter))?);
         self.connect(Some(starter))?;
         self.mount(target, way)?;

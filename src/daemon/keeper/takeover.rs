@@ -211,14 +211,15 @@ impl Keeper {
     }
 
     fn take_over(&mut self, worker: Option<Worker>) -> Result<(), ExitError> {
-        let anew = worker.is_none() && self.mounted.as_ref().is_some_and(|mounted| !can_resend(mounted));
+        let fresh_mount =
+            worker.is_none() && self.mounted.as_ref().is_some_and(|mounted| !can_resend(mounted));
         let worker = match worker {
             Some(worker) => worker,
-            None => self.spawn_and_verify(None, &ToWorker::State { takeover: true, anew }, None)?,
+            None => self.spawn_and_verify(None, &ToWorker::State { takeover: true, fresh_mount }, None)?,
         };
         self.worker = Some(worker);
         self.connect(None)?;
-        if anew && self.is_mounted() {
+        if fresh_mount && self.is_mounted() {
             self.remount()?;
         }
         self.hand_mount(None)
@@ -296,7 +297,7 @@ impl Keeper {
         let mut tries = 0;
         loop {
             tries += 1;
-            let state = ToWorker::State { takeover: true, anew: false };
+            let state = ToWorker::State { takeover: true, fresh_mount: false };
             match self.spawn_and_verify(Some(program), &state, None) {
                 Err(_) if self.start_ended.take() == Some(Ending::Killed) && tries < UPGRADE_TRIES => {}
                 other => return other,

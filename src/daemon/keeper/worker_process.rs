@@ -115,7 +115,7 @@ impl Worker {
 
     /// Whether it is dead, with its exit status where the kernel shows it. A thread that is stuck
     /// in a call on the own mount, or still frees a large memory, delays waitpid(2): the leader is
-    /// then a zombie, whose exit status /proc shows.
+    /// then a zombie, and /proc shows its exit status.
     pub fn is_gone(&mut self) -> Option<Option<ExitStatus>> {
         match self.child.try_wait() {
             Ok(Some(status)) => return Some(Some(status)),
@@ -126,10 +126,9 @@ impl Worker {
         (since.elapsed() >= REAP_DELAY).then(|| process::zombies_end(self.child.id()))
     }
 
-    /// A worker whose leader is a zombie while one of its threads holds the channel open counts as
-    /// gone. A worker without a heartbeat is killed, unless a debugger traces it. One whose
-    /// heartbeat has not begun, as it does not serve yet, counts as without one while it is
-    /// stopped.
+    /// A worker with a zombie leader counts as gone, although one of its threads holds the channel
+    /// open. A worker without a heartbeat is killed, unless a debugger traces it. A worker that
+    /// does not serve yet has no heartbeat: it counts as without one while it is stopped.
     pub fn check_liveness(&mut self, state: BorrowedFd<'_>) {
         if self.silent_since.is_some() {
             return;

@@ -188,7 +188,7 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
-        // SAFETY: nobody has a reference into it any more.
+        // SAFETY: there is no reference into it any more.
         unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
     }
 }

@@ -35,7 +35,7 @@ pub(super) struct Writer {
     /// The latest deletions, so that a record that comes late does not undo one.
     pub deleted: HashMap<Box<[u8]>, u64>,
     pub sealed: u64,
-    /// Slots whose last change there was no memory for.
+    /// Slots with a last change that there was no memory for.
     pub missed: HashSet<Box<[u8]>>,
     pub problem: Option<String>,
     /// Records of the last worker that made no sense.

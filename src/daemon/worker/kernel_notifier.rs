@@ -7,7 +7,7 @@
 //! A worker that is killed meanwhile does not end before that request is answered, by its
 //! successor. So the thread shares no descriptor with the others: with them would stay open the
 //! lock and the socket of an embedded vault, which the successor needs for its answer. A worker
-//! that has no successor ends the thread before itself ([`NoticeQueue::all_sent`]).
+//! that has no successor ends the thread before itself ([`NoticeSender::all_sent`]).
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -34,13 +34,13 @@ enum Notice {
 }
 
 /// Queues notices for the thread that sends them.
-pub struct NoticeQueue {
+pub struct NoticeSender {
     notices: Sender<Notice>,
     helper: Arc<Channel>,
     dev: Dev,
 }
 
-impl NoticeQueue {
+impl NoticeSender {
     /// Sends what is queued, and nothing afterwards. A process that ends in the midst of a
     /// notification holds the device open until the request is answered that this waits for. It
     /// needs no thread of its own: there may be none to be had.
@@ -53,7 +53,7 @@ impl NoticeQueue {
     }
 }
 
-impl Kernel for NoticeQueue {
+impl Kernel for NoticeSender {
     fn inval_entry(&self, parent: u64, name: &OsStr) {
         // The thread ends only with the process.
         let _ = self.notices.send(Notice::Entry(parent, name.to_owned()));
@@ -88,7 +88,7 @@ impl Kernel for NoticeQueue {
     }
 }
 
-/// Starts the thread, which writes to `device`. It ends when the returned queue is ended, or
+/// Starts the thread, which writes to `device`. It ends when the returned sender is ended, or
 /// dropped.
 ///
 /// # Errors
@@ -98,7 +98,7 @@ pub fn spawn(
     device: BorrowedFd<'_>,
     helper: Arc<Channel>,
     dev: Dev,
-) -> std::io::Result<Arc<NoticeQueue>> {
+) -> std::io::Result<Arc<NoticeSender>> {
     let (sender, receiver) = channel();
     let device = device.as_raw_fd();
     std::thread::Builder::new().name("notify".into()).spawn(move || {
@@ -116,22 +116,22 @@ pub fn spawn(
                     Ok(())
                 }
                 Notice::Last(all_sent) => {
-                    // Who waits may have given up.
+                    // The receiver may have given up.
                     let _ = all_sent.send(());
                     return;
                 }
             };
         }
     })?;
-    Ok(Arc::new(NoticeQueue { notices: sender, helper, dev }))
+    Ok(Arc::new(NoticeSender { notices: sender, helper, dev }))
 }
 
 /// From now on this thread has descriptors of its own, and of those only `kept`.
 fn keep_only(kept: RawFd) -> nix::Result<()> {
     unshare(CloneFlags::CLONE_FILES)?;
     let close = |from: RawFd, to: libc::c_uint| {
-        // SAFETY: nobody else has this table of descriptors, and this thread uses none of the
-        // closed.
+        // SAFETY: no other thread shares this table of descriptors, and this thread uses none of
+        // the closed.
         let rc = unsafe { libc::syscall(libc::SYS_close_range, from as libc::c_uint, to, 0) };
         rc == 0
     };

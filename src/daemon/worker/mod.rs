@@ -93,7 +93,7 @@ pub struct TakeoverState {
     /// A takeover: the vault need not answer now.
     pub takeover: bool,
     /// The kernel knows nothing of the inodes and handles in the state.
-    pub anew: bool,
+    pub fresh_mount: bool,
 }
 
 /// The name of a worker in `ps`, by which commands recognize it.
@@ -138,7 +138,7 @@ impl KeeperLink {
     /// Takes over the state, if this program can read it, once the previous worker is gone.
     pub fn receive_state(&self, seal: &SealKey) -> Result<TakeoverState, ExitError> {
         let (message, mut fds) = self.0.receive().map_err(lost)?.ok_or_else(|| lost("it ended"))?;
-        let (ToWorker::State { takeover, anew }, Some(fd)) = (message, fds.pop()) else {
+        let (ToWorker::State { takeover, fresh_mount }, Some(fd)) = (message, fds.pop()) else {
             return Err(lost("it sent no state"));
         };
         let unreadable = |e: StateError| ExitError::new(e.to_string());
@@ -153,7 +153,7 @@ impl KeeperLink {
         }
         failpoint::point("receive-state");
         let state = Arc::new(State::open(fd, seal).map_err(unreadable)?);
-        Ok(TakeoverState { state, takeover, anew })
+        Ok(TakeoverState { state, takeover, fresh_mount })
     }
 
     fn expect_serve(&self) -> Result<Assignment, ExitError> {
@@ -309,7 +309,7 @@ struct ControlHandler {
     config: MountConfig,
     dev: Dev,
     facts: MountFacts,
-    notices: Arc<kernel_notifier::NoticeQueue>,
+    notices: Arc<kernel_notifier::NoticeSender>,
     memory: LockState,
     started: Instant,
 }
@@ -476,8 +476,8 @@ async fn supervise(
     unsaved
 }
 
-/// Nobody will answer after this process: nothing may keep the device open, and what waits for an
-/// answer waiting.
+/// Nothing answers after this process: nothing may keep the device open, or requests would wait for
+/// ever.
 async fn leave(handler: &ControlHandler) {
     let all_sent = tokio::time::timeout(LAST_NOTICES, handler.notices.all_sent()).await;
     if let Err(e) = unmount::abort(handler.dev)

@@ -240,8 +240,8 @@ impl FileState {
 
     /// Whether a close of this handle has something to commit: written since the last commit, and
     /// not another handle's.
-    pub fn commits_on_close(&self, fh: u64) -> bool {
-        self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.writers.commits_on_close(fh))
+    pub fn has_uncommitted(&self, fh: u64) -> bool {
+        self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.writers.has_uncommitted(fh))
     }
 
     /// A file that mknod(2) made gets its content, or is to be durable: it is stored from now on.

@@ -71,7 +71,7 @@ impl Writers {
     }
 
     /// Whether a close of this handle stores.
-    pub fn commits_on_close(&self, fh: u64) -> bool {
+    pub fn has_uncommitted(&self, fh: u64) -> bool {
         self.may_have_written(fh) || self.by_handle.is_empty()
     }
 }
@@ -83,18 +83,18 @@ mod tests {
     #[test]
     fn who_wrote_stores_and_others_only_where_nobody_else_will() {
         let mut writers = Writers::default();
-        assert!(writers.commits_on_close(1) && !writers.may_have_written(1));
+        assert!(writers.has_uncommitted(1) && !writers.may_have_written(1));
         writers.note(WriteOrigin::Handle(1), 1);
         writers.note(WriteOrigin::Handle(2), 2);
-        assert!(writers.commits_on_close(1) && writers.commits_on_close(2) && !writers.commits_on_close(3));
+        assert!(writers.has_uncommitted(1) && writers.has_uncommitted(2) && !writers.has_uncommitted(3));
         writers.stored(1);
-        assert!(!writers.commits_on_close(1) && writers.commits_on_close(2));
+        assert!(!writers.has_uncommitted(1) && writers.has_uncommitted(2));
         writers.note(WriteOrigin::Mapping, 3);
-        assert!(writers.commits_on_close(1) && writers.commits_on_close(3), "any handle may have it mapped");
+        assert!(writers.has_uncommitted(1) && writers.has_uncommitted(3), "any handle may have it mapped");
         writers.stored(3);
         assert_eq!(writers, Writers::default());
         writers.note(WriteOrigin::Handle(1), 4);
         writers.retain(|fh| fh != 1);
-        assert!(writers.commits_on_close(3), "no other handle will");
+        assert!(writers.has_uncommitted(3), "no other handle will");
     }
 }

@@ -22,7 +22,7 @@ impl FileSystem {
             return Step::Ready(Err(refused));
         }
         let kernel = self.kernel.get().map(|kernel| &**kernel);
-        if !file.state().commits_on_close(fh) || !commits_on_close(file, &writer.opener, caller, kernel) {
+        if !file.state().has_uncommitted(fh) || !commits_on_close(file, &writer.opener, caller, kernel) {
             return Step::Ready(Ok(()));
         }
         failpoint::point("flush");

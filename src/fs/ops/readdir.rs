@@ -340,7 +340,7 @@ impl FileSystem {
         };
         drop(positions);
         if let Err(e) = ended
-            && !self.cache.names_may_stand_in(&e)
+            && !self.cache.stale_names_suffice(&e)
         {
             self.listings().drop_listing(dir.ino, listing);
             listing.fail(Errno::from(&e), |is_news| {

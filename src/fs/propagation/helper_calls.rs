@@ -36,7 +36,7 @@ use crate::sys::random;
 const HIDDEN: &str = ".%2E";
 
 /// Timeout of the call that verifies the helper's process id.
-const GREETING: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An order to the helper. Paths are relative to the root of the mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -293,7 +293,7 @@ impl Register {
         let name = hidden_name();
         let call = HelperCall::Unlink { path: name.clone() };
         let expected = Expected { way: Vec::new(), parent: ROOT, name, op: HelperOp::Handshake };
-        let ended = tokio::time::timeout(GREETING, self.order(kernel, expected, &call)).await;
+        let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.order(kernel, expected, &call)).await;
         let mut state = self.state();
         if state.standing != Standing::New {
             return;

@@ -1,7 +1,7 @@
 //! `--audit`: one JSON line for each open, with the program and user. Never a value.
 //!
-//! 1. No request waits for the file: lines go through a bounded queue to a thread that writes them.
-//!    What does not fit into the queue, or cannot be written (a full disk), is dropped, counted,
+//! 1. No request waits for the file: lines go through a bounded channel to a thread that writes them.
+//!    What does not fit into it, or cannot be written (a full disk), is dropped, counted,
 //!    and said by `status`.
 //! 2. The file belongs to a directory that is opened once, before the mount is there ([`Place`]).
 //!    It is opened anew (SIGHUP, for logrotate) from that directory and never through a link, so
@@ -25,7 +25,7 @@ use crate::sys::files::{Place, Unfit};
 use crate::sys::program::Program;
 
 /// Lines that may wait to be written.
-const QUEUE: usize = 4096;
+const CAPACITY: usize = 4096;
 
 /// One opening.
 #[derive(Debug, Serialize)]
@@ -81,7 +81,7 @@ impl Tally {
 /// The way to the audit file.
 #[derive(Debug)]
 pub struct Audit {
-    queue: SyncSender<Message>,
+    channel: SyncSender<Message>,
     tally: Arc<Tally>,
 }
 
@@ -108,19 +108,19 @@ impl Audit {
         file: W,
         reopen: impl FnMut() -> io::Result<W> + Send + 'static,
     ) -> io::Result<Arc<Self>> {
-        let (queue, messages) = sync_channel(QUEUE);
+        let (channel, messages) = sync_channel(CAPACITY);
         let tally = Arc::new(Tally::default());
         let counted = tally.clone();
         std::thread::Builder::new()
             .name("audit".into())
             .spawn(move || write_lines(&messages, file, reopen, &counted))?;
-        Ok(Arc::new(Self { queue, tally }))
+        Ok(Arc::new(Self { channel, tally }))
     }
 
     /// Opens the file again under its name: it was moved away.
     pub fn reopen(&self) {
-        // A full queue still has lines for the old file: the next SIGHUP reopens it.
-        if self.queue.try_send(Message::Reopen).is_err() {
+        // A full channel still has lines for the old file: the next SIGHUP reopens it.
+        if self.channel.try_send(Message::Reopen).is_err() {
             tracing::warn!("the audit file is not opened again: too many lines wait to be written");
         }
     }
@@ -128,7 +128,7 @@ impl Audit {
     fn write(&self, line: &Line<'_>) {
         let Ok(text) = serde_json::to_string(line) else { return };
         let text = crate::display::json(&text).into_owned() + "\n";
-        if self.queue.try_send(Message::Line(text.into_bytes())).is_err() {
+        if self.channel.try_send(Message::Line(text.into_bytes())).is_err() {
             self.tally.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -345,7 +345,7 @@ mod tests {
         }
         let (release, held) = sync_channel(0);
         let audit = Audit::start(Hangs(held), || Err(io::Error::other("not asked"))).unwrap();
-        (0..QUEUE + 100).for_each(|_| audit.write(&line("a")));
+        (0..CAPACITY + 100).for_each(|_| audit.write(&line("a")));
         assert!(audit.status().lost >= 99);
         drop(release);
     }

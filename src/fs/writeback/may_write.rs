@@ -4,7 +4,7 @@
 //!    write, nothing is opened for writing.
 //! 2. With any other vault a refused save shows that saves of its kind (new objects, new versions)
 //!    are refused, for that name and, unless one was accepted there, for its directory; for
-//!    [`BELIEVED`] at most, then the next save tries.
+//!    [`ASSUMED_FOR`] at most, then the next save tries.
 //! 3. Another key, once it is in the key's file, is refused nothing yet.
 
 use std::num::NonZeroUsize;
@@ -20,7 +20,7 @@ use crate::fs::writeback::outcome::After;
 use crate::vault::{Error, ErrorKind, ObjectName};
 
 /// For how long a refusal is assumed to hold.
-const BELIEVED: Duration = Duration::from_secs(60);
+const ASSUMED_FOR: Duration = Duration::from_secs(60);
 
 /// Names and directories of which something is remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -99,7 +99,7 @@ impl FileSystem {
         let now = self.clock.now();
         let is_refused = |what: &str| {
             let refused = self.saves().get(&(change, what.to_owned(), vault.key_changes)).copied();
-            matches!(refused, Some(LastSave::Refused(at)) if now.saturating_duration_since(at) < BELIEVED)
+            matches!(refused, Some(LastSave::Refused(at)) if now.saturating_duration_since(at) < ASSUMED_FOR)
         };
         let may_not = vault.may_write == Some(false);
         match may_not || is_refused(name.as_str()) || is_refused(directory(name.as_str())) {

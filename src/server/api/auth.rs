@@ -1,4 +1,4 @@
-//! Who may do what: the API key of a request and the permission a route needs.
+//! Authorization: the API key of a request and the permission that a route needs.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 const PERMISSIONS: HeaderName = HeaderName::from_static("x-vaultfs-permissions");
 
-/// The API key a request came with; in the request's extensions behind the gate.
+/// The API key a request came with; in the request's extensions after authentication.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// The key, as it was when the request began.
@@ -56,7 +56,7 @@ pub fn idempotency(
     Some(app.service.idempotency(&caller.key.id, route, key.as_bytes(), body))
 }
 
-/// Puts the gate before a route's methods. Methods the route does not take stay outside: 405 needs
+/// Puts authentication before a route's methods. Methods the route does not take stay outside: 405 needs
 /// no key.
 pub fn guard(app: &App, permission: Permission, route: MethodRouter<App>) -> MethodRouter<App> {
     route.route_layer(from_fn_with_state((app.clone(), permission), check))
@@ -78,7 +78,7 @@ async fn check(
         Some(allowance) if !allowance.granted => allowance.exceeded().into_response(),
         _ => match permit(row, permission) {
             Ok(()) => {
-                // Nothing behind the gate needs the key.
+                // Nothing after authentication needs the key.
                 request.headers_mut().remove(AUTHORIZATION);
                 let answer = with_permit(&app, caller, permission, request, next).await;
                 answer.unwrap_or_else(IntoResponse::into_response)
@@ -94,7 +94,7 @@ async fn check(
     response
 }
 
-/// Looks up whose request this is, and gives its connection to the key. What is needed of the
+/// Looks up the key of a request, and gives its connection to that key. What is needed of the
 /// request is taken before the look-up begins: a request is not `Sync`.
 fn admit<'a>(
     app: &'a App,

@@ -33,7 +33,7 @@ struct Wrapped {
     context: KeyContext,
 }
 
-/// A JSON object whose field `name` is a secret, in front of the fields of `rest`.
+/// A JSON object with the secret field `name` in front of the fields of `rest`.
 fn with_secret(name: &str, secret: &SecretString, rest: &impl Serialize) -> Response {
     // Plain structs of strings, which serde_json writes without fail.
     let rest = serde_json::to_string(rest).expect("plain structs serialise");

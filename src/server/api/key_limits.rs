@@ -193,7 +193,7 @@ impl FromRequest<App> for Received {
     }
 }
 
-/// Reads a body. The envelope reads on after a refusal, so that a client that is still sending gets
+/// Reads a body. `response` reads on after a refusal, so that a client that is still sending gets
 /// to see the answer.
 async fn receive(request: Request, limits: &KeyLimits, key: &KeyUse) -> Result<Received, ApiError> {
     let mut received = Received { bytes: SecretBytes::default(), held: Vec::new() };

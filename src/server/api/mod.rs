@@ -1,8 +1,8 @@
-//! HTTP in front of the service: one route table, one gate for keys, one envelope around every
+//! HTTP in front of the service: one route table, one authentication, one response layer around every
 //! answer.
 //!
-//! Each route names the permission it needs, and the gate checks key and permission before the
-//! handler sees the request. Whatever happens, the envelope gives the answer an id, forbids storing
+//! Each route names the permission it needs, and `auth` checks key and permission before the
+//! handler sees the request. Whatever happens, `response` gives the answer an id, forbids storing
 //! it, and turns a panic into a 500. An error always leaves as [`error::ApiError`]: no handler
 //! writes a status of its own.
 
@@ -92,7 +92,7 @@ pub fn router(app: App) -> Router {
             )
         })
         .with_state(app);
-    // Outside of the routing, so that the envelope sees a request before its method is looked at.
+    // Outside of the routing, so that `response` sees a request before its method is looked at.
     Router::new()
         .fallback_service(routes)
         .layer(axum::middleware::from_fn(crate::server::api::response::wrap))

@@ -2,9 +2,8 @@
 //! report it.
 //!
 //! A key's window begins with its first request and ends a minute later, whatever happened in
-//! between. Requests beyond the limit are counted by nobody: waiting for the end of the window is
-//! always enough.
-
+//! between. Requests beyond the limit are not counted: waiting for the end of the window is always
+//! enough.
 //!
 //! A server without a limit says `X-RateLimit-Limit: 0` and nothing else. The API has no word for
 //! that, and vaultfs, like any careful client, would assume a limit where none is reported.

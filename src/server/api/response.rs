@@ -1,9 +1,9 @@
 //! Around every answer: a request id, no caching, a log line, and 500 in place of a panic.
 //!
 //! Also what the routes do not have to know: that no path takes HEAD, that errors of the kv dialect
-//! have a body of their own, and that a request is read to its end before it is answered, whoever
-//! refused it. Without that the connection would be closed with an answer that does not say so, and
-//! the client's next request be lost.
+//! have a body of their own, and that a request is read to its end before it is answered, even if
+//! it is refused. Without that the connection would be closed with an answer that does not say so,
+//! and the client's next request be lost.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -27,8 +27,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Where the kv dialect lives.
 const KV: &str = "/vault/v1/";
 
-/// How much of a body that nobody wanted is read, in bytes, and for how long; then the connection
-/// is closed.
+/// How much of an unwanted body is read, in bytes, and for how long; then the connection is closed.
 const DISCARD: usize = 64 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 

@@ -52,7 +52,7 @@ fn parse_rfc3339(text: &str) -> Option<Millis> {
         && (1..=days_in(year, month)).contains(&day)
         && hour < 24
         && minute < 60
-        // A leap second is the one after it: there is no telling them apart.
+        // A leap second is the one after it: they cannot be distinguished.
         && second <= 60;
     if !in_range {
         return None;

@@ -8,7 +8,7 @@
 //!
 //! Hashes kept in the database (etags, API keys, requests) are HMACs: a plain hash of a secret is
 //! an oracle for guesses. Key bytes and opened values are wiped on drop; ring's expanded key
-//! schedules are not, which only matters to someone who reads this process's memory.
+//! schedules are not, which only matters if this process's memory is read.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;

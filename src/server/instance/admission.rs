@@ -39,7 +39,7 @@ const RESERVED: usize = 128;
 /// Equal events are logged once in this time.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// Who a connection comes from, as far as that is known before a key is.
+/// The origin of a connection, as far as it is known before the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A machine.
@@ -49,7 +49,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// What counts as one: whoever has an IPv6 address has its network of 64 bits.
+    /// What counts as one origin: for an IPv6 address its network of 64 bits.
     fn network(self) -> Self {
         match self {
             Self::Address(IpAddr::V6(ip)) => {

@@ -54,7 +54,7 @@ pub struct DirLock {
 
 impl DataDir {
     /// Makes the directory, or takes an existing one that is empty or a vault's, and tightens its
-    /// mode. Anything else that is there is somebody's, and stays as it is.
+    /// mode. Any other content stays as it is.
     pub fn prepare(path: &Path) -> Result<Self, ServeError> {
         let failed = |what| ServeError::io(what, path);
         files::check_way(path).map_err(failed("cannot open directory"))?;

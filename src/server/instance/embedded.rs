@@ -1,8 +1,8 @@
-//! The vault inside another process: attach to the one that serves a directory, or be it.
+//! The vault inside another process: attach to the process that serves a directory, or serve it.
 //!
-//! Whoever holds the lock serves; everyone else waits for it. While attached, a connection is kept
-//! to the one who serves: when it ends, that process is likely gone, and the lock is tried again.
-//! So a second mount goes on when the first ends, however it ends.
+//! The process that holds the lock serves; the others wait for it. While attached, a connection to
+//! the serving process is kept open: when it ends, that process is likely gone, and the lock is
+//! tried again. So a second mount goes on when the first ends, however it ends.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -48,7 +48,7 @@ impl Embedded {
                 let listening = open(dir.clone(), lock, options).await?;
                 tokio::spawn(listening.run(stop_requested(stopped)))
             }
-            Role::Attached(stream) => tokio::spawn(succeed(dir, options, stream, stopped)),
+            Role::Attached(stream) => tokio::spawn(take_over(dir, options, stream, stopped)),
         };
         Ok(Self { socket, key_file, stop, task })
     }
@@ -93,7 +93,7 @@ async fn stop_requested(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Takes the lock, or connects to whoever has it.
+/// Takes the lock, or connects to the process that holds it.
 async fn own_or_attach(dir: &DataDir) -> Result<Role, ServeError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -111,7 +111,7 @@ async fn own_or_attach(dir: &DataDir) -> Result<Role, ServeError> {
 }
 
 /// Waits for the other process to go away, then serves in its place.
-async fn succeed(dir: DataDir, options: ServeOptions, first: UnixStream, stop: watch::Receiver<bool>) {
+async fn take_over(dir: DataDir, options: ServeOptions, first: UnixStream, stop: watch::Receiver<bool>) {
     let mut stream = first;
     loop {
         let role = tokio::select! {

@@ -5,9 +5,9 @@
 //! not say, no handshake and no head, holds up another, and one that says nothing has no buffers.
 //! On the vault's Unix socket only processes of our own user (or root) are let in, whatever the
 //! file's mode says. On a shared one the file's mode decides which users connect, and the key what
-//! they get. Each listener has an [`Admission`] of its own, so that whoever fills the port leaves
-//! the socket alone. A client that takes nothing of its answer loses its connection. Draining gets
-//! a limited time.
+//! they get. Each listener has an [`Admission`] of its own, so that clients that fill the port do
+//! not affect the socket. A client that takes nothing of its answer loses its connection. Draining
+//! gets a limited time.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -39,10 +39,10 @@ use crate::sys::files;
 /// Connections that the system keeps while none is accepted, if it is allowed as many.
 const BACKLOG: u32 = 4096;
 /// How long a connection may stay between two requests. Longer than clients keep idle connections
-/// (reqwest: 90 s), so that it is they who close: a request never meets a connection that is just
-/// going.
+/// (reqwest: 90 s), so that the client closes first: a request never meets a connection that is
+/// about to close.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
-/// What a connection may hold of what it received and nobody has read yet: a head fits.
+/// What a connection may hold of what it received and has not been read yet: a head fits.
 const BUFFER: usize = 64 * 1024;
 /// What the system may hold of an answer that the network does not take yet. The rest stays here,
 /// where it is counted.
@@ -75,7 +75,7 @@ pub struct Tcp {
     pub listener: TcpListener,
     /// The server's certificate and key; without, HTTP travels as it is.
     pub tls: Option<TlsAcceptor>,
-    /// Proxies whose `X-Forwarded-For` is believed.
+    /// Proxies that are trusted with `X-Forwarded-For`.
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -233,7 +233,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Makes a socket that others may open: those of `group`, or everybody. One that nobody listens on
+/// Makes a socket that others may open: those of `group`, or everybody. A socket without a listener
 /// is replaced.
 pub fn share(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};

@@ -57,7 +57,7 @@ impl Default for ServeOptions {
     }
 }
 
-/// A vault whose directory this process has locked.
+/// A vault in a directory that this process has locked.
 #[derive(Debug)]
 pub struct Instance {
     dir: DataDir,

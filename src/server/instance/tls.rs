@@ -20,7 +20,7 @@ use crate::sys::files;
 /// A chain is a few certificates.
 const MAX_CHAIN: u64 = 1 << 20;
 
-/// What TCP connections are greeted with: the chain in `cert`, proved with the key in `key`.
+/// The TLS identity of TCP connections: the chain in `cert`, proved with the key in `key`.
 pub fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
     let bad =
         |path: &Path, problem: &str| ServeError::Tls { path: path.to_owned(), problem: problem.to_owned() };

@@ -90,7 +90,7 @@ pub struct SealedValue {
     pub sealed: Vec<u8>,
 }
 
-/// Who writes, when, and the random id that the version gets.
+/// The writer, the time, and the random id that the version gets.
 #[derive(Debug, Clone)]
 pub struct Stamp {
     /// Id of the API key.
@@ -127,7 +127,7 @@ pub struct NewObject {
     pub idempotency: Option<IdempotencyRecord>,
 }
 
-/// Who wrote a version.
+/// The writer of a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
     /// Id of the API key.
@@ -153,7 +153,7 @@ pub struct ObjectRow {
     pub created_at: Millis,
     /// When the current version was made.
     pub updated_at: Millis,
-    /// Who wrote the current version.
+    /// The writer of the current version.
     pub updated_by: Actor,
 }
 

@@ -102,7 +102,7 @@ async fn time_does_not_run_backwards() {
     assert_eq!((a.created_at, a.updated_at, a.version), (Millis(1000), Millis(1002), 2));
     assert_eq!(v.create("c", 2000).await.unwrap().updated_at, Millis(2000));
     let waited = v.create("d", 1990).await.unwrap();
-    assert_eq!(waited.updated_at, Millis(2000), "who waits for a turn is not ahead of the clock");
+    assert_eq!(waited.updated_at, Millis(2000), "a change that waits is not ahead of the clock");
     let history = v.store.versions(a.id).await.unwrap();
     assert_eq!(
         history.iter().map(|row| (row.number, row.current)).collect::<Vec<_>>(),

@@ -1,4 +1,4 @@
-//! Files of the user's that are read or written: opened so that nobody else decides which file it
+//! Files of the user's that are read or written: opened so that no other user decides which file it
 //! is.
 //!
 //! Keys, certificates, logs and audit files may be in places where others can write, and root reads
@@ -68,13 +68,13 @@ pub enum Unfit {
     Link {
         /// Where it is.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
     },
     /// What is written there is not ours alone.
     #[error("others can write to it: chmod o-w")]
     Writable,
-    /// A hard link, perhaps to a file that somebody else chose.
+    /// A hard link, perhaps to a file that another user chose.
     #[error("it has a second name (a hard link): name a file of its own")]
     Linked,
     /// It may never answer, and says what it likes.
@@ -104,16 +104,16 @@ pub struct Opened {
     meta: Metadata,
 }
 
-/// Opens a file to read it. `also`: a user whose files are as good as one's own.
+/// Opens a file to read it. `also`: a user with the same trust as one's own.
 pub fn open(path: &Path, also: Option<u32>) -> Result<Opened, Unfit> {
-    let spot = ResolvedName::of(path, also, true)?;
-    let link = if spot.is_magic { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+    let resolved = ResolvedName::of(path, also, true)?;
+    let link = if resolved.is_magic { OFlag::empty() } else { OFlag::O_NOFOLLOW };
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | link;
-    let file = File::from(openat(&spot.dir, spot.name.as_os_str(), flags, Mode::empty())?);
+    let file = File::from(openat(&resolved.dir, resolved.name.as_os_str(), flags, Mode::empty())?);
     let meta = file.metadata()?;
     match meta.file_type() {
         kind if kind.is_dir() => Err(io::Error::from(ErrorKind::IsADirectory).into()),
-        // What others can look into is a pipe of nobody's.
+        // A pipe that others can read from is private to no user.
         kind if kind.is_fifo() && meta.mode() & 0o077 == 0 || kind.is_file() => {
             if is_trusted(meta.uid(), also) {
                 Ok(Opened { file, meta })
@@ -127,11 +127,11 @@ pub fn open(path: &Path, also: Option<u32>) -> Result<Opened, Unfit> {
 
 /// What stat(2) says of a file that [`open`] might open.
 pub fn metadata(path: &Path, also: Option<u32>) -> Result<Metadata, Unfit> {
-    let spot = ResolvedName::of(path, also, true)?;
-    if spot.is_magic {
-        return Ok(std::fs::metadata(by_descriptor(&spot.dir).join(&spot.name))?);
+    let resolved = ResolvedName::of(path, also, true)?;
+    if resolved.is_magic {
+        return Ok(std::fs::metadata(by_descriptor(&resolved.dir).join(&resolved.name))?);
     }
-    Ok(File::from(peek(spot.dir.as_fd(), &spot.name)?.0).metadata()?)
+    Ok(File::from(peek(resolved.dir.as_fd(), &resolved.name)?.0).metadata()?)
 }
 
 /// A directory, found by trusted links only, and where it is, without links.
@@ -322,7 +322,7 @@ impl Place {
 fn is_writable(stat: &FileStat) -> Result<(), Unfit> {
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFREG => {}
-        // It keeps nothing, whoever it belongs to.
+        // It keeps nothing, whatever its owner.
         SFlag::S_IFCHR if stat.st_rdev == NULL_DEVICE => return Ok(()),
         SFlag::S_IFDIR => return Err(io::Error::from(ErrorKind::IsADirectory).into()),
         _ => return Err(Unfit::NotRegular),

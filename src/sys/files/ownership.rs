@@ -1,4 +1,4 @@
-//! Whose a file or a link is, by what the kernel says of a descriptor. No file system is asked.
+//! The owner of a file or a link, by what the kernel says of a descriptor. No file system is asked.
 //!
 //! A FUSE file system says what it likes about owners, and need not answer: what is in one of
 //! another user is that user's, and is not asked.
@@ -66,7 +66,7 @@ pub fn server(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     Ok(user.filter(|user| *user != 0 && *user != nix::unistd::geteuid().as_raw()))
 }
 
-/// Who mounted it, for FUSE.
+/// The user that mounted it, for FUSE.
 fn served_by(line: &str) -> Option<u32> {
     let mut fields = line.split_once(" - ")?.1.split(' ');
     let kind = fields.next()?;
@@ -75,7 +75,7 @@ fn served_by(line: &str) -> Option<u32> {
     options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
 }
 
-/// Whose files and links are good enough: root's, one's own, and those of `also`.
+/// Whether an owner's files and links are trusted: root's, one's own, and those of `also`.
 pub fn is_trusted(owner: u32, also: Option<u32>) -> bool {
     owner == 0 || owner == nix::unistd::geteuid().as_raw() || Some(owner) == also
 }
@@ -131,6 +131,6 @@ mod tests {
         let named = names_root(&std::fs::read_to_string("/proc/self/uid_map").unwrap());
         assert_eq!(is(65534, None), !named);
         directory.set_permissions(std::fs::Permissions::from_mode(0o1777)).unwrap();
-        assert!(!is(65534, None), "anybody may have made it there");
+        assert!(!is(65534, None), "any user may have made it there");
     }
 }

@@ -69,7 +69,7 @@ fn links_and_files_of_others_are_refused() {
     }
     assert!(matches!(text(&at("theirs")), Err(Unfit::Owner(OTHER))));
     assert!(open(&at("theirs"), Some(OTHER)).is_ok());
-    // To write, nobody's but one's own.
+    // To write, only one's own.
     for (name, why) in
         [("theirs", "belongs to user 61234"), ("way/new", "is a link that belongs to user 61234")]
     {

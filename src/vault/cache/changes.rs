@@ -1,8 +1,8 @@
 //! Changes made elsewhere: found by comparing each answer with what was known before it.
 //!
-//! Whatever brings the news (a tick of the refresher, a listing, a read), it is noted once, because
-//! the comparison is made where the answer enters the index. Our own changes are entered by another
-//! door and are no news. Nothing is noted until somebody wants to know ([`Cache::track_changes`]).
+//! A change is noted once, whether a tick of the refresher, a listing or a read shows it, because
+//! the comparison is made where the answer enters the index. Our own changes enter separately and
+//! are not noted. Nothing is noted before [`Cache::track_changes`].
 
 use std::time::{Instant, SystemTime};
 

@@ -3,9 +3,9 @@
 //! 1. **After a tick**, and with what that leaves of its tenth of the budget: of few names all
 //!    pages at once, of more a few each time, so that no tick has to wait. Where the vault has no
 //!    limit, it takes a small part of the time.
-//! 2. Where nobody has listed all names yet they are listed up to [`FEW`] pages: a vault of a
+//! 2. Where not all names were listed yet, they are listed up to [`FEW`] pages: a vault of a
 //!    million names is not taken into memory because one of them is used.
-//! 3. A listing that somebody else has begun later and ended takes the place of this one.
+//! 3. A listing that another caller began later and completed replaces this one.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::vault::cache::{Cache, is_outage};
 use crate::vault::model::object::Cursors;
 use crate::vault::{Call, ErrorKind, ListQuery, Result};
 
-/// Pages that are listed although nobody has asked for all names.
+/// Pages that are listed although no caller has asked for all names.
 const FEW: usize = 20;
 
 /// Without a limit a listing is begun when so much time for each page has passed since the last.

@@ -16,7 +16,7 @@ use super::table::{Table, Usage};
 use crate::vault::cache::refresher::EXISTS;
 use crate::vault::{Meta, Object, ObjectId, ObjectName, Summary, VersionTag};
 
-/// Names (and prefixes) whose absence is remembered beside a complete listing; the oldest are
+/// Absent names (and prefixes) that are remembered beside a complete listing; the oldest are
 /// dropped.
 const ABSENT_NAMES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
@@ -64,7 +64,7 @@ pub struct Index {
     searched: LruCache<String, Instant>,
     /// Since when all names are known, and of how many pages that listing was.
     complete: Option<(Instant, usize)>,
-    /// Beliefs since the first moment are known to hold as of the second: nothing has changed in
+    /// What was known since the first moment is known to hold as of the second: nothing has changed in
     /// between.
     confirmed: Option<(Instant, Instant)>,
     /// Moves on whenever the set of names changes.
@@ -141,7 +141,7 @@ impl Index {
         self.confirmed = Some((since, asked));
     }
 
-    /// As of when a belief of the moment `at` is known to hold.
+    /// As of when knowledge of the moment `at` is known to hold.
     fn confirmed(&self, at: Instant) -> Instant {
         self.confirmed.filter(|(since, _)| *since <= at).map_or(at, |(_, asked)| asked.max(at))
     }
@@ -270,7 +270,7 @@ impl Index {
         self.absent.put(name.clone(), asked);
     }
 
-    /// It exists, as far as anybody knows, and that is all that may be said of it.
+    /// It exists as far as is known; its version is not known.
     pub fn unknown(&mut self, name: &ObjectName, asked: Instant) {
         let Some(known) = self.names.get(name.as_str()) else { return };
         if let Some(version) = &known.version {

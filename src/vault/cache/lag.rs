@@ -1,4 +1,4 @@
-//! Read your writes, over a vault whose reads lag behind its writes by seconds (replicas).
+//! Read your writes, over a vault with reads that lag behind its writes by seconds (replicas).
 //!
 //! 1. **Remembered** for [`WINDOW`]: changes made here, and versions seen here shortly after they
 //!    were made elsewhere. Versions of one object are ordered by the vault's times.
@@ -8,8 +8,8 @@
 //!    change made elsewhere: the query is repeated after [`AGAIN`], and the second answer is
 //!    accepted. Of a lagging vault neither is accepted within the window, nor is the absence of any
 //!    other remembered object.
-//! 4. **A change whose answer was lost** may have been made: of a lagging vault no answer within
-//!    the window is accepted that shows nothing newer than was known before.
+//! 4. **A change without an answer** may have been made: within the window no answer of a lagging
+//!    vault is accepted that shows nothing newer than was known before.
 //! 5. **After the window** every answer is accepted: the vault may have been restored from a
 //!    backup.
 //!
@@ -111,7 +111,7 @@ pub(super) struct Lag {
     made: VecDeque<(Instant, Meta)>,
     /// Names of what was deleted here, by time.
     removed: VecDeque<(Instant, ObjectName)>,
-    /// Changes whose answers were lost, and when.
+    /// Changes without an answer, and when they were sent.
     unanswered: Vec<(Changed, Instant)>,
     /// When an answer last showed lag.
     seen: Option<Instant>,
@@ -244,7 +244,7 @@ impl Lag {
         self.entries.insert(id.clone(), entry);
     }
 
-    /// Forgets changes whose window has passed at `now`.
+    /// Forgets changes with a window that has passed at `now`.
     fn forget(&mut self, now: Instant) {
         while self.order.front().is_some_and(|(at, _)| *at + WINDOW <= now) {
             self.forget_first();

@@ -8,7 +8,7 @@
 //! 3. **Refusals are answers.** 401, 403 and 404 are never hidden by old values; a revocation drops
 //!    all of them (`revocation`).
 //! 4. **Local changes win** over answers requested earlier (`index`), and over those of a vault
-//!    whose reads lag behind its writes (`lag`).
+//!    with reads that lag behind its writes (`lag`).
 //!
 //! The lock is a leaf: nothing else is locked or awaited while it is held.
 
@@ -107,7 +107,7 @@ struct CacheState {
     listing_right: crate::vault::cache::revocation::ListingRight,
     /// When something else than a vault last answered to a listing, and how.
     foreign_listing: Option<(Instant, Error)>,
-    /// Names whose read was refused, by the vault or a proxy.
+    /// Names with a read that was refused, by the vault or a proxy.
     refused: lru::LruCache<ObjectName, (Instant, Error)>,
     /// The check in flight whether the key is still accepted.
     key_check: Option<Flight<()>>,
@@ -116,7 +116,7 @@ struct CacheState {
     histories: lru::LruCache<(ObjectId, VersionTag, SystemTime), Arc<Vec<VersionInfo>>>,
     /// Answers requested before that moment are not cached.
     revoked: Option<Instant>,
-    /// Changes made elsewhere that were not taken yet; `None` while nobody wants them.
+    /// Changes made elsewhere that were not taken yet; `None` while they are not tracked.
     changes: Option<Vec<Change>>,
 }
 
@@ -331,7 +331,7 @@ impl Cache {
         self.state().index.value(id, version)
     }
 
-    /// The history of an object whose current version is `current`; requested once a version.
+    /// The history of the object with the current version `current`; requested once a version.
     pub async fn history(&self, call: &Call, current: &Meta) -> Result<Arc<Vec<VersionInfo>>> {
         let id = &current.id;
         let key = (id.clone(), current.version.clone(), current.updated_at);

@@ -204,8 +204,8 @@ impl Cache {
         }
         self.refresh_state().runs = true;
         let mut checked: Option<(Instant, bool)> = None;
-        // Where not all names are known, as after a takeover, no name is news: whoever wants
-        // changes waits for no pause.
+        // Where not all names are known, as after a takeover, no name counts as changed: tracking
+        // begins without a pause.
         let mut is_due = wanted() && self.state().index.complete_as_listed().is_none();
         loop {
             let now = self.clock.now();

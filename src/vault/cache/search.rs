@@ -14,7 +14,7 @@ use crate::vault::{Call, Error, ErrorKind, ListQuery, Result};
 
 impl Cache {
     /// Makes sure that [`Cache::implied`] freshly knows about `prefix`. While the vault is down,
-    /// what was known before may stand in, as in [`Cache::list_all`].
+    /// what was known before may be used, as in [`Cache::list_all`].
     pub async fn search_prefix(self: &Arc<Self>, call: &Call, prefix: &str) -> Result<()> {
         let patience = call.deadline.saturating_duration_since(self.clock.now());
         let flight = self.search_flight(prefix);
@@ -26,7 +26,7 @@ impl Cache {
             }
         };
         match answer {
-            Err(e) if is_outage(e.kind) && self.absence_may_stand_in(prefix) => Ok(()),
+            Err(e) if is_outage(e.kind) && self.stale_absence_suffices(prefix) => Ok(()),
             other => other,
         }
     }
@@ -78,7 +78,7 @@ impl Cache {
         }
     }
 
-    fn absence_may_stand_in(&self, prefix: &str) -> bool {
+    fn stale_absence_suffices(&self, prefix: &str) -> bool {
         let now = self.clock.now();
         match self.state().index.prefix_state(prefix) {
             super::PrefixState::No(at) => now.saturating_duration_since(at) <= self.config.max_stale,

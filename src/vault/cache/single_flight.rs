@@ -166,7 +166,7 @@ impl Cache {
             Err(_) => Err(Error::new(ErrorKind::Deadline, "the vault did not list its names in time")),
         };
         match answer {
-            Err(e) if self.names_may_stand_in(&e) => Ok(()),
+            Err(e) if self.stale_names_suffice(&e) => Ok(()),
             other => other,
         }
     }
@@ -185,7 +185,7 @@ impl Cache {
         }
     }
 
-    pub(super) fn listing_may_stand_in(&self) -> bool {
+    pub(super) fn stale_listing_suffices(&self) -> bool {
         let now = self.clock.now();
         let complete = self.state().index.complete();
         complete.is_some_and(|(at, _)| now.saturating_duration_since(at) <= self.config.max_stale)
@@ -316,12 +316,12 @@ impl Cache {
 
     /// How long to wait for a listing while stale names could replace it; `None` if none could.
     pub fn patience_with_listing(&self) -> Option<Duration> {
-        self.listing_may_stand_in().then_some(STALE_WAIT)
+        self.stale_listing_suffices().then_some(STALE_WAIT)
     }
 
     /// Whether stale names may replace a listing that failed so.
-    pub fn names_may_stand_in(&self, e: &Error) -> bool {
-        let may = is_outage(e.kind) && self.listing_may_stand_in();
+    pub fn stale_names_suffice(&self, e: &Error) -> bool {
+        let may = is_outage(e.kind) && self.stale_listing_suffices();
         if may && e.kind != ErrorKind::ShareSpent {
             self.served_stale.store(true, Ordering::Relaxed);
         }

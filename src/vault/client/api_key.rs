@@ -76,7 +76,7 @@ pub fn clean_key(mut text: String) -> Result<SecretString, KeyError> {
     }
 }
 
-/// Reads a key from a file that only its owner can read. `also`: a user whose files are as good as
+/// Reads a key from a file that only its owner can read. `also`: a user with the same trust as
 /// one's own.
 pub fn read_key_file(path: &Path, also: Option<u32>) -> Result<SecretString, KeyError> {
     let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
@@ -251,8 +251,8 @@ mod tests {
             fs::write(at(name), "sk_new\n").unwrap();
             fs::set_permissions(at(name), fs::Permissions::from_mode(0o600)).unwrap();
         };
-        // Another user's file; another user's link to one's own; what others can read; a pipe that
-        // nobody writes.
+        // Another user's file; another user's link to one's own; what others can read; a pipe
+        // without a writer.
         make("theirs");
         std::os::unix::fs::chown(at("theirs"), Some(1), None).unwrap();
         make("target");
@@ -284,18 +284,18 @@ mod tests {
         .unwrap();
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("served", &path).unwrap();
-        let (said, heard) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let looking = std::thread::spawn(move || {
             key.reload_if_changed();
-            said.send(key.reload().is_err()).unwrap();
+            sender.send(key.reload().is_err()).unwrap();
             key
         });
-        let refused = heard.recv_timeout(std::time::Duration::from_secs(60));
-        // Whoever waits for it is let go.
+        let refused = receiver.recv_timeout(std::time::Duration::from_secs(60));
+        // What waits for it is released.
         drop(device);
         nix::mount::umount2(&at("served"), nix::mount::MntFlags::MNT_DETACH).unwrap();
         let key = looking.join().unwrap();
-        assert!(refused.expect("nobody is waited for"));
+        assert!(refused.expect("it does not wait"));
         fs::remove_file(&path).unwrap();
         make("own");
         replace("own");

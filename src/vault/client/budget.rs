@@ -468,7 +468,7 @@ mod tests {
             proptest::prop_assert!(resets.iter().all(|(_, resets)| *resets <= length));
             let second = resets.iter().filter(|(at, _)| at + into >= length).map(|(_, resets)| *resets);
             // A window may end before any request was sent in it: the first request in another one
-            // tells.
+            // shows it.
             proptest::prop_assert!(second.min().unwrap_or(length) + between >= length);
             // The vault changes the length of its windows.
             let other = if length > 30 { length / 10 } else { length * 10 };

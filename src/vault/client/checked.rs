@@ -22,7 +22,7 @@ use crate::vault::{
     ObjectId, ObjectName, Page, Result, Vault, VaultStatus, VersionInfo, VersionTag,
 };
 
-/// A vault whose answers are about what was asked.
+/// A vault with answers that are about what was asked.
 #[derive(Debug)]
 pub struct CheckedVault {
     inner: DynVault,

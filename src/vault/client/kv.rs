@@ -85,7 +85,7 @@ fn path(id: &ObjectId, tail: &str, operation: &str) -> Result<String> {
     }
 }
 
-/// A JSON object of members whose values are JSON already. Wiped when dropped.
+/// A JSON object of members with values that are JSON already. Wiped when dropped.
 fn body(members: &[(&str, &str)]) -> Body {
     let room = members.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>() + 2;
     let mut body = Zeroizing::new(Vec::with_capacity(room));

@@ -1,9 +1,9 @@
-//! Who is about to get the key: the user behind a port or a socket of this machine.
+//! The receiver of the key: the user behind a port or a socket of this machine.
 //!
 //! TLS verifies that the other side is the vault; plain http to this machine and Unix sockets do
 //! not, and any user may take a port while the vault is down. So a new connection is looked up
 //! before anything is sent on it: the listener, and each socket that has accepted a connection
-//! there, has to belong to a trusted user. (A connection that nobody has accepted yet is the
+//! there, has to belong to a trusted user. (A connection that is not accepted yet is the
 //! listener's.) Where the kernel shows neither, a rule of root's leads it elsewhere.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -35,11 +35,11 @@ pub struct Listener {
     trusted: Vec<u32>,
     /// How often the kernel's tables were read.
     looks: AtomicU64,
-    /// The last look, by its number, and whom it showed. Held by whoever reads.
+    /// The last look, by its number, and the users that it showed. Held while the tables are read.
     seen: Mutex<(u64, Vec<u32>)>,
 }
 
-/// The key would go to somebody else.
+/// The key would go to another user.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{place} belongs to user {uid}, so the API key is not sent: trust that user with --api-uid {uid}, or use https"
@@ -229,7 +229,7 @@ mod tests {
         let waiting = futures_util::future::join_all((0..10).map(|_| listener.holders(&[], 9)));
         tokio::join!(waiting, async { drop(held) });
         assert_eq!(looks(), 1);
-        // Who comes later needs another one.
+        // A later caller needs another one.
         listener.holders(&[], 9).await;
         assert_eq!(looks(), 2);
     }

@@ -98,8 +98,8 @@ pub struct HttpConfig {
     pub max_size: usize,
     /// When to try again.
     pub policy: Policy,
-    /// Users whose listeners on this machine may have the key; everybody's if `None`: they are in a
-    /// place that nobody else reaches.
+    /// Users with listeners on this machine that may get the key; all users if `None`: the place is
+    /// out of reach for others.
     pub listeners: Option<Vec<u32>>,
     /// The key context of new objects, kv dialect only.
     pub key_context: BTreeMap<String, String>,

@@ -45,7 +45,7 @@ pub fn check(answer: Answer, request: &Request, key_file: Option<&Path>, endpoin
     Err(error(kind, &sentence, &answer, request))
 }
 
-/// The error of an answer whose status says success and whose body says nothing that can be used.
+/// The error of an answer with a status of success and an unusable body.
 pub fn bad_answer(why: &str, answer: &Answer, request: &Request) -> Error {
     let sentence = format!("the vault's answer cannot be used: {why} (status {})", described(answer));
     error(ErrorKind::BadAnswer, &sentence, answer, request)

@@ -36,7 +36,7 @@ pub struct Material {
 #[derive(Debug, Default)]
 pub struct TlsFiles {
     ca_file: Option<PathBuf>,
-    /// Another user whose files are trusted.
+    /// Another user with trusted files.
     also: Option<u32>,
     current: Mutex<Current>,
 }
@@ -162,7 +162,7 @@ impl Connections {
     }
 
     /// What sends requests. Connections that were made before the files were renewed, or longer
-    /// than [`MAX_AGE`] ago, are used by nobody afterwards.
+    /// than [`MAX_AGE`] ago, are not used afterwards.
     pub fn client(&self, now: Instant) -> reqwest::Client {
         let mut current = self.client.lock();
         let since = *current.2.get_or_insert(now);
@@ -207,7 +207,7 @@ fn read(path: &Path, also: Option<u32>) -> io::Result<(Vec<u8>, Option<Stamp>)> 
 mod tests {
     use super::*;
 
-    /// One certificate of a made-up authority; nobody reads more of it than that it is one.
+    /// One certificate of a made-up authority; only its form is read.
     fn authority() -> Vec<u8> {
         let made = std::process::Command::new("openssl")
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
@@ -236,7 +236,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert!(files.reload().unwrap_err().message.contains("ca.pem"));
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(!files.reload().unwrap(), "nobody waits for a pipe");
+        assert!(!files.reload().unwrap(), "a pipe is not waited for");
         std::fs::remove_file(&path).unwrap();
         // As a link that is turned, too.
         std::fs::write(dir.path().join("new"), &new).unwrap();

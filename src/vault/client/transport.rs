@@ -58,10 +58,10 @@ pub struct Parts {
 const PERMISSIONS: &str = "x-vaultfs-permissions";
 
 /// How long that header is trusted.
-const BELIEVED: Duration = Duration::from_secs(60);
+const TRUSTED_FOR: Duration = Duration::from_secs(60);
 
 /// Programs that status lists.
-const SPENDERS: usize = 10;
+const TOP_PROGRAMS: usize = 10;
 
 /// Sends requests to one vault.
 pub struct Transport {
@@ -114,11 +114,11 @@ impl Transport {
         VaultStatus {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
-            spent_by: self.spent.top(SPENDERS),
+            spent_by: self.spent.top(TOP_PROGRAMS),
             budget: self.parts.budget.status(),
             ahead_ms: *self.ahead_ms.lock(),
             may_write: known
-                .filter(|(_, of, at)| *of == key_changes && now < *at + BELIEVED)
+                .filter(|(_, of, at)| *of == key_changes && now < *at + TRUSTED_FOR)
                 .map(|(may, ..)| may),
             key_changes,
         }
@@ -313,7 +313,7 @@ impl Transport {
         let built = self.build(request)?;
         let is_free = permit.is_free();
         let answer = async {
-            // Never closed: an error only means that nobody counts.
+            // Never closed: an error only means that there is no count.
             let _permit = self.in_flight.acquire().await;
             if is_free && self.restart.is_under_way() {
                 self.parts.budget.unused(ticket);

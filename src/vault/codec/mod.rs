@@ -109,7 +109,7 @@ pub fn decode_data(data: &str) -> Result<Content, CodecError> {
 }
 
 /// [`decode_data`] for a file of at most `max` bytes. Memory stays within a small multiple of
-/// `max`, also for `data` whose canonical layout is a hundred times as long as itself.
+/// `max`, also for `data` with a canonical layout a hundred times its length.
 ///
 /// # Errors
 /// As [`decode_data`], and [`CodecError::TooLarge`].
@@ -202,7 +202,7 @@ fn plain_content(bytes: SecretBytes) -> Content {
 /// The bytes that canonical `data` of kind 1 or 2 stands for; `None` for kind 3.
 ///
 /// Canonical text has one member of the outer object a line and no line break inside strings, so
-/// lines tell all there is to know.
+/// lines are enough.
 fn plain_view(canonical: &[u8]) -> Option<SecretBytes> {
     const ENCODING: &[u8] = b"  \"encoding\": \"base64\"";
     let members = canonical.strip_prefix(b"{\n")?.strip_suffix(b"\n}\n")?;

@@ -145,7 +145,7 @@ pub struct Gate {
 impl Gate {
     /// Returns when `n` calls have come to the gate since it was put up.
     pub async fn arrived(&mut self, n: usize) {
-        // The sender lives as long as the plan: without it, nobody can arrive any more.
+        // The sender lives as long as the plan: without it, no call can arrive any more.
         self.arrivals.wait_for(|count| *count >= n).await.expect("the plan of this gate was cleared");
     }
 
@@ -191,7 +191,7 @@ impl FaultyVault {
         self.plan(op).always().fail(fault);
     }
 
-    /// Everything fails as if nobody were there, until [`FaultyVault::clear`].
+    /// Everything fails as if nothing listened there, until [`FaultyVault::clear`].
     pub fn outage(&self) {
         self.plan_any().always().fail(Fault::Before(ErrorKind::Unreachable));
     }

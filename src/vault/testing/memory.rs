@@ -5,7 +5,7 @@
 //! through it to play "a change made elsewhere"; every call is counted, so that tests can assert
 //! how many requests an operation costs. Time comes from the clock it is given, in whole
 //! milliseconds as a server sends it. It keeps values as [`Content`], so bytes and form come back
-//! as they went in. It can play one whose reads lag behind its writes ([`Lagging`]).
+//! as they went in. It can play one with reads that lag behind its writes ([`Lagging`]).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -51,13 +51,13 @@ pub struct MemoryVault {
     lag: Mutex<SimulatedLag>,
 }
 
-/// Whose reads show the past.
+/// Which reads show the past.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Lagging {
-    /// Nobody's.
+    /// None.
     #[default]
     Never,
-    /// Everybody's, as it was so long ago.
+    /// All, as it was so long ago.
     Always(Duration),
     /// Every other one, as it was so long ago: there are two replicas, and requests go to them in
     /// turn.

@@ -1,7 +1,7 @@
 //! Which vault, with which key: the options every command shares.
 //!
 //! Two steps, because `vaultfs mount` takes them in different processes. [`ConnectArgs::resolve`]
-//! runs where the command line and the environment are: it settles the URL or directory, checks the
+//! runs where the command line and the environment are: it determines the URL or directory, checks the
 //! rules of the command line, reads the key, and makes every path absolute. Its results travel:
 //! [`ConnectSpec`] is serialisable and holds no secret, [`ApiKeyInput`] is the secret alone.
 //! [`connect`] runs where the vault is used: it starts or joins the embedded vault, asks which
@@ -37,7 +37,7 @@ use crate::vault::client::api_key::ApiKey;
 use crate::vault::client::tls::TlsFiles;
 use crate::vault::{Dialect, DynVault, Page};
 
-/// Where the service is unless somebody says otherwise.
+/// Where the service is by default.
 const DEFAULT_URL: &str = "https://api.workos.com";
 
 /// Where root's embedded vault is where there is no HOME, as at boot and in units.
@@ -116,7 +116,7 @@ pub struct ConnectArgs {
     #[command(flatten)]
     pub runtime: values::RuntimeDirArg,
 
-    /// The user for whom it is, whose files are as good as one's own.
+    /// The user of the mount, with the same trust as one's own.
     #[arg(skip)]
     pub also: Option<u32>,
 }
@@ -172,16 +172,16 @@ pub struct ConnectSpec {
     pub timeout: Duration,
     /// Largest value in bytes.
     pub max_size: u64,
-    /// The user for whom a mount is (`--uid`), whose key and certificates are as good as one's own.
+    /// The user of a mount (`--uid`): the key and certificates may be this user's.
     #[serde(default)]
     pub also: Option<u32>,
-    /// Another user whose listener may have the key.
+    /// Another user with a listener that may get the key.
     #[serde(default)]
     pub api_uid: Option<u32>,
 }
 
 impl ConnectSpec {
-    /// Users whose listeners on this machine may have the key.
+    /// Users with listeners on this machine that may get the key.
     fn listeners(&self) -> Vec<u32> {
         use std::os::unix::fs::MetadataExt;
         let owner = self
@@ -207,7 +207,7 @@ impl ConnectSpec {
 /// The API key on its way from [`ConnectArgs::resolve`] to [`connect`].
 #[derive(Debug, Clone, Default)]
 pub struct ApiKeyInput {
-    /// `None` for the embedded vault, whose key is in its directory.
+    /// `None` for the embedded vault, which has the key in its directory.
     pub secret: Option<SecretString>,
 }
 
@@ -240,7 +240,7 @@ impl ConnectArgs {
             || credential().is_some()
     }
 
-    /// Settles which vault and which key are meant. Starts and contacts nothing.
+    /// Determines which vault and which key are meant. Starts and contacts nothing.
     pub fn resolve(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
         let mut spec = self.spec()?;
         if matches!(spec.endpoint, Endpoint::Embedded(_)) {
@@ -417,7 +417,7 @@ fn bad_key(path: &Path, e: api_key::KeyError) -> Failure {
                     (Exit::Failed, "; the limit of this process or machine is reached, see ulimit -a");
             }
             Some(libc::ENOENT) => next = "; put the key there, readable by you alone, or name its file",
-            _ => next = "; it must be a file that you can read, and nobody else",
+            _ => next = "; it must be a file that only you can read",
         }
     }
     let sentence = match &e {

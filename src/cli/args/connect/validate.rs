@@ -1,6 +1,5 @@
-//! What is wrong with a vault's options as far as this machine can tell, before anything is
-//! mounted: the volume plugin says so when a volume is created, not when the first container needs
-//! it.
+//! Checks a vault's options as far as this machine can, before anything is mounted: the volume
+//! plugin says so when a volume is created, not when the first container needs it.
 
 use crate::cli::args::connect::{ConnectArgs, ConnectSpec, Endpoint, absolute, bad_key, usage};
 use crate::cli::exit::{Exit, Failure};

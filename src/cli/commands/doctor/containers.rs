@@ -1,4 +1,4 @@
-//! Container engines: what they need for mounts, and volumes whose options are out of date.
+//! Container engines: what they need for mounts, and volumes with options that are out of date.
 
 use crate::cli::commands::doctor::Finding;
 use crate::cli::commands::doctor::machine::Machine;
@@ -37,7 +37,7 @@ pub fn containers(machine: &Machine) -> Vec<Finding> {
     found
 }
 
-/// Volumes whose options could not be given any more.
+/// Volumes with options that could not be given any more.
 pub fn volumes(machine: &Machine) -> Vec<Finding> {
     let of_root = machine.path("var/lib/vaultfs-volumes");
     let own = machine.ordinary.then(|| volume_plugin::default_state().ok()).flatten();

@@ -116,7 +116,7 @@ fn device(machine: &Machine) -> Finding {
 fn fusermount(machine: &Machine) -> Finding {
     let places = ["usr/bin/fusermount3", "bin/fusermount3", "usr/local/bin/fusermount3"];
     let program = places.iter().find_map(|place| fs::metadata(machine.path(place)).ok());
-    // Who cannot mount has a problem; root may never miss it.
+    // A user that cannot mount has a problem; root may never miss it.
     let only_root = |says: &str, else_level: Level, fix: &str| Finding {
         level: if machine.ordinary { Level::Problem } else { else_level },
         ..Finding::note("fusermount3", says, fix)

@@ -33,7 +33,7 @@ pub struct DoctorArgs {
     #[arg(long)]
     json: bool,
 
-    /// Examine the machine whose files are below DIR
+    /// Examine the machine with its files below DIR
     #[arg(long, value_name = "DIR", default_value = "/", hide_default_value = true)]
     root: PathBuf,
 

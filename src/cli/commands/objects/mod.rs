@@ -168,7 +168,7 @@ pub fn run(command: ObjectCommand) -> anyhow::Result<ExitCode> {
 /// What one command works with.
 struct ObjectSession {
     vault: DynVault,
-    /// What came with the connection, until somebody takes it.
+    /// What came with the connection, until it is taken.
     first_page: Option<Page>,
     timeout: Duration,
     max_size: u64,
@@ -316,7 +316,7 @@ async fn rm(args: RmArgs) -> Result<ExitCode, Failure> {
         let mut failed: Option<Failure> = None;
         for name in &names {
             if let Err(e) = delete(session, name).await {
-                // Each is said; the last by whoever ends the program.
+                // Each is said; the last where the program ends.
                 if let Some(earlier) = failed.replace(e.into()) {
                     earlier.report();
                 }

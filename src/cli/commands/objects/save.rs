@@ -194,7 +194,7 @@ mod tests {
         assert!(taken.message.starts_with("\"a\" exists") && taken.message.contains("read"), "{taken}");
         faulty.fail_next(Op::Create, Fault::After(ErrorKind::Deadline));
         let lost = save(&session, &ObjectName::new("b").unwrap(), |_| Ok(Content::plain("x"))).await;
-        assert_eq!(lost.unwrap_err().exit, Exit::Unreachable, "nobody can look whether it is there");
+        assert_eq!(lost.unwrap_err().exit, Exit::Unreachable, "it is unknown whether it is there");
         assert_eq!((memory.count(Op::Create), memory.count(Op::Update)), (3, 0));
     }
 

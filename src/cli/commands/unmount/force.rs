@@ -1,8 +1,8 @@
 //! `vaultfs unmount --force`: unmounts although writes cannot be stored, or nothing answers.
 //!
-//! A worker that does not answer is killed, and its successor is asked to store what is unsaved. A
-//! keeper whose workers do not answer is killed, too; then the mount is detached here, and what is
-//! lost is named as far as the keeper has written it down.
+//! A worker that does not answer is killed, and its successor is asked to store what is unsaved. If
+//! the workers do not answer either, the keeper is killed, too; then the mount is detached here,
+//! and what is lost is named as far as the keeper has written it down.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(super) fn force(entry: Option<&Entry>, mount: &LiveMount) -> anyhow::Result<
     loop {
         let (lost, patience) = match drain(mount, within, Some(FORCED_DRAIN)).and_then(|_| end(mount)) {
             Ok(lost) => (Some(lost), END),
-            // Nobody ever will.
+            // No worker will answer.
             Err(_) if mount.broken().is_some() => {
                 mount.signal(Signal::SIGTERM);
                 (mount.unsaved().cloned(), END)
@@ -62,7 +62,7 @@ pub(super) fn force_orphan(entry: &Entry, mount: &LiveMount) -> anyhow::Result<E
     given_up(mount, lost)
 }
 
-/// What `--force` ends with; `lost` is `None` if nobody could say.
+/// What `--force` ends with; `lost` is `None` if it is unknown.
 fn given_up(mount: &LiveMount, lost: Option<Vec<Unsaved>>) -> anyhow::Result<ExitCode> {
     match lost {
         Some(lost) if lost.is_empty() => Ok(ExitCode::SUCCESS),

@@ -78,7 +78,7 @@ fn head(name: &str, section: char) -> Roff {
     page
 }
 
-/// The day of the sources, where whoever builds a package says it.
+/// The day of the sources, where the build of a package gives it.
 fn date() -> String {
     let seconds = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
     let day = |seconds| {

@@ -9,7 +9,7 @@ use crate::cli::commands::mount8;
 use crate::cli::docs::man::command::{Page, subcommands};
 use crate::cli::exit::Exit;
 
-/// A name, what there is to say of it, and for whom.
+/// A name, its description, and the pages that have it.
 pub struct Entry {
     name: &'static str,
     says: &'static str,
@@ -100,7 +100,7 @@ pub const VARIABLES: &[Entry] = &[
     },
     Entry {
         name: "HTTPS_PROXY, ALL_PROXY, NO_PROXY",
-        says: "The proxy to services, and who is reached without it. Loopback never is through one.",
+        says: "The proxy to services, and the hosts that are reached without it. Loopback never is through one.",
         counts: connects,
     },
     Entry {

@@ -1,17 +1,17 @@
 //! The connections to the database: one that writes, a few that read, and the write-ahead log
 //! between them.
 //!
-//! 1. **Shared** is the usual state: readers see the last commit and wait for nobody.
+//! 1. **Shared** is the usual state: readers see the last commit and never wait.
 //! 2. **Alone**: on a full disk the index of the log finds no room. One connection with its index
 //!    in memory then does all the work: everything can be read, changes are refused with
 //!    [`StoreError::Full`]. The first change that succeeds ends it.
 //! 3. **What was deleted leaves the files, too** ([`purge`](super::purge)). [`Connections::purge`]
-//!    waits for no reader and is repeated each second until it succeeds. A killed process owes the
-//!    log's part to its successor: opening begins with it.
+//!    waits for no reader and is repeated each second until it succeeds. After a kill the log still
+//!    has it: opening begins with a purge.
 //!
-//! 4. **Walks leave a reader.** What may walk over many rows has [`WALKERS`] of the readers at
-//!    most: what finds its row by an index, the look-up of an API key first of all, does not wait
-//!    for walks.
+//! 4. **Scans leave a reader.** What may scan many rows has [`SCANNERS`] of the readers at most:
+//!    what finds its row by an index, the look-up of an API key first of all, does not wait for
+//!    scans.
 //!
 //! Locks: the writer's is taken first, then that of the idle readers.
 
@@ -33,7 +33,7 @@ use crate::server::store::sqlite::schema;
 /// Two cores are served well by this; more only helps where there are more.
 const READERS: usize = 4;
 /// Readers that may be walking over many rows at a time.
-const WALKERS: usize = READERS - 1;
+const SCANNERS: usize = READERS - 1;
 /// How long a statement waits for another process that holds the database.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 /// From one attempt to purge to the next.
@@ -52,8 +52,8 @@ pub struct Connections {
     idle: parking_lot::Mutex<Vec<Connection>>,
     /// One permit for each reading connection.
     permits: Arc<Semaphore>,
-    /// One permit for each of these that may walk.
-    walks: Arc<Semaphore>,
+    /// One permit for each of these that may scan.
+    scans: Arc<Semaphore>,
     /// `None` while the database could not be opened again, and once it is closed.
     writer: Arc<Mutex<Option<Connection>>>,
     alone: AtomicBool,
@@ -82,7 +82,7 @@ impl Connections {
         let connections = Arc::new(Self {
             path: path.to_owned(),
             permits: Arc::new(Semaphore::new(readers.len())),
-            walks: Arc::new(Semaphore::new(WALKERS)),
+            scans: Arc::new(Semaphore::new(SCANNERS)),
             idle: parking_lot::Mutex::new(readers),
             writer: Arc::new(Mutex::new(Some(writer))),
             alone: AtomicBool::new(alone),
@@ -118,10 +118,10 @@ impl Connections {
         Ok(Reader::Pooled { connection, of: Arc::clone(self), _permit: permit })
     }
 
-    /// The same, to walk over many rows.
-    pub async fn walker(self: &Arc<Self>) -> Result<(Reader, OwnedSemaphorePermit)> {
-        let walk = Arc::clone(&self.walks).acquire_owned().await.map_err(|e| gone(&e))?;
-        Ok((self.reader().await?, walk))
+    /// The same, to scan many rows.
+    pub async fn scanner(self: &Arc<Self>) -> Result<(Reader, OwnedSemaphorePermit)> {
+        let scan = Arc::clone(&self.scans).acquire_owned().await.map_err(|e| gone(&e))?;
+        Ok((self.reader().await?, scan))
     }
 
     /// Takes what was deleted, and has these marks, out of the files: now, and again each second
@@ -258,9 +258,9 @@ pub enum Reader {
     Pooled {
         /// Given back when this is dropped.
         connection: Option<Connection>,
-        /// To whom.
+        /// The pool that it returns to.
         of: Arc<Connections>,
-        /// The right to it.
+        /// The permit for it.
         _permit: OwnedSemaphorePermit,
     },
     /// The only one.
@@ -291,7 +291,7 @@ impl Drop for Reader {
 }
 
 /// Where the runtime has several threads, this one does the work and another one takes over what
-/// else it had: the caller, who waits, does not also wait for two threads to wake.
+/// else it had: the waiting caller does not also wait for two threads to wake.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     // Not the panic's own text, which could be anything.
     let ended = || gone(&"a task of the store ended without a result");
@@ -395,8 +395,8 @@ mod tests {
         let path = dir.path().join("vault.db");
         std::fs::write(&path, "").unwrap();
         let connections = Connections::open(&path).unwrap();
-        let walks: Vec<_> = std::iter::from_fn(|| connections.walker().now_or_never()).collect();
-        assert!(!walks.is_empty());
+        let scans: Vec<_> = std::iter::from_fn(|| connections.scanner().now_or_never()).collect();
+        assert!(!scans.is_empty());
         assert!(connections.reader().now_or_never().is_some(), "a look-up by an index does not wait");
     }
 }

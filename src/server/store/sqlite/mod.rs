@@ -1,11 +1,11 @@
 //! The store over SQLite: every commit is on disk before it returns.
 //!
-//! Writers queue for the one writing connection in the order they came ([`Connections`]). What
-//! writes, or may walk over many rows, runs as blocking work, and waiting for a connection happens
-//! before that begins, so that a load of requests never exhausts tokio's threads. What finds a few
-//! rows by an index is done where it is asked for: waking another thread takes several times as
-//! long as the look itself. A request that is dropped while it waits does nothing; one that has
-//! begun is finished.
+//! Writers wait for the one writing connection in the order they came ([`Connections`]). What
+//! writes, or may scan many rows, runs as blocking work, and waiting for a connection happens
+//! before that begins, so that many requests never exhaust tokio's threads. What finds a few rows
+//! by an index is done where it is asked for: waking another thread takes several times as long as
+//! the query itself. A request that is dropped while it waits does nothing; one that has begun is
+//! finished.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -118,9 +118,9 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     {
-        let (mut reader, walk) = self.connections.walker().await?;
+        let (mut reader, scan) = self.connections.scanner().await?;
         blocking(move || {
-            let _walk = walk;
+            let _scan = scan;
             // One transaction: several statements see one state of the vault.
             let tx = reader.connection()?.transaction()?;
             work(&tx)
@@ -134,7 +134,7 @@ impl SqliteStore {
     }
 }
 
-/// What was told the time later may be written earlier, by so many milliseconds.
+/// A change that took its time later may be written earlier, by this many milliseconds.
 const QUEUE: i64 = 500;
 
 /// The time of a change: the clock's, but never before a change that was made already.

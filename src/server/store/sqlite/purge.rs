@@ -114,7 +114,7 @@ mod tests {
         assert!(!holds(b"") && !holds_any(&mut &mark[..], &[]).unwrap());
     }
 
-    /// A database whose pages filled and emptied, and the marks of what was deleted.
+    /// A database with pages that were filled and emptied, and the marks of what was deleted.
     fn used(path: &Path, step: usize) -> (Connection, Vec<Vec<u8>>) {
         let db = Connection::open(path).unwrap();
         db.execute_batch(

@@ -1,5 +1,5 @@
-//! A look at a database that nobody serves, which leaves everything as it is: no file is made, none
-//! is changed.
+//! Inspects a database that is not served, and leaves everything as it is: no file is made, none is
+//! changed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -59,7 +59,7 @@ impl ReadOnlyDatabase {
     }
 }
 
-/// The path as a URI that says that nobody changes the file.
+/// The path as a URI that declares the file immutable.
 fn unchanging(path: &Path) -> String {
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {

@@ -45,7 +45,7 @@ fn versions_of_one_moment_are_told_apart_and_a_clock_that_is_put_back_changes_no
         assert_eq!(lag.presence(&asked(older), now, false), Verdict::Instead(asked(&third)));
     }
     assert_eq!(lag.presence(&asked(&third), now, false), Verdict::Accepted);
-    assert_eq!(lag.presence(&asked(&at("d", 4)), now, false), Verdict::Accepted, "somebody else's");
+    assert_eq!(lag.presence(&asked(&at("d", 4)), now, false), Verdict::Accepted, "made elsewhere");
 }
 
 #[test]

@@ -275,7 +275,7 @@ impl Drop for Segment {
     fn drop(&mut self) {
         let used = self.used;
         self.bytes_mut()[..used].zeroize();
-        // SAFETY: mapped by `map`, in this size; nobody has a reference any more.
+        // SAFETY: mapped by `map`, in this size; there is no reference any more.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), SEGMENT) };
     }
 }

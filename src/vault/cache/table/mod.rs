@@ -5,10 +5,10 @@
 //! 2. **Values** are an LRU map by id and version, bounded in bytes ([`Table::usage`] is what they
 //!    take with their entries). The value of a version that is no longer current stays until it is
 //!    the least recently used.
-//! 3. Small values are in an [`Arena`]; larger ones, whose size dwarfs any overhead, stay the
-//!    objects they came as. A value that an open handle pins lives on through its `Arc` when it
-//!    leaves here. Values are wiped when they leave: in the arena at once, larger ones when their
-//!    last owner drops them ([`crate::secret::SecretBytes`]).
+//! 3. Small values are in an [`Arena`]; larger ones, which dwarf any overhead, stay the objects
+//!    they came as. A value that an open handle pins lives on through its `Arc` when it leaves
+//!    here. Values are wiped when they leave: in the arena at once, larger ones when their last
+//!    owner drops them ([`crate::secret::SecretBytes`]).
 //!
 //! No step but [`Table::retain`] and [`Table::put_back`] visits all names.
 
@@ -64,8 +64,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table whose values take at most `capacity` bytes; the newest stays whatever its
-    /// size. `base` is some moment of the clock that entries are dated by.
+    /// An empty table for at most `capacity` bytes of values; the newest stays whatever its size.
+    /// `base` is some moment of the clock that entries are dated by.
     pub fn new(base: Instant, capacity: u64) -> Self {
         Self {
             base,

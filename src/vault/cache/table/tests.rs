@@ -32,7 +32,7 @@ fn ulid(n: u64) -> String {
 }
 
 /// Learns of an object and keeps its value, as the cache does with an answer.
-fn settle(table: &mut Table, object: &Arc<Object>, as_of: Instant) {
+fn learn(table: &mut Table, object: &Arc<Object>, as_of: Instant) {
     let Meta { id, name, version, updated_at } = object.meta.clone();
     table.insert(&name, &Known { id, version: Some(version), updated_at: Some(updated_at), as_of });
     table.put_value(object);
@@ -63,11 +63,11 @@ fn what_goes_in_comes_out() {
     assert!(!table.insert(&name("a"), &new));
     assert_eq!((table.get("a"), table.as_of("a")), (Some(new), Some(after)));
     let large = object("b", &ulid(2), "0b5a9cf2-8a3e-4a3b-9d6a-6f1d2f6b1c11", vec![1; 100_000]);
-    settle(&mut table, &large, after);
+    learn(&mut table, &large, after);
     let found = table.value(&large.meta.id, &large.meta.version).unwrap();
     assert!(Arc::ptr_eq(&found, &large), "large values are not copied");
     let small = object("c", "x", "y", *b"z");
-    settle(&mut table, &small, after);
+    learn(&mut table, &small, after);
     assert_eq!(table.value(&small.meta.id, &small.meta.version), Some(small));
     table.put_back(Duration::from_secs(2));
     assert_eq!(table.as_of("a"), Some(base + Duration::from_secs(1)));
@@ -79,17 +79,17 @@ fn a_value_outlives_its_version_until_it_is_the_oldest() {
     let base = Instant::now();
     let mut table = Table::new(base, 3 * (100 + "a".len() + "id-a".len() + "1".len()) as u64 + 3 * OVERHEAD);
     let value = |n: &str, version: &str| object(n, &format!("id-{n}"), version, vec![b'v'; 100]);
-    settle(&mut table, &value("a", "1"), base);
-    settle(&mut table, &value("a", "2"), base);
+    learn(&mut table, &value("a", "1"), base);
+    learn(&mut table, &value("a", "2"), base);
     assert!(table.get_value("id-a", "1").is_some() && table.get_value("id-a", "2").is_some());
     table.insert(&name("a"), &known("id-a", None, base));
     assert!(table.get_value("id-a", "2").is_some(), "a listing that names no version drops no value");
-    settle(&mut table, &value("a", "2"), base);
+    learn(&mut table, &value("a", "2"), base);
     assert!(table.remove("a"));
     assert!(!table.remove("a"));
     assert!(table.get("a").is_none() && table.get_value("id-a", "2").is_some());
-    settle(&mut table, &value("b", "1"), base);
-    settle(&mut table, &value("c", "1"), base);
+    learn(&mut table, &value("b", "1"), base);
+    learn(&mut table, &value("c", "1"), base);
     assert!(table.get_value("id-a", "1").is_none());
     assert!(table.get_value("id-a", "2").is_some());
     table.check();
@@ -124,7 +124,7 @@ fn the_count_is_true_and_bounded_whatever_is_done() {
                 let version = format!("{}{}", ["", "v"][random(2) as usize], random(5));
                 let len = [0, 30, 100, 3000, 4096, 4097, 9000][random(7) as usize];
                 let value = object(&text, &id, &version, vec![n as u8; len]);
-                settle(&mut table, &value, base);
+                learn(&mut table, &value, base);
                 names.insert(text, id.clone());
                 values.insert((id, version), value);
             }
@@ -152,14 +152,14 @@ fn the_count_is_true_and_bounded_whatever_is_done() {
 fn the_least_recently_used_leaves_first() {
     let base = Instant::now();
     let mut table = Table::new(base, 2 * (1000 + 3 + OVERHEAD));
-    settle(&mut table, &object("a", "a", "1", vec![1; 1000]), base);
-    settle(&mut table, &object("b", "b", "1", vec![1; 1000]), base);
+    learn(&mut table, &object("a", "a", "1", vec![1; 1000]), base);
+    learn(&mut table, &object("b", "b", "1", vec![1; 1000]), base);
     assert!(table.get_value("a", "1").is_some());
-    settle(&mut table, &object("c", "c", "1", vec![1; 1000]), base);
+    learn(&mut table, &object("c", "c", "1", vec![1; 1000]), base);
     assert!(table.get_value("b", "1").is_none() && table.get_value("a", "1").is_some());
-    settle(&mut table, &object("a", "a", "1", vec![1; 10]), base);
+    learn(&mut table, &object("a", "a", "1", vec![1; 10]), base);
     assert_eq!(table.usage(), (2, 1010 + 2 * (3 + OVERHEAD)));
-    settle(&mut table, &object("d", "d", "1", vec![1; 100_000]), base);
+    learn(&mut table, &object("d", "d", "1", vec![1; 100_000]), base);
     assert_eq!(table.usage().0, 1, "the newest stays, whatever its size");
 }
 
@@ -168,7 +168,7 @@ fn versions_and_names_are_told_apart_where_their_texts_join() {
     let base = Instant::now();
     let mut table = Table::new(base, ROOM);
     for (n, (id, version)) in [("ab", "c"), ("a", "bc"), ("abc", ""), ("", "abc")].into_iter().enumerate() {
-        settle(&mut table, &object(&format!("n{n}"), id, version, vec![n as u8]), base);
+        learn(&mut table, &object(&format!("n{n}"), id, version, vec![n as u8]), base);
     }
     assert!(table.insert(&name("none"), &known("abc", None, base)));
     for (n, (id, version)) in [("ab", "c"), ("a", "bc"), ("abc", ""), ("", "abc")].into_iter().enumerate() {
@@ -184,7 +184,7 @@ fn a_version_that_comes_with_another_time_has_lost_its_value() {
     for len in [10, 10_000] {
         let mut table = Table::new(base, ROOM);
         let value = object("a", "a", "1", vec![1; len]);
-        settle(&mut table, &value, base);
+        learn(&mut table, &value, base);
         let of = |updated_at| Known { updated_at, ..known("a", Some("1"), base) };
         for same in [Some(value.meta.updated_at), None] {
             table.insert(&name("a"), &of(same));
