@@ -29,6 +29,8 @@ pub struct Helper {
     pub fails: Mutex<Option<i32>>,
     /// Orders are heard and not carried out.
     pub is_dead: Mutex<bool>,
+    /// Orders that wait for [`Helper::release`].
+    held: Mutex<Option<Vec<(u64, HelperCall)>>>,
     before: Mutex<Option<Before>>,
     /// The kernel has looked a name up already: the next rename of an inode to its own name is
     /// none.
@@ -61,6 +63,23 @@ impl Helper {
         *self.before.lock().unwrap() = Some(Box::new(happens));
     }
 
+    /// From now on orders wait.
+    pub fn hold(&self) {
+        *self.held.lock().unwrap() = Some(Vec::new());
+    }
+
+    pub fn holds_any(&self) -> bool {
+        self.held.lock().unwrap().as_ref().is_some_and(|held| !held.is_empty())
+    }
+
+    /// Carries out the orders that wait.
+    pub fn release(&self, fs: &Arc<FileSystem>) {
+        for (number, call) in self.held.lock().unwrap().take().into_iter().flatten() {
+            let errno = self.make(fs, &call).err().map_or(0, |e| e.0);
+            fs.helper_reports(HelperReport::Done { number, errno });
+        }
+    }
+
     pub fn let_go(&self) -> HashMap<u64, u64> {
         std::mem::take(&mut *self.lookups.lock().unwrap())
     }
@@ -71,6 +90,10 @@ impl Helper {
             return true;
         }
         let meant = to == 0 || to == PID;
+        if let Some(held) = &mut *self.held.lock().unwrap() {
+            held.push((number, call.clone()));
+            return true;
+        }
         if to != 0
             && let Some(mut happens) = self.before.lock().unwrap().take()
         {

@@ -436,6 +436,35 @@ async fn a_rename_waits_for_what_is_out_in_its_directory_or_of_its_file() {
     sh.close(fd).await.unwrap();
 }
 
+/// The save is not fresh any more when the rename is made.
+#[tokio::test(start_paused = true)]
+async fn a_rename_that_was_ordered_long_before_a_save_does_not_undo_it() {
+    for capabilities in [OBJECT_CAPABILITIES, KV_CAPABILITIES] {
+        let refresh = Duration::from_millis(100);
+        let sh = Shell::of(capabilities, Options { refresh, ..Options::default() });
+        sh.put("f", "old").await;
+        let sh = watched(sh).await;
+        let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+        sh.put("f", "theirs").await;
+        sh.told.helper.hold();
+        let fs = sh.fs.clone();
+        let rotation = tokio::spawn(async move { fs.refresh_now().await });
+        while !sh.told.helper.holds_any() {
+            sh.pass(refresh / 10).await;
+        }
+        sh.pwrite(&fd, 0, "our").unwrap();
+        sh.flush(&fd).await.unwrap();
+        sh.pass(3 * refresh).await;
+        sh.told.helper.release(&sh.fs);
+        rotation.await.unwrap();
+        assert_eq!(sh.told.helper.deeds(), []);
+        assert_eq!(sh.stat("f").await.unwrap().ino, fd.ino);
+        assert_eq!(sh.cat("f").await, "our");
+        sh.close(fd).await.unwrap();
+        assert_eq!(sh.history("f").await.len(), 3);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_helper_or_where_it_fails_the_kernel_is_told_to_forget() {
     for errno in [None, Some(libc::EACCES), Some(libc::EROFS), Some(libc::EBUSY)] {

@@ -19,7 +19,6 @@ use crate::fs::propagation::queue::Why;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Caller, FileSystem};
 use crate::vault::ObjectName;
-use crate::vault::cache::Peek;
 
 /// One name.
 #[derive(Debug, Default)]
@@ -130,7 +129,7 @@ impl FileSystem {
     /// earlier.
     pub(in crate::fs) fn is_newest(&self, file: &File) -> bool {
         let state = file.state();
-        let Some(stored) = &state.stored else { return false };
-        matches!(self.cache.peek(&state.name), Peek::Value(found) if stored.is(&found.object.meta))
+        let stored = state.stored.as_ref();
+        stored.is_some_and(|s| self.cache.is_newest(&state.name, &s.id, &s.version, s.updated_at))
     }
 }

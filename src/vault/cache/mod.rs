@@ -40,8 +40,8 @@ use crate::clock::Clock;
 use crate::vault::attribution::Payer;
 pub use crate::vault::cache::refresher::RefreshStatus;
 pub use crate::vault::cache::revocation::RevocationListener;
-use crate::vault::cache::single_flight::Flight;
 pub use crate::vault::cache::single_flight::NameStream;
+use crate::vault::cache::single_flight::{Answer, Flight};
 pub use crate::vault::cache::status::CacheStatus;
 pub use changes::{Change, ChangeKind};
 use index::Index;
@@ -92,7 +92,7 @@ pub enum Peek {
 }
 
 /// A read in flight, its priority, and the users it is charged to.
-type Read = (Flight<Option<Arc<Object>>>, Priority, Payer);
+type Read = (Flight<Answer>, Priority, Payer);
 
 struct CacheState {
     index: Index,
@@ -296,6 +296,18 @@ impl Cache {
             Peek::Value(found) => Ok(Some(found)),
             Peek::Absent(_) => Ok(None),
             Peek::Exists | Peek::AbsentBefore | Peek::Unknown => self.fetch(call, name).await,
+        }
+    }
+
+    /// Whether this is the newest version that is known of its name, however long ago.
+    pub fn is_newest(&self, name: &ObjectName, id: &ObjectId, version: &VersionTag, at: SystemTime) -> bool {
+        match self.state().index.knowledge(name) {
+            Knowledge::Exists(known) => {
+                known.id == *id
+                    && known.version.as_ref() == Some(version)
+                    && known.updated_at.is_none_or(|known| known == at)
+            }
+            Knowledge::Absent(_) | Knowledge::Unknown => false,
         }
     }
 

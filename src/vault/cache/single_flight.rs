@@ -2,6 +2,9 @@
 //!
 //! A flight runs in a task of its own with the full timeout: a waiter that gives up does not end
 //! it, and its answer is cached. With a stale value at hand the wait for a new one is short.
+//!
+//! A reader may join a request that was sent before its own begin. What is known by a later request or by a change
+//! made here then takes the answer's place: reads never go back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +26,17 @@ pub(super) const STALE_WAIT: Duration = Duration::from_secs(2);
 
 /// Pages of a listing that are here and wait to be taken in.
 const PAGES_WAITING: usize = 4;
+
+/// How often a read is repeated whose answer was overtaken by something that is not in memory.
+const OVERTAKEN: usize = 3;
+
+/// The answer to a read.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    object: Option<Arc<Object>>,
+    /// When it was requested: it shows the vault as of then or later.
+    asked: Instant,
+}
 
 /// An answer that is on its way.
 pub(super) type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
@@ -71,30 +85,62 @@ impl Cache {
         if old.is_some() {
             patience = patience.min(STALE_WAIT);
         }
-        let (flight, priority, _) = self.read_flight(name, Priority::Foreground);
-        let mut answer = self.wait_for(flight, name, patience).await;
-        if priority == Priority::Background && matches!(&answer, Err(e) if e.kind == ErrorKind::RateLimited) {
-            // It was prefetched, with less of the budget than a waiting caller may use.
-            let left = call.deadline.saturating_duration_since(self.clock.now());
-            let (flight, ..) = self.read_flight(name, Priority::Foreground);
-            answer = self.wait_for(flight, name, patience.min(left)).await;
-        }
+        let read = tokio::time::timeout(patience, self.read_newest(name, Priority::Foreground)).await;
+        let answer = read.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Deadline, format!("the vault did not answer for {name:?} in time")))
+        });
         match (answer, old) {
-            (Ok(None), _) => Ok(None),
-            (Ok(Some(object)), _) => match self.peek(name) {
-                Peek::Value(found) => Ok(Some(found)),
-                Peek::Absent(_) => Ok(None),
-                Peek::Exists | Peek::AbsentBefore | Peek::Unknown => {
-                    Ok(Some(Found { object, ttl: Duration::ZERO, stale: None }))
-                }
-            },
             (Err(e), Some(old)) if is_outage(e.kind) => {
                 if !self.served_stale.load(Ordering::Relaxed) && e.kind != ErrorKind::ShareSpent {
                     tracing::warn!(name = name.as_str(), error = %e, "the vault does not answer: a stale value is served");
                 }
                 Ok(Some(self.serve_stale(&old, e.kind)))
             }
-            (Err(e), _) => Err(e),
+            (answer, _) => answer,
+        }
+    }
+
+    /// Reads `name` from the vault. An answer that was overtaken is replaced.
+    async fn read_newest(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Result<Option<Found>> {
+        for _ in 0..OVERTAKEN {
+            let answer = self.answer(name, priority).await?;
+            if let Some(found) = self.unless_overtaken(name, &answer) {
+                return Ok(found);
+            }
+        }
+        let object = self.answer(name, priority).await?.object;
+        Ok(object.map(|object| Found { object, ttl: Duration::ZERO, stale: None }))
+    }
+
+    async fn answer(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Result<Answer> {
+        let (flight, sent_with, _) = self.read_flight(name, priority);
+        match flight.await {
+            // It was prefetched, with less of the budget than a waiting caller may use.
+            Err(e) if e.kind == ErrorKind::RateLimited && sent_with != priority => {
+                self.read_flight(name, priority).0.await
+            }
+            answer => answer,
+        }
+    }
+
+    /// What an answer shows, or what is known since it was requested; `None` if that has to be read.
+    fn unless_overtaken(&self, name: &ObjectName, answer: &Answer) -> Option<Option<Found>> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let found = |object, as_of| Some(Found { object, ttl: self.ttl(as_of, now), stale: None });
+        match state.index.knowledge(name) {
+            Knowledge::Exists(known) if known.as_of >= answer.asked => {
+                let is_known = |object: &&Arc<Object>| {
+                    object.meta.id == known.id && Some(&object.meta.version) == known.version.as_ref()
+                };
+                let answered = answer.object.as_ref().filter(is_known).cloned();
+                let object = answered.or_else(|| self.value_of(&mut state, &known))?;
+                Some(found(object, known.as_of))
+            }
+            Knowledge::Absent(at) if at >= answer.asked => Some(None),
+            Knowledge::Exists(_) | Knowledge::Absent(_) | Knowledge::Unknown => {
+                Some(answer.object.clone().and_then(|object| found(object, answer.asked)))
+            }
         }
     }
 
@@ -133,17 +179,6 @@ impl Cache {
             Some(known) => Ok(known.map(|object| Found { object, ttl: Duration::ZERO, stale: None })),
             None => self.fetch(call, name).await,
         }
-    }
-
-    async fn wait_for<T: Clone>(
-        &self,
-        flight: Flight<T>,
-        name: &ObjectName,
-        patience: Duration,
-    ) -> Result<T> {
-        tokio::time::timeout(patience, flight).await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Deadline, format!("the vault did not answer for {name:?} in time")))
-        })
     }
 
     /// Prefetches a value. A failure is reported to the later reader.
@@ -209,7 +244,7 @@ impl Cache {
     /// Reads `name` for the mount itself: no program waits.
     pub async fn fetch_in_background(self: &Arc<Self>, name: &ObjectName) -> Result<Option<Arc<Object>>> {
         self.count_request();
-        self.read_flight(name, Priority::Background).0.await
+        Ok(self.read_newest(name, Priority::Background).await?.map(|found| found.object))
     }
 
     /// Joins the read of `name` in flight, or sends one; and its priority.
@@ -244,7 +279,7 @@ impl Cache {
         read
     }
 
-    async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<Option<Arc<Object>>> {
+    async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<Answer> {
         let asked = self.clock.now();
         let call = Call { deadline: asked + self.config.timeout, priority, idempotency_key: None };
         let answer = self.vault.get_by_name(&call, wanted).await;
@@ -254,14 +289,15 @@ impl Cache {
         if counts {
             self.note(&answer);
         }
-        match answer {
-            Ok(object) => Ok(Some(self.ingest_object(object, asked))),
+        let object = match answer {
+            Ok(object) => Some(self.ingest_object(object, asked)),
             Err(e) if e.kind == ErrorKind::NotFound => {
                 self.state().take_in_absence(wanted, asked);
-                Ok(None)
+                None
             }
-            Err(e) => Err(e),
-        }
+            Err(e) => return Err(e),
+        };
+        Ok(Answer { object, asked })
     }
 
     /// Joins the listing in flight, or begins one.
