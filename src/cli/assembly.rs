@@ -1,7 +1,7 @@
 //! The worker's stack of layers: vault, file system, adapter. Built before anything is mounted.
 
 use std::any::Any;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::daemon::hooks::{ChangeEvent, EventKind, Following, Memory};
 use crate::daemon::protocol::MountConfig;
 use crate::daemon::worker::{LAST_DRAIN, Service, TakeoverState};
 use crate::display::Shown;
-use crate::fs::{Audit, Drain, FileSystem, HelperReport, Kernel, Options, Processes, Unsaved};
+use crate::fs::{Audit, Builder, Drain, FileSystem, HelperReport, Kernel, Options, Processes, Unsaved};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::request_counts::Requests;
 use crate::secret::SecretString;
@@ -63,14 +63,20 @@ pub async fn build(
     }
     let vault = connected.vault.clone();
     let which = serde_json::json!([spec.endpoint, spec.prefix]).to_string();
-    let (page, options) = (connected.first_page, Options { vault: which, ..config.options.clone() });
-    let fs = FileSystem::restore(connected.vault, page, options, clock, state, fresh_mount);
+    let options = Options { vault: which, ..config.options.clone() };
+    let open_audit = |path: &PathBuf| Audit::open(path).map_err(|e| bad_audit(path, &e));
+    let builder = Builder {
+        vault: connected.vault,
+        first_page: connected.first_page,
+        audit: options.audit.as_ref().map(open_audit).transpose()?,
+        options,
+        clock,
+        journal: state,
+        fresh_mount,
+    };
+    let fs = builder.build();
     if !spec.lists {
         fs.listing_is_untried();
-    }
-    if let Some(path) = &config.options.audit {
-        let audit = Audit::open(path).map_err(|e| bad_audit(path, &e))?;
-        fs.attach_audit(audit);
     }
     let job = config.on_change.clone().map(|command| Job {
         command,

@@ -11,6 +11,7 @@
 //! `recovery`: state over a takeover. `report`: status, metrics, audit. `types`: the table of
 //! errors.
 
+mod assembly;
 mod handle;
 mod inode;
 mod journal;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, MutexGuard};
 
+pub use crate::fs::assembly::Builder;
 pub use crate::fs::namespace::attr::{Attr, Entry, FileKind, SetAttr};
 pub use crate::fs::namespace::listing::{DirEntry, Listing};
 pub use crate::fs::ops::create::Create;
@@ -52,13 +54,10 @@ pub use crate::fs::writeback::unsaved_from_journal::unsaved_from_journal;
 pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
-use crate::clock::Clock;
 use crate::fs::ops::open::Handle;
-use crate::fs::report::status::LastError;
-use crate::vault::cache::{Cache, CacheConfig};
-use crate::vault::{Call, DynVault, Error, Page};
+use crate::fs::types::env::Env;
+use crate::vault::Call;
 use inode::{Node, Table, TableGuard};
-use journal::JournalWriter;
 
 /// An answer, or the future that gives it.
 pub enum Step<T> {
@@ -119,11 +118,7 @@ struct CrashRecords {
 
 /// A mounted vault.
 pub struct FileSystem {
-    options: Options,
-    cache: Arc<Cache>,
-    clock: Arc<dyn Clock>,
-    /// Journals what a successor needs.
-    journal: JournalWriter,
+    env: Arc<Env>,
     scratch: crate::fs::temporary::scratch::Patterns,
     table: Mutex<Table>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
@@ -148,97 +143,25 @@ pub struct FileSystem {
     deletions: tokio::sync::Mutex<crate::fs::temporary::provisional::Deletions>,
     /// When the vault last refused a deletion (`deferred_delete`).
     deletion_refused: Mutex<Option<Instant>>,
-    kernel: OnceLock<Arc<dyn Kernel>>,
-    audit: OnceLock<Arc<Audit>>,
+    audit: Option<Arc<Audit>>,
     processes: OnceLock<Processes>,
     helper: crate::fs::propagation::helper_calls::Register,
     propagator: crate::fs::propagation::queue::Propagator,
     repoints: Arc<crate::fs::propagation::repoint::Repoints>,
-    /// For background work; operations are called from threads outside of the runtime.
-    runtime: tokio::runtime::Handle,
-    failure_log: Arc<crate::fs::report::failures::FailureLog>,
     failures: AtomicU64,
-    started: SystemTime,
 }
 
 impl std::fmt::Debug for FileSystem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FileSystem").field("cache", &self.cache).finish_non_exhaustive()
+        f.debug_struct("FileSystem").field("cache", self.env.cache()).finish_non_exhaustive()
     }
 }
 
 impl FileSystem {
-    /// A file system over `vault`. `first_page` is what the start-up check of the vault listed, if
-    /// it did. Call it on the tokio runtime that will run the futures it returns.
-    pub fn new(
-        vault: DynVault,
-        first_page: Option<Page>,
-        options: Options,
-        clock: Arc<dyn Clock>,
-    ) -> Arc<Self> {
-        let cache = Self::cache_over(vault, &options, &clock);
-        if let Some(page) = first_page {
-            cache.seed(&page, clock.now());
-        }
-        Self::over(cache, options, clock, JournalWriter::default())
-    }
-
-    fn cache_over(vault: DynVault, options: &Options, clock: &Arc<dyn Clock>) -> Arc<Cache> {
-        let config = CacheConfig {
-            refresh: options.refresh,
-            max_stale: options.max_stale,
-            timeout: options.timeout,
-            capacity: options.cache_size,
-        };
-        Cache::new(vault, clock.clone(), config)
-    }
-
-    fn over(cache: Arc<Cache>, options: Options, clock: Arc<dyn Clock>, journal: JournalWriter) -> Arc<Self> {
-        let fs = Arc::new(Self {
-            repoints: crate::fs::propagation::repoint::Repoints::new(journal.clone()),
-            journal,
-            scratch: crate::fs::temporary::scratch::Patterns::new(&options.scratch),
-            table: Mutex::new(Table::new(&options.vault)),
-            handles: Mutex::new(HashMap::new()),
-            next_handle: AtomicU64::new(1),
-            unacknowledged: crate::fs::handle::unacknowledged::UnacknowledgedOpens::default(),
-            intents: Mutex::default(),
-            crash_records: Mutex::default(),
-            quarantine: Arc::default(),
-            kept_commands: Mutex::default(),
-            scratch_bytes: Mutex::new(0),
-            retained_bytes: Arc::default(),
-            listings: Mutex::default(),
-            scans: Mutex::default(),
-            changes: Arc::new(tokio::sync::Semaphore::new(
-                crate::fs::temporary::provisional::CHANGES as usize,
-            )),
-            saves: crate::fs::writeback::may_write::Saves::default(),
-            deletions: tokio::sync::Mutex::default(),
-            deletion_refused: Mutex::default(),
-            kernel: OnceLock::new(),
-            audit: OnceLock::new(),
-            processes: OnceLock::new(),
-            helper: crate::fs::propagation::helper_calls::Register::new(),
-            propagator: crate::fs::propagation::queue::Propagator::new(),
-            runtime: tokio::runtime::Handle::current(),
-            failure_log: Arc::default(),
-            failures: AtomicU64::new(0),
-            started: clock.wall(),
-            options,
-            cache,
-            clock,
-        });
-        let revocation_listener = Arc::downgrade(&fs);
-        fs.cache.set_revocation_listener(revocation_listener);
-        fs
-    }
-
-    /// Attaches the kernel. Only the first call counts.
+    /// Attaches the kernel, before the first request.
     pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
-        // A second one would be a second mount of the same state: there is none.
-        let _ = self.kernel.set(kernel);
-        if self.options.reads_unopened() {
+        self.env.attach_kernel(kernel);
+        if self.env.options().reads_unopened() {
             // After a takeover the kernel may have names that are unknown here.
             self.forget_kernel_listings();
         }
@@ -246,17 +169,17 @@ impl FileSystem {
 
     /// The start-up check brought no names: the vault was away, or the key may not list.
     pub fn listing_is_untried(&self) {
-        self.cache.listing_is_untried();
+        self.env.cache().listing_is_untried();
     }
 
     /// The options it was made with.
     pub fn options(&self) -> &Options {
-        &self.options
+        self.env.options()
     }
 
     /// Wall-clock time, for attributes.
     pub fn now(&self) -> SystemTime {
-        self.clock.wall()
+        self.env.wall()
     }
 
     /// FORGET: the kernel released `count` lookups of an inode.
@@ -290,30 +213,11 @@ impl FileSystem {
 
     /// Time left of a call.
     fn left(&self, call: &Call) -> Duration {
-        call.deadline.saturating_duration_since(self.clock.now())
-    }
-
-    /// Logs a failure with operation and name, keeps it for `status`, and returns its errno.
-    fn failed(&self, operation: &'static str, name: &str, error: &Error) -> Errno {
-        let errno = Errno::from(error);
-        let failure = LastError::new(self.clock.wall(), operation, name, errno, error.to_string());
-        if self.failure_log.add(&self.runtime, failure) {
-            tracing::warn!(operation, name, ?errno, %error, "operation failed");
-        }
-        errno
-    }
-
-    /// The same for a local refusal: `why` says what to do.
-    fn refused(&self, operation: &'static str, name: &str, errno: Errno, why: &str) -> Errno {
-        let failure = LastError::new(self.clock.wall(), operation, name, errno, why.to_owned());
-        if self.failure_log.add(&self.runtime, failure) {
-            tracing::info!(operation, name, ?errno, "refused: {why}");
-        }
-        errno
+        call.deadline.saturating_duration_since(self.env.now())
     }
 
     /// Whether this user is a guest: neither the owner of the mount or of its files, nor root.
     pub fn is_guest(&self, uid: u32) -> bool {
-        uid != 0 && uid != self.options.uid && uid != nix::unistd::geteuid().as_raw()
+        uid != 0 && uid != self.env.options().uid && uid != nix::unistd::geteuid().as_raw()
     }
 }

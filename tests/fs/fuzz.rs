@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 
 use vaultfs::clock::SystemClock;
 use vaultfs::daemon::state_log;
-use vaultfs::fs::{FileSystem, Journal, MemoryJournal, Options, Record, Value};
+use vaultfs::fs::{Journal, MemoryJournal, Options, Record, Value};
 use vaultfs::fuse::adapter::Adapter;
 use vaultfs::fuse::session;
 use vaultfs::secret::{SecretBytes, SecretString};
@@ -34,6 +34,7 @@ use vaultfs::vault::testing::memory::{MemoryVault, OBJECT_CAPABILITIES};
 use vaultfs::vault::{Call, Content, DynVault, ObjectName, Vault};
 
 use super::ten_minutes::for_ten_minutes;
+use crate::shell::file_system;
 use crate::support::canned::{Canned, CannedServer};
 
 /// What each request has behind its header: `4` and `8` are numbers of so many bytes, `t` seconds,
@@ -297,7 +298,7 @@ impl Mounted {
     fn of(runtime: &Runtime, vault: DynVault, journal: Arc<dyn Journal>, kind: u8) -> Self {
         count_panics();
         let _inside = runtime.enter();
-        let fs = FileSystem::restore(vault, None, options(kind), Arc::new(SystemClock), journal, false);
+        let fs = file_system(vault, options(kind), Arc::new(SystemClock), journal);
         let adapter = Adapter::new(fs, runtime.handle().clone());
         let (session, _) = session::shake_hands(adapter, &init()).unwrap();
         let (ours, theirs) =

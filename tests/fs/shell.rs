@@ -22,8 +22,8 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::dying::{Gate, Live};
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
-    Attr, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, HelperCall, Kernel, MemoryJournal,
-    Options, ROOT, Remover, Result, SetAttr, Step,
+    Attr, Builder, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, HelperCall, Journal, Kernel,
+    MemoryJournal, Options, ROOT, Remover, Result, SetAttr, Step,
 };
 use vaultfs::vault::testing::faulty::FaultyVault;
 use vaultfs::vault::testing::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
@@ -133,6 +133,16 @@ pub struct Fd {
     no_flush: bool,
 }
 
+/// A file system over `vault` that goes on with the state of `journal`.
+pub fn file_system(
+    vault: DynVault,
+    options: Options,
+    clock: Arc<dyn Clock>,
+    journal: Arc<dyn Journal>,
+) -> Arc<FileSystem> {
+    Builder { vault, first_page: None, options, clock, journal, fresh_mount: false, audit: None }.build()
+}
+
 impl Shell {
     /// A cold mount of an empty vault in the object dialect.
     pub fn new() -> Self {
@@ -190,7 +200,7 @@ impl Shell {
         let vault = Arc::new(FaultyVault::with_clock(vault, clock.clone()));
         let journal = Arc::new(MemoryJournal::default());
         let gate = Arc::new(Gate { vault: vault.clone(), journal: journal.clone() });
-        let fs = FileSystem::restore(gate, None, options, clock.clone(), journal.clone(), false);
+        let fs = file_system(gate, options, clock.clone(), journal.clone());
         let told = Arc::new(Told::default());
         fs.attach_kernel(told.clone());
         Self {
@@ -227,7 +237,7 @@ impl Shell {
         let successor = Arc::new(journal.successor());
         let gate = Arc::new(Gate { vault: self.vault.clone(), journal: successor.clone() });
         let options = self.fs.options().clone();
-        let fs = FileSystem::restore(gate, None, options, self.clock.clone(), successor.clone(), false);
+        let fs = file_system(gate, options, self.clock.clone(), successor.clone());
         fs.attach_kernel(self.told.clone());
         self.fs.succeed(fs);
         *journal = successor;

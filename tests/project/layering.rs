@@ -32,8 +32,9 @@ const FS_FOLDERS: &[&[&str]] = &[
     &["propagation"],
     &["namespace", "handle"],
     &["inode"],
+    &["types"],
     &["journal"],
-    &["name", "types"],
+    &["name"],
 ];
 
 /// Arrows that still point up in `fs`, until the parts have private fields: the file, the folder,

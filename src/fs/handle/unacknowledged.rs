@@ -106,7 +106,7 @@ impl FileSystem {
         }
         let old: Vec<u64> = self.unacknowledged.by().values().copied().collect();
         let fs = self.clone();
-        self.runtime.spawn(async move {
+        self.env.spawn(async move {
             tokio::time::sleep(REQUESTS).await;
             for fh in old {
                 fs.close_unacknowledged(fh).await;
@@ -164,7 +164,7 @@ impl FileSystem {
     pub(in crate::fs) fn was_closed(&self, fh: u64) -> bool {
         let was = self.unacknowledged.closed().remove(&fh).is_some();
         if was {
-            self.journal.delete(&Key::Handle(fh));
+            self.env.journal().delete(&Key::Handle(fh));
         }
         was
     }

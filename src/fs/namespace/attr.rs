@@ -122,10 +122,10 @@ impl FileSystem {
         match node {
             // Its times are others once it is stored.
             Node::File(file) if file.state().is_dirty() => Duration::ZERO,
-            Node::File(_) => self.ttl(self.options.refresh),
-            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.ttl(self.options.refresh),
-            Node::Control(_) => self.options.refresh,
-            Node::Dir(_) | Node::Version(_) if self.options.read_only => self.options.refresh,
+            Node::File(_) => self.ttl(self.env.options().refresh),
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.ttl(self.env.options().refresh),
+            Node::Control(_) => self.env.options().refresh,
+            Node::Dir(_) | Node::Version(_) if self.env.options().read_only => self.env.options().refresh,
             Node::Dir(_) | Node::Version(_) => Duration::ZERO,
         }
     }
@@ -135,7 +135,7 @@ impl FileSystem {
         match node {
             Node::Dir(dir) => {
                 let table = self.table();
-                let changed = table.dir_mtime(&dir.kind).unwrap_or(self.started);
+                let changed = table.dir_mtime(&dir.kind).unwrap_or(self.env.started());
                 let (perm, local) = match &dir.kind {
                     DirKind::Tree(_) => {
                         let local = table.dir_local_of(&dir.kind).cloned().unwrap_or_default();
@@ -145,14 +145,14 @@ impl FileSystem {
                     }
                     DirKind::Histories(prefix) => {
                         let local = table.dir_local_of(&DirKind::Tree(prefix.clone()));
-                        (local.and_then(|l| l.mode).unwrap_or(self.options.dir_mode) & 0o555, local)
+                        (local.and_then(|l| l.mode).unwrap_or(self.env.options().dir_mode) & 0o555, local)
                     }
                     DirKind::History(name, _) => {
                         let local = table.local_of(name);
                         let read = self.history_perm(local);
                         (read | read >> 2, local)
                     }
-                    DirKind::Control => (self.options.dir_mode & 0o500, None),
+                    DirKind::Control => (self.env.options().dir_mode & 0o500, None),
                 };
                 owned(self.plain(dir.ino, FileKind::Directory, 0, perm, changed), local)
             }
@@ -184,21 +184,21 @@ impl FileSystem {
     /// How many files and directories have an owner that was set here.
     pub(in crate::fs) fn owners_set(&self) -> usize {
         let is_other = |local: &LocalAttr| {
-            local.uid.is_some_and(|uid| uid != self.options.uid)
-                || local.gid.is_some_and(|gid| gid != self.options.gid)
+            local.uid.is_some_and(|uid| uid != self.env.options().uid)
+                || local.gid.is_some_and(|gid| gid != self.env.options().gid)
         };
         self.table().all_local().filter(|local| is_other(local)).count()
     }
 
     fn file_perm(&self, state: &FileState) -> u32 {
-        let perm = state.local.mode.unwrap_or(self.options.file_mode);
-        if self.options.read_only { perm & 0o555 } else { perm }
+        let perm = state.local.mode.unwrap_or(self.env.options().file_mode);
+        if self.env.options().read_only { perm & 0o555 } else { perm }
     }
 
     /// A directory's time of change is what utimens set, until its names change.
     fn tree_dir_attr(&self, ino: u64, changed: SystemTime, local: &LocalAttr) -> Attr {
-        let perm = local.mode.unwrap_or(self.options.dir_mode);
-        let perm = if self.options.read_only { perm & 0o555 } else { perm };
+        let perm = local.mode.unwrap_or(self.env.options().dir_mode);
+        let perm = if self.env.options().read_only { perm & 0o555 } else { perm };
         let set = local.mtime.as_ref().filter(|_| local.ctime.is_some_and(|set| set >= changed));
         let mtime = set.map_or(changed, |(at, _)| *at);
         let mut attr = owned(self.plain(ino, FileKind::Directory, 0, perm, mtime), Some(local));
@@ -209,7 +209,7 @@ impl FileSystem {
 
     /// The users that may read an object's versions: those that may read its file.
     fn history_perm(&self, local: Option<&LocalAttr>) -> u32 {
-        local.and_then(|local| local.mode).unwrap_or(self.options.file_mode) & 0o444
+        local.and_then(|local| local.mode).unwrap_or(self.env.options().file_mode) & 0o444
     }
 
     fn plain(&self, ino: u64, kind: FileKind, size: u64, perm: u32, mtime: SystemTime) -> Attr {
@@ -222,8 +222,8 @@ impl FileSystem {
             atime: mtime,
             mtime,
             ctime: mtime,
-            uid: self.options.uid,
-            gid: self.options.gid,
+            uid: self.env.options().uid,
+            gid: self.env.options().gid,
         }
     }
 
@@ -236,10 +236,10 @@ impl FileSystem {
     /// chmod, chown and utimens of a file or directory: kept in memory. The kernel has checked that
     /// the caller may.
     pub(in crate::fs) fn set_local(&self, node: &Node, set: &SetAttr) -> Result<()> {
-        if self.options.read_only {
+        if self.env.options().read_only {
             return Err(Errno::EROFS);
         }
-        let now = self.clock.wall();
+        let now = self.env.wall();
         match node {
             Node::File(file) => {
                 let (name, local, shows) = {
@@ -270,9 +270,11 @@ impl FileSystem {
             }
             // An engine that hands over an empty volume (podman's `:U`) changes the owner of all
             // that it lists. The control files keep their owner.
-            Node::Control(..) if self.options.never_empty && set.mode.is_none() => Ok(()),
+            Node::Control(..) if self.env.options().never_empty && set.mode.is_none() => Ok(()),
             Node::Dir(dir)
-                if matches!(dir.kind, DirKind::Control) && self.options.never_empty && set.mode.is_none() =>
+                if matches!(dir.kind, DirKind::Control)
+                    && self.env.options().never_empty
+                    && set.mode.is_none() =>
             {
                 Ok(())
             }
@@ -283,7 +285,7 @@ impl FileSystem {
 
     /// STATFS: the vault has no size. Never asks it.
     pub fn statfs(&self) -> StatFs {
-        let cache = self.cache.status();
+        let cache = self.env.cache().status();
         StatFs {
             blocks: NOMINAL_BLOCKS,
             free: NOMINAL_BLOCKS.saturating_sub(cache.bytes.div_ceil(u64::from(BLOCK_SIZE))),
@@ -297,11 +299,11 @@ impl FileSystem {
     /// mknod of a device, symlink, link: a vault holds nothing of the kind.
     pub fn refuse_special(&self, operation: &'static str, name: &std::ffi::OsStr) -> Errno {
         let why = "a vault holds files only: no links and no devices";
-        self.refused(operation, &name.to_string_lossy(), Errno::EPERM, why)
+        self.env.refused(operation, &name.to_string_lossy(), Errno::EPERM, why)
     }
 
     /// The mode of a new file: what was asked for, less the umask, cut to the ceiling.
     pub(in crate::fs) fn new_mode(&self, mode: u32, umask: u32) -> u32 {
-        mode & 0o777 & !umask & self.options.file_mode
+        mode & 0o777 & !umask & self.env.options().file_mode
     }
 }

@@ -28,7 +28,7 @@ impl FileSystem {
     /// The entry of a file that has bytes of ours.
     pub(in crate::fs) fn own_entry(&self, file: &Arc<File>) -> Entry {
         let node = Node::File(file.clone());
-        let ttl = self.attr_ttl(&node).min(self.options.refresh);
+        let ttl = self.attr_ttl(&node).min(self.env.options().refresh);
         self.entry(&node, ttl)
     }
 
@@ -49,7 +49,7 @@ impl FileSystem {
             }
             Place::Absent => None,
         };
-        if self.options.read_only {
+        if self.env.options().read_only {
             return entry;
         }
         entry.map(|entry| Entry { ttl: Duration::ZERO, ..entry })
@@ -106,14 +106,14 @@ impl FileSystem {
     /// Makes the kernel look `name` up again.
     pub(in crate::fs) fn inval_name(&self, name: &ObjectName) {
         self.table().names_changed();
-        if let (Some(kernel), Some((parent, text))) = (self.kernel.get(), self.position(name)) {
+        if let (Some(kernel), Some((parent, text))) = (self.env.kernel(), self.position(name)) {
             kernel.inval_entry(parent, OsStr::new(&text));
         }
     }
 
     /// Makes the kernel read an inode anew.
     pub fn inval_pages(&self, ino: u64) {
-        if let Some(kernel) = self.kernel.get() {
+        if let Some(kernel) = self.env.kernel() {
             kernel.inval_inode(ino);
         }
     }

@@ -65,7 +65,7 @@ impl FileSystem {
             Ok(dir) => dir,
             Err(e) => return Step::Ready(Err(e)),
         };
-        self.cache.used(self.longest_ttl());
+        self.env.cache().used(self.longest_ttl());
         match &dir.kind {
             DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
                 Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root())))).into()
@@ -78,7 +78,7 @@ impl FileSystem {
             DirKind::History(name, id) => self.lookup_version(name.clone(), id.clone(), component),
             DirKind::Control => Ok(ControlFile::named(component).map(|which| {
                 let text = self.control_bytes(which);
-                let node = self.table().control(text, self.clock.wall());
+                let node = self.table().control(text, self.env.wall());
                 self.entry(&node, Duration::ZERO)
             }))
             .into(),
@@ -107,14 +107,14 @@ impl FileSystem {
                 return Duration::ZERO;
             }
             drop(table);
-            match self.cache.peek(&name) {
+            match self.env.cache().peek(&name) {
                 Peek::Absent(ttl) => absent = ttl,
                 Peek::Value(_) | Peek::Exists | Peek::AbsentBefore | Peek::Unknown => return Duration::ZERO,
             }
         }
         match as_dir {
-            Some(dir) => absent.min(self.cache.not_implied_for(dir.as_str())),
-            None => absent.min(self.options.refresh),
+            Some(dir) => absent.min(self.env.cache().not_implied_for(dir.as_str())),
+            None => absent.min(self.env.options().refresh),
         }
     }
 
@@ -131,7 +131,7 @@ impl FileSystem {
     /// The prefix of a directory in which objects can be changed.
     pub(in crate::fs) fn changeable(&self, parent: u64) -> Result<DirPrefix> {
         let dir = self.directory(parent)?;
-        if self.options.read_only {
+        if self.env.options().read_only {
             return Err(Errno::EROFS);
         }
         match &dir.kind {
@@ -171,26 +171,26 @@ impl FileSystem {
             match self.locate(under, component, &answers)? {
                 Ok(place) => return Ok(place),
                 Err(Need::Object(name)) => {
-                    if matches!(self.cache.peek(&name), Peek::Exists) {
+                    if matches!(self.env.cache().peek(&name), Peek::Exists) {
                         self.prefetch(under, &name);
                     }
-                    let found = self.cache.read(call, &name).await;
+                    let found = self.env.cache().read(call, &name).await;
                     failpoint::point_of("found", || name.as_str().to_owned());
                     match (found, self.bare_at(under, component)) {
                         (Ok(found), _) => answers.object = Some((name, found)),
                         (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
-                        (Err(e), None) => return Err(self.failed("lookup", name.as_str(), &e)),
+                        (Err(e), None) => return Err(self.env.failed("lookup", name.as_str(), &e)),
                     }
                 }
                 Err(Need::Listing) => {
-                    let listed = self.cache.list_all(call).await;
+                    let listed = self.env.cache().list_all(call).await;
                     match (listed, self.bare_at(under, component)) {
                         (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
                         (listed, _) => answers.listed = self.was_answered(listed, component, &mut answers)?,
                     }
                 }
                 Err(Need::Prefix(dir)) => {
-                    let searched = self.cache.search_prefix(call, dir.as_str()).await;
+                    let searched = self.env.cache().search_prefix(call, dir.as_str()).await;
                     if self.was_answered(searched, component, &mut answers)? {
                         answers.searched = Some(dir);
                     }
@@ -208,11 +208,11 @@ impl FileSystem {
     ) -> Result<bool> {
         match asked {
             Ok(()) => Ok(true),
-            Err(e) if e.kind == ErrorKind::Forbidden && self.cache.is_unlisted() => {
+            Err(e) if e.kind == ErrorKind::Forbidden && self.env.cache().is_unlisted() => {
                 answers.unlisted = true;
                 Ok(false)
             }
-            Err(e) => Err(self.failed("lookup", &component.to_string_lossy(), &e)),
+            Err(e) => Err(self.env.failed("lookup", &component.to_string_lossy(), &e)),
         }
     }
 
@@ -221,12 +221,12 @@ impl FileSystem {
     fn absent_unlisted(&self, component: &OsStr, dir: &DirPrefix) -> Result<Place> {
         let text = component.to_string_lossy();
         let is_file =
-            self.options.names.iter().any(|name| dir.as_str().strip_suffix('/') == Some(name.as_str()))
+            self.env.options().names.iter().any(|name| dir.as_str().strip_suffix('/') == Some(name.as_str()))
                 || self.scratch.matches(&text)
                 || self.scratch.is_provisional(&text);
         match is_file {
             true => Ok(Place::Absent),
-            false => Err(self.refused(
+            false => Err(self.env.refused(
                 "lookup",
                 &text,
                 Errno::EACCES,
@@ -287,8 +287,8 @@ impl FileSystem {
     /// for the same cost; for a part of a long component a hit does not show whether it is spelt
     /// so.
     fn is_searched(&self, dir: &DirPrefix) -> bool {
-        let searches = self.cache.vault().capabilities().search;
-        searches && !dir.is_continuation() && !self.cache.listing_is_one_page()
+        let searches = self.env.cache().vault().capabilities().search;
+        searches && !dir.is_continuation() && !self.env.cache().listing_is_one_page()
     }
 
     /// The file of that name, wherever it shows.
@@ -312,7 +312,7 @@ impl FileSystem {
     fn is_bare(&self, dir: &DirPrefix) -> bool {
         !dir.is_continuation()
             && self.table().is_made_and_bare(dir)
-            && self.cache.prefix_state(dir.as_str()) != PrefixState::Yes
+            && self.env.cache().prefix_state(dir.as_str()) != PrefixState::Yes
     }
 
     /// The empty directory at `component`, which exists whatever the vault says.
@@ -332,7 +332,7 @@ impl FileSystem {
         else {
             return Ok(None);
         };
-        if self.cache.status().outage.is_some() {
+        if self.env.cache().status().outage.is_some() {
             return Ok(None);
         }
         let found = self.object_at(&own, answers)?;
@@ -360,7 +360,7 @@ impl FileSystem {
     pub(in crate::fs) fn make_way_for(&self, name: &ObjectName) {
         let dir = DirPrefix::of_name(name);
         if self.table().is_made_and_bare(&dir)
-            && matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists)
+            && matches!(self.env.cache().peek(name), Peek::Value(_) | Peek::Exists)
             && self.is_bare(&dir)
         {
             self.give_way(&dir);
@@ -376,11 +376,13 @@ impl FileSystem {
         {
             return Ok(found.clone());
         }
-        match self.cache.peek(name) {
+        match self.env.cache().peek(name) {
             Peek::Value(found) => Ok(Some(found)),
             Peek::Absent(_) => Ok(None),
             Peek::AbsentBefore if answers.listed => Ok(None),
-            Peek::AbsentBefore if !answers.unlisted && self.cache.listing_is_one_page() => Err(Need::Listing),
+            Peek::AbsentBefore if !answers.unlisted && self.env.cache().listing_is_one_page() => {
+                Err(Need::Listing)
+            }
             Peek::Exists | Peek::AbsentBefore | Peek::Unknown => Err(Need::Object(name.clone())),
         }
     }
@@ -398,34 +400,36 @@ impl FileSystem {
         if let Some(owner) = dir.self_name()
             && self.is_kept_a_file(&table, &owner, dir)
         {
-            return PrefixState::No(self.clock.now());
+            return PrefixState::No(self.env.now());
         }
         let beyond_vault = |(_, file): (&ObjectName, Arc<File>)| file.state().is_beyond_vault();
         if table.is_made(dir) || (!dir.is_continuation() && table.files_under(dir.as_str()).any(beyond_vault))
         {
             return PrefixState::Yes;
         }
-        let mut prefix = self.cache.prefix_state(dir.as_str());
+        let mut prefix = self.env.cache().prefix_state(dir.as_str());
         if prefix == PrefixState::Yes && dir.is_continuation() {
             let mut seen = false;
-            self.cache.visit_names(dir.as_str(), |name| {
+            self.env.cache().visit_names(dir.as_str(), |name| {
                 let shown = self.shown(&mut table, name, under);
                 seen = shown
                     .is_some_and(|(text, rest)| component == text.as_str() && rest == Rest::Dir(dir.clone()));
                 seen.then(String::new)
             });
-            prefix = match (seen, self.cache.is_complete()) {
+            prefix = match (seen, self.env.cache().is_complete()) {
                 (true, _) => PrefixState::Yes,
-                (false, true) => PrefixState::No(self.clock.now()),
+                (false, true) => PrefixState::No(self.env.now()),
                 (false, false) => PrefixState::Unknown,
             };
         }
         match prefix {
-            PrefixState::Unknown if self.options.names.iter().any(|name| name.starts_with(dir.as_str())) => {
+            PrefixState::Unknown
+                if self.env.options().names.iter().any(|name| name.starts_with(dir.as_str())) =>
+            {
                 PrefixState::Yes
             }
             PrefixState::Unknown if answers.listed || answers.searched.as_ref() == Some(dir) => {
-                PrefixState::No(self.clock.now())
+                PrefixState::No(self.env.now())
             }
             other => other,
         }
@@ -433,7 +437,7 @@ impl FileSystem {
 
     /// Whether the vault could hold this name at all.
     pub(in crate::fs) fn is_allowed(&self, name: &ObjectName) -> bool {
-        self.cache.vault().capabilities().max_name.allows(name.as_str())
+        self.env.cache().vault().capabilities().max_name.allows(name.as_str())
     }
 
     /// The file of that name, if it has bytes that may not be in the vault.
@@ -450,7 +454,7 @@ impl FileSystem {
         let Some(file) = table.file(name) else { return };
         let mut state = file.state();
         let ours = state.is_only_here() || state.is_dirty() || state.stored.is_none();
-        if ours || matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists) {
+        if ours || matches!(self.env.cache().peek(name), Peek::Value(_) | Peek::Exists) {
             return;
         }
         self.keep_bytes(&mut state);
@@ -473,7 +477,7 @@ impl FileSystem {
                 drop(state);
                 return file.clone();
             }
-            if self.options.in_place {
+            if self.env.options().in_place {
                 drop(state);
                 if self.become_version(file, object) {
                     file.state().pending_notify = Some(object.meta.version.clone());

@@ -21,7 +21,7 @@ impl FileSystem {
         if let Some(refused) = writer.refusal() {
             return Step::Ready(Err(refused));
         }
-        let kernel = self.kernel.get().map(|kernel| &**kernel);
+        let kernel = self.env.kernel().map(|kernel| &**kernel);
         if !file.state().has_uncommitted(fh) || !commits_on_close(file, &writer.opener, caller, kernel) {
             return Step::Ready(Ok(()));
         }

@@ -118,7 +118,7 @@ impl FileSystem {
         };
         let name = name.ok_or_else(|| self.no_such_name(operation, component))?;
         if !self.is_allowed(&name) {
-            return Err(self.refused(
+            return Err(self.env.refused(
                 operation,
                 name.as_str(),
                 Errno::ENAMETOOLONG,
@@ -139,7 +139,7 @@ impl FileSystem {
         create: Create,
         persistence: Persistence,
     ) -> Arc<File> {
-        let now = self.clock.wall();
+        let now = self.env.wall();
         let mut table = self.table();
         table.unpin(name);
         table.file_made(under, name);

@@ -36,15 +36,15 @@ impl FileSystem {
         match &dir.kind {
             DirKind::Tree(under) => {
                 let mut entries = self.names_in(under);
-                if under.is_root() && self.options.show_versions {
+                if under.is_root() && self.env.options().show_versions {
                     entries.insert(VERSIONS.to_owned(), (FileKind::Directory, None));
                 }
-                if under.is_root() && self.options.never_empty && entries.is_empty() {
+                if under.is_root() && self.env.options().never_empty && entries.is_empty() {
                     entries.insert(CONTROL.to_owned(), (FileKind::Directory, None));
                 }
                 let mut hasher = DefaultHasher::new();
                 entries.keys().for_each(|name| name.hash(&mut hasher));
-                let (now, since) = (self.clock.wall(), self.started);
+                let (now, since) = (self.env.wall(), self.env.started());
                 self.table().seen_names(&dir.kind, hasher.finish() | 1, now, since);
                 with_dots(
                     dir.ino,
@@ -86,7 +86,7 @@ impl FileSystem {
         {
             entries.insert(SELF.to_owned(), (FileKind::Regular, ino));
         }
-        self.cache.visit_names(under.as_str(), |name| {
+        self.env.cache().visit_names(under.as_str(), |name| {
             let (text, rest) = self.shown(&mut table, name, under)?;
             let is_own = matches!(&rest, Rest::Dir(dir) if !name.as_str().starts_with(dir.as_str()));
             if (is_own || rest == Rest::File) && table.is_hidden(name) {
@@ -133,7 +133,7 @@ impl FileSystem {
         if table.is_hidden(name) {
             return None;
         }
-        match self.cache.peek(name) {
+        match self.env.cache().peek(name) {
             crate::vault::cache::Peek::Value(_) | crate::vault::cache::Peek::Exists => {
                 Some(file.map(|f| f.ino))
             }
@@ -161,13 +161,13 @@ impl FileSystem {
             fs.record_intent(Intent::Make);
             let mut table = fs.table();
             table.make_dir(dir.clone());
-            let ceiling = fs.options.dir_mode;
+            let ceiling = fs.env.options().dir_mode;
             let mut local = table.dir_local(&DirKind::Tree(dir.clone())).clone();
             local.mode = Some(mode & 0o777 & ceiling);
             table.give(&mut local, &under);
             *table.dir_local(&DirKind::Tree(dir.clone())) = local;
-            table.touch(&DirKind::Tree(dir.clone()), fs.clock.wall());
-            table.touch(&DirKind::Tree(under), fs.clock.wall());
+            table.touch(&DirKind::Tree(dir.clone()), fs.env.wall());
+            table.touch(&DirKind::Tree(under), fs.env.wall());
             drop(table);
             Ok(fs.dir_entry(&DirKind::Tree(dir)))
         });
@@ -183,7 +183,7 @@ impl FileSystem {
     ) -> Result<DirPrefix> {
         if under.is_root() && is_trash(component) {
             let why = "what is moved to a trash stays in the vault: delete it for good";
-            return Err(self.refused(operation, &component.to_string_lossy(), Errno::EPERM, why));
+            return Err(self.env.refused(operation, &component.to_string_lossy(), Errno::EPERM, why));
         }
         match name::decode(component.as_bytes(), under) {
             Ok(Decoded::Entry { as_dir: Some(dir), .. }) if !dir.is_continuation() => Ok(dir),
@@ -208,19 +208,19 @@ impl FileSystem {
                 Place::Absent => return Err(Errno::ENOENT),
                 Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
             };
-            fs.cache.list_all(&call).await.map_err(|e| fs.failed("rmdir", dir.as_str(), &e))?;
+            fs.env.cache().list_all(&call).await.map_err(|e| fs.env.failed("rmdir", dir.as_str(), &e))?;
             if fs.names_in(&dir).is_empty() {
                 fs.flush_deferred_in(&dir, &call).await?;
             }
             let is_full = || {
                 dir.is_continuation()
-                    || fs.cache.prefix_state(dir.as_str()) == PrefixState::Yes
+                    || fs.env.cache().prefix_state(dir.as_str()) == PrefixState::Yes
                     || !fs.names_in(&dir).is_empty()
             };
             // What was made here and is not listed any more is asked for once more before its
             // absence is accepted.
             if is_full() {
-                fs.cache.ask_again().await;
+                fs.env.cache().ask_again().await;
             }
             if is_full() {
                 return Err(Errno::ENOTEMPTY);
@@ -232,7 +232,7 @@ impl FileSystem {
             if !under.is_root() {
                 table.made().insert(under.clone());
             }
-            table.touch(&DirKind::Tree(under), fs.clock.wall());
+            table.touch(&DirKind::Tree(under), fs.env.wall());
             drop(table);
             gone.into_iter().for_each(|ino| fs.listings().removed(ino));
             Ok(())
@@ -242,7 +242,7 @@ impl FileSystem {
 
     /// EINVAL for a file name that is not how any object's name is spelt.
     pub(in crate::fs) fn no_such_name(&self, operation: &'static str, component: &OsStr) -> Errno {
-        self.refused(
+        self.env.refused(
             operation,
             &component.to_string_lossy(),
             Errno::EINVAL,

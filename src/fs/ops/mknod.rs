@@ -44,7 +44,7 @@ impl FileSystem {
         Step::later(async move {
             match fs.find(&fs.call(), &under, &component).await? {
                 Place::Local(file) if matches!(replay::resumed(), Some(Intent::Make)) => {
-                    Ok(fs.entry(&Node::File(file), fs.options.refresh))
+                    Ok(fs.entry(&Node::File(file), fs.env.options().refresh))
                 }
                 Place::Absent if kind == FileKind::Regular => {
                     let create = Create { mode, umask, flags: libc::O_EXCL };
@@ -67,7 +67,7 @@ impl FileSystem {
     }
 
     fn put_special(&self, under: &DirPrefix, name: &ObjectName, kind: FileKind, mode: u32) -> Entry {
-        let now = self.clock.wall();
+        let now = self.env.wall();
         self.record_intent(Intent::Make);
         let mut table = self.table();
         table.unpin(name);
@@ -84,7 +84,7 @@ impl FileSystem {
         table.file_made(under, name);
         self.note_change(&mut table, under);
         drop(table);
-        self.entry(&Node::File(file), self.options.refresh)
+        self.entry(&Node::File(file), self.env.options().refresh)
     }
 
     /// LINK: a FIFO or socket may have several names, which is how ssh puts its ControlPath in
@@ -119,7 +119,7 @@ impl FileSystem {
             fs.note_change(&mut table, &under);
             drop(table);
             failpoint::point("linked");
-            Ok(fs.entry(&Node::File(file), fs.options.refresh))
+            Ok(fs.entry(&Node::File(file), fs.env.options().refresh))
         })
     }
 
@@ -174,7 +174,7 @@ impl FileSystem {
             if state.is_only_here() && !is_closed || state.is_dirty() {
                 let why =
                     "a file that is being written, or that no vault gets, cannot be linked: close it first";
-                return Err(self.refused("link", state.name.as_str(), Errno::EPERM, why));
+                return Err(self.env.refused("link", state.name.as_str(), Errno::EPERM, why));
             }
             let stored = state.pinned.as_ref().map(|object| SecretBytes::from(object.content.bytes.expose()));
             let bytes = state.buffer.as_ref().map(|buffer| buffer.bytes.clone()).or(stored);
@@ -183,17 +183,17 @@ impl FileSystem {
         self.may_create(name)?;
         self.record_intent(Intent::Make);
         // All of it, or nothing, is there after a crash.
-        let _batch = self.journal.batch();
-        let mode = local.mode.unwrap_or(self.options.file_mode);
+        let _batch = self.env.journal().batch();
+        let mode = local.mode.unwrap_or(self.env.options().file_mode);
         let create = Create { mode, umask: 0, flags: libc::O_EXCL };
         let copy = self.new_file(under, name, create, Persistence::Vault);
         let mut table = self.table();
         let mut state = copy.state();
         state.local = LocalAttr { mtime: None, ..local };
         *table.local(name) = state.local.clone();
-        let buffer = state.buffer(&[], self.clock.wall());
+        let buffer = state.buffer(&[], self.env.wall());
         buffer.write_at(0, bytes.expose());
-        buffer.changed(WriteOrigin::Unattributed, self.clock.wall());
+        buffer.changed(WriteOrigin::Unattributed, self.env.wall());
         drop(state);
         drop(table);
         Ok(copy)
@@ -237,7 +237,7 @@ impl FileSystem {
 
     /// The names in `under` changed; it stays, as in any file system, until rmdir.
     fn note_change(&self, table: &mut Table, under: &DirPrefix) {
-        table.names_changed_in(under, self.clock.wall());
+        table.names_changed_in(under, self.env.wall());
     }
 
     /// A FIFO or socket may take any name but an object's: the object would be gone, and history
@@ -247,7 +247,7 @@ impl FileSystem {
             Some(target) if source.kind != FileKind::Regular && !target.state().is_only_here() => {
                 let name = target.state().name.clone();
                 let why = "a pipe or socket does not take the place of an object";
-                Err(self.refused("rename", name.as_str(), Errno::EPERM, why))
+                Err(self.env.refused("rename", name.as_str(), Errno::EPERM, why))
             }
             _ => Ok(()),
         }

@@ -165,13 +165,13 @@ impl FileSystem {
     fn next_handle(&self) -> u64 {
         let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
         if fh % NUMBERS == 1 {
-            self.journal.record(&Key::NextHandle, &(fh + NUMBERS));
+            self.env.journal().record(&Key::NextHandle, &(fh + NUMBERS));
         }
         fh
     }
 
     fn number_handle(&self, fh: u64, held: Held) -> Opened {
-        let by = replay::current().filter(|_| self.journal.is_enabled());
+        let by = replay::current().filter(|_| self.env.journal().is_enabled());
         let handle = Handle { fh, held, unacknowledged: Unacknowledged::new(by) };
         let opened = handle.opened();
         self.note_handle(&handle);
@@ -184,8 +184,8 @@ impl FileSystem {
 
     /// Writes a handle down.
     pub(in crate::fs) fn note_handle(&self, handle: &Handle) {
-        if self.journal.is_enabled() {
-            self.journal.record(&Key::Handle(handle.fh), &HandleRecord::of(handle));
+        if self.env.journal().is_enabled() {
+            self.env.journal().record(&Key::Handle(handle.fh), &HandleRecord::of(handle));
         }
     }
 
@@ -206,7 +206,7 @@ impl FileSystem {
             self.was_closed(fh);
             return None;
         }
-        self.journal.delete(&Key::Handle(fh));
+        self.env.journal().delete(&Key::Handle(fh));
         handle
     }
 
@@ -216,7 +216,7 @@ impl FileSystem {
             return Ok(handle.opened()).into();
         }
         let step = self.open_node(ino, flags, caller);
-        if self.options.audit.is_none() {
+        if self.env.options().audit.is_none() {
             return step;
         }
         let op = if flags & libc::O_ACCMODE == libc::O_RDONLY { "read" } else { "write" };
@@ -235,9 +235,9 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
-        self.cache.used(self.longest_ttl());
+        self.env.cache().used(self.longest_ttl());
         if writes
-            && !self.options.read_only
+            && !self.env.options().read_only
             && let Node::File(file) = &node
             && let Err(e) = self.may_save(file)
         {
@@ -251,7 +251,7 @@ impl FileSystem {
         match node {
             Node::Dir(_) => Err(Errno::EISDIR).into(),
             Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),
-            Node::Version(version) if version.object.is_none() => Err(self.refused(
+            Node::Version(version) if version.object.is_none() => Err(self.env.refused(
                 "open of a version",
                 version.name.as_str(),
                 Errno::EOPNOTSUPP,
@@ -260,7 +260,7 @@ impl FileSystem {
             .into(),
             Node::Version(version) => Ok(self.new_handle(Held::Version(version))).into(),
             Node::Control(control) => Ok(self.new_handle(Held::Control(control))).into(),
-            Node::File(_) if writes && self.options.read_only => Err(Errno::EROFS).into(),
+            Node::File(_) if writes && self.env.options().read_only => Err(Errno::EROFS).into(),
             Node::File(file) if flags & libc::O_DIRECT != 0 => {
                 let fs = self.clone();
                 Step::later(async move {
@@ -304,8 +304,8 @@ impl FileSystem {
             }
         };
         let age = if self.is_guest(caller.uid) { GUEST_FRESH } else { Duration::ZERO };
-        let found = self.cache.fetch_within(&self.call(), &name, age).await;
-        let found = found.map_err(|e| self.failed("open", name.as_str(), &e))?;
+        let found = self.env.cache().fetch_within(&self.call(), &name, age).await;
+        let found = found.map_err(|e| self.env.failed("open", name.as_str(), &e))?;
         match found {
             Some(Found { stale: Some(why), .. }) => {
                 let (errno, why) = match Errno::from(why) {
@@ -317,7 +317,7 @@ impl FileSystem {
                         (Errno::ETIMEDOUT, "the vault does not answer, and O_DIRECT asks for what it has now")
                     }
                 };
-                Err(self.refused("open", name.as_str(), errno, why))
+                Err(self.env.refused("open", name.as_str(), errno, why))
             }
             Some(found) if stored.is(&found.object.meta) => Ok(()),
             Some(_) | None => Err(Errno::ESTALE),

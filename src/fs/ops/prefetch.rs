@@ -58,7 +58,7 @@ impl FileSystem {
     /// The value of `name`, which shows in `under`, has to be fetched for its size.
     pub(in crate::fs) fn prefetch(self: &Arc<Self>, under: &DirPrefix, name: &ObjectName) {
         let Some(dir) = self.table().dir_ino(&DirKind::Tree(under.clone())) else { return };
-        let Some(listing) = self.listings().recent(dir, self.clock.now()) else { return };
+        let Some(listing) = self.listings().recent(dir, self.env.now()) else { return };
         let mut scans = self.scans();
         if scans.0.len() >= MAX_SCANS && !scans.0.contains_key(&dir) {
             scans.0.retain(|_, scan| scan.out);
@@ -86,9 +86,9 @@ impl FileSystem {
             (scan.fetched, scan.out) = (last, true);
         }
         let fs = self.clone();
-        self.runtime.spawn(attribution::on_behalf_of(attribution::current(), async move {
+        self.env.spawn(attribution::on_behalf_of(attribution::current(), async move {
             let fetch = |name: ObjectName| {
-                let cache = fs.cache.clone();
+                let cache = fs.env.cache().clone();
                 async move { cache.fetch_ahead(&name).await }
             };
             futures_util::stream::iter(wanted).for_each_concurrent(MAX_IN_FLIGHT, fetch).await;
@@ -122,13 +122,13 @@ impl FileSystem {
             Ok(Decoded::SelfFile(name)) => Some(name),
             Err(_) => None,
         });
-        let missing = objects.filter(|name| matches!(self.cache.peek(name), Peek::Exists));
+        let missing = objects.filter(|name| matches!(self.env.cache().peek(name), Peek::Exists));
         Some((missing.take(self.may_fetch_ahead()).collect(), last))
     }
 
     /// A quarter of what is left, and nothing of what the foreground is kept free for.
     fn may_fetch_ahead(&self) -> usize {
-        match self.cache.vault().status().budget {
+        match self.env.cache().vault().status().budget {
             None => WINDOW,
             Some(budget) if budget.remaining <= budget.limit.div_ceil(4) => 0,
             Some(budget) => (budget.remaining / 4) as usize,

@@ -107,16 +107,16 @@ impl FileSystem {
     /// READ. Without a handle (`fh` 0) it is the inode that is read. Of a mount that slept the
     /// vault is asked first, whatever is at hand (`revoke`).
     pub fn read(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
-        if !self.cache.was_idle() || !self.may_be_taken_away(ino) {
+        if !self.env.cache().was_idle() || !self.may_be_taken_away(ino) {
             return self.read_held(ino, fh, offset, size);
         }
-        self.cache.used(self.longest_ttl());
-        if !self.cache.is_key_unverified() {
+        self.env.cache().used(self.longest_ttl());
+        if !self.env.cache().is_key_unverified() {
             return self.read_held(ino, fh, offset, size);
         }
         let fs = self.clone();
         Step::later(async move {
-            fs.cache.verify_key(&fs.call()).await;
+            fs.env.cache().verify_key(&fs.call()).await;
             match fs.read_held(ino, fh, offset, size) {
                 Step::Ready(slice) => slice,
                 Step::Pending(work) => work.await,
@@ -192,13 +192,13 @@ impl FileSystem {
     /// The name of this inode shows another version from now on: where no handle pins the bytes,
     /// they stay with the inode, as long as there is room.
     pub(in crate::fs) fn keep_bytes(&self, state: &mut FileState) {
-        if !self.options.reads_unopened() || state.retained.is_some() {
+        if !self.env.options().reads_unopened() || state.retained.is_some() {
             return;
         }
         let Some(stored) = &state.stored else { return };
         let Some(object) = self.bytes_in_memory(stored) else { return };
         let size = object.content.bytes.len() as u64;
-        if self.retained_bytes.fetch_add(size, Ordering::Relaxed) + size > self.options.cache_size {
+        if self.retained_bytes.fetch_add(size, Ordering::Relaxed) + size > self.env.options().cache_size {
             self.retained_bytes.fetch_sub(size, Ordering::Relaxed);
             return;
         }
@@ -207,7 +207,7 @@ impl FileSystem {
 
     /// The bytes that a dead worker kept so.
     pub(in crate::fs) fn keep_restored(&self, state: &mut FileState) {
-        if self.options.reads_unopened()
+        if self.env.options().reads_unopened()
             && state.link != Link::Current
             && let Some(object) = state.pinned.take()
         {
@@ -224,15 +224,15 @@ impl FileSystem {
         }
         let (fs, version) = (self.clone(), version.clone());
         Step::later(async move {
-            let object = fs.cache.old_value(&fs.call(), &version.id, &version.info).await;
-            let object = object.map_err(|e| fs.failed("read", version.name.as_str(), &e))?;
+            let object = fs.env.cache().old_value(&fs.call(), &version.id, &version.info).await;
+            let object = object.map_err(|e| fs.env.failed("read", version.name.as_str(), &e))?;
             Ok(Slice::of_object(&object, offset, size))
         })
     }
 
     /// The bytes of just this version, if they are in memory.
     pub(in crate::fs) fn bytes_in_memory(&self, stored: &Stored) -> Option<Arc<Object>> {
-        let object = self.cache.value_in_memory(&stored.id, &stored.version)?;
+        let object = self.env.cache().value_in_memory(&stored.id, &stored.version)?;
         stored.is(&object.meta).then_some(object)
     }
 
@@ -278,10 +278,10 @@ impl FileSystem {
     /// The bytes of this version and of no other; ESTALE where they are not to be had.
     async fn version_again(&self, call: &Call, name: &ObjectName, stored: &Stored) -> Result<Arc<Object>> {
         let gone = "the vault no longer has the version that was opened; open it again";
-        match self.cache.value(call, &stored.id, &stored.version).await {
+        match self.env.cache().value(call, &stored.id, &stored.version).await {
             Ok(object) if stored.is(&object.meta) => Ok(object),
-            Err(e) if e.kind != ErrorKind::NotFound => Err(self.failed("read", name.as_str(), &e)),
-            Ok(_) | Err(_) => Err(self.refused("read", name.as_str(), Errno::ESTALE, gone)),
+            Err(e) if e.kind != ErrorKind::NotFound => Err(self.env.failed("read", name.as_str(), &e)),
+            Ok(_) | Err(_) => Err(self.env.refused("read", name.as_str(), Errno::ESTALE, gone)),
         }
     }
 }

@@ -35,7 +35,7 @@ const TIDY: Duration = Duration::from_secs(10);
 impl FileSystem {
     /// OPENDIR.
     pub fn opendir(&self, ino: u64, _caller: Caller) -> Result<Opened> {
-        self.cache.used(self.longest_ttl());
+        self.env.cache().used(self.longest_ttl());
         if let Some(handle) = self.opened_before() {
             return Ok(handle.opened());
         }
@@ -67,7 +67,7 @@ impl FileSystem {
     /// READDIR after a position; from the beginning (0) with the present names. Without a handle
     /// (`fh` 0) the directory is read.
     pub fn readdir(self: &Arc<Self>, ino: u64, fh: u64, after: u64) -> Step<Arc<Listing>> {
-        self.cache.used(self.longest_ttl());
+        self.env.cache().used(self.longest_ttl());
         match self.listing_to_read(ino, fh, after) {
             Err(e) => Err(e).into(),
             Ok((dir, Some(listing))) if listing.is_cut_off() => {
@@ -105,7 +105,7 @@ impl FileSystem {
                 Held::File { .. } | Held::Version(_) | Held::Control(_) => return Err(Errno::ENOTDIR),
             },
         };
-        let recent = self.listings().recent(dir.ino, self.clock.now());
+        let recent = self.listings().recent(dir.ino, self.env.now());
         let going_on = match (after, &recent) {
             (0, Some(recent)) => recent.is_growing().then(|| recent.clone()),
             (0, None) => None,
@@ -113,7 +113,7 @@ impl FileSystem {
         };
         if let Some(listing) = going_on {
             if listing.is_growing() {
-                self.cache.join_listing_out();
+                self.env.cache().join_listing_out();
             }
             self.keep_for(fh, &listing);
             return Ok((dir, Some(listing)));
@@ -168,8 +168,8 @@ impl FileSystem {
             DirKind::History(name, id) => self.numbers_in(dir, name, id, &self.call()).await?,
             DirKind::Tree(_) | DirKind::Histories(_) | DirKind::Control => {
                 if !self.is_known(dir) {
-                    let listed = self.cache.list_all(&self.call()).await;
-                    listed.map_err(|e| self.failed("readdir", path(dir), &e))?;
+                    let listed = self.env.cache().list_all(&self.call()).await;
+                    listed.map_err(|e| self.env.failed("readdir", path(dir), &e))?;
                 }
                 self.entries_now(dir)
             }
@@ -183,27 +183,27 @@ impl FileSystem {
 
     /// Journals what readers were given, for a successor.
     pub fn note_listing(&self, ino: u64, listing: &Listing) {
-        if self.journal.is_enabled() {
+        if self.env.journal().is_enabled() {
             listing.note(|note| {
-                let _batch = self.journal.batch();
-                note.obsolete.for_each(|part| self.journal.delete(&Key::ListingPart(ino, part)));
-                self.journal.record(&Key::ListingPart(ino, note.part), &note.entries);
-                self.journal.record(&Key::Listing(ino), &note.head);
+                let _batch = self.env.journal().batch();
+                note.obsolete.for_each(|part| self.env.journal().delete(&Key::ListingPart(ino, part)));
+                self.env.journal().record(&Key::ListingPart(ino, note.part), &note.entries);
+                self.env.journal().record(&Key::Listing(ino), &note.head);
             });
         }
     }
 
     /// No reader resumes this listing.
     fn unnote_listing(&self, ino: u64, parts: u32) {
-        let _batch = self.journal.batch();
-        (0..parts).for_each(|part| self.journal.delete(&Key::ListingPart(ino, part)));
-        self.journal.delete(&Key::Listing(ino));
+        let _batch = self.env.journal().batch();
+        (0..parts).for_each(|part| self.env.journal().delete(&Key::ListingPart(ino, part)));
+        self.env.journal().delete(&Key::Listing(ino));
     }
 
     fn is_known(&self, dir: &Dir) -> bool {
         match dir.kind {
             DirKind::Control => true,
-            DirKind::Tree(_) | DirKind::Histories(_) => self.cache.is_complete(),
+            DirKind::Tree(_) | DirKind::Histories(_) => self.env.cache().is_complete(),
             DirKind::History(..) => false,
         }
     }
@@ -211,12 +211,12 @@ impl FileSystem {
     /// What changes when a name appears or disappears, here or in the vault.
     fn stamp(&self) -> Stamp {
         let here = self.table().changes();
-        (self.cache.generation(), here)
+        (self.env.cache().generation(), here)
     }
 
     fn put_listing(self: &Arc<Self>, dir: &Dir, listing: &Arc<Listing>) {
         let mut listings = self.listings();
-        listings.put(dir.ino, listing.clone(), self.clock.now());
+        listings.put(dir.ino, listing.clone(), self.env.now());
         self.watch_listings(&mut listings);
     }
 
@@ -229,11 +229,11 @@ impl FileSystem {
         self.keep_for(fh, listing);
         let cached = match self.handle(fh).as_deref() {
             Ok(Handle { held: Held::Dir { cached, .. }, .. }) => *cached,
-            _ => self.options.reads_unopened(),
+            _ => self.env.options().reads_unopened(),
         };
         let until = match dir.kind {
             DirKind::Control => return,
-            DirKind::History(..) => Some(self.clock.now() + self.options.refresh),
+            DirKind::History(..) => Some(self.env.now() + self.env.options().refresh),
             DirKind::Tree(_) | DirKind::Histories(_) => None,
         };
         if cached {
@@ -264,7 +264,7 @@ impl FileSystem {
     async fn wait_for(&self, dir: &Dir, listing: &Listing, after: u64, call: &Call) -> Result<()> {
         listing.wait_for(after, self.left(call)).await.unwrap_or_else(|| {
             let late = Error::new(ErrorKind::Deadline, "the vault did not list its names in time");
-            Err(self.failed("readdir", path(dir), &late))
+            Err(self.env.failed("readdir", path(dir), &late))
         })
     }
 
@@ -300,18 +300,18 @@ impl FileSystem {
     /// A listing that grows with the vault's pages, for all present readers of this directory.
     fn follow_listing(self: &Arc<Self>, dir: &Arc<Dir>, under: &DirPrefix) -> Arc<Listing> {
         let mut listings = self.listings();
-        if let Some(recent) = listings.recent(dir.ino, self.clock.now())
+        if let Some(recent) = listings.recent(dir.ino, self.env.now())
             && recent.is_growing()
         {
             return recent;
         }
         let listing = Listing::growing(with_dots(dir.ino, std::iter::empty()));
-        listings.put(dir.ino, listing.clone(), self.clock.now());
+        listings.put(dir.ino, listing.clone(), self.env.now());
         self.watch_listings(&mut listings);
         drop(listings);
-        let stream = self.cache.stream(under.as_str());
+        let stream = self.env.cache().stream(under.as_str());
         let (fs, dir, under, grown) = (self.clone(), dir.clone(), under.clone(), listing.clone());
-        self.runtime.spawn(async move { fs.grow(&dir, &under, &grown, stream).await });
+        self.env.spawn(async move { fs.grow(&dir, &under, &grown, stream).await });
         listing
     }
 
@@ -324,7 +324,7 @@ impl FileSystem {
     ) {
         let mut positions = HashMap::from([(".".to_owned(), 0), ("..".to_owned(), 1)]);
         // With stale names at hand the wait for a hanging vault is short.
-        let patience = self.cache.patience_with_listing().unwrap_or(Duration::MAX);
+        let patience = self.env.cache().patience_with_listing().unwrap_or(Duration::MAX);
         let ended = loop {
             match tokio::time::timeout(patience, stream.names()).await {
                 Ok(Some(names)) => {
@@ -340,12 +340,12 @@ impl FileSystem {
         };
         drop(positions);
         if let Err(e) = ended
-            && !self.cache.stale_names_suffice(&e)
+            && !self.env.cache().stale_names_suffice(&e)
         {
             self.listings().drop_listing(dir.ino, listing);
             listing.fail(Errno::from(&e), |is_news| {
                 if is_news {
-                    self.failed("readdir", path(dir), &e);
+                    self.env.failed("readdir", path(dir), &e);
                 } else {
                     tracing::debug!(error = %e, "a listing failed that no request waits for");
                 }
@@ -359,7 +359,7 @@ impl FileSystem {
         if let Some(handed) = listings.handed.get_mut(&dir.ino) {
             handed.stamp = fresh.then_some(stamp);
             if !fresh {
-                handed.until = Some(self.clock.now());
+                handed.until = Some(self.env.now());
             }
         }
     }
@@ -417,14 +417,14 @@ impl FileSystem {
             return;
         }
         let fs = Arc::downgrade(self);
-        let tick = if self.options.reads_unopened() { WATCH } else { TIDY };
-        self.runtime.spawn(async move {
+        let tick = if self.env.options().reads_unopened() { WATCH } else { TIDY };
+        self.env.spawn(async move {
             let mut wait = tick;
             loop {
                 tokio::time::sleep(wait).await;
                 let Some(fs) = fs.upgrade() else { return };
                 match fs.observe_listings() {
-                    true => wait = fs.cache.complete_for().clamp(Duration::from_millis(1), tick),
+                    true => wait = fs.env.cache().complete_for().clamp(Duration::from_millis(1), tick),
                     false => return,
                 }
             }
@@ -433,13 +433,13 @@ impl FileSystem {
 
     /// Invalidates names in the kernel that may be wrong. False when nothing is left to maintain.
     fn observe_listings(&self) -> bool {
-        let (now, fresh, stamp) = (self.clock.now(), self.cache.is_complete(), self.stamp());
+        let (now, fresh, stamp) = (self.env.now(), self.env.cache().is_complete(), self.stamp());
         let mut listings = self.listings();
         let nothing_recent = listings.tidy(now);
         for (ino, parts) in std::mem::take(&mut listings.dropped) {
             self.unnote_listing(ino, parts);
         }
-        if !self.options.reads_unopened() {
+        if !self.env.options().reads_unopened() {
             listings.watched = !nothing_recent;
             return listings.watched;
         }

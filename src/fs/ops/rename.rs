@@ -60,7 +60,7 @@ impl FileSystem {
             let call = fs.call();
             let is_backup = is_backup_of(&from_name, &to_name)
                 && if from_dir == to_dir { from_name != to_name } else { is_by_an_editor(caller.pid) };
-            let hides = is_backup.then(|| fs.clock.now());
+            let hides = is_backup.then(|| fs.env.now());
             if let Some(Intent::Rename { ino, name, over }) = replay::resumed() {
                 return fs.move_on(&call, &from_dir, (to_dir, &to_name, name), (ino, over, hides)).await;
             }
@@ -142,9 +142,9 @@ impl FileSystem {
             deletes.extend(self.table().deletes_with(target));
         }
         deletes.retain(|(name, _)| *name != goal.name);
-        if !deletes.is_empty() && self.options.no_delete {
+        if !deletes.is_empty() && self.env.options().no_delete {
             let why = "renaming deletes the old name, and the mount was made with --no-delete";
-            return Err(self.refused("rename", old_name.as_str(), Errno::EPERM, why));
+            return Err(self.env.refused("rename", old_name.as_str(), Errno::EPERM, why));
         }
         goal.hides = goal.hides.filter(|_| deletes.iter().any(|(name, _)| *name == old_name));
         deletes.retain(|(name, _)| goal.hides.is_none() || *name != old_name);
@@ -211,15 +211,15 @@ impl FileSystem {
         }
         let old = source.state().stored.as_ref().map(|stored| stored.id.clone());
         if let (true, Some(_), Some(id)) = (e.kind == ErrorKind::MadeAndDeleted, replay::resumed(), old)
-            && let Err(gone) = self.cache.vault().metadata(call, &id).await
+            && let Err(gone) = self.env.cache().vault().metadata(call, &id).await
             && gone.kind == ErrorKind::NotFound
         {
             // The worker that died had done all of it, and the new name was deleted after that.
             source.state().forget_sent(name);
-            self.cache.deleted(old_name);
+            self.env.cache().deleted(old_name);
             return Ok(());
         }
-        Err(self.failed("rename", name.as_str(), e))
+        Err(self.env.failed("rename", name.as_str(), e))
     }
 
     /// Whether an object is hidden under that name that a move may reuse; it may have done so
@@ -236,7 +236,7 @@ impl FileSystem {
         // Over a hidden object the bytes are its next version, or what it was.
         let base = target
             .or_else(|| self.table().deferred_deletes.get(&goal.name).map(|hidden| hidden.stored.clone()));
-        let now = self.clock.wall();
+        let now = self.env.wall();
         let mut state = source.state();
         state.buffer_of_stored(now)?;
         let buffer = state.buffer.as_ref()?;
@@ -264,9 +264,9 @@ impl FileSystem {
         goal: &Goal,
         stored: Option<(&Job, Saved)>,
     ) {
-        let now = self.clock.wall();
+        let now = self.env.wall();
         // All of it, or nothing, is there after a crash.
-        let _batch = self.journal.batch();
+        let _batch = self.env.journal().batch();
         let mut table = self.table();
         table.unpoint(old_name, source.ino);
         table.unpin(old_name);
@@ -313,7 +313,7 @@ impl FileSystem {
                 }
             }
             Persistence::Provisional => {
-                table.hide(old_name, object, source, goal.target.as_deref(), self.clock.now());
+                table.hide(old_name, object, source, goal.target.as_deref(), self.env.now());
             }
             Persistence::Scratch | Persistence::Made => {}
         }

@@ -34,7 +34,7 @@ impl FileSystem {
         if goal.as_str().starts_with(dir.as_str()) {
             return Err(Errno::EINVAL);
         }
-        self.cache.list_all(call).await.map_err(|e| self.failed("rename", dir.as_str(), &e))?;
+        self.env.cache().list_all(call).await.map_err(|e| self.env.failed("rename", dir.as_str(), &e))?;
         let over = match self.find(call, to.0, to.1).await? {
             Place::Absent => None,
             Place::Dir(_) if !replace => return Err(Errno::EEXIST),
@@ -53,7 +53,7 @@ impl FileSystem {
         if !self.is_in_memory_alone(dir) {
             return Err(Errno::EXDEV);
         }
-        let now = self.clock.wall();
+        let now = self.env.wall();
         self.record_intent(Intent::RenameDir);
         let mut table = self.table();
         let gone = table.dir_ino(&DirKind::Tree(goal.clone()));
@@ -77,7 +77,7 @@ impl FileSystem {
         }
         let table = self.table();
         !dir.is_continuation()
-            && self.cache.prefix_state(dir.as_str()) != PrefixState::Yes
+            && self.env.cache().prefix_state(dir.as_str()) != PrefixState::Yes
             && !table.files_under(dir.as_str()).any(|(_, file)| file.state().is_beyond_vault())
             && !table.deferred_deletes.keys().any(|name| name.as_str().starts_with(dir.as_str()))
     }

@@ -35,7 +35,7 @@ impl FileSystem {
             let hides = match remover.await {
                 Remover::Removes => false,
                 Remover::Replaces => true,
-                Remover::Unknown => !fs.options.no_delete,
+                Remover::Unknown => !fs.env.options().no_delete,
             };
             let call = fs.call();
             let file = match replay::resumed() {
@@ -81,9 +81,9 @@ impl FileSystem {
         let (name, deletes) = self.backing_objects(file);
         self.record_intent(Intent::Unlink { ino: file.ino });
         if !hides || !self.hide_unlinked(file) {
-            if self.options.no_delete && !deletes.is_empty() {
+            if self.env.options().no_delete && !deletes.is_empty() {
                 let why = "the mount was made with --no-delete";
-                return Err(self.refused("unlink", name.as_str(), Errno::EPERM, why));
+                return Err(self.env.refused("unlink", name.as_str(), Errno::EPERM, why));
             }
             for (object, id) in deletes {
                 self.delete_doomed(call, &name, &object, id).await?;
@@ -100,7 +100,7 @@ impl FileSystem {
         table.unpoint(&name, file.ino);
         table.unpin(&name);
         table.detach(&name, file);
-        table.names_changed_in(under, self.clock.wall());
+        table.names_changed_in(under, self.env.wall());
         table.drop_unheld(file.ino);
         Ok(())
     }
@@ -118,26 +118,26 @@ impl FileSystem {
             self.delete(call, object, id).await
         } else {
             let deleted = self.delete_hidden(call, object, &id).await;
-            deleted.map_err(|e| self.failed("unlink", object.as_str(), &e))
+            deleted.map_err(|e| self.env.failed("unlink", object.as_str(), &e))
         }
     }
 
     /// Deletes what the name means now: the object we know, or the one that took its name
     /// meanwhile.
     pub(in crate::fs) async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
-        let failed = |e| self.failed("unlink", name.as_str(), &e);
+        let failed = |e| self.env.failed("unlink", name.as_str(), &e);
         let again = replay::resumed().is_some();
         let mut id = known;
         let mut maybe_applied = false;
         for _ in 0..2 {
             match self.delete_object(call, &id, None).await {
                 Ok(()) => {
-                    self.cache.deleted(name);
+                    self.env.cache().deleted(name);
                     return Ok(());
                 }
                 // Deleted before a crash; the name now has an object made elsewhere.
                 Err(e) if e.kind == ErrorKind::NotFound && again => {
-                    self.cache.deleted_object(name, &id);
+                    self.env.cache().deleted_object(name, &id);
                     return Ok(());
                 }
                 Err(e) if e.kind == ErrorKind::NotFound || e.maybe_applied => {
@@ -145,10 +145,10 @@ impl FileSystem {
                 }
                 Err(e) => return Err(failed(e)),
             }
-            match self.cache.vault().get_by_name(call, name).await {
+            match self.env.cache().vault().get_by_name(call, name).await {
                 Ok(object) => id = object.meta.id,
                 Err(e) if e.kind == ErrorKind::NotFound => {
-                    self.cache.deleted(name);
+                    self.env.cache().deleted(name);
                     return Ok(());
                 }
                 Err(e) => return Err(failed(e)),
@@ -159,6 +159,6 @@ impl FileSystem {
         } else {
             "it is replaced elsewhere all the time"
         };
-        Err(self.refused("unlink", name.as_str(), Errno::EIO, why))
+        Err(self.env.refused("unlink", name.as_str(), Errno::EIO, why))
     }
 }

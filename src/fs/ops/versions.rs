@@ -28,10 +28,10 @@ impl FileSystem {
             let call = fs.call();
             let history = fs.versions_of(&call, &name, &id).await?;
             let Some(info) = history.iter().find(|v| v.number == number) else { return Ok(None) };
-            let object = match fs.cache.old_value(&call, &id, info).await {
+            let object = match fs.env.cache().old_value(&call, &id, info).await {
                 Ok(object) => Some(object),
                 Err(e) if e.kind == ErrorKind::Unsupported => None,
-                Err(e) => return Err(fs.failed("lookup of a version", name.as_str(), &e)),
+                Err(e) => return Err(fs.env.failed("lookup of a version", name.as_str(), &e)),
             };
             let version = fs.table().version((&id, info), object.is_some(), |ino| VersionFile {
                 ino,
@@ -54,10 +54,10 @@ impl FileSystem {
         name: &ObjectName,
         id: &ObjectId,
     ) -> Result<Arc<Vec<VersionInfo>>> {
-        let failed = |e| self.failed("history", name.as_str(), &e);
-        let current = self.cache.read(call, name).await.map_err(failed)?;
+        let failed = |e| self.env.failed("history", name.as_str(), &e);
+        let current = self.env.cache().read(call, name).await.map_err(failed)?;
         let current = current.filter(|found| found.object.meta.id == *id).ok_or(Errno::ENOENT)?;
-        self.cache.history(call, &current.object.meta).await.map_err(failed)
+        self.env.cache().history(call, &current.object.meta).await.map_err(failed)
     }
 }
 

@@ -30,7 +30,7 @@ impl FileSystem {
         let Held::File { file, writer: Some(_) } = &handle.held else { return Err(Errno::EBADF) };
         let mut state = file.state();
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
-        if end > self.options.max_size {
+        if end > self.env.options().max_size {
             state.write_error = Some(Errno::EFBIG);
             self.note_refused(&handle, Errno::EFBIG);
             return Err(self.too_big(state.name.as_str()));
@@ -43,7 +43,7 @@ impl FileSystem {
             }
             return Err(full);
         }
-        let now = self.clock.wall();
+        let now = self.env.wall();
         state.local.written();
         // Nothing but a revocation takes away the bytes that a writer builds on.
         let Some(buffer) = state.buffer_of_stored(now) else {
@@ -72,7 +72,7 @@ impl FileSystem {
         };
         let (file, size) = match (&node, set.size) {
             (_, None) => return self.attr_after(&node, self.set_local(&node, &set)),
-            (Node::File(_), Some(_)) if self.options.read_only => return Err(Errno::EROFS).into(),
+            (Node::File(_), Some(_)) if self.env.options().read_only => return Err(Errno::EROFS).into(),
             (Node::File(file), Some(size)) => (file.clone(), size),
             (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR).into(),
             (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM).into(),
@@ -138,7 +138,7 @@ impl FileSystem {
         origin: WriteOrigin,
     ) -> Option<Result<()>> {
         let mut state = file.state();
-        if size > self.options.max_size {
+        if size > self.env.options().max_size {
             return Some(Err(self.too_big(state.name.as_str())));
         }
         state.write_error = None;
@@ -153,7 +153,7 @@ impl FileSystem {
         if let Err(e) = self.reserve_room(&mut state, size) {
             return Some(Err(e));
         }
-        let now = self.clock.wall();
+        let now = self.env.wall();
         let pinned = state.pinned.clone();
         state.local.written();
         let buffer = state.buffer(pinned.as_ref().map_or(&[], |o| o.content.bytes.expose()), now);
@@ -167,8 +167,8 @@ impl FileSystem {
     }
 
     fn too_big(&self, name: &str) -> Errno {
-        let limit = self.options.max_size;
-        self.refused(
+        let limit = self.env.options().max_size;
+        self.env.refused(
             "write",
             name,
             Errno::EFBIG,

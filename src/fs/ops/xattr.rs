@@ -81,8 +81,8 @@ impl FileSystem {
 
     /// Whether what is shown of `name` is past its time because the vault does not answer.
     fn is_stale(&self, name: &crate::vault::ObjectName) -> bool {
-        let fresh = matches!(self.cache.peek(name), Peek::Value(found) if found.ttl > Duration::ZERO);
-        !fresh && self.cache.status().outage.is_some()
+        let fresh = matches!(self.env.cache().peek(name), Peek::Value(found) if found.ttl > Duration::ZERO);
+        !fresh && self.env.cache().status().outage.is_some()
     }
 }
 

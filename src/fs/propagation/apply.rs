@@ -80,7 +80,7 @@ impl FileSystem {
             }
             under = dir;
         }
-        table.touch(&DirKind::Tree(under), self.clock.wall());
+        table.touch(&DirKind::Tree(under), self.env.wall());
     }
 
     /// `--in-place`: the inode shows another version from now on. False if it has bytes that the
@@ -98,7 +98,7 @@ impl FileSystem {
             state.pinned = (state.opens > 0).then(|| object.clone());
             state.buffer = None;
         }
-        if let Some(kernel) = self.kernel.get() {
+        if let Some(kernel) = self.env.kernel() {
             kernel.inval_inode(file.ino);
         }
         true

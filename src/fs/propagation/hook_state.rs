@@ -13,8 +13,8 @@ impl FileSystem {
     /// Keeps this for a successor, in place of what was kept before.
     pub fn keep_commands(&self, what: Option<Vec<u8>>) {
         match what {
-            Some(bytes) => self.journal.record(&Key::Commands, &bytes),
-            None => self.journal.delete(&Key::Commands),
+            Some(bytes) => self.env.journal().record(&Key::Commands, &bytes),
+            None => self.env.journal().delete(&Key::Commands),
         }
     }
 }

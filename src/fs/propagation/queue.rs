@@ -136,15 +136,15 @@ enum Propagated {
 impl FileSystem {
     /// Begins to follow what changes elsewhere, for as long as the runtime lives.
     pub fn follow_changes(self: &Arc<Self>) {
-        self.cache.track_changes();
+        self.env.cache().track_changes();
         let (fs, subscribed, seen, idle) = (self.clone(), self.clone(), self.clone(), self.clone());
         let wanted = move || subscribed.propagator.events.receiver_count() > 0;
-        let watched = move || seen.kernel.get().is_some_and(|kernel| kernel.is_watched());
+        let watched = move || seen.env.kernel().is_some_and(|kernel| kernel.is_watched());
         let on_tick = move || fs.ingest_changes();
         let on_idle = move || idle.take_back_pages();
-        self.runtime.spawn(self.cache.clone().keep_fresh(wanted, watched, on_tick, on_idle));
+        self.env.spawn(self.env.cache().clone().keep_fresh(wanted, watched, on_tick, on_idle));
         let fs = self.clone();
-        self.runtime.spawn(async move {
+        self.env.spawn(async move {
             loop {
                 fs.propagator.wake.notified().await;
                 fs.flush_queue().await;
@@ -167,28 +167,28 @@ impl FileSystem {
 
     /// Whether a change that subscribers received was made here.
     pub fn is_own_change(&self, change: &Change) -> bool {
-        self.cache.is_own(change)
+        self.env.cache().is_own(change)
     }
 
     /// One tick of the refresher, and all that follows from it.
     pub async fn refresh_now(self: &Arc<Self>) {
-        self.cache.track_changes();
-        self.cache.tick().await;
-        self.cache.ask_again().await;
+        self.env.cache().track_changes();
+        self.env.cache().tick().await;
+        self.env.cache().ask_again().await;
         self.ingest_changes();
         self.flush_queue().await;
     }
 
     fn ingest_changes(&self) {
-        for change in self.cache.take_changes() {
+        for change in self.env.cache().take_changes() {
             self.propagator.add(change.name.clone(), Why::Changed);
             // There may be no subscriber.
             let _ = self.propagator.events.send(change);
         }
-        if self.journal.is_enabled()
-            && let Some(covered) = self.cache.covered()
+        if self.env.journal().is_enabled()
+            && let Some(covered) = self.env.cache().covered()
         {
-            self.journal.record(&Key::Covered, &covered);
+            self.env.journal().record(&Key::Covered, &covered);
         }
     }
 
@@ -208,7 +208,7 @@ impl FileSystem {
 
     /// Carries out all rotations that wait.
     pub async fn flush_queue(self: &Arc<Self>) {
-        let Some(kernel) = self.kernel.get() else { return };
+        let Some(kernel) = self.env.kernel() else { return };
         loop {
             self.helper.handshake(&**kernel).await;
             self.propagator.working.store(true, Ordering::Release);
@@ -246,10 +246,12 @@ impl FileSystem {
 
     /// What the vault has of that name now.
     async fn current(&self, name: &ObjectName) -> Result<Option<Arc<Object>>, crate::vault::Error> {
-        match self.cache.peek(name) {
+        match self.env.cache().peek(name) {
             Peek::Value(found) => Ok(Some(found.object)),
             Peek::Absent(_) => Ok(None),
-            Peek::Exists | Peek::AbsentBefore | Peek::Unknown => self.cache.fetch_in_background(name).await,
+            Peek::Exists | Peek::AbsentBefore | Peek::Unknown => {
+                self.env.cache().fetch_in_background(name).await
+            }
         }
     }
 
@@ -283,7 +285,7 @@ impl FileSystem {
         self.make_way_for(name);
         let Some(position) = self.name_position(name) else { return Propagated::Done };
         if position.is_below {
-            if let Some(kernel) = self.kernel.get() {
+            if let Some(kernel) = self.env.kernel() {
                 // It may have a negative entry for that directory.
                 kernel.inval_entry(position.parent, OsStr::new(&position.text));
                 kernel.inval_inode(position.parent);
@@ -325,7 +327,7 @@ impl FileSystem {
         let over = shown.map(|file| file.ino);
         let rename = |fresh: Arc<File>| HelperOp::Rename { hidden: hidden_name(), fresh, over };
         let Some(used) = used else {
-            let stays = matches!(self.cache.peek(name), Peek::Value(_) | Peek::Exists);
+            let stays = matches!(self.env.cache().peek(name), Peek::Value(_) | Peek::Exists);
             let nameless = |table: &mut crate::fs::inode::Table| {
                 table.add_nameless(name, |ino, local| File::new(ino, name.clone(), local))
             };
@@ -341,8 +343,8 @@ impl FileSystem {
         Ok(match (is_shown, why) {
             (true, Why::Changed) if announced => None,
             (true, Why::Repoint) => Some(rename(used.clone())),
-            (true, _) if self.options.in_place => Some(HelperOp::Touch { file: used.clone() }),
-            (false, _) if self.options.in_place => {
+            (true, _) if self.env.options().in_place => Some(HelperOp::Touch { file: used.clone() }),
+            (false, _) if self.env.options().in_place => {
                 self.become_version(used, &object).then(|| HelperOp::Touch { file: used.clone() })
             }
             _ => {
@@ -360,13 +362,13 @@ impl FileSystem {
         op: HelperOp,
         shown: Option<Arc<File>>,
     ) -> Propagated {
-        let Some(kernel) = self.kernel.get() else { return Propagated::Done };
+        let Some(kernel) = self.env.kernel() else { return Propagated::Done };
         if !self.helper.works() {
             self.only_forget(name, &self.helper.status().state);
             return Propagated::Done;
         }
         let quiet = self.quiet(position.parent, shown.as_deref());
-        if tokio::time::timeout(2 * self.options.timeout, quiet).await.is_err() {
+        if tokio::time::timeout(2 * self.env.options().timeout, quiet).await.is_err() {
             self.only_forget(name, "its directory or a write of it is at the vault all the time");
             return Propagated::Done;
         }
@@ -429,7 +431,7 @@ impl FileSystem {
     fn only_forget(&self, name: &ObjectName, why: &str) {
         self.helper.fell_back(why);
         self.inval_name(name);
-        if let (Some(kernel), Some(position)) = (self.kernel.get(), self.name_position(name)) {
+        if let (Some(kernel), Some(position)) = (self.env.kernel(), self.name_position(name)) {
             // A listing that the kernel keeps.
             kernel.inval_inode(position.parent);
         }
@@ -440,7 +442,7 @@ impl FileSystem {
         for (parent, text, kind) in way.iter().rev() {
             let DirKind::Tree(dir) = kind else { return };
             let made = self.table().is_made(dir);
-            if made || self.cache.prefix_state(dir.as_str()) == PrefixState::Yes {
+            if made || self.env.cache().prefix_state(dir.as_str()) == PrefixState::Yes {
                 return;
             }
             kernel.inval_entry(*parent, OsStr::new(text));
@@ -450,7 +452,7 @@ impl FileSystem {
     /// What `status` says.
     pub(in crate::fs) fn rotation_status(&self) -> RotationStatus {
         RotationStatus {
-            refresh: self.cache.refresh_status(),
+            refresh: self.env.cache().refresh_status(),
             helper: self.helper.status(),
             done: *self.propagator.done.lock(),
             waiting: self.propagator.queue().len(),
@@ -459,12 +461,12 @@ impl FileSystem {
 
     /// For how long the kernel may go on without asking, where what changes is brought to it.
     pub(in crate::fs) fn ttl(&self, fresh_for: Duration) -> Duration {
-        if fresh_for.is_zero() || !self.cache.is_refreshed() { fresh_for } else { self.longest_ttl() }
+        if fresh_for.is_zero() || !self.env.cache().is_refreshed() { fresh_for } else { self.longest_ttl() }
     }
 
     /// The longest of all.
     pub(in crate::fs) fn longest_ttl(&self) -> Duration {
-        self.options.refresh.saturating_mul(TTL_TICKS)
+        self.env.options().refresh.saturating_mul(TTL_TICKS)
     }
 }
 

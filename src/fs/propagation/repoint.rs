@@ -99,7 +99,7 @@ impl FileSystem {
     pub(in crate::fs) fn repointed(&self, name: &ObjectName, number: u64) {
         let (repoints, name) = (self.repoints.clone(), name.clone());
         let end = move || repoints.end(&name, number);
-        match self.kernel.get() {
+        match self.env.kernel() {
             Some(kernel) => kernel.after_notices(Box::new(end)),
             None => end(),
         }
@@ -130,6 +130,6 @@ impl FileSystem {
     pub(in crate::fs) fn is_newest(&self, file: &File) -> bool {
         let state = file.state();
         let stored = state.stored.as_ref();
-        stored.is_some_and(|s| self.cache.is_newest(&state.name, &s.id, &s.version, s.updated_at))
+        stored.is_some_and(|s| self.env.cache().is_newest(&state.name, &s.id, &s.version, s.updated_at))
     }
 }

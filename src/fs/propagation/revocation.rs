@@ -42,7 +42,7 @@ impl RevocationListener for FileSystem {
 impl FileSystem {
     /// The mount falls asleep: nothing of the vault's is to be read on without us.
     pub(in crate::fs) fn take_back_pages(&self) {
-        let Some(kernel) = self.kernel.get() else { return };
+        let Some(kernel) = self.env.kernel() else { return };
         let (files, versions) = {
             let table = self.table();
             let given = table.all_files().filter(|file| file.clear_kernel_cached());
@@ -71,7 +71,7 @@ impl FileSystem {
             (state.pinned, state.retained, state.buffer) = (None, None, None);
             (state.link == Link::Current).then(|| state.name.clone())
         };
-        if let Some(kernel) = self.kernel.get() {
+        if let Some(kernel) = self.env.kernel() {
             kernel.inval_inode(file.ino);
         }
         if let Some(name) = shown {
@@ -82,7 +82,7 @@ impl FileSystem {
     fn take_version(&self, version: &VersionFile) {
         version.refused.store(true, Ordering::Release);
         self.table().note_node(version.ino);
-        if let Some(kernel) = self.kernel.get() {
+        if let Some(kernel) = self.env.kernel() {
             kernel.inval_inode(version.ino);
         }
     }

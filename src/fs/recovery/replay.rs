@@ -121,20 +121,20 @@ impl FileSystem {
         let known = if unique & AGAIN != 0 { Some(self.record_of_resent(id)) } else { None };
         if known.is_some_and(|crash_record| crash_record.poisoned) {
             let why = "workers keep dying of this request: it is given up";
-            return Step::Ready(Err(self.refused("request", &format!("number {id}"), Errno::EIO, why)));
+            return Step::Ready(Err(self.env.refused("request", &format!("number {id}"), Errno::EIO, why)));
         }
         let suspect = known.is_some_and(|crash_record| crash_record.is_suspect());
         let alone = suspect.then(|| self.quarantine.immediate.lock());
         if let Some(crash_record) = known {
             self.note(id, CrashRecord { under_way: true, ..crash_record });
         }
-        let deadline = self.clock.now() + self.time_left(unique);
+        let deadline = self.env.now() + self.time_left(unique);
         let future = match DEADLINE.sync_scope(deadline, || work(self)) {
             Step::Ready(result) => return Step::Ready(result),
             Step::Pending(future) => DEADLINE.scope(deadline, future),
         };
         let crash_record =
-            known.unwrap_or_else(|| CrashRecord::new(self.clock.since_boot().as_millis() as u64));
+            known.unwrap_or_else(|| CrashRecord::new(self.env.clock().since_boot().as_millis() as u64));
         if known.is_none() || suspect {
             self.note(id, CrashRecord { under_way: !suspect, ..crash_record });
         }
@@ -142,7 +142,7 @@ impl FileSystem {
         if !suspect {
             return Step::Pending(Box::pin(future));
         }
-        let mut ticket = self.quarantine.enter(id, crash_record.deaths, &self.runtime);
+        let mut ticket = self.quarantine.enter(id, crash_record.deaths, self.env.runtime());
         let fs = self.clone();
         Step::later(async move {
             ticket.released().await;
@@ -155,34 +155,35 @@ impl FileSystem {
     fn record_of_resent(&self, id: u64) -> CrashRecord {
         let found = self.crash_records().of.get(&id).copied();
         found.unwrap_or_else(|| {
-            let (arrived, ending) = (self.clock.since_boot().as_millis() as u64, self.last_ending());
+            let (arrived, ending) = (self.env.clock().since_boot().as_millis() as u64, self.last_ending());
             CrashRecord::unknown(arrived, ending, self.crash_records().charged)
         })
     }
 
     /// The time left for the request.
     pub fn time_left(&self, unique: u64) -> Duration {
-        let timeout = self.options.timeout;
+        let timeout = self.env.options().timeout;
         let crash_record = self.crash_records().of.get(&(unique & !AGAIN)).copied();
         crash_record.filter(|_| unique & AGAIN != 0).map_or(timeout, |crash_record| {
-            let age = self.clock.since_boot().saturating_sub(Duration::from_millis(crash_record.arrived));
+            let age =
+                self.env.clock().since_boot().saturating_sub(Duration::from_millis(crash_record.arrived));
             patience(timeout, age)
         })
     }
 
     fn note(&self, id: u64, crash_record: CrashRecord) {
-        if self.journal.is_enabled() {
+        if self.env.journal().is_enabled() {
             self.crash_records().of.insert(id, crash_record);
             let arrived = self.arrived_for_successor(crash_record.arrived);
-            self.journal.record(&Key::CrashRecord(id), &CrashRecord { arrived, ..crash_record });
+            self.env.journal().record(&Key::CrashRecord(id), &CrashRecord { arrived, ..crash_record });
         }
     }
 
     /// The arrival time that the successor reads: a request that gets [`MIN_RETRY_TIME`] from this
     /// worker is [`LATE`] there.
     fn arrived_for_successor(&self, arrived: u64) -> u64 {
-        let age = self.clock.since_boot().saturating_sub(Duration::from_millis(arrived));
-        match age + MIN_RETRY_TIME > self.options.timeout.max(2 * MIN_RETRY_TIME) {
+        let age = self.env.clock().since_boot().saturating_sub(Duration::from_millis(arrived));
+        match age + MIN_RETRY_TIME > self.env.options().timeout.max(2 * MIN_RETRY_TIME) {
             true => arrived.saturating_sub(LATE.as_millis() as u64),
             false => arrived,
         }
@@ -190,7 +191,7 @@ impl FileSystem {
 
     fn forget_crash_record(&self, id: u64) {
         if self.crash_records().of.remove(&id).is_some() {
-            self.journal.delete(&Key::CrashRecord(id));
+            self.env.journal().delete(&Key::CrashRecord(id));
         }
     }
 
@@ -206,9 +207,9 @@ impl FileSystem {
             .collect();
         crash_records.charged = there.len();
         quarantine::charge(crash_records.of.values_mut(), ending);
-        let batch = self.journal.batch();
+        let batch = self.env.journal().batch();
         for id in there {
-            self.journal.record(&Key::CrashRecord(id), &crash_records.of[&id]);
+            self.env.journal().record(&Key::CrashRecord(id), &crash_records.of[&id]);
         }
         drop(crash_records);
         drop(batch);
@@ -225,14 +226,14 @@ impl FileSystem {
     /// The deadline of the current request; outside of requests, a whole `--timeout` from now.
     pub(in crate::fs) fn call(&self) -> Call {
         let deadline = DEADLINE.try_with(|deadline| *deadline);
-        Call::foreground(deadline.unwrap_or_else(|_| self.clock.now() + self.options.timeout))
+        Call::foreground(deadline.unwrap_or_else(|_| self.env.now() + self.env.options().timeout))
     }
 
     /// The request `unique` has been answered: it will not be resent.
     pub fn completed(&self, unique: u64) {
         let id = unique & !AGAIN;
         if self.intents().remove(&id).is_some() {
-            self.journal.delete(&Key::Intent(id));
+            self.env.journal().delete(&Key::Intent(id));
         }
         self.acknowledge_open(id);
         self.forget_crash_record(id);
@@ -241,8 +242,8 @@ impl FileSystem {
     /// Journals the intent of the current request. From now on it may be done in parts.
     pub(in crate::fs) fn record_intent(&self, intent: Intent) {
         let Some(id) = current() else { return };
-        if self.journal.is_enabled() {
-            self.journal.record(&Key::Intent(id), &intent);
+        if self.env.journal().is_enabled() {
+            self.env.journal().record(&Key::Intent(id), &intent);
             self.intents().insert(id, intent.clone());
         }
         failpoint::point(match intent {

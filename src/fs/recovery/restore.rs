@@ -10,21 +10,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use crate::clock::Clock;
+use crate::fs::FileSystem;
 use crate::fs::handle::unacknowledged::Unacknowledged;
 use crate::fs::inode::file::{Failure, File, Persistence};
 use crate::fs::inode::file_snapshot::{FileSnapshot, join};
 use crate::fs::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
-use crate::fs::journal::{Journal, JournalWriter, Key, Value};
+use crate::fs::journal::{Journal, Key, Value};
 use crate::fs::namespace::listing::{DirEntry, Head, Listing};
 use crate::fs::ops::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
 use crate::fs::propagation::queue::Why;
 use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::Errno;
 use crate::fs::writeback::commit::Cause;
-use crate::fs::{FileSystem, Options};
 use crate::secret::SecretBytes;
-use crate::vault::{Call, Content, DynVault, Meta, Object, ObjectName, Page};
+use crate::vault::{Call, Content, Meta, Object, ObjectName, Page};
 
 /// How long crash records and intents of the dead worker are kept: resent requests arrive at once.
 pub(in crate::fs) const REQUESTS: Duration = Duration::from_secs(60);
@@ -98,39 +97,33 @@ impl JournalContents {
 }
 
 impl FileSystem {
-    /// As [`FileSystem::new`], with the state of `journal`, which gets the changes. With
-    /// `fresh_mount` the kernel knows no inodes and handles. Call it on the tokio runtime that will
-    /// run the returned futures.
-    pub fn restore(
-        vault: DynVault,
-        first_page: Option<Page>,
-        options: Options,
-        clock: Arc<dyn Clock>,
-        journal: Arc<dyn Journal>,
+    /// Restores the state of `journal`. With `fresh_mount` the kernel knows no inodes and handles.
+    /// `first_page` is what the start-up check of the vault listed.
+    pub(in crate::fs) fn restore(
+        self: &Arc<Self>,
+        journal: &dyn Journal,
         fresh_mount: bool,
-    ) -> Arc<Self> {
-        let mut contents = JournalContents::in_journal(&*journal);
+        first_page: Option<Page>,
+    ) {
+        let mut contents = JournalContents::in_journal(journal);
         let incomplete = !journal.status().complete;
         let forgotten = if fresh_mount { contents.forget_kernel() } else { Vec::new() };
-        let writer = JournalWriter::new(journal.clone());
-        forgotten.iter().for_each(|key| writer.delete(key));
-        let cache = Self::cache_over(vault, &options, &clock);
-        let fs = Self::over(cache, options, clock, writer.clone());
-        fs.restore_nodes(&mut contents, &writer);
-        fs.restore_handles(&mut contents);
-        fs.restore_listings(&mut contents);
-        fs.restore_requests(&mut contents);
+        forgotten.iter().for_each(|key| self.env.journal().delete(key));
+        self.restore_nodes(&mut contents);
+        self.restore_handles(&mut contents);
+        self.restore_listings(&mut contents);
+        self.restore_requests(&mut contents);
         if contents.plain.keys().any(|key| matches!(key, Key::Node(_))) {
-            let (inodes, handles) = (fs.table().len(), fs.handles().len());
+            let (inodes, handles) = (self.table().len(), self.handles().len());
             tracing::info!(inodes, handles, "takeover: the state of the last worker is restored");
             let moved = contents.plain.keys().filter_map(|key| match key {
                 Key::Repoint(name) => Some(name.clone()),
                 _ => None,
             });
             let moved = moved.collect();
-            fs.resume_changes(contents.read(&Key::Covered), moved);
+            self.resume_changes(contents.read(&Key::Covered), moved);
         }
-        *fs.kept_commands.lock() = contents.read(&Key::Commands);
+        *self.kept_commands.lock() = contents.read(&Key::Commands);
         if contents.refused > 0 {
             tracing::error!(
                 records = contents.refused,
@@ -140,25 +133,25 @@ impl FileSystem {
         }
         if let Some(page) = first_page {
             // Any difference to what the kernel shows is a change.
-            fs.cache.seed(&page, fs.clock.now());
+            self.env.cache().seed(&page, self.env.now());
         }
         if incomplete || contents.refused > 0 {
-            fs.table().give_other_numbers();
+            self.table().give_other_numbers();
         }
         if incomplete {
-            fs.mark_unsaved_incomplete();
+            self.mark_unsaved_incomplete();
             journal.accept();
         }
-        fs.resume_background();
+        self.resume_background();
         if fresh_mount {
-            fs.table().drop_all_unheld();
+            self.table().drop_all_unheld();
         }
-        fs
     }
 
-    fn restore_nodes(&self, contents: &mut JournalContents, journal: &JournalWriter) {
+    fn restore_nodes(&self, contents: &mut JournalContents) {
+        let journal = self.env.journal();
         let mut table = self.table.lock();
-        let max_size = self.options.max_size;
+        let max_size = self.env.options().max_size;
         let numbers = contents.numbered(|key| match key {
             Key::Node(ino) => Some(*ino),
             _ => None,
@@ -215,7 +208,7 @@ impl FileSystem {
             Key::Listing(ino) => Some(*ino),
             _ => None,
         });
-        let now = self.clock.now();
+        let now = self.env.now();
         for ino in numbers {
             let Some(head) = contents.read::<Head>(&Key::Listing(ino)) else { continue };
             let mut part = |part| contents.read::<Vec<DirEntry>>(&Key::ListingPart(ino, part));
@@ -238,7 +231,7 @@ impl FileSystem {
             let Some(record) = contents.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
             let Some(held) = self.restore_held(fh, record.held) else {
                 tracing::warn!(fh, "takeover: an open file is lost");
-                self.journal.delete(&Key::Handle(fh));
+                self.env.journal().delete(&Key::Handle(fh));
                 continue;
             };
             if let Some(request) = record.by {
@@ -297,7 +290,7 @@ impl FileSystem {
                 Key::CrashRecord(id) => {
                     match contents.read(&key) {
                         Some(crash_record) => drop(self.crash_records().of.insert(id, crash_record)),
-                        None => self.journal.delete(&key),
+                        None => self.env.journal().delete(&key),
                     }
                     old.push(id);
                 }
@@ -308,7 +301,7 @@ impl FileSystem {
             return;
         }
         let fs = self.clone();
-        self.runtime.spawn(async move {
+        self.env.spawn(async move {
             tokio::time::sleep(REQUESTS).await;
             for id in old {
                 fs.completed(id);
@@ -333,7 +326,7 @@ impl FileSystem {
                 shown.push(Meta { id, name: state.name.clone(), version, updated_at });
             }
         }
-        self.cache.resume(&shown, covered, self.longest_ttl());
+        self.env.cache().resume(&shown, covered, self.longest_ttl());
         for name in moved {
             self.repoints.begin(&name);
             self.propagator.add(name, Why::Repoint);
@@ -384,7 +377,7 @@ impl FileSystem {
             let failed = state.failure.is_some();
             let again = state.failure.as_ref().is_some_and(|failure| failure.is_retried());
             if again {
-                state.retrying = Some(self.clock.now());
+                state.retrying = Some(self.env.now());
             }
             self.keep_restored(&mut state);
             if !moving.contains(&file.ino) {
@@ -395,18 +388,18 @@ impl FileSystem {
             if write_error {
                 self.take_back(&file);
             } else if again {
-                self.runtime.spawn(self.clone().retry(file.clone()));
+                self.env.spawn(self.clone().retry(file.clone()));
             } else if unsaved && !failed {
                 // Its last close was answered, or will not be: no handle stores it.
                 let (fs, file) = (self.clone(), file.clone());
-                self.runtime.spawn(async move {
+                self.env.spawn(async move {
                     let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
                     fs.table().drop_unheld(file.ino);
                 });
             } else if moved {
                 let (fs, file) = (self.clone(), file.clone());
-                self.runtime.spawn(async move {
-                    let call = Call::background(fs.clock.now() + fs.options.timeout);
+                self.env.spawn(async move {
+                    let call = Call::background(fs.env.now() + fs.env.options().timeout);
                     let _lock = fs.lock_commit(&file, &call, "rename").await;
                     fs.finish_move(&file, &call).await;
                     fs.table().drop_unheld(file.ino);

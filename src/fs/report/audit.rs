@@ -197,22 +197,16 @@ fn open_private(place: &Place) -> io::Result<File> {
 }
 
 impl FileSystem {
-    /// From now on openings are written down. Only the first call counts.
-    pub fn attach_audit(&self, audit: Arc<Audit>) {
-        // There is one file a mount.
-        let _ = self.audit.set(audit);
-    }
-
     /// Opens the audit file again, if there is one.
     pub fn reopen_audit(&self) {
-        if let Some(audit) = self.audit.get() {
+        if let Some(audit) = &self.audit {
             audit.reopen();
         }
     }
 
     /// Writes down that an inode was opened.
     pub(in crate::fs) fn write_down(&self, ino: u64, op: &'static str, caller: Caller) {
-        let (Some(audit), Ok(node)) = (self.audit.get(), self.node(ino)) else { return };
+        let (Some(audit), Ok(node)) = (&self.audit, self.node(ino)) else { return };
         let (name, version) = match &node {
             Node::File(file) => {
                 let state = file.state();
@@ -222,7 +216,7 @@ impl FileSystem {
             Node::Dir(_) | Node::Control(_) => return,
         };
         audit.write(&Line {
-            at: humantime::format_rfc3339_millis(self.clock.wall()).to_string(),
+            at: humantime::format_rfc3339_millis(self.env.wall()).to_string(),
             op,
             uid: caller.uid,
             gid: caller.gid,

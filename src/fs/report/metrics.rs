@@ -40,7 +40,7 @@ impl Text {
 impl FileSystem {
     /// The metrics at this moment. Never asks the vault.
     pub fn metrics(&self) -> String {
-        let failures = self.failure_log.counts();
+        let failures = self.env.errors().counts();
         render(&self.status(), &failures)
     }
 }

@@ -2,6 +2,5 @@
 
 pub(in crate::fs) mod audit;
 pub(in crate::fs) mod control_files;
-pub(in crate::fs) mod failures;
 pub(in crate::fs) mod metrics;
 pub(in crate::fs) mod status;

@@ -1,7 +1,7 @@
 //! What the file system says of itself: to `vaultfs status`, to `/.vaultfs/status.json`. Never a
 //! value.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::fs::inode::file::Failure;
 use crate::fs::journal::JournalStatus;
 use crate::fs::report::audit::AuditStatus;
 use crate::fs::temporary::failed_deletes::FailedDelete;
-use crate::fs::types::errno::Errno;
+use crate::fs::types::error_log::LastError;
 use crate::fs::{Ending, FileSystem, RotationStatus};
 
 /// The state of a mounted vault. Times in seconds, sizes in bytes.
@@ -170,42 +170,9 @@ impl Unsaved {
     }
 }
 
-/// A failure.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct LastError {
-    /// RFC 3339.
-    pub at: String,
-    /// What was tried.
-    pub operation: String,
-    /// On which name.
-    pub name: String,
-    /// What the program saw.
-    pub errno: String,
-    /// The sentence.
-    pub message: String,
-}
-
 impl From<crate::vault::attribution::RequestCount> for RequestCount {
     fn from(spent: crate::vault::attribution::RequestCount) -> Self {
         Self { program: spent.program, requests: spent.requests }
-    }
-}
-
-impl LastError {
-    pub(in crate::fs) fn new(
-        at: SystemTime,
-        operation: &str,
-        name: &str,
-        errno: Errno,
-        message: String,
-    ) -> Self {
-        Self {
-            at: humantime::format_rfc3339_seconds(at).to_string(),
-            operation: operation.to_owned(),
-            name: name.to_owned(),
-            errno: format!("{errno:?}"),
-            message,
-        }
     }
 }
 
@@ -220,18 +187,18 @@ impl FileSystem {
 
     /// How things are. Never asks the vault.
     pub fn status(&self) -> Status {
-        let vault = self.cache.vault().status();
-        let cache = self.cache.status();
+        let vault = self.env.cache().vault().status();
+        let cache = self.env.cache().status();
         let (outage, outage_s) = cache.outage.unzip();
         let (inodes, handles) = (self.table().len(), self.handles().len());
         // Each lock is let go of before the next is taken: within one expression they would all be
         // held.
         let scratch_bytes = *self.scratch_used();
         Status {
-            uptime_s: self.clock.wall().duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
+            uptime_s: self.env.wall().duration_since(self.env.started()).unwrap_or(Duration::ZERO).as_secs(),
             vault: Vault {
                 endpoint: vault.endpoint,
-                dialect: format!("{:?}", self.cache.vault().capabilities().dialect).to_lowercase(),
+                dialect: format!("{:?}", self.env.cache().vault().capabilities().dialect).to_lowercase(),
                 requests: vault.requests,
                 spent_by: vault.spent_by.into_iter().map(RequestCount::from).collect(),
                 budget: vault.budget.map(|b| Budget {
@@ -254,7 +221,7 @@ impl FileSystem {
                 capacity: cache.capacity,
                 value_memory: cache.arena.mapped,
                 value_memory_locked: cache.arena.locked,
-                refresh_s: self.options.refresh.as_secs_f64(),
+                refresh_s: self.env.options().refresh.as_secs_f64(),
                 serving_stale: cache.serving_stale,
             },
             changes: self.rotation_status(),
@@ -262,19 +229,19 @@ impl FileSystem {
             handles,
             scratch_bytes,
             owners_set: self.owners_set(),
-            audit: self.audit.get().map(|audit| audit.status()),
+            audit: self.audit.as_ref().map(|audit| audit.status()),
             processes: self.processes.get().cloned(),
             unsaved: self.unsaved(),
             failed_deletes: self.failed_deletes(),
-            last_errors: self.failure_log.latest(),
-            journal: self.journal.status(),
+            last_errors: self.env.errors().latest(),
+            journal: self.env.journal().status(),
         }
     }
 
     /// Writes that the vault does not have, open files included.
     pub fn unsaved(&self) -> Vec<Unsaved> {
         let files: Vec<_> = self.table().all_files().collect();
-        let now = self.clock.now();
+        let now = self.env.now();
         let mut unsaved: Vec<Unsaved> = files
             .iter()
             .filter_map(|file| {

@@ -48,7 +48,7 @@ pub(in crate::fs) fn is_by_an_editor(pid: u32) -> bool {
 impl FileSystem {
     /// Hides the object that `file` shows, if allowed, and schedules its deletion.
     pub(in crate::fs) fn hide_unlinked(self: &Arc<Self>, file: &File) -> bool {
-        let since = self.clock.now();
+        let since = self.env.now();
         if self.deletion_refused().is_some_and(|at| since.saturating_duration_since(at) < REFUSAL) {
             return false;
         }
@@ -82,9 +82,9 @@ impl FileSystem {
         id: &ObjectId,
         version: Option<&VersionTag>,
     ) -> Result<(), Error> {
-        let deleted = self.cache.vault().delete(call, id, version).await;
+        let deleted = self.env.cache().vault().delete(call, id, version).await;
         if let Err(Error { kind: ErrorKind::Unauthorized | ErrorKind::Forbidden, .. }) = &deleted {
-            *self.deletion_refused() = Some(self.clock.now());
+            *self.deletion_refused() = Some(self.env.now());
         }
         deleted
     }
@@ -105,7 +105,7 @@ impl FileSystem {
     /// within `grace`.
     pub(in crate::fs) fn delete_later(self: &Arc<Self>, name: ObjectName, since: Instant, grace: Duration) {
         let fs = self.clone();
-        self.runtime.spawn(async move {
+        self.env.spawn(async move {
             let mut pause = grace;
             loop {
                 tokio::time::sleep(pause).await;
@@ -113,7 +113,7 @@ impl FileSystem {
                 if fs.table().deferred_deletes.get(&name).is_none_or(|hidden| hidden.since != since) {
                     return;
                 }
-                let call = Call::background(fs.clock.now() + fs.options.timeout);
+                let call = Call::background(fs.env.now() + fs.env.options().timeout);
                 let deleted = match fs.without_stores(&call).await {
                     Ok(_alone) => fs.delete_unless_replaced(&name, &call).await,
                     Err(e) => Err(e),
@@ -150,7 +150,7 @@ impl FileSystem {
             return Ok(());
         }
         let alone = self.without_stores(call).await;
-        let _alone = alone.map_err(|e| self.failed("unlink", names[0].as_str(), &e))?;
+        let _alone = alone.map_err(|e| self.env.failed("unlink", names[0].as_str(), &e))?;
         let deletions = names.iter().map(|name| async move {
             let deleted = self.delete_unless_replaced(name, call).await;
             if let Err(e) = &deleted
@@ -182,7 +182,7 @@ impl FileSystem {
         match hidden {
             None => return Ok(true),
             Some(hidden) if hidden.reused => return Ok(false),
-            Some(_) if self.options.no_delete => {
+            Some(_) if self.env.options().no_delete => {
                 tracing::warn!(
                     name = name.as_str(),
                     "unlinked and not replaced: it stays, because of --no-delete"

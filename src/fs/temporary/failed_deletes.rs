@@ -50,7 +50,7 @@ impl FileSystem {
         };
         let mut failed_deletes = Vec::new();
         for (name, kept, retried) in known {
-            let is_still_there = match self.cache.peek(&name) {
+            let is_still_there = match self.env.cache().peek(&name) {
                 Peek::Value(found) => kept.stored.is(&found.object.meta),
                 Peek::Absent(_) | Peek::AbsentBefore => false,
                 Peek::Exists | Peek::Unknown => true,
@@ -92,7 +92,7 @@ impl FileSystem {
         table.failed_deletes.insert(name.clone(), FailedDeleteRecord { stored, errno, message });
         drop(table);
         if is_news {
-            self.failed("deletion of what was moved or unlinked", name.as_str(), error);
+            self.env.failed("deletion of what was moved or unlinked", name.as_str(), error);
         }
         again
     }
@@ -139,7 +139,7 @@ impl FileSystem {
         if table.file(name).is_some_and(|file| file.state().is_beyond_vault()) {
             return false;
         }
-        let hidden = DeferredDelete { stored, backup: None, reused: false, since: self.clock.now() };
+        let hidden = DeferredDelete { stored, backup: None, reused: false, since: self.env.now() };
         table.deferred_deletes.insert(name.clone(), hidden);
         drop(table);
         self.inval_name(name);

@@ -221,8 +221,8 @@ impl FileSystem {
         };
         let Some((0, _)) = waits(file) else { return };
         let (fs, file) = (self.clone(), file.clone());
-        let seen = file.state().idle_since(self.clock.now());
-        self.runtime.spawn(async move {
+        let seen = file.state().idle_since(self.env.now());
+        self.env.spawn(async move {
             loop {
                 tokio::time::sleep(PROMOTE_AFTER).await;
                 match waits(&file) {
@@ -233,7 +233,7 @@ impl FileSystem {
                     _ => return,
                 }
             }
-            let call = Call::background(fs.clock.now() + fs.options.timeout);
+            let call = Call::background(fs.env.now() + fs.env.options().timeout);
             fs.promote_provisional(&file, &call).await;
         });
     }
@@ -294,7 +294,7 @@ impl FileSystem {
     pub(in crate::fs) async fn finish_move(self: &Arc<Self>, file: &File, call: &Call) {
         let deletes = self.table().deletes_with(file);
         if let Some((name, id)) = deletes {
-            if self.options.no_delete {
+            if self.env.options().no_delete {
                 tracing::warn!(name = name.as_str(), "moved, but the old name stays: --no-delete");
             } else if let Err(e) = self.delete_hidden(call, &name, &id).await
                 && self.record_failed_delete(&name, &e)
@@ -357,7 +357,7 @@ impl FileSystem {
                 }
                 Err(e) if e.kind != ErrorKind::NotFound => return Err(e),
                 Ok(()) | Err(_) => {
-                    self.cache.deleted_object(name, id);
+                    self.env.cache().deleted_object(name, id);
                     let mut table = self.table();
                     if table.is_hidden_object(name, id) {
                         table.deferred_deletes.remove(name);
@@ -373,7 +373,7 @@ impl FileSystem {
     /// Deletes the object if this is its current version. Where the dialect cannot check that, it
     /// is read just before, which leaves a moment for another change.
     async fn delete_version(&self, call: &Call, stored: &Stored) -> Result<(), Error> {
-        let vault = self.cache.vault();
+        let vault = self.env.cache().vault();
         if !vault.capabilities().version_check
             && vault.metadata(call, &stored.id).await?.version != stored.version
         {
@@ -390,14 +390,14 @@ impl FileSystem {
     ) -> Result<Arc<OwnedSemaphorePermit>, Error> {
         let permit = async {
             let mut shared = self.deletions.lock().await;
-            let begun = shared.begun.map(|at| self.clock.now().saturating_duration_since(at));
+            let begun = shared.begun.map(|at| self.env.now().saturating_duration_since(at));
             if let Some(permit) = shared.permit.upgrade()
                 && begun.is_some_and(|ago| ago < TOGETHER)
             {
                 return Some(permit);
             }
             let permit = Arc::new(self.changes.clone().acquire_many_owned(CHANGES).await.ok()?);
-            *shared = Deletions { permit: Arc::downgrade(&permit), begun: Some(self.clock.now()) };
+            *shared = Deletions { permit: Arc::downgrade(&permit), begun: Some(self.env.now()) };
             Some(permit)
         };
         let permit = tokio::time::timeout(self.left(call), permit).await.ok().flatten();

@@ -81,7 +81,7 @@ impl FileSystem {
         if !state.is_only_here() {
             return Ok(());
         }
-        let bound = self.options.scratch_size;
+        let bound = self.env.options().scratch_size;
         let mut used = self.scratch_used();
         let next = used.saturating_sub(state.quota_bytes).saturating_add(size);
         if size > state.quota_bytes && next > bound {
@@ -89,7 +89,7 @@ impl FileSystem {
             let why = format!(
                 "files that are held back from the vault are limited to {bound} bytes together (--scratch-size)"
             );
-            return Err(self.refused("write", state.name.as_str(), Errno::ENOSPC, &why));
+            return Err(self.env.refused("write", state.name.as_str(), Errno::ENOSPC, &why));
         }
         *used = next;
         state.quota_bytes = size;

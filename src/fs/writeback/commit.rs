@@ -179,7 +179,7 @@ impl FileSystem {
             let _lock = self.lock_commit(file, call, cause.name()).await?;
             // Held until the journal has that it is stored: a successor then knows (`hold_stores`).
             let permit = self.among_stores(call).await;
-            let permit = permit.map_err(|e| self.failed(cause.name(), file.state().name.as_str(), &e))?;
+            let permit = permit.map_err(|e| self.env.failed(cause.name(), file.state().name.as_str(), &e))?;
             let Some(job) = self.job_of(file, cause)? else { return Ok(()) };
             failpoint::point("commit");
             match self.store(file, &job, call).await {
@@ -206,10 +206,10 @@ impl FileSystem {
             // Its writer stores it.
             Cause::Retry | Cause::Asked if state.is_being_written() => return Err(Errno::EBUSY),
             Cause::Retry => true,
-            Cause::Drain => conflict.is_some() || self.options.strict,
+            Cause::Drain => conflict.is_some() || self.env.options().strict,
             // A person has seen the conflict and wants these bytes.
             Cause::Asked => false,
-            _ => self.options.strict,
+            _ => self.env.options().strict,
         };
         let job = Job::of(&state, guarded, cause == Cause::Asked);
         Ok(job.map(|job| Job { waited_for: cause.is_waited_for(), ..job }))
@@ -226,7 +226,7 @@ impl FileSystem {
         let lock = tokio::time::timeout(self.left(call), file.commit_lock.clone().acquire_owned()).await;
         lock.ok().and_then(std::result::Result::ok).ok_or_else(|| {
             let why = Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
-            self.failed(operation, file.state().name.as_str(), &why)
+            self.env.failed(operation, file.state().name.as_str(), &why)
         })
     }
 
@@ -272,7 +272,7 @@ impl FileSystem {
             let made = self.send(&sent.after, job, &content, call).await;
             self.note_save(job, Change::of(&sent.after), made.as_ref().err());
             let e = match made {
-                Ok(meta) => return Ok(Saved::current(self.cache.stored(meta, content))),
+                Ok(meta) => return Ok(Saved::current(self.env.cache().stored(meta, content))),
                 Err(e) => e,
             };
             *maybe_applied |= e.maybe_applied;
@@ -354,18 +354,19 @@ impl FileSystem {
     }
 
     pub(in crate::fs) fn can_check(&self) -> bool {
-        self.cache.vault().capabilities().version_check
+        self.env.cache().vault().capabilities().version_check
     }
 
     /// The bytes as the vault takes them.
     fn content_of(&self, job: &Job) -> Result<Content, Error> {
         let form = job.base.as_ref().map(|base| base.form);
-        codec::to_content(self.options.format, form, job.bytes.expose())
+        codec::to_content(self.env.options().format, form, job.bytes.expose())
             .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
     }
 
     async fn send(&self, after: &After, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
-        let (vault, call) = (self.cache.vault(), &Call { idempotency_key: job.idempotency_key, ..*call });
+        let (vault, call) =
+            (self.env.cache().vault(), &Call { idempotency_key: job.idempotency_key, ..*call });
         let (id, check) = match after {
             After::Nothing => return vault.create(call, &job.name, content).await,
             After::Any(id, _) => (id, None),
@@ -401,7 +402,7 @@ impl FileSystem {
         }
         // Asked even if the cache is fresh: what changed elsewhere a second ago must not swallow a
         // save.
-        let current = self.cache.fetch(call, &job.name).await?;
+        let current = self.env.cache().fetch(call, &job.name).await?;
         Ok(current.filter(|c| c.stale.is_none() && c.object.content.bytes == content.bytes).map(|c| c.object))
     }
 
@@ -461,7 +462,7 @@ impl FileSystem {
         }
         drop(table);
         if superseded {
-            self.cache.superseded(&job.name);
+            self.env.cache().superseded(&job.name);
         }
         if moved || superseded {
             self.repoint(&job.name);
@@ -475,7 +476,7 @@ impl FileSystem {
         let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {
             return Ok(());
         };
-        let failed = |e| self.failed("unlink", job.name.as_str(), &e);
+        let failed = |e| self.env.failed("unlink", job.name.as_str(), &e);
         let content = self.content_of(&job).map_err(failed)?;
         if let Outcome::Made(saved) =
             self.outcome_of(&job, Some(&sent), &content, call).await.map_err(failed)?

@@ -30,7 +30,7 @@ impl FileSystem {
     /// Stores what is unsaved, deletes what should be gone, and names what is left of both when
     /// nothing is on its way any more.
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
-        let call = Call::foreground(self.clock.now() + patience);
+        let call = Call::foreground(self.env.now() + patience);
         self.promote_all(what, &call).await;
         self.delete_refused(&call).await;
         // What fails is among what is left.

@@ -79,12 +79,12 @@ impl FileSystem {
             Some(_) => return,
         };
         let name = &job.name;
-        let key = self.cache.vault().status().key_changes;
+        let key = self.env.cache().vault().status().key_changes;
         let dir = directory(name.as_str()).to_owned();
         let mut saves = self.saves();
         let outcome = match is_accepted {
             true => LastSave::Accepted,
-            false => LastSave::Refused(self.clock.now()),
+            false => LastSave::Refused(self.env.now()),
         };
         saves.put((change, name.as_str().to_owned(), key), outcome);
         let of_dir = (change, dir, key);
@@ -95,15 +95,15 @@ impl FileSystem {
 
     /// Refuses an open for writing if its save is known to be refused.
     pub(in crate::fs) fn may_write(&self, name: &ObjectName, change: Change) -> Result<()> {
-        let vault = self.cache.vault().status();
-        let now = self.clock.now();
+        let vault = self.env.cache().vault().status();
+        let now = self.env.now();
         let is_refused = |what: &str| {
             let refused = self.saves().get(&(change, what.to_owned(), vault.key_changes)).copied();
             matches!(refused, Some(LastSave::Refused(at)) if now.saturating_duration_since(at) < ASSUMED_FOR)
         };
         let may_not = vault.may_write == Some(false);
         match may_not || is_refused(name.as_str()) || is_refused(directory(name.as_str())) {
-            true => Err(self.refused(
+            true => Err(self.env.refused(
                 "open for writing",
                 name.as_str(),
                 Errno::EACCES,

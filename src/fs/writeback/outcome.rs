@@ -131,13 +131,15 @@ impl FileSystem {
         content: &Content,
         call: &Call,
     ) -> Result<Outcome, Error> {
-        let asked = self.clock.now();
+        let asked = self.env.now();
         let after = sent.map(|sent| &sent.after);
-        let current = match self.cache.vault().get_by_name(call, &job.name).await {
+        let current = match self.env.cache().vault().get_by_name(call, &job.name).await {
             Ok(object) if object.content.bytes == content.bytes => {
-                return Ok(Outcome::Made(Saved::current(self.cache.stored(object.meta, object.content))));
+                return Ok(Outcome::Made(Saved::current(
+                    self.env.cache().stored(object.meta, object.content),
+                )));
             }
-            Ok(object) => self.cache.ingest_object(object, asked),
+            Ok(object) => self.env.cache().ingest_object(object, asked),
             Err(e) if e.kind == ErrorKind::NotFound => {
                 return Ok(match after {
                     Some(After::Any(..) | After::Just(..)) => Outcome::Unknown(None),
@@ -160,7 +162,7 @@ impl FileSystem {
         if let Some(outcome) = self.outcome_by_key(job, sent, now, content, call).await? {
             return Ok(outcome);
         }
-        let history = match self.cache.vault().versions(call, &now.id).await {
+        let history = match self.env.cache().vault().versions(call, &now.id).await {
             Ok(history) => history,
             Err(e) if is_outage(e.kind) => return Err(e),
             Err(_) => return Ok(Outcome::Unknown(Some(now.clone()))),
@@ -181,7 +183,7 @@ impl FileSystem {
         content: &Content,
         call: &Call,
     ) -> Result<Option<Outcome>, Error> {
-        let (vault, call) = (self.cache.vault(), &Call { idempotency_key: sent.key, ..*call });
+        let (vault, call) = (self.env.cache().vault(), &Call { idempotency_key: sent.key, ..*call });
         let again = match &sent.after {
             _ if sent.key.is_none() => return Ok(None),
             After::Nothing => vault.create(call, &job.name, content).await,
@@ -198,7 +200,9 @@ impl FileSystem {
                 Ok(Some(Outcome::Made(Saved { object, superseded: true })))
             }
             // What had the name is gone meanwhile.
-            Ok(meta) => Ok(Some(Outcome::Made(Saved::current(self.cache.stored(meta, content.clone()))))),
+            Ok(meta) => {
+                Ok(Some(Outcome::Made(Saved::current(self.env.cache().stored(meta, content.clone())))))
+            }
             Err(e) if e.kind == ErrorKind::MadeAndDeleted => Ok(Some(Outcome::Deleted(now.clone()))),
             Err(e) if is_outage(e.kind) => Err(e),
             Err(_) => Ok(None),
@@ -214,11 +218,11 @@ impl FileSystem {
         call: &Call,
     ) -> Result<Outcome, Error> {
         let size = content.bytes.len() as u64;
-        let can_read = self.cache.vault().capabilities().old_values;
+        let can_read = self.env.cache().vault().capabilities().old_values;
         let mut unknown = false;
         for info in candidates.into_iter().filter(|info| info.size.is_none_or(|listed| listed == size)) {
-            let found = match self.cache.value_in_memory(&now.id, &info.tag) {
-                _ if can_read => self.cache.old_value(call, &now.id, info).await,
+            let found = match self.env.cache().value_in_memory(&now.id, &info.tag) {
+                _ if can_read => self.env.cache().old_value(call, &now.id, info).await,
                 Some(seen) => Ok(seen),
                 None => Err(Error::new(ErrorKind::Unsupported, "the vault gives no values of old versions")),
             };

@@ -32,7 +32,7 @@ impl FileSystem {
             // another way.
             Some((known, number)) if cause.is_by_itself() && known == errno => number,
             _ => {
-                self.failed(cause.name(), job.name.as_str(), &e);
+                self.env.failed(cause.name(), job.name.as_str(), &e);
                 self.failures.fetch_add(1, Ordering::Relaxed) + 1
             }
         };
@@ -47,8 +47,8 @@ impl FileSystem {
         let again = failure.is_retried();
         state.failure = Some(failure);
         if again && state.retrying.is_none() {
-            state.retrying = Some(self.clock.now() + FIRST_RETRY);
-            self.runtime.spawn(self.clone().retry(file.clone()));
+            state.retrying = Some(self.env.now() + FIRST_RETRY);
+            self.env.spawn(self.clone().retry(file.clone()));
         }
         errno
     }
@@ -57,10 +57,10 @@ impl FileSystem {
     pub(in crate::fs) async fn retry(self: Arc<Self>, file: Arc<File>) {
         let mut pause = FIRST_RETRY;
         loop {
-            file.state().retrying = Some(self.clock.now() + pause);
+            file.state().retrying = Some(self.env.now() + pause);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.last_pause(&file));
-            let call = Call::background(self.clock.now() + self.options.timeout);
+            let call = Call::background(self.env.now() + self.env.options().timeout);
             let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
             let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
             if stored || !again {
@@ -76,7 +76,7 @@ impl FileSystem {
     fn last_pause(&self, file: &File) -> Duration {
         let state = file.state();
         let refused = state.failure.as_ref().is_some_and(|failure| failure.key_refused);
-        let looks_first = state.stored.is_some() && !self.cache.vault().capabilities().version_check;
+        let looks_first = state.stored.is_some() && !self.env.cache().vault().capabilities().version_check;
         if refused && looks_first { LAST_RETRY * 2 } else { LAST_RETRY }
     }
 

@@ -14,7 +14,7 @@ impl FileSystem {
     /// Stores unsaved writes (all, or that of one name), also over a newer version: the user who
     /// asks has seen the conflict. Deletes what should be gone. Returns what is unsaved afterwards.
     pub async fn retry_unsaved(self: &Arc<Self>, name: Option<&str>, patience: Duration) -> Vec<Unsaved> {
-        let call = Call::foreground(self.clock.now() + patience);
+        let call = Call::foreground(self.env.now() + patience);
         let files = self.unsaved_files(name);
         // `unsaved` below reports what fails.
         futures_util::future::join_all(files.iter().map(|file| self.commit(file, &call, Cause::Asked))).await;

@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use crate::fs::report::status::LastError;
+use crate::fs::types::errno::Errno;
 use crate::vault::attribution;
 
 /// Failures kept for `status`.
@@ -26,6 +27,39 @@ const LINES: usize = 10;
 
 /// Pairs of user and errno that are counted separately in that time.
 const KINDS: usize = 1000;
+
+/// A failure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastError {
+    /// RFC 3339.
+    pub at: String,
+    /// What was tried.
+    pub operation: String,
+    /// On which name.
+    pub name: String,
+    /// What the program saw.
+    pub errno: String,
+    /// The sentence.
+    pub message: String,
+}
+
+impl LastError {
+    pub(in crate::fs) fn new(
+        at: SystemTime,
+        operation: &str,
+        name: &str,
+        errno: Errno,
+        message: String,
+    ) -> Self {
+        Self {
+            at: humantime::format_rfc3339_seconds(at).to_string(),
+            operation: operation.to_owned(),
+            name: name.to_owned(),
+            errno: format!("{errno:?}"),
+            message,
+        }
+    }
+}
 
 /// Operation, name and errno.
 type Same = (String, String, String);
@@ -43,7 +77,7 @@ struct Logged {
 }
 
 #[derive(Debug, Default)]
-struct FailureCounts {
+struct ErrorCounts {
     latest: VecDeque<LastError>,
     /// How often each errno was the answer.
     counts: BTreeMap<String, u64>,
@@ -52,9 +86,9 @@ struct FailureCounts {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(in crate::fs) struct FailureLog(Mutex<FailureCounts>);
+pub(in crate::fs) struct ErrorLog(Mutex<ErrorCounts>);
 
-impl FailureLog {
+impl ErrorLog {
     /// Keeps a failure; whether it is to be logged now.
     pub fn add(self: &Arc<Self>, runtime: &Handle, failure: LastError) -> bool {
         let mut inner = self.lock();
@@ -118,12 +152,12 @@ impl FailureLog {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, FailureCounts> {
+    fn lock(&self) -> MutexGuard<'_, ErrorCounts> {
         self.0.lock()
     }
 }
 
-impl FailureCounts {
+impl ErrorCounts {
     fn keep(&mut self, failure: LastError) {
         if self.latest.len() == LAST_ERRORS {
             self.latest.pop_front();
@@ -134,13 +168,10 @@ impl FailureCounts {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
-    use crate::fs::Errno;
     use crate::vault::attribution::Attribution;
 
-    struct Setup(Arc<FailureLog>);
+    struct Setup(Arc<ErrorLog>);
 
     impl Setup {
         fn fails(&self, uid: u32, name: &str, errno: Errno) -> bool {

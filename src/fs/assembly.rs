@@ -1,0 +1,74 @@
+//! Wires a file system together: its environment, its parts, and the state of the last worker.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::fs::handle::unacknowledged::UnacknowledgedOpens;
+use crate::fs::inode::Table;
+use crate::fs::journal::{Journal, JournalWriter};
+use crate::fs::propagation::{helper_calls, queue, repoint};
+use crate::fs::temporary::{provisional, scratch};
+use crate::fs::types::env::Env;
+use crate::fs::writeback::may_write::Saves;
+use crate::fs::{Audit, FileSystem, Options};
+use crate::vault::{DynVault, Page};
+
+/// What a file system is built from.
+pub struct Builder {
+    /// The vault, whose names and values it shows.
+    pub vault: DynVault,
+    /// What the start-up check of the vault listed, if it did.
+    pub first_page: Option<Page>,
+    /// The options of the mount.
+    pub options: Options,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The state of the last worker; it gets the changes.
+    pub journal: Arc<dyn Journal>,
+    /// The kernel knows no inodes and handles.
+    pub fresh_mount: bool,
+    /// Where opens are recorded.
+    pub audit: Option<Arc<Audit>>,
+}
+
+impl Builder {
+    /// The file system. Call it on the tokio runtime that will run the futures it returns.
+    pub fn build(self) -> Arc<FileSystem> {
+        let env = Env::new(self.vault, self.options, self.clock, JournalWriter::new(self.journal.clone()));
+        let fs = Arc::new(FileSystem {
+            repoints: repoint::Repoints::new(env.journal().clone()),
+            scratch: scratch::Patterns::new(&env.options().scratch),
+            table: Mutex::new(Table::new(&env.options().vault)),
+            handles: Mutex::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+            unacknowledged: UnacknowledgedOpens::default(),
+            intents: Mutex::default(),
+            crash_records: Mutex::default(),
+            quarantine: Arc::default(),
+            kept_commands: Mutex::default(),
+            scratch_bytes: Mutex::new(0),
+            retained_bytes: Arc::default(),
+            listings: Mutex::default(),
+            scans: Mutex::default(),
+            changes: Arc::new(Semaphore::new(provisional::CHANGES as usize)),
+            saves: Saves::default(),
+            deletions: tokio::sync::Mutex::default(),
+            deletion_refused: Mutex::default(),
+            audit: self.audit,
+            processes: OnceLock::new(),
+            helper: helper_calls::Register::new(),
+            propagator: queue::Propagator::new(),
+            failures: AtomicU64::new(0),
+            env,
+        });
+        let revocation_listener = Arc::downgrade(&fs);
+        fs.env.cache().set_revocation_listener(revocation_listener);
+        fs.restore(&*self.journal, self.fresh_mount, self.first_page);
+        fs
+    }
+}

@@ -1,0 +1,128 @@
+//! What every part of the file system may use: options, clock, runtime, cache, journal, kernel, and
+//! the log of errors. Built once, before the parts, and only read from then on.
+
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use tokio::runtime::Handle;
+
+use crate::clock::Clock;
+use crate::fs::journal::JournalWriter;
+use crate::fs::types::errno::Errno;
+use crate::fs::types::error_log::{ErrorLog, LastError};
+use crate::fs::{Kernel, Options};
+use crate::vault::cache::{Cache, CacheConfig};
+use crate::vault::{DynVault, Error};
+
+/// See the module.
+pub(in crate::fs) struct Env {
+    options: Options,
+    clock: Arc<dyn Clock>,
+    runtime: Handle,
+    cache: Arc<Cache>,
+    journal: JournalWriter,
+    /// Absent until the session is there, which needs the file system first.
+    kernel: OnceLock<Arc<dyn Kernel>>,
+    errors: Arc<ErrorLog>,
+    started: SystemTime,
+}
+
+impl Env {
+    /// Call it on the runtime that background work belongs to.
+    pub fn new(
+        vault: DynVault,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        journal: JournalWriter,
+    ) -> Arc<Self> {
+        let config = CacheConfig {
+            refresh: options.refresh,
+            max_stale: options.max_stale,
+            timeout: options.timeout,
+            capacity: options.cache_size,
+        };
+        Arc::new(Self {
+            cache: Cache::new(vault, clock.clone(), config),
+            runtime: Handle::current(),
+            kernel: OnceLock::new(),
+            errors: Arc::default(),
+            started: clock.wall(),
+            options,
+            clock,
+            journal,
+        })
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    pub fn now(&self) -> std::time::Instant {
+        self.clock.now()
+    }
+
+    pub fn wall(&self) -> SystemTime {
+        self.clock.wall()
+    }
+
+    /// When this worker started.
+    pub fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    /// For background work: operations are called from threads outside of the runtime.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work);
+    }
+
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// Journals what a successor needs.
+    pub fn journal(&self) -> &JournalWriter {
+        &self.journal
+    }
+
+    pub fn kernel(&self) -> Option<&Arc<dyn Kernel>> {
+        self.kernel.get()
+    }
+
+    /// The session is there. A second one would be a second mount of the same state: there is none.
+    pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
+        let _ = self.kernel.set(kernel);
+    }
+
+    pub fn errors(&self) -> &ErrorLog {
+        &self.errors
+    }
+
+    /// Logs a failure with operation and name, keeps it for `status`, and returns its errno.
+    pub fn failed(&self, operation: &'static str, name: &str, error: &Error) -> Errno {
+        let errno = Errno::from(error);
+        if self.keep(operation, name, errno, error.to_string()) {
+            tracing::warn!(operation, name, ?errno, %error, "operation failed");
+        }
+        errno
+    }
+
+    /// The same for a local refusal: `why` says what to do.
+    pub fn refused(&self, operation: &'static str, name: &str, errno: Errno, why: &str) -> Errno {
+        if self.keep(operation, name, errno, why.to_owned()) {
+            tracing::info!(operation, name, ?errno, "refused: {why}");
+        }
+        errno
+    }
+
+    fn keep(&self, operation: &'static str, name: &str, errno: Errno, message: String) -> bool {
+        self.errors.add(&self.runtime, LastError::new(self.wall(), operation, name, errno, message))
+    }
+}
