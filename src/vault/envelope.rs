@@ -1,4 +1,4 @@
-//! Client-side encryption as the official SDKs of the kv dialect do it (VAULT-API.md §2): what they
+//! Client-side encryption as the official SDKs of the kv dialect do it: what they
 //! made is opened here, and the other way round.
 //!
 //! An envelope is base64 of nonce (12 bytes), tag (16), length of the key blob (LEB128 of 32 bits),

@@ -61,7 +61,7 @@ impl Call {
     }
 }
 
-/// The two dialects of the service (VAULT-API.md).
+/// The two dialects of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// `/vault/object/*`: numbered versions, old values readable.

@@ -382,10 +382,7 @@ fn the_doctor_opens_a_vault_of_ones_own_without_touching_it() {
 
 #[test]
 fn the_doctor_sees_that_nobody_may_gain_privileges() {
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root can become another user");
-        return;
-    }
+    crate::support::only_root!("only root can become another user");
     let place = Place::new();
     // The build may be where only root can look.
     let program = place.dir.path().join("vaultfs");

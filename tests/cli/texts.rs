@@ -202,10 +202,7 @@ fn logs_and_audit_files_are_ones_own_files_or_none() {
 
 #[test]
 fn keys_and_certificates_of_others_are_not_read() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can make files of others");
-        return;
-    }
+    crate::support::only_root!("only root can make files of others");
     let place = Place::new();
     let at = |name: &str| place.dir.path().join(name).to_str().unwrap().to_owned();
     fs::write(at("key"), "sk_x\n").unwrap();
@@ -252,10 +249,7 @@ fn keys_and_certificates_of_others_are_not_read() {
 #[test]
 fn a_containers_secret_may_have_the_mode_that_engines_give_it() {
     let _alone = mount_table::take();
-    if !is_root() {
-        eprintln!("SKIPPED: only root can mount");
-        return;
-    }
+    crate::support::only_root!("only root can mount");
     let place = Place::new();
     // `what` mounts something at /run/secrets in a mount namespace of its own.
     let ls = |what: &str| {

@@ -362,10 +362,7 @@ impl Drop for Off {
 #[test]
 #[allow(clippy::too_many_lines, reason = "one story, or one table")]
 fn on_a_read_only_mount_of_an_ordinary_user_a_change_is_a_rename_too() {
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root can become another user");
-        return;
-    }
+    crate::support::only_root!("only root can become another user");
     let mount = Mount::start();
     fs::write(mount.path("d"), "old").unwrap();
     let place = mount.unmount();
@@ -550,10 +547,7 @@ fn in_place_a_file_changes_under_its_watchers() {
 #[test]
 fn in_place_an_overlay_above_the_mount_shows_what_is_new() {
     let _alone = mount_table::take();
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root mounts overlays");
-        return;
-    }
+    crate::support::only_root!("only root mounts overlays");
     let mount = Mount::with(&["--refresh", "100ms", "--in-place"]);
     let api = Api::of(&mount);
     helper_works(&mount);

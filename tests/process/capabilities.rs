@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use crate::support::common::{self, Mount, Place, child_of, is_root, run, until};
+use crate::support::common::{self, Mount, Place, child_of, run, until};
 
 /// Numbers of linux/capability.h.
 const DAC_OVERRIDE: u64 = 1 << 1;
@@ -56,10 +56,7 @@ fn helper_of(keeper: i32) -> i32 {
 
 #[test]
 fn processes_of_roots_mount_keep_the_capabilities_that_they_need() {
-    if !is_root() {
-        eprintln!("SKIPPED: an ordinary user's processes have none");
-        return;
-    }
+    crate::support::only_root!("an ordinary user's processes have none");
     let worker = FILES | SYS_PTRACE | IPC_LOCK | without_fusectl();
     let mount = Mount::start();
     let (keeper, first) = mount.pids();
@@ -85,10 +82,7 @@ fn has_begun(helper: i32) -> bool {
 
 #[test]
 fn a_command_of_on_change_has_what_the_mount_command_had() {
-    if !is_root() {
-        eprintln!("SKIPPED: an ordinary user's processes have none");
-        return;
-    }
+    crate::support::only_root!("an ordinary user's processes have none");
     let place = Place::new();
     let kept = FILES | SYS_PTRACE | IPC_LOCK | KILL | without_fusectl();
     let out = place.dir.path().join("status");
@@ -114,10 +108,7 @@ fn a_command_of_on_change_has_what_the_mount_command_had() {
 /// worker decides on.
 #[test]
 fn what_is_left_is_enough_for_files_and_programs_of_another_user() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root mounts for another user");
-        return;
-    }
+    crate::support::only_root!("only root mounts for another user");
     let place = Place::new();
     common::open_to_all(place.dir.path());
     let mount = Mount::at(place, &["--refresh=200ms", "--allow-other", "--uid=65534", "--gid=65534"]);

@@ -32,10 +32,7 @@ fn copy_of_all_mounts(mount: &Mount) -> Beside {
 #[test]
 fn a_mount_that_another_namespace_has_is_told_at_once_and_shown_until_it_ends() {
     let _alone = mount_table::take();
-    if !is_root() {
-        eprintln!("SKIPPED: only root can copy a mount namespace");
-        return;
-    }
+    crate::support::only_root!("only root can copy a mount namespace");
     let mount = Mount::with(&["--drain", "30s"]);
     let (keeper, _) = mount.pids();
     let other = copy_of_all_mounts(&mount);
@@ -60,10 +57,7 @@ fn a_mount_that_another_namespace_has_is_told_at_once_and_shown_until_it_ends() 
 #[test]
 fn a_mount_that_another_namespace_has_can_be_ended_all_the_same() {
     let _alone = mount_table::take();
-    if !is_root() {
-        eprintln!("SKIPPED: only root can copy a mount namespace");
-        return;
-    }
+    crate::support::only_root!("only root can copy a mount namespace");
     for by in ["SIGTERM", "SIGTERM after unmount", "unmount --force"] {
         let mount = Mount::with(&["--drain", "40s"]);
         fs::write(mount.path("f"), "value").unwrap();

@@ -128,10 +128,7 @@ fn locked_kib(pid: i32) -> u64 {
 
 #[test]
 fn memory_stays_locked_while_that_of_a_burst_is_given_back() {
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root may lock all memory");
-        return;
-    }
+    crate::support::only_root!("only root may lock all memory");
     let mount = Mount::with(&["--cache-size", "1MiB"]);
     let (_, worker) = mount.pids();
     assert!(locked_kib(worker) > 0, "it is locked");
@@ -304,10 +301,7 @@ fn a_worker_without_address_space_is_succeeded_and_nothing_is_lost() {
 
 #[test]
 fn a_log_on_a_full_disk_stops_nothing() {
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root can make a small file system");
-        return;
-    }
+    crate::support::only_root!("only root can make a small file system");
     let place = Place::new();
     let disk = place.dir.path().join("disk");
     fs::create_dir(&disk).unwrap();
@@ -480,10 +474,7 @@ impl Drop for Disk {
 
 #[test]
 fn a_full_disk_under_an_embedded_vault_is_enospc_and_the_save_is_made_when_there_is_room() {
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root can make a small file system");
-        return;
-    }
+    crate::support::only_root!("only root can make a small file system");
     let place = Place::new();
     fs::create_dir_all(&place.data).unwrap();
     run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m,mode=700", "none"]).arg(&place.data)).ok();
@@ -521,10 +512,7 @@ fn a_full_disk_under_an_embedded_vault_is_enospc_and_the_save_is_made_when_there
 #[test]
 fn a_mount_in_a_namespace_of_its_own_ends_with_its_keeper_and_leaves_nothing() {
     let _alone = mount_table::take();
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root can make a mount namespace");
-        return;
-    }
+    crate::support::only_root!("only root can make a mount namespace");
     let place = Place::new();
     let mut shell = Command::new("unshare");
     place.isolate(&mut shell);

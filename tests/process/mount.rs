@@ -125,10 +125,7 @@ fn a_hanging_mount_is_left_alone() {
 
 #[test]
 fn a_foreign_mount_is_left_alone() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can make a foreign mount");
-        return;
-    }
+    crate::support::only_root!("only root can make a foreign mount");
     let place = Place::new();
     run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&place.mnt)).ok();
     let said = run(&mut place.mount_command(&[]));
@@ -274,10 +271,7 @@ fn sighup_does_not_end_it() {
 
 #[test]
 fn an_umount_from_outside_ends_the_processes() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can run umount");
-        return;
-    }
+    crate::support::only_root!("only root can run umount");
     let mount = Mount::start();
     run(Command::new("umount").arg(mount.mnt())).ok();
     assert_nothing_left(mount.mnt());
@@ -285,10 +279,7 @@ fn an_umount_from_outside_ends_the_processes() {
 
 #[test]
 fn what_covers_our_mount_is_not_unmounted() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can make a foreign mount");
-        return;
-    }
+    crate::support::only_root!("only root can make a foreign mount");
     let mount = Mount::start();
     let (keeper, _) = mount.pids();
     run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(mount.mnt())).ok();
@@ -405,10 +396,7 @@ fn an_interrupted_mount_leaves_nothing() {
 
 #[test]
 fn other_users_come_in_as_far_as_modes_let_them() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can become another user");
-        return;
-    }
+    crate::support::only_root!("only root can become another user");
     let place = Place::new();
     common::open_to_all(place.dir.path());
     let mount = Mount::at(place, &["--allow-other", "--file-mode", "0644", "--dir-mode", "0755"]);

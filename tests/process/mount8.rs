@@ -227,10 +227,7 @@ fn a_mount_namespace_of_somebody_elses() {
 #[allow(clippy::too_many_lines, reason = "one story, or one table")]
 fn an_ordinary_user_mounts_by_a_line_of_fstab_and_unmounts() {
     let _alone = mount_table::take();
-    if !is_root() {
-        eprintln!("SKIPPED: only root can make a mount namespace with another /etc/fstab");
-        return;
-    }
+    crate::support::only_root!("only root can make a mount namespace with another /etc/fstab");
     let place = Place::new();
     let dir = place.dir.path();
     let home = dir.join("home");

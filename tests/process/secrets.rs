@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support::common::{
-    self, Beside, DeviceForAll, Mount, Place, assert_nothing_left, in_foreground, is_mounted, is_root,
-    open_to_all, run, until,
+    self, Beside, DeviceForAll, Mount, Place, assert_nothing_left, in_foreground, is_mounted, open_to_all,
+    run, until,
 };
 use crate::support::mount_table;
 
@@ -101,10 +101,7 @@ impl Drop for Nobody {
 #[test]
 fn an_ordinary_user_mounts_through_fusermount3() {
     let _alone = mount_table::take();
-    if !is_root() {
-        eprintln!("SKIPPED: only root can become another user");
-        return;
-    }
+    crate::support::only_root!("only root can become another user");
     let nobody = Nobody::new();
     let mnt = nobody.place.mnt.clone();
     refusals(&nobody);

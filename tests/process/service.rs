@@ -148,7 +148,7 @@ fn units() -> [(&'static str, PathBuf); 3] {
         .map(|(kind, name)| (kind, below.join(kind).join(name)))
 }
 
-/// FIELD-NOTES: a mount namespace of the service's own would hide the mount from the host.
+/// A mount namespace of the service's own would hide the mount from the host.
 #[test]
 #[allow(clippy::too_many_lines, reason = "one story, or one table")]
 fn no_option_of_the_units_hides_the_mount() {

@@ -106,10 +106,7 @@ fn wait_mounts_when_the_vault_comes_and_says_that_it_waits() {
 
 #[test]
 fn what_replaces_the_directory_while_a_mount_waits_is_not_mounted_on() {
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root can give a link away");
-        return;
-    }
+    crate::support::only_root!("only root can give a link away");
     for case in ["link", "directory", "nothing", "another path to it"] {
         let place = Place::new();
         let vault = Vault::start(&place);

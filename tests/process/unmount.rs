@@ -84,10 +84,7 @@ fn a_mapped_file_keeps_it_busy() {
 
 #[test]
 fn other_places_that_show_it_are_named() {
-    if !common::is_root() {
-        eprintln!("SKIPPED: only root can bind a directory");
-        return;
-    }
+    crate::support::only_root!("only root can bind a directory");
     let mount = Mount::start();
     let [second, third] = ["second", "third"].map(|name| mount.mnt().with_file_name(name));
     for place in [&second, &third] {

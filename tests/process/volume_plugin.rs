@@ -583,10 +583,7 @@ fn docker_cp_does_not_take_the_volume_of_its_container() {
 #[test]
 fn an_engine_without_the_mount_is_refused_and_its_bare_directory_is_closed() {
     let _alone = mount_table::take();
-    if !is_root() {
-        eprintln!("SKIPPED: mount namespaces need root");
-        return;
-    }
+    crate::support::only_root!("mount namespaces need root");
     let plugin = Plugin::start(Place::new(), &[]);
     plugin.create("v", json!({}));
     let at = plugin.state().join("volumes/v");

@@ -5,8 +5,7 @@
 //! Reads the sources as text: every `crate::…` path, in `use` or in code, must lead to the same
 //! layer or to a lower one, and crates that stand for a layer's job are named in that layer only.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use super::files;
 
 /// From the top down; layers in one row may not import each other.
 const LAYERS: &[&[&str]] = &[
@@ -174,34 +173,18 @@ fn violations(file: &str, depth: usize, source: &str) -> Vec<String> {
     wrong
 }
 
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 #[test]
 fn imports_go_down_only() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&src, &mut files);
     let mut wrong = Vec::new();
     let mut checked = 0;
-    for file in files {
-        let below = file.strip_prefix(&src).unwrap().with_extension("");
-        let modules: Vec<&str> =
-            below.iter().map(|part| part.to_str().unwrap()).filter(|m| *m != "mod").collect();
+    for (file, source) in files("src", "rs") {
+        let below = file.trim_end_matches(".rs");
+        let modules: Vec<&str> = below.split('/').filter(|module| *module != "mod").collect();
         if modules == ["lib"] || modules == ["main"] {
             continue;
         }
-        let source = fs::read_to_string(&file).unwrap();
-        let found = violations(below.to_str().unwrap(), modules.len(), &source);
-        wrong.extend(found.iter().map(|w| format!("{}: {w}", below.display())));
+        let found = violations(below, modules.len(), &source);
+        wrong.extend(found.iter().map(|w| format!("{below}: {w}")));
         checked += 1;
     }
     assert!(checked > 20, "only {checked} files were found");
@@ -230,16 +213,11 @@ fn arrows_up(folder: &str, source: &str) -> Vec<String> {
 
 #[test]
 fn in_the_file_system_imports_go_down_but_for_the_listed_arrows() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&src.join("fs"), &mut files);
     let mut found = Vec::new();
-    for file in files {
-        let below = file.strip_prefix(&src).unwrap().with_extension("");
-        let below = below.to_str().unwrap();
-        let Some((folder, _)) = below["fs/".len()..].split_once('/') else { continue };
-        let up = arrows_up(folder, &fs::read_to_string(&file).unwrap());
-        found.extend(up.into_iter().map(|target| (below.to_owned(), target)));
+    for (file, source) in files("src/fs", "rs") {
+        let Some((folder, _)) = file.split_once('/') else { continue };
+        let below = format!("fs/{}", file.trim_end_matches(".rs"));
+        found.extend(arrows_up(folder, &source).into_iter().map(|target| (below.clone(), target)));
     }
     found.sort();
     let mut listed: Vec<_> =

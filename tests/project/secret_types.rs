@@ -9,8 +9,7 @@
 //! 4. The header with the key is marked sensitive, and the key leaves the environment before
 //!    anything else.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use super::{files, read};
 
 /// Names of fields that say "secret", whole or after an underscore.
 const SECRET_NAMES: &[&str] = &[
@@ -65,17 +64,6 @@ const MACROS: &[&str] = &[
     "error!(",
     "_span!(",
 ];
-
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") && path.file_name().unwrap() != "tests.rs" {
-            found.push(path);
-        }
-    }
-}
 
 /// The code of a file without comments and without its tests.
 fn code(source: &str) -> String {
@@ -172,17 +160,11 @@ fn violations(file: &str, source: &str) -> Vec<String> {
 
 #[test]
 fn secrets_have_types_that_cannot_be_shown() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&src, &mut files);
-    assert!(files.len() > 50, "only {} files were found", files.len());
     let mut wrong = Vec::new();
     let mut types = 0;
-    for file in &files {
-        let source = fs::read_to_string(file).unwrap();
-        types += derived(&code(&source)).len();
-        let name = file.strip_prefix(&src).unwrap().to_str().unwrap();
-        wrong.extend(violations(name, &source));
+    for (name, source) in files("src", "rs").iter().filter(|(name, _)| !name.ends_with("/tests.rs")) {
+        types += derived(&code(source)).len();
+        wrong.extend(violations(name, source));
     }
     assert!(types > 100, "only {types} types were found");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -191,7 +173,7 @@ fn secrets_have_types_that_cannot_be_shown() {
 /// The secret types themselves show nothing.
 #[test]
 fn secret_types_are_neither_shown_nor_serialised() {
-    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/secret.rs")).unwrap();
+    let source = read("src/secret.rs");
     let code = code(&source);
     let types = derived(&code);
     assert_eq!(types.len(), 2, "SecretBytes and SecretString");
@@ -207,7 +189,6 @@ fn secret_types_are_neither_shown_nor_serialised() {
 /// Before anything else: the order in `main` is what keeps the key out of the environment.
 #[test]
 fn the_process_is_hardened_first() {
-    let read = |file: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     let first = |source: &str| {
         let code = code(source);
         let body = code.split_once("fn main() -> ").unwrap().1.split_once('{').unwrap().1.trim().to_owned();

@@ -1,29 +1,25 @@
 //! docs/TROUBLESHOOTING.md is keyed by messages: each of them is still said, in these words.
 
-use std::fs;
-use std::path::Path;
+use super::{files, read};
 
 /// The kernel's own words.
 const NOT_OURS: [&str; 1] = ["Transport endpoint is not connected"];
 
 /// All sources as one text: string literals that go on in the next line are put together.
-fn sources(dir: &Path, text: &mut String) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, text);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            let mut joined = false;
-            for line in fs::read_to_string(path).unwrap().lines() {
-                let line = if joined { line.trim_start() } else { line };
-                joined = line.ends_with('\\');
-                text.push_str(line.trim_end_matches('\\'));
-                if !joined {
-                    text.push('\n');
-                }
+fn sources() -> String {
+    let mut text = String::new();
+    for (_, source) in files("src", "rs") {
+        let mut joined = false;
+        for line in source.lines() {
+            let line = if joined { line.trim_start() } else { line };
+            joined = line.ends_with('\\');
+            text.push_str(line.trim_end_matches('\\'));
+            if !joined {
+                text.push('\n');
             }
         }
     }
+    text
 }
 
 /// The messages in a heading, as the words between what differs.
@@ -38,10 +34,7 @@ fn said(heading: &str) -> Vec<String> {
 
 #[test]
 fn every_message_that_is_quoted_is_said() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut text = String::new();
-    sources(&root.join("src"), &mut text);
-    let document = fs::read_to_string(root.join("docs/TROUBLESHOOTING.md")).unwrap();
+    let (text, document) = (sources(), read("docs/TROUBLESHOOTING.md"));
     let headings: Vec<&str> = document.lines().filter_map(|line| line.strip_prefix("### ")).collect();
     assert!(headings.len() > 40, "the document is read");
     let mut lost = Vec::new();
@@ -52,5 +45,5 @@ fn every_message_that_is_quoted_is_said() {
             parts.into_iter().filter(|part| !text.contains(part) && !NOT_OURS.contains(&part.as_str())),
         );
     }
-    assert!(lost.is_empty(), "nobody says this any more:\n{}", lost.join("\n"));
+    assert!(lost.is_empty(), "no source has this any more:\n{}", lost.join("\n"));
 }

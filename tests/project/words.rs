@@ -1,9 +1,9 @@
 //! Old private words stay away: no identifier and no file of `src` has one of them. The field's
-//! word is beside it.
+//! word is beside it. A type's name is unique in its layer, and comments are narrow.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+
+use super::{files, read};
 
 /// Old words, and what stands in their place.
 const BANNED: &[(&str, &str)] = &[
@@ -54,17 +54,23 @@ const BANNED: &[(&str, &str)] = &[
     ("LATELY lately LAST_WORDS SystemRandom", "RECENT_TIME, recent, EXIT_MARGIN, sys::random"),
     ("hear helper_says what_its_end_says", "note_report, helper_reports, exit_message"),
     ("reload_and_tell hear_the_end SUCCESSION", "reload_and_log, wait_for_last_answer, TAKEOVER"),
+    ("doomed claims claimed suspects heard told owes", "deletes, reuses, crash records, has_pending_deletes"),
+    ("spot spots anew succeed succession", "handle or resolved, fresh_mount, take_over, takeover"),
+    (
+        "settle settles settled stand_in feed",
+        "release, promote, ingest or flush_queue; stale_fallback; stream",
+    ),
+    (
+        "deeds greets greeting GREETING beliefs BELIEVED",
+        "ops, is_handshake, HANDSHAKE_TIMEOUT, known, TRUSTED_FOR",
+    ),
+    ("spenders SPENDERS walker walks WALKERS touched", "TOP_PROGRAMS, scanner, SCANNERS, dir_mtime"),
+    ("Nobody NoticeQueue handover", "Unattributed, NoticeSender, protocol"),
 ];
 
-fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
-        if entry.is_dir() {
-            sources(&entry, found);
-        } else if entry.extension().is_some_and(|extension| extension == "rs") {
-            found.push(entry);
-        }
-    }
-}
+/// Old words that have no other meaning in comments and documents either.
+const BANNED_IN_PROSE: &str = "untold rotor doze dozes dozed deed deeds desk crew sighting sightings belief \
+                               beliefs spender spenders reshow minder";
 
 /// The identifiers of a line of code; what stands in a comment or in quotes is prose.
 fn identifiers(line: &str) -> Vec<String> {
@@ -76,18 +82,15 @@ fn identifiers(line: &str) -> Vec<String> {
 
 #[test]
 fn old_private_words_do_not_come_back() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&source, &mut files);
-    assert!(files.len() > 200, "{} files", files.len());
+    let sources = files("src", "rs");
+    assert!(sources.len() > 200, "{} files", sources.len());
     let instead = |word: &str| BANNED.iter().find(|(old, _)| old.split(' ').any(|old| old == word));
     let mut wrong = Vec::new();
-    for file in &files {
-        let shown = file.strip_prefix(&source).unwrap().display().to_string();
+    for (shown, text) in &sources {
         for part in shown.trim_end_matches(".rs").split('/') {
             wrong.extend(instead(part).map(|(_, new)| format!("{shown}: a file called {part} ({new})")));
         }
-        for (number, line) in fs::read_to_string(file).unwrap().lines().enumerate() {
+        for (number, line) in text.lines().enumerate() {
             for word in identifiers(line) {
                 let new = instead(&word).map(|(_, new)| new);
                 wrong.extend(new.map(|new| format!("{shown}:{}: {word} ({new})", number + 1)));
@@ -95,6 +98,44 @@ fn old_private_words_do_not_come_back() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn old_private_words_are_in_no_comment_and_no_document() {
+    let banned: Vec<&str> = BANNED_IN_PROSE.split_whitespace().collect();
+    let mut texts = files("src", "rs");
+    texts.extend(files("docs", "md"));
+    texts.push(("README.md".to_owned(), read("README.md")));
+    let mut wrong = Vec::new();
+    for (file, text) in &texts {
+        for (number, line) in text.lines().enumerate() {
+            let prose =
+                if file.ends_with(".rs") { line.split_once("//").unwrap_or_default().1 } else { line };
+            let words = prose.split(|c: char| !(c.is_alphanumeric() || c == '_')).map(str::to_lowercase);
+            let old = words.filter(|word| banned.contains(&word.as_str()));
+            wrong.extend(old.map(|word| format!("{file}:{}: {word}", number + 1)));
+        }
+    }
+    assert!(texts.len() > 200 && wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Rows of tables cannot be wrapped.
+#[test]
+fn comments_end_at_column_100() {
+    let folders = ["src", "tests", "benches"];
+    let sources: Vec<_> = folders.iter().flat_map(|folder| files(folder, "rs")).collect();
+    let mut wide = Vec::new();
+    let exempt = ["fs/journal/tracked.rs", "fs/recovery/replay.rs"];
+    for (file, text) in sources.iter().filter(|(file, _)| !exempt.contains(&file.as_str())) {
+        for (number, line) in text.lines().enumerate() {
+            let text =
+                line.trim_start().strip_prefix("//").map(|text| text.trim_start_matches(['/', '!', ' ']));
+            if line.chars().count() > 100 && text.is_some_and(|text| !text.starts_with('|')) {
+                wide.push(format!("{file}:{}", number + 1));
+            }
+        }
+    }
+    assert!(sources.len() > 400 && wide.is_empty(), "{}", wide.join("\n"));
 }
 
 #[test]
@@ -114,15 +155,11 @@ fn defined_type(line: &str) -> Option<&str> {
 
 #[test]
 fn a_layer_has_each_type_name_once() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&source, &mut files);
     let mut seen = HashMap::new();
     let mut twice = Vec::new();
-    for file in &files {
-        let shown = file.strip_prefix(&source).unwrap().display().to_string();
+    for (shown, text) in files("src", "rs") {
         let layer = shown.split('/').next().unwrap().to_owned();
-        for name in fs::read_to_string(file).unwrap().lines().filter_map(defined_type) {
+        for name in text.lines().filter_map(defined_type) {
             if let Some(other) = seen.insert((layer.clone(), name.to_owned()), shown.clone()) {
                 twice.push(format!("{name}: {other} and {shown}"));
             }

@@ -1,5 +1,4 @@
-//! The key endpoints of both dialects (VAULT-API.md §1, §2): the flow, each refusal, and that no
-//! key is kept.
+//! The key endpoints of both dialects: the flow, each refusal, and that no key is kept.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;

@@ -12,6 +12,8 @@ use vaultfs::server::error::ServeError;
 use vaultfs::server::instance::embedded::Embedded;
 use vaultfs::server::instance::serve::ServeOptions;
 
+use crate::support::vault_server::served::Served;
+
 fn client(socket: &Path) -> Client {
     // Another test of this process may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -92,20 +94,12 @@ async fn a_start_at_the_same_moment_is_no_race() {
 #[tokio::test]
 async fn a_killed_server_is_succeeded() {
     let dir = tempfile::tempdir().unwrap();
-    let mut server = Command::new(env!("CARGO_BIN_EXE_vaultfs"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-        .arg(dir.path())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut url = String::new();
-    BufReader::new(server.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    let server = Served::start(dir.path());
     let attached = Embedded::start(dir.path()).await.unwrap();
     let made = status(&attached, "create", Some(r#"{"name":"a","data":{}}"#)).await.unwrap();
     assert_eq!(made, StatusCode::OK);
-    server.kill().unwrap();
-    server.wait().unwrap();
-    // Its socket's file is still there, and answers nobody, until the successor replaces it.
+    drop(server);
+    // Its socket's file is still there, and does not answer, until the successor replaces it.
     answers_again(&attached).await;
     attached.shutdown().await;
 }

@@ -1,4 +1,4 @@
-//! The object dialect on the wire (VAULT-API.md §1): each operation, each row of the error table,
+//! The object dialect on the wire: each operation, each row of the error table,
 //! paging both ways, hostile names and bodies.
 
 use std::num::NonZeroU32;

@@ -1,4 +1,4 @@
-//! The kv dialect on the wire (VAULT-API.md §2): each operation, each error, paging, hostile names,
+//! The kv dialect on the wire: each operation, each error, paging, hostile names,
 //! and what each dialect shows of the other's writes.
 
 use serde_json::{Value, json};

@@ -80,15 +80,8 @@ impl Drop for Disk<'_> {
     }
 }
 
-fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
-}
-
 async fn on_a_full_disk(end: i32) {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can make a small file system");
-        return;
-    }
+    crate::support::only_root!("only root can make a small file system");
     let temp = tempfile::tempdir().unwrap();
     let disk = Disk::of_4_mib(temp.path());
     let dir = temp.path().join("vault");
@@ -474,10 +467,7 @@ impl Drop for Thief {
 
 #[test]
 fn a_port_that_another_user_has_taken_does_not_get_the_key() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can act as another user");
-        return;
-    }
+    crate::support::only_root!("only root can act as another user");
     let temp = tempfile::tempdir().unwrap();
     let (key, mnt) = (temp.path().join("key"), temp.path().join("mnt"));
     fs::write(&key, "sk_the_key_of_root_for_a_test").unwrap();
@@ -510,10 +500,7 @@ fn a_port_that_another_user_has_taken_does_not_get_the_key() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shared_socket_lets_other_users_in_and_the_key_decides() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can act as another user");
-        return;
-    }
+    crate::support::only_root!("only root can act as another user");
     let temp = tempfile::tempdir().unwrap();
     fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let (dir, socket, key) =

@@ -3,7 +3,7 @@
 //!
 //! In the kv dialect data is encrypted here, in the envelope of the official SDKs, which holds the
 //! data key as only the vault can open it. In the object dialect the vault encrypts text; what is
-//! no text goes in as kv stores it (VAULT-API.md §3). A plaintext key goes to a file of its own or
+//! no text goes in as kv stores it. A plaintext key goes to a file of its own or
 //! is asked for by name, never else.
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! Notifications to the kernel, from a thread of their own, and orders to the helper.
 //!
 //! A notification can wait for requests that are in flight in the same directory, so it must never
-//! be sent from a thread that answers requests, nor under a lock that a request needs (FIELD-NOTES:
-//! the classic deadlock).
+//! be sent from a thread that answers requests, nor under a lock that a request needs: it
+//! would deadlock.
 //!
 //! A worker that is killed meanwhile does not end before that request is answered, by its
 //! successor. So the thread shares no descriptor with the others: with them would stay open the

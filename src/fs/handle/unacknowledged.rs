@@ -37,7 +37,8 @@ impl Unacknowledged {
     }
 }
 
-/// Unacknowledged handles by the request that opened them, and those that count as closed by their number.
+/// Unacknowledged handles by the request that opened them, and those that count as closed by their
+/// number.
 #[derive(Debug, Default)]
 pub(in crate::fs) struct UnacknowledgedOpens {
     by: Mutex<HashMap<u64, u64>>,

@@ -1,8 +1,8 @@
 //! `--audit`: one JSON line for each open, with the program and user. Never a value.
 //!
-//! 1. No request waits for the file: lines go through a bounded channel to a thread that writes them.
-//!    What does not fit into it, or cannot be written (a full disk), is dropped, counted,
-//!    and said by `status`.
+//! 1. No request waits for the file: lines go through a bounded channel to a thread that writes
+//!    them. What does not fit into it, or cannot be written (a full disk), is dropped, counted, and
+//!    said by `status`.
 //! 2. The file belongs to a directory that is opened once, before the mount is there ([`Place`]).
 //!    It is opened anew (SIGHUP, for logrotate) from that directory and never through a link, so
 //!    that no path on our own mount is ever touched: the process would wait for itself.

@@ -1,6 +1,6 @@
 //! Scratch files: editors' temporaries that never reach the vault, recognized by their name.
 //!
-//! Only names that are certain are in here (FIELD-NOTES: what programs leave beside a file); a name
+//! Only names that are certain are in here; a name
 //! that exists in the vault is never scratch. They live in memory, bounded, and are gone at
 //! unmount.
 

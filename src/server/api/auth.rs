@@ -56,8 +56,8 @@ pub fn idempotency(
     Some(app.service.idempotency(&caller.key.id, route, key.as_bytes(), body))
 }
 
-/// Puts authentication before a route's methods. Methods the route does not take stay outside: 405 needs
-/// no key.
+/// Puts authentication before a route's methods. Methods the route does not take stay outside: 405
+/// needs no key.
 pub fn guard(app: &App, permission: Permission, route: MethodRouter<App>) -> MethodRouter<App> {
     route.route_layer(from_fn_with_state((app.clone(), permission), check))
 }

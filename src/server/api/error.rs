@@ -9,8 +9,7 @@ use crate::server::crypto::data_keys::KeyError;
 use crate::server::service::ServiceError;
 use crate::server::store::StoreError;
 
-/// The kinds of errors a client sees (VAULT-API.md §1), one of repeated requests, and four of
-/// HTTP's own.
+/// The kinds of errors a client sees, one of repeated requests, and four of HTTP's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorType {
     /// 400: the request is not of the documented form.

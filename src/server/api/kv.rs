@@ -1,4 +1,4 @@
-//! The kv dialect's eight operations on objects (VAULT-API.md §2, `workos-vault-openapi.yaml`).
+//! The kv dialect's eight operations on objects.
 //!
 //! Ids are the object dialect's; versions are known by ids of their own. Paths are taken apart
 //! here, from the text that was sent: a name may hold anything, slashes encoded or not.

@@ -1,5 +1,5 @@
-//! HTTP in front of the service: one route table, one authentication, one response layer around every
-//! answer.
+//! HTTP in front of the service: one route table, one authentication, one response layer around
+//! every answer.
 //!
 //! Each route names the permission it needs, and `auth` checks key and permission before the
 //! handler sees the request. Whatever happens, `response` gives the answer an id, forbids storing

@@ -1,4 +1,4 @@
-//! The object dialect's nine operations on objects (VAULT-API.md §1).
+//! The object dialect's nine operations on objects.
 
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};

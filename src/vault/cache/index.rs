@@ -64,8 +64,8 @@ pub struct Index {
     searched: LruCache<String, Instant>,
     /// Since when all names are known, and of how many pages that listing was.
     complete: Option<(Instant, usize)>,
-    /// What was known since the first moment is known to hold as of the second: nothing has changed in
-    /// between.
+    /// What was known since the first moment is known to hold as of the second: nothing has changed
+    /// in between.
     confirmed: Option<(Instant, Instant)>,
     /// Moves on whenever the set of names changes.
     generation: u64,

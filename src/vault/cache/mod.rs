@@ -437,8 +437,7 @@ impl Cache {
         object
     }
 
-    /// A save of this mount was superseded: the current version is requested again, and earlier
-    /// answers do not count.
+    /// A save of this mount was superseded: the current version is requested again.
     pub fn superseded(&self, name: &ObjectName) {
         let now = self.clock.now();
         self.state().index.unknown(name, now);

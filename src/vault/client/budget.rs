@@ -3,14 +3,13 @@
 //! The vault counts requests in fixed windows. Each answer says how many are left and when the
 //! window ends. [`Budget`] mirrors that count: a request takes a token, an answer corrects the
 //! count by the requests in flight. Until the first header, 1000 requests a minute are assumed for
-//! a service, and no limit for the embedded vault.
-//! No header gives the length of a window. It is estimated as the longest time to a window's end
-//! that this window or the previous one reported.
+//! a service, and no limit for the embedded vault. No header gives the length of a window. It is
+//! estimated as the longest time to a window's end that this window or the previous one reported.
 //! Background work leaves a quarter of the limit to the foreground. A guest (`attribution`) gets no
 //! request once it has used as many in the window as are left: at most half for one guest, three
-//! quarters for all.
-//! A caller waits for the next window only if it begins before the caller's deadline; otherwise it
-//! fails at once. The arithmetic is in [`Window`], which takes the time as an argument.
+//! quarters for all. A caller waits for the next window only if it begins before the caller's
+//! deadline; otherwise it fails at once. The arithmetic is in [`Window`], which takes the time as
+//! an argument.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +25,7 @@ use crate::vault::{BudgetStatus, Call, Error, ErrorKind, Priority, Result, attri
 /// The limit assumed of a service that sends no headers, per minute.
 pub const ASSUMED_LIMIT: u32 = 1000;
 
-/// The window of the service (VAULT-API.md §1), and of vaults that report no end.
+/// The window of the service, and of vaults that report no end.
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// Upper bound of a window, so that a wrong clock does not stop the client for years.

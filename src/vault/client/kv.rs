@@ -1,5 +1,4 @@
-//! The kv dialect: `/vault/v1/kv*` (VAULT-API.md §2), what api.workos.com serves and the official
-//! SDKs send.
+//! The kv dialect, `/vault/v1/kv*`: what api.workos.com serves and the official SDKs send.
 //!
 //! 1. Names and ids are path segments, with everything encoded that could be taken for something
 //!    else. URL libraries fold the segments `.` and `..` even then: by these names nothing can be
@@ -22,8 +21,10 @@ use crate::clock::bounded;
 use crate::vault::client::retry::Idempotency;
 use crate::vault::client::status::{bad_answer, confirmed};
 use crate::vault::client::transport::{Answer, Body, Request, Transport};
-use crate::vault::client::wire::{WireKvMetadata, WireKvObject, WireKvVersion, WirePage, parse, parse_time};
-use crate::vault::client::{MAX_PAGES, quoted, segment, too_large, too_long};
+use crate::vault::client::wire::{
+    WireKvMetadata, WireKvObject, WireKvVersion, WirePage, all_pages, parse, parse_time,
+};
+use crate::vault::client::{check_name, check_size, quoted, segment, too_large};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::testing::memory::KV_CAPABILITIES;
 use crate::vault::{
@@ -52,13 +53,6 @@ impl KvVault {
     async fn read(&self, call: &Call, request: &Request, name: Option<&ObjectName>) -> Result<Object> {
         let answer = self.transport.send(call, request).await?;
         object(&answer, request, name, self.max_size)
-    }
-
-    fn check_size(&self, content: &Content, operation: &str) -> Result<()> {
-        match content.bytes.len() > self.max_size {
-            true => Err(too_large(operation, self.max_size)),
-            false => Ok(()),
-        }
     }
 
     fn creation(&self, call: &Call, name: &ObjectName, content: &Content, operation: String) -> Request {
@@ -269,10 +263,8 @@ impl Vault for KvVault {
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
         let operation = format!("creating {}", quoted(name.as_str()));
-        if !self.capabilities().max_name.allows(name.as_str()) {
-            return Err(too_long(&operation));
-        }
-        self.check_size(content, &operation)?;
+        check_name(name, &self.capabilities(), &operation)?;
+        check_size(content, self.max_size, &operation)?;
         let request = self.creation(call, name, content, operation);
         let answer = self.transport.send(call, &request).await.map_err(|mut e| {
             if e.kind == ErrorKind::Invalid && self.key_context.is_empty() {
@@ -285,7 +277,7 @@ impl Vault for KvVault {
 
     async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         let operation = format!("updating the object {}", quoted(id.as_str()));
-        self.check_size(content, &operation)?;
+        check_size(content, self.max_size, &operation)?;
         let path = path(id, "", &operation)?;
         let value = codec::json_with_text("", &codec::encode_value(content.bytes.expose()), "");
         let check = checkable(check).map(|tag| serde_json::Value::from(tag).to_string());
@@ -313,18 +305,8 @@ impl Vault for KvVault {
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
         let operation = format!("listing the versions of the object {}", quoted(id.as_str()));
-        let mut request = Request::get(path(id, "/versions", &operation)?, Vec::new(), operation);
-        let mut found: Vec<WireKvVersion> = Vec::new();
-        let mut after: Option<String> = None;
-        for _ in 0..MAX_PAGES {
-            let answer = self.transport.send(call, &request).await?;
-            let wire: WirePage<WireKvVersion> = parse(&answer, &request)?;
-            after = wire.next(after.as_deref());
-            found.extend(wire.data);
-            let Some(cursor) = &after else { break };
-            request.query = vec![("after", cursor.clone())];
-        }
-        Ok(history(found))
+        let request = Request::get(path(id, "/versions", &operation)?, Vec::new(), operation);
+        Ok(history(all_pages(&self.transport, call, request).await?))
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {

@@ -45,7 +45,10 @@ use crate::vault::client::object::ObjectVault;
 use crate::vault::client::retry::Policy;
 use crate::vault::client::tls::{Connections, TlsFiles};
 use crate::vault::client::transport::{Answer, Parts, Request, Transport};
-use crate::vault::{Call, Dialect, DynVault, Error, ErrorKind, ListQuery, Page, Result, VaultStatus};
+use crate::vault::{
+    Call, Capabilities, Content, Dialect, DynVault, Error, ErrorKind, ListQuery, ObjectName, Page, Result,
+    VaultStatus,
+};
 
 /// A connection that was idle for longer is not used again: servers and middleboxes close them
 /// silently.
@@ -394,6 +397,15 @@ fn quoted(text: &str) -> String {
 
 fn too_long(operation: &str) -> Error {
     Error::new(ErrorKind::NameTooLong, format!("{operation}: the name is longer than the vault takes"))
+}
+
+/// Refuses a creation that the vault would not take.
+fn check_name(name: &ObjectName, capabilities: &Capabilities, operation: &str) -> Result<()> {
+    if capabilities.max_name.allows(name.as_str()) { Ok(()) } else { Err(too_long(operation)) }
+}
+
+fn check_size(content: &Content, max: usize, operation: &str) -> Result<()> {
+    if content.bytes.len() > max { Err(too_large(operation, max)) } else { Ok(()) }
 }
 
 fn too_large(operation: &str, max: usize) -> Error {

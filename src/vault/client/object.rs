@@ -1,4 +1,4 @@
-//! The object dialect: `/vault/object/*` (VAULT-API.md §1).
+//! The object dialect: `/vault/object/*`.
 //!
 //! Each operation is one request. There is no optimistic locking in this dialect: a version check
 //! is ignored.
@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 
 use crate::vault::client::status::{bad_answer, confirmed};
 use crate::vault::client::transport::{Answer, Body, Request, Transport};
-use crate::vault::client::wire::{WireObject, WirePage, WireVersionInfo, parse, parse_time};
-use crate::vault::client::{MAX_PAGES, quoted, too_large, too_long};
+use crate::vault::client::wire::{WireObject, WirePage, WireVersionInfo, all_pages, parse, parse_time};
+use crate::vault::client::{check_name, check_size, quoted, too_large};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::testing::memory::OBJECT_CAPABILITIES;
 use crate::vault::{
@@ -42,13 +42,6 @@ impl ObjectVault {
     async fn write(&self, call: &Call, request: &Request, name: Option<&ObjectName>) -> Result<Meta> {
         let answer = self.transport.send(call, request).await?;
         meta(&parse(&answer, request)?, name, &answer, request)
-    }
-
-    fn check_size(&self, content: &Content, operation: &str) -> Result<()> {
-        match content.bytes.len() > self.max_size {
-            true => Err(too_large(operation, self.max_size)),
-            false => Ok(()),
-        }
     }
 }
 
@@ -186,10 +179,8 @@ impl Vault for ObjectVault {
 
     async fn create(&self, call: &Call, name: &ObjectName, content: &Content) -> Result<Meta> {
         let operation = format!("creating {}", quoted(name.as_str()));
-        if !self.capabilities().max_name.allows(name.as_str()) {
-            return Err(too_long(&operation));
-        }
-        self.check_size(content, &operation)?;
+        check_name(name, &self.capabilities(), &operation)?;
+        check_size(content, self.max_size, &operation)?;
         let body = body("name", name.as_str(), Some(content));
         let mut request = Request::write(
             Method::POST,
@@ -205,7 +196,7 @@ impl Vault for ObjectVault {
 
     async fn update(&self, call: &Call, id: &ObjectId, content: &Content, _check: Check<'_>) -> Result<Meta> {
         let operation = format!("updating the object {}", quoted(id.as_str()));
-        self.check_size(content, &operation)?;
+        check_size(content, self.max_size, &operation)?;
         let body = body("id", id.as_str(), Some(content));
         let mut request = Request::write(
             Method::PUT,
@@ -238,18 +229,8 @@ impl Vault for ObjectVault {
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
         let operation = format!("listing the versions of the object {}", quoted(id.as_str()));
-        let mut request = Request::get("/vault/object/versions", vec![("id", id.to_string())], operation);
-        let mut found: Vec<WireVersionInfo> = Vec::new();
-        let mut after: Option<String> = None;
-        for _ in 0..MAX_PAGES {
-            let answer = self.transport.send(call, &request).await?;
-            let wire: WirePage<WireVersionInfo> = parse(&answer, &request)?;
-            after = wire.next(after.as_deref());
-            found.extend(wire.data);
-            let Some(cursor) = &after else { break };
-            request.query = vec![("id", id.to_string()), ("after", cursor.clone())];
-        }
-        Ok(history(found))
+        let request = Request::get("/vault/object/versions", vec![("id", id.to_string())], operation);
+        Ok(history(all_pages(&self.transport, call, request).await?))
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {

@@ -81,8 +81,7 @@ impl FailureClass {
 /// How often, and how long in between.
 #[derive(Clone)]
 pub struct Policy {
-    /// Attempts of one operation, the first included.
-    /// Not counted while the vault is restarted.
+    /// Attempts of one operation, the first included. Not counted while the vault is restarted.
     pub max_tries: u32,
     /// The first wait is at most this, each further one at most twice as long.
     pub base: Duration,
@@ -117,7 +116,7 @@ fn random_part(max: Duration) -> Duration {
     }
 }
 
-/// The service's advice after a 429, by the number of tries made (VAULT-API.md §1).
+/// The service's advice after a 429, by the number of tries made.
 const ADVICE: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(120), Duration::from_secs(240)];
 
 /// A vault that is back shall not be waited for much longer.

@@ -228,7 +228,7 @@ impl Transport {
                 return self.ended(outcome, request, tries, maybe_applied);
             };
             maybe_applied |= request.idempotency.changes() && class.is_some_and(FailureClass::maybe_applied);
-            tracing::debug!(operation = request.operation, tries, ?class, ?wait, "trying again");
+            tracing::debug!(operation = request.operation, tries, ?class, ?wait, "retry");
             if !matches!(class, Some(FailureClass::Gone | FailureClass::Away)) {
                 // Otherwise the permit includes the pause.
                 tokio::time::sleep(wait).await;

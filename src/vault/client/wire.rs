@@ -5,13 +5,14 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use serde_json::value::RawValue;
 
 use crate::clock::bounded;
+use crate::vault::client::MAX_PAGES;
 use crate::vault::client::status::bad_answer;
-use crate::vault::client::transport::{Answer, Request};
-use crate::vault::{Result, VersionTag};
+use crate::vault::client::transport::{Answer, Request, Transport};
+use crate::vault::{Call, Result, VersionTag};
 
 /// Reads an answer. A sentence of serde's may repeat what it read, so none is passed on.
 pub fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer, request: &Request) -> Result<T> {
@@ -157,14 +158,32 @@ pub struct WireCursors {
 }
 
 impl<T> WirePage<T> {
-    /// Where the next page starts, by the rules of VAULT-API.md §1: the end is reached when the
-    /// metadata is empty, `after` is null or absent, `data` is empty, or the cursor does not
-    /// advance.
+    /// Where the next page starts, by the rules of the API: the end is reached when the metadata is
+    /// empty, `after` is null or absent, `data` is empty, or the cursor does not advance.
     pub fn next(&self, after: Option<&str>) -> Option<String> {
         let next = self.list_metadata.as_ref()?.after.as_deref()?;
         let advances = !next.is_empty() && Some(next) != after;
         (advances && !self.data.is_empty()).then(|| next.to_owned())
     }
+}
+
+/// The items of all pages of a listing, of [`MAX_PAGES`] at the most.
+pub async fn all_pages<T: DeserializeOwned>(
+    transport: &Transport,
+    call: &Call,
+    mut request: Request,
+) -> Result<Vec<T>> {
+    let (query, mut found, mut after) = (request.query.clone(), Vec::new(), None);
+    for _ in 0..MAX_PAGES {
+        let answer = transport.send(call, &request).await?;
+        let page: WirePage<T> = parse(&answer, &request)?;
+        after = page.next(after.as_deref());
+        found.extend(page.data);
+        let Some(cursor) = &after else { break };
+        request.query.clone_from(&query);
+        request.query.push(("after", cursor.clone()));
+    }
+    Ok(found)
 }
 
 /// RFC 3339, with `Z` or an offset, from 1970 to 9999: what can be written again.

@@ -1,4 +1,4 @@
-//! Between the bytes of a file and what the vault stores (VAULT-API.md §3).
+//! Between the bytes of a file and what the vault stores.
 //!
 //! One object has three views: file bytes, `data` (object dialect, a JSON object) and `value` (kv
 //! dialect, a string). The rule that everything here serves: *a file gives back exactly the bytes

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::secret::SecretBytes;
 use crate::vault::{Error, ErrorKind, Result};
 
-/// Longest name any dialect takes, in bytes (object dialect, VAULT-API.md; 200 characters of kv are
-/// at most 800).
+/// Longest name any dialect takes, in bytes (object dialect; 200 characters of kv are at most 800).
 pub const MAX_NAME_BYTES: usize = 1024;
 
 /// An object's name: 1 to 1024 bytes of any UTF-8, control characters and slashes included.
@@ -97,8 +96,8 @@ impl VersionTag {
     }
 }
 
-/// How the vault holds a value: as plain bytes, or as a JSON object of its own (kind 3 of
-/// VAULT-API.md §3).
+/// How the vault holds a value: as plain bytes, or as a JSON object of its own (kind 3 of the
+/// codec).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
     /// Bytes, as text or base64.

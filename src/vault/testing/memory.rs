@@ -22,7 +22,7 @@ use crate::vault::{
     VersionTag,
 };
 
-/// What the object dialect offers (VAULT-API.md §1).
+/// What the object dialect offers.
 pub const OBJECT_CAPABILITIES: Capabilities = Capabilities {
     dialect: Dialect::Object,
     old_values: true,
@@ -31,7 +31,7 @@ pub const OBJECT_CAPABILITIES: Capabilities = Capabilities {
     max_name: NameLimit::Bytes(1024),
 };
 
-/// What the kv dialect offers (VAULT-API.md §2).
+/// What the kv dialect offers.
 pub const KV_CAPABILITIES: Capabilities = Capabilities {
     dialect: Dialect::Kv,
     old_values: false,

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::hunt::canary;
-use crate::support::common::{Mount, child_of, is_root, wait};
+use crate::support::common::{Mount, child_of, wait};
 
 const VALUES: usize = 400;
 const SIZE: usize = 20_000;
@@ -44,10 +44,7 @@ fn numbers(bytes: &[u8], word: &str, found: &mut BTreeSet<usize>) {
 
 #[test]
 fn after_a_burst_memory_holds_little_more_than_the_cache() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root looks into a process that is not dumpable");
-        return;
-    }
+    crate::support::only_root!("only root looks into a process that is not dumpable");
     let word = canary("burst");
     let mount = Mount::with(&["--cache-size", "1MiB"]);
     let (keeper, worker) = mount.pids();

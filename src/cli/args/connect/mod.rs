@@ -1,12 +1,11 @@
 //! Which vault, with which key: the options every command shares.
 //!
 //! Two steps, because `vaultfs mount` takes them in different processes. [`ConnectArgs::resolve`]
-//! runs where the command line and the environment are: it determines the URL or directory, checks the
-//! rules of the command line, reads the key, and makes every path absolute. Its results travel:
-//! [`ConnectSpec`] is serialisable and holds no secret, [`ApiKeyInput`] is the secret alone.
-//! [`connect`] runs where the vault is used: it starts or joins the embedded vault, asks which
-//! dialect answers, and returns a vault. Nothing in here keeps a key longer than it takes to hand
-//! it on.
+//! runs where the command line and the environment are: it determines the URL or directory, checks
+//! the options, reads the key, and makes every path absolute. Its results travel: [`ConnectSpec`]
+//! is serialisable and holds no secret, [`ApiKeyInput`] is the secret alone. [`connect`] runs where
+//! the vault is used: it starts or joins the embedded vault, determines the dialect, and returns a
+//! vault. No key is kept here.
 
 pub mod key_file;
 mod open;
@@ -282,8 +281,7 @@ impl ConnectArgs {
         Ok(spec)
     }
 
-    /// As [`ConnectArgs::resolve`]; but if nothing names a vault and exactly one mount lives, that
-    /// mount's.
+    /// As [`ConnectArgs::resolve`]; if nothing names a vault, that of the only live mount.
     pub fn resolve_or_mounted(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
         if self.names_a_vault() {
             return self.resolve();
