@@ -293,7 +293,7 @@ fn the_doctor_names_each_fix() {
 
 /// What `ls` refuses, the doctor calls a problem; and it changes nothing.
 #[test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn the_doctor_opens_a_vault_of_ones_own_without_touching_it() {
     let place = Place::new();
     let new = || {

@@ -20,7 +20,7 @@ use vaultfs::vault::{
 pub struct Live {
     now: AtomicPtr<Arc<FileSystem>>,
     /// All there were, so that references to them stay good.
-    #[allow(clippy::vec_box, reason = "they may not move")]
+    #[expect(clippy::vec_box, reason = "they may not move")]
     all: Mutex<Vec<Box<Arc<FileSystem>>>>,
 }
 

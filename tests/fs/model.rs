@@ -336,7 +336,7 @@ impl Session {
         }
     }
 
-    #[allow(clippy::too_many_lines, reason = "one story, or one table")]
+    #[expect(clippy::too_many_lines, reason = "one story, or one table")]
     async fn run(&mut self, step: Step) {
         match step {
             Step::Write(n) => drop(self.write(NAMES[n], CREATE).await),

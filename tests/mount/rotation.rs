@@ -360,7 +360,7 @@ impl Drop for Off {
 
 /// On a read-only mount nothing shows a `w`, which binds the helper of an ordinary user.
 #[test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn on_a_read_only_mount_of_an_ordinary_user_a_change_is_a_rename_too() {
     crate::support::only_root!("only root can become another user");
     let mount = Mount::start();

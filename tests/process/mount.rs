@@ -175,7 +175,7 @@ fn a_dead_mount_can_be_unmounted() {
 
 /// Who goes on writing must not find the plain directory below.
 #[test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn when_the_keeper_dies_the_mount_is_dead_until_it_is_mounted_again_or_unmounted() {
     for next in ["mount", "unmount"] {
         let mut mount = Mount::start();

@@ -150,7 +150,7 @@ fn units() -> [(&'static str, PathBuf); 3] {
 
 /// A mount namespace of the service's own would hide the mount from the host.
 #[test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn no_option_of_the_units_hides_the_mount() {
     let own_namespace = [
         "PrivateTmp",

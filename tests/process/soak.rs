@@ -72,7 +72,7 @@ fn writer(path: &Path, by_rename: bool, over: &AtomicBool, acknowledged: &Atomic
 
 #[test]
 #[ignore = "takes minutes: scripts/soak"]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn nothing_grows_and_nothing_is_lost_under_mixed_load_on_bad_days() {
     let minutes =
         std::env::var("VAULTFS_SOAK_MINUTES").ok().and_then(|m| m.parse::<f64>().ok()).unwrap_or(1.0);

@@ -126,7 +126,7 @@ fn said<T>(what: &'static str, result: std::io::Result<T>) -> Result<T, String> 
 }
 
 /// Eight readers and four writers. Each writer saves in another way, one version a turn.
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn start_load(load: &Arc<Load>, mnt: &Path) -> Vec<(&'static str, std::thread::JoinHandle<u64>)> {
     let mut new = OpenOptions::new();
     new.write(true).create(true).truncate(true);
@@ -254,7 +254,7 @@ fn kills() -> u64 {
 }
 
 #[test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn kills_at_random_moments_under_load_fail_nothing() {
     let time = common::TEST_TIME * u32::try_from(2 * kills().div_ceil(30)).unwrap();
     let mount = mount_for(time, &[IMMORTAL], &["--refresh", "500ms"]);
@@ -382,7 +382,7 @@ impl Fragile {
 }
 
 #[test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn killed_between_intent_and_outcome_each_operation_happens_once() {
     let fragile = Fragile::new();
     let path = |name: &str| fragile.path(name);

@@ -1,36 +1,29 @@
 //! What another user of the machine can make root's commands do: nothing.
 //!
-//! The other user is a process of its own (this binary again, [`hostile`], under another uid): it
-//! makes a real mount of type fuse.vaultfs with fusermount3, and leaves what it likes where root's
-//! commands look.
+//! The other user is a process of its own (this binary again, [`other_user`], under another uid):
+//! it makes a real mount of type fuse.vaultfs with fusermount3, and leaves what it likes where
+//! root's commands look.
 
-use std::ffi::OsString;
+mod file_systems;
+mod other_user;
+
 use std::fs;
-use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use nix::mount::MntFlags;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
 use serde_json::{Value, json};
-use vaultfs::sys::mountpoint::permits_allow_other;
 
-use crate::support::common::{
-    self, DeviceForAll, Mount, Place, Ran, is_mounted, mount_lines, open_to_all, run, until,
-};
+use self::other_user::{Other, USERS};
+use crate::support::common::{self, DeviceForAll, Mount, Place, Ran, is_mounted, open_to_all, run, until};
 use crate::support::mount_table;
 
-/// Users that every machine has, with nothing of theirs running: each test has its own.
-const USERS: [u32; 14] = [1, 2, 3, 5, 6, 7, 8, 9, 10, 13, 33, 34, 38, 39];
 /// What any command may take here: it ends by itself, and not when somebody lets it.
 const ENDS: Duration = Duration::from_secs(40);
 
@@ -41,67 +34,6 @@ fn turn() -> Option<(Arc<mount_table::Held>, DeviceForAll)> {
         return None;
     }
     Some((mount_table::take(), DeviceForAll::open()))
-}
-
-/// Another user, with a mount that nobody serves.
-struct Other {
-    uid: u32,
-    place: Place,
-    mnt: PathBuf,
-    process: Child,
-}
-
-impl Other {
-    /// `leaves`: what is to lie in the runtime directory, see [`hostile`].
-    fn with(leaves: Value) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let uid = USERS[NEXT.fetch_add(1, Ordering::Relaxed) % USERS.len()];
-        let place = Place::new();
-        open_to_all(place.dir.path());
-        // What a test that was killed has left.
-        let _ = fs::remove_dir_all(format!("/tmp/vaultfs-{uid}"));
-        std::os::unix::fs::chown(&place.mnt, Some(uid), Some(uid)).unwrap();
-        let mnt = place.mnt.join("m");
-        let order = json!({"mnt": mnt, "run": format!("/tmp/vaultfs-{uid}"), "leaves": leaves});
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["trust::hostile", "--exact", "--ignored", "--nocapture"])
-            .env("HOSTILE", order.to_string());
-        command.uid(uid).gid(uid).current_dir("/");
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap().contains("mounted")), "see its output");
-        Self { uid, place, mnt, process }
-    }
-
-    /// Runs a command of root's, which must end.
-    #[track_caller]
-    fn root(&self, args: &[&str]) -> Ran {
-        let begun = Instant::now();
-        let ran = run(&mut self.place.vaultfs(args));
-        assert!(begun.elapsed() < ENDS, "{args:?} took {:?}", begun.elapsed());
-        assert!(!matches!(ran.code, None | Some(101)), "{args:?}: {ran:?}");
-        assert!(!ran.err.contains("panicked"), "{args:?}: {ran:?}");
-        ran
-    }
-
-    fn path(&self) -> &str {
-        self.mnt.to_str().unwrap()
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let run = PathBuf::from(format!("/tmp/vaultfs-{}", self.uid));
-        // Also on records in it.
-        for mnt in mounts_below(self.place.dir.path()).into_iter().chain(mounts_below(&run)).rev() {
-            let _ = nix::mount::umount2(Path::new(&mnt), MntFlags::MNT_DETACH);
-        }
-        let _ = nix::mount::umount2(&odd_name(self.path()), MntFlags::MNT_DETACH);
-        let _ = fs::remove_dir_all(run);
-    }
 }
 
 /// All cases at a time: what they wait for are time limits of the commands.
@@ -118,125 +50,6 @@ fn mounts_below(dir: &Path) -> Vec<String> {
     let table = String::from_utf8_lossy(&table);
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(dir)).map(str::to_owned).collect()
-}
-
-/// The other user's process. Does what `HOSTILE` says, says so, and stays until it is killed. Not a
-/// test.
-#[test]
-#[ignore = "it is started by the tests here"]
-fn hostile() {
-    let Ok(order) = std::env::var("HOSTILE") else { return };
-    let order: Value = serde_json::from_str(&order).unwrap();
-    let (mnt, dir) = (order["mnt"].as_str().unwrap(), PathBuf::from(order["run"].as_str().unwrap()));
-    // As a keeper is called.
-    fs::write(format!("/proc/self/task/{}/comm", std::process::id()), "vaultfs-keeper").unwrap();
-    let leaves = &order["leaves"];
-    let mut held = Vec::new();
-    if leaves["odd name"] == true {
-        fs::create_dir(odd_name(mnt)).unwrap();
-        held.push(fuse(&odd_name(mnt)));
-    }
-    for n in 0..leaves["more mounts"].as_u64().unwrap_or(0) {
-        let more = format!("{mnt}{n}");
-        fs::create_dir(&more).unwrap();
-        held.push(fuse(Path::new(&more)));
-        leave(&dir, &dev_of(&more), leaves);
-    }
-    fs::create_dir(mnt).unwrap();
-    held.push(fuse(Path::new(mnt)));
-    leave(&dir, &dev_of(mnt), leaves);
-    println!("mounted");
-    std::thread::sleep(Duration::from_secs(600));
-}
-
-/// A directory beside `mnt` that no JSON can name.
-fn odd_name(mnt: &str) -> PathBuf {
-    OsString::from_vec([mnt.as_bytes(), b"\xff\n1 1 0:1 . . rw - fuse.vaultfs x rw,user_id=0"].concat())
-        .into()
-}
-
-/// Mounts, and serves nothing: who looks at it waits.
-fn fuse(mnt: &Path) -> OwnedFd {
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty()).unwrap();
-    let mut command = Command::new("fusermount3");
-    let conf = fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
-    let allow_other = if permits_allow_other(&conf) { ",allow_other" } else { "" };
-    let options = format!("rw,nosuid,nodev,fsname=vaultfs,subtype=vaultfs{allow_other}");
-    command.args(["-o", &options, "--"]).arg(mnt);
-    assert!(command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string()).status().unwrap().success());
-    let (mut byte, mut space) = ([0u8], nix::cmsg_space!(RawFd));
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    recvmsg::<()>(ours.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
-    // The descriptor that came is open from here on.
-    ours
-}
-
-fn dev_of(mnt: &str) -> String {
-    mount_lines(Path::new(mnt))[0].split(' ').nth(2).unwrap().to_owned()
-}
-
-/// Leaves a record and a socket.
-fn leave(dir: &Path, dev: &str, leaves: &Value) {
-    if leaves["directory"] == "mount" {
-        fs::DirBuilder::new().mode(0o700).create(dir).unwrap();
-        std::mem::forget(fuse(dir));
-        return;
-    }
-    let _ = fs::DirBuilder::new().mode(0o700).create(dir);
-    let pid = leaves["pid"].as_u64().unwrap_or(std::process::id().into());
-    let record = dir.join(format!("{dev}.{pid}.json"));
-    let spec = leaves["spec"].clone();
-    let text = json!({"mountpoint": leaves["mountpoint"].as_str().unwrap_or("/x"), "keeper_pid": pid,
-                      "keeper_started": started(std::process::id()), "spec": spec});
-    match leaves["record"].as_str() {
-        Some("fifo") => nix::unistd::mkfifo(&record, nix::sys::stat::Mode::S_IRWXU).unwrap(),
-        Some("vast") => fs::File::create(&record).unwrap().set_len(1 << 40).unwrap(),
-        Some("mount") => drop(fs::write(&record, "").map(|()| std::mem::forget(fuse(&record)))),
-        Some(target) => symlink(target, &record).unwrap(),
-        None => fs::write(&record, text.to_string()).unwrap(),
-    }
-    let socket = dir.join(format!("{dev}.{pid}.sock"));
-    match leaves["socket"].as_str() {
-        None => {}
-        Some(target) if target.starts_with('/') => symlink(target, socket).unwrap(),
-        Some(manner) => listen(&socket, manner.to_owned()),
-    }
-}
-
-/// Field 22 of /proc/PID/stat.
-fn started(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse().unwrap()
-}
-
-/// Answers, each connection in a thread of its own.
-fn listen(path: &Path, manner: String) {
-    let listener = UnixListener::bind(path).unwrap();
-    if manner == "full" {
-        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
-        std::mem::forget((UnixStream::connect(path), listener));
-        return;
-    }
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let manner = manner.clone();
-            std::thread::spawn(move || match manner.as_str() {
-                "silent" => std::thread::sleep(Duration::from_secs(600)),
-                "drips" => {
-                    while stream.write_all(b" ").is_ok() {
-                        std::thread::sleep(Duration::from_millis(500));
-                    }
-                }
-                "floods" => while stream.write_all(&[b' '; 4096]).is_ok() {},
-                answer => {
-                    let mut question = [0; 4096];
-                    while matches!(stream.read(&mut question), Ok(n) if n > 0) {
-                        let _ = stream.write_all(format!("{answer}\n").as_bytes());
-                    }
-                }
-            });
-        }
-    });
 }
 
 /// A process of root's that is called like a keeper.
@@ -400,194 +213,6 @@ fn a_mount_point_that_is_no_text_is_shown_as_well_as_it_can_be() {
         let ran = other.root(command);
         assert!(ran.out.matches(other.path()).count() >= 2, "{command:?}: {ran:?}");
     });
-}
-
-#[test]
-fn a_file_system_of_another_user_is_not_asked_for_files() {
-    let Some(_turn) = turn() else { return };
-    let other = Other::with(json!({}));
-    let inside = other.path().to_owned() + "/file";
-    let link = other.place.dir.path().join("ours");
-    symlink(&inside, &link).unwrap();
-    let free = other.place.dir.path().join("free");
-    fs::create_dir(&free).unwrap();
-    let free = free.to_str().unwrap();
-    let key = other.place.dir.path().join("key");
-    fs::write(&key, "sk_x").unwrap();
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-    let url = ["--api-url", "http://127.0.0.1:1", "--api-key-file", key.to_str().unwrap()];
-    // Nor is anything mounted there, which could not be removed without asking.
-    for path in [inside.clone(), other.path().to_owned() + "/..", link.to_str().unwrap().to_owned() + "/x"] {
-        let ran = other.root(&["mount", &other.place.embedded(), &path]);
-        assert!(ran.fails(1).contains(&format!("another user (uid {}) serves", other.uid)), "{path}");
-    }
-    for path in [inside.as_str(), link.to_str().unwrap()] {
-        let ran = other.root(&["ls", "--api-url", url[1], "--api-key-file", path]);
-        assert!(ran.fails(3).contains("serves, and is not asked"), "{path}");
-        let data = format!("--embedded={path}");
-        for command in
-            [&["ls", &data][..], &["mount", &data, free], &["serve", "--data", path, "key", "list"]]
-        {
-            let ran = other.root(command);
-            assert!(
-                ran.code != Some(0) && ran.err.contains("serves, and is not asked"),
-                "{command:?}: {ran:?}"
-            );
-        }
-        for command in [&["ls", "--ca-file", path][..], &["put", "--ca-file", path, "x"]] {
-            let ran = other.root(&[command, &url].concat());
-            assert!(
-                ran.code != Some(0) && ran.err.contains("serves, and is not asked"),
-                "{command:?}: {ran:?}"
-            );
-        }
-        let ran = other.root(&["status", "--runtime-dir", path]);
-        assert!(ran.code.is_some(), "{ran:?}");
-        // What is appended to is no link, wherever it leads.
-        let ran = other.root(&[&["mount", "--log", path, free][..], &url].concat());
-        let is_said =
-            ["serves, and is not asked", "no regular file"].iter().any(|said| ran.err.contains(said));
-        assert!(ran.code != Some(0) && is_said, "{ran:?}");
-    }
-}
-
-/// A file system of user 1, who does not answer; others are let in.
-struct Silent(PathBuf, Option<fs::File>);
-
-impl Silent {
-    fn at(path: PathBuf) -> Self {
-        let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-        let data = format!("fd={},rootmode=40000,user_id=1,group_id=1,allow_other", device.as_raw_fd());
-        let flags = nix::mount::MsFlags::MS_NOSUID;
-        nix::mount::mount(Some("x"), &path, Some("fuse"), flags, Some(&*data)).unwrap();
-        Self(path, Some(device))
-    }
-}
-
-impl Drop for Silent {
-    fn drop(&mut self) {
-        // Whoever waits for it is let go.
-        self.1 = None;
-        let _ = nix::mount::umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
-/// Variables that say where files are.
-const VARIABLES: [&str; 8] = [
-    "HOME",
-    "XDG_STATE_HOME",
-    "XDG_DATA_HOME",
-    "XDG_CONFIG_HOME",
-    "XDG_RUNTIME_DIR",
-    "TMPDIR",
-    "STATE_DIRECTORY",
-    "CREDENTIALS_DIRECTORY",
-];
-
-#[test]
-fn no_variable_and_no_option_leads_into_a_file_system_of_another_user() {
-    let Some(_turn) = turn() else { return };
-    let place = Place::new();
-    let at = |name: &str| place.dir.path().join(name);
-    let text = |name: &str| at(name).to_str().unwrap().to_owned();
-    for name in ["theirs", "free"] {
-        fs::create_dir(at(name)).unwrap();
-    }
-    let _theirs = Silent::at(at("theirs"));
-    symlink(at("theirs"), at("link")).unwrap();
-    std::os::unix::fs::lchown(at("link"), Some(1), Some(1)).unwrap();
-    let run = |command: &mut Command| {
-        let begun = Instant::now();
-        let ran = run(command);
-        assert!(begun.elapsed() < ENDS && ran.code.is_some(), "{command:?}: {ran:?}");
-        ran
-    };
-    let (data, key) = (format!("--embedded={}", text("own")), text("key"));
-    fs::write(&key, "sk_x").unwrap();
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-    let (free, served, socket, state) = (text("free"), text("served"), text("socket"), text("state"));
-    for way in ["theirs", "link"] {
-        let inside = text(way) + "/x";
-        let (embedded, unix) = (format!("--embedded={inside}"), format!("unix:{inside}"));
-        let refused = [
-            &["ls", &embedded][..],
-            &["mount", &embedded, &free],
-            &["mount", &data, &inside],
-            &["ls", "--api-url", &unix, "--api-key-file", &key],
-            &["mount", &data, "--audit", &inside, &free],
-            &["mount", &data, "--log", &inside, &free],
-            &["doctor", "--root", &inside],
-            &["serve", "--data", &inside],
-            &["serve", "--data", &served, "--socket", &inside],
-            &["volume-plugin", "--socket", &inside, "--state", &state],
-            &["volume-plugin", "--socket", &socket, "--state", &inside],
-        ];
-        each(refused, |words| assert_ne!(run(&mut place.vaultfs(words)).code, Some(0), "{words:?}"));
-        for variable in VARIABLES {
-            // Nothing but that variable says where.
-            let led = |command: &mut Command| {
-                if variable == "HOME" {
-                    command.env_remove("XDG_STATE_HOME").env_remove("XDG_DATA_HOME");
-                }
-                run(command.env(variable, at(way)))
-            };
-            each(["ls", "status", "pending", "doctor", "upgrade"], |word| {
-                drop(led(&mut place.vaultfs([word])))
-            });
-            led(&mut place.vaultfs(["ls", "--embedded"]));
-            if led(&mut place.mount_command(&[])).code == Some(0) {
-                run(place.vaultfs(["unmount"]).arg(&place.mnt)).ok();
-            }
-            assert!(!is_mounted(&place.mnt), "{variable}");
-        }
-    }
-}
-
-#[test]
-fn where_root_has_no_number_its_links_are_known_by_where_they_are() {
-    let Some(_turn) = turn() else { return };
-    let place = Place::new();
-    open_to_all(place.dir.path());
-    let (uid, at) = (USERS[1], |name: &str| place.dir.path().join(name));
-    for (dir, mode) in [("closed", 0o755), ("sticky", 0o1777)] {
-        fs::create_dir(at(dir)).unwrap();
-        fs::set_permissions(at(dir), fs::Permissions::from_mode(mode)).unwrap();
-        for (link, owner) in [("roots", 0), ("own", uid), ("theirs", USERS[0])] {
-            let link = at(dir).join(link);
-            symlink(at("key"), &link).unwrap();
-            std::os::unix::fs::lchown(&link, Some(owner), Some(owner)).unwrap();
-        }
-    }
-    fs::write(at("key"), "sk_x\n").unwrap();
-    fs::set_permissions(at("key"), fs::Permissions::from_mode(0o600)).unwrap();
-    std::os::unix::fs::chown(at("key"), Some(uid), Some(uid)).unwrap();
-    let inside = |program: &str, args: &[&str]| {
-        let mut command = Command::new("unshare");
-        place.isolate(&mut command);
-        command
-            .args(["--user", &format!("--map-user={uid}"), &format!("--map-group={uid}"), program])
-            .args(args);
-        run(command.uid(uid).gid(uid).current_dir("/"))
-    };
-    if inside("true", &[]).code != Some(0) {
-        eprintln!("SKIPPED: this machine gives no user namespaces to ordinary users");
-        return;
-    }
-    // Who else made it cannot be told there: only that nobody else could.
-    for (link, is_followed) in [
-        ("closed/roots", true),
-        ("closed/own", true),
-        ("sticky/own", true),
-        ("sticky/roots", false),
-        ("sticky/theirs", false),
-    ] {
-        let link = at(link);
-        let args = ["ls", "--api-url", "http://127.0.0.1:1", "--api-key-file", link.to_str().unwrap()];
-        let ran = inside(common::VAULTFS, &args);
-        let code = if is_followed { 4 } else { 3 };
-        let said = ran.fails(code);
-        assert!(is_followed || said.contains("is a link that belongs to"), "{said}");
-    }
 }
 
 #[test]

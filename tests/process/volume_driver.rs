@@ -184,7 +184,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// What must be true: the users of each volume, and how many times each.
 type Model = BTreeMap<String, BTreeMap<String, u32>>;
 
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 async fn play(steps: &[Step]) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();

@@ -88,7 +88,7 @@ async fn data_comes_back_as_it_was_written() {
 }
 
 #[tokio::test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 async fn every_row_of_the_error_table() {
     let s = Server::start().await;
     let create = "/vault/object/create";

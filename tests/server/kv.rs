@@ -117,7 +117,7 @@ async fn version_checks_hold() {
 }
 
 #[tokio::test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 async fn every_refusal_is_a_sentence() {
     let s = Server::start().await;
     let made = id(&s.kv_create("a", "v").await.made());

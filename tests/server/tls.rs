@@ -173,7 +173,7 @@ fn authority(dir: &Path, subject: &str) {
 }
 
 #[test]
-#[allow(clippy::too_many_lines, reason = "one story, or one table")]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn a_renewed_ca_file_is_read_by_a_running_mount() {
     let dir = tempfile::tempdir().unwrap();
     let (place, data) = (Place::new(), dir.path().join("vault"));

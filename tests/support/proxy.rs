@@ -353,7 +353,7 @@ impl Connection<'_> {
     }
 
     /// Carries the fault out; true if the connection can go on.
-    #[allow(clippy::too_many_lines, reason = "one story, or one table")]
+    #[expect(clippy::too_many_lines, reason = "one story, or one table")]
     fn spoil(&mut self, fault: Fault, head: &[u8], body: &[u8]) -> io::Result<bool> {
         match fault {
             Fault::Delay(time) => {

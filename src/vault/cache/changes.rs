@@ -62,7 +62,7 @@ impl CacheState {
     }
 
     /// A read that was sent at `asked`.
-    pub(super) fn take_in_read(&mut self, meta: &Meta, asked: Instant) {
+    pub(super) fn ingest_read(&mut self, meta: &Meta, asked: Instant) {
         let at = Some(meta.updated_at);
         let news = self.index.news_of(&meta.name, &meta.id, Some(&meta.version), at, asked);
         self.note_change(&meta.name, (Some(meta.version.clone()), at), news, asked);
@@ -70,7 +70,7 @@ impl CacheState {
     }
 
     /// A read that was sent at `asked` found nothing.
-    pub(super) fn take_in_absence(&mut self, name: &ObjectName, asked: Instant) {
+    pub(super) fn ingest_absence(&mut self, name: &ObjectName, asked: Instant) {
         let news = self.index.loses(name, asked).then_some(ChangeKind::Deleted);
         self.note_change(name, (None, None), news, asked);
         self.index.missing(name, asked);

@@ -41,7 +41,7 @@ use crate::vault::attribution::Payer;
 pub use crate::vault::cache::refresher::RefreshStatus;
 pub use crate::vault::cache::revocation::RevocationListener;
 pub use crate::vault::cache::single_flight::NameStream;
-use crate::vault::cache::single_flight::{Answer, Flight};
+use crate::vault::cache::single_flight::{Flight, ReadAnswer};
 pub use crate::vault::cache::status::CacheStatus;
 pub use changes::{Change, ChangeKind};
 use index::Index;
@@ -92,7 +92,7 @@ pub enum Peek {
 }
 
 /// A read in flight, its priority, and the users it is charged to.
-type Read = (Flight<Answer>, Priority, Payer);
+type Read = (Flight<ReadAnswer>, Priority, Payer);
 
 struct CacheState {
     index: Index,
@@ -432,7 +432,7 @@ impl Cache {
             return object;
         }
         self.shown.store(true, Ordering::Release);
-        state.take_in_read(&object.meta, asked);
+        state.ingest_read(&object.meta, asked);
         state.index.put_value(&object);
         object
     }

@@ -3,8 +3,8 @@
 //! A flight runs in a task of its own with the full timeout: a waiter that gives up does not end
 //! it, and its answer is cached. With a stale value at hand the wait for a new one is short.
 //!
-//! A reader may join a request that was sent before its own begin. What is known by a later request or by a change
-//! made here then takes the answer's place: reads never go back.
+//! A reader may join a request that was sent before its own begin. What is known by a later request
+//! or by a change made here then takes the answer's place: reads never go back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +32,7 @@ const OVERTAKEN: usize = 3;
 
 /// The answer to a read.
 #[derive(Debug, Clone)]
-pub(super) struct Answer {
+pub(super) struct ReadAnswer {
     object: Option<Arc<Object>>,
     /// When it was requested: it shows the vault as of then or later.
     asked: Instant,
@@ -112,7 +112,7 @@ impl Cache {
         Ok(object.map(|object| Found { object, ttl: Duration::ZERO, stale: None }))
     }
 
-    async fn answer(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Result<Answer> {
+    async fn answer(self: &Arc<Self>, name: &ObjectName, priority: Priority) -> Result<ReadAnswer> {
         let (flight, sent_with, _) = self.read_flight(name, priority);
         match flight.await {
             // It was prefetched, with less of the budget than a waiting caller may use.
@@ -123,8 +123,9 @@ impl Cache {
         }
     }
 
-    /// What an answer shows, or what is known since it was requested; `None` if that has to be read.
-    fn unless_overtaken(&self, name: &ObjectName, answer: &Answer) -> Option<Option<Found>> {
+    /// What an answer shows, or what is known since it was requested; `None` if that has to be
+    /// read.
+    fn unless_overtaken(&self, name: &ObjectName, answer: &ReadAnswer) -> Option<Option<Found>> {
         let now = self.clock.now();
         let mut state = self.state();
         let found = |object, as_of| Some(Found { object, ttl: self.ttl(as_of, now), stale: None });
@@ -279,7 +280,7 @@ impl Cache {
         read
     }
 
-    async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<Answer> {
+    async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<ReadAnswer> {
         let asked = self.clock.now();
         let call = Call { deadline: asked + self.config.timeout, priority, idempotency_key: None };
         let answer = self.vault.get_by_name(&call, wanted).await;
@@ -292,12 +293,12 @@ impl Cache {
         let object = match answer {
             Ok(object) => Some(self.ingest_object(object, asked)),
             Err(e) if e.kind == ErrorKind::NotFound => {
-                self.state().take_in_absence(wanted, asked);
+                self.state().ingest_absence(wanted, asked);
                 None
             }
             Err(e) => return Err(e),
         };
-        Ok(Answer { object, asked })
+        Ok(ReadAnswer { object, asked })
     }
 
     /// Joins the listing in flight, or begins one.

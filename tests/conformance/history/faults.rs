@@ -76,7 +76,7 @@ impl Kind {
         scene.proxies.iter().for_each(|proxy| proxy.clear());
     }
 
-    #[allow(clippy::too_many_lines, reason = "one story, or one table")]
+    #[expect(clippy::too_many_lines, reason = "one story, or one table")]
     fn strike(self, scene: &mut Scene) -> &'static str {
         let at = scene.random.below(2) as usize;
         let moment = scene.random.between(200, 600);

@@ -274,7 +274,7 @@ fn delete(held: &mut Held, rules: &Rules, at: usize) -> Object {
     gone
 }
 
-#[allow(clippy::too_many_arguments, reason = "an object as the vault tells it")]
+#[expect(clippy::too_many_arguments, reason = "an object as the vault tells it")]
 fn object(
     held: &mut Held,
     rules: &Rules,
