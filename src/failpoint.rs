@@ -5,11 +5,27 @@
 //! it leaves the file, and behind `abort` it leaves it and crashes. Behind `stall` the thread stays
 //! there for good instead, with what it has locked; behind `grow` it takes memory, 1 GiB at the
 //! most.
+//!
+//! A test without a process of its own sees the points that its thread passes ([`observe`]).
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static OBSERVER: std::cell::Cell<Option<fn(&str)>> = const { std::cell::Cell::new(None) };
+}
+
+/// From now on `observer` gets the name of each point that this thread passes.
+#[cfg(debug_assertions)]
+pub fn observe(observer: Option<fn(&str)>) {
+    OBSERVER.set(observer);
+}
 
 /// The process may die here.
 #[cfg(debug_assertions)]
 pub fn point(name: &str) {
     use std::sync::OnceLock;
+    if let Some(observer) = OBSERVER.get() {
+        observer(name);
+    }
     static FILE: OnceLock<Option<std::path::PathBuf>> = OnceLock::new();
     let Some(file) = FILE.get_or_init(|| std::env::var_os("VAULTFS_TEST_CRASH").map(Into::into)) else {
         return;

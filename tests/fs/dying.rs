@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use vaultfs::fs::{FileSystem, MemoryJournal};
+use vaultfs::fs::{FileSystem, Journal, MemoryJournal};
 use vaultfs::vault::testing::faulty::FaultyVault;
 use vaultfs::vault::{
     Call, Capabilities, Check, Content, Error, ErrorKind, ListQuery, Meta, Object, ObjectId, ObjectName,
@@ -48,11 +48,38 @@ impl Deref for Live {
     }
 }
 
+/// The journal of a worker that may die.
+pub trait Mortal: Journal {
+    /// The worker dies after so many more steps; what a step is, is the journal's business.
+    fn stop_after(&self, steps: u64);
+    fn has_stopped(&self) -> bool;
+    /// From now on chunks of values are lost.
+    fn miss_values(&self);
+    /// What the successor finds.
+    fn successor(&self) -> Arc<dyn Mortal>;
+}
+
+/// A step is a commit.
+impl Mortal for MemoryJournal {
+    fn stop_after(&self, steps: u64) {
+        self.stop_after(steps);
+    }
+    fn has_stopped(&self) -> bool {
+        self.has_stopped()
+    }
+    fn miss_values(&self) {
+        self.miss_values();
+    }
+    fn successor(&self) -> Arc<dyn Mortal> {
+        Arc::new(self.successor())
+    }
+}
+
 /// The way to the vault of a worker that may be dead.
 #[derive(Debug)]
 pub struct Gate {
     pub vault: Arc<FaultyVault>,
-    pub journal: Arc<MemoryJournal>,
+    pub journal: Arc<dyn Mortal>,
 }
 
 impl Gate {

@@ -36,6 +36,8 @@ mod successors;
 mod support;
 #[path = "../../src/vault/testing/fuzz.rs"]
 mod ten_minutes;
+#[cfg(debug_assertions)]
+mod torn;
 mod unlinked;
 
 // `ten_minutes` is a file of the library, and writes its line through this.

@@ -15,11 +15,11 @@ pub mod helper;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::dying::{Gate, Live};
+use crate::dying::{Gate, Live, Mortal};
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
     Attr, Builder, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, HelperCall, Journal, Kernel,
@@ -118,10 +118,12 @@ pub struct Shell {
     /// Who sends the requests; 0 is a process that cannot be seen.
     pub pid: u32,
     /// What the worker writes down.
-    journal: Mutex<Arc<MemoryJournal>>,
+    journal: Mutex<Arc<dyn Mortal>>,
     /// The number of the next request.
     unique: AtomicU64,
     pub deaths: AtomicU64,
+    /// The program dies with the worker: its request is not sent again.
+    pub is_killed: AtomicBool,
     lookups: Mutex<HashMap<u64, u64>>,
 }
 
@@ -197,8 +199,18 @@ impl Shell {
         clock: Arc<dyn Clock>,
         options: Options,
     ) -> Self {
+        Self::with_journal(vault, memory, clock, options, Arc::new(MemoryJournal::default()))
+    }
+
+    /// The same, with this journal.
+    pub fn with_journal(
+        vault: DynVault,
+        memory: Arc<MemoryVault>,
+        clock: Arc<dyn Clock>,
+        options: Options,
+        journal: Arc<dyn Mortal>,
+    ) -> Self {
         let vault = Arc::new(FaultyVault::with_clock(vault, clock.clone()));
-        let journal = Arc::new(MemoryJournal::default());
         let gate = Arc::new(Gate { vault: vault.clone(), journal: journal.clone() });
         let fs = file_system(gate, options, clock.clone(), journal.clone());
         let told = Arc::new(Told::default());
@@ -213,11 +225,12 @@ impl Shell {
             journal: Mutex::new(journal),
             unique: AtomicU64::new(2),
             deaths: AtomicU64::new(0),
+            is_killed: AtomicBool::new(false),
             lookups: Mutex::default(),
         }
     }
 
-    /// The worker dies after so many more records.
+    /// The worker dies after so many more steps of its journal: commits, where a test does not say otherwise.
     pub fn die_after(&self, records: u64) {
         self.journal.lock().unwrap().stop_after(records);
     }
@@ -234,7 +247,7 @@ impl Shell {
             return false;
         }
         self.deaths.fetch_add(1, Ordering::Relaxed);
-        let successor = Arc::new(journal.successor());
+        let successor = journal.successor();
         let gate = Arc::new(Gate { vault: self.vault.clone(), journal: successor.clone() });
         let options = self.fs.options().clone();
         let fs = file_system(gate, options, self.clock.clone(), successor.clone());
@@ -256,6 +269,9 @@ impl Shell {
             if !self.bury() {
                 fs.completed(unique);
                 return result;
+            }
+            if self.is_killed.load(Ordering::Relaxed) {
+                return Err(Errno::EIO);
             }
             unique |= 1 << 63;
         }

@@ -381,6 +381,47 @@ impl Fragile {
     }
 }
 
+/// Each line of a publish of the memory that the keeper holds, at the first one that a change makes.
+#[test]
+fn killed_between_any_two_lines_of_a_publish_each_operation_happens_once() {
+    let fragile = Fragile::new();
+    let path = |name: &str| fragile.path(name);
+    let points = ["begun", "encoded", "allocated", "written", "published", "noted"];
+    for point in points.map(|line| format!("journal {line}")) {
+        let point = point.as_str();
+        fs::create_dir(path("dir")).unwrap();
+        fs::write(path("dir/in"), "inside").unwrap();
+        fs::write(path("f"), "first").unwrap();
+        fs::write(path("a"), "over").unwrap();
+        fragile.at(point, || fs::create_dir(path("new"))).unwrap();
+        fragile.at(point, || fs::remove_dir(path("new"))).unwrap();
+        let file = fragile.at(point, || File::create_new(path("made"))).unwrap();
+        fragile.at(point, || (&file).write_all(b"written")).unwrap();
+        fragile.at(point, || file.sync_all()).unwrap();
+        fragile.at(point, || close(file)).unwrap();
+        assert_eq!(fs::read(path("made")).unwrap(), b"written", "{point}");
+        assert_eq!(fragile.mount.versions("made"), [1], "{point}");
+        fragile
+            .at(point, || OpenOptions::new().write(true).open(path("f")).and_then(|f| f.set_len(2)))
+            .unwrap();
+        assert_eq!(fs::read(path("f")).unwrap(), b"fi", "{point}");
+        fragile.at(point, || fs::rename(path("a"), path("f"))).unwrap();
+        assert_eq!(fs::read(path("f")).unwrap(), b"over", "{point}");
+        assert_eq!(fragile.mount.versions("f"), [1, 2, 3], "{point}");
+        fragile.at(point, || fs::remove_file(path("f"))).unwrap();
+        fragile.at(point, || fs::rename(path("dir"), path("moved"))).unwrap();
+        assert_eq!(fs::read(path("moved/in")).unwrap(), b"inside", "{point}");
+        let mut names: Vec<_> =
+            fs::read_dir(fragile.mount.mnt()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["made", "moved"], "{point}");
+        fragile.mount.sh("rm -r made moved");
+    }
+    let log = fragile.mount.log();
+    assert!(!log.contains("cannot be read"), "{log}");
+    fragile.mount.unmount();
+}
+
 #[test]
 #[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn killed_between_intent_and_outcome_each_operation_happens_once() {

@@ -32,6 +32,7 @@ pub use crate::daemon::state_log::key::SealKey;
 use crate::daemon::state_log::memory::{Map, REGION};
 pub use crate::daemon::state_log::memory::{StateError, check, create, heartbeats};
 use crate::daemon::state_log::writer::{DELETED, NONCE, PLAIN, PREFIX, RecordLocation, SEALED, Writer};
+use crate::failpoint;
 use crate::fs::{Journal, JournalStatus, Record, Value};
 use crate::secret::SecretBytes;
 
@@ -185,16 +186,21 @@ impl State {
         let start = Map::start(to);
         let room = writer.live_bytes.next_multiple_of(STEP).max(STEP);
         self.map.grow(&self.file, start, room)?;
+        failpoint::point("journal grown");
         let mut used = 0;
         for place in writer.live.values_mut() {
             self.map.write(start + used, self.map.read(place.at, place.len));
             place.at = start + used;
             used += place.len;
+            failpoint::point("journal copies");
         }
         let header = self.map.header();
         header.len[to].store(used as u64, Ordering::Release);
+        failpoint::point("journal copied");
         header.active.store(to as u64, Ordering::Release);
+        failpoint::point("journal switched");
         self.map.give_back(&self.file, Map::start(from), writer.room.max(writer.used));
+        failpoint::point("journal freed");
         (writer.region, writer.used, writer.room, writer.live_bytes) = (to, used, room, used);
         writer.deleted.clear();
         // After a walk over everything most records are dead: the map shrinks, too.
@@ -248,7 +254,9 @@ impl Journal for State {
             self.note_missed(writer, missed);
             return;
         }
+        failpoint::point("journal begun");
         let (bytes, places) = self.encode(writer, &records);
+        failpoint::point("journal encoded");
         if let Err(e) = self.make_room(writer, bytes.len()) {
             if writer.problem.is_none() {
                 tracing::error!(
@@ -261,9 +269,12 @@ impl Journal for State {
             return;
         }
         let start = Map::start(writer.region) + writer.used;
+        failpoint::point("journal allocated");
         self.map.write(start, &bytes);
         writer.used += bytes.len();
+        failpoint::point("journal written");
         self.map.header().len[writer.region].store(writer.used as u64, Ordering::Release);
+        failpoint::point("journal published");
         for (record, (at, len)) in records.into_iter().zip(places) {
             let place = RecordLocation { at: start + at, len, order: record.order };
             let place = record.value.is_some().then_some(place);
@@ -273,6 +284,7 @@ impl Journal for State {
             writer.deleted.clear();
         }
         self.note_missed(writer, missed);
+        failpoint::point("journal noted");
     }
 
     fn missed(&self, slot: Vec<u8>, why: String) {
