@@ -58,6 +58,7 @@ use crate::fs::ops::open::Handle;
 use crate::fs::types::env::Env;
 use crate::vault::Call;
 use inode::{Node, Table, TableGuard};
+use journal::Transaction;
 
 /// An answer, or the future that gives it.
 pub enum Step<T> {
@@ -196,7 +197,12 @@ impl FileSystem {
     }
 
     fn table(&self) -> TableGuard<'_> {
-        TableGuard::new(self.table.lock())
+        TableGuard::alone(self.table.lock())
+    }
+
+    /// The table, locked, to change it together with files: `tx` is published with it.
+    fn table_in<'a>(&'a self, tx: &'a Transaction) -> TableGuard<'a> {
+        TableGuard::within(self.table.lock(), tx)
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {

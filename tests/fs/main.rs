@@ -31,6 +31,8 @@ mod revoked;
 mod rotations;
 mod saves;
 mod shell;
+#[cfg(debug_assertions)]
+mod states;
 mod successors;
 #[path = "../support/mod.rs"]
 mod support;

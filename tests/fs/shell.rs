@@ -145,6 +145,14 @@ pub fn file_system(
     Builder { vault, first_page: None, options, clock, journal, fresh_mount: false, audit: None }.build()
 }
 
+impl Fd {
+    /// One that another worker's program has open.
+    #[allow(dead_code, reason = "of debug builds only")]
+    pub fn new(ino: u64, fh: u64) -> Self {
+        Self { ino, fh, no_flush: false }
+    }
+}
+
 impl Shell {
     /// A cold mount of an empty vault in the object dialect.
     pub fn new() -> Self {

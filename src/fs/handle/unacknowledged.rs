@@ -150,7 +150,7 @@ impl FileSystem {
     fn reopen(&self, fh: u64) -> Option<Arc<Handle>> {
         let handle = self.unacknowledged.closed().remove(&fh)?;
         if let Held::File { file, writer } = &handle.held {
-            let mut state = file.state();
+            let mut state = file.change_alone();
             state.opens += 1;
             if writer.is_some() {
                 state.add_writer(fh);

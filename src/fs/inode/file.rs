@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use crate::fs::inode::buffer::Buffer;
 use crate::fs::inode::file_snapshot::JournalState;
 use crate::fs::inode::writers::{WriteOrigin, Writers};
-use crate::fs::journal::JournalWriter;
+use crate::fs::journal::{JournalWriter, Part, Transaction};
 use crate::fs::namespace::attr::{FileKind, SetAttr};
 use crate::fs::ops::read::RetainedBytes;
 use crate::fs::types::errno::Errno;
@@ -442,23 +442,47 @@ impl File {
 
     /// Keeps the bytes in memory for a longer operation.
     pub fn in_use(self: &Arc<Self>) -> InUse {
-        self.state().opens += 1;
+        self.change_alone().opens += 1;
         InUse(self.clone())
     }
 
     /// The state, locked. Lock order: the table first.
-    pub fn state(&self) -> StateGuard<'_> {
-        let state = self.state.lock();
-        StateGuard { file: self, state, changed: false }
+    pub fn state(&self) -> StateRef<'_> {
+        StateRef(self.state.lock())
+    }
+
+    /// The state, locked, to change it as a part of `tx`.
+    pub fn change<'a>(&'a self, tx: &'a Transaction) -> StateGuard<'a> {
+        StateGuard { file: self, state: self.state.lock(), changed: false, tx: Part::Of(tx) }
+    }
+
+    /// The same, of nothing more: it is published before the lock is released. Where the table is
+    /// locked, [`File::change`] with its transaction keeps the change whole.
+    pub fn change_alone(&self) -> StateGuard<'_> {
+        let tx = Part::Own(self.journal.begin());
+        StateGuard { file: self, state: self.state.lock(), changed: false, tx }
     }
 }
 
-/// A file's state, locked. Changes are journaled before the lock is released.
+/// A file's state, locked, to look at.
+#[derive(Debug)]
+pub struct StateRef<'a>(MutexGuard<'a, FileState>);
+
+impl Deref for StateRef<'_> {
+    type Target = FileState;
+
+    fn deref(&self) -> &FileState {
+        &self.0
+    }
+}
+
+/// A file's state, locked. Changes are recorded before the lock is released.
 #[derive(Debug)]
 pub struct StateGuard<'a> {
     file: &'a File,
     state: MutexGuard<'a, FileState>,
     changed: bool,
+    tx: Part<'a>,
 }
 
 impl Deref for StateGuard<'_> {
@@ -478,8 +502,12 @@ impl DerefMut for StateGuard<'_> {
 
 impl Drop for StateGuard<'_> {
     fn drop(&mut self) {
-        if self.changed && self.file.journal.is_enabled() {
-            self.file.write_down(&mut self.state);
+        if !self.changed || !self.file.journal.is_enabled() || std::thread::panicking() {
+            return;
+        }
+        self.file.write_down(&mut self.state, &self.tx);
+        if let Part::Own(tx) = &self.tx {
+            tx.publish();
         }
     }
 }
@@ -490,7 +518,7 @@ pub struct InUse(Arc<File>);
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.0.change_alone();
         state.opens -= 1;
         state.release();
     }

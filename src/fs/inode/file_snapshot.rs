@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::inode::buffer::Buffer;
 use crate::fs::inode::file::{Failure, File, FileState, Link, LocalAttr, Persistence, Stored};
 use crate::fs::inode::writers::Writers;
-use crate::fs::journal::{CHUNK, JournalWriter, Key};
+use crate::fs::journal::{CHUNK, Key, Transaction};
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::recovery::restore::MOST;
 use crate::fs::report::status::Unsaved;
@@ -78,13 +78,12 @@ fn chunks(len: usize) -> u32 {
 
 impl File {
     /// Writes down what is new. Called with the state locked.
-    pub(in crate::fs) fn write_down(&self, state: &mut FileState) {
+    pub(in crate::fs) fn write_down(&self, state: &mut FileState, tx: &Transaction) {
         if !state.journaled.registered {
             return;
         }
-        let _batch = self.journal.batch();
-        self.record_buffer(state);
-        self.record_pinned(state);
+        self.record_buffer(state, tx);
+        self.record_pinned(state, tx);
         let record = FileSnapshot::of(self.kind, state);
         let bytes = record.encode();
         let mut hasher = DefaultHasher::new();
@@ -92,11 +91,11 @@ impl File {
         let fingerprint = Some(hasher.finish());
         if state.journaled.fingerprint != fingerprint {
             state.journaled.fingerprint = fingerprint;
-            self.journal.record_encoded(&Key::File(self.ino), bytes);
+            tx.record_encoded(&Key::File(self.ino), bytes);
         }
     }
 
-    fn record_buffer(&self, state: &mut FileState) {
+    fn record_buffer(&self, state: &mut FileState, tx: &Transaction) {
         let before = state.journaled.buffer;
         let mut now = 0;
         if let Some(buffer) = &mut state.buffer {
@@ -111,14 +110,14 @@ impl File {
             for chunk in first..last {
                 let end = buffer.bytes.len().min((chunk + 1) * CHUNK);
                 let part = &buffer.bytes.expose()[chunk * CHUNK..end];
-                self.journal.record_secret(&Key::Buffer(self.ino, chunk as u32), part);
+                tx.record_secret(&Key::Buffer(self.ino, chunk as u32), part);
             }
         }
-        (now..before).for_each(|chunk| self.journal.delete(&Key::Buffer(self.ino, chunk)));
+        (now..before).for_each(|chunk| tx.delete(&Key::Buffer(self.ino, chunk)));
         state.journaled.buffer = now;
     }
 
-    fn record_pinned(&self, state: &mut FileState) {
+    fn record_pinned(&self, state: &mut FileState, tx: &Transaction) {
         let wanted = match &state.retained {
             _ if state.buffer.is_some() => None,
             Some(retained) => Some(retained.object().clone()),
@@ -137,30 +136,28 @@ impl File {
         let before = state.journaled.pinned.take().map_or(0, |(_, _, chunks)| chunks);
         let mut now = 0;
         if let Some(object) = wanted {
-            now = record_chunks(&self.journal, self.ino, object.content.bytes.expose());
+            now = record_chunks(tx, self.ino, object.content.bytes.expose());
             state.journaled.pinned = Some((object.meta.id.clone(), object.meta.version.clone(), now));
         }
-        (now..before).for_each(|chunk| self.journal.delete(&Key::Pinned(self.ino, chunk)));
+        (now..before).for_each(|chunk| tx.delete(&Key::Pinned(self.ino, chunk)));
     }
 
-    /// The file is in the table from now on: it is written down.
-    pub(in crate::fs) fn register(&self) {
-        let mut state = self.state();
-        state.journaled.registered = true;
+    /// The file is in the table: it is written down.
+    pub(in crate::fs) fn register(&self, tx: &Transaction) {
+        self.change(tx).journaled.registered = true;
     }
 
     /// The file has left the table: nothing is left of it.
-    pub(in crate::fs) fn unregister(&self) {
+    pub(in crate::fs) fn unregister(&self, tx: &Transaction) {
         if !self.journal.is_enabled() {
             return;
         }
-        let mut state = self.state();
+        let mut state = self.change(tx);
         let JournalState { buffer, pinned, .. } = std::mem::take(&mut state.journaled);
-        let _batch = self.journal.batch();
-        self.journal.delete(&Key::File(self.ino));
-        (0..buffer).for_each(|chunk| self.journal.delete(&Key::Buffer(self.ino, chunk)));
+        tx.delete(&Key::File(self.ino));
+        (0..buffer).for_each(|chunk| tx.delete(&Key::Buffer(self.ino, chunk)));
         let pinned = pinned.map_or(0, |(_, _, chunks)| chunks);
-        (0..pinned).for_each(|chunk| self.journal.delete(&Key::Pinned(self.ino, chunk)));
+        (0..pinned).for_each(|chunk| tx.delete(&Key::Pinned(self.ino, chunk)));
         if let Some(buffer) = &mut state.buffer {
             // Should it enter again.
             buffer.unjournaled = 0..buffer.bytes.len();
@@ -169,9 +166,9 @@ impl File {
 }
 
 /// Writes bytes down as the version that an inode is; returns the number of chunks.
-pub(in crate::fs) fn record_chunks(journal: &JournalWriter, ino: u64, bytes: &[u8]) -> u32 {
+pub(in crate::fs) fn record_chunks(tx: &Transaction, ino: u64, bytes: &[u8]) -> u32 {
     for (chunk, part) in bytes.chunks(CHUNK).enumerate() {
-        journal.record_secret(&Key::Pinned(ino, chunk as u32), part);
+        tx.record_secret(&Key::Pinned(ino, chunk as u32), part);
     }
     chunks(bytes.len())
 }

@@ -33,7 +33,7 @@ pub use crate::fs::inode::records::TableGuard;
 pub use node::{ControlFile, ControlText, Dir, DirKind, Node, VersionFile};
 use number::{Numbers, What};
 
-use super::journal::{JournalWriter, Key};
+use super::journal::JournalWriter;
 use super::name::DirPrefix;
 use crate::fs::inode::file::{File, Link, LocalAttr, Stored};
 use crate::fs::journal::tracked::Tracked;
@@ -77,6 +77,8 @@ pub struct Table {
     slots: HashMap<u64, Slot>,
     /// Inodes that were added, removed or changed.
     changed_nodes: Vec<u64>,
+    /// What was removed, until that is written down.
+    removed: Vec<Node>,
     /// Inodes with another lookup count.
     changed_lookups: Vec<u64>,
     numbers: Numbers,
@@ -111,6 +113,7 @@ impl Table {
             journal: JournalWriter::default(),
             slots: HashMap::new(),
             changed_nodes: Vec::new(),
+            removed: Vec::new(),
             changed_lookups: Vec::new(),
             numbers: Numbers::of(vault),
             dirs: Tracked::default(),
@@ -133,9 +136,6 @@ impl Table {
     }
 
     fn insert_slot(&mut self, ino: u64, slot: Slot) {
-        if let Node::File(file) = &slot.node {
-            file.register();
-        }
         self.slots.insert(ino, slot);
         self.changed_nodes.push(ino);
         self.changed_lookups.push(ino);
@@ -143,15 +143,7 @@ impl Table {
 
     fn remove_slot(&mut self, ino: u64) {
         let Some(Slot { node, .. }) = self.slots.remove(&ino) else { return };
-        match &node {
-            Node::File(file) => file.unregister(),
-            Node::Version(version) => {
-                let len = version.object.as_ref().map_or(0, |object| object.content.bytes.len());
-                (0..len.div_ceil(super::journal::CHUNK))
-                    .for_each(|chunk| self.journal.delete(&Key::Pinned(ino, chunk as u32)));
-            }
-            Node::Dir(_) | Node::Control(_) => {}
-        }
+        self.removed.push(node.clone());
         self.numbers.let_go(node);
         self.changed_nodes.push(ino);
     }
@@ -390,7 +382,7 @@ impl Table {
         let mut file = make(self.fresh(What::File(name)), local);
         file.journal = self.journal.clone();
         let file = Arc::new(file);
-        file.state().link = Link::Replaced;
+        file.change_alone().link = Link::Replaced;
         self.insert_slot(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
         file
     }

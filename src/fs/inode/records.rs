@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::file_snapshot::record_chunks;
 use crate::fs::inode::{DirKind, Node, Slot, Table};
-use crate::fs::journal::{Batch, JournalWriter, Key};
+use crate::fs::journal::{CHUNK, JournalWriter, Key, Part, Transaction};
 use crate::vault::{Form, ObjectId, ObjectName, VersionInfo};
 
 /// An inode as it is written down; a file's state has a record of its own.
@@ -49,39 +49,47 @@ impl Table {
     }
 
     /// Writes down what was changed since the last time.
-    fn write_down(&mut self) {
-        let journal = self.journal.clone();
+    fn write_down(&mut self, tx: &Transaction) {
+        for node in std::mem::take(&mut self.removed) {
+            // It may have entered again.
+            if !self.slots.contains_key(&node.ino()) {
+                forget_bytes(&node, tx);
+            }
+        }
         for ino in std::mem::take(&mut self.changed_nodes) {
             match self.slots.get(&ino) {
                 Some(slot) => {
-                    journal.record(&Key::Node(ino), &NodeRecord::of(&slot.node));
-                    if let Node::Version(version) = &slot.node
-                        && let Some(object) = &version.object
-                    {
-                        record_chunks(&journal, ino, object.content.bytes.expose());
+                    tx.record(&Key::Node(ino), &NodeRecord::of(&slot.node));
+                    match &slot.node {
+                        Node::File(file) => file.register(tx),
+                        Node::Version(version) => {
+                            let bytes = version.object.as_ref().map(|object| object.content.bytes.expose());
+                            record_chunks(tx, ino, bytes.unwrap_or_default());
+                        }
+                        Node::Dir(_) | Node::Control(_) => {}
                     }
                 }
                 None => {
-                    journal.delete(&Key::Node(ino));
-                    journal.delete(&Key::Lookups(ino));
+                    tx.delete(&Key::Node(ino));
+                    tx.delete(&Key::Lookups(ino));
                 }
             }
         }
         for ino in std::mem::take(&mut self.changed_lookups) {
             if let Some(slot) = self.slots.get(&ino) {
-                journal.record(&Key::Lookups(ino), &slot.lookups);
+                tx.record(&Key::Lookups(ino), &slot.lookups);
             }
         }
-        self.dirs.write_down(&journal, Key::Dir);
-        self.files.write_down(&journal, Key::Name);
-        self.made.write_down(&journal, Key::Made);
-        self.deferred_deletes.write_down(&journal, Key::DeferredDelete);
-        self.failed_deletes.write_down(&journal, Key::FailedDelete);
-        self.kind_pins.write_down(&journal, Key::KindPin);
-        self.vacated.write_down(&journal, Key::Vacated);
-        self.local.write_down(&journal, Key::Local);
-        self.dir_local.write_down(&journal, Key::DirLocal);
-        self.dir_mtimes.write_down(&journal, Key::DirMtime);
+        self.dirs.write_down(tx, Key::Dir);
+        self.files.write_down(tx, Key::Name);
+        self.made.write_down(tx, Key::Made);
+        self.deferred_deletes.write_down(tx, Key::DeferredDelete);
+        self.failed_deletes.write_down(tx, Key::FailedDelete);
+        self.kind_pins.write_down(tx, Key::KindPin);
+        self.vacated.write_down(tx, Key::Vacated);
+        self.local.write_down(tx, Key::Local);
+        self.dir_local.write_down(tx, Key::DirLocal);
+        self.dir_mtimes.write_down(tx, Key::DirMtime);
     }
 
     /// It is no longer known what else the kernel holds: from now on other numbers are given out
@@ -129,19 +137,37 @@ impl Table {
     }
 }
 
-/// The table, locked. What was changed in it, and in files meanwhile, is written down together when
-/// it is let go of.
+/// Of an inode that has left the table nothing is left.
+fn forget_bytes(node: &Node, tx: &Transaction) {
+    match node {
+        Node::File(file) => file.unregister(tx),
+        Node::Version(version) => {
+            let len = version.object.as_ref().map_or(0, |object| object.content.bytes.len());
+            let chunks = 0..len.div_ceil(CHUNK);
+            chunks.for_each(|chunk| tx.delete(&Key::Pinned(version.ino, chunk as u32)));
+        }
+        Node::Dir(_) | Node::Control(_) => {}
+    }
+}
+
+/// The table, locked. What was changed in it, and in files as a part of its transaction, is
+/// published together before the lock is released: changes of the table build on each other.
 #[derive(Debug)]
 pub struct TableGuard<'a> {
     changed: bool,
-    // Before the lock: it ends first.
-    _batch: Batch,
+    tx: Part<'a>,
     table: MutexGuard<'a, Table>,
 }
 
 impl<'a> TableGuard<'a> {
-    pub(in crate::fs) fn new(table: MutexGuard<'a, Table>) -> Self {
-        Self { changed: false, _batch: table.journal.batch(), table }
+    /// With a transaction of its own.
+    pub(in crate::fs) fn alone(table: MutexGuard<'a, Table>) -> Self {
+        Self { changed: false, tx: Part::Own(table.journal.begin()), table }
+    }
+
+    /// As a part of `tx`, whose end this is.
+    pub(in crate::fs) fn within(table: MutexGuard<'a, Table>, tx: &'a Transaction) -> Self {
+        Self { changed: false, tx: Part::Of(tx), table }
     }
 }
 
@@ -162,8 +188,12 @@ impl DerefMut for TableGuard<'_> {
 
 impl Drop for TableGuard<'_> {
     fn drop(&mut self) {
-        if self.changed {
-            self.table.write_down();
+        if std::thread::panicking() {
+            return;
         }
+        if self.changed {
+            self.table.write_down(&self.tx);
+        }
+        self.tx.publish();
     }
 }

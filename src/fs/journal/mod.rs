@@ -2,11 +2,11 @@
 //!
 //! 1. A [`Journal`] takes records and returns the live ones. Where it keeps them, and how it seals
 //!    secrets, is the caller's business; without one nothing is kept.
-//! 2. Records are written under the lock of their subject, and before the reply that depends on
-//!    them. A *batch* covers one lock, the table's with the files in it: after a crash it is there
-//!    as a whole, or not at all.
-//! 3. A file's lock may be released inside a batch, and its next change be written first. Each
-//!    record therefore has an order, taken under the lock, and a journal drops late ones.
+//! 2. Records are made under the lock of their subject, and published before the reply that depends
+//!    on them. All of a change are in one [`Transaction`], which is passed to what takes part in
+//!    it: after a crash it is there as a whole, or not at all.
+//! 3. A file's lock may be released inside a transaction, and its next change be published first.
+//!    Each record therefore has an order, taken under the lock, and a journal drops late ones.
 //!
 //! The journal's own lock is a leaf. Nothing in here fails: a full journal says so in its status.
 
@@ -15,6 +15,8 @@ pub(in crate::fs) mod tracked;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -143,11 +145,6 @@ impl Key {
 /// Chunk size of values, so that a small write seals a small record.
 pub(super) const CHUNK: usize = 64 << 10;
 
-thread_local! {
-    /// The batch of this thread: its depth and its records.
-    static BATCH: RefCell<(usize, Vec<Record>)> = const { RefCell::new((0, Vec::new())) };
-}
-
 /// Writes records; cheap to clone. Without a journal it does nothing.
 #[derive(Debug, Clone, Default)]
 pub(super) struct JournalWriter(Option<Arc<WriterInner>>);
@@ -172,15 +169,42 @@ impl JournalWriter {
         self.0.as_ref().map(|inner| inner.journal.status())
     }
 
+    /// A change of one record.
     pub fn record(&self, key: &Key, value: &impl Serialize) {
-        if self.is_enabled() {
+        self.begin().record(key, value);
+    }
+
+    /// The same: the slot is empty from now on.
+    pub fn delete(&self, key: &Key) {
+        self.begin().delete(key);
+    }
+
+    /// A change of several records.
+    pub fn begin(&self) -> Transaction {
+        Transaction { journal: self.clone(), records: RefCell::default(), _thread: PhantomData }
+    }
+}
+
+/// The records of one change. They are published together: by the guard of the table's lock, if the
+/// change takes that; else at its end. It stays on its thread, so that it cannot be held across an
+/// await. A panic publishes nothing of it.
+#[derive(Debug)]
+pub struct Transaction {
+    journal: JournalWriter,
+    records: RefCell<Vec<Record>>,
+    _thread: PhantomData<*const ()>,
+}
+
+impl Transaction {
+    pub(super) fn record(&self, key: &Key, value: &impl Serialize) {
+        if self.journal.is_enabled() {
             self.record_encoded(key, postcard::to_allocvec(value));
         }
     }
 
     /// The same for an encoded value. If encoding failed the slot is missed, which status reports:
     /// a request must not end the worker.
-    pub fn record_encoded(&self, key: &Key, bytes: postcard::Result<Vec<u8>>) {
+    pub(super) fn record_encoded(&self, key: &Key, bytes: postcard::Result<Vec<u8>>) {
         match bytes {
             Ok(bytes) => self.write(key, Some(Value::Plain(bytes))),
             Err(e) => self.miss(key, &e),
@@ -188,68 +212,65 @@ impl JournalWriter {
     }
 
     /// A chunk of a value.
-    pub fn record_secret(&self, key: &Key, bytes: &[u8]) {
-        if self.is_enabled() {
+    pub(super) fn record_secret(&self, key: &Key, bytes: &[u8]) {
+        if self.journal.is_enabled() {
             self.write(key, Some(Value::Secret(SecretBytes::from(bytes))));
         }
     }
 
-    pub fn delete(&self, key: &Key) {
+    pub(super) fn delete(&self, key: &Key) {
         self.write(key, None);
     }
 
     fn write(&self, key: &Key, value: Option<Value>) {
-        let Some(inner) = &self.0 else { return };
-        let slot = match postcard::to_allocvec(key) {
-            Ok(slot) => slot,
-            Err(e) => return self.miss(key, &e),
-        };
-        let order = inner.order.fetch_add(1, Ordering::Relaxed);
-        let record = Record { slot, order, value };
-        let now = BATCH.with_borrow_mut(|(depth, records)| {
-            if *depth == 0 {
-                return Some(record);
+        let Some(inner) = &self.journal.0 else { return };
+        match postcard::to_allocvec(key) {
+            Ok(slot) => {
+                let order = inner.order.fetch_add(1, Ordering::Relaxed);
+                self.records.borrow_mut().push(Record { slot, order, value });
             }
-            records.push(record);
-            None
-        });
-        if let Some(record) = now {
-            inner.journal.commit(vec![record]);
+            Err(e) => self.miss(key, &e),
         }
     }
 
     fn miss(&self, key: &Key, e: &postcard::Error) {
         tracing::error!(?key, "a part of the mount's state cannot be written down: {e}");
-        if let Some(inner) = &self.0 {
+        if let Some(inner) = &self.journal.0 {
             inner.journal.missed(postcard::to_allocvec(key).unwrap_or_default(), e.to_string());
         }
     }
 
-    /// Collects the records of this thread, until the last of the nested batches ends.
-    pub fn batch(&self) -> Batch {
-        if self.is_enabled() {
-            BATCH.with_borrow_mut(|(depth, _)| *depth += 1);
+    /// Publishes what there is until now.
+    pub(super) fn publish(&self) {
+        let records = self.records.take();
+        if let Some(inner) = self.journal.0.as_ref().filter(|_| !records.is_empty()) {
+            inner.journal.commit(records);
         }
-        Batch { writer: self.clone(), _thread: std::marker::PhantomData }
     }
 }
 
-/// See [`JournalWriter::batch`]. Bound to its thread.
-#[derive(Debug)]
-pub(super) struct Batch {
-    writer: JournalWriter,
-    _thread: std::marker::PhantomData<*const ()>,
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.publish();
+        }
+    }
 }
 
-impl Drop for Batch {
-    fn drop(&mut self) {
-        let Some(inner) = &self.writer.0 else { return };
-        let records = BATCH.with_borrow_mut(|(depth, records)| {
-            *depth -= 1;
-            if *depth == 0 { std::mem::take(records) } else { Vec::new() }
-        });
-        if !records.is_empty() {
-            inner.journal.commit(records);
+/// The transaction of a lock's guard: its own, or one that other locks take part in.
+#[derive(Debug)]
+pub(super) enum Part<'t> {
+    Own(Transaction),
+    Of(&'t Transaction),
+}
+
+impl Deref for Part<'_> {
+    type Target = Transaction;
+
+    fn deref(&self) -> &Transaction {
+        match self {
+            Self::Own(tx) => tx,
+            Self::Of(tx) => tx,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Deref;
 
 use serde::Serialize;
 
-use crate::fs::journal::{JournalWriter, Key};
+use crate::fs::journal::{Key, Transaction};
 
 /// A collection, and what was changed in it since it was last written down.
 #[derive(Debug)]
@@ -130,11 +130,11 @@ impl<C: Collection> Tracked<C> {
     }
 
     /// Writes down what was changed.
-    pub(in crate::fs) fn write_down(&mut self, journal: &JournalWriter, name: impl Fn(C::Key) -> Key) {
+    pub(in crate::fs) fn write_down(&mut self, tx: &Transaction, name: impl Fn(C::Key) -> Key) {
         for key in self.changed.drain(..) {
             match self.all.value(&key) {
-                Some(value) => journal.record(&name(key), value),
-                None => journal.delete(&name(key)),
+                Some(value) => tx.record(&name(key), value),
+                None => tx.delete(&name(key)),
             }
         }
     }

@@ -243,7 +243,7 @@ impl FileSystem {
         match node {
             Node::File(file) => {
                 let (name, local, shows) = {
-                    let mut state = file.state();
+                    let mut state = file.change_alone();
                     let state = &mut *state;
                     let version = state.stored.as_ref().map(|s| s.version.clone());
                     let local = &mut state.local;

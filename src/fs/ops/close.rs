@@ -44,7 +44,7 @@ impl FileSystem {
             return Step::Ready(Err(refused));
         }
         let (is_dirty, is_its_own, conflict) = {
-            let mut state = file.state();
+            let mut state = file.change_alone();
             state.store_made();
             let is_its_own = state.buffer.as_ref().is_some_and(|b| b.writers.may_have_written(handle.fh));
             (state.is_dirty(), is_its_own, state.failure.as_ref().map(|failure| failure.conflict))
@@ -83,7 +83,7 @@ impl FileSystem {
     /// Closes one handle of the file, which may have been a writer's.
     pub(in crate::fs) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> Step<()> {
         let unsaved = {
-            let mut state = file.state();
+            let mut state = file.change_alone();
             state.opens -= 1;
             let writer = state.writers.remove(&fh);
             state.forget_closed();

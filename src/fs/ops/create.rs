@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use crate::fs::inode::file::{File, Link, Persistence};
+use crate::fs::inode::file::{File, FileState, Link, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix, Refused};
@@ -69,7 +69,7 @@ impl FileSystem {
             return Err(e).into();
         }
         self.record_intent(Intent::Make);
-        let file = self.new_file(&under, &name, create, persistence);
+        let file = self.new_file(&under, &name, create, persistence, |_| ());
         let entry = self.own_entry(&file);
         let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
         opened.inspect(|_| self.write_down(file.ino, "create", caller)).map(|opened| (entry, opened)).into()
@@ -132,28 +132,33 @@ impl FileSystem {
         Ok(name)
     }
 
+    /// A new file under a name that shows nothing. `fill` completes its state, as a part of the
+    /// same change.
     pub(in crate::fs) fn new_file(
         &self,
         under: &DirPrefix,
         name: &ObjectName,
         create: Create,
         persistence: Persistence,
+        fill: impl FnOnce(&mut FileState),
     ) -> Arc<File> {
         let now = self.env.wall();
-        let mut table = self.table();
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
         table.unpin(name);
         table.file_made(under, name);
         // Where an object is hidden, the new file is a change of it.
         let base = table.reuse(name);
         let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
         {
-            let mut state = file.state();
+            let mut state = file.change(&tx);
             state.local.mode = Some(self.new_mode(create.mode, create.umask));
             table.give(&mut state.local, under);
             state.persistence = persistence;
             state.stored = base;
             state.exclusive = create.flags & libc::O_EXCL != 0;
             state.buffer(&[], now).changed(WriteOrigin::Opening, now);
+            fill(&mut state);
             *table.local(name) = state.local.clone();
         }
         table.names_changed_in(under, now);

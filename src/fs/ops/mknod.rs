@@ -56,7 +56,7 @@ impl FileSystem {
                         fs.may_create(&name)?;
                     }
                     fs.record_intent(Intent::Make);
-                    let file = fs.new_file(&under, &name, create, persistence);
+                    let file = fs.new_file(&under, &name, create, persistence, |_| ());
                     fs.promote_later(&file);
                     Ok(fs.own_entry(&file))
                 }
@@ -69,11 +69,12 @@ impl FileSystem {
     fn put_special(&self, under: &DirPrefix, name: &ObjectName, kind: FileKind, mode: u32) -> Entry {
         let now = self.env.wall();
         self.record_intent(Intent::Make);
-        let mut table = self.table();
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
         table.unpin(name);
         let file = table.put_file(name, |ino, local| File::special(ino, name.clone(), local, kind));
         {
-            let mut state = file.state();
+            let mut state = file.change(&tx);
             state.persistence = Persistence::Scratch;
             state.local.mode = Some(mode);
             table.give(&mut state.local, under);
@@ -158,7 +159,7 @@ impl FileSystem {
         (under, name): (&DirPrefix, &ObjectName),
     ) -> Result<Arc<File>> {
         let closes = {
-            let mut state = source.state();
+            let mut state = source.change_alone();
             state.store_made();
             let written = state.buffer.as_ref().is_some_and(|buffer| buffer.written);
             // No handle writes to it: its last close may be in flight.
@@ -182,21 +183,14 @@ impl FileSystem {
         };
         self.may_create(name)?;
         self.record_intent(Intent::Make);
-        // All of it, or nothing, is there after a crash.
-        let _batch = self.env.journal().batch();
         let mode = local.mode.unwrap_or(self.env.options().file_mode);
         let create = Create { mode, umask: 0, flags: libc::O_EXCL };
-        let copy = self.new_file(under, name, create, Persistence::Vault);
-        let mut table = self.table();
-        let mut state = copy.state();
-        state.local = LocalAttr { mtime: None, ..local };
-        *table.local(name) = state.local.clone();
-        let buffer = state.buffer(&[], self.env.wall());
-        buffer.write_at(0, bytes.expose());
-        buffer.changed(WriteOrigin::Unattributed, self.env.wall());
-        drop(state);
-        drop(table);
-        Ok(copy)
+        Ok(self.new_file(under, name, create, Persistence::Vault, |state| {
+            state.local = LocalAttr { mtime: None, ..local };
+            let buffer = state.buffer(&[], self.env.wall());
+            buffer.write_at(0, bytes.expose());
+            buffer.changed(WriteOrigin::Unattributed, self.env.wall());
+        }))
     }
 
     /// Takes one of several names from a FIFO or socket; false if `component` is its only one.
@@ -210,7 +204,8 @@ impl FileSystem {
             return Ok(false);
         }
         let name = self.name_to_create("unlink", under, component)?;
-        let mut table = self.table();
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
         let others = table.files_under("").filter(|(other, at)| at.ino == file.ino && **other != name);
         let Some(other) = others.map(|(other, _)| other.clone()).next() else { return Ok(false) };
         self.record_intent(Intent::Unlink { ino: file.ino });
@@ -218,7 +213,7 @@ impl FileSystem {
             // Done before a crash.
             return Ok(true);
         }
-        file.state().name = other;
+        file.change(&tx).name = other;
         table.unpoint(&name, file.ino);
         self.note_change(&mut table, under);
         Ok(true)

@@ -328,7 +328,7 @@ impl FileSystem {
     /// step: the RELEASE of another handle comes at any time, and frees bytes that no handle has
     /// open.
     pub(super) fn open_now(&self, file: &Arc<File>, writes: bool, caller: Caller) -> Option<Opened> {
-        let mut state = file.state();
+        let mut state = file.change_alone();
         if state.buffer.is_none()
             && state.pinned.is_none()
             && let Some(stored) = &state.stored

@@ -238,7 +238,7 @@ impl FileSystem {
 
     fn read_now(&self, file: &File, offset: u64, size: u32) -> Option<Slice> {
         file.mark_kernel_cached();
-        let mut state = file.state();
+        let mut state = file.change_alone();
         if let Some(buffer) = &state.buffer {
             return Some(Slice::copied(buffer.bytes.expose(), offset, size));
         }
@@ -268,7 +268,7 @@ impl FileSystem {
             }
         };
         let object = self.version_again(call, &name, &stored).await?;
-        let mut state = file.state();
+        let mut state = file.change_alone();
         if state.stored.as_ref().is_some_and(|s| s.version == stored.version && s.id == stored.id) {
             state.pinned = Some(object.clone());
         }

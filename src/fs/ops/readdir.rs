@@ -185,19 +185,19 @@ impl FileSystem {
     pub fn note_listing(&self, ino: u64, listing: &Listing) {
         if self.env.journal().is_enabled() {
             listing.note(|note| {
-                let _batch = self.env.journal().batch();
-                note.obsolete.for_each(|part| self.env.journal().delete(&Key::ListingPart(ino, part)));
-                self.env.journal().record(&Key::ListingPart(ino, note.part), &note.entries);
-                self.env.journal().record(&Key::Listing(ino), &note.head);
+                let tx = self.env.journal().begin();
+                note.obsolete.for_each(|part| tx.delete(&Key::ListingPart(ino, part)));
+                tx.record(&Key::ListingPart(ino, note.part), &note.entries);
+                tx.record(&Key::Listing(ino), &note.head);
             });
         }
     }
 
     /// No reader resumes this listing.
     fn unnote_listing(&self, ino: u64, parts: u32) {
-        let _batch = self.env.journal().batch();
-        (0..parts).for_each(|part| self.env.journal().delete(&Key::ListingPart(ino, part)));
-        self.env.journal().delete(&Key::Listing(ino));
+        let tx = self.env.journal().begin();
+        (0..parts).for_each(|part| tx.delete(&Key::ListingPart(ino, part)));
+        tx.delete(&Key::Listing(ino));
     }
 
     fn is_known(&self, dir: &Dir) -> bool {

@@ -193,7 +193,7 @@ impl FileSystem {
         let _permit = self.among_stores(call).await?;
         let stored = self.store(source, job, call).await;
         if stored.as_ref().is_err_and(|e| !e.maybe_applied) {
-            source.state().forget_sent(&job.name);
+            source.change_alone().forget_sent(&job.name);
         }
         stored
     }
@@ -215,7 +215,7 @@ impl FileSystem {
             && gone.kind == ErrorKind::NotFound
         {
             // The worker that died had done all of it, and the new name was deleted after that.
-            source.state().forget_sent(name);
+            source.change_alone().forget_sent(name);
             self.env.cache().deleted(old_name);
             return Ok(());
         }
@@ -237,7 +237,7 @@ impl FileSystem {
         let base = target
             .or_else(|| self.table().deferred_deletes.get(&goal.name).map(|hidden| hidden.stored.clone()));
         let now = self.env.wall();
-        let mut state = source.state();
+        let mut state = source.change_alone();
         state.buffer_of_stored(now)?;
         let buffer = state.buffer.as_ref()?;
         let sent = state.sent(&goal.name).cloned();
@@ -265,13 +265,12 @@ impl FileSystem {
         stored: Option<(&Job, Saved)>,
     ) {
         let now = self.env.wall();
-        // All of it, or nothing, is there after a crash.
-        let _batch = self.env.journal().batch();
-        let mut table = self.table();
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
         table.unpoint(old_name, source.ino);
         table.unpin(old_name);
         if let Some(target) = &goal.target {
-            let mut state = target.state();
+            let mut state = target.change(&tx);
             state.link = Link::Unlinked;
             state.release();
             self.account_room(&mut state);
@@ -287,7 +286,7 @@ impl FileSystem {
             _ => None,
         });
         let object = {
-            let mut state = source.state();
+            let mut state = source.change(&tx);
             // A new name is no new content. What is stored under it has the vault's time, like any
             // save.
             let mtime = state.set_mtime().or(stored.is_none().then(|| state.mtime()));
@@ -306,28 +305,30 @@ impl FileSystem {
         };
         match goal.persistence {
             Persistence::Vault => {
-                table.detach(old_name, source);
+                table.detach(&tx, old_name, source);
                 if let (Some(since), Some(stored)) = (goal.hides, object) {
                     let hidden = DeferredDelete { stored, backup: None, reused: false, since };
                     table.deferred_deletes.insert(old_name.clone(), hidden);
                 }
             }
             Persistence::Provisional => {
-                table.hide(old_name, object, source, goal.target.as_deref(), self.env.now());
+                let over = goal.target.as_deref();
+                table.hide(&tx, (old_name, object), source, over, self.env.now());
             }
             Persistence::Scratch | Persistence::Made => {}
         }
-        goal.target.iter().for_each(|target| table.forget_backup(target));
+        goal.target.iter().for_each(|target| table.forget_backup(&tx, target));
         table.point(&goal.name, source.ino);
         table.file_made(&goal.under, &goal.name);
         if let Some(target) = &goal.target {
             table.drop_unheld(target.ino);
         }
         [from_dir, &goal.under].into_iter().for_each(|dir| table.names_changed_in(dir, now));
+        let stored = stored.map(|(job, saved)| (job, self.stored_in(&tx, &mut table, source, job, saved)));
+        table.drop_unheld(source.ino);
         drop(table);
-        if let Some((job, saved)) = stored {
-            self.committed(source, job, saved);
+        if let Some((job, shows)) = stored {
+            self.after_stored(&job.name, shows);
         }
-        self.table().drop_unheld(source.ino);
     }
 }

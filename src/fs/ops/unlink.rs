@@ -90,16 +90,17 @@ impl FileSystem {
             }
         }
         failpoint::point("deleted");
-        let mut table = self.table();
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
         {
-            let mut state = file.state();
+            let mut state = file.change(&tx);
             state.link = Link::Unlinked;
             state.release();
             self.account_room(&mut state);
         }
         table.unpoint(&name, file.ino);
         table.unpin(&name);
-        table.detach(&name, file);
+        table.detach(&tx, &name, file);
         table.names_changed_in(under, self.env.wall());
         table.drop_unheld(file.ino);
         Ok(())

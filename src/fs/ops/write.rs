@@ -28,7 +28,7 @@ impl FileSystem {
     fn write_as(&self, origin: WriteOrigin, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let Held::File { file, writer: Some(_) } = &handle.held else { return Err(Errno::EBADF) };
-        let mut state = file.state();
+        let mut state = file.change_alone();
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
         if end > self.env.options().max_size {
             state.write_error = Some(Errno::EFBIG);
@@ -137,7 +137,7 @@ impl FileSystem {
         size: u64,
         origin: WriteOrigin,
     ) -> Option<Result<()>> {
-        let mut state = file.state();
+        let mut state = file.change_alone();
         if size > self.env.options().max_size {
             return Some(Err(self.too_big(state.name.as_str())));
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::fs::FileSystem;
 use crate::fs::inode::DirKind;
 use crate::fs::inode::file::{File, Link, Stored};
+use crate::fs::journal::Transaction;
 use crate::fs::name::{DirPrefix, Rest};
 use crate::fs::types::errno::{Errno, Result};
 use crate::vault::{Object, ObjectName};
@@ -17,7 +18,8 @@ impl FileSystem {
     /// inode than `over` by now, or one with bytes that the vault does not have.
     pub(in crate::fs) fn show(&self, fresh: &Arc<File>, over: Option<u64>) -> Result<()> {
         let name = fresh.state().name.clone();
-        let mut table = self.table();
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
         if fresh.state().stored.is_none() {
             // Not looked up yet: the first lookup decides whether the name is a file or a
             // directory.
@@ -34,9 +36,9 @@ impl FileSystem {
                 // Saved since the rename was ordered.
                 return Err(Errno::EBUSY);
             }
-            self.replace(old)?;
+            self.replace(&tx, old)?;
         }
-        fresh.state().link = Link::Current;
+        fresh.change(&tx).link = Link::Current;
         table.point(&name, fresh.ino);
         match old {
             Some(old) => table.drop_unheld(old.ino),
@@ -48,10 +50,11 @@ impl FileSystem {
     /// The helper's unlink: the name of `file` shows nothing from now on.
     pub(in crate::fs) fn show_nothing(&self, file: &Arc<File>) -> Result<()> {
         let name = file.state().name.clone();
-        let mut table = self.table();
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
         match table.file(&name) {
             Some(shown) if shown.ino != file.ino || self.is_newest(&shown) => return Err(Errno::EBUSY),
-            Some(shown) => self.replace(&shown)?,
+            Some(shown) => self.replace(&tx, &shown)?,
             None => {}
         }
         table.unpoint(&name, file.ino);
@@ -61,8 +64,8 @@ impl FileSystem {
     }
 
     /// Detaches a file from its name.
-    fn replace(&self, old: &File) -> Result<()> {
-        let mut state = old.state();
+    fn replace(&self, tx: &Transaction, old: &File) -> Result<()> {
+        let mut state = old.change(tx);
         if state.is_dirty() || state.is_only_here() || old.commit_lock.available_permits() == 0 {
             return Err(Errno::EBUSY);
         }
@@ -85,12 +88,17 @@ impl FileSystem {
 
     /// `--in-place`: the inode shows another version from now on. False if it has bytes that the
     /// vault does not have.
-    pub(in crate::fs) fn become_version(&self, file: &Arc<File>, object: &Arc<Object>) -> bool {
+    pub(in crate::fs) fn become_version(
+        &self,
+        tx: &Transaction,
+        file: &Arc<File>,
+        object: &Arc<Object>,
+    ) -> bool {
         {
             if self.is_newest(file) {
                 return false;
             }
-            let mut state = file.state();
+            let mut state = file.change(tx);
             if state.is_dirty() || state.is_only_here() || file.commit_lock.available_permits() == 0 {
                 return false;
             }

@@ -345,7 +345,9 @@ impl FileSystem {
             (true, Why::Repoint) => Some(rename(used.clone())),
             (true, _) if self.env.options().in_place => Some(HelperOp::Touch { file: used.clone() }),
             (false, _) if self.env.options().in_place => {
-                self.become_version(used, &object).then(|| HelperOp::Touch { file: used.clone() })
+                let tx = self.env.journal().begin();
+                let _table = self.table_in(&tx);
+                self.become_version(&tx, used, &object).then(|| HelperOp::Touch { file: used.clone() })
             }
             _ => {
                 let mut table = self.table();
@@ -397,7 +399,7 @@ impl FileSystem {
                     self.forget_emptied(&**kernel, &way);
                 }
                 if let Some(file) = file {
-                    file.state().pending_notify = None;
+                    file.change_alone().pending_notify = None;
                 }
                 Propagated::Done
             }

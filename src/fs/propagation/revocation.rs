@@ -64,7 +64,7 @@ impl FileSystem {
 
     fn take_bytes(&self, file: &Arc<File>) {
         let shown = {
-            let mut state = file.state();
+            let mut state = file.change_alone();
             if !state.may_be_taken_away() {
                 return;
             }

@@ -207,12 +207,10 @@ impl FileSystem {
             .collect();
         crash_records.charged = there.len();
         quarantine::charge(crash_records.of.values_mut(), ending);
-        let batch = self.env.journal().batch();
+        let tx = self.env.journal().begin();
         for id in there {
-            self.env.journal().record(&Key::CrashRecord(id), &crash_records.of[&id]);
+            tx.record(&Key::CrashRecord(id), &crash_records.of[&id]);
         }
-        drop(crash_records);
-        drop(batch);
     }
 
     fn last_ending(&self) -> quarantine::Ending {

@@ -262,7 +262,7 @@ impl FileSystem {
             },
             HeldRecord::File(ino, writer) => match node(ino)? {
                 Node::File(file) => {
-                    let mut state = file.state();
+                    let mut state = file.change_alone();
                     state.opens += 1;
                     if writer.is_some() {
                         state.add_writer(fh);
@@ -338,7 +338,7 @@ impl FileSystem {
     fn mark_unsaved_incomplete(&self) {
         let files: Vec<Arc<File>> = self.table().all_files().collect();
         for file in files {
-            let mut state = file.state();
+            let mut state = file.change_alone();
             let Some(generation) = state.buffer.as_ref().map(|buffer| buffer.generation) else { continue };
             if !state.is_dirty() {
                 continue;
@@ -366,7 +366,7 @@ impl FileSystem {
         let mut failures = 0;
         let moving: Vec<u64> = self.intents().values().filter_map(Intent::moves).collect();
         for file in files {
-            let mut state = file.state();
+            let mut state = file.change_alone();
             failures = failures.max(state.failure.as_ref().map_or(0, |failure| failure.number));
             state.forget_closed();
             let left_alone = state.writers.is_empty();

@@ -26,6 +26,7 @@ use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, Persistence, Stored};
 use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::inode::{DeferredDelete, Node, Table};
+use crate::fs::journal::Transaction;
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::types::errno::Result;
@@ -91,18 +92,18 @@ impl Table {
 
     /// `file` lost the name `name`. Without a reusing file the object is hidden only; with its
     /// backup the hidden object is deleted, too.
-    pub(in crate::fs) fn detach(&mut self, name: &ObjectName, file: &File) {
+    pub(in crate::fs) fn detach(&mut self, tx: &Transaction, name: &ObjectName, file: &File) {
         self.cancel_reuse(name);
-        self.forget_backup(file);
+        self.forget_backup(tx, file);
     }
 
     /// `file` is no backup any more: its bytes are stored or gone.
-    pub(in crate::fs) fn forget_backup(&mut self, file: &File) {
+    pub(in crate::fs) fn forget_backup(&mut self, tx: &Transaction, file: &File) {
         if let Some((origin, _)) = self.deferred_by(file) {
             self.deferred_deletes.remove(&origin);
             self.names_changed();
         }
-        file.state().origin = None;
+        file.change(tx).origin = None;
     }
 
     /// The object that is hidden because this file, its backup, was moved away.
@@ -124,8 +125,8 @@ impl Table {
     /// hidden from now on; one that was reused by `file` is hidden again, behind its backup.
     pub(in crate::fs) fn hide(
         &mut self,
-        name: &ObjectName,
-        object: Option<Stored>,
+        tx: &Transaction,
+        (name, object): (&ObjectName, Option<Stored>),
         file: &File,
         target: Option<&File>,
         since: Instant,
@@ -136,12 +137,12 @@ impl Table {
             hidden.reused = false;
             if over.is_some() && hidden.backup == over {
                 hidden.backup = Some(file.ino);
-                file.state().origin = Some(name.clone());
+                file.change(tx).origin = Some(name.clone());
             }
         } else if let Some(stored) = object {
             let hidden = DeferredDelete { stored, backup: Some(file.ino), reused: false, since };
             self.deferred_deletes.insert(name.clone(), hidden);
-            file.state().origin = Some(name.clone());
+            file.change(tx).origin = Some(name.clone());
         }
     }
 }
@@ -221,7 +222,7 @@ impl FileSystem {
         };
         let Some((0, _)) = waits(file) else { return };
         let (fs, file) = (self.clone(), file.clone());
-        let seen = file.state().idle_since(self.env.now());
+        let seen = file.change_alone().idle_since(self.env.now());
         self.env.spawn(async move {
             loop {
                 tokio::time::sleep(PROMOTE_AFTER).await;
@@ -273,8 +274,9 @@ impl FileSystem {
 
     async fn promote_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
         {
-            let mut table = self.table();
-            let mut state = file.state();
+            let tx = self.env.journal().begin();
+            let mut table = self.table_in(&tx);
+            let mut state = file.change(&tx);
             state.persistence = Persistence::Vault;
             if state.stored.is_none() {
                 state.stored = table.reuse(&state.name);
@@ -302,7 +304,8 @@ impl FileSystem {
                 self.delete_without(file, name);
             }
         }
-        self.table().forget_backup(file);
+        let tx = self.env.journal().begin();
+        self.table_in(&tx).forget_backup(&tx, file);
     }
 
     /// The object hidden under `name` is deleted later; its backup is an ordinary file from now on.

@@ -21,7 +21,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::failpoint;
 use crate::fs::FileSystem;
+use crate::fs::inode::Table;
 use crate::fs::inode::file::{File, FileState, Link, Stored};
+use crate::fs::journal::Transaction;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
 use crate::fs::writeback::outcome::{After, Outcome, Saved, Sent, deleted, unknown};
@@ -158,6 +160,15 @@ fn is_refused(attempt: Option<&After>, next: &Next) -> bool {
     }
 }
 
+/// What a name shows after a commit of its file.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::fs) struct Shows {
+    /// Another one's version.
+    superseded: bool,
+    /// Another inode than before.
+    moved: bool,
+}
+
 impl FileSystem {
     /// Stores what the file's buffer holds now. Succeeds if the vault has it, even if stored by
     /// another client.
@@ -268,7 +279,7 @@ impl FileSystem {
             };
             let (name, generation, key) = (job.name.clone(), job.generation, job.idempotency_key);
             let sent = Sent { name, generation, after, key };
-            file.state().note_sent(sent.clone());
+            file.change_alone().note_sent(sent.clone());
             let made = self.send(&sent.after, job, &content, call).await;
             self.note_save(job, Change::of(&sent.after), made.as_ref().err());
             let e = match made {
@@ -407,12 +418,28 @@ impl FileSystem {
     }
 
     /// The file is what was stored, now.
-    pub(in crate::fs) fn committed(&self, file: &Arc<File>, job: &Job, saved: Saved) {
+    fn committed(&self, file: &Arc<File>, job: &Job, saved: Saved) {
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
+        let shows = self.stored_in(&tx, &mut table, file, job, saved);
+        drop(table);
+        self.after_stored(&job.name, shows);
+    }
+
+    /// The same as a part of another change; [`FileSystem::after_stored`] is due when that is
+    /// published.
+    pub(in crate::fs) fn stored_in(
+        &self,
+        tx: &Transaction,
+        table: &mut Table,
+        file: &Arc<File>,
+        job: &Job,
+        saved: Saved,
+    ) -> Shows {
         let Saved { object, superseded } = saved;
         let normalised = object.content.bytes.expose() != job.bytes.expose();
-        let mut table = self.table();
         let other = table.file(&job.name).filter(|other| other.ino != file.ino);
-        let mut state = file.state();
+        let mut state = file.change(tx);
         state.times_of_stored(&object.meta, job.waited_for);
         *table.local(&job.name) = state.local.clone();
         state.stored = Some(Stored::of(&object));
@@ -453,19 +480,22 @@ impl FileSystem {
         };
         if let Some(other) = other.filter(gives_way) {
             {
-                let mut state = other.state();
+                let mut state = other.change(tx);
                 self.keep_bytes(&mut state);
                 state.link = Link::Replaced;
             }
             table.unpoint(&job.name, other.ino);
             table.drop_unheld(other.ino);
         }
-        drop(table);
-        if superseded {
-            self.env.cache().superseded(&job.name);
+        Shows { superseded, moved }
+    }
+
+    pub(in crate::fs) fn after_stored(&self, name: &ObjectName, shows: Shows) {
+        if shows.superseded {
+            self.env.cache().superseded(name);
         }
-        if moved || superseded {
-            self.repoint(&job.name);
+        if shows.moved || shows.superseded {
+            self.repoint(name);
         }
     }
 
@@ -481,7 +511,7 @@ impl FileSystem {
         if let Outcome::Made(saved) =
             self.outcome_of(&job, Some(&sent), &content, call).await.map_err(failed)?
         {
-            file.state().stored = Some(Stored::of(&saved.object));
+            file.change_alone().stored = Some(Stored::of(&saved.object));
         }
         Ok(())
     }

@@ -36,7 +36,7 @@ impl FileSystem {
                 self.failures.fetch_add(1, Ordering::Relaxed) + 1
             }
         };
-        let mut state = file.state();
+        let mut state = file.change_alone();
         if !e.maybe_applied {
             state.forget_sent(&job.name);
         }
@@ -57,7 +57,7 @@ impl FileSystem {
     pub(in crate::fs) async fn retry(self: Arc<Self>, file: Arc<File>) {
         let mut pause = FIRST_RETRY;
         loop {
-            file.state().retrying = Some(self.env.now() + pause);
+            file.change_alone().retrying = Some(self.env.now() + pause);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.last_pause(&file));
             let call = Call::background(self.env.now() + self.env.options().timeout);
@@ -67,7 +67,7 @@ impl FileSystem {
                 break;
             }
         }
-        file.state().retrying = None;
+        file.change_alone().retrying = None;
         self.table().drop_unheld(file.ino);
     }
 
@@ -82,7 +82,7 @@ impl FileSystem {
 
     /// Marks a failed commit as a conflict with a newer version: background retries end.
     pub(in crate::fs) fn conflict(&self, file: &File) {
-        let mut state = file.state();
+        let mut state = file.change_alone();
         let name = state.name.clone();
         if let Some(failure) = &mut state.failure {
             failure.conflict = true;

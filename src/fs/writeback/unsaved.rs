@@ -45,8 +45,9 @@ impl FileSystem {
 
     /// Lets go of a buffer and its inode: the next look at the name finds what the vault has.
     pub(in crate::fs) fn give_up(&self, file: &File) -> ObjectName {
-        let mut table = self.table();
-        let mut state = file.state();
+        let tx = self.env.journal().begin();
+        let mut table = self.table_in(&tx);
+        let mut state = file.change(&tx);
         let name = state.name.clone();
         state.link = Link::Unlinked;
         state.failure = None;
@@ -54,7 +55,7 @@ impl FileSystem {
         self.account_room(&mut state);
         drop(state);
         table.unpoint(&name, file.ino);
-        table.detach(&name, file);
+        table.detach(&tx, &name, file);
         table.drop_unheld(file.ino);
         name
     }
