@@ -407,7 +407,7 @@ fn killed_between_any_two_lines_of_a_publish_each_operation_happens_once() {
         fragile.at(point, || fs::rename(path("a"), path("f"))).unwrap();
         assert_eq!(fs::read(path("f")).unwrap(), b"over", "{point}");
         assert_eq!(fragile.mount.versions("f"), [1, 2, 3], "{point}");
-        fragile.at(point, || fs::remove_file(path("f"))).unwrap();
+        fragile.at(point, || fragile.mount.sh("rm f"));
         fragile.at(point, || fs::rename(path("dir"), path("moved"))).unwrap();
         let mut names: Vec<_> =
             fs::read_dir(fragile.mount.mnt()).unwrap().map(|entry| entry.unwrap().file_name()).collect();

@@ -361,3 +361,25 @@ impl Journal for MemoryJournal {
         self.memory().refused = records;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_one_commit_and_a_panic_publishes_nothing_of_it() {
+        let journal = Arc::new(MemoryJournal::default());
+        let writer = JournalWriter::new(journal.clone());
+        let change = |panics: bool| {
+            let tx = writer.begin();
+            tx.record(&Key::Salt, &1_u64);
+            tx.record_secret(&Key::Buffer(2, 0), b"secret");
+            assert!(!panics, "in the middle of it");
+            tx.delete(&Key::Salt);
+        };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(true))).unwrap_err();
+        assert_eq!((journal.memory().commits, journal.load().len()), (0, 0));
+        change(false);
+        assert_eq!((journal.memory().commits, journal.load().len()), (1, 1));
+    }
+}
