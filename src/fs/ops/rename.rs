@@ -312,8 +312,7 @@ impl FileSystem {
                 }
             }
             Persistence::Provisional => {
-                let over = goal.target.as_deref();
-                table.hide(&tx, (old_name, object), source, over, self.env.now());
+                table.hide(&tx, (old_name, object), source, goal.target.as_deref(), self.env.now());
             }
             Persistence::Scratch | Persistence::Made => {}
         }
