@@ -216,7 +216,15 @@ fn end_load(
         assert_eq!(fs::read(mount.path(name)).unwrap(), value(*turn), "{name}: the last save");
         // What was there before the first turn is a version, too.
         let before = u64::from(["moved", "vim"].contains(name));
-        assert_eq!(mount.versions(name).len() as u64, turn + before, "{name}: one save, one version");
+        let versions = mount.versions(name);
+        let mut known = HashMap::new();
+        let number = |n: &u64| number_of(&fs::read(mount.path(format!(".versions/{name}/{n}"))).unwrap());
+        let mut again = Vec::new();
+        for n in &versions {
+            again.extend(known.insert(number(n), *n).map(|first| (first, *n)));
+        }
+        assert_eq!(again, [], "{name}: these versions are one save");
+        assert_eq!(versions.len() as u64, turn + before, "{name}: one save, one version");
     }
     let slowest = load.slowest_read.load(Ordering::SeqCst) / deaths.max(1);
     let disk = load.slowest_sync.load(Ordering::SeqCst);

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use crate::server::store::StoreError;
 use crate::server::store::sqlite::Result;
-use crate::server::store::sqlite::purge::{cut_log, purge};
+use crate::server::store::sqlite::purge::{cut_log, holds, purge, write_anew};
 use crate::server::store::sqlite::schema;
 
 /// Two cores are served well by this; more only helps where there are more.
@@ -164,14 +164,53 @@ impl Connections {
     }
 
     async fn purge_once(self: &Arc<Self>) -> Result<bool> {
-        let mut writer = self.writer().await;
         let (path, marks) = (self.path.clone(), self.marks.lock().clone());
         let done = marks.len();
-        let purged = blocking(move || purge(&path, writer.connection()?, &marks)).await?;
-        if purged {
-            self.marks.lock().drain(..done);
+        let Some(file) = self.still_file().await? else { return Ok(false) };
+        // Others write meanwhile: a large file takes a while.
+        let is_left = blocking(move || {
+            let is_left = holds(&path, &marks);
+            drop(file);
+            is_left
+        });
+        if is_left.await? {
+            let mut writer = self.writer().await;
+            if !blocking(move || write_anew(writer.connection()?)).await? {
+                return Ok(false);
+            }
         }
-        Ok(purged)
+        let mut marks = self.marks.lock();
+        // The end may have taken them meanwhile.
+        let done = done.min(marks.len());
+        marks.drain(..done);
+        Ok(true)
+    }
+
+    /// Puts the log into the database's file, to which no checkpoint writes then until the result is dropped; `None` if a
+    /// reader of something older is in the way.
+    async fn still_file(self: &Arc<Self>) -> Result<Option<StillFile>> {
+        let (mut reader, scan) = self.scanner().await?;
+        let mut writer = match &reader {
+            Reader::Pooled { .. } => Some(self.writer().await),
+            Reader::Sole(_) => None,
+        };
+        blocking(move || {
+            let is_cut = match &mut writer {
+                Some(writer) => cut_log(writer.connection()?)?,
+                None => cut_log(reader.connection()?)?,
+            };
+            if writer.is_some() {
+                reader.connection()?.execute_batch("BEGIN")?;
+            }
+            // From here on the read is ended in any case: the connection goes back to the pool.
+            let mut file = StillFile { reader, _scan: scan };
+            // A read that begins on an empty log reads the file alone, and keeps checkpoints out of
+            // it. Nobody writes before it has begun.
+            file.reader.connection()?.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
+            drop(writer);
+            Ok(is_cut.then_some(file))
+        })
+        .await
     }
 
     /// Ends the state of the sole connection, if there is room by now.
@@ -290,6 +329,23 @@ impl Drop for Reader {
     }
 }
 
+/// The database's file as it is.
+struct StillFile {
+    reader: Reader,
+    _scan: OwnedSemaphorePermit,
+}
+
+impl Drop for StillFile {
+    fn drop(&mut self) {
+        // The sole connection has begun nothing: it is the writer.
+        if let Reader::Pooled { connection: Some(reader), .. } = &self.reader
+            && let Err(e) = reader.execute_batch("ROLLBACK")
+        {
+            tracing::debug!(error = %e, "a read had ended before");
+        }
+    }
+}
+
 /// Where the runtime has several threads, this one does the work and another one takes over what
 /// else it had: the waiting caller does not also wait for two threads to wake.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -388,6 +444,33 @@ fn is_full(e: &rusqlite::Error) -> bool {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn others_write_while_the_file_is_searched_and_it_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vault.db");
+        std::fs::write(&path, "").unwrap();
+        let connections = Connections::open(&path).unwrap();
+        let write = |value: &str| {
+            let mut writer = connections.try_writer().expect("nobody holds the writing connection");
+            let db = writer.connection().unwrap();
+            db.execute_batch("CREATE TABLE IF NOT EXISTS filling (bytes BLOB)").unwrap();
+            db.execute("INSERT INTO filling VALUES (zeroblob(5000000))", []).unwrap();
+            db.execute("INSERT INTO filling VALUES (?1)", [value]).unwrap();
+        };
+        let holds = |value: &str| holds(&path, &[value.as_bytes().to_vec()]).unwrap();
+        let (before, meanwhile) = ("before.before.", "meanwhile.meanwhile.");
+        write(before);
+        let file = connections.still_file().await.unwrap().unwrap();
+        // More than SQLite leaves in the log by itself.
+        write(meanwhile);
+        assert!(holds(before) && !holds(meanwhile));
+        assert!(!cut_log(connections.try_writer().unwrap().connection().unwrap()).unwrap());
+        assert!(!holds(meanwhile));
+        drop(file);
+        assert!(connections.still_file().await.unwrap().is_some());
+        assert!(holds(meanwhile));
+    }
 
     #[tokio::test]
     async fn walks_leave_a_reader() {

@@ -6,7 +6,9 @@
 //!    part of a page is not overwritten. So a copy of a row can outlive the row. The file is
 //!    searched for the marks of what was deleted: wrapped data keys, beginnings and ends of sealed
 //!    values. Where one is found, VACUUM writes all pages anew.
-//! 3. Names are not searched for: one may be a part of another.
+//! 3. The search takes a while in a large file, which is as the log was put into it: others write
+//!    meanwhile.
+//! 4. Names are not searched for: one may be a part of another.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -39,15 +41,20 @@ pub fn marks_of(tx: &Transaction<'_>, seq: i64, wrapped_key: Vec<u8>) -> rusqlit
 /// Takes what was deleted out of the log, and what has one of `marks` out of the database at
 /// `path`; false if a reader of something older is in the way.
 pub fn purge(path: &Path, writer: &Connection, marks: &[Vec<u8>]) -> Result<bool> {
-    if !cut_log(writer)? {
-        return Ok(false);
-    }
-    let backend = |e: io::Error| StoreError::Backend(e.to_string());
-    let mut file = File::open(path).map_err(backend)?;
-    let size = file.metadata().map_err(backend)?.len();
-    if size > LARGEST || !holds_any(&mut file, marks).map_err(backend)? {
-        return Ok(true);
-    }
+    Ok(cut_log(writer)? && (!holds(path, marks)? || write_anew(writer)?))
+}
+
+/// Whether the file of the database at `path` has a piece of any of `marks`, and is to be written anew.
+pub fn holds(path: &Path, marks: &[Vec<u8>]) -> Result<bool> {
+    let search = || {
+        let mut file = File::open(path)?;
+        Ok(file.metadata()?.len() <= LARGEST && holds_any(&mut file, marks)?)
+    };
+    search().map_err(|e: io::Error| StoreError::Backend(e.to_string()))
+}
+
+/// Writes all pages anew; false if a reader of something older is in the way.
+pub fn write_anew(writer: &Connection) -> Result<bool> {
     writer.execute_batch("VACUUM")?;
     cut_log(writer)
 }
