@@ -9,10 +9,10 @@
 //!    number of requests delays it; and a keeper that did not run counts only a moment of that time
 //!    ([`HeartbeatMonitor`]).
 //! 2. Sleep. The clock stops while the machine is suspended, and a frozen cgroup has the keeper in
-//!    it.
+//!    it, as a rule.
 //! 3. A debugger. A worker that is traced is not killed until it is released.
 //! 4. A worker that starts, and a program of another version: it has no heartbeat, and is judged
-//!    only while it is stopped.
+//!    only while it is stopped or frozen.
 //!
 //! The thread counts only while the runtime makes progress: a task there runs the liveness probe
 //! each second. When the probe has not returned for [`STUCK`] (which may be work, on a slow

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use crate::sys::mount_table;
 use crate::sys::mount_table::Dev;
 
 /// The numbers of all processes.
@@ -63,6 +64,22 @@ pub fn zombies_end(pid: u32) -> Option<ExitStatus> {
 /// State T: stopped by SIGSTOP, or by a debugger.
 pub fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
+}
+
+/// Whether it makes no step until it is let go: it is stopped, or in a frozen cgroup (of version 2;
+/// a process that version 1 froze cannot even be killed).
+pub fn is_held(pid: u32) -> bool {
+    is_stopped(pid) || is_frozen(pid)
+}
+
+fn is_frozen(pid: u32) -> bool {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else { return false };
+    let mounts = mount_table::table().unwrap_or_default();
+    let hierarchies = mounts.iter().filter(|mount| mount.fs_type == "cgroup2");
+    let events = hierarchies.map(|mount| mount.mountpoint.join(group).join("cgroup.events"));
+    let mut texts = events.filter_map(|path| std::fs::read_to_string(path).ok());
+    texts.any(|text| text.lines().any(|line| line == "frozen 1"))
 }
 
 /// Processes that the kernel has killed for lack of memory since boot, in any cgroup; `None` if

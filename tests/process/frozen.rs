@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::support::cgroup::Freezer;
 use crate::support::common::{Mount, Place, run, signal, until, wait, worker_of};
 
 /// The keeper's patience, and what a loaded machine may add to it.
@@ -82,6 +83,34 @@ fn workers_that_are_stopped_while_they_start_are_succeeded() {
     assert_eq!(mount.status()["restarts"], 3);
     assert_eq!(mount.pids().0, keeper);
     assert_eq!(fs::read_to_string(mount.path("f")).unwrap(), "1");
+    mount.unmount();
+}
+
+/// Like one that is stopped, though /proc shows it asleep; and what somebody does to workers is held against no request.
+#[test]
+fn workers_that_a_freezer_holds_are_succeeded_whether_they_serve_or_start() {
+    let Some(freezer) = Freezer::new() else { return };
+    let (mount, point) = stalling();
+    fs::write(mount.path("f"), "1").unwrap();
+    let (keeper, serving) = mount.pids();
+    // The next one stands still before it serves.
+    stall(&point, "receive-state");
+    if !freezer.freezes(serving) {
+        return fs::remove_file(&point).unwrap();
+    }
+    let begun = Instant::now();
+    let path = mount.path("new");
+    let writer = std::thread::spawn(move || fs::write(path, "2"));
+    let next = || worker_of(keeper).filter(|now| *now != serving && !point.exists());
+    let starting = wait(next, AT_MOST).expect("the next worker, at the point");
+    assert!(freezer.freezes(starting));
+    writer.join().unwrap().unwrap();
+    assert!(begun.elapsed() < AT_MOST, "{:?}", begun.elapsed());
+    let why =
+        "its takeover failed: the worker process died (no heartbeat for 5 s, and was killed); see the log";
+    assert_eq!(last_end(&mount), why);
+    assert_eq!(mount.status()["restarts"], 2);
+    assert!(!mount.log().contains("it is given up"), "{}", mount.log());
     mount.unmount();
 }
 

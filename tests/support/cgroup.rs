@@ -52,3 +52,39 @@ impl Drop for Limited {
         }
     }
 }
+
+/// A group whose processes can be frozen (version 2); they are let go when this goes.
+pub struct Freezer(PathBuf);
+
+impl Freezer {
+    /// `None`, said aloud, where no such group can be made.
+    pub fn new() -> Option<Self> {
+        let parents = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+        let parent = parents.into_iter().find(|parent| parent.join("cgroup.controllers").exists());
+        let group = parent.map(|parent| parent.join(format!("vaultfs-test-{}-freezer", std::process::id())));
+        let made = group.filter(|group| fs::create_dir(group).is_ok()).map(Self);
+        if made.is_none() {
+            eprintln!("SKIPPED: no group can be frozen: that takes root and cgroups of version 2");
+        }
+        made
+    }
+
+    /// Freezes this process; false, said aloud, where that is not allowed.
+    pub fn freezes(&self, pid: i32) -> bool {
+        let frozen = fs::write(self.0.join("cgroup.procs"), pid.to_string())
+            .and_then(|()| fs::write(self.0.join("cgroup.freeze"), "1"));
+        if let Err(e) = &frozen {
+            eprintln!("SKIPPED: process {pid} cannot be frozen: {e}");
+        }
+        frozen.is_ok()
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("cgroup.freeze"), "0");
+        if !std::thread::panicking() {
+            until("the group is empty", || fs::remove_dir(&self.0).is_ok());
+        }
+    }
+}

@@ -61,8 +61,8 @@ enum Verdict {
     Free,
     /// A debugger traces it.
     Traced(u32),
-    /// It is killed: the reason, and whether it was stopped (SIGSTOP).
-    Killed { why: String, stopped: bool },
+    /// It is killed: the reason, and whether somebody held it (SIGSTOP, a freezer).
+    Killed { why: String, held: bool },
 }
 
 /// Time for a dead worker's threads to end, before the worker counts as stuck.
@@ -128,7 +128,8 @@ impl Worker {
 
     /// A worker with a zombie leader counts as gone, although one of its threads holds the channel
     /// open. A worker without a heartbeat is killed, unless a debugger traces it. A worker that
-    /// does not serve yet has no heartbeat: it counts as without one while it is stopped.
+    /// does not serve yet has no heartbeat: it counts as without one while it is stopped or
+    /// frozen.
     pub fn check_liveness(&mut self, state: BorrowedFd<'_>) {
         if self.silent_since.is_some() {
             return;
@@ -138,7 +139,7 @@ impl Worker {
             self.silent_since = Some(Instant::now());
             return;
         }
-        let heartbeats = state_log::heartbeats(state, pid).or_else(|| process::is_stopped(pid).then_some(0));
+        let heartbeats = state_log::heartbeats(state, pid).or_else(|| process::is_held(pid).then_some(0));
         let silent_for = self.heartbeat.observe(heartbeats, Instant::now());
         if silent_for < heartbeat::TIMEOUT {
             return;
@@ -157,7 +158,7 @@ impl Worker {
     pub fn kill_for(&mut self, why: String) {
         if !matches!(self.verdict, Verdict::Killed { .. }) {
             tracing::error!("killing the worker: {why}");
-            self.verdict = Verdict::Killed { why, stopped: process::is_stopped(self.child.id()) };
+            self.verdict = Verdict::Killed { why, held: process::is_held(self.child.id()) };
             let _ = self.child.kill();
         }
     }
@@ -172,9 +173,9 @@ impl Worker {
 
     /// How its exit counts for the requests that it had read. A SIGKILL from outside counts for
     /// nothing, unless the kernel sent it for lack of memory; nor does one of the keeper's for a
-    /// stopped worker.
+    /// worker that is held.
     pub fn exit_message(&self, status: Option<ExitStatus>) -> Ending {
-        let is_stuck = matches!(self.verdict, Verdict::Killed { stopped: false, .. });
+        let is_stuck = matches!(self.verdict, Verdict::Killed { held: false, .. });
         // Of the whole machine: no file shows for certain which process it was.
         verdict(status, is_stuck || process::oom_kills() > self.oom_kills)
     }
