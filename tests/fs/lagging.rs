@@ -259,6 +259,35 @@ async fn a_successor_knows_what_was_stored_before() {
     }
 }
 
+/// Whatever is asked for first: no answer has shown the successor that the vault lags.
+#[tokio::test(start_paused = true)]
+async fn a_successor_knows_that_the_vault_lags_and_what_was_made_and_deleted() {
+    for first in ["made", "gone", "", "f"] {
+        for (sh, case) in each().await {
+            sh.write_file("gone", "1").await.unwrap();
+            sh.pass(30 * SECOND).await;
+            known(&sh).await;
+            sh.write_file("made", "1").await.unwrap();
+            sh.rm("gone").await.unwrap();
+            sh.die_after(0);
+            sh.mkdir("d").await.unwrap();
+            assert!(sh.fs.status().vault.lagged_s.is_some(), "{case}");
+            for _ in 0..12 {
+                match first {
+                    "" => assert_eq!(sh.ls("").await.unwrap(), ["d/", "f", "made"], "{case}"),
+                    "gone" => assert_eq!(sh.stat("gone").await, Err(Errno::ENOENT), "{case}"),
+                    "f" => assert_eq!(sh.cat("f").await, "new\n", "{case}"),
+                    made => assert_eq!(sh.cat(made).await, "1", "{case}"),
+                }
+                assert_eq!(sh.ls("").await.unwrap(), ["d/", "f", "made"], "{case}, first {first}");
+                assert_eq!(sh.cat("made").await, "1", "{case}, first {first}");
+                assert_eq!(sh.stat("gone").await, Err(Errno::ENOENT), "{case}, first {first}");
+                sh.refresh().await;
+            }
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn each_of_two_mounts_reads_its_own_writes() {
     for (one, case) in each().await {

@@ -261,3 +261,104 @@ async fn a_save_that_was_out_at_a_death_is_no_conflict_with_itself_after_an_outa
         assert_eq!((history.len(), history.last().map(String::as_str)), (2, Some("new")));
     }
 }
+
+/// The kernel opens what its lookup found before; the bytes of that version went with the worker.
+#[tokio::test(start_paused = true)]
+async fn an_open_whose_lookup_a_dead_worker_answered_opens_what_the_vault_has_now() {
+    for (seen_by_others, flags) in [(false, READ), (true, READ), (false, WRITE), (true, WRITE)] {
+        let sh = Shell::kv();
+        sh.put("f", "old").await;
+        let ino = sh.stat("f").await.unwrap().ino;
+        let mut texts = vec!["old".to_owned()];
+        // As often as you like: ESTALE would be for the program the second time.
+        for saved in ["newer and longer", "new", "the newest of all"] {
+            death(&sh).await;
+            sh.pass(Duration::from_millis(10)).await;
+            sh.put("f", saved).await;
+            texts.push(saved.to_owned());
+            if seen_by_others {
+                assert_eq!(sh.cat("f").await, saved);
+            }
+            sh.told.inodes.lock().unwrap().clear();
+            let opened = sh.step(sh.fs.open(ino, flags, sh.caller())).await.unwrap();
+            assert!(sh.told.inodes.lock().unwrap().contains(&ino), "the kernel has another size");
+            assert_eq!(sh.fs.getattr(ino).unwrap().0.size, saved.len() as u64);
+            let read = sh.step(sh.fs.read(ino, opened.fh, 0, 100)).await.unwrap();
+            assert_eq!(read.expose(), saved.as_bytes());
+            if flags == WRITE {
+                sh.fs.write(opened.fh, 0, b"MINE").unwrap();
+                sh.step(sh.fs.flush(opened.fh, sh.caller())).await.unwrap();
+                texts.push(format!("MINE{}", saved.get(4..).unwrap_or_default()));
+            }
+            sh.step(sh.fs.release(opened.fh)).await.unwrap();
+            assert_eq!(sh.cat("f").await, *texts.last().unwrap());
+            sh.rmdir("made").await.unwrap();
+            sh.deaths.store(0, std::sync::atomic::Ordering::Relaxed);
+        }
+        assert_eq!(sh.history("f").await.len(), texts.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_was_replaced_is_read_again_without_the_history_of_its_object() {
+    let sh = Shell::new();
+    sh.put("f", "old").await;
+    let ino = sh.stat("f").await.unwrap().ino;
+    death(&sh).await;
+    for n in 0..300 {
+        sh.put("f", format!("newer {n}")).await;
+    }
+    let (opened, cost) = sh.cost(sh.step(sh.fs.open(ino, READ, sh.caller()))).await;
+    let read = sh.step(sh.fs.read(ino, opened.unwrap().fh, 0, 100)).await.unwrap();
+    assert_eq!((read.expose(), cost), (&b"old"[..], 2), "what is current, and the version");
+    assert_eq!(sh.vault.count(Op::Versions), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
+    let sh = Shell::kv();
+    sh.put("f", "old").await;
+    let ino = sh.stat("f").await.unwrap().ino;
+    death(&sh).await;
+    sh.put("f", "newer and longer").await;
+    sh.told.is_slow.store(true, std::sync::atomic::Ordering::Relaxed);
+    let opening = tokio::spawn({
+        let (fs, caller) = (sh.fs.clone(), sh.caller());
+        async move {
+            match fs.open(ino, READ, caller) {
+                Step::Ready(opened) => opened,
+                Step::Pending(work) => work.await,
+            }
+        }
+    });
+    sh.pass(Duration::from_secs(1)).await;
+    assert!(!opening.is_finished());
+    sh.told.forget();
+    opening.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn such_an_open_is_stale_where_the_object_is_another_one_or_the_file_is_open() {
+    let sh = Shell::kv();
+    for name in ["gone", "anew", "open"] {
+        sh.put(name, "old").await;
+    }
+    let inos = [sh.stat("gone").await.unwrap().ino, sh.stat("anew").await.unwrap().ino];
+    let held = sh.open("open", READ).await.unwrap();
+    death(&sh).await;
+    sh.delete("gone").await;
+    sh.delete("anew").await;
+    sh.put("anew", "of another object").await;
+    sh.put("open", "newer").await;
+    for ino in inos {
+        assert_eq!(sh.step(sh.fs.open(ino, READ, sh.caller())).await, Err(Errno::ESTALE));
+    }
+    assert_eq!(sh.stat("gone").await, Err(Errno::ENOENT));
+    assert_eq!(sh.cat("anew").await, "of another object");
+    // Who has it open goes on with what was opened.
+    let again = sh.step(sh.fs.open(held.ino, READ, sh.caller())).await.unwrap();
+    for fh in [held.fh, again.fh] {
+        assert_eq!(sh.step(sh.fs.read(held.ino, fh, 0, 100)).await.unwrap().expose(), b"old");
+    }
+    assert_eq!(sh.cat("open").await, "newer");
+}

@@ -86,7 +86,8 @@ fn workers_that_are_stopped_while_they_start_are_succeeded() {
     mount.unmount();
 }
 
-/// Like one that is stopped, though /proc shows it asleep; and what somebody does to workers is held against no request.
+/// Like one that is stopped, though /proc shows it asleep; and what somebody does to workers is
+/// held against no request.
 #[test]
 fn workers_that_a_freezer_holds_are_succeeded_whether_they_serve_or_start() {
     let Some(freezer) = Freezer::new() else { return };

@@ -133,6 +133,8 @@ pub(super) enum Key {
     Repoint(ObjectName),
     /// Waiting commands (`hooks`).
     Commands,
+    /// What is known of a vault that lags.
+    Lag,
 }
 
 impl Key {

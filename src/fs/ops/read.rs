@@ -2,6 +2,7 @@
 //!
 //! A reader never sees a mix: without a local writer an inode's bytes never change, and where they
 //! have to be fetched again they are fetched by id and version, or the read fails with ESTALE.
+//! An open of a file without open handles then opens the current version.
 //!
 //! Where the kernel opens files by itself ([`crate::fs::Options::reads_unopened`]) no handle pins
 //! the bytes. Those of the version that the name shows are in the cache or can be had again. Those
@@ -18,6 +19,7 @@ use crate::fs::ops::open::Held;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{FileSystem, Step};
 use crate::secret::SecretBytes;
+use crate::vault::cache::Peek;
 use crate::vault::{Call, ErrorKind, Object, ObjectName};
 
 /// Bytes to answer a READ with: of a value that stays as it is, not a copy of it.
@@ -267,7 +269,12 @@ impl FileSystem {
                 None => return Ok(None),
             }
         };
-        let object = self.version_again(call, &name, &stored).await?;
+        let Some(object) = self.version_if_kept(call, &name, &stored).await? else {
+            return match self.becomes_current(file, &stored).await {
+                true => Ok(file.state().pinned.clone()),
+                false => Err(self.version_is_gone(&name)),
+            };
+        };
         let mut state = file.change_alone();
         if state.stored.as_ref().is_some_and(|s| s.version == stored.version && s.id == stored.id) {
             state.pinned = Some(object.clone());
@@ -277,11 +284,62 @@ impl FileSystem {
 
     /// The bytes of this version and of no other; ESTALE where they are not to be had.
     async fn version_again(&self, call: &Call, name: &ObjectName, stored: &Stored) -> Result<Arc<Object>> {
-        let gone = "the vault no longer has the version that was opened; open it again";
+        let object = self.version_if_kept(call, name, stored).await?;
+        object.ok_or_else(|| self.version_is_gone(name))
+    }
+
+    async fn version_if_kept(
+        &self,
+        call: &Call,
+        name: &ObjectName,
+        stored: &Stored,
+    ) -> Result<Option<Arc<Object>>> {
         match self.env.cache().value(call, &stored.id, &stored.version).await {
-            Ok(object) if stored.is(&object.meta) => Ok(object),
-            Err(e) if e.kind != ErrorKind::NotFound => Err(self.env.failed("read", name.as_str(), &e)),
-            Ok(_) | Err(_) => Err(self.env.refused("read", name.as_str(), Errno::ESTALE, gone)),
+            Ok(object) => Ok(stored.is(&object.meta).then_some(object)),
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(self.env.failed("read", name.as_str(), &e)),
         }
+    }
+
+    fn version_is_gone(&self, name: &ObjectName) -> Errno {
+        let gone = "the vault no longer has the version that was opened; open it again";
+        self.env.refused("read", name.as_str(), Errno::ESTALE, gone)
+    }
+
+    /// Makes a file without open handles the current version of its object: the bytes of the
+    /// version that it was are gone with the worker whose lookup found it. After ESTALE the kernel
+    /// looks the name up again, but only once: a second death would fail the program's open. False
+    /// where that cannot be done.
+    async fn becomes_current(&self, file: &File, was: &Stored) -> bool {
+        let name = file.state().name.clone();
+        let Peek::Value(found) = self.env.cache().peek(&name) else { return false };
+        if !self.is_newest(file)
+            && (found.object.meta.id != was.id || !self.become_version_unopened(file, &found.object))
+        {
+            return false;
+        }
+        // Before anybody reads: the kernel has the size of the other one.
+        let (told, forgotten) = tokio::sync::oneshot::channel();
+        if let Some(kernel) = self.env.kernel() {
+            kernel.after_notices(Box::new(move || told.send(()).unwrap_or_default()));
+            // An error: nobody is left to be told.
+            let _ = forgotten.await;
+        }
+        true
+    }
+
+    fn become_version_unopened(&self, file: &File, object: &Arc<Object>) -> bool {
+        let is_on_it = |held: &Held| matches!(held, Held::File { file: open, .. } if open.ino == file.ino);
+        if self.handles().values().any(|handle| is_on_it(&handle.held)) {
+            return false;
+        }
+        let tx = self.env.journal().begin();
+        let _table = self.table_in(&tx);
+        let becomes = self.become_version(&tx, file, object);
+        if becomes {
+            // Watchers have not seen it yet.
+            file.change(&tx).pending_notify = Some(object.meta.version.clone());
+        }
+        becomes
     }
 }

@@ -86,14 +86,9 @@ impl FileSystem {
         table.touch(&DirKind::Tree(under), self.env.wall());
     }
 
-    /// `--in-place`: the inode shows another version from now on. False if it has bytes that the
-    /// vault does not have.
-    pub(in crate::fs) fn become_version(
-        &self,
-        tx: &Transaction,
-        file: &Arc<File>,
-        object: &Arc<Object>,
-    ) -> bool {
+    /// The inode shows another version from now on (`--in-place`, and files without open handles).
+    /// False if it has bytes that the vault does not have.
+    pub(in crate::fs) fn become_version(&self, tx: &Transaction, file: &File, object: &Arc<Object>) -> bool {
         {
             if self.is_newest(file) {
                 return false;

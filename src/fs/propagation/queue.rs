@@ -40,7 +40,7 @@ use crate::fs::propagation::in_flight::InFlight;
 use crate::fs::propagation::position::NamePosition;
 use crate::fs::{FileSystem, HelperStatus, Kernel, Step};
 use crate::vault::cache::{Change, Peek, PrefixState, RefreshStatus};
-use crate::vault::{Object, ObjectName};
+use crate::vault::{Object, ObjectId, ObjectName};
 
 /// Values fetched at a time.
 const FETCHES: usize = 8;
@@ -190,6 +190,26 @@ impl FileSystem {
         {
             self.env.journal().record(&Key::Covered, &covered);
         }
+        self.note_lag();
+    }
+
+    /// Writes down what a successor has to know of a vault that lags.
+    fn note_lag(&self) {
+        if self.env.journal().is_enabled()
+            && let Some(lag) = self.env.cache().lag_memory()
+        {
+            self.env.journal().record(&Key::Lag, &lag);
+        }
+    }
+
+    /// An object was deleted here, or is known to be gone: of another one that has its name by now
+    /// only if `id` says which.
+    pub(in crate::fs) fn note_deleted(&self, name: &ObjectName, id: Option<&ObjectId>) {
+        match id {
+            Some(id) => self.env.cache().deleted_object(name, id),
+            None => self.env.cache().deleted(name),
+        }
+        self.note_lag();
     }
 
     /// The requests that a step sends hold the lock of directory `parent` in the kernel.

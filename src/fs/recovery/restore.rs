@@ -23,6 +23,7 @@ use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::Errno;
 use crate::fs::writeback::commit::Cause;
 use crate::secret::SecretBytes;
+use crate::vault::cache::LagMemory;
 use crate::vault::{Call, Content, Meta, Object, ObjectName, Page};
 
 /// How long crash records and intents of the dead worker are kept: resent requests arrive at once.
@@ -121,7 +122,7 @@ impl FileSystem {
                 _ => None,
             });
             let moved = moved.collect();
-            self.resume_changes(contents.read(&Key::Covered), moved);
+            self.resume_changes(contents.read(&Key::Covered), contents.read(&Key::Lag), moved);
         }
         *self.kept_commands.lock() = contents.read(&Key::Commands);
         if contents.refused > 0 {
@@ -311,7 +312,7 @@ impl FileSystem {
 
     /// The kernel shows the dead worker's answers and missed later changes: the first answers that
     /// differ are changes. Changes that the worker knew and had not propagated come first.
-    fn resume_changes(&self, covered: Option<SystemTime>, moved: Vec<ObjectName>) {
+    fn resume_changes(&self, covered: Option<SystemTime>, lag: Option<LagMemory>, moved: Vec<ObjectName>) {
         let mut shown = Vec::new();
         {
             let table = self.table();
@@ -326,7 +327,7 @@ impl FileSystem {
                 shown.push(Meta { id, name: state.name.clone(), version, updated_at });
             }
         }
-        self.env.cache().resume(&shown, covered, self.longest_ttl());
+        self.env.cache().resume(&shown, covered, lag, self.longest_ttl());
         for name in moved {
             self.repoints.begin(&name);
             self.propagator.add(name, Why::Repoint);

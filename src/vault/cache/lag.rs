@@ -20,6 +20,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use crate::vault::cache::changes::{Change, ChangeKind};
 use crate::vault::{Meta, ObjectId, ObjectName, Summary, VersionTag};
 
@@ -98,6 +100,16 @@ impl LagEntry {
 pub(super) enum Changed {
     Id(ObjectId),
     Name(ObjectName),
+}
+
+/// What a successor has to know of a vault that lags. Versions that the kernel shows it knows
+/// anyway.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LagMemory {
+    /// When an answer last showed it.
+    seen: SystemTime,
+    /// What was deleted here, and when, the oldest first.
+    gone: Vec<(SystemTime, ObjectId, ObjectName)>,
 }
 
 /// What is remembered.
@@ -293,6 +305,27 @@ impl Lag {
     /// When an answer last showed lag, while the vault counts as lagging.
     pub fn last_seen(&self, now: Instant) -> Option<Instant> {
         self.seen.filter(|_| self.is_known(now))
+    }
+
+    /// For a successor, while the vault counts as lagging.
+    pub fn memory(&self, now: Instant, wall: SystemTime) -> Option<LagMemory> {
+        let time = |at: Instant| wall.checked_sub(now.saturating_duration_since(at));
+        let gone = self.entries.iter().filter(|(_, entry)| entry.newest.is_none());
+        let gone = gone.filter_map(|(id, entry)| Some((time(entry.at)?, id.clone(), entry.name.clone()?)));
+        let mut gone: Vec<_> = gone.collect();
+        gone.sort_by_key(|(at, ..)| *at);
+        Some(LagMemory { seen: time(self.last_seen(now)?)?, gone })
+    }
+
+    /// What the predecessor knew.
+    pub fn resume(&mut self, memory: LagMemory, now: Instant, wall: SystemTime) {
+        let instant = |at: SystemTime| now.checked_sub(wall.duration_since(at).unwrap_or_default());
+        self.seen = instant(memory.seen);
+        for (at, id, name) in memory.gone {
+            let Some(at) = instant(at) else { continue };
+            self.deleted(&id, at);
+            self.deleted_name(&name, &id);
+        }
     }
 
     fn shows(&mut self, asked: Instant) {

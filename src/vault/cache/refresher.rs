@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::bounded;
 use crate::vault::cache::deletion_scan::DeletionScan;
-use crate::vault::cache::lag::{AGAIN, WINDOW};
+use crate::vault::cache::lag::{AGAIN, LagMemory, WINDOW};
 use crate::vault::cache::revocation::ListingRight;
 use crate::vault::cache::{Cache, is_outage};
 use crate::vault::model::object::Cursors;
@@ -147,11 +147,14 @@ impl Cache {
     /// Resumes after the death of the predecessor. The kernel still shows `shown`, for `ttl`
     /// without asking, so the mount is in use; all changes before `covered`, by the vault's clock,
     /// were known. None of it counts as recent, and any difference is a change.
-    pub fn resume(&self, shown: &[Meta], covered: Option<SystemTime>, ttl: Duration) {
+    pub fn resume(&self, shown: &[Meta], covered: Option<SystemTime>, lag: Option<LagMemory>, ttl: Duration) {
         self.track_changes();
         let now = self.clock.now();
         self.compare_times();
         let mut state = self.state();
+        if let Some(lag) = lag {
+            state.lag.resume(lag, now, self.clock.wall());
+        }
         for meta in shown {
             state.index.found(meta, now);
             // It may have been stored or made here just before.
@@ -169,6 +172,11 @@ impl Cache {
         if covered.is_some() {
             (refresh.since, refresh.covered) = (Some(now), covered);
         }
+    }
+
+    /// What is known of a vault that lags. For [`Cache::resume`].
+    pub fn lag_memory(&self) -> Option<LagMemory> {
+        self.state().lag.memory(self.clock.now(), self.clock.wall())
     }
 
     /// By the vault's clock: all earlier changes are known. For [`Cache::resume`].

@@ -225,7 +225,7 @@ impl Vault for CheckedVault {
         match (number(&object.meta.version), number(&version.tag)) {
             (Some(answered), Some(asked)) if answered != asked => {
                 let operation =
-                    format!("reading version {} of the object {}", version.number, quoted(id.as_str()));
+                    format!("reading version {} of the object {}", version.tag, quoted(id.as_str()));
                 Err(other_object(&operation, &format!("version {answered}")))
             }
             _ => Ok(object),

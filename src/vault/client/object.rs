@@ -234,7 +234,7 @@ impl Vault for ObjectVault {
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
-        let operation = format!("reading version {} of the object {}", version.number, quoted(id.as_str()));
+        let operation = format!("reading version {} of the object {}", version.tag, quoted(id.as_str()));
         let query = vec![("id", id.to_string()), ("version", version.tag.to_string())];
         self.read(call, &Request::get("/vault/object/version", query, operation), None).await
     }

@@ -47,11 +47,6 @@ impl Kind {
         Self::Keeper,
     ];
 
-    /// Whether workers die of it, or are replaced.
-    pub fn ends_workers(self) -> bool {
-        matches!(self, Self::Worker | Self::Upgrade | Self::Both | Self::Freeze | Self::Memory)
-    }
-
     /// Whether programs may see an error: the vault is away, a request is suspected, or the mount
     /// is dead.
     pub fn may_fail(self) -> bool {

@@ -186,8 +186,8 @@ impl Connections {
         Ok(true)
     }
 
-    /// Puts the log into the database's file, to which no checkpoint writes then until the result is dropped; `None` if a
-    /// reader of something older is in the way.
+    /// Puts the log into the database's file, to which no checkpoint writes then until the result
+    /// is dropped; `None` if a reader of something older is in the way.
     async fn still_file(self: &Arc<Self>) -> Result<Option<StillFile>> {
         let (mut reader, scan) = self.scanner().await?;
         let mut writer = match &reader {

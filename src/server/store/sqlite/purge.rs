@@ -44,7 +44,8 @@ pub fn purge(path: &Path, writer: &Connection, marks: &[Vec<u8>]) -> Result<bool
     Ok(cut_log(writer)? && (!holds(path, marks)? || write_anew(writer)?))
 }
 
-/// Whether the file of the database at `path` has a piece of any of `marks`, and is to be written anew.
+/// Whether the file of the database at `path` has a piece of any of `marks`, and is to be written
+/// anew.
 pub fn holds(path: &Path, marks: &[Vec<u8>]) -> Result<bool> {
     let search = || {
         let mut file = File::open(path)?;
