@@ -158,11 +158,11 @@ impl hooks::Source<Change> for Arc<FileSystem> {
     }
 
     fn is_shown(&self) -> bool {
-        self.is_propagated()
+        self.propagator().is_propagated()
     }
 
     fn is_own(&self, change: &Change) -> bool {
-        self.is_own_change(change)
+        self.propagator().is_own_change(change)
     }
 }
 
@@ -176,14 +176,14 @@ impl Service for Mounted {
         self.fs.attach_kernel(kernel);
         let job = self.on_change.lock().take();
         // Subscribed before changes are followed: the first tick knows that they are wanted.
-        let job = job.map(|(job, runtime)| (job, runtime, self.fs.subscribe()));
+        let job = job.map(|(job, runtime)| (job, runtime, self.fs.propagator().subscribe()));
         self.fs.follow_changes();
         if let Some((job, runtime, changes)) = job {
             let fs = self.fs.clone();
-            let kept = fs.kept_commands();
+            let kept = fs.propagator().kept_commands();
             let save_state = Arc::new({
                 let fs = fs.clone();
-                move |bytes| fs.keep_commands(bytes)
+                move |bytes| fs.propagator().keep_commands(bytes)
             });
             let following = hooks::follow(&runtime, changes, fs, job, Memory { kept, save_state });
             *self.following.lock() = Some(following);
@@ -191,7 +191,7 @@ impl Service for Mounted {
     }
 
     fn helper_reports(&self, report: HelperReport) {
-        self.fs.helper_reports(report);
+        self.fs.propagator().helper_reports(report);
     }
 
     fn status(&self) -> serde_json::Value {

@@ -1,8 +1,8 @@
 //! Wires a file system together: its environment, its parts, and the state of the last worker.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -11,7 +11,8 @@ use crate::clock::Clock;
 use crate::fs::handle::unacknowledged::UnacknowledgedOpens;
 use crate::fs::inode::Table;
 use crate::fs::journal::{Journal, JournalWriter};
-use crate::fs::propagation::{helper_calls, queue, repoint};
+use crate::fs::propagation::propagator::Propagator;
+use crate::fs::report::Report;
 use crate::fs::temporary::{provisional, scratch};
 use crate::fs::types::env::Env;
 use crate::fs::writeback::may_write::Saves;
@@ -41,7 +42,6 @@ impl Builder {
     pub fn build(self) -> Arc<FileSystem> {
         let env = Env::new(self.vault, self.options, self.clock, JournalWriter::new(self.journal.clone()));
         let fs = Arc::new(FileSystem {
-            repoints: repoint::Repoints::new(env.journal().clone()),
             scratch: scratch::Patterns::new(&env.options().scratch),
             table: Mutex::new(Table::new(&env.options().vault)),
             handles: Mutex::new(HashMap::new()),
@@ -50,7 +50,6 @@ impl Builder {
             intents: Mutex::default(),
             crash_records: Mutex::default(),
             quarantine: Arc::default(),
-            kept_commands: Mutex::default(),
             scratch_bytes: Mutex::new(0),
             retained_bytes: Arc::default(),
             listings: Mutex::default(),
@@ -59,10 +58,8 @@ impl Builder {
             saves: Saves::default(),
             deletions: tokio::sync::Mutex::default(),
             deletion_refused: Mutex::default(),
-            audit: self.audit,
-            processes: OnceLock::new(),
-            helper: helper_calls::Register::new(),
-            propagator: queue::Propagator::new(),
+            propagator: Propagator::new(env.clone()),
+            report: Report::new(self.audit),
             failures: AtomicU64::new(0),
             env,
         });

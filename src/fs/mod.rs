@@ -28,8 +28,8 @@ mod writeback;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
@@ -41,7 +41,7 @@ pub use crate::fs::namespace::listing::{DirEntry, Listing};
 pub use crate::fs::ops::create::Create;
 pub use crate::fs::ops::open::Opened;
 pub use crate::fs::propagation::helper_calls::{HelperCall, HelperReport, HelperStatus};
-pub use crate::fs::propagation::queue::RotationStatus;
+pub use crate::fs::propagation::propagator::{Propagator, RotationStatus};
 pub use crate::fs::recovery::quarantine::Ending;
 pub use crate::fs::report::audit::{Audit, AuditStatus};
 pub use crate::fs::report::status::{Processes, Status, Unsaved};
@@ -55,6 +55,7 @@ pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
 use crate::fs::ops::open::Handle;
+use crate::fs::report::Report;
 use crate::fs::types::env::Env;
 use crate::vault::Call;
 use inode::{Node, Table, TableGuard};
@@ -113,7 +114,9 @@ pub trait Kernel: Send + Sync {
 #[derive(Debug, Default)]
 struct CrashRecords {
     of: HashMap<u64, crate::fs::recovery::quarantine::CrashRecord>,
-    /// How many were under way when the last worker died.
+    /// How the last worker ended.
+    ending: Ending,
+    /// How many requests were under way then.
     charged: usize,
 }
 
@@ -131,8 +134,6 @@ pub struct FileSystem {
     /// Releases quarantined requests in groups (`quarantine`).
     crash_records: Mutex<CrashRecords>,
     quarantine: Arc<crate::fs::recovery::quarantine::Quarantine>,
-    /// See `commands`.
-    kept_commands: Mutex<Option<Vec<u8>>>,
     scratch_bytes: Mutex<u64>,
     /// Bytes that inodes keep beside the cache (`read`).
     retained_bytes: Arc<AtomicU64>,
@@ -144,11 +145,8 @@ pub struct FileSystem {
     deletions: tokio::sync::Mutex<crate::fs::temporary::provisional::Deletions>,
     /// When the vault last refused a deletion (`deferred_delete`).
     deletion_refused: Mutex<Option<Instant>>,
-    audit: Option<Arc<Audit>>,
-    processes: OnceLock<Processes>,
-    helper: crate::fs::propagation::helper_calls::Register,
-    propagator: crate::fs::propagation::queue::Propagator,
-    repoints: Arc<crate::fs::propagation::repoint::Repoints>,
+    report: Report,
+    propagator: Propagator,
     failures: AtomicU64,
 }
 
@@ -166,6 +164,11 @@ impl FileSystem {
             // After a takeover the kernel may have names that are unknown here.
             self.forget_kernel_listings();
         }
+    }
+
+    /// What is on its way to the kernel, and the helper.
+    pub fn propagator(&self) -> &Propagator {
+        &self.propagator
     }
 
     /// The start-up check brought no names: the vault was away, or the key may not list.

@@ -61,7 +61,7 @@ impl Adapter {
 /// What the helper asks beyond what is registered is EPERM.
 macro_rules! refuse_helper {
     ($adapter:ident, $req:ident, $reply:ident) => {
-        if $adapter.fs.is_helper($req.pid()) {
+        if $adapter.fs.propagator().is_helper($req.pid()) {
             return $reply.error(Errno::EPERM);
         }
     };

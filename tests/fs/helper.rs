@@ -43,7 +43,7 @@ impl Helper {
         let helper = &sh.told.helper;
         *helper.fs.lock().unwrap() = Some(Arc::downgrade(&sh.fs));
         *helper.is_dead.lock().unwrap() = false;
-        sh.fs.helper_reports(HelperReport::Started { pid: PID });
+        sh.fs.propagator().helper_reports(HelperReport::Started { pid: PID });
     }
 
     /// The worker is another one: it is told of the helper that is there, as the keeper does.
@@ -76,7 +76,7 @@ impl Helper {
     pub fn release(&self, fs: &Arc<FileSystem>) {
         for (number, call) in self.held.lock().unwrap().take().into_iter().flatten() {
             let errno = self.make(fs, &call).err().map_or(0, |e| e.0);
-            fs.helper_reports(HelperReport::Done { number, errno });
+            fs.propagator().helper_reports(HelperReport::Done { number, errno });
         }
     }
 
@@ -105,7 +105,7 @@ impl Helper {
             None if meant => self.make(&fs, call).err().map_or(0, |e| e.0),
             None => libc::ESRCH,
         };
-        fs.helper_reports(HelperReport::Done { number, errno });
+        fs.propagator().helper_reports(HelperReport::Done { number, errno });
         true
     }
 

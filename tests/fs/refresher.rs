@@ -40,7 +40,7 @@ async fn a_deletion_in_kv_shows_as_soon_as_the_budget_allows() {
         (2000, None, true, 5.0),
     ] {
         let sh = followed(Shell::kv(), names, limit.map(|limit| (limit, MINUTE))).await;
-        let _listens = sh.fs.subscribe();
+        let _listens = sh.fs.propagator().subscribe();
         sh.cat("n7").await;
         if listed {
             sh.ls("").await.unwrap();
@@ -62,7 +62,7 @@ async fn a_deletion_in_kv_shows_as_soon_as_the_budget_allows() {
 #[tokio::test(start_paused = true)]
 async fn a_vast_vault_is_not_listed_because_one_name_is_used() {
     let sh = followed(Shell::kv(), 2500, None).await;
-    let _listens = sh.fs.subscribe();
+    let _listens = sh.fs.propagator().subscribe();
     sh.cat("n7").await;
     sh.pass(Duration::from_secs(600)).await;
     let refresh = sh.fs.status().changes.refresh;
@@ -94,7 +94,7 @@ async fn an_hour_of_ticks_takes_a_tenth_of_the_budget_at_most() {
             for (limit, window, refresh) in times {
                 let options = Options { refresh: Duration::from_millis(refresh), ..Options::default() };
                 let sh = followed(Shell::of(capabilities, options), names, Some((limit, window))).await;
-                let _listens = sh.fs.subscribe();
+                let _listens = sh.fs.propagator().subscribe();
                 sh.ls("").await.unwrap();
                 let ((), cost) = sh.cost(sh.pass(HOUR)).await;
                 let share = u64::from(limit) * 360 / window.as_secs();

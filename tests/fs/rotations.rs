@@ -518,7 +518,11 @@ async fn nothing_but_what_is_registered_is_done_for_the_helper() {
     sh.cat("f").await;
     let before = sh.vault.total();
     let f = OsStr::new("f");
-    assert!(sh.fs.is_helper(PID) && !sh.fs.is_helper(PID + 1) && !sh.fs.is_helper(0));
+    assert!(
+        sh.fs.propagator().is_helper(PID)
+            && !sh.fs.propagator().is_helper(PID + 1)
+            && !sh.fs.propagator().is_helper(0)
+    );
     assert_eq!(sh.fs.helper_lookup(PID, ROOT, f), Some(Err(Errno::EPERM)));
     assert_eq!(sh.fs.helper_unlink(PID, ROOT, f), Some(Err(Errno::EPERM)));
     assert_eq!(sh.fs.helper_rename(PID, (ROOT, f), (ROOT, OsStr::new("g"))), Some(Err(Errno::EPERM)));
@@ -528,8 +532,8 @@ async fn nothing_but_what_is_registered_is_done_for_the_helper() {
     assert_eq!(sh.fs.helper_unlink(PID + 1, ROOT, f), None);
     assert_eq!(sh.fs.helper_lookup(PID + 1, ROOT, OsStr::new(".%2E0123")), Some(Ok(None)));
     assert_eq!(sh.vault.total(), before);
-    sh.fs.helper_reports(HelperReport::Leaving);
-    assert!(!sh.fs.is_helper(PID));
+    sh.fs.propagator().helper_reports(HelperReport::Leaving);
+    assert!(!sh.fs.propagator().is_helper(PID));
 }
 
 #[tokio::test(start_paused = true)]
@@ -563,7 +567,7 @@ async fn a_subscriber_hears_of_each_change_once_and_of_none_of_our_own() {
         sh.put("f", "1").await;
         sh.put("g", "1").await;
         let sh = watched(sh).await;
-        let mut changes = sh.fs.subscribe();
+        let mut changes = sh.fs.propagator().subscribe();
         sh.write_file("ours", "1").await.unwrap();
         sh.write_file("f", "ours").await.unwrap();
         sh.fs.refresh_now().await;
@@ -637,7 +641,7 @@ async fn an_idle_mount_sends_nothing_and_one_in_use_asks_each_tick() {
     assert_eq!(sh.cat("f").await, "2", "what was known before is not believed");
     // Somebody who wants to know keeps it awake.
     sh.pass(Duration::from_secs(600)).await;
-    let changes = sh.fs.subscribe();
+    let changes = sh.fs.propagator().subscribe();
     let ((), cost) = sh.cost(sh.pass(Duration::from_secs(600))).await;
     assert!(cost > 100, "{cost}");
     drop(changes);

@@ -122,8 +122,10 @@ impl FileSystem {
         match node {
             // Its times are others once it is stored.
             Node::File(file) if file.state().is_dirty() => Duration::ZERO,
-            Node::File(_) => self.ttl(self.env.options().refresh),
-            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => self.ttl(self.env.options().refresh),
+            Node::File(_) => self.env.ttl(self.env.options().refresh),
+            Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => {
+                self.env.ttl(self.env.options().refresh)
+            }
             Node::Control(_) => self.env.options().refresh,
             Node::Dir(_) | Node::Version(_) if self.env.options().read_only => self.env.options().refresh,
             Node::Dir(_) | Node::Version(_) => Duration::ZERO,

@@ -19,7 +19,7 @@ impl FileSystem {
             Place::Local(file) => Some(self.own_entry(&file)),
             Place::Object(found) => {
                 let file = self.file_node(&found);
-                Some(self.entry(&Node::File(file), self.ttl(found.ttl)))
+                Some(self.entry(&Node::File(file), self.env.ttl(found.ttl)))
             }
             Place::Absent => None,
         }

@@ -65,7 +65,7 @@ impl FileSystem {
             Ok(dir) => dir,
             Err(e) => return Step::Ready(Err(e)),
         };
-        self.env.cache().used(self.longest_ttl());
+        self.env.cache().used(self.env.longest_ttl());
         match &dir.kind {
             DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
                 Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root())))).into()

@@ -235,7 +235,7 @@ impl FileSystem {
             Err(e) => return Step::Ready(Err(e)),
         };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
-        self.env.cache().used(self.longest_ttl());
+        self.env.cache().used(self.env.longest_ttl());
         if writes
             && !self.env.options().read_only
             && let Node::File(file) = &node

@@ -112,7 +112,7 @@ impl FileSystem {
         if !self.env.cache().was_idle() || !self.may_be_taken_away(ino) {
             return self.read_held(ino, fh, offset, size);
         }
-        self.env.cache().used(self.longest_ttl());
+        self.env.cache().used(self.env.longest_ttl());
         if !self.env.cache().is_key_unverified() {
             return self.read_held(ino, fh, offset, size);
         }

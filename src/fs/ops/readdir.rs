@@ -35,7 +35,7 @@ const TIDY: Duration = Duration::from_secs(10);
 impl FileSystem {
     /// OPENDIR.
     pub fn opendir(&self, ino: u64, _caller: Caller) -> Result<Opened> {
-        self.env.cache().used(self.longest_ttl());
+        self.env.cache().used(self.env.longest_ttl());
         if let Some(handle) = self.opened_before() {
             return Ok(handle.opened());
         }
@@ -67,7 +67,7 @@ impl FileSystem {
     /// READDIR after a position; from the beginning (0) with the present names. Without a handle
     /// (`fh` 0) the directory is read.
     pub fn readdir(self: &Arc<Self>, ino: u64, fh: u64, after: u64) -> Step<Arc<Listing>> {
-        self.env.cache().used(self.longest_ttl());
+        self.env.cache().used(self.env.longest_ttl());
         match self.listing_to_read(ino, fh, after) {
             Err(e) => Err(e).into(),
             Ok((dir, Some(listing))) if listing.is_cut_off() => {

@@ -216,7 +216,7 @@ impl FileSystem {
         {
             // The worker that died had done all of it, and the new name was deleted after that.
             source.change_alone().forget_sent(name);
-            self.note_deleted(old_name, None);
+            self.env.note_deleted(old_name, None);
             return Ok(());
         }
         Err(self.env.failed("rename", name.as_str(), e))

@@ -133,12 +133,12 @@ impl FileSystem {
         for _ in 0..2 {
             match self.delete_object(call, &id, None).await {
                 Ok(()) => {
-                    self.note_deleted(name, None);
+                    self.env.note_deleted(name, None);
                     return Ok(());
                 }
                 // Deleted before a crash; the name now has an object made elsewhere.
                 Err(e) if e.kind == ErrorKind::NotFound && again => {
-                    self.note_deleted(name, Some(&id));
+                    self.env.note_deleted(name, Some(&id));
                     return Ok(());
                 }
                 Err(e) if e.kind == ErrorKind::NotFound || e.maybe_applied => {
@@ -149,7 +149,7 @@ impl FileSystem {
             match self.env.cache().vault().get_by_name(call, name).await {
                 Ok(object) => id = object.meta.id,
                 Err(e) if e.kind == ErrorKind::NotFound => {
-                    self.note_deleted(name, None);
+                    self.env.note_deleted(name, None);
                     return Ok(());
                 }
                 Err(e) => return Err(failed(e)),

@@ -191,7 +191,7 @@ impl Register {
     }
 
     /// Whether a thread is the helper's.
-    fn is(&self, pid: u32) -> bool {
+    pub fn is(&self, pid: u32) -> bool {
         pid != 0 && self.pid.load(Ordering::Relaxed) == pid
     }
 
@@ -223,7 +223,7 @@ impl Register {
         }
     }
 
-    fn note_report(&self, report: HelperReport) {
+    pub fn note_report(&self, report: HelperReport) {
         let mut state = self.state();
         match report {
             HelperReport::Started { pid } => {
@@ -366,21 +366,10 @@ pub(in crate::fs) fn hidden_name() -> String {
 }
 
 impl FileSystem {
-    /// Whether the thread `pid` is the helper: unregistered requests of it are EPERM.
-    pub fn is_helper(&self, pid: u32) -> bool {
-        self.helper.is(pid)
-    }
-
-    /// Handles a message of the helper.
-    pub fn helper_reports(&self, report: HelperReport) {
-        self.helper.note_report(report);
-        self.propagator.wake();
-    }
-
     /// LOOKUP by the helper, or of a hidden name: answered without the vault.
     pub fn helper_lookup(&self, pid: u32, parent: u64, name: &OsStr) -> Option<Result<Option<Entry>>> {
         let hidden = name.as_bytes().starts_with(HIDDEN.as_bytes());
-        let helper = self.helper.is(pid);
+        let helper = self.propagator.helper().is(pid);
         if !hidden && !helper {
             return None;
         }
@@ -390,10 +379,10 @@ impl FileSystem {
         let is_handshake = |e: &Expected| {
             matches!(e.op, HelperOp::Handshake) && e.parent == parent && name == e.name.as_str()
         };
-        if self.helper.take(is_handshake).is_some() {
+        if self.propagator.helper().take(is_handshake).is_some() {
             return Some(Ok(None));
         }
-        let Some(expected) = self.helper.expected() else { return Some(Err(Errno::EPERM)) };
+        let Some(expected) = self.propagator.helper().expected() else { return Some(Err(Errno::EPERM)) };
         let on_the_way = expected.way.iter().find(|(at, text, _)| *at == parent && name == text.as_str());
         if let Some((_, _, kind)) = on_the_way {
             return Some(Ok(Some(self.dir_entry(kind))));
@@ -420,13 +409,13 @@ impl FileSystem {
 
     /// RENAME, if it is the helper's.
     pub fn helper_rename(&self, pid: u32, from: (u64, &OsStr), to: (u64, &OsStr)) -> Option<Result<()>> {
-        self.helper.is(pid).then(|| {
+        self.propagator.helper().is(pid).then(|| {
             let is_it = |e: &Expected| {
                 matches!(&e.op, HelperOp::Rename { hidden, .. } if from.1 == hidden.as_str())
                     && (from.0, to.0) == (e.parent, e.parent)
                     && to.1 == e.name.as_str()
             };
-            match self.helper.take(is_it) {
+            match self.propagator.helper().take(is_it) {
                 Some(HelperOp::Rename { fresh, over, .. }) => self.or_refuse(self.show(&fresh, over)),
                 _ => Err(Errno::EPERM),
             }
@@ -435,11 +424,11 @@ impl FileSystem {
 
     /// UNLINK, if it is the helper's.
     pub fn helper_unlink(&self, pid: u32, parent: u64, name: &OsStr) -> Option<Result<()>> {
-        self.helper.is(pid).then(|| {
+        self.propagator.helper().is(pid).then(|| {
             let is_it = |e: &Expected| {
                 matches!(e.op, HelperOp::Unlink { .. }) && e.parent == parent && name == e.name.as_str()
             };
-            match self.helper.take(is_it) {
+            match self.propagator.helper().take(is_it) {
                 Some(HelperOp::Unlink { file }) => self.or_refuse(self.show_nothing(&file)),
                 _ => Err(Errno::EPERM),
             }
@@ -448,9 +437,9 @@ impl FileSystem {
 
     /// SETATTR, if it is the helper's.
     pub fn helper_setattr(&self, pid: u32, ino: u64) -> Option<Result<(Attr, Duration)>> {
-        self.helper.is(pid).then(|| {
+        self.propagator.helper().is(pid).then(|| {
             let is_it = |e: &Expected| matches!(&e.op, HelperOp::Touch { file } if file.ino == ino);
-            match self.helper.take(is_it) {
+            match self.propagator.helper().take(is_it) {
                 Some(HelperOp::Touch { file }) => Ok((self.attr(&Node::File(file)), Duration::ZERO)),
                 _ => Err(Errno::EPERM),
             }
@@ -459,7 +448,7 @@ impl FileSystem {
 
     fn or_refuse(&self, done: Result<()>) -> Result<()> {
         if done.is_err() {
-            self.helper.refuse();
+            self.propagator.helper().refuse();
         }
         done
     }

@@ -2,9 +2,9 @@
 
 mod apply;
 pub(in crate::fs) mod helper_calls;
-pub(in crate::fs) mod hook_state;
 pub(in crate::fs) mod in_flight;
 mod position;
-pub(in crate::fs) mod queue;
+pub(in crate::fs) mod propagator;
+mod queue;
 pub(in crate::fs) mod repoint;
 pub(in crate::fs) mod revocation;

@@ -19,28 +19,21 @@
 //!
 //! With `--in-place` the inode stays and its bytes change, which may be seen half way.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use futures_util::StreamExt;
-use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, broadcast};
 
 use crate::fs::inode::DirKind;
 use crate::fs::inode::file::File;
-use crate::fs::journal::Key;
 use crate::fs::propagation::helper_calls::{
     CallResult, Expected, HelperCall, HelperOp, errno_text, hidden_name,
 };
-use crate::fs::propagation::in_flight::InFlight;
 use crate::fs::propagation::position::NamePosition;
-use crate::fs::{FileSystem, HelperStatus, Kernel, Step};
-use crate::vault::cache::{Change, Peek, PrefixState, RefreshStatus};
-use crate::vault::{Object, ObjectId, ObjectName};
+use crate::fs::propagation::propagator::Why;
+use crate::fs::{FileSystem, Kernel, Step};
+use crate::vault::cache::{Peek, PrefixState};
+use crate::vault::{Object, ObjectName};
 
 /// Values fetched at a time.
 const FETCHES: usize = 8;
@@ -52,79 +45,9 @@ const EVENTS: usize = 1000;
 /// How often things may change while a rotation is on its way.
 const ROUNDS: usize = 5;
 
-/// Changes that a slow subscriber may be behind.
-const BEHIND: usize = 4096;
-
 /// What `EACCES` means for the helper.
 const NO_RIGHT: &str = ": the helper may not change that directory; where it shows no `w`, as on a read-only mount, an \
     ordinary user's helper needs user namespaces";
-
-/// Why a name is to be looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::fs) enum Why {
-    /// It changed elsewhere.
-    Changed,
-    /// It shows another inode now than the kernel knows.
-    Repoint,
-    /// The same, but the kernel knows by now, from a lookup: watchers had no event.
-    Known,
-}
-
-/// What is to be rotated, and what is out.
-#[derive(Debug)]
-pub(in crate::fs) struct Propagator {
-    queue: Mutex<BTreeMap<ObjectName, Why>>,
-    wake: Notify,
-    in_flight: Arc<InFlight>,
-    done: Mutex<u64>,
-    /// Rotations are being carried out.
-    working: AtomicBool,
-    events: broadcast::Sender<Change>,
-}
-
-impl Propagator {
-    pub fn new() -> Self {
-        Self {
-            queue: Mutex::default(),
-            wake: Notify::new(),
-            in_flight: Arc::default(),
-            done: Mutex::default(),
-            working: AtomicBool::new(false),
-            events: broadcast::channel(BEHIND).0,
-        }
-    }
-
-    pub fn wake(&self) {
-        self.wake.notify_one();
-    }
-
-    fn queue(&self) -> parking_lot::MutexGuard<'_, BTreeMap<ObjectName, Why>> {
-        self.queue.lock()
-    }
-
-    pub fn add(&self, name: ObjectName, why: Why) {
-        add(&mut self.queue(), name, why);
-        self.wake();
-    }
-}
-
-fn add(queue: &mut BTreeMap<ObjectName, Why>, name: ObjectName, why: Why) {
-    let before = queue.entry(name).or_insert(why);
-    *before = why.max(*before);
-}
-
-/// Rotations, for `status`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct RotationStatus {
-    /// The refresher.
-    pub refresh: RefreshStatus,
-    /// The helper.
-    pub helper: HelperStatus,
-    /// Names that were made to show something else.
-    pub done: u64,
-    /// Names that wait for it.
-    pub waiting: usize,
-}
 
 enum Propagated {
     Done,
@@ -138,36 +61,18 @@ impl FileSystem {
     pub fn follow_changes(self: &Arc<Self>) {
         self.env.cache().track_changes();
         let (fs, subscribed, seen, idle) = (self.clone(), self.clone(), self.clone(), self.clone());
-        let wanted = move || subscribed.propagator.events.receiver_count() > 0;
+        let wanted = move || subscribed.propagator.has_subscribers();
         let watched = move || seen.env.kernel().is_some_and(|kernel| kernel.is_watched());
-        let on_tick = move || fs.ingest_changes();
+        let on_tick = move || fs.propagator.ingest_changes();
         let on_idle = move || idle.take_back_pages();
         self.env.spawn(self.env.cache().clone().keep_fresh(wanted, watched, on_tick, on_idle));
         let fs = self.clone();
         self.env.spawn(async move {
             loop {
-                fs.propagator.wake.notified().await;
+                fs.propagator.added().await;
                 fs.flush_queue().await;
             }
         });
-    }
-
-    /// The changes made elsewhere, as they are seen from now on. While there is a subscriber the
-    /// mount is in use.
-    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
-        self.propagator.events.subscribe()
-    }
-
-    /// Whether the mount shows every change that subscribers received.
-    pub fn is_propagated(&self) -> bool {
-        // In this order: what is taken out of the queue is being worked on before it is gone from
-        // there.
-        self.propagator.queue().is_empty() && !self.propagator.working.load(Ordering::Acquire)
-    }
-
-    /// Whether a change that subscribers received was made here.
-    pub fn is_own_change(&self, change: &Change) -> bool {
-        self.env.cache().is_own(change)
     }
 
     /// One tick of the refresher, and all that follows from it.
@@ -175,41 +80,8 @@ impl FileSystem {
         self.env.cache().track_changes();
         self.env.cache().tick().await;
         self.env.cache().ask_again().await;
-        self.ingest_changes();
+        self.propagator.ingest_changes();
         self.flush_queue().await;
-    }
-
-    fn ingest_changes(&self) {
-        for change in self.env.cache().take_changes() {
-            self.propagator.add(change.name.clone(), Why::Changed);
-            // There may be no subscriber.
-            let _ = self.propagator.events.send(change);
-        }
-        if self.env.journal().is_enabled()
-            && let Some(covered) = self.env.cache().covered()
-        {
-            self.env.journal().record(&Key::Covered, &covered);
-        }
-        self.note_lag();
-    }
-
-    /// Writes down what a successor has to know of a vault that lags.
-    fn note_lag(&self) {
-        if self.env.journal().is_enabled()
-            && let Some(lag) = self.env.cache().lag_memory()
-        {
-            self.env.journal().record(&Key::Lag, &lag);
-        }
-    }
-
-    /// An object was deleted here, or is known to be gone: of another one that has its name by now
-    /// only if `id` says which.
-    pub(in crate::fs) fn note_deleted(&self, name: &ObjectName, id: Option<&ObjectId>) {
-        match id {
-            Some(id) => self.env.cache().deleted_object(name, id),
-            None => self.env.cache().deleted(name),
-        }
-        self.note_lag();
     }
 
     /// The requests that a step sends hold the lock of directory `parent` in the kernel.
@@ -217,7 +89,7 @@ impl FileSystem {
         match step {
             Step::Ready(result) => Step::Ready(result),
             Step::Pending(work) => {
-                let out = self.propagator.in_flight.enter(parent);
+                let out = self.propagator.enter(parent);
                 Step::later(async move {
                     let _out = out;
                     work.await
@@ -230,13 +102,8 @@ impl FileSystem {
     pub async fn flush_queue(self: &Arc<Self>) {
         let Some(kernel) = self.env.kernel() else { return };
         loop {
-            self.helper.handshake(&**kernel).await;
-            self.propagator.working.store(true, Ordering::Release);
-            let batch = std::mem::take(&mut *self.propagator.queue());
-            if batch.is_empty() {
-                self.propagator.working.store(false, Ordering::Release);
-                return;
-            }
+            self.propagator.helper().handshake(&**kernel).await;
+            let Some(batch) = self.propagator.take_batch() else { return };
             // The values first, several at once: the helper makes one call after the other.
             let wanted = batch.keys().filter(|name| self.in_use(name).is_some());
             futures_util::stream::iter(wanted)
@@ -247,7 +114,7 @@ impl FileSystem {
             let mut unused = 0;
             for (name, why) in batch {
                 unused += usize::from(self.in_use(&name).is_none());
-                let number = self.repoints.number(&name);
+                let number = self.propagator.repoints().number(&name);
                 self.propagate(&name, why, unused <= EVENTS).await;
                 if why != Why::Changed {
                     self.repointed(&name, number);
@@ -385,11 +252,11 @@ impl FileSystem {
         shown: Option<Arc<File>>,
     ) -> Propagated {
         let Some(kernel) = self.env.kernel() else { return Propagated::Done };
-        if !self.helper.works() {
-            self.only_forget(name, &self.helper.status().state);
+        if !self.propagator.helper().works() {
+            self.only_forget(name, &self.propagator.helper().status().state);
             return Propagated::Done;
         }
-        let quiet = self.quiet(position.parent, shown.as_deref());
+        let quiet = self.propagator.quiet(position.parent, shown.as_deref());
         if tokio::time::timeout(2 * self.env.options().timeout, quiet).await.is_err() {
             self.only_forget(name, "its directory or a write of it is at the vault all the time");
             return Propagated::Done;
@@ -408,12 +275,14 @@ impl FileSystem {
         let file = if let HelperOp::Touch { file } = &op { Some(file.clone()) } else { None };
         let way = position.way.clone();
         let expected = Expected { way: position.way, parent: position.parent, name: position.text, op };
-        match self.helper.order(&**kernel, expected, &call).await {
+        match self.propagator.helper().order(&**kernel, expected, &call).await {
             CallResult { refused: true, .. } => Propagated::Again,
             // A rename onto the same inode is nothing to the kernel, which knew already.
             CallResult { seen: false, errno: 0, .. } if is_same => Propagated::Unseen,
             CallResult { seen, errno, .. } if seen || errno == 0 => {
-                *self.propagator.done.lock() += u64::from(seen);
+                if seen {
+                    self.propagator.count_done();
+                }
                 tracing::debug!(name = name.as_str(), ?call, "changed elsewhere");
                 if deletes {
                     self.forget_emptied(&**kernel, &way);
@@ -425,7 +294,7 @@ impl FileSystem {
             }
             // The helper died; another one is on its way.
             CallResult { errno: libc::ESRCH, .. } => {
-                self.helper.handshake(&**kernel).await;
+                self.propagator.helper().handshake(&**kernel).await;
                 Propagated::Again
             }
             CallResult { errno, .. } => {
@@ -436,22 +305,9 @@ impl FileSystem {
         }
     }
 
-    /// Waits until no request of the directory and no commit of the file is out at the vault.
-    async fn quiet(&self, parent: u64, file: Option<&File>) {
-        loop {
-            self.propagator.in_flight.quiet(parent).await;
-            match file {
-                Some(file) if file.commit_lock.available_permits() == 0 => {
-                    drop(file.commit_lock.acquire().await)
-                }
-                _ => return,
-            }
-        }
-    }
-
     /// The kernel forgets what it knows of the name; the next lookup finds out.
     fn only_forget(&self, name: &ObjectName, why: &str) {
-        self.helper.fell_back(why);
+        self.propagator.helper().fell_back(why);
         self.inval_name(name);
         if let (Some(kernel), Some(position)) = (self.env.kernel(), self.name_position(name)) {
             // A listing that the kernel keeps.
@@ -470,27 +326,4 @@ impl FileSystem {
             kernel.inval_entry(*parent, OsStr::new(text));
         }
     }
-
-    /// What `status` says.
-    pub(in crate::fs) fn rotation_status(&self) -> RotationStatus {
-        RotationStatus {
-            refresh: self.env.cache().refresh_status(),
-            helper: self.helper.status(),
-            done: *self.propagator.done.lock(),
-            waiting: self.propagator.queue().len(),
-        }
-    }
-
-    /// For how long the kernel may go on without asking, where what changes is brought to it.
-    pub(in crate::fs) fn ttl(&self, fresh_for: Duration) -> Duration {
-        if fresh_for.is_zero() || !self.env.cache().is_refreshed() { fresh_for } else { self.longest_ttl() }
-    }
-
-    /// The longest of all.
-    pub(in crate::fs) fn longest_ttl(&self) -> Duration {
-        self.env.options().refresh.saturating_mul(TTL_TICKS)
-    }
 }
-
-/// How many refresh times the kernel goes without asking while changes are brought to it.
-const TTL_TICKS: u32 = 12;

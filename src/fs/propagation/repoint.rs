@@ -15,7 +15,6 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::fs::inode::file::{File, Link};
 use crate::fs::journal::{JournalWriter, Key};
 use crate::fs::name::DirPrefix;
-use crate::fs::propagation::queue::Why;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Caller, FileSystem};
 use crate::vault::ObjectName;
@@ -86,18 +85,18 @@ impl Repoints {
 impl FileSystem {
     /// The name shows another inode than the kernel knows.
     pub(in crate::fs) fn repoint(&self, name: &ObjectName) {
-        self.repoints.begin(name);
-        if self.helper.works() {
-            self.propagator.add(name.clone(), Why::Repoint);
+        if self.propagator.helper().works() {
+            self.propagator.begin_repoint(name);
         } else {
+            self.propagator.repoints().begin(name);
             self.inval_name(name);
-            self.repointed(name, self.repoints.number(name));
+            self.repointed(name, self.propagator.repoints().number(name));
         }
     }
 
     /// The kernel knows what the name shows, or will once it has what it was sent.
     pub(in crate::fs) fn repointed(&self, name: &ObjectName, number: u64) {
-        let (repoints, name) = (self.repoints.clone(), name.clone());
+        let (repoints, name) = (self.propagator.repoints().clone(), name.clone());
         let end = move || repoints.end(&name, number);
         match self.env.kernel() {
             Some(kernel) => kernel.after_notices(Box::new(end)),
@@ -108,7 +107,7 @@ impl FileSystem {
     /// ESTALE for an open, or a truncate(2), that may be meant for another inode, which the name
     /// shows by now.
     pub(in crate::fs) fn is_at_its_name(&self, file: &File, caller: Caller) -> Result<()> {
-        match self.repoints.sends(file, caller.pid) {
+        match self.propagator.repoints().sends(file, caller.pid) {
             true => Err(Errno::ESTALE),
             false => Ok(()),
         }

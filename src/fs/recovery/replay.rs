@@ -155,8 +155,9 @@ impl FileSystem {
     fn record_of_resent(&self, id: u64) -> CrashRecord {
         let found = self.crash_records().of.get(&id).copied();
         found.unwrap_or_else(|| {
-            let (arrived, ending) = (self.env.clock().since_boot().as_millis() as u64, self.last_ending());
-            CrashRecord::unknown(arrived, ending, self.crash_records().charged)
+            let arrived = self.env.clock().since_boot().as_millis() as u64;
+            let crash_records = self.crash_records();
+            CrashRecord::unknown(arrived, crash_records.ending, crash_records.charged)
         })
     }
 
@@ -196,8 +197,7 @@ impl FileSystem {
     }
 
     /// Charges the death of the previous worker.
-    pub(in crate::fs) fn charge_last_death(&self) {
-        let ending = self.last_ending();
+    pub(in crate::fs) fn charge_last_death(&self, ending: quarantine::Ending) {
         let mut crash_records = self.crash_records();
         let there: Vec<u64> = crash_records
             .of
@@ -205,16 +205,12 @@ impl FileSystem {
             .filter(|(_, crash_record)| crash_record.under_way)
             .map(|(id, _)| *id)
             .collect();
-        crash_records.charged = there.len();
+        (crash_records.ending, crash_records.charged) = (ending, there.len());
         quarantine::charge(crash_records.of.values_mut(), ending);
         let tx = self.env.journal().begin();
         for id in there {
             tx.record(&Key::CrashRecord(id), &crash_records.of[&id]);
         }
-    }
-
-    fn last_ending(&self) -> quarantine::Ending {
-        self.processes.get().map(|processes| processes.ending).unwrap_or_default()
     }
 
     pub(in crate::fs) fn crash_records(&self) -> MutexGuard<'_, CrashRecords> {

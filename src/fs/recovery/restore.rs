@@ -18,13 +18,12 @@ use crate::fs::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
 use crate::fs::journal::{Journal, Key, Value};
 use crate::fs::namespace::listing::{DirEntry, Head, Listing};
 use crate::fs::ops::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
-use crate::fs::propagation::queue::Why;
 use crate::fs::recovery::replay::Intent;
 use crate::fs::types::errno::Errno;
 use crate::fs::writeback::commit::Cause;
 use crate::secret::SecretBytes;
 use crate::vault::cache::LagMemory;
-use crate::vault::{Call, Content, Meta, Object, ObjectName, Page};
+use crate::vault::{Call, Content, Meta, Object, Page};
 
 /// How long crash records and intents of the dead worker are kept: resent requests arrive at once.
 pub(in crate::fs) const REQUESTS: Duration = Duration::from_secs(60);
@@ -117,14 +116,14 @@ impl FileSystem {
         if contents.plain.keys().any(|key| matches!(key, Key::Node(_))) {
             let (inodes, handles) = (self.table().len(), self.handles().len());
             tracing::info!(inodes, handles, "takeover: the state of the last worker is restored");
+            self.resume_changes(contents.read(&Key::Covered), contents.read(&Key::Lag));
             let moved = contents.plain.keys().filter_map(|key| match key {
-                Key::Repoint(name) => Some(name.clone()),
+                Key::Repoint(name) => Some(name),
                 _ => None,
             });
-            let moved = moved.collect();
-            self.resume_changes(contents.read(&Key::Covered), contents.read(&Key::Lag), moved);
+            moved.for_each(|name| self.propagator.begin_repoint(name));
         }
-        *self.kept_commands.lock() = contents.read(&Key::Commands);
+        self.propagator.restore_commands(contents.read(&Key::Commands));
         if contents.refused > 0 {
             tracing::error!(
                 records = contents.refused,
@@ -312,7 +311,7 @@ impl FileSystem {
 
     /// The kernel shows the dead worker's answers and missed later changes: the first answers that
     /// differ are changes. Changes that the worker knew and had not propagated come first.
-    fn resume_changes(&self, covered: Option<SystemTime>, lag: Option<LagMemory>, moved: Vec<ObjectName>) {
+    fn resume_changes(&self, covered: Option<SystemTime>, lag: Option<LagMemory>) {
         let mut shown = Vec::new();
         {
             let table = self.table();
@@ -327,11 +326,7 @@ impl FileSystem {
                 shown.push(Meta { id, name: state.name.clone(), version, updated_at });
             }
         }
-        self.env.cache().resume(&shown, covered, lag, self.longest_ttl());
-        for name in moved {
-            self.repoints.begin(&name);
-            self.propagator.add(name, Why::Repoint);
-        }
+        self.env.cache().resume(&shown, covered, lag, self.env.longest_ttl());
     }
 
     /// The dead worker had no memory for its journal: the unsaved bytes may be incomplete. Open

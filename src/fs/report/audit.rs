@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -199,15 +200,22 @@ fn open_private(place: &Place) -> io::Result<File> {
 impl FileSystem {
     /// Opens the audit file again, if there is one.
     pub fn reopen_audit(&self) {
-        if let Some(audit) = &self.audit {
+        if let Some(audit) = self.report.audit() {
             audit.reopen();
         }
     }
 
     /// Writes down that an inode was opened.
     pub(in crate::fs) fn write_down(&self, ino: u64, op: &'static str, caller: Caller) {
-        let (Some(audit), Ok(node)) = (&self.audit, self.node(ino)) else { return };
-        let (name, version) = match &node {
+        if let (Some(audit), Ok(node)) = (self.report.audit(), self.node(ino)) {
+            audit.record_open(self.env.wall(), &node, op, caller);
+        }
+    }
+}
+
+impl Audit {
+    fn record_open(&self, at: SystemTime, node: &Node, op: &'static str, caller: Caller) {
+        let (name, version) = match node {
             Node::File(file) => {
                 let state = file.state();
                 (state.name.clone(), state.stored.as_ref().map(|stored| stored.version.clone()))
@@ -215,8 +223,8 @@ impl FileSystem {
             Node::Version(version) => (version.name.clone(), Some(version.info.tag.clone())),
             Node::Dir(_) | Node::Control(_) => return,
         };
-        audit.write(&Line {
-            at: humantime::format_rfc3339_millis(self.env.wall()).to_string(),
+        self.write(&Line {
+            at: humantime::format_rfc3339_millis(at).to_string(),
             op,
             uid: caller.uid,
             gid: caller.gid,

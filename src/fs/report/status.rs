@@ -179,9 +179,10 @@ impl From<crate::vault::attribution::RequestCount> for RequestCount {
 impl FileSystem {
     /// Tells the file system what serves it. Only the first call counts.
     pub fn attach_processes(&self, processes: Processes) {
+        let ending = processes.ending;
         // A worker takes over once.
-        if self.processes.set(processes).is_ok() {
-            self.charge_last_death();
+        if self.report.processes.set(processes).is_ok() {
+            self.charge_last_death(ending);
         }
     }
 
@@ -224,13 +225,13 @@ impl FileSystem {
                 refresh_s: self.env.options().refresh.as_secs_f64(),
                 serving_stale: cache.serving_stale,
             },
-            changes: self.rotation_status(),
+            changes: self.propagator.status(),
             inodes,
             handles,
             scratch_bytes,
             owners_set: self.owners_set(),
-            audit: self.audit.as_ref().map(|audit| audit.status()),
-            processes: self.processes.get().cloned(),
+            audit: self.report.audit().map(|audit| audit.status()),
+            processes: self.report.processes.get().cloned(),
             unsaved: self.unsaved(),
             failed_deletes: self.failed_deletes(),
             last_errors: self.env.errors().latest(),

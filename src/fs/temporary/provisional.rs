@@ -360,7 +360,7 @@ impl FileSystem {
                 }
                 Err(e) if e.kind != ErrorKind::NotFound => return Err(e),
                 Ok(()) | Err(_) => {
-                    self.note_deleted(name, Some(id));
+                    self.env.note_deleted(name, Some(id));
                     let mut table = self.table();
                     if table.is_hidden_object(name, id) {
                         table.deferred_deletes.remove(name);

@@ -2,17 +2,20 @@
 //! the log of errors. Built once, before the parts, and only read from then on.
 
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
 
 use crate::clock::Clock;
-use crate::fs::journal::JournalWriter;
+use crate::fs::journal::{JournalWriter, Key};
 use crate::fs::types::errno::Errno;
 use crate::fs::types::error_log::{ErrorLog, LastError};
 use crate::fs::{Kernel, Options};
 use crate::vault::cache::{Cache, CacheConfig};
-use crate::vault::{DynVault, Error};
+use crate::vault::{DynVault, Error, ObjectId, ObjectName};
+
+/// How many refresh times the kernel goes without asking while changes are brought to it.
+const TTL_TICKS: u32 = 12;
 
 /// See the module.
 pub(in crate::fs) struct Env {
@@ -61,7 +64,7 @@ impl Env {
         &*self.clock
     }
 
-    pub fn now(&self) -> std::time::Instant {
+    pub fn now(&self) -> Instant {
         self.clock.now()
     }
 
@@ -92,6 +95,25 @@ impl Env {
         &self.journal
     }
 
+    /// Writes down what a successor has to know of a vault that lags.
+    pub fn note_lag(&self) {
+        if self.journal.is_enabled()
+            && let Some(lag) = self.cache.lag_memory()
+        {
+            self.journal.record(&Key::Lag, &lag);
+        }
+    }
+
+    /// An object was deleted here, or is known to be gone: of another one that has its name by now
+    /// only if `id` says which.
+    pub fn note_deleted(&self, name: &ObjectName, id: Option<&ObjectId>) {
+        match id {
+            Some(id) => self.cache.deleted_object(name, id),
+            None => self.cache.deleted(name),
+        }
+        self.note_lag();
+    }
+
     pub fn kernel(&self) -> Option<&Arc<dyn Kernel>> {
         self.kernel.get()
     }
@@ -99,6 +121,16 @@ impl Env {
     /// The session is there. A second one would be a second mount of the same state: there is none.
     pub fn attach_kernel(&self, kernel: Arc<dyn Kernel>) {
         let _ = self.kernel.set(kernel);
+    }
+
+    /// For how long the kernel may go on without asking, where what changes is brought to it.
+    pub fn ttl(&self, fresh_for: Duration) -> Duration {
+        if fresh_for.is_zero() || !self.cache.is_refreshed() { fresh_for } else { self.longest_ttl() }
+    }
+
+    /// The longest of all.
+    pub fn longest_ttl(&self) -> Duration {
+        self.options.refresh.saturating_mul(TTL_TICKS)
     }
 
     pub fn errors(&self) -> &ErrorLog {
