@@ -26,17 +26,17 @@ impl Output {
         Self { out: io::BufWriter::new(out), terminal }
     }
 
-    /// One line for people; false if nobody reads any more.
+    /// One line for people; false if there is no reader any more.
     pub fn line(&mut self, line: impl Display) -> Result<bool, Failure> {
         self.bytes(format!("{}\n", display::line(line)).as_bytes())
     }
 
-    /// Data, as it is; false if nobody reads any more.
+    /// Data, as it is; false if there is no reader any more.
     pub fn bytes(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
         is_read(self.out.write_all(bytes))
     }
 
-    /// What is there goes out now; false if nobody reads any more.
+    /// What is there goes out now; false if there is no reader any more.
     pub fn flush(&mut self) -> Result<bool, Failure> {
         is_read(self.out.flush())
     }

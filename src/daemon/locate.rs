@@ -21,7 +21,7 @@ pub enum LocateError {
     /// Something else is mounted there.
     #[error("{0} is not a vaultfs mount but {1}: it is left alone")]
     Foreign(PathBuf, String),
-    /// Whoever made the link may lead it elsewhere at any moment.
+    /// The link's owner may lead it elsewhere at any moment.
     #[error(
         "a link of another user's is on the way to {0}: give the path without it, as the mount table has it"
     )]

@@ -21,7 +21,7 @@ use crate::vault::{DynVault, Page};
 
 /// What a file system is built from.
 pub struct Builder {
-    /// The vault, whose names and values it shows.
+    /// The vault that it shows.
     pub vault: DynVault,
     /// What the start-up check of the vault listed, if it did.
     pub first_page: Option<Page>,

@@ -122,8 +122,8 @@ impl Mounter for Commands {
             command.env_remove("CREDENTIALS_DIRECTORY");
         }
         let mounted = run(command.args(arguments).arg("--").arg(at), PATIENCE).await;
-        // It is below the mount by now. Whoever has it in place of the mount gets nothing out of
-        // it, and nothing in.
+        // It is below the mount by now. A container that has it in place of the mount gets nothing
+        // out of it, and nothing in.
         let closed = bare.set_permissions(Permissions::from_mode(0o000));
         if !self.is_mounted(at) {
             self.tidy(at);

@@ -224,7 +224,6 @@ fn a_mount_namespace_of_somebody_elses() {
 /// In a mount namespace with an `/etc/fstab` and an `/sbin` of its own: nothing of the machine is
 /// changed.
 #[test]
-#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn an_ordinary_user_mounts_by_a_line_of_fstab_and_unmounts() {
     let _alone = mount_table::take();
     crate::support::only_root!("only root can make a mount namespace with another /etc/fstab");

@@ -82,9 +82,9 @@ pub struct MountArgs {
 
     /// Change a file's bytes under those who have it open, for a single file bound into a container
     ///
-    /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. Whoever
-    /// reads at that moment may see a part of each version. Without it a change looks like an
-    /// atomic rename, and no reader sees a mix.
+    /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. A read
+    /// at that moment may see a part of each version. Without it a change looks like an atomic
+    /// rename, and no reader sees a mix.
     #[arg(help_heading = "How fresh", long)]
     in_place: bool,
 

@@ -182,7 +182,7 @@ fn pinned_of(state: &FileState) -> Option<Arc<Object>> {
 
 impl FileSnapshot {
     fn of(kind: FileKind, state: &FileState) -> Self {
-        // Whoever adds to the state decides here whether it has to outlive the process.
+        // An addition to the state decides here whether it outlives the process.
         let FileState {
             name,
             link,

@@ -18,8 +18,8 @@ use crate::fs::{FileSystem, Step};
 use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
 
 impl FileSystem {
-    /// UNLINK. Whoever has the file open keeps its bytes. `remover` is waited for first: the
-    /// program may be gone later.
+    /// UNLINK. Open handles keep the bytes. `remover` is waited for first: the program may be gone
+    /// later.
     pub fn unlink(
         self: &Arc<Self>,
         parent: u64,

@@ -40,7 +40,7 @@ const MAX_KEY_FILE: u64 = 4096;
 /// The largest RSA keys in use take a fifth of this.
 const MAX_TLS_KEY_FILE: u64 = 65536;
 
-/// A directory that is ours and that nobody else can enter.
+/// A directory that is ours and that no other user can enter.
 #[derive(Debug, Clone)]
 pub struct DataDir {
     path: PathBuf,

@@ -5,9 +5,9 @@
 //! and writes for everybody. So:
 //!
 //! 1. **To read** ([`open`]): links are followed as long as each is trusted, which means that root
-//!    made it, or we did, or the user for whom the mount is (`--uid`). Links of Kubernetes
-//!    (`..data`), agenix and sops-nix are. What is opened is a regular file, or a private pipe
-//!    (`<(command)`), of one of these users, and its size is bounded.
+//!    made it, or we did, or the user of the mount (`--uid`). Links of Kubernetes (`..data`),
+//!    agenix and sops-nix are. What is opened is a regular file, or a private pipe (`<(command)`),
+//!    of one of these users, and its size is bounded.
 //! 2. **To append** ([`Place`]): the directory is found in the same way, once. The file itself is
 //!    no link, is regular, has no second name, belongs to us or root, and others cannot write to
 //!    it.

@@ -27,7 +27,7 @@ pub(super) const STALE_WAIT: Duration = Duration::from_secs(2);
 /// Pages of a listing that are here and wait to be taken in.
 const PAGES_WAITING: usize = 4;
 
-/// How often a read is repeated whose answer was overtaken by something that is not in memory.
+/// How often a read is repeated after something that is not in memory overtook its answer.
 const OVERTAKEN: usize = 3;
 
 /// The answer to a read.

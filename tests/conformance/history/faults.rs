@@ -71,7 +71,6 @@ impl Kind {
         scene.proxies.iter().for_each(|proxy| proxy.clear());
     }
 
-    #[expect(clippy::too_many_lines, reason = "one story, or one table")]
     fn strike(self, scene: &mut Scene) -> &'static str {
         let at = scene.random.below(2) as usize;
         let moment = scene.random.between(200, 600);

@@ -10,9 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::common::{
-    self, Beside, Place, is_mounted, is_root, processes_of, run, signal, until, wait,
-};
+use crate::support::common::{self, Beside, Place, is_mounted, is_root, processes_of, run, signal, until};
 use crate::support::mount_table;
 use crate::support::plugin::{Plugin, server};
 

@@ -24,7 +24,7 @@ struct Prepared {
 }
 
 /// Connects to the vault that `spec` names, and makes sure that it is one and takes the key;
-/// `start` says what to do while it does not answer. Whoever takes over asks nothing.
+/// `start` says what to do while it does not answer. A takeover asks nothing.
 pub async fn connect(
     spec: &ConnectSpec,
     key: ApiKeyInput,
