@@ -15,6 +15,7 @@ pub mod idempotency_key;
 pub mod lazy;
 pub mod model;
 pub mod prefix;
+pub mod save;
 pub mod testing;
 
 use std::sync::Arc;

@@ -23,9 +23,9 @@ use crate::fs::journal::{JournalWriter, Part, Transaction};
 use crate::fs::namespace::attr::{FileKind, SetAttr};
 use crate::fs::ops::read::RetainedBytes;
 use crate::fs::types::errno::Errno;
-use crate::fs::writeback::outcome::Sent;
 use crate::secret::SecretBytes;
-use crate::vault::{Form, Meta, Object, ObjectId, ObjectName, VersionTag};
+use crate::vault::save::{Attempt, Stored};
+use crate::vault::{Meta, Object, ObjectName, VersionTag};
 
 /// Attributes set by chmod, chown and utimens; they live as long as the mount.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -62,40 +62,6 @@ impl LocalAttr {
     }
 }
 
-/// The object's version that a file shows.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Stored {
-    /// The object.
-    pub id: ObjectId,
-    /// The version.
-    pub version: VersionTag,
-    /// How the vault holds it.
-    pub form: Form,
-    /// Its size in bytes.
-    pub size: u64,
-    /// When it was made.
-    pub updated_at: SystemTime,
-}
-
-impl Stored {
-    /// Whether an object is this version. Its number is not enough: a restored vault gives it to
-    /// other bytes.
-    pub fn is(&self, meta: &Meta) -> bool {
-        self.id == meta.id && self.version == meta.version && self.updated_at == meta.updated_at
-    }
-
-    /// The stored state of an object as it was read or written.
-    pub fn of(object: &Object) -> Self {
-        Self {
-            id: object.meta.id.clone(),
-            version: object.meta.version.clone(),
-            form: object.content.form,
-            size: object.content.bytes.len() as u64,
-            updated_at: object.meta.updated_at,
-        }
-    }
-}
-
 /// The relation between a file and its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Link {
@@ -118,6 +84,17 @@ pub enum Persistence {
     Scratch,
     /// Not yet: mknod(2) made it empty, and an open for writing stores it.
     Made,
+}
+
+/// An attempt to store a file that is in flight, or has lost its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// The name that it stores under: a rename stores under another one than the file's.
+    pub name: ObjectName,
+    /// The buffer's generation.
+    pub generation: u64,
+    /// The attempt.
+    pub attempt: Attempt,
 }
 
 /// Why the bytes are not in the vault.
@@ -189,7 +166,7 @@ pub struct FileState {
     pub idle: Option<Instant>,
     /// Bytes that count as held back from the vault (`scratch`).
     pub quota_bytes: u64,
-    /// Commits in flight, or of unknown result: one for each name (`outcome`).
+    /// Commits in flight, or of unknown result: one for each name (`vault::save`).
     pub sent: Vec<Sent>,
     /// What is journaled of this file, if it is in the table.
     pub journaled: JournalState,
@@ -249,6 +226,24 @@ impl FileState {
         if self.persistence == Persistence::Made {
             self.persistence = Persistence::Vault;
         }
+    }
+
+    /// The attempt to store these bytes under this name that may have been made.
+    pub fn sent(&self, name: &ObjectName) -> Option<&Attempt> {
+        let generation = self.buffer.as_ref()?.generation;
+        let sent = self.sent.iter().find(|sent| sent.name == *name && sent.generation == generation);
+        sent.map(|sent| &sent.attempt)
+    }
+
+    /// An attempt goes out.
+    pub fn note_sent(&mut self, sent: Sent) {
+        self.forget_sent(&sent.name);
+        self.sent.push(sent);
+    }
+
+    /// The outcome of all attempts for that name is known.
+    pub fn forget_sent(&mut self, name: &ObjectName) {
+        self.sent.retain(|sent| sent.name != *name);
     }
 
     /// Whether the file becomes an object by itself.

@@ -17,15 +17,15 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::buffer::Buffer;
-use crate::fs::inode::file::{Failure, File, FileState, Link, LocalAttr, Persistence, Stored};
+use crate::fs::inode::file::{Failure, File, FileState, Link, LocalAttr, Persistence, Sent};
 use crate::fs::inode::writers::Writers;
 use crate::fs::journal::{CHUNK, Key, Transaction};
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::recovery::restore::MOST;
 use crate::fs::report::status::Unsaved;
 use crate::fs::types::errno::Errno;
-use crate::fs::writeback::outcome::Sent;
 use crate::secret::SecretBytes;
+use crate::vault::save::Stored;
 use crate::vault::{Content, Meta, Object, ObjectId, ObjectName, VersionTag};
 
 /// What is written down of a file.

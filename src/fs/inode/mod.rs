@@ -35,9 +35,10 @@ use number::{Numbers, What};
 
 use super::journal::JournalWriter;
 use super::name::DirPrefix;
-use crate::fs::inode::file::{File, Link, LocalAttr, Stored};
+use crate::fs::inode::file::{File, Link, LocalAttr};
 use crate::fs::journal::tracked::Tracked;
 use crate::fs::temporary::failed_deletes::FailedDeleteRecord;
+use crate::vault::save::Stored;
 use crate::vault::{ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.

@@ -13,13 +13,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::fs::inode::file::{File, FileState, Link, Stored};
+use crate::fs::inode::file::{File, FileState, Link};
 use crate::fs::inode::{ControlText, Node, VersionFile};
 use crate::fs::ops::open::Held;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{FileSystem, Step};
 use crate::secret::SecretBytes;
 use crate::vault::cache::Peek;
+use crate::vault::save::Stored;
 use crate::vault::{Call, ErrorKind, Object, ObjectName};
 
 /// Bytes to answer a READ with: of a value that stays as it is, not a copy of it.

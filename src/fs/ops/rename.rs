@@ -24,8 +24,8 @@ use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
 use crate::fs::temporary::provisional::PROMOTE_AFTER;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
-use crate::fs::writeback::outcome::{Saved, Sent};
 use crate::fs::{Caller, FileSystem, Step};
+use crate::vault::save::{Conditions, Saved};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
 /// A place in the tree: a directory's inode number and a file name in it.
@@ -240,18 +240,14 @@ impl FileSystem {
         let mut state = source.change_alone();
         state.buffer_of_stored(now)?;
         let buffer = state.buffer.as_ref()?;
-        let sent = state.sent(&goal.name).cloned();
         Some(Job {
             name: goal.name.clone(),
             bytes: buffer.bytes.clone(),
             generation: buffer.generation,
             base,
-            exclusive: false,
-            guarded: false,
-            insists: false,
+            conditions: Conditions::default(),
+            sent: state.sent(&goal.name).cloned(),
             waited_for: true,
-            idempotency_key: Sent::key_after(sent.as_ref()),
-            sent,
         })
     }
 

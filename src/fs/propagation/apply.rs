@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::DirKind;
-use crate::fs::inode::file::{File, Link, Stored};
+use crate::fs::inode::file::{File, Link};
 use crate::fs::journal::Transaction;
 use crate::fs::name::{DirPrefix, Rest};
 use crate::fs::types::errno::{Errno, Result};
+use crate::vault::save::Stored;
 use crate::vault::{Object, ObjectName};
 
 impl FileSystem {

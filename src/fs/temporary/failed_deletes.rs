@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::FileSystem;
 use crate::fs::inode::DeferredDelete;
-use crate::fs::inode::file::Stored;
 use crate::fs::types::errno::Errno;
 use crate::vault::cache::{Peek, is_outage};
+use crate::vault::save::Stored;
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
 /// As it is kept.

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fs::FileSystem;
-use crate::fs::inode::file::{File, Persistence, Stored};
+use crate::fs::inode::file::{File, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::inode::{DeferredDelete, Node, Table};
 use crate::fs::journal::Transaction;
@@ -32,6 +32,7 @@ use crate::fs::namespace::attr::FileKind;
 use crate::fs::types::errno::Result;
 use crate::fs::writeback::commit::Cause;
 use crate::fs::writeback::drain::Drain;
+use crate::vault::save::Stored;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName};
 
 /// Commits in flight at a time.

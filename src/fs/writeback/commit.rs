@@ -6,15 +6,12 @@
 //! 2. **One save, one version.** A lock serializes the commits of a file; a commit stores one
 //!    generation of the buffer, and a later commit of the same generation finds it stored. Bytes
 //!    that the vault has already make no version.
-//! 3. **A save that may have been applied is looked up before it is repeated**, and is never
-//!    repeated where the vault cannot show its outcome (`outcome`).
-//! 4. **A save never ends in EEXIST or ENOENT**: a create that meets a name becomes an update, an
-//!    update that meets a deleted object looks the name up and updates or creates. Only O_EXCL
-//!    wants EEXIST.
-//! 5. **A retry by itself never overwrites a newer version**: it is sent only while the vault still
+//! 3. **A retry by itself never overwrites a newer version**: it is sent only while the vault still
 //!    has the version that the bytes were based on; else it is a conflict, and a person decides.
+//!
+//! How the bytes get to the vault, and what becomes of a save in doubt, is
+//! [`save`](crate::vault::save)'s.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,23 +19,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::failpoint;
 use crate::fs::FileSystem;
 use crate::fs::inode::Table;
-use crate::fs::inode::file::{File, FileState, Link, Stored};
+use crate::fs::inode::file::{File, FileState, Link, Sent};
 use crate::fs::journal::Transaction;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
-use crate::fs::writeback::outcome::{After, Outcome, Saved, Sent, deleted, unknown};
 use crate::secret::SecretBytes;
-use crate::vault::{
-    Call, Content, Error, ErrorKind, IdempotencyKey, Meta, Object, ObjectId, ObjectName, VersionTag, codec,
-};
-
-/// Attempts of one commit: each of them but the first answers a change made elsewhere meanwhile.
-const ROUNDS: usize = 16;
-/// Failed attempts before the failure is reported to the waiting program.
-const FAILING: usize = 4;
-/// After this many attempts that another writer forestalled, an update overwrites what came since:
-/// checked, it could wait until its deadline for a moment without another writer.
-const CHECKED: usize = 4;
+use crate::vault::save::{Attempt, Conditions, Outcome, Save, Saved, Stored};
+use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectName, codec};
 
 /// What made a commit necessary, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,76 +74,30 @@ pub(in crate::fs) struct Job {
     pub generation: u64,
     /// What the bytes are a change of: an update of that object, or a new one.
     pub base: Option<Stored>,
-    pub exclusive: bool,
-    /// Only while the vault still has the base: `--strict`, and retries by themselves.
-    pub guarded: bool,
-    /// A person wants these bytes, whatever became of an attempt before.
-    pub insists: bool,
+    pub conditions: Conditions,
     /// An attempt to store these bytes that may have been made.
-    pub sent: Option<Sent>,
+    pub sent: Option<Attempt>,
     /// A program waits for it: the file has not been looked at since it was closed.
     pub waited_for: bool,
-    /// What the vault may know each attempt by.
-    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 impl Job {
-    fn of(state: &FileState, guarded: bool, insists: bool) -> Option<Self> {
+    fn of(state: &FileState, guarded: bool, cause: Cause) -> Option<Self> {
         if !state.is_dirty() {
             return None;
         }
         let buffer = state.buffer.as_ref()?;
-        let sent = state.sent(&state.name).cloned();
+        // A person has seen the conflict and wants these bytes.
+        let insists = cause == Cause::Asked;
         Some(Self {
             name: state.name.clone(),
             bytes: buffer.bytes.clone(),
             generation: buffer.generation,
             base: state.stored.clone(),
-            exclusive: state.exclusive,
-            guarded,
-            insists,
-            waited_for: true,
-            // What a person wants is made whatever an earlier attempt made.
-            idempotency_key: Sent::key_after(sent.as_ref().filter(|_| !insists)),
-            sent,
+            conditions: Conditions { exclusive: state.exclusive, guarded, insists },
+            sent: state.sent(&state.name).cloned(),
+            waited_for: cause.is_waited_for(),
         })
-    }
-
-    /// Whether the bytes are a change of just this version.
-    fn is_based_on(&self, now: &Meta) -> bool {
-        self.base.as_ref().is_some_and(|base| base.is(now))
-    }
-}
-
-/// The vault has moved on from what the bytes are a change of.
-fn superseded() -> Error {
-    Error::new(
-        ErrorKind::VersionMismatch,
-        "the object was changed elsewhere since it was opened; the bytes written here are kept (vaultfs status)",
-    )
-}
-
-/// The vault refuses a name as taken that it has no object of: it keeps names of deleted objects
-/// for a while, or takes another name for this one.
-fn not_free(name: &ObjectName) -> Error {
-    let sentence = format!(
-        "creating {name:?}: the name is not free yet: the vault has no such object and refuses the name as taken; it is \
-         tried again"
-    );
-    Error::new(ErrorKind::NameNotFree, sentence)
-}
-
-/// What comes next: it is stored, or is sent.
-type Next = ControlFlow<Saved, After>;
-
-/// Whether an attempt that was not made can never be made any more: the vault refuses it, since
-/// another version follows the one that it was to follow.
-fn is_refused(attempt: Option<&After>, next: &Next) -> bool {
-    match (attempt, next) {
-        (Some(After::Just(id, before)), Next::Continue(After::Just(now_id, now))) => {
-            id == now_id && before != now
-        }
-        _ => false,
     }
 }
 
@@ -218,12 +159,10 @@ impl FileSystem {
             Cause::Retry | Cause::Asked if state.is_being_written() => return Err(Errno::EBUSY),
             Cause::Retry => true,
             Cause::Drain => conflict.is_some() || self.env.options().strict,
-            // A person has seen the conflict and wants these bytes.
             Cause::Asked => false,
             _ => self.env.options().strict,
         };
-        let job = Job::of(&state, guarded, cause == Cause::Asked);
-        Ok(job.map(|job| Job { waited_for: cause.is_waited_for(), ..job }))
+        Ok(Job::of(&state, guarded, cause))
     }
 
     /// Waits until no change of this file is out at the vault. A wait that is too long is reported
@@ -244,154 +183,42 @@ impl FileSystem {
     /// Brings a job to the vault; the caller holds the file's commit lock and a permit for stores.
     /// An error says in `maybe_applied` whether any attempt may have been made.
     pub(in crate::fs) async fn store(&self, file: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
-        let mut maybe_applied = job.sent.is_some();
-        let stored = self.attempt(file, job, call, &mut maybe_applied).await;
-        stored.map_err(|e| Error { maybe_applied, ..e })
-    }
-
-    async fn attempt(
-        &self,
-        file: &File,
-        job: &Job,
-        call: &Call,
-        maybe_applied: &mut bool,
-    ) -> Result<Saved, Error> {
         let content = self.content_of(job)?;
-        let mut next = match (&job.sent, &job.base) {
-            (Some(sent), _) => self.next(job, self.outcome_of(job, Some(sent), &content, call).await?)?,
-            (None, Some(base)) => match self.unchanged(base, &content, job, call).await? {
-                Some(object) => Next::Break(Saved::current(object)),
-                None => Next::Continue(self.after(&base.id, &base.version)),
-            },
-            (None, None) => Next::Continue(After::Nothing),
+        if let (None, Some(base)) = (&job.sent, &job.base)
+            && let Some(object) = self.unchanged(base, &content, job, call).await?
+        {
+            return Ok(Saved::current(object));
+        }
+        let progress = |attempt: &Attempt, answer: Option<&Result<Meta, Error>>| match answer {
+            None => {
+                let (name, generation, attempt) = (job.name.clone(), job.generation, attempt.clone());
+                file.change_alone().note_sent(Sent { name, generation, attempt });
+            }
+            Some(made) => self.note_save(job, Change::of(&attempt.after), made.as_ref().err()),
         };
-        let mut last = None;
-        let mut before = job.sent.clone();
-        for round in 1..=ROUNDS {
-            *maybe_applied &= !is_refused(before.as_ref().map(|sent| &sent.after), &next);
-            let after = match next {
-                Next::Break(saved) => return Ok(saved),
-                // Another writer saves all the time: the last writer wins.
-                Next::Continue(after) if round > CHECKED && !job.guarded && !*maybe_applied => {
-                    after.unchecked()
-                }
-                Next::Continue(after) => after,
-            };
-            let (name, generation, key) = (job.name.clone(), job.generation, job.idempotency_key);
-            let sent = Sent { name, generation, after, key };
-            file.change_alone().note_sent(sent.clone());
-            let made = self.send(&sent.after, job, &content, call).await;
-            self.note_save(job, Change::of(&sent.after), made.as_ref().err());
-            let e = match made {
-                Ok(meta) => return Ok(Saved::current(self.env.cache().stored(meta, content))),
-                Err(e) => e,
-            };
-            *maybe_applied |= e.maybe_applied;
-            if e.kind == ErrorKind::MadeAndDeleted {
-                // It stays written down: no try by itself makes it again.
-                *maybe_applied = true;
-                return Err(deleted());
-            }
-            next = self.after_failure(job, e.clone(), maybe_applied.then_some(&sent), &content, call).await?;
-            before = Some(sent);
-            let taken = |e: &Error| e.kind == ErrorKind::AlreadyExists && !*maybe_applied;
-            // It may have been deleted just now: once more, where a program waits.
-            let is_told = job.guarded || job.exclusive || last.as_ref().is_some_and(taken);
-            match &next {
-                Next::Continue(After::Nothing) if taken(&e) && is_told => return Err(not_free(&job.name)),
-                // Somebody else's object of the same bytes.
-                Next::Break(_) if taken(&e) && job.exclusive => return Err(e),
-                _ => {}
-            }
-            let is_failing = matches!(e.kind, ErrorKind::BadAnswer | ErrorKind::Server);
-            last = Some(e);
-            if is_failing && round >= FAILING && matches!(next, Next::Continue(_)) {
-                break;
-            }
-        }
-        // Each attempt met another change: the last failure is reported.
-        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Server, "the object could not be stored")))
+        self.save_of(job, &content, call).run(&progress).await
     }
 
-    /// What to do after an attempt that failed with `e`; `sent` if it, or one before it, may have
-    /// been made.
-    async fn after_failure(
-        &self,
-        job: &Job,
-        e: Error,
-        sent: Option<&Sent>,
-        content: &Content,
-        call: &Call,
-    ) -> Result<Next, Error> {
-        let moved =
-            matches!(e.kind, ErrorKind::AlreadyExists | ErrorKind::NotFound | ErrorKind::VersionMismatch);
-        if !e.maybe_applied && !moved {
-            return Err(e);
+    fn save_of<'a>(&'a self, job: &'a Job, content: &'a Content, call: &'a Call) -> Save<'a> {
+        let Job { name, base, sent, conditions, .. } = job;
+        Save {
+            cache: self.env.cache(),
+            call,
+            name,
+            content,
+            base: base.as_ref(),
+            sent: sent.as_ref(),
+            conditions: *conditions,
         }
-        match self.outcome_of(job, sent, content, call).await {
-            Ok(outcome) => self.next(job, outcome),
-            Err(_) if e.maybe_applied => Err(e),
-            Err(_) if job.guarded && sent.is_none() => Err(superseded()),
-            Err(unknown) => Err(unknown),
-        }
-    }
-
-    /// What to do where that is what became of attempts so far.
-    fn next(&self, job: &Job, outcome: Outcome) -> Result<Next, Error> {
-        let now = match outcome {
-            Outcome::Made(saved) => return Ok(Next::Break(saved)),
-            Outcome::Unknown(_) if !job.insists => return Err(unknown()),
-            Outcome::Deleted(_) if !job.insists => return Err(deleted()),
-            Outcome::Deleted(now) => Some(now),
-            Outcome::Unknown(now) | Outcome::NotMade(now) => now,
-        };
-        match now {
-            Some(_) if job.exclusive && job.base.is_none() => {
-                Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"))
-            }
-            Some(now) if job.guarded && !job.is_based_on(&now) => Err(superseded()),
-            Some(now) => Ok(Next::Continue(self.after(&now.id, &now.version))),
-            None if job.guarded && job.base.is_some() => Err(superseded()),
-            None => Ok(Next::Continue(After::Nothing)),
-        }
-    }
-
-    /// An update that follows this version.
-    fn after(&self, id: &ObjectId, version: &VersionTag) -> After {
-        match self.can_check() {
-            true => After::Just(id.clone(), version.clone()),
-            false => After::Any(id.clone(), version.clone()),
-        }
-    }
-
-    pub(in crate::fs) fn can_check(&self) -> bool {
-        self.env.cache().vault().capabilities().version_check
     }
 
     /// The bytes as the vault takes them.
     fn content_of(&self, job: &Job) -> Result<Content, Error> {
         let form = job.base.as_ref().map(|base| base.form);
-        codec::to_content(self.env.options().format, form, job.bytes.expose())
-            .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
-    }
-
-    async fn send(&self, after: &After, job: &Job, content: &Content, call: &Call) -> Result<Meta, Error> {
-        let (vault, call) =
-            (self.env.cache().vault(), &Call { idempotency_key: job.idempotency_key, ..*call });
-        let (id, check) = match after {
-            After::Nothing => return vault.create(call, &job.name, content).await,
-            After::Any(id, _) => (id, None),
-            After::Just(id, version) => (id, Some(version)),
-        };
-        if job.guarded && !self.can_check() {
-            // The dialect cannot check: look just before, which leaves a short race with other
-            // writers.
-            let now = vault.metadata(call, id).await?;
-            if !job.is_based_on(&now) {
-                return Err(superseded());
-            }
-        }
-        vault.update(call, id, content, check).await
+        codec::to_content(self.env.options().format, form, job.bytes.expose()).map_err(|e| {
+            let maybe_applied = job.sent.is_some();
+            Error { maybe_applied, ..Error::new(ErrorKind::Invalid, e.to_string()) }
+        })
     }
 
     /// The current object, if it has these bytes already and is the version that they were based
@@ -502,15 +329,14 @@ impl FileSystem {
     /// Before a file loses its name: if its creation is in doubt, finds out whether there is an
     /// object to delete.
     pub(in crate::fs) async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
-        let job = Job::of(&file.state(), false, false).filter(|job| job.base.is_none());
+        let job = Job::of(&file.state(), false, Cause::Link).filter(|job| job.base.is_none());
         let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {
             return Ok(());
         };
         let failed = |e| self.env.failed("unlink", job.name.as_str(), &e);
         let content = self.content_of(&job).map_err(failed)?;
-        if let Outcome::Made(saved) =
-            self.outcome_of(&job, Some(&sent), &content, call).await.map_err(failed)?
-        {
+        let outcome = self.save_of(&job, &content, call).outcome(Some(&sent)).await;
+        if let Outcome::Made(saved) = outcome.map_err(failed)? {
             file.change_alone().stored = Some(Stored::of(&saved.object));
         }
         Ok(())

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::fs::FileSystem;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
-use crate::fs::writeback::outcome::After;
+use crate::vault::save::After;
 use crate::vault::{Error, ErrorKind, ObjectName};
 
 /// For how long a refusal is assumed to hold.
@@ -75,7 +75,7 @@ impl FileSystem {
     pub(in crate::fs) fn note_save(&self, job: &Job, change: Change, failed: Option<&Error>) {
         let is_accepted = match failed {
             None => true,
-            Some(e) if e.kind == ErrorKind::Forbidden && !job.guarded => false,
+            Some(e) if e.kind == ErrorKind::Forbidden && !job.conditions.guarded => false,
             Some(_) => return,
         };
         let name = &job.name;

@@ -198,6 +198,11 @@ impl Cache {
         &self.vault
     }
 
+    /// The moment of a request that is asked beside the cache.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// Ingests the page of the start-up probe, which was requested at `asked`.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();

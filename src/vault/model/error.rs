@@ -15,7 +15,8 @@ pub enum ErrorKind {
     NotFound,
     /// 409 on create: the name is taken.
     AlreadyExists,
-    /// The name is taken, of no object: one that was deleted keeps it for a while.
+    /// The name is taken, of no object: one that was deleted keeps it for a while. Or its objects
+    /// come and go all the time.
     NameNotFree,
     /// 409 on update or delete: the version check failed.
     VersionMismatch,

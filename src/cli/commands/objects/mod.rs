@@ -231,7 +231,10 @@ impl ObjectSession {
 
 /// An object that is given by its id is reported with its name first.
 fn named(name: &ObjectName, e: Error) -> Error {
-    Error { message: format!("{name:?}: {}", e.message), ..e }
+    match e.message.contains(&format!("{name:?}")) {
+        true => e,
+        false => Error { message: format!("{name:?}: {}", e.message), ..e },
+    }
 }
 
 fn object_name(text: &str) -> Result<ObjectName, Failure> {

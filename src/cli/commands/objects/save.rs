@@ -1,12 +1,17 @@
 //! Saving and deleting so that the vault holds what was asked for, once, whatever happens on the
 //! way.
 
-use crate::cli::commands::objects::{ObjectSession, named};
-use crate::cli::exit::{Exit, Failure};
-use crate::vault::{Content, Error, ErrorKind, Form, ObjectName};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// How often a save follows a name that is made and deleted under it before it gives up.
-const MAX_SAVES: usize = 4;
+use parking_lot::Mutex;
+
+use crate::cli::commands::objects::{ObjectSession, named};
+use crate::cli::exit::Failure;
+use crate::clock::SystemClock;
+use crate::vault::cache::{Cache, CacheConfig};
+use crate::vault::save::{Attempt, Conditions, Save, Stored};
+use crate::vault::{Content, Error, ErrorKind, Form, ObjectName};
 
 /// What a save did.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,82 +22,42 @@ pub enum Saved {
     Equal,
 }
 
-/// Makes the object or a version of it. `content` decides how it is stored, given the form of what
-/// is there.
-///
-/// An object that comes or goes meanwhile, or a failure after which the change may have been
-/// applied, makes it read the vault again: what is asked for is that the vault holds these bytes,
-/// once.
+/// Makes the object or a version of it, as a save through a mount does. `content` decides how it is
+/// stored, given the form of what is there. A key that may only write makes objects and no
+/// versions: what it may not look at it takes for absent.
 pub async fn save(
     session: &ObjectSession,
     name: &ObjectName,
     content: impl Fn(Option<Form>) -> Result<Content, Failure>,
 ) -> Result<Saved, Failure> {
-    let mut unconfirmed: Option<Error> = None;
-    let mut refused_as_taken = false;
-    for _ in 0..MAX_SAVES {
-        let there = match session.read(name).await {
-            Ok(object) => Some(object),
-            Err(e) if e.kind == ErrorKind::NotFound => None,
-            Err(e) if e.kind == ErrorKind::Forbidden && unconfirmed.is_none() => {
-                return make(session, name, &content(None)?).await;
-            }
-            Err(e) => return Err(unconfirmed.unwrap_or(e).into()),
-        };
-        let content = content(there.as_ref().map(|object| object.content.form))?;
-        if there.as_ref().is_some_and(|object| object.content == content) {
-            return Ok(if unconfirmed.is_some() { Saved::Stored } else { Saved::Equal });
-        }
-        if let Some(e) = unconfirmed {
-            return Err(e.into());
-        }
-        let call = session.call();
-        let result = match &there {
-            None => session.vault.create(&call, name, &content).await,
-            Some(object) => {
-                let updated =
-                    session.vault.update(&call, &object.meta.id, &content, Some(&object.meta.version));
-                updated.await.map_err(|e| named(name, e))
-            }
-        };
-        match result {
-            Ok(_) => return Ok(Saved::Stored),
-            Err(e) if e.maybe_applied => unconfirmed = Some(e),
-            Err(e) => match (e.kind, &there) {
-                (ErrorKind::AlreadyExists, None) if refused_as_taken => {
-                    let sentence = format!(
-                        "{name:?}: the name is not free yet: the vault has no such object and refuses the name as taken; \
-                         try again later"
-                    );
-                    return Err(Failure::new(Exit::Failed, sentence));
-                }
-                (ErrorKind::AlreadyExists, None) => refused_as_taken = true,
-                (ErrorKind::NotFound | ErrorKind::VersionMismatch, Some(_)) => {}
-                _ => return Err(e.into()),
-            },
-        }
-    }
-    let sentence = match unconfirmed {
-        Some(e) => return Err(e.into()),
-        None => format!("{name:?} is being changed by others all the time: try again"),
+    let there = match session.read(name).await {
+        Ok(object) => Some(object),
+        Err(e) if matches!(e.kind, ErrorKind::NotFound | ErrorKind::Forbidden) => None,
+        Err(e) => return Err(e.into()),
     };
-    Err(Failure::new(Exit::Failed, sentence))
-}
-
-/// Makes an object that the key may not look at. A version of one that is there takes its id, which
-/// only a read shows; nor can a lost answer be looked up, so it is reported as it is.
-async fn make(session: &ObjectSession, name: &ObjectName, content: &Content) -> Result<Saved, Failure> {
-    match session.vault.create(&session.call(), name, content).await {
-        Ok(_) => Ok(Saved::Stored),
-        Err(e) if e.kind == ErrorKind::AlreadyExists => {
-            let sentence = format!(
-                "{name:?} exists already, and to make a version of it the API key has to look it up, which takes the \
-                 permission read as well: nothing is stored"
-            );
-            Err(Failure::new(Exit::Key, sentence))
-        }
-        Err(e) => Err(e.into()),
+    let content = content(there.as_ref().map(|object| object.content.form))?;
+    if there.as_ref().is_some_and(|object| object.content == content) {
+        return Ok(Saved::Equal);
     }
+    let config = CacheConfig {
+        refresh: Duration::ZERO,
+        max_stale: Duration::ZERO,
+        timeout: session.timeout,
+        capacity: session.max_size,
+    };
+    let cache = Cache::new(session.vault.clone(), Arc::new(SystemClock), config);
+    let (base, call) = (there.as_ref().map(Stored::of), session.call());
+    let (base, conditions) = (base.as_ref(), Conditions::default());
+    let last = Mutex::new(None);
+    let note = |attempt: &Attempt, _: Option<&_>| *last.lock() = Some(attempt.clone());
+    let save = Save { cache: &cache, call: &call, name, content: &content, base, sent: None, conditions };
+    let mut saved = save.run(&note).await;
+    if saved.as_ref().is_err_and(|e| e.maybe_applied) && call.deadline <= Instant::now() {
+        // No time was left to look what became of it.
+        let sent = last.lock().clone();
+        saved = Save { call: &session.call(), sent: sent.as_ref(), ..save }.run(&note).await;
+    }
+    saved.map(|_| Saved::Stored).map_err(|e| named(name, e).into())
 }
 
 /// Deletes an object; a lost answer is looked up.
@@ -111,14 +76,12 @@ pub async fn delete(session: &ObjectSession, name: &ObjectName) -> Result<(), Er
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
     use super::*;
+    use crate::cli::exit::Exit;
+    use crate::vault::Vault;
     use crate::vault::model::op::Op;
     use crate::vault::testing::faulty::{Fault, FaultyVault};
     use crate::vault::testing::memory::MemoryVault;
-    use crate::vault::{Content, ObjectName, Vault};
 
     fn name() -> ObjectName {
         ObjectName::new("a").unwrap()
@@ -164,6 +127,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_save_that_the_deadline_ended_is_looked_up_within_another_one() {
+        let save_under = async |fault: Fault| {
+            let (memory, faulty, mut session) = setup();
+            put(&session, "1").await.unwrap();
+            session.timeout = Duration::from_secs(10);
+            faulty.fail_next(Op::Update, fault.clone());
+            assert_eq!(put(&session, "2").await.unwrap(), Saved::Stored, "{fault:?}");
+            assert_eq!(history(&session).await, 2);
+            memory.count(Op::Update)
+        };
+        assert_eq!(tokio::join!(save_under(Fault::Hang), save_under(Fault::HangAfter)), (1, 1));
+    }
+
+    #[tokio::test]
     async fn an_object_that_comes_or_goes_meanwhile_is_followed() {
         let (memory, faulty, session) = setup();
         memory.create(&session.call(), &name(), &Content::plain("theirs")).await.unwrap();
@@ -174,14 +151,6 @@ mod tests {
         assert_eq!(put(&session, "again").await.unwrap(), Saved::Stored);
         faulty.fail_always(Op::Update, Fault::Before(ErrorKind::NotFound));
         assert_eq!(put(&session, "never").await.unwrap_err().exit, Exit::Failed);
-    }
-
-    #[tokio::test]
-    async fn a_refusal_ends_a_save_at_once() {
-        let (memory, faulty, session) = setup();
-        faulty.fail_always(Op::Create, Fault::Before(ErrorKind::Forbidden));
-        assert_eq!(put(&session, "1").await.unwrap_err().exit, Exit::Key);
-        assert_eq!((faulty.count(Op::Create), memory.count(Op::Create)), (1, 0));
     }
 
     #[tokio::test]
