@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::fs::handle::unacknowledged::UnacknowledgedOpens;
@@ -13,9 +12,10 @@ use crate::fs::inode::Table;
 use crate::fs::journal::{Journal, JournalWriter};
 use crate::fs::propagation::propagator::Propagator;
 use crate::fs::report::Report;
-use crate::fs::temporary::{provisional, scratch};
+use crate::fs::temporary::scratch;
 use crate::fs::types::env::Env;
 use crate::fs::writeback::may_write::Saves;
+use crate::fs::writeback::permits::Permits;
 use crate::fs::{Audit, FileSystem, Options};
 use crate::vault::{DynVault, Page};
 
@@ -54,9 +54,8 @@ impl Builder {
             retained_bytes: Arc::default(),
             listings: Mutex::default(),
             scans: Mutex::default(),
-            changes: Arc::new(Semaphore::new(provisional::CHANGES as usize)),
+            permits: Permits::default(),
             saves: Saves::default(),
-            deletions: tokio::sync::Mutex::default(),
             deletion_refused: Mutex::default(),
             propagator: Propagator::new(env.clone()),
             report: Report::new(self.audit),

@@ -139,10 +139,8 @@ pub struct FileSystem {
     retained_bytes: Arc<AtomicU64>,
     listings: Mutex<crate::fs::namespace::listing::Listings>,
     scans: Mutex<crate::fs::ops::prefetch::ScanTrackers>,
-    /// A commit takes one permit, deferred deletes share all (`provisional`).
-    changes: Arc<tokio::sync::Semaphore>,
+    permits: crate::fs::writeback::permits::Permits,
     saves: crate::fs::writeback::may_write::Saves,
-    deletions: tokio::sync::Mutex<crate::fs::temporary::provisional::Deletions>,
     /// When the vault last refused a deletion (`deferred_delete`).
     deletion_refused: Mutex<Option<Instant>>,
     report: Report,

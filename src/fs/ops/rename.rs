@@ -126,11 +126,11 @@ impl FileSystem {
     ) -> Result<()> {
         let in_use = source.in_use();
         self.load(call, source).await?;
-        let _lock = self.lock_commit(source, call, "rename").await?;
-        let _target_lock = match &goal.target {
-            Some(target) => Some(self.lock_commit(target, call, "rename").await?),
-            None => None,
-        };
+        let mut locks = Vec::new();
+        for file in [Some(source), goal.target.as_ref()].into_iter().flatten() {
+            let lock = self.lock_commit(file, call).await;
+            locks.push(lock.map_err(|e| self.env.failed("rename", file.state().name.as_str(), &e))?);
+        }
         self.resolve_creation(source, call).await?;
         let (old_name, own) = self.backing_objects(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;

@@ -76,7 +76,8 @@ impl FileSystem {
         hides: bool,
     ) -> Result<()> {
         // A commit that is out has to end first: it would make the object anew.
-        let _lock = self.lock_commit(file, call, "unlink").await?;
+        let lock = self.lock_commit(file, call).await;
+        let _lock = lock.map_err(|e| self.env.failed("unlink", file.state().name.as_str(), &e))?;
         self.resolve_creation(file, call).await?;
         let (name, deletes) = self.backing_objects(file);
         self.record_intent(Intent::Unlink { ino: file.ino });

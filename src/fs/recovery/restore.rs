@@ -396,7 +396,7 @@ impl FileSystem {
                 let (fs, file) = (self.clone(), file.clone());
                 self.env.spawn(async move {
                     let call = Call::background(fs.env.now() + fs.env.options().timeout);
-                    let _lock = fs.lock_commit(&file, &call, "rename").await;
+                    let _lock = fs.lock_commit(&file, &call).await;
                     fs.finish_move(&file, &call).await;
                     fs.table().drop_unheld(file.ino);
                 });

@@ -17,10 +17,8 @@
 //!    it.
 
 use std::ffi::OsStr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, Persistence};
@@ -35,23 +33,8 @@ use crate::fs::writeback::drain::Drain;
 use crate::vault::save::Stored;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName};
 
-/// Commits in flight at a time.
-pub(in crate::fs) const CHANGES: u32 = 1024;
-
 /// A provisional file without open handles becomes an object after this.
 pub(in crate::fs) const PROMOTE_AFTER: Duration = Duration::from_secs(5);
-
-/// Deferred deletes share a permit if they begin within this time.
-const TOGETHER: Duration = Duration::from_millis(250);
-
-/// Deferred deletes that run together.
-#[derive(Debug, Default)]
-pub(in crate::fs) struct Deletions {
-    /// The permit, while one of them runs.
-    permit: Weak<OwnedSemaphorePermit>,
-    /// The begin of the first one.
-    begun: Option<Instant>,
-}
 
 impl Table {
     /// Whether the object of that name is hidden, and the name was not reused.
@@ -384,42 +367,5 @@ impl FileSystem {
             return Err(Error::new(ErrorKind::VersionMismatch, "it was changed elsewhere"));
         }
         self.delete_object(call, &stored.id, Some(&stored.version)).await
-    }
-
-    /// A permit for deferred deletes: no commit is in flight. Deletes that begin at about the same
-    /// time share it; later ones queue behind the waiting commits.
-    pub(in crate::fs) async fn without_stores(
-        &self,
-        call: &Call,
-    ) -> Result<Arc<OwnedSemaphorePermit>, Error> {
-        let permit = async {
-            let mut shared = self.deletions.lock().await;
-            let begun = shared.begun.map(|at| self.env.now().saturating_duration_since(at));
-            if let Some(permit) = shared.permit.upgrade()
-                && begun.is_some_and(|ago| ago < TOGETHER)
-            {
-                return Some(permit);
-            }
-            let permit = Arc::new(self.changes.clone().acquire_many_owned(CHANGES).await.ok()?);
-            *shared = Deletions { permit: Arc::downgrade(&permit), begun: Some(self.env.now()) };
-            Some(permit)
-        };
-        let permit = tokio::time::timeout(self.left(call), permit).await.ok().flatten();
-        permit.ok_or_else(|| Error::new(ErrorKind::Deadline, "a save is on its way that has to end first"))
-    }
-
-    /// Waits until the commits in flight are recorded; no other begins until the result is dropped.
-    pub async fn hold_stores(&self, within: Duration) -> Option<OwnedSemaphorePermit> {
-        let all = self.changes.clone().acquire_many_owned(CHANGES);
-        tokio::time::timeout(within, all).await.ok()?.ok()
-    }
-
-    /// A permit for a commit: no hidden object is deleted meanwhile.
-    pub(in crate::fs) async fn among_stores(&self, call: &Call) -> Result<OwnedSemaphorePermit, Error> {
-        let permit = tokio::time::timeout(self.left(call), self.changes.clone().acquire_owned()).await;
-        permit
-            .ok()
-            .and_then(std::result::Result::ok)
-            .ok_or_else(|| Error::new(ErrorKind::Deadline, "a deletion is on its way that has to end first"))
     }
 }

@@ -14,8 +14,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use crate::failpoint;
 use crate::fs::FileSystem;
 use crate::fs::inode::Table;
@@ -128,10 +126,15 @@ impl FileSystem {
             state.buffer.as_ref().map_or(0, |b| b.generation)
         };
         loop {
-            let _lock = self.lock_commit(file, call, cause.name()).await?;
-            // Held until the journal has that it is stored: a successor then knows (`hold_stores`).
-            let permit = self.among_stores(call).await;
-            let permit = permit.map_err(|e| self.env.failed(cause.name(), file.state().name.as_str(), &e))?;
+            let permits = async {
+                let lock = self.lock_commit(file, call).await?;
+                // Held until the journal has that it is stored: a successor then knows
+                // (`hold_stores`).
+                Ok((lock, self.among_stores(call).await?))
+            };
+            let (_lock, permit) = permits
+                .await
+                .map_err(|e: Error| self.env.failed(cause.name(), file.state().name.as_str(), &e))?;
             let Some(job) = self.job_of(file, cause)? else { return Ok(()) };
             failpoint::point("commit");
             match self.store(file, &job, call).await {
@@ -163,21 +166,6 @@ impl FileSystem {
             _ => self.env.options().strict,
         };
         Ok(Job::of(&state, guarded, cause))
-    }
-
-    /// Waits until no change of this file is out at the vault. A wait that is too long is reported
-    /// as a failure of `operation`.
-    pub(in crate::fs) async fn lock_commit(
-        &self,
-        file: &File,
-        call: &Call,
-        operation: &'static str,
-    ) -> Result<OwnedSemaphorePermit> {
-        let lock = tokio::time::timeout(self.left(call), file.commit_lock.clone().acquire_owned()).await;
-        lock.ok().and_then(std::result::Result::ok).ok_or_else(|| {
-            let why = Error::new(ErrorKind::Deadline, "an earlier change of this file is still on its way");
-            self.env.failed(operation, file.state().name.as_str(), &why)
-        })
     }
 
     /// Brings a job to the vault; the caller holds the file's commit lock and a permit for stores.

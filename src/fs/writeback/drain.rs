@@ -46,7 +46,7 @@ impl FileSystem {
                     // `left_over` below reports what fails.
                     let _ = self.commit(file, &call, Cause::Drain).await;
                 } else {
-                    let _ = tokio::time::timeout(self.left(&call), file.commit_lock.acquire()).await;
+                    let _ = self.lock_commit(file, &call).await;
                 }
             });
             futures_util::future::join_all(ends).await;
