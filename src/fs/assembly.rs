@@ -49,7 +49,7 @@ impl Builder {
             unacknowledged: UnacknowledgedOpens::default(),
             intents: Mutex::default(),
             crash_records: Mutex::default(),
-            quarantine: Arc::default(),
+            suspects_alone: Mutex::default(),
             scratch_bytes: Mutex::new(0),
             retained_bytes: Arc::default(),
             listings: Mutex::default(),

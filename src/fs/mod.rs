@@ -133,7 +133,8 @@ pub struct FileSystem {
     intents: Mutex<HashMap<u64, crate::fs::recovery::replay::Intent>>,
     /// Releases quarantined requests in groups (`quarantine`).
     crash_records: Mutex<CrashRecords>,
-    quarantine: Arc<crate::fs::recovery::quarantine::Quarantine>,
+    /// What suspects do on the kernel's threads is done by one of them at a time.
+    suspects_alone: Mutex<()>,
     scratch_bytes: Mutex<u64>,
     /// Bytes that inodes keep beside the cache (`read`).
     retained_bytes: Arc<AtomicU64>,

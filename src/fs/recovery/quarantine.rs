@@ -4,21 +4,18 @@
 //!    charged to those under way, and to no other.
 //! 2. Only crashes are charged ([`Ending`]); upgrades and a SIGKILL from outside are not, however
 //!    many there are.
-//! 3. After a crash, resent requests that were under way are released in groups of one, two, four
-//!    and so on ([`Quarantine`]), those with the fewest crashes first; each group waits for the
-//!    answers of the one before, up to a timeout. Innocent requests complete, and the poison is
-//!    soon alone, or the only one present each time.
+//! 3. After a crash, resent requests that were under way begin one after another, evenly spaced
+//!    within [`RELEASED_WITHIN`], those with the fewest crashes first ([`delay`]). Innocent requests
+//!    complete, and the poison is soon alone, or the only one present each time.
 //! 4. A request is poisoned, and failed, once it has two crashes, and was alone at the last one, or
 //!    twice more suspect than all others.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, oneshot};
-use tokio::time::Instant;
 
 /// How a worker ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,136 +95,18 @@ pub(in crate::fs) fn charge<'a>(all: impl Iterator<Item = &'a mut CrashRecord>, 
     }
 }
 
-/// All requests of a dead worker arrive within so long after the first of them.
-const ALL_HERE: Duration = Duration::from_millis(50);
-/// All are released by then. Each group gets half of the remaining time.
+/// All suspects begin within this time.
 const RELEASED_WITHIN: Duration = Duration::from_millis(1500);
 
-/// Releases suspects in groups.
-#[derive(Debug, Default)]
-pub(in crate::fs) struct Quarantine {
-    queue: Mutex<Queue>,
-    /// A released request has ended.
-    ended: Notify,
-    /// Work on the kernel's threads is done by one suspect at a time.
-    pub immediate: Mutex<()>,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: Vec<Waiting>,
-    running: HashSet<u64>,
-    is_releasing: bool,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    deaths: u32,
-    /// Random order among equals.
-    shuffle_key: u64,
-    id: u64,
-    release: oneshot::Sender<()>,
-}
-
-impl Quarantine {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock()
-    }
-
-    /// Enqueues a suspect. Dropping the ticket reports its end.
-    pub fn enter(self: &Arc<Self>, id: u64, deaths: u32, runtime: &tokio::runtime::Handle) -> Ticket {
-        let (release, released) = oneshot::channel();
-        let shuffle_key = shuffle_key(id);
-        let mut queue = self.queue();
-        queue.waiting.push(Waiting { deaths, shuffle_key, id, release });
-        if !std::mem::replace(&mut queue.is_releasing, true) {
-            runtime.spawn(self.clone().release_in_groups());
-        }
-        Ticket { quarantine: self.clone(), id, released }
-    }
-
-    async fn release_in_groups(self: Arc<Self>) {
-        tokio::time::sleep(ALL_HERE).await;
-        let end = Instant::now() + RELEASED_WITHIN;
-        let (mut level, mut size) = (0, 1);
-        loop {
-            {
-                let mut queue = self.queue();
-                queue.waiting.retain(|waiting| !waiting.release.is_closed());
-                let Some(least) = queue.waiting.iter().map(|waiting| waiting.deaths).min() else {
-                    queue.is_releasing = false;
-                    return;
-                };
-                if least > level {
-                    (level, size) = (least, 1);
-                }
-                queue.release(least, size);
-            }
-            size *= 2;
-            let time = end.saturating_duration_since(Instant::now()) / 2;
-            // Late arrivals have no time of their own left, and are released at once.
-            let _ = tokio::time::timeout(time, self.all_ended()).await;
-        }
-    }
-
-    async fn all_ended(&self) {
-        loop {
-            let ended = self.ended.notified();
-            if self.queue().running.is_empty() {
-                return;
-            }
-            ended.await;
-        }
-    }
-}
-
-impl Queue {
-    /// Releases up to `count` requests with so many crashes.
-    fn release(&mut self, deaths: u32, count: usize) {
-        let (mut next, others): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.deaths == deaths);
-        self.waiting = others;
-        next.sort_by_key(|waiting| waiting.shuffle_key);
-        self.waiting.extend(next.split_off(count.min(next.len())));
-        for Waiting { id, release, .. } in next {
-            if release.send(()).is_ok() {
-                self.running.insert(id);
-            }
-        }
-    }
-}
-
-/// Differs between processes.
-fn shuffle_key(id: u64) -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    use std::sync::LazyLock;
+/// How long this suspect waits before it begins, if it has so much time left: at most half of it.
+pub(in crate::fs) fn delay(id: u64, all: &HashMap<u64, CrashRecord>, left: Duration) -> Duration {
+    /// Equals have a random order, another one in each process.
     static SHUFFLE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    SHUFFLE.hash_one(id)
-}
-
-/// A suspect's place in the queue.
-#[derive(Debug)]
-pub(in crate::fs) struct Ticket {
-    quarantine: Arc<Quarantine>,
-    id: u64,
-    released: oneshot::Receiver<()>,
-}
-
-impl Ticket {
-    /// Waits for the release.
-    pub async fn released(&mut self) {
-        // The sender lives as long as the mount.
-        let _ = (&mut self.released).await;
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut queue = self.quarantine.queue();
-        if queue.running.remove(&self.id) && queue.running.is_empty() {
-            self.quarantine.ended.notify_one();
-        }
-    }
+    let suspects = || all.iter().filter(|(_, crash_record)| crash_record.is_suspect());
+    let order = |id: &u64| (all.get(id).map(|crash_record| crash_record.deaths), SHUFFLE.hash_one(id));
+    let own = order(&id);
+    let (before, count) = (suspects().filter(|(id, _)| order(id) < own).count(), suspects().count());
+    RELEASED_WITHIN.min(left / 2) * before as u32 / count.max(1) as u32
 }
 
 #[cfg(test)]
@@ -297,80 +176,52 @@ mod tests {
         assert_eq!(poisoned(&all), [0]);
     }
 
-    /// Workers that die of request 4 once it is released, while each of the others takes so long.
-    async fn deaths_until_found(takes: Duration) -> usize {
-        let mut left: Vec<(usize, CrashRecord)> = (0..9).map(|id| (id, CrashRecord::default())).collect();
-        left.iter_mut().for_each(|(_, crash_record)| crash_record.under_way = true);
+    /// Workers that die of request 4 as soon as it begins, while each of the others takes so long.
+    fn deaths_until_found(takes: Duration) -> usize {
+        let mut left: HashMap<u64, CrashRecord> = (0..9).map(|id| (id, CrashRecord::new(0))).collect();
         for deaths in 1..=30 {
-            charge(left.iter_mut().map(|(_, crash_record)| crash_record), Ending::Crashed);
-            let poisoned: Vec<usize> =
-                left.iter().filter(|(_, crash_record)| crash_record.poisoned).map(|(id, _)| *id).collect();
+            charge(left.values_mut(), Ending::Crashed);
+            let poisoned: Vec<u64> = left.iter().filter(|(_, r)| r.poisoned).map(|(id, _)| *id).collect();
             if !poisoned.is_empty() {
                 assert_eq!(poisoned, [4]);
                 return deaths;
             }
-            let quarantine = Arc::new(Quarantine::default());
-            let died = Arc::new(Notify::new());
-            let world = Arc::new(Mutex::new(left.clone()));
-            let runtime = tokio::runtime::Handle::current();
-            let mut tasks = tokio::task::JoinSet::new();
-            for (id, crash_record) in &left {
-                let (id, entry_id) = (*id, *id as u64 + 100 * deaths as u64);
-                let ticket = crash_record
-                    .is_suspect()
-                    .then(|| quarantine.enter(entry_id, crash_record.deaths, &runtime));
-                let (died, world) = (died.clone(), world.clone());
-                tasks.spawn(async move {
-                    let mut ticket = ticket;
-                    if let Some(ticket) = &mut ticket {
-                        ticket.released().await;
-                    }
-                    world.lock().iter_mut().find(|(at, _)| *at == id).unwrap().1.under_way = true;
-                    if id == 4 {
-                        died.notify_one();
-                        std::future::pending::<()>().await;
-                    }
-                    tokio::time::sleep(takes).await;
-                    world.lock().retain(|(at, _)| *at != id);
-                });
-            }
-            died.notified().await;
-            tasks.shutdown().await;
-            left = world.lock().clone();
+            // The numbers differ, and so does the order, from one worker to the next.
+            let begins = |id: &u64, all: &HashMap<u64, CrashRecord>| {
+                let moved = |id: u64| id + 100 * deaths as u64;
+                let all = all.iter().map(|(id, crash_record)| (moved(*id), *crash_record)).collect();
+                delay(moved(*id), &all, Duration::from_secs(30))
+            };
+            let all = left.clone();
+            let death = begins(&4, &all);
+            left.retain(|id, _| *id == 4 || begins(id, &all) + takes > death);
+            left.iter_mut().for_each(|(id, r)| r.under_way = *id == 4 || begins(id, &all) < death);
         }
         panic!("not found");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_poison_is_found_within_a_few_deaths_and_nobody_else() {
-        for takes in [1, 20, 300].map(Duration::from_millis) {
-            let deaths = deaths_until_found(takes).await;
-            assert!(deaths <= 7, "{takes:?}: {deaths} deaths");
+    #[test]
+    fn the_poison_is_found_within_a_few_deaths_and_nobody_else() {
+        for _ in 0..20 {
+            for takes in [1, 20, 300].map(Duration::from_millis) {
+                let deaths = deaths_until_found(takes);
+                assert!(deaths <= 7, "{takes:?}: {deaths} deaths");
+            }
+            // Without any answer in time it is found all the same.
+            deaths_until_found(Duration::from_secs(10));
         }
-        // Without any answer in time it is found all the same.
-        deaths_until_found(Duration::from_secs(10)).await;
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn all_of_many_are_let_go_in_time() {
-        let quarantine = Arc::new(Quarantine::default());
-        let runtime = tokio::runtime::Handle::current();
-        let begun = Instant::now();
-        let tickets: Vec<Ticket> =
-            (0..500).map(|id| quarantine.enter(id, 1 + id as u32 % 5, &runtime)).collect();
-        let mut kept = Vec::new();
-        for mut ticket in tickets {
-            ticket.released().await;
-            // None is answered.
-            kept.push(ticket);
+    #[test]
+    fn all_of_many_begin_in_time_and_one_alone_at_once() {
+        let suspect = |deaths| CrashRecord { deaths, ..CrashRecord::default() };
+        let all: HashMap<u64, CrashRecord> = (0..500).map(|id| (id, suspect(1 + id as u32 % 5))).collect();
+        for (id, crash_record) in &all {
+            let begins = delay(*id, &all, Duration::from_secs(30));
+            let window = RELEASED_WITHIN * (crash_record.deaths - 1) / 5;
+            assert!((window..window + RELEASED_WITHIN / 5).contains(&begins), "{id}: {begins:?}");
+            assert!(delay(*id, &all, Duration::from_secs(1)) < Duration::from_millis(500));
         }
-        assert!(
-            begun.elapsed() <= ALL_HERE + RELEASED_WITHIN + Duration::from_millis(100),
-            "{:?}",
-            begun.elapsed()
-        );
-        drop(kept);
-        let mut late = quarantine.enter(1000, 1, &runtime);
-        late.released().await;
+        assert_eq!(delay(7, &HashMap::from([(7, suspect(3))]), Duration::from_secs(30)), Duration::ZERO);
     }
 }

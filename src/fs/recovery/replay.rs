@@ -124,7 +124,7 @@ impl FileSystem {
             return Step::Ready(Err(self.env.refused("request", &format!("number {id}"), Errno::EIO, why)));
         }
         let suspect = known.is_some_and(|crash_record| crash_record.is_suspect());
-        let alone = suspect.then(|| self.quarantine.immediate.lock());
+        let alone = suspect.then(|| self.suspects_alone.lock());
         if let Some(crash_record) = known {
             self.note(id, CrashRecord { under_way: true, ..crash_record });
         }
@@ -142,10 +142,11 @@ impl FileSystem {
         if !suspect {
             return Step::Pending(Box::pin(future));
         }
-        let mut ticket = self.quarantine.enter(id, crash_record.deaths, self.env.runtime());
+        let left = deadline.saturating_duration_since(self.env.now());
+        let delay = quarantine::delay(id, &self.crash_records().of, left);
         let fs = self.clone();
         Step::later(async move {
-            ticket.released().await;
+            tokio::time::sleep(delay).await;
             fs.note(id, CrashRecord { under_way: true, ..crash_record });
             future.await
         })

@@ -78,10 +78,6 @@ impl Env {
     }
 
     /// For background work: operations are called from threads outside of the runtime.
-    pub fn runtime(&self) -> &Handle {
-        &self.runtime
-    }
-
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(work);
     }
