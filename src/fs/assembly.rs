@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU64;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::fs::handle::unacknowledged::UnacknowledgedOpens;
 use crate::fs::inode::Table;
 use crate::fs::journal::{Journal, JournalWriter};
 use crate::fs::propagation::propagator::Propagator;
@@ -46,7 +45,7 @@ impl Builder {
             table: Mutex::new(Table::new(&env.options().vault)),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
-            unacknowledged: UnacknowledgedOpens::default(),
+            unacknowledged: Mutex::default(),
             intents: Mutex::default(),
             crash_records: Mutex::default(),
             suspects_alone: Mutex::default(),

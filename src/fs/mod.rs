@@ -128,10 +128,10 @@ pub struct FileSystem {
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     /// Handles with an OPEN that may not have been answered.
-    unacknowledged: crate::fs::handle::unacknowledged::UnacknowledgedOpens,
+    unacknowledged: Mutex<HashMap<u64, Arc<Handle>>>,
     /// Intents of requests (`replay`).
     intents: Mutex<HashMap<u64, crate::fs::recovery::replay::Intent>>,
-    /// Releases quarantined requests in groups (`quarantine`).
+    /// Requests that may kill workers (`quarantine`).
     crash_records: Mutex<CrashRecords>,
     /// What suspects do on the kernel's threads is done by one of them at a time.
     suspects_alone: Mutex<()>,

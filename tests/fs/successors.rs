@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
-use vaultfs::fs::{Create, Errno, FileSystem, Options, ROOT, Step};
+use vaultfs::fs::{Create, Drain, Errno, FileSystem, Options, ROOT, Step};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::model::op::Op;
 use vaultfs::vault::testing::faulty::Fault;
@@ -134,9 +134,12 @@ async fn a_handle_that_nobody_heard_of_counts_as_closed_in_a_while() {
     .await;
     assert_eq!(sh.fs.status().handles, 1);
     assert_eq!(sh.meta("new").await, None, "its writer may come yet");
+    let left = sh.fs.drain(Drain::Closed, Duration::ZERO).await;
+    assert_eq!(left.len(), 1, "an unmount is refused meanwhile: {left:?}");
     sh.pass(Duration::from_secs(61)).await;
     assert_eq!(sh.fs.status().handles, 0);
     assert_eq!(sh.history("new").await, [""], "it was made, and is stored as if closed");
+    assert!(sh.fs.drain(Drain::Closed, Duration::ZERO).await.is_empty(), "nothing holds an unmount up");
 }
 
 #[tokio::test(start_paused = true)]

@@ -141,7 +141,7 @@ impl Handle {
     /// The file, if the handle may write to it.
     pub fn written_file(&self) -> Option<&File> {
         match &self.held {
-            Held::File { file, writer: Some(_) } => Some(file),
+            Held::File { file, writer: Some(_) } if !self.unacknowledged.counts_as_closed() => Some(file),
             _ => None,
         }
     }
@@ -175,11 +175,16 @@ impl FileSystem {
         let handle = Handle { fh, held, unacknowledged: Unacknowledged::new(by) };
         let opened = handle.opened();
         self.note_handle(&handle);
-        self.handles().insert(fh, Arc::new(handle));
-        if let Some(request) = by {
-            self.unacknowledged.add(request, fh);
-        }
+        self.add_handle(handle);
         opened
+    }
+
+    pub(in crate::fs) fn add_handle(&self, handle: Handle) {
+        let handle = Arc::new(handle);
+        self.handles().insert(handle.fh, handle.clone());
+        if let Some(request) = handle.unacknowledged.request() {
+            self.unacknowledged.lock().insert(request, handle);
+        }
     }
 
     /// Writes a handle down.
@@ -199,15 +204,11 @@ impl FileSystem {
         }
     }
 
-    /// The handle is closed: nothing is left of it.
+    /// The handle is closed: nothing is left of it. `None` if its file was let go of before.
     pub(in crate::fs) fn drop_handle(&self, fh: u64) -> Option<Arc<Handle>> {
-        let handle = self.handles().remove(&fh);
-        if handle.is_none() {
-            self.was_closed(fh);
-            return None;
-        }
+        let handle = self.handles().remove(&fh)?;
         self.env.journal().delete(&Key::Handle(fh));
-        handle
+        (!handle.unacknowledged.counts_as_closed()).then_some(handle)
     }
 
     /// OPEN, written down where that is asked for.

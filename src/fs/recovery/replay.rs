@@ -253,8 +253,7 @@ impl FileSystem {
     /// The handle that the current request opened before the last worker died.
     pub(in crate::fs) fn opened_before(&self) -> Option<Arc<crate::fs::ops::open::Handle>> {
         let id = current()?;
-        let fh = self.unacknowledged.handle_of(id)?;
-        self.handles().get(&fh).cloned()
+        self.unacknowledged.lock().get(&id).cloned()
     }
 }
 

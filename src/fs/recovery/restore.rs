@@ -234,11 +234,7 @@ impl FileSystem {
                 self.env.journal().delete(&Key::Handle(fh));
                 continue;
             };
-            if let Some(request) = record.by {
-                self.unacknowledged.add(request, fh);
-            }
-            self.handles()
-                .insert(fh, Arc::new(Handle { fh, held, unacknowledged: Unacknowledged::new(record.by) }));
+            self.add_handle(Handle { fh, held, unacknowledged: Unacknowledged::new(record.by) });
         }
         self.close_unacknowledged_later();
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::file::Failure;
 use crate::fs::journal::JournalStatus;
+use crate::fs::ops::open::Handle;
 use crate::fs::report::audit::AuditStatus;
 use crate::fs::temporary::failed_deletes::FailedDelete;
 use crate::fs::types::error_log::LastError;
@@ -191,7 +192,9 @@ impl FileSystem {
         let vault = self.env.cache().vault().status();
         let cache = self.env.cache().status();
         let (outage, outage_s) = cache.outage.unzip();
-        let (inodes, handles) = (self.table().len(), self.handles().len());
+        let inodes = self.table().len();
+        let is_closed = |handle: &Handle| handle.unacknowledged.counts_as_closed();
+        let handles = self.handles().values().filter(|handle| !is_closed(handle)).count();
         // Each lock is let go of before the next is taken: within one expression they would all be
         // held.
         let scratch_bytes = *self.scratch_used();
