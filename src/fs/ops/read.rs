@@ -320,9 +320,9 @@ impl FileSystem {
             return false;
         }
         // Before anybody reads: the kernel has the size of the other one.
-        let (told, forgotten) = tokio::sync::oneshot::channel();
+        let (forgot, forgotten) = tokio::sync::oneshot::channel();
         if let Some(kernel) = self.env.kernel() {
-            kernel.after_notices(Box::new(move || told.send(()).unwrap_or_default()));
+            kernel.after_notices(Box::new(move || forgot.send(()).unwrap_or_default()));
             // An error: nobody is left to be told.
             let _ = forgotten.await;
         }
