@@ -145,9 +145,9 @@ pub fn file_system(
     Builder { vault, first_page: None, options, clock, journal, fresh_mount: false, audit: None }.build()
 }
 
+#[cfg(debug_assertions)]
 impl Fd {
     /// One that another worker's program has open.
-    #[allow(dead_code, reason = "of debug builds only")]
     pub fn new(ino: u64, fh: u64) -> Self {
         Self { ino, fh, no_flush: false }
     }

@@ -409,3 +409,8 @@ fn at_each_point(killed: bool) {
 fn a_change_survives_a_death_between_any_two_lines_of_its_publish() {
     at_each_point(false);
 }
+
+#[test]
+fn a_change_whose_program_dies_too_is_there_as_a_whole_or_not_at_all() {
+    at_each_point(true);
+}

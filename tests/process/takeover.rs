@@ -628,9 +628,9 @@ fn another_version_takes_over_under_load_and_one_that_cannot_does_not() {
         run(command.arg("upgrade").arg(mount.mnt()))
     };
 
-    let stranger = another_program(&dir, "stranger", "vaultfs state 4", "vaultfs state 9");
+    let stranger = another_program(&dir, "stranger", "vaultfs state 5", "vaultfs state 9");
     let said = upgrade(&stranger).fails(1);
-    assert!(said.contains("version 4") && said.contains("version 9"), "{said}");
+    assert!(said.contains("version 5") && said.contains("version 9"), "{said}");
     assert_eq!(worker_of(keeper), Some(first), "the old one stays");
 
     let program = another_program(&dir, "newer", &version, &newer);

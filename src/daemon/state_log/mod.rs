@@ -12,8 +12,8 @@
 //! 4. Memory is allocated before it is written, so that a machine out of memory is an error and no
 //!    signal. The mount goes on, status says that a crash would lose data, and the successor learns
 //!    of it, until each missed slot has been written again.
-//! 5. The header has the version of the format and of the records. A worker that does not know it
-//!    must not use the state ([`check`]).
+//! 5. The header has the version of the format and of the records. A worker reads its own and the
+//!    one before; it must not use another ([`check`]). Each value has its own version besides.
 
 mod key;
 mod memory;
@@ -30,8 +30,10 @@ use zeroize::{Zeroize, Zeroizing};
 
 pub use crate::daemon::state_log::key::SealKey;
 use crate::daemon::state_log::memory::{Map, REGION};
-pub use crate::daemon::state_log::memory::{StateError, check, create, heartbeats};
-use crate::daemon::state_log::writer::{DELETED, NONCE, PLAIN, PREFIX, RecordLocation, SEALED, Writer};
+pub use crate::daemon::state_log::memory::{StateError, check, create, heartbeats, state_version};
+use crate::daemon::state_log::writer::{
+    DELETED, NONCE, PREFIX, RecordLocation, SEALED, VERSIONED, Writer, plain_value,
+};
 use crate::failpoint;
 use crate::fs::{Journal, JournalStatus, Record, Value};
 use crate::secret::SecretBytes;
@@ -140,7 +142,7 @@ impl State {
                 None => DELETED,
                 Some(Value::Plain(bytes)) => {
                     out.extend_from_slice(bytes);
-                    PLAIN
+                    VERSIONED
                 }
                 Some(Value::Secret(bytes)) => {
                     self.seal(writer, &record.slot, bytes, &mut out);
@@ -231,7 +233,8 @@ pub fn plain_records(state: impl AsFd) -> Result<Vec<PlainRecord>, StateError> {
     let map = Map::of(&File::from(state.as_fd().try_clone_to_owned()?))?;
     let record = |(key, place): (Box<[u8]>, RecordLocation)| {
         let record = map.read(place.at, place.len);
-        (record[8] == PLAIN).then(|| (key.to_vec(), record[PREFIX + key.len()..].to_vec()))
+        let value = &record[PREFIX + key.len()..];
+        (record[8] != SEALED).then(|| (key.to_vec(), plain_value(record[8], value)))
     };
     Ok(Writer::over(&map).live.into_iter().filter_map(record).collect())
 }
@@ -273,6 +276,8 @@ impl Journal for State {
         self.map.write(start, &bytes);
         writer.used += bytes.len();
         failpoint::point("journal written");
+        // From now on the release before does not understand it.
+        self.map.header().state.store(state_version(), Ordering::Relaxed);
         self.map.header().len[writer.region].store(writer.used as u64, Ordering::Release);
         failpoint::point("journal published");
         for (record, (at, len)) in records.into_iter().zip(places) {
@@ -315,7 +320,7 @@ impl Journal for State {
             let value = &record[PREFIX + key.len()..];
             let value = match record[8] {
                 SEALED => self.unseal(key, value).map(Value::Secret),
-                _ => Some(Value::Plain(value.to_vec())),
+                kind => Some(Value::Plain(plain_value(kind, value))),
             };
             match value {
                 Some(value) => all.push((key.to_vec(), value)),
@@ -343,7 +348,7 @@ impl Journal for State {
 
 #[cfg(test)]
 mod tests {
-    use super::memory::{HEADER, state_version};
+    use super::memory::HEADER;
     use super::*;
 
     fn put(key: &str, order: u64, value: &str) -> Record {
@@ -483,8 +488,11 @@ mod tests {
     fn another_versions_state_is_left_alone() {
         let fd = create().unwrap();
         let map = Map::of(&File::from(fd.try_clone().unwrap())).unwrap();
-        map.header().state.store(state_version() + 1, Ordering::Relaxed);
-        assert!(matches!(check(&fd), Err(StateError::Version { .. })));
+        for (version, is_read) in [(-2, false), (-1, true), (0, true), (1, false)] {
+            let state = state_version().wrapping_add_signed(version);
+            map.header().state.store(state, Ordering::Relaxed);
+            assert_eq!(check(&fd).is_ok(), is_read, "{state}");
+        }
         assert!(State::open(fd, &SealKey::random().unwrap()).is_err());
     }
 }

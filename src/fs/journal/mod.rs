@@ -31,7 +31,7 @@ use crate::vault::ObjectName;
 /// The value of a record.
 #[derive(Debug, Clone)]
 pub enum Value {
-    /// No secret.
+    /// No secret; the first byte is its version.
     Plain(Vec<u8>),
     /// A chunk of a secret value, to be sealed.
     Secret(SecretBytes),
@@ -138,9 +138,20 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// `None` for a key of another version.
+    /// `None` for a kind that this release does not know. Its record stays where it is.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         postcard::from_bytes(bytes).ok()
+    }
+
+    /// The version of this kind's values, their first byte. Whoever changes what a kind's value says
+    /// counts it up here, and brings the value before into the new form in [`Key::value`].
+    fn version(&self) -> u8 {
+        1
+    }
+
+    /// A value without its version; `None` for a version that this release does not know.
+    pub fn value<'v>(&self, value: &'v [u8]) -> Option<&'v [u8]> {
+        value.split_first().filter(|(version, _)| **version == self.version()).map(|(_, value)| value)
     }
 }
 
@@ -204,11 +215,11 @@ impl Transaction {
         }
     }
 
-    /// The same for an encoded value. If encoding failed the slot is missed, which status reports:
+    /// The same for an encoded value, which gets its version. If encoding failed the slot is missed, which status reports:
     /// a request must not end the worker.
     pub(super) fn record_encoded(&self, key: &Key, bytes: postcard::Result<Vec<u8>>) {
         match bytes {
-            Ok(bytes) => self.write(key, Some(Value::Plain(bytes))),
+            Ok(bytes) => self.write(key, Some(Value::Plain([&[key.version()][..], &bytes].concat()))),
             Err(e) => self.miss(key, &e),
         }
     }
@@ -379,9 +390,10 @@ mod tests {
             assert!(!panics, "in the middle of it");
             tx.delete(&Key::Salt);
         };
+        let commits = || journal.memory().commits;
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(true))).unwrap_err();
-        assert_eq!((journal.memory().commits, journal.load().len()), (0, 0));
+        assert_eq!((commits(), journal.load().len()), (0, 0));
         change(false);
-        assert_eq!((journal.memory().commits, journal.load().len()), (1, 1));
+        assert_eq!((commits(), journal.load().len()), (1, 1));
     }
 }

@@ -49,7 +49,10 @@ impl JournalContents {
         let mut contents = Self::default();
         for (key, value) in journal.load() {
             match (Key::decode(&key), value) {
-                (Some(key), Value::Plain(bytes)) => drop(contents.plain.insert(key, bytes)),
+                (Some(key), Value::Plain(bytes)) => match key.value(&bytes).map(<[u8]>::to_vec) {
+                    Some(value) => drop(contents.plain.insert(key, value)),
+                    None => contents.refused += 1,
+                },
                 (Some(key), Value::Secret(bytes)) => drop(contents.secret.insert(key, bytes)),
                 (None, _) => contents.refused += 1,
             }
