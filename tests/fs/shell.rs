@@ -238,7 +238,8 @@ impl Shell {
         }
     }
 
-    /// The worker dies after so many more steps of its journal: commits, where a test does not say otherwise.
+    /// The worker dies after so many more steps of its journal: commits, where a test does not say
+    /// otherwise.
     pub fn die_after(&self, records: u64) {
         self.journal.lock().unwrap().stop_after(records);
     }

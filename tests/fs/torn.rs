@@ -1,6 +1,6 @@
-//! A worker dies between any two lines of a publish: of each step of the memory that the keeper holds, at each commit of
-//! each change, a copy is taken as a death there leaves it, and a successor goes on from the copy. A change is there as a
-//! whole or not at all.
+//! A worker dies between any two lines of a publish: of each step of the memory that the keeper
+//! holds, at each commit of each change, a copy is taken as a death there leaves it, and a
+//! successor goes on from the copy. A change is there as a whole or not at all.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -196,14 +196,16 @@ type Act = for<'a> fn(&'a Shell, &'a Slot) -> Pin<Box<dyn Future<Output = vaultf
 /// What is open beforehand.
 type Slot = Mutex<Option<Fd>>;
 
-/// A change: what is done before, the change, the files afterwards, and which of them have how many versions.
+/// A change: what is done before, the change, the files afterwards, and which of them have how many
+/// versions.
 struct Row {
     what: &'static str,
     prepare: Act,
     act: Act,
     after: &'static [(&'static str, &'static str)],
     versions: &'static [(&'static str, usize)],
-    /// The vault needs one request for it at the most: also without its kernel asking again it is done, or not.
+    /// The vault needs one request for it at the most: also without its kernel asking again it is
+    /// done, or not.
     is_one_step: bool,
 }
 

@@ -389,7 +389,8 @@ impl Fragile {
     }
 }
 
-/// Each line of a publish of the memory that the keeper holds, at the first one that a change makes.
+/// Each line of a publish of the memory that the keeper holds, at the first one that a change
+/// makes.
 #[test]
 fn killed_between_any_two_lines_of_a_publish_each_operation_happens_once() {
     let fragile = Fragile::new();

@@ -319,11 +319,11 @@ impl FileSystem {
         {
             return false;
         }
-        // Before anybody reads: the kernel has the size of the other one.
+        // Before the first read: the kernel has the size of the other version.
         let (forgot, forgotten) = tokio::sync::oneshot::channel();
         if let Some(kernel) = self.env.kernel() {
             kernel.after_notices(Box::new(move || forgot.send(()).unwrap_or_default()));
-            // An error: nobody is left to be told.
+            // An error: there is no kernel any more.
             let _ = forgotten.await;
         }
         true

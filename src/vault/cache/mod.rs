@@ -14,6 +14,7 @@
 
 mod changes;
 mod deletion_scan;
+mod failure;
 mod idle;
 mod index;
 mod lag;
@@ -38,6 +39,7 @@ use super::{
 };
 use crate::clock::Clock;
 use crate::vault::attribution::Payer;
+pub use crate::vault::cache::failure::{RATE_LIMITED, is_outage};
 pub use crate::vault::cache::refresher::RefreshStatus;
 pub use crate::vault::cache::revocation::RevocationListener;
 pub use crate::vault::cache::single_flight::NameStream;
@@ -465,52 +467,5 @@ impl Cache {
                 self.served_stale.store(false, Ordering::Relaxed);
             }
         }
-    }
-}
-
-/// Prefix of an outage that is none: the vault answers, but the budget is used up.
-pub const RATE_LIMITED: &str = "rate limit used up";
-
-fn why(e: &Error) -> String {
-    match e.kind {
-        ErrorKind::RateLimited => format!("{RATE_LIMITED}: {e}"),
-        _ => e.to_string(),
-    }
-}
-
-/// Whether an immediate retry of that refusal is useless.
-fn is_refusal(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::Invalid
-            | ErrorKind::Forbidden
-            | ErrorKind::TooLarge
-            | ErrorKind::OtherObject
-            | ErrorKind::BadAnswer
-    )
-}
-
-/// Whether a stale answer may replace this failure.
-pub fn is_outage(kind: ErrorKind) -> bool {
-    match kind {
-        ErrorKind::RateLimited
-        | ErrorKind::ShareSpent
-        | ErrorKind::Deadline
-        | ErrorKind::Unreachable
-        | ErrorKind::Server
-        | ErrorKind::BadAnswer => true,
-        ErrorKind::Unauthorized
-        | ErrorKind::Forbidden
-        | ErrorKind::NotFound
-        | ErrorKind::AlreadyExists
-        | ErrorKind::NameNotFree
-        | ErrorKind::VersionMismatch
-        | ErrorKind::MadeAndDeleted
-        | ErrorKind::Invalid
-        | ErrorKind::TooLarge
-        | ErrorKind::NameTooLong
-        | ErrorKind::Full
-        | ErrorKind::OtherObject
-        | ErrorKind::Unsupported => false,
     }
 }

@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::vault::attribution;
 use crate::vault::attribution::{Attribution, Payer};
+use crate::vault::cache::failure::is_refusal;
 use crate::vault::cache::revocation::{FOREIGN, NOT_ASKED};
-use crate::vault::cache::{Cache, CacheState, Found, Knowledge, Peek, Read, is_outage, is_refusal};
+use crate::vault::cache::{Cache, CacheState, Found, Knowledge, Peek, Read, is_outage};
 use crate::vault::model::object::Cursors;
 use crate::vault::{Call, Error, ErrorKind, ListQuery, Object, ObjectName, Page, Priority, Result};
 

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::vault::cache::{Cache, Usage, why};
+use crate::vault::cache::failure::why;
+use crate::vault::cache::{Cache, Usage};
 
 /// What `status` says of the cache.
 #[derive(Debug, Clone)]
