@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::fs::inode::Table;
 use crate::fs::journal::{Journal, JournalWriter};
+use crate::fs::ops::prefetch::Scans;
 use crate::fs::propagation::propagator::Propagator;
 use crate::fs::report::Report;
-use crate::fs::temporary::scratch;
+use crate::fs::temporary::scratch::Temporaries;
 use crate::fs::types::env::Env;
 use crate::fs::writeback::may_write::Saves;
 use crate::fs::writeback::permits::Permits;
@@ -41,7 +42,6 @@ impl Builder {
     pub fn build(self) -> Arc<FileSystem> {
         let env = Env::new(self.vault, self.options, self.clock, JournalWriter::new(self.journal.clone()));
         let fs = Arc::new(FileSystem {
-            scratch: scratch::Patterns::new(&env.options().scratch),
             table: Mutex::new(Table::new(&env.options().vault)),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
@@ -49,12 +49,12 @@ impl Builder {
             intents: Mutex::default(),
             crash_records: Mutex::default(),
             suspects_alone: Mutex::default(),
-            scratch_bytes: Mutex::new(0),
+            temporaries: Temporaries::new(env.clone()),
             retained_bytes: Arc::default(),
             listings: Mutex::default(),
-            scans: Mutex::default(),
+            scans: Scans::new(env.clone()),
             permits: Permits::default(),
-            saves: Saves::default(),
+            saves: Saves::new(env.clone()),
             deletion_refused: Mutex::default(),
             propagator: Propagator::new(env.clone()),
             report: Report::new(self.audit),

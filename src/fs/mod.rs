@@ -55,8 +55,11 @@ pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
 use crate::fs::ops::open::Handle;
+use crate::fs::ops::prefetch::Scans;
 use crate::fs::report::Report;
+use crate::fs::temporary::scratch::Temporaries;
 use crate::fs::types::env::Env;
+use crate::fs::writeback::may_write::Saves;
 use crate::vault::Call;
 use inode::{Node, Table, TableGuard};
 use journal::Transaction;
@@ -123,7 +126,6 @@ struct CrashRecords {
 /// A mounted vault.
 pub struct FileSystem {
     env: Arc<Env>,
-    scratch: crate::fs::temporary::scratch::Patterns,
     table: Mutex<Table>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
@@ -135,13 +137,13 @@ pub struct FileSystem {
     crash_records: Mutex<CrashRecords>,
     /// What suspects do on the kernel's threads is done by one of them at a time.
     suspects_alone: Mutex<()>,
-    scratch_bytes: Mutex<u64>,
+    temporaries: Temporaries,
     /// Bytes that inodes keep beside the cache (`read`).
     retained_bytes: Arc<AtomicU64>,
     listings: Mutex<crate::fs::namespace::listing::Listings>,
-    scans: Mutex<crate::fs::ops::prefetch::ScanTrackers>,
+    scans: Arc<Scans>,
     permits: crate::fs::writeback::permits::Permits,
-    saves: crate::fs::writeback::may_write::Saves,
+    saves: Saves,
     /// When the vault last refused a deletion (`deferred_delete`).
     deletion_refused: Mutex<Option<Instant>>,
     report: Report,

@@ -222,8 +222,8 @@ impl FileSystem {
         let text = component.to_string_lossy();
         let is_file =
             self.env.options().names.iter().any(|name| dir.as_str().strip_suffix('/') == Some(name.as_str()))
-                || self.scratch.matches(&text)
-                || self.scratch.is_provisional(&text);
+                || self.temporaries.patterns().matches(&text)
+                || self.temporaries.patterns().is_provisional(&text);
         match is_file {
             true => Ok(Place::Absent),
             false => Err(self.env.refused(

@@ -97,7 +97,7 @@ impl FileSystem {
                 return Step::Ready(Ok(()));
             }
             state.release();
-            self.account_room(&mut state);
+            self.temporaries.account_room(&mut state);
             unsaved
         };
         if !unsaved {

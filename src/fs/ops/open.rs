@@ -289,7 +289,7 @@ impl FileSystem {
             let change = if state.stored.is_some() { Change::Version } else { Change::Object };
             (state.name.clone(), change)
         };
-        self.may_write(&name, change)
+        self.saves.may_write(&name, change)
     }
 
     /// O_DIRECT asks the vault, whatever is cached; for a guest what was asked a moment ago will

@@ -12,12 +12,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::DirKind;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix};
 use crate::fs::namespace::listing::{DirEntry, Listing};
+use crate::fs::types::env::Env;
 use crate::vault::cache::Peek;
 use crate::vault::{ObjectName, attribution};
 
@@ -48,25 +50,38 @@ struct ScanTracker {
 }
 
 /// The directories that are being gone through, by number.
-#[derive(Debug, Default)]
-pub struct ScanTrackers(HashMap<u64, ScanTracker>);
+pub(in crate::fs) struct Scans {
+    env: Arc<Env>,
+    of: Mutex<HashMap<u64, ScanTracker>>,
+}
 
 /// Scans that are remembered; the others begin again.
 const MAX_SCANS: usize = 64;
 
 impl FileSystem {
     /// The value of `name`, which shows in `under`, has to be fetched for its size.
-    pub(in crate::fs) fn prefetch(self: &Arc<Self>, under: &DirPrefix, name: &ObjectName) {
+    pub(in crate::fs) fn prefetch(&self, under: &DirPrefix, name: &ObjectName) {
         let Some(dir) = self.table().dir_ino(&DirKind::Tree(under.clone())) else { return };
         let Some(listing) = self.listings().recent(dir, self.env.now()) else { return };
-        let mut scans = self.scans();
-        if scans.0.len() >= MAX_SCANS && !scans.0.contains_key(&dir) {
-            scans.0.retain(|_, scan| scan.out);
+        self.scans.looked_up(dir, &listing, under, name);
+    }
+}
+
+impl Scans {
+    pub fn new(env: Arc<Env>) -> Arc<Self> {
+        Arc::new(Self { env, of: Mutex::default() })
+    }
+
+    /// The value of `name` in the listing of directory `dir` has to be fetched for its size.
+    fn looked_up(self: &Arc<Self>, dir: u64, listing: &Arc<Listing>, under: &DirPrefix, name: &ObjectName) {
+        let mut scans = self.of.lock();
+        if scans.len() >= MAX_SCANS && !scans.contains_key(&dir) {
+            scans.retain(|_, scan| scan.out);
         }
         let fresh =
-            || ScanTracker { listing: Arc::downgrade(&listing), lookups: 0, at: 0, fetched: 0, out: false };
-        let scan = scans.0.entry(dir).or_insert_with(fresh);
-        if scan.listing.as_ptr() != Arc::as_ptr(&listing) {
+            || ScanTracker { listing: Arc::downgrade(listing), lookups: 0, at: 0, fetched: 0, out: false };
+        let scan = scans.entry(dir).or_insert_with(fresh);
+        if scan.listing.as_ptr() != Arc::as_ptr(listing) {
             *scan = ScanTracker { out: scan.out, ..fresh() };
         }
         let Some((text, _)) = name::split(name.as_str(), under) else { return };
@@ -78,21 +93,21 @@ impl FileSystem {
         }
         let fetched = scan.fetched;
         drop(scans);
-        let Some((wanted, last)) = self.names_to_prefetch(&listing, under, here, fetched) else { return };
+        let Some((wanted, last)) = self.names_to_prefetch(listing, under, here, fetched) else { return };
         if wanted.is_empty() {
             return;
         }
-        if let Some(scan) = self.scans().0.get_mut(&dir) {
+        if let Some(scan) = self.of.lock().get_mut(&dir) {
             (scan.fetched, scan.out) = (last, true);
         }
-        let fs = self.clone();
+        let scans = self.clone();
         self.env.spawn(attribution::on_behalf_of(attribution::current(), async move {
             let fetch = |name: ObjectName| {
-                let cache = fs.env.cache().clone();
+                let cache = scans.env.cache().clone();
                 async move { cache.fetch_ahead(&name).await }
             };
             futures_util::stream::iter(wanted).for_each_concurrent(MAX_IN_FLIGHT, fetch).await;
-            if let Some(scan) = fs.scans().0.get_mut(&dir) {
+            if let Some(scan) = scans.of.lock().get_mut(&dir) {
                 scan.out = false;
             }
         }));
@@ -133,9 +148,5 @@ impl FileSystem {
             Some(budget) if budget.remaining <= budget.limit.div_ceil(4) => 0,
             Some(budget) => (budget.remaining / 4) as usize,
         }
-    }
-
-    fn scans(&self) -> parking_lot::MutexGuard<'_, ScanTrackers> {
-        self.scans.lock()
     }
 }

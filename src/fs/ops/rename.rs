@@ -269,7 +269,7 @@ impl FileSystem {
             let mut state = target.change(&tx);
             state.link = Link::Unlinked;
             state.release();
-            self.account_room(&mut state);
+            self.temporaries.account_room(&mut state);
         }
         let base = match &stored {
             Some((job, _)) => job.base.clone(),
@@ -295,7 +295,7 @@ impl FileSystem {
             // That the name was free was asked of the old one: a rename replaces.
             state.exclusive = false;
             state.local.ctime = Some(now);
-            self.account_room(&mut state);
+            self.temporaries.account_room(&mut state);
             *table.local(&goal.name) = state.local.clone();
             before.filter(|_| was_object)
         };

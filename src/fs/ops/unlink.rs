@@ -97,7 +97,7 @@ impl FileSystem {
             let mut state = file.change(&tx);
             state.link = Link::Unlinked;
             state.release();
-            self.account_room(&mut state);
+            self.temporaries.account_room(&mut state);
         }
         table.unpoint(&name, file.ino);
         table.unpin(&name);

@@ -36,7 +36,7 @@ impl FileSystem {
             return Err(self.too_big(state.name.as_str()));
         }
         let grown = state.size().max(end);
-        if let Err(full) = self.reserve_room(&mut state, grown) {
+        if let Err(full) = self.temporaries.reserve_room(&mut state, grown) {
             if state.persistence != Persistence::Scratch {
                 state.write_error = Some(full);
                 self.note_refused(&handle, full);
@@ -150,7 +150,7 @@ impl FileSystem {
         if state.buffer.is_none() && state.pinned.is_none() && state.stored.is_some() && size > 0 {
             return None;
         }
-        if let Err(e) = self.reserve_room(&mut state, size) {
+        if let Err(e) = self.temporaries.reserve_room(&mut state, size) {
             return Some(Err(e));
         }
         let now = self.env.wall();

@@ -378,7 +378,7 @@ impl FileSystem {
             if !moving.contains(&file.ino) {
                 state.release();
             }
-            self.account_room(&mut state);
+            self.temporaries.account_room(&mut state);
             drop(state);
             if write_error {
                 self.take_back(&file);

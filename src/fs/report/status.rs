@@ -197,7 +197,7 @@ impl FileSystem {
         let handles = self.handles().values().filter(|handle| !is_closed(handle)).count();
         // Each lock is let go of before the next is taken: within one expression they would all be
         // held.
-        let scratch_bytes = *self.scratch_used();
+        let scratch_bytes = self.temporaries.bytes();
         Status {
             uptime_s: self.env.wall().duration_since(self.env.started()).unwrap_or(Duration::ZERO).as_secs(),
             vault: Vault {

@@ -141,9 +141,9 @@ impl FileSystem {
         let Some(component) = component.to_str() else { return Persistence::Vault };
         if self.table().deferred_deletes.contains_key(name) {
             Persistence::Vault
-        } else if self.scratch.matches(component) {
+        } else if self.temporaries.patterns().matches(component) {
             Persistence::Scratch
-        } else if flags & libc::O_EXCL != 0 && self.scratch.is_provisional(component) {
+        } else if flags & libc::O_EXCL != 0 && self.temporaries.patterns().is_provisional(component) {
             Persistence::Provisional
         } else {
             Persistence::Vault
@@ -174,9 +174,9 @@ impl FileSystem {
         };
         let free = target.is_none_or(|target| target.state().is_only_here());
         let is_new = target.is_none() && !self.table().deferred_deletes.contains_key(name);
-        if self.scratch.matches(component) && is_new && !is_object && !is_backup {
+        if self.temporaries.patterns().matches(component) && is_new && !is_object && !is_backup {
             Persistence::Scratch
-        } else if self.scratch.is_provisional(component) && (free || is_object) {
+        } else if self.temporaries.patterns().is_provisional(component) && (free || is_object) {
             Persistence::Provisional
         } else {
             Persistence::Vault
@@ -268,7 +268,7 @@ impl FileSystem {
             if let Some(buffer) = &mut state.buffer {
                 buffer.changed(WriteOrigin::Unattributed, buffer.changed_at);
             }
-            self.account_room(&mut state);
+            self.temporaries.account_room(&mut state);
         }
         // A failure is recorded, logged, listed and retried like that of any other write.
         let _ = self.commit(file, call, Cause::Promote).await;

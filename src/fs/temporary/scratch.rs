@@ -4,11 +4,13 @@
 //! that exists in the vault is never scratch. They live in memory, bounded, and are gone at
 //! unmount.
 
-use glob::Pattern;
-use parking_lot::MutexGuard;
+use std::sync::Arc;
 
-use crate::fs::FileSystem;
+use glob::Pattern;
+use parking_lot::Mutex;
+
 use crate::fs::inode::file::FileState;
+use crate::fs::types::env::Env;
 use crate::fs::types::errno::{Errno, Result};
 
 /// Swap and undo files of vim, locks and autosaves of emacs, droppings of desktops, NFS and FUSE.
@@ -69,20 +71,36 @@ impl Patterns {
     }
 }
 
-impl FileSystem {
+/// Which files are held back from the vault by their name, and how many bytes.
+pub(in crate::fs) struct Temporaries {
+    env: Arc<Env>,
+    patterns: Patterns,
     /// Bytes held back in all. A leaf: nothing else is locked while this is.
-    pub(in crate::fs) fn scratch_used(&self) -> MutexGuard<'_, u64> {
-        self.scratch_bytes.lock()
+    bytes: Mutex<u64>,
+}
+
+impl Temporaries {
+    pub fn new(env: Arc<Env>) -> Self {
+        Self { patterns: Patterns::new(&env.options().scratch), bytes: Mutex::new(0), env }
+    }
+
+    pub fn patterns(&self) -> &Patterns {
+        &self.patterns
+    }
+
+    /// Bytes held back in all.
+    pub fn bytes(&self) -> u64 {
+        *self.bytes.lock()
     }
 
     /// Reserves quota for a file that is held back to have `size` bytes; ENOSPC beyond the bound.
     /// Others need none.
-    pub(in crate::fs) fn reserve_room(&self, state: &mut FileState, size: u64) -> Result<()> {
+    pub fn reserve_room(&self, state: &mut FileState, size: u64) -> Result<()> {
         if !state.is_only_here() {
             return Ok(());
         }
         let bound = self.env.options().scratch_size;
-        let mut used = self.scratch_used();
+        let mut used = self.bytes.lock();
         let next = used.saturating_sub(state.quota_bytes).saturating_add(size);
         if size > state.quota_bytes && next > bound {
             drop(used);
@@ -98,10 +116,10 @@ impl FileSystem {
 
     /// Accounts for a file that was moved, closed, unlinked or stored: what it holds back now,
     /// whatever the bound.
-    pub(in crate::fs) fn account_room(&self, state: &mut FileState) {
+    pub fn account_room(&self, state: &mut FileState) {
         let held = if state.is_only_here() { state.buffer.as_ref().map_or(0, |b| b.bytes.len()) } else { 0 };
         let now = held as u64;
-        let mut used = self.scratch_used();
+        let mut used = self.bytes.lock();
         *used = used.saturating_sub(state.quota_bytes).saturating_add(now);
         state.quota_bytes = now;
     }

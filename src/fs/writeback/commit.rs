@@ -182,7 +182,7 @@ impl FileSystem {
                 let (name, generation, attempt) = (job.name.clone(), job.generation, attempt.clone());
                 file.change_alone().note_sent(Sent { name, generation, attempt });
             }
-            Some(made) => self.note_save(job, Change::of(&attempt.after), made.as_ref().err()),
+            Some(made) => self.saves.note(job, Change::of(&attempt.after), made.as_ref().err()),
         };
         self.save_of(job, &content, call).run(&progress).await
     }

@@ -52,7 +52,7 @@ impl FileSystem {
         state.link = Link::Unlinked;
         state.failure = None;
         state.release();
-        self.account_room(&mut state);
+        self.temporaries.account_room(&mut state);
         drop(state);
         table.unpoint(&name, file.ino);
         table.detach(&tx, &name, file);
