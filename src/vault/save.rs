@@ -155,7 +155,7 @@ pub struct Save<'a> {
 
 /// The vault keeps names of deleted objects for a while, or takes another name for this one.
 const NOT_FREE: &str = "the name is not free yet: the vault has no such object and refuses the name as taken; a later try \
-                        may succeed";
+                        may store it";
 
 /// What comes next: it is stored, or is sent.
 type Next = ControlFlow<Saved, After>;

@@ -102,10 +102,10 @@ const RELEASED_WITHIN: Duration = Duration::from_millis(1500);
 pub(in crate::fs) fn delay(id: u64, all: &HashMap<u64, CrashRecord>, left: Duration) -> Duration {
     /// Equals have a random order, another one in each process.
     static SHUFFLE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let suspects = || all.iter().filter(|(_, crash_record)| crash_record.is_suspect());
+    let suspected = || all.iter().filter(|(_, crash_record)| crash_record.is_suspect());
     let order = |id: &u64| (all.get(id).map(|crash_record| crash_record.deaths), SHUFFLE.hash_one(id));
     let own = order(&id);
-    let (before, count) = (suspects().filter(|(id, _)| order(id) < own).count(), suspects().count());
+    let (before, count) = (suspected().filter(|(id, _)| order(id) < own).count(), suspected().count());
     RELEASED_WITHIN.min(left / 2) * before as u32 / count.max(1) as u32
 }
 
