@@ -116,6 +116,8 @@ struct Scene {
     name: String,
     other: String,
     fd: Option<Fd>,
+    /// How a read may end that joins one from before the repair.
+    joined: Option<Errno>,
 }
 
 pub async fn check(world: Arc<World>, cell: Cell, number: usize) {
@@ -126,7 +128,7 @@ pub async fn check(world: Arc<World>, cell: Cell, number: usize) {
     let sh = Shell::over(vault, clock.clone() as Arc<dyn Clock>, options);
     let (name, other) = (format!("f{number}"), format!("g{number}"));
     let operation = cell.operation;
-    let mut scene = Scene { world, sh, clock, operation, name, other, fd: None };
+    let mut scene = Scene { world, sh, clock, operation, name, other, fd: None, joined: cell.errno };
     scene.prepare().await;
 
     match cell.mode {
@@ -212,12 +214,13 @@ impl Scene {
         }
     }
 
-    /// Who asks while an earlier question hangs still gets the answer to that one; nobody waits
-    /// longer for it.
+    /// A read that joins one from before the repair gets its answer: its timeout, or the fault's
+    /// error. Nothing waits longer for it.
     async fn until_it_works(&mut self) {
         let end = Instant::now() + TIMEOUT + SLACK;
         while let Err(e) = self.act().await {
-            assert!(e == Errno::ETIMEDOUT && Instant::now() < end, "{e:?}");
+            let may_be = e == Errno::ETIMEDOUT || Some(e) == self.joined;
+            assert!(may_be && Instant::now() < end, "{e:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
