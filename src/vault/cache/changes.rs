@@ -37,10 +37,10 @@ pub struct Change {
 }
 
 impl CacheState {
-    /// Lines of a listing that was begun at `asked`.
-    pub(super) fn ingest(&mut self, items: &[Summary], asked: Instant) {
+    /// Lines of a listing that was begun at `asked`, and arrived now.
+    pub(super) fn ingest(&mut self, items: &[Summary], asked: Instant, now: Instant) {
         for item in items {
-            match self.lag.presence(item, asked, false) {
+            match self.lag.presence(item, asked, now, false) {
                 Verdict::Accepted => {}
                 Verdict::Instead(newest) => {
                     self.index.listed(&newest, asked);

@@ -129,7 +129,7 @@ impl Cache {
         scan.pages += 1;
         let next = scan.cursors.advance(page.next)?;
         let mut state = self.state();
-        state.ingest(&page.items, scan.asked);
+        state.ingest(&page.items, scan.asked, self.clock.now());
         match next {
             Some(cursor) => {
                 scan.query = scan.query.next(cursor);

@@ -222,13 +222,14 @@ impl Lag {
         }
     }
 
-    /// An accepted answer, requested at `asked`, shows this version.
-    fn observe(&mut self, item: &Summary, asked: Instant) {
+    /// An accepted answer, which arrived at `answered`, shows this version. An older answer to a
+    /// request that was sent before then is no lag: the two may have been answered out of order.
+    fn observe(&mut self, item: &Summary, answered: Instant) {
         if let Some(entry) = self.entries.get_mut(&item.id) {
             if entry.newest.as_ref().is_some_and(|newest| newest.updated_at < item.updated_at) {
                 // Made elsewhere after it.
-                (entry.newest, entry.at) = (Some(item.clone()), asked);
-                self.order.push_back((asked, item.id.clone()));
+                (entry.newest, entry.at) = (Some(item.clone()), answered);
+                self.order.push_back((answered, item.id.clone()));
             }
             return;
         }
@@ -240,7 +241,7 @@ impl Lag {
                 earlier: Vec::new(),
                 is_ours: false,
                 created: false,
-                at: asked,
+                at: answered,
                 question: None,
             };
             self.remember(&item.id, entry);
@@ -338,8 +339,9 @@ impl Lag {
         self.seen = self.seen.max(Some(asked));
     }
 
-    /// An answer requested at `asked` shows this version; `again`: the query was a repetition.
-    pub fn presence(&mut self, item: &Summary, asked: Instant, again: bool) -> Verdict {
+    /// An answer requested at `asked`, which arrived at `answered`, shows this version; `again`: the
+    /// query was a repetition.
+    pub fn presence(&mut self, item: &Summary, asked: Instant, answered: Instant, again: bool) -> Verdict {
         self.forget(asked);
         let is_gone = self.entries.get(&item.id).is_some_and(|entry| entry.newest.is_none());
         let other = self.names.get(&item.name).filter(|id| **id != item.id);
@@ -359,7 +361,7 @@ impl Lag {
             return self.question(&item.id, asked, again, Verdict::Gone);
         }
         let Some(entry) = self.entries.get_mut(&item.id) else {
-            self.observe(item, asked);
+            self.observe(item, answered);
             return Verdict::Accepted;
         };
         if let Some(newest) = entry.newer_than(item) {
@@ -373,7 +375,7 @@ impl Lag {
             // It was absent before.
             self.shows(asked);
         }
-        self.observe(item, asked);
+        self.observe(item, answered);
         Verdict::Accepted
     }
 

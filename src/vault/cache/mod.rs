@@ -210,7 +210,7 @@ impl Cache {
         let mut state = self.state();
         state.listing_right = crate::vault::cache::revocation::ListingRight::Given;
         self.shown.store(true, Ordering::Release);
-        state.ingest(&page.items, asked);
+        state.ingest(&page.items, asked, self.clock.now());
         if page.next.is_none() {
             state.end_listing(asked, 1);
         }

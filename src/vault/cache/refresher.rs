@@ -438,7 +438,7 @@ impl Cache {
             latest = page.items.iter().filter_map(|item| item.updated_at).max().max(latest);
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
-            state.ingest(&page.items, asked);
+            state.ingest(&page.items, asked, self.clock.now());
             match (next, ask) {
                 (Some(_), Ask::First) => {
                     drop(state);

@@ -70,6 +70,13 @@ enum About<'a> {
     Other,
 }
 
+/// When a request was sent, and when its answer arrived.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    asked: Instant,
+    answered: Instant,
+}
+
 /// Wraps a vault and detects refusals.
 #[derive(Debug)]
 pub(super) struct RevocationDetector {
@@ -83,12 +90,12 @@ impl RevocationDetector {
     }
 
     /// Repeats the request until the answer is accepted, or the known version can replace it.
-    /// `check` gets the time of the request and whether it was a repetition.
+    /// `check` gets the times of request and answer, and whether it was a repetition.
     async fn ask_until_accepted<'a, T>(
         &self,
         call: &Call,
         ask: impl Fn() -> BoxFuture<'a, Result<T>> + Send,
-        check: impl Fn(&mut CacheState, &Result<T>, Instant, bool) -> Verdict + Send,
+        check: impl Fn(&mut CacheState, &Result<T>, Times, bool) -> Verdict + Send,
         instead: impl Fn(&mut CacheState, Summary) -> Option<T> + Send,
     ) -> Result<T> {
         let Some(cache) = self.cache.upgrade() else { return ask().await };
@@ -99,7 +106,8 @@ impl RevocationDetector {
             cache.compare_times();
             {
                 let mut state = cache.state();
-                match check(&mut state, &answer, asked, is_retry) {
+                let times = Times { asked, answered: cache.clock.now() };
+                match check(&mut state, &answer, times, is_retry) {
                     Verdict::Accepted => return answer,
                     Verdict::Gone => return Err(Error::new(ErrorKind::NotFound, GONE)),
                     Verdict::Retry => {}
@@ -256,12 +264,12 @@ fn check_object(
     state: &mut CacheState,
     meta: Result<&Meta, &Error>,
     absence: impl FnOnce(&mut CacheState) -> Verdict,
-    asked: Instant,
+    Times { asked, answered }: Times,
     is_retry: bool,
 ) -> Verdict {
     match meta {
         Ok(meta) => {
-            let verdict = state.lag.presence(&summary(meta), asked, is_retry);
+            let verdict = state.lag.presence(&summary(meta), asked, answered, is_retry);
             if state.lag.is_unanswered(&Changed::Id(meta.id.clone()), asked) && !is_news(state, meta) {
                 return Verdict::Retry;
             }
@@ -338,30 +346,30 @@ impl Vault for RevocationDetector {
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
         let ask = || self.inner.get_by_name(call, name);
         let made = Changed::Name(name.clone());
-        let check = |state: &mut CacheState, answer: &Result<Object>, asked, is_retry| {
-            let absence = |state: &mut CacheState| match state.lag.is_unanswered(&made, asked) {
+        let check = |state: &mut CacheState, answer: &Result<Object>, times: Times, is_retry| {
+            let absence = |state: &mut CacheState| match state.lag.is_unanswered(&made, times.asked) {
                 true => Verdict::Retry,
-                false => state.lag.absence(name, asked, is_retry),
+                false => state.lag.absence(name, times.asked, is_retry),
             };
-            check_object(state, answer.as_ref().map(|object| &object.meta), absence, asked, is_retry)
+            check_object(state, answer.as_ref().map(|object| &object.meta), absence, times, is_retry)
         };
         self.observe(self.ask_until_accepted(call, ask, check, known_object).await, About::Name(name))
     }
 
     async fn get(&self, call: &Call, id: &ObjectId) -> Result<Object> {
         let ask = || self.inner.get(call, id);
-        let check = |state: &mut CacheState, answer: &Result<Object>, asked, is_retry| {
-            let absence = |state: &mut CacheState| state.lag.absence_of(id, asked, is_retry);
-            check_object(state, answer.as_ref().map(|object| &object.meta), absence, asked, is_retry)
+        let check = |state: &mut CacheState, answer: &Result<Object>, times: Times, is_retry| {
+            let absence = |state: &mut CacheState| state.lag.absence_of(id, times.asked, is_retry);
+            check_object(state, answer.as_ref().map(|object| &object.meta), absence, times, is_retry)
         };
         self.observe(self.ask_until_accepted(call, ask, check, known_object).await, About::Other)
     }
 
     async fn metadata(&self, call: &Call, id: &ObjectId) -> Result<Meta> {
         let ask = || self.inner.metadata(call, id);
-        let check = |state: &mut CacheState, answer: &Result<Meta>, asked, is_retry| {
-            let absence = |state: &mut CacheState| state.lag.absence_of(id, asked, is_retry);
-            check_object(state, answer.as_ref(), absence, asked, is_retry)
+        let check = |state: &mut CacheState, answer: &Result<Meta>, times: Times, is_retry| {
+            let absence = |state: &mut CacheState| state.lag.absence_of(id, times.asked, is_retry);
+            check_object(state, answer.as_ref(), absence, times, is_retry)
         };
         self.observe(self.ask_until_accepted(call, ask, check, known_meta).await, About::Other)
     }
@@ -394,8 +402,8 @@ impl Vault for RevocationDetector {
 
     async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
         let ask = || self.inner.versions(call, id);
-        let check = |state: &mut CacheState, answer: &Result<Vec<VersionInfo>>, asked, is_retry| {
-            check_history(state, id, answer, asked, is_retry)
+        let check = |state: &mut CacheState, answer: &Result<Vec<VersionInfo>>, times: Times, is_retry| {
+            check_history(state, id, answer, times.asked, is_retry)
         };
         self.observe(self.ask_until_accepted(call, ask, check, |_, _| None).await, About::Other)
     }
@@ -403,8 +411,8 @@ impl Vault for RevocationDetector {
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
         let ask = || self.inner.version(call, id, version);
         // A version never changes, and may be missing in some answers at first.
-        let check = |state: &mut CacheState, answer: &Result<Object>, asked, is_retry| match answer {
-            Err(e) if e.kind == ErrorKind::NotFound => state.lag.absence_of(id, asked, is_retry),
+        let check = |state: &mut CacheState, answer: &Result<Object>, times: Times, is_retry| match answer {
+            Err(e) if e.kind == ErrorKind::NotFound => state.lag.absence_of(id, times.asked, is_retry),
             _ => Verdict::Accepted,
         };
         let instead = |state: &mut CacheState, newest: Summary| {

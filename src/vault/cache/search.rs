@@ -64,7 +64,7 @@ impl Cache {
             let page = self.vault.list(&call, &query).await?;
             let next = cursors.advance(page.next)?;
             let mut state = self.state();
-            state.ingest(&page.items, asked);
+            state.ingest(&page.items, asked, self.clock.now());
             if state.index.prefix_state(prefix) == super::PrefixState::Yes {
                 return Ok(());
             }

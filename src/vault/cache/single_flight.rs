@@ -411,7 +411,7 @@ impl Cache {
 
     fn ingest_page(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
-        state.ingest(&page.items, asked);
+        state.ingest(&page.items, asked, self.clock.now());
         let gone = state.lag.gone();
         state.streams.retain(|(prefix, stream)| {
             let names = page.items.iter().map(|item| &item.name);

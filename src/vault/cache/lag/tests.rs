@@ -26,7 +26,10 @@ fn what_is_stored_again_and_again_is_remembered_from_the_last_time_on() {
     }
     let last = start + SECOND * 18;
     for (after, verdict) in [(1, Verdict::Instead(item("i", "f", 9))), (15, Verdict::Accepted)] {
-        assert_eq!(lag.presence(&item("i", "f", 8), last + SECOND * after, false), verdict);
+        assert_eq!(
+            lag.presence(&item("i", "f", 8), last + SECOND * after, last + SECOND * after, false),
+            verdict
+        );
     }
     assert!(lag.entries.is_empty() && lag.names.is_empty() && lag.order.is_empty());
 }
@@ -42,10 +45,10 @@ fn versions_of_one_moment_are_told_apart_and_a_clock_that_is_put_back_changes_no
         lag.stored(meta, false, now);
     }
     for older in [&first, &second] {
-        assert_eq!(lag.presence(&asked(older), now, false), Verdict::Instead(asked(&third)));
+        assert_eq!(lag.presence(&asked(older), now, now, false), Verdict::Instead(asked(&third)));
     }
-    assert_eq!(lag.presence(&asked(&third), now, false), Verdict::Accepted);
-    assert_eq!(lag.presence(&asked(&at("d", 4)), now, false), Verdict::Accepted, "made elsewhere");
+    assert_eq!(lag.presence(&asked(&third), now, now, false), Verdict::Accepted);
+    assert_eq!(lag.presence(&asked(&at("d", 4)), now, now, false), Verdict::Accepted, "made elsewhere");
 }
 
 #[test]
@@ -58,8 +61,8 @@ fn of_thousands_the_newest_are_remembered() {
     }
     assert_eq!((lag.entries.len(), lag.names.len(), lag.unanswered.len()), (MOST, MOST, MOST));
     let older = |n: usize| item(&format!("i{n}"), &format!("f{n}"), 1);
-    assert_eq!(lag.presence(&older(0), now, false), Verdict::Accepted);
-    assert_ne!(lag.presence(&older(all - 1), now, false), Verdict::Accepted);
+    assert_eq!(lag.presence(&older(0), now, now, false), Verdict::Accepted);
+    assert_ne!(lag.presence(&older(all - 1), now, now, false), Verdict::Accepted);
 }
 
 #[test]
@@ -72,15 +75,32 @@ fn an_absence_is_believed_once_it_is_confirmed_and_a_return_shows_the_lag() {
     assert_eq!(lag.questions(), std::slice::from_ref(&name));
     assert_eq!(lag.absence(&name, now + AGAIN, false), Verdict::Accepted);
     assert!(lag.questions().is_empty() && !lag.is_known(now));
-    assert_eq!(lag.presence(&item("i", "f", 1), now + SECOND * 2, false), Verdict::Accepted);
+    assert_eq!(
+        lag.presence(&item("i", "f", 1), now + SECOND * 2, now + SECOND * 2, false),
+        Verdict::Accepted
+    );
     assert!(lag.is_known(now + SECOND * 3) && !lag.is_known(now + SECOND * 603));
     assert_eq!(lag.absence(&name, now + SECOND * 3, true), Verdict::Instead(item("i", "f", 1)));
     lag.deleted(&ObjectId::new("i"), now + SECOND * 4);
-    assert_eq!(lag.presence(&item("i", "f", 1), now + SECOND * 5, true), Verdict::Gone);
+    assert_eq!(lag.presence(&item("i", "f", 1), now + SECOND * 5, now + SECOND * 5, true), Verdict::Gone);
     lag.stored(&meta("j", "f", 1), true, now + SECOND * 6);
     assert_eq!(
-        lag.presence(&item("i", "f", 1), now + SECOND * 7, false),
+        lag.presence(&item("i", "f", 1), now + SECOND * 7, now + SECOND * 7, false),
         Verdict::Instead(item("j", "f", 1))
     );
     assert_eq!(lag.absence(&name, now + SECOND * 21, false), Verdict::Accepted);
+}
+
+#[test]
+fn answers_out_of_order_are_no_lag() {
+    for (sent, lags) in [(1, false), (3, true)] {
+        let (mut lag, start) = (Lag::default(), Instant::now());
+        lag.stored(&meta("i", "f", 1), true, start);
+        // Sent first, answered last, with what was made elsewhere meanwhile.
+        assert_eq!(lag.presence(&item("i", "f", 2), start, start + SECOND * 2, false), Verdict::Accepted);
+        let sent = start + SECOND * sent;
+        let verdict = lag.presence(&item("i", "f", 1), sent, start + SECOND * 4, false);
+        assert_eq!(verdict, Verdict::Instead(item("i", "f", 2)));
+        assert_eq!(lag.is_known(start + SECOND * 4), lags);
+    }
 }
