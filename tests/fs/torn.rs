@@ -221,6 +221,7 @@ fn nothing() -> Act {
     act!(|_sh, _fd| Ok(()))
 }
 
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 fn rows() -> Vec<Row> {
     let row = |what, act, after, versions| Row {
         what,
@@ -240,7 +241,10 @@ fn rows() -> Vec<Row> {
             }),
             ..row(
                 "save",
-                act!(|sh, fd| sh.flush(&fd.lock().unwrap().unwrap()).await),
+                act!(|sh, fd| {
+                    let opened = fd.lock().unwrap().unwrap();
+                    sh.flush(&opened).await
+                }),
                 &[("a", "one"), ("d/x", "three"), ("d/y", "four"), ("f", "saved")],
                 &[("f", 2)],
             )
@@ -310,6 +314,7 @@ async fn objects(sh: &Shell) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// One change, with a death at that step; whether there was one.
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
 async fn dies(row: &Row, step: u64, full: bool, killed: bool) -> bool {
     let (journal, clock) = (Log::new(), Shell::paused());
     let memory = Arc::new(MemoryVault::new(OBJECT_CAPABILITIES, clock.clone()));
