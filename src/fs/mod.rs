@@ -1,9 +1,10 @@
 //! The file system's logic, without a kernel: names become inodes, inodes become bytes, bytes
 //! become versions.
 //!
-//! Operations return values, never hold a reply, and never block: what is known is answered at once
-//! ([`Step::Ready`]); a request to the vault is a future ([`Step::Pending`]) that the adapter runs
-//! on the runtime. No fuser, no HTTP in here; time comes from a [`Clock`].
+//! Operations return values, never hold a reply, and never block. Those that may wait are futures.
+//! [`FileSystem::run`] polls them once: what is known is answered at once ([`Step::Ready`]); the
+//! rest ([`Step::Pending`]) the adapter runs on the runtime. The request is their first argument
+//! ([`RequestCtx`]). No fuser, no HTTP in here; time comes from a [`Clock`].
 //!
 //! `ops`: a file for each family of operations. `namespace`: interprets names. `inode`: state and
 //! lock order. `handle`: open handles and the close policy. `writeback`: commits. `temporary`:
@@ -27,7 +28,6 @@ mod writeback;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
@@ -47,6 +47,7 @@ pub use crate::fs::report::audit::{Audit, AuditStatus};
 pub use crate::fs::report::status::{Processes, Status, Unsaved};
 pub use crate::fs::temporary::failed_deletes::FailedDelete;
 pub use crate::fs::temporary::remover::Remover;
+pub use crate::fs::types::ctx::{Caller, RequestCtx};
 pub use crate::fs::types::errno::{Errno, Result};
 pub use crate::fs::types::options::Options;
 pub use crate::fs::writeback::drain::Drain;
@@ -64,35 +65,17 @@ use crate::vault::Call;
 use inode::{Node, Table, TableGuard};
 use journal::Transaction;
 
-/// An answer, or the future that gives it.
-pub enum Step<T> {
+/// An operation on its way: it may wait.
+pub trait Work<T>: Future<Output = Result<T>> + Send {}
+
+impl<T, W: Future<Output = Result<T>> + Send> Work<T> for W {}
+
+/// An answer, or what is left of the work that gives it.
+pub enum Step<'a, T> {
     /// Known without a request.
     Ready(Result<T>),
     /// Needs requests to the vault.
-    Pending(BoxFuture<'static, Result<T>>),
-}
-
-impl<T> Step<T> {
-    fn later(work: impl Future<Output = Result<T>> + Send + 'static) -> Self {
-        Self::Pending(Box::pin(work))
-    }
-}
-
-impl<T> From<Result<T>> for Step<T> {
-    fn from(result: Result<T>) -> Self {
-        Self::Ready(result)
-    }
-}
-
-/// The sender of a request, according to the kernel.
-#[derive(Debug, Clone, Copy)]
-pub struct Caller {
-    /// The calling thread in the mounter's pid namespace; 0 from outside it and for write-back.
-    pub pid: u32,
-    /// Its user.
-    pub uid: u32,
-    /// Its group.
-    pub gid: u32,
+    Pending(BoxFuture<'a, Result<T>>),
 }
 
 /// The kernel's side. Implementations never block the caller.
@@ -132,7 +115,7 @@ pub struct FileSystem {
     /// Handles with an OPEN that may not have been answered.
     unacknowledged: Mutex<HashMap<u64, Arc<Handle>>>,
     /// Intents of requests (`replay`).
-    intents: Mutex<HashMap<u64, crate::fs::recovery::replay::Intent>>,
+    intents: Mutex<HashMap<u64, crate::fs::types::ctx::Intent>>,
     /// Requests that may kill workers (`quarantine`).
     crash_records: Mutex<CrashRecords>,
     /// What suspects do on the kernel's threads is done by one of them at a time.
@@ -213,7 +196,7 @@ impl FileSystem {
         self.handles.lock()
     }
 
-    fn intents(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::recovery::replay::Intent>> {
+    fn intents(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::types::ctx::Intent>> {
         self.intents.lock()
     }
 

@@ -12,9 +12,9 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use super::reply::{absent, caller, empty, entry, errno, file_attr, fopen_flags, kind, opened, xattr};
+use super::reply::{absent, empty, entry, errno, file_attr, fopen_flags, kind, opened, xattr};
 use crate::clock::bounded;
-use crate::fs::{Create, FileSystem, Remover, SetAttr, Step};
+use crate::fs::{Create, FileSystem, Remover, RequestCtx, SetAttr, Step};
 use crate::fuse::request_counts::{Operation, Requests};
 
 /// Inode number of a listed entry that the kernel has not looked up (libfuse uses the same).
@@ -98,16 +98,16 @@ impl Filesystem for Adapter {
                 Err(e) => reply.error(e),
             });
         }
-        let (of, fs) = (name.to_owned(), self.fs.clone());
-        self.query(
-            req,
-            |fs| fs.lookup(parent.0, name),
-            move |found| match found {
-                Ok(Some(found)) => entry(reply, &found),
-                Ok(None) => absent(reply, fs.absent_for(parent.0, &of)),
-                Err(e) => reply.error(e),
-            },
-        );
+        let name = name.to_owned();
+        let work = move |fs: Arc<FileSystem>, ctx| async move {
+            let found = fs.lookup(&ctx, parent.0, &name).await?;
+            Ok(found.ok_or_else(|| fs.absent_for(parent.0, &name)))
+        };
+        self.query(req, work, move |found| match found {
+            Ok(Ok(found)) => entry(reply, &found),
+            Ok(Err(ttl)) => absent(reply, ttl),
+            Err(e) => reply.error(e),
+        });
     }
 
     fn forget(&self, req: &Request, ino: INodeNo, nlookup: u64) {
@@ -149,18 +149,18 @@ impl Filesystem for Adapter {
             })
         };
         let set = SetAttr { mode, uid, gid, atime: time(atime), mtime: time(mtime), size };
-        let done = match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
-            (Some(registered), _) => Step::Ready(registered),
-            (None, Some(e)) => return reply.error(e),
-            (None, None) => self.attribution(req).scope(|| {
-                let (fh, caller) = (fh.map(|fh| fh.0), caller(req));
-                self.fs.run_mutating(req.unique().0, |fs| fs.setattr(ino.0, fh, set, caller))
-            }),
-        };
-        self.end(req, done, move |result| match result {
+        let answer = move |result| match result {
             Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
             Err(e) => reply.error(e),
-        });
+        };
+        let fh = fh.map(|fh| fh.0);
+        match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
+            (Some(registered), _) => self.end(req, Step::Ready(registered), answer),
+            (None, Some(e)) => answer(Err(e)),
+            (None, None) => {
+                self.mutate(req, |fs, ctx| async move { fs.setattr(&ctx, ino.0, fh, set).await }, answer);
+            }
+        }
     }
 
     fn mknod(
@@ -178,9 +178,10 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
+        let name = name.to_owned();
         self.mutate(
             req,
-            |fs| fs.mknod(parent.0, name, mode, umask),
+            move |fs, ctx| async move { fs.mknod(&ctx, parent.0, &name, mode, umask).await },
             move |made| match made {
                 Ok(made) => entry(reply, &made),
                 Err(e) => reply.error(e),
@@ -209,9 +210,10 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
+        let name = name.to_owned();
         self.mutate(
             req,
-            |fs| fs.link(ino.0, newparent.0, name),
+            move |fs, ctx| async move { fs.link(&ctx, ino.0, newparent.0, &name).await },
             move |made| match made {
                 Ok(made) => entry(reply, &made),
                 Err(e) => reply.error(e),
@@ -225,9 +227,10 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         refuse_helper!(self, req, reply);
+        let name = name.to_owned();
         self.mutate(
             req,
-            |fs| fs.mkdir(parent.0, name, mode & !umask),
+            move |fs, ctx| async move { fs.mkdir(&ctx, parent.0, &name, mode & !umask).await },
             move |made| match made {
                 Ok(made) => entry(reply, &made),
                 Err(e) => reply.error(e),
@@ -238,14 +241,22 @@ impl Filesystem for Adapter {
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Unlink, req, parent, Some(name));
         let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
-        let fs = |fs: &Arc<FileSystem>| fs.unlink(parent.0, name, Remover::of(req.pid()));
-        self.mutate(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
+        let (name, pid) = (name.to_owned(), req.pid());
+        let work = move |fs: Arc<FileSystem>, ctx| async move {
+            match registered {
+                Some(registered) => registered,
+                None => fs.unlink(&ctx, parent.0, &name, Remover::of(pid)).await,
+            }
+        };
+        self.mutate(req, work, empty(reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Rmdir, req, parent, Some(name));
         refuse_helper!(self, req, reply);
-        self.mutate(req, |fs| fs.rmdir(parent.0, name), empty(reply));
+        let name = name.to_owned();
+        let work = move |fs: Arc<FileSystem>, ctx| async move { fs.rmdir(&ctx, parent.0, &name).await };
+        self.mutate(req, work, empty(reply));
     }
 
     fn rename(
@@ -259,10 +270,16 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Rename, req, parent, Some(name));
-        let (from, to) = ((parent.0, name), (newparent.0, newname));
-        let registered = self.fs.helper_rename(req.pid(), from, to);
-        let fs = |fs: &Arc<FileSystem>| fs.rename(from, to, flags.bits(), caller(req));
-        self.mutate(req, |at| registered.map_or_else(|| fs(at), Step::Ready), empty(reply));
+        let registered = self.fs.helper_rename(req.pid(), (parent.0, name), (newparent.0, newname));
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        let work = move |fs: Arc<FileSystem>, ctx| async move {
+            let (from, to) = ((parent.0, &*name), (newparent.0, &*newname));
+            match registered {
+                Some(registered) => registered,
+                None => fs.rename(&ctx, from, to, flags.bits()).await,
+            }
+        };
+        self.mutate(req, work, empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -271,7 +288,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         refuse_helper!(self, req, reply);
-        self.mutate(req, |fs| fs.open(ino.0, flags.0, caller(req)), opened(reply));
+        self.mutate(req, |fs, ctx| async move { fs.open(&ctx, ino.0, flags.0).await }, opened(reply));
     }
 
     fn read(
@@ -288,7 +305,7 @@ impl Filesystem for Adapter {
         self.requests.count(Operation::Read, req, ino, None);
         self.query(
             req,
-            |fs| fs.read(ino.0, fh.0, offset, size),
+            |fs, ctx| async move { fs.read(&ctx, ino.0, fh.0, offset, size).await },
             move |slice| match slice {
                 Ok(slice) => reply.data(slice.expose()),
                 Err(e) => reply.error(e),
@@ -314,11 +331,11 @@ impl Filesystem for Adapter {
             self.fs.inval_pages(ino.0);
             return reply.error(e);
         }
-        self.mutate(
+        self.mutate_now(
             req,
-            |fs| match write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-                true => fs.write_mapped(fh.0, offset, data).into(),
-                false => fs.write(fh.0, offset, data).into(),
+            |_| match write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                true => self.fs.write_mapped(fh.0, offset, data),
+                false => self.fs.write(fh.0, offset, data),
             },
             move |written| match written {
                 Ok(written) => reply.written(written),
@@ -332,7 +349,7 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
-        self.mutate(req, |fs| fs.flush(fh.0, caller(req)), empty(reply));
+        self.mutate(req, |fs, ctx| async move { fs.flush(&ctx, fh.0).await }, empty(reply));
     }
 
     fn release(
@@ -346,12 +363,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Release, req, ino, None);
-        self.mutate(req, |fs| fs.release(fh.0), empty(reply));
+        self.mutate(req, |fs, ctx| async move { fs.release(&ctx, fh.0).await }, empty(reply));
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsync, req, ino, None);
-        self.mutate(req, |fs| fs.fsync(fh.0), empty(reply));
+        self.mutate(req, |fs, ctx| async move { fs.fsync(&ctx, fh.0).await }, empty(reply));
     }
 
     fn create(
@@ -370,9 +387,10 @@ impl Filesystem for Adapter {
         }
         refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
+        let name = name.to_owned();
         self.mutate(
             req,
-            |fs| fs.create(parent.0, name, create, caller(req)),
+            move |fs, ctx| async move { fs.create(&ctx, parent.0, &name, create).await },
             move |made| match made {
                 Ok((entry, opened)) => {
                     let flags = fopen_flags(&opened);
@@ -395,7 +413,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         refuse_helper!(self, req, reply);
-        self.mutate(req, |fs| fs.opendir(ino.0, caller(req)).into(), opened(reply));
+        self.mutate_now(req, |ctx| self.fs.opendir(ctx, ino.0), opened(reply));
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -403,7 +421,7 @@ impl Filesystem for Adapter {
         let (fs, dir) = (self.fs.clone(), ino.0);
         self.query(
             req,
-            |fs| fs.readdir(dir, fh.0, offset),
+            move |fs, ctx| async move { fs.readdir(&ctx, dir, fh.0, offset).await },
             move |listing| match listing {
                 Ok(listing) => {
                     fs.note_listing(dir, &listing);
@@ -420,17 +438,17 @@ impl Filesystem for Adapter {
 
     fn releasedir(&self, req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.requests.count(Operation::Releasedir, req, ino, None);
-        let done = |fs: &Arc<FileSystem>| {
-            fs.releasedir(fh.0);
-            Step::Ready(Ok(()))
+        let work = |_: &RequestCtx| {
+            self.fs.releasedir(fh.0);
+            Ok(())
         };
-        self.mutate(req, done, empty(reply));
+        self.mutate_now(req, work, empty(reply));
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsyncdir, req, ino, None);
         refuse_helper!(self, req, reply);
-        self.mutate(req, |fs| fs.fsync_dir(ino.0), empty(reply));
+        self.mutate(req, |fs, ctx| async move { fs.fsync_dir(&ctx, ino.0).await }, empty(reply));
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use fuser::{Errno, Request};
 
-use super::reply::errno;
+use super::reply::{caller, errno};
 use crate::failpoint;
-use crate::fs::{FileSystem, Step};
+use crate::fs::{FileSystem, RequestCtx, Step, Work};
 use crate::fuse::adapter::{Adapter, GRACE};
 use crate::sys::program::name_of_process;
 use crate::vault::attribution;
@@ -22,20 +22,39 @@ impl Adapter {
     }
 
     /// Does `work` for a request that changes something, and answers it.
-    pub(super) fn mutate<T: Send + 'static>(
+    pub(super) fn mutate<T: Send + 'static, W: Work<T> + 'static>(
         &self,
         req: &Request,
-        work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
+        work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> W,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        self.end(req, self.attribution(req).scope(|| self.fs.run_mutating(req.unique().0, work)), answer);
+        self.end(req, self.begin(req, work), answer);
+    }
+
+    /// The same for what never waits.
+    pub(super) fn mutate_now<T: Send + 'static>(
+        &self,
+        req: &Request,
+        work: impl FnOnce(&RequestCtx) -> crate::fs::Result<T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let done = || self.fs.run_now(req.unique().0, caller(req), work);
+        self.end(req, Step::Ready(self.attribution(req).scope(done)), answer);
+    }
+
+    fn begin<T: 'static, W: Work<T> + 'static>(
+        &self,
+        req: &Request,
+        work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> W,
+    ) -> Step<'static, T> {
+        self.attribution(req).scope(|| self.fs.run(req.unique().0, caller(req), work))
     }
 
     /// Answers such a request.
     pub(super) fn end<T: Send + 'static>(
         &self,
         req: &Request,
-        step: Step<T>,
+        step: Step<'static, T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let (fs, unique) = (self.fs.clone(), req.unique().0);
@@ -48,14 +67,14 @@ impl Adapter {
     }
 
     /// The same for one that changes nothing.
-    pub(super) fn query<T: Send + 'static>(
+    pub(super) fn query<T: Send + 'static, W: Work<T> + 'static>(
         &self,
         req: &Request,
-        work: impl FnOnce(&Arc<FileSystem>) -> Step<T>,
+        work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> W,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let unique = req.unique().0;
-        let step = self.attribution(req).scope(|| self.fs.run_idempotent(unique, work));
+        let step = self.begin(req, work);
         if matches!(step, Step::Ready(_)) && unique >> 63 == 0 {
             return self.answer(req, step, answer);
         }
@@ -70,7 +89,7 @@ impl Adapter {
     pub(super) fn answer<T: Send + 'static>(
         &self,
         req: &Request,
-        step: Step<T>,
+        step: Step<'static, T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let requests = self.requests.clone();

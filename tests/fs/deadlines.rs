@@ -73,7 +73,7 @@ async fn time_of(operation: &str, fault: Fault, kv: bool) -> Duration {
         "truncate" => {
             let ino = sh.stat("f").await.unwrap().ino;
             let set = vaultfs::fs::SetAttr { size: Some(1), ..Default::default() };
-            sh.step(sh.fs.setattr(ino, None, set, sh.caller())).await.map(drop)
+            sh.once(|fs, ctx| async move { fs.setattr(&ctx, ino, None, set).await }).await.map(drop)
         }
         "unlink" => sh.rm("f").await,
         "rename" | "rename onto" => sh.mv("f", "g").await,
@@ -117,8 +117,13 @@ async fn what_needs_no_vault_never_waits_for_it() {
     let control = sh.stat(".vaultfs").await.unwrap();
     assert_eq!(sh.ls(".vaultfs").await.unwrap(), ["metrics", "status.json"]);
     let status = sh.lookup(control.ino, "status.json").await.unwrap().unwrap();
-    let opened = sh.step(sh.fs.open(status.attr.ino, READ, sh.caller())).await.unwrap();
-    assert!(!sh.step(sh.fs.read(status.attr.ino, opened.fh, 0, 1 << 20)).await.unwrap().is_empty());
+    let opened = sh.once(|fs, ctx| async move { fs.open(&ctx, status.attr.ino, READ).await }).await.unwrap();
+    assert!(
+        !sh.once(|fs, ctx| async move { fs.read(&ctx, status.attr.ino, opened.fh, 0, 1 << 20).await })
+            .await
+            .unwrap()
+            .is_empty()
+    );
     sh.fs.status();
     sh.fs.getxattr(held.ino, "user.vault.id".as_ref()).unwrap();
     sh.chmod("f", 0o400).await.unwrap();

@@ -75,20 +75,21 @@ async fn a_listing_taken_in_parts_neither_skips_nor_doubles_what_stays() {
     for n in 0..50 {
         sh.put(&format!("n{n:02}"), "x").await;
     }
-    let dir = sh.fs.opendir(vaultfs::fs::ROOT, sh.caller()).unwrap();
+    let dir = sh.once(|fs, ctx| async move { fs.opendir(&ctx, vaultfs::fs::ROOT) }).await.unwrap();
     let root = vaultfs::fs::ROOT;
-    let first = sh.step(sh.fs.readdir(root, dir.fh, 0)).await.unwrap();
+    let first = sh.once(|fs, ctx| async move { fs.readdir(&ctx, root, dir.fh, 0).await }).await.unwrap();
     let all = first.after(0);
     let half = all[20].cookie;
     for n in (0..25).step_by(3) {
         sh.rm(&format!("n{n:02}")).await.unwrap();
         sh.write_file(&format!("m{n:02}"), "x").await.unwrap();
     }
-    let onward = sh.step(sh.fs.readdir(root, dir.fh, half)).await.unwrap();
+    let onward = sh.once(|fs, ctx| async move { fs.readdir(&ctx, root, dir.fh, half).await }).await.unwrap();
     assert_eq!(onward.after(half), all[21..], "the names as they were at the beginning");
     let again = sh.getdents(root, dir.fh).await.unwrap();
     assert!(again.iter().any(|e| e.name == "m00") && !again.iter().any(|e| e.name == "n00"));
-    let late = sh.step(sh.fs.readdir(root, 0, half)).await.unwrap().after(half);
+    let late =
+        sh.once(|fs, ctx| async move { fs.readdir(&ctx, root, 0, half).await }).await.unwrap().after(half);
     let stays = |e: &&vaultfs::fs::DirEntry| all[21..].iter().any(|old| old.name == e.name);
     let stayed = all[21..].iter().filter(|e| again.iter().any(|new| new.name == e.name)).count();
     assert_eq!(
@@ -106,7 +107,7 @@ async fn a_listing_tells_true_inode_numbers_where_there_are_any() {
     sh.put("d/f", "x").await;
     sh.put("g", "x").await;
     let (d, g) = (sh.stat("d").await.unwrap().ino, sh.stat("g").await.unwrap().ino);
-    let dir = sh.fs.opendir(vaultfs::fs::ROOT, sh.caller()).unwrap();
+    let dir = sh.once(|fs, ctx| async move { fs.opendir(&ctx, vaultfs::fs::ROOT) }).await.unwrap();
     let listing = sh.getdents(vaultfs::fs::ROOT, dir.fh).await.unwrap();
     let ino = |name| listing.iter().find(|e| e.name == name).and_then(|e| e.ino);
     assert_eq!((ino("d"), ino("g")), (Some(d), Some(g)));
@@ -228,7 +229,7 @@ async fn a_file_is_no_directory_and_a_directory_no_file() {
     let (f, d) = (sh.stat("f").await.unwrap(), sh.stat("d").await.unwrap());
     assert_eq!((f.kind, d.kind), (FileKind::Regular, FileKind::Directory));
     assert_eq!(sh.lookup(f.ino, "x").await, Err(Errno::ENOTDIR));
-    assert_eq!(sh.fs.opendir(f.ino, sh.caller()), Err(Errno::ENOTDIR));
+    assert_eq!(sh.once(|fs, ctx| async move { fs.opendir(&ctx, f.ino) }).await, Err(Errno::ENOTDIR));
     assert_eq!(sh.open("d", WRITE).await.unwrap_err(), Errno::EISDIR);
     assert_eq!(sh.truncate("d", 0).await, Err(Errno::EISDIR));
     assert_eq!(sh.mv("f", "d").await, Err(Errno::EISDIR));

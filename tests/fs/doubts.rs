@@ -290,7 +290,7 @@ async fn a_save_that_was_superseded_leaves_nothing_older_at_its_name() {
     sh.pwrite(&fd, 0, "[mine]").unwrap();
     sh.close(fd).await.unwrap();
     session.meddler.rest();
-    let stale = sh.step(sh.fs.open(shown, READ, sh.caller())).await;
+    let stale = sh.once(|fs, ctx| async move { fs.open(&ctx, shown, READ).await }).await;
     assert_eq!(stale.unwrap_err(), Errno::ESTALE);
     let history = sh.history(NAME).await;
     assert!(history[2].contains("[mine]") && history.len() == 4, "{history:?}");

@@ -110,7 +110,7 @@ async fn what_is_set_on_an_unlinked_file_does_not_stick_to_its_name() {
     let fd = sh.open("f", READ).await.unwrap();
     sh.rm("f").await.unwrap();
     let set = vaultfs::fs::SetAttr { mode: Some(0o400), ..Default::default() };
-    sh.step(sh.fs.setattr(fd.ino, Some(fd.fh), set, sh.caller())).await.unwrap();
+    sh.once(|fs, ctx| async move { fs.setattr(&ctx, fd.ino, Some(fd.fh), set).await }).await.unwrap();
     assert_eq!(sh.fstat(&fd).perm, 0o400);
     sh.close(fd).await.unwrap();
     sh.put("f", "made anew elsewhere").await;

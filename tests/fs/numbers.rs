@@ -220,11 +220,11 @@ async fn what_utimens_set_on_a_version_holds_for_it() {
     let fd = sh.open("f", CREATE).await.unwrap();
     sh.pwrite(&fd, 0, "x").unwrap();
     let set = SetAttr { mtime: Some(then), ..SetAttr::default() };
-    sh.step(sh.fs.setattr(fd.ino, Some(fd.fh), set, sh.caller())).await.unwrap();
+    sh.once(|fs, ctx| async move { fs.setattr(&ctx, fd.ino, Some(fd.fh), set).await }).await.unwrap();
     sh.close(fd).await.unwrap();
     assert_eq!(sh.stat("f").await.unwrap().mtime, then);
     let fd = sh.open("f", WRITE).await.unwrap();
-    sh.step(sh.fs.setattr(fd.ino, Some(fd.fh), set, sh.caller())).await.unwrap();
+    sh.once(|fs, ctx| async move { fs.setattr(&ctx, fd.ino, Some(fd.fh), set).await }).await.unwrap();
     sh.pwrite(&fd, 0, "y").unwrap();
     sh.close(fd).await.unwrap();
     let written = sh.stat("f").await.unwrap();

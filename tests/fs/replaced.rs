@@ -157,15 +157,19 @@ async fn bytes_that_cannot_be_had_again_are_estale_never_others() {
     sh.put("other", "pushes it out").await;
     small.cat("other").await;
     // Others may have it open where the kernel opens files by itself.
-    let read = small.step(small.fs.read(held, 0, 0, 100)).await;
+    let read = small.once(|fs, ctx| async move { fs.read(&ctx, held, 0, 0, 100).await }).await;
     assert_eq!(read.map(|slice| slice.len()), Err(Errno::ESTALE));
     // Nobody has it open here: an open opens what there is, with its size.
-    let opened = small.step(small.fs.open(held, READ, small.caller())).await.unwrap();
+    let opened = small.once(|fs, ctx| async move { fs.open(&ctx, held, READ).await }).await.unwrap();
     assert!(small.told.inodes.lock().unwrap().contains(&held));
-    let read = small.step(small.fs.read(held, opened.fh, 0, 100)).await;
+    let read = small.once(|fs, ctx| async move { fs.read(&ctx, held, opened.fh, 0, 100).await }).await;
     assert_eq!(read.unwrap().expose(), b"new");
     assert_eq!(small.cat("f").await, "new");
-    assert_eq!(sh.step(sh.fs.open(ino, READ, sh.caller())).await.map(drop), Ok(()), "in memory here");
+    assert_eq!(
+        sh.once(|fs, ctx| async move { fs.open(&ctx, ino, READ).await }).await.map(drop),
+        Ok(()),
+        "in memory here"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,7 +191,7 @@ async fn of_replaced_inodes_that_nobody_opens_as_much_is_kept_as_the_cache_may_h
     // Without a handle, as the kernel reads where it opens files by itself.
     let mut read = Vec::new();
     for ino in before {
-        let slice = sh.step(sh.fs.read(ino, 0, 0, 4096)).await;
+        let slice = sh.once(|fs, ctx| async move { fs.read(&ctx, ino, 0, 0, 4096).await }).await;
         read.push(slice.map(|slice| String::from_utf8_lossy(slice.expose()).into_owned()));
     }
     assert_eq!(read, [Ok("a".repeat(700)), Ok("b".repeat(700)), Err(Errno::ESTALE)]);

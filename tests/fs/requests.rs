@@ -158,8 +158,9 @@ async fn the_first_names_of_a_long_listing_are_shown_before_the_second_page_is_a
         sh.put(name, "x").await;
     }
     let mut second = sh.vault.plan(Op::List).nth(2).times(1).gate();
-    let dir = sh.fs.opendir(ROOT, sh.caller()).unwrap();
-    let first = sh.step(sh.fs.readdir(ROOT, dir.fh, 0)).await.unwrap().after(0);
+    let dir = sh.once(|fs, ctx| async move { fs.opendir(&ctx, ROOT) }).await.unwrap();
+    let first =
+        sh.once(|fs, ctx| async move { fs.readdir(&ctx, ROOT, dir.fh, 0).await }).await.unwrap().after(0);
     let names = |entries: &[DirEntry]| entries.iter().map(|e| e.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&first)[2..], all[..100], "what the first page told, while the second is held back");
     second.arrived(1).await;
@@ -192,7 +193,7 @@ async fn a_name_shown_as_a_file_stays_one_when_a_later_page_has_names_below_it()
     sh.put("late/below", "x").await;
     sh.put("late", "own").await;
     let second = sh.vault.plan(Op::List).nth(2).times(1).gate();
-    let first = sh.step(sh.fs.readdir(ROOT, 0, 0)).await.unwrap().after(0);
+    let first = sh.once(|fs, ctx| async move { fs.readdir(&ctx, ROOT, 0, 0).await }).await.unwrap().after(0);
     assert!(first.iter().any(|e| e.name == "early" && e.kind == FileKind::Regular));
     second.release();
     let all = sh.getdents_after(ROOT, 0, first).await.unwrap();

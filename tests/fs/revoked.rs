@@ -53,7 +53,9 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
             assert_eq!(sh.read_all(&held).await, Err(Errno::EACCES), "{op:?}");
         }
         assert_eq!(
-            sh.step(sh.fs.read(version.ino, version.fh, 0, 100)).await.map(drop),
+            sh.once(|fs, ctx| async move { fs.read(&ctx, version.ino, version.fh, 0, 100).await })
+                .await
+                .map(drop),
             Err(Errno::EACCES),
             "{op:?}"
         );
@@ -68,7 +70,13 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
         sh.pass(Duration::from_secs(61)).await;
         let again = if op == Op::Update { &b"x"[..] } else { b"one" };
         assert_eq!(sh.read_all(&held).await.unwrap(), again, "taken again, the key shows it again: {op:?}");
-        assert_eq!(sh.step(sh.fs.read(version.ino, version.fh, 0, 100)).await.unwrap().expose(), b"two");
+        assert_eq!(
+            sh.once(|fs, ctx| async move { fs.read(&ctx, version.ino, version.fh, 0, 100).await })
+                .await
+                .unwrap()
+                .expose(),
+            b"two"
+        );
         assert_eq!(sh.cat("g").await, "two");
     }
 }
@@ -96,7 +104,7 @@ async fn a_revocation_takes_names_from_who_begins_to_list_and_who_goes_on() {
                 for path in ["", "d", ".versions", ".versions/f"] {
                     assert!(!sh.ls(path).await.unwrap().is_empty(), "{case} {path}");
                     let ino = sh.stat(path).await.unwrap().ino;
-                    let dir = sh.step(sh.fs.opendir(ino, sh.caller()).into()).await.unwrap();
+                    let dir = sh.once(|fs, ctx| async move { fs.opendir(&ctx, ino) }).await.unwrap();
                     let read = sh.getdents(ino, dir.fh).await.unwrap();
                     held.push((ino, dir.fh, read[..2].to_vec(), read));
                 }

@@ -139,7 +139,7 @@ async fn a_rotation_does_not_wait_for_an_fsync_in_flight_whose_commit_decides() 
         let fd = sh.open("f", libc::O_RDWR).await.unwrap();
         sh.pwrite(&fd, 0, "our").unwrap();
         let mut gate = sh.vault.gate(Op::Update);
-        let vaultfs::fs::Step::Pending(fsync) = sh.fs.fsync(fd.fh) else {
+        let Step::Pending(fsync) = sh.begin(|fs, ctx| async move { fs.fsync(&ctx, fd.fh).await }) else {
             panic!("there is something to store")
         };
         let fsync = tokio::spawn(fsync);
@@ -252,9 +252,13 @@ async fn a_write_on_a_replaced_inode_is_an_update_and_the_name_is_rotated_to_it(
 /// What an open of this inode gets, by whatever name the kernel came to it.
 async fn opened(sh: &Shell, ino: u64, thread: u32) -> Result<Vec<u8>, Errno> {
     let caller = Caller { pid: thread, uid: 0, gid: 0 };
-    let opened = sh.step(sh.fs.open(ino, READ, caller)).await?;
-    let bytes = sh.step(sh.fs.read(ino, opened.fh, 0, 1 << 20)).await?.expose().to_vec();
-    sh.step(sh.fs.release(opened.fh)).await?;
+    let opened = sh.once_of(caller, |fs, ctx| async move { fs.open(&ctx, ino, READ).await }).await?;
+    let bytes = sh
+        .once(|fs, ctx| async move { fs.read(&ctx, ino, opened.fh, 0, 1 << 20).await })
+        .await?
+        .expose()
+        .to_vec();
+    sh.once(|fs, ctx| async move { fs.release(&ctx, opened.fh).await }).await?;
     Ok(bytes)
 }
 
@@ -295,7 +299,8 @@ async fn a_save_through_a_replaced_inode_is_what_the_next_open_of_its_name_finds
             assert_eq!((found, opened(&sh, found, thread).await.unwrap()), (fd.ino, b"our".to_vec()));
         }
         let set = SetAttr { size: Some(1), ..SetAttr::default() };
-        let cut = sh.step(sh.fs.setattr(shown, None, set, Caller { pid: 4, uid: 0, gid: 0 })).await;
+        let caller = Caller { pid: 4, uid: 0, gid: 0 };
+        let cut = sh.once_of(caller, |fs, ctx| async move { fs.setattr(&ctx, shown, None, set).await }).await;
         assert_eq!(cut.unwrap_err(), Errno::ESTALE, "truncate(2)");
         // A bind mount of that inode: it comes again, and is not sent about for ever.
         for _ in 0..2 {
@@ -356,7 +361,9 @@ async fn a_save_while_a_change_is_on_its_way_stays_at_its_name() {
         let fh = fd.fh;
         sh.told.helper.before_next(move |fs| {
             assert_eq!(fs.write(fh, 0, b"our"), Ok(3));
-            let Step::Pending(fsync) = fs.fsync(fh) else { panic!("there is something to store") };
+            let caller = Caller { pid: 0, uid: 0, gid: 0 };
+            let fsync = fs.run(1 << 40, caller, |fs, ctx| async move { fs.fsync(&ctx, fh).await });
+            let Step::Pending(fsync) = fsync else { panic!("there is something to store") };
             fsync.now_or_never().expect("the vault answers at once").unwrap();
         });
         match is_deleted {
@@ -423,9 +430,8 @@ async fn a_rename_waits_for_what_is_out_in_its_directory_or_of_its_file() {
     sh.pass(Duration::from_secs(1)).await;
     // A lookup of the directory that the vault does not answer for a while.
     sh.refresh().await;
-    let vaultfs::fs::Step::Pending(lookup) = sh.fs.lookup(ROOT, OsStr::new("absent")) else {
-        panic!("nothing is fresh")
-    };
+    let lookup = sh.begin(|fs, ctx| async move { fs.lookup(&ctx, ROOT, OsStr::new("absent")).await });
+    assert!(matches!(lookup, Step::Pending(_)), "nothing is fresh");
     let fs = sh.fs.clone();
     let rotation = tokio::spawn(async move { fs.refresh_now().await });
     sh.pass(Duration::from_secs(3)).await;

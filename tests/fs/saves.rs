@@ -352,7 +352,7 @@ async fn times_and_modes_set_before_the_close_survive_the_commit() {
     let fd = sh.open_mode("f", CREATE, 0o640).await.unwrap();
     sh.pwrite(&fd, 0, "x").unwrap();
     let set = SetAttr { mtime: Some(then), mode: Some(0o400), ..SetAttr::default() };
-    sh.step(sh.fs.setattr(fd.ino, Some(fd.fh), set, sh.caller())).await.unwrap();
+    sh.once(|fs, ctx| async move { fs.setattr(&ctx, fd.ino, Some(fd.fh), set).await }).await.unwrap();
     sh.close(fd).await.unwrap();
     let attr = sh.stat("f").await.unwrap();
     assert_eq!((attr.mtime, attr.perm), (then, 0o400));

@@ -23,7 +23,7 @@ use crate::dying::{Gate, Live, Mortal};
 use vaultfs::clock::Clock;
 use vaultfs::fs::{
     Attr, Builder, Caller, Create, DirEntry, Entry, Errno, FileKind, FileSystem, HelperCall, Journal, Kernel,
-    MemoryJournal, Options, ROOT, Remover, Result, SetAttr, Step,
+    MemoryJournal, Options, ROOT, Remover, RequestCtx, Result, SetAttr, Step, Work,
 };
 use vaultfs::vault::testing::faulty::FaultyVault;
 use vaultfs::vault::testing::memory::{KV_CAPABILITIES, MemoryVault, OBJECT_CAPABILITIES};
@@ -269,12 +269,23 @@ impl Shell {
     }
 
     /// Sends a request, and again to the successor if the worker dies of it.
-    async fn request<T: Send + 'static>(&self, work: impl Fn(&Arc<FileSystem>) -> Step<T>) -> Result<T> {
+    async fn request<'a, T: 'a, W: Work<T> + 'a>(
+        &self,
+        work: impl Fn(Arc<FileSystem>, RequestCtx) -> W,
+    ) -> Result<T> {
+        self.request_of(self.caller(), work).await
+    }
+
+    async fn request_of<'a, T: 'a, W: Work<T> + 'a>(
+        &self,
+        caller: Caller,
+        work: impl Fn(Arc<FileSystem>, RequestCtx) -> W,
+    ) -> Result<T> {
         // Number and all, as the kernel does.
         let mut unique = self.unique.fetch_add(2, Ordering::Relaxed);
         loop {
             let fs = self.fs.clone();
-            let result = self.step(fs.run_mutating(unique, &work)).await;
+            let result = self.step(fs.run(unique, caller, &work)).await;
             if !self.bury() {
                 fs.completed(unique);
                 return result;
@@ -284,6 +295,33 @@ impl Shell {
             }
             unique |= 1 << 63;
         }
+    }
+
+    /// Begins a request, which has its answer at once or waits for the vault.
+    pub fn begin<'a, T: 'a, W: Work<T> + 'a>(
+        &self,
+        work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> W,
+    ) -> Step<'a, T> {
+        self.fs.run(self.unique.fetch_add(2, Ordering::Relaxed), self.caller(), work)
+    }
+
+    /// Sends a request that is not sent again.
+    pub async fn once<'a, T: 'a, W: Work<T> + 'a>(
+        &self,
+        work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> W,
+    ) -> Result<T> {
+        self.once_of(self.caller(), work).await
+    }
+
+    pub async fn once_of<'a, T: 'a, W: Work<T> + 'a>(
+        &self,
+        caller: Caller,
+        work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> W,
+    ) -> Result<T> {
+        let (fs, unique) = (self.fs.clone(), self.unique.fetch_add(2, Ordering::Relaxed));
+        let result = self.step(fs.run(unique, caller, work)).await;
+        fs.completed(unique);
+        result
     }
 
     pub fn caller(&self) -> Caller {
@@ -313,7 +351,7 @@ impl Shell {
 
     // Requests.
 
-    pub async fn step<T>(&self, step: Step<T>) -> Result<T> {
+    pub async fn step<T>(&self, step: Step<'_, T>) -> Result<T> {
         match step {
             Step::Ready(result) => result,
             Step::Pending(work) => work.await,
@@ -326,7 +364,8 @@ impl Shell {
     }
 
     pub async fn lookup(&self, parent: u64, name: &str) -> Result<Option<Entry>> {
-        let found = self.request(|fs| fs.lookup(parent, OsStr::new(name))).await?;
+        let found =
+            self.request(|fs, ctx| async move { fs.lookup(&ctx, parent, OsStr::new(name)).await }).await?;
         Ok(found.map(|entry| self.hold(entry)))
     }
 
@@ -394,11 +433,13 @@ impl Shell {
         }
         let ino = entry.attr.ino;
         let sent = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
-        let opened = self.request(|fs| fs.open(ino, sent, self.caller())).await?;
+        let opened = self.request(|fs, ctx| async move { fs.open(&ctx, ino, sent).await }).await?;
         let fd = Fd { ino, fh: opened.fh, no_flush: opened.no_flush };
         if flags & libc::O_TRUNC != 0 {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
-            if let Err(e) = self.request(|fs| fs.setattr(ino, None, set, self.caller())).await {
+            if let Err(e) =
+                self.request(|fs, ctx| async move { fs.setattr(&ctx, ino, None, set).await }).await
+            {
                 self.close(fd).await?;
                 return Err(e);
             }
@@ -409,7 +450,9 @@ impl Shell {
     /// CREATE, whatever a lookup would say.
     pub async fn create(&self, dir: u64, name: &str, flags: i32, mode: u32) -> Result<Fd> {
         let create = Create { mode, umask: 0o022, flags };
-        let made = self.request(|fs| fs.create(dir, OsStr::new(name), create, self.caller())).await?;
+        let made = self
+            .request(|fs, ctx| async move { fs.create(&ctx, dir, OsStr::new(name), create).await })
+            .await?;
         let ino = self.hold(made.0).attr.ino;
         Ok(Fd { ino, fh: made.1.fh, no_flush: made.1.no_flush })
     }
@@ -437,22 +480,24 @@ impl Shell {
     /// All bytes; their number is what stat says.
     pub async fn read_all(&self, fd: &Fd) -> Result<Vec<u8>> {
         let size = self.fs.getattr(fd.ino)?.0.size;
-        let slice = self.request(|fs| fs.read(fd.ino, fd.fh, 0, 1 << 21)).await?;
+        let slice =
+            self.request(|fs, ctx| async move { fs.read(&ctx, fd.ino, fd.fh, 0, 1 << 21).await }).await?;
         assert_eq!(slice.len() as u64, size, "stat and read differ");
         Ok(slice.expose().to_vec())
     }
 
     /// One FLUSH: a descriptor of several is closed.
     pub async fn flush(&self, fd: &Fd) -> Result<()> {
-        self.request(|fs| fs.flush(fd.fh, self.caller())).await
+        self.request(|fs, ctx| async move { fs.flush(&ctx, fd.fh).await }).await
     }
 
     pub async fn flush_from(&self, fd: &Fd, pid: u32) -> Result<()> {
-        self.request(|fs| fs.flush(fd.fh, Caller { pid, uid: 0, gid: 0 })).await
+        let caller = Caller { pid, uid: 0, gid: 0 };
+        self.request_of(caller, |fs, ctx| async move { fs.flush(&ctx, fd.fh).await }).await
     }
 
     pub async fn fsync(&self, fd: &Fd) -> Result<()> {
-        self.request(|fs| fs.fsync(fd.fh)).await
+        self.request(|fs, ctx| async move { fs.fsync(&ctx, fd.fh).await }).await
     }
 
     /// The last close of a file: what close(2) says is what FLUSH says.
@@ -463,12 +508,13 @@ impl Shell {
     }
 
     pub async fn release(&self, fd: Fd) {
-        self.request(|fs| fs.release(fd.fh)).await.unwrap();
+        self.request(|fs, ctx| async move { fs.release(&ctx, fd.fh).await }).await.unwrap();
     }
 
     pub async fn ftruncate(&self, fd: &Fd, size: u64) -> Result<()> {
         let set = SetAttr { size: Some(size), ..SetAttr::default() };
-        let (attr, _) = self.request(|fs| fs.setattr(fd.ino, Some(fd.fh), set, self.caller())).await?;
+        let (attr, _) =
+            self.request(|fs, ctx| async move { fs.setattr(&ctx, fd.ino, Some(fd.fh), set).await }).await?;
         assert_eq!(attr.size, size);
         Ok(())
     }
@@ -477,14 +523,14 @@ impl Shell {
     pub async fn truncate(&self, path: &str, size: u64) -> Result<()> {
         let ino = self.stat(path).await?.ino;
         let set = SetAttr { size: Some(size), mtime: Some(self.fs.now()), ..SetAttr::default() };
-        let (attr, _) = self.request(|fs| fs.setattr(ino, None, set, self.caller())).await?;
+        let (attr, _) = self.request(|fs, ctx| async move { fs.setattr(&ctx, ino, None, set).await }).await?;
         assert_eq!(attr.size, size);
         Ok(())
     }
 
     pub async fn set(&self, path: &str, set: SetAttr) -> Result<Attr> {
         let ino = self.stat(path).await?.ino;
-        Ok(self.request(|fs| fs.setattr(ino, None, set, self.caller())).await?.0)
+        Ok(self.request(|fs, ctx| async move { fs.setattr(&ctx, ino, None, set).await }).await?.0)
     }
 
     pub async fn chmod(&self, path: &str, mode: u32) -> Result<Attr> {
@@ -502,13 +548,16 @@ impl Shell {
     pub async fn unlink(&self, path: &str, by: Remover) -> Result<()> {
         let (dir, name) = self.parent(path).await?;
         self.lookup(dir, name).await?.ok_or(Errno::ENOENT)?;
-        self.request(|fs| fs.unlink(dir, OsStr::new(name), std::future::ready(by))).await
+        self.request(
+            |fs, ctx| async move { fs.unlink(&ctx, dir, OsStr::new(name), std::future::ready(by)).await },
+        )
+        .await
     }
 
     #[allow(dead_code, reason = "of the test binaries with this module, `fs` uses it")]
     pub async fn fsync_dir(&self, path: &str) -> Result<()> {
         let ino = self.stat(path).await?.ino;
-        self.request(|fs| fs.fsync_dir(ino)).await
+        self.request(|fs, ctx| async move { fs.fsync_dir(&ctx, ino).await }).await
     }
 
     /// mknod(2) of a regular file.
@@ -519,7 +568,9 @@ impl Shell {
             return Err(Errno::EEXIST);
         }
         let mode = libc::S_IFREG | 0o644;
-        let made = self.request(|fs| fs.mknod(dir, OsStr::new(name), mode, 0o022)).await?;
+        let made = self
+            .request(|fs, ctx| async move { fs.mknod(&ctx, dir, OsStr::new(name), mode, 0o022).await })
+            .await?;
         Ok(self.hold(made).attr)
     }
 
@@ -530,7 +581,8 @@ impl Shell {
         if self.lookup(dir, name).await?.is_some() {
             return Err(Errno::EEXIST);
         }
-        let made = self.request(|fs| fs.link(ino, dir, OsStr::new(name))).await?;
+        let made =
+            self.request(|fs, ctx| async move { fs.link(&ctx, ino, dir, OsStr::new(name)).await }).await?;
         Ok(self.hold(made).attr)
     }
 
@@ -539,7 +591,8 @@ impl Shell {
         if self.lookup(dir, name).await?.is_some() {
             return Err(Errno::EEXIST);
         }
-        let made = self.request(|fs| fs.mkdir(dir, OsStr::new(name), 0o755)).await?;
+        let made =
+            self.request(|fs, ctx| async move { fs.mkdir(&ctx, dir, OsStr::new(name), 0o755).await }).await?;
         Ok(self.hold(made).attr)
     }
 
@@ -549,7 +602,7 @@ impl Shell {
         if entry.attr.kind != FileKind::Directory {
             return Err(Errno::ENOTDIR);
         }
-        self.request(|fs| fs.rmdir(dir, OsStr::new(name))).await
+        self.request(|fs, ctx| async move { fs.rmdir(&ctx, dir, OsStr::new(name)).await }).await
     }
 
     pub async fn mv(&self, from: &str, to: &str) -> Result<()> {
@@ -562,7 +615,7 @@ impl Shell {
         let (to_dir, to_name) = self.parent(to).await?;
         self.lookup(to_dir, to_name).await?;
         let (from, to) = ((from_dir, OsStr::new(from_name)), (to_dir, OsStr::new(to_name)));
-        self.request(|fs| fs.rename(from, to, flags, self.caller())).await
+        self.request(|fs, ctx| async move { fs.rename(&ctx, from, to, flags).await }).await
     }
 
     /// The entries of a directory from its beginning; `fh` 0 where there is no handle.
@@ -579,7 +632,8 @@ impl Shell {
     ) -> Result<Vec<DirEntry>> {
         loop {
             let after = entries.last().map_or(0, |last| last.cookie);
-            let listing = self.request(|fs| fs.readdir(ino, fh, after)).await?;
+            let listing =
+                self.request(|fs, ctx| async move { fs.readdir(&ctx, ino, fh, after).await }).await?;
             self.fs.note_listing(ino, &listing);
             let more = listing.after(after);
             if more.is_empty() {
@@ -592,7 +646,7 @@ impl Shell {
     /// Names in a directory, directories with a slash behind.
     pub async fn ls(&self, path: &str) -> Result<Vec<String>> {
         let ino = self.stat(path).await?.ino;
-        let dir = self.request(|fs| fs.opendir(ino, self.caller()).into()).await?;
+        let dir = self.request(|fs, ctx| async move { fs.opendir(&ctx, ino) }).await?;
         let listed = self.getdents(ino, dir.fh).await;
         self.fs.releasedir(dir.fh);
         self.bury();

@@ -2,9 +2,10 @@
 //! kernel like any change.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use vaultfs::fs::{Create, Drain, Errno, FileSystem, Options, ROOT, Step};
+use vaultfs::fs::{Create, Drain, Errno, FileSystem, Opened, Options, ROOT, RequestCtx, Step};
 use vaultfs::vault::ErrorKind;
 use vaultfs::vault::model::op::Op;
 use vaultfs::vault::testing::faulty::Fault;
@@ -115,21 +116,21 @@ async fn a_successor_that_is_refused_takes_away_what_the_dead_one_showed() {
 
 /// An open whose answer nobody gets: the worker dies before, and who asked is gone when another one
 /// comes.
-async fn lost_open(sh: &Shell, work: impl FnOnce(&std::sync::Arc<FileSystem>) -> Step<u64>) -> u64 {
-    let fs = sh.fs.clone();
-    let fh = sh.step(fs.run_mutating(1_000_000, work)).await.unwrap();
+async fn lost_open<F>(sh: &Shell, work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> F) -> u64
+where
+    F: Future<Output = Result<Opened, Errno>> + Send,
+{
+    let Step::Ready(opened) = sh.begin(work) else { panic!("its bytes are here") };
     death(sh).await;
-    fh
+    opened.unwrap().fh
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_handle_that_nobody_heard_of_counts_as_closed_in_a_while() {
     let sh = Shell::new();
-    let caller = sh.caller();
     let create = Create { mode: 0o600, umask: 0, flags: EXCL };
-    lost_open(&sh, |fs| match fs.create(ROOT, OsStr::new("new"), create, caller) {
-        Step::Ready(made) => made.map(|(_, opened)| opened.fh).into(),
-        Step::Pending(_) => panic!("it is made at once"),
+    lost_open(&sh, |fs, ctx| async move {
+        fs.create(&ctx, ROOT, OsStr::new("new"), create).await.map(|(_, opened)| opened)
     })
     .await;
     assert_eq!(sh.fs.status().handles, 1);
@@ -146,21 +147,16 @@ async fn a_handle_that_nobody_heard_of_counts_as_closed_in_a_while() {
 async fn a_handle_whose_owner_was_silent_for_long_is_open_all_the_same() {
     let sh = Shell::new();
     sh.put("f", "text").await;
-    let caller = sh.caller();
     let ino = sh.stat("f").await.unwrap().ino;
-    let fh = lost_open(&sh, |fs| match fs.open(ino, libc::O_RDWR, caller) {
-        Step::Ready(opened) => opened.map(|opened| opened.fh).into(),
-        Step::Pending(_) => panic!("its bytes are here"),
-    })
-    .await;
+    let fh = lost_open(&sh, |fs, ctx| async move { fs.open(&ctx, ino, libc::O_RDWR).await }).await;
     sh.pass(Duration::from_secs(61)).await;
     assert_eq!(sh.fs.status().handles, 0);
-    let text = sh.step(sh.fs.read(ino, fh, 0, 100)).await.unwrap();
+    let text = sh.once(|fs, ctx| async move { fs.read(&ctx, ino, fh, 0, 100).await }).await.unwrap();
     assert_eq!(text.expose(), b"text");
     assert_eq!(sh.fs.status().handles, 1);
     sh.fs.write(fh, 0, b"T").unwrap();
-    sh.step(sh.fs.flush(fh, caller)).await.unwrap();
-    sh.step(sh.fs.release(fh)).await.unwrap();
+    sh.once(|fs, ctx| async move { fs.flush(&ctx, fh).await }).await.unwrap();
+    sh.once(|fs, ctx| async move { fs.release(&ctx, fh).await }).await.unwrap();
     assert_eq!(sh.fs.status().handles, 0);
     assert_eq!(sh.history("f").await, ["text", "Text"]);
     // Who is silent and was answered is not even asked about.
@@ -283,17 +279,18 @@ async fn an_open_whose_lookup_a_dead_worker_answered_opens_what_the_vault_has_no
                 assert_eq!(sh.cat("f").await, saved);
             }
             sh.told.inodes.lock().unwrap().clear();
-            let opened = sh.step(sh.fs.open(ino, flags, sh.caller())).await.unwrap();
+            let opened = sh.once(|fs, ctx| async move { fs.open(&ctx, ino, flags).await }).await.unwrap();
             assert!(sh.told.inodes.lock().unwrap().contains(&ino), "the kernel has another size");
             assert_eq!(sh.fs.getattr(ino).unwrap().0.size, saved.len() as u64);
-            let read = sh.step(sh.fs.read(ino, opened.fh, 0, 100)).await.unwrap();
+            let read =
+                sh.once(|fs, ctx| async move { fs.read(&ctx, ino, opened.fh, 0, 100).await }).await.unwrap();
             assert_eq!(read.expose(), saved.as_bytes());
             if flags == WRITE {
                 sh.fs.write(opened.fh, 0, b"MINE").unwrap();
-                sh.step(sh.fs.flush(opened.fh, sh.caller())).await.unwrap();
+                sh.once(|fs, ctx| async move { fs.flush(&ctx, opened.fh).await }).await.unwrap();
                 texts.push(format!("MINE{}", saved.get(4..).unwrap_or_default()));
             }
-            sh.step(sh.fs.release(opened.fh)).await.unwrap();
+            sh.once(|fs, ctx| async move { fs.release(&ctx, opened.fh).await }).await.unwrap();
             assert_eq!(sh.cat("f").await, *texts.last().unwrap());
             sh.rmdir("made").await.unwrap();
             sh.deaths.store(0, std::sync::atomic::Ordering::Relaxed);
@@ -311,8 +308,9 @@ async fn a_version_that_was_replaced_is_read_again_without_the_history_of_its_ob
     for n in 0..300 {
         sh.put("f", format!("newer {n}")).await;
     }
-    let (opened, cost) = sh.cost(sh.step(sh.fs.open(ino, READ, sh.caller()))).await;
-    let read = sh.step(sh.fs.read(ino, opened.unwrap().fh, 0, 100)).await.unwrap();
+    let (opened, cost) = sh.cost(sh.once(|fs, ctx| async move { fs.open(&ctx, ino, READ).await })).await;
+    let fh = opened.unwrap().fh;
+    let read = sh.once(|fs, ctx| async move { fs.read(&ctx, ino, fh, 0, 100).await }).await.unwrap();
     assert_eq!((read.expose(), cost), (&b"old"[..], 2), "what is current, and the version");
     assert_eq!(sh.vault.count(Op::Versions), 0);
 }
@@ -326,9 +324,9 @@ async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
     sh.put("f", "newer and longer").await;
     sh.told.is_slow.store(true, std::sync::atomic::Ordering::Relaxed);
     let opening = tokio::spawn({
-        let (fs, caller) = (sh.fs.clone(), sh.caller());
+        let step = sh.begin(|fs, ctx| async move { fs.open(&ctx, ino, READ).await });
         async move {
-            match fs.open(ino, READ, caller) {
+            match step {
                 Step::Ready(opened) => opened,
                 Step::Pending(work) => work.await,
             }
@@ -354,14 +352,23 @@ async fn such_an_open_is_stale_where_the_object_is_another_one_or_the_file_is_op
     sh.put("anew", "of another object").await;
     sh.put("open", "newer").await;
     for ino in inos {
-        assert_eq!(sh.step(sh.fs.open(ino, READ, sh.caller())).await, Err(Errno::ESTALE));
+        assert_eq!(
+            sh.once(|fs, ctx| async move { fs.open(&ctx, ino, READ).await }).await,
+            Err(Errno::ESTALE)
+        );
     }
     assert_eq!(sh.stat("gone").await, Err(Errno::ENOENT));
     assert_eq!(sh.cat("anew").await, "of another object");
     // Who has it open goes on with what was opened.
-    let again = sh.step(sh.fs.open(held.ino, READ, sh.caller())).await.unwrap();
+    let again = sh.once(|fs, ctx| async move { fs.open(&ctx, held.ino, READ).await }).await.unwrap();
     for fh in [held.fh, again.fh] {
-        assert_eq!(sh.step(sh.fs.read(held.ino, fh, 0, 100)).await.unwrap().expose(), b"old");
+        assert_eq!(
+            sh.once(|fs, ctx| async move { fs.read(&ctx, held.ino, fh, 0, 100).await })
+                .await
+                .unwrap()
+                .expose(),
+            b"old"
+        );
     }
     assert_eq!(sh.cat("open").await, "newer");
 }

@@ -17,7 +17,7 @@ const BANNED: &[(&str, &str)] = &[
     ("Minder Desk desk Wires", "HelperSupervisor, ControlHandler, ControlChannels"),
     ("untold Untold Untolds", "unacknowledged, UnacknowledgedOpens"),
     ("Wrote Whose lets_store is_stored_by", "Writers, WriteOrigin, commits_on_close"),
-    ("Doing doings attend", "Intent, intents, run_idempotent"),
+    ("Doing doings attend", "Intent, intents, run"),
     ("Pen pen Kept left_in", "JournalWriter, Tracked or RetainedBytes, unsaved_from_journal"),
     ("Rotor rotor Deed deed Greet greet", "Propagator, HelperOp, Handshake"),
     ("carry_out reshow go_on Busy", "execute, repoint, resume_background, InFlight"),

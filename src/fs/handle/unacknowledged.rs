@@ -18,6 +18,7 @@ use crate::fs::FileSystem;
 use crate::fs::ops::open::{Handle, Held};
 use crate::fs::recovery::restore::REQUESTS;
 use crate::fs::types::errno::{Errno, Result};
+use crate::vault::Call;
 
 /// The request that opened a handle, until its answer is known to have reached the kernel.
 #[derive(Debug)]
@@ -101,8 +102,8 @@ impl FileSystem {
             return;
         }
         tracing::info!(fh = handle.fh, "an open was never acknowledged: the file counts as closed");
-        if let crate::fs::Step::Pending(stored) = self.let_go(file, handle.fh) {
-            let _ = stored.await;
+        if self.let_go(file, handle.fh) {
+            self.store_closed(file, &Call::foreground(self.env.deadline())).await;
         }
         if !self.table().is_held(file.ino) {
             // Nor has the kernel.

@@ -19,8 +19,9 @@ use crate::fs::inode::file::{File, Link};
 use crate::fs::inode::{ControlFile, Dir, DirKind, Node};
 use crate::fs::name;
 use crate::fs::name::{CONTROL, Decoded, DirPrefix, Refused, Rest, VERSIONS};
+use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{Entry, FileSystem, Step};
+use crate::fs::{Entry, FileSystem};
 use crate::vault::cache::{Found, Peek, PrefixState};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
@@ -60,28 +61,32 @@ pub(in crate::fs) struct Answers {
 
 impl FileSystem {
     /// LOOKUP.
-    pub fn lookup(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<Option<Entry>> {
-        let dir = match self.directory(parent) {
-            Ok(dir) => dir,
-            Err(e) => return Step::Ready(Err(e)),
-        };
+    pub async fn lookup(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        parent: u64,
+        component: &OsStr,
+    ) -> Result<Option<Entry>> {
+        let dir = self.directory(parent)?;
         self.env.cache().used(self.env.longest_ttl());
         match &dir.kind {
             DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
-                Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root())))).into()
+                Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root()))))
             }
             DirKind::Tree(under) if under.is_root() && component == CONTROL => {
-                Ok(Some(self.dir_entry(&DirKind::Control))).into()
+                Ok(Some(self.dir_entry(&DirKind::Control)))
             }
-            DirKind::Tree(under) => self.within(parent, self.lookup_in(under, component, Self::tree_entry)),
-            DirKind::Histories(under) => self.lookup_in(under, component, Self::history_entry),
-            DirKind::History(name, id) => self.lookup_version(name.clone(), id.clone(), component),
+            DirKind::Tree(under) => {
+                let place = self.within(parent, self.find(ctx, under, component)).await?;
+                Ok(self.tree_entry(place))
+            }
+            DirKind::Histories(under) => Ok(self.history_entry(self.find(ctx, under, component).await?)),
+            DirKind::History(name, id) => Box::pin(self.lookup_version(ctx, (name, id), component)).await,
             DirKind::Control => Ok(ControlFile::named(component).map(|which| {
                 let text = self.control_bytes(which);
                 let node = self.table().control(text, self.env.wall());
                 self.entry(&node, Duration::ZERO)
-            }))
-            .into(),
+            })),
         }
     }
 
@@ -140,63 +145,63 @@ impl FileSystem {
         }
     }
 
-    fn lookup_in(
-        self: &Arc<Self>,
-        under: &DirPrefix,
-        component: &OsStr,
-        show: fn(&Self, Place) -> Option<Entry>,
-    ) -> Step<Option<Entry>> {
-        match self.locate(under, component, &Answers::default()) {
-            Err(e) => Step::Ready(Err(e)),
-            Ok(Ok(place)) => Step::Ready(Ok(show(self, place))),
-            Ok(Err(_)) => {
-                let (fs, under, component) = (self.clone(), under.clone(), component.to_owned());
-                Step::later(async move {
-                    let place = fs.find(&fs.call(), &under, &component).await?;
-                    Ok(show(&fs, place))
-                })
-            }
-        }
-    }
-
     /// Resolves `component` in `under`, with requests to the vault as needed.
     pub(in crate::fs) async fn find(
         self: &Arc<Self>,
-        call: &Call,
+        ctx: &RequestCtx,
         under: &DirPrefix,
         component: &OsStr,
     ) -> Result<Place> {
         let mut answers = Answers::default();
         loop {
-            match self.locate(under, component, &answers)? {
+            let need = match self.locate(under, component, &answers)? {
                 Ok(place) => return Ok(place),
-                Err(Need::Object(name)) => {
-                    if matches!(self.env.cache().peek(&name), Peek::Exists) {
-                        self.prefetch(under, &name);
-                    }
-                    let found = self.env.cache().read(call, &name).await;
-                    failpoint::point_of("found", || name.as_str().to_owned());
-                    match (found, self.bare_at(under, component)) {
-                        (Ok(found), _) => answers.object = Some((name, found)),
-                        (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
-                        (Err(e), None) => return Err(self.env.failed("lookup", name.as_str(), &e)),
-                    }
+                Err(need) => need,
+            };
+            let call = ctx.call().await;
+            if let Some(dir) = Box::pin(self.request(call, need, (under, component), &mut answers)).await? {
+                return Ok(Place::Dir(dir));
+            }
+        }
+    }
+
+    /// Requests what is needed. Returns an empty directory made here, which exists although the
+    /// request failed.
+    async fn request(
+        self: &Arc<Self>,
+        call: &Call,
+        need: Need,
+        (under, component): (&DirPrefix, &OsStr),
+        answers: &mut Answers,
+    ) -> Result<Option<DirPrefix>> {
+        match need {
+            Need::Object(name) => {
+                if matches!(self.env.cache().peek(&name), Peek::Exists) {
+                    self.prefetch(under, &name);
                 }
-                Err(Need::Listing) => {
-                    let listed = self.env.cache().list_all(call).await;
-                    match (listed, self.bare_at(under, component)) {
-                        (Err(_), Some(dir)) => return Ok(Place::Dir(dir)),
-                        (listed, _) => answers.listed = self.was_answered(listed, component, &mut answers)?,
-                    }
+                let found = self.env.cache().read(call, &name).await;
+                failpoint::point_of("found", || name.as_str().to_owned());
+                match (found, self.bare_at(under, component)) {
+                    (Ok(found), _) => answers.object = Some((name, found)),
+                    (Err(_), bare @ Some(_)) => return Ok(bare),
+                    (Err(e), None) => return Err(self.env.failed("lookup", name.as_str(), &e)),
                 }
-                Err(Need::Prefix(dir)) => {
-                    let searched = self.env.cache().search_prefix(call, dir.as_str()).await;
-                    if self.was_answered(searched, component, &mut answers)? {
-                        answers.searched = Some(dir);
-                    }
+            }
+            Need::Listing => {
+                let listed = self.env.cache().list_all(call).await;
+                match (listed, self.bare_at(under, component)) {
+                    (Err(_), bare @ Some(_)) => return Ok(bare),
+                    (listed, _) => answers.listed = self.was_answered(listed, component, answers)?,
+                }
+            }
+            Need::Prefix(dir) => {
+                let searched = self.env.cache().search_prefix(call, dir.as_str()).await;
+                if self.was_answered(searched, component, answers)? {
+                    answers.searched = Some(dir);
                 }
             }
         }
+        Ok(None)
     }
 
     /// Whether a listing or a search was answered; a key that may not list names does without.

@@ -4,44 +4,41 @@
 use std::sync::Arc;
 
 use crate::failpoint;
+use crate::fs::FileSystem;
 use crate::fs::inode::file::File;
 use crate::fs::ops::open::{Handle, Held, Writer, commits_on_close};
-use crate::fs::types::errno::Errno;
+use crate::fs::types::ctx::RequestCtx;
+use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
-use crate::fs::{Caller, FileSystem, Step};
+use crate::vault::Call;
 
 impl FileSystem {
     /// FLUSH: close(2) of one descriptor. Commits if the close policy says so.
-    pub fn flush(self: &Arc<Self>, fh: u64, caller: Caller) -> Step<()> {
-        let handle = match self.handle(fh) {
-            Ok(handle) => handle,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let Held::File { file, writer: Some(writer) } = &handle.held else { return Step::Ready(Ok(())) };
+    pub async fn flush(self: &Arc<Self>, ctx: &RequestCtx, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let Held::File { file, writer: Some(writer) } = &handle.held else { return Ok(()) };
         if let Some(refused) = writer.refusal() {
-            return Step::Ready(Err(refused));
+            return Err(refused);
         }
         let kernel = self.env.kernel().map(|kernel| &**kernel);
-        if !file.state().has_uncommitted(fh) || !commits_on_close(file, &writer.opener, caller, kernel) {
-            return Step::Ready(Ok(()));
+        if !file.state().has_uncommitted(fh) || !commits_on_close(file, &writer.opener, ctx.caller, kernel) {
+            return Ok(());
         }
         failpoint::point("flush");
-        self.store_for(handle.clone(), Cause::Close)
+        self.store_for(ctx, &handle, Cause::Close).await
     }
 
     /// FSYNC: commits whatever is unsaved, by any handle.
-    pub fn fsync(self: &Arc<Self>, fh: u64) -> Step<()> {
+    pub async fn fsync(self: &Arc<Self>, ctx: &RequestCtx, fh: u64) -> Result<()> {
         failpoint::point("fsync");
-        match self.handle(fh) {
-            Ok(handle) => self.store_for(handle, Cause::Fsync),
-            Err(e) => Step::Ready(Err(e)),
-        }
+        let handle = self.handle(fh)?;
+        self.store_for(ctx, &handle, Cause::Fsync).await
     }
 
-    fn store_for(self: &Arc<Self>, handle: Arc<Handle>, cause: Cause) -> Step<()> {
-        let Held::File { file, writer } = &handle.held else { return Step::Ready(Ok(())) };
+    async fn store_for(self: &Arc<Self>, ctx: &RequestCtx, handle: &Handle, cause: Cause) -> Result<()> {
+        let Held::File { file, writer } = &handle.held else { return Ok(()) };
         if let Some(refused) = writer.as_ref().and_then(Writer::refusal) {
-            return Step::Ready(Err(refused));
+            return Err(refused);
         }
         let (is_dirty, is_its_own, conflict) = {
             let mut state = file.change_alone();
@@ -50,7 +47,7 @@ impl FileSystem {
             (state.is_dirty(), is_its_own, state.failure.as_ref().map(|failure| failure.conflict))
         };
         if !is_dirty {
-            return Step::Ready(Ok(()));
+            return Ok(());
         }
         let reports_result = is_its_own || cause == Cause::Fsync;
         let cause = match (cause, conflict) {
@@ -58,30 +55,30 @@ impl FileSystem {
             // its result.
             (Cause::Close, Some(_)) if !is_its_own => Cause::Retry,
             // A conflict about another handle's bytes is reported, not decided.
-            (Cause::Fsync, Some(true)) if !is_its_own => return Step::Ready(Err(Errno::ESTALE)),
+            (Cause::Fsync, Some(true)) if !is_its_own => return Err(Errno::ESTALE),
             _ => cause,
         };
-        let (fs, file) = (self.clone(), file.clone());
-        Step::later(async move {
-            let result = fs.commit(&file, &fs.call(), cause).await;
-            if reports_result { result } else { Ok(()) }
-        })
+        let result = Box::pin(self.commit(file, ctx.call().await, cause)).await;
+        if reports_result { result } else { Ok(()) }
     }
 
     /// RELEASE: the last close of a handle. Unsaved bytes are committed now, after close(2) has
     /// returned.
-    pub fn release(self: &Arc<Self>, fh: u64) -> Step<()> {
+    pub async fn release(self: &Arc<Self>, ctx: &RequestCtx, fh: u64) -> Result<()> {
         failpoint::point("release");
         let handle = self.drop_handle(fh);
         failpoint::point("released");
-        match handle.as_ref().map(|h| &h.held) {
-            Some(Held::File { file, .. }) => self.let_go(file, fh),
-            _ => Step::Ready(Ok(())),
+        if let Some(Held::File { file, .. }) = handle.as_ref().map(|h| &h.held)
+            && self.let_go(file, fh)
+        {
+            self.store_closed(file, ctx.call().await).await;
         }
+        Ok(())
     }
 
-    /// Closes one handle of the file, which may have been a writer's.
-    pub(in crate::fs) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> Step<()> {
+    /// Closes one handle of the file, which may have been a writer's. Returns whether the file has
+    /// to be stored now.
+    pub(in crate::fs) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> bool {
         let unsaved = {
             let mut state = file.change_alone();
             state.opens -= 1;
@@ -94,7 +91,7 @@ impl FileSystem {
             if write_error {
                 drop(state);
                 self.take_back(file);
-                return Step::Ready(Ok(()));
+                return false;
             }
             state.release();
             self.temporaries.account_room(&mut state);
@@ -103,16 +100,16 @@ impl FileSystem {
         if !unsaved {
             self.promote_later(file);
             self.table().drop_unheld(file.ino);
-            return Step::Ready(Ok(()));
         }
-        let (fs, file) = (self.clone(), file.clone());
-        Step::later(async move {
-            // The failure is recorded in the file, the log and status: no program waits for this
-            // answer.
-            let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
-            fs.table().drop_unheld(file.ino);
-            Ok(())
-        })
+        unsaved
+    }
+
+    /// Stores a file after its last close.
+    pub(in crate::fs) async fn store_closed(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
+        // The failure is recorded in the file, the log and status: no program waits for this
+        // answer.
+        let _ = Box::pin(self.commit(file, call, Cause::Release)).await;
+        self.table().drop_unheld(file.ino);
     }
 
     /// A write failed for want of memory: the partial buffer is dropped, and the name shows the

@@ -9,11 +9,10 @@ use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix, Refused};
 use crate::fs::ops::open::{Held, Opened};
-use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Intent;
+use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
-use crate::fs::{Caller, Entry, FileSystem, Step};
+use crate::fs::{Entry, FileSystem};
 use crate::vault::ObjectName;
 
 /// What CREATE asks for.
@@ -29,50 +28,41 @@ pub struct Create {
 
 impl FileSystem {
     /// CREATE: a new file, open for writing. It reaches the vault when it is closed.
-    pub fn create(
+    pub async fn create(
         self: &Arc<Self>,
+        ctx: &RequestCtx,
         parent: u64,
         component: &OsStr,
         create: Create,
-        caller: Caller,
-    ) -> Step<(Entry, Opened)> {
-        let under = match self.changeable(parent) {
-            Ok(under) => under,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let name = match self.name_to_create("create", &under, component) {
-            Ok(name) => name,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        if let Some(handle) = self.opened_before()
+    ) -> Result<(Entry, Opened)> {
+        let under = self.changeable(parent)?;
+        let name = self.name_to_create("create", &under, component)?;
+        if let Some(handle) = self.opened_before(ctx)
             && let Held::File { file, .. } = &handle.held
         {
-            let entry = self.own_entry(file);
-            return Ok((entry, handle.opened())).into();
+            return Ok((self.own_entry(file), handle.opened()));
         }
         let shown = self.table().file(&name);
         if let Some(file) = shown
             && file.state().link == Link::Current
         {
-            if matches!(replay::resumed(), Some(Intent::Make)) {
+            if matches!(ctx.resumed, Some(Intent::Make)) {
                 // Made before a crash, by this request.
                 let entry = self.own_entry(&file);
-                let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
-                return opened.map(|opened| (entry, opened)).into();
+                return Ok((entry, self.open_now(ctx, &file, true).ok_or(Errno::EIO)?));
             }
-            return self.open_existing(file, create, caller);
+            return self.open_existing(ctx, &file, create).await;
         }
         let persistence = self.persistence_of_new((component, &name), create.flags);
-        if persistence == Persistence::Vault
-            && let Err(e) = self.may_create(&name)
-        {
-            return Err(e).into();
+        if persistence == Persistence::Vault {
+            self.may_create(&name)?;
         }
-        self.record_intent(Intent::Make);
+        self.record_intent(ctx, Intent::Make);
         let file = self.new_file(&under, &name, create, persistence, |_| ());
         let entry = self.own_entry(&file);
-        let opened = self.open_now(&file, true, caller).ok_or(Errno::EIO);
-        opened.inspect(|_| self.write_down(file.ino, "create", caller)).map(|opened| (entry, opened)).into()
+        let opened = self.open_now(ctx, &file, true).ok_or(Errno::EIO)?;
+        self.write_down(file.ino, "create", ctx.caller);
+        Ok((entry, opened))
     }
 
     /// EACCES for a name that the key may not make anew.
@@ -82,25 +72,22 @@ impl FileSystem {
     }
 
     /// The kernel asked to create what has appeared since it looked.
-    fn open_existing(
+    async fn open_existing(
         self: &Arc<Self>,
-        file: Arc<File>,
+        ctx: &RequestCtx,
+        file: &Arc<File>,
         create: Create,
-        caller: Caller,
-    ) -> Step<(Entry, Opened)> {
+    ) -> Result<(Entry, Opened)> {
         if create.flags & libc::O_EXCL != 0 {
-            return Err(Errno::EEXIST).into();
+            return Err(Errno::EEXIST);
         }
-        let fs = self.clone();
-        Step::later(async move {
-            if create.flags & libc::O_TRUNC != 0 {
-                // The kernel takes what CREATE opened for empty.
-                fs.resize_now(&file, 0, WriteOrigin::Opening).unwrap_or(Err(Errno::EIO))?;
-            }
-            let opened = fs.open_loaded(&file, true, caller).await?;
-            fs.write_down(file.ino, "write", caller);
-            Ok((fs.own_entry(&file), opened))
-        })
+        if create.flags & libc::O_TRUNC != 0 {
+            // The kernel takes what CREATE opened for empty.
+            self.resize_now(file, 0, WriteOrigin::Opening).unwrap_or(Err(Errno::EIO))?;
+        }
+        let opened = self.open_loaded(ctx, file, true).await?;
+        self.write_down(file.ino, "write", ctx.caller);
+        Ok((self.own_entry(file), opened))
     }
 
     /// The object name that `component` in `under` stands for, for something new.

@@ -17,10 +17,9 @@ use crate::fs::namespace::attr::FileKind;
 use crate::fs::namespace::listing::DirEntry;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::ops::readdir::with_dots;
-use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Intent;
+use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{Entry, FileSystem, Step};
+use crate::fs::{Entry, FileSystem};
 use crate::vault::ObjectName;
 use crate::vault::cache::PrefixState;
 
@@ -142,36 +141,32 @@ impl FileSystem {
     }
 
     /// MKDIR: in memory, until an object is in it.
-    pub fn mkdir(self: &Arc<Self>, parent: u64, component: &OsStr, mode: u32) -> Step<Entry> {
-        let under = match self.changeable(parent) {
-            Ok(under) => under,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let dir = match self.dir_to_make("mkdir", &under, component) {
-            Ok(dir) => dir,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let (fs, component) = (self.clone(), component.to_owned());
-        let work = Step::later(async move {
-            match fs.find(&fs.call(), &under, &component).await? {
-                Place::Absent => {}
-                Place::Dir(_) if matches!(replay::resumed(), Some(Intent::Make)) => {}
-                Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
-            }
-            fs.record_intent(Intent::Make);
-            let mut table = fs.table();
-            table.make_dir(dir.clone());
-            let ceiling = fs.env.options().dir_mode;
-            let mut local = table.dir_local(&DirKind::Tree(dir.clone())).clone();
-            local.mode = Some(mode & 0o777 & ceiling);
-            table.give(&mut local, &under);
-            *table.dir_local(&DirKind::Tree(dir.clone())) = local;
-            table.touch(&DirKind::Tree(dir.clone()), fs.env.wall());
-            table.touch(&DirKind::Tree(under), fs.env.wall());
-            drop(table);
-            Ok(fs.dir_entry(&DirKind::Tree(dir)))
-        });
-        self.within(parent, work)
+    pub async fn mkdir(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        parent: u64,
+        component: &OsStr,
+        mode: u32,
+    ) -> Result<Entry> {
+        let under = self.changeable(parent)?;
+        let dir = self.dir_to_make("mkdir", &under, component)?;
+        match self.within(parent, self.find(ctx, &under, component)).await? {
+            Place::Absent => {}
+            Place::Dir(_) if matches!(ctx.resumed, Some(Intent::Make)) => {}
+            Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
+        }
+        self.record_intent(ctx, Intent::Make);
+        let mut table = self.table();
+        table.make_dir(dir.clone());
+        let ceiling = self.env.options().dir_mode;
+        let mut local = table.dir_local(&DirKind::Tree(dir.clone())).clone();
+        local.mode = Some(mode & 0o777 & ceiling);
+        table.give(&mut local, &under);
+        *table.dir_local(&DirKind::Tree(dir.clone())) = local;
+        table.touch(&DirKind::Tree(dir.clone()), self.env.wall());
+        table.touch(&DirKind::Tree(under), self.env.wall());
+        drop(table);
+        Ok(self.dir_entry(&DirKind::Tree(dir)))
     }
 
     /// The directory that `component` in `under` stands for, for something new.
@@ -194,50 +189,47 @@ impl FileSystem {
     }
 
     /// RMDIR: only of what surely is empty.
-    pub fn rmdir(self: &Arc<Self>, parent: u64, component: &OsStr) -> Step<()> {
-        let under = match self.changeable(parent) {
-            Ok(under) => under,
-            Err(e) => return Step::Ready(Err(e)),
+    pub async fn rmdir(self: &Arc<Self>, ctx: &RequestCtx, parent: u64, component: &OsStr) -> Result<()> {
+        let under = self.changeable(parent)?;
+        self.within(parent, Box::pin(self.rmdir_in(ctx, under, component))).await
+    }
+
+    async fn rmdir_in(self: &Arc<Self>, ctx: &RequestCtx, under: DirPrefix, component: &OsStr) -> Result<()> {
+        let call = ctx.call().await;
+        let dir = match self.find(ctx, &under, component).await? {
+            Place::Dir(dir) => dir,
+            Place::Absent if matches!(ctx.resumed, Some(Intent::Rmdir)) => return Ok(()),
+            Place::Absent => return Err(Errno::ENOENT),
+            Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
         };
-        let (fs, component) = (self.clone(), component.to_owned());
-        let work = Step::later(async move {
-            let call = fs.call();
-            let dir = match fs.find(&call, &under, &component).await? {
-                Place::Dir(dir) => dir,
-                Place::Absent if matches!(replay::resumed(), Some(Intent::Rmdir)) => return Ok(()),
-                Place::Absent => return Err(Errno::ENOENT),
-                Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
-            };
-            fs.env.cache().list_all(&call).await.map_err(|e| fs.env.failed("rmdir", dir.as_str(), &e))?;
-            if fs.names_in(&dir).is_empty() {
-                fs.flush_deferred_in(&dir, &call).await?;
-            }
-            let is_full = || {
-                dir.is_continuation()
-                    || fs.env.cache().prefix_state(dir.as_str()) == PrefixState::Yes
-                    || !fs.names_in(&dir).is_empty()
-            };
-            // What was made here and is not listed any more is asked for once more before its
-            // absence is accepted.
-            if is_full() {
-                fs.env.cache().ask_again().await;
-            }
-            if is_full() {
-                return Err(Errno::ENOTEMPTY);
-            }
-            fs.record_intent(Intent::Rmdir);
-            let mut table = fs.table();
-            let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
-            table.remove_dir(&DirKind::Tree(dir));
-            if !under.is_root() {
-                table.made().insert(under.clone());
-            }
-            table.touch(&DirKind::Tree(under), fs.env.wall());
-            drop(table);
-            gone.into_iter().for_each(|ino| fs.listings().removed(ino));
-            Ok(())
-        });
-        self.within(parent, work)
+        self.env.cache().list_all(call).await.map_err(|e| self.env.failed("rmdir", dir.as_str(), &e))?;
+        if self.names_in(&dir).is_empty() {
+            self.flush_deferred_in(&dir, call).await?;
+        }
+        let is_full = || {
+            dir.is_continuation()
+                || self.env.cache().prefix_state(dir.as_str()) == PrefixState::Yes
+                || !self.names_in(&dir).is_empty()
+        };
+        // What was made here and is not listed any more is asked for once more before its
+        // absence is accepted.
+        if is_full() {
+            self.env.cache().ask_again().await;
+        }
+        if is_full() {
+            return Err(Errno::ENOTEMPTY);
+        }
+        self.record_intent(ctx, Intent::Rmdir);
+        let mut table = self.table();
+        let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
+        table.remove_dir(&DirKind::Tree(dir));
+        if !under.is_root() {
+            table.made().insert(under.clone());
+        }
+        table.touch(&DirKind::Tree(under), self.env.wall());
+        drop(table);
+        gone.into_iter().for_each(|ino| self.listings().removed(ino));
+        Ok(())
     }
 
     /// EINVAL for a file name that is not how any object's name is spelt.

@@ -19,56 +19,58 @@ use crate::fs::inode::{Node, Table};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::attr::FileKind;
 use crate::fs::namespace::resolve::Place;
-use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Intent;
+use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
-use crate::fs::{Create, Entry, FileSystem, Step};
+use crate::fs::{Create, Entry, FileSystem};
 use crate::secret::SecretBytes;
-use crate::vault::{Call, ObjectName};
+use crate::vault::ObjectName;
 
 impl FileSystem {
     /// MKNOD: of a regular file, a FIFO or a socket (which is what bind(2) asks for).
-    pub fn mknod(self: &Arc<Self>, parent: u64, component: &OsStr, mode: u32, umask: u32) -> Step<Entry> {
+    pub async fn mknod(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        parent: u64,
+        component: &OsStr,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
         let kind = match mode & libc::S_IFMT {
             libc::S_IFIFO => FileKind::Fifo,
             libc::S_IFSOCK => FileKind::Socket,
             libc::S_IFREG => FileKind::Regular,
-            _ => return Err(self.refuse_special("mknod", component)).into(),
+            _ => return Err(self.refuse_special("mknod", component)),
         };
-        let (under, name) = match self.place_to_create("mknod", parent, component) {
-            Ok(place) => place,
-            Err(e) => return Err(e).into(),
-        };
-        let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
-            match fs.find(&fs.call(), &under, &component).await? {
-                Place::Local(file) if matches!(replay::resumed(), Some(Intent::Make)) => {
-                    Ok(fs.entry(&Node::File(file), fs.env.options().refresh))
-                }
-                Place::Absent if kind == FileKind::Regular => {
-                    let create = Create { mode, umask, flags: libc::O_EXCL };
-                    let persistence = match fs.persistence_of_new((&component, &name), libc::O_EXCL) {
-                        Persistence::Vault => Persistence::Made,
-                        other => other,
-                    };
-                    if persistence == Persistence::Made {
-                        fs.may_create(&name)?;
-                    }
-                    fs.record_intent(Intent::Make);
-                    let file = fs.new_file(&under, &name, create, persistence, |_| ());
-                    fs.promote_later(&file);
-                    Ok(fs.own_entry(&file))
-                }
-                Place::Absent => Ok(fs.put_special(&under, &name, kind, fs.new_mode(mode, umask))),
-                Place::Dir(_) | Place::Local(_) | Place::Object(_) => Err(Errno::EEXIST),
+        let (under, name) = self.place_to_create("mknod", parent, component)?;
+        match self.find(ctx, &under, component).await? {
+            Place::Local(file) if matches!(ctx.resumed, Some(Intent::Make)) => {
+                Ok(self.entry(&Node::File(file), self.env.options().refresh))
             }
-        })
+            Place::Absent if kind == FileKind::Regular => {
+                let create = Create { mode, umask, flags: libc::O_EXCL };
+                let persistence = match self.persistence_of_new((component, &name), libc::O_EXCL) {
+                    Persistence::Vault => Persistence::Made,
+                    other => other,
+                };
+                if persistence == Persistence::Made {
+                    self.may_create(&name)?;
+                }
+                self.record_intent(ctx, Intent::Make);
+                let file = self.new_file(&under, &name, create, persistence, |_| ());
+                self.promote_later(&file);
+                Ok(self.own_entry(&file))
+            }
+            Place::Absent => {
+                self.record_intent(ctx, Intent::Make);
+                Ok(self.put_special(&under, &name, kind, self.new_mode(mode, umask)))
+            }
+            Place::Dir(_) | Place::Local(_) | Place::Object(_) => Err(Errno::EEXIST),
+        }
     }
 
     fn put_special(&self, under: &DirPrefix, name: &ObjectName, kind: FileKind, mode: u32) -> Entry {
         let now = self.env.wall();
-        self.record_intent(Intent::Make);
         let tx = self.env.journal().begin();
         let mut table = self.table_in(&tx);
         table.unpin(name);
@@ -90,60 +92,55 @@ impl FileSystem {
 
     /// LINK: a FIFO or socket may have several names, which is how ssh puts its ControlPath in
     /// place. An object has one: its link is another object with the same bytes.
-    pub fn link(self: &Arc<Self>, ino: u64, parent: u64, component: &OsStr) -> Step<Entry> {
-        let file = match self.node(ino) {
-            Ok(Node::File(file)) => file,
-            Ok(_) => return Err(self.refuse_special("link", component)).into(),
-            Err(e) => return Err(e).into(),
-        };
-        let (under, name) = match self.place_to_create("link", parent, component) {
-            Ok(place) => place,
-            Err(e) => return Err(e).into(),
-        };
-        let (fs, component) = (self.clone(), component.to_owned());
-        Step::later(async move {
-            let call = fs.call();
-            let place = fs.find(&call, &under, &component).await?;
-            if file.kind == FileKind::Regular {
-                return fs.copy(&call, &file, (&under, &name), place).await;
-            }
-            match place {
-                Place::Absent => {}
-                Place::Local(at) if at.ino == file.ino && replay::resumed().is_some() => {}
-                Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
-            }
-            fs.record_intent(Intent::Make);
-            let mut table = fs.table();
-            table.unpin(&name);
-            table.point(&name, file.ino);
-            table.file_made(&under, &name);
-            fs.note_change(&mut table, &under);
-            drop(table);
-            failpoint::point("linked");
-            Ok(fs.entry(&Node::File(file), fs.env.options().refresh))
-        })
+    pub async fn link(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        ino: u64,
+        parent: u64,
+        component: &OsStr,
+    ) -> Result<Entry> {
+        let Node::File(file) = self.node(ino)? else { return Err(self.refuse_special("link", component)) };
+        let (under, name) = self.place_to_create("link", parent, component)?;
+        let place = self.find(ctx, &under, component).await?;
+        if file.kind == FileKind::Regular {
+            return Box::pin(self.copy(ctx, &file, (&under, &name), place)).await;
+        }
+        match place {
+            Place::Absent => {}
+            Place::Local(at) if at.ino == file.ino && ctx.resumed.is_some() => {}
+            Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
+        }
+        self.record_intent(ctx, Intent::Make);
+        let mut table = self.table();
+        table.unpin(&name);
+        table.point(&name, file.ino);
+        table.file_made(&under, &name);
+        self.note_change(&mut table, &under);
+        drop(table);
+        failpoint::point("linked");
+        Ok(self.entry(&Node::File(file), self.env.options().refresh))
     }
 
     /// Makes an object of that name with the bytes of `source`.
     async fn copy(
         self: &Arc<Self>,
-        call: &Call,
+        ctx: &RequestCtx,
         source: &Arc<File>,
         (under, name): (&DirPrefix, &ObjectName),
         place: Place,
     ) -> Result<Entry> {
-        let goes_on = matches!(replay::resumed(), Some(Intent::Make));
+        let goes_on = matches!(ctx.resumed, Some(Intent::Make));
         let copy = match place {
             Place::Absent => {
                 let _in_use = source.in_use();
-                self.copy_held(call, source, (under, name)).await?
+                self.copy_held(ctx, source, (under, name)).await?
             }
             // Made, or stored, before a crash.
             Place::Local(file) if goes_on => file,
             Place::Object(found) if goes_on => self.file_node(&found),
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
         };
-        if let Err(e) = self.commit(&copy, call, Cause::Link).await {
+        if let Err(e) = self.commit(&copy, ctx.call().await, Cause::Link).await {
             let name = self.give_up(&copy);
             self.inval_name(&name);
             return Err(e);
@@ -154,10 +151,11 @@ impl FileSystem {
     /// A new file with the bytes of `source`, which is stored, or closed and not stored yet.
     async fn copy_held(
         self: &Arc<Self>,
-        call: &Call,
+        ctx: &RequestCtx,
         source: &Arc<File>,
         (under, name): (&DirPrefix, &ObjectName),
     ) -> Result<Arc<File>> {
+        let call = ctx.call().await;
         let closes = {
             let mut state = source.change_alone();
             state.store_made();
@@ -182,7 +180,7 @@ impl FileSystem {
             (bytes.ok_or(Errno::EIO)?, state.local.clone())
         };
         self.may_create(name)?;
-        self.record_intent(Intent::Make);
+        self.record_intent(ctx, Intent::Make);
         let mode = local.mode.unwrap_or(self.env.options().file_mode);
         let create = Create { mode, umask: 0, flags: libc::O_EXCL };
         Ok(self.new_file(under, name, create, Persistence::Vault, |state| {
@@ -196,6 +194,7 @@ impl FileSystem {
     /// Takes one of several names from a FIFO or socket; false if `component` is its only one.
     pub(in crate::fs) fn unlink_one_name(
         &self,
+        ctx: &RequestCtx,
         under: &DirPrefix,
         component: &OsStr,
         file: &File,
@@ -208,7 +207,7 @@ impl FileSystem {
         let mut table = self.table_in(&tx);
         let others = table.files_under("").filter(|(other, at)| at.ino == file.ino && **other != name);
         let Some(other) = others.map(|(other, _)| other.clone()).next() else { return Ok(false) };
-        self.record_intent(Intent::Unlink { ino: file.ino });
+        self.record_intent(ctx, Intent::Unlink { ino: file.ino });
         if table.file(&name).is_none_or(|at| at.ino != file.ino) {
             // Done before a crash.
             return Ok(true);

@@ -17,10 +17,10 @@ use crate::fs::inode::file::File;
 use crate::fs::inode::{ControlText, Dir, Node, VersionFile};
 use crate::fs::journal::Key;
 use crate::fs::namespace::listing::Listing;
-use crate::fs::recovery::replay;
+use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
-use crate::fs::{Caller, FileSystem, Kernel, Step};
+use crate::fs::{Caller, FileSystem, Kernel};
 use crate::vault::cache::Found;
 
 /// What a handle is open on.
@@ -158,8 +158,8 @@ impl Handle {
 }
 
 impl FileSystem {
-    pub(in crate::fs) fn new_handle(&self, held: Held) -> Opened {
-        self.number_handle(self.next_handle(), held)
+    pub(in crate::fs) fn new_handle(&self, ctx: &RequestCtx, held: Held) -> Opened {
+        self.number_handle(ctx, self.next_handle(), held)
     }
 
     fn next_handle(&self) -> u64 {
@@ -170,8 +170,8 @@ impl FileSystem {
         fh
     }
 
-    fn number_handle(&self, fh: u64, held: Held) -> Opened {
-        let by = replay::current().filter(|_| self.env.journal().is_enabled());
+    fn number_handle(&self, ctx: &RequestCtx, fh: u64, held: Held) -> Opened {
+        let by = self.env.journal().is_enabled().then_some(ctx.id);
         let handle = Handle { fh, held, unacknowledged: Unacknowledged::new(by) };
         let opened = handle.opened();
         self.note_handle(&handle);
@@ -212,70 +212,49 @@ impl FileSystem {
     }
 
     /// OPEN, written down where that is asked for.
-    pub fn open(self: &Arc<Self>, ino: u64, flags: i32, caller: Caller) -> Step<Opened> {
-        if let Some(handle) = self.opened_before() {
-            return Ok(handle.opened()).into();
+    pub async fn open(self: &Arc<Self>, ctx: &RequestCtx, ino: u64, flags: i32) -> Result<Opened> {
+        if let Some(handle) = self.opened_before(ctx) {
+            return Ok(handle.opened());
         }
-        let step = self.open_node(ino, flags, caller);
-        if self.env.options().audit.is_none() {
-            return step;
+        let opened = self.open_node(ctx, ino, flags).await?;
+        if self.env.options().audit.is_some() {
+            let op = if flags & libc::O_ACCMODE == libc::O_RDONLY { "read" } else { "write" };
+            self.write_down(ino, op, ctx.caller);
         }
-        let op = if flags & libc::O_ACCMODE == libc::O_RDONLY { "read" } else { "write" };
-        match step {
-            Step::Ready(opened) => opened.inspect(|_| self.write_down(ino, op, caller)).into(),
-            Step::Pending(work) => {
-                let fs = self.clone();
-                Step::later(async move { work.await.inspect(|_| fs.write_down(ino, op, caller)) })
-            }
-        }
+        Ok(opened)
     }
 
-    fn open_node(self: &Arc<Self>, ino: u64, flags: i32, caller: Caller) -> Step<Opened> {
-        let node = match self.node(ino) {
-            Ok(node) => node,
-            Err(e) => return Step::Ready(Err(e)),
-        };
+    async fn open_node(self: &Arc<Self>, ctx: &RequestCtx, ino: u64, flags: i32) -> Result<Opened> {
+        let node = self.node(ino)?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
         self.env.cache().used(self.env.longest_ttl());
         if writes
             && !self.env.options().read_only
             && let Node::File(file) = &node
-            && let Err(e) = self.may_save(file)
         {
-            return Err(e).into();
+            self.may_save(file)?;
         }
-        if let Node::File(file) = &node
-            && let Err(e) = self.is_at_its_name(file, caller)
-        {
-            return Err(e).into();
+        if let Node::File(file) = &node {
+            self.is_at_its_name(file, ctx.caller)?;
         }
         match node {
-            Node::Dir(_) => Err(Errno::EISDIR).into(),
-            Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM).into(),
+            Node::Dir(_) => Err(Errno::EISDIR),
+            Node::Version(_) | Node::Control(..) if writes => Err(Errno::EPERM),
             Node::Version(version) if version.object.is_none() => Err(self.env.refused(
                 "open of a version",
                 version.name.as_str(),
                 Errno::EOPNOTSUPP,
                 "the kv API gives no bytes of old versions, and this mount has not read this one itself",
-            ))
-            .into(),
-            Node::Version(version) => Ok(self.new_handle(Held::Version(version))).into(),
-            Node::Control(control) => Ok(self.new_handle(Held::Control(control))).into(),
-            Node::File(_) if writes && self.env.options().read_only => Err(Errno::EROFS).into(),
-            Node::File(file) if flags & libc::O_DIRECT != 0 => {
-                let fs = self.clone();
-                Step::later(async move {
-                    fs.is_still_current(&file, caller).await?;
-                    fs.open_loaded(&file, writes, caller).await
-                })
-            }
-            Node::File(file) => match self.open_now(&file, writes, caller) {
-                Some(opened) => Ok(opened).into(),
-                None => {
-                    let fs = self.clone();
-                    Step::later(async move { fs.open_loaded(&file, writes, caller).await })
+            )),
+            Node::Version(version) => Ok(self.new_handle(ctx, Held::Version(version))),
+            Node::Control(control) => Ok(self.new_handle(ctx, Held::Control(control))),
+            Node::File(_) if writes && self.env.options().read_only => Err(Errno::EROFS),
+            Node::File(file) => {
+                if flags & libc::O_DIRECT != 0 {
+                    Box::pin(self.is_still_current(ctx, &file)).await?;
                 }
-            },
+                self.open_loaded(ctx, &file, writes).await
+            }
         }
     }
 
@@ -294,7 +273,7 @@ impl FileSystem {
 
     /// O_DIRECT asks the vault, whatever is cached; for a guest what was asked a moment ago will
     /// do. ESTALE makes the kernel look the name up again and open what it finds then.
-    async fn is_still_current(self: &Arc<Self>, file: &File, caller: Caller) -> Result<()> {
+    async fn is_still_current(self: &Arc<Self>, ctx: &RequestCtx, file: &File) -> Result<()> {
         let (name, stored) = {
             let state = file.state();
             match &state.stored {
@@ -304,8 +283,8 @@ impl FileSystem {
                 _ => return Ok(()),
             }
         };
-        let age = if self.is_guest(caller.uid) { GUEST_FRESH } else { Duration::ZERO };
-        let found = self.env.cache().fetch_within(&self.call(), &name, age).await;
+        let age = if self.is_guest(ctx.caller.uid) { GUEST_FRESH } else { Duration::ZERO };
+        let found = self.env.cache().fetch_within(ctx.call().await, &name, age).await;
         let found = found.map_err(|e| self.env.failed("open", name.as_str(), &e))?;
         match found {
             Some(Found { stale: Some(why), .. }) => {
@@ -328,7 +307,7 @@ impl FileSystem {
     /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one
     /// step: the RELEASE of another handle comes at any time, and frees bytes that no handle has
     /// open.
-    pub(super) fn open_now(&self, file: &Arc<File>, writes: bool, caller: Caller) -> Option<Opened> {
+    pub(super) fn open_now(&self, ctx: &RequestCtx, file: &Arc<File>, writes: bool) -> Option<Opened> {
         let mut state = file.change_alone();
         if state.buffer.is_none()
             && state.pinned.is_none()
@@ -349,24 +328,25 @@ impl FileSystem {
         let fh = self.next_handle();
         let writer = writes.then(|| {
             state.add_writer(fh);
-            Writer { opener: Opener::of(caller.pid), refused: AtomicI32::new(0) }
+            Writer { opener: Opener::of(ctx.caller.pid), refused: AtomicI32::new(0) }
         });
         drop(state);
-        Some(self.number_handle(fh, Held::File { file: file.clone(), writer }))
+        Some(self.number_handle(ctx, fh, Held::File { file: file.clone(), writer }))
     }
 
     /// The same, fetching the bytes if need be.
     pub(super) async fn open_loaded(
         self: &Arc<Self>,
+        ctx: &RequestCtx,
         file: &Arc<File>,
         writes: bool,
-        caller: Caller,
     ) -> Result<Opened> {
-        if let Some(opened) = self.open_now(file, writes, caller) {
+        if let Some(opened) = self.open_now(ctx, file, writes) {
             return Ok(opened);
         }
+        let call = ctx.call().await;
         let _in_use = file.in_use();
-        self.load(&self.call(), file).await?;
-        self.open_now(file, writes, caller).ok_or(Errno::EIO)
+        Box::pin(self.load(call, file)).await?;
+        self.open_now(ctx, file, writes).ok_or(Errno::EIO)
     }
 }

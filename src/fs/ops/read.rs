@@ -13,11 +13,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, FileState, Link};
 use crate::fs::inode::{ControlText, Node, VersionFile};
 use crate::fs::ops::open::Held;
+use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{FileSystem, Step};
 use crate::secret::SecretBytes;
 use crate::vault::cache::Peek;
 use crate::vault::save::Stored;
@@ -109,70 +110,61 @@ impl Drop for RetainedBytes {
 impl FileSystem {
     /// READ. Without a handle (`fh` 0) it is the inode that is read. Of a mount that slept the
     /// vault is asked first, whatever is at hand (`revoke`).
-    pub fn read(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
-        if !self.env.cache().was_idle() || !self.may_be_taken_away(ino) {
-            return self.read_held(ino, fh, offset, size);
-        }
-        self.env.cache().used(self.env.longest_ttl());
-        if !self.env.cache().is_key_unverified() {
-            return self.read_held(ino, fh, offset, size);
-        }
-        let fs = self.clone();
-        Step::later(async move {
-            fs.env.cache().verify_key(&fs.call()).await;
-            match fs.read_held(ino, fh, offset, size) {
-                Step::Ready(slice) => slice,
-                Step::Pending(work) => work.await,
+    pub async fn read(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        ino: u64,
+        fh: u64,
+        offset: u64,
+        size: u32,
+    ) -> Result<Slice> {
+        if self.env.cache().was_idle() && self.may_be_taken_away(ino) {
+            self.env.cache().used(self.env.longest_ttl());
+            if self.env.cache().is_key_unverified() {
+                Box::pin(self.env.cache().verify_key(ctx.call().await)).await;
             }
-        })
-    }
-
-    fn read_held(self: &Arc<Self>, ino: u64, fh: u64, offset: u64, size: u32) -> Step<Slice> {
+        }
         if fh == 0 {
-            return self.read_unopened(ino, offset, size);
+            return match self.node(ino)? {
+                Node::Dir(_) => Err(Errno::EISDIR),
+                Node::Version(version) => self.read_version(ctx, &version, offset, size).await,
+                Node::Control(text) => Ok(Slice::cut(Source::Control(text), offset, size)),
+                Node::File(file) => self.read_unopened(ctx, &file, offset, size).await,
+            };
         }
-        let handle = match self.handle(fh) {
-            Ok(handle) => handle,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        match &handle.held {
-            Held::Dir { .. } => Err(Errno::EISDIR).into(),
-            Held::Version(version) => self.read_version(version, offset, size),
-            Held::Control(text) => Ok(Slice::cut(Source::Control(text.clone()), offset, size)).into(),
-            Held::File { file, .. } => match self.read_now(file, offset, size) {
-                Some(slice) => Ok(slice).into(),
-                None => {
-                    let (fs, file) = (self.clone(), file.clone());
-                    Step::later(async move {
-                        let object = fs.load(&fs.call(), &file).await?;
-                        let now = fs.read_now(&file, offset, size);
-                        Ok(now.unwrap_or_else(|| match &object {
-                            Some(object) => Slice::of_object(object, offset, size),
-                            None => Slice::copied(&[], offset, size),
-                        }))
-                    })
-                }
-            },
+        match &self.handle(fh)?.held {
+            Held::Dir { .. } => Err(Errno::EISDIR),
+            Held::Version(version) => self.read_version(ctx, version, offset, size).await,
+            Held::Control(text) => Ok(Slice::cut(Source::Control(text.clone()), offset, size)),
+            Held::File { file, .. } => self.read_opened(ctx, file, offset, size).await,
         }
     }
 
-    fn read_unopened(self: &Arc<Self>, ino: u64, offset: u64, size: u32) -> Step<Slice> {
-        match self.node(ino) {
-            Err(e) => Err(e).into(),
-            Ok(Node::Dir(_)) => Err(Errno::EISDIR).into(),
-            Ok(Node::Version(version)) => self.read_version(&version, offset, size),
-            Ok(Node::Control(text)) => Ok(Slice::cut(Source::Control(text), offset, size)).into(),
-            Ok(Node::File(file)) => match self.unopened_now(&file, offset, size) {
-                Ok(slice) => Ok(slice).into(),
-                Err((stored, name)) => {
-                    let fs = self.clone();
-                    Step::later(async move {
-                        let object = fs.version_again(&fs.call(), &name, &stored).await?;
-                        Ok(Slice::of_object(&object, offset, size))
-                    })
-                }
-            },
+    async fn read_opened(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        file: &File,
+        offset: u64,
+        size: u32,
+    ) -> Result<Slice> {
+        if let Some(slice) = self.read_now(file, offset, size) {
+            return Ok(slice);
         }
+        let object = Box::pin(self.load(ctx.call().await, file)).await?;
+        let now = self.read_now(file, offset, size);
+        Ok(now.unwrap_or_else(|| match &object {
+            Some(object) => Slice::of_object(object, offset, size),
+            None => Slice::copied(&[], offset, size),
+        }))
+    }
+
+    async fn read_unopened(&self, ctx: &RequestCtx, file: &File, offset: u64, size: u32) -> Result<Slice> {
+        let (stored, name) = match self.unopened_now(file, offset, size) {
+            Ok(slice) => return Ok(slice),
+            Err(missing) => missing,
+        };
+        let object = Box::pin(self.version_again(ctx.call().await, &name, &stored)).await?;
+        Ok(Slice::of_object(&object, offset, size))
     }
 
     /// What the inode is, if its bytes are in memory, else what to ask for.
@@ -220,17 +212,21 @@ impl FileSystem {
         }
     }
 
-    fn read_version(self: &Arc<Self>, version: &Arc<VersionFile>, offset: u64, size: u32) -> Step<Slice> {
+    async fn read_version(
+        &self,
+        ctx: &RequestCtx,
+        version: &VersionFile,
+        offset: u64,
+        size: u32,
+    ) -> Result<Slice> {
         if !version.refused.load(Ordering::Acquire) {
-            let object = version.object.as_ref().ok_or(Errno::EOPNOTSUPP);
-            return object.map(|object| Slice::of_object(object, offset, size)).into();
+            let object = version.object.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+            return Ok(Slice::of_object(object, offset, size));
         }
-        let (fs, version) = (self.clone(), version.clone());
-        Step::later(async move {
-            let object = fs.env.cache().old_value(&fs.call(), &version.id, &version.info).await;
-            let object = object.map_err(|e| fs.env.failed("read", version.name.as_str(), &e))?;
-            Ok(Slice::of_object(&object, offset, size))
-        })
+        let call = ctx.call().await;
+        let object = Box::pin(self.env.cache().old_value(call, &version.id, &version.info)).await;
+        let object = object.map_err(|e| self.env.failed("read", version.name.as_str(), &e))?;
+        Ok(Slice::of_object(&object, offset, size))
     }
 
     /// The bytes of just this version, if they are in memory.

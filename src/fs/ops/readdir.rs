@@ -21,8 +21,9 @@ use crate::fs::journal::Key;
 use crate::fs::name::{DirPrefix, Rest};
 use crate::fs::namespace::listing::{DirEntry, Handed, Listing, Listings, Stamp};
 use crate::fs::ops::open::{Handle, Held};
+use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{Caller, FileKind, FileSystem, Opened, Step};
+use crate::fs::{FileKind, FileSystem, Opened};
 use crate::vault::cache::NameStream;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, attribution};
 
@@ -34,9 +35,9 @@ const TIDY: Duration = Duration::from_secs(10);
 
 impl FileSystem {
     /// OPENDIR.
-    pub fn opendir(&self, ino: u64, _caller: Caller) -> Result<Opened> {
+    pub fn opendir(&self, ctx: &RequestCtx, ino: u64) -> Result<Opened> {
         self.env.cache().used(self.env.longest_ttl());
-        if let Some(handle) = self.opened_before() {
+        if let Some(handle) = self.opened_before(ctx) {
             return Ok(handle.opened());
         }
         let dir = self.directory(ino)?;
@@ -53,7 +54,7 @@ impl FileSystem {
         }
         drop(listings);
         let held = Held::Dir { dir, listing: Mutex::default(), cached: cache_dir };
-        Ok(Opened { keep_cache, cache_dir, ..self.new_handle(held) })
+        Ok(Opened { keep_cache, cache_dir, ..self.new_handle(ctx, held) })
     }
 
     /// RELEASEDIR.
@@ -66,28 +67,27 @@ impl FileSystem {
 
     /// READDIR after a position; from the beginning (0) with the present names. Without a handle
     /// (`fh` 0) the directory is read.
-    pub fn readdir(self: &Arc<Self>, ino: u64, fh: u64, after: u64) -> Step<Arc<Listing>> {
+    pub async fn readdir(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        ino: u64,
+        fh: u64,
+        after: u64,
+    ) -> Result<Arc<Listing>> {
         self.env.cache().used(self.env.longest_ttl());
-        match self.listing_to_read(ino, fh, after) {
-            Err(e) => Err(e).into(),
-            Ok((dir, Some(listing))) if listing.is_cut_off() => {
-                let fs = self.clone();
-                Step::later(async move { fs.complete(&dir, fh, &listing).await })
+        let (dir, known) = self.listing_to_read(ino, fh, after)?;
+        match known {
+            Some(listing) if listing.is_cut_off() => {
+                Box::pin(self.complete(ctx.call().await, &dir, fh, &listing)).await
             }
-            Ok((dir, Some(listing))) => match listing.ready(after) {
-                Some(ready) => ready.map(|()| listing).into(),
+            Some(listing) => match listing.ready(after) {
+                Some(ready) => ready.map(|()| listing),
                 None => {
-                    let fs = self.clone();
-                    Step::later(async move { fs.wait_for_others(&dir, fh, listing, after).await })
+                    let call = ctx.call().await;
+                    Box::pin(self.wait_for_others(call, &dir, fh, listing, after)).await
                 }
             },
-            Ok((dir, None)) => {
-                let fs = self.clone();
-                Step::later(async move {
-                    let listing = fs.ask_anew(&dir, fh).await?;
-                    fs.wait_for(&dir, &listing, after, &fs.call()).await.map(|()| listing)
-                })
-            }
+            None => Box::pin(self.ask_anew(ctx.call().await, &dir, fh, after)).await,
         }
     }
 
@@ -128,7 +128,7 @@ impl FileSystem {
             None => Listing::whole(entries),
         };
         self.put_listing(&dir, &listing);
-        self.hand_out_at(&dir, fh, &listing, Some(stamp));
+        self.hand_out(&dir, fh, &listing, Some(stamp));
         Ok((dir, Some(listing)))
     }
 
@@ -163,12 +163,18 @@ impl FileSystem {
     }
 
     /// Resumes a listing that a death or a revocation cut off: its readers' positions stay.
-    async fn complete(self: &Arc<Self>, dir: &Arc<Dir>, fh: u64, listing: &Listing) -> Result<Arc<Listing>> {
+    async fn complete(
+        self: &Arc<Self>,
+        call: &Call,
+        dir: &Arc<Dir>,
+        fh: u64,
+        listing: &Listing,
+    ) -> Result<Arc<Listing>> {
         let entries = match &dir.kind {
-            DirKind::History(name, id) => self.numbers_in(dir, name, id, &self.call()).await?,
+            DirKind::History(name, id) => self.numbers_in(dir, name, id, call).await?,
             DirKind::Tree(_) | DirKind::Histories(_) | DirKind::Control => {
                 if !self.is_known(dir) {
-                    let listed = self.env.cache().list_all(&self.call()).await;
+                    let listed = self.env.cache().list_all(call).await;
                     listed.map_err(|e| self.env.failed("readdir", path(dir), &e))?;
                 }
                 self.entries_now(dir)
@@ -221,11 +227,7 @@ impl FileSystem {
     }
 
     /// The reader has this listing from its beginning, and so has the kernel.
-    fn hand_out(self: &Arc<Self>, dir: &Dir, fh: u64, listing: &Arc<Listing>) {
-        self.hand_out_at(dir, fh, listing, None);
-    }
-
-    fn hand_out_at(self: &Arc<Self>, dir: &Dir, fh: u64, listing: &Arc<Listing>, stamp: Option<Stamp>) {
+    fn hand_out(self: &Arc<Self>, dir: &Dir, fh: u64, listing: &Arc<Listing>, stamp: Option<Stamp>) {
         self.keep_for(fh, listing);
         let cached = match self.handle(fh).as_deref() {
             Ok(Handle { held: Held::Dir { cached, .. }, .. }) => *cached,
@@ -246,19 +248,18 @@ impl FileSystem {
     /// Waits for a listing that another reader began.
     async fn wait_for_others(
         self: &Arc<Self>,
+        call: &Call,
         dir: &Arc<Dir>,
         fh: u64,
         listing: Arc<Listing>,
         after: u64,
     ) -> Result<Arc<Listing>> {
-        let call = self.call();
-        let waited = self.wait_for(dir, &listing, after, &call).await;
+        let waited = self.wait_for(dir, &listing, after, call).await;
         if waited != Err(Errno::EBUSY) || after != 0 || attribution::current().payer().guest().is_some() {
             return waited.map(|()| listing);
         }
         // It may have failed because a guest's share was used up.
-        let listing = self.ask_anew(dir, fh).await?;
-        self.wait_for(dir, &listing, after, &call).await.map(|()| listing)
+        self.ask_anew(call, dir, fh, after).await
     }
 
     async fn wait_for(&self, dir: &Dir, listing: &Listing, after: u64, call: &Call) -> Result<()> {
@@ -268,11 +269,17 @@ impl FileSystem {
         })
     }
 
-    /// Requests the names, for the reader of this handle first.
-    async fn ask_anew(self: &Arc<Self>, dir: &Arc<Dir>, fh: u64) -> Result<Arc<Listing>> {
-        let listing = self.begin_asking(dir, &self.call()).await?;
-        self.hand_out(dir, fh, &listing);
-        Ok(listing)
+    /// Requests the names, for the reader of this handle first, and waits for those that it reads.
+    async fn ask_anew(
+        self: &Arc<Self>,
+        call: &Call,
+        dir: &Arc<Dir>,
+        fh: u64,
+        after: u64,
+    ) -> Result<Arc<Listing>> {
+        let listing = self.begin_asking(dir, call).await?;
+        self.hand_out(dir, fh, &listing, None);
+        self.wait_for(dir, &listing, after, call).await.map(|()| listing)
     }
 
     /// Requests the names.

@@ -14,17 +14,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::failpoint;
+use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, Link, Persistence};
 use crate::fs::inode::{DeferredDelete, Node};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::resolve::Place;
-use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Intent;
 use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
 use crate::fs::temporary::provisional::PROMOTE_AFTER;
+use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
-use crate::fs::{Caller, FileSystem, Step};
 use crate::vault::save::{Conditions, Saved};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
@@ -46,60 +45,70 @@ struct Goal {
 
 impl FileSystem {
     /// RENAME, with renameat2(2)'s flags.
-    pub fn rename(self: &Arc<Self>, from: At<'_>, to: At<'_>, flags: u32, caller: Caller) -> Step<()> {
-        let places = self.changeable(from.0).and_then(|f| Ok((f, self.changeable(to.0)?)));
-        let (from_dir, to_dir) = match places {
-            Ok(dirs) => dirs,
-            Err(e) => return Step::Ready(Err(e)),
-        };
+    pub async fn rename(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        from: At<'_>,
+        to: At<'_>,
+        flags: u32,
+    ) -> Result<()> {
+        let (from_dir, to_dir) = (self.changeable(from.0)?, self.changeable(to.0)?);
         if flags & !libc::RENAME_NOREPLACE != 0 {
-            return Step::Ready(Err(Errno::EINVAL));
+            return Err(Errno::EINVAL);
         }
-        let (fs, from_name, to_name) = (self.clone(), from.1.to_owned(), to.1.to_owned());
-        let work = Step::later(async move {
-            let call = fs.call();
-            let is_backup = is_backup_of(&from_name, &to_name)
-                && if from_dir == to_dir { from_name != to_name } else { is_by_an_editor(caller.pid) };
-            let hides = is_backup.then(|| fs.env.now());
-            if let Some(Intent::Rename { ino, name, over }) = replay::resumed() {
-                return fs.move_on(&call, &from_dir, (to_dir, &to_name, name), (ino, over, hides)).await;
+        let replace = flags & libc::RENAME_NOREPLACE == 0;
+        let work = Box::pin(self.rename_in(ctx, (from_dir, from.1), (to_dir, to.1), replace));
+        self.within(from.0, self.within(to.0, work)).await
+    }
+
+    async fn rename_in(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        (from_dir, from_name): (DirPrefix, &OsStr),
+        (to_dir, to_name): (DirPrefix, &OsStr),
+        replace: bool,
+    ) -> Result<()> {
+        ctx.call().await;
+        let is_backup = is_backup_of(from_name, to_name)
+            && if from_dir == to_dir { from_name != to_name } else { is_by_an_editor(ctx.caller.pid) };
+        let hides = is_backup.then(|| self.env.now());
+        if let Some(Intent::Rename { ino, name, over }) = &ctx.resumed {
+            let to = (to_dir, to_name, name.clone());
+            return self.move_on(ctx, &from_dir, to, (*ino, *over, hides)).await;
+        }
+        let source = match self.find(ctx, &from_dir, from_name).await? {
+            Place::Local(file) => file,
+            Place::Object(found) => self.file_node(&found),
+            Place::Dir(dir) => {
+                return self.move_dir(ctx, &dir, &from_dir, (&to_dir, to_name), replace).await;
             }
-            let source = match fs.find(&call, &from_dir, &from_name).await? {
-                Place::Local(file) => file,
-                Place::Object(found) => fs.file_node(&found),
-                Place::Dir(dir) => {
-                    let replace = flags & libc::RENAME_NOREPLACE == 0;
-                    return fs.move_dir(&call, &dir, &from_dir, (&to_dir, &to_name), replace).await;
-                }
-                Place::Absent if matches!(replay::resumed(), Some(Intent::RenameDir)) => return Ok(()),
-                Place::Absent => return Err(Errno::ENOENT),
-            };
-            let target = match fs.find(&call, &to_dir, &to_name).await? {
-                Place::Local(file) => Some(file),
-                Place::Object(found) => Some(fs.file_node(&found)),
-                Place::Dir(_) => return Err(Errno::EISDIR),
-                Place::Absent => None,
-            };
-            if target.as_ref().is_some_and(|t| t.ino == source.ino) {
-                return Ok(());
-            }
-            if target.is_some() && flags & libc::RENAME_NOREPLACE != 0 {
-                return Err(Errno::EEXIST);
-            }
-            fs.may_replace(&source, target.as_deref())?;
-            let name = fs.name_to_create("rename", &to_dir, &to_name)?;
-            let persistence = fs.persistence_of_moved((&to_name, &name), &source, target.as_deref());
-            let goal = Goal { under: to_dir, name, target, persistence, hides };
-            fs.move_file(&call, &from_dir, &source, goal).await
-        });
-        self.within(from.0, self.within(to.0, work))
+            Place::Absent if matches!(ctx.resumed, Some(Intent::RenameDir)) => return Ok(()),
+            Place::Absent => return Err(Errno::ENOENT),
+        };
+        let target = match self.find(ctx, &to_dir, to_name).await? {
+            Place::Local(file) => Some(file),
+            Place::Object(found) => Some(self.file_node(&found)),
+            Place::Dir(_) => return Err(Errno::EISDIR),
+            Place::Absent => None,
+        };
+        if target.as_ref().is_some_and(|t| t.ino == source.ino) {
+            return Ok(());
+        }
+        if target.is_some() && !replace {
+            return Err(Errno::EEXIST);
+        }
+        self.may_replace(&source, target.as_deref())?;
+        let name = self.name_to_create("rename", &to_dir, to_name)?;
+        let persistence = self.persistence_of_moved((to_name, &name), &source, target.as_deref());
+        let goal = Goal { under: to_dir, name, target, persistence, hides };
+        self.move_file(ctx, &from_dir, &source, goal).await
     }
 
     /// Goes on with a move that a worker's death cut off. Nothing here has changed before it is
     /// done; what the vault has already is found there.
     async fn move_on(
         self: &Arc<Self>,
-        call: &Call,
+        ctx: &RequestCtx,
         from_dir: &DirPrefix,
         (under, component, name): (DirPrefix, &OsStr, ObjectName),
         (ino, over, hides): (u64, Option<u64>, Option<Instant>),
@@ -114,16 +123,17 @@ impl FileSystem {
             _ => None,
         };
         let persistence = self.persistence_of_moved((component, &name), &source, target.as_deref());
-        self.move_file(call, from_dir, &source, Goal { under, name, target, persistence, hides }).await
+        self.move_file(ctx, from_dir, &source, Goal { under, name, target, persistence, hides }).await
     }
 
     async fn move_file(
         self: &Arc<Self>,
-        call: &Call,
+        ctx: &RequestCtx,
         from_dir: &DirPrefix,
         source: &Arc<File>,
         mut goal: Goal,
     ) -> Result<()> {
+        let call = ctx.call().await;
         let in_use = source.in_use();
         self.load(call, source).await?;
         let mut locks = Vec::new();
@@ -135,7 +145,7 @@ impl FileSystem {
         let (old_name, own) = self.backing_objects(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
         let stores = goal.persistence == Persistence::Vault;
-        let reuses = stores && self.is_reusable(&goal.name);
+        let reuses = stores && self.is_reusable(ctx, &goal.name);
         let mut deletes = if stores { own } else { Vec::new() };
         if let Some(target) = &goal.target {
             // What is overwritten is gone, as after an unlink.
@@ -149,20 +159,20 @@ impl FileSystem {
         goal.hides = goal.hides.filter(|_| deletes.iter().any(|(name, _)| *name == old_name));
         deletes.retain(|(name, _)| goal.hides.is_none() || *name != old_name);
         let over = goal.target.as_ref().map(|target| target.ino);
-        self.record_intent(Intent::Rename { ino: source.ino, name: goal.name.clone(), over });
+        self.record_intent(ctx, Intent::Rename { ino: source.ino, name: goal.name.clone(), over });
         if reuses {
             self.table().reuse(&goal.name);
         }
         let stored = match stores {
             true => match self.store_moved(source, &job, call).await {
                 Ok(saved) => Some(saved),
-                Err(e) => return self.not_moved((source, &old_name), (&goal.name, reuses), &e, call).await,
+                Err(e) => return self.not_moved(ctx, (source, &old_name), (&goal.name, reuses), &e).await,
             },
             false => None,
         };
         failpoint::point("rename stored");
         for (name, id) in deletes {
-            let deleted = self.delete_doomed(call, &old_name, &name, id).await;
+            let deleted = self.delete_doomed(ctx, &old_name, &name, id).await;
             if deleted.is_err() && stored.is_some() {
                 self.both_are_there(&goal);
             }
@@ -201,17 +211,17 @@ impl FileSystem {
     /// The file could not be stored under its new name.
     async fn not_moved(
         &self,
+        ctx: &RequestCtx,
         (source, old_name): (&File, &ObjectName),
         (name, reuses): (&ObjectName, bool),
         e: &Error,
-        call: &Call,
     ) -> Result<()> {
         if reuses {
             self.table().cancel_reuse(name);
         }
         let old = source.state().stored.as_ref().map(|stored| stored.id.clone());
-        if let (true, Some(_), Some(id)) = (e.kind == ErrorKind::MadeAndDeleted, replay::resumed(), old)
-            && let Err(gone) = self.env.cache().vault().metadata(call, &id).await
+        if let (true, Some(_), Some(id)) = (e.kind == ErrorKind::MadeAndDeleted, &ctx.resumed, old)
+            && let Err(gone) = self.env.cache().vault().metadata(ctx.call().await, &id).await
             && gone.kind == ErrorKind::NotFound
         {
             // The worker that died had done all of it, and the new name was deleted after that.
@@ -224,9 +234,9 @@ impl FileSystem {
 
     /// Whether an object is hidden under that name that a move may reuse; it may have done so
     /// before a crash.
-    fn is_reusable(&self, name: &ObjectName) -> bool {
+    fn is_reusable(&self, ctx: &RequestCtx, name: &ObjectName) -> bool {
         let table = self.table();
-        table.is_hidden(name) || (replay::resumed().is_some() && table.deferred_deletes.contains_key(name))
+        table.is_hidden(name) || (ctx.resumed.is_some() && table.deferred_deletes.contains_key(name))
     }
 
     /// The bytes of `source` as they will be stored under the new name, based on what that shows

@@ -12,16 +12,15 @@ use crate::fs::FileSystem;
 use crate::fs::inode::{Dir, DirKind, Node, Table};
 use crate::fs::name::{DirPrefix, SELF};
 use crate::fs::namespace::resolve::Place;
-use crate::fs::recovery::replay::Intent;
+use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
-use crate::vault::Call;
 use crate::vault::cache::PrefixState;
 
 impl FileSystem {
     /// Moves `dir` to the file name `to.1` in the directory `to.0`.
     pub(in crate::fs) async fn move_dir(
         self: &Arc<Self>,
-        call: &Call,
+        ctx: &RequestCtx,
         dir: &DirPrefix,
         from: &DirPrefix,
         to: (&DirPrefix, &OsStr),
@@ -34,8 +33,9 @@ impl FileSystem {
         if goal.as_str().starts_with(dir.as_str()) {
             return Err(Errno::EINVAL);
         }
+        let call = ctx.call().await;
         self.env.cache().list_all(call).await.map_err(|e| self.env.failed("rename", dir.as_str(), &e))?;
-        let over = match self.find(call, to.0, to.1).await? {
+        let over = match self.find(ctx, to.0, to.1).await? {
             Place::Absent => None,
             Place::Dir(_) if !replace => return Err(Errno::EEXIST),
             Place::Dir(target) if self.names_in(&target).is_empty() => Some(target),
@@ -54,7 +54,7 @@ impl FileSystem {
             return Err(Errno::EXDEV);
         }
         let now = self.env.wall();
-        self.record_intent(Intent::RenameDir);
+        self.record_intent(ctx, Intent::RenameDir);
         let mut table = self.table();
         let gone = table.dir_ino(&DirKind::Tree(goal.clone()));
         table.move_dirs(dir, &goal);

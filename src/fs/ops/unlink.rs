@@ -6,56 +6,52 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::failpoint;
+use crate::fs::FileSystem;
 use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, Link};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::resolve::Place;
-use crate::fs::recovery::replay;
-use crate::fs::recovery::replay::Intent;
 use crate::fs::temporary::remover::Remover;
+use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{FileSystem, Step};
 use crate::vault::{Call, ErrorKind, ObjectId, ObjectName};
 
 impl FileSystem {
     /// UNLINK. Open handles keep the bytes. `remover` is waited for first: the program may be gone
     /// later.
-    pub fn unlink(
+    pub async fn unlink(
         self: &Arc<Self>,
+        ctx: &RequestCtx,
         parent: u64,
         component: &OsStr,
-        remover: impl Future<Output = Remover> + Send + 'static,
-    ) -> Step<()> {
-        let under = match self.changeable(parent) {
-            Ok(under) => under,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let (fs, component) = (self.clone(), component.to_owned());
-        let work = Step::later(async move {
+        remover: impl Future<Output = Remover>,
+    ) -> Result<()> {
+        let under = self.changeable(parent)?;
+        let work = async {
+            ctx.call().await;
             let hides = match remover.await {
                 Remover::Removes => false,
                 Remover::Replaces => true,
-                Remover::Unknown => !fs.env.options().no_delete,
+                Remover::Unknown => !self.env.options().no_delete,
             };
-            let call = fs.call();
-            let file = match replay::resumed() {
-                Some(Intent::Unlink { ino }) => match fs.still_to_unlink(ino) {
+            let file = match ctx.resumed {
+                Some(Intent::Unlink { ino }) => match self.still_to_unlink(ino) {
                     Some(file) => file,
                     None => return Ok(()),
                 },
-                _ => match fs.find(&call, &under, &component).await? {
+                _ => match self.find(ctx, &under, component).await? {
                     Place::Local(file) => file,
-                    Place::Object(found) => fs.file_node(&found),
+                    Place::Object(found) => self.file_node(&found),
                     Place::Dir(_) => return Err(Errno::EISDIR),
                     Place::Absent => return Err(Errno::ENOENT),
                 },
             };
-            if fs.unlink_one_name(&under, &component, &file)? {
+            if self.unlink_one_name(ctx, &under, component, &file)? {
                 return Ok(());
             }
-            fs.remove(&call, &under, &file, hides).await
-        });
-        self.within(parent, work)
+            self.remove(ctx, &under, &file, hides).await
+        };
+        self.within(parent, Box::pin(work)).await
     }
 
     /// The file that was being unlinked when the last worker died, if that is not done.
@@ -70,24 +66,25 @@ impl FileSystem {
     /// at once.
     async fn remove(
         self: &Arc<Self>,
-        call: &Call,
+        ctx: &RequestCtx,
         under: &DirPrefix,
         file: &Arc<File>,
         hides: bool,
     ) -> Result<()> {
+        let call = ctx.call().await;
         // A commit that is out has to end first: it would make the object anew.
         let lock = self.lock_commit(file, call).await;
         let _lock = lock.map_err(|e| self.env.failed("unlink", file.state().name.as_str(), &e))?;
         self.resolve_creation(file, call).await?;
         let (name, deletes) = self.backing_objects(file);
-        self.record_intent(Intent::Unlink { ino: file.ino });
+        self.record_intent(ctx, Intent::Unlink { ino: file.ino });
         if !hides || !self.hide_unlinked(file) {
             if self.env.options().no_delete && !deletes.is_empty() {
                 let why = "the mount was made with --no-delete";
                 return Err(self.env.refused("unlink", name.as_str(), Errno::EPERM, why));
             }
             for (object, id) in deletes {
-                self.delete_doomed(call, &name, &object, id).await?;
+                self.delete_doomed(ctx, &name, &object, id).await?;
             }
         }
         failpoint::point("deleted");
@@ -111,13 +108,14 @@ impl FileSystem {
     /// behind it.
     pub(in crate::fs) async fn delete_doomed(
         &self,
-        call: &Call,
+        ctx: &RequestCtx,
         own: &ObjectName,
         object: &ObjectName,
         id: ObjectId,
     ) -> Result<()> {
+        let call = ctx.call().await;
         if object == own {
-            self.delete(call, object, id).await
+            self.delete(call, object, id, ctx.resumed.is_some()).await
         } else {
             let deleted = self.delete_hidden(call, object, &id).await;
             deleted.map_err(|e| self.env.failed("unlink", object.as_str(), &e))
@@ -125,10 +123,9 @@ impl FileSystem {
     }
 
     /// Deletes what the name means now: the object we know, or the one that took its name
-    /// meanwhile.
-    pub(in crate::fs) async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId) -> Result<()> {
+    /// meanwhile. With `again` it may have been deleted before a crash.
+    async fn delete(&self, call: &Call, name: &ObjectName, known: ObjectId, again: bool) -> Result<()> {
         let failed = |e| self.env.failed("unlink", name.as_str(), &e);
-        let again = replay::resumed().is_some();
         let mut id = known;
         let mut maybe_applied = false;
         for _ in 0..2 {

@@ -10,41 +10,39 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use crate::fs::inode::{Node, VersionFile};
+use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{Entry, FileSystem, Step};
+use crate::fs::{Entry, FileSystem};
 use crate::vault::{Call, ErrorKind, ObjectId, ObjectName, VersionInfo};
 
 impl FileSystem {
     /// LOOKUP of a version by its number.
-    pub(in crate::fs) fn lookup_version(
+    pub(in crate::fs) async fn lookup_version(
         self: &Arc<Self>,
-        name: ObjectName,
-        id: ObjectId,
+        ctx: &RequestCtx,
+        (name, id): (&ObjectName, &ObjectId),
         component: &OsStr,
-    ) -> Step<Option<Entry>> {
-        let Some(number) = number(component) else { return Step::Ready(Ok(None)) };
-        let fs = self.clone();
-        Step::later(async move {
-            let call = fs.call();
-            let history = fs.versions_of(&call, &name, &id).await?;
-            let Some(info) = history.iter().find(|v| v.number == number) else { return Ok(None) };
-            let object = match fs.env.cache().old_value(&call, &id, info).await {
-                Ok(object) => Some(object),
-                Err(e) if e.kind == ErrorKind::Unsupported => None,
-                Err(e) => return Err(fs.env.failed("lookup of a version", name.as_str(), &e)),
-            };
-            let version = fs.table().version((&id, info), object.is_some(), |ino| VersionFile {
-                ino,
-                name: name.clone(),
-                id: id.clone(),
-                info: info.clone(),
-                object,
-                refused: Default::default(),
-            });
-            let node = Node::Version(version);
-            let ttl = fs.attr_ttl(&node);
-            Ok(Some(fs.entry(&node, ttl)))
-        })
+    ) -> Result<Option<Entry>> {
+        let Some(number) = number(component) else { return Ok(None) };
+        let call = ctx.call().await;
+        let history = self.versions_of(call, name, id).await?;
+        let Some(info) = history.iter().find(|v| v.number == number) else { return Ok(None) };
+        let object = match self.env.cache().old_value(call, id, info).await {
+            Ok(object) => Some(object),
+            Err(e) if e.kind == ErrorKind::Unsupported => None,
+            Err(e) => return Err(self.env.failed("lookup of a version", name.as_str(), &e)),
+        };
+        let version = self.table().version((id, info), object.is_some(), |ino| VersionFile {
+            ino,
+            name: name.clone(),
+            id: id.clone(),
+            info: info.clone(),
+            object,
+            refused: Default::default(),
+        });
+        let node = Node::Version(version);
+        let ttl = self.attr_ttl(&node);
+        Ok(Some(self.entry(&node, ttl)))
     }
 
     /// The versions of an object, oldest first.

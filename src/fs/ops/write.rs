@@ -4,14 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::fs::FileSystem;
 use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::namespace::attr::{Attr, SetAttr};
 use crate::fs::ops::open::Held;
+use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
-use crate::fs::{Caller, FileSystem, Step};
 
 impl FileSystem {
     /// WRITE. The bytes a writer's handle builds on are in memory since its open, so this never
@@ -59,26 +60,36 @@ impl FileSystem {
 
     /// SETATTR: local attributes at once; a new size in the buffer, stored before the answer if no
     /// writer has the file open; otherwise its close stores it.
-    pub fn setattr(
+    pub async fn setattr(
         self: &Arc<Self>,
+        ctx: &RequestCtx,
         ino: u64,
         fh: Option<u64>,
         set: SetAttr,
-        caller: Caller,
-    ) -> Step<(Attr, Duration)> {
-        let node = match self.node(ino) {
-            Ok(node) => node,
-            Err(e) => return Step::Ready(Err(e)),
-        };
-        let (file, size) = match (&node, set.size) {
-            (_, None) => return self.attr_after(&node, self.set_local(&node, &set)),
-            (Node::File(_), Some(_)) if self.env.options().read_only => return Err(Errno::EROFS).into(),
-            (Node::File(file), Some(size)) => (file.clone(), size),
-            (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR).into(),
-            (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM).into(),
-        };
-        // The kernel sends the time of truncate(2) with it, which is no utimens call.
-        let set = SetAttr { mtime: None, ..set };
+    ) -> Result<(Attr, Duration)> {
+        let node = self.node(ino)?;
+        match (&node, set.size) {
+            (_, None) => self.set_local(&node, &set)?,
+            (Node::File(_), Some(_)) if self.env.options().read_only => return Err(Errno::EROFS),
+            (Node::File(file), Some(size)) => {
+                // The kernel sends the time of truncate(2) with it, which is no utimens call.
+                let set = SetAttr { mtime: None, ..set };
+                self.resize(ctx, (&node, file), fh, size, &set).await?;
+            }
+            (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR),
+            (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM),
+        }
+        Ok((self.attr(&node), self.attr_ttl(&node)))
+    }
+
+    async fn resize(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        (node, file): (&Node, &Arc<File>),
+        fh: Option<u64>,
+        size: u64,
+        set: &SetAttr,
+    ) -> Result<()> {
         // An unacknowledged handle is open again when it is used.
         let handle = fh.and_then(|fh| self.handle(fh).ok());
         if let Some(handle) = &handle {
@@ -91,36 +102,26 @@ impl FileSystem {
             let otherwise = if commits { WriteOrigin::Unattributed } else { WriteOrigin::Opening };
             (fh.map_or(otherwise, |fh| state.write_origin(fh)), commits)
         };
-        if commits
-            && fh.is_none()
-            && let Err(e) = self.is_at_its_name(&file, caller)
-        {
-            return Err(e).into();
+        if commits && fh.is_none() {
+            self.is_at_its_name(file, ctx.caller)?;
         }
-        if !commits && let Some(result) = self.resize_now(&file, size, origin) {
-            let set_too = result.and_then(|()| self.set_local_if_any(&node, &set));
-            return self.attr_after(&node, set_too);
+        if !commits && let Some(result) = self.resize_now(file, size, origin) {
+            result?;
+            return self.set_local_if_any(node, set);
         }
-        let fs = self.clone();
-        Step::later(async move {
-            let call = fs.call();
-            let in_use = file.in_use();
-            if size > 0 {
-                fs.load(&call, &file).await?;
-            }
-            fs.resize_now(&file, size, origin).unwrap_or(Err(Errno::EIO))?;
-            drop(in_use);
-            fs.set_local_if_any(&node, &set)?;
-            if commits {
-                fs.commit(&file, &call, Cause::Truncate).await?;
-            }
-            fs.table().drop_unheld(file.ino);
-            Ok((fs.attr(&node), fs.attr_ttl(&node)))
-        })
-    }
-
-    fn attr_after(&self, node: &Node, result: Result<()>) -> Step<(Attr, Duration)> {
-        result.map(|()| (self.attr(node), self.attr_ttl(node))).into()
+        let call = ctx.call().await;
+        let in_use = file.in_use();
+        if size > 0 {
+            Box::pin(self.load(call, file)).await?;
+        }
+        self.resize_now(file, size, origin).unwrap_or(Err(Errno::EIO))?;
+        drop(in_use);
+        self.set_local_if_any(node, set)?;
+        if commits {
+            Box::pin(self.commit(file, call, Cause::Truncate)).await?;
+        }
+        self.table().drop_unheld(file.ino);
+        Ok(())
     }
 
     fn set_local_if_any(&self, node: &Node, set: &SetAttr) -> Result<()> {

@@ -20,6 +20,8 @@
 //! With `--in-place` the inode stays and its bytes change, which may be seen half way.
 
 use std::ffi::OsStr;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -31,7 +33,7 @@ use crate::fs::propagation::helper_calls::{
 };
 use crate::fs::propagation::position::NamePosition;
 use crate::fs::propagation::propagator::Why;
-use crate::fs::{FileSystem, Kernel, Step};
+use crate::fs::{FileSystem, Kernel};
 use crate::vault::cache::{Peek, PrefixState};
 use crate::vault::{Object, ObjectName};
 
@@ -84,18 +86,18 @@ impl FileSystem {
         self.flush_queue().await;
     }
 
-    /// The requests that a step sends hold the lock of directory `parent` in the kernel.
-    pub(in crate::fs) fn within<T: 'static>(&self, parent: u64, step: Step<T>) -> Step<T> {
-        match step {
-            Step::Ready(result) => Step::Ready(result),
-            Step::Pending(work) => {
-                let out = self.propagator.enter(parent);
-                Step::later(async move {
-                    let _out = out;
-                    work.await
-                })
+    /// Does `work`; while it waits, the kernel holds the lock of directory `parent`.
+    pub(in crate::fs) async fn within<T>(&self, parent: u64, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        let mut out = None;
+        poll_fn(|cx| {
+            let step = work.as_mut().poll(cx);
+            if step.is_pending() {
+                out.get_or_insert_with(|| self.propagator.enter(parent));
             }
-        }
+            step
+        })
+        .await
     }
 
     /// Carries out all rotations that wait.

@@ -12,22 +12,21 @@
 //!    worker. A successor that comes late gets [`MIN_RETRY_TIME`], so that a completed save is not
 //!    reported as failed.
 //! 5. Requests that kill workers are failed: see `quarantine`.
-//!
-//! The task knows the request that it works for; it is not passed through every call.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use parking_lot::MutexGuard;
-use serde::{Deserialize, Serialize};
 
 use crate::failpoint;
 use crate::fs::journal::Key;
 use crate::fs::recovery::quarantine;
 use crate::fs::recovery::quarantine::CrashRecord;
-use crate::fs::types::errno::Errno;
-use crate::fs::{CrashRecords, FileSystem, Step};
-use crate::vault::{Call, ObjectName};
+use crate::fs::types::ctx::{Caller, Intent, RequestCtx};
+use crate::fs::types::errno::{Errno, Result};
+use crate::fs::{CrashRecords, FileSystem, Step, Work};
 
 /// The flag in the number of a resent request.
 const AGAIN: u64 = 1 << 63;
@@ -41,51 +40,13 @@ const MIN_TIME: Duration = Duration::from_millis(100);
 /// The age past its deadline at which a request counts as one that had [`MIN_RETRY_TIME`].
 const LATE: Duration = Duration::from_secs(30);
 
-/// What a request has begun to do, and what it must know of the state before.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in crate::fs) enum Intent {
-    /// Makes a file, directory or other name.
-    Make,
-    /// Removes an empty directory.
-    Rmdir,
-    /// Removes a file's name, with the objects behind it.
-    Unlink { ino: u64 },
-    /// Moves a file to a name, over another file or not.
-    Rename { ino: u64, name: ObjectName, over: Option<u64> },
-    /// Moves a directory.
-    RenameDir,
-}
-
-impl Intent {
-    /// The file whose bytes are needed to resume.
-    pub fn moves(&self) -> Option<u64> {
-        match self {
-            Intent::Rename { ino, .. } => Some(*ino),
-            Intent::Make | Intent::Rmdir | Intent::Unlink { .. } | Intent::RenameDir => None,
-        }
-    }
-}
-
-/// The request that a task works for.
-#[derive(Debug)]
-struct Current {
-    id: u64,
-    resumed: Option<Intent>,
-}
-
-tokio::task_local! {
-    static CURRENT: Arc<Current>;
-    static DEADLINE: Instant;
-}
-
-/// The number of this task's request.
-pub(in crate::fs) fn current() -> Option<u64> {
-    CURRENT.try_with(|current| current.id).ok()
-}
-
-/// The intent of this task's request, if a dead worker had recorded one.
-pub(in crate::fs) fn resumed() -> Option<Intent> {
-    CURRENT.try_with(|current| current.resumed.clone()).ok().flatten()
+/// A request that may be worked for.
+struct Begun<'a> {
+    ctx: RequestCtx,
+    /// Its crash record, if it is resent.
+    known: Option<CrashRecord>,
+    /// Of a suspect: held while it works on the kernel's thread.
+    alone: Option<MutexGuard<'a, ()>>,
 }
 
 /// The time left for a request of that age.
@@ -94,45 +55,36 @@ fn patience(timeout: Duration, age: Duration) -> Duration {
 }
 
 impl FileSystem {
-    /// Runs `work` for the request `unique`, which changes something. [`FileSystem::completed`]
-    /// ends it.
-    pub fn run_mutating<T: Send + 'static>(
-        self: &Arc<Self>,
+    /// Does `work`, which never waits, for the request `unique`.
+    pub fn run_now<T>(
+        &self,
         unique: u64,
-        work: impl FnOnce(&Arc<Self>) -> Step<T>,
-    ) -> Step<T> {
-        let id = unique & !AGAIN;
-        let resumed = if unique & AGAIN != 0 { self.intents().get(&id).cloned() } else { None };
-        let current = Arc::new(Current { id, resumed });
-        self.run_idempotent(unique, |fs| match CURRENT.sync_scope(current.clone(), || work(fs)) {
-            Step::Ready(result) => Step::Ready(result),
-            Step::Pending(future) => Step::Pending(Box::pin(CURRENT.scope(current, future))),
-        })
+        caller: Caller,
+        work: impl FnOnce(&RequestCtx) -> Result<T>,
+    ) -> Result<T> {
+        let begun = self.begin(unique, caller)?;
+        work(&begun.ctx)
     }
 
-    /// The same for a request that changes nothing. It needs [`FileSystem::completed`] if it
-    /// waited, or was resent.
-    pub fn run_idempotent<T: Send + 'static>(
+    /// Begins `work` for the request `unique`: polled once, it is done if nothing has to be asked
+    /// of the vault. [`FileSystem::completed`] ends a request that changed something, waited, or was
+    /// resent.
+    pub fn run<'a, T: 'a, W: Work<T> + 'a>(
         self: &Arc<Self>,
         unique: u64,
-        work: impl FnOnce(&Arc<Self>) -> Step<T>,
-    ) -> Step<T> {
-        let id = unique & !AGAIN;
-        let known = if unique & AGAIN != 0 { Some(self.record_of_resent(id)) } else { None };
-        if known.is_some_and(|crash_record| crash_record.poisoned) {
-            let why = "workers keep dying of this request: it is given up";
-            return Step::Ready(Err(self.env.refused("request", &format!("number {id}"), Errno::EIO, why)));
-        }
-        let suspect = known.is_some_and(|crash_record| crash_record.is_suspect());
-        let alone = suspect.then(|| self.suspects_alone.lock());
-        if let Some(crash_record) = known {
-            self.note(id, CrashRecord { under_way: true, ..crash_record });
-        }
-        let deadline = self.env.now() + self.time_left(unique);
-        let future = match DEADLINE.sync_scope(deadline, || work(self)) {
-            Step::Ready(result) => return Step::Ready(result),
-            Step::Pending(future) => DEADLINE.scope(deadline, future),
+        caller: Caller,
+        work: impl FnOnce(Arc<Self>, RequestCtx) -> W,
+    ) -> Step<'a, T> {
+        let Begun { ctx, known, alone } = match self.begin(unique, caller) {
+            Ok(begun) => begun,
+            Err(e) => return Step::Ready(Err(e)),
         };
+        let id = ctx.id;
+        let mut future: BoxFuture<'a, Result<T>> = Box::pin(work(self.clone(), ctx));
+        if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return Step::Ready(result);
+        }
+        let suspect = alone.is_some();
         let crash_record =
             known.unwrap_or_else(|| CrashRecord::new(self.env.clock().since_boot().as_millis() as u64));
         if known.is_none() || suspect {
@@ -140,16 +92,34 @@ impl FileSystem {
         }
         drop(alone);
         if !suspect {
-            return Step::Pending(Box::pin(future));
+            return Step::Pending(future);
         }
-        let left = deadline.saturating_duration_since(self.env.now());
+        let left = self.time_left(unique);
         let delay = quarantine::delay(id, &self.crash_records().of, left);
         let fs = self.clone();
-        Step::later(async move {
+        Step::Pending(Box::pin(async move {
             tokio::time::sleep(delay).await;
             fs.note(id, CrashRecord { under_way: true, ..crash_record });
             future.await
-        })
+        }))
+    }
+
+    /// A request arrives. It is refused if workers keep dying of it.
+    fn begin(&self, unique: u64, caller: Caller) -> Result<Begun<'_>> {
+        let (id, is_resent) = (unique & !AGAIN, unique & AGAIN != 0);
+        let known = is_resent.then(|| self.record_of_resent(id));
+        if known.is_some_and(|crash_record| crash_record.poisoned) {
+            let why = "workers keep dying of this request: it is given up";
+            return Err(self.env.refused("request", &format!("number {id}"), Errno::EIO, why));
+        }
+        let suspect = known.is_some_and(|crash_record| crash_record.is_suspect());
+        let alone = suspect.then(|| self.suspects_alone.lock());
+        if let Some(crash_record) = known {
+            self.note(id, CrashRecord { under_way: true, ..crash_record });
+        }
+        let resumed = if is_resent { self.intents().get(&id).cloned() } else { None };
+        let deadline = self.env.now() + self.time_left(unique);
+        Ok(Begun { ctx: RequestCtx::new(id, caller, deadline, resumed), known, alone })
     }
 
     /// The crash record of a resent request.
@@ -165,8 +135,11 @@ impl FileSystem {
     /// The time left for the request.
     pub fn time_left(&self, unique: u64) -> Duration {
         let timeout = self.env.options().timeout;
+        if unique & AGAIN == 0 {
+            return timeout;
+        }
         let crash_record = self.crash_records().of.get(&(unique & !AGAIN)).copied();
-        crash_record.filter(|_| unique & AGAIN != 0).map_or(timeout, |crash_record| {
+        crash_record.map_or(timeout, |crash_record| {
             let age =
                 self.env.clock().since_boot().saturating_sub(Duration::from_millis(crash_record.arrived));
             patience(timeout, age)
@@ -218,12 +191,6 @@ impl FileSystem {
         self.crash_records.lock()
     }
 
-    /// The deadline of the current request; outside of requests, a whole `--timeout` from now.
-    pub(in crate::fs) fn call(&self) -> Call {
-        let deadline = DEADLINE.try_with(|deadline| *deadline);
-        Call::foreground(deadline.unwrap_or_else(|_| self.env.now() + self.env.options().timeout))
-    }
-
     /// The request `unique` has been answered: it will not be resent.
     pub fn completed(&self, unique: u64) {
         let id = unique & !AGAIN;
@@ -234,12 +201,11 @@ impl FileSystem {
         self.forget_crash_record(id);
     }
 
-    /// Journals the intent of the current request. From now on it may be done in parts.
-    pub(in crate::fs) fn record_intent(&self, intent: Intent) {
-        let Some(id) = current() else { return };
+    /// Journals what the request is about to do. From now on it may be done in parts.
+    pub(in crate::fs) fn record_intent(&self, ctx: &RequestCtx, intent: Intent) {
         if self.env.journal().is_enabled() {
-            self.env.journal().record(&Key::Intent(id), &intent);
-            self.intents().insert(id, intent.clone());
+            self.env.journal().record(&Key::Intent(ctx.id), &intent);
+            self.intents().insert(ctx.id, intent.clone());
         }
         failpoint::point(match intent {
             Intent::Make => "make",
@@ -250,10 +216,9 @@ impl FileSystem {
         });
     }
 
-    /// The handle that the current request opened before the last worker died.
-    pub(in crate::fs) fn opened_before(&self) -> Option<Arc<crate::fs::ops::open::Handle>> {
-        let id = current()?;
-        self.unacknowledged.lock().get(&id).cloned()
+    /// The handle that the request opened before the last worker died.
+    pub(in crate::fs) fn opened_before(&self, ctx: &RequestCtx) -> Option<Arc<crate::fs::ops::open::Handle>> {
+        self.unacknowledged.lock().get(&ctx.id).cloned()
     }
 }
 

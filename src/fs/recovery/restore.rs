@@ -18,9 +18,8 @@ use crate::fs::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
 use crate::fs::journal::{Journal, Key, Value};
 use crate::fs::namespace::listing::{DirEntry, Head, Listing};
 use crate::fs::ops::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
-use crate::fs::recovery::replay::Intent;
+use crate::fs::types::ctx::Intent;
 use crate::fs::types::errno::Errno;
-use crate::fs::writeback::commit::Cause;
 use crate::secret::SecretBytes;
 use crate::vault::cache::LagMemory;
 use crate::vault::{Call, Content, Meta, Object, Page};
@@ -388,13 +387,12 @@ impl FileSystem {
                 // Its last close was answered, or will not be: no handle stores it.
                 let (fs, file) = (self.clone(), file.clone());
                 self.env.spawn(async move {
-                    let _ = fs.commit(&file, &fs.call(), Cause::Release).await;
-                    fs.table().drop_unheld(file.ino);
+                    fs.store_closed(&file, &Call::foreground(fs.env.deadline())).await;
                 });
             } else if moved {
                 let (fs, file) = (self.clone(), file.clone());
                 self.env.spawn(async move {
-                    let call = Call::background(fs.env.now() + fs.env.options().timeout);
+                    let call = Call::background(fs.env.deadline());
                     let _lock = fs.lock_commit(&file, &call).await;
                     fs.finish_move(&file, &call).await;
                     fs.table().drop_unheld(file.ino);

@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use parking_lot::MutexGuard;
 
+use crate::fs::FileSystem;
 use crate::fs::inode::file::File;
 use crate::fs::inode::{DeferredDelete, DirKind, Node};
+use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::retry::LAST_RETRY;
-use crate::fs::{FileSystem, Step};
 use crate::sys::program::name_of;
 use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, VersionTag};
 
@@ -94,11 +95,11 @@ impl FileSystem {
     }
 
     /// FSYNCDIR: executes deferred deletes in and below the directory, and returns the error.
-    pub fn fsync_dir(self: &Arc<Self>, ino: u64) -> Step<()> {
-        let Ok(Node::Dir(dir)) = self.node(ino) else { return Ok(()).into() };
-        let DirKind::Tree(under) = &dir.kind else { return Ok(()).into() };
-        let (fs, names) = (self.clone(), self.unreplaced(under.as_str()));
-        Step::later(async move { fs.delete_hidden_now(&names, &fs.call()).await })
+    pub async fn fsync_dir(&self, ctx: &RequestCtx, ino: u64) -> Result<()> {
+        let Ok(Node::Dir(dir)) = self.node(ino) else { return Ok(()) };
+        let DirKind::Tree(under) = &dir.kind else { return Ok(()) };
+        let names = self.unreplaced(under.as_str());
+        self.delete_hidden_now(&names, ctx.call().await).await
     }
 
     /// Deletes what has been hidden under `name` since that moment, unless the name is reused
@@ -113,7 +114,7 @@ impl FileSystem {
                 if fs.table().deferred_deletes.get(&name).is_none_or(|hidden| hidden.since != since) {
                     return;
                 }
-                let call = Call::background(fs.env.now() + fs.env.options().timeout);
+                let call = Call::background(fs.env.deadline());
                 let deleted = match fs.without_stores(&call).await {
                     Ok(_alone) => fs.delete_unless_replaced(&name, &call).await,
                     Err(e) => Err(e),

@@ -218,7 +218,7 @@ impl FileSystem {
                     _ => return,
                 }
             }
-            let call = Call::background(fs.env.now() + fs.env.options().timeout);
+            let call = Call::background(fs.env.deadline());
             fs.promote_provisional(&file, &call).await;
         });
     }

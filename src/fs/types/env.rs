@@ -68,6 +68,11 @@ impl Env {
         self.clock.now()
     }
 
+    /// The deadline of background work that begins now.
+    pub fn deadline(&self) -> std::time::Instant {
+        self.now() + self.options.timeout
+    }
+
     pub fn wall(&self) -> SystemTime {
         self.clock.wall()
     }

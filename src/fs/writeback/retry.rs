@@ -60,7 +60,7 @@ impl FileSystem {
             file.change_alone().retrying = Some(self.env.now() + pause);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.last_pause(&file));
-            let call = Call::background(self.env.now() + self.env.options().timeout);
+            let call = Call::background(self.env.deadline());
             let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
             let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
             if stored || !again {
