@@ -73,20 +73,66 @@ pub fn is_held(pid: u32) -> bool {
 }
 
 fn is_frozen(pid: u32) -> bool {
-    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else { return false };
-    let mounts = mount_table::table().unwrap_or_default();
-    let hierarchies = mounts.iter().filter(|mount| mount.fs_type == "cgroup2");
-    let events = hierarchies.map(|mount| mount.mountpoint.join(group).join("cgroup.events"));
-    let mut texts = events.filter_map(|path| std::fs::read_to_string(path).ok());
-    texts.any(|text| text.lines().any(|line| line == "frozen 1"))
+    let is_frozen = |text: String| text.lines().any(|line| line == "frozen 1");
+    cgroup_files(&pid.to_string(), "cgroup.events").any(|(_, text)| is_frozen(text))
 }
 
-/// Processes that the kernel has killed for lack of memory since boot, in any cgroup; `None` if
-/// unknown.
-pub fn oom_kills() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/vmstat").ok()?;
-    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+/// The files of that name in the cgroups of a process, of version 2 and of the version 1 hierarchy
+/// that the name begins with.
+fn cgroup_files(pid: &str, file: &'static str) -> impl Iterator<Item = (PathBuf, String)> {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mounts = mount_table::table().unwrap_or_default();
+    let mut paths = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(number), Some(controllers), Some(group)) = (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
+        let fs_type = if number == "0" { "cgroup2" } else { "cgroup" };
+        let begins = |controller: &str| file.split('.').next() == Some(controller);
+        if number == "0" || controllers.split(',').any(begins) {
+            let hierarchies = mounts.iter().filter(|mount| mount.fs_type == fs_type);
+            paths.extend(
+                hierarchies.map(|mount| mount.mountpoint.join(group.trim_start_matches('/')).join(file)),
+            );
+        }
+    }
+    paths.into_iter().filter_map(|path| Some((path.clone(), std::fs::read_to_string(path).ok()?)))
+}
+
+/// Processes that the kernel has killed for lack of memory, as far as it shows them.
+#[derive(Debug, Clone, Default)]
+pub struct OomKills {
+    /// In this process's cgroup: the file, and the count.
+    cgroup: Option<(PathBuf, u64)>,
+    /// On the whole machine.
+    machine: Option<u64>,
+}
+
+impl OomKills {
+    /// Until now, since boot.
+    pub fn now() -> Self {
+        let count = |text: &str| {
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok())
+        };
+        let files = ["memory.events.local", "memory.events", "memory.oom_control"];
+        let mut found = files.into_iter().flat_map(|file| cgroup_files("self", file));
+        let machine = std::fs::read_to_string("/proc/vmstat").ok();
+        Self {
+            cgroup: found.find_map(|(path, text)| Some((path, count(&text)?))),
+            machine: machine.and_then(|text| count(&text)),
+        }
+    }
+
+    /// Whether there were more by then. Those in other cgroups do not count, unless this process was
+    /// moved between cgroups meanwhile.
+    pub fn more_by(&self, then: &Self) -> bool {
+        match (&self.cgroup, &then.cgroup) {
+            (Some((before, count)), Some((now, counted))) if before == now => counted > count,
+            _ => then.machine > self.machine,
+        }
+    }
 }
 
 /// Whether a visible process has an inotify watch on the file system `dev`. Reads every descriptor
@@ -218,6 +264,22 @@ mod tests {
         assert!(!is_zombie(std::process::id()));
         assert!(started(std::process::id()) >= started(nix::unistd::getppid().as_raw() as u32));
         assert_eq!(started(child.id()), None);
+    }
+
+    #[test]
+    fn out_of_memory_kills_in_other_cgroups_do_not_count() {
+        let kills = |group: &str, count, machine| OomKills { cgroup: Some((group.into(), count)), machine };
+        let before = kills("/a/memory.events", 1, Some(5));
+        for (then, expected) in [
+            (kills("/a/memory.events", 1, Some(9)), false),
+            (kills("/a/memory.events", 2, Some(6)), true),
+            (kills("/b/memory.events", 0, Some(6)), true),
+            (kills("/b/memory.events", 7, Some(5)), false),
+            (OomKills { cgroup: None, machine: Some(6) }, true),
+            (OomKills::default(), false),
+        ] {
+            assert_eq!(before.more_by(&then), expected, "{then:?}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::fs::Ending;
 use crate::secret::SecretString;
 use crate::sys::channel::Channel;
 use crate::sys::process;
+use crate::sys::process::OomKills;
 
 /// How workers are started; the same for each.
 #[derive(Debug)]
@@ -50,8 +51,8 @@ pub struct Worker {
     /// Its heartbeat.
     heartbeat: HeartbeatMonitor,
     verdict: Verdict,
-    /// The machine's OOM kills when it was started.
-    oom_kills: Option<u64>,
+    /// The out-of-memory kills before it was started.
+    oom_kills: OomKills,
 }
 
 /// The result of a heartbeat check.
@@ -84,7 +85,7 @@ impl Worker {
             None => "/proc/self/exe".to_owned(),
         };
         let config = &spawn_config.config;
-        let oom_kills = process::oom_kills();
+        let oom_kills = OomKills::now();
         let mut child = Command::new(exe)
             .arg0("vaultfs")
             .arg(WORKER_COMMAND)
@@ -176,8 +177,8 @@ impl Worker {
     /// worker that is held.
     pub fn exit_message(&self, status: Option<ExitStatus>) -> Ending {
         let is_stuck = matches!(self.verdict, Verdict::Killed { held: false, .. });
-        // Of the whole machine: no file shows for certain which process it was.
-        verdict(status, is_stuck || process::oom_kills() > self.oom_kills)
+        // Of its cgroup, or of the machine: no file shows for certain which process it was.
+        verdict(status, is_stuck || self.oom_kills.more_by(&OomKills::now()))
     }
 
     /// Its exit status, if it is dead or dies now.
@@ -275,7 +276,7 @@ mod tests {
             serving_since: None,
             heartbeat: HeartbeatMonitor::new(Instant::now()),
             verdict: Verdict::Free,
-            oom_kills: process::oom_kills(),
+            oom_kills: OomKills::now(),
         }
     }
 
@@ -297,13 +298,6 @@ mod tests {
         let mut killed = worker();
         killed.child.kill().unwrap();
         assert_eq!(killed.verdict(), Some(Ending::Killed));
-
-        let mut without_memory = worker();
-        without_memory.oom_kills = None;
-        without_memory.child.kill().unwrap();
-        let is_counted = process::oom_kills().is_some();
-        let expected = if is_counted { Ending::Crashed } else { Ending::Killed };
-        assert_eq!(without_memory.verdict(), Some(expected));
     }
 
     #[test]
