@@ -125,8 +125,8 @@ impl OomKills {
         }
     }
 
-    /// Whether there were more by then. Those in other cgroups do not count, unless this process was
-    /// moved between cgroups meanwhile.
+    /// Whether there were more by then. Those in other cgroups do not count, unless this process
+    /// was moved between cgroups meanwhile.
     pub fn more_by(&self, then: &Self) -> bool {
         match (&self.cgroup, &then.cgroup) {
             (Some((before, count)), Some((now, counted))) if before == now => counted > count,

@@ -436,11 +436,11 @@ fn successors_go_on(
     first.ask_all(&before)?;
     let (inodes, handles) = (first.inodes.clone(), first.handles.clone());
     drop(first);
-    let mut records = journal.load();
+    let mut records = journal.read();
     bend(&mut records, &bends);
     let bent = Arc::new(MemoryJournal::default());
     let record = |(slot, value)| Record { slot, order: 1, value: Some(value) };
-    bent.commit(records.into_iter().map(record).collect());
+    bent.append(records.into_iter().map(record).collect());
     let panics = PANICS.load(Ordering::SeqCst);
     let mut second = Mounted::of(&runtime, vault, bent, kind);
     (second.inodes, second.handles) = (inodes, handles);
@@ -463,7 +463,7 @@ fn memory_is_read((bends, records): (Vec<Bend>, Records)) -> Result<(), TestCase
         let value = if secret { Value::Secret(SecretBytes::from(&*value)) } else { Value::Plain(value) };
         Record { slot, order: order as u64 + 1, value: Some(value) }
     };
-    records.into_iter().enumerate().for_each(|numbered| state.commit(vec![record(numbered)]));
+    records.into_iter().enumerate().for_each(|numbered| state.append(vec![record(numbered)]));
     let used = state.status().bytes;
     drop(state);
     let memory = File::from(fd.try_clone().unwrap());
@@ -474,10 +474,10 @@ fn memory_is_read((bends, records): (Vec<Bend>, Records)) -> Result<(), TestCase
         memory.write_all_at(&[byte], if at < 4096 { at % 72 + 24 } else { at }).unwrap();
     }
     let successor = state_log::State::open(fd, &key).unwrap();
-    let loaded = successor.load();
+    let loaded = successor.read();
     let status = successor.status();
     prop_assert!(status.refused == 0 || status.problem.is_some(), "{:?}", status);
-    successor.commit(vec![Record { slot: b"new".to_vec(), order: 1, value: Some(Value::Plain(Vec::new())) }]);
+    successor.append(vec![Record { slot: b"new".to_vec(), order: 1, value: Some(Value::Plain(Vec::new())) }]);
     prop_assert!(loaded.len() <= status.records);
     Ok(())
 }

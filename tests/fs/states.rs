@@ -134,12 +134,12 @@ async fn records_that_are_unknown_are_kept_and_spoil_no_others() {
         order: 1,
         value: Some(Value::Plain(value.clone())),
     };
-    log.commit(unknown.iter().map(record).collect());
+    log.append(unknown.iter().map(record).collect());
     let sh = mounted(log.clone());
     assert_eq!(sh.fs.status().journal.unwrap().refused, 2);
     assert_eq!(sh.read_all(&held).await.unwrap(), b"old");
     assert_eq!(sh.fs.unsaved().len(), 2);
-    let kept = log.load();
+    let kept = log.read();
     assert!(
         kept.iter()
             .any(|(slot, value)| *slot == [200] && matches!(value, Value::Plain(v) if *v == [1, 2, 3]))

@@ -91,8 +91,8 @@ impl Log {
     /// The next commit copies what is live to the other region first.
     fn is_full(&self) {
         let slot = |value| vec![Record { slot: b"filler".to_vec(), order: 1, value }];
-        self.state.commit(slot(Some(Value::Plain(vec![1; 5 << 20]))));
-        self.state.commit(slot(None));
+        self.state.append(slot(Some(Value::Plain(vec![1; 5 << 20]))));
+        self.state.append(slot(None));
     }
 }
 
@@ -113,16 +113,16 @@ impl Mortal for Log {
 }
 
 impl Journal for Log {
-    fn commit(&self, records: Vec<Record>) {
+    fn append(&self, records: Vec<Record>) {
         if !self.has_stopped() {
             PUBLISHING.set(Some(self.death.clone()));
             failpoint::observe(Some(passes));
-            self.state.commit(records);
+            self.state.append(records);
             failpoint::observe(None);
         }
     }
-    fn load(&self) -> Vec<(Vec<u8>, Value)> {
-        self.state.load()
+    fn read(&self) -> Vec<(Vec<u8>, Value)> {
+        self.state.read()
     }
     fn status(&self) -> JournalStatus {
         self.state.status()
@@ -163,19 +163,19 @@ fn a_publish_is_there_as_a_whole_or_not_at_all() {
             Value::Plain(bytes) => bytes,
             Value::Secret(bytes) => bytes.expose().to_vec(),
         };
-        log.load().into_iter().map(|(slot, at)| (slot, value(at))).collect::<BTreeMap<_, _>>()
+        log.read().into_iter().map(|(slot, at)| (slot, value(at))).collect::<BTreeMap<_, _>>()
     };
     let mut points = BTreeMap::new();
     for (commit, full) in (0..3).flat_map(|commit| [(commit, false), (commit, true)]) {
         for step in 0.. {
             let log = Log::new();
-            commits().drain(..commit).for_each(|records| log.commit(records));
+            commits().drain(..commit).for_each(|records| log.append(records));
             if full {
                 log.is_full();
             }
             let before = shown(&log);
             log.stop_after(step);
-            log.commit(commits().remove(commit));
+            log.append(commits().remove(commit));
             let after = shown(&log);
             assert_ne!(before, after);
             let Some(image) = log.death.image.lock().unwrap().take() else { break };

@@ -1,7 +1,7 @@
 //! The journal that outlives a worker: records in a memfd that the keeper holds.
 //!
-//! 1. A log in memory with two regions, one of them active. Records are appended, then committed by
-//!    one store of the region's length: after a death at any moment a commit is there as a whole,
+//! 1. A log in memory with two regions, one of them active. Records are written, then published by
+//!    one store of the region's length: after a death at any moment an append is there as a whole,
 //!    or not at all.
 //! 2. The one writing worker knows the live records by key (`writer`). When most of a region is
 //!    dead, the live records are copied to the other region, which one store activates; the old
@@ -119,7 +119,7 @@ impl State {
         Some(SecretBytes::from(&*plain))
     }
 
-    /// Encodes records; they are not committed yet.
+    /// Encodes records; they are not published yet.
     fn encode(&self, writer: &mut Writer, records: &[Record]) -> (Vec<u8>, Vec<(usize, usize)>) {
         let room: usize = records
             .iter()
@@ -243,7 +243,7 @@ pub fn plain_records(state: impl AsFd) -> Result<Vec<PlainRecord>, StateError> {
 const DELETIONS: usize = 4096;
 
 impl Journal for State {
-    fn commit(&self, mut records: Vec<Record>) {
+    fn append(&self, mut records: Vec<Record>) {
         let mut writer = self.writer();
         let writer = &mut *writer;
         records.retain(|record| !writer.is_late(record));
@@ -311,7 +311,7 @@ impl Journal for State {
         }
     }
 
-    fn load(&self) -> Vec<(Vec<u8>, Value)> {
+    fn read(&self) -> Vec<(Vec<u8>, Value)> {
         let mut writer = self.writer();
         let mut all = Vec::with_capacity(writer.live.len());
         let mut lost = 0;
@@ -366,7 +366,7 @@ mod tests {
     fn shown(state: &State) -> Vec<(String, String)> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mut all: Vec<_> = state
-            .load()
+            .read()
             .iter()
             .map(|(key, value)| match value {
                 Value::Plain(bytes) => (text(key), text(bytes)),
@@ -382,10 +382,10 @@ mod tests {
         let key = SealKey::random().unwrap();
         let fd = create().unwrap();
         let first = State::open(fd.try_clone().unwrap(), &key).unwrap();
-        first.commit(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
-        first.commit(vec![put("a", 4, "three"), gone("b", 5)]);
+        first.append(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
+        first.append(vec![put("a", 4, "three"), gone("b", 5)]);
         // Later to arrive, earlier in order.
-        first.commit(vec![put("a", 3, "late"), put("b", 2, "late")]);
+        first.append(vec![put("a", 3, "late"), put("b", 2, "late")]);
         let memory = first.map.read(0, HEADER + STEP);
         assert!(!memory.windows(7).any(|part| part == b"correct"));
         drop(first);
@@ -394,7 +394,7 @@ mod tests {
         let expected = expected.map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(shown(&second), expected);
         assert!(second.status().complete);
-        second.commit(vec![gone("a", 1)]);
+        second.append(vec![gone("a", 1)]);
         drop(second);
         let wrong = State::open(fd, &SealKey::random().unwrap()).unwrap();
         assert_eq!(shown(&wrong), []);
@@ -407,8 +407,8 @@ mod tests {
         let fd = create().unwrap();
         assert_eq!(plain_records(&fd).unwrap(), []);
         let state = State::open(fd.try_clone().unwrap(), &key).unwrap();
-        state.commit(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
-        state.commit(vec![put("a", 4, "three"), gone("b", 5)]);
+        state.append(vec![put("a", 1, "one"), put("b", 2, "two"), secret("s", 3, b"correct horse")]);
+        state.append(vec![put("a", 4, "three"), gone("b", 5)]);
         assert_eq!(plain_records(&fd).unwrap(), [(b"a".to_vec(), b"three".to_vec())]);
         assert_eq!(state.map.header().epoch.load(Ordering::Relaxed), 1);
     }
@@ -429,9 +429,9 @@ mod tests {
         let key = SealKey::random().unwrap();
         let fd = create().unwrap();
         let first = State::open(fd.try_clone().unwrap(), &key).unwrap();
-        first.commit(vec![put("a", 1, "one")]);
+        first.append(vec![put("a", 1, "one")]);
         let counted = first.map.header().len[0].load(Ordering::Acquire);
-        first.commit(vec![put("a", 2, "two"), put("b", 3, "two")]);
+        first.append(vec![put("a", 2, "two"), put("b", 3, "two")]);
         first.map.header().len[0].store(counted, Ordering::Release);
         drop(first);
         assert_eq!(shown(&State::open(fd, &key).unwrap()), [("a".to_owned(), "one".to_owned())]);
@@ -442,10 +442,10 @@ mod tests {
         let key = SealKey::random().unwrap();
         let fd = create().unwrap();
         let state = State::open(fd.try_clone().unwrap(), &key).unwrap();
-        state.commit(vec![put("kept", 1, "kept")]);
+        state.append(vec![put("kept", 1, "kept")]);
         let large = vec![b'x'; 100_000];
         for round in 0..500 {
-            state.commit(vec![secret("s", 2 + round, &large)]);
+            state.append(vec![secret("s", 2 + round, &large)]);
         }
         assert!(state.status().bytes < 8 << 20, "{:?}", state.status());
         let blocks = std::os::unix::fs::MetadataExt::blocks(&state.file.metadata().unwrap());
@@ -462,12 +462,12 @@ mod tests {
         let fd = create().unwrap();
         let mut state = State::open(fd.try_clone().unwrap(), &key).unwrap();
         state.largest = 1000;
-        state.commit(vec![put("a", 1, "one")]);
+        state.append(vec![put("a", 1, "one")]);
         let too_much = "x".repeat(2000);
-        state.commit(vec![put("a", 2, &too_much), put("b", 2, "two")]);
+        state.append(vec![put("a", 2, &too_much), put("b", 2, "two")]);
         assert!(!state.status().complete);
-        state.commit(vec![put("c", 3, "the rest goes on")]);
-        state.commit(vec![gone("b", 4)]);
+        state.append(vec![put("c", 3, "the rest goes on")]);
+        state.append(vec![gone("b", 4)]);
         assert!(!state.status().complete, "a is still missed");
         drop(state);
         let mut state = State::open(fd.try_clone().unwrap(), &key).unwrap();
@@ -476,9 +476,9 @@ mod tests {
         assert_eq!(shown(&state)[0], ("a".to_owned(), "one".to_owned()));
         state.accept();
         assert!(state.status().complete);
-        state.commit(vec![put("a", 1, &too_much)]);
+        state.append(vec![put("a", 1, &too_much)]);
         assert!(!state.status().complete);
-        state.commit(vec![put("a", 2, "three")]);
+        state.append(vec![put("a", 2, "three")]);
         assert!(state.status().complete);
         drop(state);
         assert!(State::open(fd, &key).unwrap().status().complete);

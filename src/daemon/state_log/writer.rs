@@ -15,7 +15,8 @@ pub(super) const NONCE: usize = 12;
 pub(super) const DELETED: u8 = 0;
 pub(super) const PLAIN: u8 = 1;
 pub(super) const SEALED: u8 = 2;
-/// Plain, and the value begins with its version. [`PLAIN`] ones are of version 1: state 4 had those.
+/// Plain, and the value begins with its version. [`PLAIN`] ones are of version 1: state 4 had
+/// those.
 pub(super) const VERSIONED: u8 = 3;
 
 /// The value of a record that is no secret, with its version.

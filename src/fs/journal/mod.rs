@@ -51,10 +51,10 @@ pub struct Record {
 /// Keeps records for a successor.
 pub trait Journal: Send + Sync + fmt::Debug {
     /// Takes all of these records; none if the process dies meanwhile.
-    fn commit(&self, records: Vec<Record>);
-    /// The live records. Called once, before the first [`Journal::commit`].
-    fn load(&self) -> Vec<(Vec<u8>, Value)>;
-    /// For `status`. After [`Journal::load`] it is incomplete if the predecessor's was.
+    fn append(&self, records: Vec<Record>);
+    /// The live records. Called once, before the first [`Journal::append`].
+    fn read(&self) -> Vec<(Vec<u8>, Value)>;
+    /// For `status`. After [`Journal::read`] it is incomplete if the predecessor's was.
     fn status(&self) -> JournalStatus;
     /// The predecessor's losses are accounted for: from now on only new ones count.
     fn accept(&self);
@@ -143,8 +143,8 @@ impl Key {
         postcard::from_bytes(bytes).ok()
     }
 
-    /// The version of this kind's values, their first byte. Whoever changes what a kind's value says
-    /// counts it up here, and brings the value before into the new form in [`Key::value`].
+    /// The version of this kind's values, their first byte. Whoever changes what a kind's value
+    /// says counts it up here, and brings the value before into the new form in [`Key::value`].
     fn version(&self) -> u8 {
         1
     }
@@ -215,8 +215,8 @@ impl Transaction {
         }
     }
 
-    /// The same for an encoded value, which gets its version. If encoding failed the slot is missed, which status reports:
-    /// a request must not end the worker.
+    /// The same for an encoded value, which gets its version. If encoding failed the slot is
+    /// missed, which status reports: a request must not end the worker.
     pub(super) fn record_encoded(&self, key: &Key, bytes: postcard::Result<Vec<u8>>) {
         match bytes {
             Ok(bytes) => self.write(key, Some(Value::Plain([&[key.version()][..], &bytes].concat()))),
@@ -257,7 +257,7 @@ impl Transaction {
     pub(super) fn publish(&self) {
         let records = self.records.take();
         if let Some(inner) = self.journal.0.as_ref().filter(|_| !records.is_empty()) {
-            inner.journal.commit(records);
+            inner.journal.append(records);
         }
     }
 }
@@ -289,14 +289,14 @@ impl Deref for Part<'_> {
 }
 
 /// A journal in memory, for tests: it outlives a file system, not the process. It can stop after
-/// any number of commits, like a killed process.
+/// any number of appends, like a killed process.
 #[derive(Debug, Default)]
 pub struct MemoryJournal(Mutex<MemoryState>);
 
 #[derive(Debug, Default)]
 struct MemoryState {
     live: HashMap<Vec<u8>, (u64, Option<Value>)>,
-    commits: u64,
+    appends: u64,
     stops_after: Option<u64>,
     misses: bool,
     refused: usize,
@@ -307,10 +307,10 @@ impl MemoryJournal {
         self.0.lock()
     }
 
-    /// Takes so many more commits, and nothing after them.
-    pub fn stop_after(&self, commits: u64) {
+    /// Takes so many more appends, and nothing after them.
+    pub fn stop_after(&self, appends: u64) {
         let mut memory = self.memory();
-        memory.stops_after = Some(memory.commits + commits);
+        memory.stops_after = Some(memory.appends + appends);
     }
 
     /// From now on chunks of values are lost.
@@ -318,10 +318,10 @@ impl MemoryJournal {
         self.memory().misses = true;
     }
 
-    /// Whether a commit was lost.
+    /// Whether an append was lost.
     pub fn has_stopped(&self) -> bool {
         let memory = self.memory();
-        memory.stops_after.is_some_and(|last| memory.commits > last)
+        memory.stops_after.is_some_and(|last| memory.appends > last)
     }
 
     /// A copy for a successor.
@@ -333,10 +333,10 @@ impl MemoryJournal {
 }
 
 impl Journal for MemoryJournal {
-    fn commit(&self, records: Vec<Record>) {
+    fn append(&self, records: Vec<Record>) {
         let mut memory = self.memory();
-        memory.commits += 1;
-        if memory.stops_after.is_some_and(|last| memory.commits > last) {
+        memory.appends += 1;
+        if memory.stops_after.is_some_and(|last| memory.appends > last) {
             return;
         }
         let misses = memory.misses;
@@ -350,7 +350,7 @@ impl Journal for MemoryJournal {
         }
     }
 
-    fn load(&self) -> Vec<(Vec<u8>, Value)> {
+    fn read(&self) -> Vec<(Vec<u8>, Value)> {
         let memory = self.memory();
         memory.live.iter().filter_map(|(key, (_, value))| Some((key.clone(), value.clone()?))).collect()
     }
@@ -380,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_one_commit_and_a_panic_publishes_nothing_of_it() {
+    fn a_change_is_one_append_and_a_panic_publishes_nothing_of_it() {
         let journal = Arc::new(MemoryJournal::default());
         let writer = JournalWriter::new(journal.clone());
         let change = |panics: bool| {
@@ -390,10 +390,10 @@ mod tests {
             assert!(!panics, "in the middle of it");
             tx.delete(&Key::Salt);
         };
-        let commits = || journal.memory().commits;
+        let appends = || journal.memory().appends;
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(true))).unwrap_err();
-        assert_eq!((commits(), journal.load().len()), (0, 0));
+        assert_eq!((appends(), journal.read().len()), (0, 0));
         change(false);
-        assert_eq!((commits(), journal.load().len()), (1, 1));
+        assert_eq!((appends(), journal.read().len()), (1, 1));
     }
 }

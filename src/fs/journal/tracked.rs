@@ -1,5 +1,5 @@
-//! Collections that remember which entries changed, so that the journal gets these when the lock that guards the
-//! collection is released. Reads go to the collection itself.
+//! Collections that remember which entries changed, so that the journal gets these when the lock
+//! that guards the collection is released. Reads go to the collection itself.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

@@ -5,8 +5,8 @@
 //! 2. Only crashes are charged ([`Ending`]); upgrades and a SIGKILL from outside are not, however
 //!    many there are.
 //! 3. After a crash, resent requests that were under way begin one after another, evenly spaced
-//!    within [`RELEASED_WITHIN`], those with the fewest crashes first ([`delay`]). Innocent requests
-//!    complete, and the poison is soon alone, or the only one present each time.
+//!    within [`RELEASED_WITHIN`], those with the fewest crashes first ([`delay`]). Innocent
+//!    requests complete, and the poison is soon alone, or the only one present each time.
 //! 4. A request is poisoned, and failed, once it has two crashes, and was alone at the last one, or
 //!    twice more suspect than all others.
 

@@ -31,8 +31,8 @@ use crate::fs::{CrashRecords, FileSystem, Step, Work};
 /// The flag in the number of a resent request.
 const AGAIN: u64 = 1 << 63;
 
-/// Minimum time of a resent request whose deadline has passed: perhaps no worker could answer. Given
-/// once.
+/// Minimum time of a resent request whose deadline has passed: perhaps no worker could answer.
+/// Given once.
 const MIN_RETRY_TIME: Duration = Duration::from_secs(1);
 /// The same once a worker had that time: enough for what is known without the vault. Otherwise
 /// deaths in short order would delay the answer without end.
@@ -67,8 +67,8 @@ impl FileSystem {
     }
 
     /// Begins `work` for the request `unique`: polled once, it is done if nothing has to be asked
-    /// of the vault. [`FileSystem::completed`] ends a request that changed something, waited, or was
-    /// resent.
+    /// of the vault. [`FileSystem::completed`] ends a request that changed something, waited, or
+    /// was resent.
     pub fn run<'a, T: 'a, W: Work<T> + 'a>(
         self: &Arc<Self>,
         unique: u64,

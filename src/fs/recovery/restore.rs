@@ -46,7 +46,7 @@ struct JournalContents {
 impl JournalContents {
     fn in_journal(journal: &dyn Journal) -> Self {
         let mut contents = Self::default();
-        for (key, value) in journal.load() {
+        for (key, value) in journal.read() {
             match (Key::decode(&key), value) {
                 (Some(key), Value::Plain(bytes)) => match key.value(&bytes).map(<[u8]>::to_vec) {
                     Some(value) => drop(contents.plain.insert(key, value)),

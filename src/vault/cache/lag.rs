@@ -339,8 +339,8 @@ impl Lag {
         self.seen = self.seen.max(Some(asked));
     }
 
-    /// An answer requested at `asked`, which arrived at `answered`, shows this version; `again`: the
-    /// query was a repetition.
+    /// An answer requested at `asked`, which arrived at `answered`, shows this version; `again`:
+    /// the query was a repetition.
     pub fn presence(&mut self, item: &Summary, asked: Instant, answered: Instant, again: bool) -> Verdict {
         self.forget(asked);
         let is_gone = self.entries.get(&item.id).is_some_and(|entry| entry.newest.is_none());
