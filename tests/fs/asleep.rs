@@ -20,7 +20,7 @@ async fn asleep(options: Options) -> (Shell, Fd) {
     sh.fs.follow_changes();
     let held = sh.open("f", READ).await.unwrap();
     assert_eq!(sh.read_all(&held).await.unwrap(), b"one");
-    sh.told.inodes.lock().unwrap().clear();
+    sh.kernel.inodes.lock().unwrap().clear();
     sh.pass(LONG).await;
     let ((), cost) = sh.cost(sh.pass(Duration::from_secs(3600))).await;
     assert_eq!((cost, sh.fs.status().changes.refresh.awake), (0, false));
@@ -35,7 +35,7 @@ fn kinds_of_mounts() -> [Options; 2] {
 async fn falling_asleep_takes_pages_back_once_and_the_first_read_asks_whether_the_key_is_still_taken() {
     for options in kinds_of_mounts() {
         let (sh, held) = asleep(options).await;
-        let told = sh.told.inodes.lock().unwrap().clone();
+        let told = sh.kernel.inodes.lock().unwrap().clone();
         assert_eq!(told.iter().filter(|ino| **ino == held.ino).count(), 1, "{told:?}");
         let (bytes, cost) = sh.cost(sh.read_all(&held)).await;
         assert_eq!((bytes.unwrap().as_slice(), cost), (&b"one"[..], 1));
@@ -43,7 +43,7 @@ async fn falling_asleep_takes_pages_back_once_and_the_first_read_asks_whether_th
         assert_eq!(sh.cost(sh.read_all(&held)).await, (Ok(b"one".to_vec()), 0));
         // And again, as the kernel has pages again.
         sh.pass(LONG).await;
-        let told = sh.told.inodes.lock().unwrap().clone();
+        let told = sh.kernel.inodes.lock().unwrap().clone();
         assert_eq!(told.iter().filter(|ino| **ino == held.ino).count(), 2, "{told:?}");
         // Who looks the name up has an answer that counts.
         let (bytes, cost) = sh.cost(sh.cat("f")).await;

@@ -16,7 +16,7 @@ use crate::shell::{CREATE, EXCL, Shell};
 const DIALECTS: [Capabilities; 2] = [OBJECT_CAPABILITIES, KV_CAPABILITIES];
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A name that was not made anew so long after its file was renamed is deleted.
-const SETTLE: Duration = Duration::from_millis(5100);
+const DELETED_AFTER: Duration = Duration::from_millis(5100);
 
 /// The versions of an object; kv gives the bytes of the last one only.
 async fn has_history(sh: &Shell, name: &str, expected: &[&str]) -> bool {
@@ -95,7 +95,7 @@ async fn a_rename_that_only_looks_like_a_backup_is_stored_at_once_and_ends_a_lit
             (sh.stat("s").await, sh.ls("").await.unwrap()),
             (Err(Errno::ENOENT), vec!["s.2".to_owned()])
         );
-        sh.pass(SETTLE).await;
+        sh.pass(DELETED_AFTER).await;
         assert_eq!(sh.names().await, ["s.2"]);
         // And back again: nothing has happened.
         let id = sh.meta("s.2").await.unwrap().id;
@@ -259,7 +259,7 @@ async fn a_mount_ends_after_what_is_on_its_way() {
             if program.is_finished() {
                 // It was answered, and is deleted later.
                 sh.forget_all();
-                sh.pass(SETTLE).await;
+                sh.pass(DELETED_AFTER).await;
             }
             assert_eq!(sh.fs.drain(Drain::All, PATIENCE).await, []);
             let next = sh.remount();

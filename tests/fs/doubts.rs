@@ -284,7 +284,7 @@ async fn a_save_that_was_superseded_leaves_nothing_older_at_its_name() {
     let shown = sh.stat(NAME).await.unwrap().ino;
     assert_ne!(shown, fd.ino);
     // The kernel goes on with the name that it knows for a while.
-    sh.told.is_slow.store(true, Ordering::SeqCst);
+    sh.kernel.is_slow.store(true, Ordering::SeqCst);
     let others = [Other::Nothing, Other::Puts, Other::Nothing];
     session.meddler.play(Script { loss: Loss::Answer, others });
     sh.pwrite(&fd, 0, "[mine]").unwrap();

@@ -12,7 +12,7 @@ use crate::shell::{CREATE, EXCL, Shell, WRITE};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A provisional file left alone for so long is stored.
-const SETTLE: Duration = Duration::from_millis(5100);
+const DELETED_AFTER: Duration = Duration::from_millis(5100);
 
 async fn create_excl(sh: &Shell, name: &str, bytes: &str) {
     let fd = sh.open(name, EXCL).await.unwrap();
@@ -109,7 +109,7 @@ async fn a_rename_to_a_backup_alone_is_carried_out_after_a_while() {
     sh.put("s", "old").await;
     sh.mv("s", "s~").await.unwrap();
     assert_eq!(sh.names().await, ["s"]);
-    sh.pass(SETTLE).await;
+    sh.pass(DELETED_AFTER).await;
     assert_eq!(sh.names().await, ["s~"]);
     assert_eq!((sh.cat("s~").await, sh.stat("s").await), ("old".into(), Err(Errno::ENOENT)));
     sh.write_file("s", "made anew").await.unwrap();
@@ -125,7 +125,7 @@ async fn a_move_that_fails_half_way_is_finished_later() {
     sh.put("s", "old").await;
     sh.mv("s", "s~").await.unwrap();
     sh.vault.outage();
-    sh.pass(SETTLE).await;
+    sh.pass(DELETED_AFTER).await;
     sh.vault.clear();
     assert_eq!(sh.names().await, ["s"]);
     sh.pass(PATIENCE * 2).await;
@@ -135,7 +135,7 @@ async fn a_move_that_fails_half_way_is_finished_later() {
     sh.put("s", "old").await;
     sh.mv("s", "s~").await.unwrap();
     sh.vault.fail_next(Op::Create, Fault::Before(ErrorKind::Forbidden));
-    sh.pass(SETTLE).await;
+    sh.pass(DELETED_AFTER).await;
     assert!(sh.fs.drain(Drain::All, PATIENCE).await.is_empty());
     assert_eq!(sh.names().await, ["s~"], "unmount finishes it too");
 }
@@ -204,7 +204,7 @@ async fn a_backup_name_that_is_an_object_already_keeps_its_own_history() {
     sh.put("s~", "older").await;
     sh.refresh().await;
     sh.mv("s", "s~").await.unwrap();
-    sh.pass(SETTLE).await;
+    sh.pass(DELETED_AFTER).await;
     assert_eq!(
         (sh.names().await, sh.history("s~").await),
         (vec!["s~".to_owned()], vec!["older".into(), "new".into()])
@@ -245,7 +245,7 @@ async fn sed_with_a_backup_keeps_both() {
     sh.mv("f", "f.orig").await.unwrap();
     sh.mv("sedAbCdEf", "f").await.unwrap();
     assert_eq!(sh.history("f").await, ["old", "new"], "history goes on");
-    sh.pass(SETTLE).await;
+    sh.pass(DELETED_AFTER).await;
     assert_eq!(
         (sh.names().await, sh.cat("f.orig").await),
         (vec!["f".into(), "f.orig".to_owned()], "old".into())
@@ -259,7 +259,7 @@ async fn a_file_that_only_looks_like_a_temporary_is_stored() {
     assert_eq!(sh.history(".env.docker").await, ["made by hand"]);
     create_excl(&sh, ".env.devel1", "by a program").await;
     assert_eq!((sh.names().await.len(), sh.cat(".env.devel1").await), (1, "by a program".into()));
-    sh.pass(SETTLE).await;
+    sh.pass(DELETED_AFTER).await;
     assert_eq!(sh.history(".env.devel1").await, ["by a program"]);
     create_excl(&sh, ".env.devel2", "at unmount").await;
     assert!(sh.fs.drain(Drain::All, PATIENCE).await.is_empty());
@@ -284,7 +284,7 @@ async fn a_provisional_file_is_kept_while_it_is_open_or_forgotten() {
     sh.pass(Duration::from_secs(3)).await;
     assert!(sh.names().await.is_empty(), "opened again before it was left alone for long");
     sh.close(fd).await.unwrap();
-    sh.pass(SETTLE).await;
+    sh.pass(DELETED_AFTER).await;
     assert_eq!(sh.history("a.tmp").await, ["x"]);
 }
 
@@ -307,7 +307,7 @@ async fn a_provisional_file_whose_rename_fails_is_stored_under_its_own_name() {
     // The rename is under way when the file would be stored.
     sh.vault.fail_next(Op::Update, Fault::Hang);
     assert_eq!(sh.mv("s.tmp", "s").await, Err(Errno::ETIMEDOUT));
-    sh.pass(SETTLE * 2).await;
+    sh.pass(DELETED_AFTER * 2).await;
     assert_eq!(
         (sh.history("s").await, sh.history("s.tmp").await),
         (vec!["old".into()], vec!["new".to_owned()])

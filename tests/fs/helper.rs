@@ -24,7 +24,7 @@ type Before = Box<dyn FnMut(&Arc<FileSystem>) + Send>;
 pub struct Helper {
     fs: Mutex<Option<Weak<FileSystem>>>,
     lookups: Mutex<HashMap<u64, u64>>,
-    deeds: Mutex<Vec<HelperOp>>,
+    calls: Mutex<Vec<HelperOp>>,
     /// What calls end with instead of being made.
     pub fails: Mutex<Option<i32>>,
     /// Orders are heard and not carried out.
@@ -40,7 +40,7 @@ pub struct Helper {
 impl Helper {
     /// Starts it.
     pub fn start(sh: &Shell) {
-        let helper = &sh.told.helper;
+        let helper = &sh.kernel.helper;
         *helper.fs.lock().unwrap() = Some(Arc::downgrade(&sh.fs));
         *helper.is_dead.lock().unwrap() = false;
         sh.fs.propagator().helper_reports(HelperReport::Started { pid: PID });
@@ -48,14 +48,14 @@ impl Helper {
 
     /// The worker is another one: it is told of the helper that is there, as the keeper does.
     pub fn goes_on(sh: &Shell) {
-        if sh.told.helper.fs.lock().unwrap().is_some() {
+        if sh.kernel.helper.fs.lock().unwrap().is_some() {
             Self::start(sh);
         }
     }
 
     /// What it did since the last call.
-    pub fn deeds(&self) -> Vec<HelperOp> {
-        std::mem::take(&mut *self.deeds.lock().unwrap())
+    pub fn calls(&self) -> Vec<HelperOp> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
     }
 
     /// Has this happen once the next call is ordered, before it is made.
@@ -153,7 +153,7 @@ impl Helper {
                 ("touch", path.clone(), Some(ino))
             }
         };
-        self.deeds.lock().unwrap().push(done);
+        self.calls.lock().unwrap().push(done);
         Ok(())
     }
 }

@@ -144,7 +144,7 @@ async fn no_subscriber_hears_of_what_is_older_and_nothing_is_rotated_to_it() {
         sh.pass(20 * SECOND).await;
         let heard = changes.try_recv();
         assert!(heard.is_err(), "{case}: {heard:?}");
-        assert_eq!(sh.told.helper.deeds(), [], "{case}");
+        assert_eq!(sh.kernel.helper.calls(), [], "{case}");
         // What others make shows, in the order in which it was made.
         let mut seen = Vec::new();
         for n in 10..40 {
@@ -233,7 +233,7 @@ async fn a_deletion_elsewhere_of_what_was_just_made_is_asked_for_once_more() {
         sh.pass(Duration::from_millis(6100)).await;
         let change = changes.try_recv().unwrap();
         assert_eq!((change.name.as_str(), change.kind), ("followed", ChangeKind::Deleted));
-        assert_eq!(sh.told.helper.deeds(), [("unlink", "followed".to_owned(), None)]);
+        assert_eq!(sh.kernel.helper.calls(), [("unlink", "followed".to_owned(), None)]);
         assert_eq!(sh.fs.status().vault.lagged_s, None);
     }
 }

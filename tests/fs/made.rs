@@ -14,7 +14,7 @@ use vaultfs::vault::{Capabilities, ErrorKind};
 use crate::shell::{CREATE, EXCL, READ, Shell, WRITE};
 
 const DIALECTS: [Capabilities; 2] = [OBJECT_CAPABILITIES, KV_CAPABILITIES];
-const SETTLE: Duration = Duration::from_millis(5100);
+const DELETED_AFTER: Duration = Duration::from_millis(5100);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(start_paused = true)]
@@ -32,7 +32,7 @@ async fn a_file_made_by_mknod_is_stored_by_its_first_writer() {
             assert_eq!(sh.names().await, Vec::<String>::new());
             let fd = sh.open(path, WRITE).await.unwrap();
             if pauses {
-                sh.pass(SETTLE).await;
+                sh.pass(DELETED_AFTER).await;
                 assert_eq!(sh.names().await, Vec::<String>::new(), "its writer decides");
             }
             sh.pwrite(&fd, 0, "value").unwrap();
@@ -51,11 +51,11 @@ async fn a_file_made_by_mknod_and_left_alone_is_stored_empty() {
         sh.mknod("s").await.unwrap();
         let mut name = "s";
         match act {
-            "wait" => sh.pass(SETTLE).await,
+            "wait" => sh.pass(DELETED_AFTER).await,
             "read" => {
                 assert_eq!(sh.cat("s").await, "");
                 assert_eq!(sh.names().await, Vec::<String>::new());
-                sh.pass(SETTLE).await;
+                sh.pass(DELETED_AFTER).await;
             }
             "fsync" => {
                 let fd = sh.open("s", READ).await.unwrap();
@@ -76,7 +76,7 @@ async fn a_file_made_by_mknod_and_left_alone_is_stored_empty() {
                 sh.die_after(0);
                 sh.chmod("s", 0o600).await.unwrap();
                 assert_eq!(sh.deaths.load(Ordering::Relaxed), 1);
-                sh.pass(SETTLE).await;
+                sh.pass(DELETED_AFTER).await;
             }
             _ => sh.rm("s").await.unwrap(),
         }

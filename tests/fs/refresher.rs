@@ -47,14 +47,14 @@ async fn a_deletion_in_kv_shows_as_soon_as_the_budget_allows() {
         }
         // Where nobody has listed the names, they are known after the first time.
         sh.pass(Duration::from_secs(30)).await;
-        sh.told.helper.deeds();
+        sh.kernel.helper.calls();
         sh.delete("n7").await;
         let shows = sh.fs.status().changes.refresh.deletions_s.unwrap();
         assert!(shows <= within_s, "{names} names: {shows} s");
         // What is under way has passed it by already.
         sh.pass(Duration::from_secs_f64(2.0 * shows)).await;
-        let deeds = sh.told.helper.deeds();
-        assert_eq!(deeds, [("unlink", "n7".to_owned(), None)], "{names} names, {limit:?}, {listed}");
+        let calls = sh.kernel.helper.calls();
+        assert_eq!(calls, [("unlink", "n7".to_owned(), None)], "{names} names, {limit:?}, {listed}");
         assert_eq!(sh.cost(sh.stat("n7")).await, (Err(Errno::ENOENT), 0));
     }
 }
@@ -146,13 +146,13 @@ async fn beside(ahead_ms: i64, told: bool) -> (Shell, Arc<Skewed>) {
         sh.cat(&format!("n{n}")).await;
     }
     sh.fs.refresh_now().await;
-    sh.told.helper.deeds();
+    sh.kernel.helper.calls();
     (sh, clock)
 }
 
 /// The names that were rotated since the last call.
 fn rotated(sh: &Shell) -> Vec<String> {
-    sh.told.helper.deeds().into_iter().map(|(_, path, _)| path).collect()
+    sh.kernel.helper.calls().into_iter().map(|(_, path, _)| path).collect()
 }
 
 const HOURS: i64 = 3_600_000;

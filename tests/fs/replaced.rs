@@ -161,7 +161,7 @@ async fn bytes_that_cannot_be_had_again_are_estale_never_others() {
     assert_eq!(read.map(|slice| slice.len()), Err(Errno::ESTALE));
     // Nobody has it open here: an open opens what there is, with its size.
     let opened = small.once(|fs, ctx| async move { fs.open(&ctx, held, READ).await }).await.unwrap();
-    assert!(small.told.inodes.lock().unwrap().contains(&held));
+    assert!(small.kernel.inodes.lock().unwrap().contains(&held));
     let read = small.once(|fs, ctx| async move { fs.read(&ctx, held, opened.fh, 0, 100).await }).await;
     assert_eq!(read.unwrap().expose(), b"new");
     assert_eq!(small.cat("f").await, "new");

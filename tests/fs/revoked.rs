@@ -36,7 +36,7 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
         assert_eq!(sh.read_all(&held).await.unwrap(), b"one");
         let version = sh.open(".versions/g/1", READ).await.unwrap();
         let inode = sh.stat("g").await.unwrap().ino;
-        sh.told.inodes.lock().unwrap().clear();
+        sh.kernel.inodes.lock().unwrap().clear();
 
         sh.vault.fail_next(op, Fault::Before(kind));
         let refused = match op {
@@ -60,7 +60,7 @@ async fn a_revocation_takes_all_that_was_shown_wherever_it_is_heard() {
             "{op:?}"
         );
         assert_eq!(sh.read_file("g").await, Err(Errno::EACCES), "{op:?}");
-        let told = sh.told.inodes.lock().unwrap().clone();
+        let told = sh.kernel.inodes.lock().unwrap().clone();
         assert!(told.contains(&inode) && told.contains(&version.ino), "pages go: {op:?} {told:?}");
 
         sh.vault.clear();
@@ -108,12 +108,12 @@ async fn a_revocation_takes_names_from_who_begins_to_list_and_who_goes_on() {
                     let read = sh.getdents(ino, dir.fh).await.unwrap();
                     held.push((ino, dir.fh, read[..2].to_vec(), read));
                 }
-                sh.told.inodes.lock().unwrap().clear();
+                sh.kernel.inodes.lock().unwrap().clear();
 
                 refuse_all(&sh);
                 sh.refresh().await;
                 assert_eq!(sh.ls("").await, Err(Errno::EACCES), "{case}");
-                let told = sh.told.inodes.lock().unwrap().clone();
+                let told = sh.kernel.inodes.lock().unwrap().clone();
                 for (ino, fh, begun, _) in &held {
                     assert!(told.contains(ino), "{case}: the kernel asks before it goes on");
                     assert_eq!(

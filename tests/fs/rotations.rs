@@ -22,7 +22,7 @@ async fn watched(sh: Shell) -> Shell {
     sh.ls("").await.unwrap();
     sh.fs.refresh_now().await;
     assert_eq!(sh.fs.status().changes.helper.state, "works");
-    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.kernel.helper.calls(), []);
     sh
 }
 
@@ -39,8 +39,8 @@ async fn a_new_version_is_a_rename_and_the_old_inode_keeps_its_bytes() {
         let fd = sh.open("f", READ).await.unwrap();
         sh.put("f", "newer and longer").await;
         sh.fs.refresh_now().await;
-        let deeds = sh.told.helper.deeds();
-        let [("rename", path, Some(ino))] = &deeds[..] else { panic!("{deeds:?}") };
+        let calls = sh.kernel.helper.calls();
+        let [("rename", path, Some(ino))] = &calls[..] else { panic!("{calls:?}") };
         assert_eq!(path, "f");
         assert_ne!(*ino, before.ino);
         let (after, cost) = sh.cost(sh.stat("f")).await;
@@ -58,19 +58,19 @@ async fn creation_is_a_rename_and_deletion_an_unlink_and_neither_fetches() {
         let sh = watched(sh).await;
         sh.put("d/f", "made elsewhere").await;
         sh.fs.refresh_now().await;
-        assert_eq!(sh.told.helper.deeds(), [], "the kernel does not know the directory");
+        assert_eq!(sh.kernel.helper.calls(), [], "the kernel does not know the directory");
         assert_eq!(sh.ls("d").await.unwrap(), ["f"]);
         sh.put("d/g", "made elsewhere").await;
         let reads = sh.vault.count(Op::GetByName);
         sh.fs.refresh_now().await;
-        let deeds = sh.told.helper.deeds();
-        assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "d/g"), "{deeds:?}");
+        let calls = sh.kernel.helper.calls();
+        assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "d/g"), "{calls:?}");
         assert_eq!(sh.vault.count(Op::GetByName), reads);
         assert_eq!(sh.cat("d/g").await, "made elsewhere");
         let fd = sh.open("d/g", READ).await.unwrap();
         sh.delete("d/g").await;
         sh.fs.refresh_now().await;
-        assert_eq!(sh.told.helper.deeds(), [("unlink", "d/g".to_owned(), None)]);
+        assert_eq!(sh.kernel.helper.calls(), [("unlink", "d/g".to_owned(), None)]);
         assert_eq!(sh.stat("d/g").await, Err(Errno::ENOENT));
         assert_eq!(sh.read_all(&fd).await.unwrap(), b"made elsewhere");
         sh.close(fd).await.unwrap();
@@ -86,7 +86,7 @@ async fn a_directory_that_empties_elsewhere_is_forgotten_and_revives_as_the_same
     sh.cat("d/f").await;
     sh.delete("d/f").await;
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds(), [("unlink", "d/f".to_owned(), None)]);
+    assert_eq!(sh.kernel.helper.calls(), [("unlink", "d/f".to_owned(), None)]);
     assert_eq!(sh.invalidated(), [(ROOT, "d".to_owned())], "never an rmdir");
     assert_eq!(sh.stat("d").await, Err(Errno::ENOENT));
     sh.put("d/g", "y").await;
@@ -105,10 +105,10 @@ async fn of_several_versions_the_newest_is_shown() {
         sh.put("f", version).await;
     }
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds().len(), 1);
+    assert_eq!(sh.kernel.helper.calls().len(), 1);
     assert_eq!(sh.cat("f").await, "4");
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.kernel.helper.calls(), []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -120,12 +120,12 @@ async fn what_is_being_written_is_not_rotated_and_its_commit_decides() {
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.put("f", "theirs").await;
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.kernel.helper.calls(), []);
     assert_eq!(sh.cat("f").await, "our");
     sh.close(fd).await.unwrap();
     assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds(), [], "the name shows that inode all the time");
+    assert_eq!(sh.kernel.helper.calls(), [], "the name shows that inode all the time");
     assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
 }
 
@@ -149,14 +149,14 @@ async fn a_rotation_does_not_wait_for_an_fsync_in_flight_whose_commit_decides() 
         let began = tokio::time::Instant::now();
         sh.fs.refresh_now().await;
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-        let deeds = sh.told.helper.deeds();
-        assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "g"), "{deeds:?}");
+        let calls = sh.kernel.helper.calls();
+        assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "g"), "{calls:?}");
         assert_eq!(sh.cat("f").await, "our");
         gate.release();
         fsync.await.unwrap().unwrap();
         sh.close(fd).await.unwrap();
         sh.fs.refresh_now().await;
-        assert_eq!(sh.told.helper.deeds(), [], "the name shows that inode all the time");
+        assert_eq!(sh.kernel.helper.calls(), [], "the name shows that inode all the time");
         assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
         assert_eq!(sh.history("f").await.last().unwrap(), "our");
     }
@@ -172,8 +172,8 @@ async fn a_rename_is_made_where_the_directory_is_now() {
         sh.put("after/f", "1").await;
         sh.put("before/g", "1").await;
         sh.fs.refresh_now().await;
-        let deeds = sh.told.helper.deeds();
-        assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "after/f"), "{deeds:?}");
+        let calls = sh.kernel.helper.calls();
+        assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "after/f"), "{calls:?}");
         assert_eq!(sh.stat("after").await.unwrap().ino, ino);
         assert_eq!(
             (sh.ls("after").await.unwrap(), sh.ls("before").await.unwrap()),
@@ -184,11 +184,11 @@ async fn a_rename_is_made_where_the_directory_is_now() {
         sh.put("after/f", "2").await;
         sh.delete("before/g").await;
         sh.fs.refresh_now().await;
-        let mut deeds = sh.told.helper.deeds();
-        deeds.sort();
+        let mut calls = sh.kernel.helper.calls();
+        calls.sort();
         assert!(
-            matches!(&deeds[..], [("rename", f, Some(_)), ("unlink", g, None)] if f == "after/f" && g == "before/g"),
-            "{deeds:?}"
+            matches!(&calls[..], [("rename", f, Some(_)), ("unlink", g, None)] if f == "after/f" && g == "before/g"),
+            "{calls:?}"
         );
     }
 }
@@ -202,15 +202,15 @@ async fn what_a_lookup_has_found_is_told_also_if_the_first_helper_dies_of_it() {
     sh.put("f", "new").await;
     sh.refresh().await;
     assert_eq!(sh.cat("f").await, "new", "found by a lookup");
-    *sh.told.helper.is_dead.lock().unwrap() = true;
+    *sh.kernel.helper.is_dead.lock().unwrap() = true;
     let fs = sh.fs.clone();
     let rotation = tokio::spawn(async move { fs.refresh_now().await });
     sh.pass(Duration::from_secs(1)).await;
     assert!(!rotation.is_finished(), "the order was heard by nobody");
     Helper::start(&sh);
     rotation.await.unwrap();
-    let deeds = sh.told.helper.deeds();
-    assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "f"), "{deeds:?}");
+    let calls = sh.kernel.helper.calls();
+    assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "f"), "{calls:?}");
     assert_eq!(sh.fs.status().changes.done, 1);
 }
 
@@ -221,10 +221,10 @@ async fn a_write_that_comes_between_order_and_rename_stops_it() {
     let sh = watched(sh).await;
     let fd = sh.open("f", libc::O_RDWR).await.unwrap();
     let fh = fd.fh;
-    sh.told.helper.before_next(move |fs| assert_eq!(fs.write(fh, 0, b"our"), Ok(3)));
+    sh.kernel.helper.before_next(move |fs| assert_eq!(fs.write(fh, 0, b"our"), Ok(3)));
     sh.put("f", "theirs").await;
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.kernel.helper.calls(), []);
     assert_eq!(sh.cat("f").await, "our");
     sh.close(fd).await.unwrap();
     assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
@@ -238,14 +238,14 @@ async fn a_write_on_a_replaced_inode_is_an_update_and_the_name_is_rotated_to_it(
     let fd = sh.open("f", libc::O_RDWR).await.unwrap();
     sh.put("f", "theirs").await;
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds().len(), 1);
+    assert_eq!(sh.kernel.helper.calls().len(), 1);
     assert_eq!(sh.cat("f").await, "theirs");
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.close(fd).await.unwrap();
     sh.fs.flush_queue().await;
     assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
     assert_eq!(sh.meta("f").await.unwrap().id, id);
-    assert_eq!(sh.told.helper.deeds(), [("rename", "f".to_owned(), Some(fd.ino))]);
+    assert_eq!(sh.kernel.helper.calls(), [("rename", "f".to_owned(), Some(fd.ino))]);
     assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
 }
 
@@ -264,7 +264,7 @@ async fn opened(sh: &Shell, ino: u64, thread: u32) -> Result<Vec<u8>, Errno> {
 
 /// A descriptor of a file that was replaced by `theirs`, and the inode that the kernel knows under
 /// its name. What was found out is not carried out before [`FileSystem::flush_queue`] and
-/// [`Told::forget`].
+/// [`FakeKernel::forget`].
 async fn replaced(with_helper: bool) -> (Shell, Fd, u64) {
     let sh = Shell::new();
     sh.put("f", "old").await;
@@ -275,9 +275,9 @@ async fn replaced(with_helper: bool) -> (Shell, Fd, u64) {
     sh.fs.refresh_now().await;
     let shown = sh.stat("f").await.unwrap().ino;
     assert_ne!(shown, fd.ino);
-    sh.told.helper.deeds();
+    sh.kernel.helper.calls();
     sh.invalidated();
-    sh.told.is_slow.store(true, Ordering::Relaxed);
+    sh.kernel.is_slow.store(true, Ordering::Relaxed);
     (sh, fd, shown)
 }
 
@@ -309,7 +309,7 @@ async fn a_save_through_a_replaced_inode_is_what_the_next_open_of_its_name_finds
         }
         sh.fs.flush_queue().await;
         assert_eq!(opened(&sh, shown, 6).await, Err(Errno::ESTALE), "not before the kernel has heard of it");
-        sh.told.forget();
+        sh.kernel.forget();
         assert_eq!(opened(&sh, shown, 7).await.unwrap(), b"theirs");
         assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
         sh.close(fd).await.unwrap();
@@ -323,7 +323,7 @@ async fn a_replaced_inode_that_is_written_again_at_once_is_at_its_name_all_the_s
     sh.fsync(&fd).await.unwrap();
     sh.pwrite(&fd, 0, "next").unwrap();
     sh.fs.flush_queue().await;
-    assert_eq!(sh.told.helper.deeds(), [], "it is being written");
+    assert_eq!(sh.kernel.helper.calls(), [], "it is being written");
     assert_eq!(sh.invalidated(), [(ROOT, "f".to_owned())]);
     assert_eq!(opened(&sh, shown, 1).await, Err(Errno::ESTALE));
     sh.close(fd).await.unwrap();
@@ -336,12 +336,12 @@ async fn who_watches_is_told_of_a_save_that_a_lookup_found_before() {
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.fsync(&fd).await.unwrap();
     // The kernel knows of it: a rename of the inode to its own name is none.
-    *sh.told.helper.knows.lock().unwrap() = true;
+    *sh.kernel.helper.knows.lock().unwrap() = true;
     sh.fs.flush_queue().await;
-    let deeds = sh.told.helper.deeds();
+    let calls = sh.kernel.helper.calls();
     assert!(
-        matches!(&deeds[..], [("rename", path, Some(ino))] if path == "f" && *ino != fd.ino),
-        "{deeds:?}"
+        matches!(&calls[..], [("rename", path, Some(ino))] if path == "f" && *ino != fd.ino),
+        "{calls:?}"
     );
     assert_eq!(sh.cat("f").await, "our");
     sh.pwrite(&fd, 0, "again").unwrap();
@@ -359,7 +359,7 @@ async fn a_save_while_a_change_is_on_its_way_stays_at_its_name() {
         let sh = watched(sh).await;
         let fd = sh.open("f", libc::O_RDWR).await.unwrap();
         let fh = fd.fh;
-        sh.told.helper.before_next(move |fs| {
+        sh.kernel.helper.before_next(move |fs| {
             assert_eq!(fs.write(fh, 0, b"our"), Ok(3));
             let caller = Caller { pid: 0, uid: 0, gid: 0 };
             let fsync = fs.run(1 << 40, caller, |fs, ctx| async move { fs.fsync(&ctx, fh).await });
@@ -371,9 +371,9 @@ async fn a_save_while_a_change_is_on_its_way_stays_at_its_name() {
             false => drop(sh.put("f", "theirs").await),
         }
         sh.fs.refresh_now().await;
-        let deeds = sh.told.helper.deeds();
+        let calls = sh.kernel.helper.calls();
         let shown = (sh.cat("f").await, sh.stat("f").await.unwrap().ino);
-        assert_eq!(shown, ("our".to_owned(), fd.ino), "deleted: {is_deleted}, {deeds:?}");
+        assert_eq!(shown, ("our".to_owned(), fd.ino), "deleted: {is_deleted}, {calls:?}");
         sh.close(fd).await.unwrap();
         sh.fs.refresh_now().await;
         assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
@@ -415,8 +415,8 @@ async fn normalised_json_appears_as_a_rotation() {
     let ino = sh.stat("f").await.unwrap().ino;
     sh.write_file("f", "{\"a\":2}").await.unwrap();
     sh.fs.flush_queue().await;
-    let deeds = sh.told.helper.deeds();
-    assert!(matches!(&deeds[..], [("rename", path, Some(new))] if path == "f" && *new != ino), "{deeds:?}");
+    let calls = sh.kernel.helper.calls();
+    assert!(matches!(&calls[..], [("rename", path, Some(new))] if path == "f" && *new != ino), "{calls:?}");
     assert_eq!(sh.cat("f").await, "{\n  \"a\": 2\n}\n");
 }
 
@@ -435,10 +435,10 @@ async fn a_rename_waits_for_what_is_out_in_its_directory_or_of_its_file() {
     let fs = sh.fs.clone();
     let rotation = tokio::spawn(async move { fs.refresh_now().await });
     sh.pass(Duration::from_secs(3)).await;
-    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.kernel.helper.calls(), []);
     drop(lookup);
     rotation.await.unwrap();
-    assert_eq!(sh.told.helper.deeds().len(), 1);
+    assert_eq!(sh.kernel.helper.calls().len(), 1);
     sh.close(fd).await.unwrap();
 }
 
@@ -452,18 +452,18 @@ async fn a_rename_that_was_ordered_long_before_a_save_does_not_undo_it() {
         let sh = watched(sh).await;
         let fd = sh.open("f", libc::O_RDWR).await.unwrap();
         sh.put("f", "theirs").await;
-        sh.told.helper.hold();
+        sh.kernel.helper.hold();
         let fs = sh.fs.clone();
         let rotation = tokio::spawn(async move { fs.refresh_now().await });
-        while !sh.told.helper.holds_any() {
+        while !sh.kernel.helper.holds_any() {
             sh.pass(refresh / 10).await;
         }
         sh.pwrite(&fd, 0, "our").unwrap();
         sh.flush(&fd).await.unwrap();
         sh.pass(3 * refresh).await;
-        sh.told.helper.release(&sh.fs);
+        sh.kernel.helper.release(&sh.fs);
         rotation.await.unwrap();
-        assert_eq!(sh.told.helper.deeds(), []);
+        assert_eq!(sh.kernel.helper.calls(), []);
         assert_eq!(sh.stat("f").await.unwrap().ino, fd.ino);
         assert_eq!(sh.cat("f").await, "our");
         sh.close(fd).await.unwrap();
@@ -481,12 +481,12 @@ async fn without_a_helper_or_where_it_fails_the_kernel_is_told_to_forget() {
         }
         sh.cat("f").await;
         sh.ls("").await.unwrap();
-        *sh.told.helper.fails.lock().unwrap() = errno;
+        *sh.kernel.helper.fails.lock().unwrap() = errno;
         sh.put("f", "new").await;
         sh.put("g", "new").await;
         sh.fs.refresh_now().await;
         assert_eq!(sh.invalidated(), [(ROOT, "f".to_owned()), (ROOT, "g".to_owned())], "{errno:?}");
-        assert!(sh.told.inodes.lock().unwrap().contains(&ROOT), "listings that the kernel keeps");
+        assert!(sh.kernel.inodes.lock().unwrap().contains(&ROOT), "listings that the kernel keeps");
         let status = sh.fs.status().changes.helper;
         assert_eq!(status.fallbacks, 2);
         assert!(status.last_fallback.is_some());
@@ -500,7 +500,7 @@ async fn a_helper_that_dies_is_succeeded_and_the_rotation_goes_on() {
     sh.put("f", "old").await;
     let sh = watched(sh).await;
     sh.cat("f").await;
-    *sh.told.helper.is_dead.lock().unwrap() = true;
+    *sh.kernel.helper.is_dead.lock().unwrap() = true;
     sh.put("f", "new").await;
     let fs = sh.fs.clone();
     let rotation = tokio::spawn(async move { fs.refresh_now().await });
@@ -512,7 +512,7 @@ async fn a_helper_that_dies_is_succeeded_and_the_rotation_goes_on() {
     // Looked up meanwhile, the name shows the version already.
     sh.put("f", "newest").await;
     sh.fs.refresh_now().await;
-    assert!(!sh.told.helper.deeds().is_empty());
+    assert!(!sh.kernel.helper.calls().is_empty());
     assert_eq!(sh.cat("f").await, "newest");
 }
 
@@ -551,8 +551,8 @@ async fn in_place_the_same_inode_changes_and_its_time_is_set() {
     let fd = sh.open("f", READ).await.unwrap();
     sh.put("f", "newer and longer").await;
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds(), [("touch", "f".to_owned(), Some(before.ino))]);
-    assert!(sh.told.inodes.lock().unwrap().contains(&before.ino), "its pages are forgotten");
+    assert_eq!(sh.kernel.helper.calls(), [("touch", "f".to_owned(), Some(before.ino))]);
+    assert!(sh.kernel.inodes.lock().unwrap().contains(&before.ino), "its pages are forgotten");
     assert_eq!(
         sh.read_all(&fd).await.unwrap(),
         b"newer and longer",
@@ -617,7 +617,7 @@ async fn a_tick_is_one_request_in_kv_and_one_a_hundred_names_in_the_object_diale
         sh.put("n7", "changed").await;
         let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
         assert_eq!(cost, expected, "{names}");
-        assert_eq!(sh.told.helper.deeds().len(), 1);
+        assert_eq!(sh.kernel.helper.calls().len(), 1);
         // Everything is confirmed: what is known needs no request.
         sh.cat("n3").await;
         sh.pass(Duration::from_secs(4)).await;
@@ -653,12 +653,12 @@ async fn an_idle_mount_sends_nothing_and_one_in_use_asks_each_tick() {
     drop(changes);
     sh.pass(Duration::from_secs(600)).await;
     // And so does who watches.
-    sh.told.watched.store(true, std::sync::atomic::Ordering::Relaxed);
+    sh.kernel.watched.store(true, std::sync::atomic::Ordering::Relaxed);
     sh.cat("f").await;
     sh.pass(Duration::from_secs(600)).await;
     let ((), cost) = sh.cost(sh.pass(Duration::from_secs(600))).await;
     assert!(cost > 100, "{cost}");
-    sh.told.watched.store(false, std::sync::atomic::Ordering::Relaxed);
+    sh.kernel.watched.store(false, std::sync::atomic::Ordering::Relaxed);
     sh.pass(Duration::from_secs(90)).await;
     let ((), cost) = sh.cost(sh.pass(Duration::from_secs(600))).await;
     assert_eq!(cost, 0);

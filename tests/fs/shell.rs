@@ -62,27 +62,27 @@ impl Clock for PausedClock {
 
 /// The kernel as far as the file system asks something of it.
 #[derive(Default)]
-pub struct Told {
-    /// Entries that it was told to forget.
+pub struct FakeKernel {
+    /// Entries that it was notified to forget.
     entries: Mutex<Vec<(u64, String)>>,
     /// Inodes whose pages and attributes it was told to forget.
     pub inodes: Mutex<Vec<u64>>,
     pub helper: Helper,
     /// Somebody watches something.
     pub watched: std::sync::atomic::AtomicBool,
-    /// What it is told to forget it forgets later.
+    /// What it is notified to forget it forgets later.
     pub is_slow: std::sync::atomic::AtomicBool,
     then: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
-impl Told {
+impl FakeKernel {
     /// All is forgotten that was to be.
     pub fn forget(&self) {
         std::mem::take(&mut *self.then.lock().unwrap()).into_iter().for_each(|then| then());
     }
 }
 
-impl Kernel for Told {
+impl Kernel for FakeKernel {
     fn inval_entry(&self, parent: u64, name: &OsStr) {
         self.entries.lock().unwrap().push((parent, name.to_string_lossy().into_owned()));
     }
@@ -114,7 +114,7 @@ pub struct Shell {
     /// The vault itself: what is done to it here is done elsewhere.
     pub memory: Arc<MemoryVault>,
     pub clock: Arc<dyn Clock>,
-    pub told: Arc<Told>,
+    pub kernel: Arc<FakeKernel>,
     /// Who sends the requests; 0 is a process that cannot be seen.
     pub pid: u32,
     /// What the worker writes down.
@@ -221,14 +221,14 @@ impl Shell {
         let vault = Arc::new(FaultyVault::with_clock(vault, clock.clone()));
         let gate = Arc::new(Gate { vault: vault.clone(), journal: journal.clone() });
         let fs = file_system(gate, options, clock.clone(), journal.clone());
-        let told = Arc::new(Told::default());
-        fs.attach_kernel(told.clone());
+        let kernel = Arc::new(FakeKernel::default());
+        fs.attach_kernel(kernel.clone());
         Self {
             fs: Live::new(fs),
             vault,
             memory,
             clock,
-            told,
+            kernel,
             pid: 0,
             journal: Mutex::new(journal),
             unique: AtomicU64::new(2),
@@ -260,7 +260,7 @@ impl Shell {
         let gate = Arc::new(Gate { vault: self.vault.clone(), journal: successor.clone() });
         let options = self.fs.options().clone();
         let fs = file_system(gate, options, self.clock.clone(), successor.clone());
-        fs.attach_kernel(self.told.clone());
+        fs.attach_kernel(self.kernel.clone());
         self.fs.succeed(fs);
         *journal = successor;
         drop(journal);
@@ -372,16 +372,16 @@ impl Shell {
     /// The kernel drops what it holds, as under memory pressure.
     pub fn forget_all(&self) {
         let mut held = std::mem::take(&mut *self.lookups.lock().unwrap());
-        for (ino, count) in self.told.helper.let_go() {
+        for (ino, count) in self.kernel.helper.let_go() {
             *held.entry(ino).or_default() += count;
         }
         held.into_iter().for_each(|(ino, count)| self.fs.forget(ino, count));
         self.bury();
     }
 
-    /// Entries that the kernel was told to forget since the last call.
+    /// Entries that the kernel was notified to forget since the last call.
     pub fn invalidated(&self) -> Vec<(u64, String)> {
-        std::mem::take(&mut *self.told.entries.lock().unwrap())
+        std::mem::take(&mut *self.kernel.entries.lock().unwrap())
     }
 
     /// The directory of the last component, and that component.

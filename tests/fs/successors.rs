@@ -21,7 +21,7 @@ async fn showing(sh: Shell, names: &[&str]) -> Shell {
         sh.stat(name).await.unwrap();
     }
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.kernel.helper.calls(), []);
     sh
 }
 
@@ -45,9 +45,9 @@ async fn what_changed_while_there_was_no_worker_is_a_rotation_all_the_same() {
         sh.delete("deleted").await;
         death(&sh).await;
         sh.fs.refresh_now().await;
-        let mut deeds = sh.told.helper.deeds();
-        deeds.sort();
-        let brief: Vec<_> = deeds.iter().map(|(deed, path, _)| (*deed, path.as_str())).collect();
+        let mut calls = sh.kernel.helper.calls();
+        calls.sort();
+        let brief: Vec<_> = calls.iter().map(|(op, path, _)| (*op, path.as_str())).collect();
         assert_eq!(brief, [("rename", "changed"), ("rename", "open"), ("unlink", "deleted")]);
         assert_eq!(sh.cat("changed").await, "newer and longer");
         assert_eq!(sh.stat("deleted").await, Err(Errno::ENOENT));
@@ -67,13 +67,13 @@ async fn of_many_names_those_are_asked_for_that_changed_since_the_last_tick_of_t
     sh.pass(Duration::from_secs(3600)).await;
     sh.put("n8", "later").await;
     sh.fs.refresh_now().await;
-    sh.told.helper.deeds();
+    sh.kernel.helper.calls();
     sh.put("n7", "new").await;
     sh.pass(Duration::from_secs(600)).await;
     death(&sh).await;
     let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
-    let deeds = sh.told.helper.deeds();
-    assert!(matches!(&deeds[..], [("rename", path, Some(_))] if path == "n7"), "{deeds:?}");
+    let calls = sh.kernel.helper.calls();
+    assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "n7"), "{calls:?}");
     assert!(cost <= 3, "{cost} requests: the first page, what changed, and the value");
 }
 
@@ -85,18 +85,18 @@ async fn a_rotation_that_the_dead_worker_owed_is_carried_out() {
     let fd = sh.open("f", WRITE).await.unwrap();
     sh.put("f", "theirs").await;
     sh.fs.refresh_now().await;
-    assert_eq!(sh.told.helper.deeds().len(), 1);
+    assert_eq!(sh.kernel.helper.calls().len(), 1);
     // An update by who has the old inode open: the name is to show that again.
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.close(fd).await.unwrap();
     death(&sh).await;
     sh.fs.flush_queue().await;
-    assert_eq!(sh.told.helper.deeds(), [("rename", "f".to_owned(), Some(fd.ino))]);
+    assert_eq!(sh.kernel.helper.calls(), [("rename", "f".to_owned(), Some(fd.ino))]);
     // And only once.
     sh.die_after(0);
     sh.rmdir("made").await.unwrap();
     sh.fs.flush_queue().await;
-    assert_eq!(sh.told.helper.deeds(), []);
+    assert_eq!(sh.kernel.helper.calls(), []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,10 +107,10 @@ async fn a_successor_that_is_refused_takes_away_what_the_dead_one_showed() {
     let ino = sh.stat("f").await.unwrap().ino;
     let held = sh.open("f", READ).await.unwrap();
     death(&sh).await;
-    sh.told.inodes.lock().unwrap().clear();
+    sh.kernel.inodes.lock().unwrap().clear();
     sh.vault.plan_any().always().fail(Fault::Before(ErrorKind::Unauthorized));
     sh.fs.refresh_now().await;
-    assert!(sh.told.inodes.lock().unwrap().contains(&ino), "the kernel's pages go");
+    assert!(sh.kernel.inodes.lock().unwrap().contains(&ino), "the kernel's pages go");
     assert_eq!(sh.read_all(&held).await, Err(Errno::EACCES));
 }
 
@@ -278,9 +278,9 @@ async fn an_open_whose_lookup_a_dead_worker_answered_opens_what_the_vault_has_no
             if seen_by_others {
                 assert_eq!(sh.cat("f").await, saved);
             }
-            sh.told.inodes.lock().unwrap().clear();
+            sh.kernel.inodes.lock().unwrap().clear();
             let opened = sh.once(|fs, ctx| async move { fs.open(&ctx, ino, flags).await }).await.unwrap();
-            assert!(sh.told.inodes.lock().unwrap().contains(&ino), "the kernel has another size");
+            assert!(sh.kernel.inodes.lock().unwrap().contains(&ino), "the kernel has another size");
             assert_eq!(sh.fs.getattr(ino).unwrap().0.size, saved.len() as u64);
             let read =
                 sh.once(|fs, ctx| async move { fs.read(&ctx, ino, opened.fh, 0, 100).await }).await.unwrap();
@@ -322,7 +322,7 @@ async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
     let ino = sh.stat("f").await.unwrap().ino;
     death(&sh).await;
     sh.put("f", "newer and longer").await;
-    sh.told.is_slow.store(true, std::sync::atomic::Ordering::Relaxed);
+    sh.kernel.is_slow.store(true, std::sync::atomic::Ordering::Relaxed);
     let opening = tokio::spawn({
         let step = sh.begin(|fs, ctx| async move { fs.open(&ctx, ino, READ).await });
         async move {
@@ -334,7 +334,7 @@ async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
     });
     sh.pass(Duration::from_secs(1)).await;
     assert!(!opening.is_finished());
-    sh.told.forget();
+    sh.kernel.forget();
     opening.await.unwrap().unwrap();
 }
 
