@@ -310,7 +310,10 @@ async fn a_save_through_a_replaced_inode_is_what_the_next_open_of_its_name_finds
         sh.fs.flush_queue().await;
         assert_eq!(opened(&sh, shown, 6).await, Err(Errno::ESTALE), "not before the kernel has heard of it");
         sh.kernel.forget();
+        assert_eq!(opened(&sh, shown, 7).await, Err(Errno::ESTALE), "it may have been on its way");
+        sh.pass(Duration::from_secs(31)).await;
         assert_eq!(opened(&sh, shown, 7).await.unwrap(), b"theirs");
+        assert_eq!(opened(&sh, shown, 8).await.unwrap(), b"theirs");
         assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
         sh.close(fd).await.unwrap();
     }

@@ -6,9 +6,14 @@
 //! open of the name comes for the inode that the kernel still knows. It is ESTALE, once: the kernel
 //! looks the name up again and opens what it finds. An open that has come to the inode in another
 //! way (a bind mount, /proc/PID/fd) comes for the same inode again, and gets it.
+//!
+//! That lasts [`ON_THE_WAY`] longer than the kernel does not know: an open that found the old inode
+//! may arrive after the answer to the rename that replaced it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -19,10 +24,13 @@ use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Caller, FileSystem};
 use crate::vault::ObjectName;
 
+/// How long an open may be on its way that found the inode from before, on a machine under load.
+const ON_THE_WAY: Duration = Duration::from_secs(30);
+
 /// One name.
 #[derive(Debug, Default)]
 struct Repoint {
-    /// Counts how often the name has moved.
+    /// Of its last move; each has its own.
     number: u64,
     /// Threads that were sent to look the name up by an open, and have opened nothing since.
     sent: HashSet<u32>,
@@ -32,12 +40,13 @@ struct Repoint {
 #[derive(Debug)]
 pub(in crate::fs) struct Repoints {
     names: Mutex<HashMap<ObjectName, Repoint>>,
+    moves: AtomicU64,
     journal: JournalWriter,
 }
 
 impl Repoints {
     pub fn new(journal: JournalWriter) -> Arc<Self> {
-        Arc::new(Self { names: Mutex::default(), journal })
+        Arc::new(Self { names: Mutex::default(), moves: AtomicU64::new(0), journal })
     }
 
     fn names(&self) -> MutexGuard<'_, HashMap<ObjectName, Repoint>> {
@@ -47,21 +56,30 @@ impl Repoints {
     /// The name shows another inode from now on than the kernel knows.
     pub fn begin(&self, name: &ObjectName) {
         let mut names = self.names();
-        names.entry(name.clone()).or_default().number += 1;
+        names.entry(name.clone()).or_default().number = self.moves.fetch_add(1, Ordering::Relaxed) + 1;
         self.journal.record(&Key::Repoint(name.clone()), &());
     }
 
-    /// How often the name has moved.
+    /// The number of the name's last move; 0 if there was none lately.
     pub fn number(&self, name: &ObjectName) -> u64 {
         self.names().get(name).map_or(0, |repoint| repoint.number)
     }
 
-    /// The kernel knows, unless the name has moved again.
+    /// The kernel knows, unless the name has moved again, which is false then.
+    fn is_known(&self, name: &ObjectName, number: u64) -> bool {
+        let names = self.names();
+        let is_last = names.get(name).is_some_and(|repoint| repoint.number == number);
+        if is_last {
+            self.journal.delete(&Key::Repoint(name.clone()));
+        }
+        is_last
+    }
+
+    /// No open is on its way any more that found the inode from before.
     fn end(&self, name: &ObjectName, number: u64) {
         let mut names = self.names();
         if names.get(name).is_some_and(|repoint| repoint.number == number) {
             names.remove(name);
-            self.journal.delete(&Key::Repoint(name.clone()));
         }
     }
 
@@ -96,11 +114,18 @@ impl FileSystem {
 
     /// The kernel knows what the name shows, or will once it has what it was sent.
     pub(in crate::fs) fn repointed(&self, name: &ObjectName, number: u64) {
-        let (repoints, name) = (self.propagator.repoints().clone(), name.clone());
-        let end = move || repoints.end(&name, number);
+        let (env, repoints, name) = (self.env.clone(), self.propagator.repoints().clone(), name.clone());
+        let is_known = move || {
+            if repoints.is_known(&name, number) {
+                env.spawn(async move {
+                    tokio::time::sleep(ON_THE_WAY).await;
+                    repoints.end(&name, number);
+                });
+            }
+        };
         match self.env.kernel() {
-            Some(kernel) => kernel.after_notices(Box::new(end)),
-            None => end(),
+            Some(kernel) => kernel.after_notices(Box::new(is_known)),
+            None => is_known(),
         }
     }
 
