@@ -165,7 +165,7 @@ impl<'a> TableGuard<'a> {
         Self { changed: false, tx: Part::Own(table.journal.begin()), table }
     }
 
-    /// As a part of `tx`, whose end this is.
+    /// As a part of `tx`, which ends with it.
     pub(in crate::fs) fn within(table: MutexGuard<'a, Table>, tx: &'a Transaction) -> Self {
         Self { changed: false, tx: Part::Of(tx), table }
     }

@@ -304,7 +304,7 @@ impl FileSystem {
     }
 
     /// Makes a file without open handles the current version of its object: the bytes of the
-    /// version that it was are gone with the worker whose lookup found it. After ESTALE the kernel
+    /// version that it was are gone with the worker that looked it up. After ESTALE the kernel
     /// looks the name up again, but only once: a second death would fail the program's open. False
     /// where that cannot be done.
     async fn becomes_current(&self, file: &File, was: &Stored) -> bool {

@@ -31,7 +31,7 @@ use crate::fs::{CrashRecords, FileSystem, Step, Work};
 /// The flag in the number of a resent request.
 const AGAIN: u64 = 1 << 63;
 
-/// Minimum time of a resent request whose deadline has passed: perhaps no worker could answer.
+/// Minimum time of a resent request past its deadline: perhaps no worker could answer.
 /// Given once.
 const MIN_RETRY_TIME: Duration = Duration::from_secs(1);
 /// The same once a worker had that time: enough for what is known without the vault. Otherwise

@@ -39,7 +39,7 @@ pub(in crate::fs) enum Intent {
 }
 
 impl Intent {
-    /// The file whose bytes are needed to resume.
+    /// The file with the bytes that are needed to resume.
     pub fn moves(&self) -> Option<u64> {
         match self {
             Intent::Rename { ino, .. } => Some(*ino),
