@@ -7,17 +7,17 @@
 //! The state is accessed through a [`StateGuard`], which journals the changes when it is dropped.
 
 use std::collections::BTreeSet;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::fs::inode::buffer::Buffer;
 use crate::fs::inode::file_snapshot::JournalState;
+use crate::fs::inode::guard::{InUse, StateGuard, StateRef};
 use crate::fs::inode::writers::{WriteOrigin, Writers};
 use crate::fs::journal::{JournalWriter, Part, Transaction};
 use crate::fs::namespace::attr::{FileKind, SetAttr};
@@ -456,65 +456,5 @@ impl File {
     pub fn change_alone(&self) -> StateGuard<'_> {
         let tx = Part::Own(self.journal.begin());
         StateGuard { file: self, state: self.state.lock(), changed: false, tx }
-    }
-}
-
-/// A file's state, locked, to look at.
-#[derive(Debug)]
-pub struct StateRef<'a>(MutexGuard<'a, FileState>);
-
-impl Deref for StateRef<'_> {
-    type Target = FileState;
-
-    fn deref(&self) -> &FileState {
-        &self.0
-    }
-}
-
-/// A file's state, locked. Changes are recorded before the lock is released.
-#[derive(Debug)]
-pub struct StateGuard<'a> {
-    file: &'a File,
-    state: MutexGuard<'a, FileState>,
-    changed: bool,
-    tx: Part<'a>,
-}
-
-impl Deref for StateGuard<'_> {
-    type Target = FileState;
-
-    fn deref(&self) -> &FileState {
-        &self.state
-    }
-}
-
-impl DerefMut for StateGuard<'_> {
-    fn deref_mut(&mut self) -> &mut FileState {
-        self.changed = true;
-        &mut self.state
-    }
-}
-
-impl Drop for StateGuard<'_> {
-    fn drop(&mut self) {
-        if !self.changed || !self.file.journal.is_enabled() || std::thread::panicking() {
-            return;
-        }
-        self.file.write_down(&mut self.state, &self.tx);
-        if let Part::Own(tx) = &self.tx {
-            tx.publish();
-        }
-    }
-}
-
-/// An operation uses the file's bytes: they stay in memory, as for an open handle.
-#[derive(Debug)]
-pub struct InUse(Arc<File>);
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        let mut state = self.0.change_alone();
-        state.opens -= 1;
-        state.release();
     }
 }

@@ -15,6 +15,7 @@
 pub(in crate::fs) mod buffer;
 pub(in crate::fs) mod file;
 pub(in crate::fs) mod file_snapshot;
+pub(in crate::fs) mod guard;
 mod names;
 mod node;
 mod number;

@@ -5,3 +5,4 @@ mod entry;
 mod kind;
 pub(in crate::fs) mod listing;
 pub(in crate::fs) mod resolve;
+mod shown;
