@@ -36,7 +36,6 @@ use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, MutexGuard};
 
 pub use crate::fs::assembly::Builder;
-pub use crate::fs::namespace::attr::{Attr, Entry, FileKind, SetAttr};
 pub use crate::fs::namespace::listing::{DirEntry, Listing};
 pub use crate::fs::ops::create::Create;
 pub use crate::fs::ops::open::Opened;
@@ -44,12 +43,14 @@ pub use crate::fs::propagation::helper_calls::{HelperCall, HelperReport, HelperS
 pub use crate::fs::propagation::propagator::{Propagator, RotationStatus};
 pub use crate::fs::recovery::quarantine::Ending;
 pub use crate::fs::report::audit::{Audit, AuditStatus};
-pub use crate::fs::report::status::{Processes, Status, Unsaved};
+pub use crate::fs::report::status::{Processes, Status};
 pub use crate::fs::temporary::failed_deletes::FailedDelete;
 pub use crate::fs::temporary::remover::Remover;
+pub use crate::fs::types::attr::{Attr, Entry, FileKind, SetAttr};
 pub use crate::fs::types::ctx::{Caller, RequestCtx};
 pub use crate::fs::types::errno::{Errno, Result};
 pub use crate::fs::types::options::Options;
+pub use crate::fs::types::unsaved::Unsaved;
 pub use crate::fs::writeback::drain::Drain;
 pub use crate::fs::writeback::unsaved_from_journal::unsaved_from_journal;
 pub use inode::ROOT;

@@ -13,6 +13,7 @@
 //! locked but the journal, to which a [`TableGuard`] writes the changes when it is dropped.
 
 pub(in crate::fs) mod buffer;
+mod deletes;
 pub(in crate::fs) mod file;
 pub(in crate::fs) mod file_snapshot;
 pub(in crate::fs) mod guard;
@@ -20,26 +21,25 @@ mod names;
 mod node;
 mod number;
 mod records;
+pub(in crate::fs) mod retained;
 pub(in crate::fs) mod writers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
-
+pub(super) use crate::fs::inode::deletes::{DeferredDelete, FailedDeleteRecord};
 pub(super) use crate::fs::inode::records::NodeRecord;
 pub use crate::fs::inode::records::TableGuard;
-pub use node::{ControlFile, ControlText, Dir, DirKind, Node, VersionFile};
+pub use crate::fs::name::DirKind;
+pub use node::{ControlFile, ControlText, Dir, Node, VersionFile};
 use number::{Numbers, What};
 
-use super::journal::JournalWriter;
-use super::name::DirPrefix;
 use crate::fs::inode::file::{File, Link, LocalAttr};
+use crate::fs::journal::JournalWriter;
 use crate::fs::journal::tracked::Tracked;
-use crate::fs::temporary::failed_deletes::FailedDeleteRecord;
-use crate::vault::save::Stored;
+use crate::fs::name::DirPrefix;
 use crate::vault::{ObjectId, ObjectName, VersionInfo};
 
 /// The root's inode number, fixed by the FUSE protocol.
@@ -54,22 +54,6 @@ const FEW_DIRS: usize = 16;
 struct Slot {
     node: Node,
     lookups: u64,
-}
-
-/// An object that is hidden, or replaced by another file under its name, while its file has a
-/// provisional name.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct DeferredDelete {
-    /// The object.
-    pub stored: Stored,
-    /// The file that has its bytes under another name; `None` if it was unlinked, and is deleted
-    /// unless the name is reused.
-    pub backup: Option<u64>,
-    /// The name was reused, and the new file is not stored yet.
-    pub reused: bool,
-    /// When it was hidden.
-    #[serde(skip, default = "Instant::now")]
-    pub since: Instant,
 }
 
 /// All inodes, and what is known of names beyond the vault.

@@ -7,21 +7,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::file::File;
-use crate::fs::name::DirPrefix;
+use crate::fs::name::DirKind;
 use crate::vault::{Object, ObjectId, ObjectName, VersionInfo};
-
-/// What a directory shows.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum DirKind {
-    /// The objects with names that begin with the prefix.
-    Tree(DirPrefix),
-    /// `/.versions` and below: the same names, each a directory of its versions.
-    Histories(DirPrefix),
-    /// The versions of one object.
-    History(ObjectName, ObjectId),
-    /// `/.vaultfs`.
-    Control,
-}
 
 /// A directory.
 #[derive(Debug)]

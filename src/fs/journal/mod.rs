@@ -23,8 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::inode::DirKind;
-use super::name::DirPrefix;
+use crate::fs::name::{DirKind, DirPrefix};
 use crate::secret::SecretBytes;
 use crate::vault::ObjectName;
 
@@ -157,6 +156,9 @@ impl Key {
 
 /// Chunk size of values, so that a small write seals a small record.
 pub(super) const CHUNK: usize = 64 << 10;
+
+/// Upper bound of valid counters in records.
+pub(super) const MOST: u64 = u64::MAX >> 2;
 
 /// Writes records; cheap to clone. Without a journal it does nothing.
 #[derive(Debug, Clone, Default)]

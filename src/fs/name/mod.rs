@@ -31,8 +31,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::spelling::Piece;
-use crate::vault::ObjectName;
 use crate::vault::model::object::MAX_NAME_BYTES;
+use crate::vault::{ObjectId, ObjectName};
 
 /// In each directory: the object that has the directory's own name.
 pub const SELF: &str = ".self";
@@ -111,6 +111,19 @@ impl fmt::Debug for DirPrefix {
         write!(f, "{:?}", &*self.prefix)?;
         if self.is_continuation() { write!(f, "+") } else { Ok(()) }
     }
+}
+
+/// What a directory shows.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum DirKind {
+    /// The objects with names that begin with the prefix.
+    Tree(DirPrefix),
+    /// `/.versions` and below: the same names, each a directory of its versions.
+    Histories(DirPrefix),
+    /// The versions of one object.
+    History(ObjectName, ObjectId),
+    /// `/.vaultfs`.
+    Control,
 }
 
 /// What an entry on the way to an object is.

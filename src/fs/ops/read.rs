@@ -11,10 +11,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, FileState, Link};
+use crate::fs::inode::retained::RetainedBytes;
 use crate::fs::inode::{ControlText, Node, VersionFile};
 use crate::fs::ops::open::Held;
 use crate::fs::types::ctx::RequestCtx;
@@ -81,30 +82,6 @@ impl Source {
 fn range(len: usize, offset: u64, size: u32) -> Range<usize> {
     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(len);
     start..start.saturating_add(size as usize).min(len)
-}
-
-/// The bytes of a version that its name no longer shows, kept for its open handles.
-#[derive(Debug)]
-pub struct RetainedBytes {
-    object: Arc<Object>,
-    total: Arc<AtomicU64>,
-}
-
-impl RetainedBytes {
-    /// The version.
-    pub fn object(&self) -> &Arc<Object> {
-        &self.object
-    }
-
-    fn size(&self) -> u64 {
-        self.object.content.bytes.len() as u64
-    }
-}
-
-impl Drop for RetainedBytes {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.size(), Ordering::Relaxed);
-    }
 }
 
 impl FileSystem {
@@ -175,7 +152,7 @@ impl FileSystem {
             return Ok(Slice::copied(buffer.bytes.expose(), offset, size));
         }
         if let Some(retained) = &state.retained {
-            return Ok(Slice::of_object(&retained.object, offset, size));
+            return Ok(Slice::of_object(retained.object(), offset, size));
         }
         let Some(stored) = &state.stored else { return Ok(Slice::copied(&[], offset, size)) };
         match self.bytes_in_memory(stored) {
@@ -192,12 +169,7 @@ impl FileSystem {
         }
         let Some(stored) = &state.stored else { return };
         let Some(object) = self.bytes_in_memory(stored) else { return };
-        let size = object.content.bytes.len() as u64;
-        if self.retained_bytes.fetch_add(size, Ordering::Relaxed) + size > self.env.options().cache_size {
-            self.retained_bytes.fetch_sub(size, Ordering::Relaxed);
-            return;
-        }
-        state.retained = Some(RetainedBytes { object, total: self.retained_bytes.clone() });
+        state.retained = RetainedBytes::within(object, &self.retained_bytes, self.env.options().cache_size);
     }
 
     /// The bytes that a dead worker kept so.
@@ -206,9 +178,7 @@ impl FileSystem {
             && state.link != Link::Current
             && let Some(object) = state.pinned.take()
         {
-            let retained = RetainedBytes { object, total: self.retained_bytes.clone() };
-            self.retained_bytes.fetch_add(retained.size(), Ordering::Relaxed);
-            state.retained = Some(retained);
+            state.retained = Some(RetainedBytes::new(object, &self.retained_bytes));
         }
     }
 

@@ -15,7 +15,7 @@ use crate::fs::handle::unacknowledged::Unacknowledged;
 use crate::fs::inode::file::{Failure, File, Persistence};
 use crate::fs::inode::file_snapshot::{FileSnapshot, join};
 use crate::fs::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
-use crate::fs::journal::{Journal, Key, Value};
+use crate::fs::journal::{Journal, Key, MOST, Value};
 use crate::fs::namespace::listing::{DirEntry, Head, Listing};
 use crate::fs::ops::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
 use crate::fs::types::ctx::Intent;
@@ -26,9 +26,6 @@ use crate::vault::{Call, Content, Meta, Object, Page};
 
 /// How long crash records and intents of the dead worker are kept: resent requests arrive at once.
 pub(in crate::fs) const REQUESTS: Duration = Duration::from_secs(60);
-
-/// Upper bound of valid counters.
-pub(in crate::fs) const MOST: u64 = u64::MAX >> 2;
 
 /// The message for unsaved bytes after a crash without memory.
 const INCOMPLETE: &str = "a worker died while there was no memory for the mount's state: these bytes may not be what was \

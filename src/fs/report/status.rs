@@ -11,6 +11,7 @@ use crate::fs::ops::open::Handle;
 use crate::fs::report::audit::AuditStatus;
 use crate::fs::temporary::failed_deletes::FailedDelete;
 use crate::fs::types::error_log::LastError;
+use crate::fs::types::unsaved::Unsaved;
 use crate::fs::{Ending, FileSystem, RotationStatus};
 
 /// The state of a mounted vault. Times in seconds, sizes in bytes.
@@ -144,31 +145,6 @@ pub struct CacheUse {
     pub refresh_s: f64,
     /// Values past their time are being served because the vault does not answer.
     pub serving_stale: bool,
-}
-
-/// A write that the vault does not have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unsaved {
-    /// The object's name.
-    pub name: String,
-    /// Where the bytes can be read, below the mount point.
-    pub path: String,
-    /// Bytes waiting.
-    pub size: u64,
-    /// Why it failed; absent while the file is merely open.
-    pub error: Option<String>,
-    /// The vault has a newer version: no retry is sent by itself.
-    pub conflict: bool,
-    /// Seconds until it is tried again by itself; absent if it is not.
-    #[serde(default)]
-    pub retry_s: Option<u64>,
-}
-
-impl Unsaved {
-    /// A deletion that the vault has not made.
-    pub fn deletion(name: String, path: String, error: String) -> Self {
-        Self { name, path, size: 0, error: Some(error), conflict: false, retry_s: None }
-    }
 }
 
 impl From<crate::vault::attribution::RequestCount> for RequestCount {

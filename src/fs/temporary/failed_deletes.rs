@@ -11,21 +11,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::FileSystem;
-use crate::fs::inode::DeferredDelete;
+use crate::fs::inode::{DeferredDelete, FailedDeleteRecord};
 use crate::fs::types::errno::Errno;
 use crate::vault::cache::{Peek, is_outage};
-use crate::vault::save::Stored;
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
-
-/// As it is kept.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in crate::fs) struct FailedDeleteRecord {
-    /// The version that was to go.
-    stored: Stored,
-    errno: Errno,
-    /// Why it is still there, for people.
-    pub message: String,
-}
 
 /// An object that should be gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

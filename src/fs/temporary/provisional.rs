@@ -26,7 +26,7 @@ use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::inode::{DeferredDelete, Node, Table};
 use crate::fs::journal::Transaction;
 use crate::fs::name::DirPrefix;
-use crate::fs::namespace::attr::FileKind;
+use crate::fs::types::attr::FileKind;
 use crate::fs::types::errno::Result;
 use crate::fs::writeback::commit::Cause;
 use crate::fs::writeback::drain::Drain;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::file::{Failure, File};
-use crate::fs::report::status::Unsaved;
+use crate::fs::types::unsaved::Unsaved;
 use crate::fs::writeback::commit::Cause;
 use crate::fs::writeback::retry::FIRST_RETRY;
 use crate::vault::Call;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, Link};
-use crate::fs::report::status::Unsaved;
+use crate::fs::types::unsaved::Unsaved;
 use crate::fs::writeback::commit::Cause;
 use crate::vault::{Call, ObjectName};
 

@@ -1,10 +1,10 @@
 //! What the vault does not have, read from what a worker wrote down: for when there is no worker
 //! that could be asked.
 
-use crate::fs::Unsaved;
+use crate::fs::inode::FailedDeleteRecord;
 use crate::fs::inode::file_snapshot::FileSnapshot;
 use crate::fs::journal::Key;
-use crate::fs::temporary::failed_deletes::FailedDeleteRecord;
+use crate::fs::types::unsaved::Unsaved;
 
 /// The writes, and the deletions, in these records that the vault does not have, by name. Records
 /// that are not understood are passed over.

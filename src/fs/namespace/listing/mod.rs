@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::fs::namespace::attr::FileKind;
+use crate::fs::types::attr::FileKind;
 use crate::fs::types::errno::{Errno, Result};
 
 /// How long a listing is kept for readers that resume.
