@@ -14,8 +14,7 @@ use crate::fs::propagation::propagator::Propagator;
 use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
 use crate::fs::types::env::Env;
-use crate::fs::writeback::may_write::Saves;
-use crate::fs::writeback::permits::Permits;
+use crate::fs::writeback::Writeback;
 use crate::fs::{Audit, FileSystem, Options};
 use crate::vault::{DynVault, Page};
 
@@ -53,12 +52,9 @@ impl Builder {
             retained_bytes: Arc::default(),
             listings: Mutex::default(),
             scans: Scans::new(env.clone()),
-            permits: Permits::default(),
-            saves: Saves::new(env.clone()),
-            deletion_refused: Mutex::default(),
+            writeback: Writeback::new(env.clone()),
             propagator: Propagator::new(env.clone()),
             report: Report::new(self.audit),
-            failures: AtomicU64::new(0),
             env,
         });
         let revocation_listener = Arc::downgrade(&fs);

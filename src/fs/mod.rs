@@ -30,10 +30,11 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::OwnedSemaphorePermit;
 
 pub use crate::fs::assembly::Builder;
 pub use crate::fs::namespace::listing::{DirEntry, Listing};
@@ -61,8 +62,7 @@ use crate::fs::ops::prefetch::Scans;
 use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
 use crate::fs::types::env::Env;
-use crate::fs::writeback::may_write::Saves;
-use crate::vault::Call;
+use crate::fs::writeback::Writeback;
 use inode::{Node, Table, TableGuard};
 use journal::Transaction;
 
@@ -126,13 +126,9 @@ pub struct FileSystem {
     retained_bytes: Arc<AtomicU64>,
     listings: Mutex<crate::fs::namespace::listing::Listings>,
     scans: Arc<Scans>,
-    permits: crate::fs::writeback::permits::Permits,
-    saves: Saves,
-    /// When the vault last refused a deletion (`deferred_delete`).
-    deletion_refused: Mutex<Option<Instant>>,
+    writeback: Writeback,
     report: Report,
     propagator: Propagator,
-    failures: AtomicU64,
 }
 
 impl std::fmt::Debug for FileSystem {
@@ -154,6 +150,11 @@ impl FileSystem {
     /// What is on its way to the kernel, and the helper.
     pub fn propagator(&self) -> &Propagator {
         &self.propagator
+    }
+
+    /// Waits until the commits in flight are recorded; no other begins until the result is dropped.
+    pub async fn hold_stores(&self, within: Duration) -> Option<OwnedSemaphorePermit> {
+        self.writeback.hold_stores(within).await
     }
 
     /// The start-up check brought no names: the vault was away, or the key may not list.
@@ -203,11 +204,6 @@ impl FileSystem {
 
     fn node(&self, ino: u64) -> Result<Node> {
         self.table().node(ino).ok_or(Errno::ESTALE)
-    }
-
-    /// Time left of a call.
-    fn left(&self, call: &Call) -> Duration {
-        call.deadline.saturating_duration_since(self.env.now())
     }
 
     /// Whether this user is a guest: neither the owner of the mount or of its files, nor root.

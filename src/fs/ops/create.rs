@@ -68,7 +68,7 @@ impl FileSystem {
     /// EACCES for a name that the key may not make anew.
     pub(in crate::fs) fn may_create(&self, name: &ObjectName) -> Result<()> {
         let is_version = self.table().deferred_deletes.contains_key(name);
-        self.saves.may_write(name, if is_version { Change::Version } else { Change::Object })
+        self.writeback.may_write(name, if is_version { Change::Version } else { Change::Object })
     }
 
     /// The kernel asked to create what has appeared since it looked.

@@ -268,7 +268,7 @@ impl FileSystem {
             let change = if state.stored.is_some() { Change::Version } else { Change::Object };
             (state.name.clone(), change)
         };
-        self.saves.may_write(&name, change)
+        self.writeback.may_write(&name, change)
     }
 
     /// O_DIRECT asks the vault, whatever is cached; for a guest what was asked a moment ago will
@@ -313,7 +313,7 @@ impl FileSystem {
             && state.pinned.is_none()
             && let Some(stored) = &state.stored
         {
-            state.pinned = Some(self.bytes_in_memory(stored)?);
+            state.pinned = Some(self.env.bytes_in_memory(stored)?);
         }
         if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
             // This open comes after the name was seen to be taken: it means to change what it

@@ -155,7 +155,7 @@ impl FileSystem {
             return Ok(Slice::of_object(retained.object(), offset, size));
         }
         let Some(stored) = &state.stored else { return Ok(Slice::copied(&[], offset, size)) };
-        match self.bytes_in_memory(stored) {
+        match self.env.bytes_in_memory(stored) {
             Some(object) => Ok(Slice::of_object(&object, offset, size)),
             None => Err((stored.clone(), state.name.clone())),
         }
@@ -168,7 +168,7 @@ impl FileSystem {
             return;
         }
         let Some(stored) = &state.stored else { return };
-        let Some(object) = self.bytes_in_memory(stored) else { return };
+        let Some(object) = self.env.bytes_in_memory(stored) else { return };
         state.retained = RetainedBytes::within(object, &self.retained_bytes, self.env.options().cache_size);
     }
 
@@ -199,12 +199,6 @@ impl FileSystem {
         Ok(Slice::of_object(&object, offset, size))
     }
 
-    /// The bytes of just this version, if they are in memory.
-    pub(in crate::fs) fn bytes_in_memory(&self, stored: &Stored) -> Option<Arc<Object>> {
-        let object = self.env.cache().value_in_memory(&stored.id, &stored.version)?;
-        stored.is(&object.meta).then_some(object)
-    }
-
     fn read_now(&self, file: &File, offset: u64, size: u32) -> Option<Slice> {
         file.mark_kernel_cached();
         let mut state = file.change_alone();
@@ -213,7 +207,7 @@ impl FileSystem {
         }
         if state.pinned.is_none() {
             let Some(stored) = &state.stored else { return Some(Slice::copied(&[], offset, size)) };
-            state.pinned = self.bytes_in_memory(stored);
+            state.pinned = self.env.bytes_in_memory(stored);
         }
         state.pinned.as_ref().map(|object| Slice::of_object(object, offset, size))
     }

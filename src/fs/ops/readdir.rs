@@ -263,7 +263,7 @@ impl FileSystem {
     }
 
     async fn wait_for(&self, dir: &Dir, listing: &Listing, after: u64, call: &Call) -> Result<()> {
-        listing.wait_for(after, self.left(call)).await.unwrap_or_else(|| {
+        listing.wait_for(after, self.env.left(call)).await.unwrap_or_else(|| {
             let late = Error::new(ErrorKind::Deadline, "the vault did not list its names in time");
             Err(self.env.failed("readdir", path(dir), &late))
         })

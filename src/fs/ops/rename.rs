@@ -25,7 +25,7 @@ use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Job;
 use crate::vault::save::{Conditions, Saved};
-use crate::vault::{Call, Error, ErrorKind, ObjectName};
+use crate::vault::{Error, ErrorKind, ObjectName};
 
 /// A place in the tree: a directory's inode number and a file name in it.
 type At<'a> = (u64, &'a OsStr);
@@ -138,10 +138,10 @@ impl FileSystem {
         self.load(call, source).await?;
         let mut locks = Vec::new();
         for file in [Some(source), goal.target.as_ref()].into_iter().flatten() {
-            let lock = self.lock_commit(file, call).await;
+            let lock = self.writeback.lock_commit(file, call).await;
             locks.push(lock.map_err(|e| self.env.failed("rename", file.state().name.as_str(), &e))?);
         }
-        self.resolve_creation(source, call).await?;
+        self.writeback.resolve_creation(source, call).await?;
         let (old_name, own) = self.backing_objects(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
         let stores = goal.persistence == Persistence::Vault;
@@ -164,7 +164,7 @@ impl FileSystem {
             self.table().reuse(&goal.name);
         }
         let stored = match stores {
-            true => match self.store_moved(source, &job, call).await {
+            true => match self.writeback.store_moved(source, &job, call).await {
                 Ok(saved) => Some(saved),
                 Err(e) => return self.not_moved(ctx, (source, &old_name), (&goal.name, reuses), &e).await,
             },
@@ -192,20 +192,10 @@ impl FileSystem {
     fn both_are_there(&self, goal: &Goal) {
         if let Some(target) = &goal.target {
             // What it failed to store before does not go over them by itself.
-            self.conflict(target);
+            self.writeback.conflict(target);
         }
         // The kernel knows it as it was.
         self.repoint(&goal.name);
-    }
-
-    /// Stores a file under its new name.
-    async fn store_moved(&self, source: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
-        let _permit = self.among_stores(call).await?;
-        let stored = self.store(source, job, call).await;
-        if stored.as_ref().is_err_and(|e| !e.maybe_applied) {
-            source.change_alone().forget_sent(&job.name);
-        }
-        stored
     }
 
     /// The file could not be stored under its new name.

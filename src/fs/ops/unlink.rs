@@ -73,9 +73,9 @@ impl FileSystem {
     ) -> Result<()> {
         let call = ctx.call().await;
         // A commit that is out has to end first: it would make the object anew.
-        let lock = self.lock_commit(file, call).await;
+        let lock = self.writeback.lock_commit(file, call).await;
         let _lock = lock.map_err(|e| self.env.failed("unlink", file.state().name.as_str(), &e))?;
-        self.resolve_creation(file, call).await?;
+        self.writeback.resolve_creation(file, call).await?;
         let (name, deletes) = self.backing_objects(file);
         self.record_intent(ctx, Intent::Unlink { ino: file.ino });
         if !hides || !self.hide_unlinked(file) {
@@ -129,7 +129,7 @@ impl FileSystem {
         let mut id = known;
         let mut maybe_applied = false;
         for _ in 0..2 {
-            match self.delete_object(call, &id, None).await {
+            match self.writeback.delete_object(call, &id, None).await {
                 Ok(()) => {
                     self.env.note_deleted(name, None);
                     return Ok(());

@@ -379,7 +379,7 @@ impl FileSystem {
             if write_error {
                 self.take_back(&file);
             } else if again {
-                self.env.spawn(self.clone().retry(file.clone()));
+                self.start_retries(&file);
             } else if unsaved && !failed {
                 // Its last close was answered, or will not be: no handle stores it.
                 let (fs, file) = (self.clone(), file.clone());
@@ -390,7 +390,7 @@ impl FileSystem {
                 let (fs, file) = (self.clone(), file.clone());
                 self.env.spawn(async move {
                     let call = Call::background(fs.env.deadline());
-                    let _lock = fs.lock_commit(&file, &call).await;
+                    let _lock = fs.writeback.lock_commit(&file, &call).await;
                     fs.finish_move(&file, &call).await;
                     fs.table().drop_unheld(file.ino);
                 });
@@ -398,7 +398,7 @@ impl FileSystem {
             self.promote_later(&file);
             self.table().drop_unheld(file.ino);
         }
-        self.failures.store(failures, Ordering::Relaxed);
+        self.writeback.restore_failures(failures);
         self.watch_unreplaced();
     }
 }

@@ -6,7 +6,7 @@
 //! version of the same object. After [`GRACE`] the object is deleted; a failure is reported by
 //! other means (`failed_deletes`). fsync(2) of the directory, rmdir(2) and unmount delete at once,
 //! and return the error. At most [`MOST_HIDDEN`] objects are hidden at a time, and none for
-//! [`REFUSAL`] after the vault refused a deletion: then every unlink(2) deletes before it answers.
+//! a while after the vault refused a deletion: then every unlink(2) deletes before it answers.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use parking_lot::MutexGuard;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::file::File;
@@ -23,16 +22,13 @@ use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::retry::LAST_RETRY;
 use crate::sys::program::name_of;
-use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, VersionTag};
+use crate::vault::{Call, Error, ObjectName};
 
 /// How long a name may be absent between unlink and creation.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Hidden objects at a time.
 const MOST_HIDDEN: usize = 64;
-
-/// How long after a refused deletion no object is hidden.
-const REFUSAL: Duration = Duration::from_secs(60);
 
 /// Whether a file renamed like this will likely be made anew: the new name is its backup.
 pub(in crate::fs) fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
@@ -50,7 +46,7 @@ impl FileSystem {
     /// Hides the object that `file` shows, if allowed, and schedules its deletion.
     pub(in crate::fs) fn hide_unlinked(self: &Arc<Self>, file: &File) -> bool {
         let since = self.env.now();
-        if self.deletion_refused().is_some_and(|at| since.saturating_duration_since(at) < REFUSAL) {
+        if self.writeback.refuses_deletions() {
             return false;
         }
         let name = {
@@ -76,24 +72,6 @@ impl FileSystem {
         true
     }
 
-    /// Deletes an object at the vault, and remembers a refusal.
-    pub(in crate::fs) async fn delete_object(
-        &self,
-        call: &Call,
-        id: &ObjectId,
-        version: Option<&VersionTag>,
-    ) -> Result<(), Error> {
-        let deleted = self.env.cache().vault().delete(call, id, version).await;
-        if let Err(Error { kind: ErrorKind::Unauthorized | ErrorKind::Forbidden, .. }) = &deleted {
-            *self.deletion_refused() = Some(self.env.now());
-        }
-        deleted
-    }
-
-    fn deletion_refused(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.deletion_refused.lock()
-    }
-
     /// FSYNCDIR: executes deferred deletes in and below the directory, and returns the error.
     pub async fn fsync_dir(&self, ctx: &RequestCtx, ino: u64) -> Result<()> {
         let Ok(Node::Dir(dir)) = self.node(ino) else { return Ok(()) };
@@ -115,7 +93,7 @@ impl FileSystem {
                     return;
                 }
                 let call = Call::background(fs.env.deadline());
-                let deleted = match fs.without_stores(&call).await {
+                let deleted = match fs.writeback.without_stores(&call).await {
                     Ok(_alone) => fs.delete_unless_replaced(&name, &call).await,
                     Err(e) => Err(e),
                 };
@@ -150,7 +128,7 @@ impl FileSystem {
         if names.is_empty() {
             return Ok(());
         }
-        let alone = self.without_stores(call).await;
+        let alone = self.writeback.without_stores(call).await;
         let _alone = alone.map_err(|e| self.env.failed("unlink", names[0].as_str(), &e))?;
         let deletions = names.iter().map(|name| async move {
             let deleted = self.delete_unless_replaced(name, call).await;
@@ -166,7 +144,7 @@ impl FileSystem {
 
     /// Executes the deferred delete of `name` now; an object that cannot be deleted shows again.
     pub(in crate::fs) async fn end_unreplaced(&self, name: &ObjectName, call: &Call) {
-        let deleted = match self.without_stores(call).await {
+        let deleted = match self.writeback.without_stores(call).await {
             Ok(_alone) => self.delete_unless_replaced(name, call).await,
             Err(e) => Err(e),
         };

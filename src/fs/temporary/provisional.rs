@@ -314,7 +314,7 @@ impl FileSystem {
         name: &ObjectName,
         id: &ObjectId,
     ) -> Result<(), Error> {
-        let _alone = self.without_stores(call).await?;
+        let _alone = self.writeback.without_stores(call).await?;
         self.delete_hidden_alone(call, name, id).await
     }
 
@@ -366,6 +366,6 @@ impl FileSystem {
         {
             return Err(Error::new(ErrorKind::VersionMismatch, "it was changed elsewhere"));
         }
-        self.delete_object(call, &stored.id, Some(&stored.version)).await
+        self.writeback.delete_object(call, &stored.id, Some(&stored.version)).await
     }
 }

@@ -12,7 +12,8 @@ use crate::fs::types::errno::Errno;
 use crate::fs::types::error_log::{ErrorLog, LastError};
 use crate::fs::{Kernel, Options};
 use crate::vault::cache::{Cache, CacheConfig};
-use crate::vault::{DynVault, Error, ObjectId, ObjectName};
+use crate::vault::save::Stored;
+use crate::vault::{Call, DynVault, Error, Object, ObjectId, ObjectName};
 
 /// How many refresh times the kernel goes without asking while changes are brought to it.
 const TTL_TICKS: u32 = 12;
@@ -73,6 +74,11 @@ impl Env {
         self.now() + self.options.timeout
     }
 
+    /// Time left of a call.
+    pub fn left(&self, call: &Call) -> Duration {
+        call.deadline.saturating_duration_since(self.now())
+    }
+
     pub fn wall(&self) -> SystemTime {
         self.clock.wall()
     }
@@ -89,6 +95,12 @@ impl Env {
 
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// The bytes of just this version, if they are in memory.
+    pub fn bytes_in_memory(&self, stored: &Stored) -> Option<Arc<Object>> {
+        let object = self.cache.value_in_memory(&stored.id, &stored.version)?;
+        stored.is(&object.meta).then_some(object)
     }
 
     /// Journals what a successor needs.

@@ -20,6 +20,7 @@ use crate::fs::inode::Table;
 use crate::fs::inode::file::{File, FileState, Link, Sent};
 use crate::fs::journal::Transaction;
 use crate::fs::types::errno::{Errno, Result};
+use crate::fs::writeback::Writeback;
 use crate::fs::writeback::may_write::Change;
 use crate::secret::SecretBytes;
 use crate::vault::save::{Attempt, Conditions, Outcome, Save, Saved, Stored};
@@ -108,50 +109,7 @@ pub(in crate::fs) struct Shows {
     moved: bool,
 }
 
-impl FileSystem {
-    /// Stores what the file's buffer holds now. Succeeds if the vault has it, even if stored by
-    /// another client.
-    pub(in crate::fs) async fn commit(
-        self: &Arc<Self>,
-        file: &Arc<File>,
-        call: &Call,
-        cause: Cause,
-    ) -> Result<()> {
-        let goal = {
-            let state = file.state();
-            if let Some(refused) = state.write_error.filter(|_| state.is_dirty()) {
-                // Reported and logged at the write.
-                return Err(refused);
-            }
-            state.buffer.as_ref().map_or(0, |b| b.generation)
-        };
-        loop {
-            let permits = async {
-                let lock = self.lock_commit(file, call).await?;
-                // Held until the journal has that it is stored: a successor then knows
-                // (`hold_stores`).
-                Ok((lock, self.among_stores(call).await?))
-            };
-            let (_lock, permit) = permits
-                .await
-                .map_err(|e: Error| self.env.failed(cause.name(), file.state().name.as_str(), &e))?;
-            let Some(job) = self.job_of(file, cause)? else { return Ok(()) };
-            failpoint::point("commit");
-            match self.store(file, &job, call).await {
-                Ok(saved) => {
-                    failpoint::point("stored");
-                    self.committed(file, &job, saved);
-                }
-                Err(e) => return Err(self.commit_failed(file, &job, cause, e)),
-            }
-            drop(permit);
-            self.finish_move(file, call).await;
-            if job.generation >= goal {
-                return Ok(());
-            }
-        }
-    }
-
+impl Writeback {
     /// What a commit has to store now, if anything.
     fn job_of(&self, file: &File, cause: Cause) -> Result<Option<Job>> {
         let state = file.state();
@@ -170,7 +128,7 @@ impl FileSystem {
 
     /// Brings a job to the vault; the caller holds the file's commit lock and a permit for stores.
     /// An error says in `maybe_applied` whether any attempt may have been made.
-    pub(in crate::fs) async fn store(&self, file: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
+    async fn store(&self, file: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
         let content = self.content_of(job)?;
         if let (None, Some(base)) = (&job.sent, &job.base)
             && let Some(object) = self.unchanged(base, &content, job, call).await?
@@ -182,9 +140,19 @@ impl FileSystem {
                 let (name, generation, attempt) = (job.name.clone(), job.generation, attempt.clone());
                 file.change_alone().note_sent(Sent { name, generation, attempt });
             }
-            Some(made) => self.saves.note(job, Change::of(&attempt.after), made.as_ref().err()),
+            Some(made) => self.note_save(job, Change::of(&attempt.after), made.as_ref().err()),
         };
         self.save_of(job, &content, call).run(&progress).await
+    }
+
+    /// Stores a file under its new name.
+    pub async fn store_moved(&self, source: &File, job: &Job, call: &Call) -> Result<Saved, Error> {
+        let _permit = self.among_stores(call).await?;
+        let stored = self.store(source, job, call).await;
+        if stored.as_ref().is_err_and(|e| !e.maybe_applied) {
+            source.change_alone().forget_sent(&job.name);
+        }
+        stored
     }
 
     fn save_of<'a>(&'a self, job: &'a Job, content: &'a Content, call: &'a Call) -> Save<'a> {
@@ -218,7 +186,7 @@ impl FileSystem {
         job: &Job,
         call: &Call,
     ) -> Result<Option<Arc<Object>>, Error> {
-        let may_be = match self.bytes_in_memory(base) {
+        let may_be = match self.env.bytes_in_memory(base) {
             Some(before) => before.content.bytes == content.bytes,
             // Known to a worker that died.
             None => base.size == content.bytes.len() as u64,
@@ -230,6 +198,73 @@ impl FileSystem {
         // save.
         let current = self.env.cache().fetch(call, &job.name).await?;
         Ok(current.filter(|c| c.stale.is_none() && c.object.content.bytes == content.bytes).map(|c| c.object))
+    }
+
+    /// Before a file loses its name: if its creation is in doubt, finds out whether there is an
+    /// object to delete.
+    pub async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
+        let job = Job::of(&file.state(), false, Cause::Link).filter(|job| job.base.is_none());
+        let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {
+            return Ok(());
+        };
+        let failed = |e| self.env.failed("unlink", job.name.as_str(), &e);
+        let content = self.content_of(&job).map_err(failed)?;
+        let outcome = self.save_of(&job, &content, call).outcome(Some(&sent)).await;
+        if let Outcome::Made(saved) = outcome.map_err(failed)? {
+            file.change_alone().stored = Some(Stored::of(&saved.object));
+        }
+        Ok(())
+    }
+}
+
+impl FileSystem {
+    /// Stores what the file's buffer holds now. Succeeds if the vault has it, even if stored by
+    /// another client.
+    pub(in crate::fs) async fn commit(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        call: &Call,
+        cause: Cause,
+    ) -> Result<()> {
+        let goal = {
+            let state = file.state();
+            if let Some(refused) = state.write_error.filter(|_| state.is_dirty()) {
+                // Reported and logged at the write.
+                return Err(refused);
+            }
+            state.buffer.as_ref().map_or(0, |b| b.generation)
+        };
+        loop {
+            let permits = async {
+                let lock = self.writeback.lock_commit(file, call).await?;
+                // Held until the journal has that it is stored: a successor then knows
+                // (`hold_stores`).
+                Ok((lock, self.writeback.among_stores(call).await?))
+            };
+            let (_lock, permit) = permits
+                .await
+                .map_err(|e: Error| self.env.failed(cause.name(), file.state().name.as_str(), &e))?;
+            let Some(job) = self.writeback.job_of(file, cause)? else { return Ok(()) };
+            failpoint::point("commit");
+            match self.writeback.store(file, &job, call).await {
+                Ok(saved) => {
+                    failpoint::point("stored");
+                    self.committed(file, &job, saved);
+                }
+                Err(e) => {
+                    let (errno, is_retried) = self.writeback.commit_failed(file, &job, cause, &e);
+                    if is_retried {
+                        self.start_retries(file);
+                    }
+                    return Err(errno);
+                }
+            }
+            drop(permit);
+            self.finish_move(file, call).await;
+            if job.generation >= goal {
+                return Ok(());
+            }
+        }
     }
 
     /// The file is what was stored, now.
@@ -312,21 +347,5 @@ impl FileSystem {
         if shows.moved || shows.superseded {
             self.repoint(name);
         }
-    }
-
-    /// Before a file loses its name: if its creation is in doubt, finds out whether there is an
-    /// object to delete.
-    pub(in crate::fs) async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
-        let job = Job::of(&file.state(), false, Cause::Link).filter(|job| job.base.is_none());
-        let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {
-            return Ok(());
-        };
-        let failed = |e| self.env.failed("unlink", job.name.as_str(), &e);
-        let content = self.content_of(&job).map_err(failed)?;
-        let outcome = self.save_of(&job, &content, call).outcome(Some(&sent)).await;
-        if let Outcome::Made(saved) = outcome.map_err(failed)? {
-            file.change_alone().stored = Some(Stored::of(&saved.object));
-        }
-        Ok(())
     }
 }

@@ -46,7 +46,7 @@ impl FileSystem {
                     // `left_over` below reports what fails.
                     let _ = self.commit(file, &call, Cause::Drain).await;
                 } else {
-                    let _ = self.lock_commit(file, &call).await;
+                    let _ = self.writeback.lock_commit(file, &call).await;
                 }
             });
             futures_util::future::join_all(ends).await;
@@ -57,7 +57,7 @@ impl FileSystem {
                 what.covers(file) && file.state().failure.as_ref().is_some_and(failed)
             };
             let may_progress = files.iter().any(may_do_better) || self.has_pending_deletes();
-            if !may_progress || self.left(&call) <= FIRST_RETRY {
+            if !may_progress || self.env.left(&call) <= FIRST_RETRY {
                 return self.left_over();
             }
             tokio::time::sleep(FIRST_RETRY).await;

@@ -8,14 +8,13 @@
 //! 3. Another key, once it is in the key's file, is refused nothing yet.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::fs::types::env::Env;
 use crate::fs::types::errno::{Errno, Result};
+use crate::fs::writeback::Writeback;
 use crate::fs::writeback::commit::Job;
 use crate::vault::save::After;
 use crate::vault::{Error, ErrorKind, ObjectName};
@@ -48,11 +47,14 @@ enum LastSave {
     Refused(Instant),
 }
 
-/// What became of the last saves. A leaf: nothing else is locked while this is.
-pub(in crate::fs) struct Saves {
-    env: Arc<Env>,
-    /// By the key that was in use; a directory ends with a slash, or is empty.
-    of: Mutex<LruCache<(Change, String, u64), LastSave>>,
+/// What became of the last saves, by the key that was in use; a directory ends with a slash, or is
+/// empty. A leaf: nothing else is locked while this is.
+pub(super) struct Saves(Mutex<LruCache<(Change, String, u64), LastSave>>);
+
+impl Default for Saves {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(REMEMBERED)))
+    }
 }
 
 /// The directory of a name, with its slash; empty for the root.
@@ -60,14 +62,10 @@ fn directory(name: &str) -> &str {
     name.rfind('/').map_or("", |slash| &name[..=slash])
 }
 
-impl Saves {
-    pub fn new(env: Arc<Env>) -> Self {
-        Self { env, of: Mutex::new(LruCache::new(REMEMBERED)) }
-    }
-
+impl Writeback {
     /// A save was accepted, or refused for want of a permission; nothing else shows permissions. A
     /// guarded save may have been refused the look before it.
-    pub fn note(&self, job: &Job, change: Change, failed: Option<&Error>) {
+    pub(super) fn note_save(&self, job: &Job, change: Change, failed: Option<&Error>) {
         let is_accepted = match failed {
             None => true,
             Some(e) if e.kind == ErrorKind::Forbidden && !job.conditions.guarded => false,
@@ -76,7 +74,7 @@ impl Saves {
         let name = &job.name;
         let key = self.env.cache().vault().status().key_changes;
         let dir = directory(name.as_str()).to_owned();
-        let mut saves = self.of.lock();
+        let mut saves = self.saves.0.lock();
         let outcome = match is_accepted {
             true => LastSave::Accepted,
             false => LastSave::Refused(self.env.now()),
@@ -93,7 +91,7 @@ impl Saves {
         let vault = self.env.cache().vault().status();
         let now = self.env.now();
         let is_refused = |what: &str| {
-            let refused = self.of.lock().get(&(change, what.to_owned(), vault.key_changes)).copied();
+            let refused = self.saves.0.lock().get(&(change, what.to_owned(), vault.key_changes)).copied();
             matches!(refused, Some(LastSave::Refused(at)) if now.saturating_duration_since(at) < ASSUMED_FOR)
         };
         let may_not = vault.may_write == Some(false);

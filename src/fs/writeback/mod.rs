@@ -1,9 +1,43 @@
 //! Written bytes become versions: commits, retries, and what the vault does not have.
 
 pub(in crate::fs) mod commit;
+mod delete;
 pub(in crate::fs) mod drain;
 pub(in crate::fs) mod may_write;
-pub(in crate::fs) mod permits;
+mod permits;
 pub(in crate::fs) mod retry;
 pub(in crate::fs) mod unsaved;
 pub(in crate::fs) mod unsaved_from_journal;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::fs::types::env::Env;
+use crate::fs::writeback::may_write::Saves;
+use crate::fs::writeback::permits::Permits;
+
+/// What is sent to the vault, one change of an object after the other, and what became of it.
+pub(in crate::fs) struct Writeback {
+    env: Arc<Env>,
+    permits: Permits,
+    saves: Saves,
+    /// Counts failed commits.
+    failures: AtomicU64,
+    /// When the vault last refused a deletion.
+    deletion_refused: Mutex<Option<Instant>>,
+}
+
+impl Writeback {
+    pub fn new(env: Arc<Env>) -> Self {
+        Self {
+            permits: Permits::default(),
+            saves: Saves::default(),
+            failures: AtomicU64::new(0),
+            deletion_refused: Mutex::default(),
+            env,
+        }
+    }
+}

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{AcquireError, Mutex, OwnedSemaphorePermit, Semaphore};
 
-use crate::fs::FileSystem;
 use crate::fs::inode::file::File;
+use crate::fs::writeback::Writeback;
 use crate::vault::{Call, Error, ErrorKind};
 
 /// Commits in flight at a time.
@@ -23,7 +23,7 @@ const TOGETHER: Duration = Duration::from_millis(250);
 
 /// The permits of all changes.
 #[derive(Debug)]
-pub(in crate::fs) struct Permits {
+pub(super) struct Permits {
     commits: Arc<Semaphore>,
     /// The permit of the deferred deletes that run together, and when the first of them began.
     deletes: Mutex<Option<(Weak<OwnedSemaphorePermit>, Instant)>>,
@@ -35,7 +35,7 @@ impl Default for Permits {
     }
 }
 
-impl FileSystem {
+impl Writeback {
     /// Waits for a permit until the deadline of the call; `holder` says what holds it.
     async fn permit_within<T>(
         &self,
@@ -43,33 +43,26 @@ impl FileSystem {
         permit: impl Future<Output = Result<T, AcquireError>>,
         holder: &str,
     ) -> Result<T, Error> {
-        let permit = tokio::time::timeout(self.left(call), permit).await;
+        let permit = tokio::time::timeout(self.env.left(call), permit).await;
         // The semaphores are never closed: an error is the timeout's.
         permit.ok().and_then(Result::ok).ok_or_else(|| Error::new(ErrorKind::Deadline, holder))
     }
 
     /// Waits until no change of this file is out at the vault.
-    pub(in crate::fs) async fn lock_commit(
-        &self,
-        file: &File,
-        call: &Call,
-    ) -> Result<OwnedSemaphorePermit, Error> {
+    pub async fn lock_commit(&self, file: &File, call: &Call) -> Result<OwnedSemaphorePermit, Error> {
         let lock = file.commit_lock.clone().acquire_owned();
         self.permit_within(call, lock, "an earlier change of this file is still on its way").await
     }
 
     /// A permit for a commit: no hidden object is deleted meanwhile.
-    pub(in crate::fs) async fn among_stores(&self, call: &Call) -> Result<OwnedSemaphorePermit, Error> {
+    pub async fn among_stores(&self, call: &Call) -> Result<OwnedSemaphorePermit, Error> {
         let permit = self.permits.commits.clone().acquire_owned();
         self.permit_within(call, permit, "a deletion is on its way that has to end first").await
     }
 
     /// A permit for deferred deletes: no commit is in flight. Deletes that begin at about the same
     /// time share it; later ones queue behind the waiting commits.
-    pub(in crate::fs) async fn without_stores(
-        &self,
-        call: &Call,
-    ) -> Result<Arc<OwnedSemaphorePermit>, Error> {
+    pub async fn without_stores(&self, call: &Call) -> Result<Arc<OwnedSemaphorePermit>, Error> {
         let permit = async {
             let mut shared = self.permits.deletes.lock().await;
             if let Some((permit, begun)) = &*shared
