@@ -299,6 +299,41 @@ async fn an_open_whose_lookup_a_dead_worker_answered_opens_what_the_vault_has_no
     }
 }
 
+/// The name shows an inode of a lookup between the two: the kernel may open that one next.
+#[tokio::test(start_paused = true)]
+async fn after_such_an_open_the_name_shows_no_older_version() {
+    for (is_open, is_dirty) in [(false, false), (true, false), (true, true)] {
+        let sh = Shell::kv();
+        sh.put("f", "old").await;
+        let ino = sh.stat("f").await.unwrap().ino;
+        death(&sh).await;
+        sh.put("f", "newer").await;
+        let between = sh.stat("f").await.unwrap().ino;
+        assert_ne!(between, ino);
+        let fd = if is_open { Some(sh.open("f", WRITE).await.unwrap()) } else { None };
+        if let Some(fd) = fd.as_ref().filter(|_| is_dirty) {
+            sh.pwrite(fd, 0, "MINE!").unwrap();
+        }
+        sh.pass(Duration::from_millis(10)).await;
+        sh.put("f", "the newest").await;
+        let open = |ino| sh.once(move |fs, ctx| async move { fs.open(&ctx, ino, READ).await });
+        if is_dirty {
+            assert_eq!(open(ino).await, Err(Errno::ESTALE));
+            assert_eq!(sh.cat("f").await, "MINE!");
+            continue;
+        }
+        let opened = open(ino).await.unwrap();
+        let read = sh.once(|fs, ctx| async move { fs.read(&ctx, ino, opened.fh, 0, 100).await }).await;
+        assert_eq!(read.unwrap().expose(), b"the newest");
+        assert_eq!(open(between).await, Err(Errno::ESTALE), "{is_open}");
+        assert_eq!(sh.cat("f").await, "the newest");
+        if let Some(fd) = fd {
+            assert_eq!(sh.read_all(&fd).await.unwrap(), b"newer");
+            sh.close(fd).await.unwrap();
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_version_that_was_replaced_is_read_again_without_the_history_of_its_object() {
     let sh = Shell::new();

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, Link};
-use crate::vault::ObjectName;
 use crate::vault::cache::{Found, Peek};
+use crate::vault::{Meta, ObjectName};
 
 impl FileSystem {
     /// The object was deleted elsewhere: open handles keep it, but its name shows nothing, so that
@@ -32,11 +32,12 @@ impl FileSystem {
         let mut table = self.table_in(&tx);
         let before = table.file(&object.meta.name);
         if let Some(file) = &before {
-            // It may have been saved since this was asked.
-            let is_newest = self.is_newest(file);
+            // It may have been saved, or asked for again, since this was asked.
+            let Meta { id, version, updated_at, .. } = &object.meta;
+            let is_newer = self.is_behind((id, version, *updated_at), file);
             let mut state = file.change(&tx);
             let is_version = state.stored.as_ref().is_some_and(|stored| stored.is(&object.meta));
-            if is_newest || is_version || state.is_dirty() || state.is_only_here() {
+            if is_newer || is_version || state.is_dirty() || state.is_only_here() {
                 drop(state);
                 return file.clone();
             }

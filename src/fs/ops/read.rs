@@ -23,7 +23,7 @@ use crate::fs::types::errno::{Errno, Result};
 use crate::secret::SecretBytes;
 use crate::vault::cache::Peek;
 use crate::vault::save::Stored;
-use crate::vault::{Call, ErrorKind, Object, ObjectName};
+use crate::vault::{Call, ErrorKind, Meta, Object, ObjectName};
 
 /// Bytes to answer a READ with: of a value that stays as it is, not a copy of it.
 #[derive(Debug, Clone)]
@@ -295,12 +295,35 @@ impl FileSystem {
             return false;
         }
         let tx = self.env.journal().begin();
-        let _table = self.table_in(&tx);
-        let becomes = self.become_version(&tx, file, object);
-        if becomes {
-            // Watchers have not seen it yet.
-            file.change(&tx).pending_notify = Some(object.meta.version.clone());
+        let mut table = self.table_in(&tx);
+        // The version of another lookup, which came before this one. Reads do not go back: the name
+        // shows from now on what is opened here.
+        let Meta { id, name, version, updated_at } = &object.meta;
+        let older = table.file(name).filter(|shown| {
+            let is_it = shown.state().stored.as_ref().is_some_and(|stored| stored.is(&object.meta));
+            shown.ino != file.ino && !is_it
+        });
+        if let Some(older) = &older {
+            if self.is_behind((id, version, *updated_at), older) || self.replace(&tx, older).is_err() {
+                return false;
+            }
+            table.unpoint(name, older.ino);
         }
-        becomes
+        if !self.become_version(&tx, file, object) {
+            return false;
+        }
+        let mut state = file.change(&tx);
+        // Watchers have not seen it yet.
+        state.pending_notify = Some(version.clone());
+        if let Some(older) = older {
+            state.link = Link::Current;
+            drop(state);
+            table.point(name, file.ino);
+            table.drop_unheld(older.ino);
+            drop(table);
+            drop(tx);
+            self.repoint(name);
+        }
+        true
     }
 }

@@ -33,8 +33,9 @@ impl FileSystem {
         }
         let old = shown.filter(|file| file.ino != fresh.ino);
         if let Some(old) = &old {
-            if self.is_newest(old) && !self.is_newest(fresh) {
-                // Saved since the rename was ordered.
+            let ordered = fresh.state().stored.clone();
+            if ordered.is_some_and(|s| self.is_behind((&s.id, &s.version, s.updated_at), old)) {
+                // Saved, or found in a newer version, since the rename was ordered.
                 return Err(Errno::EBUSY);
             }
             self.replace(&tx, old)?;
@@ -65,7 +66,7 @@ impl FileSystem {
     }
 
     /// Detaches a file from its name.
-    fn replace(&self, tx: &Transaction, old: &File) -> Result<()> {
+    pub(in crate::fs) fn replace(&self, tx: &Transaction, old: &File) -> Result<()> {
         let mut state = old.change(tx);
         if state.is_dirty() || state.is_only_here() || old.commit_lock.available_permits() == 0 {
             return Err(Errno::EBUSY);
