@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::fs::inode::Table;
+use crate::fs::inode::InodeTable;
 use crate::fs::journal::{Journal, JournalWriter};
 use crate::fs::ops::prefetch::Scans;
 use crate::fs::propagation::propagator::Propagator;
@@ -41,7 +41,7 @@ impl Builder {
     pub fn build(self) -> Arc<FileSystem> {
         let env = Env::new(self.vault, self.options, self.clock, JournalWriter::new(self.journal.clone()));
         let fs = Arc::new(FileSystem {
-            table: Mutex::new(Table::new(&env.options().vault)),
+            inodes: InodeTable::new(&env.options().vault),
             handles: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             unacknowledged: Mutex::default(),

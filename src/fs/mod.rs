@@ -63,8 +63,7 @@ use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
 use crate::fs::types::env::Env;
 use crate::fs::writeback::Writeback;
-use inode::{Node, Table, TableGuard};
-use journal::Transaction;
+use inode::InodeTable;
 
 /// An operation on its way: it may wait.
 pub trait Work<T>: Future<Output = Result<T>> + Send {}
@@ -110,7 +109,7 @@ struct CrashRecords {
 /// A mounted vault.
 pub struct FileSystem {
     env: Arc<Env>,
-    table: Mutex<Table>,
+    inodes: Arc<InodeTable>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     /// Handles with an OPEN that may not have been answered.
@@ -174,24 +173,15 @@ impl FileSystem {
 
     /// FORGET: the kernel released `count` lookups of an inode.
     pub fn forget(&self, ino: u64, count: u64) {
-        self.table().forget(ino, count);
+        self.inodes.lock().forget(ino, count);
     }
 
     /// Liveness probe: acquires the inode and handle locks; blocks if either is stuck.
     pub fn check_liveness(&self) {
-        let table = self.table();
+        let table = self.inodes.lock();
         crate::failpoint::point("liveness");
         drop(table);
         drop(self.handles());
-    }
-
-    fn table(&self) -> TableGuard<'_> {
-        TableGuard::alone(self.table.lock())
-    }
-
-    /// The table, locked, to change it together with files: `tx` is published with it.
-    fn table_in<'a>(&'a self, tx: &'a Transaction) -> TableGuard<'a> {
-        TableGuard::within(self.table.lock(), tx)
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
@@ -200,10 +190,6 @@ impl FileSystem {
 
     fn intents(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::types::ctx::Intent>> {
         self.intents.lock()
-    }
-
-    fn node(&self, ino: u64) -> Result<Node> {
-        self.table().node(ino).ok_or(Errno::ESTALE)
     }
 
     /// Whether this user is a guest: neither the owner of the mount or of its files, nor root.

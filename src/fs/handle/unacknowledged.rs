@@ -105,7 +105,7 @@ impl FileSystem {
         if self.let_go(file, handle.fh) {
             self.store_closed(file, &Call::foreground(self.env.deadline())).await;
         }
-        if !self.table().is_held(file.ino) {
+        if !self.inodes.lock().is_held(file.ino) {
             // Nor has the kernel.
             self.drop_handle(handle.fh);
         }

@@ -30,8 +30,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub(super) use crate::fs::inode::deletes::{DeferredDelete, FailedDeleteRecord};
+pub use crate::fs::inode::records::InodeTable;
 pub(super) use crate::fs::inode::records::NodeRecord;
-pub use crate::fs::inode::records::TableGuard;
 pub use crate::fs::name::DirKind;
 pub use node::{ControlFile, ControlText, Dir, Node, VersionFile};
 use number::{Numbers, What};

@@ -2,15 +2,17 @@
 //! the lock on the table is let go of, all of it together.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use parking_lot::MutexGuard;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::file_snapshot::record_chunks;
 use crate::fs::inode::{DirKind, Node, Slot, Table};
 use crate::fs::journal::{CHUNK, JournalWriter, Key, Part, Transaction};
+use crate::fs::types::errno::{Errno, Result};
 use crate::vault::{Form, ObjectId, ObjectName, VersionInfo};
 
 /// An inode as it is written down; a file's state has a record of its own.
@@ -150,6 +152,35 @@ fn forget_bytes(node: &Node, tx: &Transaction) {
     }
 }
 
+/// The inode table behind its lock, which is taken before the lock of a file's state.
+#[derive(Debug)]
+pub struct InodeTable {
+    table: Mutex<Table>,
+}
+
+impl InodeTable {
+    /// With the root, for the vault of that name.
+    pub fn new(vault: &str) -> Arc<Self> {
+        Arc::new(Self { table: Mutex::new(Table::new(vault)) })
+    }
+
+    /// The table, locked, with a transaction of its own.
+    pub fn lock(&self) -> TableGuard<'_> {
+        let table = self.table.lock();
+        TableGuard { changed: false, tx: Part::Own(table.journal.begin()), table }
+    }
+
+    /// The table, locked, to change it together with files: `tx` is published with it.
+    pub fn lock_in<'a>(&'a self, tx: &'a Transaction) -> TableGuard<'a> {
+        TableGuard { changed: false, tx: Part::Of(tx), table: self.table.lock() }
+    }
+
+    /// The inode that the kernel names by this number.
+    pub fn node(&self, ino: u64) -> Result<Node> {
+        self.lock().node(ino).ok_or(Errno::ESTALE)
+    }
+}
+
 /// The table, locked. What was changed in it, and in files as a part of its transaction, is
 /// published together before the lock is released: changes of the table build on each other.
 #[derive(Debug)]
@@ -157,18 +188,6 @@ pub struct TableGuard<'a> {
     changed: bool,
     tx: Part<'a>,
     table: MutexGuard<'a, Table>,
-}
-
-impl<'a> TableGuard<'a> {
-    /// With a transaction of its own.
-    pub(in crate::fs) fn alone(table: MutexGuard<'a, Table>) -> Self {
-        Self { changed: false, tx: Part::Own(table.journal.begin()), table }
-    }
-
-    /// As a part of `tx`, which ends with it.
-    pub(in crate::fs) fn within(table: MutexGuard<'a, Table>, tx: &'a Transaction) -> Self {
-        Self { changed: false, tx: Part::Of(tx), table }
-    }
 }
 
 impl Deref for TableGuard<'_> {

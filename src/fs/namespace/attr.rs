@@ -28,7 +28,7 @@ fn owned(attr: Attr, local: Option<&LocalAttr>) -> Attr {
 impl FileSystem {
     /// GETATTR. Never asks the vault.
     pub fn getattr(&self, ino: u64) -> Result<(Attr, Duration)> {
-        let node = self.node(ino)?;
+        let node = self.inodes.node(ino)?;
         Ok((self.attr(&node), self.attr_ttl(&node)))
     }
 
@@ -53,7 +53,7 @@ impl FileSystem {
     pub(in crate::fs) fn attr(&self, node: &Node) -> Attr {
         match node {
             Node::Dir(dir) => {
-                let table = self.table();
+                let table = self.inodes.lock();
                 let changed = table.dir_mtime(&dir.kind).unwrap_or(self.env.started());
                 let (perm, local) = match &dir.kind {
                     DirKind::Tree(_) => {
@@ -77,7 +77,7 @@ impl FileSystem {
             }
             Node::File(file) => self.file_attr(file),
             Node::Version(version) => {
-                let table = self.table();
+                let table = self.inodes.lock();
                 let local = table.local_of(&version.name);
                 let (size, made) = (version.size(), version.info.created_at);
                 owned(self.plain(version.ino, FileKind::Regular, size, self.history_perm(local), made), local)
@@ -106,7 +106,7 @@ impl FileSystem {
             local.uid.is_some_and(|uid| uid != self.env.options().uid)
                 || local.gid.is_some_and(|gid| gid != self.env.options().gid)
         };
-        self.table().all_local().filter(|local| is_other(local)).count()
+        self.inodes.lock().all_local().filter(|local| is_other(local)).count()
     }
 
     fn file_perm(&self, state: &FileState) -> u32 {
@@ -148,7 +148,7 @@ impl FileSystem {
 
     /// Counts the lookup and makes the entry.
     pub(in crate::fs) fn entry(&self, node: &Node, ttl: Duration) -> Entry {
-        self.table().hold(node);
+        self.inodes.lock().hold(node);
         Entry { attr: self.attr(node), ttl }
     }
 
@@ -175,12 +175,12 @@ impl FileSystem {
                 };
                 if shows {
                     // Of an inode that was replaced or unlinked the name keeps nothing.
-                    *self.table().local(&name) = local;
+                    *self.inodes.lock().local(&name) = local;
                 }
                 Ok(())
             }
             Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => {
-                let mut table = self.table();
+                let mut table = self.inodes.lock();
                 let local = table.dir_local(&dir.kind);
                 local.set(set, FileKind::Directory);
                 local.mtime = set.mtime.map(|at| (at, None)).or(local.mtime.take());

@@ -57,7 +57,7 @@ impl FileSystem {
 
     /// The entry of a directory.
     pub(in crate::fs) fn dir_entry(&self, kind: &DirKind) -> Entry {
-        let dir = self.table().dir(kind);
+        let dir = self.inodes.lock().dir(kind);
         let node = Node::Dir(dir);
         let ttl = self.attr_ttl(&node);
         self.entry(&node, ttl)
@@ -66,7 +66,7 @@ impl FileSystem {
     /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name
     /// there.
     pub(in crate::fs) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         let mut under = DirPrefix::root();
         loop {
             match self.shown(&mut table, name, &under)? {
@@ -84,7 +84,7 @@ impl FileSystem {
     /// The path, below the mount point, under which `name` shows now.
     pub(in crate::fs) fn path_of(&self, name: &str) -> String {
         let Some(name) = ObjectName::new(name) else { return String::new() };
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         let (mut path, mut under) = (String::new(), DirPrefix::root());
         while let Some((text, rest)) = self.shown(&mut table, &name, &under) {
             path.push_str(&text);
@@ -105,7 +105,7 @@ impl FileSystem {
 
     /// Makes the kernel look `name` up again.
     pub(in crate::fs) fn inval_name(&self, name: &ObjectName) {
-        self.table().names_changed();
+        self.inodes.lock().names_changed();
         if let (Some(kernel), Some((parent, text))) = (self.env.kernel(), self.position(name)) {
             kernel.inval_entry(parent, OsStr::new(&text));
         }

@@ -52,7 +52,7 @@ impl FileSystem {
 
     /// Whether `name` shows in `under` as a file with just this text.
     pub(super) fn is_shown_as(&self, name: &ObjectName, under: &DirPrefix, component: &OsStr) -> bool {
-        let shown = self.shown(&mut self.table(), name, under);
+        let shown = self.shown(&mut self.inodes.lock(), name, under);
         shown.is_some_and(|(text, rest)| rest == Rest::File && component == text.as_str())
     }
 }

@@ -84,7 +84,7 @@ impl FileSystem {
             DirKind::History(name, id) => Box::pin(self.lookup_version(ctx, (name, id), component)).await,
             DirKind::Control => Ok(ControlFile::named(component).map(|which| {
                 let text = self.control_bytes(which);
-                let node = self.table().control(text, self.env.wall());
+                let node = self.inodes.lock().control(text, self.env.wall());
                 self.entry(&node, Duration::ZERO)
             })),
         }
@@ -107,7 +107,7 @@ impl FileSystem {
         }
         let mut absent = Duration::MAX;
         if let Some(name) = as_file {
-            let table = self.table();
+            let table = self.inodes.lock();
             if table.deferred_deletes.contains_key(&name) || table.file(&name).is_some() {
                 return Duration::ZERO;
             }
@@ -125,7 +125,7 @@ impl FileSystem {
 
     /// The directory with this number.
     pub(in crate::fs) fn directory(&self, ino: u64) -> Result<Arc<Dir>> {
-        let table = self.table();
+        let table = self.inodes.lock();
         match table.node(ino).ok_or(Errno::ESTALE)? {
             Node::Dir(dir) if table.is_removed(&dir) => Err(Errno::ENOENT),
             Node::Dir(dir) => Ok(dir),
@@ -301,7 +301,7 @@ impl FileSystem {
         if let Some(file) = self.local_file(name) {
             return Ok(Place::Local(file));
         }
-        if self.table().is_hidden(name) {
+        if self.inodes.lock().is_hidden(name) {
             return Ok(Place::Absent);
         }
         Ok(self.object_at(name, answers)?.map_or(Place::Absent, Place::Object))
@@ -310,13 +310,13 @@ impl FileSystem {
     /// The object that keeps an otherwise empty directory: its `.self`.
     fn object_of_seen(&self, dir: &DirPrefix) -> Option<ObjectName> {
         let own = dir.self_name()?;
-        self.table().is_seen_dir(dir).then_some(own)
+        self.inodes.lock().is_seen_dir(dir).then_some(own)
     }
 
     /// Whether the directory was made here and is empty.
     fn is_bare(&self, dir: &DirPrefix) -> bool {
         !dir.is_continuation()
-            && self.table().is_made_and_bare(dir)
+            && self.inodes.lock().is_made_and_bare(dir)
             && self.env.cache().prefix_state(dir.as_str()) != PrefixState::Yes
     }
 
@@ -333,7 +333,7 @@ impl FileSystem {
     /// The object that shows from now on instead of an empty directory made here: container engines
     /// make one for a bind source that is missing.
     fn object_instead_of(&self, dir: &DirPrefix, answers: &Answers) -> Result<Option<Found>, Need> {
-        let Some(own) = dir.self_name().filter(|own| self.is_bare(dir) && !self.table().is_hidden(own))
+        let Some(own) = dir.self_name().filter(|own| self.is_bare(dir) && !self.inodes.lock().is_hidden(own))
         else {
             return Ok(None);
         };
@@ -350,7 +350,7 @@ impl FileSystem {
     /// The directory is gone; an object has its name.
     fn give_way(&self, dir: &DirPrefix) {
         let gone = {
-            let mut table = self.table();
+            let mut table = self.inodes.lock();
             let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
             table.remove_dir(&DirKind::Tree(dir.clone()));
             table.names_changed();
@@ -364,7 +364,7 @@ impl FileSystem {
     /// notified.
     pub(in crate::fs) fn make_way_for(&self, name: &ObjectName) {
         let dir = DirPrefix::of_name(name);
-        if self.table().is_made_and_bare(&dir)
+        if self.inodes.lock().is_made_and_bare(&dir)
             && matches!(self.env.cache().peek(name), Peek::Value(_) | Peek::Exists)
             && self.is_bare(&dir)
         {
@@ -401,7 +401,7 @@ impl FileSystem {
         dir: &DirPrefix,
         answers: &Answers,
     ) -> PrefixState {
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         if let Some(owner) = dir.self_name()
             && self.is_kept_a_file(&table, &owner, dir)
         {
@@ -447,7 +447,7 @@ impl FileSystem {
 
     /// The file of that name, if it has bytes that may not be in the vault.
     fn local_file(&self, name: &ObjectName) -> Option<Arc<File>> {
-        let file = self.table().file(name)?;
+        let file = self.inodes.lock().file(name)?;
         let local = file.state().is_beyond_vault();
         local.then_some(file)
     }

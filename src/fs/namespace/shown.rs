@@ -12,7 +12,7 @@ impl FileSystem {
     /// it can be reused.
     pub(super) fn vanished(&self, name: &ObjectName) {
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         let Some(file) = table.file(name) else { return };
         let mut state = file.change(&tx);
         let ours = state.is_only_here() || state.is_dirty() || state.stored.is_none();
@@ -29,7 +29,7 @@ impl FileSystem {
     pub(in crate::fs) fn file_node(&self, found: &Found) -> Arc<File> {
         let object = &found.object;
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         let before = table.file(&object.meta.name);
         if let Some(file) = &before {
             // It may have been saved, or asked for again, since this was asked.

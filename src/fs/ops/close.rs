@@ -99,7 +99,7 @@ impl FileSystem {
         };
         if !unsaved {
             self.promote_later(file);
-            self.table().drop_unheld(file.ino);
+            self.inodes.lock().drop_unheld(file.ino);
         }
         unsaved
     }
@@ -109,7 +109,7 @@ impl FileSystem {
         // The failure is recorded in the file, the log and status: no program waits for this
         // answer.
         let _ = Box::pin(self.commit(file, call, Cause::Release)).await;
-        self.table().drop_unheld(file.ino);
+        self.inodes.lock().drop_unheld(file.ino);
     }
 
     /// A write failed for want of memory: the partial buffer is dropped, and the name shows the

@@ -42,7 +42,7 @@ impl FileSystem {
         {
             return Ok((self.own_entry(file), handle.opened()));
         }
-        let shown = self.table().file(&name);
+        let shown = self.inodes.lock().file(&name);
         if let Some(file) = shown
             && file.state().link == Link::Current
         {
@@ -67,7 +67,7 @@ impl FileSystem {
 
     /// EACCES for a name that the key may not make anew.
     pub(in crate::fs) fn may_create(&self, name: &ObjectName) -> Result<()> {
-        let is_version = self.table().deferred_deletes.contains_key(name);
+        let is_version = self.inodes.lock().deferred_deletes.contains_key(name);
         self.writeback.may_write(name, if is_version { Change::Version } else { Change::Object })
     }
 
@@ -112,7 +112,7 @@ impl FileSystem {
                 "the vault takes shorter names only",
             ));
         }
-        let shown = self.shown(&mut self.table(), &name, under);
+        let shown = self.shown(&mut self.inodes.lock(), &name, under);
         if shown.is_none_or(|(text, _)| component != text.as_str()) {
             return Err(self.no_such_name(operation, component));
         }
@@ -131,7 +131,7 @@ impl FileSystem {
     ) -> Arc<File> {
         let now = self.env.wall();
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         table.unpin(name);
         table.file_made(under, name);
         // Where an object is hidden, the new file is a change of it.

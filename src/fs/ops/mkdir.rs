@@ -44,7 +44,7 @@ impl FileSystem {
                 let mut hasher = DefaultHasher::new();
                 entries.keys().for_each(|name| name.hash(&mut hasher));
                 let (now, since) = (self.env.wall(), self.env.started());
-                self.table().seen_names(&dir.kind, hasher.finish() | 1, now, since);
+                self.inodes.lock().seen_names(&dir.kind, hasher.finish() | 1, now, since);
                 with_dots(
                     dir.ino,
                     entries.into_iter().map(|(name, (kind, ino))| DirEntry::new(name, kind, ino)),
@@ -78,7 +78,7 @@ impl FileSystem {
         wanted: impl Fn(&File) -> bool,
     ) -> BTreeMap<String, (FileKind, Option<u64>)> {
         let mut entries = BTreeMap::new();
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         if let Some(own) = under.self_name()
             && let Some(ino) = self.exists_now(&table, &own)
             && table.file(&own).is_none_or(|file| wanted(&file))
@@ -156,7 +156,7 @@ impl FileSystem {
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
         }
         self.record_intent(ctx, Intent::Make);
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         table.make_dir(dir.clone());
         let ceiling = self.env.options().dir_mode;
         let mut local = table.dir_local(&DirKind::Tree(dir.clone())).clone();
@@ -220,7 +220,7 @@ impl FileSystem {
             return Err(Errno::ENOTEMPTY);
         }
         self.record_intent(ctx, Intent::Rmdir);
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
         table.remove_dir(&DirKind::Tree(dir));
         if !under.is_root() {

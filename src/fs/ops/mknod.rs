@@ -72,7 +72,7 @@ impl FileSystem {
     fn put_special(&self, under: &DirPrefix, name: &ObjectName, kind: FileKind, mode: u32) -> Entry {
         let now = self.env.wall();
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         table.unpin(name);
         let file = table.put_file(name, |ino, local| File::special(ino, name.clone(), local, kind));
         {
@@ -99,7 +99,9 @@ impl FileSystem {
         parent: u64,
         component: &OsStr,
     ) -> Result<Entry> {
-        let Node::File(file) = self.node(ino)? else { return Err(self.refuse_special("link", component)) };
+        let Node::File(file) = self.inodes.node(ino)? else {
+            return Err(self.refuse_special("link", component));
+        };
         let (under, name) = self.place_to_create("link", parent, component)?;
         let place = self.find(ctx, &under, component).await?;
         if file.kind == FileKind::Regular {
@@ -111,7 +113,7 @@ impl FileSystem {
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
         }
         self.record_intent(ctx, Intent::Make);
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         table.unpin(&name);
         table.point(&name, file.ino);
         table.file_made(&under, &name);
@@ -204,7 +206,7 @@ impl FileSystem {
         }
         let name = self.name_to_create("unlink", under, component)?;
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         let others = table.files_under("").filter(|(other, at)| at.ino == file.ino && **other != name);
         let Some(other) = others.map(|(other, _)| other.clone()).next() else { return Ok(false) };
         self.record_intent(ctx, Intent::Unlink { ino: file.ino });

@@ -225,7 +225,7 @@ impl FileSystem {
     }
 
     async fn open_node(self: &Arc<Self>, ctx: &RequestCtx, ino: u64, flags: i32) -> Result<Opened> {
-        let node = self.node(ino)?;
+        let node = self.inodes.node(ino)?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
         self.env.cache().used(self.env.longest_ttl());
         if writes

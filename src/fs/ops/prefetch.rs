@@ -61,7 +61,7 @@ const MAX_SCANS: usize = 64;
 impl FileSystem {
     /// The value of `name`, which shows in `under`, has to be fetched for its size.
     pub(in crate::fs) fn prefetch(&self, under: &DirPrefix, name: &ObjectName) {
-        let Some(dir) = self.table().dir_ino(&DirKind::Tree(under.clone())) else { return };
+        let Some(dir) = self.inodes.lock().dir_ino(&DirKind::Tree(under.clone())) else { return };
         let Some(listing) = self.listings().recent(dir, self.env.now()) else { return };
         self.scans.looked_up(dir, &listing, under, name);
     }

@@ -102,7 +102,7 @@ impl FileSystem {
             }
         }
         if fh == 0 {
-            return match self.node(ino)? {
+            return match self.inodes.node(ino)? {
                 Node::Dir(_) => Err(Errno::EISDIR),
                 Node::Version(version) => self.read_version(ctx, &version, offset, size).await,
                 Node::Control(text) => Ok(Slice::cut(Source::Control(text), offset, size)),
@@ -295,7 +295,7 @@ impl FileSystem {
             return false;
         }
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         // The version of another lookup, which came before this one. Reads do not go back: the name
         // shows from now on what is opened here.
         let Meta { id, name, version, updated_at } = &object.meta;

@@ -216,7 +216,7 @@ impl FileSystem {
 
     /// What changes when a name appears or disappears, here or in the vault.
     fn stamp(&self) -> Stamp {
-        let here = self.table().changes();
+        let here = self.inodes.lock().changes();
         (self.env.cache().generation(), here)
     }
 
@@ -381,7 +381,7 @@ impl FileSystem {
         positions: &HashMap<String, usize>,
     ) -> Vec<DirEntry> {
         let histories = matches!(dir.kind, DirKind::Histories(_));
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         let mut found: Vec<DirEntry> = Vec::new();
         let mut dirs = HashSet::new();
         for name in names {
@@ -472,7 +472,7 @@ impl FileSystem {
 
     /// The kernel has to ask before a reader continues, also in an open directory.
     pub(in crate::fs) fn forget_kernel_listings(&self) {
-        let dirs: Vec<u64> = self.table().all_dirs();
+        let dirs: Vec<u64> = self.inodes.lock().all_dirs();
         dirs.into_iter().for_each(|ino| self.inval_pages(ino));
     }
 }

@@ -114,11 +114,11 @@ impl FileSystem {
         (ino, over, hides): (u64, Option<u64>, Option<Instant>),
     ) -> Result<()> {
         // Without its inode, or with its new name, it is done.
-        let Ok(Node::File(source)) = self.node(ino) else { return Ok(()) };
+        let Ok(Node::File(source)) = self.inodes.node(ino) else { return Ok(()) };
         if source.state().name == name {
             return Ok(());
         }
-        let target = match over.and_then(|ino| self.node(ino).ok()) {
+        let target = match over.and_then(|ino| self.inodes.node(ino).ok()) {
             Some(Node::File(target)) => Some(target),
             _ => None,
         };
@@ -149,7 +149,7 @@ impl FileSystem {
         let mut deletes = if stores { own } else { Vec::new() };
         if let Some(target) = &goal.target {
             // What is overwritten is gone, as after an unlink.
-            deletes.extend(self.table().deletes_with(target));
+            deletes.extend(self.inodes.lock().deletes_with(target));
         }
         deletes.retain(|(name, _)| *name != goal.name);
         if !deletes.is_empty() && self.env.options().no_delete {
@@ -161,7 +161,7 @@ impl FileSystem {
         let over = goal.target.as_ref().map(|target| target.ino);
         self.record_intent(ctx, Intent::Rename { ino: source.ino, name: goal.name.clone(), over });
         if reuses {
-            self.table().reuse(&goal.name);
+            self.inodes.lock().reuse(&goal.name);
         }
         let stored = match stores {
             true => match self.writeback.store_moved(source, &job, call).await {
@@ -207,7 +207,7 @@ impl FileSystem {
         e: &Error,
     ) -> Result<()> {
         if reuses {
-            self.table().cancel_reuse(name);
+            self.inodes.lock().cancel_reuse(name);
         }
         let old = source.state().stored.as_ref().map(|stored| stored.id.clone());
         if let (true, Some(_), Some(id)) = (e.kind == ErrorKind::MadeAndDeleted, &ctx.resumed, old)
@@ -225,7 +225,7 @@ impl FileSystem {
     /// Whether an object is hidden under that name that a move may reuse; it may have done so
     /// before a crash.
     fn is_reusable(&self, ctx: &RequestCtx, name: &ObjectName) -> bool {
-        let table = self.table();
+        let table = self.inodes.lock();
         table.is_hidden(name) || (ctx.resumed.is_some() && table.deferred_deletes.contains_key(name))
     }
 
@@ -234,8 +234,9 @@ impl FileSystem {
     fn job_under(&self, source: &File, goal: &Goal) -> Option<Job> {
         let target = goal.target.as_ref().and_then(|t| t.state().stored.clone());
         // Over a hidden object the bytes are its next version, or what it was.
-        let base = target
-            .or_else(|| self.table().deferred_deletes.get(&goal.name).map(|hidden| hidden.stored.clone()));
+        let base = target.or_else(|| {
+            self.inodes.lock().deferred_deletes.get(&goal.name).map(|hidden| hidden.stored.clone())
+        });
         let now = self.env.wall();
         let mut state = source.change_alone();
         state.buffer_of_stored(now)?;
@@ -262,7 +263,7 @@ impl FileSystem {
     ) {
         let now = self.env.wall();
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         table.unpoint(old_name, source.ino);
         table.unpin(old_name);
         if let Some(target) = &goal.target {

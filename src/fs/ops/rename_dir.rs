@@ -55,7 +55,7 @@ impl FileSystem {
         }
         let now = self.env.wall();
         self.record_intent(ctx, Intent::RenameDir);
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         let gone = table.dir_ino(&DirKind::Tree(goal.clone()));
         table.move_dirs(dir, &goal);
         table.dir_local(&DirKind::Tree(goal)).ctime = Some(now);
@@ -75,7 +75,7 @@ impl FileSystem {
         if self.names_in(dir).contains_key(SELF) {
             return false;
         }
-        let table = self.table();
+        let table = self.inodes.lock();
         !dir.is_continuation()
             && self.env.cache().prefix_state(dir.as_str()) != PrefixState::Yes
             && !table.files_under(dir.as_str()).any(|(_, file)| file.state().is_beyond_vault())

@@ -56,7 +56,7 @@ impl FileSystem {
 
     /// The file that was being unlinked when the last worker died, if that is not done.
     fn still_to_unlink(&self, ino: u64) -> Option<Arc<File>> {
-        match self.node(ino) {
+        match self.inodes.node(ino) {
             Ok(Node::File(file)) if file.state().link != Link::Unlinked => Some(file),
             _ => None,
         }
@@ -89,7 +89,7 @@ impl FileSystem {
         }
         failpoint::point("deleted");
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         {
             let mut state = file.change(&tx);
             state.link = Link::Unlinked;

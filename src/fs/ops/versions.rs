@@ -32,7 +32,7 @@ impl FileSystem {
             Err(e) if e.kind == ErrorKind::Unsupported => None,
             Err(e) => return Err(self.env.failed("lookup of a version", name.as_str(), &e)),
         };
-        let version = self.table().version((id, info), object.is_some(), |ino| VersionFile {
+        let version = self.inodes.lock().version((id, info), object.is_some(), |ino| VersionFile {
             ino,
             name: name.clone(),
             id: id.clone(),

@@ -67,7 +67,7 @@ impl FileSystem {
         fh: Option<u64>,
         set: SetAttr,
     ) -> Result<(Attr, Duration)> {
-        let node = self.node(ino)?;
+        let node = self.inodes.node(ino)?;
         match (&node, set.size) {
             (_, None) => self.set_local(&node, &set)?,
             (Node::File(_), Some(_)) if self.env.options().read_only => return Err(Errno::EROFS),
@@ -120,7 +120,7 @@ impl FileSystem {
         if commits {
             Box::pin(self.commit(file, call, Cause::Truncate)).await?;
         }
-        self.table().drop_unheld(file.ino);
+        self.inodes.lock().drop_unheld(file.ino);
         Ok(())
     }
 

@@ -18,14 +18,14 @@ const NAMES: [&str; 5] =
 impl FileSystem {
     /// GETXATTR.
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
-        let node = self.node(ino)?;
+        let node = self.inodes.node(ino)?;
         let name = name.to_str().filter(|name| NAMES.contains(name)).ok_or(Errno::ENODATA)?;
         self.xattr(&node, name).map(String::into_bytes).ok_or(Errno::ENODATA)
     }
 
     /// LISTXATTR: none is listed.
     pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
-        self.node(ino).map(|_| Vec::new())
+        self.inodes.node(ino).map(|_| Vec::new())
     }
 
     /// SETXATTR: to the value that it has, which changes nothing. Others are not supported, also of
@@ -70,7 +70,7 @@ impl FileSystem {
 
     /// Why the vault has not what was written, or still has what was to be deleted.
     fn error_of(&self, file: &File) -> Option<String> {
-        let table = self.table();
+        let table = self.inodes.lock();
         let state = file.state();
         let failed = state.failure.as_ref().map(|failure| failure.message.clone());
         let shown = state.link == Link::Current;

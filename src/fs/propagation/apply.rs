@@ -20,7 +20,7 @@ impl FileSystem {
     pub(in crate::fs) fn show(&self, fresh: &Arc<File>, over: Option<u64>) -> Result<()> {
         let name = fresh.state().name.clone();
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         if fresh.state().stored.is_none() {
             // Not looked up yet: the first lookup decides whether the name is a file or a
             // directory.
@@ -53,7 +53,7 @@ impl FileSystem {
     pub(in crate::fs) fn show_nothing(&self, file: &Arc<File>) -> Result<()> {
         let name = file.state().name.clone();
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         match table.file(&name) {
             Some(shown) if shown.ino != file.ino || self.is_newest(&shown) => return Err(Errno::EBUSY),
             Some(shown) => self.replace(&tx, &shown)?,

@@ -394,7 +394,7 @@ impl FileSystem {
         Some(match &expected.op {
             HelperOp::Rename { hidden, fresh, .. } if name == hidden.as_str() => Ok(Some(show(fresh))),
             HelperOp::Rename { over, .. } if name == expected.name.as_str() => {
-                let over = over.and_then(|ino| self.table().node(ino));
+                let over = over.and_then(|ino| self.inodes.lock().node(ino));
                 Ok(over.map(|node| self.entry(&node, Duration::ZERO)))
             }
             HelperOp::Unlink { file } | HelperOp::Touch { file } if name == expected.name.as_str() => {

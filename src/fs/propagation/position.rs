@@ -24,7 +24,7 @@ pub(super) struct NamePosition {
 impl FileSystem {
     /// Where `name` shows, as far as the kernel knows the way.
     pub(super) fn name_position(&self, name: &ObjectName) -> Option<NamePosition> {
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         let mut under = DirPrefix::root();
         let mut position = NamePosition {
             way: Vec::new(),

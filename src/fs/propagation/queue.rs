@@ -127,7 +127,7 @@ impl FileSystem {
 
     /// The file that `name` shows, if the kernel or a program holds it.
     fn in_use(&self, name: &ObjectName) -> Option<Arc<File>> {
-        let table = self.table();
+        let table = self.inodes.lock();
         let file = table.file(name)?;
         let held = table.is_held(file.ino) || file.state().opens > 0;
         held.then_some(file)
@@ -157,7 +157,7 @@ impl FileSystem {
 
     async fn propagate_once(self: &Arc<Self>, name: &ObjectName, why: Why, with_event: bool) -> Propagated {
         let shown = {
-            let table = self.table();
+            let table = self.inodes.lock();
             if table.is_hidden(name) {
                 return Propagated::Done;
             }
@@ -198,7 +198,7 @@ impl FileSystem {
         // What was not shown is dropped.
         match op {
             HelperOp::Rename { fresh: file, .. } | HelperOp::Unlink { file } | HelperOp::Touch { file } => {
-                self.table().drop_unheld(file.ino);
+                self.inodes.lock().drop_unheld(file.ino);
             }
             HelperOp::Handshake => {}
         }
@@ -220,7 +220,7 @@ impl FileSystem {
             let nameless = |table: &mut crate::fs::inode::Table| {
                 table.add_nameless(name, |ino, local| File::new(ino, name.clone(), local))
             };
-            let file = nameless(&mut self.table());
+            let file = nameless(&mut self.inodes.lock());
             return Ok(Some(if stays { rename(file) } else { HelperOp::Unlink { file } }));
         };
         let Some(object) = self.current(name).await? else {
@@ -235,11 +235,11 @@ impl FileSystem {
             (true, _) if self.env.options().in_place => Some(HelperOp::Touch { file: used.clone() }),
             (false, _) if self.env.options().in_place => {
                 let tx = self.env.journal().begin();
-                let _table = self.table_in(&tx);
+                let _table = self.inodes.lock_in(&tx);
                 self.become_version(&tx, used, &object).then(|| HelperOp::Touch { file: used.clone() })
             }
             _ => {
-                let mut table = self.table();
+                let mut table = self.inodes.lock();
                 Some(rename(table.add_nameless(name, |ino, local| File::of(ino, &object, local))))
             }
         })
@@ -321,7 +321,7 @@ impl FileSystem {
     fn forget_emptied(&self, kernel: &dyn Kernel, way: &[(u64, String, DirKind)]) {
         for (parent, text, kind) in way.iter().rev() {
             let DirKind::Tree(dir) = kind else { return };
-            let made = self.table().is_made(dir);
+            let made = self.inodes.lock().is_made(dir);
             if made || self.env.cache().prefix_state(dir.as_str()) == PrefixState::Yes {
                 return;
             }

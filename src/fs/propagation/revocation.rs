@@ -21,7 +21,7 @@ use crate::vault::cache::RevocationListener;
 impl RevocationListener for FileSystem {
     fn refused(&self, name: Option<&ObjectName>) {
         let (files, versions) = {
-            let table = self.table();
+            let table = self.inodes.lock();
             let files: Vec<Arc<File>> = table.all_files().collect();
             (files, table.all_versions())
         };
@@ -44,7 +44,7 @@ impl FileSystem {
     pub(in crate::fs) fn take_back_pages(&self) {
         let Some(kernel) = self.env.kernel() else { return };
         let (files, versions) = {
-            let table = self.table();
+            let table = self.inodes.lock();
             let given = table.all_files().filter(|file| file.clear_kernel_cached());
             (given.map(|file| file.ino).collect::<Vec<_>>(), table.all_versions())
         };
@@ -55,7 +55,7 @@ impl FileSystem {
 
     /// Whether a revocation takes away what is read of this inode.
     pub(in crate::fs) fn may_be_taken_away(&self, ino: u64) -> bool {
-        match self.node(ino) {
+        match self.inodes.node(ino) {
             Ok(Node::File(file)) => file.state().may_be_taken_away(),
             Ok(Node::Version(_)) => true,
             Ok(Node::Dir(_) | Node::Control(_)) | Err(_) => false,
@@ -81,7 +81,7 @@ impl FileSystem {
 
     fn take_version(&self, version: &VersionFile) {
         version.refused.store(true, Ordering::Release);
-        self.table().note_node(version.ino);
+        self.inodes.lock().note_node(version.ino);
         if let Some(kernel) = self.env.kernel() {
             kernel.inval_inode(version.ino);
         }

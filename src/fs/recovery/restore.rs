@@ -113,7 +113,7 @@ impl FileSystem {
         self.restore_listings(&mut contents);
         self.restore_requests(&mut contents);
         if contents.plain.keys().any(|key| matches!(key, Key::Node(_))) {
-            let (inodes, handles) = (self.table().len(), self.handles().len());
+            let (inodes, handles) = (self.inodes.lock().len(), self.handles().len());
             tracing::info!(inodes, handles, "takeover: the state of the last worker is restored");
             self.resume_changes(contents.read(&Key::Covered), contents.read(&Key::Lag));
             let moved = contents.plain.keys().filter_map(|key| match key {
@@ -135,7 +135,7 @@ impl FileSystem {
             self.env.cache().seed(&page, self.env.now());
         }
         if incomplete || contents.refused > 0 {
-            self.table().give_other_numbers();
+            self.inodes.lock().give_other_numbers();
         }
         if incomplete {
             self.mark_unsaved_incomplete();
@@ -143,13 +143,13 @@ impl FileSystem {
         }
         self.resume_background();
         if fresh_mount {
-            self.table().drop_all_unheld();
+            self.inodes.lock().drop_all_unheld();
         }
     }
 
     fn restore_nodes(&self, contents: &mut JournalContents) {
         let journal = self.env.journal();
-        let mut table = self.table.lock();
+        let mut table = self.inodes.lock();
         let max_size = self.env.options().max_size;
         let numbers = contents.numbered(|key| match key {
             Key::Node(ino) => Some(*ino),
@@ -239,7 +239,7 @@ impl FileSystem {
     }
 
     fn restore_held(&self, fh: u64, record: HeldRecord) -> Option<Held> {
-        let node = |ino| self.table().node(ino);
+        let node = |ino| self.inodes.lock().node(ino);
         match record {
             HeldRecord::Control(ino, taken, text) => {
                 Some(Held::Control(Arc::new(ControlText { ino, taken, text })))
@@ -309,7 +309,7 @@ impl FileSystem {
     fn resume_changes(&self, covered: Option<SystemTime>, lag: Option<LagMemory>) {
         let mut shown = Vec::new();
         {
-            let table = self.table();
+            let table = self.inodes.lock();
             for file in table.all_files() {
                 let state = file.state();
                 let is_shown = table.file(&state.name).is_some_and(|at| at.ino == file.ino);
@@ -327,7 +327,7 @@ impl FileSystem {
     /// The dead worker had no memory for its journal: the unsaved bytes may be incomplete. Open
     /// handles report that; otherwise a person has to decide.
     fn mark_unsaved_incomplete(&self) {
-        let files: Vec<Arc<File>> = self.table().all_files().collect();
+        let files: Vec<Arc<File>> = self.inodes.lock().all_files().collect();
         for file in files {
             let mut state = file.change_alone();
             let Some(generation) = state.buffer.as_ref().map(|buffer| buffer.generation) else { continue };
@@ -353,7 +353,7 @@ impl FileSystem {
 
     /// Restarts background work.
     fn resume_background(self: &Arc<Self>) {
-        let files: Vec<Arc<File>> = self.table().all_files().collect();
+        let files: Vec<Arc<File>> = self.inodes.lock().all_files().collect();
         let mut failures = 0;
         let moving: Vec<u64> = self.intents().values().filter_map(Intent::moves).collect();
         for file in files {
@@ -392,11 +392,11 @@ impl FileSystem {
                     let call = Call::background(fs.env.deadline());
                     let _lock = fs.writeback.lock_commit(&file, &call).await;
                     fs.finish_move(&file, &call).await;
-                    fs.table().drop_unheld(file.ino);
+                    fs.inodes.lock().drop_unheld(file.ino);
                 });
             }
             self.promote_later(&file);
-            self.table().drop_unheld(file.ino);
+            self.inodes.lock().drop_unheld(file.ino);
         }
         self.writeback.restore_failures(failures);
         self.watch_unreplaced();

@@ -207,7 +207,7 @@ impl FileSystem {
 
     /// Writes down that an inode was opened.
     pub(in crate::fs) fn write_down(&self, ino: u64, op: &'static str, caller: Caller) {
-        if let (Some(audit), Ok(node)) = (self.report.audit(), self.node(ino)) {
+        if let (Some(audit), Ok(node)) = (self.report.audit(), self.inodes.node(ino)) {
             audit.record_open(self.env.wall(), &node, op, caller);
         }
     }

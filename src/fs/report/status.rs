@@ -168,7 +168,7 @@ impl FileSystem {
         let vault = self.env.cache().vault().status();
         let cache = self.env.cache().status();
         let (outage, outage_s) = cache.outage.unzip();
-        let inodes = self.table().len();
+        let inodes = self.inodes.lock().len();
         let is_closed = |handle: &Handle| handle.unacknowledged.counts_as_closed();
         let handles = self.handles().values().filter(|handle| !is_closed(handle)).count();
         // Each lock is let go of before the next is taken: within one expression they would all be
@@ -220,7 +220,7 @@ impl FileSystem {
 
     /// Writes that the vault does not have, open files included.
     pub fn unsaved(&self) -> Vec<Unsaved> {
-        let files: Vec<_> = self.table().all_files().collect();
+        let files: Vec<_> = self.inodes.lock().all_files().collect();
         let now = self.env.now();
         let mut unsaved: Vec<Unsaved> = files
             .iter()

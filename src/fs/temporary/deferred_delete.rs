@@ -50,7 +50,7 @@ impl FileSystem {
             return false;
         }
         let name = {
-            let mut table = self.table();
+            let mut table = self.inodes.lock();
             let state = file.state();
             let Some(stored) = state.stored.clone() else { return false };
             if state.is_only_here()
@@ -74,7 +74,7 @@ impl FileSystem {
 
     /// FSYNCDIR: executes deferred deletes in and below the directory, and returns the error.
     pub async fn fsync_dir(&self, ctx: &RequestCtx, ino: u64) -> Result<()> {
-        let Ok(Node::Dir(dir)) = self.node(ino) else { return Ok(()) };
+        let Ok(Node::Dir(dir)) = self.inodes.node(ino) else { return Ok(()) };
         let DirKind::Tree(under) = &dir.kind else { return Ok(()) };
         let names = self.unreplaced(under.as_str());
         self.delete_hidden_now(&names, ctx.call().await).await
@@ -89,7 +89,7 @@ impl FileSystem {
             loop {
                 tokio::time::sleep(pause).await;
                 // Stored and hidden again meanwhile: another grace period.
-                if fs.table().deferred_deletes.get(&name).is_none_or(|hidden| hidden.since != since) {
+                if fs.inodes.lock().deferred_deletes.get(&name).is_none_or(|hidden| hidden.since != since) {
                     return;
                 }
                 let call = Call::background(fs.env.deadline());
@@ -110,14 +110,14 @@ impl FileSystem {
     /// Schedules the deletions of all hidden objects, after a worker's death.
     pub(in crate::fs) fn watch_unreplaced(self: &Arc<Self>) {
         for name in self.unreplaced("") {
-            let since = self.table().deferred_deletes.get(&name).map(|hidden| hidden.since);
+            let since = self.inodes.lock().deferred_deletes.get(&name).map(|hidden| hidden.since);
             since.into_iter().for_each(|since| self.delete_later(name.clone(), since, GRACE));
         }
     }
 
     /// The names under `prefix` of objects that are hidden without a backup.
     pub(in crate::fs) fn unreplaced(&self, prefix: &str) -> Vec<ObjectName> {
-        let table = self.table();
+        let table = self.inodes.lock();
         let unlinked = table.deferred_deletes.iter().filter(|(_, hidden)| hidden.backup.is_none());
         unlinked.map(|(name, _)| name.clone()).filter(|name| name.as_str().starts_with(prefix)).collect()
     }
@@ -157,7 +157,7 @@ impl FileSystem {
     /// For a caller that holds the permit. False while the name was reused and the new file is not
     /// stored yet.
     async fn delete_unless_replaced(&self, name: &ObjectName, call: &Call) -> Result<bool, Error> {
-        let hidden = self.table().deferred_deletes.get(name).filter(|h| h.backup.is_none()).cloned();
+        let hidden = self.inodes.lock().deferred_deletes.get(name).filter(|h| h.backup.is_none()).cloned();
         match hidden {
             None => return Ok(true),
             Some(hidden) if hidden.reused => return Ok(false),
@@ -169,7 +169,7 @@ impl FileSystem {
             }
             Some(hidden) => {
                 self.delete_hidden_alone(call, name, &hidden.stored.id).await?;
-                if self.table().deferred_deletes.get(name).is_some_and(|hidden| hidden.reused) {
+                if self.inodes.lock().deferred_deletes.get(name).is_some_and(|hidden| hidden.reused) {
                     return Ok(false);
                 }
             }

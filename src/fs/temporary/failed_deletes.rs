@@ -33,7 +33,7 @@ impl FileSystem {
     /// Objects that should be gone, by name.
     pub fn failed_deletes(&self) -> Vec<FailedDelete> {
         let known: Vec<_> = {
-            let table = self.table();
+            let table = self.inodes.lock();
             let all = table.failed_deletes.iter();
             all.map(|(name, kept)| (name.clone(), kept.clone(), table.is_hidden(name))).collect()
         };
@@ -53,7 +53,7 @@ impl FileSystem {
                     retried,
                 });
             } else {
-                self.table().failed_deletes.remove(&name);
+                self.inodes.lock().failed_deletes.remove(&name);
             }
         }
         failed_deletes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -62,7 +62,7 @@ impl FileSystem {
 
     /// Whether the vault may yet make a deletion that it has not made.
     pub(in crate::fs) fn has_pending_deletes(&self) -> bool {
-        let table = self.table();
+        let table = self.inodes.lock();
         // What shows again is not tried again.
         table.failed_deletes.keys().any(|name| table.deferred_deletes.contains_key(name))
     }
@@ -72,7 +72,7 @@ impl FileSystem {
     pub(in crate::fs) fn record_failed_delete(&self, name: &ObjectName, error: &Error) -> bool {
         let again = is_outage(error.kind) || error.kind == ErrorKind::Full;
         let errno = Errno::from(error);
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         let Some(stored) = table.deferred_deletes.get(name).map(|hidden| hidden.stored.clone()) else {
             return false;
         };
@@ -88,7 +88,7 @@ impl FileSystem {
 
     /// What is hidden under `name` shows again.
     pub(in crate::fs) fn show_again(&self, name: &ObjectName) {
-        self.table().deferred_deletes.remove(name);
+        self.inodes.lock().deferred_deletes.remove(name);
         self.inval_name(name);
     }
 
@@ -118,7 +118,7 @@ impl FileSystem {
 
     /// Hides what showed again, for another try to delete it. Not while a program changes it.
     fn hide_again(&self, name: &ObjectName) -> bool {
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         if table.deferred_deletes.contains_key(name) {
             return true;
         }
@@ -139,7 +139,7 @@ impl FileSystem {
     /// gone.
     pub(in crate::fs) fn dismiss(&self, name: &str) -> bool {
         let Some(name) = ObjectName::new(name) else { return false };
-        let mut table = self.table();
+        let mut table = self.inodes.lock();
         let known = table.failed_deletes.remove(&name).is_some();
         let hidden = known && table.is_hidden(&name);
         drop(table);

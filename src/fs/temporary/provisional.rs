@@ -139,7 +139,7 @@ impl FileSystem {
         flags: i32,
     ) -> Persistence {
         let Some(component) = component.to_str() else { return Persistence::Vault };
-        if self.table().deferred_deletes.contains_key(name) {
+        if self.inodes.lock().deferred_deletes.contains_key(name) {
             Persistence::Vault
         } else if self.temporaries.patterns().matches(component) {
             Persistence::Scratch
@@ -173,7 +173,7 @@ impl FileSystem {
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
         };
         let free = target.is_none_or(|target| target.state().is_only_here());
-        let is_new = target.is_none() && !self.table().deferred_deletes.contains_key(name);
+        let is_new = target.is_none() && !self.inodes.lock().deferred_deletes.contains_key(name);
         if self.temporaries.patterns().matches(component) && is_new && !is_object && !is_backup {
             Persistence::Scratch
         } else if self.temporaries.patterns().is_provisional(component) && (free || is_object) {
@@ -186,7 +186,7 @@ impl FileSystem {
     /// The objects that are deleted when this file loses its name, with their names in the vault,
     /// and the file's own name.
     pub(in crate::fs) fn backing_objects(&self, file: &File) -> (ObjectName, Vec<(ObjectName, ObjectId)>) {
-        let table = self.table();
+        let table = self.inodes.lock();
         let mut deletes: Vec<_> = table.deletes_with(file).into_iter().collect();
         let state = file.state();
         let name = state.name.clone();
@@ -230,7 +230,7 @@ impl FileSystem {
             let closed = what == Drain::All || state.opens == 0;
             state.is_held_back() && closed
         };
-        let files: Vec<Arc<File>> = self.table().all_files().filter(is_provisional).collect();
+        let files: Vec<Arc<File>> = self.inodes.lock().all_files().filter(is_provisional).collect();
         futures_util::future::join_all(files.iter().map(|file| self.promote_provisional(file, call))).await;
     }
 
@@ -242,7 +242,7 @@ impl FileSystem {
         call: &Call,
     ) -> Result<()> {
         let backups: Vec<Node> = {
-            let table = self.table();
+            let table = self.inodes.lock();
             let within =
                 table.deferred_deletes.iter().filter(|(name, _)| name.as_str().starts_with(dir.as_str()));
             let unclaimed = within.filter(|(_, hidden)| !hidden.reused);
@@ -259,7 +259,7 @@ impl FileSystem {
     async fn promote_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
         {
             let tx = self.env.journal().begin();
-            let mut table = self.table_in(&tx);
+            let mut table = self.inodes.lock_in(&tx);
             let mut state = file.change(&tx);
             state.persistence = Persistence::Vault;
             if state.stored.is_none() {
@@ -272,13 +272,13 @@ impl FileSystem {
         }
         // A failure is recorded, logged, listed and retried like that of any other write.
         let _ = self.commit(file, call, Cause::Promote).await;
-        self.table().drop_unheld(file.ino);
+        self.inodes.lock().drop_unheld(file.ino);
     }
 
     /// The bytes of a hidden object are stored under another name: the object is deleted, as after
     /// any rename.
     pub(in crate::fs) async fn finish_move(self: &Arc<Self>, file: &File, call: &Call) {
-        let deletes = self.table().deletes_with(file);
+        let deletes = self.inodes.lock().deletes_with(file);
         if let Some((name, id)) = deletes {
             if self.env.options().no_delete {
                 tracing::warn!(name = name.as_str(), "moved, but the old name stays: --no-delete");
@@ -289,13 +289,13 @@ impl FileSystem {
             }
         }
         let tx = self.env.journal().begin();
-        self.table_in(&tx).forget_backup(&tx, file);
+        self.inodes.lock_in(&tx).forget_backup(&tx, file);
     }
 
     /// The object hidden under `name` is deleted later; its backup is an ordinary file from now on.
     fn delete_without(self: &Arc<Self>, backup: &File, name: ObjectName) {
         let since = {
-            let mut table = self.table();
+            let mut table = self.inodes.lock();
             let hidden =
                 table.deferred_deletes.get_mut(&name).filter(|hidden| hidden.backup == Some(backup.ino));
             hidden.map(|hidden| {
@@ -327,7 +327,7 @@ impl FileSystem {
     ) -> Result<(), Error> {
         for _ in 0..2 {
             let hidden = {
-                let table = self.table();
+                let table = self.inodes.lock();
                 table.deferred_deletes.get(name).filter(|_| table.is_hidden_object(name, id)).cloned()
             };
             let Some(hidden) = hidden else { return Ok(()) };
@@ -338,14 +338,14 @@ impl FileSystem {
                         name = name.as_str(),
                         "was to be deleted and is not: it was changed elsewhere meanwhile"
                     );
-                    self.table().cancel_delete(name);
+                    self.inodes.lock().cancel_delete(name);
                     self.inval_name(name);
                     return Ok(());
                 }
                 Err(e) if e.kind != ErrorKind::NotFound => return Err(e),
                 Ok(()) | Err(_) => {
                     self.env.note_deleted(name, Some(id));
-                    let mut table = self.table();
+                    let mut table = self.inodes.lock();
                     if table.is_hidden_object(name, id) {
                         table.deferred_deletes.remove(name);
                         table.failed_deletes.remove(name);

@@ -270,7 +270,7 @@ impl FileSystem {
     /// The file is what was stored, now.
     fn committed(&self, file: &Arc<File>, job: &Job, saved: Saved) {
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         let shows = self.stored_in(&tx, &mut table, file, job, saved);
         drop(table);
         self.after_stored(&job.name, shows);

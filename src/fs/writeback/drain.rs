@@ -40,7 +40,7 @@ impl FileSystem {
             // same name.
             let is_out = |file: &Arc<File>| file.commit_lock.available_permits() == 0;
             let files: Vec<Arc<File>> =
-                self.table().all_files().filter(|file| what.covers(file) || is_out(file)).collect();
+                self.inodes.lock().all_files().filter(|file| what.covers(file) || is_out(file)).collect();
             let ends = files.iter().map(|file| async {
                 if what.covers(file) {
                     // `left_over` below reports what fails.

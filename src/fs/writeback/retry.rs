@@ -93,6 +93,6 @@ impl FileSystem {
             }
         }
         file.change_alone().retrying = None;
-        self.table().drop_unheld(file.ino);
+        self.inodes.lock().drop_unheld(file.ino);
     }
 }

@@ -40,13 +40,13 @@ impl FileSystem {
             let state = file.state();
             state.is_dirty() && name.is_none_or(|name| state.name.as_str() == name)
         };
-        self.table().all_files().filter(wanted).collect()
+        self.inodes.lock().all_files().filter(wanted).collect()
     }
 
     /// Lets go of a buffer and its inode: the next look at the name finds what the vault has.
     pub(in crate::fs) fn give_up(&self, file: &File) -> ObjectName {
         let tx = self.env.journal().begin();
-        let mut table = self.table_in(&tx);
+        let mut table = self.inodes.lock_in(&tx);
         let mut state = file.change(&tx);
         let name = state.name.clone();
         state.link = Link::Unlinked;
