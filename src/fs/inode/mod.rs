@@ -75,9 +75,9 @@ pub struct Table {
     /// Directories without an object: made here, or emptied here.
     made: Tracked<BTreeSet<DirPrefix>>,
     /// Objects moved away from their names, which may come back (`provisional`).
-    pub(super) deferred_deletes: Tracked<HashMap<ObjectName, DeferredDelete>>,
+    deferred_deletes: Tracked<HashMap<ObjectName, DeferredDelete>>,
     /// Objects with a failed deletion (`failed_deletes`).
-    pub(super) failed_deletes: Tracked<HashMap<ObjectName, FailedDeleteRecord>>,
+    failed_deletes: Tracked<HashMap<ObjectName, FailedDeleteRecord>>,
     /// Names shown as files although other names begin with them: first seen as files.
     kind_pins: Tracked<HashSet<ObjectName>>,
     /// Former directories: their place is free, or taken by a file.

@@ -108,7 +108,7 @@ impl FileSystem {
         let mut absent = Duration::MAX;
         if let Some(name) = as_file {
             let table = self.inodes.lock();
-            if table.deferred_deletes.contains_key(&name) || table.file(&name).is_some() {
+            if table.deferred(&name).is_some() || table.file(&name).is_some() {
                 return Duration::ZERO;
             }
             drop(table);

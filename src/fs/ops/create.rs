@@ -67,7 +67,7 @@ impl FileSystem {
 
     /// EACCES for a name that the key may not make anew.
     pub(in crate::fs) fn may_create(&self, name: &ObjectName) -> Result<()> {
-        let is_version = self.inodes.lock().deferred_deletes.contains_key(name);
+        let is_version = self.inodes.lock().deferred(name).is_some();
         self.writeback.may_write(name, if is_version { Change::Version } else { Change::Object })
     }
 

@@ -15,8 +15,8 @@ use std::time::Instant;
 
 use crate::failpoint;
 use crate::fs::FileSystem;
+use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, Link, Persistence};
-use crate::fs::inode::{DeferredDelete, Node};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
@@ -226,7 +226,7 @@ impl FileSystem {
     /// before a crash.
     fn is_reusable(&self, ctx: &RequestCtx, name: &ObjectName) -> bool {
         let table = self.inodes.lock();
-        table.is_hidden(name) || (ctx.resumed.is_some() && table.deferred_deletes.contains_key(name))
+        table.is_hidden(name) || (ctx.resumed.is_some() && table.deferred(name).is_some())
     }
 
     /// The bytes of `source` as they will be stored under the new name, based on what that shows
@@ -234,9 +234,8 @@ impl FileSystem {
     fn job_under(&self, source: &File, goal: &Goal) -> Option<Job> {
         let target = goal.target.as_ref().and_then(|t| t.state().stored.clone());
         // Over a hidden object the bytes are its next version, or what it was.
-        let base = target.or_else(|| {
-            self.inodes.lock().deferred_deletes.get(&goal.name).map(|hidden| hidden.stored.clone())
-        });
+        let base =
+            target.or_else(|| self.inodes.lock().deferred(&goal.name).map(|hidden| hidden.stored.clone()));
         let now = self.env.wall();
         let mut state = source.change_alone();
         state.buffer_of_stored(now)?;
@@ -304,8 +303,7 @@ impl FileSystem {
             Persistence::Vault => {
                 table.detach(&tx, old_name, source);
                 if let (Some(since), Some(stored)) = (goal.hides, object) {
-                    let hidden = DeferredDelete { stored, backup: None, reused: false, since };
-                    table.deferred_deletes.insert(old_name.clone(), hidden);
+                    table.defer_delete(old_name, stored, since);
                 }
             }
             Persistence::Provisional => {

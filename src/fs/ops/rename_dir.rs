@@ -79,7 +79,7 @@ impl FileSystem {
         !dir.is_continuation()
             && self.env.cache().prefix_state(dir.as_str()) != PrefixState::Yes
             && !table.files_under(dir.as_str()).any(|(_, file)| file.state().is_beyond_vault())
-            && !table.deferred_deletes.keys().any(|name| name.as_str().starts_with(dir.as_str()))
+            && table.deferred_below(dir.as_str()).next().is_none()
     }
 }
 

@@ -117,8 +117,8 @@ impl FileSystem {
         if object == own {
             self.delete(call, object, id, ctx.resumed.is_some()).await
         } else {
-            let deleted = self.delete_hidden(call, object, &id).await;
-            deleted.map_err(|e| self.env.failed("unlink", object.as_str(), &e))
+            let deleted = self.delete_hidden(object, |hidden| hidden.stored.id == id, call).await;
+            deleted.map(drop).map_err(|e| self.env.failed("unlink", object.as_str(), &e))
         }
     }
 

@@ -74,9 +74,7 @@ impl FileSystem {
         let state = file.state();
         let failed = state.failure.as_ref().map(|failure| failure.message.clone());
         let shown = state.link == Link::Current;
-        failed.or_else(|| {
-            table.failed_deletes.get(&state.name).filter(|_| shown).map(|kept| kept.message.clone())
-        })
+        failed.or_else(|| table.failed_delete(&state.name).filter(|_| shown).map(|kept| kept.message.clone()))
     }
 
     /// Whether what is shown of `name` is past its time because the vault does not answer.

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::inode::file::Failure;
 use crate::fs::journal::JournalStatus;
 use crate::fs::ops::open::Handle;
 use crate::fs::report::audit::AuditStatus;
-use crate::fs::temporary::failed_deletes::FailedDelete;
 use crate::fs::types::error_log::LastError;
 use crate::fs::types::unsaved::Unsaved;
+use crate::fs::writeback::failed_deletes::FailedDelete;
 use crate::fs::{Ending, FileSystem, RotationStatus};
 
 /// The state of a mounted vault. Times in seconds, sizes in bytes.
@@ -216,43 +215,5 @@ impl FileSystem {
             last_errors: self.env.errors().latest(),
             journal: self.env.journal().status(),
         }
-    }
-
-    /// Writes that the vault does not have, open files included.
-    pub fn unsaved(&self) -> Vec<Unsaved> {
-        let files: Vec<_> = self.inodes.lock().all_files().collect();
-        let now = self.env.now();
-        let mut unsaved: Vec<Unsaved> = files
-            .iter()
-            .filter_map(|file| {
-                let state = file.state();
-                state.is_dirty().then(|| Unsaved {
-                    name: state.name.as_str().to_owned(),
-                    path: String::new(),
-                    size: state.size(),
-                    error: state.failure.as_ref().map(|f| f.message.clone()),
-                    conflict: state.failure.as_ref().is_some_and(|f| f.conflict),
-                    retry_s: (state.retrying)
-                        .filter(|_| state.failure.as_ref().is_some_and(Failure::is_retried))
-                        .map(|at| at.saturating_duration_since(now).as_millis().div_ceil(1000) as u64),
-                })
-            })
-            .collect();
-        for write in &mut unsaved {
-            write.path = self.path_of(&write.name);
-        }
-        unsaved.sort_by(|a, b| a.name.cmp(&b.name));
-        unsaved
-    }
-
-    /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not
-    /// made.
-    pub fn left_over(&self) -> Vec<Unsaved> {
-        let mut left = self.unsaved();
-        left.extend(
-            self.failed_deletes().into_iter().map(|one| Unsaved::deletion(one.name, one.path, one.error)),
-        );
-        left.sort_by(|a, b| a.name.cmp(&b.name));
-        left
     }
 }

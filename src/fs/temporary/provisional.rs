@@ -18,118 +18,21 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::fs::FileSystem;
+use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
-use crate::fs::inode::{DeferredDelete, Node, Table};
-use crate::fs::journal::Transaction;
 use crate::fs::name::DirPrefix;
 use crate::fs::types::attr::FileKind;
 use crate::fs::types::errno::Result;
 use crate::fs::writeback::commit::Cause;
 use crate::fs::writeback::drain::Drain;
-use crate::vault::save::Stored;
-use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName};
+use crate::vault::{Call, ObjectId, ObjectName};
 
 /// A provisional file without open handles becomes an object after this.
 pub(in crate::fs) const PROMOTE_AFTER: Duration = Duration::from_secs(5);
-
-impl Table {
-    /// Whether the object of that name is hidden, and the name was not reused.
-    pub(in crate::fs) fn is_hidden(&self, name: &ObjectName) -> bool {
-        self.deferred_deletes.get(name).is_some_and(|hidden| !hidden.reused)
-    }
-
-    /// Whether the object of that name is hidden by an unlink, and the name was not reused.
-    pub(in crate::fs) fn is_unlinked(&self, name: &ObjectName) -> bool {
-        self.deferred_deletes.get(name).is_some_and(|hidden| hidden.backup.is_none() && !hidden.reused)
-    }
-
-    /// Reuses the name: returns what the new file is a change of.
-    pub(in crate::fs) fn reuse(&mut self, name: &ObjectName) -> Option<Stored> {
-        let hidden = self.deferred_deletes.get_mut(name)?;
-        hidden.reused = true;
-        Some(hidden.stored.clone())
-    }
-
-    /// The new file was not stored.
-    pub(in crate::fs) fn cancel_reuse(&mut self, name: &ObjectName) {
-        if let Some(hidden) = self.deferred_deletes.get_mut(name) {
-            hidden.reused = false;
-            self.names_changed();
-        }
-    }
-
-    /// Whether this object is hidden under `name`, and the name was not reused.
-    fn is_hidden_object(&self, name: &ObjectName, id: &ObjectId) -> bool {
-        self.deferred_deletes.get(name).is_some_and(|hidden| !hidden.reused && hidden.stored.id == *id)
-    }
-
-    /// The new file of the name is stored: the backup is an ordinary file from now on.
-    pub(in crate::fs) fn cancel_delete(&mut self, name: &ObjectName) {
-        self.deferred_deletes.remove(name);
-        self.failed_deletes.remove(name);
-        self.names_changed();
-    }
-
-    /// `file` lost the name `name`. Without a reusing file the object is hidden only; with its
-    /// backup the hidden object is deleted, too.
-    pub(in crate::fs) fn detach(&mut self, tx: &Transaction, name: &ObjectName, file: &File) {
-        self.cancel_reuse(name);
-        self.forget_backup(tx, file);
-    }
-
-    /// `file` is no backup any more: its bytes are stored or gone.
-    pub(in crate::fs) fn forget_backup(&mut self, tx: &Transaction, file: &File) {
-        if let Some((origin, _)) = self.deferred_by(file) {
-            self.deferred_deletes.remove(&origin);
-            self.names_changed();
-        }
-        file.change(tx).origin = None;
-    }
-
-    /// The object that is hidden because this file, its backup, was moved away.
-    fn deferred_by(&self, file: &File) -> Option<(ObjectName, DeferredDelete)> {
-        let origin = file.state().origin.clone()?;
-        // Another backup may have hidden the name since.
-        let hidden =
-            self.deferred_deletes.get(&origin).filter(|hidden| hidden.backup == Some(file.ino))?.clone();
-        Some((origin, hidden))
-    }
-
-    /// The object that is deleted with this backup, as its name is still absent.
-    pub(in crate::fs) fn deletes_with(&self, file: &File) -> Option<(ObjectName, ObjectId)> {
-        let (origin, hidden) = self.deferred_by(file)?;
-        (!hidden.reused).then_some((origin, hidden.stored.id))
-    }
-
-    /// `file` is moved from `name` to a provisional name, over `target`. The object of `name` is
-    /// hidden from now on; one that was reused by `file` is hidden again, behind its backup.
-    pub(in crate::fs) fn hide(
-        &mut self,
-        tx: &Transaction,
-        (name, object): (&ObjectName, Option<Stored>),
-        file: &File,
-        target: Option<&File>,
-        since: Instant,
-    ) {
-        let over = target.map(|target| target.ino);
-        self.names_changed();
-        if let Some(hidden) = self.deferred_deletes.get_mut(name) {
-            hidden.reused = false;
-            if over.is_some() && hidden.backup == over {
-                hidden.backup = Some(file.ino);
-                file.change(tx).origin = Some(name.clone());
-            }
-        } else if let Some(stored) = object {
-            let hidden = DeferredDelete { stored, backup: Some(file.ino), reused: false, since };
-            self.deferred_deletes.insert(name.clone(), hidden);
-            file.change(tx).origin = Some(name.clone());
-        }
-    }
-}
 
 impl FileSystem {
     /// Whether a new file of this name is stored: it is if the object of the name is hidden.
@@ -139,7 +42,7 @@ impl FileSystem {
         flags: i32,
     ) -> Persistence {
         let Some(component) = component.to_str() else { return Persistence::Vault };
-        if self.inodes.lock().deferred_deletes.contains_key(name) {
+        if self.inodes.lock().deferred(name).is_some() {
             Persistence::Vault
         } else if self.temporaries.patterns().matches(component) {
             Persistence::Scratch
@@ -173,7 +76,7 @@ impl FileSystem {
             (state.stored.is_some() && !state.is_only_here(), state.origin.is_some())
         };
         let free = target.is_none_or(|target| target.state().is_only_here());
-        let is_new = target.is_none() && !self.inodes.lock().deferred_deletes.contains_key(name);
+        let is_new = target.is_none() && self.inodes.lock().deferred(name).is_none();
         if self.temporaries.patterns().matches(component) && is_new && !is_object && !is_backup {
             Persistence::Scratch
         } else if self.temporaries.patterns().is_provisional(component) && (free || is_object) {
@@ -191,7 +94,7 @@ impl FileSystem {
         let state = file.state();
         let name = state.name.clone();
         if let Some(stored) = &state.stored
-            && !table.deferred_deletes.contains_key(&name)
+            && table.deferred(&name).is_none()
         {
             deletes.push((name.clone(), stored.id.clone()));
         }
@@ -243,8 +146,7 @@ impl FileSystem {
     ) -> Result<()> {
         let backups: Vec<Node> = {
             let table = self.inodes.lock();
-            let within =
-                table.deferred_deletes.iter().filter(|(name, _)| name.as_str().starts_with(dir.as_str()));
+            let within = table.deferred_below(dir.as_str());
             let unclaimed = within.filter(|(_, hidden)| !hidden.reused);
             unclaimed.filter_map(|(_, hidden)| table.node(hidden.backup?)).collect()
         };
@@ -253,7 +155,7 @@ impl FileSystem {
                 self.promote_provisional(&backup, call).await;
             }
         }
-        self.delete_hidden_now(&self.unreplaced(dir.as_str()), call).await
+        self.delete_deferred_below(dir.as_str(), call).await
     }
 
     async fn promote_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
@@ -273,99 +175,5 @@ impl FileSystem {
         // A failure is recorded, logged, listed and retried like that of any other write.
         let _ = self.commit(file, call, Cause::Promote).await;
         self.inodes.lock().drop_unheld(file.ino);
-    }
-
-    /// The bytes of a hidden object are stored under another name: the object is deleted, as after
-    /// any rename.
-    pub(in crate::fs) async fn finish_move(self: &Arc<Self>, file: &File, call: &Call) {
-        let deletes = self.inodes.lock().deletes_with(file);
-        if let Some((name, id)) = deletes {
-            if self.env.options().no_delete {
-                tracing::warn!(name = name.as_str(), "moved, but the old name stays: --no-delete");
-            } else if let Err(e) = self.delete_hidden(call, &name, &id).await
-                && self.record_failed_delete(&name, &e)
-            {
-                self.delete_without(file, name);
-            }
-        }
-        let tx = self.env.journal().begin();
-        self.inodes.lock_in(&tx).forget_backup(&tx, file);
-    }
-
-    /// The object hidden under `name` is deleted later; its backup is an ordinary file from now on.
-    fn delete_without(self: &Arc<Self>, backup: &File, name: ObjectName) {
-        let since = {
-            let mut table = self.inodes.lock();
-            let hidden =
-                table.deferred_deletes.get_mut(&name).filter(|hidden| hidden.backup == Some(backup.ino));
-            hidden.map(|hidden| {
-                hidden.backup = None;
-                hidden.since
-            })
-        };
-        since.into_iter().for_each(|since| self.delete_later(name.clone(), since, PROMOTE_AFTER));
-    }
-
-    /// Deletes a hidden object, unless its name was reused meanwhile. If it was changed elsewhere
-    /// it shows again.
-    pub(in crate::fs) async fn delete_hidden(
-        &self,
-        call: &Call,
-        name: &ObjectName,
-        id: &ObjectId,
-    ) -> Result<(), Error> {
-        let _alone = self.writeback.without_stores(call).await?;
-        self.delete_hidden_alone(call, name, id).await
-    }
-
-    /// The same for a caller that holds the permit.
-    pub(in crate::fs) async fn delete_hidden_alone(
-        &self,
-        call: &Call,
-        name: &ObjectName,
-        id: &ObjectId,
-    ) -> Result<(), Error> {
-        for _ in 0..2 {
-            let hidden = {
-                let table = self.inodes.lock();
-                table.deferred_deletes.get(name).filter(|_| table.is_hidden_object(name, id)).cloned()
-            };
-            let Some(hidden) = hidden else { return Ok(()) };
-            match self.delete_version(call, &hidden.stored).await {
-                Err(e) if e.maybe_applied => {}
-                Err(e) if e.kind == ErrorKind::VersionMismatch => {
-                    tracing::warn!(
-                        name = name.as_str(),
-                        "was to be deleted and is not: it was changed elsewhere meanwhile"
-                    );
-                    self.inodes.lock().cancel_delete(name);
-                    self.inval_name(name);
-                    return Ok(());
-                }
-                Err(e) if e.kind != ErrorKind::NotFound => return Err(e),
-                Ok(()) | Err(_) => {
-                    self.env.note_deleted(name, Some(id));
-                    let mut table = self.inodes.lock();
-                    if table.is_hidden_object(name, id) {
-                        table.deferred_deletes.remove(name);
-                        table.failed_deletes.remove(name);
-                    }
-                    return Ok(());
-                }
-            }
-        }
-        Err(Error::new(ErrorKind::Server, "no answer shows whether it was deleted"))
-    }
-
-    /// Deletes the object if this is its current version. Where the dialect cannot check that, it
-    /// is read just before, which leaves a moment for another change.
-    async fn delete_version(&self, call: &Call, stored: &Stored) -> Result<(), Error> {
-        let vault = self.env.cache().vault();
-        if !vault.capabilities().version_check
-            && vault.metadata(call, &stored.id).await?.version != stored.version
-        {
-            return Err(Error::new(ErrorKind::VersionMismatch, "it was changed elsewhere"));
-        }
-        self.writeback.delete_object(call, &stored.id, Some(&stored.version)).await
     }
 }

@@ -1,9 +1,29 @@
-//! Deletions of objects at the vault.
+//! Deletions at the vault of objects that are hidden here, some time after the program's request.
+//!
+//! 1. An object is deleted by its id, while no commit is in flight, and not while its name is
+//!    reused: the new file is a change of it.
+//! 2. If it was changed elsewhere since it was hidden, it stays, and shows again.
+//! 3. A deletion that fails is listed ([`failed_deletes`](super::failed_deletes)). While the vault
+//!    is away the object stays hidden, and the deletion is tried again; what the vault refuses shows
+//!    again.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+
+use crate::fs::FileSystem;
+use crate::fs::inode::DeferredDelete;
+use crate::fs::inode::file::File;
+use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::Writeback;
-use crate::vault::{Call, Error, ErrorKind, ObjectId, VersionTag};
+use crate::fs::writeback::retry::LAST_RETRY;
+use crate::vault::cache::is_outage;
+use crate::vault::save::Stored;
+use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, VersionTag};
+
+/// When the deletion of a moved object that failed is tried again.
+const RETRY_MOVED: Duration = Duration::from_secs(5);
 
 /// How long after a refused deletion others are taken to be refused, too.
 const REFUSAL: Duration = Duration::from_secs(60);
@@ -23,9 +43,175 @@ impl Writeback {
         deleted
     }
 
+    /// Deletes the object if this is its current version. Where the dialect cannot check that, it
+    /// is read just before, which leaves a moment for another change.
+    async fn delete_version(&self, stored: &Stored, call: &Call) -> Result<(), Error> {
+        let vault = self.env.cache().vault();
+        if !vault.capabilities().version_check
+            && vault.metadata(call, &stored.id).await?.version != stored.version
+        {
+            return Err(Error::new(ErrorKind::VersionMismatch, "it was changed elsewhere"));
+        }
+        self.delete_object(call, &stored.id, Some(&stored.version)).await
+    }
+
     /// Whether the vault refused a deletion a short while ago.
     pub fn refuses_deletions(&self) -> bool {
         let now = self.env.now();
         self.deletion_refused.lock().is_some_and(|at| now.saturating_duration_since(at) < REFUSAL)
+    }
+}
+
+/// Why a deferred delete was not executed.
+pub(in crate::fs) struct NotDeleted {
+    pub errno: Errno,
+    /// It is to be tried again: the object is still hidden.
+    pub is_retried: bool,
+}
+
+/// What became of a hidden object.
+#[derive(PartialEq, Eq)]
+pub(in crate::fs) enum Deletion {
+    /// It is deleted.
+    Made,
+    /// It stays, or was not hidden any more.
+    Void,
+    /// Its name was reused, and the new file is not stored yet.
+    Reused,
+}
+
+impl FileSystem {
+    /// Deletes what has been hidden under `name` since that moment, unless the name is reused
+    /// within `grace`.
+    pub(in crate::fs) fn delete_later(self: &Arc<Self>, name: ObjectName, since: Instant, grace: Duration) {
+        let fs = self.clone();
+        self.env.spawn(async move {
+            let mut pause = grace;
+            loop {
+                tokio::time::sleep(pause).await;
+                // Stored and hidden again meanwhile: another grace period.
+                if fs.inodes.lock().deferred(&name).is_none_or(|hidden| hidden.since != since) {
+                    return;
+                }
+                match fs.delete_deferred(&name, &Call::background(fs.env.deadline())).await {
+                    Ok(true) => return,
+                    Ok(false) => pause = grace,
+                    Err(failed) if failed.is_retried => pause = (pause * 2).min(LAST_RETRY),
+                    Err(_) => return,
+                }
+            }
+        });
+    }
+
+    /// Executes the deferred deletes of objects with names that begin so now, but for those with a
+    /// backup. Returns the first error; failures are listed and retried as usual.
+    pub(in crate::fs) async fn delete_deferred_below(&self, prefix: &str, call: &Call) -> Result<()> {
+        let names = self.unreplaced(prefix);
+        let deletions = names.iter().map(|name| self.delete_deferred(name, call));
+        let failed = join_all(deletions).await.into_iter().find_map(|deleted| deleted.err());
+        failed.map_or(Ok(()), |failed| Err(failed.errno))
+    }
+
+    /// The names under `prefix` of objects that are hidden without a backup.
+    pub(in crate::fs) fn unreplaced(&self, prefix: &str) -> Vec<ObjectName> {
+        let table = self.inodes.lock();
+        let unlinked = table.deferred_below(prefix).filter(|(_, hidden)| hidden.backup.is_none());
+        unlinked.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The bytes of a hidden object are stored under another name: the object is deleted, as after
+    /// any rename.
+    pub(in crate::fs) async fn finish_move(self: &Arc<Self>, file: &File, call: &Call) {
+        let moved = {
+            let tx = self.env.journal().begin();
+            self.inodes.lock_in(&tx).release_backup(&tx, file)
+        };
+        let Some((name, since)) = moved else { return };
+        if self.delete_deferred(&name, call).await.is_err_and(|failed| failed.is_retried) {
+            self.delete_later(name, since, RETRY_MOVED);
+        }
+    }
+
+    /// Executes the deferred delete of `name` now. False while the name was reused and the new file
+    /// is not stored yet.
+    pub(in crate::fs) async fn delete_deferred(
+        &self,
+        name: &ObjectName,
+        call: &Call,
+    ) -> Result<bool, NotDeleted> {
+        match self.delete_hidden(name, |hidden| hidden.backup.is_none(), call).await {
+            Ok(deletion) => {
+                if deletion == Deletion::Made {
+                    self.inval_name(name);
+                }
+                Ok(deletion != Deletion::Reused)
+            }
+            Err(e) => {
+                let is_retried = is_outage(e.kind) || e.kind == ErrorKind::Full;
+                self.record_failed_delete(name, &e);
+                if !is_retried {
+                    self.show_again(name);
+                }
+                Err(NotDeleted { errno: Errno::from(&e), is_retried })
+            }
+        }
+    }
+
+    /// Deletes the object that is hidden under `name`, if it is the one that is meant.
+    pub(in crate::fs) async fn delete_hidden(
+        &self,
+        name: &ObjectName,
+        is_meant: impl Fn(&DeferredDelete) -> bool,
+        call: &Call,
+    ) -> Result<Deletion, Error> {
+        let _alone = self.writeback.without_stores(call).await?;
+        for _ in 0..2 {
+            let hidden = self.inodes.lock().deferred(name).filter(|hidden| is_meant(hidden)).cloned();
+            let Some(DeferredDelete { stored, reused, .. }) = hidden else { return Ok(Deletion::Void) };
+            if reused {
+                return Ok(Deletion::Reused);
+            }
+            if self.env.options().no_delete {
+                let why = "moved or unlinked, and not replaced: it stays, because of --no-delete";
+                tracing::warn!(name = name.as_str(), "{why}");
+                self.show_again(name);
+                return Ok(Deletion::Void);
+            }
+            match self.writeback.delete_version(&stored, call).await {
+                Err(e) if e.maybe_applied => {}
+                Err(e) if e.kind == ErrorKind::VersionMismatch => {
+                    tracing::warn!(
+                        name = name.as_str(),
+                        "was to be deleted and is not: it was changed elsewhere meanwhile"
+                    );
+                    self.inodes.lock().cancel_delete(name);
+                    self.inval_name(name);
+                    return Ok(Deletion::Void);
+                }
+                Err(e) if e.kind != ErrorKind::NotFound => return Err(e),
+                Ok(()) | Err(_) => {
+                    self.env.note_deleted(name, Some(&stored.id));
+                    return Ok(match self.inodes.lock().end_delete(name, &stored.id) {
+                        true => Deletion::Made,
+                        false => Deletion::Reused,
+                    });
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Server, "no answer shows whether it was deleted"))
+    }
+
+    /// Lists the deletion of what is hidden under `name` as failed.
+    fn record_failed_delete(&self, name: &ObjectName, error: &Error) {
+        let message = format!("it should be gone, but was not deleted: {error}");
+        if self.inodes.lock().note_failed_delete(name, Errno::from(error), message) {
+            self.env.failed("deletion of what was moved or unlinked", name.as_str(), error);
+        }
+    }
+
+    /// What is hidden under `name` shows again.
+    pub(in crate::fs) fn show_again(&self, name: &ObjectName) {
+        self.inodes.lock().unhide(name);
+        self.inval_name(name);
     }
 }

@@ -32,9 +32,9 @@ impl FileSystem {
     pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
         let call = Call::foreground(self.env.now() + patience);
         self.promote_all(what, &call).await;
-        self.delete_refused(&call).await;
+        self.retry_failed_deletes(|one| !one.retried, &call).await;
         // What fails is among what is left.
-        let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
+        let _ = self.delete_deferred_below("", &call).await;
         loop {
             // A change that is on its way ends first: it would meet the next mount's save of the
             // same name.
@@ -61,7 +61,7 @@ impl FileSystem {
                 return self.left_over();
             }
             tokio::time::sleep(FIRST_RETRY).await;
-            let _ = self.delete_hidden_now(&self.unreplaced(""), &call).await;
+            let _ = self.delete_deferred_below("", &call).await;
         }
     }
 }

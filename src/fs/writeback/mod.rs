@@ -3,6 +3,7 @@
 pub(in crate::fs) mod commit;
 mod delete;
 pub(in crate::fs) mod drain;
+pub(in crate::fs) mod failed_deletes;
 pub(in crate::fs) mod may_write;
 mod permits;
 pub(in crate::fs) mod retry;

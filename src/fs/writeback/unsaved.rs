@@ -5,12 +5,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fs::FileSystem;
-use crate::fs::inode::file::{File, Link};
+use crate::fs::inode::file::{Failure, File, Link};
 use crate::fs::types::unsaved::Unsaved;
 use crate::fs::writeback::commit::Cause;
 use crate::vault::{Call, ObjectName};
 
 impl FileSystem {
+    /// Writes that the vault does not have, open files included.
+    pub fn unsaved(&self) -> Vec<Unsaved> {
+        let files: Vec<_> = self.inodes.lock().all_files().collect();
+        let now = self.env.now();
+        let mut unsaved: Vec<Unsaved> = files
+            .iter()
+            .filter_map(|file| {
+                let state = file.state();
+                state.is_dirty().then(|| Unsaved {
+                    name: state.name.as_str().to_owned(),
+                    path: String::new(),
+                    size: state.size(),
+                    error: state.failure.as_ref().map(|f| f.message.clone()),
+                    conflict: state.failure.as_ref().is_some_and(|f| f.conflict),
+                    retry_s: (state.retrying)
+                        .filter(|_| state.failure.as_ref().is_some_and(Failure::is_retried))
+                        .map(|at| at.saturating_duration_since(now).as_millis().div_ceil(1000) as u64),
+                })
+            })
+            .collect();
+        for write in &mut unsaved {
+            write.path = self.path_of(&write.name);
+        }
+        unsaved.sort_by(|a, b| a.name.cmp(&b.name));
+        unsaved
+    }
+
+    /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not
+    /// made.
+    pub fn left_over(&self) -> Vec<Unsaved> {
+        let mut left = self.unsaved();
+        left.extend(
+            self.failed_deletes().into_iter().map(|one| Unsaved::deletion(one.name, one.path, one.error)),
+        );
+        left.sort_by(|a, b| a.name.cmp(&b.name));
+        left
+    }
+
     /// Stores unsaved writes (all, or that of one name), also over a newer version: the user who
     /// asks has seen the conflict. Deletes what should be gone. Returns what is unsaved afterwards.
     pub async fn retry_unsaved(self: &Arc<Self>, name: Option<&str>, patience: Duration) -> Vec<Unsaved> {
@@ -18,7 +56,7 @@ impl FileSystem {
         let files = self.unsaved_files(name);
         // `unsaved` below reports what fails.
         futures_util::future::join_all(files.iter().map(|file| self.commit(file, &call, Cause::Asked))).await;
-        self.delete_after_all(name, &call).await;
+        self.retry_failed_deletes(|one| name.is_none_or(|name| name == one.name), &call).await;
         self.unsaved()
     }
 

@@ -6,15 +6,11 @@
 //! the vault refuses shows again, and a person decides. Each is forgotten with what it was about:
 //! the name is stored anew, renamed or unlinked, or changes elsewhere.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
 use crate::fs::FileSystem;
-use crate::fs::inode::{DeferredDelete, FailedDeleteRecord};
-use crate::fs::types::errno::Errno;
-use crate::vault::cache::{Peek, is_outage};
-use crate::vault::{Call, Error, ErrorKind, ObjectName};
+use crate::vault::cache::Peek;
+use crate::vault::{Call, ObjectName};
 
 /// An object that should be gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +30,7 @@ impl FileSystem {
     pub fn failed_deletes(&self) -> Vec<FailedDelete> {
         let known: Vec<_> = {
             let table = self.inodes.lock();
-            let all = table.failed_deletes.iter();
+            let all = table.all_failed_deletes();
             all.map(|(name, kept)| (name.clone(), kept.clone(), table.is_hidden(name))).collect()
         };
         let mut failed_deletes = Vec::new();
@@ -53,7 +49,7 @@ impl FileSystem {
                     retried,
                 });
             } else {
-                self.inodes.lock().failed_deletes.remove(&name);
+                self.inodes.lock().forget_failed_delete(&name);
             }
         }
         failed_deletes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -64,54 +60,22 @@ impl FileSystem {
     pub(in crate::fs) fn has_pending_deletes(&self) -> bool {
         let table = self.inodes.lock();
         // What shows again is not tried again.
-        table.failed_deletes.keys().any(|name| table.deferred_deletes.contains_key(name))
+        table.all_failed_deletes().any(|(name, _)| table.deferred(name).is_some())
     }
 
-    /// The deletion of what is hidden under `name` failed. True if it is to be tried again, the
-    /// object hidden until then; else it shows again.
-    pub(in crate::fs) fn record_failed_delete(&self, name: &ObjectName, error: &Error) -> bool {
-        let again = is_outage(error.kind) || error.kind == ErrorKind::Full;
-        let errno = Errno::from(error);
-        let mut table = self.inodes.lock();
-        let Some(stored) = table.deferred_deletes.get(name).map(|hidden| hidden.stored.clone()) else {
-            return false;
-        };
-        let is_news = table.failed_deletes.get(name).is_none_or(|known| known.errno != errno);
-        let message = format!("it should be gone, but was not deleted: {error}");
-        table.failed_deletes.insert(name.clone(), FailedDeleteRecord { stored, errno, message });
-        drop(table);
-        if is_news {
-            self.env.failed("deletion of what was moved or unlinked", name.as_str(), error);
-        }
-        again
-    }
-
-    /// What is hidden under `name` shows again.
-    pub(in crate::fs) fn show_again(&self, name: &ObjectName) {
-        self.inodes.lock().deferred_deletes.remove(name);
-        self.inval_name(name);
-    }
-
-    /// Deletes after all what should be gone (all, or that name), unless it is something else now.
-    pub(in crate::fs) async fn delete_after_all(self: &Arc<Self>, name: Option<&str>, call: &Call) {
-        let wanted = |failed_deletes: &FailedDelete| name.is_none_or(|name| name == failed_deletes.name);
-        let names =
-            self.failed_deletes().into_iter().filter(wanted).filter_map(|one| ObjectName::new(&one.name));
-        for name in names {
-            if self.hide_again(&name) {
-                // What fails is listed again.
-                self.end_unreplaced(&name, call).await;
-            }
-        }
-    }
-
-    /// Another try at what the vault refused to delete: the mount ends, and this is the last.
-    pub(in crate::fs) async fn delete_refused(self: &Arc<Self>, call: &Call) {
-        let refused = self.failed_deletes().into_iter().filter(|one| !one.retried);
-        for name in refused.filter_map(|one| ObjectName::new(&one.name)) {
-            if self.hide_again(&name) {
-                // What fails is listed again.
-                self.end_unreplaced(&name, call).await;
+    /// Another try at the deletions that failed and that `wanted` chooses, unless the name is
+    /// something else now. What fails is listed again, and shows: nothing else may try it again.
+    pub(in crate::fs) async fn retry_failed_deletes(
+        &self,
+        wanted: impl Fn(&FailedDelete) -> bool,
+        call: &Call,
+    ) {
+        let wanted = self.failed_deletes().into_iter().filter(wanted);
+        for name in wanted.filter_map(|one| ObjectName::new(&one.name)) {
+            if self.hide_again(&name)
+                && self.delete_deferred(&name, call).await.is_err_and(|failed| failed.is_retried)
+            {
+                self.show_again(&name);
             }
         }
     }
@@ -119,17 +83,16 @@ impl FileSystem {
     /// Hides what showed again, for another try to delete it. Not while a program changes it.
     fn hide_again(&self, name: &ObjectName) -> bool {
         let mut table = self.inodes.lock();
-        if table.deferred_deletes.contains_key(name) {
+        if table.deferred(name).is_some() {
             return true;
         }
-        let Some(stored) = table.failed_deletes.get(name).map(|kept| kept.stored.clone()) else {
+        let Some(stored) = table.failed_delete(name).map(|kept| kept.stored.clone()) else {
             return false;
         };
         if table.file(name).is_some_and(|file| file.state().is_beyond_vault()) {
             return false;
         }
-        let hidden = DeferredDelete { stored, backup: None, reused: false, since: self.env.now() };
-        table.deferred_deletes.insert(name.clone(), hidden);
+        table.defer_delete(name, stored, self.env.now());
         drop(table);
         self.inval_name(name);
         true
@@ -140,7 +103,7 @@ impl FileSystem {
     pub(in crate::fs) fn dismiss(&self, name: &str) -> bool {
         let Some(name) = ObjectName::new(name) else { return false };
         let mut table = self.inodes.lock();
-        let known = table.failed_deletes.remove(&name).is_some();
+        let known = table.forget_failed_delete(&name);
         let hidden = known && table.is_hidden(&name);
         drop(table);
         if hidden {
