@@ -1,12 +1,12 @@
 //! Wires a file system together: its environment, its parts, and the state of the last worker.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::fs::handle::Handles;
 use crate::fs::inode::InodeTable;
 use crate::fs::journal::{Journal, JournalWriter};
 use crate::fs::ops::prefetch::Scans;
@@ -42,9 +42,7 @@ impl Builder {
         let env = Env::new(self.vault, self.options, self.clock, JournalWriter::new(self.journal.clone()));
         let fs = Arc::new(FileSystem {
             inodes: InodeTable::new(&env.options().vault),
-            handles: Mutex::new(HashMap::new()),
-            next_handle: AtomicU64::new(1),
-            unacknowledged: Mutex::default(),
+            handles: Arc::new(Handles::new(env.clone())),
             intents: Mutex::default(),
             crash_records: Mutex::default(),
             suspects_alone: Mutex::default(),

@@ -37,9 +37,9 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use crate::fs::assembly::Builder;
+pub use crate::fs::handle::Opened;
 pub use crate::fs::namespace::listing::{DirEntry, Listing};
 pub use crate::fs::ops::create::Create;
-pub use crate::fs::ops::open::Opened;
 pub use crate::fs::propagation::helper_calls::{HelperCall, HelperReport, HelperStatus};
 pub use crate::fs::propagation::propagator::{Propagator, RotationStatus};
 pub use crate::fs::recovery::quarantine::Ending;
@@ -57,7 +57,7 @@ pub use crate::fs::writeback::unsaved_from_journal::unsaved_from_journal;
 pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
-use crate::fs::ops::open::Handle;
+use crate::fs::handle::Handles;
 use crate::fs::ops::prefetch::Scans;
 use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
@@ -110,10 +110,7 @@ struct CrashRecords {
 pub struct FileSystem {
     env: Arc<Env>,
     inodes: Arc<InodeTable>,
-    handles: Mutex<HashMap<u64, Arc<Handle>>>,
-    next_handle: AtomicU64,
-    /// Handles with an OPEN that may not have been answered.
-    unacknowledged: Mutex<HashMap<u64, Arc<Handle>>>,
+    handles: Arc<Handles>,
     /// Intents of requests (`replay`).
     intents: Mutex<HashMap<u64, crate::fs::types::ctx::Intent>>,
     /// Requests that may kill workers (`quarantine`).
@@ -181,11 +178,7 @@ impl FileSystem {
         let table = self.inodes.lock();
         crate::failpoint::point("liveness");
         drop(table);
-        drop(self.handles());
-    }
-
-    fn handles(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
-        self.handles.lock()
+        self.handles.count();
     }
 
     fn intents(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::types::ctx::Intent>> {

@@ -14,6 +14,8 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::handle::{Handle, Handles, Held};
+use crate::fs::types::ctx::Caller;
 use crate::sys::program::tgid_of;
 
 /// More descriptors than this are not searched: the close then stores.
@@ -25,6 +27,33 @@ const MAX_DESCRIPTORS: usize = 4096;
 pub struct Opener {
     tgid: u32,
     start: u64,
+}
+
+impl Handles {
+    /// Whether a FLUSH of this handle stores: something was written through it, or through no
+    /// handle that is known, and the writing is over.
+    pub fn commits_on_close(&self, handle: &Handle, caller: Caller) -> bool {
+        let Held::File { file, writer: Some(writer) } = &handle.held else { return false };
+        if !file.state().has_uncommitted(handle.fh) {
+            return false;
+        }
+        let is_ours = |pid, mount| self.env.kernel().is_none_or(|kernel| kernel.has_mount(pid, mount));
+        loop {
+            let (only, seen) = {
+                let state = file.state();
+                // Of several handles the process may have another one's descriptors, too, by
+                // inheritance.
+                (state.writers.len() == 1, state.last_writer)
+            };
+            if writer.opener.commits_on_close(caller.pid, file.ino, only, is_ours) {
+                return true;
+            }
+            // The copy that was seen may be the descriptor of a handle that was opened meanwhile.
+            if file.state().last_writer == seen {
+                return false;
+            }
+        }
+    }
 }
 
 impl Opener {

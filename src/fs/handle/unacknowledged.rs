@@ -14,11 +14,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::fs::FileSystem;
-use crate::fs::ops::open::{Handle, Held};
-use crate::fs::recovery::restore::REQUESTS;
-use crate::fs::types::errno::{Errno, Result};
-use crate::vault::Call;
+use crate::fs::handle::{Handle, Handles, Held};
+use crate::fs::inode::file::File;
+use crate::fs::types::ctx::RequestCtx;
 
 /// The request that opened a handle, until its answer is known to have reached the kernel.
 #[derive(Debug)]
@@ -42,21 +40,19 @@ impl Unacknowledged {
     }
 }
 
-impl FileSystem {
-    /// An open handle. What is asked of it shows that the kernel has it.
-    pub(in crate::fs) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
-        let handle = self.handles().get(&fh).cloned().ok_or(Errno::EBADF)?;
-        self.acknowledge(&handle);
-        Ok(handle)
+impl Handles {
+    /// The handle that the request opened before the last worker died.
+    pub fn opened_before(&self, ctx: &RequestCtx) -> Option<Arc<Handle>> {
+        self.unacknowledged.lock().get(&ctx.id).cloned()
     }
 
     /// The request has been answered; what it opened is known to the kernel.
-    pub(in crate::fs) fn acknowledge_open(&self, request: u64) {
+    pub fn acknowledge_open(&self, request: u64) {
         let handle = self.unacknowledged.lock().get(&request).cloned();
         handle.iter().for_each(|handle| self.acknowledge(handle));
     }
 
-    fn acknowledge(&self, handle: &Handle) {
+    pub(super) fn acknowledge(&self, handle: &Handle) {
         let state = &handle.unacknowledged.0;
         if state.load(Ordering::Relaxed) == ACKNOWLEDGED {
             return;
@@ -71,43 +67,26 @@ impl FileSystem {
             }
         }
         // Under the handles' lock: what is closed meanwhile is not written down again.
-        let handles = self.handles();
-        if handles.contains_key(&handle.fh) {
-            self.note_handle(handle);
+        let open = self.open.lock();
+        if open.contains_key(&handle.fh) {
+            self.note(handle);
         }
     }
 
-    /// After a death: those that nobody asks for count as closed in a while.
-    pub(in crate::fs) fn close_unacknowledged_later(self: &Arc<Self>) {
-        let old: Vec<Arc<Handle>> = self.unacknowledged.lock().values().cloned().collect();
-        if old.is_empty() {
-            return;
-        }
-        let fs = self.clone();
-        self.env.spawn(async move {
-            tokio::time::sleep(REQUESTS).await;
-            for handle in old {
-                fs.close_unacknowledged(&handle).await;
-            }
-        });
+    /// Handles with an OPEN that may not have been answered.
+    pub fn unacknowledged(&self) -> Vec<Arc<Handle>> {
+        self.unacknowledged.lock().values().cloned().collect()
     }
 
-    async fn close_unacknowledged(self: &Arc<Self>, handle: &Handle) {
-        let Some(request) = handle.unacknowledged.request() else { return };
+    /// The handle counts as closed, unless its OPEN has been acknowledged. Returns the file that is
+    /// let go of; of anything else there is nothing to let go of.
+    pub fn expire<'a>(&self, handle: &'a Handle) -> Option<&'a Arc<File>> {
+        let request = handle.unacknowledged.request()?;
         self.unacknowledged.lock().remove(&request);
-        // Of anything else there is nothing to let go of.
-        let Held::File { file, .. } = &handle.held else { return };
+        let Held::File { file, .. } = &handle.held else { return None };
         let state = &handle.unacknowledged.0;
-        if state.compare_exchange(request, CLOSED, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-            return;
-        }
+        state.compare_exchange(request, CLOSED, Ordering::Relaxed, Ordering::Relaxed).ok()?;
         tracing::info!(fh = handle.fh, "an open was never acknowledged: the file counts as closed");
-        if self.let_go(file, handle.fh) {
-            self.store_closed(file, &Call::foreground(self.env.deadline())).await;
-        }
-        if !self.inodes.lock().is_held(file.ino) {
-            // Nor has the kernel.
-            self.drop_handle(handle.fh);
-        }
+        Some(file)
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::failpoint;
 use crate::fs::FileSystem;
+use crate::fs::handle::{Handle, Held};
 use crate::fs::inode::file::File;
-use crate::fs::ops::open::{Handle, Held, Writer, commits_on_close};
+use crate::fs::recovery::replay::RESENT_WITHIN;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
@@ -15,13 +16,11 @@ use crate::vault::Call;
 impl FileSystem {
     /// FLUSH: close(2) of one descriptor. Commits if the close policy says so.
     pub async fn flush(self: &Arc<Self>, ctx: &RequestCtx, fh: u64) -> Result<()> {
-        let handle = self.handle(fh)?;
-        let Held::File { file, writer: Some(writer) } = &handle.held else { return Ok(()) };
-        if let Some(refused) = writer.refusal() {
+        let handle = self.handles.get(fh)?;
+        if let Some(refused) = handle.refusal() {
             return Err(refused);
         }
-        let kernel = self.env.kernel().map(|kernel| &**kernel);
-        if !file.state().has_uncommitted(fh) || !commits_on_close(file, &writer.opener, ctx.caller, kernel) {
+        if !self.handles.commits_on_close(&handle, ctx.caller) {
             return Ok(());
         }
         failpoint::point("flush");
@@ -31,13 +30,13 @@ impl FileSystem {
     /// FSYNC: commits whatever is unsaved, by any handle.
     pub async fn fsync(self: &Arc<Self>, ctx: &RequestCtx, fh: u64) -> Result<()> {
         failpoint::point("fsync");
-        let handle = self.handle(fh)?;
+        let handle = self.handles.get(fh)?;
         self.store_for(ctx, &handle, Cause::Fsync).await
     }
 
     async fn store_for(self: &Arc<Self>, ctx: &RequestCtx, handle: &Handle, cause: Cause) -> Result<()> {
-        let Held::File { file, writer } = &handle.held else { return Ok(()) };
-        if let Some(refused) = writer.as_ref().and_then(Writer::refusal) {
+        let Held::File { file, .. } = &handle.held else { return Ok(()) };
+        if let Some(refused) = handle.refusal() {
             return Err(refused);
         }
         let (is_dirty, is_its_own, conflict) = {
@@ -66,7 +65,7 @@ impl FileSystem {
     /// returned.
     pub async fn release(self: &Arc<Self>, ctx: &RequestCtx, fh: u64) -> Result<()> {
         failpoint::point("release");
-        let handle = self.drop_handle(fh);
+        let handle = self.handles.close(fh);
         failpoint::point("released");
         if let Some(Held::File { file, .. }) = handle.as_ref().map(|h| &h.held)
             && self.let_go(file, fh)
@@ -76,9 +75,31 @@ impl FileSystem {
         Ok(())
     }
 
+    /// After a death: handles that nobody asks for count as closed in a while.
+    pub(in crate::fs) fn close_unacknowledged_later(self: &Arc<Self>) {
+        let old = self.handles.unacknowledged();
+        if old.is_empty() {
+            return;
+        }
+        let fs = self.clone();
+        self.env.spawn(async move {
+            tokio::time::sleep(RESENT_WITHIN).await;
+            for handle in old {
+                let Some(file) = fs.handles.expire(&handle) else { continue };
+                if fs.let_go(file, handle.fh) {
+                    fs.store_closed(file, &Call::foreground(fs.env.deadline())).await;
+                }
+                if !fs.inodes.lock().is_held(file.ino) {
+                    // Nor has the kernel.
+                    fs.handles.close(handle.fh);
+                }
+            }
+        });
+    }
+
     /// Closes one handle of the file, which may have been a writer's. Returns whether the file has
     /// to be stored now.
-    pub(in crate::fs) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> bool {
+    fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> bool {
         let unsaved = {
             let mut state = file.change_alone();
             state.opens -= 1;

@@ -4,11 +4,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use crate::fs::handle::{Held, Opened};
 use crate::fs::inode::file::{File, FileState, Link, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix, Refused};
-use crate::fs::ops::open::{Held, Opened};
 use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
@@ -37,7 +37,7 @@ impl FileSystem {
     ) -> Result<(Entry, Opened)> {
         let under = self.changeable(parent)?;
         let name = self.name_to_create("create", &under, component)?;
-        if let Some(handle) = self.opened_before(ctx)
+        if let Some(handle) = self.handles.opened_before(ctx)
             && let Held::File { file, .. } = &handle.held
         {
             return Ok((self.own_entry(file), handle.opened()));

@@ -1,219 +1,24 @@
-//! Handles: what open(2) and opendir(2) return, and which close stores.
-//!
-//! A handle pins the bytes of the version it opened, so that a rotation or a full cache never takes
-//! them away from a reader. The handle of a writer records the process that opened it, which
-//! decides the FLUSH that stores (`close_policy`).
+//! OPEN: refuses at once what close(2) would fail with, and pins the version that is read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
-
-use crate::fs::handle::close_policy::Opener;
-use crate::fs::handle::unacknowledged::Unacknowledged;
+use crate::fs::FileSystem;
+use crate::fs::handle::{Held, Opened, Writer};
+use crate::fs::inode::Node;
 use crate::fs::inode::file::File;
-use crate::fs::inode::{ControlText, Dir, Node, VersionFile};
-use crate::fs::journal::Key;
-use crate::fs::namespace::listing::Listing;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
-use crate::fs::{Caller, FileSystem, Kernel};
 use crate::vault::cache::Found;
-
-/// What a handle is open on.
-#[derive(Debug)]
-pub(in crate::fs) enum Held {
-    /// A directory, its names as of the last read from the beginning, and whether the kernel keeps
-    /// them.
-    Dir { dir: Arc<Dir>, listing: Mutex<Option<Arc<Listing>>>, cached: bool },
-    /// A file.
-    File { file: Arc<File>, writer: Option<Writer> },
-    /// An old version.
-    Version(Arc<VersionFile>),
-    /// A control file, as it was when looked up.
-    Control(Arc<ControlText>),
-}
-
-/// The writing side of a handle.
-#[derive(Debug)]
-pub(in crate::fs) struct Writer {
-    /// The process that opened it.
-    pub opener: Opener,
-    /// A write through this handle was refused: what its user meant is not in the buffer. Nothing
-    /// is stored at its close, which says so, until the user cuts the file. 0, or the errno.
-    pub refused: AtomicI32,
-}
-
-impl Writer {
-    pub(super) fn refusal(&self) -> Option<Errno> {
-        Some(self.refused.load(Ordering::Relaxed)).filter(|code| *code != 0).map(Errno)
-    }
-}
-
-/// An open file or directory.
-#[derive(Debug)]
-pub(in crate::fs) struct Handle {
-    pub fh: u64,
-    pub held: Held,
-    /// The request that opened it, until that is known to be answered.
-    pub unacknowledged: Unacknowledged,
-}
-
-/// A handle as it is written down.
-#[derive(Debug, Serialize, Deserialize)]
-pub(in crate::fs) struct HandleRecord {
-    pub held: HeldRecord,
-    pub by: Option<u64>,
-}
-
-/// See [`Held`].
-#[derive(Debug, Serialize, Deserialize)]
-pub(in crate::fs) enum HeldRecord {
-    Dir(u64),
-    File(u64, Option<(Opener, i32)>),
-    Version(u64),
-    Control(u64, SystemTime, Vec<u8>),
-}
-
-impl HandleRecord {
-    fn of(handle: &Handle) -> Self {
-        let held = match &handle.held {
-            Held::Dir { dir, .. } => HeldRecord::Dir(dir.ino),
-            Held::File { file, writer } => {
-                let writer = writer.as_ref().map(|w| (w.opener, w.refused.load(Ordering::Relaxed)));
-                HeldRecord::File(file.ino, writer)
-            }
-            Held::Version(version) => HeldRecord::Version(version.ino),
-            Held::Control(text) => HeldRecord::Control(text.ino, text.taken, text.text.clone()),
-        };
-        Self { held, by: handle.unacknowledged.request() }
-    }
-}
 
 /// How old an answer may be that O_DIRECT of a guest is content with.
 const GUEST_FRESH: Duration = Duration::from_secs(1);
 
-/// So many handle numbers are written down as in use ahead of their use.
-const NUMBERS: u64 = 4096;
-
-/// Whether a FLUSH of this handle stores, as far as copies of its descriptor are concerned.
-pub(super) fn commits_on_close(
-    file: &File,
-    opener: &Opener,
-    caller: Caller,
-    kernel: Option<&dyn Kernel>,
-) -> bool {
-    let is_ours = |pid, mount| kernel.is_none_or(|kernel| kernel.has_mount(pid, mount));
-    loop {
-        let (only, seen) = {
-            let state = file.state();
-            // Of several handles the process may have another one's descriptors, too, by
-            // inheritance.
-            (state.writers.len() == 1, state.last_writer)
-        };
-        if opener.commits_on_close(caller.pid, file.ino, only, is_ours) {
-            return true;
-        }
-        // The copy that was seen may be the descriptor of a handle that was opened meanwhile.
-        if file.state().last_writer == seen {
-            return false;
-        }
-    }
-}
-
-/// What OPEN, OPENDIR and CREATE answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opened {
-    /// The handle.
-    pub fh: u64,
-    /// Pages the kernel has of this inode are still its bytes.
-    pub keep_cache: bool,
-    /// The kernel need not send FLUSH.
-    pub no_flush: bool,
-    /// The kernel may keep the names that it reads.
-    pub cache_dir: bool,
-}
-
-impl Handle {
-    /// The file, if the handle may write to it.
-    pub fn written_file(&self) -> Option<&File> {
-        match &self.held {
-            Held::File { file, writer: Some(_) } if !self.unacknowledged.counts_as_closed() => Some(file),
-            _ => None,
-        }
-    }
-
-    /// The answer to the kernel.
-    pub fn opened(&self) -> Opened {
-        let no_flush = match &self.held {
-            Held::File { writer, .. } => writer.is_none(),
-            Held::Control(_) | Held::Version(_) => true,
-            Held::Dir { .. } => false,
-        };
-        Opened { fh: self.fh, keep_cache: true, no_flush, cache_dir: false }
-    }
-}
-
 impl FileSystem {
-    pub(in crate::fs) fn new_handle(&self, ctx: &RequestCtx, held: Held) -> Opened {
-        self.number_handle(ctx, self.next_handle(), held)
-    }
-
-    fn next_handle(&self) -> u64 {
-        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        if fh % NUMBERS == 1 {
-            self.env.journal().record(&Key::NextHandle, &(fh + NUMBERS));
-        }
-        fh
-    }
-
-    fn number_handle(&self, ctx: &RequestCtx, fh: u64, held: Held) -> Opened {
-        let by = self.env.journal().is_enabled().then_some(ctx.id);
-        let handle = Handle { fh, held, unacknowledged: Unacknowledged::new(by) };
-        let opened = handle.opened();
-        self.note_handle(&handle);
-        self.add_handle(handle);
-        opened
-    }
-
-    pub(in crate::fs) fn add_handle(&self, handle: Handle) {
-        let handle = Arc::new(handle);
-        self.handles().insert(handle.fh, handle.clone());
-        if let Some(request) = handle.unacknowledged.request() {
-            self.unacknowledged.lock().insert(request, handle);
-        }
-    }
-
-    /// Writes a handle down.
-    pub(in crate::fs) fn note_handle(&self, handle: &Handle) {
-        if self.env.journal().is_enabled() {
-            self.env.journal().record(&Key::Handle(handle.fh), &HandleRecord::of(handle));
-        }
-    }
-
-    /// A write through this handle was refused with that; [`None`](Option::None) once its user
-    /// begins anew.
-    pub(in crate::fs) fn note_refused(&self, handle: &Handle, why: impl Into<Option<Errno>>) {
-        let Held::File { writer: Some(writer), .. } = &handle.held else { return };
-        let code = why.into().map_or(0, |errno| errno.0);
-        if writer.refused.swap(code, Ordering::Relaxed) != code {
-            self.note_handle(handle);
-        }
-    }
-
-    /// The handle is closed: nothing is left of it. `None` if its file was let go of before.
-    pub(in crate::fs) fn drop_handle(&self, fh: u64) -> Option<Arc<Handle>> {
-        let handle = self.handles().remove(&fh)?;
-        self.env.journal().delete(&Key::Handle(fh));
-        (!handle.unacknowledged.counts_as_closed()).then_some(handle)
-    }
-
     /// OPEN, written down where that is asked for.
     pub async fn open(self: &Arc<Self>, ctx: &RequestCtx, ino: u64, flags: i32) -> Result<Opened> {
-        if let Some(handle) = self.opened_before(ctx) {
+        if let Some(handle) = self.handles.opened_before(ctx) {
             return Ok(handle.opened());
         }
         let opened = self.open_node(ctx, ino, flags).await?;
@@ -246,8 +51,8 @@ impl FileSystem {
                 Errno::EOPNOTSUPP,
                 "the kv API gives no bytes of old versions, and this mount has not read this one itself",
             )),
-            Node::Version(version) => Ok(self.new_handle(ctx, Held::Version(version))),
-            Node::Control(control) => Ok(self.new_handle(ctx, Held::Control(control))),
+            Node::Version(version) => Ok(self.handles.open(ctx, Held::Version(version))),
+            Node::Control(control) => Ok(self.handles.open(ctx, Held::Control(control))),
             Node::File(_) if writes && self.env.options().read_only => Err(Errno::EROFS),
             Node::File(file) => {
                 if flags & libc::O_DIRECT != 0 {
@@ -325,13 +130,13 @@ impl FileSystem {
             state.store_made();
         }
         state.opens += 1;
-        let fh = self.next_handle();
+        let fh = self.handles.next_number();
         let writer = writes.then(|| {
             state.add_writer(fh);
-            Writer { opener: Opener::of(ctx.caller.pid), refused: AtomicI32::new(0) }
+            Writer::of(ctx.caller.pid)
         });
         drop(state);
-        Some(self.number_handle(ctx, fh, Held::File { file: file.clone(), writer }))
+        Some(self.handles.open_numbered(ctx, fh, Held::File { file: file.clone(), writer }))
     }
 
     /// The same, fetching the bytes if need be.

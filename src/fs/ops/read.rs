@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::fs::FileSystem;
+use crate::fs::handle::Held;
 use crate::fs::inode::file::{File, FileState, Link};
 use crate::fs::inode::retained::RetainedBytes;
 use crate::fs::inode::{ControlText, Node, VersionFile};
-use crate::fs::ops::open::Held;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::secret::SecretBytes;
@@ -109,7 +109,7 @@ impl FileSystem {
                 Node::File(file) => self.read_unopened(ctx, &file, offset, size).await,
             };
         }
-        match &self.handle(fh)?.held {
+        match &self.handles.get(fh)?.held {
             Held::Dir { .. } => Err(Errno::EISDIR),
             Held::Version(version) => self.read_version(ctx, version, offset, size).await,
             Held::Control(text) => Ok(Slice::cut(Source::Control(text.clone()), offset, size)),
@@ -291,7 +291,7 @@ impl FileSystem {
 
     fn become_version_unopened(&self, file: &File, object: &Arc<Object>) -> bool {
         let is_on_it = |held: &Held| matches!(held, Held::File { file: open, .. } if open.ino == file.ino);
-        if self.handles().values().any(|handle| is_on_it(&handle.held)) {
+        if self.handles.all().iter().any(|handle| is_on_it(&handle.held)) {
             return false;
         }
         let tx = self.env.journal().begin();

@@ -16,11 +16,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::fs::handle::{Handle, Held};
 use crate::fs::inode::{Dir, DirKind};
 use crate::fs::journal::Key;
 use crate::fs::name::{DirPrefix, Rest};
 use crate::fs::namespace::listing::{DirEntry, Handed, Listing, Listings, Stamp};
-use crate::fs::ops::open::{Handle, Held};
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{FileKind, FileSystem, Opened};
@@ -37,7 +37,7 @@ impl FileSystem {
     /// OPENDIR.
     pub fn opendir(&self, ctx: &RequestCtx, ino: u64) -> Result<Opened> {
         self.env.cache().used(self.env.longest_ttl());
-        if let Some(handle) = self.opened_before(ctx) {
+        if let Some(handle) = self.handles.opened_before(ctx) {
             return Ok(handle.opened());
         }
         let dir = self.directory(ino)?;
@@ -54,12 +54,12 @@ impl FileSystem {
         }
         drop(listings);
         let held = Held::Dir { dir, listing: Mutex::default(), cached: cache_dir };
-        Ok(Opened { keep_cache, cache_dir, ..self.new_handle(ctx, held) })
+        Ok(Opened { keep_cache, cache_dir, ..self.handles.open(ctx, held) })
     }
 
     /// RELEASEDIR.
     pub fn releasedir(&self, fh: u64) {
-        let handle = self.drop_handle(fh);
+        let handle = self.handles.close(fh);
         if let Some(Held::Dir { dir, .. }) = handle.as_ref().map(|handle| &handle.held) {
             self.listings().closed(dir.ino);
         }
@@ -100,7 +100,7 @@ impl FileSystem {
     ) -> Result<(Arc<Dir>, Option<Arc<Listing>>)> {
         let dir = match fh {
             0 => self.directory(ino)?,
-            _ => match &self.handle(fh)?.held {
+            _ => match &self.handles.get(fh)?.held {
                 Held::Dir { dir, .. } => dir.clone(),
                 Held::File { .. } | Held::Version(_) | Held::Control(_) => return Err(Errno::ENOTDIR),
             },
@@ -134,8 +134,7 @@ impl FileSystem {
 
     /// Readers of directories have to wait for a new request, at any position.
     pub(in crate::fs) fn take_listings_away(&self) {
-        let handles: Vec<Arc<Handle>> = self.handles().values().cloned().collect();
-        for handle in handles {
+        for handle in self.handles.all() {
             if let Held::Dir { listing, dir, .. } = &handle.held
                 && !matches!(dir.kind, DirKind::Control)
                 && let Some(listing) = &*listing.lock()
@@ -148,14 +147,14 @@ impl FileSystem {
     }
 
     fn own_listing(&self, fh: u64) -> Option<Arc<Listing>> {
-        match &self.handle(fh).ok()?.held {
+        match &self.handles.get(fh).ok()?.held {
             Held::Dir { listing, .. } => listing.lock().clone(),
             Held::File { .. } | Held::Version(_) | Held::Control(_) => None,
         }
     }
 
     fn keep_for(&self, fh: u64, kept: &Arc<Listing>) {
-        if let Ok(handle) = self.handle(fh)
+        if let Ok(handle) = self.handles.get(fh)
             && let Handle { held: Held::Dir { listing, .. }, .. } = &*handle
         {
             *listing.lock() = Some(kept.clone());
@@ -229,7 +228,7 @@ impl FileSystem {
     /// The reader has this listing from its beginning, and so has the kernel.
     fn hand_out(self: &Arc<Self>, dir: &Dir, fh: u64, listing: &Arc<Listing>, stamp: Option<Stamp>) {
         self.keep_for(fh, listing);
-        let cached = match self.handle(fh).as_deref() {
+        let cached = match self.handles.get(fh).as_deref() {
             Ok(Handle { held: Held::Dir { cached, .. }, .. }) => *cached,
             _ => self.env.options().reads_unopened(),
         };

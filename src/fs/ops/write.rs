@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fs::FileSystem;
+use crate::fs::handle::Held;
 use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
-use crate::fs::ops::open::Held;
 use crate::fs::types::attr::{Attr, SetAttr};
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
@@ -27,20 +27,20 @@ impl FileSystem {
     }
 
     fn write_as(&self, origin: WriteOrigin, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
-        let handle = self.handle(fh)?;
+        let handle = self.handles.get(fh)?;
         let Held::File { file, writer: Some(_) } = &handle.held else { return Err(Errno::EBADF) };
         let mut state = file.change_alone();
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
         if end > self.env.options().max_size {
             state.write_error = Some(Errno::EFBIG);
-            self.note_refused(&handle, Errno::EFBIG);
+            self.handles.note_refused(&handle, Errno::EFBIG);
             return Err(self.too_big(state.name.as_str()));
         }
         let grown = state.size().max(end);
         if let Err(full) = self.temporaries.reserve_room(&mut state, grown) {
             if state.persistence != Persistence::Scratch {
                 state.write_error = Some(full);
-                self.note_refused(&handle, full);
+                self.handles.note_refused(&handle, full);
             }
             return Err(full);
         }
@@ -48,7 +48,7 @@ impl FileSystem {
         state.local.written();
         // Nothing but a revocation takes away the bytes that a writer builds on.
         let Some(buffer) = state.buffer_of_stored(now) else {
-            self.note_refused(&handle, Errno::EACCES);
+            self.handles.note_refused(&handle, Errno::EACCES);
             return Err(Errno::EACCES);
         };
         file.mark_kernel_cached();
@@ -91,9 +91,9 @@ impl FileSystem {
         set: &SetAttr,
     ) -> Result<()> {
         // An unacknowledged handle is open again when it is used.
-        let handle = fh.and_then(|fh| self.handle(fh).ok());
+        let handle = fh.and_then(|fh| self.handles.get(fh).ok());
         if let Some(handle) = &handle {
-            self.note_refused(handle, None);
+            self.handles.note_refused(handle, None);
         }
         let fh = handle.map(|handle| handle.fh);
         let (origin, commits) = {

@@ -141,7 +141,7 @@ impl FileSystem {
     /// Whether a save brings back a name that shows nothing: a program writes to a file that was
     /// replaced.
     pub(in crate::fs) fn may_come_back(&self, file: Option<&ObjectName>, dir: Option<&DirPrefix>) -> bool {
-        self.handles().values().filter_map(|handle| handle.written_file()).any(|open| {
+        self.handles.all().iter().filter_map(|handle| handle.written_file()).any(|open| {
             let state = open.state();
             let is_it = file == Some(&state.name)
                 || dir.is_some_and(|dir| state.name.as_str().starts_with(dir.as_str()));

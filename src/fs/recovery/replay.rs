@@ -40,6 +40,9 @@ const MIN_TIME: Duration = Duration::from_millis(100);
 /// The age past its deadline at which a request counts as one that had [`MIN_RETRY_TIME`].
 const LATE: Duration = Duration::from_secs(30);
 
+/// How long crash records and intents of the dead worker are kept: resent requests arrive at once.
+pub(in crate::fs) const RESENT_WITHIN: Duration = Duration::from_secs(60);
+
 /// A request that may be worked for.
 struct Begun<'a> {
     ctx: RequestCtx,
@@ -197,7 +200,7 @@ impl FileSystem {
         if self.intents().remove(&id).is_some() {
             self.env.journal().delete(&Key::Intent(id));
         }
-        self.acknowledge_open(id);
+        self.handles.acknowledge_open(id);
         self.forget_crash_record(id);
     }
 
@@ -214,11 +217,6 @@ impl FileSystem {
             Intent::Rename { .. } => "rename",
             Intent::RenameDir => "rename dir",
         });
-    }
-
-    /// The handle that the request opened before the last worker died.
-    pub(in crate::fs) fn opened_before(&self, ctx: &RequestCtx) -> Option<Arc<crate::fs::ops::open::Handle>> {
-        self.unacknowledged.lock().get(&ctx.id).cloned()
     }
 }
 

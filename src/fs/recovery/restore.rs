@@ -8,24 +8,21 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::fs::FileSystem;
-use crate::fs::handle::unacknowledged::Unacknowledged;
+use crate::fs::handle::{HandleRecord, Held, HeldRecord, Writer};
 use crate::fs::inode::file::{Failure, File, Persistence};
 use crate::fs::inode::file_snapshot::{FileSnapshot, join};
 use crate::fs::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
 use crate::fs::journal::{Journal, Key, MOST, Value};
 use crate::fs::namespace::listing::{DirEntry, Head, Listing};
-use crate::fs::ops::open::{Handle, HandleRecord, Held, HeldRecord, Writer};
+use crate::fs::recovery::replay::RESENT_WITHIN;
 use crate::fs::types::ctx::Intent;
 use crate::fs::types::errno::Errno;
 use crate::secret::SecretBytes;
 use crate::vault::cache::LagMemory;
 use crate::vault::{Call, Content, Meta, Object, Page};
-
-/// How long crash records and intents of the dead worker are kept: resent requests arrive at once.
-pub(in crate::fs) const REQUESTS: Duration = Duration::from_secs(60);
 
 /// The message for unsaved bytes after a crash without memory.
 const INCOMPLETE: &str = "a worker died while there was no memory for the mount's state: these bytes may not be what was \
@@ -113,7 +110,7 @@ impl FileSystem {
         self.restore_listings(&mut contents);
         self.restore_requests(&mut contents);
         if contents.plain.keys().any(|key| matches!(key, Key::Node(_))) {
-            let (inodes, handles) = (self.inodes.lock().len(), self.handles().len());
+            let (inodes, handles) = (self.inodes.lock().len(), self.handles.all().len());
             tracing::info!(inodes, handles, "takeover: the state of the last worker is restored");
             self.resume_changes(contents.read(&Key::Covered), contents.read(&Key::Lag));
             let moved = contents.plain.keys().filter_map(|key| match key {
@@ -225,16 +222,18 @@ impl FileSystem {
         // One less: the next number is recorded as in use, too.
         let next =
             contents.count(&Key::NextHandle).unwrap_or(1).max(numbers.last().map_or(1, |last| last + 1));
-        self.next_handle.store(next, Ordering::Relaxed);
+        let mut open = Vec::new();
         for fh in numbers {
-            let Some(record) = contents.read::<HandleRecord>(&Key::Handle(fh)) else { continue };
-            let Some(held) = self.restore_held(fh, record.held) else {
-                tracing::warn!(fh, "takeover: an open file is lost");
-                self.env.journal().delete(&Key::Handle(fh));
-                continue;
-            };
-            self.add_handle(Handle { fh, held, unacknowledged: Unacknowledged::new(record.by) });
+            let Some(HandleRecord { held, by }) = contents.read(&Key::Handle(fh)) else { continue };
+            match self.restore_held(fh, held) {
+                Some(held) => open.push((fh, held, by)),
+                None => {
+                    tracing::warn!(fh, "takeover: an open file is lost");
+                    self.env.journal().delete(&Key::Handle(fh));
+                }
+            }
         }
+        self.handles.restore(next, open.into_iter());
         self.close_unacknowledged_later();
     }
 
@@ -263,8 +262,7 @@ impl FileSystem {
                         state.add_writer(fh);
                     }
                     drop(state);
-                    let writer = writer.map(|(opener, refused)| Writer { opener, refused: refused.into() });
-                    Some(Held::File { file, writer })
+                    Some(Held::File { file, writer: writer.map(Writer::restored) })
                 }
                 _ => None,
             },
@@ -297,7 +295,7 @@ impl FileSystem {
         }
         let fs = self.clone();
         self.env.spawn(async move {
-            tokio::time::sleep(REQUESTS).await;
+            tokio::time::sleep(RESENT_WITHIN).await;
             for id in old {
                 fs.completed(id);
             }

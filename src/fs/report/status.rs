@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::journal::JournalStatus;
-use crate::fs::ops::open::Handle;
 use crate::fs::report::audit::AuditStatus;
 use crate::fs::types::error_log::LastError;
 use crate::fs::types::unsaved::Unsaved;
@@ -168,8 +167,6 @@ impl FileSystem {
         let cache = self.env.cache().status();
         let (outage, outage_s) = cache.outage.unzip();
         let inodes = self.inodes.lock().len();
-        let is_closed = |handle: &Handle| handle.unacknowledged.counts_as_closed();
-        let handles = self.handles().values().filter(|handle| !is_closed(handle)).count();
         // Each lock is let go of before the next is taken: within one expression they would all be
         // held.
         let scratch_bytes = self.temporaries.bytes();
@@ -205,7 +202,7 @@ impl FileSystem {
             },
             changes: self.propagator.status(),
             inodes,
-            handles,
+            handles: self.handles.count(),
             scratch_bytes,
             owners_set: self.owners_set(),
             audit: self.report.audit().map(|audit| audit.status()),
