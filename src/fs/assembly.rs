@@ -1,7 +1,6 @@
 //! Wires a file system together: its environment, its parts, and the state of the last worker.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 

@@ -29,7 +29,8 @@ const FS_FOLDERS: &[&[&str]] = &[
     &["temporary"],
     &["writeback"],
     &["propagation"],
-    &["namespace", "handle"],
+    &["handle"],
+    &["namespace"],
     &["inode"],
     &["types"],
     &["journal"],
@@ -38,12 +39,7 @@ const FS_FOLDERS: &[&[&str]] = &[
 
 /// Arrows that still point up in `fs`, until the parts have private fields: the file, the folder,
 /// and the reason.
-const ARROWS_UP: &[(&str, &str, &str)] = &[
-    ("fs/handle/unacknowledged", "ops", "it holds and returns open handles, whose type is in `open`"),
-    ("fs/handle/unacknowledged", "recovery", "it bounds how many requests may be repeated"),
-    ("fs/recovery/replay", "ops", "a repeated open returns its handle"),
-    ("fs/recovery/restore", "ops", "it puts open handles and listings together again"),
-];
+const ARROWS_UP: &[(&str, &str, &str)] = &[];
 
 /// Crates and the only layers that may name them. (Of reqwest, `cli` uses the URL parser.)
 const CRATES: &[(&str, &[&str])] = &[
