@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::sys::stdio;
 use crate::vault::{self, ErrorKind};
 
-/// Why a command failed, as scripts see it (README, "Exit codes").
+/// Why a command failed, as scripts see it (docs/REFERENCE.md, "Exit codes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -37,7 +37,7 @@ impl Exit {
         Self::Unsaved,
     ];
 
-    /// What it says, for help, man pages and the README.
+    /// What it says, for help, man pages and docs/REFERENCE.md.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Failed => "failed",
@@ -134,10 +134,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_readme_has_the_same_table() {
+    fn the_reference_has_the_same_table() {
         for exit in Exit::ALL {
             let row = format!("| {} | {} |\n", exit as u8, exit.meaning());
-            assert!(include_str!("../../README.md").contains(&row), "{row}");
+            assert!(include_str!("../../docs/REFERENCE.md").contains(&row), "{row}");
         }
     }
 }

@@ -17,9 +17,9 @@ use clap::{Parser, Subcommand};
 
 /// Mount a secrets vault as a directory
 ///
-/// Programs that can read a file can use a vault: reading a file gets the current value of an
-/// object, and saving it makes a new version. The vault is a service that speaks the WorkOS vault
-/// API, or an encrypted one of your own (--embedded).
+/// Each object of the vault is a file: reading it returns the current value, saving it stores a new
+/// version. The vault is a service with the WorkOS vault API, or a local encrypted one
+/// (--embedded).
 #[derive(Debug, Parser)]
 #[command(name = "vaultfs", version, arg_required_else_help = true, after_help = examples())]
 pub struct Cli {
@@ -29,14 +29,15 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  vaultfs mount --embedded ~/secrets          a vault of your own, made at the first use
+  mkdir -p ~/secrets                          the directory to mount on
+  vaultfs mount --embedded ~/secrets          a local vault, created by the first mount
   vaultfs mount --api-url https://vault.example.com --api-key-file ~/.config/vault-key ~/secrets
-  echo -n s3cret > ~/secrets/db/password      a new version; the old ones are in ~/secrets/.versions
-  vaultfs status                              how the mounts are doing
-  vaultfs unmount ~/secrets                   stores what is unsaved first
-  vaultfs doctor                              what on this machine would get in the way
+  printf %s s3cret > ~/secrets/password       store a value; old versions are in ~/secrets/.versions
+  vaultfs status                              the state of each mount
+  vaultfs unmount ~/secrets                   store unsaved writes, then unmount
+  vaultfs doctor                              check this machine for problems
 
-`vaultfs COMMAND --help` says more, and so does `man vaultfs-COMMAND`.";
+Details: `vaultfs COMMAND --help`, or `man vaultfs-COMMAND` where the man pages are installed.";
 
 /// What follows the commands in `vaultfs --help`.
 fn examples() -> String {

@@ -31,11 +31,11 @@ fn is_directory(path: &Path) -> bool {
 /// Of each command that finds mounts.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct RuntimeDirArg {
-    /// Where control sockets of mounts are: in DIR/vaultfs
+    /// Use DIR/vaultfs for the control sockets of mounts
     ///
-    /// Without it the first of /run/vaultfs (root's), $XDG_RUNTIME_DIR/vaultfs,
-    /// /run/user/UID/vaultfs and /tmp/vaultfs-UID that can be used. Commands look in all of them,
-    /// and in DIR.
+    /// Without it, vaultfs uses the first usable directory of /run/vaultfs (root only),
+    /// $XDG_RUNTIME_DIR/vaultfs, /run/user/UID/vaultfs and /tmp/vaultfs-UID. Commands look in all
+    /// of them, and in DIR.
     #[arg(help_heading = None, long, value_name = "DIR", value_parser = absolute_path)]
     runtime_dir: Option<PathBuf>,
 }

@@ -48,25 +48,25 @@ pub struct KeyArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum KeyCommand {
-    /// Make a data key; prints it encrypted
+    /// Create a data key and print it encrypted
     ///
-    /// What is printed is of no use without the vault and can be stored anywhere; `vaultfs key
-    /// unwrap` opens it.
+    /// The encrypted key is useless without the vault and can be stored anywhere; `vaultfs key
+    /// unwrap` decrypts it.
     #[command(after_help = "Example:\n  vaultfs key create > data-key\n  \
                             vaultfs key encrypt --data-key-file data-key < plain > sealed")]
     Create(CreateArgs),
-    /// Open an encrypted data key, read from standard input
+    /// Decrypt a data key from standard input
     Unwrap(UnwrapArgs),
     /// Encrypt standard input
     ///
-    /// With the kv API the result is one line that holds the encrypted data key as well: vaultfs
-    /// key decrypt and vault.decrypt of the official SDKs need nothing else. With the object API it
-    /// is the ciphertext, or {"ciphertext", "encrypted_key"} if a new data key was made for it.
+    /// With the kv API the result is one line that includes the encrypted data key: vaultfs key
+    /// decrypt and vault.decrypt of the official SDKs need nothing else. With the object API it is
+    /// the ciphertext, or {"ciphertext", "encrypted_key"} if a new data key was created.
     #[command(
         after_help = "Example:\n  vaultfs key encrypt < plain > sealed\n  vaultfs key decrypt < sealed"
     )]
     Encrypt(EncryptArgs),
-    /// Decrypt what `vaultfs key encrypt` or vault.encrypt of an SDK printed, read from standard
+    /// Decrypt the output of `vaultfs key encrypt` or of an SDK's vault.encrypt, from standard
     /// input
     Decrypt(DecryptArgs),
 }
@@ -110,7 +110,7 @@ struct EncryptArgs {
     /// Key context of the new data key, kv API only (repeatable)
     #[arg(long, value_name = "K=V", value_parser = crate::cli::args::connect::key_value, conflicts_with = "data_key_file")]
     context: Vec<(String, String)>,
-    /// Associated data, kv API only: not hidden, and needed again to decrypt
+    /// Associated data, kv API only: not encrypted, and needed again to decrypt
     #[arg(long, value_name = "TEXT")]
     aad: Option<String>,
     #[command(flatten)]
@@ -122,7 +122,7 @@ struct DecryptArgs {
     /// Use the data key in FILE: as `vaultfs key create` printed it, or as --out wrote it
     #[arg(long, value_name = "FILE")]
     data_key_file: Option<PathBuf>,
-    /// Associated data that it was encrypted with, kv API only
+    /// Associated data of the encryption, kv API only
     #[arg(long, value_name = "TEXT")]
     aad: Option<String>,
     #[command(flatten)]

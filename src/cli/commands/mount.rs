@@ -34,12 +34,12 @@ use crate::sys::stdio;
 use crate::vault::codec::Format;
 use crate::vault::lazy::Start;
 
-/// Mount a vault on a directory; returns when it can be used
+/// Mount a vault on a directory; return when the mount can be used
 ///
-/// Each object of the vault is a file. Reading a file gets the object's current version; when a
-/// save returns, the vault has a new one. Old versions are in .versions in the root, `vaultfs
-/// status` says how the mount is doing. It is served in the background until `vaultfs unmount`, and
-/// outlives a crash of the process that serves it.
+/// Each object of the vault is a file. Reading a file returns the object's current version; when a
+/// save returns, the vault has a new version. Old versions are in .versions in the root. `vaultfs
+/// status` shows the state of the mount. Background processes serve it until `vaultfs unmount`, and
+/// it outlives a crash of the process that serves it.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -52,7 +52,7 @@ pub struct MountArgs {
     #[command(flatten)]
     connect: ConnectArgs,
 
-    /// An empty directory
+    /// An empty directory to mount on
     #[arg(help_heading = None)]
     mountpoint: PathBuf,
 
@@ -66,93 +66,91 @@ pub struct MountArgs {
 
     /// Fail a save with ESTALE when the object was changed elsewhere since it was opened
     ///
-    /// What was written stays in the mount, readable and listed by `vaultfs status`. Without it the
-    /// last writer wins, and what the other wrote is in .versions.
+    /// The data of the failed save stays readable in the mount, and `vaultfs pending` lists it.
+    /// Without --strict the last save wins, and the other value is in .versions.
     #[arg(help_heading = "What may be done", long)]
     strict: bool,
 
-    /// How written bytes are stored: JSON objects as JSON and the rest as bytes (auto), only JSON,
-    /// only bytes (raw)
+    /// How values are stored: auto stores JSON objects as JSON and all else as bytes, json accepts
+    /// JSON objects only, raw always stores bytes
     #[arg(help_heading = "What may be done", long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
 
-    /// How soon changes made elsewhere are seen
+    /// How soon remote changes are visible
     #[arg(help_heading = "How fresh", long, value_name = "TIME", default_value = "5s", value_parser = values::some_time)]
     refresh: Duration,
 
-    /// Change a file's bytes under those who have it open, for a single file bound into a container
+    /// Update files in place when they change elsewhere, so that a bind-mounted single file shows
+    /// the new value
     ///
-    /// A secret that changes elsewhere then shows in the same inode, as such a bind needs. A read
-    /// at that moment may see a part of each version. Without it a change looks like an atomic
-    /// rename, and no reader sees a mix.
+    /// A remote change then keeps the inode, and a reader may see a mix of both versions. Without
+    /// --in-place a remote change is an atomic rename, and no reader sees a mix.
     #[arg(help_heading = "How fresh", long)]
     in_place: bool,
 
-    /// How long known values are served while the vault does not answer
+    /// How long cached values are served while the vault is unreachable
     #[arg(help_heading = "How fresh", long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
     max_stale: Duration,
 
-    /// How long unsaved writes are tried when the mount ends
+    /// How long an unmount tries to store unsaved writes
     #[arg(help_heading = "Limits", long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
     drain: Duration,
 
-    /// Wait for a vault that does not answer yet [60s unless said]
+    /// Wait for a vault that does not answer yet [60s without a value]
     ///
-    /// Without it, and without --lazy, such a mount fails at once with exit code 4.
+    /// Without --wait and --lazy, the mount of such a vault fails at once with exit code 4.
     #[arg(help_heading = "How fresh", long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s",
           value_parser = values::time, conflicts_with = "lazy")]
     wait: Option<Duration>,
 
-    /// Mount without a vault that does not answer yet: what needs it fails with ETIMEDOUT until it
-    /// does
+    /// Mount even if the vault is unreachable; access fails with ETIMEDOUT until it answers
     #[arg(help_heading = "How fresh", long)]
     lazy: bool,
 
-    /// Run CMD (with /bin/sh) when something was changed elsewhere
+    /// Run CMD (with /bin/sh) after a remote change
     ///
-    /// Its environment says what: VAULTFS_NAME, VAULTFS_VERSION, VAULTFS_EVENT (created, changed,
-    /// deleted, or many), and VAULTFS_MOUNTPOINT. Several changes of one name within half a second
-    /// are one run, one runs at a time, and none longer than 60 s.
+    /// Its environment describes the change: VAULTFS_NAME, VAULTFS_VERSION, VAULTFS_EVENT (created,
+    /// changed, deleted, or many), and VAULTFS_MOUNTPOINT. Changes of one name within half a second
+    /// cause one run. One command runs at a time, for at most 60 s.
     #[arg(help_heading = "How fresh", long, value_name = "CMD", value_parser = command_line)]
     on_change: Option<String>,
 
-    /// Values kept in memory
+    /// Size of the value cache
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
     cache_size: ByteSize,
 
-    /// A name in the vault, of which the directories shall be there for a key that may not list
-    /// names (repeatable)
+    /// A name in the vault whose directories exist, for a key that may not list names (repeatable)
     ///
-    /// Such a key finds names without a slash, and names below directories that are known from
-    /// here, from an object that was read, or from a save. What is no object is EACCES elsewhere.
+    /// Such a key finds names without a slash, and names in directories that are known from --name,
+    /// from an object that was read, or from a save. Any other name that is no object is EACCES.
     #[arg(help_heading = "What may be done", long = "name", value_name = "NAME", value_parser = values::name)]
     names: Vec<String>,
 
-    /// Names that are never stored, besides the usual editors' files (repeatable)
+    /// More names of temporary files that are never stored, besides those of editors (repeatable)
     #[arg(help_heading = "What may be done", long, value_name = "GLOB", value_parser = glob_pattern)]
     scratch: Vec<String>,
 
-    /// Memory for files that are not stored
+    /// Memory for temporary (scratch) files
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "16MiB", value_parser = values::size)]
     scratch_size: ByteSize,
 
-    /// Let other users in, as modes permit
+    /// Let other users in, as far as file permissions allow
     #[arg(help_heading = "Who may enter", long)]
     allow_other: bool,
 
-    /// Owner of everything [default: you]
+    /// User that owns all files [default: you]
     #[arg(help_heading = "Who may enter", long, value_name = "USER", value_parser = values::user)]
     uid: Option<u32>,
 
-    /// Group of everything [default: yours]
+    /// Group of all files [default: yours]
     #[arg(help_heading = "Who may enter", long, value_name = "GROUP", value_parser = values::group)]
     gid: Option<u32>,
 
-    /// Most that files permit
+    /// Maximum file permissions
     #[arg(help_heading = "Who may enter", long, value_name = "MODE", default_value = "0600", value_parser = mode)]
     file_mode: u32,
 
-    /// Most that directories permit
+    /// Maximum directory permissions
     #[arg(help_heading = "Who may enter", long, value_name = "MODE", default_value = "0700", value_parser = mode)]
     dir_mode: u32,
 
@@ -160,9 +158,9 @@ pub struct MountArgs {
     #[arg(help_heading = "What may be done", long)]
     show_versions: bool,
 
-    /// Write down who opens what, one JSON line each, appended to FILE; SIGHUP opens it again
+    /// Record each open as a JSON line appended to FILE; SIGHUP to the keeper reopens FILE
     ///
-    /// With --read-only, each open then costs a request to vaultfs, which otherwise costs none.
+    /// With --read-only each open then costs a request to vaultfs; without --audit it costs none.
     #[arg(help_heading = "The process", long, value_name = "FILE", value_parser = values::absolute_path)]
     audit: Option<PathBuf>,
 
@@ -174,12 +172,11 @@ pub struct MountArgs {
     #[arg(help_heading = "The process", short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
-    /// Log more: -v what is tried again and what changes elsewhere, -vv each request of the kernel,
-    /// too
+    /// Log more: -v also logs retries and remote changes, -vv also each request of the kernel
     #[arg(help_heading = "The process", short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 
-    /// Stay, log on standard error, end with the mount
+    /// Stay in the foreground, log on standard error, end with the mount
     #[arg(help_heading = "The process", short, long)]
     foreground: bool,
 
@@ -236,7 +233,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target
     let mountpoint = target.path().to_owned();
     keep_off(&mountpoint, &spec, args.audit.as_ref())?;
     if !args.allow_other && options.uid != nix::unistd::geteuid().as_raw() {
-        stdio::say("hint: without --allow-other nobody but you can enter, whoever --uid names");
+        stdio::say("hint: without --allow-other only you can enter, whatever user --uid names");
     }
     let log = LogConfig::choose(&mountpoint, args.log.as_deref(), args.foreground, args.verbose)
         .map_err(|e| bad_log(&e))?;

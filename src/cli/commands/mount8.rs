@@ -28,10 +28,8 @@ const USAGE: u8 = 1;
 /// mount(8)'s exit code for a mount that failed.
 const FAILED: u8 = 32;
 /// What the helpers end with, for their pages.
-pub const EXIT_CODES: [(u8, &str); 2] = [
-    (USAGE, "the command line or the permissions will not do"),
-    (FAILED, "it failed: standard error says why"),
-];
+pub const EXIT_CODES: [(u8, &str); 2] =
+    [(USAGE, "wrong command line, or missing permission"), (FAILED, "failed: standard error has the reason")];
 
 /// Mount a vault, for mount(8) and /etc/fstab
 #[derive(Debug, Parser)]
@@ -49,12 +47,12 @@ pub struct MountHelper {
     /// Which vault: `embedded`, `embedded=DIR`, the URL of a service, or `none` if the options say
     /// it
     ///
-    /// `embedded` alone is /var/lib/vaultfs for root, and for everybody else the vault of `vaultfs
-    /// mount --embedded`.
+    /// `embedded` alone means /var/lib/vaultfs for root, and the vault of `vaultfs mount
+    /// --embedded` for other users.
     #[arg(value_name = "SRC")]
     source: String,
 
-    /// Where to mount it
+    /// The mount point
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 
@@ -63,15 +61,15 @@ pub struct MountHelper {
     #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
-    /// Ignore options that are not known
+    /// Ignore unknown options
     #[arg(short = 's')]
     sloppy: bool,
 
-    /// Check everything that can be checked, and mount nothing
+    /// Check the options and the mount point, and mount nothing
     #[arg(short = 'f')]
     fake: bool,
 
-    /// Nothing: there is no /etc/mtab to write
+    /// Ignored: there is no /etc/mtab to write
     #[arg(short = 'n')]
     no_mtab: bool,
 
@@ -99,32 +97,32 @@ pub struct MountHelper {
 /// Unmount a vault, for umount(8): store what is unsaved first
 ///
 /// umount(8) runs this program for file systems of type fuse.vaultfs; there is no need to call it
-/// by hand. It fails, and the mount stays, if something cannot be stored or programs use it. Root's
-/// plain `umount DIR` does not look for it: give `umount -c DIR`, or use `vaultfs unmount`.
+/// by hand. It fails, and the mount stays, if a write cannot be stored or programs use the mount.
+/// Root's plain `umount DIR` does not run it: use `umount -c DIR` or `vaultfs unmount`.
 #[derive(Debug, Parser)]
 #[command(name = "umount.fuse.vaultfs", version)]
 pub struct UmountHelper {
-    /// Where it is mounted
+    /// The mount point
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 
-    /// Give up what cannot be stored, and take the mount away from programs that use it
+    /// Give up writes that cannot be stored, and take the mount away from programs that use it
     #[arg(short = 'f')]
     force: bool,
 
-    /// Detach it now; it ends when the last program lets go
+    /// Detach now; the mount ends when the last program closes it
     #[arg(short = 'l')]
     lazy: bool,
 
-    /// Nothing: there is no /etc/mtab to write
+    /// Ignored: there is no /etc/mtab to write
     #[arg(short = 'n')]
     no_mtab: bool,
 
-    /// Nothing: a vault is not remounted read-only when it is busy
+    /// Ignored: a busy vault is not remounted read-only
     #[arg(short = 'r')]
     read_only: bool,
 
-    /// Nothing: there is no more to say
+    /// Ignored: there is no more output
     #[arg(short = 'v')]
     verbose: bool,
 

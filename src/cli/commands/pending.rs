@@ -32,21 +32,21 @@ use crate::sys::stdio;
 
 /// List writes that the vault does not have, and store or drop them
 ///
-/// A save that failed stays in the mount and is tried again by itself, unless the object has
-/// changed in the vault since (a conflict), or the vault can never take it (invalid, too large):
-/// then it is yours to decide. So is what should be gone after a rename to a backup, and was not
-/// deleted by the vault.
+/// A failed save stays in the mount and is retried automatically. Two kinds are not: a conflict
+/// (the object has changed in the vault since), and a value that the vault refuses (invalid, too
+/// large). Decide about these with --retry, --save and --discard. Deletions that the vault refused
+/// (after a rename to a backup name) are listed too.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs pending\n  vaultfs pending --retry ~/secrets\n  vaultfs pending --save \
                         db/password > mine\n\nExit code 7 while anything is left."
 )]
 pub struct PendingArgs {
-    /// Where the vault is mounted; not needed while there is only one mount
+    /// The mount point; optional while there is only one mount
     mountpoint: Option<PathBuf>,
 
-    /// Store them now, also over a newer version (which stays in .versions), and delete what should
-    /// be gone
+    /// Store the writes now, also over a newer version (which stays in .versions), and retry
+    /// refused deletions
     #[arg(long)]
     retry: bool,
 
@@ -54,12 +54,12 @@ pub struct PendingArgs {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["retry", "discard", "json"])]
     save: Option<String>,
 
-    /// Drop the unsaved bytes of this object, or keep what should be gone: its file shows what the
-    /// vault has
+    /// Drop the unsaved bytes of this object, or its refused deletion; the file then shows what
+    /// the vault has
     #[arg(long, value_name = "NAME", conflicts_with = "retry")]
     discard: Option<String>,
 
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 

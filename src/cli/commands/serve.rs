@@ -33,41 +33,41 @@ use crate::sys::stdio;
 /// The database takes a text of a gigabyte, which may be eight times its file.
 const MAX_MAX_SIZE: bytesize::ByteSize = bytesize::ByteSize::mib(64);
 
-/// Run the embedded vault on its own
+/// Serve a local vault over HTTP
 ///
-/// Serves the vault in DIR over HTTP, on a TCP address and on the Unix socket DIR/vault.sock.
-/// Prints the URL once connections are accepted. The first start makes DIR, a master key and, in
-/// DIR/api-key, an API key with all permissions. SIGTERM and SIGINT finish the requests under way
-/// and end it. Under systemd it is a service of Type=notify.
+/// Serves the vault in DIR on a TCP address and on the Unix socket DIR/vault.sock. Prints the URL
+/// once connections are accepted. The first start creates DIR, a master key and, in DIR/api-key, an
+/// API key with all permissions. On SIGTERM and SIGINT the server finishes the requests in progress
+/// and ends. Under systemd it is a service of Type=notify.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs serve --data ~/vault\n  vaultfs serve --data ~/vault key add --permissions \
                         read\n  vaultfs mount --api-url http://127.0.0.1:8200 --api-key-file ~/vault/api-key ~/secrets"
 )]
 pub struct ServeArgs {
-    /// Directory that holds the vault; made if it is missing, kept at mode 0700
+    /// Directory of the vault; created if it is missing, mode 0700
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
 
-    /// Address and port to listen on; port 0 picks a free one. Other than loopback only with
+    /// Address and port to listen on; port 0 picks a free port. Other addresses than loopback need
     /// --tls-cert
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8200")]
     listen: SocketAddr,
 
-    /// Listen on the Unix socket PATH as well, for other users: api-url unix:PATH. The API key
+    /// Also listen on the Unix socket PATH, for other users (--api-url unix:PATH). The API key
     /// decides what they may do
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Group that may open that socket; without it, all users may
+    /// Group that may open the socket of --socket [default: all users]
     #[arg(long, value_name = "GROUP", requires = "socket", value_parser = values::group)]
     socket_group: Option<u32>,
 
-    /// Speak TLS, with this certificate and what it was signed with (PEM)
+    /// Use TLS with this certificate chain (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
 
-    /// The certificate's private key (PEM), closed to others
+    /// Private key of the certificate (PEM), readable by its owner only
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 
@@ -76,11 +76,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     master_key_file: Option<PathBuf>,
 
-    /// Longest value that is stored
+    /// Size limit of a value
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = values::some_size)]
     max_size: bytesize::ByteSize,
 
-    /// Requests that each API key may make in a minute; 0: as many as it likes
+    /// Requests per minute for each API key; 0 means no limit
     #[arg(long, value_name = "N", default_value_t = 1000)]
     rate_limit: u32,
 
@@ -89,7 +89,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "CIDR", value_parser = values::network)]
     trusted_proxy: Vec<ipnet::IpNet>,
 
-    /// Say more on standard error; twice: each request
+    /// Log more on standard error; -vv logs each request
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 

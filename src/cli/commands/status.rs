@@ -32,20 +32,20 @@ use crate::sys::stdio;
 use crate::sys::{mountpoint, probe, trust};
 use crate::vault::cache::RATE_LIMITED;
 
-/// Say how mounts are doing
+/// Show the state of mounts
 ///
-/// First whether all is well, then the vault, what is unsaved, the latest failures, the requests
-/// left and the cache. It never asks the vault itself.
+/// First comes whether all is well, then the vault, unsaved writes, the latest failures, the
+/// requests left and the cache. It sends no request to the vault.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs status\n  vaultfs status --json ~/secrets | jq .[0].unsaved\n\nExit code 1 if a \
                         mount does not answer."
 )]
 pub struct StatusArgs {
-    /// Only this mount
+    /// Show this mount only
     mountpoint: Option<PathBuf>,
 
-    /// As JSON: an array of mounts
+    /// Print JSON: an array of mounts
     #[arg(long)]
     json: bool,
 
@@ -54,8 +54,7 @@ pub struct StatusArgs {
 }
 
 /// Of a mount without a process here; it may be well.
-pub(in crate::cli) const NOT_OURS: &str =
-    "no process of this user's answers for it: it is somebody else's, or of another namespace";
+pub(in crate::cli) const NOT_OURS: &str = "not your mount: it belongs to another user or container";
 /// Status never waits for the network, so a worker that takes longer hangs.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -410,9 +409,9 @@ fn seconds(count: u64) -> String {
 
 fn kernel(kernel: &Value) -> String {
     let after_crash = if kernel["resend"] == true {
-        "it can send requests again that a crash left unanswered"
+        "crash recovery: supported (requests in flight are resent)"
     } else {
-        "too old to send requests again (Linux 6.9): those in flight fail when the worker crashes"
+        "crash recovery: requests in flight fail (Linux 6.9 resends them)"
     };
     format!("FUSE {}; {after_crash}", kernel["fuse_abi"].as_str().unwrap_or("?"))
 }

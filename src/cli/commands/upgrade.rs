@@ -22,15 +22,15 @@ use crate::display::Shown;
 use crate::sys::process;
 use crate::sys::stdio;
 
-/// Let this version of vaultfs take a mount over, while programs use it
+/// Let this version of vaultfs take over a mount while programs use it
 ///
-/// Open files, unsaved writes and everything else goes on. Needs Linux 6.9.
+/// Open files and unsaved writes are kept. Needs Linux 6.9.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  vaultfs upgrade      after a new package was installed: all of your mounts"
 )]
 pub struct UpgradeArgs {
-    /// Where the vault is mounted; without it, all mounts of this user
+    /// The mount point; without it, all mounts of this user
     mountpoint: Option<PathBuf>,
 
     #[command(flatten)]

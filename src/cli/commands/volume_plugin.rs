@@ -37,9 +37,8 @@ use crate::volume::store::Store;
 
 /// Serve volumes to Docker and Podman
 ///
-/// Each volume is a mount of its own with the options that `docker volume create -o …` gave it,
-/// made when the first container needs it and removed after the last. docs/CONTAINERS.md has the
-/// steps.
+/// Each volume is a separate mount with the options of `docker volume create -o …`. It is mounted
+/// for the first container and unmounted after the last. docs/CONTAINERS.md has the steps.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  vaultfs volume-plugin --socket /run/docker/plugins/vaultfs.sock \\\n    \
@@ -48,18 +47,18 @@ use crate::volume::store::Store;
                         docker run -v app:/run/secrets IMAGE"
 )]
 pub struct VolumePluginArgs {
-    /// Where the engine asks, for example /run/docker/plugins/vaultfs.sock; its directory is made
-    /// if it is missing
+    /// Socket for the engine, for example /run/docker/plugins/vaultfs.sock; its directory is
+    /// created if it is missing
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 
-    /// Where volumes are remembered and mounted [default: /var/lib/vaultfs-volumes; not as root:
-    /// $XDG_STATE_HOME/vaultfs-volumes]
+    /// Directory for the state and the mount points of volumes [default: /var/lib/vaultfs-volumes;
+    /// not as root: $XDG_STATE_HOME/vaultfs-volumes]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 
-    /// Profiles for `-o profile=NAME` of volumes: a file each, with an option a line [default:
-    /// /etc/vaultfs/profiles; not as root: $XDG_CONFIG_HOME/vaultfs/profiles]
+    /// Directory of the profiles for `-o profile=NAME`; a profile is a file with one option per
+    /// line [default: /etc/vaultfs/profiles; not as root: $XDG_CONFIG_HOME/vaultfs/profiles]
     #[arg(long, value_name = "DIR")]
     profiles: Option<PathBuf>,
 
@@ -67,11 +66,11 @@ pub struct VolumePluginArgs {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
     keep_mounted: Duration,
 
-    /// Options of every volume that does not say otherwise, such as api-url=URL,api-key-file=FILE
+    /// Default options of every volume, such as api-url=URL,api-key-file=FILE
     #[arg(short = 'o', value_name = "OPT,OPT=VAL")]
     options: Vec<String>,
 
-    /// Log more: -v each request of the engine, too; what is refused is logged without it
+    /// Log more: -v also logs each request of the engine (refusals are always logged)
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
 }

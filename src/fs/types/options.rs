@@ -2,7 +2,7 @@
 //!
 //! The command line fills it, the keeper hands it to each worker as JSON, the file system reads it.
 //! It holds no secret and no address: where the vault is and with which key is the connection's
-//! business. Defaults are those of the command line (README, "Options").
+//! business. Defaults are those of the command line (docs/REFERENCE.md).
 
 use std::path::PathBuf;
 use std::time::Duration;

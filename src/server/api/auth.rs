@@ -156,8 +156,7 @@ fn permit(row: &KeyRow, permission: Permission) -> Result<(), ApiError> {
         return Ok(());
     }
     let message = format!(
-        "this API key lacks the permission {}: enable Vault for this key in the dashboard, \
-         or use a key that has it",
+        "this API key lacks the permission {}: use a key that has it (`vaultfs serve --data DIR key add`)",
         permission.name()
     );
     Err(ApiError::new(ErrorType::Forbidden, message))

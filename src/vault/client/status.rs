@@ -123,10 +123,10 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
         StatusCode::NOT_FOUND if !request.of_object => no_vault(),
         StatusCode::UNAUTHORIZED => (ErrorKind::Unauthorized, unauthorized(key_file)),
         StatusCode::FORBIDDEN => {
+            let permission = permission(request);
             let sentence = format!(
-                "the API key may not do this, which takes the permission {}: enable Vault for it in the dashboard, or \
-                 use a key that has it",
-                permission(request)
+                "permission denied: this takes the permission {permission}, which the API key lacks: use another key \
+                 (`vaultfs serve --data DIR key add --permissions {permission}`), or enable it in the WorkOS dashboard"
             );
             (ErrorKind::Forbidden, sentence)
         }

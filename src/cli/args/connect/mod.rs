@@ -54,22 +54,22 @@ const WAYS: &str = "give --embedded=DIR, or --api-url URL, or set WORKOS_API_URL
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Which vault")]
 pub struct ConnectArgs {
-    /// Use the embedded vault in DIR (equals sign needed) instead of a service
+    /// Use the local vault in DIR instead of a service (write --embedded=DIR)
     ///
-    /// It is made on first use, with an API key of its own in DIR/api-key. Without DIR:
-    /// $STATE_DIRECTORY in a service that has one, $XDG_DATA_HOME/vaultfs, or
-    /// ~/.local/share/vaultfs; /var/lib/vaultfs for root without HOME.
+    /// The first use creates it, with an API key of its own in DIR/api-key. Without DIR it is in
+    /// the first of $STATE_DIRECTORY (in a unit), $XDG_DATA_HOME/vaultfs and
+    /// ~/.local/share/vaultfs; for root without HOME in /var/lib/vaultfs.
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     pub embedded: Option<Option<PathBuf>>,
 
-    /// The service's address [env WORKOS_API_URL; default https://api.workos.com]
+    /// Address of the vault [env WORKOS_API_URL; default https://api.workos.com]
     ///
-    /// Plain http is taken for loopback addresses only. unix:PATH is the socket of a `vaultfs serve
+    /// Plain http is for loopback addresses only. unix:PATH is the socket of `vaultfs serve
     /// --socket PATH`.
     #[arg(long, value_name = "URL")]
     pub api_url: Option<String>,
 
-    /// Which API the service speaks; auto asks it
+    /// API of the vault; auto asks the vault
     #[arg(long, value_enum, default_value_t, value_name = "API")]
     pub api: Api,
 
@@ -81,17 +81,17 @@ pub struct ConnectArgs {
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
 
-    /// Send the key to a vault of USER on this machine, too (plain http or unix:)
+    /// Also send the key to a vault that USER runs on this machine (plain http or unix:)
     ///
-    /// Without it a listener has to be root's, your own, or of the owner of the key's file: any
-    /// user may take a port while the vault is down.
+    /// Without it, the key goes only to a listener of root, of your own, or of the key file's
+    /// owner, because any user can take a port while the vault is down.
     #[arg(long, value_name = "USER", value_parser = values::user)]
     pub api_uid: Option<u32>,
 
     /// Trust the certificates in FILE (PEM) besides the system's
     ///
-    /// A mount reads it again on SIGHUP to its keeper, and when it is renewed and a connection
-    /// failed for it.
+    /// A mount reads FILE again on SIGHUP to its keeper, and when FILE has changed after a
+    /// connection failed because of its certificate.
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
@@ -99,15 +99,15 @@ pub struct ConnectArgs {
     #[arg(long, value_name = "K=V", value_parser = key_value)]
     pub key_context: Vec<(String, String)>,
 
-    /// Only names starting with P/, shown without it
+    /// Show only names that start with P/, without that prefix
     #[arg(long, value_name = "P")]
     pub prefix: Option<String>,
 
-    /// Longest wait for any one operation, retries included
+    /// Time limit for each request, including retries; a command such as cp may need several
     #[arg(help_heading = "Limits", long, value_name = "TIME", default_value = "10s", value_parser = values::time)]
     pub timeout: Duration,
 
-    /// Largest value
+    /// Size limit of a value
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "1MiB", value_parser = values::value_size)]
     pub max_size: ByteSize,
 

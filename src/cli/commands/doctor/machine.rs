@@ -108,7 +108,7 @@ fn device(machine: &Machine) -> Finding {
         Err(e) => Finding::problem(
             "device",
             format!("/dev/fuse cannot be opened: {e}"),
-            "as root: chmod 666 /dev/fuse (it lets nobody in who could not mount anyway)",
+            "as root: chmod 666 /dev/fuse (this gives no user more rights: mounting needs fusermount3 anyway)",
         ),
     }
 }
@@ -148,12 +148,12 @@ fn may_gain_privileges(machine: &Machine) -> bool {
 fn allow_other(machine: &Machine) -> Finding {
     let conf = machine.text("etc/fuse.conf").unwrap_or_default();
     if mountpoint::permits_allow_other(&conf) {
-        return Finding::ok("allow_other", "ordinary users may mount for others (--allow-other)");
+        return Finding::ok("allow_other", "ordinary users may use --allow-other");
     }
     Finding::note(
         "allow_other",
-        "only root may mount for others (--allow-other), as containers with another user need it",
-        "if users shall: the line user_allow_other in /etc/fuse.conf",
+        "only root may use --allow-other, which containers with another user need",
+        "to permit it, add the line user_allow_other to /etc/fuse.conf",
     )
 }
 
@@ -168,17 +168,17 @@ fn kernel(machine: &Machine) -> Finding {
     match version(&release) {
         Some(found) if found >= (6, 9) => Finding::ok(
             "kernel",
-            format!("Linux {}: a mount outlives the death of its daemon", release.trim()),
+            format!("Linux {}: a mount outlives a crash of its server process", release.trim()),
         ),
         Some(_) => Finding::warning(
             "kernel",
-            format!("Linux {}: what is asked while a daemon dies fails", release.trim()),
-            "from Linux 6.9 on it is asked again",
+            format!("Linux {}: operations in flight fail when the server process crashes", release.trim()),
+            "Linux 6.9 or newer resends them",
         ),
         None => Finding::note(
             "kernel",
-            "the kernel does not tell its version",
-            "look at `uname -r`: 6.9 or later is best",
+            "the kernel's version is unknown",
+            "run `uname -r`: 6.9 or newer is recommended",
         ),
     }
 }
@@ -216,7 +216,9 @@ fn swap(machine: &Machine) -> Finding {
     if unlimited_memory(machine) {
         return Finding::ok(
             "swap",
-            format!("{names}; vaultfs is locked out of it, programs that read secrets are not"),
+            format!(
+                "{names}; the memory of vaultfs is locked, but programs that read secrets can be swapped out"
+            ),
         );
     }
     Finding::warning(
@@ -233,7 +235,7 @@ fn cores(machine: &Machine) -> Finding {
     if all.trim() == "1" {
         return Finding::problem(
             "cores",
-            "fs.suid_dumpable is 1: also processes that hold secrets are dumped, readable by their users",
+            "fs.suid_dumpable is 1: core dumps of processes that hold secrets are readable by their users",
             "sysctl fs.suid_dumpable=0",
         );
     }
@@ -241,31 +243,31 @@ fn cores(machine: &Machine) -> Finding {
         "" => Finding::ok("cores", "no cores are written"),
         _ => Finding::note(
             "cores",
-            format!("vaultfs is never dumped; programs that read secrets are, to {pattern}"),
-            "where that matters: LimitCORE=0 in their units, and see who can read the dumps",
+            format!("vaultfs writes none, but other programs can dump secrets (core_pattern: {pattern})"),
+            "set LimitCORE=0 in their units, and check which users can read the dumps",
         ),
     }
 }
 
 fn updatedb(machine: &Machine) -> Finding {
     let Some(conf) = machine.text("etc/updatedb.conf") else {
-        return Finding::ok("updatedb", "locate's index is not made here");
+        return Finding::ok("updatedb", "this machine makes no index for locate");
     };
     // The package's drop-in counts only where systemd starts it: else cron runs updatedb, without
     // it.
     let drop_in = machine.text("usr/lib/systemd/system/plocate-updatedb.service.d/vaultfs.conf");
     let by_systemd = machine.has("run/systemd/system") && machine.has("usr/sbin/updatedb.plocate");
     if by_systemd && drop_in.is_some_and(|text| text.contains(mount_table::FS_TYPE)) {
-        return Finding::ok("updatedb", "it leaves vaults out, by a drop-in of plocate-updatedb.service");
+        return Finding::ok("updatedb", "vaults are left out by a drop-in of plocate-updatedb.service");
     }
     let line = conf.lines().map(str::trim_start).find_map(|line| line.strip_prefix("PRUNEFS"));
     let kinds = line.unwrap_or_default().trim_start_matches([' ', '=', '"']);
     if kinds.split(|c: char| c.is_whitespace() || c == '"').any(|kind| kind == mount_table::FS_TYPE) {
-        return Finding::ok("updatedb", "it leaves vaults out");
+        return Finding::ok("updatedb", "vaults are left out");
     }
     Finding::warning(
         "updatedb",
-        "updatedb lists the names of all secrets, for every user of locate to see",
+        "updatedb indexes the names of all secrets, and every user of locate can see them",
         "add fuse.vaultfs to PRUNEFS in /etc/updatedb.conf",
     )
 }
@@ -275,7 +277,7 @@ fn crawlers(machine: &Machine) -> Vec<Finding> {
     here.map(|(_, name, fix)| {
         Finding::note(
             "crawler",
-            format!("{name} is installed, and reads what it finds: a request for each secret"),
+            format!("{name} is installed and reads every file that it finds: one request for each secret"),
             *fix,
         )
     })
@@ -306,7 +308,7 @@ fn mounted() -> Vec<Finding> {
     let mut found = match well {
         0 if mounts.is_empty() => vec![Finding::ok("mounts", "none of yours is mounted")],
         0 => Vec::new(),
-        n => vec![Finding::ok("mounts", format!("{n} of yours mounted; `vaultfs status` says how they do"))],
+        n => vec![Finding::ok("mounts", format!("{n} of yours mounted; `vaultfs status` shows their state"))],
     };
     found.extend(mounts.iter().filter_map(|(path, problem)| Some(unwell(path, problem.as_deref()?))));
     found
@@ -318,7 +320,7 @@ fn unwell(path: &Path, problem: &str) -> Finding {
     // What comes after it is the fix.
     let says = format!("{at}: {}", clause(problem));
     if problem == status::NOT_OURS {
-        return Finding::note("mounts", says, "`vaultfs status` as its user says how it does");
+        return Finding::note("mounts", says, "run `vaultfs status` as its user");
     }
     let fix = if problem.starts_with("DEAD") {
         format!("`vaultfs mount` with the same options replaces it, `vaultfs unmount {at}` removes it")

@@ -24,16 +24,16 @@ use crate::cli::output::Lines;
 use crate::display::Shown;
 use crate::sys::files;
 
-/// Look for what would get in the way of a mount, and say how to mend it
+/// Check this machine for problems that affect mounts, and say how to fix them
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  vaultfs doctor\n  vaultfs doctor --api-url https://vault.example.com \
-                        --api-key-file /etc/vaultfs/key\n\nExit code 1 if something has to be mended, else 0.")]
+                        --api-key-file /etc/vaultfs/key\n\nExit code 1 if there is a PROBLEM, else 0.")]
 pub struct DoctorArgs {
-    /// As JSON: an array of findings
+    /// Print JSON: an array of findings
     #[arg(long)]
     json: bool,
 
-    /// Examine the machine with its files below DIR
+    /// Check the machine whose files are below DIR
     #[arg(long, value_name = "DIR", default_value = "/", hide_default_value = true)]
     root: PathBuf,
 

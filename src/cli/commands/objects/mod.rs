@@ -36,34 +36,33 @@ use crate::vault::{Call, Content, DynVault, Error, ListQuery, Meta, Object, Obje
 pub enum ObjectCommand {
     /// List names
     ///
-    /// One name a line. A name may hold any character: on a terminal control characters are shown
-    /// escaped; for scripts use --json, which prints one JSON object a line.
+    /// Prints one name per line. Names may hold any character, and a terminal shows control
+    /// characters escaped. For scripts use --json.
     #[command(after_help = "Examples:\n  vaultfs ls\n  vaultfs ls -l db/\n  vaultfs ls --json | jq -r .name")]
     Ls(LsArgs),
-    /// Print a value, byte for byte
+    /// Print the value of an object, byte for byte
     #[command(
         after_help = "Examples:\n  vaultfs get db/password\n  vaultfs get db/password --version 3 > old"
     )]
     Get(GetArgs),
-    /// Store standard input as a value
+    /// Store standard input as the value of an object
     ///
-    /// Makes the object, or a new version of it. Bytes that the vault has already make no new
-    /// version. For a new object the permission write will do; for a version the key has to look
-    /// the object up, which takes read as well.
+    /// Creates the object or a new version of it. Equal bytes make no new version. A write-only key
+    /// can create objects but not update them: to update, the key also needs the permission read.
     #[command(after_help = "Examples:\n  printf %s \"$PASSWORD\" | vaultfs put db/password\n  \
-                            vaultfs put tls/key < key.pem\n\necho adds a newline to what it prints, printf %s does not.")]
+                            vaultfs put tls/key < key.pem\n\necho adds a newline to the value, printf %s does not.")]
     Put(PutArgs),
-    /// Delete objects with their whole history, for good
+    /// Permanently delete objects with their whole history
     #[command(
-        after_help = "Example:\n  vaultfs rm db/password db/user\n\nWhat can be deleted is, also where another name cannot."
+        after_help = "Example:\n  vaultfs rm db/password db/user\n\nIf one name fails, the others are still deleted."
     )]
     Rm(RmArgs),
     /// List the versions of an object, oldest first
     #[command(after_help = "Examples:\n  vaultfs log db/password\n  vaultfs get db/password --version 3")]
     Log(LogArgs),
-    /// Make an old version the newest again
+    /// Restore an old version
     ///
-    /// Its value is stored as a new version; nothing of the history is lost.
+    /// Its value is stored as a new version; the history stays complete.
     #[command(after_help = "Example:\n  vaultfs log db/password\n  vaultfs restore db/password --version 3")]
     Restore(RestoreArgs),
 }
@@ -71,16 +70,16 @@ pub enum ObjectCommand {
 /// `vaultfs ls`.
 #[derive(Debug, clap::Args)]
 pub struct LsArgs {
-    /// Only names that start with this
+    /// List only names that start with PREFIX
     ///
-    /// A terminal gets names with control characters escaped; a pipe gets them as they are,
-    /// newlines too: --json is exact for all.
+    /// On a terminal, control characters in names are escaped; a pipe gets the raw bytes, including
+    /// newlines. --json is exact for every name.
     #[arg(value_name = "PREFIX")]
     start: Option<String>,
-    /// One JSON object a line: name, id, version, updated_at
+    /// Print one JSON object per line: name, id, version, updated_at
     #[arg(long)]
     json: bool,
-    /// With version and time of the last change
+    /// Also print the version and the time of the last change
     #[arg(short, long)]
     long: bool,
     #[command(flatten)]
@@ -90,9 +89,9 @@ pub struct LsArgs {
 /// `vaultfs get`.
 #[derive(Debug, clap::Args)]
 pub struct GetArgs {
-    /// The object
+    /// Name of the object
     name: String,
-    /// That version instead of the current one (see vaultfs log)
+    /// Print version N instead of the current one (see vaultfs log)
     #[arg(long, value_name = "N")]
     version: Option<u64>,
     #[command(flatten)]
@@ -102,10 +101,10 @@ pub struct GetArgs {
 /// `vaultfs put`.
 #[derive(Debug, clap::Args)]
 pub struct PutArgs {
-    /// The object
+    /// Name of the object
     name: String,
-    /// How to store it: auto keeps JSON objects structured, json takes nothing else, raw stores
-    /// bytes
+    /// How to store it: auto keeps JSON objects structured, json accepts JSON objects only, raw
+    /// stores bytes
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
     #[command(flatten)]
@@ -115,7 +114,7 @@ pub struct PutArgs {
 /// `vaultfs rm`.
 #[derive(Debug, clap::Args)]
 pub struct RmArgs {
-    /// The objects
+    /// Names of the objects
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
@@ -125,9 +124,9 @@ pub struct RmArgs {
 /// `vaultfs log`.
 #[derive(Debug, clap::Args)]
 pub struct LogArgs {
-    /// The object
+    /// Name of the object
     name: String,
-    /// One JSON object a line: version, created_at, size, current
+    /// Print one JSON object per line: version, created_at, size, current
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -137,9 +136,9 @@ pub struct LogArgs {
 /// `vaultfs restore`.
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
-    /// The object
+    /// Name of the object
     name: String,
-    /// The version to bring back (see vaultfs log)
+    /// The version to restore (see vaultfs log)
     #[arg(long, value_name = "N")]
     version: u64,
     #[command(flatten)]

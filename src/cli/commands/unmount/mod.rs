@@ -32,25 +32,26 @@ use crate::sys::unmount;
 use crate::sys::unmount::Mode;
 use crate::sys::{mount_users, mountpoint, probe, trust};
 
-/// Store what is unsaved, then unmount
+/// Store unsaved writes, then unmount
 ///
-/// Done means that the vault has every write, and that the mount and its processes are gone. If
-/// something cannot be stored, or if programs use the mount, they are named, and the mount stays.
+/// Exit code 0 means that the vault has every write, and that the mount and its processes are gone.
+/// If a write cannot be stored, or if programs use the mount, vaultfs names them and the mount
+/// stays.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  vaultfs unmount ~/secrets\n  vaultfs unmount --lazy ~/secrets     its users keep it \
-                        until they end\n\nExit code 1 and the mount stays if programs use it. Exit code 7 if writes \
-                        are left: the mount stays, and `vaultfs pending` lists them; with --force they are lost."
+    after_help = "Examples:\n  vaultfs unmount ~/secrets\n  vaultfs unmount --lazy ~/secrets     programs keep it \
+                        until they end\n\nExit code 1: programs use the mount, and it stays. Exit code 7: unsaved writes \
+                        are left, the mount stays, and `vaultfs pending` lists them; with --force they are lost."
 )]
 pub struct UnmountArgs {
-    /// Where the vault is mounted
+    /// The mount point
     mountpoint: PathBuf,
 
-    /// Detach now, even if programs use it; it ends when the last of them lets go
+    /// Detach now, even if programs use it; the mount ends when the last of them closes it
     #[arg(short, long)]
     lazy: bool,
 
-    /// Give up what cannot be stored, and take the mount away from programs that use it
+    /// Give up writes that cannot be stored, and take the mount away from programs that use it
     #[arg(short, long)]
     force: bool,
 

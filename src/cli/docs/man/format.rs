@@ -20,8 +20,8 @@ const SECTIONS: [(&str, &[&str]); 3] = [
             "`.versions/NAME/N` is version N of the object NAME, 1 the oldest, read-only. The directory is there, but \
              not listed without `show_versions`.",
             "`NAME/.self` is the object NAME where there are also objects below NAME/.",
-            "`.vaultfs/status.json` says how the mount is doing, `.vaultfs/metrics` the same in the text format of \
-             Prometheus. Only the owner can read them, and they never ask the vault.",
+            "`.vaultfs/status.json` holds the mount's status, `.vaultfs/metrics` the same numbers in the text format of \
+             Prometheus. Only the owner can read them, and reading them sends no request to the vault.",
             "The extended attributes user.vault.id, .version, .updated_at, .stale and .error tell what is known of an \
              object.",
         ],
@@ -44,8 +44,8 @@ const SECTIONS: [(&str, &[&str]); 3] = [
             "The options of mount(8) are understood: ro, rw, auto, noauto, user, users, nofail, _netdev, x-systemd.* \
              and the like. suid and dev have no effect, since vaults are mounted nosuid,nodev. A mounted vault \
              cannot be remounted with others. A value that holds a comma is put in double quotes.",
-            "A key never stands in the line: `api_key_file` names a file (mode 0600), and `credentials` is another word \
-             for it.",
+            "Never put a key into the line: `api_key_file` names a file (mode 0600); `credentials` is an alias of that \
+             option.",
         ],
     ),
 ];

@@ -60,8 +60,8 @@ fn is_service(page: &Page<'_>) -> bool {
 pub const VARIABLES: &[Entry] = &[
     Entry {
         name: "WORKOS_API_KEY",
-        says: "The API key, where no file with one is named. It is taken out of the environment of the process and of \
-               those that it starts.",
+        says: "The API key, if no key file is given. vaultfs removes it from its own environment and from that of the \
+               processes that it starts.",
         counts: connects,
     },
     Entry {
@@ -71,30 +71,30 @@ pub const VARIABLES: &[Entry] = &[
     },
     Entry {
         name: "CREDENTIALS_DIRECTORY",
-        says: "Set by systemd. The credential `workos-api-key` is the API key where no file with one is named, the \
-               credential `vaultfs-master-key` the master key of an embedded vault.",
+        says: "Set by systemd. The credential `workos-api-key` is the API key if no key file is given; the credential \
+               `vaultfs-master-key` is the master key of an embedded vault.",
         counts: |page| connects(page) || serves(page),
     },
     Entry {
         name: "STATE_DIRECTORY",
-        says: "Set by systemd for a unit with `StateDirectory=`: the directory of the embedded vault that is given none.",
+        says: "Set by systemd for a unit with `StateDirectory=`: default directory of the embedded vault.",
         counts: connects,
     },
     Entry {
         name: "XDG_DATA_HOME, HOME",
-        says: "Where the embedded vault is that is given no directory: `$XDG_DATA_HOME/vaultfs`, else \
+        says: "Default directory of the embedded vault: `$XDG_DATA_HOME/vaultfs`, else \
                `$HOME/.local/share/vaultfs`.",
         counts: connects,
     },
     Entry {
         name: "XDG_STATE_HOME",
-        says: "Where logs go without a journal: `$XDG_STATE_HOME/vaultfs`, else `$HOME/.local/state/vaultfs`, else (root) \
+        says: "Directory of the logs on a machine without the journal: `$XDG_STATE_HOME/vaultfs`, else `$HOME/.local/state/vaultfs`, else (root) \
                /var/log/vaultfs. The volume plugin of an ordinary user keeps its state in `$XDG_STATE_HOME/vaultfs-volumes`.",
         counts: |page| mounts(page) || plugs(page),
     },
     Entry {
         name: "XDG_RUNTIME_DIR",
-        says: "Where the control sockets of mounts are, in `$XDG_RUNTIME_DIR/vaultfs`; root's only if `/run/vaultfs` cannot be \
+        says: "Directory of the control sockets, `$XDG_RUNTIME_DIR/vaultfs`. Root uses it only if `/run/vaultfs` cannot be \
                used.",
         counts: looks,
     },
@@ -110,8 +110,8 @@ pub const VARIABLES: &[Entry] = &[
     },
     Entry {
         name: "NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID",
-        says: "Set by systemd, or whoever started the service: it is told when it is ready, how it does, and that it lives \
-               (sd_notify(3)). A mount tells it with `--foreground` only.",
+        says: "Set by the service manager. vaultfs reports readiness, state and watchdog pings to it (sd_notify(3)). A mount \
+               does so with `--foreground` only.",
         counts: is_service,
     },
     Entry {
@@ -121,7 +121,7 @@ pub const VARIABLES: &[Entry] = &[
     },
     Entry {
         name: "PATH",
-        says: "Where `fusermount3` is looked for, which mounts for ordinary users.",
+        says: "Directories to search for `fusermount3`, which mounts for ordinary users.",
         counts: |page| mounts(page) || plugs(page),
     },
     Entry {
@@ -132,47 +132,43 @@ pub const VARIABLES: &[Entry] = &[
 ];
 
 pub const FILES: &[Entry] = &[
-    Entry {
-        name: "~/.local/share/vaultfs",
-        says: "The embedded vault of a user that is given no directory.",
-        counts: connects,
-    },
+    Entry { name: "~/.local/share/vaultfs", says: "Default embedded vault of a user.", counts: connects },
     Entry {
         name: SYSTEM_VAULT,
-        says: "That of the machine: of root without HOME, of `vaultfs@NAME.service` and of the source `embedded` in \
-               /etc/fstab.",
+        says: "System-wide embedded vault, used by `vaultfs@NAME.service`, by `embedded` in /etc/fstab, and by root when HOME \
+               is unset.",
         counts: |page| connects(page) || mounts(page),
     },
     Entry {
         name: "DIR/vault.db, DIR/master-key, DIR/api-key, DIR/vault.sock",
-        says: "Of an embedded vault: the database, the key that seals it unless another one is named, an API key with all \
-               permissions, and the socket it answers on.",
+        says: "Files of an embedded vault: the database, the key that seals it (unless another file is given), an API key with \
+               all permissions, and the socket of the server.",
         counts: |page| connects(page) || serves(page),
     },
     Entry { name: "MOUNTPOINT/.versions/NAME/N", says: "Version N of an object.", counts: mounts },
     Entry {
         name: "MOUNTPOINT/.vaultfs/status.json, MOUNTPOINT/.vaultfs/metrics",
-        says: "How the mount is doing, for scripts and for Prometheus.",
+        says: "State of the mount, for scripts and for Prometheus.",
         counts: |page| mounts(page) || page.name() == "vaultfs-status",
     },
     Entry {
         name: "~/.local/state/vaultfs/NAME.log, /var/log/vaultfs/NAME.log",
-        says: "The log of a mount, where there is no journal; NAME is the mount point.",
+        says: "Log of a mount on a machine without the journal; NAME is the escaped path of the mount point.",
         counts: mounts,
     },
     Entry {
         name: "/run/vaultfs, $XDG_RUNTIME_DIR/vaultfs, /run/user/UID/vaultfs, /tmp/vaultfs-UID",
-        says: "Control sockets, by which commands find the mounts of a user: in the first of them that can be used.",
+        says: "Directory of the control sockets, by which commands find mounts: the first of these that can be used.",
         counts: looks,
     },
     Entry {
         name: "/etc/vaultfs/NAME.conf, /etc/vaultfs/NAME.key, ~/.config/vaultfs/NAME.conf, ~/.config/vaultfs/NAME.key",
-        says: "Where `vaultfs@NAME.service`, of the system or of a user, has its mount point, options and API key.",
+        says: "Mount point, options and API key of `vaultfs@NAME.service` (system and user units).",
         counts: mounts,
     },
     Entry {
         name: "/etc/fuse.conf",
-        says: "With the line `user_allow_other` ordinary users may let others in (`--allow-other`).",
+        says: "The line `user_allow_other` permits `--allow-other` for ordinary users.",
         counts: |page| mounts(page) || page.name() == "vaultfs-doctor",
     },
     Entry {
@@ -187,18 +183,18 @@ pub const FILES: &[Entry] = &[
     },
     Entry {
         name: "/etc/vaultfs/profiles",
-        says: "Options that volumes name and may not have themselves, a file for each profile.",
+        says: "Profiles: options that a volume may use only by naming the profile.",
         counts: plugs,
     },
     Entry {
         name: "/var/lib/vaultfs-volumes",
-        says: "Root's volumes: what they are, and where they are mounted.",
+        says: "State and mount points of root's volumes.",
         counts: plugs,
     },
     Entry {
         name: "/usr/share/doc/vaultfs/docs",
-        says: "SEMANTICS.md says what each file operation does, OPERATIONS.md how to run vaults on machines, \
-               TROUBLESHOOTING.md what each message means.",
+        says: "Documents: SEMANTICS.md describes each file operation, OPERATIONS.md the setup of machines, REFERENCE.md \
+               commands and options, TROUBLESHOOTING.md each message.",
         counts: is_all,
     },
 ];
