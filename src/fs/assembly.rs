@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::fs::handle::Handles;
 use crate::fs::inode::InodeTable;
 use crate::fs::journal::{Journal, JournalWriter};
+use crate::fs::namespace::Namespace;
 use crate::fs::ops::prefetch::Scans;
 use crate::fs::propagation::propagator::Propagator;
 use crate::fs::report::Report;
@@ -39,14 +40,15 @@ impl Builder {
     /// The file system. Call it on the tokio runtime that will run the futures it returns.
     pub fn build(self) -> Arc<FileSystem> {
         let env = Env::new(self.vault, self.options, self.clock, JournalWriter::new(self.journal.clone()));
+        let inodes = InodeTable::new(env.clone());
         let fs = Arc::new(FileSystem {
-            inodes: InodeTable::new(&env.options().vault),
+            namespace: Namespace::new(env.clone(), inodes.clone()),
+            inodes,
             handles: Arc::new(Handles::new(env.clone())),
             intents: Mutex::default(),
             crash_records: Mutex::default(),
             suspects_alone: Mutex::default(),
             temporaries: Temporaries::new(env.clone()),
-            retained_bytes: Arc::default(),
             listings: Mutex::default(),
             scans: Scans::new(env.clone()),
             writeback: Writeback::new(env.clone()),

@@ -29,7 +29,6 @@ mod writeback;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
@@ -58,6 +57,7 @@ pub use inode::ROOT;
 pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
 use crate::fs::handle::Handles;
+use crate::fs::namespace::Namespace;
 use crate::fs::ops::prefetch::Scans;
 use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
@@ -111,6 +111,7 @@ pub struct FileSystem {
     env: Arc<Env>,
     inodes: Arc<InodeTable>,
     handles: Arc<Handles>,
+    namespace: Arc<Namespace>,
     /// Intents of requests (`replay`).
     intents: Mutex<HashMap<u64, crate::fs::types::ctx::Intent>>,
     /// Requests that may kill workers (`quarantine`).
@@ -118,8 +119,6 @@ pub struct FileSystem {
     /// What suspects do on the kernel's threads is done by one of them at a time.
     suspects_alone: Mutex<()>,
     temporaries: Temporaries,
-    /// Bytes that inodes keep beside the cache (`read`).
-    retained_bytes: Arc<AtomicU64>,
     listings: Mutex<crate::fs::namespace::listing::Listings>,
     scans: Arc<Scans>,
     writeback: Writeback,
@@ -166,6 +165,11 @@ impl FileSystem {
     /// Wall-clock time, for attributes.
     pub fn now(&self) -> SystemTime {
         self.env.wall()
+    }
+
+    /// Makes the kernel read an inode anew.
+    pub fn inval_pages(&self, ino: u64) {
+        self.env.inval_inode(ino);
     }
 
     /// FORGET: the kernel released `count` lookups of an inode.

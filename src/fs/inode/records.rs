@@ -3,7 +3,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::inode::file_snapshot::record_chunks;
 use crate::fs::inode::{DirKind, Node, Slot, Table};
 use crate::fs::journal::{CHUNK, JournalWriter, Key, Part, Transaction};
+use crate::fs::types::env::Env;
 use crate::fs::types::errno::{Errno, Result};
 use crate::vault::{Form, ObjectId, ObjectName, VersionInfo};
 
@@ -153,15 +154,18 @@ fn forget_bytes(node: &Node, tx: &Transaction) {
 }
 
 /// The inode table behind its lock, which is taken before the lock of a file's state.
-#[derive(Debug)]
 pub struct InodeTable {
+    pub(super) env: Arc<Env>,
     table: Mutex<Table>,
+    /// Bytes that inodes keep beside the cache (`retained`).
+    pub(super) retained: Arc<AtomicU64>,
 }
 
 impl InodeTable {
-    /// With the root, for the vault of that name.
-    pub fn new(vault: &str) -> Arc<Self> {
-        Arc::new(Self { table: Mutex::new(Table::new(vault)) })
+    /// With the root alone.
+    pub fn new(env: Arc<Env>) -> Arc<Self> {
+        let table = Mutex::new(Table::new(&env.options().vault));
+        Arc::new(Self { table, retained: Arc::default(), env })
     }
 
     /// The table, locked, with a transaction of its own.

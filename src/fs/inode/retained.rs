@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::fs::inode::InodeTable;
+use crate::fs::inode::file::{FileState, Link};
 use crate::vault::Object;
 
 /// See the module. Counted in a total as long as they are kept.
@@ -38,5 +40,28 @@ impl RetainedBytes {
 impl Drop for RetainedBytes {
     fn drop(&mut self) {
         self.total.fetch_sub(self.size(), Ordering::Relaxed);
+    }
+}
+
+impl InodeTable {
+    /// The name of this inode shows another version from now on: where no handle pins the bytes,
+    /// they stay with the inode, as long as there is room.
+    pub fn keep_bytes(&self, state: &mut FileState) {
+        if !self.env.options().reads_unopened() || state.retained.is_some() {
+            return;
+        }
+        let Some(stored) = &state.stored else { return };
+        let Some(object) = self.env.bytes_in_memory(stored) else { return };
+        state.retained = RetainedBytes::within(object, &self.retained, self.env.options().cache_size);
+    }
+
+    /// The bytes that a dead worker kept so.
+    pub fn keep_restored(&self, state: &mut FileState) {
+        if self.env.options().reads_unopened()
+            && state.link != Link::Current
+            && let Some(object) = state.pinned.take()
+        {
+            state.retained = Some(RetainedBytes::new(object, &self.retained));
+        }
     }
 }

@@ -8,15 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use crate::fs::inode::file::{File, FileState, Link, LocalAttr};
 use crate::fs::inode::{DirKind, Node};
-use crate::fs::types::attr::{Attr, Entry, FileKind, SetAttr, StatFs};
-use crate::fs::{Errno, FileSystem, Result};
-
-const BLOCK_SIZE: u32 = 4096;
-
-/// 1 GiB.
-const NOMINAL_BLOCKS: u64 = 1 << 18;
-
-const NOMINAL_FILES: u64 = 1 << 20;
+use crate::fs::namespace::Namespace;
+use crate::fs::types::attr::{Attr, Entry, FileKind, SetAttr};
+use crate::fs::{Errno, Result};
 
 /// With the owner that was set here.
 fn owned(attr: Attr, local: Option<&LocalAttr>) -> Attr {
@@ -25,13 +19,7 @@ fn owned(attr: Attr, local: Option<&LocalAttr>) -> Attr {
     Attr { uid, gid, ..attr }
 }
 
-impl FileSystem {
-    /// GETATTR. Never asks the vault.
-    pub fn getattr(&self, ino: u64) -> Result<(Attr, Duration)> {
-        let node = self.inodes.node(ino)?;
-        Ok((self.attr(&node), self.attr_ttl(&node)))
-    }
-
+impl Namespace {
     /// For how long the kernel may keep attributes. A chmod of a file changes which users may read
     /// its history, which the kernel does not know to belong to it: that is asked for each time,
     /// where there is a chmod.
@@ -200,25 +188,6 @@ impl FileSystem {
             Node::Dir(_) => Err(Errno::EPERM),
             Node::Version(_) | Node::Control(..) => Err(Errno::EPERM),
         }
-    }
-
-    /// STATFS: the vault has no size. Never asks it.
-    pub fn statfs(&self) -> StatFs {
-        let cache = self.env.cache().status();
-        StatFs {
-            blocks: NOMINAL_BLOCKS,
-            free: NOMINAL_BLOCKS.saturating_sub(cache.bytes.div_ceil(u64::from(BLOCK_SIZE))),
-            files: cache.names as u64 + NOMINAL_FILES,
-            free_files: NOMINAL_FILES,
-            block_size: BLOCK_SIZE,
-            name_max: 255,
-        }
-    }
-
-    /// mknod of a device, symlink, link: a vault holds nothing of the kind.
-    pub fn refuse_special(&self, operation: &'static str, name: &std::ffi::OsStr) -> Errno {
-        let why = "a vault holds files only: no links and no devices";
-        self.env.refused(operation, &name.to_string_lossy(), Errno::EPERM, why)
     }
 
     /// The mode of a new file: what was asked for, less the umask, cut to the ceiling.

@@ -5,14 +5,15 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::fs::Entry;
 use crate::fs::inode::file::File;
 use crate::fs::inode::{DirKind, Node};
 use crate::fs::name::{DirPrefix, Rest, SELF};
+use crate::fs::namespace::Namespace;
 use crate::fs::namespace::resolve::Place;
-use crate::fs::{Entry, FileSystem};
 use crate::vault::ObjectName;
 
-impl FileSystem {
+impl Namespace {
     pub(in crate::fs) fn tree_entry(&self, place: Place) -> Option<Entry> {
         match place {
             Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Tree(prefix))),
@@ -69,7 +70,7 @@ impl FileSystem {
         let mut table = self.inodes.lock();
         let mut under = DirPrefix::root();
         loop {
-            match self.shown(&mut table, name, &under)? {
+            match table.shown(name, &under)? {
                 (text, Rest::File) => return Some((table.dir_ino(&DirKind::Tree(under))?, text)),
                 (_, Rest::Dir(dir)) => {
                     if dir.self_name().as_ref() == Some(name) {
@@ -86,7 +87,7 @@ impl FileSystem {
         let Some(name) = ObjectName::new(name) else { return String::new() };
         let mut table = self.inodes.lock();
         let (mut path, mut under) = (String::new(), DirPrefix::root());
-        while let Some((text, rest)) = self.shown(&mut table, &name, &under) {
+        while let Some((text, rest)) = table.shown(&name, &under) {
             path.push_str(&text);
             match rest {
                 Rest::File => break,
@@ -108,13 +109,6 @@ impl FileSystem {
         self.inodes.lock().names_changed();
         if let (Some(kernel), Some((parent, text))) = (self.env.kernel(), self.position(name)) {
             kernel.inval_entry(parent, OsStr::new(&text));
-        }
-    }
-
-    /// Makes the kernel read an inode anew.
-    pub fn inval_pages(&self, ino: u64) {
-        if let Some(kernel) = self.env.kernel() {
-            kernel.inval_inode(ino);
         }
     }
 }

@@ -5,28 +5,23 @@
 use std::ffi::OsStr;
 
 use crate::fs::inode::Table;
+use crate::fs::name;
 use crate::fs::name::{DirPrefix, Rest};
-use crate::fs::{FileSystem, name};
 use crate::vault::ObjectName;
 
-impl FileSystem {
+impl Table {
     /// The entry under which `name` shows in `under`, now.
-    pub(in crate::fs) fn shown(
-        &self,
-        table: &mut Table,
-        name: &ObjectName,
-        under: &DirPrefix,
-    ) -> Option<(String, Rest)> {
+    pub fn shown(&mut self, name: &ObjectName, under: &DirPrefix) -> Option<(String, Rest)> {
         let (text, rest) = name::split(name.as_str(), under)?;
         if let Rest::Dir(dir) = &rest
             && let Some(owner) = dir.self_name()
-            && self.is_kept_a_file(table, &owner, dir)
+            && self.is_file_instead_of(dir, &owner)
         {
-            self.pin_as_file(table, &owner, name);
+            self.keep_a_file(&owner, name);
             return name::split_beside(name.as_str(), under);
         }
         if rest == Rest::File
-            && let Some(dir) = table.seen_dir_of(name)
+            && let Some(dir) = self.seen_dir_of(name)
         {
             // Once a directory, it stays one: the object is in it.
             return Some((text, Rest::Dir(dir)));
@@ -35,8 +30,8 @@ impl FileSystem {
     }
 
     /// `owner` stays a file, although `name` begins with it.
-    pub(in crate::fs) fn pin_as_file(&self, table: &mut Table, owner: &ObjectName, name: &ObjectName) {
-        if table.pin_as_file(owner) {
+    pub fn keep_a_file(&mut self, owner: &ObjectName, name: &ObjectName) {
+        if self.pin_as_file(owner) {
             tracing::warn!(
                 file = owner.as_str(),
                 beside = name.as_str(),
@@ -46,13 +41,13 @@ impl FileSystem {
     }
 
     /// Whether `owner` is shown as a file rather than as the directory `dir` of the same name.
-    pub(super) fn is_kept_a_file(&self, table: &Table, owner: &ObjectName, dir: &DirPrefix) -> bool {
-        table.is_kept_a_file(owner) && !table.is_seen_dir(dir) && !table.is_made(dir)
+    pub fn is_file_instead_of(&self, dir: &DirPrefix, owner: &ObjectName) -> bool {
+        self.is_kept_a_file(owner) && !self.is_seen_dir(dir) && !self.is_made(dir)
     }
 
     /// Whether `name` shows in `under` as a file with just this text.
-    pub(super) fn is_shown_as(&self, name: &ObjectName, under: &DirPrefix, component: &OsStr) -> bool {
-        let shown = self.shown(&mut self.inodes.lock(), name, under);
+    pub fn is_shown_as(&mut self, name: &ObjectName, under: &DirPrefix, component: &OsStr) -> bool {
+        let shown = self.shown(name, under);
         shown.is_some_and(|(text, rest)| rest == Rest::File && component == text.as_str())
     }
 }

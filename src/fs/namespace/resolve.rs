@@ -71,21 +71,23 @@ impl FileSystem {
         self.env.cache().used(self.env.longest_ttl());
         match &dir.kind {
             DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
-                Ok(Some(self.dir_entry(&DirKind::Histories(DirPrefix::root()))))
+                Ok(Some(self.namespace.dir_entry(&DirKind::Histories(DirPrefix::root()))))
             }
             DirKind::Tree(under) if under.is_root() && component == CONTROL => {
-                Ok(Some(self.dir_entry(&DirKind::Control)))
+                Ok(Some(self.namespace.dir_entry(&DirKind::Control)))
             }
             DirKind::Tree(under) => {
                 let place = self.within(parent, self.find(ctx, under, component)).await?;
-                Ok(self.tree_entry(place))
+                Ok(self.namespace.tree_entry(place))
             }
-            DirKind::Histories(under) => Ok(self.history_entry(self.find(ctx, under, component).await?)),
+            DirKind::Histories(under) => {
+                Ok(self.namespace.history_entry(self.find(ctx, under, component).await?))
+            }
             DirKind::History(name, id) => Box::pin(self.lookup_version(ctx, (name, id), component)).await,
             DirKind::Control => Ok(ControlFile::named(component).map(|which| {
                 let text = self.control_bytes(which);
                 let node = self.inodes.lock().control(text, self.env.wall());
-                self.entry(&node, Duration::ZERO)
+                self.namespace.entry(&node, Duration::ZERO)
             })),
         }
     }
@@ -251,7 +253,7 @@ impl FileSystem {
         let (as_file, as_dir) = match name::decode(component.as_bytes(), under) {
             Ok(Decoded::SelfFile(name)) => (Some(name), None),
             Ok(Decoded::Entry { as_file, as_dir } | Decoded::Beside { as_file, as_dir }) => {
-                let shown = |name: &ObjectName| self.is_shown_as(name, under, component);
+                let shown = |name: &ObjectName| self.inodes.lock().is_shown_as(name, under, component);
                 (as_file.filter(|name| self.is_allowed(name) && shown(name)), as_dir)
             }
             Err(Refused::Spelling) => return Ok(Ok(Place::Absent)),
@@ -266,7 +268,7 @@ impl FileSystem {
         }
         if let Some(name) = as_file {
             match self.file_at(&name, answers) {
-                Ok(Place::Absent) => self.vanished(&name),
+                Ok(Place::Absent) => self.namespace.vanished(&name),
                 known => return Ok(known),
             }
         } else if let Some(dir) = &as_dir
@@ -369,7 +371,7 @@ impl FileSystem {
             && self.is_bare(&dir)
         {
             self.give_way(&dir);
-            self.inval_name(name);
+            self.namespace.inval_name(name);
         }
     }
 
@@ -403,7 +405,7 @@ impl FileSystem {
     ) -> PrefixState {
         let mut table = self.inodes.lock();
         if let Some(owner) = dir.self_name()
-            && self.is_kept_a_file(&table, &owner, dir)
+            && table.is_file_instead_of(dir, &owner)
         {
             return PrefixState::No(self.env.now());
         }
@@ -416,7 +418,7 @@ impl FileSystem {
         if prefix == PrefixState::Yes && dir.is_continuation() {
             let mut seen = false;
             self.env.cache().visit_names(dir.as_str(), |name| {
-                let shown = self.shown(&mut table, name, under);
+                let shown = table.shown(name, under);
                 seen = shown
                     .is_some_and(|(text, rest)| component == text.as_str() && rest == Rest::Dir(dir.clone()));
                 seen.then(String::new)

@@ -1,13 +1,17 @@
 //! What a name shows once the vault has answered: the inode of that version, or nothing.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use crate::fs::FileSystem;
 use crate::fs::inode::file::{File, Link};
+use crate::fs::journal::Transaction;
+use crate::fs::namespace::Namespace;
+use crate::fs::types::errno::{Errno, Result};
 use crate::vault::cache::{Found, Peek};
-use crate::vault::{Meta, ObjectName};
+use crate::vault::save::Stored;
+use crate::vault::{Meta, Object, ObjectId, ObjectName, VersionTag};
 
-impl FileSystem {
+impl Namespace {
     /// The object was deleted elsewhere: open handles keep it, but its name shows nothing, so that
     /// it can be reused.
     pub(super) fn vanished(&self, name: &ObjectName) {
@@ -19,7 +23,7 @@ impl FileSystem {
         if ours || matches!(self.env.cache().peek(name), Peek::Value(_) | Peek::Exists) {
             return;
         }
-        self.keep_bytes(&mut state);
+        self.inodes.keep_bytes(&mut state);
         state.link = Link::Replaced;
         drop(state);
         table.unpoint(name, file.ino);
@@ -48,7 +52,7 @@ impl FileSystem {
                 }
                 return file.clone();
             }
-            self.keep_bytes(&mut state);
+            self.inodes.keep_bytes(&mut state);
             state.link = Link::Replaced;
         }
         let file = table.put_file(&object.meta.name, |ino, local| File::of(ino, object, local));
@@ -57,5 +61,59 @@ impl FileSystem {
             table.drop_unheld(before.ino);
         }
         file
+    }
+
+    /// Detaches a file from its name.
+    pub(in crate::fs) fn replace(&self, tx: &Transaction, old: &File) -> Result<()> {
+        let mut state = old.change(tx);
+        if state.is_dirty() || state.is_only_here() || old.commit_lock.available_permits() == 0 {
+            return Err(Errno::EBUSY);
+        }
+        self.inodes.keep_bytes(&mut state);
+        state.link = Link::Replaced;
+        Ok(())
+    }
+
+    /// The inode shows another version from now on (`--in-place`, and files without open handles).
+    /// False if it has bytes that the vault does not have.
+    pub(in crate::fs) fn become_version(&self, tx: &Transaction, file: &File, object: &Arc<Object>) -> bool {
+        {
+            if self.is_newest(file) {
+                return false;
+            }
+            let mut state = file.change(tx);
+            if state.is_dirty() || state.is_only_here() || file.commit_lock.available_permits() == 0 {
+                return false;
+            }
+            state.stored = Some(Stored::of(object));
+            state.pinned = (state.opens > 0).then(|| object.clone());
+            state.buffer = None;
+        }
+        self.env.inval_inode(file.ino);
+        true
+    }
+
+    /// Whether the file is the newest version that is known: what says otherwise was asked for
+    /// earlier.
+    pub(in crate::fs) fn is_newest(&self, file: &File) -> bool {
+        let state = file.state();
+        let stored = state.stored.as_ref();
+        stored.is_some_and(|s| self.env.cache().is_newest(&state.name, &s.id, &s.version, s.updated_at))
+    }
+
+    /// Whether a version was asked for before the one that the name shows: a save, or a later
+    /// answer, has brought that one. A vault that was restored from a backup goes back in time, and
+    /// what is known with it.
+    pub(in crate::fs) fn is_behind(
+        &self,
+        (id, version, at): (&ObjectId, &VersionTag, SystemTime),
+        shown: &File,
+    ) -> bool {
+        let (name, is_later) = {
+            let state = shown.state();
+            let is_later = state.stored.as_ref().is_some_and(|s| s.id == *id && s.updated_at > at);
+            (state.name.clone(), is_later)
+        };
+        (is_later || self.is_newest(shown)) && !self.env.cache().is_newest(&name, id, version, at)
     }
 }

@@ -138,6 +138,6 @@ impl FileSystem {
     pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
         let name = self.give_up(file);
         tracing::warn!(name = name.as_str(), "a write failed for want of memory: nothing of it is stored");
-        self.inval_name(&name);
+        self.namespace.inval_name(&name);
     }
 }

@@ -40,7 +40,7 @@ impl FileSystem {
         if let Some(handle) = self.handles.opened_before(ctx)
             && let Held::File { file, .. } = &handle.held
         {
-            return Ok((self.own_entry(file), handle.opened()));
+            return Ok((self.namespace.own_entry(file), handle.opened()));
         }
         let shown = self.inodes.lock().file(&name);
         if let Some(file) = shown
@@ -48,7 +48,7 @@ impl FileSystem {
         {
             if matches!(ctx.resumed, Some(Intent::Make)) {
                 // Made before a crash, by this request.
-                let entry = self.own_entry(&file);
+                let entry = self.namespace.own_entry(&file);
                 return Ok((entry, self.open_now(ctx, &file, true).ok_or(Errno::EIO)?));
             }
             return self.open_existing(ctx, &file, create).await;
@@ -59,7 +59,7 @@ impl FileSystem {
         }
         self.record_intent(ctx, Intent::Make);
         let file = self.new_file(&under, &name, create, persistence, |_| ());
-        let entry = self.own_entry(&file);
+        let entry = self.namespace.own_entry(&file);
         let opened = self.open_now(ctx, &file, true).ok_or(Errno::EIO)?;
         self.write_down(file.ino, "create", ctx.caller);
         Ok((entry, opened))
@@ -87,7 +87,7 @@ impl FileSystem {
         }
         let opened = self.open_loaded(ctx, file, true).await?;
         self.write_down(file.ino, "write", ctx.caller);
-        Ok((self.own_entry(file), opened))
+        Ok((self.namespace.own_entry(file), opened))
     }
 
     /// The object name that `component` in `under` stands for, for something new.
@@ -112,7 +112,7 @@ impl FileSystem {
                 "the vault takes shorter names only",
             ));
         }
-        let shown = self.shown(&mut self.inodes.lock(), &name, under);
+        let shown = self.inodes.lock().shown(&name, under);
         if shown.is_none_or(|(text, _)| component != text.as_str()) {
             return Err(self.no_such_name(operation, component));
         }
@@ -139,7 +139,7 @@ impl FileSystem {
         let file = table.put_file(name, |ino, local| File::new(ino, name.clone(), local));
         {
             let mut state = file.change(&tx);
-            state.local.mode = Some(self.new_mode(create.mode, create.umask));
+            state.local.mode = Some(self.namespace.new_mode(create.mode, create.umask));
             table.give(&mut state.local, under);
             state.persistence = persistence;
             state.stored = base;

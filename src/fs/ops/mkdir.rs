@@ -86,7 +86,7 @@ impl FileSystem {
             entries.insert(SELF.to_owned(), (FileKind::Regular, ino));
         }
         self.env.cache().visit_names(under.as_str(), |name| {
-            let (text, rest) = self.shown(&mut table, name, under)?;
+            let (text, rest) = table.shown(name, under)?;
             let is_own = matches!(&rest, Rest::Dir(dir) if !name.as_str().starts_with(dir.as_str()));
             if (is_own || rest == Rest::File) && table.is_hidden(name) {
                 return None;
@@ -103,7 +103,7 @@ impl FileSystem {
             .map(|(name, _)| name.clone())
             .collect();
         for name in local {
-            if let Some((text, rest)) = self.shown(&mut table, &name, under) {
+            if let Some((text, rest)) = table.shown(&name, under) {
                 add(&mut entries, &mut table, &name, text, &rest);
             }
         }
@@ -166,7 +166,7 @@ impl FileSystem {
         table.touch(&DirKind::Tree(dir.clone()), self.env.wall());
         table.touch(&DirKind::Tree(under), self.env.wall());
         drop(table);
-        Ok(self.dir_entry(&DirKind::Tree(dir)))
+        Ok(self.namespace.dir_entry(&DirKind::Tree(dir)))
     }
 
     /// The directory that `component` in `under` stands for, for something new.

@@ -27,6 +27,12 @@ use crate::secret::SecretBytes;
 use crate::vault::ObjectName;
 
 impl FileSystem {
+    /// mknod of a device, symlink, link: a vault holds nothing of the kind.
+    pub fn refuse_special(&self, operation: &'static str, name: &std::ffi::OsStr) -> Errno {
+        let why = "a vault holds files only: no links and no devices";
+        self.env.refused(operation, &name.to_string_lossy(), Errno::EPERM, why)
+    }
+
     /// MKNOD: of a regular file, a FIFO or a socket (which is what bind(2) asks for).
     pub async fn mknod(
         self: &Arc<Self>,
@@ -45,7 +51,7 @@ impl FileSystem {
         let (under, name) = self.place_to_create("mknod", parent, component)?;
         match self.find(ctx, &under, component).await? {
             Place::Local(file) if matches!(ctx.resumed, Some(Intent::Make)) => {
-                Ok(self.entry(&Node::File(file), self.env.options().refresh))
+                Ok(self.namespace.entry(&Node::File(file), self.env.options().refresh))
             }
             Place::Absent if kind == FileKind::Regular => {
                 let create = Create { mode, umask, flags: libc::O_EXCL };
@@ -59,11 +65,11 @@ impl FileSystem {
                 self.record_intent(ctx, Intent::Make);
                 let file = self.new_file(&under, &name, create, persistence, |_| ());
                 self.promote_later(&file);
-                Ok(self.own_entry(&file))
+                Ok(self.namespace.own_entry(&file))
             }
             Place::Absent => {
                 self.record_intent(ctx, Intent::Make);
-                Ok(self.put_special(&under, &name, kind, self.new_mode(mode, umask)))
+                Ok(self.put_special(&under, &name, kind, self.namespace.new_mode(mode, umask)))
             }
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => Err(Errno::EEXIST),
         }
@@ -87,7 +93,7 @@ impl FileSystem {
         table.file_made(under, name);
         self.note_change(&mut table, under);
         drop(table);
-        self.entry(&Node::File(file), self.env.options().refresh)
+        self.namespace.entry(&Node::File(file), self.env.options().refresh)
     }
 
     /// LINK: a FIFO or socket may have several names, which is how ssh puts its ControlPath in
@@ -120,7 +126,7 @@ impl FileSystem {
         self.note_change(&mut table, &under);
         drop(table);
         failpoint::point("linked");
-        Ok(self.entry(&Node::File(file), self.env.options().refresh))
+        Ok(self.namespace.entry(&Node::File(file), self.env.options().refresh))
     }
 
     /// Makes an object of that name with the bytes of `source`.
@@ -139,15 +145,15 @@ impl FileSystem {
             }
             // Made, or stored, before a crash.
             Place::Local(file) if goes_on => file,
-            Place::Object(found) if goes_on => self.file_node(&found),
+            Place::Object(found) if goes_on => self.namespace.file_node(&found),
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
         };
         if let Err(e) = self.commit(&copy, ctx.call().await, Cause::Link).await {
             let name = self.give_up(&copy);
-            self.inval_name(&name);
+            self.namespace.inval_name(&name);
             return Err(e);
         }
-        Ok(self.own_entry(&copy))
+        Ok(self.namespace.own_entry(&copy))
     }
 
     /// A new file with the bytes of `source`, which is stored, or closed and not stored yet.

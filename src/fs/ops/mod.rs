@@ -1,5 +1,6 @@
 //! Operations: one file a family. They return values and never block.
 
+mod attr;
 mod close;
 pub(in crate::fs) mod create;
 pub(in crate::fs) mod mkdir;

@@ -15,8 +15,7 @@ use std::sync::atomic::Ordering;
 
 use crate::fs::FileSystem;
 use crate::fs::handle::Held;
-use crate::fs::inode::file::{File, FileState, Link};
-use crate::fs::inode::retained::RetainedBytes;
+use crate::fs::inode::file::{File, Link};
 use crate::fs::inode::{ControlText, Node, VersionFile};
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
@@ -161,27 +160,6 @@ impl FileSystem {
         }
     }
 
-    /// The name of this inode shows another version from now on: where no handle pins the bytes,
-    /// they stay with the inode, as long as there is room.
-    pub(in crate::fs) fn keep_bytes(&self, state: &mut FileState) {
-        if !self.env.options().reads_unopened() || state.retained.is_some() {
-            return;
-        }
-        let Some(stored) = &state.stored else { return };
-        let Some(object) = self.env.bytes_in_memory(stored) else { return };
-        state.retained = RetainedBytes::within(object, &self.retained_bytes, self.env.options().cache_size);
-    }
-
-    /// The bytes that a dead worker kept so.
-    pub(in crate::fs) fn keep_restored(&self, state: &mut FileState) {
-        if self.env.options().reads_unopened()
-            && state.link != Link::Current
-            && let Some(object) = state.pinned.take()
-        {
-            state.retained = Some(RetainedBytes::new(object, &self.retained_bytes));
-        }
-    }
-
     async fn read_version(
         &self,
         ctx: &RequestCtx,
@@ -274,7 +252,7 @@ impl FileSystem {
     async fn becomes_current(&self, file: &File, was: &Stored) -> bool {
         let name = file.state().name.clone();
         let Peek::Value(found) = self.env.cache().peek(&name) else { return false };
-        if !self.is_newest(file)
+        if !self.namespace.is_newest(file)
             && (found.object.meta.id != was.id || !self.become_version_unopened(file, &found.object))
         {
             return false;
@@ -304,12 +282,14 @@ impl FileSystem {
             shown.ino != file.ino && !is_it
         });
         if let Some(older) = &older {
-            if self.is_behind((id, version, *updated_at), older) || self.replace(&tx, older).is_err() {
+            if self.namespace.is_behind((id, version, *updated_at), older)
+                || self.namespace.replace(&tx, older).is_err()
+            {
                 return false;
             }
             table.unpoint(name, older.ino);
         }
-        if !self.become_version(&tx, file, object) {
+        if !self.namespace.become_version(&tx, file, object) {
             return false;
         }
         let mut state = file.change(&tx);

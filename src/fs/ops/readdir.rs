@@ -384,13 +384,13 @@ impl FileSystem {
         let mut found: Vec<DirEntry> = Vec::new();
         let mut dirs = HashSet::new();
         for name in names {
-            let mut shown = self.shown(&mut table, name, under);
+            let mut shown = table.shown(name, under);
             if let Some((text, Rest::Dir(below))) = &shown
                 && positions.get(text).is_some_and(|at| listing.is_shown_file(*at))
                 && let Some(owner) = below.self_name()
             {
-                self.pin_as_file(&mut table, &owner, name);
-                shown = self.shown(&mut table, name, under);
+                table.keep_a_file(&owner, name);
+                shown = table.shown(name, under);
             }
             let Some((text, rest)) = shown else { continue };
             let own = matches!(&rest, Rest::Dir(dir) if !name.as_str().starts_with(dir.as_str()));
@@ -465,14 +465,14 @@ impl FileSystem {
         let over = nothing_recent && listings.handed.is_empty();
         listings.watched = !over;
         drop(listings);
-        untrue.into_iter().for_each(|ino| self.inval_pages(ino));
+        untrue.into_iter().for_each(|ino| self.env.inval_inode(ino));
         !over
     }
 
     /// The kernel has to ask before a reader continues, also in an open directory.
     pub(in crate::fs) fn forget_kernel_listings(&self) {
         let dirs: Vec<u64> = self.inodes.lock().all_dirs();
-        dirs.into_iter().for_each(|ino| self.inval_pages(ino));
+        dirs.into_iter().for_each(|ino| self.env.inval_inode(ino));
     }
 }
 

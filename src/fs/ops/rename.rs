@@ -78,7 +78,7 @@ impl FileSystem {
         }
         let source = match self.find(ctx, &from_dir, from_name).await? {
             Place::Local(file) => file,
-            Place::Object(found) => self.file_node(&found),
+            Place::Object(found) => self.namespace.file_node(&found),
             Place::Dir(dir) => {
                 return self.move_dir(ctx, &dir, &from_dir, (&to_dir, to_name), replace).await;
             }
@@ -87,7 +87,7 @@ impl FileSystem {
         };
         let target = match self.find(ctx, &to_dir, to_name).await? {
             Place::Local(file) => Some(file),
-            Place::Object(found) => Some(self.file_node(&found)),
+            Place::Object(found) => Some(self.namespace.file_node(&found)),
             Place::Dir(_) => return Err(Errno::EISDIR),
             Place::Absent => None,
         };

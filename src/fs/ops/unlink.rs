@@ -41,7 +41,7 @@ impl FileSystem {
                 },
                 _ => match self.find(ctx, &under, component).await? {
                     Place::Local(file) => file,
-                    Place::Object(found) => self.file_node(&found),
+                    Place::Object(found) => self.namespace.file_node(&found),
                     Place::Dir(_) => return Err(Errno::EISDIR),
                     Place::Absent => return Err(Errno::ENOENT),
                 },

@@ -41,8 +41,8 @@ impl FileSystem {
             refused: Default::default(),
         });
         let node = Node::Version(version);
-        let ttl = self.attr_ttl(&node);
-        Ok(Some(self.entry(&node, ttl)))
+        let ttl = self.namespace.attr_ttl(&node);
+        Ok(Some(self.namespace.entry(&node, ttl)))
     }
 
     /// The versions of an object, oldest first.

@@ -69,7 +69,7 @@ impl FileSystem {
     ) -> Result<(Attr, Duration)> {
         let node = self.inodes.node(ino)?;
         match (&node, set.size) {
-            (_, None) => self.set_local(&node, &set)?,
+            (_, None) => self.namespace.set_local(&node, &set)?,
             (Node::File(_), Some(_)) if self.env.options().read_only => return Err(Errno::EROFS),
             (Node::File(file), Some(size)) => {
                 // The kernel sends the time of truncate(2) with it, which is no utimens call.
@@ -79,7 +79,7 @@ impl FileSystem {
             (Node::Dir(_), Some(_)) => return Err(Errno::EISDIR),
             (Node::Version(_) | Node::Control(..), Some(_)) => return Err(Errno::EPERM),
         }
-        Ok((self.attr(&node), self.attr_ttl(&node)))
+        Ok((self.namespace.attr(&node), self.namespace.attr_ttl(&node)))
     }
 
     async fn resize(
@@ -127,7 +127,7 @@ impl FileSystem {
     fn set_local_if_any(&self, node: &Node, set: &SetAttr) -> Result<()> {
         match set {
             SetAttr { mode: None, uid: None, gid: None, atime: None, mtime: None, .. } => Ok(()),
-            _ => self.set_local(node, set),
+            _ => self.namespace.set_local(node, set),
         }
     }
 

@@ -8,11 +8,9 @@ use std::sync::Arc;
 use crate::fs::FileSystem;
 use crate::fs::inode::DirKind;
 use crate::fs::inode::file::{File, Link};
-use crate::fs::journal::Transaction;
 use crate::fs::name::{DirPrefix, Rest};
 use crate::fs::types::errno::{Errno, Result};
-use crate::vault::save::Stored;
-use crate::vault::{Object, ObjectName};
+use crate::vault::ObjectName;
 
 impl FileSystem {
     /// The helper's rename: the name shows `fresh` from now on. EBUSY if the name shows another
@@ -34,11 +32,11 @@ impl FileSystem {
         let old = shown.filter(|file| file.ino != fresh.ino);
         if let Some(old) = &old {
             let ordered = fresh.state().stored.clone();
-            if ordered.is_some_and(|s| self.is_behind((&s.id, &s.version, s.updated_at), old)) {
+            if ordered.is_some_and(|s| self.namespace.is_behind((&s.id, &s.version, s.updated_at), old)) {
                 // Saved, or found in a newer version, since the rename was ordered.
                 return Err(Errno::EBUSY);
             }
-            self.replace(&tx, old)?;
+            self.namespace.replace(&tx, old)?;
         }
         fresh.change(&tx).link = Link::Current;
         table.point(&name, fresh.ino);
@@ -55,8 +53,10 @@ impl FileSystem {
         let tx = self.env.journal().begin();
         let mut table = self.inodes.lock_in(&tx);
         match table.file(&name) {
-            Some(shown) if shown.ino != file.ino || self.is_newest(&shown) => return Err(Errno::EBUSY),
-            Some(shown) => self.replace(&tx, &shown)?,
+            Some(shown) if shown.ino != file.ino || self.namespace.is_newest(&shown) => {
+                return Err(Errno::EBUSY);
+            }
+            Some(shown) => self.namespace.replace(&tx, &shown)?,
             None => {}
         }
         table.unpoint(&name, file.ino);
@@ -65,20 +65,9 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Detaches a file from its name.
-    pub(in crate::fs) fn replace(&self, tx: &Transaction, old: &File) -> Result<()> {
-        let mut state = old.change(tx);
-        if state.is_dirty() || state.is_only_here() || old.commit_lock.available_permits() == 0 {
-            return Err(Errno::EBUSY);
-        }
-        self.keep_bytes(&mut state);
-        state.link = Link::Replaced;
-        Ok(())
-    }
-
     fn names_changed(&self, table: &mut crate::fs::inode::Table, name: &ObjectName) {
         let mut under = DirPrefix::root();
-        while let Some((_, Rest::Dir(dir))) = self.shown(table, name, &under) {
+        while let Some((_, Rest::Dir(dir))) = table.shown(name, &under) {
             if dir.self_name().as_ref() == Some(name) {
                 under = dir;
                 break;
@@ -86,26 +75,5 @@ impl FileSystem {
             under = dir;
         }
         table.touch(&DirKind::Tree(under), self.env.wall());
-    }
-
-    /// The inode shows another version from now on (`--in-place`, and files without open handles).
-    /// False if it has bytes that the vault does not have.
-    pub(in crate::fs) fn become_version(&self, tx: &Transaction, file: &File, object: &Arc<Object>) -> bool {
-        {
-            if self.is_newest(file) {
-                return false;
-            }
-            let mut state = file.change(tx);
-            if state.is_dirty() || state.is_only_here() || file.commit_lock.available_permits() == 0 {
-                return false;
-            }
-            state.stored = Some(Stored::of(object));
-            state.pinned = (state.opens > 0).then(|| object.clone());
-            state.buffer = None;
-        }
-        if let Some(kernel) = self.env.kernel() {
-            kernel.inval_inode(file.ino);
-        }
-        true
     }
 }

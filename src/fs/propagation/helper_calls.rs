@@ -385,17 +385,17 @@ impl FileSystem {
         let Some(expected) = self.propagator.helper().expected() else { return Some(Err(Errno::EPERM)) };
         let on_the_way = expected.way.iter().find(|(at, text, _)| *at == parent && name == text.as_str());
         if let Some((_, _, kind)) = on_the_way {
-            return Some(Ok(Some(self.dir_entry(kind))));
+            return Some(Ok(Some(self.namespace.dir_entry(kind))));
         }
         if parent != expected.parent {
             return Some(Err(Errno::EPERM));
         }
-        let show = |file: &Arc<File>| self.entry(&Node::File(file.clone()), Duration::ZERO);
+        let show = |file: &Arc<File>| self.namespace.entry(&Node::File(file.clone()), Duration::ZERO);
         Some(match &expected.op {
             HelperOp::Rename { hidden, fresh, .. } if name == hidden.as_str() => Ok(Some(show(fresh))),
             HelperOp::Rename { over, .. } if name == expected.name.as_str() => {
                 let over = over.and_then(|ino| self.inodes.lock().node(ino));
-                Ok(over.map(|node| self.entry(&node, Duration::ZERO)))
+                Ok(over.map(|node| self.namespace.entry(&node, Duration::ZERO)))
             }
             HelperOp::Unlink { file } | HelperOp::Touch { file } if name == expected.name.as_str() => {
                 Ok(Some(show(file)))
@@ -440,7 +440,9 @@ impl FileSystem {
         self.propagator.helper().is(pid).then(|| {
             let is_it = |e: &Expected| matches!(&e.op, HelperOp::Touch { file } if file.ino == ino);
             match self.propagator.helper().take(is_it) {
-                Some(HelperOp::Touch { file }) => Ok((self.attr(&Node::File(file)), Duration::ZERO)),
+                Some(HelperOp::Touch { file }) => {
+                    Ok((self.namespace.attr(&Node::File(file)), Duration::ZERO))
+                }
                 _ => Err(Errno::EPERM),
             }
         })

@@ -3,7 +3,6 @@
 mod apply;
 pub(in crate::fs) mod helper_calls;
 pub(in crate::fs) mod in_flight;
-mod position;
 pub(in crate::fs) mod propagator;
 mod queue;
 pub(in crate::fs) mod repoint;

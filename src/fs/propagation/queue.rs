@@ -28,10 +28,10 @@ use futures_util::StreamExt;
 
 use crate::fs::inode::DirKind;
 use crate::fs::inode::file::File;
+use crate::fs::namespace::position::NamePosition;
 use crate::fs::propagation::helper_calls::{
     CallResult, Expected, HelperCall, HelperOp, errno_text, hidden_name,
 };
-use crate::fs::propagation::position::NamePosition;
 use crate::fs::propagation::propagator::Why;
 use crate::fs::{FileSystem, Kernel};
 use crate::vault::cache::{Peek, PrefixState};
@@ -167,12 +167,12 @@ impl FileSystem {
             // Its commit decides what the name shows. That it is another inode than before is so
             // already.
             if why == Why::Repoint {
-                self.inval_name(name);
+                self.namespace.inval_name(name);
             }
             return Propagated::Done;
         }
         self.make_way_for(name);
-        let Some(position) = self.name_position(name) else { return Propagated::Done };
+        let Some(position) = self.namespace.name_position(name) else { return Propagated::Done };
         if position.is_below {
             if let Some(kernel) = self.env.kernel() {
                 // It may have a negative entry for that directory.
@@ -236,7 +236,9 @@ impl FileSystem {
             (false, _) if self.env.options().in_place => {
                 let tx = self.env.journal().begin();
                 let _table = self.inodes.lock_in(&tx);
-                self.become_version(&tx, used, &object).then(|| HelperOp::Touch { file: used.clone() })
+                self.namespace
+                    .become_version(&tx, used, &object)
+                    .then(|| HelperOp::Touch { file: used.clone() })
             }
             _ => {
                 let mut table = self.inodes.lock();
@@ -310,8 +312,8 @@ impl FileSystem {
     /// The kernel forgets what it knows of the name; the next lookup finds out.
     fn only_forget(&self, name: &ObjectName, why: &str) {
         self.propagator.helper().fell_back(why);
-        self.inval_name(name);
-        if let (Some(kernel), Some(position)) = (self.env.kernel(), self.name_position(name)) {
+        self.namespace.inval_name(name);
+        if let (Some(kernel), Some(position)) = (self.env.kernel(), self.namespace.name_position(name)) {
             // A listing that the kernel keeps.
             kernel.inval_inode(position.parent);
         }

@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -22,7 +22,7 @@ use crate::fs::journal::{JournalWriter, Key};
 use crate::fs::name::DirPrefix;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::{Caller, FileSystem};
-use crate::vault::{ObjectId, ObjectName, VersionTag};
+use crate::vault::ObjectName;
 
 /// How long an open may be on its way that found the inode from before, on a machine under load.
 const ON_THE_WAY: Duration = Duration::from_secs(30);
@@ -107,7 +107,7 @@ impl FileSystem {
             self.propagator.begin_repoint(name);
         } else {
             self.propagator.repoints().begin(name);
-            self.inval_name(name);
+            self.namespace.inval_name(name);
             self.repointed(name, self.propagator.repoints().number(name));
         }
     }
@@ -147,29 +147,5 @@ impl FileSystem {
                 || dir.is_some_and(|dir| state.name.as_str().starts_with(dir.as_str()));
             is_it && state.link == Link::Replaced
         })
-    }
-
-    /// Whether the file is the newest version that is known: what says otherwise was asked for
-    /// earlier.
-    pub(in crate::fs) fn is_newest(&self, file: &File) -> bool {
-        let state = file.state();
-        let stored = state.stored.as_ref();
-        stored.is_some_and(|s| self.env.cache().is_newest(&state.name, &s.id, &s.version, s.updated_at))
-    }
-
-    /// Whether a version was asked for before the one that the name shows: a save, or a later
-    /// answer, has brought that one. A vault that was restored from a backup goes back in time, and
-    /// what is known with it.
-    pub(in crate::fs) fn is_behind(
-        &self,
-        (id, version, at): (&ObjectId, &VersionTag, SystemTime),
-        shown: &File,
-    ) -> bool {
-        let (name, is_later) = {
-            let state = shown.state();
-            let is_later = state.stored.as_ref().is_some_and(|s| s.id == *id && s.updated_at > at);
-            (state.name.clone(), is_later)
-        };
-        (is_later || self.is_newest(shown)) && !self.env.cache().is_newest(&name, id, version, at)
     }
 }

@@ -71,19 +71,15 @@ impl FileSystem {
             (state.pinned, state.retained, state.buffer) = (None, None, None);
             (state.link == Link::Current).then(|| state.name.clone())
         };
-        if let Some(kernel) = self.env.kernel() {
-            kernel.inval_inode(file.ino);
-        }
+        self.env.inval_inode(file.ino);
         if let Some(name) = shown {
-            self.inval_name(&name);
+            self.namespace.inval_name(&name);
         }
     }
 
     fn take_version(&self, version: &VersionFile) {
         version.refused.store(true, Ordering::Release);
         self.inodes.lock().note_node(version.ino);
-        if let Some(kernel) = self.env.kernel() {
-            kernel.inval_inode(version.ino);
-        }
+        self.env.inval_inode(version.ino);
     }
 }

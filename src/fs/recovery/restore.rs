@@ -367,7 +367,7 @@ impl FileSystem {
             if again {
                 state.retrying = Some(self.env.now());
             }
-            self.keep_restored(&mut state);
+            self.inodes.keep_restored(&mut state);
             if !moving.contains(&file.ino) {
                 state.release();
             }

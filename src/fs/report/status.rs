@@ -204,7 +204,7 @@ impl FileSystem {
             inodes,
             handles: self.handles.count(),
             scratch_bytes,
-            owners_set: self.owners_set(),
+            owners_set: self.namespace.owners_set(),
             audit: self.report.audit().map(|audit| audit.status()),
             processes: self.report.processes.get().cloned(),
             unsaved: self.unsaved(),

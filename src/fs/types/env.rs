@@ -136,6 +136,13 @@ impl Env {
         let _ = self.kernel.set(kernel);
     }
 
+    /// Makes the kernel read an inode anew.
+    pub fn inval_inode(&self, ino: u64) {
+        if let Some(kernel) = self.kernel() {
+            kernel.inval_inode(ino);
+        }
+    }
+
     /// For how long the kernel may go on without asking, where what changes is brought to it.
     pub fn ttl(&self, fresh_for: Duration) -> Duration {
         if fresh_for.is_zero() || !self.cache.is_refreshed() { fresh_for } else { self.longest_ttl() }

@@ -326,12 +326,12 @@ impl FileSystem {
         // there.
         let gives_way = |other: &Arc<File>| {
             let is_ours = other.state().is_beyond_vault();
-            moved || (is_behind && !is_ours && !self.is_newest(other))
+            moved || (is_behind && !is_ours && !self.namespace.is_newest(other))
         };
         if let Some(other) = other.filter(gives_way) {
             {
                 let mut state = other.change(tx);
-                self.keep_bytes(&mut state);
+                self.inodes.keep_bytes(&mut state);
                 state.link = Link::Replaced;
             }
             table.unpoint(&job.name, other.ino);

@@ -142,7 +142,7 @@ impl FileSystem {
         match self.delete_hidden(name, |hidden| hidden.backup.is_none(), call).await {
             Ok(deletion) => {
                 if deletion == Deletion::Made {
-                    self.inval_name(name);
+                    self.namespace.inval_name(name);
                 }
                 Ok(deletion != Deletion::Reused)
             }
@@ -185,7 +185,7 @@ impl FileSystem {
                         "was to be deleted and is not: it was changed elsewhere meanwhile"
                     );
                     self.inodes.lock().cancel_delete(name);
-                    self.inval_name(name);
+                    self.namespace.inval_name(name);
                     return Ok(Deletion::Void);
                 }
                 Err(e) if e.kind != ErrorKind::NotFound => return Err(e),
@@ -212,6 +212,6 @@ impl FileSystem {
     /// What is hidden under `name` shows again.
     pub(in crate::fs) fn show_again(&self, name: &ObjectName) {
         self.inodes.lock().unhide(name);
-        self.inval_name(name);
+        self.namespace.inval_name(name);
     }
 }

@@ -41,7 +41,7 @@ impl FileSystem {
                 Peek::Exists | Peek::Unknown => true,
             };
             if is_still_there {
-                let path = self.path_of(name.as_str());
+                let path = self.namespace.path_of(name.as_str());
                 failed_deletes.push(FailedDelete {
                     name: name.as_str().to_owned(),
                     path,
@@ -94,7 +94,7 @@ impl FileSystem {
         }
         table.defer_delete(name, stored, self.env.now());
         drop(table);
-        self.inval_name(name);
+        self.namespace.inval_name(name);
         true
     }
 

@@ -32,7 +32,7 @@ impl FileSystem {
             })
             .collect();
         for write in &mut unsaved {
-            write.path = self.path_of(&write.name);
+            write.path = self.namespace.path_of(&write.name);
         }
         unsaved.sort_by(|a, b| a.name.cmp(&b.name));
         unsaved
@@ -68,7 +68,7 @@ impl FileSystem {
         for file in &files {
             let name = self.give_up(file);
             tracing::warn!(name = name.as_str(), "an unsaved write was discarded, as asked for");
-            self.inval_name(&name);
+            self.namespace.inval_name(&name);
         }
         kept || !files.is_empty()
     }

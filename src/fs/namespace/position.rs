@@ -1,13 +1,13 @@
 //! Where a name shows, as far as the kernel knows the way to it.
 
-use crate::fs::FileSystem;
 use crate::fs::inode::{DirKind, ROOT};
 use crate::fs::name::{DirPrefix, Rest, SELF};
+use crate::fs::namespace::Namespace;
 use crate::vault::ObjectName;
 
 /// Where a name shows.
 #[derive(Debug)]
-pub(super) struct NamePosition {
+pub(in crate::fs) struct NamePosition {
     /// The directories on the way: where, under which name, which.
     pub way: Vec<(u64, String, DirKind)>,
     /// The directory.
@@ -21,9 +21,9 @@ pub(super) struct NamePosition {
     pub is_below: bool,
 }
 
-impl FileSystem {
+impl Namespace {
     /// Where `name` shows, as far as the kernel knows the way.
-    pub(super) fn name_position(&self, name: &ObjectName) -> Option<NamePosition> {
+    pub(in crate::fs) fn name_position(&self, name: &ObjectName) -> Option<NamePosition> {
         let mut table = self.inodes.lock();
         let mut under = DirPrefix::root();
         let mut position = NamePosition {
@@ -34,7 +34,7 @@ impl FileSystem {
             is_below: false,
         };
         loop {
-            let (text, rest) = self.shown(&mut table, name, &under)?;
+            let (text, rest) = table.shown(name, &under)?;
             let Rest::Dir(dir) = rest else {
                 position.text = text;
                 return Some(position);
