@@ -9,7 +9,6 @@ use crate::fs::handle::Handles;
 use crate::fs::inode::InodeTable;
 use crate::fs::journal::{Journal, JournalWriter};
 use crate::fs::namespace::Namespace;
-use crate::fs::ops::prefetch::Scans;
 use crate::fs::propagation::propagator::Propagator;
 use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
@@ -49,8 +48,6 @@ impl Builder {
             crash_records: Mutex::default(),
             suspects_alone: Mutex::default(),
             temporaries: Temporaries::new(env.clone()),
-            listings: Mutex::default(),
-            scans: Scans::new(env.clone()),
             writeback: Writeback::new(env.clone()),
             propagator: Propagator::new(env.clone()),
             report: Report::new(self.audit),

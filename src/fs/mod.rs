@@ -58,7 +58,6 @@ pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
 use crate::fs::handle::Handles;
 use crate::fs::namespace::Namespace;
-use crate::fs::ops::prefetch::Scans;
 use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
 use crate::fs::types::env::Env;
@@ -119,8 +118,6 @@ pub struct FileSystem {
     /// What suspects do on the kernel's threads is done by one of them at a time.
     suspects_alone: Mutex<()>,
     temporaries: Temporaries,
-    listings: Mutex<crate::fs::namespace::listing::Listings>,
-    scans: Arc<Scans>,
     writeback: Writeback,
     report: Report,
     propagator: Propagator,
@@ -138,7 +135,7 @@ impl FileSystem {
         self.env.attach_kernel(kernel);
         if self.env.options().reads_unopened() {
             // After a takeover the kernel may have names that are unknown here.
-            self.forget_kernel_listings();
+            self.namespace.forget_kernel_listings();
         }
     }
 

@@ -19,6 +19,17 @@ pub struct Dir {
     pub kind: DirKind,
 }
 
+impl Dir {
+    /// Its name for the log.
+    pub fn log_name(&self) -> &str {
+        match &self.kind {
+            DirKind::Tree(under) | DirKind::Histories(under) => under.as_str(),
+            DirKind::History(name, _) => name.as_str(),
+            DirKind::Control => "",
+        }
+    }
+}
+
 /// One old version of an object; immutable.
 #[derive(Debug)]
 pub struct VersionFile {

@@ -23,6 +23,7 @@
 //! without knowledge of the vault or of inodes. The caller handles `.versions` and `.vaultfs` at
 //! the root.
 
+pub(in crate::fs) mod patterns;
 mod spelling;
 
 use std::fmt;

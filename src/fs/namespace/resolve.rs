@@ -1,6 +1,6 @@
 //! Resolves a directory and a file name to an inode. No other module interprets names.
 //!
-//! 1. What is known is answered at once. Otherwise [`FileSystem::locate`] returns what it
+//! 1. What is known is answered at once. Otherwise [`Namespace::locate`] returns what it
 //!    [`Need`]s; the caller requests it and calls again with the answers. An absence is never
 //!    guessed.
 //! 2. A name can be an object, a directory that other names imply, or both. Both: it is a
@@ -12,16 +12,15 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::failpoint;
+use crate::fs::inode::DirKind;
 use crate::fs::inode::file::File;
-use crate::fs::inode::{ControlFile, Dir, DirKind, Node};
 use crate::fs::name;
-use crate::fs::name::{CONTROL, Decoded, DirPrefix, Refused, Rest, VERSIONS};
+use crate::fs::name::{Decoded, DirPrefix, Refused, Rest};
+use crate::fs::namespace::Namespace;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{Entry, FileSystem};
 use crate::vault::cache::{Found, Peek, PrefixState};
 use crate::vault::{Call, Error, ErrorKind, ObjectName};
 
@@ -59,97 +58,10 @@ pub(in crate::fs) struct Answers {
     unlisted: bool,
 }
 
-impl FileSystem {
-    /// LOOKUP.
-    pub async fn lookup(
-        self: &Arc<Self>,
-        ctx: &RequestCtx,
-        parent: u64,
-        component: &OsStr,
-    ) -> Result<Option<Entry>> {
-        let dir = self.directory(parent)?;
-        self.env.cache().used(self.env.longest_ttl());
-        match &dir.kind {
-            DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
-                Ok(Some(self.namespace.dir_entry(&DirKind::Histories(DirPrefix::root()))))
-            }
-            DirKind::Tree(under) if under.is_root() && component == CONTROL => {
-                Ok(Some(self.namespace.dir_entry(&DirKind::Control)))
-            }
-            DirKind::Tree(under) => {
-                let place = self.within(parent, self.find(ctx, under, component)).await?;
-                Ok(self.namespace.tree_entry(place))
-            }
-            DirKind::Histories(under) => {
-                Ok(self.namespace.history_entry(self.find(ctx, under, component).await?))
-            }
-            DirKind::History(name, id) => Box::pin(self.lookup_version(ctx, (name, id), component)).await,
-            DirKind::Control => Ok(ControlFile::named(component).map(|which| {
-                let text = self.control_bytes(which);
-                let node = self.inodes.lock().control(text, self.env.wall());
-                self.namespace.entry(&node, Duration::ZERO)
-            })),
-        }
-    }
-
-    /// For how long the kernel may take it for true that a lookup found nothing: as long as the
-    /// vault's answer is fresh. Nothing but a look in here brings such a name about: what is made
-    /// here is made through the kernel, and what reappears without a request is announced
-    /// (`inval_name`).
-    pub fn absent_for(&self, parent: u64, component: &OsStr) -> Duration {
-        let Ok(dir) = self.directory(parent) else { return Duration::ZERO };
-        let DirKind::Tree(under) = &dir.kind else { return Duration::ZERO };
-        let (as_file, as_dir) = match name::decode(component.as_bytes(), under) {
-            Ok(Decoded::Entry { as_file, as_dir }) => (as_file, as_dir),
-            Ok(Decoded::SelfFile(_) | Decoded::Beside { .. }) | Err(_) => return Duration::ZERO,
-        };
-        let as_file = as_file.filter(|name| self.is_allowed(name));
-        if self.may_come_back(as_file.as_ref(), as_dir.as_ref()) {
-            return Duration::ZERO;
-        }
-        let mut absent = Duration::MAX;
-        if let Some(name) = as_file {
-            let table = self.inodes.lock();
-            if table.deferred(&name).is_some() || table.file(&name).is_some() {
-                return Duration::ZERO;
-            }
-            drop(table);
-            match self.env.cache().peek(&name) {
-                Peek::Absent(ttl) => absent = ttl,
-                Peek::Value(_) | Peek::Exists | Peek::AbsentBefore | Peek::Unknown => return Duration::ZERO,
-            }
-        }
-        match as_dir {
-            Some(dir) => absent.min(self.env.cache().not_implied_for(dir.as_str())),
-            None => absent.min(self.env.options().refresh),
-        }
-    }
-
-    /// The directory with this number.
-    pub(in crate::fs) fn directory(&self, ino: u64) -> Result<Arc<Dir>> {
-        let table = self.inodes.lock();
-        match table.node(ino).ok_or(Errno::ESTALE)? {
-            Node::Dir(dir) if table.is_removed(&dir) => Err(Errno::ENOENT),
-            Node::Dir(dir) => Ok(dir),
-            Node::File(_) | Node::Version(_) | Node::Control(..) => Err(Errno::ENOTDIR),
-        }
-    }
-
-    /// The prefix of a directory in which objects can be changed.
-    pub(in crate::fs) fn changeable(&self, parent: u64) -> Result<DirPrefix> {
-        let dir = self.directory(parent)?;
-        if self.env.options().read_only {
-            return Err(Errno::EROFS);
-        }
-        match &dir.kind {
-            DirKind::Tree(under) => Ok(under.clone()),
-            DirKind::Histories(_) | DirKind::History(..) | DirKind::Control => Err(Errno::EPERM),
-        }
-    }
-
+impl Namespace {
     /// Resolves `component` in `under`, with requests to the vault as needed.
     pub(in crate::fs) async fn find(
-        self: &Arc<Self>,
+        &self,
         ctx: &RequestCtx,
         under: &DirPrefix,
         component: &OsStr,
@@ -170,7 +82,7 @@ impl FileSystem {
     /// Requests what is needed. Returns an empty directory made here, which exists although the
     /// request failed.
     async fn request(
-        self: &Arc<Self>,
+        &self,
         call: &Call,
         need: Need,
         (under, component): (&DirPrefix, &OsStr),
@@ -229,8 +141,8 @@ impl FileSystem {
         let text = component.to_string_lossy();
         let is_file =
             self.env.options().names.iter().any(|name| dir.as_str().strip_suffix('/') == Some(name.as_str()))
-                || self.temporaries.patterns().matches(&text)
-                || self.temporaries.patterns().is_provisional(&text);
+                || self.patterns.matches(&text)
+                || self.patterns.is_provisional(&text);
         match is_file {
             true => Ok(Place::Absent),
             false => Err(self.env.refused(
@@ -268,7 +180,7 @@ impl FileSystem {
         }
         if let Some(name) = as_file {
             match self.file_at(&name, answers) {
-                Ok(Place::Absent) => self.namespace.vanished(&name),
+                Ok(Place::Absent) => self.vanished(&name),
                 known => return Ok(known),
             }
         } else if let Some(dir) = &as_dir
@@ -359,7 +271,7 @@ impl FileSystem {
             gone
         };
         tracing::info!(name = dir.as_str(), "an empty directory gives way to an object of its name");
-        gone.into_iter().for_each(|ino| self.listings().removed(ino));
+        gone.into_iter().for_each(|ino| self.dir_removed(ino));
     }
 
     /// An object was made elsewhere: an empty directory of its name is removed, and the kernel is
@@ -371,7 +283,7 @@ impl FileSystem {
             && self.is_bare(&dir)
         {
             self.give_way(&dir);
-            self.namespace.inval_name(name);
+            self.inval_name(name);
         }
     }
 

@@ -35,7 +35,7 @@ impl FileSystem {
         component: &OsStr,
         create: Create,
     ) -> Result<(Entry, Opened)> {
-        let under = self.changeable(parent)?;
+        let under = self.namespace.changeable(parent)?;
         let name = self.name_to_create("create", &under, component)?;
         if let Some(handle) = self.handles.opened_before(ctx)
             && let Held::File { file, .. } = &handle.held
@@ -104,7 +104,7 @@ impl FileSystem {
             Err(Refused::Spelling) => None,
         };
         let name = name.ok_or_else(|| self.no_such_name(operation, component))?;
-        if !self.is_allowed(&name) {
+        if !self.namespace.is_allowed(&name) {
             return Err(self.env.refused(
                 operation,
                 name.as_str(),

@@ -49,7 +49,7 @@ impl FileSystem {
             _ => return Err(self.refuse_special("mknod", component)),
         };
         let (under, name) = self.place_to_create("mknod", parent, component)?;
-        match self.find(ctx, &under, component).await? {
+        match self.namespace.find(ctx, &under, component).await? {
             Place::Local(file) if matches!(ctx.resumed, Some(Intent::Make)) => {
                 Ok(self.namespace.entry(&Node::File(file), self.env.options().refresh))
             }
@@ -109,7 +109,7 @@ impl FileSystem {
             return Err(self.refuse_special("link", component));
         };
         let (under, name) = self.place_to_create("link", parent, component)?;
-        let place = self.find(ctx, &under, component).await?;
+        let place = self.namespace.find(ctx, &under, component).await?;
         if file.kind == FileKind::Regular {
             return Box::pin(self.copy(ctx, &file, (&under, &name), place)).await;
         }
@@ -232,7 +232,7 @@ impl FileSystem {
         parent: u64,
         component: &OsStr,
     ) -> Result<(DirPrefix, ObjectName)> {
-        let under = self.changeable(parent)?;
+        let under = self.namespace.changeable(parent)?;
         let name = self.name_to_create(operation, &under, component)?;
         Ok((under, name))
     }

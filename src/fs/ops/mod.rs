@@ -3,10 +3,10 @@
 mod attr;
 mod close;
 pub(in crate::fs) mod create;
+mod lookup;
 pub(in crate::fs) mod mkdir;
 pub(in crate::fs) mod mknod;
 pub(in crate::fs) mod open;
-pub(in crate::fs) mod prefetch;
 pub(in crate::fs) mod read;
 pub(in crate::fs) mod readdir;
 pub(in crate::fs) mod rename;

@@ -52,7 +52,7 @@ impl FileSystem {
         to: At<'_>,
         flags: u32,
     ) -> Result<()> {
-        let (from_dir, to_dir) = (self.changeable(from.0)?, self.changeable(to.0)?);
+        let (from_dir, to_dir) = (self.namespace.changeable(from.0)?, self.namespace.changeable(to.0)?);
         if flags & !libc::RENAME_NOREPLACE != 0 {
             return Err(Errno::EINVAL);
         }
@@ -76,7 +76,7 @@ impl FileSystem {
             let to = (to_dir, to_name, name.clone());
             return self.move_on(ctx, &from_dir, to, (*ino, *over, hides)).await;
         }
-        let source = match self.find(ctx, &from_dir, from_name).await? {
+        let source = match self.namespace.find(ctx, &from_dir, from_name).await? {
             Place::Local(file) => file,
             Place::Object(found) => self.namespace.file_node(&found),
             Place::Dir(dir) => {
@@ -85,7 +85,7 @@ impl FileSystem {
             Place::Absent if matches!(ctx.resumed, Some(Intent::RenameDir)) => return Ok(()),
             Place::Absent => return Err(Errno::ENOENT),
         };
-        let target = match self.find(ctx, &to_dir, to_name).await? {
+        let target = match self.namespace.find(ctx, &to_dir, to_name).await? {
             Place::Local(file) => Some(file),
             Place::Object(found) => Some(self.namespace.file_node(&found)),
             Place::Dir(_) => return Err(Errno::EISDIR),

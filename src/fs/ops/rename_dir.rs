@@ -35,10 +35,10 @@ impl FileSystem {
         }
         let call = ctx.call().await;
         self.env.cache().list_all(call).await.map_err(|e| self.env.failed("rename", dir.as_str(), &e))?;
-        let over = match self.find(ctx, to.0, to.1).await? {
+        let over = match self.namespace.find(ctx, to.0, to.1).await? {
             Place::Absent => None,
             Place::Dir(_) if !replace => return Err(Errno::EEXIST),
-            Place::Dir(target) if self.names_in(&target).is_empty() => Some(target),
+            Place::Dir(target) if self.namespace.names_in(&target).is_empty() => Some(target),
             Place::Dir(_) => return Err(Errno::ENOTEMPTY),
             Place::Local(_) | Place::Object(_) => return Err(Errno::ENOTDIR),
         };
@@ -46,7 +46,7 @@ impl FileSystem {
         if let Some(target) = over.filter(|_| alone) {
             // Empty as it looks, objects can be hidden in it: they end as at rmdir(2).
             self.flush_deferred_in(&target, call).await?;
-            if !self.is_in_memory_alone(&target) || !self.names_in(&target).is_empty() {
+            if !self.is_in_memory_alone(&target) || !self.namespace.names_in(&target).is_empty() {
                 return Err(Errno::ENOTEMPTY);
             }
         }
@@ -66,13 +66,13 @@ impl FileSystem {
             table.touch(&DirKind::Tree(parent.clone()), now);
         }
         drop(table);
-        gone.into_iter().for_each(|ino| self.listings().removed(ino));
+        gone.into_iter().for_each(|ino| self.namespace.dir_removed(ino));
         Ok(())
     }
 
     /// Whether no object and no file is below `dir`, as far as all names are known.
     fn is_in_memory_alone(&self, dir: &DirPrefix) -> bool {
-        if self.names_in(dir).contains_key(SELF) {
+        if self.namespace.names_in(dir).contains_key(SELF) {
             return false;
         }
         let table = self.inodes.lock();

@@ -26,7 +26,7 @@ impl FileSystem {
         component: &OsStr,
         remover: impl Future<Output = Remover>,
     ) -> Result<()> {
-        let under = self.changeable(parent)?;
+        let under = self.namespace.changeable(parent)?;
         let work = async {
             ctx.call().await;
             let hides = match remover.await {
@@ -39,7 +39,7 @@ impl FileSystem {
                     Some(file) => file,
                     None => return Ok(()),
                 },
-                _ => match self.find(ctx, &under, component).await? {
+                _ => match self.namespace.find(ctx, &under, component).await? {
                     Place::Local(file) => file,
                     Place::Object(found) => self.namespace.file_node(&found),
                     Place::Dir(_) => return Err(Errno::EISDIR),

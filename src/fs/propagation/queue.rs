@@ -171,7 +171,7 @@ impl FileSystem {
             }
             return Propagated::Done;
         }
-        self.make_way_for(name);
+        self.namespace.make_way_for(name);
         let Some(position) = self.namespace.name_position(name) else { return Propagated::Done };
         if position.is_below {
             if let Some(kernel) = self.env.kernel() {

@@ -50,7 +50,7 @@ impl FileSystem {
         };
         let inodes = files.into_iter().chain(versions.iter().map(|version| version.ino));
         inodes.for_each(|ino| kernel.inval_inode(ino));
-        self.forget_kernel_listings();
+        self.namespace.forget_kernel_listings();
     }
 
     /// Whether a revocation takes away what is read of this inode.

@@ -203,12 +203,11 @@ impl FileSystem {
             Key::Listing(ino) => Some(*ino),
             _ => None,
         });
-        let now = self.env.now();
         for ino in numbers {
             let Some(head) = contents.read::<Head>(&Key::Listing(ino)) else { continue };
             let mut part = |part| contents.read::<Vec<DirEntry>>(&Key::ListingPart(ino, part));
             if let Some(parts) = (0..head.parts).map(&mut part).collect::<Option<Vec<_>>>() {
-                self.listings().put(ino, Listing::restored(parts.concat(), head), now);
+                self.namespace.restore_listing(ino, Listing::restored(parts.concat(), head));
             }
         }
     }
@@ -244,7 +243,7 @@ impl FileSystem {
             }
             HeldRecord::Dir(ino) => match node(ino)? {
                 Node::Dir(dir) => {
-                    *self.listings().opens.entry(ino).or_default() += 1;
+                    self.namespace.restore_open_dir(ino);
                     Some(Held::Dir { dir, listing: None.into(), cached: false })
                 }
                 _ => None,

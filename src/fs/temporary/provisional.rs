@@ -44,9 +44,9 @@ impl FileSystem {
         let Some(component) = component.to_str() else { return Persistence::Vault };
         if self.inodes.lock().deferred(name).is_some() {
             Persistence::Vault
-        } else if self.temporaries.patterns().matches(component) {
+        } else if self.namespace.patterns().matches(component) {
             Persistence::Scratch
-        } else if flags & libc::O_EXCL != 0 && self.temporaries.patterns().is_provisional(component) {
+        } else if flags & libc::O_EXCL != 0 && self.namespace.patterns().is_provisional(component) {
             Persistence::Provisional
         } else {
             Persistence::Vault
@@ -77,9 +77,9 @@ impl FileSystem {
         };
         let free = target.is_none_or(|target| target.state().is_only_here());
         let is_new = target.is_none() && self.inodes.lock().deferred(name).is_none();
-        if self.temporaries.patterns().matches(component) && is_new && !is_object && !is_backup {
+        if self.namespace.patterns().matches(component) && is_new && !is_object && !is_backup {
             Persistence::Scratch
-        } else if self.temporaries.patterns().is_provisional(component) && (free || is_object) {
+        } else if self.namespace.patterns().is_provisional(component) && (free || is_object) {
             Persistence::Provisional
         } else {
             Persistence::Vault

@@ -5,7 +5,7 @@
 //!    previous one and appends new names. No remaining name is skipped or repeated, with concurrent
 //!    readers, and without handles.
 //! 2. A listing of many pages is shown while it grows, in the order of the vault's pages.
-//! 3. Listings are large. They are dropped [`KEPT`] after their last use; a reader that resumes
+//! 3. Listings are large. They are dropped some time after their last use; a reader that resumes
 //!    later still finds its place if no name has changed.
 //! 4. What readers were given is journaled for a successor, in parts: each part once, however often
 //!    a listing grows.
@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -22,9 +22,6 @@ use tokio::time::timeout;
 
 use crate::fs::types::attr::FileKind;
 use crate::fs::types::errno::{Errno, Result};
-
-/// How long a listing is kept for readers that resume.
-pub const KEPT: Duration = Duration::from_secs(30);
 
 /// One entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,7 +183,7 @@ impl Listing {
 
     /// Replaces another listing of the same directory, which is not journaled any more: its
     /// readers' positions are valid in this one, and its unchanged parts count for this one.
-    fn take_the_place_of(&self, before: &Self) {
+    pub fn take_the_place_of(&self, before: &Self) {
         if !std::ptr::eq(self, before) {
             let (mut before, mut now) = (before.state(), self.state());
             before.given_way = true;
@@ -393,101 +390,6 @@ fn renew(before: &[DirEntry], last: u64, mut entries: Vec<DirEntry>) -> (Vec<Dir
     }
     entries.sort_unstable_by_key(|entry| entry.cookie);
     (entries, last)
-}
-
-/// The change counters of the vault's names and of the names made here, at the time of a listing:
-/// while both are unchanged the listing is valid.
-pub type Stamp = (u64, u64);
-
-/// A listing that the kernel keeps.
-#[derive(Debug, Clone, Copy)]
-pub struct Handed {
-    /// Valid as long as this is; `None` where that is unknown.
-    pub stamp: Option<Stamp>,
-    /// And as long as this.
-    pub until: Option<Instant>,
-}
-
-/// The listings that are in use, by directory.
-#[derive(Debug, Default)]
-pub struct Listings {
-    recent: HashMap<u64, (Arc<Listing>, Instant)>,
-    /// Directories with dropped listings, and their journaled parts.
-    pub dropped: Vec<(u64, u32)>,
-    /// What the kernel may have.
-    pub handed: HashMap<u64, Handed>,
-    /// Open handles.
-    pub opens: HashMap<u64, usize>,
-    /// A task maintains them.
-    pub watched: bool,
-}
-
-impl Listings {
-    /// The last listing of a directory, if it was not dropped.
-    pub fn recent(&mut self, ino: u64, now: Instant) -> Option<Arc<Listing>> {
-        let (listing, used) = self.recent.get_mut(&ino)?;
-        *used = now;
-        Some(listing.clone())
-    }
-
-    /// The listing from now on.
-    pub fn put(&mut self, ino: u64, listing: Arc<Listing>, now: Instant) {
-        if let Some((before, _)) = self.recent.insert(ino, (listing.clone(), now)) {
-            listing.take_the_place_of(&before);
-        }
-    }
-
-    /// See [`Listing::take_away`].
-    pub fn take_away(&self) {
-        self.recent.values().for_each(|(listing, _)| listing.take_away());
-    }
-
-    /// The listing is withdrawn.
-    pub fn drop_listing(&mut self, ino: u64, listing: &Arc<Listing>) {
-        if self.recent.get(&ino).is_some_and(|(recent, _)| Arc::ptr_eq(recent, listing)) {
-            self.recent.remove(&ino);
-            self.dropped.push((ino, listing.noted_parts()));
-        }
-    }
-
-    /// The directory was removed; another one may get its number later.
-    pub fn removed(&mut self, ino: u64) {
-        self.handed.remove(&ino);
-        if let Some((listing, _)) = self.recent.remove(&ino) {
-            self.dropped.push((ino, listing.noted_parts()));
-        }
-    }
-
-    /// A handle was closed.
-    pub fn closed(&mut self, ino: u64) {
-        if let Some(count) = self.opens.get_mut(&ino) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.opens.remove(&ino);
-            }
-        }
-    }
-
-    /// The directories with growing listings.
-    pub fn growing(&self) -> Vec<u64> {
-        let growing = self.recent.iter().filter(|(_, (listing, _))| listing.is_growing());
-        growing.map(|(ino, _)| *ino).collect()
-    }
-
-    /// Drops what was not used lately. Whether nothing is left to maintain.
-    pub fn tidy(&mut self, now: Instant) -> bool {
-        self.recent.retain(|ino, (listing, used)| {
-            let stays = listing.is_growing() || now.saturating_duration_since(*used) < KEPT;
-            if !stays {
-                self.dropped.push((*ino, listing.noted_parts()));
-            }
-            stays
-        });
-        if self.recent.is_empty() {
-            self.recent.shrink_to_fit();
-        }
-        self.recent.is_empty()
-    }
 }
 
 #[cfg(test)]

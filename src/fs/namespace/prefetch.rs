@@ -14,10 +14,10 @@ use std::sync::{Arc, Weak};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 
-use crate::fs::FileSystem;
 use crate::fs::inode::DirKind;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix};
+use crate::fs::namespace::Namespace;
 use crate::fs::namespace::listing::{DirEntry, Listing};
 use crate::fs::types::env::Env;
 use crate::vault::cache::Peek;
@@ -58,11 +58,11 @@ pub(in crate::fs) struct Scans {
 /// Scans that are remembered; the others begin again.
 const MAX_SCANS: usize = 64;
 
-impl FileSystem {
+impl Namespace {
     /// The value of `name`, which shows in `under`, has to be fetched for its size.
-    pub(in crate::fs) fn prefetch(&self, under: &DirPrefix, name: &ObjectName) {
+    pub fn prefetch(&self, under: &DirPrefix, name: &ObjectName) {
         let Some(dir) = self.inodes.lock().dir_ino(&DirKind::Tree(under.clone())) else { return };
-        let Some(listing) = self.listings().recent(dir, self.env.now()) else { return };
+        let Some(listing) = self.recent_listing(dir) else { return };
         self.scans.looked_up(dir, &listing, under, name);
     }
 }

@@ -1,0 +1,81 @@
+//! LOOKUP: a directory and a file name to an inode, and how long an absence is true.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fs::inode::{ControlFile, DirKind};
+use crate::fs::name;
+use crate::fs::name::{CONTROL, Decoded, DirPrefix, VERSIONS};
+use crate::fs::types::ctx::RequestCtx;
+use crate::fs::types::errno::Result;
+use crate::fs::{Entry, FileSystem};
+use crate::vault::cache::Peek;
+
+impl FileSystem {
+    /// LOOKUP.
+    pub async fn lookup(
+        self: &Arc<Self>,
+        ctx: &RequestCtx,
+        parent: u64,
+        component: &OsStr,
+    ) -> Result<Option<Entry>> {
+        let dir = self.namespace.directory(parent)?;
+        self.env.cache().used(self.env.longest_ttl());
+        match &dir.kind {
+            DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
+                Ok(Some(self.namespace.dir_entry(&DirKind::Histories(DirPrefix::root()))))
+            }
+            DirKind::Tree(under) if under.is_root() && component == CONTROL => {
+                Ok(Some(self.namespace.dir_entry(&DirKind::Control)))
+            }
+            DirKind::Tree(under) => {
+                let place = self.within(parent, self.namespace.find(ctx, under, component)).await?;
+                Ok(self.namespace.tree_entry(place))
+            }
+            DirKind::Histories(under) => {
+                Ok(self.namespace.history_entry(self.namespace.find(ctx, under, component).await?))
+            }
+            DirKind::History(name, id) => Box::pin(self.lookup_version(ctx, (name, id), component)).await,
+            DirKind::Control => Ok(ControlFile::named(component).map(|which| {
+                let text = self.control_bytes(which);
+                let node = self.inodes.lock().control(text, self.env.wall());
+                self.namespace.entry(&node, Duration::ZERO)
+            })),
+        }
+    }
+
+    /// For how long the kernel may take it for true that a lookup found nothing: as long as the
+    /// vault's answer is fresh. Nothing but a look in here brings such a name about: what is made
+    /// here is made through the kernel, and what reappears without a request is announced
+    /// (`inval_name`).
+    pub fn absent_for(&self, parent: u64, component: &OsStr) -> Duration {
+        let Ok(dir) = self.namespace.directory(parent) else { return Duration::ZERO };
+        let DirKind::Tree(under) = &dir.kind else { return Duration::ZERO };
+        let (as_file, as_dir) = match name::decode(component.as_bytes(), under) {
+            Ok(Decoded::Entry { as_file, as_dir }) => (as_file, as_dir),
+            Ok(Decoded::SelfFile(_) | Decoded::Beside { .. }) | Err(_) => return Duration::ZERO,
+        };
+        let as_file = as_file.filter(|name| self.namespace.is_allowed(name));
+        if self.may_come_back(as_file.as_ref(), as_dir.as_ref()) {
+            return Duration::ZERO;
+        }
+        let mut absent = Duration::MAX;
+        if let Some(name) = as_file {
+            let table = self.inodes.lock();
+            if table.deferred(&name).is_some() || table.file(&name).is_some() {
+                return Duration::ZERO;
+            }
+            drop(table);
+            match self.env.cache().peek(&name) {
+                Peek::Absent(ttl) => absent = ttl,
+                Peek::Value(_) | Peek::Exists | Peek::AbsentBefore | Peek::Unknown => return Duration::ZERO,
+            }
+        }
+        match as_dir {
+            Some(dir) => absent.min(self.env.cache().not_implied_for(dir.as_str())),
+            None => absent.min(self.env.options().refresh),
+        }
+    }
+}
