@@ -26,13 +26,11 @@ mod temporary;
 pub mod types;
 mod writeback;
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
-use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use crate::fs::assembly::Builder;
@@ -58,6 +56,7 @@ pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
 use crate::fs::handle::Handles;
 use crate::fs::namespace::Namespace;
+use crate::fs::recovery::replay::{Replay, number_of};
 use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
 use crate::fs::types::env::Env;
@@ -95,28 +94,13 @@ pub trait Kernel: Send + Sync {
     fn has_mount(&self, pid: u32, mount: u64) -> bool;
 }
 
-/// Crash records of unanswered requests.
-#[derive(Debug, Default)]
-struct CrashRecords {
-    of: HashMap<u64, crate::fs::recovery::quarantine::CrashRecord>,
-    /// How the last worker ended.
-    ending: Ending,
-    /// How many requests were under way then.
-    charged: usize,
-}
-
 /// A mounted vault.
 pub struct FileSystem {
     env: Arc<Env>,
     inodes: Arc<InodeTable>,
     handles: Arc<Handles>,
     namespace: Arc<Namespace>,
-    /// Intents of requests (`replay`).
-    intents: Mutex<HashMap<u64, crate::fs::types::ctx::Intent>>,
-    /// Requests that may kill workers (`quarantine`).
-    crash_records: Mutex<CrashRecords>,
-    /// What suspects do on the kernel's threads is done by one of them at a time.
-    suspects_alone: Mutex<()>,
+    replay: Arc<Replay>,
     temporaries: Temporaries,
     writeback: Writeback,
     report: Report,
@@ -137,6 +121,40 @@ impl FileSystem {
             // After a takeover the kernel may have names that are unknown here.
             self.namespace.forget_kernel_listings();
         }
+    }
+
+    /// Does `work`, which never waits, for the request `unique`.
+    pub fn run_now<T>(
+        &self,
+        unique: u64,
+        caller: Caller,
+        work: impl FnOnce(&RequestCtx) -> Result<T>,
+    ) -> Result<T> {
+        self.replay.run_now(unique, caller, work)
+    }
+
+    /// Begins `work` for the request `unique`: polled once, it is done if nothing has to be asked
+    /// of the vault. [`FileSystem::completed`] ends a request that changed something, waited, or
+    /// was resent.
+    pub fn run<'a, T: 'a, W: Work<T> + 'a>(
+        self: &Arc<Self>,
+        unique: u64,
+        caller: Caller,
+        work: impl FnOnce(Arc<Self>, RequestCtx) -> W,
+    ) -> Step<'a, T> {
+        self.replay.run(unique, caller, |ctx| work(self.clone(), ctx))
+    }
+
+    /// The time left for the request.
+    pub fn time_left(&self, unique: u64) -> Duration {
+        self.replay.time_left(unique)
+    }
+
+    /// The request `unique` has been answered: it will not be resent.
+    pub fn completed(&self, unique: u64) {
+        let id = number_of(unique);
+        self.handles.acknowledge_open(id);
+        self.replay.completed(id);
     }
 
     /// What is on its way to the kernel, and the helper.
@@ -180,10 +198,6 @@ impl FileSystem {
         crate::failpoint::point("liveness");
         drop(table);
         self.handles.count();
-    }
-
-    fn intents(&self) -> MutexGuard<'_, HashMap<u64, crate::fs::types::ctx::Intent>> {
-        self.intents.lock()
     }
 
     /// Whether this user is a guest: neither the owner of the mount or of its files, nor root.

@@ -23,15 +23,15 @@ const LAYERS: &[&[&str]] = &[
 /// The folders of `fs`, likewise. What stands in `fs/mod.rs` itself is the facade, which all of
 /// them may name.
 const FS_FOLDERS: &[&[&str]] = &[
+    &["assembly"],
     &["report"],
     &["ops"],
-    &["recovery"],
     &["temporary"],
     &["writeback"],
     &["propagation"],
     &["handle"],
     &["namespace"],
-    &["inode"],
+    &["inode", "recovery"],
     &["types"],
     &["journal"],
     &["name"],

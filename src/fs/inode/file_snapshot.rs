@@ -3,8 +3,7 @@
 //! One record holds all of a file but its bytes; those go in sealed chunks, and only the chunks
 //! that changed. A record that would say what the last one said is not written: most guards change
 //! nothing that lasts. What is only of this process is left out: open handles are counted again
-//! from the handles, timers and retries are started again by
-//! [`restore`](crate::fs::recovery::restore).
+//! from the handles, timers and retries are started again by the assembly.
 //!
 //! The bytes of a version that is open are written down too, as the vault may not have them any
 //! more when they are asked for again.

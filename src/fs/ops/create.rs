@@ -57,8 +57,7 @@ impl FileSystem {
         if persistence == Persistence::Vault {
             self.may_create(&name)?;
         }
-        self.record_intent(ctx, Intent::Make);
-        let file = self.new_file(&under, &name, create, persistence, |_| ());
+        let file = self.new_file(ctx, (&under, &name), create, persistence, |_| ());
         let entry = self.namespace.own_entry(&file);
         let opened = self.open_now(ctx, &file, true).ok_or(Errno::EIO)?;
         self.write_down(file.ino, "create", ctx.caller);
@@ -123,14 +122,15 @@ impl FileSystem {
     /// same change.
     pub(in crate::fs) fn new_file(
         &self,
-        under: &DirPrefix,
-        name: &ObjectName,
+        ctx: &RequestCtx,
+        (under, name): (&DirPrefix, &ObjectName),
         create: Create,
         persistence: Persistence,
         fill: impl FnOnce(&mut FileState),
     ) -> Arc<File> {
         let now = self.env.wall();
         let tx = self.env.journal().begin();
+        self.replay.record_intent_in(&tx, ctx, Intent::Make);
         let mut table = self.inodes.lock_in(&tx);
         table.unpin(name);
         table.file_made(under, name);

@@ -35,8 +35,9 @@ impl FileSystem {
             Place::Dir(_) if matches!(ctx.resumed, Some(Intent::Make)) => {}
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
         }
-        self.record_intent(ctx, Intent::Make);
-        let mut table = self.inodes.lock();
+        let tx = self.env.journal().begin();
+        self.replay.record_intent_in(&tx, ctx, Intent::Make);
+        let mut table = self.inodes.lock_in(&tx);
         table.make_dir(dir.clone());
         let ceiling = self.env.options().dir_mode;
         let mut local = table.dir_local(&DirKind::Tree(dir.clone())).clone();
@@ -99,8 +100,9 @@ impl FileSystem {
         if is_full() {
             return Err(Errno::ENOTEMPTY);
         }
-        self.record_intent(ctx, Intent::Rmdir);
-        let mut table = self.inodes.lock();
+        let tx = self.env.journal().begin();
+        self.replay.record_intent_in(&tx, ctx, Intent::Rmdir);
+        let mut table = self.inodes.lock_in(&tx);
         let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
         table.remove_dir(&DirKind::Tree(dir));
         if !under.is_root() {

@@ -62,22 +62,28 @@ impl FileSystem {
                 if persistence == Persistence::Made {
                     self.may_create(&name)?;
                 }
-                self.record_intent(ctx, Intent::Make);
-                let file = self.new_file(&under, &name, create, persistence, |_| ());
+                let file = self.new_file(ctx, (&under, &name), create, persistence, |_| ());
                 self.promote_later(&file);
                 Ok(self.namespace.own_entry(&file))
             }
             Place::Absent => {
-                self.record_intent(ctx, Intent::Make);
-                Ok(self.put_special(&under, &name, kind, self.namespace.new_mode(mode, umask)))
+                let mode = self.namespace.new_mode(mode, umask);
+                Ok(self.put_special(ctx, (&under, &name), kind, mode))
             }
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => Err(Errno::EEXIST),
         }
     }
 
-    fn put_special(&self, under: &DirPrefix, name: &ObjectName, kind: FileKind, mode: u32) -> Entry {
+    fn put_special(
+        &self,
+        ctx: &RequestCtx,
+        (under, name): (&DirPrefix, &ObjectName),
+        kind: FileKind,
+        mode: u32,
+    ) -> Entry {
         let now = self.env.wall();
         let tx = self.env.journal().begin();
+        self.replay.record_intent_in(&tx, ctx, Intent::Make);
         let mut table = self.inodes.lock_in(&tx);
         table.unpin(name);
         let file = table.put_file(name, |ino, local| File::special(ino, name.clone(), local, kind));
@@ -118,8 +124,9 @@ impl FileSystem {
             Place::Local(at) if at.ino == file.ino && ctx.resumed.is_some() => {}
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
         }
-        self.record_intent(ctx, Intent::Make);
-        let mut table = self.inodes.lock();
+        let tx = self.env.journal().begin();
+        self.replay.record_intent_in(&tx, ctx, Intent::Make);
+        let mut table = self.inodes.lock_in(&tx);
         table.unpin(&name);
         table.point(&name, file.ino);
         table.file_made(&under, &name);
@@ -188,10 +195,9 @@ impl FileSystem {
             (bytes.ok_or(Errno::EIO)?, state.local.clone())
         };
         self.may_create(name)?;
-        self.record_intent(ctx, Intent::Make);
         let mode = local.mode.unwrap_or(self.env.options().file_mode);
         let create = Create { mode, umask: 0, flags: libc::O_EXCL };
-        Ok(self.new_file(under, name, create, Persistence::Vault, |state| {
+        Ok(self.new_file(ctx, (under, name), create, Persistence::Vault, |state| {
             state.local = LocalAttr { mtime: None, ..local };
             let buffer = state.buffer(&[], self.env.wall());
             buffer.write_at(0, bytes.expose());
@@ -215,7 +221,7 @@ impl FileSystem {
         let mut table = self.inodes.lock_in(&tx);
         let others = table.files_under("").filter(|(other, at)| at.ino == file.ino && **other != name);
         let Some(other) = others.map(|(other, _)| other.clone()).next() else { return Ok(false) };
-        self.record_intent(ctx, Intent::Unlink { ino: file.ino });
+        self.replay.record_intent_in(&tx, ctx, Intent::Unlink { ino: file.ino });
         if table.file(&name).is_none_or(|at| at.ino != file.ino) {
             // Done before a crash.
             return Ok(true);

@@ -159,7 +159,7 @@ impl FileSystem {
         goal.hides = goal.hides.filter(|_| deletes.iter().any(|(name, _)| *name == old_name));
         deletes.retain(|(name, _)| goal.hides.is_none() || *name != old_name);
         let over = goal.target.as_ref().map(|target| target.ino);
-        self.record_intent(ctx, Intent::Rename { ino: source.ino, name: goal.name.clone(), over });
+        self.replay.record_intent(ctx, Intent::Rename { ino: source.ino, name: goal.name.clone(), over });
         if reuses {
             self.inodes.lock().reuse(&goal.name);
         }

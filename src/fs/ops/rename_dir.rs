@@ -54,8 +54,9 @@ impl FileSystem {
             return Err(Errno::EXDEV);
         }
         let now = self.env.wall();
-        self.record_intent(ctx, Intent::RenameDir);
-        let mut table = self.inodes.lock();
+        let tx = self.env.journal().begin();
+        self.replay.record_intent_in(&tx, ctx, Intent::RenameDir);
+        let mut table = self.inodes.lock_in(&tx);
         let gone = table.dir_ino(&DirKind::Tree(goal.clone()));
         table.move_dirs(dir, &goal);
         table.dir_local(&DirKind::Tree(goal)).ctime = Some(now);

@@ -77,7 +77,7 @@ impl FileSystem {
         let _lock = lock.map_err(|e| self.env.failed("unlink", file.state().name.as_str(), &e))?;
         self.writeback.resolve_creation(file, call).await?;
         let (name, deletes) = self.backing_objects(file);
-        self.record_intent(ctx, Intent::Unlink { ino: file.ino });
+        self.replay.record_intent(ctx, Intent::Unlink { ino: file.ino });
         if !hides || !self.hide_unlinked(file) {
             if self.env.options().no_delete && !deletes.is_empty() {
                 let why = "the mount was made with --no-delete";

@@ -1,5 +1,4 @@
-//! After a death: requests replayed, requests quarantined, state restored.
+//! After a death: requests replayed, requests quarantined.
 
 pub(in crate::fs) mod quarantine;
 pub(in crate::fs) mod replay;
-pub(in crate::fs) mod restore;

@@ -13,20 +13,22 @@
 //!    reported as failed.
 //! 5. Requests that kill workers are failed: see `quarantine`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use parking_lot::MutexGuard;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::failpoint;
-use crate::fs::journal::Key;
+use crate::fs::journal::{Key, Transaction};
 use crate::fs::recovery::quarantine;
-use crate::fs::recovery::quarantine::CrashRecord;
+use crate::fs::recovery::quarantine::{CrashRecord, Ending};
 use crate::fs::types::ctx::{Caller, Intent, RequestCtx};
+use crate::fs::types::env::Env;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{CrashRecords, FileSystem, Step, Work};
+use crate::fs::{Step, Work};
 
 /// The flag in the number of a resent request.
 const AGAIN: u64 = 1 << 63;
@@ -43,6 +45,11 @@ const LATE: Duration = Duration::from_secs(30);
 /// How long crash records and intents of the dead worker are kept: resent requests arrive at once.
 pub(in crate::fs) const RESENT_WITHIN: Duration = Duration::from_secs(60);
 
+/// The number of a request, the same when it is resent.
+pub(in crate::fs) fn number_of(unique: u64) -> u64 {
+    unique & !AGAIN
+}
+
 /// A request that may be worked for.
 struct Begun<'a> {
     ctx: RequestCtx,
@@ -57,7 +64,47 @@ fn patience(timeout: Duration, age: Duration) -> Duration {
     timeout.saturating_sub(age).max(if age < timeout + LATE { MIN_RETRY_TIME } else { MIN_TIME })
 }
 
-impl FileSystem {
+/// Crash records of unanswered requests.
+#[derive(Debug, Default)]
+struct CrashRecords {
+    of: HashMap<u64, CrashRecord>,
+    /// How the last worker ended.
+    ending: Ending,
+    /// How many requests were under way then.
+    charged: usize,
+}
+
+/// What is known of requests that may be resent.
+pub(in crate::fs) struct Replay {
+    env: Arc<Env>,
+    intents: Mutex<HashMap<u64, Intent>>,
+    /// Requests that may kill workers (`quarantine`).
+    crash_records: Mutex<CrashRecords>,
+    /// What suspects do on the kernel's threads is done by one of them at a time.
+    suspects_alone: Mutex<()>,
+}
+
+impl Replay {
+    pub fn new(env: Arc<Env>) -> Arc<Self> {
+        Arc::new(Self {
+            env,
+            intents: Mutex::default(),
+            crash_records: Mutex::default(),
+            suspects_alone: Mutex::default(),
+        })
+    }
+
+    /// What a dead worker wrote down.
+    pub fn restore(&self, intents: HashMap<u64, Intent>, crash_records: HashMap<u64, CrashRecord>) {
+        *self.intents.lock() = intents;
+        self.crash_records.lock().of = crash_records;
+    }
+
+    /// The files that interrupted requests move.
+    pub fn moved_files(&self) -> Vec<u64> {
+        self.intents.lock().values().filter_map(Intent::moves).collect()
+    }
+
     /// Does `work`, which never waits, for the request `unique`.
     pub fn run_now<T>(
         &self,
@@ -70,20 +117,20 @@ impl FileSystem {
     }
 
     /// Begins `work` for the request `unique`: polled once, it is done if nothing has to be asked
-    /// of the vault. [`FileSystem::completed`] ends a request that changed something, waited, or
-    /// was resent.
+    /// of the vault. [`Replay::completed`] ends a request that changed something, waited, or was
+    /// resent.
     pub fn run<'a, T: 'a, W: Work<T> + 'a>(
         self: &Arc<Self>,
         unique: u64,
         caller: Caller,
-        work: impl FnOnce(Arc<Self>, RequestCtx) -> W,
+        work: impl FnOnce(RequestCtx) -> W,
     ) -> Step<'a, T> {
         let Begun { ctx, known, alone } = match self.begin(unique, caller) {
             Ok(begun) => begun,
             Err(e) => return Step::Ready(Err(e)),
         };
         let id = ctx.id;
-        let mut future: BoxFuture<'a, Result<T>> = Box::pin(work(self.clone(), ctx));
+        let mut future: BoxFuture<'a, Result<T>> = Box::pin(work(ctx));
         if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return Step::Ready(result);
         }
@@ -98,18 +145,18 @@ impl FileSystem {
             return Step::Pending(future);
         }
         let left = self.time_left(unique);
-        let delay = quarantine::delay(id, &self.crash_records().of, left);
-        let fs = self.clone();
+        let delay = quarantine::delay(id, &self.crash_records.lock().of, left);
+        let replay = self.clone();
         Step::Pending(Box::pin(async move {
             tokio::time::sleep(delay).await;
-            fs.note(id, CrashRecord { under_way: true, ..crash_record });
+            replay.note(id, CrashRecord { under_way: true, ..crash_record });
             future.await
         }))
     }
 
     /// A request arrives. It is refused if workers keep dying of it.
     fn begin(&self, unique: u64, caller: Caller) -> Result<Begun<'_>> {
-        let (id, is_resent) = (unique & !AGAIN, unique & AGAIN != 0);
+        let (id, is_resent) = (number_of(unique), unique & AGAIN != 0);
         let known = is_resent.then(|| self.record_of_resent(id));
         if known.is_some_and(|crash_record| crash_record.poisoned) {
             let why = "workers keep dying of this request: it is given up";
@@ -120,17 +167,17 @@ impl FileSystem {
         if let Some(crash_record) = known {
             self.note(id, CrashRecord { under_way: true, ..crash_record });
         }
-        let resumed = if is_resent { self.intents().get(&id).cloned() } else { None };
+        let resumed = if is_resent { self.intents.lock().get(&id).cloned() } else { None };
         let deadline = self.env.now() + self.time_left(unique);
         Ok(Begun { ctx: RequestCtx::new(id, caller, deadline, resumed), known, alone })
     }
 
     /// The crash record of a resent request.
     fn record_of_resent(&self, id: u64) -> CrashRecord {
-        let found = self.crash_records().of.get(&id).copied();
+        let found = self.crash_records.lock().of.get(&id).copied();
         found.unwrap_or_else(|| {
             let arrived = self.env.clock().since_boot().as_millis() as u64;
-            let crash_records = self.crash_records();
+            let crash_records = self.crash_records.lock();
             CrashRecord::unknown(arrived, crash_records.ending, crash_records.charged)
         })
     }
@@ -141,7 +188,7 @@ impl FileSystem {
         if unique & AGAIN == 0 {
             return timeout;
         }
-        let crash_record = self.crash_records().of.get(&(unique & !AGAIN)).copied();
+        let crash_record = self.crash_records.lock().of.get(&number_of(unique)).copied();
         crash_record.map_or(timeout, |crash_record| {
             let age =
                 self.env.clock().since_boot().saturating_sub(Duration::from_millis(crash_record.arrived));
@@ -151,7 +198,7 @@ impl FileSystem {
 
     fn note(&self, id: u64, crash_record: CrashRecord) {
         if self.env.journal().is_enabled() {
-            self.crash_records().of.insert(id, crash_record);
+            self.crash_records.lock().of.insert(id, crash_record);
             let arrived = self.arrived_for_successor(crash_record.arrived);
             self.env.journal().record(&Key::CrashRecord(id), &CrashRecord { arrived, ..crash_record });
         }
@@ -168,14 +215,14 @@ impl FileSystem {
     }
 
     fn forget_crash_record(&self, id: u64) {
-        if self.crash_records().of.remove(&id).is_some() {
+        if self.crash_records.lock().of.remove(&id).is_some() {
             self.env.journal().delete(&Key::CrashRecord(id));
         }
     }
 
     /// Charges the death of the previous worker.
-    pub(in crate::fs) fn charge_last_death(&self, ending: quarantine::Ending) {
-        let mut crash_records = self.crash_records();
+    pub fn charge_last_death(&self, ending: Ending) {
+        let mut crash_records = self.crash_records.lock();
         let there: Vec<u64> = crash_records
             .of
             .iter()
@@ -190,33 +237,32 @@ impl FileSystem {
         }
     }
 
-    pub(in crate::fs) fn crash_records(&self) -> MutexGuard<'_, CrashRecords> {
-        self.crash_records.lock()
-    }
-
-    /// The request `unique` has been answered: it will not be resent.
-    pub fn completed(&self, unique: u64) {
-        let id = unique & !AGAIN;
-        if self.intents().remove(&id).is_some() {
+    /// The request with this number has been answered: it will not be resent.
+    pub fn completed(&self, id: u64) {
+        if self.intents.lock().remove(&id).is_some() {
             self.env.journal().delete(&Key::Intent(id));
         }
-        self.handles.acknowledge_open(id);
         self.forget_crash_record(id);
     }
 
     /// Journals what the request is about to do. From now on it may be done in parts.
-    pub(in crate::fs) fn record_intent(&self, ctx: &RequestCtx, intent: Intent) {
+    pub fn record_intent(&self, ctx: &RequestCtx, intent: Intent) {
+        let point = intent.failpoint();
+        self.note_intent(&self.env.journal().begin(), ctx, intent);
+        failpoint::point(point);
+    }
+
+    /// The same of what is done at once: as a part of that change.
+    pub fn record_intent_in(&self, tx: &Transaction, ctx: &RequestCtx, intent: Intent) {
+        failpoint::point(intent.failpoint());
+        self.note_intent(tx, ctx, intent);
+    }
+
+    fn note_intent(&self, tx: &Transaction, ctx: &RequestCtx, intent: Intent) {
         if self.env.journal().is_enabled() {
-            self.env.journal().record(&Key::Intent(ctx.id), &intent);
-            self.intents().insert(ctx.id, intent.clone());
+            tx.record(&Key::Intent(ctx.id), &intent);
+            self.intents.lock().insert(ctx.id, intent);
         }
-        failpoint::point(match intent {
-            Intent::Make => "make",
-            Intent::Rmdir => "rmdir",
-            Intent::Unlink { .. } => "unlink",
-            Intent::Rename { .. } => "rename",
-            Intent::RenameDir => "rename dir",
-        });
     }
 }
 

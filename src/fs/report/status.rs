@@ -157,7 +157,7 @@ impl FileSystem {
         let ending = processes.ending;
         // A worker takes over once.
         if self.report.processes.set(processes).is_ok() {
-            self.charge_last_death(ending);
+            self.replay.charge_last_death(ending);
         }
     }
 

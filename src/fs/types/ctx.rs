@@ -39,6 +39,17 @@ pub(in crate::fs) enum Intent {
 }
 
 impl Intent {
+    /// The point at which tests end the process.
+    pub fn failpoint(&self) -> &'static str {
+        match self {
+            Intent::Make => "make",
+            Intent::Rmdir => "rmdir",
+            Intent::Unlink { .. } => "unlink",
+            Intent::Rename { .. } => "rename",
+            Intent::RenameDir => "rename dir",
+        }
+    }
+
     /// The file with the bytes that are needed to resume.
     pub fn moves(&self) -> Option<u64> {
         match self {

@@ -1,8 +1,8 @@
 //! Wires a file system together: its environment, its parts, and the state of the last worker.
 
-use std::sync::Arc;
+mod restore;
 
-use parking_lot::Mutex;
+use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::fs::handle::Handles;
@@ -10,6 +10,7 @@ use crate::fs::inode::InodeTable;
 use crate::fs::journal::{Journal, JournalWriter};
 use crate::fs::namespace::Namespace;
 use crate::fs::propagation::propagator::Propagator;
+use crate::fs::recovery::replay::Replay;
 use crate::fs::report::Report;
 use crate::fs::temporary::scratch::Temporaries;
 use crate::fs::types::env::Env;
@@ -44,9 +45,7 @@ impl Builder {
             namespace: Namespace::new(env.clone(), inodes.clone()),
             inodes,
             handles: Arc::new(Handles::new(env.clone())),
-            intents: Mutex::default(),
-            crash_records: Mutex::default(),
-            suspects_alone: Mutex::default(),
+            replay: Replay::new(env.clone()),
             temporaries: Temporaries::new(env.clone()),
             writeback: Writeback::new(env.clone()),
             propagator: Propagator::new(env.clone()),
@@ -55,7 +54,7 @@ impl Builder {
         });
         let revocation_listener = Arc::downgrade(&fs);
         fs.env.cache().set_revocation_listener(revocation_listener);
-        fs.restore(&*self.journal, self.fresh_mount, self.first_page);
+        restore::restore(&fs, &*self.journal, self.fresh_mount, self.first_page);
         fs
     }
 }
