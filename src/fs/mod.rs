@@ -58,7 +58,7 @@ use crate::fs::handle::Handles;
 use crate::fs::namespace::Namespace;
 use crate::fs::recovery::replay::{Replay, number_of};
 use crate::fs::report::Report;
-use crate::fs::temporary::scratch::Temporaries;
+use crate::fs::temporary::Temporaries;
 use crate::fs::types::env::Env;
 use crate::fs::writeback::Writeback;
 use inode::InodeTable;
@@ -101,10 +101,10 @@ pub struct FileSystem {
     handles: Arc<Handles>,
     namespace: Arc<Namespace>,
     replay: Arc<Replay>,
-    temporaries: Temporaries,
-    writeback: Writeback,
+    temporaries: Arc<Temporaries>,
+    writeback: Arc<Writeback>,
     report: Report,
-    propagator: Propagator,
+    propagator: Arc<Propagator>,
 }
 
 impl std::fmt::Debug for FileSystem {
@@ -160,6 +160,40 @@ impl FileSystem {
     /// What is on its way to the kernel, and the helper.
     pub fn propagator(&self) -> &Propagator {
         &self.propagator
+    }
+
+    /// Stores what is unsaved, deletes what should be gone, and names what is left of both when
+    /// nothing is on its way any more.
+    pub async fn drain(&self, what: Drain, patience: Duration) -> Vec<Unsaved> {
+        self.temporaries.drain(what, patience).await
+    }
+
+    /// Writes that the vault does not have, open files included.
+    pub fn unsaved(&self) -> Vec<Unsaved> {
+        self.writeback.unsaved()
+    }
+
+    /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not
+    /// made.
+    pub fn left_over(&self) -> Vec<Unsaved> {
+        self.writeback.left_over()
+    }
+
+    /// Objects that should be gone, by name.
+    pub fn failed_deletes(&self) -> Vec<FailedDelete> {
+        self.writeback.failed_deletes()
+    }
+
+    /// Stores unsaved writes (all, or that of one name), also over a newer version: the user who
+    /// asks has seen the conflict. Deletes what should be gone. Returns what is unsaved afterwards.
+    pub async fn retry_unsaved(&self, name: Option<&str>, patience: Duration) -> Vec<Unsaved> {
+        self.writeback.retry_unsaved(name, patience).await
+    }
+
+    /// Gives the unsaved write of a name up, or its deletion: the name shows what the vault has.
+    /// False if there is neither.
+    pub fn discard_unsaved(&self, name: &str) -> bool {
+        self.writeback.discard_unsaved(name)
     }
 
     /// Waits until the commits in flight are recorded; no other begins until the result is dropped.

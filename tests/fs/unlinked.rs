@@ -1,5 +1,6 @@
 //! unlink(2): whose deletes at once, and whose leaves a second for the name to be made anew.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -96,6 +97,31 @@ async fn a_death_at_any_moment_between_unlink_and_creation_ends_no_history() {
             records += 1;
         }
         assert!(records > 5, "{records}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_moved_object_is_deleted_although_its_name_was_made_anew_for_a_moment() {
+    for capabilities in DIALECTS {
+        let sh = Arc::new(Shell::of(capabilities, Options::default()));
+        sh.put("s", "one").await;
+        sh.mv("s", "s~").await.unwrap();
+        sh.pass(Duration::from_secs(4)).await;
+        // The backup is stored in a second; the deletion of the object behind it waits for a save.
+        let mut gate = sh.vault.plan(Op::Create).named("other").gate();
+        let saver = sh.clone();
+        let save = tokio::spawn(async move { saver.write_file("other", "x").await });
+        gate.arrived(1).await;
+        sh.pass(Duration::from_secs(2)).await;
+        let fd = sh.open("s", CREATE).await.unwrap();
+        gate.release();
+        save.await.unwrap().unwrap();
+        sh.pass(Duration::from_secs(1)).await;
+        assert_eq!(sh.names().await, ["other", "s", "s~"]);
+        sh.unlink("s", Remover::Unknown).await.unwrap();
+        sh.close(fd).await.unwrap();
+        sh.pass(PATIENCE).await;
+        assert_eq!((sh.names().await, sh.fs.failed_deletes()), (vec!["other".into(), "s~".into()], vec![]));
     }
 }
 

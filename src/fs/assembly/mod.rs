@@ -12,7 +12,7 @@ use crate::fs::namespace::Namespace;
 use crate::fs::propagation::propagator::Propagator;
 use crate::fs::recovery::replay::Replay;
 use crate::fs::report::Report;
-use crate::fs::temporary::scratch::Temporaries;
+use crate::fs::temporary::Temporaries;
 use crate::fs::types::env::Env;
 use crate::fs::writeback::Writeback;
 use crate::fs::{Audit, FileSystem, Options};
@@ -41,14 +41,18 @@ impl Builder {
     pub fn build(self) -> Arc<FileSystem> {
         let env = Env::new(self.vault, self.options, self.clock, JournalWriter::new(self.journal.clone()));
         let inodes = InodeTable::new(env.clone());
+        let namespace = Namespace::new(env.clone(), inodes.clone());
+        let propagator = Propagator::new(env.clone(), namespace.clone());
+        let writeback = Writeback::new(env.clone(), inodes.clone(), namespace.clone(), propagator.clone());
+        let temporaries = Temporaries::new(env.clone(), inodes.clone(), namespace.clone(), writeback.clone());
         let fs = Arc::new(FileSystem {
-            namespace: Namespace::new(env.clone(), inodes.clone()),
+            namespace,
             inodes,
+            propagator,
+            writeback,
             handles: Arc::new(Handles::new(env.clone())),
             replay: Replay::new(env.clone()),
-            temporaries: Temporaries::new(env.clone()),
-            writeback: Writeback::new(env.clone()),
-            propagator: Propagator::new(env.clone()),
+            temporaries,
             report: Report::new(self.audit),
             env,
         });

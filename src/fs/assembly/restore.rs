@@ -372,7 +372,7 @@ fn resume_background(fs: &Arc<FileSystem>) {
         if write_error {
             fs.take_back(&file);
         } else if again {
-            fs.start_retries(&file);
+            fs.writeback.start_retries(&file);
         } else if unsaved && !failed {
             // Its last close was answered, or will not be: no handle stores it.
             let (fs, env, file) = (fs.clone(), fs.env.clone(), file.clone());
@@ -384,13 +384,13 @@ fn resume_background(fs: &Arc<FileSystem>) {
             env.spawn(async move {
                 let call = Call::background(fs.env.deadline());
                 let _lock = fs.writeback.lock_commit(&file, &call).await;
-                fs.finish_move(&file, &call).await;
+                fs.writeback.finish_move(&file, &call).await;
                 fs.inodes.lock().drop_unheld(file.ino);
             });
         }
-        fs.promote_later(&file);
+        fs.temporaries.promote_later(&file);
         fs.inodes.lock().drop_unheld(file.ino);
     }
     fs.writeback.restore_failures(failures);
-    fs.watch_unreplaced();
+    fs.temporaries.watch_unreplaced();
 }

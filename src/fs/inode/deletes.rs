@@ -28,6 +28,13 @@ pub(in crate::fs) struct DeferredDelete {
     pub since: Instant,
 }
 
+impl DeferredDelete {
+    /// Whether the object is hidden by an unlink, and its name was not reused.
+    pub fn is_unlinked(&self) -> bool {
+        self.backup.is_none() && !self.reused
+    }
+}
+
 /// A deletion that failed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::fs) struct FailedDeleteRecord {
@@ -64,11 +71,6 @@ impl Table {
     /// Whether the object of that name is hidden, and the name was not reused.
     pub fn is_hidden(&self, name: &ObjectName) -> bool {
         self.deferred_deletes.get(name).is_some_and(|hidden| !hidden.reused)
-    }
-
-    /// Whether the object of that name is hidden by an unlink, and the name was not reused.
-    pub fn is_unlinked(&self, name: &ObjectName) -> bool {
-        self.deferred_deletes.get(name).is_some_and(|hidden| hidden.backup.is_none() && !hidden.reused)
     }
 
     /// Reuses the name: returns what the new file is a change of.
@@ -109,8 +111,9 @@ impl Table {
         file.change(tx).origin = None;
     }
 
-    /// The bytes of `file` are stored under its own name. If it is a backup, the object that is hidden
-    /// behind it is deleted like one that was unlinked: returns its name, and since when it is hidden.
+    /// The bytes of `file` are stored under its own name. If it is a backup, the object that is
+    /// hidden behind it is deleted like one that was unlinked: returns its name, and since when it
+    /// is hidden.
     pub fn release_backup(&mut self, tx: &Transaction, file: &File) -> Option<(ObjectName, Instant)> {
         let Some((origin, hidden)) = self.deferred_by(file).filter(|(_, hidden)| !hidden.reused) else {
             self.forget_backup(tx, file);
@@ -120,19 +123,6 @@ impl Table {
         let since = hidden.since;
         self.deferred_deletes.insert(origin.clone(), DeferredDelete { backup: None, ..hidden });
         Some((origin, since))
-    }
-
-    /// This object, hidden under `name`, is deleted. False if the name was reused meanwhile.
-    pub fn end_delete(&mut self, name: &ObjectName, id: &ObjectId) -> bool {
-        match self.deferred_deletes.get(name).filter(|hidden| hidden.stored.id == *id) {
-            Some(hidden) if hidden.reused => return false,
-            Some(_) => {
-                self.deferred_deletes.remove(name);
-                self.failed_deletes.remove(name);
-            }
-            None => {}
-        }
-        true
     }
 
     /// The object that is hidden because this file, its backup, was moved away.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::failpoint;
 use crate::fs::FileSystem;
 use crate::fs::handle::{Handle, Held};
+use crate::fs::inode::Node;
 use crate::fs::inode::file::File;
+use crate::fs::name::DirKind;
 use crate::fs::recovery::replay::RESENT_WITHIN;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
@@ -34,6 +36,13 @@ impl FileSystem {
         self.store_for(ctx, &handle, Cause::Fsync).await
     }
 
+    /// FSYNCDIR: executes deferred deletes in and below the directory, and returns the error.
+    pub async fn fsync_dir(&self, ctx: &RequestCtx, ino: u64) -> Result<()> {
+        let Ok(Node::Dir(dir)) = self.inodes.node(ino) else { return Ok(()) };
+        let DirKind::Tree(under) = &dir.kind else { return Ok(()) };
+        self.writeback.delete_deferred_below(under.as_str(), ctx.call().await).await
+    }
+
     async fn store_for(self: &Arc<Self>, ctx: &RequestCtx, handle: &Handle, cause: Cause) -> Result<()> {
         let Held::File { file, .. } = &handle.held else { return Ok(()) };
         if let Some(refused) = handle.refusal() {
@@ -57,7 +66,7 @@ impl FileSystem {
             (Cause::Fsync, Some(true)) if !is_its_own => return Err(Errno::ESTALE),
             _ => cause,
         };
-        let result = Box::pin(self.commit(file, ctx.call().await, cause)).await;
+        let result = Box::pin(self.writeback.commit(file, ctx.call().await, cause)).await;
         if reports_result { result } else { Ok(()) }
     }
 
@@ -119,7 +128,7 @@ impl FileSystem {
             unsaved
         };
         if !unsaved {
-            self.promote_later(file);
+            self.temporaries.promote_later(file);
             self.inodes.lock().drop_unheld(file.ino);
         }
         unsaved
@@ -129,14 +138,15 @@ impl FileSystem {
     pub(in crate::fs) async fn store_closed(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
         // The failure is recorded in the file, the log and status: no program waits for this
         // answer.
-        let _ = Box::pin(self.commit(file, call, Cause::Release)).await;
+        let _ = Box::pin(self.writeback.commit(file, call, Cause::Release)).await;
         self.inodes.lock().drop_unheld(file.ino);
     }
 
     /// A write failed for want of memory: the partial buffer is dropped, and the name shows the
     /// vault's version.
     pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
-        let name = self.give_up(file);
+        let name = self.writeback.give_up(file);
+        self.temporaries.account_room(&mut file.change_alone());
         tracing::warn!(name = name.as_str(), "a write failed for want of memory: nothing of it is stored");
         self.namespace.inval_name(&name);
     }

@@ -53,7 +53,7 @@ impl FileSystem {
             }
             return self.open_existing(ctx, &file, create).await;
         }
-        let persistence = self.persistence_of_new((component, &name), create.flags);
+        let persistence = self.temporaries.persistence_of_new((component, &name), create.flags);
         if persistence == Persistence::Vault {
             self.may_create(&name)?;
         }

@@ -85,7 +85,7 @@ impl FileSystem {
         };
         self.env.cache().list_all(call).await.map_err(|e| self.env.failed("rmdir", dir.as_str(), &e))?;
         if self.namespace.names_in(&dir).is_empty() {
-            self.flush_deferred_in(&dir, call).await?;
+            self.temporaries.flush_deferred_in(&dir, call).await?;
         }
         let is_full = || {
             dir.is_continuation()

@@ -55,7 +55,8 @@ impl FileSystem {
             }
             Place::Absent if kind == FileKind::Regular => {
                 let create = Create { mode, umask, flags: libc::O_EXCL };
-                let persistence = match self.persistence_of_new((component, &name), libc::O_EXCL) {
+                let persistence = match self.temporaries.persistence_of_new((component, &name), libc::O_EXCL)
+                {
                     Persistence::Vault => Persistence::Made,
                     other => other,
                 };
@@ -63,7 +64,7 @@ impl FileSystem {
                     self.may_create(&name)?;
                 }
                 let file = self.new_file(ctx, (&under, &name), create, persistence, |_| ());
-                self.promote_later(&file);
+                self.temporaries.promote_later(&file);
                 Ok(self.namespace.own_entry(&file))
             }
             Place::Absent => {
@@ -155,8 +156,8 @@ impl FileSystem {
             Place::Object(found) if goes_on => self.namespace.file_node(&found),
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
         };
-        if let Err(e) = self.commit(&copy, ctx.call().await, Cause::Link).await {
-            let name = self.give_up(&copy);
+        if let Err(e) = self.writeback.commit(&copy, ctx.call().await, Cause::Link).await {
+            let name = self.writeback.give_up(&copy);
             self.namespace.inval_name(&name);
             return Err(e);
         }
@@ -179,7 +180,7 @@ impl FileSystem {
             state.is_dirty() && !state.has_failed() && (state.writers.is_empty() || !written)
         };
         if closes {
-            self.commit(source, call, Cause::Release).await?;
+            self.writeback.commit(source, call, Cause::Release).await?;
         }
         self.load(call, source).await?;
         let (bytes, local) = {

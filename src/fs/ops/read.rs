@@ -302,7 +302,7 @@ impl FileSystem {
             table.drop_unheld(older.ino);
             drop(table);
             drop(tx);
-            self.repoint(name);
+            self.propagator.repoint(name);
         }
         true
     }

@@ -15,8 +15,8 @@ use std::time::Instant;
 
 use crate::failpoint;
 use crate::fs::FileSystem;
-use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, Link, Persistence};
+use crate::fs::inode::{DeferredDelete, Node};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::temporary::deferred_delete::{is_backup_of, is_by_an_editor};
@@ -99,7 +99,7 @@ impl FileSystem {
         }
         self.may_replace(&source, target.as_deref())?;
         let name = self.name_to_create("rename", &to_dir, to_name)?;
-        let persistence = self.persistence_of_moved((to_name, &name), &source, target.as_deref());
+        let persistence = self.temporaries.persistence_of_moved((to_name, &name), &source, target.as_deref());
         let goal = Goal { under: to_dir, name, target, persistence, hides };
         self.move_file(ctx, &from_dir, &source, goal).await
     }
@@ -122,7 +122,8 @@ impl FileSystem {
             Some(Node::File(target)) => Some(target),
             _ => None,
         };
-        let persistence = self.persistence_of_moved((component, &name), &source, target.as_deref());
+        let persistence =
+            self.temporaries.persistence_of_moved((component, &name), &source, target.as_deref());
         self.move_file(ctx, from_dir, &source, Goal { under, name, target, persistence, hides }).await
     }
 
@@ -142,7 +143,7 @@ impl FileSystem {
             locks.push(lock.map_err(|e| self.env.failed("rename", file.state().name.as_str(), &e))?);
         }
         self.writeback.resolve_creation(source, call).await?;
-        let (old_name, own) = self.backing_objects(source);
+        let (old_name, own) = self.temporaries.backing_objects(source);
         let job = self.job_under(source, &goal).ok_or(Errno::EIO)?;
         let stores = goal.persistence == Persistence::Vault;
         let reuses = stores && self.is_reusable(ctx, &goal.name);
@@ -181,10 +182,10 @@ impl FileSystem {
         failpoint::point("rename deleted");
         self.switch(from_dir, source, &old_name, &goal, stored.map(|saved| (&job, saved)));
         if let Some(since) = goal.hides {
-            self.delete_later(old_name, since, PROMOTE_AFTER);
+            self.writeback.delete_later(old_name, since, PROMOTE_AFTER);
         }
         drop(in_use);
-        self.promote_later(source);
+        self.temporaries.promote_later(source);
         Ok(())
     }
 
@@ -195,7 +196,7 @@ impl FileSystem {
             self.writeback.conflict(target);
         }
         // The kernel knows it as it was.
-        self.repoint(&goal.name);
+        self.propagator.repoint(&goal.name);
     }
 
     /// The file could not be stored under its new name.
@@ -239,16 +240,7 @@ impl FileSystem {
         let now = self.env.wall();
         let mut state = source.change_alone();
         state.buffer_of_stored(now)?;
-        let buffer = state.buffer.as_ref()?;
-        Some(Job {
-            name: goal.name.clone(),
-            bytes: buffer.bytes.clone(),
-            generation: buffer.generation,
-            base,
-            conditions: Conditions::default(),
-            sent: state.sent(&goal.name).cloned(),
-            waited_for: true,
-        })
+        Job::under(&state, goal.name.clone(), base, Conditions::default())
     }
 
     /// From now on the inode hangs on its new name, and what that showed hangs on none.
@@ -277,10 +269,9 @@ impl FileSystem {
         };
         // Held back under the name of an object that was unlinked, it is that object's next
         // version.
-        let base = base.or_else(|| match goal.persistence {
-            Persistence::Provisional if table.is_unlinked(&goal.name) => table.reuse(&goal.name),
-            _ => None,
-        });
+        let is_next = goal.persistence == Persistence::Provisional
+            && table.deferred(&goal.name).is_some_and(DeferredDelete::is_unlinked);
+        let base = base.or_else(|| is_next.then(|| table.reuse(&goal.name)).flatten());
         let object = {
             let mut state = source.change(&tx);
             // A new name is no new content. What is stored under it has the vault's time, like any
@@ -318,11 +309,12 @@ impl FileSystem {
             table.drop_unheld(target.ino);
         }
         [from_dir, &goal.under].into_iter().for_each(|dir| table.names_changed_in(dir, now));
-        let stored = stored.map(|(job, saved)| (job, self.stored_in(&tx, &mut table, source, job, saved)));
+        let stored =
+            stored.map(|(job, saved)| (job, self.writeback.stored_in(&tx, &mut table, source, job, saved)));
         table.drop_unheld(source.ino);
         drop(table);
         if let Some((job, shows)) = stored {
-            self.after_stored(&job.name, shows);
+            self.writeback.after_stored(&job.name, shows);
         }
     }
 }

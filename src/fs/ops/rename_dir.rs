@@ -45,7 +45,7 @@ impl FileSystem {
         let alone = self.is_in_memory_alone(dir);
         if let Some(target) = over.filter(|_| alone) {
             // Empty as it looks, objects can be hidden in it: they end as at rmdir(2).
-            self.flush_deferred_in(&target, call).await?;
+            self.temporaries.flush_deferred_in(&target, call).await?;
             if !self.is_in_memory_alone(&target) || !self.namespace.names_in(&target).is_empty() {
                 return Err(Errno::ENOTEMPTY);
             }

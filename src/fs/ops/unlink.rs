@@ -76,9 +76,9 @@ impl FileSystem {
         let lock = self.writeback.lock_commit(file, call).await;
         let _lock = lock.map_err(|e| self.env.failed("unlink", file.state().name.as_str(), &e))?;
         self.writeback.resolve_creation(file, call).await?;
-        let (name, deletes) = self.backing_objects(file);
+        let (name, deletes) = self.temporaries.backing_objects(file);
         self.replay.record_intent(ctx, Intent::Unlink { ino: file.ino });
-        if !hides || !self.hide_unlinked(file) {
+        if !hides || !self.temporaries.hide_unlinked(file) {
             if self.env.options().no_delete && !deletes.is_empty() {
                 let why = "the mount was made with --no-delete";
                 return Err(self.env.refused("unlink", name.as_str(), Errno::EPERM, why));
@@ -117,7 +117,7 @@ impl FileSystem {
         if object == own {
             self.delete(call, object, id, ctx.resumed.is_some()).await
         } else {
-            let deleted = self.delete_hidden(object, |hidden| hidden.stored.id == id, call).await;
+            let deleted = self.writeback.delete_hidden(object, |hidden| hidden.stored.id == id, call).await;
             deleted.map(drop).map_err(|e| self.env.failed("unlink", object.as_str(), &e))
         }
     }

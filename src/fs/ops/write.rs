@@ -118,7 +118,7 @@ impl FileSystem {
         drop(in_use);
         self.set_local_if_any(node, set)?;
         if commits {
-            Box::pin(self.commit(file, call, Cause::Truncate)).await?;
+            Box::pin(self.writeback.commit(file, call, Cause::Truncate)).await?;
         }
         self.inodes.lock().drop_unheld(file.ino);
         Ok(())

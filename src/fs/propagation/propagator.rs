@@ -12,6 +12,7 @@ use tokio::sync::{Notify, broadcast};
 use crate::fs::HelperStatus;
 use crate::fs::inode::file::File;
 use crate::fs::journal::Key;
+use crate::fs::namespace::Namespace;
 use crate::fs::propagation::helper_calls::{HelperReport, Register};
 use crate::fs::propagation::in_flight::{InFlight, InFlightGuard};
 use crate::fs::propagation::repoint::Repoints;
@@ -48,7 +49,8 @@ pub struct RotationStatus {
 
 /// See the module.
 pub struct Propagator {
-    env: Arc<Env>,
+    pub(super) env: Arc<Env>,
+    pub(super) namespace: Arc<Namespace>,
     queue: Mutex<BTreeMap<ObjectName, Why>>,
     wake: Notify,
     in_flight: Arc<InFlight>,
@@ -63,8 +65,9 @@ pub struct Propagator {
 }
 
 impl Propagator {
-    pub(in crate::fs) fn new(env: Arc<Env>) -> Self {
-        Self {
+    pub(in crate::fs) fn new(env: Arc<Env>, namespace: Arc<Namespace>) -> Arc<Self> {
+        Arc::new(Self {
+            namespace,
             queue: Mutex::default(),
             wake: Notify::new(),
             in_flight: Arc::default(),
@@ -75,7 +78,7 @@ impl Propagator {
             repoints: Repoints::new(env.journal().clone()),
             kept_commands: Mutex::default(),
             env,
-        }
+        })
     }
 
     /// The changes made elsewhere, as they are seen from now on. While there is a subscriber the

@@ -119,7 +119,7 @@ impl FileSystem {
                 let number = self.propagator.repoints().number(&name);
                 self.propagate(&name, why, unused <= EVENTS).await;
                 if why != Why::Changed {
-                    self.repointed(&name, number);
+                    self.propagator.repointed(&name, number);
                 }
             }
         }

@@ -207,8 +207,8 @@ impl FileSystem {
             owners_set: self.namespace.owners_set(),
             audit: self.report.audit().map(|audit| audit.status()),
             processes: self.report.processes.get().cloned(),
-            unsaved: self.unsaved(),
-            failed_deletes: self.failed_deletes(),
+            unsaved: self.writeback.unsaved(),
+            failed_deletes: self.writeback.failed_deletes(),
             last_errors: self.env.errors().latest(),
             journal: self.env.journal().status(),
         }

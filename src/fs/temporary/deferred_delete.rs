@@ -13,12 +13,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fs::FileSystem;
+use crate::fs::inode::DeferredDelete;
 use crate::fs::inode::file::File;
-use crate::fs::inode::{DeferredDelete, DirKind, Node};
-use crate::fs::types::ctx::RequestCtx;
-use crate::fs::types::errno::Result;
+use crate::fs::temporary::Temporaries;
 use crate::sys::program::name_of;
+use crate::vault::ObjectName;
 
 /// How long a name may be absent between unlink and creation.
 const GRACE: Duration = Duration::from_secs(1);
@@ -27,20 +26,20 @@ const GRACE: Duration = Duration::from_secs(1);
 const MOST_HIDDEN: usize = 64;
 
 /// Whether a file renamed like this will likely be made anew: the new name is its backup.
-pub(in crate::fs) fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
+pub fn is_backup_of(name: &OsStr, new: &OsStr) -> bool {
     let (name, new) = (name.as_bytes(), new.as_bytes());
     new.starts_with(name) || new.ends_with(name)
 }
 
 /// Whether this thread moves files to other directories as backups (`rsync --backup-dir`, `perl
 /// -i'old/*'`): any program but mv.
-pub(in crate::fs) fn is_by_an_editor(pid: u32) -> bool {
+pub fn is_by_an_editor(pid: u32) -> bool {
     pid != 0 && name_of(pid).is_some_and(|name| name != "mv")
 }
 
-impl FileSystem {
+impl Temporaries {
     /// Hides the object that `file` shows, if allowed, and schedules its deletion.
-    pub(in crate::fs) fn hide_unlinked(self: &Arc<Self>, file: &File) -> bool {
+    pub fn hide_unlinked(self: &Arc<Self>, file: &File) -> bool {
         let since = self.env.now();
         if self.writeback.refuses_deletions() {
             return false;
@@ -52,29 +51,22 @@ impl FileSystem {
             if state.is_only_here() || state.origin.is_some() || table.deferred(&state.name).is_some() {
                 return false;
             }
-            let is_unlinked = |hidden: &DeferredDelete| hidden.backup.is_none() && !hidden.reused;
-            if table.deferred_below("").filter(|(_, hidden)| is_unlinked(hidden)).count() >= MOST_HIDDEN {
+            if table.deferred_below("").filter(|(_, hidden)| hidden.is_unlinked()).count() >= MOST_HIDDEN {
                 return false;
             }
             table.defer_delete(&state.name, stored, since);
             state.name.clone()
         };
-        self.delete_later(name, since, GRACE);
+        self.writeback.delete_later(name, since, GRACE);
         true
     }
 
-    /// FSYNCDIR: executes deferred deletes in and below the directory, and returns the error.
-    pub async fn fsync_dir(&self, ctx: &RequestCtx, ino: u64) -> Result<()> {
-        let Ok(Node::Dir(dir)) = self.inodes.node(ino) else { return Ok(()) };
-        let DirKind::Tree(under) = &dir.kind else { return Ok(()) };
-        self.delete_deferred_below(under.as_str(), ctx.call().await).await
-    }
-
     /// Schedules the deletions of all hidden objects, after a worker's death.
-    pub(in crate::fs) fn watch_unreplaced(self: &Arc<Self>) {
-        for name in self.unreplaced("") {
-            let since = self.inodes.lock().deferred(&name).map(|hidden| hidden.since);
-            since.into_iter().for_each(|since| self.delete_later(name.clone(), since, GRACE));
-        }
+    pub fn watch_unreplaced(&self) {
+        let unlinked = |(name, hidden): (&ObjectName, &DeferredDelete)| {
+            hidden.backup.is_none().then(|| (name.clone(), hidden.since))
+        };
+        let all: Vec<_> = self.inodes.lock().deferred_below("").filter_map(unlinked).collect();
+        all.into_iter().for_each(|(name, since)| self.writeback.delete_later(name, since, GRACE));
     }
 }

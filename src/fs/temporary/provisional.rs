@@ -20,13 +20,14 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fs::FileSystem;
 use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::name::DirPrefix;
+use crate::fs::temporary::Temporaries;
 use crate::fs::types::attr::FileKind;
 use crate::fs::types::errno::Result;
+use crate::fs::types::unsaved::Unsaved;
 use crate::fs::writeback::commit::Cause;
 use crate::fs::writeback::drain::Drain;
 use crate::vault::{Call, ObjectId, ObjectName};
@@ -34,13 +35,9 @@ use crate::vault::{Call, ObjectId, ObjectName};
 /// A provisional file without open handles becomes an object after this.
 pub(in crate::fs) const PROMOTE_AFTER: Duration = Duration::from_secs(5);
 
-impl FileSystem {
+impl Temporaries {
     /// Whether a new file of this name is stored: it is if the object of the name is hidden.
-    pub(in crate::fs) fn persistence_of_new(
-        &self,
-        (component, name): (&OsStr, &ObjectName),
-        flags: i32,
-    ) -> Persistence {
+    pub fn persistence_of_new(&self, (component, name): (&OsStr, &ObjectName), flags: i32) -> Persistence {
         let Some(component) = component.to_str() else { return Persistence::Vault };
         if self.inodes.lock().deferred(name).is_some() {
             Persistence::Vault
@@ -55,7 +52,7 @@ impl FileSystem {
 
     /// Whether a file renamed to this name is stored. A file that was in the vault never becomes
     /// scratch: it would be lost at unmount.
-    pub(in crate::fs) fn persistence_of_moved(
+    pub fn persistence_of_moved(
         &self,
         (component, name): (&OsStr, &ObjectName),
         source: &File,
@@ -88,7 +85,7 @@ impl FileSystem {
 
     /// The objects that are deleted when this file loses its name, with their names in the vault,
     /// and the file's own name.
-    pub(in crate::fs) fn backing_objects(&self, file: &File) -> (ObjectName, Vec<(ObjectName, ObjectId)>) {
+    pub fn backing_objects(&self, file: &File) -> (ObjectName, Vec<(ObjectName, ObjectId)>) {
         let table = self.inodes.lock();
         let mut deletes: Vec<_> = table.deletes_with(file).into_iter().collect();
         let state = file.state();
@@ -102,13 +99,13 @@ impl FileSystem {
     }
 
     /// Makes an object of the file once it has been left alone for long enough.
-    pub(in crate::fs) fn promote_later(self: &Arc<Self>, file: &Arc<File>) {
+    pub fn promote_later(self: &Arc<Self>, file: &Arc<File>) {
         let waits = |file: &File| {
             let state = file.state();
             state.is_held_back().then_some((state.opens, state.idle))
         };
         let Some((0, _)) = waits(file) else { return };
-        let (fs, file) = (self.clone(), file.clone());
+        let (temporaries, file) = (self.clone(), file.clone());
         let seen = file.change_alone().idle_since(self.env.now());
         self.env.spawn(async move {
             loop {
@@ -121,29 +118,28 @@ impl FileSystem {
                     _ => return,
                 }
             }
-            let call = Call::background(fs.env.deadline());
-            fs.promote_provisional(&file, &call).await;
+            let call = Call::background(temporaries.env.deadline());
+            temporaries.promote_provisional(&file, &call).await;
         });
     }
 
-    /// Makes objects of provisional files: the mount ends.
-    pub(in crate::fs) async fn promote_all(self: &Arc<Self>, what: Drain, call: &Call) {
+    /// Makes objects of provisional files, and brings all else to the vault that it does not have
+    /// ([`Writeback::drain`](crate::fs::writeback::Writeback::drain)).
+    pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
+        let call = Call::foreground(self.env.now() + patience);
         let is_provisional = |file: &Arc<File>| {
             let state = file.state();
             let closed = what == Drain::All || state.opens == 0;
             state.is_held_back() && closed
         };
         let files: Vec<Arc<File>> = self.inodes.lock().all_files().filter(is_provisional).collect();
-        futures_util::future::join_all(files.iter().map(|file| self.promote_provisional(file, call))).await;
+        futures_util::future::join_all(files.iter().map(|file| self.promote_provisional(file, &call))).await;
+        self.writeback.drain(what, &call).await
     }
 
     /// Completes deferred deletes in `dir`, which is to be removed: moves are executed, unlinked
     /// objects deleted. Returns the error of a deletion.
-    pub(in crate::fs) async fn flush_deferred_in(
-        self: &Arc<Self>,
-        dir: &DirPrefix,
-        call: &Call,
-    ) -> Result<()> {
+    pub async fn flush_deferred_in(self: &Arc<Self>, dir: &DirPrefix, call: &Call) -> Result<()> {
         let backups: Vec<Node> = {
             let table = self.inodes.lock();
             let within = table.deferred_below(dir.as_str());
@@ -155,7 +151,7 @@ impl FileSystem {
                 self.promote_provisional(&backup, call).await;
             }
         }
-        self.delete_deferred_below(dir.as_str(), call).await
+        self.writeback.delete_deferred_below(dir.as_str(), call).await
     }
 
     async fn promote_provisional(self: &Arc<Self>, file: &Arc<File>, call: &Call) {
@@ -170,10 +166,10 @@ impl FileSystem {
             if let Some(buffer) = &mut state.buffer {
                 buffer.changed(WriteOrigin::Unattributed, buffer.changed_at);
             }
-            self.temporaries.account_room(&mut state);
+            self.account_room(&mut state);
         }
         // A failure is recorded, logged, listed and retried like that of any other write.
-        let _ = self.commit(file, call, Cause::Promote).await;
+        let _ = self.writeback.commit(file, call, Cause::Promote).await;
         self.inodes.lock().drop_unheld(file.ino);
     }
 }

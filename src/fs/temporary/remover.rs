@@ -21,78 +21,14 @@ pub enum Remover {
 }
 
 /// Programs that remove files, as the kernel names them (at most 15 bytes), in lower case.
-const REMOVE: &[&str] = &[
-    "rm",
-    "unlink",
-    "find",
-    "bfs",
-    "shred",
-    "srm",
-    "wipe",
-    "vaultfs",
-    "systemd-tmpfile",
-    "tmpreaper",
-    "tmpwatch",
-    "rmlint",
-    "fdupes",
-    "ncdu",
-    "trash",
-    "trash-put",
-    "trash-empty",
-    "trash-rm",
-    "gio",
-    "gvfs-rm",
-    "gvfs-trash",
-    "gvfsd-trash",
-    "mc",
-    "ranger",
-    "nnn",
-    "lf",
-    "vifm",
-    "yazi",
-    "nautilus",
-    "nemo",
-    "caja",
-    "thunar",
-    "pcmanfm",
-    "pcmanfm-qt",
-    "spacefm",
-    "doublecmd",
-    "krusader",
-    "konqueror",
-    "dolphin",
-    "kioclient",
-    "kioclient5",
-    "kioworker",
-    "kioslave5",
-    "kioslave",
-];
+const REMOVE: &str = "rm unlink find bfs shred srm wipe vaultfs systemd-tmpfile tmpreaper tmpwatch rmlint fdupes \
+    ncdu trash trash-put trash-empty trash-rm gio gvfs-rm gvfs-trash gvfsd-trash mc ranger nnn \
+    lf vifm yazi nautilus nemo caja thunar pcmanfm pcmanfm-qt spacefm doublecmd krusader \
+    konqueror dolphin kioclient kioclient5 kioworker kioslave5 kioslave";
 
 /// Programs that unlink a file and create it anew.
-const REPLACE: &[&str] = &[
-    "install",
-    "mv",
-    "cp",
-    "ln",
-    "rsync",
-    "tar",
-    "bsdtar",
-    "unzip",
-    "7z",
-    "7za",
-    "7zr",
-    "cpio",
-    "git",
-    "gzip",
-    "pigz",
-    "bzip2",
-    "xz",
-    "lzip",
-    "zstd",
-    "lz4",
-    "ssh-keygen",
-    "xauth",
-];
+const REPLACE: &str = "install mv cp ln rsync tar bsdtar unzip 7z 7za 7zr cpio git gzip pigz bzip2 xz lzip zstd lz4 \
+    ssh-keygen xauth";
 
 /// Programs that are many, the first argument says which.
 const MANY: &[&str] = &["busybox", "toybox", "coreutils"];
@@ -118,9 +54,9 @@ impl Remover {
 
     fn by_name(name: &str) -> Self {
         let name = name.to_lowercase();
-        if REMOVE.contains(&name.as_str()) {
+        if REMOVE.split_whitespace().any(|known| known == name) {
             Self::Removes
-        } else if REPLACE.contains(&name.as_str()) {
+        } else if REPLACE.split_whitespace().any(|known| known == name) {
             Self::Replaces
         } else {
             Self::Unknown
@@ -143,7 +79,8 @@ mod tests {
 
     #[test]
     fn programs_are_known_by_the_name_that_the_kernel_gives_them() {
-        let long: Vec<_> = REMOVE.iter().chain(REPLACE).filter(|name| name.len() > 15).collect();
+        let all = REMOVE.split_whitespace().chain(REPLACE.split_whitespace());
+        let long: Vec<_> = all.filter(|name| name.len() > 15).collect();
         assert!(long.is_empty(), "{long:?} are cut by the kernel");
         for (name, expected) in [
             ("rm", Remover::Removes),

@@ -15,7 +15,6 @@
 use std::sync::Arc;
 
 use crate::failpoint;
-use crate::fs::FileSystem;
 use crate::fs::inode::Table;
 use crate::fs::inode::file::{File, FileState, Link, Sent};
 use crate::fs::journal::Transaction;
@@ -85,18 +84,23 @@ impl Job {
         if !state.is_dirty() {
             return None;
         }
-        let buffer = state.buffer.as_ref()?;
         // A person has seen the conflict and wants these bytes.
         let insists = cause == Cause::Asked;
-        Some(Self {
-            name: state.name.clone(),
-            bytes: buffer.bytes.clone(),
-            generation: buffer.generation,
-            base: state.stored.clone(),
-            conditions: Conditions { exclusive: state.exclusive, guarded, insists },
-            sent: state.sent(&state.name).cloned(),
-            waited_for: cause.is_waited_for(),
-        })
+        let conditions = Conditions { exclusive: state.exclusive, guarded, insists };
+        let job = Self::under(state, state.name.clone(), state.stored.clone(), conditions)?;
+        Some(Self { waited_for: cause.is_waited_for(), ..job })
+    }
+
+    /// The bytes of the buffer under this name; a program waits for it.
+    pub fn under(
+        state: &FileState,
+        name: ObjectName,
+        base: Option<Stored>,
+        conditions: Conditions,
+    ) -> Option<Self> {
+        let buffer = state.buffer.as_ref()?;
+        let (bytes, generation, sent) = (buffer.bytes.clone(), buffer.generation, state.sent(&name).cloned());
+        Some(Self { name, bytes, generation, base, conditions, sent, waited_for: true })
     }
 }
 
@@ -110,6 +114,44 @@ pub(in crate::fs) struct Shows {
 }
 
 impl Writeback {
+    /// Stores what the file's buffer holds now. Succeeds if the vault has it, even if stored by
+    /// another client.
+    pub async fn commit(self: &Arc<Self>, file: &Arc<File>, call: &Call, cause: Cause) -> Result<()> {
+        let goal = {
+            let state = file.state();
+            if let Some(refused) = state.write_error.filter(|_| state.is_dirty()) {
+                // Reported and logged at the write.
+                return Err(refused);
+            }
+            state.buffer.as_ref().map_or(0, |b| b.generation)
+        };
+        loop {
+            let permits = async {
+                let lock = self.lock_commit(file, call).await?;
+                // Held until the journal has that it is stored: a successor then knows
+                // (`hold_stores`).
+                Ok((lock, self.among_stores(call).await?))
+            };
+            let (_lock, permit) = permits
+                .await
+                .map_err(|e: Error| self.env.failed(cause.name(), file.state().name.as_str(), &e))?;
+            let Some(job) = self.job_of(file, cause)? else { return Ok(()) };
+            failpoint::point("commit");
+            match self.store(file, &job, call).await {
+                Ok(saved) => {
+                    failpoint::point("stored");
+                    self.committed(file, &job, saved);
+                }
+                Err(e) => return Err(self.commit_failed(file, &job, cause, &e)),
+            }
+            drop(permit);
+            self.finish_move(file, call).await;
+            if job.generation >= goal {
+                return Ok(());
+            }
+        }
+    }
+
     /// What a commit has to store now, if anything.
     fn job_of(&self, file: &File, cause: Cause) -> Result<Option<Job>> {
         let state = file.state();
@@ -200,73 +242,6 @@ impl Writeback {
         Ok(current.filter(|c| c.stale.is_none() && c.object.content.bytes == content.bytes).map(|c| c.object))
     }
 
-    /// Before a file loses its name: if its creation is in doubt, finds out whether there is an
-    /// object to delete.
-    pub async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
-        let job = Job::of(&file.state(), false, Cause::Link).filter(|job| job.base.is_none());
-        let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {
-            return Ok(());
-        };
-        let failed = |e| self.env.failed("unlink", job.name.as_str(), &e);
-        let content = self.content_of(&job).map_err(failed)?;
-        let outcome = self.save_of(&job, &content, call).outcome(Some(&sent)).await;
-        if let Outcome::Made(saved) = outcome.map_err(failed)? {
-            file.change_alone().stored = Some(Stored::of(&saved.object));
-        }
-        Ok(())
-    }
-}
-
-impl FileSystem {
-    /// Stores what the file's buffer holds now. Succeeds if the vault has it, even if stored by
-    /// another client.
-    pub(in crate::fs) async fn commit(
-        self: &Arc<Self>,
-        file: &Arc<File>,
-        call: &Call,
-        cause: Cause,
-    ) -> Result<()> {
-        let goal = {
-            let state = file.state();
-            if let Some(refused) = state.write_error.filter(|_| state.is_dirty()) {
-                // Reported and logged at the write.
-                return Err(refused);
-            }
-            state.buffer.as_ref().map_or(0, |b| b.generation)
-        };
-        loop {
-            let permits = async {
-                let lock = self.writeback.lock_commit(file, call).await?;
-                // Held until the journal has that it is stored: a successor then knows
-                // (`hold_stores`).
-                Ok((lock, self.writeback.among_stores(call).await?))
-            };
-            let (_lock, permit) = permits
-                .await
-                .map_err(|e: Error| self.env.failed(cause.name(), file.state().name.as_str(), &e))?;
-            let Some(job) = self.writeback.job_of(file, cause)? else { return Ok(()) };
-            failpoint::point("commit");
-            match self.writeback.store(file, &job, call).await {
-                Ok(saved) => {
-                    failpoint::point("stored");
-                    self.committed(file, &job, saved);
-                }
-                Err(e) => {
-                    let (errno, is_retried) = self.writeback.commit_failed(file, &job, cause, &e);
-                    if is_retried {
-                        self.start_retries(file);
-                    }
-                    return Err(errno);
-                }
-            }
-            drop(permit);
-            self.finish_move(file, call).await;
-            if job.generation >= goal {
-                return Ok(());
-            }
-        }
-    }
-
     /// The file is what was stored, now.
     fn committed(&self, file: &Arc<File>, job: &Job, saved: Saved) {
         let tx = self.env.journal().begin();
@@ -278,7 +253,7 @@ impl FileSystem {
 
     /// The same as a part of another change; [`FileSystem::after_stored`] is due when that is
     /// published.
-    pub(in crate::fs) fn stored_in(
+    pub fn stored_in(
         &self,
         tx: &Transaction,
         table: &mut Table,
@@ -340,12 +315,28 @@ impl FileSystem {
         Shows { superseded, moved }
     }
 
-    pub(in crate::fs) fn after_stored(&self, name: &ObjectName, shows: Shows) {
+    pub fn after_stored(&self, name: &ObjectName, shows: Shows) {
         if shows.superseded {
             self.env.cache().superseded(name);
         }
         if shows.moved || shows.superseded {
-            self.repoint(name);
+            self.propagator.repoint(name);
         }
+    }
+
+    /// Before a file loses its name: if its creation is in doubt, finds out whether there is an
+    /// object to delete.
+    pub async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
+        let job = Job::of(&file.state(), false, Cause::Link).filter(|job| job.base.is_none());
+        let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {
+            return Ok(());
+        };
+        let failed = |e| self.env.failed("unlink", job.name.as_str(), &e);
+        let content = self.content_of(&job).map_err(failed)?;
+        let outcome = self.save_of(&job, &content, call).outcome(Some(&sent)).await;
+        if let Outcome::Made(saved) = outcome.map_err(failed)? {
+            file.change_alone().stored = Some(Stored::of(&saved.object));
+        }
+        Ok(())
     }
 }

@@ -1,11 +1,10 @@
 //! Drain: stores what is unsaved when the mount ends, or when a command asks.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::fs::FileSystem;
 use crate::fs::inode::file::{Failure, File};
 use crate::fs::types::unsaved::Unsaved;
+use crate::fs::writeback::Writeback;
 use crate::fs::writeback::commit::Cause;
 use crate::fs::writeback::retry::FIRST_RETRY;
 use crate::vault::Call;
@@ -26,15 +25,13 @@ impl Drain {
     }
 }
 
-impl FileSystem {
+impl Writeback {
     /// Stores what is unsaved, deletes what should be gone, and names what is left of both when
     /// nothing is on its way any more.
-    pub async fn drain(self: &Arc<Self>, what: Drain, patience: Duration) -> Vec<Unsaved> {
-        let call = Call::foreground(self.env.now() + patience);
-        self.promote_all(what, &call).await;
-        self.retry_failed_deletes(|one| !one.retried, &call).await;
+    pub async fn drain(self: &Arc<Self>, what: Drain, call: &Call) -> Vec<Unsaved> {
+        self.retry_failed_deletes(|one| !one.retried, call).await;
         // What fails is among what is left.
-        let _ = self.delete_deferred_below("", &call).await;
+        let _ = self.delete_deferred_below("", call).await;
         loop {
             // A change that is on its way ends first: it would meet the next mount's save of the
             // same name.
@@ -44,9 +41,9 @@ impl FileSystem {
             let ends = files.iter().map(|file| async {
                 if what.covers(file) {
                     // `left_over` below reports what fails.
-                    let _ = self.commit(file, &call, Cause::Drain).await;
+                    let _ = self.commit(file, call, Cause::Drain).await;
                 } else {
-                    let _ = self.writeback.lock_commit(file, &call).await;
+                    let _ = self.lock_commit(file, call).await;
                 }
             });
             futures_util::future::join_all(ends).await;
@@ -57,11 +54,11 @@ impl FileSystem {
                 what.covers(file) && file.state().failure.as_ref().is_some_and(failed)
             };
             let may_progress = files.iter().any(may_do_better) || self.has_pending_deletes();
-            if !may_progress || self.env.left(&call) <= FIRST_RETRY {
+            if !may_progress || self.env.left(call) <= FIRST_RETRY {
                 return self.left_over();
             }
             tokio::time::sleep(FIRST_RETRY).await;
-            let _ = self.delete_deferred_below("", &call).await;
+            let _ = self.delete_deferred_below("", call).await;
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::FileSystem;
+use crate::fs::writeback::Writeback;
 use crate::vault::cache::Peek;
 use crate::vault::{Call, ObjectName};
 
@@ -25,7 +25,7 @@ pub struct FailedDelete {
     pub retried: bool,
 }
 
-impl FileSystem {
+impl Writeback {
     /// Objects that should be gone, by name.
     pub fn failed_deletes(&self) -> Vec<FailedDelete> {
         let known: Vec<_> = {
@@ -57,24 +57,18 @@ impl FileSystem {
     }
 
     /// Whether the vault may yet make a deletion that it has not made.
-    pub(in crate::fs) fn has_pending_deletes(&self) -> bool {
+    pub fn has_pending_deletes(&self) -> bool {
         let table = self.inodes.lock();
         // What shows again is not tried again.
         table.all_failed_deletes().any(|(name, _)| table.deferred(name).is_some())
     }
 
     /// Another try at the deletions that failed and that `wanted` chooses, unless the name is
-    /// something else now. What fails is listed again, and shows: nothing else may try it again.
-    pub(in crate::fs) async fn retry_failed_deletes(
-        &self,
-        wanted: impl Fn(&FailedDelete) -> bool,
-        call: &Call,
-    ) {
+    /// something else now. What fails is listed again, and shows: nothing else tries it again.
+    pub async fn retry_failed_deletes(&self, wanted: impl Fn(&FailedDelete) -> bool, call: &Call) {
         let wanted = self.failed_deletes().into_iter().filter(wanted);
         for name in wanted.filter_map(|one| ObjectName::new(&one.name)) {
-            if self.hide_again(&name)
-                && self.delete_deferred(&name, call).await.is_err_and(|failed| failed.is_retried)
-            {
+            if self.hide_again(&name) && !matches!(self.delete_deferred(&name, call).await, Ok(true)) {
                 self.show_again(&name);
             }
         }
@@ -100,7 +94,7 @@ impl FileSystem {
 
     /// The object stays: a person wants it so. False if there is none of that name that should be
     /// gone.
-    pub(in crate::fs) fn dismiss(&self, name: &str) -> bool {
+    pub fn dismiss(&self, name: &str) -> bool {
         let Some(name) = ObjectName::new(name) else { return false };
         let mut table = self.inodes.lock();
         let known = table.forget_failed_delete(&name);

@@ -23,7 +23,7 @@ use crate::vault::{Error, ErrorKind, ObjectName};
 const ASSUMED_FOR: Duration = Duration::from_secs(60);
 
 /// Names and directories of which something is remembered.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+pub(super) const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// What a save makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,20 +42,14 @@ impl Change {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum LastSave {
+pub(super) enum LastSave {
     Accepted,
     Refused(Instant),
 }
 
 /// What became of the last saves, by the key that was in use; a directory ends with a slash, or is
 /// empty. A leaf: nothing else is locked while this is.
-pub(super) struct Saves(Mutex<LruCache<(Change, String, u64), LastSave>>);
-
-impl Default for Saves {
-    fn default() -> Self {
-        Self(Mutex::new(LruCache::new(REMEMBERED)))
-    }
-}
+pub(super) type Saves = Mutex<LruCache<(Change, String, u64), LastSave>>;
 
 /// The directory of a name, with its slash; empty for the root.
 fn directory(name: &str) -> &str {
@@ -74,7 +68,7 @@ impl Writeback {
         let name = &job.name;
         let key = self.env.cache().vault().status().key_changes;
         let dir = directory(name.as_str()).to_owned();
-        let mut saves = self.saves.0.lock();
+        let mut saves = self.saves.lock();
         let outcome = match is_accepted {
             true => LastSave::Accepted,
             false => LastSave::Refused(self.env.now()),
@@ -91,7 +85,7 @@ impl Writeback {
         let vault = self.env.cache().vault().status();
         let now = self.env.now();
         let is_refused = |what: &str| {
-            let refused = self.saves.0.lock().get(&(change, what.to_owned(), vault.key_changes)).copied();
+            let refused = self.saves.lock().get(&(change, what.to_owned(), vault.key_changes)).copied();
             matches!(refused, Some(LastSave::Refused(at)) if now.saturating_duration_since(at) < ASSUMED_FOR)
         };
         let may_not = vault.may_write == Some(false);

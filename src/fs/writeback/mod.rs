@@ -14,15 +14,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::fs::inode::InodeTable;
+use crate::fs::namespace::Namespace;
+use crate::fs::propagation::propagator::Propagator;
 use crate::fs::types::env::Env;
-use crate::fs::writeback::may_write::Saves;
+use crate::fs::writeback::may_write::{REMEMBERED, Saves};
 use crate::fs::writeback::permits::Permits;
 
 /// What is sent to the vault, one change of an object after the other, and what became of it.
 pub(in crate::fs) struct Writeback {
     env: Arc<Env>,
+    inodes: Arc<InodeTable>,
+    namespace: Arc<Namespace>,
+    propagator: Arc<Propagator>,
     permits: Permits,
     saves: Saves,
     /// Counts failed commits.
@@ -32,13 +39,21 @@ pub(in crate::fs) struct Writeback {
 }
 
 impl Writeback {
-    pub fn new(env: Arc<Env>) -> Self {
-        Self {
+    pub fn new(
+        env: Arc<Env>,
+        inodes: Arc<InodeTable>,
+        namespace: Arc<Namespace>,
+        propagator: Arc<Propagator>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            inodes,
+            namespace,
+            propagator,
             permits: Permits::default(),
-            saves: Saves::default(),
+            saves: Mutex::new(LruCache::new(REMEMBERED)),
             failures: AtomicU64::new(0),
             deletion_refused: Mutex::default(),
             env,
-        }
+        })
     }
 }

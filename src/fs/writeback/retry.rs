@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::fs::FileSystem;
 use crate::fs::inode::file::{Failure, File};
 use crate::fs::types::errno::Errno;
 use crate::fs::writeback::Writeback;
@@ -18,8 +17,14 @@ pub(super) const FIRST_RETRY: Duration = Duration::from_secs(1);
 pub(in crate::fs) const LAST_RETRY: Duration = Duration::from_secs(60);
 
 impl Writeback {
-    /// Records why a commit failed. True if its retries are to be started.
-    pub(super) fn commit_failed(&self, file: &File, job: &Job, cause: Cause, e: &Error) -> (Errno, bool) {
+    /// Records why a commit failed, and starts its retries if it may succeed later.
+    pub(super) fn commit_failed(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        job: &Job,
+        cause: Cause,
+        e: &Error,
+    ) -> Errno {
         let before = file.state().failure.as_ref().map(|f| (f.errno, f.number));
         let errno = Errno::from(e);
         let number = match before {
@@ -43,8 +48,31 @@ impl Writeback {
         state.failure = Some(failure);
         if starts {
             state.retrying = Some(self.env.now() + FIRST_RETRY);
+            self.start_retries(file);
         }
-        (errno, starts)
+        errno
+    }
+
+    pub fn start_retries(self: &Arc<Self>, file: &Arc<File>) {
+        self.env.spawn(self.clone().retry(file.clone()));
+    }
+
+    /// Tries a failed commit again until it is stored, refused for good, or in conflict.
+    async fn retry(self: Arc<Self>, file: Arc<File>) {
+        let mut pause = FIRST_RETRY;
+        loop {
+            file.change_alone().retrying = Some(self.env.now() + pause);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(self.last_pause(&file));
+            let call = Call::background(self.env.deadline());
+            let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
+            let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
+            if stored || !again {
+                break;
+            }
+        }
+        file.change_alone().retrying = None;
+        self.inodes.lock().drop_unheld(file.ino);
     }
 
     /// The longest pause. A key may lack a permission for weeks: each file then costs at most one
@@ -70,29 +98,5 @@ impl Writeback {
             failure.message = "the object has changed in the vault since; the bytes are kept here".to_owned();
             tracing::warn!(name = name.as_str(), "an unsaved write is in conflict with a newer version");
         }
-    }
-}
-
-impl FileSystem {
-    pub(in crate::fs) fn start_retries(self: &Arc<Self>, file: &Arc<File>) {
-        self.env.spawn(self.clone().retry(file.clone()));
-    }
-
-    /// Tries a failed commit again until it is stored, refused for good, or in conflict.
-    async fn retry(self: Arc<Self>, file: Arc<File>) {
-        let mut pause = FIRST_RETRY;
-        loop {
-            file.change_alone().retrying = Some(self.env.now() + pause);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(self.writeback.last_pause(&file));
-            let call = Call::background(self.env.deadline());
-            let stored = self.commit(&file, &call, Cause::Retry).await.is_ok();
-            let again = file.state().failure.as_ref().is_some_and(Failure::is_retried);
-            if stored || !again {
-                break;
-            }
-        }
-        file.change_alone().retrying = None;
-        self.inodes.lock().drop_unheld(file.ino);
     }
 }

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fs::FileSystem;
 use crate::fs::inode::file::{Failure, File, Link};
 use crate::fs::types::unsaved::Unsaved;
+use crate::fs::writeback::Writeback;
 use crate::fs::writeback::commit::Cause;
 use crate::vault::{Call, ObjectName};
 
-impl FileSystem {
+impl Writeback {
     /// Writes that the vault does not have, open files included.
     pub fn unsaved(&self) -> Vec<Unsaved> {
         let files: Vec<_> = self.inodes.lock().all_files().collect();
@@ -82,7 +82,7 @@ impl FileSystem {
     }
 
     /// Lets go of a buffer and its inode: the next look at the name finds what the vault has.
-    pub(in crate::fs) fn give_up(&self, file: &File) -> ObjectName {
+    pub fn give_up(&self, file: &File) -> ObjectName {
         let tx = self.env.journal().begin();
         let mut table = self.inodes.lock_in(&tx);
         let mut state = file.change(&tx);
@@ -90,7 +90,6 @@ impl FileSystem {
         state.link = Link::Unlinked;
         state.failure = None;
         state.release();
-        self.temporaries.account_room(&mut state);
         drop(state);
         table.unpoint(&name, file.ino);
         table.detach(&tx, &name, file);

@@ -1,29 +1,10 @@
-//! Scratch files: editors' temporaries that never reach the vault, recognized by their name.
-//!
-//! Only names that are certain are in here; a name
-//! that exists in the vault is never scratch. They live in memory, bounded, and are gone at
-//! unmount.
-
-use std::sync::Arc;
-
-use parking_lot::Mutex;
+//! How many bytes are held back from the vault: they live in memory, bounded by `--scratch-size`.
 
 use crate::fs::inode::file::FileState;
-use crate::fs::types::env::Env;
+use crate::fs::temporary::Temporaries;
 use crate::fs::types::errno::{Errno, Result};
 
-/// Which files are held back from the vault by their name, and how many bytes.
-pub(in crate::fs) struct Temporaries {
-    env: Arc<Env>,
-    /// Bytes held back in all. A leaf: nothing else is locked while this is.
-    bytes: Mutex<u64>,
-}
-
 impl Temporaries {
-    pub fn new(env: Arc<Env>) -> Self {
-        Self { bytes: Mutex::new(0), env }
-    }
-
     /// Bytes held back in all.
     pub fn bytes(&self) -> u64 {
         *self.bytes.lock()
