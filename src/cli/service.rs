@@ -77,7 +77,7 @@ pub fn stay(mut keeper: Child, mountpoint: &Path) -> anyhow::Result<ExitCode> {
                 let signal = Signal::try_from(number)?;
                 if managed && signal != Signal::SIGHUP {
                     let _ = stop.send(());
-                    notify("STOPPING=1\nSTATUS=storing what is unsaved, unmounting");
+                    notify("STOPPING=1\nSTATUS=storing unsaved writes, unmounting");
                 }
                 kill(pid, signal)?;
             }
@@ -152,6 +152,6 @@ pub fn notify(state: &str) {
         socket.send_to_addr(state.as_bytes(), &address)
     });
     if let Err(e) = sent {
-        stdio::say(format_args!("hint: the service manager cannot be told how it goes: {e}"));
+        stdio::say(format_args!("hint: the service manager cannot be notified: {e}"));
     }
 }

@@ -12,7 +12,7 @@ pub enum ServeError {
     #[error("{} is served by another process already: use that one, or stop it first", .0.shown())]
     AlreadyServed(PathBuf),
     /// Another process holds the lock but does not answer on the socket.
-    #[error("{} is locked by another process that does not answer on its socket: see what it is doing, or stop it", .0.shown())]
+    #[error("{} is locked by another process, which does not answer on its socket: check that process, or stop it", .0.shown())]
     InstanceSilent(PathBuf),
     /// The directory, or a file in it, is someone else's.
     #[error("{} belongs to user {owner}: a vault's directory and its files must be your own", .path.shown())]

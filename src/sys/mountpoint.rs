@@ -33,7 +33,7 @@ pub enum MountpointError {
     NotADirectory(PathBuf),
     /// Files would be hidden.
     #[error(
-        "{0} is not empty, and a mount would hide what is in it: choose an empty directory, or use -o nonempty"
+        "{0} is not empty, and a mount would hide its files: choose an empty directory, or use -o nonempty"
     )]
     NotEmpty(PathBuf),
     /// A live mount of ours.
@@ -57,7 +57,7 @@ pub enum MountpointError {
     Link(PathBuf, String, u32),
     /// It is in a FUSE file system of another user, which could prevent unmounting.
     #[error(
-        "{0} is within a file system that another user (uid {1}) serves, who could keep the mount from being removed: choose \
+        "{0} is within a file system that another user (uid {1}) serves and could keep mounted: choose \
          a directory outside of it"
     )]
     Served(PathBuf, u32),

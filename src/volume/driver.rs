@@ -345,7 +345,7 @@ impl Driver {
         }
         match users.len() {
             0 if self.mounter.is_mounted(&at) => {
-                tracing::info!(volume = name, "mounted, and nobody uses it: unmounting");
+                tracing::info!(volume = name, "mounted, and not in use: unmounting");
                 return self.leave(name, guard, Duration::ZERO).await;
             }
             0 => {}
@@ -371,7 +371,7 @@ impl Driver {
             }
             let users = self.volumes().get(&name).map_or(0, |volume| volume.users.len());
             if users > 0 {
-                tracing::info!(volume = name, users, "stays mounted for those who use it");
+                tracing::info!(volume = name, users, "in use: stays mounted");
             } else if let Err(e) = self.unmount_unused(&name, guard.wanted()).await {
                 tracing::error!(volume = name, "{e}");
             }

@@ -202,7 +202,7 @@ impl Mounter for Commands {
         let advice = "run the plugin where the engine runs, in the same mount and process namespaces";
         let Some((pid, table)) = known else {
             return Err(format!(
-                "whether the engine sees its mount cannot be told, because its process is not seen here: {advice}"
+                "it is unknown whether the engine sees its mount, because its process is not visible here: {advice}"
             ));
         };
         match table.iter().rfind(|entry| entry.mountpoint == at) {
@@ -221,7 +221,7 @@ impl Mounter for Commands {
         if let Err(e) = fs::remove_dir(at)
             && e.kind() != io::ErrorKind::NotFound
         {
-            tracing::error!("{} stays: {e}; what is in it is on this disk and in no vault", at.shown());
+            tracing::error!("{} stays: {e}; its files are on this disk and in no vault", at.shown());
         }
     }
 }

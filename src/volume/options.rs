@@ -186,7 +186,7 @@ pub fn arguments(layers: &[&BTreeMap<String, String>], grammar: &dyn Grammar) ->
     }
     match grammar.check(&arguments)? {
         Some(wait) if wait > LONGEST_WAIT => Err(format!(
-            "-o wait={}: Docker waits 2 minutes for a mount and podman 5 s unless told otherwise; give {} s at most, or \
+            "-o wait={}: Docker waits 2 minutes for a mount and podman 5 s by default; give {} s at most, or \
              lazy",
             humantime::format_duration(wait),
             LONGEST_WAIT.as_secs()

@@ -171,7 +171,7 @@ fn not_pending(name: &str) -> Failure {
 fn save(mount: &LiveMount, name: &str) -> anyhow::Result<ExitCode> {
     if !mount.is_own() {
         let sentence =
-            format!("{} is the mount of another user, who alone can do that", mount.mountpoint.shown());
+            format!("{} is the mount of another user: only that user can do this", mount.mountpoint.shown());
         return Err(Failure::new(Exit::Usage, sentence).into());
     }
     let write =

@@ -163,7 +163,7 @@ fn orphaned(mut status: Value) -> Value {
     if status.get("problem").is_none() {
         let unsaved = status["fs"]["unsaved"].as_array().map_or(0, Vec::len);
         status["problem"] = format!(
-            "ENDING: its keeper is gone; its worker, process {}, stores what is unsaved ({}) and ends; then the mount is \
+            "ENDING: its keeper is gone; its worker, process {}, stores unsaved writes ({}) and ends; then the mount is \
              dead until `vaultfs mount` replaces it or `vaultfs unmount` removes it",
             status["worker_pid"],
             counted(unsaved as u64, "write")
@@ -256,7 +256,7 @@ fn show(out: &mut Lines, mount: &Value) {
     line("memory", memory(&mount["memory"], &mount["fs"]["cache"]));
     line("processes", processes(mount));
     if let Some(problem) = mount["fs"]["journal"]["problem"].as_str() {
-        line("a crash", format!("WOULD LOSE what is open or unsaved: {problem}"));
+        line("a crash", format!("WOULD LOSE open and unsaved files: {problem}"));
     }
     if let Some(refused @ 1..) = mount["fs"]["journal"]["refused"].as_u64() {
         let lost = "what they said of open or unsaved files is lost";
@@ -324,7 +324,7 @@ fn vault(spec: &Value) -> String {
 /// Whether the vault answers, in words.
 pub(in crate::cli) fn state(fs: &Status) -> String {
     let vault = &fs.vault;
-    let served = if fs.cache.serving_stale { ", serving what is known" } else { "" };
+    let served = if fs.cache.serving_stale { ", serving cached values" } else { "" };
     match (&vault.outage, vault.outage_s) {
         (Some(why), _) if why.starts_with(RATE_LIMITED) => {
             format!("{}{served}", spent(fs).unwrap_or_else(|| why.clone()))
@@ -487,7 +487,7 @@ mod tests {
     fn a_spent_budget_is_no_outage() {
         let spent = format!("{RATE_LIMITED}: it is renewed in 50 s");
         let (fs, _) = status(json!({"limit": 3, "remaining": 0, "reset_s": 42}), Some(&spent));
-        assert_eq!(state(&fs), "rate limit used up, renewed in 42s, serving what is known");
+        assert_eq!(state(&fs), "rate limit used up, renewed in 42s, serving cached values");
         assert_eq!(verdict(&fs), "NOT WELL: rate limit used up, renewed in 42s");
         let (fs, _) = status(Value::Null, Some("no connection"));
         assert!(state(&fs).starts_with("DOES NOT ANSWER for 3s"));

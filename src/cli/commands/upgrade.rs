@@ -113,13 +113,13 @@ fn ask(mount: &LiveMount, program: &std::path::Path, end: Instant) -> Result<Ask
         let now = worker(mount, end)?;
         if now.pid == before.pid {
             if Instant::now() >= end {
-                return Ok(Asked::Refused("the same worker goes on; see the log".to_owned()));
+                return Ok(Asked::Refused("the same worker continues; see the log".to_owned()));
             }
             std::thread::sleep(Duration::from_millis(20));
         } else if now.last_end == UPGRADED && now.version == VERSION {
             return Ok(Asked::Done);
         } else if now.last_end == UPGRADED || now.last_end.starts_with(NOT_UPGRADED) {
-            let why = "the new version could not take over, and the old one goes on; see the log";
+            let why = "the new version could not take over, and the old one continues; see the log";
             return Ok(Asked::Refused(why.to_owned()));
         } else {
             return Ok(Asked::Died(now.last_end));

@@ -303,7 +303,7 @@ impl Keeper {
             let event = self.event();
             match (event, self.phase) {
                 (Event::Stop, Phase::Serving) => {
-                    tracing::info!("asked to stop: committing what is unsaved");
+                    tracing::info!("asked to stop: committing unsaved writes");
                     self.drain();
                 }
                 // A worker is needed to store what is unsaved.

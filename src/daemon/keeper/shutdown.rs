@@ -94,7 +94,7 @@ impl Keeper {
         match state_log::plain_records(&self.state) {
             Ok(records) => Some(unsaved_from_journal(records)),
             Err(e) => {
-                tracing::error!("what is not stored cannot be named: {e}");
+                tracing::error!("the unsaved writes cannot be named: {e}");
                 None
             }
         }

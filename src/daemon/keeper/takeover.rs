@@ -271,7 +271,7 @@ impl Keeper {
         match self.take_over(Some(successor)) {
             Ok(()) => self.spawn_config.program = Some(program),
             Err(failed) => {
-                tracing::error!("takeover by the new program failed, the old one goes on: {failed}");
+                tracing::error!("takeover by the new program failed, the old one continues: {failed}");
                 self.last_end = Some(match self.verdict_of_start() {
                     // Killed from outside: a retry may succeed.
                     Ending::Killed => failed.message,

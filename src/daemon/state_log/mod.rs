@@ -263,7 +263,7 @@ impl Journal for State {
         if let Err(e) = self.make_room(writer, bytes.len()) {
             if writer.problem.is_none() {
                 tracing::error!(
-                    "no memory for the mount's state: a crash would lose what is open or unsaved: {e}"
+                    "no memory for the mount's state: a crash would lose open and unsaved files: {e}"
                 );
             }
             writer.problem = Some(format!("no memory for it: {e}"));

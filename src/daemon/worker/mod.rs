@@ -454,7 +454,7 @@ async fn supervise(
     let patience = if cause == Cause::Requested { LAST_DRAIN } else { left() };
     let unsaved = if cause == Cause::Orphaned {
         tracing::error!(
-            "the keeper is gone: storing what is unsaved; then {} is dead until it is mounted again, or unmounted",
+            "the keeper is gone: storing unsaved writes; then {} is dead until it is mounted again, or unmounted",
             handler.config.mountpoint.shown()
         );
         // No process kills a stuck worker without a keeper: an alarm ends it.

@@ -268,7 +268,7 @@ impl Namespace {
                 }
                 Ok(None) => break stream.ended().await,
                 Err(_) => {
-                    let hangs = "the vault does not go on listing its names";
+                    let hangs = "the vault stopped listing its names";
                     break Err(Error::new(ErrorKind::Deadline, hangs));
                 }
             }

@@ -58,7 +58,7 @@ impl FileSystem {
         component: &OsStr,
     ) -> Result<DirPrefix> {
         if under.is_root() && is_trash(component) {
-            let why = "what is moved to a trash stays in the vault: delete it for good";
+            let why = "a trash would keep deleted files in the vault: delete them for good";
             return Err(self.env.refused(operation, &component.to_string_lossy(), Errno::EPERM, why));
         }
         match name::decode(component.as_bytes(), under) {

@@ -96,11 +96,12 @@ impl FileSystem {
                 let (errno, why) = match Errno::from(why) {
                     Errno::EBUSY => (
                         Errno::EBUSY,
-                        "the request budget is used up, and O_DIRECT asks for what the vault has now",
+                        "the request budget is used up, and O_DIRECT needs the current version",
                     ),
-                    _ => {
-                        (Errno::ETIMEDOUT, "the vault does not answer, and O_DIRECT asks for what it has now")
-                    }
+                    _ => (
+                        Errno::ETIMEDOUT,
+                        "the vault does not answer, and O_DIRECT needs its current version",
+                    ),
                 };
                 Err(self.env.refused("open", name.as_str(), errno, why))
             }

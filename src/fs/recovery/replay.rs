@@ -159,7 +159,7 @@ impl Replay {
         let (id, is_resent) = (number_of(unique), unique & AGAIN != 0);
         let known = is_resent.then(|| self.record_of_resent(id));
         if known.is_some_and(|crash_record| crash_record.poisoned) {
-            let why = "workers keep dying of this request: it is given up";
+            let why = "this request keeps crashing workers: it is given up";
             return Err(self.env.refused("request", &format!("number {id}"), Errno::EIO, why));
         }
         let suspect = known.is_some_and(|crash_record| crash_record.is_suspect());

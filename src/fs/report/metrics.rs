@@ -51,7 +51,7 @@ fn render(status: &Status, failures: &BTreeMap<String, u64>) -> String {
     let (vault, cache) = (&status.vault, &status.cache);
     let version = env!("CARGO_PKG_VERSION");
     let labels = format!("{{version=\"{version}\",dialect=\"{}\"}}", vault.dialect);
-    text.samples("gauge", "build_info", "Always 1; what is running.", &[(labels, "1".into())]);
+    text.samples("gauge", "build_info", "Always 1; version of the program.", &[(labels, "1".into())]);
     text.gauge("uptime_seconds", "Time since the worker started.", status.uptime_s);
     of_vault(&mut text, vault);
     of_cache(&mut text, cache);

@@ -92,7 +92,7 @@ impl Writeback {
             Err(e) => {
                 let message = format!("it should be gone, but was not deleted: {e}");
                 if self.inodes.lock().note_failed_delete(name, Errno::from(e), message) {
-                    self.env.failed("deletion of what was moved or unlinked", name.as_str(), e);
+                    self.env.failed("deletion of a moved or unlinked file", name.as_str(), e);
                 }
                 if !is_retried(e) {
                     self.show_again(name);

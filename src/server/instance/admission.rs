@@ -168,7 +168,7 @@ impl State {
         }
         tracing::warn!(
             number = self.evictions.number,
-            "too many connections without an API key: the oldest are closed, first those of whoever has the most (the \
+            "too many connections without an API key: the oldest are closed, first those of the address with the most (the \
              newest comes from {newest})"
         );
         self.evictions = Evictions { number: 0, logged: Some(Instant::now()) };

@@ -28,9 +28,9 @@ pub fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
     let pem = pem.map_err(ServeError::io("cannot read the certificate", cert))?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
-        .map_err(|_| bad(cert, "is not PEM: give the certificate and what it was signed with, in PEM"))?;
+        .map_err(|_| bad(cert, "is not PEM: give the certificate chain in PEM"))?;
     if chain.is_empty() {
-        return Err(bad(cert, "holds no certificate: give it and what it was signed with, in PEM"));
+        return Err(bad(cert, "holds no certificate: give the certificate chain in PEM"));
     }
     let text = read_tls_key(key).map_err(|e| match e {
         SecretFileError::Missing => bad(key, "is missing"),

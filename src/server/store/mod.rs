@@ -332,7 +332,7 @@ pub enum StoreError {
     #[error("another request came with the same idempotency key")]
     IdempotencyMismatch,
     /// [`IdempotencyRecord`]: what the first request made is deleted.
-    #[error("what was made with this idempotency key is deleted")]
+    #[error("the object of this idempotency key is deleted")]
     IdempotencyGone,
     /// A cursor that names no object there ever was.
     #[error("unknown cursor")]

@@ -214,7 +214,7 @@ fn read_pipe(pipe: &mut File, bytes: &mut Vec<u8>, max: u64) -> io::Result<()> {
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) => {
-                let sentence = format!("nobody wrote it to its end within {} s", WRITTEN.as_secs());
+                let sentence = format!("no process wrote it to its end within {} s", WRITTEN.as_secs());
                 return Err(io::Error::new(ErrorKind::TimedOut, sentence));
             }
             Err(e) if e != Errno::EINTR => return Err(e.into()),

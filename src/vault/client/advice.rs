@@ -10,10 +10,7 @@ pub fn next_step(why: &str) -> &'static str {
             "its certificate says that it is a certificate authority's (CA:TRUE), which no server may show as its own: \
              give it one with basicConstraints=CA:FALSE, self-signed or not",
         ),
-        (
-            "UnknownIssuer",
-            "nobody who is trusted here has signed its certificate: name one to trust with --ca-file",
-        ),
+        ("UnknownIssuer", "its certificate is not signed by a trusted authority: give one with --ca-file"),
         (
             "not valid for name",
             "its certificate is for other names: use one of those, or give it another certificate",

@@ -44,7 +44,7 @@ pub enum KeyError {
     #[error("the API key is empty")]
     Empty,
     /// It does not fit into an HTTP header.
-    #[error("what was given as API key is no key: keys are one line of printable ASCII characters")]
+    #[error("this is not an API key: a key is one line of printable ASCII characters")]
     Malformed,
 }
 

@@ -109,7 +109,7 @@ fn refusal(answer: &Answer, request: &Request, key_file: Option<&Path>) -> (Erro
     let is_vault = answer.body.trim_ascii().is_empty() || is_json_object(&answer.body);
     let no_vault = || {
         let sentence = format!(
-            "the answer (status {}) is not one of a vault: check the address, and what is between here and the vault",
+            "the answer (status {}) is not one of a vault: check the address, and any proxy before the vault",
             described(answer)
         );
         (ErrorKind::BadAnswer, sentence)

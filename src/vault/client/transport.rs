@@ -412,7 +412,7 @@ impl Transport {
         }
         match announced {
             Some(len) if len != body.len() => {
-                Err(AttemptError::Cut("its length is not what was announced".to_owned()))
+                Err(AttemptError::Cut("its length is not the announced one".to_owned()))
             }
             _ => Ok(body),
         }

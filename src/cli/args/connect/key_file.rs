@@ -9,7 +9,7 @@ use crate::sys::files;
 use crate::vault::client::api_key;
 
 /// Does not repeat it: it may be said to a journal.
-const KEY_FOR_FILE: &str = "--api-key-file takes the name of a file, and what was given looks like a key: put it into a file that \
+const KEY_FOR_FILE: &str = "--api-key-file takes the name of a file, but the given value looks like a key: put it into a file that \
                             only you can read, and make a new key in place of this one, which others may have seen";
 
 /// Reads the key, also from a file of the user `also`.

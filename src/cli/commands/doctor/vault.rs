@@ -33,7 +33,7 @@ pub fn check(args: &ConnectArgs) -> Result<Vec<Finding>, Failure> {
         Ok(resolved) => resolved,
         Err(failure) if failure.exit == Exit::Usage => return Err(failure),
         Err(failure) => {
-            return Ok(vec![Finding::problem("key", failure.message, "mend that, then look again")]);
+            return Ok(vec![Finding::problem("key", failure.message, "fix that, then run the doctor again")]);
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -100,7 +100,7 @@ fn rate(budget: &BudgetStatus) -> Finding {
     if budget.assumed {
         return Finding::ok(
             "rate",
-            format!("the service tells no limit; {} a minute are assumed", budget.limit),
+            format!("the service reports no limit; {} a minute are assumed", budget.limit),
         );
     }
     if budget.remaining * 10 >= budget.limit {
@@ -143,15 +143,15 @@ async fn embedded(dir: &Path, spec: &ConnectSpec) -> Vec<Finding> {
     if dir.join("master-key").exists() {
         found.push(Finding::note(
             "master key",
-            "it is beside the database: who has a copy of the directory can read it all",
-            "keep it elsewhere, and a copy of it in a safe place (docs/OPERATIONS.md, \"Backup\")",
+            "it is beside the database: anyone with a copy of the directory can read every value",
+            "keep it in another place, and a copy of it in a safe place (docs/OPERATIONS.md, \"Backup\")",
         ));
     }
     found
 }
 
 fn bad_key(failure: &Failure) -> Finding {
-    Finding::problem("key", failure.message.clone(), "mend that, then look again")
+    Finding::problem("key", failure.message.clone(), "fix that, then run the doctor again")
 }
 
 fn unusable(dir: &Path, e: &ServeError) -> Finding {
@@ -163,7 +163,7 @@ fn unusable(dir: &Path, e: &ServeError) -> Finding {
             format!("chmod 600 {0} if others can read it, else put {0} back from a backup", path.shown())
         }
         ServeError::Database { path, .. } => format!("put {} back from a backup", path.shown()),
-        _ => format!("mend that, or name another directory than {}: --embedded=DIR", dir.shown()),
+        _ => format!("fix that, or give another directory than {}: --embedded=DIR", dir.shown()),
     };
     Finding::problem("vault", format!("the embedded vault cannot be used: {e}"), fix)
 }

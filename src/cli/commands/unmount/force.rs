@@ -34,7 +34,7 @@ pub(super) fn force(entry: Option<&Entry>, mount: &LiveMount) -> anyhow::Result<
             }
             Err(_) if within == ANSWER => {
                 stdio::say(
-                    "the worker does not answer: killing it, for another one to store what is unsaved",
+                    "the worker does not answer: killing it, so that another one stores unsaved writes",
                 );
                 for worker in children(mount).iter().filter(|child| child.is_called(worker::NAME)) {
                     worker.signal(Signal::SIGKILL);
@@ -70,7 +70,7 @@ fn given_up(mount: &LiveMount, lost: Option<Vec<Unsaved>>) -> anyhow::Result<Exi
         None => Err(Failure::new(
             Exit::Unsaved,
             format!(
-                "{}: neither its worker nor another one answered: what was not stored is lost, and cannot be named",
+                "{}: neither its worker nor another one answered: unsaved writes are lost, and cannot be named",
                 mount.mountpoint.shown()
             ),
         )

@@ -124,7 +124,7 @@ pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {
         Err(_) if !is_here() => {
             let path = entry.mountpoint.shown();
             let message =
-                format!("{path} was unmounted by another command meanwhile, which says what was not stored");
+                format!("{path} was unmounted by another command meanwhile, which names unsaved writes");
             return Err(Failure::new(Exit::Failed, message).into());
         }
         Err(e) => return Err(e.into()),
@@ -206,8 +206,7 @@ fn drain(
 
 fn silent(mount: &LiveMount, e: &std::io::Error) -> Failure {
     let path = mount.mountpoint.shown();
-    let message =
-        format!("{path} does not answer ({e}); --force takes it away, and names what is unsaved then");
+    let message = format!("{path} does not answer ({e}); --force removes it and names unsaved writes");
     Failure::new(Exit::Failed, message)
 }
 
@@ -286,7 +285,7 @@ fn take_away(entry: &Entry, lazy: bool) -> Result<bool, Failure> {
         let users = mount_users::users(entry);
         if lazy {
             unmount::unmount(&entry.mountpoint, entry.dev, Mode::Lazy).map_err(failed)?;
-            stdio::say(format_args!("{path} is detached; it ends when these let go: {}", names(&users)));
+            stdio::say(format_args!("{path} is detached; it ends with these programs: {}", names(&users)));
             return Ok(false);
         }
         if !users.is_empty() || Instant::now() >= end {
@@ -484,7 +483,7 @@ fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCo
         .into());
     }
     mountpoint::remove_dead(path, entry).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
-    let was = if dead { "was a dead mount; it is removed" } else { "is detached; nobody answers for it" };
+    let was = if dead { "was a dead mount; it is removed" } else { "is detached; no process answers for it" };
     stdio::say(format_args!("{} {was}", path.shown()));
     Ok(ExitCode::SUCCESS)
 }

@@ -14,25 +14,25 @@ const SECTIONS: [(&str, &[&str]); 3] = [
     (
         "DESCRIPTION",
         &[
-            "Each file of a mounted vault is an object: /a/b/c is the object named a/b/c. Directories are made by names. \
-             Reading a file is reading the object's current version, writing and closing it makes a new version, \
+            "Each file of a mounted vault is an object: /a/b/c is the object named a/b/c. Directories follow from names. \
+             Reading a file returns the object's current version, writing and closing it stores a new version, \
              removing it deletes the object with its history.",
-            "`.versions/NAME/N` is version N of the object NAME, 1 the oldest, read-only. The directory is there, but \
-             not listed without `show_versions`.",
-            "`NAME/.self` is the object NAME where there are also objects below NAME/.",
+            "`.versions/NAME/N` is version N of the object NAME, 1 the oldest, read-only. The directory can be \
+             opened, but it is listed with `show_versions` only.",
+            "`NAME/.self` is the object NAME if there are also objects below NAME/.",
             "`.vaultfs/status.json` holds the mount's status, `.vaultfs/metrics` the same numbers in the text format of \
              Prometheus. Only the owner can read them, and reading them sends no request to the vault.",
-            "The extended attributes user.vault.id, .version, .updated_at, .stale and .error tell what is known of an \
+            "The extended attributes user.vault.id, .version, .updated_at, .stale and .error describe the \
              object.",
         ],
     ),
     (
         "Names",
         &[
-            "What a file name cannot hold is escaped: control characters as %00 to %1F, a slash that would be read \
+            "Characters that a file name cannot hold are escaped: control characters as %00 to %1F, a slash that would be read \
            otherwise as %2F, the first dot of ., .. and reserved names as %2E, a percent sign that would read as \
-           one of these as %25, an empty component as %_. A component over 255 bytes goes on in a directory whose \
-           name ends in %+.",
+           one of these as %25, an empty component as %_. A component longer than 255 bytes is split: the first \
+           part becomes a directory whose name ends in %+.",
         ],
     ),
     (
@@ -40,7 +40,7 @@ const SECTIONS: [(&str, &[&str]); 3] = [
         &[
             "    SRC DIR vaultfs OPTIONS 0 0",
             "SRC is the URL of a service, `embedded=DIR` for a vault of this machine, `embedded` for root's in \
-             DEFAULT (an ordinary user's is where `vaultfs mount --embedded` has it), or `none` if OPTIONS say it.",
+             DEFAULT (an ordinary user's is where `vaultfs mount --embedded` has it), or `none` if OPTIONS name the vault.",
             "The options of mount(8) are understood: ro, rw, auto, noauto, user, users, nofail, _netdev, x-systemd.* \
              and the like. suid and dev have no effect, since vaults are mounted nosuid,nodev. A mounted vault \
              cannot be remounted with others. A value that holds a comma is put in double quotes.",

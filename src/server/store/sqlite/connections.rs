@@ -159,7 +159,7 @@ impl Connections {
             && let Some(writer) = &writer
             && let Err(e) = purge(&self.path, writer, &marks)
         {
-            tracing::warn!(error = %e, "what was deleted last may still be in the database's file");
+            tracing::warn!(error = %e, "the last deleted values may still be in the database's file");
         }
     }
 
