@@ -56,7 +56,7 @@ pub use journal::{Journal, JournalStatus, MemoryJournal, Record, Value};
 
 use crate::fs::handle::Handles;
 use crate::fs::namespace::Namespace;
-use crate::fs::recovery::replay::{Replay, number_of};
+use crate::fs::recovery::replay::Replay;
 use crate::fs::report::Report;
 use crate::fs::temporary::Temporaries;
 use crate::fs::types::env::Env;
@@ -121,40 +121,6 @@ impl FileSystem {
             // After a takeover the kernel may have names that are unknown here.
             self.namespace.forget_kernel_listings();
         }
-    }
-
-    /// Does `work`, which never waits, for the request `unique`.
-    pub fn run_now<T>(
-        &self,
-        unique: u64,
-        caller: Caller,
-        work: impl FnOnce(&RequestCtx) -> Result<T>,
-    ) -> Result<T> {
-        self.replay.run_now(unique, caller, work)
-    }
-
-    /// Begins `work` for the request `unique`: polled once, it is done if nothing has to be asked
-    /// of the vault. [`FileSystem::completed`] ends a request that changed something, waited, or
-    /// was resent.
-    pub fn run<'a, T: 'a, W: Work<T> + 'a>(
-        self: &Arc<Self>,
-        unique: u64,
-        caller: Caller,
-        work: impl FnOnce(Arc<Self>, RequestCtx) -> W,
-    ) -> Step<'a, T> {
-        self.replay.run(unique, caller, |ctx| work(self.clone(), ctx))
-    }
-
-    /// The time left for the request.
-    pub fn time_left(&self, unique: u64) -> Duration {
-        self.replay.time_left(unique)
-    }
-
-    /// The request `unique` has been answered: it will not be resent.
-    pub fn completed(&self, unique: u64) {
-        let id = number_of(unique);
-        self.handles.acknowledge_open(id);
-        self.replay.completed(id);
     }
 
     /// What is on its way to the kernel, and the helper.
@@ -224,14 +190,6 @@ impl FileSystem {
     /// FORGET: the kernel released `count` lookups of an inode.
     pub fn forget(&self, ino: u64, count: u64) {
         self.inodes.lock().forget(ino, count);
-    }
-
-    /// Liveness probe: acquires the inode and handle locks; blocks if either is stuck.
-    pub fn check_liveness(&self) {
-        let table = self.inodes.lock();
-        crate::failpoint::point("liveness");
-        drop(table);
-        self.handles.count();
     }
 
     /// Whether this user is a guest: neither the owner of the mount or of its files, nor root.

@@ -189,8 +189,8 @@ fn exports(facade: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The folders above its own, or beside it, that a file of `fs` names; and `FileSystem`, where it may
-/// not name that. Its module is `depth` levels below `fs`.
+/// The folders above its own, or beside it, that a file of `fs` names; and `FileSystem`, where it
+/// may not name that. Its module is `depth` levels below `fs`.
 fn arrows_up(folder: &str, depth: usize, source: &str, exports: &[(String, String)]) -> Vec<String> {
     let code = code(source);
     let own = &code[..code.find("#[cfg(test)]\nmod tests {").unwrap_or(code.len())];

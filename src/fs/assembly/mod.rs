@@ -46,6 +46,7 @@ impl Builder {
         let writeback = Writeback::new(env.clone(), inodes.clone(), namespace.clone(), propagator.clone());
         let temporaries = Temporaries::new(env.clone(), inodes.clone(), namespace.clone(), writeback.clone());
         let fs = Arc::new(FileSystem {
+            report: Report::new(env.clone(), inodes.clone(), self.audit),
             namespace,
             inodes,
             propagator,
@@ -53,7 +54,6 @@ impl Builder {
             handles: Arc::new(Handles::new(env.clone())),
             replay: Replay::new(env.clone()),
             temporaries,
-            report: Report::new(self.audit),
             env,
         });
         let revocation_listener = Arc::downgrade(&fs);

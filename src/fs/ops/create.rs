@@ -60,7 +60,7 @@ impl FileSystem {
         let file = self.new_file(ctx, (&under, &name), create, persistence, |_| ());
         let entry = self.namespace.own_entry(&file);
         let opened = self.open_now(ctx, &file, true).ok_or(Errno::EIO)?;
-        self.write_down(file.ino, "create", ctx.caller);
+        self.report.record_open(file.ino, "create", ctx.caller);
         Ok((entry, opened))
     }
 
@@ -85,7 +85,7 @@ impl FileSystem {
             self.resize_now(file, 0, WriteOrigin::Opening).unwrap_or(Err(Errno::EIO))?;
         }
         let opened = self.open_loaded(ctx, file, true).await?;
-        self.write_down(file.ino, "write", ctx.caller);
+        self.report.record_open(file.ino, "write", ctx.caller);
         Ok((self.namespace.own_entry(file), opened))
     }
 

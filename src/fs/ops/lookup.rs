@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::fs::inode::{ControlFile, DirKind};
 use crate::fs::name;
 use crate::fs::name::{CONTROL, Decoded, DirPrefix, VERSIONS};
+use crate::fs::report::control_files;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::Result;
 use crate::fs::{Entry, FileSystem};
@@ -39,7 +40,7 @@ impl FileSystem {
             }
             DirKind::History(name, id) => Box::pin(self.lookup_version(ctx, (name, id), component)).await,
             DirKind::Control => Ok(ControlFile::named(component).map(|which| {
-                let text = self.control_bytes(which);
+                let text = control_files::text(self, which);
                 let node = self.inodes.lock().control(text, self.env.wall());
                 self.namespace.entry(&node, Duration::ZERO)
             })),

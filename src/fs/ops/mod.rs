@@ -2,6 +2,7 @@
 
 mod attr;
 mod close;
+mod control;
 pub(in crate::fs) mod create;
 mod lookup;
 pub(in crate::fs) mod mkdir;
@@ -11,6 +12,7 @@ pub(in crate::fs) mod read;
 pub(in crate::fs) mod readdir;
 pub(in crate::fs) mod rename;
 pub(in crate::fs) mod rename_dir;
+mod request;
 pub(in crate::fs) mod unlink;
 pub(in crate::fs) mod versions;
 pub(in crate::fs) mod write;

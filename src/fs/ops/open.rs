@@ -24,7 +24,7 @@ impl FileSystem {
         let opened = self.open_node(ctx, ino, flags).await?;
         if self.env.options().audit.is_some() {
             let op = if flags & libc::O_ACCMODE == libc::O_RDONLY { "read" } else { "write" };
-            self.write_down(ino, op, ctx.caller);
+            self.report.record_open(ino, op, ctx.caller);
         }
         Ok(opened)
     }

@@ -51,8 +51,8 @@ pub(in crate::fs) fn number_of(unique: u64) -> u64 {
 }
 
 /// A request that may be worked for.
-struct Begun<'a> {
-    ctx: RequestCtx,
+pub(in crate::fs) struct Begun<'a> {
+    pub ctx: RequestCtx,
     /// Its crash record, if it is resent.
     known: Option<CrashRecord>,
     /// Of a suspect: held while it works on the kernel's thread.
@@ -105,17 +105,6 @@ impl Replay {
         self.intents.lock().values().filter_map(Intent::moves).collect()
     }
 
-    /// Does `work`, which never waits, for the request `unique`.
-    pub fn run_now<T>(
-        &self,
-        unique: u64,
-        caller: Caller,
-        work: impl FnOnce(&RequestCtx) -> Result<T>,
-    ) -> Result<T> {
-        let begun = self.begin(unique, caller)?;
-        work(&begun.ctx)
-    }
-
     /// Begins `work` for the request `unique`: polled once, it is done if nothing has to be asked
     /// of the vault. [`Replay::completed`] ends a request that changed something, waited, or was
     /// resent.
@@ -155,7 +144,7 @@ impl Replay {
     }
 
     /// A request arrives. It is refused if workers keep dying of it.
-    fn begin(&self, unique: u64, caller: Caller) -> Result<Begun<'_>> {
+    pub fn begin(&self, unique: u64, caller: Caller) -> Result<Begun<'_>> {
         let (id, is_resent) = (number_of(unique), unique & AGAIN != 0);
         let known = is_resent.then(|| self.record_of_resent(id));
         if known.is_some_and(|crash_record| crash_record.poisoned) {

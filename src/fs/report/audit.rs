@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::inode::Node;
-use crate::fs::{Caller, FileSystem};
+use crate::fs::types::ctx::Caller;
 use crate::sys::files::{Place, Unfit};
 use crate::sys::program::Program;
 
@@ -197,24 +197,9 @@ fn open_private(place: &Place) -> io::Result<File> {
     Ok(file)
 }
 
-impl FileSystem {
-    /// Opens the audit file again, if there is one.
-    pub fn reopen_audit(&self) {
-        if let Some(audit) = self.report.audit() {
-            audit.reopen();
-        }
-    }
-
-    /// Writes down that an inode was opened.
-    pub(in crate::fs) fn write_down(&self, ino: u64, op: &'static str, caller: Caller) {
-        if let (Some(audit), Ok(node)) = (self.report.audit(), self.inodes.node(ino)) {
-            audit.record_open(self.env.wall(), &node, op, caller);
-        }
-    }
-}
-
 impl Audit {
-    fn record_open(&self, at: SystemTime, node: &Node, op: &'static str, caller: Caller) {
+    /// Writes down that an inode was opened.
+    pub(super) fn record_open(&self, at: SystemTime, node: &Node, op: &'static str, caller: Caller) {
         let (name, version) = match node {
             Node::File(file) => {
                 let state = file.state();

@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use crate::display;
 use crate::fs::FileSystem;
 use crate::fs::inode::ControlFile;
+use crate::fs::report::metrics::metrics;
+use crate::fs::report::status::status;
 
 impl ControlFile {
     /// All of them, for listings.
@@ -24,15 +26,13 @@ impl ControlFile {
     }
 }
 
-impl FileSystem {
-    /// What the file holds at this moment.
-    pub(in crate::fs) fn control_bytes(&self, which: ControlFile) -> Vec<u8> {
-        match which {
-            ControlFile::Status => {
-                let text = serde_json::to_string_pretty(&self.status()).unwrap_or_default() + "\n";
-                display::json(&text).into_owned().into_bytes()
-            }
-            ControlFile::Metrics => self.metrics().into_bytes(),
+/// What the file holds at this moment.
+pub(in crate::fs) fn text(fs: &FileSystem, which: ControlFile) -> Vec<u8> {
+    match which {
+        ControlFile::Status => {
+            let text = serde_json::to_string_pretty(&status(fs)).unwrap_or_default() + "\n";
+            display::json(&text).into_owned().into_bytes()
         }
+        ControlFile::Metrics => metrics(fs).into_bytes(),
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
 use crate::fs::FileSystem;
-use crate::fs::report::status::{CacheUse, Status, Vault};
+use crate::fs::report::status::{CacheUse, Status, Vault, status};
 
 /// The text under construction.
 struct Text(String);
@@ -37,12 +37,9 @@ impl Text {
     }
 }
 
-impl FileSystem {
-    /// The metrics at this moment. Never asks the vault.
-    pub fn metrics(&self) -> String {
-        let failures = self.env.errors().counts();
-        render(&self.status(), &failures)
-    }
+/// The metrics at this moment. Never asks the vault.
+pub(in crate::fs) fn metrics(fs: &FileSystem) -> String {
+    render(&status(fs), &fs.env.errors().counts())
 }
 
 /// `failures`: how often each errno was returned, by its name.

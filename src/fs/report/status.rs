@@ -151,66 +151,55 @@ impl From<crate::vault::attribution::RequestCount> for RequestCount {
     }
 }
 
-impl FileSystem {
-    /// Tells the file system what serves it. Only the first call counts.
-    pub fn attach_processes(&self, processes: Processes) {
-        let ending = processes.ending;
-        // A worker takes over once.
-        if self.report.processes.set(processes).is_ok() {
-            self.replay.charge_last_death(ending);
-        }
-    }
-
-    /// How things are. Never asks the vault.
-    pub fn status(&self) -> Status {
-        let vault = self.env.cache().vault().status();
-        let cache = self.env.cache().status();
-        let (outage, outage_s) = cache.outage.unzip();
-        let inodes = self.inodes.lock().len();
-        // Each lock is let go of before the next is taken: within one expression they would all be
-        // held.
-        let scratch_bytes = self.temporaries.bytes();
-        Status {
-            uptime_s: self.env.wall().duration_since(self.env.started()).unwrap_or(Duration::ZERO).as_secs(),
-            vault: Vault {
-                endpoint: vault.endpoint,
-                dialect: format!("{:?}", self.env.cache().vault().capabilities().dialect).to_lowercase(),
-                requests: vault.requests,
-                spent_by: vault.spent_by.into_iter().map(RequestCount::from).collect(),
-                budget: vault.budget.map(|b| Budget {
-                    limit: b.limit,
-                    remaining: b.remaining,
-                    reset_s: b.reset_s,
-                    window_s: b.window_s,
-                }),
-                outage,
-                outage_s,
-                lagged_s: cache.lagged_s,
-                unlisted: cache.unlisted,
-                may_write: vault.may_write,
-            },
-            cache: CacheUse {
-                names: cache.names,
-                listed_s: cache.listed_s,
-                values: cache.values,
-                bytes: cache.bytes,
-                capacity: cache.capacity,
-                value_memory: cache.arena.mapped,
-                value_memory_locked: cache.arena.locked,
-                refresh_s: self.env.options().refresh.as_secs_f64(),
-                serving_stale: cache.serving_stale,
-            },
-            changes: self.propagator.status(),
-            inodes,
-            handles: self.handles.count(),
-            scratch_bytes,
-            owners_set: self.namespace.owners_set(),
-            audit: self.report.audit().map(|audit| audit.status()),
-            processes: self.report.processes.get().cloned(),
-            unsaved: self.writeback.unsaved(),
-            failed_deletes: self.writeback.failed_deletes(),
-            last_errors: self.env.errors().latest(),
-            journal: self.env.journal().status(),
-        }
+/// How things are. Never asks the vault.
+pub(in crate::fs) fn status(fs: &FileSystem) -> Status {
+    let vault = fs.env.cache().vault().status();
+    let cache = fs.env.cache().status();
+    let (outage, outage_s) = cache.outage.unzip();
+    let inodes = fs.inodes.lock().len();
+    // Each lock is let go of before the next is taken: within one expression they would all be
+    // held.
+    let scratch_bytes = fs.temporaries.bytes();
+    Status {
+        uptime_s: fs.env.wall().duration_since(fs.env.started()).unwrap_or(Duration::ZERO).as_secs(),
+        vault: Vault {
+            endpoint: vault.endpoint,
+            dialect: format!("{:?}", fs.env.cache().vault().capabilities().dialect).to_lowercase(),
+            requests: vault.requests,
+            spent_by: vault.spent_by.into_iter().map(RequestCount::from).collect(),
+            budget: vault.budget.map(|b| Budget {
+                limit: b.limit,
+                remaining: b.remaining,
+                reset_s: b.reset_s,
+                window_s: b.window_s,
+            }),
+            outage,
+            outage_s,
+            lagged_s: cache.lagged_s,
+            unlisted: cache.unlisted,
+            may_write: vault.may_write,
+        },
+        cache: CacheUse {
+            names: cache.names,
+            listed_s: cache.listed_s,
+            values: cache.values,
+            bytes: cache.bytes,
+            capacity: cache.capacity,
+            value_memory: cache.arena.mapped,
+            value_memory_locked: cache.arena.locked,
+            refresh_s: fs.env.options().refresh.as_secs_f64(),
+            serving_stale: cache.serving_stale,
+        },
+        changes: fs.propagator.status(),
+        inodes,
+        handles: fs.handles.count(),
+        scratch_bytes,
+        owners_set: fs.namespace.owners_set(),
+        audit: fs.report.audit.as_ref().map(|audit| audit.status()),
+        processes: fs.report.processes.get().cloned(),
+        unsaved: fs.writeback.unsaved(),
+        failed_deletes: fs.writeback.failed_deletes(),
+        last_errors: fs.env.errors().latest(),
+        journal: fs.env.journal().status(),
     }
 }
