@@ -177,7 +177,7 @@ impl Service for Mounted {
         let job = self.on_change.lock().take();
         // Subscribed before changes are followed: the first tick knows that they are wanted.
         let job = job.map(|(job, runtime)| (job, runtime, self.fs.propagator().subscribe()));
-        self.fs.follow_changes();
+        self.fs.propagator().follow_changes();
         if let Some((job, runtime, changes)) = job {
             let fs = self.fs.clone();
             let kept = fs.propagator().kept_commands();

@@ -38,7 +38,7 @@ pub use crate::fs::handle::Opened;
 pub use crate::fs::namespace::listing::{DirEntry, Listing};
 pub use crate::fs::ops::create::Create;
 pub use crate::fs::propagation::helper_calls::{HelperCall, HelperReport, HelperStatus};
-pub use crate::fs::propagation::propagator::{Propagator, RotationStatus};
+pub use crate::fs::propagation::{Propagator, RotationStatus};
 pub use crate::fs::recovery::quarantine::Ending;
 pub use crate::fs::report::audit::{Audit, AuditStatus};
 pub use crate::fs::report::status::{Processes, Status};
@@ -85,7 +85,7 @@ pub trait Kernel: Send + Sync {
     /// Calls `then` after all previous invalidations.
     fn after_notices(&self, then: Box<dyn FnOnce() + Send>);
     /// Orders a helper call; `to` is the helper's process id, 0 for any. The answer comes with
-    /// [`FileSystem::helper_reports`]. False without a channel.
+    /// [`Propagator::helper_reports`]. False without a channel.
     fn order(&self, number: u64, to: u32, call: &HelperCall) -> bool;
     /// Whether a program watches something of the mount (inotify), as far as that is visible.
     fn is_watched(&self) -> bool;
@@ -124,7 +124,7 @@ impl FileSystem {
     }
 
     /// What is on its way to the kernel, and the helper.
-    pub fn propagator(&self) -> &Propagator {
+    pub fn propagator(&self) -> &Arc<Propagator> {
         &self.propagator
     }
 

@@ -91,7 +91,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Operation::Lookup, req, parent, Some(name));
-        if let Some(found) = self.fs.helper_lookup(req.pid(), parent.0, name) {
+        if let Some(found) = self.fs.propagator().helper_lookup(req.pid(), parent.0, name) {
             return self.answer(req, Step::Ready(found), move |found| match found {
                 Ok(Some(found)) => entry(reply, &found),
                 Ok(None) => reply.error(Errno::ENOENT),
@@ -154,7 +154,7 @@ impl Filesystem for Adapter {
             Err(e) => reply.error(e),
         };
         let fh = fh.map(|fh| fh.0);
-        match (self.fs.helper_setattr(req.pid(), ino.0), self.refused()) {
+        match (self.fs.propagator().helper_setattr(req.pid(), ino.0), self.refused()) {
             (Some(registered), _) => self.end(req, Step::Ready(registered), answer),
             (None, Some(e)) => answer(Err(e)),
             (None, None) => {
@@ -240,7 +240,7 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Operation::Unlink, req, parent, Some(name));
-        let registered = self.fs.helper_unlink(req.pid(), parent.0, name);
+        let registered = self.fs.propagator().helper_unlink(req.pid(), parent.0, name);
         let (name, pid) = (name.to_owned(), req.pid());
         let work = move |fs: Arc<FileSystem>, ctx| async move {
             match registered {
@@ -270,7 +270,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Rename, req, parent, Some(name));
-        let registered = self.fs.helper_rename(req.pid(), (parent.0, name), (newparent.0, newname));
+        let registered =
+            self.fs.propagator().helper_rename(req.pid(), (parent.0, name), (newparent.0, newname));
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let work = move |fs: Arc<FileSystem>, ctx| async move {
             let (from, to) = ((parent.0, &*name), (newparent.0, &*newname));

@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(600);
 async fn asleep(options: Options) -> (Shell, Fd) {
     let sh = Shell::with(options);
     sh.put("f", "one").await;
-    sh.fs.follow_changes();
+    sh.fs.propagator().follow_changes();
     let held = sh.open("f", READ).await.unwrap();
     assert_eq!(sh.read_all(&held).await.unwrap(), b"one");
     sh.kernel.inodes.lock().unwrap().clear();

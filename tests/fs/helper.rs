@@ -110,7 +110,8 @@ impl Helper {
     }
 
     fn lookup(&self, fs: &FileSystem, parent: u64, name: &str) -> Result<Option<Entry>> {
-        let found = fs.helper_lookup(PID, parent, OsStr::new(name)).expect("it is the helper's")?;
+        let found =
+            fs.propagator().helper_lookup(PID, parent, OsStr::new(name)).expect("it is the helper's")?;
         if let Some(entry) = &found {
             *self.lookups.lock().unwrap().entry(entry.attr.ino).or_default() += 1;
         }
@@ -137,19 +138,19 @@ impl Helper {
                     return Ok(());
                 }
                 let (from, to_at) = ((from.0, OsStr::new(from.1)), (to_at.0, OsStr::new(to_at.1)));
-                fs.helper_rename(PID, from, to_at).expect("it is the helper's")?;
+                fs.propagator().helper_rename(PID, from, to_at).expect("it is the helper's")?;
                 ("rename", to.clone(), Some(source))
             }
             HelperCall::Unlink { path } => {
                 let (dir, name) = self.walk(fs, path)?;
                 self.lookup(fs, dir, name)?.ok_or(Errno::ENOENT)?;
-                fs.helper_unlink(PID, dir, OsStr::new(name)).expect("it is the helper's")?;
+                fs.propagator().helper_unlink(PID, dir, OsStr::new(name)).expect("it is the helper's")?;
                 ("unlink", path.clone(), None)
             }
             HelperCall::Touch { path, .. } => {
                 let (dir, name) = self.walk(fs, path)?;
                 let ino = self.lookup(fs, dir, name)?.ok_or(Errno::ENOENT)?.attr.ino;
-                fs.helper_setattr(PID, ino).expect("it is the helper's")?;
+                fs.propagator().helper_setattr(PID, ino).expect("it is the helper's")?;
                 ("touch", path.clone(), Some(ino))
             }
         };

@@ -129,7 +129,7 @@ async fn of_two_replicas_one_that_knows_is_found_by_asking_once_more() {
 async fn no_subscriber_hears_of_what_is_older_and_nothing_is_rotated_to_it() {
     for (sh, case) in each().await {
         Helper::start(&sh);
-        sh.fs.follow_changes();
+        sh.fs.propagator().follow_changes();
         let mut changes = sh.fs.propagator().subscribe();
         known(&sh).await;
         sh.write_file("made", "1").await.unwrap();
@@ -225,7 +225,7 @@ async fn a_deletion_elsewhere_of_what_was_just_made_is_asked_for_once_more() {
 
         // A follower hears of it a second after the tick that did not list it.
         Helper::start(&sh);
-        sh.fs.follow_changes();
+        sh.fs.propagator().follow_changes();
         let mut changes = sh.fs.propagator().subscribe();
         sh.write_file("followed", "1").await.unwrap();
         sh.stat("followed").await.unwrap();

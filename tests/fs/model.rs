@@ -452,7 +452,7 @@ impl Session {
         if self.helped {
             loop {
                 self.sh.pass(Duration::from_millis(2)).await;
-                self.sh.fs.refresh_now().await;
+                self.sh.fs.propagator().refresh_now().await;
                 // One that dies of it has a successor, which begins again.
                 if !self.sh.bury() {
                     break;

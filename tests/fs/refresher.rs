@@ -25,7 +25,7 @@ async fn followed(sh: Shell, names: usize, limit: Option<(u32, Duration)>) -> Sh
     }
     sh.pass(Duration::from_secs(10)).await;
     Helper::start(&sh);
-    sh.fs.follow_changes();
+    sh.fs.propagator().follow_changes();
     sh
 }
 
@@ -145,7 +145,7 @@ async fn beside(ahead_ms: i64, told: bool) -> (Shell, Arc<Skewed>) {
     for n in 1..10 {
         sh.cat(&format!("n{n}")).await;
     }
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     sh.kernel.helper.calls();
     (sh, clock)
 }
@@ -172,7 +172,7 @@ async fn changes_are_seen_whatever_the_clock_of_the_vault_says() {
         for version in ["1", "2", "3"] {
             sh.pass(Duration::from_secs(3)).await;
             sh.put("n7", version).await;
-            let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
+            let ((), cost) = sh.cost(sh.fs.propagator().refresh_now()).await;
             // A vault that does not tell its time is asked for more than the last seconds, once.
             let most = if told { 2 } else { 4 };
             assert!(cost <= most, "one request, and the value: {cost}");
@@ -182,22 +182,22 @@ async fn changes_are_seen_whatever_the_clock_of_the_vault_says() {
         // Within one second, before and after a tick, and within one millisecond.
         sh.put("n1", "a").await;
         sh.put("n2", "a").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(rotated(&sh), ["n1", "n2"], "{ahead_ms}");
         sh.put("n3", "a").await;
         sh.pass(Duration::from_millis(2)).await;
         sh.put("n2", "b").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(rotated(&sh), ["n2", "n3"], "{ahead_ms}");
         assert_eq!((sh.cat("n2").await, sh.cat("n3").await), ("b".to_owned(), "a".to_owned()));
         // One that shows late: it has a time before that of one that was seen.
         clock.ahead_ms.fetch_sub(2000, Ordering::Relaxed);
         sh.put("n4", "late").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(rotated(&sh), ["n4"], "{ahead_ms}");
         assert_eq!(sh.cat("n4").await, "late");
         // Nothing is told twice.
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(rotated(&sh), [""; 0]);
     }
 }
@@ -207,23 +207,23 @@ async fn a_clock_that_is_put_back_hides_no_change() {
     let (sh, clock) = beside(0, true).await;
     sh.put("n1", "before").await;
     sh.pass(Duration::from_secs(4)).await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(rotated(&sh), ["n1"]);
     clock.ahead_ms.store(-HOURS, Ordering::Relaxed);
     sh.memory.report_ahead(Some(-HOURS));
     sh.put("n2", "after").await;
     sh.pass(Duration::from_secs(4)).await;
     // The first tick hears of the other time, and believes nothing for it.
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     sh.pass(Duration::from_secs(4)).await;
     assert_eq!(sh.cost(sh.cat("n3")).await.1, 1);
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(rotated(&sh), ["n2"]);
     assert_eq!(sh.cat("n2").await, "after");
     for _ in 0..3 {
         sh.pass(Duration::from_secs(4)).await;
         sh.put("n5", "again").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(rotated(&sh), ["n5"]);
     }
 }

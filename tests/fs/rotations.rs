@@ -18,9 +18,9 @@ use crate::shell::{Fd, READ, Shell};
 async fn watched(sh: Shell) -> Shell {
     Helper::start(&sh);
     sh.pass(Duration::from_secs(10)).await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     sh.ls("").await.unwrap();
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.fs.status().changes.helper.state, "works");
     assert_eq!(sh.kernel.helper.calls(), []);
     sh
@@ -38,7 +38,7 @@ async fn a_new_version_is_a_rename_and_the_old_inode_keeps_its_bytes() {
         let before = sh.stat("f").await.unwrap();
         let fd = sh.open("f", READ).await.unwrap();
         sh.put("f", "newer and longer").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         let calls = sh.kernel.helper.calls();
         let [("rename", path, Some(ino))] = &calls[..] else { panic!("{calls:?}") };
         assert_eq!(path, "f");
@@ -57,19 +57,19 @@ async fn creation_is_a_rename_and_deletion_an_unlink_and_neither_fetches() {
     for sh in both() {
         let sh = watched(sh).await;
         sh.put("d/f", "made elsewhere").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(sh.kernel.helper.calls(), [], "the kernel does not know the directory");
         assert_eq!(sh.ls("d").await.unwrap(), ["f"]);
         sh.put("d/g", "made elsewhere").await;
         let reads = sh.vault.count(Op::GetByName);
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         let calls = sh.kernel.helper.calls();
         assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "d/g"), "{calls:?}");
         assert_eq!(sh.vault.count(Op::GetByName), reads);
         assert_eq!(sh.cat("d/g").await, "made elsewhere");
         let fd = sh.open("d/g", READ).await.unwrap();
         sh.delete("d/g").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(sh.kernel.helper.calls(), [("unlink", "d/g".to_owned(), None)]);
         assert_eq!(sh.stat("d/g").await, Err(Errno::ENOENT));
         assert_eq!(sh.read_all(&fd).await.unwrap(), b"made elsewhere");
@@ -85,12 +85,12 @@ async fn a_directory_that_empties_elsewhere_is_forgotten_and_revives_as_the_same
     let dir = sh.stat("d").await.unwrap().ino;
     sh.cat("d/f").await;
     sh.delete("d/f").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls(), [("unlink", "d/f".to_owned(), None)]);
     assert_eq!(sh.invalidated(), [(ROOT, "d".to_owned())], "never an rmdir");
     assert_eq!(sh.stat("d").await, Err(Errno::ENOENT));
     sh.put("d/g", "y").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.stat("d").await.unwrap().ino, dir);
     assert_eq!(sh.cat("d/g").await, "y");
 }
@@ -104,10 +104,10 @@ async fn of_several_versions_the_newest_is_shown() {
     for version in ["2", "3", "4"] {
         sh.put("f", version).await;
     }
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls().len(), 1);
     assert_eq!(sh.cat("f").await, "4");
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls(), []);
 }
 
@@ -119,12 +119,12 @@ async fn what_is_being_written_is_not_rotated_and_its_commit_decides() {
     let fd = sh.open("f", libc::O_RDWR).await.unwrap();
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.put("f", "theirs").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls(), []);
     assert_eq!(sh.cat("f").await, "our");
     sh.close(fd).await.unwrap();
     assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls(), [], "the name shows that inode all the time");
     assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
 }
@@ -147,7 +147,7 @@ async fn a_rotation_does_not_wait_for_an_fsync_in_flight_whose_commit_decides() 
         sh.put("f", "theirs").await;
         sh.put("g", "theirs").await;
         let began = tokio::time::Instant::now();
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
         let calls = sh.kernel.helper.calls();
         assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "g"), "{calls:?}");
@@ -155,7 +155,7 @@ async fn a_rotation_does_not_wait_for_an_fsync_in_flight_whose_commit_decides() 
         gate.release();
         fsync.await.unwrap().unwrap();
         sh.close(fd).await.unwrap();
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(sh.kernel.helper.calls(), [], "the name shows that inode all the time");
         assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
         assert_eq!(sh.history("f").await.last().unwrap(), "our");
@@ -171,7 +171,7 @@ async fn a_rename_is_made_where_the_directory_is_now() {
         let ino = sh.stat("after").await.unwrap().ino;
         sh.put("after/f", "1").await;
         sh.put("before/g", "1").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         let calls = sh.kernel.helper.calls();
         assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "after/f"), "{calls:?}");
         assert_eq!(sh.stat("after").await.unwrap().ino, ino);
@@ -183,7 +183,7 @@ async fn a_rename_is_made_where_the_directory_is_now() {
         sh.pass(Duration::from_secs(1)).await;
         sh.put("after/f", "2").await;
         sh.delete("before/g").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         let mut calls = sh.kernel.helper.calls();
         calls.sort();
         assert!(
@@ -204,7 +204,7 @@ async fn what_a_lookup_has_found_is_told_also_if_the_first_helper_dies_of_it() {
     assert_eq!(sh.cat("f").await, "new", "found by a lookup");
     *sh.kernel.helper.is_dead.lock().unwrap() = true;
     let fs = sh.fs.clone();
-    let rotation = tokio::spawn(async move { fs.refresh_now().await });
+    let rotation = tokio::spawn(async move { fs.propagator().refresh_now().await });
     sh.pass(Duration::from_secs(1)).await;
     assert!(!rotation.is_finished(), "the order was heard by nobody");
     Helper::start(&sh);
@@ -223,7 +223,7 @@ async fn a_write_that_comes_between_order_and_rename_stops_it() {
     let fh = fd.fh;
     sh.kernel.helper.before_next(move |fs| assert_eq!(fs.write(fh, 0, b"our"), Ok(3)));
     sh.put("f", "theirs").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls(), []);
     assert_eq!(sh.cat("f").await, "our");
     sh.close(fd).await.unwrap();
@@ -237,12 +237,12 @@ async fn a_write_on_a_replaced_inode_is_an_update_and_the_name_is_rotated_to_it(
     let sh = watched(sh).await;
     let fd = sh.open("f", libc::O_RDWR).await.unwrap();
     sh.put("f", "theirs").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls().len(), 1);
     assert_eq!(sh.cat("f").await, "theirs");
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.close(fd).await.unwrap();
-    sh.fs.flush_queue().await;
+    sh.fs.propagator().flush_queue().await;
     assert_eq!(sh.history("f").await, ["old", "theirs", "our"]);
     assert_eq!(sh.meta("f").await.unwrap().id, id);
     assert_eq!(sh.kernel.helper.calls(), [("rename", "f".to_owned(), Some(fd.ino))]);
@@ -272,7 +272,7 @@ async fn replaced(with_helper: bool) -> (Shell, Fd, u64) {
     let fd = sh.open("f", libc::O_RDWR).await.unwrap();
     sh.put("f", "theirs").await;
     sh.pass(Duration::from_secs(10)).await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     let shown = sh.stat("f").await.unwrap().ino;
     assert_ne!(shown, fd.ino);
     sh.kernel.helper.calls();
@@ -307,7 +307,7 @@ async fn a_save_through_a_replaced_inode_is_what_the_next_open_of_its_name_finds
             assert_eq!(opened(&sh, shown, 5).await, Err(Errno::ESTALE));
             assert_eq!(opened(&sh, shown, 5).await.unwrap(), b"theirs");
         }
-        sh.fs.flush_queue().await;
+        sh.fs.propagator().flush_queue().await;
         assert_eq!(opened(&sh, shown, 6).await, Err(Errno::ESTALE), "not before the kernel has heard of it");
         sh.kernel.forget();
         assert_eq!(opened(&sh, shown, 7).await, Err(Errno::ESTALE), "it may have been on its way");
@@ -325,7 +325,7 @@ async fn a_replaced_inode_that_is_written_again_at_once_is_at_its_name_all_the_s
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.fsync(&fd).await.unwrap();
     sh.pwrite(&fd, 0, "next").unwrap();
-    sh.fs.flush_queue().await;
+    sh.fs.propagator().flush_queue().await;
     assert_eq!(sh.kernel.helper.calls(), [], "it is being written");
     assert_eq!(sh.invalidated(), [(ROOT, "f".to_owned())]);
     assert_eq!(opened(&sh, shown, 1).await, Err(Errno::ESTALE));
@@ -340,7 +340,7 @@ async fn who_watches_is_told_of_a_save_that_a_lookup_found_before() {
     sh.fsync(&fd).await.unwrap();
     // The kernel knows of it: a rename of the inode to its own name is none.
     *sh.kernel.helper.knows.lock().unwrap() = true;
-    sh.fs.flush_queue().await;
+    sh.fs.propagator().flush_queue().await;
     let calls = sh.kernel.helper.calls();
     assert!(
         matches!(&calls[..], [("rename", path, Some(ino))] if path == "f" && *ino != fd.ino),
@@ -373,12 +373,12 @@ async fn a_save_while_a_change_is_on_its_way_stays_at_its_name() {
             true => sh.delete("f").await,
             false => drop(sh.put("f", "theirs").await),
         }
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         let calls = sh.kernel.helper.calls();
         let shown = (sh.cat("f").await, sh.stat("f").await.unwrap().ino);
         assert_eq!(shown, ("our".to_owned(), fd.ino), "deleted: {is_deleted}, {calls:?}");
         sh.close(fd).await.unwrap();
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!((sh.cat("f").await.as_str(), sh.stat("f").await.unwrap().ino), ("our", fd.ino));
     }
 }
@@ -393,7 +393,7 @@ async fn the_name_of_a_file_that_is_open_for_writing_is_absent_for_no_time() {
         let sh = watched(sh).await;
         let fd = sh.open(name, libc::O_RDWR).await.unwrap();
         sh.delete(name).await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         let first = OsStr::new(&name[..1]);
         assert_eq!(sh.lookup(ROOT, &name[..1]).await.unwrap(), None);
         assert_eq!(sh.fs.absent_for(ROOT, first), Duration::ZERO);
@@ -401,7 +401,7 @@ async fn the_name_of_a_file_that_is_open_for_writing_is_absent_for_no_time() {
         sh.close(fd).await.unwrap();
         assert_eq!(sh.cat(name).await, "our");
         sh.delete(name).await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(sh.lookup(ROOT, &name[..1]).await.unwrap(), None);
         assert!(sh.fs.absent_for(ROOT, first) > Duration::ZERO);
     }
@@ -417,7 +417,7 @@ async fn normalised_json_appears_as_a_rotation() {
     let sh = watched(sh).await;
     let ino = sh.stat("f").await.unwrap().ino;
     sh.write_file("f", "{\"a\":2}").await.unwrap();
-    sh.fs.flush_queue().await;
+    sh.fs.propagator().flush_queue().await;
     let calls = sh.kernel.helper.calls();
     assert!(matches!(&calls[..], [("rename", path, Some(new))] if path == "f" && *new != ino), "{calls:?}");
     assert_eq!(sh.cat("f").await, "{\n  \"a\": 2\n}\n");
@@ -436,7 +436,7 @@ async fn a_rename_waits_for_what_is_out_in_its_directory_or_of_its_file() {
     let lookup = sh.begin(|fs, ctx| async move { fs.lookup(&ctx, ROOT, OsStr::new("absent")).await });
     assert!(matches!(lookup, Step::Pending(_)), "nothing is fresh");
     let fs = sh.fs.clone();
-    let rotation = tokio::spawn(async move { fs.refresh_now().await });
+    let rotation = tokio::spawn(async move { fs.propagator().refresh_now().await });
     sh.pass(Duration::from_secs(3)).await;
     assert_eq!(sh.kernel.helper.calls(), []);
     drop(lookup);
@@ -457,7 +457,7 @@ async fn a_rename_that_was_ordered_long_before_a_save_does_not_undo_it() {
         sh.put("f", "theirs").await;
         sh.kernel.helper.hold();
         let fs = sh.fs.clone();
-        let rotation = tokio::spawn(async move { fs.refresh_now().await });
+        let rotation = tokio::spawn(async move { fs.propagator().refresh_now().await });
         while !sh.kernel.helper.holds_any() {
             sh.pass(refresh / 10).await;
         }
@@ -487,7 +487,7 @@ async fn without_a_helper_or_where_it_fails_the_kernel_is_told_to_forget() {
         *sh.kernel.helper.fails.lock().unwrap() = errno;
         sh.put("f", "new").await;
         sh.put("g", "new").await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert_eq!(sh.invalidated(), [(ROOT, "f".to_owned()), (ROOT, "g".to_owned())], "{errno:?}");
         assert!(sh.kernel.inodes.lock().unwrap().contains(&ROOT), "listings that the kernel keeps");
         let status = sh.fs.status().changes.helper;
@@ -506,7 +506,7 @@ async fn a_helper_that_dies_is_succeeded_and_the_rotation_goes_on() {
     *sh.kernel.helper.is_dead.lock().unwrap() = true;
     sh.put("f", "new").await;
     let fs = sh.fs.clone();
-    let rotation = tokio::spawn(async move { fs.refresh_now().await });
+    let rotation = tokio::spawn(async move { fs.propagator().refresh_now().await });
     sh.pass(Duration::from_secs(1)).await;
     assert!(!rotation.is_finished(), "the order was heard by nobody");
     assert_eq!(sh.cat("f").await, "new", "and no request waits for it");
@@ -514,7 +514,7 @@ async fn a_helper_that_dies_is_succeeded_and_the_rotation_goes_on() {
     rotation.await.unwrap();
     // Looked up meanwhile, the name shows the version already.
     sh.put("f", "newest").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert!(!sh.kernel.helper.calls().is_empty());
     assert_eq!(sh.cat("f").await, "newest");
 }
@@ -532,14 +532,20 @@ async fn nothing_but_what_is_registered_is_done_for_the_helper() {
             && !sh.fs.propagator().is_helper(PID + 1)
             && !sh.fs.propagator().is_helper(0)
     );
-    assert_eq!(sh.fs.helper_lookup(PID, ROOT, f), Some(Err(Errno::EPERM)));
-    assert_eq!(sh.fs.helper_unlink(PID, ROOT, f), Some(Err(Errno::EPERM)));
-    assert_eq!(sh.fs.helper_rename(PID, (ROOT, f), (ROOT, OsStr::new("g"))), Some(Err(Errno::EPERM)));
-    assert_eq!(sh.fs.helper_setattr(PID, sh.stat("f").await.unwrap().ino), Some(Err(Errno::EPERM)));
+    assert_eq!(sh.fs.propagator().helper_lookup(PID, ROOT, f), Some(Err(Errno::EPERM)));
+    assert_eq!(sh.fs.propagator().helper_unlink(PID, ROOT, f), Some(Err(Errno::EPERM)));
+    assert_eq!(
+        sh.fs.propagator().helper_rename(PID, (ROOT, f), (ROOT, OsStr::new("g"))),
+        Some(Err(Errno::EPERM))
+    );
+    assert_eq!(
+        sh.fs.propagator().helper_setattr(PID, sh.stat("f").await.unwrap().ino),
+        Some(Err(Errno::EPERM))
+    );
     // Others: an ordinary request, or a hidden name that is nobody's.
-    assert_eq!(sh.fs.helper_lookup(PID + 1, ROOT, f), None);
-    assert_eq!(sh.fs.helper_unlink(PID + 1, ROOT, f), None);
-    assert_eq!(sh.fs.helper_lookup(PID + 1, ROOT, OsStr::new(".%2E0123")), Some(Ok(None)));
+    assert_eq!(sh.fs.propagator().helper_lookup(PID + 1, ROOT, f), None);
+    assert_eq!(sh.fs.propagator().helper_unlink(PID + 1, ROOT, f), None);
+    assert_eq!(sh.fs.propagator().helper_lookup(PID + 1, ROOT, OsStr::new(".%2E0123")), Some(Ok(None)));
     assert_eq!(sh.vault.total(), before);
     sh.fs.propagator().helper_reports(HelperReport::Leaving);
     assert!(!sh.fs.propagator().is_helper(PID));
@@ -553,7 +559,7 @@ async fn in_place_the_same_inode_changes_and_its_time_is_set() {
     let before = sh.stat("f").await.unwrap();
     let fd = sh.open("f", READ).await.unwrap();
     sh.put("f", "newer and longer").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls(), [("touch", "f".to_owned(), Some(before.ino))]);
     assert!(sh.kernel.inodes.lock().unwrap().contains(&before.ino), "its pages are forgotten");
     assert_eq!(
@@ -579,7 +585,7 @@ async fn a_subscriber_hears_of_each_change_once_and_of_none_of_our_own() {
         let mut changes = sh.fs.propagator().subscribe();
         sh.write_file("ours", "1").await.unwrap();
         sh.write_file("f", "ours").await.unwrap();
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         assert!(changes.try_recv().is_err(), "our own changes are no news");
         sh.put("f", "2").await;
         sh.put("h", "1").await;
@@ -587,8 +593,8 @@ async fn a_subscriber_hears_of_each_change_once_and_of_none_of_our_own() {
         // Whoever sees it first.
         sh.refresh().await;
         sh.cat("f").await;
-        sh.fs.refresh_now().await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         let mut heard = Vec::new();
         while let Ok(change) = changes.try_recv() {
             heard.push((change.name.as_str().to_owned(), change.kind));
@@ -615,16 +621,16 @@ async fn a_tick_is_one_request_in_kv_and_one_a_hundred_names_in_the_object_diale
         }
         let sh = watched(sh).await;
         sh.refresh().await;
-        let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
+        let ((), cost) = sh.cost(sh.fs.propagator().refresh_now()).await;
         assert_eq!(cost, expected, "{names}");
         sh.put("n7", "changed").await;
-        let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
+        let ((), cost) = sh.cost(sh.fs.propagator().refresh_now()).await;
         assert_eq!(cost, expected, "{names}");
         assert_eq!(sh.kernel.helper.calls().len(), 1);
         // Everything is confirmed: what is known needs no request.
         sh.cat("n3").await;
         sh.pass(Duration::from_secs(4)).await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         sh.pass(Duration::from_secs(4)).await;
         let (bytes, cost) = sh.cost(sh.cat("n3")).await;
         assert_eq!((bytes.as_str(), cost), ("x", 0));
@@ -637,7 +643,7 @@ async fn a_tick_is_one_request_in_kv_and_one_a_hundred_names_in_the_object_diale
 async fn an_idle_mount_sends_nothing_and_one_in_use_asks_each_tick() {
     let sh = Shell::new();
     sh.put("f", "1").await;
-    sh.fs.follow_changes();
+    sh.fs.propagator().follow_changes();
     sh.pass(Duration::from_secs(3600)).await;
     assert_eq!(sh.vault.total(), 0, "nobody has used it yet");
     sh.cat("f").await;

@@ -20,7 +20,7 @@ async fn showing(sh: Shell, names: &[&str]) -> Shell {
     for name in names {
         sh.stat(name).await.unwrap();
     }
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls(), []);
     sh
 }
@@ -44,7 +44,7 @@ async fn what_changed_while_there_was_no_worker_is_a_rotation_all_the_same() {
         sh.put("open", "new").await;
         sh.delete("deleted").await;
         death(&sh).await;
-        sh.fs.refresh_now().await;
+        sh.fs.propagator().refresh_now().await;
         let mut calls = sh.kernel.helper.calls();
         calls.sort();
         let brief: Vec<_> = calls.iter().map(|(op, path, _)| (*op, path.as_str())).collect();
@@ -66,12 +66,12 @@ async fn of_many_names_those_are_asked_for_that_changed_since_the_last_tick_of_t
     let sh = showing(sh, &["n7"]).await;
     sh.pass(Duration::from_secs(3600)).await;
     sh.put("n8", "later").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     sh.kernel.helper.calls();
     sh.put("n7", "new").await;
     sh.pass(Duration::from_secs(600)).await;
     death(&sh).await;
-    let ((), cost) = sh.cost(sh.fs.refresh_now()).await;
+    let ((), cost) = sh.cost(sh.fs.propagator().refresh_now()).await;
     let calls = sh.kernel.helper.calls();
     assert!(matches!(&calls[..], [("rename", path, Some(_))] if path == "n7"), "{calls:?}");
     assert!(cost <= 3, "{cost} requests: the first page, what changed, and the value");
@@ -84,18 +84,18 @@ async fn a_rotation_that_the_dead_worker_owed_is_carried_out() {
     let sh = showing(sh, &["f"]).await;
     let fd = sh.open("f", WRITE).await.unwrap();
     sh.put("f", "theirs").await;
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert_eq!(sh.kernel.helper.calls().len(), 1);
     // An update by who has the old inode open: the name is to show that again.
     sh.pwrite(&fd, 0, "our").unwrap();
     sh.close(fd).await.unwrap();
     death(&sh).await;
-    sh.fs.flush_queue().await;
+    sh.fs.propagator().flush_queue().await;
     assert_eq!(sh.kernel.helper.calls(), [("rename", "f".to_owned(), Some(fd.ino))]);
     // And only once.
     sh.die_after(0);
     sh.rmdir("made").await.unwrap();
-    sh.fs.flush_queue().await;
+    sh.fs.propagator().flush_queue().await;
     assert_eq!(sh.kernel.helper.calls(), []);
 }
 
@@ -109,7 +109,7 @@ async fn a_successor_that_is_refused_takes_away_what_the_dead_one_showed() {
     death(&sh).await;
     sh.kernel.inodes.lock().unwrap().clear();
     sh.vault.plan_any().always().fail(Fault::Before(ErrorKind::Unauthorized));
-    sh.fs.refresh_now().await;
+    sh.fs.propagator().refresh_now().await;
     assert!(sh.kernel.inodes.lock().unwrap().contains(&ino), "the kernel's pages go");
     assert_eq!(sh.read_all(&held).await, Err(Errno::EACCES));
 }

@@ -9,7 +9,7 @@ use crate::fs::handle::Handles;
 use crate::fs::inode::InodeTable;
 use crate::fs::journal::{Journal, JournalWriter};
 use crate::fs::namespace::Namespace;
-use crate::fs::propagation::propagator::Propagator;
+use crate::fs::propagation::Propagator;
 use crate::fs::recovery::replay::Replay;
 use crate::fs::report::Report;
 use crate::fs::temporary::Temporaries;
@@ -42,7 +42,8 @@ impl Builder {
         let env = Env::new(self.vault, self.options, self.clock, JournalWriter::new(self.journal.clone()));
         let inodes = InodeTable::new(env.clone());
         let namespace = Namespace::new(env.clone(), inodes.clone());
-        let propagator = Propagator::new(env.clone(), namespace.clone());
+        let handles = Arc::new(Handles::new(env.clone()));
+        let propagator = Propagator::new(env.clone(), inodes.clone(), namespace.clone(), handles.clone());
         let writeback = Writeback::new(env.clone(), inodes.clone(), namespace.clone(), propagator.clone());
         let temporaries = Temporaries::new(env.clone(), inodes.clone(), namespace.clone(), writeback.clone());
         let fs = Arc::new(FileSystem {
@@ -51,12 +52,12 @@ impl Builder {
             inodes,
             propagator,
             writeback,
-            handles: Arc::new(Handles::new(env.clone())),
+            handles,
             replay: Replay::new(env.clone()),
             temporaries,
             env,
         });
-        let revocation_listener = Arc::downgrade(&fs);
+        let revocation_listener = Arc::downgrade(&fs.propagator);
         fs.env.cache().set_revocation_listener(revocation_listener);
         restore::restore(&fs, &*self.journal, self.fresh_mount, self.first_page);
         fs

@@ -238,17 +238,17 @@ impl Table {
         dir
     }
 
-    /// rmdir(2): the name gets another inode from now on.
-    pub(super) fn remove_dir(&mut self, kind: &DirKind) {
+    /// rmdir(2): the name gets another inode from now on. The number of the one that it had.
+    pub(super) fn remove_dir(&mut self, kind: &DirKind) -> Option<u64> {
         if let DirKind::Tree(prefix) = kind {
             self.made.remove(prefix);
             self.vacated.remove(prefix);
         }
         self.dir_local.remove(kind);
         self.dir_mtimes.remove(kind);
-        if let Some(ino) = self.dirs.remove(kind) {
-            self.drop_unheld(ino);
-        }
+        let gone = self.dirs.remove(kind);
+        gone.into_iter().for_each(|ino| self.drop_unheld(ino));
+        gone
     }
 
     /// Whether the directory was removed, and exists only for its holders.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use crate::fs::Entry;
 use crate::fs::inode::file::File;
 use crate::fs::inode::{DirKind, Node};
-use crate::fs::name::{DirPrefix, Rest, SELF};
 use crate::fs::namespace::Namespace;
 use crate::fs::namespace::resolve::Place;
 use crate::vault::ObjectName;
@@ -62,46 +61,6 @@ impl Namespace {
         let node = Node::Dir(dir);
         let ttl = self.attr_ttl(&node);
         self.entry(&node, ttl)
-    }
-
-    /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name
-    /// there.
-    pub(in crate::fs) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
-        let mut table = self.inodes.lock();
-        let mut under = DirPrefix::root();
-        loop {
-            match table.shown(name, &under)? {
-                (text, Rest::File) => return Some((table.dir_ino(&DirKind::Tree(under))?, text)),
-                (_, Rest::Dir(dir)) => {
-                    if dir.self_name().as_ref() == Some(name) {
-                        return Some((table.dir_ino(&DirKind::Tree(dir))?, SELF.to_owned()));
-                    }
-                    under = dir;
-                }
-            }
-        }
-    }
-
-    /// The path, below the mount point, under which `name` shows now.
-    pub(in crate::fs) fn path_of(&self, name: &str) -> String {
-        let Some(name) = ObjectName::new(name) else { return String::new() };
-        let mut table = self.inodes.lock();
-        let (mut path, mut under) = (String::new(), DirPrefix::root());
-        while let Some((text, rest)) = table.shown(&name, &under) {
-            path.push_str(&text);
-            match rest {
-                Rest::File => break,
-                Rest::Dir(dir) => {
-                    path.push('/');
-                    if dir.self_name().as_ref() == Some(&name) {
-                        path.push_str(SELF);
-                        break;
-                    }
-                    under = dir;
-                }
-            }
-        }
-        path
     }
 
     /// Makes the kernel look `name` up again.

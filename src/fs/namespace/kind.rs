@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 
 use crate::fs::inode::Table;
 use crate::fs::name;
-use crate::fs::name::{DirPrefix, Rest};
+use crate::fs::name::{DirPrefix, Rest, SELF};
 use crate::vault::ObjectName;
 
 impl Table {
@@ -17,7 +17,7 @@ impl Table {
             && let Some(owner) = dir.self_name()
             && self.is_file_instead_of(dir, &owner)
         {
-            self.keep_a_file(&owner, name);
+            self.pin_beside(&owner, name);
             return name::split_beside(name.as_str(), under);
         }
         if rest == Rest::File
@@ -30,7 +30,7 @@ impl Table {
     }
 
     /// `owner` stays a file, although `name` begins with it.
-    pub fn keep_a_file(&mut self, owner: &ObjectName, name: &ObjectName) {
+    pub fn pin_beside(&mut self, owner: &ObjectName, name: &ObjectName) {
         if self.pin_as_file(owner) {
             tracing::warn!(
                 file = owner.as_str(),
@@ -49,5 +49,20 @@ impl Table {
     pub fn is_shown_as(&mut self, name: &ObjectName, under: &DirPrefix, component: &OsStr) -> bool {
         let shown = self.shown(name, under);
         shown.is_some_and(|(text, rest)| rest == Rest::File && component == text.as_str())
+    }
+
+    /// The directories on the way to `name`, from the root on, each with the file name in it.
+    pub fn way_to(&mut self, name: &ObjectName) -> Option<Vec<(DirPrefix, String)>> {
+        let (mut way, mut under) = (Vec::new(), DirPrefix::root());
+        loop {
+            let (text, rest) = self.shown(name, &under)?;
+            way.push((under, text));
+            let Rest::Dir(dir) = rest else { return Some(way) };
+            under = dir;
+            if under.self_name().as_ref() == Some(name) {
+                way.push((under, SELF.to_owned()));
+                return Some(way);
+            }
+        }
     }
 }

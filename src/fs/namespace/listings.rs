@@ -47,69 +47,40 @@ pub struct Handed {
 pub struct Listings {
     recent: HashMap<u64, (Arc<Listing>, Instant)>,
     /// Directories with dropped listings, and their journaled parts.
-    pub dropped: Vec<(u64, u32)>,
+    dropped: Vec<(u64, u32)>,
     /// What the kernel may have.
-    pub handed: HashMap<u64, Handed>,
+    handed: HashMap<u64, Handed>,
     /// Open handles.
-    pub opens: HashMap<u64, usize>,
+    opens: HashMap<u64, usize>,
     /// A task maintains them.
-    pub watched: bool,
+    watched: bool,
 }
 
 impl Listings {
     /// The last listing of a directory, if it was not dropped.
-    pub fn recent(&mut self, ino: u64, now: Instant) -> Option<Arc<Listing>> {
+    fn recent(&mut self, ino: u64, now: Instant) -> Option<Arc<Listing>> {
         let (listing, used) = self.recent.get_mut(&ino)?;
         *used = now;
         Some(listing.clone())
     }
 
     /// The listing from now on.
-    pub fn put(&mut self, ino: u64, listing: Arc<Listing>, now: Instant) {
+    fn put(&mut self, ino: u64, listing: Arc<Listing>, now: Instant) {
         if let Some((before, _)) = self.recent.insert(ino, (listing.clone(), now)) {
             listing.take_the_place_of(&before);
         }
     }
 
-    /// See [`Listing::take_away`].
-    pub fn take_away(&self) {
-        self.recent.values().for_each(|(listing, _)| listing.take_away());
-    }
-
     /// The listing is withdrawn.
-    pub fn drop_listing(&mut self, ino: u64, listing: &Arc<Listing>) {
+    fn drop_listing(&mut self, ino: u64, listing: &Arc<Listing>) {
         if self.recent.get(&ino).is_some_and(|(recent, _)| Arc::ptr_eq(recent, listing)) {
             self.recent.remove(&ino);
             self.dropped.push((ino, listing.noted_parts()));
         }
     }
 
-    /// The directory was removed; another one may get its number later.
-    pub fn removed(&mut self, ino: u64) {
-        self.handed.remove(&ino);
-        if let Some((listing, _)) = self.recent.remove(&ino) {
-            self.dropped.push((ino, listing.noted_parts()));
-        }
-    }
-
-    /// A handle was closed.
-    pub fn closed(&mut self, ino: u64) {
-        if let Some(count) = self.opens.get_mut(&ino) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.opens.remove(&ino);
-            }
-        }
-    }
-
-    /// The directories with growing listings.
-    pub fn growing(&self) -> Vec<u64> {
-        let growing = self.recent.iter().filter(|(_, (listing, _))| listing.is_growing());
-        growing.map(|(ino, _)| *ino).collect()
-    }
-
     /// Drops what was not used lately. Whether nothing is left to maintain.
-    pub fn tidy(&mut self, now: Instant) -> bool {
+    fn tidy(&mut self, now: Instant) -> bool {
         self.recent.retain(|ino, (listing, used)| {
             let stays = listing.is_growing() || now.saturating_duration_since(*used) < KEPT;
             if !stays {
@@ -154,12 +125,22 @@ impl Namespace {
 
     /// A handle was closed.
     pub fn dir_closed(&self, ino: u64) {
-        self.listings().closed(ino);
+        let mut listings = self.listings();
+        if let Some(count) = listings.opens.get_mut(&ino) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                listings.opens.remove(&ino);
+            }
+        }
     }
 
     /// The directory was removed; another one may get its number later.
     pub fn dir_removed(&self, ino: u64) {
-        self.listings().removed(ino);
+        let mut listings = self.listings();
+        listings.handed.remove(&ino);
+        if let Some((listing, _)) = listings.recent.remove(&ino) {
+            listings.dropped.push((ino, listing.noted_parts()));
+        }
     }
 
     /// The last listing of a directory, if it was not dropped.
@@ -181,7 +162,7 @@ impl Namespace {
 
     /// See [`Listing::take_away`]; the kernel forgets what it has cached.
     pub fn take_listings_away(&self) {
-        self.listings().take_away();
+        self.listings().recent.values().for_each(|(listing, _)| listing.take_away());
         self.forget_kernel_listings();
     }
 
@@ -318,7 +299,7 @@ impl Namespace {
                 && positions.get(text).is_some_and(|at| listing.is_shown_file(*at))
                 && let Some(owner) = below.self_name()
             {
-                table.keep_a_file(&owner, name);
+                table.pin_beside(&owner, name);
                 shown = table.shown(name, under);
             }
             let Some((text, rest)) = shown else { continue };
@@ -375,12 +356,12 @@ impl Namespace {
             return listings.watched;
         }
         let mut untrue = Vec::new();
-        let growing: Vec<u64> = listings.growing();
-        listings.handed.retain(|ino, handed| {
+        let Listings { recent, handed, .. } = &mut *listings;
+        handed.retain(|ino, handed| {
             let true_still = match (handed.stamp, handed.until) {
                 (_, Some(until)) => now < until,
                 (Some(then), None) => fresh && then == stamp,
-                (None, None) => growing.contains(ino),
+                (None, None) => recent.get(ino).is_some_and(|(listing, _)| listing.is_growing()),
             };
             if !true_still {
                 untrue.push(*ino);

@@ -1,7 +1,6 @@
 //! Where a name shows, as far as the kernel knows the way to it.
 
 use crate::fs::inode::{DirKind, ROOT};
-use crate::fs::name::{DirPrefix, Rest, SELF};
 use crate::fs::namespace::Namespace;
 use crate::vault::ObjectName;
 
@@ -25,34 +24,36 @@ impl Namespace {
     /// Where `name` shows, as far as the kernel knows the way.
     pub(in crate::fs) fn name_position(&self, name: &ObjectName) -> Option<NamePosition> {
         let mut table = self.inodes.lock();
-        let mut under = DirPrefix::root();
-        let mut position = NamePosition {
-            way: Vec::new(),
-            parent: ROOT,
-            path: String::new(),
-            text: String::new(),
-            is_below: false,
-        };
-        loop {
-            let (text, rest) = table.shown(name, &under)?;
-            let Rest::Dir(dir) = rest else {
-                position.text = text;
-                return Some(position);
+        let steps = table.way_to(name)?;
+        let (mut way, mut path, mut parent) = (Vec::new(), String::new(), ROOT);
+        for (at, (_, text)) in steps.iter().enumerate() {
+            let text = text.clone();
+            let Some((below, _)) = steps.get(at + 1) else {
+                return Some(NamePosition { way, parent, path, text, is_below: false });
             };
-            let kind = DirKind::Tree(dir.clone());
+            let kind = DirKind::Tree(below.clone());
             let Some(ino) = table.dir_ino(&kind).filter(|ino| table.is_held(*ino)) else {
-                (position.text, position.is_below) = (text, true);
-                return Some(position);
+                return Some(NamePosition { way, parent, path, text, is_below: true });
             };
-            position.path.push_str(&text);
-            position.path.push('/');
-            position.way.push((position.parent, text, kind));
-            position.parent = ino;
-            if dir.self_name().as_ref() == Some(name) {
-                position.text = SELF.to_owned();
-                return Some(position);
-            }
-            under = dir;
+            path.push_str(&text);
+            path.push('/');
+            way.push((parent, text, kind));
+            parent = ino;
         }
+        None
+    }
+
+    /// Where `name` shows: the number of its directory, if the kernel knows that, and the file name
+    /// there.
+    pub(in crate::fs) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
+        let mut table = self.inodes.lock();
+        let (under, text) = table.way_to(name)?.pop()?;
+        Some((table.dir_ino(&DirKind::Tree(under))?, text))
+    }
+
+    /// The path, below the mount point, under which `name` shows now.
+    pub(in crate::fs) fn path_of(&self, name: &str) -> String {
+        let way = ObjectName::new(name).and_then(|name| self.inodes.lock().way_to(&name));
+        way.unwrap_or_default().into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("/")
     }
 }

@@ -265,8 +265,7 @@ impl Namespace {
     fn give_way(&self, dir: &DirPrefix) {
         let gone = {
             let mut table = self.inodes.lock();
-            let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
-            table.remove_dir(&DirKind::Tree(dir.clone()));
+            let gone = table.remove_dir(&DirKind::Tree(dir.clone()));
             table.names_changed();
             gone
         };

@@ -32,7 +32,8 @@ impl FileSystem {
                 Ok(Some(self.namespace.dir_entry(&DirKind::Control)))
             }
             DirKind::Tree(under) => {
-                let place = self.within(parent, self.namespace.find(ctx, under, component)).await?;
+                let place =
+                    self.propagator.within(parent, self.namespace.find(ctx, under, component)).await?;
                 Ok(self.namespace.tree_entry(place))
             }
             DirKind::Histories(under) => {
@@ -59,7 +60,7 @@ impl FileSystem {
             Ok(Decoded::SelfFile(_) | Decoded::Beside { .. }) | Err(_) => return Duration::ZERO,
         };
         let as_file = as_file.filter(|name| self.namespace.is_allowed(name));
-        if self.may_come_back(as_file.as_ref(), as_dir.as_ref()) {
+        if self.propagator.may_come_back(as_file.as_ref(), as_dir.as_ref()) {
             return Duration::ZERO;
         }
         let mut absent = Duration::MAX;

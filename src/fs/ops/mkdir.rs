@@ -30,7 +30,7 @@ impl FileSystem {
     ) -> Result<Entry> {
         let under = self.namespace.changeable(parent)?;
         let dir = self.dir_to_make("mkdir", &under, component)?;
-        match self.within(parent, self.namespace.find(ctx, &under, component)).await? {
+        match self.propagator.within(parent, self.namespace.find(ctx, &under, component)).await? {
             Place::Absent => {}
             Place::Dir(_) if matches!(ctx.resumed, Some(Intent::Make)) => {}
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
@@ -72,7 +72,7 @@ impl FileSystem {
     /// RMDIR: only of what surely is empty.
     pub async fn rmdir(self: &Arc<Self>, ctx: &RequestCtx, parent: u64, component: &OsStr) -> Result<()> {
         let under = self.namespace.changeable(parent)?;
-        self.within(parent, Box::pin(self.rmdir_in(ctx, under, component))).await
+        self.propagator.within(parent, Box::pin(self.rmdir_in(ctx, under, component))).await
     }
 
     async fn rmdir_in(self: &Arc<Self>, ctx: &RequestCtx, under: DirPrefix, component: &OsStr) -> Result<()> {
@@ -103,8 +103,7 @@ impl FileSystem {
         let tx = self.env.journal().begin();
         self.replay.record_intent_in(&tx, ctx, Intent::Rmdir);
         let mut table = self.inodes.lock_in(&tx);
-        let gone = table.dir_ino(&DirKind::Tree(dir.clone()));
-        table.remove_dir(&DirKind::Tree(dir));
+        let gone = table.remove_dir(&DirKind::Tree(dir));
         if !under.is_root() {
             table.made().insert(under.clone());
         }

@@ -40,7 +40,7 @@ impl FileSystem {
             self.may_save(file)?;
         }
         if let Node::File(file) = &node {
-            self.is_at_its_name(file, ctx.caller)?;
+            self.propagator.is_at_its_name(file, ctx.caller)?;
         }
         match node {
             Node::Dir(_) => Err(Errno::EISDIR),

@@ -94,7 +94,7 @@ impl FileSystem {
         offset: u64,
         size: u32,
     ) -> Result<Slice> {
-        if self.env.cache().was_idle() && self.may_be_taken_away(ino) {
+        if self.env.cache().was_idle() && self.propagator.may_be_taken_away(ino) {
             self.env.cache().used(self.env.longest_ttl());
             if self.env.cache().is_key_unverified() {
                 Box::pin(self.env.cache().verify_key(ctx.call().await)).await;

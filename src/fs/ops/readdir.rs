@@ -117,19 +117,6 @@ impl FileSystem {
         Ok((dir, Some(listing)))
     }
 
-    /// Readers of directories have to wait for a new request, at any position.
-    pub(in crate::fs) fn take_listings_away(&self) {
-        for handle in self.handles.all() {
-            if let Held::Dir { listing, dir, .. } = &handle.held
-                && !matches!(dir.kind, DirKind::Control)
-                && let Some(listing) = &*listing.lock()
-            {
-                listing.take_away();
-            }
-        }
-        self.namespace.take_listings_away();
-    }
-
     fn own_listing(&self, fh: u64) -> Option<Arc<Listing>> {
         match &self.handles.get(fh).ok()?.held {
             Held::Dir { listing, .. } => listing.lock().clone(),

@@ -58,7 +58,7 @@ impl FileSystem {
         }
         let replace = flags & libc::RENAME_NOREPLACE == 0;
         let work = Box::pin(self.rename_in(ctx, (from_dir, from.1), (to_dir, to.1), replace));
-        self.within(from.0, self.within(to.0, work)).await
+        self.propagator.within(from.0, self.propagator.within(to.0, work)).await
     }
 
     async fn rename_in(

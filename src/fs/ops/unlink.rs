@@ -51,7 +51,7 @@ impl FileSystem {
             }
             self.remove(ctx, &under, &file, hides).await
         };
-        self.within(parent, Box::pin(work)).await
+        self.propagator.within(parent, Box::pin(work)).await
     }
 
     /// The file that was being unlinked when the last worker died, if that is not done.

@@ -103,7 +103,7 @@ impl FileSystem {
             (fh.map_or(otherwise, |fh| state.write_origin(fh)), commits)
         };
         if commits && fh.is_none() {
-            self.is_at_its_name(file, ctx.caller)?;
+            self.propagator.is_at_its_name(file, ctx.caller)?;
         }
         if !commits && let Some(result) = self.resize_now(file, size, origin) {
             result?;

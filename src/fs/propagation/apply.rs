@@ -5,14 +5,13 @@
 
 use std::sync::Arc;
 
-use crate::fs::FileSystem;
 use crate::fs::inode::DirKind;
 use crate::fs::inode::file::{File, Link};
-use crate::fs::name::{DirPrefix, Rest};
+use crate::fs::propagation::Propagator;
 use crate::fs::types::errno::{Errno, Result};
 use crate::vault::ObjectName;
 
-impl FileSystem {
+impl Propagator {
     /// The helper's rename: the name shows `fresh` from now on. EBUSY if the name shows another
     /// inode than `over` by now, or one with bytes that the vault does not have.
     pub(in crate::fs) fn show(&self, fresh: &Arc<File>, over: Option<u64>) -> Result<()> {
@@ -66,14 +65,7 @@ impl FileSystem {
     }
 
     fn names_changed(&self, table: &mut crate::fs::inode::Table, name: &ObjectName) {
-        let mut under = DirPrefix::root();
-        while let Some((_, Rest::Dir(dir))) = table.shown(name, &under) {
-            if dir.self_name().as_ref() == Some(name) {
-                under = dir;
-                break;
-            }
-            under = dir;
-        }
+        let Some((under, _)) = table.way_to(name).and_then(|mut way| way.pop()) else { return };
         table.touch(&DirKind::Tree(under), self.env.wall());
     }
 }

@@ -28,8 +28,9 @@ use tokio::sync::Notify;
 
 use crate::fs::inode::file::File;
 use crate::fs::inode::{DirKind, Node, ROOT};
+use crate::fs::propagation::Propagator;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{Attr, Entry, FileSystem, Kernel};
+use crate::fs::{Attr, Entry, Kernel};
 use crate::sys::random;
 
 /// How hidden names begin. `%2E` is an escape only at the beginning of a name.
@@ -365,11 +366,11 @@ pub(in crate::fs) fn hidden_name() -> String {
     format!("{HIDDEN}{:016x}{:016x}", random_number(), random_number())
 }
 
-impl FileSystem {
+impl Propagator {
     /// LOOKUP by the helper, or of a hidden name: answered without the vault.
     pub fn helper_lookup(&self, pid: u32, parent: u64, name: &OsStr) -> Option<Result<Option<Entry>>> {
         let hidden = name.as_bytes().starts_with(HIDDEN.as_bytes());
-        let helper = self.propagator.helper().is(pid);
+        let helper = self.helper.is(pid);
         if !hidden && !helper {
             return None;
         }
@@ -379,10 +380,10 @@ impl FileSystem {
         let is_handshake = |e: &Expected| {
             matches!(e.op, HelperOp::Handshake) && e.parent == parent && name == e.name.as_str()
         };
-        if self.propagator.helper().take(is_handshake).is_some() {
+        if self.helper.take(is_handshake).is_some() {
             return Some(Ok(None));
         }
-        let Some(expected) = self.propagator.helper().expected() else { return Some(Err(Errno::EPERM)) };
+        let Some(expected) = self.helper.expected() else { return Some(Err(Errno::EPERM)) };
         let on_the_way = expected.way.iter().find(|(at, text, _)| *at == parent && name == text.as_str());
         if let Some((_, _, kind)) = on_the_way {
             return Some(Ok(Some(self.namespace.dir_entry(kind))));
@@ -409,13 +410,13 @@ impl FileSystem {
 
     /// RENAME, if it is the helper's.
     pub fn helper_rename(&self, pid: u32, from: (u64, &OsStr), to: (u64, &OsStr)) -> Option<Result<()>> {
-        self.propagator.helper().is(pid).then(|| {
+        self.helper.is(pid).then(|| {
             let is_it = |e: &Expected| {
                 matches!(&e.op, HelperOp::Rename { hidden, .. } if from.1 == hidden.as_str())
                     && (from.0, to.0) == (e.parent, e.parent)
                     && to.1 == e.name.as_str()
             };
-            match self.propagator.helper().take(is_it) {
+            match self.helper.take(is_it) {
                 Some(HelperOp::Rename { fresh, over, .. }) => self.or_refuse(self.show(&fresh, over)),
                 _ => Err(Errno::EPERM),
             }
@@ -424,11 +425,11 @@ impl FileSystem {
 
     /// UNLINK, if it is the helper's.
     pub fn helper_unlink(&self, pid: u32, parent: u64, name: &OsStr) -> Option<Result<()>> {
-        self.propagator.helper().is(pid).then(|| {
+        self.helper.is(pid).then(|| {
             let is_it = |e: &Expected| {
                 matches!(e.op, HelperOp::Unlink { .. }) && e.parent == parent && name == e.name.as_str()
             };
-            match self.propagator.helper().take(is_it) {
+            match self.helper.take(is_it) {
                 Some(HelperOp::Unlink { file }) => self.or_refuse(self.show_nothing(&file)),
                 _ => Err(Errno::EPERM),
             }
@@ -437,9 +438,9 @@ impl FileSystem {
 
     /// SETATTR, if it is the helper's.
     pub fn helper_setattr(&self, pid: u32, ino: u64) -> Option<Result<(Attr, Duration)>> {
-        self.propagator.helper().is(pid).then(|| {
+        self.helper.is(pid).then(|| {
             let is_it = |e: &Expected| matches!(&e.op, HelperOp::Touch { file } if file.ino == ino);
-            match self.propagator.helper().take(is_it) {
+            match self.helper.take(is_it) {
                 Some(HelperOp::Touch { file }) => {
                     Ok((self.namespace.attr(&Node::File(file)), Duration::ZERO))
                 }
@@ -450,7 +451,7 @@ impl FileSystem {
 
     fn or_refuse(&self, done: Result<()>) -> Result<()> {
         if done.is_err() {
-            self.propagator.helper().refuse();
+            self.helper.refuse();
         }
         done
     }

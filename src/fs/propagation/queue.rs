@@ -23,17 +23,18 @@ use std::ffi::OsStr;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 
+use crate::fs::Kernel;
 use crate::fs::inode::DirKind;
 use crate::fs::inode::file::File;
 use crate::fs::namespace::position::NamePosition;
 use crate::fs::propagation::helper_calls::{
     CallResult, Expected, HelperCall, HelperOp, errno_text, hidden_name,
 };
-use crate::fs::propagation::propagator::Why;
-use crate::fs::{FileSystem, Kernel};
+use crate::fs::propagation::{Propagator, Why};
 use crate::vault::cache::{Peek, PrefixState};
 use crate::vault::{Object, ObjectName};
 
@@ -58,21 +59,21 @@ enum Propagated {
     Again,
 }
 
-impl FileSystem {
+impl Propagator {
     /// Begins to follow what changes elsewhere, for as long as the runtime lives.
     pub fn follow_changes(self: &Arc<Self>) {
         self.env.cache().track_changes();
-        let (fs, subscribed, seen, idle) = (self.clone(), self.clone(), self.clone(), self.clone());
-        let wanted = move || subscribed.propagator.has_subscribers();
+        let (refreshed, subscribed, seen, idle) = (self.clone(), self.clone(), self.clone(), self.clone());
+        let wanted = move || subscribed.events.receiver_count() > 0;
         let watched = move || seen.env.kernel().is_some_and(|kernel| kernel.is_watched());
-        let on_tick = move || fs.propagator.ingest_changes();
+        let on_tick = move || refreshed.ingest_changes();
         let on_idle = move || idle.take_back_pages();
         self.env.spawn(self.env.cache().clone().keep_fresh(wanted, watched, on_tick, on_idle));
-        let fs = self.clone();
+        let propagator = self.clone();
         self.env.spawn(async move {
             loop {
-                fs.propagator.added().await;
-                fs.flush_queue().await;
+                propagator.wake.notified().await;
+                propagator.flush_queue().await;
             }
         });
     }
@@ -82,7 +83,7 @@ impl FileSystem {
         self.env.cache().track_changes();
         self.env.cache().tick().await;
         self.env.cache().ask_again().await;
-        self.propagator.ingest_changes();
+        self.ingest_changes();
         self.flush_queue().await;
     }
 
@@ -93,7 +94,7 @@ impl FileSystem {
         poll_fn(|cx| {
             let step = work.as_mut().poll(cx);
             if step.is_pending() {
-                out.get_or_insert_with(|| self.propagator.enter(parent));
+                out.get_or_insert_with(|| self.in_flight.enter(parent));
             }
             step
         })
@@ -104,8 +105,8 @@ impl FileSystem {
     pub async fn flush_queue(self: &Arc<Self>) {
         let Some(kernel) = self.env.kernel() else { return };
         loop {
-            self.propagator.helper().handshake(&**kernel).await;
-            let Some(batch) = self.propagator.take_batch() else { return };
+            self.helper.handshake(&**kernel).await;
+            let Some(batch) = self.take_batch() else { return };
             // The values first, several at once: the helper makes one call after the other.
             let wanted = batch.keys().filter(|name| self.in_use(name).is_some());
             futures_util::stream::iter(wanted)
@@ -116,10 +117,10 @@ impl FileSystem {
             let mut unused = 0;
             for (name, why) in batch {
                 unused += usize::from(self.in_use(&name).is_none());
-                let number = self.propagator.repoints().number(&name);
+                let number = self.repoints.number(&name);
                 self.propagate(&name, why, unused <= EVENTS).await;
                 if why != Why::Changed {
-                    self.propagator.repointed(&name, number);
+                    self.repointed(&name, number);
                 }
             }
         }
@@ -256,11 +257,11 @@ impl FileSystem {
         shown: Option<Arc<File>>,
     ) -> Propagated {
         let Some(kernel) = self.env.kernel() else { return Propagated::Done };
-        if !self.propagator.helper().works() {
-            self.only_forget(name, &self.propagator.helper().status().state);
+        if !self.helper.works() {
+            self.only_forget(name, &self.helper.status().state);
             return Propagated::Done;
         }
-        let quiet = self.propagator.quiet(position.parent, shown.as_deref());
+        let quiet = self.quiet(position.parent, shown.as_deref());
         if tokio::time::timeout(2 * self.env.options().timeout, quiet).await.is_err() {
             self.only_forget(name, "its directory or a write of it is at the vault all the time");
             return Propagated::Done;
@@ -279,13 +280,13 @@ impl FileSystem {
         let file = if let HelperOp::Touch { file } = &op { Some(file.clone()) } else { None };
         let way = position.way.clone();
         let expected = Expected { way: position.way, parent: position.parent, name: position.text, op };
-        match self.propagator.helper().order(&**kernel, expected, &call).await {
+        match self.helper.order(&**kernel, expected, &call).await {
             CallResult { refused: true, .. } => Propagated::Again,
             // A rename onto the same inode is nothing to the kernel, which knew already.
             CallResult { seen: false, errno: 0, .. } if is_same => Propagated::Unseen,
             CallResult { seen, errno, .. } if seen || errno == 0 => {
                 if seen {
-                    self.propagator.count_done();
+                    self.done.fetch_add(1, Ordering::Relaxed);
                 }
                 tracing::debug!(name = name.as_str(), ?call, "changed elsewhere");
                 if deletes {
@@ -298,7 +299,7 @@ impl FileSystem {
             }
             // The helper died; another one is on its way.
             CallResult { errno: libc::ESRCH, .. } => {
-                self.propagator.helper().handshake(&**kernel).await;
+                self.helper.handshake(&**kernel).await;
                 Propagated::Again
             }
             CallResult { errno, .. } => {
@@ -311,7 +312,7 @@ impl FileSystem {
 
     /// The kernel forgets what it knows of the name; the next lookup finds out.
     fn only_forget(&self, name: &ObjectName, why: &str) {
-        self.propagator.helper().fell_back(why);
+        self.helper.fell_back(why);
         self.namespace.inval_name(name);
         if let (Some(kernel), Some(position)) = (self.env.kernel(), self.namespace.name_position(name)) {
             // A listing that the kernel keeps.

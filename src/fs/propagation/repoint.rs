@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::fs::Caller;
 use crate::fs::inode::file::{File, Link};
 use crate::fs::journal::{JournalWriter, Key};
 use crate::fs::name::DirPrefix;
-use crate::fs::propagation::propagator::Propagator;
+use crate::fs::propagation::Propagator;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{Caller, FileSystem};
 use crate::vault::ObjectName;
 
 /// How long an open may be on its way that found the inode from before, on a machine under load.
@@ -104,18 +104,18 @@ impl Repoints {
 impl Propagator {
     /// The name shows another inode than the kernel knows.
     pub(in crate::fs) fn repoint(&self, name: &ObjectName) {
-        if self.helper().works() {
+        if self.helper.works() {
             self.begin_repoint(name);
         } else {
-            self.repoints().begin(name);
+            self.repoints.begin(name);
             self.namespace.inval_name(name);
-            self.repointed(name, self.repoints().number(name));
+            self.repointed(name, self.repoints.number(name));
         }
     }
 
     /// The kernel knows what the name shows, or will once it has what it was sent.
     pub(in crate::fs) fn repointed(&self, name: &ObjectName, number: u64) {
-        let (env, repoints, name) = (self.env.clone(), self.repoints().clone(), name.clone());
+        let (env, repoints, name) = (self.env.clone(), self.repoints.clone(), name.clone());
         let is_known = move || {
             if repoints.is_known(&name, number) {
                 env.spawn(async move {
@@ -129,13 +129,11 @@ impl Propagator {
             None => is_known(),
         }
     }
-}
 
-impl FileSystem {
     /// ESTALE for an open, or a truncate(2), that may be meant for another inode, which the name
     /// shows by now.
     pub(in crate::fs) fn is_at_its_name(&self, file: &File, caller: Caller) -> Result<()> {
-        match self.propagator.repoints().sends(file, caller.pid) {
+        match self.repoints.sends(file, caller.pid) {
             true => Err(Errno::ESTALE),
             false => Ok(()),
         }

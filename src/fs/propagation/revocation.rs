@@ -12,13 +12,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::fs::FileSystem;
+use crate::fs::handle::Held;
 use crate::fs::inode::file::{File, Link};
-use crate::fs::inode::{Node, VersionFile};
+use crate::fs::inode::{DirKind, Node, VersionFile};
+use crate::fs::propagation::Propagator;
 use crate::vault::ObjectName;
 use crate::vault::cache::RevocationListener;
 
-impl RevocationListener for FileSystem {
+impl RevocationListener for Propagator {
     fn refused(&self, name: Option<&ObjectName>) {
         let (files, versions) = {
             let table = self.inodes.lock();
@@ -39,7 +40,7 @@ impl RevocationListener for FileSystem {
     }
 }
 
-impl FileSystem {
+impl Propagator {
     /// The mount falls asleep: nothing of the vault's is to be read on without us.
     pub(in crate::fs) fn take_back_pages(&self) {
         let Some(kernel) = self.env.kernel() else { return };
@@ -81,5 +82,18 @@ impl FileSystem {
         version.refused.store(true, Ordering::Release);
         self.inodes.lock().note_node(version.ino);
         self.env.inval_inode(version.ino);
+    }
+
+    /// Readers of directories have to wait for a new request, at any position.
+    fn take_listings_away(&self) {
+        for handle in self.handles.all() {
+            if let Held::Dir { listing, dir, .. } = &handle.held
+                && !matches!(dir.kind, DirKind::Control)
+                && let Some(listing) = &*listing.lock()
+            {
+                listing.take_away();
+            }
+        }
+        self.namespace.take_listings_away();
     }
 }

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::fs::inode::InodeTable;
 use crate::fs::namespace::Namespace;
-use crate::fs::propagation::propagator::Propagator;
+use crate::fs::propagation::Propagator;
 use crate::fs::types::env::Env;
 use crate::fs::writeback::may_write::{REMEMBERED, Saves};
 use crate::fs::writeback::permits::Permits;
