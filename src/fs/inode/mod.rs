@@ -338,12 +338,17 @@ impl Table {
 
     /// `name` shows a new inode from now on, made by `make` from its number.
     pub fn put_file(&mut self, name: &ObjectName, make: impl FnOnce(u64, LocalAttr) -> File) -> Arc<File> {
+        let file = self.add_file(name, make);
+        self.files.insert(name.clone(), file.ino);
+        file
+    }
+
+    fn add_file(&mut self, name: &ObjectName, make: impl FnOnce(u64, LocalAttr) -> File) -> Arc<File> {
         let local = self.local.get(name).cloned().unwrap_or_default();
         let mut file = make(self.fresh(What::File(name)), local);
         file.journal = self.journal.clone();
         let file = Arc::new(file);
         self.insert_slot(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
-        self.files.insert(name.clone(), file.ino);
         file
     }
 
@@ -364,12 +369,8 @@ impl Table {
         name: &ObjectName,
         make: impl FnOnce(u64, LocalAttr) -> File,
     ) -> Arc<File> {
-        let local = self.local.get(name).cloned().unwrap_or_default();
-        let mut file = make(self.fresh(What::File(name)), local);
-        file.journal = self.journal.clone();
-        let file = Arc::new(file);
+        let file = self.add_file(name, make);
         file.change_alone().link = Link::Replaced;
-        self.insert_slot(file.ino, Slot { node: Node::File(file.clone()), lookups: 0 });
         file
     }
 

@@ -15,16 +15,10 @@ pub struct RetainedBytes {
 }
 
 impl RetainedBytes {
-    /// Keeps them, however many there are.
-    pub fn new(object: Arc<Object>, total: &Arc<AtomicU64>) -> Self {
+    fn new(object: Arc<Object>, total: &Arc<AtomicU64>) -> Self {
         let retained = Self { object, total: total.clone() };
         total.fetch_add(retained.size(), Ordering::Relaxed);
         retained
-    }
-
-    /// Keeps them if the total stays within `limit`.
-    pub fn within(object: Arc<Object>, total: &Arc<AtomicU64>, limit: u64) -> Option<Self> {
-        Some(Self::new(object, total)).filter(|_| total.load(Ordering::Relaxed) <= limit)
     }
 
     /// The version.
@@ -52,7 +46,9 @@ impl InodeTable {
         }
         let Some(stored) = &state.stored else { return };
         let Some(object) = self.env.bytes_in_memory(stored) else { return };
-        state.retained = RetainedBytes::within(object, &self.retained, self.env.options().cache_size);
+        let retained = RetainedBytes::new(object, &self.retained);
+        let has_room = self.retained.load(Ordering::Relaxed) <= self.env.options().cache_size;
+        state.retained = has_room.then_some(retained);
     }
 
     /// The bytes that a dead worker kept so.

@@ -6,18 +6,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::fs::inode::file::{File, FileState, Link, LocalAttr};
+use crate::fs::inode::file::{Link, LocalAttr};
 use crate::fs::inode::{DirKind, Node};
 use crate::fs::namespace::Namespace;
 use crate::fs::types::attr::{Attr, Entry, FileKind, SetAttr};
 use crate::fs::{Errno, Result};
-
-/// With the owner that was set here.
-fn owned(attr: Attr, local: Option<&LocalAttr>) -> Attr {
-    let uid = local.and_then(|local| local.uid).unwrap_or(attr.uid);
-    let gid = local.and_then(|local| local.gid).unwrap_or(attr.gid);
-    Attr { uid, gid, ..attr }
-}
 
 impl Namespace {
     /// For how long the kernel may keep attributes. A chmod of a file changes which users may read
@@ -31,9 +24,8 @@ impl Namespace {
             Node::Dir(dir) if matches!(dir.kind, DirKind::Tree(_)) => {
                 self.env.ttl(self.env.options().refresh)
             }
-            Node::Control(_) => self.env.options().refresh,
-            Node::Dir(_) | Node::Version(_) if self.env.options().read_only => self.env.options().refresh,
-            Node::Dir(_) | Node::Version(_) => Duration::ZERO,
+            Node::Dir(_) | Node::Version(_) if !self.env.options().read_only => Duration::ZERO,
+            Node::Control(_) | Node::Dir(_) | Node::Version(_) => self.env.options().refresh,
         }
     }
 
@@ -61,31 +53,30 @@ impl Namespace {
                     }
                     DirKind::Control => (self.env.options().dir_mode & 0o500, None),
                 };
-                owned(self.plain(dir.ino, FileKind::Directory, 0, perm, changed), local)
+                self.plain((dir.ino, FileKind::Directory), 0, perm, changed, local)
             }
-            Node::File(file) => self.file_attr(file),
+            Node::File(file) => {
+                let state = file.state();
+                let (local, mtime) = (&state.local, state.mtime());
+                let perm = local.mode.unwrap_or(self.env.options().file_mode);
+                Attr {
+                    atime: local.atime.unwrap_or(mtime),
+                    ctime: local.ctime.map_or(mtime, |c| c.max(mtime)),
+                    nlink: u32::from(state.link != Link::Unlinked),
+                    ..self.plain((file.ino, file.kind), state.size(), perm, mtime, Some(local))
+                }
+            }
             Node::Version(version) => {
                 let table = self.inodes.lock();
                 let local = table.local_of(&version.name);
-                let (size, made) = (version.size(), version.info.created_at);
-                owned(self.plain(version.ino, FileKind::Regular, size, self.history_perm(local), made), local)
+                let (perm, made) = (self.history_perm(local), version.info.created_at);
+                self.plain((version.ino, FileKind::Regular), version.size(), perm, made, local)
             }
             Node::Control(control) => {
                 let size = control.text.len() as u64;
-                self.plain(control.ino, FileKind::Regular, size, 0o400, control.taken)
+                self.plain((control.ino, FileKind::Regular), size, 0o400, control.taken, None)
             }
         }
-    }
-
-    fn file_attr(&self, file: &File) -> Attr {
-        let state = file.state();
-        let mtime = state.mtime();
-        let perm = self.file_perm(&state);
-        let mut attr = owned(self.plain(file.ino, file.kind, state.size(), perm, mtime), Some(&state.local));
-        attr.atime = state.local.atime.unwrap_or(mtime);
-        attr.ctime = state.local.ctime.map_or(mtime, |c| c.max(mtime));
-        attr.nlink = u32::from(state.link != Link::Unlinked);
-        attr
     }
 
     /// How many files and directories have an owner that was set here.
@@ -97,21 +88,16 @@ impl Namespace {
         self.inodes.lock().all_local().filter(|local| is_other(local)).count()
     }
 
-    fn file_perm(&self, state: &FileState) -> u32 {
-        let perm = state.local.mode.unwrap_or(self.env.options().file_mode);
-        if self.env.options().read_only { perm & 0o555 } else { perm }
-    }
-
     /// A directory's time of change is what utimens set, until its names change.
     fn tree_dir_attr(&self, ino: u64, changed: SystemTime, local: &LocalAttr) -> Attr {
         let perm = local.mode.unwrap_or(self.env.options().dir_mode);
-        let perm = if self.env.options().read_only { perm & 0o555 } else { perm };
         let set = local.mtime.as_ref().filter(|_| local.ctime.is_some_and(|set| set >= changed));
         let mtime = set.map_or(changed, |(at, _)| *at);
-        let mut attr = owned(self.plain(ino, FileKind::Directory, 0, perm, mtime), Some(local));
-        attr.atime = local.atime.unwrap_or(attr.mtime);
-        attr.ctime = local.ctime.map_or(changed, |c| c.max(changed));
-        attr
+        Attr {
+            atime: local.atime.unwrap_or(mtime),
+            ctime: local.ctime.map_or(changed, |c| c.max(changed)),
+            ..self.plain((ino, FileKind::Directory), 0, perm, mtime, Some(local))
+        }
     }
 
     /// The users that may read an object's versions: those that may read its file.
@@ -119,19 +105,20 @@ impl Namespace {
         local.and_then(|local| local.mode).unwrap_or(self.env.options().file_mode) & 0o444
     }
 
-    fn plain(&self, ino: u64, kind: FileKind, size: u64, perm: u32, mtime: SystemTime) -> Attr {
-        Attr {
-            ino,
-            size,
-            kind,
-            nlink: 1,
-            perm: perm as u16,
-            atime: mtime,
-            mtime,
-            ctime: mtime,
-            uid: self.env.options().uid,
-            gid: self.env.options().gid,
-        }
+    /// With the owner that was set here, one name and one time.
+    fn plain(
+        &self,
+        (ino, kind): (u64, FileKind),
+        size: u64,
+        perm: u32,
+        mtime: SystemTime,
+        local: Option<&LocalAttr>,
+    ) -> Attr {
+        let options = self.env.options();
+        let perm = if options.read_only { perm & 0o555 } else { perm } as u16;
+        let uid = local.and_then(|local| local.uid).unwrap_or(options.uid);
+        let gid = local.and_then(|local| local.gid).unwrap_or(options.gid);
+        Attr { ino, size, kind, nlink: 1, perm, atime: mtime, mtime, ctime: mtime, uid, gid }
     }
 
     /// Counts the lookup and makes the entry.
@@ -146,6 +133,9 @@ impl Namespace {
         if self.env.options().read_only {
             return Err(Errno::EROFS);
         }
+        // An engine that hands over an empty volume (podman's `:U`) changes the owner of all that
+        // it lists. The control files keep their owner.
+        let is_handed_over = self.env.options().never_empty && set.mode.is_none();
         let now = self.env.wall();
         match node {
             Node::File(file) => {
@@ -175,18 +165,9 @@ impl Namespace {
                 local.ctime = Some(now);
                 Ok(())
             }
-            // An engine that hands over an empty volume (podman's `:U`) changes the owner of all
-            // that it lists. The control files keep their owner.
-            Node::Control(..) if self.env.options().never_empty && set.mode.is_none() => Ok(()),
-            Node::Dir(dir)
-                if matches!(dir.kind, DirKind::Control)
-                    && self.env.options().never_empty
-                    && set.mode.is_none() =>
-            {
-                Ok(())
-            }
-            Node::Dir(_) => Err(Errno::EPERM),
-            Node::Version(_) | Node::Control(..) => Err(Errno::EPERM),
+            Node::Control(_) if is_handed_over => Ok(()),
+            Node::Dir(dir) if is_handed_over && matches!(dir.kind, DirKind::Control) => Ok(()),
+            Node::Dir(_) | Node::Version(_) | Node::Control(_) => Err(Errno::EPERM),
         }
     }
 

@@ -1,8 +1,5 @@
-//! What a directory shows: the names of the vault in it, files that the vault has not yet, and
-//! directories made here.
-//!
-//! A listing needs all names and no values. Directories exist because names imply them; one that
-//! was made or emptied here stays until rmdir.
+//! What a directory shows. A listing needs all names and no values. Directories exist because names
+//! imply them; one that was made or emptied here stays until rmdir.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -44,7 +41,8 @@ impl Namespace {
 
     /// The entries as far as they are known.
     pub(in crate::fs) fn entries_now(&self, dir: &Dir) -> Vec<DirEntry> {
-        match &dir.kind {
+        let directory = |name: String| DirEntry::new(name, FileKind::Directory, None);
+        let entries: Vec<DirEntry> = match &dir.kind {
             DirKind::Tree(under) => {
                 let mut entries = self.names_in(under);
                 if under.is_root() && self.env.options().show_versions {
@@ -57,23 +55,18 @@ impl Namespace {
                 entries.keys().for_each(|name| name.hash(&mut hasher));
                 let (now, since) = (self.env.wall(), self.env.started());
                 self.inodes.lock().seen_names(&dir.kind, hasher.finish() | 1, now, since);
-                with_dots(
-                    dir.ino,
-                    entries.into_iter().map(|(name, (kind, ino))| DirEntry::new(name, kind, ino)),
-                )
+                entries.into_iter().map(|(name, (kind, ino))| DirEntry::new(name, kind, ino)).collect()
             }
             DirKind::Histories(under) => {
-                let names = self.names_where(under, |file| file.state().stored.is_some()).into_keys();
-                with_dots(dir.ino, names.map(|name| DirEntry::new(name, FileKind::Directory, None)))
+                let names = self.names_where(under, |file| file.state().stored.is_some());
+                names.into_keys().map(directory).collect()
             }
-            DirKind::Control => with_dots(
-                dir.ino,
-                ControlFile::ALL
-                    .into_iter()
-                    .map(|which| DirEntry::new(which.name(), FileKind::Regular, None)),
-            ),
+            DirKind::Control => {
+                ControlFile::ALL.map(|which| DirEntry::new(which.name(), FileKind::Regular, None)).into()
+            }
             DirKind::History(..) => Vec::new(),
-        }
+        };
+        with_dots(dir.ino, entries.into_iter())
     }
 
     /// What shows in the directory `under`: names of the vault, files that it has not yet,

@@ -52,7 +52,7 @@ impl Table {
     }
 
     /// The directories on the way to `name`, from the root on, each with the file name in it.
-    pub fn way_to(&mut self, name: &ObjectName) -> Option<Vec<(DirPrefix, String)>> {
+    pub fn steps_to(&mut self, name: &ObjectName) -> Option<Vec<(DirPrefix, String)>> {
         let (mut way, mut under) = (Vec::new(), DirPrefix::root());
         loop {
             let (text, rest) = self.shown(name, &under)?;

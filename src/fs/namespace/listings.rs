@@ -7,8 +7,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::MutexGuard;
-
 use crate::fs::inode::{Dir, DirKind};
 use crate::fs::journal::Key;
 use crate::fs::name::{DirPrefix, Rest};
@@ -96,16 +94,12 @@ impl Listings {
 }
 
 impl Namespace {
-    fn listings(&self) -> MutexGuard<'_, Listings> {
-        self.listings.lock()
-    }
-
     /// A handle of the directory was opened: whether what the kernel has cached of it is true, and
     /// whether it may cache what it is given.
     pub fn dir_opened(&self, dir: &Dir) -> (bool, bool) {
         let fresh = self.is_known(dir);
         let stamp = self.stamp();
-        let mut listings = self.listings();
+        let mut listings = self.listings.lock();
         let opens = listings.opens.entry(dir.ino).or_default();
         *opens += 1;
         let alone = *opens == 1;
@@ -120,12 +114,12 @@ impl Namespace {
 
     /// A handle that the last worker had opened.
     pub fn restore_open_dir(&self, ino: u64) {
-        *self.listings().opens.entry(ino).or_default() += 1;
+        *self.listings.lock().opens.entry(ino).or_default() += 1;
     }
 
     /// A handle was closed.
     pub fn dir_closed(&self, ino: u64) {
-        let mut listings = self.listings();
+        let mut listings = self.listings.lock();
         if let Some(count) = listings.opens.get_mut(&ino) {
             *count = count.saturating_sub(1);
             if *count == 0 {
@@ -136,7 +130,7 @@ impl Namespace {
 
     /// The directory was removed; another one may get its number later.
     pub fn dir_removed(&self, ino: u64) {
-        let mut listings = self.listings();
+        let mut listings = self.listings.lock();
         listings.handed.remove(&ino);
         if let Some((listing, _)) = listings.recent.remove(&ino) {
             listings.dropped.push((ino, listing.noted_parts()));
@@ -145,24 +139,24 @@ impl Namespace {
 
     /// The last listing of a directory, if it was not dropped.
     pub fn recent_listing(&self, ino: u64) -> Option<Arc<Listing>> {
-        self.listings().recent(ino, self.env.now())
+        self.listings.lock().recent(ino, self.env.now())
     }
 
     /// A listing of the last worker.
     pub fn restore_listing(&self, ino: u64, listing: Arc<Listing>) {
-        self.listings().put(ino, listing, self.env.now());
+        self.listings.lock().put(ino, listing, self.env.now());
     }
 
     /// The kernel caches a listing that is true as long as `handed` says.
     pub fn kernel_caches(self: &Arc<Self>, dir: &Dir, handed: Handed) {
-        let mut listings = self.listings();
+        let mut listings = self.listings.lock();
         listings.handed.insert(dir.ino, handed);
         self.watch_listings(&mut listings);
     }
 
     /// See [`Listing::take_away`]; the kernel forgets what it has cached.
     pub fn take_listings_away(&self) {
-        self.listings().recent.values().for_each(|(listing, _)| listing.take_away());
+        self.listings.lock().recent.values().for_each(|(listing, _)| listing.take_away());
         self.forget_kernel_listings();
     }
 
@@ -189,7 +183,7 @@ impl Namespace {
 
     /// The listing of the directory from now on.
     pub fn put_listing(self: &Arc<Self>, dir: &Dir, listing: &Arc<Listing>) {
-        let mut listings = self.listings();
+        let mut listings = self.listings.lock();
         listings.put(dir.ino, listing.clone(), self.env.now());
         self.watch_listings(&mut listings);
     }
@@ -215,7 +209,7 @@ impl Namespace {
 
     /// A listing that grows with the vault's pages, for all present readers of this directory.
     pub fn follow_listing(self: &Arc<Self>, dir: &Arc<Dir>, under: &DirPrefix) -> Arc<Listing> {
-        let mut listings = self.listings();
+        let mut listings = self.listings.lock();
         if let Some(recent) = listings.recent(dir.ino, self.env.now())
             && recent.is_growing()
         {
@@ -258,7 +252,7 @@ impl Namespace {
         if let Err(e) = ended
             && !self.env.cache().stale_names_suffice(&e)
         {
-            self.listings().drop_listing(dir.ino, listing);
+            self.listings.lock().drop_listing(dir.ino, listing);
             listing.fail(Errno::from(&e), |is_news| {
                 if is_news {
                     self.env.failed("readdir", dir.log_name(), &e);
@@ -271,7 +265,7 @@ impl Namespace {
         let stamp = self.stamp();
         let lost_some = listing.finish(self.entries_now(dir));
         let fresh = self.is_known(dir) && !lost_some;
-        let mut listings = self.listings();
+        let mut listings = self.listings.lock();
         if let Some(handed) = listings.handed.get_mut(&dir.ino) {
             handed.stamp = fresh.then_some(stamp);
             if !fresh {
@@ -335,10 +329,10 @@ impl Namespace {
             loop {
                 tokio::time::sleep(wait).await;
                 let Some(namespace) = namespace.upgrade() else { return };
-                match namespace.observe_listings() {
-                    true => wait = namespace.env.cache().complete_for().clamp(Duration::from_millis(1), tick),
-                    false => return,
+                if !namespace.observe_listings() {
+                    return;
                 }
+                wait = namespace.env.cache().complete_for().clamp(Duration::from_millis(1), tick);
             }
         });
     }
@@ -346,7 +340,7 @@ impl Namespace {
     /// Invalidates names in the kernel that may be wrong. False when nothing is left to maintain.
     fn observe_listings(&self) -> bool {
         let (now, fresh, stamp) = (self.env.now(), self.env.cache().is_complete(), self.stamp());
-        let mut listings = self.listings();
+        let mut listings = self.listings.lock();
         let nothing_recent = listings.tidy(now);
         for (ino, parts) in std::mem::take(&mut listings.dropped) {
             self.unnote_listing(ino, parts);

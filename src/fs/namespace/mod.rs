@@ -11,6 +11,7 @@ mod prefetch;
 pub(in crate::fs) mod resolve;
 mod shown;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -18,7 +19,7 @@ use parking_lot::Mutex;
 use crate::fs::inode::InodeTable;
 use crate::fs::name::patterns::Patterns;
 use crate::fs::namespace::listings::Listings;
-use crate::fs::namespace::prefetch::Scans;
+use crate::fs::namespace::prefetch::ScanTracker;
 use crate::fs::types::env::Env;
 
 /// See the module.
@@ -28,7 +29,8 @@ pub(in crate::fs) struct Namespace {
     patterns: Patterns,
     /// A leaf: nothing else is locked while this is, but the journal.
     listings: Mutex<Listings>,
-    scans: Arc<Scans>,
+    /// The directories that are being gone through, by number.
+    scans: Mutex<HashMap<u64, ScanTracker>>,
 }
 
 impl Namespace {
@@ -36,7 +38,7 @@ impl Namespace {
         Arc::new(Self {
             patterns: Patterns::new(&env.options().scratch),
             listings: Mutex::default(),
-            scans: Scans::new(env.clone()),
+            scans: Mutex::default(),
             env,
             inodes,
         })

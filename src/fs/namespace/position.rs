@@ -24,7 +24,7 @@ impl Namespace {
     /// Where `name` shows, as far as the kernel knows the way.
     pub(in crate::fs) fn name_position(&self, name: &ObjectName) -> Option<NamePosition> {
         let mut table = self.inodes.lock();
-        let steps = table.way_to(name)?;
+        let steps = table.steps_to(name)?;
         let (mut way, mut path, mut parent) = (Vec::new(), String::new(), ROOT);
         for (at, (_, text)) in steps.iter().enumerate() {
             let text = text.clone();
@@ -47,13 +47,13 @@ impl Namespace {
     /// there.
     pub(in crate::fs) fn position(&self, name: &ObjectName) -> Option<(u64, String)> {
         let mut table = self.inodes.lock();
-        let (under, text) = table.way_to(name)?.pop()?;
+        let (under, text) = table.steps_to(name)?.pop()?;
         Some((table.dir_ino(&DirKind::Tree(under))?, text))
     }
 
     /// The path, below the mount point, under which `name` shows now.
     pub(in crate::fs) fn path_of(&self, name: &str) -> String {
-        let way = ObjectName::new(name).and_then(|name| self.inodes.lock().way_to(&name));
+        let way = ObjectName::new(name).and_then(|name| self.inodes.lock().steps_to(&name));
         way.unwrap_or_default().into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("/")
     }
 }

@@ -8,18 +8,15 @@
 //! requests in its order count: finding any other name in it would take longer than asking for the
 //! value.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use futures_util::StreamExt;
-use parking_lot::Mutex;
 
 use crate::fs::inode::DirKind;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix};
 use crate::fs::namespace::Namespace;
 use crate::fs::namespace::listing::{DirEntry, Listing};
-use crate::fs::types::env::Env;
 use crate::vault::cache::Peek;
 use crate::vault::{ObjectName, attribution};
 
@@ -37,7 +34,7 @@ const MAX_IN_FLIGHT: usize = 8;
 
 /// How a directory is being gone through.
 #[derive(Debug)]
-struct ScanTracker {
+pub struct ScanTracker {
     /// Of which listing.
     listing: Weak<Listing>,
     lookups: u32,
@@ -49,32 +46,20 @@ struct ScanTracker {
     out: bool,
 }
 
-/// The directories that are being gone through, by number.
-pub(in crate::fs) struct Scans {
-    env: Arc<Env>,
-    of: Mutex<HashMap<u64, ScanTracker>>,
-}
-
 /// Scans that are remembered; the others begin again.
 const MAX_SCANS: usize = 64;
 
 impl Namespace {
     /// The value of `name`, which shows in `under`, has to be fetched for its size.
-    pub fn prefetch(&self, under: &DirPrefix, name: &ObjectName) {
+    pub fn prefetch(self: &Arc<Self>, under: &DirPrefix, name: &ObjectName) {
         let Some(dir) = self.inodes.lock().dir_ino(&DirKind::Tree(under.clone())) else { return };
         let Some(listing) = self.recent_listing(dir) else { return };
-        self.scans.looked_up(dir, &listing, under, name);
-    }
-}
-
-impl Scans {
-    pub fn new(env: Arc<Env>) -> Arc<Self> {
-        Arc::new(Self { env, of: Mutex::default() })
+        self.looked_up(dir, &listing, under, name);
     }
 
     /// The value of `name` in the listing of directory `dir` has to be fetched for its size.
     fn looked_up(self: &Arc<Self>, dir: u64, listing: &Arc<Listing>, under: &DirPrefix, name: &ObjectName) {
-        let mut scans = self.of.lock();
+        let mut scans = self.scans.lock();
         if scans.len() >= MAX_SCANS && !scans.contains_key(&dir) {
             scans.retain(|_, scan| scan.out);
         }
@@ -97,17 +82,17 @@ impl Scans {
         if wanted.is_empty() {
             return;
         }
-        if let Some(scan) = self.of.lock().get_mut(&dir) {
+        if let Some(scan) = self.scans.lock().get_mut(&dir) {
             (scan.fetched, scan.out) = (last, true);
         }
-        let scans = self.clone();
+        let namespace = self.clone();
         self.env.spawn(attribution::on_behalf_of(attribution::current(), async move {
             let fetch = |name: ObjectName| {
-                let cache = scans.env.cache().clone();
+                let cache = namespace.env.cache().clone();
                 async move { cache.fetch_ahead(&name).await }
             };
             futures_util::stream::iter(wanted).for_each_concurrent(MAX_IN_FLIGHT, fetch).await;
-            if let Some(scan) = scans.of.lock().get_mut(&dir) {
+            if let Some(scan) = namespace.scans.lock().get_mut(&dir) {
                 scan.out = false;
             }
         }));

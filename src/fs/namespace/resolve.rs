@@ -61,7 +61,7 @@ pub(in crate::fs) struct Answers {
 impl Namespace {
     /// Resolves `component` in `under`, with requests to the vault as needed.
     pub(in crate::fs) async fn find(
-        &self,
+        self: &Arc<Self>,
         ctx: &RequestCtx,
         under: &DirPrefix,
         component: &OsStr,
@@ -82,7 +82,7 @@ impl Namespace {
     /// Requests what is needed. Returns an empty directory made here, which exists although the
     /// request failed.
     async fn request(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         need: Need,
         (under, component): (&DirPrefix, &OsStr),
@@ -184,7 +184,7 @@ impl Namespace {
                 known => return Ok(known),
             }
         } else if let Some(dir) = &as_dir
-            && let Some(own) = self.object_of_seen(dir)
+            && let Some(own) = dir.self_name().filter(|_| self.inodes.lock().is_seen_dir(dir))
         {
             match self.file_at(&own, answers) {
                 Ok(Place::Absent) => {}
@@ -212,19 +212,15 @@ impl Namespace {
 
     /// The file of that name, wherever it shows.
     fn file_at(&self, name: &ObjectName, answers: &Answers) -> Result<Place, Need> {
-        if let Some(file) = self.local_file(name) {
+        let table = self.inodes.lock();
+        if let Some(file) = table.file(name).filter(|file| file.state().is_beyond_vault()) {
             return Ok(Place::Local(file));
         }
-        if self.inodes.lock().is_hidden(name) {
+        if table.is_hidden(name) {
             return Ok(Place::Absent);
         }
+        drop(table);
         Ok(self.object_at(name, answers)?.map_or(Place::Absent, Place::Object))
-    }
-
-    /// The object that keeps an otherwise empty directory: its `.self`.
-    fn object_of_seen(&self, dir: &DirPrefix) -> Option<ObjectName> {
-        let own = dir.self_name()?;
-        self.inodes.lock().is_seen_dir(dir).then_some(own)
     }
 
     /// Whether the directory was made here and is empty.
@@ -356,12 +352,5 @@ impl Namespace {
     /// Whether the vault could hold this name at all.
     pub(in crate::fs) fn is_allowed(&self, name: &ObjectName) -> bool {
         self.env.cache().vault().capabilities().max_name.allows(name.as_str())
-    }
-
-    /// The file of that name, if it has bytes that may not be in the vault.
-    fn local_file(&self, name: &ObjectName) -> Option<Arc<File>> {
-        let file = self.inodes.lock().file(name)?;
-        let local = file.state().is_beyond_vault();
-        local.then_some(file)
     }
 }

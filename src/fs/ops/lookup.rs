@@ -1,4 +1,4 @@
-//! LOOKUP: a directory and a file name to an inode, and how long an absence is true.
+//! What the kernel asks of names and inodes: LOOKUP, how long an absence is true, GETATTR, STATFS.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,10 +9,18 @@ use crate::fs::inode::{ControlFile, DirKind};
 use crate::fs::name;
 use crate::fs::name::{CONTROL, Decoded, DirPrefix, VERSIONS};
 use crate::fs::report::control_files;
+use crate::fs::types::attr::{Attr, StatFs};
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::Result;
 use crate::fs::{Entry, FileSystem};
 use crate::vault::cache::Peek;
+
+const BLOCK_SIZE: u32 = 4096;
+
+/// 1 GiB.
+const NOMINAL_BLOCKS: u64 = 1 << 18;
+
+const NOMINAL_FILES: u64 = 1 << 20;
 
 impl FileSystem {
     /// LOOKUP.
@@ -78,6 +86,25 @@ impl FileSystem {
         match as_dir {
             Some(dir) => absent.min(self.env.cache().not_implied_for(dir.as_str())),
             None => absent.min(self.env.options().refresh),
+        }
+    }
+
+    /// GETATTR. Never asks the vault.
+    pub fn getattr(&self, ino: u64) -> Result<(Attr, Duration)> {
+        let node = self.inodes.node(ino)?;
+        Ok((self.namespace.attr(&node), self.namespace.attr_ttl(&node)))
+    }
+
+    /// STATFS: the vault has no size. Never asks it.
+    pub fn statfs(&self) -> StatFs {
+        let cache = self.env.cache().status();
+        StatFs {
+            blocks: NOMINAL_BLOCKS,
+            free: NOMINAL_BLOCKS.saturating_sub(cache.bytes.div_ceil(u64::from(BLOCK_SIZE))),
+            files: cache.names as u64 + NOMINAL_FILES,
+            free_files: NOMINAL_FILES,
+            block_size: BLOCK_SIZE,
+            name_max: 255,
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Operations: one file a family. They return values and never block.
 
-mod attr;
 mod close;
 mod control;
 pub(in crate::fs) mod create;

@@ -65,7 +65,7 @@ impl Propagator {
     }
 
     fn names_changed(&self, table: &mut crate::fs::inode::Table, name: &ObjectName) {
-        let Some((under, _)) = table.way_to(name).and_then(|mut way| way.pop()) else { return };
+        let Some((under, _)) = table.steps_to(name).and_then(|mut way| way.pop()) else { return };
         table.touch(&DirKind::Tree(under), self.env.wall());
     }
 }

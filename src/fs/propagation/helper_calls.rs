@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -187,10 +187,6 @@ impl Register {
         Self { pid: AtomicU32::new(0), state: Mutex::new(state), changed: Notify::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, HelperState> {
-        self.state.lock()
-    }
-
     /// Whether a thread is the helper's.
     pub fn is(&self, pid: u32) -> bool {
         pid != 0 && self.pid.load(Ordering::Relaxed) == pid
@@ -198,18 +194,18 @@ impl Register {
 
     /// Whether calls can be ordered.
     pub fn works(&self) -> bool {
-        self.state().standing == Standing::Works
+        self.state.lock().standing == Standing::Works
     }
 
     /// A change was only notified to the kernel.
     pub fn fell_back(&self, why: impl std::fmt::Display) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.fallbacks += 1;
         state.last_fallback = Some(why.to_string());
     }
 
     pub fn status(&self) -> HelperStatus {
-        let state = self.state();
+        let state = self.state.lock();
         HelperStatus {
             pid: self.pid.load(Ordering::Relaxed),
             state: match &state.standing {
@@ -225,7 +221,7 @@ impl Register {
     }
 
     pub fn note_report(&self, report: HelperReport) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match report {
             HelperReport::Started { pid } => {
                 self.pid.store(pid, Ordering::Relaxed);
@@ -256,7 +252,7 @@ impl Register {
         let to =
             if matches!(expected.op, HelperOp::Handshake) { 0 } else { self.pid.load(Ordering::Relaxed) };
         let number = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.number = state.number.max(first_number()) + 1;
             state.calls += 1;
             let ended = CallResult { seen: false, refused: false, errno: 0 };
@@ -271,7 +267,7 @@ impl Register {
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 match &state.out {
                     Some(out) if out.number == number && !out.answered => {}
                     Some(out) if out.number == number => {
@@ -288,14 +284,14 @@ impl Register {
 
     /// Verifies a new helper: finds the process id that the kernel gives its requests.
     pub async fn handshake(&self, kernel: &dyn Kernel) {
-        if self.state().standing != Standing::New {
+        if self.state.lock().standing != Standing::New {
             return;
         }
         let name = hidden_name();
         let call = HelperCall::Unlink { path: name.clone() };
         let expected = Expected { way: Vec::new(), parent: ROOT, name, op: HelperOp::Handshake };
         let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.order(kernel, expected, &call)).await;
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.standing != Standing::New {
             return;
         }
@@ -317,7 +313,7 @@ impl Register {
 
     /// The call in flight, if `is` accepts it; marked as seen if it is the operation itself.
     fn take(&self, is: impl FnOnce(&Expected) -> bool) -> Option<HelperOp> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let out = state.out.as_mut().filter(|out| !out.ended.seen && !out.answered)?;
         if !is(&out.expected) {
             return None;
@@ -327,13 +323,13 @@ impl Register {
     }
 
     fn refuse(&self) {
-        if let Some(out) = &mut self.state().out {
+        if let Some(out) = &mut self.state.lock().out {
             (out.ended.seen, out.ended.refused) = (false, true);
         }
     }
 
     fn expected(&self) -> Option<Expected> {
-        let state = self.state();
+        let state = self.state.lock();
         state.out.as_ref().filter(|out| !out.answered).map(|out| out.expected.clone())
     }
 }
@@ -468,11 +464,11 @@ mod tests {
         register.note_report(HelperReport::Started { pid: 1 });
         let expected = Expected { way: Vec::new(), parent: ROOT, name: "x".into(), op: HelperOp::Handshake };
         let ended = CallResult { seen: false, refused: false, errno: 0 };
-        register.state().out = Some(PendingCall { number: 7, expected, ended, answered: false });
+        register.state.lock().out = Some(PendingCall { number: 7, expected, ended, answered: false });
         register.note_report(HelperReport::Started { pid: 2 });
         // It executes an order to its predecessor, unseen because its process id was not known yet.
         register.note_report(HelperReport::Done { number: 7, errno: libc::ENOENT });
-        assert_eq!(register.state().out.as_ref().map(|out| out.ended.errno), Some(libc::ESRCH));
+        assert_eq!(register.state.lock().out.as_ref().map(|out| out.ended.errno), Some(libc::ESRCH));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// How many are out, by directory.
@@ -20,13 +20,9 @@ pub(in crate::fs) struct InFlight {
 pub(in crate::fs) struct InFlightGuard(Arc<InFlight>, u64);
 
 impl InFlight {
-    fn dirs(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
-        self.dirs.lock()
-    }
-
     /// One more, until what is returned is dropped.
     pub fn enter(self: &Arc<Self>, dir: u64) -> InFlightGuard {
-        *self.dirs().entry(dir).or_default() += 1;
+        *self.dirs.lock().entry(dir).or_default() += 1;
         InFlightGuard(self.clone(), dir)
     }
 
@@ -36,7 +32,7 @@ impl InFlight {
             let less = self.less.notified();
             tokio::pin!(less);
             less.as_mut().enable();
-            if !self.dirs().contains_key(&dir) {
+            if !self.dirs.lock().contains_key(&dir) {
                 return;
             }
             less.await;
@@ -46,7 +42,7 @@ impl InFlight {
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        let mut dirs = self.0.dirs();
+        let mut dirs = self.0.dirs.lock();
         if let Some(count) = dirs.get_mut(&self.1) {
             *count -= 1;
             if *count == 0 {

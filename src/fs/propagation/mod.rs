@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
@@ -109,7 +109,7 @@ impl Propagator {
     pub fn is_propagated(&self) -> bool {
         // In this order: what is taken out of the queue is being worked on before it is gone from
         // there.
-        self.queue().is_empty() && !self.working.load(Ordering::Acquire)
+        self.queue.lock().is_empty() && !self.working.load(Ordering::Acquire)
     }
 
     /// Whether a change that subscribers received was made here.
@@ -152,12 +152,8 @@ impl Propagator {
         self.add(name.clone(), Why::Repoint);
     }
 
-    fn queue(&self) -> MutexGuard<'_, BTreeMap<ObjectName, Why>> {
-        self.queue.lock()
-    }
-
     fn add(&self, name: ObjectName, why: Why) {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let before = queue.entry(name).or_insert(why);
         *before = why.max(*before);
         drop(queue);
@@ -167,7 +163,7 @@ impl Propagator {
     /// All that waits, to be carried out now; none if nothing does.
     fn take_batch(&self) -> Option<BTreeMap<ObjectName, Why>> {
         self.working.store(true, Ordering::Release);
-        let batch = std::mem::take(&mut *self.queue());
+        let batch = std::mem::take(&mut *self.queue.lock());
         self.working.store(!batch.is_empty(), Ordering::Release);
         Some(batch).filter(|batch| !batch.is_empty())
     }
@@ -206,7 +202,7 @@ impl Propagator {
             refresh: self.env.cache().refresh_status(),
             helper: self.helper.status(),
             done: self.done.load(Ordering::Relaxed),
-            waiting: self.queue().len(),
+            waiting: self.queue.lock().len(),
         }
     }
 }

@@ -218,10 +218,8 @@ impl Propagator {
         let rename = |fresh: Arc<File>| HelperOp::Rename { hidden: hidden_name(), fresh, over };
         let Some(used) = used else {
             let stays = matches!(self.env.cache().peek(name), Peek::Value(_) | Peek::Exists);
-            let nameless = |table: &mut crate::fs::inode::Table| {
-                table.add_nameless(name, |ino, local| File::new(ino, name.clone(), local))
-            };
-            let file = nameless(&mut self.inodes.lock());
+            let file =
+                self.inodes.lock().add_nameless(name, |ino, local| File::new(ino, name.clone(), local));
             return Ok(Some(if stays { rename(file) } else { HelperOp::Unlink { file } }));
         };
         let Some(object) = self.current(name).await? else {

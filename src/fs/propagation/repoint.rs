@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::fs::Caller;
 use crate::fs::inode::file::{File, Link};
@@ -50,25 +50,21 @@ impl Repoints {
         Arc::new(Self { names: Mutex::default(), moves: AtomicU64::new(0), journal })
     }
 
-    fn names(&self) -> MutexGuard<'_, HashMap<ObjectName, Repoint>> {
-        self.names.lock()
-    }
-
     /// The name shows another inode from now on than the kernel knows.
     pub fn begin(&self, name: &ObjectName) {
-        let mut names = self.names();
+        let mut names = self.names.lock();
         names.entry(name.clone()).or_default().number = self.moves.fetch_add(1, Ordering::Relaxed) + 1;
         self.journal.record(&Key::Repoint(name.clone()), &());
     }
 
     /// The number of the name's last move; 0 if there was none lately.
     pub fn number(&self, name: &ObjectName) -> u64 {
-        self.names().get(name).map_or(0, |repoint| repoint.number)
+        self.names.lock().get(name).map_or(0, |repoint| repoint.number)
     }
 
     /// The kernel knows, unless the name has moved again, which is false then.
     fn is_known(&self, name: &ObjectName, number: u64) -> bool {
-        let names = self.names();
+        let names = self.names.lock();
         let is_last = names.get(name).is_some_and(|repoint| repoint.number == number);
         if is_last {
             self.journal.delete(&Key::Repoint(name.clone()));
@@ -78,7 +74,7 @@ impl Repoints {
 
     /// No open is on its way any more that found the inode from before.
     fn end(&self, name: &ObjectName, number: u64) {
-        let mut names = self.names();
+        let mut names = self.names.lock();
         if names.get(name).is_some_and(|repoint| repoint.number == number) {
             names.remove(name);
         }
@@ -86,7 +82,7 @@ impl Repoints {
 
     /// Whether an open of `file` by this thread has to look the name up first.
     fn sends(&self, file: &File, thread: u32) -> bool {
-        let mut names = self.names();
+        let mut names = self.names.lock();
         if names.is_empty() {
             return false;
         }
@@ -95,7 +91,7 @@ impl Repoints {
             let state = file.state();
             (state.name.clone(), state.link)
         };
-        names = self.names();
+        names = self.names.lock();
         let Some(repoint) = names.get_mut(&name) else { return false };
         !repoint.sent.remove(&thread) && link == Link::Replaced && repoint.sent.insert(thread)
     }

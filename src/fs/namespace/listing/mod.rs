@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -143,13 +143,13 @@ impl Listing {
         let progress = if head.whole { Progress::Done } else { Progress::CutOff };
         let noted = Noted { entries: entries.len(), parts: head.parts, whole: head.whole };
         let listing = Self::with(entries, head.last, progress);
-        listing.state().noted = noted;
+        listing.state.lock().noted = noted;
         listing
     }
 
     /// Its names may not be shown without a new request. One that grows ends with its own answer.
     pub fn take_away(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if matches!(state.progress, Progress::Done) {
             state.progress = Progress::CutOff;
         }
@@ -157,12 +157,12 @@ impl Listing {
 
     /// Whether a reader has to wait for a new request.
     pub fn is_cut_off(&self) -> bool {
-        matches!(self.state().progress, Progress::CutOff)
+        matches!(self.state.lock().progress, Progress::CutOff)
     }
 
     /// Has `write` journal what is missing. Concurrent calls are ordered.
     pub fn note(&self, write: impl FnOnce(Note<'_>)) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let whole = matches!(state.progress, Progress::Done);
         let before = state.noted;
         if state.given_way || before.entries == state.entries.len() && before.whole == whole {
@@ -178,14 +178,14 @@ impl Listing {
 
     /// The number of journaled parts.
     pub fn noted_parts(&self) -> u32 {
-        self.state().noted.parts
+        self.state.lock().noted.parts
     }
 
     /// Replaces another listing of the same directory, which is not journaled any more: its
     /// readers' positions are valid in this one, and its unchanged parts count for this one.
     pub fn take_the_place_of(&self, before: &Self) {
         if !std::ptr::eq(self, before) {
-            let (mut before, mut now) = (before.state(), self.state());
+            let (mut before, mut now) = (before.state.lock(), self.state.lock());
             before.given_way = true;
             now.noted = before.still_noted(&now.entries);
         }
@@ -193,24 +193,20 @@ impl Listing {
 
     /// A newer one of the same directory.
     pub fn succeeded_by(&self, entries: Vec<DirEntry>) -> Arc<Self> {
-        let state = self.state();
+        let state = self.state.lock();
         let (entries, last) = renew(&state.entries, state.last, entries);
         drop(state);
         Self::with(entries, last, Progress::Done)
     }
 
-    fn state(&self) -> MutexGuard<'_, ListingState> {
-        self.state.lock()
-    }
-
     /// Whether more names follow.
     pub fn is_growing(&self) -> bool {
-        matches!(self.state().progress, Progress::Growing)
+        matches!(self.state.lock().progress, Progress::Growing)
     }
 
     /// Whether a reader at this position can be answered, and how; `None` while unknown.
     pub fn ready(&self, after: u64) -> Option<Result<()>> {
-        self.state().ready(after)
+        self.state.lock().ready(after)
     }
 
     /// Waits until [`Listing::ready`].
@@ -227,15 +223,15 @@ impl Listing {
 
     /// The same with a timeout; `None` after it, which the caller has to report.
     pub async fn wait_for(&self, after: u64, patience: Duration) -> Option<Result<()>> {
-        self.state().waiting += 1;
+        self.state.lock().waiting += 1;
         let waited = timeout(patience, self.wait(after)).await.ok();
-        self.state().waiting -= 1;
+        self.state.lock().waiting -= 1;
         waited.or_else(|| self.given_up(after))
     }
 
     fn given_up(&self, after: u64) -> Option<Result<()>> {
         // Both may end at one moment: the reader after the listing.
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let ready = state.ready(after);
         state.reported |= ready.is_none();
         ready
@@ -243,7 +239,7 @@ impl Listing {
 
     /// Passes the entries after a position to `take`, until it has no room for one.
     pub fn visit(&self, after: u64, mut take: impl FnMut(&DirEntry) -> bool) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let mut shown = state.shown;
         for entry in &state.entries[state.first_after(after)..] {
             if take(entry) {
@@ -256,14 +252,14 @@ impl Listing {
 
     /// The same without a reader: nothing counts as shown.
     pub fn peek(&self, after: u64, take: impl FnMut(&DirEntry) -> bool) {
-        let state = self.state();
+        let state = self.state.lock();
         let _ = state.entries[state.first_after(after)..].iter().any(take);
     }
 
     /// The position of a name: searched among the next `near` entries after a position, then, if
     /// there are at most `few`, among all.
     pub fn position(&self, name: &str, after: u64, near: usize, few: usize) -> Option<u64> {
-        let state = self.state();
+        let state = self.state.lock();
         let behind = &state.entries[state.first_after(after)..];
         let all = if state.entries.len() <= few { &state.entries[..] } else { &[] };
         let found = behind.iter().take(near).chain(all).find(|entry| entry.name == name);
@@ -282,7 +278,7 @@ impl Listing {
 
     /// Adds names; some may be repeated with another kind. `positions`: the index of each name.
     pub fn grow(&self, found: Vec<DirEntry>, positions: &mut HashMap<String, usize>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         for mut entry in found {
             match positions.get(&entry.name) {
                 Some(at) if state.entries[*at].kind != entry.kind => {
@@ -306,14 +302,14 @@ impl Listing {
 
     /// Whether a reader was given this entry, by its index, as a file.
     pub fn is_shown_file(&self, at: usize) -> bool {
-        let state = self.state();
+        let state = self.state.lock();
         let entry = state.entries.get(at);
         entry.is_some_and(|entry| entry.cookie <= state.shown && entry.kind != FileKind::Directory)
     }
 
     /// All names are known. Returns whether a name that a reader was given is missing.
     pub fn finish(&self, entries: Vec<DirEntry>) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let before = state.shown_count();
         let (entries, last) = renew(&state.entries, state.last, entries);
         state.noted = state.still_noted(&entries);
@@ -328,7 +324,7 @@ impl Listing {
     /// No more names follow. `report` gets whether the failure is new (it is not if all waiting
     /// readers had timed out), and ends before any reader has the errno.
     pub fn fail(&self, errno: Errno, report: impl FnOnce(bool)) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         report(state.waiting > 0 || !state.reported);
         state.progress = Progress::Failed(errno);
         drop(state);
