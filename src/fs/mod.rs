@@ -139,8 +139,7 @@ impl FileSystem {
         self.writeback.unsaved()
     }
 
-    /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not
-    /// made.
+    /// What is lost if the mount ends now: unsaved writes, and deletions that were not made.
     pub fn left_over(&self) -> Vec<Unsaved> {
         self.writeback.left_over()
     }

@@ -148,6 +148,5 @@ impl FileSystem {
         let name = self.writeback.give_up(file);
         self.temporaries.account_room(&mut file.change_alone());
         tracing::warn!(name = name.as_str(), "a write failed for want of memory: nothing of it is stored");
-        self.namespace.inval_name(&name);
     }
 }

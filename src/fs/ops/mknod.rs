@@ -13,9 +13,9 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use crate::failpoint;
+use crate::fs::inode::Node;
 use crate::fs::inode::file::{File, LocalAttr, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
-use crate::fs::inode::{Node, Table};
 use crate::fs::name::DirPrefix;
 use crate::fs::namespace::resolve::Place;
 use crate::fs::types::attr::FileKind;
@@ -98,7 +98,7 @@ impl FileSystem {
             *table.local(name) = state.local.clone();
         }
         table.file_made(under, name);
-        self.note_change(&mut table, under);
+        table.names_changed_in(under, self.env.wall());
         drop(table);
         self.namespace.entry(&Node::File(file), self.env.options().refresh)
     }
@@ -131,7 +131,7 @@ impl FileSystem {
         table.unpin(&name);
         table.point(&name, file.ino);
         table.file_made(&under, &name);
-        self.note_change(&mut table, &under);
+        table.names_changed_in(&under, self.env.wall());
         drop(table);
         failpoint::point("linked");
         Ok(self.namespace.entry(&Node::File(file), self.env.options().refresh))
@@ -157,8 +157,7 @@ impl FileSystem {
             Place::Dir(_) | Place::Local(_) | Place::Object(_) => return Err(Errno::EEXIST),
         };
         if let Err(e) = self.writeback.commit(&copy, ctx.call().await, Cause::Link).await {
-            let name = self.writeback.give_up(&copy);
-            self.namespace.inval_name(&name);
+            self.writeback.give_up(&copy);
             return Err(e);
         }
         Ok(self.namespace.own_entry(&copy))
@@ -229,7 +228,7 @@ impl FileSystem {
         }
         file.change(&tx).name = other;
         table.unpoint(&name, file.ino);
-        self.note_change(&mut table, under);
+        table.names_changed_in(under, self.env.wall());
         Ok(true)
     }
 
@@ -242,11 +241,6 @@ impl FileSystem {
         let under = self.namespace.changeable(parent)?;
         let name = self.name_to_create(operation, &under, component)?;
         Ok((under, name))
-    }
-
-    /// The names in `under` changed; it stays, as in any file system, until rmdir.
-    fn note_change(&self, table: &mut Table, under: &DirPrefix) {
-        table.names_changed_in(under, self.env.wall());
     }
 
     /// A FIFO or socket may take any name but an object's: the object would be gone, and history

@@ -48,10 +48,9 @@ impl Temporaries {
             let mut table = self.inodes.lock();
             let state = file.state();
             let Some(stored) = state.stored.clone() else { return false };
-            if state.is_only_here() || state.origin.is_some() || table.deferred(&state.name).is_some() {
-                return false;
-            }
-            if table.deferred_below("").filter(|(_, hidden)| hidden.is_unlinked()).count() >= MOST_HIDDEN {
+            let hidden = table.deferred_below("").filter(|(_, hidden)| hidden.is_unlinked()).count();
+            let is_special = state.is_only_here() || state.origin.is_some();
+            if is_special || table.deferred(&state.name).is_some() || hidden >= MOST_HIDDEN {
                 return false;
             }
             table.defer_delete(&state.name, stored, since);

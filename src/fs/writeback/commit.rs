@@ -140,7 +140,9 @@ impl Writeback {
             match self.store(file, &job, call).await {
                 Ok(saved) => {
                     failpoint::point("stored");
-                    self.committed(file, &job, saved);
+                    let tx = self.env.journal().begin();
+                    let shows = self.stored_in(&tx, &mut self.inodes.lock_in(&tx), file, &job, saved);
+                    self.after_stored(&job.name, shows);
                 }
                 Err(e) => return Err(self.commit_failed(file, &job, cause, &e)),
             }
@@ -242,16 +244,7 @@ impl Writeback {
         Ok(current.filter(|c| c.stale.is_none() && c.object.content.bytes == content.bytes).map(|c| c.object))
     }
 
-    /// The file is what was stored, now.
-    fn committed(&self, file: &Arc<File>, job: &Job, saved: Saved) {
-        let tx = self.env.journal().begin();
-        let mut table = self.inodes.lock_in(&tx);
-        let shows = self.stored_in(&tx, &mut table, file, job, saved);
-        drop(table);
-        self.after_stored(&job.name, shows);
-    }
-
-    /// The same as a part of another change; [`FileSystem::after_stored`] is due when that is
+    /// The file is what was stored, now, as a part of a change; [`FileSystem::after_stored`] is due when that is
     /// published.
     pub fn stored_in(
         &self,

@@ -33,25 +33,20 @@ impl Writeback {
             let all = table.all_failed_deletes();
             all.map(|(name, kept)| (name.clone(), kept.clone(), table.is_hidden(name))).collect()
         };
-        let mut failed_deletes = Vec::new();
-        for (name, kept, retried) in known {
-            let is_still_there = match self.env.cache().peek(&name) {
-                Peek::Value(found) => kept.stored.is(&found.object.meta),
-                Peek::Absent(_) | Peek::AbsentBefore => false,
-                Peek::Exists | Peek::Unknown => true,
+        let still_there = known.into_iter().filter_map(|(name, kept, retried)| {
+            let is_gone = match self.env.cache().peek(&name) {
+                Peek::Value(found) => !kept.stored.is(&found.object.meta),
+                Peek::Absent(_) | Peek::AbsentBefore => true,
+                Peek::Exists | Peek::Unknown => false,
             };
-            if is_still_there {
-                let path = self.namespace.path_of(name.as_str());
-                failed_deletes.push(FailedDelete {
-                    name: name.as_str().to_owned(),
-                    path,
-                    error: kept.message,
-                    retried,
-                });
-            } else {
+            if is_gone {
                 self.inodes.lock().forget_failed_delete(&name);
+                return None;
             }
-        }
+            let (path, name) = (self.namespace.path_of(name.as_str()), name.as_str().to_owned());
+            Some(FailedDelete { name, path, error: kept.message, retried })
+        });
+        let mut failed_deletes: Vec<FailedDelete> = still_there.collect();
         failed_deletes.sort_by(|a, b| a.name.cmp(&b.name));
         failed_deletes
     }
@@ -97,12 +92,11 @@ impl Writeback {
     pub fn dismiss(&self, name: &str) -> bool {
         let Some(name) = ObjectName::new(name) else { return false };
         let mut table = self.inodes.lock();
-        let known = table.forget_failed_delete(&name);
-        let hidden = known && table.is_hidden(&name);
+        let is_hidden = table.forget_failed_delete(&name).then(|| table.is_hidden(&name));
         drop(table);
-        if hidden {
+        if is_hidden == Some(true) {
             self.show_again(&name);
         }
-        known
+        is_hidden.is_some()
     }
 }

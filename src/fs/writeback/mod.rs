@@ -16,13 +16,14 @@ use std::time::Instant;
 
 use lru::LruCache;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::fs::inode::InodeTable;
 use crate::fs::namespace::Namespace;
 use crate::fs::propagation::Propagator;
 use crate::fs::types::env::Env;
 use crate::fs::writeback::may_write::{REMEMBERED, Saves};
-use crate::fs::writeback::permits::Permits;
+use crate::fs::writeback::permits::{COMMITS, Together};
 
 /// What is sent to the vault, one change of an object after the other, and what became of it.
 pub(in crate::fs) struct Writeback {
@@ -30,7 +31,9 @@ pub(in crate::fs) struct Writeback {
     inodes: Arc<InodeTable>,
     namespace: Arc<Namespace>,
     propagator: Arc<Propagator>,
-    permits: Permits,
+    /// A permit for each commit (`permits`).
+    commits: Arc<Semaphore>,
+    deletes: Together,
     saves: Saves,
     /// Counts failed commits.
     failures: AtomicU64,
@@ -49,7 +52,8 @@ impl Writeback {
             inodes,
             namespace,
             propagator,
-            permits: Permits::default(),
+            commits: Arc::new(Semaphore::new(COMMITS as usize)),
+            deletes: Together::default(),
             saves: Mutex::new(LruCache::new(REMEMBERED)),
             failures: AtomicU64::new(0),
             deletion_refused: Mutex::default(),

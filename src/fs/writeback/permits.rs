@@ -9,31 +9,20 @@ use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{AcquireError, Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, Mutex, OwnedSemaphorePermit};
 
 use crate::fs::inode::file::File;
 use crate::fs::writeback::Writeback;
 use crate::vault::{Call, Error, ErrorKind};
 
 /// Commits in flight at a time.
-const COMMITS: u32 = 1024;
+pub(super) const COMMITS: u32 = 1024;
 
 /// Deferred deletes share a permit if they begin within this time.
 const TOGETHER: Duration = Duration::from_millis(250);
 
-/// The permits of all changes.
-#[derive(Debug)]
-pub(super) struct Permits {
-    commits: Arc<Semaphore>,
-    /// The permit of the deferred deletes that run together, and when the first of them began.
-    deletes: Mutex<Option<(Weak<OwnedSemaphorePermit>, Instant)>>,
-}
-
-impl Default for Permits {
-    fn default() -> Self {
-        Self { commits: Arc::new(Semaphore::new(COMMITS as usize)), deletes: Mutex::default() }
-    }
-}
+/// The permit of the deferred deletes that run together, and when the first of them began.
+pub(super) type Together = Mutex<Option<(Weak<OwnedSemaphorePermit>, Instant)>>;
 
 impl Writeback {
     /// Waits for a permit until the deadline of the call; `holder` says what holds it.
@@ -56,7 +45,7 @@ impl Writeback {
 
     /// A permit for a commit: no hidden object is deleted meanwhile.
     pub async fn among_stores(&self, call: &Call) -> Result<OwnedSemaphorePermit, Error> {
-        let permit = self.permits.commits.clone().acquire_owned();
+        let permit = self.commits.clone().acquire_owned();
         self.permit_within(call, permit, "a deletion is on its way that has to end first").await
     }
 
@@ -64,14 +53,14 @@ impl Writeback {
     /// time share it; later ones queue behind the waiting commits.
     pub async fn without_stores(&self, call: &Call) -> Result<Arc<OwnedSemaphorePermit>, Error> {
         let permit = async {
-            let mut shared = self.permits.deletes.lock().await;
+            let mut shared = self.deletes.lock().await;
             if let Some((permit, begun)) = &*shared
                 && let Some(permit) = permit.upgrade()
                 && self.env.now().saturating_duration_since(*begun) < TOGETHER
             {
                 return Ok(permit);
             }
-            let permit = Arc::new(self.permits.commits.clone().acquire_many_owned(COMMITS).await?);
+            let permit = Arc::new(self.commits.clone().acquire_many_owned(COMMITS).await?);
             *shared = Some((Arc::downgrade(&permit), self.env.now()));
             Ok(permit)
         };
@@ -81,7 +70,7 @@ impl Writeback {
     /// Waits until the commits in flight are recorded; no other begins until the result is dropped.
     pub async fn hold_stores(&self, within: Duration) -> Option<OwnedSemaphorePermit> {
         let call = Call::foreground(self.env.now() + within);
-        let all = self.permits.commits.clone().acquire_many_owned(COMMITS);
+        let all = self.commits.clone().acquire_many_owned(COMMITS);
         self.permit_within(&call, all, "a save is on its way").await.ok()
     }
 }

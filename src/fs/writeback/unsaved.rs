@@ -41,10 +41,9 @@ impl Writeback {
     /// What is lost if the mount ends now: unsaved writes, and deletions that the vault has not
     /// made.
     pub fn left_over(&self) -> Vec<Unsaved> {
-        let mut left = self.unsaved();
-        left.extend(
-            self.failed_deletes().into_iter().map(|one| Unsaved::deletion(one.name, one.path, one.error)),
-        );
+        let deletions = self.failed_deletes().into_iter();
+        let deletions = deletions.map(|one| Unsaved::deletion(one.name, one.path, one.error));
+        let mut left: Vec<Unsaved> = self.unsaved().into_iter().chain(deletions).collect();
         left.sort_by(|a, b| a.name.cmp(&b.name));
         left
     }
@@ -68,7 +67,6 @@ impl Writeback {
         for file in &files {
             let name = self.give_up(file);
             tracing::warn!(name = name.as_str(), "an unsaved write was discarded, as asked for");
-            self.namespace.inval_name(&name);
         }
         kept || !files.is_empty()
     }
@@ -94,6 +92,8 @@ impl Writeback {
         table.unpoint(&name, file.ino);
         table.detach(&tx, &name, file);
         table.drop_unheld(file.ino);
+        drop(table);
+        self.namespace.inval_name(&name);
         name
     }
 }
