@@ -244,8 +244,8 @@ impl Writeback {
         Ok(current.filter(|c| c.stale.is_none() && c.object.content.bytes == content.bytes).map(|c| c.object))
     }
 
-    /// The file is what was stored, now, as a part of a change; [`FileSystem::after_stored`] is due when that is
-    /// published.
+    /// The file is what was stored, now, as a part of a change; [`Writeback::after_stored`] is due
+    /// when that is published.
     pub fn stored_in(
         &self,
         tx: &Transaction,
