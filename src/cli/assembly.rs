@@ -24,17 +24,16 @@ use crate::fuse::adapter::Adapter;
 use crate::fuse::request_counts::Requests;
 use crate::secret::SecretString;
 use crate::server::instance::embedded::Embedded;
+use crate::vault::Dialect;
 use crate::vault::cache::{Change, ChangeKind};
 use crate::vault::client::api_key::ApiKey;
 use crate::vault::client::tls::TlsFiles;
 use crate::vault::lazy::Start;
-use crate::vault::{Dialect, DynVault};
 
 /// A vault that answered, and a file system over it.
 pub struct Stack {
     spec: ConnectSpec,
     fs: Arc<FileSystem>,
-    vault: DynVault,
     key: Arc<ApiKey>,
     tls: Arc<TlsFiles>,
     on_change: Option<(Job, Handle)>,
@@ -61,7 +60,6 @@ pub async fn build(
             Dialect::Kv => Api::Kv,
         };
     }
-    let vault = connected.vault.clone();
     let which = serde_json::json!([spec.endpoint, spec.prefix]).to_string();
     let options = Options { vault: which, ..config.options.clone() };
     let open_audit = |path: &PathBuf| Audit::open(path).map_err(|e| bad_audit(path, &e));
@@ -84,15 +82,7 @@ pub async fn build(
         limit: command::LIMIT,
     });
     let on_change = job.map(|job| (job, tokio::runtime::Handle::current()));
-    Ok(Stack {
-        spec,
-        fs,
-        vault,
-        key: connected.key,
-        tls: connected.tls,
-        on_change,
-        last: Last(connected.embedded),
-    })
+    Ok(Stack { spec, fs, key: connected.key, tls: connected.tls, on_change, last: Last(connected.embedded) })
 }
 
 impl Stack {
@@ -107,8 +97,8 @@ impl Stack {
         let requests = adapter.requests();
         let on_change = Mutex::new(self.on_change);
         let following = Mutex::default();
-        let (fs, vault, key, tls) = (self.fs, self.vault, self.key, self.tls);
-        let service = Mounted { fs, vault, key, tls, on_change, following, requests };
+        let (fs, key, tls) = (self.fs, self.key, self.tls);
+        let service = Mounted { fs, key, tls, on_change, following, requests };
         (adapter, Arc::new(service), self.last)
     }
 }
@@ -128,7 +118,6 @@ impl Last {
 /// The file system and its key, as the worker sees them.
 struct Mounted {
     fs: Arc<FileSystem>,
-    vault: DynVault,
     key: Arc<ApiKey>,
     tls: Arc<TlsFiles>,
     /// Until the mount is there.
@@ -195,13 +184,7 @@ impl Service for Mounted {
     }
 
     fn status(&self) -> serde_json::Value {
-        let mut status = serde_json::to_value(self.fs.status()).unwrap_or_default();
-        if let (Some(budget), Some(known)) =
-            (self.vault.status().budget, status["vault"]["budget"].as_object_mut())
-        {
-            known.insert("assumed".to_owned(), budget.assumed.into());
-        }
-        status
+        serde_json::to_value(self.fs.status()).unwrap_or_default()
     }
 
     fn requests(&self) -> serde_json::Value {

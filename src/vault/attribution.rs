@@ -12,6 +12,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::vault::{ErrorKind, Result};
@@ -140,7 +141,7 @@ pub fn current() -> Attribution {
 }
 
 /// Requests sent on behalf of one program.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestCount {
     /// Its name, or a word in parentheses.
     pub program: String,

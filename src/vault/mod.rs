@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 pub use crate::vault::model::error::{Error, ErrorKind, Result};
 pub use crate::vault::model::object::{
@@ -107,7 +108,7 @@ impl NameLimit {
 }
 
 /// The request budget, as last learnt from the vault's headers or as assumed.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BudgetStatus {
     /// Requests allowed in a window.
     pub limit: u32,
@@ -116,8 +117,10 @@ pub struct BudgetStatus {
     /// Seconds until the window ends; 0 while none has begun.
     pub reset_s: u64,
     /// Seconds that a window lasts, as far as is known.
+    #[serde(default)]
     pub window_s: f64,
     /// The vault has reported no limit: this one is assumed.
+    #[serde(default)]
     pub assumed: bool,
 }
 

@@ -244,7 +244,7 @@ fn show(out: &mut Lines, mount: &Value) {
             let name = display::text(&error.name);
             line("failed", format!("{} {} {name}: {}", error.at, error.operation, error.message));
         }
-        line("budget", budget(&fs, &mount["fs"]["vault"]["budget"]["assumed"]));
+        line("budget", budget(&fs));
         if !fs.vault.spent_by.is_empty() {
             line("spent by", spent_by(&fs));
         }
@@ -353,14 +353,14 @@ fn was(count: u64) -> &'static str {
     if count == 1 { "was" } else { "were" }
 }
 
-fn budget(fs: &Status, assumed: &Value) -> String {
+fn budget(fs: &Status) -> String {
     let Some(b) = &fs.vault.budget else { return "no limit".into() };
     let time = match b.reset_s {
         0 if b.window_s == 0.0 || b.window_s == 60.0 => "this minute".into(),
         0 => format!("in a window of {}", seconds(b.window_s as u64)),
         left => format!("for {}", seconds(left)),
     };
-    let why = if *assumed == true { "; assumed, because the service does not tell its limit" } else { "" };
+    let why = if b.assumed { "; assumed, because the service does not tell its limit" } else { "" };
     format!("{} of {} requests left {time}{why}", b.remaining, b.limit)
 }
 
@@ -434,8 +434,8 @@ fn memory(memory: &Value, cache: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn status(budget: Value, outage: Option<&str>) -> (Status, Value) {
-        let status = json!({
+    fn status(budget: Value, outage: Option<&str>) -> Status {
+        serde_json::from_value(json!({
             "uptime_s": 1, "inodes": 1, "handles": 0, "scratch_bytes": 0, "unsaved": [], "last_errors": [],
             "vault": {
                 "endpoint": "x", "dialect": "kv", "requests": 7, "budget": budget, "outage": outage, "outage_s": 3
@@ -444,26 +444,24 @@ mod tests {
                 "names": 0, "listed_s": null, "values": 0, "bytes": 0, "capacity": 1, "refresh_s": 5.0,
                 "serving_stale": true
             },
-        });
-        (serde_json::from_value(status.clone()).unwrap(), status["vault"]["budget"]["assumed"].clone())
+        }))
+        .unwrap()
     }
 
     #[test]
     fn an_assumed_limit_is_called_so() {
-        let (fs, assumed) =
-            status(json!({"limit": 1000, "remaining": 998, "reset_s": 50, "assumed": true}), None);
-        let said = budget(&fs, &assumed);
+        let fs = status(json!({"limit": 1000, "remaining": 998, "reset_s": 50, "assumed": true}), None);
+        let said = budget(&fs);
         assert!(said.starts_with("998 of 1000 requests left for 50s; assumed"), "{said}");
-        let (fs, assumed) =
-            status(json!({"limit": 60, "remaining": 60, "reset_s": 0, "assumed": false}), None);
-        assert_eq!(budget(&fs, &assumed), "60 of 60 requests left this minute");
-        let (fs, assumed) = status(Value::Null, None);
-        assert_eq!(budget(&fs, &assumed), "no limit");
+        let fs = status(json!({"limit": 60, "remaining": 60, "reset_s": 0, "assumed": false}), None);
+        assert_eq!(budget(&fs), "60 of 60 requests left this minute");
+        let fs = status(Value::Null, None);
+        assert_eq!(budget(&fs), "no limit");
     }
 
     #[test]
     fn the_first_line_says_whether_all_is_well() {
-        let (mut fs, _) = status(Value::Null, None);
+        let mut fs = status(Value::Null, None);
         assert_eq!(verdict(&fs), "ok");
         let left = json!({"name": "a", "path": "a", "size": 1, "error": "no", "conflict": false});
         fs.unsaved.push(serde_json::from_value(left).unwrap());
@@ -486,10 +484,10 @@ mod tests {
     #[test]
     fn a_spent_budget_is_no_outage() {
         let spent = format!("{RATE_LIMITED}: it is renewed in 50 s");
-        let (fs, _) = status(json!({"limit": 3, "remaining": 0, "reset_s": 42}), Some(&spent));
+        let fs = status(json!({"limit": 3, "remaining": 0, "reset_s": 42}), Some(&spent));
         assert_eq!(state(&fs), "rate limit used up, renewed in 42s, serving cached values");
         assert_eq!(verdict(&fs), "NOT WELL: rate limit used up, renewed in 42s");
-        let (fs, _) = status(Value::Null, Some("no connection"));
+        let fs = status(Value::Null, Some("no connection"));
         assert!(state(&fs).starts_with("DOES NOT ANSWER for 3s"));
     }
 }

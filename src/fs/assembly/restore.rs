@@ -16,7 +16,6 @@ use crate::fs::inode::file_snapshot::{FileSnapshot, join};
 use crate::fs::inode::{ControlText, Dir, Node, NodeRecord, ROOT, VersionFile};
 use crate::fs::journal::{Journal, Key, MOST, Value};
 use crate::fs::namespace::listing::{DirEntry, Head, Listing};
-use crate::fs::recovery::replay::RESENT_WITHIN;
 use crate::fs::types::ctx::Intent;
 use crate::fs::types::errno::Errno;
 use crate::secret::SecretBytes;
@@ -230,7 +229,6 @@ fn restore_handles(fs: &Arc<FileSystem>, contents: &mut JournalContents) {
         }
     }
     fs.handles.restore(next, open.into_iter());
-    fs.close_unacknowledged_later();
 }
 
 fn restore_held(fs: &FileSystem, fh: u64, record: HeldRecord) -> Option<Held> {
@@ -287,16 +285,7 @@ fn restore_requests(fs: &Arc<FileSystem>, contents: &mut JournalContents) {
         }
     }
     fs.replay.restore(intents, crash_records);
-    if old.is_empty() {
-        return;
-    }
-    let later = fs.clone();
-    fs.env.spawn(async move {
-        tokio::time::sleep(RESENT_WITHIN).await;
-        for id in old {
-            later.completed(id);
-        }
-    });
+    fs.expire_requests(old);
 }
 
 /// The kernel shows the dead worker's answers and missed later changes: the first answers that

@@ -9,7 +9,6 @@ use crate::fs::handle::{Handle, Held};
 use crate::fs::inode::Node;
 use crate::fs::inode::file::File;
 use crate::fs::name::DirKind;
-use crate::fs::recovery::replay::RESENT_WITHIN;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
@@ -84,31 +83,9 @@ impl FileSystem {
         Ok(())
     }
 
-    /// After a death: handles that nobody asks for count as closed in a while.
-    pub(in crate::fs) fn close_unacknowledged_later(self: &Arc<Self>) {
-        let old = self.handles.unacknowledged();
-        if old.is_empty() {
-            return;
-        }
-        let fs = self.clone();
-        self.env.spawn(async move {
-            tokio::time::sleep(RESENT_WITHIN).await;
-            for handle in old {
-                let Some(file) = fs.handles.expire(&handle) else { continue };
-                if fs.let_go(file, handle.fh) {
-                    fs.store_closed(file, &Call::foreground(fs.env.deadline())).await;
-                }
-                if !fs.inodes.lock().is_held(file.ino) {
-                    // Nor has the kernel.
-                    fs.handles.close(handle.fh);
-                }
-            }
-        });
-    }
-
     /// Closes one handle of the file, which may have been a writer's. Returns whether the file has
     /// to be stored now.
-    fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> bool {
+    pub(super) fn let_go(self: &Arc<Self>, file: &Arc<File>, fh: u64) -> bool {
         let unsaved = {
             let mut state = file.change_alone();
             state.opens -= 1;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fs::recovery::replay::number_of;
+use crate::fs::recovery::replay::{RESENT_WITHIN, number_of};
 use crate::fs::types::ctx::{Caller, RequestCtx};
 use crate::fs::types::errno::Result;
 use crate::fs::{FileSystem, Step, Work};
+use crate::vault::Call;
 
 impl FileSystem {
     /// Does `work`, which never waits, for the request `unique`.
@@ -41,5 +42,29 @@ impl FileSystem {
         let id = number_of(unique);
         self.handles.acknowledge_open(id);
         self.replay.completed(id);
+    }
+
+    /// After a death: in a while these requests will not be resent, and a handle with an OPEN that
+    /// nobody sent again counts as closed.
+    pub(in crate::fs) fn expire_requests(self: &Arc<Self>, requests: Vec<u64>) {
+        let opens = self.handles.unacknowledged();
+        if requests.is_empty() && opens.is_empty() {
+            return;
+        }
+        let (fs, env) = (self.clone(), self.env.clone());
+        env.spawn(async move {
+            tokio::time::sleep(RESENT_WITHIN).await;
+            for handle in opens {
+                let Some(file) = fs.handles.expire(&handle) else { continue };
+                if fs.let_go(file, handle.fh) {
+                    fs.store_closed(file, &Call::foreground(fs.env.deadline())).await;
+                }
+                if !fs.inodes.lock().is_held(file.ino) {
+                    // Nor has the kernel.
+                    fs.handles.close(handle.fh);
+                }
+            }
+            requests.into_iter().for_each(|request| fs.completed(request));
+        });
     }
 }

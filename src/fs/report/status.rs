@@ -11,6 +11,8 @@ use crate::fs::types::error_log::LastError;
 use crate::fs::types::unsaved::Unsaved;
 use crate::fs::writeback::failed_deletes::FailedDelete;
 use crate::fs::{Ending, FileSystem, RotationStatus};
+use crate::vault::BudgetStatus;
+use crate::vault::attribution::RequestCount;
 
 /// The state of a mounted vault. Times in seconds, sizes in bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,7 +83,7 @@ pub struct Vault {
     #[serde(default)]
     pub spent_by: Vec<RequestCount>,
     /// Requests left in this window, where a limit is known.
-    pub budget: Option<Budget>,
+    pub budget: Option<BudgetStatus>,
     /// Why it does not answer, if it does not.
     pub outage: Option<String>,
     /// Seconds since that was last seen.
@@ -95,29 +97,6 @@ pub struct Vault {
     /// Whether the key may store, where the vault says so.
     #[serde(default)]
     pub may_write: Option<bool>,
-}
-
-/// Requests sent on behalf of one program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestCount {
-    /// Its name.
-    pub program: String,
-    /// Since the start.
-    pub requests: u64,
-}
-
-/// The request budget.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Budget {
-    /// Requests allowed in a window.
-    pub limit: u32,
-    /// Requests left.
-    pub remaining: u32,
-    /// Seconds until the window ends.
-    pub reset_s: u64,
-    /// Seconds that a window lasts, as far as is known.
-    #[serde(default)]
-    pub window_s: f64,
 }
 
 /// The cache.
@@ -145,12 +124,6 @@ pub struct CacheUse {
     pub serving_stale: bool,
 }
 
-impl From<crate::vault::attribution::RequestCount> for RequestCount {
-    fn from(spent: crate::vault::attribution::RequestCount) -> Self {
-        Self { program: spent.program, requests: spent.requests }
-    }
-}
-
 /// How things are. Never asks the vault.
 pub(in crate::fs) fn status(fs: &FileSystem) -> Status {
     let vault = fs.env.cache().vault().status();
@@ -166,13 +139,8 @@ pub(in crate::fs) fn status(fs: &FileSystem) -> Status {
             endpoint: vault.endpoint,
             dialect: format!("{:?}", fs.env.cache().vault().capabilities().dialect).to_lowercase(),
             requests: vault.requests,
-            spent_by: vault.spent_by.into_iter().map(RequestCount::from).collect(),
-            budget: vault.budget.map(|b| Budget {
-                limit: b.limit,
-                remaining: b.remaining,
-                reset_s: b.reset_s,
-                window_s: b.window_s,
-            }),
+            spent_by: vault.spent_by,
+            budget: vault.budget,
             outage,
             outage_s,
             lagged_s: cache.lagged_s,
