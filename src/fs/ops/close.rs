@@ -9,6 +9,7 @@ use crate::fs::handle::{Handle, Held};
 use crate::fs::inode::Node;
 use crate::fs::inode::file::File;
 use crate::fs::name::DirKind;
+use crate::fs::recovery::replay::RESENT_WITHIN;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::commit::Cause;
@@ -119,11 +120,35 @@ impl FileSystem {
         self.inodes.lock().drop_unheld(file.ino);
     }
 
-    /// A write failed for want of memory: the partial buffer is dropped, and the name shows the
+    /// A write failed (no memory, or the file would be too large): the partial buffer is dropped, and the name shows the
     /// vault's version.
     pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
         let name = self.writeback.give_up(file);
         self.temporaries.account_room(&mut file.change_alone());
-        tracing::warn!(name = name.as_str(), "a write failed for want of memory: nothing of it is stored");
+        tracing::warn!(name = name.as_str(), "a write failed: nothing of it is stored");
+    }
+
+    /// After a death: in a while these requests will not be resent, and a handle with an OPEN that
+    /// nobody sent again counts as closed.
+    pub(in crate::fs) fn expire_requests(self: &Arc<Self>, requests: Vec<u64>) {
+        let opens = self.handles.unacknowledged();
+        if requests.is_empty() && opens.is_empty() {
+            return;
+        }
+        let (fs, env) = (self.clone(), self.env.clone());
+        env.spawn(async move {
+            tokio::time::sleep(RESENT_WITHIN).await;
+            for handle in opens {
+                let Some(file) = fs.handles.expire(&handle) else { continue };
+                if fs.let_go(file, handle.fh) {
+                    fs.store_closed(file, &Call::foreground(fs.env.deadline())).await;
+                }
+                if !fs.inodes.lock().is_held(file.ino) {
+                    // Nor has the kernel.
+                    fs.handles.close(handle.fh);
+                }
+            }
+            requests.into_iter().for_each(|request| fs.completed(request));
+        });
     }
 }

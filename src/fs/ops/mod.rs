@@ -11,7 +11,6 @@ pub(in crate::fs) mod read;
 pub(in crate::fs) mod readdir;
 pub(in crate::fs) mod rename;
 pub(in crate::fs) mod rename_dir;
-mod request;
 pub(in crate::fs) mod unlink;
 pub(in crate::fs) mod versions;
 pub(in crate::fs) mod write;

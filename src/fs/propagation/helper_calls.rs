@@ -20,7 +20,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ use crate::fs::inode::file::File;
 use crate::fs::inode::{DirKind, Node, ROOT};
 use crate::fs::propagation::Propagator;
 use crate::fs::types::errno::{Errno, Result};
-use crate::fs::{Attr, Entry, Kernel};
+use crate::fs::{Attr, Entry, HelperCall, HelperReport, Kernel};
 use crate::sys::random;
 
 /// How hidden names begin. `%2E` is an escape only at the beginning of a name.
@@ -38,51 +38,6 @@ const HIDDEN: &str = ".%2E";
 
 /// Timeout of the call that verifies the helper's process id.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// An order to the helper. Paths are relative to the root of the mount.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HelperCall {
-    /// rename(2)
-    Rename {
-        /// The hidden name.
-        from: String,
-        /// Its new name.
-        to: String,
-    },
-    /// unlink(2)
-    Unlink {
-        /// The name to remove.
-        path: String,
-    },
-    /// utimensat(2), of the change time only.
-    Touch {
-        /// Of what.
-        path: String,
-        /// The time.
-        mtime: SystemTime,
-    },
-}
-
-/// Messages of the helper.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HelperReport {
-    /// It has started; open orders of its predecessor will not be executed.
-    Started {
-        /// Its process id.
-        pid: u32,
-    },
-    /// It has made a call.
-    Done {
-        /// The order's number.
-        number: u64,
-        /// 0 on success.
-        errno: i32,
-    },
-    /// It is gone, and no other will follow.
-    Leaving,
-}
 
 /// The requests that a call results in.
 #[derive(Debug, Clone)]

@@ -16,16 +16,16 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
-use crate::fs::HelperStatus;
 use crate::fs::handle::Handles;
 use crate::fs::inode::InodeTable;
 use crate::fs::inode::file::File;
 use crate::fs::journal::Key;
 use crate::fs::namespace::Namespace;
-use crate::fs::propagation::helper_calls::{HelperReport, Register};
+use crate::fs::propagation::helper_calls::Register;
 use crate::fs::propagation::in_flight::InFlight;
 use crate::fs::propagation::repoint::Repoints;
 use crate::fs::types::env::Env;
+use crate::fs::{HelperReport, HelperStatus};
 use crate::vault::ObjectName;
 use crate::vault::cache::{Change, RefreshStatus};
 

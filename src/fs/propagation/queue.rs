@@ -27,14 +27,12 @@ use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 
-use crate::fs::Kernel;
 use crate::fs::inode::DirKind;
 use crate::fs::inode::file::File;
 use crate::fs::namespace::position::NamePosition;
-use crate::fs::propagation::helper_calls::{
-    CallResult, Expected, HelperCall, HelperOp, errno_text, hidden_name,
-};
+use crate::fs::propagation::helper_calls::{CallResult, Expected, HelperOp, errno_text, hidden_name};
 use crate::fs::propagation::{Propagator, Why};
+use crate::fs::{HelperCall, Kernel};
 use crate::vault::cache::{Peek, PrefixState};
 use crate::vault::{Object, ObjectName};
 

@@ -6,5 +6,7 @@ pub(in crate::fs) mod ctx;
 pub(in crate::fs) mod env;
 pub mod errno;
 pub(in crate::fs) mod error_log;
+pub(in crate::fs) mod kernel;
 pub(in crate::fs) mod options;
+pub(in crate::fs) mod step;
 pub(in crate::fs) mod unsaved;
