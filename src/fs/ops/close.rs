@@ -120,8 +120,8 @@ impl FileSystem {
         self.inodes.lock().drop_unheld(file.ino);
     }
 
-    /// A write failed (no memory, or the file would be too large): the partial buffer is dropped, and the name shows the
-    /// vault's version.
+    /// A write failed (no memory, or the file would be too large): the partial buffer is dropped,
+    /// and the name shows the vault's version.
     pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
         let name = self.writeback.give_up(file);
         self.temporaries.account_room(&mut file.change_alone());
