@@ -9,8 +9,9 @@
 //! 3. A lookup count is raised before the reply with the inode is sent, and lowered by FORGET. An
 //!    inode without holders leaves the table, unless it has bytes that the vault lacks.
 //!
-//! Lock order: `Table` before a file's `state`. While either is held nothing else is awaited or
-//! locked but the journal, to which a [`TableGuard`] writes the changes when it is dropped.
+//! Lock order: the table before a file's `state`. While either is held nothing is awaited, and only
+//! leaves (such as the cache and the quota) and the journal are locked. The guard of each writes
+//! the changes to the journal when it is dropped.
 
 pub(in crate::fs) mod buffer;
 mod deletes;
@@ -22,6 +23,7 @@ mod node;
 mod number;
 mod records;
 pub(in crate::fs) mod retained;
+mod table;
 pub(in crate::fs) mod writers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -30,8 +32,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub(super) use crate::fs::inode::deletes::{DeferredDelete, FailedDeleteRecord};
-pub use crate::fs::inode::records::InodeTable;
 pub(super) use crate::fs::inode::records::NodeRecord;
+pub use crate::fs::inode::table::InodeTable;
 pub use crate::fs::name::DirKind;
 pub use node::{ControlFile, ControlText, Dir, Node, VersionFile};
 use number::{Numbers, What};

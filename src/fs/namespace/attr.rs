@@ -1,4 +1,4 @@
-//! Attributes: what stat(2) says, and the entries that lookups hand out.
+//! Attributes: what stat(2) says.
 //!
 //! Sizes are true because an inode's bytes are known before its attributes are shown. Modes of new
 //! files are cut to the mount's ceiling; what chmod, chown and utimens set is kept for the life of
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::fs::inode::file::{Link, LocalAttr};
 use crate::fs::inode::{DirKind, Node};
 use crate::fs::namespace::Namespace;
-use crate::fs::types::attr::{Attr, Entry, FileKind, SetAttr};
+use crate::fs::types::attr::{Attr, FileKind, SetAttr};
 use crate::fs::{Errno, Result};
 
 impl Namespace {
@@ -119,12 +119,6 @@ impl Namespace {
         let uid = local.and_then(|local| local.uid).unwrap_or(options.uid);
         let gid = local.and_then(|local| local.gid).unwrap_or(options.gid);
         Attr { ino, size, kind, nlink: 1, perm, atime: mtime, mtime, ctime: mtime, uid, gid }
-    }
-
-    /// Counts the lookup and makes the entry.
-    pub(in crate::fs) fn entry(&self, node: &Node, ttl: Duration) -> Entry {
-        self.inodes.lock().hold(node);
-        Entry { attr: self.attr(node), ttl }
     }
 
     /// chmod, chown and utimens of a file or directory: kept in memory. The kernel has checked that

@@ -1,5 +1,5 @@
-//! What a name is for the kernel: the entry of a place in the tree, and the directory and file name
-//! that an object shows under now.
+//! Entries: what a lookup returns for a place in the tree, and how the kernel is made to look a
+//! name up again.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -13,6 +13,12 @@ use crate::fs::namespace::resolve::Place;
 use crate::vault::ObjectName;
 
 impl Namespace {
+    /// Counts the lookup and makes the entry.
+    pub(in crate::fs) fn entry(&self, node: &Node, ttl: Duration) -> Entry {
+        self.inodes.lock().hold(node);
+        Entry { attr: self.attr(node), ttl }
+    }
+
     pub(in crate::fs) fn tree_entry(&self, place: Place) -> Option<Entry> {
         match place {
             Place::Dir(prefix) => Some(self.dir_entry(&DirKind::Tree(prefix))),
