@@ -68,7 +68,7 @@ pub(in crate::fs) enum HelperOp {
 /// The result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::fs) struct CallResult {
-    /// The request arrived, and was answered.
+    /// The request arrived, and was carried out.
     pub seen: bool,
     /// The request arrived and was refused, because of a change meanwhile.
     pub refused: bool,

@@ -4,10 +4,14 @@
 //! order a rename waits here first, where it blocks nothing.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::fs::propagation::Propagator;
 
 /// How many are out, by directory.
 #[derive(Debug, Default)]
@@ -51,5 +55,21 @@ impl Drop for InFlightGuard {
         }
         drop(dirs);
         self.0.less.notify_waiters();
+    }
+}
+
+impl Propagator {
+    /// Does `work`; while it waits, the kernel holds the lock of directory `parent`.
+    pub(in crate::fs) async fn within<T>(&self, parent: u64, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        let mut out = None;
+        poll_fn(|cx| {
+            let step = work.as_mut().poll(cx);
+            if step.is_pending() {
+                out.get_or_insert_with(|| self.in_flight.enter(parent));
+            }
+            step
+        })
+        .await
     }
 }

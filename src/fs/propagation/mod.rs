@@ -1,12 +1,13 @@
-//! Changes made elsewhere, brought to the kernel: the queue of names, the register of the helper,
-//! the names that show another inode, and the subscribers of changes.
+//! Changes made elsewhere, brought to the kernel. The queue of names and the subscribers of changes
+//! are here; `rotation` empties the queue, `helper_calls` registers what the helper is to do,
+//! `apply` does it in the inode table, `repoint` has the names that show another inode.
 
 mod apply;
 pub(in crate::fs) mod helper_calls;
 pub(in crate::fs) mod in_flight;
-mod queue;
 pub(in crate::fs) mod repoint;
 pub(in crate::fs) mod revocation;
+mod rotation;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -62,8 +62,9 @@ impl Repoints {
         self.names.lock().get(name).map_or(0, |repoint| repoint.number)
     }
 
-    /// The kernel knows, unless the name has moved again, which is false then.
-    fn is_known(&self, name: &ObjectName, number: u64) -> bool {
+    /// The kernel knows: deletes the record. False, and the record stays, if the name has moved
+    /// again.
+    fn note_known(&self, name: &ObjectName, number: u64) -> bool {
         let names = self.names.lock();
         let is_last = names.get(name).is_some_and(|repoint| repoint.number == number);
         if is_last {
@@ -112,8 +113,8 @@ impl Propagator {
     /// The kernel knows what the name shows, or will once it has what it was sent.
     pub(in crate::fs) fn repointed(&self, name: &ObjectName, number: u64) {
         let (env, repoints, name) = (self.env.clone(), self.repoints.clone(), name.clone());
-        let is_known = move || {
-            if repoints.is_known(&name, number) {
+        let on_known = move || {
+            if repoints.note_known(&name, number) {
                 env.spawn(async move {
                     tokio::time::sleep(ON_THE_WAY).await;
                     repoints.end(&name, number);
@@ -121,8 +122,8 @@ impl Propagator {
             }
         };
         match self.env.kernel() {
-            Some(kernel) => kernel.after_notices(Box::new(is_known)),
-            None => is_known(),
+            Some(kernel) => kernel.after_notices(Box::new(on_known)),
+            None => on_known(),
         }
     }
 

@@ -1,14 +1,14 @@
 //! Rotation: a change made elsewhere becomes a rename on our own mount.
 //!
-//! 1. What changed is queued by name, once; what a name is to show is found out when its turn
-//!    comes, so that of several versions in a short time the newest wins.
+//! 1. The queue ([`Propagator`]) has each name once; what a name is to show is found out when it is
+//!    taken out, so that of several versions in a short time the newest wins.
 //! 2. A value in use (the kernel holds its inode) is fetched first, in the background. Of any other
 //!    only the name changes: what is shown until the next lookup has no size and is never trusted.
 //! 3. The new version gets an inode of its own under a hidden name, and the helper renames that
 //!    over the old one. Creation is a rename to a name that was not there, deletion an unlink. The
 //!    old inode is `Replaced`.
 //! 4. **Local writers come first.** An inode with bytes that the vault has not is not replaced,
-//!    neither when its turn comes nor when the helper's request does: its commit decides.
+//!    neither when its name is taken out nor when the helper's request does: its commit decides.
 //! 5. In the kernel a rename waits for whatever is out in that directory, and holds up what comes
 //!    after it: one is ordered only when no request of that directory and no commit of that file is
 //!    out at the vault.
@@ -20,8 +20,6 @@
 //! With `--in-place` the inode stays and its bytes change, which may be seen half way.
 
 use std::ffi::OsStr;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -76,27 +74,14 @@ impl Propagator {
         });
     }
 
-    /// One tick of the refresher, and all that follows from it.
+    /// For tests: one tick of the refresher, without a deletion scan, and the rotations that it
+    /// causes.
     pub async fn refresh_now(self: &Arc<Self>) {
         self.env.cache().track_changes();
         self.env.cache().tick().await;
         self.env.cache().ask_again().await;
         self.ingest_changes();
         self.flush_queue().await;
-    }
-
-    /// Does `work`; while it waits, the kernel holds the lock of directory `parent`.
-    pub(in crate::fs) async fn within<T>(&self, parent: u64, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        let mut out = None;
-        poll_fn(|cx| {
-            let step = work.as_mut().poll(cx);
-            if step.is_pending() {
-                out.get_or_insert_with(|| self.in_flight.enter(parent));
-            }
-            step
-        })
-        .await
     }
 
     /// Carries out all rotations that wait.
@@ -106,7 +91,7 @@ impl Propagator {
             self.helper.handshake(&**kernel).await;
             let Some(batch) = self.take_batch() else { return };
             // The values first, several at once: the helper makes one call after the other.
-            let wanted = batch.keys().filter(|name| self.in_use(name).is_some());
+            let wanted = batch.keys().filter(|name| self.held_file(name).is_some());
             futures_util::stream::iter(wanted)
                 .for_each_concurrent(FETCHES, |name| async move {
                     let _ = self.current(name).await;
@@ -114,7 +99,7 @@ impl Propagator {
                 .await;
             let mut unused = 0;
             for (name, why) in batch {
-                unused += usize::from(self.in_use(&name).is_none());
+                unused += usize::from(self.held_file(&name).is_none());
                 let number = self.repoints.number(&name);
                 self.propagate(&name, why, unused <= EVENTS).await;
                 if why != Why::Changed {
@@ -125,7 +110,7 @@ impl Propagator {
     }
 
     /// The file that `name` shows, if the kernel or a program holds it.
-    fn in_use(&self, name: &ObjectName) -> Option<Arc<File>> {
+    fn held_file(&self, name: &ObjectName) -> Option<Arc<File>> {
         let table = self.inodes.lock();
         let file = table.file(name)?;
         let held = table.is_held(file.ino) || file.state().opens > 0;
@@ -180,7 +165,7 @@ impl Propagator {
             }
             return Propagated::Done;
         }
-        let used = self.in_use(name);
+        let used = self.held_file(name);
         let op = match self.op(name, why, shown.as_ref(), used.as_ref()).await {
             Ok(Some(op)) => op,
             Ok(None) => return Propagated::Done,
