@@ -1,5 +1,7 @@
-//! Between fuser and the file system: decode, one call, one reply. No logic and no state of its
-//! own. `dispatch` runs the call and sends the reply.
+//! Between fuser and the file system: decodes a request, makes one call, sends one reply
+//! (`dispatch`). It decides only what needs no file system: EROFS on a read-only mount, EPERM for
+//! what the helper was not ordered to do, ENOSYS where the kernel opens files by itself. Its state
+//! is what INIT has negotiated, and the counts of requests.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -158,7 +160,7 @@ impl Filesystem for Adapter {
             (Some(registered), _) => self.end(req, Step::Ready(registered), answer),
             (None, Some(e)) => answer(Err(e)),
             (None, None) => {
-                self.mutate(req, |fs, ctx| async move { fs.setattr(&ctx, ino.0, fh, set).await }, answer);
+                self.run(req, |fs, ctx| async move { fs.setattr(&ctx, ino.0, fh, set).await }, answer);
             }
         }
     }
@@ -179,7 +181,7 @@ impl Filesystem for Adapter {
         }
         refuse_helper!(self, req, reply);
         let name = name.to_owned();
-        self.mutate(
+        self.run(
             req,
             move |fs, ctx| async move { fs.mknod(&ctx, parent.0, &name, mode, umask).await },
             move |made| match made {
@@ -211,7 +213,7 @@ impl Filesystem for Adapter {
         }
         refuse_helper!(self, req, reply);
         let name = name.to_owned();
-        self.mutate(
+        self.run(
             req,
             move |fs, ctx| async move { fs.link(&ctx, ino.0, newparent.0, &name).await },
             move |made| match made {
@@ -228,7 +230,7 @@ impl Filesystem for Adapter {
         }
         refuse_helper!(self, req, reply);
         let name = name.to_owned();
-        self.mutate(
+        self.run(
             req,
             move |fs, ctx| async move { fs.mkdir(&ctx, parent.0, &name, mode & !umask).await },
             move |made| match made {
@@ -248,7 +250,7 @@ impl Filesystem for Adapter {
                 None => fs.unlink(&ctx, parent.0, &name, Remover::of(pid)).await,
             }
         };
-        self.mutate(req, work, empty(reply));
+        self.run(req, work, empty(reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -256,7 +258,7 @@ impl Filesystem for Adapter {
         refuse_helper!(self, req, reply);
         let name = name.to_owned();
         let work = move |fs: Arc<FileSystem>, ctx| async move { fs.rmdir(&ctx, parent.0, &name).await };
-        self.mutate(req, work, empty(reply));
+        self.run(req, work, empty(reply));
     }
 
     fn rename(
@@ -280,7 +282,7 @@ impl Filesystem for Adapter {
                 None => fs.rename(&ctx, from, to, flags.bits()).await,
             }
         };
-        self.mutate(req, work, empty(reply));
+        self.run(req, work, empty(reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -289,7 +291,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         refuse_helper!(self, req, reply);
-        self.mutate(req, |fs, ctx| async move { fs.open(&ctx, ino.0, flags.0).await }, opened(reply));
+        self.run(req, |fs, ctx| async move { fs.open(&ctx, ino.0, flags.0).await }, opened(reply));
     }
 
     fn read(
@@ -332,7 +334,7 @@ impl Filesystem for Adapter {
             self.fs.inval_pages(ino.0);
             return reply.error(e);
         }
-        self.mutate_now(
+        self.run_now(
             req,
             |_| match write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
                 true => self.fs.write_mapped(fh.0, offset, data),
@@ -350,7 +352,7 @@ impl Filesystem for Adapter {
         if self.no_open {
             return reply.error(Errno::ENOSYS);
         }
-        self.mutate(req, |fs, ctx| async move { fs.flush(&ctx, fh.0).await }, empty(reply));
+        self.run(req, |fs, ctx| async move { fs.flush(&ctx, fh.0).await }, empty(reply));
     }
 
     fn release(
@@ -364,12 +366,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.requests.count(Operation::Release, req, ino, None);
-        self.mutate(req, |fs, ctx| async move { fs.release(&ctx, fh.0).await }, empty(reply));
+        self.run(req, |fs, ctx| async move { fs.release(&ctx, fh.0).await }, empty(reply));
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsync, req, ino, None);
-        self.mutate(req, |fs, ctx| async move { fs.fsync(&ctx, fh.0).await }, empty(reply));
+        self.run(req, |fs, ctx| async move { fs.fsync(&ctx, fh.0).await }, empty(reply));
     }
 
     fn create(
@@ -389,7 +391,7 @@ impl Filesystem for Adapter {
         refuse_helper!(self, req, reply);
         let create = Create { mode, umask, flags };
         let name = name.to_owned();
-        self.mutate(
+        self.run(
             req,
             move |fs, ctx| async move { fs.create(&ctx, parent.0, &name, create).await },
             move |made| match made {
@@ -414,7 +416,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         refuse_helper!(self, req, reply);
-        self.mutate_now(req, |ctx| self.fs.opendir(ctx, ino.0), opened(reply));
+        self.run_now(req, |ctx| self.fs.opendir(ctx, ino.0), opened(reply));
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -443,13 +445,13 @@ impl Filesystem for Adapter {
             self.fs.releasedir(fh.0);
             Ok(())
         };
-        self.mutate_now(req, work, empty(reply));
+        self.run_now(req, work, empty(reply));
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.requests.count(Operation::Fsyncdir, req, ino, None);
         refuse_helper!(self, req, reply);
-        self.mutate(req, |fs, ctx| async move { fs.fsync_dir(&ctx, ino.0).await }, empty(reply));
+        self.run(req, |fs, ctx| async move { fs.fsync_dir(&ctx, ino.0).await }, empty(reply));
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

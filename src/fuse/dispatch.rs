@@ -21,8 +21,8 @@ impl Adapter {
         Attribution::of(req.uid(), self.fs.is_guest(req.uid()))
     }
 
-    /// Does `work` for a request that changes something, and answers it.
-    pub(super) fn mutate<T: Send + 'static, W: Work<T> + 'static>(
+    /// Does `work` for a request, answers it, and notes that it is completed.
+    pub(super) fn run<T: Send + 'static, W: Work<T> + 'static>(
         &self,
         req: &Request,
         work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> W,
@@ -31,8 +31,8 @@ impl Adapter {
         self.end(req, self.begin(req, work), answer);
     }
 
-    /// The same for what never waits.
-    pub(super) fn mutate_now<T: Send + 'static>(
+    /// [`Adapter::run`] for what never waits.
+    pub(super) fn run_now<T: Send + 'static>(
         &self,
         req: &Request,
         work: impl FnOnce(&RequestCtx) -> crate::fs::Result<T>,
@@ -50,35 +50,42 @@ impl Adapter {
         self.attribution(req).scope(|| self.fs.run(req.unique().0, caller(req), work))
     }
 
-    /// Answers such a request.
+    /// Answers such a request. Tests end the process before and after the answer.
     pub(super) fn end<T: Send + 'static>(
         &self,
         req: &Request,
         step: Step<'static, T>,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        let (fs, unique) = (self.fs.clone(), req.unique().0);
-        self.answer(req, step, move |result| {
+        self.answer_and_complete(req, step, move |result| {
             failpoint::point("answer");
             answer(result);
             failpoint::point("answered");
-            fs.completed(unique);
         });
     }
 
-    /// The same for one that changes nothing.
+    /// [`Adapter::run`] for a request that changes nothing: if it neither waited nor was resent,
+    /// there is nothing to complete.
     pub(super) fn query<T: Send + 'static, W: Work<T> + 'static>(
         &self,
         req: &Request,
         work: impl FnOnce(Arc<FileSystem>, RequestCtx) -> W,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        let unique = req.unique().0;
         let step = self.begin(req, work);
-        if matches!(step, Step::Ready(_)) && unique >> 63 == 0 {
+        if matches!(step, Step::Ready(_)) && req.unique().0 >> 63 == 0 {
             return self.answer(req, step, answer);
         }
-        let fs = self.fs.clone();
+        self.answer_and_complete(req, step, answer);
+    }
+
+    fn answer_and_complete<T: Send + 'static>(
+        &self,
+        req: &Request,
+        step: Step<'static, T>,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let (fs, unique) = (self.fs.clone(), req.unique().0);
         self.answer(req, step, move |result| {
             answer(result);
             fs.completed(unique);
